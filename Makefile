@@ -1,0 +1,58 @@
+# The two commands are `make run` and `make test`; everything else serves whoever changes EXAI.
+# All paths are relative, so that the checkout may live under a path with spaces.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3.14 python3 python; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
+ARGS ?=
+
+.PHONY: help run test check format lock clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+run: .venv/run.done ## start EXAI: embedded Postgres and Valkey unless addresses are configured
+	@exec $(PY) -m exai serve $(ARGS)
+
+test: .venv/dev.done check ## static checks, then the whole test suite (ARGS="-k name" to choose)
+	@$(PY) -m pytest $(ARGS)
+
+check: .venv/dev.done ## formatting, lint, types, import layers, dead code, lock files
+	@$(PY) -m ruff format --check -q .
+	@$(PY) -m ruff check -q .
+	@$(PY) -m mypy
+	@.venv/bin/lint-imports >.venv/imports.txt 2>&1 || { cat .venv/imports.txt; exit 1; }
+	@$(PY) -m vulture
+	@$(PY) requirements/lock.py --check
+
+format: .venv/dev.done ## rewrite the code in the one format
+	@$(PY) -m ruff check -q --fix .
+	@$(PY) -m ruff format -q .
+
+lock: .venv/dev.done ## resolve the dependencies anew and write requirements/*.lock
+	@test -x .venv/lock/bin/uv || { $(PYTHON) -m venv .venv/lock && .venv/lock/bin/python -m pip install -q uv; }
+	@$(PY) requirements/lock.py --uv .venv/lock/bin/uv
+
+clean: ## remove the environment and caches; data directories are never touched
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# `python -m ...` and relative paths everywhere: a console script's first line cannot hold a path with spaces.
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "EXAI needs Python 3.11 or newer; none was found on PATH (set PYTHON=/path/to/python)" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) cannot make an environment; on Debian and Ubuntu: apt install python3-venv" >&2; rm -rf .venv; exit 1; }
+
+.venv/run.done: requirements/run.lock pyproject.toml | .venv/bin/python
+	@test -e .venv/dev.done -a .venv/dev.done -nt requirements/run.lock -a .venv/dev.done -nt pyproject.toml || { \
+		echo "installing what EXAI runs on (once)"; \
+		$(PIP) install --require-hashes -r requirements/run.lock && \
+		$(PIP) install --no-build-isolation --no-deps --no-index -e .; }
+	@touch $@
+
+.venv/dev.done: requirements/dev.lock pyproject.toml | .venv/bin/python
+	@echo "installing what the tests need (once)"
+	@$(PIP) install --require-hashes -r requirements/dev.lock
+	@$(PIP) install --no-build-isolation --no-deps --no-index -e .
+	@touch $@

@@ -1,0 +1,1 @@
+"""EXAI stores LLM conversations in Postgres and serves them over MCP."""

@@ -1,0 +1,6 @@
+"""`python -m exai` is the `exai` command."""
+
+from exai.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,347 @@
+"""Every error EXAI raises on purpose; the tree below is the whole vocabulary.
+
+    ExaiError
+    |-- ConfigError              a setting is wrong, missing or unknown; the process does not start
+    |-- StartupError             a port, directory or embedded server cannot be had; the process does not start
+    |-- RequestError             a better argument would have avoided it: the caller (a model) is told how
+    |   |-- InvalidArgument
+    |   |-- NotFound
+    |   |-- Conflict             another write came first, or a request key was used for other content
+    |   `-- NotConfigured        the call needs something that is switched off
+    |-- DependencyError          Postgres, Redis, a provider or the blob store failed
+    |   |-- DatabaseError
+    |   |   |-- DatabaseUnavailable
+    |   |   |-- DatabaseBusy     timed out, locked, or out of connections; nothing was written
+    |   |   |-- StorageFull
+    |   |   |-- OutcomeUnknown   the write may or may not have happened; repeat it with the same key
+    |   |   `-- SchemaMismatch   the database is not at this release's revision
+    |   |-- CacheError           stops inside exai.cache; a caller only ever sees a miss
+    |   |-- BlobError
+    |   `-- ProviderError
+    |       |-- ProviderRefused  4xx: the request is wrong for this model, or its content was refused
+    |       |-- ProviderAuthFailed
+    |       |-- ProviderLimited  429: rate, quota or balance
+    |       |-- ProviderUnavailable  connect errors, 5xx, an open breaker
+    |       `-- ProviderBroken   a reply that cannot be used: broken stream, not SSE, no finish marker
+    |-- DeadlineExceeded
+    |-- Overloaded               a limit of this process; try again shortly
+    `-- ShuttingDown
+
+Constructors take facts and `__str__` makes the sentence, which always says what to do next where something can be
+done. `code` is stable and goes to clients; `retryable` says whether the very same request may succeed later.
+Texts never hold message content, keys or passwords.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class ExaiError(Exception):
+    """Base of all errors of this package."""
+
+    code: ClassVar[str] = "error"
+    retryable: ClassVar[bool] = False
+    exit_status: ClassVar[int] = 1
+
+    def details(self) -> dict[str, Any]:
+        """Facts a program can act on, JSON-ready; the sentence is for people and models."""
+        return {}
+
+
+class ConfigError(ExaiError):
+    """A setting cannot be used. `setting` is the variable's name as the user wrote it, or as it should be."""
+
+    code = "config"
+    exit_status = 2
+
+    def __init__(self, setting: str, problem: str, cure: str) -> None:
+        super().__init__(setting, problem, cure)
+        self.setting, self.problem, self.cure = setting, problem, cure
+
+    def __str__(self) -> str:
+        return f"{self.setting}: {self.problem}. {self.cure}"
+
+
+class StartupError(ExaiError):
+    """Something the process needs before it can serve is not to be had."""
+
+    code = "startup"
+    exit_status = 3
+
+    def __init__(self, what: str, problem: str, cure: str) -> None:
+        super().__init__(what, problem, cure)
+        self.what, self.problem, self.cure = what, problem, cure
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.problem}. {self.cure}"
+
+
+class RequestError(ExaiError):
+    """The caller can cure this one by calling differently."""
+
+    code = "request"
+
+
+class InvalidArgument(RequestError):
+    """`field` is the argument's path (`messages[3].content`), `problem` what is wrong, `cure` what would be right."""
+
+    code = "invalid_argument"
+
+    def __init__(self, field: str, problem: str, cure: str) -> None:
+        super().__init__(field, problem, cure)
+        self.field, self.problem, self.cure = field, problem, cure
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}. {self.cure}"
+
+    def details(self) -> dict[str, Any]:
+        return {"field": self.field}
+
+
+class NotFound(RequestError):
+    """No such thing for this owner; things of other owners do not exist."""
+
+    code = "not_found"
+
+    def __init__(self, kind: str, name: str, cure: str) -> None:
+        super().__init__(kind, name, cure)
+        self.kind, self.name, self.cure = kind, name, cure
+
+    def __str__(self) -> str:
+        return f"there is no {self.kind} {self.name!r}. {self.cure}"
+
+    def details(self) -> dict[str, Any]:
+        return {"kind": self.kind, "name": self.name}
+
+
+class Conflict(RequestError):
+    """The request cannot be applied to what is stored. `reason` is one of a closed set, stable for programs.
+
+    `key_reused`: the idempotency key belongs to a request with other content.
+    `still_running`: the first request with this key has not ended yet.
+    `revision`: the conversation has moved on from `expected_revision`.
+    `superseded`: a later attempt of the same turn has taken over.
+    `exists`: the name is taken.
+    """
+
+    code = "conflict"
+
+    def __init__(self, reason: str, problem: str, cure: str, **facts: Any) -> None:
+        super().__init__(reason, problem, cure)
+        self.reason, self.problem, self.cure, self.facts = reason, problem, cure, facts
+
+    def __str__(self) -> str:
+        return f"{self.problem}. {self.cure}"
+
+    def details(self) -> dict[str, Any]:
+        return {"reason": self.reason, **self.facts}
+
+
+class NotConfigured(RequestError):
+    """The call needs a part that is not configured; `cure` names the variables that would switch it on."""
+
+    code = "not_configured"
+
+    def __init__(self, what: str, cure: str) -> None:
+        super().__init__(what, cure)
+        self.what, self.cure = what, cure
+
+    def __str__(self) -> str:
+        return f"{self.what} is not configured. {self.cure}"
+
+
+class DependencyError(ExaiError):
+    """Something EXAI depends on failed; `dependency` names it as health and metrics do."""
+
+    code = "dependency"
+    retryable = True
+    exit_status = 3
+
+    def __init__(self, dependency: str, problem: str, cure: str = "", **facts: Any) -> None:
+        super().__init__(dependency, problem, cure)
+        self.dependency, self.problem, self.cure, self.facts = dependency, problem, cure, facts
+
+    def __str__(self) -> str:
+        sentence = f"{self.dependency}: {self.problem}"
+        return f"{sentence}. {self.cure}" if self.cure else sentence
+
+    def details(self) -> dict[str, Any]:
+        return {"dependency": self.dependency, **self.facts}
+
+
+class DatabaseError(DependencyError):
+    """Postgres answered with an error that is not the caller's: a defect here or a broken schema."""
+
+    code = "database"
+    retryable = False
+
+
+class DatabaseUnavailable(DatabaseError):
+    """No connection could be made, or it was refused; nothing was written."""
+
+    code = "database_unavailable"
+    retryable = True
+
+
+class DatabaseBusy(DatabaseError):
+    """A lock, statement or pool limit was reached; nothing was written."""
+
+    code = "database_busy"
+    retryable = True
+
+
+class StorageFull(DatabaseError):
+    """The database's disk is full; reads go on."""
+
+    code = "storage_full"
+    retryable = True
+
+
+class OutcomeUnknown(DatabaseError):
+    """The connection was lost after the statement was sent. Repeat the request with the same idempotency key."""
+
+    code = "outcome_unknown"
+    retryable = True
+
+
+class SchemaMismatch(DatabaseError):
+    """The database's revision is not the one this release was written for."""
+
+    code = "schema_mismatch"
+    exit_status = 4
+
+
+class CacheError(DependencyError):
+    """Redis failed; never leaves `exai.cache`, where it becomes a miss and a counter."""
+
+    code = "cache"
+
+
+class BlobError(DependencyError):
+    """The blob store failed."""
+
+    code = "blob"
+
+
+class ProviderError(DependencyError):
+    """A model provider failed. `request_id` is the provider's own, for its support; `status` the HTTP status or None."""
+
+    code = "provider"
+
+    def __init__(
+        self, provider: str, problem: str, cure: str = "", *, status: int | None = None, request_id: str | None = None
+    ) -> None:
+        super().__init__(provider, problem, cure)
+        self.provider, self.status, self.request_id = provider, status, request_id
+
+    def details(self) -> dict[str, Any]:
+        facts = {"provider": self.provider, "status": self.status, "request_id": self.request_id}
+        return {name: value for name, value in facts.items() if value is not None}
+
+
+class ProviderRefused(ProviderError):
+    """The provider will not do this request as it stands."""
+
+    code = "provider_refused"
+    retryable = False
+
+
+class ProviderAuthFailed(ProviderError):
+    """The key was not accepted."""
+
+    code = "provider_auth_failed"
+    retryable = False
+
+
+class ProviderLimited(ProviderError):
+    """Too many requests, or no quota or balance left. `retry_after_s` is the provider's word, or None."""
+
+    code = "provider_limited"
+
+    def __init__(
+        self,
+        provider: str,
+        problem: str,
+        cure: str = "",
+        *,
+        status: int | None = None,
+        request_id: str | None = None,
+        retry_after_s: float | None = None,
+        exhausted: bool = False,
+    ) -> None:
+        super().__init__(provider, problem, cure, status=status, request_id=request_id)
+        self.retry_after_s, self.exhausted = retry_after_s, exhausted
+
+    def details(self) -> dict[str, Any]:
+        facts = super().details()
+        if self.retry_after_s is not None:
+            facts["retry_after_s"] = self.retry_after_s
+        return facts
+
+
+class ProviderUnavailable(ProviderError):
+    """The provider cannot be reached or says that it is down."""
+
+    code = "provider_unavailable"
+
+
+class ProviderBroken(ProviderError):
+    """The provider's reply ended early or is not what the protocol says. `partial` is the text received so far."""
+
+    code = "provider_broken"
+
+    def __init__(
+        self,
+        provider: str,
+        problem: str,
+        cure: str = "",
+        *,
+        status: int | None = None,
+        request_id: str | None = None,
+        partial: str = "",
+    ) -> None:
+        super().__init__(provider, problem, cure, status=status, request_id=request_id)
+        self.partial = partial
+
+
+class DeadlineExceeded(ExaiError):
+    """The request's time ran out while waiting for `what`."""
+
+    code = "deadline_exceeded"
+    retryable = True
+
+    def __init__(self, what: str, limit_s: float | None = None, *, partial: str = "") -> None:
+        super().__init__(what, limit_s)
+        self.what, self.limit_s, self.partial = what, limit_s, partial
+
+    def __str__(self) -> str:
+        limit = f" after {self.limit_s:g} s" if self.limit_s is not None else ""
+        return f"no answer from {self.what}{limit}. What was stored before is kept; call again to continue"
+
+    def details(self) -> dict[str, Any]:
+        return {"waiting_for": self.what}
+
+
+class Overloaded(ExaiError):
+    """A limit of this process is reached; `limit` names it."""
+
+    code = "overloaded"
+    retryable = True
+
+    def __init__(self, limit: str, value: int) -> None:
+        super().__init__(limit, value)
+        self.limit, self.value = limit, value
+
+    def __str__(self) -> str:
+        return f"the limit {self.limit} ({self.value}) is reached. Try again shortly"
+
+
+class ShuttingDown(ExaiError):
+    """The daemon is stopping; another one, or the next start, will answer."""
+
+    code = "shutting_down"
+    retryable = True
+
+    def __str__(self) -> str:
+        return "the daemon is shutting down. Call again after it has restarted, with the same idempotency key if any"

@@ -1,0 +1,79 @@
+"""Write requirements/*.lock from pyproject.toml, or check that they belong to it.
+
+Each lock starts with a digest of the dependency tables it was resolved from, so that `--check` needs no network. A lock
+holds names, versions, markers and hashes only: no index or download address.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = {
+    "run": ["--extra", "embedded", "--group", "build"],
+    "dev": ["--extra", "embedded", "--group", "build", "--group", "dev"],
+}
+
+
+def inputs_digest() -> str:
+    """Digest of everything in pyproject.toml that decides what is installed."""
+    tables = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = tables["project"]
+    chosen = [
+        project["requires-python"],
+        project["dependencies"],
+        project["optional-dependencies"],
+        tables["dependency-groups"],
+        LOCKS,
+    ]
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
+
+
+def write(uv: str) -> None:
+    """Resolve for every platform and Python at once; `dev` is held to the versions of `run`."""
+    digest = inputs_digest()
+    for name, options in LOCKS.items():
+        path = ROOT / "requirements" / f"{name}.lock"
+        constraint = [] if name == "run" else ["--constraint", "requirements/run.lock"]
+        command = [uv, "pip", "compile", "-q", "--universal", "--generate-hashes", "--no-emit-index-url", "--no-annotate"]
+        command += ["--no-header", "--upgrade", "--python-version", "3.11", *options, *constraint]
+        subprocess.run([*command, "pyproject.toml", "-o", str(path)], cwd=ROOT, check=True)  # noqa: S603
+        path.write_text(f"# inputs: {digest}\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
+
+
+def problems() -> list[str]:
+    """Say what is wrong with the committed locks; empty when nothing is."""
+    found = []
+    for name in LOCKS:
+        path = ROOT / "requirements" / f"{name}.lock"
+        text = path.read_text(encoding="utf-8")
+        if not text.startswith(f"# inputs: {inputs_digest()}\n"):
+            found.append(f"{path.name} does not belong to pyproject.toml; run `make lock`")
+        if re.search(r"https?://|--(extra-)?index-url|--find-links", text):
+            found.append(f"{path.name} holds an address")
+    return found
+
+
+def main() -> int:
+    """Command line; exit status 1 when a lock is not current."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--uv", default="uv")
+    options = parser.parse_args()
+    if not options.check:
+        write(options.uv)
+    found = problems()
+    for line in found:
+        print(line, file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -34,6 +34,7 @@ Texts never hold message content, keys or passwords.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 
@@ -50,17 +51,21 @@ class ExaiError(Exception):
 
 
 class ConfigError(ExaiError):
-    """A setting cannot be used. `setting` is the variable's name as the user wrote it, or as it should be."""
+    """A setting cannot be used. `setting` is the variable's name as the user wrote it, or as it should be.
+
+    `also` holds further settings found wrong in the same reading, so that they can be cured together.
+    """
 
     code = "config"
     exit_status = 2
 
-    def __init__(self, setting: str, problem: str, cure: str) -> None:
+    def __init__(self, setting: str, problem: str, cure: str, *, also: Sequence[ConfigError] = ()) -> None:
         super().__init__(setting, problem, cure)
-        self.setting, self.problem, self.cure = setting, problem, cure
+        self.setting, self.problem, self.cure, self.also = setting, problem, cure, tuple(also)
 
     def __str__(self) -> str:
-        return f"{self.setting}: {self.problem}. {self.cure}"
+        sentence = f"{self.setting}: {self.problem}. {self.cure}"
+        return "\n".join([sentence, *(str(other) for other in self.also)])
 
 
 class StartupError(ExaiError):

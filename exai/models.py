@@ -154,6 +154,32 @@ class Delta:
 OnDelta = Callable[[Delta], Awaitable[None]]
 
 
+FindingState = Literal["ok", "warn", "fail", "off"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of `exai doctor`: a part, its state, what was seen, and what to do when it is not `ok`."""
+
+    part: str
+    state: FindingState
+    detail: str
+    cure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """What a daemon tells whoever started it: where it listens and where its data lives, without passwords."""
+
+    host: str
+    port: int
+    database: str
+    cache: str
+    files: str
+    providers: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
 class Recorder(Protocol):
     """Where every part reports what it did; the one implementation is `exai.monitoring.metrics`.
 

@@ -1,0 +1,131 @@
+"""What differs between the protocol's revisions: names on the wire, and the shape a result takes in each.
+
+Invariant: handlers return one shape; everything a revision adds to it or does not know is added or taken away here and
+nowhere else. Revisions are ISO dates, so comparing them as text orders them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import orjson
+
+from exai.mcp.jsonrpc import Json
+
+MODERN = "2026-07-28"
+MODERN_VERSIONS = (MODERN,)
+LEGACY_VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
+LATEST_LEGACY = LEGACY_VERSIONS[0]
+UNSTATED_HTTP_VERSION = "2025-03-26"
+"""What a request over HTTP that names no version is taken for: the last revision without the version header."""
+
+META_VERSION = "io.modelcontextprotocol/protocolVersion"
+META_CAPABILITIES = "io.modelcontextprotocol/clientCapabilities"
+META_CLIENT = "io.modelcontextprotocol/clientInfo"
+META_SERVER = "io.modelcontextprotocol/serverInfo"
+META_SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
+
+HEADER_MISMATCH = -32020
+MISSING_CAPABILITY = -32021
+UNSUPPORTED_VERSION = -32022
+OVERLOADED = -31001
+SHUTTING_DOWN = -31002
+"""The last two are EXAI's own and so outside the range that JSON-RPC and MCP keep for themselves."""
+
+REMOVED_METHODS = frozenset({"ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"})
+"""Methods of the initialize era that 2026-07-28 took away."""
+
+_TITLES_SINCE = "2025-06-18"
+_ICONS_SINCE = "2025-11-25"
+_ANNOTATIONS_SINCE = "2025-03-26"
+_LISTS = ("tools", "prompts", "resources", "resourceTemplates")
+
+
+@dataclass(frozen=True, slots=True)
+class Cacheable:
+    """How long a client may keep a result, and whether others may share it."""
+
+    ttl_ms: int
+    scope: Literal["public", "private"]
+
+
+def shaped(result: Json, version: str, cacheable: Cacheable | None, server_info: Json) -> dict[str, Any]:
+    """Return `result` as the revision `version` wants it; the argument is not changed."""
+    if version in MODERN_VERSIONS:
+        return _modern(result, cacheable, server_info)
+    shape = {name: value for name, value in result.items() if name != "resultType"}
+    return _downgraded(shape, version) if version < LATEST_LEGACY else shape
+
+
+def described(info: Json, version: str) -> dict[str, Any]:
+    """Return an implementation's description (name, version, title...) as a revision knows it."""
+    return _without(info, _unknown_fields(version) | ({"description"} if version < _ICONS_SINCE else set()))
+
+
+def _modern(result: Json, cacheable: Cacheable | None, server_info: Json) -> dict[str, Any]:
+    shape: dict[str, Any] = {"resultType": "complete", **result}
+    if cacheable is not None:
+        shape.setdefault("ttlMs", cacheable.ttl_ms)
+        shape.setdefault("cacheScope", cacheable.scope)
+    shape["_meta"] = {META_SERVER: server_info, **result.get("_meta", {})}
+    return shape
+
+
+def _downgraded(result: dict[str, Any], version: str) -> dict[str, Any]:
+    unknown = _unknown_fields(version)
+    for name in _LISTS:
+        if name in result:
+            result[name] = [_without(item, unknown) for item in result[name]]
+    if "content" in result:
+        result["content"] = _blocks(result["content"], version)
+    if version < _TITLES_SINCE and "structuredContent" in result:
+        # These clients read nothing but content, so the whole answer has to be there.
+        whole = orjson.dumps(result.pop("structuredContent")).decode()
+        result["content"] = [*result.get("content", []), {"type": "text", "text": whole}]
+    if "messages" in result:
+        result["messages"] = [
+            {**message, "content": _block(message["content"], version)} for message in result["messages"]
+        ]
+    return result
+
+
+def _unknown_fields(version: str) -> set[str]:
+    unknown: set[str] = set()
+    if version < _ICONS_SINCE:
+        unknown |= {"icons"}
+    if version < _TITLES_SINCE:
+        unknown |= {"title", "outputSchema", "_meta"}
+    if version < _ANNOTATIONS_SINCE:
+        unknown |= {"annotations"}
+    return unknown
+
+
+def _without(item: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    return {name: value for name, value in item.items() if name not in names}
+
+
+def _blocks(content: list[Any], version: str) -> list[Any]:
+    return [_block(block, version) for block in content]
+
+
+def _block(block: Any, version: str) -> Any:
+    for kind, since, words in _NEWER_BLOCKS:
+        if version < since and block.get("type") == kind:
+            return {"type": "text", "text": words(block)}
+    return block
+
+
+def _link_words(block: Json) -> str:
+    return f"{block.get('name', 'resource')}: {block.get('uri', '')}"
+
+
+def _audio_words(block: Json) -> str:
+    return f"audio ({block.get('mimeType', 'unknown type')}), which this protocol revision cannot carry"
+
+
+_NEWER_BLOCKS: tuple[tuple[str, str, Callable[[Json], str]], ...] = (
+    ("resource_link", _TITLES_SINCE, _link_words),
+    ("audio", _ANNOTATIONS_SINCE, _audio_words),
+)

@@ -1,0 +1,74 @@
+"""What waits to be sent to one peer, bounded in bytes.
+
+Invariant: the queue never holds more than its limit, save for one message that is larger by itself; messages leave in
+the order they came; a progress report is dropped when the queue is half full, an answer never is while it is open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from exai.mcp.protocol import Send
+
+OUTBOX_MAX_BYTES = 4_194_304
+
+
+class Outbox:
+    """Many writers, one reader."""
+
+    def __init__(self, max_bytes: int = OUTBOX_MAX_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._messages: deque[Send] = deque()
+        self._size_bytes = 0
+        self._filled = asyncio.Event()
+        self._room = asyncio.Event()
+        self.is_closed = False
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    async def put(self, message: Send) -> None:
+        """Wait for room, then queue; a message for a closed outbox is dropped, because its peer is gone.
+
+        The wait has no limit of its own: the reader either makes room or closes the outbox.
+        """
+        while not self.is_closed and self._messages and self._size_bytes + len(message.data) > self._max_bytes:
+            self._room.clear()
+            await self._room.wait()
+        self._push(message)
+
+    def offer(self, message: Send) -> bool:
+        """Queue what may be lost; False when it was."""
+        if self._size_bytes + len(message.data) > self._max_bytes // 2:
+            return False
+        return self._push(message)
+
+    async def get(self) -> Send | None:
+        """Return the next message, or None when the outbox is closed and empty."""
+        while not self._messages:
+            if self.is_closed:
+                return None
+            self._filled.clear()
+            await self._filled.wait()
+        message = self._messages.popleft()
+        self._size_bytes -= len(message.data)
+        self._room.set()
+        return message
+
+    def close(self, *, discard: bool = False) -> None:
+        """Take nothing more; what is queued can still be read unless it is discarded."""
+        self.is_closed = True
+        if discard:
+            self._messages.clear()
+            self._size_bytes = 0
+        self._filled.set()
+        self._room.set()
+
+    def _push(self, message: Send) -> bool:
+        if self.is_closed:
+            return False
+        self._messages.append(message)
+        self._size_bytes += len(message.data)
+        self._filled.set()
+        return True

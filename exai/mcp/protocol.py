@@ -1,0 +1,474 @@
+"""The MCP core without I/O: one `Connection` turns a peer's messages into actions and outcomes into messages.
+
+Invariant: every request is either refused at once or admitted, and an admitted one gets exactly one answer unless its
+peer cancelled it; after that answer nothing is sent for it any more. The core serves both protocol eras message by
+message and does not know through which door a message came.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from exai.errors import ExaiError, Overloaded, RequestError, ShuttingDown
+from exai.mcp import eras, jsonrpc
+from exai.mcp.eras import Cacheable
+from exai.mcp.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, Json, Malformed, Message, RequestId, RpcError
+from exai.models import Owner
+
+MAX_SUBSCRIPTIONS = 16
+MAX_SUBSCRIBED_URIS = 1_000
+PAGE_ITEMS = 200
+
+DISCOVER_CACHE = Cacheable(60_000, "private")
+
+Change: TypeAlias = Literal["tools", "prompts", "resources"]
+_FILTERS: Mapping[str, tuple[Change, str]] = {
+    "toolsListChanged": ("tools", "notifications/tools/list_changed"),
+    "promptsListChanged": ("prompts", "notifications/prompts/list_changed"),
+    "resourcesListChanged": ("resources", "notifications/resources/list_changed"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who the peer says it is; unverified, for logs and capabilities only."""
+
+    name: str = ""
+    version: str = ""
+    capabilities: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One admitted request. `version` is the protocol revision its answer is shaped for."""
+
+    id: RequestId
+    method: Method
+    params: Json
+    version: str
+    client: Client
+    progress_token: RequestId | None = None
+
+    @property
+    def is_modern(self) -> bool:
+        """Whether this came with the stateless era's envelope."""
+        return self.version in eras.MODERN_VERSIONS
+
+
+@dataclass(frozen=True, slots=True)
+class CallContext:
+    """What a handler may know and do besides its arguments.
+
+    `request_id` is EXAI's own id of this request, as the logs have it. `await progress("sentence")` tells the client
+    what is happening; it is a no-op for clients that did not ask for it, and never fails.
+    """
+
+    owner: Owner
+    request_id: str
+    progress: Callable[[str], Awaitable[None]]
+    client: Client = Client()
+    protocol_version: str = eras.MODERN
+
+
+Answer: TypeAlias = Callable[[Call], Json]
+Work: TypeAlias = Callable[[Call, CallContext], Awaitable[Json]]
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How one method is served: `answer` at once and without waiting, or `work` in a task of its own.
+
+    `as_result` turns an `ExaiError` raised by the work into a result; without it a JSON-RPC error goes out.
+    """
+
+    name: str
+    answer: Answer | None = None
+    work: Work | None = None
+    cacheable: Cacheable | None = None
+    as_result: Callable[[ExaiError], Json] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """Some methods and the capability that announces them; tools, resources, prompts are features."""
+
+    capabilities: Json
+    methods: Sequence[Method]
+
+
+class Surface:
+    """All that one server offers: its methods by name, and its description. Immutable once built."""
+
+    def __init__(self, name: str, version: str, features: Iterable[Feature], *, instructions: str = "") -> None:
+        self.info: Json = {"name": name, "version": version}
+        self.instructions = instructions
+        self.capabilities: dict[str, Any] = {}
+        self.methods: dict[str, Method] = {}
+        for feature in features:
+            self.capabilities.update(feature.capabilities)
+            for method in feature.methods:
+                if method.name in self.methods:
+                    raise ValueError(f"two features serve {method.name}")
+                self.methods[method.name] = method
+
+    def announces(self, change: Change) -> bool:
+        """Tell whether clients are told when this list changes."""
+        return bool(self.capabilities.get(change, {}).get("listChanged"))
+
+    @property
+    def announces_updates(self) -> bool:
+        """Whether clients may subscribe to single resources."""
+        return bool(self.capabilities.get("resources", {}).get("subscribe"))
+
+    @property
+    def has_subscriptions(self) -> bool:
+        """Whether there is anything to listen to."""
+        return self.announces_updates or any(self.announces(change) for change, _ in _FILTERS.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send this now; `error` is what it says when it refuses something, for a door that has statuses of its own."""
+
+    data: bytes
+    error: RpcError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Begin this call; its outcome comes back through `complete`, `fail` or `abandon`."""
+
+    call: Call
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Stop the work of this call and send nothing for it."""
+
+    id: RequestId
+
+
+@dataclass(frozen=True, slots=True)
+class Ignore:
+    """Nothing is to be done."""
+
+
+Action: TypeAlias = Send | Start | Cancel | Ignore
+
+
+class Connection:
+    """The protocol state of one peer: a WebSocket's for as long as it lives, an HTTP request's for that request.
+
+    `version` is set where the door knows the legacy revision without a handshake (HTTP); else `initialize` sets it.
+    """
+
+    def __init__(
+        self, surface: Surface, *, max_in_flight: int, reply_max_bytes: int, version: str | None = None
+    ) -> None:
+        self.surface = surface
+        self.version = version
+        self.client = Client()
+        self.in_flight: dict[RequestId, Call] = {}
+        self.listening: dict[RequestId, Json] = {}
+        self._subscribed_uris: set[str] = set()
+        self._max_in_flight = max_in_flight
+        self._reply_max_bytes = reply_max_bytes
+
+    # What comes in.
+
+    def receive(self, data: bytes) -> Action:
+        """Take one message's bytes."""
+        return self.accept(jsonrpc.parse(data))
+
+    def accept(self, message: Message) -> Action:
+        """Take one message. Raises nothing."""
+        if isinstance(message, Malformed):
+            return _refuse(message.id, message.error)
+        if isinstance(message, jsonrpc.Response):
+            return Ignore()
+        if isinstance(message, jsonrpc.Notification):
+            return self._notified(message)
+        try:
+            return self._admit(message)
+        except RpcError as error:
+            return _refuse(message.id, error)
+
+    def _notified(self, message: jsonrpc.Notification) -> Action:
+        if message.method != "notifications/cancelled":
+            return Ignore()
+        target = message.params.get("requestId")
+        if not jsonrpc.request_id(target):
+            return Ignore()
+        if self.listening.pop(target, None) is not None:
+            return Ignore()
+        return Cancel(target) if self.in_flight.pop(target, None) is not None else Ignore()
+
+    def _admit(self, request: jsonrpc.Request) -> Action:
+        if request.id in self.in_flight or request.id in self.listening:
+            raise RpcError(jsonrpc.INVALID_REQUEST, f"Invalid Request: id {request.id!r} is already in use")
+        if request.method == "initialize":
+            return self._initialize(request)
+        meta = request.params.get("_meta")
+        if meta is not None and not isinstance(meta, dict):
+            raise RpcError(INVALID_PARAMS, "Invalid params: _meta must be an object")
+        if meta is not None and eras.META_VERSION in meta:
+            return self._modern(request, meta)
+        return self._legacy(request, meta or {})
+
+    # The stateless era.
+
+    def _modern(self, request: jsonrpc.Request, meta: Json) -> Action:
+        version, capabilities = meta[eras.META_VERSION], meta.get(eras.META_CAPABILITIES)
+        if not isinstance(version, str):
+            raise RpcError(INVALID_PARAMS, f"Invalid params: _meta.{eras.META_VERSION} must be a string")
+        if version not in eras.MODERN_VERSIONS:
+            facts = {"supported": list(eras.MODERN_VERSIONS), "requested": version[: jsonrpc.MAX_ID_CHARS]}
+            raise RpcError(eras.UNSUPPORTED_VERSION, "Unsupported protocol version", facts)
+        if not isinstance(capabilities, dict):
+            raise RpcError(INVALID_PARAMS, f"Invalid params: _meta.{eras.META_CAPABILITIES} must be an object")
+        client = _client(meta.get(eras.META_CLIENT), capabilities)
+        if request.method == "server/discover":
+            return self._answer(request, Method(request.method, cacheable=DISCOVER_CACHE), version, self._discovery())
+        if request.method == "subscriptions/listen" and self.surface.has_subscriptions:
+            return self._listen(request)
+        if request.method in eras.REMOVED_METHODS:
+            raise _unknown(request.method)
+        return self._start(request, version, client, meta)
+
+    def _discovery(self) -> Json:
+        found: dict[str, Any] = {
+            "supportedVersions": list(eras.MODERN_VERSIONS),
+            "capabilities": self.surface.capabilities,
+        }
+        if self.surface.instructions:
+            found["instructions"] = self.surface.instructions
+        return found
+
+    def _listen(self, request: jsonrpc.Request) -> Action:
+        wanted = request.params.get("notifications")
+        if not isinstance(wanted, dict):
+            raise RpcError(INVALID_PARAMS, "Invalid params: notifications must be an object")
+        if len(self.listening) >= MAX_SUBSCRIPTIONS:
+            raise _own_error(Overloaded("subscriptions of one connection", MAX_SUBSCRIPTIONS))
+        granted: dict[str, Any] = {
+            name: True
+            for name, (change, _) in _FILTERS.items()
+            if wanted.get(name) is True and self.surface.announces(change)
+        }
+        uris = wanted.get("resourceSubscriptions")
+        if isinstance(uris, list) and self.surface.announces_updates:
+            granted["resourceSubscriptions"] = [uri for uri in uris[:MAX_SUBSCRIBED_URIS] if isinstance(uri, str)]
+        self.listening[request.id] = granted
+        params = {"_meta": {eras.META_SUBSCRIPTION: request.id}, "notifications": granted}
+        return Send(jsonrpc.encode_notification("notifications/subscriptions/acknowledged", params))
+
+    # The initialize era.
+
+    def _initialize(self, request: jsonrpc.Request) -> Action:
+        asked = request.params.get("protocolVersion")
+        version = asked if asked in eras.LEGACY_VERSIONS else eras.LATEST_LEGACY
+        self.version = version
+        capabilities = request.params.get("capabilities")
+        self.client = _client(request.params.get("clientInfo"), capabilities if isinstance(capabilities, dict) else {})
+        result: dict[str, Any] = {
+            "protocolVersion": version,
+            "capabilities": self.surface.capabilities,
+            "serverInfo": eras.described(self.surface.info, version),
+        }
+        if self.surface.instructions:
+            result["instructions"] = self.surface.instructions
+        return self._answer(request, Method("initialize"), version, result)
+
+    def _legacy(self, request: jsonrpc.Request, meta: Json) -> Action:
+        name = request.method
+        if name == "ping":
+            return self._answer(request, Method("ping"), self.version or eras.LATEST_LEGACY, {})
+        if name in ("server/discover", "subscriptions/listen"):
+            problem = f"Invalid params: {name} needs _meta with {eras.META_VERSION} and {eras.META_CAPABILITIES}"
+            raise RpcError(INVALID_PARAMS, problem)
+        if name in ("resources/subscribe", "resources/unsubscribe") and self.surface.announces_updates:
+            return self._subscribe(request)
+        if name not in self.surface.methods:
+            raise _unknown(name)
+        if self.version is None:
+            raise RpcError(
+                INVALID_PARAMS,
+                f"Invalid params: {name} came before initialize, and without the _meta of {eras.MODERN}",
+            )
+        return self._start(request, self.version, self.client, meta)
+
+    def _subscribe(self, request: jsonrpc.Request) -> Action:
+        uri = request.params.get("uri")
+        if not isinstance(uri, str):
+            raise RpcError(INVALID_PARAMS, "Invalid params: uri must be a string")
+        if request.method == "resources/unsubscribe":
+            self._subscribed_uris.discard(uri)
+        elif len(self._subscribed_uris) >= MAX_SUBSCRIBED_URIS:
+            raise _own_error(Overloaded("subscribed resources of one connection", MAX_SUBSCRIBED_URIS))
+        else:
+            self._subscribed_uris.add(uri)
+        return self._answer(request, Method(request.method), self.version or eras.LATEST_LEGACY, {})
+
+    # Both eras.
+
+    def _start(self, request: jsonrpc.Request, version: str, client: Client, meta: Json) -> Action:
+        method = self.surface.methods.get(request.method)
+        if method is None:
+            raise _unknown(request.method)
+        token = meta.get("progressToken")
+        if token is not None and not jsonrpc.request_id(token):
+            raise RpcError(INVALID_PARAMS, "Invalid params: progressToken must be a string or an integer")
+        call = Call(request.id, method, request.params, version, client, token)
+        if method.answer is not None:
+            return self._answer(request, method, version, method.answer(call))
+        if len(self.in_flight) >= self._max_in_flight:
+            raise _own_error(Overloaded("requests in flight on one connection", self._max_in_flight))
+        self.in_flight[request.id] = call
+        return Start(call)
+
+    def _answer(self, request: jsonrpc.Request, method: Method, version: str, result: Json) -> Send:
+        shape = eras.shaped(result, version, method.cacheable, self.surface.info)
+        return Send(jsonrpc.encode_result(request.id, shape))
+
+    # What goes out.
+
+    def complete(self, call: Call, result: Json) -> bytes | None:
+        """Answer a call, or return None when its peer cancelled it. Raises when the result is not JSON."""
+        shape = eras.shaped(result, call.version, call.method.cacheable, self.surface.info)
+        data = jsonrpc.encode_result(call.id, shape)
+        if len(data) > self._reply_max_bytes:
+            data = self._oversized(call, len(data))
+        return data if self._settled(call) else None
+
+    def fail(self, call: Call, error: RpcError | ExaiError) -> bytes | None:
+        """Answer a call with an error, or return None when its peer cancelled it."""
+        if isinstance(error, ExaiError):
+            if call.method.as_result is not None and not isinstance(error, ShuttingDown):
+                return self.complete(call, call.method.as_result(error))
+            error = _own_error(error)
+        return jsonrpc.encode_error(call.id, error) if self._settled(call) else None
+
+    def progress(self, call: Call, count: int, message: str) -> bytes | None:
+        """Report on a running call; None when nobody asked for it or the call is over."""
+        if call.progress_token is None or self.in_flight.get(call.id) is not call:
+            return None
+        params: dict[str, Any] = {"progressToken": call.progress_token, "progress": count}
+        if call.version >= "2025-03-26":
+            params["message"] = message
+        return jsonrpc.encode_notification("notifications/progress", params)
+
+    def changed(self, change: Change) -> list[bytes]:
+        """Return what to tell this peer after a list changed."""
+        found = []
+        for name, (kind, method) in _FILTERS.items():
+            if kind != change or not self.surface.announces(kind):
+                continue
+            if self.version is not None:
+                found.append(jsonrpc.encode_notification(method, {}))
+            found += [_tagged(method, key, {}) for key, granted in self.listening.items() if granted.get(name)]
+        return found
+
+    def updated(self, uri: str) -> list[bytes]:
+        """Return what to tell this peer after one resource changed."""
+        method = "notifications/resources/updated"
+        found = [jsonrpc.encode_notification(method, {"uri": uri})] if uri in self._subscribed_uris else []
+        for key, granted in self.listening.items():
+            if uri in granted.get("resourceSubscriptions", ()):
+                found.append(_tagged(method, key, {"uri": uri}))
+        return found
+
+    def end_listening(self) -> list[bytes]:
+        """End every subscription from this side."""
+        ended, self.listening = self.listening, {}
+        return [
+            jsonrpc.encode_result(
+                key, eras.shaped({"_meta": {eras.META_SUBSCRIPTION: key}}, eras.MODERN, None, self.surface.info)
+            )
+            for key in ended
+        ]
+
+    def _settled(self, call: Call) -> bool:
+        if self.in_flight.get(call.id) is not call:
+            return False
+        del self.in_flight[call.id]
+        return True
+
+    def _oversized(self, call: Call, size_bytes: int) -> bytes:
+        error = ReplyTooLarge(size_bytes, self._reply_max_bytes)
+        if call.method.as_result is None:
+            return jsonrpc.encode_error(call.id, _own_error(error))
+        shape = eras.shaped(call.method.as_result(error), call.version, None, self.surface.info)
+        return jsonrpc.encode_result(call.id, shape)
+
+
+class ReplyTooLarge(RequestError):
+    """An answer came out larger than a reply may be; a smaller page avoids it."""
+
+    code = "reply_too_large"
+
+    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(size_bytes, limit_bytes)
+        self.size_bytes, self.limit_bytes = size_bytes, limit_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"the reply has {self.size_bytes} bytes and a reply may have {self.limit_bytes}. "
+            "The call itself was carried out; ask for a smaller page or fewer items"
+        )
+
+    def details(self) -> dict[str, Any]:
+        """Both sizes."""
+        return {"size_bytes": self.size_bytes, "limit_bytes": self.limit_bytes}
+
+
+def paged(items: Sequence[Json], params: Json, name: str) -> dict[str, Any]:
+    """Return one page of a list result; raises `RpcError` for a cursor this server never gave out."""
+    cursor = params.get("cursor")
+    start = 0
+    if cursor is not None:
+        if not isinstance(cursor, str) or not cursor.isdecimal() or not 0 < int(cursor[:9]) < len(items):
+            raise RpcError(INVALID_PARAMS, "Invalid params: unknown cursor; begin again without one")
+        start = int(cursor[:9])
+    page: dict[str, Any] = {name: list(items[start : start + PAGE_ITEMS])}
+    if start + PAGE_ITEMS < len(items):
+        page["nextCursor"] = str(start + PAGE_ITEMS)
+    return page
+
+
+def error_facts(error: ExaiError) -> dict[str, Any]:
+    """Return the JSON of an error that programs act on."""
+    return {"code": error.code, "message": str(error), "retryable": error.retryable, **error.details()}
+
+
+def _own_error(error: ExaiError) -> RpcError:
+    code = jsonrpc.INTERNAL_ERROR
+    if isinstance(error, Overloaded):
+        code = eras.OVERLOADED
+    elif isinstance(error, ShuttingDown):
+        code = eras.SHUTTING_DOWN
+    elif isinstance(error, RequestError):
+        code = INVALID_PARAMS
+    return RpcError(code, str(error), error_facts(error))
+
+
+def _refuse(id: RequestId | None, error: RpcError) -> Send:  # noqa: A002
+    return Send(jsonrpc.encode_error(id, error), error)
+
+
+def _unknown(method: str) -> RpcError:
+    return RpcError(METHOD_NOT_FOUND, f"Method not found: {method}")
+
+
+def _tagged(method: str, id: RequestId, params: Json) -> bytes:  # noqa: A002
+    return jsonrpc.encode_notification(method, {**params, "_meta": {eras.META_SUBSCRIPTION: id}})
+
+
+def _client(info: object, capabilities: Json) -> Client:
+    if not isinstance(info, dict):
+        return Client(capabilities=capabilities)
+    name, version = info.get("name"), info.get("version")
+    return Client(
+        name[:100] if isinstance(name, str) else "", version[:100] if isinstance(version, str) else "", capabilities
+    )

@@ -1,0 +1,244 @@
+"""Tools: what they are, how their arguments are checked, and what their outcomes look like to a client.
+
+Invariant: whatever a model could cure by calling differently comes back as a result with `isError` whose text names the
+field, what is wrong and what would be right; only an unknown tool, a malformed request and a defect of EXAI are
+JSON-RPC errors. The order of the tools is the order they were registered in, the same for every connection.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from exai.errors import ExaiError, InvalidArgument
+from exai.mcp.eras import Cacheable
+from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
+from exai.mcp.protocol import Call, CallContext, Feature, Method, error_facts, paged
+from exai.mcp.schemas import portable_schema
+
+__all__ = ["Arguments", "CallContext", "ToolRegistry", "ToolResult", "ToolSpec"]
+
+MAX_REPORTED_ERRORS = 10
+LIST_CACHE = Cacheable(300_000, "public")
+NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
+
+_KINDS = {
+    "string": "a string",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "an object",
+    "model": "an object",
+    "uuid": "a UUID",
+    "datetime": "a time in ISO 8601",
+}
+
+
+class Arguments(BaseModel):
+    """Base of all tool arguments: immutable, and an unknown name is an error instead of a silent no-op."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What a tool answers: `structured` for programs, `text` for people and models.
+
+    Some clients show a model only one of the two, so each has to be a complete answer by itself. `content` holds
+    further MCP content blocks (images, links).
+    """
+
+    structured: Json | None
+    text: str
+    content: Sequence[Json] = ()
+    is_error: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """One tool. `arguments` must forbid unknown names; `output_schema` is a promise about `ToolResult.structured`."""
+
+    name: str
+    title: str
+    description: str
+    arguments: type[BaseModel]
+    handler: Callable[[Any, CallContext], Awaitable[ToolResult]]
+    output_schema: Json | None = None
+    read_only: bool = False
+    idempotent: bool = False
+    destructive: bool = False
+    open_world: bool = False
+    meta: Json = field(default_factory=dict)
+    input_schema: Json | None = None
+    """Replaces the schema made from `arguments` where that cannot say it."""
+
+
+class ToolRegistry:
+    """The tools of one server, in order of registration."""
+
+    def __init__(self, specs: Iterable[ToolSpec] = (), *, announces_changes: bool = False) -> None:
+        self._specs: dict[str, ToolSpec] = {}
+        self._described: list[Json] = []
+        self._announces_changes = announces_changes
+        for spec in specs:
+            self.add(spec)
+
+    def __iter__(self) -> Iterator[ToolSpec]:
+        return iter(self._specs.values())
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+    def add(self, spec: ToolSpec) -> None:
+        """Register a tool; raises `ValueError` or `TypeError` for one that clients could not use."""
+        if spec.name in self._specs:
+            raise ValueError(f"two tools are named {spec.name}")
+        if NAME.fullmatch(spec.name) is None:
+            raise ValueError(f"{spec.name}: a tool's name is up to 41 of a-z, 0-9 and _, beginning with a letter")
+        if spec.arguments.model_config.get("extra") != "forbid":
+            raise TypeError(f"{spec.name}: {spec.arguments.__name__} must forbid unknown arguments")
+        self._described.append(_description(spec))
+        self._specs[spec.name] = spec
+
+    def feature(self) -> Feature:
+        """Return the methods and the capability of these tools."""
+        capability = {"listChanged": True} if self._announces_changes else {}
+        return Feature(
+            {"tools": capability},
+            (
+                Method("tools/list", answer=self._list, cacheable=LIST_CACHE),
+                Method("tools/call", work=self._call, as_result=error_result),
+            ),
+        )
+
+    def _list(self, call: Call) -> Json:
+        return paged(self._described, call.params, "tools")
+
+    async def _call(self, call: Call, context: CallContext) -> Json:
+        spec, given = self._specs.get(self._name(call.params)), call.params.get("arguments")
+        if spec is None:
+            raise self._unknown_tool(self._name(call.params))
+        if given is not None and not isinstance(given, Mapping):
+            raise RpcError(INVALID_PARAMS, "Invalid params: arguments must be an object")
+        try:
+            arguments = spec.arguments.model_validate(given or {})
+        except ValidationError as error:
+            return invalid_arguments(spec, error)
+        return call_result(await spec.handler(arguments, context))
+
+    def tool_name(self, call: Call) -> str:
+        """Return the called tool's name for logs and metrics, or "unknown": a peer must not invent metric labels."""
+        name = call.params.get("name")
+        return name if isinstance(name, str) and name in self._specs else "unknown"
+
+    def _name(self, params: Json) -> str:
+        name = params.get("name")
+        if not isinstance(name, str):
+            raise RpcError(INVALID_PARAMS, "Invalid params: name must be the name of a tool")
+        return name
+
+    def _unknown_tool(self, name: str) -> RpcError:
+        near = get_close_matches(name[:64], self._specs, n=3)
+        hint = f". Did you mean {' or '.join(near)}?" if near else ". tools/list names all tools"
+        return RpcError(INVALID_PARAMS, f"Unknown tool: {name[:64]}{hint}")
+
+
+def call_result(result: ToolResult) -> Json:
+    """Return the `CallToolResult` of what a handler returned."""
+    shape: dict[str, Any] = {"content": [{"type": "text", "text": result.text}] if result.text else []}
+    shape["content"] += result.content
+    if result.structured is not None:
+        shape["structuredContent"] = result.structured
+    shape["isError"] = result.is_error
+    return shape
+
+
+def error_result(error: ExaiError) -> Json:
+    """Return the `CallToolResult` of an error a tool raised on purpose."""
+    return call_result(ToolResult({"error": error_facts(error)}, str(error), is_error=True))
+
+
+def invalid_arguments(spec: ToolSpec, error: ValidationError) -> Json:
+    """Return the `CallToolResult` that tells a model how to call this tool instead."""
+    details = error.errors(include_url=False, include_input=False, include_context=True)
+    found = [_explained(spec, detail) for detail in details[:MAX_REPORTED_ERRORS]]
+    facts = error_facts(found[0])
+    facts["message"] = "\n".join(map(str, found))
+    facts["errors"] = [{"field": each.field, "problem": each.problem, "cure": each.cure} for each in found]
+    return call_result(ToolResult({"error": facts}, facts["message"], is_error=True))
+
+
+def _explained(spec: ToolSpec, detail: ErrorDetails) -> InvalidArgument:
+    path = _path(detail["loc"])
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "missing":
+        return InvalidArgument(path, "this argument is required", f"Give it {_expected(spec, detail['loc'])}")
+    if kind == "extra_forbidden":
+        return _unknown_argument(spec, detail["loc"], path)
+    if kind in ("literal_error", "enum"):
+        return InvalidArgument(path, "not one of the possible values", f"Use {context.get('expected', 'one of them')}")
+    if kind == "value_error":
+        return InvalidArgument(path, str(context.get("error", detail["msg"])), "Correct it and call again")
+    name = kind.removesuffix("_type").removesuffix("_parsing")
+    if name in _KINDS:
+        return InvalidArgument(path, "this has the wrong type", f"Give it {_KINDS[name]}")
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return InvalidArgument(path, message[0].lower() + message[1:], "Correct it and call again")
+
+
+def _unknown_argument(spec: ToolSpec, location: Sequence[int | str], path: str) -> InvalidArgument:
+    schema = _schema_at(spec, location[:-1])
+    names = list(schema.get("properties", {}))
+    near = get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
+    cure = f"Did you mean {near[0]}? " if near else ""
+    known = f"The arguments are {', '.join(names)}" if names else "It takes none"
+    return InvalidArgument(path, "there is no such argument", cure + known)
+
+
+def _expected(spec: ToolSpec, location: Sequence[int | str]) -> str:
+    schema = _schema_at(spec, location)
+    if "enum" in schema:
+        return "one of " + ", ".join(map(repr, schema["enum"]))
+    kind = {"string": "a string", "integer": "an integer", "array": "a list", "object": "an object"}
+    words = kind.get(schema.get("type", ""), "a value")
+    return f"{words}: {schema['description']}" if "description" in schema else words
+
+
+def _schema_at(spec: ToolSpec, location: Sequence[int | str]) -> Json:
+    schema: Json = spec.input_schema or portable_schema(spec.arguments)
+    for part in location:
+        schema = schema.get("items", {}) if isinstance(part, int) else schema.get("properties", {}).get(part, {})
+    return schema
+
+
+def _path(location: Sequence[int | str]) -> str:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part[:64]}"
+    return path.removeprefix(".") or "arguments"
+
+
+def _description(spec: ToolSpec) -> Json:
+    annotations = {"readOnlyHint": spec.read_only, "openWorldHint": spec.open_world}
+    if not spec.read_only:
+        annotations |= {"destructiveHint": spec.destructive, "idempotentHint": spec.idempotent}
+    described: dict[str, Any] = {
+        "name": spec.name,
+        "title": spec.title,
+        "description": spec.description,
+        "inputSchema": spec.input_schema or portable_schema(spec.arguments),
+        "annotations": annotations,
+    }
+    if spec.output_schema is not None:
+        described["outputSchema"] = spec.output_schema
+    if spec.meta:
+        described["_meta"] = spec.meta
+    return described

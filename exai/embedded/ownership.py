@@ -1,0 +1,196 @@
+"""One program at a time runs the servers of a data directory; others attach to them or are told who does.
+
+Invariant: `owner.lock` is held by the owning program alone and `servers.lock` by every process of its servers too, so
+"the owner is gone" and "its servers are gone" are facts the kernel knows, not guesses about process ids.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from exai.embedded.process import wait_until
+from exai.errors import StartupError
+
+OWNER_STARTING_LIMIT_S = 60.0
+LEFTOVER_LIMIT_S = 10.0
+CONNECT_LIMIT_S = 2.0
+
+SOCKET_PATH_MAX_BYTES = 103
+"""The least any of our platforms allows, which is macOS's; Linux has 107."""
+
+LONGEST_SOCKET_NAME = "exai-12345678/.s.PGSQL.5432"
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What the owner of a data directory says about its servers; `ready` once they answer."""
+
+    pid: int
+    socket_dir: str
+    durable: bool
+    ready: bool = False
+    postgres_version: str | None = None
+    valkey_version: str | None = None
+    sockets: tuple[str, ...] = ()
+
+    def answers(self) -> bool:
+        """Whether every server it names accepts a connection."""
+        return self.ready and all(accepts(path) for path in self.sockets)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """This program owns the data directory; `held_fds` go to every server it starts."""
+
+    data_dir: Path
+    held_fds: tuple[int, ...]
+
+    def publish(self, running: Running) -> None:
+        """Tell programs that come later where the servers are."""
+        new = self.data_dir / f"running.json.{os.getpid()}"
+        new.write_text(json.dumps(asdict(running)), encoding="utf-8")
+        new.replace(self.data_dir / "running.json")
+
+    def withdraw(self) -> None:
+        """Nothing runs any more."""
+        (self.data_dir / "running.json").unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[int]:
+    """An open lock file, not locked yet; closing it gives the lock up."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take the lock if nobody has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+async def claim(data_dir: Path, owner_lock: int, servers_lock: int) -> Claim | Running:
+    """Own the directory, or learn about the servers that run in it.
+
+    Raises StartupError when another program owns it and its servers do not answer, or when servers of a program that
+    is gone do not end.
+    """
+    found: Running | None = None
+
+    def is_settled() -> bool:
+        nonlocal found
+        if try_lock(owner_lock):
+            found = None
+            return True
+        found = read_running(data_dir)
+        return found is not None and found.answers()
+
+    if not await wait_until(is_settled, OWNER_STARTING_LIMIT_S):
+        who = f"process {found.pid}" if found else "another process"
+        raise StartupError(
+            f"data directory {data_dir}",
+            f"{who} holds it and its servers do not answer",
+            f"Stop {who}, or use another data directory (EXAI_DATA_DIR)",
+        )
+    if found is not None:
+        return found
+    await outlast_leftovers(data_dir, servers_lock)
+    return Claim(data_dir, (servers_lock,))
+
+
+async def outlast_leftovers(data_dir: Path, servers_lock: int) -> None:
+    """Servers of a killed program end by themselves, and are helped along; two servers must never share their data."""
+    if await wait_until(lambda: try_lock(servers_lock), LEFTOVER_LIMIT_S):
+        return
+    left = [pid for pid in process_ids() if works_in(pid, data_dir)]
+    for pid in left:
+        # Means "end now" to both servers: Postgres recovers from its log, Valkey from its own.
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGQUIT)
+    if left and await wait_until(lambda: try_lock(servers_lock), LEFTOVER_LIMIT_S):
+        return
+    who = f"process ids {', '.join(map(str, left))}" if left else "postgres or valkey-server"
+    raise StartupError(
+        f"data directory {data_dir}",
+        f"servers of an earlier run still use it ({who})",
+        "End them with kill, then start again",
+    )
+
+
+def process_ids() -> list[int]:
+    """Of every process that can be seen; empty where there is no /proc."""
+    return [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+
+
+def works_in(pid: int, data_dir: Path) -> bool:
+    """Whether the process still is the server it was: ids are used again, working directories are not."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink().is_relative_to(data_dir)
+    except OSError:
+        return False
+
+
+def read_running(data_dir: Path) -> Running | None:
+    """What the last owner said, or None when it said nothing that can be read."""
+    try:
+        said: dict[str, Any] = json.loads((data_dir / "running.json").read_text(encoding="utf-8"))
+        return Running(**said | {"sockets": tuple(said["sockets"])})
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None
+
+
+def accepts(path: str) -> bool:
+    """Whether somebody listens on a Unix socket."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(CONNECT_LIMIT_S)
+        try:
+            connection.connect(path)
+        except OSError:
+            return False
+    return True
+
+
+def make_socket_dir(data_dir: Path) -> Path:
+    """A new private directory with a path short enough for sockets; those of earlier runs are removed."""
+    earlier = read_running(data_dir)
+    if earlier is not None:
+        remove_socket_dir(Path(earlier.socket_dir))
+    runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
+    for parent in (runtime_dir, tempfile.gettempdir(), "/tmp", str(data_dir)):  # noqa: S108
+        if parent and len(os.fsencode(Path(parent, LONGEST_SOCKET_NAME))) <= SOCKET_PATH_MAX_BYTES:
+            with suppress(OSError):
+                return Path(tempfile.mkdtemp(prefix="exai-", dir=parent))
+    raise StartupError(
+        "embedded servers",
+        "no directory for their sockets: neither the temporary directory nor the data directory can be written",
+        "Point TMPDIR at a directory with a short path that this user can write",
+    )
+
+
+def remove_socket_dir(path: Path) -> None:
+    """Remove it if it is ours; a link or somebody else's directory of that name is left alone."""
+    with suppress(OSError):
+        status = path.lstat()
+        if path.name.startswith("exai-") and stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():
+            shutil.rmtree(path)

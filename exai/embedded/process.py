@@ -1,0 +1,147 @@
+"""Server processes as direct children: started, watched, stopped, and gone when this program is.
+
+Invariant: a process started here holds the descriptors in `held_fds`, so a file lock among them stays taken until the
+last process of the server has ended, however the program itself ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+CHILD = Path(__file__).with_name("child.py")
+
+POLL_S = 0.01
+STOP_LIMIT_S = 15.0
+KILL_LIMIT_S = 5.0
+LOG_MAX_BYTES = 8 * 1_048_576
+LOG_TAIL_BYTES = 4096
+LOG_TAIL_LINES = 8
+
+# What a server may see of our environment: keys and addresses of other services are none of its business.
+PASSED_ENVIRONMENT = ("PATH", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """What to run and how.
+
+    `named_user` asks for an identity that is not root and has a name; `private_dirs` then belong to it.
+    """
+
+    argv: tuple[str, ...]
+    cwd: Path
+    log: Path
+    stop_signal: signal.Signals
+    held_fds: tuple[int, ...] = ()
+    named_user: bool = False
+    private_dirs: tuple[Path, ...] = ()
+
+
+class ServerProcess:
+    """One running child. Not bound to an event loop: any may wait for it."""
+
+    def __init__(self, launch: Launch) -> None:
+        """Start it. Raises OSError when the log or the process cannot be made."""
+        self._launch = launch
+        rotate(launch.log)
+        # A parent death signal follows the thread that forked, so it serves only when that is the main thread.
+        by_signal = sys.platform.startswith("linux") and threading.current_thread() is threading.main_thread()
+        plan = {
+            "argv": launch.argv,
+            "stop_signal": int(launch.stop_signal),
+            "parent_pid": os.getpid(),
+            "named_user": launch.named_user,
+            "private_dirs": [str(path) for path in launch.private_dirs],
+            "tie": "signal" if by_signal else "pipe",
+        }
+        environment = {name: os.environ[name] for name in PASSED_ENVIRONMENT if name in os.environ}
+        with open_private(launch.log) as log:
+            self._log_start = log.tell()
+            self._process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-I", "-S", str(CHILD), json.dumps(plan)],
+                cwd=launch.cwd,
+                stdin=subprocess.DEVNULL if by_signal else subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=environment | {"LC_ALL": "C"},
+                pass_fds=launch.held_fds,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        """Of the server, or of the supervisor in front of it where there is one."""
+        return self._process.pid
+
+    def is_running(self) -> bool:
+        """Also collects the exit status of a process that has ended."""
+        return self._process.poll() is None
+
+    async def wait(self, limit_s: float) -> int | None:
+        """The exit status, or None when it still runs after `limit_s`."""
+        await wait_until(lambda: not self.is_running(), limit_s)
+        return self._process.returncode
+
+    async def stop(self) -> None:
+        """End it in its own way, within a limit; by force after that, or when we are cancelled meanwhile."""
+        try:
+            if self.is_running():
+                self._process.send_signal(self._launch.stop_signal)
+                await self.wait(STOP_LIMIT_S)
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """End it at once, with its supervisor; nothing to do when it has ended."""
+        if self.is_running():
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait(KILL_LIMIT_S)
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def log_tail(self) -> str:
+        """The last lines this start has written, on one line."""
+        return tail(self._launch.log, self._log_start)
+
+
+async def wait_until(condition: Callable[[], bool], limit_s: float) -> bool:
+    """Ask `condition` until it holds or the time is over; says whether it holds."""
+    end = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() >= end:
+            return False
+        await asyncio.sleep(POLL_S)
+    return True
+
+
+def open_private(log: Path) -> BinaryIO:
+    """Append to a log that only we may read: it can quote data."""
+    return os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab")
+
+
+def rotate(log: Path) -> None:
+    """Keep a log within bounds: the previous one stays beside it."""
+    if log.exists() and log.stat().st_size > LOG_MAX_BYTES:
+        log.replace(log.with_suffix(".log.1"))
+
+
+def tail(log: Path, start: int = 0) -> str:
+    """The last lines of a log from `start` on, joined by ` | `."""
+    with log.open("rb") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        stream.seek(max(start, end - LOG_TAIL_BYTES))
+        lines = stream.read().decode("utf-8", "replace").splitlines()
+    return " | ".join(line.strip() for line in lines[-LOG_TAIL_LINES:] if line.strip()) or "the log is empty"

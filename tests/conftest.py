@@ -1,0 +1,120 @@
+"""Fixtures every test may use: real servers, a database of its own per test, an empty cache.
+
+EXAI_TEST_BACKEND=auto|url|docker|embedded chooses the servers, EXAI_TEST_PG_BIN (or --pg-bin) the embedded Postgres.
+Server fixtures are synchronous and last a session, so that they belong to no test's event loop.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from exai.embedded.launcher import Servers
+from exai.errors import StartupError
+from tests.support.backend import Backend, Databases, FaultServer, NoBackend, choose, flush
+
+BACKEND = pytest.StashKey[Backend]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--pg-bin",
+        default=os.environ.get("EXAI_TEST_PG_BIN"),
+        help="directory of the Postgres binaries for embedded servers (EXAI_TEST_PG_BIN)",
+    )
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    config = session.config
+    pg_bin = config.getoption("--pg-bin")
+    try:
+        config.stash[BACKEND] = Backend(choose(os.environ), Path(pg_bin) if pg_bin else None)
+    except NoBackend as error:
+        pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if BACKEND in session.config.stash:
+        session.config.stash[BACKEND].close()
+
+
+def describe(config: pytest.Config) -> str:
+    backend = config.stash.get(BACKEND, None)
+    return f"backend: {backend.choice}{backend.version}" if backend else "backend: none"
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return describe(config)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    # With -q the header is not shown, and only now is it known what was really used.
+    terminalreporter.write_line(describe(config))
+
+
+@pytest.fixture(scope="session")
+def backend(pytestconfig: pytest.Config) -> Backend:
+    """The servers of this session, answering."""
+    backend = pytestconfig.stash[BACKEND]
+    try:
+        backend.start()
+    except (NoBackend, StartupError) as error:
+        pytest.exit(str(error), returncode=pytest.ExitCode.INTERNAL_ERROR)
+    return backend
+
+
+@pytest.fixture
+def postgres_url(backend: Backend) -> Iterator[str]:
+    """A database of this test alone, at the newest revision."""
+    yield from fresh(backend.databases, migrated=True)
+
+
+@pytest.fixture
+def empty_postgres_url(backend: Backend) -> Iterator[str]:
+    """A database of this test alone, with nothing in it."""
+    yield from fresh(backend.databases, migrated=False)
+
+
+@pytest.fixture
+def redis_url(backend: Backend) -> Iterator[str]:
+    """An empty Redis database."""
+    flush(backend.redis_url)
+    yield backend.redis_url
+    flush(backend.redis_url)
+
+
+@pytest.fixture(scope="session")
+def fault_servers(pytestconfig: pytest.Config) -> tuple[Servers, Databases]:
+    """Servers with the settings users have, for tests that kill them."""
+    backend = pytestconfig.stash[BACKEND]
+    servers = backend.embedded(durable=True)
+    return servers, backend.databases_on(servers.embedded.postgres_url)
+
+
+@pytest.fixture
+def postgres_server(pytestconfig: pytest.Config, fault_servers: tuple[Servers, Databases]) -> Iterator[FaultServer]:
+    """A Postgres to kill; its `url` is a migrated database of this test alone."""
+    servers, databases = fault_servers
+    for url in fresh(databases, migrated=True):
+        server = FaultServer(servers.postgres, url)
+        yield server
+        pytestconfig.stash[BACKEND].run(server.start())
+
+
+@pytest.fixture
+def valkey_server(pytestconfig: pytest.Config, fault_servers: tuple[Servers, Databases]) -> Iterator[FaultServer]:
+    """A Valkey to kill, empty."""
+    servers, _ = fault_servers
+    server = FaultServer(servers.valkey, servers.embedded.valkey_url)
+    flush(server.url)
+    yield server
+    pytestconfig.stash[BACKEND].run(server.start())
+
+
+def fresh(databases: Databases, *, migrated: bool) -> Iterator[str]:
+    url = databases.create(migrated=migrated)
+    yield url
+    databases.drop(url)

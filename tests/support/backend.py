@@ -1,0 +1,278 @@
+"""The real Postgres and Redis the tests run against: addresses given, containers, or embedded servers.
+
+Invariant: what was asked for by name is used or the session ends with the reason; only `auto` chooses, and says what.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import secrets
+import socket
+import tempfile
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeVar, get_args
+from urllib.parse import urlsplit, urlunsplit
+
+import asyncpg
+import redis
+
+from exai.embedded.launcher import Servers, Wanted, open_servers
+from exai.embedded.postgres import PostgresServer
+from exai.embedded.valkey import ValkeyServer
+
+Kind = Literal["url", "docker", "embedded"]
+T = TypeVar("T")
+
+DOCKER_PROBE_S = 2.0
+DOCKER_HOST = "unix:///var/run/docker.sock"
+ADMIN_LIMIT_S = 30.0
+POSTGRES_IMAGE = "postgres:17-alpine"
+REDIS_IMAGE = "redis:7-alpine"
+
+
+class NoBackend(Exception):
+    """The backend that was named cannot be had; the text says why."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the session uses, and the sentence that is printed about it."""
+
+    kind: Kind
+    reason: str
+    named: bool
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.reason})"
+
+
+def choose(environ: Mapping[str, str]) -> Choice:
+    """Read EXAI_TEST_BACKEND; for `auto`: addresses if given, else containers if Docker answers, else embedded."""
+    asked = environ.get("EXAI_TEST_BACKEND", "auto")
+    if asked not in {"auto", *get_args(Kind)}:
+        raise NoBackend(f"EXAI_TEST_BACKEND={asked}: it is one of auto, url, docker, embedded")
+    missing = [name for name in ("EXAI_TEST_DATABASE_URL", "EXAI_TEST_REDIS_URL") if not environ.get(name)]
+    if asked == "url" or (asked == "auto" and len(missing) < 2):
+        if missing:
+            raise NoBackend(f"tests against given addresses need {' and '.join(missing)} too")
+        return Choice("url", "addresses given", named=True)
+    if asked == "embedded":
+        return Choice("embedded", "as asked", named=True)
+    problem = docker_problem(environ)
+    if problem is None:
+        return Choice("docker", "Docker answers", named=asked == "docker")
+    if asked == "docker":
+        raise NoBackend(f"EXAI_TEST_BACKEND=docker: {problem}")
+    return Choice("embedded", f"no Docker: {problem}", named=False)
+
+
+def docker_problem(environ: Mapping[str, str]) -> str | None:
+    """Why containers cannot be used, or None. Bounded, and without importing testcontainers, which takes a second."""
+    address = urlsplit(environ.get("DOCKER_HOST") or DOCKER_HOST)
+    family = socket.AF_UNIX if address.scheme == "unix" else socket.AF_INET
+    target = address.path if address.scheme == "unix" else (address.hostname, address.port or 2375)
+    with socket.socket(family, socket.SOCK_STREAM) as connection:
+        connection.settimeout(DOCKER_PROBE_S)
+        try:
+            connection.connect(target)
+            if environ.get("DOCKER_TLS_VERIFY"):
+                return None
+            connection.sendall(b"GET /_ping HTTP/1.0\r\nHost: docker\r\n\r\n")
+            status = connection.recv(64).split(b"\r\n")[0]
+        except OSError as error:
+            return f"{address.geturl()}: {error.strerror or error}"
+    return None if b" 200 " in status else f"{address.geturl()} answered {status!r}"
+
+
+class Databases:
+    """Fresh databases on one server: empty ones, and copies of one that was migrated once."""
+
+    def __init__(self, url: str, run: Callable[[Awaitable[T]], T]) -> None:
+        self._url, self._run = url, run
+        self._stem = f"exai_test_{secrets.token_hex(4)}"
+        self._made = 0
+        self._template: str | None = None
+
+    def create(self, *, migrated: bool) -> str:
+        """The address of a new database."""
+        self._made += 1
+        name = f"{self._stem}_{self._made}"
+        template = self._migrated_template() if migrated else "template0"
+        # Copying through the log needs no checkpoint, which copying files would wait for.
+        strategy = " strategy wal_log" if self._version() >= 150000 else ""
+        self._execute(f'create database "{name}" template "{template}"{strategy}')
+        return self._address(name)
+
+    def drop(self, url: str) -> None:
+        """Also while connections to it are open."""
+        self._execute(f'drop database if exists "{urlsplit(url).path[1:]}" with (force)')
+
+    def close(self) -> None:
+        """Leave nothing of ours on a server that goes on."""
+        if self._template is not None:
+            self._execute(f'drop database if exists "{self._template}" with (force)')
+
+    def _migrated_template(self) -> str:
+        if self._template is None:
+            from exai.db.migrate import upgrade
+
+            self._execute(f'create database "{self._stem}" template template0')
+            upgraded = upgrade(self._address(self._stem))
+            if inspect.isawaitable(upgraded):
+                self._run(upgraded)
+            self._template = self._stem
+        return self._template
+
+    def _address(self, name: str) -> str:
+        return urlunsplit(urlsplit(self._url)._replace(path=f"/{name}"))
+
+    def _version(self) -> int:
+        async def ask() -> int:
+            connection = await asyncpg.connect(self._url, timeout=ADMIN_LIMIT_S)
+            try:
+                return int(await connection.fetchval("show server_version_num"))
+            finally:
+                await connection.close()
+
+        return self._run(ask())
+
+    def _execute(self, sql: str) -> None:
+        async def execute() -> None:
+            connection = await asyncpg.connect(self._url, timeout=ADMIN_LIMIT_S)
+            try:
+                await connection.execute(sql, timeout=ADMIN_LIMIT_S)
+            finally:
+                await connection.close()
+
+        self._run(execute())
+
+
+class Backend:
+    """The session's servers, started when first used. All methods are for synchronous fixtures in the main thread."""
+
+    def __init__(self, choice: Choice, pg_bin: Path | None) -> None:
+        self.choice, self._pg_bin = choice, pg_bin
+        self._cleanup = ExitStack()
+        self._runner: asyncio.Runner | None = None
+        self.version = ""
+        self.redis_url = ""
+        self._databases: Databases | None = None
+
+    def run(self, awaitable: Awaitable[T]) -> T:
+        """Run it in a loop of our own, which no test sees."""
+        if self._runner is None:
+            # With a factory the runner leaves the current event loop of the thread alone.
+            self._runner = self._cleanup.enter_context(asyncio.Runner(loop_factory=asyncio.new_event_loop))
+
+        async def wait() -> T:
+            return await awaitable
+
+        return self._runner.run(wait())
+
+    def start(self) -> None:
+        """Have both servers answer. Raises NoBackend, or StartupError from the embedded ones."""
+        if self._databases is not None:
+            return
+        match self.choice.kind:
+            case "url":
+                postgres, self.redis_url = os.environ["EXAI_TEST_DATABASE_URL"], os.environ["EXAI_TEST_REDIS_URL"]
+            case "docker":
+                postgres, self.redis_url = self._start_containers()
+            case "embedded":
+                postgres, self.redis_url = self._start_embedded()
+        self._databases = self.databases_on(postgres)
+
+    @property
+    def databases(self) -> Databases:
+        """On the session's Postgres."""
+        assert self._databases is not None, "the backend was not started"
+        return self._databases
+
+    def databases_on(self, url: str) -> Databases:
+        """Databases on one server; nothing of them is left after `close`."""
+        databases = Databases(url, self.run)
+        self._cleanup.callback(databases.close)
+        return databases
+
+    def embedded(self, *, durable: bool) -> Servers:
+        """A new pair of embedded servers, which lasts until `close`."""
+        directory = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="exai-test-")))
+        stack = AsyncExitStack()
+        servers = self.run(
+            stack.enter_async_context(open_servers(directory / "data", Wanted(durable=durable, pg_bin=self._pg_bin)))
+        )
+        self._cleanup.callback(lambda: self.run(stack.aclose()))
+        return servers
+
+    def close(self) -> None:
+        """Stop everything; no process is left."""
+        self._cleanup.close()
+
+    def _start_embedded(self) -> tuple[str, str]:
+        embedded = self.embedded(durable=False).embedded
+        if embedded.postgres_url is None or embedded.valkey_url is None:
+            raise NoBackend(f"embedded servers: {'; '.join(embedded.notes)}")
+        self.version = f", Postgres {embedded.postgres_version}, Valkey {embedded.valkey_version}"
+        return embedded.postgres_url, embedded.valkey_url
+
+    def _start_containers(self) -> tuple[str, str]:
+        from testcontainers.community.postgres import PostgresContainer
+        from testcontainers.community.redis import RedisContainer
+
+        try:
+            postgres = self._cleanup.enter_context(PostgresContainer(POSTGRES_IMAGE, driver=None))
+            cache = self._cleanup.enter_context(RedisContainer(REDIS_IMAGE))
+        except Exception as error:
+            # Docker without the image and without a network shows itself only here.
+            if self.choice.named:
+                raise NoBackend(f"EXAI_TEST_BACKEND=docker: {error}") from error
+            self.choice = Choice("embedded", f"Docker cannot run the images: {error}", named=False)
+            return self._start_embedded()
+        port = cache.get_exposed_port(6379)
+        self.version = f", {POSTGRES_IMAGE}, {REDIS_IMAGE}"
+        return postgres.get_connection_url(driver=None), f"redis://{cache.get_container_host_ip()}:{port}/0"
+
+
+class FaultServer:
+    """A server that a test may kill and start again, whichever backend the session has."""
+
+    def __init__(self, server: PostgresServer | ValkeyServer, url: str) -> None:
+        self._server, self.url = server, url
+
+    @property
+    def pid(self) -> int | None:
+        """Of the server's first process."""
+        return self._server.pid
+
+    @property
+    def socket_path(self) -> Path:
+        """Where it listens."""
+        return self._server.socket_path
+
+    def is_running(self) -> bool:
+        """Whether its process is there."""
+        return self._server.is_running()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._server.kill()
+
+    async def stop(self) -> None:
+        """In its own way."""
+        await self._server.stop()
+
+    async def start(self) -> None:
+        """On the same data and the same socket, until it answers; nothing to do when it runs."""
+        if not self._server.is_running():
+            await self._server.start()
+
+
+def flush(url: str) -> None:
+    """Empty one logical database of a Redis."""
+    with redis.Redis.from_url(url) as client:
+        client.flushdb()

@@ -1,7 +1,8 @@
 """What waits to be sent to one peer, bounded in bytes.
 
-Invariant: the queue never holds more than its limit, save for one message that is larger by itself; messages leave in
-the order they came; a progress report is dropped when the queue is half full, an answer never is while it is open.
+Invariant: the queue holds no more than its limit, save for one message that is larger by itself and for small forced
+ones; messages leave in the order they came; a progress report is dropped when the queue is half
+full, an answer never is while the outbox is open.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ class Outbox:
         if self._size_bytes + len(message.data) > self._max_bytes // 2:
             return False
         return self._push(message)
+
+    def force(self, message: Send) -> None:
+        """Queue a small message without waiting; lost only on a peer that reads nothing and is about to be dropped."""
+        if self._size_bytes <= 2 * self._max_bytes:
+            self._push(message)
 
     async def get(self) -> Send | None:
         """Return the next message, or None when the outbox is closed and empty."""

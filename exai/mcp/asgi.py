@@ -1,0 +1,67 @@
+"""The doors of one server as one ASGI application, with room for the caller's own routes beside them.
+
+Invariant: every path but the open ones is behind the Host and Origin check, so that a page which rebinds its name to
+this machine reads nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.applications import Starlette
+from starlette.responses import PlainTextResponse
+from starlette.routing import BaseRoute
+from starlette.types import Receive, Scope, Send
+
+from exai.mcp.edge import Rejection, header_map
+from exai.mcp.http import HttpDoor
+from exai.mcp.server import McpServer
+from exai.mcp.websocket import WebSocketDoor, reject
+
+WEBSOCKET_PATHS = frozenset({"/", "/ws", "/mcp"})
+HTTP_PATH = "/mcp"
+OPEN_PATHS = ("/health", "/metrics")
+"""Probes and scrapers reach a daemon by whatever name their platform has for it."""
+
+
+class McpApp:
+    """What `build_asgi` returns; `server` is there for whoever has to drain it."""
+
+    def __init__(self, server: McpServer, routes: Sequence[BaseRoute], open_paths: Sequence[str]) -> None:
+        self.server = server
+        self._websocket = WebSocketDoor(server)
+        self._http = HttpDoor(server)
+        self._others = Starlette(routes=list(routes))
+        self._open_paths = tuple(open_paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection or request."""
+        path = scope["path"]
+        if scope["type"] == "websocket":
+            if path in WEBSOCKET_PATHS:
+                await self._websocket(scope, receive, send)
+            else:
+                await receive()
+                await reject(send, Rejection(404, f"the WebSocket is at {' or '.join(sorted(WEBSOCKET_PATHS))}"))
+        elif path == HTTP_PATH:
+            await self._http(scope, receive, send)
+        else:
+            await self._other(scope, receive, send)
+
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not scope["path"].startswith(self._open_paths):
+            rejection = self.server.edge.rejection(header_map(scope["headers"]))
+            if rejection is not None:
+                await PlainTextResponse(rejection.text, rejection.status)(scope, receive, send)
+                return
+        await self._others(scope, receive, send)
+
+
+def build_asgi(
+    server: McpServer, extra_routes: Sequence[BaseRoute] = (), *, open_paths: Sequence[str] = OPEN_PATHS
+) -> McpApp:
+    """Put the WebSocket, `POST /mcp` and the caller's routes on one application.
+
+    The authenticator guards the MCP doors only; routes that show data have to ask `server.edge.admit` themselves.
+    """
+    return McpApp(server, extra_routes, open_paths)

@@ -1,0 +1,145 @@
+"""Who may speak to this server at all: Host, Origin and the authenticator, checked before a body or a frame is read.
+
+Invariant: a web page of a foreign site cannot use a local server, whether by a cross-site request (its Origin is
+refused) or by a name that resolves to this machine (its Host is refused).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, urlsplit
+
+from exai.config import ServerSettings
+from exai.models import LOCAL_OWNER, Owner
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+ABORT = "exai.abort"
+"""The ASGI extension under which `exai.mcp.wire` hands out a function that drops the connection at once."""
+
+MAX_QUERY_FIELDS = 64
+WILDCARD_ADDRESSES = frozenset({"", "0.0.0.0", "::"})
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """An HTTP answer that ends the matter; `text` says what would be right."""
+
+    status: int
+    text: str
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An authenticator's no; `challenge` becomes the WWW-Authenticate header."""
+
+    reason: str
+    challenge: str = "Bearer"
+
+
+Authenticator = Callable[[Mapping[str, str], Mapping[str, str]], Owner | Refusal]
+"""From headers (names in lower case) and query parameters to an owner."""
+
+
+def everybody_is_local(headers: Mapping[str, str], query: Mapping[str, str]) -> Owner | Refusal:  # noqa: ARG001
+    """Let everybody in as the one local owner; right on a loopback address only."""
+    return LOCAL_OWNER
+
+
+class Edge:
+    """The rules of one server. `*` in the allowed hosts switches the Host check off."""
+
+    def __init__(self, settings: ServerSettings, authenticate: Authenticator) -> None:
+        self._authenticate = authenticate
+        own = set() if settings.host in WILDCARD_ADDRESSES else {settings.host.lower()}
+        self._any_host = "*" in settings.allowed_hosts
+        self._names = LOOPBACK_NAMES | own | {host.lower().strip("[]") for host in settings.allowed_hosts}
+        self._origins = frozenset(origin.lower().rstrip("/") for origin in settings.allowed_origins)
+
+    def admit(self, scope: Mapping[str, Any]) -> Owner | Rejection:
+        """Return the owner behind an ASGI scope, or why there is none."""
+        headers = header_map(scope["headers"])
+        rejection = self.rejection(headers)
+        if rejection is not None:
+            return rejection
+        verdict = self._authenticate(headers, query_map(scope["query_string"]))
+        if isinstance(verdict, Refusal):
+            return Rejection(401, verdict.reason, ((b"www-authenticate", verdict.challenge.encode("latin-1")),))
+        return verdict
+
+    def rejection(self, headers: Mapping[str, str]) -> Rejection | None:
+        """Return why a request with these headers is turned away, or None."""
+        host = headers.get("host", "")
+        if not self._is_known(host):
+            cure = "add it to EXAI_SERVER__ALLOWED_HOSTS if it is meant to be one"
+            return Rejection(421, f"{host[:100] or 'no Host'} is not a name of this server; {cure}")
+        origin = headers.get("origin")
+        if origin is not None and not self._is_allowed_origin(origin.lower(), host.lower()):
+            cure = "add it to EXAI_SERVER__ALLOWED_ORIGINS if it is yours"
+            return Rejection(403, f"pages of {origin[:100]} may not use this server; {cure}")
+        return None
+
+    def _is_known(self, host: str) -> bool:
+        if self._any_host:
+            return True
+        host = host.lower()
+        return host in self._names or _name_of(host) in self._names
+
+    def _is_allowed_origin(self, origin: str, host: str) -> bool:
+        if origin in self._origins:
+            return True
+        try:
+            parts = urlsplit(origin)
+        except ValueError:
+            return False
+        if parts.scheme not in ("http", "https") or not parts.netloc:
+            return False
+        return parts.netloc == host or _name_of(parts.netloc) in self._names
+
+
+def _name_of(host: str) -> str:
+    """Return a Host value without its port; empty when it is not a host and port."""
+    if host.startswith("["):
+        name, bracket, rest = host[1:].partition("]")
+        return name if bracket and _is_port(rest) else ""
+    name, colon, port = host.partition(":")
+    return name if not colon or _is_port(f":{port}") else ""
+
+
+def _is_port(rest: str) -> bool:
+    return rest == "" or (rest.startswith(":") and rest[1:].isdecimal())
+
+
+def header_map(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return headers by lower-case name; of a repeated one the values are joined, so that a second Host is foreign."""
+    found: dict[str, str] = {}
+    for name, value in raw:
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1").strip()
+        found[key] = f"{found[key]}, {text}" if key in found else text
+    return found
+
+
+def query_map(raw: bytes) -> dict[str, str]:
+    """Return the query parameters of an ASGI scope; none when there are absurdly many."""
+    try:
+        return dict(parse_qsl(raw.decode("latin-1"), max_num_fields=MAX_QUERY_FIELDS)) if raw else {}
+    except ValueError:
+        return {}
+
+
+def peer_of(scope: Mapping[str, Any]) -> str:
+    """Return the peer's address for logs."""
+    client = scope.get("client")
+    return f"{client[0]}:{client[1]}" if client else "unknown"
+
+
+def abort_of(scope: Mapping[str, Any]) -> Callable[[], None]:
+    """Return what drops this connection at once; nothing does under a server without the extension."""
+    abort: Callable[[], None] = (scope.get("extensions") or {}).get(ABORT, {}).get(ABORT, _cannot_abort)
+    return abort
+
+
+def _cannot_abort() -> None:
+    """The peer's own timeouts have to do."""

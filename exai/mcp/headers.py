@@ -1,0 +1,79 @@
+"""The headers of Streamable HTTP against the body they mirror.
+
+Invariant: a request whose headers say something else than its body is never carried out, because whatever stands in
+front of this server decided by the headers.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+
+from exai.mcp import eras
+from exai.mcp.jsonrpc import INVALID_PARAMS, Json, Request, RpcError
+
+VERSION = "mcp-protocol-version"
+METHOD = "mcp-method"
+NAME = "mcp-name"
+
+_NAMED = {"tools/call": "name", "prompts/get": "name", "resources/read": "uri"}
+_ENCODED_PREFIX, _ENCODED_SUFFIX = "=?base64?", "?="
+
+
+def legacy_version(headers: Mapping[str, str], message: object) -> str | None:
+    """Return the initialize-era revision a request over HTTP is served in; None where the envelope decides.
+
+    Raises `RpcError` when headers and body contradict each other or name no revision that is served.
+    """
+    stated = headers.get(VERSION)
+    envelope = _envelope_version(message)
+    if isinstance(message, Request) and message.method == "initialize":
+        return None
+    if envelope is not None:
+        if isinstance(message, Request):
+            _check_mirrors(headers, message, envelope)
+        return None
+    if stated is None:
+        return eras.UNSTATED_HTTP_VERSION
+    if stated in eras.LEGACY_VERSIONS:
+        return stated
+    if stated in eras.MODERN_VERSIONS:
+        if isinstance(message, Request):
+            raise RpcError(INVALID_PARAMS, f"Invalid params: {stated} needs _meta.{eras.META_VERSION}")
+        return None
+    facts = {"supported": [*eras.MODERN_VERSIONS, *eras.LEGACY_VERSIONS], "requested": stated[:64]}
+    raise RpcError(eras.UNSUPPORTED_VERSION, "Unsupported protocol version", facts)
+
+
+def _envelope_version(message: object) -> object:
+    params: Json = getattr(message, "params", {})
+    meta = params.get("_meta")
+    return meta.get(eras.META_VERSION) if isinstance(meta, Mapping) else None
+
+
+def _check_mirrors(headers: Mapping[str, str], message: Request, version: object) -> None:
+    _check(headers, VERSION, version)
+    _check(headers, METHOD, message.method)
+    field = _NAMED.get(message.method)
+    if field is not None and field in message.params:
+        _check(headers, NAME, message.params[field], encoded=True)
+
+
+def _check(headers: Mapping[str, str], name: str, wanted: object, *, encoded: bool = False) -> None:
+    value = headers.get(name)
+    if value is None:
+        raise RpcError(eras.HEADER_MISMATCH, f"Header mismatch: the header {name} is required")
+    found = _decoded(value.strip(" \t")) if encoded else value.strip(" \t")
+    if found != wanted:
+        raise RpcError(eras.HEADER_MISMATCH, f"Header mismatch: {name} does not match the body")
+
+
+def _decoded(value: str) -> str | None:
+    """Undo the transport's encoding of names that a header cannot hold; None when it is broken."""
+    if not (value.startswith(_ENCODED_PREFIX) and value.endswith(_ENCODED_SUFFIX)):
+        return value
+    try:
+        return base64.b64decode(value[len(_ENCODED_PREFIX) : -len(_ENCODED_SUFFIX)], validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError):
+        return None

@@ -1,0 +1,247 @@
+"""The Streamable HTTP door: one POST is one message, and its answer is JSON or a stream of events.
+
+Invariant: no state outlives a request, so any daemon may serve the next one; an answer that comes soon is plain JSON, a
+late one or one with progress becomes a stream that is never silent; a client that goes away cancels its call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import structlog
+from starlette.types import Receive, Scope
+from starlette.types import Send as AsgiSend
+
+from exai.mcp import eras, jsonrpc
+from exai.mcp.edge import Rejection, abort_of, header_map, peer_of
+from exai.mcp.headers import legacy_version
+from exai.mcp.jsonrpc import Malformed, Message, RpcError
+from exai.mcp.protocol import Ignore, Send, Start
+from exai.mcp.server import McpServer
+from exai.mcp.session import Session
+from exai.models import Owner
+
+BODY_TIMEOUT_S = 60.0
+QUIET_S = 15.0
+"""A stream says something at least this often; several clients cut a silent one after some minutes."""
+
+JSON_TYPE = b"application/json"
+STREAM_TYPE = b"text/event-stream"
+_COMMENT = b":\n\n"
+
+_STATUS = {
+    jsonrpc.PARSE_ERROR: 400,
+    jsonrpc.INVALID_REQUEST: 400,
+    eras.HEADER_MISMATCH: 400,
+    eras.MISSING_CAPABILITY: 400,
+    eras.UNSUPPORTED_VERSION: 400,
+    eras.OVERLOADED: 503,
+    eras.SHUTTING_DOWN: 503,
+}
+_STATUS_AT_THE_DOOR = {**_STATUS, jsonrpc.METHOD_NOT_FOUND: 404, jsonrpc.INVALID_PARAMS: 400}
+
+log = structlog.get_logger(__name__)
+
+
+class _Gone(Exception):
+    """The client went away."""
+
+
+class HttpDoor:
+    """An ASGI application for the MCP endpoint."""
+
+    def __init__(self, server: McpServer) -> None:
+        self._server = server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: AsgiSend) -> None:
+        """Serve one request."""
+        reply = _Reply(send, abort_of(scope), self._server.settings.send_timeout_s)
+        headers = header_map(scope["headers"])
+        try:
+            admitted = self._server.edge.admit(scope)
+            if isinstance(admitted, Rejection):
+                await reply.text(admitted)
+                return
+            rejection = _unfit(scope["method"], headers, self._server.settings.message_max_bytes)
+            body = b"" if rejection is not None else await self._body(receive)
+            if body is None:
+                rejection = Rejection(413, "the message is larger than EXAI_SERVER__MESSAGE_MAX_BYTES")
+            if rejection is not None or body is None:
+                await reply.text(rejection or Rejection(400, "no body"))
+                return
+            message = jsonrpc.parse(body)
+            session = await self._session(message, headers, admitted, peer_of(scope), reply)
+            if session is not None:
+                await self._serve(session, message, headers.get("accept", "*/*"), receive, reply)
+        except _Gone:
+            return
+        except TimeoutError:
+            await reply.text(Rejection(408, "the body did not arrive in time"))
+
+    async def _body(self, receive: Receive) -> bytes | None:
+        """Read the whole body; None when it is too large."""
+        limit = self._server.settings.message_max_bytes
+        body = bytearray()
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            while True:
+                event = await receive()
+                if event["type"] == "http.disconnect":
+                    raise _Gone
+                body += event.get("body", b"")
+                if len(body) > limit:
+                    return None
+                if not event.get("more_body", False):
+                    return bytes(body)
+
+    async def _session(
+        self, message: Message, headers: dict[str, str], owner: Owner, peer: str, reply: _Reply
+    ) -> Session | None:
+        """Open a session in the right revision, or refuse a request whose headers contradict its body."""
+        try:
+            version = legacy_version(headers, message)
+        except RpcError as error:
+            found = message.id if isinstance(message, jsonrpc.Request | Malformed) else None
+            await reply.json(_status(error, at_the_door=True), jsonrpc.encode_error(found, error))
+            return None
+        return self._server.open_session(owner, peer=peer, version=version)
+
+    async def _serve(self, session: Session, message: Message, accept: str, receive: Receive, reply: _Reply) -> None:
+        gone = asyncio.create_task(_until_gone(receive, session), name="mcp http disconnect")
+        try:
+            await self._answer(session, message, accept, reply)
+        finally:
+            gone.cancel()
+            await asyncio.wait({gone})
+            await session.end()
+
+    async def _answer(self, session: Session, message: Message, accept: str, reply: _Reply) -> None:
+        action = await session.receive(message)
+        if isinstance(action, Ignore):
+            await reply.empty(202)
+            return
+        at_the_door = not isinstance(action, Start)
+        may_stream = "text/event-stream" in accept or "*/*" in accept
+        if session.connection.listening:
+            await self._stream(session, None, reply)
+            return
+        first = await self._first(session, wait_s=QUIET_S if may_stream else None)
+        if first is not None and not session.connection.in_flight and not len(session.outbox):
+            await reply.json(_status(first.error, at_the_door=at_the_door), first.data)
+        elif not may_stream:
+            await self._only_answer(session, first, reply)
+        else:
+            await self._stream(session, first, reply)
+
+    async def _first(self, session: Session, wait_s: float | None) -> Send | None:
+        """Return what is to be sent first, or None when that takes long enough to begin a stream without it."""
+        try:
+            async with asyncio.timeout(wait_s):
+                message = await session.outbox.get()
+        except TimeoutError:
+            return None
+        if message is None:
+            raise _Gone
+        return message
+
+    async def _only_answer(self, session: Session, message: Send | None, reply: _Reply) -> None:
+        """For a client that takes no stream: leave the progress out."""
+        while message is None or session.connection.in_flight or len(session.outbox):
+            message = await session.outbox.get()
+            if message is None:
+                raise _Gone
+        await reply.json(_status(message.error, at_the_door=False), message.data)
+
+    async def _stream(self, session: Session, first: Send | None, reply: _Reply) -> None:
+        await reply.begin_stream()
+        message = first
+        while True:
+            await reply.event(message.data if message is not None else None)
+            if not len(session.outbox) and not session.connection.in_flight and not session.connection.listening:
+                break
+            try:
+                async with asyncio.timeout(QUIET_S):
+                    message = await session.outbox.get()
+            except TimeoutError:
+                message = None
+                continue
+            if message is None:
+                break
+        await reply.end_stream()
+
+
+class _Reply:
+    """One HTTP answer; every send is bounded, and a client that does not read is dropped."""
+
+    def __init__(self, send: AsgiSend, abort: Callable[[], None], timeout_s: float) -> None:
+        self._send = send
+        self._abort = abort
+        self._timeout_s = timeout_s
+
+    async def json(self, status: int, data: bytes) -> None:
+        await self._whole(status, data, JSON_TYPE)
+
+    async def text(self, rejection: Rejection) -> None:
+        await self._whole(rejection.status, rejection.text.encode(), b"text/plain; charset=utf-8", rejection.headers)
+
+    async def empty(self, status: int) -> None:
+        await self._start(status, ((b"content-length", b"0"),))
+        await self._body(b"", more=False)
+
+    async def begin_stream(self) -> None:
+        headers = ((b"content-type", STREAM_TYPE), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no"))
+        await self._start(200, headers)
+
+    async def event(self, data: bytes | None) -> None:
+        """Send one message as an event, or a comment that keeps the stream alive."""
+        await self._body(_COMMENT if data is None else b"event: message\ndata: " + data + b"\n\n", more=True)
+
+    async def end_stream(self) -> None:
+        await self._body(b"", more=False)
+
+    async def _whole(
+        self, status: int, data: bytes, kind: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()
+    ) -> None:
+        # A refused body may still be on its way: the connection cannot be used for another request.
+        closing = ((b"connection", b"close"),) if status in (408, 413, 415) else ()
+        size = (b"content-length", str(len(data)).encode())
+        await self._start(status, ((b"content-type", kind), size, *closing, *headers))
+        await self._body(data, more=False)
+
+    async def _start(self, status: int, headers: tuple[tuple[bytes, bytes], ...]) -> None:
+        await self._bounded({"type": "http.response.start", "status": status, "headers": list(headers)})
+
+    async def _body(self, data: bytes, *, more: bool) -> None:
+        await self._bounded({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def _bounded(self, event: dict[str, object]) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._send(event)
+        except TimeoutError:
+            self._abort()
+            raise _Gone from None
+
+
+async def _until_gone(receive: Receive, session: Session) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    session.outbox.close(discard=True)
+
+
+def _unfit(method: str, headers: dict[str, str], max_bytes: int) -> Rejection | None:
+    if method != "POST":
+        return Rejection(405, "this endpoint takes POST", ((b"allow", b"POST"),))
+    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        return Rejection(415, "send the message as application/json")
+    length = headers.get("content-length", "0")
+    if length.isdecimal() and int(length) > max_bytes:
+        return Rejection(413, "the message is larger than EXAI_SERVER__MESSAGE_MAX_BYTES")
+    return None
+
+
+def _status(error: RpcError | None, *, at_the_door: bool) -> int:
+    """Errors of the transport and the envelope have statuses of their own; what a method says is a good answer."""
+    if error is None:
+        return 200
+    return (_STATUS_AT_THE_DOOR if at_the_door else _STATUS).get(error.code, 200)

@@ -1,0 +1,206 @@
+"""The one port: binding it, serving an application on it under uvicorn, and closing it in order.
+
+Invariant: whoever holds a `RunningServer` has a port that accepts connections, and `serve_until` returns only when no
+connection is left: not ready, stop accepting, finish calls, answer the rest, close, flush.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+from uvicorn.config import Config
+from uvicorn.server import Server
+
+from exai.config import ServerSettings
+from exai.errors import StartupError
+from exai.mcp.asgi import McpApp
+from exai.mcp.server import GOING_AWAY
+from exai.mcp.wire import http_protocol, websocket_protocol
+
+BACKLOG = 512
+KEEP_ALIVE_S = 75
+"""How long an idle HTTP connection stays; longer than the usual 60 s of what stands in front."""
+
+LAST_REQUESTS_TIMEOUT_S = 3.0
+"""What requests outside MCP (pages, metrics) get to end after the sessions have."""
+
+PORT_VARIABLE = "EXAI_SERVER__PORT"
+_MAX_PROCESSES_SEARCHED = 5_000
+
+log = structlog.get_logger(__name__)
+
+
+class RunningServer:
+    """A server that accepts connections."""
+
+    def __init__(self, app: McpApp, settings: ServerSettings, sockets: Sequence[socket.socket]) -> None:
+        self._app = app
+        self._settings = settings
+        self._sockets = list(sockets)
+        self._uvicorn = Server(_config(app, settings))
+        self._is_closed = False
+        self.port: int = self._sockets[0].getsockname()[1]
+
+    async def start(self) -> None:
+        """Begin to accept connections."""
+        config = self._uvicorn.config
+        config.load()
+        self._uvicorn.lifespan = config.lifespan_class(config)
+        await self._uvicorn.startup(sockets=self._sockets)
+
+    async def serve_until(
+        self, stop: asyncio.Event, *, hurry: asyncio.Event | None = None, code: int = GOING_AWAY
+    ) -> None:
+        """Serve until `stop` is set, then close; `hurry` ends the grace early. `code` is what WebSockets are told."""
+        await stop.wait()
+        await self.close(code=code, hurry=hurry)
+
+    async def close(
+        self, *, code: int = GOING_AWAY, hurry: asyncio.Event | None = None, grace_s: float | None = None
+    ) -> None:
+        """Drain and close; does nothing the second time."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._app.server.is_draining = True
+        for listener in self._uvicorn.servers:
+            listener.close()
+        for each in self._sockets:
+            each.close()
+        state = self._uvicorn.server_state
+        for connection in list(state.connections):
+            connection.shutdown()
+        await self._app.server.drain(self._settings.shutdown_grace_s if grace_s is None else grace_s, code, hurry)
+        for task in list(state.tasks):
+            if hurry is not None and hurry.is_set():
+                task.cancel()
+        if state.tasks:
+            _, late = await asyncio.wait(state.tasks, timeout=LAST_REQUESTS_TIMEOUT_S)
+            for task in late:
+                task.cancel()
+        for connection in list(state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def open_server(
+    app: McpApp, settings: ServerSettings, *, sockets: Sequence[socket.socket] | None = None
+) -> AsyncIterator[RunningServer]:
+    """Serve `app` inside the context; given `sockets` must be bound. Raises `StartupError` for a taken port."""
+    bound = bind_sockets(settings) if sockets is None else sockets
+    running = RunningServer(app, settings, bound)
+    await running.start()
+    try:
+        yield running
+    finally:
+        await running.close(grace_s=0.0)
+
+
+def bind_sockets(settings: ServerSettings) -> list[socket.socket]:
+    """Bind the port on every address of the host, so that workers can share it. Raises `StartupError`."""
+    where = f"{settings.host}:{settings.port}"
+    try:
+        found = socket.getaddrinfo(
+            settings.host or None, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except OSError as error:
+        raise StartupError(
+            where, f"not an address ({error})", "Set EXAI_SERVER__HOST to one of this machine"
+        ) from error
+    bound: list[socket.socket] = []
+    try:
+        for family, _, _, _, address in dict.fromkeys(found):
+            port = bound[0].getsockname()[1] if bound else settings.port
+            bound.append(_bound(family, (address[0], port, *address[2:])))
+    except OSError as error:
+        for each in bound:
+            each.close()
+        raise _not_bound(error, where, settings.port) from error
+    return bound
+
+
+def _bound(family: int, address: tuple[object, ...]) -> socket.socket:
+    opened = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            opened.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        opened.bind(address)
+        opened.listen(BACKLOG)
+        opened.setblocking(False)
+    except OSError:
+        opened.close()
+        raise
+    return opened
+
+
+def _not_bound(error: OSError, where: str, port: int) -> StartupError:
+    if error.errno == errno.EADDRINUSE:
+        holder = port_holder(port)
+        by = f" by {holder}" if holder else ""
+        return StartupError(f"port {port}", f"already in use{by}", f"Stop that, or set {PORT_VARIABLE} to another port")
+    if error.errno == errno.EACCES:
+        return StartupError(f"port {port}", "not permitted", f"Set {PORT_VARIABLE} to 1024 or more")
+    return StartupError(where, f"cannot be bound ({error.strerror})", "Set EXAI_SERVER__HOST to one of this machine")
+
+
+def port_holder(port: int) -> str | None:
+    """Return "name (pid n)" of who listens on a port, where the kernel tells us: on Linux, for our own processes."""
+    inodes = _listening_inodes(port)
+    if not inodes:
+        return None
+    with contextlib.suppress(OSError):
+        for process in sorted(Path("/proc").glob("[0-9]*"))[:_MAX_PROCESSES_SEARCHED]:
+            if _holds(process, inodes):
+                return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
+    return None
+
+
+def _listening_inodes(port: int) -> set[str]:
+    found: set[str] = set()
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        with contextlib.suppress(OSError):
+            for line in table.read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                    found.add(f"socket:[{fields[9]}]")
+    return found
+
+
+def _holds(process: Path, inodes: set[str]) -> bool:
+    with contextlib.suppress(OSError):
+        for link in (process / "fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.readlink(link) in inodes:  # noqa: PTH115 - the target is a name, not a path
+                    return True
+    return False
+
+
+def _config(app: McpApp, settings: ServerSettings) -> Config:
+    return Config(
+        app,
+        interface="asgi3",
+        http=http_protocol(settings),
+        ws=websocket_protocol(settings),
+        ws_max_size=settings.message_max_bytes,
+        ws_ping_interval=settings.ping_interval_s,
+        ws_ping_timeout=settings.ping_timeout_s,
+        ws_per_message_deflate=False,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        backlog=BACKLOG,
+    )

@@ -1,0 +1,139 @@
+"""What every door of one server shares: what is offered, who is connected, and how it comes to an end.
+
+Invariant: once draining has begun no new call is started, every call that was running gets an answer, and `drain`
+returns within its limits whatever the peers do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable
+
+import structlog
+
+from exai.config import ServerSettings
+from exai.mcp.edge import Authenticator, Edge, everybody_is_local
+from exai.mcp.protocol import Call, Change, Connection, Feature, Surface
+from exai.mcp.session import Session
+from exai.mcp.tools import ToolRegistry
+from exai.models import Owner, Recorder
+
+FLUSH_TIMEOUT_S = 12.0
+"""How long closing may take after the last answer was queued: the calls that were stopped unwind, the sockets flush."""
+
+HURRIED_FLUSH_TIMEOUT_S = 0.5
+
+GOING_AWAY = 1001
+SERVICE_RESTART = 1012
+
+log = structlog.get_logger(__name__)
+
+
+class McpServer:
+    """One MCP server, before any door is opened on it."""
+
+    def __init__(
+        self,
+        name: str,
+        version: str,
+        *,
+        tools: ToolRegistry,
+        instructions: str,
+        settings: ServerSettings,
+        tool_timeout_s: float,
+        authenticate: Authenticator = everybody_is_local,
+        recorder: Recorder | None = None,
+        features: Iterable[Feature] = (),
+    ) -> None:
+        self.settings = settings
+        self.tools = tools
+        self.tool_timeout_s = tool_timeout_s
+        self.edge = Edge(settings, authenticate)
+        self.recorder = recorder or _Unrecorded()
+        self.surface = Surface(name, version, (tools.feature(), *features), instructions=instructions)
+        self.is_draining = False
+        self._sessions: set[Session] = set()
+        self._quiet = asyncio.Event()
+
+    def open_session(self, owner: Owner, *, peer: str, version: str | None = None) -> Session:
+        """Begin a session; its door must `end` it."""
+        connection = Connection(
+            self.surface,
+            max_in_flight=self.settings.max_in_flight,
+            reply_max_bytes=self.settings.reply_max_bytes,
+            version=version,
+        )
+        session = Session(self, connection, owner, peer=peer)
+        self._sessions.add(session)
+        return session
+
+    def forget(self, session: Session) -> None:
+        """A session has ended."""
+        self._sessions.discard(session)
+        self.quieter()
+
+    def quieter(self) -> None:
+        """A call or a session has ended: whoever waits for the rest looks again."""
+        self._quiet.set()
+
+    def label(self, call: Call) -> str:
+        """Return the tool's name for logs and metrics, or an empty text for other methods."""
+        return self.tools.tool_name(call) if call.method.name == "tools/call" else ""
+
+    def changed(self, change: Change) -> None:
+        """Tell every peer that wants to know that a list changed."""
+        for session in self._sessions:
+            session.tell(session.connection.changed(change))
+
+    def updated(self, uri: str) -> None:
+        """Tell every peer that wants to know that a resource changed."""
+        for session in self._sessions:
+            session.tell(session.connection.updated(uri))
+
+    async def drain(self, grace_s: float, code: int, hurry: asyncio.Event | None = None) -> None:
+        """Let running calls finish for `grace_s` (or until `hurry`), answer the rest, and close every session."""
+        self.is_draining = True
+        hurry = hurry or asyncio.Event()
+        hurried = asyncio.create_task(self._look_again_when(hurry), name="mcp drain hurry")
+        try:
+            await self._closing_idle(lambda: hurry.is_set() or not self._sessions, grace_s, code)
+            for session in self._sessions:
+                session.refuse_rest()
+                session.finish(code)
+            flush_s = HURRIED_FLUSH_TIMEOUT_S if hurry.is_set() else FLUSH_TIMEOUT_S
+            await self._closing_idle(lambda: not self._sessions, flush_s, code)
+        finally:
+            hurried.cancel()
+        if self._sessions:
+            log.warning("sessions did not close in time", sessions=len(self._sessions))
+
+    async def _look_again_when(self, event: asyncio.Event) -> None:
+        await event.wait()
+        self._quiet.set()
+
+    async def _closing_idle(self, done: Callable[[], bool], limit_s: float, code: int) -> None:
+        """Wait until `done` for at most `limit_s`, closing sessions as they fall idle."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                while True:
+                    for session in self._sessions:
+                        if session.is_idle and not session.outbox.is_closed:
+                            session.finish(code)
+                    if done():
+                        return
+                    self._quiet.clear()
+                    await self._quiet.wait()
+
+
+class _Unrecorded:
+    """A recorder for servers nobody measures."""
+
+    def count(self, name: str, value: float = 1, /, **labels: str) -> None:
+        """Forget it."""
+
+    def observe(self, name: str, value: float, /, **labels: str) -> None:
+        """Forget it."""
+
+    def gauge(self, name: str, value: float, /, **labels: str) -> None:
+        """Forget it."""

@@ -1,0 +1,222 @@
+"""One peer's session: runs the calls its protocol connection admits and queues what goes back.
+
+Invariant: every task a session starts is in its tracked set and is awaited when the session ends; taking a message
+never waits for a call, only for room in the outbox, which the door makes or closes within `send_timeout_s`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING
+
+import structlog
+
+from exai.errors import DeadlineExceeded, ExaiError, ShuttingDown
+from exai.mcp.jsonrpc import INTERNAL_ERROR, Json, Message, RequestId, RpcError
+from exai.mcp.outbox import Outbox
+from exai.mcp.protocol import Action, Call, CallContext, Cancel, Connection, Send, Start
+from exai.models import Owner
+from exai.resilience import with_deadline
+
+if TYPE_CHECKING:
+    from exai.mcp.server import McpServer
+
+DEADLINE_MARGIN_S = 2.0
+"""How much later than the call's deadline its task is stopped, so that a typed error from inside comes first."""
+
+UNWIND_TIMEOUT_S = 10.0
+"""How long cancelled calls may take to record their outcome before a session ends without them."""
+
+log = structlog.get_logger(__name__)
+
+
+class Session:
+    """What lives as long as one WebSocket, or as one HTTP request."""
+
+    def __init__(self, server: McpServer, connection: Connection, owner: Owner, *, peer: str) -> None:
+        self.server = server
+        self.connection = connection
+        self.owner = owner
+        self.peer = peer
+        self.outbox = Outbox()
+        self.close_code = 1000
+        self._tasks: dict[RequestId, asyncio.Task[None]] = {}
+        self._unwinding: set[asyncio.Task[None]] = set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call is running; subscriptions do not count."""
+        return not self._tasks
+
+    async def receive(self, message: Message) -> Action:
+        """Take one message and do what the protocol asks for."""
+        action = self.connection.accept(message)
+        await self.act(action)
+        return action
+
+    async def act(self, action: Action) -> None:
+        """Do what the protocol asks for."""
+        if isinstance(action, Send):
+            await self.outbox.put(action)
+        elif isinstance(action, Start):
+            await self._start(action.call)
+        elif isinstance(action, Cancel):
+            self._stop(action.id)
+
+    def tell(self, messages: list[bytes]) -> None:
+        """Send messages nobody asked for."""
+        for data in messages:
+            self.outbox.force(Send(data))
+
+    def refuse_rest(self) -> None:
+        """Answer what is still running with "shutting down" and stop it."""
+        for call in list(self.connection.in_flight.values()):
+            if (data := self.connection.fail(call, ShuttingDown())) is not None:
+                self.outbox.force(Send(data))
+            self._stop(call.id)
+
+    def finish(self, code: int) -> None:
+        """End the subscriptions, and let the door send what is queued and then close with `code`."""
+        self.tell(self.connection.end_listening())
+        self.close_code = code
+        self.outbox.close()
+
+    async def end(self) -> None:
+        """Stop everything, because the peer is gone or has been closed; returns when the calls have unwound."""
+        self.outbox.close(discard=True)
+        self.connection.in_flight.clear()
+        for key in list(self._tasks):
+            self._stop(key)
+        if self._unwinding:
+            _, late = await asyncio.wait(self._unwinding, timeout=UNWIND_TIMEOUT_S)
+            if late:
+                log.error("calls did not stop when cancelled", calls=len(late), peer=self.peer)
+        self.server.forget(self)
+
+    async def _start(self, call: Call) -> None:
+        if self.server.is_draining:
+            await self._put(self.connection.fail(call, ShuttingDown()))
+            return
+        task = asyncio.create_task(self._run(call), name=f"mcp {call.method.name}")
+        self._tasks[call.id] = task
+        task.add_done_callback(lambda _: self._forget(call.id, task))
+
+    def _stop(self, key: RequestId) -> None:
+        """Cancel a call; its id may be used again at once while the old work unwinds."""
+        task = self._tasks.pop(key, None)
+        if task is not None:
+            self._unwinding.add(task)
+            task.cancel()
+
+    def _forget(self, key: RequestId, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(key) is task:
+            del self._tasks[key]
+        self._unwinding.discard(task)
+        self.server.quieter()
+
+    async def _run(self, call: Call) -> None:
+        request_id = secrets.token_hex(8)
+        label = self.server.label(call)
+        structlog.contextvars.bind_contextvars(request=request_id, owner=self.owner)
+        started = asyncio.get_running_loop().time()
+        outcome = "cancelled"
+        reporter = Reporter(self, call)
+        context = CallContext(self.owner, request_id, reporter.say, call.client, call.version)
+        try:
+            outcome = await self._outcome(call, context, label)
+        except asyncio.CancelledError:
+            # A handler can raise this by itself; then nobody cancelled the call and it still needs its answer.
+            if (data := self.connection.fail(call, _internal(request_id))) is not None:
+                self.outbox.force(Send(data))
+            raise
+        finally:
+            reporter.stop()
+            duration_s = asyncio.get_running_loop().time() - started
+            self.server.recorder.count("mcp_requests_total", method=call.method.name, tool=label, outcome=outcome)
+            self.server.recorder.observe("mcp_request_seconds", duration_s, method=call.method.name, tool=label)
+            log.info("request", method=call.method.name, tool=label, outcome=outcome, ms=round(duration_s * 1000, 1))
+
+    async def _outcome(self, call: Call, context: CallContext, label: str) -> str:
+        """Run the call and queue its answer; returns how it went, for the metrics. The one error boundary."""
+        try:
+            try:
+                result = await self._worked(call, context, label)
+                await self._put(self.connection.complete(call, result))
+                return "error" if result.get("isError") else "ok"
+            except ExaiError as error:
+                log.info("refused", code=error.code, reason=str(error))
+                await self._put(self.connection.fail(call, error))
+                return error.code
+            except RpcError as error:
+                await self._put(self.connection.fail(call, error), error)
+                return "refused"
+        except Exception:
+            log.exception("internal error")
+            defect = _internal(context.request_id)
+            await self._put(self.connection.fail(call, defect), defect)
+            return "internal"
+
+    async def _worked(self, call: Call, context: CallContext, label: str) -> Json:
+        assert call.method.work is not None  # noqa: S101 - methods without work are answered by the protocol
+        limit_s = self.server.tool_timeout_s
+        scope = asyncio.timeout(limit_s + DEADLINE_MARGIN_S)
+        try:
+            with with_deadline(limit_s):
+                async with scope:
+                    return await call.method.work(call, context)
+        except TimeoutError as error:
+            if scope.expired():
+                raise DeadlineExceeded(label or call.method.name, limit_s) from error
+            raise
+
+    async def _put(self, data: bytes | None, error: RpcError | None = None) -> None:
+        if data is not None:
+            await self.outbox.put(Send(data, error))
+
+
+def _internal(request_id: str) -> RpcError:
+    problem = f"internal error; the logs have it under request {request_id}"
+    return RpcError(INTERNAL_ERROR, problem, {"request_id": request_id})
+
+
+class Reporter:
+    """Progress of one call: numbers that grow, and a sign of life when the handler is silent."""
+
+    def __init__(self, session: Session, call: Call) -> None:
+        self._session = session
+        self._call = call
+        self._count = 0
+        self._latest = "working"
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        if call.progress_token is not None:
+            self._arm()
+
+    async def say(self, message: str) -> None:
+        """Tell the client, if it asked; dropped when the client reads too slowly."""
+        self._latest = message
+        if self._timer is not None:
+            self._timer.cancel()
+            self._report(message)
+            self._arm()
+
+    def stop(self) -> None:
+        """Say nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self) -> None:
+        interval_s = self._session.server.settings.progress_interval_s
+        self._timer = self._loop.call_later(interval_s, self._tick)
+
+    def _tick(self) -> None:
+        self._report(f"{self._latest} ({self._loop.time() - self._started:.0f} s)")
+        self._arm()
+
+    def _report(self, message: str) -> None:
+        data = self._session.connection.progress(self._call, self._count + 1, message)
+        if data is not None and self._session.outbox.offer(Send(data)):
+            self._count += 1

@@ -1,0 +1,103 @@
+"""The WebSocket door: one text frame is one message, both ways.
+
+Invariant: the reading loop does nothing but hand messages over, so pongs, cancellations and closes are never stuck
+behind a call; one writer sends, each send is bounded, and a peer that does not read is dropped by aborting its socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from starlette.types import Message, Receive, Scope, Send
+
+from exai.mcp.edge import Rejection, abort_of, peer_of
+from exai.mcp.jsonrpc import Malformed, parse
+from exai.mcp.server import McpServer
+from exai.mcp.session import Session
+
+SUBPROTOCOL = "mcp"
+POLICY_VIOLATION = 1008
+MAX_MALFORMED = 100
+"""Messages that are not JSON-RPC after which a peer is not worth listening to."""
+
+log = structlog.get_logger(__name__)
+
+
+class WebSocketDoor:
+    """An ASGI application for scopes of type websocket."""
+
+    def __init__(self, server: McpServer) -> None:
+        self._server = server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection from its handshake to its end."""
+        await receive()  # websocket.connect
+        admitted = self._server.edge.admit(scope)
+        if isinstance(admitted, Rejection):
+            await reject(send, admitted)
+            return
+        if self._server.is_draining:
+            await reject(send, Rejection(503, "the daemon is shutting down; connect again shortly"))
+            return
+        chosen = SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None
+        await send({"type": "websocket.accept", "subprotocol": chosen})
+        session = self._server.open_session(admitted, peer=peer_of(scope))
+        log.info("connected", peer=session.peer, owner=session.owner, door="websocket")
+        abort = abort_of(scope)
+        writer = asyncio.create_task(self._write(session, send, abort), name="mcp websocket writer")
+        try:
+            code = await self._read(session, receive)
+            log.info("disconnected", peer=session.peer, code=code)
+        finally:
+            await self._close(session, writer)
+
+    async def _read(self, session: Session, receive: Receive) -> int:
+        malformed = 0
+        while True:
+            event = await receive()
+            if event["type"] == "websocket.disconnect":
+                return int(event.get("code", 1005))
+            message = parse(_payload(event))
+            malformed = malformed + 1 if isinstance(message, Malformed) else 0
+            await session.receive(message)
+            if malformed == MAX_MALFORMED:
+                session.finish(POLICY_VIOLATION)
+
+    async def _write(self, session: Session, send: Send, abort: Callable[[], None]) -> None:
+        """Send what is queued, then close; on a send that takes too long, drop the connection."""
+        timeout_s = self._server.settings.send_timeout_s
+        try:
+            while (message := await session.outbox.get()) is not None:
+                async with asyncio.timeout(timeout_s):
+                    await send({"type": "websocket.send", "text": message.data.decode()})
+            async with asyncio.timeout(timeout_s):
+                await send({"type": "websocket.close", "code": session.close_code})
+        except TimeoutError:
+            log.warning("dropped a peer that does not read", peer=session.peer, send_timeout_s=timeout_s)
+            self._server.recorder.count("mcp_slow_peers_total", door="websocket")
+            session.outbox.close(discard=True)
+            abort()
+        except OSError:
+            session.outbox.close(discard=True)
+
+    async def _close(self, session: Session, writer: asyncio.Task[None]) -> None:
+        writer.cancel()
+        await asyncio.wait({writer})
+        await session.end()
+
+
+async def reject(send: Send, rejection: Rejection) -> None:
+    """Answer a handshake with an HTTP status instead of an upgrade."""
+    body = rejection.text.encode()
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), *rejection.headers]
+    await send({"type": "websocket.http.response.start", "status": rejection.status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})
+
+
+def _payload(event: Message) -> bytes:
+    text: Any = event.get("text")
+    data: Any = event.get("bytes")
+    return text.encode() if text is not None else bytes(data or b"")

@@ -1,0 +1,202 @@
+"""What uvicorn's protocols lack for a server that strangers can reach, added by subclassing them.
+
+Invariant: a connection costs bounded time and memory whatever its peer does. Heads arrive whole within the handshake
+timeout and stay small; a peer that stops reading is aborted, not waited for; a message too large or not UTF-8 is
+answered with its close code before the socket goes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, cast
+
+from uvicorn._types import ASGISendEvent
+from uvicorn.config import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
+from websockets.http11 import Request
+
+from exai.config import ServerSettings
+from exai.mcp.edge import ABORT
+
+MAX_HEAD_BYTES = 65_536
+CLOSE_TIMEOUT_S = 5.0
+INVALID_UTF8 = 1007
+
+_FULL = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 5\r\ncontent-length: 0\r\n\r\n"
+_HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+def http_protocol(settings: ServerSettings) -> type[HttpToolsProtocol]:
+    """Return uvicorn's HTTP protocol with the limits of `settings`."""
+
+    class Limited(_Http):
+        limits = settings
+
+    return Limited
+
+
+def websocket_protocol(settings: ServerSettings) -> type[WebSocketsSansIOProtocol]:
+    """Return uvicorn's WebSocket protocol with the limits of `settings`."""
+
+    class Limited(_WebSocket):
+        limits = settings
+
+    return Limited
+
+
+class _Http(HttpToolsProtocol):
+    """Adds a limit on connections, time and size limits on request heads, and abortion of peers that do not read."""
+
+    limits: ServerSettings
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._head_bytes = 0
+        self._unsent_bytes = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport = cast("asyncio.Transport", transport)
+        super().connection_made(transport)
+        if len(self.connections) > self.limits.max_connections:
+            transport.write(_FULL)
+            transport.close()
+            return
+        self._await_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_arrived()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if self._is_between_requests() and self._head_timer is None:
+            self._await_head()
+        if self._head_timer is not None:
+            self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_timer is not None and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+            self.transport.write(_HEAD_TOO_LARGE)
+            self.transport.close()
+
+    def on_headers_complete(self) -> None:
+        self._head_arrived()
+        super().on_headers_complete()
+        self.scope["extensions"] = {ABORT: {ABORT: self.transport.abort}}
+
+    def handle_websocket_upgrade(self) -> None:
+        self._head_arrived()
+        super().handle_websocket_upgrade()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection; one whose answer is still leaving is idle only once it stops moving."""
+        unsent_bytes = self.transport.get_write_buffer_size()
+        if unsent_bytes == 0:
+            super().timeout_keep_alive_handler()
+        elif unsent_bytes == self._unsent_bytes:
+            self.transport.abort()
+        else:
+            self._unsent_bytes = unsent_bytes
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.limits.send_timeout_s, self.timeout_keep_alive_handler
+            )
+
+    def _is_between_requests(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _await_head(self) -> None:
+        self._head_bytes = 0
+        self._head_timer = self.loop.call_later(self.limits.handshake_timeout_s, self.transport.abort)
+
+    def _head_arrived(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+
+class _WebSocket(WebSocketsSansIOProtocol):
+    """Adds a handshake timer, abortion of peers that do not read, and closes that the peer gets to see."""
+
+    limits: ServerSettings
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.close_timeout = CLOSE_TIMEOUT_S
+        self._handshake_timer = self.loop.call_later(self.limits.handshake_timeout_s, self._handshake_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._handshake_timer.cancel()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """Nothing: sessions are drained and closed by `McpServer.drain` before the server goes."""
+
+    def data_received(self, data: bytes) -> None:
+        if self.conn.parser_exc is None:
+            super().data_received(data)
+
+    def handle_connect(self, event: Request) -> None:
+        super().handle_connect(event)
+        if not self.handshake_complete:
+            # The task made for the application has not run yet, so it will find this in its scope.
+            self.scope["extensions"] = {**(self.scope["extensions"] or {}), ABORT: {ABORT: self.transport.abort}}
+
+    def send_receive_event_to_app(self) -> None:
+        data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
+        if self.curr_msg_data_type == "text" and not self.close_sent and not _is_utf8(data):
+            self.frames = []
+            self.conn.fail(INVALID_UTF8, "text is not UTF-8")
+            self.handle_parser_exception()
+            return
+        self.frames = [data]
+        self.curr_msg_data_type = "bytes"
+        super().send_receive_event_to_app()
+
+    def handle_parser_exception(self) -> None:
+        """Say why, then discard what still comes: closing at once would reset the socket and the reason with it."""
+        if self.close_sent:
+            return
+        closing = self.conn.close_sent
+        code, reason = (closing.code, closing.reason) if closing is not None else (1006, "")
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self.close_sent = True
+        self.stop_keepalive()
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
+
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        # Closing waits for the peer to take what is buffered, and this peer has just shown that it takes nothing.
+        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
+
+    async def send(self, message: ASGISendEvent) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.close" and self.close_timer is not None:
+            self.close_timer.cancel()
+            self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
+
+    def _handshake_is_late(self) -> None:
+        if not self.handshake_complete:
+            self.transport.abort()
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""What this process did and how it is: metrics, health, and the HTTP routes that show them."""

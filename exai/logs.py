@@ -1,0 +1,132 @@
+"""Logs: one line per event to standard error, text for a person at a terminal and JSON for everything else.
+
+The invariant is that no line holds a key, token or password: every value passes `redact` after exceptions have been
+rendered and before anything is written, whether it came from EXAI or from a library.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from exai.addresses import redact as redact_address
+from exai.config import LogSettings
+
+MAX_VALUE_CHARS = 16_384
+MAX_DEPTH = 6
+HIDDEN = "***"
+
+LIBRARY_LEVELS = {
+    # Two lines per connection are EXAI's own; these would add theirs, and a traceback for each vanished peer.
+    "websockets": logging.WARNING,
+    "uvicorn": logging.WARNING,
+    "uvicorn.access": logging.ERROR,
+    # One line per HTTP request to a provider.
+    "httpx": logging.WARNING,
+    "httpcore": logging.WARNING,
+    "asyncio": logging.WARNING,
+    "alembic": logging.WARNING,
+    "sqlalchemy": logging.WARNING,
+}
+
+_SECRET_NAME = re.compile(r"(?i)^(proxy-)?authorization$|api_?-?key|^(x-)?token$|access_token|password|secret|cookie")
+_SECRET_TEXT = (
+    # "Authorization: Bearer x", 'apikey=x', '"api_key": "x"', "password=x" wherever they stand in a text.
+    (re.compile(r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?)(?:(?:bearer|basic)\s+)?[^\s'\",;]+"), rf"\1{HIDDEN}"),
+    (
+        re.compile(r"(?i)\b((?:x-)?api[_-]?key|password|passwd|token)(['\"]?\s*[:=]\s*['\"]?)[^\s'\",;&]+"),
+        rf"\1\2{HIDDEN}",
+    ),
+    (re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._~+/=-]{8,}"), rf"\1{HIDDEN}"),
+    (re.compile(r"\bsk-[A-Za-z0-9_-]{6,}"), HIDDEN),
+    (re.compile(r"\beyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)?"), HIDDEN),
+    # The older keys of GLM: 32 hexadecimal digits, a dot, a secret.
+    (re.compile(r"\b[0-9a-f]{32}\.[A-Za-z0-9]{10,}"), HIDDEN),
+)
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
+
+
+def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
+    """Send everything logged in this process, by EXAI and by libraries, to `stream` (default: standard error).
+
+    May be called again; the last call counts. Fields bound with `structlog.contextvars` are on every line of their
+    context, including the lines of libraries.
+    """
+    stream = stream or sys.stderr
+    as_text = settings.format == "text" or (settings.format == "auto" and stream.isatty())
+    level = logging.getLevelNamesMapping()[settings.level.upper()]
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+        redact,
+    ]
+    renderer: Processor = (
+        structlog.dev.ConsoleRenderer(
+            colors=stream.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+        )
+        if as_text
+        else structlog.processors.JSONRenderer(default=repr)
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name, quietest in LIBRARY_LEVELS.items():
+        library = logging.getLogger(name)
+        library.handlers.clear()
+        library.propagate = True
+        library.setLevel(max(level, quietest))
+    logging.captureWarnings(True)
+    structlog.configure(
+        processors=[structlog.stdlib.filter_by_level, *shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+
+
+def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """Replace what looks like a secret in every value of an event, however deep; long values are cut."""
+    del logger, method
+    return {name: value if name.startswith("_") else _clean(name, value, 0) for name, value in event.items()}
+
+
+def redact_text(text: str) -> str:
+    """Return `text` with keys, tokens and passwords of addresses replaced by `***`."""
+    if "://" in text:
+        text = _ADDRESS.sub(lambda match: redact_address(match[0]), text)
+    for pattern, replacement in _SECRET_TEXT:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def _clean(name: str, value: Any, depth: int) -> Any:
+    if _SECRET_NAME.search(name) and value is not None and not isinstance(value, bool | int | float):
+        return HIDDEN
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if depth >= MAX_DEPTH:
+        return "..."
+    if isinstance(value, Mapping):
+        return {str(key): _clean(str(key), each, depth + 1) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_clean("", each, depth + 1) for each in value]
+    text = value if isinstance(value, str) else str(value)
+    cut = text if len(text) <= MAX_VALUE_CHARS else text[:MAX_VALUE_CHARS] + f"... ({len(text)} characters)"
+    return redact_text(cut)

@@ -1,0 +1,196 @@
+"""The health of every component, from probes in the background; asking for it never probes anything.
+
+The invariant is that a report is at most one interval and one probe timeout old, and that readiness changes only after
+it has been seen several times in a row, so that one lost packet does not take a daemon out of its load balancer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from exai.errors import ExaiError
+from exai.models import Recorder
+
+PROBE_INTERVAL_S = 5.0
+PROBE_TIMEOUT_S = 2.0
+READINESS_CHANGES_AFTER = 3
+
+State = Literal["ok", "degraded", "down", "off"]
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What a probe found. `degraded` works with a loss, `off` is not configured; to be down it may as well raise."""
+
+    state: State
+    detail: str = ""
+
+
+Probe = Callable[[], Awaitable[Probed]]
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """Something to watch. Without a `required` component the daemon can answer nothing and is not ready."""
+
+    name: str
+    probe: Probe
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentHealth:
+    """A component as last probed; `since` is when it came into this state."""
+
+    name: str
+    required: bool
+    state: State
+    latency_ms: float | None
+    detail: str
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class HealthReport:
+    """All components together; `age_s` is how long ago they were probed, None before the first time."""
+
+    state: Literal["ok", "degraded", "down"]
+    ready: bool
+    accepting: bool
+    uptime_s: float
+    age_s: float | None
+    components: tuple[ComponentHealth, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the report as `GET /health` and `exai health --format json` show it."""
+        return {
+            "status": self.state,
+            "ready": self.ready,
+            "accepting": self.accepting,
+            "uptime_s": round(self.uptime_s, 1),
+            "checked_s_ago": None if self.age_s is None else round(self.age_s, 1),
+            "components": {
+                each.name: {
+                    "state": each.state,
+                    "required": each.required,
+                    "latency_ms": None if each.latency_ms is None else round(each.latency_ms, 2),
+                    "detail": each.detail,
+                    "since": each.since.isoformat(timespec="seconds"),
+                }
+                for each in self.components
+            },
+        }
+
+
+class Health:
+    """Keeps the newest report; `run` is its background task."""
+
+    def __init__(
+        self,
+        components: Sequence[Component],
+        *,
+        recorder: Recorder,
+        timeout_s: float = PROBE_TIMEOUT_S,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._components = tuple(components)
+        self._recorder = recorder
+        self._timeout_s = timeout_s
+        self._clock, self._now = clock, now
+        self._started = clock()
+        self._probed_at: float | None = None
+        self._usable: bool | None = None
+        self._contrary = 0
+        self._accepting = True
+        self._health = {
+            each.name: ComponentHealth(each.name, each.required, "down", None, "not probed yet", now())
+            for each in self._components
+        }
+
+    @property
+    def ready(self) -> bool:
+        """Whether new work should be sent here."""
+        return self._accepting and bool(self._usable)
+
+    def stop_accepting(self) -> None:
+        """Report not ready from now on, without waiting for anything: the first act of a shutdown."""
+        self._accepting = False
+
+    def report(self) -> HealthReport:
+        """Return what the last probes found."""
+        components = tuple(self._health.values())
+        states = {each.state for each in components}
+        if any(each.required and each.state == "down" for each in components):
+            state: Literal["ok", "degraded", "down"] = "down"
+        else:
+            state = "degraded" if states & {"down", "degraded"} else "ok"
+        now = self._clock()
+        age_s = None if self._probed_at is None else now - self._probed_at
+        return HealthReport(state, self.ready, self._accepting, now - self._started, age_s, components)
+
+    async def probe_all(self) -> None:
+        """Probe every component at once, each within the timeout, and draw the conclusion for readiness."""
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._probe(component), name=f"probe {component.name}")
+                for component in self._components
+            ]
+        found = [task.result() for task in tasks]
+        for health in found:
+            before = self._health[health.name]
+            same = before.state == health.state and self._probed_at is not None
+            self._health[health.name] = replace(health, since=before.since) if same else health
+        self._probed_at = self._clock()
+        self._conclude(all(each.state != "down" for each in found if each.required))
+
+    async def run(self, interval_s: float = PROBE_INTERVAL_S) -> None:
+        """Probe until cancelled."""
+        while True:
+            await asyncio.sleep(interval_s)
+            await self.probe_all()
+
+    def _conclude(self, usable: bool) -> None:
+        """Change readiness at once the first time, later only after several findings in a row to the contrary."""
+        self._contrary = 0 if usable == self._usable else self._contrary + 1
+        if self._usable is None or self._contrary >= READINESS_CHANGES_AFTER:
+            self._usable, self._contrary = usable, 0
+
+    async def _probe(self, component: Component) -> ComponentHealth:
+        started = time.perf_counter()
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                probed = await component.probe()
+        except TimeoutError:
+            probed = Probed("down", f"no answer within {self._timeout_s:g} s")
+        except ExaiError as error:
+            probed = Probed("down", str(error))
+        except Exception as error:  # noqa: BLE001 - a probe's defect is a finding; its text may hold an address
+            probed = Probed("down", type(error).__name__)
+        elapsed_s = time.perf_counter() - started
+        latency_ms = None if probed.state == "off" else elapsed_s * 1000
+        if probed.state != "off":
+            self._recorder.gauge("component_up", probed.state != "down", component=component.name)
+            self._recorder.observe("component_probe_seconds", elapsed_s, component=component.name)
+        return ComponentHealth(component.name, component.required, probed.state, latency_ms, probed.detail, self._now())
+
+
+@asynccontextmanager
+async def open_health(
+    components: Sequence[Component], *, recorder: Recorder, interval_s: float = PROBE_INTERVAL_S
+) -> AsyncIterator[Health]:
+    """Probe once, then in the background until the block ends."""
+    health = Health(components, recorder=recorder)
+    await health.probe_all()
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(health.run(interval_s), name="health probes")
+        try:
+            yield health
+        finally:
+            task.cancel()

@@ -1,0 +1,56 @@
+"""The routes that show health and metrics, on the same port as everything else.
+
+The invariant is that no route waits for a dependency: they answer from what the background probes have found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from exai import __version__
+from exai.monitoring.health import Health
+from exai.monitoring.metrics import CONTENT_TYPE, MetricsRecorder
+
+SERVICE = "exai"
+"""How `exai health` and `exai doctor` know that it is EXAI which answers on a port."""
+
+NO_STORE = {"Cache-Control": "no-store"}
+
+
+def monitoring_routes(
+    health: Health, recorder: MetricsRecorder, facts: Callable[[], Mapping[str, Any]] = dict
+) -> list[Route]:
+    """Return GET /health, /health/live, /health/ready and /metrics; `facts` are further fields of /health.
+
+    /health and /health/ready answer 503 when the daemon is down or should get no work; /health/live answers 200 for as
+    long as the process can answer at all, since restarting it does not repair a database.
+    """
+
+    async def show_health(_: Request) -> Response:
+        report = health.report()
+        body = {"service": SERVICE, "version": __version__, **report.as_json(), **facts()}
+        return JSONResponse(body, 503 if report.state == "down" else 200, NO_STORE)
+
+    async def show_live(_: Request) -> Response:
+        return PlainTextResponse("live\n", headers=NO_STORE)
+
+    async def show_ready(_: Request) -> Response:
+        report = health.report()
+        down = [each.name for each in report.components if each.required and each.state == "down"]
+        body = {"ready": report.ready, "accepting": report.accepting, "down": down}
+        return JSONResponse(body, 200 if report.ready else 503, NO_STORE)
+
+    async def show_metrics(_: Request) -> Response:
+        return Response(recorder.render(), headers={"Content-Type": CONTENT_TYPE, **NO_STORE})
+
+    return [
+        Route("/health", show_health, methods=["GET"]),
+        Route("/health/live", show_live, methods=["GET"]),
+        Route("/health/ready", show_ready, methods=["GET"]),
+        Route("/metrics", show_metrics, methods=["GET"]),
+    ]

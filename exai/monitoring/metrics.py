@@ -1,0 +1,264 @@
+"""The one recorder: counters, gauges and histograms of this process, as Prometheus text and as recent values.
+
+The invariant is that recording never blocks, never raises and never grows with traffic: series are bounded by number,
+and what exceeds a bound is merged into the series `other` and counted. Used from the event loop's thread only.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from math import inf, isfinite
+from typing import Literal
+
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from exai import __version__
+
+PREFIX = "exai_"
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+MAX_FAMILIES = 300
+MAX_SERIES_PER_FAMILY = 200
+MAX_LABEL_CHARS = 100
+OTHER = "other"
+
+RECENT_SLOT_S = 5
+RECENT_SLOTS = 60
+RECENT_VALUES = 256
+
+SECONDS_BUCKETS = (
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+    60,
+    120,
+    300,
+    600,
+)
+BYTES_BUCKETS = tuple(float(256 * 4**power) for power in range(10))
+NUMBER_BUCKETS = (1.0, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 10_000, 100_000)
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+
+class _Series:
+    """One label set of a metric; one class for all kinds, so that a recording takes the same short path."""
+
+    __slots__ = ("buckets", "count", "recent", "sum")
+
+    def __init__(self, buckets: int, recent: int) -> None:
+        self.sum = 0.0
+        self.count = 0
+        self.buckets = [0] * buckets
+        self.recent: deque[tuple[float, float]] = deque(maxlen=recent)
+
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    kind: Kind
+    labels: tuple[str, ...]
+    bounds: tuple[float, ...]
+    series: dict[tuple[str, ...], _Series]
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """Of the observations of a recent window; `count` is how many there were to look at."""
+
+    count: int
+    p50: float
+    p95: float
+    p99: float
+    max: float
+
+
+class MetricsRecorder:
+    """Implements `exai.models.Recorder` and answers what was recorded."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._families: dict[str, _Family] = {}
+        self._known: dict[tuple[object, ...], _Series] = {}
+        self.registry = CollectorRegistry()
+        self.registry.register(_Exporter(self))
+        ProcessCollector(registry=self.registry)
+        self.gauge("build_info", 1, version=__version__)
+        # Made first, so that there is always room to count what there was no room for.
+        self.count("metrics_lost_total", 0, metric=OTHER)
+        self.count("metrics_merged_total", 0, metric=OTHER)
+
+    def count(self, name: str, value: float = 1, /, **labels: str) -> None:
+        """Add to a counter (`..._total`)."""
+        series = self._known.get(("counter", name, *labels.items())) or self._resolve("counter", name, labels)
+        if series is None or not 0 <= value < inf:
+            return self._lost(name)
+        series.sum += value
+        slot = self._clock() // RECENT_SLOT_S
+        if series.recent and series.recent[-1][0] == slot:
+            value += series.recent.pop()[1]
+        series.recent.append((slot, value))
+        return None
+
+    def observe(self, name: str, value: float, /, **labels: str) -> None:
+        """Put one value into a histogram (`..._seconds`, `..._bytes`)."""
+        series = self._known.get(("histogram", name, *labels.items())) or self._resolve("histogram", name, labels)
+        if series is None or not isfinite(value):
+            return self._lost(name)
+        series.sum += value
+        series.count += 1
+        series.buckets[bisect_left(self._families[name].bounds, value)] += 1
+        series.recent.append((self._clock(), value))
+        return None
+
+    def gauge(self, name: str, value: float, /, **labels: str) -> None:
+        """Set a gauge."""
+        series = self._known.get(("gauge", name, *labels.items())) or self._resolve("gauge", name, labels)
+        if series is None:
+            return self._lost(name)
+        series.sum = value
+        return None
+
+    def value(self, name: str, /, **labels: str) -> float:
+        """Return the sum over all series with these labels: a counter's total, a gauge, a histogram's sum."""
+        return sum(series.sum for _, series in self._matching(name, labels))
+
+    def recent(self, name: str, window_s: float = 60, /, **labels: str) -> float:
+        """Return how much a counter grew in the last `window_s` (at most 300), to the nearest 5 s."""
+        oldest = (self._clock() - window_s) // RECENT_SLOT_S
+        return sum(
+            grown for _, series in self._matching(name, labels) for slot, grown in series.recent if slot > oldest
+        )
+
+    def quantiles(self, name: str, window_s: float = 300, /, **labels: str) -> Quantiles | None:
+        """Return quantiles of a histogram's newest observations within `window_s`, None when there are none."""
+        oldest = self._clock() - window_s
+        values = sorted(
+            value for _, series in self._matching(name, labels) for when, value in series.recent if when >= oldest
+        )
+        if not values:
+            return None
+        p50, p95, p99 = (values[min(int(len(values) * share), len(values) - 1)] for share in (0.5, 0.95, 0.99))
+        return Quantiles(len(values), p50, p95, p99, values[-1])
+
+    def labelled(self, name: str) -> dict[tuple[tuple[str, str], ...], float]:
+        """Return every series of a metric by its labels, for tests that count statements and for status."""
+        return {tuple(labels.items()): series.sum for labels, series in self._matching(name, {})}
+
+    def render(self) -> bytes:
+        """Return everything in the Prometheus text format."""
+        return generate_latest(self.registry)
+
+    def families(self) -> Iterator[Metric]:
+        """Yield the metrics as prometheus_client's own values, for its registry."""
+        for name, family in self._families.items():
+            yield _export(PREFIX + name, family)
+
+    def _resolve(self, kind: Kind, name: str, labels: Mapping[str, str]) -> _Series | None:
+        """Return the series of a label set not seen in this spelling before, or None when it cannot be recorded."""
+        names = tuple(sorted(labels))
+        family = self._families.get(name)
+        if family is None:
+            if len(self._families) >= MAX_FAMILIES or not (PREFIX + name).isidentifier():
+                return None
+            family = self._families[name] = _Family(kind, names, _bounds(kind, name), {})
+        if family.kind != kind or family.labels != names:
+            return None
+        values = tuple(_label(labels[each]) for each in names)
+        series = family.series.get(values)
+        if series is None and len(family.series) >= MAX_SERIES_PER_FAMILY:
+            if name != "metrics_merged_total":
+                self.count("metrics_merged_total", metric=name)
+            return family.series.setdefault(tuple(OTHER for _ in names), _new_series(family))
+        if series is None:
+            series = family.series[values] = _new_series(family)
+        # Only spellings of kept series are remembered: anything else would grow with what callers send.
+        if len(self._known) < MAX_FAMILIES * MAX_SERIES_PER_FAMILY:
+            self._known[(kind, name, *labels.items())] = series
+        return series
+
+    def _lost(self, name: str) -> None:
+        """Count a value that could not be recorded: a defect of the caller, which must not suffer for it."""
+        if name != "metrics_lost_total":
+            self.count("metrics_lost_total", metric=name if name in self._families else OTHER)
+
+    def _matching(self, name: str, labels: Mapping[str, str]) -> Iterator[tuple[dict[str, str], _Series]]:
+        family = self._families.get(name)
+        for values, series in family.series.items() if family else ():
+            own = dict(zip(family.labels if family else (), values, strict=True))
+            if labels.items() <= own.items():
+                yield own, series
+
+
+class _Exporter(Collector):
+    """What prometheus_client's registry asks; the values stay in the recorder."""
+
+    def __init__(self, recorder: MetricsRecorder) -> None:
+        self._recorder = recorder
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield all metrics."""
+        return self._recorder.families()
+
+
+def _label(value: str) -> str:
+    """Return a label value that is short and can be encoded."""
+    return str(value)[:MAX_LABEL_CHARS].encode("utf-8", "replace").decode()
+
+
+def _bounds(kind: Kind, name: str) -> tuple[float, ...]:
+    if kind != "histogram":
+        return ()
+    if name.endswith("_seconds"):
+        return SECONDS_BUCKETS
+    return BYTES_BUCKETS if name.endswith("_bytes") else NUMBER_BUCKETS
+
+
+def _new_series(family: _Family) -> _Series:
+    match family.kind:
+        case "counter":
+            return _Series(0, RECENT_SLOTS)
+        case "histogram":
+            return _Series(len(family.bounds) + 1, RECENT_VALUES)
+        case "gauge":
+            return _Series(0, 0)
+
+
+def _export(name: str, family: _Family) -> Metric:
+    text = name.removeprefix(PREFIX).removesuffix("_total").replace("_", " ")
+    match family.kind:
+        case "counter":
+            counter = CounterMetricFamily(name, text, labels=family.labels)
+            for values, series in family.series.items():
+                counter.add_metric(values, series.sum)
+            return counter
+        case "gauge":
+            gauge = GaugeMetricFamily(name, text, labels=family.labels)
+            for values, series in family.series.items():
+                gauge.add_metric(values, series.sum)
+            return gauge
+        case "histogram":
+            histogram = HistogramMetricFamily(name, text, labels=family.labels)
+            bounds = [*(str(float(bound)) for bound in family.bounds), "+Inf"]
+            for values, series in family.series.items():
+                buckets = zip(bounds, map(float, accumulate(series.buckets)), strict=True)
+                histogram.add_metric(values, list(buckets), series.sum)
+            return histogram

@@ -1,0 +1,121 @@
+"""The monitoring routes, spoken to as an ASGI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+
+from exai.monitoring.health import READINESS_CHANGES_AFTER, Component, Health, Probed
+from exai.monitoring.http import monitoring_routes
+from exai.monitoring.metrics import MetricsRecorder
+
+
+class Daemon:
+    """Two components whose state the test sets, behind the routes."""
+
+    def __init__(self) -> None:
+        self.states = {"database": "ok", "redis": "ok"}
+        self.probes = 0
+        self.recorder = MetricsRecorder()
+        components = [Component(name, self._probe(name), required=name == "database") for name in self.states]
+        self.health = Health(components, recorder=self.recorder)
+        routes = monitoring_routes(self.health, self.recorder, lambda: {"staleness_bound_s": 2.0})
+        transport = httpx.ASGITransport(Starlette(routes=routes))
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://exai")
+
+    def _probe(self, name: str):  # type: ignore[no-untyped-def]
+        async def probe() -> Probed:
+            self.probes += 1
+            return Probed(self.states[name], "seen")  # type: ignore[arg-type]
+
+        return probe
+
+    async def settle(self, **states: str) -> None:
+        self.states |= states
+        for _ in range(READINESS_CHANGES_AFTER):
+            await self.health.probe_all()
+
+
+@pytest.fixture
+async def daemon() -> AsyncIterator[Daemon]:
+    daemon = Daemon()
+    await daemon.settle()
+    yield daemon
+    await daemon.client.aclose()
+
+
+async def test_health_shows_every_component_with_its_latency(daemon: Daemon) -> None:
+    """Design, monitoring: GET /health with every component and its latency."""
+    reply = await daemon.client.get("/health")
+    body = reply.json()
+    assert reply.status_code == 200
+    assert (body["service"], body["status"], body["ready"], body["staleness_bound_s"]) == ("exai", "ok", True, 2.0)
+    assert set(body["components"]) == {"database", "redis"}
+    redis = body["components"]["redis"]
+    assert set(redis) == {"state", "required", "latency_ms", "detail", "since"}
+    assert redis["latency_ms"] >= 0
+    assert reply.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    ("states", "status", "health", "ready"),
+    [
+        ({}, "ok", 200, 200),
+        ({"redis": "down"}, "degraded", 200, 200),
+        ({"redis": "off"}, "ok", 200, 200),
+        ({"database": "degraded"}, "degraded", 200, 200),
+        ({"database": "down"}, "down", 503, 503),
+    ],
+)
+async def test_status_follows_the_components_and_live_stays_200(
+    daemon: Daemon, states: dict[str, str], status: str, health: int, ready: int
+) -> None:
+    """Facts on monitoring: a database outage must not restart daemons; degraded Redis is ready."""
+    await daemon.settle(**states)
+    reply = await daemon.client.get("/health")
+    assert (reply.json()["status"], reply.status_code) == (status, health)
+    assert (await daemon.client.get("/health/ready")).status_code == ready
+    assert (await daemon.client.get("/health/live")).status_code == 200
+
+
+async def test_not_ready_names_what_is_down(daemon: Daemon) -> None:
+    """An operator reads the reason where the refusal is."""
+    await daemon.settle(database="down", redis="down")
+    assert (await daemon.client.get("/health/ready")).json() == {
+        "ready": False,
+        "accepting": True,
+        "down": ["database"],
+    }
+
+
+async def test_draining_is_not_ready_but_healthy_and_live(daemon: Daemon) -> None:
+    """Style, shutdown: not ready first, so that a load balancer stops sending."""
+    daemon.health.stop_accepting()
+    ready = await daemon.client.get("/health/ready")
+    assert (ready.status_code, ready.json()["accepting"]) == (503, False)
+    assert (await daemon.client.get("/health")).status_code == 200
+
+
+async def test_requests_never_probe(daemon: Daemon) -> None:
+    """Facts on monitoring: never probing on request, or health checks become load."""
+    before = daemon.probes
+    for path in ("/health", "/health/live", "/health/ready", "/metrics"):
+        await daemon.client.get(path)
+    assert daemon.probes == before
+
+
+async def test_metrics_are_prometheus_text(daemon: Daemon) -> None:
+    """The content type decides how Prometheus reads it."""
+    daemon.recorder.count("db_statements_total", statement="append")
+    reply = await daemon.client.get("/metrics")
+    assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert 'exai_db_statements_total{statement="append"} 1.0' in reply.text
+
+
+async def test_only_get_and_head_are_answered(daemon: Daemon) -> None:
+    """Nothing here changes anything."""
+    assert (await daemon.client.head("/health")).status_code == 200
+    assert (await daemon.client.post("/health")).status_code == 405

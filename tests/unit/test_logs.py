@@ -1,0 +1,186 @@
+"""Logs: one format for EXAI and its libraries, and no secret in any line."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from exai.config import LogSettings
+from exai.logs import MAX_VALUE_CHARS, configure_logging, redact_text
+
+KEY = "sk-0123456789abcdef"
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZSJ9.c2lnbmF0dXJlLXBhcnQ"
+SECRETS = ("pa55word", KEY, JWT, "0123456789abcdef0123456789abcdef.Abcdefghijklmnop")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    """Logging is global to the process; leave it as it was found."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    logging.captureWarnings(False)
+    structlog.reset_defaults()
+    structlog.contextvars.clear_contextvars()
+
+
+def logged(stream: io.StringIO) -> list[dict[str, object]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def configured(level: str = "info", format: str = "json") -> io.StringIO:
+    stream = io.StringIO()
+    configure_logging(LogSettings(level=level, format=format), stream)  # type: ignore[arg-type]
+    return stream
+
+
+def test_lines_are_json_with_fields_level_and_time() -> None:
+    """Style: structlog, key-values."""
+    stream = configured()
+    structlog.get_logger("exai.db").info("turn finished", turn_id="t1", duration_ms=12)
+    [line] = logged(stream)
+    assert line["event"] == "turn finished"
+    assert (line["turn_id"], line["duration_ms"], line["level"], line["logger"]) == ("t1", 12, "info", "exai.db")
+    assert str(line["timestamp"]).endswith("Z")
+
+
+def test_terminal_gets_text_and_anything_else_json() -> None:
+    """The reader decides the format unless it is configured."""
+    for stream, format, is_json in (
+        (Terminal(), "auto", False),
+        (io.StringIO(), "auto", True),
+        (Terminal(), "json", True),
+        (io.StringIO(), "text", False),
+    ):
+        configure_logging(LogSettings(format=format), stream)
+        structlog.get_logger().info("hello")
+        assert "hello" in stream.getvalue()
+        assert stream.getvalue().startswith("{") is is_json
+
+
+def test_lines_below_the_level_are_left_out() -> None:
+    """The level is a setting."""
+    stream = configured(level="warning")
+    structlog.get_logger("exai").info("quiet")
+    logging.getLogger("library").info("quiet")
+    structlog.get_logger("exai").warning("loud")
+    assert [line["event"] for line in logged(stream)] == ["loud"]
+
+
+def test_fields_bound_to_a_request_are_on_all_its_lines_and_on_no_others() -> None:
+    """Style: context bound per request, and libraries log inside it too."""
+    stream = configured()
+    with structlog.contextvars.bound_contextvars(request_id="r1"):
+        structlog.get_logger().info("inside")
+        logging.getLogger("library").warning("library inside")
+    structlog.get_logger().info("outside")
+    assert [line.get("request_id") for line in logged(stream)] == ["r1", "r1", None]
+
+
+def test_libraries_share_the_format_and_are_quietened() -> None:
+    """Facts on websockets: its server logger is noise below warning."""
+    stream = configured()
+    logging.getLogger("websockets.server").info("connection open")
+    logging.getLogger("uvicorn.error").info("Started server process")
+    logging.getLogger("uvicorn.access").warning("GET /health")
+    logging.getLogger("httpx").info("HTTP Request")
+    logging.getLogger("alembic.runtime.migration").info("Running upgrade")
+    logging.getLogger("websockets.server").warning("connection %s failed", "abc")
+    [line] = logged(stream)
+    assert (line["event"], line["logger"]) == ("connection abc failed", "websockets.server")
+
+
+def test_handlers_a_library_installed_for_itself_are_removed() -> None:
+    """Otherwise its lines come twice, once in another format."""
+    logging.getLogger("uvicorn").addHandler(logging.StreamHandler(io.StringIO()))
+    configured()
+    assert logging.getLogger("uvicorn").handlers == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cannot connect to postgresql://exai:pa55word@db.example:5432/postgres",
+        "url=rediss://:pa55word@cache:6379/0 failed",
+        "postgresql:///d?host=/run&password=pa55word",
+        f"Authorization: Bearer {KEY}",
+        f"{{'authorization': 'Bearer {JWT}'}}",
+        "authorization=Basic pa55word",
+        f"header bearer {JWT} refused",
+        f"the key {KEY} was refused",
+        f"apikey={JWT}",
+        '"api_key": "pa55word"',
+        "password=pa55word",
+        f"GLM says {SECRETS[3]} is wrong",
+        f"wss://host/?token={JWT}",
+    ],
+)
+def test_secrets_inside_text_are_replaced(text: str) -> None:
+    """Facts on security: Authorization, apikey, sk-, JWT shapes, DSN passwords."""
+    clean = redact_text(text)
+    assert not any(secret in clean for secret in SECRETS), clean
+    assert "***" in clean
+
+
+@pytest.mark.parametrize(
+    "text", ["tokens: 12 used", "ask-me-anything", "0.5 s for https://api.moonshot.ai/v1/models", "risk-free"]
+)
+def test_text_without_secrets_is_left_alone(text: str) -> None:
+    """A log that hides everything explains nothing."""
+    assert redact_text(text) == text
+
+
+def test_secrets_in_fields_nested_values_arguments_and_tracebacks_are_replaced() -> None:
+    """No way around the processor: fields, containers, library arguments, exceptions."""
+    stream = configured()
+    log = structlog.get_logger()
+    log.info(
+        "fields", api_key="pa55word", Authorization="pa55word", password="pa55word", input_tokens=7, token="pa55word"
+    )
+    log.info("nested", headers={"Authorization": "pa55word", "list": [f"Bearer {JWT}", {"apikey": "pa55word"}]})
+    log.info("object", error=ValueError(f"postgres://u:pa55word@h/d {KEY}"))
+    logging.getLogger("library").warning("sent %s", f"Bearer {JWT}")
+    try:
+        raise ValueError("postgresql://u:pa55word@h/d")
+    except ValueError:
+        log.exception("failed")
+        logging.getLogger("library").exception("failed too")
+    text = stream.getvalue()
+    assert not any(secret in text for secret in SECRETS), text
+    assert logged(stream)[0]["input_tokens"] == 7
+    assert "ValueError" in text
+
+
+def test_long_values_are_cut_and_deep_ones_end() -> None:
+    """Every value has a limit; a message body in a log line must not fill the disk."""
+    stream = configured()
+    deep: dict[str, object] = {}
+    deep["self"] = deep
+    structlog.get_logger().info("big", text="x" * 100_000, deep=deep)
+    assert len(stream.getvalue()) < MAX_VALUE_CHARS + 1_000
+
+
+def test_text_that_cannot_be_encoded_is_logged_all_the_same() -> None:
+    """A lone surrogate from a client must not cost the line."""
+    stream = configured()
+    structlog.get_logger().info("odd", name="\ud800")
+    assert logged(stream)[0]["name"] == "\ud800"
+
+
+def test_configuring_again_replaces_the_first_configuration() -> None:
+    """The command line configures before the settings are known, and again after."""
+    first, second = configured(), configured()
+    structlog.get_logger().info("once")
+    assert first.getvalue() == ""
+    assert len(logged(second)) == 1

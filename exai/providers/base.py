@@ -1,0 +1,161 @@
+"""What a model is, what a provider is, and the seam between asking for an answer and the wire it comes over.
+
+Nothing here does I/O. A provider is described by data (`Family`): where it lives, which parameters it takes and what
+its error codes mean; one client (`chat_api`) serves all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from typing import Any, Literal, Protocol
+
+from exai.models import CompletionRequest, OnDelta, Thinking, Usage
+from exai.providers.answer import Answer
+from exai.resilience import Attempt, BreakerState, Clock, Random
+
+LimitField = Literal["max_tokens", "max_completion_tokens"]
+
+Verdict = Literal["refused", "auth", "limited", "exhausted", "unavailable"]
+"""What an error means: the request is wrong; the key is; too fast; no quota or balance; the provider is ill."""
+
+_TOKENS_PER_PRICE = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars per million tokens."""
+
+    input: Decimal
+    output: Decimal
+    cached: Decimal
+
+    def cost_usd(self, usage: Usage) -> Decimal:
+        """What the provider charges for `usage`; cached input has its own price."""
+        cached = min(usage.cached_tokens, usage.input_tokens)
+        total = (usage.input_tokens - cached) * self.input + cached * self.cached + usage.output_tokens * self.output
+        return total / _TOKENS_PER_PRICE
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model as EXAI addresses it; `wire_name` is what its provider calls it.
+
+    `thinking` maps each level the model can honour to the fields that ask for it, `temperature` is the range it
+    accepts, None when it accepts none. `known` is false for a name that only an endpoint can judge.
+    """
+
+    name: str
+    provider: str
+    wire_name: str
+    context_window: int
+    max_output_tokens: int
+    thinking: Mapping[Thinking, Mapping[str, Any]] = field(default_factory=dict)
+    default_thinking: Thinking | None = None
+    temperature: tuple[float, float] | None = None
+    limit_field: LimitField = "max_tokens"
+    stream_usage: bool = True
+    price: Price | None = None
+    aliases: tuple[str, ...] = ()
+    retires: date | None = None
+    successor: str | None = None
+    known: bool = True
+
+    @property
+    def label(self) -> str:
+        """The model's name in metrics; names that callers invent share one label, so that series stay few."""
+        return self.name if self.known else f"{self.provider}/*"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model as it is listed. `configured`: it could be called now; `default`: a request without a name gets it."""
+
+    name: str
+    provider: str
+    configured: bool
+    default: bool
+    context_window: int
+    max_output_tokens: int
+    thinking: tuple[Thinking, ...]
+    default_thinking: Thinking | None
+    accepts_temperature: bool
+    aliases: tuple[str, ...]
+    price: Price | None
+    retires: date | None
+    successor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderStatus:
+    """How a provider does. `notes` are sentences somebody should act on, such as models that retire soon."""
+
+    name: str
+    configured: bool
+    base_url: str
+    breaker: BreakerState
+    retry_after_s: float
+    last_error: str | None
+    models: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The rules of one provider. `verdicts` maps its error types and codes, `statuses` HTTP statuses it uses oddly.
+
+    `key_setting` names the variables that hold the key. `needs_user_message`: a list without one is rejected.
+    `open_temperature_range`: the ends of the range are rejected.
+    """
+
+    name: str
+    base_url: str
+    key_setting: str
+    limit_field: LimitField
+    stream_usage: bool
+    needs_user_message: bool = False
+    open_temperature_range: bool = False
+    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    statuses: Mapping[int, Verdict] = field(default_factory=dict)
+    request_id_headers: tuple[str, ...] = ("x-request-id", "x-trace-id")
+
+
+@dataclass(frozen=True, slots=True)
+class Clocks:
+    """Time and chance, so that tests can own both. `monotonic` for durations, `now` only for dates."""
+
+    monotonic: Clock = time.monotonic
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+    rand: Random = random.random
+
+
+@dataclass(slots=True)
+class Call:
+    """One request; what the current attempt has brought so far is in `answer`.
+
+    `until` is when the caller's time ends (`loop.time()`). `may_repeat` and `retry_after_s` say what the provider's
+    last reply means for another attempt.
+    """
+
+    model: Model
+    request: CompletionRequest
+    body: bytes
+    on_delta: OnDelta | None
+    until: float
+    answer: Answer
+    request_id: str | None = None
+    may_repeat: bool = True
+    retry_after_s: float | None = None
+
+
+class Transport(Protocol):
+    """What makes one attempt at an answer: the seam, one method wide, at which tests replace a provider."""
+
+    async def run(self, call: Call, attempt: Attempt) -> None:
+        """Fill `call.answer` until it is whole, telling `attempt` of the first piece. Raises a `ProviderError`."""

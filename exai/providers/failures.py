@@ -1,0 +1,229 @@
+"""What a failed reply means: from status, error type and business code to one error of EXAI's tree.
+
+Never decided by the text of a message. What is shown of a provider's own words is short, and neither keys nor parts of
+the prompt are in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from math import isfinite
+from typing import Any, Final, assert_never
+
+import orjson
+
+from exai.errors import (
+    ProviderAuthFailed,
+    ProviderBroken,
+    ProviderError,
+    ProviderLimited,
+    ProviderRefused,
+    ProviderUnavailable,
+)
+from exai.models import Prompt
+from exai.providers.base import Family, Verdict
+
+MAX_EXCERPT_CHARS: Final = 200
+MAX_RETRY_AFTER_S: Final = 86_400.0
+
+_ECHO_CHARS: Final = 12
+"""Pieces of a provider's message of this length are looked for in the prompt."""
+_ECHO_MIN_CHARS: Final = 3
+_FLATTENED_CHARS: Final = 100_000
+
+_TOKEN: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
+_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,200}")
+_SECRETS: Final = re.compile(r"sk-[\w-]{4,}|(?i:bearer)\s+\S+|eyJ[\w-]+\.[\w.-]+")
+_TITLE: Final = re.compile(r"<title[^>]*>([^<]{1,300})", re.IGNORECASE)
+
+_GENERIC: Final[Mapping[str, Verdict]] = {
+    "invalid_request_error": "refused",
+    "model_not_found": "refused",
+    "context_length_exceeded": "refused",
+    "content_filter": "refused",
+    "authentication_error": "auth",
+    "invalid_api_key": "auth",
+    "permission_error": "auth",
+    "insufficient_quota": "exhausted",
+    "rate_limit_exceeded": "limited",
+    "rate_limit_error": "limited",
+    "server_error": "unavailable",
+    "internal_server_error": "unavailable",
+    "overloaded_error": "unavailable",
+    "service_unavailable": "unavailable",
+}
+_STATUSES: Final[Mapping[int, Verdict]] = {
+    401: "auth",
+    402: "exhausted",
+    403: "auth",
+    408: "unavailable",
+    425: "unavailable",
+    429: "limited",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a provider said when it did not answer. `kind` and `code` are its own names, empty when it gave none."""
+
+    status: int | None
+    kind: str = ""
+    code: str = ""
+    message: str = ""
+    request_id: str | None = None
+    retry_after_s: float | None = None
+
+
+def read_failure(
+    document: object, *, status: int | None, request_id: str | None = None, retry_after_s: float | None = None
+) -> Failure:
+    """Find type, code and message in a decoded error body of any of the known shapes."""
+    outer = document if isinstance(document, Mapping) else {}
+    inner = outer.get("error")
+    error: Mapping[str, Any] = inner if isinstance(inner, Mapping) else outer
+    message = inner if isinstance(inner, str) else error.get("message") or error.get("msg") or error.get("detail")
+    return Failure(
+        status=status,
+        kind=_token(error.get("type")),
+        code=_token(error.get("code")),
+        message=message if isinstance(message, str) else "",
+        request_id=request_id or clean_request_id(outer.get("request_id")),
+        retry_after_s=retry_after_s,
+    )
+
+
+def decode_body(body: bytes) -> tuple[object, str]:
+    """Return the JSON of a body, if it is any, and what a person may be shown of it otherwise."""
+    try:
+        return orjson.loads(body), ""
+    except orjson.JSONDecodeError:
+        text = body.decode(errors="replace")
+        title = _TITLE.search(text)
+        return None, f"an HTML page titled {' '.join(title[1].split())!r}" if title else "not JSON"
+
+
+def verdict_of(family: Family, failure: Failure) -> Verdict | None:
+    """What the failure means; None when nothing in it says so. Codes go before types, types before the status."""
+    status = failure.status
+    if (status is None or status < 400) and failure.code.isdigit():
+        # Proxies put the upstream's HTTP status into the body of a 200.
+        status = int(failure.code)
+    for name in (failure.code, failure.kind):
+        verdict = family.verdicts.get(name) or _GENERIC.get(name)
+        # A generic "invalid request" is said of wrong keys and of rate limits too; the status then knows better.
+        if verdict is not None and not (verdict == "refused" and name not in family.verdicts and status in _STATUSES):
+            return verdict
+    if status is None or status < 400:
+        return None
+    if status >= 500:
+        return "unavailable"
+    return family.statuses.get(status) or _STATUSES.get(status, "refused")
+
+
+def error_of(family: Family, failure: Failure, excerpt: str) -> ProviderError:
+    """The error to raise for `failure`; `excerpt` is what may be shown of the provider's words."""
+    verdict = verdict_of(family, failure)
+    said = f": {excerpt}" if excerpt else ""
+    names = [f"HTTP {failure.status}"] if failure.status is not None else []
+    names += [name for name in (failure.kind, failure.code) if name]
+    facts = f" ({', '.join(names)})" if names else ""
+    status, request_id = failure.status, failure.request_id
+    match verdict:
+        case None:
+            problem = f"answered with something that is not an answer{facts}{said}"
+            return ProviderBroken(
+                family.name, problem, "Check the provider's base URL", status=status, request_id=request_id
+            )
+        case "refused":
+            problem = f"refused the request{facts}{said}"
+            return ProviderRefused(
+                family.name, problem, "Change the request or choose another model", status=status, request_id=request_id
+            )
+        case "auth":
+            problem = f"did not accept the key or the account{facts}{said}"
+            return ProviderAuthFailed(
+                family.name, problem, f"Check {family.key_setting}", status=status, request_id=request_id
+            )
+        case "limited" | "exhausted":
+            return _limited(family, failure, facts + said, exhausted=verdict == "exhausted")
+        case "unavailable":
+            problem = f"is not able to answer now{facts}{said}"
+            return ProviderUnavailable(
+                family.name,
+                problem,
+                "Try again shortly, or use a model of another provider",
+                status=status,
+                request_id=request_id,
+            )
+        case _:
+            assert_never(verdict)
+
+
+def _limited(family: Family, failure: Failure, facts: str, *, exhausted: bool) -> ProviderLimited:
+    wait_s = failure.retry_after_s
+    if exhausted:
+        problem, cure = "has no quota or balance left", "Top the account up, or use a model of another provider"
+    else:
+        problem = "asks for fewer requests"
+        cure = "Try again shortly" if wait_s is None else f"Try again in {wait_s:.0f} s"
+    return ProviderLimited(
+        family.name,
+        problem + facts,
+        cure,
+        status=failure.status,
+        request_id=failure.request_id,
+        retry_after_s=wait_s,
+        exhausted=exhausted,
+    )
+
+
+def safe_excerpt(message: str, prompts: Sequence[Prompt], key: str) -> str:
+    """A short, single-line piece of a provider's message; empty when it repeats any part of the prompt."""
+    text = " ".join(message.replace(key, "***").split() if key else message.split())
+    text = _SECRETS.sub("***", text)[:MAX_EXCERPT_CHARS].strip()
+    text = "".join(char for char in text if char.isprintable())
+    return "" if _repeats(text, prompts) else text
+
+
+def parse_retry_after(value: str | None, now: datetime) -> float | None:
+    """Seconds from a Retry-After header, which holds seconds or an HTTP date; None when it holds neither."""
+    if value is None:
+        return None
+    try:
+        wait_s = float(value)
+    except ValueError:
+        try:
+            moment = parsedate_to_datetime(value)
+        except ValueError:
+            return None
+        if moment.tzinfo is None:
+            return None
+        wait_s = (moment - now).total_seconds()
+    return min(max(wait_s, 0.0), MAX_RETRY_AFTER_S) if isfinite(wait_s) else None
+
+
+def clean_request_id(value: object) -> str | None:
+    """A provider's request id as it may stand in our errors; None for what is none."""
+    return value if isinstance(value, str) and _REQUEST_ID.fullmatch(value) else None
+
+
+def _token(value: object) -> str:
+    text = str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    return text if _TOKEN.fullmatch(text) else ""
+
+
+def _repeats(text: str, prompts: Sequence[Prompt]) -> bool:
+    """Whether the text holds a whole short message, or a piece of twice the length looked for of any message."""
+    pieces = [text[at : at + _ECHO_CHARS] for at in range(0, len(text) - _ECHO_CHARS + 1, _ECHO_CHARS)]
+    for prompt in prompts:
+        content = prompt.content.strip()
+        flat = " ".join(content[:_FLATTENED_CHARS].split())
+        if len(flat) > _ECHO_MIN_CHARS and flat[:MAX_EXCERPT_CHARS] in text:
+            return True
+        if any(piece in flat or piece in content for piece in pieces):
+            return True
+    return False

@@ -1,0 +1,204 @@
+"""Every configured provider behind one object: what the rest of EXAI asks for models and completions.
+
+A request that names no model gets EXAI_PROVIDERS__DEFAULT_MODEL, else the catalogue's default for Kimi, then for GLM,
+then the first model of the first endpoint. Nothing falls back in silence: a provider that fails is an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+from decimal import Decimal
+from typing import Final
+
+import httpx
+
+from exai.config import LimitSettings, ProvidersSettings
+from exai.errors import ConfigError, InvalidArgument, NotConfigured
+from exai.models import Completion, CompletionRequest, OnDelta, Recorder, Thinking, Usage
+from exai.providers.base import Clocks, Model, ModelInfo, ProviderStatus
+from exai.providers.catalogue import load_catalogue
+from exai.providers.chat_api import ChatApi
+from exai.providers.discovery import Discovery
+from exai.providers.exchange import Exchange, is_loopback, open_client
+from exai.providers.naming import DEFAULT_SETTING, ModelNames
+from exai.providers.request import check_options
+from exai.providers.sites import Site, read_sites
+
+RETIRES_SOON: Final = timedelta(days=60)
+
+
+class Providers:
+    """The configured providers; built by `open_providers`, safe for any number of tasks of one event loop."""
+
+    def __init__(
+        self,
+        sites: Mapping[str, Site],
+        names: ModelNames,
+        chats: Mapping[str, ChatApi],
+        discoveries: Mapping[str, Discovery],
+        clocks: Clocks,
+    ) -> None:
+        self._sites, self._names, self._chats = sites, names, chats
+        self._discoveries, self._clocks = discoveries, clocks
+
+    def resolve(self, model: str | None) -> Model:
+        """Return the model of that name or alias, or the default for None, "" and "auto". No I/O.
+
+        Raises `NotConfigured` naming the variables to set, or `InvalidArgument` with the nearest names for a name
+        that is unknown, ambiguous or retired.
+        """
+        return self._names.resolve(model)
+
+    def check(
+        self,
+        model: Model,
+        *,
+        max_output_tokens: int | None = None,
+        thinking: Thinking | None = None,
+        temperature: float | None = None,
+    ) -> None:
+        """Raise `InvalidArgument` for an option the model cannot honour, before anything is stored or sent."""
+        check_options(model, max_output_tokens=max_output_tokens, thinking=thinking, temperature=temperature)
+
+    async def complete(self, model: Model, request: CompletionRequest, on_delta: OnDelta | None) -> Completion:
+        """Ask `model`, which `resolve` gave; see `ChatApi.complete` for what holds afterwards and what is raised."""
+        return await self._chats[model.provider].complete(model, request, on_delta)
+
+    def cost_usd(self, model: Model, usage: Usage) -> Decimal | None:
+        """What `usage` costs, or None when the model's price is not known."""
+        return None if model.price is None else model.price.cost_usd(usage)
+
+    def models(self) -> list[ModelInfo]:
+        """Every model that still answers, callable ones first."""
+        try:
+            default = self._names.resolve(None).name
+        except (InvalidArgument, NotConfigured):
+            default = None
+        infos = [self._info(model, default) for model in self._names.listed()]
+        return sorted(infos, key=lambda info: not info.configured)
+
+    def status(self) -> tuple[ProviderStatus, ...]:
+        """How every provider does, configured or not, from what the last requests saw; nothing is asked now."""
+        models = list(self._names.listed())
+        return tuple(
+            self._status(site, [model for model in models if model.provider == name])
+            for name, site in self._sites.items()
+        )
+
+    async def discover(self) -> None:
+        """Ask endpoints without a configured model list for theirs, at most every few minutes; never raises for it."""
+        await asyncio.gather(*(discovery.refresh() for discovery in self._discoveries.values()))
+
+    def _info(self, model: Model, default: str | None) -> ModelInfo:
+        return ModelInfo(
+            name=model.name,
+            provider=model.provider,
+            configured=model.provider in self._chats,
+            default=model.name == default,
+            context_window=model.context_window,
+            max_output_tokens=model.max_output_tokens,
+            thinking=tuple(model.thinking),
+            default_thinking=model.default_thinking,
+            accepts_temperature=model.temperature is not None,
+            aliases=model.aliases,
+            price=model.price,
+            retires=model.retires,
+            successor=model.successor,
+        )
+
+    def _status(self, site: Site, models: list[Model]) -> ProviderStatus:
+        name = site.family.name
+        chat = self._chats.get(name)
+        return ProviderStatus(
+            name=name,
+            configured=site.configured,
+            base_url=site.base_url,
+            breaker="closed" if chat is None else chat.breaker.state,
+            retry_after_s=0.0 if chat is None else max(chat.breaker.retry_after_s, chat.slow_for_s),
+            last_error=None if chat is None else chat.last_error,
+            models=len(models),
+            notes=tuple(self._notes(site, models)) if site.configured else (),
+        )
+
+    def _notes(self, site: Site, models: list[Model]) -> list[str]:
+        soon = self._clocks.now().date() + RETIRES_SOON
+        notes = [
+            f"{model.name} retires after {model.retires}" + (f"; use {model.successor}" if model.successor else "")
+            for model in models
+            if model.retires is not None and model.retires <= soon
+        ]
+        discovery = self._discoveries.get(site.family.name)
+        if discovery is not None and discovery.problem is not None:
+            notes.append(f"its list of models could not be read: {discovery.problem}")
+        url = httpx.URL(site.base_url)
+        if site.key and url.scheme == "http" and not is_loopback(url.host):
+            notes.append("its key travels unencrypted, because the base URL is http")
+        return notes
+
+
+@asynccontextmanager
+async def open_providers(
+    settings: ProvidersSettings, *, recorder: Recorder, limits: LimitSettings, clocks: Clocks | None = None
+) -> AsyncIterator[Providers]:
+    """Open a client for every configured provider; no provider is asked for anything but, aside, its model list.
+
+    Raises `ConfigError` naming the variable or the key of the models file that is wrong.
+    """
+    clocks = clocks or Clocks()
+    sites = read_sites(settings)
+    catalogue = load_catalogue(settings.models_file, {name: site.family for name, site in sites.items()})
+    async with AsyncExitStack() as stack:
+        chats: dict[str, ChatApi] = {}
+        discoveries: dict[str, Discovery] = {}
+        verify = httpx.create_ssl_context()
+        for name, site in sites.items():
+            if not site.configured:
+                continue
+            client = await stack.enter_async_context(open_client(site.base_url, settings, verify))
+            exchange = Exchange(
+                site.family,
+                client,
+                base_url=site.base_url,
+                key=site.key,
+                settings=settings,
+                recorder=recorder,
+                clocks=clocks,
+            )
+            chats[name] = ChatApi(
+                site.family,
+                exchange,
+                max_attempts=settings.max_attempts,
+                max_content_bytes=limits.message_bytes,
+                recorder=recorder,
+                clocks=clocks,
+            )
+            if site.endpoint is not None and not site.endpoint.models:
+                discoveries[name] = Discovery(site.family, site.base_url, site.key, client, clocks)
+        names = ModelNames(sites, catalogue, discoveries, default_model=settings.default_model, clocks=clocks)
+        _check_default(settings, names, open_ended=bool(discoveries))
+        providers = Providers(sites, names, chats, discoveries, clocks)
+        discovering = asyncio.create_task(providers.discover(), name="provider-discovery")
+        try:
+            yield providers
+        finally:
+            discovering.cancel()
+            await asyncio.wait([discovering])
+        if not discovering.cancelled():
+            discovering.result()
+
+
+def _check_default(settings: ProvidersSettings, names: ModelNames, *, open_ended: bool) -> None:
+    """Refuse a default that no provider can have; one that is retired or lacks its key is told to whoever asks."""
+    name = settings.default_model
+    if name is None or open_ended:
+        return
+    try:
+        found = names.find(name)
+    except InvalidArgument:
+        return
+    if found is None:
+        unknown = names.unknown(name)
+        raise ConfigError(DEFAULT_SETTING, unknown.problem, unknown.cure)

@@ -1,0 +1,84 @@
+"""Server-sent events without I/O: bytes in, events out, however the bytes are cut.
+
+Lines end with CR LF, LF or CR; comments and unknown fields are skipped; several `data` lines are joined by newlines.
+The invariant is bounded memory: an event above the limit is an error, not a buffer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+_BOM: Final = b"\xef\xbb\xbf"
+_CR, _LF = b"\r", b"\n"
+
+
+class EventTooLarge(Exception):
+    """One event, or one line, is above the limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One event; `name` is empty unless the server gave one."""
+
+    data: str
+    name: str = ""
+
+
+class SseParser:
+    """Feed it chunks as they come; it answers with the events they complete."""
+
+    def __init__(self, max_event_bytes: int) -> None:
+        self._max_bytes = max_event_bytes
+        self._partial = bytearray()
+        self._data: list[bytes] = []
+        self._data_bytes = 0
+        self._name = ""
+        self._skip_lf = False
+        self._at_start = True
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """Return the events completed by `chunk`. Raises `EventTooLarge`; the parser is of no use afterwards."""
+        if self._skip_lf and chunk:
+            # A CR ended the last chunk and was taken for a line end; an LF right after it belongs to the same end.
+            chunk = chunk.removeprefix(_LF)
+            self._skip_lf = False
+        events: list[Event] = []
+        for line in chunk.splitlines(keepends=True):
+            self._partial += line
+            if self._data_bytes + len(self._partial) > self._max_bytes:
+                raise EventTooLarge
+            if line.endswith((_CR, _LF)):
+                self._skip_lf = line.endswith(_CR)
+                self._end_of_line(events)
+        return events
+
+    def close(self) -> list[Event]:
+        """Return what an end of stream completes: servers exist that leave out the last blank line."""
+        events: list[Event] = []
+        if self._partial:
+            self._end_of_line(events)
+        self._dispatch(events)
+        return events
+
+    def _end_of_line(self, events: list[Event]) -> None:
+        line = bytes(self._partial).rstrip(_CR + _LF)
+        self._partial.clear()
+        if self._at_start:
+            line = line.removeprefix(_BOM)
+            self._at_start = False
+        if not line:
+            self._dispatch(events)
+            return
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            self._data.append(value)
+            self._data_bytes += len(value) + 1
+        elif field == b"event":
+            self._name = value.decode(errors="replace")
+
+    def _dispatch(self, events: list[Event]) -> None:
+        if self._data:
+            events.append(Event(b"\n".join(self._data).decode(errors="replace"), self._name))
+        self._data, self._data_bytes, self._name = [], 0, ""

@@ -42,7 +42,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_postgres(url: str) -> str:
-    """Return `url` when a Postgres client can use it. Raises UnusableAddress."""
+    """Return `url` when a Postgres client can use it; `postgresql+driver://` is one too. Raises UnusableAddress."""
     example = "postgresql://user:password@host:5432/database"
     if url.lower().startswith(("http://", "https://")):
         raise UnusableAddress(
@@ -52,11 +52,6 @@ def check_postgres(url: str) -> str:
     if "[YOUR-PASSWORD]" in url.upper():
         raise UnusableAddress(
             "still holds the placeholder [YOUR-PASSWORD]", "Put the database's password in its place, percent-encoded"
-        )
-    scheme = _scheme(url)
-    if scheme.partition("+")[0] in POSTGRES_SCHEMES and "+" in scheme:
-        raise UnusableAddress(
-            f"names a driver in its scheme ({scheme})", "Write postgresql:// without the driver's name"
         )
     return _check(url, POSTGRES_SCHEMES, example)
 
@@ -114,7 +109,7 @@ def _scheme(url: str) -> str:
 
 def _check(url: str, schemes: tuple[str, ...], example: str) -> str:
     scheme = _scheme(url)
-    if scheme not in schemes:
+    if scheme.partition("+")[0] not in schemes:
         found = f"has the scheme {scheme}://" if scheme.replace("+", "").isalnum() else "has no scheme"
         raise UnusableAddress(
             f"{found}; known are {', '.join(f'{each}://' for each in schemes)}", f"It looks like {example}"

@@ -1,8 +1,8 @@
 """Settings: read once at start, frozen, and passed down by section.
 
-Every variable is `EXAI_<SECTION>__<FIELD>`; the older names in `exai.environment` are accepted too. A variable that
-starts with `EXAI_` and is not known is an error, because a misspelled limit that is silently ignored is worse than a
-refusal.
+Every variable is `EXAI_<SECTION>__<FIELD>` after the sections in `exai.sections`; the older names in
+`exai.environment` are accepted too. A variable that starts with `EXAI_` and is not known is an error, because a
+misspelled limit that is silently ignored is worse than a refusal.
 """
 
 from __future__ import annotations
@@ -13,185 +13,56 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_origin
+from typing import Any, NamedTuple, get_origin
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PrivateAttr,
-    SecretStr,
-    ValidationError,
-)
+from pydantic import BaseModel, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from exai.addresses import (
-    UnusableAddress,
-    check_header,
-    check_host,
-    check_http,
-    check_postgres,
-    check_redis,
-    check_websocket,
-    is_loopback,
-    redact,
-)
+from exai.addresses import UnusableAddress, is_loopback, redact
 from exai.environment import ENV_FILE, OLDER_NAMES, Reading, Value, read_environment
 from exai.errors import ConfigError
+from exai.sections import (
+    CacheSettings,
+    ConnectSettings,
+    DatabaseSettings,
+    Directory,
+    EndpointSettings,
+    LimitSettings,
+    LogSettings,
+    ProviderSettings,
+    ProvidersSettings,
+    Section,
+    ServerSettings,
+)
+
+__all__ = [
+    "OLDER_NAMES",
+    "CacheSettings",
+    "ConnectSettings",
+    "DatabaseSettings",
+    "Described",
+    "EndpointSettings",
+    "LimitSettings",
+    "LogSettings",
+    "ProviderSettings",
+    "ProvidersSettings",
+    "ServerSettings",
+    "Settings",
+    "Variable",
+    "default_data_dir",
+    "describe",
+    "load_settings",
+    "show",
+    "variables",
+]
 
 REDACTED = "***"
 IGNORED_PREFIX = "EXAI_TEST_"
-TOKEN_MIN_CHARS = 16
-ENDPOINT_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
-LEVELS = {"warn": "warning", "critical": "error", "fatal": "error", "trace": "debug"}
-"""Other programs' names for the levels, since LOG_LEVEL is shared with them."""
-
-
-def _secret(check: Callable[[str], str]) -> AfterValidator:
-    return AfterValidator(lambda secret: SecretStr(check(secret.get_secret_value())))
-
-
-def _check_token(token: str) -> str:
-    if len(token) < TOKEN_MIN_CHARS:
-        raise UnusableAddress(
-            f"is shorter than {TOKEN_MIN_CHARS} characters",
-            "Make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'",
-        )
-    return check_header(token)
-
-
-def _check_endpoint_name(name: str) -> str:
-    if not ENDPOINT_NAME.fullmatch(name) or name in ("kimi", "glm"):
-        raise UnusableAddress(
-            "cannot be an endpoint's name", "Use lower case letters, digits, - and _; kimi and glm are taken"
-        )
-    return name
-
-
-def _level(value: Any) -> Any:
-    return LEVELS.get(value.strip().lower(), value.strip().lower()) if isinstance(value, str) else value
-
-
-def _off(value: Any) -> Any:
-    return value.lower() if isinstance(value, str) else value
-
-
-DatabaseUrl = Annotated[SecretStr, _secret(check_postgres)]
-CacheUrl = Annotated[SecretStr, _secret(check_redis)]
-BaseUrl = Annotated[str, AfterValidator(check_http)]
-ApiKey = Annotated[SecretStr, _secret(check_header)]
-Token = Annotated[SecretStr, _secret(_check_token)]
-Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
-
-
-class Section(BaseModel):
-    """Base of the sections: immutable, and strict about names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class DatabaseSettings(Section):
-    """Postgres. Without a URL the embedded server is started."""
-
-    url: DatabaseUrl | None = None
-    migration_url: DatabaseUrl | None = None
-    pool_size: int = Field(default=10, ge=1, le=200)
-    acquire_timeout_s: float = Field(default=1.0, gt=0)
-    statement_timeout_s: float = Field(default=6.0, gt=0)
-    connect_timeout_s: float = Field(default=5.0, gt=0)
-
-
-class CacheSettings(Section):
-    """Redis or Valkey. Without a URL the embedded server is started; `off` means none at all."""
-
-    url: Annotated[Literal["off"], BeforeValidator(_off)] | CacheUrl | None = Field(
-        default=None, union_mode="left_to_right"
-    )
-    idle_hours: float = Field(default=24.0, gt=0)
-    bound_s: float = Field(default=2.0, gt=0, le=60)
-    pass_interval_s: float = Field(default=0.5, gt=0)
-    timeout_s: float = Field(default=0.2, gt=0)
-    entry_max_bytes: int = Field(default=1_048_576, ge=1024)
-
-
-class ServerSettings(Section):
-    """The one port. `token` is the bearer token every caller has to send; without one only loopback is served."""
-
-    host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
-    port: int = Field(default=8079, ge=0, le=65535)
-    token: Token | None = None
-    allowed_hosts: tuple[str, ...] = ()
-    allowed_origins: tuple[str, ...] = ()
-    message_max_bytes: int = Field(default=8_388_608, ge=1024)
-    reply_max_bytes: int = Field(default=1_048_576, ge=1024)
-    max_connections: int = Field(default=10_000, ge=1)
-    max_in_flight: int = Field(default=32, ge=1)
-    handshake_timeout_s: float = Field(default=10.0, gt=0)
-    send_timeout_s: float = Field(default=10.0, gt=0)
-    ping_interval_s: float = Field(default=20.0, gt=0)
-    ping_timeout_s: float = Field(default=20.0, gt=0)
-    progress_interval_s: float = Field(default=8.0, gt=0)
-    shutdown_grace_s: float = Field(default=25.0, ge=0)
-
-
-class ProviderSettings(Section):
-    """Kimi or GLM; without a key the provider is off."""
-
-    api_key: ApiKey | None = None
-    base_url: BaseUrl | None = None
-
-
-class EndpointSettings(Section):
-    """One named OpenAI-compatible endpoint; `models` may be empty when the endpoint lists its own."""
-
-    base_url: BaseUrl
-    api_key: ApiKey | None = None
-    models: tuple[str, ...] = ()
-    context_window: int | None = Field(default=None, ge=256)
-
-
-class ProvidersSettings(Section):
-    """Where answers come from."""
-
-    kimi: ProviderSettings = ProviderSettings()
-    glm: ProviderSettings = ProviderSettings()
-    endpoints: dict[Annotated[str, AfterValidator(_check_endpoint_name)], EndpointSettings] = {}
-    default_model: str | None = None
-    models_file: Directory | None = None
-    connect_timeout_s: float = Field(default=5.0, gt=0)
-    first_token_timeout_s: float = Field(default=60.0, gt=0)
-    gap_timeout_s: float = Field(default=30.0, gt=0)
-    max_attempts: int = Field(default=3, ge=1, le=10)
-
-
-class LimitSettings(Section):
-    """Sizes a request may have."""
-
-    message_bytes: int = Field(default=4 * 1_048_576, ge=1024)
-    append_bytes: int = Field(default=16 * 1_048_576, ge=1024)
-    append_messages: int = Field(default=1_000, ge=1)
-    append_files: int = Field(default=200, ge=1)
-
-
-class LogSettings(Section):
-    """Logs go to standard error."""
-
-    level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_level)] = "info"
-    format: Literal["auto", "text", "json"] = "auto"
-
-
-class ConnectSettings(Section):
-    """The daemon `exai connect` speaks to; without a URL the one of this machine, with the server's own token."""
-
-    url: Annotated[str, AfterValidator(check_websocket)] | None = None
-    token: ApiKey | None = None
 
 
 def default_data_dir(environ: Mapping[str, str] = os.environ) -> Path:
@@ -285,6 +156,9 @@ SENTENCES: Mapping[str, tuple[str, str]] = {
 }
 """Problem and cure by pydantic's name of an error; the value itself is left out, since it may be a secret."""
 
+ENDPOINT_VARIABLE = re.compile(
+    rf"EXAI_PROVIDERS__ENDPOINTS__([A-Z0-9_]+?)__({'|'.join(EndpointSettings.model_fields).upper()})"
+)
 RENAMED: Mapping[tuple[str, ...], str] = {("connect", "url"): "EXAI_URL", ("connect", "token"): "EXAI_TOKEN"}
 
 
@@ -320,9 +194,12 @@ def load_settings(
         try:
             if value := reading.find(variable.name):
                 given[variable.path] = value
-                _put(nested, variable.path, _parse(variable, value))
+                _put(nested, variable.path, _parse(variable.field, value))
         except ConfigError as error:
             errors.append(error)
+    for path, value in _endpoint_fields(reading):
+        given[path] = value
+        _put(nested, path, _parse(EndpointSettings.model_fields[path[-1]], value))
     nested.setdefault("data_dir", default_data_dir(os.environ if environ is None else environ))
     try:
         settings = Settings(**nested)
@@ -339,13 +216,17 @@ def load_settings(
 
 def describe(settings: Settings) -> list[Described]:
     """List every variable with its value, passwords and keys redacted, and where the value came from."""
-    lines = []
-    for variable in variables():
-        origin = "default"
-        if value := settings._reading.find(variable.name):
-            origin = value.origin if value.name == variable.name else f"{value.origin}, as {value.name}"
-        lines.append(Described(variable.name, show(variable.lookup(settings)), origin))
-    return lines
+    return [Described(each.name, show(each.lookup(settings)), _origin(each, settings._reading)) for each in variables()]
+
+
+def _origin(variable: Variable, reading: Reading) -> str:
+    value = reading.find(variable.name)
+    if value is None:
+        fields = (each for path, each in _endpoint_fields(reading) if path[:-2] == variable.path)
+        value = next(fields, None)
+    if value is None:
+        return "default"
+    return value.origin if value.name == variable.name else f"{value.origin}, as {value.name}"
 
 
 def show(value: Any) -> str:
@@ -377,6 +258,7 @@ def _unknown(reading: Reading) -> Iterator[ConfigError]:
         if (
             not upper.startswith("EXAI_")
             or name in names
+            or ENDPOINT_VARIABLE.fullmatch(name)
             or upper.startswith(IGNORED_PREFIX)
             or _is_service_link(value)
         ):
@@ -395,12 +277,22 @@ def _is_service_link(value: Value) -> bool:
 def _put(nested: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for name in path[:-1]:
         nested = nested.setdefault(name, {})
+        if not isinstance(nested, dict):
+            # The JSON form is broken at this place, which is reported when it is judged.
+            return
     nested[path[-1]] = value
 
 
-def _parse(variable: Variable, value: Value) -> Any:
+def _endpoint_fields(reading: Reading) -> Iterator[tuple[tuple[str, ...], Value]]:
+    """Yield what is given field by field, as EXAI_PROVIDERS__ENDPOINTS__<NAME>__<FIELD>; it wins over the JSON form."""
+    for name, value in reading.values.items():
+        if match := ENDPOINT_VARIABLE.fullmatch(name):
+            yield ("providers", "endpoints", match[1].lower(), match[2].lower()), value
+
+
+def _parse(field: FieldInfo, value: Value) -> Any:
     """Turn a value's text into what its field takes: lists are comma-separated or JSON, maps are JSON."""
-    kind = get_origin(variable.field.annotation)
+    kind = get_origin(field.annotation)
     if kind is tuple and not value.text.startswith("["):
         return tuple(part.strip() for part in value.text.split(",") if part.strip())
     if kind not in (tuple, dict):
@@ -425,9 +317,10 @@ def _explain(error: ValidationError, given: Mapping[tuple[str, ...], Value]) -> 
         if (variable.name, inside) in told:
             continue
         told.add((variable.name, inside))
-        value = given.get(variable.path)
         problem, cure = _sentence(details, variable)
-        where = ".".join(part for part in inside if part != "[key]")
+        own = given.get(path[: len(variable.path) + 2])
+        value = own or given.get(variable.path)
+        where = "" if own else ".".join(part for part in inside if part != "[key]")
         yield ConfigError(value.name if value else variable.name, f"{where} {problem}".strip(), cure)
 
 

@@ -111,6 +111,28 @@ class TestValues:
         assert endpoint.base_url == "http://localhost:11434/v1"
         assert endpoint.models == ("a", "b")
 
+    def test_endpoints_are_read_field_by_field_over_the_json(self) -> None:
+        """One variable each is easier in a compose file than JSON."""
+        endpoints = load(
+            EXAI_PROVIDERS__ENDPOINTS='{"My.Proxy": {"base_url": "http://a/v1"}, "vllm": {"base_url": "http://b/v1"}}',
+            EXAI_PROVIDERS__ENDPOINTS__VLLM__API_KEY="k",
+            EXAI_PROVIDERS__ENDPOINTS__VLLM__BASE_URL="http://c/v1",
+            EXAI_PROVIDERS__ENDPOINTS__BIG_BOX__BASE_URL="http://d/v1",
+            EXAI_PROVIDERS__ENDPOINTS__BIG_BOX__MODELS="x, y",
+            EXAI_PROVIDERS__ENDPOINTS__BIG_BOX__CONTEXT_WINDOW="4096",
+        ).providers.endpoints
+        assert set(endpoints) == {"my.proxy", "vllm", "big_box"}
+        assert endpoints["vllm"].base_url == "http://c/v1"
+        assert endpoints["vllm"].api_key is not None
+        assert (endpoints["big_box"].models, endpoints["big_box"].context_window) == (("x", "y"), 4096)
+
+    def test_origin_of_an_endpoint_is_the_variable_it_was_written_as(self) -> None:
+        """What is in effect can be traced to where it was written."""
+        settings = load(EXAI_PROVIDERS__ENDPOINTS__VLLM__BASE_URL="http://c/v1")
+        assert origin_of(settings, "EXAI_PROVIDERS__ENDPOINTS") == (
+            "environment, as EXAI_PROVIDERS__ENDPOINTS__VLLM__BASE_URL"
+        )
+
     def test_names_of_the_tests_and_of_container_service_links_are_ignored(self) -> None:
         """A service called `exai` makes the platform set EXAI_PORT and friends for every container."""
         load(
@@ -235,7 +257,30 @@ REFUSALS = [
     ({"DATABASE_URL": "https://abc.supabase.co"}, "DATABASE_URL", "is a web address", "Connect"),
     ({"SUPABASE_DB_URL": "mysql://h/d"}, "SUPABASE_DB_URL", "has the scheme mysql://", "postgresql://"),
     ({"EXAI_DATABASE__URL": "localhost"}, "EXAI_DATABASE__URL", "has no scheme", "postgresql://"),
-    ({"DATABASE_URL": "postgresql+asyncpg://h/d"}, "DATABASE_URL", "names a driver", "Write postgresql://"),
+    (
+        {"EXAI_PROVIDERS__ENDPOINTS__VLLM__BASE_URL": "h:8000"},
+        "EXAI_PROVIDERS__ENDPOINTS__VLLM__BASE_URL",
+        "has no scheme",
+        "https://host/v1",
+    ),
+    (
+        {"EXAI_PROVIDERS__ENDPOINTS__VLLM__API_KEY": "k"},
+        "EXAI_PROVIDERS__ENDPOINTS",
+        "vllm.base_url is missing",
+        "Add it",
+    ),
+    (
+        {"EXAI_PROVIDERS__ENDPOINTS__VLLM__URL": "http://h"},
+        "EXAI_PROVIDERS__ENDPOINTS__VLLM__URL",
+        "is not a known setting",
+        "EXAI_PROVIDERS__ENDPOINTS",
+    ),
+    (
+        {"EXAI_PROVIDERS__ENDPOINTS": '{"vllm": 1}', "EXAI_PROVIDERS__ENDPOINTS__VLLM__API_KEY": "k"},
+        "EXAI_PROVIDERS__ENDPOINTS",
+        "vllm is not a JSON object",
+        "base_url",
+    ),
     ({"DATABASE_URL": "postgres://u:[YOUR-PASSWORD]@h/d"}, "DATABASE_URL", "placeholder", "percent-encoded"),
     ({"DATABASE_URL": "postgres://u:p#w@h/d"}, "DATABASE_URL", "cannot be read as an address", "# is %23"),
     ({"DATABASE_URL": "postgres://u:1/2@h/d"}, "DATABASE_URL", "cannot be read as an address", "/ is %2F"),
@@ -325,6 +370,7 @@ class TestRefusals:
             "postgresql:///exai?host=/run/user/1000/exai",
             "postgresql://u@[::1]:5432/d",
             "POSTGRES://h/d",
+            "postgresql+asyncpg://h/d",
         ],
     )
     def test_addresses_a_client_can_use_are_accepted(self, url: str) -> None:

@@ -1,0 +1,167 @@
+"""The sections of the settings: what can be configured, what it is by default, and which values it may have.
+
+The invariant is that a section which exists is usable and never shows a secret, whoever made it. Reading variables is
+the business of `exai.config`, which is also where the rest of EXAI imports the sections from.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+from exai.addresses import (
+    UnusableAddress,
+    check_header,
+    check_host,
+    check_http,
+    check_postgres,
+    check_redis,
+    check_websocket,
+)
+
+TOKEN_MIN_CHARS = 16
+ENDPOINT_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+LEVELS = {"warn": "warning", "critical": "error", "fatal": "error", "trace": "debug"}
+"""Other programs' names for the levels, since LOG_LEVEL is shared with them."""
+
+
+def _secret(check: Callable[[str], str]) -> AfterValidator:
+    return AfterValidator(lambda secret: SecretStr(check(secret.get_secret_value())))
+
+
+def _check_token(token: str) -> str:
+    if len(token) < TOKEN_MIN_CHARS:
+        raise UnusableAddress(
+            f"is shorter than {TOKEN_MIN_CHARS} characters",
+            "Make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'",
+        )
+    return check_header(token)
+
+
+def _check_endpoint_name(name: str) -> str:
+    if not ENDPOINT_NAME.fullmatch(name.lower()) or name.lower() in ("kimi", "glm"):
+        raise UnusableAddress("cannot be an endpoint's name", "Use letters, digits, -, _ and .; kimi and glm are taken")
+    return name.lower()
+
+
+def _level(value: Any) -> Any:
+    return LEVELS.get(value.strip().lower(), value.strip().lower()) if isinstance(value, str) else value
+
+
+def _off(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+DatabaseUrl = Annotated[SecretStr, _secret(check_postgres)]
+CacheUrl = Annotated[SecretStr, _secret(check_redis)]
+BaseUrl = Annotated[str, AfterValidator(check_http)]
+ApiKey = Annotated[SecretStr, _secret(check_header)]
+Token = Annotated[SecretStr, _secret(_check_token)]
+Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
+
+
+class Section(BaseModel):
+    """Base of the sections: immutable, and strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DatabaseSettings(Section):
+    """Postgres. Without a URL the embedded server is started."""
+
+    url: DatabaseUrl | None = None
+    migration_url: DatabaseUrl | None = None
+    pool_size: int = Field(default=10, ge=1, le=200)
+    acquire_timeout_s: float = Field(default=1.0, gt=0)
+    statement_timeout_s: float = Field(default=6.0, gt=0)
+    connect_timeout_s: float = Field(default=5.0, gt=0)
+
+
+class CacheSettings(Section):
+    """Redis or Valkey. Without a URL the embedded server is started; `off` means none at all."""
+
+    url: Annotated[Literal["off"], BeforeValidator(_off)] | CacheUrl | None = Field(
+        default=None, union_mode="left_to_right"
+    )
+    idle_hours: float = Field(default=24.0, gt=0)
+    bound_s: float = Field(default=2.0, gt=0, le=60)
+    pass_interval_s: float = Field(default=0.5, gt=0)
+    timeout_s: float = Field(default=0.2, gt=0)
+    entry_max_bytes: int = Field(default=1_048_576, ge=1024)
+
+
+class ServerSettings(Section):
+    """The one port. `token` is the bearer token every caller has to send; without one only loopback is served."""
+
+    host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
+    port: int = Field(default=8079, ge=0, le=65535)
+    token: Token | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    message_max_bytes: int = Field(default=8_388_608, ge=1024)
+    reply_max_bytes: int = Field(default=1_048_576, ge=1024)
+    max_connections: int = Field(default=10_000, ge=1)
+    max_in_flight: int = Field(default=32, ge=1)
+    handshake_timeout_s: float = Field(default=10.0, gt=0)
+    send_timeout_s: float = Field(default=10.0, gt=0)
+    ping_interval_s: float = Field(default=20.0, gt=0)
+    ping_timeout_s: float = Field(default=20.0, gt=0)
+    progress_interval_s: float = Field(default=8.0, gt=0)
+    shutdown_grace_s: float = Field(default=25.0, ge=0)
+
+
+class ProviderSettings(Section):
+    """Kimi or GLM; without a key the provider is off."""
+
+    api_key: ApiKey | None = None
+    base_url: BaseUrl | None = None
+
+
+class EndpointSettings(Section):
+    """One named OpenAI-compatible endpoint; `models` may be empty when the endpoint lists its own."""
+
+    base_url: BaseUrl
+    api_key: ApiKey | None = None
+    models: tuple[str, ...] = ()
+    context_window: int | None = Field(default=None, ge=256)
+
+
+class ProvidersSettings(Section):
+    """Where answers come from."""
+
+    kimi: ProviderSettings = ProviderSettings()
+    glm: ProviderSettings = ProviderSettings()
+    endpoints: dict[Annotated[str, AfterValidator(_check_endpoint_name)], EndpointSettings] = {}
+    default_model: str | None = None
+    models_file: Directory | None = None
+    connect_timeout_s: float = Field(default=5.0, gt=0)
+    first_token_timeout_s: float = Field(default=60.0, gt=0)
+    gap_timeout_s: float = Field(default=30.0, gt=0)
+    max_attempts: int = Field(default=3, ge=1, le=10)
+
+
+class LimitSettings(Section):
+    """Sizes a request may have."""
+
+    message_bytes: int = Field(default=4 * 1_048_576, ge=1024)
+    append_bytes: int = Field(default=16 * 1_048_576, ge=1024)
+    append_messages: int = Field(default=1_000, ge=1)
+    append_files: int = Field(default=200, ge=1)
+
+
+class LogSettings(Section):
+    """Logs go to standard error."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_level)] = "info"
+    format: Literal["auto", "text", "json"] = "auto"
+
+
+class ConnectSettings(Section):
+    """The daemon `exai connect` speaks to; without a URL the one of this machine, with the server's own token."""
+
+    url: Annotated[str, AfterValidator(check_websocket)] | None = None
+    token: ApiKey | None = None

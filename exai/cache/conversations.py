@@ -1,0 +1,499 @@
+"""Conversations in Redis: read at most one staleness bound late, and never later than what this process was told.
+
+The protocol is called lease, version, licence. Its invariants, in the order in which the argument needs them:
+
+1. An entry at revision r holds exactly the newest page of the conversation at r.
+2. A conversation has at most one live lease, given before the database snapshot of the page stored under it.
+3. After a change r was applied the entry is absent or at least at r, and no lease given before is alive. So with Redis
+   reachable nothing older than an acknowledged change is ever read.
+4. An entry's time is not later than the database snapshot it was read from.
+5. A licence of generation g, as of time t, says that every change visible to a snapshot taken after t is in every
+   entry of generation g. An entry is served until one bound after the later of its own time and its licence's.
+6. A change that a pass's snapshot could not see has a transaction id not below the snapshot's xmin, so the next pass,
+   which starts there, sees it however long its commit took.
+7. Licence, entries and leases of a slot group live in one Redis and are lost, or rolled back, together.
+
+A fault of Redis is a miss and a counter. What could not be told to Redis this process remembers for one bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import random
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from contextvars import Context
+from dataclasses import dataclass
+from typing import Any, Final, Literal, TypeAlias, cast
+
+import structlog
+
+from exai.cache.address import parse_address
+from exai.cache.client import Client
+from exai.cache.entry import (
+    Undecodable,
+    Unencodable,
+    decode_header,
+    decode_page,
+    encode_header,
+    encode_page,
+    place,
+)
+from exai.cache.floors import Floors
+from exai.cache.licence import ChangesSince, Licence
+from exai.cache.scripts import Scripts, load_scripts
+from exai.cache.singleflight import SingleFlight
+from exai.cache.topology import open_topology
+from exai.cache.wire import Argument, Reply
+from exai.config import CacheSettings
+from exai.errors import CacheError, ExaiError, NotFound
+from exai.models import PAGE_MESSAGES, ContinuationId, Conversation, Message, Owner, Recorder, Source
+from exai.resilience import Random
+
+LEASE_MS: Final = 3_000
+"""How long others wait for a reader that died; a database read that takes longer is not stored."""
+
+WAITS_S: Final = (0.01, 0.02, 0.04)
+"""Pauses before looking again for what another process is reading; after the last the database is asked."""
+
+UNCOVERED_MAX_AGE_S: Final = 600.0
+ANY_REVISION: Final = 0
+NO_REVISION: Final = 2**53 - 1
+"""More than any conversation has; the largest whole number that scripts compare exactly."""
+
+MICROSECOND: Final = 1_000_000
+CHECK_MARGIN: Final = 1.5
+
+APPLIED: Final = {1: "appended", 2: "stored", 3: "current", 4: "absent", 5: "removed"}
+
+Key: TypeAlias = tuple[Owner, ContinuationId]
+State = Literal["off", "ok", "unlicensed", "down"]
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """The newest page as one database statement returned it, oldest first; `complete` when nothing is older."""
+
+    conversation: Conversation
+    messages: tuple[Message, ...]
+    complete: bool
+    inc: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """The newest page as it is cached; `age_s` is the time since something last vouched for it."""
+
+    conversation: Conversation
+    messages: tuple[Message, ...]
+    complete: bool
+    age_s: float
+
+    @property
+    def revision(self) -> int:
+        """The conversation's revision that this page is of."""
+        return self.conversation.revision
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """Nothing cached, and the lease is ours: read the database, then `fill` or `apply` with it, or `release` it."""
+
+    token: bytes
+    generation: bytes
+    asof_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Nothing cached, and the lease is somebody else's."""
+
+    token: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """Nothing can be said: read the database, store nothing."""
+
+    reason: Literal["off", "down", "bypassed"]
+
+
+Found: TypeAlias = Hit | Miss | Wait | Unavailable
+Load: TypeAlias = Callable[[], Awaitable[Loaded]]
+
+
+@dataclass(frozen=True, slots=True)
+class Warm:
+    """A writer's own lease, and the newest page that its statement returned together with the change."""
+
+    miss: Miss
+    messages: tuple[Message, ...]
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStatus:
+    """For health and doctor. `clock_ahead_s` is Redis's clock less ours; None is what could not be seen."""
+
+    state: State
+    bound_s: float
+    breaker: str = "closed"
+    latency_s: float | None = None
+    clock_ahead_s: float | None = None
+    licence_age_s: float | None = None
+    server: str | None = None
+    problem: str | None = None
+
+
+class ConversationCache:
+    """The one cache of conversations; its methods may be called at any time, whatever state Redis is in.
+
+    Made by `open_cache`. Only `read_through` raises, and only what `load` raises or the request's deadline.
+    """
+
+    def __init__(
+        self,
+        client: Client | None,
+        licence: Licence | None,
+        settings: CacheSettings,
+        scripts: Scripts,
+        recorder: Recorder,
+        *,
+        rand: Random = random.random,
+    ) -> None:
+        self._client, self._licence, self._settings = client, licence, settings
+        self._scripts, self._recorder, self._rand = scripts, recorder, rand
+        self._floors: Floors[Key] = Floors(settings.bound_s)
+        self._flights: SingleFlight[Key, Loaded] = SingleFlight()
+        self._checking: asyncio.Task[None] | None = None
+        self._token_stem = secrets.token_hex(8)
+        self._tokens = itertools.count(1)
+        self._bound_us = round(settings.bound_s * MICROSECOND)
+
+    async def read_through(
+        self, owner: Owner, continuation_id: ContinuationId, load: Load, *, min_revision: int = ANY_REVISION
+    ) -> tuple[Hit | Loaded, Source]:
+        """Return the newest page from the cache, else from one `load`, which is shared with whoever asks meanwhile.
+
+        A hit costs 1 Redis round trip, a miss 2 and the load. Raises what `load` raises, and `DeadlineExceeded`.
+        """
+        key = (owner, continuation_id)
+        found = await self.read(owner, continuation_id, min_revision=min_revision)
+        for pause_s in WAITS_S:
+            if not isinstance(found, Wait):
+                break
+            loaded = await self._join(key, found, min_revision)
+            if loaded is not None:
+                return loaded, "database"
+            await asyncio.sleep(pause_s * (0.5 + self._rand()))
+            found = await self.read(owner, continuation_id, min_revision=min_revision)
+        match found:
+            case Hit():
+                self._sample(key, found, load)
+                return found, "cache"
+            case Miss():
+                lead = functools.partial(self._load_and_fill, key, found, load)
+                return await self._flights.lead(key, found.token, lead).result(), "database"
+            case Wait() | Unavailable():
+                return await self._flights.later(key, load), "database"
+
+    async def read(self, owner: Owner, continuation_id: ContinuationId, *, min_revision: int = ANY_REVISION) -> Found:
+        """Look for the newest page, no older than `min_revision`: 1 Redis round trip.
+
+        A `Miss` has taken the conversation's lease, which its holder should use or release.
+        """
+        floor = self._floors.least((owner, continuation_id))
+        if self._client is None:
+            found: Found = Unavailable("off")
+        elif floor is None:
+            found = Unavailable("bypassed")
+        else:
+            found = await self._read(self._client, owner, continuation_id, max(floor, min_revision))
+        self._recorder.count("cache_reads_total", result=type(found).__name__.lower())
+        return found
+
+    async def fill(self, owner: Owner, continuation_id: ContinuationId, miss: Miss, loaded: Loaded) -> bool:
+        """Store what was read under a lease: 1 Redis round trip. False when it is not stored, which is no fault."""
+        fields = self._fields(loaded.conversation, loaded.messages, loaded.complete, loaded.inc, miss)
+        if self._client is None or fields is None:
+            await self.release(owner, continuation_id, miss)
+            self._recorder.count("cache_fills_total", result="unfit")
+            return False
+        where = place(owner, continuation_id, self._client.groups)
+        args = (miss.token, self._ttl_ms(), *fields)
+        try:
+            stored = await self._client.run(self._scripts.fill, where.group, (where.entry, where.lease), args) == 1
+        except CacheError:
+            self._recorder.count("cache_fills_total", result="failed")
+            return False
+        self._recorder.count("cache_fills_total", result="stored" if stored else "refused")
+        return stored
+
+    async def release(self, owner: Owner, continuation_id: ContinuationId, miss: Miss) -> None:
+        """Give a lease back without storing anything: 1 Redis round trip."""
+        if self._client is None:
+            return
+        where = place(owner, continuation_id, self._client.groups)
+        # Without this the lease runs out by itself, which only costs others a wait.
+        with suppress(CacheError):
+            await self._client.run(self._scripts.release, where.group, (where.lease,), (miss.token,))
+
+    async def apply(
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        *,
+        base_revision: int,
+        revision: int,
+        inc: str,
+        delta: Sequence[Message] | None = None,
+        conversation: Conversation | None = None,
+        warm: Warm | None = None,
+    ) -> bool:
+        """Tell Redis of a committed change, before it is acknowledged: 1 Redis round trip.
+
+        `delta` holds the messages that were added to `base_revision`, and `conversation` the header as of `revision`;
+        without either the change is not an addition, and an older entry is removed. False when Redis could not be
+        told: others may then read the older page for up to one bound, this process will not. Cancelling is safe.
+        """
+        if self._client is None:
+            return True
+        where = place(owner, continuation_id, self._client.groups)
+        args = self._change(
+            base_revision=base_revision, revision=revision, inc=inc, delta=delta, conversation=conversation, warm=warm
+        )
+        told = False
+        try:
+            reply = await self._client.run(self._scripts.apply, where.group, (where.entry, where.lease), args)
+            told = True
+            self._recorder.count("cache_applies_total", result=APPLIED.get(cast("int", reply), "unknown"))
+        except CacheError:
+            self._recorder.count("cache_applies_total", result="failed")
+        finally:
+            if not told:
+                self._floors.note((owner, continuation_id), revision)
+        return told
+
+    async def read_uncovered(
+        self, owner: Owner, continuation_id: ContinuationId, *, max_age_s: float = UNCOVERED_MAX_AGE_S
+    ) -> Hit | None:
+        """Return an entry that nothing may have vouched for lately, for an answer that is marked as stale.
+
+        Never to be built upon. None when there is none, when it is older than `max_age_s`, or than what this process
+        knows to be committed.
+        """
+        floor = self._floors.least((owner, continuation_id))
+        if self._client is None or floor is None:
+            return None
+        where = place(owner, continuation_id, self._client.groups)
+        try:
+            reply = await self._client.run(self._scripts.peek, where.group, (where.entry, where.anchor), ())
+            hit = _decode(owner, continuation_id, reply) if isinstance(reply, list) else None
+        except (CacheError, Undecodable):
+            return None
+        fit = hit is not None and hit.age_s <= max_age_s and hit.revision >= floor
+        return hit if fit else None
+
+    async def status(self) -> CacheStatus:
+        """Look at the server's clock, which also says that it is there: 1 Redis round trip. Never raises."""
+        if self._client is None or self._licence is None:
+            return CacheStatus("off", self._settings.bound_s)
+        facts: dict[str, Any] = {"bound_s": self._settings.bound_s, "licence_age_s": self._licence.age_s}
+        try:
+            clock = await self._client.clock()
+            server = await self._client.version()
+        except CacheError as error:
+            return CacheStatus("down", breaker=self._client.breaker_state, problem=str(error), **facts)
+        age_s = self._licence.age_s
+        licensed = age_s is not None and age_s < self._settings.bound_s
+        return CacheStatus(
+            "ok" if licensed else "unlicensed",
+            breaker=self._client.breaker_state,
+            latency_s=clock.latency_s,
+            clock_ahead_s=clock.ahead_s,
+            server=server,
+            problem=self._licence.problem,
+            **facts,
+        )
+
+    async def close(self) -> None:
+        """End the reads in flight; the connections belong to `open_cache`."""
+        if self._checking is not None:
+            self._checking.cancel()
+            await asyncio.wait({self._checking})
+        await self._flights.close()
+
+    async def _read(self, client: Client, owner: Owner, continuation_id: ContinuationId, least: int) -> Found:
+        where = place(owner, continuation_id, client.groups)
+        keys = (where.entry, where.lease, where.anchor)
+        token = f"{self._token_stem}{next(self._tokens)}".encode()
+        try:
+            reply = await client.run(self._scripts.read, where.group, keys, (token, LEASE_MS, self._bound_us, least))
+        except CacheError:
+            return Unavailable("down")
+        match reply:
+            case [1, *entry]:
+                try:
+                    return _decode(owner, continuation_id, entry)
+                except Undecodable:
+                    self._recorder.count("cache_undecodable_total")
+                # Look again as if the entry were too old: then it is a miss, and what fills it replaces the entry.
+                return await self._read(client, owner, continuation_id, NO_REVISION)
+            case [2, bytes() as generation, int() as now_us]:
+                return Miss(token, generation, now_us)
+            case [3, bytes() as holder]:
+                return Wait(holder)
+            case _:
+                return Unavailable("down")
+
+    async def _join(self, key: Key, found: Wait, min_revision: int) -> Loaded | None:
+        """The result of this process's own read under the lease just seen alive, if it can answer this question.
+
+        The lease vouches for what Redis was told. For what it could not be told the read must not be older than the
+        bound, nor than what this process knows.
+        """
+        flight = self._flights.find(key, found.token)
+        if flight is None or asyncio.get_running_loop().time() - flight.started >= self._settings.bound_s:
+            return None
+        floor = self._floors.least(key)
+        loaded = await flight.result()
+        fit = floor is not None and loaded.conversation.revision >= max(floor, min_revision)
+        return loaded if fit else None
+
+    async def _load_and_fill(self, key: Key, miss: Miss, load: Load) -> Loaded:
+        loaded: Loaded | None = None
+        try:
+            loaded = await load()
+            return loaded
+        finally:
+            # The page is returned whether it can be stored or not; a read that failed or was cancelled must not make
+            # others wait for its lease.
+            await (self.release(*key, miss) if loaded is None else self.fill(*key, miss, loaded))
+
+    def _fields(
+        self, conversation: Conversation, messages: tuple[Message, ...], complete: bool, inc: str, miss: Miss
+    ) -> tuple[Argument, ...] | None:
+        """The entry as names and values, None when it must not be stored."""
+        if len(messages) > PAGE_MESSAGES:
+            messages, complete = messages[-PAGE_MESSAGES:], False
+        try:
+            header, page = encode_header(conversation), encode_page(messages)
+        except Unencodable:
+            return None
+        if len(header) + len(page) > self._settings.entry_max_bytes:
+            return None
+        return (
+            *("rev", conversation.revision, "gen", miss.generation, "asof", miss.asof_us, "inc", inc),
+            *("id", conversation.id, "older", int(not complete), "count", len(messages), "header", header),
+            *("page", page),
+        )
+
+    def _change(
+        self,
+        *,
+        base_revision: int,
+        revision: int,
+        inc: str,
+        delta: Sequence[Message] | None,
+        conversation: Conversation | None,
+        warm: Warm | None,
+    ) -> tuple[Argument, ...]:
+        """Arguments of APPLY; what cannot be encoded is told as a change without a delta."""
+        id_, header, page, count = "", b"", b"", -1
+        token: bytes = b""
+        whole: tuple[Argument, ...] | None = None
+        if conversation is not None and delta is not None:
+            try:
+                id_, header, page, count = conversation.id, encode_header(conversation), encode_page(delta), len(delta)
+            except Unencodable:
+                self._recorder.count("cache_unencodable_total")
+        # A page that is shorter than it could be would be served as the newest page for hours.
+        if warm is not None and conversation is not None and (warm.complete or len(warm.messages) >= PAGE_MESSAGES):
+            whole = self._fields(conversation, warm.messages, warm.complete, inc, warm.miss)
+            token = warm.miss.token if whole is not None else b""
+        limits = (self._ttl_ms(), PAGE_MESSAGES, self._settings.entry_max_bytes)
+        return (base_revision, revision, inc, id_, *limits, count, header, page, token, *(whole or ()))
+
+    def _ttl_ms(self) -> int:
+        # Spread, so that entries made together do not all end together.
+        return round(self._settings.idle_hours * 3_600_000 * (0.9 + 0.1 * self._rand()))
+
+    def _sample(self, key: Key, hit: Hit, load: Load) -> None:
+        """Now and then compare a hit with the database, one at a time and behind the caller's back."""
+        one_in = self._settings.check_one_in
+        idle = self._checking is None or self._checking.done()
+        if one_in and idle and self._rand() * one_in < 1:
+            self._checking = asyncio.create_task(self._compare(key, hit, load), name="cache-check", context=Context())
+
+    async def _compare(self, key: Key, hit: Hit, load: Load) -> None:
+        """Count the hit as stale if it differs at its own revision, or is still served one bound after a newer one."""
+        try:
+            loaded: Loaded | None = await load()
+        except NotFound:
+            loaded = None
+        except ExaiError:
+            return
+        self._recorder.count("cache_checks_total")
+        if loaded is not None and loaded.conversation.revision < hit.revision:
+            self._stale(key, "ahead")
+            return
+        if loaded is not None and loaded.conversation.revision == hit.revision:
+            if not _same(hit, loaded):
+                self._stale(key, "differs")
+            return
+        await asyncio.sleep(self._settings.bound_s * CHECK_MARGIN)
+        again = await self.read(*key)
+        if isinstance(again, Miss):
+            await self.release(*key, again)
+        elif isinstance(again, Hit) and (loaded is None or again.revision < loaded.conversation.revision):
+            self._stale(key, "old")
+
+    def _stale(self, key: Key, reason: str) -> None:
+        self._recorder.count("cache_stale_total", reason=reason)
+        log.error("cache_stale", owner=key[0], continuation_id=key[1], reason=reason)
+
+
+def _same(hit: Hit, loaded: Loaded) -> bool:
+    shared = min(len(hit.messages), len(loaded.messages))
+    tails = hit.messages[len(hit.messages) - shared :], loaded.messages[len(loaded.messages) - shared :]
+    return tails[0] == tails[1] and hit.conversation == loaded.conversation
+
+
+def _decode(owner: Owner, continuation_id: ContinuationId, entry: list[Reply]) -> Hit:
+    match entry:
+        case [int() as revision, int() as age_us, bytes() as older, bytes() as header, bytes() as page]:
+            conversation = decode_header(header, owner, continuation_id, revision)
+            return Hit(conversation, decode_page(page), older == b"0", max(age_us, 0) / MICROSECOND)
+        case _:
+            raise Undecodable("entry")
+
+
+@asynccontextmanager
+async def open_cache(
+    settings: CacheSettings, url: str | None, *, recorder: Recorder, changes: ChangesSince
+) -> AsyncIterator[ConversationCache]:
+    """Open the cache at `url` and keep its licence renewed; without a URL everything is `Unavailable("off")`.
+
+    `changes` asks the primary database which conversations changed; it is called about every `pass_interval_s`.
+    Redis need not be there yet. Raises ConfigError when the address cannot be used.
+    """
+    scripts = load_scripts()
+    if url is None:
+        yield ConversationCache(None, None, settings, scripts, recorder)
+        return
+    client = Client(open_topology(parse_address(url), settings.timeout_s, recorder), recorder)
+    licence = Licence(client, scripts, changes, settings, recorder)
+    cache = ConversationCache(client, licence, settings, scripts, recorder)
+    passes = asyncio.create_task(licence.keep(), name="cache-passes")
+    try:
+        yield cache
+    finally:
+        passes.cancel()
+        await asyncio.wait({passes})
+        await cache.close()
+        await client.close()

@@ -1,0 +1,51 @@
+"""What can go wrong between us and Redis; none of it leaves this package, where every fault becomes a miss.
+
+`CacheDown` alone is evidence for the breaker: a lost connection is reported as such to one of the callers that were
+waiting on it and as `CacheLost` to the others, so that one fault counts once however many callers it hits.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from exai.errors import CacheError
+
+REDIS: Final = "redis"
+
+DOWN_CODES: Final = frozenset(
+    {"LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "NOAUTH", "WRONGPASS", "NOPERM", "NOREPLICAS"}
+)
+"""Error codes after which the next command would be answered the same way."""
+
+
+class CacheDown(CacheError):
+    """The server cannot be reached, does not answer, or refuses everything; the breaker counts it."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(REDIS, problem)
+        self.problem = problem
+
+
+class CacheLost(CacheDown):
+    """The same, where it has been counted already or is refused by the breaker."""
+
+
+class CacheRefused(CacheError):
+    """The server is well but will not do this: out of memory, read-only, cannot write to its disk, moved."""
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(REDIS, f"answered {code}")
+        self.reply_code, self.text = code, text
+
+
+class ReplyError(Exception):
+    """An error reply as it came off the wire; its first word is the protocol's error code."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.code = text.partition(" ")[0]
+
+    @property
+    def text(self) -> str:
+        """The whole reply."""
+        return str(self.args[0])

@@ -1,0 +1,58 @@
+"""What this process knows to be committed although Redis could not be told.
+
+The invariant is that for one staleness bound after such a change no read of this process takes an older entry; after
+that the licence has run out or covers the change. When there are more of them than can be remembered, nothing at all
+is read from the cache for that time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable
+from typing import Final, Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+MAX_FLOORS: Final = 10_000
+
+
+class Floors(Generic[K]):
+    """Least revisions by conversation, each for `bound_s`."""
+
+    def __init__(self, bound_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._bound_s, self._clock = bound_s, clock
+        self._floors: dict[K, tuple[int, float]] = {}
+        self._closed_until = 0.0
+
+    def note(self, key: K, revision: int) -> None:
+        """Remember a change that Redis may not have heard of."""
+        now = self._clock()
+        if len(self._floors) >= MAX_FLOORS:
+            self._forget(now)
+        if len(self._floors) >= MAX_FLOORS:
+            self._closed_until = now + self._bound_s
+            return
+        known, _ = self._floors.pop(key, (0, 0.0))
+        self._floors[key] = (max(known, revision), now + self._bound_s)
+
+    def least(self, key: K) -> int | None:
+        """The least revision an entry must have to be taken, 0 for any; None when none may be."""
+        if not self._floors and not self._closed_until:
+            return 0
+        now = self._clock()
+        if now < self._closed_until:
+            return None
+        revision, until = self._floors.get(key, (0, 0.0))
+        return revision if now < until else 0
+
+    def __len__(self) -> int:
+        self._forget(self._clock())
+        return len(self._floors)
+
+    def _forget(self, now: float) -> None:
+        # Entries are in the order in which they end, because each is put at the end with the same duration.
+        while self._floors:
+            key = next(iter(self._floors))
+            if self._floors[key][1] > now:
+                return
+            del self._floors[key]

@@ -1,0 +1,166 @@
+"""The pass: compares Redis with the database every half second and renews the licence to serve old entries.
+
+The invariant is that a licence is renewed only after every change that the database snapshot could see was enforced in
+Redis, and that the time it is renewed to was taken before that snapshot. Any daemon's pass serves all daemons. Without
+passes entries still serve for one staleness bound after they were filled; nothing else depends on this task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias
+
+import structlog
+
+from exai.cache.client import Client
+from exai.cache.entry import anchor, place
+from exai.cache.faults import REDIS, CacheRefused
+from exai.cache.scripts import Scripts
+from exai.config import CacheSettings
+from exai.errors import CacheError
+from exai.models import ContinuationId, Owner, Recorder
+from exai.resilience import Random
+
+MAX_ROWS: Final = 5_000
+"""Changed conversations one pass enforces one by one; with more of them everything goes cold instead."""
+
+PASS_LIMIT_S: Final = 10.0
+PASS_JITTER: Final = 0.2
+MICROSECOND: Final = 1_000_000
+
+Outcome: TypeAlias = Literal["renewed", "generation", "skipped", "lost", "overflow", "failed"]
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Conversations changed since a snapshot, seen by a newer one.
+
+    `xmin` is the newer snapshot's xmin, `inc` the database's incarnation, a row is (owner, continuation id, revision);
+    with `overflow` there were more rows than were worth returning.
+    """
+
+    xmin: str
+    inc: str
+    rows: Sequence[tuple[Owner, ContinuationId, int]] = ()
+    overflow: bool = False
+
+
+ChangesSince: TypeAlias = Callable[[str | None], Awaitable[Changes]]
+"""Rows whose last change was made by a transaction id not below the given xmin; for None no rows are needed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A group's licence as one pass found it; `now_us` is the server's time, taken before anything else."""
+
+    group: int
+    now_us: int
+    generation: bytes
+    xmin: bytes
+    inc: bytes
+    asof: bytes
+
+    @property
+    def age_us(self) -> int | None:
+        """Time since the licence was renewed, None when there is none."""
+        return self.now_us - int(self.asof) if self.asof else None
+
+
+@dataclass(slots=True)
+class Licence:
+    """Renews the licences of all slot groups; one per process."""
+
+    client: Client
+    scripts: Scripts
+    changes: ChangesSince
+    settings: CacheSettings
+    recorder: Recorder
+    rand: Random = random.random
+    problem: str | None = None
+    """What the last pass failed with, None when it did not."""
+    _seen: tuple[float, float] | None = field(default=None, init=False)
+
+    @property
+    def age_s(self) -> float | None:
+        """Age of the oldest group's licence as far as this process knows, None when it has seen none."""
+        if self._seen is None:
+            return None
+        age_s, at = self._seen
+        return age_s + time.monotonic() - at
+
+    async def keep(self) -> None:
+        """Pass for as long as the process lives; no error ends this, every one is counted and shown in the status."""
+        while True:
+            try:
+                async with asyncio.timeout(PASS_LIMIT_S):
+                    outcome = await self.renew()
+                self.problem = None
+            except Exception as error:  # noqa: BLE001 - the boundary of a side task that must outlive any fault
+                outcome = "failed"
+                self._failed(error)
+            self.recorder.count("cache_passes_total", outcome=outcome)
+            if self.age_s is not None:
+                self.recorder.gauge("cache_licence_age_seconds", self.age_s)
+            # Jittered, so that daemons started together do not all pass at the same moment.
+            await asyncio.sleep(self.settings.pass_interval_s * (1 - PASS_JITTER + 2 * PASS_JITTER * self.rand()))
+
+    async def renew(self) -> Outcome:
+        """Make one pass: 1 database query and 2 scripts per slot group. Raises `CacheError` and what `changes` does."""
+        looked_at = time.monotonic()
+        anchors = await asyncio.gather(*(self._look(group) for group in range(self.client.groups)))
+        fresh_us = self.settings.pass_interval_s / 2 * MICROSECOND
+        due = [each for each in anchors if each.age_us is None or each.age_us >= fresh_us]
+        oldest_us = max((each.age_us or 0 for each in anchors if each not in due), default=0)
+        if not due:
+            self._seen = (oldest_us / MICROSECOND, looked_at)
+            return "skipped"
+        known = [int(each.xmin) for each in due if each.xmin]
+        changes = await self.changes(str(min(known)) if known else None)
+        if changes.overflow or len(changes.rows) > MAX_ROWS:
+            await asyncio.gather(*(self.client.call(each.group, "DEL", anchor(each.group)) for each in due))
+            return "overflow"
+        outcomes = await asyncio.gather(*(self._renew(each, changes) for each in due))
+        if "lost" in outcomes:
+            return "lost"
+        self._seen = (oldest_us / MICROSECOND, looked_at)
+        return "generation" if "generation" in outcomes else "renewed"
+
+    async def _look(self, group: int) -> Anchor:
+        reply = await self.client.run(self.scripts.anchor, group, (anchor(group),), ())
+        match reply:
+            case [int() as now_us, bytes() as generation, bytes() as xmin, bytes() as inc, bytes() as asof]:
+                return Anchor(group, now_us, generation, xmin, inc, asof)
+            case _:
+                raise CacheError(REDIS, "holds a licence that cannot be read")
+
+    async def _renew(self, found: Anchor, changes: Changes) -> Outcome:
+        keys, revisions = [anchor(found.group)], []
+        for owner, continuation_id, revision in changes.rows:
+            where = place(owner, continuation_id, self.client.groups)
+            if where.group == found.group:
+                keys += [where.entry, where.lease]
+                revisions.append(revision)
+        expected = (found.generation, found.xmin, found.inc, found.asof)
+        renewed = (secrets.token_hex(8), changes.xmin, changes.inc, found.now_us)
+        reply = await self.client.run(self.scripts.renew, found.group, tuple(keys), (*expected, *renewed, *revisions))
+        match reply:
+            case [int() as verdict, int() as removed]:
+                if removed:
+                    self.recorder.count("cache_repaired_total", removed)
+                outcomes: tuple[Outcome, ...] = ("lost", "renewed", "generation")
+                return outcomes[verdict]
+            case _:
+                raise CacheError(REDIS, "answered a pass with something else")
+
+    def _failed(self, error: Exception) -> None:
+        problem = f"{error.reply_code}" if isinstance(error, CacheRefused) else str(error) or type(error).__name__
+        if self.problem is None:
+            log.warning("cache_pass_failed", problem=problem, error=type(error).__name__)
+        self.problem = problem

@@ -1,0 +1,62 @@
+-- APPLY: afterwards no lease given before it is alive, and the entry is absent or at least as new as the change that
+-- was just committed. The delta is added only to the very revision it was made on; anything else that is older, of
+-- another database incarnation, or of another conversation under the same name is removed. A writer that took the
+-- lease before its statement, and still holds it, may store the page that the statement returned.
+--
+-- KEYS entry, lease
+-- ARGV 1 base revision, 2 revision, 3 incarnation, 4 conversation id, 5 ttl in ms, 6 most messages, 7 most bytes,
+--      8 messages in the delta or -1 for none, 9 header, 10 delta, 11 token or '',
+--      12... fields of the whole entry as name and value, with a token only
+-- Returns 1 appended | 2 stored whole | 3 current already | 4 absent | 5 removed
+
+local entry_key, lease_key = KEYS[1], KEYS[2]
+local revision, added = tonumber(ARGV[2]), tonumber(ARGV[8])
+
+local function write(fields)
+  local written = redis.pcall('HSET', entry_key, unpack(fields))
+  if type(written) == 'table' and written.err then
+    redis.call('DEL', entry_key)
+    return written
+  end
+  redis.call('PEXPIRE', entry_key, ARGV[5])
+  return nil
+end
+
+local held = ARGV[11] ~= '' and redis.call('GET', lease_key) == ARGV[11]
+redis.call('DEL', lease_key)
+if held then
+  redis.call('DEL', entry_key)
+  return write({unpack(ARGV, 12)}) or 2
+end
+
+local entry = redis.call('HMGET', entry_key, 'rev', 'inc', 'id', 'older', 'count', 'page')
+if not entry[1] then
+  return 4
+end
+if entry[2] ~= ARGV[3] or entry[3] ~= ARGV[4] then
+  redis.call('DEL', entry_key)
+  return 5
+end
+if tonumber(entry[1]) >= revision then
+  return 3
+end
+if tonumber(entry[1]) ~= tonumber(ARGV[1]) or added < 0 then
+  redis.call('DEL', entry_key)
+  return 5
+end
+
+local older, count, page = entry[4], tonumber(entry[5]) + added, entry[6]
+if added > 0 then
+  page = page == '' and ARGV[10] or page .. ',\n' .. ARGV[10]
+end
+local start, room = 1, tonumber(ARGV[7]) - #ARGV[9]
+while count > tonumber(ARGV[6]) or #page - start + 1 > room do
+  local cut = string.find(page, ',\n', start, true)
+  if not cut then
+    redis.call('DEL', entry_key)
+    return 5
+  end
+  start, count, older = cut + 2, count - 1, '1'
+end
+return write({'rev', ARGV[2], 'older', older, 'count', count, 'header', ARGV[9],
+  'page', string.sub(page, start)}) or 1

@@ -1,0 +1,28 @@
+-- READ: an entry is served only while it is covered, by its own age or by the licence of its generation; whoever finds
+-- none gets the one lease there can be, together with the generation and the time that a fill under it must carry.
+-- Lease, generation and time are taken before the database is read, so a fill never claims to be newer than it is.
+--
+-- KEYS entry, lease, anchor
+-- ARGV token, lease in ms, bound in us, least revision wanted
+-- Returns {1, revision, age in us, has older, header, page} | {2, generation, now in us} | {3, token of the holder}
+
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local bound = tonumber(ARGV[3])
+local licence = redis.call('HMGET', KEYS[3], 'gen', 'asof')
+local entry = redis.call('HMGET', KEYS[1], 'rev', 'gen', 'asof', 'older', 'header', 'page')
+
+if entry[1] and tonumber(entry[1]) >= tonumber(ARGV[4]) then
+  local covered = tonumber(entry[3])
+  if licence[1] and licence[1] == entry[2] then
+    covered = math.max(covered, tonumber(licence[2]))
+  end
+  if covered + bound > now then
+    return {1, tonumber(entry[1]), now - covered, entry[4], entry[5], entry[6]}
+  end
+end
+
+if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then
+  return {2, licence[1] or '', now}
+end
+return {3, redis.call('GET', KEYS[2])}

@@ -1,0 +1,108 @@
+"""One database read at a time for each conversation in this process, shared by whoever may share it.
+
+The invariant is that nobody gets a result older than their own question, within what the lease vouches for. There are
+two ways to share. A read under a lease may be joined by a reader who has just seen that very lease alive, because
+then no change was announced since it was given. Any other reader joins only a read that has not begun yet.
+
+A read is a task of its own: callers come and go, it runs to its end and fills the cache for the next ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from contextvars import copy_context
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from exai.resilience import bounded, request_deadline
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
+
+WHAT = "the database"
+
+
+@dataclass(frozen=True, slots=True)
+class Flight(Generic[T]):
+    """A read that has begun; `token` is its lease, `started` the loop's time."""
+
+    token: bytes
+    started: float
+    task: asyncio.Task[T]
+
+    async def result(self) -> T:
+        """Wait for it, within the waiting request's own deadline. Raises what the read raised, `DeadlineExceeded`."""
+        return await bounded(asyncio.shield(self.task), None, WHAT)
+
+
+class SingleFlight(Generic[K, T]):
+    """Reads in flight by conversation. `close` ends all of them."""
+
+    def __init__(self) -> None:
+        self._leased: dict[K, Flight[T]] = {}
+        self._running: dict[K, asyncio.Task[T]] = {}
+        self._queued: dict[K, asyncio.Task[T]] = {}
+        self._tasks: set[asyncio.Task[T]] = set()
+
+    def lead(self, key: K, token: bytes, work: Callable[[], Awaitable[T]]) -> Flight[T]:
+        """Begin a read under a lease that the caller was just given."""
+
+        async def fly() -> T:
+            return await work()
+
+        flight = Flight(token, asyncio.get_running_loop().time(), self._start(fly()))
+        self._leased[key] = flight
+
+        def landed(_: object) -> None:
+            if self._leased.get(key) is flight:
+                del self._leased[key]
+
+        flight.task.add_done_callback(landed)
+        return flight
+
+    def find(self, key: K, token: bytes) -> Flight[T] | None:
+        """The read under that lease, if it is one of this process and still in flight."""
+        flight = self._leased.get(key)
+        return flight if flight is not None and flight.token == token else None
+
+    async def later(self, key: K, work: Callable[[], Awaitable[T]]) -> T:
+        """Read without a lease, together with all who ask before the read begins; one runs at a time."""
+        task = self._queued.get(key)
+        if task is None:
+            task = self._queued[key] = self._start(self._in_turn(key, self._running.get(key), work))
+        return await bounded(asyncio.shield(task), None, WHAT)
+
+    async def close(self) -> None:
+        """Cancel what is in flight and wait for it."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _in_turn(self, key: K, before: asyncio.Task[T] | None, work: Callable[[], Awaitable[T]]) -> T:
+        if before is not None:
+            await asyncio.wait({before})
+        # From here on the read may be older than a question, so that the next to ask starts another.
+        task = self._queued.pop(key)
+        self._running[key] = task
+        try:
+            return await work()
+        finally:
+            if self._running.get(key) is task:
+                del self._running[key]
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        # The read serves many requests, so it must not end with the deadline of the one that happened to start it.
+        context = copy_context()
+        context.run(request_deadline.set, None)
+        task = asyncio.create_task(work, name="cache-read", context=context)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[T]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            # Retrieved here, because all who waited for it may have gone.
+            task.exception()

@@ -15,6 +15,7 @@ from typing import Final, Literal
 import httpx
 
 from exai import __version__
+from exai.addresses import is_loopback
 from exai.config import ProvidersSettings
 from exai.errors import Overloaded, ProviderBroken, ProviderError, ProviderUnavailable
 from exai.models import Recorder
@@ -281,8 +282,3 @@ def _reason(error: BaseException) -> str:
 
 def _colon(text: str) -> str:
     return f": {text}" if text else ""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether the host is this machine."""
-    return host in {"localhost", "::1"} or host.startswith("127.")

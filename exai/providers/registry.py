@@ -15,6 +15,7 @@ from typing import Final
 
 import httpx
 
+from exai.addresses import is_loopback
 from exai.config import LimitSettings, ProvidersSettings
 from exai.errors import ConfigError, InvalidArgument, NotConfigured
 from exai.models import Completion, CompletionRequest, OnDelta, Recorder, Thinking, Usage
@@ -22,7 +23,7 @@ from exai.providers.base import Clocks, Model, ModelInfo, ProviderStatus
 from exai.providers.catalogue import load_catalogue
 from exai.providers.chat_api import ChatApi
 from exai.providers.discovery import Discovery
-from exai.providers.exchange import Exchange, is_loopback, open_client
+from exai.providers.exchange import Exchange, open_client
 from exai.providers.naming import DEFAULT_SETTING, ModelNames
 from exai.providers.request import check_options
 from exai.providers.sites import Site, read_sites

@@ -1,0 +1,72 @@
+"""What `exai doctor` says about the model providers: whether each answers and takes its key; no token is spent."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Final
+
+import httpx
+
+from exai.config import ProvidersSettings
+from exai.models import Finding
+from exai.providers.exchange import headers_for, open_client
+from exai.providers.sites import Site, read_sites
+
+PATH: Final = "/models"
+MAX_PROVIDERS: Final = 32
+REFUSED: Final = frozenset({401, 403})
+"""Statuses that say the key is wrong."""
+
+
+async def diagnose(settings: ProvidersSettings, *, timeout_s: float = 5.0) -> list[Finding]:
+    """Ask every configured provider for its list of models, all at once. Raises ConfigError."""
+    sites = read_sites(settings)
+    configured = [site for site in sites.values() if site.configured][:MAX_PROVIDERS]
+    found = await asyncio.gather(*(_ask(site, settings, timeout_s) for site in configured))
+    off = [
+        Finding(_part(site), "off", "no key", f"Set {site.family.key_setting}")
+        for site in sites.values()
+        if not site.configured
+    ]
+    return [*found, *off]
+
+
+def _part(site: Site) -> str:
+    return f"provider {site.family.name}"
+
+
+async def _ask(site: Site, settings: ProvidersSettings, timeout_s: float) -> Finding:
+    started = time.perf_counter()
+    try:
+        async with (
+            asyncio.timeout(timeout_s),
+            open_client(site.base_url, settings, httpx.create_ssl_context()) as client,
+        ):
+            headers = headers_for(site.key, "application/json")
+            async with client.stream("GET", site.base_url + PATH, headers=headers) as response:
+                status = response.status_code
+    except TimeoutError:
+        return _unreachable(site, f"no answer from {site.base_url} within {timeout_s:g} s")
+    except httpx.HTTPError as error:
+        return _unreachable(site, f"cannot reach {site.base_url}: {type(error).__name__}")
+    return _judge(site, status, f"{site.base_url}, {(time.perf_counter() - started) * 1000:.0f} ms")
+
+
+def _unreachable(site: Site, problem: str) -> Finding:
+    return Finding(_part(site), "fail", problem, "Check the address, the network and, if there is one, the proxy")
+
+
+def _judge(site: Site, status: int, seen: str) -> Finding:
+    part = _part(site)
+    if status in REFUSED:
+        cure = f"Check {site.family.key_setting}; keys of one region or plan are not valid at another's address"
+        return Finding(part, "fail", f"{seen}: the key was not accepted (HTTP {status})", cure)
+    if status >= 500 or status == 429:
+        return Finding(part, "warn", f"{seen}: answers HTTP {status}", "Try again later")
+    if status >= 400:
+        # Some compatible servers have no list; that they answer with the key is what can be known.
+        return Finding(part, "ok", f"{seen}: answers, without a list of models (HTTP {status})")
+    if status >= 300:
+        return Finding(part, "fail", f"{seen}: redirects (HTTP {status})", "Give the address it redirects to")
+    return Finding(part, "ok", seen)

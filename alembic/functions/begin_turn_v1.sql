@@ -1,0 +1,127 @@
+-- Claims a turn, stores its question, and brings what of the history the caller does not have.
+-- Rows: 'message' (history, newest first), 'system' (the newest system message older than everything returned or
+-- known), 'stored' (the question of a resumed turn), 'reply' (of a finished one), and one 'head', last.
+-- The history ends where p_budget bytes are used up: it is walked from the newest message backwards through the
+-- primary key and never read whole. Each message counts 16 bytes more than its content, so that many empty ones end too.
+create function exai.begin_turn_v1(
+  p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_tool text,
+  p_title text, p_lease_s double precision, p_provider text, p_model text,
+  p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_files text[], p_expected bigint,
+  p_budget bigint, p_known_revision bigint, p_known_low bigint, p_known_high bigint, p_known_size bigint)
+returns table (part text, seq bigint, role text, content text, created_at timestamptz, kind text, turn_id text, data text)
+language plpgsql rows 10
+set lock_timeout = '2s'
+as $$
+#variable_conflict use_column
+declare
+  c_max_depth constant integer := 64;
+  c_message_overhead constant integer := 16;
+  s record;
+  m record;
+  v public.conversations;
+  w public.conversations;
+  t public.turns;
+  v_status text;
+  v_full boolean;
+  v_floor bigint := 0;
+  v_before bigint;
+  v_left bigint := p_budget;
+begin
+  s := exai.store_turn_v1(p_owner, p_continuation_id, p_new_id, p_turn_id, p_key, p_hash, p_tool, p_title, 'pending',
+                          p_lease_s, p_provider, p_model, p_roles, p_contents, p_kinds, p_metadata, p_files, p_expected);
+  v_status := case s.o_status when 'new' then 'started' when 'deleted' then 'not_found' else s.o_status end;
+  if s.o_status = 'old' then
+    -- The conversation first, as everywhere; a new one was not locked by the claim.
+    perform 1 from public.conversations c where c.id = s.o_conversation_id for no key update;
+    update public.turns x
+       set state = 'pending', attempt = x.attempt + 1, finished_at = null,
+           lease_until = clock_timestamp() + make_interval(secs => p_lease_s), provider = p_provider, model = p_model
+     where x.id = s.o_turn_id and (x.state = 'failed' or (x.state = 'pending' and x.lease_until <= clock_timestamp()));
+    v_status := case when found then 'resumed' end;
+    select x.* into t from public.turns x where x.id = s.o_turn_id;
+    v_status := coalesce(v_status, case t.state when 'finished' then 'finished' else 'pending' end);
+  end if;
+  if s.o_conversation_id is not null and v_status <> 'not_found' then
+    select c.* into v from public.conversations c where c.id = s.o_conversation_id;
+    if v.deleted_at is not null then
+      v_status := 'not_found';
+    end if;
+  end if;
+
+  if v_status = 'started' and s.o_base > 0 or v_status = 'resumed' then
+    v_full := not (v_status = 'started' and coalesce(
+      p_known_high > 0 and p_known_revision between v.edited_revision and s.o_base, false));
+    v_before := coalesce(s.o_first, t.first_seq, v.next_seq);
+    if not v_full then
+      v_floor := p_known_high;
+    end if;
+    w := v;
+    <<walk>>
+    for v_depth in 0 .. c_max_depth loop
+      for v_segment in 1 .. 2 loop
+        for m in
+          select x.seq, x.role, x.content, x.created_at, x.kind, x.turn_id, x.metadata
+            from public.messages x
+           where x.conversation_id = w.id and x.seq < v_before and x.seq > v_floor
+           order by x.seq desc
+        loop
+          v_left := v_left - octet_length(m.content) - c_message_overhead;
+          if v_left < 0 then
+            -- What the caller knows would be cut off from what is newer, so it is of no use.
+            v_full := v_full or v_floor > 0;
+            exit walk;
+          end if;
+          part := 'message'; seq := m.seq; role := m.role; content := m.content; created_at := m.created_at;
+          kind := m.kind; turn_id := m.turn_id; data := nullif(m.metadata, '{}');
+          return next;
+          v_before := m.seq;
+        end loop;
+        exit when v_floor = 0 or v_before <> v_floor + 1;
+        v_left := v_left - p_known_size;
+        v_before := p_known_low;
+        v_floor := 0;
+        exit walk when v_left <= 0;
+      end loop;
+      exit walk when w.parent_id is null or v_before <= 1;
+      v_before := least(v_before, w.parent_seq + 1);
+      select c.* into w from public.conversations c where c.id = w.parent_id;
+    end loop;
+
+    w := v;
+    for v_depth in 0 .. c_max_depth loop
+      return query
+        select 'system', x.seq, x.role, x.content, x.created_at, x.kind, x.turn_id::text, nullif(x.metadata, '{}')::text
+          from public.messages x
+         where x.conversation_id = w.id and x.role = 'system' and x.seq < v_before
+         order by x.seq desc
+         limit 1;
+      exit when found or w.parent_id is null;
+      v_before := least(v_before, w.parent_seq + 1);
+      select c.* into w from public.conversations c where c.id = w.parent_id;
+    end loop;
+  end if;
+
+  if v_status = 'resumed' then
+    return query
+      select 'stored', x.seq, x.role, x.content, x.created_at, x.kind, x.turn_id::text, nullif(x.metadata, '{}')::text
+        from public.messages x
+       where x.conversation_id = t.conversation_id and x.seq between t.first_seq and t.last_seq
+       order by x.seq;
+  elsif v_status = 'finished' then
+    return query
+      select 'reply', x.seq, x.role, x.content, x.created_at, x.kind, x.turn_id::text, nullif(x.metadata, '{}')::text
+        from public.messages x
+       where x.conversation_id = t.conversation_id and x.seq between t.reply_first_seq and t.reply_last_seq
+       order by x.seq;
+  end if;
+
+  return query select 'head', null::bigint, null, null, s.o_now, null, null, json_build_object(
+    'status', v_status, 'turn_id', coalesce(t.id, s.o_turn_id), 'attempt', coalesce(t.attempt, 1),
+    'base_revision', case when s.o_status = 'new' then s.o_base else v.revision end,
+    'revision', coalesce(v.revision, s.o_revision),
+    'first_seq', coalesce(t.first_seq, s.o_first), 'last_seq', coalesce(t.last_seq, s.o_last),
+    'full', coalesce(v_full, true), 'inc', exai.incarnation_v1(), 'detail', s.o_detail,
+    'conversation', case when v.id is not null then exai.header_v1(v) end,
+    'turn', case when t.id is not null then exai.turn_v1(t) end)::text;
+end
+$$

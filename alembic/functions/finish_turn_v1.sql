@@ -1,0 +1,74 @@
+-- Writes the outcome of one attempt: state, usage, cause, and the reply's messages if any.
+-- Locks the conversation before the turn, as every writer does. A repeated call of the same attempt gets the same
+-- answer again; an attempt that has been taken over gets 'superseded' and writes nothing.
+create function exai.finish_turn_v1(
+  p_owner text, p_turn_id uuid, p_attempt integer, p_state text,
+  p_roles text[], p_contents text[], p_kinds text[], p_metadata text[],
+  p_model text, p_input_tokens bigint, p_output_tokens bigint, p_cached_tokens bigint, p_reasoning_tokens bigint,
+  p_cost numeric, p_error text, p_turn_metadata text)
+returns table (part text, seq bigint, role text, content text, created_at timestamptz, kind text, turn_id text, data text)
+language plpgsql rows 1
+set lock_timeout = '2s'
+as $$
+#variable_conflict use_column
+declare
+  v_count constant bigint := cardinality(p_roles);
+  v public.conversations;
+  t public.turns;
+  v_now timestamptz;
+  v_base bigint;
+  v_status text;
+begin
+  select c.* into v from public.conversations c
+   where c.id = (select x.conversation_id from public.turns x where x.id = p_turn_id and x.owner = p_owner)
+     for no key update;
+  select x.* into t from public.turns x where x.id = p_turn_id and x.owner = p_owner for update;
+  if t.id is null or t.attempt <> p_attempt or t.state not in ('pending', p_state) then
+    v_status := 'superseded';
+  elsif t.state = p_state then
+    v_status := 'duplicate';
+  else
+    v_status := 'finished';
+    v_now := greatest(v.updated_at, clock_timestamp());
+    v_base := v.revision;
+    if v_count > 0 then
+      v.next_seq := v.next_seq + v_count;
+      v.revision := v.revision + 1;
+      v.updated_at := v_now;
+      with c as (
+        update public.conversations c
+           set next_seq = v.next_seq, revision = v.revision, changed_xid = pg_current_xact_id(), updated_at = v_now
+         where c.id = v.id)
+      insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
+      select v.id, v.next_seq - v_count + u.ord - 1, p_turn_id, u.role, u.kind, u.content,
+             coalesce(u.metadata::jsonb, '{}'), v_now
+        from unnest(p_roles, p_kinds, p_contents, p_metadata) with ordinality u(role, kind, content, metadata, ord);
+      t.reply_first_seq := v.next_seq - v_count;
+      t.reply_last_seq := v.next_seq - 1;
+    else
+      t.reply_first_seq := null;
+      t.reply_last_seq := null;
+    end if;
+    update public.turns x
+       set state = p_state, finished_at = v_now, model = coalesce(p_model, x.model), input_tokens = p_input_tokens,
+           output_tokens = p_output_tokens, cached_tokens = p_cached_tokens, reasoning_tokens = p_reasoning_tokens,
+           cost = p_cost, error = p_error::jsonb, metadata = coalesce(p_turn_metadata::jsonb, '{}'),
+           reply_first_seq = t.reply_first_seq, reply_last_seq = t.reply_last_seq, reply_revision = v.revision
+     where x.id = p_turn_id;
+  end if;
+  if v_status = 'duplicate' then
+    return query
+      select 'stored', x.seq, x.role, x.content, x.created_at, x.kind, x.turn_id::text, nullif(x.metadata, '{}')::text
+        from public.messages x
+       where x.conversation_id = t.conversation_id and x.seq between t.reply_first_seq and t.reply_last_seq
+       order by x.seq;
+    v_base := t.reply_revision - case when t.reply_first_seq is null then 0 else 1 end;
+    v.revision := t.reply_revision;
+  end if;
+  return query select 'head', null::bigint, null, null, v_now, null, null, json_build_object(
+    'status', v_status, 'first_seq', case when v_status <> 'superseded' then t.reply_first_seq end,
+    'seq', case when v_status <> 'superseded' then t.reply_last_seq end,
+    'base_revision', coalesce(v_base, v.revision), 'revision', v.revision, 'inc', exai.incarnation_v1(),
+    'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
+end
+$$

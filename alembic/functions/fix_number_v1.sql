@@ -1,0 +1,10 @@
+-- Refuses to renumber or move a message: its number is how caches, turns and forks know it.
+create function exai.fix_number_v1() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  raise exception 'a message keeps its number and its conversation'
+    using hint = 'Insert it anew and delete the old one.', errcode = '23514';
+end
+$$

@@ -1,0 +1,21 @@
+-- After messages were changed or deleted: their conversations, and the forks that read them, have a new revision, so
+-- that no cache goes on serving the old text. Locks in the order of ids, since several conversations may be concerned.
+create function exai.note_edit_v1() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  with recursive touched(id) as (
+    select distinct x.conversation_id from changed x
+    union
+    select c.id from public.conversations c join touched on c.parent_id = touched.id),
+  locked as (
+    select c.id from public.conversations c where c.id in (select t.id from touched t) order by c.id for no key update)
+  update public.conversations c
+     set revision = c.revision + 1, edited_revision = c.revision + 1, changed_xid = pg_current_xact_id(),
+         updated_at = greatest(c.updated_at, clock_timestamp())
+    from locked
+   where c.id = locked.id;
+  return null;
+end
+$$

@@ -1,0 +1,28 @@
+-- Numbers a message that somebody else wrote (a dashboard, an older client): our own always carry their turn.
+-- A conversation whose next_seq is null has not been numbered yet; its messages stay without a number until it is.
+-- The lock makes the numbering wait for messages in flight, and them for it.
+create function exai.number_message_v1() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  v_next bigint;
+begin
+  select c.next_seq into v_next from public.conversations c where c.id = new.conversation_id for no key update;
+  if v_next is null then
+    return new;
+  end if;
+  if new.seq >= v_next then
+    raise exception 'messages are numbered by the database' using hint = 'Leave seq out.', errcode = '23514';
+  end if;
+  update public.conversations c
+     set next_seq = case when new.seq is null then v_next + 1 else v_next end,
+         revision = c.revision + 1,
+         edited_revision = case when new.seq is null then c.edited_revision else c.revision + 1 end,
+         changed_xid = pg_current_xact_id(),
+         updated_at = greatest(c.updated_at, clock_timestamp())
+   where c.id = new.conversation_id;
+  new.seq := coalesce(new.seq, v_next);
+  return new;
+end
+$$

@@ -1,0 +1,314 @@
+"""The conversation statements as methods: each is one statement and one round trip, and repeats as its text allows."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final
+from uuid import UUID
+
+import orjson
+
+from exai.db.pool import Database
+from exai.db.records import (
+    AppendResult,
+    AppendStart,
+    AppendStatus,
+    BegunStatus,
+    Change,
+    Changes,
+    ConversationList,
+    Cursor,
+    FinishedStatus,
+    Known,
+    StoredPage,
+    StoredReply,
+    TurnBegun,
+    TurnEnd,
+    TurnFinished,
+    TurnSeen,
+    TurnStart,
+)
+from exai.db.rows import (
+    Answer,
+    check_text,
+    check_texts,
+    columns_of,
+    conversation_of,
+    json_of,
+    reply_of,
+    stored_of,
+)
+from exai.errors import InvalidArgument, NotFound
+from exai.models import PAGE_MESSAGES, ContinuationId, Message, NewMessage, Owner, TurnId
+
+__all__ = [
+    "AppendResult",
+    "AppendStart",
+    "AppendStatus",
+    "BegunStatus",
+    "Change",
+    "Changes",
+    "ConversationList",
+    "ConversationRepository",
+    "FinishedStatus",
+    "Known",
+    "StoredPage",
+    "StoredReply",
+    "TurnBegun",
+    "TurnEnd",
+    "TurnFinished",
+    "TurnSeen",
+    "TurnStart",
+]
+
+CHANGES_LIMIT: Final = 5_000
+"""More changes than this within one pass are not told one by one."""
+
+_END_OF_TIME: Final = datetime(9999, 12, 31, tzinfo=UTC)
+_LAST_ID: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
+
+
+class ConversationRepository:
+    """Conversations, their messages and turns, in Postgres. Sees nothing of other owners."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def read_page(
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        *,
+        limit: int = PAGE_MESSAGES,
+        before_seq: int | None = None,
+    ) -> StoredPage:
+        """The newest `limit` messages (before `before_seq`), oldest first.
+
+        Raises:
+            NotFound: no such conversation, or it is deleted.
+            InvalidArgument: the name cannot be one.
+            DatabaseError: as `Database.fetch`.
+
+        """
+        check_text("continuation_id", continuation_id)
+        answer = Answer(await self._database.fetch("read_page", owner, continuation_id, before_seq, limit))
+        conversation = answer.conversation
+        if conversation is None:
+            raise NotFound("conversation", continuation_id, "List conversations to see which there are")
+        messages = tuple(reversed(answer.part("message")))
+        # Numbers start at 1 and have no holes, so the lowest one tells whether there is anything older.
+        return StoredPage(conversation, messages, bool(messages) and messages[0].seq > 1, answer.head["inc"])
+
+    async def append(self, start: AppendStart) -> AppendResult:
+        """Store messages as one block, once per request key; see `AppendResult` for the outcomes.
+
+        Raises:
+            InvalidArgument: something cannot be stored.
+            DatabaseError: `OutcomeUnknown` asks for the same call again.
+
+        """
+        _check_start(start)
+        answer = Answer(
+            await self._database.fetch(
+                "append", *_identity(start), start.title, *columns_of(start.messages), list(start.file_ids),
+                start.expected_revision,
+            )
+        )  # fmt: skip
+        head, status = answer.head, answer.head["status"]
+        stored = tuple(answer.part("stored"))
+        if status == "appended":
+            stored = _just_stored(start.messages, answer, start.turn_id)
+        return AppendResult(
+            status=status,
+            conversation=answer.conversation if status in {"appended", "duplicate"} else None,
+            first_seq=head["first_seq"],
+            last_seq=head["last_seq"],
+            base_revision=head["base_revision"] or 0,
+            revision=head["revision"] or 0,
+            stored=stored,
+            inc=head["inc"],
+            missing=head.get("detail"),
+        )
+
+    async def begin_turn(self, start: TurnStart) -> TurnBegun:
+        """Claim a turn, store its question, and get the history that `start.known` lacks.
+
+        Raises:
+            InvalidArgument: something cannot be stored.
+            DatabaseError: `OutcomeUnknown` asks for the same call again.
+
+        """
+        _check_start(start)
+        known = start.known
+        answer = Answer(
+            await self._database.fetch(
+                "begin_turn", *_identity(start), start.title, start.lease_s, start.provider, start.model,
+                *columns_of(start.messages), list(start.file_ids), start.expected_revision, start.budget_bytes,
+                *((known.revision, known.low_seq, known.high_seq, known.size_bytes) if known else (None,) * 4),
+            )
+        )  # fmt: skip
+        head, status = answer.head, answer.head["status"]
+        turn = head["turn"]
+        system = answer.part("system")
+        return TurnBegun(
+            status=status,
+            conversation=answer.conversation if status in {"started", "resumed", "finished", "pending"} else None,
+            turn_id=TurnId(head["turn_id"] or start.turn_id),
+            attempt=head["attempt"],
+            base_revision=head["base_revision"] or 0,
+            revision=head["revision"] or 0,
+            first_seq=head["first_seq"],
+            last_seq=head["last_seq"],
+            stored=_just_stored(start.messages, answer, start.turn_id)
+            if status == "started"
+            else tuple(answer.part("stored")),
+            history=tuple(reversed(answer.part("message"))),
+            full=head["full"],
+            system=system[0] if system else None,
+            inc=head["inc"],
+            reply=reply_of(turn, answer.part("reply")) if status == "finished" else None,
+            error=turn["error"] if turn else None,
+            missing=head["detail"],
+            lease_left_s=turn["lease_left_s"] if turn else None,
+        )
+
+    async def finish_turn(self, end: TurnEnd) -> TurnFinished:
+        """Write the outcome of one attempt; the same call again gets the same answer.
+
+        Raises:
+            InvalidArgument: something cannot be stored.
+            DatabaseError: `OutcomeUnknown` asks for the same call again.
+
+        """
+        usage = end.usage
+        check_text("model", end.model)
+        answer = Answer(
+            await self._database.fetch(
+                "finish_turn", end.owner, end.turn_id, end.attempt, end.state, *columns_of(end.messages), end.model,
+                usage.input_tokens if usage else None,
+                usage.output_tokens if usage else None,
+                usage.cached_tokens if usage else None,
+                usage.reasoning_tokens if usage else None,
+                None if end.cost_usd is None else str(end.cost_usd),
+                json_of("error", end.error) if end.error is not None else None,
+                json_of("metadata", end.metadata) if end.metadata else None,
+            )
+        )  # fmt: skip
+        head, status = answer.head, answer.head["status"]
+        fresh = status == "finished"
+        return TurnFinished(
+            status=status,
+            conversation=answer.conversation,
+            seq=head["seq"],
+            base_revision=head["base_revision"] or 0,
+            revision=head["revision"] or 0,
+            stored=_just_stored(end.messages, answer, end.turn_id) if fresh else tuple(answer.part("stored")),
+            inc=head["inc"],
+        )
+
+    async def wait_turn(self, owner: Owner, request_key: str) -> TurnSeen | None:
+        """How far the turn with this key has come now (this does not wait); None when there is none."""
+        check_text("idempotency_key", request_key)
+        answer = Answer(await self._database.fetch("turn_state", owner, request_key))
+        conversation = answer.conversation
+        if conversation is None:
+            return None
+        turn = answer.head["turn"]
+        return TurnSeen(
+            turn_id=TurnId(turn["id"]),
+            state=turn["state"],
+            attempt=turn["attempt"],
+            lease_left_s=turn["lease_left_s"],
+            conversation=conversation,
+            reply=reply_of(turn, answer.part("reply")) if turn["state"] == "finished" else None,
+            error=turn["error"],
+        )
+
+    async def renew_leases(self, turn_ids: Sequence[TurnId], *, lease_s: float) -> frozenset[TurnId]:
+        """Give pending turns `lease_s` more from now; the answer holds those that still are pending."""
+        rows = await self._database.fetch("renew_leases", list(turn_ids), lease_s)
+        return frozenset(TurnId(row["id"]) for row in rows)
+
+    async def list_conversations(
+        self, owner: Owner, *, limit: int = PAGE_MESSAGES, cursor: str | None = None
+    ) -> ConversationList:
+        """An owner's conversations, latest change first.
+
+        Raises:
+            InvalidArgument: the cursor is not one of ours.
+
+        """
+        after = read_cursor(cursor) if cursor else Cursor(_END_OF_TIME, _LAST_ID)
+        rows = await self._database.fetch("list_conversations", owner, limit + 1, after.updated_at, after.id)
+        found = tuple(conversation_of(orjson.loads(row["header"])) for row in rows[:limit])
+        more = len(rows) > limit
+        return ConversationList(found, write_cursor(Cursor(found[-1].updated_at, found[-1].id)) if more else None)
+
+    async def changes(self, since_xmin: str | None) -> Changes:
+        """This moment's snapshot, and every conversation changed by a transaction not visible to `since_xmin`'s."""
+        rows = await self._database.fetch("changes", since_xmin, CHANGES_LIMIT + 1)
+        changed = tuple(
+            Change(Owner(row["owner"]), ContinuationId(row["continuation_id"]), row["revision"]) for row in rows[1:]
+        )
+        truncated = len(changed) > CHANGES_LIMIT
+        return Changes(rows[0]["xmin"], rows[0]["inc"], changed[:CHANGES_LIMIT], truncated)
+
+
+def write_cursor(cursor: Cursor) -> str:
+    """An opaque text for clients."""
+    return base64.urlsafe_b64encode(f"{cursor.updated_at.isoformat()} {cursor.id}".encode()).decode()
+
+
+def read_cursor(text: str) -> Cursor:
+    """The inverse of `write_cursor`.
+
+    Raises:
+        InvalidArgument: it is none of ours.
+
+    """
+    try:
+        at, _, last_id = base64.urlsafe_b64decode(text.encode()).decode().partition(" ")
+        cursor = Cursor(datetime.fromisoformat(at), str(UUID(last_id)))
+        if cursor.updated_at.tzinfo is None:
+            raise ValueError(at)
+    except (ValueError, binascii.Error):
+        raise InvalidArgument("cursor", "is not one this list gave", "Use next_cursor of the page before") from None
+    return cursor
+
+
+def _check_start(start: AppendStart | TurnStart) -> None:
+    check_texts(
+        (
+            ("continuation_id", start.continuation_id),
+            ("idempotency_key", start.request_key),
+            ("title", start.title),
+            ("owner", start.owner),
+        )
+    )
+    for index, file_id in enumerate(start.file_ids):
+        try:
+            UUID(file_id)
+        except ValueError:
+            raise InvalidArgument(f"file_ids[{index}]", "is not a file's id", "Use the id file_put returned") from None
+
+
+def _identity(start: AppendStart | TurnStart) -> tuple[str | None, ...]:
+    return (
+        start.owner,
+        start.continuation_id,
+        start.new_conversation_id,
+        start.turn_id,
+        start.request_key,
+        start.request_hash,
+        start.tool,
+    )
+
+
+def _just_stored(messages: Sequence[NewMessage], answer: Answer, turn_id: TurnId) -> tuple[Message, ...]:
+    first_seq = answer.head["first_seq"]
+    if first_seq is None or answer.at is None:
+        return ()
+    return stored_of(messages, first_seq, answer.at, turn_id)

@@ -1,0 +1,181 @@
+"""Brings a database to this release's schema: `upgrade`, and the operations the revisions in `alembic/` are made of.
+
+One run at a time changes a database. A session lock would not hold behind a transaction-mode pooler, and a lock taken
+per revision would let a second run repeat what the first has just done; so one connection keeps a transaction with the
+lock open for the whole run while another does the work. Whoever waits asks again and again instead of waiting inside a
+statement, because a statement that waits would hold back a concurrent index build of the run it waits for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from alembic import command, op
+from alembic.config import Config
+from sqlalchemy import Connection, event, text
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from exai.db.address import Address, parse_address
+from exai.db.pool import OneTrip, connect
+from exai.environment import read_environment
+from exai.errors import ConfigError, DatabaseBusy
+
+SCHEMA: Final = "exai"
+LOCK_KEY: Final = 0x65786169
+"""The bytes of `exai`, so that it does not meet another program's advisory lock by chance."""
+
+LOCK_POLL_S: Final = 0.2
+LOCK_WAIT_S: Final = 600.0
+CONNECT_TIMEOUT_S: Final = 10.0
+LIMITS: Final = "select set_config('lock_timeout', '4s', true), set_config('statement_timeout', '5s', true)"
+INDEX_LIMIT: Final = "30min"
+URL_SETTINGS: Final = ("EXAI_DATABASE__MIGRATION_URL", "EXAI_DATABASE__URL")
+
+
+async def upgrade(url: str, revision: str = "head") -> None:
+    """Migrate the database at `url`; does nothing when it is there already.
+
+    Raises:
+        ConfigError: `url` is not an address.
+        DatabaseError: it cannot be reached, or another migration has held the lock for `LOCK_WAIT_S`.
+
+    """
+    config = migration_config()
+    config.attributes["url"] = url
+    await asyncio.to_thread(command.upgrade, config, revision)
+
+
+def migration_config() -> Config:
+    """Alembic's configuration with the revisions of this installation: a checkout's, or those inside the wheel."""
+    config = Config()
+    config.set_main_option("script_location", str(scripts_directory()).replace("%", "%%"))
+    return config
+
+
+def scripts_directory() -> Path:
+    """Where `env.py` is."""
+    here = Path(__file__).resolve().parent
+    installed, checkout = here / "alembic", here.parents[1] / "alembic"
+    return installed if installed.is_dir() else checkout
+
+
+def address_of(config: Config) -> Address:
+    """The address given to `upgrade`, else the first one set in the environment.
+
+    Raises:
+        ConfigError: none is set, or it is not an address.
+
+    """
+    url = config.attributes.get("url")
+    if url:
+        return parse_address(str(url), "the database address")
+    reading = read_environment()
+    for setting in URL_SETTINGS:
+        value = reading.find(setting)
+        if value:
+            return parse_address(value.text, value.name)
+    raise ConfigError(
+        "EXAI_DATABASE__MIGRATION_URL",
+        "is not set, nor is EXAI_DATABASE__URL, SUPABASE_DB_URL or DATABASE_URL",
+        "Set one of them to the database to migrate: postgresql://user:password@host:5432/database",
+    )
+
+
+@asynccontextmanager
+async def migrating(address: Address) -> AsyncIterator[AsyncConnection]:
+    """A connection to migrate with, while the lock is held; our schema exists."""
+
+    async def creator(*_: object, **__: object) -> OneTrip:
+        return await connect(address, timeout_s=CONNECT_TIMEOUT_S)
+
+    engine = create_async_engine(
+        "postgresql+asyncpg://?prepared_statement_cache_size=0", async_creator=creator, poolclass=NullPool
+    )
+    event.listen(engine.sync_engine, "begin", _set_limits)
+    async with _lock(address):
+        async with engine.connect() as connection:
+            if await connection.scalar(text("select to_regnamespace(:name) is null"), {"name": SCHEMA}):
+                await connection.execute(text(f"create schema {SCHEMA}"))
+            await connection.commit()
+            yield connection
+        await engine.dispose()
+
+
+def _set_limits(connection: Connection) -> None:
+    connection.exec_driver_sql(LIMITS)
+
+
+@asynccontextmanager
+async def _lock(address: Address) -> AsyncIterator[None]:
+    connection = await connect(address, timeout_s=CONNECT_TIMEOUT_S)
+    try:
+        give_up_at = asyncio.get_running_loop().time() + LOCK_WAIT_S
+        while True:
+            transaction = connection.transaction()
+            await transaction.start()
+            await connection.fetchval("select set_config('idle_in_transaction_session_timeout', '0', true)")
+            if await connection.fetchval("select pg_try_advisory_xact_lock($1::bigint)", LOCK_KEY):
+                # The reply's portal stays open and keeps its snapshot, for which a concurrent index build would wait
+                # for ever; a statement of the simple protocol replaces it and leaves none.
+                await connection.execute("select 1")
+                break
+            await transaction.rollback()
+            if asyncio.get_running_loop().time() > give_up_at:
+                raise DatabaseBusy("postgres", "another migration is running", "Wait until it has ended")
+            await asyncio.sleep(LOCK_POLL_S)
+        yield
+        await transaction.rollback()
+    finally:
+        connection.terminate()
+
+
+def configure(connection: Connection, context: Any) -> None:
+    """Run what Alembic was asked for on `connection`, each revision in a transaction of its own."""
+    context.configure(
+        connection=connection,
+        version_table_schema=SCHEMA,
+        transaction_per_migration=True,
+    )
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def create_functions(names: Iterable[str]) -> None:
+    """Create the functions in `alembic/functions/NAME.sql`, each exactly one statement, executable by nobody else."""
+    for name in names:
+        op.execute((scripts_directory() / "functions" / f"{name}.sql").read_text("utf-8"))
+        op.execute(f"revoke all on function {SCHEMA}.{name} from public")
+
+
+def create_index(schema: str, name: str, definition: str, *, unique: bool = False) -> None:
+    """Build an index without holding back writers; what an interrupted build left behind is removed first."""
+    broken = text(
+        "select exists (select from pg_catalog.pg_index i where i.indexrelid = to_regclass(:name) and not i.indisvalid)"
+    )
+    with op.get_context().autocommit_block():
+        bind = op.get_bind()
+        patient = _is_direct(bind)
+        if bind.scalar(broken, {"name": f"{schema}.{name}"}):
+            op.execute(f"drop index concurrently {schema}.{name}")
+        if patient:
+            op.execute(f"set statement_timeout = '{INDEX_LIMIT}'")
+        op.execute(f"create {'unique ' if unique else ''}index concurrently if not exists {name} on {definition}")
+        if patient:
+            op.execute("reset statement_timeout")
+
+
+def drop_index(schema: str, name: str) -> None:
+    """Remove an index without holding back anybody."""
+    with op.get_context().autocommit_block():
+        op.execute(f"drop index concurrently if exists {schema}.{name}")
+
+
+def _is_direct(bind: Connection) -> bool:
+    """Whether session settings stay with us: a pooler makes up the backend id it tells its clients."""
+    driver: Any = bind.connection.driver_connection
+    return bool(bind.scalar(text("select pg_backend_pid()")) == driver.get_server_pid())

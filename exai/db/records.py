@@ -1,0 +1,237 @@
+"""What goes into and comes out of the conversation statements; all of it immutable and without driver types."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, Literal
+
+from exai.models import (
+    ContinuationId,
+    Conversation,
+    ConversationId,
+    FileId,
+    Message,
+    NewMessage,
+    Owner,
+    TurnId,
+    TurnState,
+    Usage,
+)
+
+BegunStatus = Literal[
+    "started",
+    "resumed",
+    "finished",
+    "pending",
+    "conflict_key",
+    "conflict_revision",
+    "not_found",
+    "file_not_found",
+]
+FinishedStatus = Literal["finished", "duplicate", "superseded"]
+AppendStatus = Literal[
+    "appended", "duplicate", "conflict_key", "conflict_revision", "not_found", "deleted", "file_not_found"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a cache gave: the messages `low_seq` to `high_seq` as of `revision`, `size_bytes` of content."""
+
+    revision: int
+    low_seq: int
+    high_seq: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPage:
+    """Consecutive messages, oldest first; `inc` names the life of the server that answered."""
+
+    conversation: Conversation
+    messages: tuple[Message, ...]
+    has_older: bool
+    inc: str
+
+
+@dataclass(frozen=True, slots=True)
+class AppendStart:
+    """An append. `continuation_id` None makes the conversation `new_conversation_id`, which also names it."""
+
+    owner: Owner
+    continuation_id: ContinuationId | None
+    new_conversation_id: ConversationId
+    turn_id: TurnId
+    request_key: str
+    request_hash: str
+    tool: str
+    messages: Sequence[NewMessage]
+    title: str | None = None
+    file_ids: Sequence[FileId] = ()
+    expected_revision: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AppendResult:
+    """`conversation` and the numbers are there for `appended` and `duplicate`.
+
+    `revision` is the one this append made (for a duplicate: once made), or the current one for `conflict_revision`;
+    `conversation.revision` is always the current one. `missing` names the files of `file_not_found`.
+    """
+
+    status: AppendStatus
+    conversation: Conversation | None
+    first_seq: int | None
+    last_seq: int | None
+    base_revision: int
+    revision: int
+    stored: tuple[Message, ...]
+    inc: str
+    missing: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnStart:
+    """A turn to begin. `budget_bytes` bounds the history that comes back; `known` is what need not come back."""
+
+    owner: Owner
+    continuation_id: ContinuationId | None
+    new_conversation_id: ConversationId
+    turn_id: TurnId
+    request_key: str
+    request_hash: str
+    tool: str
+    provider: str | None
+    model: str | None
+    messages: Sequence[NewMessage]
+    lease_s: float
+    budget_bytes: int
+    title: str | None = None
+    file_ids: Sequence[FileId] = ()
+    expected_revision: int | None = None
+    known: Known | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReply:
+    """What a finished turn answered; `seq` is None when it stored no message."""
+
+    content: str
+    seq: int | None
+    model: str | None
+    provider: str | None
+    usage: Usage
+    metadata: Mapping[str, Any]
+    cost_usd: Decimal | None
+    message: Message | None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnBegun:
+    """`conversation` is there for `started`, `resumed`, `finished` and `pending`, the rest as its status says.
+
+    `history` is oldest first, without `stored`, and ends before them; `full` says that it is all there is within the
+    budget, so what a cache gave is to be ignored. `system` is the newest system message older than all that is
+    returned or known. `error` is why the earlier attempt of a resumed turn failed, where it could say.
+    """
+
+    status: BegunStatus
+    conversation: Conversation | None
+    turn_id: TurnId
+    attempt: int
+    base_revision: int
+    revision: int
+    first_seq: int | None
+    last_seq: int | None
+    stored: tuple[Message, ...]
+    history: tuple[Message, ...]
+    full: bool
+    system: Message | None
+    inc: str
+    reply: StoredReply | None = None
+    error: Mapping[str, Any] | None = None
+    missing: str | None = None
+    lease_left_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnd:
+    """The outcome of one attempt. `messages` is the reply, or the partial text of a failure, or nothing."""
+
+    owner: Owner
+    turn_id: TurnId
+    attempt: int
+    state: Literal["finished", "failed"]
+    messages: Sequence[NewMessage]
+    model: str | None = None
+    usage: Usage | None = None
+    cost_usd: Decimal | float | None = None
+    error: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TurnFinished:
+    """`seq` is the last stored message's number, None when nothing was stored.
+
+    `conversation` is None only for `superseded` turns that do not exist; its revision is the current one.
+    """
+
+    status: FinishedStatus
+    conversation: Conversation | None
+    seq: int | None
+    base_revision: int
+    revision: int
+    stored: tuple[Message, ...]
+    inc: str
+
+
+@dataclass(frozen=True, slots=True)
+class TurnSeen:
+    """How far a turn has come."""
+
+    turn_id: TurnId
+    state: TurnState
+    attempt: int
+    lease_left_s: float
+    conversation: Conversation
+    reply: StoredReply | None
+    error: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationList:
+    """A page of conversations, latest change first; `next_cursor` is None on the last one."""
+
+    conversations: tuple[Conversation, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A conversation changed; `revision` None when it is gone."""
+
+    owner: Owner
+    continuation_id: ContinuationId
+    revision: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What changed since a snapshot. More than the limit: `truncated`, and `changed` is only a part."""
+
+    xmin: str
+    inc: str
+    changed: tuple[Change, ...]
+    truncated: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where the next page of a list begins."""
+
+    updated_at: datetime
+    id: str

@@ -1,0 +1,189 @@
+"""Reads the rows that the functions of schema `exai` answer with, and checks what goes into them.
+
+Most functions answer in one shape: rows of eight columns told apart by the first, `part`. The row `head` carries a JSON
+document of facts in the last column, every other row is a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any, Final
+
+import asyncpg
+import orjson
+
+from exai.db.records import StoredReply
+from exai.errors import InvalidArgument
+from exai.models import ContinuationId, Conversation, ConversationId, Message, NewMessage, Owner, Usage
+
+NO_METADATA: Final[Mapping[str, Any]] = Message._field_defaults["metadata"]
+MAX_METADATA_BYTES: Final = 262_144
+
+
+class Answer:
+    """The rows of one answer, sorted by part."""
+
+    __slots__ = ("at", "head", "parts")
+
+    def __init__(self, rows: Sequence[asyncpg.Record]) -> None:
+        self.head: dict[str, Any] = {}
+        self.at: datetime | None = None
+        self.parts: dict[str, list[Message]] = {}
+        for row in rows:
+            part = row[0]
+            if part == "head":
+                self.head, self.at = orjson.loads(row[7]), row[4]
+            else:
+                self.parts.setdefault(part, []).append(message_of(row))
+
+    def part(self, name: str) -> list[Message]:
+        """The messages of a part, as they came."""
+        return self.parts.get(name, [])
+
+    @property
+    def conversation(self) -> Conversation | None:
+        """The header, if the answer has one."""
+        header = self.head.get("conversation")
+        return conversation_of(header) if header else None
+
+
+def message_of(row: asyncpg.Record) -> Message:
+    """A message from a row whose columns 1 to 7 are its fields in the answers' order."""
+    data = row[7]
+    return Message(row[1], row[2], row[3], row[4], row[5], row[6], orjson.loads(data) if data else NO_METADATA)
+
+
+def conversation_of(header: Mapping[str, Any]) -> Conversation:
+    """A conversation from the document that `exai.header_v1` makes."""
+    return Conversation(
+        id=ConversationId(header["id"]),
+        continuation_id=ContinuationId(header["continuation_id"]),
+        owner=Owner(header["owner"]),
+        title=header["title"],
+        metadata=header["metadata"],
+        last_seq=header["last_seq"],
+        revision=header["revision"],
+        created_at=time_of(header["created_at"]),
+        updated_at=time_of(header["updated_at"]),
+        tags=tuple(header["tags"]),
+        parent_id=header["parent_id"],
+        parent_seq=header["parent_seq"],
+    )
+
+
+def time_of(text: str) -> datetime:
+    """A time as JSON from Postgres spells it, in UTC."""
+    return datetime.fromisoformat(text).astimezone(UTC)
+
+
+def reply_of(turn: Mapping[str, Any], messages: Sequence[Message]) -> StoredReply:
+    """The reply of a finished turn; the last message is the answer."""
+    last = messages[-1] if messages else None
+    return StoredReply(
+        content=last.content if last else "",
+        seq=turn["reply_last_seq"],
+        model=turn["model"],
+        provider=turn["provider"],
+        usage=Usage(
+            input_tokens=turn["input_tokens"] or 0,
+            output_tokens=turn["output_tokens"] or 0,
+            cached_tokens=turn["cached_tokens"] or 0,
+            reasoning_tokens=turn["reasoning_tokens"] or 0,
+        ),
+        metadata=turn["metadata"],
+        cost_usd=None if turn["cost"] is None else Decimal(str(turn["cost"])),
+        message=last,
+    )
+
+
+def stored_of(messages: Sequence[NewMessage], first_seq: int, at: datetime, turn_id: str) -> tuple[Message, ...]:
+    """What a statement that has just stored `messages` would read back."""
+    return tuple(
+        Message(
+            first_seq + offset,
+            message.role,
+            message.content,
+            at,
+            message.kind,
+            turn_id,
+            message.metadata or NO_METADATA,
+        )
+        for offset, message in enumerate(messages)
+    )
+
+
+def columns_of(messages: Sequence[NewMessage]) -> tuple[list[str], list[str], list[str], list[str | None]]:
+    """Messages as the four arrays the functions take: roles, contents, kinds, metadata.
+
+    Raises:
+        InvalidArgument: a field cannot be stored, and which.
+
+    """
+    metadata: list[str | None] = []
+    for index, message in enumerate(messages):
+        check_text(f"messages[{index}].content", message.content)
+        check_text(f"messages[{index}].kind", message.kind)
+        metadata.append(json_of(f"messages[{index}].metadata", message.metadata) if message.metadata else None)
+    return (
+        [message.role for message in messages],
+        [message.content for message in messages],
+        [message.kind for message in messages],
+        metadata,
+    )
+
+
+def check_text(field: str, value: str | None) -> None:
+    """Refuse what Postgres cannot store as text.
+
+    Raises:
+        InvalidArgument: naming `field`.
+
+    """
+    if value is None:
+        return
+    if "\0" in value:
+        raise InvalidArgument(field, "holds a NUL character", "Remove it; text cannot hold one")
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise InvalidArgument(
+                field, f"holds half of a surrogate pair at position {error.start}", "Send well-formed Unicode"
+            ) from None
+
+
+def check_texts(values: Iterable[tuple[str, str | None]]) -> None:
+    """`check_text` for several fields."""
+    for field, value in values:
+        check_text(field, value)
+
+
+def json_of(field: str, value: Mapping[str, Any]) -> str:
+    """JSON text of metadata.
+
+    Raises:
+        InvalidArgument: it is not JSON, too large, or holds what Postgres cannot store.
+
+    """
+    try:
+        encoded = orjson.dumps(value)
+    except TypeError as error:
+        raise InvalidArgument(field, f"cannot be written as JSON ({error})", "Use plain JSON values") from None
+    if len(encoded) > MAX_METADATA_BYTES:
+        raise InvalidArgument(field, f"is {len(encoded)} bytes of JSON", f"Use at most {MAX_METADATA_BYTES}")
+    if b"\\u0000" in encoded and _holds_nul(value):
+        raise InvalidArgument(field, "holds a NUL character", "Remove it; text cannot hold one")
+    return encoded.decode()
+
+
+def _holds_nul(value: object) -> bool:
+    # Depth is bounded: orjson refuses to write what is nested deeper than 254.
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, Mapping):
+        return any(_holds_nul(key) or _holds_nul(item) for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return any(_holds_nul(item) for item in value)
+    return False

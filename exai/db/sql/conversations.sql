@@ -1,0 +1,83 @@
+-- name: read_page
+-- repeat: read
+-- One page of a conversation, newest first, after its header; by the primary key of messages, in one snapshot.
+select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
+       p.turn_id::text, p.data::text
+  from exai.read_page_v1($1::text, $2::text, $3::bigint, $4::integer) p;
+
+-- name: append
+-- repeat: keyed
+-- Stores messages and file links once per request key; locks the conversation.
+select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
+       p.turn_id::text, p.data::text
+  from exai.append_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::text, $8::text,
+                      $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bigint) p;
+
+-- name: begin_turn
+-- repeat: keyed
+-- Claims a turn, stores its question and brings the history the caller lacks; locks the conversation.
+select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
+       p.turn_id::text, p.data::text
+  from exai.begin_turn_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::text, $8::text,
+                          $9::double precision, $10::text, $11::text, $12::text[], $13::text[], $14::text[],
+                          $15::text[], $16::text[], $17::bigint, $18::bigint, $19::bigint, $20::bigint, $21::bigint,
+                          $22::bigint) p;
+
+-- name: finish_turn
+-- repeat: keyed
+-- Writes the outcome of one attempt of a turn; locks the conversation, then the turn.
+select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
+       p.turn_id::text, p.data::text
+  from exai.finish_turn_v1($1::text, $2::text::uuid, $3::integer, $4::text, $5::text[], $6::text[], $7::text[],
+                           $8::text[], $9::text, $10::bigint, $11::bigint, $12::bigint, $13::bigint,
+                           $14::text::numeric, $15::text, $16::text) p;
+
+-- name: turn_state
+-- repeat: read
+-- How far the turn with a request key has come, and its reply once finished; by turns_owner_key.
+select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
+       p.turn_id::text, p.data::text
+  from exai.turn_state_v1($1::text, $2::text) p;
+
+-- name: renew_leases
+-- repeat: keyed
+-- Keeps pending turns from being taken over; returns those that still are pending. By turns_pkey.
+update public.turns t
+   set lease_until = clock_timestamp() + make_interval(secs => $2::double precision)
+ where t.id = any($1::text[]::uuid[]) and t.state = 'pending'
+returning t.id::text as id;
+
+-- name: list_conversations
+-- repeat: read
+-- A page of an owner's conversations, latest change first, by conversations_recent_idx.
+select exai.header_v1(c)::text as header, c.updated_at::timestamptz as updated_at, c.id::text as id
+  from public.conversations c
+ where c.owner = $1::text and c.deleted_at is null
+   and (c.updated_at, c.id) < ($3::timestamptz, $4::text::uuid)
+ order by c.updated_at desc, c.id desc
+ limit $2::integer;
+
+-- name: changes
+-- repeat: read
+-- What has changed since a snapshot began, for the caches: one row of this snapshot, then conversations (null revision:
+-- removed). By conversations_changed_idx. Transaction ids the server has not given out yet come from another server
+-- (a restored dump) and are no changes here. Without a start nothing but the snapshot is told.
+with snapshot as materialized (
+  select pg_snapshot_xmin(pg_current_snapshot()) as xmin, pg_snapshot_xmax(pg_current_snapshot()) as xmax),
+changed as (
+  select c.owner, c.continuation_id, c.revision
+    from public.conversations c
+   where c.changed_xid >= $1::text::xid8 and c.changed_xid < (select s.xmax from snapshot s)
+   limit $2::integer),
+removed as (
+  select r.owner, r.continuation_id
+    from exai.removed_conversations r
+   where r.changed_xid >= $1::text::xid8 and r.changed_xid < (select s.xmax from snapshot s)
+   limit $2::integer)
+select s.xmin::text as xmin, exai.incarnation_v1()::text as inc, null::text as owner, null::text as continuation_id,
+       null::bigint as revision
+  from snapshot s
+union all
+select null::text, null::text, c.owner::text, c.continuation_id::text, c.revision::bigint from changed c
+union all
+select null::text, null::text, r.owner::text, r.continuation_id::text, null::bigint from removed r;

@@ -1,0 +1,147 @@
+"""Turns what the driver raises into `exai.errors`, and says whether the same statement may be sent again.
+
+Judged by exception class first and sqlstate second, never by message text: the driver reports a backend that was
+terminated as a lost connection, with an sqlstate of its own. `Verdict.outcome` is the invariant the callers build on:
+`nothing` means that nothing was written, `unknown` that the reply was lost after the statement had been sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from asyncpg.exceptions import InterfaceError, PostgresConnectionError, PostgresError
+
+from exai.errors import (
+    DatabaseBusy,
+    DatabaseError,
+    DatabaseUnavailable,
+    ExaiError,
+    OutcomeUnknown,
+    SchemaMismatch,
+    ShuttingDown,
+    StorageFull,
+)
+
+DEPENDENCY: Final = "postgres"
+
+Outcome = Literal["nothing", "unknown"]
+Phase = Literal["connecting", "waiting", "sent"]
+"""Where the failure met the statement: no connection yet, no free connection yet, or on its way."""
+
+MIGRATE: Final = "Run `exai migrate` (or `alembic upgrade head`) with this release"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The error for the caller; `outcome` as above; `again` when repeating at once is likely to help."""
+
+    error: ExaiError
+    outcome: Outcome
+    again: bool
+
+
+def _busy(problem: str, cure: str = "Try again shortly") -> DatabaseBusy:
+    return DatabaseBusy(DEPENDENCY, problem, cure)
+
+
+def _unavailable(problem: str, cure: str = "Try again shortly") -> DatabaseUnavailable:
+    return DatabaseUnavailable(DEPENDENCY, problem, cure)
+
+
+def _lost(problem: str) -> OutcomeUnknown:
+    return OutcomeUnknown(DEPENDENCY, problem, "Repeat the request with the same idempotency key")
+
+
+def judge(error: BaseException, phase: Phase) -> Verdict | None:
+    """What to make of `error`; None for what is not the driver's (cancellation, a defect of ours)."""
+    match error:
+        case PostgresError() if not isinstance(error, PostgresConnectionError):
+            return _by_sqlstate(error, phase)
+        case TimeoutError():
+            return _timed_out(phase)
+        case InterfaceError():
+            return _misused(error)
+        case PostgresError() | OSError():
+            return _connection_lost(phase)
+        case Exception() if type(error).__module__.startswith("asyncpg."):
+            # The driver's own complaints: a host of the wrong kind among several, or a defect.
+            again = phase != "sent"
+            found = _unavailable(f"cannot connect ({type(error).__name__})") if again else _defect(error)
+            return Verdict(found, "nothing", again=again)
+    return None
+
+
+def _misused(error: InterfaceError) -> Verdict:
+    if "pool is clos" in str(error):
+        # The driver has no class of its own for this one.
+        return Verdict(ShuttingDown(), "nothing", again=False)
+    if isinstance(error, ValueError):
+        return Verdict(_unavailable(f"cannot connect: {error}", "Correct the address"), "nothing", again=False)
+    # What is left is a connection found closed when the statement was about to be written to it.
+    return Verdict(_unavailable("the connection was closed"), "nothing", again=True)
+
+
+def _connection_lost(phase: Phase) -> Verdict:
+    if phase == "sent":
+        return Verdict(_lost("the connection was lost before the reply came"), "unknown", again=True)
+    return Verdict(_unavailable("no connection could be made"), "nothing", again=True)
+
+
+def _timed_out(phase: Phase) -> Verdict:
+    if phase == "sent":
+        return Verdict(_lost("no reply came in time"), "unknown", again=False)
+    if phase == "waiting":
+        return Verdict(_busy("all connections of the pool are in use"), "nothing", again=False)
+    return Verdict(_unavailable("no connection could be made in time"), "nothing", again=False)
+
+
+def _defect(error: BaseException) -> DatabaseError:
+    return DatabaseError(DEPENDENCY, f"the driver refused the statement ({type(error).__name__})")
+
+
+_AGAIN: Final = frozenset({"40001", "40P01", "53300", "57P03"})
+"""Nothing was written and the cause passes by itself. 55P03 and 57014 also wrote nothing, but have used up a wait."""
+
+_BUSY: Final = {
+    "40001": "two transactions were in each other's way",
+    "40P01": "two transactions waited for each other",
+    "55P03": "another writer holds the conversation",
+    "57014": "the statement took too long and was cancelled",
+    "53200": "the server is out of memory",
+    "53300": "the server has no connection left",
+    "54000": "a limit of the server was reached",
+}
+
+_NOT_MIGRATED: Final = frozenset({"42P01", "42703", "42883", "3F000", "42804"})
+_ENTRY: Final = frozenset({"28000", "28P01", "3D000", "08P01", "42501"})
+_UNNAMED: Final = frozenset({"26000", "42P05"})
+
+
+def _by_sqlstate(error: Exception, phase: Phase) -> Verdict:
+    state = str(getattr(error, "sqlstate", None) or "")
+    if state in _BUSY:
+        return Verdict(_busy(_BUSY[state]), "nothing", again=state in _AGAIN)
+    if state in {"57P01", "57P02", "57P05"}:
+        return _connection_lost(phase)
+    if state in {"57P03", "25006"}:
+        problem = "the server is starting or stopping" if state == "57P03" else "the server only takes reads"
+        return Verdict(_unavailable(problem), "nothing", again=state in _AGAIN)
+    if state in {"53100", "58030"}:
+        full = StorageFull(DEPENDENCY, "the disk is full or cannot be written", "Free space; reads go on")
+        return Verdict(full, "nothing", again=False)
+    return Verdict(_permanent(error, state), "nothing", again=False)
+
+
+def _permanent(error: Exception, state: str) -> ExaiError:
+    if state in _NOT_MIGRATED:
+        return SchemaMismatch(DEPENDENCY, f"the schema does not fit this release (sqlstate {state})", MIGRATE)
+    if state in _ENTRY:
+        cure = "Check user, password, database and the user's rights"
+        return DatabaseUnavailable(DEPENDENCY, f"refused to let us in ({type(error).__name__}, sqlstate {state})", cure)
+    if state in _UNNAMED:
+        cure = "Another program with named statements shares this pooler; give it its own pool"
+        return DatabaseError(DEPENDENCY, f"the pooler mixed up prepared statements (sqlstate {state})", cure)
+    constraint = getattr(error, "constraint_name", None)
+    about = f", constraint {constraint}" if constraint else ""
+    return DatabaseError(DEPENDENCY, f"{type(error).__name__} (sqlstate {state}{about})")

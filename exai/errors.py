@@ -210,6 +210,24 @@ class OutcomeUnknown(DatabaseError):
     retryable = True
 
 
+class AnswerNotStored(DatabaseError):
+    """A model was paid for an answer that could not be stored, so the caller gets it with the error, once."""
+
+    code = "answer_not_stored"
+    retryable = True
+
+    def __init__(self, problem: str, content: str, continuation_id: str) -> None:
+        super().__init__(
+            "database",
+            f"the model answered, but the answer could not be stored ({problem})",
+            "It is in this error's content and nowhere else; append it to the conversation to keep it",
+        )
+        self.content, self.continuation_id = content, continuation_id
+
+    def details(self) -> dict[str, Any]:
+        return {**super().details(), "content": self.content, "continuation_id": self.continuation_id}
+
+
 class SchemaMismatch(DatabaseError):
     """The database's revision is not the one this release was written for."""
 

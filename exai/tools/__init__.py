@@ -1,0 +1,1 @@
+"""The tools: what a client can call, each a thin shape around a service."""

@@ -1,0 +1,166 @@
+"""The one place that builds things: every resource is entered in order here and left in reverse.
+
+The invariant is that nothing falls back: an address that was given is used or is an error, the embedded servers start
+only where no address was given at all, and what is off is reported as off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import structlog
+
+from exai.addresses import redact
+from exai.cache.conversations import NO_REVISION, ConversationCache, open_cache
+from exai.cache.licence import Changes, ChangesSince
+from exai.config import Settings
+from exai.conversations import ConversationService
+from exai.db.conversations import ConversationRepository
+from exai.db.migrate import upgrade
+from exai.db.pool import Database, open_pool
+from exai.db.revision import check_revision
+from exai.embedded.launcher import Embedded, start_embedded
+from exai.errors import StartupError
+from exai.monitoring.health import Component, Health, Probe, Probed, open_health
+from exai.monitoring.metrics import MetricsRecorder
+from exai.providers.registry import Providers, open_providers
+
+CACHE_NOT_GIVEN = (
+    "no cache: a database is configured and no Redis, so every read is one database round trip. "
+    "Set EXAI_CACHE__URL to a Redis or Valkey, or to off to silence this"
+)
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """Everything that is open; valid inside `async with open_app(settings) as app`."""
+
+    settings: Settings
+    conversations: ConversationService
+    providers: Providers
+    database: Database
+    cache: ConversationCache
+    embedded: Embedded | None
+    recorder: MetricsRecorder
+    health: Health
+    notes: tuple[str, ...]
+
+
+@asynccontextmanager
+async def open_app(settings: Settings) -> AsyncIterator[App]:
+    """Open servers, pools and providers in order; on leaving, everything in flight is written first.
+
+    Raises `StartupError`, `ConfigError`, `DatabaseUnavailable` or `SchemaMismatch`.
+    """
+    recorder = MetricsRecorder()
+    async with AsyncExitStack() as stack:
+        embedded = await _open_embedded(stack, settings)
+        database = await _open_database(stack, settings, embedded, recorder)
+        repository = ConversationRepository(database)
+        cache_url = _cache_url(settings, embedded)
+        cache = await stack.enter_async_context(
+            open_cache(settings.cache, cache_url, recorder=recorder, changes=changes_of(repository))
+        )
+        await _check_cache(cache, cache_url)
+        providers = await stack.enter_async_context(
+            open_providers(settings.providers, recorder=recorder, limits=settings.limits)
+        )
+        health = await stack.enter_async_context(open_health(components(database, cache, providers), recorder=recorder))
+        conversations = ConversationService(repository, cache, providers, limits=settings.limits, recorder=recorder)
+        await stack.enter_async_context(conversations.running())
+        notes = embedded.notes if embedded else (CACHE_NOT_GIVEN,) if settings.cache.url is None else ()
+        yield App(settings, conversations, providers, database, cache, embedded, recorder, health, notes)
+
+
+async def _open_embedded(stack: AsyncExitStack, settings: Settings) -> Embedded | None:
+    if settings.database.url is not None:
+        return None
+    return await stack.enter_async_context(
+        start_embedded(
+            settings.data_dir,
+            valkey=settings.cache.url is None,
+            pg_bin=settings.pg_bin,
+            report=lambda sentence: log.error("embedded_server", report=sentence),
+        )
+    )
+
+
+async def _open_database(
+    stack: AsyncExitStack, settings: Settings, embedded: Embedded | None, recorder: MetricsRecorder
+) -> Database:
+    """Open the pool; EXAI's own database is migrated, one that was given is only checked."""
+    url = embedded.postgres_url if embedded else None
+    if url is not None:
+        await upgrade(url)
+    database = await stack.enter_async_context(open_pool(settings.database, recorder=recorder, url=url))
+    await check_revision(database)
+    return database
+
+
+async def _check_cache(cache: ConversationCache, url: str | None) -> None:
+    """A cache that cannot be reached at start was misconfigured; one that goes away later is a miss and a counter."""
+    status = await cache.status()
+    if status.state == "down":
+        raise StartupError(
+            redact(url or ""),
+            f"the cache cannot be reached ({status.problem})",
+            "Start it, correct EXAI_CACHE__URL, or set EXAI_CACHE__URL=off to run without a cache",
+        )
+
+
+def _cache_url(settings: Settings, embedded: Embedded | None) -> str | None:
+    given = settings.cache.url
+    if given is None:
+        return embedded.valkey_url if embedded else None
+    return None if isinstance(given, str) else given.get_secret_value()
+
+
+def changes_of(repository: ConversationRepository) -> ChangesSince:
+    """Let the cache's passes ask the database, in the cache's own terms."""
+
+    async def changes(since_xmin: str | None) -> Changes:
+        found = await repository.changes(since_xmin)
+        # What is gone is newer than any entry of it.
+        rows = [
+            (each.owner, each.continuation_id, NO_REVISION if each.revision is None else each.revision)
+            for each in found.changed
+        ]
+        return Changes(found.xmin, found.inc, rows, overflow=found.truncated)
+
+    return changes
+
+
+def components(database: Database, cache: ConversationCache, providers: Providers) -> list[Component]:
+    """Return what health watches; only the database is required, since everything else has a stated loss."""
+
+    async def probe_database() -> Probed:
+        await database.ping()
+        used, size, most = database.usage()
+        return Probed("ok", f"{database.address}, {used} of {size} connections in use (at most {most})")
+
+    async def probe_cache() -> Probed:
+        status = await cache.status()
+        if status.state == "off":
+            return Probed("off", "every read is one database round trip")
+        if status.state == "down":
+            return Probed("down", status.problem or "no answer")
+        bound = f"{status.server}, at most {status.bound_s:g} s stale"
+        return Probed("ok" if status.state == "ok" else "degraded", f"{bound}, {status.state}")
+
+    def provider_probe(name: str) -> Probe:
+        async def probe() -> Probed:
+            status = next(each for each in providers.status() if each.name == name)
+            if not status.configured:
+                return Probed("off", "no key")
+            if status.breaker != "closed":
+                return Probed("degraded", f"breaker {status.breaker}: {status.last_error}")
+            return Probed("ok", "; ".join(status.notes) or status.base_url)
+
+        return probe
+
+    watched = [Component("database", probe_database, required=True), Component("cache", probe_cache)]
+    return watched + [Component(each.name, provider_probe(each.name)) for each in providers.status()]

@@ -1,0 +1,76 @@
+"""The message array a model is asked with: the newest history that fits its window, oldest first.
+
+The invariant is that each stored message appears at most once and unchanged, so that a prompt grows with its
+conversation and not with the number of turns times their length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from exai.errors import InvalidArgument
+from exai.models import Message, Prompt
+
+BYTES_PER_TOKEN = 3
+"""UTF-8 bytes assumed per token: fewer than English has, about what Chinese has; errs on the safe side."""
+
+MESSAGE_OVERHEAD_TOKENS = 8
+"""Tokens a provider's template adds around one message."""
+
+MIN_OUTPUT_TOKENS = 1_024
+"""Room for an answer that is kept free in every window, unless the caller asked for less."""
+
+
+def estimate_tokens(text: str) -> int:
+    """Return an upper estimate of the tokens of `text` in any provider's tokenizer."""
+    return len(text.encode()) // BYTES_PER_TOKEN + 1 + MESSAGE_OVERHEAD_TOKENS
+
+
+def input_tokens(window_tokens: int, max_output_tokens: int | None) -> int:
+    """Return how many tokens of a window a prompt may take, at least half of it."""
+    reserve = max_output_tokens if max_output_tokens is not None else MIN_OUTPUT_TOKENS
+    return max(window_tokens - reserve, window_tokens // 2)
+
+
+def check_fits(prompt: str, system: str | None, available_tokens: int) -> None:
+    """Refuse a question that could not be asked even without any history."""
+    needed = estimate_tokens(prompt) + (estimate_tokens(system) if system else 0)
+    if needed > available_tokens:
+        raise InvalidArgument(
+            "prompt",
+            f"is about {needed:,} tokens; the model can read {available_tokens:,} beside its answer",
+            "Shorten it, ask for less output, or choose a model with a larger window",
+        )
+
+
+def build_prompt(
+    messages: Iterable[Message], system: Message | None, available_tokens: int
+) -> tuple[list[Prompt], int]:
+    """Choose from the newest backwards until the window is full; return the array, oldest first, and the tokens left.
+
+    The newest system message leads; earlier ones are superseded. Partial answers of broken turns are left out: the
+    model never said them to the end.
+    """
+    ordered = sorted(messages, key=lambda message: message.seq, reverse=True)
+    system = next((message for message in ordered if message.role == "system"), system)
+    left = available_tokens - (estimate_tokens(system.content) if system else 0)
+    chosen: list[Prompt] = []
+    for message in ordered:
+        if message.role == "system" or message.kind == "partial":
+            continue
+        cost = estimate_tokens(message.content)
+        if cost > left and chosen:
+            _drop_headless_answers(chosen)
+            break
+        left -= cost
+        chosen.append(Prompt(message.role, message.content))
+    if system:
+        chosen.append(Prompt("system", system.content))
+    chosen.reverse()
+    return chosen, max(left, 0)
+
+
+def _drop_headless_answers(newest_first: list[Prompt]) -> None:
+    """Let a cut history start with a question: some templates refuse an array that starts with an answer."""
+    while len(newest_first) > 1 and newest_first[-1].role != "user":
+        newest_first.pop()

@@ -1,0 +1,408 @@
+"""One chat turn: question stored, model asked, answer stored, cache told after each commit.
+
+The invariant is that the outcome of every turn that was begun is written, whatever ends it: an answer, a provider's
+error, a deadline, or the caller going away. Each write is a task of its own, shielded from the caller's cancellation
+and bounded in time.
+
+A turn costs two statements. It talks to Redis three times where two would do: the question is applied at once, because
+a licence pass during the model's answer would otherwise drop the entry of every conversation that is being talked in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import structlog
+
+from exai.cache.conversations import ConversationCache, Hit, Miss, Warm
+from exai.conversations.prompt import BYTES_PER_TOKEN, build_prompt, check_fits, input_tokens
+from exai.conversations.requests import ChatRequest, ChatResult, chat_messages, content_hash, refusal, request_key
+from exai.db.conversations import ConversationRepository, Known, TurnBegun, TurnEnd, TurnFinished, TurnStart
+from exai.errors import (
+    AnswerNotStored,
+    Conflict,
+    DatabaseError,
+    ExaiError,
+    ProviderBroken,
+)
+from exai.models import (
+    PAGE_MESSAGES,
+    Completion,
+    CompletionRequest,
+    Conversation,
+    ConversationId,
+    Delta,
+    Message,
+    NewMessage,
+    OnDelta,
+    TurnId,
+)
+from exai.providers.base import Model
+from exai.providers.registry import Providers
+from exai.resilience import remaining_s, request_deadline, with_deadline
+
+OUTCOME_RESERVE_S = 2.0
+"""Part of a request's time that the provider may not use, so that the outcome can still be written."""
+
+OUTCOME_LIMIT_S = 10.0
+"""How long a write that must not be lost may take, cancelled or not."""
+
+LEASE_S = 60.0
+"""A turn whose daemon is gone can be taken over with its idempotency key after this time."""
+
+POLL_FIRST_S = 0.1
+POLL_MOST_S = 2.0
+"""How often a repeated request looks whether the first one has ended."""
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A turn that was begun. `told` is the cache hearing of its question."""
+
+    request: ChatRequest
+    model: Model
+    begun: TurnBegun
+    conversation: Conversation
+    cached: Hit | Miss | None
+    told: asyncio.Task[None]
+    heard: _Heard
+
+
+class ChatTurns:
+    """Runs chat turns and keeps the leases of those that wait for a model."""
+
+    def __init__(self, repository: ConversationRepository, cache: ConversationCache, providers: Providers) -> None:
+        self._repository, self._cache, self._providers = repository, cache, providers
+        self._leased: set[TurnId] = set()
+        self._side_tasks: set[asyncio.Task[Any]] = set()
+
+    async def run(self, request: ChatRequest, on_delta: OnDelta | None) -> ChatResult:
+        """Answer one question; see `ConversationService.chat` for what holds afterwards."""
+        started = time.monotonic()
+        model = self._providers.resolve(request.model)
+        self._providers.check(model, max_output_tokens=request.max_output_tokens, thinking=request.thinking)
+        room_tokens = input_tokens(model.context_window, request.max_output_tokens)
+        check_fits(request.prompt, request.system, room_tokens)
+        cached = await self._read_cache(request)
+        begun = await self._begin(request, model, _turn_start(request, model, room_tokens, cached), cached)
+        if begun.conversation is None:
+            raise AssertionError("a turn that was begun has a conversation")
+        if begun.reply is not None:
+            return _repeated(begun, begun.conversation, started)
+        told = self._aside(self._tell_begun(request, begun, begun.conversation, cached), "cache-begun")
+        turn = _Turn(request, model, begun, begun.conversation, cached, told, _Heard(on_delta))
+        prompt, left_tokens = build_prompt(_history(begun, cached), begun.system, room_tokens)
+        completion, finished = await self._answer(turn, prompt)
+        return ChatResult(
+            content=completion.content,
+            continuation_id=turn.conversation.continuation_id,
+            model=model.name,
+            provider=completion.provider,
+            seq=finished.seq or 0,
+            revision=finished.revision,
+            usage=completion.usage,
+            finish_reason=completion.finish_reason,
+            duration_ms=(time.monotonic() - started) * 1000,
+            duplicate=False,
+            prompt_tokens_left=max(left_tokens - completion.usage.output_tokens, 0),
+        )
+
+    async def drain(self) -> None:
+        """Wait until every outcome and cache write in flight has ended."""
+        while self._side_tasks:
+            await asyncio.wait(self._side_tasks)
+
+    async def keep_leases(self) -> None:
+        """Renew the leases of waiting turns until cancelled; costs nothing while there are none."""
+        while True:
+            await asyncio.sleep(LEASE_S / 3)
+            if self._leased:
+                try:
+                    await self._repository.renew_leases(tuple(self._leased), lease_s=LEASE_S)
+                except DatabaseError as error:
+                    log.warning("lease_renewal_failed", turns=len(self._leased), error=str(error))
+
+    async def _read_cache(self, request: ChatRequest) -> Hit | Miss | None:
+        if request.continuation_id is None:
+            return None
+        found = await self._cache.read(request.owner, request.continuation_id)
+        return found if isinstance(found, Hit | Miss) else None
+
+    async def _begin(
+        self, request: ChatRequest, model: Model, start: TurnStart, cached: Hit | Miss | None
+    ) -> TurnBegun:
+        """Store the question; a request that was seen before waits for, or takes over, its first attempt."""
+        pause_s = POLL_FIRST_S
+        try:
+            while True:
+                begun = await self._begin_once(request, model, start)
+                if begun.status != "pending":
+                    break
+                left_s = remaining_s(OUTCOME_RESERVE_S)
+                if left_s is not None and left_s <= pause_s:
+                    raise Conflict(
+                        "still_running",
+                        "the first request with this idempotency key is still running",
+                        "Call again later with the same key to get its answer",
+                    )
+                await asyncio.sleep(pause_s)
+                pause_s = min(pause_s * 2, POLL_MOST_S)
+            if begun.status not in ("started", "resumed", "finished"):
+                raise refusal(begun.status, start.continuation_id, begun.revision, begun.missing)
+        except BaseException:
+            if isinstance(cached, Miss) and start.continuation_id is not None:
+                self._aside(self._cache.release(start.owner, start.continuation_id, cached), "cache-release")
+            raise
+        return begun
+
+    async def _begin_once(self, request: ChatRequest, model: Model, start: TurnStart) -> TurnBegun:
+        """Begin, and if the caller goes away while the question is being stored, record that it did."""
+        task = self._aside(self._repository.begin_turn(start), "turn-begin")
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            await asyncio.wait({task}, timeout=OUTCOME_LIMIT_S)
+            begun = task.result() if task.done() and not task.cancelled() and task.exception() is None else None
+            if begun is not None and begun.status in ("started", "resumed"):
+                await self._write(self._repository.finish_turn(_failure(request, model, begun, "", error)))
+            raise
+
+    async def _answer(self, turn: _Turn, prompt: list[Any]) -> tuple[Completion, TurnFinished]:
+        self._leased.add(turn.begun.turn_id)
+        try:
+            completion = await self._ask(turn, prompt)
+        except BaseException as error:
+            await self._write(self._fail(turn, error))
+            raise
+        finally:
+            self._leased.discard(turn.begun.turn_id)
+        try:
+            finished = await self._write(self._finish(turn, completion))
+        except DatabaseError as error:
+            continuation_id = turn.conversation.continuation_id
+            raise AnswerNotStored(str(error), completion.content, continuation_id) from error
+        return completion, finished
+
+    async def _ask(self, turn: _Turn, prompt: list[Any]) -> Completion:
+        """Ask the model within the request's time, less what the outcome needs."""
+        asked = CompletionRequest(
+            model=turn.model.name,
+            messages=prompt,
+            max_output_tokens=turn.request.max_output_tokens,
+            thinking=turn.request.thinking,
+        )
+        with with_deadline(remaining_s(OUTCOME_RESERVE_S)):
+            completion = await self._providers.complete(turn.model, asked, turn.heard)
+        if not completion.content.strip():
+            raise ProviderBroken(
+                completion.provider,
+                f"the model ended without an answer (finish reason {completion.finish_reason})",
+                "Allow more output tokens or less thinking" if completion.finish_reason == "length" else "Ask again",
+                request_id=completion.request_id,
+            )
+        return completion
+
+    async def _finish(self, turn: _Turn, completion: Completion) -> TurnFinished:
+        facts = {
+            "model": completion.model,
+            "provider": completion.provider,
+            "finish_reason": completion.finish_reason,
+        }
+        finished = await self._repository.finish_turn(
+            TurnEnd(
+                owner=turn.request.owner,
+                turn_id=turn.begun.turn_id,
+                attempt=turn.begun.attempt,
+                state="finished",
+                messages=(NewMessage("assistant", completion.content, metadata=facts),),
+                model=turn.model.name,
+                usage=completion.usage,
+                cost_usd=self._providers.cost_usd(turn.model, completion.usage),
+                metadata={"finish_reason": completion.finish_reason, "request_id": completion.request_id},
+            )
+        )
+        if finished.status == "superseded":
+            raise Conflict(
+                "superseded",
+                "a later attempt with the same idempotency key has taken this turn over",
+                "Call again with the same key to get its answer",
+            )
+        await self._tell_finished(turn, finished)
+        return finished
+
+    async def _fail(self, turn: _Turn, error: BaseException) -> None:
+        end = _failure(turn.request, turn.model, turn.begun, turn.heard.text, error)
+        try:
+            finished = await self._repository.finish_turn(end)
+        except ExaiError as second:
+            # The lease of the turn runs out, and its key can be used again; the first error is what the caller hears.
+            log.error("turn_outcome_not_written", turn=turn.begun.turn_id, error=str(second))
+            return
+        if finished.stored:
+            await self._tell_finished(turn, finished)
+
+    async def _tell_begun(
+        self, request: ChatRequest, begun: TurnBegun, conversation: Conversation, cached: Hit | Miss | None
+    ) -> None:
+        """Tell the cache of the question; on a miss whose lease we hold, store the newest page whole."""
+        if begun.status != "started":
+            if isinstance(cached, Miss):
+                await self._cache.release(request.owner, conversation.continuation_id, cached)
+            return
+        warm = None
+        if isinstance(cached, Miss) and begun.full:
+            newest = (*begun.history, *begun.stored)[-PAGE_MESSAGES:]
+            warm = Warm(cached, newest, complete=newest[0].seq == 1)
+        await self._cache.apply(
+            request.owner,
+            conversation.continuation_id,
+            base_revision=begun.base_revision,
+            revision=begun.revision,
+            inc=begun.inc,
+            delta=begun.stored,
+            conversation=conversation,
+            warm=warm,
+        )
+
+    async def _tell_finished(self, turn: _Turn, finished: TurnFinished) -> None:
+        await asyncio.wait({turn.told})
+        await self._cache.apply(
+            turn.request.owner,
+            turn.conversation.continuation_id,
+            base_revision=finished.base_revision,
+            revision=finished.revision,
+            inc=finished.inc,
+            delta=finished.stored,
+            conversation=finished.conversation,
+        )
+
+    def _aside(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
+        """Run `work` as a tracked task that outlives the request, bounded by itself and not by the request's end."""
+
+        async def bounded() -> T:
+            request_deadline.set(None)
+            with with_deadline(OUTCOME_LIMIT_S):
+                return await work
+
+        task = asyncio.create_task(bounded(), name=name)
+        self._side_tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._side_tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # Whoever waited for it has it; asking keeps a second report out of the log.
+
+    async def _write(self, outcome: Coroutine[Any, Any, T]) -> T:
+        """Write an outcome to its end even when the caller is cancelled meanwhile."""
+        task = self._aside(outcome, "turn-outcome")
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait({task}, timeout=OUTCOME_LIMIT_S)
+            raise
+
+
+class _Heard:
+    """Passes deltas on and remembers the answer so far, for the case that it breaks off."""
+
+    def __init__(self, on_delta: OnDelta | None) -> None:
+        self._on_delta = on_delta
+        self._pieces: list[str] = []
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
+
+    async def __call__(self, delta: Delta) -> None:
+        if delta.content:
+            self._pieces.append(delta.content)
+        if self._on_delta is not None:
+            await self._on_delta(delta)
+
+
+def _turn_start(request: ChatRequest, model: Model, room_tokens: int, cached: Hit | Miss | None) -> TurnStart:
+    messages = chat_messages(request)
+    return TurnStart(
+        owner=request.owner,
+        continuation_id=request.continuation_id,
+        new_conversation_id=ConversationId(str(uuid.uuid4())),
+        turn_id=TurnId(str(uuid.uuid4())),
+        request_key=request_key(request.idempotency_key),
+        request_hash=content_hash(
+            request.tool,
+            request.continuation_id,
+            request.prompt,
+            request.system,
+            request.model,
+            request.max_output_tokens,
+            request.thinking,
+        ),
+        tool=request.tool,
+        provider=model.provider,
+        model=model.name,
+        messages=messages,
+        lease_s=LEASE_S,
+        budget_bytes=room_tokens * BYTES_PER_TOKEN,
+        title=request.title,
+        known=_known(cached),
+    )
+
+
+def _known(cached: Hit | Miss | None) -> Known | None:
+    if not isinstance(cached, Hit) or not cached.messages:
+        return None
+    size_bytes = sum(len(message.content.encode()) for message in cached.messages)
+    return Known(cached.revision, cached.messages[0].seq, cached.messages[-1].seq, size_bytes)
+
+
+def _history(begun: TurnBegun, cached: Hit | Miss | None) -> tuple[Message, ...]:
+    """All that the model may be told: what was cached, unless it is of no use, and what the statement brought."""
+    known = cached.messages if isinstance(cached, Hit) and not begun.full else ()
+    return (*known, *begun.history, *begun.stored)
+
+
+def _failure(request: ChatRequest, model: Model, begun: TurnBegun, text: str, error: BaseException) -> TurnEnd:
+    """Return the record of a failed attempt: its cause, and the part of an answer that was heard."""
+    cause: dict[str, Any] = {"code": "internal", "type": type(error).__name__}
+    if isinstance(error, ExaiError):
+        cause = {"code": error.code, "message": str(error), "retryable": error.retryable, **error.details()}
+    elif isinstance(error, asyncio.CancelledError):
+        cause = {"code": "cancelled", "message": "the caller cancelled the request or went away"}
+    return TurnEnd(
+        owner=request.owner,
+        turn_id=begun.turn_id,
+        attempt=begun.attempt,
+        state="failed",
+        messages=(NewMessage("assistant", text, kind="partial"),) if text.strip() else (),
+        model=model.name,
+        error=cause,
+    )
+
+
+def _repeated(begun: TurnBegun, conversation: Conversation, started: float) -> ChatResult:
+    reply = begun.reply
+    if reply is None:
+        raise AssertionError("a finished turn has a reply")
+    return ChatResult(
+        content=reply.content,
+        continuation_id=conversation.continuation_id,
+        model=reply.model or "",
+        provider=reply.provider or "",
+        seq=reply.seq or 0,
+        revision=begun.revision,
+        usage=reply.usage,
+        finish_reason=reply.metadata.get("finish_reason", "stop"),
+        duration_ms=(time.monotonic() - started) * 1000,
+        duplicate=True,
+        prompt_tokens_left=None,
+    )

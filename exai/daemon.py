@@ -1,0 +1,117 @@
+"""The daemon: everything of `open_app`, served on one port until somebody says stop.
+
+The invariant is the order of the end: not ready, no new connections, calls finished or answered, sockets closed, every
+outcome written, and only then the pools and servers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+
+import structlog
+
+from exai import __version__
+from exai.addresses import redact
+from exai.app import App, open_app
+from exai.config import Settings
+from exai.mcp.asgi import build_asgi
+from exai.mcp.auth import authenticator
+from exai.mcp.serve import open_server
+from exai.mcp.server import McpServer
+from exai.mcp.tools import ToolRegistry
+from exai.models import Started
+from exai.monitoring.http import monitoring_routes
+from exai.tools.chat import chat_tool
+from exai.tools.conversations import conversation_tools
+from exai.tools.status import status_tools
+
+INSTRUCTIONS = (
+    "EXAI asks models and keeps every conversation. Pass the continuation_id of an answer to go on with its "
+    "conversation, today or weeks later; conversation_list finds earlier ones."
+)
+
+log = structlog.get_logger(__name__)
+
+
+async def serve(settings: Settings, announce: Callable[[Started], None]) -> None:
+    """Run the daemon until SIGTERM or SIGINT, then drain; a second signal hurries.
+
+    `announce` is told once, when the port accepts connections. Raises as `open_app`, and `StartupError` for the port.
+    """
+    with _signals() as (stop, hurry):
+        async with open_app(settings) as app:
+            server = _mcp_server(app)
+            asgi = build_asgi(server, monitoring_routes(app.health, app.recorder))
+            async with open_server(asgi, settings.server) as running:
+                announce(_started(app, running.port))
+                await stop.wait()
+                app.health.stop_accepting()
+                log.info("stopping", grace_s=settings.server.shutdown_grace_s)
+                await running.serve_until(stop, hurry=hurry)
+
+
+def _mcp_server(app: App) -> McpServer:
+    async def health() -> dict[str, object]:
+        return app.health.report().as_json()
+
+    tools = ToolRegistry(
+        (
+            chat_tool(app.conversations),
+            *conversation_tools(app.conversations),
+            *status_tools(app.providers, health),
+        )
+    )
+    return McpServer(
+        "exai",
+        __version__,
+        tools=tools,
+        instructions=INSTRUCTIONS,
+        settings=app.settings.server,
+        tool_timeout_s=app.settings.tool_timeout_s,
+        authenticate=authenticator(app.settings.server),
+        recorder=app.recorder,
+    )
+
+
+def _started(app: App, port: int) -> Started:
+    settings, embedded = app.settings, app.embedded
+    return Started(
+        host=settings.server.host,
+        port=port,
+        database=f"embedded Postgres {embedded.postgres_version} in {embedded.data_dir}"
+        if embedded
+        else str(app.database.address),
+        cache=_cache_words(app),
+        files=str(settings.data_dir),
+        providers=tuple(each.name for each in app.providers.status() if each.configured),
+        notes=app.notes,
+    )
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
+    """The first SIGTERM or SIGINT sets `stop`, the second `hurry`."""
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield stop, hurry
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+def _cache_words(app: App) -> str:
+    if app.embedded and app.embedded.valkey_url:
+        return f"embedded Valkey {app.embedded.valkey_version} in {app.embedded.data_dir}"
+    given = app.settings.cache.url
+    return "off" if given is None or isinstance(given, str) else redact(given.get_secret_value())

@@ -1,0 +1,115 @@
+"""The `chat` tool: one question to a model, stored and continued by its continuation id."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from exai.conversations import ChatRequest, ChatResult, ConversationService
+from exai.mcp.schemas import portable_schema
+from exai.mcp.tools import CallContext, ToolResult, ToolSpec
+from exai.models import ContinuationId, Delta
+
+
+class ChatArguments(BaseModel):
+    """Arguments of `chat`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = Field(description="The question or instruction.")
+    model: str | None = Field(None, description="Model or alias, see listmodels. Left out: the configured default.")
+    continuation_id: str | None = Field(None, description="Continue this conversation. Left out: a new one.")
+    system: str | None = Field(None, description="System prompt; stays in force for the conversation until replaced.")
+    idempotency_key: str | None = Field(
+        None, description="Repeat a call with the same key after a lost reply: one turn, one model call."
+    )
+    max_output_tokens: int | None = Field(None, ge=1, description="Limit of the answer, thinking included.")
+    thinking: Literal["off", "low", "high", "max"] | None = Field(None, description="How much the model may think.")
+
+
+class UsageOutput(BaseModel):
+    """Tokens as the provider counted them."""
+
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    reasoning_tokens: int
+
+
+class ChatOutput(BaseModel):
+    """structuredContent of `chat`."""
+
+    content: str
+    continuation_id: str
+    model: str
+    provider: str
+    seq: int = Field(description="Number of the answer in its conversation.")
+    usage: UsageOutput
+    finish_reason: str
+    duration_ms: float
+    duplicate: bool = Field(description="True when this idempotency key had been answered before.")
+    prompt_tokens_left: int | None = Field(description="Room left in the model's window, by estimate.")
+
+
+def chat_tool(conversations: ConversationService) -> ToolSpec:
+    """Make the `chat` tool."""
+
+    async def handle(arguments: ChatArguments, context: CallContext) -> ToolResult:
+        heard = 0
+
+        async def on_delta(delta: Delta) -> None:
+            nonlocal heard
+            heard += len(delta.content) + len(delta.reasoning)
+            await context.progress(f"{'answering' if delta.content else 'thinking'}, {heard:,} characters so far")
+
+        result = await conversations.chat(_request(arguments, context), on_delta)
+        return ToolResult(structured=structured(result), text=result.content)
+
+    return ToolSpec(
+        name="chat",
+        title="Chat with a model",
+        description=(
+            "Ask Kimi, GLM or another configured model. The exchange is stored; pass the returned continuation_id "
+            "to go on with it at any time, from any client."
+        ),
+        arguments=ChatArguments,
+        output_schema=portable_schema(ChatOutput),
+        handler=handle,
+        open_world=True,
+    )
+
+
+def structured(result: ChatResult) -> dict[str, object]:
+    """Return what every tool that asks a model answers with."""
+    usage = result.usage
+    return {
+        "content": result.content,
+        "continuation_id": result.continuation_id,
+        "model": result.model,
+        "provider": result.provider,
+        "seq": result.seq,
+        "usage": {
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "reasoning_tokens": usage.reasoning_tokens,
+        },
+        "finish_reason": result.finish_reason,
+        "duration_ms": round(result.duration_ms, 1),
+        "duplicate": result.duplicate,
+        "prompt_tokens_left": result.prompt_tokens_left,
+    }
+
+
+def _request(arguments: ChatArguments, context: CallContext) -> ChatRequest:
+    return ChatRequest(
+        owner=context.owner,
+        prompt=arguments.prompt,
+        model=arguments.model,
+        continuation_id=ContinuationId(arguments.continuation_id) if arguments.continuation_id is not None else None,
+        system=arguments.system,
+        idempotency_key=arguments.idempotency_key,
+        max_output_tokens=arguments.max_output_tokens,
+        thinking=arguments.thinking,
+    )

@@ -1,0 +1,223 @@
+"""The store's own tools: append to a conversation, read it, list all."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from exai.conversations import AppendRequest, ConversationService
+from exai.mcp.schemas import portable_schema
+from exai.mcp.tools import CallContext, ToolResult, ToolSpec
+from exai.models import MAX_PAGE_MESSAGES, PAGE_MESSAGES, ContinuationId, Conversation, Message, NewMessage, Page
+
+MAX_LIST = 200
+
+
+class _Arguments(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class MessageArgument(_Arguments):
+    """One message to store."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    metadata: dict[str, Any] | None = None
+
+
+class AppendArguments(_Arguments):
+    """Arguments of `conversation_append`."""
+
+    messages: list[MessageArgument] = Field(description="Oldest first; stored as one block.")
+    continuation_id: str | None = Field(None, description="Conversation to append to. Left out: a new one.")
+    title: str | None = Field(None, description="Title of a new conversation.")
+    idempotency_key: str | None = Field(None, description="Same key and content again: stored once, same answer.")
+    expected_revision: int | None = Field(None, ge=0, description="Refuse if the conversation has moved on from this.")
+
+
+class AppendOutput(BaseModel):
+    """structuredContent of `conversation_append`."""
+
+    continuation_id: str
+    first_seq: int
+    last_seq: int
+    revision: int
+    duplicate: bool
+
+
+class GetArguments(_Arguments):
+    """Arguments of `conversation_get`."""
+
+    continuation_id: str
+    limit: int = Field(PAGE_MESSAGES, ge=1, le=MAX_PAGE_MESSAGES, description="Messages in the page.")
+    before_seq: int | None = Field(None, ge=1, description="next_before_seq of the page before, for older messages.")
+
+
+class MessageOutput(BaseModel):
+    """A stored message."""
+
+    seq: int
+    role: str
+    content: str
+    created_at: str
+    kind: str
+    turn_id: str | None
+    metadata: dict[str, Any]
+
+
+class GetOutput(BaseModel):
+    """structuredContent of `conversation_get`."""
+
+    continuation_id: str
+    title: str | None
+    revision: int
+    messages: list[MessageOutput] = Field(description="Oldest first.")
+    next_before_seq: int | None = Field(description="Cursor of the next older page; null when this is the oldest.")
+    source: Literal["cache", "database"]
+    stale_s: float | None = Field(description="Age, if the database could not be reached and this may be old.")
+
+
+class ListArguments(_Arguments):
+    """Arguments of `conversation_list`."""
+
+    limit: int = Field(PAGE_MESSAGES, ge=1, le=MAX_LIST)
+    cursor: str | None = Field(None, description="next_cursor of the page before.")
+
+
+class ConversationOutput(BaseModel):
+    """A conversation without its messages."""
+
+    continuation_id: str
+    title: str | None
+    messages: int
+    revision: int
+    created_at: str
+    updated_at: str
+
+
+class ListOutput(BaseModel):
+    """structuredContent of `conversation_list`."""
+
+    conversations: list[ConversationOutput] = Field(description="Latest change first.")
+    next_cursor: str | None
+
+
+def conversation_tools(conversations: ConversationService) -> tuple[ToolSpec, ...]:
+    """Make the conversation tools."""
+    return (_append_tool(conversations), _get_tool(conversations), _list_tool(conversations))
+
+
+def _append_tool(conversations: ConversationService) -> ToolSpec:
+    async def handle(arguments: AppendArguments, context: CallContext) -> ToolResult:
+        appended = await conversations.append(
+            AppendRequest(
+                owner=context.owner,
+                messages=[NewMessage(m.role, m.content, metadata=m.metadata or {}) for m in arguments.messages],
+                continuation_id=_optional_id(arguments.continuation_id),
+                title=arguments.title,
+                idempotency_key=arguments.idempotency_key,
+                expected_revision=arguments.expected_revision,
+            )
+        )
+        return ToolResult(
+            structured={
+                "continuation_id": appended.continuation_id,
+                "first_seq": appended.first_seq,
+                "last_seq": appended.last_seq,
+                "revision": appended.revision,
+                "duplicate": appended.duplicate,
+            },
+            text=f"stored as {appended.first_seq} to {appended.last_seq} of {appended.continuation_id}",
+        )
+
+    return ToolSpec(
+        name="conversation_append",
+        title="Append messages",
+        description="Store messages in a conversation without asking a model: all of them or none, in order.",
+        arguments=AppendArguments,
+        output_schema=portable_schema(AppendOutput),
+        handler=handle,
+    )
+
+
+def _get_tool(conversations: ConversationService) -> ToolSpec:
+    async def handle(arguments: GetArguments, context: CallContext) -> ToolResult:
+        page = await conversations.read(
+            context.owner,
+            ContinuationId(arguments.continuation_id),
+            limit=arguments.limit,
+            before_seq=arguments.before_seq,
+        )
+        return ToolResult(structured=_page(page), text=f"{len(page.messages)} messages, from the {page.source}")
+
+    return ToolSpec(
+        name="conversation_get",
+        title="Read a conversation",
+        description="Read the newest messages of a conversation, or an older page by before_seq.",
+        arguments=GetArguments,
+        output_schema=portable_schema(GetOutput),
+        handler=handle,
+        read_only=True,
+    )
+
+
+def _list_tool(conversations: ConversationService) -> ToolSpec:
+    async def handle(arguments: ListArguments, context: CallContext) -> ToolResult:
+        page = await conversations.list(context.owner, limit=arguments.limit, cursor=arguments.cursor)
+        return ToolResult(
+            structured={
+                "conversations": [_conversation(conversation) for conversation in page.conversations],
+                "next_cursor": page.next_cursor,
+            },
+            text=f"{len(page.conversations)} conversations",
+        )
+
+    return ToolSpec(
+        name="conversation_list",
+        title="List conversations",
+        description="List stored conversations, latest change first.",
+        arguments=ListArguments,
+        output_schema=portable_schema(ListOutput),
+        handler=handle,
+        read_only=True,
+    )
+
+
+def _optional_id(value: str | None) -> ContinuationId | None:
+    return ContinuationId(value) if value is not None else None
+
+
+def _page(page: Page) -> dict[str, Any]:
+    return {
+        "continuation_id": page.conversation.continuation_id,
+        "title": page.conversation.title,
+        "revision": page.conversation.revision,
+        "messages": [_message(message) for message in page.messages],
+        "next_before_seq": page.next_before_seq,
+        "source": page.source,
+        "stale_s": page.stale_s,
+    }
+
+
+def _message(message: Message) -> dict[str, Any]:
+    return {
+        "seq": message.seq,
+        "role": message.role,
+        "content": message.content,
+        "created_at": message.created_at.isoformat(),
+        "kind": message.kind,
+        "turn_id": message.turn_id,
+        "metadata": message.metadata,
+    }
+
+
+def _conversation(conversation: Conversation) -> dict[str, Any]:
+    return {
+        "continuation_id": conversation.continuation_id,
+        "title": conversation.title,
+        "messages": conversation.last_seq,
+        "revision": conversation.revision,
+        "created_at": conversation.created_at.isoformat(),
+        "updated_at": conversation.updated_at.isoformat(),
+    }

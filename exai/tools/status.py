@@ -1,0 +1,105 @@
+"""What is configured and how it is doing: `listmodels`, `status`, `version`."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from exai import __version__
+from exai.mcp.tools import CallContext, ToolResult, ToolSpec
+from exai.providers.base import ModelInfo
+from exai.providers.naming import SET_A_KEY
+from exai.providers.registry import Providers
+
+Health = Callable[[], Awaitable[dict[str, Any]]]
+
+
+class NoArguments(BaseModel):
+    """A tool without arguments."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ListModelsArguments(NoArguments):
+    """Arguments of `listmodels`."""
+
+    provider: str | None = Field(None, description="Only this provider's models.")
+
+
+def status_tools(providers: Providers, health: Health) -> tuple[ToolSpec, ...]:
+    """Make the tools that look at the service itself."""
+    return (_listmodels_tool(providers), _status_tool(health), _version_tool())
+
+
+def _listmodels_tool(providers: Providers) -> ToolSpec:
+    async def handle(arguments: ListModelsArguments, _context: CallContext) -> ToolResult:
+        await providers.discover()
+        infos = [info for info in providers.models() if arguments.provider in (None, info.provider)]
+        names = ", ".join(info.name for info in infos if info.configured)
+        return ToolResult(
+            structured={
+                "models": [_model(info) for info in infos],
+                "default": next((info.name for info in infos if info.default), None),
+            },
+            text=f"configured: {names}" if names else f"no model is configured. {SET_A_KEY}",
+        )
+
+    return ToolSpec(
+        name="listmodels",
+        title="List models",
+        description="List the models that can be asked, with windows, prices, aliases and what is not configured.",
+        arguments=ListModelsArguments,
+        handler=handle,
+        read_only=True,
+    )
+
+
+def _status_tool(health: Health) -> ToolSpec:
+    async def handle(_arguments: NoArguments, _context: CallContext) -> ToolResult:
+        report = await health()
+        return ToolResult(structured=report, text=f"{report['status']}")
+
+    return ToolSpec(
+        name="status",
+        title="Status",
+        description="Show every part of EXAI with its state and latency: database, cache, providers.",
+        arguments=NoArguments,
+        handler=handle,
+        read_only=True,
+    )
+
+
+def _version_tool() -> ToolSpec:
+    async def handle(_arguments: NoArguments, _context: CallContext) -> ToolResult:
+        facts = {"name": "exai", "version": __version__, "python": platform.python_version()}
+        return ToolResult(structured=facts, text=f"exai {__version__}")
+
+    return ToolSpec(
+        name="version",
+        title="Version",
+        description="Show EXAI's version.",
+        arguments=NoArguments,
+        handler=handle,
+        read_only=True,
+    )
+
+
+def _model(info: ModelInfo) -> dict[str, Any]:
+    price = info.price
+    return {
+        "name": info.name,
+        "provider": info.provider,
+        "configured": info.configured,
+        "default": info.default,
+        "aliases": list(info.aliases),
+        "context_window": info.context_window,
+        "max_output_tokens": info.max_output_tokens,
+        "thinking": list(info.thinking),
+        "usd_per_million_tokens": price
+        and {"input": float(price.input), "cached": float(price.cached), "output": float(price.output)},
+        "retires": info.retires.isoformat() if info.retires else None,
+        "successor": info.successor,
+    }

@@ -1,0 +1,90 @@
+"""Whatever a provider does, the caller learns it, the question and the failure are stored, the conversation goes on."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.client import call, connect, refused
+from tests.support.daemon import Daemon
+from tests.support.provider_server import (
+    ProviderServer,
+    Reply,
+    break_after_first_token,
+    hang_after_first_token,
+    hang_before_headers,
+    kimi_answer,
+    kimi_error,
+)
+
+FAULTS = {
+    "a wrong key": ([kimi_error(401, "invalid_authentication_error")], "provider_auth_failed", None),
+    "a rate limit that outlasts the call": (
+        [kimi_error(429, "rate_limit_reached_error", headers={"Retry-After": "120"})],
+        "provider_limited",
+        None,
+    ),
+    "an internal error": ([kimi_error(500, "server_error")] * 2, "provider_unavailable", None),
+    "a stream that breaks": ([break_after_first_token()], "provider_broken", "Hel"),
+    "a provider that never answers": ([hang_before_headers()] * 2, "provider_unavailable", None),
+    "a stream that hangs": ([hang_after_first_token()], "provider_broken", "Hel"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_failed_turn_is_told_stored_and_survived(fault: str, daemon: Daemon, provider: ProviderServer) -> None:
+    """The invariant of a turn: its outcome is written whatever ends it, and the question stays."""
+    replies, code, partial = FAULTS[fault]
+    script: list[Reply] = [*replies, kimi_answer("Better now.", reasoning="")]
+    provider.script(kimi_answer("Hello.", reasoning=""), *script)
+    async with connect(daemon.url) as session:
+        first = await call(session, "chat", prompt="Hi")
+        continued = first["continuation_id"]
+        error = await refused(session, "chat", prompt="Does it work?", continuation_id=continued)
+        assert error["code"] == code
+        assert error["message"]
+        page = await call(session, "conversation_get", continuation_id=continued)
+        stored = [(message["role"], message["content"], message["kind"]) for message in page["messages"]]
+        assert stored[2] == ("user", "Does it work?", "message")
+        assert stored[3:] == ([("assistant", partial, "partial")] if partial else [])
+
+        third = await call(session, "chat", prompt="And now?", continuation_id=continued)
+    assert third["content"] == "Better now."
+    assert [part["content"] for part in provider.chats[-1].body["messages"]] == [
+        "Hi",
+        "Hello.",
+        "Does it work?",
+        "And now?",
+    ]
+
+
+async def test_failed_turn_can_be_run_again_with_its_key(daemon: Daemon, provider: ProviderServer) -> None:
+    """The same key after a failure is the same turn: the question is not stored twice."""
+    provider.script(kimi_error(400, "invalid_request_error"), kimi_answer("Second try.", reasoning=""))
+    async with connect(daemon.url) as session:
+        started = await call(session, "conversation_append", messages=[{"role": "user", "content": "Before"}])
+        request = {"prompt": "Once", "continuation_id": started["continuation_id"], "idempotency_key": "key-1"}
+        await refused(session, "chat", **request)
+        answer = await call(session, "chat", **request)
+        again = await call(session, "chat", **request)
+        page = await call(session, "conversation_get", continuation_id=started["continuation_id"])
+    assert [message["content"] for message in page["messages"]] == ["Before", "Once", "Second try."]
+    assert (answer["duplicate"], again["duplicate"]) == (False, True)
+    assert again["content"] == "Second try."
+    assert again["seq"] == answer["seq"] == 3
+    assert len(provider.chats) == 2
+
+
+async def test_chat_without_a_provider_names_the_variables(postgres_url: str, redis_url: str) -> None:
+    """Everything but chat works without any key."""
+    from tests.support.daemon import start_daemon
+
+    with start_daemon({"EXAI_DATABASE__URL": postgres_url, "EXAI_CACHE__URL": redis_url}) as daemon:
+        async with connect(daemon.url) as session:
+            error = await refused(session, "chat", prompt="Hi")
+            stored = await call(session, "conversation_append", messages=[{"role": "user", "content": "kept"}])
+            models = await call(session, "listmodels")
+    assert error["code"] == "not_configured"
+    assert "KIMI_API_KEY" in error["message"]
+    assert "GLM_API_KEY" in error["message"]
+    assert stored["last_seq"] == 1
+    assert not any(model["configured"] for model in models["models"])

@@ -1,0 +1,116 @@
+"""Whatever keeps the daemon from starting is one clear message and a documented exit status, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.support.daemon import ROOT, environment
+
+CLOSED = "127.0.0.1:1"
+
+
+def run_serve(settings: Mapping[str, str], *, user: int | None = None) -> subprocess.CompletedProcess[str]:
+    """Run `exai serve`, which must end by itself."""
+    return subprocess.run(
+        [sys.executable, "-m", "exai", "serve"],
+        env=environment({"PYTHONPATH": str(ROOT), **settings}),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        user=user,
+    )
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], status: int, *words: str) -> None:
+    """One message on standard error that says what is wrong and what to do."""
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("exai: ")]) == 1, done.stderr
+    for word in words:
+        assert word in done.stderr, done.stderr
+
+
+def test_unknown_variable_is_refused_with_the_nearest_name() -> None:
+    """A misspelled limit that is silently ignored is worse than a refusal."""
+    assert_refused(run_serve({"EXAI_DATABSE__URL": "x"}), 2, "EXAI_DATABSE__URL", "EXAI_DATABASE__URL")
+
+
+def test_unreachable_postgres_is_an_error_and_never_a_fallback(tmp_path: Path) -> None:
+    """An address that was given is used or is an error."""
+    settings = {"EXAI_DATABASE__URL": f"postgresql://exai@{CLOSED}/exai", "EXAI_DATA_DIR": str(tmp_path)}
+    assert_refused(run_serve(settings), 3, CLOSED)
+    assert not (tmp_path / "postgres").exists()
+
+
+def test_unreachable_redis_is_an_error(postgres_url: str, tmp_path: Path) -> None:
+    """A cache that was configured and cannot be reached at start is a mistake to be seen, not a slow service."""
+    settings = {
+        "EXAI_DATABASE__URL": postgres_url,
+        "EXAI_CACHE__URL": f"redis://{CLOSED}/0",
+        "EXAI_DATA_DIR": str(tmp_path),
+    }
+    assert_refused(run_serve(settings), 3, CLOSED, "EXAI_CACHE__URL")
+
+
+def test_database_without_the_schema_names_the_command_that_makes_it(empty_postgres_url: str, tmp_path: Path) -> None:
+    """A given database is only checked; upgrading it is its owner's decision."""
+    settings = {"EXAI_DATABASE__URL": empty_postgres_url, "EXAI_CACHE__URL": "off", "EXAI_DATA_DIR": str(tmp_path)}
+    assert_refused(run_serve(settings), 4, "exai migrate")
+
+
+def test_taken_port_is_named_with_the_variable_that_changes_it(
+    postgres_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """The usual cause is a second daemon."""
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = str(holder.getsockname()[1])
+        settings = {
+            "EXAI_DATABASE__URL": postgres_url,
+            "EXAI_CACHE__URL": redis_url,
+            "EXAI_DATA_DIR": str(tmp_path),
+            "EXAI_SERVER__PORT": port,
+        }
+        assert_refused(run_serve(settings), 3, port, "EXAI_SERVER__PORT")
+
+
+def test_unwritable_data_directory_is_named(tmp_path: Path) -> None:
+    """Nothing is kept anywhere else instead."""
+    blocked = tmp_path / "file"
+    blocked.write_text("not a directory")
+    assert_refused(run_serve({"EXAI_DATA_DIR": str(blocked / "data")}), 3, str(blocked), "EXAI_DATA_DIR")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a program as somebody without rights")
+def test_directory_without_permission_is_named(tmp_path: Path) -> None:
+    """The same for an ordinary user in somebody else's directory."""
+    locked = Path("/root") if os.access("/root", os.W_OK) else tmp_path
+    done = run_serve({"EXAI_DATA_DIR": str(locked / "exai-data"), "HOME": "/nonexistent"}, user=65534)
+    assert_refused(done, 3, "EXAI_DATA_DIR")
+
+
+def test_bad_provider_key_is_named_before_anything_starts(tmp_path: Path) -> None:
+    """A key with a line break or a space came from a bad paste."""
+    settings = {"KIMI_API_KEY": "sk-one two", "EXAI_DATA_DIR": str(tmp_path)}
+    done = run_serve(settings)
+    assert_refused(done, 2, "KIMI_API_KEY")
+    assert "sk-one two" not in done.stderr
+
+
+def test_wrong_password_is_told_apart_from_an_unreachable_server(password_postgres_url: str, tmp_path: Path) -> None:
+    """The cure differs: the password, not the network."""
+    wrong = password_postgres_url.replace(":right@", ":wrong@")
+    settings = {"EXAI_DATABASE__URL": wrong, "EXAI_CACHE__URL": "off", "EXAI_DATA_DIR": str(tmp_path)}
+    done = run_serve(settings)
+    assert_refused(done, 3, "password")
+    assert "wrong@" not in done.stderr

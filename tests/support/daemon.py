@@ -1,0 +1,110 @@
+"""Starts `exai serve` as a user would, in a process of its own, and tells when it answers.
+
+The invariant is that no daemon outlives its test: leaving the context kills the whole process group.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+START_LIMIT_S = 60.0
+STOP_LIMIT_S = 40.0
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Daemon:
+    """A running daemon; `port` is known once it listens, `output` is everything it printed so far."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    port: int = 0
+
+    @property
+    def output(self) -> str:
+        """Everything it printed so far."""
+        return self.log.read_text(errors="replace")
+
+    @property
+    def url(self) -> str:
+        """Address of the WebSocket door."""
+        return f"ws://127.0.0.1:{self.port}/"
+
+    def get(self, path: str) -> tuple[int, dict[str, object]]:
+        """GET a path of the same port; returns the status and the decoded JSON."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+        try:
+            connection.request("GET", path)
+            response = connection.getresponse()
+            return response.status, json.loads(response.read())
+        finally:
+            connection.close()
+
+    def kill(self) -> None:
+        """End it as the kernel would, without a chance to say goodbye."""
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait(STOP_LIMIT_S)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Ask it to end; returns its exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(STOP_LIMIT_S)
+
+
+def environment(overrides: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment without any setting of EXAI but `overrides`."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("EXAI_") and not name.endswith(("_API_KEY", "DATABASE_URL", "REDIS_URL", "_DB_URL"))
+    }
+    return {**kept, "EXAI_SERVER__PORT": "0", "PYTHONUNBUFFERED": "1", **overrides}
+
+
+@contextlib.contextmanager
+def start_daemon(overrides: Mapping[str, str], *, cwd: Path | None = None) -> Iterator[Daemon]:
+    """Start a daemon and wait until it has said its address."""
+    descriptor, name = tempfile.mkstemp(prefix="exai-daemon-", suffix=".log")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "exai", "serve"],
+        env=environment({"PYTHONPATH": str(ROOT), **overrides}),
+        cwd=cwd or ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=descriptor,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    os.close(descriptor)
+    daemon = Daemon(process, Path(name))
+    try:
+        _await_address(daemon)
+        yield daemon
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(STOP_LIMIT_S)
+        daemon.log.unlink()
+
+
+def _await_address(daemon: Daemon) -> None:
+    deadline = time.monotonic() + START_LIMIT_S
+    while time.monotonic() < deadline:
+        if found := re.search(r"ws://127\.0\.0\.1:(\d+)/", daemon.output):
+            daemon.port = int(found.group(1))
+            return
+        if daemon.process.poll() is not None:
+            break
+        time.sleep(0.02)
+    raise AssertionError(f"the daemon did not start:\n{daemon.output}")

@@ -1,0 +1,58 @@
+"""What is refused before any I/O, each with the field's path and a cure."""
+
+from __future__ import annotations
+
+import pytest
+
+from exai.config import LimitSettings
+from exai.conversations.requests import check_messages, check_names, content_hash
+from exai.errors import InvalidArgument
+from exai.models import NewMessage
+
+LIMITS = LimitSettings(message_bytes=2_048, append_bytes=4_096, append_messages=3)
+
+
+@pytest.mark.parametrize(
+    ("messages", "field"),
+    [
+        ([], "messages"),
+        ([NewMessage("user", "x")] * 4, "messages"),
+        ([NewMessage("user", "fine"), NewMessage("user", "nul\x00")], "messages[1].content"),
+        ([NewMessage("user", "\ud800")], "messages[0].content"),
+        ([NewMessage("user", "x" * 2_049)], "messages[0].content"),
+        ([NewMessage("user", "é" * 1_025)], "messages[0].content"),
+        ([NewMessage("user", "x" * 2_000)] * 3, "messages"),
+        ([NewMessage("user", "x", metadata={"a": "\x00"})], "messages[0].metadata"),
+        ([NewMessage("user", "x", metadata={"a": object()})], "messages[0].metadata"),
+        ([NewMessage("user", "x", metadata={"a": float("nan")})], "messages[0].metadata"),
+        ([NewMessage("user", "x", metadata={"a": "\ud800"})], "messages[0].metadata"),
+    ],
+)
+def test_unstorable_messages_are_refused_by_field(messages: list[NewMessage], field: str) -> None:
+    """Postgres text holds no NUL and no surrogates; jsonb holds no NaN; sizes are EXAI's own limits."""
+    with pytest.raises(InvalidArgument) as caught:
+        check_messages(messages, LIMITS)
+    assert caught.value.field == field
+    assert caught.value.cure
+
+
+def test_deep_metadata_is_refused_not_a_recursion_error() -> None:
+    """Ten thousand levels are more than any JSON reader survives."""
+    deep: dict[str, object] = {}
+    for _ in range(10_000):
+        deep = {"a": deep}
+    with pytest.raises(InvalidArgument, match="metadata"):
+        check_messages([NewMessage("user", "x", metadata=deep)], LIMITS)
+
+
+@pytest.mark.parametrize("names", [("", None, None), (None, "", None), (None, None, ""), (None, "k" * 201, None)])
+def test_empty_or_overlong_names_are_refused(names: tuple[str | None, str | None, str | None]) -> None:
+    """An empty key would make every keyless call the same request."""
+    with pytest.raises(InvalidArgument):
+        check_names(*names)
+
+
+def test_hash_depends_on_content_and_not_on_key_order() -> None:
+    """Two requests with one key are the same exactly when their content is."""
+    assert content_hash("a", {"x": 1, "y": 2}) == content_hash("a", {"y": 2, "x": 1})
+    assert content_hash("a", "b") != content_hash("ab", "")

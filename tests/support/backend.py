@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import inspect
 import os
 import secrets
 import socket
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import redis
 
+from exai.db.migrate import upgrade
 from exai.embedded.launcher import Servers, Wanted, open_servers
 from exai.embedded.postgres import PostgresServer
 from exai.embedded.valkey import ValkeyServer
@@ -99,6 +99,7 @@ class Databases:
         self._stem = f"exai_test_{secrets.token_hex(4)}"
         self._made = 0
         self._template: str | None = None
+        self._has_wal_log: bool | None = None
 
     def create(self, *, migrated: bool) -> str:
         """The address of a new database."""
@@ -106,7 +107,7 @@ class Databases:
         name = f"{self._stem}_{self._made}"
         template = self._migrated_template() if migrated else "template0"
         # Copying through the log needs no checkpoint, which copying files would wait for.
-        strategy = " strategy wal_log" if self._version() >= 150000 else ""
+        strategy = " strategy wal_log" if self._copies_through_log() else ""
         self._execute(f'create database "{name}" template "{template}"{strategy}')
         return self._address(name)
 
@@ -121,27 +122,25 @@ class Databases:
 
     def _migrated_template(self) -> str:
         if self._template is None:
-            from exai.db.migrate import upgrade
-
             self._execute(f'create database "{self._stem}" template template0')
-            upgraded = upgrade(self._address(self._stem))
-            if inspect.isawaitable(upgraded):
-                self._run(upgraded)
+            self._run(upgrade(self._address(self._stem)))
             self._template = self._stem
         return self._template
 
     def _address(self, name: str) -> str:
         return urlunsplit(urlsplit(self._url)._replace(path=f"/{name}"))
 
-    def _version(self) -> int:
-        async def ask() -> int:
+    def _copies_through_log(self) -> bool:
+        async def ask() -> bool:
             connection = await asyncpg.connect(self._url, timeout=ADMIN_LIMIT_S)
             try:
-                return int(await connection.fetchval("show server_version_num"))
+                return connection.get_server_version().major >= 15
             finally:
                 await connection.close()
 
-        return self._run(ask())
+        if self._has_wal_log is None:
+            self._has_wal_log = self._run(ask())
+        return self._has_wal_log
 
     def _execute(self, sql: str) -> None:
         async def execute() -> None:

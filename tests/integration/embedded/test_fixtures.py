@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import asyncpg
+import pytest
 import redis.asyncio
 
 from tests.support.backend import FaultServer
+
+
+async def rows_in(url: str, table: str) -> int:
+    """How many there are."""
+    connection = await asyncpg.connect(url)
+    try:
+        return await connection.fetchval(f"select count(*)::int from {table}")
+    finally:
+        await connection.close()
 
 
 async def test_empty_database_has_no_tables(empty_postgres_url: str) -> None:
@@ -31,6 +41,23 @@ async def test_database_is_dropped_while_a_connection_is_open(empty_postgres_url
     """A failing test leaves its pool behind; that must not fail the next one."""
     connection = await asyncpg.connect(empty_postgres_url)
     connection.terminate()
+
+
+async def test_migrated_database_is_empty_each_time(postgres_url: str, empty_postgres_url: str) -> None:
+    """Every test begins with the newest schema and no rows, and may have both kinds of database."""
+    assert await rows_in(postgres_url, "conversations") == 0
+    with pytest.raises(asyncpg.UndefinedTableError):
+        await rows_in(empty_postgres_url, "conversations")
+
+
+async def test_killed_postgres_is_started_again(postgres_server: FaultServer) -> None:
+    """Fault tests kill the server and go on with the same address."""
+    assert await rows_in(postgres_server.url, "conversations") == 0
+    postgres_server.kill()
+    with pytest.raises(OSError):
+        await rows_in(postgres_server.url, "conversations")
+    await postgres_server.start()
+    assert await rows_in(postgres_server.url, "conversations") == 0
 
 
 async def test_redis_starts_empty(redis_url: str) -> None:

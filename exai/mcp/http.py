@@ -202,8 +202,7 @@ class _Reply:
     async def _whole(
         self, status: int, data: bytes, kind: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()
     ) -> None:
-        # A refused body may still be on its way: the connection cannot be used for another request.
-        closing = ((b"connection", b"close"),) if status in (408, 413, 415) else ()
+        closing = ((b"connection", b"close"),) if status == 408 else ()
         size = (b"content-length", str(len(data)).encode())
         await self._start(status, ((b"content-type", kind), size, *closing, *headers))
         await self._body(data, more=False)

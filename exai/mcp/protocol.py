@@ -334,21 +334,21 @@ class Connection:
 
     # What goes out.
 
-    def complete(self, call: Call, result: Json) -> bytes | None:
+    def complete(self, call: Call, result: Json) -> Send | None:
         """Answer a call, or return None when its peer cancelled it. Raises when the result is not JSON."""
         shape = eras.shaped(result, call.version, call.method.cacheable, self.surface.info)
         data = jsonrpc.encode_result(call.id, shape)
         if len(data) > self._reply_max_bytes:
             data = self._oversized(call, len(data))
-        return data if self._settled(call) else None
+        return Send(data) if self._settled(call) else None
 
-    def fail(self, call: Call, error: RpcError | ExaiError) -> bytes | None:
+    def fail(self, call: Call, error: RpcError | ExaiError) -> Send | None:
         """Answer a call with an error, or return None when its peer cancelled it."""
         if isinstance(error, ExaiError):
             if call.method.as_result is not None and not isinstance(error, ShuttingDown):
                 return self.complete(call, call.method.as_result(error))
             error = _own_error(error)
-        return jsonrpc.encode_error(call.id, error) if self._settled(call) else None
+        return _refuse(call.id, error) if self._settled(call) else None
 
     def progress(self, call: Call, count: int, message: str) -> bytes | None:
         """Report on a running call; None when nobody asked for it or the call is over."""

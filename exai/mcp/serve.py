@@ -49,6 +49,11 @@ class RunningServer:
         self._is_closed = False
         self.port: int = self._sockets[0].getsockname()[1]
 
+    @property
+    def connections(self) -> int:
+        """How many peers are connected, through any door."""
+        return len(self._uvicorn.server_state.connections)
+
     async def start(self) -> None:
         """Begin to accept connections."""
         config = self._uvicorn.config

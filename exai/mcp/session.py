@@ -72,8 +72,8 @@ class Session:
     def refuse_rest(self) -> None:
         """Answer what is still running with "shutting down" and stop it."""
         for call in list(self.connection.in_flight.values()):
-            if (data := self.connection.fail(call, ShuttingDown())) is not None:
-                self.outbox.force(Send(data))
+            if (refusal := self.connection.fail(call, ShuttingDown())) is not None:
+                self.outbox.force(refusal)
             self._stop(call.id)
 
     def finish(self, code: int) -> None:
@@ -127,8 +127,8 @@ class Session:
             outcome = await self._outcome(call, context, label)
         except asyncio.CancelledError:
             # A handler can raise this by itself; then nobody cancelled the call and it still needs its answer.
-            if (data := self.connection.fail(call, _internal(request_id))) is not None:
-                self.outbox.force(Send(data))
+            if (refusal := self.connection.fail(call, _internal(request_id))) is not None:
+                self.outbox.force(refusal)
             raise
         finally:
             reporter.stop()
@@ -149,12 +149,11 @@ class Session:
                 await self._put(self.connection.fail(call, error))
                 return error.code
             except RpcError as error:
-                await self._put(self.connection.fail(call, error), error)
+                await self._put(self.connection.fail(call, error))
                 return "refused"
         except Exception:
             log.exception("internal error")
-            defect = _internal(context.request_id)
-            await self._put(self.connection.fail(call, defect), defect)
+            await self._put(self.connection.fail(call, _internal(context.request_id)))
             return "internal"
 
     async def _worked(self, call: Call, context: CallContext, label: str) -> Json:
@@ -170,9 +169,9 @@ class Session:
                 raise DeadlineExceeded(label or call.method.name, limit_s) from error
             raise
 
-    async def _put(self, data: bytes | None, error: RpcError | None = None) -> None:
-        if data is not None:
-            await self.outbox.put(Send(data, error))
+    async def _put(self, answer: Send | None) -> None:
+        if answer is not None:
+            await self.outbox.put(answer)
 
 
 def _internal(request_id: str) -> RpcError:

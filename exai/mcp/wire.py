@@ -47,7 +47,7 @@ def websocket_protocol(settings: ServerSettings) -> type[WebSocketsSansIOProtoco
 
 
 class _Http(HttpToolsProtocol):
-    """Adds a limit on connections, time and size limits on request heads, and abortion of peers that do not read."""
+    """Adds limits on connections, on heads, on bodies nobody wants any more, and on peers that do not read."""
 
     limits: ServerSettings
 
@@ -59,8 +59,10 @@ class _Http(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._patience: asyncio.TimerHandle | None = None
+        self._is_head_awaited = False
         self._head_bytes = 0
+        self._is_message_open = False
         self._unsent_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -73,28 +75,44 @@ class _Http(HttpToolsProtocol):
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_arrived()
+        self._have_patience()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        if self._is_between_requests() and self._head_timer is None:
+        if not self._is_message_open and not self._is_head_awaited:
             self._await_head()
-        if self._head_timer is not None:
+        if self._is_head_awaited:
             self._head_bytes += len(data)
         super().data_received(data)
-        if self._head_timer is not None and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+        if self._is_head_awaited and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.transport.write(_HEAD_TOO_LARGE)
             self.transport.close()
 
+    def on_message_begin(self) -> None:
+        self._is_message_open = True
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
-        self._head_arrived()
+        self._have_patience()
         super().on_headers_complete()
         self.scope["extensions"] = {ABORT: {ABORT: self.transport.abort}}
 
+    def on_message_complete(self) -> None:
+        self._is_message_open = False
+        self._have_patience()
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._is_message_open and not self.transport.is_closing():
+            # The answer came before the end of the body, which is read and forgotten: closing now would reset the
+            # connection and with it the answer. It may not take for ever, though.
+            self._patience = self.loop.call_later(self.limits.handshake_timeout_s, self.transport.abort)
+
     def handle_websocket_upgrade(self) -> None:
-        self._head_arrived()
+        self._have_patience()
         super().handle_websocket_upgrade()
 
     def timeout_keep_alive_handler(self) -> None:
@@ -110,17 +128,16 @@ class _Http(HttpToolsProtocol):
                 self.limits.send_timeout_s, self.timeout_keep_alive_handler
             )
 
-    def _is_between_requests(self) -> bool:
-        return self.cycle is None or self.cycle.response_complete
-
     def _await_head(self) -> None:
         self._head_bytes = 0
-        self._head_timer = self.loop.call_later(self.limits.handshake_timeout_s, self.transport.abort)
+        self._is_head_awaited = True
+        self._patience = self.loop.call_later(self.limits.handshake_timeout_s, self.transport.abort)
 
-    def _head_arrived(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def _have_patience(self) -> None:
+        self._is_head_awaited = False
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
 
 class _WebSocket(WebSocketsSansIOProtocol):

@@ -8,6 +8,7 @@ from typing import Final
 
 from exai.cache.address import parse_address
 from exai.cache.client import Client
+from exai.cache.faults import CacheRefused
 from exai.cache.topology import open_topology
 from exai.config import CacheSettings
 from exai.errors import CacheError, ConfigError
@@ -45,7 +46,7 @@ async def _look(client: Client, settings: CacheSettings, found: list[Finding]) -
     facts = await _info(client)
     found.append(_server(facts, await client.version(), clock.latency_s))
     found.append(_memory(facts))
-    found.append(_persistence(facts))
+    found.append(_persistence(facts, await _snapshots(client)))
     found.append(_clock(clock.ahead_s))
     found.append(Finding("staleness bound", "ok", f"{settings.bound_s:g} s while Redis cannot be told of a change"))
 
@@ -54,6 +55,15 @@ async def _info(client: Client) -> Mapping[str, str]:
     reply = await client.call(0, "INFO")
     text = reply.decode(errors="replace") if isinstance(reply, bytes) else ""
     return dict(line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))
+
+
+async def _snapshots(client: Client) -> bool:
+    """Whether RDB files are written by themselves; managed servers do not tell, and then the answer is no."""
+    try:
+        reply = await client.call(0, "CONFIG", "GET", "save")
+    except CacheRefused:
+        return False
+    return isinstance(reply, list) and len(reply) == 2 and bool(reply[1])
 
 
 def _server(facts: Mapping[str, str], version: str, latency_s: float) -> Finding:
@@ -80,10 +90,10 @@ def _memory(facts: Mapping[str, str]) -> Finding:
     return Finding(part, "ok", seen)
 
 
-def _persistence(facts: Mapping[str, str]) -> Finding:
+def _persistence(facts: Mapping[str, str], snapshots: bool) -> Finding:
     part = "redis persistence"
     kinds = ["AOF"] if facts.get("aof_enabled") == "1" else []
-    kinds += ["RDB"] if facts.get("rdb_last_save_time", "0") != "0" else []
+    kinds += ["RDB"] if snapshots else []
     broken = [name for name in ("rdb_last_bgsave_status", "aof_last_write_status") if facts.get(name, "ok") != "ok"]
     if broken:
         return Finding(part, "fail", f"{', '.join(broken)}: cannot write its disk", "Free space on the server's disk")

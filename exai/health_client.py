@@ -1,0 +1,78 @@
+"""Asks a running daemon for its health over HTTP; light enough for a container's health check every few seconds.
+
+The invariant is that it never goes through a proxy: the question is whether this address answers from here.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from exai.errors import ConfigError, StartupError
+
+TIMEOUT_S = 5.0
+MAX_REPLY_BYTES = 1_048_576
+SCHEMES = {"http": False, "ws": False, "https": True, "wss": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What GET /health returned; `healthy` is the daemon's own verdict."""
+
+    url: str
+    healthy: bool
+    body: dict[str, Any]
+
+
+def health_url(address: str) -> str:
+    """Return the health route of a daemon given by any of its addresses. Raises ConfigError."""
+    parts = urlsplit(address if "://" in address else f"http://{address}")
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if parts.scheme not in SCHEMES or not parts.hostname or port == -1 or "@" in parts.netloc:
+        raise ConfigError("--url", "is not the address of a daemon", "It looks like http://127.0.0.1:8079")
+    path = parts.path.rstrip("/")
+    path = path if path.endswith("/health") else f"{path.removesuffix('/mcp')}/health"
+    return f"{'https' if SCHEMES[parts.scheme] else 'http'}://{parts.netloc}{path}"
+
+
+def local_address(host: str, port: int) -> str:
+    """Return the address under which this machine reaches a server bound to `host`, which may be all interfaces."""
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"[{reachable}]:{port}" if ":" in reachable else f"{reachable}:{port}"
+
+
+def ask_health(url: str, token: str | None = None, timeout_s: float = TIMEOUT_S) -> Answer:
+    """GET `url`. Raises StartupError when nothing answers there, or something that is not EXAI."""
+    parts = urlsplit(url)
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=timeout_s)
+    try:
+        connection.request("GET", parts.path, headers={"Authorization": f"Bearer {token}"} if token else {})
+        reply = connection.getresponse()
+        data = reply.read(MAX_REPLY_BYTES)
+    except TimeoutError as error:
+        raise StartupError(url, f"no answer within {timeout_s:g} s", "Is the daemon overloaded or stopped?") from error
+    except (OSError, http.client.HTTPException) as error:
+        problem = getattr(error, "strerror", None) or type(error).__name__
+        raise StartupError(url, f"cannot be reached ({problem})", "Start the daemon with `exai serve`") from error
+    finally:
+        connection.close()
+    if reply.status in (401, 403):
+        raise ConfigError("EXAI_TOKEN", f"{url} asks for another token", "Set it to the daemon's EXAI_SERVER__TOKEN")
+    return _judge(url, reply.status, data)
+
+
+def _judge(url: str, status: int, data: bytes) -> Answer:
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict) or body.get("service") != "exai":
+        raise StartupError(url, f"is answered by something that is not EXAI (HTTP {status})", "Check host and port")
+    return Answer(url, status == 200, body)

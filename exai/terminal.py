@@ -1,0 +1,228 @@
+"""`exai chat`: a conversation with a model at a terminal or in a pipe.
+
+The invariant is that standard output holds answers and nothing else, so that it can be piped; what is said about them,
+the continuation id above all, goes to standard error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TextIO
+
+from exai.app import App, open_app
+from exai.config import Settings
+from exai.conversations import ChatRequest, ChatResult
+from exai.errors import ExaiError, InvalidArgument
+from exai.models import LOCAL_OWNER, ContinuationId, Conversation, Delta, OnDelta
+
+LISTED = 50
+PROMPT = "> "
+
+
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """What was asked for on the command line; `words` are the prompt, where `-` stands for standard input."""
+
+    words: tuple[str, ...] = ()
+    continuation_id: str | None = None
+    model: str | None = None
+    list_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """Where to read and write; tests give their own."""
+
+    input: TextIO
+    output: TextIO
+    error: TextIO
+
+
+async def run_chat(settings: Settings, options: ChatOptions, streams: Streams) -> int:
+    """Do what the options say and return the exit status. Raises ExaiError."""
+    interactive = not options.words and not options.list_only and streams.input.isatty()
+    prompt = None if interactive or options.list_only else read_prompt(options.words, streams.input, settings)
+    async with open_app(settings) as app:
+        if options.list_only:
+            await _list(app, streams)
+        elif prompt is not None:
+            await _Talk(app, options, streams).ask_once(prompt)
+        else:
+            await _Talk(app, options, streams).ask_until_end()
+    return 0
+
+
+def read_prompt(words: tuple[str, ...], source: TextIO, settings: Settings) -> str:
+    """Join the words to a prompt; standard input is read where `-` stands, or when there are no words at all.
+
+    Raises InvalidArgument for an empty prompt, or one over the message limit.
+    """
+    limit = settings.limits.message_bytes
+    parts: list[str] = []
+    spoken: list[str] = []
+    for word in words or ("-",):
+        if word == "-":
+            parts += [" ".join(spoken), source.read(limit + 1).strip()]
+            spoken = []
+        else:
+            spoken.append(word)
+    prompt = "\n\n".join(part for part in (*parts, " ".join(spoken)) if part)
+    if not prompt.strip():
+        raise InvalidArgument(
+            "prompt", "is empty", 'Write it behind the command, exai chat "..."; - reads standard input'
+        )
+    if len(prompt) > limit:
+        raise InvalidArgument(
+            "prompt", f"is longer than {limit:,} bytes", "Shorten it, or raise EXAI_LIMITS__MESSAGE_BYTES"
+        )
+    return prompt
+
+
+async def ask(app: App, prompt: str, continuation_id: str | None, model: str | None, on_delta: OnDelta) -> ChatResult:
+    """Ask one question; the one place that knows the service's request."""
+    request = ChatRequest(
+        owner=LOCAL_OWNER,
+        prompt=prompt,
+        model=model,
+        continuation_id=ContinuationId(continuation_id) if continuation_id else None,
+    )
+    return await app.conversations.chat(request, on_delta)
+
+
+class _Talk:
+    """One conversation, from its first question to the id it can be continued with."""
+
+    def __init__(self, app: App, options: ChatOptions, streams: Streams) -> None:
+        self._app, self._model, self._streams = app, options.model, streams
+        self._continuation_id = options.continuation_id
+
+    async def ask_once(self, prompt: str) -> None:
+        try:
+            await self._ask(prompt)
+        finally:
+            self._say_how_to_continue()
+
+    async def ask_until_end(self) -> None:
+        """Ask what is typed, one line each, until the input ends; a question that fails does not end it."""
+        self._say("Type a question; Ctrl-D ends.")
+        try:
+            async with _typed_lines() as lines:
+                async for line in lines:
+                    if not line.strip():
+                        continue
+                    try:
+                        await self._ask(line)
+                    except ExaiError as error:
+                        self._say(f"exai: {error}")
+        finally:
+            self._say_how_to_continue()
+
+    async def _ask(self, prompt: str) -> None:
+        output = self._streams.output
+        written = ""
+        thinking_said = not output.isatty()
+
+        async def on_delta(delta: Delta) -> None:
+            nonlocal written, thinking_said
+            if delta.reasoning and not thinking_said:
+                thinking_said = True
+                self._say("(thinking)")
+            if delta.content:
+                written = delta.content[-1]
+                output.write(delta.content)
+                output.flush()
+
+        try:
+            result = await ask(self._app, prompt, self._continuation_id, self._model, on_delta)
+            self._continuation_id = result.continuation_id
+            if not written:
+                # An answer that had been given before comes whole, without streaming.
+                written = result.content[-1:]
+                output.write(result.content)
+        finally:
+            if written and written != "\n":
+                output.write("\n")
+            output.flush()
+
+    def _say(self, text: str) -> None:
+        print(text, file=self._streams.error, flush=True)
+
+    def _say_how_to_continue(self) -> None:
+        if self._continuation_id:
+            self._say(f"continue with: exai chat --continue {self._continuation_id}")
+
+
+async def _list(app: App, streams: Streams) -> None:
+    page = await app.conversations.list(LOCAL_OWNER, limit=LISTED)
+    for conversation in page.conversations:
+        print(_line(conversation), file=streams.output)
+    streams.output.flush()
+    if page.next_cursor:
+        print(f"(the {LISTED} newest; there are more)", file=streams.error)
+    elif not page.conversations:
+        print("no conversations yet", file=streams.error)
+
+
+def _line(conversation: Conversation) -> str:
+    changed = conversation.updated_at.astimezone().strftime("%Y-%m-%d %H:%M")
+    title = " ".join((conversation.title or "").split())
+    return f"{conversation.continuation_id}  {changed}  {conversation.last_seq:>4} messages  {title}".rstrip()
+
+
+@asynccontextmanager
+async def _typed_lines() -> AsyncIterator[AsyncIterator[str]]:
+    """Yield the lines typed at the terminal, edited with readline, without ever blocking the event loop.
+
+    A thread of its own reads them, since `input` cannot be interrupted: at the end it is left behind, and the terminal
+    is put back into the state readline would have left it in.
+    """
+    loop = asyncio.get_running_loop()
+    lines: asyncio.Queue[str | None] = asyncio.Queue(maxsize=1)
+    wanted = threading.Semaphore(0)
+
+    def read() -> None:
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401 - gives `input` its line editing
+        while wanted.acquire():
+            try:
+                line = input(PROMPT)
+            except (EOFError, KeyboardInterrupt, ValueError):
+                line = None
+            # The loop is gone when the program was interrupted meanwhile.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(lines.put_nowait, line)
+            if line is None:
+                return
+
+    async def each_line() -> AsyncIterator[str]:
+        while True:
+            wanted.release()
+            line = await lines.get()
+            if line is None:
+                return
+            yield line
+
+    with _restored_terminal():
+        threading.Thread(target=read, name="typed lines", daemon=True).start()
+        yield each_line()
+
+
+@contextlib.contextmanager
+def _restored_terminal() -> Iterator[None]:
+    if sys.platform == "win32":
+        yield
+        return
+    import termios
+
+    descriptor = sys.stdin.fileno()
+    state = termios.tcgetattr(descriptor)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, state)

@@ -8,6 +8,7 @@ request's deadline is the caller's to keep.
 from __future__ import annotations
 
 import asyncio
+import os
 import ssl
 from collections.abc import Mapping
 from typing import Final, Literal
@@ -275,7 +276,8 @@ def _reason(error: BaseException) -> str:
         if isinstance(cause, ssl.SSLError):
             return cause.reason or "TLS error"
         if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror
+            # asyncio puts its own sentence, with the address, where the system's word would be; resolvers do not.
+            return os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror
         cause = cause.__cause__ or cause.__context__
     return reason
 

@@ -1,8 +1,8 @@
-"""JSON schemas for tool arguments that every client can read.
+"""JSON schemas for tool arguments and answers that every client can read.
 
 Invariant: a schema from here refers to nothing outside itself, says `additionalProperties: false` on every object with
 named properties, and uses none of what clients are known to drop or to choke on: `$ref`, `$defs`, a top-level `anyOf`,
-a null branch, a default beside or inside an `anyOf`, generated titles.
+a null branch (in arguments), a default beside or inside an `anyOf`, generated titles.
 """
 
 from __future__ import annotations
@@ -18,16 +18,26 @@ _DROPPED = frozenset({"$defs", "title", "discriminator"})
 
 def portable_schema(model: type[BaseModel]) -> dict[str, Any]:
     """Return the schema of a model's input; raises `TypeError` for a model that cannot be written portably."""
-    raw = model.model_json_schema(mode="validation")
-    schema = _inlined(raw, raw.get("$defs", {}), model.__name__, 0)
+    return _object(model, model.model_json_schema(mode="validation"), nulls=False)
+
+
+def output_schema(model: type[BaseModel]) -> dict[str, Any]:
+    """Return the schema of a tool's structured answer, in which null is a value that clients check."""
+    return _object(model, model.model_json_schema(mode="serialization"), nulls=True)
+
+
+def _object(model: type[BaseModel], raw: dict[str, Any], *, nulls: bool) -> dict[str, Any]:
+    schema = _inlined(raw, raw.get("$defs", {}), model.__name__, 0, nulls=nulls)
     if schema.get("type") != "object":
-        raise TypeError(f"{model.__name__}: tool arguments must be one object")
+        raise TypeError(f"{model.__name__}: this must be one object")
     schema.setdefault("properties", {})
     schema.pop("description", None)
     return schema
 
 
-def _inlined(node: Mapping[str, Any], definitions: Mapping[str, Any], where: str, depth: int) -> dict[str, Any]:
+def _inlined(
+    node: Mapping[str, Any], definitions: Mapping[str, Any], where: str, depth: int, *, nulls: bool
+) -> dict[str, Any]:
     if depth > MAX_INLINE_DEPTH:
         raise TypeError(f"{where}: nested too deeply or recursive; a portable schema cannot say that")
     node = _resolved(node, definitions, where)
@@ -35,17 +45,18 @@ def _inlined(node: Mapping[str, Any], definitions: Mapping[str, Any], where: str
     for name, value in node.items():
         if name == "properties":
             schema[name] = {
-                key: _inlined(part, definitions, f"{where}.{key}", depth + 1) for key, part in value.items()
+                key: _inlined(part, definitions, f"{where}.{key}", depth + 1, nulls=nulls)
+                for key, part in value.items()
             }
         elif name in ("anyOf", "oneOf", "allOf", "prefixItems"):
-            schema[name] = [_inlined(part, definitions, where, depth + 1) for part in value]
+            schema[name] = [_inlined(part, definitions, where, depth + 1, nulls=nulls) for part in value]
         elif name in ("items", "additionalProperties", "not") and isinstance(value, Mapping):
-            schema[name] = _inlined(value, definitions, f"{where}[]", depth + 1)
+            schema[name] = _inlined(value, definitions, f"{where}[]", depth + 1, nulls=nulls)
         elif name == "const":
             schema["enum"] = [value]
         elif name not in _DROPPED and not (name == "default" and value is None):
             schema[name] = value
-    return _simplified(schema)
+    return _simplified(schema, nulls=nulls)
 
 
 def _resolved(node: Mapping[str, Any], definitions: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -59,16 +70,19 @@ def _resolved(node: Mapping[str, Any], definitions: Mapping[str, Any], where: st
     return {**definitions[name], **beside}
 
 
-def _simplified(schema: dict[str, Any]) -> dict[str, Any]:
+def _simplified(schema: dict[str, Any], *, nulls: bool) -> dict[str, Any]:
     if "properties" in schema:
         schema["additionalProperties"] = False
     branches = schema.get("anyOf")
     if branches is None:
         return schema
+    nullable = nulls and {"type": "null"} in branches
     branches = [branch for branch in branches if branch.get("type") != "null"]
     if len(branches) == 1:
         del schema["anyOf"]
-        return {**branches[0], **schema}
+        kind = {"type": [branches[0]["type"], "null"]} if nullable else {}
+        return {**branches[0], **schema, **kind}
+    branches += [{"type": "null"}] if nullable else []
     schema.pop("default", None)
     schema["anyOf"] = [{key: value for key, value in branch.items() if key != "default"} for branch in branches]
     return schema

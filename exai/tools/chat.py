@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from exai.conversations import ChatRequest, ChatResult, ConversationService
-from exai.mcp.schemas import portable_schema
+from exai.mcp.schemas import output_schema
 from exai.mcp.tools import CallContext, ToolResult, ToolSpec
 from exai.models import ContinuationId, Delta
 
@@ -74,7 +74,7 @@ def chat_tool(conversations: ConversationService) -> ToolSpec:
             "to go on with it at any time, from any client."
         ),
         arguments=ChatArguments,
-        output_schema=portable_schema(ChatOutput),
+        output_schema=output_schema(ChatOutput),
         handler=handle,
         open_world=True,
     )

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from exai.conversations import AppendRequest, ConversationService
-from exai.mcp.schemas import portable_schema
+from exai.mcp.schemas import output_schema
 from exai.mcp.tools import CallContext, ToolResult, ToolSpec
 from exai.models import MAX_PAGE_MESSAGES, PAGE_MESSAGES, ContinuationId, Conversation, Message, NewMessage, Page
 
@@ -136,7 +136,7 @@ def _append_tool(conversations: ConversationService) -> ToolSpec:
         title="Append messages",
         description="Store messages in a conversation without asking a model: all of them or none, in order.",
         arguments=AppendArguments,
-        output_schema=portable_schema(AppendOutput),
+        output_schema=output_schema(AppendOutput),
         handler=handle,
     )
 
@@ -156,7 +156,7 @@ def _get_tool(conversations: ConversationService) -> ToolSpec:
         title="Read a conversation",
         description="Read the newest messages of a conversation, or an older page by before_seq.",
         arguments=GetArguments,
-        output_schema=portable_schema(GetOutput),
+        output_schema=output_schema(GetOutput),
         handler=handle,
         read_only=True,
     )
@@ -178,7 +178,7 @@ def _list_tool(conversations: ConversationService) -> ToolSpec:
         title="List conversations",
         description="List stored conversations, latest change first.",
         arguments=ListArguments,
-        output_schema=portable_schema(ListOutput),
+        output_schema=output_schema(ListOutput),
         handler=handle,
         read_only=True,
     )

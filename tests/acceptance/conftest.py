@@ -20,13 +20,15 @@ async def provider() -> AsyncIterator[ProviderServer]:
 
 @pytest.fixture
 def daemon(provider: ProviderServer, postgres_url: str, redis_url: str, tmp_path: Path) -> Iterator[Daemon]:
-    """A daemon on the suite's servers that asks `provider` as Kimi; deadlines are short."""
+    """A daemon on the suite's servers that asks `provider` as Kimi and as GLM; deadlines are short."""
     settings = {
         "EXAI_DATA_DIR": str(tmp_path),
         "EXAI_DATABASE__URL": postgres_url,
         "EXAI_CACHE__URL": redis_url,
         "KIMI_API_KEY": "sk-test",
         "EXAI_PROVIDERS__KIMI__BASE_URL": provider.base_url,
+        "GLM_API_KEY": "glm-test",
+        "EXAI_PROVIDERS__GLM__BASE_URL": provider.base_url,
         "EXAI_PROVIDERS__FIRST_TOKEN_TIMEOUT_S": "1.5",
         "EXAI_PROVIDERS__GAP_TIMEOUT_S": "1.5",
         "EXAI_PROVIDERS__MAX_ATTEMPTS": "2",

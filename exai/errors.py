@@ -147,6 +147,7 @@ class NotConfigured(RequestError):
     """The call needs a part that is not configured; `cure` names the variables that would switch it on."""
 
     code = "not_configured"
+    exit_status = 2
 
     def __init__(self, what: str, cure: str) -> None:
         super().__init__(what, cure)

@@ -24,6 +24,9 @@ Result = TypeVar("Result")
 
 OK, FAILED, MISCONFIGURED, INTERRUPTED = 0, 1, 2, 130
 
+DEFAULT_PORT = 8079
+"""Where `exai connect` looks without being told."""
+
 STATUSES = """\
 exit status:
   0    fine; for `health`: healthy
@@ -68,13 +71,11 @@ def _report(error: Exception) -> int:
 
 
 def _first_known(error: BaseException) -> ExaiError | None:
-    """Find our own error, also inside the group a failing task makes of it."""
+    """Find our own error, also in the group a failing task makes of it or behind what a library made of it."""
     if isinstance(error, ExaiError):
         return error
-    for each in error.exceptions if isinstance(error, BaseExceptionGroup) else ():
-        if known := _first_known(each):
-            return known
-    return None
+    inner = error.exceptions if isinstance(error, BaseExceptionGroup) else (error.__cause__,)
+    return next((known for each in inner if each is not None and (known := _first_known(each))), None)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -146,12 +147,16 @@ def _serve(options: argparse.Namespace) -> int:
 
 def banner(settings: Settings, started: Started) -> str:
     """Return what a person needs to know after the start, and what to paste into an MCP client."""
+    import json
+
     from exai.health_client import local_address
 
     address = local_address(started.host, started.port)
     url = f"ws://{address}/"
     header = ',"headers":{"Authorization":"Bearer YOUR-TOKEN"}' if settings.server.token else ""
-    environment = "" if started.port == 8079 and not header else f',"env":{{"EXAI_URL":"{url}"}}'
+    variables = {"EXAI_URL": url} if started.port != DEFAULT_PORT or header else {}
+    variables |= {"EXAI_TOKEN": "YOUR-TOKEN"} if header else {}
+    environment = f',"env":{json.dumps(variables, separators=(",", ":"))}' if variables else ""
     lines = [
         f"EXAI {__version__} at {url} (HTTP: http://{address}/mcp)",
         f"  database   {started.database}",
@@ -190,7 +195,7 @@ def _connect(options: argparse.Namespace) -> int:
     if url is None:
         from exai.health_client import local_address
 
-        port = found("EXAI_SERVER__PORT") or "8079"
+        port = found("EXAI_SERVER__PORT") or str(DEFAULT_PORT)
         if not port.isdecimal():
             raise ConfigError("EXAI_SERVER__PORT", "is not a whole number", "Write digits only, or set EXAI_URL")
         url = f"ws://{local_address(found('EXAI_SERVER__HOST') or '127.0.0.1', int(port))}/"

@@ -1,0 +1,272 @@
+"""The `exai` command: what it prints, where, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import structlog
+
+from exai import __version__, cli
+from exai.config import load_settings
+from exai.errors import (
+    ConfigError,
+    DatabaseUnavailable,
+    ExaiError,
+    InvalidArgument,
+    NotConfigured,
+    SchemaMismatch,
+    StartupError,
+)
+from exai.models import Started
+
+COMMANDS = ("serve", "connect", "migrate", "health", "config", "doctor", "chat", "version")
+KEY = "sk-0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A directory without a .env file and an environment without a setting; logging stays as it was."""
+    for name in list(os.environ):
+        if name.startswith("EXAI_") or name.endswith(("API_KEY", "DATABASE_URL", "REDIS_URL", "DB_URL", "LOG_LEVEL")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level
+    logging.captureWarnings(False)
+    structlog.reset_defaults()
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit status, standard output, standard error."""
+    status = cli.main(list(arguments))
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def assert_one_message(error: str) -> None:
+    """One sentence that begins with the program's name, and no traceback."""
+    assert error.startswith("exai: ")
+    assert error.count("exai: ") == 1
+    assert "Traceback" not in error
+
+
+class TestUsage:
+    def test_help_lists_every_command_and_exit_status(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """The exit statuses are an interface; --help documents them."""
+        with pytest.raises(SystemExit) as left:
+            cli.main(["--help"])
+        text = capsys.readouterr().out
+        assert left.value.code == 0
+        for command in COMMANDS:
+            assert f"\n    {command} " in text
+        for status in ("  0 ", "  1 ", "  2 ", "  3 ", "  4 ", "  130 "):
+            assert status in text
+
+    @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["health", "--format", "xml"], ["serve", "--nonsense"]])
+    def test_wrong_usage_exits_with_2(self, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        """Misconfigured includes wrong arguments."""
+        with pytest.raises(SystemExit) as left:
+            cli.main(arguments)
+        assert left.value.code == 2
+        assert "usage: exai" in capsys.readouterr().err
+
+    def test_version_is_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Scripts read it."""
+        assert run(capsys, "version") == (0, f"exai {__version__}\n", "")
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("error", "status"),
+        [
+            (ConfigError("A", "is wrong", "Correct it"), 2),
+            (NotConfigured("a provider", "Set A"), 2),
+            (StartupError("port 1", "is taken", "Take another"), 3),
+            (DatabaseUnavailable("postgres", "refused", "Start it"), 3),
+            (SchemaMismatch("postgres", "behind", "Migrate"), 4),
+            (InvalidArgument("prompt", "is empty", "Write one"), 1),
+        ],
+    )
+    def test_own_errors_are_one_sentence_and_their_status(
+        self, error: ExaiError, status: int, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Also out of the group that a failing task makes of them, and from behind a library's own error."""
+        wrapped = RuntimeError("Alembic's word for it")
+        wrapped.__cause__ = error
+        for raised in (error, wrapped, ExceptionGroup("tasks", [ExceptionGroup("more", [error])])):
+            assert cli._report(raised) == status
+            assert capsys.readouterr().err == f"exai: {error}\n"
+
+    def test_defect_shows_its_traceback_without_secrets(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Whoever reports it needs the lines; nobody needs the password."""
+        try:
+            raise RuntimeError("postgresql://u:pa55word@h/d")
+        except RuntimeError as error:
+            status = cli._report(error)
+        text = capsys.readouterr().err
+        assert status == 1
+        assert "Traceback" in text
+        assert "pa55word" not in text
+        assert text.splitlines()[-1].startswith("exai: this is a defect")
+
+    @pytest.mark.parametrize("command", ["serve", "migrate", "health", "config", "chat"])
+    def test_wrong_setting_ends_every_command_with_2(
+        self, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Nothing starts on a configuration that is half understood."""
+        monkeypatch.setenv("EXAI_SERVER__PROT", "1")
+        status, out, error = run(capsys, command)
+        assert (status, out) == (2, "")
+        assert_one_message(error)
+        assert error == "exai: EXAI_SERVER__PROT: is not a known setting. The nearest known one is EXAI_SERVER__PORT\n"
+
+    def test_several_wrong_settings_are_all_told(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """One start, all problems."""
+        monkeypatch.setenv("EXAI_SERVER__PORT", "x")
+        monkeypatch.setenv("LOG_LEVEL", "loud")
+        status, _, error = run(capsys, "config")
+        assert status == 2
+        assert [line.split(":")[-2].split()[-1] for line in error.splitlines()] == ["EXAI_SERVER__PORT", "LOG_LEVEL"]
+
+    def test_setting_given_as_an_option_is_named_by_its_variable(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """--help says which variable each option stands for."""
+        status, _, error = run(capsys, "serve", "--port", "http")
+        assert (status, error.split(":")[1].strip()) == (2, "EXAI_SERVER__PORT")
+
+    def test_non_loopback_address_without_a_token_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Facts on security: refuse to start on a non-loopback address without authentication."""
+        status, _, error = run(capsys, "serve", "--host", "0.0.0.0")
+        assert status == 2
+        assert "EXAI_SERVER__TOKEN" in error
+
+
+class TestConfig:
+    def test_every_setting_is_shown_with_its_origin_and_without_secrets(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        """Design: what is in effect can be printed, redacted."""
+        (tmp_path / ".env").write_text(f"KIMI_API_KEY={KEY}\nEXAI_SERVER__PORT=9000\n")
+        monkeypatch.setenv("DATABASE_URL", "postgresql://u:pa55word@h/d")
+        status, out, error = run(capsys, "config")
+        lines = out.splitlines()
+        assert (status, error) == (0, "")
+        assert lines[0] == "# .env was read"
+        shown = {line.split()[0]: line.split(maxsplit=1)[1] for line in lines[1:]}
+        assert shown["EXAI_DATABASE__URL"] == "postgresql://u:***@h/d  # environment, as DATABASE_URL"
+        assert shown["EXAI_PROVIDERS__KIMI__API_KEY"] == "***  # .env, as KIMI_API_KEY"
+        assert shown["EXAI_SERVER__PORT"] == "9000  # .env"
+        assert shown["EXAI_SERVER__HOST"] == "127.0.0.1"
+        assert "pa55word" not in out
+        assert KEY not in out
+
+    def test_json_has_the_same_facts(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """For programs."""
+        status, out, _ = run(capsys, "config", "--format", "json")
+        shown = json.loads(out)
+        assert (status, shown["env_file"]) == (0, None)
+        assert {"variable": "EXAI_SERVER__PORT", "value": "8079", "origin": "default"} in shown["settings"]
+
+
+class TestMigrate:
+    def test_without_an_address_it_says_who_migrates(self, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        """The embedded database is migrated by `exai serve` itself."""
+        status, out, _ = run(capsys, "migrate")
+        assert status == 0
+        assert "EXAI_DATABASE__URL" in out
+        assert "migrated by `exai serve`" in out
+        assert str(tmp_path) in out
+
+    def test_unreachable_database_is_3(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Unreachable is not misconfigured."""
+        monkeypatch.setenv("EXAI_DATABASE__URL", "postgresql://u:pa55word@127.0.0.1:1/d")
+        status, _, error = run(capsys, "migrate")
+        assert status == 3
+        assert_one_message(error)
+        assert "pa55word" not in error
+
+
+class TestConnect:
+    @pytest.mark.parametrize("url", ["localhost:8079", "ftp://h/", "ws://h:port/"])
+    def test_unusable_address_is_2(self, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """An editor shows the message of a command that ends at once."""
+        status, out, error = run(capsys, "connect", "--url", url)
+        assert (status, out) == (2, "")
+        assert_one_message(error)
+
+    def test_unusable_port_is_2(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        """The address comes from the server's own variables unless EXAI_URL is set."""
+        monkeypatch.setenv("EXAI_WS_PORT", "many")
+        assert run(capsys, "connect")[0] == 2
+
+    def test_nothing_heavy_is_imported(self) -> None:
+        """Facts on the bridge: start-up under 0.2 s, which one settings library alone would use up."""
+        code = (
+            "import sys; from exai.cli import main; status = main(['connect', '--url', 'ws://127.0.0.1:1/']); "
+            "heavy = {'pydantic', 'pydantic_settings', 'structlog', 'starlette', 'uvicorn', 'asyncpg', 'sqlalchemy',"
+            " 'prometheus_client', 'httpx', 'redis'}; print(status, sorted(heavy & set(sys.modules)))"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=30,
+        )
+        assert (done.stdout, done.stderr) == ("0 []\n", "")
+
+
+class TestBanner:
+    def started(self, **more: object) -> Started:
+        facts: dict[str, object] = {
+            "host": "127.0.0.1",
+            "port": 8079,
+            "database": "embedded Postgres 18.6 in /data",
+            "cache": "embedded Valkey 9.1.2 in /data",
+            "files": "/data/files",
+            "providers": ("kimi",),
+        }
+        return Started(**(facts | more))  # type: ignore[arg-type]
+
+    def test_banner_says_what_runs_where_and_what_to_paste(self) -> None:
+        """Promise 9: one command to an answered call."""
+        text = cli.banner(load_settings({"HOME": "/h"}, None), self.started(notes=("Valkey is not to be had",)))
+        for fact in ("ws://127.0.0.1:8079/", "embedded Postgres 18.6 in /data", "kimi", "Valkey is not to be had"):
+            assert fact in text
+        snippets = [json.loads(line) for line in text.splitlines() if line.strip().startswith("{")]
+        assert snippets == [
+            {"mcpServers": {"exai": {"type": "ws", "url": "ws://127.0.0.1:8079/"}}},
+            {"mcpServers": {"exai": {"command": "exai", "args": ["connect"]}}},
+        ]
+
+    def test_without_a_provider_it_names_the_variables_to_set(self) -> None:
+        """Design: what is off is shown as off, with its cure."""
+        text = cli.banner(load_settings({"HOME": "/h"}, None), self.started(providers=()))
+        for name in ("KIMI_API_KEY", "GLM_API_KEY", "EXAI_PROVIDERS__ENDPOINTS__OLLAMA__BASE_URL"):
+            assert name in text
+
+    def test_snippets_follow_address_and_token(self) -> None:
+        """What is pasted must work; the token itself is never printed."""
+        token = "a-token-that-is-long-enough"
+        settings = load_settings({"HOME": "/h", "EXAI_SERVER__HOST": "0.0.0.0", "EXAI_SERVER__TOKEN": token}, None)
+        text = cli.banner(settings, self.started(host="0.0.0.0", port=9000))
+        ws, stdio = [json.loads(line)["mcpServers"]["exai"] for line in text.splitlines() if "mcpServers" in line]
+        assert ws["url"] == "ws://127.0.0.1:9000/"
+        assert ws["headers"] == {"Authorization": "Bearer YOUR-TOKEN"}
+        assert stdio["env"]["EXAI_URL"] == "ws://127.0.0.1:9000/"
+        assert "EXAI_TOKEN" in stdio["env"]
+        assert token not in text

@@ -22,7 +22,7 @@ from exai.db.migrate import upgrade
 from exai.db.pool import Database, open_pool
 from exai.db.revision import check_revision
 from exai.embedded.launcher import Embedded, start_embedded
-from exai.errors import StartupError
+from exai.errors import DatabaseUnavailable, StartupError
 from exai.monitoring.health import Component, Health, Probe, Probed, open_health
 from exai.monitoring.metrics import MetricsRecorder
 from exai.providers.registry import Providers, open_providers
@@ -96,9 +96,21 @@ async def _open_database(
     url = embedded.postgres_url if embedded else None
     if url is not None:
         await upgrade(url)
-    database = await stack.enter_async_context(open_pool(settings.database, recorder=recorder, url=url))
-    await check_revision(database)
+    try:
+        database = await stack.enter_async_context(open_pool(settings.database, recorder=recorder, url=url))
+        await check_revision(database)
+    except DatabaseUnavailable as error:
+        raise _not_reached(settings, error) from error
     return database
+
+
+def _not_reached(settings: Settings, error: DatabaseUnavailable) -> StartupError:
+    """Say which address it was and what the system said about it, which the error of a single statement leaves out."""
+    where = redact(settings.database.url.get_secret_value()) if settings.database.url else "the embedded Postgres"
+    cause = error.__cause__
+    said = f" ({cause.strerror or cause})" if isinstance(cause, OSError) else ""
+    cure = error.cure if isinstance(cause, Exception) and not isinstance(cause, OSError) else "Start it"
+    return StartupError(where, f"{error.problem}{said}", f"{cure}, or correct EXAI_DATABASE__URL; see `exai doctor`")
 
 
 async def _check_cache(cache: ConversationCache, url: str | None) -> None:

@@ -38,6 +38,11 @@ READ_BYTES = 65_536
 LINES_AHEAD = 16
 FRAMES_AHEAD = 64
 
+STDIN, STDOUT = 0, 1
+BUSY_STATUS = 503
+NEVER = float("-inf")
+"""Since when a daemon is away that no waiting would bring back."""
+
 DISCONNECTED = -31003
 PARSE_ERROR = -32700
 
@@ -47,10 +52,10 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 Id = str | int
 
 
-def run_bridge(url: str, *, headers: Mapping[str, str] | None = None, stdin: int = 0, stdout: int = 1) -> int:
-    """Carry messages between two file descriptors and the daemon until `stdin` ends; returns the exit status."""
+def run_bridge(url: str, *, headers: Mapping[str, str] | None = None, patience_s: float = PATIENCE_S) -> int:
+    """Carry messages between standard input and output and the daemon until input ends; returns the exit status."""
     try:
-        asyncio.run(Bridge(url, headers or {}, stdin, stdout).run())
+        asyncio.run(Bridge(url, headers or {}, patience_s).run())
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -61,15 +66,14 @@ def run_bridge(url: str, *, headers: Mapping[str, str] | None = None, stdin: int
 class Bridge:
     """The state between one standard input and one daemon."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], stdin: int, stdout: int) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str], patience_s: float) -> None:
         self._url = _socket_url(url)
         self._headers = headers
-        self._stdin = stdin
-        self._stdout = stdout
+        self._patience_s = patience_s
         self._lines: asyncio.Queue[bytes | None] = asyncio.Queue(LINES_AHEAD)
         self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue(FRAMES_AHEAD)
         self._socket: ClientConnection | None = None
-        self._connected = asyncio.Event()
+        self._news = asyncio.Event()
         self._in_flight: dict[Id, None] = {}
         self._answered = asyncio.Event()
         self._handshake: list[bytes] = []
@@ -82,7 +86,7 @@ class Bridge:
         """Return when standard input has ended and what was asked has been answered, or nobody reads any more."""
         loop = asyncio.get_running_loop()
         self._away_since = loop.time()
-        _start_thread("stdin", _read_lines, self._stdin, loop, self._lines)
+        _start_thread("stdin", _read_lines, STDIN, loop, self._lines)
         writer = asyncio.create_task(self._write(), name="bridge writer")
         keeper = asyncio.create_task(self._keep_connected(), name="bridge connection")
         sender = asyncio.create_task(self._forward_lines(), name="bridge sender")
@@ -124,9 +128,8 @@ class Bridge:
             self._in_flight[key] = None
         if method == "notifications/cancelled":
             self._forget(message.get("params"))
-        socket = self._socket
-        if socket is not None:
-            await _sent(socket, line)
+        if self._socket is not None:
+            await _sent(self._socket, line)
 
     def _remember(self, line: bytes, method: object, key: object) -> None:
         """Keep what a new connection has to be told again."""
@@ -149,13 +152,16 @@ class Bridge:
         self._acknowledged.discard(key)
 
     async def _is_reachable(self) -> bool:
-        if self._connected.is_set():
-            return True
-        patience_s = self._away_since + PATIENCE_S - asyncio.get_running_loop().time()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(max(0.0, patience_s)):
-                await self._connected.wait()
-        return self._connected.is_set()
+        loop = asyncio.get_running_loop()
+        while self._socket is None:
+            left_s = self._away_since + self._patience_s - loop.time()
+            if left_s <= 0:
+                return False
+            self._news.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._news.wait()
+        return True
 
     def _unreachable(self) -> str:
         return f"EXAI does not answer at {self._url}: {self._why_away}. Start it with `exai serve`, or set EXAI_URL"
@@ -175,18 +181,22 @@ class Bridge:
                 async with self._opened() as socket:
                     await self._replay(socket)
                     self._socket = socket
-                    self._connected.set()
+                    self._news.set()
                     pause_s = RETRY_FIRST_S
                     await self._receive(socket)
             except InvalidURI:
-                self._why_away, self._away_since = "that is not a WebSocket address", -PATIENCE_S
+                self._why_away = "that is not a WebSocket address"
+                self._away_since = NEVER
+                self._news.set()
             except InvalidStatus as error:
                 words = (error.response.body or b"").decode(errors="replace")
                 self._why_away = f"it refused with status {error.response.status_code} {words[:300]}".rstrip()
+                if error.response.status_code != BUSY_STATUS:
+                    self._away_since = NEVER
+                    self._news.set()
             except (OSError, InvalidHandshake, ConnectionClosed) as error:
                 self._why_away = str(error) or type(error).__name__
-            if self._connected.is_set():
-                self._connected.clear()
+            if self._socket is not None:
                 self._socket = None
                 self._away_since = loop.time()
                 await self._fail_in_flight()
@@ -257,7 +267,7 @@ class Bridge:
         """Write in a thread, because a pipe that nobody reads blocks; ends when told to or when the reader is gone."""
         loop = asyncio.get_running_loop()
         jobs: queue.SimpleQueue[tuple[bytes, asyncio.Future[None]]] = queue.SimpleQueue()
-        _start_thread("stdout", _write_lines, self._stdout, loop, jobs)
+        _start_thread("stdout", _write_lines, STDOUT, loop, jobs)
         while (data := await self._outgoing.get()) is not None:
             written = loop.create_future()
             jobs.put((data + b"\n", written))

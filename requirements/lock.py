@@ -42,9 +42,18 @@ def write(uv: str) -> None:
     for name, options in LOCKS.items():
         path = ROOT / "requirements" / f"{name}.lock"
         constraint = [] if name == "run" else ["--constraint", "requirements/run.lock"]
-        command = [uv, "pip", "compile", "-q", "--universal", "--generate-hashes", "--no-emit-index-url", "--no-annotate"]
+        command = [
+            uv,
+            "pip",
+            "compile",
+            "-q",
+            "--universal",
+            "--generate-hashes",
+            "--no-emit-index-url",
+            "--no-annotate",
+        ]
         command += ["--no-header", "--upgrade", "--python-version", "3.11", *options, *constraint]
-        subprocess.run([*command, "pyproject.toml", "-o", str(path)], cwd=ROOT, check=True)  # noqa: S603
+        subprocess.run([*command, "pyproject.toml", "-o", str(path)], cwd=ROOT, check=True)
         path.write_text(f"# inputs: {digest}\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
 
 

@@ -21,7 +21,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from exai.db.address import Address, parse_address
-from exai.db.pool import OneTrip, connect
+from exai.db.connections import OneTrip
+from exai.db.pool import connect
 from exai.environment import read_environment
 from exai.errors import ConfigError, DatabaseBusy
 

@@ -1,10 +1,10 @@
-"""The connection pool: a named statement costs exactly one round trip, direct or behind a transaction-mode pooler.
+"""The pool as the service sees it: named statements, each exactly one round trip, direct or behind any pooler.
 
-The driver's defaults cost two or three, and behind a pooler without support for prepared statements they fail or,
-worse, run somebody else's statement. So statements are unnamed on the server and described once per connection on the
-client; parse, bind, execute and sync leave in one write, and nothing is sent when a connection goes back. It follows
-that every parameter and output column is cast in the text (the descriptions are never asked for again) and that no
-session state is ever relied on.
+The driver's defaults cost two or three, and behind a transaction-mode pooler without support for prepared statements
+they fail or, worse, run somebody else's statement. So statements are unnamed on the server and described once per
+connection on the client; parse, bind, execute and sync leave in one write, and nothing is sent when a connection goes
+back. It follows that every parameter and output column is cast in the text (the descriptions are never asked for
+again) and that no session state is ever relied on.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 import asyncpg
+from asyncpg.exceptions import PostgresError
 
 from exai.config import DatabaseSettings
 from exai.db.address import Address, parse_address
+from exai.db.connections import Connections, OneTrip
 from exai.db.statements import Statement, load_statements
 from exai.db.translate import DEPENDENCY, Phase, Verdict, judge
 from exai.errors import DatabaseUnavailable, DeadlineExceeded
 from exai.models import Recorder
 from exai.resilience import backoff_s, remaining_s
 
+__all__ = ["Database", "OneTrip", "Record", "connect", "open_pool"]
+
 Record: TypeAlias = asyncpg.Record
 
 RETRIES: Final = 2
 RETRY_BASE_S: Final = 0.05
 RETRY_CAP_S: Final = 1.0
-RELEASE_TIMEOUT_S: Final = 1.0
-"""How long a cancelled statement may take to be acknowledged before its connection is dropped."""
-
-CLOSE_TIMEOUT_S: Final = 5.0
 SERVER_SHARE: Final = 0.8
 """The server gives up on a statement before the client does, so that a timeout is an answer and not a riddle."""
 
@@ -46,38 +46,19 @@ select case when pg_catalog.pg_backend_pid() = $1::int
 agree, and only there may a session setting be made."""
 
 
-class OneTrip(asyncpg.Connection):
-    """Parse, Bind, Execute and Sync in one write; nothing is left on the server between statements."""
-
-    __slots__ = ()
-
-    def get_reset_query(self) -> str:
-        """Nothing: there is no session state, and through a pooler a reset would hit some other session."""
-        return ""
-
-    def _get_unique_id(self, prefix: str) -> str:
-        return "" if prefix == "stmt" else str(super()._get_unique_id(prefix))
-
-    async def _get_statement(self, *args: Any, **kwargs: Any) -> Any:
-        statement = await super()._get_statement(*args, **kwargs)
-        if not statement.name:
-            # Makes the driver send Parse along with each Bind instead of relying on the server to remember.
-            statement.mark_unprepared()
-        return statement
-
-
 class Database:
     """Runs named statements. Made by `open_pool`; safe for any number of tasks of one event loop."""
 
     def __init__(
         self,
-        pool: asyncpg.Pool,
+        connections: Connections,
         statements: Mapping[str, Statement],
         settings: DatabaseSettings,
         recorder: Recorder,
         address: Address,
     ) -> None:
-        self._pool, self._statements, self._settings, self._recorder = pool, statements, settings, recorder
+        self._connections, self._statements, self._settings = connections, statements, settings
+        self._recorder = recorder
         self.address = address
 
     async def fetch(self, name: str, *args: object) -> list[Record]:
@@ -88,45 +69,50 @@ class Database:
 
         Raises:
             DatabaseError: what happened instead; `OutcomeUnknown` if it may have been written.
-            DeadlineExceeded: before it was sent.
+            DeadlineExceeded: the request's time was over before anything was written.
+            ShuttingDown: the pool is being closed.
 
         """
         statement = self._statements[name]
-        for attempt in range(1, RETRIES + 2):
-            phase: list[Phase] = ["waiting"]
+        attempt = 1
+        while True:
             started = time.perf_counter()
             try:
-                rows = await self._run(statement, args, phase)
-            except Exception as error:
-                verdict = judge(error, phase[0])
-                if verdict is None:
-                    raise
-                self._recorder.count("db_errors_total", statement=name, error=type(verdict.error).__name__)
-                if not await self._repeat(statement, verdict, attempt):
-                    raise _final(statement, verdict) from error
+                rows = await self._run(statement, args)
+            except _Failed as failed:
+                verdict, cause = failed.verdict, failed.__cause__
             else:
                 self._recorder.count("db_statements_total", statement=name)
                 self._recorder.observe("db_statement_seconds", time.perf_counter() - started, statement=name)
                 return rows
-        raise AssertionError("the last attempt either returned or raised")
+            self._recorder.count("db_errors_total", statement=name, error=type(verdict.error).__name__)
+            if not await self._may_repeat(statement, verdict, attempt):
+                raise _final(statement, verdict) from cause
+            attempt += 1
 
-    async def _run(self, statement: Statement, args: tuple[object, ...], phase: list[Phase]) -> list[Record]:
-        timeout_s = self._limit_s(statement)
-        connection = await self._acquire(phase, timeout_s)
+    async def _run(self, statement: Statement, args: tuple[object, ...]) -> list[Record]:
+        limit_s = self._limit_s(statement)
+        connections = self._connections
+        connection = connections.take_nowait() or await self._take(limit_s)
         try:
-            phase[0] = "sent"
-            rows: list[Record] = await connection.fetch(statement.text, *args, timeout=timeout_s)
-        finally:
-            await self._pool.release(connection, timeout=RELEASE_TIMEOUT_S)
+            rows: list[Record] = await connection.fetch(statement.text, *args, timeout=limit_s)
+        except PostgresError as error:
+            connections.give(connection)
+            raise _failed(error, "sent") from error
+        except BaseException as error:
+            connections.give_unsettled(connection)
+            if isinstance(error, Exception):
+                raise _failed(error, "sent") from error
+            raise
+        connections.give(connection)
         return rows
 
-    async def _acquire(self, phase: list[Phase], timeout_s: float) -> Any:
-        if self._pool.get_idle_size():
-            # A live idle connection is handed out without waiting, so no timer is needed.
-            return await self._pool.acquire()
-        if self._pool.get_size() < self._pool.get_max_size():
-            phase[0] = "connecting"
-        return await self._pool.acquire(timeout=min(timeout_s, self._settings.acquire_timeout_s))
+    async def _take(self, limit_s: float) -> OneTrip:
+        try:
+            return await self._connections.take(min(limit_s, self._settings.acquire_timeout_s))
+        except TimeoutError as error:
+            down = self._connections.last_error
+            raise _failed(down or error, "connecting" if down else "waiting") from (down or error)
 
     def _limit_s(self, statement: Statement) -> float:
         left_s = remaining_s()
@@ -136,7 +122,8 @@ class Database:
             raise DeadlineExceeded(f"{DEPENDENCY} ({statement.name})")
         return min(left_s, self._settings.statement_timeout_s)
 
-    async def _repeat(self, statement: Statement, verdict: Verdict, attempt: int) -> bool:
+    async def _may_repeat(self, statement: Statement, verdict: Verdict, attempt: int) -> bool:
+        """Whether to send it again, after the pause that goes before."""
         if attempt > RETRIES or not (verdict.again or verdict.outcome == "unknown"):
             return False
         if verdict.outcome == "unknown" and statement.repeat == "never":
@@ -157,17 +144,29 @@ class Database:
 
     def usage(self) -> tuple[int, int, int]:
         """Connections in use, open, and allowed."""
-        size = self._pool.get_size()
-        return size - self._pool.get_idle_size(), size, self._pool.get_max_size()
+        return self._connections.in_use, self._connections.live, self._connections.size
 
-    async def renew_connections(self) -> None:
+    def renew_connections(self) -> None:
         """Let every connection be replaced before its next use; to be called after a migration."""
-        await self._pool.expire_connections()
+        self._connections.renew()
+
+
+class _Failed(Exception):
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(verdict)
+        self.verdict = verdict
+
+
+def _failed(error: Exception, phase: Phase) -> Exception:
+    verdict = judge(error, phase)
+    return _Failed(verdict) if verdict else error
 
 
 def _final(statement: Statement, verdict: Verdict) -> Exception:
     if verdict.outcome == "unknown" and statement.repeat == "read":
         # A read that got no answer wrote nothing; the caller may simply ask again.
+        if remaining_s() == 0:
+            return DeadlineExceeded(f"{DEPENDENCY} ({statement.name})")
         return DatabaseUnavailable(DEPENDENCY, "no reply came", "Try again shortly")
     return verdict.error
 
@@ -180,18 +179,26 @@ async def connect(address: Address, *, timeout_s: float) -> OneTrip:
 
     """
     try:
-        connection: OneTrip = await asyncpg.connect(
-            connection_class=OneTrip,
-            timeout=address.connect_timeout_s or timeout_s,
-            statement_cache_size=0,
-            **address.connect_arguments(),
-        )
+        return await _open(address, timeout_s=timeout_s, statement_cache_size=0)
     except Exception as error:
-        verdict = judge(error, "connecting")
-        if verdict is None:
-            raise
-        raise verdict.error from error
+        raise _refused(error) from error
+
+
+async def _open(address: Address, *, timeout_s: float, statement_cache_size: int) -> OneTrip:
+    connection: OneTrip = await asyncpg.connect(
+        connection_class=OneTrip,
+        timeout=address.connect_timeout_s or timeout_s,
+        statement_cache_size=statement_cache_size,
+        max_cached_statement_lifetime=0,
+        max_cacheable_statement_size=0,
+        **address.connect_arguments(),
+    )
     return connection
+
+
+def _refused(error: Exception) -> Exception:
+    verdict = judge(error, "connecting")
+    return verdict.error if verdict else error
 
 
 @asynccontextmanager
@@ -201,48 +208,35 @@ async def open_pool(
     """Open the pool of this process at `url`, or at the settings' own address, with all statements described.
 
     Raises:
+        ConfigError: the address cannot be used.
         DatabaseUnavailable: nobody answers, or we are not let in.
         SchemaMismatch: the database lacks what a statement uses.
 
     """
-    text = url or (settings.url.get_secret_value() if settings.url else "")
-    address = parse_address(text)
+    address = parse_address(url or (settings.url.get_secret_value() if settings.url else ""))
     statements = load_statements()
     timeout_ms = f"{settings.statement_timeout_s * SERVER_SHARE * 1000:.0f}"
 
-    async def warm(connection: OneTrip) -> None:
-        for statement in statements.values():
-            await connection._get_statement(statement.text, None)
-        await connection.fetchval(SETTLE, connection.get_server_pid(), timeout_ms)
+    async def opener() -> OneTrip:
+        async with asyncio.timeout(address.connect_timeout_s or settings.connect_timeout_s):
+            connection = await _open(
+                address, timeout_s=settings.connect_timeout_s, statement_cache_size=STATEMENT_CACHE
+            )
+            try:
+                for statement in statements.values():
+                    await connection._get_statement(statement.text, None)
+                await connection.fetchval(SETTLE, connection.get_server_pid(), timeout_ms)
+            except BaseException:
+                connection.terminate()
+                raise
+        return connection
 
+    connections = Connections(opener, settings.pool_size)
     try:
-        pool = await asyncpg.create_pool(
-            **address.connect_arguments(),
-            connection_class=OneTrip,
-            init=warm,
-            min_size=settings.pool_size,
-            max_size=settings.pool_size,
-            timeout=address.connect_timeout_s or settings.connect_timeout_s,
-            statement_cache_size=STATEMENT_CACHE,
-            max_cached_statement_lifetime=0,
-            max_cacheable_statement_size=0,
-            max_inactive_connection_lifetime=0,
-            max_queries=10**9,
-        )
+        await connections.start()
     except Exception as error:
-        verdict = judge(error, "connecting")
-        if verdict is None:
-            raise
-        raise verdict.error from error
+        raise _refused(error) from error
     try:
-        yield Database(pool, statements, settings, recorder, address)
+        yield Database(connections, statements, settings, recorder, address)
     finally:
-        await _close(pool)
-
-
-async def _close(pool: asyncpg.Pool) -> None:
-    try:
-        async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            await pool.close()
-    except TimeoutError:
-        pool.terminate()
+        await connections.close()

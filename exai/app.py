@@ -152,7 +152,7 @@ def components(database: Database, cache: ConversationCache, providers: Provider
     async def probe_database() -> Probed:
         await database.ping()
         used, size, most = database.usage()
-        return Probed("ok", f"{database.address}, {used} of {size} connections in use (at most {most})")
+        return Probed("ok", f"{database.address.shown}, {used} of {size} connections in use (at most {most})")
 
     async def probe_cache() -> Probed:
         status = await cache.status()
@@ -170,7 +170,8 @@ def components(database: Database, cache: ConversationCache, providers: Provider
                 return Probed("off", "no key")
             if status.breaker != "closed":
                 return Probed("degraded", f"breaker {status.breaker}: {status.last_error}")
-            return Probed("ok", "; ".join(status.notes) or status.base_url)
+            notes = f"; {len(status.notes)} of its models retire soon" if status.notes else ""
+            return Probed("ok", f"{status.base_url}{notes}")
 
         return probe
 

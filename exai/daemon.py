@@ -83,7 +83,7 @@ def _started(app: App, port: int) -> Started:
         port=port,
         database=f"embedded Postgres {embedded.postgres_version} in {embedded.data_dir}"
         if embedded
-        else str(app.database.address),
+        else app.database.address.shown,
         cache=_cache_words(app),
         files=str(settings.data_dir),
         providers=tuple(each.name for each in app.providers.status() if each.configured),

@@ -84,7 +84,6 @@ class ModelInfo:
     max_output_tokens: int
     thinking: tuple[Thinking, ...]
     default_thinking: Thinking | None
-    accepts_temperature: bool
     aliases: tuple[str, ...]
     price: Price | None
     retires: date | None

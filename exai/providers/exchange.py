@@ -108,7 +108,7 @@ class Exchange:
                 self._client.stream("POST", self._url, content=call.body, headers=self._headers) as response,
             ):
                 responded = True
-                await self._check(response, call)
+                await self._check(response, call, scope)
                 await self._read(response, call, scope, attempt, started)
         except TimeoutError:
             if not scope.expired():
@@ -129,7 +129,7 @@ class Exchange:
         if not call.answer.whole:
             raise self._broken(call, "the stream ended before the answer did", may_repeat=True)
 
-    async def _check(self, response: httpx.Response, call: Call) -> None:
+    async def _check(self, response: httpx.Response, call: Call, scope: asyncio.Timeout) -> None:
         """Return if an event stream follows, otherwise raise what the reply means."""
         headers = response.headers
         call.request_id = next(filter(None, map(clean_request_id, self._request_ids(headers))), None)
@@ -143,6 +143,8 @@ class Exchange:
             raise self._broken(call, f"HTTP {status} redirects elsewhere", "Set the base URL it redirects to", status)
         if status == 200 and not plain:
             raise self._broken(call, "the reply is compressed although that was declined", status=status)
+        # The body has a limit of its own, so that the status is not lost to a body that never ends.
+        scope.reschedule(None)
         document, seen = decode_body(await self._error_body(response)) if plain else (None, "")
         failure = read_failure(document, status=status, request_id=call.request_id, retry_after_s=call.retry_after_s)
         words = self._excerpt(call, failure.message or seen)
@@ -160,7 +162,7 @@ class Exchange:
         """As much of an error's body as comes quickly; the status alone is enough to go on."""
         body = b""
         try:
-            async with asyncio.timeout(ERROR_BODY_S):
+            async with asyncio.timeout(min(ERROR_BODY_S, self._settings.gap_timeout_s)):
                 async for chunk in response.aiter_raw():
                     body += chunk
                     if len(body) >= MAX_ERROR_BYTES:

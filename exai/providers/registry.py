@@ -103,7 +103,6 @@ class Providers:
             max_output_tokens=model.max_output_tokens,
             thinking=tuple(model.thinking),
             default_thinking=model.default_thinking,
-            accepts_temperature=model.temperature is not None,
             aliases=model.aliases,
             price=model.price,
             retires=model.retires,

@@ -12,6 +12,7 @@ import pytest
 
 from exai.errors import (
     DeadlineExceeded,
+    Overloaded,
     ProviderAuthFailed,
     ProviderBroken,
     ProviderError,
@@ -21,6 +22,7 @@ from exai.errors import (
 )
 from exai.models import Prompt
 from exai.monitoring.metrics import MetricsRecorder
+from exai.providers.exchange import MAX_CONNECTIONS
 from exai.resilience import with_deadline
 from tests.integration.providers.conftest import KEY, Asker, Heard, OpenProviders, Pauses, soon
 from tests.support.provider_server import (
@@ -247,6 +249,22 @@ async def test_storm_of_server_errors_stops_reaching_the_provider_and_one_probe_
     assert recorder.value("breaker_state", breaker="kimi") == 0
 
 
+async def test_first_piece_of_the_probe_lets_the_others_in(server: ProviderServer, ask: Asker, pauses: Pauses) -> None:
+    """A streamed answer may last minutes; its beginning already shows that the provider is back."""
+    server.script(*[failure(500)] * 5)
+    for _ in range(2):
+        with pytest.raises(ProviderUnavailable):
+            await ask("kimi-k3")
+    pauses.now += 6
+    server.script(stream(chunk({"content": "a"}), "gate", chunk({"content": "b"}, finish="stop")))
+    heard = Heard()
+    probe = asyncio.create_task(ask("kimi-k3", heard))
+    await soon(heard.first.wait())
+    await recovers(ask)
+    server.gate.set()
+    assert (await soon(probe)).content == "ab"
+
+
 async def test_failing_provider_does_not_touch_the_other(server: ProviderServer, ask: Asker) -> None:
     """One breaker and one set of connections each."""
     server.default = lambda body: (
@@ -314,7 +332,7 @@ async def test_error_body_that_never_ends_does_not_hold_the_error(
 ) -> None:
     """The status alone is enough to go on."""
     server.script(Reply([b"{", "hang"], 400, {"content-type": "application/json"}))
-    with pytest.raises(ProviderError):
+    with pytest.raises(ProviderRefused, match="HTTP 400"):
         await ask_impatiently("kimi-k3")
     assert len(server.chats) == 1
 
@@ -351,6 +369,22 @@ async def test_cancelled_probe_frees_its_slot(server: ProviderServer, ask: Asker
     with pytest.raises(asyncio.CancelledError):
         await probe
     await recovers(ask)
+
+
+async def test_request_beyond_the_connections_of_a_provider_is_told_so(
+    server: ProviderServer, opened: OpenProviders
+) -> None:
+    """Waiting for a connection has a limit of its own, and is not the provider's failure."""
+    server.default = lambda body: stream("gate", chunk({"content": "x"}, finish="stop"))
+    async with opened(connect_timeout_s=0.3) as providers:
+        ask = Asker(providers)
+        calls = [asyncio.create_task(ask("kimi-k3")) for _ in range(MAX_CONNECTIONS)]
+        await soon(server.arrived(MAX_CONNECTIONS))
+        with pytest.raises(Overloaded, match="connections to kimi"):
+            await ask("kimi-k3")
+        server.gate.set()
+        assert len(await soon(asyncio.gather(*calls))) == MAX_CONNECTIONS
+        assert providers.status()[0].breaker == "closed"
 
 
 async def test_nobody_listening_is_unavailable_with_the_systems_word(opened: OpenProviders) -> None:

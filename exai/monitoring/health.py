@@ -185,12 +185,17 @@ class Health:
 async def open_health(
     components: Sequence[Component], *, recorder: Recorder, interval_s: float = PROBE_INTERVAL_S
 ) -> AsyncIterator[Health]:
-    """Probe once, then in the background until the block ends."""
+    """Probe once, then in the background until the block ends; a defect of the background task ends the block."""
     health = Health(components, recorder=recorder)
     await health.probe_all()
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(health.run(interval_s), name="health probes")
-        try:
-            yield health
-        finally:
-            task.cancel()
+    owner = asyncio.current_task()
+    task = asyncio.create_task(health.run(interval_s), name="health probes")
+    task.add_done_callback(lambda done: owner.cancel() if owner and not done.cancelled() else None)
+    # Not a task group: whoever leaves the block with an error expects that error, not a group around it.
+    try:
+        yield health
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.result()

@@ -184,3 +184,28 @@ async def test_probes_repeat_in_the_background_until_the_block_ends() -> None:
         await asyncio.wait_for(again.wait(), 5)
     assert recorder.value("component_up", component="database") == 1
     assert not [task for task in asyncio.all_tasks() if task.get_name() == "health probes"]
+
+
+async def test_error_inside_the_block_leaves_it_as_it_was_raised() -> None:
+    """Users of the library catch NotFound, not a group with a NotFound in it."""
+    with pytest.raises(LookupError):
+        async with open_health([], recorder=MetricsRecorder()):
+            raise LookupError
+
+
+async def test_defect_of_the_background_task_ends_the_block() -> None:
+    """Style: a side task that dies ends the process, it does not leave an old report standing."""
+
+    class Broken(MetricsRecorder):
+        armed = False
+
+        def gauge(self, name: str, value: float, /, **labels: str) -> None:
+            if self.armed:
+                raise ZeroDivisionError
+
+    recorder = Broken()
+    with pytest.raises(ExceptionGroup) as caught:
+        async with open_health([Component("redis", Dial())], recorder=recorder, interval_s=0):
+            recorder.armed = True
+            await asyncio.wait_for(asyncio.Event().wait(), 5)
+    assert caught.group_contains(ZeroDivisionError)

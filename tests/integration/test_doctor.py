@@ -1,0 +1,380 @@
+"""`exai doctor` and `exai health` against servers that are well, ill, silent, or somebody else."""
+
+from __future__ import annotations
+
+import asyncio
+import http.server
+import json
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from exai import cli
+from exai.cache.diagnose import diagnose as diagnose_cache
+from exai.config import CacheSettings, DatabaseSettings, ProvidersSettings, load_settings
+from exai.db.diagnose import diagnose as diagnose_database
+from exai.doctor import examine, table
+from exai.errors import ConfigError, StartupError
+from exai.health_client import ask_health, health_url, local_address
+from exai.models import Finding
+from exai.monitoring.metrics import MetricsRecorder
+from exai.providers.diagnose import diagnose as diagnose_providers
+
+CLOSED = "127.0.0.1:1"
+TOKEN = "a-token-that-is-long-enough"
+
+
+def by_part(findings: list[Finding]) -> dict[str, Finding]:
+    assert len({each.part for each in findings}) == len(findings)
+    return {each.part: each for each in findings}
+
+
+@asynccontextmanager
+async def silent_server() -> AsyncIterator[str]:
+    """Accepts and never says a word."""
+    ended = asyncio.Event()
+
+    async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await ended.wait()
+        writer.close()
+
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        ended.set()
+        server.close()
+        await server.wait_closed()
+
+
+@contextmanager
+def http_server(status: int, body: object) -> Iterator[tuple[str, list[http.server.BaseHTTPRequestHandler]]]:
+    """Answers every GET the same way, in a thread, since the client under test blocks."""
+    seen: list[http.server.BaseHTTPRequestHandler] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self)
+            data = json.dumps(body).encode() if not isinstance(body, bytes) else body
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_port}", seen
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class TestDatabase:
+    async def test_migrated_database_is_all_well(self, postgres_url: str) -> None:
+        """Every line of the list, on a server that has nothing wrong with it."""
+        found = by_part(await diagnose_database(DatabaseSettings(), postgres_url))
+        assert {part: each.state for part, each in found.items()} == {
+            "postgres": "ok",
+            "postgres TLS": "off",
+            "postgres mode": "ok",
+            "postgres clock": "ok",
+            "postgres schema": "ok",
+            "migration address": "ok",
+        }
+        assert found["postgres mode"].detail == "direct"
+
+    async def test_database_without_the_schema_names_the_command(self, empty_postgres_url: str) -> None:
+        """What is missing is named with what makes it."""
+        found = by_part(await diagnose_database(DatabaseSettings(), empty_postgres_url))
+        assert (found["postgres"].state, found["postgres schema"].state) == ("ok", "fail")
+        assert "exai migrate" in found["postgres schema"].cure
+
+    async def test_migration_address_is_looked_at_by_itself(self, postgres_url: str) -> None:
+        """It may be down while the service's own address is up."""
+        settings = DatabaseSettings(migration_url=SecretStr(f"postgresql://u:pa55word@{CLOSED}/d"))
+        found = by_part(await diagnose_database(settings, postgres_url))
+        assert (found["postgres schema"].state, found["migration address"].state) == ("ok", "fail")
+
+    async def test_pool_larger_than_the_server_allows_is_found(self, postgres_url: str) -> None:
+        """The start would fail with it, and only once every daemon runs."""
+        found = by_part(await diagnose_database(DatabaseSettings(pool_size=200), postgres_url))
+        assert found["postgres mode"].state == "fail"
+        assert "the pool wants 200" in found["postgres mode"].detail
+        assert "EXAI_DATABASE__POOL_SIZE" in found["postgres mode"].cure
+
+    async def test_closed_port_is_told_with_the_systems_word_and_without_the_password(self) -> None:
+        """Unreachable: where, why, and never the password."""
+        [found] = await diagnose_database(DatabaseSettings(), f"postgresql://u:pa55word@{CLOSED}/d")
+        assert found.state == "fail"
+        assert "127.0.0.1" in found.detail
+        assert "pa55word" not in repr(found)
+
+    async def test_server_that_says_nothing_is_given_up_on(self) -> None:
+        """Each look is bounded."""
+        async with silent_server() as address:
+            [found] = await diagnose_database(DatabaseSettings(), f"postgresql://u@{address}/d", timeout_s=0.2)
+        assert (found.state, found.detail) == ("fail", "no answer within 0.2 s")
+
+
+class TestCache:
+    async def test_empty_cache_is_all_well(self, redis_url: str) -> None:
+        """Version, memory, persistence, clock, bound."""
+        found = by_part(await diagnose_cache(CacheSettings(), redis_url, recorder=MetricsRecorder()))
+        assert set(found) == {"redis", "redis memory", "redis persistence", "redis clock", "staleness bound"}
+        assert found["redis"].state == found["redis clock"].state == "ok"
+        assert "2 s" in found["staleness bound"].detail
+
+    async def test_looking_writes_nothing(self, redis_url: str) -> None:
+        """A doctor changes nothing."""
+        import redis.asyncio
+
+        await diagnose_cache(CacheSettings(), redis_url, recorder=MetricsRecorder())
+        async with redis.asyncio.Redis.from_url(redis_url) as client:
+            assert await client.dbsize() == 0
+
+    async def test_closed_port_is_told_without_the_password(self) -> None:
+        """Unreachable: where, and what to do."""
+        settings, recorder = CacheSettings(), MetricsRecorder()
+        [found] = await diagnose_cache(settings, f"redis://:pa55word@{CLOSED}/0", recorder=recorder)
+        assert found.state == "fail"
+        assert CLOSED in found.detail
+        assert "EXAI_CACHE__URL" in found.cure
+        assert "pa55word" not in repr(found)
+
+    async def test_server_that_says_nothing_is_given_up_on(self) -> None:
+        """Each look is bounded."""
+        async with silent_server() as address:
+            url, recorder = f"redis://{address}/0", MetricsRecorder()
+            [found] = await diagnose_cache(CacheSettings(), url, recorder=recorder, timeout_s=0.2)
+        assert found.state == "fail"
+
+
+class TestProviders:
+    @pytest.mark.parametrize(
+        ("status", "state", "word"),
+        [
+            (200, "ok", "ms"),
+            (404, "ok", "without a list of models"),
+            (401, "fail", "the key was not accepted"),
+            (403, "fail", "the key was not accepted"),
+            (429, "warn", "HTTP 429"),
+            (503, "warn", "HTTP 503"),
+            (302, "fail", "redirects"),
+        ],
+    )
+    async def test_status_of_the_model_list_says_how_the_provider_is(self, status: int, state: str, word: str) -> None:
+        """One GET with the key, and no token is spent."""
+        with http_server(status, {"data": []}) as (address, seen):
+            settings = ProvidersSettings.model_validate({"kimi": {"api_key": "k", "base_url": f"http://{address}/v1"}})
+            found = by_part(await diagnose_providers(settings))
+        assert (found["provider kimi"].state, word in found["provider kimi"].detail) == (state, True)
+        assert [(each.command, each.path) for each in seen] == [("GET", "/v1/models")]
+        assert seen[0].headers["Authorization"] == "Bearer k"
+
+    async def test_provider_without_a_key_is_off_and_names_its_variable(self) -> None:
+        """Design: what is off is shown as off."""
+        found = by_part(await diagnose_providers(ProvidersSettings()))
+        assert {each.state for each in found.values()} == {"off"}
+        assert "KIMI_API_KEY" in found["provider kimi"].cure
+
+    async def test_unreachable_and_silent_providers_fail_in_time(self) -> None:
+        """Each look is bounded."""
+        async with silent_server() as silent:
+            endpoints = {"a": {"base_url": f"http://{CLOSED}/v1"}, "b": {"base_url": f"http://{silent}/v1"}}
+            settings = ProvidersSettings.model_validate({"endpoints": endpoints})
+            found = by_part(await diagnose_providers(settings, timeout_s=0.2))
+        assert found["provider a"].state == found["provider b"].state == "fail"
+        assert "no answer" in found["provider b"].detail
+
+
+class TestDoctor:
+    async def test_whole_list_on_given_servers(self, postgres_url: str, redis_url: str, tmp_path: Path) -> None:
+        """What a person sees on a machine where all is well."""
+        environ = {"EXAI_DATABASE__URL": postgres_url, "EXAI_CACHE__URL": redis_url, "EXAI_DATA_DIR": str(tmp_path)}
+        findings = await examine(load_settings({**environ, "EXAI_SERVER__PORT": "0"}, None), MetricsRecorder())
+        assert [each for each in findings if each.state == "fail"] == []
+        assert {"settings", "data directory", "port", "postgres", "redis", "provider kimi"} <= set(by_part(findings))
+
+    async def test_embedded_servers_that_do_not_run_are_off_and_nothing_is_started(self, tmp_path: Path) -> None:
+        """A doctor starts nothing."""
+        data_dir = tmp_path / "data"
+        found = by_part(await examine(load_settings({"EXAI_DATA_DIR": str(data_dir)}, None), MetricsRecorder()))
+        assert found["postgres"].state == found["redis"].state == "off"
+        assert "exai serve" in found["postgres"].detail
+        assert found["embedded postgres"].state == "ok"
+        assert not data_dir.exists()
+
+    async def test_database_without_a_cache_is_a_warning(self, postgres_url: str, tmp_path: Path) -> None:
+        """Slow by configuration is worth a word; off on purpose is not."""
+        environ = {"EXAI_DATABASE__URL": postgres_url, "EXAI_DATA_DIR": str(tmp_path), "EXAI_SERVER__PORT": "0"}
+        for url, state in (("", "warn"), ("off", "off")):
+            settings = load_settings({**environ, "EXAI_CACHE__URL": url}, None)
+            assert by_part(await examine(settings, MetricsRecorder()))["redis"].state == state
+
+    async def test_port_held_by_exai_and_by_somebody_else_are_told_apart(self, tmp_path: Path) -> None:
+        """The cures differ: nothing to do, or another port."""
+        for body, state, word in (
+            ({"service": "exai", "version": "9", "status": "ok"}, "ok", "held by EXAI 9"),
+            ({"hello": "world"}, "fail", "in use"),
+        ):
+            with http_server(200, body) as (address, _):
+                port = address.rpartition(":")[2]
+                settings = load_settings({"EXAI_DATA_DIR": str(tmp_path), "EXAI_SERVER__PORT": port}, None)
+                found = by_part(await examine(settings, MetricsRecorder()))["port"]
+            assert (found.state, word in found.detail) == (state, True), found
+
+    async def test_data_directory_that_cannot_be_written_is_found(self, tmp_path: Path) -> None:
+        """Before a start fails over it."""
+        (tmp_path / "file").write_text("")
+        settings = load_settings({"EXAI_DATA_DIR": str(tmp_path / "file" / "data")}, None)
+        found = by_part(await examine(settings, MetricsRecorder()))["data directory"]
+        assert (found.state, "EXAI_DATA_DIR" in found.cure) == ("fail", True)
+
+    def test_command_ends_with_2_for_settings_it_cannot_read(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        """Still a list, with every problem in it."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("EXAI_SERVER__PORT", "x")
+        monkeypatch.setenv("EXAI_FOO", "1")
+        assert cli.main(["doctor", "--format", "json"]) == 2
+        findings = json.loads(capsys.readouterr().out)
+        assert [(each["part"], each["state"]) for each in findings] == [("settings", "fail")] * 2
+
+    def test_command_ends_with_1_when_something_fails(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        """And the table shows the cure under the problem."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setenv("EXAI_DATABASE__URL", f"postgresql://u:pa55word@{CLOSED}/d")
+        monkeypatch.setenv("EXAI_CACHE__URL", "off")
+        monkeypatch.setenv("EXAI_DATA_DIR", str(tmp_path))
+        assert cli.main(["doctor"]) == 1
+        out, error = capsys.readouterr()
+        assert "pa55word" not in out + error
+        assert "Traceback" not in out + error
+        assert any(line.split()[:2] == ["postgres", "fail"] for line in out.splitlines())
+
+    def test_table_puts_each_cure_under_its_problem(self) -> None:
+        """A person reads it from top to bottom."""
+        lines = table([Finding("a", "ok", "fine"), Finding("long part", "fail", "bad", "Mend it")]).splitlines()
+        assert [line.split() for line in lines] == [
+            ["a", "ok", "fine"],
+            ["long", "part", "fail", "bad"],
+            ["->", "Mend", "it"],
+        ]
+
+
+HEALTHY = {
+    "service": "exai",
+    "version": "1.2",
+    "status": "ok",
+    "ready": True,
+    "components": {"database": {"state": "ok", "latency_ms": 1.25, "detail": "Postgres 18"}},
+}
+
+
+class TestHealthCommand:
+    @pytest.mark.parametrize(
+        ("http_status", "status", "expected"), [(200, "ok", 0), (200, "degraded", 0), (503, "down", 1)]
+    )
+    def test_exit_status_is_the_daemons_verdict(
+        self, http_status: int, status: str, expected: int, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """Design, monitoring: 0 healthy, 1 unhealthy."""
+        with http_server(http_status, HEALTHY | {"status": status}) as (address, _):
+            assert cli.main(["health", "--url", f"http://{address}"]) == expected
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0].endswith(f"{status}, ready")
+        assert lines[1].split() == ["database", "ok", "1.2", "ms", "Postgres", "18"]
+
+    def test_json_is_the_daemons_answer(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """For programs."""
+        with http_server(200, HEALTHY) as (address, _):
+            assert cli.main(["health", "--format", "json", "--url", address]) == 0
+        assert json.loads(capsys.readouterr().out) == HEALTHY
+
+    @pytest.mark.parametrize("body", [{"service": "other"}, [], b"<html>", b"", b"[" * 100_000])
+    def test_something_else_on_the_port_is_3(self, body: object, capsys: pytest.CaptureFixture[str]) -> None:
+        """An answer from another program is no sign of health."""
+        with http_server(200, body) as (address, _):
+            assert cli.main(["health", "--url", address]) == 3
+        assert "is answered by something that is not EXAI" in capsys.readouterr().err
+
+    def test_closed_port_is_3(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Design, monitoring: 3 unreachable."""
+        assert cli.main(["health", "--url", CLOSED]) == 3
+        assert "cannot be reached" in capsys.readouterr().err
+
+    async def test_silence_is_given_up_on(self) -> None:
+        """A health check that hangs is the outage it should report."""
+        async with silent_server() as address:
+            with pytest.raises(StartupError, match=r"no answer within 0\.1 s"):
+                await asyncio.to_thread(ask_health, f"http://{address}/health", None, 0.1)
+
+    def test_default_is_the_configured_address_with_the_servers_token(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        """In the same directory with the same settings, no option is needed."""
+        monkeypatch.chdir(tmp_path)
+        with http_server(200, HEALTHY) as (address, seen):
+            monkeypatch.setenv("EXAI_SERVER__PORT", address.rpartition(":")[2])
+            monkeypatch.setenv("EXAI_SERVER__TOKEN", TOKEN)
+            assert cli.main(["health"]) == 0
+        assert seen[0].headers["Authorization"] == f"Bearer {TOKEN}"
+
+    def test_wrong_token_is_2(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        """The daemon is there; it is the caller who is misconfigured."""
+        monkeypatch.setenv("EXAI_TOKEN", TOKEN)
+        with http_server(401, {}) as (address, _):
+            assert cli.main(["health", "--url", address]) == 2
+        assert "EXAI_TOKEN" in capsys.readouterr().err
+
+    def test_proxy_settings_are_not_used(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The question is whether this address answers from here."""
+        monkeypatch.setenv("http_proxy", f"http://{CLOSED}")
+        with http_server(200, HEALTHY) as (address, _):
+            assert ask_health(health_url(address)).healthy
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ("127.0.0.1:8079", "http://127.0.0.1:8079/health"),
+        ("http://h:1/", "http://h:1/health"),
+        ("http://h:1/health", "http://h:1/health"),
+        ("ws://h:1/", "http://h:1/health"),
+        ("https://h/exai/mcp", "https://h/exai/health"),
+        ("wss://[::1]:1", "https://[::1]:1/health"),
+    ],
+)
+def test_any_address_of_a_daemon_leads_to_its_health(given: str, asked: str) -> None:
+    """People paste the address they have."""
+    assert health_url(given) == asked
+
+
+@pytest.mark.parametrize("given", ["", "ftp://h", "http://", "http://h:port", "http://u:pa55word@h"])
+def test_what_is_no_address_is_refused(given: str) -> None:
+    """Misconfigured, not unreachable."""
+    with pytest.raises(ConfigError) as caught:
+        health_url(given)
+    assert "pa55word" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [("0.0.0.0", "127.0.0.1:1"), ("::", "[::1]:1"), ("::1", "[::1]:1"), ("exai.example", "exai.example:1")],
+)
+def test_server_on_all_interfaces_is_reached_over_loopback(host: str, address: str) -> None:
+    """0.0.0.0 is an address to bind, not one to call."""
+    assert local_address(host, 1) == address

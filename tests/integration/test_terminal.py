@@ -1,0 +1,229 @@
+"""`exai chat` with real servers and a scripted provider: what comes out where, and what is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from exai.config import Settings, load_settings
+from exai.errors import NotFound, ProviderError
+from exai.terminal import ChatOptions, Streams, run_chat
+from tests.support.daemon import ROOT, environment
+from tests.support.provider_server import ProviderServer, hang_after_first_token, kimi_answer, kimi_error
+from tests.support.waiting import wait_until
+
+LIMIT_S = 30.0
+"""For a program of its own to start, which imports everything."""
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[ProviderServer]:
+    async with ProviderServer() as server:
+        yield server
+
+
+@pytest.fixture
+def environ(provider: ProviderServer, postgres_url: str, redis_url: str, tmp_path: Path) -> dict[str, str]:
+    return {
+        "EXAI_DATABASE__URL": postgres_url,
+        "EXAI_CACHE__URL": redis_url,
+        "EXAI_DATA_DIR": str(tmp_path),
+        "EXAI_PROVIDERS__KIMI__API_KEY": "k",
+        "EXAI_PROVIDERS__KIMI__BASE_URL": provider.base_url,
+        "EXAI_PROVIDERS__MAX_ATTEMPTS": "1",
+    }
+
+
+@pytest.fixture
+def settings(environ: dict[str, str]) -> Settings:
+    return load_settings(environ, None)
+
+
+async def chat(settings: Settings, *words: str, typed: str = "", **options: object) -> tuple[str, str]:
+    """What was written to standard output and to standard error."""
+    streams = Streams(io.StringIO(typed), io.StringIO(), io.StringIO())
+    assert await run_chat(settings, ChatOptions(words, **options), streams) == 0  # type: ignore[arg-type]
+    return streams.output.getvalue(), streams.error.getvalue()  # type: ignore[attr-defined]
+
+
+def id_in(error: str) -> str:
+    found = re.search(r"continue with: exai chat --continue (\S+)", error)
+    assert found, error
+    return found[1]
+
+
+async def test_answer_goes_to_standard_output_alone_and_the_id_to_standard_error(
+    settings: Settings, provider: ProviderServer
+) -> None:
+    """The answer can be piped."""
+    provider.script(kimi_answer(["It is ", "four."], reasoning=["hm"]))
+    out, error = await chat(settings, "two", "and", "two?")
+    assert out == "It is four.\n"
+    assert id_in(error)
+    assert provider.chats[-1].body["messages"] == [{"role": "user", "content": "two and two?"}]
+
+
+async def test_conversation_goes_on_and_is_listed(settings: Settings, provider: ProviderServer) -> None:
+    """The id on standard error is good for the next call, days later."""
+    provider.script(kimi_answer(["Four.\n"]), kimi_answer(["Yes."]))
+    first = id_in((await chat(settings, typed="two and two?\n"))[1])
+    out, error = await chat(settings, "Sure?", continuation_id=first)
+    assert (out, id_in(error)) == ("Yes.\n", first)
+    assert [each["content"] for each in provider.chats[-1].body["messages"]] == ["two and two?", "Four.\n", "Sure?"]
+    out, error = await chat(settings, list_only=True)
+    assert [line.split()[0] for line in out.splitlines()] == [first]
+    assert error == ""
+
+
+async def test_empty_list_says_so_beside_standard_output(settings: Settings) -> None:
+    """A program that counts lines counts none."""
+    assert await chat(settings, list_only=True) == ("", "no conversations yet\n")
+
+
+async def test_model_is_the_one_asked_for(settings: Settings, provider: ProviderServer) -> None:
+    """--model goes to the provider."""
+    await chat(settings, "hello", model="kimi-k3")
+    assert provider.chats[-1].body["model"] == "kimi-k3"
+
+
+async def test_unknown_conversation_is_an_error_and_asks_no_model(settings: Settings, provider: ProviderServer) -> None:
+    """A misspelled id must not start a conversation of its own."""
+    with pytest.raises(NotFound):
+        await chat(settings, "hello", continuation_id="no-such-id")
+    assert provider.chats == []
+
+
+async def test_provider_failure_after_a_part_ends_the_line_and_says_how_to_continue(
+    settings: Settings, provider: ProviderServer
+) -> None:
+    """What was printed stays readable, and the question is kept."""
+    first = id_in((await chat(settings, "hello"))[1])
+    provider.script(kimi_error(400, "invalid_request_error"))
+    streams = Streams(io.StringIO(), io.StringIO(), io.StringIO())
+    with pytest.raises(ProviderError):
+        await run_chat(settings, ChatOptions(("again",), first), streams)
+    assert id_in(streams.error.getvalue()) == first  # type: ignore[attr-defined]
+
+
+class Program:
+    """`exai chat` at a terminal of its own."""
+
+    def __init__(self, environ: Mapping[str, str], cwd: Path) -> None:
+        self.terminal, self._far_end = pty.openpty()
+        os.set_blocking(self.terminal, False)
+        self.text = ""
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "exai", "chat"],
+            stdin=self._far_end,
+            stdout=self._far_end,
+            stderr=self._far_end,
+            env=environment({"PYTHONPATH": str(ROOT), "TERM": "dumb", **environ}),
+            cwd=cwd,
+            start_new_session=True,
+        )
+
+    def type(self, text: str) -> None:
+        os.write(self.terminal, text.encode())
+
+    def echoes(self) -> bool:
+        return bool(termios.tcgetattr(self._far_end)[3] & termios.ECHO)
+
+    async def shows(self, pattern: str) -> None:
+        def shown() -> bool:
+            try:
+                self.text += os.read(self.terminal, 65_536).decode()
+            except BlockingIOError:
+                pass
+            return re.search(pattern, self.text) is not None
+
+        await wait_until(shown, lambda: f"{pattern!r} was not shown in {self.text!r}", LIMIT_S)
+
+    async def ends(self) -> int:
+        await wait_until(lambda: self.process.poll() is not None, lambda: "it did not end", LIMIT_S)
+        assert self.process.returncode is not None
+        return self.process.returncode
+
+    def close(self) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+        os.close(self.terminal)
+        os.close(self._far_end)
+
+
+@pytest.fixture
+async def program(environ: dict[str, str], tmp_path: Path) -> AsyncIterator[Program]:
+    program = Program(environ, tmp_path)
+    yield program
+    program.close()
+
+
+async def test_person_at_a_terminal_talks_line_by_line(program: Program, provider: ProviderServer) -> None:
+    """One conversation, errors do not end it, Ctrl-D does, and the terminal is left as it was."""
+    provider.script(kimi_answer(["Four."]), kimi_error(400, "invalid_request_error"), kimi_answer(["As I said."]))
+    await program.shows("> ")
+    program.type("two and two?\n")
+    await program.shows(r"Four\.\r\n> ")
+    program.type("again?\n")
+    await program.shows(r"exai: kimi[^\r]*\r\n> ")
+    program.type("sure?\n")
+    await program.shows(r"As I said\.\r\n> ")
+    program.type("\x04")
+    await program.shows(r"continue with: exai chat --continue \S+\r\n")
+    assert await program.ends() == 0
+    assert program.echoes()
+    contents = [message["content"] for message in provider.chats[-1].body["messages"]]
+    assert contents[0] == "two and two?"
+    assert contents[-1] == "sure?"
+
+
+async def test_interrupt_at_the_prompt_ends_quietly_with_130(program: Program) -> None:
+    """Ctrl-C is no error; the terminal must echo again afterwards."""
+    await program.shows("> ")
+    program.process.send_signal(signal.SIGINT)
+    assert await program.ends() == 130
+    assert "Traceback" not in program.text
+    assert program.echoes()
+
+
+async def test_interrupt_while_waiting_for_an_answer_ends_quietly_with_130(
+    program: Program, provider: ProviderServer
+) -> None:
+    """The provider's call is ended with it."""
+    provider.script(hang_after_first_token())
+    await program.shows("> ")
+    program.type("hello\n")
+    request = await asyncio.wait_for(provider.arrived(1), LIMIT_S)
+    program.process.send_signal(signal.SIGINT)
+    assert await program.ends() == 130
+    await asyncio.wait_for(request.gone.wait(), LIMIT_S)
+    assert "Traceback" not in program.text
+
+
+def test_reader_that_leaves_early_is_no_error(tmp_path: Path) -> None:
+    """`exai config | head -1`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "exai", "config"],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env=environment({"PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}),
+        cwd=tmp_path,
+        timeout=LIMIT_S,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, b"")

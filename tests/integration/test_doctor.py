@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.server
 import json
 import threading
@@ -23,6 +24,8 @@ from exai.health_client import ask_health, health_url, local_address
 from exai.models import Finding
 from exai.monitoring.metrics import MetricsRecorder
 from exai.providers.diagnose import diagnose as diagnose_providers
+from tests.support.pg_wire import dial, through
+from tests.support.pooler import Pooler
 
 CLOSED = "127.0.0.1:1"
 TOKEN = "a-token-that-is-long-enough"
@@ -48,6 +51,44 @@ async def silent_server() -> AsyncIterator[str]:
     finally:
         ended.set()
         server.close()
+        await server.wait_closed()
+
+
+@asynccontextmanager
+async def session_pooler(postgres_url: str) -> AsyncIterator[str]:
+    """Passes everything on, one server connection for each client, but greets with a backend id of its own."""
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, greeting: bool) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                if greeting and (at := data.find(b"K\x00\x00\x00\x0c")) >= 0:
+                    data, greeting = data[: at + 5] + b"\x7f\x00\x00\x01" + data[at + 9 :], False
+                writer.write(data)
+                await writer.drain()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handlers.add(asyncio.current_task())
+        upstream = await dial(postgres_url)
+        ways = {
+            asyncio.create_task(pump(reader, upstream[1], greeting=False)),
+            asyncio.create_task(pump(upstream[0], writer, greeting=True)),
+        }
+        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        for way in ways:
+            way.cancel()
+        await asyncio.wait(ways)
+        for each in (writer, upstream[1]):
+            each.close()
+            with contextlib.suppress(ConnectionError):
+                await each.wait_closed()
+
+    handlers: set[asyncio.Task[None] | None] = set()
+    server = await asyncio.start_server(accept, "127.0.0.1", 0)
+    try:
+        yield through(postgres_url, server.sockets[0].getsockname()[1])
+    finally:
+        server.close()
+        await asyncio.gather(*(handler for handler in handlers if handler))
         await server.wait_closed()
 
 
@@ -104,6 +145,27 @@ class TestDatabase:
         settings = DatabaseSettings(migration_url=SecretStr(f"postgresql://u:pa55word@{CLOSED}/d"))
         found = by_part(await diagnose_database(settings, postgres_url))
         assert (found["postgres schema"].state, found["migration address"].state) == ("ok", "fail")
+
+    @pytest.mark.parametrize("sessions", [1, 2, 3, 5])
+    async def test_pooler_in_transaction_mode_is_told_however_many_sessions_it_keeps(
+        self, postgres_url: str, sessions: int
+    ) -> None:
+        """Index builds need a session of their own, so the migration address is worth a warning."""
+        async with Pooler(postgres_url, sessions=sessions) as pooler:
+            found = by_part(await diagnose_database(DatabaseSettings(), pooler.url))
+            assert found["postgres mode"].detail == "pooler in transaction mode"
+            assert {found["postgres mode"].state, found["postgres schema"].state} == {"ok"}
+            assert found["migration address"].state == "warn"
+            assert "EXAI_DATABASE__MIGRATION_URL" in found["migration address"].cure
+            direct = DatabaseSettings(migration_url=SecretStr(postgres_url))
+            assert by_part(await diagnose_database(direct, pooler.url))["migration address"].state == "ok"
+
+    async def test_pooler_in_session_mode_is_told_apart(self, postgres_url: str) -> None:
+        """It is as good as direct for migrations, though its greeting is a pooler's."""
+        async with session_pooler(postgres_url) as url:
+            found = by_part(await diagnose_database(DatabaseSettings(), url))
+        assert found["postgres mode"].detail == "pooler in session mode"
+        assert found["migration address"].state == "ok"
 
     async def test_pool_larger_than_the_server_allows_is_found(self, postgres_url: str) -> None:
         """The start would fail with it, and only once every daemon runs."""

@@ -11,7 +11,7 @@ import binascii
 from collections.abc import Mapping
 
 from exai.mcp import eras
-from exai.mcp.jsonrpc import INVALID_PARAMS, Json, Request, RpcError
+from exai.mcp.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, Json, Request, RpcError
 
 VERSION = "mcp-protocol-version"
 METHOD = "mcp-method"
@@ -29,6 +29,8 @@ def legacy_version(headers: Mapping[str, str], message: object) -> str | None:
     stated = headers.get(VERSION)
     envelope = _envelope_version(message)
     if isinstance(message, Request) and message.method == "initialize":
+        if stated in eras.MODERN_VERSIONS:
+            raise RpcError(METHOD_NOT_FOUND, f"Method not found: {stated} has no initialize")
         return None
     if envelope is not None:
         if isinstance(message, Request):

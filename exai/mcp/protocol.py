@@ -51,11 +51,6 @@ class Call:
     client: Client
     progress_token: RequestId | None = None
 
-    @property
-    def is_modern(self) -> bool:
-        """Whether this came with the stateless era's envelope."""
-        return self.version in eras.MODERN_VERSIONS
-
 
 @dataclass(frozen=True, slots=True)
 class CallContext:

@@ -232,6 +232,11 @@ class TestInitializeEra:
         assert ("structuredContent" in result) is structured
         assert "resultType" not in result
 
+    async def test_a_handshake_under_a_modern_header_does_not_exist(self, client: httpx.AsyncClient) -> None:
+        """404: that revision has no initialize."""
+        found = await client.post("/mcp", json=handshake(), headers={"mcp-protocol-version": "2026-07-28"})
+        assert (found.status_code, found.json()["error"]["code"]) == (404, -32601)
+
     async def test_other_version_headers_are_400(self, client: httpx.AsyncClient) -> None:
         """2025-06-18: an unsupported version is 400."""
         found = await client.post("/mcp", json=request(1, "ping"), headers={"mcp-protocol-version": "1999-01-01"})

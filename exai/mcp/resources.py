@@ -1,0 +1,97 @@
+"""Resources: things a client may read by address, and the notices when they change.
+
+Invariant: an address that nothing answers to is an error that names it, never an empty result.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from exai.mcp import eras
+from exai.mcp.eras import Cacheable
+from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
+from exai.mcp.protocol import Call, CallContext, Feature, Method, paged
+
+LIST_CACHE = Cacheable(300_000, "public")
+READ_CACHE = Cacheable(0, "private")
+LEGACY_NOT_FOUND = -32002
+MAX_URI_CHARS = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceContents:
+    """What one address holds: text, or bytes that go out as base64."""
+
+    uri: str
+    body: str | bytes
+    mime_type: str = "text/plain"
+
+
+@dataclass(frozen=True, slots=True)
+class ResourceSpec:
+    """One resource, or with `{...}` in its `uri` a family of them."""
+
+    uri: str
+    name: str
+    title: str = ""
+    description: str = ""
+    mime_type: str = "text/plain"
+
+
+Reader = Callable[[str, CallContext], Awaitable[Sequence[ResourceContents]]]
+"""Returns what an address holds; nothing at all for an address it does not know."""
+
+
+class ResourceRegistry:
+    """The resources of one server. `announces` switches on subscriptions and the notice that the list changed."""
+
+    def __init__(self, specs: Iterable[ResourceSpec], read: Reader, *, announces: bool = False) -> None:
+        specs = tuple(specs)
+        self._listed = [_description(spec, "uri") for spec in specs if "{" not in spec.uri]
+        self._templates = [_description(spec, "uriTemplate") for spec in specs if "{" in spec.uri]
+        self._read = read
+        self._announces = announces
+
+    def feature(self) -> Feature:
+        """Return the methods and the capability of these resources."""
+        capability = {"subscribe": True, "listChanged": True} if self._announces else {}
+        return Feature(
+            {"resources": capability},
+            (
+                Method("resources/list", answer=self._list, cacheable=LIST_CACHE),
+                Method("resources/templates/list", answer=self._list_templates, cacheable=LIST_CACHE),
+                Method("resources/read", work=self._answer, cacheable=READ_CACHE),
+            ),
+        )
+
+    def _list(self, call: Call) -> Json:
+        return paged(self._listed, call.params, "resources")
+
+    def _list_templates(self, call: Call) -> Json:
+        return paged(self._templates, call.params, "resourceTemplates")
+
+    async def _answer(self, call: Call, context: CallContext) -> Json:
+        uri = call.params.get("uri")
+        if not isinstance(uri, str) or len(uri) > MAX_URI_CHARS:
+            raise RpcError(INVALID_PARAMS, "Invalid params: uri must be the address of a resource")
+        found = await self._read(uri, context)
+        if not found:
+            code = INVALID_PARAMS if call.version in eras.MODERN_VERSIONS else LEGACY_NOT_FOUND
+            raise RpcError(code, f"Resource not found: {uri}", {"uri": uri})
+        return {"contents": [_contents(each) for each in found]}
+
+
+def _description(spec: ResourceSpec, address: str) -> Json:
+    optional = {"title": spec.title, "description": spec.description}
+    described: dict[str, Any] = {address: spec.uri, "name": spec.name, "mimeType": spec.mime_type}
+    return described | {name: text for name, text in optional.items() if text}
+
+
+def _contents(contents: ResourceContents) -> Json:
+    described = {"uri": contents.uri, "mimeType": contents.mime_type}
+    if isinstance(contents.body, bytes):
+        return {**described, "blob": base64.b64encode(contents.body).decode()}
+    return {**described, "text": contents.body}

@@ -1,0 +1,235 @@
+"""The tools, resources and prompts that the official conformance suite calls by name; nothing but tests loads them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import re
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from exai.errors import InvalidArgument
+from exai.mcp import eras
+from exai.mcp.jsonrpc import Json, RpcError
+from exai.mcp.prompts import PromptArgument, PromptRegistry, PromptSpec, completion_feature
+from exai.mcp.resources import ResourceContents, ResourceRegistry, ResourceSpec
+from exai.mcp.server import McpServer
+from exai.mcp.tools import Arguments, CallContext, ToolRegistry, ToolResult, ToolSpec
+from tests.support.mcp_server import fast_settings
+
+STEP_S = 0.02
+
+
+def _png() -> bytes:
+    """One red pixel."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack("!I", len(data)) + kind + data + struct.pack("!I", zlib.crc32(kind + data))
+
+    header = struct.pack("!IIBBBBB", 1, 1, 8, 2, 0, 0, 0)
+    pixel = zlib.compress(b"\x00\xff\x00\x00")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixel) + chunk(b"IEND", b"")
+
+
+def _wav() -> bytes:
+    """One silent sample."""
+    data = b"\x00\x00"
+    form = struct.pack("<HHIIHH", 1, 1, 8000, 16000, 2, 16)
+    body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data)) + data
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+PNG = _png()
+IMAGE: Json = {"type": "image", "data": base64.b64encode(PNG).decode(), "mimeType": "image/png"}
+AUDIO: Json = {"type": "audio", "data": base64.b64encode(_wav()).decode(), "mimeType": "audio/wav"}
+
+
+def _embedded(uri: str, kind: str, text: str) -> Json:
+    return {"type": "resource", "resource": {"uri": uri, "mimeType": kind, "text": text}}
+
+
+class Nothing(Arguments):
+    """No arguments."""
+
+
+def _fixed(text: str, *content: Json) -> Any:
+    async def handler(arguments: Nothing, context: CallContext) -> ToolResult:
+        return ToolResult(None, text, content)
+
+    return handler
+
+
+async def _error(arguments: Nothing, context: CallContext) -> ToolResult:
+    raise InvalidArgument("anything", "This tool intentionally returns an error for testing", "There is no cure")
+
+
+async def _progress(arguments: Nothing, context: CallContext) -> ToolResult:
+    for percent in (0, 50, 100):
+        await context.progress(f"{percent} of 100")
+        await asyncio.sleep(STEP_S)
+    return ToolResult(None, "done")
+
+
+async def _needs_sampling(arguments: Nothing, context: CallContext) -> ToolResult:
+    if "sampling" not in context.client.capabilities:
+        facts = {"requiredCapabilities": {"sampling": {}}}
+        raise RpcError(eras.MISSING_CAPABILITY, "Missing required client capability", facts)
+    return ToolResult(None, "declared")
+
+
+SCHEMA_2020_12: Json = {
+    "$schema": "https://json-schema.org/draft/2020-12/schema",
+    "type": "object",
+    "$defs": {
+        "address": {
+            "$anchor": "addressDef",
+            "type": "object",
+            "properties": {"street": {"type": "string"}, "city": {"type": "string"}},
+        }
+    },
+    "properties": {
+        "name": {"type": "string"},
+        "address": {"$ref": "#/$defs/address"},
+        "contactMethod": {"type": "string", "enum": ["phone", "email"]},
+        "phone": {"type": "string"},
+        "email": {"type": "string"},
+    },
+    "allOf": [{"anyOf": [{"required": ["phone"]}, {"required": ["email"]}]}],
+    "if": {"properties": {"contactMethod": {"const": "phone"}}, "required": ["contactMethod"]},
+    "then": {"required": ["phone"]},
+    "else": {"required": ["email"]},
+    "additionalProperties": False,
+}
+"""What the suite wants to find again in tools/list; the tool is listed, never called."""
+
+RESOURCES = {
+    "test://static-text": ("This is the content of the static text resource.", "text/plain"),
+    "test://static-binary": (PNG, "image/png"),
+    "test://watched-resource": ("Watched.", "text/plain"),
+}
+
+
+async def _read(uri: str, context: CallContext) -> Sequence[ResourceContents]:
+    if uri in RESOURCES:
+        body, kind = RESOURCES[uri]
+        return [ResourceContents(uri, body, kind)]
+    found = re.fullmatch(r"test://template/([^/]+)/data", uri)
+    if found is None:
+        return []
+    data = {"id": found[1], "templateTest": True, "data": f"Data for ID: {found[1]}"}
+    return [ResourceContents(uri, json.dumps(data), "application/json")]
+
+
+def _messages(*contents: Json) -> list[Json]:
+    return [{"role": "user", "content": content} for content in contents]
+
+
+def _text(text: str) -> Json:
+    return {"type": "text", "text": text}
+
+
+async def _simple_prompt(arguments: Mapping[str, str], context: CallContext) -> list[Json]:
+    return _messages(_text("This is a simple prompt for testing."))
+
+
+async def _prompt_with_arguments(arguments: Mapping[str, str], context: CallContext) -> list[Json]:
+    return _messages(_text(f"Prompt with arguments: arg1='{arguments['arg1']}', arg2='{arguments['arg2']}'"))
+
+
+async def _prompt_with_resource(arguments: Mapping[str, str], context: CallContext) -> list[Json]:
+    resource = _embedded(arguments["resourceUri"], "text/plain", "Embedded resource content for testing.")
+    return _messages(resource, _text("Please process the embedded resource above."))
+
+
+async def _prompt_with_image(arguments: Mapping[str, str], context: CallContext) -> list[Json]:
+    return _messages(IMAGE, _text("Please analyze the image above."))
+
+
+async def _complete(reference: Json, name: str, typed: str) -> list[str]:
+    return [word for word in ("paris", "park", "party") if word.startswith(typed)]
+
+
+def _tools(server: list[McpServer]) -> ToolRegistry:
+    async def change_tools(arguments: Nothing, context: CallContext) -> ToolResult:
+        server[0].changed("tools")
+        return ToolResult(None, "changed")
+
+    async def change_prompts(arguments: Nothing, context: CallContext) -> ToolResult:
+        server[0].changed("prompts")
+        return ToolResult(None, "changed")
+
+    mixed = (IMAGE, _embedded("test://mixed-content-resource", "application/json", '{"test":"data","value":123}'))
+    embedded = _embedded("test://embedded-resource", "text/plain", "This is an embedded resource content.")
+    handlers = {
+        "test_simple_text": _fixed("This is a simple text response for testing."),
+        "test_image_content": _fixed("", IMAGE),
+        "test_audio_content": _fixed("", AUDIO),
+        "test_embedded_resource": _fixed("", embedded),
+        "test_multiple_content_types": _fixed("Multiple content types test:", *mixed),
+        # It asks for nothing; the suite looks whether anything but notifications comes before its result.
+        "test_streaming_elicitation": _progress,
+        "test_logging_tool": _fixed("Nothing is logged to clients."),
+        "test_error_handling": _error,
+        "test_tool_with_progress": _progress,
+        "test_missing_capability": _needs_sampling,
+        "test_trigger_tool_change": change_tools,
+        "test_trigger_prompt_change": change_prompts,
+    }
+    registry = ToolRegistry(
+        (ToolSpec(name, name, f"Conformance: {name}.", Nothing, handler) for name, handler in handlers.items()),
+        announces_changes=True,
+    )
+    registry.add(
+        ToolSpec(
+            "json_schema_2020_12_tool", "Schema", "Conformance.", Nothing, _fixed("ok"), input_schema=SCHEMA_2020_12
+        )
+    )
+    return registry
+
+
+def conformance_server() -> McpServer:
+    """A server that offers everything the suite asks for and EXAI means to serve."""
+    resources = ResourceRegistry(
+        [
+            *(ResourceSpec(uri, uri[7:], uri[7:], "Conformance.", kind) for uri, (_, kind) in RESOURCES.items()),
+            ResourceSpec("test://template/{id}/data", "template", "Template", "Conformance.", "application/json"),
+        ],
+        _read,
+        announces=True,
+    )
+    prompts = PromptRegistry(
+        [
+            PromptSpec("test_simple_prompt", "Simple", "Conformance.", _simple_prompt),
+            PromptSpec(
+                "test_prompt_with_arguments",
+                "Arguments",
+                "Conformance.",
+                _prompt_with_arguments,
+                (PromptArgument("arg1"), PromptArgument("arg2")),
+            ),
+            PromptSpec(
+                "test_prompt_with_embedded_resource",
+                "Resource",
+                "Conformance.",
+                _prompt_with_resource,
+                (PromptArgument("resourceUri"),),
+            ),
+            PromptSpec("test_prompt_with_image", "Image", "Conformance.", _prompt_with_image),
+        ],
+        announces_changes=True,
+    )
+    known: list[McpServer] = []
+    server = McpServer(
+        "exai-conformance",
+        "0",
+        tools=_tools(known),
+        instructions="For the conformance suite.",
+        settings=fast_settings(),
+        tool_timeout_s=10.0,
+        features=(resources.feature(), prompts.feature(), completion_feature(_complete)),
+    )
+    known.append(server)
+    return server

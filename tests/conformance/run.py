@@ -1,0 +1,138 @@
+"""Run the official conformance suite against both doors and both eras; exit 0 when only what is expected fails.
+
+The suite needs Node 22 and comes from npm, at the versions in `package-lock.json` beside this file, into the ignored
+environment directory; everything after that is local. Each scenario's checks are left there too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+
+import uvicorn
+
+from exai.mcp.asgi import build_asgi
+from exai.mcp.serve import bind_sockets, open_server
+from tests.conformance.pack import conformance_server
+from tests.conformance.shim import shim
+from tests.support.mcp_server import fast_settings
+
+HERE = Path(__file__).parent
+BUILD = HERE.parents[1] / ".venv" / "conformance"
+NODE = BUILD / "node_modules" / "node" / "bin" / "node"
+REVISIONS = ("2025-11-25", "2026-07-28")
+SUITE_TIMEOUT_S = 300.0
+
+
+def main() -> int:
+    """Install if need be, run, report."""
+    if not _installed():
+        return 2
+    return asyncio.run(_run())
+
+
+def _installed() -> bool:
+    npm = shutil.which("npm")
+    if npm is None:
+        sys.stderr.write("the conformance suite comes from npm, which is not on PATH\n")
+        return False
+    BUILD.mkdir(parents=True, exist_ok=True)
+    changed = False
+    for name in ("package.json", "package-lock.json"):
+        wanted, present = (HERE / name).read_bytes(), BUILD / name
+        if not present.exists() or present.read_bytes() != wanted:
+            present.write_bytes(wanted)
+            changed = True
+    if changed or not (BUILD / "node_modules/.bin/conformance").exists():
+        done = os.spawnl(os.P_WAIT, npm, npm, "ci", "--prefix", str(BUILD), "--no-audit", "--no-fund", "--silent")
+        if done != 0 or not NODE.exists():
+            sys.stderr.write(f"npm could not install the conformance suite and its Node into {BUILD}\n")
+            return False
+    return True
+
+
+async def _run() -> int:
+    settings = fast_settings()
+    failed = False
+    async with (
+        open_server(build_asgi(conformance_server()), settings) as running,
+        _serving_shim(f"ws://127.0.0.1:{running.port}/") as shim_port,
+    ):
+        for door, port in (("http", running.port), ("websocket", shim_port)):
+            for revision in REVISIONS:
+                failed |= not await _suite(door, revision, f"http://127.0.0.1:{port}/mcp")
+    return int(failed)
+
+
+@asynccontextmanager
+async def _serving_shim(url: str) -> AsyncIterator[int]:
+    (opened,) = bind_sockets(fast_settings())
+    server = uvicorn.Server(uvicorn.Config(shim(url), log_config=None, lifespan="off", timeout_graceful_shutdown=1))
+    task = asyncio.create_task(server._serve([opened]))
+    try:
+        yield opened.getsockname()[1]
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def _suite(door: str, revision: str, url: str) -> bool:
+    results = BUILD / "results" / f"{door}-{revision}"
+    shutil.rmtree(results, ignore_errors=True)
+    process = await asyncio.create_subprocess_exec(
+        str(NODE),
+        str(BUILD / "node_modules/.bin/conformance"),
+        "server",
+        "--url",
+        url,
+        "--requirements",
+        revision,
+        "-o",
+        str(results),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    async with asyncio.timeout(SUITE_TIMEOUT_S):
+        output, _ = await process.communicate()
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "output.txt").write_bytes(output)
+    return _report(door, revision, results)
+
+
+def _report(door: str, revision: str, results: Path) -> bool:
+    """Hold the failed scenarios against the expected ones; a reason that excuses nothing any more is a failure too."""
+    reasons = json.loads((HERE / "expected_failures.json").read_text())[revision]
+    scenarios = _scenarios(results)
+    failed = {name: problems for name, problems in scenarios.items() if problems}
+    excused = {name for name in failed if any(fnmatch(name, pattern) for pattern in reasons)}
+    idle = [pattern for pattern in reasons if not any(fnmatch(name, pattern) for name in failed)]
+    print(f"{door} {revision}: {len(scenarios) - len(failed)} scenarios pass, {len(excused)} fail as expected")
+    for name in sorted(failed.keys() - excused):
+        print("\n        ".join([f"  FAILS {name}", *failed[name]]))
+    for pattern in idle:
+        print(f"  nothing fails any more of {pattern}, which expected_failures.json excuses")
+    return bool(scenarios) and failed.keys() == excused and not idle
+
+
+def _scenarios(results: Path) -> dict[str, list[str]]:
+    """Each scenario's failed checks, from the files the suite leaves."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(results.glob("*/checks.json")):
+        name = re.sub(r"^server-(.*)-\d{4}-\d\d-\d\dT.*$", r"\1", path.parent.name)
+        checks = json.loads(path.read_text())
+        found[name] = [
+            f"{check['id']}: {check.get('errorMessage', '')}" for check in checks if check["status"] == "FAILURE"
+        ]
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,7 +9,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
 ARGS ?=
 
-.PHONY: help run test check format lock clean
+.PHONY: help run test check conformance format lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -27,6 +27,9 @@ check: .venv/dev.done ## formatting, lint, types, import layers, dead code, lock
 	@.venv/bin/lint-imports >.venv/imports.txt 2>&1 || { cat .venv/imports.txt; exit 1; }
 	@$(PY) -m vulture
 	@$(PY) requirements/lock.py --check
+
+conformance: .venv/dev.done ## the official MCP suite against both doors (from npm, with its own Node)
+	@$(PY) -m tests.conformance.run
 
 format: .venv/dev.done ## rewrite the code in the one format
 	@$(PY) -m ruff check -q --fix .

@@ -1,0 +1,88 @@
+"""What a call costs, counted on the wire: the promises that EXAI is made of."""
+
+from __future__ import annotations
+
+from exai.conversations import AppendRequest, ChatRequest
+from exai.models import LOCAL_OWNER, ContinuationId, NewMessage
+from tests.integration.conversations.conftest import Rig
+
+
+async def stored(rig: Rig, messages: int = 2) -> ContinuationId:
+    """Append a new conversation; returns its id."""
+    new = [NewMessage("user" if number % 2 == 0 else "assistant", f"message {number}") for number in range(messages)]
+    return (await rig.app.conversations.append(AppendRequest(LOCAL_OWNER, new))).continuation_id
+
+
+async def test_miss_costs_one_database_round_trip_and_a_hit_none(rig: Rig) -> None:
+    """A cache hit is 0 database and 1 Redis round trip, a miss 1 and 2."""
+    continuation_id = await stored(rig, 60)
+    rig.reset()
+    missed = await rig.app.conversations.read(LOCAL_OWNER, continuation_id)
+    assert (missed.source, rig.cost()) == ("database", (1, 2))
+
+    rig.reset()
+    hit = await rig.app.conversations.read(LOCAL_OWNER, continuation_id)
+    assert (hit.source, rig.cost()) == ("cache", (0, 1))
+    assert hit.messages == missed.messages
+    assert hit.conversation == missed.conversation
+    assert [message.seq for message in hit.messages] == list(range(11, 61))
+    assert hit.next_before_seq == 11
+
+
+async def test_older_page_and_list_cost_one_database_round_trip_each(rig: Rig) -> None:
+    """One page of anything that is not cached is one statement."""
+    continuation_id = await stored(rig, 60)
+    rig.reset()
+    page = await rig.app.conversations.read(LOCAL_OWNER, continuation_id, before_seq=11)
+    assert rig.cost() == (1, 0)
+    assert [message.seq for message in page.messages] == list(range(1, 11))
+    assert page.next_before_seq is None
+
+    rig.reset()
+    listed = await rig.app.conversations.list(LOCAL_OWNER)
+    assert rig.cost() == (1, 0)
+    assert [each.continuation_id for each in listed.conversations] == [continuation_id]
+
+
+async def test_append_of_a_thousand_messages_costs_one_database_round_trip(rig: Rig) -> None:
+    """Any number of messages is one statement; the cache hears of it in one more trip of its own."""
+    continuation_id = await stored(rig)
+    rig.reset()
+    appended = await rig.app.conversations.append(
+        AppendRequest(LOCAL_OWNER, [NewMessage("user", f"{n}") for n in range(1_000)], continuation_id)
+    )
+    assert rig.cost() == (1, 1)
+    assert (appended.first_seq, appended.last_seq) == (3, 1_002)
+
+
+async def test_chat_turn_costs_two_database_round_trips_warm_and_cold(rig: Rig) -> None:
+    """Begin and finish, however long the conversation; Redis is asked once and told twice."""
+    continuation_id = await stored(rig, 60)
+    for _ in ("cold", "warm"):
+        rig.reset()
+        await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "And now?", continuation_id=continuation_id))
+        assert rig.cost() == (2, 3)
+    asked = rig.provider.chats[-1].body["messages"]
+    assert len(asked) == 63
+    assert asked[0]["content"] == "message 0"
+    assert asked[-1]["content"] == "And now?"
+
+
+async def test_first_chat_of_a_conversation_costs_two_database_round_trips(rig: Rig) -> None:
+    """Creating the conversation is part of the first statement."""
+    rig.reset()
+    await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hello"))
+    assert rig.database.round_trips == 2
+
+
+async def test_conversation_read_after_a_turn_is_a_hit_with_the_answer_in_it(rig: Rig) -> None:
+    """The turn tells the cache of both of its messages, so the next read costs no database."""
+    continuation_id = await stored(rig)
+    await rig.app.conversations.read(LOCAL_OWNER, continuation_id)
+    result = await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hi", continuation_id=continuation_id))
+    rig.reset()
+    page = await rig.app.conversations.read(LOCAL_OWNER, continuation_id)
+    assert (page.source, rig.cost()) == ("cache", (0, 1))
+    assert [(message.seq, message.role) for message in page.messages[-2:]] == [(3, "user"), (4, "assistant")]
+    assert page.messages[-1].content == result.content
+    assert page.conversation.revision == result.revision

@@ -1,0 +1,178 @@
+"""Turns when something goes wrong or comes twice: the outcome is always written, and once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from exai.conversations import AppendRequest, ChatRequest
+from exai.errors import AnswerNotStored, Conflict, DeadlineExceeded, InvalidArgument, NotFound
+from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
+from exai.resilience import with_deadline
+from tests.integration.conversations.conftest import Rig, open_rig
+from tests.support.provider_server import chunk, event, hang_after_first_token, kimi_answer, stream
+
+
+@pytest.fixture
+async def rig(postgres_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Rig]:
+    """Directly on the database: these tests are about outcomes, not about the way."""
+    async with open_rig(postgres_url, redis_url, tmp_path) as opened:
+        yield opened
+
+
+async def test_same_key_twice_at_once_is_one_turn_and_one_model_call(rig: Rig) -> None:
+    """A client that lost its reply repeats the call while the first is still running; both get the one answer."""
+    rig.provider.script(stream("gate", chunk({"content": "once"}, finish="stop"), event("[DONE]")))
+    request = ChatRequest(LOCAL_OWNER, "Hello", idempotency_key="the key")
+    first = asyncio.create_task(rig.app.conversations.chat(request))
+    await rig.provider.arrived(1)
+    second = asyncio.create_task(rig.app.conversations.chat(request))
+    await asyncio.sleep(0)
+    rig.provider.gate.set()
+    answers = await asyncio.gather(first, second)
+    assert [answer.content for answer in answers] == ["once", "once"]
+    assert [answer.duplicate for answer in answers] == [False, True]
+    assert answers[0].continuation_id == answers[1].continuation_id
+    assert len(rig.provider.chats) == 1
+
+
+async def test_same_key_with_other_content_is_a_conflict(rig: Rig) -> None:
+    """A key stands for one content; the second one must not silently get the first one's answer."""
+    await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "One", idempotency_key="key"))
+    with pytest.raises(Conflict) as caught:
+        await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Two", idempotency_key="key"))
+    assert caught.value.reason == "key_reused"
+
+
+async def test_cancelled_turn_is_recorded_with_what_was_heard(rig: Rig) -> None:
+    """The caller going away cancels the provider's call; the question, the part heard and the cause stay."""
+    rig.provider.script(hang_after_first_token("Half"))
+    continuation_id = await _conversation(rig)
+    heard = asyncio.Event()
+
+    async def on_delta(_: object) -> None:
+        heard.set()
+
+    request = ChatRequest(LOCAL_OWNER, "Go on", continuation_id=continuation_id)
+    task = asyncio.create_task(rig.app.conversations.chat(request, on_delta))
+    await heard.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with asyncio.timeout(5):
+        await rig.provider.chats[0].gone.wait()
+    page = await rig.app.conversations.read(LOCAL_OWNER, continuation_id)
+    assert [(m.role, m.content, m.kind) for m in page.messages[1:]] == [
+        ("user", "Go on", "message"),
+        ("assistant", "Half", "partial"),
+    ]
+
+
+async def test_turn_cancelled_while_its_question_is_being_stored_does_not_stay_pending(rig: Rig) -> None:
+    """The statement may have committed when the caller goes away; the key must not be blocked for a minute."""
+    rig.database.stall()
+    request = ChatRequest(LOCAL_OWNER, "Hello", idempotency_key="key")
+    task = asyncio.create_task(rig.app.conversations.chat(request))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    await asyncio.sleep(0)
+    rig.database.open.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    answer = await rig.app.conversations.chat(request)
+    assert answer.duplicate is False
+    assert len(rig.provider.chats) == 1
+
+
+async def test_deadline_ends_the_wait_and_leaves_time_to_write_the_outcome(rig: Rig) -> None:
+    """A provider that hangs costs the caller its deadline and nothing more."""
+    rig.provider.script(hang_after_first_token("Half"), kimi_answer("whole"))
+    request = ChatRequest(LOCAL_OWNER, "Hello", idempotency_key="key")
+    with with_deadline(3.0), pytest.raises(DeadlineExceeded):
+        await rig.app.conversations.chat(request)
+    again = await rig.app.conversations.chat(request)
+    page = await rig.app.conversations.read(LOCAL_OWNER, again.continuation_id)
+    assert [(m.role, m.kind) for m in page.messages] == [
+        ("user", "message"),
+        ("assistant", "partial"),
+        ("assistant", "message"),
+    ]
+
+
+async def test_lost_reply_of_the_database_is_found_by_repeating(rig: Rig) -> None:
+    """An append whose acknowledgement was lost is repeated with its key and found done."""
+    rig.database.lose_reply_to("append_v1")
+    appended = await rig.app.conversations.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", "once")]))
+    page = await rig.app.conversations.read(LOCAL_OWNER, appended.continuation_id)
+    assert [message.content for message in page.messages] == ["once"]
+
+
+async def test_answer_that_cannot_be_stored_is_handed_over_with_the_error(rig: Rig) -> None:
+    """A paid answer is not thrown away because the database went away meanwhile."""
+    rig.provider.script(stream("gate", chunk({"content": "paid for"}, finish="stop"), event("[DONE]")))
+    task = asyncio.create_task(rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hello")))
+    await rig.provider.arrived(1)
+    rig.database.stall()
+    rig.database.drop()
+    rig.provider.gate.set()
+    with pytest.raises(AnswerNotStored) as caught:
+        await task
+    rig.database.open.set()
+    assert caught.value.details()["content"] == "paid for"
+
+
+async def test_system_prompt_stays_in_force_for_later_turns(rig: Rig) -> None:
+    """It is stored with the first question and leads every later prompt."""
+    first = await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hi", system="Answer in French."))
+    await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Bye", continuation_id=first.continuation_id))
+    roles = [part["role"] for part in rig.provider.chats[-1].body["messages"]]
+    assert roles == ["system", "user", "assistant", "user"]
+
+
+@pytest.mark.parametrize("owner", [Owner("somebody else"), LOCAL_OWNER])
+async def test_unknown_conversation_and_those_of_others_are_not_found(rig: Rig, owner: Owner) -> None:
+    """Other owners' conversations do not exist, warm or cold."""
+    continuation_id = await _conversation(rig)
+    await rig.app.conversations.read(LOCAL_OWNER, continuation_id)
+    asked = continuation_id if owner != LOCAL_OWNER else ContinuationId("never-made")
+    with pytest.raises(NotFound):
+        await rig.app.conversations.read(owner, asked)
+    with pytest.raises(NotFound):
+        await rig.app.conversations.chat(ChatRequest(owner, "Hi", continuation_id=asked))
+    with pytest.raises(NotFound):
+        await rig.app.conversations.append(AppendRequest(owner, [NewMessage("user", "x")], asked))
+    assert rig.provider.chats == []
+
+
+async def test_expected_revision_lets_one_of_two_writers_win(rig: Rig) -> None:
+    """Optimistic writers are told that somebody was faster."""
+    continuation_id = await _conversation(rig)
+    revision = (await rig.app.conversations.read(LOCAL_OWNER, continuation_id)).conversation.revision
+
+    async def write(text: str) -> object:
+        request = AppendRequest(LOCAL_OWNER, [NewMessage("user", text)], continuation_id, expected_revision=revision)
+        try:
+            return await rig.app.conversations.append(request)
+        except Conflict as error:
+            return error.reason
+
+    outcomes = await asyncio.gather(*(write(f"writer {n}") for n in range(8)))
+    assert outcomes.count("revision") == 7
+
+
+async def test_question_that_no_model_could_read_stores_nothing(rig: Rig) -> None:
+    """What is refused is refused before the first statement."""
+    rig.reset()
+    with pytest.raises(InvalidArgument):
+        await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "x" * 4_000_000))
+    with pytest.raises(InvalidArgument):
+        await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hi", model="no-such-model"))
+    assert rig.cost() == (0, 0)
+
+
+async def _conversation(rig: Rig) -> ContinuationId:
+    new = AppendRequest(LOCAL_OWNER, [NewMessage("user", "Before")])
+    return (await rig.app.conversations.append(new)).continuation_id

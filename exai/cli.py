@@ -7,6 +7,7 @@ status, never as a traceback. Imports are late: `exai connect` and a container's
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Coroutine
@@ -139,7 +140,9 @@ def _serve(options: argparse.Namespace) -> int:
     configure_logging(settings.log)
 
     def announce(started: Started) -> None:
-        print(banner(settings, started), flush=True)
+        # Nobody reading the banner is no reason not to serve.
+        with contextlib.suppress(BrokenPipeError):
+            print(banner(settings, started), flush=True)
 
     _run(serve(settings, announce))
     return OK

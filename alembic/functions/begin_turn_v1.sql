@@ -34,12 +34,17 @@ begin
     -- The conversation first, as everywhere; a new one was not locked by the claim.
     perform 1 from public.conversations c where c.id = s.o_conversation_id for no key update;
     update public.turns x
-       set state = 'pending', attempt = x.attempt + 1, finished_at = null,
+       set state = 'pending', attempt = x.attempt + 1, claimed_by = p_turn_id, finished_at = null,
            lease_until = clock_timestamp() + make_interval(secs => p_lease_s), provider = p_provider, model = p_model
-     where x.id = s.o_turn_id and (x.state = 'failed' or (x.state = 'pending' and x.lease_until <= clock_timestamp()));
-    v_status := case when found then 'resumed' end;
+     where x.id = s.o_turn_id
+       and (x.state = 'failed'
+            or (x.state = 'pending' and x.claimed_by <> p_turn_id and x.lease_until <= clock_timestamp()));
     select x.* into t from public.turns x where x.id = s.o_turn_id;
-    v_status := coalesce(v_status, case t.state when 'finished' then 'finished' else 'pending' end);
+    -- The same claimant again did not hear the first answer; it is told again, with all that it may have missed.
+    v_status := case when t.state = 'finished' then 'finished'
+                     when t.claimed_by <> p_turn_id then 'pending'
+                     when t.attempt = 1 then 'started'
+                     else 'resumed' end;
   end if;
   if s.o_conversation_id is not null and v_status <> 'not_found' then
     select c.* into v from public.conversations c where c.id = s.o_conversation_id;
@@ -48,8 +53,8 @@ begin
     end if;
   end if;
 
-  if v_status = 'started' and s.o_base > 0 or v_status = 'resumed' then
-    v_full := not (v_status = 'started' and coalesce(
+  if v_status in ('started', 'resumed') and coalesce(v.next_seq > 1, false) then
+    v_full := not (s.o_status = 'new' and coalesce(
       p_known_high > 0 and p_known_revision between v.edited_revision and s.o_base, false));
     v_before := coalesce(s.o_first, t.first_seq, v.next_seq);
     if not v_full then
@@ -101,7 +106,7 @@ begin
     end loop;
   end if;
 
-  if v_status = 'resumed' then
+  if t.id is not null and v_status in ('started', 'resumed') then
     return query
       select 'stored', x.seq, x.role, x.content, x.created_at, x.kind, x.turn_id::text, nullif(x.metadata, '{}')::text
         from public.messages x
@@ -117,8 +122,10 @@ begin
 
   return query select 'head', null::bigint, null, null, s.o_now, null, null, json_build_object(
     'status', v_status, 'turn_id', coalesce(t.id, s.o_turn_id), 'attempt', coalesce(t.attempt, 1),
-    'base_revision', case when s.o_status = 'new' then s.o_base else v.revision end,
-    'revision', coalesce(v.revision, s.o_revision),
+    'base_revision', case when s.o_status = 'new' then s.o_base when v_status = 'started' then t.revision - 1
+                          else v.revision end,
+    'revision', case when s.o_status <> 'new' and v_status = 'started' then t.revision
+                     else coalesce(v.revision, s.o_revision) end,
     'first_seq', coalesce(t.first_seq, s.o_first), 'last_seq', coalesce(t.last_seq, s.o_last),
     'full', coalesce(v_full, true), 'inc', exai.incarnation_v1(), 'detail', s.o_detail,
     'conversation', case when v.id is not null then exai.header_v1(v) end,

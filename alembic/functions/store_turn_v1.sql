@@ -35,9 +35,9 @@ begin
     v_next := 1;
     o_now := clock_timestamp();
     with t as (
-      insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, attempt,
+      insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by,
                                 lease_until, provider, model, first_seq, last_seq, revision, started_at, finished_at)
-      values (p_turn_id, p_new_id, p_owner, p_key, p_hash, p_tool, p_state, 1,
+      values (p_turn_id, p_new_id, p_owner, p_key, p_hash, p_tool, p_state, p_turn_id,
               o_now + make_interval(secs => p_lease_s), p_provider, p_model,
               case when v_count > 0 then 1 end, nullif(v_count, 0), 1, o_now,
               case when p_state = 'finished' then o_now end)
@@ -74,9 +74,9 @@ begin
     if p_expected is null or p_expected = o_base then
       o_now := greatest(v_updated, clock_timestamp());
       with t as (
-        insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, attempt,
+        insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by,
                                   lease_until, provider, model, first_seq, last_seq, revision, started_at, finished_at)
-        values (p_turn_id, o_conversation_id, p_owner, p_key, p_hash, p_tool, p_state, 1,
+        values (p_turn_id, o_conversation_id, p_owner, p_key, p_hash, p_tool, p_state, p_turn_id,
                 o_now + make_interval(secs => p_lease_s), p_provider, p_model,
                 case when v_count > 0 then v_next end, case when v_count > 0 then v_next + v_count - 1 end,
                 o_base + 1, o_now, case when p_state = 'finished' then o_now end)

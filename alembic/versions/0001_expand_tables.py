@@ -60,6 +60,7 @@ TABLES = (
         tool text not null,
         state text not null,
         attempt integer not null default 1,
+        claimed_by uuid not null,
         lease_until timestamptz not null,
         provider text,
         model text,

@@ -1,0 +1,154 @@
+"""A proxy that counts what a Postgres client costs on the wire, and loses replies as told.
+
+A round trip is counted each time the client begins to send after the server had spoken; so a client that waits for
+every answer shows exactly its round trips. Start-up is counted apart, because a pool pays it once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from types import TracebackType
+
+from tests.support.pg_wire import Streams, dial, hang_up, packet, read_packet, read_start, through
+
+READY = b"Z"
+
+
+class PgProxy:
+    """`async with PgProxy(url) as proxy:` then connect to `proxy.url`."""
+
+    def __init__(self, upstream_url: str) -> None:
+        self._upstream_url = upstream_url
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._lose: str | None = None
+        self.lost = asyncio.Event()
+        self.open = asyncio.Event()
+        self.open.set()
+        self.reset()
+
+    def reset(self) -> None:
+        """Count from nought."""
+        self.connects = self.cancels = self.round_trips = 0
+        self.front: Counter[str] = Counter()
+        self.statements: list[str] = []
+
+    @property
+    def url(self) -> str:
+        assert self._server is not None
+        return through(self._upstream_url, self._server.sockets[0].getsockname()[1])
+
+    async def __aenter__(self) -> PgProxy:
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, problem: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._clients:
+            task.cancel()
+        await asyncio.gather(*self._clients, return_exceptions=True)
+
+    def drop(self) -> None:
+        """Break every connection, as a network that failed."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def lose_reply_to(self, text: str) -> None:
+        """Let the next statement containing `text` reach the server and be carried out, and lose the answer."""
+        self._lose = text
+        self.lost.clear()
+
+    def stall(self) -> None:
+        """Become a black hole: accept everything, deliver nothing, until `open` is set again."""
+        self.open.clear()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._clients.add(task)
+        try:
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+                await self._serve((reader, writer))
+        finally:
+            await hang_up(writer)
+            self._clients.discard(task)
+
+    async def _serve(self, client: Streams) -> None:
+        start = await read_start(*client)
+        await self.open.wait()
+        server = await dial(self._upstream_url)
+        self._writers |= {client[1], server[1]}
+        try:
+            server[1].write(start.raw)
+            if start.cancel is not None:
+                self.cancels += 1
+                await server[1].drain()
+                await server[0].read()
+                return
+            self.connects += 1
+            await _Link(self, client, server).run()
+        finally:
+            await hang_up(server[1])
+            self._writers -= {client[1], server[1]}
+
+    def _heard(self, kind: bytes, body: bytes) -> bool:
+        """Note a packet of a client; true if its answer is to be lost."""
+        self.front[kind.decode()] += 1
+        if kind not in (b"P", b"Q"):
+            return False
+        text = (body.split(b"\0")[1] if kind == b"P" else body.split(b"\0")[0]).decode()
+        self.statements.append(text)
+        if self._lose is not None and self._lose in text:
+            self._lose = None
+            return True
+        return False
+
+
+class _Link:
+    """One client's connection."""
+
+    def __init__(self, proxy: PgProxy, client: Streams, server: Streams) -> None:
+        self._proxy, self._client, self._server = proxy, client, server
+        self._started = False
+        self._server_spoke = True
+        self._losing = False
+
+    async def run(self) -> None:
+        directions = {asyncio.create_task(self._up()), asyncio.create_task(self._down())}
+        try:
+            await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in directions:
+                task.cancel()
+            await asyncio.gather(*directions, return_exceptions=True)
+
+    async def _up(self) -> None:
+        while True:
+            kind, body = await read_packet(self._client[0])
+            if self._started and kind != b"X":
+                if self._server_spoke:
+                    self._proxy.round_trips += 1
+                self._losing = self._proxy._heard(kind, body) or self._losing
+            self._server_spoke = False
+            await self._proxy.open.wait()
+            self._server[1].write(packet(kind, body))
+
+    async def _down(self) -> None:
+        while True:
+            kind, body = await read_packet(self._server[0])
+            self._server_spoke = True
+            await self._proxy.open.wait()
+            if self._losing:
+                if kind == READY:
+                    self._proxy.lost.set()
+                    return
+                continue
+            self._client[1].write(packet(kind, body))
+            if kind == READY:
+                self._started = True

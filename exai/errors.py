@@ -249,7 +249,7 @@ class BlobError(DependencyError):
 
 
 class ProviderError(DependencyError):
-    """A model provider failed. `request_id` is the provider's own, for its support; `status` the HTTP status or None."""
+    """A model provider failed. `request_id` is the provider's own, for its support; `status` is HTTP's, or None."""
 
     code = "provider"
 

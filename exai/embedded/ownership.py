@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -32,6 +33,7 @@ SOCKET_PATH_MAX_BYTES = 103
 """The least any of our platforms allows, which is macOS's; Linux has 107."""
 
 LONGEST_SOCKET_NAME = "exai-12345678/.s.PGSQL.5432"
+PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./+@ -]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +160,7 @@ def read_running(data_dir: Path) -> Running | None:
     try:
         said: dict[str, Any] = json.loads((data_dir / "running.json").read_text(encoding="utf-8"))
         return Running(**said | {"sockets": tuple(said["sockets"])})
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -174,25 +176,42 @@ def accepts(path: str) -> bool:
 
 
 def make_socket_dir(data_dir: Path) -> Path:
-    """A new private directory with a path short enough for sockets; those of earlier runs are removed."""
+    """A new private directory with a path short enough for sockets; those of earlier runs are removed.
+
+    In the data directory where that is possible: nobody tidies up there, and it goes when the data goes.
+    """
     earlier = read_running(data_dir)
     if earlier is not None:
         remove_socket_dir(Path(earlier.socket_dir))
-    runtime_dir = os.environ.get("XDG_RUNTIME_DIR")
-    for parent in (runtime_dir, tempfile.gettempdir(), "/tmp", str(data_dir)):  # noqa: S108
-        if parent and fits(parent):
+    for parent in (str(data_dir), os.environ.get("XDG_RUNTIME_DIR", ""), tempfile.gettempdir(), "/tmp"):  # noqa: S108
+        if fits(parent):
             with suppress(OSError):
-                return Path(tempfile.mkdtemp(prefix="exai-", dir=parent))
+                return new_socket_dir(parent)
     raise StartupError(
         "embedded servers",
-        "no directory for their sockets: neither the temporary directory nor the data directory can be written",
+        "no directory for their sockets: the path of the data directory is too long or not plain, and no directory for "
+        "temporary files can be written",
         "Point TMPDIR at a directory with a short path that this user can write",
     )
 
 
 def fits(parent: str) -> bool:
-    """Whether sockets below it can be addressed: database drivers take a comma for the start of another host."""
-    return "," not in parent and len(os.fsencode(Path(parent, LONGEST_SOCKET_NAME))) <= SOCKET_PATH_MAX_BYTES
+    """Whether sockets below it can be addressed: by the kernel, and by drivers, to which commas and more are syntax."""
+    short = len(os.fsencode(Path(parent, LONGEST_SOCKET_NAME))) <= SOCKET_PATH_MAX_BYTES
+    return short and PLAIN_PATH.fullmatch(parent) is not None
+
+
+def new_socket_dir(parent: str) -> Path:
+    """Raises OSError where there can be none: some shared and network file systems hold files but no sockets."""
+    directory = Path(tempfile.mkdtemp(prefix="exai-", dir=parent))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.bind(str(directory / "probe"))
+            (directory / "probe").unlink()
+        except OSError:
+            directory.rmdir()
+            raise
+    return directory
 
 
 def remove_socket_dir(path: Path) -> None:

@@ -16,10 +16,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from exai.embedded.ownership import read_running, remove_socket_dir
 from tests.support.waiting import wait_until
 
 PROGRAM = Path(__file__).with_name("embedded_program.py")
 ROOT = PROGRAM.parents[2]
+GRACE_S = 5.0
 END_LIMIT_S = 30.0
 
 
@@ -79,13 +81,20 @@ def program(
             run.listen()
         yield run
     finally:
+        # In its own way if it can, so that it tidies up behind itself.
+        process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_S)
         for pid in {process.pid} | run.family | descendants(process.pid):
-            if is_alive(pid):
-                os.kill(pid, signal.SIGKILL)
+            # It may end by itself between the question and the signal.
+            with suppress(ProcessLookupError):
+                if is_alive(pid):
+                    os.kill(pid, signal.SIGKILL)
         process.wait(END_LIMIT_S)
-        for stream in (process.stdin, process.stdout):
-            if stream is not None and not stream.closed:
-                stream.close()
+        process.stdout.close()
+        left = read_running(Path(plan["data_dir"]))
+        if left is not None and left.pid == process.pid:
+            remove_socket_dir(Path(left.socket_dir))
 
 
 def descendants(pid: int) -> set[int]:

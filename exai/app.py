@@ -160,8 +160,11 @@ def components(database: Database, cache: ConversationCache, providers: Provider
             return Probed("off", "every read is one database round trip")
         if status.state == "down":
             return Probed("down", status.problem or "no answer")
+        starting = status.licence_age_s is None and status.problem is None
         bound = f"{status.server}, at most {status.bound_s:g} s stale"
-        return Probed("ok" if status.state == "ok" else "degraded", f"{bound}, {status.state}")
+        if status.state == "ok" or starting:
+            return Probed("ok", bound)
+        return Probed("degraded", f"{bound}, entries live that long only: {status.problem}")
 
     def provider_probe(name: str) -> Probe:
         async def probe() -> Probed:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +21,7 @@ def run_serve(settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(  # noqa: PLW1510 - its status is what is looked at
         [sys.executable, "-m", "exai", "serve"],
         env=environment({"PYTHONPATH": str(ROOT), **settings}),
-        cwd=ROOT,
+        cwd=tempfile.gettempdir(),
         capture_output=True,
         text=True,
         timeout=60,

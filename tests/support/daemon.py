@@ -10,6 +10,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,20 +75,21 @@ def environment(overrides: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def start_daemon(overrides: Mapping[str, str], *, cwd: Path | None = None) -> Iterator[Daemon]:
-    """Start a daemon and wait until it has said its address."""
-    descriptor, name = tempfile.mkstemp(prefix="exai-daemon-", suffix=".log")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "exai", "serve"],
-        env=environment({"PYTHONPATH": str(ROOT), **overrides}),
-        cwd=cwd or ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=descriptor,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    os.close(descriptor)
-    daemon = Daemon(process, Path(name))
+def start_daemon(overrides: Mapping[str, str]) -> Iterator[Daemon]:
+    """Start a daemon and wait until it has said its address; it runs where no `.env` of a developer is."""
+    directory = Path(tempfile.mkdtemp(prefix="exai-daemon-"))
+    log = directory / "output.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "exai", "serve"],
+            env=environment({"PYTHONPATH": str(ROOT), **overrides}),
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    daemon = Daemon(process, log)
     try:
         _await_address(daemon)
         yield daemon
@@ -95,7 +97,7 @@ def start_daemon(overrides: Mapping[str, str], *, cwd: Path | None = None) -> It
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(STOP_LIMIT_S)
-        daemon.log.unlink()
+        shutil.rmtree(directory)
 
 
 def _await_address(daemon: Daemon) -> None:

@@ -1,0 +1,25 @@
+"""A recorder that keeps what it is told, for asserting cost as well as result."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+
+class Counters:
+    """`recorder["name", "label value", ...]` is a counter's value; gauges are their last."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, ...]] = Counter()
+        self.gauges: dict[tuple[str, ...], float] = {}
+
+    def __getitem__(self, key: tuple[str, ...] | str) -> float:
+        return self.counts[key if isinstance(key, tuple) else (key,)]
+
+    def count(self, name: str, value: float = 1, /, **labels: str) -> None:
+        self.counts[name, *labels.values()] += value
+
+    def observe(self, name: str, value: float, /, **labels: str) -> None:
+        pass
+
+    def gauge(self, name: str, value: float, /, **labels: str) -> None:
+        self.gauges[name, *labels.values()] = value

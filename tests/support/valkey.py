@@ -1,0 +1,99 @@
+"""Valkey processes of a test's own: any settings, killed and started again on the same address, in groups.
+
+Invariant: no process and no file outlives the `with` block.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Self
+
+import redis
+
+from exai.embedded.valkey import ValkeyBinary, find_valkey
+
+START_LIMIT_S = 10.0
+
+
+def free_port() -> int:
+    """A port nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+class Valkey:
+    """`with Valkey() as server:` one process; `options` are its settings, a flag being an empty text."""
+
+    def __init__(self, *, sentinel: bool = False, **options: str) -> None:
+        self.port = free_port()
+        self._sentinel, self._options = sentinel, options
+        self._directory = tempfile.TemporaryDirectory(prefix="exai-valkey-")
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        return "127.0.0.1", self.port
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._directory.cleanup()
+
+    def start(self) -> None:
+        """Run, on the same port and files as before, and wait until it answers."""
+        if self._process is not None and self._process.poll() is None:
+            self.thaw()
+            return
+        directory = Path(self._directory.name)
+        config = directory / "valkey.conf"
+        if not config.exists():
+            options = {"port": str(self.port), "bind": "127.0.0.1", "dir": str(directory)} | self._options
+            if not self._sentinel:
+                options = {"save": '""', "enable-debug-command": "yes"} | options
+            config.write_text("".join(f"{name.replace('_', '-')} {value}\n" for name, value in options.items()))
+        binary = find_valkey()
+        assert isinstance(binary, ValkeyBinary), binary
+        with (directory / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [str(binary.path), str(config), *(["--sentinel"] if self._sentinel else [])], stdout=log, stderr=log
+            )
+        with redis.Redis(port=self.port, socket_connect_timeout=START_LIMIT_S) as client:
+            client.set_retry(redis.retry.Retry(redis.backoff.ConstantBackoff(0.02), int(START_LIMIT_S / 0.02)))
+            client.ping()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGCONT)
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay open and nothing is answered."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """SIGCONT."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
+    def do(self, *command: Any) -> Any:
+        """One command on a connection of its own."""
+        with redis.Redis(port=self.port, socket_timeout=START_LIMIT_S, protocol=2) as client:
+            return client.execute_command(*command)

@@ -22,9 +22,8 @@ from exai.mcp.server import McpServer
 from exai.mcp.session import Session
 from exai.models import Owner
 
-BODY_TIMEOUT_S = 60.0
-QUIET_S = 15.0
-"""A stream says something at least this often; several clients cut a silent one after some minutes."""
+BODY_PATIENCE = 6.0
+"""How many times longer than a head a body may take: it is up to 8 MiB."""
 
 JSON_TYPE = b"application/json"
 STREAM_TYPE = b"text/event-stream"
@@ -53,6 +52,8 @@ class HttpDoor:
 
     def __init__(self, server: McpServer) -> None:
         self._server = server
+        # A stream says something at least this often: several clients cut a silent one after some minutes.
+        self._quiet_s = server.settings.progress_interval_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: AsgiSend) -> None:
         """Serve one request."""
@@ -83,7 +84,7 @@ class HttpDoor:
         """Read the whole body; None when it is too large."""
         limit = self._server.settings.message_max_bytes
         body = bytearray()
-        async with asyncio.timeout(BODY_TIMEOUT_S):
+        async with asyncio.timeout(BODY_PATIENCE * self._server.settings.handshake_timeout_s):
             while True:
                 event = await receive()
                 if event["type"] == "http.disconnect":
@@ -125,7 +126,7 @@ class HttpDoor:
         if session.connection.listening:
             await self._stream(session, None, reply)
             return
-        first = await self._first(session, wait_s=QUIET_S if may_stream else None)
+        first = await self._first(session, wait_s=self._quiet_s if may_stream else None)
         if first is not None and not session.connection.in_flight and not len(session.outbox):
             await reply.json(_status(first.error, at_the_door=at_the_door), first.data)
         elif not may_stream:
@@ -160,7 +161,7 @@ class HttpDoor:
             if not len(session.outbox) and not session.connection.in_flight and not session.connection.listening:
                 break
             try:
-                async with asyncio.timeout(QUIET_S):
+                async with asyncio.timeout(self._quiet_s):
                     message = await session.outbox.get()
             except TimeoutError:
                 message = None

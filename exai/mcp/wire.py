@@ -147,7 +147,7 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.close_timeout = CLOSE_TIMEOUT_S
+        self.close_timeout = min(CLOSE_TIMEOUT_S, self.limits.send_timeout_s)
         self._handshake_timer = self.loop.call_later(self.limits.handshake_timeout_s, self._handshake_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:

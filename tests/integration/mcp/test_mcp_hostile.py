@@ -73,6 +73,12 @@ class TestHeads:
             await peer.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-Y: z\r\n" * 20_000)
             assert b" 431 " in await peer.head()
 
+    async def test_an_upgrade_with_absurdly_many_headers_ends(self, server: Running) -> None:
+        """It is not answered and must not stay."""
+        async with raw_peer(server.port) as peer:
+            await peer.send(b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X-Y: z\r\n" * 300 + UPGRADE)
+            assert b" 101 " not in await peer.rest()
+
     @pytest.mark.parametrize(
         "head",
         [
@@ -184,6 +190,16 @@ class TestSlowReaders:
             await peer.upgrade()
             await peer.frame(orjson.dumps(modern(1, "tools/call", tool_call("slow"))))
             assert await peer.close_code() == 1011
+            await server.tools.gate.cancelled()
+
+    async def test_a_peer_that_reads_neither_answer_nor_ping_is_dropped(self) -> None:
+        """Nothing further is sent to it, so no send can time out; only the missing pong tells."""
+        settings = fast_settings(send_timeout_s=0.3, ping_interval_s=0.2, ping_timeout_s=0.2)
+        async with running_server(settings) as server, raw_peer(server.port, receive_buffer=4096) as peer:
+            await peer.upgrade()
+            await peer.frame(orjson.dumps(modern(1, "tools/call", tool_call("big", size=1_000_000))))
+            await peer.frame(orjson.dumps(modern(2, "tools/call", tool_call("slow"))))
+            await server.tools.gate.arrived()
             await server.tools.gate.cancelled()
 
     async def test_a_peer_that_vanishes_has_its_calls_stopped(self, server: Running) -> None:

@@ -17,7 +17,6 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from exai.mcp import http
 from exai.mcp.asgi import build_asgi
 from exai.mcp.edge import Refusal
 from exai.mcp.eras import META_VERSION
@@ -167,16 +166,16 @@ class TestStatelessEra:
         found = await post(client, modern(1, "tools/call", tool_call("nope")))
         assert (found.status_code, found.json()["error"]["code"]) == (200, -32602)
 
-    async def test_a_quiet_stream_is_kept_alive(
-        self, server: Running, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    async def test_a_quiet_stream_is_kept_alive(self) -> None:
         """Comments, because several clients cut a silent body."""
-        monkeypatch.setattr(http, "QUIET_S", 0.05)
         message = modern(1, "tools/call", tool_call("slow"))
-        async with client.stream("POST", "/mcp", json=message, headers=mirrored(message)) as response:
-            lines = response.aiter_lines()
+        async with (
+            running_server(fast_settings(progress_interval_s=0.05)) as server,
+            httpx.AsyncClient(base_url=server.http, timeout=WAIT_S) as client,
+            client.stream("POST", "/mcp", json=message, headers=mirrored(message)) as response,
+        ):
             comments = 0
-            async for line in lines:
+            async for line in response.aiter_lines():
                 comments += line == ":"
                 if comments == 2:
                     server.tools.gate.open.set()
@@ -310,15 +309,24 @@ class TestRefusals:
             assert found.status_code == 413
             assert (await client.post("/mcp", json=request(1, "ping"))).status_code == 200
 
-    async def test_a_body_that_drips_is_not_waited_for(self, server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_a_body_that_drips_is_not_waited_for(self) -> None:
         """408."""
-        monkeypatch.setattr(http, "BODY_TIMEOUT_S", 0.1)
-        async with raw_peer(server.port) as peer:
+        async with running_server(fast_settings(handshake_timeout_s=0.02)) as server, raw_peer(server.port) as peer:
             await peer.send(
                 b"POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
                 b"Content-Length: 100\r\n\r\n{"
             )
             assert b" 408 " in await peer.head()
+
+    async def test_the_rest_of_a_refused_body_is_not_waited_for(self) -> None:
+        """The answer came at once; the connection stays for the rest, but not for ever."""
+        async with running_server(fast_settings(handshake_timeout_s=0.1)) as server, raw_peer(server.port) as peer:
+            await peer.send(
+                b"POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 100000000\r\n\r\n{"
+            )
+            assert b" 413 " in await peer.head()
+            await peer.rest()
 
     async def test_the_authenticator_guards_posts(self) -> None:
         """401 with a challenge; the owner reaches the tools."""

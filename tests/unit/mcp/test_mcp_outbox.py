@@ -1,0 +1,87 @@
+"""The queue in front of one peer: its limit, its order, what is dropped and what waits."""
+
+from __future__ import annotations
+
+import asyncio
+
+from exai.mcp.outbox import Outbox
+from exai.mcp.protocol import Send
+from tests.support.mcp_server import WAIT_S
+
+
+def message(size: int, mark: bytes = b"x") -> Send:
+    return Send(mark * size)
+
+
+async def test_messages_leave_in_the_order_they_came() -> None:
+    """An answer must not overtake the progress before it."""
+    outbox = Outbox(100)
+    for mark in (b"a", b"b", b"c"):
+        await outbox.put(message(10, mark))
+    assert [(await outbox.get() or Send(b"")).data[:1] for _ in range(3)] == [b"a", b"b", b"c"]
+
+
+async def test_answers_wait_for_room() -> None:
+    """Memory is bounded by the limit, not by the peer."""
+    outbox = Outbox(100)
+    await outbox.put(message(90))
+    waiting = asyncio.create_task(outbox.put(message(20)))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await outbox.get()
+    async with asyncio.timeout(WAIT_S):
+        await waiting
+    assert len(outbox) == 1
+
+
+async def test_a_message_larger_than_the_limit_passes_alone() -> None:
+    """Otherwise it would wait for ever."""
+    outbox = Outbox(100)
+    async with asyncio.timeout(WAIT_S):
+        await outbox.put(message(1_000))
+    assert len(outbox) == 1
+
+
+async def test_progress_is_dropped_when_half_is_taken() -> None:
+    """The other half is left to answers."""
+    outbox = Outbox(100)
+    assert outbox.offer(message(40))
+    assert not outbox.offer(message(20))
+    await outbox.put(message(60))
+    assert len(outbox) == 2
+
+
+async def test_forced_messages_need_no_room_but_have_a_limit() -> None:
+    """What is said at shutdown is small; a peer that reads nothing still cannot make it grow."""
+    outbox = Outbox(100)
+    await outbox.put(message(100))
+    outbox.force(message(50))
+    outbox.force(message(60))
+    outbox.force(message(60))
+    assert len(outbox) == 3
+
+
+async def test_a_closed_outbox_is_emptied_and_then_ends() -> None:
+    """Nothing new, nothing lost."""
+    outbox = Outbox(100)
+    await outbox.put(message(10))
+    outbox.close()
+    await outbox.put(message(10))
+    assert not outbox.offer(message(10))
+    assert await outbox.get() is not None
+    assert await outbox.get() is None
+
+
+async def test_closing_lets_everybody_go() -> None:
+    """A reader that waits for messages, writers that wait for room."""
+    empty, full = Outbox(100), Outbox(100)
+    await full.put(message(100))
+    reader = asyncio.create_task(empty.get())
+    writers = [asyncio.create_task(full.put(message(100))) for _ in range(3)]
+    await asyncio.sleep(0)
+    empty.close()
+    full.close(discard=True)
+    async with asyncio.timeout(WAIT_S):
+        assert await reader is None
+        await asyncio.gather(*writers)
+    assert await full.get() is None

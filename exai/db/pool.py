@@ -111,8 +111,9 @@ class Database:
         try:
             return await self._connections.take(min(limit_s, self._settings.acquire_timeout_s))
         except TimeoutError as error:
-            down = self._connections.last_error
-            raise _failed(down or error, "connecting" if down else "waiting") from (down or error)
+            whole = self._connections.in_use == self._connections.size
+            cause = self._connections.last_error or error
+            raise _failed(cause, "waiting" if whole else "connecting") from cause
 
     def _limit_s(self, statement: Statement) -> float:
         left_s = remaining_s()

@@ -73,7 +73,7 @@ class PgProxy:
         assert task is not None
         self._clients.add(task)
         try:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 await self._serve((reader, writer))
         finally:
             await hang_up(writer)

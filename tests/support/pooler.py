@@ -81,7 +81,7 @@ class Pooler:
         assert task is not None
         self._clients.add(task)
         try:
-            with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
                 await self._serve((reader, writer))
         finally:
             await hang_up(writer)

@@ -1,0 +1,262 @@
+"""Chat turns: two statements, taken up again after a failure, answered again after a success."""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+
+import pytest
+
+from exai.db.conversations import ConversationRepository, Known
+from exai.models import LOCAL_OWNER, Message, NewMessage, Usage
+from tests.support.database import appending, beginning, contents_of, conversation_of, ending, new_id
+
+
+def contents(messages: tuple[Message, ...]) -> list[str]:
+    return [message.content for message in messages]
+
+
+async def test_a_turn_stores_question_and_answer(repository: ConversationRepository) -> None:
+    """Promise 3: begin and finish, and the history comes with the first."""
+    name = (await conversation_of(repository, "one", "two")).continuation_id
+    begun = await repository.begin_turn(beginning(name, "question"))
+    assert (begun.status, begun.attempt, begun.full) == ("started", 1, True)
+    assert contents(begun.history) == ["one", "two"]
+    assert contents(begun.stored) == ["question"]
+    assert (begun.first_seq, begun.last_seq, begun.base_revision, begun.revision) == (3, 3, 1, 2)
+    finished = await repository.finish_turn(ending(begun.turn_id, "answer"))
+    assert (finished.status, finished.seq, finished.base_revision, finished.revision) == ("finished", 4, 2, 3)
+    page = await repository.read_page(LOCAL_OWNER, name)
+    assert page.messages[2:] == (*begun.stored, *finished.stored)
+    assert page.conversation == finished.conversation
+    assert page.messages[3].turn_id == begun.turn_id
+
+
+async def test_a_turn_without_a_name_makes_a_conversation(repository: ConversationRepository) -> None:
+    """System message and question are one block."""
+    messages = [NewMessage("system", "rules"), NewMessage("user", "question")]
+    begun = await repository.begin_turn(beginning(None, messages=messages))
+    assert (begun.status, begun.base_revision, begun.revision, begun.first_seq, begun.last_seq) == (
+        "started",
+        0,
+        1,
+        1,
+        2,
+    )
+    assert (begun.history, begun.system) == ((), None)
+    assert begun.conversation is not None
+
+
+async def test_a_finished_key_returns_the_reply(repository: ConversationRepository) -> None:
+    """Promise 6: no second model call; usage, cost and metadata come back exactly."""
+    key = new_id()
+    begun = await repository.begin_turn(beginning(None, "question", key=key))
+    usage = Usage(input_tokens=10, output_tokens=7, cached_tokens=3, reasoning_tokens=2)
+    end = ending(begun.turn_id, "answer", usage=usage, cost_usd=Decimal("0.001234"), metadata={"finish_reason": "stop"})
+    finished = await repository.finish_turn(end)
+    again = await repository.begin_turn(beginning(None, "question", key=key))
+    assert again.status == "finished"
+    assert again.reply is not None
+    assert (again.reply.content, again.reply.seq) == ("answer", finished.seq)
+    assert (again.reply.usage, again.reply.cost_usd) == (usage, Decimal("0.001234"))
+    assert (again.reply.provider, again.reply.model) == ("kimi", "model")
+    assert again.reply.metadata == {"finish_reason": "stop"}
+    assert again.conversation is not None
+    assert len(await contents_of(repository, again.conversation.continuation_id)) == 2
+
+
+async def test_a_running_key_is_pending_for_everybody_else(repository: ConversationRepository) -> None:
+    """The lease says who is at it."""
+    key = new_id()
+    begun = await repository.begin_turn(beginning(None, "question", key=key))
+    other = await repository.begin_turn(beginning(None, "question", key=key))
+    assert (other.status, other.turn_id, other.stored) == ("pending", begun.turn_id, ())
+    assert other.lease_left_s is not None
+    assert 0 < other.lease_left_s <= 60
+
+
+async def test_concurrent_duplicates_start_one_turn(repository: ConversationRepository) -> None:
+    """One model call, however many requests."""
+    name = (await conversation_of(repository, "one")).continuation_id
+    for target in (None, name):
+        key = new_id()
+        results = await asyncio.gather(*(repository.begin_turn(beginning(target, "q", key=key)) for _ in range(4)))
+        assert sorted(result.status for result in results) == ["pending", "pending", "pending", "started"]
+
+
+async def test_a_failed_turn_is_resumed_without_storing_the_question_again(repository: ConversationRepository) -> None:
+    """The history is what it was when the question was asked: the partial answer after it is not part of it."""
+    name = (await conversation_of(repository, "one")).continuation_id
+    key = new_id()
+    begun = await repository.begin_turn(beginning(name, "question", key=key))
+    partial = [NewMessage("assistant", "half an ans", kind="partial")]
+    failed = await repository.finish_turn(
+        ending(begun.turn_id, state="failed", messages=partial, error={"code": "provider_broken"})
+    )
+    assert (failed.status, failed.seq) == ("finished", 3)
+    again = await repository.begin_turn(beginning(name, "question", key=key, known=Known(2, 1, 2, 10)))
+    assert (again.status, again.attempt, again.full) == ("resumed", 2, True)
+    assert again.error == {"code": "provider_broken"}
+    assert contents(again.history) == ["one"]
+    assert contents(again.stored) == ["question"]
+    assert again.base_revision == again.revision == failed.revision
+    finished = await repository.finish_turn(ending(again.turn_id, "answer", attempt=2))
+    assert finished.status == "finished"
+    assert await contents_of(repository, name) == ["one", "question", "half an ans", "answer"]
+
+
+async def test_a_failure_without_text_leaves_the_revision(repository: ConversationRepository) -> None:
+    """Nothing a reader sees has changed."""
+    begun = await repository.begin_turn(beginning(None, "question"))
+    failed = await repository.finish_turn(ending(begun.turn_id, state="failed", error={"code": "x"}))
+    assert (failed.status, failed.seq, failed.stored) == ("finished", None, ())
+    assert failed.base_revision == failed.revision == begun.revision
+
+
+async def test_an_attempt_whose_lease_ran_out_is_superseded(repository: ConversationRepository) -> None:
+    """Its daemon is thought dead; if it is not, its answer comes too late and is not stored."""
+    key = new_id()
+    begun = await repository.begin_turn(beginning(None, "question", key=key, lease_s=0.0))
+    taken_over = await repository.begin_turn(beginning(None, "question", key=key))
+    assert (taken_over.status, taken_over.attempt, taken_over.turn_id) == ("resumed", 2, begun.turn_id)
+    late = await repository.finish_turn(ending(begun.turn_id, "late", attempt=1))
+    assert (late.status, late.seq, late.stored) == ("superseded", None, ())
+    assert (await repository.finish_turn(ending(begun.turn_id, "answer", attempt=2))).status == "finished"
+    assert (await repository.finish_turn(ending(begun.turn_id, "late", attempt=1))).status == "superseded"
+
+
+async def test_a_lease_that_is_renewed_is_not_taken_over(repository: ConversationRepository) -> None:
+    """And only turns that still run are renewed."""
+    key = new_id()
+    begun = await repository.begin_turn(beginning(None, "question", key=key, lease_s=0.0))
+    done = await repository.begin_turn(beginning(None, "question"))
+    await repository.finish_turn(ending(done.turn_id, "answer"))
+    renewed = await repository.renew_leases([begun.turn_id, done.turn_id], lease_s=60)
+    assert renewed == {begun.turn_id}
+    assert (await repository.begin_turn(beginning(None, "question", key=key))).status == "pending"
+
+
+async def test_a_failed_turn_asked_again_by_the_same_request_is_a_new_attempt(
+    repository: ConversationRepository,
+) -> None:
+    """Only a pending turn of the same claimant is the repeat of a lost reply."""
+    start = beginning(None, "question")
+    begun = await repository.begin_turn(start)
+    await repository.finish_turn(ending(begun.turn_id, state="failed"))
+    again = await repository.begin_turn(start)
+    assert (again.status, again.attempt) == ("resumed", 2)
+
+
+async def test_a_repeated_finish_gets_the_same_answer(repository: ConversationRepository) -> None:
+    """Whatever has happened to the conversation meanwhile."""
+    begun = await repository.begin_turn(beginning(None, "question"))
+    assert begun.conversation is not None
+    end = ending(begun.turn_id, "answer")
+    first = await repository.finish_turn(end)
+    await repository.append(appending(begun.conversation.continuation_id, "more"))
+    again = await repository.finish_turn(end)
+    assert again.status == "duplicate"
+    assert (again.seq, again.base_revision, again.revision) == (first.seq, first.base_revision, first.revision)
+    assert again.stored == first.stored
+
+
+async def test_concurrent_finishes_store_one_reply(repository: ConversationRepository) -> None:
+    """A finish that was given up and repeated may still be running."""
+    begun = await repository.begin_turn(beginning(None, "question"))
+    results = await asyncio.gather(*(repository.finish_turn(ending(begun.turn_id, "answer")) for _ in range(4)))
+    assert sorted(result.status for result in results) == ["duplicate", "duplicate", "duplicate", "finished"]
+
+
+async def test_finishing_nothing_is_superseded(repository: ConversationRepository) -> None:
+    """A turn that does not exist, or belongs to another owner."""
+    begun = await repository.begin_turn(beginning(None, "question"))
+    assert (await repository.finish_turn(ending(new_id(), "x"))).status == "superseded"
+    assert (await repository.finish_turn(ending(begun.turn_id, "x", owner="other"))).status == "superseded"
+
+
+async def test_only_what_the_cache_lacks_comes_back(repository: ConversationRepository) -> None:
+    """Known messages are not sent again; newer ones are."""
+    name = (await conversation_of(repository, "one", "two")).continuation_id
+    await repository.append(appending(name, "three"))
+    begun = await repository.begin_turn(beginning(name, "question", known=Known(1, 1, 2, 6)))
+    assert (begun.full, contents(begun.history)) == (False, ["three"])
+    begun = await repository.begin_turn(beginning(name, "question", known=Known(3, 4, 4, 8)))
+    assert (begun.full, contents(begun.history)) == (False, ["one", "two", "three"])
+
+
+async def test_a_known_future_or_edited_past_is_no_knowledge(repository: ConversationRepository) -> None:
+    """A cache that is ahead has seen commits that were lost; one older than an edit holds text that is gone."""
+    name = (await conversation_of(repository, "one", "two")).continuation_id
+    ahead = await repository.begin_turn(beginning(name, "q", known=Known(9, 1, 2, 6)))
+    assert (ahead.full, contents(ahead.history)) == (True, ["one", "two"])
+
+
+async def test_history_is_bounded_by_its_budget_from_the_newest_backwards(repository: ConversationRepository) -> None:
+    """Promise 8: within the window, oldest first; the oldest are what is left out."""
+    name = (await conversation_of(repository, *(f"{i:03}" + "x" * 81 for i in range(100)))).continuation_id
+    begun = await repository.begin_turn(beginning(name, "question", budget_bytes=1000))
+    assert [content[:3] for content in contents(begun.history)] == [f"{i:03}" for i in range(90, 100)]
+    assert begun.full
+    nothing = await repository.begin_turn(beginning(name, "question", budget_bytes=0))
+    assert nothing.history == ()
+
+
+async def test_the_size_of_what_is_known_counts_against_the_budget(repository: ConversationRepository) -> None:
+    """Budget is for the whole prompt, wherever its parts come from."""
+    name = (await conversation_of(repository, *(f"{i:03}" + "x" * 81 for i in range(100)))).continuation_id
+    known = Known(1, 91, 100, 500)
+    begun = await repository.begin_turn(beginning(name, "question", budget_bytes=1000, known=known))
+    assert [content[:3] for content in contents(begun.history)] == [f"{i:03}" for i in range(85, 90)]
+    assert not begun.full
+
+
+async def test_knowledge_cut_off_from_what_is_newer_is_of_no_use(repository: ConversationRepository) -> None:
+    """Otherwise the prompt would have a hole."""
+    name = (await conversation_of(repository, *(f"{i:03}" + "x" * 81 for i in range(10)))).continuation_id
+    await repository.append(appending(name, *(f"{i:03}" + "x" * 81 for i in range(10, 30))))
+    begun = await repository.begin_turn(beginning(name, "question", budget_bytes=1000, known=Known(1, 1, 10, 840)))
+    assert begun.full
+    assert [content[:3] for content in contents(begun.history)] == [f"{i:03}" for i in range(20, 30)]
+
+
+async def test_the_newest_system_message_beyond_the_budget_comes_along(repository: ConversationRepository) -> None:
+    """Rules given at the start hold, however long ago that was."""
+    messages = [
+        NewMessage("system", "old rules"),
+        NewMessage("user", "x"),
+        NewMessage("system", "rules"),
+        *[NewMessage("user", "x" * 84)] * 20,
+    ]
+    result = await repository.append(appending(None, messages=messages))
+    assert result.conversation is not None
+    name = result.conversation.continuation_id
+    begun = await repository.begin_turn(beginning(name, "question", budget_bytes=1000))
+    assert begun.system is not None
+    assert (begun.system.content, begun.system.seq) == ("rules", 3)
+    known = await repository.begin_turn(beginning(name, "q", budget_bytes=100, known=Known(1, 4, 23, 100)))
+    assert known.system is not None
+    assert known.system.content == "rules"
+
+
+async def test_expected_revision_guards_a_turn(repository: ConversationRepository) -> None:
+    """A question asked of a state that is gone is not stored."""
+    conversation = await conversation_of(repository, "one")
+    name = conversation.continuation_id
+    await repository.append(appending(name, "two"))
+    refused = await repository.begin_turn(beginning(name, "q", expected_revision=conversation.revision))
+    assert (refused.status, refused.revision, refused.conversation) == ("conflict_revision", 2, None)
+    assert await contents_of(repository, name) == ["one", "two"]
+
+
+@pytest.mark.parametrize("finish", [False, True])
+async def test_how_far_a_turn_has_come_can_be_seen(repository: ConversationRepository, finish: bool) -> None:
+    """For those who wait for somebody else's turn."""
+    key = new_id()
+    begun = await repository.begin_turn(beginning(None, "question", key=key))
+    if finish:
+        await repository.finish_turn(ending(begun.turn_id, "answer"))
+    seen = await repository.wait_turn(LOCAL_OWNER, key)
+    assert seen is not None
+    assert (seen.turn_id, seen.state) == (begun.turn_id, "finished" if finish else "pending")
+    assert (seen.reply.content if seen.reply else None) == ("answer" if finish else None)
+    assert await repository.wait_turn(LOCAL_OWNER, "unknown") is None

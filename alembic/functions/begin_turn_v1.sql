@@ -16,6 +16,7 @@ as $$
 declare
   c_max_depth constant integer := 64;
   c_message_overhead constant integer := 16;
+  c_batch constant integer := 50;
   s record;
   m record;
   v public.conversations;
@@ -26,6 +27,7 @@ declare
   v_floor bigint := 0;
   v_before bigint;
   v_left bigint := p_budget;
+  v_found integer;
 begin
   s := exai.store_turn_v1(p_owner, p_continuation_id, p_new_id, p_turn_id, p_key, p_hash, p_tool, p_title, 'pending',
                           p_lease_s, p_provider, p_model, p_roles, p_contents, p_kinds, p_metadata, p_files, p_expected);
@@ -63,12 +65,15 @@ begin
     w := v;
     <<walk>>
     for v_depth in 0 .. c_max_depth loop
-      for v_segment in 1 .. 2 loop
+      loop
+        -- In batches, because without a limit the planner may sort the whole conversation first.
+        v_found := 0;
         for m in
           select x.seq, x.role, x.content, x.created_at, x.kind, x.turn_id, x.metadata
             from public.messages x
            where x.conversation_id = w.id and x.seq < v_before and x.seq > v_floor
            order by x.seq desc
+           limit c_batch
         loop
           v_left := v_left - octet_length(m.content) - c_message_overhead;
           if v_left < 0 then
@@ -80,7 +85,9 @@ begin
           kind := m.kind; turn_id := m.turn_id; data := nullif(m.metadata, '{}');
           return next;
           v_before := m.seq;
+          v_found := v_found + 1;
         end loop;
+        continue when v_found = c_batch;
         exit when v_floor = 0 or v_before <> v_floor + 1;
         v_left := v_left - p_known_size;
         v_before := p_known_low;

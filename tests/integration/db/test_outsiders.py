@@ -1,0 +1,134 @@
+"""What others write (a dashboard, older clients, SQL by hand) is numbered and noticed like our own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from exai.db.conversations import ConversationRepository, Known
+from exai.db.pool import Database, OneTrip, connect
+from exai.models import LOCAL_OWNER
+from tests.support.database import appending, beginning, contents_of, conversation_of
+
+
+@pytest.fixture
+async def sql(database: Database) -> AsyncIterator[OneTrip]:
+    connection = await connect(database.address, timeout_s=5)
+    yield connection
+    await connection.close()
+
+
+async def revision_of(repository: ConversationRepository, name: str) -> int:
+    return (await repository.read_page(LOCAL_OWNER, name)).conversation.revision  # type: ignore[arg-type]
+
+
+async def test_a_message_without_a_number_gets_the_next_one(repository: ConversationRepository, sql: OneTrip) -> None:
+    """Older clients know nothing of numbers."""
+    conversation = await conversation_of(repository, "one")
+    await sql.execute(
+        "insert into messages (conversation_id, role, content) select $1::text::uuid, 'user', c"
+        " from unnest(array['two', 'three']) c",
+        conversation.id,
+    )
+    await repository.append(appending(conversation.continuation_id, "four"))
+    assert await contents_of(repository, conversation.continuation_id) == ["one", "two", "three", "four"]
+    assert await revision_of(repository, conversation.continuation_id) == 4
+
+
+async def test_outside_and_inside_writers_interleave(repository: ConversationRepository, sql: OneTrip) -> None:
+    """Both take their numbers under the same lock."""
+    conversation = await conversation_of(repository, "0")
+
+    async def outside() -> None:
+        for _ in range(20):
+            await sql.execute(
+                "insert into messages (conversation_id, role, content) values ($1::text::uuid, 'user', 'out')",
+                conversation.id,
+            )
+
+    async def inside() -> None:
+        for _ in range(20):
+            await repository.append(appending(conversation.continuation_id, "in", "in"))
+
+    await asyncio.gather(outside(), inside())
+    assert len(await contents_of(repository, conversation.continuation_id)) == 61
+
+
+async def test_a_plain_insert_is_an_append_for_caches(repository: ConversationRepository, sql: OneTrip) -> None:
+    """What a cache knew stays good; only the new message is fetched."""
+    conversation = await conversation_of(repository, "one")
+    await sql.execute(
+        "insert into messages (conversation_id, role, content) values ($1::text::uuid, 'user', 'two')", conversation.id
+    )
+    begun = await repository.begin_turn(beginning(conversation.continuation_id, "q", known=Known(1, 1, 1, 3)))
+    assert ([message.content for message in begun.history], begun.full) == (["two"], False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update messages set content = 'changed' where content = 'one'",
+        "delete from messages where content = 'two'",
+        "update conversations set title = 'changed'",
+        "update conversations set metadata = '{\"a\": 1}'",
+        "update conversations set tags = array['t']",
+    ],
+)
+async def test_an_edit_from_outside_makes_what_caches_know_void(
+    repository: ConversationRepository, sql: OneTrip, change: str
+) -> None:
+    """It has a new revision, it is told as a change, and a turn gets the whole history anew."""
+    conversation = await conversation_of(repository, "one", "two")
+    start = await repository.changes(None)
+    await sql.execute(change)
+    assert await revision_of(repository, conversation.continuation_id) == 2
+    assert [told.revision for told in (await repository.changes(start.xmin)).changed] == [2]
+    begun = await repository.begin_turn(beginning(conversation.continuation_id, "q", known=Known(1, 1, 2, 6)))
+    assert begun.full
+
+
+async def test_our_own_writes_do_not_bump_twice(repository: ConversationRepository) -> None:
+    """The triggers leave alone what counts for itself."""
+    conversation = await conversation_of(repository, "one")
+    await repository.append(appending(conversation.continuation_id, "two"))
+    assert await revision_of(repository, conversation.continuation_id) == 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update messages set seq = 7",
+        "update messages set conversation_id = gen_random_uuid()",
+        "insert into messages (conversation_id, seq, role, content) select id, 9, 'user', 'x' from conversations",
+        "insert into messages (conversation_id, seq, role, content) select id, 1, 'user', 'x' from conversations",
+        "insert into messages (conversation_id, role, content) select id, 'robot', 'x' from conversations",
+    ],
+)
+async def test_numbers_are_the_databases_to_give(repository: ConversationRepository, sql: OneTrip, change: str) -> None:
+    """A number is how caches, turns and forks know a message; it is never changed and never chosen."""
+    conversation = await conversation_of(repository, "one")
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError):
+        await sql.execute(change)
+    assert await contents_of(repository, conversation.continuation_id) == ["one"]
+
+
+async def test_a_renamed_conversation_is_gone_under_its_old_name(
+    repository: ConversationRepository, sql: OneTrip
+) -> None:
+    """Caches know it by its name."""
+    conversation = await conversation_of(repository, "one")
+    start = await repository.changes(None)
+    await sql.execute("update conversations set continuation_id = 'new'")
+    told = {change.continuation_id: change.revision for change in (await repository.changes(start.xmin)).changed}
+    assert told == {conversation.continuation_id: None, "new": 2}
+
+
+async def test_a_message_of_no_conversation_is_refused(sql: OneTrip) -> None:
+    """Rules belong to the schema."""
+    with pytest.raises(asyncpg.IntegrityConstraintViolationError):
+        await sql.execute(
+            "insert into messages (conversation_id, role, content) values (gen_random_uuid(), 'user', '')"
+        )

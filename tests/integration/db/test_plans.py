@@ -1,0 +1,113 @@
+"""The statements touch what they return and no more, in a database large enough for the planner to care.
+
+Counted by the server itself, inside one transaction: rows fetched through indexes, and tables read from end to end. A
+sort over a conversation, or a plan that filters one, would show as thousands of rows fetched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import pytest
+
+from exai.db.pool import Database, OneTrip, connect
+from exai.db.statements import load_statements
+from tests.support.database import new_id
+
+MESSAGES = 5_000
+
+FILL = f"""
+insert into conversations (continuation_id, next_seq) select 'c' || i, 21 from generate_series(1, 2000) i;
+insert into conversations (continuation_id, next_seq) values ('long', {MESSAGES + 1});
+insert into messages (conversation_id, seq, turn_id, role, content)
+select c.id, s, c.id, 'user', repeat('x', 100)
+  from conversations c cross join lateral generate_series(1, c.next_seq - 1) s;
+insert into turns (conversation_id, owner, request_key, request_hash, tool, state, claimed_by, lease_until, revision)
+select id, 'local', continuation_id, 'h', 'chat', 'pending', id, now(), 1 from conversations;
+"""
+
+
+@pytest.fixture
+async def sql(database: Database) -> AsyncIterator[OneTrip]:
+    connection = await connect(database.address, timeout_s=5)
+    await connection.execute(FILL)
+    await connection.execute("analyze")
+    yield connection
+    await connection.close()
+
+
+async def touched(sql: OneTrip, name: str, *args: object) -> dict[str, tuple[int, int]]:
+    """Per table: scans from end to end, and rows fetched through indexes."""
+    async with sql.transaction():
+        before = await counts_of(sql)
+        await sql.fetch(load_statements()[name].text, *args)
+        after = await counts_of(sql)
+    counts = {table: (scans - before[table][0], rows - before[table][1]) for table, (scans, rows) in after.items()}
+    return {table: count for table, count in counts.items() if count != (0, 0)}
+
+
+async def counts_of(sql: OneTrip) -> dict[str, tuple[int, int]]:
+    rows = await sql.fetch(
+        "select relname, seq_scan, coalesce(idx_tup_fetch, 0) as fetched from pg_stat_xact_user_tables"
+        # Read from end to end while it is empty, as is right.
+        " where relname <> 'removed_conversations'"
+    )
+    return {row["relname"]: (row["seq_scan"], row["fetched"]) for row in rows}
+
+
+@pytest.mark.parametrize("before", [None, 2500])
+async def test_a_page_reads_its_own_messages_only(sql: OneTrip, before: int | None) -> None:
+    """By the primary key, from the newest backwards."""
+    for _ in range(8):  # more than five, after which the server may settle on a plan for all parameters
+        counts = await touched(sql, "read_page", "local", "long", before, 50)
+        assert counts == {"conversations": (0, 1), "messages": (0, 50)}
+
+
+async def test_a_turn_reads_the_budgets_worth_of_history(sql: OneTrip) -> None:
+    """The walk ends where the budget does; the cursor may be a batch ahead of it."""
+    for _ in range(8):
+        counts = await touched(sql, "begin_turn", *turn(budget=1160))
+        assert all(scans == 0 for scans, _ in counts.values()), counts
+        assert counts["messages"][1] <= 10 + 50 + 2, counts
+
+
+async def test_a_turn_that_knows_all_reads_nothing(sql: OneTrip) -> None:
+    """The usual case: the cache had the conversation."""
+    counts = await touched(sql, "begin_turn", *turn(budget=10_000, known=(0, 1, MESSAGES, 9000)))
+    assert all(scans == 0 for scans, _ in counts.values()), counts
+    assert counts.get("messages", (0, 0))[1] <= 2, counts
+
+
+async def test_an_append_reads_no_messages(sql: OneTrip) -> None:
+    """Numbers come from the conversation's row."""
+    args = ("local", "long", new_id(), new_id(), new_id(), "h", "append", None, ["user"], ["x"], ["message"], [None])
+    counts = await touched(sql, "append", *args, [], None)
+    assert all(scans == 0 for scans, _ in counts.values()), counts
+    assert counts.get("messages", (0, 0))[1] <= 1
+
+
+async def test_a_lookup_of_a_turn_reads_one_row_each(sql: OneTrip) -> None:
+    """By owner and key."""
+    assert await touched(sql, "turn_state", "local", "c77") == {"conversations": (0, 1), "turns": (0, 1)}
+
+
+async def test_a_list_reads_one_page(sql: OneTrip) -> None:
+    """In the order of its index, so nothing is sorted."""
+    args = ("local", 20, datetime(9999, 1, 1, tzinfo=UTC), "ffffffff-ffff-ffff-ffff-ffffffffffff")
+    assert await touched(sql, "list_conversations", *args) == {"conversations": (0, 20)}
+
+
+async def test_changes_read_what_has_changed(sql: OneTrip) -> None:
+    """Twice a second, for ever: so it may cost nothing when nothing has changed."""
+    xmin = (await sql.fetch(load_statements()["changes"].text, None, 10))[0]["xmin"]
+    assert await touched(sql, "changes", xmin, 5001) == {}
+    await sql.execute("update conversations set title = 'x' where continuation_id in ('c1', 'c2')")
+    counts = await touched(sql, "changes", xmin, 5001)
+    assert counts["conversations"][0] == 0
+    assert counts["conversations"][1] <= 4
+
+
+def turn(budget: int, known: tuple[int, int, int, int] | tuple[None, ...] = (None,) * 4) -> tuple[object, ...]:
+    identity = ("local", "long", new_id(), new_id(), new_id(), "h", "chat", None, 60.0, "kimi", "model")
+    return (*identity, ["user"], ["q"], ["message"], [None], [], None, budget, *known)

@@ -1,0 +1,146 @@
+"""Pages, lists and changes: by key, without hole or repeat, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from exai.db.conversations import CHANGES_LIMIT, ConversationRepository
+from exai.db.pool import Database, connect
+from exai.errors import InvalidArgument, NotFound
+from exai.models import LOCAL_OWNER, Owner
+from tests.support.database import appending, assert_consecutive, conversation_of
+
+
+async def test_pages_join_without_hole_or_repeat(repository: ConversationRepository) -> None:
+    """Also while somebody appends: pages go by number, not by offset."""
+    name = (await conversation_of(repository, *(str(i) for i in range(1, 121)))).continuation_id
+    page = await repository.read_page(LOCAL_OWNER, name, limit=50)
+    pages = [page]
+    while page.has_older:
+        await repository.append(appending(name, "newer"))
+        page = await repository.read_page(LOCAL_OWNER, name, limit=50, before_seq=page.messages[0].seq)
+        pages.insert(0, page)
+    messages = tuple(message for page in pages for message in page.messages)
+    assert_consecutive(messages)
+    assert [message.content for message in messages] == [str(i) for i in range(1, 121)]
+    assert [len(page.messages) for page in pages] == [20, 50, 50]
+
+
+async def test_a_page_before_the_beginning_is_empty(repository: ConversationRepository) -> None:
+    """And says that nothing is older."""
+    name = (await conversation_of(repository, "one")).continuation_id
+    page = await repository.read_page(LOCAL_OWNER, name, before_seq=1)
+    assert (page.messages, page.has_older) == ((), False)
+
+
+async def test_an_unknown_conversation_is_not_found(repository: ConversationRepository) -> None:
+    """A typed error with the name."""
+    with pytest.raises(NotFound, match="nobody"):
+        await repository.read_page(LOCAL_OWNER, "nobody")  # type: ignore[arg-type]
+
+
+async def test_a_list_pages_by_latest_change_without_repeat(repository: ConversationRepository) -> None:
+    """What moves to the top meanwhile was seen already or is seen at the top of the next look; nothing comes twice."""
+    conversations = [await conversation_of(repository, str(i)) for i in range(7)]
+    first = await repository.list_conversations(LOCAL_OWNER, limit=3)
+    assert [c.id for c in first.conversations] == [c.id for c in reversed(conversations[4:])]
+    await repository.append(appending(conversations[5].continuation_id, "again"))
+    second = await repository.list_conversations(LOCAL_OWNER, limit=3, cursor=first.next_cursor)
+    third = await repository.list_conversations(LOCAL_OWNER, limit=3, cursor=second.next_cursor)
+    assert [c.id for c in (*second.conversations, *third.conversations)] == [c.id for c in reversed(conversations[:4])]
+    assert third.next_cursor is None
+
+
+async def test_conversations_of_the_same_instant_are_listed_once_each(
+    repository: ConversationRepository, database: Database
+) -> None:
+    """The id breaks the tie."""
+    for i in range(5):
+        await conversation_of(repository, str(i))
+    await execute(database, "update conversations set updated_at = '2026-01-01'")
+    seen: list[str] = []
+    cursor = None
+    while True:
+        page = await repository.list_conversations(LOCAL_OWNER, limit=2, cursor=cursor)
+        seen += [conversation.id for conversation in page.conversations]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert len(seen) == len(set(seen)) == 5
+
+
+async def test_a_foreign_cursor_is_an_argument_to_correct(repository: ConversationRepository) -> None:
+    """Cursors come from clients."""
+    with pytest.raises(InvalidArgument):
+        await repository.list_conversations(LOCAL_OWNER, cursor="x")
+
+
+async def test_changes_since_a_snapshot_miss_nothing(repository: ConversationRepository, database: Database) -> None:
+    """The licence of the caches rests on this: also a transaction that was open then and committed later is told."""
+    slow = await connect(database.address, timeout_s=5)
+    try:
+        before = await conversation_of(repository, "before")
+        open_one = slow.transaction()
+        await open_one.start()
+        await slow.execute("update conversations set title = 'x' where id = $1::text::uuid", before.id)
+        start = await repository.changes(None)
+        after = await conversation_of(repository, "after")
+        await open_one.commit()
+        told = await repository.changes(start.xmin)
+        revisions = {change.continuation_id: change.revision for change in told.changed}
+        assert revisions[before.continuation_id] == 2
+        assert revisions[after.continuation_id] == 1
+        later = await repository.changes(told.xmin)
+        assert later.changed == ()
+        assert (later.inc, start.changed, told.truncated) == (start.inc, (), False)
+    finally:
+        await slow.close()
+
+
+async def test_too_many_changes_are_cut_and_said_to_be(repository: ConversationRepository, database: Database) -> None:
+    """The caller then forgets everything instead."""
+    start = await repository.changes(None)
+    await execute(
+        database, f"insert into conversations (title) select 'x' from generate_series(1, {CHANGES_LIMIT + 1})"
+    )
+    told = await repository.changes(start.xmin)
+    assert told.truncated
+    assert len(told.changed) == CHANGES_LIMIT
+
+
+async def test_a_removed_conversation_is_told(repository: ConversationRepository, database: Database) -> None:
+    """Its row is gone, so a note is what tells the caches."""
+    conversation = await conversation_of(repository, "x")
+    start = await repository.changes(None)
+    await execute(database, "delete from conversations")
+    told = await repository.changes(start.xmin)
+    assert [(change.continuation_id, change.revision) for change in told.changed] == [
+        (conversation.continuation_id, None)
+    ]
+
+
+async def test_transaction_numbers_of_another_server_are_no_changes(
+    repository: ConversationRepository, database: Database
+) -> None:
+    """After a dump is restored elsewhere its numbers may lie in the new server's future, for years."""
+    await conversation_of(repository, "x")
+    start = await repository.changes(None)
+    await execute(database, "update conversations set changed_xid = '999999999', revision = revision + 1")
+    assert (await repository.changes(start.xmin)).changed == ()
+
+
+async def execute(database: Database, sql: str) -> None:
+    connection = await connect(database.address, timeout_s=5)
+    try:
+        await connection.execute(sql)
+    finally:
+        await connection.close()
+
+
+async def test_owners_do_not_mix_in_lists(repository: ConversationRepository) -> None:
+    """One list per owner."""
+    await asyncio.gather(*(repository.append(appending(None, "x", owner=Owner(name))) for name in "aabbb"))
+    assert len((await repository.list_conversations(Owner("a"))).conversations) == 2
+    assert len((await repository.list_conversations(Owner("b"))).conversations) == 3

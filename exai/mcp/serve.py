@@ -75,7 +75,6 @@ class RunningServer:
         if self._is_closed:
             return
         self._is_closed = True
-        self._app.server.is_draining = True
         for listener in self._uvicorn.servers:
             listener.close()
         for each in self._sockets:

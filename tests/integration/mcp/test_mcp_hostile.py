@@ -194,10 +194,12 @@ class TestSlowReaders:
 
     async def test_a_peer_that_reads_neither_answer_nor_ping_is_dropped(self) -> None:
         """Nothing further is sent to it, so no send can time out; only the missing pong tells."""
-        settings = fast_settings(send_timeout_s=0.3, ping_interval_s=0.2, ping_timeout_s=0.2)
+        settings = fast_settings(
+            send_timeout_s=0.3, ping_interval_s=0.2, ping_timeout_s=0.2, reply_max_bytes=20_000_000
+        )
         async with running_server(settings) as server, raw_peer(server.port, receive_buffer=4096) as peer:
             await peer.upgrade()
-            await peer.frame(orjson.dumps(modern(1, "tools/call", tool_call("big", size=1_000_000))))
+            await peer.frame(orjson.dumps(modern(1, "tools/call", tool_call("big", size=15_000_000))))
             await peer.frame(orjson.dumps(modern(2, "tools/call", tool_call("slow"))))
             await server.tools.gate.arrived()
             await server.tools.gate.cancelled()

@@ -28,6 +28,8 @@ OK, FAILED, MISCONFIGURED, INTERRUPTED = 0, 1, 2, 130
 DEFAULT_PORT = 8079
 """Where `exai connect` looks without being told."""
 
+MAX_LATENCY_MS = 1_000
+
 STATUSES = """\
 exit status:
   0    fine; for `health`: healthy
@@ -120,6 +122,15 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--model", help="the model to ask; default: the configured one")
     chat.add_argument("--list", action="store_true", dest="list_only", help="list the newest conversations")
     chat.set_defaults(run=_chat)
+
+    bench = commands.add_parser("bench", help="measure what each operation costs, beside the least that could be done")
+    bench.add_argument("--here", action="store_true", help="on the configured servers; default: embedded ones")
+    bench.add_argument("--latency-ms", type=float, default=0.0, metavar="MS", help="latency to add, each way")
+    bench.add_argument(
+        "--quick", action="store_true", help="little data and one round: counts are exact, times are not"
+    )
+    bench.add_argument("--json", action="store_true", help="everything as JSON")
+    bench.set_defaults(run=_bench)
 
     version = commands.add_parser("version", help="show the version")
     version.set_defaults(run=_version)
@@ -322,6 +333,28 @@ def _chat(options: argparse.Namespace) -> int:
             stream.reconfigure(errors="replace")
     chat = ChatOptions(tuple(options.prompt), options.continuation_id, options.model, options.list_only)
     return _run(run_chat(settings, chat, Streams(sys.stdin, sys.stdout, sys.stderr)))
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from exai.bench.command import bench
+    from exai.config import LogSettings
+    from exai.logs import configure_logging
+
+    if not 0 <= options.latency_ms <= MAX_LATENCY_MS:
+        raise ConfigError("--latency-ms", "is out of range", f"Use 0 to {MAX_LATENCY_MS}")
+    configure_logging(LogSettings(level="error"))
+    print(
+        _run(
+            bench(
+                here=options.here,
+                quick=options.quick,
+                latency_ms=options.latency_ms,
+                as_json_text=options.json,
+                error=sys.stderr,
+            )
+        )
+    )
+    return OK
 
 
 def _version(_: argparse.Namespace) -> int:

@@ -1,0 +1,1 @@
+"""`exai bench`: what each operation costs, counted on the wire and timed beside the least that could be done."""

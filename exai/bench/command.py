@@ -1,0 +1,27 @@
+"""The `exai bench` command: options in, a table or JSON on standard output, progress on a terminal's standard error."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TextIO
+
+from exai.bench.plan import FULL, QUICK
+from exai.bench.report import as_json, as_text, bar
+from exai.bench.run import Options, run_bench
+
+CLEAR = "\r\033[K"
+
+
+async def bench(*, here: bool, quick: bool, latency_ms: float, as_json_text: bool, error: TextIO) -> str:
+    """Run the bench and return what to print. Raises as `run_bench`."""
+    on_terminal = error.isatty()
+
+    def progress(share: float, name: str) -> None:
+        if on_terminal:
+            width = shutil.get_terminal_size().columns - 1
+            error.write(CLEAR + (bar(share, name)[:width] if share < 1 else ""))
+            error.flush()
+
+    report = await run_bench(Options(QUICK if quick else FULL, here=here, latency_ms=latency_ms), progress)
+    return json.dumps(as_json(report), indent=2) if as_json_text else as_text(report)

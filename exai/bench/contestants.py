@@ -1,0 +1,83 @@
+"""Opens what is measured, and makes the data it is measured on.
+
+The invariant is that the service is opened as a daemon opens it, and that everything belongs to the bench's own owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+from exai.app import App, open_app
+from exai.bench.plan import Plan, Texts
+from exai.bench.servers import Servers
+from exai.cache.floor import CacheFloor, open_cache_floor
+from exai.config import load_settings
+from exai.conversations import AppendRequest
+from exai.db.floor import OWNER, DatabaseFloor, make_files, make_tables, open_database_floor
+from exai.models import ContinuationId, FileId
+
+AT_ONCE: Final = 8
+"""Conversations made, or read into the cache, at the same time."""
+
+UNSAMPLED: Final = {"EXAI_CACHE__CHECK_ONE_IN": "0"}
+"""For counting: one cached read in a thousand is otherwise compared with the database behind the caller's back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The conversations and files that a run uses."""
+
+    continuation_ids: tuple[ContinuationId, ...]
+    file_ids: tuple[FileId, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Contestants:
+    """The service and the floors, open on the same servers; `cache` is None where there is none."""
+
+    app: App
+    database: DatabaseFloor
+    cache: CacheFloor | None
+
+
+async def seed(app: App, servers: Servers, plan: Plan, texts: Texts) -> Data:
+    """Make the conversations and files that everything else uses."""
+    continuation_ids: list[ContinuationId] = []
+
+    async def make() -> None:
+        messages = [message for _ in range(plan.messages // 2) for message in texts.exchange()]
+        continuation_ids.append((await app.conversations.append(AppendRequest(OWNER, messages))).continuation_id)
+
+    for each in batched_range(plan.conversations):
+        await asyncio.gather(*(make() for _ in each))
+    await make_tables(servers.postgres_url)
+    return Data(tuple(continuation_ids), tuple(await make_files(servers.postgres_url, plan.files)))
+
+
+def batched_range(number: int) -> list[range]:
+    """Cut `range(number)` into ranges of at most `AT_ONCE`."""
+    return [range(start, min(start + AT_ONCE, number)) for start in range(0, number, AT_ONCE)]
+
+
+@asynccontextmanager
+async def open_contestants(
+    servers: Servers, first_seq: int, overrides: Mapping[str, str] | None = None
+) -> AsyncIterator[Contestants]:
+    """Open the service and its floors at these addresses, with every other setting as it is in the environment.
+
+    Rows that the floor inserts are numbered from `first_seq`. Raises as `open_app`.
+    """
+    addresses = {"EXAI_DATABASE__URL": servers.postgres_url, "EXAI_CACHE__URL": servers.redis_url or "off"}
+    settings = load_settings(overrides={**addresses, **(overrides or {})})
+    async with AsyncExitStack() as stack:
+        app = await stack.enter_async_context(open_app(settings))
+        size = settings.database.pool_size
+        database = await stack.enter_async_context(open_database_floor(servers.postgres_url, size, first_seq))
+        cache = None
+        if servers.redis_url is not None:
+            cache = await stack.enter_async_context(open_cache_floor(servers.redis_url))
+        yield Contestants(app, database, cache)

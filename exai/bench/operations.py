@@ -1,0 +1,227 @@
+"""What is measured: each operation of the service, and the least that could be done for the same result.
+
+The invariant is that an operation and its floor move the same content, between the same processes, the same way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from exai.bench.contestants import Contestants, Data, batched_range
+from exai.bench.plan import FILES_PER_APPEND, Texts
+from exai.conversations import AppendRequest
+from exai.conversations.requests import content_hash, request_key
+from exai.db.conversations import AppendStart, ConversationRepository
+from exai.db.floor import OWNER
+from exai.models import PAGE_MESSAGES, ContinuationId, ConversationId, FileId, NewMessage, Source, TurnId
+
+EXCHANGES: Final = 512
+"""Different exchanges that are appended; made beforehand, so that making them is nobody's cost."""
+
+HIT, MISS, UNCACHED = "load, cached", "load, missed", "load, no cache"
+APPEND, APPEND_FILES, FULL = "append", f"append, {FILES_PER_APPEND} files", "full request"
+LIST, SEARCH = "list", "search"
+GET, SELECT, INSERT, TRIPS = "redis.asyncio GET", "asyncpg select", "asyncpg insert", "1 + 2 round trips"
+
+NO_CACHE: Final = "no Redis is configured"
+NO_SEARCH: Final = "this release has none"
+
+Run = Callable[[int], Awaitable[bool]]
+
+
+async def nothing() -> None:
+    """Prepare nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """Something to do many times. `run(n)` does the n-th and says whether it was what its name says.
+
+    `prepare` comes before each batch and is not timed. With `once` a batch does it at most once per conversation.
+    """
+
+    name: str
+    run: Run
+    prepare: Callable[[], Awaitable[None]] = nothing
+    once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An operation of the service and its floor."""
+
+    operation: Operation
+    floor: Operation
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """An operation that cannot be measured, and why."""
+
+    name: str
+    reason: str
+
+
+class Operations:
+    """The operations on one set of contestants. Await `prepare` before the first of them."""
+
+    def __init__(self, contestants: Contestants, data: Data, texts: Texts) -> None:
+        self._service, self._cache = contestants.app.conversations, contestants.app.cache
+        self._repository = ConversationRepository(contestants.app.database)
+        self._database_floor, self._cache_floor = contestants.database, contestants.cache
+        self._data = data
+        self._exchanges = [texts.exchange() for _ in range(EXCHANGES)]
+        self._rows = [[(message.role, message.content) for message in each] for each in self._exchanges]
+
+    async def prepare(self) -> None:
+        """Put into Redis what the floor reads there."""
+        if self._cache_floor is not None:
+            for continuation_id in self._data.continuation_ids:
+                page = await self._service.read(OWNER, continuation_id)
+                await self._cache_floor.put(continuation_id, page.messages)
+
+    async def clean(self) -> None:
+        """Remove what `prepare` put there, and the cached conversations."""
+        if self._cache_floor is not None:
+            await self._cache_floor.remove(self._data.continuation_ids)
+            await self._cache_floor.forget(OWNER, self._data.continuation_ids)
+
+    def all(self) -> tuple[Pair | Absent, ...]:
+        """Return every operation, in the order of the report."""
+        get = Operation(GET, self._get)
+        select = Operation(SELECT, self._select)
+        insert = Operation(INSERT, self._insert)
+        cached = self._cache_floor is not None
+        return (
+            Pair(Operation(HIT, self._hit, self._warm), get) if cached else Absent(HIT, NO_CACHE),
+            Pair(Operation(MISS, self._miss, self._chill, once=True), select) if cached else Absent(MISS, NO_CACHE),
+            Pair(Operation(UNCACHED, self._read_database), select),
+            Pair(Operation(APPEND, self._append, self._warm), insert),
+            Pair(
+                Operation(APPEND_FILES, self._append_files, self._warm),
+                Operation(f"{INSERT}, links", self._insert_with_files),
+            ),
+            Pair(Operation(FULL, self._full, self._warm), self._bare_full())
+            if cached
+            else Pair(Operation(FULL, self._full), Operation(f"{SELECT}, insert", self._select_insert)),
+            Pair(Operation(LIST, self._list), Operation(SELECT, self._select_list)),
+            Absent(SEARCH, NO_SEARCH),
+        )
+
+    def far(self) -> tuple[Pair | Absent, ...]:
+        """Return what is looked at from afar: a whole request beside nothing but its round trips."""
+        if self._cache_floor is None:
+            return (Absent(FULL, NO_CACHE),)
+        return (Pair(Operation(FULL, self._full, self._warm), Operation(TRIPS, self._trips)),)
+
+    def _bare_full(self) -> Operation:
+        return Operation(f"{GET}, insert", self._get_insert)
+
+    def _id(self, number: int) -> ContinuationId:
+        return self._data.continuation_ids[number % len(self._data.continuation_ids)]
+
+    def _exchange(self, number: int) -> tuple[NewMessage, NewMessage]:
+        return self._exchanges[number % EXCHANGES]
+
+    def _files(self, number: int) -> list[FileId]:
+        """Return the next eight of all files, so that a conversation is linked to other ones each time."""
+        file_ids, conversations = self._data.file_ids, len(self._data.continuation_ids)
+        start = number // conversations * FILES_PER_APPEND % len(file_ids)
+        return list(file_ids[start : start + FILES_PER_APPEND])
+
+    async def _read(self, number: int) -> Source:
+        return (await self._service.read(OWNER, self._id(number))).source
+
+    async def _warm(self) -> None:
+        for each in batched_range(len(self._data.continuation_ids)):
+            await asyncio.gather(*(self._read(number) for number in each))
+
+    async def _chill(self) -> None:
+        if self._cache_floor is not None:
+            await self._cache_floor.forget(OWNER, self._data.continuation_ids)
+
+    async def _hit(self, number: int) -> bool:
+        return await self._read(number) == "cache"
+
+    async def _miss(self, number: int) -> bool:
+        return await self._read(number) == "database"
+
+    async def _read_database(self, number: int) -> bool:
+        page = await self._repository.read_page(OWNER, self._id(number), limit=PAGE_MESSAGES)
+        return len(page.messages) == PAGE_MESSAGES
+
+    async def _append(self, number: int) -> bool:
+        await self._service.append(AppendRequest(OWNER, self._exchange(number), self._id(number)))
+        return True
+
+    async def _append_files(self, number: int) -> bool:
+        continuation_id, messages = self._id(number), self._exchange(number)
+        result = await self._repository.append(
+            AppendStart(
+                owner=OWNER,
+                continuation_id=continuation_id,
+                new_conversation_id=ConversationId(str(uuid.uuid4())),
+                turn_id=TurnId(str(uuid.uuid4())),
+                request_key=request_key(None),
+                request_hash=content_hash([(message.role, message.content) for message in messages]),
+                tool="bench",
+                messages=messages,
+                file_ids=self._files(number),
+            )
+        )
+        return await self._cache.apply(
+            OWNER,
+            continuation_id,
+            base_revision=result.base_revision,
+            revision=result.revision,
+            inc=result.inc,
+            delta=result.stored,
+            conversation=result.conversation,
+        )
+
+    async def _full(self, number: int) -> bool:
+        source = await self._read(number)
+        await self._append(number)
+        return source == "cache" or self._cache_floor is None
+
+    async def _list(self, number: int) -> bool:
+        del number
+        return bool((await self._service.list(OWNER, limit=PAGE_MESSAGES)).conversations)
+
+    async def _get(self, number: int) -> bool:
+        return self._cache_floor is not None and await self._cache_floor.get(self._id(number)) == PAGE_MESSAGES
+
+    async def _select(self, number: int) -> bool:
+        return await self._database_floor.select_page(self._id(number), PAGE_MESSAGES) == PAGE_MESSAGES
+
+    async def _insert(self, number: int) -> bool:
+        await self._database_floor.insert(self._id(number), self._rows[number % EXCHANGES])
+        return True
+
+    async def _insert_with_files(self, number: int) -> bool:
+        rows = self._rows[number % EXCHANGES]
+        await self._database_floor.insert(self._id(number), rows, self._files(number))
+        return True
+
+    async def _get_insert(self, number: int) -> bool:
+        return await self._get(number) and await self._insert(number)
+
+    async def _select_insert(self, number: int) -> bool:
+        return await self._select(number) and await self._insert(number)
+
+    async def _select_list(self, number: int) -> bool:
+        del number
+        return await self._database_floor.select_list(PAGE_MESSAGES) > 0
+
+    async def _trips(self, number: int) -> bool:
+        del number
+        if self._cache_floor is None:
+            return False
+        await self._cache_floor.round_trip()
+        await self._database_floor.round_trip()
+        await self._cache_floor.round_trip()
+        return True

@@ -1,0 +1,163 @@
+"""`exai bench` from beginning to end: servers, data, counting, timing, and nothing left behind.
+
+The invariant is that a run which ends, well or badly, has removed its rows, its tables and its cached pages.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from exai.bench.contestants import UNSAMPLED, Data, open_contestants, seed
+from exai.bench.measure import Comparison, Cost, compare, count
+from exai.bench.operations import Absent, Operations, Pair
+from exai.bench.plan import FAR_MS, Plan, Texts
+from exai.bench.servers import Servers, open_servers, through_wire
+from exai.config import load_settings
+from exai.db.floor import remove_all
+from exai.errors import ConfigError
+
+Progress = Callable[[float, str], None]
+"""Told the share that is done and what comes next."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What was asked for on the command line."""
+
+    plan: Plan
+    here: bool = False
+    latency_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Operations compared with their floors at one latency each way."""
+
+    latency_ms: float
+    comparisons: tuple[Comparison, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything a run found. `uncounted` says why round trips could not be counted, where they could not."""
+
+    plan: Plan
+    servers: str
+    machine: str
+    costs: tuple[Cost, ...]
+    floor_costs: tuple[Cost, ...]
+    uncounted: str | None
+    sections: tuple[Section, ...]
+    absent: tuple[Absent, ...]
+
+
+async def run_bench(options: Options, progress: Progress) -> Report:
+    """Measure everything and return it. Raises as `open_app`, and `ConfigError` for what cannot be measured."""
+    plan, texts = options.plan, Texts(options.plan.message_bytes)
+    async with open_servers(load_settings(), here=options.here) as servers:
+        await remove_all(servers.postgres_url)
+        try:
+            return await _measure(options, servers, plan, texts, progress)
+        finally:
+            await remove_all(servers.postgres_url)
+
+
+async def _measure(options: Options, servers: Servers, plan: Plan, texts: Texts, progress: Progress) -> Report:
+    progress(0.0, "making conversations")
+    async with open_contestants(servers, plan.messages) as contestants:
+        data = await seed(contestants.app, servers, plan, texts)
+    run = _Run(plan, texts, data, servers, progress)
+    costs, floor_costs, uncounted = await run.count_all()
+    near, absent = await run.compare_all(options.latency_ms, plan.operations, Operations.all)
+    sections = [near]
+    if options.latency_ms == 0 and uncounted is None:
+        far, _ = await run.compare_all(FAR_MS, ((1, plan.far_operations),), Operations.far)
+        sections.append(far)
+    progress(1.0, "done")
+    return Report(plan, servers.shown, machine(), costs, floor_costs, uncounted, tuple(sections), absent)
+
+
+def machine() -> str:
+    """Say what it ran on, and how busy that was: figures of a busy machine are worth less than their ratios."""
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs{load}"
+
+
+class _Run:
+    def __init__(self, plan: Plan, texts: Texts, data: Data, servers: Servers, progress: Progress) -> None:
+        self._plan, self._texts, self._data, self._servers, self._progress = plan, texts, data, servers, progress
+        self._floor_seq = plan.messages
+        self._done = 0
+
+    async def count_all(self) -> tuple[tuple[Cost, ...], tuple[Cost, ...], str | None]:
+        """Count on the wire, one caller, one operation at a time."""
+        self._progress(0.02, "counting round trips")
+        try:
+            async with through_wire(self._servers, 0.0) as (servers, wire), self._open(servers, counting=True) as ours:
+                pairs = [each for each in ours.all() if isinstance(each, Pair)]
+                # The first use of anything may cost more: connecting, preparing, loading a script.
+                for pair in pairs:
+                    for operation in (pair.operation, pair.floor):
+                        await operation.prepare()
+                        await operation.run(0)
+                costs = [await count(pair.operation, wire, self._plan.counted) for pair in pairs]
+                floor_costs = [await count(pair.floor, wire, self._plan.counted) for pair in pairs]
+        except ConfigError as error:
+            return (), (), str(error)
+        return tuple(costs), tuple(floor_costs), None
+
+    async def compare_all(
+        self,
+        latency_ms: float,
+        operations: tuple[tuple[int, int], ...],
+        chosen: Callable[[Operations], tuple[Pair | Absent, ...]],
+    ) -> tuple[Section, tuple[Absent, ...]]:
+        """Compare the chosen operations at each number of callers."""
+        comparisons: list[Comparison] = []
+        async with self._way(latency_ms) as servers, self._open(servers) as ours:
+            listed = chosen(ours)
+            pairs = [each for each in listed if isinstance(each, Pair)]
+            total = len(pairs) * len(operations) * self._plan.rounds * 2
+            for pair in pairs:
+                for callers, number in operations:
+                    name = f"{pair.operation.name}, {callers} at once"
+
+                    def on_batch(name: str = name) -> None:
+                        self._done += 1
+                        self._progress(min(0.05 + 0.9 * self._done / total, 0.98), name)
+
+                    comparisons.append(
+                        await compare(pair, callers, self._number(pair, callers, number), self._plan.rounds, on_batch)
+                    )
+        return Section(latency_ms, tuple(comparisons)), tuple(each for each in listed if isinstance(each, Absent))
+
+    def _number(self, pair: Pair, callers: int, number: int) -> int:
+        if not pair.operation.once:
+            return number
+        # Whole turns of all callers, so that none of them idles at the end of a batch.
+        whole = self._plan.conversations // callers * callers or self._plan.conversations
+        return min(number, whole)
+
+    @asynccontextmanager
+    async def _way(self, latency_ms: float) -> AsyncIterator[Servers]:
+        if latency_ms == 0:
+            yield self._servers
+            return
+        async with through_wire(self._servers, latency_ms) as (servers, _):
+            yield servers
+
+    @asynccontextmanager
+    async def _open(self, servers: Servers, *, counting: bool = False) -> AsyncIterator[Operations]:
+        async with open_contestants(servers, self._floor_seq, UNSAMPLED if counting else None) as contestants:
+            # Rows of an earlier way in keep their numbers; the next one starts far above them.
+            self._floor_seq += 1_000_000
+            operations = Operations(contestants, self._data, self._texts)
+            await operations.prepare()
+            try:
+                yield operations
+            finally:
+                await operations.clean()

@@ -1,0 +1,126 @@
+"""The servers a run is measured on, and the way to them: direct, or through the counting and delaying proxy.
+
+The invariant is that EXAI and what it is compared with go the same way to the same servers.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote, urlencode
+
+from exai.addresses import redact
+from exai.bench.counting import digest
+from exai.bench.wire import HOST, Upstream, Wire, open_wire
+from exai.cache.address import parse_address as parse_redis
+from exai.cache.scripts import load_scripts
+from exai.config import Settings
+from exai.db.address import parse_address as parse_postgres
+from exai.db.migrate import upgrade
+from exai.db.statements import load_statements
+from exai.embedded.launcher import start_embedded
+from exai.errors import ConfigError, StartupError
+
+OWN_STATEMENTS: Final = ("changes", "ping", "revision", "renew_leases")
+"""What the service asks Postgres on its own account."""
+
+OWN_COMMANDS: Final = ("TIME", "INFO")
+DIRECTORY: Final = "/var/run/postgresql"
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """Addresses, and how to name them to a person. Without a cache `redis_url` is None."""
+
+    postgres_url: str
+    redis_url: str | None
+    shown: str
+
+
+@asynccontextmanager
+async def open_servers(settings: Settings, *, here: bool) -> AsyncIterator[Servers]:
+    """Name the configured servers when `here`, else start embedded ones in a directory that goes away with them.
+
+    Raises `ConfigError` or `StartupError`.
+    """
+    if here:
+        yield configured(settings)
+        return
+    with tempfile.TemporaryDirectory(prefix="exai-bench-") as directory:
+        async with start_embedded(Path(directory) / "data", pg_bin=settings.pg_bin) as embedded:
+            if embedded.postgres_url is None:
+                raise StartupError("embedded Postgres", "it is not there", "; ".join(embedded.notes))
+            await upgrade(embedded.postgres_url)
+            names = [f"Postgres {embedded.postgres_version}"]
+            names += [f"Valkey {embedded.valkey_version}"] if embedded.valkey_url else list(embedded.notes)
+            shown = f"embedded {', '.join(names)}, durable, in {directory}"
+            yield Servers(embedded.postgres_url, embedded.valkey_url, shown)
+
+
+def configured(settings: Settings) -> Servers:
+    """The servers that the settings name. Raises `ConfigError`."""
+    if settings.database.url is None:
+        raise ConfigError("EXAI_DATABASE__URL", "is not set", "Set it, or leave out --here to use servers of its own")
+    postgres_url = settings.database.url.get_secret_value()
+    cache = settings.cache.url
+    redis_url = None if cache is None or isinstance(cache, str) else cache.get_secret_value()
+    if redis_url is not None and parse_redis(redis_url).mode != "standalone":
+        raise ConfigError("EXAI_CACHE__URL", "names more than one server", "The bench measures one: name that one")
+    return Servers(postgres_url, redis_url, f"{redact(postgres_url)}, {redact(redis_url or 'no cache')}")
+
+
+@asynccontextmanager
+async def through_wire(servers: Servers, delay_ms: float) -> AsyncIterator[tuple[Servers, Wire]]:
+    """Put the proxy in front of the servers. Raises `ConfigError` when it could not read along, or `StartupError`."""
+    upstreams = [_postgres_upstream(servers.postgres_url)]
+    if servers.redis_url is not None:
+        upstreams.append(_redis_upstream(servers.redis_url))
+    async with open_wire(tuple(upstreams), delay_ms=delay_ms) as wire:
+        redis_url = None
+        if servers.redis_url is not None:
+            redis_url = _redis_through(servers.redis_url, wire.ports["redis"])
+        yield Servers(_postgres_through(servers.postgres_url, wire.ports["postgres"]), redis_url, servers.shown), wire
+
+
+def _postgres_upstream(url: str) -> Upstream:
+    address = parse_postgres(url)
+    if address.tls.get("sslmode") in ("require", "verify-ca", "verify-full"):
+        raise ConfigError("EXAI_DATABASE__URL", "asks for encryption", "Round trips can be counted without it only")
+    host, port = address.hosts[0] if address.hosts else (DIRECTORY, 5432)
+    statements = load_statements()
+    background = tuple(digest(statements[name].text.encode()) for name in OWN_STATEMENTS)
+    if host.startswith("/"):
+        return Upstream("postgres", path=f"{host}/.s.PGSQL.{port}", background=background)
+    return Upstream("postgres", host, port, background=background)
+
+
+def _postgres_through(url: str, port: int) -> str:
+    address = parse_postgres(url)
+    password = f":{quote(address.password, safe='')}" if address.password else ""
+    user = f"{quote(address.user, safe='')}{password}@" if address.user else ""
+    query = urlencode({"sslmode": "disable", **address.server_settings}, quote_via=quote)
+    return f"postgresql://{user}{HOST}:{port}/{quote(address.database or '', safe='')}?{query}"
+
+
+def _redis_upstream(url: str) -> Upstream:
+    server = parse_redis(url).primary
+    if server.tls is not None:
+        raise ConfigError("EXAI_CACHE__URL", "asks for encryption", "Round trips can be counted without it only")
+    scripts = load_scripts()
+    background = (*OWN_COMMANDS, scripts.anchor.sha, scripts.renew.sha, scripts.anchor.text, scripts.renew.text)
+    return Upstream("redis", server.host, server.port, server.path, background=background)
+
+
+def _redis_through(url: str, port: int) -> str:
+    user, database = "", 0
+    for command, *words in parse_redis(url).primary.greeting:
+        if command == "AUTH":
+            name, password = ("", *words)[-2:]
+            user = f"{quote(str(name), safe='')}:{quote(str(password), safe='')}@"
+        elif command == "SELECT":
+            database = int(words[0])
+    return f"redis://{user}{HOST}:{port}/{database}"

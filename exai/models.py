@@ -97,6 +97,19 @@ class Appended:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file's content as it is known to the database; `created` is true when this call was the first to store it."""
+
+    id: FileId
+    sha256: str
+    size_bytes: int
+    media_type: str
+    name: str
+    created_at: datetime
+    created: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens of one completion as the provider counted them; `output_tokens` includes `reasoning_tokens`."""
 

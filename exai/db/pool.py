@@ -23,7 +23,7 @@ from exai.db.address import Address, parse_address
 from exai.db.connections import Connections, OneTrip
 from exai.db.statements import Statement, load_statements
 from exai.db.translate import DEPENDENCY, Phase, Verdict, judge
-from exai.errors import DatabaseUnavailable, DeadlineExceeded
+from exai.errors import DatabaseUnavailable, DeadlineExceeded, ShuttingDown
 from exai.models import Recorder
 from exai.resilience import backoff_s, remaining_s
 
@@ -75,19 +75,27 @@ class Database:
         """
         statement = self._statements[name]
         attempt = 1
+        doubt: Verdict | None = None
         while True:
             started = time.perf_counter()
             try:
                 rows = await self._run(statement, args)
             except _Failed as failed:
                 verdict, cause = failed.verdict, failed.__cause__
+            except (DeadlineExceeded, ShuttingDown) as error:
+                if doubt is None:
+                    raise
+                raise doubt.error from error
             else:
                 self._recorder.count("db_statements_total", statement=name)
                 self._recorder.observe("db_statement_seconds", time.perf_counter() - started, statement=name)
                 return rows
             self._recorder.count("db_errors_total", statement=name, error=type(verdict.error).__name__)
+            if verdict.outcome == "unknown" and statement.repeat != "read":
+                # Whatever a repetition fails with, this one may have been carried out; only an answer ends that doubt.
+                doubt = doubt or verdict
             if not await self._may_repeat(statement, verdict, attempt):
-                raise _final(statement, verdict) from cause
+                raise _final(statement, doubt or verdict) from cause
             attempt += 1
 
     async def _run(self, statement: Statement, args: tuple[object, ...]) -> list[Record]:

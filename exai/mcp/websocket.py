@@ -1,5 +1,11 @@
 """The WebSocket door: one text frame is one message, both ways.
 
+The binding, which no specification defines: the subprotocol `mcp` is selected when offered and not required; a binary
+frame in is read as text, none goes out; `notifications/cancelled` cancels; losing the connection loses its calls and
+subscriptions and nothing is sent again, because state lives in handles. Close codes: 1001 shutdown, 1007 not UTF-8,
+1008 too much garbage, 1009 too large, 1011 no pong, 1012 restart; refusals (401, 403, 404, 421, 503) come before the
+upgrade.
+
 Invariant: the reading loop does nothing but hand messages over, so pongs, cancellations and closes are never stuck
 behind a call; one writer sends, each send is bounded, and a peer that does not read is dropped by aborting its socket.
 """

@@ -1,7 +1,8 @@
-"""Run the official conformance suite against both doors and both eras; exit 0 when only what is expected fails.
+"""Run the official conformance suite and TypeScript client; exit 0 when nothing fails but what is expected to.
 
-The suite needs Node 22 and comes from npm, at the versions in `package-lock.json` beside this file, into the ignored
-environment directory; everything after that is local. Each scenario's checks are left there too.
+The suite goes over both doors and both eras, the client over the WebSocket. Both come from npm with the Node they need,
+at the versions in `package-lock.json` beside this file, into the ignored environment directory; everything after that
+is local. Each scenario's checks are left there too.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tests.support.mcp_server import fast_settings
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / ".venv" / "conformance"
 NODE = BUILD / "node_modules" / "node" / "bin" / "node"
+CLIENT = "websocket_client.mjs"
 REVISIONS = ("2025-11-25", "2026-07-28")
 SUITE_TIMEOUT_S = 300.0
 
@@ -46,7 +48,7 @@ def _installed() -> bool:
         return False
     BUILD.mkdir(parents=True, exist_ok=True)
     changed = False
-    for name in ("package.json", "package-lock.json"):
+    for name in ("package.json", "package-lock.json", CLIENT):
         wanted, present = (HERE / name).read_bytes(), BUILD / name
         if not present.exists() or present.read_bytes() != wanted:
             present.write_bytes(wanted)
@@ -66,6 +68,7 @@ async def _run() -> int:
         open_server(build_asgi(conformance_server()), settings) as running,
         _serving_shim(f"ws://127.0.0.1:{running.port}/") as shim_port,
     ):
+        failed |= not await _client(f"ws://127.0.0.1:{running.port}/")
         for door, port in (("http", running.port), ("websocket", shim_port)):
             for revision in REVISIONS:
                 failed |= not await _suite(door, revision, f"http://127.0.0.1:{port}/mcp")
@@ -84,24 +87,28 @@ async def _serving_shim(url: str) -> AsyncIterator[int]:
         await task
 
 
-async def _suite(door: str, revision: str, url: str) -> bool:
-    results = BUILD / "results" / f"{door}-{revision}"
-    shutil.rmtree(results, ignore_errors=True)
+async def _client(url: str) -> bool:
+    status, output = await _node(str(BUILD / CLIENT), url)
+    print(f"TypeScript client over WebSocket: {'passes' if status == 0 else 'FAILS'}")
+    if status != 0:
+        print(output.decode())
+    return status == 0
+
+
+async def _node(*arguments: str) -> tuple[int | None, bytes]:
     process = await asyncio.create_subprocess_exec(
-        str(NODE),
-        str(BUILD / "node_modules/.bin/conformance"),
-        "server",
-        "--url",
-        url,
-        "--requirements",
-        revision,
-        "-o",
-        str(results),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
+        str(NODE), *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
     async with asyncio.timeout(SUITE_TIMEOUT_S):
         output, _ = await process.communicate()
+    return process.returncode, output
+
+
+async def _suite(door: str, revision: str, url: str) -> bool:
+    results = BUILD / "results" / f"{door}-{revision}"
+    shutil.rmtree(results, ignore_errors=True)
+    program = str(BUILD / "node_modules/.bin/conformance")
+    _, output = await _node(program, "server", "--url", url, "--requirements", revision, "-o", str(results))
     results.mkdir(parents=True, exist_ok=True)
     (results / "output.txt").write_bytes(output)
     return _report(door, revision, results)

@@ -140,21 +140,12 @@ class ChatTurns:
         self, request: ChatRequest, model: Model, start: TurnStart, cached: Hit | Miss | None
     ) -> TurnBegun:
         """Store the question; a request that was seen before waits for, or takes over, its first attempt."""
-        pause_s = POLL_FIRST_S
         try:
             while True:
                 begun = await self._begin_once(request, model, start)
                 if begun.status != "pending":
                     break
-                left_s = remaining_s(OUTCOME_RESERVE_S)
-                if left_s is not None and left_s <= pause_s:
-                    raise Conflict(
-                        "still_running",
-                        "the first request with this idempotency key is still running",
-                        "Call again later with the same key to get its answer",
-                    )
-                await asyncio.sleep(pause_s)
-                pause_s = min(pause_s * 2, POLL_MOST_S)
+                await self._first_attempt_ended(start)
             if begun.status not in ("started", "resumed", "finished"):
                 raise refusal(begun.status, start.continuation_id, begun.revision, begun.missing)
         except BaseException:
@@ -162,6 +153,23 @@ class ChatTurns:
                 self._aside(self._cache.release(start.owner, start.continuation_id, cached), "cache-release")
             raise
         return begun
+
+    async def _first_attempt_ended(self, start: TurnStart) -> None:
+        """Wait until the attempt that holds the key has ended or lost its lease."""
+        pause_s = POLL_FIRST_S
+        while True:
+            left_s = remaining_s(OUTCOME_RESERVE_S)
+            if left_s is not None and left_s <= pause_s:
+                raise Conflict(
+                    "still_running",
+                    "the first request with this idempotency key is still running",
+                    "Call again later with the same key to get its answer",
+                )
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, POLL_MOST_S)
+            seen = await self._repository.wait_turn(start.owner, start.request_key)
+            if seen is None or seen.state != "pending" or seen.lease_left_s <= 0:
+                return
 
     async def _begin_once(self, request: ChatRequest, model: Model, start: TurnStart) -> TurnBegun:
         """Begin, and if the caller goes away while the question is being stored, record that it did."""

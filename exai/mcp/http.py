@@ -220,6 +220,9 @@ class _Reply:
                 await self._send(event)
         except TimeoutError:
             self._abort()
+            await asyncio.sleep(
+                0
+            )  # uvicorn learns of it in the next round, and complains about an answer cut short until then
             raise _Gone from None
 
 

@@ -180,7 +180,7 @@ class Connection:
     def accept(self, message: Message) -> Action:
         """Take one message. Raises nothing."""
         if isinstance(message, Malformed):
-            return _refuse(message.id, message.error)
+            return refusal(message.id, message.error)
         if isinstance(message, jsonrpc.Response):
             return Ignore()
         if isinstance(message, jsonrpc.Notification):
@@ -188,7 +188,7 @@ class Connection:
         try:
             return self._admit(message)
         except RpcError as error:
-            return _refuse(message.id, error)
+            return refusal(message.id, error)
 
     def _notified(self, message: jsonrpc.Notification) -> Action:
         if message.method != "notifications/cancelled":
@@ -343,7 +343,7 @@ class Connection:
             if call.method.as_result is not None and not isinstance(error, ShuttingDown):
                 return self.complete(call, call.method.as_result(error))
             error = _own_error(error)
-        return _refuse(call.id, error) if self._settled(call) else None
+        return refusal(call.id, error) if self._settled(call) else None
 
     def progress(self, call: Call, count: int, message: str) -> bytes | None:
         """Report on a running call; None when nobody asked for it or the call is over."""
@@ -448,7 +448,8 @@ def _own_error(error: ExaiError) -> RpcError:
     return RpcError(code, str(error), error_facts(error))
 
 
-def _refuse(id: RequestId | None, error: RpcError) -> Send:  # noqa: A002
+def refusal(id: RequestId | None, error: RpcError) -> Send:  # noqa: A002
+    """Return the message that answers `id` with an error."""
     return Send(jsonrpc.encode_error(id, error), error)
 
 

@@ -201,6 +201,7 @@ def _config(app: McpApp, settings: ServerSettings) -> Config:
         ws_per_message_deflate=False,
         lifespan="off",
         log_config=None,
+        log_level="error",  # below that uvicorn logs addresses with their query, where a token may stand
         access_log=False,
         proxy_headers=False,
         server_header=False,

@@ -65,11 +65,13 @@ class McpServer:
         )
         session = Session(self, connection, owner, peer=peer)
         self._sessions.add(session)
+        self.recorder.gauge("mcp_sessions", len(self._sessions))
         return session
 
     def forget(self, session: Session) -> None:
         """A session has ended."""
         self._sessions.discard(session)
+        self.recorder.gauge("mcp_sessions", len(self._sessions))
         self.quieter()
 
     def quieter(self) -> None:

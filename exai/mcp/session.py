@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import structlog
 
 from exai.errors import DeadlineExceeded, ExaiError, ShuttingDown
-from exai.mcp.jsonrpc import INTERNAL_ERROR, Json, Message, RequestId, RpcError
+from exai.mcp.jsonrpc import INTERNAL_ERROR, Json, Message, Request, RequestId, RpcError
 from exai.mcp.outbox import Outbox
-from exai.mcp.protocol import Action, Call, CallContext, Cancel, Connection, Send, Start
+from exai.mcp.protocol import Action, Call, CallContext, Cancel, Connection, Send, Start, refusal
 from exai.models import Owner
 from exai.resilience import with_deadline
 
@@ -51,13 +51,20 @@ class Session:
 
     async def receive(self, message: Message) -> Action:
         """Take one message and do what the protocol asks for."""
-        action = self.connection.accept(message)
-        await self.act(action)
+        try:
+            action = self.connection.accept(message)
+        except Exception:  # the session boundary for methods that are answered at once
+            request_id = secrets.token_hex(8)
+            log.exception("internal error", request=request_id)
+            key = message.id if isinstance(message, Request) else None
+            action = refusal(key, _internal(request_id))
+        await self._act(action)
         return action
 
-    async def act(self, action: Action) -> None:
-        """Do what the protocol asks for."""
+    async def _act(self, action: Action) -> None:
         if isinstance(action, Send):
+            if action.error is not None:
+                self.server.recorder.count("mcp_messages_refused_total", code=str(action.error.code))
             await self.outbox.put(action)
         elif isinstance(action, Start):
             await self._start(action.call)
@@ -72,8 +79,8 @@ class Session:
     def refuse_rest(self) -> None:
         """Answer what is still running with "shutting down" and stop it."""
         for call in list(self.connection.in_flight.values()):
-            if (refusal := self.connection.fail(call, ShuttingDown())) is not None:
-                self.outbox.force(refusal)
+            if (answer := self.connection.fail(call, ShuttingDown())) is not None:
+                self.outbox.force(answer)
             self._stop(call.id)
 
     def finish(self, code: int) -> None:
@@ -127,8 +134,8 @@ class Session:
             outcome = await self._outcome(call, context, label)
         except asyncio.CancelledError:
             # A handler can raise this by itself; then nobody cancelled the call and it still needs its answer.
-            if (refusal := self.connection.fail(call, _internal(request_id))) is not None:
-                self.outbox.force(refusal)
+            if (answer := self.connection.fail(call, _internal(request_id))) is not None:
+                self.outbox.force(answer)
             raise
         finally:
             reporter.stop()

@@ -16,6 +16,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from exai.mcp.edge import Refusal
+from exai.mcp.jsonrpc import Json
+from exai.mcp.protocol import Call, Method
 from exai.models import LOCAL_OWNER, Owner
 from tests.support.mcp_server import (
     WAIT_S,
@@ -296,6 +298,19 @@ class TestCalls:
         assert outcomes["busy"] == "database_busy"
         assert outcomes["crash"] == "internal"
         assert outcomes["unknown"] == "refused"
+
+    async def test_a_defect_in_a_method_answered_at_once_is_an_error_too(self, server: Running) -> None:
+        """The connection and the other methods go on."""
+
+        def broken(call: Call) -> Json:
+            raise RuntimeError("a secret that must not leave")
+
+        server.server.surface.methods["tools/list"] = Method("tools/list", answer=broken)
+        async with peer(server) as client:
+            found = await client.ask(modern(1, "tools/list"))
+            assert (found["id"], found["error"]["code"]) == (1, -32603)
+            assert "secret" not in str(found)
+            assert (await client.ask(request(0, "ping")))["result"] == {}
 
     async def test_a_call_that_ignores_its_deadline_is_ended(self) -> None:
         """An answer even from a handler that waits for ever."""

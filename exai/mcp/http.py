@@ -220,9 +220,8 @@ class _Reply:
                 await self._send(event)
         except TimeoutError:
             self._abort()
-            await asyncio.sleep(
-                0
-            )  # uvicorn learns of it in the next round, and complains about an answer cut short until then
+            # uvicorn learns of it in the next round, and would complain of an answer cut short before.
+            await asyncio.sleep(0)
             raise _Gone from None
 
 

@@ -64,7 +64,6 @@ class CallContext:
     request_id: str
     progress: Callable[[str], Awaitable[None]]
     client: Client = Client()
-    protocol_version: str = eras.MODERN
 
 
 Answer: TypeAlias = Callable[[Call], Json]

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import structlog
 from uvicorn.config import Config
-from uvicorn.server import Server
+from uvicorn.server import ServerState
 
 from exai.config import ServerSettings
 from exai.errors import StartupError
@@ -45,21 +45,27 @@ class RunningServer:
         self._app = app
         self._settings = settings
         self._sockets = list(sockets)
-        self._uvicorn = Server(_config(app, settings))
+        self._config = _config(app, settings)
+        self._state = ServerState()
+        self._listeners: list[asyncio.Server] = []
         self._is_closed = False
         self.port: int = self._sockets[0].getsockname()[1]
 
     @property
     def connections(self) -> int:
         """How many peers are connected, through any door."""
-        return len(self._uvicorn.server_state.connections)
+        return len(self._state.connections)
 
     async def start(self) -> None:
         """Begin to accept connections."""
-        config = self._uvicorn.config
-        config.load()
-        self._uvicorn.lifespan = config.lifespan_class(config)
-        await self._uvicorn.startup(sockets=self._sockets)
+        self._config.load()
+        loop = asyncio.get_running_loop()
+        protocol = http_protocol(self._settings)
+        for each in self._sockets:
+            listener = await loop.create_server(
+                lambda: protocol(self._config, self._state, {}), sock=each, backlog=BACKLOG
+            )
+            self._listeners.append(listener)
 
     async def serve_until(
         self, stop: asyncio.Event, *, hurry: asyncio.Event | None = None, code: int = GOING_AWAY
@@ -75,11 +81,11 @@ class RunningServer:
         if self._is_closed:
             return
         self._is_closed = True
-        for listener in self._uvicorn.servers:
+        for listener in self._listeners:
             listener.close()
         for each in self._sockets:
             each.close()
-        state = self._uvicorn.server_state
+        state = self._state
         for connection in list(state.connections):
             connection.shutdown()
         await self._app.server.drain(self._settings.shutdown_grace_s if grace_s is None else grace_s, code, hurry)
@@ -193,7 +199,6 @@ def _config(app: McpApp, settings: ServerSettings) -> Config:
     return Config(
         app,
         interface="asgi3",
-        http=http_protocol(settings),
         ws=websocket_protocol(settings),
         ws_max_size=settings.message_max_bytes,
         ws_ping_interval=settings.ping_interval_s,
@@ -207,5 +212,4 @@ def _config(app: McpApp, settings: ServerSettings) -> Config:
         server_header=False,
         date_header=False,
         timeout_keep_alive=KEEP_ALIVE_S,
-        backlog=BACKLOG,
     )

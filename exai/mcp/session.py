@@ -129,7 +129,7 @@ class Session:
         started = asyncio.get_running_loop().time()
         outcome = "cancelled"
         reporter = Reporter(self, call)
-        context = CallContext(self.owner, request_id, reporter.say, call.client, call.version)
+        context = CallContext(self.owner, request_id, reporter.say, call.client)
         try:
             outcome = await self._outcome(call, context, label)
         except asyncio.CancelledError:

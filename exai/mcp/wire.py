@@ -124,11 +124,11 @@ class _Http(HttpToolsProtocol):
             self.transport.abort()
         else:
             self._unsent_bytes = unsent_bytes
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.limits.send_timeout_s, self.timeout_keep_alive_handler
-            )
+            self._have_patience()
+            self._patience = self.loop.call_later(self.limits.send_timeout_s, self.timeout_keep_alive_handler)
 
     def _await_head(self) -> None:
+        self._have_patience()
         self._head_bytes = 0
         self._is_head_awaited = True
         self._patience = self.loop.call_later(self.limits.handshake_timeout_s, self.transport.abort)

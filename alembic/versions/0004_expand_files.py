@@ -19,11 +19,11 @@ def upgrade() -> None:
     op.execute("alter table public.files add column if not exists used_at timestamptz not null default now()")
     op.execute(f"drop function if exists {CLEANUP}()")
     op.execute((scripts_directory() / "functions" / "cleanup_orphaned_files.sql").read_text("utf-8"))
-    op.execute(f"revoke all on function {CLEANUP}(interval) from public")
+    op.execute(f"revoke all on function {CLEANUP}(interval, integer) from public")
     create_index("public", "files_recent_idx", "public.files (owner, created_at desc, id desc)")
 
 
 def downgrade() -> None:
     drop_index("public", "files_recent_idx")
-    op.execute(f"drop function if exists {CLEANUP}(interval)")
+    op.execute(f"drop function if exists {CLEANUP}(interval, integer)")
     op.execute("alter table public.files drop column if exists used_at")

@@ -100,10 +100,12 @@ def _defect(error: BaseException) -> DatabaseError:
     return DatabaseError(DEPENDENCY, f"the driver refused the statement ({type(error).__name__})")
 
 
-_AGAIN: Final = frozenset({"40001", "40P01", "53300", "57P03"})
+_AGAIN: Final = frozenset({"23503", "40001", "40P01", "53300", "57P03"})
 """Nothing was written and the cause passes by itself. 55P03 and 57014 also wrote nothing, but have used up a wait."""
 
 _BUSY: Final = {
+    # Statements look before they link, so what they found was removed in between; the next look says what is missing.
+    "23503": "something it needs was removed at the same time",
     "40001": "two transactions were in each other's way",
     "40P01": "two transactions waited for each other",
     "55P03": "another writer holds the conversation",

@@ -9,10 +9,13 @@ import pytest
 
 from exai.db.address import parse_address
 from exai.db.conversations import ConversationRepository
+from exai.db.curation import Change, CurationRepository
 from exai.db.pool import connect
-from exai.models import LOCAL_OWNER
+from exai.db.search import SearchQuery, SearchRepository
+from exai.db.transfer import TransferRepository
+from exai.models import LOCAL_OWNER, ConversationId
 from tests.support.counters import Counters
-from tests.support.database import appending, beginning, conversation_of, ending, opened
+from tests.support.database import appending, beginning, conversation_of, ending, new_id, opened
 from tests.support.pg_proxy import PgProxy
 from tests.support.pooler import Pooler
 
@@ -32,7 +35,7 @@ async def test_every_method_is_one_round_trip(proxy: PgProxy) -> None:
     """Promises 2 and 3 of the design, from the very first call on."""
     recorder = Counters()
     async with opened(proxy.url, recorder=recorder) as database:
-        repository = ConversationRepository(database)
+        repository, curation = ConversationRepository(database), CurationRepository(database)
         setup = await conversation_of(repository, "one", "two")
         name = setup.continuation_id
         turn = beginning(name, "question")
@@ -45,6 +48,13 @@ async def test_every_method_is_one_round_trip(proxy: PgProxy) -> None:
             "turn_state": lambda r: r.wait_turn(LOCAL_OWNER, turn.request_key),
             "list_conversations": lambda r: r.list_conversations(LOCAL_OWNER),
             "changes": lambda r: r.changes("3"),
+            "search_messages": lambda _: SearchRepository(database).search(SearchQuery(LOCAL_OWNER, "one"), limit=9),
+            "fork": lambda _: curation.fork(LOCAL_OWNER, name, new_conversation_id=ConversationId(new_id())),
+            "change_conversation": lambda _: curation.change(LOCAL_OWNER, name, Change(title="x")),
+            "read_forward": lambda _: TransferRepository(database).read_forward(LOCAL_OWNER, name),
+            "purge_conversations": lambda _: curation.purge(),
+            "expire_idle": lambda _: curation.expire_idle(None, idle_s=1e9),
+            "prune_removed": lambda _: curation.prune_removed(),
         }
         for statement, call in calls.items():
             proxy.reset()

@@ -18,7 +18,7 @@ def test_every_parameter_is_cast_in_the_text() -> None:
 def test_no_statement_selects_a_star() -> None:
     """A column added by a later migration must not change what a remembered description says."""
     for statement in load_statements().values():
-        assert not re.search(r"\*", re.sub(r"count\(\*\)", "", statement.text)), statement.name
+        assert not re.search(r"\*", re.sub(r"count\(\*\)|'[^']*'", "", statement.text)), statement.name
 
 
 def test_statements_are_split_at_their_names_and_lose_their_comments() -> None:

@@ -1,0 +1,58 @@
+-- Makes a conversation that begins as another one was at p_at_seq (null: as it is), sharing its messages.
+-- o_status: forked | not_found | out_of_range | too_deep. Repeating it with the same p_new_id gives the same fork.
+-- A fork at a point that the source itself only reads from its parent hangs on that parent, so that chains stay short.
+create function exai.fork_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_at_seq bigint, p_title text)
+returns table (part text, data text)
+language plpgsql rows 1
+set lock_timeout = '2s'
+as $$
+#variable_conflict use_column
+declare
+  c_max_depth constant integer := 64;
+  v public.conversations;
+  w public.conversations;
+  n public.conversations;
+  v_at bigint;
+  v_depth integer := 0;
+  v_status text := 'forked';
+begin
+  select c.* into v from public.conversations c
+   where c.owner = p_owner and c.continuation_id = p_continuation_id and c.deleted_at is null
+     for key share;
+  if not found then
+    v_status := 'not_found';
+  else
+    v_at := coalesce(p_at_seq, v.next_seq - 1);
+    if v_at < 0 or v_at >= v.next_seq then
+      v_status := 'out_of_range';
+    end if;
+  end if;
+  if v_status = 'forked' then
+    w := v;
+    while w.parent_id is not null and v_at <= w.parent_seq loop
+      select c.* into w from public.conversations c where c.id = w.parent_id;
+    end loop;
+    n := w;
+    while n.parent_id is not null loop
+      v_depth := v_depth + 1;
+      select c.* into n from public.conversations c where c.id = n.parent_id;
+    end loop;
+    if v_depth >= c_max_depth then
+      v_status := 'too_deep';
+    end if;
+  end if;
+  if v_status = 'forked' then
+    insert into public.conversations (id, owner, continuation_id, title, metadata, tags, parent_id, parent_seq,
+                                      next_seq, revision)
+    values (p_new_id, p_owner, p_new_id::text, coalesce(p_title, v.title), v.metadata, v.tags, w.id, v_at, v_at + 1, 1)
+    on conflict (id) do nothing;
+    insert into public.conversation_files (conversation_id, file_id)
+    select p_new_id, f.file_id from public.conversation_files f where f.conversation_id = v.id order by f.file_id
+    on conflict do nothing;
+    select c.* into n from public.conversations c where c.id = p_new_id and c.owner = p_owner;
+  end if;
+  return query select 'head', json_build_object(
+    'status', v_status, 'last_seq', v.next_seq - 1, 'inc', exai.incarnation_v1(),
+    'conversation', case when v_status = 'forked' then exai.header_v1(n) end)::text;
+end
+$$

@@ -1,0 +1,144 @@
+"""Full-text search over an owner's messages: one statement a page, best match first."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from typing import Final
+from uuid import UUID
+
+from exai.db.pool import Database
+from exai.db.rows import check_text
+from exai.errors import InvalidArgument
+from exai.models import ContinuationId, Owner, Role
+
+RANKED: Final = 500
+"""Matches that are ranked, the newest of them; a word that is everywhere would otherwise cost the whole table."""
+
+MAX_QUERY_CHARS: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class SearchQuery:
+    """Words as a person types them into a search box: quoted phrases, `or`, and `-` before what must not be there.
+
+    `tool` and `model` are of the turn that stored the message. `since` is included, `until` is not.
+    """
+
+    owner: Owner
+    text: str
+    continuation_id: ContinuationId | None = None
+    role: Role | None = None
+    tool: str | None = None
+    model: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchHit:
+    """One matching message; `snippet` shows the matching words between double asterisks."""
+
+    continuation_id: ContinuationId
+    title: str | None
+    seq: int
+    role: Role
+    kind: str
+    created_at: datetime
+    tool: str | None
+    model: str | None
+    snippet: str
+    rank: float
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPage:
+    """Hits, best first; `next_cursor` is None on the last page."""
+
+    hits: tuple[SearchHit, ...]
+    next_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Cursor:
+    """All pages of one search rank the same matches: those that were there at `as_of`."""
+
+    as_of: datetime
+    rank: str | None = None
+    conversation_id: str | None = None
+    seq: int | None = None
+
+
+class SearchRepository:
+    """Searches."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def search(self, query: SearchQuery, *, limit: int, cursor: str | None = None) -> SearchPage:
+        """The next `limit` hits.
+
+        Raises:
+            InvalidArgument: the words or the cursor cannot be used.
+            DatabaseError: `DatabaseBusy` if the words are so common that finding them took too long.
+
+        """
+        _check(query)
+        after = _read(cursor) if cursor else _Cursor(datetime.now(UTC))
+        rows = await self._database.fetch(
+            "search_messages", query.owner, query.text, query.continuation_id, query.role, query.since, query.until,
+            query.tool, query.model, after.rank, after.conversation_id, after.seq, after.as_of, RANKED, limit + 1,
+        )  # fmt: skip
+        hits = tuple(
+            SearchHit(
+                continuation_id=ContinuationId(row["continuation_id"]),
+                title=row["title"],
+                seq=row["seq"],
+                role=row["role"],
+                kind=row["kind"],
+                created_at=row["created_at"],
+                tool=row["tool"],
+                model=row["model"],
+                snippet=row["snippet"],
+                rank=float(row["rank"]),
+            )
+            for row in rows[:limit]
+        )
+        if len(rows) <= limit:
+            return SearchPage(hits, None)
+        last = rows[limit - 1]
+        return SearchPage(hits, _write(_Cursor(after.as_of, last["rank"], last["conversation_id"], last["seq"])))
+
+
+def _check(query: SearchQuery) -> None:
+    for field, value in (
+        ("query", query.text),
+        ("continuation_id", query.continuation_id),
+        ("tool", query.tool),
+        ("model", query.model),
+    ):
+        check_text(field, value)
+    if len(query.text) > MAX_QUERY_CHARS:
+        raise InvalidArgument("query", f"is {len(query.text)} characters long", f"Use at most {MAX_QUERY_CHARS}")
+    for field, at in (("since", query.since), ("until", query.until)):
+        if at is not None and at.tzinfo is None:
+            raise InvalidArgument(field, "has no time zone", "Write it with an offset, like 2026-01-02T03:04:05Z")
+
+
+def _write(cursor: _Cursor) -> str:
+    text = f"{cursor.as_of.isoformat()} {cursor.rank} {cursor.conversation_id} {cursor.seq}"
+    return base64.urlsafe_b64encode(text.encode()).decode()
+
+
+def _read(text: str) -> _Cursor:
+    try:
+        as_of, rank, conversation_id, seq = base64.urlsafe_b64decode(text.encode()).decode().split(" ")
+        at = datetime.fromisoformat(as_of)
+        if at.tzinfo is None or not Decimal(rank).is_finite():
+            raise ValueError(text)
+        return _Cursor(at, str(Decimal(rank)), str(UUID(conversation_id)), int(seq))
+    except (ValueError, binascii.Error, InvalidOperation):
+        raise InvalidArgument("cursor", "is not one this search gave", "Use next_cursor of the page before") from None

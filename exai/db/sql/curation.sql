@@ -1,0 +1,82 @@
+-- name: fork
+-- repeat: keyed
+-- Makes a conversation that shares another one's beginning; once per new id.
+select p.part::text, p.data::text
+  from exai.fork_v1($1::text, $2::text, $3::text::uuid, $4::bigint, $5::text) p;
+
+-- name: change_conversation
+-- repeat: keyed
+-- Changes what a conversation is called and marked with, or marks it as deleted; locks it. A repeat finds it changed.
+select p.part::text, p.data::text
+  from exai.change_conversation_v1($1::text, $2::text, $3::text::jsonb, $4::bigint) p;
+
+-- name: purge_conversations
+-- repeat: keyed
+-- Removes conversations marked as deleted long ago, with all they hold; by conversations_deleted_idx. One that a fork
+-- still reads from stays until the fork is gone.
+with gone as (
+  select c.id
+    from public.conversations c
+   where c.deleted_at < now() - make_interval(secs => $1::double precision)
+     and not exists (select from public.conversations x where x.parent_id = c.id)
+   order by c.deleted_at
+   limit $2::integer
+     for update skip locked),
+purged as (
+  delete from public.conversations c using gone g where c.id = g.id returning c.id)
+select count(*)::bigint as removed from purged;
+
+-- name: expire_idle
+-- repeat: keyed
+-- Marks as deleted what nobody has changed for long, of one owner or of all; by conversations_recent_idx, owner by owner.
+with recursive owners(owner) as (
+  (select c.owner from public.conversations c where $1::text is null or c.owner = $1::text order by c.owner limit 1)
+  union all
+  select (select c.owner from public.conversations c where c.owner > o.owner order by c.owner limit 1)
+    from owners o
+   where $1::text is null and o.owner is not null),
+idle as (
+  select i.id
+    from owners o
+   cross join lateral (
+     select c.id
+       from public.conversations c
+      where c.owner = o.owner and c.deleted_at is null
+        and c.updated_at < now() - make_interval(secs => $2::double precision)
+      order by c.updated_at
+      limit $3::integer) i
+   limit $3::integer),
+locked as (
+  select c.id from public.conversations c join idle i on i.id = c.id order by c.id for no key update of c skip locked),
+marked as (
+  update public.conversations c
+     set deleted_at = now(), revision = c.revision + 1, edited_revision = c.revision + 1,
+         changed_xid = pg_current_xact_id()
+    from locked l
+   where c.id = l.id and c.deleted_at is null
+     and c.updated_at < now() - make_interval(secs => $2::double precision)
+  returning c.id)
+select count(*)::bigint as marked from marked;
+
+-- name: prune_removed
+-- repeat: keyed
+-- Forgets which conversations are gone, once no cache can hold them any more.
+with gone as (
+  delete from exai.removed_conversations r
+   where r.removed_at < now() - make_interval(secs => $1::double precision)
+  returning 1)
+select count(*)::bigint as removed from gone;
+
+-- name: read_forward
+-- repeat: read
+-- Messages from the oldest on, for exports; by the primary key of messages, in one snapshot.
+select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
+       p.turn_id::text, p.data::text
+  from exai.read_forward_v1($1::text, $2::text, $3::bigint, $4::bigint, $5::integer, $6::bigint) p;
+
+-- name: import_batch
+-- repeat: keyed
+-- Stores one batch of an import with its own times; locks the conversation.
+select p.part::text, p.data::text
+  from exai.import_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::text::jsonb,
+                      $8::bigint, $9::text[], $10::text[], $11::text[], $12::text[], $13::text[]) p;

@@ -1,0 +1,141 @@
+"""Conversations out of and into the store, a page at a time: nothing here ever holds more than one page."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Literal
+
+import orjson
+
+from exai.db.pool import Database
+from exai.db.records import StoredPage
+from exai.db.rows import Answer, check_text, check_texts, columns_of, conversation_of, json_of
+from exai.errors import InvalidArgument, NotFound
+from exai.models import ContinuationId, Conversation, ConversationId, NewMessage, Owner, TurnId
+
+EXPORT_PAGE_MESSAGES: Final = 500
+EXPORT_PAGE_BYTES: Final = 4 * 1_048_576
+
+ImportStatus = Literal["stored", "duplicate", "exists", "gap", "conflict_key", "deleted"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImportBatch:
+    """Some consecutive messages of one conversation, from `first_seq` on; the first batch begins at 1.
+
+    The batch at 1 makes the conversation and alone looks at `title`, `metadata`, `tags` and the two times. `times` is
+    when each message was written, None where that is not known. `request_key` is of the batch.
+    """
+
+    owner: Owner
+    continuation_id: ContinuationId
+    new_conversation_id: ConversationId
+    turn_id: TurnId
+    request_key: str
+    request_hash: str
+    first_seq: int
+    messages: Sequence[NewMessage]
+    times: Sequence[datetime | None]
+    title: str | None = None
+    metadata: Mapping[str, Any] | None = None
+    tags: Sequence[str] = ()
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What a batch did; `conversation` is as it is now, None when there is none.
+
+    `exists`: the name holds other messages. `gap`: an earlier batch is missing, from
+    `conversation.last_seq` on.
+    """
+
+    status: ImportStatus
+    conversation: Conversation | None
+    base_revision: int
+    revision: int
+    inc: str
+
+
+class TransferRepository:
+    """Export and import."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def read_forward(
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        *,
+        after_seq: int = 0,
+        up_to_seq: int | None = None,
+        limit: int = EXPORT_PAGE_MESSAGES,
+        budget_bytes: int = EXPORT_PAGE_BYTES,
+    ) -> StoredPage:
+        """Messages after `after_seq`, oldest first: at least one if there is one, else within both limits.
+
+        `has_older` says whether there is anything before the page. Raises `NotFound` or a `DatabaseError`.
+        """
+        check_text("continuation_id", continuation_id)
+        answer = Answer(
+            await self._database.fetch(
+                "read_forward", owner, continuation_id, after_seq, up_to_seq, limit, budget_bytes
+            )
+        )
+        conversation = answer.conversation
+        if conversation is None:
+            raise NotFound("conversation", continuation_id, "List conversations to see which there are")
+        return StoredPage(conversation, tuple(answer.part("message")), after_seq > 0, answer.head["inc"])
+
+    async def export(self, owner: Owner, continuation_id: ContinuationId) -> AsyncIterator[StoredPage]:
+        """All pages of a conversation as it was when this began, oldest first, each read when it is asked for.
+
+        There is at least one page, for an empty conversation an empty one. Raises as `read_forward`.
+        """
+        page = await self.read_forward(owner, continuation_id)
+        up_to_seq = page.conversation.last_seq
+        while True:
+            yield page
+            if not page.messages or page.messages[-1].seq >= up_to_seq:
+                return
+            page = await self.read_forward(owner, continuation_id, after_seq=page.messages[-1].seq, up_to_seq=up_to_seq)
+
+    async def store_batch(self, batch: ImportBatch) -> Imported:
+        """Store one batch, once per request key. Raises `InvalidArgument` or a `DatabaseError`."""
+        check_texts(
+            (
+                ("continuation_id", batch.continuation_id),
+                ("title", batch.title),
+                *((f"tags[{index}]", tag) for index, tag in enumerate(batch.tags)),
+            )
+        )
+        if len(batch.times) != len(batch.messages):
+            raise InvalidArgument("times", "are not as many as the messages", "Give one, or null, for each message")
+        rows = await self._database.fetch(
+            "import_batch", batch.owner, batch.continuation_id, batch.new_conversation_id, batch.turn_id,
+            batch.request_key, batch.request_hash, json_of("metadata", _header(batch)), batch.first_seq,
+            *columns_of(batch.messages), [at.isoformat() if at else None for at in batch.times],
+        )  # fmt: skip
+        head = orjson.loads(rows[0]["data"])
+        header = head["conversation"]
+        return Imported(
+            status=head["status"],
+            conversation=conversation_of(header) if header else None,
+            base_revision=head["base_revision"] or 0,
+            revision=head["revision"] or 0,
+            inc=head["inc"],
+        )
+
+
+def _header(batch: ImportBatch) -> dict[str, Any]:
+    return {
+        "title": batch.title,
+        "metadata": dict(batch.metadata or {}),
+        "tags": list(batch.tags),
+        "created_at": batch.created_at.isoformat() if batch.created_at else None,
+        "updated_at": batch.updated_at.isoformat() if batch.updated_at else None,
+    }

@@ -1,0 +1,146 @@
+"""Search: an owner's messages by their words, best first, page by page."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from exai.db.conversations import ConversationRepository
+from exai.db.curation import CurationRepository
+from exai.db.pool import Database
+from exai.db.search import SearchHit, SearchPage, SearchQuery, SearchRepository
+from exai.errors import InvalidArgument
+from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
+from tests.support.database import appending, beginning, conversation_of, ending
+
+
+@pytest.fixture
+def search(database: Database) -> SearchRepository:
+    return SearchRepository(database)
+
+
+def words(text: str, **filters: object) -> SearchQuery:
+    return SearchQuery(**{"owner": LOCAL_OWNER, "text": text, **filters})  # type: ignore[arg-type]
+
+
+def where(page: SearchPage) -> set[tuple[str, int]]:
+    return {(hit.continuation_id, hit.seq) for hit in page.hits}
+
+
+async def test_words_are_found_in_their_context(repository: ConversationRepository, search: SearchRepository) -> None:
+    """Any language, any case, with the words marked."""
+    conversation = await conversation_of(
+        repository, "nothing here", "Ein Würfel liegt auf dem Tisch", "the cube lies on the table"
+    )
+    (hit,) = (await search.search(words("würfel"), limit=10)).hits
+    assert (hit.continuation_id, hit.seq, hit.role) == (conversation.continuation_id, 2, "user")
+    assert "**Würfel**" in hit.snippet
+    assert hit.tool == "append"
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("alpha beta", {1, 3}),
+        ('"alpha beta"', {1}),
+        ("alpha or gamma", {1, 2, 3}),
+        ("alpha -gamma", {1}),
+        ("delta", set()),
+        ("", set()),
+        ("?!", set()),
+        ("alpha & | ! :* ( '", {1, 3}),
+    ],
+)
+async def test_queries_are_written_as_in_a_search_box(
+    repository: ConversationRepository, search: SearchRepository, text: str, found: set[int]
+) -> None:
+    """Nothing a person may type is an error."""
+    await conversation_of(repository, "alpha beta", "gamma", "beta alpha gamma")
+    assert {hit.seq for hit in (await search.search(words(text), limit=10)).hits} == found
+
+
+async def test_the_better_match_comes_first(repository: ConversationRepository, search: SearchRepository) -> None:
+    """More often, in less text."""
+    await conversation_of(repository, "word " + "other " * 50, "word word word", "word other")
+    hits = (await search.search(words("word"), limit=10)).hits
+    assert [hit.seq for hit in hits] == [2, 3, 1]
+    assert [hit.rank for hit in hits] == sorted((hit.rank for hit in hits), reverse=True)
+
+
+async def test_pages_join_without_hole_or_repeat(repository: ConversationRepository, search: SearchRepository) -> None:
+    """Also while matching messages are appended: all pages rank what was there at the first."""
+    name = (await conversation_of(repository, *("needle " + "hay " * (i % 7) for i in range(45)))).continuation_id
+    seen: list[SearchHit] = []
+    cursor = None
+    while True:
+        page = await search.search(words("needle"), limit=10, cursor=cursor)
+        seen += page.hits
+        cursor = page.next_cursor
+        await repository.append(appending(name, "needle needle needle"))
+        if cursor is None:
+            break
+    assert sorted(hit.seq for hit in seen) == list(range(1, 46))
+
+
+async def test_filters_narrow_the_search(repository: ConversationRepository, search: SearchRepository) -> None:
+    """By conversation, role, tool, model and time."""
+    first = await conversation_of(repository, "word one")
+    begun = await repository.begin_turn(beginning(None, "word two"))
+    await repository.finish_turn(ending(begun.turn_id, "word answer"))
+    assert begun.conversation is not None
+    chat = begun.conversation.continuation_id
+    assert where(await search.search(words("word", continuation_id=first.continuation_id), limit=9)) == {
+        (first.continuation_id, 1)
+    }
+    assert where(await search.search(words("word", role="assistant"), limit=9)) == {(chat, 2)}
+    assert where(await search.search(words("word", tool="chat"), limit=9)) == {(chat, 1), (chat, 2)}
+    assert where(await search.search(words("word", model="model"), limit=9)) == {(chat, 1), (chat, 2)}
+    now = datetime.now(UTC)
+    assert len((await search.search(words("word", since=now - timedelta(hours=1)), limit=9)).hits) == 3
+    assert (await search.search(words("word", until=now - timedelta(hours=1)), limit=9)).hits == ()
+
+
+async def test_others_and_deleted_conversations_are_not_searched(
+    repository: ConversationRepository, search: SearchRepository, database: Database
+) -> None:
+    """Things of other owners do not exist, deleted ones neither."""
+    await repository.append(appending(None, "word", owner=Owner("other")))
+    gone = await conversation_of(repository, "word")
+    await CurationRepository(database).delete(LOCAL_OWNER, gone.continuation_id)
+    assert (await search.search(words("word"), limit=9)).hits == ()
+
+
+async def test_a_huge_message_is_searched_in_its_beginning(
+    repository: ConversationRepository, search: SearchRepository
+) -> None:
+    """The index covers the first hundred thousand characters; storing more is no error."""
+    huge = "start " + "🙂x " * 200_000 + " finish"
+    await repository.append(appending(None, messages=[NewMessage("user", huge)]))
+    assert len((await search.search(words("start"), limit=9)).hits) == 1
+    assert (await search.search(words("finish"), limit=9)).hits == ()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        words("x" * 1001),
+        words("a\0"),
+        words("x", continuation_id=ContinuationId("\ud800")),
+        words("x", since=datetime(2026, 1, 1)),
+    ],
+)
+async def test_what_cannot_be_searched_is_refused(search: SearchRepository, query: SearchQuery) -> None:
+    """By field."""
+    with pytest.raises(InvalidArgument):
+        await search.search(query, limit=9)
+
+
+@pytest.mark.parametrize("cursor", ["x", "MjAyNi0wMS0wMSAxIDIgMw==", "", "TmFOIE5hTiBOYU4gTmFO"])
+async def test_a_foreign_cursor_is_refused(search: SearchRepository, cursor: str) -> None:
+    """Cursors come from clients; an empty one is none."""
+    if not cursor:
+        assert (await search.search(words("x"), limit=9, cursor=cursor)).hits == ()
+        return
+    with pytest.raises(InvalidArgument):
+        await search.search(words("x"), limit=9, cursor=cursor)

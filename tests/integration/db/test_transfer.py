@@ -1,0 +1,130 @@
+"""Export and import: everything comes out a page at a time, and goes in once however often it is sent."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from exai.db.conversations import ConversationRepository
+from exai.db.pool import Database
+from exai.db.transfer import ImportBatch, TransferRepository
+from exai.errors import InvalidArgument, NotFound
+from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, TurnId
+from tests.support.database import appending, contents_of, conversation_of, new_id
+
+NAME = ContinuationId("imported")
+THEN = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
+
+
+@pytest.fixture
+def transfer(database: Database) -> TransferRepository:
+    return TransferRepository(database)
+
+
+def batch(first_seq: int, *contents: str, key: str | None = None, request_hash: str = "h") -> ImportBatch:
+    return ImportBatch(
+        owner=LOCAL_OWNER,
+        continuation_id=NAME,
+        new_conversation_id=ConversationId(new_id()),
+        turn_id=TurnId(new_id()),
+        request_key=key or new_id(),
+        request_hash=request_hash,
+        first_seq=first_seq,
+        messages=[NewMessage("user", content, metadata={"n": content}) for content in contents],
+        times=[THEN + timedelta(hours=first_seq + i) for i in range(len(contents))],
+        title="Title",
+        metadata={"from": "elsewhere"},
+        tags=("old",),
+        created_at=THEN,
+        updated_at=THEN,
+    )
+
+
+async def test_an_import_keeps_times_and_header(
+    repository: ConversationRepository, transfer: TransferRepository
+) -> None:
+    """It is a copy, not a new conversation that says the same."""
+    stored = await transfer.store_batch(batch(1, "a", "b"))
+    assert (stored.status, stored.base_revision, stored.revision) == ("stored", 0, 1)
+    page = await repository.read_page(LOCAL_OWNER, NAME)
+    assert [(m.content, m.created_at, m.metadata) for m in page.messages] == [
+        ("a", THEN + timedelta(hours=1), {"n": "a"}),
+        ("b", THEN + timedelta(hours=2), {"n": "b"}),
+    ]
+    header = page.conversation
+    assert (header.title, header.metadata, header.tags) == ("Title", {"from": "elsewhere"}, ("old",))
+    assert (header.created_at, header.updated_at) == (THEN, THEN)
+
+
+async def test_batches_follow_each_other_and_may_come_again(
+    repository: ConversationRepository, transfer: TransferRepository
+) -> None:
+    """An import that was broken off is simply run again from the start."""
+    batches = [batch(1, "a", "b", key="k1"), batch(3, "c", key="k2"), batch(4, "d", "e", key="k3")]
+    assert (await transfer.store_batch(batches[1])).status == "gap"
+    assert [(await transfer.store_batch(each)).status for each in batches[:2]] == ["stored", "stored"]
+    statuses = [(await transfer.store_batch(each)).status for each in batches]
+    assert statuses == ["duplicate", "duplicate", "stored"]
+    assert await contents_of(repository, NAME) == ["a", "b", "c", "d", "e"]
+    gap = await transfer.store_batch(batch(9, "x"))
+    assert gap.status == "gap"
+    assert gap.conversation is not None
+    assert gap.conversation.last_seq == 5
+
+
+async def test_an_import_into_something_else_is_refused(
+    repository: ConversationRepository, transfer: TransferRepository
+) -> None:
+    """A name that is taken, or a key that was used for other content."""
+    await transfer.store_batch(batch(1, "a", key="k1"))
+    assert (await transfer.store_batch(batch(1, "other"))).status == "exists"
+    assert (await transfer.store_batch(batch(1, "other", key="k1", request_hash="x"))).status == "conflict_key"
+    assert await contents_of(repository, NAME) == ["a"]
+    assert (await repository.append(appending(NAME, "b"))).first_seq == 2
+
+
+async def test_an_empty_conversation_can_be_imported_and_exported(transfer: TransferRepository) -> None:
+    """It exists, even without words."""
+    assert (await transfer.store_batch(batch(1))).status == "stored"
+    pages = [page async for page in transfer.export(LOCAL_OWNER, NAME)]
+    assert [page.messages for page in pages] == [()]
+
+
+async def test_an_export_is_as_it_was_when_it_began(
+    repository: ConversationRepository, transfer: TransferRepository
+) -> None:
+    """What is appended meanwhile belongs to the next one."""
+    name = (await conversation_of(repository, *(str(i) for i in range(1000)))).continuation_id
+    seen: list[str] = []
+    async for page in transfer.export(LOCAL_OWNER, name):
+        await repository.append(appending(name, "later"))
+        seen += [message.content for message in page.messages]
+    assert seen == [str(i) for i in range(1000)]
+
+
+async def test_a_page_of_an_export_is_bounded_in_bytes(
+    repository: ConversationRepository, transfer: TransferRepository
+) -> None:
+    """But holds one message at least, or it would never end."""
+    name = (await conversation_of(repository, *["x" * 1000] * 5)).continuation_id
+    page = await transfer.read_forward(LOCAL_OWNER, name, budget_bytes=2500)
+    assert len(page.messages) == 2
+    page = await transfer.read_forward(LOCAL_OWNER, name, after_seq=2, budget_bytes=10)
+    assert [message.seq for message in page.messages] == [3]
+
+
+async def test_nothing_to_export_is_not_found(transfer: TransferRepository) -> None:
+    """A typed error with the name."""
+    with pytest.raises(NotFound, match="nobody"):
+        await transfer.read_forward(LOCAL_OWNER, ContinuationId("nobody"))
+
+
+async def test_times_must_be_as_many_as_messages(transfer: TransferRepository) -> None:
+    """Anything else is a defect in the file that is imported."""
+    broken = batch(1, "a")
+    with pytest.raises(InvalidArgument) as caught:
+        await transfer.store_batch(
+            ImportBatch(**{name: getattr(broken, name) for name in broken.__slots__} | {"times": []})
+        )
+    assert caught.value.field == "times"

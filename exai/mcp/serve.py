@@ -29,8 +29,11 @@ BACKLOG = 512
 KEEP_ALIVE_S = 75
 """How long an idle HTTP connection stays; longer than the usual 60 s of what stands in front."""
 
-LAST_REQUESTS_TIMEOUT_S = 3.0
+LAST_REQUESTS_TIMEOUT_S = 1.0
 """What requests outside MCP (pages, metrics) get to end after the sessions have."""
+
+CUT_REQUESTS_TIMEOUT_S = 0.5
+"""What they get to notice that their connection was cut, before they are cancelled."""
 
 PORT_VARIABLE = "EXAI_SERVER__PORT"
 _MAX_PROCESSES_SEARCHED = 5_000
@@ -89,16 +92,16 @@ class RunningServer:
         for connection in list(state.connections):
             connection.shutdown()
         await self._app.server.drain(self._settings.shutdown_grace_s if grace_s is None else grace_s, code, hurry)
-        for task in list(state.tasks):
-            if hurry is not None and hurry.is_set():
-                task.cancel()
-        if state.tasks:
-            _, late = await asyncio.wait(state.tasks, timeout=LAST_REQUESTS_TIMEOUT_S)
-            for task in late:
-                task.cancel()
+        await self._requests_ended(0.0 if hurry is not None and hurry.is_set() else LAST_REQUESTS_TIMEOUT_S)
         for connection in list(state.connections):
             connection.transport.abort()
-        await asyncio.sleep(0)
+        await self._requests_ended(CUT_REQUESTS_TIMEOUT_S)
+        for task in state.tasks:
+            task.cancel()
+
+    async def _requests_ended(self, limit_s: float) -> None:
+        if self._state.tasks:
+            await asyncio.wait(self._state.tasks, timeout=limit_s)
 
 
 @asynccontextmanager

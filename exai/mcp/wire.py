@@ -22,6 +22,9 @@ from exai.mcp.edge import ABORT
 
 MAX_HEAD_BYTES = 65_536
 CLOSE_TIMEOUT_S = 5.0
+MAX_TURNED_AWAY = 256
+"""Connections beyond the limit that are told so at a time; further ones are cut without a word."""
+
 INVALID_UTF8 = 1007
 
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 5\r\ncontent-length: 0\r\n\r\n"
@@ -63,15 +66,18 @@ class _Http(HttpToolsProtocol):
         self._is_head_awaited = False
         self._head_bytes = 0
         self._is_message_open = False
+        self._is_excess = False
         self._unsent_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast("asyncio.Transport", transport)
         super().connection_made(transport)
-        if len(self.connections) > self.limits.max_connections:
-            transport.write(_FULL)
-            transport.close()
+        excess = len(self.connections) - self.limits.max_connections
+        if excess > MAX_TURNED_AWAY:
+            transport.abort()
             return
+        # The request is read before it is refused: closing on bytes that were not read would reset the refusal away.
+        self._is_excess = excess > 0
         self._await_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -96,13 +102,22 @@ class _Http(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._have_patience()
+        if self._is_excess:
+            self.transport.write(_FULL)
+            self.transport.close()
+            return
         super().on_headers_complete()
         self.scope["extensions"] = {ABORT: {ABORT: self.transport.abort}}
+
+    def on_body(self, body: bytes) -> None:
+        if not self._is_excess:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._is_message_open = False
         self._have_patience()
-        super().on_message_complete()
+        if not self._is_excess:
+            super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -113,7 +128,8 @@ class _Http(HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         self._have_patience()
-        super().handle_websocket_upgrade()
+        if not self._is_excess:
+            super().handle_websocket_upgrade()
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection; one whose answer is still leaving is idle only once it stops moving."""
@@ -202,6 +218,10 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
     async def send(self, message: ASGISendEvent) -> None:
         await super().send(message)
+        if message["type"] == "websocket.http.response.body":
+            self.handshake_complete = (
+                True  # a refusal is an end too; uvicorn would log it as a fault of the application
+            )
         if message["type"] == "websocket.close" and self.close_timer is not None:
             self.close_timer.cancel()
             self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)

@@ -1,0 +1,206 @@
+"""The checker of recorded histories: a good one passes, and every kind of broken promise is found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.support.history import Ack, Append, Asked, Event, Glance, History, Log, Read, Stored, Told, Turn
+
+LOG = Log(
+    tuple(Stored(text) for text in ("a1", "a2", "b1", "q", "answer 1 to q", "c1")),
+    heights=(0, 2, 3, 4, 5, 6),
+)
+A = Append("x", ("a1", "a2"), 0.0, (Ack(1.0, "d1", 1, 2),))
+B = Append("x", ("b1",), 2.0, (Ack(3.0, "d2", 3, 3),))
+Q = Turn("x", "q", 4.0, (Ack(5.0, "d1", 5, 5),), ("answer 1 to q",))
+C = Append("x", ("c1",), 6.0)
+TOLD = Told("x", 2.9, 2)
+ASKED = Asked(("a1", "a2", "b1", "q"))
+FRESH = Read("x", "d3", 7.0, 7.1, 5, (1, 2, 3, 4, 5, 6), ("a1", "a2", "b1", "q", "answer 1 to q", "c1"), None, 50)
+GOOD: tuple[Event, ...] = (A, B, Q, C, TOLD, ASKED, FRESH)
+
+
+def page(start: float, revision: int, **changes: Any) -> Read:
+    """A correct page of that revision, read at that time by a daemon that wrote nothing."""
+    last = LOG.heights[revision]
+    contents = tuple(message.content for message in LOG.messages[:last])
+    seqs = tuple(range(1, last + 1))
+    return replace(Read("x", "d3", start, start + 0.1, revision, seqs, contents, None, 50), **changes)
+
+
+def kinds(*events: Event, log: Log = LOG, **options: Any) -> list[str]:
+    """What is found in a history of these events."""
+    return [violation.kind for violation in History(events, {"x": log}, bound_s=2.0, **options).check()]
+
+
+def test_good_history_is_found_good() -> None:
+    """No false alarm: every kind of event, in agreement with what is stored."""
+    assert kinds(*GOOD) == []
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        page(3.5, 1),
+        page(4.9, 1, by="d1"),
+        page(3.5, 2, limit=2, seqs=(2, 3), contents=("a2", "b1"), next_before_seq=2),
+        page(9.0, 5, before_seq=3, seqs=(1, 2), contents=("a1", "a2")),
+        page(9.0, 1, stale_s=7.0),
+        page(9.0, 1, stale_s=6.1),
+    ],
+    ids=["within the bound", "within the bound, own", "cut", "older page", "marked as old", "marked as just so old"],
+)
+def test_what_the_bound_allows_is_no_violation(read: Read) -> None:
+    """A page that lacks what nobody was told of, for less than the bound, is as promised."""
+    assert kinds(A, B, Q, C, ASKED, read) == []
+
+
+def test_two_acknowledgements_of_one_key_agree() -> None:
+    """The same key again gets the same answer."""
+    assert kinds(replace(A, acks=(*A.acks, Ack(1.5, "d2", 1, 2))), B, Q, C, ASKED) == []
+
+
+def test_open_outcome_may_be_either() -> None:
+    """A write without an answer is stored or not."""
+    never = Append("x", ("d1", "d2"), 1.0)
+    assert kinds(*GOOD, never, Turn("x", "never", 1.0)) == []
+
+
+def test_partial_answers_are_nobodys() -> None:
+    """What was heard of a broken answer stays beside the answer of the next attempt, and no model hears it."""
+    log = Log((Stored("q"), Stored("answer 1 to q", partial=True), Stored("answer 2 to q")), heights=(0, 1, 2, 3))
+    turn = Turn("x", "q", 0.0, (Ack(2.0, "d1", 3, 3),), ("answer 2 to q",), attempts=2)
+    more = Asked(("q", "answer 2 to q", "more"))
+    log_more = Log((*log.messages, Stored("more")), (*log.heights, 4))
+    assert kinds(turn, Asked(("q",)), Asked(("q",)), Turn("x", "more", 3.0), more, log=log_more) == []
+
+
+def stored(*contents: str) -> Log:
+    return Log(tuple(Stored(content) for content in contents), heights=tuple(range(len(contents) + 1)))
+
+
+@pytest.mark.parametrize(
+    ("kind", "log", "event"),
+    [
+        ("lost", stored(), Append("x", ("a",), 0.0, (Ack(1.0, "d", 1, 1),))),
+        ("lost", stored("a"), Append("x", ("a", "b"), 0.0, (Ack(1.0, "d", 1, 2),))),
+        ("lost", stored("a"), Append("x", ("a", "b"), 0.0)),
+        ("lost", stored("b", "a"), Append("x", ("a", "b"), 0.0)),
+        ("lost", stored("a"), Append("x", ("a",), 0.0, (Ack(1.0, "d", 2, 2),))),
+        ("lost", stored("a"), Append("x", ("a",), 0.0, (Ack(1.0, "d", 1, 1), Ack(2.0, "d", 2, 2)))),
+        ("lost", stored("q"), Turn("x", "q", 0.0, (Ack(1.0, "d", 2, 2),), ("answer to q",))),
+        ("lost", stored("q", "1 to q"), Turn("x", "q", 0.0, (Ack(1.0, "d", 2, 2),), ("2 to q",))),
+        ("twice", stored("a", "a"), Append("x", ("a",), 0.0)),
+        ("twice", stored("q", "1 to q", "2 to q"), Turn("x", "q", 0.0)),
+        ("refused", stored("a"), Append("x", ("a",), 0.0, refused=True)),
+        ("refused", stored("q"), Turn("x", "q", 0.0, refused=True)),
+        ("order", stored("1 to q", "q"), Turn("x", "q", 0.0, (Ack(1.0, "d", 1, 1),), ("1 to q",))),
+        ("foreign", stored("a", "z"), Append("x", ("a",), 0.0)),
+    ],
+)
+def test_broken_write_is_found(kind: str, log: Log, event: Event) -> None:
+    """Acknowledged exactly once, never acknowledged at most once, in one block, under the numbers told."""
+    assert kinds(event, log=log) == [kind]
+
+
+def test_blocks_torn_by_another_writer_are_found() -> None:
+    """Two writers on one conversation interleave as whole blocks or not at all."""
+    log = stored("a1", "b", "a2")
+    assert "lost" in kinds(Append("x", ("a1", "a2"), 0.0), Append("x", ("b",), 0.0), log=log)
+
+
+def test_write_before_one_that_was_acknowledged_earlier_is_found() -> None:
+    """Order of acknowledgement is order of numbers where one write ended before the other began."""
+    log = stored("b", "a")
+    first = Append("x", ("a",), 0.0, (Ack(1.0, "d", 2, 2),))
+    assert kinds(first, Append("x", ("b",), 2.0, (Ack(3.0, "d", 1, 1),)), log=log) == ["order"]
+    assert kinds(first, Append("x", ("b",), 2.0), log=log) == ["order"]
+    assert kinds(first, Append("x", ("b",), 0.5), log=log) == []
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        page(7.0, 5, contents=("a1", "a2", "b1", "q", "answer 1 to q", "c2")),
+        page(7.0, 5, seqs=(1, 2, 3, 4, 6, 7)),
+        page(7.0, 5, seqs=(1, 2, 3, 4, 5), contents=("a1", "a2", "b1", "q", "answer 1 to q")),
+        page(7.0, 5, limit=2),
+        page(7.0, 5, next_before_seq=1),
+        page(7.0, 5, limit=2, seqs=(5, 6), contents=("answer 1 to q", "c1"), next_before_seq=None),
+        replace(page(7.0, 5), revision=9),
+        replace(page(7.0, 5), revision=4),
+    ],
+)
+def test_page_that_is_not_of_the_log_is_found(read: Read) -> None:
+    """A page is exactly the newest messages at its revision: nothing else, no hole, no other number."""
+    assert "content" in kinds(A, B, Q, C, ASKED, read)
+
+
+def test_read_that_lacks_what_redis_was_told_is_found() -> None:
+    """With Redis reachable there is no staleness at all."""
+    assert kinds(*GOOD, page(3.0, 1)) == ["told"]
+    assert kinds(*GOOD, page(2.8, 1)) == []
+
+
+def test_what_redis_may_have_forgotten_is_only_bounded() -> None:
+    """A crash of Redis may take back its last second, so what it was told before counts no more."""
+    assert kinds(*GOOD, page(3.5, 1), forgotten=[3.2]) == []
+    assert kinds(*GOOD, page(3.5, 1), forgotten=[3.7]) == ["told"]
+    assert kinds(*GOOD, page(3.5, 1), forgotten=[2.0]) == ["told"]
+
+
+def test_daemon_that_lacks_its_own_write_is_found() -> None:
+    """What a daemon could not tell Redis it remembers itself."""
+    assert kinds(A, B, Q, C, ASKED, page(3.5, 1, by="d2")) == ["own"]
+
+
+@pytest.mark.parametrize("source", [B, page(2.9, 2), Glance("x", 2.5, 3.0, 3), Told("x", 3.0, 2)])
+def test_read_beyond_the_bound_is_found(source: Event) -> None:
+    """Whoever learned of a change, from the bound on everybody knows it."""
+    others = [event for event in (A, C, ASKED) if event is not source]
+    found = kinds(*others, replace(B, acks=()), source, page(5.2, 1), forgotten=[4.0], log=LOG)
+    assert "bound" in found
+    assert "bound" not in kinds(*others, replace(B, acks=()), source, page(4.9, 1), forgotten=[4.0], log=LOG)
+
+
+def test_slack_is_allowed_beyond_the_bound() -> None:
+    """Two clocks never agree to the last microsecond."""
+    assert kinds(A, B, Q, C, ASKED, page(5.1, 1), slack_s=0.2) == []
+
+
+def test_older_page_or_list_that_lacks_anything_known_is_found() -> None:
+    """Neither goes through the cache."""
+    old = page(3.5, 1, before_seq=9)
+    assert kinds(A, B, Q, C, ASKED, old) == ["direct"]
+    assert kinds(A, B, Q, C, ASKED, Glance("x", 3.5, 3.6, 2)) == ["direct"]
+    assert kinds(A, B, Q, C, ASKED, Glance("x", 2.5, 2.6, 2)) == []
+
+
+def test_answer_older_than_it_says_is_found() -> None:
+    """The mark must be true, and within the limit for such answers."""
+    assert kinds(A, B, Q, C, ASKED, page(9.0, 1, stale_s=5.0)) == ["stale"]
+    assert kinds(A, B, Q, C, ASKED, page(700.0, 1, stale_s=699.0)) == ["stale"]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        Asked(("a1", "b1", "q")),
+        Asked(("a1", "a2", "b1", "b1", "q")),
+        Asked(("a2", "a1", "b1", "q")),
+        Asked(("q",)),
+        Asked(("what nobody stored",)),
+    ],
+)
+def test_model_told_something_else_is_found(asked: Asked) -> None:
+    """A model hears the whole conversation before its question, once and in order."""
+    assert kinds(A, B, Q, C, asked) == ["asked"]
+
+
+def test_model_asked_more_often_than_the_client_is_found() -> None:
+    """One request is one call, unless the client itself repeated it."""
+    assert kinds(A, B, Q, C, ASKED, ASKED) == ["asked"]
+    assert kinds(A, B, replace(Q, attempts=2), C, ASKED, ASKED) == []

@@ -13,19 +13,26 @@ from dataclasses import dataclass
 import structlog
 
 from exai.addresses import redact
+from exai.blobs.local import LocalBlobs
 from exai.cache.conversations import NO_REVISION, ConversationCache, open_cache
 from exai.cache.licence import Changes, ChangesSince
 from exai.config import Settings
 from exai.conversations import ConversationService
+from exai.conversations.attachments import Attachments
 from exai.db.conversations import ConversationRepository
+from exai.db.files import FileRepository
 from exai.db.migrate import upgrade
 from exai.db.pool import Database, open_pool
 from exai.db.revision import check_revision
 from exai.embedded.launcher import Embedded, start_embedded
 from exai.errors import DatabaseUnavailable, StartupError
+from exai.files import FileService
 from exai.monitoring.health import Component, Health, Probe, Probed, open_health
 from exai.monitoring.metrics import MetricsRecorder
 from exai.providers.registry import Providers, open_providers
+
+BLOBS = "files"
+"""Where in the data directory the bytes of files are kept."""
 
 CACHE_NOT_GIVEN = (
     "no cache: a database is configured and no Redis, so every read is one database round trip. "
@@ -41,6 +48,7 @@ class App:
 
     settings: Settings
     conversations: ConversationService
+    files: FileService
     providers: Providers
     database: Database
     cache: ConversationCache
@@ -70,10 +78,20 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             open_providers(settings.providers, recorder=recorder, limits=settings.limits)
         )
         health = await stack.enter_async_context(open_health(components(database, cache, providers), recorder=recorder))
-        conversations = ConversationService(repository, cache, providers, limits=settings.limits, recorder=recorder)
+        blobs = LocalBlobs(settings.data_dir / BLOBS)
+        file_repository = FileRepository(database)
+        conversations = ConversationService(
+            repository,
+            cache,
+            providers,
+            Attachments(file_repository, blobs),
+            limits=settings.limits,
+            recorder=recorder,
+        )
+        files = FileService(file_repository, blobs, settings.files, limits=settings.limits)
         await stack.enter_async_context(conversations.running())
         notes = embedded.notes if embedded else (CACHE_NOT_GIVEN,) if settings.cache.url is None else ()
-        yield App(settings, conversations, providers, database, cache, embedded, recorder, health, notes)
+        yield App(settings, conversations, files, providers, database, cache, embedded, recorder, health, notes)
 
 
 async def _open_embedded(stack: AsyncExitStack, settings: Settings) -> Embedded | None:

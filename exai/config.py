@@ -32,6 +32,7 @@ from exai.sections import (
     DatabaseSettings,
     Directory,
     EndpointSettings,
+    FileSettings,
     LimitSettings,
     LogSettings,
     ProviderSettings,
@@ -47,6 +48,7 @@ __all__ = [
     "DatabaseSettings",
     "Described",
     "EndpointSettings",
+    "FileSettings",
     "LimitSettings",
     "LogSettings",
     "ProviderSettings",
@@ -89,6 +91,7 @@ class Settings(BaseSettings):
     server: ServerSettings = ServerSettings()
     providers: ProvidersSettings = ProvidersSettings()
     limits: LimitSettings = LimitSettings()
+    files: FileSettings = FileSettings()
     log: LogSettings = LogSettings()
     connect: ConnectSettings = ConnectSettings()
     data_dir: Directory = Field(default_factory=default_data_dir)

@@ -26,6 +26,7 @@ from exai.models import Started
 from exai.monitoring.http import monitoring_routes
 from exai.tools.chat import chat_tool
 from exai.tools.conversations import conversation_tools
+from exai.tools.files import file_tools
 from exai.tools.status import status_tools
 
 INSTRUCTIONS = (
@@ -59,8 +60,9 @@ def _mcp_server(app: App) -> McpServer:
 
     tools = ToolRegistry(
         (
-            chat_tool(app.conversations),
-            *conversation_tools(app.conversations),
+            chat_tool(app.conversations, app.files),
+            *conversation_tools(app.conversations, app.files),
+            *file_tools(app.files),
             *status_tools(app.providers, health),
         )
     )

@@ -24,6 +24,9 @@ TurnState = Literal["pending", "finished", "failed"]
 Thinking = Literal["off", "low", "high", "max"]
 Source = Literal["cache", "database"]
 
+FILE_IDS = "file_ids"
+"""The field of a message's metadata that says which files were given with it."""
+
 PAGE_MESSAGES = 50
 """Messages in the newest page, which is what the cache holds of a conversation."""
 

@@ -154,6 +154,14 @@ class LimitSettings(Section):
     append_files: int = Field(default=200, ge=1)
 
 
+class FileSettings(Section):
+    """Files. Without roots nothing of this machine is read by its path."""
+
+    roots: tuple[Directory, ...] = ()
+    max_bytes: int = Field(default=32 * 1_048_576, ge=1024)
+    orphan_grace_s: float = Field(default=3_600.0, ge=60)
+
+
 class LogSettings(Section):
     """Logs go to standard error."""
 

@@ -9,7 +9,8 @@ import asyncio
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,6 +19,7 @@ from exai.errors import BlobError
 from exai.models import Owner
 
 DIRECTORY_MODE = 0o700
+SWEEP_BATCH = 500
 
 T = TypeVar("T")
 
@@ -43,11 +45,37 @@ class LocalBlobs:
         """Forget it; see `BlobStore`."""
         await self._run(self._delete, self._path(owner, sha256))
 
+    async def older_than(self, age_s: float) -> AsyncIterator[list[Path]]:
+        """Yield the places of blobs not touched for `age_s`, in batches of at most `SWEEP_BATCH`."""
+        batch: list[Path] = []
+        before = time.time() - age_s
+        for path in await self._run(self._walk):
+            if (await self._run(Path.stat, path)).st_mtime < before:
+                batch.append(path)
+            if len(batch) == SWEEP_BATCH:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def key(self, place: Path) -> str:
+        """Return the storage path of a blob's place."""
+        return place.relative_to(self.root).as_posix()
+
+    async def remove(self, path: Path) -> None:
+        """Remove a blob by the place that `older_than` gave."""
+        await self._run(self._delete, path)
+
+    def _walk(self) -> list[Path]:
+        return [path for path in self.root.glob("*/*/*") if path.is_file()] if self.root.exists() else []
+
     def _path(self, owner: Owner, sha256: str) -> Path:
         return self.root / storage_path(owner, sha256)
 
     def _put(self, path: Path, data: bytes) -> None:
         if path.exists() and path.stat().st_size == len(data):
+            # Its row may be new: without this a sweep could take bytes for forgotten that were just given again.
+            os.utime(path)
             return
         path.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")

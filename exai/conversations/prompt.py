@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from exai.errors import InvalidArgument
-from exai.models import Message, Prompt
+from exai.models import Message
 
 BYTES_PER_TOKEN = 3
 """UTF-8 bytes assumed per token: fewer than English has, about what Chinese has; errs on the safe side."""
@@ -43,10 +43,8 @@ def check_fits(prompt: str, system: str | None, available_tokens: int) -> None:
         )
 
 
-def build_prompt(
-    messages: Iterable[Message], system: Message | None, available_tokens: int
-) -> tuple[list[Prompt], int]:
-    """Choose from the newest backwards until the window is full; return the array, oldest first, and the tokens left.
+def choose(messages: Iterable[Message], system: Message | None, available_tokens: int) -> tuple[list[Message], int]:
+    """Choose from the newest backwards until the window is full; return them oldest first, and the tokens left.
 
     The newest system message leads; earlier ones are superseded. Partial answers of broken turns are left out: the
     model never said them to the end.
@@ -54,7 +52,7 @@ def build_prompt(
     ordered = sorted(messages, key=lambda message: message.seq, reverse=True)
     system = next((message for message in ordered if message.role == "system"), system)
     left = available_tokens - (estimate_tokens(system.content) if system else 0)
-    chosen: list[Prompt] = []
+    chosen: list[Message] = []
     for message in ordered:
         if message.role == "system" or message.kind == "partial":
             continue
@@ -63,14 +61,14 @@ def build_prompt(
             _drop_headless_answers(chosen)
             break
         left -= cost
-        chosen.append(Prompt(message.role, message.content))
+        chosen.append(message)
     if system:
-        chosen.append(Prompt("system", system.content))
+        chosen.append(system)
     chosen.reverse()
     return chosen, max(left, 0)
 
 
-def _drop_headless_answers(newest_first: list[Prompt]) -> None:
+def _drop_headless_answers(newest_first: list[Message]) -> None:
     """Let a cut history start with a question: some templates refuse an array that starts with an answer."""
     while len(newest_first) > 1 and newest_first[-1].role != "user":
         newest_first.pop()

@@ -10,14 +10,14 @@ import json
 import re
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
 
 from exai.config import LimitSettings
 from exai.errors import Conflict, ExaiError, InvalidArgument, NotFound
-from exai.models import ContinuationId, Conversation, FinishReason, NewMessage, Owner, Thinking, Usage
+from exai.models import FILE_IDS, ContinuationId, Conversation, FileId, FinishReason, NewMessage, Owner, Thinking, Usage
 
 MAX_KEY_CHARS = 200
 MAX_TITLE_CHARS = 500
@@ -42,6 +42,7 @@ class ChatRequest:
     max_output_tokens: int | None = None
     thinking: Thinking | None = None
     title: str | None = None
+    files: Sequence[FileId] = ()
     tool: str = "chat"
 
 
@@ -75,6 +76,7 @@ class AppendRequest:
     title: str | None = None
     idempotency_key: str | None = None
     expected_revision: int | None = None
+    files: Sequence[FileId] = ()
     tool: str = "conversation_append"
 
 
@@ -171,8 +173,21 @@ def content_hash(*parts: Any) -> str:
 
 def chat_messages(request: ChatRequest) -> tuple[NewMessage, ...]:
     """Return what a chat turn stores before the model is asked."""
-    question = NewMessage("user", request.prompt)
+    question = with_files(NewMessage("user", request.prompt), request.files)
     return (NewMessage("system", request.system), question) if request.system else (question,)
+
+
+def with_files(message: NewMessage, files: Sequence[FileId]) -> NewMessage:
+    """Return a message that says which files were given with it."""
+    return replace(message, metadata={**message.metadata, FILE_IDS: list(files)}) if files else message
+
+
+def check_files(files: Sequence[FileId], limits: LimitSettings) -> None:
+    """Check how many files are given at once."""
+    if len(files) > limits.append_files:
+        raise InvalidArgument(
+            "files", f"has {len(files)} files; the limit is {limits.append_files}", "Give them with several messages"
+        )
 
 
 def refusal(status: str, continuation_id: str | None, revision: int, missing: str | None) -> ExaiError:

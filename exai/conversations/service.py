@@ -12,17 +12,20 @@ from contextlib import asynccontextmanager
 
 from exai.cache.conversations import ConversationCache, Hit, Loaded
 from exai.config import LimitSettings
+from exai.conversations.attachments import Attachments
 from exai.conversations.requests import (
     AppendRequest,
     ChatRequest,
     ChatResult,
     ConversationPage,
     chat_messages,
+    check_files,
     check_messages,
     check_names,
     content_hash,
     refusal,
     request_key,
+    with_files,
 )
 from exai.conversations.turn import ChatTurns
 from exai.db.conversations import AppendStart, ConversationRepository
@@ -58,12 +61,13 @@ class ConversationService:
         repository: ConversationRepository,
         cache: ConversationCache,
         providers: Providers,
+        attachments: Attachments,
         *,
         limits: LimitSettings,
         recorder: Recorder,
     ) -> None:
         self._repository, self._cache, self._limits = repository, cache, limits
-        self._turns = ChatTurns(repository, cache, providers)
+        self._turns = ChatTurns(repository, cache, providers, attachments)
         self._recorder = recorder
 
     async def chat(self, request: ChatRequest, on_delta: OnDelta | None = None) -> ChatResult:
@@ -79,6 +83,7 @@ class ConversationService:
         check_names(request.continuation_id, request.idempotency_key, request.title)
         if not request.prompt.strip():
             raise InvalidArgument("prompt", "is empty", "Say what the model is to answer")
+        check_files(request.files, self._limits)
         check_messages(chat_messages(request), self._limits)
         return await self._turns.run(request, on_delta)
 
@@ -89,8 +94,10 @@ class ConversationService:
         Raises `InvalidArgument`, `NotFound`, `Conflict` or a `DatabaseError`.
         """
         check_names(request.continuation_id, request.idempotency_key, request.title)
-        messages = tuple(request.messages)
-        check_messages(messages, self._limits)
+        check_files(request.files, self._limits)
+        check_messages(request.messages, self._limits)
+        *earlier, last = request.messages
+        messages = (*earlier, with_files(last, request.files))
         result = await self._repository.append(
             AppendStart(
                 owner=request.owner,
@@ -107,6 +114,7 @@ class ConversationService:
                 tool=request.tool,
                 title=request.title,
                 messages=messages,
+                file_ids=request.files,
                 expected_revision=request.expected_revision,
             )
         )

@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 import structlog
 
 from exai.cache.conversations import ConversationCache, Hit, Miss, Warm
-from exai.conversations.prompt import BYTES_PER_TOKEN, build_prompt, check_fits, input_tokens
+from exai.conversations.attachments import Attachments
+from exai.conversations.prompt import BYTES_PER_TOKEN, check_fits, input_tokens
 from exai.conversations.requests import ChatRequest, ChatResult, chat_messages, content_hash, refusal, request_key
 from exai.db.conversations import ConversationRepository, Known, TurnBegun, TurnEnd, TurnFinished, TurnStart
 from exai.errors import (
@@ -40,6 +41,7 @@ from exai.models import (
     Message,
     NewMessage,
     OnDelta,
+    Prompt,
     TurnId,
 )
 from exai.providers.base import Model
@@ -79,8 +81,15 @@ class _Turn:
 class ChatTurns:
     """Runs chat turns and keeps the leases of those that wait for a model."""
 
-    def __init__(self, repository: ConversationRepository, cache: ConversationCache, providers: Providers) -> None:
+    def __init__(
+        self,
+        repository: ConversationRepository,
+        cache: ConversationCache,
+        providers: Providers,
+        attachments: Attachments,
+    ) -> None:
         self._repository, self._cache, self._providers = repository, cache, providers
+        self._attachments = attachments
         self._leased: set[TurnId] = set()
         self._side_tasks: set[asyncio.Task[Any]] = set()
 
@@ -99,8 +108,7 @@ class ChatTurns:
             return _repeated(begun, begun.conversation, started)
         told = self._aside(self._tell_begun(request, begun, begun.conversation, cached), "cache-begun")
         turn = _Turn(request, model, begun, begun.conversation, cached, told, _Heard(on_delta))
-        prompt, left_tokens = build_prompt(_history(begun, cached), begun.system, room_tokens)
-        completion, finished = await self._answer(turn, prompt)
+        completion, finished, left_tokens = await self._answer(turn, room_tokens)
         return ChatResult(
             content=completion.content,
             continuation_id=turn.conversation.continuation_id,
@@ -183,9 +191,13 @@ class ChatTurns:
                 await self._write(self._repository.finish_turn(_failure(request, model, begun, "", error)))
             raise
 
-    async def _answer(self, turn: _Turn, prompt: list[Any]) -> tuple[Completion, TurnFinished]:
+    async def _answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, TurnFinished, int]:
+        history = _history(turn.begun, turn.cached)
         self._leased.add(turn.begun.turn_id)
         try:
+            prompt, left_tokens = await self._attachments.prompt(
+                turn.request.owner, history, turn.begun.system, room_tokens
+            )
             completion = await self._ask(turn, prompt)
         except BaseException as error:
             await self._write(self._fail(turn, error))
@@ -197,9 +209,9 @@ class ChatTurns:
         except DatabaseError as error:
             continuation_id = turn.conversation.continuation_id
             raise AnswerNotStored(str(error), completion.content, continuation_id) from error
-        return completion, finished
+        return completion, finished, left_tokens
 
-    async def _ask(self, turn: _Turn, prompt: list[Any]) -> Completion:
+    async def _ask(self, turn: _Turn, prompt: list[Prompt]) -> Completion:
         """Ask the model within the request's time, less what the outcome needs."""
         asked = CompletionRequest(
             model=turn.model.name,
@@ -354,6 +366,7 @@ def _turn_start(request: ChatRequest, model: Model, room_tokens: int, cached: Hi
             request.model,
             request.max_output_tokens,
             request.thinking,
+            request.files,
         ),
         tool=request.tool,
         provider=model.provider,
@@ -362,6 +375,7 @@ def _turn_start(request: ChatRequest, model: Model, room_tokens: int, cached: Hi
         lease_s=LEASE_S,
         budget_bytes=room_tokens * BYTES_PER_TOKEN,
         title=request.title,
+        file_ids=request.files,
         known=_known(cached),
     )
 

@@ -120,10 +120,10 @@ class FileRepository:
         rows = await self._database.fetch("cleanup_orphaned_files", grace_s)
         return tuple(Orphan(Owner(row["owner"]), row["sha256"], row["storage_path"]) for row in rows)
 
-    async def known(self, owner: Owner, digests: Sequence[str]) -> frozenset[str]:
-        """Return those of the contents that the owner still has."""
-        rows = await self._database.fetch("known_files", owner, list(digests))
-        return frozenset(row["sha256"] for row in rows)
+    async def known(self, storage_paths: Sequence[str]) -> frozenset[str]:
+        """Return those of the storage paths that some file still has; for the sweep of bytes, so for all owners."""
+        rows = await self._database.fetch("known_files", list(storage_paths))
+        return frozenset(row["storage_path"] for row in rows)
 
 
 def check_ids(file_ids: Sequence[FileId]) -> None:

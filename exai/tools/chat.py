@@ -7,9 +7,10 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from exai.conversations import ChatRequest, ChatResult, ConversationService
+from exai.files import FileService
 from exai.mcp.schemas import output_schema
 from exai.mcp.tools import CallContext, ToolResult, ToolSpec
-from exai.models import ContinuationId, Delta
+from exai.models import ContinuationId, Delta, FileId
 
 
 class ChatArguments(BaseModel):
@@ -26,6 +27,9 @@ class ChatArguments(BaseModel):
     )
     max_output_tokens: int | None = Field(None, ge=1, description="Limit of the answer, thinking included.")
     thinking: Literal["off", "low", "high", "max"] | None = Field(None, description="How much the model may think.")
+    files: list[str] | None = Field(
+        None, description="Files by file_id, or by path below an allowed root; the model reads their stored content."
+    )
 
 
 class UsageOutput(BaseModel):
@@ -52,7 +56,7 @@ class ChatOutput(BaseModel):
     prompt_tokens_left: int | None = Field(description="Room left in the model's window, by estimate.")
 
 
-def chat_tool(conversations: ConversationService) -> ToolSpec:
+def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpec:
     """Make the `chat` tool."""
 
     async def handle(arguments: ChatArguments, context: CallContext) -> ToolResult:
@@ -63,7 +67,8 @@ def chat_tool(conversations: ConversationService) -> ToolSpec:
             heard += len(delta.content) + len(delta.reasoning)
             await context.progress(f"{'answering' if delta.content else 'thinking'}, {heard:,} characters so far")
 
-        result = await conversations.chat(_request(arguments, context), on_delta)
+        given = await files.resolve(context.owner, arguments.files or ())
+        result = await conversations.chat(_request(arguments, context, given), on_delta)
         return ToolResult(structured=structured(result), text=result.content)
 
     return ToolSpec(
@@ -102,7 +107,7 @@ def structured(result: ChatResult) -> dict[str, object]:
     }
 
 
-def _request(arguments: ChatArguments, context: CallContext) -> ChatRequest:
+def _request(arguments: ChatArguments, context: CallContext, files: tuple[FileId, ...]) -> ChatRequest:
     return ChatRequest(
         owner=context.owner,
         prompt=arguments.prompt,
@@ -112,4 +117,5 @@ def _request(arguments: ChatArguments, context: CallContext) -> ChatRequest:
         idempotency_key=arguments.idempotency_key,
         max_output_tokens=arguments.max_output_tokens,
         thinking=arguments.thinking,
+        files=files,
     )

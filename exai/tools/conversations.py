@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from exai.conversations import AppendRequest, ConversationService
+from exai.files import FileService
 from exai.mcp.schemas import output_schema
 from exai.mcp.tools import CallContext, ToolResult, ToolSpec
 from exai.models import MAX_PAGE_MESSAGES, PAGE_MESSAGES, ContinuationId, Conversation, Message, NewMessage, Page
@@ -34,6 +35,7 @@ class AppendArguments(_Arguments):
     title: str | None = Field(None, description="Title of a new conversation.")
     idempotency_key: str | None = Field(None, description="Same key and content again: stored once, same answer.")
     expected_revision: int | None = Field(None, ge=0, description="Refuse if the conversation has moved on from this.")
+    files: list[str] | None = Field(None, description="Files of the last message, by file_id or allowed path.")
 
 
 class AppendOutput(BaseModel):
@@ -103,12 +105,12 @@ class ListOutput(BaseModel):
     next_cursor: str | None
 
 
-def conversation_tools(conversations: ConversationService) -> tuple[ToolSpec, ...]:
+def conversation_tools(conversations: ConversationService, files: FileService) -> tuple[ToolSpec, ...]:
     """Make the conversation tools."""
-    return (_append_tool(conversations), _get_tool(conversations), _list_tool(conversations))
+    return (_append_tool(conversations, files), _get_tool(conversations), _list_tool(conversations))
 
 
-def _append_tool(conversations: ConversationService) -> ToolSpec:
+def _append_tool(conversations: ConversationService, files: FileService) -> ToolSpec:
     async def handle(arguments: AppendArguments, context: CallContext) -> ToolResult:
         appended = await conversations.append(
             AppendRequest(
@@ -118,6 +120,7 @@ def _append_tool(conversations: ConversationService) -> ToolSpec:
                 title=arguments.title,
                 idempotency_key=arguments.idempotency_key,
                 expected_revision=arguments.expected_revision,
+                files=await files.resolve(context.owner, arguments.files or ()),
             )
         )
         return ToolResult(

@@ -83,5 +83,5 @@ select o.owner::text as owner, o.sha256::text as sha256, o.storage_path::text as
 
 -- name: known_files
 -- repeat: read
--- Which of these contents an owner still has, for the sweep of bytes; by files_owner_sha256_key.
-select f.sha256::text as sha256 from public.files f where f.owner = $1::text and f.sha256 = any($2::text[]);
+-- Which of these places in the blob store some file still has, for the sweep of bytes; by files_storage_path_idx.
+select f.storage_path::text as storage_path from public.files f where f.storage_path = any($1::text[]);

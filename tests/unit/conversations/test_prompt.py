@@ -6,11 +6,16 @@ from datetime import UTC, datetime
 
 import pytest
 
-from exai.conversations.prompt import build_prompt, check_fits, estimate_tokens, input_tokens
+from exai.conversations.prompt import check_fits, choose, estimate_tokens, input_tokens
 from exai.errors import InvalidArgument
 from exai.models import Message, Prompt, Role
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def build_prompt(messages: list[Message], system: Message | None, room: int) -> tuple[list[Prompt], int]:
+    chosen, left = choose(messages, system, room)
+    return [Prompt(message.role, message.content) for message in chosen], left
 
 
 def message(seq: int, role: Role, content: str, kind: str = "message") -> Message:

@@ -1,0 +1,230 @@
+"""The file tools: store a content, read it, list, link and forget files."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from exai.errors import InvalidArgument
+from exai.files import FileContent, FileService
+from exai.mcp.schemas import output_schema
+from exai.mcp.tools import Arguments, CallContext, ToolResult, ToolSpec
+from exai.models import PAGE_MESSAGES, ContinuationId, FileId, StoredFile
+
+PAGE_CHARS = 40_000
+"""Characters of a file in one answer; clients cut off what is much longer."""
+
+MAX_PAGE_CHARS = 200_000
+MAX_LIST = 200
+
+
+class PutArguments(Arguments):
+    """Arguments of `file_put`."""
+
+    name: str | None = Field(None, description="File name. Needed with content; with path the file's own by default.")
+    content: str | None = Field(None, description="The content, as text.")
+    content_base64: str | None = Field(None, description="The content, as base64, for what is not text.")
+    path: str | None = Field(None, description="Or a file on the daemon's machine, below an allowed root.")
+    media_type: str | None = Field(None, description="Such as text/markdown. Left out: by the name.")
+
+
+class FileOutput(BaseModel):
+    """A stored file."""
+
+    file_id: str
+    name: str
+    media_type: str
+    size_bytes: int
+    sha256: str
+    created_at: str
+
+
+class PutOutput(FileOutput):
+    """structuredContent of `file_put`."""
+
+    created: bool = Field(description="False when this content was stored before.")
+
+
+class GetArguments(Arguments):
+    """Arguments of `file_get`."""
+
+    file_id: str
+    offset: int = Field(0, ge=0, description="First character of a text, first byte of anything else.")
+    limit: int = Field(PAGE_CHARS, ge=1, le=MAX_PAGE_CHARS)
+
+
+class GetOutput(FileOutput):
+    """structuredContent of `file_get`."""
+
+    encoding: Literal["text", "base64"]
+    content: str
+    next_offset: int | None = Field(description="Where the next part begins; null when this is the last.")
+
+
+class ListArguments(Arguments):
+    """Arguments of `file_list`."""
+
+    continuation_id: str | None = Field(None, description="Only this conversation's files.")
+    limit: int = Field(PAGE_MESSAGES, ge=1, le=MAX_LIST)
+    cursor: str | None = Field(None, description="next_cursor of the page before.")
+
+
+class ListOutput(BaseModel):
+    """structuredContent of `file_list`."""
+
+    files: list[FileOutput] = Field(description="Newest first.")
+    next_cursor: str | None
+
+
+class LinkArguments(Arguments):
+    """Arguments of `file_link`."""
+
+    continuation_id: str
+    file_ids: list[str] = Field(min_length=1, max_length=200)
+
+
+class DeleteArguments(Arguments):
+    """Arguments of `file_delete`."""
+
+    file_id: str
+
+
+def file_tools(files: FileService) -> tuple[ToolSpec, ...]:
+    """Make the file tools."""
+    return (_put_tool(files), _get_tool(files), _list_tool(files), _link_tool(files), _delete_tool(files))
+
+
+def _put_tool(files: FileService) -> ToolSpec:
+    async def handle(arguments: PutArguments, context: CallContext) -> ToolResult:
+        given = [arguments.content, arguments.content_base64, arguments.path]
+        if sum(each is not None for each in given) != 1:
+            raise InvalidArgument("content", "one of content, content_base64 and path is needed", "Give exactly one")
+        if arguments.path is not None:
+            (file,) = await files.put_paths(context.owner, [arguments.path])
+        else:
+            if arguments.name is None:
+                raise InvalidArgument("name", "is missing", "Say what the file is called")
+            content = FileContent(arguments.name, _bytes_of(arguments), arguments.media_type)
+            (file,) = await files.put(context.owner, [content])
+        return ToolResult({**_file(file), "created": file.created}, f"{file.name} is {file.id}")
+
+    return ToolSpec(
+        name="file_put",
+        title="Store a file",
+        description="Store a file once, by its content. Pass the file_id to chat, conversation_append or file_link.",
+        arguments=PutArguments,
+        output_schema=output_schema(PutOutput),
+        handler=handle,
+        idempotent=True,
+    )
+
+
+def _get_tool(files: FileService) -> ToolSpec:
+    async def handle(arguments: GetArguments, context: CallContext) -> ToolResult:
+        file, data = await files.read(context.owner, FileId(arguments.file_id))
+        encoding, content, length = _part(data, arguments.offset, arguments.limit)
+        end = arguments.offset + arguments.limit
+        structured = {
+            **_file(file),
+            "encoding": encoding,
+            "content": content,
+            "next_offset": end if end < length else None,
+        }
+        return ToolResult(structured, content if encoding == "text" else f"{file.name}, {file.size_bytes} bytes")
+
+    return ToolSpec(
+        name="file_get",
+        title="Read a file",
+        description="Read a stored file, a long one in parts by offset.",
+        arguments=GetArguments,
+        output_schema=output_schema(GetOutput),
+        handler=handle,
+        read_only=True,
+    )
+
+
+def _list_tool(files: FileService) -> ToolSpec:
+    async def handle(arguments: ListArguments, context: CallContext) -> ToolResult:
+        within = ContinuationId(arguments.continuation_id) if arguments.continuation_id is not None else None
+        page = await files.list(context.owner, continuation_id=within, limit=arguments.limit, cursor=arguments.cursor)
+        structured = {"files": [_file(file) for file in page.files], "next_cursor": page.next_cursor}
+        return ToolResult(structured, f"{len(page.files)} files")
+
+    return ToolSpec(
+        name="file_list",
+        title="List files",
+        description="List stored files, newest first.",
+        arguments=ListArguments,
+        output_schema=output_schema(ListOutput),
+        handler=handle,
+        read_only=True,
+    )
+
+
+def _link_tool(files: FileService) -> ToolSpec:
+    async def handle(arguments: LinkArguments, context: CallContext) -> ToolResult:
+        ids = [FileId(each) for each in arguments.file_ids]
+        linked = await files.link(context.owner, ContinuationId(arguments.continuation_id), ids)
+        structured = {"continuation_id": arguments.continuation_id, "linked": linked}
+        return ToolResult(structured, f"{linked} new links")
+
+    return ToolSpec(
+        name="file_link",
+        title="Link files",
+        description="Link files to a conversation, all or none; links that exist stay.",
+        arguments=LinkArguments,
+        handler=handle,
+        idempotent=True,
+    )
+
+
+def _delete_tool(files: FileService) -> ToolSpec:
+    async def handle(arguments: DeleteArguments, context: CallContext) -> ToolResult:
+        await files.delete(context.owner, FileId(arguments.file_id))
+        return ToolResult({"file_id": arguments.file_id, "deleted": True}, "deleted")
+
+    return ToolSpec(
+        name="file_delete",
+        title="Delete a file",
+        description="Forget a file and its links to conversations.",
+        arguments=DeleteArguments,
+        handler=handle,
+        destructive=True,
+    )
+
+
+def _bytes_of(arguments: PutArguments) -> bytes:
+    if arguments.content is not None:
+        try:
+            return arguments.content.encode()
+        except UnicodeEncodeError:
+            raise InvalidArgument(
+                "content", "holds a lone surrogate", "Send valid text, or use content_base64"
+            ) from None
+    try:
+        return base64.b64decode(arguments.content_base64 or "", validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidArgument("content_base64", "is not base64", "Use the standard alphabet with padding") from None
+
+
+def _part(data: bytes, offset: int, limit: int) -> tuple[Literal["text", "base64"], str, int]:
+    """Return encoding, the part, and the whole length in the part's units."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return "base64", base64.b64encode(data[offset : offset + limit]).decode(), len(data)
+    return "text", text[offset : offset + limit], len(text)
+
+
+def _file(file: StoredFile) -> dict[str, Any]:
+    return {
+        "file_id": file.id,
+        "name": file.name,
+        "media_type": file.media_type,
+        "size_bytes": file.size_bytes,
+        "sha256": file.sha256,
+        "created_at": file.created_at.isoformat(),
+    }

@@ -1,0 +1,164 @@
+"""Files in conversations: stored once, linked with the message, shown to the model as they were stored."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from exai.config import FileSettings, LimitSettings
+from exai.conversations import AppendRequest, ChatRequest
+from exai.errors import InvalidArgument, NotConfigured, NotFound
+from exai.files import FileContent, FileService
+from exai.models import LOCAL_OWNER, FileId, NewMessage, Owner
+from tests.integration.conversations.conftest import Rig, open_rig
+
+
+@pytest.fixture
+async def rig(postgres_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Rig]:
+    """Directly on the database."""
+    async with open_rig(postgres_url, redis_url, tmp_path) as opened:
+        yield opened
+
+
+async def put(rig: Rig, text: str, name: str = "notes.md") -> FileId:
+    (file,) = await rig.app.files.put(LOCAL_OWNER, [FileContent(name, text.encode())])
+    return file.id
+
+
+def asked(rig: Rig) -> list[str]:
+    return [part["content"] for part in rig.provider.chats[-1].body["messages"]]
+
+
+async def test_model_reads_the_file_where_it_was_given_in_every_later_turn(rig: Rig) -> None:
+    """The content as stored, once, at the message it came with."""
+    file_id = await put(rig, "The launch code is 1234.")
+    first = await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Read this.", files=[file_id]))
+    await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "And?", continuation_id=first.continuation_id))
+    shown = asked(rig)
+    assert "The launch code is 1234." in shown[0]
+    assert shown[0].startswith("Read this.")
+    assert sum(part.count("1234") for part in shown[:1] + shown[2:]) == 1
+    listed = await rig.app.files.list(LOCAL_OWNER, continuation_id=first.continuation_id)
+    assert [file.id for file in listed.files] == [file_id]
+
+
+async def test_append_with_two_hundred_files_is_one_round_trip(rig: Rig) -> None:
+    """Links travel in the statement of the append."""
+    stored = await rig.app.files.put(LOCAL_OWNER, [FileContent(f"{n}.txt", f"{n}".encode()) for n in range(200)])
+    rig.reset()
+    appended = await rig.app.conversations.append(
+        AppendRequest(LOCAL_OWNER, [NewMessage("user", "all of them")], files=[file.id for file in stored])
+    )
+    assert rig.database.round_trips == 1
+    page = await rig.app.files.list(LOCAL_OWNER, continuation_id=appended.continuation_id, limit=200)
+    assert {file.id for file in page.files} == {file.id for file in stored}
+
+
+async def test_storing_many_files_is_one_round_trip(rig: Rig) -> None:
+    """The bytes that are new, and one statement."""
+    rig.reset()
+    await rig.app.files.put(LOCAL_OWNER, [FileContent(f"{n}.txt", f"{n}".encode()) for n in range(50)])
+    assert rig.database.round_trips == 1
+
+
+async def test_files_of_earlier_turns_give_way_before_turns_do(rig: Rig) -> None:
+    """Files crowded out half of the turns in an ancestor of this service."""
+    model = "moonshot-v1-8k"
+    big = await put(rig, "x" * 15_000, "big.txt")
+    first = await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Read.", model=model, files=[big]))
+    rig_id = first.continuation_id
+    await rig.app.conversations.append(
+        AppendRequest(LOCAL_OWNER, [NewMessage("user", "y" * 9_000), NewMessage("assistant", "noted")], rig_id)
+    )
+    await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "So?", model=model, continuation_id=rig_id))
+    shown = asked(rig)
+    assert len(shown) == 5
+    assert "no room" in shown[0]
+    assert "x" * 100 not in shown[0]
+
+
+async def test_question_whose_own_files_do_not_fit_is_refused_by_name(rig: Rig) -> None:
+    """Half a file would be worse than none."""
+    big = await put(rig, "x" * 60_000)
+    with pytest.raises(InvalidArgument) as caught:
+        await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Read.", model="moonshot-v1-8k", files=[big]))
+    assert caught.value.field == "files"
+    assert rig.provider.chats == []
+
+
+async def test_binary_and_deleted_files_are_named_and_not_shown(rig: Rig) -> None:
+    """A model is told that there is something it cannot read."""
+    (binary,) = await rig.app.files.put(LOCAL_OWNER, [FileContent("x.bin", b"\x00\x01")])
+    gone = await put(rig, "gone")
+    first = await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "See.", files=[binary.id, gone]))
+    await rig.app.files.delete(LOCAL_OWNER, gone)
+    await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "And?", continuation_id=first.continuation_id))
+    assert "not text, 2 bytes" in asked(rig)[0]
+    assert "deleted since" in asked(rig)[0]
+
+
+async def test_files_of_others_do_not_exist(rig: Rig) -> None:
+    """Neither to read, nor to link, nor to ask with."""
+    mine = await put(rig, "mine")
+    other = Owner("other")
+    with pytest.raises(NotFound):
+        await rig.app.files.read(other, mine)
+    with pytest.raises(NotFound):
+        await rig.app.conversations.chat(ChatRequest(other, "Read.", files=[mine]))
+    with pytest.raises(NotFound):
+        await rig.app.files.delete(other, mine)
+
+
+async def test_sweep_forgets_orphans_and_bytes_without_a_row_and_nothing_else(rig: Rig, tmp_path: Path) -> None:
+    """A linked file is never deleted; what is young is left alone."""
+    linked, orphan = await put(rig, "linked"), await put(rig, "orphan")
+    await rig.app.conversations.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", "x")], files=[linked]))
+    assert await rig.app.files.sweep() == (0, 0)
+    await rig.app.files.delete(LOCAL_OWNER, orphan)
+    for place in (tmp_path / "files").rglob("*"):
+        if place.is_file():
+            os.utime(place, (0, 0))
+    assert await rig.app.files.sweep() == (0, 1)
+    assert (await rig.app.files.read(LOCAL_OWNER, linked))[1] == b"linked"
+
+
+@pytest.mark.parametrize("shape", ["outside", "link out", "up and out", "directory", "missing", "relative"])
+async def test_path_outside_the_roots_is_refused(rig: Rig, tmp_path: Path, shape: str) -> None:
+    """Symbolic links are resolved first; what was checked is what is read."""
+    root, secret = tmp_path / "root", tmp_path / "secret"
+    root.mkdir()
+    secret.write_text("secret")
+    (root / "link").symlink_to(secret)
+    paths = {
+        "outside": str(secret),
+        "link out": str(root / "link"),
+        "up and out": f"{root}/../secret",
+        "directory": str(root),
+        "missing": str(root / "nothing"),
+        "relative": "root/link",
+    }
+    files = rooted(rig, root)
+    with pytest.raises(InvalidArgument) as caught:
+        await files.put_paths(LOCAL_OWNER, [paths[shape]])
+    assert caught.value.field == "files[0]"
+
+
+async def test_path_within_a_root_is_stored_and_without_roots_none_is(rig: Rig, tmp_path: Path) -> None:
+    """Reading the daemon's machine has to be allowed first."""
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "a.txt").write_text("allowed")
+    path = str(tmp_path / "root" / "a.txt")
+    (file,) = await rooted(rig, tmp_path / "root").put_paths(LOCAL_OWNER, [path])
+    assert (await rig.app.files.read(LOCAL_OWNER, file.id))[1] == b"allowed"
+    assert file.name == "a.txt"
+    with pytest.raises(NotConfigured, match="EXAI_FILES__ROOTS"):
+        await rig.app.files.put_paths(LOCAL_OWNER, [path])
+
+
+def rooted(rig: Rig, root: Path) -> FileService:
+    return FileService(
+        rig.app.files.repository, rig.app.files.blobs, FileSettings(roots=(root,)), limits=LimitSettings()
+    )

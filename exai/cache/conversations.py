@@ -23,6 +23,7 @@ import functools
 import itertools
 import random
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context
@@ -34,10 +35,12 @@ import structlog
 from exai.cache.address import parse_address
 from exai.cache.client import Client
 from exai.cache.entry import (
+    Origin,
     Undecodable,
     Unencodable,
     decode_header,
     decode_page,
+    encode_entry,
     encode_header,
     encode_page,
     place,
@@ -51,7 +54,7 @@ from exai.cache.wire import Argument, Reply
 from exai.config import CacheSettings
 from exai.errors import CacheError, ExaiError, NotFound
 from exai.models import PAGE_MESSAGES, ContinuationId, Conversation, Message, Owner, Recorder, Source
-from exai.resilience import Random
+from exai.resilience import Clock, Random
 
 LEASE_MS: Final = 3_000
 """How long others wait for a reader that died; a database read that takes longer is not stored."""
@@ -165,10 +168,11 @@ class ConversationCache:
         recorder: Recorder,
         *,
         rand: Random = random.random,
+        clock: Clock = time.monotonic,
     ) -> None:
         self._client, self._licence, self._settings = client, licence, settings
         self._scripts, self._recorder, self._rand = scripts, recorder, rand
-        self._floors: Floors[Key] = Floors(settings.bound_s)
+        self._floors: Floors[Key] = Floors(settings.bound_s, clock=clock)
         self._flights: SingleFlight[Key, Loaded] = SingleFlight()
         self._checking: asyncio.Task[None] | None = None
         self._token_stem = secrets.token_hex(8)
@@ -375,24 +379,6 @@ class ConversationCache:
             # others wait for its lease.
             await (self.release(*key, miss) if loaded is None else self.fill(*key, miss, loaded))
 
-    def _fields(
-        self, conversation: Conversation, messages: tuple[Message, ...], complete: bool, inc: str, miss: Miss
-    ) -> tuple[Argument, ...] | None:
-        """The entry as names and values, None when it must not be stored."""
-        if len(messages) > PAGE_MESSAGES:
-            messages, complete = messages[-PAGE_MESSAGES:], False
-        try:
-            header, page = encode_header(conversation), encode_page(messages)
-        except Unencodable:
-            return None
-        if len(header) + len(page) > self._settings.entry_max_bytes:
-            return None
-        return (
-            *("rev", conversation.revision, "gen", miss.generation, "asof", miss.asof_us, "inc", inc),
-            *("id", conversation.id, "older", int(not complete), "count", len(messages), "header", header),
-            *("page", page),
-        )
-
     def _change(
         self,
         *,
@@ -407,9 +393,11 @@ class ConversationCache:
         id_, header, page, count = "", b"", b"", -1
         token: bytes = b""
         whole: tuple[Argument, ...] | None = None
+        if conversation is not None:
+            id_ = conversation.id
         if conversation is not None and delta is not None:
             try:
-                id_, header, page, count = conversation.id, encode_header(conversation), encode_page(delta), len(delta)
+                header, page, count = encode_header(conversation), encode_page(delta), len(delta)
             except Unencodable:
                 self._recorder.count("cache_unencodable_total")
         # A page that is shorter than it could be would be served as the newest page for hours.
@@ -418,6 +406,12 @@ class ConversationCache:
             token = warm.miss.token if whole is not None else b""
         limits = (self._ttl_ms(), PAGE_MESSAGES, self._settings.entry_max_bytes)
         return (base_revision, revision, inc, id_, *limits, count, header, page, token, *(whole or ()))
+
+    def _fields(
+        self, conversation: Conversation, messages: tuple[Message, ...], complete: bool, inc: str, miss: Miss
+    ) -> tuple[Argument, ...] | None:
+        origin = Origin(miss.generation, miss.asof_us, inc)
+        return encode_entry(conversation, messages, complete, origin, self._settings.entry_max_bytes)
 
     def _ttl_ms(self) -> int:
         # Spread, so that entries made together do not all end together.

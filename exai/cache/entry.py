@@ -17,7 +17,8 @@ from urllib.parse import quote
 
 import orjson
 
-from exai.models import ContinuationId, Conversation, ConversationId, Message, Owner
+from exai.cache.wire import Argument
+from exai.models import PAGE_MESSAGES, ContinuationId, Conversation, ConversationId, Message, Owner
 
 FORMAT: Final = 1
 """Part of every key; a release that writes entries differently reads none of the old ones."""
@@ -113,6 +114,34 @@ def decode_page(blob: bytes) -> tuple[Message, ...]:
         return tuple([_make_message(Message, row) for row in rows])
     except (ValueError, TypeError, IndexError) as error:
         raise Undecodable("page") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a page comes from: the generation and time of the READ before it, and the database's incarnation."""
+
+    generation: bytes
+    asof_us: int
+    inc: str
+
+
+def encode_entry(
+    conversation: Conversation, messages: tuple[Message, ...], complete: bool, origin: Origin, max_bytes: int
+) -> tuple[Argument, ...] | None:
+    """Return the names and values of a whole entry; None when it is too large, or cannot be encoded."""
+    if len(messages) > PAGE_MESSAGES:
+        messages, complete = messages[-PAGE_MESSAGES:], False
+    try:
+        header, page = encode_header(conversation), encode_page(messages)
+    except Unencodable:
+        return None
+    if len(header) + len(page) > max_bytes:
+        return None
+    return (
+        *("rev", conversation.revision, "gen", origin.generation, "asof", origin.asof_us, "inc", origin.inc),
+        *("id", conversation.id, "older", int(not complete), "count", len(messages), "header", header),
+        *("page", page),
+    )
 
 
 def _dump(value: object) -> bytes:

@@ -8,8 +8,10 @@ is read from the cache for that time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Final, Generic, TypeVar
+
+from exai.resilience import Clock
 
 K = TypeVar("K", bound=Hashable)
 
@@ -19,7 +21,7 @@ MAX_FLOORS: Final = 10_000
 class Floors(Generic[K]):
     """Least revisions by conversation, each for `bound_s`."""
 
-    def __init__(self, bound_s: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, bound_s: float, *, clock: Clock = time.monotonic) -> None:
         self._bound_s, self._clock = bound_s, clock
         self._floors: dict[K, tuple[int, float]] = {}
         self._closed_until = 0.0

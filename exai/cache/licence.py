@@ -11,9 +11,9 @@ import asyncio
 import random
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, TypeAlias, TypeVar, cast
 
 import structlog
 
@@ -33,6 +33,7 @@ PASS_LIMIT_S: Final = 10.0
 PASS_JITTER: Final = 0.2
 MICROSECOND: Final = 1_000_000
 
+T = TypeVar("T")
 Outcome: TypeAlias = Literal["renewed", "generation", "skipped", "lost", "overflow", "failed"]
 
 log = structlog.get_logger(__name__)
@@ -112,24 +113,30 @@ class Licence:
             await asyncio.sleep(self.settings.pass_interval_s * (1 - PASS_JITTER + 2 * PASS_JITTER * self.rand()))
 
     async def renew(self) -> Outcome:
-        """Make one pass: 1 database query and 2 scripts per slot group. Raises `CacheError` and what `changes` does."""
+        """Make one pass: 1 database query and 2 scripts per slot group. Raises `CacheError` and what `changes` does.
+
+        A group whose server is down does not keep the others from being renewed; its fault is raised at the end.
+        """
         looked_at = time.monotonic()
-        anchors = await asyncio.gather(*(self._look(group) for group in range(self.client.groups)))
+        anchors, faults = await _all(self._look(group) for group in range(self.client.groups))
         fresh_us = self.settings.pass_interval_s / 2 * MICROSECOND
         due = [each for each in anchors if each.age_us is None or each.age_us >= fresh_us]
+        outcomes: list[Outcome] = []
+        if due:
+            known = [int(each.xmin) for each in due if each.xmin]
+            changes = await self.changes(str(min(known)) if known else None)
+            outcomes, more_faults = await _all(self._renew(each, changes) for each in due)
+            faults += more_faults
+        if faults:
+            raise faults[0]
+        for outcome in ("overflow", "lost"):
+            if outcome in outcomes:
+                return cast("Outcome", outcome)
+        # What was renewed now is as old as this pass, the rest as old as it was found.
         oldest_us = max((each.age_us or 0 for each in anchors if each not in due), default=0)
-        if not due:
-            self._seen = (oldest_us / MICROSECOND, looked_at)
-            return "skipped"
-        known = [int(each.xmin) for each in due if each.xmin]
-        changes = await self.changes(str(min(known)) if known else None)
-        if changes.overflow or len(changes.rows) > MAX_ROWS:
-            await asyncio.gather(*(self.client.call(each.group, "DEL", anchor(each.group)) for each in due))
-            return "overflow"
-        outcomes = await asyncio.gather(*(self._renew(each, changes) for each in due))
-        if "lost" in outcomes:
-            return "lost"
         self._seen = (oldest_us / MICROSECOND, looked_at)
+        if not outcomes:
+            return "skipped"
         return "generation" if "generation" in outcomes else "renewed"
 
     async def _look(self, group: int) -> Anchor:
@@ -141,6 +148,9 @@ class Licence:
                 raise CacheError(REDIS, "holds a licence that cannot be read")
 
     async def _renew(self, found: Anchor, changes: Changes) -> Outcome:
+        if changes.overflow or len(changes.rows) > MAX_ROWS:
+            await self.client.call(found.group, "DEL", anchor(found.group))
+            return "overflow"
         keys, revisions = [anchor(found.group)], []
         for owner, continuation_id, revision in changes.rows:
             where = place(owner, continuation_id, self.client.groups)
@@ -164,3 +174,16 @@ class Licence:
         if self.problem is None:
             log.warning("cache_pass_failed", problem=problem, error=type(error).__name__)
         self.problem = problem
+
+
+async def _all(steps: Iterable[Awaitable[T]]) -> tuple[list[T], list[BaseException]]:
+    """Run all to their ends; return what succeeded and what failed."""
+    results = await asyncio.gather(*steps, return_exceptions=True)
+    done: list[T] = []
+    failed: list[BaseException] = []
+    for result in results:
+        if isinstance(result, BaseException):
+            failed.append(result)
+        else:
+            done.append(result)
+    return done, failed

@@ -5,5 +5,6 @@
 -- Returns {now in us, generation, xmin, incarnation, as of in us}, with '' for what is absent
 
 local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
 local anchor = redis.call('HMGET', KEYS[1], 'gen', 'xmin', 'inc', 'asof')
-return {time[1] * 1000000 + time[2], anchor[1] or '', anchor[2] or '', anchor[3] or '', anchor[4] or ''}
+return {now, anchor[1] or '', anchor[2] or '', anchor[3] or '', anchor[4] or ''}

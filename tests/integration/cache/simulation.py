@@ -1,0 +1,504 @@
+"""A seeded world of daemons, a database and faults around the real cache code and the real scripts on a real Valkey.
+
+Invariant: one actor runs at a time, from one gate to the next, and the seed alone decides which; so a history that
+breaks a promise is found again by its seed. Time is a number in Redis that the scripts read instead of the clock.
+
+What is checked on every hit, against the log of the simulated database:
+
+content   it is exactly the newest page at its revision
+strict    it is not older than any change that was acknowledged, and told to Redis, before the read began
+own       it is not older than any change of the same daemon, told or not
+bound     a committed change that it lacks was committed less than one bound ago
+phantom   commits that a database failover lost are seen for less than one bound, and not after the next told change
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from exai.cache.client import Client
+from exai.cache.conversations import ConversationCache, Hit, Loaded, Miss, Warm
+from exai.cache.entry import anchor, place
+from exai.cache.faults import CacheDown
+from exai.cache.licence import Changes, Licence
+from exai.cache.scripts import Script, Scripts
+from exai.cache.topology import Topology
+from exai.config import CacheSettings
+from exai.errors import CacheError
+from exai.models import LOCAL_OWNER, ContinuationId, Conversation, ConversationId, Message
+from tests.support.counters import Counters
+
+SECOND = 1_000_000
+BOUND_S = 2.0
+BOUND_US = round(BOUND_S * SECOND)
+CLOCK_KEY = "clock"
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+NAMES = (ContinuationId("a"), ContinuationId("b"))
+REAL_TIME = "local time = redis.call('TIME')\nlocal now = time[1] * 1000000 + time[2]"
+SIMULATED_TIME = f"local now = tonumber(redis.call('GET', '{CLOCK_KEY}'))"
+SHARES = (0.3, 1.0, 3.0)
+RESTS = (0, 5, 20)
+PACES = ((0.1, 0.3), (0.3, 0.8), (0.3, 1.3, 2.1))
+FAULTS = ("evict entry", "evict lease", "evict licence", "flush", "roll back", "restart", "failover", "cut", "die")
+
+weight: ContextVar[float] = ContextVar("weight", default=1.0)
+
+
+class Broken(AssertionError):
+    """A promise that the history breaks."""
+
+
+class Aborted(Exception):
+    """The database went down with this transaction."""
+
+
+class Stage:
+    """Lets one actor run at a time, chosen by the seed among those that stand at a gate."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+        self._standing: list[tuple[asyncio.Future[None], float]] = []
+        self._running = 0
+        self._quiet = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.failure: BaseException | None = None
+
+    async def gate(self) -> None:
+        future = asyncio.get_running_loop().create_future()
+        self._standing.append((future, weight.get()))
+        self._rest()
+        await future
+
+    def enter(self, actor: Coroutine[Any, Any, None], share: float = 1.0) -> None:
+        """Let an actor take part; it is chosen in proportion to its share."""
+        self._running += 1
+        context = copy_context()
+        context.run(weight.set, share)
+        self._tasks.add(asyncio.create_task(self._act(actor), context=context))
+
+    async def play(self, steps: int) -> None:
+        """Run up to `steps` steps, then stop everybody. Raises what an actor raised."""
+        for _ in range(steps):
+            await self._quiet.wait()
+            if self.failure is not None or not self._standing:
+                break
+            shares = [share for _, share in self._standing]
+            chosen = self.rng.choices(range(len(shares)), shares)[0]
+            self._running += 1
+            self._quiet.clear()
+            self._standing.pop(chosen)[0].set_result(None)
+        await self._quiet.wait()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.failure is not None:
+            raise self.failure
+
+    async def _act(self, actor: Coroutine[Any, Any, None]) -> None:
+        try:
+            await self.gate()
+            await actor
+        except asyncio.CancelledError:
+            actor.close()
+            raise
+        except BaseException as error:
+            self.failure = self.failure or error
+        finally:
+            self._rest()
+
+    def _rest(self) -> None:
+        self._running -= 1
+        if self._running <= 0:
+            self._quiet.set()
+
+
+@dataclass(frozen=True)
+class Version:
+    """A conversation as of one commit."""
+
+    name: ContinuationId
+    revision: int
+    messages: tuple[Message, ...]
+    committed_us: int
+    xid: int
+    order: int
+    inc: str
+
+    def loaded(self, inc: str) -> Loaded:
+        conversation = Conversation(
+            ConversationId(f"id-{self.name}"),
+            self.name,
+            LOCAL_OWNER,
+            None,
+            {},
+            len(self.messages),
+            self.revision,
+            NOW,
+            NOW,
+        )
+        return Loaded(conversation, self.messages[-50:], len(self.messages) <= 50, inc)
+
+
+class World:
+    """The database's log, the time, and what was promised to whom."""
+
+    def __init__(self, client: Client, rng: random.Random, *, cursor: str) -> None:
+        self.client, self.rng, self.cursor = client, rng, cursor
+        self.now_us = 1_000 * SECOND
+        self.inc_number = 1
+        self._xids, self._orders, self._words = itertools.count(100), itertools.count(), itertools.count()
+        self.next_xid = next(self._xids)
+        self.active: dict[int, ContinuationId] = {}
+        self.log: dict[ContinuationId, list[Version]] = {}
+        size = rng.choice((0, 3, 49))
+        self.names = NAMES[: rng.choice((1, 1, 2))]
+        for name in self.names:
+            first = tuple(self.message(seq) for seq in range(1, size + 1))
+            self.log[name] = [Version(name, 1, first, 0, 1, next(self._orders), self.inc)]
+        self.told: dict[ContinuationId, int] = dict.fromkeys(NAMES, 0)
+        self.own: dict[tuple[int, ContinuationId], int] = {}
+        self.told_since: set[ContinuationId] = set()
+        self.lost: dict[ContinuationId, int | None] = dict.fromkeys(NAMES)
+        self.hits = self.losses = 0
+        self.saved: list[tuple[bytes, bytes, list[bytes]]] | None = None
+
+    @property
+    def inc(self) -> str:
+        return f"inc-{self.inc_number}"
+
+    def message(self, seq: int) -> Message:
+        return Message(seq, "user", f"word {next(self._words)}", NOW)
+
+    def begin(self, name: ContinuationId) -> int | None:
+        """A transaction id, or None while another transaction holds the conversation's lock."""
+        if name in self.active.values():
+            return None
+        xid, self.next_xid = self.next_xid, next(self._xids)
+        self.active[xid] = name
+        return xid
+
+    def commit(self, xid: int, *, edit: bool) -> tuple[Version, Version]:
+        """The version before and the one that was made."""
+        if xid not in self.active:
+            raise Aborted
+        name = self.active.pop(xid)
+        before = self.log[name][-1]
+        if edit and before.messages:
+            changed = before.messages[-1]._replace(content=f"word {next(self._words)}")
+            messages = (*before.messages[:-1], changed)
+        else:
+            messages = (*before.messages, self.message(len(before.messages) + 1))
+        after = Version(name, before.revision + 1, messages, self.now_us, xid, next(self._orders), self.inc)
+        self.log[name].append(after)
+        return before, after
+
+    def changes(self, since: str | None) -> Changes:
+        """What the pass asks the database, in one snapshot."""
+        xmin = self.next_xid if self.cursor == "xmax" else min(self.active, default=self.next_xid)
+        newest = [versions[-1] for versions in self.log.values()]
+        rows = [] if since is None else [each for each in newest if each.xid >= int(since)]
+        if self.cursor == "first row only":
+            rows = rows[:1]
+        return Changes(str(xmin), self.inc, [(LOCAL_OWNER, each.name, each.revision) for each in rows])
+
+    def acknowledge(self, daemon: int, version: Version, *, told: bool) -> None:
+        """The writer has its answer; from now on it may be asked for."""
+        if version not in self.log[version.name]:
+            return
+        key = daemon, version.name
+        self.own[key] = max(self.own.get(key, 0), version.revision)
+        if told:
+            self.told[version.name] = max(self.told[version.name], version.revision)
+            # Telling of a change that was committed before the failover says nothing of what was lost in it.
+            if version.inc == self.inc:
+                self.told_since.add(version.name)
+
+    def promise(self, daemon: int, name: ContinuationId) -> tuple[int, int]:
+        """What a read that begins now has to show at least, unless promises are lost meanwhile."""
+        return max(self.told[name], self.own.get((daemon, name), 0)), self.losses
+
+    def forget_promises(self) -> None:
+        """Redis or the database has lost acknowledged changes: only the bound is left of them."""
+        self.told = dict.fromkeys(NAMES, 0)
+        self.own.clear()
+        self.told_since.clear()
+        self.losses += 1
+
+    def restart(self) -> None:
+        self.inc_number += 1
+        self.active.clear()
+
+    def fail_over(self) -> None:
+        """The latest commits are lost."""
+        self.restart()
+        newest = max(versions[-1].order for versions in self.log.values())
+        last = newest - self.rng.randint(1, 2)
+        for name, versions in self.log.items():
+            kept = [versions[0], *(each for each in versions[1:] if each.order <= last)]
+            if len(kept) < len(versions):
+                self.log[name], self.lost[name] = kept, self.now_us
+        self.forget_promises()
+
+    def check(self, hit: Hit, name: ContinuationId, promise: tuple[int, int]) -> None:
+        """Raises Broken."""
+        self.hits += 1
+        versions = {each.revision: each for each in self.log[name]}
+        version = versions.get(hit.revision)
+        if version is None or version.messages[-50:] != hit.messages:
+            lost_us = self.lost[name]
+            if lost_us is None or name in self.told_since:
+                raise Broken(f"content: revision {hit.revision} of {name} never looked like this")
+            if self.now_us - lost_us >= BOUND_US:
+                raise Broken(f"phantom: lost changes of {name} seen {self.now_us - lost_us} us later")
+            return
+        least, losses = promise
+        if hit.revision < least and losses == self.losses:
+            raise Broken(f"strict: revision {hit.revision} of {name} after {least} was acknowledged")
+        missing = versions.get(hit.revision + 1)
+        if missing is not None and self.now_us - missing.committed_us >= BOUND_US:
+            raise Broken(
+                f"bound: revision {missing.revision} of {name} missed for {self.now_us - missing.committed_us} us"
+            )
+
+    async def advance(self, by_s: float) -> None:
+        self.now_us += round(by_s * SECOND)
+        await self.client.call(0, "SET", CLOCK_KEY, self.now_us)
+
+    async def save(self) -> None:
+        """Remember all of Redis but the time."""
+        self.saved = []
+        keys: Any = await self.client.call(0, "KEYS", "exai:*")
+        for key in sorted(keys):
+            if key.endswith(b":z"):
+                value: Any = [await self.client.call(0, "GET", key)]
+                self.saved.append((b"SET", key, value))
+            else:
+                value = await self.client.call(0, "HGETALL", key)
+                self.saved.append((b"HSET", key, value))
+
+    async def roll_back(self) -> None:
+        """Redis comes back as it was when saved."""
+        if self.saved is None:
+            return
+        await self.client.call(0, "FLUSHDB")
+        await self.advance(0)
+        for command, key, value in self.saved:
+            await self.client.call(0, command, key, *value)
+        self.forget_promises()
+
+
+class GatedClient(Client):
+    """Waits at a gate before each command, and can be cut off; then some commands arrive after all, later."""
+
+    def __init__(self, topology: Topology, stage: Stage) -> None:
+        super().__init__(topology, Counters())
+        self._stage = stage
+        self.cut = False
+
+    async def run(self, script: Script, group: int, keys: tuple[str, ...], args: tuple[Any, ...]) -> Any:
+        await self._stage.gate()
+        if self.cut:
+            if self._stage.rng.random() < 0.5:
+                self._stage.enter(self._late(script, group, keys, args))
+            raise CacheDown("cut off")
+        return await super().run(script, group, keys, args)
+
+    async def _late(self, script: Script, group: int, keys: tuple[str, ...], args: tuple[Any, ...]) -> None:
+        await self._stage.gate()
+        await super().run(script, group, keys, args)
+
+
+@dataclass
+class Daemon:
+    """One process: its cache object, its licence object, its readers, writers and passes."""
+
+    number: int
+    world: World
+    stage: Stage
+    client: GatedClient
+    cache: ConversationCache
+    licence: Licence
+    faults: frozenset[str]
+    warm: bool
+    rest: int
+    slow: int
+
+    def dies(self) -> bool:
+        return "die" in self.faults and self.stage.rng.random() < 0.4
+
+    async def pause(self, most: int) -> None:
+        for _ in range(self.stage.rng.randint(0, most)):
+            await self.stage.gate()
+
+    async def read(self) -> None:
+        name = self.stage.rng.choice(self.world.names)
+        promise = self.world.promise(self.number, name)
+        found = await self.cache.read(LOCAL_OWNER, name)
+        if isinstance(found, Hit):
+            self.world.check(found, name, promise)
+        elif isinstance(found, Miss):
+            await self.stage.gate()
+            loaded = self.world.log[name][-1].loaded(self.world.inc)
+            await self.pause(self.slow)
+            if not self.dies():
+                await self.cache.fill(LOCAL_OWNER, name, found, loaded)
+
+    async def write(self) -> None:
+        await self.pause(self.rest)
+        name = self.stage.rng.choice(self.world.names)
+        edit = self.stage.rng.random() < 0.2
+        found = await self.cache.read(LOCAL_OWNER, name) if self.warm and self.stage.rng.random() < 0.7 else None
+        while (xid := self.world.begin(name)) is None:
+            await self.stage.gate()
+        await self.stage.gate()
+        try:
+            before, after = self.world.commit(xid, edit=edit)
+        except Aborted:
+            return
+        loaded = after.loaded(self.world.inc)
+        if self.dies():
+            return
+        delta = None if edit else after.messages[len(before.messages) :]
+        await self.pause(self.slow)
+        warm = Warm(found, loaded.messages, loaded.complete) if isinstance(found, Miss) and not edit else None
+        told = await self.cache.apply(
+            LOCAL_OWNER,
+            name,
+            base_revision=before.revision,
+            revision=after.revision,
+            inc=loaded.inc,
+            delta=delta,
+            conversation=loaded.conversation,
+            warm=warm,
+        )
+        self.world.acknowledge(self.number, after, told=told)
+
+    async def poll(self) -> None:
+        try:
+            await self.licence.renew()
+        except CacheError:
+            pass
+
+
+@dataclass
+class Plan:
+    """How one simulation differs from the real thing; the default differs in nothing."""
+
+    mutate: Callable[[str, str], str] = lambda _name, text: text
+    cursor: str = "xmin"
+    floors: bool = True
+    faults: frozenset[str] | None = None
+
+
+@dataclass
+class Report:
+    """What one run saw."""
+
+    hits: int
+    faults: frozenset[str] = field(default_factory=frozenset)
+
+
+def simulated(scripts: Scripts, plan: Plan) -> Scripts:
+    """The scripts with the simulated time, and with the plan's mutation."""
+    changed = {}
+    for name in scripts.__slots__:
+        script = getattr(scripts, name)
+        text = plan.mutate(name, script.text)
+        changed[name] = Script.of(name, text.replace(REAL_TIME, SIMULATED_TIME))
+    return replace(scripts, **changed)
+
+
+async def simulate(topology: Topology, scripts: Scripts, seed: int, plan: Plan, *, steps: int = 200) -> Report:
+    """One run. Raises Broken, with the promise that was broken."""
+    rng = random.Random(seed)
+    stage = Stage(rng)
+    client = Client(topology, Counters())
+    await client.call(0, "FLUSHDB")
+    world = World(client, rng, cursor=plan.cursor)
+    await world.advance(0)
+    # Each run has some of the faults only: together they would hide each other.
+    faults = frozenset(fault for fault in FAULTS if rng.random() < 0.2) if plan.faults is None else plan.faults
+    warm, pace, rest, slow = rng.random() < 0.5, rng.choice(PACES), rng.choice(RESTS), rng.choice(RESTS)
+    shares = [rng.choice(SHARES) for _ in range(4)]
+    settings = CacheSettings(bound_s=BOUND_S, check_one_in=0)
+    mutated = simulated(scripts, plan)
+    if rng.random() < 0.8:
+        licence_now = ("gen", "first", "xmin", "100", "inc", world.inc, "asof", world.now_us)
+        await client.call(0, "HSET", anchor(0), *licence_now)
+    daemons = []
+    for number in range(2):
+        gated = GatedClient(topology, stage)
+        remembered: list[str] = []
+
+        async def changes(since: str | None, remembered: list[str] = remembered) -> Changes:
+            await stage.gate()
+            if plan.cursor == "in memory":
+                since = remembered[-1] if remembered else since
+            found = world.changes(since)
+            remembered.append(found.xmin)
+            await stage.gate()
+            return found
+
+        expired = itertools.count(step=1_000)
+        cache = ConversationCache(
+            gated,
+            None,
+            settings,
+            mutated,
+            Counters(),
+            clock=(lambda: world.now_us / SECOND) if plan.floors else lambda expired=expired: next(expired),
+        )
+        licence = Licence(gated, mutated, changes, settings, Counters())
+        daemons.append(Daemon(number, world, stage, gated, cache, licence, faults, warm, rest, slow))
+    for daemon in daemons:
+        for work, share in zip((daemon.read, daemon.read, daemon.write, daemon.poll), shares, strict=True):
+            stage.enter(again(work), share)
+    stage.enter(again(lambda: disturb(world, daemons, faults, pace)), 1.0)
+    await stage.play(steps)
+    return Report(world.hits, faults)
+
+
+async def again(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    while True:
+        await work()
+
+
+async def disturb(world: World, daemons: list[Daemon], faults: frozenset[str], pace: tuple[float, ...]) -> None:
+    """Let time pass, or break something."""
+    rng = world.rng
+    await daemons[0].stage.gate()
+    if rng.random() < 0.6 or not faults:
+        await world.advance(rng.choice(pace))
+        return
+    where = place(LOCAL_OWNER, rng.choice(world.names), 1)
+    match rng.choice(sorted(faults)):
+        case "evict entry":
+            await world.client.call(0, "DEL", where.entry)
+        case "evict lease":
+            await world.client.call(0, "DEL", where.lease)
+        case "evict licence":
+            await world.client.call(0, "DEL", where.anchor)
+        case "flush":
+            await world.client.call(0, "FLUSHDB")
+            await world.advance(0)
+        case "roll back":
+            if world.saved is None or rng.random() < 0.5:
+                await world.save()
+            else:
+                await world.roll_back()
+        case "restart":
+            world.restart()
+        case "failover":
+            world.fail_over()
+        case "cut":
+            daemon = rng.choice(daemons)
+            daemon.client.cut = not daemon.client.cut
+        case _:
+            pass

@@ -1,0 +1,135 @@
+"""The promises of the cache, searched for counterexamples by seeded histories; see `simulation`.
+
+EXAI_TEST_CACHE_SEEDS=n searches n histories instead of the few that every run can afford.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+import pytest
+
+from exai.cache.address import parse_address
+from exai.cache.scripts import Scripts, load_scripts
+from exai.cache.topology import Topology, open_topology
+from tests.integration.cache.simulation import FAULTS, REAL_TIME, Broken, Plan, simulate
+from tests.support.counters import Counters
+from tests.support.valkey import Valkey
+
+SEEDS = int(os.environ.get("EXAI_TEST_CACHE_SEEDS", "150"))
+MUTANT_SEEDS = 400
+
+
+@pytest.fixture
+async def topology(valkey: Valkey) -> AsyncIterator[Topology]:
+    opened = open_topology(parse_address(valkey.url), 5.0, Counters())
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture(scope="module")
+def scripts() -> Scripts:
+    return load_scripts()
+
+
+class TestPromises:
+    async def test_no_history_breaks_a_promise(self, topology: Topology, scripts: Scripts) -> None:
+        """Promise 4: nothing older than an acknowledged change, and else nothing later than the bound."""
+        reports = [await simulate(topology, scripts, seed, Plan()) for seed in range(SEEDS)]
+        assert sum(report.hits for report in reports) > 5 * SEEDS
+        assert frozenset[str]().union(*(report.faults for report in reports)) == frozenset(FAULTS)
+
+    async def test_same_seed_gives_the_same_history(self, topology: Topology, scripts: Scripts) -> None:
+        """A counterexample is worth something only if it can be seen again."""
+        first, second = [await simulate(topology, scripts, 7, Plan()) for _ in range(2)]
+        assert first == second
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One line of the protocol left out, the faults that show it, and a seed that did so when this was written."""
+
+    plan: Plan
+    seed: int = 0
+
+
+def lua(script: str, line: str, instead: str) -> Callable[[str, str], str]:
+    def mutate(name: str, text: str) -> str:
+        if name != script:
+            return text
+        assert text.count(line) == 1, f"{line!r} is not one place in {script}.lua"
+        return text.replace(line, instead)
+
+    return mutate
+
+
+def mutant(seed: int, faults: str, script: str, line: str, instead: str) -> Mutant:
+    return Mutant(Plan(lua(script, line, instead), faults=frozenset(faults.split(", ") if faults else ())), seed)
+
+
+FILL_DATED_NOW = f"{REAL_TIME}\nredis.call('HSET', KEYS[1], 'asof', string.format('%.0f', now))\n"
+FILL_OF_NOW = "redis.call('HSET', KEYS[1], 'gen', redis.call('HGET', 'exai:1:{g0}:anchor', 'gen') or '')\n"
+MUTANTS = {
+    "a page is stored without its lease": mutant(
+        5, "", "fill", "if redis.call('GET', KEYS[2]) ~= ARGV[1] then", "if false then"
+    ),
+    "a change leaves the lease alive": mutant(5, "", "apply", "redis.call('DEL', lease_key)\n", ""),
+    "a change is not told": mutant(5, "", "apply", "local held =", "do return 4 end\nlocal held ="),
+    "a delta is added over a gap": mutant(
+        29, "die", "apply", "tonumber(entry[1]) ~= tonumber(ARGV[1]) or added < 0", "added < 0"
+    ),
+    "an edit leaves the old text": mutant(
+        10,
+        "",
+        "apply",
+        "if tonumber(entry[1]) ~= tonumber(ARGV[1])",
+        "if added < 0 then redis.call('HSET', entry_key, 'rev', ARGV[2]) return 1 end\n"
+        "if tonumber(entry[1]) ~= tonumber(ARGV[1])",
+    ),
+    "a delta is added to a lost history": mutant(126, "failover", "apply", "entry[2] ~= ARGV[3] or ", ""),
+    "a writer stores without a lease": mutant(
+        2, "", "apply", "ARGV[11] ~= '' and redis.call('GET', lease_key) == ARGV[11]", "ARGV[11] ~= ''"
+    ),
+    "an entry is served for ever": mutant(7, "die", "read", "covered + bound > now", "true"),
+    "a reader takes less than it knows": mutant(49, "cut", "read", "tonumber(entry[1]) >= tonumber(ARGV[4])", "true"),
+    "a licence covers any generation": mutant(8, "die, evict licence", "read", "licence[1] == entry[2]", "true"),
+    "a page is dated when stored": mutant(
+        5, "die", "fill", "redis.call('PEXPIRE'", f"{FILL_DATED_NOW}redis.call('PEXPIRE'"
+    ),
+    "a page is of the generation when stored": mutant(
+        8, "die, evict licence", "fill", "redis.call('PEXPIRE'", f"{FILL_OF_NOW}redis.call('PEXPIRE'"
+    ),
+    "a pass leaves leases alive": mutant(119, "die", "renew", "redis.call('DEL', KEYS[i + 1])", ""),
+    "a pass leaves old entries": mutant(4, "die", "renew", "    redis.call('DEL', KEYS[i])\n", ""),
+    "a pass renews a licence it did not begin with": mutant(142, "roll back", "renew", "return {0, 0}", ""),
+    "a licence is dated at the end of the pass": mutant(
+        10,
+        "die",
+        "renew",
+        "local removed = 0",
+        f"{REAL_TIME}\nARGV[8] = string.format('%.0f', now)\nlocal removed = 0",
+    ),
+    "a new licence is of the old generation": mutant(
+        0, "die, evict licence", "renew", "'gen', ARGV[5]", "'gen', 'first'"
+    ),
+    "a licence outlives the database's incarnation": mutant(4, "failover", "renew", "or anchor[3] ~= ARGV[7]", ""),
+    "a pass starts at the newest transaction": Mutant(Plan(cursor="xmax", faults=frozenset({"die"})), 4),
+    "the cursor is not kept in Redis": Mutant(Plan(cursor="in memory", faults=frozenset({"roll back"})), 1),
+    "a pass is told of some rows only": Mutant(Plan(cursor="first row only", faults=frozenset({"die"})), 44),
+    "a process forgets what Redis was not told": Mutant(Plan(floors=False, faults=frozenset({"cut"})), 49),
+}
+
+
+class TestNothingIsDecoration:
+    @pytest.mark.parametrize("name", MUTANTS)
+    async def test_history_is_found_in_which(self, name: str, topology: Topology, scripts: Scripts) -> None:
+        """Each line of the protocol is there for an interleaving; without the line the search finds one."""
+        chosen = MUTANTS[name]
+        for seed in (chosen.seed, *range(MUTANT_SEEDS)):
+            try:
+                await simulate(topology, scripts, seed, chosen.plan)
+            except Broken:
+                return
+        pytest.fail(f"{MUTANT_SEEDS} histories and no promise was broken")

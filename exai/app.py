@@ -19,11 +19,15 @@ from exai.cache.licence import Changes, ChangesSince
 from exai.config import Settings
 from exai.conversations import ConversationService
 from exai.conversations.attachments import Attachments
+from exai.conversations.service import Stores
 from exai.db.conversations import ConversationRepository
+from exai.db.curation import CurationRepository
 from exai.db.files import FileRepository
 from exai.db.migrate import upgrade
 from exai.db.pool import Database, open_pool
 from exai.db.revision import check_revision
+from exai.db.search import SearchRepository
+from exai.db.transfer import TransferRepository
 from exai.embedded.launcher import Embedded, start_embedded
 from exai.errors import DatabaseUnavailable, StartupError
 from exai.files import FileService
@@ -81,7 +85,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         blobs = LocalBlobs(settings.data_dir / BLOBS)
         file_repository = FileRepository(database)
         conversations = ConversationService(
-            repository,
+            Stores(repository, SearchRepository(database), CurationRepository(database), TransferRepository(database)),
             cache,
             providers,
             Attachments(file_repository, blobs),

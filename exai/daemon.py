@@ -26,6 +26,7 @@ from exai.models import Started
 from exai.monitoring.http import monitoring_routes
 from exai.tools.chat import chat_tool
 from exai.tools.conversations import conversation_tools
+from exai.tools.curation import curation_tools
 from exai.tools.files import file_tools
 from exai.tools.status import status_tools
 
@@ -62,6 +63,7 @@ def _mcp_server(app: App) -> McpServer:
         (
             chat_tool(app.conversations, app.files),
             *conversation_tools(app.conversations, app.files),
+            *curation_tools(app.conversations),
             *file_tools(app.files),
             *status_tools(app.providers, health),
         )

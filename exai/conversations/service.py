@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from exai.cache.conversations import ConversationCache, Hit, Loaded
 from exai.config import LimitSettings
 from exai.conversations.attachments import Attachments
+from exai.conversations.formats import ConversationText, Format, MessageText
 from exai.conversations.requests import (
     AppendRequest,
     ChatRequest,
@@ -27,8 +29,12 @@ from exai.conversations.requests import (
     request_key,
     with_files,
 )
+from exai.conversations.transfer import ExportPart, ImportProgress, Transfer
 from exai.conversations.turn import ChatTurns
 from exai.db.conversations import AppendStart, ConversationRepository
+from exai.db.curation import BATCH, DAY_S, Change, Changed, CurationRepository
+from exai.db.search import SearchPage, SearchQuery, SearchRepository
+from exai.db.transfer import TransferRepository
 from exai.errors import DatabaseUnavailable, InvalidArgument
 from exai.models import (
     MAX_PAGE_MESSAGES,
@@ -50,15 +56,25 @@ from exai.providers.registry import Providers
 MAX_LIST = 200
 
 
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The repositories behind the service, all on one pool."""
+
+    conversations: ConversationRepository
+    search: SearchRepository
+    curation: CurationRepository
+    transfer: TransferRepository
+
+
 class ConversationService:
-    """Chat turns, appends, reads and lists.
+    """Chat turns, appends, reads, lists, search, forks, names, deletion, export and import.
 
     Built by `exai.app.open_app`; safe for any number of tasks of one event loop.
     """
 
     def __init__(
         self,
-        repository: ConversationRepository,
+        stores: Stores,
         cache: ConversationCache,
         providers: Providers,
         attachments: Attachments,
@@ -66,8 +82,10 @@ class ConversationService:
         limits: LimitSettings,
         recorder: Recorder,
     ) -> None:
-        self._repository, self._cache, self._limits = repository, cache, limits
-        self._turns = ChatTurns(repository, cache, providers, attachments)
+        self._repository, self._search, self._curation = stores.conversations, stores.search, stores.curation
+        self._transfer = Transfer(stores.transfer, limits)
+        self._cache, self._limits = cache, limits
+        self._turns = ChatTurns(stores.conversations, cache, providers, attachments)
         self._recorder = recorder
 
     async def chat(self, request: ChatRequest, on_delta: OnDelta | None = None) -> ChatResult:
@@ -145,21 +163,40 @@ class ConversationService:
         *,
         limit: int = PAGE_MESSAGES,
         before_seq: int | None = None,
+        offset: int = 0,
     ) -> Page:
         """Read the newest `limit` messages, or the newest before `before_seq`, oldest first.
 
-        The newest page costs no database round trip when it is cached, any other page 1. Raises `NotFound`,
-        `InvalidArgument` or a `DatabaseError`.
+        `offset` leaves out that many of the newest, for clients that count pages; a cursor neither repeats nor misses
+        what is appended meanwhile. The newest page costs no database round trip when it is cached, any other page 1
+        (2 with an offset beyond the largest page). Raises `NotFound`, `InvalidArgument` or a `DatabaseError`.
         """
         check_names(continuation_id, None, None)
         if not 1 <= limit <= MAX_PAGE_MESSAGES:
             raise InvalidArgument("limit", f"is {limit}", f"Use 1 to {MAX_PAGE_MESSAGES}")
         if before_seq is not None and before_seq < 1:
             raise InvalidArgument("before_seq", f"is {before_seq}", "Use the next_before_seq of an earlier page")
+        if offset < 0 or (offset and before_seq is not None):
+            raise InvalidArgument("offset", "is below 0 or comes with before_seq", "Use one of the two")
+        if offset:
+            return await self._skipping(owner, continuation_id, limit, offset)
         if before_seq is None and limit <= PAGE_MESSAGES:
             return await self._newest(owner, continuation_id, limit)
         stored = await self._repository.read_page(owner, continuation_id, limit=limit, before_seq=before_seq)
         return page_of(stored.conversation, stored.messages, "database", has_older=stored.has_older)
+
+    async def _skipping(self, owner: Owner, continuation_id: ContinuationId, limit: int, offset: int) -> Page:
+        """Leave out the newest `offset` messages, which the largest page may hold as well."""
+        if limit + offset <= MAX_PAGE_MESSAGES:
+            stored = await self._repository.read_page(owner, continuation_id, limit=limit + offset)
+            messages = stored.messages[:-offset]
+        else:
+            head = await self._repository.read_page(owner, continuation_id, limit=1)
+            before_seq = max(head.conversation.last_seq - offset + 1, 1)
+            stored = await self._repository.read_page(owner, continuation_id, limit=limit, before_seq=before_seq)
+            messages = stored.messages
+        older = bool(messages) and messages[0].seq > 1
+        return page_of(stored.conversation, messages, "database", has_older=older)
 
     async def _newest(self, owner: Owner, continuation_id: ContinuationId, limit: int) -> Page:
         """Answer from the cached page, which is loaded whole whatever part of it was asked for."""
@@ -184,6 +221,113 @@ class ConversationService:
             raise InvalidArgument("limit", f"is {limit}", f"Use 1 to {MAX_LIST}")
         found = await self._repository.list_conversations(owner, limit=limit, cursor=cursor)
         return ConversationPage(found.conversations, found.next_cursor)
+
+    async def search(self, query: SearchQuery, *, limit: int = PAGE_MESSAGES, cursor: str | None = None) -> SearchPage:
+        """Find messages by their words, best match first: 1 database round trip a page.
+
+        Raises `InvalidArgument`, or `DatabaseBusy` when the words are so common that finding them took too long.
+        """
+        if not query.text.strip():
+            raise InvalidArgument("query", "is empty", "Say which words to look for")
+        if not 1 <= limit <= MAX_LIST:
+            raise InvalidArgument("limit", f"is {limit}", f"Use 1 to {MAX_LIST}")
+        return await self._search.search(query, limit=limit, cursor=cursor)
+
+    async def fork(
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        *,
+        at_seq: int | None = None,
+        title: str | None = None,
+    ) -> Conversation:
+        """Make a conversation that begins as this one was after message `at_seq`: 1 database round trip.
+
+        The messages up to there are shared, not copied. Raises `NotFound` or `InvalidArgument`.
+        """
+        check_names(continuation_id, None, title)
+        new_id = ConversationId(str(uuid.uuid4()))
+        forked = await self._curation.fork(
+            owner, continuation_id, new_conversation_id=new_id, at_seq=at_seq, title=title
+        )
+        if forked.status == "out_of_range":
+            raise InvalidArgument("at_seq", f"is {at_seq}", f"Use 1 to {forked.last_seq}")
+        if forked.status == "too_deep":
+            raise InvalidArgument("continuation_id", "is a fork of too many forks", "Export it and import it anew")
+        if forked.conversation is None:
+            raise refusal("not_found", continuation_id, 0, None)
+        return forked.conversation
+
+    async def change(
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        change: Change,
+        *,
+        expected_revision: int | None = None,
+    ) -> Conversation:
+        """Change title, metadata or tags: 1 database round trip. Raises `NotFound`, `Conflict` or `InvalidArgument`."""
+        check_names(continuation_id, None, change.title or None)
+        changed = await self._curation.change(owner, continuation_id, change, expected_revision=expected_revision)
+        return await self._told(owner, continuation_id, changed)
+
+    async def delete(self, owner: Owner, continuation_id: ContinuationId) -> None:
+        """Mark as deleted: nobody finds it any more, until `restore` or the purge. Raises `NotFound`."""
+        await self._told(owner, continuation_id, await self._curation.delete(owner, continuation_id))
+
+    async def restore(self, owner: Owner, continuation_id: ContinuationId) -> Conversation:
+        """Bring a deleted conversation back, as long as it has not been purged. Raises `NotFound`."""
+        return await self._told(owner, continuation_id, await self._curation.undelete(owner, continuation_id))
+
+    def export(self, owner: Owner, continuation_id: ContinuationId, kind: Format = "jsonl") -> AsyncIterator[str]:
+        """Yield a whole conversation as text, page by page; see `Transfer.export`."""
+        return self._transfer.export(owner, continuation_id, kind)
+
+    async def export_part(
+        self, owner: Owner, continuation_id: ContinuationId, kind: Format, *, after_seq: int, budget_bytes: int
+    ) -> ExportPart:
+        """Return one part of a conversation's text: 1 database round trip; see `Transfer.export_part`."""
+        return await self._transfer.export_part(
+            owner, continuation_id, kind, after_seq=after_seq, budget_bytes=budget_bytes
+        )
+
+    def import_text(
+        self,
+        owner: Owner,
+        parts: Iterable[ConversationText | MessageText],
+        *,
+        as_name: ContinuationId | None = None,
+    ) -> AsyncIterator[ImportProgress]:
+        """Store an exported conversation; may be run again at any point; see `Transfer.import_text`."""
+        return self._transfer.import_text(owner, parts, as_name=as_name)
+
+    async def prune(self, *, idle_days: float | None = None) -> int:
+        """Remove for good what was deleted long enough ago; with `idle_days` mark idle conversations as deleted first.
+
+        Returns how many conversations are gone. Meant for `exai prune`; every step is one bounded statement.
+        """
+        if idle_days is not None:
+            while await self._curation.expire_idle(None, idle_s=idle_days * DAY_S) >= BATCH:
+                pass
+        removed = 0
+        while (batch := await self._curation.purge()) > 0:
+            removed += batch
+        await self._curation.prune_removed()
+        return removed
+
+    async def _told(self, owner: Owner, continuation_id: ContinuationId, changed: Changed) -> Conversation:
+        """Tell the cache of a change that was not an append, or raise why there was none."""
+        if changed.status in ("not_found", "conflict_revision") or changed.conversation is None:
+            raise refusal(changed.status, continuation_id, changed.revision, None)
+        if changed.status == "changed":
+            await self._cache.apply(
+                owner,
+                continuation_id,
+                base_revision=changed.base_revision,
+                revision=changed.revision,
+                inc=changed.inc,
+            )
+        return changed.conversation
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -54,6 +54,7 @@ class GetArguments(_Arguments):
     continuation_id: str
     limit: int = Field(PAGE_MESSAGES, ge=1, le=MAX_PAGE_MESSAGES, description="Messages in the page.")
     before_seq: int | None = Field(None, ge=1, description="next_before_seq of the page before, for older messages.")
+    offset: int = Field(0, ge=0, description="Or: leave out so many of the newest.")
 
 
 class MessageOutput(BaseModel):
@@ -93,6 +94,7 @@ class ConversationOutput(BaseModel):
     continuation_id: str
     title: str | None
     messages: int
+    tags: list[str]
     revision: int
     created_at: str
     updated_at: str
@@ -151,6 +153,7 @@ def _get_tool(conversations: ConversationService) -> ToolSpec:
             ContinuationId(arguments.continuation_id),
             limit=arguments.limit,
             before_seq=arguments.before_seq,
+            offset=arguments.offset,
         )
         return ToolResult(structured=_page(page), text=f"{len(page.messages)} messages, from the {page.source}")
 
@@ -170,7 +173,7 @@ def _list_tool(conversations: ConversationService) -> ToolSpec:
         page = await conversations.list(context.owner, limit=arguments.limit, cursor=arguments.cursor)
         return ToolResult(
             structured={
-                "conversations": [_conversation(conversation) for conversation in page.conversations],
+                "conversations": [conversation_facts(conversation) for conversation in page.conversations],
                 "next_cursor": page.next_cursor,
             },
             text=f"{len(page.conversations)} conversations",
@@ -215,11 +218,13 @@ def _message(message: Message) -> dict[str, Any]:
     }
 
 
-def _conversation(conversation: Conversation) -> dict[str, Any]:
+def conversation_facts(conversation: Conversation) -> dict[str, Any]:
+    """Return what tools tell about a conversation without its messages."""
     return {
         "continuation_id": conversation.continuation_id,
         "title": conversation.title,
         "messages": conversation.last_seq,
+        "tags": list(conversation.tags),
         "revision": conversation.revision,
         "created_at": conversation.created_at.isoformat(),
         "updated_at": conversation.updated_at.isoformat(),

@@ -1,0 +1,295 @@
+"""Tools for conversations as a whole: search, fork, name and tag, delete, export, import."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from exai.conversations import ConversationService
+from exai.conversations.formats import read_lines, read_markdown
+from exai.db.curation import Change
+from exai.db.search import SearchHit, SearchQuery
+from exai.errors import InvalidArgument
+from exai.mcp.schemas import output_schema
+from exai.mcp.tools import Arguments, CallContext, ToolResult, ToolSpec
+from exai.models import ContinuationId
+from exai.tools.conversations import ConversationOutput, conversation_facts
+
+SEARCH_HITS = 20
+MAX_HITS = 200
+EXPORT_BYTES = 40_000
+MAX_EXPORT_BYTES = 400_000
+
+
+class SearchArguments(Arguments):
+    """Arguments of `conversation_search`."""
+
+    query: str = Field(description='Words; "quoted phrase", or, and -without.')
+    continuation_id: str | None = Field(None, description="Only in this conversation.")
+    role: Literal["system", "user", "assistant", "tool"] | None = None
+    tool: str | None = Field(None, description="Only what this tool stored.")
+    model: str | None = Field(None, description="Only turns with this model.")
+    since: datetime | None = Field(None, description="ISO 8601 with offset.")
+    until: datetime | None = None
+    limit: int = Field(SEARCH_HITS, ge=1, le=MAX_HITS)
+    cursor: str | None = Field(None, description="next_cursor of the page before.")
+
+
+class HitOutput(BaseModel):
+    """A matching message."""
+
+    continuation_id: str
+    title: str | None
+    seq: int
+    role: str
+    created_at: str
+    tool: str | None
+    model: str | None
+    snippet: str
+    rank: float
+
+
+class SearchOutput(BaseModel):
+    """structuredContent of `conversation_search`."""
+
+    hits: list[HitOutput] = Field(description="Best first; **matches** are marked.")
+    next_cursor: str | None
+
+
+class ForkArguments(Arguments):
+    """Arguments of `conversation_fork`."""
+
+    continuation_id: str
+    at_seq: int | None = Field(None, ge=1, description="Last message to keep. Left out: all.")
+    title: str | None = None
+
+
+class UpdateArguments(Arguments):
+    """Arguments of `conversation_update`."""
+
+    continuation_id: str
+    title: str | None = Field(None, description="New title; empty removes it.")
+    tags: list[str] | None = Field(None, description="All tags, replacing the old ones.")
+    metadata: dict[str, Any] | None = Field(None, description="Replaces the old metadata.")
+    expected_revision: int | None = Field(None, ge=0)
+
+
+class DeleteArguments(Arguments):
+    """Arguments of `conversation_delete`."""
+
+    continuation_id: str
+    restore: bool = Field(False, description="Bring a deleted conversation back instead, within 7 days.")
+
+
+class ExportArguments(Arguments):
+    """Arguments of `conversation_export`."""
+
+    continuation_id: str
+    format: Literal["jsonl", "markdown"] = "markdown"
+    after_seq: int = Field(0, ge=0, description="next_after_seq of the part before.")
+    max_bytes: int = Field(EXPORT_BYTES, ge=1_000, le=MAX_EXPORT_BYTES, description="At least one message comes.")
+
+
+class ExportOutput(BaseModel):
+    """structuredContent of `conversation_export`."""
+
+    continuation_id: str
+    text: str
+    next_after_seq: int | None = Field(description="Where the next part begins; null at the end.")
+
+
+class ImportArguments(Arguments):
+    """Arguments of `conversation_import`."""
+
+    text: str = Field(description="A whole export.")
+    format: Literal["jsonl", "markdown"] = "markdown"
+    continuation_id: str | None = Field(None, description="Store it under this name instead of its own.")
+
+
+class ImportOutput(BaseModel):
+    """structuredContent of `conversation_import`."""
+
+    continuation_id: str
+    messages: int
+    stored: int = Field(description="How many were not there before.")
+    revision: int
+
+
+def curation_tools(conversations: ConversationService) -> tuple[ToolSpec, ...]:
+    """Make these tools."""
+    return (
+        _search_tool(conversations),
+        _fork_tool(conversations),
+        _update_tool(conversations),
+        _delete_tool(conversations),
+        _export_tool(conversations),
+        _import_tool(conversations),
+    )
+
+
+def _search_tool(conversations: ConversationService) -> ToolSpec:
+    async def handle(arguments: SearchArguments, context: CallContext) -> ToolResult:
+        query = SearchQuery(
+            owner=context.owner,
+            text=arguments.query,
+            continuation_id=_optional(arguments.continuation_id),
+            role=arguments.role,
+            tool=arguments.tool,
+            model=arguments.model,
+            since=arguments.since,
+            until=arguments.until,
+        )
+        page = await conversations.search(query, limit=arguments.limit, cursor=arguments.cursor)
+        structured = {"hits": [_hit(hit) for hit in page.hits], "next_cursor": page.next_cursor}
+        lines = (f"{hit.continuation_id} #{hit.seq} {hit.role}: {hit.snippet}" for hit in page.hits)
+        return ToolResult(structured, "\n".join(lines) or "nothing found")
+
+    return ToolSpec(
+        name="conversation_search",
+        title="Search conversations",
+        description="Find stored messages and titles by their words, best match first.",
+        arguments=SearchArguments,
+        output_schema=output_schema(SearchOutput),
+        handler=handle,
+        read_only=True,
+    )
+
+
+def _fork_tool(conversations: ConversationService) -> ToolSpec:
+    async def handle(arguments: ForkArguments, context: CallContext) -> ToolResult:
+        fork = await conversations.fork(
+            context.owner, ContinuationId(arguments.continuation_id), at_seq=arguments.at_seq, title=arguments.title
+        )
+        return ToolResult(conversation_facts(fork), f"forked as {fork.continuation_id}")
+
+    return ToolSpec(
+        name="conversation_fork",
+        title="Fork a conversation",
+        description="Begin another conversation with the messages of this one up to at_seq.",
+        arguments=ForkArguments,
+        output_schema=output_schema(ConversationOutput),
+        handler=handle,
+    )
+
+
+def _update_tool(conversations: ConversationService) -> ToolSpec:
+    async def handle(arguments: UpdateArguments, context: CallContext) -> ToolResult:
+        change = Change(title=arguments.title, metadata=arguments.metadata, tags=arguments.tags)
+        if change == Change():
+            raise InvalidArgument("title", "nothing is to be changed", "Give a title, tags or metadata")
+        changed = await conversations.change(
+            context.owner,
+            ContinuationId(arguments.continuation_id),
+            change,
+            expected_revision=arguments.expected_revision,
+        )
+        return ToolResult(conversation_facts(changed), "changed")
+
+    return ToolSpec(
+        name="conversation_update",
+        title="Rename or tag a conversation",
+        description="Change title, tags or metadata of a conversation.",
+        arguments=UpdateArguments,
+        output_schema=output_schema(ConversationOutput),
+        handler=handle,
+        idempotent=True,
+    )
+
+
+def _delete_tool(conversations: ConversationService) -> ToolSpec:
+    async def handle(arguments: DeleteArguments, context: CallContext) -> ToolResult:
+        name = ContinuationId(arguments.continuation_id)
+        if arguments.restore:
+            await conversations.restore(context.owner, name)
+        else:
+            await conversations.delete(context.owner, name)
+        structured = {"continuation_id": name, "deleted": not arguments.restore}
+        return ToolResult(structured, "restored" if arguments.restore else "deleted; restore brings it back for 7 days")
+
+    return ToolSpec(
+        name="conversation_delete",
+        title="Delete a conversation",
+        description="Delete a conversation; for 7 days it can be restored.",
+        arguments=DeleteArguments,
+        handler=handle,
+        destructive=True,
+        idempotent=True,
+    )
+
+
+def _export_tool(conversations: ConversationService) -> ToolSpec:
+    async def handle(arguments: ExportArguments, context: CallContext) -> ToolResult:
+        part = await conversations.export_part(
+            context.owner,
+            ContinuationId(arguments.continuation_id),
+            arguments.format,
+            after_seq=arguments.after_seq,
+            budget_bytes=arguments.max_bytes,
+        )
+        structured = {
+            "continuation_id": arguments.continuation_id,
+            "text": part.text,
+            "next_after_seq": part.next_after_seq,
+        }
+        return ToolResult(structured, part.text)
+
+    return ToolSpec(
+        name="conversation_export",
+        title="Export a conversation",
+        description="Write a conversation as Markdown or JSON Lines, in parts; joined they can be imported again.",
+        arguments=ExportArguments,
+        output_schema=output_schema(ExportOutput),
+        handler=handle,
+        read_only=True,
+    )
+
+
+def _import_tool(conversations: ConversationService) -> ToolSpec:
+    async def handle(arguments: ImportArguments, context: CallContext) -> ToolResult:
+        text = arguments.text
+        parts = read_lines(text.split("\n")) if arguments.format == "jsonl" else read_markdown(text)
+        last = None
+        async for progress in conversations.import_text(
+            context.owner, parts, as_name=_optional(arguments.continuation_id)
+        ):
+            last = progress
+            await context.progress(f"{progress.seen} messages read, {progress.stored} stored")
+        if last is None:
+            raise AssertionError("an import has at least one batch")
+        structured = {
+            "continuation_id": last.continuation_id,
+            "messages": last.seen,
+            "stored": last.stored,
+            "revision": last.revision,
+        }
+        return ToolResult(structured, f"{last.stored} of {last.seen} messages stored in {last.continuation_id}")
+
+    return ToolSpec(
+        name="conversation_import",
+        title="Import a conversation",
+        description="Store an exported conversation; running it again stores only what is missing.",
+        arguments=ImportArguments,
+        output_schema=output_schema(ImportOutput),
+        handler=handle,
+        idempotent=True,
+    )
+
+
+def _optional(name: str | None) -> ContinuationId | None:
+    return ContinuationId(name) if name is not None else None
+
+
+def _hit(hit: SearchHit) -> dict[str, Any]:
+    return {
+        "continuation_id": hit.continuation_id,
+        "title": hit.title,
+        "seq": hit.seq,
+        "role": hit.role,
+        "created_at": hit.created_at.isoformat(),
+        "tool": hit.tool,
+        "model": hit.model,
+        "snippet": hit.snippet,
+        "rank": hit.rank,
+    }

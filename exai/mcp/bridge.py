@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import orjson
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.protocol import State
 from websockets.typing import Subprotocol
 
 PATIENCE_S = 8.0
@@ -118,7 +119,8 @@ class Bridge:
 
     async def _forward(self, line: bytes, message: dict[str, Any]) -> None:
         method, key = message.get("method"), message.get("id")
-        if not await self._is_reachable():
+        socket = await self._open_socket()
+        if socket is None:
             if isinstance(key, Id) and isinstance(method, str):
                 await self._outgoing.put(_error(key, DISCONNECTED, self._unreachable()))
             return
@@ -128,8 +130,7 @@ class Bridge:
             self._in_flight[key] = None
         if method == "notifications/cancelled":
             self._forget(message.get("params"))
-        if self._socket is not None:
-            await _sent(self._socket, line)
+        await _sent(socket, line)
 
     def _remember(self, line: bytes, method: object, key: object) -> None:
         """Keep what a new connection has to be told again."""
@@ -151,17 +152,21 @@ class Bridge:
         self._listening.pop(key, None)
         self._acknowledged.discard(key)
 
-    async def _is_reachable(self) -> bool:
+    async def _open_socket(self) -> ClientConnection | None:
+        """Wait for a connection that still takes messages; None when patience is at its end.
+
+        One that is closing is as good as none: what has not been sent on it can go out on the next.
+        """
         loop = asyncio.get_running_loop()
-        while self._socket is None:
-            left_s = self._away_since + self._patience_s - loop.time()
+        while self._socket is None or self._socket.state is not State.OPEN:
+            left_s = self._away_since + self._patience_s - loop.time() if self._socket is None else self._patience_s
             if left_s <= 0:
-                return False
+                return None
             self._news.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
                     await self._news.wait()
-        return True
+        return self._socket
 
     def _unreachable(self) -> str:
         return f"EXAI does not answer at {self._url}: {self._why_away}. Start it with `exai serve`, or set EXAI_URL"
@@ -199,6 +204,7 @@ class Bridge:
             if self._socket is not None:
                 self._socket = None
                 self._away_since = loop.time()
+                self._news.set()
                 await self._fail_in_flight()
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, RETRY_LAST_S)

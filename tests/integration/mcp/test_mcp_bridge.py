@@ -235,7 +235,8 @@ async def test_a_restart_fails_what_was_running_and_nothing_else() -> None:
         again = fast_settings(port=port)
         async with open_server(build_asgi(new_server(tools, again)), again):
             found = await peer.ask(request(2, "tools/call", tool_call("echo", text="a")))
-            assert found["id"] == 2
+            assert found["id"] == 2, found
+            assert "result" in found, found
             assert found["result"]["content"][0]["text"] == "a"
             assert "structuredContent" not in found["result"], "the revision of the first handshake is in force"
             assert await peer.finish() == (b"", 0)

@@ -9,7 +9,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
 ARGS ?=
 
-.PHONY: help run test check conformance format lock clean
+.PHONY: bench bench-peers help run test check conformance format lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -30,6 +30,12 @@ check: .venv/dev.done ## formatting, lint, types, import layers, dead code, lock
 
 conformance: .venv/dev.done ## the official MCP suite against both doors (from npm, with its own Node)
 	@$(PY) -m tests.conformance.run
+
+bench: .venv/run.done ## measure every operation beside the least that could be done (ARGS="--quick", ARGS="--here")
+	@$(PY) -m exai bench $(ARGS)
+
+bench-peers: .venv/run.done .venv/peers/done ## the same work by other stores of conversations, on the same servers
+	@PYTHONPATH=. $(PY) bench/peers.py --python .venv/peers/bin/python $(ARGS)
 
 format: .venv/dev.done ## rewrite the code in the one format
 	@$(PY) -m ruff check -q --fix .
@@ -58,4 +64,10 @@ clean: ## remove the environment and caches; data directories are never touched
 	@echo "installing what the tests need (once)"
 	@$(PIP) install --require-hashes -r requirements/dev.lock
 	@$(PIP) install --no-build-isolation --no-deps --no-index -e .
+	@touch $@
+
+.venv/peers/done: requirements/peers.lock | .venv/bin/python
+	@echo "installing the other stores into an environment of their own (once)"
+	@test -x .venv/peers/bin/python || $(PYTHON) -m venv .venv/peers
+	@.venv/peers/bin/python -m pip --disable-pip-version-check --no-input -q install --require-hashes -r requirements/peers.lock
 	@touch $@

@@ -17,8 +17,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = {
-    "run": ["--extra", "embedded", "--group", "build"],
-    "dev": ["--extra", "embedded", "--group", "build", "--group", "dev"],
+    "run": ["pyproject.toml", "--extra", "embedded", "--group", "build"],
+    "dev": ["pyproject.toml", "--extra", "embedded", "--group", "build", "--group", "dev"],
+    "peers": ["--group", "peers"],
 }
 
 
@@ -37,11 +38,11 @@ def inputs_digest() -> str:
 
 
 def write(uv: str) -> None:
-    """Resolve for every platform and Python at once; `dev` is held to the versions of `run`."""
+    """Resolve for every platform and Python at once; `dev` is held to the versions of `run`, `peers` to nobody's."""
     digest = inputs_digest()
     for name, options in LOCKS.items():
         path = ROOT / "requirements" / f"{name}.lock"
-        constraint = [] if name == "run" else ["--constraint", "requirements/run.lock"]
+        constraint = ["--constraint", "requirements/run.lock"] if name == "dev" else []
         command = [
             uv,
             "pip",
@@ -53,7 +54,7 @@ def write(uv: str) -> None:
             "--no-annotate",
         ]
         command += ["--no-header", "--upgrade", "--python-version", "3.11", *options, *constraint]
-        subprocess.run([*command, "pyproject.toml", "-o", str(path)], cwd=ROOT, check=True)
+        subprocess.run([*command, "-o", str(path)], cwd=ROOT, check=True)
         path.write_text(f"# inputs: {digest}\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
 
 

@@ -7,10 +7,8 @@ import shutil
 from typing import TextIO
 
 from exai.bench.plan import FULL, QUICK
-from exai.bench.report import as_json, as_text, bar
+from exai.bench.report import CLEAR, as_json, as_text, bar
 from exai.bench.run import Options, run_bench
-
-CLEAR = "\r\033[K"
 
 
 async def bench(*, here: bool, quick: bool, latency_ms: float, as_json_text: bool, error: TextIO) -> str:

@@ -6,14 +6,11 @@ falls on both, and that a ratio is the median of the ratios of rounds, never a r
 
 from __future__ import annotations
 
-import asyncio
-import gc
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from statistics import median
 from typing import Final
 
+from exai.bench.batch import Batch, Figures, figures_of, ratio, run_batch
 from exai.bench.counting import Count
 from exai.bench.operations import Operation, Pair
 from exai.bench.wire import Wire
@@ -21,29 +18,6 @@ from exai.errors import StartupError
 
 COUNT_TRIES: Final = 5
 """A read is not a hit when the machine stood still for longer than the staleness bound; then it is tried again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One batch: throughput, latencies, processor time of this process per operation, and how many were as named."""
-
-    ops_s: float
-    p50_ms: float
-    p99_ms: float
-    cpu_us: float
-    as_named: float
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """Medians over the rounds; `noise` is the median deviation from the median throughput, as a share of it."""
-
-    ops_s: float
-    p50_ms: float
-    p99_ms: float
-    cpu_us: float
-    as_named: float
-    noise: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,59 +60,17 @@ async def compare(pair: Pair, callers: int, number: int, rounds: int, on_batch: 
         pair.operation.name,
         pair.floor.name,
         callers,
-        _figures(exai),
-        _figures(bare),
-        throughput_ratio=_ratio([each.ops_s for each in exai], [each.ops_s for each in bare]),
-        latency_ratio=_ratio([each.p50_ms for each in exai], [each.p50_ms for each in bare]),
-        cpu_ratio=_ratio([each.cpu_us for each in exai], [each.cpu_us for each in bare]),
+        figures_of(exai),
+        figures_of(bare),
+        throughput_ratio=ratio([each.ops_s for each in exai], [each.ops_s for each in bare]),
+        latency_ratio=ratio([each.p50_ms for each in exai], [each.p50_ms for each in bare]),
+        cpu_ratio=ratio([each.cpu_us for each in exai], [each.cpu_us for each in bare]),
     )
 
 
 async def _batch(operation: Operation, callers: int, number: int) -> Batch:
     await operation.prepare()
-    numbers = iter(range(number))
-    latencies: list[float] = []
-    as_named = 0
-
-    async def call() -> None:
-        nonlocal as_named
-        for each in numbers:
-            started = time.perf_counter()
-            done_as_named = await operation.run(each)
-            latencies.append(time.perf_counter() - started)
-            as_named += done_as_named
-
-    # What earlier batches left to collect is not this one's cost.
-    gc.collect()
-    cpu_s, started = time.process_time(), time.perf_counter()
-    async with asyncio.TaskGroup() as group:
-        for _ in range(callers):
-            group.create_task(call())
-    took_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_s
-    latencies.sort()
-    return Batch(
-        ops_s=number / took_s,
-        p50_ms=latencies[number // 2] * 1_000,
-        p99_ms=latencies[number * 99 // 100] * 1_000,
-        cpu_us=cpu_s / number * 1_000_000,
-        as_named=as_named / number,
-    )
-
-
-def _figures(batches: Sequence[Batch]) -> Figures:
-    ops_s = median(each.ops_s for each in batches)
-    return Figures(
-        ops_s,
-        p50_ms=median(each.p50_ms for each in batches),
-        p99_ms=median(each.p99_ms for each in batches),
-        cpu_us=median(each.cpu_us for each in batches),
-        as_named=median(each.as_named for each in batches),
-        noise=median(abs(each.ops_s - ops_s) for each in batches) / ops_s,
-    )
-
-
-def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    return median(our / their if their else 0.0 for our, their in zip(ours, theirs, strict=True))
+    return await run_batch(operation.run, callers, number)
 
 
 async def count(operation: Operation, wire: Wire, number: int) -> Cost:

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
+from exai.bench.batch import Run
 from exai.bench.contestants import Contestants, Data, batched_range
 from exai.bench.plan import FILES_PER_APPEND, Texts
 from exai.conversations import AppendRequest
@@ -29,8 +30,6 @@ GET, SELECT, INSERT, TRIPS = "redis.asyncio GET", "asyncpg select", "asyncpg ins
 
 NO_CACHE: Final = "no Redis is configured"
 NO_SEARCH: Final = "this release has none"
-
-Run = Callable[[int], Awaitable[bool]]
 
 
 async def nothing() -> None:
@@ -97,17 +96,17 @@ class Operations:
         insert = Operation(INSERT, self._insert)
         cached = self._cache_floor is not None
         return (
-            Pair(Operation(HIT, self._hit, self._warm), get) if cached else Absent(HIT, NO_CACHE),
+            Pair(Operation(HIT, self.hit, self.warm), get) if cached else Absent(HIT, NO_CACHE),
             Pair(Operation(MISS, self._miss, self._chill, once=True), select) if cached else Absent(MISS, NO_CACHE),
             Pair(Operation(UNCACHED, self._read_database), select),
-            Pair(Operation(APPEND, self._append, self._warm), insert),
+            Pair(Operation(APPEND, self.append, self.warm), insert),
             Pair(
-                Operation(APPEND_FILES, self._append_files, self._warm),
+                Operation(APPEND_FILES, self._append_files, self.warm),
                 Operation(f"{INSERT}, links", self._insert_with_files),
             ),
-            Pair(Operation(FULL, self._full, self._warm), self._bare_full())
+            Pair(Operation(FULL, self.full, self.warm), self._bare_full())
             if cached
-            else Pair(Operation(FULL, self._full), Operation(f"{SELECT}, insert", self._select_insert)),
+            else Pair(Operation(FULL, self.full), Operation(f"{SELECT}, insert", self._select_insert)),
             Pair(Operation(LIST, self._list), Operation(SELECT, self._select_list)),
             Absent(SEARCH, NO_SEARCH),
         )
@@ -116,7 +115,7 @@ class Operations:
         """Return what is looked at from afar: a whole request beside nothing but its round trips."""
         if self._cache_floor is None:
             return (Absent(FULL, NO_CACHE),)
-        return (Pair(Operation(FULL, self._full, self._warm), Operation(TRIPS, self._trips)),)
+        return (Pair(Operation(FULL, self.full, self.warm), Operation(TRIPS, self._trips)),)
 
     def _bare_full(self) -> Operation:
         return Operation(f"{GET}, insert", self._get_insert)
@@ -136,7 +135,8 @@ class Operations:
     async def _read(self, number: int) -> Source:
         return (await self._service.read(OWNER, self._id(number))).source
 
-    async def _warm(self) -> None:
+    async def warm(self) -> None:
+        """Let every conversation be cached."""
         for each in batched_range(len(self._data.continuation_ids)):
             await asyncio.gather(*(self._read(number) for number in each))
 
@@ -144,7 +144,8 @@ class Operations:
         if self._cache_floor is not None:
             await self._cache_floor.forget(OWNER, self._data.continuation_ids)
 
-    async def _hit(self, number: int) -> bool:
+    async def hit(self, number: int) -> bool:
+        """Read the newest page; true when the cache had it."""
         return await self._read(number) == "cache"
 
     async def _miss(self, number: int) -> bool:
@@ -154,7 +155,8 @@ class Operations:
         page = await self._repository.read_page(OWNER, self._id(number), limit=PAGE_MESSAGES)
         return len(page.messages) == PAGE_MESSAGES
 
-    async def _append(self, number: int) -> bool:
+    async def append(self, number: int) -> bool:
+        """Store a question and its answer."""
         await self._service.append(AppendRequest(OWNER, self._exchange(number), self._id(number)))
         return True
 
@@ -183,9 +185,10 @@ class Operations:
             conversation=result.conversation,
         )
 
-    async def _full(self, number: int) -> bool:
+    async def full(self, number: int) -> bool:
+        """Read, then store; true when the cache had the page."""
         source = await self._read(number)
-        await self._append(number)
+        await self.append(number)
         return source == "cache" or self._cache_floor is None
 
     async def _list(self, number: int) -> bool:

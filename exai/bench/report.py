@@ -17,6 +17,7 @@ from exai.bench.run import Report
 
 FAR_TARGET: Final = 1.1
 BAR_WIDTH: Final = 30
+CLEAR: Final = "\r\033[K"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +113,7 @@ def _cost_lines(report: Report) -> list[str]:
         )
         for each in report.costs
     ]
-    return _columns([head, *rows])
+    return columns([head, *rows])
 
 
 def _shown(number: int | None) -> str:
@@ -122,7 +123,7 @@ def _shown(number: int | None) -> str:
 def _time_lines(comparisons: Sequence[Comparison]) -> list[str]:
     ours, floor = ("at once", "ops/s", "p50 ms", "p99 ms", "CPU us"), ("floor", "ops/s", "p50 ms", "CPU us")
     head = ("operation", *ours, *floor, "ratio", "CPU ratio", "noise")
-    return _columns([head, *(_time_row(each) for each in comparisons)], texts=(0, 6))
+    return columns([head, *(_time_row(each) for each in comparisons)], texts=(0, 6))
 
 
 def _time_row(each: Comparison) -> tuple[str, ...]:
@@ -143,10 +144,10 @@ def _target_lines(report: Report) -> list[str]:
     for each in targets(report):
         seen = "-" if each.seen is None else f"{each.seen:.2f}"
         rows.append((each.promise, f"{'>=' if each.at == 'least' else '<='} {each.bound:g}", seen, each.verdict))
-    return _columns(rows, texts=(0, 3))
+    return columns(rows, texts=(0, 3))
 
 
-def _columns(rows: Sequence[Sequence[str]], texts: Sequence[int] = (0,)) -> list[str]:
+def columns(rows: Sequence[Sequence[str]], texts: Sequence[int] = (0,)) -> list[str]:
     """Align columns: texts to the left, numbers to the right."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [

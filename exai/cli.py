@@ -123,6 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     chat.add_argument("--list", action="store_true", dest="list_only", help="list the newest conversations")
     chat.set_defaults(run=_chat)
 
+    _add_archive(commands)
+
     bench = commands.add_parser("bench", help="measure what each operation costs, beside the least that could be done")
     bench.add_argument("--here", action="store_true", help="on the configured servers; default: embedded ones")
     bench.add_argument("--latency-ms", type=float, default=0.0, metavar="MS", help="latency to add, each way")
@@ -135,6 +137,57 @@ def _parser() -> argparse.ArgumentParser:
     version = commands.add_parser("version", help="show the version")
     version.set_defaults(run=_version)
     return parser
+
+
+def _add_archive(commands: Any) -> None:
+    """Add the commands that carry conversations out, in and away."""
+    shapes = ("jsonl", "markdown")
+    export = commands.add_parser("export", help="write a conversation to a file")
+    export.add_argument("name", metavar="ID", help="the continuation id")
+    export.add_argument("target", metavar="FILE", nargs="?", default="-", help="NAME.jsonl or NAME.md; default: print")
+    export.add_argument("--format", choices=shapes, help="default: by the file's name, else jsonl")
+    export.set_defaults(run=_export)
+
+    importing = commands.add_parser("import", help="store an exported conversation; may be repeated")
+    importing.add_argument("source", metavar="FILE", help="an export, or - for standard input")
+    importing.add_argument("--format", choices=shapes, help="default: by the file's name, else jsonl")
+    importing.add_argument("--as", dest="as_name", metavar="ID", help="store it under this name instead of its own")
+    importing.set_defaults(run=_import)
+
+    prune = commands.add_parser("prune", help="remove for good what was deleted, and files that nobody has")
+    prune.add_argument("--idle-days", type=float, metavar="DAYS", help="first delete what has not changed for so long")
+    prune.set_defaults(run=_prune)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from exai.archive import export
+
+    _run(export(_quiet_settings(), options.name, options.target, options.format))
+    return OK
+
+
+def _import(options: argparse.Namespace) -> int:
+    from exai.archive import import_file
+
+    print(_run(import_file(_quiet_settings(), options.source, options.format, options.as_name)))
+    return OK
+
+
+def _prune(options: argparse.Namespace) -> int:
+    from exai.archive import prune
+
+    print(_run(prune(_quiet_settings(), options.idle_days)))
+    return OK
+
+
+def _quiet_settings() -> Settings:
+    """Return the settings, with logs as they say; for commands whose output is a result."""
+    from exai.config import load_settings
+    from exai.logs import configure_logging
+
+    settings = load_settings()
+    configure_logging(settings.log)
+    return settings
 
 
 def _serve(options: argparse.Namespace) -> int:

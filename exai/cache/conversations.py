@@ -390,11 +390,12 @@ class ConversationCache:
         warm: Warm | None,
     ) -> tuple[Argument, ...]:
         """Arguments of APPLY; what cannot be encoded is told as a change without a delta."""
-        id_, header, page, count = "", b"", b"", -1
+        header, page, count = b"", b"", -1
         token: bytes = b""
         whole: tuple[Argument, ...] | None = None
-        if conversation is not None:
-            id_ = conversation.id
+        if conversation is not None and conversation.revision != revision:
+            # A repeated request comes with the header of a conversation that has moved on since: this is old news.
+            delta, warm = None, None
         if conversation is not None and delta is not None:
             try:
                 header, page, count = encode_header(conversation), encode_page(delta), len(delta)
@@ -404,6 +405,7 @@ class ConversationCache:
         if warm is not None and conversation is not None and (warm.complete or len(warm.messages) >= PAGE_MESSAGES):
             whole = self._fields(conversation, warm.messages, warm.complete, inc, warm.miss)
             token = warm.miss.token if whole is not None else b""
+        id_ = conversation.id if conversation is not None else ""
         limits = (self._ttl_ms(), PAGE_MESSAGES, self._settings.entry_max_bytes)
         return (base_revision, revision, inc, id_, *limits, count, header, page, token, *(whole or ()))
 

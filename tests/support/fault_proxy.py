@@ -127,6 +127,9 @@ class FaultProxy:
     def saw_request(self, link: Link, data: bytes) -> None:
         """For subclasses that understand the protocol; called before the bytes are forwarded."""
 
+    def saw_reply(self, link: Link, data: bytes) -> None:
+        """The same for the server's bytes; called when they arrive, whatever becomes of them then."""
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
         link = Link(writer)
@@ -189,6 +192,7 @@ class FaultProxy:
         return True
 
     async def _down(self, link: Link, data: bytes, writer: asyncio.StreamWriter) -> bool:
+        self.saw_reply(link, data)
         if link.dropping:
             link.reset()
             if self._dropped is not None and not self._dropped.done():

@@ -1,0 +1,282 @@
+"""Three daemons as users run them, on one Postgres and one Valkey that can be killed, each behind proxies of its own.
+
+Invariant: whatever was done to the cluster, `heal` undoes: every server runs, every daemon runs, every way is open.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import asyncpg
+import hiredis
+import redis.asyncio as redis
+
+from exai.cache.scripts import load_scripts
+from tests.fault.caller import Caller, Lost, calling
+from tests.fault.service import PostgresProxy, redis_proxy
+from tests.support.backend import FaultServer
+from tests.support.daemon import Daemon, start_daemon
+from tests.support.fault_proxy import FaultProxy, Link
+from tests.support.history import Log, Stored, Told
+from tests.support.pooler import Pooler
+from tests.support.provider_server import ProviderServer, Reply, kimi_answer
+
+DAEMONS = 3
+TOOL_TIMEOUT_S = 8.0
+ADMIN_LIMIT_S = 20.0
+POOL_SIZE = 3
+POOLER_SESSIONS = 6
+
+
+class WitnessProxy(FaultProxy):
+    """Between a daemon and Redis; notes each change that Redis was told of and has carried out."""
+
+    def __init__(self, upstream: tuple[str, int] | str) -> None:
+        super().__init__(upstream)
+        self.told: list[Told] = []
+        script = load_scripts().apply
+        self._apply = {script.sha.encode(), script.text.encode()}
+        self._asked: dict[Link, tuple[hiredis.Reader, hiredis.Reader, deque[list[bytes]]]] = {}
+
+    @property
+    def url(self) -> str:
+        """For the daemon."""
+        return f"redis://{self.host}:{self.port}/0"
+
+    def saw_request(self, link: Link, data: bytes) -> None:
+        requests, _, waiting = self._of(link)
+        requests.feed(data)
+        while (command := requests.gets()) is not False:
+            waiting.append(command)
+
+    def saw_reply(self, link: Link, data: bytes) -> None:
+        _, replies, waiting = self._of(link)
+        replies.feed(data)
+        while (reply := replies.gets()) is not False:
+            command = waiting.popleft()
+            if len(command) > 7 and command[1] in self._apply and not isinstance(reply, hiredis.ReplyError):
+                name = unquote(command[3].decode().split(":")[-2])
+                self.told.append(Told(name, time.monotonic(), int(command[6])))
+
+    def _of(self, link: Link) -> tuple[hiredis.Reader, hiredis.Reader, deque[list[bytes]]]:
+        if link not in self._asked:
+            self._asked[link] = hiredis.Reader(), hiredis.Reader(), deque()
+        return self._asked[link]
+
+
+class Member:
+    """One daemon and its lives; `name` is of the life it lives now."""
+
+    def __init__(self, number: int, to_postgres: PostgresProxy, to_redis: WitnessProxy, env: dict[str, str]) -> None:
+        self.number, self.to_postgres, self.to_redis, self._env = number, to_postgres, to_redis, env
+        self.life = 0
+        self.daemon: Daemon | None = None
+        self._process = ExitStack()
+        self._connection = AsyncExitStack()
+        self._caller: tuple[Caller, str] | None = None
+        self._connecting = asyncio.Lock()
+
+    @property
+    def name(self) -> str:
+        return f"{self.number}.{self.life}"
+
+    @property
+    def is_up(self) -> bool:
+        return self.daemon is not None
+
+    async def start(self) -> None:
+        """Start a new life; nothing to do while one is lived."""
+        if self.daemon is None:
+            self.life += 1
+            self.daemon = await asyncio.to_thread(self._process.enter_context, start_daemon(self._env))
+
+    async def kill(self) -> None:
+        """SIGKILL."""
+        await self._end(signal.SIGKILL)
+
+    async def stop(self) -> int:
+        """SIGTERM; returns the exit status."""
+        return await self._end(signal.SIGTERM)
+
+    def signal(self, number: int) -> None:
+        """Send any other signal."""
+        if self.daemon is not None:
+            self.daemon.process.send_signal(number)
+
+    async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
+        """One call to this daemon; `by` in the answer is the life that gave it. Raises Refused, Lost or Unanswered."""
+        caller, by = await self._connected()
+        return {**await caller.call(tool, **arguments), "by": by}
+
+    async def close(self) -> None:
+        """End everything."""
+        await self._connection.aclose()
+        await asyncio.to_thread(self._process.close)
+
+    def check_alive(self) -> None:
+        """Fail if the daemon ended although nobody ended it."""
+        daemon = self.daemon
+        if daemon is not None and daemon.process.poll() is not None:
+            raise AssertionError(f"daemon {self.name} ended by itself:\n{daemon.output}")
+
+    async def _end(self, number: int) -> int:
+        daemon = self.daemon
+        if daemon is None:
+            return 0
+        self.daemon = None
+        status = await asyncio.to_thread(daemon.stop, number)
+        await self._connection.aclose()
+        self._caller = None
+        await asyncio.to_thread(self._process.close)
+        return status
+
+    async def _connected(self) -> tuple[Caller, str]:
+        async with self._connecting:
+            if self._caller is None or self._caller[0].is_lost:
+                await self._connection.aclose()
+                if self.daemon is None:
+                    raise Lost
+                by = self.name
+                self._caller = await self._connection.enter_async_context(calling(self.daemon.url)), by
+            return self._caller
+
+
+class Cluster:
+    """Made by `open_cluster`."""
+
+    def __init__(self, postgres: FaultServer, valkey: FaultServer, provider: ProviderServer) -> None:
+        self.postgres, self.valkey, self.provider = postgres, valkey, provider
+        self.members: list[Member] = []
+        self.forgotten: list[float] = []
+        self.redis = redis.Redis.from_url(valkey.url)
+
+    @property
+    def up(self) -> list[Member]:
+        """The daemons that run now."""
+        return [member for member in self.members if member.is_up]
+
+    @asynccontextmanager
+    async def admin(self) -> AsyncIterator[asyncpg.Connection]:
+        """A connection of one's own to the real server; waits while that recovers."""
+        end = time.monotonic() + ADMIN_LIMIT_S
+        while True:
+            try:
+                connection = await asyncpg.connect(
+                    self.postgres.url, timeout=ADMIN_LIMIT_S, command_timeout=ADMIN_LIMIT_S
+                )
+                break
+            except asyncpg.CannotConnectNowError:
+                assert time.monotonic() < end, "Postgres does not recover"
+                await asyncio.sleep(0.05)
+        try:
+            yield connection
+        finally:
+            connection.terminate()
+
+    async def restart_valkey(self) -> None:
+        """Kill it and start it on its files. What it had not written yet is forgotten."""
+        await asyncio.to_thread(self.valkey.kill)
+        await self.start_valkey()
+
+    async def start_valkey(self) -> None:
+        """Start it, if it does not run."""
+        if not self.valkey.is_running():
+            await self.valkey.start()
+            self.forgotten.append(time.monotonic())
+
+    async def heal(self) -> None:
+        """Every server and daemon runs, every way is open, every limit is what it was."""
+        await self.postgres.start()
+        await self.start_valkey()
+        for member in self.members:
+            member.signal(signal.SIGCONT)
+            for proxy in (member.to_postgres, member.to_redis):
+                proxy.mode = "pass"
+                proxy.latency_s = 0.0
+            await member.start()
+
+    def told(self) -> list[Told]:
+        """Every change that Redis is known to have carried out."""
+        return list(itertools.chain.from_iterable(member.to_redis.told for member in self.members))
+
+    async def logs(self) -> dict[str, Log]:
+        """What is really stored, in the order of its numbers."""
+        async with self.admin() as connection:
+            heads = await connection.fetch("select id, continuation_id, next_seq, revision from public.conversations")
+            logs = {}
+            for head in heads:
+                rows = await connection.fetch(
+                    "select seq, content, kind, turn_id, created_at from public.messages"
+                    " where conversation_id = $1 order by seq",
+                    head["id"],
+                )
+                assert [row["seq"] for row in rows] == list(range(1, head["next_seq"])), "numbers with holes"
+                # One change of a conversation stores one block, all of it at one time.
+                blocks = itertools.groupby(rows, key=lambda row: (row["turn_id"], row["created_at"]))
+                heights = tuple(itertools.accumulate((len(list(block)) for _, block in blocks), initial=0))
+                assert len(heights) - 1 == head["revision"], "revisions that are no appends"
+                stored = tuple(Stored(row["content"], row["kind"] == "partial") for row in rows)
+                logs[head["continuation_id"]] = Log(stored, heights)
+            return logs
+
+
+class Answers:
+    """The provider's answers: each is unlike any other and names its question; `pause_s` is drawn for each."""
+
+    def __init__(self, pauses: deque[float]) -> None:
+        self._pauses, self._numbers = pauses, itertools.count(1)
+
+    def __call__(self, body: Any) -> Reply:
+        question = body["messages"][-1]["content"]
+        self._pauses.rotate()
+        reply = kimi_answer(f"answer {next(self._numbers)} to {question}", reasoning="")
+        return Reply([self._pauses[0], *reply.steps], headers=reply.headers)
+
+
+@asynccontextmanager
+async def open_cluster(
+    postgres: FaultServer,
+    valkey: FaultServer,
+    data_dir: Path,
+    *,
+    pooled: bool = False,
+    pauses: tuple[float, ...] = (0.0,),
+) -> AsyncIterator[Cluster]:
+    """Daemons that answer; with `pooled` a transaction-mode pooler is between them and Postgres."""
+    async with AsyncExitStack() as stack:
+        provider = await stack.enter_async_context(ProviderServer(default=Answers(deque(pauses))))
+        cluster = Cluster(postgres, valkey, provider)
+        stack.push_async_callback(cluster.redis.aclose)
+        url = postgres.url
+        if pooled:
+            url = (await stack.enter_async_context(Pooler(postgres.url, sessions=POOLER_SESSIONS))).url
+        redis_address = redis_proxy(valkey.url).upstream
+        for number in range(DAEMONS):
+            to_postgres = await stack.enter_async_context(PostgresProxy(url))
+            to_redis = await stack.enter_async_context(WitnessProxy(redis_address))
+            env = {
+                "EXAI_DATA_DIR": str(data_dir),
+                "EXAI_DATABASE__URL": to_postgres.url,
+                "EXAI_DATABASE__POOL_SIZE": str(POOL_SIZE),
+                "EXAI_CACHE__URL": to_redis.url,
+                "EXAI_CACHE__CHECK_ONE_IN": "20",
+                "EXAI_TOOL_TIMEOUT_S": str(TOOL_TIMEOUT_S),
+                "KIMI_API_KEY": "sk-test",
+                "EXAI_PROVIDERS__KIMI__BASE_URL": provider.base_url,
+                "EXAI_LOG__LEVEL": "warning",
+            }
+            member = Member(number, to_postgres, to_redis, env)
+            stack.push_async_callback(member.close)
+            cluster.members.append(member)
+        await asyncio.gather(*(member.start() for member in cluster.members))
+        yield cluster
+        await cluster.heal()

@@ -1,0 +1,234 @@
+"""Users who read, write and chat through any daemon, and the record of what they saw.
+
+Invariant: everything that was asked is in the record with when it was asked and what became of it; where nobody can
+know, the record says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from tests.fault.caller import Lost, Refused
+from tests.fault.cluster import Cluster, Member
+from tests.support.history import Ack, Append, Asked, Event, Glance, History, Read, Turn
+
+CONVERSATIONS = 4
+USERS = 6
+PAGE = 50
+LIST = 50
+KEYED_ATTEMPTS = 4
+CHAT_ATTEMPTS = 2
+PAUSE_S = 0.03
+RETRY_PAUSE_S = 0.1
+
+NOTHING_WRITTEN = {"database_busy", "database_unavailable", "storage_full", "overloaded"}
+"""Errors that promise that the request left nothing behind."""
+
+EXPECTED = NOTHING_WRITTEN | {
+    "outcome_unknown", "deadline_exceeded", "shutting_down", "answer_not_stored", "conflict", "provider_unavailable",
+    "provider_broken",
+}  # fmt: skip
+"""What may be heard while things break; anything else is a defect."""
+
+
+class Workload:
+    """Conversations on a cluster, and everything that was seen of them."""
+
+    def __init__(self, cluster: Cluster, seed: int) -> None:
+        self.cluster, self.random = cluster, random.Random(seed)
+        self.events: list[Event] = []
+        self.names: list[str] = []
+        self.seen: Counter[str] = Counter()
+        self.unexpected: list[str] = []
+        self._numbers = itertools.count(1)
+
+    async def prepare(self) -> None:
+        """Make the conversations, through daemons that are well."""
+        for number in range(CONVERSATIONS):
+            member = self.cluster.members[number % len(self.cluster.members)]
+            contents = self._contents(2)
+            start = time.monotonic()
+            told = await member.call("conversation_append", messages=_messages(contents))
+            name = str(told["continuation_id"])
+            self.names.append(name)
+            self.events.append(Append(name, contents, start, (_ack(told, "first_seq"),)))
+
+    async def run(self, until: asyncio.Event) -> None:
+        """Let all users work until told to stop; each ends what it has begun."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(USERS):
+                group.create_task(self._user(random.Random(self.random.random()), until))
+
+    async def live(self, limit_s: float) -> None:
+        """Every operation succeeds through every daemon, and the cache serves again, within the limit."""
+        end = time.monotonic() + limit_s
+        for member in self.cluster.members:
+            await self._until_well(member, "append", lambda member: self._append(member, self.names[0], 1, {}), end)
+            await self._until_well(member, "older page", lambda member: self._older(member, self.names[0], 3), end)
+            await self._until_well(member, "list", self._list, end)
+            await self._until_well(member, "chat", lambda member: self._chat(member, self.names[0], {}), end)
+            await self._until_well(member, "cached read", self._hit, end)
+            for name in self.names:
+                await self._until_well(member, "read", lambda member, name=name: self._read(member, name), end)
+
+    async def history(self, bound_s: float, slack_s: float) -> History:
+        """Everything that was seen, beside what is stored."""
+        asked = [
+            Asked(tuple(message["content"] for message in chat.body["messages"]))
+            for chat in self.cluster.provider.chats
+        ]
+        events = [*self.events, *asked, *self.cluster.told()]
+        return History(events, await self.cluster.logs(), bound_s, slack_s, tuple(self.cluster.forgotten))
+
+    async def _user(self, rng: random.Random, until: asyncio.Event) -> None:
+        while not until.is_set():
+            up = self.cluster.up
+            if up:
+                await self._operation(rng, rng.choice(up), rng.choice(self.names))
+            await asyncio.sleep(rng.expovariate(1 / PAUSE_S))
+
+    async def _operation(self, rng: random.Random, member: Member, name: str) -> None:
+        """One operation; what it failed with is in the record, and only what is never expected fails the run."""
+        keyed = {"idempotency_key": f"key-{next(self._numbers)}"} if rng.random() < 0.5 else {}
+        draw = rng.random()
+        if draw < 0.5:
+            await self._tried("read", self._read(member, name))
+        elif draw < 0.55:
+            await self._tried("older", self._older(member, name, rng.randint(2, 20)))
+        elif draw < 0.6:
+            await self._tried("list", self._list(member))
+        elif draw < 0.85:
+            await self._append(member, name, rng.randint(1, 4), keyed, rng)
+        else:
+            await self._chat(member, name, keyed, rng)
+
+    async def _read(self, member: Member, name: str) -> bool:
+        """Read the newest page; whether it came from the cache."""
+        start = time.monotonic()
+        page = await member.call("conversation_get", continuation_id=name, limit=PAGE)
+        self.events.append(_read(name, start, page, limit=PAGE))
+        return bool(page["source"] == "cache")
+
+    async def _hit(self, member: Member) -> bool:
+        return await self._read(member, self.names[1])
+
+    async def _older(self, member: Member, name: str, before_seq: int) -> bool:
+        start = time.monotonic()
+        page = await member.call("conversation_get", continuation_id=name, limit=PAGE, before_seq=before_seq)
+        self.events.append(_read(name, start, page, limit=PAGE, before_seq=before_seq))
+        return True
+
+    async def _list(self, member: Member) -> bool:
+        start = time.monotonic()
+        page = await member.call("conversation_list", limit=LIST)
+        end = time.monotonic()
+        self.events += [Glance(each["continuation_id"], start, end, each["messages"]) for each in page["conversations"]]
+        return True
+
+    async def _append(
+        self, member: Member, name: str, size: int, keyed: dict[str, str], rng: random.Random | None = None
+    ) -> bool:
+        """Append a block; with a key, until it is acknowledged, and now and then once more after that."""
+        contents = self._contents(size)
+        start, acks, refused = time.monotonic(), [], True
+        wanted = 2 if rng is not None and keyed and rng.random() < 0.2 else 1
+        for _ in range(KEYED_ATTEMPTS if keyed else 1):
+            try:
+                told = await member.call(
+                    "conversation_append", continuation_id=name, messages=_messages(contents), **keyed
+                )
+            except (Refused, Lost) as error:
+                refused = self._failed("append", error) and refused
+                await asyncio.sleep(RETRY_PAUSE_S)
+            else:
+                self.seen["append ok"] += 1
+                acks.append(_ack(told, "first_seq"))
+                if bool(told["duplicate"]) < (len(acks) > 1):
+                    self.unexpected.append(f"{contents} was acknowledged twice as new")
+            if len(acks) == wanted:
+                break
+            member = rng.choice(self.cluster.up or [member]) if rng is not None else member
+        self.events.append(Append(name, contents, start, tuple(acks), refused and not acks))
+        return bool(acks)
+
+    async def _chat(self, member: Member, name: str, keyed: dict[str, str], rng: random.Random | None = None) -> bool:
+        """Ask; with a key, once more if no answer came."""
+        question = f"q{next(self._numbers)}"
+        start, refused, attempts = time.monotonic(), True, 0
+        acks: tuple[Ack, ...] = ()
+        answers: tuple[str, ...] = ()
+        while not acks and attempts < (CHAT_ATTEMPTS if keyed else 1):
+            attempts += 1
+            try:
+                told = await member.call("chat", continuation_id=name, prompt=question, **keyed)
+            except (Refused, Lost) as error:
+                refused = self._failed("chat", error) and refused
+                await asyncio.sleep(RETRY_PAUSE_S)
+                member = rng.choice(self.cluster.up or [member]) if rng is not None else member
+            else:
+                self.seen["chat ok"] += 1
+                acks, answers = (_ack(told, "seq"),), (str(told["content"]),)
+        self.events.append(Turn(name, question, start, acks, answers, refused and not acks, attempts))
+        return bool(acks)
+
+    async def _tried(self, what: str, operation: Awaitable[bool]) -> bool:
+        try:
+            hit = await operation
+        except (Refused, Lost) as error:
+            self._failed(what, error)
+            return False
+        self.seen[f"{what} ok"] += 1
+        self.seen["read from the cache"] += hit and what == "read"
+        return hit
+
+    async def _until_well(
+        self, member: Member, what: str, operation: Callable[[Member], Awaitable[bool]], end: float
+    ) -> None:
+        while not await self._tried(what, operation(member)):
+            if time.monotonic() > end:
+                raise AssertionError(f"daemon {member.name}: no {what} after everything was healed; {self.seen}")
+            await asyncio.sleep(RETRY_PAUSE_S)
+
+    def _failed(self, what: str, error: Refused | Lost) -> bool:
+        """Note a failure; whether it promises that nothing was written."""
+        code = error.code if isinstance(error, Refused) else "lost"
+        self.seen[f"{what} {code}"] += 1
+        if code not in EXPECTED | {"lost"}:
+            self.unexpected.append(f"{what}: {error}")
+        return code in NOTHING_WRITTEN
+
+    def _contents(self, size: int) -> tuple[str, ...]:
+        number = next(self._numbers)
+        return tuple(f"w{number}.{part}" for part in range(size))
+
+
+def _ack(told: dict[str, Any], first: str) -> Ack:
+    return Ack(time.monotonic(), told["by"], told[first], told.get("last_seq", told[first]))
+
+
+def _messages(contents: tuple[str, ...]) -> list[dict[str, str]]:
+    return [{"role": "user", "content": content} for content in contents]
+
+
+def _read(name: str, start: float, page: dict[str, Any], *, limit: int, before_seq: int | None = None) -> Read:
+    messages = page["messages"]
+    return Read(
+        conversation=name,
+        by=page["by"],
+        start=start,
+        end=time.monotonic(),
+        revision=page["revision"],
+        seqs=tuple(message["seq"] for message in messages),
+        contents=tuple(message["content"] for message in messages),
+        next_before_seq=page["next_before_seq"],
+        limit=limit,
+        before_seq=before_seq,
+        stale_s=page["stale_s"],
+        source=page["source"],
+    )

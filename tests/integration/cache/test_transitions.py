@@ -1,0 +1,583 @@
+"""Every transition of a conversation's state in Redis: empty, leased, cached, uncovered; and of the licence."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from exai.cache.conversations import ConversationCache, Hit, Loaded, Miss, Unavailable, Wait, Warm
+from exai.cache.entry import anchor, place
+from exai.cache.licence import Changes
+from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, Message, Owner
+from tests.integration.cache.conftest import OpenCache
+from tests.integration.cache.stored import NAME, NOW, Stored
+from tests.support.counters import Counters
+from tests.support.valkey import Valkey
+
+KEYS = place(LOCAL_OWNER, NAME, 1)
+
+
+@pytest.fixture
+async def cache(cache_at: OpenCache, valkey: Valkey) -> ConversationCache:
+    return await cache_at(valkey.url)
+
+
+async def fill(cache: ConversationCache, stored: Stored) -> None:
+    found, source = await cache.read_through(stored.owner, stored.name, stored.load)
+    assert (found.messages, source) == (tuple(stored.messages[-50:]), "database")
+
+
+async def apply(
+    cache: ConversationCache,
+    stored: Stored,
+    delta: tuple[Message, ...] | None,
+    *,
+    base_revision: int | None = None,
+    warm: Warm | None = None,
+) -> bool:
+    return await cache.apply(
+        stored.owner,
+        stored.name,
+        base_revision=stored.revision - 1 if base_revision is None else base_revision,
+        revision=stored.revision,
+        inc=stored.inc,
+        delta=delta,
+        conversation=stored.conversation(),
+        warm=warm,
+    )
+
+
+async def miss(cache: ConversationCache, stored: Stored) -> Miss:
+    found = await cache.read(stored.owner, stored.name)
+    assert isinstance(found, Miss)
+    return found
+
+
+async def hit(cache: ConversationCache, stored: Stored) -> Hit:
+    found = await cache.read(stored.owner, stored.name)
+    assert isinstance(found, Hit)
+    return found
+
+
+async def expect_current(cache: ConversationCache, stored: Stored) -> Hit:
+    """A hit that is exactly what the database would answer."""
+    found = await hit(cache, stored)
+    page = stored.page()
+    assert (found.conversation, found.messages, found.complete) == (page.conversation, page.messages, page.complete)
+    return found
+
+
+class TestEmpty:
+    async def test_first_reader_gets_the_lease_and_the_next_waits(
+        self, cache: ConversationCache, stored: Stored
+    ) -> None:
+        """Invariant 2: at most one live lease."""
+        first = await miss(cache, stored)
+        assert await cache.read(stored.owner, stored.name) == Wait(first.token)
+
+    async def test_lease_ends_by_itself(self, cache: ConversationCache, stored: Stored, valkey: Valkey) -> None:
+        """A reader that dies must not keep others from filling for longer than the lease."""
+        await miss(cache, stored)
+        assert 0 < valkey.do("PTTL", KEYS.lease) <= 3_000
+
+    async def test_released_lease_can_be_had_again(self, cache: ConversationCache, stored: Stored) -> None:
+        """A read that failed gives its lease back."""
+        await cache.release(stored.owner, stored.name, await miss(cache, stored))
+        await miss(cache, stored)
+
+    async def test_only_the_holder_can_release(self, cache: ConversationCache, stored: Stored, valkey: Valkey) -> None:
+        """A reader whose lease has gone to another must not end that one's."""
+        late = await miss(cache, stored)
+        valkey.do("DEL", KEYS.lease)
+        holder = await miss(cache, stored)
+        await cache.release(stored.owner, stored.name, late)
+        assert await cache.read(stored.owner, stored.name) == Wait(holder.token)
+
+    async def test_change_to_what_is_not_cached_stores_nothing(self, cache: ConversationCache, stored: Stored) -> None:
+        """A writer without a lease never stores."""
+        assert await apply(cache, stored, stored.append("one"))
+        await miss(cache, stored)
+
+
+class TestLeased:
+    async def test_page_read_under_the_lease_is_stored(self, cache: ConversationCache, stored: Stored) -> None:
+        """FILL with its token alive."""
+        assert await cache.fill(stored.owner, stored.name, await miss(cache, stored), stored.page())
+        await expect_current(cache, stored)
+
+    async def test_change_ends_the_lease(self, cache: ConversationCache, stored: Stored) -> None:
+        """Invariant 3: what was read before a change must not be stored after it."""
+        token, old = await miss(cache, stored), stored.page()
+        await apply(cache, stored, stored.append("new"))
+        assert not await cache.fill(stored.owner, stored.name, token, old)
+        await miss(cache, stored)
+
+    @pytest.mark.parametrize("command", [("DEL", KEYS.lease), ("FLUSHALL",)])
+    async def test_lost_lease_is_refused(
+        self, cache: ConversationCache, stored: Stored, valkey: Valkey, command: tuple[str, ...]
+    ) -> None:
+        """Expired, evicted, or gone with a restart: all look the same."""
+        token = await miss(cache, stored)
+        valkey.do(*command)
+        assert not await cache.fill(stored.owner, stored.name, token, stored.page())
+        await miss(cache, stored)
+
+    async def test_writer_with_the_lease_stores_the_page_of_its_statement(
+        self, cache: ConversationCache, stored: Stored
+    ) -> None:
+        """The warm path: it saves the next reader's miss."""
+        token = await miss(cache, stored)
+        delta = stored.append("new")
+        await apply(cache, stored, delta, warm=Warm(token, tuple(stored.messages), complete=True))
+        await expect_current(cache, stored)
+
+    async def test_writer_whose_lease_was_ended_stores_nothing(self, cache: ConversationCache, stored: Stored) -> None:
+        """Another writer came between its statement and its turn at Redis."""
+        token = await miss(cache, stored)
+        delta, page, header = stored.append("mine"), tuple(stored.messages), stored.conversation()
+        await apply(cache, stored, stored.append("theirs"))
+        await cache.apply(
+            stored.owner, stored.name, base_revision=1, revision=2, inc=stored.inc, delta=delta, conversation=header,
+            warm=Warm(token, page, complete=True),
+        )  # fmt: skip
+        await miss(cache, stored)
+
+    async def test_writer_stores_no_page_that_is_cut_short(self, cache: ConversationCache, stored: Stored) -> None:
+        """A prompt's budget may end a history early; that is not the newest page."""
+        token = await miss(cache, stored)
+        delta = stored.append("new")
+        await apply(cache, stored, delta, warm=Warm(token, delta, complete=False))
+        await miss(cache, stored)
+
+
+class TestCached:
+    async def test_change_on_the_cached_revision_is_added(self, cache: ConversationCache, stored: Stored) -> None:
+        """APPLY at E.rev = base: the entry moves on with the conversation."""
+        await fill(cache, stored)
+        for number in range(3):
+            await apply(cache, stored, stored.append(f"question {number}", f"answer {number}"))
+            await expect_current(cache, stored)
+
+    async def test_first_message_of_an_empty_conversation_is_added(
+        self, cache: ConversationCache, recorder: Counters
+    ) -> None:
+        """An empty conversation is cached like any other."""
+        stored = Stored(size=0)
+        await fill(cache, stored)
+        await expect_current(cache, stored)
+        await apply(cache, stored, stored.append("first"))
+        await expect_current(cache, stored)
+
+    async def test_header_alone_can_change(self, cache: ConversationCache, stored: Stored) -> None:
+        """An empty delta is not the same as none."""
+        await fill(cache, stored)
+        stored.revision += 1
+        await apply(cache, stored, ())
+        await expect_current(cache, stored)
+
+    async def test_page_is_cut_to_its_newest_messages(self, cache: ConversationCache) -> None:
+        """Invariant 1: exactly the newest page; then older messages exist."""
+        stored = Stored(size=49)
+        await fill(cache, stored)
+        assert (await expect_current(cache, stored)).complete
+        await apply(cache, stored, stored.append("one", "two", "three"))
+        found = await expect_current(cache, stored)
+        assert (found.messages[0].seq, len(found.messages), found.complete) == (3, 50, False)
+
+    async def test_gap_removes_the_entry(self, cache: ConversationCache, stored: Stored) -> None:
+        """A change whose predecessor never arrived."""
+        await fill(cache, stored)
+        stored.append("never told")
+        await apply(cache, stored, stored.append("told"))
+        await miss(cache, stored)
+
+    async def test_edit_removes_the_entry(self, cache: ConversationCache, stored: Stored) -> None:
+        """A change that is no addition has no delta."""
+        await fill(cache, stored)
+        stored.edit("other words")
+        await apply(cache, stored, None)
+        await miss(cache, stored)
+
+    async def test_repeated_change_leaves_a_newer_entry(self, cache: ConversationCache, stored: Stored) -> None:
+        """A retried request whose conversation has moved on."""
+        await fill(cache, stored)
+        delta = stored.append("one")
+        await apply(cache, stored, delta)
+        header = stored.conversation()
+        await apply(cache, stored, stored.append("two"))
+        for conversation in (header, stored.conversation(), None):
+            await cache.apply(
+                stored.owner, stored.name, base_revision=1, revision=2, inc=stored.inc, delta=delta,
+                conversation=conversation if conversation is not None else stored.conversation(),
+            )  # fmt: skip
+            await expect_current(cache, stored)
+
+    async def test_other_incarnation_removes_the_entry(self, cache: ConversationCache, stored: Stored) -> None:
+        """After a failover the same revision may mean something else."""
+        await fill(cache, stored)
+        stored.inc = "inc-2"
+        await apply(cache, stored, stored.append("one"))
+        await miss(cache, stored)
+
+    async def test_other_conversation_of_the_same_name_removes_the_entry(
+        self, cache: ConversationCache, stored: Stored
+    ) -> None:
+        """A conversation was purged, and its continuation id taken again: revisions start anew."""
+        await fill(cache, stored)
+        stored.id = ConversationId("0198c0de-0000-7000-8000-000000000002")
+        stored.messages.clear()
+        stored.revision = 0
+        await apply(cache, stored, stored.append("first"))
+        await miss(cache, stored)
+
+    async def test_evicted_entry_is_a_miss(self, cache: ConversationCache, stored: Stored, valkey: Valkey) -> None:
+        """Eviction is always allowed."""
+        await fill(cache, stored)
+        valkey.do("DEL", KEYS.entry)
+        await miss(cache, stored)
+
+    async def test_entry_ends_when_idle(self, cache_at: OpenCache, stored: Stored, valkey: Valkey) -> None:
+        """24 hours by default, a tenth of it jitter, counted anew by every change."""
+        cache = await cache_at(valkey.url, idle_hours=2)
+        await fill(cache, stored)
+        assert 6_400 <= valkey.do("TTL", KEYS.entry) <= 7_200
+        valkey.do("EXPIRE", KEYS.entry, 100)
+        await apply(cache, stored, stored.append("one"))
+        assert 6_400 <= valkey.do("TTL", KEYS.entry) <= 7_200
+
+    async def test_reader_that_knows_better_replaces_the_entry(self, cache: ConversationCache, stored: Stored) -> None:
+        """`min_revision` makes an older entry a miss, and the fill of that miss replaces it."""
+        await fill(cache, stored)
+        stored.append("never told")
+        found, source = await cache.read_through(stored.owner, stored.name, stored.load, min_revision=stored.revision)
+        assert (found.conversation.revision, source) == (2, "database")
+        await expect_current(cache, stored)
+
+    async def test_entry_that_cannot_be_read_is_replaced(
+        self, cache: ConversationCache, stored: Stored, valkey: Valkey, recorder: Counters
+    ) -> None:
+        """Nobody else writes here, but a broken entry must not stay for a day."""
+        await fill(cache, stored)
+        valkey.do("HSET", KEYS.entry, "page", "not JSON")
+        await fill(cache, stored)
+        await expect_current(cache, stored)
+        assert recorder["cache_undecodable_total"] == 1
+
+
+class TestSizes:
+    async def test_larger_page_is_not_stored_and_its_lease_not_kept(
+        self, cache_at: OpenCache, valkey: Valkey, recorder: Counters
+    ) -> None:
+        """An entry holds at most so many bytes."""
+        cache, stored = await cache_at(valkey.url, entry_max_bytes=1_024), Stored(size=0)
+        stored.append("x" * 2_000)
+        for _ in range(2):
+            await fill(cache, stored)
+        assert recorder["cache_fills_total", "unfit"] == 2
+        assert valkey.do("KEYS", "exai:*") == []
+
+    async def test_growing_entry_loses_its_oldest_messages_first(self, cache_at: OpenCache, valkey: Valkey) -> None:
+        """The newest stay as long as they fit."""
+        cache, stored = await cache_at(valkey.url, entry_max_bytes=2_048), Stored(size=4)
+        await fill(cache, stored)
+        await apply(cache, stored, stored.append("x" * 1_550))
+        found = await hit(cache, stored)
+        assert found.messages == tuple(stored.messages[-len(found.messages) :])
+        assert (1 < len(found.messages) < 5, found.complete, found.revision) == (True, False, 2)
+
+    async def test_entry_that_cannot_be_cut_enough_is_removed(self, cache_at: OpenCache, valkey: Valkey) -> None:
+        """One message larger than an entry may be."""
+        cache, stored = await cache_at(valkey.url, entry_max_bytes=1_024), Stored()
+        await fill(cache, stored)
+        await apply(cache, stored, stored.append("x" * 2_000))
+        await miss(cache, stored)
+
+    async def test_text_that_json_cannot_hold_is_not_cached(self, cache: ConversationCache, stored: Stored) -> None:
+        """Half a surrogate pair: the read is answered, nothing is stored; as a change it removes the entry."""
+        await fill(cache, stored)
+        await apply(cache, stored, stored.append("\ud800"))
+        await fill(cache, stored)
+        await miss(cache, stored)
+
+
+class TestCoverage:
+    """CACHED and UNCOVERED: by the entry's own time, or by the licence."""
+
+    async def test_entry_serves_for_the_bound_after_its_fill_without_any_pass(
+        self, cache_at: OpenCache, stored: Stored, valkey: Valkey
+    ) -> None:
+        """Rule a; afterwards it is a miss, and a fill replaces it."""
+        cache = await cache_at(valkey.url)
+        await fill(cache, stored)
+        await hit(cache, stored)
+        age(valkey, KEYS.entry, 61)
+        await fill(cache, stored)
+        await hit(cache, stored)
+
+    async def test_licence_of_its_generation_covers_an_old_entry(
+        self, cache: ConversationCache, stored: Stored, valkey: Valkey
+    ) -> None:
+        """Rule b: `asof` of the licence counts like the entry's own."""
+        licence(valkey, "g1")
+        await fill(cache, stored)
+        age(valkey, KEYS.entry, 3_600)
+        assert (await hit(cache, stored)).age_s < 60
+        age(valkey, KEYS.anchor, 61)
+        await miss(cache, stored)
+
+    async def test_licence_of_another_generation_covers_nothing(
+        self, cache: ConversationCache, stored: Stored, valkey: Valkey
+    ) -> None:
+        """A lost licence begins a new generation."""
+        licence(valkey, "g1")
+        await fill(cache, stored)
+        age(valkey, KEYS.entry, 3_600)
+        licence(valkey, "g2")
+        await miss(cache, stored)
+
+    async def test_entry_filled_without_a_licence_is_not_covered_by_the_next(
+        self, cache: ConversationCache, stored: Stored, valkey: Valkey
+    ) -> None:
+        """It carries the generation of its READ: none."""
+        await fill(cache, stored)
+        age(valkey, KEYS.entry, 3_600)
+        licence(valkey, "g1")
+        await miss(cache, stored)
+
+    async def test_each_reader_applies_its_own_bound(self, cache_at: OpenCache, stored: Stored, valkey: Valkey) -> None:
+        """A licence says as of when, not until when: a daemon with a longer bound cannot lengthen another's."""
+        patient, strict = await cache_at(valkey.url), await cache_at(valkey.url, bound_s=10)
+        await fill(patient, stored)
+        age(valkey, KEYS.entry, 30)
+        await hit(patient, stored)
+        await miss(strict, stored)
+
+
+class TestUncovered:
+    async def test_uncovered_entry_can_be_read_with_its_age(
+        self, cache: ConversationCache, stored: Stored, valkey: Valkey
+    ) -> None:
+        """For answers marked as stale while the database is away; a failed read leaves the entry for it."""
+        await fill(cache, stored)
+        age(valkey, KEYS.entry, 300)
+
+        async def down() -> Loaded:
+            raise ConnectionError
+
+        with pytest.raises(ConnectionError):
+            await cache.read_through(stored.owner, stored.name, down)
+        found = await cache.read_uncovered(stored.owner, stored.name)
+        assert found is not None
+        assert (found.messages, 300 <= found.age_s < 330) == (tuple(stored.messages), True)
+
+    async def test_too_old_or_absent_is_nothing(self, cache: ConversationCache, stored: Stored, valkey: Valkey) -> None:
+        """At most ten minutes by default."""
+        assert await cache.read_uncovered(stored.owner, stored.name) is None
+        await fill(cache, stored)
+        age(valkey, KEYS.entry, 601)
+        assert await cache.read_uncovered(stored.owner, stored.name) is None
+
+
+class TestOwners:
+    async def test_same_continuation_id_of_two_owners_is_two_conversations(self, cache: ConversationCache) -> None:
+        """Isolation: the owner is part of the key."""
+        mine, theirs = Stored(1, owner=Owner("me")), Stored(2, owner=Owner("they"))
+        await fill(cache, mine)
+        await fill(cache, theirs)
+        assert ((await hit(cache, mine)).messages, (await hit(cache, theirs)).messages) == (
+            tuple(mine.messages),
+            tuple(theirs.messages),
+        )
+
+    async def test_names_that_would_run_together_do_not(self, cache: ConversationCache) -> None:
+        """`a:b` + `c` and `a` + `b:c`; braces must not move the hash tag."""
+        one = Stored(1, owner=Owner("a:b"), name=ContinuationId("c"))
+        other = Stored(2, owner=Owner("a"), name=ContinuationId("b:c"))
+        odd = Stored(3, owner=Owner("{x}"), name=ContinuationId("}{ \n%3A\0"))
+        for each in (one, other, odd):
+            await fill(cache, each)
+        for each in (one, other, odd):
+            await expect_current(cache, each)
+
+
+class TestPasses:
+    async def test_licence_begins_lapses_and_is_renewed(
+        self, cache_at: OpenCache, stored: Stored, valkey: Valkey
+    ) -> None:
+        """NO LICENCE -> LICENSED -> LAPSED -> LICENSED, of the same generation all along."""
+        passes = Passes()
+        cache = await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        await passes.made(2)
+        await fill(cache, stored)
+        generation = valkey.do("HGET", KEYS.anchor, "gen")
+        age(valkey, KEYS.entry, 3_600)
+        passes.hold.clear()
+        await passes.held.wait()
+        age(valkey, KEYS.anchor, 3_600)
+        assert isinstance(await cache.read(stored.owner, stored.name), Miss)
+        valkey.do("DEL", KEYS.lease)
+        passes.hold.set()
+        # The pass that was held finds another licence than the one it began with, and does nothing.
+        await passes.made(3)
+        await hit(cache, stored)
+        assert valkey.do("HGET", KEYS.anchor, "gen") == generation
+
+    async def test_pass_removes_what_redis_was_never_told(
+        self, cache_at: OpenCache, stored: Stored, valkey: Valkey, recorder: Counters
+    ) -> None:
+        """A writer that died between its commit and Redis."""
+        passes = Passes()
+        cache = await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        await passes.made(2)
+        await fill(cache, stored)
+        stored.append("never told")
+        passes.rows = [(stored.owner, stored.name, stored.revision)]
+        await passes.made(2)
+        passes.rows = []
+        await passes.made(2)
+        await fill(cache, stored)
+        await expect_current(cache, stored)
+        assert recorder["cache_repaired_total"] == 1
+
+    async def test_lost_licence_begins_a_new_generation(
+        self, cache_at: OpenCache, stored: Stored, valkey: Valkey
+    ) -> None:
+        """What the old one covered is covered no more."""
+        passes = Passes()
+        cache = await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        await passes.made(2)
+        await fill(cache, stored)
+        generation = valkey.do("HGET", KEYS.anchor, "gen")
+        valkey.do("DEL", KEYS.anchor)
+        age(valkey, KEYS.entry, 3_600)
+        await passes.made(2)
+        assert valkey.do("HGET", KEYS.anchor, "gen") != generation
+        await miss(cache, stored)
+
+    async def test_restarted_database_begins_a_new_generation(
+        self, cache_at: OpenCache, stored: Stored, valkey: Valkey
+    ) -> None:
+        """It may have come back from a copy that lacks the last commits."""
+        passes = Passes()
+        cache = await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        await passes.made(2)
+        await fill(cache, stored)
+        passes.inc = "inc-2"
+        await passes.made(2)
+        age(valkey, KEYS.entry, 3_600)
+        await miss(cache, stored)
+
+    async def test_cursor_of_the_licence_is_where_the_next_pass_starts(
+        self, cache_at: OpenCache, valkey: Valkey
+    ) -> None:
+        """Invariant 7: it is kept in Redis, and None without a licence."""
+        passes = Passes()
+        await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        await passes.made(2)
+        passes.xmin = "250"
+        await passes.made(3)
+        assert (passes.asked[0], passes.asked[-1]) == (None, "250")
+
+    async def test_more_changes_than_a_pass_enforces_make_everything_cold(
+        self, cache_at: OpenCache, stored: Stored, valkey: Valkey, recorder: Counters
+    ) -> None:
+        """The overload valve: the licence goes, entries serve out their own bound."""
+        passes = Passes()
+        cache = await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        await passes.made(2)
+        await fill(cache, stored)
+        age(valkey, KEYS.entry, 3_600)
+        await hit(cache, stored)
+        passes.overflow = True
+        await passes.made(2)
+        await miss(cache, stored)
+        assert recorder["cache_passes_total", "overflow"] >= 1
+
+    async def test_pass_survives_whatever_the_database_does_and_says_so(
+        self, cache_at: OpenCache, stored: Stored, valkey: Valkey, recorder: Counters
+    ) -> None:
+        """A side task that ends in silence would let everything go cold unseen."""
+        passes = Passes()
+        cache = await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        await passes.made(2)
+        assert (await cache.status()).state == "ok"
+        passes.error = ZeroDivisionError("a defect of our own")
+        await passes.made(2)
+        assert "a defect" in str((await cache.status()).problem)
+        passes.error = None
+        await passes.made(2)
+        assert (await cache.status()).problem is None
+        assert recorder["cache_passes_total", "failed"] >= 1
+
+    async def test_fresh_licence_is_left_to_whoever_renewed_it(
+        self, cache_at: OpenCache, valkey: Valkey, recorder: Counters
+    ) -> None:
+        """However many daemons: about one database query per interval."""
+        passes = Passes()
+        await cache_at(valkey.url, changes=passes, pass_interval_s=30)
+        await passes.made(1)
+        others = Passes()
+        await cache_at(valkey.url, changes=others, pass_interval_s=30)
+        async with asyncio.timeout(5):
+            while not recorder["cache_passes_total", "skipped"]:
+                await asyncio.sleep(0.005)
+        assert others.asked == []
+
+
+class TestOff:
+    async def test_cache_that_is_off_says_so_and_reads_the_database(self, cache_at: OpenCache, stored: Stored) -> None:
+        """Promise 10: what is off is shown as off."""
+        cache = await cache_at(None)
+        assert (await cache.status()).state == "off"
+        assert await cache.read(stored.owner, stored.name) == Unavailable("off")
+        await fill(cache, stored)
+        await fill(cache, stored)
+        assert await apply(cache, stored, stored.append("one"))
+        assert await cache.read_uncovered(stored.owner, stored.name) is None
+
+
+class Passes:
+    """Stands for the database's answer to a pass, which can be held up, changed, or made to fail."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Owner, ContinuationId, int]] = []
+        self.xmin, self.inc, self.overflow = "100", "inc-1", False
+        self.error: Exception | None = None
+        self.asked: list[str | None] = []
+        self.hold, self.held = asyncio.Event(), asyncio.Event()
+        self.hold.set()
+        self._begun = asyncio.Condition()
+
+    async def __call__(self, since: str | None) -> Changes:
+        async with self._begun:
+            self.asked.append(since)
+            self._begun.notify_all()
+        if not self.hold.is_set():
+            self.held.set()
+            await self.hold.wait()
+        if self.error is not None:
+            raise self.error
+        return Changes(self.xmin, self.inc, list(self.rows), overflow=self.overflow)
+
+    async def made(self, count: int) -> None:
+        """Wait until so many passes have begun from now on; all but the last have ended by then."""
+        target = len(self.asked) + count
+        async with asyncio.timeout(5), self._begun:
+            await self._begun.wait_for(lambda: len(self.asked) >= target)
+
+
+def age(valkey: Valkey, key: str, by_s: int) -> None:
+    """Make an entry or a licence so much older."""
+    valkey.do("HINCRBY", key, "asof", -by_s * 1_000_000)
+
+
+def licence(valkey: Valkey, generation: str) -> None:
+    seconds, micros = valkey.do("TIME")
+    asof = int(seconds) * 1_000_000 + int(micros)
+    valkey.do("HSET", anchor(0), "gen", generation, "xmin", 1, "inc", "inc-1", "asof", asof)
+
+
+def test_times_survive_to_the_microsecond() -> None:
+    """What these tests compare includes times; a value without microseconds would not show a loss."""
+    assert NOW.microsecond

@@ -9,21 +9,14 @@ from logging.config import fileConfig
 from alembic import context
 from alembic.util import CommandError
 
-from exai.db.migrate import address_of, configure, migrating
+from exai.db.migrate import address_of, migrate
 from exai.errors import ExaiError
-
-
-async def run() -> None:
-    address = address_of(context.config)
-    async with migrating(address) as connection:
-        await connection.run_sync(configure, context)
-
 
 if context.config.config_file_name:
     fileConfig(context.config.config_file_name, disable_existing_loggers=False)
 if context.is_offline_mode():
     raise CommandError("the migrations look at what the database holds; run them without --sql")
 try:
-    asyncio.run(run())
+    asyncio.run(migrate(address_of(context.config), context))
 except ExaiError as error:
     raise CommandError(str(error)) from error

@@ -3,7 +3,7 @@
 -- known), 'stored' (the question of a resumed turn), 'reply' (of a finished one), and one 'head', last.
 -- The history ends where p_budget bytes are used up: it is walked from the newest message backwards through the
 -- primary key and never read whole. Each message counts 16 bytes more than its content, so that many empty ones end too.
-create function exai.begin_turn_v1(
+create or replace function exai.begin_turn_v1(
   p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_tool text,
   p_title text, p_lease_s double precision, p_provider text, p_model text,
   p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_files text[], p_expected bigint,

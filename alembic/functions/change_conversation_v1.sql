@@ -1,7 +1,7 @@
 -- Changes title, metadata or tags (those that p_change holds), or marks as deleted and back.
 -- o_status: changed | unchanged (it was like that already: a repeat, or nothing to do) | not_found | conflict_revision.
 -- Only undeleting sees deleted conversations.
-create function exai.change_conversation_v1(p_owner text, p_continuation_id text, p_change jsonb, p_expected bigint)
+create or replace function exai.change_conversation_v1(p_owner text, p_continuation_id text, p_change jsonb, p_expected bigint)
 returns table (part text, data text)
 language plpgsql rows 1
 set lock_timeout = '2s'

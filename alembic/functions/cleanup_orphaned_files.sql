@@ -1,7 +1,7 @@
 -- Forgets files that no conversation has and nobody has used for p_grace, at most p_limit of them, and tells which, so
 -- that the caller can remove their bytes. Locks, then looks again: a link made meanwhile is seen, and none can be made
 -- any more. `not exists`, because one null in a `not in` list would make it delete nothing.
-create function public.cleanup_orphaned_files(p_grace interval default interval '1 hour', p_limit integer default 1000)
+create or replace function public.cleanup_orphaned_files(p_grace interval default interval '1 hour', p_limit integer default 1000)
 returns table (id uuid, owner text, sha256 text, storage_path text)
 language plpgsql
 set lock_timeout = '2s'

@@ -1,7 +1,7 @@
 -- Makes a conversation that begins as another one was at p_at_seq (null: as it is), sharing its messages.
 -- o_status: forked | not_found | out_of_range | too_deep. Repeating it with the same p_new_id gives the same fork.
 -- A fork at a point that the source itself only reads from its parent hangs on that parent, so that chains stay short.
-create function exai.fork_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_at_seq bigint, p_title text)
+create or replace function exai.fork_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_at_seq bigint, p_title text)
 returns table (part text, data text)
 language plpgsql rows 1
 set lock_timeout = '2s'

@@ -1,5 +1,5 @@
 -- What every statement tells about a conversation.
-create function exai.header_v1(v public.conversations) returns json
+create or replace function exai.header_v1(v public.conversations) returns json
 language sql stable
 as $$
 select json_build_object(

@@ -1,7 +1,7 @@
 -- Stores one batch of an import, once per request key, with the times the messages had.
 -- o_status: stored | duplicate | exists (other messages are there already) | gap (an earlier batch is missing)
 --   | conflict_key | deleted. The first batch (p_first_seq 1) makes the conversation as p_header describes it.
-create function exai.import_v1(
+create or replace function exai.import_v1(
   p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_header jsonb,
   p_first_seq bigint, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_times text[])
 returns table (part text, data text)

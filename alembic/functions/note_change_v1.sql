@@ -1,6 +1,6 @@
 -- Before somebody else's change of a conversation's visible columns: it gets a new revision like any other change.
 -- A conversation that is renamed out of its key is noted as removed under the old one.
-create function exai.note_change_v1() returns trigger
+create or replace function exai.note_change_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$

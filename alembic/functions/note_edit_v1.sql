@@ -1,6 +1,6 @@
 -- After messages were changed or deleted: their conversations, and the forks that read them, have a new revision, so
 -- that no cache goes on serving the old text. Locks in the order of ids, since several conversations may be concerned.
-create function exai.note_edit_v1() returns trigger
+create or replace function exai.note_edit_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$

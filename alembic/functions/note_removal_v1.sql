@@ -1,5 +1,5 @@
 -- After a conversation's row is gone there is nothing left to see its revision in, so caches learn of it from here.
-create function exai.note_removal_v1() returns trigger
+create or replace function exai.note_removal_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$

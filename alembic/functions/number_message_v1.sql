@@ -1,13 +1,18 @@
--- Numbers a message that somebody else wrote (a dashboard, an older client): our own always carry their turn.
+-- Numbers a message that somebody else wrote (a dashboard, an older client), and fills in what they left empty: our own
+-- always carry their turn.
 -- A conversation whose next_seq is null has not been numbered yet; its messages stay without a number until it is.
 -- The lock makes the numbering wait for messages in flight, and them for it.
-create function exai.number_message_v1() returns trigger
+create or replace function exai.number_message_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 declare
   v_next bigint;
 begin
+  new.role := coalesce(new.role, 'user');
+  new.content := coalesce(new.content, '');
+  new.metadata := coalesce(new.metadata, '{}');
+  new.created_at := coalesce(new.created_at, now());
   select c.next_seq into v_next from public.conversations c where c.id = new.conversation_id for no key update;
   if v_next is null then
     return new;

@@ -1,6 +1,6 @@
 -- The messages after p_after_seq up to p_up_to_seq (null: to the end), oldest first, after one row 'head': at most
 -- p_limit of them, and no more than p_budget bytes once there is one. A fork's are read from the ancestors they are in.
-create function exai.read_forward_v1(
+create or replace function exai.read_forward_v1(
   p_owner text, p_continuation_id text, p_after_seq bigint, p_up_to_seq bigint, p_limit integer, p_budget bigint)
 returns table (part text, seq bigint, role text, content text, created_at timestamptz, kind text, turn_id text, data text)
 language plpgsql stable rows 100

@@ -1,6 +1,6 @@
 -- The newest p_limit messages before p_before_seq (null: the newest of all), newest first, after one row 'head'.
 -- A fork goes on into its parents. Stable, so that all of it is read from the caller's one snapshot.
-create function exai.read_page_v1(p_owner text, p_continuation_id text, p_before_seq bigint, p_limit integer)
+create or replace function exai.read_page_v1(p_owner text, p_continuation_id text, p_before_seq bigint, p_limit integer)
 returns table (part text, seq bigint, role text, content text, created_at timestamptz, kind text, turn_id text, data text)
 language plpgsql stable rows 50
 as $$

@@ -3,7 +3,7 @@
 --   | conflict_key | conflict_revision | file_not_found (o_detail: which).
 -- Locks the conversation, then looks: each statement in here has a fresh snapshot, so what another writer committed
 -- while we waited is seen. A conversation that does not exist yet cannot be locked; there the key decides.
-create function exai.store_turn_v1(
+create or replace function exai.store_turn_v1(
   p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_tool text,
   p_title text, p_state text, p_lease_s double precision, p_provider text, p_model text,
   p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_files text[], p_expected bigint,

@@ -1,5 +1,5 @@
 -- What is told about a turn.
-create function exai.turn_v1(t public.turns) returns json
+create or replace function exai.turn_v1(t public.turns) returns json
 language sql stable
 as $$
 select json_build_object(

@@ -1,16 +1,23 @@
-"""Make the tables.
+"""Make the tables, or make those that an older system left behind take our rows.
 
-Locks: none on an empty database.
+What is there stays: columns are added, limits are lifted, values that only others know become optional. Rows are
+numbered by the next revision; from here on whatever is written next to them is numbered at once.
+
+Locks: on an old table one short exclusive lock; its rows are neither read nor written.
 """
 
 from alembic import op
+from alembic.util import CommandError
+
+from exai.db.adoption import CannotAdopt, columns_of, old_tables, statements_for
+from exai.db.migrate import create_functions, create_index
 
 revision = "0001"
 down_revision = None
 
-TABLES = (
-    """
-    create table if not exists public.conversations (
+TABLES = {
+    "public.conversations": """
+    create table public.conversations (
         id uuid not null default gen_random_uuid(),
         owner text not null default 'local',
         continuation_id text not null default gen_random_uuid()::text,
@@ -33,8 +40,8 @@ TABLES = (
         constraint conversations_numbers_check check (next_seq >= 1 and revision >= edited_revision)
     )
     """,
-    """
-    create table if not exists public.messages (
+    "public.messages": """
+    create table public.messages (
         conversation_id uuid not null,
         seq bigint not null,
         turn_id uuid,
@@ -50,8 +57,8 @@ TABLES = (
         constraint messages_seq_check check (seq >= 1)
     )
     """,
-    """
-    create table if not exists public.turns (
+    "public.turns": """
+    create table public.turns (
         id uuid not null default gen_random_uuid(),
         conversation_id uuid not null,
         owner text not null,
@@ -86,8 +93,8 @@ TABLES = (
         constraint turns_state_check check (state in ('pending', 'finished', 'failed'))
     )
     """,
-    """
-    create table if not exists public.files (
+    "public.files": """
+    create table public.files (
         id uuid not null default gen_random_uuid(),
         owner text not null default 'local',
         sha256 text,
@@ -102,8 +109,8 @@ TABLES = (
         constraint files_size_check check (size_bytes >= 0)
     )
     """,
-    """
-    create table if not exists public.conversation_files (
+    "public.conversation_files": """
+    create table public.conversation_files (
         conversation_id uuid not null,
         file_id uuid not null,
         constraint conversation_files_pkey primary key (conversation_id, file_id),
@@ -113,7 +120,7 @@ TABLES = (
             references public.files (id) on delete cascade
     )
     """,
-    """
+    "exai.removed_conversations": """
     create table exai.removed_conversations (
         owner text not null,
         continuation_id text not null,
@@ -122,18 +129,105 @@ TABLES = (
         constraint removed_conversations_pkey primary key (changed_xid, owner, continuation_id)
     )
     """,
-)
+}
+
+RENAMED = ("public.turns",)
+"""Ours alone: whatever has this name already is something else."""
+
+KEYS = {
+    ("conversations", "conversations_parent_fkey"): """
+        foreign key (parent_id) references public.conversations (id)
+    """,
+    ("messages", "messages_conversation_fkey"): """
+        foreign key (conversation_id) references public.conversations (id) on delete cascade
+    """,
+    ("conversation_files", "conversation_files_conversation_fkey"): """
+        foreign key (conversation_id) references public.conversations (id) on delete cascade
+    """,
+    ("conversation_files", "conversation_files_file_fkey"): """
+        foreign key (file_id) references public.files (id) on delete cascade
+    """,
+}
+"""What an old table is held to from now on; its old rows are seen to before they are."""
+
+HAS_CONSTRAINT = "select 1 from pg_catalog.pg_constraint where conrelid = $1::text::regclass and conname = $2::text"
+HAS_KEY = """
+select 1 from pg_catalog.pg_index i
+  join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+ where i.indrelid = $1::text::regclass and i.indisunique and i.indnkeyatts = 1 and i.indpred is null
+   and i.indisvalid and a.attname = 'id'
+"""
+WITHDRAW = """
+do $$
+declare
+  v_role text;
+begin
+  for v_role in select rolname from pg_catalog.pg_roles where rolname in ('anon', 'authenticated') loop
+    execute format('revoke all on table {table} from %I', v_role);
+  end loop;
+end
+$$
+"""
 
 
 def upgrade() -> None:
-    for statement in TABLES:
-        op.execute(statement)
-    for table in ("conversations", "messages", "turns", "files", "conversation_files"):
-        op.execute(f"alter table public.{table} enable row level security")
-    op.execute("alter table exai.removed_conversations enable row level security")
+    bind = op.get_bind()
+    old = old_tables(bind)
+    for table in old:
+        # What refers to it needs its key; building one does not hold back writers.
+        if table in ("conversations", "files") and not bind.exec_driver_sql(HAS_KEY, (f"public.{table}",)).fetchall():
+            create_index("public", f"{table}_id_key", f"public.{table} (id)", unique=True)
+    for name in RENAMED:
+        if bind.exec_driver_sql("select to_regclass($1::text) is not null", (name,)).scalar():
+            raise CommandError(f"{name} is there already and is not EXAI's; rename it first")
+    op.execute("select set_config('timezone', 'UTC', true)")
+    op.execute(
+        "create table exai.adopted_tables (name text not null primary key, adopted_at timestamptz default now())"
+    )
+    op.execute("alter table exai.adopted_tables enable row level security")
+    for name, statement in TABLES.items():
+        if name.removeprefix("public.") in old:
+            adopt(name.removeprefix("public."))
+        else:
+            op.execute(statement)
+            op.execute(f"alter table {name} enable row level security")
+            op.execute(WITHDRAW.format(table=name))
+    for (table, name), definition in KEYS.items():
+        if table in old and not bind.exec_driver_sql(HAS_CONSTRAINT, (f"public.{table}", name)).fetchall():
+            op.execute(f"alter table public.{table} add constraint {name} {definition} not valid")
+    create_functions(["number_message_v1", "fill_conversation_v1"])
+    op.execute("""
+        create trigger exai_number before insert on public.messages for each row when (new.turn_id is null)
+        execute function exai.number_message_v1()
+    """)
+    op.execute("""
+        create trigger exai_fill before insert or update on public.conversations for each row
+        when (new.continuation_id is null or new.metadata is null or new.created_at is null or new.updated_at is null)
+        execute function exai.fill_conversation_v1()
+    """)
+
+
+def adopt(table: str) -> None:
+    try:
+        for statement in statements_for(table, columns_of(op.get_bind(), table)):
+            op.execute(statement)
+    except CannotAdopt as refusal:
+        raise CommandError(str(refusal)) from refusal
+    op.execute(f"insert into exai.adopted_tables (name) values ('{table}')")
 
 
 def downgrade() -> None:
-    op.execute("drop table exai.removed_conversations")
-    for table in ("conversation_files", "files", "turns", "messages", "conversations"):
-        op.execute(f"drop table public.{table}")
+    bind = op.get_bind()
+    adopted = bind.exec_driver_sql("select name from exai.adopted_tables").fetchall()
+    if adopted:
+        raise CommandError("the tables were here before EXAI; what was added to them can only be removed by hand")
+    for name in TABLES:
+        if bind.exec_driver_sql(f"select 1 from {name} limit 1").fetchall():
+            raise CommandError(f"{name} holds rows, which would be lost; remove them first")
+    op.execute("drop trigger exai_number on public.messages")
+    op.execute("drop trigger exai_fill on public.conversations")
+    for name in reversed(TABLES):
+        op.execute(f"drop table {name}")
+    op.execute("drop function exai.number_message_v1")
+    op.execute("drop function exai.fill_conversation_v1")
+    op.execute("drop table exai.adopted_tables")

@@ -9,22 +9,26 @@ statement, because a statement that waits would hold back a concurrent index bui
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 from alembic import command, op
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, event, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 from sqlalchemy.pool import NullPool
 
 from exai.db.address import Address, parse_address
 from exai.db.connections import OneTrip
 from exai.db.pool import connect
+from exai.db.translate import DEPENDENCY, judge
 from exai.environment import read_environment
-from exai.errors import ConfigError, DatabaseBusy
+from exai.errors import ConfigError, DatabaseBusy, DatabaseError, ExaiError, SchemaMismatch
 
 SCHEMA: Final = "exai"
 LOCK_KEY: Final = 0x65786169
@@ -33,9 +37,18 @@ LOCK_KEY: Final = 0x65786169
 LOCK_POLL_S: Final = 0.2
 LOCK_WAIT_S: Final = 600.0
 CONNECT_TIMEOUT_S: Final = 10.0
+ATTEMPTS: Final = 3
+RETRY_PAUSE_S: Final = 1.0
 LIMITS: Final = "select set_config('lock_timeout', '4s', true), set_config('statement_timeout', '5s', true)"
-INDEX_LIMIT: Final = "30min"
+PATIENCE: Final = "60min"
+MAX_BATCHES: Final = 10_000_000
+BROKEN_INDEX: Final = (
+    "select exists (select from pg_catalog.pg_index i where i.indexrelid = to_regclass(:name) and not i.indisvalid)"
+)
 URL_SETTINGS: Final = ("EXAI_DATABASE__MIGRATION_URL", "EXAI_DATABASE__URL")
+
+_ENVIRONMENT: Final = threading.Lock()
+"""Alembic's environment is one for the whole process."""
 
 
 async def upgrade(url: str, revision: str = "head") -> None:
@@ -48,7 +61,17 @@ async def upgrade(url: str, revision: str = "head") -> None:
     """
     config = migration_config()
     config.attributes["url"] = url
-    await asyncio.to_thread(command.upgrade, config, revision)
+    await asyncio.to_thread(_upgrade, config, revision)
+
+
+def _upgrade(config: Config, revision: str) -> None:
+    try:
+        with _ENVIRONMENT:
+            command.upgrade(config, revision)
+    except CommandError as error:
+        if isinstance(error.__cause__, ExaiError):
+            raise error.__cause__ from error
+        raise SchemaMismatch(DEPENDENCY, str(error), "See the documentation on migrations") from error
 
 
 def migration_config() -> Config:
@@ -135,15 +158,43 @@ async def _lock(address: Address) -> AsyncIterator[None]:
         connection.terminate()
 
 
-def configure(connection: Connection, context: Any) -> None:
-    """Run what Alembic was asked for on `connection`, each revision in a transaction of its own."""
-    context.configure(
-        connection=connection,
-        version_table_schema=SCHEMA,
-        transaction_per_migration=True,
-    )
+async def migrate(address: Address, context: Any) -> None:
+    """Do what Alembic was asked for, under the lock; a table that is in use is tried again a few times.
+
+    Raises:
+        DatabaseError: what the server said.
+
+    """
+    async with migrating(address) as connection:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                await connection.run_sync(_run, context)
+            except DBAPIError as error:
+                await connection.rollback()
+                refusal = _refusal(error)
+                if attempt == ATTEMPTS or not isinstance(refusal, DatabaseBusy):
+                    raise refusal from error
+                await asyncio.sleep(RETRY_PAUSE_S)
+            else:
+                return
+
+
+def _run(connection: Connection, context: Any) -> None:
+    context.configure(connection=connection, version_table_schema=SCHEMA, transaction_per_migration=True)
     with context.begin_transaction():
         context.run_migrations()
+
+
+def _refusal(error: DBAPIError) -> ExaiError:
+    cause = (error.orig.__cause__ if error.orig else None) or error
+    state = getattr(cause, "sqlstate", None)
+    if state in {"55P03", "40P01", "57014"}:
+        return DatabaseBusy(DEPENDENCY, "a table was in use for too long", "Run it again; what was done stays done")
+    verdict = judge(cause, "connecting") if state is None else None
+    if verdict is not None:
+        return verdict.error
+    # Whoever migrates needs the server's own words.
+    return DatabaseError(DEPENDENCY, str(cause), "Correct the cause and run it again")
 
 
 def create_functions(names: Iterable[str]) -> None:
@@ -153,27 +204,44 @@ def create_functions(names: Iterable[str]) -> None:
         op.execute(f"revoke all on function {SCHEMA}.{name} from public")
 
 
-def create_index(schema: str, name: str, definition: str, *, unique: bool = False) -> None:
-    """Build an index without holding back writers; what an interrupted build left behind is removed first."""
-    broken = text(
-        "select exists (select from pg_catalog.pg_index i where i.indexrelid = to_regclass(:name) and not i.indisvalid)"
-    )
+@contextmanager
+def patiently(*, lock_s: float = 0) -> Iterator[Connection]:
+    """Outside a transaction, each statement on its own, with time for a large table; `lock_s` 0 waits for locks."""
     with op.get_context().autocommit_block():
         bind = op.get_bind()
-        patient = _is_direct(bind)
-        if bind.scalar(broken, {"name": f"{schema}.{name}"}):
-            op.execute(f"drop index concurrently {schema}.{name}")
-        if patient:
-            op.execute(f"set statement_timeout = '{INDEX_LIMIT}'")
-        op.execute(f"create {'unique ' if unique else ''}index concurrently if not exists {name} on {definition}")
-        if patient:
+        direct = _is_direct(bind)
+        if direct:
+            op.execute(f"set statement_timeout = '{PATIENCE}'")
+            op.execute(f"set lock_timeout = '{lock_s:g}s'")
+        yield bind
+        if direct:
             op.execute("reset statement_timeout")
+            op.execute("reset lock_timeout")
+
+
+def create_index(schema: str, name: str, definition: str, *, unique: bool = False) -> None:
+    """Build an index without holding back writers; what an interrupted build left behind is removed first."""
+    with patiently() as bind:
+        if bind.scalar(text(BROKEN_INDEX), {"name": f"{schema}.{name}"}):
+            op.execute(f"drop index concurrently {schema}.{name}")
+        op.execute(f"create {'unique ' if unique else ''}index concurrently if not exists {name} on {definition}")
 
 
 def drop_index(schema: str, name: str) -> None:
     """Remove an index without holding back anybody."""
     with op.get_context().autocommit_block():
         op.execute(f"drop index concurrently if exists {schema}.{name}")
+
+
+def until_done(statement: str, parameters: dict[str, Any] | None = None) -> int:
+    """Run a statement that works through rows in batches, and returns how many, until nothing is left for it."""
+    total = 0
+    for _ in range(MAX_BATCHES):
+        done = op.get_bind().scalar(text(statement), parameters or {}) or 0
+        if not done:
+            return total
+        total += done
+    raise CommandError(f"the work was not done after {MAX_BATCHES} batches; run the migration again")
 
 
 def _is_direct(bind: Connection) -> bool:

@@ -1,4 +1,4 @@
-"""Make the functions behind the service's statements, and the triggers that number and note what others write.
+"""Make the functions behind the service's statements, and the triggers that note what others write.
 
 Locks: creating a trigger waits for writers of its table and holds them back for an instant.
 """
@@ -7,8 +7,8 @@ from alembic import op
 
 from exai.db.migrate import create_functions
 
-revision = "0003"
-down_revision = "0002"
+revision = "0005"
+down_revision = "0004"
 
 FUNCTIONS = (
     "incarnation_v1",
@@ -20,7 +20,6 @@ FUNCTIONS = (
     "begin_turn_v1",
     "finish_turn_v1",
     "turn_state_v1",
-    "number_message_v1",
     "fix_number_v1",
     "note_edit_v1",
     "note_change_v1",
@@ -28,10 +27,6 @@ FUNCTIONS = (
 )
 
 TRIGGERS = {
-    ("messages", "exai_number"): """
-        before insert on public.messages for each row when (new.turn_id is null)
-        execute function exai.number_message_v1()
-    """,
     ("messages", "exai_fix_number"): """
         before update of conversation_id, seq on public.messages for each row
         when (old.seq is not null

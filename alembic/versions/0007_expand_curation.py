@@ -7,8 +7,8 @@ from alembic import op
 
 from exai.db.migrate import create_functions, create_index, drop_index
 
-revision = "0005"
-down_revision = "0004"
+revision = "0007"
+down_revision = "0006"
 
 FUNCTIONS = (
     "fork_v1",

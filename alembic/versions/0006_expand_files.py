@@ -9,15 +9,16 @@ from alembic import op
 
 from exai.db.migrate import create_index, drop_index, scripts_directory
 
-revision = "0004"
-down_revision = "0003"
+revision = "0006"
+down_revision = "0005"
 
 CLEANUP = "public.cleanup_orphaned_files"
 
 
 def upgrade() -> None:
     op.execute("alter table public.files add column if not exists used_at timestamptz not null default now()")
-    op.execute(f"drop function if exists {CLEANUP}()")
+    for arguments in ("", "interval, integer"):
+        op.execute(f"drop function if exists {CLEANUP}({arguments})")
     op.execute((scripts_directory() / "functions" / "cleanup_orphaned_files.sql").read_text("utf-8"))
     op.execute(f"revoke all on function {CLEANUP}(interval, integer) from public")
     create_index("public", "files_recent_idx", "public.files (owner, created_at desc, id desc)")

@@ -1,0 +1,54 @@
+"""Make the indexes the statements rely on.
+
+Locks: built concurrently, so writers go on; outside a transaction, and safe to run again after a failure.
+"""
+
+from alembic import op
+
+from exai.db.migrate import create_index, drop_index
+
+revision = "0004"
+down_revision = "0003"
+
+INDEXES = {
+    "conversations_recent_idx": "public.conversations (owner, updated_at desc, id desc)",
+    "conversations_changed_idx": "public.conversations (changed_xid)",
+    "conversations_parent_idx": "public.conversations (parent_id) where parent_id is not null",
+    "messages_created_idx": "public.messages (conversation_id, created_at desc)",
+    "messages_system_idx": "public.messages (conversation_id, seq desc) where role = 'system'",
+    "messages_text_idx": "public.messages using gin (to_tsvector('simple', left(content, 100000)))",
+    "turns_conversation_idx": "public.turns (conversation_id)",
+    "files_storage_path_idx": "public.files (storage_path)",
+    "conversation_files_file_idx": "public.conversation_files (file_id)",
+}
+
+OLDER = {
+    "idx_messages_conversation_created": ("messages", ["conversation_id", "created_at"]),
+    "idx_messages_conversation_id_created": ("messages", ["conversation_id", "created_at"]),
+    "idx_messages_conversation_id": ("messages", ["conversation_id"]),
+    "idx_files_storage_path": ("files", ["storage_path"]),
+    "idx_conversation_files_file_id": ("conversation_files", ["file_id"]),
+}
+"""Indexes an older system made, each the same as one of ours or its beginning: they would only cost every write."""
+
+IS_AS_EXPECTED = """
+select 1 from pg_catalog.pg_index x
+ where x.indexrelid = to_regclass('public.' || $1::text) and x.indrelid = $2::text::regclass
+   and not x.indisunique and x.indpred is null and x.indexprs is null
+   and (select array_agg(a.attname::text order by k.ord)
+          from unnest(x.indkey::smallint[]) with ordinality k(attnum, ord)
+          join pg_catalog.pg_attribute a on a.attrelid = x.indrelid and a.attnum = k.attnum) = $3::text[]
+"""
+
+
+def upgrade() -> None:
+    for name, definition in INDEXES.items():
+        create_index("public", name, definition)
+    for name, (table, columns) in OLDER.items():
+        if op.get_bind().exec_driver_sql(IS_AS_EXPECTED, (name, f"public.{table}", columns)).fetchall():
+            drop_index("public", name)
+
+
+def downgrade() -> None:
+    for name in INDEXES:
+        drop_index("public", name)

@@ -1,0 +1,276 @@
+"""Migrations: from nothing to the newest, again, at once, back, and as every kind of user, on every kind of address."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.util import CommandError
+
+from exai.db import migrate
+from exai.db.conversations import ConversationRepository
+from exai.db.migrate import upgrade
+from exai.db.revision import check_revision, expected_revision
+from exai.errors import ConfigError, SchemaMismatch
+from tests.support.database import contents_of, conversation_of, opened
+from tests.support.migrations import downgrade, revisions, run, session, value
+from tests.support.pooler import Pooler
+from tests.support.schema_text import schema_text
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA_FILE = ROOT / "alembic" / "schema.sql"
+WRITE = "EXAI_WRITE_SCHEMA"
+
+
+async def schema_of(url: str) -> str:
+    async with session(url) as connection:
+        return await schema_text(connection)
+
+
+async def test_the_committed_schema_is_what_the_migrations_make(postgres_url: str) -> None:
+    """It is what reviews read; the same text on every version of Postgres."""
+    made = await schema_of(postgres_url)
+    if os.environ.get(WRITE):
+        SCHEMA_FILE.write_text(made, "utf-8")
+    assert made == SCHEMA_FILE.read_text("utf-8"), f"run this test with {WRITE}=1 and review alembic/schema.sql"
+
+
+async def test_upgrading_again_changes_nothing(postgres_url: str) -> None:
+    """Not even a row of the version table."""
+    before = await value(postgres_url, "select xmin::text from exai.alembic_version")
+    await upgrade(postgres_url)
+    assert await value(postgres_url, "select xmin::text from exai.alembic_version") == before
+
+
+async def test_every_step_goes_up_and_down_and_up(empty_postgres_url: str) -> None:
+    """Each leaves what it found, and the whole way back leaves nothing."""
+    url = empty_postgres_url
+    empty = await schema_of(url)
+    seen = [empty]
+    for revision in revisions():
+        await upgrade(url, revision)
+        seen.append(await schema_of(url))
+    for revision in reversed(["base", *revisions()[:-1]]):
+        await downgrade(url, revision)
+        seen.pop()
+        assert await schema_of(url) == seen[-1], f"down to {revision}"
+    assert seen == [empty]
+    await upgrade(url)
+    assert await schema_of(url) == SCHEMA_FILE.read_text("utf-8")
+
+
+async def test_going_back_never_loses_a_row(postgres_url: str) -> None:
+    """It refuses with a reason instead, and what is there stays usable."""
+    async with opened(postgres_url) as database:
+        name = (await conversation_of(ConversationRepository(database), "kept")).continuation_id
+    with pytest.raises(CommandError, match="holds rows"):
+        await downgrade(postgres_url, "base")
+    await upgrade(postgres_url)
+    async with opened(postgres_url) as database:
+        assert await contents_of(ConversationRepository(database), name) == ["kept"]
+
+
+async def test_concurrent_upgrades_apply_once(empty_postgres_url: str) -> None:
+    """Several daemons of one deployment start at once."""
+    runs = await asyncio.gather(*(alembic({"DATABASE_URL": empty_postgres_url}, "upgrade", "head") for _ in range(3)))
+    assert [status for status, _, _ in runs] == [0, 0, 0], runs
+    assert sum(f"-> {expected_revision()}" in errors for _, _, errors in runs) == 1
+    assert await schema_of(empty_postgres_url) == SCHEMA_FILE.read_text("utf-8")
+    assert await value(empty_postgres_url, "select count(*) from exai.alembic_version") == 1
+
+
+async def test_a_transaction_mode_pooler_is_enough(empty_postgres_url: str) -> None:
+    """Some projects have no other address."""
+    async with Pooler(empty_postgres_url) as pooler:
+        await asyncio.gather(*(upgrade(pooler.url) for _ in range(2)))
+        assert pooler.stats["switches"] > 0
+        assert await schema_of(empty_postgres_url) == SCHEMA_FILE.read_text("utf-8")
+        await downgrade(pooler.url, "base")
+        await upgrade(pooler.url)
+
+
+async def test_a_table_in_use_is_not_waited_for_without_end(empty_postgres_url: str) -> None:
+    """A migration that waits for a lock holds up everybody who comes after it, so it lets go and tries again."""
+    url = empty_postgres_url
+    await upgrade(url, "0004")
+    waiting = "select count(*) from pg_locks where not granted and relation = 'public.messages'::regclass"
+    async with session(url) as observer:
+        async with session(url) as other, other.transaction():
+            await other.execute("lock table public.messages in access exclusive mode")
+            running = asyncio.create_task(upgrade(url))
+            while not await observer.fetchval(waiting):
+                await asyncio.sleep(0.01)
+            while await observer.fetchval(waiting):
+                await asyncio.sleep(0.01)
+        await running
+    assert await schema_of(url) == SCHEMA_FILE.read_text("utf-8")
+
+
+async def test_an_index_that_was_broken_off_is_built_again(empty_postgres_url: str) -> None:
+    """A concurrent build that fails leaves an index that is there and of no use."""
+    url = empty_postgres_url
+    await upgrade(url, "0003")
+    await run(url, "create index files_storage_path_idx on public.files (storage_path)")
+    async with session(url) as connection:
+        superuser = await connection.fetchval("select rolsuper from pg_roles where rolname = current_user")
+        if not superuser:
+            pytest.skip("only a superuser can break an index")
+        await connection.execute(
+            "update pg_index set indisvalid = false where indexrelid = 'public.files_storage_path_idx'::regclass"
+        )
+    await upgrade(url)
+    valid = "select indisvalid from pg_index where indexrelid = 'public.files_storage_path_idx'::regclass"
+    assert await value(url, valid)
+
+
+async def test_the_database_may_be_ahead_but_not_behind(empty_postgres_url: str) -> None:
+    """The migration runs first, while the previous release still serves."""
+    url = empty_postgres_url
+    await upgrade(url)
+    async with opened(url) as database:
+        assert await check_revision(database) == expected_revision() == revisions()[-1]
+        await run(url, "update exai.alembic_version set version_num = '9999'")
+        assert await check_revision(database) == "9999"
+        await run(url, "update exai.alembic_version set version_num = '0001'")
+        with pytest.raises(SchemaMismatch, match="exai migrate"):
+            await check_revision(database)
+
+
+@pytest.mark.parametrize(
+    "named", ["EXAI_DATABASE__MIGRATION_URL", "EXAI_DATABASE__URL", "SUPABASE_DB_URL", "DATABASE_URL"]
+)
+async def test_the_command_line_needs_no_flags(empty_postgres_url: str, named: str) -> None:
+    """`alembic upgrade head` from the checkout, with any of the variables that name a database."""
+    status, _, errors = await alembic({named: empty_postgres_url}, "upgrade", "head")
+    assert status == 0, errors
+    assert f"-> {expected_revision()}" in errors
+    status, output, _ = await alembic({named: empty_postgres_url}, "current")
+    assert expected_revision() in output
+
+
+async def test_the_migration_address_wins_over_the_services(empty_postgres_url: str) -> None:
+    """The service may go through a pooler that migrations should not."""
+    given = {"EXAI_DATABASE__MIGRATION_URL": empty_postgres_url, "EXAI_DATABASE__URL": "postgresql://nobody@nowhere/x"}
+    status, _, errors = await alembic(given, "upgrade", "head")
+    assert status == 0, errors
+
+
+@pytest.mark.parametrize(
+    ("given", "part"),
+    [
+        ({}, "EXAI_DATABASE__MIGRATION_URL: is not set, nor is EXAI_DATABASE__URL, SUPABASE_DB_URL or DATABASE_URL"),
+        ({"DATABASE_URL": "postgresql://u:secret@127.0.0.1:1/d"}, "no connection could be made"),
+        ({"DATABASE_URL": "mysql://u:secret@h/d"}, "DATABASE_URL: is not a Postgres address"),
+    ],
+)
+async def test_what_is_wrong_is_said_in_one_line(given: dict[str, str], part: str) -> None:
+    """With the cure, without a traceback, without the password."""
+    status, output, errors = await alembic(given, "upgrade", "head")
+    assert status != 0
+    said = [line for line in (output + errors).splitlines() if "Traceback" in line or part in line]
+    assert said
+    assert not any("Traceback" in line for line in said)
+    assert "secret" not in output + errors
+
+
+async def alembic(given: dict[str, str], *arguments: str) -> tuple[int, str, str]:
+    inherited = {name: text for name, text in os.environ.items() if name in {"PATH", "HOME", "LANG", "TMPDIR"}}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "alembic", *arguments),
+        cwd=ROOT, env=inherited | given, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    output, errors = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, output.decode(), errors.decode()
+
+
+async def test_no_address_is_a_setting_to_correct() -> None:
+    """The programmatic way says the same."""
+    with pytest.raises(ConfigError, match="not a Postgres address"):
+        await upgrade("nonsense")
+
+
+async def test_nobody_but_the_owner_may_do_anything(postgres_url: str) -> None:
+    """No table without row level security, no function for everybody."""
+    open_tables = await value(
+        postgres_url,
+        "select string_agg(oid::regclass::text, ', ') from pg_class where relkind in ('r', 'p') and not relrowsecurity"
+        " and relnamespace = any(array['public', 'exai']::regnamespace[]) and relname <> 'alembic_version'",
+    )
+    open_functions = await value(
+        postgres_url,
+        "select string_agg(p.oid::regprocedure::text, ', ') from pg_proc p"
+        " join pg_namespace n on n.oid = p.pronamespace where n.nspname = any(array['public', 'exai', 'monitoring'])"
+        " and has_function_privilege('public', p.oid, 'execute')",
+    )
+    assert (open_tables, open_functions) == (None, None)
+
+
+async def test_security_definers_fix_their_search_path(postgres_url: str) -> None:
+    """Otherwise whoever calls them chooses what their names mean."""
+    loose = await value(
+        postgres_url,
+        "select string_agg(oid::regprocedure::text, ', ') from pg_proc where prosecdef"
+        " and pronamespace in (select oid from pg_namespace where nspname = any(array['public', 'exai', 'monitoring']))"
+        " and not coalesce(proconfig::text like '%search_path=pg_catalog%', false)",
+    )
+    assert loose is None
+
+
+async def test_it_runs_where_supabase_s_roles_are_and_gives_them_nothing(empty_postgres_url: str) -> None:
+    """There, tables that are made in public were granted to the API's roles by default for years."""
+    url = empty_postgres_url
+    for role in ("anon", "authenticated", "service_role"):
+        await run(url, f"do $$ begin create role {role}; exception when duplicate_object then null; end $$")
+    await run(
+        url,
+        "grant usage on schema public to anon, authenticated, service_role",
+        "alter default privileges in schema public grant all on tables to anon, authenticated, service_role",
+        "create publication supabase_realtime",
+    )
+    await upgrade(url)
+    granted = await value(
+        url,
+        "select string_agg(distinct grantee || ' ' || table_name, ', ') from information_schema.role_table_grants"
+        " where grantee in ('anon', 'authenticated') and table_schema in ('public', 'exai', 'monitoring')",
+    )
+    assert granted is None
+    assert await schema_of(url) == SCHEMA_FILE.read_text("utf-8")
+
+
+async def test_no_superuser_and_no_extension_is_needed(empty_postgres_url: str) -> None:
+    """On hosted Postgres nobody is a superuser."""
+    url = empty_postgres_url
+    database = await value(url, "select current_database()")
+    owner = await value(url, "select current_user")
+    await run(
+        url,
+        "do $$ begin create role exai_plain login; exception when duplicate_object then null; end $$",
+        f'grant all on database "{database}" to exai_plain',
+        "grant all on schema public to exai_plain",
+    )
+    plain = re.sub(rf"://{owner}(:[^@]*)?@", "://exai_plain@", url)
+    if plain == url or not await _lets_in(plain):
+        pytest.skip("this server lets nobody else in")
+    await upgrade(plain)
+    async with opened(plain) as opened_database:
+        await conversation_of(ConversationRepository(opened_database), "x")
+
+
+async def _lets_in(url: str) -> bool:
+    try:
+        return bool(await value(url, "select true"))
+    except Exception:
+        return False
+
+
+def test_the_revisions_are_found_from_a_wheel_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel carries them inside the package, a checkout beside it."""
+    package = tmp_path / "exai" / "db"
+    (package / "alembic").mkdir(parents=True)
+    monkeypatch.setattr(migrate, "__file__", str(package / "migrate.py"))
+    assert migrate.scripts_directory() == package / "alembic"

@@ -1,0 +1,47 @@
+"""Migrating in tests: step by step, down again, as the command line does it; and databases of the older system."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from alembic import command
+from alembic.script import ScriptDirectory
+
+from exai.db.address import parse_address
+from exai.db.migrate import migration_config
+from exai.db.pool import OneTrip, connect
+
+
+def revisions() -> list[str]:
+    """All of them, oldest first."""
+    scripts = ScriptDirectory.from_config(migration_config())
+    return [script.revision for script in reversed(list(scripts.walk_revisions()))]
+
+
+async def downgrade(url: str, revision: str) -> None:
+    config = migration_config()
+    config.attributes["url"] = url
+    await asyncio.to_thread(command.downgrade, config, revision)
+
+
+@asynccontextmanager
+async def session(url: str) -> AsyncIterator[OneTrip]:
+    connection = await connect(parse_address(url), timeout_s=5)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def run(url: str, *statements: str) -> None:
+    async with session(url) as connection:
+        for statement in statements:
+            await connection.execute(statement)
+
+
+async def value(url: str, query: str, *args: object) -> Any:
+    async with session(url) as connection:
+        return await connection.fetchval(query, *args)

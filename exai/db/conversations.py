@@ -162,8 +162,9 @@ class ConversationRepository:
             revision=head["revision"] or 0,
             first_seq=head["first_seq"],
             last_seq=head["last_seq"],
+            # A statement found done by its repetition brings back what it had stored: the time is of the first one.
             stored=_just_stored(start.messages, answer, start.turn_id)
-            if status == "started"
+            if status == "started" and not answer.part("stored")
             else tuple(answer.part("stored")),
             history=tuple(reversed(answer.part("message"))),
             full=head["full"],

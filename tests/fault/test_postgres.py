@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from exai.conversations import ChatRequest
 from exai.errors import OutcomeUnknown
+from exai.models import LOCAL_OWNER
 from tests.fault.service import Servers
 
 
@@ -20,3 +22,22 @@ async def test_write_in_doubt_stays_in_doubt_when_its_repetition_finds_no_server
     again = await service.append(name, "two", key="key")
     assert (again.duplicate, again.first_seq) == (True, 2)
     assert await service.contents(name) == ["one", "two"]
+
+
+@pytest.mark.parametrize("statement", [b"begin_turn_v1", b"finish_turn_v1", b"append_v1"])
+async def test_page_cached_after_a_lost_reply_is_the_stored_one(rig: Servers, statement: bytes) -> None:
+    """The statement found done by its repetition tells what it stored the first time, times included."""
+    service = await rig.open()
+    name = (await service.append(None, "one")).continuation_id
+    await service.read(name)
+    lost = service.database.drop_reply_to(statement)
+    if statement == b"append_v1":
+        await service.append(name, "two")
+    else:
+        await service.conversations.chat(ChatRequest(LOCAL_OWNER, "two", continuation_id=name))
+    assert lost.done()
+    cached = await service.read(name)
+    stored = await service.conversations.read(LOCAL_OWNER, name, before_seq=100)
+    assert (cached.source, stored.source) == ("cache", "database")
+    assert cached.messages == stored.messages
+    assert cached.conversation == stored.conversation

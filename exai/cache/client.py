@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from exai.cache.faults import CacheDown, CacheRefused
+from exai.cache.faults import CacheAway, CacheRefused
 from exai.cache.scripts import Script
 from exai.cache.topology import Topology
 from exai.cache.wire import Argument, Reply
@@ -67,7 +67,7 @@ class Client:
             node = self._topology.node(group)
             try:
                 return await node.call(*command)
-            except CacheDown:
+            except CacheAway:
                 self._topology.failed(group)
                 raise
             except CacheRefused as refused:

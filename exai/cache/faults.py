@@ -18,16 +18,19 @@ DOWN_CODES: Final = frozenset(
 """Error codes after which the next command would be answered the same way."""
 
 
-class CacheDown(CacheError):
-    """The server cannot be reached, does not answer, or refuses everything; the breaker counts it."""
+class CacheAway(CacheError):
+    """No answer was to be had; raised as one of the two below."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(REDIS, problem)
-        self.problem = problem
 
 
-class CacheLost(CacheDown):
-    """The same, where it has been counted already or is refused by the breaker."""
+class CacheDown(CacheAway):
+    """The server cannot be reached, does not answer, or refuses everything; the breaker counts it."""
+
+
+class CacheLost(CacheAway):
+    """The same, where another caller has reported it, or where the server was not asked."""
 
 
 class CacheRefused(CacheError):

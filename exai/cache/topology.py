@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 from exai.cache.address import RedisAddress, Server, dial
-from exai.cache.faults import DOWN_CODES, REDIS, CacheDown, CacheLost, CacheRefused, ReplyError
+from exai.cache.faults import DOWN_CODES, REDIS, CacheAway, CacheDown, CacheLost, CacheRefused, ReplyError
 from exai.cache.wire import Argument, Reply, Wire
 from exai.models import Recorder
 from exai.resilience import Breaker, BreakerOpen
@@ -80,8 +80,8 @@ class Node:
             raise CacheLost("closed")
         if error is None:
             return task.result()
-        problem = error.problem if isinstance(error, CacheDown) else type(error).__name__
-        fault = CacheLost if self._reported is error else CacheDown
+        problem = error.problem if isinstance(error, CacheAway) else type(error).__name__
+        fault: type[CacheAway] = CacheLost if self._reported is error else CacheDown
         self._reported = error
         raise fault(problem) from error
 
@@ -150,7 +150,7 @@ class Sentinels:
         for sentinel in tuple(self._sentinels):
             try:
                 found = await self._ask(sentinel)
-            except CacheDown as error:
+            except CacheAway as error:
                 problem = error.problem
                 continue
             if found is None:

@@ -16,7 +16,7 @@ from typing import Final, TypeAlias, cast
 
 import hiredis
 
-from exai.cache.faults import CacheDown, CacheLost, ReplyError
+from exai.cache.faults import CacheAway, CacheDown, CacheLost, ReplyError
 
 Argument: TypeAlias = "str | bytes | int"
 Reply: TypeAlias = "int | bytes | ReplyError | list[Reply] | None"
@@ -135,7 +135,7 @@ class Wire(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         waiting, self._waiting = self._waiting, deque()
-        fault: type[CacheDown] = CacheDown
+        fault: type[CacheAway] = CacheDown
         for future, _ in waiting:
             if not future.done():
                 future.set_exception(fault(cause))

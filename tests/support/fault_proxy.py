@@ -121,6 +121,11 @@ class FaultProxy:
         self._dropped = asyncio.get_running_loop().create_future()
         return self._dropped
 
+    def inject(self, data: bytes) -> None:
+        """Say something to every client that no server said."""
+        for link in self._links:
+            link.client.write(data)
+
     def reset_counters(self) -> None:
         self.accepted = self.round_trips = self.up_bytes = self.down_bytes = 0
 

@@ -1,0 +1,68 @@
+"""Single steps of the protocol as tests take them, each asserting what it expects to find.
+
+Invariant: `age` and `licence` change what Redis holds behind the cache's back; everything else goes through the cache.
+"""
+
+from __future__ import annotations
+
+from exai.cache.conversations import ConversationCache, Hit, Miss, Warm
+from exai.cache.entry import anchor
+from exai.models import Message
+from tests.integration.cache.stored import Stored
+from tests.support.valkey import Valkey
+
+
+async def fill(cache: ConversationCache, stored: Stored) -> None:
+    found, source = await cache.read_through(stored.owner, stored.name, stored.load)
+    assert (found.messages, source) == (tuple(stored.messages[-50:]), "database")
+
+
+async def apply(
+    cache: ConversationCache,
+    stored: Stored,
+    delta: tuple[Message, ...] | None,
+    *,
+    base_revision: int | None = None,
+    warm: Warm | None = None,
+) -> bool:
+    return await cache.apply(
+        stored.owner,
+        stored.name,
+        base_revision=stored.revision - 1 if base_revision is None else base_revision,
+        revision=stored.revision,
+        inc=stored.inc,
+        delta=delta,
+        conversation=stored.conversation(),
+        warm=warm,
+    )
+
+
+async def miss(cache: ConversationCache, stored: Stored) -> Miss:
+    found = await cache.read(stored.owner, stored.name)
+    assert isinstance(found, Miss)
+    return found
+
+
+async def hit(cache: ConversationCache, stored: Stored) -> Hit:
+    found = await cache.read(stored.owner, stored.name)
+    assert isinstance(found, Hit)
+    return found
+
+
+async def expect_current(cache: ConversationCache, stored: Stored) -> Hit:
+    """A hit that is exactly what the database would answer."""
+    found = await hit(cache, stored)
+    page = stored.page()
+    assert (found.conversation, found.messages, found.complete) == (page.conversation, page.messages, page.complete)
+    return found
+
+
+def age(valkey: Valkey, key: str, by_s: int) -> None:
+    """Make an entry or a licence so much older."""
+    valkey.do("HINCRBY", key, "asof", -by_s * 1_000_000)
+
+
+def licence(valkey: Valkey, generation: str) -> None:
+    seconds, micros = valkey.do("TIME")
+    asof = int(seconds) * 1_000_000 + int(micros)
+    valkey.do("HSET", anchor(0), "gen", generation, "xmin", 1, "inc", "inc-1", "asof", asof)

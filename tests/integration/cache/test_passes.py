@@ -1,0 +1,171 @@
+"""The licence: how passes begin, renew, lose and withhold it, and that nothing ends them."""
+
+from __future__ import annotations
+
+import asyncio
+
+from exai.cache.conversations import Miss
+from exai.cache.entry import place
+from exai.cache.licence import Changes
+from exai.models import LOCAL_OWNER, ContinuationId, Owner
+from tests.integration.cache.conftest import OpenCache
+from tests.integration.cache.steps import age, expect_current, fill, hit, miss
+from tests.integration.cache.stored import NAME, Stored
+from tests.support.counters import Counters
+from tests.support.valkey import Valkey
+
+KEYS = place(LOCAL_OWNER, NAME, 1)
+
+
+class TestPasses:
+    async def test_licence_begins_lapses_and_is_renewed(
+        self, cache_at: OpenCache, stored: Stored, valkey: Valkey
+    ) -> None:
+        """NO LICENCE -> LICENSED -> LAPSED -> LICENSED, of the same generation all along."""
+        passes = Passes()
+        cache = await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        await passes.made(2)
+        await fill(cache, stored)
+        generation = valkey.do("HGET", KEYS.anchor, "gen")
+        age(valkey, KEYS.entry, 3_600)
+        passes.hold.clear()
+        await passes.held.wait()
+        age(valkey, KEYS.anchor, 3_600)
+        assert isinstance(await cache.read(stored.owner, stored.name), Miss)
+        valkey.do("DEL", KEYS.lease)
+        passes.hold.set()
+        # The pass that was held finds another licence than the one it began with, and does nothing.
+        await passes.made(3)
+        await hit(cache, stored)
+        assert valkey.do("HGET", KEYS.anchor, "gen") == generation
+
+    async def test_pass_removes_what_redis_was_never_told(
+        self, cache_at: OpenCache, stored: Stored, valkey: Valkey, recorder: Counters
+    ) -> None:
+        """A writer that died between its commit and Redis."""
+        passes = Passes()
+        cache = await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        await passes.made(2)
+        await fill(cache, stored)
+        stored.append("never told")
+        passes.rows = [(stored.owner, stored.name, stored.revision)]
+        await passes.made(2)
+        passes.rows = []
+        await passes.made(2)
+        await fill(cache, stored)
+        await expect_current(cache, stored)
+        assert recorder["cache_repaired_total"] == 1
+
+    async def test_lost_licence_begins_a_new_generation(
+        self, cache_at: OpenCache, stored: Stored, valkey: Valkey
+    ) -> None:
+        """What the old one covered is covered no more."""
+        passes = Passes()
+        cache = await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        await passes.made(2)
+        await fill(cache, stored)
+        generation = valkey.do("HGET", KEYS.anchor, "gen")
+        valkey.do("DEL", KEYS.anchor)
+        age(valkey, KEYS.entry, 3_600)
+        await passes.made(2)
+        assert valkey.do("HGET", KEYS.anchor, "gen") != generation
+        await miss(cache, stored)
+
+    async def test_restarted_database_begins_a_new_generation(
+        self, cache_at: OpenCache, stored: Stored, valkey: Valkey
+    ) -> None:
+        """It may have come back from a copy that lacks the last commits."""
+        passes = Passes()
+        cache = await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        await passes.made(2)
+        await fill(cache, stored)
+        passes.inc = "inc-2"
+        await passes.made(2)
+        age(valkey, KEYS.entry, 3_600)
+        await miss(cache, stored)
+
+    async def test_cursor_of_the_licence_is_where_the_next_pass_starts(
+        self, cache_at: OpenCache, valkey: Valkey
+    ) -> None:
+        """Invariant 7: it is kept in Redis, and None without a licence."""
+        passes = Passes()
+        await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        await passes.made(2)
+        passes.xmin = "250"
+        await passes.made(3)
+        assert (passes.asked[0], passes.asked[-1]) == (None, "250")
+
+    async def test_more_changes_than_a_pass_enforces_make_everything_cold(
+        self, cache_at: OpenCache, stored: Stored, valkey: Valkey, recorder: Counters
+    ) -> None:
+        """The overload valve: the licence goes, entries serve out their own bound."""
+        passes = Passes()
+        cache = await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        await passes.made(2)
+        await fill(cache, stored)
+        age(valkey, KEYS.entry, 3_600)
+        await hit(cache, stored)
+        passes.overflow = True
+        await passes.made(2)
+        await miss(cache, stored)
+        assert recorder["cache_passes_total", "overflow"] >= 1
+
+    async def test_pass_survives_whatever_the_database_does_and_says_so(
+        self, cache_at: OpenCache, stored: Stored, valkey: Valkey, recorder: Counters
+    ) -> None:
+        """A side task that ends in silence would let everything go cold unseen."""
+        passes = Passes()
+        cache = await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        await passes.made(2)
+        assert (await cache.status()).state == "ok"
+        passes.error = ZeroDivisionError("a defect of our own")
+        await passes.made(2)
+        assert "a defect" in str((await cache.status()).problem)
+        passes.error = None
+        await passes.made(2)
+        assert (await cache.status()).problem is None
+        assert recorder["cache_passes_total", "failed"] >= 1
+
+    async def test_fresh_licence_is_left_to_whoever_renewed_it(
+        self, cache_at: OpenCache, valkey: Valkey, recorder: Counters
+    ) -> None:
+        """However many daemons: about one database query per interval."""
+        passes = Passes()
+        await cache_at(valkey.url, changes=passes, pass_interval_s=30)
+        await passes.made(1)
+        others = Passes()
+        await cache_at(valkey.url, changes=others, pass_interval_s=30)
+        async with asyncio.timeout(5):
+            while not recorder["cache_passes_total", "skipped"]:
+                await asyncio.sleep(0.005)
+        assert others.asked == []
+
+
+class Passes:
+    """Stands for the database's answer to a pass, which can be held up, changed, or made to fail."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Owner, ContinuationId, int]] = []
+        self.xmin, self.inc, self.overflow = "100", "inc-1", False
+        self.error: Exception | None = None
+        self.asked: list[str | None] = []
+        self.hold, self.held = asyncio.Event(), asyncio.Event()
+        self.hold.set()
+        self._begun = asyncio.Condition()
+
+    async def __call__(self, since: str | None) -> Changes:
+        async with self._begun:
+            self.asked.append(since)
+            self._begun.notify_all()
+        if not self.hold.is_set():
+            self.held.set()
+            await self.hold.wait()
+        if self.error is not None:
+            raise self.error
+        return Changes(self.xmin, self.inc, list(self.rows), overflow=self.overflow)
+
+    async def made(self, count: int) -> None:
+        """Wait until so many passes have begun from now on; all but the last have ended by then."""
+        target = len(self.asked) + count
+        async with asyncio.timeout(5), self._begun:
+            await self._begun.wait_for(lambda: len(self.asked) >= target)

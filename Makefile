@@ -45,9 +45,9 @@ format: .venv/dev.done ## rewrite the code in the one format
 	@$(PY) -m ruff check -q --fix .
 	@$(PY) -m ruff format -q .
 
-lock: .venv/dev.done ## resolve the dependencies anew and write requirements/*.lock
+lock: .venv/dev.done ## resolve the dependencies anew and write requirements/*.lock (ARGS=--keep: upgrade nothing)
 	@test -x .venv/lock/bin/uv || { $(PYTHON) -m venv .venv/lock && .venv/lock/bin/python -m pip install -q uv; }
-	@$(PY) requirements/lock.py --uv .venv/lock/bin/uv
+	@$(PY) requirements/lock.py --uv .venv/lock/bin/uv $(ARGS)
 
 clean: ## remove the environment and caches; data directories are never touched
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

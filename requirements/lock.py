@@ -37,8 +37,11 @@ def inputs_digest() -> str:
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()
 
 
-def write(uv: str) -> None:
-    """Resolve for every platform and Python at once; `dev` is held to the versions of `run`, `peers` to nobody's."""
+def write(uv: str, *, keep: bool) -> None:
+    """Resolve for every platform and Python at once; `dev` is held to the versions of `run`, `peers` to nobody's.
+
+    With `keep`, versions that are locked and still fit stay as they are.
+    """
     digest = inputs_digest()
     for name, options in LOCKS.items():
         path = ROOT / "requirements" / f"{name}.lock"
@@ -53,7 +56,8 @@ def write(uv: str) -> None:
             "--no-emit-index-url",
             "--no-annotate",
         ]
-        command += ["--no-header", "--upgrade", "--python-version", "3.11", *options, *constraint]
+        command += ["--no-header", "--python-version", "3.11", *options, *constraint]
+        command += [] if keep else ["--upgrade"]
         subprocess.run([*command, "-o", str(path)], cwd=ROOT, check=True)
         path.write_text(f"# inputs: {digest}\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
 
@@ -76,9 +80,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--uv", default="uv")
+    parser.add_argument("--keep", action="store_true", help="upgrade nothing that is locked and still fits")
     options = parser.parse_args()
     if not options.check:
-        write(options.uv)
+        write(options.uv, keep=options.keep)
     found = problems()
     for line in found:
         print(line, file=sys.stderr)

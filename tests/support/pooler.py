@@ -122,17 +122,23 @@ class Pooler:
         body = "\0".join(words).encode()
         streams[1].write(struct.pack("!II", len(body) + 8, 196608) + body)
         greeting, key = packet(b"R", b"\0\0\0\0"), b""
-        while True:
-            kind, body = await read_packet(streams[0])
-            if kind == b"S":
-                greeting += packet(kind, body)
-            elif kind == b"K":
-                key = body
-            elif kind == b"Z":
-                self.stats["sessions"] += 1
-                return Session(streams, greeting, key)
-            else:
-                assert (kind, body) == (b"R", b"\0\0\0\0") or kind == b"N", body
+        try:
+            while True:
+                kind, body = await read_packet(streams[0])
+                if kind == b"S":
+                    greeting += packet(kind, body)
+                elif kind == b"K":
+                    key = body
+                elif kind == b"Z":
+                    self.stats["sessions"] += 1
+                    return Session(streams, greeting, key)
+                elif kind == b"E":
+                    raise ConnectionRefusedError(body)
+                else:
+                    assert (kind, body) == (b"R", b"\0\0\0\0") or kind == b"N", body
+        except BaseException:
+            await hang_up(streams[1])
+            raise
 
     async def _take(self, last: Session | None) -> Session:
         """A session other than `last` if that can be had."""

@@ -48,7 +48,7 @@ from exai.cache.entry import (
 from exai.cache.floors import Floors
 from exai.cache.licence import ChangesSince, Licence
 from exai.cache.scripts import Scripts, load_scripts
-from exai.cache.singleflight import SingleFlight
+from exai.cache.singleflight import Flight, SingleFlight
 from exai.cache.topology import open_topology
 from exai.cache.wire import Argument, Reply
 from exai.config import CacheSettings
@@ -191,9 +191,9 @@ class ConversationCache:
         for pause_s in WAITS_S:
             if not isinstance(found, Wait):
                 break
-            loaded = await self._join(key, found, min_revision)
-            if loaded is not None:
-                return loaded, "database"
+            flight = self._flight(key, found) if self._vouched(key, min_revision) else None
+            if flight is not None:
+                return await flight.result(), "database"
             await asyncio.sleep(pause_s * (0.5 + self._rand()))
             found = await self.read(owner, continuation_id, min_revision=min_revision)
         match found:
@@ -203,6 +203,9 @@ class ConversationCache:
             case Miss():
                 lead = functools.partial(self._load_and_fill, key, found, load)
                 return await self._flights.lead(key, found.token, lead).result(), "database"
+            case Wait() if self._vouched(key, min_revision):
+                flight = self._flight(key, found) or self._flights.lead(key, found.token, load)
+                return await flight.result(), "database"
             case Wait() | Unavailable():
                 return await self._flights.later(key, load), "database"
 
@@ -355,19 +358,15 @@ class ConversationCache:
             case _:
                 return Unavailable("down")
 
-    async def _join(self, key: Key, found: Wait, min_revision: int) -> Loaded | None:
-        """The result of this process's own read under the lease just seen alive, if it can answer this question.
+    def _vouched(self, key: Key, min_revision: int) -> bool:
+        """Whether a live lease says enough: it vouches for every change that Redis was told, and for no other."""
+        return min_revision == ANY_REVISION and self._floors.least(key) == ANY_REVISION
 
-        The lease vouches for what Redis was told. For what it could not be told the read must not be older than the
-        bound, nor than what this process knows.
-        """
+    def _flight(self, key: Key, found: Wait) -> Flight[Loaded] | None:
+        """This process's own read under the lease just seen alive, unless it is too old to keep the bound."""
         flight = self._flights.find(key, found.token)
-        if flight is None or asyncio.get_running_loop().time() - flight.started >= self._settings.bound_s:
-            return None
-        floor = self._floors.least(key)
-        loaded = await flight.result()
-        fit = floor is not None and loaded.conversation.revision >= max(floor, min_revision)
-        return loaded if fit else None
+        young = flight is not None and asyncio.get_running_loop().time() - flight.started < self._settings.bound_s
+        return flight if young else None
 
     async def _load_and_fill(self, key: Key, miss: Miss, load: Load) -> Loaded:
         loaded: Loaded | None = None

@@ -1,8 +1,9 @@
 """One database read at a time for each conversation in this process, shared by whoever may share it.
 
 The invariant is that nobody gets a result older than their own question, within what the lease vouches for. There are
-two ways to share. A read under a lease may be joined by a reader who has just seen that very lease alive, because
-then no change was announced since it was given. Any other reader joins only a read that has not begun yet.
+two ways to share. A read that began when a lease had been given, to us or to another process, may be joined by a
+reader who has just seen that very lease alive, because then no change was announced since it was given. Any other
+reader joins only a read that has not begun yet.
 
 A read is a task of its own: callers come and go, it runs to its end and fills the cache for the next ones.
 """
@@ -25,7 +26,7 @@ WHAT = "the database"
 
 @dataclass(frozen=True, slots=True)
 class Flight(Generic[T]):
-    """A read that has begun; `token` is its lease, `started` the loop's time."""
+    """A read that has begun; `token` is the lease it began under, `started` the loop's time."""
 
     token: bytes
     started: float
@@ -46,7 +47,7 @@ class SingleFlight(Generic[K, T]):
         self._tasks: set[asyncio.Task[T]] = set()
 
     def lead(self, key: K, token: bytes, work: Callable[[], Awaitable[T]]) -> Flight[T]:
-        """Begin a read under a lease that the caller was just given."""
+        """Begin a read under a lease that the caller was just given, or has just seen alive."""
 
         async def fly() -> T:
             return await work()
@@ -62,7 +63,7 @@ class SingleFlight(Generic[K, T]):
         return flight
 
     def find(self, key: K, token: bytes) -> Flight[T] | None:
-        """The read under that lease, if it is one of this process and still in flight."""
+        """This process's read under that lease, if it is still in flight."""
         flight = self._leased.get(key)
         return flight if flight is not None and flight.token == token else None
 

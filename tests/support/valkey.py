@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import redis
+from redis.backoff import ConstantBackoff, NoBackoff
+from redis.retry import Retry
 
 from exai.embedded.valkey import ValkeyBinary, find_valkey
 
@@ -44,6 +46,11 @@ class Valkey:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
+    @property
+    def directory(self) -> Path:
+        """Where its files are."""
+        return Path(self._directory.name)
+
     def __enter__(self) -> Self:
         self.start()
         return self
@@ -57,7 +64,7 @@ class Valkey:
         if self._process is not None and self._process.poll() is None:
             self.thaw()
             return
-        directory = Path(self._directory.name)
+        directory = self.directory
         config = directory / "valkey.conf"
         if not config.exists():
             options = {"port": str(self.port), "bind": "127.0.0.1", "dir": str(directory)} | self._options
@@ -71,7 +78,7 @@ class Valkey:
                 [str(binary.path), str(config), *(["--sentinel"] if self._sentinel else [])], stdout=log, stderr=log
             )
         with redis.Redis(port=self.port, socket_connect_timeout=START_LIMIT_S) as client:
-            client.set_retry(redis.retry.Retry(redis.backoff.ConstantBackoff(0.02), int(START_LIMIT_S / 0.02)))
+            client.set_retry(Retry(ConstantBackoff(0.02), int(START_LIMIT_S / 0.02)))
             client.ping()
 
     def kill(self) -> None:
@@ -94,6 +101,7 @@ class Valkey:
         self._process.send_signal(signal.SIGCONT)
 
     def do(self, *command: Any) -> Any:
-        """One command on a connection of its own."""
-        with redis.Redis(port=self.port, socket_timeout=START_LIMIT_S, protocol=2) as client:
+        """One command on a connection of its own; what the server refuses is an error, not tried again."""
+        once = Retry(NoBackoff(), 0)
+        with redis.Redis(port=self.port, socket_timeout=START_LIMIT_S, protocol=2, retry=once) as client:
             return client.execute_command(*command)

@@ -29,9 +29,12 @@ def broken_valkey() -> Iterator[Valkey]:
 @pytest.fixture
 def valkey(broken_valkey: Valkey) -> Valkey:
     """Empty and with its settings."""
+    for dump in broken_valkey.directory.glob("dump.rdb"):
+        dump.unlink()
     broken_valkey.start()
     for name, value in {"maxmemory": 0, "busy-reply-threshold": 5_000, "appendonly": "no"}.items():
         broken_valkey.do("CONFIG", "SET", name, value)
+    broken_valkey.do("CLIENT", "UNPAUSE")
     broken_valkey.do("REPLICAOF", "NO", "ONE")
     broken_valkey.do("FLUSHALL")
     broken_valkey.do("SCRIPT", "FLUSH")

@@ -316,17 +316,19 @@ class ConversationService:
         return removed
 
     async def _told(self, owner: Owner, continuation_id: ContinuationId, changed: Changed) -> Conversation:
-        """Tell the cache of a change that was not an append, or raise why there was none."""
+        """Tell the cache of a change that was not an append, or raise why there was none.
+
+        Also when nothing had to be changed: it may have been done by a first attempt whose reply was lost.
+        """
         if changed.status in ("not_found", "conflict_revision") or changed.conversation is None:
             raise refusal(changed.status, continuation_id, changed.revision, None)
-        if changed.status == "changed":
-            await self._cache.apply(
-                owner,
-                continuation_id,
-                base_revision=changed.base_revision,
-                revision=changed.revision,
-                inc=changed.inc,
-            )
+        await self._cache.apply(
+            owner,
+            continuation_id,
+            base_revision=changed.base_revision,
+            revision=changed.revision,
+            inc=changed.inc,
+        )
         return changed.conversation
 
     @asynccontextmanager

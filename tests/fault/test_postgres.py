@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from exai.conversations import ChatRequest
-from exai.errors import OutcomeUnknown
+from exai.db.curation import Change
+from exai.errors import NotFound, OutcomeUnknown
 from exai.models import LOCAL_OWNER
 from tests.fault.service import Servers
 
@@ -41,3 +42,27 @@ async def test_page_cached_after_a_lost_reply_is_the_stored_one(rig: Servers, st
     assert (cached.source, stored.source) == ("cache", "database")
     assert cached.messages == stored.messages
     assert cached.conversation == stored.conversation
+
+
+async def test_deletion_found_done_by_its_repetition_is_told_to_every_reader(rig: Servers) -> None:
+    """The reply to a deletion was lost; once it is acknowledged nobody reads the conversation any more, from anywhere."""
+    writer, reader = await rig.open(), await rig.open()
+    name = (await writer.append(None, "one")).continuation_id
+    assert await reader.contents(name) == ["one"]
+    lost = writer.database.drop_reply_to(b"change_conversation_v1")
+    await writer.conversations.delete(LOCAL_OWNER, name)
+    assert lost.done()
+    for service in (reader, writer):
+        with pytest.raises(NotFound):
+            await service.read(name)
+
+
+async def test_new_title_found_done_by_its_repetition_is_told_to_every_reader(rig: Servers) -> None:
+    """The same for a change that leaves the messages as they are."""
+    writer, reader = await rig.open(), await rig.open()
+    name = (await writer.append(None, "one")).continuation_id
+    await reader.read(name)
+    lost = writer.database.drop_reply_to(b"change_conversation_v1")
+    await writer.conversations.change(LOCAL_OWNER, name, Change(title="new"))
+    assert lost.done()
+    assert [(await service.read(name)).conversation.title for service in (reader, writer)] == ["new", "new"]

@@ -183,7 +183,8 @@ def components(database: Database, cache: ConversationCache, providers: Provider
         if status.state == "down":
             return Probed("down", status.problem or "no answer")
         starting = status.licence_age_s is None and status.problem is None
-        bound = f"{status.server}, at most {status.bound_s:g} s stale"
+        clock = "" if status.clock_ahead_s is None else f", clock {status.clock_ahead_s:+.2f} s"
+        bound = f"{status.server}, at most {status.bound_s:g} s stale{clock}"
         if status.state == "ok" or starting:
             return Probed("ok", bound)
         return Probed("degraded", f"{bound}, entries live that long only: {status.problem}")

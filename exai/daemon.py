@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import structlog
 
@@ -35,6 +36,8 @@ INSTRUCTIONS = (
     "conversation, today or weeks later; conversation_list finds earlier ones."
 )
 
+RECENT_S = 300.0
+
 log = structlog.get_logger(__name__)
 
 
@@ -46,7 +49,7 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
     with _signals() as (stop, hurry):
         async with open_app(settings) as app:
             server = _mcp_server(app)
-            asgi = build_asgi(server, monitoring_routes(app.health, app.recorder))
+            asgi = build_asgi(server, monitoring_routes(app.health, app.recorder, facts=lambda: figures(app)))
             async with open_server(asgi, settings.server) as running:
                 announce(_started(app, running.port))
                 await stop.wait()
@@ -57,7 +60,7 @@ async def serve(settings: Settings, announce: Callable[[Started], None]) -> None
 
 def _mcp_server(app: App) -> McpServer:
     async def health() -> dict[str, object]:
-        return app.health.report().as_json()
+        return {**app.health.report().as_json(), **figures(app)}
 
     tools = ToolRegistry(
         (
@@ -78,6 +81,18 @@ def _mcp_server(app: App) -> McpServer:
         authenticate=authenticator(app.settings.server),
         recorder=app.recorder,
     )
+
+
+def figures(app: App) -> dict[str, Any]:
+    """Return what health and the status tool show beside the components: the bound, and the newest five minutes."""
+    reads = {labels[0][1]: int(count) for labels, count in app.recorder.labelled("cache_reads_total").items()}
+    statements = app.recorder.quantiles("db_statement_seconds", RECENT_S)
+    return {
+        "staleness_bound_s": app.settings.cache.bound_s,
+        "cache_reads": reads,
+        "statement_ms": statements
+        and {"p50": round(statements.p50 * 1000, 2), "p99": round(statements.p99 * 1000, 2), "seen": statements.count},
+    }
 
 
 def _started(app: App, port: int) -> Started:

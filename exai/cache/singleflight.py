@@ -14,14 +14,17 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from exai.resilience import bounded, request_deadline
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
-WHAT = "the database"
+WHAT: Final = "the database"
+
+LINGER_S: Final = 0.05
+"""How long a read that has landed can be found, by readers who saw its lease alive just before it ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,15 +58,15 @@ class SingleFlight(Generic[K, T]):
         flight = Flight(token, asyncio.get_running_loop().time(), self._start(fly()))
         self._leased[key] = flight
 
-        def landed(_: object) -> None:
+        def forget() -> None:
             if self._leased.get(key) is flight:
                 del self._leased[key]
 
-        flight.task.add_done_callback(landed)
+        flight.task.add_done_callback(lambda _: asyncio.get_running_loop().call_later(LINGER_S, forget))
         return flight
 
     def find(self, key: K, token: bytes) -> Flight[T] | None:
-        """This process's read under that lease, if it is still in flight."""
+        """This process's read under that lease, if it is still in flight or has just landed."""
         flight = self._leased.get(key)
         return flight if flight is not None and flight.token == token else None
 

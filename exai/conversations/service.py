@@ -83,7 +83,7 @@ class ConversationService:
         recorder: Recorder,
     ) -> None:
         self._repository, self._search, self._curation = stores.conversations, stores.search, stores.curation
-        self._transfer = Transfer(stores.transfer, limits)
+        self._transfer = Transfer(stores.transfer, cache, limits)
         self._cache, self._limits = cache, limits
         self._turns = ChatTurns(stores.conversations, cache, providers, attachments)
         self._recorder = recorder

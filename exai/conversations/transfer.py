@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 
+from exai.cache.conversations import ConversationCache
 from exai.config import LimitSettings
 from exai.conversations.formats import ConversationText, Format, MessageText, write_header, write_message
 from exai.conversations.requests import check_messages, check_names, content_hash
@@ -40,10 +41,10 @@ class ExportPart:
 
 
 class Transfer:
-    """Reads and writes conversations as text, past the cache: a whole conversation is no business of a cache."""
+    """Reads and writes conversations as text, past the cache, which is only told what it no longer holds."""
 
-    def __init__(self, repository: TransferRepository, limits: LimitSettings) -> None:
-        self._repository, self._limits = repository, limits
+    def __init__(self, repository: TransferRepository, cache: ConversationCache, limits: LimitSettings) -> None:
+        self._repository, self._cache, self._limits = repository, cache, limits
 
     async def export(self, owner: Owner, continuation_id: ContinuationId, kind: Format) -> AsyncIterator[str]:
         """Yield a conversation as text, a page at a time, each page 1 round trip. Raises `NotFound`."""
@@ -89,6 +90,9 @@ class Transfer:
             imported = await self._repository.store_batch(_import_batch(owner, name, header, batch))
             if imported.status not in ("stored", "duplicate"):
                 raise _refused(name, imported, batch)
+            await self._cache.apply(
+                owner, name, base_revision=imported.base_revision, revision=imported.revision, inc=imported.inc
+            )
             seen += len(batch)
             stored += len(batch) if imported.status == "stored" else 0
             yield ImportProgress(name, seen, stored, imported.revision)

@@ -45,7 +45,7 @@ async def test_page_cached_after_a_lost_reply_is_the_stored_one(rig: Servers, st
 
 
 async def test_deletion_found_done_by_its_repetition_is_told_to_every_reader(rig: Servers) -> None:
-    """The reply to a deletion was lost; once it is acknowledged nobody reads the conversation any more, from anywhere."""
+    """The reply to a deletion was lost; once it is acknowledged nobody reads the conversation."""
     writer, reader = await rig.open(), await rig.open()
     name = (await writer.append(None, "one")).continuation_id
     assert await reader.contents(name) == ["one"]

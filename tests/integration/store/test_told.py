@@ -1,0 +1,100 @@
+"""Whatever changes a conversation is told to Redis before it is acknowledged: no reader sees an older one after that.
+
+Passes are off and the bound is a minute, so that nothing else could make up for a change that was not told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from exai.conversations import ChatRequest
+from exai.conversations.formats import ConversationText, MessageText
+from exai.db.curation import Change
+from exai.errors import NotFound
+from exai.models import LOCAL_OWNER, ContinuationId, NewMessage
+from tests.fault.service import NO_PASS_S, Servers, Service
+
+MANY = 600
+
+
+def text_of(name: str, messages: int) -> list[ConversationText | MessageText]:
+    """An exported conversation."""
+    numbers = range(1, messages + 1)
+    return [
+        ConversationText(name),
+        *(MessageText(number, NewMessage("user", f"m{number}"), None, "") for number in numbers),
+    ]
+
+
+async def appends(writer: Service, name: ContinuationId) -> None:
+    await writer.append(name, "more")
+
+
+async def chats(writer: Service, name: ContinuationId) -> None:
+    await writer.conversations.chat(ChatRequest(LOCAL_OWNER, "more?", continuation_id=name))
+
+
+async def renames(writer: Service, name: ContinuationId) -> None:
+    await writer.conversations.change(LOCAL_OWNER, name, Change(title="new"))
+
+
+async def marks(writer: Service, name: ContinuationId) -> None:
+    await writer.conversations.change(LOCAL_OWNER, name, Change(metadata={"a": 1}, tags=("t",)))
+
+
+async def deletes_and_restores(writer: Service, name: ContinuationId) -> None:
+    await writer.conversations.delete(LOCAL_OWNER, name)
+    await writer.conversations.restore(LOCAL_OWNER, name)
+
+
+CHANGES = [appends, chats, renames, marks, deletes_and_restores]
+
+
+async def two(rig: Servers) -> tuple[Service, Service]:
+    """A writer and a reader in two processes, as far as the cache can tell."""
+    return (
+        await rig.open(bound_s=60, pass_interval_s=NO_PASS_S),
+        await rig.open(bound_s=60, pass_interval_s=NO_PASS_S),
+    )
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_change_is_seen_by_the_next_reader_who(
+    change: Callable[[Service, ContinuationId], Awaitable[None]], rig: Servers
+) -> None:
+    """The page read from anywhere after the acknowledgement is the stored one, header and all."""
+    writer, reader = await two(rig)
+    name = (await writer.append(None, "one")).continuation_id
+    before = await reader.read(name)
+    assert (await reader.read(name)).source == "cache"
+    await change(writer, name)
+    after = await reader.read(name)
+    stored = await reader.conversations.read(LOCAL_OWNER, name, before_seq=MANY)
+    assert (after.messages, after.conversation) == (stored.messages, stored.conversation)
+    assert after.conversation.revision > before.conversation.revision
+
+
+async def test_deleted_conversation_is_gone_for_every_reader(rig: Servers) -> None:
+    """Deleting is a change like any other."""
+    writer, reader = await two(rig)
+    name = (await writer.append(None, "one")).continuation_id
+    await reader.read(name)
+    await writer.conversations.delete(LOCAL_OWNER, name)
+    for service in (reader, writer):
+        with pytest.raises(NotFound):
+            await service.read(name)
+
+
+async def test_each_batch_of_an_import_is_seen_by_the_next_reader(rig: Servers) -> None:
+    """A large import shows itself batch by batch; a reader who was there for the first one misses none of the rest."""
+    writer, reader = await two(rig)
+    name = ContinuationId("imported")
+    seen = []
+    async for progress in writer.conversations.import_text(LOCAL_OWNER, text_of(name, MANY)):
+        page = await reader.read(name)
+        seen.append((page.conversation.last_seq, page.messages[-1].seq))
+        assert page.conversation.revision == progress.revision
+    assert len(seen) > 1
+    assert seen[-1] == (MANY, MANY)

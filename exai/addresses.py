@@ -83,6 +83,20 @@ def check_http(url: str) -> str:
     return url.rstrip("/")
 
 
+def check_key_url(url: str) -> str:
+    """Return the address of an issuer's published keys. Raises UnusableAddress."""
+    example = "https://REF.supabase.co/auth/v1/.well-known/jwks.json"
+    _check(url, HTTP_SCHEMES, example)
+    parts = urlsplit(url)
+    if not parts.hostname:
+        raise UnusableAddress("has no host", f"It looks like {example}")
+    if "@" in parts.netloc:
+        raise UnusableAddress("holds a user name or password", "Published keys need none")
+    if parts.scheme.lower() == "http" and not is_loopback(parts.hostname):
+        raise UnusableAddress("is not https, so anybody on the way could change the keys", f"Use {example}")
+    return url
+
+
 def check_websocket(url: str) -> str:
     """Return the address of a daemon as `exai connect` dials it. Raises UnusableAddress."""
     if _scheme(url) in HTTP_SCHEMES:

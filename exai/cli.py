@@ -220,7 +220,7 @@ def banner(settings: Settings, started: Started) -> str:
 
     address = local_address(started.host, started.port)
     url = f"ws://{address}/"
-    header = ',"headers":{"Authorization":"Bearer YOUR-TOKEN"}' if settings.server.token else ""
+    header = ',"headers":{"Authorization":"Bearer YOUR-TOKEN"}' if settings.server.is_guarded else ""
     variables = {"EXAI_URL": url} if started.port != DEFAULT_PORT or header else {}
     variables |= {"EXAI_TOKEN": "YOUR-TOKEN"} if header else {}
     environment = f',"env":{json.dumps(variables, separators=(",", ":"))}' if variables else ""

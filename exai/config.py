@@ -33,6 +33,7 @@ from exai.sections import (
     Directory,
     EndpointSettings,
     FileSettings,
+    JwtSettings,
     LimitSettings,
     LogSettings,
     ProviderSettings,
@@ -49,6 +50,7 @@ __all__ = [
     "Described",
     "EndpointSettings",
     "FileSettings",
+    "JwtSettings",
     "LimitSettings",
     "LogSettings",
     "ProviderSettings",
@@ -154,7 +156,7 @@ SENTENCES: Mapping[str, tuple[str, str]] = {
     "extra_forbidden": ("is not a known field", "Known are " + ", ".join(EndpointSettings.model_fields)),
     "tuple_type": ("is not a list", 'It looks like ["one", "two"]'),
     "string_type": ("is not text", "Put it in quotes"),
-    "dict_type": ("is not a JSON object", 'It looks like {{"name": {{"base_url": "http://host/v1"}}}}'),
+    "dict_type": ("is not a JSON object", "It looks like {shape}"),
     "model_type": ("is not a JSON object", 'It looks like {{"base_url": "http://host/v1"}}'),
 }
 """Problem and cure by pydantic's name of an error; the value itself is left out, since it may be a secret."""
@@ -243,13 +245,17 @@ def show(value: Any) -> str:
         case tuple():
             return ",".join(value)
         case dict():
-            plain = {name: endpoint.model_dump(mode="json", exclude_none=True) for name, endpoint in value.items()}
-            for endpoint in plain.values():
-                endpoint.update({"api_key": REDACTED} if "api_key" in endpoint else {})
-            return json.dumps(plain) if plain else ""
+            return json.dumps({name: _plain(each) for name, each in value.items()}) if value else ""
         case float():
             return f"{value:g}"
     return str(value)
+
+
+def _plain(value: EndpointSettings | SecretStr) -> Any:
+    if isinstance(value, SecretStr):
+        return REDACTED
+    fields = value.model_dump(mode="json", exclude_none=True)
+    return fields | ({"api_key": REDACTED} if "api_key" in fields else {})
 
 
 def _unknown(reading: Reading) -> Iterator[ConfigError]:
@@ -304,8 +310,11 @@ def _parse(field: FieldInfo, value: Value) -> Any:
         return json.loads(value.text)
     except (ValueError, RecursionError) as error:
         where = f" (line {error.lineno}, column {error.colno})" if isinstance(error, json.JSONDecodeError) else ""
-        shape = '{"name": {"base_url": "http://host/v1"}}' if kind is dict else '["one", "two"]'
-        raise ConfigError(value.name, f"is not JSON{where}", f"It looks like {shape}") from None
+        raise ConfigError(value.name, f"is not JSON{where}", f"It looks like {_shape(field)}") from None
+
+
+def _shape(field: FieldInfo) -> str:
+    return str(field.examples[0]) if field.examples else '["one", "two"]'
 
 
 def _explain(error: ValidationError, given: Mapping[tuple[str, ...], Value]) -> Iterator[ConfigError]:
@@ -333,7 +342,9 @@ def _sentence(details: ErrorDetails, variable: Variable) -> tuple[str, str]:
         return facts["error"].problem, facts["error"].cure
     default = "" if variable.field.default_factory else show(variable.field.default)
     problem, cure = SENTENCES.get(details["type"], (f"cannot be used ({details['msg'].lower()})", "Correct it"))
-    return problem, cure.format(**facts) + (f", or remove it for the default {default}" if default else "")
+    return problem, cure.format(shape=_shape(variable.field), **facts) + (
+        f", or remove it for the default {default}" if default else ""
+    )
 
 
 def _contradictions(settings: Settings, given: Mapping[tuple[str, ...], Value]) -> Iterator[ConfigError]:
@@ -342,12 +353,14 @@ def _contradictions(settings: Settings, given: Mapping[tuple[str, ...], Value]) 
     def written(*path: str) -> str:
         return given[path].name if path in given else next(each.name for each in variables() if each.path == path)
 
-    if not is_loopback(settings.server.host) and settings.server.token is None:
+    if not is_loopback(settings.server.host) and not settings.server.is_guarded:
         yield ConfigError(
             written("server", "host"),
             f"{settings.server.host} can be reached from other machines, and no authentication is configured",
-            "Set EXAI_SERVER__TOKEN as well, or bind to 127.0.0.1",
+            "Set EXAI_SERVER__TOKEN (or EXAI_SERVER__TOKENS, or EXAI_SERVER__JWT__...) as well, or bind to 127.0.0.1",
         )
+    yield from _shared_tokens(settings.server)
+    yield from _jwt_contradictions(settings.server.jwt)
     if settings.database.migration_url and not settings.database.url:
         yield ConfigError(
             written("database", "migration_url"),
@@ -359,4 +372,38 @@ def _contradictions(settings: Settings, given: Mapping[tuple[str, ...], Value]) 
             written("cache", "pass_interval_s"),
             f"({settings.cache.pass_interval_s:g}) is not below EXAI_CACHE__BOUND_S ({settings.cache.bound_s:g})",
             "Make it a quarter of the bound",
+        )
+
+
+def _shared_tokens(server: ServerSettings) -> Iterator[ConfigError]:
+    """Refuse a token that stands for two owners: whose data it opens would be a matter of order."""
+    holders: dict[str, str] = {}
+    if server.token is not None:
+        holders[server.token.get_secret_value()] = "EXAI_SERVER__TOKEN"
+    for owner, token in server.tokens.items():
+        other = holders.setdefault(token.get_secret_value(), owner)
+        if other != owner:
+            yield ConfigError(
+                "EXAI_SERVER__TOKENS", f"{owner} has the same token as {other}", "Give every owner one of its own"
+            )
+
+
+def _jwt_contradictions(jwt: JwtSettings) -> Iterator[ConfigError]:
+    if jwt.secret is not None and jwt.jwks_url is not None:
+        yield ConfigError(
+            "EXAI_SERVER__JWT__SECRET and EXAI_SERVER__JWT__JWKS_URL",
+            "are both set, so that either could vouch for a token",
+            "Keep JWKS_URL if the issuer publishes keys, else SECRET",
+        )
+    if jwt.is_on and not jwt.issuer:
+        yield ConfigError(
+            "EXAI_SERVER__JWT__ISSUER",
+            "is missing, so tokens of any issuer with that key would do",
+            "Set it to the iss of the tokens; Supabase's is https://REF.supabase.co/auth/v1",
+        )
+    if jwt.issuer and not jwt.is_on:
+        yield ConfigError(
+            "EXAI_SERVER__JWT__ISSUER",
+            "is set, but nothing to verify its tokens with",
+            "Set EXAI_SERVER__JWT__JWKS_URL or EXAI_SERVER__JWT__SECRET too",
         )

@@ -18,12 +18,17 @@ from exai.addresses import (
     check_header,
     check_host,
     check_http,
+    check_key_url,
     check_postgres,
     check_redis,
     check_websocket,
 )
 
 TOKEN_MIN_CHARS = 16
+JWT_SECRET_MIN_CHARS = 32
+"""What HS256 needs to be as strong as it looks."""
+
+OWNER_MAX_CHARS = 255
 ENDPOINT_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 LEVELS = {"warn": "warning", "critical": "error", "fatal": "error", "trace": "debug"}
 """Other programs' names for the levels, since LOG_LEVEL is shared with them."""
@@ -40,6 +45,22 @@ def _check_token(token: str) -> str:
             "Make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'",
         )
     return check_header(token)
+
+
+def _check_jwt_secret(secret: str) -> str:
+    if len(secret) < JWT_SECRET_MIN_CHARS:
+        raise UnusableAddress(
+            f"is shorter than {JWT_SECRET_MIN_CHARS} characters", "Copy the JWT secret whole, not a key made with it"
+        )
+    if secret.count(".") == 2 and secret.startswith("eyJ"):
+        raise UnusableAddress("is itself a signed token", "In Supabase the secret is under JWT Keys, not API Keys")
+    return secret
+
+
+def _check_owner(name: str) -> str:
+    if not 0 < len(name) <= OWNER_MAX_CHARS or not name.isprintable() or name != name.strip():
+        raise UnusableAddress("cannot be an owner's name", f"Use up to {OWNER_MAX_CHARS} printable characters")
+    return name
 
 
 def _check_endpoint_name(name: str) -> str:
@@ -61,6 +82,9 @@ CacheUrl = Annotated[SecretStr, _secret(check_redis)]
 BaseUrl = Annotated[str, AfterValidator(check_http)]
 ApiKey = Annotated[SecretStr, _secret(check_header)]
 Token = Annotated[SecretStr, _secret(_check_token)]
+JwtSecret = Annotated[SecretStr, _secret(_check_jwt_secret)]
+JwksUrl = Annotated[str, AfterValidator(check_key_url)]
+OwnerName = Annotated[str, AfterValidator(_check_owner)]
 Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
 
 
@@ -95,12 +119,31 @@ class CacheSettings(Section):
     check_one_in: int = Field(default=1_000, ge=0)
 
 
+class JwtSettings(Section):
+    """Signed tokens of one issuer: HS256 by `secret`, or ES256 and RS256 by the keys at `jwks_url`, never both."""
+
+    secret: JwtSecret | None = None
+    jwks_url: JwksUrl | None = None
+    issuer: str | None = None
+    audience: str = "authenticated"
+
+    @property
+    def is_on(self) -> bool:
+        """Whether signed tokens are accepted."""
+        return self.secret is not None or self.jwks_url is not None
+
+
 class ServerSettings(Section):
-    """The one port. `token` is the bearer token every caller has to send; without one only loopback is served."""
+    """The one port. Without any of `token`, `tokens` and `jwt` everybody is let in, and only loopback is served.
+
+    Who sends `token` is the local owner, who sends one of `tokens` the owner it stands under.
+    """
 
     host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
     port: int = Field(default=8079, ge=0, le=65535)
     token: Token | None = None
+    tokens: dict[OwnerName, Token] = Field(default={}, examples=['{"alice": "a token of 16 characters or more"}'])
+    jwt: JwtSettings = JwtSettings()
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     message_max_bytes: int = Field(default=8_388_608, ge=1024)
@@ -113,6 +156,11 @@ class ServerSettings(Section):
     ping_timeout_s: float = Field(default=20.0, gt=0)
     progress_interval_s: float = Field(default=8.0, gt=0)
     shutdown_grace_s: float = Field(default=25.0, ge=0)
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether a caller has to show who it is."""
+        return self.token is not None or bool(self.tokens) or self.jwt.is_on
 
 
 class ProviderSettings(Section):
@@ -136,7 +184,9 @@ class ProvidersSettings(Section):
 
     kimi: ProviderSettings = ProviderSettings()
     glm: ProviderSettings = ProviderSettings()
-    endpoints: dict[Annotated[str, AfterValidator(_check_endpoint_name)], EndpointSettings] = {}
+    endpoints: dict[Annotated[str, AfterValidator(_check_endpoint_name)], EndpointSettings] = Field(
+        default={}, examples=['{"name": {"base_url": "http://host/v1"}}']
+    )
     default_model: str | None = None
     models_file: Directory | None = None
     connect_timeout_s: float = Field(default=5.0, gt=0)

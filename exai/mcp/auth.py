@@ -1,35 +1,74 @@
-"""Who a caller is: everybody is the local owner, or whoever holds the bearer token is.
+"""Who a caller is: everybody is the local owner, or whoever holds a configured token or a signed one is somebody.
 
-The invariant is that a token is compared in constant time and never logged or echoed.
+The invariant is that an owner comes from a verified token and nothing else, that tokens are compared in constant time,
+and that none is ever logged or echoed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections.abc import Mapping
 
 from exai.config import ServerSettings
-from exai.mcp.edge import Authenticator, Refusal, everybody_is_local
+from exai.mcp.edge import Admitted, Authenticator, Refusal, everybody_is_local
+from exai.mcp.signed import JwtVerifier
 from exai.models import LOCAL_OWNER, Owner
 
 QUERY_TOKEN = "token"  # noqa: S105
 """The query parameter for clients that cannot set a header on their WebSocket."""
 
+MAX_TOKEN_CHARS = 16_384
+"""A longer one is nobody's, and is refused before any work is done on it."""
+
+INVALID = 'Bearer error="invalid_token"'
+
 
 def authenticator(settings: ServerSettings) -> Authenticator:
-    """Return the rule of these settings: a static token if one is set, else everybody (loopback only)."""
-    if settings.token is None:
+    """Return the rule of these settings: the configured tokens and signed ones, else everybody (loopback only)."""
+    if not settings.is_guarded:
         return everybody_is_local
-    expected = settings.token.get_secret_value().encode()
+    known = _KnownTokens(settings)
+    signed = JwtVerifier(settings.jwt) if settings.jwt.is_on else None
 
-    def check(headers: Mapping[str, str], query: Mapping[str, str]) -> Owner | Refusal:
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            given = query.get(QUERY_TOKEN, "")
-        if not given:
-            return Refusal("a bearer token is needed: send Authorization: Bearer with EXAI_SERVER__TOKEN")
-        if not hmac.compare_digest(given.strip().encode(), expected):
-            return Refusal("the bearer token is not the one in EXAI_SERVER__TOKEN", 'Bearer error="invalid_token"')
-        return LOCAL_OWNER
+    async def check(headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | Refusal:
+        token = _given(headers, query)
+        if not token:
+            return Refusal("a bearer token is needed: send it as Authorization: Bearer")
+        if len(token) > MAX_TOKEN_CHARS:
+            return Refusal("the bearer token is too long to be one", INVALID)
+        owner = known.owner_of(token)
+        if owner is not None:
+            return Admitted(owner)
+        if signed is None:
+            return Refusal("the bearer token is none of those that are configured", INVALID)
+        return await signed.verdict(token)
 
     return check
+
+
+class _KnownTokens:
+    """The tokens of the settings by their digests, which have one length and can be compared in constant time."""
+
+    def __init__(self, settings: ServerSettings) -> None:
+        tokens = {Owner(owner): token for owner, token in settings.tokens.items()}
+        self._digests = [(_digest(token.get_secret_value()), owner) for owner, token in tokens.items()]
+        if settings.token is not None:
+            self._digests.append((_digest(settings.token.get_secret_value()), LOCAL_OWNER))
+
+    def owner_of(self, token: str) -> Owner | None:
+        """Return whose token this is; the time it takes tells nothing about where they differ."""
+        given, found = _digest(token), None
+        for digest, owner in self._digests:
+            if hmac.compare_digest(given, digest):
+                found = owner
+        return found
+
+
+def _given(headers: Mapping[str, str], query: Mapping[str, str]) -> str:
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    return (given if scheme.lower() == "bearer" else query.get(QUERY_TOKEN, "")).strip()
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()

@@ -6,9 +6,9 @@ refused) or by a name that resolves to this machine (its Host is refused).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from exai.config import ServerSettings
@@ -32,20 +32,32 @@ class Rejection:
 
 
 @dataclass(frozen=True, slots=True)
+class Admitted:
+    """Who a caller is, and until when that counts (seconds since 1970); None is for as long as the daemon runs."""
+
+    owner: Owner
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
-    """An authenticator's no; `challenge` becomes the WWW-Authenticate header."""
+    """An authenticator's no; `challenge` becomes the WWW-Authenticate header of a 401."""
 
     reason: str
     challenge: str = "Bearer"
+    status: Literal[401, 503] = 401
 
 
-Authenticator = Callable[[Mapping[str, str], Mapping[str, str]], Owner | Refusal]
-"""From headers (names in lower case) and query parameters to an owner."""
+Authenticator = Callable[[Mapping[str, str], Mapping[str, str]], Awaitable[Admitted | Refusal]]
+"""From headers (names in lower case) and query parameters to an owner; may wait for an issuer's keys."""
 
 
-def everybody_is_local(headers: Mapping[str, str], query: Mapping[str, str]) -> Owner | Refusal:  # noqa: ARG001
+async def everybody_is_local(
+    headers: Mapping[str, str],  # noqa: ARG001
+    query: Mapping[str, str],  # noqa: ARG001
+) -> Admitted | Refusal:
     """Let everybody in as the one local owner; right on a loopback address only."""
-    return LOCAL_OWNER
+    return Admitted(LOCAL_OWNER)
 
 
 class Edge:
@@ -58,15 +70,16 @@ class Edge:
         self._names = LOOPBACK_NAMES | own | {host.lower().strip("[]") for host in settings.allowed_hosts}
         self._origins = frozenset(origin.lower().rstrip("/") for origin in settings.allowed_origins)
 
-    def admit(self, scope: Mapping[str, Any]) -> Owner | Rejection:
+    async def admit(self, scope: Mapping[str, Any]) -> Admitted | Rejection:
         """Return the owner behind an ASGI scope, or why there is none."""
         headers = header_map(scope["headers"])
         rejection = self.rejection(headers)
         if rejection is not None:
             return rejection
-        verdict = self._authenticate(headers, query_map(scope["query_string"]))
+        verdict = await self._authenticate(headers, query_map(scope["query_string"]))
         if isinstance(verdict, Refusal):
-            return Rejection(401, verdict.reason, ((b"www-authenticate", verdict.challenge.encode("latin-1")),))
+            challenge = (b"www-authenticate", verdict.challenge.encode("latin-1"))
+            return Rejection(verdict.status, verdict.reason, (challenge,) if verdict.status == 401 else ())
         return verdict
 
     def rejection(self, headers: Mapping[str, str]) -> Rejection | None:

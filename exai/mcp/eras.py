@@ -32,7 +32,8 @@ MISSING_CAPABILITY = -32021
 UNSUPPORTED_VERSION = -32022
 OVERLOADED = -31001
 SHUTTING_DOWN = -31002
-"""The last two are EXAI's own and so outside the range that JSON-RPC and MCP keep for themselves."""
+TOKEN_EXPIRED = -31003
+"""The last three are EXAI's own and so outside the range that JSON-RPC and MCP keep for themselves."""
 
 REMOVED_METHODS = frozenset({"ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"})
 """Methods of the initialize era that 2026-07-28 took away."""

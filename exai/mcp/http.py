@@ -14,13 +14,12 @@ from starlette.types import Receive, Scope
 from starlette.types import Send as AsgiSend
 
 from exai.mcp import eras, jsonrpc
-from exai.mcp.edge import Rejection, abort_of, header_map, peer_of
+from exai.mcp.edge import Admitted, Rejection, abort_of, header_map, peer_of
 from exai.mcp.headers import legacy_version
 from exai.mcp.jsonrpc import Malformed, Message, RpcError
 from exai.mcp.protocol import Ignore, Send, Start
 from exai.mcp.server import McpServer
 from exai.mcp.session import Session
-from exai.models import Owner
 
 BODY_PATIENCE = 6.0
 """How many times longer than a head a body may take: it is up to 8 MiB."""
@@ -60,7 +59,7 @@ class HttpDoor:
         reply = _Reply(send, abort_of(scope), self._server.settings.send_timeout_s)
         headers = header_map(scope["headers"])
         try:
-            admitted = self._server.edge.admit(scope)
+            admitted = await self._server.edge.admit(scope)
             if isinstance(admitted, Rejection):
                 await reply.text(admitted)
                 return
@@ -96,7 +95,7 @@ class HttpDoor:
                     return bytes(body)
 
     async def _session(
-        self, message: Message, headers: dict[str, str], owner: Owner, peer: str, reply: _Reply
+        self, message: Message, headers: dict[str, str], admitted: Admitted, peer: str, reply: _Reply
     ) -> Session | None:
         """Open a session in the right revision, or refuse a request whose headers contradict its body."""
         try:
@@ -105,7 +104,7 @@ class HttpDoor:
             found = message.id if isinstance(message, jsonrpc.Request | Malformed) else None
             await reply.json(_status(error, at_the_door=True), jsonrpc.encode_error(found, error))
             return None
-        return self._server.open_session(owner, peer=peer, version=version)
+        return self._server.open_session(admitted, peer=peer, version=version)
 
     async def _serve(self, session: Session, message: Message, accept: str, receive: Receive, reply: _Reply) -> None:
         gone = asyncio.create_task(_until_gone(receive, session), name="mcp http disconnect")

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from exai.config import ServerSettings
-from exai.mcp.edge import Authenticator, Edge, everybody_is_local
+from exai.mcp.edge import Admitted, Authenticator, Edge, everybody_is_local
 from exai.mcp.protocol import Call, Change, Connection, Feature, Surface
 from exai.mcp.session import Session
 from exai.mcp.tools import ToolRegistry
-from exai.models import Owner, Recorder
+from exai.models import Recorder
 
 FLUSH_TIMEOUT_S = 12.0
 """How long closing may take after the last answer was queued: the calls that were stopped unwind, the sockets flush."""
@@ -55,7 +55,7 @@ class McpServer:
         self._sessions: set[Session] = set()
         self._quiet = asyncio.Event()
 
-    def open_session(self, owner: Owner, *, peer: str, version: str | None = None) -> Session:
+    def open_session(self, admitted: Admitted, *, peer: str, version: str | None = None) -> Session:
         """Begin a session; its door must `end` it."""
         connection = Connection(
             self.surface,
@@ -63,7 +63,7 @@ class McpServer:
             reply_max_bytes=self.settings.reply_max_bytes,
             version=version,
         )
-        session = Session(self, connection, owner, peer=peer)
+        session = Session(self, connection, admitted, peer=peer)
         self._sessions.add(session)
         self.recorder.gauge("mcp_sessions", len(self._sessions))
         return session

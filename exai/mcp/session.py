@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from typing import TYPE_CHECKING
 
 import structlog
 
 from exai.errors import DeadlineExceeded, ExaiError, ShuttingDown
+from exai.mcp import eras
+from exai.mcp.edge import Admitted
 from exai.mcp.jsonrpc import INTERNAL_ERROR, Json, Message, Request, RequestId, RpcError
 from exai.mcp.outbox import Outbox
 from exai.mcp.protocol import Action, Call, CallContext, Cancel, Connection, Send, Start, refusal
-from exai.models import Owner
 from exai.resilience import with_deadline
 
 if TYPE_CHECKING:
@@ -28,21 +30,31 @@ DEADLINE_MARGIN_S = 2.0
 UNWIND_TIMEOUT_S = 10.0
 """How long cancelled calls may take to record their outcome before a session ends without them."""
 
+EXPIRED = 4401
+"""The close code for a connection whose token has expired: 401 in the range for applications."""
+
+EXPIRY_LOOK_S = 3_600.0
+"""How often a far expiry is looked at again, since clocks are set and timers sleep with the machine."""
+
 log = structlog.get_logger(__name__)
 
 
 class Session:
     """What lives as long as one WebSocket, or as one HTTP request."""
 
-    def __init__(self, server: McpServer, connection: Connection, owner: Owner, *, peer: str) -> None:
+    def __init__(self, server: McpServer, connection: Connection, admitted: Admitted, *, peer: str) -> None:
         self.server = server
         self.connection = connection
-        self.owner = owner
+        self.owner = admitted.owner
         self.peer = peer
         self.outbox = Outbox()
         self.close_code = 1000
         self._tasks: dict[RequestId, asyncio.Task[None]] = {}
         self._unwinding: set[asyncio.Task[None]] = set()
+        self._expires_at = admitted.expires_at
+        self._is_expired = False
+        self._expiry: asyncio.TimerHandle | None = None
+        self._watch_expiry()
 
     @property
     def is_idle(self) -> bool:
@@ -91,6 +103,8 @@ class Session:
 
     async def end(self) -> None:
         """Stop everything, because the peer is gone or has been closed; returns when the calls have unwound."""
+        if self._expiry is not None:
+            self._expiry.cancel()
         self.outbox.close(discard=True)
         self.connection.in_flight.clear()
         for key in list(self._tasks):
@@ -104,6 +118,10 @@ class Session:
     async def _start(self, call: Call) -> None:
         if self.server.is_draining:
             await self._put(self.connection.fail(call, ShuttingDown()))
+            return
+        if self._is_expired:
+            problem = "the token of this connection has expired; connect again with a new one"
+            await self._put(self.connection.fail(call, RpcError(eras.TOKEN_EXPIRED, problem)))
             return
         task = asyncio.create_task(self._run(call), name=f"mcp {call.method.name}")
         self._tasks[call.id] = task
@@ -120,7 +138,23 @@ class Session:
         if self._tasks.get(key) is task:
             del self._tasks[key]
         self._unwinding.discard(task)
+        if self._is_expired and self.is_idle:
+            self.finish(EXPIRED)
         self.server.quieter()
+
+    def _watch_expiry(self) -> None:
+        """Begin nothing more once the token has expired, let what is running answer, and then close."""
+        if self._expires_at is None:
+            return
+        left_s = self._expires_at - time.time()
+        if left_s > 0:
+            loop = asyncio.get_running_loop()
+            self._expiry = loop.call_later(min(left_s, EXPIRY_LOOK_S), self._watch_expiry)
+            return
+        self._is_expired = True
+        log.info("token expired", peer=self.peer, owner=self.owner, running=len(self._tasks))
+        if self.is_idle:
+            self.finish(EXPIRED)
 
     async def _run(self, call: Call) -> None:
         request_id = secrets.token_hex(8)

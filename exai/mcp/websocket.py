@@ -3,8 +3,8 @@
 The binding, which no specification defines: the subprotocol `mcp` is selected when offered and not required; a binary
 frame in is read as text, none goes out; `notifications/cancelled` cancels; losing the connection loses its calls and
 subscriptions and nothing is sent again, because state lives in handles. Close codes: 1001 shutdown, 1007 not UTF-8,
-1008 too much garbage, 1009 too large, 1011 no pong, 1012 restart; refusals (401, 403, 404, 421, 503) come before the
-upgrade.
+1008 too much garbage, 1009 too large, 1011 no pong, 1012 restart, 4401 the token has expired; refusals (401, 403, 404,
+421, 503) come before the upgrade.
 
 Invariant: the reading loop does nothing but hand messages over, so pongs, cancellations and closes are never stuck
 behind a call; one writer sends, each send is bounded, and a peer that does not read is dropped by aborting its socket.
@@ -41,7 +41,7 @@ class WebSocketDoor:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection from its handshake to its end."""
         await receive()  # websocket.connect
-        admitted = self._server.edge.admit(scope)
+        admitted = await self._server.edge.admit(scope)
         if isinstance(admitted, Rejection):
             await reject(send, admitted)
             return

@@ -16,6 +16,9 @@ EXAMPLE = Path(__file__).parents[2] / ".env.example"
 PASSWORD = "pa55word-in-dsn"
 KEY = "sk-0123456789abcdef"
 TOKEN = "a-token-that-is-long-enough"
+SECRET = "a-secret-that-is-long-enough-for-hs256"
+KEYS_URL = "https://ref.supabase.co/auth/v1/.well-known/jwks.json"
+ISSUED = {"EXAI_SERVER__JWT__ISSUER": "https://ref.supabase.co/auth/v1"}
 
 
 def load(**environ: str) -> Settings:
@@ -300,6 +303,39 @@ REFUSALS = [
     ({"EXAI_SERVER__TOKEN": "short"}, "EXAI_SERVER__TOKEN", "is shorter than 16 characters", "token_urlsafe"),
     ({"EXAI_SERVER__HOST": "0.0.0.0"}, "EXAI_SERVER__HOST", "no authentication is configured", "EXAI_SERVER__TOKEN"),
     ({"EXAI_WS_HOST": "exai.example"}, "EXAI_WS_HOST", "no authentication is configured", "EXAI_SERVER__TOKEN"),
+    ({"EXAI_SERVER__TOKENS": '{"a": "short"}'}, "EXAI_SERVER__TOKENS", "a is shorter than 16", "token_urlsafe"),
+    ({"EXAI_SERVER__TOKENS": f'{{" a": "{TOKEN}"}}'}, "EXAI_SERVER__TOKENS", "cannot be an owner's name", "printable"),
+    ({"EXAI_SERVER__TOKENS": "{a"}, "EXAI_SERVER__TOKENS", "is not JSON (line", '{"alice": "'),
+    ({"EXAI_SERVER__TOKENS": "[1]"}, "EXAI_SERVER__TOKENS", "is not a JSON object", '{"alice": "'),
+    (
+        {"EXAI_SERVER__TOKENS": f'{{"a": "{TOKEN}", "b": "{TOKEN}"}}'},
+        "EXAI_SERVER__TOKENS",
+        "b has the same token as a",
+        "one of its own",
+    ),
+    (
+        {"EXAI_SERVER__TOKENS": f'{{"a": "{TOKEN}"}}', "EXAI_SERVER__TOKEN": TOKEN},
+        "EXAI_SERVER__TOKENS",
+        "a has the same token as EXAI_SERVER__TOKEN",
+        "one of its own",
+    ),
+    ({"EXAI_SERVER__JWT__SECRET": "s" * 31, **ISSUED}, "EXAI_SERVER__JWT__SECRET", "shorter than 32", "whole"),
+    ({"EXAI_SERVER__JWT__SECRET": f"eyJ{'a' * 30}.b.c", **ISSUED}, "EXAI_SERVER__JWT__SECRET", "itself a", "JWT Keys"),
+    ({"EXAI_SERVER__JWT__SECRET": SECRET}, "EXAI_SERVER__JWT__ISSUER", "is missing", "/auth/v1"),
+    (ISSUED, "EXAI_SERVER__JWT__ISSUER", "nothing to verify its tokens with", "JWKS_URL"),
+    (
+        {"EXAI_SERVER__JWT__SECRET": SECRET, "EXAI_SERVER__JWT__JWKS_URL": KEYS_URL, **ISSUED},
+        "EXAI_SERVER__JWT__SECRET and EXAI_SERVER__JWT__JWKS_URL",
+        "are both set",
+        "Keep JWKS_URL",
+    ),
+    (
+        {"EXAI_SERVER__JWT__JWKS_URL": "http://h/jwks.json", **ISSUED},
+        "EXAI_SERVER__JWT__JWKS_URL",
+        "is not https",
+        "https://",
+    ),
+    ({"EXAI_SERVER__JWT__JWKS_URL": "file:///k", **ISSUED}, "EXAI_SERVER__JWT__JWKS_URL", "scheme file", "https://"),
     ({"EXAI_SERVER__HOST": "localhost:80"}, "EXAI_SERVER__HOST", "is not a host name", "without scheme or port"),
     ({"EXAI_URL": "http://127.0.0.1:8079/"}, "EXAI_URL", "is a web address", "ws://127.0.0.1:8079/"),
     ({"EXAI_URL": "localhost:8079"}, "EXAI_URL", "has no scheme", "ws://"),
@@ -358,9 +394,18 @@ class TestRefusals:
         """Single user on one machine is the default."""
         assert load(EXAI_SERVER__HOST=host).server.host == host.strip("[]")
 
-    def test_other_machines_are_served_with_a_token(self) -> None:
+    @pytest.mark.parametrize(
+        "guard",
+        [
+            {"EXAI_SERVER__TOKEN": TOKEN},
+            {"EXAI_SERVER__TOKENS": f'{{"alice": "{TOKEN}"}}'},
+            {"EXAI_SERVER__JWT__SECRET": SECRET, **ISSUED},
+            {"EXAI_SERVER__JWT__JWKS_URL": KEYS_URL, **ISSUED},
+        ],
+    )
+    def test_other_machines_are_served_with_any_authentication(self, guard: dict[str, str]) -> None:
         """Facts on security: refuse a non-loopback address without authentication."""
-        assert load(EXAI_SERVER__HOST="0.0.0.0", EXAI_SERVER__TOKEN=TOKEN).server.host == "0.0.0.0"
+        assert load(EXAI_SERVER__HOST="0.0.0.0", **guard).server.host == "0.0.0.0"
 
     @pytest.mark.parametrize(
         "url",
@@ -386,6 +431,9 @@ class TestSecrets:
         "KIMI_API_KEY": KEY,
         "ZAI_API_KEY": KEY,
         "EXAI_SERVER__TOKEN": KEY,
+        "EXAI_SERVER__TOKENS": f'{{"alice": "{KEY}-of-alice"}}',
+        "EXAI_SERVER__JWT__SECRET": f"{KEY}{KEY}{KEY}",
+        "EXAI_SERVER__JWT__ISSUER": "https://ref.supabase.co/auth/v1",
         "EXAI_TOKEN": KEY,
         "EXAI_PROVIDERS__ENDPOINTS": f'{{"a": {{"base_url": "http://h/v1", "api_key": "{KEY}"}}}}',
     }

@@ -1,0 +1,85 @@
+"""Signed tokens, as Supabase issues them: what has to be true of one before its subject is believed.
+
+The invariant is that the algorithm comes from the configuration (HS256 with a secret; ES256 or RS256 by the kind of the
+published key) and never from the token, whose header is only used to choose among the issuer's published keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jwt
+import structlog
+
+from exai.mcp.edge import Admitted, Refusal
+from exai.mcp.jwks import KeySet, NoKeys, PublicKey
+from exai.models import LOCAL_OWNER, Owner
+from exai.sections import OWNER_MAX_CHARS, JwtSettings
+
+LEEWAY_S = 60
+"""How far this machine's clock and the issuer's may differ."""
+
+FAR_FUTURE = 2**40
+"""Seconds since 1970 beyond which an expiry says no more than never."""
+
+REQUIRED = ("iss", "aud", "exp", "sub")
+SHARED_SECRET_ALGORITHM = "HS256"  # noqa: S105
+
+INVALID = 'Bearer error="invalid_token"'
+
+log = structlog.get_logger(__name__)
+
+
+class JwtVerifier:
+    """Verifies the tokens of one issuer."""
+
+    def __init__(self, settings: JwtSettings, keys: KeySet | None = None) -> None:
+        self._settings = settings
+        self._keys = keys or (KeySet(settings.jwks_url) if settings.jwks_url else None)
+
+    async def verdict(self, token: str) -> Admitted | Refusal:
+        """Return whose token this is and until when it counts, or why it does not."""
+        try:
+            key, algorithm = await self._key(token)
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=[algorithm],
+                audience=self._settings.audience,
+                issuer=self._settings.issuer,
+                leeway=LEEWAY_S,
+                options={"require": list(REQUIRED)},
+            )
+            return _admitted(claims)
+        except NoKeys as error:
+            log.warning("cannot verify tokens", reason=str(error))
+            return Refusal("the issuer's keys cannot be had at the moment; try again", status=503)
+        except jwt.ExpiredSignatureError:
+            return Refusal("the token has expired; sign in again", INVALID)
+        except (jwt.PyJWTError, RecursionError) as error:
+            # The reason is for whoever runs the daemon: told to the caller, it would help to forge.
+            log.info("refused a token", reason=type(error).__name__)
+            return Refusal("the token is not valid here", INVALID)
+
+    async def _key(self, token: str) -> tuple[PublicKey | bytes, str]:
+        """Return the key this token has to be signed with. Raises `jwt.PyJWTError` or `NoKeys`."""
+        secret = self._settings.secret
+        if secret is not None:
+            return secret.get_secret_value().encode(), SHARED_SECRET_ALGORITHM
+        if self._keys is None:
+            raise AssertionError("settings that are on have a secret or an address of keys")
+        kid = jwt.get_unverified_header(token).get("kid")
+        found = await self._keys.find(kid if isinstance(kid, str) else None)
+        if found is None:
+            raise jwt.InvalidKeyError("no published key has this token's kid")
+        return found
+
+
+def _admitted(claims: dict[str, Any]) -> Admitted | Refusal:
+    subject = claims["sub"]
+    if not 0 < len(subject) <= OWNER_MAX_CHARS or not subject.isprintable():
+        return Refusal("the token's subject cannot be an owner's name", INVALID)
+    if subject == LOCAL_OWNER:
+        # Whoever may choose subjects would else become the one who works without signed tokens.
+        return Refusal("the token's subject is the name of the local owner", INVALID)
+    return Admitted(Owner(subject), float(min(int(claims["exp"]), FAR_FUTURE)) + LEEWAY_S)

@@ -35,6 +35,7 @@ class Valkey:
     def __init__(self, *, sentinel: bool = False, **options: str) -> None:
         self.port = free_port()
         self._sentinel, self._options = sentinel, options
+        self._lines: tuple[str, ...] = ()
         self._directory = tempfile.TemporaryDirectory(prefix="exai-valkey-")
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -46,13 +47,21 @@ class Valkey:
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
+    def configure(self, *lines: str) -> None:
+        """Add lines to the settings; before the first start."""
+        self._lines = lines
+
     @property
     def directory(self) -> Path:
         """Where its files are."""
         return Path(self._directory.name)
 
     def __enter__(self) -> Self:
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self._directory.cleanup()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -70,16 +79,23 @@ class Valkey:
             options = {"port": str(self.port), "bind": "127.0.0.1", "dir": str(directory)} | self._options
             if not self._sentinel:
                 options = {"save": '""', "enable-debug-command": "yes"} | options
-            config.write_text("".join(f"{name.replace('_', '-')} {value}\n" for name, value in options.items()))
+            config.write_text(
+                "".join(f"{name.replace('_', '-')} {value}\n" for name, value in options.items())
+                + "\n".join(self._lines)
+            )
         binary = find_valkey()
         assert isinstance(binary, ValkeyBinary), binary
         with (directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [str(binary.path), str(config), *(["--sentinel"] if self._sentinel else [])], stdout=log, stderr=log
             )
-        with redis.Redis(port=self.port, socket_connect_timeout=START_LIMIT_S) as client:
-            client.set_retry(Retry(ConstantBackoff(0.02), int(START_LIMIT_S / 0.02)))
-            client.ping()
+        try:
+            with redis.Redis(port=self.port, socket_connect_timeout=START_LIMIT_S) as client:
+                client.set_retry(Retry(ConstantBackoff(0.02), int(START_LIMIT_S / 0.02)))
+                client.ping()
+        except redis.RedisError:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -29,6 +29,7 @@ from exai.tools.chat import chat_tool
 from exai.tools.conversations import conversation_tools
 from exai.tools.curation import curation_tools
 from exai.tools.files import file_tools
+from exai.tools.resources import resource_features
 from exai.tools.status import status_tools
 
 INSTRUCTIONS = (
@@ -80,6 +81,7 @@ def _mcp_server(app: App) -> McpServer:
         tool_timeout_s=app.settings.tool_timeout_s,
         authenticate=authenticator(app.settings.server),
         recorder=app.recorder,
+        features=resource_features(app.conversations, app.files, app.providers),
     )
 
 

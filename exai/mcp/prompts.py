@@ -67,21 +67,21 @@ class PromptRegistry:
         return {"description": spec.description, "messages": list(await spec.render(arguments, context))}
 
 
-Completer = Callable[[Json, str, str], Awaitable[Sequence[str]]]
-"""From the reference (a prompt or a resource), the argument's name and what was typed to the likely values."""
+Completer = Callable[[Json, str, str, CallContext], Awaitable[Sequence[str]]]
+"""From the reference (a prompt or a resource), the argument's name and what was typed to the caller's likely values."""
 
 
 def completion_feature(complete: Completer) -> Feature:
     """Return the feature that completes arguments."""
 
-    async def answer(call: Call, context: CallContext) -> Json:  # noqa: ARG001
+    async def answer(call: Call, context: CallContext) -> Json:
         reference, argument = call.params.get("ref"), call.params.get("argument")
         if not isinstance(reference, dict) or not isinstance(argument, dict):
             raise RpcError(INVALID_PARAMS, "Invalid params: ref and argument must be objects")
         name, typed = argument.get("name"), argument.get("value")
         if not isinstance(name, str) or not isinstance(typed, str):
             raise RpcError(INVALID_PARAMS, "Invalid params: argument needs a name and a value")
-        values = list(await complete(reference, name, typed))
+        values = list(await complete(reference, name, typed, context))
         shown = values[:MAX_COMPLETIONS]
         return {"completion": {"values": shown, "total": len(values), "hasMore": len(shown) < len(values)}}
 

@@ -16,6 +16,7 @@ from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
 from exai.mcp.protocol import Call, CallContext, Feature, Method, paged
 
 LIST_CACHE = Cacheable(300_000, "public")
+LIVE_LIST_CACHE = Cacheable(0, "private")
 READ_CACHE = Cacheable(0, "private")
 LEGACY_NOT_FOUND = -32002
 MAX_URI_CHARS = 4_096
@@ -41,18 +42,40 @@ class ResourceSpec:
     mime_type: str = "text/plain"
 
 
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One page of resources that are listed as they are now, and the cursor of the next page."""
+
+    resources: Sequence[ResourceSpec]
+    next_cursor: str | None = None
+
+
+Lister = Callable[[str | None, CallContext], Awaitable[Listing]]
+"""From a cursor to a page of what the caller may read; raises `RequestError` for a cursor it never gave out."""
+
 Reader = Callable[[str, CallContext], Awaitable[Sequence[ResourceContents]]]
 """Returns what an address holds; nothing at all for an address it does not know."""
 
 
 class ResourceRegistry:
-    """The resources of one server. `announces` switches on subscriptions and the notice that the list changed."""
+    """The resources of one server: `specs`, or what `listing` finds, page by page.
 
-    def __init__(self, specs: Iterable[ResourceSpec], read: Reader, *, announces: bool = False) -> None:
+    `announces` switches on subscriptions and the notice that the list changed.
+    """
+
+    def __init__(
+        self,
+        specs: Iterable[ResourceSpec],
+        read: Reader,
+        *,
+        listing: Lister | None = None,
+        announces: bool = False,
+    ) -> None:
         specs = tuple(specs)
         self._listed = [_description(spec, "uri") for spec in specs if "{" not in spec.uri]
         self._templates = [_description(spec, "uriTemplate") for spec in specs if "{" in spec.uri]
         self._read = read
+        self._listing = listing
         self._announces = announces
 
     def feature(self) -> Feature:
@@ -61,7 +84,9 @@ class ResourceRegistry:
         return Feature(
             {"resources": capability},
             (
-                Method("resources/list", answer=self._list, cacheable=LIST_CACHE),
+                Method("resources/list", answer=self._list, cacheable=LIST_CACHE)
+                if self._listing is None
+                else Method("resources/list", work=self._list_live, cacheable=LIVE_LIST_CACHE),
                 Method("resources/templates/list", answer=self._list_templates, cacheable=LIST_CACHE),
                 Method("resources/read", work=self._answer, cacheable=READ_CACHE),
             ),
@@ -69,6 +94,15 @@ class ResourceRegistry:
 
     def _list(self, call: Call) -> Json:
         return paged(self._listed, call.params, "resources")
+
+    async def _list_live(self, call: Call, context: CallContext) -> Json:
+        assert self._listing is not None  # noqa: S101 - `feature` looked
+        cursor = call.params.get("cursor")
+        if cursor is not None and not isinstance(cursor, str):
+            raise RpcError(INVALID_PARAMS, "Invalid params: unknown cursor; begin again without one")
+        listing = await self._listing(cursor, context)
+        page: dict[str, Any] = {"resources": [_description(spec, "uri") for spec in listing.resources]}
+        return page if listing.next_cursor is None else {**page, "nextCursor": listing.next_cursor}
 
     def _list_templates(self, call: Call) -> Json:
         return paged(self._templates, call.params, "resourceTemplates")

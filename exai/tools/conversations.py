@@ -199,14 +199,15 @@ def _page(page: Page) -> dict[str, Any]:
         "continuation_id": page.conversation.continuation_id,
         "title": page.conversation.title,
         "revision": page.conversation.revision,
-        "messages": [_message(message) for message in page.messages],
+        "messages": [message_facts(message) for message in page.messages],
         "next_before_seq": page.next_before_seq,
         "source": page.source,
         "stale_s": page.stale_s,
     }
 
 
-def _message(message: Message) -> dict[str, Any]:
+def message_facts(message: Message) -> dict[str, Any]:
+    """Return what tools tell about one message."""
     return {
         "seq": message.seq,
         "role": message.role,

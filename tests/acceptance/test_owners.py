@@ -13,7 +13,9 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from mcp import ClientSession
+from mcp import ClientSession, McpError
+from mcp.types import ResourceTemplateReference
+from pydantic import AnyUrl
 
 from tests.support.backend import flush
 from tests.support.client import call, connect, refused
@@ -180,6 +182,24 @@ def tells_nothing(tool: str) -> Callable[[World], Awaitable[None]]:
     return attempt
 
 
+async def nothing_by_address(world: World) -> None:
+    """Resources and completion are doors to the same things."""
+    addresses = [f"exai://conversations/{world.theirs}", f"exai://files/{world.their_file}"]
+    assert MARKER in (await world.alice.read_resource(AnyUrl(addresses[0]))).model_dump_json()
+    assert MARKER in (await world.alice.read_resource(AnyUrl(addresses[1]))).model_dump_json()
+    # Bob has a conversation of the same name by now.
+    assert MARKER not in (await world.bob.read_resource(AnyUrl(addresses[0]))).model_dump_json()
+    with pytest.raises(McpError, match="not found"):
+        await world.bob.read_resource(AnyUrl(addresses[1]))
+    listed = (await world.bob.list_resources()).model_dump_json()
+    assert world.own in listed
+    assert MARKER not in listed
+    for template in ("exai://conversations/{id}", "exai://files/{id}"):
+        reference = ResourceTemplateReference(type="ref/resource", uri=template)
+        for typed in ("same", MARKER):
+            assert (await world.bob.complete(reference, {"name": "id", "value": typed})).completion.values == []
+
+
 ATTEMPTS: dict[str, Callable[[World], Awaitable[None]]] = {
     "chat": chat,
     "conversation_append": append,
@@ -237,6 +257,7 @@ async def test_no_tool_lets_one_owner_at_what_another_has(
                 except AssertionError as error:
                     raise AssertionError(f"{name} with a {cache} cache: {error}") from error
                 assert await world.view() == before, f"{name} with a {cache} cache changed what Alice sees"
+        await nothing_by_address(world)
     log = shared.output
     assert ALICE_TOKEN not in log
     assert signed("bob")[:40] not in log

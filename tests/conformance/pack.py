@@ -148,7 +148,7 @@ async def _prompt_with_image(arguments: Mapping[str, str], context: CallContext)
     return _messages(IMAGE, _text("Please analyze the image above."))
 
 
-async def _complete(reference: Json, name: str, typed: str) -> list[str]:
+async def _complete(reference: Json, name: str, typed: str, context: CallContext) -> list[str]:
     return [word for word in ("paris", "park", "party") if word.startswith(typed)]
 
 

@@ -135,7 +135,7 @@ class TestCompletion:
     async def test_likely_values_are_returned_up_to_a_hundred(self) -> None:
         """completion/complete."""
 
-        async def complete(reference: Json, name: str, typed: str) -> list[str]:
+        async def complete(reference: Json, name: str, typed: str, context: CallContext) -> list[str]:
             return [f"{typed}{number}" for number in range(150)]
 
         feature = completion_feature(complete)
@@ -148,7 +148,7 @@ class TestCompletion:
     async def test_incomplete_questions_are_invalid(self, params: dict[str, Any]) -> None:
         """The reference and the argument are required."""
 
-        async def complete(reference: Json, name: str, typed: str) -> list[str]:
+        async def complete(reference: Json, name: str, typed: str, context: CallContext) -> list[str]:
             return []
 
         with pytest.raises(RpcError):

@@ -1,0 +1,167 @@
+"""What a client may read by address instead of by tool: conversations and files, and the completion of their ids.
+
+The invariant is that an address shows its owner what the tools would, bounded in size, and that what another owner has
+is as unknown here as what does not exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote, unquote
+
+import orjson
+
+from exai.conversations import ConversationService
+from exai.errors import InvalidArgument, NotFound
+from exai.files import FileService
+from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
+from exai.mcp.prompts import MAX_COMPLETIONS, completion_feature
+from exai.mcp.protocol import CallContext, Feature
+from exai.mcp.resources import Listing, ResourceContents, ResourceRegistry, ResourceSpec
+from exai.models import ContinuationId, Conversation, FileId, Message, Owner, Page
+from exai.providers.registry import Providers
+from exai.tools.conversations import conversation_facts, message_facts
+
+CONVERSATION = "exai://conversations/"
+FILE = "exai://files/"
+JSON_TYPE = "application/json"
+
+LIST_PAGE = 50
+CONVERSATION_BYTES = 100_000
+"""Of a conversation's messages in one reading; the rest is for conversation_get."""
+
+FILE_BYTES = 500_000
+"""Of a file in one reading: in base64 that still fits into one message."""
+
+TEMPLATES = (
+    ResourceSpec(
+        CONVERSATION + "{id}",
+        "conversation",
+        "Conversation",
+        "A stored conversation's newest messages, by continuation_id.",
+        JSON_TYPE,
+    ),
+    ResourceSpec(FILE + "{id}", "file", "File", "A stored file, by file_id.", "application/octet-stream"),
+)
+
+
+def resource_features(
+    conversations: ConversationService, files: FileService, providers: Providers
+) -> tuple[Feature, ...]:
+    """Make the resources and the completion of their arguments."""
+    reading = _Reading(conversations, files)
+    registry = ResourceRegistry(TEMPLATES, reading.read, listing=reading.list)
+    return registry.feature(), completion_feature(_Completing(conversations, files, providers).complete)
+
+
+class _Reading:
+    def __init__(self, conversations: ConversationService, files: FileService) -> None:
+        self._conversations = conversations
+        self._files = files
+
+    async def list(self, cursor: str | None, context: CallContext) -> Listing:
+        """List conversations, latest change first; 1 database round trip."""
+        page = await self._conversations.list(context.owner, limit=LIST_PAGE, cursor=cursor)
+        return Listing([_listed(each) for each in page.conversations], page.next_cursor)
+
+    async def read(self, uri: str, context: CallContext) -> Sequence[ResourceContents]:
+        """Return what the address holds, nothing for one that is unknown."""
+        try:
+            if uri.startswith(CONVERSATION):
+                return [await self._conversation(uri, context.owner)]
+            if uri.startswith(FILE):
+                return [await self._file(uri, context.owner)]
+        except (NotFound, InvalidArgument):
+            return []
+        return []
+
+    async def _conversation(self, uri: str, owner: Owner) -> ResourceContents:
+        page = await self._conversations.read(owner, ContinuationId(unquote(uri.removeprefix(CONVERSATION))))
+        return ResourceContents(uri, orjson.dumps(_bounded(page)).decode(), JSON_TYPE)
+
+    async def _file(self, uri: str, owner: Owner) -> ResourceContents:
+        file, data = await self._files.read(owner, FileId(uri.removeprefix(FILE)))
+        if len(data) > FILE_BYTES:
+            problem = f"{uri} has {len(data)} bytes, {FILE_BYTES} can be read at once; file_get reads it in parts"
+            raise RpcError(INVALID_PARAMS, problem, {"uri": uri})
+        return ResourceContents(uri, _text_of(data), file.media_type)
+
+
+class _Completing:
+    def __init__(self, conversations: ConversationService, files: FileService, providers: Providers) -> None:
+        self._conversations = conversations
+        self._files = files
+        self._providers = providers
+
+    async def complete(self, reference: Json, name: str, typed: str, context: CallContext) -> Sequence[str]:
+        """Complete a model's name, or the id of a recent conversation or file by itself or by its title or name."""
+        if name == "model":
+            return [model for model in self._models() if model.lower().startswith(typed.lower())]
+        template = reference.get("uri")
+        if name == "continuation_id" or (name == "id" and template == TEMPLATES[0].uri):
+            listed = await self._conversations.list(context.owner, limit=MAX_COMPLETIONS)
+            return _matching(((each.continuation_id, each.title or "") for each in listed.conversations), typed)
+        if name == "file_id" or (name == "id" and template == TEMPLATES[1].uri):
+            found = await self._files.list(context.owner, limit=MAX_COMPLETIONS)
+            return _matching(((each.id, each.name) for each in found.files), typed)
+        if template not in {each.uri for each in TEMPLATES}:
+            raise RpcError(INVALID_PARAMS, "Invalid params: there is no such prompt or resource to complete")
+        return []
+
+    def _models(self) -> list[str]:
+        infos = [info for info in self._providers.models() if info.configured]
+        return [name for info in infos for name in (info.name, *info.aliases)]
+
+
+def _matching(named: Any, typed: str) -> list[str]:
+    wanted = typed.casefold()
+    return [key for key, name in named if key.casefold().startswith(wanted) or wanted in name.casefold()]
+
+
+def _listed(conversation: Conversation) -> ResourceSpec:
+    key = conversation.continuation_id
+    changed = conversation.updated_at.isoformat(timespec="seconds")
+    return ResourceSpec(
+        CONVERSATION + quote(key, safe=""),
+        key,
+        conversation.title or "",
+        f"{conversation.last_seq} messages, changed {changed}",
+        JSON_TYPE,
+    )
+
+
+def _bounded(page: Page) -> dict[str, Any]:
+    """Return the newest messages that fit, oldest first; of a newest one that does not fit by itself, the beginning."""
+    shown: list[dict[str, Any]] = []
+    left_bytes = CONVERSATION_BYTES
+    next_before_seq = page.next_before_seq
+    for message in reversed(page.messages):
+        facts = message_facts(message)
+        size_bytes = len(orjson.dumps(facts))
+        if size_bytes > left_bytes and shown:
+            next_before_seq = int(shown[-1]["seq"])
+            break
+        shown.append(facts if size_bytes <= left_bytes else _cut(message))
+        left_bytes -= size_bytes
+    return {
+        **conversation_facts(page.conversation),
+        "messages": shown[::-1],
+        "next_before_seq": next_before_seq,
+        "stale_s": page.stale_s,
+    }
+
+
+def _cut(message: Message) -> dict[str, Any]:
+    """Return a long message's beginning, without metadata, which may be what makes it long."""
+    # A character takes up to 6 bytes in JSON.
+    content = message.content[: CONVERSATION_BYTES // 6]
+    facts = message_facts(message._replace(content=content, metadata={}))
+    return {**facts, "left_out_chars": len(message.content) - len(content)}
+
+
+def _text_of(data: bytes) -> str | bytes:
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data

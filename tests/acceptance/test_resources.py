@@ -1,0 +1,146 @@
+"""Conversations and files by address: what a client lists, reads and completes without calling a tool."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+from typing import Any
+
+import pytest
+from mcp import McpError
+from mcp.types import BlobResourceContents, ResourceTemplateReference, TextResourceContents
+from pydantic import AnyUrl
+
+from tests.support.client import call, connect
+from tests.support.daemon import Daemon
+from tests.support.mcp_server import modern
+
+CONVERSATIONS = ResourceTemplateReference(type="ref/resource", uri="exai://conversations/{id}")
+
+
+def post(daemon: Daemon, message: dict[str, Any]) -> dict[str, Any]:
+    """POST a message of the stateless era."""
+    headers = {
+        "Content-Type": "application/json",
+        "MCP-Protocol-Version": "2026-07-28",
+        "Mcp-Method": message["method"],
+        **({"Mcp-Name": message["params"]["uri"]} if "uri" in message["params"] else {}),
+    }
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=5)
+    try:
+        connection.request("POST", "/mcp", json.dumps(message), headers)
+        found = json.loads(connection.getresponse().read())
+        assert isinstance(found, dict)
+        return found
+    finally:
+        connection.close()
+
+
+async def test_conversations_are_listed_by_recency_and_read_as_json(daemon: Daemon) -> None:
+    """A page at a time; names that an address cannot hold as they are come through whole."""
+    async with connect(daemon.url) as session:
+        kept = []
+        for number in range(52):
+            stored = await call(
+                session,
+                "conversation_append",
+                messages=[{"role": "user", "content": f"message {number}"}],
+                title=f"Title {number}",
+            )
+            kept.append(stored["continuation_id"])
+        exported = await call(session, "conversation_export", continuation_id=kept[0], format="jsonl")
+        odd = "talks/März 100% #1?"
+        await call(session, "conversation_import", text=exported["text"], format="jsonl", continuation_id=odd)
+        await call(session, "conversation_update", continuation_id=odd, title="Odd")  # an import keeps its times
+        first = await session.list_resources()
+        second = await session.list_resources(cursor=first.nextCursor)
+        assert [each.name for each in [*first.resources, *second.resources]] == [odd, *reversed(kept)]
+        assert (len(first.resources), second.nextCursor) == (50, None)
+        assert first.resources[1].title == "Title 51"
+        for resource, content in ((first.resources[0], "message 0"), (first.resources[1], "message 51")):
+            (read,) = (await session.read_resource(resource.uri)).contents
+            assert isinstance(read, TextResourceContents)
+            page = json.loads(read.text)
+            assert [each["content"] for each in page["messages"]] == [content]
+            assert page["continuation_id"] == resource.name
+        with pytest.raises(McpError, match="cursor"):
+            await session.list_resources(cursor="7")
+        templates = (await session.list_resource_templates()).resourceTemplates
+        assert [each.uriTemplate for each in templates] == ["exai://conversations/{id}", "exai://files/{id}"]
+
+
+async def test_a_long_conversation_is_read_from_its_end_and_says_where_the_rest_is(daemon: Daemon) -> None:
+    """Bounded in size; before_seq of conversation_get goes on from there, and a giant is cut, not refused."""
+    async with connect(daemon.url) as session:
+        parts = [{"role": "user", "content": f"{number} " + "x" * 30_000} for number in range(6)]
+        long = (await call(session, "conversation_append", messages=parts))["continuation_id"]
+        (read,) = (await session.read_resource(AnyUrl(f"exai://conversations/{long}"))).contents
+        assert isinstance(read, TextResourceContents)
+        page = json.loads(read.text)
+        assert [each["seq"] for each in page["messages"]] == [4, 5, 6]
+        rest = await call(session, "conversation_get", continuation_id=long, before_seq=page["next_before_seq"])
+        assert [each["seq"] for each in rest["messages"]] == [1, 2, 3]
+        giant = [{"role": "user", "content": "before"}, {"role": "user", "content": "\x01" * 1_000_000}]
+        big = (await call(session, "conversation_append", messages=giant))["continuation_id"]
+        (read,) = (await session.read_resource(AnyUrl(f"exai://conversations/{big}"))).contents
+        assert isinstance(read, TextResourceContents)
+        page = json.loads(read.text)
+        (shown,) = page["messages"]
+        assert len(shown["content"]) + shown["left_out_chars"] == 1_000_000
+        assert page["next_before_seq"] == 2
+
+
+async def test_files_are_read_as_text_or_bytes_up_to_a_size(daemon: Daemon) -> None:
+    """Beyond it the answer names the tool that reads in parts."""
+    async with connect(daemon.url) as session:
+        text = await call(session, "file_put", name="a.md", content="# Größe")
+        data = bytes(range(256)) * 1_900
+        binary = await call(session, "file_put", name="a.bin", content_base64=base64.b64encode(data).decode())
+        large = await call(session, "file_put", name="b.txt", content="x" * 500_001)
+        (read,) = (await session.read_resource(AnyUrl(f"exai://files/{text['file_id']}"))).contents
+        assert isinstance(read, TextResourceContents)
+        assert (read.text, read.mimeType) == ("# Größe", "text/markdown")
+        (read,) = (await session.read_resource(AnyUrl(f"exai://files/{binary['file_id']}"))).contents
+        assert isinstance(read, BlobResourceContents)
+        assert base64.b64decode(read.blob) == data
+        with pytest.raises(McpError, match="file_get reads it in parts"):
+            await session.read_resource(AnyUrl(f"exai://files/{large['file_id']}"))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "exai://conversations/none",
+        "exai://conversations/",
+        "exai://conversations/%00",
+        "exai://files/none",
+        "exai://files/00000000-0000-4000-8000-000000000000",
+        "exai://models/kimi",
+        "file:///etc/hostname",
+    ],
+)
+def test_an_unknown_address_is_an_error_that_names_it(daemon: Daemon, uri: str) -> None:
+    """2026-07-28: invalid params with the address, never an empty result."""
+    error = post(daemon, modern(1, "resources/read", {"uri": uri}))["error"]
+    assert (error["code"], error["data"]) == (-32602, {"uri": uri})
+
+
+async def test_ids_and_models_are_completed(daemon: Daemon) -> None:
+    """By the beginning of the id or a part of the title; models by their name."""
+    async with connect(daemon.url) as session:
+        message = [{"role": "user", "content": "a"}]
+        planets = await call(session, "conversation_append", messages=message, title="About planets")
+        key = planets["continuation_id"]
+        await call(session, "conversation_append", messages=message, title="About birds")
+        for typed in (key[:8], "PLANETS"):
+            found = await session.complete(CONVERSATIONS, {"name": "id", "value": typed})
+            assert found.completion.values == [key]
+        models = await session.complete(CONVERSATIONS, {"name": "model", "value": "kimi"})
+        listed = await call(session, "listmodels")
+        assert set(models.completion.values) & {each["name"] for each in listed["models"]}
+        assert all(each.startswith("kimi") for each in models.completion.values)
+        assert (await session.complete(CONVERSATIONS, {"name": "other", "value": ""})).completion.values == []
+        unknown = ResourceTemplateReference(type="ref/resource", uri="exai://nothing/{id}")
+        with pytest.raises(McpError, match="no such prompt or resource"):
+            await session.complete(unknown, {"name": "id", "value": ""})

@@ -17,6 +17,7 @@ from typing import Any, Final, Literal, cast
 from urllib.parse import parse_qs, urlsplit
 
 from redis.asyncio.connection import SSLConnection, parse_url
+from redis.exceptions import RedisError
 
 from exai.cache.faults import CacheDown, ReplyError
 from exai.cache.wire import Argument, Wire
@@ -79,9 +80,10 @@ def parse_address(url: str) -> RedisAddress:
     mode = cast("Mode", kind or "standalone")
     try:
         return _parse(mode, base, rest)
-    except (ValueError, TypeError) as error:
-        # Not chained: a parser's message quotes the text that it could not read.
-        del error
+    except OSError:
+        raise _refused("names a certificate or key that cannot be used", "Check its ssl_ options") from None
+    except (ValueError, TypeError, RedisError):
+        # Chained to nothing: a parser's message quotes the text that it could not read.
         raise _refused("cannot be read as an address", "Percent-encode special characters of the password") from None
 
 
@@ -92,6 +94,8 @@ def _parse(mode: Mode, base: str, rest: str) -> RedisAddress:
     if len(names) > MAX_SERVERS or not (all(names) or base == "unix"):
         raise _refused("names no server, or too many", f"Name 1 to {MAX_SERVERS}, separated by commas")
     path, question, query = tail.partition("?")
+    if base == "unix" and not path:
+        raise _refused("names no socket", "It looks like unix:///run/valkey/valkey.sock")
     service = ""
     if mode == "sentinel":
         service, path = path, ""

@@ -426,31 +426,33 @@ class ConversationCache:
             self._checking = asyncio.create_task(self._compare(key, hit, load), name="cache-check", context=Context())
 
     async def _compare(self, key: Key, hit: Hit, load: Load) -> None:
-        """Count the hit as stale if it differs at its own revision, or is still served one bound after a newer one."""
+        """Count the check, and the hit as stale where it was."""
         try:
-            loaded: Loaded | None = await load()
-        except NotFound:
-            loaded = None
+            reason = await self._stale_reason(key, hit, load)
         except ExaiError:
+            # The database could not be asked; that is seen elsewhere.
             return
         self._recorder.count("cache_checks_total")
-        if loaded is not None and loaded.conversation.revision < hit.revision:
-            self._stale(key, "ahead")
-            return
-        if loaded is not None and loaded.conversation.revision == hit.revision:
-            if not _same(hit, loaded):
-                self._stale(key, "differs")
-            return
+        if reason is not None:
+            self._recorder.count("cache_stale_total", reason=reason)
+            log.error("cache_stale", owner=key[0], continuation_id=key[1], reason=reason)
+
+    async def _stale_reason(self, key: Key, hit: Hit, load: Load) -> str | None:
+        """Why a hit was stale: it differs at its own revision, is ahead, or is still served a bound after a newer."""
+        try:
+            loaded = await load()
+            revision = loaded.conversation.revision
+        except NotFound:
+            revision = NO_REVISION
+        if revision < hit.revision:
+            return "ahead"
+        if revision == hit.revision:
+            return None if _same(hit, loaded) else "differs"
         await asyncio.sleep(self._settings.bound_s * CHECK_MARGIN)
         again = await self.read(*key)
         if isinstance(again, Miss):
             await self.release(*key, again)
-        elif isinstance(again, Hit) and (loaded is None or again.revision < loaded.conversation.revision):
-            self._stale(key, "old")
-
-    def _stale(self, key: Key, reason: str) -> None:
-        self._recorder.count("cache_stale_total", reason=reason)
-        log.error("cache_stale", owner=key[0], continuation_id=key[1], reason=reason)
+        return "old" if isinstance(again, Hit) and again.revision < revision else None
 
 
 def _same(hit: Hit, loaded: Loaded) -> bool:

@@ -112,7 +112,7 @@ def decode_page(blob: bytes) -> tuple[Message, ...]:
             row[3] = parse(row[3])
         # The named tuple's own constructor is a Python function and takes three times as long.
         return tuple([_make_message(Message, row) for row in rows])
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, LookupError) as error:
         raise Undecodable("page") from error
 
 

@@ -1,0 +1,128 @@
+"""The cache watches itself: sampled hits are compared with the database, and its state is there to be seen."""
+
+from __future__ import annotations
+
+import pytest
+
+from exai.cache.conversations import CacheStatus, ConversationCache
+from exai.cache.licence import Changes
+from tests.integration.cache.conftest import OpenCache
+from tests.integration.cache.steps import apply, fill
+from tests.integration.cache.stored import Stored, message
+from tests.support.counters import Counters
+from tests.support.valkey import Valkey
+from tests.support.waiting import wait_until
+
+
+async def nothing_changed(_: str | None) -> Changes:
+    """Whatever happens: a database whose triggers are missing, say."""
+    return Changes("100", "inc-1")
+
+
+@pytest.fixture
+async def cache(cache_at: OpenCache, valkey: Valkey, recorder: Counters, stored: Stored) -> ConversationCache:
+    """Licensed, checks every hit, and has the conversation."""
+    opened = await cache_at(valkey.url, changes=nothing_changed, bound_s=1.0, pass_interval_s=0.05, check_one_in=1)
+    await wait_until(lambda: recorder["cache_passes_total", "generation"] == 1)
+    await fill(opened, stored)
+    return opened
+
+
+async def checked(cache: ConversationCache, stored: Stored, recorder: Counters) -> None:
+    """A hit, and the check of it has ended."""
+    before = recorder["cache_checks_total"]
+    _, source = await cache.read_through(stored.owner, stored.name, stored.load)
+    assert source == "cache"
+    await wait_until(lambda: recorder["cache_checks_total"] > before)
+
+
+class TestSampling:
+    async def test_current_entry_is_not_stale(
+        self, cache: ConversationCache, stored: Stored, recorder: Counters
+    ) -> None:
+        """One database read behind the caller's back."""
+        loads = stored.loads
+        await checked(cache, stored, recorder)
+        assert (stored.loads, recorder["cache_stale_total", "old"]) == (loads + 1, 0)
+
+    async def test_change_that_nobody_tells_is_found_stale(
+        self, cache: ConversationCache, stored: Stored, recorder: Counters
+    ) -> None:
+        """A writer outside that moves nothing: the entry is still served after the bound."""
+        stored.append("unseen")
+        await checked(cache, stored, recorder)
+        assert recorder["cache_stale_total", "old"] == 1
+
+    async def test_change_that_is_told_meanwhile_is_not_stale(
+        self, cache: ConversationCache, stored: Stored, recorder: Counters
+    ) -> None:
+        """The hit came before it."""
+        delta = stored.append("told a moment later")
+        _, source = await cache.read_through(stored.owner, stored.name, stored.load)
+        assert source == "cache"
+        await apply(cache, stored, delta)
+        await wait_until(lambda: recorder["cache_checks_total"] == 1)
+        assert recorder["cache_stale_total", "old"] == 0
+
+    async def test_other_words_at_the_same_revision_are_found(
+        self, cache: ConversationCache, stored: Stored, recorder: Counters
+    ) -> None:
+        """A change that did not count itself."""
+        stored.messages[-1] = message(len(stored.messages), "other words")
+        await checked(cache, stored, recorder)
+        assert recorder["cache_stale_total", "differs"] == 1
+
+    async def test_entry_newer_than_the_database_is_found(
+        self, cache: ConversationCache, stored: Stored, recorder: Counters
+    ) -> None:
+        """A database that was restored without Redis."""
+        await apply(cache, stored, stored.append("lost by the restore"))
+        stored.messages.pop()
+        stored.revision -= 1
+        await checked(cache, stored, recorder)
+        assert recorder["cache_stale_total", "ahead"] == 1
+
+    async def test_none_are_checked_when_that_is_off(
+        self, cache_at: OpenCache, valkey: Valkey, stored: Stored, recorder: Counters
+    ) -> None:
+        """`EXAI_CACHE__CHECK_ONE_IN=0`."""
+        cache = await cache_at(valkey.url, check_one_in=0)
+        await fill(cache, stored)
+        for _ in range(20):
+            await cache.read_through(stored.owner, stored.name, stored.load)
+        assert (stored.loads, recorder["cache_checks_total"]) == (1, 0)
+
+
+class TestStatus:
+    async def test_working_cache_shows_what_doctor_and_health_need(self, cache: ConversationCache) -> None:
+        """State, latency, bound, age of the licence, server and clock."""
+        status = await cache.status()
+        assert status == CacheStatus(
+            state="ok",
+            bound_s=1.0,
+            latency_s=status.latency_s,
+            clock_ahead_s=status.clock_ahead_s,
+            licence_age_s=status.licence_age_s,
+            server=status.server,
+        )
+        assert status.server is not None
+        assert status.server.split()[0] in ("Valkey", "Redis")
+        assert status.latency_s is not None
+        assert status.clock_ahead_s is not None
+        assert abs(status.clock_ahead_s) <= status.latency_s + 1.0
+
+    async def test_cache_without_passes_works_and_says_so(
+        self, cache_at: OpenCache, valkey: Valkey, recorder: Counters
+    ) -> None:
+        """Entries serve one bound only: correct, and cold."""
+        cache = await cache_at(valkey.url)
+        await wait_until(lambda: recorder["cache_passes_total", "failed"] >= 1)
+        status = await cache.status()
+        assert (status.state, status.problem) == ("unlicensed", "this test has no passes")
+
+    async def test_server_that_is_away_is_down_with_its_cause(self, cache_at: OpenCache, valkey: Valkey) -> None:
+        """Never an exception."""
+        valkey.kill()
+        status = await (await cache_at(valkey.url)).status()
+        assert status.state == "down"
+        assert f"127.0.0.1:{valkey.port}" in str(status.problem)

@@ -158,6 +158,7 @@ class Cluster:
         self.members: list[Member] = []
         self.forgotten: list[float] = []
         self.redis = redis.Redis.from_url(valkey.url)
+        self.apply_sha = load_scripts().apply.sha.encode()
 
     @property
     def up(self) -> list[Member]:

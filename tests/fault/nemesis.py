@@ -24,6 +24,7 @@ Fault: TypeAlias = Callable[[Cluster, random.Random], Awaitable[None]]
 
 FAULTS: dict[str, Fault] = {}
 REST_S = 0.3
+WARM_S = 1.5
 KINDS = (3, 8)
 """How many kinds of faults one seed draws from: few kinds at a time find what all at once would hide."""
 
@@ -207,6 +208,30 @@ async def acknowledgements_lost(cluster: Cluster, rng: random.Random) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(0.5):
                 await lost
+
+
+@fault
+async def tellings_lost(cluster: Cluster, rng: random.Random) -> None:
+    """What was written is not told to Redis, and everything else goes on as if nothing had happened."""
+    for _ in range(rng.randint(2, 10)):
+        rng.choice(cluster.members).to_redis.lose_request(cluster.apply_sha)
+        await asyncio.sleep(rng.uniform(0.05, 0.3))
+
+
+@fault
+async def torn_apart(cluster: Cluster, rng: random.Random) -> None:
+    """One daemon writes and cannot tell Redis; the others read from Redis and cannot look into Postgres."""
+    # Everything that is read shall be cached before.
+    await asyncio.sleep(WARM_S)
+    writer, *readers = rng.sample(cluster.members, len(cluster.members))
+    mode: Mode = rng.choice(("stall", "refuse"))
+    for proxy in (writer.to_redis, *(reader.to_postgres for reader in readers)):
+        proxy.mode = mode
+        if rng.random() < 0.8:
+            proxy.reset()
+    await asyncio.sleep(rng.uniform(2.0, 5.0))
+    for proxy in (writer.to_redis, *(reader.to_postgres for reader in readers)):
+        proxy.mode = "pass"
 
 
 @fault

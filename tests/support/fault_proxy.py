@@ -69,6 +69,7 @@ class FaultProxy:
         self._changed = asyncio.Event()
         self._cut_after: int | None = None
         self._needle: bytes | None = None
+        self._unwanted: bytes | None = None
         self._dropped: asyncio.Future[None] | None = None
         self._links: set[Link] = set()
         self._server: asyncio.Server | None = None
@@ -125,6 +126,10 @@ class FaultProxy:
         """Say something to every client that no server said."""
         for link in self._links:
             link.client.write(data)
+
+    def lose_request(self, needle: bytes) -> None:
+        """Break the connection on which the next bytes that contain `needle` come, and do not let them through."""
+        self._unwanted = needle
 
     def reset_counters(self) -> None:
         self.accepted = self.round_trips = self.up_bytes = self.down_bytes = 0
@@ -183,6 +188,10 @@ class FaultProxy:
     async def _up(self, link: Link, data: bytes, writer: asyncio.StreamWriter) -> bool:
         while self._mode == "stall":
             await self._changed.wait()
+        if self._unwanted is not None and self._unwanted in data:
+            self._unwanted = None
+            link.reset()
+            return False
         if link.heard == "server":
             self.round_trips += 1
         link.heard = "client"

@@ -338,9 +338,11 @@ class ConversationService:
         try:
             yield
         finally:
-            await self._turns.drain()
-            leases.cancel()
-            await asyncio.wait({leases})
+            try:
+                await self._turns.drain()
+            finally:
+                leases.cancel()
+                await asyncio.wait({leases})
 
 
 def newest_of(found: Hit | Loaded, limit: int, source: Source, *, stale_s: float | None = None) -> Page:

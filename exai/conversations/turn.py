@@ -28,6 +28,7 @@ from exai.errors import (
     AnswerNotStored,
     Conflict,
     DatabaseError,
+    DeadlineExceeded,
     ExaiError,
     ProviderBroken,
 )
@@ -46,13 +47,17 @@ from exai.models import (
 )
 from exai.providers.base import Model
 from exai.providers.registry import Providers
-from exai.resilience import remaining_s, request_deadline, with_deadline
+from exai.resilience import backoff_s, remaining_s, request_deadline, with_deadline
 
 OUTCOME_RESERVE_S = 2.0
 """Part of a request's time that the provider may not use, so that the outcome can still be written."""
 
 OUTCOME_LIMIT_S = 10.0
 """How long a write that must not be lost may take, cancelled or not."""
+
+OUTCOME_PAUSE_FIRST_S = 0.1
+OUTCOME_PAUSE_MOST_S = 1.0
+"""How soon an outcome that the database could not take is written again, within that time."""
 
 LEASE_S = 60.0
 """A turn whose daemon is gone can be taken over with its idempotency key after this time."""
@@ -105,6 +110,7 @@ class ChatTurns:
         if begun.conversation is None:
             raise AssertionError("a turn that was begun has a conversation")
         if begun.reply is not None:
+            await self._tell_repeated(request, begun, begun.conversation)
             return _repeated(begun, begun.conversation, started)
         told = self._aside(self._tell_begun(request, begun, begun.conversation, cached), "cache-begun")
         turn = _Turn(request, model, begun, begun.conversation, cached, told, _Heard(on_delta))
@@ -135,8 +141,11 @@ class ChatTurns:
             if self._leased:
                 try:
                     await self._repository.renew_leases(tuple(self._leased), lease_s=LEASE_S)
-                except DatabaseError as error:
+                except ExaiError as error:
                     log.warning("lease_renewal_failed", turns=len(self._leased), error=str(error))
+                except Exception:
+                    # Without this task every turn longer than a lease would be taken over and paid for twice.
+                    log.exception("lease_renewal_failed", turns=len(self._leased))
 
     async def _read_cache(self, request: ChatRequest) -> Hit | Miss | None:
         if request.continuation_id is None:
@@ -185,11 +194,19 @@ class ChatTurns:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError as error:
-            await asyncio.wait({task}, timeout=OUTCOME_LIMIT_S)
-            begun = task.result() if task.done() and not task.cancelled() and task.exception() is None else None
-            if begun is not None and begun.status in ("started", "resumed"):
-                await self._write(self._repository.finish_turn(_failure(request, model, begun, "", error)))
+            await self._write(self._left(request, model, task, error))
             raise
+
+    async def _left(
+        self, request: ChatRequest, model: Model, beginning: asyncio.Task[TurnBegun], error: BaseException
+    ) -> None:
+        """Record why a turn ended before anybody heard that it had begun, once it is known whether it has."""
+        await asyncio.wait({beginning})
+        if beginning.cancelled() or beginning.exception() is not None:
+            return
+        begun = beginning.result()
+        if begun.status in ("started", "resumed"):
+            await self._record(_failure(request, model, begun, "", error))
 
     async def _answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, TurnFinished, int]:
         history = _history(turn.begun, turn.cached)
@@ -206,7 +223,7 @@ class ChatTurns:
             self._leased.discard(turn.begun.turn_id)
         try:
             finished = await self._write(self._finish(turn, completion))
-        except DatabaseError as error:
+        except (DatabaseError, DeadlineExceeded) as error:
             continuation_id = turn.conversation.continuation_id
             raise AnswerNotStored(str(error), completion.content, continuation_id) from error
         return completion, finished, left_tokens
@@ -236,7 +253,7 @@ class ChatTurns:
             "provider": completion.provider,
             "finish_reason": completion.finish_reason,
         }
-        finished = await self._repository.finish_turn(
+        finished = await self._stored(
             TurnEnd(
                 owner=turn.request.owner,
                 turn_id=turn.begun.turn_id,
@@ -259,15 +276,34 @@ class ChatTurns:
         return finished
 
     async def _fail(self, turn: _Turn, error: BaseException) -> None:
-        end = _failure(turn.request, turn.model, turn.begun, turn.heard.text, error)
-        try:
-            finished = await self._repository.finish_turn(end)
-        except ExaiError as second:
-            # The lease of the turn runs out, and its key can be used again; the first error is what the caller hears.
-            log.error("turn_outcome_not_written", turn=turn.begun.turn_id, error=str(second))
-            return
-        if finished.stored:
+        finished = await self._record(_failure(turn.request, turn.model, turn.begun, turn.heard.text, error))
+        if finished is not None and finished.stored:
             await self._tell_finished(turn, finished)
+        # Whoever hears of the failure is told that the question stays, and may look for it at once.
+        await asyncio.wait({turn.told})
+
+    async def _record(self, failure: TurnEnd) -> TurnFinished | None:
+        """Write a failure; one that cannot be written is logged, because its cause is what the caller hears of."""
+        try:
+            return await self._stored(failure)
+        except ExaiError as error:
+            # The lease of the turn runs out, and its key can be used again.
+            log.error("turn_outcome_not_written", turn=failure.turn_id, error=str(error))
+            return None
+
+    async def _stored(self, end: TurnEnd) -> TurnFinished:
+        """Write an outcome, and again while the database cannot take it and time is left: it may have been paid for."""
+        attempt = 0
+        while True:
+            attempt += 1
+            pause_s = backoff_s(attempt, OUTCOME_PAUSE_FIRST_S, OUTCOME_PAUSE_MOST_S)
+            try:
+                return await self._repository.finish_turn(end)
+            except DatabaseError as error:
+                left_s = remaining_s()
+                if not error.retryable or left_s is None or left_s <= pause_s:
+                    raise
+            await asyncio.sleep(pause_s)
 
     async def _tell_begun(
         self, request: ChatRequest, begun: TurnBegun, conversation: Conversation, cached: Hit | Miss | None
@@ -290,6 +326,17 @@ class ChatTurns:
             delta=begun.stored,
             conversation=conversation,
             warm=warm,
+        )
+
+    async def _tell_repeated(self, request: ChatRequest, begun: TurnBegun, conversation: Conversation) -> None:
+        """Tell the cache how far the conversation is: whoever answered first may have died before telling it."""
+        await self._cache.apply(
+            request.owner,
+            conversation.continuation_id,
+            base_revision=begun.base_revision,
+            revision=begun.revision,
+            inc=begun.inc,
+            conversation=conversation,
         )
 
     async def _tell_finished(self, turn: _Turn, finished: TurnFinished) -> None:

@@ -25,6 +25,7 @@ class PgProxy:
         self._clients: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._lose: str | None = None
+        self._refusing = False
         self.lost = asyncio.Event()
         self.open = asyncio.Event()
         self.open.set()
@@ -59,6 +60,15 @@ class PgProxy:
         for writer in self._writers:
             writer.transport.abort()
 
+    def refuse(self) -> None:
+        """Break every connection, and every new one at once, until `serve`: a server that restarts."""
+        self._refusing = True
+        self.drop()
+
+    def serve(self) -> None:
+        """Let new connections through again."""
+        self._refusing = False
+
     def lose_reply_to(self, text: str) -> None:
         """Let the next statement containing `text` reach the server and be carried out, and lose the answer."""
         self._lose = text
@@ -82,6 +92,8 @@ class PgProxy:
     async def _serve(self, client: Streams) -> None:
         start = await read_start(*client)
         await self.open.wait()
+        if self._refusing:
+            return
         server = await dial(self._upstream_url)
         self._writers |= {client[1], server[1]}
         try:

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from exai.app import App, open_app
+from exai.config import CacheSettings
 from exai.conversations import AppendRequest, ChatRequest
-from exai.errors import AnswerNotStored, Conflict, DeadlineExceeded, InvalidArgument, NotFound
+from exai.db.pool import RETRIES, connect
+from exai.errors import AnswerNotStored, Conflict, DeadlineExceeded, InvalidArgument, NotFound, ProviderAuthFailed
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
 from exai.resilience import with_deadline
 from tests.integration.conversations.conftest import Rig, open_rig
-from tests.support.provider_server import chunk, event, hang_after_first_token, kimi_answer, stream
+from tests.support.provider_server import chunk, event, failure, hang_after_first_token, kimi_answer, stream
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -21,6 +25,13 @@ async def rig(postgres_url: str, redis_url: str, tmp_path: Path) -> AsyncIterato
     """Directly on the database: these tests are about outcomes, not about the way."""
     async with open_rig(postgres_url, redis_url, tmp_path) as opened:
         yield opened
+
+
+@pytest.fixture
+async def quiet(rig: Rig) -> AsyncIterator[App]:
+    """Another daemon on the same database, of whose changes Redis hears nothing."""
+    async with open_app(rig.app.settings.model_copy(update={"cache": CacheSettings(url="off")})) as app:
+        yield app
 
 
 async def test_same_key_twice_at_once_is_one_turn_and_one_model_call(rig: Rig) -> None:
@@ -87,6 +98,72 @@ async def test_turn_cancelled_while_its_question_is_being_stored_does_not_stay_p
     assert len(rig.provider.chats) == 1
 
 
+async def test_turn_cancelled_twice_while_its_question_is_being_stored_does_not_stay_pending(rig: Rig) -> None:
+    """A deadline and a closed connection may both cancel the call; the second one must not lose the outcome either."""
+    rig.database.stall()
+    request = ChatRequest(LOCAL_OWNER, "Hello", idempotency_key="key")
+    task = asyncio.create_task(rig.app.conversations.chat(request))
+    await asyncio.sleep(0.05)
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(0)
+    rig.database.open.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with asyncio.timeout(5):
+        answer = await rig.app.conversations.chat(request)
+    assert answer.duplicate is False
+    assert len(rig.provider.chats) == 1
+
+
+async def test_repeated_turn_is_acknowledged_only_when_the_cache_has_heard_of_it(rig: Rig, quiet: App) -> None:
+    """The daemon that answered first may have died between its commit and telling the cache."""
+    continuation_id = await _conversation(rig)
+    await rig.app.conversations.read(LOCAL_OWNER, continuation_id)
+    request = ChatRequest(LOCAL_OWNER, "Go on", continuation_id=continuation_id, idempotency_key="key")
+    first = await quiet.conversations.chat(request)
+    again = await rig.app.conversations.chat(request)
+    assert (again.duplicate, again.seq) == (True, first.seq)
+    page = await rig.app.conversations.read(LOCAL_OWNER, continuation_id)
+    assert page.messages[-1].seq == first.seq
+
+
+async def test_repeated_turn_gives_its_lease_back(rig: Rig) -> None:
+    """Whoever reads next must not wait for a lease that nobody will use."""
+    continuation_id = await _conversation(rig)
+    request = ChatRequest(LOCAL_OWNER, "Go on", continuation_id=continuation_id, idempotency_key="key")
+    await rig.app.conversations.chat(request)
+    await rig.app.cache.apply(LOCAL_OWNER, continuation_id, base_revision=99, revision=99, inc="none")
+    await rig.app.conversations.chat(request)
+    rig.reset()
+    await rig.app.conversations.read(LOCAL_OWNER, continuation_id)
+    assert rig.cost() == (1, 2)
+
+
+async def test_failed_turn_is_reported_only_when_the_cache_was_told_of_its_question(rig: Rig) -> None:
+    """The question stays, so whoever hears of the failure may look for it at once, through any daemon."""
+    rig.provider.script(failure(401))
+    rig.cache.mode = "stall_down"
+    told = rig.app.recorder.value("cache_applies_total")
+    with pytest.raises(ProviderAuthFailed):
+        await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hello"))
+    assert rig.app.recorder.value("cache_applies_total") == told + 1
+
+
+async def test_answer_waits_for_a_database_that_is_away_for_a_moment(rig: Rig) -> None:
+    """A restart of Postgres takes longer than the pause between two attempts, and the answer has been paid for."""
+    rig.provider.script(stream("gate", chunk({"content": "paid for"}, finish="stop"), event("[DONE]")))
+    task = asyncio.create_task(rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hello")))
+    await rig.provider.arrived(1)
+    rig.database.refuse()
+    rig.provider.gate.set()
+    await wait_until(lambda: rig.app.recorder.value("db_errors_total", statement="finish_turn") > RETRIES)
+    rig.database.serve()
+    answer = await task
+    page = await rig.app.conversations.read(LOCAL_OWNER, answer.continuation_id)
+    assert [message.content for message in page.messages] == ["Hello", "paid for"]
+
+
 async def test_deadline_ends_the_wait_and_leaves_time_to_write_the_outcome(rig: Rig) -> None:
     """A provider that hangs costs the caller its deadline and nothing more."""
     rig.provider.script(hang_after_first_token("Half"), kimi_answer("whole"))
@@ -111,16 +188,16 @@ async def test_lost_reply_of_the_database_is_found_by_repeating(rig: Rig) -> Non
 
 
 async def test_answer_that_cannot_be_stored_is_handed_over_with_the_error(rig: Rig) -> None:
-    """A paid answer is not thrown away because the database went away meanwhile."""
+    """A paid answer is not thrown away because the database will not have it, as after somebody's change of it."""
     rig.provider.script(stream("gate", chunk({"content": "paid for"}, finish="stop"), event("[DONE]")))
     task = asyncio.create_task(rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hello")))
     await rig.provider.arrived(1)
-    rig.database.stall()
-    rig.database.drop()
+    connection = await connect(rig.app.database.address, timeout_s=5)
+    await connection.execute("alter function exai.finish_turn_v1 rename to finish_turn_gone")
+    await connection.close()
     rig.provider.gate.set()
     with pytest.raises(AnswerNotStored) as caught:
         await task
-    rig.database.open.set()
     assert caught.value.details()["content"] == "paid for"
 
 

@@ -463,9 +463,18 @@ def _same(hit: Hit, loaded: Loaded) -> bool:
 
 def _decode(owner: Owner, continuation_id: ContinuationId, entry: list[Reply]) -> Hit:
     match entry:
-        case [int() as revision, int() as age_us, bytes() as older, bytes() as header, bytes() as page]:
-            conversation = decode_header(header, owner, continuation_id, revision)
-            return Hit(conversation, decode_page(page), older == b"0", max(age_us, 0) / MICROSECOND)
+        case [
+            int() as revision,
+            int() as age_us,
+            bytes() as older,
+            bytes() as header,
+            bytes() as page,
+            bytes() as tail,
+        ]:
+            conversation, messages = decode_header(header, owner, continuation_id, revision), decode_page(page, tail)
+            # With what was added since it was written whole, an entry may hold more than the newest page.
+            complete = older == b"0" and len(messages) <= PAGE_MESSAGES
+            return Hit(conversation, messages[-PAGE_MESSAGES:], complete, max(age_us, 0) / MICROSECOND)
         case _:
             raise Undecodable("entry")
 

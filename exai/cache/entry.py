@@ -4,6 +4,8 @@ The invariant is that what is decoded equals what was encoded, types included; a
 not cached. A page is compact JSON arrays, one per message, joined by a comma and a line feed: compact JSON never holds
 a bare line feed, so scripts can add and cut messages without reading them, and a reader parses the page in one go.
 (One field instead of one per message halves the server's work for a hit: 57 us against 122 us for 50 messages.)
+Messages added since the page was last written whole stand in a field of their own, the tail, so that page and tail may
+hold more than the newest page; whoever reads takes the newest of them.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import orjson
 from exai.cache.wire import Argument
 from exai.models import PAGE_MESSAGES, ContinuationId, Conversation, ConversationId, Message, Owner
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Part of every key; a release that writes entries differently reads none of the old ones."""
 
 JOINT: Final = b",\n"
@@ -103,10 +105,11 @@ def encode_page(messages: Iterable[Message]) -> bytes:
     return JOINT.join([_dump((*message[:6], dict(message.metadata))) for message in messages])
 
 
-def decode_page(blob: bytes) -> tuple[Message, ...]:
-    """The messages as they were encoded. Raises Undecodable."""
+def decode_page(page: bytes, tail: bytes = b"") -> tuple[Message, ...]:
+    """The messages of a page and of what was added to it, as they were encoded. Raises Undecodable."""
+    joint = b"," if page and tail else b""
     try:
-        rows: list[list[Any]] = orjson.loads(b"[%b]" % blob)
+        rows: list[list[Any]] = orjson.loads(b"[%b%b%b]" % (page, joint, tail))
         parse = datetime.fromisoformat
         for row in rows:
             row[3] = parse(row[3])
@@ -140,7 +143,7 @@ def encode_entry(
     return (
         *("rev", conversation.revision, "gen", origin.generation, "asof", origin.asof_us, "inc", origin.inc),
         *("id", conversation.id, "older", int(not complete), "count", len(messages), "header", header),
-        *("page", page),
+        *("page", page, "tail", b""),
     )
 
 

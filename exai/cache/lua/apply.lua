@@ -3,12 +3,16 @@
 -- another database incarnation, or of another conversation under the same name is removed. A writer that took the
 -- lease before its statement, and still holds it, may store the page that the statement returned.
 --
+-- What is added is kept beside the page, in the tail, until that is long enough to be worth writing the page anew: an
+-- addition then costs what it brings and not what the conversation holds, here and in the append-only file.
+--
 -- KEYS entry, lease
 -- ARGV 1 base revision, 2 revision, 3 incarnation, 4 conversation id, 5 ttl in ms, 6 most messages, 7 most bytes,
 --      8 messages in the delta or -1 for none, 9 header, 10 delta, 11 token or '',
 --      12... fields of the whole entry as name and value, with a token only
 -- Returns 1 appended | 2 stored whole | 3 current already | 4 absent | 5 removed
 
+local TAIL_BYTES = 8192
 local entry_key, lease_key = KEYS[1], KEYS[2]
 local revision, added = tonumber(ARGV[2]), tonumber(ARGV[8])
 
@@ -29,7 +33,7 @@ if held then
   return write({unpack(ARGV, 12)}) or 2
 end
 
-local entry = redis.call('HMGET', entry_key, 'rev', 'inc', 'id', 'older', 'count', 'page')
+local entry = redis.call('HMGET', entry_key, 'rev', 'inc', 'id', 'older', 'count', 'tail')
 if not entry[1] then
   return 4
 end
@@ -45,11 +49,19 @@ if tonumber(entry[1]) ~= tonumber(ARGV[1]) or added < 0 then
   return 5
 end
 
-local older, count, page = entry[4], tonumber(entry[5]) + added, entry[6]
+local older, count, tail = entry[4], tonumber(entry[5]) + added, entry[6]
 if added > 0 then
-  page = page == '' and ARGV[10] or page .. ',\n' .. ARGV[10]
+  tail = tail == '' and ARGV[10] or tail .. ',\n' .. ARGV[10]
 end
 local start, room = 1, tonumber(ARGV[7]) - #ARGV[9]
+if #tail <= TAIL_BYTES and redis.call('HSTRLEN', entry_key, 'page') + 2 + #tail <= room then
+  return write({'rev', ARGV[2], 'count', count, 'header', ARGV[9], 'tail', tail}) or 1
+end
+
+local page = redis.call('HGET', entry_key, 'page')
+if tail ~= '' then
+  page = page == '' and tail or page .. ',\n' .. tail
+end
 while count > tonumber(ARGV[6]) or #page - start + 1 > room do
   local cut = string.find(page, ',\n', start, true)
   if not cut then
@@ -59,4 +71,4 @@ while count > tonumber(ARGV[6]) or #page - start + 1 > room do
   start, count, older = cut + 2, count - 1, '1'
 end
 return write({'rev', ARGV[2], 'older', older, 'count', count, 'header', ARGV[9],
-  'page', string.sub(page, start)}) or 1
+  'page', string.sub(page, start), 'tail', ''}) or 1

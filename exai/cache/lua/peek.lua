@@ -2,12 +2,12 @@
 -- answers marked as stale while the database cannot be reached, and for nothing else.
 --
 -- KEYS entry, anchor
--- Returns {revision, age in us, has older, header, page} | nil
+-- Returns {revision, age in us, has older, header, page, tail} | nil
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local licence = redis.call('HMGET', KEYS[2], 'gen', 'asof')
-local entry = redis.call('HMGET', KEYS[1], 'rev', 'gen', 'asof', 'older', 'header', 'page')
+local entry = redis.call('HMGET', KEYS[1], 'rev', 'gen', 'asof', 'older', 'header', 'page', 'tail')
 if not entry[1] then
   return nil
 end
@@ -15,4 +15,4 @@ local covered = tonumber(entry[3])
 if licence[1] and licence[1] == entry[2] then
   covered = math.max(covered, tonumber(licence[2]))
 end
-return {tonumber(entry[1]), now - covered, entry[4], entry[5], entry[6]}
+return {tonumber(entry[1]), now - covered, entry[4], entry[5], entry[6], entry[7]}

@@ -4,13 +4,13 @@
 --
 -- KEYS entry, lease, anchor
 -- ARGV token, lease in ms, bound in us, least revision wanted
--- Returns {1, revision, age in us, has older, header, page} | {2, generation, now in us} | {3, token of the holder}
+-- Returns {1, revision, age in us, has older, header, page, tail} | {2, generation, now in us} | {3, token of the holder}
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local bound = tonumber(ARGV[3])
 local licence = redis.call('HMGET', KEYS[3], 'gen', 'asof')
-local entry = redis.call('HMGET', KEYS[1], 'rev', 'gen', 'asof', 'older', 'header', 'page')
+local entry = redis.call('HMGET', KEYS[1], 'rev', 'gen', 'asof', 'older', 'header', 'page', 'tail')
 
 if entry[1] and tonumber(entry[1]) >= tonumber(ARGV[4]) then
   local covered = tonumber(entry[3])
@@ -18,7 +18,7 @@ if entry[1] and tonumber(entry[1]) >= tonumber(ARGV[4]) then
     covered = math.max(covered, tonumber(licence[2]))
   end
   if covered + bound > now then
-    return {1, tonumber(entry[1]), now - covered, entry[4], entry[5], entry[6]}
+    return {1, tonumber(entry[1]), now - covered, entry[4], entry[5], entry[6], entry[7]}
   end
 end
 

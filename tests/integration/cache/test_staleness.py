@@ -70,7 +70,7 @@ def mutant(seed: int, faults: str, script: str, line: str, instead: str) -> Muta
 
 
 FILL_DATED_NOW = f"{REAL_TIME}\nredis.call('HSET', KEYS[1], 'asof', string.format('%.0f', now))\n"
-FILL_OF_NOW = "redis.call('HSET', KEYS[1], 'gen', redis.call('HGET', 'exai:1:{g0}:anchor', 'gen') or '')\n"
+FILL_OF_NOW = "redis.call('HSET', KEYS[1], 'gen', redis.call('HGET', 'exai:2:{g0}:anchor', 'gen') or '')\n"
 MUTANTS = {
     "a page is stored without its lease": mutant(
         5, "", "fill", "if redis.call('GET', KEYS[2]) ~= ARGV[1] then", "if false then"

@@ -21,7 +21,7 @@ from exai.config import CacheSettings, DatabaseSettings, ProviderSettings, Provi
 from exai.conversations import AppendRequest, ConversationService
 from exai.db.address import parse_address
 from exai.models import LOCAL_OWNER, Appended, ContinuationId, NewMessage, Page
-from tests.support.fault_proxy import FaultProxy
+from tests.support.fault_proxy import FaultProxy, Link
 from tests.support.pg_wire import first_host, through
 from tests.support.provider_server import ProviderServer
 from tests.support.redis_proxy import RedisProxy
@@ -37,11 +37,27 @@ class PostgresProxy(FaultProxy):
         host, port = first_host(parse_address(url))
         super().__init__(f"{host}/.s.PGSQL.{port}" if host.startswith("/") else (host, port))
         self._behind = url
+        self._held: tuple[bytes, asyncio.Event] | None = None
 
     @property
     def url(self) -> str:
         """For the pool."""
         return through(self._behind, self.port)
+
+    def hold_replies_from(self, needle: bytes) -> asyncio.Event:
+        """From the next request that contains `needle` on, let no reply through until the mode is `pass` again.
+
+        The event is set when that request goes to the server.
+        """
+        came = asyncio.Event()
+        self._held = needle, came
+        return came
+
+    def saw_request(self, link: Link, data: bytes) -> None:
+        if self._held is not None and self._held[0] in data:
+            self._held[1].set()
+            self._held = None
+            self.mode = "stall_down"
 
 
 def redis_proxy(url: str) -> RedisProxy:

@@ -10,7 +10,7 @@ from alembic import op
 from alembic.util import CommandError
 
 from exai.db.adoption import CannotAdopt, columns_of, old_tables, statements_for
-from exai.db.migrate import create_functions, create_index
+from exai.db.migrate import create_functions, create_index, take_locks
 
 revision = "0001"
 down_revision = None
@@ -174,12 +174,16 @@ def upgrade() -> None:
     bind = op.get_bind()
     old = old_tables(bind)
     for table in old:
+        plan(table)
+    for table in old:
         # What refers to it needs its key; building one does not hold back writers.
         if table in ("conversations", "files") and not bind.exec_driver_sql(HAS_KEY, (f"public.{table}",)).fetchall():
             create_index("public", f"{table}_id_key", f"public.{table} (id)", unique=True)
     for name in RENAMED:
         if bind.exec_driver_sql("select to_regclass($1::text) is not null", (name,)).scalar():
             raise CommandError(f"{name} is there already and is not EXAI's; rename it first")
+    if old:
+        take_locks(*reversed(old))
     op.execute("select set_config('timezone', 'UTC', true)")
     op.execute(
         "create table exai.adopted_tables (name text not null primary key, adopted_at timestamptz default now())"
@@ -207,12 +211,16 @@ def upgrade() -> None:
     """)
 
 
-def adopt(table: str) -> None:
+def plan(table: str) -> list[str]:
     try:
-        for statement in statements_for(table, columns_of(op.get_bind(), table)):
-            op.execute(statement)
+        return statements_for(table, columns_of(op.get_bind(), table))
     except CannotAdopt as refusal:
         raise CommandError(str(refusal)) from refusal
+
+
+def adopt(table: str) -> None:
+    for statement in plan(table):
+        op.execute(statement)
     op.execute(f"insert into exai.adopted_tables (name) values ('{table}')")
 
 

@@ -31,8 +31,8 @@ RECOVER_NAMELESS = """
 with lost as (
   select m.ctid as at from public.messages m where m.conversation_id is null limit 1000 for update),
 home as (
-  insert into public.conversations (id, continuation_id, title)
-  select 'e8a10000-0000-4000-8000-000000000000', 'recovered', 'Messages without a conversation'
+  insert into public.conversations (id, continuation_id, title, next_seq)
+  select 'e8a10000-0000-4000-8000-000000000000'::uuid, 'recovered', 'Messages without a conversation', null::bigint
    where exists (select from lost)
   on conflict (id) do nothing),
 moved as (

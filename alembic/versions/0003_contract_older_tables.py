@@ -9,7 +9,7 @@ from alembic import op
 from alembic.util import CommandError
 
 from exai.db.adoption import columns_of
-from exai.db.migrate import create_index, patiently, until_done
+from exai.db.migrate import create_index, patiently, take_locks, until_done
 
 revision = "0003"
 down_revision = "0002"
@@ -71,8 +71,7 @@ def upgrade() -> None:
                 make_unique(table, name, columns)
         for name in FOREIGN[table]:
             validate(table, name)
-            for (old,) in op.get_bind().exec_driver_sql(OLD_FOREIGN_KEYS, (f"public.{table}", name)).fetchall():
-                op.execute(f'alter table public.{table} drop constraint "{old}"')
+            drop_constraints(table, OLD_FOREIGN_KEYS, f"public.{table}", name)
         for (owner, name), rule in CHECKS.items():
             if owner == table:
                 add_check(table, name, rule)
@@ -88,12 +87,23 @@ def require(table: str, column: str) -> None:
     name = f"{table}_{column}_present"
     add_check(table, name, f"{column} is not null")
     validate(table, name)
+    take_locks(table)
     op.execute(f"alter table public.{table} alter column {column} set not null")
     op.execute(f"alter table public.{table} drop constraint {name}")
 
 
+def drop_constraints(table: str, query: str, *parameters: str) -> None:
+    names = [row[0] for row in op.get_bind().exec_driver_sql(query, parameters).fetchall()]
+    if names:
+        # A foreign key is a matter of both its tables.
+        take_locks(*dict.fromkeys((table, "files", "conversations")))
+    for name in names:
+        op.execute(f'alter table public.{table} drop constraint "{name}"')
+
+
 def add_check(table: str, name: str, rule: str) -> None:
     if not op.get_bind().exec_driver_sql(HAS_CONSTRAINT, (f"public.{table}", name)).fetchall():
+        take_locks(table)
         op.execute(f"alter table public.{table} add constraint {name} check ({rule}) not valid")
 
 
@@ -113,6 +123,7 @@ def make_unique(table: str, name: str, columns: str) -> None:
             if getattr(getattr(error, "orig", None), "sqlstate", None) != "23505" or attempt == ATTEMPTS:
                 raise
             clear_duplicates(table)
+    take_locks(table)
     op.execute(f"alter table public.{table} add constraint {name} unique using index {name}")
 
 
@@ -130,8 +141,7 @@ def clear_duplicates(table: str) -> None:
 def open_roles() -> None:
     """Old rules about roles would refuse the role `tool`; our rule is proved only if the old rows keep it."""
     bind = op.get_bind()
-    for (name,) in bind.exec_driver_sql(OLD_ROLE_CHECKS).fetchall():
-        op.execute(f'alter table public.messages drop constraint "{name}"')
+    drop_constraints("messages", OLD_ROLE_CHECKS)
     add_check("messages", "messages_role_check", ROLE_CHECK)
     with patiently(lock_s=4):
         if not bind.exec_driver_sql(f"select 1 from public.messages where not ({ROLE_CHECK}) limit 1").fetchall():

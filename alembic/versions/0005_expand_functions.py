@@ -5,7 +5,7 @@ Locks: creating a trigger waits for writers of its table and holds them back for
 
 from alembic import op
 
-from exai.db.migrate import create_functions
+from exai.db.migrate import create_functions, take_locks
 
 revision = "0005"
 down_revision = "0004"
@@ -59,11 +59,13 @@ TRIGGERS = {
 
 def upgrade() -> None:
     create_functions(FUNCTIONS)
+    take_locks("messages", "conversations", mode="share row exclusive")
     for (_, name), definition in TRIGGERS.items():
         op.execute(f"create trigger {name} {definition}")
 
 
 def downgrade() -> None:
+    take_locks("messages", "conversations")
     for table, name in TRIGGERS:
         op.execute(f"drop trigger if exists {name} on public.{table}")
     for name in reversed(FUNCTIONS):

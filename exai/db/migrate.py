@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -37,6 +38,9 @@ LOCK_KEY: Final = 0x65786169
 LOCK_POLL_S: Final = 0.2
 LOCK_WAIT_S: Final = 600.0
 CONNECT_TIMEOUT_S: Final = 10.0
+LOCK_TRY: Final = "250ms"
+LOCK_TRIES: Final = 40
+LOCK_PAUSE_S: Final = 0.2
 ATTEMPTS: Final = 3
 RETRY_PAUSE_S: Final = 1.0
 LIMITS: Final = "select set_config('lock_timeout', '4s', true), set_config('statement_timeout', '5s', true)"
@@ -187,7 +191,7 @@ def _run(connection: Connection, context: Any) -> None:
 
 def _refusal(error: DBAPIError) -> ExaiError:
     cause = (error.orig.__cause__ if error.orig else None) or error
-    state = getattr(cause, "sqlstate", None)
+    state = _sqlstate(error)
     if state in {"55P03", "40P01", "57014"}:
         return DatabaseBusy(DEPENDENCY, "a table was in use for too long", "Run it again; what was done stays done")
     verdict = judge(cause, "connecting") if state is None else None
@@ -197,11 +201,41 @@ def _refusal(error: DBAPIError) -> ExaiError:
     return DatabaseError(DEPENDENCY, str(cause), "Correct the cause and run it again")
 
 
+def _sqlstate(error: DBAPIError) -> str | None:
+    return getattr(error.orig, "sqlstate", None)
+
+
 def create_functions(names: Iterable[str]) -> None:
     """Create the functions in `alembic/functions/NAME.sql`, each exactly one statement, executable by nobody else."""
     for name in names:
         op.execute((scripts_directory() / "functions" / f"{name}.sql").read_text("utf-8"))
         op.execute(f"revoke all on function {SCHEMA}.{name} from public")
+
+
+def take_locks(*tables: str, mode: str = "access exclusive") -> None:
+    """Lock tables together, for the rest of the transaction, without ever being in anybody's way for long.
+
+    Whoever waits for such a lock makes all that come later wait too, and one who holds one table and waits for the next
+    may meet a writer who does it the other way round. So each try gives up sooner than the server looks for deadlocks,
+    lets everything go, and comes back a little later.
+
+    Raises:
+        DBAPIError: somebody has not let go for `LOCK_TRIES` tries.
+
+    """
+    bind = op.get_bind()
+    for attempt in range(1, LOCK_TRIES + 1):
+        try:
+            with bind.begin_nested():
+                bind.exec_driver_sql(f"select set_config('lock_timeout', '{LOCK_TRY}', true)")
+                bind.exec_driver_sql(f"lock table {', '.join(f'public.{table}' for table in tables)} in {mode} mode")
+                bind.exec_driver_sql(LIMITS)
+        except DBAPIError as error:
+            if _sqlstate(error) not in {"55P03", "40P01"} or attempt == LOCK_TRIES:
+                raise
+            time.sleep(LOCK_PAUSE_S)
+        else:
+            return
 
 
 @contextmanager

@@ -48,9 +48,12 @@ class Client:
     async def run(self, script: Script, group: int, keys: tuple[str, ...], args: tuple[Argument, ...]) -> Reply:
         """Run a script in one round trip, in two when the server did not have it. Raises `CacheError`."""
         started = time.perf_counter()
-        outcome = "down"
+        outcome = "cancelled"
         try:
             reply = await self._run(script, group, keys, args)
+        except CacheAway:
+            outcome = "down"
+            raise
         except CacheRefused:
             outcome = "refused"
             raise

@@ -14,11 +14,9 @@ phantom   commits that a database failover lost are seen for less than one bound
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import random
 from collections.abc import Callable, Coroutine
-from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -33,6 +31,7 @@ from exai.cache.topology import Topology
 from exai.config import CacheSettings
 from exai.errors import CacheError
 from exai.models import LOCAL_OWNER, ContinuationId, Conversation, ConversationId, Message
+from tests.integration.cache.stage import Stage
 from tests.support.counters import Counters
 
 SECOND = 1_000_000
@@ -48,8 +47,6 @@ RESTS = (0, 5, 20)
 PACES = ((0.1, 0.3), (0.3, 0.8), (0.3, 1.3, 2.1))
 FAULTS = ("evict entry", "evict lease", "evict licence", "flush", "roll back", "restart", "failover", "cut", "die")
 
-weight: ContextVar[float] = ContextVar("weight", default=1.0)
-
 
 class Broken(AssertionError):
     """A promise that the history breaks."""
@@ -57,66 +54,6 @@ class Broken(AssertionError):
 
 class Aborted(Exception):
     """The database went down with this transaction."""
-
-
-class Stage:
-    """Lets one actor run at a time, chosen by the seed among those that stand at a gate."""
-
-    def __init__(self, rng: random.Random) -> None:
-        self.rng = rng
-        self._standing: list[tuple[asyncio.Future[None], float]] = []
-        self._running = 0
-        self._quiet = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.failure: BaseException | None = None
-
-    async def gate(self) -> None:
-        future = asyncio.get_running_loop().create_future()
-        self._standing.append((future, weight.get()))
-        self._rest()
-        await future
-
-    def enter(self, actor: Coroutine[Any, Any, None], share: float = 1.0) -> None:
-        """Let an actor take part; it is chosen in proportion to its share."""
-        self._running += 1
-        context = copy_context()
-        context.run(weight.set, share)
-        self._tasks.add(asyncio.create_task(self._act(actor), context=context))
-
-    async def play(self, steps: int) -> None:
-        """Run up to `steps` steps, then stop everybody. Raises what an actor raised."""
-        for _ in range(steps):
-            await self._quiet.wait()
-            if self.failure is not None or not self._standing:
-                break
-            shares = [share for _, share in self._standing]
-            chosen = self.rng.choices(range(len(shares)), shares)[0]
-            self._running += 1
-            self._quiet.clear()
-            self._standing.pop(chosen)[0].set_result(None)
-        await self._quiet.wait()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self.failure is not None:
-            raise self.failure
-
-    async def _act(self, actor: Coroutine[Any, Any, None]) -> None:
-        try:
-            await self.gate()
-            await actor
-        except asyncio.CancelledError:
-            actor.close()
-            raise
-        except BaseException as error:
-            self.failure = self.failure or error
-        finally:
-            self._rest()
-
-    def _rest(self) -> None:
-        self._running -= 1
-        if self._running <= 0:
-            self._quiet.set()
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from tests.integration.cache.simulation import FAULTS, REAL_TIME, Broken, Plan, 
 from tests.support.counters import Counters
 from tests.support.valkey import Valkey
 
-SEEDS = int(os.environ.get("EXAI_TEST_CACHE_SEEDS", "150"))
+SEEDS = int(os.environ.get("EXAI_TEST_CACHE_SEEDS", "100"))
 MUTANT_SEEDS = 400
 
 

@@ -175,9 +175,9 @@ class TestPlaces:
     def test_places_never_change(self) -> None:
         """Daemons of two releases share one Redis; this format's keys are fixed."""
         where = place(Owner("a b"), ContinuationId("c:d/é"), 16)
-        assert where.entry == "exai:1:{g9}:a%20b:c%3Ad%2F%C3%A9:e"
-        assert where.lease == "exai:1:{g9}:a%20b:c%3Ad%2F%C3%A9:z"
-        assert where.anchor == "exai:1:{g9}:anchor"
+        assert where.entry == "exai:2:{g9}:a%20b:c%3Ad%2F%C3%A9:e"
+        assert where.lease == "exai:2:{g9}:a%20b:c%3Ad%2F%C3%A9:z"
+        assert where.anchor == "exai:2:{g9}:anchor"
 
 
 def as_dict(fields: object) -> dict[str, object]:

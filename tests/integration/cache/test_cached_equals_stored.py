@@ -1,0 +1,55 @@
+"""After every kind of change the cached page is the very page that the database would answer with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from exai.cache.conversations import Hit
+from exai.conversations import AppendRequest, ChatRequest
+from exai.db.conversations import ConversationRepository
+from exai.models import LOCAL_OWNER, PAGE_MESSAGES, ContinuationId, NewMessage
+from tests.integration.conversations.conftest import Rig, open_rig
+
+
+def words(count: int) -> list[NewMessage]:
+    return [
+        NewMessage("user", f"words {number}", metadata={"é": [1, 2.5, None, {"deep": True}]}) for number in range(count)
+    ]
+
+
+async def append(rig: Rig, continuation_id: ContinuationId | None, count: int) -> ContinuationId:
+    request = AppendRequest(LOCAL_OWNER, words(count), continuation_id=continuation_id, title="A title")
+    return (await rig.app.conversations.append(request)).continuation_id
+
+
+async def chat(rig: Rig, continuation_id: ContinuationId) -> None:
+    await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hello", continuation_id=continuation_id))
+
+
+async def expect_same(rig: Rig, continuation_id: ContinuationId) -> None:
+    cached = await rig.app.cache.read(LOCAL_OWNER, continuation_id)
+    stored = await ConversationRepository(rig.app.database).read_page(LOCAL_OWNER, continuation_id, limit=PAGE_MESSAGES)
+    assert isinstance(cached, Hit)
+    assert cached.conversation == stored.conversation
+    assert cached.messages == stored.messages
+    assert cached.complete == (not stored.has_older)
+
+
+@pytest.mark.parametrize("size", [1, 49, 50, 51])
+async def test_page_is_the_same_however_it_came_to_be_cached(
+    postgres_url: str, redis_url: str, tmp_path: Path, size: int
+) -> None:
+    """Filled by a read, moved on by an append and by a turn, and stored whole by a turn that found nothing."""
+    async with open_rig(postgres_url, redis_url, tmp_path) as rig:
+        name = await append(rig, None, size)
+        await rig.app.conversations.read(LOCAL_OWNER, name)
+        await expect_same(rig, name)
+        await append(rig, name, 2)
+        await expect_same(rig, name)
+        await chat(rig, name)
+        await expect_same(rig, name)
+        fork = await rig.app.conversations.fork(LOCAL_OWNER, name)
+        await chat(rig, fork.continuation_id)
+        await expect_same(rig, fork.continuation_id)

@@ -15,16 +15,13 @@ OWNER_CHARS: Final = 32
 
 
 class BlobStore(Protocol):
-    """Bytes by owner and SHA-256. Methods raise `BlobError`; `put` and `delete` may be repeated."""
+    """Bytes by owner and SHA-256. Methods raise `BlobError`; `put` may be repeated."""
 
     async def put(self, owner: Owner, sha256: str, data: bytes) -> None:
         """Keep `data`; when this returns it survives a power cut."""
 
     async def get(self, owner: Owner, sha256: str) -> bytes:
         """Return what was put, checked against its digest."""
-
-    async def delete(self, owner: Owner, sha256: str) -> None:
-        """Forget it; nothing happens when it is not there."""
 
 
 def digest(data: bytes) -> str:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
+import stat
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable
@@ -41,42 +43,32 @@ class LocalBlobs:
             raise BlobError("files", f"the blob {sha256} has changed on disk", "Restore it from a backup")
         return data
 
-    async def delete(self, owner: Owner, sha256: str) -> None:
-        """Forget it; see `BlobStore`."""
-        await self._run(self._delete, self._path(owner, sha256))
-
     async def older_than(self, age_s: float) -> AsyncIterator[list[Path]]:
         """Yield the places of blobs not touched for `age_s`, in batches of at most `SWEEP_BATCH`."""
-        batch: list[Path] = []
-        before = time.time() - age_s
-        for path in await self._run(self._walk):
-            if (await self._run(Path.stat, path)).st_mtime < before:
-                batch.append(path)
-            if len(batch) == SWEEP_BATCH:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+        found = await self._run(self._untouched_since, time.time() - age_s)
+        for start in range(0, len(found), SWEEP_BATCH):
+            yield found[start : start + SWEEP_BATCH]
 
     def key(self, place: Path) -> str:
         """Return the storage path of a blob's place."""
         return place.relative_to(self.root).as_posix()
 
-    async def remove(self, path: Path) -> None:
-        """Remove a blob by the place that `older_than` gave."""
-        await self._run(self._delete, path)
+    async def remove(self, place: Path, age_s: float) -> bool:
+        """Remove a blob by the place that `older_than` gave, unless it was put again since; whether it is gone."""
+        return await self._run(self._remove, place, time.time() - age_s)
 
-    def _walk(self) -> list[Path]:
-        return [path for path in self.root.glob("*/*/*") if path.is_file()] if self.root.exists() else []
+    def _untouched_since(self, moment: float) -> list[Path]:
+        return [path for path in self.root.glob("*/*/*") if _touched_at(path) < moment] if self.root.exists() else []
 
     def _path(self, owner: Owner, sha256: str) -> Path:
         return self.root / storage_path(owner, sha256)
 
     def _put(self, path: Path, data: bytes) -> None:
-        if path.exists() and path.stat().st_size == len(data):
-            # Its row may be new: without this a sweep could take bytes for forgotten that were just given again.
-            os.utime(path)
-            return
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_size == len(data):
+                # Its row may be new: without this a sweep could take bytes for forgotten that were just given again.
+                os.utime(path)
+                return
         path.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
         try:
@@ -91,8 +83,19 @@ class LocalBlobs:
             raise
         _sync_directory(path.parent)
 
-    def _delete(self, path: Path) -> None:
-        path.unlink(missing_ok=True)
+    def _remove(self, path: Path, moment: float) -> bool:
+        # Taken aside before it is looked at again: a put that came before has touched it, and one that comes after
+        # does not find it and writes it anew.
+        aside = path.with_name(f".removing-{path.name}")
+        try:
+            path.replace(aside)
+        except FileNotFoundError:
+            return False
+        if _touched_at(aside) >= moment:
+            aside.replace(path)
+            return False
+        aside.unlink()
+        return True
 
     async def _run(self, work: Callable[..., T], *args: object) -> T:
         """Do disk work in a thread, and tell its errors in a sentence."""
@@ -105,6 +108,15 @@ class LocalBlobs:
         except OSError as error:
             cure = f"See that there is space and that {self.root} can be written"
             raise BlobError("files", f"{error.strerror or error}", cure) from error
+
+
+def _touched_at(path: Path) -> float:
+    """Return when a file was last touched, the end of time for what is no file or is gone."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return math.inf
+    return status.st_mtime if stat.S_ISREG(status.st_mode) else math.inf
 
 
 def _sync_directory(directory: Path) -> None:

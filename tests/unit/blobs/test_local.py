@@ -55,3 +55,19 @@ async def test_sweep_sees_only_what_nobody_touched_lately(tmp_path: Path) -> Non
     await blobs.put(LOCAL_OWNER, digest(b"again"), b"again")
     found = [blobs.key(place) async for places in blobs.older_than(60) for place in places]
     assert found == [storage_path(LOCAL_OWNER, digest(b"old"))]
+
+
+async def test_sweep_leaves_what_was_put_again_since_it_looked(tmp_path: Path) -> None:
+    """Between finding a blob old and removing it the same content may be given again, and get its row."""
+    blobs = LocalBlobs(tmp_path)
+    sha256 = digest(b"data")
+    await blobs.put(LOCAL_OWNER, sha256, b"data")
+    os.utime(tmp_path / storage_path(LOCAL_OWNER, sha256), (0, 0))
+    ((place,),) = [places async for places in blobs.older_than(60)]
+    await blobs.put(LOCAL_OWNER, sha256, b"data")
+    assert await blobs.remove(place, 60) is False
+    assert await blobs.get(LOCAL_OWNER, sha256) == b"data"
+    os.utime(place, (0, 0))
+    assert await blobs.remove(place, 60) is True
+    assert await blobs.remove(place, 60) is False
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

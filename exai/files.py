@@ -20,6 +20,7 @@ from exai.blobs.base import digest, storage_path
 from exai.blobs.local import LocalBlobs
 from exai.config import FileSettings, LimitSettings
 from exai.db.files import FileList, FileRepository, NewFile
+from exai.db.rows import check_text
 from exai.errors import InvalidArgument, NotConfigured, NotFound
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, Owner, StoredFile
 
@@ -71,14 +72,14 @@ class FileService:
             )
         paths = [each for each in references if not _is_id(each)]
         stored = dict(zip(paths, await self.put_paths(owner, paths), strict=True)) if paths else {}
-        return tuple(stored[each].id if each in stored else FileId(each) for each in references)
+        return tuple(stored[each].id if each in stored else _id("files", each) for each in references)
 
     async def read(self, owner: Owner, file_id: FileId) -> tuple[StoredFile, bytes]:
         """Return a file and its bytes, checked against their digest. Raises `NotFound` or `BlobError`."""
-        found = await self.repository.get(owner, [file_id])
-        if file_id not in found:
+        known = _id("file_id", file_id)
+        file = (await self.repository.get(owner, [known])).get(known)
+        if file is None:
             raise _no_file(file_id)
-        file = found[file_id]
         return file, await self.blobs.get(owner, file.sha256)
 
     async def list(
@@ -90,11 +91,14 @@ class FileService:
         cursor: str | None = None,
     ) -> FileList:
         """Return an owner's files, or one conversation's, newest first: 1 database round trip a page."""
+        check_text("continuation_id", continuation_id)
         return await self.repository.list(owner, continuation_id=continuation_id, limit=limit, cursor=cursor)
 
     async def link(self, owner: Owner, continuation_id: ContinuationId, file_ids: Sequence[FileId]) -> int:
         """Link files to a conversation, all or none, and return how many links are new: 1 database round trip."""
-        linked = await self.repository.link(owner, continuation_id, file_ids)
+        check_text("continuation_id", continuation_id)
+        ids = [_id(f"file_ids[{index}]", file_id) for index, file_id in enumerate(file_ids)]
+        linked = await self.repository.link(owner, continuation_id, ids)
         if not linked.conversation:
             raise NotFound("conversation", continuation_id, "conversation_list shows which there are")
         if linked.missing:
@@ -103,7 +107,7 @@ class FileService:
 
     async def delete(self, owner: Owner, file_id: FileId) -> None:
         """Forget a file and its links; its bytes go with the next sweep. Raises `NotFound`."""
-        if not await self.repository.delete(owner, file_id):
+        if not await self.repository.delete(owner, _id("file_id", file_id)):
             raise _no_file(file_id)
 
     async def sweep(self) -> tuple[int, int]:
@@ -113,8 +117,7 @@ class FileService:
         async for places in self.blobs.older_than(self._settings.orphan_grace_s):
             paths = {self.blobs.key(place): place for place in places}
             for key in set(paths) - await self.repository.known(list(paths)):
-                await self.blobs.remove(paths[key])
-                removed += 1
+                removed += await self.blobs.remove(paths[key], self._settings.orphan_grace_s)
         return len(orphans), removed
 
     def _checked(self, owner: Owner, field: str, content: FileContent) -> NewFile:
@@ -178,6 +181,14 @@ def _is_id(reference: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _id(field: str, given: str) -> FileId:
+    """Return an id as files are stored under it, whichever spelling of a UUID was given. Raises `InvalidArgument`."""
+    try:
+        return FileId(str(UUID(given)))
+    except ValueError:
+        raise InvalidArgument(field, "is not a file's id", "Use the id that file_put returned") from None
 
 
 def _no_file(name: str) -> NotFound:

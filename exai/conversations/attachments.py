@@ -11,6 +11,7 @@ from html import escape
 
 from exai.blobs.base import BlobStore
 from exai.conversations.prompt import BYTES_PER_TOKEN, choose, estimate_tokens
+from exai.conversations.requests import is_file_id
 from exai.db.files import FileRepository
 from exai.errors import BlobError, InvalidArgument
 from exai.models import FILE_IDS, FileId, Message, Owner, Prompt, StoredFile
@@ -84,9 +85,9 @@ class Attachments:
 
 
 def file_ids_of(message: Message) -> tuple[FileId, ...]:
-    """Return the files that were given with a message."""
+    """Return the files that were given with a message; whoever appends may write anything under that name."""
     ids = message.metadata.get(FILE_IDS, ())
-    return tuple(FileId(each) for each in ids if isinstance(each, str)) if isinstance(ids, list | tuple) else ()
+    return tuple(filter(is_file_id, ids)) if isinstance(ids, list | tuple) else ()
 
 
 def text_of(data: bytes) -> str | None:

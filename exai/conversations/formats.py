@@ -93,9 +93,12 @@ def read_lines(lines: Iterable[str]) -> Iterator[ConversationText | MessageText]
 
 def read_markdown(text: str) -> Iterator[ConversationText | MessageText]:
     """Read Markdown as `write_header` and `write_message` make it. Raises `InvalidArgument` naming the place."""
-    position = 0
+    position = counted = 0
+    line = 1
     while position < len(text):
-        where = f"line {text.count(chr(10), 0, position) + 1}"
+        line += text.count("\n", counted, position)
+        counted = position
+        where = f"line {line}"
         found = COMMENT.match(text, position)
         if found is None:
             raise InvalidArgument(where, "is not where a message of an export begins", "Export it again")
@@ -125,7 +128,7 @@ def _conversation(facts: Mapping[str, Any], where: str) -> ConversationText:
     metadata, tags = facts.get("metadata") or {}, facts.get("tags") or []
     if not isinstance(continuation_id, str) or not continuation_id:
         raise InvalidArgument(f"{where}, continuation_id", "is missing", "Export it again")
-    if not isinstance(metadata, dict) or not all(isinstance(tag, str) for tag in tags):
+    if not isinstance(metadata, dict) or not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise InvalidArgument(where, "metadata must be an object and tags a list of texts", "Correct it")
     return ConversationText(
         continuation_id,

@@ -11,17 +11,33 @@ import re
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeGuard, get_args
 
 import orjson
 
 from exai.config import LimitSettings
 from exai.errors import Conflict, ExaiError, InvalidArgument, NotFound
-from exai.models import FILE_IDS, ContinuationId, Conversation, FileId, FinishReason, NewMessage, Owner, Thinking, Usage
+from exai.models import (
+    FILE_IDS,
+    ContinuationId,
+    Conversation,
+    FileId,
+    FinishReason,
+    NewMessage,
+    Owner,
+    Role,
+    Thinking,
+    Usage,
+)
 
 MAX_KEY_CHARS = 200
 MAX_TITLE_CHARS = 500
 MAX_CONTINUATION_CHARS = 500
+MAX_KIND_CHARS = 100
+MAX_NUMBER = 2**63 - 1
+"""The largest number Postgres counts messages and revisions with."""
+
+ROLES = get_args(Role)
 ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -142,6 +158,9 @@ def check_messages(messages: Sequence[NewMessage], limits: LimitSettings) -> Non
         )
     total_bytes = 0
     for position, message in enumerate(messages):
+        if message.role not in ROLES:
+            raise InvalidArgument(f"messages[{position}].role", "is no role", f"Use one of {', '.join(ROLES)}")
+        check_short(f"messages[{position}].kind", message.kind, MAX_KIND_CHARS)
         check_text(f"messages[{position}].content", message.content, limits.message_bytes)
         if message.metadata:
             check_json(f"messages[{position}].metadata", message.metadata, limits.message_bytes)
@@ -152,6 +171,12 @@ def check_messages(messages: Sequence[NewMessage], limits: LimitSettings) -> Non
             f"are {total_bytes:,} bytes together; the limit is {limits.append_bytes:,}",
             "Send them as several appends",
         )
+
+
+def check_number(field: str, value: int | None, least: int = 0) -> None:
+    """Check an optional sequence number, revision or offset."""
+    if value is not None and not least <= value <= MAX_NUMBER:
+        raise InvalidArgument(field, f"is {value}", f"Use {least} to {MAX_NUMBER}")
 
 
 def check_names(continuation_id: str | None, idempotency_key: str | None, title: str | None) -> None:
@@ -183,11 +208,22 @@ def with_files(message: NewMessage, files: Sequence[FileId]) -> NewMessage:
 
 
 def check_files(files: Sequence[FileId], limits: LimitSettings) -> None:
-    """Check how many files are given at once."""
+    """Check the files given with a message: how many, and that each can be one."""
     if len(files) > limits.append_files:
         raise InvalidArgument(
             "files", f"has {len(files)} files; the limit is {limits.append_files}", "Give them with several messages"
         )
+    for position, file_id in enumerate(files):
+        if not is_file_id(file_id):
+            raise InvalidArgument(f"files[{position}]", "is not a file's id", "Use the id that file_put returned")
+
+
+def is_file_id(value: object) -> TypeGuard[FileId]:
+    """Whether this is an id as files are stored under it; other spellings of a UUID are none."""
+    try:
+        return isinstance(value, str) and str(uuid.UUID(value)) == value
+    except ValueError:
+        return False
 
 
 def refusal(status: str, continuation_id: str | None, revision: int, missing: str | None) -> ExaiError:

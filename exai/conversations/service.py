@@ -24,6 +24,7 @@ from exai.conversations.requests import (
     check_files,
     check_messages,
     check_names,
+    check_number,
     content_hash,
     refusal,
     request_key,
@@ -54,6 +55,7 @@ from exai.models import (
 from exai.providers.registry import Providers
 
 MAX_LIST = 200
+MAX_IDLE_DAYS = 36_500
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ class ConversationService:
         Raises `InvalidArgument`, `NotFound`, `Conflict` or a `DatabaseError`.
         """
         check_names(request.continuation_id, request.idempotency_key, request.title)
+        check_number("expected_revision", request.expected_revision)
         check_files(request.files, self._limits)
         check_messages(request.messages, self._limits)
         *earlier, last = request.messages
@@ -174,10 +177,10 @@ class ConversationService:
         check_names(continuation_id, None, None)
         if not 1 <= limit <= MAX_PAGE_MESSAGES:
             raise InvalidArgument("limit", f"is {limit}", f"Use 1 to {MAX_PAGE_MESSAGES}")
-        if before_seq is not None and before_seq < 1:
-            raise InvalidArgument("before_seq", f"is {before_seq}", "Use the next_before_seq of an earlier page")
-        if offset < 0 or (offset and before_seq is not None):
-            raise InvalidArgument("offset", "is below 0 or comes with before_seq", "Use one of the two")
+        check_number("before_seq", before_seq, least=1)
+        check_number("offset", offset)
+        if offset and before_seq is not None:
+            raise InvalidArgument("offset", "comes with before_seq", "Use one of the two")
         if offset:
             return await self._skipping(owner, continuation_id, limit, offset)
         if before_seq is None and limit <= PAGE_MESSAGES:
@@ -246,6 +249,7 @@ class ConversationService:
         The messages up to there are shared, not copied. Raises `NotFound` or `InvalidArgument`.
         """
         check_names(continuation_id, None, title)
+        check_number("at_seq", at_seq, least=1)
         new_id = ConversationId(str(uuid.uuid4()))
         forked = await self._curation.fork(
             owner, continuation_id, new_conversation_id=new_id, at_seq=at_seq, title=title
@@ -268,6 +272,7 @@ class ConversationService:
     ) -> Conversation:
         """Change title, metadata or tags: 1 database round trip. Raises `NotFound`, `Conflict` or `InvalidArgument`."""
         check_names(continuation_id, None, change.title or None)
+        check_number("expected_revision", expected_revision)
         changed = await self._curation.change(owner, continuation_id, change, expected_revision=expected_revision)
         return await self._told(owner, continuation_id, changed)
 
@@ -287,6 +292,7 @@ class ConversationService:
         self, owner: Owner, continuation_id: ContinuationId, kind: Format, *, after_seq: int, budget_bytes: int
     ) -> ExportPart:
         """Return one part of a conversation's text: 1 database round trip; see `Transfer.export_part`."""
+        check_number("after_seq", after_seq)
         return await self._transfer.export_part(
             owner, continuation_id, kind, after_seq=after_seq, budget_bytes=budget_bytes
         )
@@ -305,8 +311,11 @@ class ConversationService:
         """Remove for good what was deleted long enough ago; with `idle_days` mark idle conversations as deleted first.
 
         Returns how many conversations are gone. Meant for `exai prune`; every step is one bounded statement.
+        Raises `InvalidArgument` for a number of days that would delete everything, or nothing ever.
         """
         if idle_days is not None:
+            if not 0 < idle_days <= MAX_IDLE_DAYS:
+                raise InvalidArgument("idle_days", f"is {idle_days:g}", f"Use more than 0, and at most {MAX_IDLE_DAYS}")
             while await self._curation.expire_idle(None, idle_s=idle_days * DAY_S) >= BATCH:
                 pass
         removed = 0

@@ -35,6 +35,15 @@ async def messages_of(rig: Rig, name: ContinuationId) -> list[Message]:
     return list((await rig.app.conversations.read(LOCAL_OWNER, name, limit=500)).messages)
 
 
+@pytest.mark.parametrize("days", [0, -1, float("nan"), float("inf")])
+async def test_prune_refuses_a_number_of_days_that_would_delete_everything(rig: Rig, days: float) -> None:
+    """A slip of the hand must not mark every conversation of every owner as deleted."""
+    name = await stored(rig, "one")
+    with pytest.raises(InvalidArgument):
+        await rig.app.conversations.prune(idle_days=days)
+    assert len(await messages_of(rig, name)) == 1
+
+
 async def test_search_finds_messages_by_their_words_in_one_round_trip(rig: Rig) -> None:
     """Ranked, with the matching words marked, in any language, and never those of others."""
     name = await stored(rig, "Where do penguins live?", "In Antarctica.", "企鹅 住在哪里", title="Birds")

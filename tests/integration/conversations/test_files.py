@@ -12,7 +12,7 @@ from exai.config import FileSettings, LimitSettings
 from exai.conversations import AppendRequest, ChatRequest
 from exai.errors import InvalidArgument, NotConfigured, NotFound
 from exai.files import FileContent, FileService
-from exai.models import LOCAL_OWNER, FileId, NewMessage, Owner
+from exai.models import LOCAL_OWNER, ContinuationId, FileId, NewMessage, Owner
 from tests.integration.conversations.conftest import Rig, open_rig
 
 
@@ -110,6 +110,25 @@ async def test_files_of_others_do_not_exist(rig: Rig) -> None:
         await rig.app.conversations.chat(ChatRequest(other, "Read.", files=[mine]))
     with pytest.raises(NotFound):
         await rig.app.files.delete(other, mine)
+
+
+async def test_file_ids_that_a_writer_made_up_do_not_end_a_conversation(rig: Rig) -> None:
+    """Metadata is the writer's own; every later turn reads it."""
+    made_up = {"file_ids": ["not an id", 7, "urn:uuid:e8a10000-0000-4000-8000-000000000000"]}
+    new = AppendRequest(LOCAL_OWNER, [NewMessage("user", "Before", metadata=made_up)])
+    name = (await rig.app.conversations.append(new)).continuation_id
+    await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "And now?", continuation_id=name))
+    assert asked(rig) == ["Before", "And now?"]
+
+
+async def test_any_spelling_of_an_id_means_the_same_file(rig: Rig) -> None:
+    """A UUID in capitals is the one that was given out; what is none is refused before the database sees it."""
+    file_id = await put(rig, "mine")
+    assert (await rig.app.files.read(LOCAL_OWNER, FileId(file_id.upper())))[1] == b"mine"
+    assert await rig.app.files.resolve(LOCAL_OWNER, [f"urn:uuid:{file_id}"]) == (file_id,)
+    for name in ("nul\0", "x"):
+        with pytest.raises((InvalidArgument, NotFound)):
+            await rig.app.files.link(LOCAL_OWNER, ContinuationId(name), [file_id])
 
 
 async def test_sweep_forgets_orphans_and_bytes_without_a_row_and_nothing_else(rig: Rig, tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from exai.config import LimitSettings
-from exai.conversations.requests import check_messages, check_names, content_hash
+from exai.conversations.requests import check_files, check_messages, check_names, check_number, content_hash
 from exai.errors import InvalidArgument
-from exai.models import NewMessage
+from exai.models import FileId, NewMessage
 
 LIMITS = LimitSettings(message_bytes=2_048, append_bytes=4_096, append_messages=3)
 
@@ -26,6 +26,9 @@ LIMITS = LimitSettings(message_bytes=2_048, append_bytes=4_096, append_messages=
         ([NewMessage("user", "x", metadata={"a": object()})], "messages[0].metadata"),
         ([NewMessage("user", "x", metadata={"a": float("nan")})], "messages[0].metadata"),
         ([NewMessage("user", "x", metadata={"a": "\ud800"})], "messages[0].metadata"),
+        ([NewMessage("user", "x", kind="\x00")], "messages[0].kind"),
+        ([NewMessage("user", "x", kind="\ud800")], "messages[0].kind"),
+        ([NewMessage("nobody", "x")], "messages[0].role"),  # type: ignore[arg-type]
     ],
 )
 def test_unstorable_messages_are_refused_by_field(messages: list[NewMessage], field: str) -> None:
@@ -50,6 +53,20 @@ def test_empty_or_overlong_names_are_refused(names: tuple[str | None, str | None
     """An empty key would make every keyless call the same request."""
     with pytest.raises(InvalidArgument):
         check_names(*names)
+
+
+@pytest.mark.parametrize("number", [-1, 2**63, 2**70])
+def test_numbers_that_no_message_can_have_are_refused(number: int) -> None:
+    """JSON goes beyond what Postgres counts with, and an error of the database would say that EXAI is broken."""
+    with pytest.raises(InvalidArgument):
+        check_number("before_seq", number)
+
+
+@pytest.mark.parametrize("file_id", ["x", "", "urn:uuid:e8a10000-0000-4000-8000-000000000000", "E" * 32])
+def test_what_is_no_id_of_a_stored_file_is_refused(file_id: str) -> None:
+    """Python reads more spellings of a UUID than Postgres does."""
+    with pytest.raises(InvalidArgument):
+        check_files([FileId(file_id)], LIMITS)
 
 
 def test_hash_depends_on_content_and_not_on_key_order() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,6 +13,9 @@ from exai.files import FileService
 from exai.mcp.schemas import output_schema
 from exai.mcp.tools import CallContext, ToolResult, ToolSpec
 from exai.models import ContinuationId, Delta, FileId
+
+PROGRESS_PAUSE_S = 0.5
+"""Between two reports: an answer comes in thousands of pieces, and a report is larger than a piece."""
 
 
 class ChatArguments(BaseModel):
@@ -61,11 +66,15 @@ def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpe
 
     async def handle(arguments: ChatArguments, context: CallContext) -> ToolResult:
         heard = 0
+        said_at = -math.inf
 
         async def on_delta(delta: Delta) -> None:
-            nonlocal heard
+            nonlocal heard, said_at
             heard += len(delta.content) + len(delta.reasoning)
-            await context.progress(f"{'answering' if delta.content else 'thinking'}, {heard:,} characters so far")
+            now = time.monotonic()
+            if now - said_at >= PROGRESS_PAUSE_S:
+                said_at = now
+                await context.progress(f"{'answering' if delta.content else 'thinking'}, {heard:,} characters so far")
 
         given = await files.resolve(context.owner, arguments.files or ())
         result = await conversations.chat(_request(arguments, context, given), on_delta)

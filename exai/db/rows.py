@@ -21,6 +21,9 @@ from exai.models import ContinuationId, Conversation, ConversationId, Message, N
 NO_METADATA: Final[Mapping[str, Any]] = Message._field_defaults["metadata"]
 MAX_METADATA_BYTES: Final = 262_144
 
+_make_message = tuple.__new__
+"""A page has many messages, and the named tuple's own constructor, a Python function, takes three times as long."""
+
 
 class Answer:
     """The rows of one answer, sorted by part."""
@@ -31,12 +34,13 @@ class Answer:
         self.head: dict[str, Any] = {}
         self.at: datetime | None = None
         self.parts: dict[str, list[Message]] = {}
-        for row in rows:
-            part = row[0]
+        for part, seq, role, content, at, kind, turn_id, data in rows:
             if part == "head":
-                self.head, self.at = orjson.loads(row[7]), row[4]
-            else:
-                self.parts.setdefault(part, []).append(message_of(row))
+                self.head, self.at = orjson.loads(data), at
+                continue
+            metadata = orjson.loads(data) if data else NO_METADATA
+            message = _make_message(Message, (seq, role, content, at, kind, turn_id, metadata))
+            self.parts.setdefault(part, []).append(message)
 
     def part(self, name: str) -> list[Message]:
         """The messages of a part, as they came."""
@@ -47,12 +51,6 @@ class Answer:
         """The header, if the answer has one."""
         header = self.head.get("conversation")
         return conversation_of(header) if header else None
-
-
-def message_of(row: asyncpg.Record) -> Message:
-    """A message from a row whose columns 1 to 7 are its fields in the answers' order."""
-    data = row[7]
-    return Message(row[1], row[2], row[3], row[4], row[5], row[6], orjson.loads(data) if data else NO_METADATA)
 
 
 def conversation_of(header: Mapping[str, Any]) -> Conversation:
@@ -75,7 +73,8 @@ def conversation_of(header: Mapping[str, Any]) -> Conversation:
 
 def time_of(text: str) -> datetime:
     """A time as JSON from Postgres spells it, in UTC."""
-    return datetime.fromisoformat(text).astimezone(UTC)
+    at = datetime.fromisoformat(text)
+    return at if at.tzinfo is UTC else at.astimezone(UTC)
 
 
 def reply_of(turn: Mapping[str, Any], messages: Sequence[Message]) -> StoredReply:

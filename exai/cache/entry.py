@@ -10,6 +10,7 @@ hold more than the newest page; whoever reads takes the newest of them.
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ FORMAT: Final = 2
 """Part of every key; a release that writes entries differently reads none of the old ones."""
 
 JOINT: Final = b",\n"
+
+PLACES: Final = 4_096
+"""Conversations whose key names are remembered; making them anew takes longer than everything else about a key."""
 
 _make_message = tuple.__new__
 
@@ -48,6 +52,7 @@ class Place:
     anchor: str
 
 
+@functools.lru_cache(maxsize=PLACES)
 def place(owner: Owner, continuation_id: ContinuationId, groups: int) -> Place:
     """Return the keys of a conversation; the same for every process and release of this format."""
     name = f"{_quoted(owner)}:{_quoted(continuation_id)}"

@@ -120,16 +120,16 @@ def old_tables(bind: Bind) -> tuple[str, ...]:
     return tuple(table for table in TABLES if table in found)
 
 
-def columns_of(bind: Bind, table: str) -> dict[str, Column]:
-    """A table's columns by name."""
+def columns_of(bind: Bind, table: str, schema: str = "public") -> dict[str, Column]:
+    """A table's columns by name; none if it is not there."""
     rows = bind.exec_driver_sql(
         """
         select a.attname::text, format_type(a.atttypid, null), a.attnotnull,
                a.atthasdef or a.attidentity <> '' or a.attgenerated <> '' or not a.attnotnull
           from pg_catalog.pg_attribute a
-         where a.attrelid = to_regclass('public.' || $1::text) and a.attnum > 0 and not a.attisdropped
+         where a.attrelid = to_regclass($1::text || '.' || $2::text) and a.attnum > 0 and not a.attisdropped
         """,
-        (table,),
+        (schema, table),
     ).fetchall()
     return {row[0]: Column(row[1], row[2], row[3]) for row in rows}
 

@@ -1,0 +1,62 @@
+-- Forgets raw metrics by dropping whole partitions once their last row is older than p_raw, and what else has grown old
+-- at most p_limit rows of each kind at a time: call it again while it removes that many. The table that an older system
+-- left is its owner's to drop. One run at a time; another returns no rows.
+create or replace function monitoring.apply_retention(
+  p_raw interval default '7 days', p_1min interval default '30 days', p_1hour interval default '400 days',
+  p_limit integer default 10000)
+returns table (what text, removed bigint)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
+set lock_timeout = '2s'
+as $$
+declare
+  c_lock constant bigint := 7311701100470826098;
+  v_name text;
+begin
+  if not pg_try_advisory_xact_lock(c_lock) then
+    return;
+  end if;
+  what := 'partitions';
+  removed := 0;
+  for v_name in
+    select c.relname
+      from pg_inherits i join pg_class c on c.oid = i.inhrelid
+     where i.inhparent = 'monitoring.metrics_raw'::regclass and c.relname ~ '^metrics_raw_[0-9]{8}$'
+       and to_date(right(c.relname, 8), 'YYYYMMDD') + 1 <= now() - p_raw
+     order by c.relname
+  loop
+    execute format('drop table monitoring.%I', v_name);
+    removed := removed + 1;
+  end loop;
+  return next;
+
+  what := 'metrics_raw_default';
+  delete from monitoring.metrics_raw_default d
+   where d.ctid = any(array(select o.ctid from monitoring.metrics_raw_default o
+                             where o."timestamp" < now() - p_raw limit p_limit));
+  get diagnostics removed = row_count;
+  return next;
+
+  what := 'metrics_processing_log';
+  delete from monitoring.metrics_processing_log l
+   where l.id = any(array(select o.id from monitoring.metrics_processing_log o
+                           where o.processed_at < now() - p_raw order by o.processed_at limit p_limit));
+  get diagnostics removed = row_count;
+  return next;
+
+  what := 'metrics_1min';
+  delete from monitoring.metrics_1min k
+   where k.ctid = any(array(select o.ctid from monitoring.metrics_1min o
+                             where o.bucket < now() - p_1min limit p_limit));
+  get diagnostics removed = row_count;
+  return next;
+
+  what := 'metrics_1hour';
+  delete from monitoring.metrics_1hour k
+   where k.ctid = any(array(select o.ctid from monitoring.metrics_1hour o
+                             where o.bucket < now() - p_1hour limit p_limit));
+  get diagnostics removed = row_count;
+  return next;
+end
+$$

@@ -13,6 +13,7 @@ from tests.integration.cache.steps import age, expect_current, fill, hit, miss
 from tests.integration.cache.stored import NAME, Stored
 from tests.support.counters import Counters
 from tests.support.valkey import Valkey
+from tests.support.waiting import wait_until
 
 KEYS = place(LOCAL_OWNER, NAME, 1)
 
@@ -132,12 +133,10 @@ class TestPasses:
         """However many daemons: about one database query per interval."""
         passes = Passes()
         await cache_at(valkey.url, changes=passes, pass_interval_s=30)
-        await passes.made(1)
+        await wait_until(lambda: recorder["cache_passes_total", "generation"] == 1)
         others = Passes()
         await cache_at(valkey.url, changes=others, pass_interval_s=30)
-        async with asyncio.timeout(5):
-            while not recorder["cache_passes_total", "skipped"]:
-                await asyncio.sleep(0.005)
+        await wait_until(lambda: recorder["cache_passes_total", "skipped"] == 1)
         assert others.asked == []
 
 

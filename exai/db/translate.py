@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from asyncpg.exceptions import InterfaceError, PostgresConnectionError, PostgresError
+from asyncpg.exceptions import InterfaceError, InternalClientError, PostgresConnectionError, PostgresError
 
 from exai.errors import (
     DatabaseBusy,
@@ -62,7 +62,8 @@ def judge(error: BaseException, phase: Phase) -> Verdict | None:
             return _timed_out(phase)
         case InterfaceError():
             return _misused(error)
-        case PostgresError() | OSError():
+        case PostgresError() | OSError() | InternalClientError():
+            # The last is what the driver says when the server has said goodbye and the connection has not ended yet.
             return _connection_lost(phase)
         case Exception() if type(error).__module__.startswith("asyncpg."):
             # The driver's own complaints: a host of the wrong kind among several, or a defect.

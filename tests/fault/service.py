@@ -27,6 +27,7 @@ from tests.support.provider_server import ProviderServer
 from tests.support.redis_proxy import RedisProxy
 
 BOUND_S = 2.0
+POOL_SIZE = 2
 NO_PASS_S = 3_600.0
 
 
@@ -115,7 +116,9 @@ class Servers:
         to_postgres = await self.stack.enter_async_context(PostgresProxy(self.postgres_url))
         to_redis = await self.stack.enter_async_context(redis_proxy(self.redis_url or "redis://127.0.0.1:1"))
         settings = Settings(
-            database=DatabaseSettings.model_validate({"url": to_postgres.url, "pool_size": 2, **(database or {})}),
+            database=DatabaseSettings.model_validate(
+                {"url": to_postgres.url, "pool_size": POOL_SIZE, **(database or {})}
+            ),
             cache=CacheSettings.model_validate(
                 {"url": "off" if self.redis_url is None else to_redis.url, "check_one_in": 0, **cache}
             ),

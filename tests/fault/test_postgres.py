@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from exai.conversations import ChatRequest
 from exai.db.curation import Change
 from exai.errors import NotFound, OutcomeUnknown
 from exai.models import LOCAL_OWNER
-from tests.fault.service import Servers
+from tests.fault.service import POOL_SIZE, Servers
+from tests.support.pg_wire import error
+from tests.support.waiting import wait_until
 
 
 async def test_write_in_doubt_stays_in_doubt_when_its_repetition_finds_no_server(rig: Servers) -> None:
@@ -66,3 +70,26 @@ async def test_new_title_found_done_by_its_repetition_is_told_to_every_reader(ri
     await writer.conversations.change(LOCAL_OWNER, name, Change(title="new"))
     assert lost.done()
     assert [(await service.read(name)).conversation.title for service in (reader, writer)] == ["new", "new"]
+
+
+async def test_goodbye_that_comes_before_the_end_of_the_connection_costs_no_place_in_the_pool(rig: Servers) -> None:
+    """A terminated session says so first and hangs up a moment later; what is sent in between is sent again."""
+    service = await rig.open()
+    name = (await service.append(None, "one")).continuation_id
+    for number in range(2 * POOL_SIZE):
+        service.database.mode = "stall"
+        service.database.inject(error("57P01", "terminating connection due to administrator command"))
+        await some_turns_of_the_loop()
+        writing = asyncio.create_task(service.append(name, f"{number}", key=f"{number}"))
+        await some_turns_of_the_loop()
+        service.database.reset()
+        service.database.mode = "pass"
+        await writing
+    await wait_until(lambda: service.app.database.usage() == (0, POOL_SIZE, POOL_SIZE))
+    assert await service.contents(name) == ["one", *(f"{number}" for number in range(2 * POOL_SIZE))]
+
+
+async def some_turns_of_the_loop() -> None:
+    """Enough for what is on its way on loopback to arrive."""
+    for _ in range(20):
+        await asyncio.sleep(0)

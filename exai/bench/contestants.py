@@ -23,6 +23,9 @@ from exai.models import ContinuationId, FileId
 AT_ONCE: Final = 8
 """Conversations made, or read into the cache, at the same time."""
 
+PATIENT: Final = {"EXAI_DATABASE__ACQUIRE_TIMEOUT_S": "60", "EXAI_CACHE__TIMEOUT_S": "5"}
+"""A daemon sheds load that it cannot take; here every operation is to be done, however busy the machine."""
+
 UNSAMPLED: Final = {"EXAI_CACHE__CHECK_ONE_IN": "0"}
 """For counting: one cached read in a thousand is otherwise compared with the database behind the caller's back."""
 
@@ -67,12 +70,12 @@ def batched_range(number: int) -> list[range]:
 async def open_contestants(
     servers: Servers, first_seq: int, overrides: Mapping[str, str] | None = None
 ) -> AsyncIterator[Contestants]:
-    """Open the service and its floors at these addresses, with every other setting as it is in the environment.
+    """Open the service and its floors at these addresses, patient, and otherwise as the environment says.
 
     Rows that the floor inserts are numbered from `first_seq`. Raises as `open_app`.
     """
     addresses = {"EXAI_DATABASE__URL": servers.postgres_url, "EXAI_CACHE__URL": servers.redis_url or "off"}
-    settings = load_settings(overrides={**addresses, **(overrides or {})})
+    settings = load_settings(overrides={**addresses, **PATIENT, **(overrides or {})})
     async with AsyncExitStack() as stack:
         app = await stack.enter_async_context(open_app(settings))
         size = settings.database.pool_size

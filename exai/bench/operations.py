@@ -6,7 +6,6 @@ The invariant is that an operation and its floor move the same content, between 
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -15,10 +14,10 @@ from exai.bench.batch import Run
 from exai.bench.contestants import Contestants, Data, batched_range
 from exai.bench.plan import FILES_PER_APPEND, Texts
 from exai.conversations import AppendRequest
-from exai.conversations.requests import content_hash, request_key
-from exai.db.conversations import AppendStart, ConversationRepository
+from exai.db.conversations import ConversationRepository
 from exai.db.floor import OWNER
-from exai.models import PAGE_MESSAGES, ContinuationId, ConversationId, FileId, NewMessage, Source, TurnId
+from exai.db.search import SearchQuery
+from exai.models import PAGE_MESSAGES, ContinuationId, FileId, NewMessage, Source
 
 EXCHANGES: Final = 512
 """Different exchanges that are appended; made beforehand, so that making them is nobody's cost."""
@@ -29,7 +28,7 @@ LIST, SEARCH = "list", "search"
 GET, SELECT, INSERT, TRIPS = "redis.asyncio GET", "asyncpg select", "asyncpg insert", "1 + 2 round trips"
 
 NO_CACHE: Final = "no Redis is configured"
-NO_SEARCH: Final = "this release has none"
+SEARCH_HITS: Final = 20
 
 
 async def nothing() -> None:
@@ -69,10 +68,10 @@ class Operations:
     """The operations on one set of contestants. Await `prepare` before the first of them."""
 
     def __init__(self, contestants: Contestants, data: Data, texts: Texts) -> None:
-        self._service, self._cache = contestants.app.conversations, contestants.app.cache
+        self._service = contestants.app.conversations
         self._repository = ConversationRepository(contestants.app.database)
         self._database_floor, self._cache_floor = contestants.database, contestants.cache
-        self._data = data
+        self._data, self._texts = data, texts
         self._exchanges = [texts.exchange() for _ in range(EXCHANGES)]
         self._rows = [[(message.role, message.content) for message in each] for each in self._exchanges]
 
@@ -108,7 +107,7 @@ class Operations:
             if cached
             else Pair(Operation(FULL, self.full), Operation(f"{SELECT}, insert", self._select_insert)),
             Pair(Operation(LIST, self._list), Operation(SELECT, self._select_list)),
-            Absent(SEARCH, NO_SEARCH),
+            Pair(Operation(SEARCH, self._search), Operation(SELECT, self._select_search)),
         )
 
     def far(self) -> tuple[Pair | Absent, ...]:
@@ -161,29 +160,9 @@ class Operations:
         return True
 
     async def _append_files(self, number: int) -> bool:
-        continuation_id, messages = self._id(number), self._exchange(number)
-        result = await self._repository.append(
-            AppendStart(
-                owner=OWNER,
-                continuation_id=continuation_id,
-                new_conversation_id=ConversationId(str(uuid.uuid4())),
-                turn_id=TurnId(str(uuid.uuid4())),
-                request_key=request_key(None),
-                request_hash=content_hash([(message.role, message.content) for message in messages]),
-                tool="bench",
-                messages=messages,
-                file_ids=self._files(number),
-            )
-        )
-        return await self._cache.apply(
-            OWNER,
-            continuation_id,
-            base_revision=result.base_revision,
-            revision=result.revision,
-            inc=result.inc,
-            delta=result.stored,
-            conversation=result.conversation,
-        )
+        files = self._files(number)
+        await self._service.append(AppendRequest(OWNER, self._exchange(number), self._id(number), files=files))
+        return True
 
     async def full(self, number: int) -> bool:
         """Read, then store; true when the cache had the page."""
@@ -194,6 +173,10 @@ class Operations:
     async def _list(self, number: int) -> bool:
         del number
         return bool((await self._service.list(OWNER, limit=PAGE_MESSAGES)).conversations)
+
+    async def _search(self, number: int) -> bool:
+        await self._service.search(SearchQuery(OWNER, self._texts.query(number)), limit=SEARCH_HITS)
+        return True
 
     async def _get(self, number: int) -> bool:
         return self._cache_floor is not None and await self._cache_floor.get(self._id(number)) == PAGE_MESSAGES
@@ -219,6 +202,10 @@ class Operations:
     async def _select_list(self, number: int) -> bool:
         del number
         return await self._database_floor.select_list(PAGE_MESSAGES) > 0
+
+    async def _select_search(self, number: int) -> bool:
+        await self._database_floor.select_search(self._texts.query(number), SEARCH_HITS)
+        return True
 
     async def _trips(self, number: int) -> bool:
         del number

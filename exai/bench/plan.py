@@ -73,6 +73,10 @@ class Texts:
             length += len(words[-1]) + 1
         return " ".join(words)[: self._size_bytes].ljust(self._size_bytes, ".")
 
+    def query(self, number: int) -> str:
+        """Return two words that stand together in a few messages of a thousand."""
+        return f"{self._words[200 + number % 400]} {self._words[700 + number % 300]}"
+
     def exchange(self) -> tuple[NewMessage, NewMessage]:
         """Return a question and its answer."""
         return NewMessage("user", self.text()), NewMessage("assistant", self.text())

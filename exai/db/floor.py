@@ -49,6 +49,11 @@ select seq, role, content, created_at, kind, turn_id, metadata
 SELECT_LIST: Final = """
 select id, continuation_id, title, metadata, tags, next_seq, revision, created_at, updated_at
   from public.conversations where owner = $1 order by updated_at desc, id desc limit $2"""
+SELECT_SEARCH: Final = """
+select conversation_id, seq, role, content, created_at
+  from public.messages
+ where to_tsvector('simple', left(content, 100000)) @@ websearch_to_tsquery('simple', $1)
+ order by created_at desc limit $2"""
 INSERT: Final = """
 insert into exai_bench.messages (conversation_id, seq, turn_id, role, content, created_at)
 select $1, $2 + u.ord, $3, u.role, u.content, now()
@@ -76,6 +81,10 @@ class DatabaseFloor:
     async def select_list(self, limit: int) -> int:
         """Read the rows of a page of the list and return how many there were."""
         return len(await self._pool.fetch(SELECT_LIST, OWNER, limit))
+
+    async def select_search(self, text: str, limit: int) -> int:
+        """Read the newest messages with these words, unranked, and return how many there were."""
+        return len(await self._pool.fetch(SELECT_SEARCH, text, limit))
 
     async def insert(
         self, continuation_id: ContinuationId, messages: Sequence[tuple[str, str]], file_ids: Sequence[FileId] = ()

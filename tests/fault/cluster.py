@@ -11,7 +11,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -21,6 +21,7 @@ import hiredis
 import redis.asyncio as redis
 
 from exai.cache.scripts import load_scripts
+from exai.errors import StartupError
 from tests.fault.caller import Caller, Lost, calling
 from tests.fault.service import PostgresProxy, redis_proxy
 from tests.support.backend import FaultServer
@@ -33,6 +34,7 @@ from tests.support.provider_server import ProviderServer, Reply, kimi_answer
 DAEMONS = 3
 TOOL_TIMEOUT_S = 8.0
 ADMIN_LIMIT_S = 20.0
+START_ATTEMPTS = 3
 POOL_SIZE = 3
 POOLER_SESSIONS = 6
 
@@ -194,9 +196,17 @@ class Cluster:
             await self.valkey.start()
             self.forgotten.append(time.monotonic())
 
+    async def start_postgres(self) -> None:
+        """Start it, if it does not run; its last sessions may need a while to end on a busy machine."""
+        for _ in range(START_ATTEMPTS - 1):
+            with suppress(StartupError):
+                await self.postgres.start()
+                return
+        await self.postgres.start()
+
     async def heal(self) -> None:
         """Every server and daemon runs, every way is open, every limit is what it was."""
-        await self.postgres.start()
+        await self.start_postgres()
         await self.start_valkey()
         for member in self.members:
             member.signal(signal.SIGCONT)

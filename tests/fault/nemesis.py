@@ -242,7 +242,7 @@ async def postgres_crashed(cluster: Cluster, rng: random.Random) -> None:
     while server.is_running():
         await asyncio.sleep(0.01)
     await asyncio.sleep(rng.uniform(0, 1.0))
-    await server.start()
+    await cluster.start_postgres()
 
 
 @fault
@@ -250,7 +250,7 @@ async def postgres_killed(cluster: Cluster, rng: random.Random) -> None:
     """SIGKILL of the first process."""
     await asyncio.to_thread(cluster.postgres.kill)
     await asyncio.sleep(rng.uniform(0, 1.0))
-    await cluster.postgres.start()
+    await cluster.start_postgres()
 
 
 @fault

@@ -111,9 +111,9 @@ class Servers:
     data_dir: Path
     stack: AsyncExitStack
 
-    async def open(self, *, database: dict[str, Any] | None = None, **cache: Any) -> Service:
-        """Open one more application; `database` and `cache` are settings of those sections."""
-        to_postgres = await self.stack.enter_async_context(PostgresProxy(self.postgres_url))
+    async def open(self, *, database: dict[str, Any] | None = None, at: str | None = None, **cache: Any) -> Service:
+        """Open one more application; `database` and `cache` are settings of those sections, `at` another Postgres."""
+        to_postgres = await self.stack.enter_async_context(PostgresProxy(at or self.postgres_url))
         to_redis = await self.stack.enter_async_context(redis_proxy(self.redis_url or "redis://127.0.0.1:1"))
         settings = Settings(
             database=DatabaseSettings.model_validate(

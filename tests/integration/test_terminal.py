@@ -116,6 +116,10 @@ async def test_provider_failure_after_a_part_ends_the_line_and_says_how_to_conti
     assert id_in(streams.error.getvalue()) == first  # type: ignore[attr-defined]
 
 
+def listen_to_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Program:
     """`exai chat` at a terminal of its own."""
 
@@ -131,6 +135,8 @@ class Program:
             env=environment({"PYTHONPATH": str(ROOT), "TERM": "dumb", **environ}),
             cwd=cwd,
             start_new_session=True,
+            # A suite that runs in the background is started with interrupts ignored, and a child would inherit that.
+            preexec_fn=listen_to_interrupts,  # noqa: PLW1509 - no other thread holds a lock here
         )
 
     def type(self, text: str) -> None:

@@ -12,6 +12,7 @@ import ctypes
 import json
 import os
 import resource
+import signal
 import sys
 import threading
 from dataclasses import asdict
@@ -53,6 +54,8 @@ def forbid_user_namespaces() -> None:
 
 def main() -> None:
     plan: dict[str, Any] = json.loads(sys.argv[1])
+    # A suite that runs in the background is started with interrupts ignored, and this program would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if plan.get("no_namespaces"):
         forbid_user_namespaces()
     if plan.get("file_max_bytes"):

@@ -98,6 +98,19 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         yield App(settings, conversations, files, providers, database, cache, embedded, recorder, health, notes)
 
 
+@asynccontextmanager
+async def own_servers(settings: Settings) -> AsyncIterator[Embedded | None]:
+    """Start and migrate the embedded servers without the rest, for processes that get their addresses; None if unused.
+
+    Raises `StartupError` or `DatabaseUnavailable`.
+    """
+    async with AsyncExitStack() as stack:
+        embedded = await _open_embedded(stack, settings)
+        if embedded is not None and embedded.postgres_url is not None:
+            await upgrade(embedded.postgres_url)
+        yield embedded
+
+
 async def _open_embedded(stack: AsyncExitStack, settings: Settings) -> Embedded | None:
     if settings.database.url is not None:
         return None

@@ -94,7 +94,14 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", help="address to listen on (EXAI_SERVER__HOST)")
     serve.add_argument("--port", help="port to listen on, 0 for any free one (EXAI_SERVER__PORT)")
     serve.add_argument("--data-dir", help="where the embedded servers keep their data (EXAI_DATA_DIR)")
+    serve.add_argument("--workers", type=int, default=1, metavar="N", help="processes that share the port (default 1)")
     serve.set_defaults(run=_serve)
+
+    # What a parent starts; not for people, so it is not listed.
+    worker = commands.add_parser("worker")
+    worker.add_argument("--control", type=int, required=True)
+    worker.add_argument("--socket", type=int, action="append", required=True)
+    worker.set_defaults(run=_worker)
 
     connect = commands.add_parser("connect", help="be an MCP server on standard input and output, for the daemon")
     connect.add_argument("--url", help="the daemon's address, ws://127.0.0.1:8079/ (EXAI_URL)")
@@ -200,7 +207,8 @@ def _serve(options: argparse.Namespace) -> int:
         "EXAI_SERVER__PORT": options.port,
         "EXAI_DATA_DIR": options.data_dir,
     }
-    settings = load_settings(overrides={name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    settings = load_settings(overrides=given)
     configure_logging(settings.log)
 
     def announce(started: Started) -> None:
@@ -208,7 +216,22 @@ def _serve(options: argparse.Namespace) -> int:
         with contextlib.suppress(BrokenPipeError):
             print(banner(settings, started), flush=True)
 
+    if options.workers != 1:
+        from exai.workers import serve_with_workers
+
+        return _run(serve_with_workers(settings, options.workers, given, announce))
     _run(serve(settings, announce))
+    return OK
+
+
+def _worker(options: argparse.Namespace) -> int:
+    from exai.config import load_settings
+    from exai.logs import configure_logging
+    from exai.workers import work
+
+    settings = load_settings()
+    configure_logging(settings.log)
+    _run(work(settings, options.socket, options.control))
     return OK
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
-from collections.abc import Callable, Iterator
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import structlog
@@ -18,10 +20,11 @@ from exai import __version__
 from exai.addresses import redact
 from exai.app import App, open_app
 from exai.config import Settings
+from exai.embedded.launcher import Embedded
 from exai.mcp.asgi import build_asgi
 from exai.mcp.auth import authenticator
 from exai.mcp.serve import open_server
-from exai.mcp.server import McpServer
+from exai.mcp.server import GOING_AWAY, SERVICE_RESTART, McpServer
 from exai.mcp.tools import ToolRegistry
 from exai.models import Started
 from exai.monitoring.http import monitoring_routes
@@ -37,26 +40,38 @@ INSTRUCTIONS = (
     "conversation, today or weeks later; conversation_list finds earlier ones."
 )
 
+RETIRE = b"r"
+"""What a parent says to a worker that is to finish and end, because another one has taken its place."""
+
 RECENT_S = 300.0
 
 log = structlog.get_logger(__name__)
 
 
-async def serve(settings: Settings, announce: Callable[[Started], None]) -> None:
+async def serve(
+    settings: Settings,
+    announce: Callable[[Started], None],
+    *,
+    sockets: Sequence[socket.socket] | None = None,
+    parent: socket.socket | None = None,
+) -> None:
     """Run the daemon until SIGTERM or SIGINT, then drain; a second signal hurries.
 
-    `announce` is told once, when the port accepts connections. Raises as `open_app`, and `StartupError` for the port.
+    `announce` is told once, when the port accepts connections. A worker is given bound `sockets` and its `parent`, who
+    says when it is to be replaced and whose end is its own; Ctrl-C at a terminal is then the parent's to pass on.
+    Raises as `open_app`, and `StartupError` for the port.
     """
-    with _signals() as (stop, hurry):
+    with _signals() as (stop, hurry), _parent_watched(parent, stop) as retired:
         async with open_app(settings) as app:
             server = _mcp_server(app)
             asgi = build_asgi(server, monitoring_routes(app.health, app.recorder, facts=lambda: figures(app)))
-            async with open_server(asgi, settings.server) as running:
+            async with open_server(asgi, settings.server, sockets=sockets) as running:
                 announce(_started(app, running.port))
                 await stop.wait()
                 app.health.stop_accepting()
                 log.info("stopping", grace_s=settings.server.shutdown_grace_s)
-                await running.serve_until(stop, hurry=hurry)
+                code = SERVICE_RESTART if retired.is_set() else GOING_AWAY
+                await running.serve_until(stop, hurry=hurry, code=code)
 
 
 def _mcp_server(app: App) -> McpServer:
@@ -86,10 +101,11 @@ def _mcp_server(app: App) -> McpServer:
 
 
 def figures(app: App) -> dict[str, Any]:
-    """Return what health and the status tool show beside the components: the bound, and the newest five minutes."""
+    """Return what health and the status tool show beside the components: the process, the bound, the last minutes."""
     reads = {labels[0][1]: int(count) for labels, count in app.recorder.labelled("cache_reads_total").items()}
     statements = app.recorder.quantiles("db_statement_seconds", RECENT_S)
     return {
+        "pid": os.getpid(),
         "staleness_bound_s": app.settings.cache.bound_s,
         "cache_reads": reads,
         "statement_ms": statements
@@ -102,10 +118,8 @@ def _started(app: App, port: int) -> Started:
     return Started(
         host=settings.server.host,
         port=port,
-        database=f"embedded Postgres {embedded.postgres_version} in {embedded.data_dir}"
-        if embedded
-        else app.database.address.shown,
-        cache=_cache_words(app),
+        database=database_words(embedded) if embedded else app.database.address.shown,
+        cache=cache_words(settings, embedded),
         files=str(settings.data_dir),
         providers=tuple(each.name for each in app.providers.status() if each.configured),
         notes=app.notes,
@@ -131,8 +145,42 @@ def _signals() -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
             loop.remove_signal_handler(number)
 
 
-def _cache_words(app: App) -> str:
-    if app.embedded and app.embedded.valkey_url:
-        return f"embedded Valkey {app.embedded.valkey_version} in {app.embedded.data_dir}"
-    given = app.settings.cache.url
+@contextlib.contextmanager
+def _parent_watched(parent: socket.socket | None, stop: asyncio.Event) -> Iterator[asyncio.Event]:
+    """Set `stop` when the parent is gone or, with the event that is yielded, wants this process replaced."""
+    retired = asyncio.Event()
+    if parent is None:
+        yield retired
+        return
+    loop = asyncio.get_running_loop()
+
+    def heard() -> None:
+        with contextlib.suppress(BlockingIOError):
+            if parent.recv(len(RETIRE)) == RETIRE:
+                retired.set()
+            else:
+                loop.remove_reader(parent)
+            stop.set()
+
+    ignored = (signal.SIGINT, signal.SIGHUP)
+    loop.remove_signal_handler(signal.SIGINT)
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
+    loop.add_reader(parent, heard)
+    try:
+        yield retired
+    finally:
+        loop.remove_reader(parent)
+
+
+def database_words(embedded: Embedded) -> str:
+    """Say which embedded Postgres it is and where its data is."""
+    return f"embedded Postgres {embedded.postgres_version} in {embedded.data_dir}"
+
+
+def cache_words(settings: Settings, embedded: Embedded | None) -> str:
+    """Say which cache it is, without its password."""
+    if embedded and embedded.valkey_url:
+        return f"embedded Valkey {embedded.valkey_version} in {embedded.data_dir}"
+    given = settings.cache.url
     return "off" if given is None or isinstance(given, str) else redact(given.get_secret_value())

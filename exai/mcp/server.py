@@ -25,6 +25,7 @@ FLUSH_TIMEOUT_S = 12.0
 HURRIED_FLUSH_TIMEOUT_S = 0.5
 
 GOING_AWAY = 1001
+SERVICE_RESTART = 1012
 
 log = structlog.get_logger(__name__)
 

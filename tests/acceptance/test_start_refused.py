@@ -16,10 +16,10 @@ from tests.support.password_postgres import password_postgres
 CLOSED = "127.0.0.1:1"
 
 
-def run_serve(settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def run_serve(settings: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `exai serve`, which must end by itself."""
     return subprocess.run(  # noqa: PLW1510 - its status is what is looked at
-        [sys.executable, "-m", "exai", "serve"],
+        [sys.executable, "-m", "exai", "serve", *arguments],
         env=environment({"PYTHONPATH": str(ROOT), **settings}),
         cwd=tempfile.gettempdir(),
         capture_output=True,

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,13 +75,13 @@ def environment(overrides: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def start_daemon(overrides: Mapping[str, str]) -> Iterator[Daemon]:
+def start_daemon(overrides: Mapping[str, str], arguments: Sequence[str] = ()) -> Iterator[Daemon]:
     """Start a daemon and wait until it has said its address; it runs where no `.env` of a developer is."""
     directory = Path(tempfile.mkdtemp(prefix="exai-daemon-"))
     log = directory / "output.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "exai", "serve"],
+            [sys.executable, "-m", "exai", "serve", *arguments],
             env=environment({"PYTHONPATH": str(ROOT), **overrides}),
             cwd=directory,
             stdin=subprocess.DEVNULL,

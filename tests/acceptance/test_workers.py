@@ -1,0 +1,144 @@
+"""Several workers on one port: what happens to one is nothing to the others, and all end together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http.client
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as dial
+from websockets.exceptions import ConnectionClosed
+
+from tests.acceptance.test_start_refused import CLOSED, assert_refused, run_serve
+from tests.support import frames
+from tests.support.client import call, connect
+from tests.support.daemon import Daemon, start_daemon
+from tests.support.provider_server import ProviderServer, kimi_answer, stream
+from tests.support.waiting import wait_until
+
+START_LIMIT_S = 60.0
+MAX_TRIES = 200
+
+
+@pytest.fixture
+def crew(provider: ProviderServer, postgres_url: str, redis_url: str, tmp_path: Path) -> Iterator[Daemon]:
+    """Two workers on the suite's servers."""
+    settings = {
+        "EXAI_DATA_DIR": str(tmp_path),
+        "EXAI_DATABASE__URL": postgres_url,
+        "EXAI_CACHE__URL": redis_url,
+        "KIMI_API_KEY": "sk-test",
+        "EXAI_PROVIDERS__KIMI__BASE_URL": provider.base_url,
+    }
+    with start_daemon(settings, ["--workers", "2"]) as daemon:
+        yield daemon
+
+
+def pids_of(daemon: Daemon) -> set[int]:
+    """The workers that answer, as far as some tries show them; one that is just ending may hang up on a try."""
+    found = set()
+    for _ in range(20):
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            found.add(int(str(daemon.get("/health")[1]["pid"])))
+    return found
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@asynccontextmanager
+async def a_socket_on_each(daemon: Daemon) -> AsyncIterator[Mapping[int, ClientConnection]]:
+    """Connect until both workers have a socket."""
+    async with AsyncExitStack() as stack:
+        found: dict[int, ClientConnection] = {}
+        for _ in range(MAX_TRIES):
+            socket = await stack.enter_async_context(dial(daemon.url, proxy=None))
+            found.setdefault((await frames.call(socket, "status"))["pid"], socket)
+            if len(found) == 2:
+                break
+        assert len(found) == 2
+        yield found
+
+
+async def test_a_killed_worker_is_nothing_to_the_other_and_is_replaced(crew: Daemon, provider: ProviderServer) -> None:
+    """kill -9 of one while a chat runs on the other; any worker then serves the conversation of the dead one."""
+    provider.script(stream("gate", *kimi_answer("Still here.").steps))
+    async with a_socket_on_each(crew) as sockets:
+        (victim, lost), (survivor, kept) = sockets.items()
+        stored = await frames.call(
+            lost, "conversation_append", messages=[{"role": "user", "content": "kept by Postgres"}]
+        )
+        chat = asyncio.create_task(frames.call(kept, "chat", prompt="Hello?"))
+        await provider.arrived(1)
+        os.kill(victim, signal.SIGKILL)
+        await wait_until(
+            lambda: len(pids_of(crew) - {victim}) == 2, lambda: f"no new worker:\n{crew.output}", START_LIMIT_S
+        )
+        provider.gate.set()
+        assert (await chat)["content"] == "Still here."
+        assert (await frames.call(kept, "status"))["pid"] == survivor
+        page = await frames.call(kept, "conversation_get", continuation_id=stored["continuation_id"])
+        assert page["messages"][0]["content"] == "kept by Postgres"
+        with pytest.raises(ConnectionClosed):
+            await frames.call(lost, "status")
+    assert crew.output.count("a worker died and is started again") == 1
+    workers = pids_of(crew)
+    assert crew.stop() == 0
+    assert not [pid for pid in workers if is_running(pid)]
+
+
+async def test_a_hangup_replaces_all_workers_and_drops_no_running_call(crew: Daemon, provider: ProviderServer) -> None:
+    """One after the other, each after its successor serves; a call that runs is answered before its worker goes."""
+    provider.script(stream("gate", *kimi_answer("Answered.").steps))
+    async with a_socket_on_each(crew) as sockets:
+        before = set(sockets)
+    async with dial(crew.url, proxy=None) as socket:
+        chat = asyncio.create_task(frames.call(socket, "chat", prompt="Hello?"))
+        await provider.arrived(1)
+        crew.process.send_signal(signal.SIGHUP)
+        await wait_until(lambda: bool(pids_of(crew) - before), lambda: crew.output, START_LIMIT_S)
+        provider.gate.set()
+        answer = await chat
+        async with asyncio.timeout(START_LIMIT_S):
+            await socket.wait_closed()
+        assert socket.close_code == 1012, "clients are told that it is a restart"
+    assert answer["content"] == "Answered."
+    await wait_until(
+        lambda: not [pid for pid in before if is_running(pid)] and len(pids_of(crew)) == 2,
+        lambda: crew.output,
+        START_LIMIT_S,
+    )
+    async with connect(crew.url) as session:
+        page = await call(session, "conversation_get", continuation_id=answer["continuation_id"])
+        assert [each["content"] for each in page["messages"]] == ["Hello?", "Answered."]
+    assert "a worker died" not in crew.output
+    assert crew.stop() == 0
+
+
+async def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
+    """Nobody is left on the port; the embedded servers were the parent's, too."""
+    with start_daemon({"EXAI_DATA_DIR": str(tmp_path)}, ["--workers", "2"]) as daemon:
+        async with connect(daemon.url) as session:
+            await call(session, "conversation_append", messages=[{"role": "user", "content": "a"}])
+        workers = pids_of(daemon)
+        daemon.kill()
+        await wait_until(lambda: not [pid for pid in workers if is_running(pid)], lambda: daemon.output, START_LIMIT_S)
+
+
+def test_what_keeps_workers_from_starting_is_said_once(tmp_path: Path) -> None:
+    """With the same message and status as a single process has."""
+    settings = {"EXAI_DATABASE__URL": f"postgresql://exai@{CLOSED}/exai", "EXAI_DATA_DIR": str(tmp_path)}
+    assert_refused(run_serve(settings, "--workers", "3"), 3, CLOSED)
+    assert_refused(run_serve(settings, "--workers", "0"), 3, "--workers 0", "1 to 64")

@@ -83,6 +83,10 @@ class McpServer:
         """Return the tool's name for logs and metrics, or an empty text for other methods."""
         return self.tools.tool_name(call) if call.method.name == "tools/call" else ""
 
+    def joining_key(self, call: Call) -> bytes | None:
+        """Return what makes calls of one session identical, None for a call that must not be joined."""
+        return self.tools.joining_key(call) if call.method.name == "tools/call" else None
+
     def changed(self, change: Change) -> None:
         """Tell every peer that wants to know that a list changed."""
         for session in self._sessions:

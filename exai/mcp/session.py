@@ -16,6 +16,7 @@ import structlog
 from exai.errors import DeadlineExceeded, ExaiError, ShuttingDown
 from exai.mcp import eras
 from exai.mcp.edge import Admitted
+from exai.mcp.joining import Joining
 from exai.mcp.jsonrpc import INTERNAL_ERROR, Json, Message, Request, RequestId, RpcError
 from exai.mcp.outbox import Outbox
 from exai.mcp.protocol import Action, Call, CallContext, Cancel, Connection, Send, Start, refusal
@@ -51,6 +52,7 @@ class Session:
         self.close_code = 1000
         self._tasks: dict[RequestId, asyncio.Task[None]] = {}
         self._unwinding: set[asyncio.Task[None]] = set()
+        self._joining = Joining()
         self._expires_at = admitted.expires_at
         self._is_expired = False
         self._expiry: asyncio.TimerHandle | None = None
@@ -204,7 +206,12 @@ class Session:
         try:
             with with_deadline(limit_s):
                 async with scope:
-                    return await call.method.work(call, context)
+                    key = self.server.joining_key(call)
+                    if key is None:
+                        return await call.method.work(call, context)
+                    if self._joining.is_running(key):
+                        self.server.recorder.count("mcp_calls_joined_total", tool=label)
+                    return await self._joining.run(key, call, context)
         except TimeoutError as error:
             if scope.expired():
                 raise DeadlineExceeded(label or call.method.name, limit_s) from error

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
@@ -25,6 +26,7 @@ from exai.mcp.schemas import portable_schema
 __all__ = ["Arguments", "CallContext", "ToolRegistry", "ToolResult", "ToolSpec"]
 
 MAX_REPORTED_ERRORS = 10
+IDEMPOTENCY_KEY = "idempotency_key"
 LIST_CACHE = Cacheable(300_000, "public")
 NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 
@@ -76,6 +78,10 @@ class ToolSpec:
     idempotent: bool = False
     destructive: bool = False
     open_world: bool = False
+    joins_identical: bool = False
+    """Whether the same arguments, sent again on a connection while the first call runs, are taken for a repetition by
+    the client; a call with an idempotency key never is."""
+
     meta: Json = field(default_factory=dict)
     input_schema: Json | None = None
     """Replaces the schema made from `arguments` where that cannot say it."""
@@ -138,6 +144,15 @@ class ToolRegistry:
         """Return the called tool's name for logs and metrics, or "unknown": a peer must not invent metric labels."""
         name = call.params.get("name")
         return name if isinstance(name, str) and name in self._specs else "unknown"
+
+    def joining_key(self, call: Call) -> bytes | None:
+        """Return what makes calls of one session identical, None for a call that must not be joined."""
+        spec, given = self._specs.get(self.tool_name(call)), call.params.get("arguments")
+        if spec is None or not spec.joins_identical or not isinstance(given, dict):
+            return None
+        if given.get(IDEMPOTENCY_KEY) is not None:
+            return None
+        return orjson.dumps([spec.name, given], option=orjson.OPT_SORT_KEYS)
 
     def _name(self, params: Json) -> str:
         name = params.get("name")

@@ -91,6 +91,7 @@ def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpe
         output_schema=output_schema(ChatOutput),
         handler=handle,
         open_world=True,
+        joins_identical=True,
     )
 
 

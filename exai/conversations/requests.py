@@ -179,6 +179,14 @@ def check_number(field: str, value: int | None, least: int = 0) -> None:
         raise InvalidArgument(field, f"is {value}", f"Use {least} to {MAX_NUMBER}")
 
 
+def check_question(request: ChatRequest, limits: LimitSettings) -> None:
+    """Check the texts of a chat under the names its caller gave them."""
+    check_text("prompt", request.prompt, limits.message_bytes)
+    if request.system:
+        check_text("system", request.system, limits.message_bytes)
+    check_messages(chat_messages(request), limits)
+
+
 def check_names(continuation_id: str | None, idempotency_key: str | None, title: str | None) -> None:
     """Check the short texts that every write has."""
     check_short("continuation_id", continuation_id, MAX_CONTINUATION_CHARS)

@@ -20,11 +20,11 @@ from exai.conversations.requests import (
     ChatRequest,
     ChatResult,
     ConversationPage,
-    chat_messages,
     check_files,
     check_messages,
     check_names,
     check_number,
+    check_question,
     content_hash,
     refusal,
     request_key,
@@ -104,7 +104,7 @@ class ConversationService:
         if not request.prompt.strip():
             raise InvalidArgument("prompt", "is empty", "Say what the model is to answer")
         check_files(request.files, self._limits)
-        check_messages(chat_messages(request), self._limits)
+        check_question(request, self._limits)
         return await self._turns.run(request, on_delta)
 
     async def append(self, request: AppendRequest) -> Appended:

@@ -6,6 +6,7 @@ Invariant: whatever was done to the cluster, `heal` undoes: every server runs, e
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
 import signal
 import time
@@ -79,7 +80,7 @@ class Member:
     """One daemon and its lives; `name` is of the life it lives now."""
 
     def __init__(self, number: int, to_postgres: PostgresProxy, to_redis: WitnessProxy, env: dict[str, str]) -> None:
-        self.number, self.to_postgres, self.to_redis, self._env = number, to_postgres, to_redis, env
+        self.number, self.to_postgres, self.to_redis, self.env = number, to_postgres, to_redis, env
         self.life = 0
         self.daemon: Daemon | None = None
         self._process = ExitStack()
@@ -99,7 +100,7 @@ class Member:
         """Start a new life; nothing to do while one is lived."""
         if self.daemon is None:
             self.life += 1
-            self.daemon = await asyncio.to_thread(self._process.enter_context, start_daemon(self._env))
+            self.daemon = await asyncio.to_thread(self._process.enter_context, start_daemon(self.env))
 
     async def kill(self) -> None:
         """SIGKILL."""
@@ -108,6 +109,10 @@ class Member:
     async def stop(self) -> int:
         """SIGTERM; returns the exit status."""
         return await self._end(signal.SIGTERM)
+
+    async def ended(self) -> int:
+        """Wait until it has ended by itself, or for what was sent to it; returns the exit status."""
+        return await self._end(None)
 
     def signal(self, number: int) -> None:
         """Send any other signal."""
@@ -130,12 +135,13 @@ class Member:
         if daemon is not None and daemon.process.poll() is not None:
             raise AssertionError(f"daemon {self.name} ended by itself:\n{daemon.output}")
 
-    async def _end(self, number: int) -> int:
+    async def _end(self, number: int | None) -> int:
         daemon = self.daemon
         if daemon is None:
             return 0
         self.daemon = None
-        status = await asyncio.to_thread(daemon.stop, number)
+        ending = daemon.process.wait if number is None else functools.partial(daemon.stop, number)
+        status = await asyncio.to_thread(ending)
         await self._connection.aclose()
         self._caller = None
         await asyncio.to_thread(self._process.close)
@@ -240,6 +246,12 @@ class Cluster:
             return logs
 
 
+def running(server: FaultServer) -> int:
+    """The process id of a server that runs; 0 would be a signal to ourselves."""
+    assert server.pid
+    return server.pid
+
+
 class Answers:
     """The provider's answers: each is unlike any other and names its question; `pause_s` is drawn for each."""
 
@@ -259,6 +271,7 @@ async def open_cluster(
     valkey: FaultServer,
     data_dir: Path,
     *,
+    daemons: int = DAEMONS,
     pooled: bool = False,
     pauses: tuple[float, ...] = (0.0,),
 ) -> AsyncIterator[Cluster]:
@@ -271,7 +284,7 @@ async def open_cluster(
         if pooled:
             url = (await stack.enter_async_context(Pooler(postgres.url, sessions=POOLER_SESSIONS))).url
         redis_address = redis_proxy(valkey.url).upstream
-        for number in range(DAEMONS):
+        for number in range(daemons):
             to_postgres = await stack.enter_async_context(PostgresProxy(url))
             to_redis = await stack.enter_async_context(WitnessProxy(redis_address))
             env = {

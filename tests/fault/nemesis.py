@@ -17,7 +17,7 @@ from typing import TypeAlias
 import asyncpg
 import redis.exceptions
 
-from tests.fault.cluster import Cluster, Member
+from tests.fault.cluster import Cluster, Member, running
 from tests.support.fault_proxy import FaultProxy, Mode
 
 Fault: TypeAlias = Callable[[Cluster, random.Random], Awaitable[None]]
@@ -125,9 +125,9 @@ async def redis_full(cluster: Cluster, rng: random.Random) -> None:
 @fault
 async def redis_frozen(cluster: Cluster, rng: random.Random) -> None:
     """SIGSTOP: connections stay, nothing answers, and what was sent is carried out late."""
-    os.kill(cluster.valkey.pid or 0, signal.SIGSTOP)
+    os.kill(running(cluster.valkey), signal.SIGSTOP)
     await asyncio.sleep(rng.uniform(0.1, 3.0))
-    os.kill(cluster.valkey.pid or 0, signal.SIGCONT)
+    os.kill(running(cluster.valkey), signal.SIGCONT)
 
 
 @fault
@@ -238,7 +238,7 @@ async def torn_apart(cluster: Cluster, rng: random.Random) -> None:
 async def postgres_crashed(cluster: Cluster, rng: random.Random) -> None:
     """An immediate shutdown, as `pg_ctl stop -m immediate`, and recovery."""
     server = cluster.postgres
-    os.kill(server.pid or 0, signal.SIGQUIT)
+    os.kill(running(server), signal.SIGQUIT)
     while server.is_running():
         await asyncio.sleep(0.01)
     await asyncio.sleep(rng.uniform(0, 1.0))

@@ -24,6 +24,7 @@ from exai.embedded.postgres import PostgresServer
 from exai.errors import DatabaseBusy, DatabaseError, ExaiError, StorageFull
 from exai.models import LOCAL_OWNER, ContinuationId, Owner
 from exai.resilience import with_deadline
+from tests.fault.cluster import running
 from tests.fault.service import BOUND_S, POOL_SIZE, Servers, Service, servers
 from tests.support.backend import FaultServer
 from tests.support.pooler import Pooler
@@ -79,7 +80,7 @@ async def test_crash_in_the_middle_of_writes_loses_none_and_doubles_none(
         for write in range(WRITES):
             group.create_task(appended(service, name, f"w{write}"))
         await wait_until(lambda: service.count("db_statements_total", statement="append") > 2)
-        os.kill(postgres_server.pid or 0, number)
+        os.kill(running(postgres_server), number)
         await wait_until(lambda: not postgres_server.is_running())
         await started(postgres_server)
     found = await service.contents(name)

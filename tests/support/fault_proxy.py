@@ -70,6 +70,7 @@ class FaultProxy:
         self._cut_after: int | None = None
         self._needle: bytes | None = None
         self._unwanted: bytes | None = None
+        self._then: Callable[[], None] = lambda: None
         self._dropped: asyncio.Future[None] | None = None
         self._links: set[Link] = set()
         self._server: asyncio.Server | None = None
@@ -127,9 +128,12 @@ class FaultProxy:
         for link in self._links:
             link.client.write(data)
 
-    def lose_request(self, needle: bytes) -> None:
-        """Break the connection on which the next bytes that contain `needle` come, and do not let them through."""
-        self._unwanted = needle
+    def lose_request(self, needle: bytes, then: Callable[[], None] = lambda: None) -> None:
+        """Break the connection on which the next bytes that contain `needle` come, and do not let them through.
+
+        `then` is called first: it may do worse to who sent them than they will hear of the connection.
+        """
+        self._unwanted, self._then = needle, then
 
     def reset_counters(self) -> None:
         self.accepted = self.round_trips = self.up_bytes = self.down_bytes = 0
@@ -190,6 +194,7 @@ class FaultProxy:
             await self._changed.wait()
         if self._unwanted is not None and self._unwanted in data:
             self._unwanted = None
+            self._then()
             link.reset()
             return False
         if link.heard == "server":

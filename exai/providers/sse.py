@@ -48,8 +48,8 @@ class SseParser:
             self._partial += line
             if self._data_bytes + len(self._partial) > self._max_bytes:
                 raise EventTooLarge
+            self._skip_lf = line.endswith(_CR)
             if line.endswith((_CR, _LF)):
-                self._skip_lf = line.endswith(_CR)
                 self._end_of_line(events)
         return events
 

@@ -49,6 +49,11 @@ def test_any_text_survives_any_cut(texts: list[str], end: bytes, data: st.DataOb
     assert parse(*chunks) == [Event(text) for text in texts]
 
 
+def test_only_the_line_feed_right_after_a_carriage_return_belongs_to_it() -> None:
+    """A chunk that ends within a line has left its last line end behind."""
+    assert parse(b"data: a\rdata: b", b"\n\ndata: c\n\n") == [Event("a\nb"), Event("c")]
+
+
 def test_comments_unknown_fields_and_a_byte_order_mark_are_skipped() -> None:
     """Keep-alive comments, ids and retry hints carry no answer."""
     assert parse(b"\xef\xbb\xbfdata: a\nid: 7\nretry: 10\nnonsense\n: ping\n\n") == [Event("a")]

@@ -84,10 +84,11 @@ async def test_cancelled_turn_is_recorded_with_what_was_heard(rig: Rig) -> None:
 
 async def test_turn_cancelled_while_its_question_is_being_stored_does_not_stay_pending(rig: Rig) -> None:
     """The statement may have committed when the caller goes away; the key must not be blocked for a minute."""
+    rig.reset()
     rig.database.stall()
     request = ChatRequest(LOCAL_OWNER, "Hello", idempotency_key="key")
     task = asyncio.create_task(rig.app.conversations.chat(request))
-    await asyncio.sleep(0.05)
+    await wait_until(lambda: any("begin_turn_v1" in text for text in rig.database.statements))
     task.cancel()
     await asyncio.sleep(0)
     rig.database.open.set()
@@ -100,10 +101,11 @@ async def test_turn_cancelled_while_its_question_is_being_stored_does_not_stay_p
 
 async def test_turn_cancelled_twice_while_its_question_is_being_stored_does_not_stay_pending(rig: Rig) -> None:
     """A deadline and a closed connection may both cancel the call; the second one must not lose the outcome either."""
+    rig.reset()
     rig.database.stall()
     request = ChatRequest(LOCAL_OWNER, "Hello", idempotency_key="key")
     task = asyncio.create_task(rig.app.conversations.chat(request))
-    await asyncio.sleep(0.05)
+    await wait_until(lambda: any("begin_turn_v1" in text for text in rig.database.statements))
     for _ in range(2):
         task.cancel()
         await asyncio.sleep(0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -197,7 +198,7 @@ async def keep_running(server: PostgresServer | ValkeyServer, report: Callable[[
         report(f"the embedded {server.name} died and is started again; its log is {server.log}")
         try:
             await server.start()
-        except (StartupError, OSError) as error:
+        except (StartupError, OSError, subprocess.SubprocessError) as error:
             report(str(error))
         pause_s = min(2 * pause_s, RESTART_PAUSE_MAX_S)
 

@@ -29,6 +29,9 @@ OWNER_STARTING_LIMIT_S = 20.0
 LEFTOVER_LIMIT_S = 5.0
 CONNECT_LIMIT_S = 2.0
 
+HALF_MADE = ".new"
+"""What the name of a cluster ends in while it is being made."""
+
 SOCKET_PATH_MAX_BYTES = 103
 """The least any of our platforms allows, which is macOS's; Linux has 107."""
 
@@ -127,9 +130,8 @@ async def outlast_leftovers(data_dir: Path, servers_lock: int) -> None:
         return
     left = [pid for pid in process_ids() if works_in(pid, data_dir)]
     for pid in left:
-        # Means "end now" to both servers: Postgres recovers from its log, Valkey from its own.
         with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, signal.SIGQUIT)
+            os.kill(pid, ending(pid, data_dir))
     if left and await wait_until(lambda: try_lock(servers_lock), LEFTOVER_LIMIT_S):
         return
     who = f"process ids {', '.join(map(str, left))}" if left else "postgres or valkey-server"
@@ -138,6 +140,16 @@ async def outlast_leftovers(data_dir: Path, servers_lock: int) -> None:
         f"servers of an earlier run still use it ({who})",
         "End them with kill, then start again",
     )
+
+
+def ending(pid: int, data_dir: Path) -> signal.Signals:
+    """The signal that ends a leftover process at once.
+
+    To both servers SIGQUIT means that: Postgres recovers from its log, Valkey from its own. But initdb listens only
+    between its steps, and what it has half made is thrown away anyhow.
+    """
+    half_made = any(works_in(pid, new) for new in data_dir.glob(f"*{HALF_MADE}"))
+    return signal.SIGKILL if half_made else signal.SIGQUIT
 
 
 def process_ids() -> list[int]:

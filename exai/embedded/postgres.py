@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from exai.embedded.ownership import works_in
+from exai.embedded.ownership import HALF_MADE, works_in
 from exai.embedded.process import Launch, ServerProcess, wait_until
 from exai.errors import StartupError
 
@@ -204,6 +204,9 @@ class PostgresServer:
             self._process = ServerProcess(self._launch(self._server_argv()))
             if await self._is_ready():
                 return
+            if self.is_running():
+                # It recovers for longer than we wait; a second one beside it would be refused, and lose sight of it.
+                break
             # The last backends of a killed server may hold its shared memory for some milliseconds more.
         problem = "ended while starting" if not self.is_running() else f"was not ready within {START_LIMIT_S:g} s"
         end_of_log = self._process.log_tail() if self._process else ""
@@ -258,7 +261,7 @@ class PostgresServer:
                 f"only {free // 1_048_576} MB are free, and a new database needs {NEW_CLUSTER_BYTES // 1_048_576} MB",
                 "Free some space, or use another data directory (EXAI_DATA_DIR)",
             )
-        new = self.cluster.with_name(f"{self.cluster.name}.new")
+        new = self.cluster.with_name(f"{self.cluster.name}{HALF_MADE}")
         # An interrupted initdb of an earlier start: nobody else works here, we hold the lock.
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)

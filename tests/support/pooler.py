@@ -45,10 +45,13 @@ class Session:
 
 
 class Pooler:
-    """`async with Pooler(url) as pooler:`, then connect to `pooler.url`; it opens at most `sessions` connections."""
+    """`async with Pooler(url) as pooler:`, then connect to `pooler.url`; it opens at most `sessions` connections.
 
-    def __init__(self, upstream_url: str, *, sessions: int = 3) -> None:
-        self._upstream_url, self._size = upstream_url, sessions
+    `always_another`: a client rather waits than goes on with the session it had last, however busy the others are.
+    """
+
+    def __init__(self, upstream_url: str, *, sessions: int = 3, always_another: bool = False) -> None:
+        self._upstream_url, self._size, self._always_another = upstream_url, sessions, always_another
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
         self._sessions: set[Session] = set()
@@ -149,7 +152,7 @@ class Pooler:
                     other = await self._connect()
                     self._sessions.add(other)
                     self._idle.append(other)
-                if other is None and self._idle:
+                if other is None and self._idle and not self._always_another:
                     other = self._idle[0]
                 if other is not None:
                     self._idle.remove(other)
@@ -164,7 +167,7 @@ class Pooler:
                 self._sessions.discard(session)
             else:
                 self._idle.append(session)
-            self._freed.notify()
+            self._freed.notify_all()
 
 
 class _Client:

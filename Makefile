@@ -32,7 +32,7 @@ fault: .venv/dev.done ## break everything by seed while users work (EXAI_FAULT_S
 	@EXAI_FAULT_SEEDS="$${EXAI_FAULT_SEEDS:-20}" EXAI_FAULT_SECONDS="$${EXAI_FAULT_SECONDS:-10}" \
 		$(PY) -m pytest -s -x tests/fault/test_seeds.py $(ARGS)
 
-conformance: .venv/dev.done ## the official MCP suite against both doors (from npm, with its own Node)
+conformance: .venv/dev.done ## the official MCP suite, inspector and TypeScript client (from npm, with their own Node)
 	@$(PY) -m tests.conformance.run
 
 bench: .venv/run.done ## measure every operation beside the least that could be done (ARGS="--quick", ARGS="--here")

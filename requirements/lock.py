@@ -21,6 +21,7 @@ LOCKS = {
     "dev": ["pyproject.toml", "--extra", "embedded", "--group", "build", "--group", "dev"],
     "peers": ["--group", "peers"],
 }
+NPM_LOCK = "tests/conformance/package-lock.json"
 
 
 def inputs_digest() -> str:
@@ -72,6 +73,8 @@ def problems() -> list[str]:
             found.append(f"{path.name} does not belong to pyproject.toml; run `make lock`")
         if re.search(r"https?://|--(extra-)?index-url|--find-links", text):
             found.append(f"{path.name} holds an address")
+    if "://" in (ROOT / NPM_LOCK).read_text(encoding="utf-8"):
+        found.append(f"{NPM_LOCK} holds an address; take out every `resolved` and `funding`")
     return found
 
 

@@ -2,7 +2,7 @@
 
 Invariant: a schema from here refers to nothing outside itself, says `additionalProperties: false` on every object with
 named properties, and uses none of what clients are known to drop or to choke on: `$ref`, `$defs`, a top-level `anyOf`,
-a null branch (in arguments), a default beside or inside an `anyOf`, generated titles.
+a list of types, a null branch (in arguments), a default beside or inside an `anyOf`, generated titles.
 """
 
 from __future__ import annotations
@@ -78,10 +78,9 @@ def _simplified(schema: dict[str, Any], *, nulls: bool) -> dict[str, Any]:
         return schema
     nullable = nulls and {"type": "null"} in branches
     branches = [branch for branch in branches if branch.get("type") != "null"]
-    if len(branches) == 1:
+    if len(branches) == 1 and not nullable:
         del schema["anyOf"]
-        kind = {"type": [branches[0]["type"], "null"]} if nullable else {}
-        return {**branches[0], **schema, **kind}
+        return {**branches[0], **schema}
     branches += [{"type": "null"}] if nullable else []
     schema.pop("default", None)
     schema["anyOf"] = [{key: value for key, value in branch.items() if key != "default"} for branch in branches]

@@ -1,8 +1,9 @@
-"""Run the official conformance suite and TypeScript client; exit 0 when nothing fails but what is expected to.
+"""Run the official conformance suite, TypeScript client and inspector; exit 0 when only what is expected to fails.
 
-The suite goes over both doors and both eras, the client over the WebSocket. Both come from npm with the Node they need,
-at the versions in `package-lock.json` beside this file, into the ignored environment directory; everything after that
-is local. Each scenario's checks are left there too.
+The suite goes over both doors and both eras, the client over the WebSocket, and the inspector reads the tools of a real
+daemon in both eras, over HTTP and through the bridge. All come from npm with the Node they need, at the versions in
+`package-lock.json` beside this file, into the ignored environment directory; everything after that is local. Each
+scenario's checks are left there too.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from fnmatch import fnmatch
@@ -20,10 +22,13 @@ from pathlib import Path
 
 import uvicorn
 
+from exai.config import LogSettings
+from exai.logs import configure_logging
 from exai.mcp.asgi import build_asgi
 from exai.mcp.serve import bind_sockets, open_server
 from tests.conformance.pack import conformance_server
 from tests.conformance.shim import shim
+from tests.support.daemon import start_daemon
 from tests.support.mcp_server import fast_settings
 
 HERE = Path(__file__).parent
@@ -31,6 +36,7 @@ BUILD = HERE.parents[1] / ".venv" / "conformance"
 NODE = BUILD / "node_modules" / "node" / "bin" / "node"
 CLIENT = "websocket_client.mjs"
 REVISIONS = ("2025-11-25", "2026-07-28")
+ERAS = ("legacy", "modern")
 SUITE_TIMEOUT_S = 300.0
 
 
@@ -38,13 +44,14 @@ def main() -> int:
     """Install if need be, run, report."""
     if not _installed():
         return 2
+    configure_logging(LogSettings(level="error"))
     return asyncio.run(_run())
 
 
 def _installed() -> bool:
     npm = shutil.which("npm")
     if npm is None:
-        sys.stderr.write("the conformance suite comes from npm, which is not on PATH\n")
+        sys.stderr.write("the conformance suite and its inspector come from npm, which is not on PATH\n")
         return False
     BUILD.mkdir(parents=True, exist_ok=True)
     changed = False
@@ -72,6 +79,7 @@ async def _run() -> int:
         for door, port in (("http", running.port), ("websocket", shim_port)):
             for revision in REVISIONS:
                 failed |= not await _suite(door, revision, f"http://127.0.0.1:{port}/mcp")
+    failed |= not await _inspected()
     return int(failed)
 
 
@@ -93,6 +101,35 @@ async def _client(url: str) -> bool:
     if status != 0:
         print(output.decode())
     return status == 0
+
+
+async def _inspected() -> bool:
+    """Tell whether the inspector finds every schema of the daemon's tools portable, with not even a warning."""
+    passed = True
+    with (
+        tempfile.TemporaryDirectory(prefix="exai-inspected-") as directory,
+        start_daemon({"EXAI_DATA_DIR": directory}) as daemon,
+    ):
+        doors = {
+            "HTTP": (f"http://127.0.0.1:{daemon.port}/mcp", "--transport", "http"),
+            "the bridge": (sys.executable, "-m", "exai", "connect", "--url", daemon.url),
+        }
+        for door, target in doors.items():
+            for era in ERAS:
+                passed &= await _inspect(door, era, *target)
+    return passed
+
+
+async def _inspect(door: str, era: str, *target: str) -> bool:
+    program = str(BUILD / "node_modules/.bin/mcp-inspector")
+    options = ("--protocol-era", era, "--method", "tools/list", "--strict")
+    status, output = await _node(program, "--cli", *target, *options)
+    findings = [line for line in output.decode().splitlines() if line.startswith(("Warning:", "Error:", "  Path:"))]
+    good = status == 0 and not findings
+    print(f"inspector over {door}, {era} era: {'every tool is portable' if good else 'FAILS'}")
+    for line in findings if status == 0 else output.decode().splitlines():
+        print(f"  {line}")
+    return good
 
 
 async def _node(*arguments: str) -> tuple[int | None, bytes]:

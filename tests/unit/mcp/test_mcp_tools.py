@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from exai.mcp import eras
 from exai.mcp.jsonrpc import RpcError
 from exai.mcp.protocol import Call, CallContext, Client, Method
-from exai.mcp.schemas import portable_schema
+from exai.mcp.schemas import output_schema, portable_schema
 from exai.mcp.tools import Arguments, ToolRegistry, ToolResult, ToolSpec
 from exai.models import LOCAL_OWNER
 from tests.support.mcp_server import Nothing, Tools, tool_call
@@ -237,6 +237,14 @@ def test_schemas_keep_what_a_model_needs() -> None:
     assert properties["table"]["additionalProperties"]["required"] == ["title"]
     assert properties["flag"] == {"type": "boolean", "default": False}
     assert schema["required"] == ["title", "inner"]
+
+
+def test_answers_say_null_as_a_branch_of_its_own() -> None:
+    """A list of types is what clients with a single type for each field drop."""
+    properties = output_schema(Wide)["properties"]
+    assert properties["number"]["anyOf"] == [{"type": "integer", "minimum": 1, "maximum": 5}, {"type": "null"}]
+    assert properties["mixed"]["anyOf"][-1] == {"type": "null"}
+    assert all(isinstance(node.get("type", ""), str | dict) for node in nodes(properties))
 
 
 def test_recursive_arguments_are_refused() -> None:

@@ -34,6 +34,7 @@ Texts never hold message content, keys or passwords.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -348,17 +349,22 @@ class DeadlineExceeded(ExaiError):
 
 
 class Overloaded(ExaiError):
-    """A limit of this process is reached; `limit` names it."""
+    """A limit of this process is reached; `limit` names it. `retry_after_s` is known for rates only."""
 
     code = "overloaded"
     retryable = True
 
-    def __init__(self, limit: str, value: int) -> None:
+    def __init__(self, limit: str, value: float, *, retry_after_s: float | None = None) -> None:
         super().__init__(limit, value)
-        self.limit, self.value = limit, value
+        self.limit, self.value, self.retry_after_s = limit, value, retry_after_s
 
     def __str__(self) -> str:
-        return f"the limit {self.limit} ({self.value}) is reached. Try again shortly"
+        when = "shortly" if self.retry_after_s is None else f"in {math.ceil(self.retry_after_s * 10) / 10:g} s"
+        return f"the limit {self.limit} ({self.value}) is reached. Try again {when}"
+
+    def details(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {"limit": self.limit, "value": self.value}
+        return facts if self.retry_after_s is None else {**facts, "retry_after_s": round(self.retry_after_s, 3)}
 
 
 class ShuttingDown(ExaiError):

@@ -7,7 +7,9 @@ late one or one with progress becomes a stream that is never silent; a client th
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import structlog
 from starlette.types import Receive, Scope
@@ -34,7 +36,7 @@ _STATUS = {
     eras.HEADER_MISMATCH: 400,
     eras.MISSING_CAPABILITY: 400,
     eras.UNSUPPORTED_VERSION: 400,
-    eras.OVERLOADED: 503,
+    eras.OVERLOADED: 429,
     eras.SHUTTING_DOWN: 503,
 }
 _STATUS_AT_THE_DOOR = {**_STATUS, jsonrpc.METHOD_NOT_FOUND: 404, jsonrpc.INVALID_PARAMS: 400}
@@ -44,6 +46,15 @@ log = structlog.get_logger(__name__)
 
 class _Gone(Exception):
     """The client went away."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Posted:
+    """One message as it came, and the kinds of answer its client takes."""
+
+    message: Message
+    size_bytes: int
+    accept: str
 
 
 class HttpDoor:
@@ -73,7 +84,8 @@ class HttpDoor:
             message = jsonrpc.parse(body)
             session = await self._session(message, headers, admitted, peer_of(scope), reply)
             if session is not None:
-                await self._serve(session, message, headers.get("accept", "*/*"), receive, reply)
+                posted = _Posted(message, len(body), headers.get("accept", "*/*"))
+                await self._serve(session, posted, receive, reply)
         except _Gone:
             return
         except TimeoutError:
@@ -106,28 +118,28 @@ class HttpDoor:
             return None
         return self._server.open_session(admitted, peer=peer, version=version)
 
-    async def _serve(self, session: Session, message: Message, accept: str, receive: Receive, reply: _Reply) -> None:
+    async def _serve(self, session: Session, posted: _Posted, receive: Receive, reply: _Reply) -> None:
         gone = asyncio.create_task(_until_gone(receive, session), name="mcp http disconnect")
         try:
-            await self._answer(session, message, accept, reply)
+            await self._answer(session, posted, reply)
         finally:
             gone.cancel()
             await asyncio.wait({gone})
             await session.end()
 
-    async def _answer(self, session: Session, message: Message, accept: str, reply: _Reply) -> None:
-        action = await session.receive(message)
+    async def _answer(self, session: Session, posted: _Posted, reply: _Reply) -> None:
+        action = await session.receive(posted.message, posted.size_bytes)
         if isinstance(action, Ignore):
             await reply.empty(202)
             return
         at_the_door = not isinstance(action, Start)
-        may_stream = "text/event-stream" in accept or "*/*" in accept
+        may_stream = "text/event-stream" in posted.accept or "*/*" in posted.accept
         if session.connection.listening:
             await self._stream(session, None, reply)
             return
         first = await self._first(session, wait_s=self._quiet_s if may_stream else None)
         if first is not None and not session.connection.in_flight and not len(session.outbox):
-            await reply.json(_status(first.error, at_the_door=at_the_door), first.data)
+            await reply.json(_status(first.error, at_the_door=at_the_door), first.data, _retry_after(first.error))
         elif not may_stream:
             await self._only_answer(session, first, reply)
         else:
@@ -178,8 +190,8 @@ class _Reply:
         self._abort = abort
         self._timeout_s = timeout_s
 
-    async def json(self, status: int, data: bytes) -> None:
-        await self._whole(status, data, JSON_TYPE)
+    async def json(self, status: int, data: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+        await self._whole(status, data, JSON_TYPE, headers)
 
     async def text(self, rejection: Rejection) -> None:
         await self._whole(rejection.status, rejection.text.encode(), b"text/plain; charset=utf-8", rejection.headers)
@@ -246,3 +258,11 @@ def _status(error: RpcError | None, *, at_the_door: bool) -> int:
     if error is None:
         return 200
     return (_STATUS_AT_THE_DOOR if at_the_door else _STATUS).get(error.code, 200)
+
+
+def _retry_after(error: RpcError | None) -> tuple[tuple[bytes, bytes], ...]:
+    """Say in whole seconds when a limit may let the request pass."""
+    if error is None or error.code != eras.OVERLOADED:
+        return ()
+    wait_s = (error.data or {}).get("retry_after_s", 1.0)
+    return ((b"retry-after", str(math.ceil(wait_s)).encode()),)

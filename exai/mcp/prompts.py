@@ -12,7 +12,7 @@ from typing import Any
 
 from exai.mcp.eras import Cacheable
 from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
-from exai.mcp.protocol import Call, CallContext, Feature, Method, paged
+from exai.mcp.protocol import READ_TIMEOUT_S, Call, CallContext, Feature, Method, paged
 
 LIST_CACHE = Cacheable(300_000, "public")
 MAX_COMPLETIONS = 100
@@ -51,7 +51,7 @@ class PromptRegistry:
             {"prompts": {"listChanged": True} if self._announces_changes else {}},
             (
                 Method("prompts/list", answer=self._list, cacheable=LIST_CACHE),
-                Method("prompts/get", work=self._get),
+                Method("prompts/get", work=self._get, timeout_s=READ_TIMEOUT_S),
             ),
         )
 
@@ -85,7 +85,7 @@ def completion_feature(complete: Completer) -> Feature:
         shown = values[:MAX_COMPLETIONS]
         return {"completion": {"values": shown, "total": len(values), "hasMore": len(shown) < len(values)}}
 
-    return Feature({"completions": {}}, (Method("completion/complete", work=answer),))
+    return Feature({"completions": {}}, (Method("completion/complete", work=answer, timeout_s=READ_TIMEOUT_S),))
 
 
 def _checked(spec: PromptSpec, given: object) -> Mapping[str, str]:

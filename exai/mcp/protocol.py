@@ -21,6 +21,9 @@ MAX_SUBSCRIPTIONS = 16
 MAX_SUBSCRIBED_URIS = 1_000
 PAGE_ITEMS = 200
 
+READ_TIMEOUT_S = 30.0
+"""For methods that only read what is stored."""
+
 DISCOVER_CACHE = Cacheable(60_000, "private")
 
 Change: TypeAlias = Literal["tools", "prompts", "resources"]
@@ -75,6 +78,7 @@ class Method:
     """How one method is served: `answer` at once and without waiting, or `work` in a task of its own.
 
     `as_result` turns an `ExaiError` raised by the work into a result; without it a JSON-RPC error goes out.
+    `timeout_s` ends the work earlier than the server's own limit does.
     """
 
     name: str
@@ -82,6 +86,7 @@ class Method:
     work: Work | None = None
     cacheable: Cacheable | None = None
     as_result: Callable[[ExaiError], Json] | None = None
+    timeout_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +250,7 @@ class Connection:
         if not isinstance(wanted, dict):
             raise RpcError(INVALID_PARAMS, "Invalid params: notifications must be an object")
         if len(self.listening) >= MAX_SUBSCRIPTIONS:
-            raise _own_error(Overloaded("subscriptions of one connection", MAX_SUBSCRIPTIONS))
+            raise rpc_error(Overloaded("subscriptions of one connection", MAX_SUBSCRIPTIONS))
         granted: dict[str, Any] = {
             name: True
             for name, (change, _) in _FILTERS.items()
@@ -300,7 +305,7 @@ class Connection:
         if request.method == "resources/unsubscribe":
             self._subscribed_uris.discard(uri)
         elif len(self._subscribed_uris) >= MAX_SUBSCRIBED_URIS:
-            raise _own_error(Overloaded("subscribed resources of one connection", MAX_SUBSCRIBED_URIS))
+            raise rpc_error(Overloaded("subscribed resources of one connection", MAX_SUBSCRIBED_URIS))
         else:
             self._subscribed_uris.add(uri)
         return self._answer(request, Method(request.method), self.version or eras.LATEST_LEGACY, {})
@@ -318,7 +323,7 @@ class Connection:
         if method.answer is not None:
             return self._answer(request, method, version, method.answer(call))
         if len(self.in_flight) >= self._max_in_flight:
-            raise _own_error(Overloaded("requests in flight on one connection", self._max_in_flight))
+            raise rpc_error(Overloaded("requests in flight on one connection", self._max_in_flight))
         self.in_flight[request.id] = call
         return Start(call)
 
@@ -341,7 +346,7 @@ class Connection:
         if isinstance(error, ExaiError):
             if call.method.as_result is not None and not isinstance(error, ShuttingDown):
                 return self.complete(call, call.method.as_result(error))
-            error = _own_error(error)
+            error = rpc_error(error)
         return refusal(call.id, error) if self._settled(call) else None
 
     def progress(self, call: Call, count: int, message: str) -> bytes | None:
@@ -392,7 +397,7 @@ class Connection:
     def _oversized(self, call: Call, size_bytes: int) -> bytes:
         error = ReplyTooLarge(size_bytes, self._reply_max_bytes)
         if call.method.as_result is None:
-            return jsonrpc.encode_error(call.id, _own_error(error))
+            return jsonrpc.encode_error(call.id, rpc_error(error))
         shape = eras.shaped(call.method.as_result(error), call.version, None, self.surface.info)
         return jsonrpc.encode_result(call.id, shape)
 
@@ -436,7 +441,8 @@ def error_facts(error: ExaiError) -> dict[str, Any]:
     return {"code": error.code, "message": str(error), "retryable": error.retryable, **error.details()}
 
 
-def _own_error(error: ExaiError) -> RpcError:
+def rpc_error(error: ExaiError) -> RpcError:
+    """Return the JSON-RPC error of an error that was raised on purpose."""
     code = jsonrpc.INTERNAL_ERROR
     if isinstance(error, Overloaded):
         code = eras.OVERLOADED

@@ -13,7 +13,7 @@ from typing import Any
 from exai.mcp import eras
 from exai.mcp.eras import Cacheable
 from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
-from exai.mcp.protocol import Call, CallContext, Feature, Method, paged
+from exai.mcp.protocol import READ_TIMEOUT_S, Call, CallContext, Feature, Method, paged
 
 LIST_CACHE = Cacheable(300_000, "public")
 LIVE_LIST_CACHE = Cacheable(0, "private")
@@ -86,9 +86,11 @@ class ResourceRegistry:
             (
                 Method("resources/list", answer=self._list, cacheable=LIST_CACHE)
                 if self._listing is None
-                else Method("resources/list", work=self._list_live, cacheable=LIVE_LIST_CACHE),
+                else Method(
+                    "resources/list", work=self._list_live, cacheable=LIVE_LIST_CACHE, timeout_s=READ_TIMEOUT_S
+                ),
                 Method("resources/templates/list", answer=self._list_templates, cacheable=LIST_CACHE),
-                Method("resources/read", work=self._answer, cacheable=READ_CACHE),
+                Method("resources/read", work=self._answer, cacheable=READ_CACHE, timeout_s=READ_TIMEOUT_S),
             ),
         )
 

@@ -15,6 +15,7 @@ import structlog
 from exai.config import ServerSettings
 from exai.mcp.edge import Admitted, Authenticator, Edge, everybody_is_local
 from exai.mcp.protocol import Call, Change, Connection, Feature, Surface
+from exai.mcp.quota import Quotas
 from exai.mcp.session import Session
 from exai.mcp.tools import ToolRegistry
 from exai.models import Recorder
@@ -48,8 +49,9 @@ class McpServer:
     ) -> None:
         self.settings = settings
         self.tools = tools
-        self.tool_timeout_s = tool_timeout_s
+        self._tool_timeout_s = tool_timeout_s
         self.edge = Edge(settings, authenticate)
+        self.quotas = Quotas(settings)
         self.recorder = recorder or _Unrecorded()
         self.surface = Surface(name, version, (tools.feature(), *features), instructions=instructions)
         self.is_draining = False
@@ -82,6 +84,11 @@ class McpServer:
     def label(self, call: Call) -> str:
         """Return the tool's name for logs and metrics, or an empty text for other methods."""
         return self.tools.tool_name(call) if call.method.name == "tools/call" else ""
+
+    def timeout_s(self, call: Call) -> float:
+        """Return how long a call may take: the server's limit, or a tighter one of its tool or method."""
+        own = self.tools.timeout_s(call) if call.method.name == "tools/call" else call.method.timeout_s
+        return self._tool_timeout_s if own is None else min(own, self._tool_timeout_s)
 
     def joining_key(self, call: Call) -> bytes | None:
         """Return what makes calls of one session identical, None for a call that must not be joined."""

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from exai.errors import DeadlineExceeded, ExaiError, ShuttingDown
+from exai.errors import DeadlineExceeded, ExaiError, Overloaded, ShuttingDown
 from exai.mcp import eras
 from exai.mcp.edge import Admitted
 from exai.mcp.joining import Joining
 from exai.mcp.jsonrpc import INTERNAL_ERROR, Json, Message, Request, RequestId, RpcError
 from exai.mcp.outbox import Outbox
-from exai.mcp.protocol import Action, Call, CallContext, Cancel, Connection, Send, Start, refusal
+from exai.mcp.protocol import Action, Call, CallContext, Cancel, Connection, Send, Start, refusal, rpc_error
 from exai.resilience import with_deadline
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Session:
         self.server = server
         self.connection = connection
         self.owner = admitted.owner
+        self._quota = server.quotas.of(admitted.owner)
         self.peer = peer
         self.outbox = Outbox()
         self.close_code = 1000
@@ -63,25 +64,29 @@ class Session:
         """Whether no call is running; subscriptions do not count."""
         return not self._tasks
 
-    async def receive(self, message: Message) -> Action:
-        """Take one message and do what the protocol asks for."""
+    async def receive(self, message: Message, size_bytes: int = 0) -> Action:
+        """Take one message of this size and do what the protocol asks for."""
         try:
+            if isinstance(message, Request):
+                self._quota.take(size_bytes)
             action = self.connection.accept(message)
+        except Overloaded as error:
+            action = refusal(message.id if isinstance(message, Request) else None, rpc_error(error))
         except Exception:  # the session boundary for methods that are answered at once
             request_id = secrets.token_hex(8)
             log.exception("internal error", request=request_id)
             key = message.id if isinstance(message, Request) else None
             action = refusal(key, _internal(request_id))
-        await self._act(action)
+        await self._act(action, size_bytes)
         return action
 
-    async def _act(self, action: Action) -> None:
+    async def _act(self, action: Action, size_bytes: int) -> None:
         if isinstance(action, Send):
             if action.error is not None:
                 self.server.recorder.count("mcp_messages_refused_total", code=str(action.error.code))
             await self.outbox.put(action)
         elif isinstance(action, Start):
-            await self._start(action.call)
+            await self._start(action.call, size_bytes)
         elif isinstance(action, Cancel):
             self._stop(action.id)
 
@@ -117,7 +122,7 @@ class Session:
                 log.error("calls did not stop when cancelled", calls=len(late), peer=self.peer)
         self.server.forget(self)
 
-    async def _start(self, call: Call) -> None:
+    async def _start(self, call: Call, size_bytes: int) -> None:
         if self.server.is_draining:
             await self._put(self.connection.fail(call, ShuttingDown()))
             return
@@ -125,9 +130,14 @@ class Session:
             problem = "the token of this connection has expired; connect again with a new one"
             await self._put(self.connection.fail(call, RpcError(eras.TOKEN_EXPIRED, problem)))
             return
+        try:
+            self._quota.begin(size_bytes)
+        except Overloaded as error:
+            await self._put(self.connection.fail(call, rpc_error(error)))
+            return
         task = asyncio.create_task(self._run(call), name=f"mcp {call.method.name}")
         self._tasks[call.id] = task
-        task.add_done_callback(lambda _: self._forget(call.id, task))
+        task.add_done_callback(lambda _: self._forget(call.id, task, size_bytes))
 
     def _stop(self, key: RequestId) -> None:
         """Cancel a call; its id may be used again at once while the old work unwinds."""
@@ -136,7 +146,8 @@ class Session:
             self._unwinding.add(task)
             task.cancel()
 
-    def _forget(self, key: RequestId, task: asyncio.Task[None]) -> None:
+    def _forget(self, key: RequestId, task: asyncio.Task[None], size_bytes: int) -> None:
+        self._quota.end(size_bytes)
         if self._tasks.get(key) is task:
             del self._tasks[key]
         self._unwinding.discard(task)
@@ -201,7 +212,7 @@ class Session:
 
     async def _worked(self, call: Call, context: CallContext, label: str) -> Json:
         assert call.method.work is not None  # noqa: S101 - methods without work are answered by the protocol
-        limit_s = self.server.tool_timeout_s
+        limit_s = self.server.timeout_s(call)
         scope = asyncio.timeout(limit_s + DEADLINE_MARGIN_S)
         try:
             with with_deadline(limit_s):

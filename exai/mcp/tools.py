@@ -28,6 +28,13 @@ __all__ = ["Arguments", "CallContext", "ToolRegistry", "ToolResult", "ToolSpec"]
 MAX_REPORTED_ERRORS = 10
 IDEMPOTENCY_KEY = "idempotency_key"
 LIST_CACHE = Cacheable(300_000, "public")
+
+STORE_TIMEOUT_S = 30.0
+"""For tools that read or write one thing: several times what the database may take with all its retries."""
+
+TRANSFER_TIMEOUT_S = 120.0
+"""For tools that move as much as a message can hold."""
+
 NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 
 _KINDS = {
@@ -81,6 +88,9 @@ class ToolSpec:
     joins_identical: bool = False
     """Whether the same arguments, sent again on a connection while the first call runs, are taken for a repetition by
     the client; a call with an idempotency key never is."""
+
+    timeout_s: float | None = STORE_TIMEOUT_S
+    """Ends a call earlier than the server's limit for all tools does; None for tools that ask a model."""
 
     meta: Json = field(default_factory=dict)
     input_schema: Json | None = None
@@ -144,6 +154,11 @@ class ToolRegistry:
         """Return the called tool's name for logs and metrics, or "unknown": a peer must not invent metric labels."""
         name = call.params.get("name")
         return name if isinstance(name, str) and name in self._specs else "unknown"
+
+    def timeout_s(self, call: Call) -> float | None:
+        """Return the called tool's own limit, None where it has none."""
+        spec = self._specs.get(self.tool_name(call))
+        return spec.timeout_s if spec is not None else None
 
     def joining_key(self, call: Call) -> bytes | None:
         """Return what makes calls of one session identical, None for a call that must not be joined."""

@@ -3,8 +3,8 @@
 The binding, which no specification defines: the subprotocol `mcp` is selected when offered and not required; a binary
 frame in is read as text, none goes out; `notifications/cancelled` cancels; losing the connection loses its calls and
 subscriptions and nothing is sent again, because state lives in handles. Close codes: 1001 shutdown, 1007 not UTF-8,
-1008 too much garbage, 1009 too large, 1011 no pong, 1012 restart, 4401 the token has expired; refusals (401, 403, 404,
-421, 503) come before the upgrade.
+1008 too much garbage, 1009 too large, 1011 no pong, 1012 restart, 1013 too many requests although told to wait, 4401
+the token has expired; refusals (401, 403, 404, 421, 429, 503) come before the upgrade.
 
 Invariant: the reading loop does nothing but hand messages over, so pongs, cancellations and closes are never stuck
 behind a call; one writer sends, each send is bounded, and a peer that does not read is dropped by aborting its socket.
@@ -19,15 +19,24 @@ from typing import Any
 import structlog
 from starlette.types import Message, Receive, Scope, Send
 
-from exai.mcp.edge import Rejection, abort_of, peer_of
+from exai.errors import Overloaded
+from exai.mcp.edge import Admitted, Rejection, abort_of, peer_of
 from exai.mcp.jsonrpc import Malformed, parse
+from exai.mcp.protocol import Action
+from exai.mcp.protocol import Send as Answer
 from exai.mcp.server import McpServer
 from exai.mcp.session import Session
 
 SUBPROTOCOL = "mcp"
 POLICY_VIOLATION = 1008
+TRY_AGAIN_LATER = 1013
 MAX_MALFORMED = 100
 """Messages that are not JSON-RPC after which a peer is not worth listening to."""
+
+PATIENCE_BYTES = 67_108_864
+"""What a peer may send on in a row after it was told to wait: this much, or 1,000 messages however small."""
+
+REFUSAL_BYTES = PATIENCE_BYTES // 1_000
 
 log = structlog.get_logger(__name__)
 
@@ -48,6 +57,18 @@ class WebSocketDoor:
         if self._server.is_draining:
             await reject(send, Rejection(503, "the daemon is shutting down; connect again shortly"))
             return
+        quota = self._server.quotas.of(admitted.owner)
+        try:
+            quota.connect()
+        except Overloaded as error:
+            await reject(send, Rejection(429, str(error), ((b"retry-after", b"5"),)))
+            return
+        try:
+            await self._serve(admitted, scope, receive, send)
+        finally:
+            quota.disconnect()
+
+    async def _serve(self, admitted: Admitted, scope: Scope, receive: Receive, send: Send) -> None:
         chosen = SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None
         await send({"type": "websocket.accept", "subprotocol": chosen})
         session = self._server.open_session(admitted, peer=peer_of(scope))
@@ -61,16 +82,20 @@ class WebSocketDoor:
             await self._close(session, writer)
 
     async def _read(self, session: Session, receive: Receive) -> int:
-        malformed = 0
+        malformed = ignored_bytes = 0
         while True:
             event = await receive()
             if event["type"] == "websocket.disconnect":
                 return int(event.get("code", 1005))
-            message = parse(_payload(event))
+            data = _payload(event)
+            message = parse(data)
             malformed = malformed + 1 if isinstance(message, Malformed) else 0
-            await session.receive(message)
+            action = await session.receive(message, len(data))
+            ignored_bytes = ignored_bytes + len(data) + REFUSAL_BYTES if _is_told_to_wait(action) else 0
             if malformed == MAX_MALFORMED:
                 session.finish(POLICY_VIOLATION)
+            elif ignored_bytes > PATIENCE_BYTES:
+                session.finish(TRY_AGAIN_LATER)
 
     async def _write(self, session: Session, send: Send, abort: Callable[[], None]) -> None:
         """Send what is queued, then close; on a send that takes too long, drop the connection."""
@@ -101,6 +126,11 @@ async def reject(send: Send, rejection: Rejection) -> None:
     headers = [(b"content-type", b"text/plain; charset=utf-8"), *rejection.headers]
     await send({"type": "websocket.http.response.start", "status": rejection.status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": body})
+
+
+def _is_told_to_wait(action: Action) -> bool:
+    error = action.error if isinstance(action, Answer) else None
+    return error is not None and "retry_after_s" in (error.data or {})
 
 
 def _payload(event: Message) -> bytes:

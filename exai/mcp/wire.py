@@ -8,7 +8,8 @@ answered with its close code before the socket goes.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from collections import Counter
+from typing import Any, ClassVar, cast
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.config import Config
@@ -36,6 +37,7 @@ def http_protocol(settings: ServerSettings) -> type[HttpToolsProtocol]:
 
     class Limited(_Http):
         limits = settings
+        handshakes: ClassVar[Counter[str]] = Counter()
 
     return Limited
 
@@ -53,6 +55,8 @@ class _Http(HttpToolsProtocol):
     """Adds limits on connections, on heads, on bodies nobody wants any more, and on peers that do not read."""
 
     limits: ServerSettings
+    handshakes: ClassVar[Counter[str]]
+    """Connections by address whose first head has not arrived yet; an address that has none is not in it."""
 
     def __init__(
         self,
@@ -68,11 +72,17 @@ class _Http(HttpToolsProtocol):
         self._is_message_open = False
         self._is_excess = False
         self._unsent_bytes = 0
+        self._newcomer: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast("asyncio.Transport", transport)
         super().connection_made(transport)
-        excess = len(self.connections) - self.limits.max_connections
+        self._newcomer = self.client[0] if self.client else ""
+        self.handshakes[self._newcomer] += 1
+        excess = max(
+            len(self.connections) - self.limits.max_connections,
+            self.handshakes[self._newcomer] - self.limits.max_handshakes_per_address,
+        )
         if excess > MAX_TURNED_AWAY:
             transport.abort()
             return
@@ -82,6 +92,7 @@ class _Http(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._have_patience()
+        self._arrived()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -102,6 +113,7 @@ class _Http(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._have_patience()
+        self._arrived()
         if self._is_excess:
             self.transport.write(_FULL)
             self.transport.close()
@@ -142,6 +154,14 @@ class _Http(HttpToolsProtocol):
             self._unsent_bytes = unsent_bytes
             self._have_patience()
             self._patience = self.loop.call_later(self.limits.send_timeout_s, self.timeout_keep_alive_handler)
+
+    def _arrived(self) -> None:
+        """This connection's first head is here, or never comes."""
+        if self._newcomer is not None:
+            self.handshakes[self._newcomer] -= 1
+            if self.handshakes[self._newcomer] <= 0:
+                del self.handshakes[self._newcomer]
+            self._newcomer = None
 
     def _await_head(self) -> None:
         self._have_patience()

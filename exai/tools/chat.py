@@ -92,6 +92,7 @@ def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpe
         handler=handle,
         open_world=True,
         joins_identical=True,
+        timeout_s=None,
     )
 
 

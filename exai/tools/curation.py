@@ -13,7 +13,7 @@ from exai.db.curation import Change
 from exai.db.search import SearchHit, SearchQuery
 from exai.errors import InvalidArgument
 from exai.mcp.schemas import output_schema
-from exai.mcp.tools import Arguments, CallContext, ToolResult, ToolSpec
+from exai.mcp.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolResult, ToolSpec
 from exai.models import ContinuationId
 from exai.tools.conversations import ConversationOutput, conversation_facts
 
@@ -274,6 +274,7 @@ def _import_tool(conversations: ConversationService) -> ToolSpec:
         output_schema=output_schema(ImportOutput),
         handler=handle,
         idempotent=True,
+        timeout_s=TRANSFER_TIMEOUT_S,
     )
 
 

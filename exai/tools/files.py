@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from exai.errors import InvalidArgument
 from exai.files import FileContent, FileService
 from exai.mcp.schemas import output_schema
-from exai.mcp.tools import Arguments, CallContext, ToolResult, ToolSpec
+from exai.mcp.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolResult, ToolSpec
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, StoredFile
 
 PAGE_CHARS = 40_000
@@ -119,6 +119,7 @@ def _put_tool(files: FileService) -> ToolSpec:
         output_schema=output_schema(PutOutput),
         handler=handle,
         idempotent=True,
+        timeout_s=TRANSFER_TIMEOUT_S,
     )
 
 

@@ -16,6 +16,7 @@ from exai.mcp.eras import META_CAPABILITIES, META_VERSION, MODERN
 from exai.mcp.serve import RunningServer, open_server
 from exai.mcp.server import McpServer
 from exai.mcp.tools import Arguments, CallContext, ToolRegistry, ToolResult, ToolSpec
+from exai.resilience import bounded
 
 ENVELOPE: dict[str, Any] = {META_VERSION: MODERN, META_CAPABILITIES: {}}
 
@@ -76,6 +77,7 @@ class Tools:
             (
                 ToolSpec("echo", "Echo", "Says back what it is told.", EchoArguments, self._echo, read_only=True),
                 ToolSpec("slow", "Slow", "Waits at the gate.", Nothing, self._slow),
+                ToolSpec("hasty", "Hasty", "Waits at the gate, not for long.", Nothing, self._hasty, timeout_s=0.01),
                 ToolSpec("steps", "Steps", "Reports three steps.", Nothing, self._steps),
                 ToolSpec("busy", "Busy", "Fails as a dependency does.", Nothing, self._busy),
                 ToolSpec("refuse", "Refuse", "Refuses its arguments.", Nothing, self._refuse),
@@ -100,6 +102,10 @@ class Tools:
         except asyncio.CancelledError:
             self.gate.cancellations.release()
             raise
+        return ToolResult({"done": True}, "done")
+
+    async def _hasty(self, arguments: Nothing, context: CallContext) -> ToolResult:
+        await bounded(self.gate.open.wait(), None, "the gate")
         return ToolResult({"done": True}, "done")
 
     async def _steps(self, arguments: Nothing, context: CallContext) -> ToolResult:

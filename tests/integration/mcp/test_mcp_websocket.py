@@ -318,6 +318,12 @@ class TestCalls:
             found = await client.ask(modern(1, "tools/call", tool_call("slow")))
             assert found["result"]["structuredContent"]["error"]["code"] == "deadline_exceeded"
 
+    async def test_a_tool_may_have_less_time_than_the_others(self, server: Running) -> None:
+        """What only reads the store need not wait as long as what asks a model."""
+        async with peer(server) as client:
+            error = (await client.ask(modern(1, "tools/call", tool_call("hasty"))))["result"]["structuredContent"]
+            assert (error["error"]["code"], error["error"]["waiting_for"]) == ("deadline_exceeded", "the gate")
+
     async def test_replies_beyond_the_limit_say_so_and_the_socket_stays(self, server: Running) -> None:
         """1 MiB is what the official client takes."""
         async with sdk(server) as session:

@@ -1,0 +1,133 @@
+"""What one owner may ask of this process, over all its connections and through any door.
+
+The invariant is that an owner who asks for more is told which limit it met and when to try again, that what another
+owner may have does not depend on it, and that nothing is kept of an owner who has been quiet for `BURST_S`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+from exai.config import ServerSettings
+from exai.errors import Overloaded
+from exai.models import Owner
+
+BURST_S = 10.0
+"""What an owner did not use of a rate is saved for so long: work comes in bursts."""
+
+_LOOKED_AT = 2
+"""Quiet owners that are forgotten whenever one speaks; more than one, so that they never pile up."""
+
+Clock = Callable[[], float]
+
+
+class Bucket:
+    """A rate with a burst; what is taken comes back as time passes."""
+
+    def __init__(self, per_s: float, clock: Clock, *, least: float = 1.0) -> None:
+        self._per_s, self._clock = per_s, clock
+        self._most = max(per_s * BURST_S, least)
+        self._left = self._most
+        self._filled_at = clock()
+
+    def wait_s(self, wanted: float) -> float:
+        """Return in how many seconds so much can be taken, 0 when it can be now."""
+        now = self._clock()
+        self._left = min(self._most, self._left + (now - self._filled_at) * self._per_s)
+        self._filled_at = now
+        return max(0.0, (min(wanted, self._most) - self._left) / self._per_s)
+
+    def take(self, wanted: float) -> None:
+        """Take what `wait_s` has just allowed."""
+        self._left = max(0.0, self._left - wanted)
+
+
+class Quota:
+    """One owner's share; made by `Quotas`."""
+
+    def __init__(self, limits: ServerSettings, clock: Clock) -> None:
+        self._limits = limits
+        self._connections = 0
+        self._running = 0
+        self._running_bytes = 0
+        self._requests = Bucket(limits.owner_requests_per_s, clock)
+        self._bytes = Bucket(limits.owner_bytes_per_s, clock, least=limits.message_max_bytes)
+        self.used_at = clock()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing of this owner is here any more."""
+        return not self._connections and not self._running
+
+    def connect(self) -> None:
+        """Count one connection until `disconnect`. Raises `Overloaded`."""
+        most = self._limits.owner_max_connections
+        if self._connections >= most:
+            raise Overloaded("EXAI_SERVER__OWNER_MAX_CONNECTIONS of one owner's connections", most)
+        self._connections += 1
+
+    def disconnect(self) -> None:
+        """One connection less."""
+        self._connections -= 1
+
+    def take(self, size_bytes: int) -> None:
+        """Count one message by number and size; a refused one counts for nothing. Raises `Overloaded`."""
+        if (wait_s := self._requests.wait_s(1)) > 0:
+            limit = "EXAI_SERVER__OWNER_REQUESTS_PER_S of one owner's requests a second"
+            raise Overloaded(limit, round(self._limits.owner_requests_per_s, 3), retry_after_s=wait_s)
+        if (wait_s := self._bytes.wait_s(size_bytes)) > 0:
+            limit = "EXAI_SERVER__OWNER_BYTES_PER_S of one owner's bytes a second"
+            raise Overloaded(limit, self._limits.owner_bytes_per_s, retry_after_s=wait_s)
+        self._requests.take(1)
+        self._bytes.take(size_bytes)
+
+    def begin(self, size_bytes: int) -> None:
+        """Count one running request of this size until `end`. Raises `Overloaded`."""
+        most, most_bytes = self._limits.owner_max_in_flight, self._limits.owner_max_in_flight_bytes
+        if self._running >= most:
+            raise Overloaded("EXAI_SERVER__OWNER_MAX_IN_FLIGHT of one owner's running requests", most)
+        if self._running and self._running_bytes + size_bytes > most_bytes:
+            limit = "EXAI_SERVER__OWNER_MAX_IN_FLIGHT_BYTES of one owner's running requests, in bytes"
+            raise Overloaded(limit, most_bytes)
+        self._running += 1
+        self._running_bytes += size_bytes
+
+    def end(self, size_bytes: int) -> None:
+        """One running request of this size less."""
+        self._running -= 1
+        self._running_bytes -= size_bytes
+
+
+class Quotas:
+    """The owners that speak or have spoken lately."""
+
+    def __init__(self, limits: ServerSettings, clock: Clock = time.monotonic) -> None:
+        self._limits, self._clock = limits, clock
+        self._known: OrderedDict[Owner, Quota] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def of(self, owner: Owner) -> Quota:
+        """Return an owner's quota, the same one for as long as it matters."""
+        now = self._clock()
+        self._forget_quiet(now)
+        quota = self._known.get(owner)
+        if quota is None:
+            quota = self._known[owner] = Quota(self._limits, self._clock)
+        quota.used_at = now
+        self._known.move_to_end(owner)
+        return quota
+
+    def _forget_quiet(self, now: float) -> None:
+        for _ in range(_LOOKED_AT):
+            owner = next(iter(self._known), None)
+            if owner is None or self._known[owner].used_at + BURST_S > now:
+                return
+            if self._known[owner].is_idle:
+                del self._known[owner]
+            else:
+                self._known[owner].used_at = now
+                self._known.move_to_end(owner)

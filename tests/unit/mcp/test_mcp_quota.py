@@ -1,0 +1,93 @@
+"""What one owner may ask for, with a clock that stands still."""
+
+from __future__ import annotations
+
+import pytest
+
+from exai.errors import Overloaded
+from exai.mcp.quota import BURST_S, Quotas
+from exai.models import Owner
+from tests.support.mcp_server import fast_settings
+
+ALICE, BOB = Owner("alice"), Owner("bob")
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_a_rate_is_refused_with_the_time_it_takes_and_passes_then(clock: Clock) -> None:
+    """A burst of ten seconds' worth, then as fast as the rate; a refused message counts for nothing."""
+    quota = Quotas(fast_settings(owner_requests_per_s=2), clock).of(ALICE)
+    for _ in range(20):
+        quota.take(10)
+    for _ in range(3):
+        with pytest.raises(
+            Overloaded, match=r"OWNER_REQUESTS_PER_S .* \(2.0\) is reached. Try again in 0.5 s"
+        ) as caught:
+            quota.take(10)
+    assert caught.value.details()["retry_after_s"] == 0.5
+    clock.now += 0.5
+    quota.take(10)
+    with pytest.raises(Overloaded):
+        quota.take(10)
+
+
+def test_bytes_are_a_rate_of_their_own(clock: Clock) -> None:
+    """The largest message there may be always passes a fresh bucket, however low the rate."""
+    quota = Quotas(fast_settings(owner_bytes_per_s=1024, message_max_bytes=1_048_576), clock).of(ALICE)
+    quota.take(1_048_576)
+    with pytest.raises(Overloaded, match="OWNER_BYTES_PER_S") as caught:
+        quota.take(2_048)
+    assert caught.value.retry_after_s == 2
+    clock.now += 2
+    quota.take(2_048)
+
+
+def test_running_requests_are_limited_in_number_and_size(clock: Clock) -> None:
+    """One request of any size runs; what has ended makes room."""
+    quota = Quotas(fast_settings(owner_max_in_flight=2, owner_max_in_flight_bytes=1024), clock).of(ALICE)
+    quota.begin(5_000)
+    with pytest.raises(Overloaded, match="OWNER_MAX_IN_FLIGHT_BYTES"):
+        quota.begin(1)
+    quota.end(5_000)
+    quota.begin(1_000)
+    quota.begin(24)
+    with pytest.raises(Overloaded, match=r"OWNER_MAX_IN_FLIGHT of .* \(2\) is reached. Try again shortly") as caught:
+        quota.begin(0)
+    assert "retry_after_s" not in caught.value.details()
+    quota.end(24)
+    quota.begin(24)
+
+
+def test_owners_take_nothing_from_each_other_and_are_forgotten_when_quiet(clock: Clock) -> None:
+    """A new session of the same owner finds what the last one left; who is still here is kept."""
+    quotas = Quotas(fast_settings(owner_requests_per_s=1, owner_max_connections=1), clock)
+    for _ in range(10):
+        quotas.of(ALICE).take(0)
+    with pytest.raises(Overloaded):
+        quotas.of(ALICE).take(0)
+    quotas.of(BOB).take(0)
+    quotas.of(BOB).connect()
+    with pytest.raises(Overloaded, match="OWNER_MAX_CONNECTIONS"):
+        quotas.of(BOB).connect()
+    clock.now += BURST_S
+    for number in range(100):
+        quotas.of(Owner(f"owner {number}")).take(0)
+    assert len(quotas) == 101, "Bob, who is connected, and those who have just spoken"
+    quotas.of(BOB).disconnect()
+    clock.now += BURST_S
+    for _ in range(60):
+        quotas.of(ALICE)
+    assert len(quotas) == 1

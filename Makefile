@@ -17,7 +17,7 @@ help: ## show this list
 run: .venv/run.done ## start EXAI: embedded Postgres and Valkey unless addresses are configured
 	@exec $(PY) -m exai serve $(ARGS)
 
-test: .venv/dev.done check ## static checks, then the whole test suite (ARGS="-k name" to choose)
+test: .venv/dev.done .venv/referees/done check ## static checks, then the whole test suite (ARGS="-k name" to choose)
 	@$(PY) -m pytest $(ARGS)
 
 check: .venv/dev.done ## formatting, lint, types, import layers, dead code, lock files
@@ -68,6 +68,12 @@ clean: ## remove the environment and caches; data directories are never touched
 	@echo "installing what the tests need (once)"
 	@$(PIP) install --require-hashes -r requirements/dev.lock
 	@$(PIP) install --no-build-isolation --no-deps --no-index -e .
+	@touch $@
+
+.venv/referees/done: requirements/referees.lock | .venv/bin/python
+	@echo "installing the official client of today into an environment of its own (once)"
+	@test -x .venv/referees/bin/python || $(PY) -m venv --without-pip .venv/referees
+	@$(PIP) --python .venv/referees/bin/python install --no-compile --require-hashes -r requirements/referees.lock
 	@touch $@
 
 .venv/peers/done: requirements/peers.lock | .venv/bin/python

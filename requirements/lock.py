@@ -19,8 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 LOCKS = {
     "run": ["pyproject.toml", "--extra", "embedded", "--group", "build"],
     "dev": ["pyproject.toml", "--extra", "embedded", "--group", "build", "--group", "dev"],
+    "referees": ["--group", "referees"],
+    "fuzz": ["pyproject.toml", "--group", "fuzz"],
     "peers": ["--group", "peers"],
 }
+HELD = ("dev", "fuzz")
 NPM_LOCK = "tests/conformance/package-lock.json"
 
 
@@ -39,14 +42,14 @@ def inputs_digest() -> str:
 
 
 def write(uv: str, *, keep: bool) -> None:
-    """Resolve for every platform and Python at once; `dev` is held to the versions of `run`, `peers` to nobody's.
+    """Resolve for every platform and Python at once; some are held to the versions of `run`.
 
     With `keep`, versions that are locked and still fit stay as they are.
     """
     digest = inputs_digest()
     for name, options in LOCKS.items():
         path = ROOT / "requirements" / f"{name}.lock"
-        constraint = ["--constraint", "requirements/run.lock"] if name == "dev" else []
+        constraint = ["--constraint", "requirements/run.lock"] if name in HELD else []
         command = [
             uv,
             "pip",

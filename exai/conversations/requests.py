@@ -16,6 +16,8 @@ from typing import Any, TypeGuard, get_args
 import orjson
 
 from exai.config import LimitSettings
+from exai.db.conversations import write_cursor
+from exai.db.records import Cursor
 from exai.errors import Conflict, ExaiError, InvalidArgument, NotFound
 from exai.models import (
     FILE_IDS,
@@ -102,6 +104,13 @@ class ConversationPage:
 
     conversations: tuple[Conversation, ...]
     next_cursor: str | None
+
+    def cursor_after(self, number: int) -> str | None:
+        """Return the cursor of a page that holds only so many of these, one at least."""
+        if number >= len(self.conversations):
+            return self.next_cursor
+        last = self.conversations[number - 1]
+        return write_cursor(Cursor(last.updated_at, last.id))
 
 
 def check_text(field: str, value: str, limit_bytes: int) -> None:

@@ -34,8 +34,12 @@ class ImportProgress:
 
 @dataclass(frozen=True, slots=True)
 class ExportPart:
-    """A part of a conversation's text; `next_after_seq` is the cursor of the next part, None at the end."""
+    """A part of a conversation's text; `next_after_seq` is the cursor of the next part, None at the end.
 
+    `header` is empty in all but the first part. Unlike `text` it changes when the conversation is renamed.
+    """
+
+    header: str
     text: str
     next_after_seq: int | None
 
@@ -62,9 +66,9 @@ class Transfer:
             owner, continuation_id, after_seq=after_seq, budget_bytes=budget_bytes
         )
         header = write_header(page.conversation, kind) if after_seq == 0 else ""
-        text = header + "".join(write_message(message, kind) for message in page.messages)
+        text = "".join(write_message(message, kind) for message in page.messages)
         last_seq = page.messages[-1].seq if page.messages else page.conversation.last_seq
-        return ExportPart(text, last_seq if last_seq < page.conversation.last_seq else None)
+        return ExportPart(header, text, last_seq if last_seq < page.conversation.last_seq else None)
 
     async def import_text(
         self,

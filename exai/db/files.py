@@ -47,6 +47,13 @@ class FileList:
     files: tuple[StoredFile, ...]
     next_cursor: str | None
 
+    def cursor_after(self, number: int) -> str | None:
+        """Return the cursor of a page that holds only so many of these, one at least."""
+        if number >= len(self.files):
+            return self.next_cursor
+        last = self.files[number - 1]
+        return write_cursor(Cursor(last.created_at, last.id))
+
 
 @dataclass(frozen=True, slots=True)
 class Orphan:

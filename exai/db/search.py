@@ -55,21 +55,26 @@ class SearchHit:
 
 
 @dataclass(frozen=True, slots=True)
-class SearchPage:
-    """Hits, best first; `next_cursor` is None on the last page."""
-
-    hits: tuple[SearchHit, ...]
-    next_cursor: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Cursor:
+class SearchPlace:
     """All pages of one search rank the same matches: those that were there at `as_of`."""
 
     as_of: datetime
     rank: str | None = None
     conversation_id: str | None = None
     seq: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPage:
+    """Hits, best first; `next_cursor` is None on the last page. `places` are where pages after each hit begin."""
+
+    hits: tuple[SearchHit, ...]
+    next_cursor: str | None
+    places: tuple[SearchPlace, ...] = ()
+
+    def cursor_after(self, number: int) -> str | None:
+        """Return the cursor of a page that holds only so many of these, one at least."""
+        return self.next_cursor if number >= len(self.hits) else _write(self.places[number - 1])
 
 
 class SearchRepository:
@@ -87,7 +92,7 @@ class SearchRepository:
 
         """
         _check(query)
-        after = _read(cursor) if cursor else _Cursor(datetime.now(UTC))
+        after = _read(cursor) if cursor else SearchPlace(datetime.now(UTC))
         rows = await self._database.fetch(
             "search_messages", query.owner, query.text, query.continuation_id, query.role, query.since, query.until,
             query.tool, query.model, after.rank, after.conversation_id, after.seq, after.as_of, RANKED, limit + 1,
@@ -107,10 +112,10 @@ class SearchRepository:
             )
             for row in rows[:limit]
         )
-        if len(rows) <= limit:
-            return SearchPage(hits, None)
-        last = rows[limit - 1]
-        return SearchPage(hits, _write(_Cursor(after.as_of, last["rank"], last["conversation_id"], last["seq"])))
+        places = tuple(
+            SearchPlace(after.as_of, row["rank"], row["conversation_id"], row["seq"]) for row in rows[:limit]
+        )
+        return SearchPage(hits, _write(places[-1]) if len(rows) > limit else None, places)
 
 
 def _check(query: SearchQuery) -> None:
@@ -128,17 +133,17 @@ def _check(query: SearchQuery) -> None:
             raise InvalidArgument(field, "has no time zone", "Write it with an offset, like 2026-01-02T03:04:05Z")
 
 
-def _write(cursor: _Cursor) -> str:
+def _write(cursor: SearchPlace) -> str:
     text = f"{cursor.as_of.isoformat()} {cursor.rank} {cursor.conversation_id} {cursor.seq}"
     return base64.urlsafe_b64encode(text.encode()).decode()
 
 
-def _read(text: str) -> _Cursor:
+def _read(text: str) -> SearchPlace:
     try:
         as_of, rank, conversation_id, seq = base64.urlsafe_b64decode(text.encode()).decode().split(" ")
         at = datetime.fromisoformat(as_of)
         if at.tzinfo is None or not Decimal(rank).is_finite():
             raise ValueError(text)
-        return _Cursor(at, str(Decimal(rank)), str(UUID(conversation_id)), int(seq))
+        return SearchPlace(at, str(Decimal(rank)), str(UUID(conversation_id)), int(seq))
     except (ValueError, binascii.Error, InvalidOperation):
         raise InvalidArgument("cursor", "is not one this search gave", "Use next_cursor of the page before") from None

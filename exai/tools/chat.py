@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +14,7 @@ from exai.files import FileService
 from exai.mcp.schemas import output_schema
 from exai.mcp.tools import CallContext, ToolResult, ToolSpec
 from exai.models import ContinuationId, Delta, FileId
+from exai.tools.paging import cut, room
 
 PROGRESS_PAUSE_S = 0.5
 """Between two reports: an answer comes in thousands of pieces, and a report is larger than a piece."""
@@ -50,6 +52,7 @@ class ChatOutput(BaseModel):
     """structuredContent of `chat`."""
 
     content: str
+    next_offset: int | None = Field(description="Where a long answer goes on; null when content is all of it.")
     continuation_id: str
     model: str
     provider: str
@@ -78,14 +81,16 @@ def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpe
 
         given = await files.resolve(context.owner, arguments.files or ())
         result = await conversations.chat(_request(arguments, context, given), on_delta)
-        return ToolResult(structured=structured(result), text=result.content)
+        facts = structured(result)
+        return ToolResult(facts, _as_text(facts))
 
     return ToolSpec(
         name="chat",
         title="Chat with a model",
         description=(
             "Ask Kimi, GLM or another configured model. The exchange is stored; pass the returned continuation_id "
-            "to go on with it at any time, from any client."
+            "to go on with it at any time, from any client. An answer with a next_offset is only the beginning: "
+            "conversation_get with its continuation_id, seq and next_offset as char_offset has the rest."
         ),
         arguments=ChatArguments,
         output_schema=output_schema(ChatOutput),
@@ -99,8 +104,10 @@ def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpe
 def structured(result: ChatResult) -> dict[str, object]:
     """Return what every tool that asks a model answers with."""
     usage = result.usage
+    content, next_offset = cut(result.content, 0, room())
     return {
-        "content": result.content,
+        "content": content,
+        "next_offset": next_offset,
         "continuation_id": result.continuation_id,
         "model": result.model,
         "provider": result.provider,
@@ -116,6 +123,13 @@ def structured(result: ChatResult) -> dict[str, object]:
         "duplicate": result.duplicate,
         "prompt_tokens_left": result.prompt_tokens_left,
     }
+
+
+def _as_text(facts: Mapping[str, Any]) -> str:
+    if facts["next_offset"] is None:
+        return str(facts["content"])
+    rest = f"continuation_id {facts['continuation_id']}, seq {facts['seq']}, char_offset {facts['next_offset']}"
+    return f"{facts['content']}\n\n[goes on: conversation_get with {rest}]"
 
 
 def _request(arguments: ChatArguments, context: CallContext, files: tuple[FileId, ...]) -> ChatRequest:

@@ -7,12 +7,15 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from exai.conversations import AppendRequest, ConversationService
+from exai.errors import InvalidArgument, NotFound
 from exai.files import FileService
 from exai.mcp.schemas import output_schema
 from exai.mcp.tools import CallContext, ToolResult, ToolSpec
-from exai.models import MAX_PAGE_MESSAGES, PAGE_MESSAGES, ContinuationId, Conversation, Message, NewMessage, Page
+from exai.models import MAX_PAGE_MESSAGES, PAGE_MESSAGES, ContinuationId, Conversation, NewMessage, Page
+from exai.tools.paging import ANSWER_CHARS, MAX_ANSWER_CHARS, SHOW_WHOLE, Size, fitting, page_facts, room
 
 MAX_LIST = 200
+MAX_SEQ = 2**53
 
 
 class _Arguments(BaseModel):
@@ -55,6 +58,9 @@ class GetArguments(_Arguments):
     limit: int = Field(PAGE_MESSAGES, ge=1, le=MAX_PAGE_MESSAGES, description="Messages in the page.")
     before_seq: int | None = Field(None, ge=1, description="next_before_seq of the page before, for older messages.")
     offset: int = Field(0, ge=0, description="Or: leave out so many of the newest.")
+    seq: int | None = Field(None, ge=1, le=MAX_SEQ, description="Or: only this message.")
+    char_offset: int = Field(0, ge=0, description="With seq: its next_offset, for the rest of a long message.")
+    max_chars: int = Field(ANSWER_CHARS, ge=1_000, le=MAX_ANSWER_CHARS, description="Of the whole answer.")
 
 
 class MessageOutput(BaseModel):
@@ -63,10 +69,11 @@ class MessageOutput(BaseModel):
     seq: int
     role: str
     content: str
+    next_offset: int | None = Field(description="Where the content goes on; null when this is the end of it.")
     created_at: str
     kind: str
     turn_id: str | None
-    metadata: dict[str, Any]
+    metadata: dict[str, Any] | None = Field(description="Null if too large for here: conversation_export has it.")
 
 
 class GetOutput(BaseModel):
@@ -148,36 +155,41 @@ def _append_tool(conversations: ConversationService, files: FileService) -> Tool
 
 def _get_tool(conversations: ConversationService) -> ToolSpec:
     async def handle(arguments: GetArguments, context: CallContext) -> ToolResult:
+        _check_choice(arguments)
         page = await conversations.read(
             context.owner,
             ContinuationId(arguments.continuation_id),
-            limit=arguments.limit,
-            before_seq=arguments.before_seq,
+            limit=arguments.limit if arguments.seq is None else 1,
+            before_seq=arguments.before_seq if arguments.seq is None else arguments.seq + 1,
             offset=arguments.offset,
         )
-        return ToolResult(structured=_page(page), text=f"{len(page.messages)} messages, from the {page.source}")
+        if arguments.seq is not None and [each.seq for each in page.messages] != [arguments.seq]:
+            raise NotFound("message", str(arguments.seq), f"The newest one is {page.conversation.last_seq}")
+        structured = _page(page, room(arguments.max_chars), arguments.char_offset)
+        return ToolResult(structured, _as_text(structured["messages"]))
 
     return ToolSpec(
         name="conversation_get",
         title="Read a conversation",
-        description="Read the newest messages of a conversation, or an older page by before_seq.",
+        description=(
+            "Read the newest messages of a conversation, an older page by before_seq, or the rest of a long message "
+            "by seq and char_offset."
+        ),
         arguments=GetArguments,
         output_schema=output_schema(GetOutput),
         handler=handle,
         read_only=True,
+        meta=SHOW_WHOLE,
     )
 
 
 def _list_tool(conversations: ConversationService) -> ToolSpec:
     async def handle(arguments: ListArguments, context: CallContext) -> ToolResult:
         page = await conversations.list(context.owner, limit=arguments.limit, cursor=arguments.cursor)
-        return ToolResult(
-            structured={
-                "conversations": [conversation_facts(conversation) for conversation in page.conversations],
-                "next_cursor": page.next_cursor,
-            },
-            text=f"{len(page.conversations)} conversations",
-        )
+        shown = fitting(page.conversations, conversation_facts, room())
+        structured = {"conversations": shown, "next_cursor": page.cursor_after(len(shown))}
+        lines = (f"{each['continuation_id']} {each['title'] or ''} ({each['messages']} messages)" for each in shown)
+        return ToolResult(structured, "\n".join(lines) or "no conversations")
 
     return ToolSpec(
         name="conversation_list",
@@ -194,29 +206,30 @@ def _optional_id(value: str | None) -> ContinuationId | None:
     return ContinuationId(value) if value is not None else None
 
 
-def _page(page: Page) -> dict[str, Any]:
+def _check_choice(arguments: GetArguments) -> None:
+    if arguments.seq is not None and (arguments.before_seq is not None or arguments.offset):
+        raise InvalidArgument("seq", "comes with before_seq or offset", "Use one of the three")
+    if arguments.char_offset and arguments.seq is None:
+        raise InvalidArgument("char_offset", "comes without seq", "Say of which message")
+
+
+def _page(page: Page, within: Size, char_offset: int) -> dict[str, Any]:
+    messages, next_before_seq = page_facts(page, within, char_offset)
     return {
         "continuation_id": page.conversation.continuation_id,
         "title": page.conversation.title,
         "revision": page.conversation.revision,
-        "messages": [message_facts(message) for message in page.messages],
-        "next_before_seq": page.next_before_seq,
+        "messages": messages,
+        "next_before_seq": next_before_seq,
         "source": page.source,
         "stale_s": page.stale_s,
     }
 
 
-def message_facts(message: Message) -> dict[str, Any]:
-    """Return what tools tell about one message."""
-    return {
-        "seq": message.seq,
-        "role": message.role,
-        "content": message.content,
-        "created_at": message.created_at.isoformat(),
-        "kind": message.kind,
-        "turn_id": message.turn_id,
-        "metadata": message.metadata,
-    }
+def _as_text(messages: list[dict[str, Any]]) -> str:
+    cuts = (f"\n[goes on at char_offset {each['next_offset']}]" if each["next_offset"] else "" for each in messages)
+    lines = (f"#{each['seq']} {each['role']}: {each['content']}{cut}" for each, cut in zip(messages, cuts, strict=True))
+    return "\n\n".join(lines) or "no messages"
 
 
 def conversation_facts(conversation: Conversation) -> dict[str, Any]:

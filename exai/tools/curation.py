@@ -16,11 +16,12 @@ from exai.mcp.schemas import output_schema
 from exai.mcp.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolResult, ToolSpec
 from exai.models import ContinuationId
 from exai.tools.conversations import ConversationOutput, conversation_facts
+from exai.tools.paging import ANSWER_CHARS, MAX_ANSWER_CHARS, SHOW_WHOLE, cut, fitting, room, size_of
 
 SEARCH_HITS = 20
 MAX_HITS = 200
-EXPORT_BYTES = 40_000
-MAX_EXPORT_BYTES = 400_000
+SNIPPET_CHARS = 1_000
+"""A snippet is some words around the match, but a word may be of any length."""
 
 
 class SearchArguments(Arguments):
@@ -89,7 +90,8 @@ class ExportArguments(Arguments):
     continuation_id: str
     format: Literal["jsonl", "markdown"] = "markdown"
     after_seq: int = Field(0, ge=0, description="next_after_seq of the part before.")
-    max_bytes: int = Field(EXPORT_BYTES, ge=1_000, le=MAX_EXPORT_BYTES, description="At least one message comes.")
+    char_offset: int = Field(0, ge=0, description="next_char_offset of the part before.")
+    max_chars: int = Field(ANSWER_CHARS, ge=1_000, le=MAX_ANSWER_CHARS, description="Of the whole answer.")
 
 
 class ExportOutput(BaseModel):
@@ -98,6 +100,7 @@ class ExportOutput(BaseModel):
     continuation_id: str
     text: str
     next_after_seq: int | None = Field(description="Where the next part begins; null at the end.")
+    next_char_offset: int = Field(description="And where in it: not 0 inside a message too long for one part.")
 
 
 class ImportArguments(Arguments):
@@ -142,8 +145,9 @@ def _search_tool(conversations: ConversationService) -> ToolSpec:
             until=arguments.until,
         )
         page = await conversations.search(query, limit=arguments.limit, cursor=arguments.cursor)
-        structured = {"hits": [_hit(hit) for hit in page.hits], "next_cursor": page.next_cursor}
-        lines = (f"{hit.continuation_id} #{hit.seq} {hit.role}: {hit.snippet}" for hit in page.hits)
+        shown = fitting(page.hits, _hit, room())
+        structured = {"hits": shown, "next_cursor": page.cursor_after(len(shown))}
+        lines = (f"{hit['continuation_id']} #{hit['seq']} {hit['role']}: {hit['snippet']}" for hit in shown)
         return ToolResult(structured, "\n".join(lines) or "nothing found")
 
     return ToolSpec(
@@ -226,14 +230,18 @@ def _export_tool(conversations: ConversationService) -> ToolSpec:
             ContinuationId(arguments.continuation_id),
             arguments.format,
             after_seq=arguments.after_seq,
-            budget_bytes=arguments.max_bytes,
+            budget_bytes=arguments.max_chars,
         )
+        header = part.header if not arguments.char_offset else ""
+        within = room(arguments.max_chars) - size_of(header)
+        text, rest = cut(part.text, arguments.char_offset, within)
         structured = {
             "continuation_id": arguments.continuation_id,
-            "text": part.text,
-            "next_after_seq": part.next_after_seq,
+            "text": header + text,
+            "next_after_seq": part.next_after_seq if rest is None else arguments.after_seq,
+            "next_char_offset": rest or 0,
         }
-        return ToolResult(structured, part.text)
+        return ToolResult(structured, header + text)
 
     return ToolSpec(
         name="conversation_export",
@@ -243,6 +251,7 @@ def _export_tool(conversations: ConversationService) -> ToolSpec:
         output_schema=output_schema(ExportOutput),
         handler=handle,
         read_only=True,
+        meta=SHOW_WHOLE,
     )
 
 
@@ -291,6 +300,6 @@ def _hit(hit: SearchHit) -> dict[str, Any]:
         "created_at": hit.created_at.isoformat(),
         "tool": hit.tool,
         "model": hit.model,
-        "snippet": hit.snippet,
+        "snippet": hit.snippet if len(hit.snippet) <= SNIPPET_CHARS else f"{hit.snippet[:SNIPPET_CHARS]}...",
         "rank": hit.rank,
     }

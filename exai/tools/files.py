@@ -13,6 +13,7 @@ from exai.files import FileContent, FileService
 from exai.mcp.schemas import output_schema
 from exai.mcp.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolResult, ToolSpec
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, StoredFile
+from exai.tools.paging import ANSWER_CHARS, SHOW_WHOLE, cut, fitting, room
 
 PAGE_CHARS = 40_000
 """Characters of a file in one answer; clients cut off what is much longer."""
@@ -126,15 +127,9 @@ def _put_tool(files: FileService) -> ToolSpec:
 def _get_tool(files: FileService) -> ToolSpec:
     async def handle(arguments: GetArguments, context: CallContext) -> ToolResult:
         file, data = await files.read(context.owner, FileId(arguments.file_id))
-        encoding, content, length = _part(data, arguments.offset, arguments.limit)
-        end = arguments.offset + arguments.limit
-        structured = {
-            **_file(file),
-            "encoding": encoding,
-            "content": content,
-            "next_offset": end if end < length else None,
-        }
-        return ToolResult(structured, content if encoding == "text" else f"{file.name}, {file.size_bytes} bytes")
+        encoding, content, next_offset = _part(data, arguments.offset, arguments.limit)
+        structured = {**_file(file), "encoding": encoding, "content": content, "next_offset": next_offset}
+        return ToolResult(structured, content)
 
     return ToolSpec(
         name="file_get",
@@ -144,6 +139,7 @@ def _get_tool(files: FileService) -> ToolSpec:
         output_schema=output_schema(GetOutput),
         handler=handle,
         read_only=True,
+        meta=SHOW_WHOLE,
     )
 
 
@@ -151,8 +147,10 @@ def _list_tool(files: FileService) -> ToolSpec:
     async def handle(arguments: ListArguments, context: CallContext) -> ToolResult:
         within = ContinuationId(arguments.continuation_id) if arguments.continuation_id is not None else None
         page = await files.list(context.owner, continuation_id=within, limit=arguments.limit, cursor=arguments.cursor)
-        structured = {"files": [_file(file) for file in page.files], "next_cursor": page.next_cursor}
-        return ToolResult(structured, f"{len(page.files)} files")
+        shown = fitting(page.files, _file, room())
+        structured = {"files": shown, "next_cursor": page.cursor_after(len(shown))}
+        lines = (f"{each['file_id']} {each['name']} ({each['size_bytes']} bytes)" for each in shown)
+        return ToolResult(structured, "\n".join(lines) or "no files")
 
     return ToolSpec(
         name="file_list",
@@ -211,13 +209,17 @@ def _bytes_of(arguments: PutArguments) -> bytes:
         raise InvalidArgument("content_base64", "is not base64", "Use the standard alphabet with padding") from None
 
 
-def _part(data: bytes, offset: int, limit: int) -> tuple[Literal["text", "base64"], str, int]:
-    """Return encoding, the part, and the whole length in the part's units."""
+def _part(data: bytes, offset: int, limit: int) -> tuple[Literal["text", "base64"], str, int | None]:
+    """Return encoding, the part that fits, and where the rest begins, in characters of a text and else in bytes."""
+    within = room(max(ANSWER_CHARS, limit))
     try:
         text = data.decode()
     except UnicodeDecodeError:
-        return "base64", base64.b64encode(data[offset : offset + limit]).decode(), len(data)
-    return "text", text[offset : offset + limit], len(text)
+        end = offset + min(limit, within.chars * 3 // 4)
+        return "base64", base64.b64encode(data[offset:end]).decode(), end if end < len(data) else None
+    end = offset + limit
+    content, rest = cut(text[:end], offset, within, "offset")
+    return "text", content, rest or (end if end < len(text) else None)
 
 
 def _file(file: StoredFile) -> dict[str, Any]:

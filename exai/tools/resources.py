@@ -19,16 +19,17 @@ from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
 from exai.mcp.prompts import MAX_COMPLETIONS, completion_feature
 from exai.mcp.protocol import CallContext, Feature
 from exai.mcp.resources import Listing, ResourceContents, ResourceRegistry, ResourceSpec
-from exai.models import ContinuationId, Conversation, FileId, Message, Owner, Page
+from exai.models import ContinuationId, Conversation, FileId, Owner, Page
 from exai.providers.registry import Providers
-from exai.tools.conversations import conversation_facts, message_facts
+from exai.tools.conversations import conversation_facts
+from exai.tools.paging import page_facts, room
 
 CONVERSATION = "exai://conversations/"
 FILE = "exai://files/"
 JSON_TYPE = "application/json"
 
 LIST_PAGE = 50
-CONVERSATION_BYTES = 100_000
+CONVERSATION_CHARS = 100_000
 """Of a conversation's messages in one reading; the rest is for conversation_get."""
 
 FILE_BYTES = 500_000
@@ -132,32 +133,13 @@ def _listed(conversation: Conversation) -> ResourceSpec:
 
 
 def _bounded(page: Page) -> dict[str, Any]:
-    """Return the newest messages that fit, oldest first; of a newest one that does not fit by itself, the beginning."""
-    shown: list[dict[str, Any]] = []
-    left_bytes = CONVERSATION_BYTES
-    next_before_seq = page.next_before_seq
-    for message in reversed(page.messages):
-        facts = message_facts(message)
-        size_bytes = len(orjson.dumps(facts))
-        if size_bytes > left_bytes and shown:
-            next_before_seq = int(shown[-1]["seq"])
-            break
-        shown.append(facts if size_bytes <= left_bytes else _cut(message))
-        left_bytes -= size_bytes
+    shown, next_before_seq = page_facts(page, room(CONVERSATION_CHARS))
     return {
         **conversation_facts(page.conversation),
-        "messages": shown[::-1],
+        "messages": shown,
         "next_before_seq": next_before_seq,
         "stale_s": page.stale_s,
     }
-
-
-def _cut(message: Message) -> dict[str, Any]:
-    """Return a long message's beginning, without metadata, which may be what makes it long."""
-    # A character takes up to 6 bytes in JSON.
-    content = message.content[: CONVERSATION_BYTES // 6]
-    facts = message_facts(message._replace(content=content, metadata={}))
-    return {**facts, "left_out_chars": len(message.content) - len(content)}
 
 
 def _text_of(data: bytes) -> str | bytes:

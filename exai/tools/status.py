@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from exai import __version__
+from exai.errors import InvalidArgument
 from exai.mcp.tools import CallContext, ToolResult, ToolSpec
 from exai.providers.base import ModelInfo
 from exai.providers.naming import SET_A_KEY
 from exai.providers.registry import Providers
+from exai.tools.paging import fitting, room
 
 Health = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -27,6 +29,7 @@ class ListModelsArguments(NoArguments):
     """Arguments of `listmodels`."""
 
     provider: str | None = Field(None, description="Only this provider's models.")
+    after: str | None = Field(None, description="next_after of the page before.")
 
 
 def status_tools(providers: Providers, health: Health) -> tuple[ToolSpec, ...]:
@@ -38,11 +41,14 @@ def _listmodels_tool(providers: Providers) -> ToolSpec:
     async def handle(arguments: ListModelsArguments, _context: CallContext) -> ToolResult:
         await providers.discover()
         infos = [info for info in providers.models() if arguments.provider in (None, info.provider)]
-        names = ", ".join(info.name for info in infos if info.configured)
+        rest = infos[_begin(infos, arguments.after) :]
+        shown = fitting(rest, _model, room())
+        names = ", ".join(info.name for info in rest[: len(shown)] if info.configured)
         return ToolResult(
             structured={
-                "models": [_model(info) for info in infos],
+                "models": shown,
                 "default": next((info.name for info in infos if info.default), None),
+                "next_after": shown[-1]["name"] if len(shown) < len(rest) else None,
             },
             text=f"configured: {names}" if names else f"no model is configured. {SET_A_KEY}",
         )
@@ -85,6 +91,15 @@ def _version_tool() -> ToolSpec:
         handler=handle,
         read_only=True,
     )
+
+
+def _begin(infos: Sequence[ModelInfo], after: str | None) -> int:
+    if after is None:
+        return 0
+    found = next((index for index, info in enumerate(infos) if info.name == after), None)
+    if found is None:
+        raise InvalidArgument("after", "names no model of the list", "Use next_after of the page before")
+    return found + 1
 
 
 def _model(info: ModelInfo) -> dict[str, Any]:

@@ -79,7 +79,8 @@ async def test_a_long_conversation_is_read_from_its_end_and_says_where_the_rest_
         assert isinstance(read, TextResourceContents)
         page = json.loads(read.text)
         assert [each["seq"] for each in page["messages"]] == [4, 5, 6]
-        rest = await call(session, "conversation_get", continuation_id=long, before_seq=page["next_before_seq"])
+        older = {"continuation_id": long, "before_seq": page["next_before_seq"], "max_chars": 400_000}
+        rest = await call(session, "conversation_get", **older)
         assert [each["seq"] for each in rest["messages"]] == [1, 2, 3]
         giant = [{"role": "user", "content": "before"}, {"role": "user", "content": "\x01" * 1_000_000}]
         big = (await call(session, "conversation_append", messages=giant))["continuation_id"]
@@ -87,8 +88,10 @@ async def test_a_long_conversation_is_read_from_its_end_and_says_where_the_rest_
         assert isinstance(read, TextResourceContents)
         page = json.loads(read.text)
         (shown,) = page["messages"]
-        assert len(shown["content"]) + shown["left_out_chars"] == 1_000_000
+        assert len(shown["content"]) == shown["next_offset"] < 1_000_000
         assert page["next_before_seq"] == 2
+        rest = await call(session, "conversation_get", continuation_id=big, seq=2, char_offset=shown["next_offset"])
+        assert rest["messages"][0]["content"].startswith("\x01")
 
 
 async def test_files_are_read_as_text_or_bytes_up_to_a_size(daemon: Daemon) -> None:

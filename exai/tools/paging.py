@@ -1,0 +1,129 @@
+"""How much one answer holds, and how a longer one is cut so that the next call can go on.
+
+The invariant is that nothing is kept between calls: what the next call needs is in the answer (a cursor, or a message's
+number and a character's), an answer that is not all says so, and every call brings at least one item or one character.
+Sizes are those of the answer as JSON in UTF-16 units, which is how clients count what they show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import orjson
+
+from exai.errors import InvalidArgument
+from exai.models import Message, Page
+
+T = TypeVar("T")
+
+ANSWER_CHARS: Final = 46_000
+"""What fits into an answer together with its frame: above 49,900 characters a client shows its model only the start."""
+
+MAX_ANSWER_CHARS: Final = 400_000
+"""What a caller may ask for instead."""
+
+MAX_ANSWER_BYTES: Final = 480_000
+"""Of any answer, which comes twice, as text and as structure, in a message of at most 1 MiB."""
+
+SHOW_WHOLE: Final[Mapping[str, Any]] = {"anthropic/maxResultSizeChars": 500_000}
+"""The `_meta` of tools whose callers may ask for more than `ANSWER_CHARS`: Claude Code then shows its model all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Of JSON: UTF-16 units and UTF-8 bytes."""
+
+    chars: int
+    size_bytes: int
+
+    def __add__(self, other: Size) -> Size:
+        return Size(self.chars + other.chars, self.size_bytes + other.size_bytes)
+
+    def __sub__(self, other: Size) -> Size:
+        return Size(max(1, self.chars - other.chars), max(1, self.size_bytes - other.size_bytes))
+
+    def excess(self, value: Size) -> float:
+        """Return how many times larger than this `value` is; up to 1 it fits."""
+        return max(value.chars / self.chars, value.size_bytes / self.size_bytes)
+
+
+def room(chars: int = ANSWER_CHARS) -> Size:
+    """Return the room of an answer of so many characters."""
+    return Size(chars, MAX_ANSWER_BYTES)
+
+
+def size_of(value: object) -> Size:
+    """Return the size of a JSON value."""
+    encoded = orjson.dumps(value)
+    return Size(len(encoded.decode().encode("utf-16-le")) // 2, len(encoded))
+
+
+def cut(text: str, offset: int, within: Size, field: str = "char_offset") -> tuple[str, int | None]:
+    """Return what of `text` fits, from character `offset` on, and where the rest begins, None when there is none.
+
+    Raises `InvalidArgument` for an offset beyond the text, under the argument's name `field`.
+    """
+    left = len(text) - offset
+    if left < 0 or (left == 0 and offset > 0):
+        raise InvalidArgument(field, f"is {offset}, the text has {len(text)} characters", "Use the one that was given")
+    take = min(left, within.chars)
+    while take > 1 and (excess := within.excess(size_of(text[offset : offset + take]))) > 1:
+        take = max(1, min(take - 1, int(take / excess)))
+    end = offset + take
+    return text[offset:end], end if end < len(text) else None
+
+
+def fitting(items: Sequence[T], facts: Callable[[T], Mapping[str, Any]], within: Size) -> list[Mapping[str, Any]]:
+    """Return the facts of as many of the first items as fit, of one at least if there is any."""
+    shown: list[Mapping[str, Any]] = []
+    used = Size(0, 0)
+    for item in items:
+        described = facts(item)
+        used += size_of(described)
+        if shown and within.excess(used) > 1:
+            break
+        shown.append(described)
+    return shown
+
+
+def message_facts(message: Message) -> dict[str, Any]:
+    """Return what tools tell about one message that fits."""
+    return {
+        "seq": message.seq,
+        "role": message.role,
+        "content": message.content,
+        "next_offset": None,
+        "created_at": message.created_at.isoformat(),
+        "kind": message.kind,
+        "turn_id": message.turn_id,
+        "metadata": message.metadata,
+    }
+
+
+def page_facts(page: Page, within: Size, offset: int = 0) -> tuple[list[dict[str, Any]], int | None]:
+    """Return the newest messages that fit, oldest first, and the cursor of what is older.
+
+    Of a newest one that does not fit by itself, or that is asked for from `offset` on, a part.
+    """
+    shown: list[dict[str, Any]] = []
+    used = Size(0, 0)
+    for message in reversed(page.messages):
+        facts = message_facts(message) if not offset else part_facts(message, offset, within)
+        used += size_of(facts)
+        if within.excess(used) > 1:
+            if shown:
+                return shown[::-1], int(shown[-1]["seq"])
+            facts = part_facts(message, offset, within)
+        shown.append(facts)
+    return shown[::-1], page.next_before_seq
+
+
+def part_facts(message: Message, offset: int, within: Size) -> dict[str, Any]:
+    """Return a message with the part of its content that fits; without metadata when that is what makes it long."""
+    facts = message_facts(message._replace(content=""))
+    if within.excess(size_of(message.metadata)) > 0.5:
+        facts["metadata"] = None
+    facts["content"], facts["next_offset"] = cut(message.content, offset, within - size_of(facts))
+    return facts

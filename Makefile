@@ -30,7 +30,7 @@ check: .venv/dev.done ## formatting, lint, types, import layers, dead code, lock
 
 fault: .venv/dev.done ## break everything by seed while users work (EXAI_FAULT_SEEDS=20, minutes)
 	@EXAI_FAULT_SEEDS="$${EXAI_FAULT_SEEDS:-20}" EXAI_FAULT_SECONDS="$${EXAI_FAULT_SECONDS:-10}" \
-		$(PY) -m pytest -s -x tests/fault/test_seeds.py $(ARGS)
+		$(PY) -m pytest -n 0 -s -x tests/fault/test_seeds.py $(ARGS)
 
 conformance: .venv/dev.done ## the official MCP suite, inspector and TypeScript client (from npm, with their own Node)
 	@$(PY) -m tests.conformance.run

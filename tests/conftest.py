@@ -1,7 +1,8 @@
 """Fixtures every test may use: real servers, a database of its own per test, an empty cache.
 
 EXAI_TEST_BACKEND=auto|url|docker|embedded chooses the servers, EXAI_TEST_PG_BIN (or --pg-bin) the embedded Postgres.
-Server fixtures are synchronous and last a session, so that they belong to no test's event loop.
+Server fixtures are synchronous and last a session, so that they belong to no test's event loop. The suite is shared out
+to as many processes as there are cores, and each of them has servers of its own; given addresses are used by one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,8 @@ from exai.errors import StartupError
 from tests.support.backend import Backend, Databases, FaultServer, NoBackend, choose, flush
 
 BACKEND = pytest.StashKey[Backend]()
+USED = pytest.StashKey[set[str]]()
+MOST_PROCESSES = 4
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,6 +29,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=os.environ.get("EXAI_TEST_PG_BIN"),
         help="directory of the Postgres binaries for embedded servers (EXAI_TEST_PG_BIN)",
     )
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process for given addresses, because a test empties the Redis it is given."""
+    try:
+        shared = choose(os.environ).kind == "url"
+    except NoBackend:
+        shared = True
+    return 0 if shared else min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2, MOST_PROCESSES)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[USED] = set()
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -39,9 +56,19 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     if BACKEND in session.config.stash:
         session.config.stash[BACKEND].close()
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["backend"] = describe(session.config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    """A process has ended: what it used is known only to it."""
+    node.config.stash[USED].update(filter(None, [getattr(node, "workeroutput", {}).get("backend")]))
 
 
 def describe(config: pytest.Config) -> str:
+    if config.stash[USED]:
+        return "; ".join(sorted(config.stash[USED]))
     backend = config.stash.get(BACKEND, None)
     return f"backend: {backend.choice}{backend.version}" if backend else "backend: none"
 

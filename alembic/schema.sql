@@ -2,7 +2,8 @@
 
 create table exai.adopted_tables (
     name text not null,
-    adopted_at timestamp with time zone default now(),
+    replica_identity text,
+    adopted_at timestamp with time zone not null default now(),
     constraint adopted_tables_pkey PRIMARY KEY (name)
 );
 alter table exai.adopted_tables enable row level security;
@@ -467,11 +468,25 @@ CREATE OR REPLACE FUNCTION exai.fill_conversation_v1()
  SECURITY DEFINER
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
+declare
+  c_name_chars constant integer := 500;
+  v_original jsonb := '{}';
 begin
-  new.continuation_id := coalesce(new.continuation_id, new.id::text);
+  if jsonb_typeof(new.metadata) <> 'object' then
+    v_original := v_original || jsonb_build_object('metadata', new.metadata);
+    new.metadata := '{}';
+  end if;
+  if length(new.continuation_id) > c_name_chars then
+    v_original := v_original || jsonb_build_object('continuation_id', new.continuation_id);
+    new.continuation_id := null;
+  end if;
+  new.continuation_id := coalesce(nullif(new.continuation_id, ''), new.id::text);
   new.metadata := coalesce(new.metadata, '{}');
   new.created_at := coalesce(new.created_at, now());
   new.updated_at := coalesce(new.updated_at, new.created_at);
+  if v_original <> '{}' then
+    new.metadata := new.metadata || jsonb_build_object('adopted', v_original);
+  end if;
   return new;
 end
 $function$

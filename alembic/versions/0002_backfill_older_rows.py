@@ -1,135 +1,177 @@
 """Number the messages an older system left behind, by time and then by id, conversation by conversation.
 
-Does nothing where there were none. Readers and writers go on: a conversation is locked only while it is numbered, and
-what has been done stays done when this is broken off and run again.
+Does nothing where there were none. Readers and writers go on, and what has been done stays done when this is broken off
+and run again. The rules: a message without a time comes last; one whose conversation is missing gets one made for it; a
+role or content that is none is mapped, and kept as it was under `adopted` in the metadata; of conversations with one
+name the one used last keeps it; a link to nothing, or a second copy of one, is kept as JSON in exai.set_aside.
 
-Locks: the rows of twenty conversations at a time. What no key could hold (a link to nothing, a second copy of a link)
-is kept as JSON in exai.set_aside.
+Locks: at most two thousand messages of two hundred conversations at a time, each batch in a transaction of its own. A
+batch waits for no row while it holds others: what a client holds is left for later, so that nobody waits for longer
+than a batch takes, and no client is ever the one that loses when two wait for each other.
 """
 
 import time
 
 from alembic import op
 from alembic.util import CommandError
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
 
-from exai.db.adoption import columns_of, older_time
-from exai.db.migrate import create_index, drop_index, patiently, until_done
+from exai.db.adoption import TABLES, columns_of, older_time
+from exai.db.migrate import create_functions, create_index, drop_index, patiently
 
 revision = "0002"
 down_revision = "0001"
 
-SET_ASIDE = """
-create table if not exists exai.set_aside (
-    table_name text not null,
-    reason text not null,
-    row jsonb not null,
-    set_aside_at timestamptz not null default now()
-)
-"""
-
 RECOVER_NAMELESS = """
-with lost as (
-  select m.ctid as at from public.messages m where m.conversation_id is null limit 1000 for update),
-home as (
-  insert into public.conversations (id, continuation_id, title, next_seq)
-  select 'e8a10000-0000-4000-8000-000000000000'::uuid, 'recovered', 'Messages without a conversation', null::bigint
-   where exists (select from lost)
-  on conflict (id) do nothing),
+with lost as materialized (
+  select m.ctid as at from public.messages m where m.conversation_id is null limit 1000 for update nowait),
+home as materialized (
+  select exai.recover_conversation_v1('e8a10000-0000-4000-8000-000000000000', x.first, x.last)
+    from (select min({time}) as first, max({time}) as last from public.messages m where m.conversation_id is null) x
+   where exists (select from lost)),
 moved as (
   update public.messages m set conversation_id = 'e8a10000-0000-4000-8000-000000000000'
-    from lost where m.ctid = lost.at
+    from lost where m.ctid = lost.at and (select count(*) from home) = 1
   returning 1)
 select count(*) from moved
 """
 """Both at once would not satisfy the key, which is checked at the end of the statement: it is there by then."""
 
 RECOVER_ORPHANS = """
-with made as (
-  insert into public.conversations (id, continuation_id, title, next_seq)
-  select distinct m.conversation_id, m.conversation_id::text, 'Recovered', null::bigint
-    from public.messages m
-   where m.conversation_id is not null
-     and not exists (select from public.conversations c where c.id = m.conversation_id)
-   limit 1000
-  on conflict do nothing
-  returning 1)
-select count(*) from made
+select coalesce(sum(exai.recover_conversation_v1(x.conversation_id, x.first, x.last)), 0)
+  from (select m.conversation_id, min({time}) as first, max({time}) as last
+          from public.messages m
+         where m.conversation_id is not null
+           and not exists (select from public.conversations c where c.id = m.conversation_id)
+         group by m.conversation_id
+         limit 1000) x
 """
 
 NUMBER = """
-create or replace function exai.number_older(p_limit integer) returns integer
+create or replace function exai.number_older(
+  p_from uuid, p_inclusive boolean, p_conversations integer, p_messages integer,
+  out o_from uuid, out o_seen integer, out o_done integer)
 language plpgsql
-set lock_timeout = '2s'
-set timezone = 'UTC'
+set lock_timeout = '300ms'
 as $$
 declare
-  v_id uuid;
-  v_done integer := 0;
+  c record;
+  v_at tid[];
+  v_next bigint;
   v_count bigint;
+  v_left integer := p_messages;
 begin
-  for v_id in
-    select c.id from public.conversations c where c.next_seq is null order by c.id limit p_limit
+  o_from := p_from;
+  o_seen := 0;
+  o_done := 0;
+  for c in
+    select x.id, x.created_at, x.updated_at
+      from public.conversations x
+     where x.next_seq is null and x.id >= p_from and (p_inclusive or x.id > p_from)
+     order by x.id
+     limit p_conversations
        for no key update skip locked
   loop
+    o_seen := o_seen + 1;
     -- Locked first, so that nobody moves a row between its being numbered and its being written.
-    perform 1 from public.messages m where m.conversation_id = v_id for update;
-    with numbered as (
-      select m.ctid as at, {time} as written, row_number() over (order by {time}, {tie}) as n
-        from public.messages m
-        join public.conversations c on c.id = m.conversation_id
-       where m.conversation_id = v_id)
+    begin
+      v_at := array(
+        select m.ctid from public.messages m
+         where m.conversation_id = c.id and m.seq is null
+         order by m.conversation_id, {time}, {tie}
+         limit v_left
+           for update nowait);
+    exception when lock_not_available then
+      -- Somebody is changing one of them: this conversation is for the next time round.
+      o_from := c.id;
+      continue;
+    end;
+    select coalesce(max(m.seq), 0) into v_next
+      from public.messages m where m.conversation_id = c.id and m.seq is not null;
     update public.messages m
-       set seq = numbered.n, created_at = numbered.written, role = coalesce(m.role, 'user'),
-           content = coalesce(m.content, ''), metadata = coalesce(m.metadata, '{{}}')
-      from numbered
-     where m.ctid = numbered.at and m.conversation_id = v_id;
+       set seq = v_next + u.n,
+           created_at = coalesce({time}, c.updated_at, c.created_at, now()),
+           metadata = exai.fitted_metadata_v1(m.metadata, m.role, m.content,
+                                              case when {created} is null then m.created_at::text end),
+           role = exai.fitted_role_v1(m.role),
+           content = coalesce(m.content, '')
+      from unnest(v_at) with ordinality u(at, n)
+     where m.ctid = u.at;
     get diagnostics v_count = row_count;
-    update public.conversations c
-       set next_seq = v_count + 1,
-           created_at = coalesce(c.created_at, (select min(m.created_at) from public.messages m
-                                                 where m.conversation_id = v_id), now()),
-           updated_at = coalesce(c.updated_at, (select max(m.created_at) from public.messages m
-                                                 where m.conversation_id = v_id), c.created_at, now())
-     where c.id = v_id;
-    v_done := v_done + 1;
+    if v_count <> cardinality(v_at) then
+      raise exception 'a message moved while it was numbered' using errcode = '40001';
+    end if;
+    o_done := o_done + v_count;
+    -- What is left of a long conversation is for the next batch, which begins with it.
+    exit when v_count = v_left;
+    v_left := v_left - v_count;
+    -- The metadata are set to themselves, so that a trigger looks at them.
+    update public.conversations x
+       set next_seq = v_next + v_count + 1,
+           metadata = x.metadata,
+           created_at = coalesce(x.created_at, (select min(m.created_at) from public.messages m
+                                                 where m.conversation_id = c.id), now())
+     where x.id = c.id;
+    o_from := c.id;
+    o_done := o_done + 1;
   end loop;
-  return v_done;
 end
 $$
 """
-BATCH = 20
+FIRST = "00000000-0000-0000-0000-000000000000"
+CONVERSATIONS = 200
+MESSAGES = 2_000
+NEXT = f"""
+select o_from::text, o_seen, o_done
+  from exai.number_older($1::text::uuid, $2::boolean, {CONVERSATIONS}, {MESSAGES})
+"""
 UNNUMBERED = "select exists (select from public.conversations c where c.next_seq is null)"
-LOCKED = ("55P03", "40P01")
+STRAY = """
+with stray as (
+  select distinct m.conversation_id as id from public.messages m where m.seq is null limit 1000),
+again as (
+  update public.conversations c set next_seq = null from stray s where c.id = s.id and c.next_seq is not null
+  returning 1)
+select count(*) from again
+"""
+"""A conversation that its client made anew after its messages had lost it."""
+
+LOCKED = ("55P03", "40P01", "40001")
+LOCK_S = 0.3
+"""For a whole table that somebody holds; for rows nobody waits."""
+
 WAIT_S = 0.5
 MAX_WAITS = 240
+"""In a row, without anything having been done meanwhile."""
 
 FILL_FILES = """
 with empty as (
-  select f.id from public.files f where f.created_at is null limit 1000 for update),
+  select f.id from public.files f where f.created_at is null limit 1000 for update nowait),
 filled as (
   update public.files f set created_at = now() from empty where f.id = empty.id returning 1)
 select count(*) from filled
 """
 
 RENAME_DUPLICATES = """
-with twice as (
-  select c.owner, c.continuation_id from public.conversations c
-   group by c.owner, c.continuation_id having count(*) > 1 limit 1000),
-ranked as (
+with ranked as (
   select c.id, row_number() over (partition by c.owner, c.continuation_id order by c.updated_at desc, c.id desc) as n
-    from public.conversations c join twice using (owner, continuation_id)),
+    from public.conversations c),
+locked as (
+  select c.id from public.conversations c
+   where c.id = any(array(select r.id from ranked r where r.n > 1 limit 1000)) for update nowait),
 renamed as (
   update public.conversations c
      set continuation_id = c.continuation_id || '~' || c.id,
          metadata = c.metadata || jsonb_build_object('duplicate_of', c.continuation_id)
-    from ranked r where r.id = c.id and r.n > 1
+    from locked l where l.id = c.id
   returning 1)
 select count(*) from renamed
 """
 """The one that was used last keeps the name; the others stay whole under a name of their own."""
 
 SET_ASIDE_LINKS = """
-with bad as (
+with bad as materialized (
   select l.ctid as at, 'refers to nothing' as reason from public.conversation_files l
    where l.conversation_id is null or l.file_id is null
       or not exists (select from public.conversations c where c.id = l.conversation_id)
@@ -139,43 +181,57 @@ with bad as (
     select l.ctid as at, row_number() over (partition by l.conversation_id, l.file_id order by l.ctid) as n
       from public.conversation_files l where l.conversation_id is not null and l.file_id is not null) x
    where x.n > 1
-   limit 10000),
+   limit 2000),
+locked as materialized (
+  select l.ctid as at from public.conversation_files l
+   where l.ctid = any(array(select b.at from bad b)) for update nowait),
 gone as (
-  delete from public.conversation_files l using bad where l.ctid = bad.at
-  returning to_jsonb(l) as row, bad.reason),
+  delete from public.conversation_files l
+   where l.ctid = any(array(select k.at from locked k))
+  returning l.ctid as at, to_jsonb(l) as row),
 kept as (
-  insert into exai.set_aside (table_name, reason, row) select 'conversation_files', g.reason, g.row from gone g
+  insert into exai.set_aside (table_name, reason, row)
+  select 'conversation_files', (select min(b.reason) from bad b where b.at = g.at), g.row from gone g
   returning 1)
 select count(*) from kept
 """
 
 
 def upgrade() -> None:
-    bind = op.get_bind()
-    op.execute(SET_ASIDE)
-    op.execute("alter table exai.set_aside enable row level security")
-    adopted = {row[0] for row in bind.exec_driver_sql("select name from exai.adopted_tables").fetchall()}
-    if "conversations" in adopted or "messages" in adopted:
+    adopted = {row[0] for row in op.get_bind().exec_driver_sql("select name from exai.adopted_tables").fetchall()}
+    mend(*(table for table in TABLES if table in adopted))
+
+
+def mend(*tables: str) -> None:
+    """Make the rows of an older system's tables keep the rules that the next revision holds them to."""
+    if {"conversations", "messages"} & {*tables}:
         number()
-    with patiently(lock_s=4):
-        if "files" in adopted:
-            until_done(FILL_FILES)
-        if "conversations" in adopted:
-            until_done(RENAME_DUPLICATES)
-        if "conversation_files" in adopted:
-            until_done(SET_ASIDE_LINKS)
+    if "conversations" in tables:
+        work_off(RENAME_DUPLICATES)
+    if "files" in tables:
+        work_off(FILL_FILES)
+    if "conversation_files" in tables:
+        work_off(SET_ASIDE_LINKS)
 
 
 def number() -> None:
     columns = columns_of(op.get_bind(), "messages")
-    tie = 'm."id"' if "id" in columns else "m.ctid"
+    expression = older_time(columns)
+    created = older_time({"created_at": columns["created_at"]})
+    keys = ["conversation_id", f"({expression})", *(["id"] if "id" in columns else [])]
+    create_index("public", "messages_conversation_seq_key", "public.messages (conversation_id, seq)", unique=True)
+    create_index("public", "messages_unnumbered_idx", f"public.messages ({', '.join(keys)}) where seq is null")
     create_index("public", "conversations_unnumbered_idx", "public.conversations (id) where next_seq is null")
-    create_index("public", "messages_unnumbered_idx", "public.messages (conversation_id) where seq is null")
-    with patiently(lock_s=4):
-        op.execute(NUMBER.format(time=older_time(columns), tie=tie))
-        until_done(RECOVER_NAMELESS)
-        until_done(RECOVER_ORPHANS)
+    with patiently():
+        op.execute(NUMBER.format(time=expression, created=created, tie="m.id" if "id" in columns else "m.ctid"))
+    # Gone where the last revision was taken back.
+    create_functions(["recover_conversation_v1"])
+    work_off(RECOVER_NAMELESS.format(time=expression))
+    work_off(RECOVER_ORPHANS.format(time=expression))
+    number_all()
+    while work_off(STRAY):
         number_all()
+    with patiently():
         op.execute("drop function exai.number_older")
     drop_index("public", "messages_unnumbered_idx")
     drop_index("public", "conversations_unnumbered_idx")
@@ -183,17 +239,52 @@ def number() -> None:
 
 def number_all() -> None:
     """Number until nothing is left, coming back to what somebody else holds."""
-    for _ in range(MAX_WAITS):
-        try:
-            until_done("select exai.number_older(:batch)", {"batch": BATCH})
-            if not op.get_bind().exec_driver_sql(UNNUMBERED).scalar():
-                return
-        except Exception as error:
-            if getattr(getattr(error, "orig", None), "sqlstate", None) not in LOCKED:
-                raise
-        time.sleep(WAIT_S)
-    raise CommandError("somebody holds a conversation for too long; run the migration again")
+    waited = 0
+    with patiently(lock_s=LOCK_S) as bind:
+        while bind.exec_driver_sql(UNNUMBERED).scalar():
+            waited = 0 if number_once(bind) else wait(waited)
+
+
+def number_once(bind: Connection) -> int:
+    """Go through the conversations once, and number those that nobody holds; 0 if nothing could be done."""
+    start, seen, total = FIRST, 1, 0
+    try:
+        while seen:
+            start, seen, done = bind.exec_driver_sql(NEXT, (start, start == FIRST)).fetchall()[0]
+            total += done
+    except DBAPIError as error:
+        check_is_locked(error)
+    return total
+
+
+def work_off(statement: str) -> int:
+    """Run a statement that works in batches until nothing is left for it, coming back to what somebody else holds."""
+    total = waited = 0
+    with patiently(lock_s=LOCK_S) as bind:
+        while True:
+            try:
+                done = bind.exec_driver_sql(statement).scalar() or 0
+            except DBAPIError as error:
+                check_is_locked(error)
+                waited = wait(waited)
+                continue
+            if not done:
+                return total
+            total, waited = total + done, 0
+
+
+def wait(waited: int) -> int:
+    """Give others time; says how often it has done so in a row."""
+    if waited == MAX_WAITS:
+        raise CommandError("somebody holds a conversation for too long; run the migration again")
+    time.sleep(WAIT_S)
+    return waited + 1
+
+
+def check_is_locked(error: DBAPIError) -> None:
+    if getattr(error.orig, "sqlstate", None) not in LOCKED:
+        raise error
 
 
 def downgrade() -> None:
-    op.execute("drop table exai.set_aside")
+    """The numbers stay."""

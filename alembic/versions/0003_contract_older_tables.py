@@ -1,21 +1,25 @@
 """Hold the tables an older system left behind to the keys and rules of new ones.
 
-Each rule is added for new rows first, then proved for the old ones without holding anybody back, then made final.
+Each rule is added for new rows first, then proved for the old ones without holding anybody back, then made final. Where
+older clients have broken a rule meanwhile, what the revision before did to the rows is done again. A key that a table
+has stays what it is, since older clients and others' references rely on it; one that has none gets ours.
 
 Locks: short exclusive ones. Does nothing where there were no old tables.
 """
 
-from alembic import op
-from alembic.util import CommandError
+from collections.abc import Callable
 
-from exai.db.adoption import columns_of
-from exai.db.migrate import create_index, patiently, take_locks, until_done
+from alembic import op
+from sqlalchemy.exc import DBAPIError
+
+from exai.db.adoption import TABLES, columns_of
+from exai.db.migrate import create_index, holding, patiently
 
 revision = "0003"
 down_revision = "0002"
 
 PRESENT = {
-    "conversations": ("continuation_id", "metadata", "next_seq", "created_at", "updated_at"),
+    "conversations": ("continuation_id", "metadata", "created_at", "updated_at"),
     "messages": ("conversation_id", "seq", "role", "content", "metadata", "created_at"),
     "files": ("created_at",),
     "conversation_files": ("conversation_id", "file_id"),
@@ -27,10 +31,18 @@ UNIQUE = {
     ("conversation_files", "conversation_files_pair_key"): "conversation_id, file_id",
 }
 FOREIGN = {
-    "conversations": ("conversations_parent_fkey",),
-    "messages": ("messages_conversation_fkey",),
-    "files": (),
-    "conversation_files": ("conversation_files_conversation_fkey", "conversation_files_file_fkey"),
+    ("conversations", "conversations_parent_fkey"): """
+        foreign key (parent_id) references public.conversations (id)
+    """,
+    ("messages", "messages_conversation_fkey"): """
+        foreign key (conversation_id) references public.conversations (id) on delete cascade
+    """,
+    ("conversation_files", "conversation_files_conversation_fkey"): """
+        foreign key (conversation_id) references public.conversations (id) on delete cascade
+    """,
+    ("conversation_files", "conversation_files_file_fkey"): """
+        foreign key (file_id) references public.files (id) on delete cascade
+    """,
 }
 CHECKS = {
     ("conversations", "conversations_parent_check"): "(parent_id is null) = (parent_seq is null)",
@@ -38,19 +50,23 @@ CHECKS = {
     ("messages", "messages_seq_check"): "seq >= 1",
     ("files", "files_sha256_check"): "sha256 ~ '^[0-9a-f]{64}$'",
     ("files", "files_size_check"): "size_bytes >= 0",
+    ("messages", "messages_role_check"): "role in ('system', 'user', 'assistant', 'tool')",
 }
-ROLE_CHECK = "role in ('system', 'user', 'assistant', 'tool')"
 ATTEMPTS = 5
-"""Older writers go on making the duplicates that a unique index cannot be built over."""
+BROKEN = ("23502", "23503", "23505", "23514")
+"""Older clients go on doing what they could not do once the rule is there."""
+
+HAS_KEY = """
+select 1 from pg_catalog.pg_constraint k
+ where k.conrelid = $1::text::regclass and k.contype in ('p', 'u')
+   and (select array_agg(a.attname::text order by c.place)
+          from unnest(k.conkey) with ordinality c(attnum, place)
+          join pg_catalog.pg_attribute a on a.attrelid = k.conrelid and a.attnum = c.attnum) = $2::text[]
+"""
+HAS_PRIMARY_KEY = "select 1 from pg_catalog.pg_index where indrelid = $1::text::regclass and indisprimary"
+HAD_IDENTITY = "select 1 from exai.adopted_tables where name = $1::text and replica_identity is not null"
 
 HAS_CONSTRAINT = "select 1 from pg_catalog.pg_constraint where conrelid = $1::text::regclass and conname = $2::text"
-OLD_ROLE_CHECKS = """
-select k.conname::text
-  from pg_catalog.pg_constraint k
-  join pg_catalog.pg_attribute a on a.attrelid = k.conrelid and k.conkey = array[a.attnum]
- where k.conrelid = 'public.messages'::regclass and k.contype = 'c' and a.attname = 'role'
-   and k.conname <> 'messages_role_check'
-"""
 OLD_FOREIGN_KEYS = """
 select k.conname::text
   from pg_catalog.pg_constraint k
@@ -61,23 +77,40 @@ select k.conname::text
 
 
 def upgrade() -> None:
-    bind = op.get_bind()
-    adopted = [row[0] for row in bind.exec_driver_sql("select name from exai.adopted_tables").fetchall()]
+    found = {row[0] for row in op.get_bind().exec_driver_sql("select name from exai.adopted_tables").fetchall()}
+    adopted = [table for table in TABLES if table in found]
     for table in adopted:
-        for column in PRESENT[table]:
-            require(table, column)
-        for (owner, name), columns in UNIQUE.items():
-            if owner == table:
-                make_unique(table, name, columns)
-        for name in FOREIGN[table]:
+        make_keys(table)
+    if {"conversations", "messages"} & found:
+        # Not before every message has to have a number: until then a conversation may have to be numbered again.
+        require("conversations", "next_seq")
+    for table in adopted:
+        make_rules(table)
+
+
+def make_keys(table: str) -> None:
+    if table in ("conversations", "files"):
+        make_key(table, f"{table}_id_key", "id")
+    for column in PRESENT[table]:
+        require(table, column)
+    for (owner, name), columns in UNIQUE.items():
+        if owner == table:
+            make_key(table, name, columns)
+    if op.get_bind().exec_driver_sql(HAD_IDENTITY, (table,)).fetchall():
+        with holding(table):
+            op.execute(f"alter table public.{table} replica identity default")
+
+
+def make_rules(table: str) -> None:
+    for (owner, name), rule in FOREIGN.items():
+        if owner == table:
+            add_constraint(table, name, rule)
             validate(table, name)
             drop_constraints(table, OLD_FOREIGN_KEYS, f"public.{table}", name)
-        for (owner, name), rule in CHECKS.items():
-            if owner == table:
-                add_check(table, name, rule)
-                validate(table, name)
-    if "messages" in adopted:
-        open_roles()
+    for (owner, name), rule in CHECKS.items():
+        if owner == table:
+            add_constraint(table, name, f"check ({rule})")
+            validate(table, name)
 
 
 def require(table: str, column: str) -> None:
@@ -85,67 +118,64 @@ def require(table: str, column: str) -> None:
     if columns_of(op.get_bind(), table)[column].not_null:
         return
     name = f"{table}_{column}_present"
-    add_check(table, name, f"{column} is not null")
+    add_constraint(table, name, f"check ({column} is not null)")
     validate(table, name)
-    take_locks(table)
-    op.execute(f"alter table public.{table} alter column {column} set not null")
-    op.execute(f"alter table public.{table} drop constraint {name}")
+    with holding(table):
+        op.execute(f"alter table public.{table} alter column {column} set not null")
+        op.execute(f"alter table public.{table} drop constraint {name}")
 
 
 def drop_constraints(table: str, query: str, *parameters: str) -> None:
     names = [row[0] for row in op.get_bind().exec_driver_sql(query, parameters).fetchall()]
-    if names:
-        # A foreign key is a matter of both its tables.
-        take_locks(*dict.fromkeys((table, "files", "conversations")))
-    for name in names:
-        op.execute(f'alter table public.{table} drop constraint "{name}"')
+    if not names:
+        return
+    # A foreign key is a matter of both its tables.
+    with holding(*dict.fromkeys((table, "files", "conversations"))):
+        for name in names:
+            op.execute(f'alter table public.{table} drop constraint "{name}"')
 
 
-def add_check(table: str, name: str, rule: str) -> None:
+def add_constraint(table: str, name: str, definition: str) -> None:
     if not op.get_bind().exec_driver_sql(HAS_CONSTRAINT, (f"public.{table}", name)).fetchall():
-        take_locks(table)
-        op.execute(f"alter table public.{table} add constraint {name} check ({rule}) not valid")
+        # A foreign key is a matter of both its tables.
+        others = [other for other in ("files", "conversations") if f"public.{other}" in definition]
+        with holding(*dict.fromkeys((table, *others))):
+            op.execute(f"alter table public.{table} add constraint {name} {definition} not valid")
 
 
 def validate(table: str, name: str) -> None:
-    with patiently(lock_s=4):
-        op.execute(f"alter table public.{table} validate constraint {name}")
+    def proved() -> None:
+        with patiently(lock_s=4):
+            op.execute(f"alter table public.{table} validate constraint {name}")
+
+    mending(table, proved)
 
 
-def make_unique(table: str, name: str, columns: str) -> None:
-    if op.get_bind().exec_driver_sql(HAS_CONSTRAINT, (f"public.{table}", name)).fetchall():
+def make_key(table: str, name: str, columns: str) -> None:
+    """Make the columns unique, and the primary key if there is none."""
+    bind = op.get_bind()
+    if bind.exec_driver_sql(HAS_KEY, (f"public.{table}", columns.split(", "))).fetchall():
         return
+    mending(table, lambda: create_index("public", name, f"public.{table} ({columns})", unique=True))
+    primary = not op.get_bind().exec_driver_sql(HAS_PRIMARY_KEY, (f"public.{table}",)).fetchall()
+    kind, key = ("primary key", f"{table}_pkey") if primary and columns != "owner, sha256" else ("unique", name)
+    for column in columns.split(", ") if primary else ():
+        require(table, column)
+    with holding(table):
+        op.execute(f"alter table public.{table} add constraint {key} {kind} using index {name}")
+
+
+def mending(table: str, step: Callable[[], None]) -> None:
+    """Do what proves something of all rows; where it cannot be proved, mend the rows and try again."""
+    backfill = op.get_context().script.get_revision("0002").module
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            create_index("public", name, f"public.{table} ({columns})", unique=True)
-            break
-        except Exception as error:
-            if getattr(getattr(error, "orig", None), "sqlstate", None) != "23505" or attempt == ATTEMPTS:
+            return step()
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) not in BROKEN or attempt == ATTEMPTS:
                 raise
-            clear_duplicates(table)
-    take_locks(table)
-    op.execute(f"alter table public.{table} add constraint {name} unique using index {name}")
-
-
-def clear_duplicates(table: str) -> None:
-    backfill = op.get_context().script.get_revision("0002").module
-    with patiently(lock_s=4):
-        if table == "conversations":
-            until_done(backfill.RENAME_DUPLICATES)
-        elif table == "conversation_files":
-            until_done(backfill.SET_ASIDE_LINKS)
-        else:
-            raise CommandError(f"public.{table} has rows that are there twice")
-
-
-def open_roles() -> None:
-    """Old rules about roles would refuse the role `tool`; our rule is proved only if the old rows keep it."""
-    bind = op.get_bind()
-    drop_constraints("messages", OLD_ROLE_CHECKS)
-    add_check("messages", "messages_role_check", ROLE_CHECK)
-    with patiently(lock_s=4):
-        if not bind.exec_driver_sql(f"select 1 from public.messages where not ({ROLE_CHECK}) limit 1").fetchall():
-            op.execute("alter table public.messages validate constraint messages_role_check")
+            backfill.mend(table)
+    return None
 
 
 def downgrade() -> None:

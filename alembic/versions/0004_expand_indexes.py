@@ -41,9 +41,18 @@ select 1 from pg_catalog.pg_index x
 """
 
 
+UNTIED = "select row ->> 'definition' from exai.set_aside where reason = 'index to be built again'"
+BUILT = "delete from exai.set_aside where reason = 'index to be built again'"
+
+
 def upgrade() -> None:
     for name, definition in INDEXES.items():
         create_index("public", name, definition)
+    for (definition,) in op.get_bind().exec_driver_sql(UNTIED).fetchall():
+        # As the server itself writes it down: CREATE INDEX name ON schema.table USING ...
+        name, rest = definition.removeprefix("CREATE INDEX ").split(" ON ", 1)
+        create_index("public", name, rest)
+    op.execute(BUILT)
     for name, (table, columns) in OLDER.items():
         if op.get_bind().exec_driver_sql(IS_AS_EXPECTED, (name, f"public.{table}", columns)).fetchall():
             drop_index("public", name)

@@ -10,7 +10,7 @@ Locks: an instant's exclusive lock for each kind of change; a thousand rows at a
 from alembic import op
 
 from exai.db.adoption import TEXTS, TIMES, Column, columns_of
-from exai.db.migrate import create_index, drop_index, patiently, scripts_directory, until_done
+from exai.db.migrate import create_index, drop_index, holding, patiently, scripts_directory, until_done
 
 revision = "0008"
 down_revision = "0007"
@@ -72,7 +72,8 @@ select count(*) from moved
 def upgrade() -> None:
     if not can_be_attached():
         return
-    widen()
+    with holding(TABLE):
+        widen()
     create_index(
         "monitoring",
         "metrics_raw_unfilled_idx",
@@ -134,16 +135,18 @@ def widen() -> None:
 def require() -> None:
     """Hold every row to what the partition needs: proved first, without holding anybody back."""
     present = " and ".join(f"{name} is not null" for name in REQUIRED)
-    op.execute(f"alter table {TABLE} drop constraint if exists metrics_raw_present, drop constraint if exists {BOUND}")
-    op.execute(f"alter table {TABLE} add constraint metrics_raw_present check ({present}) not valid")
     # A week more than the time until the next revision takes over: nobody is turned away if that has to wait.
     bound = op.get_bind().exec_driver_sql("select (current_date + 8)::text || ' 00:00:00+00'").scalar()
-    op.execute(f"""alter table {TABLE} add constraint {BOUND} check ("timestamp" < '{bound}') not valid""")
+    with holding(TABLE):
+        for name, rule in {"metrics_raw_present": present, BOUND: f"\"timestamp\" < '{bound}'"}.items():
+            op.execute(f"alter table {TABLE} drop constraint if exists {name}")
+            op.execute(f"alter table {TABLE} add constraint {name} check ({rule}) not valid")
     with patiently(lock_s=4):
         op.execute(f"alter table {TABLE} validate constraint metrics_raw_present")
         op.execute(f"alter table {TABLE} validate constraint {BOUND}")
-    changes = [f"alter column {name} set not null" for name in REQUIRED]
-    op.execute(f"alter table {TABLE} {', '.join(changes)}, drop constraint metrics_raw_present")
+    with holding(TABLE):
+        changes = [f"alter column {name} set not null" for name in REQUIRED]
+        op.execute(f"alter table {TABLE} {', '.join(changes)}, drop constraint metrics_raw_present")
 
 
 def downgrade() -> None:

@@ -12,7 +12,7 @@ Locks: an old table is taken over in one short exclusive lock; its rows are not 
 from alembic import op
 from alembic.util import CommandError
 
-from exai.db.migrate import scripts_directory
+from exai.db.migrate import scripts_directory, take_locks
 
 revision = "0009"
 down_revision = "0008"
@@ -176,6 +176,8 @@ def upgrade() -> None:
     bind = op.get_bind()
     previous = op.get_context().script.get_revision("0008").module
     attachable = previous.can_be_attached()
+    if attachable:
+        take_locks("monitoring.metrics_raw")
     op.execute("create schema if not exists monitoring")
     op.execute("select set_config('timezone', 'UTC', true)")
     for name in (*TABLES, "metrics_raw_default"):

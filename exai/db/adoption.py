@@ -15,6 +15,9 @@ TABLES: Final = ("conversations", "messages", "files", "conversation_files")
 TEXTS: Final = ("text", "character varying", "character")
 TIMES: Final = ("timestamp with time zone", "timestamp without time zone")
 UUID_TYPE: Final = "uuid"
+FIRST_TIME: Final = "0001-01-02 00:00:00+00"
+LAST_TIME: Final = "9999-12-31 00:00:00+00"
+"""What lies outside (infinity, for one) no client's date can hold."""
 
 
 class Rows(Protocol):
@@ -216,10 +219,12 @@ def _set_default(table: str, name: str, default: str) -> str:
 
 
 def older_time(columns: dict[str, Column]) -> str:
-    """An expression for when a message was written, for rows `m` of conversations `c`."""
-    names = [
-        f'm."{name}"'
-        for name in ("created_at", "timestamp", "sent_at")
-        if name in columns and columns[name].type in TIMES
-    ]
-    return f"coalesce({', '.join([*names, 'c.created_at', 'now()'])})"
+    """An expression for when a message was written: null if nothing says so, or nothing that a client could read."""
+    names = [name for name in ("created_at", "timestamp", "sent_at") if name in columns and columns[name].type in TIMES]
+    return f"coalesce({', '.join([_readable(name, columns[name].type) for name in names])})"
+
+
+def _readable(name: str, type_: str) -> str:
+    # Without a zone it is UTC; said so, and not left to the session, so that an index can be made of it.
+    at = f'"{name}"' if type_ == TIMES[0] else f"(\"{name}\" at time zone 'UTC')"
+    return f"case when {at} >= '{FIRST_TIME}'::timestamptz and {at} < '{LAST_TIME}'::timestamptz then {at} end"

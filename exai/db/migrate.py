@@ -43,7 +43,10 @@ LOCK_TRIES: Final = 40
 LOCK_PAUSE_S: Final = 0.2
 ATTEMPTS: Final = 3
 RETRY_PAUSE_S: Final = 1.0
-LIMITS: Final = "select set_config('lock_timeout', '4s', true), set_config('statement_timeout', '5s', true)"
+LOCK_LIMIT: Final = "4s"
+"""No statement of a migration waits longer for a lock, or has others wait longer for the locks it holds."""
+
+LIMITS: Final = f"select set_config('lock_timeout', '{LOCK_LIMIT}', true), set_config('statement_timeout', '5s', true)"
 PATIENCE: Final = "60min"
 MAX_BATCHES: Final = 10_000_000
 BROKEN_INDEX: Final = (
@@ -217,18 +220,19 @@ def take_locks(*tables: str, mode: str = "access exclusive") -> None:
 
     Whoever waits for such a lock makes all that come later wait too, and one who holds one table and waits for the next
     may meet a writer who does it the other way round. So each try gives up sooner than the server looks for deadlocks,
-    lets everything go, and comes back a little later.
+    lets everything go, and comes back a little later. Names without a schema are in public.
 
     Raises:
         DBAPIError: somebody has not let go for `LOCK_TRIES` tries.
 
     """
     bind = op.get_bind()
+    names = ", ".join(table if "." in table else f"public.{table}" for table in tables)
     for attempt in range(1, LOCK_TRIES + 1):
         try:
             with bind.begin_nested():
                 bind.exec_driver_sql(f"select set_config('lock_timeout', '{LOCK_TRY}', true)")
-                bind.exec_driver_sql(f"lock table {', '.join(f'public.{table}' for table in tables)} in {mode} mode")
+                bind.exec_driver_sql(f"lock table {names} in {mode} mode")
                 bind.exec_driver_sql(LIMITS)
         except DBAPIError as error:
             if _sqlstate(error) not in {"55P03", "40P01"} or attempt == LOCK_TRIES:
@@ -236,6 +240,23 @@ def take_locks(*tables: str, mode: str = "access exclusive") -> None:
             time.sleep(LOCK_PAUSE_S)
         else:
             return
+
+
+@contextmanager
+def holding(*tables: str) -> Iterator[None]:
+    """Run the block in a transaction that holds these tables and nothing else; what came before is committed first.
+
+    Whoever holds one table while it tries for another is in everybody's way for as long as it tries.
+    """
+    _commit()
+    take_locks(*tables)
+    yield
+    _commit()
+
+
+def _commit() -> None:
+    with op.get_context().autocommit_block():
+        pass
 
 
 @contextmanager
@@ -247,10 +268,12 @@ def patiently(*, lock_s: float = 0) -> Iterator[Connection]:
         if direct:
             op.execute(f"set statement_timeout = '{PATIENCE}'")
             op.execute(f"set lock_timeout = '{lock_s:g}s'")
-        yield bind
-        if direct:
-            op.execute("reset statement_timeout")
-            op.execute("reset lock_timeout")
+        try:
+            yield bind
+        finally:
+            if direct:
+                op.execute("reset statement_timeout")
+                op.execute("reset lock_timeout")
 
 
 def create_index(schema: str, name: str, definition: str, *, unique: bool = False) -> None:

@@ -1,23 +1,40 @@
-"""A database of the older system is taken over in place: every row survives, in order, while its clients go on."""
+"""The older system's database is taken over in place, whichever parts it has: nothing is lost, everything is ours.
+
+A million messages are taken over in test_adoption_at_scale.py.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
 
+import asyncpg
 import pytest
 from alembic.util import CommandError
+from pydantic import SecretStr
 
+from exai.app import open_app
+from exai.config import CacheSettings, DatabaseSettings, ProviderSettings, ProvidersSettings, Settings
+from exai.conversations import AppendRequest, ChatRequest
 from exai.db.conversations import ConversationRepository
 from exai.db.curation import CurationRepository
 from exai.db.migrate import upgrade
+from exai.db.pool import OneTrip
 from exai.errors import SchemaMismatch
-from exai.models import LOCAL_OWNER, ContinuationId
+from exai.models import LOCAL_OWNER, ContinuationId, NewMessage
 from tests.support.database import appending, beginning, contents_of, ending, opened
 from tests.support.migrations import downgrade, revisions, run, session, value
-from tests.support.older import LIKE_SUPABASE, OLDER, WITHOUT_ANY_RULES, A, Older
+from tests.support.older import LIKE_SUPABASE, OLDER, A, Older
+from tests.support.older_parts import COMBINATIONS, Parts, check_nothing_is_lost, look, make
+from tests.support.provider_server import ProviderServer, kimi_answer
 
 TABLES = ("conversations", "messages", "files", "conversation_files")
+EVERYTHING = COMBINATIONS["everything"]
+NOTHING = COMBINATIONS["nothing"]
+MOST_ROWS_AT_ONCE = 2_000
 
 
 @pytest.fixture(params=list(OLDER))
@@ -25,52 +42,102 @@ def older(request: pytest.FixtureRequest) -> Older:
     return OLDER[request.param]
 
 
-async def everything(url: str) -> dict[str, list[str]]:
-    """All rows with the transactions that wrote them."""
+@pytest.fixture(params=list(COMBINATIONS))
+def parts(request: pytest.FixtureRequest) -> Parts:
+    return COMBINATIONS[request.param]
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[ProviderServer]:
+    async with ProviderServer() as server:
+        yield server
+
+
+async def all_rows(url: str) -> dict[str, list[str]]:
+    """Everything there is, with the transaction that wrote each row."""
     async with session(url) as connection:
+        names = await connection.fetch(
+            "select c.oid::regclass::text from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+            " where n.nspname in ('public', 'exai', 'monitoring') and c.relkind = 'r' order by 1"
+        )
         return {
-            table: [
-                row[0] for row in await connection.fetch(f"select t.xmin || ' ' || t::text from {table} t order by 1")
+            name: [
+                row[0] for row in await connection.fetch(f"select t.xmin || ' ' || t::text from {name} t order by 1")
             ]
-            for table in TABLES
+            for (name,) in names
         }
 
 
-async def test_every_row_survives_in_order(empty_postgres_url: str, older: Older) -> None:
-    """By time, then by id; what no key could hold is kept as JSON."""
+async def test_nothing_is_lost_and_a_second_run_changes_nothing(
+    empty_postgres_url: str, postgres_url: str, parts: Parts
+) -> None:
+    """Each row and value, compared one by one; then every row of every table with the transaction that wrote it."""
+    url = empty_postgres_url
+    await make(url, parts)
+    before = await look(url)
+    await upgrade(url)
+    await check_nothing_is_lost(url, before, parts)
+    await check_tables_are_like_new_ones(url, postgres_url)
+    if parts.metrics != "none":
+        assert await value(url, "select count(*) from monitoring.metrics_raw") == 50
+    if parts.indexes:
+        assert await value(url, "select count(*) from pg_indexes where indexname = 'idx_messages_created_at'") == 1
+    recent = "select count(*) from conversations where updated_at > now() - interval '1 hour'"
+    assert await value(url, recent) == 0
+    rows = await all_rows(url)
+    await upgrade(url)
+    assert await all_rows(url) == rows
+
+
+COLUMNS = """
+select column_name, data_type, is_nullable, coalesce(column_default, '') from information_schema.columns
+ where table_schema = 'public' and table_name = $1::text
+"""
+CONSTRAINTS = """
+select pg_get_constraintdef(k.oid) from pg_constraint k
+ where k.conrelid = ('public.' || $1::text)::regclass and k.contype in ('p', 'u', 'f', 'c')
+"""
+INDEXES = "select indexdef from pg_indexes where schemaname = 'public' and tablename = $1::text"
+
+
+async def check_tables_are_like_new_ones(url: str, new_url: str) -> None:
+    """Columns, rules, keys and indexes; an older key stays what it is, and ours stands beside it."""
+    async with session(new_url) as new, session(url) as adopted:
+        for table in TABLES:
+            for query in (COLUMNS, CONSTRAINTS, INDEXES):
+                wanted = {as_unique(tuple(row)) for row in await new.fetch(query, table)}
+                found = {as_unique(tuple(row)) for row in await adopted.fetch(query, table)}
+                assert wanted <= found, (table, wanted - found)
+        unproved = "select string_agg(conname, ', ') from pg_constraint where not convalidated"
+        assert await adopted.fetchval(unproved) is None
+        without_key = (
+            "select string_agg(c.relname, ', ') from pg_class c where c.relnamespace = 'public'::regnamespace"
+            " and c.relkind = 'r' and not exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary)"
+        )
+        assert await adopted.fetchval(without_key) is None
+
+
+def as_unique(row: tuple[str, ...]) -> tuple[str, ...]:
+    """A key is unique, whatever it is called."""
+    row = tuple(text.replace("PRIMARY KEY", "UNIQUE") for text in row)
+    return tuple(re.sub(r"INDEX \S+ ON", "INDEX ON", text) for text in row)
+
+
+async def test_every_row_survives_in_order_and_the_service_works_on_it(empty_postgres_url: str, older: Older) -> None:
+    """By time, then by id; what no key could hold is kept as JSON. Appends, turns, deletion, as on new tables."""
     url = empty_postgres_url
     await run(url, older.sql)
     messages = sorted(text for texts in older.conversations.values() for text in texts)
     await upgrade(url)
+    assert await value(url, "select coalesce(array_agg(content order by content), '{}') from messages") == messages
+    assert await value(url, "select count(*) from conversation_files") == older.links
+    assert await value(url, "select count(*) from exai.set_aside") == older.set_aside
     async with opened(url) as database:
-        repository = ConversationRepository(database)
+        repository, curation = ConversationRepository(database), CurationRepository(database)
         listed = await repository.list_conversations(LOCAL_OWNER)
         assert {each.continuation_id for each in listed.conversations} == set(older.conversations)
         for name, contents in older.conversations.items():
             assert await contents_of(repository, name) == contents
-    assert await value(url, "select coalesce(array_agg(content order by content), '{}') from messages") == messages
-    assert await value(url, "select count(*) from conversation_files") == older.links
-    assert await value(url, "select count(*) from exai.set_aside") == older.set_aside
-
-
-async def test_a_second_run_changes_nothing(empty_postgres_url: str, older: Older) -> None:
-    """Not a row is written."""
-    url = empty_postgres_url
-    await run(url, older.sql)
-    await upgrade(url)
-    before = await everything(url)
-    await upgrade(url)
-    assert await everything(url) == before
-
-
-async def test_the_service_works_on_it(empty_postgres_url: str, older: Older) -> None:
-    """Appends, turns, forks, deletion: as on a database of its own."""
-    url = empty_postgres_url
-    await run(url, older.sql)
-    await upgrade(url)
-    async with opened(url) as database:
-        repository, curation = ConversationRepository(database), CurationRepository(database)
-        for name, contents in older.conversations.items():
             result = await repository.append(appending(name, "new"))
             assert (result.status, result.first_seq) == ("appended", len(contents) + 1)
             begun = await repository.begin_turn(beginning(name, "question"))
@@ -85,140 +152,104 @@ async def test_the_service_works_on_it(empty_postgres_url: str, older: Older) ->
         assert (await repository.append(appending(None, "one"))).status == "appended"
 
 
-async def test_older_clients_go_on_afterwards(empty_postgres_url: str) -> None:
-    """They write what they always wrote, and find what they always found."""
+async def test_the_service_goes_on_with_an_adopted_conversation(
+    empty_postgres_url: str, redis_url: str, tmp_path: Path, provider: ProviderServer
+) -> None:
+    """Reads it, asks a model with its history, appends to it, lists it: through the application, cache and all."""
     url = empty_postgres_url
-    await run(url, LIKE_SUPABASE)
+    await make(url, COMBINATIONS["counted"])
     await upgrade(url)
+    settings = Settings(
+        database=DatabaseSettings(url=SecretStr(url), pool_size=2),
+        cache=CacheSettings(url=SecretStr(redis_url)),
+        providers=ProvidersSettings(kimi=ProviderSettings(api_key=SecretStr("sk-test"), base_url=provider.base_url)),
+        data_dir=tmp_path,
+    )
+    name = ContinuationId("name12")
+    async with open_app(settings) as app:
+        page = await app.conversations.read(LOCAL_OWNER, name)
+        count = page.conversation.last_seq
+        assert count == 160
+        assert [message.seq for message in page.messages] == list(range(count - len(page.messages) + 1, count + 1))
+        provider.script(kimi_answer("Hello again"))
+        answer = await app.conversations.chat(ChatRequest(LOCAL_OWNER, "Do you remember?", continuation_id=name))
+        assert (answer.content, answer.seq) == ("Hello again", count + 2)
+        asked = provider.chats[-1].body["messages"]
+        assert len(asked) > 100
+        assert asked[-1]["content"] == "Do you remember?"
+        assert asked[-2]["content"] == page.messages[-1].content
+        added = await app.conversations.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", "Thanks")], name))
+        assert added.last_seq == count + 3
+        newest = (await app.conversations.read(LOCAL_OWNER, name)).messages[-3:]
+        assert [message.content for message in newest] == ["Do you remember?", "Hello again", "Thanks"]
+        listed = await app.conversations.list(LOCAL_OWNER, limit=5)
+        assert listed.conversations[0].continuation_id == name
+
+
+async def test_rows_are_written_in_batches_of_a_bounded_size(empty_postgres_url: str) -> None:
+    """However long a conversation is: it is locked for two thousand rows, let go, and gone on with."""
+    url = empty_postgres_url
+    await make(url, NOTHING)
     await run(
         url,
-        "insert into conversations (continuation_id, metadata) values ('older', null)",
-        "insert into messages (conversation_id, role, content) select id, 'user', 'hello' from conversations"
-        " where continuation_id = 'older'",
-        "insert into messages (conversation_id, role, content, metadata, created_at)"
-        " select id, 'user', 'again', null, null from conversations where continuation_id = 'older'",
-        "insert into conversations (continuation_id) values ('a') on conflict (continuation_id) do nothing",
-        "insert into files (storage_path, original_name) values ('p/3', 'three')",
-        "select cleanup_orphaned_files()",
+        "insert into messages (conversation_id, role, content, \"timestamp\") select id, 'user', n::text,"
+        " '2024-01-01'::timestamptz + n * interval '1 second'"
+        " from conversations cross join generate_series(1, 9000) n where mark = 'c2'",
     )
-    async with opened(url) as database:
-        assert await contents_of(ConversationRepository(database), "older") == ["hello", "again"]
-        await ConversationRepository(database).append(appending("older", "new"))
-    seen = await value(url, "select array_agg(content order by created_at) from messages where id is not null")
-    assert seen[-3:] == ["hello", "again", "new"]
-    assert await value(url, "select count(*) from files") == 3
-
-
-async def test_older_clients_go_on_meanwhile(empty_postgres_url: str) -> None:
-    """Nobody is turned away, and what they write is numbered with the rest."""
-    url = empty_postgres_url
-    await run(url, LIKE_SUPABASE)
-    await run(
-        url,
-        "insert into conversations (continuation_id) select 'bulk' || i from generate_series(1, 300) i",
-        "insert into messages (conversation_id, role, content, created_at)"
-        " select c.id, 'user', s::text, '2025-01-01'::timestamptz + s * interval '1 minute'"
-        " from conversations c cross join generate_series(1, 20) s where continuation_id like 'bulk%'",
-    )
-    done = asyncio.Event()
-    written = {"new": 0, "old": 0}
-
-    async def write() -> None:
-        async with session(url) as connection:
-            while not done.is_set():
-                name = f"meanwhile{written['new']}"
-                await connection.execute("insert into conversations (continuation_id) values ($1)", name)
-                for _ in range(2):
-                    await connection.execute(
-                        "insert into messages (conversation_id, role, content)"
-                        " select id, 'user', 'm' from conversations where continuation_id = $1",
-                        name,
-                    )
-                written["new"] += 1
-                await connection.execute(
-                    "insert into messages (conversation_id, role, content)"
-                    " select id, 'user', 'later' from conversations"
-                    " where continuation_id = 'bulk' || ($1::int % 300 + 1)",
-                    written["old"],
-                )
-                written["old"] += 1
-
-    async def read() -> None:
-        async with session(url) as connection:
-            while not done.is_set():
-                await connection.fetch(
-                    "select id, role, content, created_at from messages order by created_at limit 50"
-                )
-
-    tasks = [asyncio.create_task(write()), asyncio.create_task(write_titles(url, done)), asyncio.create_task(read())]
-    try:
-        await upgrade(url)
-    finally:
-        done.set()
-    await asyncio.gather(*tasks)
-    assert written["new"] > 0
-    async with opened(url) as database:
-        repository = ConversationRepository(database)
-        for number in range(written["new"]):
-            assert await contents_of(repository, f"meanwhile{number}") == ["m", "m"]
-        for number in range(1, 301):
-            contents = await contents_of(repository, f"bulk{number}")
-            assert contents[:20] == [str(i) for i in range(1, 21)]
-            assert set(contents[20:]) <= {"later"}
-    assert await value(url, "select count(*) from messages where content = 'later'") == written["old"]
-
-
-async def write_titles(url: str, done: asyncio.Event) -> None:
-    async with session(url) as connection:
-        count = 0
-        while not done.is_set():
-            count += 1
-            await connection.execute(f"update conversations set title = 'x{count}' where continuation_id = 'bulk7'")
-            await connection.execute(f"update messages set content = content where conversation_id = '{A}'")
-
-
-async def test_a_migration_that_was_killed_is_run_again(empty_postgres_url: str) -> None:
-    """Wherever it was: what was done stays done, the rest is done now."""
-    url = empty_postgres_url
-    await run(url, WITHOUT_ANY_RULES)
-    kills = 0
-    for _ in range(12):
-        running = asyncio.create_task(upgrade(url))
-        async with session(url) as killer:
-            while not running.done():
-                await asyncio.sleep(0.05 * (kills + 1))
-                kills += await killer.fetchval(
-                    "select count(pg_terminate_backend(pid)) from pg_stat_activity"
-                    " where datname = current_database() and pid <> pg_backend_pid()"
-                )
-        with contextlib.suppress(Exception):
-            await running
     await upgrade(url)
-    assert kills > 0
-    async with opened(url) as database:
-        for name, contents in OLDER["without any rules"].conversations.items():
-            assert await contents_of(ConversationRepository(database), name) == contents
-    assert await value(url, "select count(*) from exai.set_aside") == OLDER["without any rules"].set_aside
+    most = "select max(n) from (select count(*) n from messages group by xmin::text) x"
+    assert await value(url, most) <= MOST_ROWS_AT_ONCE
+    batches = (
+        "select count(distinct m.xmin::text) from messages m join conversations c on c.id = m.conversation_id"
+        " where c.mark = 'c2'"
+    )
+    assert await value(url, batches) >= 5
+    ordered = "select bool_and(seq = content::int) from messages where mark is null"
+    assert await value(url, ordered)
 
 
-async def test_whoever_is_writing_is_waited_for(empty_postgres_url: str) -> None:
-    """What an open transaction adds to a conversation is numbered after what was there."""
+STAGES = (
+    "select to_regclass('exai.adopted_tables') is not null",
+    "select count(*) > 0 from messages where seq is not null",
+    "select count(*) = 0 from messages where seq is null",
+    "select count(*) > 0 from exai.set_aside",
+    "select count(*) > 0 from pg_constraint where conname = 'messages_role_check'",
+    "select to_regclass('public.messages_text_idx') is not null",
+    "select to_regclass('monitoring.metrics_raw_adopted_key') is not null",
+)
+"""How far it has come; each is seen at most once, since what is done stays done."""
+
+
+async def test_broken_off_at_any_stage_it_is_simply_run_again(empty_postgres_url: str) -> None:
+    """Its connections are cut as soon as each stage is seen."""
     url = empty_postgres_url
-    await run(url, LIKE_SUPABASE)
-    await upgrade(url, "0001")
+    parts = COMBINATIONS["counted"]
+    await make(url, parts)
+    before = await look(url)
+    cuts = 0
     async with session(url) as observer:
-        async with session(url) as other, other.transaction():
-            await other.execute("update conversations set title = 'held' where continuation_id = 'a'")
+        for stage in STAGES:
             running = asyncio.create_task(upgrade(url))
-            while not await observer.fetchval("select count(*) from pg_stat_activity where wait_event_type = 'Lock'"):
-                await asyncio.sleep(0.01)
-            await other.execute(
-                "insert into messages (conversation_id, role, content) select id, 'user', 'last' from conversations"
-                " where continuation_id = 'a'"
+            while not running.done() and not await reached(observer, stage):
+                await asyncio.sleep(0)
+            cuts += await observer.fetchval(
+                "select count(pg_terminate_backend(pid)) from pg_stat_activity"
+                " where datname = current_database() and pid <> pg_backend_pid() and backend_type = 'client backend'"
             )
-        await running
-    async with opened(url) as database:
-        assert await contents_of(ConversationRepository(database), "a") == ["a1", "a2", "a3", "last"]
+            with contextlib.suppress(Exception):
+                await running
+    await upgrade(url)
+    assert cuts >= 2 * 3
+    await check_nothing_is_lost(url, before, parts)
+    assert await value(url, "select count(*) from pg_index where not indisvalid") == 0
+    assert await value(url, "select count(*) from monitoring.metrics_raw") == 50
+
+
+async def reached(observer: OneTrip, watermark: str) -> bool:
+    try:
+        return bool(await observer.fetchval(watermark))
+    except (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.InvalidSchemaNameError):
+        return False
 
 
 async def test_redundant_indexes_go_and_useful_ones_stay(empty_postgres_url: str) -> None:
@@ -243,6 +274,70 @@ async def test_row_level_security_of_old_tables_is_left_to_their_owner(empty_pos
     ]
 
 
+async def test_roles_of_the_interface_get_nothing_new(empty_postgres_url: str) -> None:
+    """Where every new table and function was granted to them by default; what they had they keep."""
+    url = empty_postgres_url
+    await make(url, EVERYTHING)
+    await upgrade(url)
+    async with session(url) as connection:
+        tables = await connection.fetch(
+            "select distinct table_schema || '.' || table_name from information_schema.role_table_grants"
+            " where grantee in ('anon', 'authenticated') and table_schema in ('public', 'exai', 'monitoring')"
+        )
+        assert {row[0] for row in tables} == {f"public.{table}" for table in TABLES}
+        functions = await connection.fetchval(
+            "select string_agg(p.oid::regprocedure::text, ', ') from pg_proc p where p.pronamespace in"
+            " (select oid from pg_namespace where nspname in ('public', 'exai', 'monitoring')) and p.proname <> 'touch'"
+            " and (has_function_privilege('anon', p.oid, 'execute')"
+            "      or has_function_privilege('authenticated', p.oid, 'execute'))"
+        )
+        assert functions is None
+        assert await connection.fetchval(
+            "select has_function_privilege('service_role', 'public.cleanup_orphaned_files(interval, int)', 'execute')"
+        )
+        secured = (
+            "select bool_and(relrowsecurity) from pg_class"
+            " where relnamespace = 'public'::regnamespace and relkind = 'r'"
+        )
+        assert await connection.fetchval(secured)
+        published = "select array_agg(tablename::text) from pg_publication_tables"
+        assert sorted(await connection.fetchval(published)) == sorted(TABLES)
+
+
+async def test_published_tables_take_changes_without_sending_whole_rows_in_the_end(empty_postgres_url: str) -> None:
+    """Without a key they took none at all; that they get one is enough afterwards."""
+    url = empty_postgres_url
+    await make(url, COMBINATIONS["published without keys"])
+    await upgrade(url)
+    identities = "select array_agg(relreplident::text) from pg_class where relname = any($1::text[])"
+    assert set(await value(url, identities, list(TABLES))) == {"d"}
+    await run(
+        url, "update messages set content = 'x' where mark = 'm1'", "delete from conversation_files where mark = 'c1f1'"
+    )
+
+
+async def test_rows_that_are_hidden_from_the_migration_are_not_taken_for_none(empty_postgres_url: str) -> None:
+    """Numbering what one can see would leave the rest behind without a word."""
+    url = empty_postgres_url
+    await make(url, NOTHING)
+    await run(
+        url,
+        "do $$ begin create role exai_hidden login; exception when duplicate_object then null; end $$",
+        "grant all on schema public to exai_hidden",
+        *(f"alter table {table} owner to exai_hidden" for table in TABLES),
+        "alter table messages enable row level security",
+        "alter table messages force row level security",
+    )
+    database, owner = await value(url, "select current_database()"), await value(url, "select current_user")
+    await run(url, f'grant all on database "{database}" to exai_hidden')
+    hidden = re.sub(rf"://{owner}(:[^@]*)?@", "://exai_hidden@", url)
+    with pytest.raises(SchemaMismatch, match=r"row level security hides rows of public\.messages"):
+        await upgrade(hidden)
+    await run(url, "alter table messages no force row level security")
+    await upgrade(hidden)
+    assert await value(url, "select count(*) from messages where seq is null") == 0
+
+
 @pytest.mark.parametrize(
     ("sql", "part"),
     [
@@ -250,6 +345,11 @@ async def test_row_level_security_of_old_tables_is_left_to_their_owner(empty_pos
         ("create table conversations (name text)", "no column id"),
         ("create table messages (conversation_id text, role text, content text)", "conversation_id is text"),
         ("create table messages (id uuid, body text)", "no column conversation_id, role, content"),
+        (
+            "create table conversations (id uuid, continuation_id text);"
+            f" insert into conversations select '{A}', n::text from generate_series(1, 2) n",
+            "rows without an id or with the same one",
+        ),
         ("create table turns (x int)", "public.turns is there already"),
         ("create table messages (conversation_id uuid, role text, content text, metadata json)", "metadata is json"),
     ],

@@ -88,6 +88,11 @@ create table conversations (id uuid primary key, continuation_id text, title tex
 insert into conversations values ('{A}', 'a', 'First', null, '2025-01-01', '2025-01-02');
 """
 
+MESSAGES_ALONE = f"""
+create table messages (conversation_id uuid not null, role text, content text, created_at timestamptz);
+insert into messages values ('{A}', 'user', 'a2', '2025-01-02'), ('{A}', 'user', 'a1', '2025-01-01');
+"""
+
 FILES_ALONE = f"""
 create table files (id uuid primary key default gen_random_uuid(), storage_path text);
 insert into files values ('{FILE_1}', 'p/1');
@@ -121,5 +126,6 @@ OLDER = {
     ),
     "with counted ids": Older(WITH_COUNTED_IDS, {"a": ["a1", "a2"], "b": ["b1", "b2", "b3"]}),
     "conversations alone": Older(CONVERSATIONS_ALONE, {"a": []}),
+    "messages alone": Older(MESSAGES_ALONE, {A: ["a1", "a2"]}),
     "files alone": Older(FILES_ALONE, {}),
 }

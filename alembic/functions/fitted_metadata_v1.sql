@@ -1,0 +1,18 @@
+-- The metadata of an older system's message, with what had to be changed of it as it was, under `adopted`.
+create or replace function exai.fitted_metadata_v1(p_metadata jsonb, p_role text, p_content text, p_time text)
+returns jsonb
+language sql immutable parallel safe
+as $$
+select case when x.original = '{}' then x.metadata
+            else x.metadata || jsonb_build_object('adopted', x.original || case jsonb_typeof(x.metadata -> 'adopted')
+              when 'object' then x.metadata -> 'adopted'
+              else jsonb_strip_nulls(jsonb_build_object('adopted', x.metadata -> 'adopted')) end) end
+  from (
+    select case when jsonb_typeof(p_metadata) = 'object' then p_metadata else '{}' end as metadata,
+           case when p_role in ('system', 'user', 'assistant', 'tool') then '{}'::jsonb
+                else jsonb_build_object('role', p_role) end
+           || case when p_content is null then jsonb_build_object('content', null) else '{}' end
+           || case when p_time is null then '{}' else jsonb_build_object('created_at', p_time) end
+           || case when jsonb_typeof(p_metadata) not in ('object', 'null') then jsonb_build_object('metadata', p_metadata)
+                   else '{}' end as original) x
+$$

@@ -28,6 +28,7 @@ from exai.db.pool import Database, open_pool
 from exai.db.revision import check_revision
 from exai.db.search import SearchRepository
 from exai.db.transfer import TransferRepository
+from exai.db.turns import TurnRepository
 from exai.embedded.launcher import Embedded, start_embedded
 from exai.errors import DatabaseUnavailable, StartupError
 from exai.files import FileService
@@ -85,7 +86,13 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         blobs = LocalBlobs(settings.data_dir / BLOBS)
         file_repository = FileRepository(database)
         conversations = ConversationService(
-            Stores(repository, SearchRepository(database), CurationRepository(database), TransferRepository(database)),
+            Stores(
+                repository,
+                SearchRepository(database),
+                CurationRepository(database),
+                TransferRepository(database),
+                TurnRepository(database),
+            ),
             cache,
             providers,
             Attachments(file_repository, blobs),

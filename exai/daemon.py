@@ -28,12 +28,14 @@ from exai.mcp.server import GOING_AWAY, SERVICE_RESTART, McpServer
 from exai.mcp.tools import ToolRegistry
 from exai.models import Started
 from exai.monitoring.http import monitoring_routes
+from exai.tools.chat import answer as chat_answer
 from exai.tools.chat import chat_tool
 from exai.tools.conversations import conversation_tools
 from exai.tools.curation import curation_tools
 from exai.tools.files import file_tools
 from exai.tools.resources import resource_features
 from exai.tools.status import status_tools
+from exai.tools.tasks import TurnTasks
 
 INSTRUCTIONS = (
     "EXAI asks models and keeps every conversation. Pass the continuation_id of an answer to go on with its "
@@ -97,6 +99,7 @@ def _mcp_server(app: App) -> McpServer:
         authenticate=authenticator(app.settings.server),
         recorder=app.recorder,
         features=resource_features(app.conversations, app.files, app.providers),
+        task_store=TurnTasks(app.conversations, {"chat": chat_answer}),
     )
 
 

@@ -127,6 +127,7 @@ class Conflict(RequestError):
     `key_reused`: the idempotency key belongs to a request with other content.
     `still_running`: the first request with this key has not ended yet.
     `revision`: the conversation has moved on from `expected_revision`.
+    `cancelled`: somebody else ended this request while it ran.
     `superseded`: a later attempt of the same turn has taken over.
     `exists`: the name is taken.
     """

@@ -162,6 +162,8 @@ class ServerSettings(Section):
     ping_timeout_s: float = Field(default=20.0, gt=0)
     progress_interval_s: float = Field(default=8.0, gt=0)
     shutdown_grace_s: float = Field(default=25.0, ge=0)
+    task_after_s: float = Field(default=5.0, ge=0)
+    owner_max_tasks: int = Field(default=64, ge=1)
 
     @property
     def is_guarded(self) -> bool:

@@ -15,6 +15,7 @@ from exai.cache.conversations import ConversationCache, Hit, Loaded
 from exai.config import LimitSettings
 from exai.conversations.attachments import Attachments
 from exai.conversations.formats import ConversationText, Format, MessageText
+from exai.conversations.outcome import ENDED, Outcome, outcome_of
 from exai.conversations.requests import (
     AppendRequest,
     ChatRequest,
@@ -31,11 +32,12 @@ from exai.conversations.requests import (
     with_files,
 )
 from exai.conversations.transfer import ExportPart, ImportProgress, Transfer
-from exai.conversations.turn import ChatTurns
+from exai.conversations.turn import ChatTurns, OnBegun
 from exai.db.conversations import AppendStart, ConversationRepository
 from exai.db.curation import BATCH, DAY_S, Change, Changed, CurationRepository
 from exai.db.search import SearchPage, SearchQuery, SearchRepository
 from exai.db.transfer import TransferRepository
+from exai.db.turns import TurnRepository
 from exai.errors import DatabaseUnavailable, InvalidArgument
 from exai.models import (
     MAX_PAGE_MESSAGES,
@@ -66,6 +68,7 @@ class Stores:
     search: SearchRepository
     curation: CurationRepository
     transfer: TransferRepository
+    turns: TurnRepository
 
 
 class ConversationService:
@@ -85,17 +88,20 @@ class ConversationService:
         recorder: Recorder,
     ) -> None:
         self._repository, self._search, self._curation = stores.conversations, stores.search, stores.curation
+        self._stored_turns = stores.turns
         self._transfer = Transfer(stores.transfer, cache, limits)
         self._cache, self._limits = cache, limits
         self._turns = ChatTurns(stores.conversations, cache, providers, attachments)
         self._recorder = recorder
 
-    async def chat(self, request: ChatRequest, on_delta: OnDelta | None = None) -> ChatResult:
+    async def chat(
+        self, request: ChatRequest, on_delta: OnDelta | None = None, on_begun: OnBegun | None = None
+    ) -> ChatResult:
         """Ask a model and store question and answer: 2 database round trips, whatever the length.
 
         Afterwards the answer is committed. When the model fails, the question stays, the failure is recorded with the
         turn, and the conversation can go on; the same `idempotency_key` then runs the same turn again. `on_delta`
-        receives the answer as it streams.
+        receives the answer as it streams, `on_begun` the id that `outcome` and `cancel` take from any daemon.
 
         Raises `InvalidArgument`, `NotFound`, `Conflict`, `NotConfigured`, a `ProviderError`, a `DatabaseError` or
         `DeadlineExceeded`.
@@ -105,7 +111,22 @@ class ConversationService:
             raise InvalidArgument("prompt", "is empty", "Say what the model is to answer")
         check_files(request.files, self._limits)
         check_question(request, self._limits)
-        return await self._turns.run(request, on_delta)
+        return await self._turns.run(request, on_delta, on_begun)
+
+    async def outcome(self, owner: Owner, turn_id: str) -> Outcome | None:
+        """Tell what became of a turn, also of one that another daemon runs: 1 database round trip.
+
+        None when this owner has no turn of that id, or its conversation is deleted. Raises a `DatabaseError`.
+        """
+        turn = await self._stored_turns.read(owner, turn_id)
+        return None if turn is None else outcome_of(turn)
+
+    async def cancel(self, owner: Owner, turn_id: str) -> bool:
+        """End a turn that is still running, also in another daemon, which stops asking within a lease's renewal.
+
+        1 database round trip. False when this owner has no turn of that id. Raises a `DatabaseError`.
+        """
+        return await self._stored_turns.cancel(owner, turn_id, ENDED)
 
     async def append(self, request: AppendRequest) -> Appended:
         """Store messages as one block, numbered without holes: 1 database round trip for any number of them.

@@ -13,14 +13,16 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, TypeVar
 
 import structlog
 
 from exai.cache.conversations import ConversationCache, Hit, Miss, Warm
 from exai.conversations.attachments import Attachments
+from exai.conversations.outcome import cause_of, result_of
 from exai.conversations.prompt import BYTES_PER_TOKEN, check_fits, input_tokens
 from exai.conversations.requests import ChatRequest, ChatResult, chat_messages, content_hash, refusal, request_key
 from exai.db.conversations import ConversationRepository, Known, TurnBegun, TurnEnd, TurnFinished, TurnStart
@@ -67,6 +69,9 @@ POLL_MOST_S = 2.0
 """How often a repeated request looks whether the first one has ended."""
 
 T = TypeVar("T")
+OnBegun = Callable[[TurnId, datetime], None]
+"""Hears of a turn's id, and since when it runs, as soon as its question is stored: from then on any daemon knows it."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -95,10 +100,10 @@ class ChatTurns:
     ) -> None:
         self._repository, self._cache, self._providers = repository, cache, providers
         self._attachments = attachments
-        self._leased: set[TurnId] = set()
+        self._leased: dict[TurnId, asyncio.Timeout] = {}
         self._side_tasks: set[asyncio.Task[Any]] = set()
 
-    async def run(self, request: ChatRequest, on_delta: OnDelta | None) -> ChatResult:
+    async def run(self, request: ChatRequest, on_delta: OnDelta | None, on_begun: OnBegun | None = None) -> ChatResult:
         """Answer one question; see `ConversationService.chat` for what holds afterwards."""
         started = time.monotonic()
         model = self._providers.resolve(request.model)
@@ -106,12 +111,13 @@ class ChatTurns:
         room_tokens = input_tokens(model.context_window, request.max_output_tokens)
         check_fits(request.prompt, request.system, room_tokens)
         cached = await self._read_cache(request)
-        begun = await self._begin(request, model, _turn_start(request, model, room_tokens, cached), cached)
+        begun = await self._begin(request, model, _turn_start(request, model, room_tokens, cached), cached, on_begun)
         if begun.conversation is None:
             raise AssertionError("a turn that was begun has a conversation")
         if begun.reply is not None:
             await self._tell_repeated(request, begun, begun.conversation)
-            return _repeated(begun, begun.conversation, started)
+            name, seconds = begun.conversation.continuation_id, time.monotonic() - started
+            return result_of(begun.reply, name, begun.revision, duration_s=seconds, duplicate=True)
         told = self._aside(self._tell_begun(request, begun, begun.conversation, cached), "cache-begun")
         turn = _Turn(request, model, begun, begun.conversation, cached, told, _Heard(on_delta))
         completion, finished, left_tokens = await self._answer(turn, room_tokens)
@@ -126,7 +132,7 @@ class ChatTurns:
             finish_reason=completion.finish_reason,
             duration_ms=(time.monotonic() - started) * 1000,
             duplicate=False,
-            prompt_tokens_left=max(left_tokens - completion.usage.output_tokens, 0),
+            prompt_tokens_left=left_tokens,
         )
 
     async def drain(self) -> None:
@@ -140,12 +146,20 @@ class ChatTurns:
             await asyncio.sleep(LEASE_S / 3)
             if self._leased:
                 try:
-                    await self._repository.renew_leases(tuple(self._leased), lease_s=LEASE_S)
+                    await self.renew_leases()
                 except ExaiError as error:
                     log.warning("lease_renewal_failed", turns=len(self._leased), error=str(error))
                 except Exception:
                     # Without this task every turn longer than a lease would be taken over and paid for twice.
                     log.exception("lease_renewal_failed", turns=len(self._leased))
+
+    async def renew_leases(self) -> None:
+        """Keep what is being worked on from being taken over, and stop work on what was ended from elsewhere."""
+        held = dict(self._leased)
+        pending = await self._repository.renew_leases(tuple(held), lease_s=LEASE_S)
+        for turn_id in held.keys() - pending:
+            if self._leased.get(turn_id) is held[turn_id]:
+                held[turn_id].reschedule(asyncio.get_running_loop().time())
 
     async def _read_cache(self, request: ChatRequest) -> Hit | Miss | None:
         if request.continuation_id is None:
@@ -154,12 +168,19 @@ class ChatTurns:
         return found if isinstance(found, Hit | Miss) else None
 
     async def _begin(
-        self, request: ChatRequest, model: Model, start: TurnStart, cached: Hit | Miss | None
+        self,
+        request: ChatRequest,
+        model: Model,
+        start: TurnStart,
+        cached: Hit | Miss | None,
+        on_begun: OnBegun | None,
     ) -> TurnBegun:
         """Store the question; a request that was seen before waits for, or takes over, its first attempt."""
         try:
             while True:
                 begun = await self._begin_once(request, model, start)
+                if on_begun is not None and begun.started_at is not None:
+                    on_begun(begun.turn_id, begun.started_at)
                 if begun.status != "pending":
                     break
                 await self._first_attempt_ended(start)
@@ -209,24 +230,39 @@ class ChatTurns:
             await self._record(_failure(request, model, begun, "", error))
 
     async def _answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, TurnFinished, int]:
-        history = _history(turn.begun, turn.cached)
-        self._leased.add(turn.begun.turn_id)
         try:
-            prompt, left_tokens = await self._attachments.prompt(
-                turn.request.owner, history, turn.begun.system, room_tokens
-            )
-            completion = await self._ask(turn, prompt)
+            completion, left_tokens = await self._leased_answer(turn, room_tokens)
         except BaseException as error:
             await self._write(self._fail(turn, error))
             raise
-        finally:
-            self._leased.discard(turn.begun.turn_id)
         try:
-            finished = await self._write(self._finish(turn, completion))
+            finished = await self._write(self._finish(turn, completion, left_tokens))
         except (DatabaseError, DeadlineExceeded) as error:
             continuation_id = turn.conversation.continuation_id
             raise AnswerNotStored(str(error), completion.content, continuation_id) from error
         return completion, finished, left_tokens
+
+    async def _leased_answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, int]:
+        """Ask the model unless somebody ends the turn from elsewhere; also return what its window still holds."""
+        turn_id = turn.begun.turn_id
+        scope = self._leased[turn_id] = asyncio.timeout(None)
+        try:
+            async with scope:
+                history = _history(turn.begun, turn.cached)
+                prompt, left_tokens = await self._attachments.prompt(
+                    turn.request.owner, history, turn.begun.system, room_tokens
+                )
+                completion = await self._ask(turn, prompt)
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            raise Conflict(
+                "cancelled", "this request was cancelled meanwhile", "Call again with the same key to run it again"
+            ) from error
+        finally:
+            if self._leased.get(turn_id) is scope:
+                del self._leased[turn_id]
+        return completion, max(left_tokens - completion.usage.output_tokens, 0)
 
     async def _ask(self, turn: _Turn, prompt: list[Prompt]) -> Completion:
         """Ask the model within the request's time, less what the outcome needs."""
@@ -247,7 +283,7 @@ class ChatTurns:
             )
         return completion
 
-    async def _finish(self, turn: _Turn, completion: Completion) -> TurnFinished:
+    async def _finish(self, turn: _Turn, completion: Completion, left_tokens: int) -> TurnFinished:
         facts = {
             "model": completion.model,
             "provider": completion.provider,
@@ -263,7 +299,11 @@ class ChatTurns:
                 model=turn.model.name,
                 usage=completion.usage,
                 cost_usd=self._providers.cost_usd(turn.model, completion.usage),
-                metadata={"finish_reason": completion.finish_reason, "request_id": completion.request_id},
+                metadata={
+                    "finish_reason": completion.finish_reason,
+                    "request_id": completion.request_id,
+                    "prompt_tokens_left": left_tokens,
+                },
             )
         )
         if finished.status == "superseded":
@@ -442,11 +482,6 @@ def _history(begun: TurnBegun, cached: Hit | Miss | None) -> tuple[Message, ...]
 
 def _failure(request: ChatRequest, model: Model, begun: TurnBegun, text: str, error: BaseException) -> TurnEnd:
     """Return the record of a failed attempt: its cause, and the part of an answer that was heard."""
-    cause: dict[str, Any] = {"code": "internal", "type": type(error).__name__}
-    if isinstance(error, ExaiError):
-        cause = {"code": error.code, "message": str(error), "retryable": error.retryable, **error.details()}
-    elif isinstance(error, asyncio.CancelledError):
-        cause = {"code": "cancelled", "message": "the caller cancelled the request or went away"}
     return TurnEnd(
         owner=request.owner,
         turn_id=begun.turn_id,
@@ -454,24 +489,5 @@ def _failure(request: ChatRequest, model: Model, begun: TurnBegun, text: str, er
         state="failed",
         messages=(NewMessage("assistant", text, kind="partial"),) if text.strip() else (),
         model=model.name,
-        error=cause,
-    )
-
-
-def _repeated(begun: TurnBegun, conversation: Conversation, started: float) -> ChatResult:
-    reply = begun.reply
-    if reply is None:
-        raise AssertionError("a finished turn has a reply")
-    return ChatResult(
-        content=reply.content,
-        continuation_id=conversation.continuation_id,
-        model=reply.model or "",
-        provider=reply.provider or "",
-        seq=reply.seq or 0,
-        revision=begun.revision,
-        usage=reply.usage,
-        finish_reason=reply.metadata.get("finish_reason", "stop"),
-        duration_ms=(time.monotonic() - started) * 1000,
-        duplicate=True,
-        prompt_tokens_left=None,
+        error=cause_of(error),
     )

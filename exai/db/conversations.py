@@ -40,6 +40,7 @@ from exai.db.rows import (
     json_of,
     reply_of,
     stored_of,
+    time_of,
 )
 from exai.errors import InvalidArgument, NotFound
 from exai.models import PAGE_MESSAGES, ContinuationId, Message, NewMessage, Owner, TurnId
@@ -174,6 +175,7 @@ class ConversationRepository:
             error=turn["error"] if turn else None,
             missing=head["detail"],
             lease_left_s=turn["lease_left_s"] if turn else None,
+            started_at=time_of(turn["started_at"]) if turn else answer.at,
         )
 
     async def finish_turn(self, end: TurnEnd) -> TurnFinished:

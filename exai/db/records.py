@@ -155,6 +155,7 @@ class TurnBegun:
     error: Mapping[str, Any] | None = None
     missing: str | None = None
     lease_left_s: float | None = None
+    started_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

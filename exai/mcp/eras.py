@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import orjson
 
-from exai.mcp.jsonrpc import Json
+from exai.mcp.jsonrpc import Json, RpcError
 
 MODERN = "2026-07-28"
 MODERN_VERSIONS = (MODERN,)
@@ -26,6 +26,9 @@ META_CAPABILITIES = "io.modelcontextprotocol/clientCapabilities"
 META_CLIENT = "io.modelcontextprotocol/clientInfo"
 META_SERVER = "io.modelcontextprotocol/serverInfo"
 META_SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
+
+TASKS = "io.modelcontextprotocol/tasks"
+"""The extension for calls that outlast a request; see `exai.mcp.tasks`."""
 
 HEADER_MISMATCH = -32020
 MISSING_CAPABILITY = -32021
@@ -63,6 +66,24 @@ def shaped(result: Json, version: str, cacheable: Cacheable | None, server_info:
 def described(info: Json, version: str) -> dict[str, Any]:
     """Return an implementation's description (name, version, title...) as a revision knows it."""
     return _without(info, _unknown_fields(version) | ({"description"} if version < _ICONS_SINCE else set()))
+
+
+def declares(capabilities: Json, extension: str) -> bool:
+    """Tell whether a client of the stateless era said with its request that it knows an extension."""
+    extensions = capabilities.get("extensions")
+    return isinstance(extensions, Mapping) and isinstance(extensions.get(extension), Mapping)
+
+
+def require_extension(capabilities: Json, extension: str) -> None:
+    """Raise the `RpcError` for a client that did not declare an extension and asks for what is part of it."""
+    if not declares(capabilities, extension):
+        facts: Json = {"requiredCapabilities": {"extensions": {extension: {}}}}
+        raise RpcError(MISSING_CAPABILITY, f"Missing required client capability: {extension}", facts)
+
+
+def without_extensions(capabilities: Json) -> Json:
+    """Return a server's capabilities as the initialize era knows them."""
+    return {name: value for name, value in capabilities.items() if name != "extensions"}
 
 
 def _modern(result: Json, cacheable: Cacheable | None, server_info: Json) -> dict[str, Any]:

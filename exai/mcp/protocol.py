@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
 from exai.errors import ExaiError, Overloaded, RequestError, ShuttingDown
@@ -60,13 +61,15 @@ class CallContext:
     """What a handler may know and do besides its arguments.
 
     `request_id` is EXAI's own id of this request, as the logs have it. `await progress("sentence")` tells the client
-    what is happening; it is a no-op for clients that did not ask for it, and never fails.
+    what is happening; it is a no-op for clients that did not ask for it, and never fails. `begun(id, since)` says under
+    which id the outcome can be asked for from now on, whatever becomes of this process.
     """
 
     owner: Owner
     request_id: str
     progress: Callable[[str], Awaitable[None]]
     client: Client = Client()
+    begun: Callable[[str, datetime], None] = lambda _id, _since: None
 
 
 Answer: TypeAlias = Callable[[Call], Json]
@@ -78,7 +81,8 @@ class Method:
     """How one method is served: `answer` at once and without waiting, or `work` in a task of its own.
 
     `as_result` turns an `ExaiError` raised by the work into a result; without it a JSON-RPC error goes out.
-    `timeout_s` ends the work earlier than the server's own limit does.
+    `timeout_s` ends the work earlier than the server's own limit does. A method of an `extension` is for those clients
+    of the stateless era that declare it.
     """
 
     name: str
@@ -87,6 +91,7 @@ class Method:
     cacheable: Cacheable | None = None
     as_result: Callable[[ExaiError], Json] | None = None
     timeout_s: float | None = None
+    extension: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +236,7 @@ class Connection:
         if request.method == "server/discover":
             return self._answer(request, Method(request.method, cacheable=DISCOVER_CACHE), version, self._discovery())
         if request.method == "subscriptions/listen" and self.surface.has_subscriptions:
-            return self._listen(request)
+            return self._listen(request, client)
         if request.method in eras.REMOVED_METHODS:
             raise _unknown(request.method)
         return self._start(request, version, client, meta)
@@ -245,10 +250,12 @@ class Connection:
             found["instructions"] = self.surface.instructions
         return found
 
-    def _listen(self, request: jsonrpc.Request) -> Action:
+    def _listen(self, request: jsonrpc.Request, client: Client) -> Action:
         wanted = request.params.get("notifications")
         if not isinstance(wanted, dict):
             raise RpcError(INVALID_PARAMS, "Invalid params: notifications must be an object")
+        if "taskIds" in wanted and eras.TASKS in self.surface.capabilities.get("extensions", {}):
+            eras.require_extension(client.capabilities, eras.TASKS)
         if len(self.listening) >= MAX_SUBSCRIPTIONS:
             raise rpc_error(Overloaded("subscriptions of one connection", MAX_SUBSCRIPTIONS))
         granted: dict[str, Any] = {
@@ -273,7 +280,7 @@ class Connection:
         self.client = _client(request.params.get("clientInfo"), capabilities if isinstance(capabilities, dict) else {})
         result: dict[str, Any] = {
             "protocolVersion": version,
-            "capabilities": self.surface.capabilities,
+            "capabilities": eras.without_extensions(self.surface.capabilities),
             "serverInfo": eras.described(self.surface.info, version),
         }
         if self.surface.instructions:
@@ -289,7 +296,8 @@ class Connection:
             raise RpcError(INVALID_PARAMS, problem)
         if name in ("resources/subscribe", "resources/unsubscribe") and self.surface.announces_updates:
             return self._subscribe(request)
-        if name not in self.surface.methods:
+        method = self.surface.methods.get(name)
+        if method is None or method.extension is not None:
             raise _unknown(name)
         if self.version is None:
             raise RpcError(
@@ -316,6 +324,8 @@ class Connection:
         method = self.surface.methods.get(request.method)
         if method is None:
             raise _unknown(request.method)
+        if method.extension is not None:
+            eras.require_extension(client.capabilities, method.extension)
         token = meta.get("progressToken")
         if token is not None and not jsonrpc.request_id(token):
             raise RpcError(INVALID_PARAMS, "Invalid params: progressToken must be a string or an integer")

@@ -17,6 +17,7 @@ from exai.mcp.edge import Admitted, Authenticator, Edge, everybody_is_local
 from exai.mcp.protocol import Call, Change, Connection, Feature, Surface
 from exai.mcp.quota import Quotas
 from exai.mcp.session import Session
+from exai.mcp.tasks import Tasks, TaskStore
 from exai.mcp.tools import ToolRegistry
 from exai.models import Recorder
 
@@ -46,6 +47,7 @@ class McpServer:
         authenticate: Authenticator = everybody_is_local,
         recorder: Recorder | None = None,
         features: Iterable[Feature] = (),
+        task_store: TaskStore | None = None,
     ) -> None:
         self.settings = settings
         self.tools = tools
@@ -53,7 +55,13 @@ class McpServer:
         self.edge = Edge(settings, authenticate)
         self.quotas = Quotas(settings)
         self.recorder = recorder or _Unrecorded()
-        self.surface = Surface(name, version, (tools.feature(), *features), instructions=instructions)
+        self._tasks = None if task_store is None else Tasks(task_store, settings, self.recorder, self.quieter)
+        offered = (
+            (tools.feature(), *features)
+            if self._tasks is None
+            else (tools.feature(self._tasks.run), *features, self._tasks.feature())
+        )
+        self.surface = Surface(name, version, offered, instructions=instructions)
         self.is_draining = False
         self._sessions: set[Session] = set()
         self._quiet = asyncio.Event()
@@ -110,16 +118,22 @@ class McpServer:
         hurry = hurry or asyncio.Event()
         hurried = asyncio.create_task(self._look_again_when(hurry), name="mcp drain hurry")
         try:
-            await self._closing_idle(lambda: hurry.is_set() or not self._sessions, grace_s, code)
+            await self._closing_idle(lambda: hurry.is_set() or not self._is_busy, grace_s, code)
+            if self._tasks is not None:
+                self._tasks.stop()
             for session in self._sessions:
                 session.refuse_rest()
                 session.finish(code)
             flush_s = HURRIED_FLUSH_TIMEOUT_S if hurry.is_set() else FLUSH_TIMEOUT_S
-            await self._closing_idle(lambda: not self._sessions, flush_s, code)
+            await self._closing_idle(lambda: not self._is_busy, flush_s, code)
         finally:
             hurried.cancel()
         if self._sessions:
             log.warning("sessions did not close in time", sessions=len(self._sessions))
+
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self._sessions) or (self._tasks is not None and self._tasks.are_running)
 
     async def _look_again_when(self, event: asyncio.Event) -> None:
         await event.wait()

@@ -11,6 +11,7 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import orjson
@@ -49,6 +50,11 @@ _KINDS = {
     "uuid": "a UUID",
     "datetime": "a time in ISO 8601",
 }
+
+
+Work = Callable[[CallContext], Awaitable[Json]]
+RunAsTask = Callable[[Call, CallContext, Work], Awaitable[Json]]
+"""Does a call's work, and may answer with a handle before it has ended; see `exai.mcp.tasks`."""
 
 
 class Arguments(BaseModel):
@@ -92,6 +98,9 @@ class ToolSpec:
     timeout_s: float | None = STORE_TIMEOUT_S
     """Ends a call earlier than the server's limit for all tools does; None for tools that ask a model."""
 
+    outlasts: bool = False
+    """Whether the handler says under which id it has `begun`, so that a call may be answered with a task's handle."""
+
     meta: Json = field(default_factory=dict)
     input_schema: Json | None = None
     """Replaces the schema made from `arguments` where that cannot say it."""
@@ -124,21 +133,21 @@ class ToolRegistry:
         self._described.append(_description(spec))
         self._specs[spec.name] = spec
 
-    def feature(self) -> Feature:
-        """Return the methods and the capability of these tools."""
+    def feature(self, run_as_task: RunAsTask | None = None) -> Feature:
+        """Return the methods and the capability of these tools; `run_as_task` does what may outlast its call."""
         capability = {"listChanged": True} if self._announces_changes else {}
         return Feature(
             {"tools": capability},
             (
                 Method("tools/list", answer=self._list, cacheable=LIST_CACHE),
-                Method("tools/call", work=self._call, as_result=error_result),
+                Method("tools/call", work=partial(self._call, run_as_task), as_result=error_result),
             ),
         )
 
     def _list(self, call: Call) -> Json:
         return paged(self._described, call.params, "tools")
 
-    async def _call(self, call: Call, context: CallContext) -> Json:
+    async def _call(self, run_as_task: RunAsTask | None, call: Call, context: CallContext) -> Json:
         spec, given = self._specs.get(self._name(call.params)), call.params.get("arguments")
         if spec is None:
             raise self._unknown_tool(self._name(call.params))
@@ -148,7 +157,13 @@ class ToolRegistry:
             arguments = spec.arguments.model_validate(given or {})
         except ValidationError as error:
             return invalid_arguments(spec, error)
-        return call_result(await spec.handler(arguments, context))
+
+        async def work(context: CallContext) -> Json:
+            return call_result(await spec.handler(arguments, context))
+
+        if spec.outlasts and run_as_task is not None:
+            return await run_as_task(call, context, work)
+        return await work(context)
 
     def tool_name(self, call: Call) -> str:
         """Return the called tool's name for logs and metrics, or "unknown": a peer must not invent metric labels."""

@@ -80,9 +80,8 @@ def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpe
                 await context.progress(f"{'answering' if delta.content else 'thinking'}, {heard:,} characters so far")
 
         given = await files.resolve(context.owner, arguments.files or ())
-        result = await conversations.chat(_request(arguments, context, given), on_delta)
-        facts = structured(result)
-        return ToolResult(facts, _as_text(facts))
+        result = await conversations.chat(_request(arguments, context, given), on_delta, context.begun)
+        return answer(result)
 
     return ToolSpec(
         name="chat",
@@ -97,8 +96,15 @@ def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpe
         handler=handle,
         open_world=True,
         joins_identical=True,
+        outlasts=True,
         timeout_s=None,
     )
+
+
+def answer(result: ChatResult) -> ToolResult:
+    """Return what a chat is answered with, at once or later."""
+    facts = structured(result)
+    return ToolResult(facts, _as_text(facts))
 
 
 def structured(result: ChatResult) -> dict[str, object]:

@@ -13,12 +13,13 @@ from typing import Any
 
 from exai.errors import InvalidArgument
 from exai.mcp import eras
-from exai.mcp.jsonrpc import Json, RpcError
+from exai.mcp.jsonrpc import INTERNAL_ERROR, Json, RpcError
 from exai.mcp.prompts import PromptArgument, PromptRegistry, PromptSpec, completion_feature
 from exai.mcp.resources import ResourceContents, ResourceRegistry, ResourceSpec
 from exai.mcp.server import McpServer
 from exai.mcp.tools import Arguments, CallContext, ToolRegistry, ToolResult, ToolSpec
 from tests.support.mcp_server import fast_settings
+from tests.support.memory_tasks import MemoryTasks
 
 STEP_S = 0.02
 
@@ -152,7 +153,70 @@ async def _complete(reference: Json, name: str, typed: str, context: CallContext
     return [word for word in ("paris", "park", "party") if word.startswith(typed)]
 
 
-def _tools(server: list[McpServer]) -> ToolRegistry:
+class Greeting(Arguments):
+    name: str
+
+
+class Computation(Arguments):
+    seconds: float
+    label: str = ""
+
+
+class Deletion(Arguments):
+    filename: str
+
+
+async def _greet(arguments: Greeting, context: CallContext) -> ToolResult:
+    return ToolResult(None, f"Hello, {arguments.name}!")
+
+
+def _outlasting(tasks: MemoryTasks) -> list[ToolSpec]:
+    """The tools that may be answered with a handle."""
+
+    async def compute(arguments: Computation, context: CallContext) -> ToolResult:
+        async def work() -> ToolResult:
+            await asyncio.sleep(arguments.seconds)
+            return ToolResult(None, "computed")
+
+        return await tasks.do(context, work())
+
+    async def fail(arguments: Nothing, context: CallContext) -> ToolResult:
+        """The suite takes this one for a tool that cannot be called but as a task."""
+        eras.require_extension(context.client.capabilities, eras.TASKS)
+
+        async def work() -> ToolResult:
+            await asyncio.sleep(1)
+            raise InvalidArgument("anything", "This job intentionally fails", "There is no cure")
+
+        return await tasks.do(context, work())
+
+    async def crash(arguments: Nothing, context: CallContext) -> ToolResult:
+        async def work() -> ToolResult:
+            await asyncio.sleep(STEP_S * 5)
+            raise RpcError(INTERNAL_ERROR, "This job intentionally has a defect")
+
+        return await tasks.do(context, work())
+
+    async def delete(arguments: Deletion, context: CallContext) -> ToolResult:
+        async def work() -> ToolResult:
+            await asyncio.sleep(STEP_S * 5)
+            return ToolResult(None, f"{arguments.filename} is deleted without a question")
+
+        return await tasks.do(context, work())
+
+    tools: list[tuple[str, type[Arguments], Any]] = [
+        ("slow_compute", Computation, compute),
+        ("failing_job", Nothing, fail),
+        ("protocol_error_job", Nothing, crash),
+        ("confirm_delete", Deletion, delete),
+    ]
+    return [
+        ToolSpec(name, name, f"Conformance: {name}.", arguments, handler, outlasts=True)
+        for name, arguments, handler in tools
+    ]
+
+
+def _tools(server: list[McpServer], tasks: MemoryTasks) -> ToolRegistry:
     async def change_tools(arguments: Nothing, context: CallContext) -> ToolResult:
         server[0].changed("tools")
         return ToolResult(None, "changed")
@@ -182,6 +246,8 @@ def _tools(server: list[McpServer]) -> ToolRegistry:
         (ToolSpec(name, name, f"Conformance: {name}.", Nothing, handler) for name, handler in handlers.items()),
         announces_changes=True,
     )
+    for spec in (ToolSpec("greet", "greet", "Conformance: greet.", Greeting, _greet), *_outlasting(tasks)):
+        registry.add(spec)
     registry.add(
         ToolSpec(
             "json_schema_2020_12_tool", "Schema", "Conformance.", Nothing, _fixed("ok"), input_schema=SCHEMA_2020_12
@@ -222,14 +288,16 @@ def conformance_server() -> McpServer:
         announces_changes=True,
     )
     known: list[McpServer] = []
+    tasks = MemoryTasks()
     server = McpServer(
         "exai-conformance",
         "0",
-        tools=_tools(known),
+        tools=_tools(known, tasks),
         instructions="For the conformance suite.",
-        settings=fast_settings(),
-        tool_timeout_s=10.0,
+        settings=fast_settings(task_after_s=STEP_S),
+        tool_timeout_s=90.0,
         features=(resources.feature(), prompts.feature(), completion_feature(_complete)),
+        task_store=tasks,
     )
     known.append(server)
     return server

@@ -92,6 +92,15 @@ async def test_a_lookup_of_a_turn_reads_one_row_each(sql: OneTrip) -> None:
     assert await touched(sql, "turn_state", "local", "c77") == {"conversations": (0, 1), "turns": (0, 1)}
 
 
+async def test_a_turn_by_its_id_is_found_through_indexes(sql: OneTrip) -> None:
+    """Asked for again and again by whoever waits for it; the planner itself looks at the ends of an index or two."""
+    turn_id = str(await sql.fetchval("select id from turns where request_key = 'long'"))
+    await sql.execute(f"update turns set state = 'finished', reply_last_seq = 4000 where id = '{turn_id}'")
+    for name, more in (("read_turn", ()), ("cancel_turn", ("{}",))):
+        counts = await touched(sql, name, "local", turn_id, *more)
+        assert all(scans == 0 and rows <= 8 for scans, rows in counts.values()), counts
+
+
 async def test_a_list_reads_one_page(sql: OneTrip) -> None:
     """In the order of its index, so nothing is sorted."""
     args = ("local", 20, datetime(9999, 1, 1, tzinfo=UTC), "ffffffff-ffff-ffff-ffff-ffffffffffff")

@@ -13,6 +13,7 @@ from exai.db.curation import Change, CurationRepository
 from exai.db.pool import connect
 from exai.db.search import SearchQuery, SearchRepository
 from exai.db.transfer import TransferRepository
+from exai.db.turns import TurnRepository
 from exai.models import LOCAL_OWNER, ConversationId
 from tests.support.counters import Counters
 from tests.support.database import appending, beginning, conversation_of, ending, new_id, opened
@@ -54,6 +55,8 @@ async def test_every_method_is_one_round_trip(proxy: PgProxy) -> None:
             "read_forward": lambda _: TransferRepository(database).read_forward(LOCAL_OWNER, name),
             "purge_conversations": lambda _: curation.purge(),
             "expire_idle": lambda _: curation.expire_idle(None, idle_s=1e9),
+            "read_turn": lambda _: TurnRepository(database).read(LOCAL_OWNER, turn.turn_id),
+            "cancel_turn": lambda _: TurnRepository(database).cancel(LOCAL_OWNER, turn.turn_id, {}),
             "prune_removed": lambda _: curation.prune_removed(),
         }
         for statement, call in calls.items():

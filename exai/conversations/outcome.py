@@ -1,0 +1,95 @@
+"""What became of a turn, as it is told to its caller, stored when it fails, and read back by whoever asks later.
+
+The invariant is that the answer of a stored turn is the one its own caller got, so that it can be asked for again from
+any daemon; and that a turn whose daemon is gone is never said to be running once its lease has run out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final, Literal
+
+from exai.conversations.requests import ChatResult
+from exai.db.conversations import StoredReply
+from exai.db.turns import StoredTurn
+from exai.errors import ExaiError, ShuttingDown
+from exai.models import ContinuationId, TurnId
+
+Stage = Literal["running", "answered", "failed", "cancelled", "lost"]
+
+CANCELLED: Final = {"code": "cancelled", "message": "the caller cancelled the request or went away"}
+ENDED: Final = {"code": "cancelled", "message": "cancelled on request"}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How far a turn has come. `result` is there when it is answered, `error` when it failed or was cancelled.
+
+    A turn is lost when whoever asked the model for it has not been heard of for the length of a lease.
+    """
+
+    turn_id: TurnId
+    tool: str
+    stage: Stage
+    continuation_id: ContinuationId
+    started_at: datetime
+    ended_at: datetime | None
+    result: ChatResult | None = None
+    error: Mapping[str, Any] | None = None
+
+
+def outcome_of(turn: StoredTurn) -> Outcome:
+    """Tell what a stored turn says."""
+    stage: Stage = "failed"
+    result = None
+    if turn.reply is not None:
+        stage = "answered"
+        seconds = (turn.finished_at - turn.started_at).total_seconds() if turn.finished_at else 0.0
+        result = result_of(turn.reply, turn.continuation_id, turn.revision, duration_s=seconds, duplicate=False)
+    elif turn.state == "pending":
+        stage = "running" if turn.lease_left_s > 0 else "lost"
+    elif turn.error is not None and turn.error.get("code") == CANCELLED["code"]:
+        stage = "cancelled"
+    return Outcome(
+        turn.turn_id,
+        turn.tool,
+        stage,
+        turn.continuation_id,
+        turn.started_at,
+        turn.finished_at,
+        result,
+        turn.error,
+    )
+
+
+def result_of(
+    reply: StoredReply, continuation_id: ContinuationId, revision: int, *, duration_s: float, duplicate: bool
+) -> ChatResult:
+    """Make the answer of a finished turn from what was stored of it."""
+    return ChatResult(
+        content=reply.content,
+        continuation_id=continuation_id,
+        model=reply.model or "",
+        provider=reply.provider or "",
+        seq=reply.seq or 0,
+        revision=revision,
+        usage=reply.usage,
+        finish_reason=reply.metadata.get("finish_reason", "stop"),
+        duration_ms=duration_s * 1000,
+        duplicate=duplicate,
+        prompt_tokens_left=reply.metadata.get("prompt_tokens_left"),
+    )
+
+
+def cause_of(error: BaseException) -> dict[str, Any]:
+    """Return what is stored of the error that ended an attempt."""
+    if isinstance(error, ExaiError):
+        return {"code": error.code, "message": str(error), "retryable": error.retryable, **error.details()}
+    if isinstance(error, asyncio.CancelledError):
+        if ShuttingDown.code in error.args:
+            return cause_of(ShuttingDown())
+        return dict(CANCELLED)
+    return {"code": "internal", "type": type(error).__name__}

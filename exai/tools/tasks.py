@@ -1,0 +1,76 @@
+"""Tasks of the protocol as EXAI has them: a task is a turn, and its handle the turn's id.
+
+Nothing is stored for a task that is not stored for every turn, so it costs no statement more, outlives its daemon, is
+found by every other one, and is kept exactly as long as its conversation. The invariant is that a completed task holds
+what the call itself would have been answered with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from exai.conversations import ChatResult, ConversationService
+from exai.conversations.outcome import Outcome
+from exai.errors import ShuttingDown
+from exai.mcp import eras
+from exai.mcp.jsonrpc import INTERNAL_ERROR, RpcError
+from exai.mcp.tasks import Task
+from exai.mcp.tools import ToolResult, call_result
+from exai.models import Owner
+
+Answers = Mapping[str, Callable[[ChatResult], ToolResult]]
+"""By the names of the tools whose calls can be tasks: what they answer with."""
+
+
+class TurnTasks:
+    """The turns of the tools in `answers`, as tasks."""
+
+    def __init__(self, conversations: ConversationService, answers: Answers) -> None:
+        self._conversations, self._answers = conversations, answers
+
+    async def get(self, owner: Owner, task_id: str) -> Task | None:
+        """Return this owner's task, or None: 1 database round trip."""
+        outcome = await self._conversations.outcome(owner, task_id)
+        if outcome is None or outcome.tool not in self._answers:
+            return None
+        return _task(outcome, self._answers[outcome.tool])
+
+    async def cancel(self, owner: Owner, task_id: str) -> bool:
+        """Have a task end early unless it has ended, False when there is none: 1 database round trip."""
+        return await self._conversations.cancel(owner, task_id)
+
+
+def _task(outcome: Outcome, answer: Callable[[ChatResult], ToolResult]) -> Task:
+    name = outcome.continuation_id
+    since, at = outcome.started_at, outcome.ended_at or outcome.started_at
+    task = Task(outcome.turn_id, "working", since, at, f"the model is being asked, in conversation {name}")
+    if outcome.result is not None:
+        return replace(task, status="completed", message="", result=call_result(answer(outcome.result)))
+    if outcome.stage == "failed":
+        return _failed(task, dict(outcome.error or {}))
+    if outcome.stage == "cancelled":
+        return replace(task, status="cancelled", message=(outcome.error or {}).get("message", ""))
+    if outcome.stage == "lost":
+        problem = (
+            "no answer was stored, because the daemon that asked the model is gone or could not store it; the question "
+            f"is kept in conversation {name}. Call again to ask it again"
+        )
+        return _broken(task, RpcError(INTERNAL_ERROR, problem))
+    return task
+
+
+def _failed(task: Task, error: Mapping[str, Any]) -> Task:
+    """Tell a failure as the call itself would have: most are a tool's answer, and only the rest are the protocol's."""
+    if error.get("code") == ShuttingDown.code:
+        return _broken(task, RpcError(eras.SHUTTING_DOWN, str(ShuttingDown()), error))
+    if "message" not in error:
+        problem = "internal error; the logs of the daemon that asked the model have it"
+        return _broken(task, RpcError(INTERNAL_ERROR, problem))
+    result = call_result(ToolResult({"error": error}, error["message"], is_error=True))
+    return replace(task, status="completed", message="", result=result)
+
+
+def _broken(task: Task, error: RpcError) -> Task:
+    return replace(task, status="failed", message=error.message, error=error)

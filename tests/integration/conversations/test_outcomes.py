@@ -1,0 +1,279 @@
+"""What became of a turn, asked of another daemon than the one that ran it: the state behind every task."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exai.app import App, open_app
+from exai.blobs.local import LocalBlobs
+from exai.config import CacheSettings
+from exai.conversations import AppendRequest, ChatRequest
+from exai.conversations.attachments import Attachments
+from exai.conversations.turn import ChatTurns
+from exai.db.conversations import ConversationRepository
+from exai.db.files import FileRepository
+from exai.db.pool import connect
+from exai.errors import Conflict, ExaiError, ShuttingDown
+from exai.mcp.protocol import CallContext
+from exai.mcp.tasks import Task
+from exai.mcp.tools import ToolResult, call_result, error_result
+from exai.models import LOCAL_OWNER, NewMessage, Owner
+from exai.tools.chat import ChatArguments, answer, chat_tool
+from exai.tools.tasks import TurnTasks
+from tests.integration.conversations.conftest import Rig, open_rig
+from tests.support.provider_server import chunk, event, failure, hang_after_first_token, kimi_answer, stream
+
+GATED = stream("gate", *kimi_answer("Four.").steps)
+
+
+@pytest.fixture
+async def rig(postgres_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Rig]:
+    async with open_rig(postgres_url, redis_url, tmp_path) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def elsewhere(rig: Rig) -> AsyncIterator[App]:
+    """Another daemon on the same database."""
+    async with open_app(rig.app.settings.model_copy(update={"cache": CacheSettings(url="off")})) as app:
+        yield app
+
+
+@dataclass
+class Chat:
+    """A call of the tool `chat` that runs, and what its client was told of it."""
+
+    work: asyncio.Task[ToolResult]
+    named: asyncio.Event = field(default_factory=asyncio.Event)
+    id: str = ""
+    since: datetime | None = None
+
+
+async def chatting(app: App, **arguments: Any) -> Chat:
+    """Begin a chat; returns once its question is stored."""
+    spec = chat_tool(app.conversations, app.files)
+    chat: Chat
+
+    def begun(turn_id: str, since: datetime) -> None:
+        chat.id, chat.since = turn_id, since
+        chat.named.set()
+
+    context = CallContext(LOCAL_OWNER, "1", _silent, begun=begun)
+    work = asyncio.ensure_future(spec.handler(ChatArguments(**{"prompt": "Two and two?", **arguments}), context))
+    chat = Chat(work)
+    async with asyncio.timeout(5):
+        await chat.named.wait()
+    return chat
+
+
+async def _silent(sentence: str) -> None:
+    """Nobody listens."""
+
+
+def tasks_of(app: App) -> TurnTasks:
+    return TurnTasks(app.conversations, {"chat": answer})
+
+
+async def task_of(app: App, task_id: str, owner: Owner = LOCAL_OWNER) -> Task:
+    found = await tasks_of(app).get(owner, task_id)
+    assert found is not None
+    return found
+
+
+@asynccontextmanager
+async def admin(rig: Rig) -> AsyncIterator[Any]:
+    connection = await connect(rig.app.database.address, timeout_s=5)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def test_an_answer_is_asked_for_from_any_daemon(rig: Rig, elsewhere: App) -> None:
+    """The same as its caller got, but for how long that one waited."""
+    rig.provider.script(GATED)
+    chat = await chatting(rig.app)
+    working = await task_of(elsewhere, chat.id)
+    assert (working.status, working.created_at) == ("working", chat.since)
+    rig.provider.gate.set()
+    direct: Any = call_result(await chat.work)
+    done = await task_of(elsewhere, chat.id)
+    later: Any = done.result
+    for result in (direct, later):
+        assert result["structuredContent"].pop("duration_ms") > 0
+    assert (done.status, later) == ("completed", direct)
+    assert working.created_at == done.created_at < done.updated_at
+
+
+async def test_a_task_costs_what_a_chat_costs_and_each_question_one_round_trip(rig: Rig) -> None:
+    """Nothing is stored for a task that is not stored for every turn."""
+    rig.reset()
+    chat = await chatting(rig.app)
+    await chat.work
+    assert rig.database.round_trips == 2
+    rig.reset()
+    await task_of(rig.app, chat.id)
+    assert rig.cost() == (1, 0)
+    rig.reset()
+    assert await tasks_of(rig.app).cancel(LOCAL_OWNER, chat.id)
+    assert rig.cost() == (1, 0)
+    assert (await task_of(rig.app, chat.id)).status == "completed"
+
+
+async def test_a_failure_is_told_as_the_call_told_it(rig: Rig, elsewhere: App) -> None:
+    """A tool's error is a result; the protocol's own word for failure is for the protocol's errors."""
+    rig.provider.script(stream("gate", *failure(401, {"error": {"message": "no"}}).steps))
+    rig.provider.script(failure(401, {"error": {"message": "no"}}))
+    rig.provider.gate.set()
+    chat = await chatting(rig.app)
+    with pytest.raises(ExaiError) as caught:
+        await chat.work
+    found = await task_of(elsewhere, chat.id)
+    assert (found.status, found.result) == ("completed", error_result(caught.value))
+
+
+async def test_a_task_whose_daemon_is_gone_has_failed_and_may_be_asked_again(rig: Rig, elsewhere: App) -> None:
+    """It is said to be working for as long as its lease runs, and under the same handle when it is asked again."""
+    rig.provider.script(GATED, kimi_answer("Four again."))
+    chat = await chatting(rig.app, idempotency_key="key")
+    async with admin(rig) as sql:
+        await sql.execute("update public.turns set lease_until = now()")
+    lost = await task_of(elsewhere, chat.id)
+    assert lost.status == "failed"
+    assert lost.error is not None
+    assert (lost.error.code, lost.error.message) == (-32603, lost.message)
+    assert "no answer was stored, because the daemon that asked the model is gone" in lost.message
+    again = await chatting(elsewhere, idempotency_key="key")
+    await again.work
+    assert again.id == chat.id
+    found: Any = (await task_of(elsewhere, chat.id)).result
+    assert found["structuredContent"]["content"] == "Four again."
+    rig.provider.gate.set()
+    with pytest.raises(Conflict):
+        await chat.work
+
+
+async def test_a_task_cancelled_elsewhere_stops_with_its_next_lease(rig: Rig, elsewhere: App) -> None:
+    """The daemon that asks the model learns of it when it renews, and stops paying."""
+    rig.provider.script(hang_after_first_token("Half"))
+    attachments = Attachments(FileRepository(rig.app.database), LocalBlobs(rig.app.settings.data_dir / "files"))
+    turns = ChatTurns(ConversationRepository(rig.app.database), rig.app.cache, rig.app.providers, attachments)
+    heard, named = asyncio.Event(), []
+
+    async def on_delta(_: object) -> None:
+        heard.set()
+
+    work = asyncio.create_task(turns.run(ChatRequest(LOCAL_OWNER, "Hi"), on_delta, lambda *begun: named.append(begun)))
+    await heard.wait()
+    await turns.renew_leases()
+    assert await tasks_of(elsewhere).cancel(LOCAL_OWNER, named[0][0])
+    assert (await task_of(rig.app, named[0][0])).status == "cancelled"
+    assert not work.done()
+    await turns.renew_leases()
+    with pytest.raises(Conflict) as caught:
+        await work
+    assert caught.value.reason == "cancelled"
+    async with asyncio.timeout(5):
+        await rig.provider.chats[0].gone.wait()
+    found = await task_of(rig.app, named[0][0])
+    assert (found.status, found.message) == ("cancelled", "cancelled on request")
+
+
+async def test_an_answer_that_comes_after_the_cancellation_is_not_stored(rig: Rig, elsewhere: App) -> None:
+    """A task that was said to be cancelled stays so."""
+    rig.provider.script(GATED)
+    chat = await chatting(rig.app)
+    await tasks_of(elsewhere).cancel(LOCAL_OWNER, chat.id)
+    rig.provider.gate.set()
+    with pytest.raises(Conflict):
+        await chat.work
+    assert (await task_of(elsewhere, chat.id)).status == "cancelled"
+    listed = await elsewhere.conversations.list(LOCAL_OWNER)
+    assert [each.last_seq for each in listed.conversations] == [1]
+
+
+async def test_work_that_is_stopped_says_by_whom(rig: Rig, elsewhere: App) -> None:
+    """A caller that goes away has cancelled; a daemon that stops has failed it, and says so."""
+    seen = {}
+    for word in ((), (ShuttingDown.code,)):
+        rig.provider.script(stream("hang"))
+        chat = await chatting(rig.app)
+        chat.work.cancel(*word)
+        with pytest.raises(asyncio.CancelledError):
+            await chat.work
+        found = await task_of(elsewhere, chat.id)
+        seen[word] = (found.status, found.error and found.error.code, found.message)
+    assert seen[()] == ("cancelled", None, "the caller cancelled the request or went away")
+    assert seen[ShuttingDown.code,] == ("failed", -31002, str(ShuttingDown()))
+
+
+async def test_a_defect_is_told_as_one(rig: Rig, elsewhere: App) -> None:
+    """Without its text, which is for the logs."""
+    rig.provider.script(stream(chunk({"content": "x"}), event("[DONE]")))
+    conversations, named = rig.app.conversations, []
+
+    async def on_delta(_: object) -> None:
+        raise RuntimeError("a secret that must not leave")
+
+    with pytest.raises(RuntimeError):
+        await conversations.chat(ChatRequest(LOCAL_OWNER, "Hi"), on_delta, lambda *begun: named.append(begun))
+    found = await task_of(elsewhere, named[0][0])
+    assert found.error is not None
+    assert (found.status, found.error.code, found.error.data) == ("failed", -32603, None)
+    assert "secret" not in found.message
+
+
+async def _foreign(rig: Rig, task_id: str) -> tuple[Owner, str]:
+    return Owner("someone else"), task_id
+
+
+async def _deleted(rig: Rig, task_id: str) -> tuple[Owner, str]:
+    listed = await rig.app.conversations.list(LOCAL_OWNER)
+    await rig.app.conversations.delete(LOCAL_OWNER, listed.conversations[0].continuation_id)
+    return LOCAL_OWNER, task_id
+
+
+async def _appended(rig: Rig, task_id: str) -> tuple[Owner, str]:
+    stored = await rig.app.conversations.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", "x")]))
+    page = await rig.app.conversations.read(LOCAL_OWNER, stored.continuation_id)
+    return LOCAL_OWNER, page.messages[0].turn_id or ""
+
+
+async def _no_id(rig: Rig, task_id: str) -> tuple[Owner, str]:
+    return LOCAL_OWNER, f"{task_id}\x00"
+
+
+async def _written_otherwise(rig: Rig, task_id: str) -> tuple[Owner, str]:
+    return LOCAL_OWNER, task_id.upper()
+
+
+@pytest.mark.parametrize("change", [_foreign, _deleted, _no_id, _written_otherwise, _appended])
+async def test_there_is_no_task(rig: Rig, change: Callable[[Rig, str], Awaitable[tuple[Owner, str]]]) -> None:
+    """Of another owner, of a deleted conversation, of a text that is no id, of a write that asked no model."""
+    chat = await chatting(rig.app)
+    await chat.work
+    owner, task_id = await change(rig, chat.id)
+    assert await tasks_of(rig.app).get(owner, task_id) is None
+    assert change is _appended or not await tasks_of(rig.app).cancel(owner, task_id)
+
+
+async def test_pruning_a_conversation_forgets_its_tasks(rig: Rig) -> None:
+    """A task is kept as long as its conversation, by the same rule."""
+    chat = await chatting(rig.app)
+    await chat.work
+    listed = await rig.app.conversations.list(LOCAL_OWNER)
+    await rig.app.conversations.delete(LOCAL_OWNER, listed.conversations[0].continuation_id)
+    async with admin(rig) as sql:
+        await sql.execute(
+            "update public.conversations set deleted_at = now() - interval '8 days' where owner = 'local'"
+        )
+        assert await rig.app.conversations.prune() == 1
+        assert await sql.fetchval("select count(*) from public.turns where id = $1::uuid", chat.id) == 0

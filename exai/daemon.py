@@ -28,6 +28,7 @@ from exai.mcp.server import GOING_AWAY, SERVICE_RESTART, McpServer
 from exai.mcp.tools import ToolRegistry
 from exai.models import Started
 from exai.monitoring.http import monitoring_routes
+from exai.monitoring.stalls import watch_loop
 from exai.tools.chat import answer as chat_answer
 from exai.tools.chat import chat_tool
 from exai.tools.conversations import conversation_tools
@@ -64,7 +65,7 @@ async def serve(
     Raises as `open_app`, and `StartupError` for the port.
     """
     with _signals() as (stop, hurry), _parent_watched(parent, stop) as retired:
-        async with open_app(settings) as app:
+        async with open_app(settings) as app, watch_loop(app.recorder):
             server = _mcp_server(app)
             asgi = build_asgi(server, monitoring_routes(app.health, app.recorder, facts=lambda: figures(app)))
             async with open_server(asgi, settings.server, sockets=sockets) as running:

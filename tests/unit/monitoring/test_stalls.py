@@ -1,0 +1,44 @@
+"""A stalled event loop names its culprit; fault 24 of a daemon that stands still by its own doing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from structlog.testing import capture_logs
+
+from exai.monitoring.stalls import watch_loop
+from tests.support.counters import Counters
+from tests.support.waiting import WAIT_LIMIT_S, wait_until
+
+AFTER_S = 0.05
+
+
+def culprit(logged: list[object]) -> None:
+    """Block the loop until that was noticed."""
+    end = time.monotonic() + WAIT_LIMIT_S
+    while not logged and time.monotonic() < end:
+        time.sleep(AFTER_S / 5)
+
+
+async def test_culprit_is_named_while_it_still_blocks() -> None:
+    """Once per stall, and counted when the loop runs again."""
+    recorder = Counters()
+    with capture_logs() as logged:
+        async with watch_loop(recorder, after_s=AFTER_S):
+            culprit(logged)
+            await wait_until(lambda: len(logged) > 1)
+    assert [entry["event"] for entry in logged] == ["event_loop_stalled", "event_loop_runs_again"]
+    inside = logged[0]["inside"]
+    assert "culprit (" in inside
+    assert __file__ in inside
+    assert recorder["event_loop_stalls_total"] == 1
+
+
+async def test_loop_that_is_merely_busy_is_not_reported() -> None:
+    """It comes round in between."""
+    with capture_logs() as logged:
+        async with watch_loop(Counters(), after_s=5.0):
+            for _ in range(1_000):
+                await asyncio.sleep(0)
+    assert logged == []

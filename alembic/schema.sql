@@ -139,6 +139,8 @@ CREATE INDEX conversations_parent_idx ON public.conversations USING btree (paren
 
 CREATE INDEX conversations_recent_idx ON public.conversations USING btree (owner, updated_at DESC, id DESC);
 
+CREATE INDEX conversations_title_idx ON public.conversations USING gin (to_tsvector('simple'::regconfig, "left"(title, 100000))) WHERE (title IS NOT NULL);
+
 CREATE TRIGGER exai_fill BEFORE INSERT OR UPDATE ON public.conversations FOR EACH ROW WHEN (((new.continuation_id IS NULL) OR (new.metadata IS NULL) OR (new.created_at IS NULL) OR (new.updated_at IS NULL))) EXECUTE FUNCTION exai.fill_conversation_v1();
 
 CREATE TRIGGER exai_note_change BEFORE UPDATE ON public.conversations FOR EACH ROW WHEN (((new.revision = old.revision) AND ((new.owner IS DISTINCT FROM old.owner) OR (new.continuation_id IS DISTINCT FROM old.continuation_id) OR (new.title IS DISTINCT FROM old.title) OR (new.metadata IS DISTINCT FROM old.metadata) OR (new.tags IS DISTINCT FROM old.tags) OR (new.deleted_at IS DISTINCT FROM old.deleted_at) OR (new.parent_id IS DISTINCT FROM old.parent_id) OR (new.parent_seq IS DISTINCT FROM old.parent_seq)))) EXECUTE FUNCTION exai.note_change_v1();
@@ -462,6 +464,87 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.change_conversation_v2(p_owner text, p_continuation_id text, p_turn_id uuid, p_key text, p_hash text, p_tool text, p_change jsonb, p_expected bigint)
+ RETURNS TABLE(part text, data text)
+ LANGUAGE plpgsql
+ ROWS 1
+ SET lock_timeout TO '2s'
+AS $function$
+#variable_conflict use_column
+declare
+  v public.conversations;
+  n public.conversations;
+  t public.turns;
+  v_now timestamptz;
+  v_status text;
+begin
+  select c.* into v from public.conversations c
+   where c.owner = p_owner and c.continuation_id = p_continuation_id
+     for no key update;
+  if v.id is not null then
+    select x.* into t from public.turns x where x.owner = p_owner and x.request_key = p_key;
+  end if;
+  if t.id is not null then
+    v_status := case when t.request_hash <> p_hash or t.conversation_id <> v.id then 'conflict_key' else 'duplicate' end;
+    return query select 'head', json_build_object(
+      'status', v_status, 'base_revision', v.revision, 'revision', v.revision, 'inc', exai.incarnation_v1(),
+      'conversation', case when v_status = 'duplicate' then t.metadata -> 'conversation' end)::text;
+    return;
+  end if;
+  if v.id is null or (v.deleted_at is not null and not p_change ? 'deleted') then
+    return query select 'head', json_build_object('status', 'not_found', 'inc', exai.incarnation_v1())::text;
+    return;
+  end if;
+  n := v;
+  v_now := greatest(v.updated_at, clock_timestamp());
+  if p_change ? 'title' then
+    n.title := p_change ->> 'title';
+  end if;
+  if p_change ? 'metadata' then
+    n.metadata := p_change -> 'metadata';
+  end if;
+  if p_change ? 'tags' then
+    n.tags := array(select jsonb_array_elements_text(p_change -> 'tags'));
+  end if;
+  if p_change ? 'deleted' then
+    n.deleted_at := case when (p_change ->> 'deleted')::boolean then coalesce(v.deleted_at, v_now) end;
+  end if;
+  v_status := case
+    when n is not distinct from v then 'unchanged'
+    when p_expected is not null and p_expected <> v.revision then 'conflict_revision'
+    else 'changed' end;
+  if v_status = 'changed' then
+    n.revision := v.revision + 1;
+    n.edited_revision := v.revision + 1;
+    n.updated_at := v_now;
+  elsif v_status = 'conflict_revision' then
+    n := v;
+  end if;
+  if v_status <> 'conflict_revision' then
+    insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by, lease_until,
+                              revision, metadata, finished_at)
+    values (p_turn_id, v.id, p_owner, p_key, p_hash, p_tool, 'finished', p_turn_id, v_now, n.revision,
+            jsonb_build_object('conversation', exai.header_v1(n)), v_now)
+    on conflict do nothing;
+    if not found then
+      -- Somebody has just used the key for another conversation.
+      v_status := 'conflict_key';
+      n := v;
+    end if;
+  end if;
+  if v_status = 'changed' then
+    update public.conversations c
+       set title = n.title, metadata = n.metadata, tags = n.tags, deleted_at = n.deleted_at, revision = n.revision,
+           edited_revision = n.edited_revision, changed_xid = pg_current_xact_id(), updated_at = n.updated_at
+     where c.id = v.id;
+  end if;
+  return query select 'head', json_build_object(
+    'status', v_status, 'base_revision', v.revision, 'revision', n.revision, 'inc', exai.incarnation_v1(),
+    'conversation', case when v_status <> 'conflict_key' then exai.header_v1(n) end)::text;
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.fill_conversation_v1()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -629,6 +712,86 @@ begin
   return query select 'head', json_build_object(
     'status', v_status, 'last_seq', v.next_seq - 1, 'inc', exai.incarnation_v1(),
     'conversation', case when v_status = 'forked' then exai.header_v1(n) end)::text;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.fork_v2(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_at_seq bigint, p_title text)
+ RETURNS TABLE(part text, data text)
+ LANGUAGE plpgsql
+ ROWS 1
+ SET lock_timeout TO '2s'
+AS $function$
+#variable_conflict use_column
+declare
+  c_max_depth constant integer := 64;
+  v public.conversations;
+  w public.conversations;
+  n public.conversations;
+  t public.turns;
+  v_at bigint;
+  v_depth integer := 0;
+  v_status text := 'forked';
+begin
+  select x.* into t from public.turns x where x.owner = p_owner and x.request_key = p_key;
+  if t.id is null then
+    select c.* into v from public.conversations c
+     where c.owner = p_owner and c.continuation_id = p_continuation_id and c.deleted_at is null
+       for key share;
+    if not found then
+      v_status := 'not_found';
+    else
+      v_at := coalesce(p_at_seq, v.next_seq - 1);
+      if v_at < 0 or v_at >= v.next_seq then
+        v_status := 'out_of_range';
+      end if;
+    end if;
+    if v_status = 'forked' then
+      w := v;
+      while w.parent_id is not null and v_at <= w.parent_seq loop
+        select c.* into w from public.conversations c where c.id = w.parent_id;
+      end loop;
+      n := w;
+      while n.parent_id is not null loop
+        v_depth := v_depth + 1;
+        select c.* into n from public.conversations c where c.id = n.parent_id;
+      end loop;
+      if v_depth >= c_max_depth then
+        v_status := 'too_deep';
+      end if;
+    end if;
+    if v_status = 'forked' then
+      with k as (
+        insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by,
+                                  lease_until, revision, finished_at)
+        values (p_turn_id, p_new_id, p_owner, p_key, p_hash, 'conversation_fork', 'finished', p_turn_id,
+                clock_timestamp(), 1, clock_timestamp())
+        on conflict do nothing
+        returning 1),
+      c as (
+        insert into public.conversations (id, owner, continuation_id, title, metadata, tags, parent_id, parent_seq,
+                                          next_seq, revision)
+        select p_new_id, p_owner, p_new_id::text, coalesce(p_title, v.title), v.metadata, v.tags, w.id, v_at, v_at + 1, 1
+          from k
+        returning 1)
+      insert into public.conversation_files (conversation_id, file_id)
+      select p_new_id, f.file_id from c cross join public.conversation_files f
+       where f.conversation_id = v.id order by f.file_id;
+      -- Finds ours, or that of whoever came with the same key while we waited.
+      select x.* into t from public.turns x where x.owner = p_owner and x.request_key = p_key;
+    end if;
+  end if;
+  if t.id is not null then
+    select c.* into n from public.conversations c where c.id = t.conversation_id;
+    v_status := case
+      when t.id = p_turn_id then 'forked'
+      when t.request_hash <> p_hash then 'conflict_key'
+      when n.deleted_at is not null then 'not_found'
+      else 'duplicate' end;
+  end if;
+  return query select 'head', json_build_object(
+    'status', v_status, 'last_seq', v.next_seq - 1, 'inc', exai.incarnation_v1(),
+    'conversation', case when v_status in ('forked', 'duplicate') then exai.header_v1(n) end)::text;
 end
 $function$
 ;

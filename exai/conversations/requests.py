@@ -60,6 +60,7 @@ class ChatRequest:
     max_output_tokens: int | None = None
     thinking: Thinking | None = None
     title: str | None = None
+    expected_revision: int | None = None
     files: Sequence[FileId] = ()
     tool: str = "chat"
 

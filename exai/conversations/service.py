@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from exai.cache.conversations import ConversationCache, Hit, Loaded
 from exai.config import LimitSettings
@@ -22,6 +23,7 @@ from exai.conversations.requests import (
     ChatResult,
     ConversationPage,
     check_files,
+    check_json,
     check_messages,
     check_names,
     check_number,
@@ -34,7 +36,7 @@ from exai.conversations.requests import (
 from exai.conversations.transfer import ExportPart, ImportProgress, Transfer
 from exai.conversations.turn import ChatTurns, OnBegun
 from exai.db.conversations import AppendStart, ConversationRepository
-from exai.db.curation import BATCH, DAY_S, Change, Changed, CurationRepository
+from exai.db.curation import BATCH, DAY_S, Change, Changed, CurationRepository, Request
 from exai.db.search import SearchPage, SearchQuery, SearchRepository
 from exai.db.transfer import TransferRepository
 from exai.db.turns import TurnRepository
@@ -107,6 +109,7 @@ class ConversationService:
         `DeadlineExceeded`.
         """
         check_names(request.continuation_id, request.idempotency_key, request.title)
+        check_number("expected_revision", request.expected_revision)
         if not request.prompt.strip():
             raise InvalidArgument("prompt", "is empty", "Say what the model is to answer")
         check_files(request.files, self._limits)
@@ -264,23 +267,29 @@ class ConversationService:
         *,
         at_seq: int | None = None,
         title: str | None = None,
+        idempotency_key: str | None = None,
     ) -> Conversation:
         """Make a conversation that begins as this one was after message `at_seq`: 1 database round trip.
 
-        The messages up to there are shared, not copied. Raises `NotFound` or `InvalidArgument`.
+        The messages up to there are shared, not copied. A repeated `idempotency_key` gives the same fork again.
+        Raises `NotFound`, `Conflict` or `InvalidArgument`.
         """
-        check_names(continuation_id, None, title)
+        check_names(continuation_id, idempotency_key, title)
         check_number("at_seq", at_seq, least=1)
-        new_id = ConversationId(str(uuid.uuid4()))
         forked = await self._curation.fork(
-            owner, continuation_id, new_conversation_id=new_id, at_seq=at_seq, title=title
+            owner,
+            continuation_id,
+            _once(idempotency_key, "conversation_fork", continuation_id, at_seq, title),
+            new_conversation_id=ConversationId(str(uuid.uuid4())),
+            at_seq=at_seq,
+            title=title,
         )
         if forked.status == "out_of_range":
             raise InvalidArgument("at_seq", f"is {at_seq}", f"Use 1 to {forked.last_seq}")
         if forked.status == "too_deep":
             raise InvalidArgument("continuation_id", "is a fork of too many forks", "Export it and import it anew")
         if forked.conversation is None:
-            raise refusal("not_found", continuation_id, 0, None)
+            raise refusal(forked.status, continuation_id, 0, None)
         return forked.conversation
 
     async def change(
@@ -290,20 +299,44 @@ class ConversationService:
         change: Change,
         *,
         expected_revision: int | None = None,
+        idempotency_key: str | None = None,
     ) -> Conversation:
-        """Change title, metadata or tags: 1 database round trip. Raises `NotFound`, `Conflict` or `InvalidArgument`."""
-        check_names(continuation_id, None, change.title or None)
+        """Change title, metadata or tags: 1 database round trip.
+
+        A repeated `idempotency_key` changes nothing and answers as the first time, whatever was changed since.
+        Raises `NotFound`, `Conflict` or `InvalidArgument`.
+        """
+        check_names(continuation_id, idempotency_key, change.title or None)
         check_number("expected_revision", expected_revision)
-        changed = await self._curation.change(owner, continuation_id, change, expected_revision=expected_revision)
+        if change.metadata is not None:
+            check_json("metadata", change.metadata, self._limits.message_bytes)
+        request = _once(idempotency_key, "conversation_update", continuation_id, change.document())
+        changed = await self._curation.change(
+            owner, continuation_id, request, change, expected_revision=expected_revision
+        )
         return await self._told(owner, continuation_id, changed)
 
-    async def delete(self, owner: Owner, continuation_id: ContinuationId) -> None:
-        """Mark as deleted: nobody finds it any more, until `restore` or the purge. Raises `NotFound`."""
-        await self._told(owner, continuation_id, await self._curation.delete(owner, continuation_id))
+    async def delete(
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        *,
+        expected_revision: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> None:
+        """Mark as deleted: nobody finds it any more, until `restore` or the purge. Raises as `change`."""
+        await self._mark(owner, continuation_id, True, expected_revision, idempotency_key)
 
-    async def restore(self, owner: Owner, continuation_id: ContinuationId) -> Conversation:
-        """Bring a deleted conversation back, as long as it has not been purged. Raises `NotFound`."""
-        return await self._told(owner, continuation_id, await self._curation.undelete(owner, continuation_id))
+    async def restore(
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        *,
+        expected_revision: int | None = None,
+        idempotency_key: str | None = None,
+    ) -> Conversation:
+        """Bring a deleted conversation back, as long as it has not been purged. Raises as `change`."""
+        return await self._mark(owner, continuation_id, False, expected_revision, idempotency_key)
 
     def export(self, owner: Owner, continuation_id: ContinuationId, kind: Format = "jsonl") -> AsyncIterator[str]:
         """Yield a whole conversation as text, page by page; see `Transfer.export`."""
@@ -345,12 +378,23 @@ class ConversationService:
         await self._curation.prune_removed()
         return removed
 
+    async def _mark(
+        self, owner: Owner, continuation_id: ContinuationId, deleted: bool, expected: int | None, key: str | None
+    ) -> Conversation:
+        check_names(continuation_id, key, None)
+        check_number("expected_revision", expected)
+        request = _once(key, "conversation_delete", continuation_id, deleted)
+        marked = await self._curation.mark_deleted(
+            owner, continuation_id, request, deleted=deleted, expected_revision=expected
+        )
+        return await self._told(owner, continuation_id, marked)
+
     async def _told(self, owner: Owner, continuation_id: ContinuationId, changed: Changed) -> Conversation:
         """Tell the cache of a change that was not an append, or raise why there was none.
 
         Also when nothing had to be changed: it may have been done by a first attempt whose reply was lost.
         """
-        if changed.status in ("not_found", "conflict_revision") or changed.conversation is None:
+        if changed.status in ("not_found", "conflict_revision", "conflict_key") or changed.conversation is None:
             raise refusal(changed.status, continuation_id, changed.revision, None)
         await self._cache.apply(
             owner,
@@ -373,6 +417,11 @@ class ConversationService:
             finally:
                 leases.cancel()
                 await asyncio.wait({leases})
+
+
+def _once(key: str | None, tool: str, *parts: Any) -> Request:
+    """Return what makes a change of a conversation happen once; without a key only this call's own retries share it."""
+    return Request(request_key(key), content_hash(tool, *parts), tool, TurnId(str(uuid.uuid4())))
 
 
 def newest_of(found: Hit | Loaded, limit: int, source: Source, *, stale_s: float | None = None) -> Page:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from exai.cache.conversations import ConversationCache
 from exai.config import LimitSettings
 from exai.conversations.formats import ConversationText, Format, MessageText, write_header, write_message
-from exai.conversations.requests import check_messages, check_names, content_hash
+from exai.conversations.requests import check_json, check_messages, check_names, content_hash
 from exai.db.transfer import ImportBatch, Imported, TransferRepository
 from exai.errors import Conflict, InvalidArgument, NotFound
 from exai.models import ContinuationId, ConversationId, NewMessage, Owner, TurnId
@@ -87,6 +87,7 @@ class Transfer:
             raise InvalidArgument("line 1", "is not the beginning of an exported conversation", "Export it with EXAI")
         name = as_name or ContinuationId(header.continuation_id)
         check_names(name, None, header.title or None)
+        check_json("line 1, metadata", header.metadata, self._limits.message_bytes)
         seen = stored = 0
         for batch in _batches(source):
             if batch:

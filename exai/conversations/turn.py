@@ -463,6 +463,7 @@ def _turn_start(request: ChatRequest, model: Model, room_tokens: int, cached: Hi
         budget_bytes=room_tokens * BYTES_PER_TOKEN,
         title=request.title,
         file_ids=request.files,
+        expected_revision=request.expected_revision,
         known=_known(cached),
     )
 

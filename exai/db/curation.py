@@ -11,10 +11,10 @@ import orjson
 from exai.db.pool import Database
 from exai.db.rows import check_text, conversation_of, json_of
 from exai.errors import InvalidArgument
-from exai.models import ContinuationId, Conversation, ConversationId, Owner
+from exai.models import ContinuationId, Conversation, ConversationId, Owner, TurnId
 
-ForkStatus = Literal["forked", "not_found", "out_of_range", "too_deep"]
-ChangeStatus = Literal["changed", "unchanged", "not_found", "conflict_revision"]
+ForkStatus = Literal["forked", "duplicate", "not_found", "out_of_range", "too_deep", "conflict_key"]
+ChangeStatus = Literal["changed", "unchanged", "duplicate", "not_found", "conflict_revision", "conflict_key"]
 
 MAX_TAGS: Final = 64
 MAX_TAG_CHARS: Final = 200
@@ -28,8 +28,21 @@ BATCH: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
+class Request:
+    """What makes a change happen once: the same `key` again is answered as the first time, if the `digest` agrees.
+
+    `tool` is what the change is recorded under, `turn_id` this attempt.
+    """
+
+    key: str
+    digest: str
+    tool: str
+    turn_id: TurnId
+
+
+@dataclass(frozen=True, slots=True)
 class Forked:
-    """`conversation` is the fork, for `forked`; `last_seq` the source's last number, for `out_of_range`."""
+    """`conversation` is the fork, for `forked` and `duplicate`; `last_seq` the source's last number, `out_of_range`."""
 
     status: ForkStatus
     conversation: Conversation | None
@@ -39,7 +52,10 @@ class Forked:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """What a change did; `conversation` is there unless `not_found`, with its revision now."""
+    """What a change did; `conversation` is as the change left it, None for `not_found` and `conflict_key`.
+
+    For a `duplicate` the revisions are the conversation's own by now.
+    """
 
     status: ChangeStatus
     conversation: Conversation | None
@@ -56,6 +72,19 @@ class Change:
     metadata: Mapping[str, Any] | None = None
     tags: Sequence[str] | None = None
 
+    def document(self) -> dict[str, Any]:
+        """Return what is to be changed, and to what. Raises `InvalidArgument` for what cannot be stored."""
+        document: dict[str, Any] = {}
+        if self.title is not None:
+            check_text("title", self.title)
+            document["title"] = self.title or None
+        if self.metadata is not None:
+            json_of("metadata", self.metadata)
+            document["metadata"] = dict(self.metadata)
+        if self.tags is not None:
+            document["tags"] = _tags(self.tags)
+        return document
+
 
 class CurationRepository:
     """What happens to conversations as a whole."""
@@ -67,6 +96,7 @@ class CurationRepository:
         self,
         owner: Owner,
         continuation_id: ContinuationId,
+        request: Request,
         *,
         new_conversation_id: ConversationId,
         at_seq: int | None = None,
@@ -74,32 +104,37 @@ class CurationRepository:
     ) -> Forked:
         """Make a conversation that begins as this one was after message `at_seq` (None: as it is).
 
-        The messages are shared, not copied. The same `new_conversation_id` again gives the same fork again.
-        Raises `InvalidArgument` or a `DatabaseError`.
+        The messages are shared, not copied. Raises `InvalidArgument` or a `DatabaseError`.
         """
         check_text("continuation_id", continuation_id)
         check_text("title", title)
-        head = _head(await self._database.fetch("fork", owner, continuation_id, new_conversation_id, at_seq, title))
+        identity = (owner, continuation_id, new_conversation_id, request.turn_id, request.key, request.digest)
+        head = _head(await self._database.fetch("fork", *identity, at_seq, title))
         return Forked(head["status"], _conversation(head), head["last_seq"], head["inc"])
 
     async def change(
         self,
         owner: Owner,
         continuation_id: ContinuationId,
+        request: Request,
         change: Change,
         *,
         expected_revision: int | None = None,
     ) -> Changed:
-        """Change title, metadata or tags; repeating it finds it done. Raises `InvalidArgument` or a `DatabaseError`."""
-        return await self._change(owner, continuation_id, _document(change), expected_revision)
+        """Change title, metadata or tags. Raises `InvalidArgument` or a `DatabaseError`."""
+        return await self._change(owner, continuation_id, request, change.document(), expected_revision)
 
-    async def delete(self, owner: Owner, continuation_id: ContinuationId) -> Changed:
-        """Mark as deleted: from now on nobody finds it, until `undelete` or the purge after `PURGE_AFTER_S`."""
-        return await self._change(owner, continuation_id, {"deleted": True}, None)
-
-    async def undelete(self, owner: Owner, continuation_id: ContinuationId) -> Changed:
-        """Take the mark away again."""
-        return await self._change(owner, continuation_id, {"deleted": False}, None)
+    async def mark_deleted(
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        request: Request,
+        *,
+        deleted: bool,
+        expected_revision: int | None = None,
+    ) -> Changed:
+        """Mark as deleted, so that nobody finds it until the purge after `PURGE_AFTER_S`, or take the mark away."""
+        return await self._change(owner, continuation_id, request, {"deleted": deleted}, expected_revision)
 
     async def purge(self, *, after_s: float = PURGE_AFTER_S, limit: int = BATCH) -> int:
         """Remove at most `limit` conversations that have been deleted for `after_s`, with everything in them.
@@ -117,11 +152,17 @@ class CurationRepository:
         return int((await self._database.fetch("prune_removed", after_s))[0]["removed"])
 
     async def _change(
-        self, owner: Owner, continuation_id: ContinuationId, document: dict[str, Any], expected: int | None
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        request: Request,
+        document: dict[str, Any],
+        expected: int | None,
     ) -> Changed:
         check_text("continuation_id", continuation_id)
+        identity = (owner, continuation_id, request.turn_id, request.key, request.digest, request.tool)
         text = json_of("change", document)
-        head = _head(await self._database.fetch("change_conversation", owner, continuation_id, text, expected))
+        head = _head(await self._database.fetch("change_conversation", *identity, text, expected))
         return Changed(
             head["status"],
             _conversation(head),
@@ -129,19 +170,6 @@ class CurationRepository:
             head.get("revision") or 0,
             head["inc"],
         )
-
-
-def _document(change: Change) -> dict[str, Any]:
-    document: dict[str, Any] = {}
-    if change.title is not None:
-        check_text("title", change.title)
-        document["title"] = change.title or None
-    if change.metadata is not None:
-        json_of("metadata", change.metadata)
-        document["metadata"] = dict(change.metadata)
-    if change.tags is not None:
-        document["tags"] = _tags(change.tags)
-    return document
 
 
 def _tags(tags: Sequence[str]) -> list[str]:

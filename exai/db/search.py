@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from typing import Final
 from uuid import UUID
@@ -40,12 +40,15 @@ class SearchQuery:
 
 @dataclass(frozen=True, slots=True)
 class SearchHit:
-    """One matching message; `snippet` shows the matching words between double asterisks."""
+    """One matching message; `snippet` shows the matching words between double asterisks.
+
+    Where the words are in a conversation's title, `seq` is 0, `role` None and `kind` "title".
+    """
 
     continuation_id: ContinuationId
     title: str | None
     seq: int
-    role: Role
+    role: Role | None
     kind: str
     created_at: datetime
     tool: str | None
@@ -56,9 +59,9 @@ class SearchHit:
 
 @dataclass(frozen=True, slots=True)
 class SearchPlace:
-    """All pages of one search rank the same matches: those that were there at `as_of`."""
+    """All pages of one search rank the same matches: those that were there at `as_of`, by the server's clock."""
 
-    as_of: datetime
+    as_of: datetime | None = None
     rank: str | None = None
     conversation_id: str | None = None
     seq: int | None = None
@@ -92,7 +95,7 @@ class SearchRepository:
 
         """
         _check(query)
-        after = _read(cursor) if cursor else SearchPlace(datetime.now(UTC))
+        after = _read(cursor) if cursor else SearchPlace()
         rows = await self._database.fetch(
             "search_messages", query.owner, query.text, query.continuation_id, query.role, query.since, query.until,
             query.tool, query.model, after.rank, after.conversation_id, after.seq, after.as_of, RANKED, limit + 1,
@@ -113,7 +116,7 @@ class SearchRepository:
             for row in rows[:limit]
         )
         places = tuple(
-            SearchPlace(after.as_of, row["rank"], row["conversation_id"], row["seq"]) for row in rows[:limit]
+            SearchPlace(row["as_of"], row["rank"], row["conversation_id"], row["seq"]) for row in rows[:limit]
         )
         return SearchPage(hits, _write(places[-1]) if len(rows) > limit else None, places)
 
@@ -134,7 +137,8 @@ def _check(query: SearchQuery) -> None:
 
 
 def _write(cursor: SearchPlace) -> str:
-    text = f"{cursor.as_of.isoformat()} {cursor.rank} {cursor.conversation_id} {cursor.seq}"
+    as_of = cursor.as_of
+    text = f"{as_of and as_of.isoformat()} {cursor.rank} {cursor.conversation_id} {cursor.seq}"
     return base64.urlsafe_b64encode(text.encode()).decode()
 
 

@@ -32,6 +32,7 @@ class ChatArguments(BaseModel):
     idempotency_key: str | None = Field(
         None, description="Repeat a call with the same key after a lost reply: one turn, one model call."
     )
+    expected_revision: int | None = Field(None, ge=0, description="Refuse if the conversation has moved on from this.")
     max_output_tokens: int | None = Field(None, ge=1, description="Limit of the answer, thinking included.")
     thinking: Literal["off", "low", "high", "max"] | None = Field(None, description="How much the model may think.")
     files: list[str] | None = Field(
@@ -146,6 +147,7 @@ def _request(arguments: ChatArguments, context: CallContext, files: tuple[FileId
         continuation_id=ContinuationId(arguments.continuation_id) if arguments.continuation_id is not None else None,
         system=arguments.system,
         idempotency_key=arguments.idempotency_key,
+        expected_revision=arguments.expected_revision,
         max_output_tokens=arguments.max_output_tokens,
         thinking=arguments.thinking,
         files=files,

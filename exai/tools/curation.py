@@ -39,12 +39,12 @@ class SearchArguments(Arguments):
 
 
 class HitOutput(BaseModel):
-    """A matching message."""
+    """A matching message, or a matching title."""
 
     continuation_id: str
     title: str | None
-    seq: int
-    role: str
+    seq: int = Field(description="0: the title matches.")
+    role: str | None
     created_at: str
     tool: str | None
     model: str | None
@@ -65,6 +65,7 @@ class ForkArguments(Arguments):
     continuation_id: str
     at_seq: int | None = Field(None, ge=1, description="Last message to keep. Left out: all.")
     title: str | None = None
+    idempotency_key: str | None = Field(None, description="Same key again: the same fork.")
 
 
 class UpdateArguments(Arguments):
@@ -75,6 +76,7 @@ class UpdateArguments(Arguments):
     tags: list[str] | None = Field(None, description="All tags, replacing the old ones.")
     metadata: dict[str, Any] | None = Field(None, description="Replaces the old metadata.")
     expected_revision: int | None = Field(None, ge=0)
+    idempotency_key: str | None = None
 
 
 class DeleteArguments(Arguments):
@@ -82,6 +84,8 @@ class DeleteArguments(Arguments):
 
     continuation_id: str
     restore: bool = Field(False, description="Bring a deleted conversation back instead, within 7 days.")
+    expected_revision: int | None = Field(None, ge=0)
+    idempotency_key: str | None = None
 
 
 class ExportArguments(Arguments):
@@ -147,7 +151,7 @@ def _search_tool(conversations: ConversationService) -> ToolSpec:
         page = await conversations.search(query, limit=arguments.limit, cursor=arguments.cursor)
         shown = fitting(page.hits, _hit, room())
         structured = {"hits": shown, "next_cursor": page.cursor_after(len(shown))}
-        lines = (f"{hit['continuation_id']} #{hit['seq']} {hit['role']}: {hit['snippet']}" for hit in shown)
+        lines = (f"{hit['continuation_id']} #{hit['seq']} {hit['role'] or 'title'}: {hit['snippet']}" for hit in shown)
         return ToolResult(structured, "\n".join(lines) or "nothing found")
 
     return ToolSpec(
@@ -164,7 +168,11 @@ def _search_tool(conversations: ConversationService) -> ToolSpec:
 def _fork_tool(conversations: ConversationService) -> ToolSpec:
     async def handle(arguments: ForkArguments, context: CallContext) -> ToolResult:
         fork = await conversations.fork(
-            context.owner, ContinuationId(arguments.continuation_id), at_seq=arguments.at_seq, title=arguments.title
+            context.owner,
+            ContinuationId(arguments.continuation_id),
+            at_seq=arguments.at_seq,
+            title=arguments.title,
+            idempotency_key=arguments.idempotency_key,
         )
         return ToolResult(conversation_facts(fork), f"forked as {fork.continuation_id}")
 
@@ -188,6 +196,7 @@ def _update_tool(conversations: ConversationService) -> ToolSpec:
             ContinuationId(arguments.continuation_id),
             change,
             expected_revision=arguments.expected_revision,
+            idempotency_key=arguments.idempotency_key,
         )
         return ToolResult(conversation_facts(changed), "changed")
 
@@ -205,10 +214,9 @@ def _update_tool(conversations: ConversationService) -> ToolSpec:
 def _delete_tool(conversations: ConversationService) -> ToolSpec:
     async def handle(arguments: DeleteArguments, context: CallContext) -> ToolResult:
         name = ContinuationId(arguments.continuation_id)
-        if arguments.restore:
-            await conversations.restore(context.owner, name)
-        else:
-            await conversations.delete(context.owner, name)
+        expected, key = arguments.expected_revision, arguments.idempotency_key
+        work = conversations.restore if arguments.restore else conversations.delete
+        await work(context.owner, name, expected_revision=expected, idempotency_key=key)
         structured = {"continuation_id": name, "deleted": not arguments.restore}
         return ToolResult(structured, "restored" if arguments.restore else "deleted; restore brings it back for 7 days")
 

@@ -272,3 +272,6 @@ async def test_clocks_of_daemons_decide_nothing(two: Cluster, tmp_path: Path) ->
         times = [message["created_at"] for message in page["messages"]]
         assert times == sorted(times)
     assert (await fast.call("conversation_get", continuation_id=name))["source"] == "cache"
+    for member in (fast, slow):
+        found = await member.call("conversation_search", query="three")
+        assert [hit["seq"] for hit in found["hits"]] == [4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,8 +10,10 @@ from typing import Any
 
 from exai.config import DatabaseSettings
 from exai.db.conversations import AppendStart, ConversationRepository, TurnEnd, TurnStart
+from exai.db.curation import Request
 from exai.db.pool import Database, open_pool
 from exai.models import LOCAL_OWNER, ContinuationId, Conversation, ConversationId, Message, NewMessage, TurnId
+from exai.resilience import Clock
 from tests.support.counters import Counters
 
 POOL_SIZE = 4
@@ -18,15 +21,22 @@ PLENTY_BYTES = 1_000_000
 
 
 @asynccontextmanager
-async def opened(url: str, *, recorder: Counters | None = None, **settings: float) -> AsyncIterator[Database]:
+async def opened(
+    url: str, *, recorder: Counters | None = None, clock: Clock = time.monotonic, **settings: float
+) -> AsyncIterator[Database]:
     """A pool on `url`."""
     chosen = DatabaseSettings.model_validate({"url": url, "pool_size": POOL_SIZE, **settings})
-    async with open_pool(chosen, recorder=recorder or Counters()) as database:
+    async with open_pool(chosen, recorder=recorder or Counters(), clock=clock) as database:
         yield database
 
 
 def new_id() -> str:
     return str(uuid.uuid4())
+
+
+def once(key: str | None = None, digest: str = "hash") -> Request:
+    """One attempt of a change, with a key of its own or a given one."""
+    return Request(key or new_id(), digest, "test", TurnId(new_id()))
 
 
 def appending(continuation_id: str | None, *contents: str, key: str | None = None, **other: Any) -> AppendStart:

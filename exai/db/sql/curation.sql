@@ -1,14 +1,15 @@
 -- name: fork
 -- repeat: keyed
--- Makes a conversation that shares another one's beginning; once per new id.
+-- Makes a conversation that shares another one's beginning; once per request key, by turns_owner_key.
 select p.part::text, p.data::text
-  from exai.fork_v1($1::text, $2::text, $3::text::uuid, $4::bigint, $5::text) p;
+  from exai.fork_v2($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::bigint, $8::text) p;
 
 -- name: change_conversation
 -- repeat: keyed
--- Changes what a conversation is called and marked with, or marks it as deleted; locks it. A repeat finds it changed.
+-- Changes what a conversation is called and marked with, or marks it as deleted; once per request key. Locks it.
 select p.part::text, p.data::text
-  from exai.change_conversation_v1($1::text, $2::text, $3::text::jsonb, $4::bigint) p;
+  from exai.change_conversation_v2($1::text, $2::text, $3::text::uuid, $4::text, $5::text, $6::text, $7::text::jsonb,
+                                   $8::bigint) p;
 
 -- name: purge_conversations
 -- repeat: keyed

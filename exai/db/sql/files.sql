@@ -70,8 +70,9 @@ select (exists (select from conversation))::boolean as conversation,
        (select count(*) from linked)::bigint as linked;
 
 -- name: delete_file
--- repeat: keyed
--- Forgets a file and its links; its bytes go with the next sweep. By files_pkey.
+-- repeat: never
+-- Forgets a file and its links; its bytes go with the next sweep. A repetition would find no file and call that an error.
+-- By files_pkey.
 delete from public.files f where f.owner = $1::text and f.id = $2::text::uuid
 returning f.id::text as id;
 

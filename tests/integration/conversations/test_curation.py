@@ -89,6 +89,28 @@ async def test_rename_is_seen_by_the_next_read_although_it_was_cached(rig: Rig) 
         )
 
 
+async def test_every_change_with_a_key_happens_once(rig: Rig) -> None:
+    """A lost reply is asked for again: the same answer, one round trip, and nothing done twice."""
+    service, name = rig.app.conversations, await stored(rig, "one", "two")
+    forks = [await service.fork(LOCAL_OWNER, name, at_seq=1, idempotency_key="fork") for _ in range(2)]
+    assert forks[0] == forks[1]
+    with pytest.raises(Conflict):
+        await service.fork(LOCAL_OWNER, name, at_seq=2, idempotency_key="fork")
+    first = await service.change(LOCAL_OWNER, name, Change(title="first"), idempotency_key="title")
+    await service.change(LOCAL_OWNER, name, Change(title="second"))
+    rig.reset()
+    assert await service.change(LOCAL_OWNER, name, Change(title="first"), idempotency_key="title") == first
+    assert rig.cost()[0] == 1
+    with pytest.raises(Conflict):
+        await service.change(LOCAL_OWNER, name, Change(title="third"), idempotency_key="title")
+    await service.delete(LOCAL_OWNER, name, idempotency_key="delete")
+    await service.restore(LOCAL_OWNER, name)
+    await service.delete(LOCAL_OWNER, name, idempotency_key="delete")
+    assert (await service.read(LOCAL_OWNER, name)).conversation.title == "second"
+    with pytest.raises(Conflict):
+        await service.delete(LOCAL_OWNER, name, expected_revision=1)
+
+
 async def test_deleted_conversation_is_gone_for_everybody_and_can_be_restored(rig: Rig) -> None:
     """Cached or not, listed or found; the mark can be taken back until the purge."""
     name = await stored(rig, "findable words")

@@ -240,6 +240,11 @@ async def test_expected_revision_lets_one_of_two_writers_win(rig: Rig) -> None:
 
     outcomes = await asyncio.gather(*(write(f"writer {n}") for n in range(8)))
     assert outcomes.count("revision") == 7
+    with pytest.raises(Conflict):
+        await rig.app.conversations.chat(
+            ChatRequest(LOCAL_OWNER, "Hi", continuation_id=continuation_id, expected_revision=revision)
+        )
+    assert rig.provider.chats == []
 
 
 async def test_question_that_no_model_could_read_stores_nothing(rig: Rig) -> None:

@@ -7,12 +7,12 @@ import asyncio
 import pytest
 
 from exai.db.conversations import ConversationRepository, Known
-from exai.db.curation import Change, CurationRepository
+from exai.db.curation import Change, CurationRepository, Forked
 from exai.db.pool import Database, connect
 from exai.db.transfer import TransferRepository
 from exai.errors import InvalidArgument, NotFound
 from exai.models import LOCAL_OWNER, ContinuationId, Conversation, ConversationId, NewMessage, Owner
-from tests.support.database import appending, assert_consecutive, beginning, contents_of, conversation_of, new_id
+from tests.support.database import appending, assert_consecutive, beginning, contents_of, conversation_of, new_id, once
 
 LONG_AGO = "update conversations set deleted_at = now() - interval '8 days' where deleted_at is not null"
 
@@ -30,11 +30,9 @@ async def execute(database: Database, sql: str, *args: object) -> None:
         await connection.close()
 
 
-async def forked(
-    curation: CurationRepository, source: Conversation, at_seq: int | None = None, new: str | None = None
-) -> Conversation:
+async def forked(curation: CurationRepository, source: Conversation, at_seq: int | None = None) -> Conversation:
     result = await curation.fork(
-        LOCAL_OWNER, source.continuation_id, new_conversation_id=ConversationId(new or new_id()), at_seq=at_seq
+        LOCAL_OWNER, source.continuation_id, once(), new_conversation_id=ConversationId(new_id()), at_seq=at_seq
     )
     assert result.status == "forked"
     assert result.conversation is not None
@@ -101,13 +99,23 @@ async def test_a_fork_of_inherited_messages_hangs_on_their_owner(
 async def test_the_same_fork_again_is_the_same_fork(
     repository: ConversationRepository, curation: CurationRepository
 ) -> None:
-    """A lost reply is repeated with the same new id."""
+    """By its key, one after the other or at once; with other content the key is a conflict, and no fork comes of it."""
     source = await conversation_of(repository, "1")
-    new = new_id()
-    first = await forked(curation, source, new=new)
+
+    async def fork(key: str, digest: str = "hash") -> Forked:
+        new = ConversationId(new_id())
+        return await curation.fork(LOCAL_OWNER, source.continuation_id, once(key, digest), new_conversation_id=new)
+
+    first = await fork("key")
     await repository.append(appending(source.continuation_id, "2"))
-    again = await forked(curation, source, at_seq=1, new=new)
-    assert (again.id, again.last_seq) == (first.id, 1)
+    again = await fork("key")
+    assert (first.status, again.status) == ("forked", "duplicate")
+    assert first.conversation == again.conversation
+    assert (await fork("key", "other")).status == "conflict_key"
+    at_once = await asyncio.gather(*(fork("another") for _ in range(4)))
+    assert sorted(each.status for each in at_once) == ["duplicate"] * 3 + ["forked"]
+    assert len({each.conversation.id for each in at_once if each.conversation}) == 1
+    assert len((await repository.list_conversations(LOCAL_OWNER)).conversations) == 3
 
 
 async def test_a_fork_beyond_the_end_or_of_nothing_is_refused(
@@ -117,10 +125,12 @@ async def test_a_fork_beyond_the_end_or_of_nothing_is_refused(
     source = await conversation_of(repository, "1", "2")
     for at_seq in (3, -1):
         result = await curation.fork(
-            LOCAL_OWNER, source.continuation_id, new_conversation_id=ConversationId(new_id()), at_seq=at_seq
+            LOCAL_OWNER, source.continuation_id, once(), new_conversation_id=ConversationId(new_id()), at_seq=at_seq
         )
         assert (result.status, result.last_seq) == ("out_of_range", 2)
-    other = await curation.fork(Owner("o"), source.continuation_id, new_conversation_id=ConversationId(new_id()))
+    other = await curation.fork(
+        Owner("o"), source.continuation_id, once(), new_conversation_id=ConversationId(new_id())
+    )
     assert other.status == "not_found"
 
 
@@ -132,7 +142,7 @@ async def test_chains_of_forks_are_bounded(repository: ConversationRepository, c
         await repository.append(appending(conversation.continuation_id, str(depth + 1)))
     assert await contents_of(repository, conversation.continuation_id) == [str(i) for i in range(65)]
     result = await curation.fork(
-        LOCAL_OWNER, conversation.continuation_id, new_conversation_id=ConversationId(new_id())
+        LOCAL_OWNER, conversation.continuation_id, once(), new_conversation_id=ConversationId(new_id())
     )
     assert result.status == "too_deep"
 
@@ -155,16 +165,16 @@ async def test_a_change_is_one_revision_and_no_appends_of_it_are_known(
     """Title, metadata and tags are part of what caches hold."""
     source = await conversation_of(repository, "1")
     change = Change(title="new", metadata={"a": 1}, tags=["x", "y", "x"])
-    changed = await curation.change(LOCAL_OWNER, source.continuation_id, change)
+    changed = await curation.change(LOCAL_OWNER, source.continuation_id, once(), change)
     assert (changed.status, changed.base_revision, changed.revision) == ("changed", 1, 2)
     assert changed.conversation is not None
     assert changed.conversation.title == "new"
     assert (changed.conversation.metadata, changed.conversation.tags) == ({"a": 1}, ("x", "y"))
     page = await repository.read_page(LOCAL_OWNER, source.continuation_id)
     assert page.conversation == changed.conversation
-    again = await curation.change(LOCAL_OWNER, source.continuation_id, change)
+    again = await curation.change(LOCAL_OWNER, source.continuation_id, once(), change)
     assert (again.status, again.revision) == ("unchanged", 2)
-    cleared = await curation.change(LOCAL_OWNER, source.continuation_id, Change(title="", tags=[]))
+    cleared = await curation.change(LOCAL_OWNER, source.continuation_id, once(), Change(title="", tags=[]))
     assert cleared.conversation is not None
     assert (cleared.conversation.title, cleared.conversation.tags) == (None, ())
 
@@ -176,17 +186,66 @@ async def test_a_change_of_another_state_is_a_conflict(
     source = await conversation_of(repository, "1")
     await repository.append(appending(source.continuation_id, "2"))
     name = source.continuation_id
-    refused = await curation.change(LOCAL_OWNER, name, Change(title="new"), expected_revision=1)
+    refused = await curation.change(LOCAL_OWNER, name, once(), Change(title="new"), expected_revision=1)
     assert (refused.status, refused.revision) == ("conflict_revision", 2)
-    assert (await curation.change(LOCAL_OWNER, name, Change(title="new"), expected_revision=2)).status == "changed"
-    assert (await curation.change(LOCAL_OWNER, name, Change(title="new"), expected_revision=2)).status == "unchanged"
+    assert (
+        await curation.change(LOCAL_OWNER, name, once(), Change(title="new"), expected_revision=2)
+    ).status == "changed"
+    assert (
+        await curation.change(LOCAL_OWNER, name, once(), Change(title="new"), expected_revision=2)
+    ).status == "unchanged"
+
+
+async def test_a_repeated_change_undoes_no_later_one(
+    repository: ConversationRepository, curation: CurationRepository
+) -> None:
+    """A repetition that was held up is answered as the first time and changes nothing, whatever was done since."""
+    name = (await conversation_of(repository, "1")).continuation_id
+    first = await curation.change(LOCAL_OWNER, name, once("key"), Change(title="first"), expected_revision=1)
+    await curation.change(LOCAL_OWNER, name, once(), Change(title="second"))
+    again = await curation.change(LOCAL_OWNER, name, once("key"), Change(title="first"), expected_revision=1)
+    assert (again.status, again.conversation, again.revision) == ("duplicate", first.conversation, 3)
+    page = await repository.read_page(LOCAL_OWNER, name)
+    assert (page.conversation.title, page.conversation.revision) == ("second", 3)
+    assert (await curation.change(LOCAL_OWNER, name, once("key", "other"), Change(title="x"))).status == "conflict_key"
+    other = (await conversation_of(repository, "1")).continuation_id
+    assert (await curation.change(LOCAL_OWNER, other, once("key"), Change(title="first"))).status == "conflict_key"
+    unchanged = await repository.read_page(LOCAL_OWNER, other)
+    assert (unchanged.conversation.title, unchanged.conversation.revision) == (None, 1)
+
+
+async def test_a_key_is_of_one_request_whatever_kind_it_was(
+    repository: ConversationRepository, curation: CurationRepository
+) -> None:
+    """Appends, forks and changes share their keys."""
+    name = (await conversation_of(repository, "1")).continuation_id
+    await repository.append(appending(name, "2", key="key"))
+    assert (await curation.change(LOCAL_OWNER, name, once("key", "x"), Change(title="x"))).status == "conflict_key"
+    new = ConversationId(new_id())
+    fork = await curation.fork(LOCAL_OWNER, name, once("key", "x"), new_conversation_id=new)
+    assert fork.status == "conflict_key"
+    await curation.change(LOCAL_OWNER, name, once("other", "x"), Change(title="x"))
+    assert (await repository.append(appending(name, "3", key="other"))).status == "conflict_key"
+
+
+async def test_a_repeated_deletion_does_not_delete_what_was_brought_back(
+    repository: ConversationRepository, curation: CurationRepository
+) -> None:
+    """The mark is set once per key."""
+    name = (await conversation_of(repository, "1")).continuation_id
+    for _ in range(2):
+        await curation.mark_deleted(LOCAL_OWNER, name, once("delete"), deleted=True)
+    await curation.mark_deleted(LOCAL_OWNER, name, once("restore"), deleted=False)
+    late = await curation.mark_deleted(LOCAL_OWNER, name, once("delete"), deleted=True)
+    assert late.status == "duplicate"
+    assert await contents_of(repository, name) == ["1"]
 
 
 @pytest.mark.parametrize("tags", [[""], ["x" * 201], ["x"] * 65, ["\0"]])
 async def test_tags_have_limits(curation: CurationRepository, tags: list[str]) -> None:
     """They are sent with every page."""
     with pytest.raises(InvalidArgument):
-        await curation.change(LOCAL_OWNER, ContinuationId("x"), Change(tags=tags))
+        await curation.change(LOCAL_OWNER, ContinuationId("x"), once(), Change(tags=tags))
 
 
 async def test_a_deleted_conversation_is_nowhere_until_it_is_brought_back(
@@ -196,18 +255,18 @@ async def test_a_deleted_conversation_is_nowhere_until_it_is_brought_back(
     source = await conversation_of(repository, "1")
     name = source.continuation_id
     fork = await forked(curation, source)
-    deleted = await curation.delete(LOCAL_OWNER, name)
+    deleted = await curation.mark_deleted(LOCAL_OWNER, name, once(), deleted=True)
     assert (deleted.status, deleted.revision) == ("changed", 2)
-    assert (await curation.delete(LOCAL_OWNER, name)).status == "unchanged"
+    assert (await curation.mark_deleted(LOCAL_OWNER, name, once(), deleted=True)).status == "unchanged"
     with pytest.raises(NotFound):
         await repository.read_page(LOCAL_OWNER, name)
     assert (await repository.append(appending(name, "2"))).status == "deleted"
     assert (await repository.begin_turn(beginning(name, "2"))).status == "not_found"
-    assert (await curation.change(LOCAL_OWNER, name, Change(title="x"))).status == "not_found"
+    assert (await curation.change(LOCAL_OWNER, name, once(), Change(title="x"))).status == "not_found"
     listed = await repository.list_conversations(LOCAL_OWNER)
     assert [conversation.id for conversation in listed.conversations] == [fork.id]
     assert await contents_of(repository, fork.continuation_id) == ["1"]
-    assert (await curation.undelete(LOCAL_OWNER, name)).revision == 3
+    assert (await curation.mark_deleted(LOCAL_OWNER, name, once(), deleted=False)).revision == 3
     assert await contents_of(repository, name) == ["1"]
 
 
@@ -220,7 +279,7 @@ async def test_a_purge_takes_what_was_deleted_long_ago_and_no_fork_needs(
     lonely = await conversation_of(repository, "2")
     kept = await conversation_of(repository, "3")
     for each in (source, lonely):
-        await curation.delete(LOCAL_OWNER, each.continuation_id)
+        await curation.mark_deleted(LOCAL_OWNER, each.continuation_id, once(), deleted=True)
     assert await curation.purge() == 0
     await execute(
         database, "update conversations set deleted_at = now() - interval '8 days' where deleted_at is not null"
@@ -228,7 +287,7 @@ async def test_a_purge_takes_what_was_deleted_long_ago_and_no_fork_needs(
     assert await curation.purge(limit=1) == 1
     assert await curation.purge() == 0
     assert await contents_of(repository, fork.continuation_id) == ["1"]
-    await curation.delete(LOCAL_OWNER, fork.continuation_id)
+    await curation.mark_deleted(LOCAL_OWNER, fork.continuation_id, once(), deleted=True)
     await execute(
         database, "update conversations set deleted_at = now() - interval '8 days' where deleted_at is not null"
     )
@@ -264,7 +323,7 @@ async def test_appending_and_deleting_at_once_do_not_wait_for_each_other_for_eve
     name = source.continuation_id
     await asyncio.gather(
         *(repository.append(appending(name, "x")) for _ in range(10)),
-        *(curation.change(LOCAL_OWNER, name, Change(title=str(i))) for i in range(10)),
+        *(curation.change(LOCAL_OWNER, name, once(), Change(title=str(i))) for i in range(10)),
         *(forked(curation, source) for _ in range(10)),
     )
     page = await repository.read_page(LOCAL_OWNER, name)

@@ -16,7 +16,7 @@ from exai.db.transfer import TransferRepository
 from exai.db.turns import TurnRepository
 from exai.models import LOCAL_OWNER, ConversationId
 from tests.support.counters import Counters
-from tests.support.database import appending, beginning, conversation_of, ending, new_id, opened
+from tests.support.database import appending, beginning, conversation_of, ending, new_id, once, opened
 from tests.support.pg_proxy import PgProxy
 from tests.support.pooler import Pooler
 
@@ -50,8 +50,8 @@ async def test_every_method_is_one_round_trip(proxy: PgProxy) -> None:
             "list_conversations": lambda r: r.list_conversations(LOCAL_OWNER),
             "changes": lambda r: r.changes("3"),
             "search_messages": lambda _: SearchRepository(database).search(SearchQuery(LOCAL_OWNER, "one"), limit=9),
-            "fork": lambda _: curation.fork(LOCAL_OWNER, name, new_conversation_id=ConversationId(new_id())),
-            "change_conversation": lambda _: curation.change(LOCAL_OWNER, name, Change(title="x")),
+            "fork": lambda _: curation.fork(LOCAL_OWNER, name, once(), new_conversation_id=ConversationId(new_id())),
+            "change_conversation": lambda _: curation.change(LOCAL_OWNER, name, once(), Change(title="x")),
             "read_forward": lambda _: TransferRepository(database).read_forward(LOCAL_OWNER, name),
             "purge_conversations": lambda _: curation.purge(),
             "expire_idle": lambda _: curation.expire_idle(None, idle_s=1e9),

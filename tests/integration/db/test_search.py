@@ -12,7 +12,7 @@ from exai.db.pool import Database
 from exai.db.search import SearchHit, SearchPage, SearchQuery, SearchRepository
 from exai.errors import InvalidArgument
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
-from tests.support.database import appending, beginning, conversation_of, ending
+from tests.support.database import appending, beginning, conversation_of, ending, once
 
 
 @pytest.fixture
@@ -101,13 +101,28 @@ async def test_filters_narrow_the_search(repository: ConversationRepository, sea
     assert (await search.search(words("word", until=now - timedelta(hours=1)), limit=9)).hits == ()
 
 
+async def test_titles_are_found_beside_messages(repository: ConversationRepository, search: SearchRepository) -> None:
+    """A title is a hit of its own, unless only messages are asked for."""
+    await repository.append(appending(None, "nothing", title="Blue Whale"))
+    await repository.append(appending(None, "a whale, once"))
+    hits = (await search.search(words("whale"), limit=9)).hits
+    assert sorted((hit.seq, hit.role, hit.kind, hit.snippet) for hit in hits) == [
+        (0, None, "title", "Blue **Whale**"),
+        (1, "user", "message", "**whale**, once"),
+    ]
+    assert [hit.seq for hit in (await search.search(words("whale", role="user"), limit=9)).hits] == [1]
+    first = await search.search(words("whale"), limit=1)
+    second = await search.search(words("whale"), limit=1, cursor=first.next_cursor)
+    assert {hit.seq for hit in (*first.hits, *second.hits)} == {0, 1}
+
+
 async def test_others_and_deleted_conversations_are_not_searched(
     repository: ConversationRepository, search: SearchRepository, database: Database
 ) -> None:
     """Things of other owners do not exist, deleted ones neither."""
     await repository.append(appending(None, "word", owner=Owner("other")))
     gone = await conversation_of(repository, "word")
-    await CurationRepository(database).delete(LOCAL_OWNER, gone.continuation_id)
+    await CurationRepository(database).mark_deleted(LOCAL_OWNER, gone.continuation_id, once(), deleted=True)
     assert (await search.search(words("word"), limit=9)).hits == ()
 
 

@@ -10,6 +10,7 @@ Each of the `size` places is, at any time, exactly one of: idle, taken, or being
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -17,7 +18,7 @@ from typing import Any, Final
 import asyncpg
 
 from exai.errors import ShuttingDown
-from exai.resilience import backoff_s
+from exai.resilience import Clock, backoff_s
 
 SETTLE_LIMIT_S: Final = 1.0
 """How long a cancelled statement may take to be acknowledged before its connection is dropped."""
@@ -25,6 +26,10 @@ SETTLE_LIMIT_S: Final = 1.0
 CLOSE_LIMIT_S: Final = 5.0
 RECONNECT_BASE_S: Final = 0.05
 RECONNECT_CAP_S: Final = 2.0
+
+PATIENCE_S: Final = 3.0
+"""For this long after the last connection was lost callers still wait for a new one: a server or pooler that restarts
+is back by then. Later they are told at once, until a connection could be made."""
 
 
 class OneTrip(asyncpg.Connection):
@@ -51,8 +56,10 @@ class OneTrip(asyncpg.Connection):
 class Connections:
     """Made empty; `start` fills it, `close` empties it for good. For the tasks of one event loop."""
 
-    def __init__(self, opener: Callable[[], Awaitable[OneTrip]], size: int) -> None:
+    def __init__(self, opener: Callable[[], Awaitable[OneTrip]], size: int, *, clock: Clock = time.monotonic) -> None:
         self.size = size
+        self._clock = clock
+        self._away_since: float | None = None
         self.last_error: Exception | None = None
         self._opener = opener
         self._idle: list[OneTrip] = []
@@ -71,6 +78,13 @@ class Connections:
     def live(self) -> int:
         """Connections that are open."""
         return len(self._idle) + len(self._taken)
+
+    @property
+    def away_s(self) -> float | None:
+        """Seconds since no connection was open and none could be made; None while that is not so."""
+        if self._away_since is None or self.live:
+            return None
+        return self._clock() - self._away_since
 
     async def start(self) -> None:
         """Open all of them at once. Raises what the opener raises, with nothing left open."""
@@ -93,7 +107,7 @@ class Connections:
         """A connection, waited for in turn.
 
         Raises:
-            TimeoutError: none became free within `limit_s`.
+            TimeoutError: none became free within `limit_s`, or none can be made for longer than anybody waits.
             ShuttingDown: the pool is being closed.
 
         """
@@ -102,6 +116,8 @@ class Connections:
         connection = self.take_nowait()
         if connection is not None:
             return connection
+        if (self.away_s or 0.0) > PATIENCE_S:
+            raise TimeoutError
         waiter: asyncio.Future[OneTrip] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         try:
@@ -195,10 +211,12 @@ class Connections:
                 fresh = await self._open()
             except Exception as error:  # noqa: BLE001 - whatever the driver makes of half an answer, the place is mended
                 self.last_error = error
+                if self._away_since is None and not self.live:
+                    self._away_since = self._clock()
                 attempt += 1
                 await asyncio.sleep(backoff_s(attempt, RECONNECT_BASE_S, RECONNECT_CAP_S))
             else:
-                self.last_error = None
+                self.last_error = self._away_since = None
                 self.give(fresh)
                 return
 

@@ -25,7 +25,7 @@ from exai.db.statements import Statement, load_statements
 from exai.db.translate import DEPENDENCY, Phase, Verdict, judge
 from exai.errors import DatabaseUnavailable, DeadlineExceeded, ShuttingDown
 from exai.models import Recorder
-from exai.resilience import backoff_s, remaining_s
+from exai.resilience import Clock, backoff_s, remaining_s
 
 __all__ = ["Database", "OneTrip", "Record", "connect", "open_pool"]
 
@@ -212,7 +212,7 @@ def _refused(error: Exception) -> Exception:
 
 @asynccontextmanager
 async def open_pool(
-    settings: DatabaseSettings, *, recorder: Recorder, url: str | None = None
+    settings: DatabaseSettings, *, recorder: Recorder, url: str | None = None, clock: Clock = time.monotonic
 ) -> AsyncIterator[Database]:
     """Open the pool of this process at `url`, or at the settings' own address, with all statements described.
 
@@ -240,7 +240,7 @@ async def open_pool(
                 raise
         return connection
 
-    connections = Connections(opener, settings.pool_size)
+    connections = Connections(opener, settings.pool_size, clock=clock)
     try:
         await connections.start()
     except Exception as error:

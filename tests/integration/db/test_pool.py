@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -25,7 +26,7 @@ from exai.resilience import with_deadline
 from tests.support.counters import Counters
 from tests.support.database import POOL_SIZE, appending, contents_of, conversation_of, opened
 from tests.support.pg_proxy import PgProxy
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_LIMIT_S, wait_until
 
 
 @asynccontextmanager
@@ -81,6 +82,31 @@ async def test_an_exhausted_pool_is_busy_within_its_limit(postgres_url: str) -> 
             assert database.usage() == (POOL_SIZE, POOL_SIZE, POOL_SIZE)
         assert {(await task).status for task in tasks} == {"appended"}
         assert len(await contents_of(repository, name)) == 1 + POOL_SIZE
+
+
+async def test_a_server_that_stays_away_is_told_at_once_and_found_again(postgres_url: str) -> None:
+    """Callers wait out a restart, not an outage: what can be answered without the database is answered soon."""
+    later = itertools.count(step=10.0)
+    async with PgProxy(postgres_url) as proxy, opened(proxy.url, clock=lambda: next(later), acquire_timeout_s=60) as db:
+        proxy.refuse()
+        async with asyncio.timeout(WAIT_LIMIT_S):
+            while not await told_at_once(db):
+                pass
+        proxy.serve()
+        await wait_until(lambda: db.usage() == (0, POOL_SIZE, POOL_SIZE))
+        await db.fetch("ping")
+
+
+async def told_at_once(database: Database) -> bool:
+    """Whether a caller who would wait for a minute is told that there is no server."""
+    try:
+        with with_deadline(0.5):
+            await database.fetch("ping")
+    except DatabaseUnavailable:
+        return True
+    except DeadlineExceeded:
+        return False
+    return False
 
 
 async def test_waiters_are_served_in_turn(postgres_url: str) -> None:

@@ -6,9 +6,12 @@ only where no address was given at all, and what is off is reported as off.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import structlog
 
@@ -44,6 +47,10 @@ CACHE_NOT_GIVEN = (
     "Set EXAI_CACHE__URL to a Redis or Valkey, or to off to silence this"
 )
 
+RETRY_START_S = 1.0
+
+T = TypeVar("T")
+
 log = structlog.get_logger(__name__)
 
 
@@ -72,13 +79,14 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
     recorder = MetricsRecorder()
     async with AsyncExitStack() as stack:
         embedded = await _open_embedded(stack, settings)
-        database = await _open_database(stack, settings, embedded, recorder)
+        patience = _Patience(settings.start_wait_s)
+        database = await patience.until_open(lambda: _open_database(stack, settings, embedded, recorder))
         repository = ConversationRepository(database)
         cache_url = _cache_url(settings, embedded)
         cache = await stack.enter_async_context(
             open_cache(settings.cache, cache_url, recorder=recorder, changes=changes_of(repository))
         )
-        await _check_cache(cache, cache_url)
+        await patience.until_open(lambda: _check_cache(cache, cache_url))
         providers = await stack.enter_async_context(
             open_providers(settings.providers, recorder=recorder, limits=settings.limits)
         )
@@ -118,6 +126,25 @@ async def own_servers(settings: Settings) -> AsyncIterator[Embedded | None]:
         yield embedded
 
 
+class _Patience:
+    """Waits for servers that are started together with us, all of them within one limit."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._end = time.monotonic() + limit_s
+
+    async def until_open(self, opening: Callable[[], Awaitable[T]]) -> T:
+        """Try again while a server cannot be reached and time is left. Raises what the last try raised."""
+        while True:
+            try:
+                return await opening()
+            except StartupError as error:
+                left_s = self._end - time.monotonic()
+                if left_s <= 0:
+                    raise
+                log.warning("waiting_for_server", problem=str(error), left_s=round(left_s, 1))
+            await asyncio.sleep(min(RETRY_START_S, left_s))
+
+
 async def _open_embedded(stack: AsyncExitStack, settings: Settings) -> Embedded | None:
     if settings.database.url is not None:
         return None
@@ -138,11 +165,13 @@ async def _open_database(
     url = embedded.postgres_url if embedded else None
     if url is not None:
         await upgrade(url)
-    try:
-        database = await stack.enter_async_context(open_pool(settings.database, recorder=recorder, url=url))
-        await check_revision(database)
-    except DatabaseUnavailable as error:
-        raise _not_reached(settings, error) from error
+    async with AsyncExitStack() as own:
+        try:
+            database = await own.enter_async_context(open_pool(settings.database, recorder=recorder, url=url))
+            await check_revision(database)
+        except DatabaseUnavailable as error:
+            raise _not_reached(settings, error) from error
+        stack.push_async_exit(own.pop_all())
     return database
 
 

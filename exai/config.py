@@ -99,6 +99,7 @@ class Settings(BaseSettings):
     data_dir: Directory = Field(default_factory=default_data_dir)
     pg_bin: Directory | None = None
     tool_timeout_s: float = Field(default=600.0, gt=0)
+    start_wait_s: float = Field(default=0.0, ge=0)
 
     _reading: Reading = PrivateAttr(default=Reading({}, None))
 

@@ -64,8 +64,9 @@ async def serve(
     says when it is to be replaced and whose end is its own; Ctrl-C at a terminal is then the parent's to pass on.
     Raises as `open_app`, and `StartupError` for the port.
     """
-    with _signals() as (stop, hurry), _parent_watched(parent, stop) as retired:
+    with _signals() as (stop, hurry), _parent_watched(parent, stop) as retired, _ended_by(stop) as started:
         async with open_app(settings) as app, watch_loop(app.recorder):
+            started()
             server = _mcp_server(app)
             asgi = build_asgi(server, monitoring_routes(app.health, app.recorder, facts=lambda: figures(app)))
             async with open_server(asgi, settings.server, sockets=sockets) as running:
@@ -147,6 +148,21 @@ def _signals() -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def _ended_by(stop: asyncio.Event) -> Iterator[Callable[[], object]]:
+    """Let a stop end a start that is still waiting for its servers, until the function that is yielded is called."""
+    starting = asyncio.current_task()
+    watch = asyncio.create_task(stop.wait(), name="stop-while-starting")
+    watch.add_done_callback(lambda done: starting.cancel() if starting and not done.cancelled() else None)
+    try:
+        yield watch.cancel
+    except asyncio.CancelledError:
+        if watch.cancelled() or not watch.done():
+            raise
+    finally:
+        watch.cancel()
 
 
 @contextlib.contextmanager

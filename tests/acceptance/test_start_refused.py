@@ -60,6 +60,27 @@ def test_unreachable_redis_is_an_error(postgres_url: str, tmp_path: Path) -> Non
     assert_refused(run_serve(settings), 3, CLOSED, "EXAI_CACHE__URL")
 
 
+def test_patient_start_says_what_it_waits_for_and_can_be_stopped(tmp_path: Path) -> None:
+    """Until the limit is over nothing is refused, and nobody has to kill it."""
+    settings = {
+        "EXAI_DATABASE__URL": f"postgresql://exai@{CLOSED}/exai",
+        "EXAI_DATA_DIR": str(tmp_path),
+        "EXAI_START_WAIT_S": "60",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", "exai", "serve"]
+    with subprocess.Popen(
+        command, env=environment(settings), cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        said = process.stderr.readline()
+        process.terminate()
+        rest = process.stderr.read()
+    assert "waiting_for_server" in said
+    assert CLOSED in said
+    assert (process.returncode, "Traceback" in rest) == (0, False), rest
+
+
 def test_database_without_the_schema_names_the_command_that_makes_it(empty_postgres_url: str, tmp_path: Path) -> None:
     """A given database is only checked; upgrading it is its owner's decision."""
     settings = {"EXAI_DATABASE__URL": empty_postgres_url, "EXAI_CACHE__URL": "off", "EXAI_DATA_DIR": str(tmp_path)}

@@ -52,7 +52,7 @@ class Caller:
         self.is_lost = False
         self.close_code: int | None = None
 
-    async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
+    async def call(self, tool: str, /, **arguments: Any) -> dict[str, Any]:
         """The structured answer of a tool. Raises Refused, Lost or Unanswered."""
         given = {name: value for name, value in arguments.items() if value is not None}
         key = next(self._ids)

@@ -119,7 +119,7 @@ class Member:
         if self.daemon is not None:
             self.daemon.process.send_signal(number)
 
-    async def call(self, tool: str, **arguments: Any) -> dict[str, Any]:
+    async def call(self, tool: str, /, **arguments: Any) -> dict[str, Any]:
         """One call to this daemon; `by` in the answer is the life that gave it. Raises Refused, Lost or Unanswered."""
         caller, by = await self._connected()
         return {**await caller.call(tool, **arguments), "by": by}

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import http.client
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -27,12 +29,20 @@ CALLS = 5
 HOUR_S = 3_600
 
 CLOCK = """
-import time
-real = time.time
-time.time = lambda: real() + {shift}
+import pathlib, time
+real, shift = time.time, pathlib.Path({shift!r})
+time.time = lambda: real() + float(shift.read_text())
 time.time_ns = lambda: int(time.time() * 1e9)
 """
-"""A clock of a daemon's own: what Python takes for now, and nothing else, is shifted."""
+"""A clock of a daemon's own, which may be moved: what `time` takes for now, and nothing else, is shifted."""
+
+CULPRIT = """
+import signal, time
+def culprit(*_):
+    time.sleep(2)
+signal.signal(signal.SIGUSR2, culprit)
+"""
+"""Something that blocks the event loop of a daemon for two seconds, on demand."""
 
 
 @pytest.fixture
@@ -170,6 +180,16 @@ def status_of(daemon: Daemon, path: str) -> int:
         connection.close()
 
 
+def metrics_of(daemon: Daemon) -> str:
+    """What it has counted."""
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=5)
+    try:
+        connection.request("GET", "/metrics")
+        return connection.getresponse().read().decode()
+    finally:
+        connection.close()
+
+
 async def test_second_stop_ends_at_once_and_leaves_the_rest_to_their_keys(one: Cluster) -> None:
     """The model never answers; the caller hears that we are stopping, and the same key gives the answer later."""
     (member,) = one.members
@@ -213,6 +233,29 @@ async def test_everything_else_restarting_at_once_is_survived_without_a_restart(
             member.check_alive()
 
 
+@pytest.mark.parametrize("first", ["postgres", "valkey"])
+async def test_daemon_that_starts_before_its_servers_waits_for_them(one: Cluster, first: str) -> None:
+    """In whatever order they come: no crash, no restart, and it works as soon as both are there."""
+    (member,) = one.members
+    name = (await append(member, None, "one"))["continuation_id"]
+    await member.stop()
+    await asyncio.to_thread(one.postgres.kill)
+    await asyncio.to_thread(one.valkey.kill)
+    member.env["EXAI_START_WAIT_S"] = "60"
+    tried = member.to_postgres.accepted
+    starting = asyncio.create_task(member.start())
+    await wait_until(lambda: member.to_postgres.accepted > tried, limit_s=HEAL_LIMIT_S)
+    order = [one.start_postgres, one.start_valkey]
+    for start in order if first == "postgres" else reversed(order):
+        await start()
+    await starting
+    assert await contents(member, name) == ["one"]
+    assert member.daemon is not None
+    assert "waiting_for_server" in member.daemon.output
+
+
+IMPORT = '{"format": "exai-conversation", "version": 1, "continuation_id": "a", "%s": "\\u0000"}'
+NAN_IMPORT = IMPORT.replace('"%s": "\\u0000"', '"metadata": {"a": NaN}')
 USER = {"role": "user", "content": "a"}
 
 UNSTORABLE: list[tuple[str, str, dict[str, Any]]] = [
@@ -222,6 +265,33 @@ UNSTORABLE: list[tuple[str, str, dict[str, Any]]] = [
     ("idempotency_key", "conversation_append", {"messages": [USER], "idempotency_key": "\x00"}),
     ("continuation_id", "conversation_append", {"messages": [USER], "continuation_id": "\x00"}),
     ("continuation_id", "conversation_get", {"continuation_id": "a\x00"}),
+    ("cursor", "conversation_list", {"cursor": "\x00"}),
+    ("query", "conversation_search", {"query": "a\x00"}),
+    ("continuation_id", "conversation_search", {"query": "a", "continuation_id": "\x00"}),
+    ("tool", "conversation_search", {"query": "a", "tool": "\x00"}),
+    ("model", "conversation_search", {"query": "a", "model": "\x00"}),
+    ("cursor", "conversation_search", {"query": "a", "cursor": "\x00"}),
+    ("continuation_id", "conversation_fork", {"continuation_id": "\x00"}),
+    ("title", "conversation_fork", {"continuation_id": "a", "title": "\x00"}),
+    ("idempotency_key", "conversation_fork", {"continuation_id": "a", "idempotency_key": "\x00"}),
+    ("continuation_id", "conversation_update", {"continuation_id": "\x00", "title": "a"}),
+    ("title", "conversation_update", {"continuation_id": "a", "title": "\x00"}),
+    ("tags[1]", "conversation_update", {"continuation_id": "a", "tags": ["a", "\x00"]}),
+    ("metadata", "conversation_update", {"continuation_id": "a", "metadata": {"\x00": 1}}),
+    ("continuation_id", "conversation_delete", {"continuation_id": "\x00"}),
+    ("idempotency_key", "conversation_delete", {"continuation_id": "a", "idempotency_key": "\x00"}),
+    ("continuation_id", "conversation_export", {"continuation_id": "\x00"}),
+    ("title", "conversation_import", {"text": IMPORT % "title", "format": "jsonl"}),
+    ("continuation_id", "conversation_import", {"text": IMPORT % "continuation_id", "format": "jsonl"}),
+    ("line 1, metadata", "conversation_import", {"text": NAN_IMPORT, "format": "jsonl"}),
+    ("files[0].name", "file_put", {"name": "\x00", "content": "a"}),
+    ("files[0].media_type", "file_put", {"name": "a", "content": "a", "media_type": "\x00"}),
+    ("file_id", "file_get", {"file_id": "\x00"}),
+    ("continuation_id", "file_list", {"continuation_id": "\x00"}),
+    ("cursor", "file_list", {"cursor": "\x00"}),
+    ("continuation_id", "file_link", {"continuation_id": "\x00", "file_ids": [str(UUID(int=1))]}),
+    ("file_ids[0]", "file_link", {"continuation_id": "a", "file_ids": ["\x00"]}),
+    ("file_id", "file_delete", {"file_id": "\x00"}),
     ("prompt", "chat", {"prompt": "a\x00"}),
     ("system", "chat", {"prompt": "a", "system": "\x00"}),
     ("idempotency_key", "chat", {"prompt": "a", "idempotency_key": "\x00"}),
@@ -244,13 +314,10 @@ async def test_what_postgres_cannot_store_is_an_argument_to_correct_on_every_pat
 
 async def test_clocks_of_daemons_decide_nothing(two: Cluster, tmp_path: Path) -> None:
     """One an hour behind, one an hour ahead: leases, order and the bound are by the servers' clocks alone."""
-    for member, shift in zip(two.members, (-HOUR_S, HOUR_S), strict=True):
-        place = tmp_path / f"clock{shift}"
-        place.mkdir()
-        (place / "sitecustomize.py").write_text(CLOCK.format(shift=shift))
-        await member.stop()
-        member.env["PYTHONPATH"] = os.pathsep.join((str(place), str(ROOT)))
-        await member.start()
+    shifts = [tmp_path / f"shift{number}" for number in range(2)]
+    set_clocks(shifts, -HOUR_S, HOUR_S)
+    for member, shift in zip(two.members, shifts, strict=True):
+        await customised(member, tmp_path / f"clock{member.number}", CLOCK.format(shift=str(shift)))
     slow, fast = two.members
     name = (await append(slow, None, "one"))["continuation_id"]
     assert await contents(fast, name) == ["one"]
@@ -272,6 +339,51 @@ async def test_clocks_of_daemons_decide_nothing(two: Cluster, tmp_path: Path) ->
         times = [message["created_at"] for message in page["messages"]]
         assert times == sorted(times)
     assert (await fast.call("conversation_get", continuation_id=name))["source"] == "cache"
-    for member in (fast, slow):
-        found = await member.call("conversation_search", query="three")
-        assert [hit["seq"] for hit in found["hits"]] == [4]
+    # Both are set right, and each a day wrong the other way: nothing runs out early, and nothing is held for long.
+    set_clocks(shifts, 24 * HOUR_S, -24 * HOUR_S)
+    await append(fast, name, "four")
+    for member in (slow, fast):
+        page = await member.call("conversation_get", continuation_id=name)
+        assert (page["messages"][-1]["content"], page["source"]) == ("four", "cache")
+        found = await member.call("conversation_search", query="four")
+        assert [hit["seq"] for hit in found["hits"]] == [6]
+    for seq, member in ((8, slow), (10, fast)):
+        assert (await member.call("chat", continuation_id=name, prompt="q again"))["seq"] == seq
+
+
+def set_clocks(shifts: list[Path], *seconds: int) -> None:
+    """Move the daemons' clocks."""
+    for shift, by_s in zip(shifts, seconds, strict=True):
+        new = shift.with_suffix(".new")
+        new.write_text(str(by_s))
+        new.replace(shift)
+
+
+async def customised(member: Member, place: Path, program: str) -> None:
+    """Start a daemon anew with something done to its interpreter first."""
+    place.mkdir()
+    (place / "sitecustomize.py").write_text(program)
+    await member.stop()
+    member.env["PYTHONPATH"] = os.pathsep.join((str(place), str(ROOT)))
+    await member.start()
+
+
+async def test_stall_of_a_daemon_names_its_culprit_and_is_nobodys_failure(one: Cluster, tmp_path: Path) -> None:
+    """Two seconds without the event loop: the call in flight is answered, and no server is taken for dead."""
+    (member,) = one.members
+    await customised(member, tmp_path / "culprit", CULPRIT)
+    daemon = member.daemon
+    assert daemon is not None
+    name = (await append(member, None, "one"))["continuation_id"]
+    one.provider.script(stream("gate", chunk({"content": "answer"}, finish="stop"), event("[DONE]")))
+    asking = asyncio.create_task(member.call("chat", continuation_id=name, prompt="q"))
+    await one.provider.arrived(1)
+    member.signal(signal.SIGUSR2)
+    reads = [asyncio.create_task(contents(member, name)) for _ in range(10)]
+    await wait_until(lambda: "event_loop_runs_again" in daemon.output, limit_s=HEAL_LIMIT_S)
+    assert await asyncio.gather(*reads) == [["one", "q"]] * 10
+    one.provider.gate.set()
+    assert (await asking)["content"] == "answer"
+    assert '"inside": "culprit (' in daemon.output
+    counted = await asyncio.to_thread(metrics_of, daemon)
+    assert not re.findall(r'^exai_breaker_calls_total\{.*outcome="failure".*\} [1-9]', counted, re.MULTILINE)

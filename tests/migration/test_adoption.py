@@ -25,7 +25,7 @@ from exai.db.migrate import upgrade
 from exai.db.pool import OneTrip
 from exai.errors import SchemaMismatch
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage
-from tests.support.database import appending, beginning, contents_of, ending, opened
+from tests.support.database import appending, beginning, contents_of, ending, once, opened
 from tests.support.migrations import downgrade, revisions, run, session, value
 from tests.support.older import LIKE_SUPABASE, OLDER, A, Older
 from tests.support.older_parts import COMBINATIONS, Parts, check_nothing_is_lost, look, make
@@ -144,7 +144,8 @@ async def test_every_row_survives_in_order_and_the_service_works_on_it(empty_pos
             assert [message.content for message in begun.history] == [*contents, "new"]
             finished = await repository.finish_turn(ending(begun.turn_id, "answer"))
             assert finished.status == "finished"
-            assert (await curation.delete(LOCAL_OWNER, ContinuationId(name))).status == "changed"
+            gone = await curation.mark_deleted(LOCAL_OWNER, ContinuationId(name), once(), deleted=True)
+            assert gone.status == "changed"
         await run(url, "update conversations set deleted_at = now() - interval '9 days' where deleted_at is not null")
         while await curation.purge():
             pass

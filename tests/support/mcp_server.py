@@ -202,7 +202,7 @@ def modern(key: int | str, method: str, params: dict[str, Any] | None = None, **
     return {"jsonrpc": "2.0", "id": key, "method": method, "params": body}
 
 
-def tool_call(name: str, **arguments: Any) -> dict[str, Any]:
+def tool_call(name: str, /, **arguments: Any) -> dict[str, Any]:
     """The params of a tools/call."""
     return {"name": name, "arguments": arguments}
 

@@ -9,8 +9,8 @@ from alembic import op
 
 from exai.db.migrate import create_functions, create_index, drop_index
 
-revision = "0010"
-down_revision = "0009"
+revision = "0011"
+down_revision = "0010"
 
 FUNCTIONS = (
     "fork_v2",

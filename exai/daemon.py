@@ -20,6 +20,7 @@ from exai import __version__
 from exai.addresses import redact
 from exai.app import App, open_app
 from exai.config import Settings
+from exai.conversations.notices import Notice
 from exai.embedded.launcher import Embedded
 from exai.mcp.asgi import build_asgi
 from exai.mcp.auth import authenticator
@@ -31,10 +32,12 @@ from exai.monitoring.http import monitoring_routes
 from exai.monitoring.stalls import watch_loop
 from exai.tools.chat import answer as chat_answer
 from exai.tools.chat import chat_tool
+from exai.tools.completion import argument_completion
 from exai.tools.conversations import conversation_tools
 from exai.tools.curation import curation_tools
 from exai.tools.files import file_tools
-from exai.tools.resources import resource_features
+from exai.tools.prompts import conversation_uri, prompt_feature
+from exai.tools.resources import resource_feature
 from exai.tools.status import status_tools
 from exai.tools.tasks import TurnTasks
 
@@ -91,7 +94,7 @@ def _mcp_server(app: App) -> McpServer:
             *status_tools(app.providers, health),
         )
     )
-    return McpServer(
+    server = McpServer(
         "exai",
         __version__,
         tools=tools,
@@ -100,9 +103,19 @@ def _mcp_server(app: App) -> McpServer:
         tool_timeout_s=app.settings.tool_timeout_s,
         authenticate=authenticator(app.settings.server),
         recorder=app.recorder,
-        features=resource_features(app.conversations, app.files, app.providers),
+        features=(
+            resource_feature(app.conversations, app.files),
+            prompt_feature(app.conversations),
+            argument_completion(app.conversations, app.files, app.providers),
+        ),
         task_store=TurnTasks(app.conversations, {"chat": chat_answer}),
     )
+    app.conversations.notices.listen(lambda notice: _pass_on(notice, server))
+    return server
+
+
+def _pass_on(notice: Notice, server: McpServer) -> None:
+    server.news.add(notice.owner, conversation_uri(notice.continuation_id), is_listed=notice.is_listed)
 
 
 def figures(app: App) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from exai.cache.conversations import ConversationCache, Hit, Loaded
 from exai.config import LimitSettings
 from exai.conversations.attachments import Attachments
 from exai.conversations.formats import ConversationText, Format, MessageText
+from exai.conversations.notices import Notices
 from exai.conversations.outcome import ENDED, Outcome, outcome_of
 from exai.conversations.requests import (
     AppendRequest,
@@ -91,9 +92,10 @@ class ConversationService:
     ) -> None:
         self._repository, self._search, self._curation = stores.conversations, stores.search, stores.curation
         self._stored_turns = stores.turns
-        self._transfer = Transfer(stores.transfer, cache, limits)
+        self.notices = Notices()
+        self._transfer = Transfer(stores.transfer, cache, limits, self.notices)
         self._cache, self._limits = cache, limits
-        self._turns = ChatTurns(stores.conversations, cache, providers, attachments)
+        self._turns = ChatTurns(stores.conversations, cache, providers, attachments, self.notices)
         self._recorder = recorder
 
     async def chat(
@@ -175,6 +177,8 @@ class ConversationService:
             delta=result.stored,
             conversation=conversation,
         )
+        if result.status == "appended":
+            self.notices.tell(request.owner, conversation.continuation_id, result.base_revision, result.revision)
         return Appended(
             continuation_id=conversation.continuation_id,
             first_seq=result.first_seq or 0,
@@ -290,6 +294,7 @@ class ConversationService:
             raise InvalidArgument("continuation_id", "is a fork of too many forks", "Export it and import it anew")
         if forked.conversation is None:
             raise refusal(forked.status, continuation_id, 0, None)
+        self.notices.tell(owner, forked.conversation.continuation_id, 0, forked.conversation.revision)
         return forked.conversation
 
     async def change(
@@ -403,6 +408,7 @@ class ConversationService:
             revision=changed.revision,
             inc=changed.inc,
         )
+        self.notices.tell(owner, continuation_id, changed.base_revision, changed.revision, listed=True)
         return changed.conversation
 
     @asynccontextmanager

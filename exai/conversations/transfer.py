@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from exai.cache.conversations import ConversationCache
 from exai.config import LimitSettings
 from exai.conversations.formats import ConversationText, Format, MessageText, write_header, write_message
+from exai.conversations.notices import Notices
 from exai.conversations.requests import check_json, check_messages, check_names, content_hash
 from exai.db.transfer import ImportBatch, Imported, TransferRepository
 from exai.errors import Conflict, InvalidArgument, NotFound
@@ -47,8 +48,10 @@ class ExportPart:
 class Transfer:
     """Reads and writes conversations as text, past the cache, which is only told what it no longer holds."""
 
-    def __init__(self, repository: TransferRepository, cache: ConversationCache, limits: LimitSettings) -> None:
-        self._repository, self._cache, self._limits = repository, cache, limits
+    def __init__(
+        self, repository: TransferRepository, cache: ConversationCache, limits: LimitSettings, notices: Notices
+    ) -> None:
+        self._repository, self._cache, self._limits, self._notices = repository, cache, limits, notices
 
     async def export(self, owner: Owner, continuation_id: ContinuationId, kind: Format) -> AsyncIterator[str]:
         """Yield a conversation as text, a page at a time, each page 1 round trip. Raises `NotFound`."""
@@ -98,6 +101,8 @@ class Transfer:
             await self._cache.apply(
                 owner, name, base_revision=imported.base_revision, revision=imported.revision, inc=imported.inc
             )
+            if imported.status == "stored":
+                self._notices.tell(owner, name, imported.base_revision, imported.revision, listed=seen == 0)
             seen += len(batch)
             stored += len(batch) if imported.status == "stored" else 0
             yield ImportProgress(name, seen, stored, imported.revision)

@@ -22,6 +22,7 @@ import structlog
 
 from exai.cache.conversations import ConversationCache, Hit, Miss, Warm
 from exai.conversations.attachments import Attachments
+from exai.conversations.notices import Notices
 from exai.conversations.outcome import cause_of, result_of
 from exai.conversations.prompt import BYTES_PER_TOKEN, check_fits, input_tokens
 from exai.conversations.requests import ChatRequest, ChatResult, chat_messages, content_hash, refusal, request_key
@@ -97,9 +98,10 @@ class ChatTurns:
         cache: ConversationCache,
         providers: Providers,
         attachments: Attachments,
+        notices: Notices,
     ) -> None:
         self._repository, self._cache, self._providers = repository, cache, providers
-        self._attachments = attachments
+        self._attachments, self._notices = attachments, notices
         self._leased: dict[TurnId, asyncio.Timeout] = {}
         self._side_tasks: set[asyncio.Task[Any]] = set()
 
@@ -367,6 +369,7 @@ class ChatTurns:
             conversation=conversation,
             warm=warm,
         )
+        self._notices.tell(request.owner, conversation.continuation_id, begun.base_revision, begun.revision)
 
     async def _tell_repeated(self, request: ChatRequest, begun: TurnBegun, conversation: Conversation) -> None:
         """Tell the cache how far the conversation is: whoever answered first may have died before telling it."""
@@ -390,6 +393,8 @@ class ChatTurns:
             delta=finished.stored,
             conversation=finished.conversation,
         )
+        owner, name = turn.request.owner, turn.conversation.continuation_id
+        self._notices.tell(owner, name, finished.base_revision, finished.revision)
 
     def _aside(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """Run `work` as a tracked task that outlives the request, bounded by itself and not by the request's end."""

@@ -177,6 +177,7 @@ class Connection:
         self.in_flight: dict[RequestId, Call] = {}
         self.listening: dict[RequestId, Json] = {}
         self._subscribed_uris: set[str] = set()
+        self._is_handshaken = False
         self._max_in_flight = max_in_flight
         self._reply_max_bytes = reply_max_bytes
 
@@ -276,6 +277,7 @@ class Connection:
         asked = request.params.get("protocolVersion")
         version = asked if asked in eras.LEGACY_VERSIONS else eras.LATEST_LEGACY
         self.version = version
+        self._is_handshaken = True
         capabilities = request.params.get("capabilities")
         self.client = _client(request.params.get("clientInfo"), capabilities if isinstance(capabilities, dict) else {})
         result: dict[str, Any] = {
@@ -374,10 +376,17 @@ class Connection:
         for name, (kind, method) in _FILTERS.items():
             if kind != change or not self.surface.announces(kind):
                 continue
-            if self.version is not None:
+            if self._is_handshaken:
                 found.append(jsonrpc.encode_notification(method, {}))
             found += [_tagged(method, key, {}) for key, granted in self.listening.items() if granted.get(name)]
         return found
+
+    def subscribed(self, uris: Iterable[str]) -> list[str]:
+        """Return those of the addresses whose changes this peer asked for."""
+        wanted = self._subscribed_uris.union(
+            *(each.get("resourceSubscriptions", ()) for each in self.listening.values())
+        )
+        return [uri for uri in uris if uri in wanted] if wanted else []
 
     def updated(self, uri: str) -> list[bytes]:
         """Return what to tell this peer after one resource changed."""

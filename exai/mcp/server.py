@@ -14,6 +14,7 @@ import structlog
 
 from exai.config import ServerSettings
 from exai.mcp.edge import Admitted, Authenticator, Edge, everybody_is_local
+from exai.mcp.news import News
 from exai.mcp.protocol import Call, Change, Connection, Feature, Surface
 from exai.mcp.quota import Quotas
 from exai.mcp.session import Session
@@ -64,6 +65,7 @@ class McpServer:
         self.surface = Surface(name, version, offered, instructions=instructions)
         self.is_draining = False
         self._sessions: set[Session] = set()
+        self.news = News(lambda: self._sessions)
         self._quiet = asyncio.Event()
 
     def open_session(self, admitted: Admitted, *, peer: str, version: str | None = None) -> Session:
@@ -115,6 +117,7 @@ class McpServer:
     async def drain(self, grace_s: float, code: int, hurry: asyncio.Event | None = None) -> None:
         """Let running calls finish for `grace_s` (or until `hurry`), answer the rest, and close every session."""
         self.is_draining = True
+        self.news.stop()
         hurry = hurry or asyncio.Event()
         hurried = asyncio.create_task(self._look_again_when(hurry), name="mcp drain hurry")
         try:

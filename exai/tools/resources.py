@@ -1,4 +1,4 @@
-"""What a client may read by address instead of by tool: conversations and files, and the completion of their ids.
+"""What a client may read by address instead of by tool: conversations and files.
 
 The invariant is that an address shows its owner what the tools would, bounded in size, and that what another owner has
 is as unknown here as what does not exist.
@@ -8,25 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 import orjson
 
 from exai.conversations import ConversationService
 from exai.errors import InvalidArgument, NotFound
 from exai.files import FileService
-from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
-from exai.mcp.prompts import MAX_COMPLETIONS, completion_feature
+from exai.mcp.jsonrpc import INVALID_PARAMS, RpcError
 from exai.mcp.protocol import CallContext, Feature
 from exai.mcp.resources import Listing, ResourceContents, ResourceRegistry, ResourceSpec
 from exai.models import ContinuationId, Conversation, FileId, Owner, Page
-from exai.providers.registry import Providers
 from exai.tools.conversations import conversation_facts
 from exai.tools.paging import page_facts, room
+from exai.tools.prompts import CONVERSATION, JSON_TYPE, conversation_uri
 
-CONVERSATION = "exai://conversations/"
 FILE = "exai://files/"
-JSON_TYPE = "application/json"
 
 LIST_PAGE = 50
 CONVERSATION_CHARS = 100_000
@@ -47,13 +44,10 @@ TEMPLATES = (
 )
 
 
-def resource_features(
-    conversations: ConversationService, files: FileService, providers: Providers
-) -> tuple[Feature, ...]:
-    """Make the resources and the completion of their arguments."""
+def resource_feature(conversations: ConversationService, files: FileService) -> Feature:
+    """Make the resources."""
     reading = _Reading(conversations, files)
-    registry = ResourceRegistry(TEMPLATES, reading.read, listing=reading.list)
-    return registry.feature(), completion_feature(_Completing(conversations, files, providers).complete)
+    return ResourceRegistry(TEMPLATES, reading.read, listing=reading.list, announces=True).feature()
 
 
 class _Reading:
@@ -89,42 +83,11 @@ class _Reading:
         return ResourceContents(uri, _text_of(data), file.media_type)
 
 
-class _Completing:
-    def __init__(self, conversations: ConversationService, files: FileService, providers: Providers) -> None:
-        self._conversations = conversations
-        self._files = files
-        self._providers = providers
-
-    async def complete(self, reference: Json, name: str, typed: str, context: CallContext) -> Sequence[str]:
-        """Complete a model's name, or the id of a recent conversation or file by itself or by its title or name."""
-        if name == "model":
-            return [model for model in self._models() if model.lower().startswith(typed.lower())]
-        template = reference.get("uri")
-        if name == "continuation_id" or (name == "id" and template == TEMPLATES[0].uri):
-            listed = await self._conversations.list(context.owner, limit=MAX_COMPLETIONS)
-            return _matching(((each.continuation_id, each.title or "") for each in listed.conversations), typed)
-        if name == "file_id" or (name == "id" and template == TEMPLATES[1].uri):
-            found = await self._files.list(context.owner, limit=MAX_COMPLETIONS)
-            return _matching(((each.id, each.name) for each in found.files), typed)
-        if template not in {each.uri for each in TEMPLATES}:
-            raise RpcError(INVALID_PARAMS, "Invalid params: there is no such prompt or resource to complete")
-        return []
-
-    def _models(self) -> list[str]:
-        infos = [info for info in self._providers.models() if info.configured]
-        return [name for info in infos for name in (info.name, *info.aliases)]
-
-
-def _matching(named: Any, typed: str) -> list[str]:
-    wanted = typed.casefold()
-    return [key for key, name in named if key.casefold().startswith(wanted) or wanted in name.casefold()]
-
-
 def _listed(conversation: Conversation) -> ResourceSpec:
     key = conversation.continuation_id
     changed = conversation.updated_at.isoformat(timespec="seconds")
     return ResourceSpec(
-        CONVERSATION + quote(key, safe=""),
+        conversation_uri(key),
         key,
         conversation.title or "",
         f"{conversation.last_seq} messages, changed {changed}",

@@ -14,12 +14,14 @@ from uuid import UUID
 
 import pytest
 from mcp import ClientSession, McpError
-from mcp.types import ResourceTemplateReference
+from mcp.types import PromptReference, ResourceTemplateReference
 from pydantic import AnyUrl
 
 from tests.support.backend import flush
 from tests.support.client import call, connect, refused
 from tests.support.daemon import Daemon, start_daemon
+from tests.support.mcp_server import modern
+from tests.support.plain_socket import plain_socket
 from tests.support.provider_server import ProviderServer
 from tests.support.tokens import ISSUER, SECRET, signed
 
@@ -194,10 +196,46 @@ async def nothing_by_address(world: World) -> None:
     listed = (await world.bob.list_resources()).model_dump_json()
     assert world.own in listed
     assert MARKER not in listed
-    for template in ("exai://conversations/{id}", "exai://files/{id}"):
+    templates = [each.uriTemplate for each in (await world.bob.list_resource_templates()).resourceTemplates]
+    assert templates == ["exai://conversations/{id}", "exai://files/{id}"], "every template needs an attempt here"
+    for template in templates:
         reference = ResourceTemplateReference(type="ref/resource", uri=template)
         for typed in ("same", MARKER):
             assert (await world.bob.complete(reference, {"name": "id", "value": typed})).completion.values == []
+
+
+async def nothing_by_prompt(world: World) -> None:
+    """A prompt shows a conversation, and its arguments are completed."""
+    prompts = {each.name: each.arguments or [] for each in (await world.bob.list_prompts()).prompts}
+    assert prompts.keys() == {"ask", "continue", "find"}, "every prompt needs an attempt here"
+    for name, arguments in prompts.items():
+        reference = PromptReference(type="ref/prompt", name=name)
+        for argument in arguments:
+            for typed in ("same", MARKER, world.theirs[:8] if argument.name != "continuation_id" else MARKER):
+                found = await world.bob.complete(reference, {"name": argument.name, "value": typed})
+                assert found.completion.values == []
+        given = {each.name: world.theirs for each in arguments if each.required}
+        # Bob has a conversation of the same name by now.
+        assert MARKER not in (await world.bob.get_prompt(name, given)).model_dump_json()
+    hers = await world.alice.get_prompt("continue", {"continuation_id": world.theirs})
+    assert MARKER in hers.model_dump_json()
+
+
+async def nothing_by_listening(world: World, url: str) -> None:
+    """Whoever subscribes to an address of somebody else hears nothing; a third owner, who has nothing of that name."""
+    address = f"exai://conversations/{world.theirs}"
+    listen = {"notifications": {"resourcesListChanged": True, "resourceSubscriptions": [address]}}
+    third = f"{url}?token={signed('carol')}"
+    async with plain_socket(f"{url}?token={ALICE_TOKEN}") as hers, plain_socket(third) as strange:
+        for socket in (hers, strange):
+            await socket.send(modern("s", "subscriptions/listen", listen))
+            assert (await socket.notice())["method"] == "notifications/subscriptions/acknowledged"
+        await call(world.alice, "conversation_update", continuation_id=world.theirs, title="Louder")
+        while (await hers.notice())["method"] != "notifications/resources/list_changed":
+            pass
+        # All are told in one go, so what was said to a stranger would come before this answer.
+        await strange.ask(modern("d", "server/discover"))
+        assert strange.notices == []
 
 
 ATTEMPTS: dict[str, Callable[[World], Awaitable[None]]] = {
@@ -258,6 +296,8 @@ async def test_no_tool_lets_one_owner_at_what_another_has(
                     raise AssertionError(f"{name} with a {cache} cache: {error}") from error
                 assert await world.view() == before, f"{name} with a {cache} cache changed what Alice sees"
         await nothing_by_address(world)
+        await nothing_by_prompt(world)
+        await nothing_by_listening(world, shared.url)
     log = shared.output
     assert ALICE_TOKEN not in log
     assert signed("bob")[:40] not in log

@@ -17,6 +17,7 @@ from exai.blobs.local import LocalBlobs
 from exai.config import CacheSettings
 from exai.conversations import AppendRequest, ChatRequest
 from exai.conversations.attachments import Attachments
+from exai.conversations.notices import Notices
 from exai.conversations.turn import ChatTurns
 from exai.db.conversations import ConversationRepository
 from exai.db.files import FileRepository
@@ -165,7 +166,9 @@ async def test_a_task_cancelled_elsewhere_stops_with_its_next_lease(rig: Rig, el
     """The daemon that asks the model learns of it when it renews, and stops paying."""
     rig.provider.script(hang_after_first_token("Half"))
     attachments = Attachments(FileRepository(rig.app.database), LocalBlobs(rig.app.settings.data_dir / "files"))
-    turns = ChatTurns(ConversationRepository(rig.app.database), rig.app.cache, rig.app.providers, attachments)
+    turns = ChatTurns(
+        ConversationRepository(rig.app.database), rig.app.cache, rig.app.providers, attachments, Notices()
+    )
     heard, named = asyncio.Event(), []
 
     async def on_delta(_: object) -> None:

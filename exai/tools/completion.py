@@ -1,0 +1,53 @@
+"""The completion of arguments while a person types them: models, and the caller's own conversations and files.
+
+The invariant is that nothing is completed for a prompt or a resource that does not exist, and nothing of other owners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from exai.conversations import ConversationService
+from exai.files import FileService
+from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
+from exai.mcp.prompts import MAX_COMPLETIONS, completion_feature
+from exai.mcp.protocol import CallContext, Feature
+from exai.providers.registry import Providers
+from exai.tools.prompts import PROMPTS
+from exai.tools.resources import TEMPLATES
+
+
+def argument_completion(conversations: ConversationService, files: FileService, providers: Providers) -> Feature:
+    """Make the completion of the arguments of prompts and resources."""
+    return completion_feature(_Completing(conversations, files, providers).complete)
+
+
+class _Completing:
+    def __init__(self, conversations: ConversationService, files: FileService, providers: Providers) -> None:
+        self._conversations = conversations
+        self._files = files
+        self._providers = providers
+
+    async def complete(self, reference: Json, name: str, typed: str, context: CallContext) -> Sequence[str]:
+        """Complete a model's name, or the id of a recent conversation or file by itself or by its title or name."""
+        prompt, template = reference.get("name"), reference.get("uri")
+        if prompt not in PROMPTS and template not in {each.uri for each in TEMPLATES}:
+            raise RpcError(INVALID_PARAMS, "Invalid params: there is no such prompt or resource to complete")
+        if name == "model":
+            return [model for model in self._models() if model.lower().startswith(typed.lower())]
+        if name == "continuation_id" or (name == "id" and template == TEMPLATES[0].uri):
+            listed = await self._conversations.list(context.owner, limit=MAX_COMPLETIONS)
+            return _matching(((each.continuation_id, each.title or "") for each in listed.conversations), typed)
+        if name == "file_id" or (name == "id" and template == TEMPLATES[1].uri):
+            found = await self._files.list(context.owner, limit=MAX_COMPLETIONS)
+            return _matching(((each.id, each.name) for each in found.files), typed)
+        return []
+
+    def _models(self) -> list[str]:
+        infos = [info for info in self._providers.models() if info.configured]
+        return [name for info in infos for name in (info.name, *info.aliases)]
+
+
+def _matching(named: Iterable[tuple[str, str]], typed: str) -> list[str]:
+    wanted = typed.casefold()
+    return [key for key, name in named if key.casefold().startswith(wanted) or wanted in name.casefold()]

@@ -1,0 +1,83 @@
+"""Prompts: what a person picks in the client to ask a model, go on with a conversation or find an earlier one.
+
+The invariant is that a prompt shows its owner what the tools would, and that none costs a model call by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from urllib.parse import quote
+
+import orjson
+
+from exai.conversations import ConversationService
+from exai.mcp.jsonrpc import Json
+from exai.mcp.prompts import PromptArgument, PromptRegistry, PromptSpec
+from exai.mcp.protocol import CallContext, Feature
+from exai.models import ContinuationId
+from exai.tools.conversations import conversation_facts
+from exai.tools.paging import page_facts, room
+
+CONVERSATION = "exai://conversations/"
+JSON_TYPE = "application/json"
+SHOWN_CHARS = 30_000
+"""Of a conversation's newest messages in a prompt; the tools have the rest."""
+
+PROMPTS: Mapping[str, tuple[str, str, tuple[PromptArgument, ...]]] = {
+    "ask": (
+        "Ask a model",
+        "Ask Kimi, GLM or another configured model, and keep the exchange.",
+        (PromptArgument("question"), PromptArgument("model", "Left out: the configured default.", required=False)),
+    ),
+    "continue": (
+        "Continue a conversation",
+        "Take a stored conversation up where it was.",
+        (PromptArgument("continuation_id"), PromptArgument("question", "What to ask next.", required=False)),
+    ),
+    "find": (
+        "Find earlier conversations",
+        "Look through everything stored for some words.",
+        (PromptArgument("words"),),
+    ),
+}
+
+
+def conversation_uri(continuation_id: ContinuationId) -> str:
+    """Return the address of a conversation as a resource."""
+    return CONVERSATION + quote(continuation_id, safe="")
+
+
+def prompt_feature(conversations: ConversationService) -> Feature:
+    """Make the prompts."""
+
+    async def ask(given: Mapping[str, str], _context: CallContext) -> Sequence[Json]:
+        model = f"with model {given['model']}" if given.get("model") else "with its default model"
+        return [_said(f"Use the tool chat of EXAI {model} to ask this, and tell me the answer:\n\n{given['question']}")]
+
+    async def go_on(given: Mapping[str, str], context: CallContext) -> Sequence[Json]:
+        name = ContinuationId(given["continuation_id"])
+        page = await conversations.read(context.owner, name)
+        messages, next_before_seq = page_facts(page, room(SHOWN_CHARS))
+        facts = {**conversation_facts(page.conversation), "messages": messages, "next_before_seq": next_before_seq}
+        resource = {"uri": conversation_uri(name), "mimeType": JSON_TYPE, "text": orjson.dumps(facts).decode()}
+        question = given.get("question") or "Sum up in a few sentences where it stands, and wait for my question."
+        words = f"Go on with this conversation; EXAI's tools know it by the continuation_id {name}.\n\n{question}"
+        return [_shown({"type": "resource", "resource": resource}), _said(words)]
+
+    async def find(given: Mapping[str, str], _context: CallContext) -> Sequence[Json]:
+        words = "Use EXAI's conversation_search to find what was said about the following, and tell me what was found"
+        return [_said(f"{words}, with the continuation_id of each conversation:\n\n{given['words']}")]
+
+    render = {"ask": ask, "continue": go_on, "find": find}
+    return PromptRegistry(
+        PromptSpec(name, title, description, render[name], arguments)
+        for name, (title, description, arguments) in PROMPTS.items()
+    ).feature()
+
+
+def _said(text: str) -> Json:
+    return _shown({"type": "text", "text": text})
+
+
+def _shown(content: Json) -> Json:
+    return {"role": "user", "content": content}

@@ -38,7 +38,7 @@ ALICE, BOB = "token-of-alice-0123456789", "token-of-bob-0123456789ab"
 
 
 class Rig:
-    """A server with tools that can be tasks: `long` waits at the gate, `quick` and `large` do not wait."""
+    """A server with tools that can be tasks: `long` and `large` wait at the gate, `quick` does not."""
 
     def __init__(self, server: Running, tasks: MemoryTasks) -> None:
         self.server, self.tasks, self.gate = server, tasks, server.tools.gate
@@ -71,7 +71,7 @@ class Rig:
 
     async def _large(self, arguments: SizeArguments, context: CallContext) -> ToolResult:
         async def work() -> ToolResult:
-            await asyncio.sleep(0.01)
+            await self.gate.open.wait()
             return ToolResult(None, "x" * arguments.size)
 
         return await self.tasks.do(context, work())
@@ -226,12 +226,12 @@ async def test_an_owner_with_enough_tasks_waits_for_the_answer() -> None:
 async def test_a_result_larger_than_a_reply_says_so_as_the_call_would_have() -> None:
     """Otherwise its client could never learn that the task has ended."""
     async with opened(reply_max_bytes=10_000) as rig, stateless(rig.server.http) as client:
-        handle = await client.call("large", size=20_000)
+        handle, fits = await client.call("large", size=20_000), await client.call("large", size=7_800)
+        rig.gate.open.set()
         done = await rig.ended(client, handle["taskId"])
         assert (done["status"], done["result"]["isError"]) == ("completed", True)
         assert done["result"]["structuredContent"]["error"]["code"] == "reply_too_large"
-        handle = await client.call("large", size=7_800)
-        assert len((await rig.ended(client, handle["taskId"]))["result"]["content"][0]["text"]) == 7_800
+        assert len((await rig.ended(client, fits["taskId"]))["result"]["content"][0]["text"]) == 7_800
 
 
 async def test_a_stopping_server_lets_tasks_end_within_its_grace() -> None:
@@ -295,14 +295,22 @@ async def test_the_routing_header_must_be_the_tasks(rig: Rig) -> None:
         assert found.json()["error"]["code"] == -32602
 
 
-async def test_two_calls_that_are_one_piece_of_work_get_one_handle() -> None:
+async def test_two_calls_that_are_one_piece_of_work_get_one_handle(rig: Rig) -> None:
     """A client that sends a call again while the first waits must not end up with two tasks."""
-    async with opened(task_after_s=0.2) as rig:
-        spec = ToolSpec("asked", "Asked", "Joins.", Nothing, rig._long, joins_identical=True, outlasts=True)
-        rig.server.tools.registry.add(spec)
-        async with connect(rig.server.url, proxy=None) as socket:
-            for key in (1, 2):
-                await say(socket, modern(key, "tools/call", tool_call("asked"), **DECLARED))
-            handles = [await heard(socket), await heard(socket)]
+    stored = asyncio.Event()
+
+    async def slowly_begun(arguments: Nothing, context: CallContext) -> ToolResult:
+        await stored.wait()
+        return await rig._long(arguments, context)
+
+    spec = ToolSpec("asked", "Asked", "Joins.", Nothing, slowly_begun, joins_identical=True, outlasts=True)
+    rig.server.tools.registry.add(spec)
+    async with connect(rig.server.url, proxy=None) as socket:
+        for key in (1, 2):
+            await say(socket, modern(key, "tools/call", tool_call("asked"), **DECLARED))
+        await say(socket, modern(3, "tools/call", tool_call("echo", text="messages are taken in order")))
+        assert (await heard(socket))["id"] == 3
+        stored.set()
+        handles = [await heard(socket), await heard(socket)]
     assert handles[0]["result"]["taskId"] == handles[1]["result"]["taskId"]
     assert [owner for owner, _ in rig.tasks.tasks] == [LOCAL_OWNER]

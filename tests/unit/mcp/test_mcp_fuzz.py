@@ -9,10 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from exai.mcp.eras import META_CAPABILITIES, META_VERSION
-from exai.mcp.jsonrpc import Malformed, Message, parse
-from exai.mcp.protocol import Call, Cancel, Connection, Ignore, Send, Start, Surface
+from exai.mcp.eras import META_CAPABILITIES, META_VERSION, TASKS
+from exai.mcp.jsonrpc import Json, Malformed, Message, parse
+from exai.mcp.protocol import Call, CallContext, Cancel, Connection, Feature, Ignore, Method, Send, Start, Surface
 from tests.support.mcp_server import Tools
+from tests.support.stateless import KNOWS_TASKS
 
 PATIENT = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """Slow generation on a busy machine is not what is tested here."""
@@ -30,6 +31,7 @@ METHODS = st.sampled_from(
         "tools/list",
         "tools/call",
         "subscriptions/listen",
+        "tasks/get",
         "resources/subscribe",
         "notifications/cancelled",
         "notifications/initialized",
@@ -42,7 +44,7 @@ META = st.fixed_dictionaries(
     {},
     optional={
         META_VERSION: st.sampled_from(["2026-07-28", "2025-11-25", "", 5, None]),
-        META_CAPABILITIES: st.sampled_from([{}, [], None]),
+        META_CAPABILITIES: st.sampled_from([{}, KNOWS_TASKS, {"extensions": [TASKS]}, [], None]),
         "progressToken": st.sampled_from([0, "", "t", 1.5, None, True]),
     },
 )
@@ -58,7 +60,8 @@ PARAMS = st.fixed_dictionaries(
         "cursor": st.sampled_from(["", "1", 0, None]),
         "requestId": IDS,
         "uri": JSON,
-        "notifications": JSON,
+        "notifications": JSON | st.just({"taskIds": ["a"]}),
+        "taskId": JSON,
     },
 )
 MESSAGES = st.fixed_dictionaries(
@@ -82,9 +85,14 @@ def encoded(message: object) -> bytes:
     return orjson.dumps(message, option=orjson.OPT_PASSTHROUGH_SUBCLASS)
 
 
+async def _work(call: Call, context: CallContext) -> Json:
+    raise NotImplementedError
+
+
 def new_connection() -> Connection:
     tools = Tools().registry
-    surface = Surface("exai-test", "1", (tools.feature(),))
+    extension = Feature({"extensions": {TASKS: {}}}, [Method("tasks/get", work=_work, extension=TASKS)])
+    surface = Surface("exai-test", "1", (tools.feature(), extension))
     surface.capabilities["tools"] = {"listChanged": True}
     return Connection(surface, max_in_flight=3, reply_max_bytes=100_000)
 

@@ -100,7 +100,7 @@ class ResourceRegistry:
     async def _list_live(self, call: Call, context: CallContext) -> Json:
         assert self._listing is not None  # noqa: S101 - `feature` looked
         cursor = call.params.get("cursor")
-        if cursor is not None and not isinstance(cursor, str):
+        if cursor is not None and (not isinstance(cursor, str) or not cursor):
             raise RpcError(INVALID_PARAMS, "Invalid params: unknown cursor; begin again without one")
         listing = await self._listing(cursor, context)
         page: dict[str, Any] = {"resources": [_description(spec, "uri") for spec in listing.resources]}

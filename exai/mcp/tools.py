@@ -273,8 +273,9 @@ def _path(location: Sequence[int | str]) -> str:
 
 def _description(spec: ToolSpec) -> Json:
     annotations = {"readOnlyHint": spec.read_only, "openWorldHint": spec.open_world}
+    annotations["idempotentHint"] = spec.read_only or spec.idempotent
     if not spec.read_only:
-        annotations |= {"destructiveHint": spec.destructive, "idempotentHint": spec.idempotent}
+        annotations["destructiveHint"] = spec.destructive
     described: dict[str, Any] = {
         "name": spec.name,
         "title": spec.title,

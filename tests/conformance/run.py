@@ -1,9 +1,9 @@
 """Run the official conformance suite, TypeScript client and inspector; exit 0 when only what is expected to fails.
 
 The suite goes over both doors and both eras, the client over the WebSocket, and the inspector reads the tools of a real
-daemon in both eras, over HTTP and through the bridge. All come from npm with the Node they need, at the versions in
-`package-lock.json` beside this file, into the ignored environment directory; everything after that is local. Each
-scenario's checks are left there too.
+daemon in both eras, over HTTP and through the bridge, and has a chat answered as a task. All come from npm with the Node
+they need, at the versions in `package-lock.json` beside this file, into the ignored environment directory; everything
+after that is local. Each scenario's checks are left there too.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tests.conformance.pack import conformance_server
 from tests.conformance.shim import shim
 from tests.support.daemon import start_daemon
 from tests.support.mcp_server import fast_settings
+from tests.support.provider_server import ProviderServer, kimi_answer, stream
 
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / ".venv" / "conformance"
@@ -38,6 +39,8 @@ CLIENT = "websocket_client.mjs"
 REVISIONS = ("2025-11-25", "2026-07-28")
 ERAS = ("legacy", "modern")
 SUITE_TIMEOUT_S = 300.0
+LATE_S = 0.5
+"""How long the model takes for an answer that is to come after its handle."""
 
 
 def main() -> int:
@@ -80,6 +83,7 @@ async def _run() -> int:
             for revision in REVISIONS:
                 failed |= not await _suite(door, revision, f"http://127.0.0.1:{port}/mcp")
     failed |= not await _inspected()
+    failed |= not await _task_settled()
     return int(failed)
 
 
@@ -129,6 +133,29 @@ async def _inspect(door: str, era: str, *target: str) -> bool:
     print(f"inspector over {door}, {era} era: {'every tool is portable' if good else 'FAILS'}")
     for line in findings if status == 0 else output.decode().splitlines():
         print(f"  {line}")
+    return good
+
+
+async def _task_settled() -> bool:
+    """Tell whether the inspector, which knows tasks, gets a model's late answer by the handle it is given first."""
+    with tempfile.TemporaryDirectory(prefix="exai-settled-") as directory:
+        async with ProviderServer() as provider:
+            provider.script(stream(LATE_S, *kimi_answer("Four.").steps))
+            settings = {
+                "EXAI_DATA_DIR": directory,
+                "EXAI_SERVER__TASK_AFTER_S": "0",
+                "KIMI_API_KEY": "sk-test",
+                "EXAI_PROVIDERS__KIMI__BASE_URL": provider.base_url,
+            }
+            with start_daemon(settings) as daemon:
+                program = str(BUILD / "node_modules/.bin/mcp-inspector")
+                target = (f"http://127.0.0.1:{daemon.port}/mcp", "--transport", "http", "--protocol-era", "modern")
+                call = ("--method", "tools/call", "--tool-name", "chat", "--tool-arg", "prompt=Two and two?")
+                status, output = await _node(program, "--cli", *target, *call)
+                good = status == 0 and b'"content": "Four."' in output and "tasks/get" in daemon.output
+    print(f"inspector, a chat that becomes a task: {'is answered' if good else 'FAILS'}")
+    if not good:
+        print(output.decode())
     return good
 
 

@@ -1,9 +1,9 @@
 """Run the official conformance suite, TypeScript client and inspector; exit 0 when only what is expected to fails.
 
-The suite goes over both doors and both eras, the client over the WebSocket, and the inspector reads the tools of a real
-daemon in both eras, over HTTP and through the bridge, and has a chat answered as a task. All come from npm with the Node
-they need, at the versions in `package-lock.json` beside this file, into the ignored environment directory; everything
-after that is local. Each scenario's checks are left there too.
+The suite goes over both doors and both eras, the client over the WebSocket. The inspector reads the tools of a real
+daemon in both eras, over HTTP and through the bridge, and has a chat answered as a task. All come from npm with the
+Node they need, at the versions in `package-lock.json` beside this file, into the ignored environment directory;
+everything after that is local. Each scenario's checks are left there too.
 """
 
 from __future__ import annotations

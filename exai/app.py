@@ -28,12 +28,12 @@ from exai.db.curation import CurationRepository
 from exai.db.files import FileRepository
 from exai.db.migrate import upgrade
 from exai.db.pool import Database, open_pool
-from exai.db.revision import check_revision
+from exai.db.revision import check_revision, explain_mismatch
 from exai.db.search import SearchRepository
 from exai.db.transfer import TransferRepository
 from exai.db.turns import TurnRepository
 from exai.embedded.launcher import Embedded, start_embedded
-from exai.errors import DatabaseUnavailable, StartupError
+from exai.errors import DatabaseUnavailable, SchemaMismatch, StartupError
 from exai.files import FileService
 from exai.monitoring.health import Component, Health, Probe, Probed, open_health
 from exai.monitoring.metrics import MetricsRecorder
@@ -169,19 +169,28 @@ async def _open_database(
         try:
             database = await own.enter_async_context(open_pool(settings.database, recorder=recorder, url=url))
             await check_revision(database)
+        except SchemaMismatch as error:
+            raise await explain_mismatch(url or _given_url(settings), error) from error
         except DatabaseUnavailable as error:
-            raise _not_reached(settings, error) from error
+            raise not_reached(_given_url(settings), "EXAI_DATABASE__URL", error) from error
         stack.push_async_exit(own.pop_all())
     return database
 
 
-def _not_reached(settings: Settings, error: DatabaseUnavailable) -> StartupError:
-    """Say which address it was and what the system said about it, which the error of a single statement leaves out."""
-    where = redact(settings.database.url.get_secret_value()) if settings.database.url else "the embedded Postgres"
+def _given_url(settings: Settings) -> str:
+    return settings.database.url.get_secret_value() if settings.database.url else ""
+
+
+def not_reached(url: str, setting: str, error: DatabaseUnavailable) -> StartupError:
+    """Say which address it was and what the system said about it, which the error of a single statement leaves out.
+
+    An empty `url` is the embedded server's.
+    """
+    where = redact(url) or "the embedded Postgres"
     cause = error.__cause__
     said = f" ({cause.strerror or cause})" if isinstance(cause, OSError) else ""
     cure = error.cure if isinstance(cause, Exception) and not isinstance(cause, OSError) else "Start it"
-    return StartupError(where, f"{error.problem}{said}", f"{cure}, or correct EXAI_DATABASE__URL; see `exai doctor`")
+    return StartupError(where, f"{error.problem}{said}", f"{cure}, or correct {setting}; see `exai doctor`")
 
 
 async def _check_cache(cache: ConversationCache, url: str | None) -> None:

@@ -15,7 +15,7 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from exai import __version__
-from exai.errors import ConfigError, ExaiError
+from exai.errors import ConfigError, DatabaseUnavailable, ExaiError
 
 if TYPE_CHECKING:
     from exai.config import Settings
@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=STATUSES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument("--version", action="version", version=f"exai {__version__}")
     commands = parser.add_subparsers(metavar="command", required=True)
 
     serve = commands.add_parser("serve", help="start the daemon; without addresses, with its own Postgres and Valkey")
@@ -265,9 +266,29 @@ def banner(settings: Settings, started: Started) -> str:
     lines += [
         "  For an MCP client, over WebSocket or as a command:",
         f'    {{"mcpServers":{{"exai":{{"type":"ws","url":"{url}"{header}}}}}}}',
-        f'    {{"mcpServers":{{"exai":{{"command":"exai","args":["connect"]{environment}}}}}}}',
+        f'    {{"mcpServers":{{"exai":{{"command":{json.dumps(_program())},"args":["connect"]{environment}}}}}}}',
     ]
     return "\n".join(lines)
+
+
+def _program() -> str:
+    """Return this program as another one can start it, from any directory and with any PATH."""
+    from pathlib import Path
+
+    beside = Path(sys.executable).with_name("exai.exe" if sys.platform == "win32" else "exai")
+    return str(beside) if beside.is_file() else "exai"
+
+
+def _called_as() -> str:
+    """Return how the person who called this program can call it again, ready for a shell."""
+    import shlex
+    import shutil
+    from pathlib import Path
+
+    called = sys.argv[0]
+    if Path(called).name != "exai" or shutil.which("exai") == called:
+        return "exai"
+    return shlex.quote(called)
 
 
 def _connect(options: argparse.Namespace) -> int:
@@ -304,6 +325,7 @@ def _migrate(_: argparse.Namespace) -> int:
 
     settings = load_settings()
     configure_logging(settings.log)
+    setting = "EXAI_DATABASE__MIGRATION_URL" if settings.database.migration_url else "EXAI_DATABASE__URL"
     url = settings.database.migration_url or settings.database.url
     if url is None:
         print(
@@ -311,10 +333,14 @@ def _migrate(_: argparse.Namespace) -> int:
             f"The embedded Postgres in {settings.data_dir} is migrated by `exai serve` whenever it starts."
         )
         return OK
+    from exai.app import not_reached
     from exai.db.migrate import upgrade
     from exai.db.revision import expected_revision
 
-    _run(upgrade(url.get_secret_value()))
+    try:
+        _run(upgrade(url.get_secret_value()))
+    except DatabaseUnavailable as error:
+        raise not_reached(url.get_secret_value(), setting, error) from error
     print(f"the database is at revision {expected_revision()}")
     return OK
 
@@ -407,7 +433,7 @@ def _chat(options: argparse.Namespace) -> int:
         if isinstance(stream, TextIOWrapper):
             # An answer may hold what this terminal's encoding does not.
             stream.reconfigure(errors="replace")
-    chat = ChatOptions(tuple(options.prompt), options.continuation_id, options.model, options.list_only)
+    chat = ChatOptions(tuple(options.prompt), options.continuation_id, options.model, options.list_only, _called_as())
     return _run(run_chat(settings, chat, Streams(sys.stdin, sys.stdout, sys.stderr)))
 
 

@@ -18,7 +18,7 @@ from typing import TextIO
 from exai.app import App, open_app
 from exai.config import Settings
 from exai.conversations import ChatRequest, ChatResult
-from exai.errors import ExaiError, InvalidArgument
+from exai.errors import ExaiError, InvalidArgument, NotFound
 from exai.models import LOCAL_OWNER, ContinuationId, Conversation, Delta, OnDelta
 
 LISTED = 50
@@ -27,12 +27,16 @@ PROMPT = "> "
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """What was asked for on the command line; `words` are the prompt, where `-` stands for standard input."""
+    """What was asked for on the command line; `words` are the prompt, where `-` stands for standard input.
+
+    `program` is how to call this program again.
+    """
 
     words: tuple[str, ...] = ()
     continuation_id: str | None = None
     model: str | None = None
     list_only: bool = False
+    program: str = "exai"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,8 @@ class _Talk:
 
     def __init__(self, app: App, options: ChatOptions, streams: Streams) -> None:
         self._app, self._model, self._streams = app, options.model, streams
-        self._continuation_id = options.continuation_id
+        self._continuation_id, self._is_unknown = options.continuation_id, False
+        self._program = options.program
 
     async def ask_once(self, prompt: str) -> None:
         try:
@@ -145,6 +150,9 @@ class _Talk:
                 # An answer that had been given before comes whole, without streaming.
                 written = result.content[-1:]
                 output.write(result.content)
+        except NotFound as error:
+            self._is_unknown = True
+            raise NotFound(error.kind, error.name, f"`{self._program} chat --list` shows which there are") from error
         finally:
             if written and written != "\n":
                 output.write("\n")
@@ -154,8 +162,8 @@ class _Talk:
         print(text, file=self._streams.error, flush=True)
 
     def _say_how_to_continue(self) -> None:
-        if self._continuation_id:
-            self._say(f"continue with: exai chat --continue {self._continuation_id}")
+        if self._continuation_id and not self._is_unknown:
+            self._say(f"continue with: {self._program} chat --continue {self._continuation_id}")
 
 
 async def _list(app: App, streams: Streams) -> None:
@@ -172,7 +180,9 @@ async def _list(app: App, streams: Streams) -> None:
 def _line(conversation: Conversation) -> str:
     changed = conversation.updated_at.astimezone().strftime("%Y-%m-%d %H:%M")
     title = " ".join((conversation.title or "").split())
-    return f"{conversation.continuation_id}  {changed}  {conversation.last_seq:>4} messages  {title}".rstrip()
+    count = conversation.last_seq
+    messages = f"{count:>4} {'message ' if count == 1 else 'messages'}"
+    return f"{conversation.continuation_id}  {changed}  {messages}  {title}".rstrip()
 
 
 @asynccontextmanager

@@ -23,7 +23,7 @@ from exai.app import own_servers
 from exai.config import Settings
 from exai.daemon import RETIRE, cache_words, database_words, serve
 from exai.embedded.launcher import Embedded
-from exai.errors import StartupError
+from exai.errors import ConfigError, StartupError
 from exai.mcp.serve import bind_sockets
 from exai.models import Started
 
@@ -203,11 +203,12 @@ async def serve_with_workers(
 ) -> int:
     """Run `count` workers until SIGTERM or SIGINT; SIGHUP replaces them one by one. Returns the exit status.
 
-    `given` are the variables from the command line, which the workers get as well. Raises `StartupError`, or what
-    starting and migrating the embedded servers raises; a worker that cannot start has said itself why.
+    `given` are the variables from the command line, which the workers get as well. Raises `ConfigError` for `count`,
+    `StartupError`, or what starting and migrating the embedded servers raises; a worker that cannot start has said
+    itself why.
     """
     if not 1 <= count <= MAX_WORKERS:
-        raise StartupError(f"--workers {count}", "not a number of workers", f"Give 1 to {MAX_WORKERS}")
+        raise ConfigError("--workers", f"{count} is not a number of workers", f"Give 1 to {MAX_WORKERS}")
     if sys.platform == "win32":
         raise StartupError(
             "--workers", "sockets cannot be handed down on Windows", "Use one worker, or run EXAI in WSL"

@@ -19,7 +19,7 @@ from exai.addresses import is_loopback
 from exai.config import DatabaseSettings
 from exai.db.address import Address, parse_address
 from exai.db.pool import OneTrip, connect
-from exai.db.revision import expected_revision
+from exai.db.revision import expected_revision, found_revision
 from exai.db.translate import MIGRATE, judge
 from exai.errors import DatabaseError, DatabaseUnavailable, ExaiError
 from exai.models import Finding
@@ -42,10 +42,8 @@ select pg_catalog.current_setting('server_version')::text as version,
        pg_catalog.current_setting('server_version_num')::int as version_number,
        pg_catalog.current_setting('max_connections')::int as max_connections,
        pg_catalog.pg_is_in_recovery()::bool as is_replica,
-       pg_catalog.clock_timestamp()::timestamptz as now,
-       (pg_catalog.to_regclass('exai.alembic_version') is not null)::bool as is_migrated"""
+       pg_catalog.clock_timestamp()::timestamptz as now"""
 
-REVISION: Final = "select pg_catalog.max(version_num)::text from exai.alembic_version"
 BACKEND: Final = "select pg_catalog.pg_backend_pid()::int"
 
 
@@ -55,7 +53,6 @@ class _Facts:
     version_number: int
     max_connections: int
     is_replica: bool
-    is_migrated: bool
     ahead: timedelta
     latency_ms: float
 
@@ -113,7 +110,7 @@ async def _look_at_service(settings: DatabaseSettings, url: str, found: list[Fin
     way = await _way(stack, address, connection)
     found.append(_way_finding(way, settings, facts))
     found.append(_clock(facts))
-    found.append(await _schema(connection, facts))
+    found.append(await _schema(connection))
     if settings.migration_url is None:
         found.append(_migration_finding("the same as the database", way))
 
@@ -152,7 +149,6 @@ async def _facts(connection: OneTrip) -> _Facts:
         version_number=row["version_number"],
         max_connections=row["max_connections"],
         is_replica=row["is_replica"],
-        is_migrated=row["is_migrated"],
         ahead=row["now"] - between,
         latency_ms=latency_s * 1000,
     )
@@ -215,11 +211,11 @@ def _clock(facts: _Facts) -> Finding:
     return Finding("postgres clock", "ok", seen)
 
 
-async def _schema(connection: OneTrip, facts: _Facts) -> Finding:
+async def _schema(connection: OneTrip) -> Finding:
     part, expected = "postgres schema", expected_revision()
-    if not facts.is_migrated:
+    revision = await found_revision(connection)
+    if not revision:
         return Finding(part, "fail", f"not migrated; this release needs {expected}", MIGRATE)
-    revision = str(await connection.fetchval(REVISION))
     if revision < expected:
         return Finding(part, "fail", f"at revision {revision}; this release needs {expected}", MIGRATE)
     ahead = f", ahead of this release's {expected}" if revision > expected else ""

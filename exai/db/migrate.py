@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from alembic import command, op
 from alembic.config import Config
+from alembic.script.revision import ResolutionError
 from alembic.util import CommandError
 from sqlalchemy import Connection, event, text
 from sqlalchemy.exc import DBAPIError
@@ -63,7 +64,8 @@ async def upgrade(url: str, revision: str = "head") -> None:
 
     Raises:
         ConfigError: `url` is not an address.
-        DatabaseError: it cannot be reached, or another migration has held the lock for `LOCK_WAIT_S`.
+        DatabaseError: it cannot be reached, or another migration has held the lock for `LOCK_WAIT_S`;
+            `SchemaMismatch` when a newer release has migrated it.
 
     """
     config = migration_config()
@@ -77,8 +79,12 @@ def _upgrade(config: Config, revision: str) -> None:
             command.upgrade(config, revision)
     except CommandError as error:
         if isinstance(error.__cause__, ExaiError):
-            raise error.__cause__ from error
-        raise SchemaMismatch(DEPENDENCY, str(error), "See the documentation on migrations") from error
+            # Chained to what the driver said, not to Alembic's wrapping.
+            raise error.__cause__ from error.__cause__.__cause__
+        if isinstance(error.__cause__, ResolutionError):
+            problem = f"the database is at revision {error.__cause__.argument}, which this release does not know"
+            raise SchemaMismatch(DEPENDENCY, problem, "Use the release that migrated it, or a newer one") from error
+        raise SchemaMismatch(DEPENDENCY, str(error), "Correct the cause and run it again") from error
 
 
 def migration_config() -> Config:

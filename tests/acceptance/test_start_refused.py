@@ -10,16 +10,23 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from exai.db.migrate import upgrade
+from exai.db.revision import expected_revision
 from tests.support.daemon import ROOT, environment
 from tests.support.password_postgres import password_postgres
 
 CLOSED = "127.0.0.1:1"
 
 
-def run_serve(settings: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_serve(settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
     """Run `exai serve`, which must end by itself."""
+    return run_exai(settings, "serve")
+
+
+def run_exai(settings: Mapping[str, str], command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command that must end by itself."""
     return subprocess.run(  # noqa: PLW1510 - its status is what is looked at
-        [sys.executable, "-m", "exai", "serve", *arguments],
+        [sys.executable, "-m", "exai", command],
         env=environment({"PYTHONPATH": str(ROOT), **settings}),
         cwd=tempfile.gettempdir(),
         capture_output=True,
@@ -47,7 +54,8 @@ def test_unreachable_postgres_is_an_error_and_never_a_fallback(tmp_path: Path) -
     """An address that was given is used or is an error."""
     settings = {"EXAI_DATABASE__URL": f"postgresql://exai@{CLOSED}/exai", "EXAI_DATA_DIR": str(tmp_path)}
     assert_refused(run_serve(settings), 3, CLOSED)
-    assert not (tmp_path / "postgres").exists()
+    assert list(tmp_path.iterdir()) == []
+    assert_refused(run_exai(settings, "migrate"), 3, CLOSED, "EXAI_DATABASE__URL")
 
 
 def test_unreachable_redis_is_an_error(postgres_url: str, tmp_path: Path) -> None:
@@ -84,7 +92,15 @@ def test_patient_start_says_what_it_waits_for_and_can_be_stopped(tmp_path: Path)
 def test_database_without_the_schema_names_the_command_that_makes_it(empty_postgres_url: str, tmp_path: Path) -> None:
     """A given database is only checked; upgrading it is its owner's decision."""
     settings = {"EXAI_DATABASE__URL": empty_postgres_url, "EXAI_CACHE__URL": "off", "EXAI_DATA_DIR": str(tmp_path)}
-    assert_refused(run_serve(settings), 4, "exai migrate")
+    assert_refused(run_serve(settings), 4, "not migrated", expected_revision(), "exai migrate")
+
+
+async def test_database_of_an_older_release_is_told_with_its_revision(empty_postgres_url: str, tmp_path: Path) -> None:
+    """The statements of this release fail on it first; what its owner can act on is how far behind it is."""
+    await upgrade(empty_postgres_url, "0006")
+    settings = {"EXAI_DATABASE__URL": empty_postgres_url, "EXAI_CACHE__URL": "off", "EXAI_DATA_DIR": str(tmp_path)}
+    done = await asyncio.to_thread(run_serve, settings)
+    assert_refused(done, 4, "at revision 0006", expected_revision(), "exai migrate")
 
 
 def test_taken_port_is_named_with_the_variable_that_changes_it(

@@ -98,9 +98,11 @@ async def test_model_is_the_one_asked_for(settings: Settings, provider: Provider
 
 
 async def test_unknown_conversation_is_an_error_and_asks_no_model(settings: Settings, provider: ProviderServer) -> None:
-    """A misspelled id must not start a conversation of its own."""
-    with pytest.raises(NotFound):
-        await chat(settings, "hello", continuation_id="no-such-id")
+    """A misspelled id must not start a conversation of its own, nor be offered as one to continue."""
+    streams = Streams(io.StringIO(), io.StringIO(), io.StringIO())
+    with pytest.raises(NotFound, match="`exai chat --list` shows"):
+        await run_chat(settings, ChatOptions(("hello",), "no-such-id"), streams)
+    assert streams.error.getvalue() == ""  # type: ignore[attr-defined]
     assert provider.chats == []
 
 

@@ -138,6 +138,9 @@ async def test_the_database_may_be_ahead_but_not_behind(empty_postgres_url: str)
         await run(url, "update exai.alembic_version set version_num = '0001'")
         with pytest.raises(SchemaMismatch, match="exai migrate"):
             await check_revision(database)
+    await run(url, "update exai.alembic_version set version_num = '9999'")
+    with pytest.raises(SchemaMismatch, match="at revision 9999, which this release does not know"):
+        await upgrade(url)
 
 
 @pytest.mark.parametrize(

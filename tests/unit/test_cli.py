@@ -81,8 +81,11 @@ class TestUsage:
         assert "usage: exai" in capsys.readouterr().err
 
     def test_version_is_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """Scripts read it."""
+        """Scripts read it, by either of the usual spellings."""
         assert run(capsys, "version") == (0, f"exai {__version__}\n", "")
+        with pytest.raises(SystemExit) as left:
+            cli.main(["--version"])
+        assert (left.value.code, capsys.readouterr().out) == (0, f"exai {__version__}\n")
 
 
 class TestErrors:
@@ -139,6 +142,12 @@ class TestErrors:
         status, _, error = run(capsys, "config")
         assert status == 2
         assert [line.split(":")[-2].split()[-1] for line in error.splitlines()] == ["EXAI_SERVER__PORT", "LOG_LEVEL"]
+
+    @pytest.mark.parametrize("count", ["0", "-1", "65"])
+    def test_impossible_number_of_workers_is_2(self, count: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """A wrong argument, like a wrong setting, is cured by writing another one."""
+        status, _, error = run(capsys, "serve", "--workers", count)
+        assert (status, error) == (2, f"exai: --workers: {count} is not a number of workers. Give 1 to 64\n")
 
     def test_setting_given_as_an_option_is_named_by_its_variable(self, capsys: pytest.CaptureFixture[str]) -> None:
         """--help says which variable each option stands for."""
@@ -250,8 +259,15 @@ class TestBanner:
         snippets = [json.loads(line) for line in text.splitlines() if line.strip().startswith("{")]
         assert snippets == [
             {"mcpServers": {"exai": {"type": "ws", "url": "ws://127.0.0.1:8079/"}}},
-            {"mcpServers": {"exai": {"command": "exai", "args": ["connect"]}}},
+            {"mcpServers": {"exai": {"command": snippets[1]["mcpServers"]["exai"]["command"], "args": ["connect"]}}},
         ]
+
+    def test_pasted_command_starts_this_program_whatever_the_path(self) -> None:
+        """The client that starts it knows nothing of this environment."""
+        text = cli.banner(load_settings({"HOME": "/h"}, None), self.started())
+        command = json.loads(text.splitlines()[-1])["mcpServers"]["exai"]["command"]
+        done = subprocess.run([command, "version"], check=True, capture_output=True, text=True, env={}, cwd="/")
+        assert done.stdout == f"exai {__version__}\n"
 
     def test_without_a_provider_it_names_the_variables_to_set(self) -> None:
         """Design: what is off is shown as off, with its cure."""

@@ -52,10 +52,14 @@ lock: .venv/dev.done ## resolve the dependencies anew and write requirements/*.l
 clean: ## remove the environment and caches; data directories are never touched
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
+# An environment whose Python is gone, as after an upgrade of the system, is made anew.
+$(shell test -x .venv/bin/python || rm -f .venv/run.done .venv/dev.done .venv/peers/done 2>/dev/null)
+
 # `python -m ...` and relative paths everywhere: a console script's first line cannot hold a path with spaces.
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "EXAI needs Python 3.11 or newer; none was found on PATH (set PYTHON=/path/to/python)" >&2; exit 1; }
-	@$(PYTHON) -m venv .venv || { echo "$(PYTHON) cannot make an environment; on Debian and Ubuntu: apt install python3-venv" >&2; rm -rf .venv; exit 1; }
+	@$(PYTHON) -m venv --clear .venv || { rm -rf .venv 2>/dev/null; \
+		echo "$(PYTHON) cannot make an environment in .venv, for the reason above; on Debian and Ubuntu it may need: apt install python3-venv" >&2; exit 1; }
 
 .venv/run.done: requirements/run.lock pyproject.toml | .venv/bin/python
 	@test -e .venv/dev.done -a .venv/dev.done -nt requirements/run.lock -a .venv/dev.done -nt pyproject.toml || { \

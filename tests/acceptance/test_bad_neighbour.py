@@ -16,6 +16,17 @@ from tests.support.daemon import Daemon
 from tests.support.provider_server import ProviderServer, chunk, event, stream
 
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": 0,
+    "method": "initialize",
+    "params": {
+        "protocolVersion": "2025-11-25",
+        "capabilities": {},
+        "clientInfo": {"name": "neighbour", "version": "1"},
+    },
+}
+CHAT = {"name": "chat", "arguments": {"prompt": "Echo this"}}
 ANSWER_LIMIT_S = 5.0
 
 
@@ -62,10 +73,14 @@ async def sends_too_much(socket: ClientConnection) -> None:
 
 async def sends_a_duplicate_id(socket: ClientConnection) -> None:
     """The second request under an id that is in flight is refused; the first one is answered."""
+    waiting = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": CHAT}
+    await socket.send(json.dumps(INITIALIZE))
+    assert "result" in await answer_of(socket)
+    await socket.send(json.dumps(waiting))
     await socket.send(json.dumps(PING))
-    await socket.send(json.dumps(PING))
-    assert (await answer_of(socket))["id"] == 1
-    assert (await answer_of(socket))["id"] == 1
+    answers = [await answer_of(socket), await answer_of(socket)]
+    assert {answer["id"] for answer in answers} == {1}
+    assert [answer["error"]["code"] for answer in answers if "error" in answer] == [-32600]  # type: ignore[index]
 
 
 async def says_nothing(socket: ClientConnection) -> None:

@@ -47,8 +47,12 @@ async def test_conversation_continues_after_sigkill(family: str, answer: Callabl
         {"role": "user", "content": "Are you sure?"},
     ]
     assert second["continuation_id"] == continued
-    roles = [(message["seq"], message["role"]) for message in page["messages"]]
-    assert roles == [(1, "user"), (2, "assistant"), (3, "user"), (4, "assistant")]
+    assert [(message["seq"], message["role"], message["content"]) for message in page["messages"]] == [
+        (1, "user", "What is two and two?"),
+        (2, "assistant", "The answer is four."),
+        (3, "user", "Are you sure?"),
+        (4, "assistant", "As I said: four."),
+    ]
 
 
 async def test_prompt_grows_linearly_over_six_exchanges(tmp_path: Path) -> None:

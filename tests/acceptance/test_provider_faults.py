@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.client import call, connect, refused
 from tests.support.daemon import Daemon
+from tests.support.migrations import session as database
 from tests.support.provider_server import (
     ProviderServer,
     Reply,
@@ -16,32 +17,52 @@ from tests.support.provider_server import (
     kimi_error,
 )
 
-FAULTS = {
-    "a wrong key": ([kimi_error(401, "invalid_authentication_error")], "provider_auth_failed", None),
+TRACE = {"request_id": "trace-kimi-1"}
+CHUNK = {"request_id": "chatcmpl-1"}
+
+FAULTS: dict[str, tuple[list[Reply], str, str | None, dict[str, object]]] = {
+    "a wrong key": (
+        [kimi_error(401, "invalid_authentication_error")],
+        "provider_auth_failed",
+        None,
+        {"status": 401, **TRACE},
+    ),
     "a rate limit that outlasts the call": (
         [kimi_error(429, "rate_limit_reached_error", headers={"Retry-After": "120"})],
         "provider_limited",
         None,
+        {"status": 429, "retry_after_s": 120, **TRACE},
     ),
-    "an internal error": ([kimi_error(500, "server_error")] * 2, "provider_unavailable", None),
-    "a stream that breaks": ([break_after_first_token()], "provider_broken", "Hel"),
-    "a provider that never answers": ([hang_before_headers()], "provider_unavailable", None),
-    "a stream that hangs": ([hang_after_first_token()], "provider_broken", "Hel"),
+    "an internal error": (
+        [kimi_error(500, "server_error")] * 2,
+        "provider_unavailable",
+        None,
+        {"status": 500, **TRACE},
+    ),
+    "a stream that breaks": ([break_after_first_token()], "provider_broken", "Hel", CHUNK),
+    "a provider that never answers": ([hang_before_headers()], "provider_unavailable", None, {}),
+    "a stream that hangs": ([hang_after_first_token()], "provider_broken", "Hel", CHUNK),
 }
+"""What it does, the code the caller gets, the part that is kept, and what else the caller is told."""
+
+OUTCOMES = "select state, error ->> 'code' as code from public.turns where tool = 'chat' order by started_at"
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_failed_turn_is_told_stored_and_survived(fault: str, daemon: Daemon, provider: ProviderServer) -> None:
+async def test_failed_turn_is_told_stored_and_survived(
+    fault: str, daemon: Daemon, provider: ProviderServer, postgres_url: str
+) -> None:
     """The invariant of a turn: its outcome is written whatever ends it, and the question stays."""
-    replies, code, partial = FAULTS[fault]
-    script: list[Reply] = [*replies, kimi_answer("Better now.", reasoning="")]
+    replies, code, partial, facts = FAULTS[fault]
+    script = [*replies, kimi_answer("Better now.", reasoning="")]
     provider.script(kimi_answer("Hello.", reasoning=""), *script)
     async with connect(daemon.url) as session:
         first = await call(session, "chat", prompt="Hi")
         continued = first["continuation_id"]
         error = await refused(session, "chat", prompt="Does it work?", continuation_id=continued)
         assert error["code"] == code
-        assert error["message"]
+        assert error["message"].startswith("kimi: ")
+        assert {"provider": "kimi", **facts}.items() <= error.items()
         page = await call(session, "conversation_get", continuation_id=continued)
         stored = [(message["role"], message["content"], message["kind"]) for message in page["messages"]]
         assert stored[2] == ("user", "Does it work?", "message")
@@ -55,6 +76,9 @@ async def test_failed_turn_is_told_stored_and_survived(fault: str, daemon: Daemo
         "Does it work?",
         "And now?",
     ]
+    async with database(postgres_url) as connection:
+        outcomes = [(row["state"], row["code"]) for row in await connection.fetch(OUTCOMES)]
+    assert outcomes == [("finished", None), ("failed", code), ("finished", None)]
 
 
 async def test_failed_turn_can_be_run_again_with_its_key(daemon: Daemon, provider: ProviderServer) -> None:

@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from exai.cli import DEFAULT_PORT, banner
+from exai.config import load_settings
+from exai.embedded.postgres import find_postgres
+from exai.embedded.valkey import find_valkey
+from exai.models import Started
 from tests.support.daemon import ROOT, environment
 
 
@@ -30,6 +35,26 @@ def test_library_example_prints_what_it_stored(postgres_url: str, redis_url: str
             timeout=60,
         )
         assert done.stdout == "1 user Which planet is the largest?\n2 assistant Jupiter.\n", done.stderr
+
+
+def test_screen_of_the_readme_is_what_a_start_prints() -> None:
+    """Line by line, with the versions that are installed and the paths of somebody who checked it out at home."""
+    screen = re.search(r"```\n(EXAI .*?)\n```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    valkey = find_valkey()
+    assert screen is not None
+    assert not isinstance(valkey, str)
+    data_dir = "/home/you/.local/share/exai"
+    started = Started(
+        host="127.0.0.1",
+        port=DEFAULT_PORT,
+        database=f"embedded Postgres {find_postgres(None).version} in {data_dir}",
+        cache=f"embedded Valkey {valkey.version} in {data_dir}",
+        files=data_dir,
+        providers=("kimi",),
+        notes=(),
+    )
+    printed = banner(load_settings({"HOME": "/home/you"}, None), started)
+    assert re.sub(r'"command":"[^"]*"', '"command":"/home/you/exai/.venv/bin/exai"', printed) == screen.group(1)
 
 
 def test_commands_of_the_readme_exist() -> None:

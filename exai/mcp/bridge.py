@@ -40,7 +40,7 @@ LINES_AHEAD = 16
 FRAMES_AHEAD = 64
 
 STDIN, STDOUT = 0, 1
-BUSY_STATUS = 503
+BUSY_STATUSES = (429, 503)
 NEVER = float("-inf")
 """Since when a daemon is away that no waiting would bring back."""
 
@@ -196,7 +196,7 @@ class Bridge:
             except InvalidStatus as error:
                 words = (error.response.body or b"").decode(errors="replace")
                 self._why_away = f"it refused with status {error.response.status_code} {words[:300]}".rstrip()
-                if error.response.status_code != BUSY_STATUS:
+                if error.response.status_code not in BUSY_STATUSES:
                     self._away_since = NEVER
                     self._news.set()
             except (OSError, InvalidHandshake, ConnectionClosed) as error:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 from exai.config import ServerSettings
+from exai.errors import Overloaded
 from exai.models import LOCAL_OWNER, Owner
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -110,6 +111,11 @@ class Edge:
         if parts.scheme not in ("http", "https") or not parts.netloc:
             return False
         return parts.netloc == host or _name_of(parts.netloc) in self._names
+
+
+def too_many(error: Overloaded) -> Rejection:
+    """Return the HTTP answer to an owner who has too much open already."""
+    return Rejection(429, str(error), ((b"retry-after", b"5"),))
 
 
 def _name_of(host: str) -> str:

@@ -15,8 +15,9 @@ import structlog
 from starlette.types import Receive, Scope
 from starlette.types import Send as AsgiSend
 
+from exai.errors import Overloaded
 from exai.mcp import eras, jsonrpc
-from exai.mcp.edge import Admitted, Rejection, abort_of, header_map, peer_of
+from exai.mcp.edge import Admitted, Rejection, abort_of, header_map, peer_of, too_many
 from exai.mcp.headers import legacy_version
 from exai.mcp.jsonrpc import Malformed, Message, RpcError
 from exai.mcp.protocol import Ignore, Send, Start
@@ -74,22 +75,31 @@ class HttpDoor:
             if isinstance(admitted, Rejection):
                 await reply.text(admitted)
                 return
-            rejection = _unfit(scope["method"], headers, self._server.settings.message_max_bytes)
-            body = b"" if rejection is not None else await self._body(receive)
-            if body is None:
-                rejection = Rejection(413, "the message is larger than EXAI_SERVER__MESSAGE_MAX_BYTES")
-            if rejection is not None or body is None:
-                await reply.text(rejection or Rejection(400, "no body"))
-                return
-            message = jsonrpc.parse(body)
-            session = await self._session(message, headers, admitted, peer_of(scope), reply)
-            if session is not None:
-                posted = _Posted(message, len(body), headers.get("accept", "*/*"))
-                await self._serve(session, posted, receive, reply)
+            with self._server.quotas.of(admitted.owner).connected():
+                await self._exchange(scope, headers, admitted, receive, reply)
+        except Overloaded as error:
+            await reply.text(too_many(error))
         except _Gone:
             return
         except TimeoutError:
             await reply.text(Rejection(408, "the body did not arrive in time"))
+
+    async def _exchange(
+        self, scope: Scope, headers: dict[str, str], admitted: Admitted, receive: Receive, reply: _Reply
+    ) -> None:
+        """Read one message and answer it."""
+        rejection = _unfit(scope["method"], headers, self._server.settings.message_max_bytes)
+        body = b"" if rejection is not None else await self._body(receive)
+        if body is None:
+            rejection = Rejection(413, "the message is larger than EXAI_SERVER__MESSAGE_MAX_BYTES")
+        if rejection is not None or body is None:
+            await reply.text(rejection or Rejection(400, "no body"))
+            return
+        message = jsonrpc.parse(body)
+        session = await self._session(message, headers, admitted, peer_of(scope), reply)
+        if session is not None:
+            posted = _Posted(message, len(body), headers.get("accept", "*/*"))
+            await self._serve(session, posted, receive, reply)
 
     async def _body(self, receive: Receive) -> bytes | None:
         """Read the whole body; None when it is too large."""

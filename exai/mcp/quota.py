@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from exai.config import ServerSettings
 from exai.errors import Overloaded
@@ -61,16 +62,17 @@ class Quota:
         """Whether nothing of this owner is here any more."""
         return not self._connections and not self._running
 
-    def connect(self) -> None:
-        """Count one connection until `disconnect`. Raises `Overloaded`."""
+    @contextmanager
+    def connected(self) -> Iterator[None]:
+        """Count one WebSocket or HTTP request meanwhile. Raises `Overloaded`."""
         most = self._limits.owner_max_connections
         if self._connections >= most:
             raise Overloaded("EXAI_SERVER__OWNER_MAX_CONNECTIONS of one owner's connections", most)
         self._connections += 1
-
-    def disconnect(self) -> None:
-        """One connection less."""
-        self._connections -= 1
+        try:
+            yield
+        finally:
+            self._connections -= 1
 
     def take(self, size_bytes: int) -> None:
         """Count one message by number and size; a refused one counts for nothing. Raises `Overloaded`."""

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import structlog
 from starlette.types import Message, Receive, Scope, Send
 
 from exai.errors import Overloaded
-from exai.mcp.edge import Admitted, Rejection, abort_of, peer_of
+from exai.mcp.edge import Admitted, Rejection, abort_of, peer_of, too_many
 from exai.mcp.jsonrpc import Malformed, parse
 from exai.mcp.protocol import Action
 from exai.mcp.protocol import Send as Answer
@@ -57,16 +58,13 @@ class WebSocketDoor:
         if self._server.is_draining:
             await reject(send, Rejection(503, "the daemon is shutting down; connect again shortly"))
             return
-        quota = self._server.quotas.of(admitted.owner)
-        try:
-            quota.connect()
-        except Overloaded as error:
-            await reject(send, Rejection(429, str(error), ((b"retry-after", b"5"),)))
-            return
-        try:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._server.quotas.of(admitted.owner).connected())
+            except Overloaded as error:
+                await reject(send, too_many(error))
+                return
             await self._serve(admitted, scope, receive, send)
-        finally:
-            quota.disconnect()
 
     async def _serve(self, admitted: Admitted, scope: Scope, receive: Receive, send: Send) -> None:
         chosen = SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None

@@ -77,15 +77,22 @@ def cut(text: str, offset: int, within: Size, field: str = "char_offset") -> tup
 
 def fitting(items: Sequence[T], facts: Callable[[T], Mapping[str, Any]], within: Size) -> list[Mapping[str, Any]]:
     """Return the facts of as many of the first items as fit, of one at least if there is any."""
+    all_facts = [facts(item) for item in items]
+    if _fits_surely(all_facts, within):
+        return all_facts
     shown: list[Mapping[str, Any]] = []
     used = Size(0, 0)
-    for item in items:
-        described = facts(item)
+    for described in all_facts:
         used += size_of(described)
         if shown and within.excess(used) > 1:
             break
         shown.append(described)
     return shown
+
+
+def _fits_surely(value: object, within: Size) -> bool:
+    """Tell what nearly every answer is, and cheaply: bytes of UTF-8 are never fewer than UTF-16 units."""
+    return len(orjson.dumps(value)) <= min(within.chars, within.size_bytes)
 
 
 def message_facts(message: Message) -> dict[str, Any]:
@@ -107,6 +114,8 @@ def page_facts(page: Page, within: Size, offset: int = 0) -> tuple[list[dict[str
 
     Of a newest one that does not fit by itself, or that is asked for from `offset` on, a part.
     """
+    if not offset and _fits_surely(whole := [message_facts(message) for message in page.messages], within):
+        return whole, page.next_before_seq
     shown: list[dict[str, Any]] = []
     used = Size(0, 0)
     for message in reversed(page.messages):

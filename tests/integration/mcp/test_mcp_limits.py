@@ -149,6 +149,9 @@ async def test_connections_of_an_owner_are_limited_before_the_upgrade() -> None:
         assert caught.value.response.status_code == 429
         assert "retry-after" in caught.value.response.headers
         assert b"EXAI_SERVER__OWNER_MAX_CONNECTIONS" in caught.value.response.body
+        refused = await post(server, "alice", "echo", text="a")
+        assert refused.status_code == 429
+        assert "EXAI_SERVER__OWNER_MAX_CONNECTIONS" in refused.text
         await works(server, "bob")
 
 

@@ -79,14 +79,13 @@ def test_owners_take_nothing_from_each_other_and_are_forgotten_when_quiet(clock:
     with pytest.raises(Overloaded):
         quotas.of(ALICE).take(0)
     quotas.of(BOB).take(0)
-    quotas.of(BOB).connect()
-    with pytest.raises(Overloaded, match="OWNER_MAX_CONNECTIONS"):
-        quotas.of(BOB).connect()
-    clock.now += BURST_S
-    for number in range(100):
-        quotas.of(Owner(f"owner {number}")).take(0)
-    assert len(quotas) == 101, "Bob, who is connected, and those who have just spoken"
-    quotas.of(BOB).disconnect()
+    with quotas.of(BOB).connected():
+        with pytest.raises(Overloaded, match="OWNER_MAX_CONNECTIONS"), quotas.of(BOB).connected():
+            pass
+        clock.now += BURST_S
+        for number in range(100):
+            quotas.of(Owner(f"owner {number}")).take(0)
+        assert len(quotas) == 101, "Bob, who is connected, and those who have just spoken"
     clock.now += BURST_S
     for _ in range(60):
         quotas.of(ALICE)

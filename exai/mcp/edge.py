@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 from exai.config import ServerSettings
@@ -18,6 +18,9 @@ from exai.models import LOCAL_OWNER, Owner
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 ABORT = "exai.abort"
 """The ASGI extension under which `exai.mcp.wire` hands out a function that drops the connection at once."""
+
+DIRECT = "exai.direct"
+"""The extension under which `exai.mcp.wire` hands out its `Direct`."""
 
 MAX_QUERY_FIELDS = 64
 WILDCARD_ADDRESSES = frozenset({"", "0.0.0.0", "::"})
@@ -51,6 +54,18 @@ class Refusal:
 
 Authenticator = Callable[[Mapping[str, str], Mapping[str, str]], Awaitable[Admitted | Refusal]]
 """From headers (names in lower case) and query parameters to an owner; may wait for an issuer's keys."""
+
+
+class Direct(Protocol):
+    """The short way through a WebSocket, beside ASGI's `receive` and `send`: what can be done at once is, without a
+    queue, a task's turn or a pause in reading; what cannot goes the long way, and keeps its order.
+    """
+
+    def send_now(self, data: bytes) -> bool:
+        """Send a text frame, or return False and send nothing."""
+
+    def offer_to(self, take: Callable[[bytes], bool]) -> None:
+        """Offer whole messages to `take` from now on; what it returns False for comes by `receive`."""
 
 
 async def everybody_is_local(
@@ -158,6 +173,12 @@ def abort_of(scope: Mapping[str, Any]) -> Callable[[], None]:
     """Return what drops this connection at once; nothing does under a server without the extension."""
     abort: Callable[[], None] = (scope.get("extensions") or {}).get(ABORT, {}).get(ABORT, _cannot_abort)
     return abort
+
+
+def direct_of(scope: Mapping[str, Any]) -> Direct | None:
+    """Return the short way of a WebSocket; None under a server without the extension."""
+    direct: Direct | None = (scope.get("extensions") or {}).get(DIRECT, {}).get(DIRECT)
+    return direct
 
 
 def _cannot_abort() -> None:

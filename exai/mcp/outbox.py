@@ -1,14 +1,17 @@
 """What waits to be sent to one peer, bounded in bytes.
 
-Invariant: the queue holds no more than its limit, save for one message that is larger by itself and for small forced
-ones; messages leave in the order they came; a progress report is dropped when the queue is half
-full, an answer never is while the outbox is open.
+A message goes out at once when nothing waits and the door can take it; only what cannot waits for the reader.
+
+Invariant: the queue holds no more than its limit, save for the last message pushed while there was room and for small
+forced ones; messages leave in the order they came; a progress report is dropped when the queue is half full, an answer
+never is while the outbox is open.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from exai.mcp.protocol import Send
 
@@ -16,9 +19,11 @@ OUTBOX_MAX_BYTES = 4_194_304
 
 
 class Outbox:
-    """Many writers, one reader."""
+    """Many writers, one reader. `send_now` is the door's, and says whether it has sent what it was given."""
 
     def __init__(self, max_bytes: int = OUTBOX_MAX_BYTES) -> None:
+        self.send_now: Callable[[bytes], bool] | None = None
+        self._is_reader_sending = False
         self._max_bytes = max_bytes
         self._messages: deque[Send] = deque()
         self._size_bytes = 0
@@ -29,6 +34,17 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._messages)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a message may be pushed without waiting."""
+        return self._size_bytes < self._max_bytes or self.is_closed
+
+    async def room(self) -> None:
+        """Wait for room; as with `put`, the reader makes it or closes the outbox."""
+        while not self.has_room:
+            self._room.clear()
+            await self._room.wait()
+
     async def put(self, message: Send) -> None:
         """Wait for room, then queue; a message for a closed outbox is dropped, because its peer is gone.
 
@@ -37,21 +53,22 @@ class Outbox:
         while not self.is_closed and self._messages and self._size_bytes + len(message.data) > self._max_bytes:
             self._room.clear()
             await self._room.wait()
-        self._push(message)
+        self.push(message)
 
     def offer(self, message: Send) -> bool:
         """Queue what may be lost; False when it was."""
         if self._size_bytes + len(message.data) > self._max_bytes // 2:
             return False
-        return self._push(message)
+        return self.push(message)
 
     def force(self, message: Send) -> None:
         """Queue a small message without waiting; lost only on a peer that reads nothing and is about to be dropped."""
         if self._size_bytes <= 2 * self._max_bytes:
-            self._push(message)
+            self.push(message)
 
     async def get(self) -> Send | None:
-        """Return the next message, or None when the outbox is closed and empty."""
+        """Return the next message, or None when the outbox is closed and empty; the one before has been sent."""
+        self._is_reader_sending = False
         while not self._messages:
             if self.is_closed:
                 return None
@@ -60,6 +77,7 @@ class Outbox:
         message = self._messages.popleft()
         self._size_bytes -= len(message.data)
         self._room.set()
+        self._is_reader_sending = True
         return message
 
     def close(self, *, discard: bool = False) -> None:
@@ -71,9 +89,13 @@ class Outbox:
         self._filled.set()
         self._room.set()
 
-    def _push(self, message: Send) -> bool:
+    def push(self, message: Send) -> bool:
+        """Send or queue a message, for which there must be room; False when its peer is gone."""
         if self.is_closed:
             return False
+        is_first = not self._messages and not self._is_reader_sending
+        if is_first and self.send_now is not None and self.send_now(message.data):
+            return True
         self._messages.append(message)
         self._size_bytes += len(message.data)
         self._filled.set()

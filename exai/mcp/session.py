@@ -65,7 +65,13 @@ class Session:
         return not self._tasks
 
     async def receive(self, message: Message, size_bytes: int = 0) -> Action:
-        """Take one message of this size and do what the protocol asks for."""
+        """Take one message as soon as there is room for its answer."""
+        if not self.outbox.has_room:
+            await self.outbox.room()
+        return self.take(message, size_bytes)
+
+    def take(self, message: Message, size_bytes: int) -> Action:
+        """Take one message of this size and do what the protocol asks for; the outbox must have room."""
         try:
             if isinstance(message, Request):
                 self._quota.take(size_bytes)
@@ -77,16 +83,16 @@ class Session:
             log.exception("internal error", request=request_id)
             key = message.id if isinstance(message, Request) else None
             action = refusal(key, _internal(request_id))
-        await self._act(action, size_bytes)
+        self._act(action, size_bytes)
         return action
 
-    async def _act(self, action: Action, size_bytes: int) -> None:
+    def _act(self, action: Action, size_bytes: int) -> None:
         if isinstance(action, Send):
             if action.error is not None:
                 self.server.recorder.count("mcp_messages_refused_total", code=str(action.error.code))
-            await self.outbox.put(action)
+            self.outbox.push(action)
         elif isinstance(action, Start):
-            await self._start(action.call, size_bytes)
+            self._start(action.call, size_bytes)
         elif isinstance(action, Cancel):
             self._stop(action.id)
 
@@ -122,22 +128,26 @@ class Session:
                 log.error("calls did not stop when cancelled", calls=len(late), peer=self.peer)
         self.server.forget(self)
 
-    async def _start(self, call: Call, size_bytes: int) -> None:
+    def _start(self, call: Call, size_bytes: int) -> None:
         if self.server.is_draining:
-            await self._put(self.connection.fail(call, ShuttingDown()))
+            self._refuse(call, ShuttingDown())
             return
         if self._is_expired:
             problem = "the token of this connection has expired; connect again with a new one"
-            await self._put(self.connection.fail(call, RpcError(eras.TOKEN_EXPIRED, problem)))
+            self._refuse(call, RpcError(eras.TOKEN_EXPIRED, problem))
             return
         try:
             self._quota.begin(size_bytes)
         except Overloaded as error:
-            await self._put(self.connection.fail(call, rpc_error(error)))
+            self._refuse(call, rpc_error(error))
             return
         task = asyncio.create_task(self._run(call), name=f"mcp {call.method.name}")
         self._tasks[call.id] = task
         task.add_done_callback(lambda _: self._forget(call.id, task, size_bytes))
+
+    def _refuse(self, call: Call, error: RpcError | ExaiError) -> None:
+        if (answer := self.connection.fail(call, error)) is not None:
+            self.outbox.push(answer)
 
     def _stop(self, key: RequestId) -> None:
         """Cancel a call; its id may be used again at once while the old work unwinds."""

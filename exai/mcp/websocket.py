@@ -7,7 +7,8 @@ subscriptions and nothing is sent again, because state lives in handles. Close c
 the token has expired; refusals (401, 403, 404, 421, 429, 503) come before the upgrade.
 
 Invariant: the reading loop does nothing but hand messages over, so pongs, cancellations and closes are never stuck
-behind a call; one writer sends, each send is bounded, and a peer that does not read is dropped by aborting its socket.
+behind a call; what a peer does not take at once waits for one writer, whose sends are bounded, and a peer that does not
+read is dropped by aborting its socket.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ import structlog
 from starlette.types import Message, Receive, Scope, Send
 
 from exai.errors import Overloaded
-from exai.mcp.edge import Admitted, Rejection, abort_of, peer_of, too_many
+from exai.mcp.edge import Admitted, Direct, Rejection, abort_of, direct_of, peer_of, too_many
 from exai.mcp.jsonrpc import Malformed, parse
+from exai.mcp.jsonrpc import Message as Incoming
 from exai.mcp.protocol import Action
 from exai.mcp.protocol import Send as Answer
 from exai.mcp.server import McpServer
@@ -71,29 +73,26 @@ class WebSocketDoor:
         await send({"type": "websocket.accept", "subprotocol": chosen})
         session = self._server.open_session(admitted, peer=peer_of(scope))
         log.info("connected", peer=session.peer, owner=session.owner, door="websocket")
+        direct = direct_of(scope)
+        if direct is not None:
+            session.outbox.send_now = direct.send_now
         abort = abort_of(scope)
         writer = asyncio.create_task(self._write(session, send, abort), name="mcp websocket writer")
         try:
-            code = await self._read(session, receive)
+            code = await self._read(session, receive, direct)
             log.info("disconnected", peer=session.peer, code=code)
         finally:
             await self._close(session, writer)
 
-    async def _read(self, session: Session, receive: Receive) -> int:
-        malformed = ignored_bytes = 0
+    async def _read(self, session: Session, receive: Receive, direct: Direct | None) -> int:
+        taking = _Taking(session)
+        if direct is not None:
+            direct.offer_to(taking.at_once)
         while True:
             event = await receive()
             if event["type"] == "websocket.disconnect":
                 return int(event.get("code", 1005))
-            data = _payload(event)
-            message = parse(data)
-            malformed = malformed + 1 if isinstance(message, Malformed) else 0
-            action = await session.receive(message, len(data))
-            ignored_bytes = ignored_bytes + len(data) + REFUSAL_BYTES if _is_told_to_wait(action) else 0
-            if malformed == MAX_MALFORMED:
-                session.finish(POLICY_VIOLATION)
-            elif ignored_bytes > PATIENCE_BYTES:
-                session.finish(TRY_AGAIN_LATER)
+            await taking.in_turn(_payload(event))
 
     async def _write(self, session: Session, send: Send, abort: Callable[[], None]) -> None:
         """Send what is queued, then close; on a send that takes too long, drop the connection."""
@@ -116,6 +115,40 @@ class WebSocketDoor:
         writer.cancel()
         await asyncio.wait({writer})
         await session.end()
+
+
+class _Taking:
+    """Takes the messages of one peer in their order, and ends with a peer that sends nothing of use."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._is_waiting = False
+        self._malformed = 0
+        self._ignored_bytes = 0
+
+    def at_once(self, data: bytes) -> bool:
+        """Take a message now, or return False when it has to wait for room or for another one."""
+        if self._is_waiting or not self._session.outbox.has_room:
+            return False
+        message = parse(data)
+        self._judge(message, self._session.take(message, len(data)), len(data))
+        return True
+
+    async def in_turn(self, data: bytes) -> None:
+        """Take a message when there is room."""
+        self._is_waiting = True
+        message = parse(data)
+        self._judge(message, await self._session.receive(message, len(data)), len(data))
+        self._is_waiting = False
+
+    def _judge(self, message: Incoming, action: Action, size_bytes: int) -> None:
+        self._malformed = self._malformed + 1 if isinstance(message, Malformed) else 0
+        told = _is_told_to_wait(action)
+        self._ignored_bytes = self._ignored_bytes + size_bytes + REFUSAL_BYTES if told else 0
+        if self._malformed == MAX_MALFORMED:
+            self._session.finish(POLICY_VIOLATION)
+        elif self._ignored_bytes > PATIENCE_BYTES:
+            self._session.finish(TRY_AGAIN_LATER)
 
 
 async def reject(send: Send, rejection: Rejection) -> None:

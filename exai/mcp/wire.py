@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 from uvicorn._types import ASGISendEvent
@@ -16,10 +17,11 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
+from websockets.exceptions import InvalidState
 from websockets.http11 import Request
 
 from exai.config import ServerSettings
-from exai.mcp.edge import ABORT
+from exai.mcp.edge import ABORT, DIRECT
 
 MAX_HEAD_BYTES = 65_536
 CLOSE_TIMEOUT_S = 5.0
@@ -180,6 +182,7 @@ class _WebSocket(WebSocketsSansIOProtocol):
     """Adds a handshake timer, abortion of peers that do not read, and closes that the peer gets to see."""
 
     limits: ServerSettings
+    take: Callable[[bytes], bool] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -201,7 +204,11 @@ class _WebSocket(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         if not self.handshake_complete:
             # The task made for the application has not run yet, so it will find this in its scope.
-            self.scope["extensions"] = {**(self.scope["extensions"] or {}), ABORT: {ABORT: self.transport.abort}}
+            own: dict[str, dict[object, object]] = {
+                ABORT: {ABORT: self.transport.abort},
+                DIRECT: {DIRECT: self},
+            }
+            self.scope["extensions"] = {**(self.scope["extensions"] or {}), **own}
 
     def send_receive_event_to_app(self) -> None:
         data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
@@ -209,6 +216,9 @@ class _WebSocket(WebSocketsSansIOProtocol):
             self.frames = []
             self.conn.fail(INVALID_UTF8, "text is not UTF-8")
             self.handle_parser_exception()
+            return
+        if self.take is not None and not self.close_sent and self.queue.empty() and self.take(data):
+            self.frames = []
             return
         self.frames = [data]
         self.curr_msg_data_type = "bytes"
@@ -245,6 +255,21 @@ class _WebSocket(WebSocketsSansIOProtocol):
         if message["type"] == "websocket.close" and self.close_timer is not None:
             self.close_timer.cancel()
             self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
+
+    def offer_to(self, take: Callable[[bytes], bool]) -> None:
+        """See `exai.mcp.edge.Direct`."""
+        self.take = take
+
+    def send_now(self, data: bytes) -> bool:
+        """Send a text frame, unless the peer has yet to take what was sent before, or the connection is ending."""
+        if not self.writable.is_set() or not self.handshake_complete or self.close_sent or self.disconnected:
+            return False
+        try:
+            self.conn.send_text(data)
+        except InvalidState:
+            return False
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        return True
 
     def _handshake_is_late(self) -> None:
         if not self.handshake_complete:

@@ -184,3 +184,19 @@ def test_configuring_again_replaces_the_first_configuration() -> None:
     structlog.get_logger().info("once")
     assert first.getvalue() == ""
     assert len(logged(second)) == 1
+
+
+def test_what_json_cannot_hold_is_logged_all_the_same() -> None:
+    """Integers beyond 64 bits, half a surrogate pair, objects: a log line is no place to fail."""
+    stream = configured()
+    structlog.get_logger("exai").info("odd", number=2**70, text="\ud800", thing=object)
+    [line] = logged(stream)
+    assert (line["number"], line["text"]) == (2**70, "\ud800")
+    assert "object" in str(line["thing"])
+
+
+def test_a_reader_of_logs_that_is_gone_stops_nothing() -> None:
+    """A closed terminal must not fail the request that would have been logged."""
+    stream = configured()
+    stream.close()
+    structlog.get_logger("exai").info("nobody reads this")

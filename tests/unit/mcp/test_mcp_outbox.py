@@ -85,3 +85,48 @@ async def test_closing_lets_everybody_go() -> None:
         assert await reader is None
         await asyncio.gather(*writers)
     assert await full.get() is None
+
+
+class Door:
+    """Sends at once while it is open."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self.sent: list[bytes] = []
+
+    def send_now(self, data: bytes) -> bool:
+        if self.is_open:
+            self.sent.append(data)
+        return self.is_open
+
+
+async def test_what_the_door_takes_at_once_does_not_wait_for_the_reader() -> None:
+    """A task's turn for each answer is what the queue costs."""
+    door, outbox = Door(), Outbox(100)
+    outbox.send_now = door.send_now
+    await outbox.put(message(10, b"a"))
+    assert outbox.offer(message(10, b"b"))
+    outbox.force(message(10, b"c"))
+    assert b"".join(data[:1] for data in door.sent) == b"abc"
+    assert len(outbox) == 0
+
+
+async def test_nothing_overtakes_what_waits_or_is_being_sent() -> None:
+    """The door may open between a message's leaving the queue and its being sent."""
+    door, outbox = Door(), Outbox(100)
+    outbox.send_now = door.send_now
+    door.is_open = False
+    await outbox.put(message(10, b"a"))
+    door.is_open = True
+    await outbox.put(message(10, b"b"))
+    assert (await outbox.get() or Send(b"")).data[:1] == b"a"
+    assert (await outbox.get() or Send(b"")).data[:1] == b"b"
+    await outbox.put(message(10, b"c"))
+    assert door.sent == []
+    assert (await outbox.get() or Send(b"")).data[:1] == b"c"
+    emptied = asyncio.create_task(outbox.get())
+    await asyncio.sleep(0)
+    await outbox.put(message(10, b"d"))
+    assert [data[:1] for data in door.sent] == [b"d"]
+    outbox.close()
+    assert await emptied is None

@@ -23,6 +23,7 @@ from exai.models import LOCAL_OWNER, ContinuationId, Conversation, Delta, OnDelt
 
 LISTED = 50
 PROMPT = "> "
+OPENING_CHARS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +96,15 @@ async def ask(app: App, prompt: str, continuation_id: str | None, model: str | N
         prompt=prompt,
         model=model,
         continuation_id=ContinuationId(continuation_id) if continuation_id else None,
+        title=None if continuation_id else opening(prompt),
     )
     return await app.conversations.chat(request, on_delta)
+
+
+def opening(prompt: str) -> str:
+    """Return how a question begins, by which a person finds its conversation in a list."""
+    words = " ".join("".join(letter if letter.isprintable() else " " for letter in prompt).split())
+    return words if len(words) <= OPENING_CHARS else words[: OPENING_CHARS - 1].rstrip() + "…"
 
 
 class _Talk:
@@ -125,6 +133,8 @@ class _Talk:
                         await self._ask(line)
                     except ExaiError as error:
                         self._say(f"exai: {error}")
+            # The line with the prompt that was left empty.
+            self._say("")
         finally:
             self._say_how_to_continue()
 

@@ -159,9 +159,9 @@ def _import_batch(
 def _refused(name: ContinuationId, imported: Imported, batch: list[MessageText]) -> Conflict | NotFound:
     if imported.status == "deleted":
         return NotFound("conversation", name, "It was deleted; bring it back first, or import under another name")
-    where = f" from message {batch[0].seq} on" if batch else ""
+    where = f", with messages from {batch[0].seq} on that this import did not bring" if batch else ""
     return Conflict(
         "exists",
-        f"the conversation {name!r} holds other messages{where}",
+        f"the conversation {name!r} is here already{where}",
         "Import under another name, or delete that conversation first",
     )

@@ -188,7 +188,12 @@ class Bridge:
                     self._socket = socket
                     self._news.set()
                     pause_s = RETRY_FIRST_S
-                    await self._receive(socket)
+                    try:
+                        await self._receive(socket)
+                    except asyncio.CancelledError:
+                        # The editor has ended, which is no error; leaving the context by an exception would say 1011.
+                        await socket.close()
+                        raise
             except InvalidURI:
                 self._why_away = "that is not a WebSocket address"
                 self._away_since = NEVER

@@ -82,7 +82,9 @@ async def test_conversation_goes_on_and_is_listed(settings: Settings, provider: 
     assert (out, id_in(error)) == ("Yes.\n", first)
     assert [each["content"] for each in provider.chats[-1].body["messages"]] == ["two and two?", "Four.\n", "Sure?"]
     out, error = await chat(settings, list_only=True)
-    assert [line.split()[0] for line in out.splitlines()] == [first]
+    (line,) = out.splitlines()
+    assert line.startswith(first)
+    assert line.endswith("4 messages  two and two?")
     assert error == ""
 
 

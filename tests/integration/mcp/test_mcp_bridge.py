@@ -287,6 +287,16 @@ async def test_a_lost_connection_is_an_answer_for_each_request() -> None:
         assert all(url in each["error"]["message"] for each in lost)
 
 
+async def test_the_end_of_the_editor_closes_the_connection_normally() -> None:
+    """A daemon's log tells who ended from who failed."""
+    async with scripted() as (daemon, url), bridge(url) as peer:
+        connection = await daemon.connection()
+        _, status = await peer.finish()
+        async with asyncio.timeout(WAIT_S):
+            await connection.wait_closed()
+        assert (status, connection.close_code) == (0, 1000)
+
+
 async def test_subscriptions_are_opened_again_unseen() -> None:
     """Nothing else of the stateless era is repeated; the second acknowledgement is not the editor's business."""
     acknowledged = {

@@ -9,7 +9,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
 ARGS ?=
 
-.PHONY: bench bench-peers help run test check conformance fault format lock clean
+.PHONY: bench bench-peers help run test check conformance fault format lock clean test-adoption
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -27,6 +27,9 @@ check: .venv/dev.done ## formatting, lint, types, import layers, dead code, lock
 	@.venv/bin/lint-imports >.venv/imports.txt 2>&1 || { cat .venv/imports.txt; exit 1; }
 	@$(PY) -m vulture
 	@$(PY) requirements/lock.py --check
+
+test-adoption: .venv/dev.done ## take over a million messages of an older system while its clients go on (minutes)
+	@$(PY) -m pytest -n 0 -s -m heavy tests/migration $(ARGS)
 
 fault: .venv/dev.done ## break everything by seed while users work (EXAI_FAULT_SEEDS=20, minutes)
 	@EXAI_FAULT_SEEDS="$${EXAI_FAULT_SEEDS:-20}" EXAI_FAULT_SECONDS="$${EXAI_FAULT_SECONDS:-10}" \

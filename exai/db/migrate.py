@@ -45,7 +45,7 @@ LOCK_PAUSE_S: Final = 0.2
 ATTEMPTS: Final = 3
 RETRY_PAUSE_S: Final = 1.0
 LOCK_LIMIT: Final = "4s"
-"""No statement of a migration waits longer for a lock, or has others wait longer for the locks it holds."""
+"""No statement of a migration waits longer for a lock, nor does anybody else for one that it holds."""
 
 LIMITS: Final = f"select set_config('lock_timeout', '{LOCK_LIMIT}', true), set_config('statement_timeout', '5s', true)"
 PATIENCE: Final = "60min"

@@ -110,7 +110,7 @@ def _mcp_server(app: App) -> McpServer:
         ),
         task_store=TurnTasks(app.conversations, {"chat": chat_answer}),
     )
-    app.conversations.notices.listen(lambda notice: _pass_on(notice, server))
+    app.conversations.notices.listen(lambda notice: _pass_on(notice, server), lambda: server.news.is_wanted)
     return server
 
 

@@ -16,7 +16,7 @@ from exai.cache.conversations import ConversationCache, Hit, Loaded
 from exai.config import LimitSettings
 from exai.conversations.attachments import Attachments
 from exai.conversations.formats import ConversationText, Format, MessageText
-from exai.conversations.notices import Notices
+from exai.conversations.notices import Notices, Watch
 from exai.conversations.outcome import ENDED, Outcome, outcome_of
 from exai.conversations.requests import (
     AppendRequest,
@@ -93,6 +93,7 @@ class ConversationService:
         self._repository, self._search, self._curation = stores.conversations, stores.search, stores.curation
         self._stored_turns = stores.turns
         self.notices = Notices()
+        self._watch = Watch(stores.conversations, self.notices, recorder)
         self._transfer = Transfer(stores.transfer, cache, limits, self.notices)
         self._cache, self._limits = cache, limits
         self._turns = ChatTurns(stores.conversations, cache, providers, attachments, self.notices)
@@ -413,8 +414,9 @@ class ConversationService:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Keep turns' leases meanwhile; on leaving, every outcome in flight is written first."""
+        """Keep turns' leases and listeners informed meanwhile; on leaving, every outcome in flight is written first."""
         leases = asyncio.create_task(self._turns.keep_leases(), name="turn-leases")
+        watch = asyncio.create_task(self._watch.keep(), name="conversation-watch")
         try:
             yield
         finally:
@@ -422,7 +424,8 @@ class ConversationService:
                 await self._turns.drain()
             finally:
                 leases.cancel()
-                await asyncio.wait({leases})
+                watch.cancel()
+                await asyncio.wait({leases, watch})
 
 
 def _once(key: str | None, tool: str, *parts: Any) -> Request:

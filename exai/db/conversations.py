@@ -23,6 +23,8 @@ from exai.db.records import (
     Cursor,
     FinishedStatus,
     Known,
+    News,
+    NewsItem,
     StoredPage,
     StoredReply,
     TurnBegun,
@@ -258,6 +260,15 @@ class ConversationRepository:
         )
         truncated = len(changed) > CHANGES_LIMIT
         return Changes(rows[0]["xmin"], rows[0]["inc"], changed[:CHANGES_LIMIT], truncated)
+
+    async def news(self, since_xmin: str | None) -> News:
+        """This moment's snapshot, and what subscribers hear of every conversation changed since `since_xmin`'s."""
+        rows = await self._database.fetch("news", since_xmin, CHANGES_LIMIT)
+        changed = tuple(
+            NewsItem(Owner(row["owner"]), ContinuationId(row["continuation_id"]), row["revision"], row["listed"])
+            for row in rows[1:]
+        )
+        return News(rows[0]["xmin"], changed)
 
 
 def write_cursor(cursor: Cursor) -> str:

@@ -231,6 +231,24 @@ class Changes:
 
 
 @dataclass(frozen=True, slots=True)
+class NewsItem:
+    """A conversation changed; `is_listed` when a list of conversations reads differently."""
+
+    owner: Owner
+    continuation_id: ContinuationId
+    revision: int
+    is_listed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """What changed since a snapshot, as subscribers hear of it."""
+
+    xmin: str
+    changed: tuple[NewsItem, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Cursor:
     """Where the next page of a list begins."""
 

@@ -27,6 +27,11 @@ class News:
         self._gathered = 0
         self._timer: asyncio.TimerHandle | None = None
 
+    @property
+    def is_wanted(self) -> bool:
+        """Whether any session would be told of anything."""
+        return any(session.connection.is_listening for session in self._sessions())
+
     def add(self, owner: Owner, uri: str, *, is_listed: bool) -> None:
         """One resource changed; with `is_listed` the list of resources reads differently, too."""
         if self._gathered < MAX_GATHERED:

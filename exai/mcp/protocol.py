@@ -381,6 +381,11 @@ class Connection:
             found += [_tagged(method, key, {}) for key, granted in self.listening.items() if granted.get(name)]
         return found
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether this peer is told of changes of resources."""
+        return (self._is_handshaken and self.surface.announces("resources")) or bool(self.listening)
+
     def subscribed(self, uris: Iterable[str]) -> list[str]:
         """Return those of the addresses whose changes this peer asked for."""
         wanted = self._subscribed_uris.union(

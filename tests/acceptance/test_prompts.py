@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from mcp import ClientSession
 
 from tests.support.client import call, connect
-from tests.support.daemon import Daemon
+from tests.support.daemon import Daemon, start_daemon
 from tests.support.mcp_server import handshake, modern, request
 from tests.support.plain_socket import PlainSocket, plain_socket
 
@@ -121,6 +122,21 @@ async def test_whoever_listens_hears_that_the_list_or_a_conversation_changed(dae
         await changes(session, key, "create")
         for socket in (old, new):
             assert (await socket.notice())["method"] == LIST_CHANGED, "of the repetition nothing was told"
+
+
+async def test_what_another_daemon_changed_is_heard_too(
+    daemon: Daemon, postgres_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """They share a database, and a client is told wherever it is connected."""
+    settings = {"EXAI_DATABASE__URL": postgres_url, "EXAI_CACHE__URL": redis_url, "EXAI_DATA_DIR": str(tmp_path)}
+    with start_daemon(settings) as other:
+        async with connect(other.url) as session, plain_socket(daemon.url) as socket:
+            key = await stored(session, "first")
+            uri = f"exai://conversations/{key}"
+            await socket.send(modern("s", "subscriptions/listen", {"notifications": {"resourceSubscriptions": [uri]}}))
+            await socket.notice()
+            await call(session, "conversation_delete", continuation_id=key)
+            assert (await socket.notice())["params"]["uri"] == uri
 
 
 @pytest.mark.parametrize("era", [request, modern])

@@ -107,12 +107,13 @@ async def test_a_list_reads_one_page(sql: OneTrip) -> None:
     assert await touched(sql, "list_conversations", *args) == {"conversations": (0, 20)}
 
 
-async def test_changes_read_what_has_changed(sql: OneTrip) -> None:
+@pytest.mark.parametrize("name", ["changes", "news"])
+async def test_changes_read_what_has_changed(sql: OneTrip, name: str) -> None:
     """Twice a second, for ever: so it may cost nothing when nothing has changed."""
-    xmin = (await sql.fetch(load_statements()["changes"].text, None, 10))[0]["xmin"]
-    assert await touched(sql, "changes", xmin, 5001) == {}
+    xmin = (await sql.fetch(load_statements()[name].text, None, 10))[0]["xmin"]
+    assert await touched(sql, name, xmin, 5001) == {}
     await sql.execute("update conversations set title = 'x' where continuation_id in ('c1', 'c2')")
-    counts = await touched(sql, "changes", xmin, 5001)
+    counts = await touched(sql, name, xmin, 5001)
     assert counts["conversations"][0] == 0
     assert counts["conversations"][1] <= 4
 

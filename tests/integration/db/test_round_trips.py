@@ -49,6 +49,7 @@ async def test_every_method_is_one_round_trip(proxy: PgProxy) -> None:
             "turn_state": lambda r: r.wait_turn(LOCAL_OWNER, turn.request_key),
             "list_conversations": lambda r: r.list_conversations(LOCAL_OWNER),
             "changes": lambda r: r.changes("3"),
+            "news": lambda r: r.news("3"),
             "search_messages": lambda _: SearchRepository(database).search(SearchQuery(LOCAL_OWNER, "one"), limit=9),
             "fork": lambda _: curation.fork(LOCAL_OWNER, name, once(), new_conversation_id=ConversationId(new_id())),
             "change_conversation": lambda _: curation.change(LOCAL_OWNER, name, once(), Change(title="x")),

@@ -1,0 +1,74 @@
+"""What another daemon changed is heard of at the next look; both share a database and nothing else."""
+
+from __future__ import annotations
+
+from exai.conversations import AppendRequest, ChatRequest
+from exai.conversations.notices import Notice, Notices, Watch
+from exai.db.conversations import ConversationRepository
+from exai.db.curation import Change
+from exai.models import LOCAL_OWNER, NewMessage, Owner
+from tests.integration.conversations.conftest import Rig
+
+
+class Other:
+    """The ears of another daemon."""
+
+    def __init__(self, rig: Rig) -> None:
+        self.heard: list[Notice] = []
+        self.is_wanting = True
+        self.notices = Notices()
+        self.notices.listen(self.heard.append, lambda: self.is_wanting)
+        self.watch = Watch(ConversationRepository(rig.app.database), self.notices, rig.app.recorder)
+
+    async def hears(self) -> list[tuple[str, str, bool]]:
+        """What the next look brings."""
+        self.heard.clear()
+        await self.watch.look()
+        return sorted((each.owner, each.continuation_id, each.is_listed) for each in self.heard)
+
+
+async def test_changes_by_others_are_heard_once_with_what_they_do_to_the_list(rig: Rig) -> None:
+    """New, renamed and deleted ones change the list; each look costs one round trip."""
+    service, other = rig.app.conversations, Other(rig)
+    assert await other.hears() == []
+    made = await service.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", "a")]))
+    chat = await service.chat(ChatRequest(Owner("alice"), "Hello?"))
+    rig.reset()
+    assert await other.hears() == sorted([("local", made.continuation_id, True), ("alice", chat.continuation_id, True)])
+    assert rig.cost() == (1, 0)
+    assert await other.hears() == []
+    for _ in range(3):
+        await service.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", "b")], made.continuation_id))
+    assert await other.hears() == [("local", made.continuation_id, False)]
+    await service.change(LOCAL_OWNER, made.continuation_id, Change(title="new"))
+    assert await other.hears() == [("local", made.continuation_id, True)]
+    await service.delete(LOCAL_OWNER, made.continuation_id)
+    assert await other.hears() == [("local", made.continuation_id, True)]
+
+
+async def test_whoever_begins_to_listen_has_missed_nothing_of_the_last_moment(rig: Rig) -> None:
+    """While nobody listens hardly anything is asked, and the first look reaches back to the last."""
+    service, other = rig.app.conversations, Other(rig)
+    other.is_wanting = False
+    assert await other.hears() == []
+    rig.reset()
+    assert await other.hears() == []
+    assert rig.cost() == (0, 0)
+    made = await service.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", "a")]))
+    other.is_wanting = True
+    assert await other.hears() == [("local", made.continuation_id, True)]
+
+
+def test_a_revision_is_told_once_however_it_is_heard_of() -> None:
+    """Here and by a look at the same moment; that the list changed is never lost."""
+    heard: list[Notice] = []
+    notices = Notices()
+    notices.listen(heard.append, lambda: True)
+    owner, name = LOCAL_OWNER, AppendRequest(LOCAL_OWNER, [], "c").continuation_id
+    assert name is not None
+    notices.hear(owner, name, 5, listed=False)
+    notices.tell(owner, name, 4, 5, listed=True)
+    notices.hear(owner, name, 5, listed=True)
+    notices.hear(owner, name, 4, listed=True)
+    notices.tell(owner, name, 5, 5)
+    assert [each.is_listed for each in heard] == [False, True]

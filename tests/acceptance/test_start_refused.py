@@ -18,15 +18,15 @@ from tests.support.password_postgres import password_postgres
 CLOSED = "127.0.0.1:1"
 
 
-def run_serve(settings: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+def run_serve(settings: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run `exai serve`, which must end by itself."""
-    return run_exai(settings, "serve")
+    return run_exai(settings, "serve", *arguments)
 
 
-def run_exai(settings: Mapping[str, str], command: str) -> subprocess.CompletedProcess[str]:
+def run_exai(settings: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command that must end by itself."""
     return subprocess.run(  # noqa: PLW1510 - its status is what is looked at
-        [sys.executable, "-m", "exai", command],
+        [sys.executable, "-m", "exai", *arguments],
         env=environment({"PYTHONPATH": str(ROOT), **settings}),
         cwd=tempfile.gettempdir(),
         capture_output=True,

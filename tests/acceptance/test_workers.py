@@ -141,4 +141,4 @@ def test_what_keeps_workers_from_starting_is_said_once(tmp_path: Path) -> None:
     """With the same message and status as a single process has."""
     settings = {"EXAI_DATABASE__URL": f"postgresql://exai@{CLOSED}/exai", "EXAI_DATA_DIR": str(tmp_path)}
     assert_refused(run_serve(settings, "--workers", "3"), 3, CLOSED)
-    assert_refused(run_serve(settings, "--workers", "0"), 3, "--workers 0", "1 to 64")
+    assert_refused(run_serve(settings, "--workers", "0"), 2, "--workers: 0", "1 to 64")

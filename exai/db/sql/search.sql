@@ -2,9 +2,10 @@
 -- repeat: read
 -- A page of the messages and titles (seq 0) that match, best first, with the matching words in context. The newest $13
 -- matches up to $12 (null: up to now, by this server's clock) are ranked: messages_text_idx and conversations_title_idx
--- find matches but know no order, and ranking has to read each text.
+-- find matches but know no order, and ranking has to read each text. The text is carried along and never looked up again:
+-- where most conversations are short, the planner would look for one message by reading all of a long one.
 with found as (
-  (select m.conversation_id, m.seq, m.created_at, m.role, m.kind, m.turn_id, c.continuation_id, c.title
+  (select m.conversation_id, m.seq, m.created_at, m.role, m.kind, m.turn_id, c.continuation_id, c.title, m.content
      from public.messages m
      join public.conversations c on c.id = m.conversation_id
     where to_tsvector('simple', left(m.content, 100000)) @@ websearch_to_tsquery('simple', $2::text)
@@ -20,7 +21,7 @@ with found as (
     order by m.created_at desc, m.conversation_id desc, m.seq desc
     limit $13::integer)
   union all
-  (select c.id, 0::bigint, c.created_at, null::text, 'title'::text, null::uuid, c.continuation_id, c.title
+  (select c.id, 0::bigint, c.created_at, null::text, 'title'::text, null::uuid, c.continuation_id, c.title, c.title
      from public.conversations c
     where to_tsvector('simple', left(c.title, 100000)) @@ websearch_to_tsquery('simple', $2::text) and c.title is not null
       and c.owner = $1::text and c.deleted_at is null
@@ -35,12 +36,11 @@ with found as (
   limit $13::integer),
 ranked as (
   select f.conversation_id, f.seq, f.created_at, f.role, f.kind, f.turn_id, f.continuation_id, f.title,
-         round(ts_rank(to_tsvector('simple', left(coalesce(m.content, f.title), 100000)),
-                       websearch_to_tsquery('simple', $2::text), 1)::numeric, 6) as rank
-    from found f
-    left join public.messages m on m.conversation_id = f.conversation_id and m.seq = f.seq),
+         f.content, round(ts_rank(to_tsvector('simple', left(f.content, 100000)),
+                                  websearch_to_tsquery('simple', $2::text), 1)::numeric, 6) as rank
+    from found f),
 page as (
-  select r.conversation_id, r.seq, r.created_at, r.role, r.kind, r.turn_id, r.continuation_id, r.title, r.rank
+  select r.conversation_id, r.seq, r.created_at, r.role, r.kind, r.turn_id, r.continuation_id, r.title, r.content, r.rank
     from ranked r
    where $9::text is null
       or (r.rank, r.conversation_id, r.seq) < ($9::text::numeric, $10::text::uuid, $11::bigint)
@@ -51,10 +51,9 @@ select p.continuation_id::text as continuation_id, p.conversation_id::text as co
        p.rank::text as rank, t.tool::text as tool, t.model::text as model,
        coalesce($12::timestamptz, greatest(statement_timestamp(), (select max(f.created_at) from found f)))::timestamptz
          as as_of,
-       ts_headline('simple', left(coalesce(m.content, p.title), 100000), websearch_to_tsquery('simple', $2::text),
+       ts_headline('simple', left(p.content, 100000), websearch_to_tsquery('simple', $2::text),
                    'MaxFragments=2, MaxWords=30, MinWords=10, StartSel=**, StopSel=**, FragmentDelimiter=" … "'
        )::text as snippet
   from page p
-  left join public.messages m on m.conversation_id = p.conversation_id and m.seq = p.seq
   left join public.turns t on t.id = p.turn_id
  order by p.rank desc, p.conversation_id desc, p.seq desc;

@@ -6,8 +6,13 @@ select exai.turn_v1(t)::text as turn, c.continuation_id::text as continuation_id
        m.content::text as content, m.created_at::timestamptz as created_at
   from public.turns t
   join public.conversations c on c.id = t.conversation_id
-  left join public.messages m
-    on m.conversation_id = t.conversation_id and m.seq = t.reply_last_seq and t.state = 'finished'
+  left join lateral (
+    -- A range in its order is found by the primary key even where the planner takes the conversation for a short one.
+    select x.seq, x.role, x.content, x.created_at
+      from public.messages x
+     where x.conversation_id = t.conversation_id and x.seq >= t.reply_last_seq and t.state = 'finished'
+     order by x.seq
+     limit 1) m on true
  where t.id = $2::text::uuid and t.owner = $1::text and c.deleted_at is null;
 
 -- name: cancel_turn

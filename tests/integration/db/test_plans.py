@@ -28,6 +28,19 @@ select id, 'local', continuation_id, 'h', 'chat', 'pending', id, now(), 1 from c
 """
 
 
+SKEWED = f"""
+insert into conversations (continuation_id, next_seq) select 'c' || i, 2 from generate_series(1, 3000) i;
+insert into conversations (continuation_id, next_seq) values ('long', {MESSAGES + 1});
+insert into messages (conversation_id, seq, turn_id, role, content)
+select c.id, s, c.id, 'user', case when c.next_seq > 2 and s % 1000 = 0 then 'needle' else 'hay' end
+  from conversations c cross join lateral generate_series(1, c.next_seq - 1) s;
+insert into turns (conversation_id, owner, request_key, request_hash, tool, state, claimed_by, lease_until, revision,
+                   reply_first_seq, reply_last_seq)
+select id, 'local', 'key', 'h', 'chat', 'finished', id, now(), 1, 2500, 2500
+  from conversations where continuation_id = 'long';
+"""
+
+
 @pytest.fixture
 async def sql(database: Database) -> AsyncIterator[OneTrip]:
     connection = await connect(database.address, timeout_s=5)
@@ -116,6 +129,22 @@ async def test_changes_read_what_has_changed(sql: OneTrip, name: str) -> None:
     counts = await touched(sql, name, xmin, 5001)
     assert counts["conversations"][0] == 0
     assert counts["conversations"][1] <= 4
+
+
+async def test_one_message_of_a_long_conversation_is_one_row_among_short_ones(database: Database) -> None:
+    """Where most have one message, the planner would look for a message by another index and read all of a long one."""
+    connection = await connect(database.address, timeout_s=5)
+    try:
+        await connection.execute(SKEWED)
+        await connection.execute("analyze")
+        turn_id = await connection.fetchval("select id::text from turns")
+        counts = await touched(connection, "read_turn", "local", turn_id)
+        assert counts["messages"] == (0, 1), counts
+        search = ("local", "needle", *(None,) * 10, 500, 21)
+        counts = await touched(connection, "search_messages", *search)
+        assert counts["messages"][1] <= 20, counts
+    finally:
+        await connection.close()
 
 
 def turn(budget: int, known: tuple[int, int, int, int] | tuple[None, ...] = (None,) * 4) -> tuple[object, ...]:

@@ -9,7 +9,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
 ARGS ?=
 
-.PHONY: bench bench-peers help run test check conformance fault format lock clean test-adoption
+.PHONY: bench bench-peers help run test test-adoption test-poolers check conformance fault format lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -19,6 +19,14 @@ run: .venv/run.done ## start EXAI: embedded Postgres and Valkey unless addresses
 
 test: .venv/dev.done .venv/referees/done check ## static checks, then the whole test suite (ARGS="-k name" to choose)
 	@$(PY) -m pytest $(ARGS)
+
+test-poolers: .venv/dev.done ## the suite through transaction-mode poolers, and on the system's own Postgres
+	@EXAI_TEST_POOLER=strict $(PY) -m pytest -q $(ARGS)
+	@if PATH="$$PATH:/usr/sbin" command -v pgbouncer >/dev/null; then EXAI_TEST_POOLER=pgbouncer $(PY) -m pytest -q $(ARGS); \
+		else echo "pgbouncer is not installed: not tested with it"; fi
+	@for bin in /usr/lib/postgresql/*/bin; do \
+		test -x "$$bin/initdb" || continue; \
+		EXAI_TEST_PG_BIN="$$bin" $(PY) -m pytest -q $(ARGS) || exit 1; done
 
 check: .venv/dev.done ## formatting, lint, types, import layers, dead code, lock files
 	@$(PY) -m ruff format --check -q .
@@ -34,6 +42,7 @@ test-adoption: .venv/dev.done ## take over a million messages of an older system
 fault: .venv/dev.done ## break everything by seed while users work (EXAI_FAULT_SEEDS=20, minutes)
 	@EXAI_FAULT_SEEDS="$${EXAI_FAULT_SEEDS:-20}" EXAI_FAULT_SECONDS="$${EXAI_FAULT_SECONDS:-10}" \
 		$(PY) -m pytest -n 0 -s -x tests/fault/test_seeds.py $(ARGS)
+	@EXAI_TEST_MODEL_EXAMPLES="$${EXAI_TEST_MODEL_EXAMPLES:-500}" $(PY) -m pytest -n 0 -x tests/integration/store/test_model.py
 
 conformance: .venv/dev.done ## the official MCP suite, inspector and TypeScript client (from npm, with their own Node)
 	@$(PY) -m tests.conformance.run

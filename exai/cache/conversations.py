@@ -44,6 +44,7 @@ from exai.cache.entry import (
     encode_header,
     encode_page,
     place,
+    same_page,
 )
 from exai.cache.floors import Floors
 from exai.cache.licence import ChangesSince, Licence
@@ -447,18 +448,16 @@ class ConversationCache:
         if revision < hit.revision:
             return "ahead"
         if revision == hit.revision:
-            return None if _same(hit, loaded) else "differs"
+            return (
+                None
+                if same_page((hit.conversation, hit.messages), (loaded.conversation, loaded.messages))
+                else "differs"
+            )
         await asyncio.sleep(self._settings.bound_s * CHECK_MARGIN)
         again = await self.read(*key)
         if isinstance(again, Miss):
             await self.release(*key, again)
         return "old" if isinstance(again, Hit) and again.revision < revision else None
-
-
-def _same(hit: Hit, loaded: Loaded) -> bool:
-    shared = min(len(hit.messages), len(loaded.messages))
-    tails = hit.messages[len(hit.messages) - shared :], loaded.messages[len(loaded.messages) - shared :]
-    return tails[0] == tails[1] and hit.conversation == loaded.conversation
 
 
 def _decode(owner: Owner, continuation_id: ContinuationId, entry: list[Reply]) -> Hit:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import functools
 import zlib
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, TypeAlias, TypeGuard
 from urllib.parse import quote
 
 import orjson
@@ -150,6 +150,35 @@ def encode_entry(
         *("id", conversation.id, "older", int(not complete), "count", len(messages), "header", header),
         *("page", page, "tail", b""),
     )
+
+
+Shown: TypeAlias = tuple[Conversation, tuple[Message, ...]]
+
+
+def same_page(one: Shown, other: Shown) -> bool:
+    """Whether two pages of a revision show the same, as far as both reach back."""
+    shared = min(len(one[1]), len(other[1]))
+    tails = one[1][len(one[1]) - shared :], other[1][len(other[1]) - shared :]
+    return (
+        replace(one[0], metadata={}) == replace(other[0], metadata={})
+        and same_json(one[0].metadata, other[0].metadata)
+        and all(ours[:6] == theirs[:6] and same_json(ours[6], theirs[6]) for ours, theirs in zip(*tails, strict=True))
+    )
+
+
+def same_json(one: object, other: object) -> bool:
+    """Whether two values are the same JSON: the database spells large floats as whole numbers, and 1e16 in full."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(same_json(one[name], other[name]) for name in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(same_json(*pair) for pair in zip(one, other, strict=True))
+    if isinstance(one, float) != isinstance(other, float) and _is_number(one) and _is_number(other):
+        return float(one) == float(other)
+    return type(one) is type(other) and one == other
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _dump(value: object) -> bytes:

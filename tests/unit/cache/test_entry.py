@@ -20,6 +20,7 @@ from exai.cache.entry import (
     encode_header,
     encode_page,
     place,
+    same_json,
 )
 from exai.models import ContinuationId, Conversation, ConversationId, Message, Owner
 
@@ -183,3 +184,21 @@ class TestPlaces:
 def as_dict(fields: object) -> dict[str, object]:
     assert isinstance(fields, tuple)
     return dict(zip(fields[::2], fields[1::2], strict=True))
+
+
+class TestSameJson:
+    @pytest.mark.parametrize(
+        ("one", "other", "same"),
+        [
+            ({"a": [4.392276549653794e16]}, {"a": [43922765496537940]}, True),
+            ({"a": 1e300, "b": 0.5}, {"b": 0.5, "a": 1e300}, True),
+            ({"a": 1}, {"a": True}, False),
+            ({"a": 1}, {"a": 2}, False),
+            ({"a": 2**60}, {"a": 2**60 + 1}, False),
+            ({"a": 1}, {"b": 1}, False),
+            ([1, [None]], [1, [None, None]], False),
+        ],
+    )
+    def test_numbers_are_compared_by_value(self, one: object, other: object, same: bool) -> None:
+        """A float that comes back from the database in full is no difference; anything else is."""
+        assert same_json(one, other) is same

@@ -1,6 +1,7 @@
 """Fixtures every test may use: real servers, a database of its own per test, an empty cache.
 
-EXAI_TEST_BACKEND=auto|url|docker|embedded chooses the servers, EXAI_TEST_PG_BIN (or --pg-bin) the embedded Postgres.
+EXAI_TEST_BACKEND=auto|url|docker|embedded chooses the servers, EXAI_TEST_PG_BIN (or --pg-bin) the embedded Postgres,
+EXAI_TEST_POOLER=direct|strict|pgbouncer what stands between it and the tests that are not marked `direct`.
 Server fixtures are synchronous and last a session, so that they belong to no test's event loop. The suite is shared out
 to as many processes as there are cores, and each of them has servers of its own; given addresses are used by one.
 """
@@ -17,10 +18,12 @@ import pytest
 from exai.embedded.launcher import Servers
 from exai.errors import StartupError
 from tests.support.backend import Backend, Databases, FaultServer, NoBackend, choose, flush
+from tests.support.poolers import Poolers, chosen_pooler
 
 BACKEND = pytest.StashKey[Backend]()
 USED = pytest.StashKey[set[str]]()
 MOST_PROCESSES = 4
+POOLERS = pytest.StashKey[Poolers]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -49,11 +52,14 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     pg_bin = config.getoption("--pg-bin")
     try:
         config.stash[BACKEND] = Backend(choose(os.environ), Path(pg_bin) if pg_bin else None)
+        config.stash[POOLERS] = Poolers(chosen_pooler(os.environ))
     except NoBackend as error:
         pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    if POOLERS in session.config.stash:
+        session.config.stash[POOLERS].close()
     if BACKEND in session.config.stash:
         session.config.stash[BACKEND].close()
     if hasattr(session.config, "workeroutput"):
@@ -70,7 +76,9 @@ def describe(config: pytest.Config) -> str:
     if config.stash[USED]:
         return "; ".join(sorted(config.stash[USED]))
     backend = config.stash.get(BACKEND, None)
-    return f"backend: {backend.choice}{backend.version}" if backend else "backend: none"
+    if backend is None:
+        return "backend: none"
+    return f"backend: {backend.choice}{backend.version}, {config.stash[POOLERS].kind}"
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -94,9 +102,14 @@ def backend(pytestconfig: pytest.Config) -> Backend:
 
 
 @pytest.fixture
-def postgres_url(backend: Backend) -> Iterator[str]:
-    """A database of this test alone, at the newest revision."""
-    yield from fresh(backend.databases, migrated=True)
+def postgres_url(request: pytest.FixtureRequest, backend: Backend) -> Iterator[str]:
+    """A database of this test alone, at the newest revision; through the session's pooler unless marked `direct`."""
+    for url in fresh(backend.databases, migrated=True):
+        if request.node.get_closest_marker("direct"):
+            yield url
+            continue
+        with request.config.stash[POOLERS].front(url) as fronted:
+            yield fronted
 
 
 @pytest.fixture

@@ -167,6 +167,7 @@ async def test_a_terminated_session_is_replaced_and_its_statement_repeated(datab
     await wait_until(lambda: database.usage() == (0, POOL_SIZE, POOL_SIZE))
 
 
+@pytest.mark.direct
 async def test_idle_connections_that_die_are_replaced_unasked(database: Database) -> None:
     """The pool hears of it at once and does not wait for the next caller to find out."""
     async with session(database) as observer:
@@ -231,6 +232,7 @@ async def test_closing_waits_for_what_is_running(postgres_url: str) -> None:
     assert (await task).status == "appended"
 
 
+@pytest.mark.direct
 async def test_statements_time_out_on_the_server_first(database: Database) -> None:
     """So that a slow statement is an answer (nothing was written) and not a riddle."""
     async with session(database) as observer:
@@ -246,6 +248,7 @@ async def test_an_unmigrated_database_is_named_as_that(empty_postgres_url: str) 
             pass
 
 
+@pytest.mark.direct
 @pytest.mark.parametrize("part", ["wrong database", "nobody there"])
 async def test_a_wrong_address_fails_at_once(postgres_url: str, part: str) -> None:
     """Nothing falls back."""

@@ -139,6 +139,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--quick", action="store_true", help="little data and one round: counts are exact, times are not"
     )
+    bench.add_argument(
+        "--scale", action="store_true", help="whether costs grow with what is stored: a million conversations, minutes"
+    )
     bench.add_argument("--json", action="store_true", help="everything as JSON")
     bench.set_defaults(run=_bench)
 
@@ -451,6 +454,7 @@ def _bench(options: argparse.Namespace) -> int:
                 here=options.here,
                 quick=options.quick,
                 latency_ms=options.latency_ms,
+                at_scale=options.scale,
                 as_json_text=options.json,
                 error=sys.stderr,
             )

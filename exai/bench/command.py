@@ -6,12 +6,15 @@ import json
 import shutil
 from typing import TextIO
 
+from exai.bench import scale
 from exai.bench.plan import FULL, QUICK
 from exai.bench.report import CLEAR, as_json, as_text, bar
 from exai.bench.run import Options, run_bench
 
 
-async def bench(*, here: bool, quick: bool, latency_ms: float, as_json_text: bool, error: TextIO) -> str:
+async def bench(
+    *, here: bool, quick: bool, latency_ms: float, at_scale: bool, as_json_text: bool, error: TextIO
+) -> str:
     """Run the bench and return what to print. Raises as `run_bench`."""
     on_terminal = error.isatty()
 
@@ -21,5 +24,8 @@ async def bench(*, here: bool, quick: bool, latency_ms: float, as_json_text: boo
             error.write(CLEAR + (bar(share, name)[:width] if share < 1 else ""))
             error.flush()
 
+    if at_scale:
+        found = await scale.run_scale(scale.QUICK if quick else scale.FULL, here=here, progress=progress)
+        return json.dumps(scale.as_json(found), indent=2) if as_json_text else scale.as_text(found)
     report = await run_bench(Options(QUICK if quick else FULL, here=here, latency_ms=latency_ms), progress)
     return json.dumps(as_json(report), indent=2) if as_json_text else as_text(report)

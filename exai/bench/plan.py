@@ -59,7 +59,7 @@ class Texts:
         # Not for secrets: what matters is that every run gets the same.
         self._random = random.Random(SEED)  # noqa: S311
         letters = "etaoinshrdlucmfwypvbgkjqxz"
-        self._words = [
+        self.words = [
             "".join(self._random.choices(letters, range(26, 0, -1), k=self._random.randint(2, 10)))
             for _ in range(VOCABULARY)
         ]
@@ -69,13 +69,13 @@ class Texts:
         """Return a text of exactly that many bytes, all of them ASCII."""
         words, length = [], 0
         while length < self._size_bytes:
-            words.append(self._words[int(len(self._words) * self._random.random() ** 3)])
+            words.append(self.words[int(len(self.words) * self._random.random() ** 3)])
             length += len(words[-1]) + 1
         return " ".join(words)[: self._size_bytes].ljust(self._size_bytes, ".")
 
     def query(self, number: int) -> str:
         """Return two words that stand together in a few messages of a thousand."""
-        return f"{self._words[200 + number % 400]} {self._words[700 + number % 300]}"
+        return f"{self.words[200 + number % 400]} {self.words[700 + number % 300]}"
 
     def exchange(self) -> tuple[NewMessage, NewMessage]:
         """Return a question and its answer."""

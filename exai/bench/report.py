@@ -99,7 +99,7 @@ def as_text(report: Report) -> str:
         where = f", {section.latency_ms:g} ms away each way" if section.latency_ms else ""
         lines += ["", f"beside the least that could be done{where}", *_time_lines(section.comparisons)]
     lines += [f"{each.name:<18}not measured: {each.reason}" for each in report.absent]
-    return "\n".join([*lines, "", *_target_lines(report)])
+    return "\n".join([*lines, "", *target_lines(targets(report))])
 
 
 def _cost_lines(report: Report) -> list[str]:
@@ -139,9 +139,10 @@ def _time_row(each: Comparison) -> tuple[str, ...]:
     )
 
 
-def _target_lines(report: Report) -> list[str]:
+def target_lines(promised: Iterable[Target]) -> list[str]:
+    """Return a table of promises, each with what was seen of it."""
     rows = [("target", "bound", "seen", "")]
-    for each in targets(report):
+    for each in promised:
         seen = "-" if each.seen is None else f"{each.seen:.2f}"
         rows.append((each.promise, f"{'>=' if each.at == 'least' else '<='} {each.bound:g}", seen, each.verdict))
     return columns(rows, texts=(0, 3))

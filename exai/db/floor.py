@@ -31,7 +31,8 @@ ANALYZE: Final = "analyze public.conversations, public.messages, public.turns, p
 
 REMOVE_SCHEMA: Final = "drop schema if exists exai_bench cascade"
 REMOVE_ROWS: Final = (
-    "delete from public.conversations where owner = $1",
+    # So many at a time that each statement ends within its limit.
+    "delete from public.conversations where id in (select id from public.conversations where owner = $1 limit 5000)",
     "delete from public.files where owner = $1",
     # Nobody's cache holds this owner's conversations, so nobody has to hear that they are gone.
     "delete from exai.removed_conversations where owner = $1",
@@ -41,6 +42,7 @@ insert into public.files (owner, sha256, size_bytes, media_type, name)
 select $1, encode(sha256(convert_to(n::text, 'UTF8')), 'hex'), n, 'text/plain', 'file ' || n
   from generate_series(1, $2::integer) n
 returning id::text"""
+NOTHING_DELETED: Final = "DELETE 0"
 IDS: Final = "select id, continuation_id from public.conversations where owner = $1"
 
 SELECT_PAGE: Final = """
@@ -152,7 +154,8 @@ async def remove_all(url: str) -> None:
     async with _admin(url) as connection:
         await connection.execute(REMOVE_SCHEMA)
         for statement in REMOVE_ROWS:
-            await connection.execute(statement, OWNER)
+            while await connection.execute(statement, OWNER) != NOTHING_DELETED:
+                pass
 
 
 @asynccontextmanager

@@ -174,7 +174,9 @@ async def test_report_is_complete_and_nothing_is_left(
     """A run on somebody's own servers has to leave them as they were."""
     monkeypatch.setenv("EXAI_DATABASE__URL", postgres_url)
     monkeypatch.setenv("EXAI_CACHE__URL", redis_url)
-    printed = json.loads(await bench(here=True, quick=True, latency_ms=0, as_json_text=True, error=io.StringIO()))
+    printed = json.loads(
+        await bench(here=True, quick=True, latency_ms=0, at_scale=False, as_json_text=True, error=io.StringIO())
+    )
     near, far = printed["sections"]
     cells = {(each["operation"], each["callers"]) for each in near["comparisons"]}
     assert cells == {(name, callers) for name in COSTS for callers in (1, 16, 64)}
@@ -202,7 +204,7 @@ async def test_without_a_cache_the_cached_operations_say_so(postgres_url: str, m
     """What cannot be measured is shown as not measured, with the reason."""
     monkeypatch.setenv("EXAI_DATABASE__URL", postgres_url)
     monkeypatch.setenv("EXAI_CACHE__URL", "off")
-    text = await bench(here=True, quick=True, latency_ms=0, as_json_text=False, error=io.StringIO())
+    text = await bench(here=True, quick=True, latency_ms=0, at_scale=False, as_json_text=False, error=io.StringIO())
     assert f"{HIT}      not measured: no Redis is configured" in text
     assert "not measured" in text.splitlines()[-1]
 
@@ -211,7 +213,7 @@ async def test_here_without_addresses_is_refused(monkeypatch: pytest.MonkeyPatch
     """Nothing falls back in silence: who asks for the configured servers does not get others."""
     monkeypatch.delenv("EXAI_DATABASE__URL", raising=False)
     with pytest.raises(ConfigError, match="EXAI_DATABASE__URL: is not set"):
-        await bench(here=True, quick=True, latency_ms=0, as_json_text=False, error=io.StringIO())
+        await bench(here=True, quick=True, latency_ms=0, at_scale=False, as_json_text=False, error=io.StringIO())
 
 
 async def test_encrypted_connections_are_timed_but_not_counted(redis_url: str) -> None:

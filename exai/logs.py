@@ -2,7 +2,7 @@
 
 The invariant is that no line holds a key, token or password: every value passes `redact` after exceptions have been
 rendered and before anything is written, whether it came from EXAI or from a library. EXAI's own lines, one for each
-request, take a shorter way than the standard library's: 20 us instead of 180.
+request, take a shorter way than the standard library's, at less than a quarter of its cost.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from exai.config import LogSettings
 
 MAX_VALUE_CHARS = 16_384
 MAX_DEPTH = 6
+_PLAIN = (bool, int, float)
 HIDDEN = "***"
 
 LIBRARY_LEVELS = {
@@ -70,11 +71,11 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
     level = logging.getLevelNamesMapping()[settings.level.upper()]
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
         structlog.processors.StackInfoRenderer(),
         structlog.processors.format_exc_info,
         redact,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     renderer: Processor = (
@@ -144,7 +145,8 @@ def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
 
 def redact_text(text: str) -> str:
     """Return `text` with keys, tokens and passwords of addresses replaced by `***`."""
-    if _SUSPICIOUS.search(text) is None:
+    # Each of the patterns needs a character that is neither a letter nor a digit.
+    if text.isalnum() or _SUSPICIOUS.search(text) is None:
         return text
     if "://" in text:
         text = _ADDRESS.sub(lambda match: redact_address(match[0]), text)
@@ -159,16 +161,21 @@ def _is_secret(name: str) -> bool:
 
 
 def _clean(name: str, value: Any, depth: int) -> Any:
-    if _is_secret(name) and value is not None and not isinstance(value, bool | int | float):
-        return HIDDEN
-    if value is None or isinstance(value, bool | int | float):
+    if value is None or isinstance(value, _PLAIN):
         return value
+    if _is_secret(name):
+        return HIDDEN
+    if isinstance(value, str):
+        return _clean_text(value)
     if depth >= MAX_DEPTH:
         return "..."
     if isinstance(value, Mapping):
         return {str(key): _clean(str(key), each, depth + 1) for key, each in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_clean("", each, depth + 1) for each in value]
-    text = value if isinstance(value, str) else str(value)
+    return _clean_text(str(value))
+
+
+def _clean_text(text: str) -> str:
     cut = text if len(text) <= MAX_VALUE_CHARS else text[:MAX_VALUE_CHARS] + f"... ({len(text)} characters)"
     return redact_text(cut)

@@ -47,7 +47,7 @@ fault: .venv/dev.done ## break everything by seed while users work (EXAI_FAULT_S
 conformance: .venv/dev.done ## the official MCP suite, inspector and TypeScript client (from npm, with their own Node)
 	@$(PY) -m tests.conformance.run
 
-bench: .venv/run.done ## measure every operation beside the least that could be done (ARGS="--quick", ARGS="--here")
+bench: .venv/run.done ## measure every operation beside the least that could be done (ARGS="--quick", "--here", "--door")
 	@$(PY) -m exai bench $(ARGS)
 
 bench-peers: .venv/run.done .venv/peers/done ## the same work by other stores of conversations, on the same servers

@@ -142,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--scale", action="store_true", help="whether costs grow with what is stored: a million conversations, minutes"
     )
+    bench.add_argument("--door", action="store_true", help="what calls and connections cost the door, beside an echo")
     bench.add_argument("--json", action="store_true", help="everything as JSON")
     bench.set_defaults(run=_bench)
 
@@ -441,13 +442,18 @@ def _chat(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from exai.bench.command import bench
+    from exai.bench.command import bench, bench_door
     from exai.config import LogSettings
     from exai.logs import configure_logging
 
     if not 0 <= options.latency_ms <= MAX_LATENCY_MS:
         raise ConfigError("--latency-ms", "is out of range", f"Use 0 to {MAX_LATENCY_MS}")
+    if options.door and (options.here or options.scale or options.latency_ms):
+        raise ConfigError("--door", "needs no servers", "Leave out --here, --scale and --latency-ms")
     configure_logging(LogSettings(level="error"))
+    if options.door:
+        print(_run(bench_door(quick=options.quick, as_json_text=options.json, error=sys.stderr)))
+        return OK
     print(
         _run(
             bench(

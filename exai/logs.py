@@ -25,7 +25,7 @@ from exai.config import LogSettings
 
 MAX_VALUE_CHARS = 16_384
 MAX_DEPTH = 6
-_PLAIN = (bool, int, float)
+_PLAIN = (bool, int, float, type(None))
 HIDDEN = "***"
 
 LIBRARY_LEVELS = {
@@ -161,14 +161,16 @@ def _is_secret(name: str) -> bool:
 
 
 def _clean(name: str, value: Any, depth: int) -> Any:
-    if value is None or isinstance(value, _PLAIN):
+    if isinstance(value, _PLAIN):
         return value
     if _is_secret(name):
         return HIDDEN
     if isinstance(value, str):
         return _clean_text(value)
-    if depth >= MAX_DEPTH:
-        return "..."
+    return "..." if depth >= MAX_DEPTH else _clean_inside(value, depth)
+
+
+def _clean_inside(value: Any, depth: int) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _clean(str(key), each, depth + 1) for key, each in value.items()}
     if isinstance(value, list | tuple | set | frozenset):

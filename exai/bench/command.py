@@ -6,16 +6,32 @@ import json
 import shutil
 from typing import TextIO
 
-from exai.bench import scale
+from exai.bench import door, scale
+from exai.bench.door_report import door_as_json, door_as_text
 from exai.bench.plan import FULL, QUICK
 from exai.bench.report import CLEAR, as_json, as_text, bar
-from exai.bench.run import Options, run_bench
+from exai.bench.run import Options, Progress, run_bench
 
 
 async def bench(
     *, here: bool, quick: bool, latency_ms: float, at_scale: bool, as_json_text: bool, error: TextIO
 ) -> str:
     """Run the bench and return what to print. Raises as `run_bench`."""
+    progress = _progress_on(error)
+    if at_scale:
+        found = await scale.run_scale(scale.QUICK if quick else scale.FULL, here=here, progress=progress)
+        return json.dumps(scale.as_json(found), indent=2) if as_json_text else scale.as_text(found)
+    report = await run_bench(Options(QUICK if quick else FULL, here=here, latency_ms=latency_ms), progress)
+    return json.dumps(as_json(report), indent=2) if as_json_text else as_text(report)
+
+
+async def bench_door(*, quick: bool, as_json_text: bool, error: TextIO) -> str:
+    """Run the door's bench and return what to print. Raises as `run_door`."""
+    report = await door.run_door(door.QUICK if quick else door.FULL, _progress_on(error))
+    return json.dumps(door_as_json(report), indent=2) if as_json_text else door_as_text(report)
+
+
+def _progress_on(error: TextIO) -> Progress:
     on_terminal = error.isatty()
 
     def progress(share: float, name: str) -> None:
@@ -24,8 +40,4 @@ async def bench(
             error.write(CLEAR + (bar(share, name)[:width] if share < 1 else ""))
             error.flush()
 
-    if at_scale:
-        found = await scale.run_scale(scale.QUICK if quick else scale.FULL, here=here, progress=progress)
-        return json.dumps(scale.as_json(found), indent=2) if as_json_text else scale.as_text(found)
-    report = await run_bench(Options(QUICK if quick else FULL, here=here, latency_ms=latency_ms), progress)
-    return json.dumps(as_json(report), indent=2) if as_json_text else as_text(report)
+    return progress

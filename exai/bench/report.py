@@ -22,7 +22,7 @@ CLEAR: Final = "\r\033[K"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A ratio to a floor that EXAI promises; `seen` is None when it was not measured."""
+    """A ratio to a floor, or another figure, that EXAI promises; `seen` is None when it was not measured."""
 
     promise: str
     bound: float
@@ -97,7 +97,7 @@ def as_text(report: Report) -> str:
     ]
     for section in report.sections:
         where = f", {section.latency_ms:g} ms away each way" if section.latency_ms else ""
-        lines += ["", f"beside the least that could be done{where}", *_time_lines(section.comparisons)]
+        lines += ["", f"beside the least that could be done{where}", *time_lines(section.comparisons)]
     lines += [f"{each.name:<18}not measured: {each.reason}" for each in report.absent]
     return "\n".join([*lines, "", *target_lines(targets(report))])
 
@@ -120,7 +120,8 @@ def _shown(number: int | None) -> str:
     return "-" if number is None else str(number)
 
 
-def _time_lines(comparisons: Sequence[Comparison]) -> list[str]:
+def time_lines(comparisons: Sequence[Comparison]) -> list[str]:
+    """Return each operation's times beside its floor's."""
     ours, floor = ("at once", "ops/s", "p50 ms", "p99 ms", "CPU us"), ("floor", "ops/s", "p50 ms", "CPU us")
     head = ("operation", *ours, *floor, "ratio", "CPU ratio", "noise")
     return columns([head, *(_time_row(each) for each in comparisons)], texts=(0, 6))

@@ -1,0 +1,114 @@
+"""A server of the door's bench, alone in its process: EXAI's door with a tool that does nothing, or the bare echo.
+
+The invariant is that EXAI's is built, logs and records as the daemon does; what is changed is that one caller may use
+all of it. It tells its port, then what it uses whenever it is asked, until its standard input ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import uvloop
+
+from exai import __version__
+from exai.bench.door_client import allow_open_files
+from exai.config import LogSettings, ServerSettings
+from exai.logs import configure_logging
+from exai.mcp.asgi import build_asgi
+from exai.mcp.floor import open_echo
+from exai.mcp.serve import open_server
+from exai.mcp.server import McpServer
+from exai.mcp.tools import Arguments, CallContext, ToolRegistry, ToolResult, ToolSpec
+from exai.monitoring.metrics import MetricsRecorder
+
+DOOR: Final = "door"
+BARE: Final = "bare"
+CPU: Final = "cpu"
+MEMORY: Final = "memory"
+TOOL: Final = "nothing"
+
+UNHINDERED: Final = ServerSettings(
+    port=0,
+    max_connections=100_000,
+    max_handshakes_per_address=100_000,
+    owner_max_connections=100_000,
+    owner_max_in_flight=100_000,
+    owner_requests_per_s=1e9,
+    owner_bytes_per_s=10**12,
+)
+"""One owner is everybody here, from one address."""
+
+
+class Said(Arguments):
+    """What the tool is told."""
+
+    text: str
+
+
+async def _nothing(arguments: Said, context: CallContext) -> ToolResult:  # noqa: ARG001
+    return ToolResult(None, arguments.text)
+
+
+@asynccontextmanager
+async def open_door() -> AsyncIterator[int]:
+    """Serve EXAI's doors on a port of their own."""
+    tools = ToolRegistry((ToolSpec(TOOL, "Nothing", "Says back what it is told.", Said, _nothing, read_only=True),))
+    server = McpServer(
+        "exai",
+        __version__,
+        tools=tools,
+        instructions="",
+        settings=UNHINDERED,
+        tool_timeout_s=600.0,
+        recorder=MetricsRecorder(),
+    )
+    async with open_server(build_asgi(server), UNHINDERED) as running:
+        yield running.port
+
+
+def used(what: str) -> dict[str, float | None]:
+    """Return the processor time so far, or the memory now, where the system tells."""
+    if what == CPU:
+        return {"cpu_s": time.process_time()}
+    # What is still to be collected is nobody's memory.
+    gc.collect()
+    return {"memory_bytes": _memory_bytes()}
+
+
+def _memory_bytes() -> int | None:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError):
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+async def main(kind: str) -> None:
+    """Serve until nobody asks any more."""
+    asked = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(asked), sys.stdin)
+    async with open_door() if kind == DOOR else open_echo() as port:
+        _say({"port": port})
+        while line := await asked.readline():
+            _say(used(line.decode().strip()))
+
+
+def _say(facts: dict[str, float | None]) -> None:
+    sys.stdout.write(json.dumps(facts) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    allow_open_files()
+    configure_logging(LogSettings())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main(sys.argv[1]))

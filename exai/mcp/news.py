@@ -53,7 +53,8 @@ class News:
         uris, lists = self._uris, self._lists
         self._uris, self._lists, self._gathered, self._timer = {}, set(), 0, None
         for session in self._sessions():
-            for uri in session.connection.subscribed(uris.get(session.owner, ())):
-                session.tell(session.connection.updated(uri))
+            if session.owner in uris:
+                for uri in session.connection.subscribed(uris[session.owner]):
+                    session.tell(session.connection.updated(uri))
             if session.owner in lists:
                 session.tell(session.connection.changed("resources"))

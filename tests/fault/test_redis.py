@@ -17,7 +17,7 @@ from tests.fault.service import NO_PASS_S, Servers, Service, converges, servers
 from tests.support.valkey import Valkey
 from tests.support.waiting import wait_until
 
-READERS = 50
+READERS = 67
 CALLS = 30
 
 
@@ -122,7 +122,7 @@ async def test_primary_that_becomes_a_replica_costs_reads_and_writes_nothing(own
 
 
 async def test_cold_conversation_read_by_everybody_at_once_is_read_from_the_database_once_or_so(rig: Servers) -> None:
-    """Three daemons with fifty readers each: at most one read per daemon and lease."""
+    """Three daemons with two hundred readers between them: at most one read per daemon and lease."""
     services = [await rig.open(pass_interval_s=NO_PASS_S, bound_s=60) for _ in range(3)]
     name = (await services[0].append(None, "one")).continuation_id
     pages = await asyncio.gather(*(service.contents(name) for service in services for _ in range(READERS)))

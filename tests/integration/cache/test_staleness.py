@@ -95,6 +95,19 @@ MUTANTS = {
     "an entry is served for ever": mutant(7, "die", "read", "covered + bound > now", "true"),
     "a reader takes less than it knows": mutant(49, "cut", "read", "tonumber(entry[1]) >= tonumber(ARGV[4])", "true"),
     "a licence covers any generation": mutant(8, "die, evict licence", "read", "licence[1] == entry[2]", "true"),
+    "a licence never lapses": mutant(
+        8, "die", "read", "covered = math.max(covered, tonumber(licence[2]))", "covered = now"
+    ),
+    "a licence is renewed for ever": mutant(
+        8,
+        "die",
+        "renew",
+        "redis.call('HSET', KEYS[1], 'xmin', ARGV[6], 'asof', ARGV[8])",
+        "redis.call('HSET', KEYS[1], 'xmin', ARGV[6], 'asof', string.format('%.0f', ARGV[8] + 9000000))",
+    ),
+    "an entry has no bound of its own": mutant(
+        8, "die, evict licence", "read", "local covered = tonumber(entry[3])", "local covered = now"
+    ),
     "a page is dated when stored": mutant(
         5, "die", "fill", "redis.call('PEXPIRE'", f"{FILL_DATED_NOW}redis.call('PEXPIRE'"
     ),

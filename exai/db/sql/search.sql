@@ -2,15 +2,30 @@
 -- repeat: read
 -- A page of the messages and titles (seq 0) that match, best first, with the matching words in context. The newest $13
 -- matches up to $12 (null: up to now, by this server's clock) are ranked: messages_text_idx and conversations_title_idx
--- find matches but know no order, and ranking has to read each text. The text is carried along and never looked up again:
--- where most conversations are short, the planner would look for one message by reading all of a long one.
-with found as (
-  (select m.conversation_id, m.seq, m.created_at, m.role, m.kind, m.turn_id, c.continuation_id, c.title, m.content
+-- find matches but know no order, and ranking has to read each text. In one conversation ($3) what it shares with those it
+-- was forked from is searched too. The text is carried along and never looked up again: where most conversations are
+-- short, the planner would look for one message by reading all of a long one.
+with recursive lineage(id, parent_id, parent_seq, up_to) as (
+  select c.id, c.parent_id, c.parent_seq, c.next_seq
+    from public.conversations c
+   where c.owner = $1::text and c.continuation_id = $3::text and c.deleted_at is null
+  union all
+  select c.id, c.parent_id, c.parent_seq, least(l.up_to, l.parent_seq)
+    from lineage l
+    join public.conversations c on c.id = l.parent_id),
+found as (
+  (select m.conversation_id, m.seq, m.created_at, m.role, m.kind, m.turn_id,
+          coalesce($3::text, c.continuation_id) as continuation_id,
+          case when $3::text is null then c.title else (
+            select x.title from public.conversations x where x.owner = $1::text and x.continuation_id = $3::text
+          ) end as title,
+          m.content
      from public.messages m
      join public.conversations c on c.id = m.conversation_id
     where to_tsvector('simple', left(m.content, 100000)) @@ websearch_to_tsquery('simple', $2::text)
-      and c.owner = $1::text and c.deleted_at is null
-      and ($3::text is null or c.continuation_id = $3::text)
+      and c.owner = $1::text
+      and case when $3::text is null then c.deleted_at is null
+               else exists (select from lineage l where l.id = m.conversation_id and m.seq <= l.up_to) end
       and ($4::text is null or m.role = $4::text)
       and ($5::timestamptz is null or m.created_at >= $5::timestamptz)
       and ($6::timestamptz is null or m.created_at < $6::timestamptz)

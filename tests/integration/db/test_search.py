@@ -11,8 +11,8 @@ from exai.db.curation import CurationRepository
 from exai.db.pool import Database
 from exai.db.search import SearchHit, SearchPage, SearchQuery, SearchRepository
 from exai.errors import InvalidArgument
-from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
-from tests.support.database import appending, beginning, conversation_of, ending, once
+from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, Owner
+from tests.support.database import appending, beginning, conversation_of, ending, new_id, once
 
 
 @pytest.fixture
@@ -114,6 +114,25 @@ async def test_titles_are_found_beside_messages(repository: ConversationReposito
     first = await search.search(words("whale"), limit=1)
     second = await search.search(words("whale"), limit=1, cursor=first.next_cursor)
     assert {hit.seq for hit in (*first.hits, *second.hits)} == {0, 1}
+
+
+async def test_a_fork_is_searched_with_what_it_shares(
+    repository: ConversationRepository, search: SearchRepository, database: Database
+) -> None:
+    """Up to where it was forked, under its own name, and also when the other one is deleted."""
+    curation = CurationRepository(database)
+    source = await conversation_of(repository, "needle 1", "hay", "needle 3")
+    new = ConversationId(new_id())
+    forked = await curation.fork(LOCAL_OWNER, source.continuation_id, once(), new_conversation_id=new, at_seq=2)
+    assert forked.conversation is not None
+    fork = forked.conversation.continuation_id
+    await repository.append(appending(fork, "needle 3'"))
+    assert where(await search.search(words("needle", continuation_id=fork), limit=9)) == {(fork, 1), (fork, 3)}
+    assert len((await search.search(words("needle"), limit=9)).hits) == 3
+    await curation.mark_deleted(LOCAL_OWNER, source.continuation_id, once(), deleted=True)
+    assert where(await search.search(words("needle", continuation_id=fork), limit=9)) == {(fork, 1), (fork, 3)}
+    other = words("needle", continuation_id=fork, owner=Owner("other"))
+    assert (await search.search(other, limit=9)).hits == ()
 
 
 async def test_others_and_deleted_conversations_are_not_searched(

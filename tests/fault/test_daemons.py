@@ -384,6 +384,6 @@ async def test_stall_of_a_daemon_names_its_culprit_and_is_nobodys_failure(one: C
     assert await asyncio.gather(*reads) == [["one", "q"]] * 10
     one.provider.gate.set()
     assert (await asking)["content"] == "answer"
-    assert '"inside": "culprit (' in daemon.output
+    assert '"inside":"culprit (' in daemon.output
     counted = await asyncio.to_thread(metrics_of, daemon)
     assert not re.findall(r'^exai_breaker_calls_total\{.*outcome="failure".*\} [1-9]', counted, re.MULTILINE)

@@ -26,6 +26,7 @@ from tests.support.pg_wire import (
     read_start,
     through,
 )
+from tests.support.scram import Scram
 
 TRACKED = {
     "user", "database", "client_encoding", "DateStyle", "TimeZone", "standard_conforming_strings", "application_name",
@@ -33,6 +34,7 @@ TRACKED = {
 """Start-up parameters PgBouncer takes; it refuses all others."""
 
 ENDS_A_BATCH = (b"S", b"Q", b"F")
+LET_IN = b"\0\0\0\0"
 COPY_DATA = (b"d", b"c", b"f")
 
 
@@ -118,13 +120,13 @@ class Pooler:
             await hang_up(writer)
 
     async def _connect(self) -> Session:
-        """Open a session. The user must be let in without a password, and so are the pooler's clients."""
+        """Open a session with the address's password, if the server asks for it; the pooler's clients need none."""
         address = parse_address(self._upstream_url)
         streams = await dial(self._upstream_url)
         words = ["user", address.user or "", "database", address.database or "", "client_encoding", "UTF8", "", ""]
         body = "\0".join(words).encode()
         streams[1].write(struct.pack("!II", len(body) + 8, 196608) + body)
-        greeting, key = packet(b"R", b"\0\0\0\0"), b""
+        greeting, key, scram = packet(b"R", LET_IN), b"", Scram(address.password or "")
         try:
             while True:
                 kind, body = await read_packet(streams[0])
@@ -137,8 +139,12 @@ class Pooler:
                     return Session(streams, greeting, key)
                 elif kind == b"E":
                     raise ConnectionRefusedError(body)
+                elif kind == b"R" and body != LET_IN:
+                    answer = scram.answer(body)
+                    if answer is not None:
+                        streams[1].write(packet(b"p", answer))
                 else:
-                    assert (kind, body) == (b"R", b"\0\0\0\0") or kind == b"N", body
+                    assert kind in b"RN", kind
         except BaseException:
             await hang_up(streams[1])
             raise

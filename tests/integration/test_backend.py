@@ -10,7 +10,7 @@ from threading import Thread
 
 import pytest
 
-from tests.support.backend import Backend, Choice, NoBackend, choose
+from tests.support.backend import Backend, Choice, NoBackend, choose, own_database
 
 ADDRESSES = {"EXAI_TEST_DATABASE_URL": "postgresql://x/y", "EXAI_TEST_REDIS_URL": "redis://x"}
 NO_DOCKER = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
@@ -87,3 +87,23 @@ def test_docker_without_images_gives_way_only_when_it_was_not_named(monkeypatch:
         backend.start()
         assert backend.choice.kind == "embedded"
         assert "Docker cannot run the images" in backend.choice.reason
+
+
+@pytest.mark.parametrize(
+    ("url", "worker", "own"),
+    [
+        ("redis://h:1/0", None, "redis://h:1/0"),
+        ("unix:///s.sock", "gw0", "unix:///s.sock"),
+        ("redis://h:1", "gw1", "redis://h:1/1"),
+        ("rediss://u:p@h:1/4", "gw2", "rediss://u:p@h:1/6"),
+    ],
+)
+def test_processes_of_one_suite_empty_databases_of_their_own(url: str, worker: str | None, own: str) -> None:
+    """They share the server that was given to them all."""
+    assert own_database(url, worker) == own
+
+
+def test_address_that_cannot_be_shared_is_refused_with_the_way_to_use_it() -> None:
+    """A socket's address names no database in its path."""
+    with pytest.raises(NoBackend, match="ARGS=-n0"):
+        own_database("unix:///s.sock", "gw1")

@@ -181,7 +181,8 @@ class Backend:
             return
         match self.choice.kind:
             case "url":
-                postgres, self.redis_url = os.environ["EXAI_TEST_DATABASE_URL"], os.environ["EXAI_TEST_REDIS_URL"]
+                postgres = os.environ["EXAI_TEST_DATABASE_URL"]
+                self.redis_url = own_database(os.environ["EXAI_TEST_REDIS_URL"], os.environ.get("PYTEST_XDIST_WORKER"))
             case "docker":
                 postgres, self.redis_url = self._start_containers()
             case "embedded":
@@ -282,6 +283,21 @@ def forget_sockets() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()
+
+
+def own_database(url: str, worker: str | None) -> str:
+    """Return the Redis `url` with a logical database of its own for each process of a suite, since tests empty theirs.
+
+    Raises NoBackend where an address leaves no room for that.
+    """
+    number = int(worker.removeprefix("gw")) if worker else 0
+    if number == 0:
+        return url
+    parts = urlsplit(url)
+    database = parts.path.strip("/") or "0"
+    if parts.scheme not in ("redis", "rediss") or not database.isdecimal():
+        raise NoBackend("EXAI_TEST_REDIS_URL is not of the form redis://host:port/0: run one process, ARGS=-n0")
+    return urlunsplit(parts._replace(path=f"/{int(database) + number}"))
 
 
 def flush(url: str) -> None:

@@ -9,7 +9,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
 ARGS ?=
 
-.PHONY: bench bench-peers help run test test-adoption test-poolers check conformance fault format lock clean
+.PHONY: bench bench-peers help run test test-adoption test-poolers check conformance fault fuzz format lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -46,6 +46,9 @@ fault: .venv/dev.done ## break everything by seed while users work (EXAI_FAULT_S
 
 conformance: .venv/dev.done ## the official MCP suite, inspector and TypeScript client (from npm, with their own Node)
 	@$(PY) -m tests.conformance.run
+
+fuzz: .venv/fuzz/done ## throw damaged talks at the MCP core, guided by its coverage (Linux; EXAI_FUZZ_SECONDS=60)
+	@PYTHONPATH=. .venv/fuzz/bin/python -m tests.fuzz.core .venv/fuzz/found "$${EXAI_FUZZ_SECONDS:-60}"
 
 bench: .venv/run.done ## measure every operation beside the least that could be done (ARGS="--quick", "--here", "--door")
 	@$(PY) -m exai bench $(ARGS)
@@ -90,6 +93,12 @@ $(shell test -x .venv/bin/python || rm -f .venv/run.done .venv/dev.done .venv/pe
 	@echo "installing the official client of today into an environment of its own (once)"
 	@test -x .venv/referees/bin/python || $(PY) -m venv --without-pip .venv/referees
 	@$(PIP) --python .venv/referees/bin/python install --no-compile --require-hashes -r requirements/referees.lock
+	@touch $@
+
+.venv/fuzz/done: requirements/fuzz.lock | .venv/bin/python
+	@echo "installing the fuzzer into an environment of its own (once)"
+	@test -x .venv/fuzz/bin/python || $(PY) -m venv --without-pip .venv/fuzz
+	@$(PIP) --python .venv/fuzz/bin/python install --no-compile --require-hashes -r requirements/fuzz.lock
 	@touch $@
 
 .venv/peers/done: requirements/peers.lock | .venv/bin/python

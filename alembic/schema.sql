@@ -139,7 +139,7 @@ CREATE INDEX conversations_parent_idx ON public.conversations USING btree (paren
 
 CREATE INDEX conversations_recent_idx ON public.conversations USING btree (owner, updated_at DESC, id DESC);
 
-CREATE INDEX conversations_title_idx ON public.conversations USING gin (to_tsvector('simple'::regconfig, "left"(title, 100000))) WHERE (title IS NOT NULL);
+CREATE INDEX conversations_title_idx ON public.conversations USING gin (to_tsvector('simple'::regconfig, "left"(title, 100000))) WITH (gin_pending_list_limit='64') WHERE (title IS NOT NULL);
 
 CREATE TRIGGER exai_fill BEFORE INSERT OR UPDATE ON public.conversations FOR EACH ROW WHEN (((new.continuation_id IS NULL) OR (new.metadata IS NULL) OR (new.created_at IS NULL) OR (new.updated_at IS NULL))) EXECUTE FUNCTION exai.fill_conversation_v1();
 
@@ -188,7 +188,7 @@ CREATE INDEX messages_created_idx ON public.messages USING btree (conversation_i
 
 CREATE INDEX messages_system_idx ON public.messages USING btree (conversation_id, seq DESC) WHERE (role = 'system'::text);
 
-CREATE INDEX messages_text_idx ON public.messages USING gin (to_tsvector('simple'::regconfig, "left"(content, 100000)));
+CREATE INDEX messages_text_idx ON public.messages USING gin (to_tsvector('simple'::regconfig, "left"(content, 100000))) WITH (gin_pending_list_limit='64');
 
 CREATE TRIGGER exai_fix_number BEFORE UPDATE OF conversation_id, seq ON public.messages FOR EACH ROW WHEN (((old.seq IS NOT NULL) AND ((old.seq IS DISTINCT FROM new.seq) OR (old.conversation_id IS DISTINCT FROM new.conversation_id)))) EXECUTE FUNCTION exai.fix_number_v1();
 

@@ -53,7 +53,7 @@ async def test_deletion_found_done_by_its_repetition_is_told_to_every_reader(rig
     writer, reader = await rig.open(), await rig.open()
     name = (await writer.append(None, "one")).continuation_id
     assert await reader.contents(name) == ["one"]
-    lost = writer.database.drop_reply_to(b"change_conversation_v1")
+    lost = writer.database.drop_reply_to(b"change_conversation_v2")
     await writer.conversations.delete(LOCAL_OWNER, name)
     assert lost.done()
     for service in (reader, writer):
@@ -66,7 +66,7 @@ async def test_new_title_found_done_by_its_repetition_is_told_to_every_reader(ri
     writer, reader = await rig.open(), await rig.open()
     name = (await writer.append(None, "one")).continuation_id
     await reader.read(name)
-    lost = writer.database.drop_reply_to(b"change_conversation_v1")
+    lost = writer.database.drop_reply_to(b"change_conversation_v2")
     await writer.conversations.change(LOCAL_OWNER, name, Change(title="new"))
     assert lost.done()
     assert [(await service.read(name)).conversation.title for service in (reader, writer)] == ["new", "new"]

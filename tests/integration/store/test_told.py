@@ -9,10 +9,10 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from exai.conversations import ChatRequest
+from exai.conversations import AppendRequest, ChatRequest
 from exai.conversations.formats import ConversationText, MessageText
 from exai.db.curation import Change
-from exai.errors import NotFound
+from exai.errors import InvalidArgument, NotFound
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage
 from tests.fault.service import NO_PASS_S, Servers, Service
 
@@ -98,3 +98,26 @@ async def test_each_batch_of_an_import_is_seen_by_the_next_reader(rig: Servers) 
         assert page.conversation.revision == progress.revision
     assert len(seen) > 1
     assert seen[-1] == (MANY, MANY)
+
+
+async def test_deep_metadata_comes_back_as_it_went_in(rig: Servers) -> None:
+    """A hundred levels, in two ways: from the database, and as it was cached by the append; far deeper is refused."""
+    writer, reader = await two(rig)
+    deep: dict[str, object] = {"bottom": ["\u20ac", None, 0.1, True]}
+    for _ in range(100):
+        deep = {"a": [deep]}
+    name = (await writer.append(None, "one")).continuation_id
+    await writer.read(name)
+    message = NewMessage("user", "two", metadata=deep)
+    await writer.conversations.append(AppendRequest(LOCAL_OWNER, [message], name))
+    cached = await reader.read(name)
+    stored = await reader.conversations.read(LOCAL_OWNER, name, before_seq=MANY)
+    assert (cached.source, stored.source) == ("cache", "database")
+    assert cached.messages[-1].metadata == stored.messages[-1].metadata == deep
+    for _ in range(9_900):
+        deep = {"a": deep}
+    with pytest.raises(InvalidArgument, match=r"messages\[0\].metadata"):
+        await writer.conversations.append(
+            AppendRequest(LOCAL_OWNER, [NewMessage("user", "three", metadata=deep)], name)
+        )
+    assert (await reader.read(name)).messages == cached.messages

@@ -12,6 +12,7 @@ from exai.errors import BlobError, DatabaseError
 from exai.files import FileContent
 from exai.models import LOCAL_OWNER
 from tests.fault.service import Servers, Service
+from tests.support.waiting import wait_until
 
 LONG_AGO = (0, 0)
 
@@ -66,6 +67,7 @@ async def test_bytes_whose_row_was_never_written_go_with_the_sweep_and_not_befor
     with pytest.raises(DatabaseError):
         await put(service, "lonely")
     service.database.mode = "pass"
+    await wait_until(lambda: service.app.database.usage()[1] > 0)
     assert await service.app.files.sweep() == (0, 0)
     assert len(kept(rig.data_dir)) == 1
     age(rig.data_dir)

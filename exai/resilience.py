@@ -11,8 +11,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from inspect import iscoroutine
 from types import TracebackType
@@ -58,16 +57,25 @@ class LoopStalled(TimeoutError):
     """A limit passed while this process was not looking; breakers do not count it."""
 
 
-@contextmanager
-def with_deadline(timeout_s: float | None) -> Iterator[None]:
+class DeadlineScope:
+    """What `with_deadline` returns."""
+
+    __slots__ = ("_timeout_s", "_token")
+
+    def __init__(self, timeout_s: float | None) -> None:
+        self._timeout_s = timeout_s
+
+    def __enter__(self) -> None:
+        own = None if self._timeout_s is None else asyncio.get_running_loop().time() + self._timeout_s
+        self._token = request_deadline.set(_earlier(request_deadline.get(), own))
+
+    def __exit__(self, *_: object) -> None:
+        request_deadline.reset(self._token)
+
+
+def with_deadline(timeout_s: float | None) -> DeadlineScope:
     """Give everything inside at most `timeout_s` more seconds; an earlier deadline already set stays in force."""
-    outer = request_deadline.get()
-    own = None if timeout_s is None else asyncio.get_running_loop().time() + timeout_s
-    token = request_deadline.set(_earlier(outer, own))
-    try:
-        yield
-    finally:
-        request_deadline.reset(token)
+    return DeadlineScope(timeout_s)
 
 
 def remaining_s(reserve_s: float = 0.0) -> float | None:

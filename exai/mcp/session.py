@@ -7,6 +7,7 @@ never waits for a call, only for room in the outbox, which the door makes or clo
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 import time
 from typing import TYPE_CHECKING
@@ -37,6 +38,9 @@ EXPIRED = 4401
 EXPIRY_LOOK_S = 3_600.0
 """How often a far expiry is looked at again, since clocks are set and timers sleep with the machine."""
 
+_PROCESS = secrets.token_hex(4)
+_numbers = itertools.count(1)
+
 log = structlog.get_logger(__name__)
 
 
@@ -54,6 +58,7 @@ class Session:
         self._tasks: dict[RequestId, asyncio.Task[None]] = {}
         self._unwinding: set[asyncio.Task[None]] = set()
         self._joining = Joining()
+        self._log: structlog.typing.FilteringBoundLogger = log.bind()
         self._expires_at = admitted.expires_at
         self._is_expired = False
         self._expiry: asyncio.TimerHandle | None = None
@@ -79,7 +84,7 @@ class Session:
         except Overloaded as error:
             action = refusal(message.id if isinstance(message, Request) else None, rpc_error(error))
         except Exception:  # the session boundary for methods that are answered at once
-            request_id = secrets.token_hex(8)
+            request_id = _next_request_id()
             log.exception("internal error", request=request_id)
             key = message.id if isinstance(message, Request) else None
             action = refusal(key, _internal(request_id))
@@ -180,7 +185,7 @@ class Session:
             self.finish(EXPIRED)
 
     async def _run(self, call: Call) -> None:
-        request_id = secrets.token_hex(8)
+        request_id = _next_request_id()
         label = self.server.label(call)
         structlog.contextvars.bind_contextvars(request=request_id, owner=self.owner)
         started = asyncio.get_running_loop().time()
@@ -199,7 +204,9 @@ class Session:
             duration_s = asyncio.get_running_loop().time() - started
             self.server.recorder.count("mcp_requests_total", method=call.method.name, tool=label, outcome=outcome)
             self.server.recorder.observe("mcp_request_seconds", duration_s, method=call.method.name, tool=label)
-            log.info("request", method=call.method.name, tool=label, outcome=outcome, ms=round(duration_s * 1000, 1))
+            self._log.info(
+                "request", method=call.method.name, tool=label, outcome=outcome, ms=round(duration_s * 1000, 1)
+            )
 
     async def _outcome(self, call: Call, context: CallContext, label: str) -> str:
         """Run the call and queue its answer; returns how it went, for the metrics. The one error boundary."""
@@ -241,6 +248,11 @@ class Session:
     async def _put(self, answer: Send | None) -> None:
         if answer is not None:
             await self.outbox.put(answer)
+
+
+def _next_request_id() -> str:
+    """Return a name for a request that no other of any process near has; asking the kernel each time would be dear."""
+    return f"{_PROCESS}{next(_numbers):08x}"
 
 
 def _internal(request_id: str) -> RpcError:

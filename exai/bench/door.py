@@ -177,7 +177,7 @@ async def run_door(plan: DoorPlan, progress: Progress) -> DoorReport:
         progress(0.65, f"{number} idle connections")
         idle = await _idle(door, number, plan.settling_s, plan.idle_s)
         progress(0.85, f"{number} idle connections of the echo")
-        idle_of_echo = await _idle(bare, number, plan.settling_s, plan.idle_s / 4)
+        idle_of_echo = await _idle(bare, number, plan.settling_s, plan.idle_s)
     progress(1.0, "done")
     return DoorReport(plan, machine(), tuple(comparisons), idle, idle_of_echo, crowd, notes)
 

@@ -73,7 +73,7 @@ def door_as_text(report: DoorReport) -> str:
             *time_lines(report.comparisons),
             "",
             *columns(rows),
-            f"over {report.idle.seconds:g} s and {report.idle_of_echo.seconds:g} s, pinged as by default",
+            f"over {report.idle.seconds:g} s each, pinged as by default",
             "",
             *columns(crowded),
             "",

@@ -20,7 +20,9 @@ declare
   v_hash text;
   v_owned uuid;
 begin
-  if cardinality(p_files) > 0 then
+  -- What a repeated request was stored with may be gone by now.
+  if cardinality(p_files) > 0
+     and not exists (select from public.turns t where t.owner = p_owner and t.request_key = p_key) then
     select string_agg(w.id, ', ') into o_detail from unnest(p_files) w(id)
      where not exists (select from public.files f where f.id = w.id::uuid and f.owner = p_owner);
     if o_detail is not null then

@@ -7,10 +7,19 @@ import asyncio
 import pytest
 
 from exai.db.conversations import ConversationRepository
+from exai.db.files import FileRepository
 from exai.db.pool import Database, connect
 from exai.errors import InvalidArgument, NotFound
-from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
-from tests.support.database import appending, assert_consecutive, contents_of, conversation_of, new_id
+from exai.models import LOCAL_OWNER, ContinuationId, FileId, NewMessage, Owner
+from tests.support.database import (
+    appending,
+    assert_consecutive,
+    beginning,
+    contents_of,
+    conversation_of,
+    ending,
+    new_id,
+)
 
 OTHER = Owner("other")
 
@@ -182,6 +191,25 @@ async def test_files_are_linked_once_with_the_messages(repository: ConversationR
     again = await repository.append(appending(name, "two", file_ids=[mine]))
     assert again.status == "appended"
     assert await contents_of(repository, name) == ["one", "two"]
+
+
+async def test_a_repeated_key_is_answered_although_its_file_is_gone(
+    repository: ConversationRepository, database: Database
+) -> None:
+    """Promise 6: what was stored stays stored, whatever became of its files since."""
+    file_id = await make_file(database, LOCAL_OWNER)
+    key, turn_key = new_id(), new_id()
+    first = await repository.append(appending(None, "one", key=key, file_ids=[file_id]))
+    begun = await repository.begin_turn(beginning(None, "two", key=turn_key, file_ids=[file_id]))
+    await repository.finish_turn(ending(begun.turn_id, "answer"))
+    assert await FileRepository(database).delete(LOCAL_OWNER, FileId(file_id))
+    again = await repository.append(appending(None, "one", key=key, file_ids=[file_id]))
+    assert (again.status, again.last_seq) == ("duplicate", first.last_seq)
+    answered = await repository.begin_turn(beginning(None, "two", key=turn_key, file_ids=[file_id]))
+    assert answered.reply is not None
+    assert answered.reply.content == "answer"
+    new = await repository.append(appending(None, "one", file_ids=[file_id]))
+    assert new.status == "file_not_found"
 
 
 async def make_file(database: Database, owner: str) -> str:

@@ -23,7 +23,6 @@ from exai.models import LOCAL_OWNER, ContinuationId, Conversation, Delta, OnDelt
 
 LISTED = 50
 PROMPT = "> "
-OPENING_CHARS = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,15 +95,8 @@ async def ask(app: App, prompt: str, continuation_id: str | None, model: str | N
         prompt=prompt,
         model=model,
         continuation_id=ContinuationId(continuation_id) if continuation_id else None,
-        title=None if continuation_id else opening(prompt),
     )
     return await app.conversations.chat(request, on_delta)
-
-
-def opening(prompt: str) -> str:
-    """Return how a question begins, by which a person finds its conversation in a list."""
-    words = " ".join("".join(letter if letter.isprintable() else " " for letter in prompt).split())
-    return words if len(words) <= OPENING_CHARS else words[: OPENING_CHARS - 1].rstrip() + "…"
 
 
 class _Talk:

@@ -466,7 +466,7 @@ def _turn_start(request: ChatRequest, model: Model, room_tokens: int, cached: Hi
         messages=messages,
         lease_s=LEASE_S,
         budget_bytes=room_tokens * BYTES_PER_TOKEN,
-        title=request.title,
+        title=request.title_or_opening,
         file_ids=request.files,
         expected_revision=request.expected_revision,
         known=_known(cached),

@@ -42,7 +42,7 @@ class SearchQuery:
 class SearchHit:
     """One matching message; `snippet` shows the matching words between double asterisks.
 
-    Where the words are in a conversation's title, `seq` is 0, `role` None and `kind` "title".
+    Where the words are in a conversation's title and not in its messages, `seq` is 0, `role` None and `kind` "title".
     """
 
     continuation_id: ContinuationId

@@ -8,7 +8,7 @@ import pytest
 
 from exai.config import load_settings
 from exai.errors import InvalidArgument
-from exai.terminal import OPENING_CHARS, opening, read_prompt
+from exai.terminal import read_prompt
 
 SETTINGS = load_settings({"HOME": "/h", "EXAI_LIMITS__MESSAGE_BYTES": "1024"}, None)
 
@@ -42,18 +42,3 @@ def test_endless_input_is_read_up_to_the_limit() -> None:
     with pytest.raises(InvalidArgument, match="is longer than"):
         read_prompt((), source, SETTINGS)
     assert source.tell() == 1025
-
-
-@pytest.mark.parametrize(
-    ("prompt", "title"),
-    [
-        ("What is two and two?", "What is two and two?"),
-        ("First line\n\n  second\tline\x1b[1m\n", "First line second line [1m"),
-        ("x" * 61, "x" * 59 + "…"),
-        ("\x00", ""),
-    ],
-)
-def test_conversation_is_listed_by_how_its_first_question_begins(prompt: str, title: str) -> None:
-    """One line, short, and nothing in it that a terminal would obey."""
-    assert opening(prompt) == title
-    assert len(title) <= OPENING_CHARS

@@ -1,10 +1,11 @@
 -- name: search_messages
 -- repeat: read
--- A page of the messages and titles (seq 0) that match, best first, with the matching words in context. The newest $13
--- matches up to $12 (null: up to now, by this server's clock) are ranked: messages_text_idx and conversations_title_idx
--- find matches but know no order, and ranking has to read each text. In one conversation ($3) what it shares with those it
--- was forked from is searched too. The text is carried along and never looked up again: where most conversations are
--- short, the planner would look for one message by reading all of a long one.
+-- A page of the messages that match, and of the titles (seq 0) of conversations of which no message does, best first, with
+-- the matching words in context. The newest $13 matches up to $12 (null: up to now, by this server's clock) are ranked:
+-- messages_text_idx and conversations_title_idx find matches but know no order, and ranking has to read each text. (A title
+-- counts as no newer than its conversation's messages, so those are among them if it is.) In one conversation ($3) what it
+-- shares with those it was forked from is searched too. The text is carried along and never looked up again: where most
+-- conversations are short, the planner would look for one message by reading all of a long one.
 with recursive lineage(id, parent_id, parent_seq, up_to) as (
   select c.id, c.parent_id, c.parent_seq, c.next_seq
     from public.conversations c
@@ -53,7 +54,8 @@ ranked as (
   select f.conversation_id, f.seq, f.created_at, f.role, f.kind, f.turn_id, f.continuation_id, f.title,
          f.content, round(ts_rank(to_tsvector('simple', left(f.content, 100000)),
                                   websearch_to_tsquery('simple', $2::text), 1)::numeric, 6) as rank
-    from found f),
+    from found f
+   where f.seq > 0 or not exists (select from found m where m.continuation_id = f.continuation_id and m.seq > 0)),
 page as (
   select r.conversation_id, r.seq, r.created_at, r.role, r.kind, r.turn_id, r.continuation_id, r.title, r.content, r.rank
     from ranked r

@@ -12,6 +12,7 @@ from exai.app import App, open_app
 from exai.config import CacheSettings
 from exai.conversations import AppendRequest, ChatRequest
 from exai.db.pool import RETRIES, connect
+from exai.db.search import SearchQuery
 from exai.errors import AnswerNotStored, Conflict, DeadlineExceeded, InvalidArgument, NotFound, ProviderAuthFailed
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
 from exai.resilience import with_deadline
@@ -56,6 +57,21 @@ async def test_same_key_with_other_content_is_a_conflict(rig: Rig) -> None:
     with pytest.raises(Conflict) as caught:
         await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Two", idempotency_key="key"))
     assert caught.value.reason == "key_reused"
+
+
+async def test_conversation_is_listed_by_how_its_first_question_begins(rig: Rig) -> None:
+    """So that a person finds it again; a title that was given stays, and a key repeated later still is the same."""
+    service = rig.app.conversations
+    asked = ChatRequest(LOCAL_OWNER, "\n  What is\ttwo?\nAnd three?", idempotency_key="k")
+    first = await service.chat(asked)
+    await service.chat(ChatRequest(LOCAL_OWNER, "Four?", continuation_id=first.continuation_id))
+    await service.chat(ChatRequest(LOCAL_OWNER, "Five?", title="Numbers"))
+    assert (await service.chat(asked)).duplicate
+    listed = (await service.list(LOCAL_OWNER)).conversations
+    assert [each.title for each in listed] == ["Numbers", "What is two?"]
+    found = await service.search(SearchQuery(LOCAL_OWNER, "two"))
+    assert {hit.continuation_id for hit in found.hits} == {first.continuation_id}
+    assert 0 not in {hit.seq for hit in found.hits}
 
 
 async def test_cancelled_turn_is_recorded_with_what_was_heard(rig: Rig) -> None:

@@ -116,6 +116,29 @@ async def test_titles_are_found_beside_messages(repository: ConversationReposito
     assert {hit.seq for hit in (*first.hits, *second.hits)} == {0, 1}
 
 
+async def test_a_conversation_is_not_found_twice_for_its_title(
+    repository: ConversationRepository, search: SearchRepository
+) -> None:
+    """Titles are mostly how a question begins: they are hits where no message is one, on all pages of a search."""
+    named = [await repository.append(appending(None, "blue whale", title="Blue whale")) for _ in range(3)]
+    other = await repository.append(appending(None, "nothing", title="Whale watching"))
+    names = {each.conversation.continuation_id for each in named if each.conversation}
+    assert other.conversation is not None
+    expected = {(name, 1) for name in names} | {(other.conversation.continuation_id, 0)}
+    seen: list[SearchHit] = []
+    cursor = None
+    while True:
+        page = await search.search(words("whale"), limit=1, cursor=cursor)
+        seen += page.hits
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert len(seen) == len(expected)
+    assert {(hit.continuation_id, hit.seq) for hit in seen} == expected
+    name = named[0].conversation.continuation_id if named[0].conversation else None
+    assert where(await search.search(words("whale", continuation_id=name), limit=9)) == {(name, 1)}
+
+
 async def test_a_fork_is_searched_with_what_it_shares(
     repository: ConversationRepository, search: SearchRepository, database: Database
 ) -> None:

@@ -5,9 +5,17 @@ from __future__ import annotations
 import pytest
 
 from exai.config import LimitSettings
-from exai.conversations.requests import check_files, check_messages, check_names, check_number, content_hash
+from exai.conversations.requests import (
+    OPENING_CHARS,
+    ChatRequest,
+    check_files,
+    check_messages,
+    check_names,
+    check_number,
+    content_hash,
+)
 from exai.errors import InvalidArgument
-from exai.models import FileId, NewMessage
+from exai.models import LOCAL_OWNER, FileId, NewMessage
 
 LIMITS = LimitSettings(message_bytes=2_048, append_bytes=4_096, append_messages=3)
 
@@ -73,3 +81,27 @@ def test_hash_depends_on_content_and_not_on_key_order() -> None:
     """Two requests with one key are the same exactly when their content is."""
     assert content_hash("a", {"x": 1, "y": 2}) == content_hash("a", {"y": 2, "x": 1})
     assert content_hash("a", "b") != content_hash("ab", "")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "title"),
+    [
+        ("What is two and two?", "What is two and two?"),
+        ("\n \t\nFirst\tline\x1b[1m  goes\n\nsecond", "First line [1m goes"),
+        ("\x00\nSaid", "Said"),
+        ("\x00", None),
+        ("word " * 100, "word " * 14 + "word…"),
+        ("Read " + "x" * 100, "Read " + "x" * 74 + "…"),
+        ("x" * 80, "x" * 80),
+        ("\n" * 2_000_000 + "late", "late"),
+    ],
+)
+def test_new_conversation_is_called_by_how_its_question_begins(prompt: str, title: str | None) -> None:
+    """One line, short, and nothing in it that a terminal would obey."""
+    assert ChatRequest(LOCAL_OWNER, prompt).title_or_opening == title
+    assert title is None or len(title) <= OPENING_CHARS
+
+
+def test_given_title_is_kept() -> None:
+    """Whoever names a conversation knows why."""
+    assert ChatRequest(LOCAL_OWNER, "Hello", title="Greetings").title_or_opening == "Greetings"

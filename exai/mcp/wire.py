@@ -18,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.exceptions import InvalidState
+from websockets.frames import Frame
 from websockets.http11 import Request
 
 from exai.config import ServerSettings
@@ -108,6 +109,7 @@ class _Http(HttpToolsProtocol):
         if self._is_head_awaited and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
             self.transport.write(_HEAD_TOO_LARGE)
             self.transport.close()
+        self._wait_if_closing()
 
     def on_message_begin(self) -> None:
         self._is_message_open = True
@@ -139,6 +141,7 @@ class _Http(HttpToolsProtocol):
             # The answer came before the end of the body, which is read and forgotten: closing now would reset the
             # connection and with it the answer. It may not take for ever, though.
             self._patience = self.loop.call_later(self.limits.handshake_timeout_s, self.transport.abort)
+        self._wait_if_closing()
 
     def handle_websocket_upgrade(self) -> None:
         self._have_patience()
@@ -156,6 +159,12 @@ class _Http(HttpToolsProtocol):
             self._unsent_bytes = unsent_bytes
             self._have_patience()
             self._patience = self.loop.call_later(self.limits.send_timeout_s, self.timeout_keep_alive_handler)
+
+    def _wait_if_closing(self) -> None:
+        """Bound the time that closing waits for the peer to take what is buffered."""
+        if self.transport.is_closing() and self.transport.get_write_buffer_size():
+            self._unsent_bytes = 0
+            self.timeout_keep_alive_handler()
 
     def _arrived(self) -> None:
         """This connection's first head is here, or never comes."""
@@ -246,6 +255,14 @@ class _WebSocket(WebSocketsSansIOProtocol):
         # Closing waits for the peer to take what is buffered, and this peer has just shown that it takes nothing.
         self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
 
+    def handle_close(self, event: Frame) -> None:
+        super().handle_close(event)
+        self._wait_if_closing()
+
+    def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        super().on_task_complete(task)
+        self._wait_if_closing()
+
     async def send(self, message: ASGISendEvent) -> None:
         await super().send(message)
         if message["type"] == "websocket.http.response.body":
@@ -270,6 +287,11 @@ class _WebSocket(WebSocketsSansIOProtocol):
             return False
         self.transport.write(b"".join(self.conn.data_to_send()))
         return True
+
+    def _wait_if_closing(self) -> None:
+        """Bound the time that closing waits for the peer to take what is buffered."""
+        if self.close_timer is None and self.transport.is_closing() and not self.disconnected:
+            self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
 
     def _handshake_is_late(self) -> None:
         if not self.handshake_complete:

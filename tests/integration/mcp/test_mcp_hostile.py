@@ -20,10 +20,18 @@ from tests.support.mcp_server import (
     tool_call,
 )
 from tests.support.raw_peer import RawPeer, raw_peer
+from tests.support.waiting import wait_until
 
 UPGRADE = (
     b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
     b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+_BIG_CALL = orjson.dumps(modern(1, "tools/call", tool_call("big", size=15_000_000)))
+BIG_POST = (
+    b"POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"MCP-Protocol-Version: 2026-07-28\r\nMcp-Method: tools/call\r\nMcp-Name: big\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_BIG_CALL), _BIG_CALL)
 )
 
 
@@ -214,18 +222,26 @@ class TestSlowReaders:
         await server.tools.gate.cancelled(3)
         await works(server)
 
-    async def test_an_http_client_that_does_not_read_is_dropped(self) -> None:
-        """The answer has been written, but its bytes do not leave."""
-        settings = fast_settings(send_timeout_s=0.1)
+    async def test_a_peer_that_closes_and_does_not_read_is_dropped(self) -> None:
+        """Closing waits for what is buffered to leave, and nothing is sent any more that could time out."""
+        settings = fast_settings(send_timeout_s=0.1, ping_interval_s=60.0, reply_max_bytes=20_000_000)
         async with running_server(settings) as server, raw_peer(server.port, receive_buffer=4096) as peer:
-            body = orjson.dumps(modern(1, "tools/call", tool_call("big", size=1_000_000)))
-            head = (
-                b"POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                b"MCP-Protocol-Version: 2026-07-28\r\nMcp-Method: tools/call\r\nMcp-Name: big\r\n"
-                b"Content-Length: %d\r\n\r\n"
-            )
-            for _ in range(4):
-                await peer.send(head % len(body) + body)
-            async with asyncio.timeout(WAIT_S):
-                while server.running.connections:
-                    await asyncio.sleep(0.01)
+            await peer.upgrade()
+            await peer.frame(orjson.dumps(modern(1, "tools/call", tool_call("big", size=15_000_000))))
+            await peer.frame(orjson.dumps(modern(2, "tools/call", tool_call("slow"))))
+            await server.tools.gate.arrived()
+            await peer.frame(b"\x03\xe8", opcode=8)
+            await server.tools.gate.cancelled()
+            await wait_until(lambda: not server.running.connections)
+
+    @pytest.mark.parametrize(
+        "sent",
+        [2 * BIG_POST, BIG_POST.replace(b"\r\n", b"\r\nConnection: close\r\n", 1), BIG_POST + b"NONSENSE\r\n\r\n"],
+    )
+    async def test_an_http_client_that_does_not_read_is_dropped(self, sent: bytes) -> None:
+        """The answer has been written, but its bytes do not leave, neither before another one nor before the end."""
+        settings = fast_settings(send_timeout_s=0.1, reply_max_bytes=20_000_000)
+        async with running_server(settings) as server, raw_peer(server.port, receive_buffer=4096) as peer:
+            await peer.send(sent)
+            await peer.head()
+            await wait_until(lambda: not server.running.connections)

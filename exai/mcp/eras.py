@@ -68,15 +68,15 @@ def described(info: Json, version: str) -> dict[str, Any]:
     return _without(info, _unknown_fields(version) | ({"description"} if version < _ICONS_SINCE else set()))
 
 
-def declares(capabilities: Json, extension: str) -> bool:
-    """Tell whether a client of the stateless era said with its request that it knows an extension."""
-    extensions = capabilities.get("extensions")
+def declares(version: str, capabilities: Json, extension: str) -> bool:
+    """Tell whether a client said with its request, as only the stateless era has it, that it knows an extension."""
+    extensions = capabilities.get("extensions") if version in MODERN_VERSIONS else None
     return isinstance(extensions, Mapping) and isinstance(extensions.get(extension), Mapping)
 
 
 def require_extension(capabilities: Json, extension: str) -> None:
     """Raise the `RpcError` for a client that did not declare an extension and asks for what is part of it."""
-    if not declares(capabilities, extension):
+    if not declares(MODERN, capabilities, extension):
         facts: Json = {"requiredCapabilities": {"extensions": {extension: {}}}}
         raise RpcError(MISSING_CAPABILITY, f"Missing required client capability: {extension}", facts)
 

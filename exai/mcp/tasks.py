@@ -94,7 +94,7 @@ class Tasks:
 
     async def run(self, call: Call, context: CallContext, work: Callable[[CallContext], Awaitable[Json]]) -> Json:
         """Do the work and return its result, or for a client that knows tasks, when it takes long, its handle."""
-        if call.version not in eras.MODERN_VERSIONS or not eras.declares(call.client.capabilities, eras.TASKS):
+        if not eras.declares(call.version, call.client.capabilities, eras.TASKS):
             return await work(context)
         begun: asyncio.Future[Task] = asyncio.get_running_loop().create_future()
 

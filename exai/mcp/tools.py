@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from exai.errors import ExaiError, InvalidArgument
+from exai.mcp import eras
 from exai.mcp.eras import Cacheable
 from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
 from exai.mcp.protocol import Call, CallContext, Feature, Method, error_facts, paged
@@ -182,7 +183,9 @@ class ToolRegistry:
             return None
         if given.get(IDEMPOTENCY_KEY) is not None:
             return None
-        return orjson.dumps([spec.name, given], option=orjson.OPT_SORT_KEYS)
+        # What may be answered with a task's handle is no answer for a client that knows none.
+        knows_tasks = eras.declares(call.version, call.client.capabilities, eras.TASKS)
+        return orjson.dumps([spec.name, given, knows_tasks], option=orjson.OPT_SORT_KEYS)
 
     def _name(self, params: Json) -> str:
         name = params.get("name")

@@ -314,3 +314,20 @@ async def test_two_calls_that_are_one_piece_of_work_get_one_handle(rig: Rig) -> 
         handles = [await heard(socket), await heard(socket)]
     assert handles[0]["result"]["taskId"] == handles[1]["result"]["taskId"]
     assert [owner for owner, _ in rig.tasks.tasks] == [LOCAL_OWNER]
+
+
+async def test_a_call_that_knows_no_tasks_joins_none_that_may_become_one(rig: Rig) -> None:
+    """A handle would be no answer for it, whatever identical call of its connection came first."""
+    spec = ToolSpec("asked", "Asked", "Joins.", Nothing, rig._long, joins_identical=True, outlasts=True)
+    rig.server.tools.registry.add(spec)
+    async with connect(rig.server.url, proxy=None) as socket:
+        await say(socket, handshake())
+        assert (await heard(socket))["id"] == 0
+        await say(socket, modern(1, "tools/call", tool_call("asked"), **DECLARED))
+        await say(socket, modern(2, "tools/call", tool_call("asked")))
+        await say(socket, request(3, "tools/call", tool_call("asked")))
+        assert (await heard(socket))["result"]["resultType"] == "task"
+        rig.gate.open.set()
+        answers = [await heard(socket), await heard(socket)]
+    assert {answer["id"] for answer in answers} == {2, 3}
+    assert [answer["result"]["structuredContent"] for answer in answers] == [{"done": True}] * 2

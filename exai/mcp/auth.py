@@ -11,7 +11,7 @@ import hmac
 from collections.abc import Mapping
 
 from exai.config import ServerSettings
-from exai.mcp.edge import Admitted, Authenticator, Refusal, everybody_is_local
+from exai.mcp.edge import INVALID, Admitted, Authenticator, Refusal, everybody_is_local
 from exai.mcp.signed import JwtVerifier
 from exai.models import LOCAL_OWNER, Owner
 
@@ -20,8 +20,6 @@ QUERY_TOKEN = "token"  # noqa: S105
 
 MAX_TOKEN_CHARS = 16_384
 """A longer one is nobody's, and is refused before any work is done on it."""
-
-INVALID = 'Bearer error="invalid_token"'
 
 
 def authenticator(settings: ServerSettings) -> Authenticator:

@@ -23,6 +23,9 @@ DIRECT = "exai.direct"
 """The extension under which `exai.mcp.wire` hands out its `Direct`."""
 
 MAX_QUERY_FIELDS = 64
+INVALID = 'Bearer error="invalid_token"'
+"""The challenge to a token that is not or no longer one."""
+
 WILDCARD_ADDRESSES = frozenset({"", "0.0.0.0", "::"})
 
 
@@ -126,6 +129,11 @@ class Edge:
         if parts.scheme not in ("http", "https") or not parts.netloc:
             return False
         return parts.netloc == host or _name_of(parts.netloc) in self._names
+
+
+def expired() -> Rejection:
+    """Return the HTTP answer to a token that has expired since it was looked at."""
+    return Rejection(401, "the token has expired; get a new one", ((b"www-authenticate", INVALID.encode()),))
 
 
 def too_many(error: Overloaded) -> Rejection:

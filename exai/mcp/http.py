@@ -17,7 +17,7 @@ from starlette.types import Send as AsgiSend
 
 from exai.errors import Overloaded
 from exai.mcp import eras, jsonrpc
-from exai.mcp.edge import Admitted, Rejection, abort_of, header_map, peer_of, too_many
+from exai.mcp.edge import Admitted, Rejection, abort_of, expired, header_map, peer_of, too_many
 from exai.mcp.headers import legacy_version
 from exai.mcp.jsonrpc import Malformed, Message, RpcError
 from exai.mcp.protocol import Ignore, Send, Start
@@ -138,6 +138,9 @@ class HttpDoor:
             await session.end()
 
     async def _answer(self, session: Session, posted: _Posted, reply: _Reply) -> None:
+        if session.outbox.is_closed:
+            await reply.text(expired())
+            return
         action = await session.receive(posted.message, posted.size_bytes)
         if isinstance(action, Ignore):
             await reply.empty(202)

@@ -11,7 +11,7 @@ from typing import Any
 import jwt
 import structlog
 
-from exai.mcp.edge import Admitted, Refusal
+from exai.mcp.edge import INVALID, Admitted, Refusal
 from exai.mcp.jwks import KeySet, NoKeys, PublicKey
 from exai.models import LOCAL_OWNER, Owner
 from exai.sections import OWNER_MAX_CHARS, JwtSettings
@@ -24,8 +24,6 @@ FAR_FUTURE = 2**40
 
 REQUIRED = ("iss", "aud", "exp", "sub")
 SHARED_SECRET_ALGORITHM = "HS256"  # noqa: S105
-
-INVALID = 'Bearer error="invalid_token"'
 
 log = structlog.get_logger(__name__)
 

@@ -208,3 +208,16 @@ def test_the_issuer_is_asked_at_its_address_only_and_within_bounds() -> None:
             fetch_text(url)
     with pytest.raises(OSError, match="file"):
         fetch_text("file:///etc/hostname")
+
+
+async def test_a_token_that_expires_while_its_request_arrives_is_refused_with_401() -> None:
+    """A body may take a minute; what is answered then is what a new connection would be told."""
+
+    async def authenticate(headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | Refusal:
+        return Admitted(Owner("alice"), time.time())
+
+    async with running_server(authenticate=authenticate) as server, httpx.AsyncClient(timeout=WAIT_S) as client:
+        message = request(1, "tools/call", tool_call("echo", text="a"))
+        found = await client.post(f"{server.http}/mcp", json=message)
+        assert (found.status_code, found.headers["www-authenticate"]) == (401, 'Bearer error="invalid_token"')
+        assert not server.tools.contexts

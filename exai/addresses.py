@@ -36,7 +36,8 @@ class UnusableAddress(ValueError):
 
 def redact(url: str) -> str:
     """Return `url` with its password as `***`; everything up to the last `@` is taken for one, to be safe."""
-    return _PASSWORD_PARAMETER.sub(r"\1***", _USER_INFO.sub(r"\1:***@", url))
+    before, at, rest = url.rpartition("@")
+    return _PASSWORD_PARAMETER.sub(r"\1***", _USER_INFO.sub(r"\1:***@", before + at) + rest)
 
 
 def is_loopback(host: str) -> bool:

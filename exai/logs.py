@@ -24,6 +24,9 @@ from exai.addresses import redact as redact_address
 from exai.config import LogSettings
 
 MAX_VALUE_CHARS = 16_384
+MAX_SECRET_CHARS = 2_048
+"""A longer one may be told in part where a value is cut."""
+
 MAX_DEPTH = 6
 _PLAIN = (bool, int, float, type(None))
 HIDDEN = "***"
@@ -43,20 +46,21 @@ LIBRARY_LEVELS = {
 
 _SECRET_NAME = re.compile(r"(?i)^(proxy-)?authorization$|api_?-?key|^(x-)?token$|access_token|password|secret|cookie")
 _SECRET_TEXT = (
-    # "Authorization: Bearer x", 'apikey=x', '"api_key": "x"', "password=x" wherever they stand in a text.
+    # "Authorization: Bearer x", 'apikey=x', '"api_key": "x"', "PGPASSWORD=x" wherever they stand in a text.
     (re.compile(r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?)(?:(?:bearer|basic)\s+)?[^\s'\",;]+"), rf"\1{HIDDEN}"),
     (
-        re.compile(r"(?i)\b((?:x-)?api[_-]?key|password|passwd|token)(['\"]?\s*[:=]\s*['\"]?)[^\s'\",;&]+"),
+        re.compile(r"(?i)(api[_-]?key|password|passwd|secret|(?<![a-z0-9])token)(['\"]?\s*[:=]\s*['\"]?)[^\s'\",;&]+"),
         rf"\1\2{HIDDEN}",
     ),
     (re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._~+/=-]{8,}"), rf"\1{HIDDEN}"),
     (re.compile(r"\bsk-[A-Za-z0-9_-]{6,}"), HIDDEN),
-    (re.compile(r"\beyJ[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)?"), HIDDEN),
+    (re.compile(r"\beyJ[A-Za-z0-9_-]{4,2000}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)?"), HIDDEN),
     # The older keys of GLM: 32 hexadecimal digits, a dot, a secret.
     (re.compile(r"\b[0-9a-f]{32}\.[A-Za-z0-9]{10,}"), HIDDEN),
 )
-_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
-_SUSPICIOUS = re.compile(r"(?i)://|authorization|api[_-]?key|passw|token|bearer|sk-|eyj|[0-9a-f]{32}\.")
+# What repeats in these is bounded where a failed try would be repeated from each next character.
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,31}://[^\s'\"<>]+", re.IGNORECASE)
+_SUSPICIOUS = re.compile(r"(?i)://|authorization|api[_-]?key|passw|secret|token|bearer|sk-|eyj|[0-9a-f]{32}\.")
 """Occurs wherever one of the patterns above does, and is looked for in a fraction of their time."""
 
 
@@ -179,5 +183,8 @@ def _clean_inside(value: Any, depth: int) -> Any:
 
 
 def _clean_text(text: str) -> str:
-    cut = text if len(text) <= MAX_VALUE_CHARS else text[:MAX_VALUE_CHARS] + f"... ({len(text)} characters)"
-    return redact_text(cut)
+    if len(text) <= MAX_VALUE_CHARS:
+        return redact_text(text)
+    # The first half of a secret may not look like one, so what is looked at is longer than what is kept.
+    clean = redact_text(text[: MAX_VALUE_CHARS + MAX_SECRET_CHARS])
+    return f"{clean[: min(MAX_VALUE_CHARS, len(clean) - MAX_SECRET_CHARS)]}... ({len(text)} characters)"

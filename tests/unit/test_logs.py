@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
+import time
 from collections.abc import Iterator
+from itertools import product
 
 import pytest
 import structlog
 
+from exai.addresses import redact as redact_address
 from exai.config import LogSettings
-from exai.logs import MAX_VALUE_CHARS, configure_logging, redact_text
+from exai.logs import _ADDRESS, _SECRET_TEXT, MAX_VALUE_CHARS, configure_logging, redact_text
 
 KEY = "sk-0123456789abcdef"
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZSJ9.c2lnbmF0dXJlLXBhcnQ"
@@ -124,6 +128,11 @@ def test_handlers_a_library_installed_for_itself_are_removed() -> None:
         "password=pa55word",
         f"GLM says {SECRETS[3]} is wrong",
         f"wss://host/?token={JWT}",
+        "KIMI_API_KEY=pa55word is wrong",
+        "https://host/?access_token=pa55word&x=1",
+        "EXAI_SERVER__TOKEN=pa55word",
+        "'client_secret': 'pa55word'",
+        "PGPASSWORD=pa55word psql",
     ],
 )
 def test_secrets_inside_text_are_replaced(text: str) -> None:
@@ -131,6 +140,46 @@ def test_secrets_inside_text_are_replaced(text: str) -> None:
     clean = redact_text(text)
     assert not any(secret in clean for secret in SECRETS), clean
     assert "***" in clean
+
+
+WORDS = (
+    *("authorization", "Api-Key", "api_key", "apikey", "password", "PASSWD", "pa\u017f\u017fword", "secret", "token"),
+    *("to\u212aen", "bearer", "basic", "sk-", "\u017fk-", "eyJ", "eyJabcd", "://", "a", "0123456789abcdef" * 2, ""),
+)
+BETWEEN = ("=", ":", ": ", '": "', ".", " ", "-", "://", "?password=", "")
+VALUES = ("Abcdefghijkl", "u:p@h", "a.b_c-d.e", "basic abc", "\n", "")
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_no_secret_escapes_by_not_being_looked_for(word: str) -> None:
+    """Most values are passed unread; whichever is not must be exactly what the patterns would change."""
+    for before, between, value in product(("", "a ", "a_"), BETWEEN, VALUES):
+        text = before + word + between + value
+        clean = _ADDRESS.sub(lambda match: redact_address(match[0]), text)
+        for pattern, replacement in _SECRET_TEXT:
+            clean = pattern.sub(replacement, clean)
+        assert redact_text(text) == clean
+
+
+@pytest.mark.parametrize("text", ["x" * 16_000 + "://", "://?" + "a" * 16_000, "a://:" * 3_200, "-eyJ" * 4_000])
+def test_a_value_is_looked_through_in_one_go(text: str) -> None:
+    """A caller's 16,000 characters in a refusal must not keep everybody waiting for a second."""
+    began = time.thread_time()
+    redact_text(text)
+    once = time.thread_time() - began
+    began = time.thread_time()
+    redact_text(text[: len(text) // 8])
+    assert once < 24 * max(time.thread_time() - began, 0.002)
+
+
+@pytest.mark.parametrize("secret", [f"postgresql://u:{'pa55word' * 20}@h/d", f"x {KEY}", f"x {JWT}", f"x {SECRETS[3]}"])
+def test_no_secret_escapes_where_a_value_is_cut(secret: str) -> None:
+    """The password of an address that ends before its @ would be taken for a port."""
+    stream = configured()
+    for shift in range(1, len(secret), 7):
+        structlog.get_logger().info("long", text="x" * (MAX_VALUE_CHARS - shift - 1) + " " + secret + " y")
+    for line in logged(stream):
+        assert not re.search(r"(pa55|sk-0|VpX|Abc|0123456789abcdef\.)", str(line["text"])), line["text"]
 
 
 @pytest.mark.parametrize(

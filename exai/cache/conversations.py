@@ -24,11 +24,10 @@ import itertools
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context
-from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 import structlog
 
@@ -48,6 +47,7 @@ from exai.cache.entry import (
 )
 from exai.cache.floors import Floors
 from exai.cache.licence import ChangesSince, Licence
+from exai.cache.records import CacheStatus, Found, Hit, Load, Loaded, Miss, Unavailable, Wait, Warm
 from exai.cache.scripts import Scripts, load_scripts
 from exai.cache.singleflight import Flight, SingleFlight
 from exai.cache.topology import open_topology
@@ -74,84 +74,8 @@ CHECK_MARGIN: Final = 1.5
 APPLIED: Final = {1: "appended", 2: "stored", 3: "current", 4: "absent", 5: "removed"}
 
 Key: TypeAlias = tuple[Owner, ContinuationId]
-State = Literal["off", "ok", "unlicensed", "down"]
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """The newest page as one database statement returned it, oldest first; `complete` when nothing is older."""
-
-    conversation: Conversation
-    messages: tuple[Message, ...]
-    complete: bool
-    inc: str
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """The newest page as it is cached; `age_s` is the time since something last vouched for it."""
-
-    conversation: Conversation
-    messages: tuple[Message, ...]
-    complete: bool
-    age_s: float
-
-    @property
-    def revision(self) -> int:
-        """The conversation's revision that this page is of."""
-        return self.conversation.revision
-
-
-@dataclass(frozen=True, slots=True)
-class Miss:
-    """Nothing cached, and the lease is ours: read the database, then `fill` or `apply` with it, or `release` it."""
-
-    token: bytes
-    generation: bytes
-    asof_us: int
-
-
-@dataclass(frozen=True, slots=True)
-class Wait:
-    """Nothing cached, and the lease is somebody else's."""
-
-    token: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Unavailable:
-    """Nothing can be said: read the database, store nothing."""
-
-    reason: Literal["off", "down", "bypassed"]
-
-
-Found: TypeAlias = Hit | Miss | Wait | Unavailable
-Load: TypeAlias = Callable[[], Awaitable[Loaded]]
-
-
-@dataclass(frozen=True, slots=True)
-class Warm:
-    """A writer's own lease, and the newest page that its statement returned together with the change."""
-
-    miss: Miss
-    messages: tuple[Message, ...]
-    complete: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CacheStatus:
-    """For health and doctor. `clock_ahead_s` is Redis's clock less ours; None is what could not be seen."""
-
-    state: State
-    bound_s: float
-    breaker: str = "closed"
-    latency_s: float | None = None
-    clock_ahead_s: float | None = None
-    licence_age_s: float | None = None
-    server: str | None = None
-    problem: str | None = None
 
 
 class ConversationCache:

@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from exai.cache.conversations import ConversationCache, Hit, Loaded
+from exai.cache.conversations import ConversationCache
+from exai.cache.records import Hit, Loaded
 from exai.config import LimitSettings
 from exai.conversations.attachments import Attachments
 from exai.conversations.formats import ConversationText, Format, MessageText

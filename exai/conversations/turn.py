@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 
 import structlog
 
-from exai.cache.conversations import ConversationCache, Hit, Miss, Warm
+from exai.cache.conversations import ConversationCache
+from exai.cache.records import Hit, Miss, Warm
 from exai.conversations.attachments import Attachments
 from exai.conversations.notices import Notices
 from exai.conversations.outcome import cause_of, result_of

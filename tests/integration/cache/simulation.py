@@ -22,10 +22,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from exai.cache.client import Client
-from exai.cache.conversations import ConversationCache, Hit, Loaded, Miss, Warm
+from exai.cache.conversations import ConversationCache
 from exai.cache.entry import anchor, place
 from exai.cache.faults import CacheDown
 from exai.cache.licence import Changes, Licence
+from exai.cache.records import Hit, Loaded, Miss, Warm
 from exai.cache.scripts import Script, Scripts
 from exai.cache.topology import Topology
 from exai.config import CacheSettings

@@ -5,8 +5,9 @@ Invariant: `age` and `licence` change what Redis holds behind the cache's back; 
 
 from __future__ import annotations
 
-from exai.cache.conversations import ConversationCache, Hit, Miss, Warm
+from exai.cache.conversations import ConversationCache
 from exai.cache.entry import anchor
+from exai.cache.records import Hit, Miss, Warm
 from exai.models import Message
 from tests.integration.cache.stored import Stored
 from tests.support.valkey import Valkey

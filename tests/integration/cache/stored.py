@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 
-from exai.cache.conversations import Loaded
+from exai.cache.records import Loaded
 from exai.models import LOCAL_OWNER, ContinuationId, Conversation, ConversationId, Message, Owner
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)

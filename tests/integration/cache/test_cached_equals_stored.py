@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from exai.cache.conversations import Hit
+from exai.cache.records import Hit
 from exai.conversations import AppendRequest, ChatRequest
 from exai.db.conversations import ConversationRepository
 from exai.models import LOCAL_OWNER, PAGE_MESSAGES, ContinuationId, NewMessage

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from exai.cache.conversations import CacheStatus, ConversationCache
+from exai.cache.conversations import ConversationCache
 from exai.cache.licence import Changes
+from exai.cache.records import CacheStatus
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import apply, fill
 from tests.integration.cache.stored import Stored, message

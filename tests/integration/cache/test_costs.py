@@ -6,8 +6,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from exai.cache.conversations import ConversationCache, Miss, Warm
+from exai.cache.conversations import ConversationCache
 from exai.cache.licence import Changes
+from exai.cache.records import Miss, Warm
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import apply, expect_current, fill, hit, miss
 from tests.integration.cache.stored import Stored

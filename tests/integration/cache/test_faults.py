@@ -15,8 +15,9 @@ from contextlib import contextmanager
 import pytest
 import redis
 
-from exai.cache.conversations import ConversationCache, Hit, Unavailable, Wait
+from exai.cache.conversations import ConversationCache
 from exai.cache.entry import place
+from exai.cache.records import Hit, Unavailable, Wait
 from exai.models import LOCAL_OWNER
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import apply, expect_current, fill, hit, miss

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from exai.cache.conversations import Miss
 from exai.cache.entry import place
 from exai.cache.licence import Changes
+from exai.cache.records import Miss
 from exai.models import LOCAL_OWNER, ContinuationId, Owner
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import age, expect_current, fill, hit, miss

@@ -16,9 +16,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from exai.cache.conversations import ConversationCache, Hit, Unavailable
+from exai.cache.conversations import ConversationCache
 from exai.cache.entry import anchor, place
 from exai.cache.licence import Changes
+from exai.cache.records import Hit, Unavailable
 from exai.cache.topology import CLUSTER_GROUPS
 from exai.models import ContinuationId
 from tests.integration.cache.conftest import OpenCache

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from exai.cache.conversations import ConversationCache, Loaded, Unavailable, Wait, Warm
+from exai.cache.conversations import ConversationCache
 from exai.cache.entry import place
+from exai.cache.records import Loaded, Unavailable, Wait, Warm
 from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, Owner
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import age, apply, expect_current, fill, hit, licence, miss

@@ -124,15 +124,15 @@ async def claim(
     return Claim(data_dir, (servers_lock,))
 
 
-async def outlast_leftovers(data_dir: Path, servers_lock: int) -> None:
+async def outlast_leftovers(data_dir: Path, servers_lock: int, *, limit_s: float = LEFTOVER_LIMIT_S) -> None:
     """Servers of a killed program end by themselves, and are helped along; two servers must never share their data."""
-    if await wait_until(lambda: try_lock(servers_lock), LEFTOVER_LIMIT_S):
+    if await wait_until(lambda: try_lock(servers_lock), limit_s):
         return
-    left = [pid for pid in process_ids() if works_in(pid, data_dir)]
+    left = [pid for pid in process_ids() if works_in(pid, data_dir) and has_open(pid, servers_lock)]
     for pid in left:
         with suppress(ProcessLookupError, PermissionError):
             os.kill(pid, ending(pid, data_dir))
-    if left and await wait_until(lambda: try_lock(servers_lock), LEFTOVER_LIMIT_S):
+    if left and await wait_until(lambda: try_lock(servers_lock), limit_s):
         return
     who = f"process ids {', '.join(map(str, left))}" if left else "postgres or valkey-server"
     raise StartupError(
@@ -165,6 +165,20 @@ def works_in(pid: int, data_dir: Path) -> bool:
         return Path(f"/proc/{pid}/cwd").readlink().is_relative_to(data_dir)
     except OSError:
         return False
+
+
+def has_open(pid: int, lock: int) -> bool:
+    """Whether another process has this lock file open, as every process of our servers has."""
+    if pid == os.getpid():
+        return False
+    ours, opened = os.fstat(lock), []
+    with suppress(OSError):
+        opened = list(Path(f"/proc/{pid}/fd").iterdir())
+    for entry in opened:
+        with suppress(OSError):
+            if os.path.samestat(entry.stat(), ours):
+                return True
+    return False
 
 
 def read_running(data_dir: Path) -> Running | None:

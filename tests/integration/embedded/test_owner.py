@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 import redis.asyncio
 
 from exai.embedded.launcher import start_embedded
-from exai.embedded.ownership import Running, claim, locked, try_lock
+from exai.embedded.ownership import Running, claim, locked, outlast_leftovers, try_lock
 from exai.embedded.postgres import PostgresBinaries
 from exai.errors import StartupError
 from tests.integration.embedded.test_start import answer, execute
@@ -77,6 +78,24 @@ async def test_lock_without_a_name_is_said_to_be_another_process(tmp_path: Path)
             pytest.raises(StartupError, match="another process holds it"),
         ):
             await claim(tmp_path, second, servers, limit_s=0.05)
+
+
+async def test_only_what_holds_the_lock_of_the_servers_is_ended(tmp_path: Path) -> None:
+    """A shell or an editor may work in the data directory, too, and so may we."""
+    command = ("sleep", "60")
+    with locked(tmp_path / "servers.lock") as held:
+        assert try_lock(held)
+        server = subprocess.Popen(command, cwd=tmp_path, pass_fds=(held,))
+    bystander = subprocess.Popen(command, cwd=tmp_path)
+    try:
+        with locked(tmp_path / "servers.lock") as lock:
+            await outlast_leftovers(tmp_path, lock, limit_s=0.5)
+        assert server.wait(5) == -signal.SIGQUIT
+        assert bystander.poll() is None
+    finally:
+        for process in (server, bystander):
+            process.kill()
+            process.wait(5)
 
 
 async def test_servers_that_outlive_their_program_are_ended(data_dir: Path, binaries: PostgresBinaries) -> None:

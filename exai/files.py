@@ -112,13 +112,14 @@ class FileService:
 
     async def sweep(self) -> tuple[int, int]:
         """Forget orphans and remove bytes without a row, both older than the grace; returns how many of each."""
-        orphans = await self.repository.cleanup_orphans(self._settings.orphan_grace_s)
-        removed = 0
+        forgotten = removed = 0
+        while orphans := await self.repository.cleanup_orphans(self._settings.orphan_grace_s):
+            forgotten += len(orphans)
         async for places in self.blobs.older_than(self._settings.orphan_grace_s):
             paths = {self.blobs.key(place): place for place in places}
             for key in set(paths) - await self.repository.known(list(paths)):
                 removed += await self.blobs.remove(paths[key], self._settings.orphan_grace_s)
-        return len(orphans), removed
+        return forgotten, removed
 
     def _checked(self, owner: Owner, field: str, content: FileContent) -> NewFile:
         size_bytes = len(content.data)
@@ -142,18 +143,18 @@ class FileService:
             raise NotConfigured(
                 "reading files by their path", f"Set {ROOTS_SETTING} to the directories that may be read"
             )
-        try:
-            resolved = Path(path).resolve(strict=True)
-        except (OSError, ValueError):
-            raise InvalidArgument(
-                field, f"{path!r} is not there", "Give a file's full path, or an id of file_put"
-            ) from None
-        if not Path(path).is_absolute() or not any(resolved.is_relative_to(root) for root in roots):
+        resolved = _resolved(path)
+        if resolved is None or not any(resolved.is_relative_to(root) for root in roots):
+            # The same whether it is there or not: what is outside is nobody's business.
             raise InvalidArgument(
                 field, f"{path!r} is not below an allowed root", f"Allowed are {', '.join(map(str, roots))}"
             )
         try:
             descriptor = os.open(resolved, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            raise InvalidArgument(
+                field, f"{path!r} is not there", "Give a file's full path, or an id of file_put"
+            ) from None
         except OSError as error:
             raise InvalidArgument(
                 field, f"{path!r} cannot be read ({error.strerror})", "Check its permissions"
@@ -167,6 +168,15 @@ class FileService:
                 return FileContent(resolved.name, stream.read(self._settings.max_bytes + 1))
         finally:
             os.close(descriptor)
+
+
+def _resolved(path: str) -> Path | None:
+    """Return where a path leads, as far as it leads anywhere; None for what is no full path."""
+    try:
+        return Path(path).resolve() if Path(path).is_absolute() else None
+    except (OSError, ValueError, RuntimeError):
+        # The last is what older Pythons say of links that lead in a circle.
+        return None
 
 
 def _place(descriptor: int, opened: Path) -> Path:

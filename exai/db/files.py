@@ -123,7 +123,7 @@ class FileRepository:
         return bool(await self._database.fetch("delete_file", owner, file_id))
 
     async def cleanup_orphans(self, grace_s: float) -> tuple[Orphan, ...]:
-        """Forget files without a conversation that nobody has used for `grace_s`."""
+        """Forget some of the files without a conversation that nobody has used for `grace_s`; none: none are left."""
         rows = await self._database.fetch("cleanup_orphaned_files", grace_s)
         return tuple(Orphan(Owner(row["owner"]), row["sha256"], row["storage_path"]) for row in rows)
 

@@ -10,6 +10,7 @@ import pytest
 
 from exai.config import FileSettings, LimitSettings
 from exai.conversations import AppendRequest, ChatRequest
+from exai.db.pool import connect
 from exai.errors import InvalidArgument, NotConfigured, NotFound
 from exai.files import FileContent, FileService
 from exai.models import LOCAL_OWNER, ContinuationId, FileId, NewMessage, Owner
@@ -144,6 +145,16 @@ async def test_sweep_forgets_orphans_and_bytes_without_a_row_and_nothing_else(ri
     assert (await rig.app.files.read(LOCAL_OWNER, linked))[1] == b"linked"
 
 
+async def test_one_sweep_forgets_all_orphans(rig: Rig) -> None:
+    """The function forgets a thousand at a time, so that no lock is held for long."""
+    connection = await connect(rig.app.database.address, timeout_s=5)
+    await connection.execute(
+        "insert into files (name, used_at) select n::text, now() - interval '1 day' from generate_series(1, 2001) n"
+    )
+    await connection.close()
+    assert await rig.app.files.sweep() == (2001, 0)
+
+
 @pytest.mark.parametrize("shape", ["outside", "link out", "up and out", "directory", "missing", "relative"])
 async def test_path_outside_the_roots_is_refused(rig: Rig, tmp_path: Path, shape: str) -> None:
     """Symbolic links are resolved first; what was checked is what is read."""
@@ -163,6 +174,23 @@ async def test_path_outside_the_roots_is_refused(rig: Rig, tmp_path: Path, shape
     with pytest.raises(InvalidArgument) as caught:
         await files.put_paths(LOCAL_OWNER, [paths[shape]])
     assert caught.value.field == "files[0]"
+
+
+async def test_refusal_does_not_say_what_there_is_outside_the_roots(rig: Rig, tmp_path: Path) -> None:
+    """Whoever may not read a place may not learn either whether something is there."""
+    root, secret = tmp_path / "root", tmp_path / "secret"
+    root.mkdir()
+    secret.write_text("secret")
+    (root / "link").symlink_to(secret)
+    (root / "dangling").symlink_to(tmp_path / "nothing")
+    files = rooted(rig, root)
+    for there, missing in ((secret, tmp_path / "nothing"), (root / "link", root / "dangling")):
+        with pytest.raises(InvalidArgument) as first:
+            await files.put_paths(LOCAL_OWNER, [str(there)])
+        with pytest.raises(InvalidArgument) as second:
+            await files.put_paths(LOCAL_OWNER, [str(missing)])
+        assert first.value.problem == second.value.problem.replace(str(missing), str(there))
+        assert first.value.cure == second.value.cure
 
 
 async def test_path_within_a_root_is_stored_and_without_roots_none_is(rig: Rig, tmp_path: Path) -> None:

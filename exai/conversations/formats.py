@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, get_args
 
+from exai.db.rows import check_time
 from exai.errors import InvalidArgument
 from exai.models import Conversation, Message, NewMessage, Role
 
@@ -173,8 +174,7 @@ def _time(facts: Mapping[str, Any], name: str, where: str) -> datetime | None:
         time = datetime.fromisoformat(text)
     except (TypeError, ValueError):
         raise InvalidArgument(f"{where}, {name}", "is not a time", "Write it like 2026-01-02T03:04:05+00:00") from None
-    if time.tzinfo is None:
-        raise InvalidArgument(f"{where}, {name}", "has no offset", "Write it like 2026-01-02T03:04:05+00:00")
+    check_time(f"{where}, {name}", time)
     return time
 
 

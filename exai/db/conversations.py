@@ -37,6 +37,7 @@ from exai.db.rows import (
     Answer,
     check_text,
     check_texts,
+    check_time,
     columns_of,
     conversation_of,
     json_of,
@@ -286,8 +287,7 @@ def read_cursor(text: str) -> Cursor:
     try:
         at, _, last_id = base64.urlsafe_b64decode(text.encode()).decode().partition(" ")
         cursor = Cursor(datetime.fromisoformat(at), str(UUID(last_id)))
-        if cursor.updated_at.tzinfo is None:
-            raise ValueError(at)
+        check_time("cursor", cursor.updated_at)
     except (ValueError, binascii.Error):
         raise InvalidArgument("cursor", "is not one this list gave", "Use next_cursor of the page before") from None
     return cursor

@@ -77,6 +77,24 @@ def time_of(text: str) -> datetime:
     return at if at.tzinfo is UTC else at.astimezone(UTC)
 
 
+def check_time(field: str, value: datetime | None) -> None:
+    """Refuse a time that says no moment, or one before or after those that can be compared with stored ones.
+
+    Raises:
+        InvalidArgument: naming `field`.
+
+    """
+    if value is None:
+        return
+    cure = "Write it with an offset, like 2026-01-02T03:04:05Z"
+    if value.tzinfo is None:
+        raise InvalidArgument(field, "has no time zone", cure)
+    try:
+        value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidArgument(field, "is outside the years 1 to 9999 in UTC", cure) from None
+
+
 def reply_of(turn: Mapping[str, Any], messages: Sequence[Message]) -> StoredReply:
     """The reply of a finished turn; the last message is the answer."""
     last = messages[-1] if messages else None

@@ -6,12 +6,12 @@ import base64
 import binascii
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal, InvalidOperation
+from math import isfinite
 from typing import Final
 from uuid import UUID
 
 from exai.db.pool import Database
-from exai.db.rows import check_text
+from exai.db.rows import check_text, check_time
 from exai.errors import InvalidArgument
 from exai.models import ContinuationId, Owner, Role
 
@@ -19,6 +19,7 @@ RANKED: Final = 500
 """Matches that are ranked, the newest of them; a word that is everywhere would otherwise cost the whole table."""
 
 MAX_QUERY_CHARS: Final = 1_000
+MAX_SEQ: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +132,8 @@ def _check(query: SearchQuery) -> None:
         check_text(field, value)
     if len(query.text) > MAX_QUERY_CHARS:
         raise InvalidArgument("query", f"is {len(query.text)} characters long", f"Use at most {MAX_QUERY_CHARS}")
-    for field, at in (("since", query.since), ("until", query.until)):
-        if at is not None and at.tzinfo is None:
-            raise InvalidArgument(field, "has no time zone", "Write it with an offset, like 2026-01-02T03:04:05Z")
+    check_time("since", query.since)
+    check_time("until", query.until)
 
 
 def _write(cursor: SearchPlace) -> str:
@@ -145,9 +145,10 @@ def _write(cursor: SearchPlace) -> str:
 def _read(text: str) -> SearchPlace:
     try:
         as_of, rank, conversation_id, seq = base64.urlsafe_b64decode(text.encode()).decode().split(" ")
-        at = datetime.fromisoformat(as_of)
-        if at.tzinfo is None or not Decimal(rank).is_finite():
+        at, score, number = datetime.fromisoformat(as_of), float(rank), int(seq)
+        check_time("cursor", at)
+        if not isfinite(score) or not 0 <= number <= MAX_SEQ:
             raise ValueError(text)
-        return SearchPlace(at, str(Decimal(rank)), str(UUID(conversation_id)), int(seq))
-    except (ValueError, binascii.Error, InvalidOperation):
+        return SearchPlace(at, f"{score:.6f}", str(UUID(conversation_id)), number)
+    except (ValueError, binascii.Error):
         raise InvalidArgument("cursor", "is not one this search gave", "Use next_cursor of the page before") from None

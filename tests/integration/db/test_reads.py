@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 
 import pytest
 
@@ -10,7 +11,7 @@ from exai.db.conversations import CHANGES_LIMIT, ConversationRepository
 from exai.db.pool import Database, connect
 from exai.errors import InvalidArgument, NotFound
 from exai.models import LOCAL_OWNER, Owner
-from tests.support.database import appending, assert_consecutive, conversation_of
+from tests.support.database import appending, assert_consecutive, conversation_of, new_id
 from tests.support.waiting import WAIT_LIMIT_S
 
 
@@ -76,6 +77,9 @@ async def test_a_foreign_cursor_is_an_argument_to_correct(repository: Conversati
     """Cursors come from clients."""
     with pytest.raises(InvalidArgument):
         await repository.list_conversations(LOCAL_OWNER, cursor="x")
+    before_time = b64encode(f"0001-01-01T00:00:00+14:00 {new_id()}".encode()).decode()
+    with pytest.raises(InvalidArgument):
+        await repository.list_conversations(LOCAL_OWNER, cursor=before_time)
 
 
 async def test_changes_since_a_snapshot_miss_nothing(repository: ConversationRepository, database: Database) -> None:

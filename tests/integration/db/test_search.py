@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from base64 import b64encode
+from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
@@ -185,6 +186,8 @@ async def test_a_huge_message_is_searched_in_its_beginning(
         words("a\0"),
         words("x", continuation_id=ContinuationId("\ud800")),
         words("x", since=datetime(2026, 1, 1)),
+        words("x", since=datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14)))),
+        words("x", until=datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-12)))),
     ],
 )
 async def test_what_cannot_be_searched_is_refused(search: SearchRepository, query: SearchQuery) -> None:
@@ -193,7 +196,23 @@ async def test_what_cannot_be_searched_is_refused(search: SearchRepository, quer
         await search.search(query, limit=9)
 
 
-@pytest.mark.parametrize("cursor", ["x", "MjAyNi0wMS0wMSAxIDIgMw==", "", "TmFOIE5hTiBOYU4gTmFO"])
+def written(at: str, seq: str, rank: str = "0.1") -> str:
+    return b64encode(f"{at} {rank} 00000000-0000-0000-0000-000000000000 {seq}".encode()).decode()
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "x",
+        "MjAyNi0wMS0wMSAxIDIgMw==",
+        "",
+        "TmFOIE5hTiBOYU4gTmFO",
+        written("0001-01-01T00:00+14:00", "1"),
+        written("2026-01-01T00:00+00:00", "9" * 30),
+        written("2026-01-01T00:00+00:00", "9" * 5000),
+        written("2026-01-01T00:00+00:00", "1", "1e9999"),
+    ],
+)
 async def test_a_foreign_cursor_is_refused(search: SearchRepository, cursor: str) -> None:
     """Cursors come from clients; an empty one is none."""
     if not cursor:

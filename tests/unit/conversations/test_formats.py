@@ -67,6 +67,7 @@ def test_round_trip_is_exact(
         ('{"seq": 1, "role": "user"}', "line 2, content"),
         ('{"seq": 1, "role": "user", "content": "x", "created_at": "yesterday"}', "line 2, created_at"),
         ('{"seq": 1, "role": "user", "content": "x", "created_at": "2026-01-01T00:00:00"}', "line 2, created_at"),
+        ('{"seq": 1, "role": "user", "content": "x", "created_at": "0001-01-01T00:00:00+14:00"}', "line 2, created_at"),
         ('{"seq": 1, "role": "user", "content": "x", "metadata": 3}', "line 2, metadata"),
     ],
 )

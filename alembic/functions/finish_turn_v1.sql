@@ -17,6 +17,7 @@ declare
   t public.turns;
   v_now timestamptz;
   v_base bigint;
+  v_revision bigint;
   v_status text;
 begin
   select c.* into v from public.conversations c
@@ -63,12 +64,12 @@ begin
        where x.conversation_id = t.conversation_id and x.seq between t.reply_first_seq and t.reply_last_seq
        order by x.seq;
     v_base := t.reply_revision - case when t.reply_first_seq is null then 0 else 1 end;
-    v.revision := t.reply_revision;
+    v_revision := t.reply_revision;
   end if;
   return query select 'head', null::bigint, null, null, v_now, null, null, json_build_object(
     'status', v_status, 'first_seq', case when v_status <> 'superseded' then t.reply_first_seq end,
     'seq', case when v_status <> 'superseded' then t.reply_last_seq end,
-    'base_revision', coalesce(v_base, v.revision), 'revision', v.revision, 'inc', exai.incarnation_v1(),
+    'base_revision', coalesce(v_base, v.revision), 'revision', coalesce(v_revision, v.revision), 'inc', exai.incarnation_v1(),
     'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
 end
 $$

@@ -65,6 +65,21 @@ async def test_a_finished_key_returns_the_reply(repository: ConversationReposito
     assert len(await contents_of(repository, again.conversation.continuation_id)) == 2
 
 
+async def test_an_outcome_repeated_later_is_told_with_the_conversation_as_it_is(
+    repository: ConversationRepository,
+) -> None:
+    """A cache must not take the title and length of now for those of the revision that the outcome made."""
+    begun = await repository.begin_turn(beginning(None, "question"))
+    end = ending(begun.turn_id, "answer")
+    first = await repository.finish_turn(end)
+    assert first.conversation is not None
+    later = await repository.append(appending(first.conversation.continuation_id, "later"))
+    again = await repository.finish_turn(end)
+    assert again.conversation is not None
+    assert (again.status, again.base_revision, again.revision) == ("duplicate", first.base_revision, first.revision)
+    assert (again.conversation.last_seq, again.conversation.revision) == (3, later.revision)
+
+
 async def test_a_running_key_is_pending_for_everybody_else(repository: ConversationRepository) -> None:
     """The lease says who is at it."""
     key = new_id()

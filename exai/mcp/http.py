@@ -42,6 +42,8 @@ _STATUS = {
 }
 _STATUS_AT_THE_DOOR = {**_STATUS, jsonrpc.METHOD_NOT_FOUND: 404, jsonrpc.INVALID_PARAMS: 400}
 
+_OVER_RATE = Rejection(429, "one owner's messages or bytes a second are too many", ((b"retry-after", b"1"),))
+
 log = structlog.get_logger(__name__)
 
 
@@ -143,7 +145,7 @@ class HttpDoor:
             return
         action = await session.receive(posted.message, posted.size_bytes)
         if isinstance(action, Ignore):
-            await reply.empty(202)
+            await (reply.text(_OVER_RATE) if session.is_over_rate else reply.empty(202))
             return
         at_the_door = not isinstance(action, Start)
         may_stream = "text/event-stream" in posted.accept or "*/*" in posted.accept

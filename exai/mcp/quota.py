@@ -85,6 +85,13 @@ class Quota:
         self._requests.take(1)
         self._bytes.take(size_bytes)
 
+    def spend(self, size_bytes: int) -> bool:
+        """Count one message that nothing answers and so nothing can refuse; False when it was beyond a rate."""
+        is_within = self._requests.wait_s(1) <= 0 and self._bytes.wait_s(size_bytes) <= 0
+        self._requests.take(1)
+        self._bytes.take(size_bytes)
+        return is_within
+
     def begin(self, size_bytes: int) -> None:
         """Count one running request of this size until `end`. Raises `Overloaded`."""
         most, most_bytes = self._limits.owner_max_in_flight, self._limits.owner_max_in_flight_bytes

@@ -55,6 +55,8 @@ class Session:
         self.peer = peer
         self.outbox = Outbox()
         self.close_code = 1000
+        # Whether the message taken last was beyond what its owner may send in a second.
+        self.is_over_rate = False
         self._tasks: dict[RequestId, asyncio.Task[None]] = {}
         self._unwinding: set[asyncio.Task[None]] = set()
         self._joining = Joining()
@@ -77,11 +79,16 @@ class Session:
 
     def take(self, message: Message, size_bytes: int) -> Action:
         """Take one message of this size and do what the protocol asks for; the outbox must have room."""
+        self.is_over_rate = False
         try:
             if isinstance(message, Request):
                 self._quota.take(size_bytes)
+            else:
+                # Carried out all the same: what is cancelled makes room.
+                self.is_over_rate = not self._quota.spend(size_bytes)
             action = self.connection.accept(message)
         except Overloaded as error:
+            self.is_over_rate = True
             action = refusal(message.id if isinstance(message, Request) else None, rpc_error(error))
         except Exception:  # the session boundary for methods that are answered at once
             request_id = _next_request_id()

@@ -3,7 +3,7 @@
 The binding, which no specification defines: the subprotocol `mcp` is selected when offered and not required; a binary
 frame in is read as text, none goes out; `notifications/cancelled` cancels; losing the connection loses its calls and
 subscriptions and nothing is sent again, because state lives in handles. Close codes: 1001 shutdown, 1007 not UTF-8,
-1008 too much garbage, 1009 too large, 1011 no pong, 1012 restart, 1013 too many requests although told to wait, 4401
+1008 too much garbage, 1009 too large, 1011 no pong, 1012 restart, 1013 far more messages than the owner's rate, 4401
 the token has expired; refusals (401, 403, 404, 421, 429, 503) come before the upgrade.
 
 Invariant: the reading loop does nothing but hand messages over, so pongs, cancellations and closes are never stuck
@@ -25,8 +25,6 @@ from exai.errors import Overloaded
 from exai.mcp.edge import Admitted, Direct, Rejection, abort_of, direct_of, peer_of, too_many
 from exai.mcp.jsonrpc import Malformed, parse
 from exai.mcp.jsonrpc import Message as Incoming
-from exai.mcp.protocol import Action
-from exai.mcp.protocol import Send as Answer
 from exai.mcp.server import McpServer
 from exai.mcp.session import Session
 
@@ -37,7 +35,7 @@ MAX_MALFORMED = 100
 """Messages that are not JSON-RPC after which a peer is not worth listening to."""
 
 PATIENCE_BYTES = 67_108_864
-"""What a peer may send on in a row after it was told to wait: this much, or 1,000 messages however small."""
+"""What a peer may send beyond its owner's rate, more than within it: this much, or 1,000 messages however small."""
 
 REFUSAL_BYTES = PATIENCE_BYTES // 1_000
 
@@ -124,30 +122,32 @@ class _Taking:
         self._session = session
         self._is_waiting = False
         self._malformed = 0
-        self._ignored_bytes = 0
+        self._excess_bytes = 0
 
     def at_once(self, data: bytes) -> bool:
         """Take a message now, or return False when it has to wait for room or for another one."""
         if self._is_waiting or not self._session.outbox.has_room:
             return False
-        message = parse(data)
-        self._judge(message, self._session.take(message, len(data)), len(data))
+        if not self._session.outbox.is_closed:  # Nothing begins that could not be answered any more.
+            message = parse(data)
+            self._session.take(message, len(data))
+            self._judge(message, len(data))
         return True
 
     async def in_turn(self, data: bytes) -> None:
         """Take a message when there is room."""
         self._is_waiting = True
-        message = parse(data)
-        self._judge(message, await self._session.receive(message, len(data)), len(data))
+        await self._session.outbox.room()
         self._is_waiting = False
+        self.at_once(data)
 
-    def _judge(self, message: Incoming, action: Action, size_bytes: int) -> None:
+    def _judge(self, message: Incoming, size_bytes: int) -> None:
         self._malformed = self._malformed + 1 if isinstance(message, Malformed) else 0
-        told = _is_told_to_wait(action)
-        self._ignored_bytes = self._ignored_bytes + size_bytes + REFUSAL_BYTES if told else 0
+        counted = size_bytes + REFUSAL_BYTES
+        self._excess_bytes = max(0, self._excess_bytes + (counted if self._session.is_over_rate else -counted))
         if self._malformed == MAX_MALFORMED:
             self._session.finish(POLICY_VIOLATION)
-        elif self._ignored_bytes > PATIENCE_BYTES:
+        elif self._excess_bytes > PATIENCE_BYTES:
             self._session.finish(TRY_AGAIN_LATER)
 
 
@@ -157,11 +157,6 @@ async def reject(send: Send, rejection: Rejection) -> None:
     headers = [(b"content-type", b"text/plain; charset=utf-8"), *rejection.headers]
     await send({"type": "websocket.http.response.start", "status": rejection.status, "headers": headers})
     await send({"type": "websocket.http.response.body", "body": body})
-
-
-def _is_told_to_wait(action: Action) -> bool:
-    error = action.error if isinstance(action, Answer) else None
-    return error is not None and "retry_after_s" in (error.data or {})
 
 
 def _payload(event: Message) -> bytes:

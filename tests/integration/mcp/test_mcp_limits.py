@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import httpx
@@ -128,6 +128,50 @@ async def test_who_sends_on_although_told_to_wait_is_closed_with_1013() -> None:
                 assert code == 1013
                 assert 0 < refused <= most
         await works(server, "bob")
+
+
+async def test_refusals_between_which_some_pass_try_the_patience_too() -> None:
+    """At a high rate something always passes, however many times too many there are."""
+    async with limited(owner_requests_per_s=100) as server, socket_of(server, "alice") as socket:
+        answers = asyncio.create_task(_closed(socket))
+        for key in range(20_000):
+            try:
+                await socket.send(orjson.dumps(modern(key, "tools/list")), text=True)
+            except ConnectionClosed:
+                break
+        async with asyncio.timeout(WAIT_S):
+            assert await answers == 1013
+        await works(server, "bob")
+
+
+async def test_notices_count_and_cancel_all_the_same() -> None:
+    """Nothing answers a notification, so none is refused; who sends too many is closed like everybody else."""
+    async with limited(owner_requests_per_s=0.2) as server, socket_of(server, "alice") as socket:
+        await send(socket, 1, "slow")
+        await server.tools.gate.arrived()
+        assert "error" in await ask(socket, 2, "echo", text="a") or "error" in await ask(socket, 3, "echo", text="a")
+        await socket.send('{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1}}', text=True)
+        await server.tools.gate.cancelled()
+        async with httpx.AsyncClient(timeout=WAIT_S) as client:
+            posted = await client.post(
+                f"{server.http}/mcp?token=alice", json={"jsonrpc": "2.0", "method": "notifications/initialized"}
+            )
+        assert (posted.status_code, posted.headers["retry-after"]) == (429, "1")
+        closed = asyncio.create_task(_closed(socket))
+        with suppress(ConnectionClosed):
+            for _ in range(1_100):
+                await socket.send('{"jsonrpc":"2.0","method":"notifications/initialized"}', text=True)
+        async with asyncio.timeout(WAIT_S):
+            assert await closed == 1013
+        await works(server, "bob")
+
+
+async def _closed(socket: ClientConnection) -> int | None:
+    try:
+        while True:
+            await socket.recv()
+    except ConnectionClosed as closed:
+        return closed.rcvd.code if closed.rcvd else None
 
 
 async def _until_closed(socket: ClientConnection) -> tuple[int, int | None]:

@@ -55,6 +55,19 @@ def test_bytes_are_a_rate_of_their_own(clock: Clock) -> None:
     quota.take(2_048)
 
 
+def test_what_cannot_be_refused_is_counted_with_what_can(clock: Clock) -> None:
+    """Notices that go on without a pause leave no room, neither for themselves nor for requests."""
+    quota = Quotas(fast_settings(owner_requests_per_s=2), clock).of(ALICE)
+    assert all(quota.spend(10) for _ in range(20))
+    for _ in range(20):
+        clock.now += 0.1
+        assert not quota.spend(10)
+    with pytest.raises(Overloaded):
+        quota.take(10)
+    clock.now += 0.5
+    quota.take(10)
+
+
 def test_running_requests_are_limited_in_number_and_size(clock: Clock) -> None:
     """One request of any size runs; what has ended makes room."""
     quota = Quotas(fast_settings(owner_max_in_flight=2, owner_max_in_flight_bytes=1024), clock).of(ALICE)

@@ -6,20 +6,22 @@ Invariant: a cluster appears under its final name only when complete, and is onl
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import os
 import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from exai.embedded.ownership import HALF_MADE, works_in
-from exai.embedded.process import Launch, ServerProcess, wait_until
+from exai.embedded.ownership import HALF_MADE, process_ids, works_in
+from exai.embedded.process import POLL_S, Launch, ServerProcess, wait_until
 from exai.errors import StartupError
 
 WHEELS = (
@@ -43,7 +45,8 @@ NEW_CLUSTER_BYTES = 100 * 1_048_576
 ASK_LIMIT_S = 10.0
 INITDB_LIMIT_S = 120.0
 START_LIMIT_S = 120.0
-RESTART_ATTEMPTS = 20
+RECOVERY_LIMIT_S = 10.0
+"""How long a start is tried again while a killed server's last backends hold its shared memory."""
 
 SOCKET_NAME = ".s.PGSQL.5432"
 READY = "ready"
@@ -200,14 +203,16 @@ class PostgresServer:
         if not self.cluster.exists():
             await self._create_cluster()
         recovering = self._clear_stale_pid_file()
-        for _ in range(RESTART_ATTEMPTS if recovering else 1):
+        end = time.monotonic() + (RECOVERY_LIMIT_S if recovering else 0.0)
+        while True:
             self._process = ServerProcess(self._launch(self._server_argv()))
             if await self._is_ready():
                 return
-            if self.is_running():
-                # It recovers for longer than we wait; a second one beside it would be refused, and lose sight of it.
+            if self.is_running() or time.monotonic() >= end:
+                # One that recovers for longer than we wait is left: a second one beside it would be refused.
                 break
-            # The last backends of a killed server may hold its shared memory for some milliseconds more.
+            self._end_orphans()
+            await asyncio.sleep(POLL_S)
         problem = "ended while starting" if not self.is_running() else f"was not ready within {START_LIMIT_S:g} s"
         end_of_log = self._process.log_tail() if self._process else ""
         await self.stop()
@@ -252,6 +257,19 @@ class PostgresServer:
         if not first.isdigit() or not works_in(int(first), self.cluster):
             pid_file.unlink(missing_ok=True)
         return True
+
+    def _end_orphans(self) -> None:
+        """End the backends of a killed server: one that stands still never notices, and keeps the shared memory.
+
+        Nothing of theirs is lost that the killed server had not lost. A running server, which only somebody else can
+        have started here, has its process id file, and keeps its backends.
+        """
+        if (self.cluster / "postmaster.pid").exists():
+            return
+        for pid in process_ids():
+            if works_in(pid, self.cluster):
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
 
     async def _create_cluster(self) -> None:
         free = shutil.disk_usage(self.data_dir).free

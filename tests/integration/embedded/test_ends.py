@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -100,6 +101,24 @@ async def test_killed_postmaster_is_started_again_with_its_data(data_dir: Path, 
         await wait_until_answering(embedded.postgres_url)
         assert await answer(embedded.postgres_url, "select n from kept") == 7
         assert "Postgres died" in reports[0]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="orphans are found in /proc")
+async def test_backend_that_stands_still_does_not_keep_a_killed_postgres_from_starting(
+    data_dir: Path, binaries: PostgresBinaries
+) -> None:
+    """It never notices that its server is gone, and holds the shared memory that the next one needs."""
+    async with start_embedded(data_dir, valkey=False, pg_bin=binaries.bin_dir) as embedded:
+        await execute(embedded.postgres_url, "create table kept (n int)", "insert into kept values (7)")
+        connection = await asyncpg.connect(embedded.postgres_url)
+        frozen = int(await connection.fetchval("select pg_backend_pid()"))
+        pid = postmaster_of(data_dir)
+        os.kill(frozen, signal.SIGSTOP)
+        os.kill(pid, signal.SIGKILL)
+        connection.terminate()
+        await wait_until(lambda: postmaster_of(data_dir) not in {pid, 0})
+        await wait_until_answering(embedded.postgres_url)
+        assert await answer(embedded.postgres_url, "select n from kept") == 7
 
 
 async def test_killed_valkey_is_started_again(data_dir: Path) -> None:

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from exai.conversations.requests import ChatResult
-from exai.db.conversations import StoredReply
+from exai.conversations.requests import ChatRequest, ChatResult
+from exai.db.conversations import StoredReply, TurnBegun, TurnEnd
 from exai.db.turns import StoredTurn
 from exai.errors import ExaiError, ShuttingDown
-from exai.models import ContinuationId, TurnId
+from exai.models import ContinuationId, NewMessage, TurnId
+from exai.providers.base import Model
 
 Stage = Literal["running", "answered", "failed", "cancelled", "lost"]
 
@@ -81,6 +82,19 @@ def result_of(
         duration_ms=duration_s * 1000,
         duplicate=duplicate,
         prompt_tokens_left=reply.metadata.get("prompt_tokens_left"),
+    )
+
+
+def failure_of(request: ChatRequest, model: Model, begun: TurnBegun, text: str, error: BaseException) -> TurnEnd:
+    """Return the record of a failed attempt: its cause, and the part of an answer that was heard."""
+    return TurnEnd(
+        owner=request.owner,
+        turn_id=begun.turn_id,
+        attempt=begun.attempt,
+        state="failed",
+        messages=(NewMessage("assistant", text, kind="partial"),) if text.strip() else (),
+        model=model.name,
+        error=cause_of(error),
     )
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,10 +23,11 @@ from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Miss, Warm
 from exai.conversations.attachments import Attachments
 from exai.conversations.notices import Notices
-from exai.conversations.outcome import cause_of, result_of
-from exai.conversations.prompt import BYTES_PER_TOKEN, check_fits, input_tokens
-from exai.conversations.requests import ChatRequest, ChatResult, chat_messages, content_hash, refusal, request_key
-from exai.db.conversations import ConversationRepository, Known, TurnBegun, TurnEnd, TurnFinished, TurnStart
+from exai.conversations.outcome import failure_of, result_of
+from exai.conversations.prompt import check_fits, input_tokens
+from exai.conversations.requests import ChatRequest, ChatResult, refusal
+from exai.conversations.starting import LEASE_S, history_of, turn_start
+from exai.db.conversations import ConversationRepository, TurnBegun, TurnEnd, TurnFinished, TurnStart
 from exai.errors import (
     AnswerNotStored,
     Conflict,
@@ -41,9 +41,7 @@ from exai.models import (
     Completion,
     CompletionRequest,
     Conversation,
-    ConversationId,
     Delta,
-    Message,
     NewMessage,
     OnDelta,
     Prompt,
@@ -62,9 +60,6 @@ OUTCOME_LIMIT_S = 10.0
 OUTCOME_PAUSE_FIRST_S = 0.1
 OUTCOME_PAUSE_MOST_S = 1.0
 """How soon an outcome that the database could not take is written again, within that time."""
-
-LEASE_S = 60.0
-"""A turn whose daemon is gone can be taken over with its idempotency key after this time."""
 
 POLL_FIRST_S = 0.1
 POLL_MOST_S = 2.0
@@ -114,7 +109,7 @@ class ChatTurns:
         room_tokens = input_tokens(model.context_window, request.max_output_tokens)
         check_fits(request.prompt, request.system, room_tokens)
         cached = await self._read_cache(request)
-        begun = await self._begin(request, model, _turn_start(request, model, room_tokens, cached), cached, on_begun)
+        begun = await self._begin(request, model, turn_start(request, model, room_tokens, cached), cached, on_begun)
         if begun.conversation is None:
             raise AssertionError("a turn that was begun has a conversation")
         if begun.reply is not None:
@@ -230,7 +225,7 @@ class ChatTurns:
             return
         begun = beginning.result()
         if begun.status in ("started", "resumed"):
-            await self._record(_failure(request, model, begun, "", error))
+            await self._record(failure_of(request, model, begun, "", error))
 
     async def _answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, TurnFinished, int]:
         try:
@@ -251,7 +246,7 @@ class ChatTurns:
         scope = self._leased[turn_id] = asyncio.timeout(None)
         try:
             async with scope:
-                history = _history(turn.begun, turn.cached)
+                history = history_of(turn.begun, turn.cached)
                 prompt, left_tokens = await self._attachments.prompt(
                     turn.request.owner, history, turn.begun.system, room_tokens
                 )
@@ -319,7 +314,7 @@ class ChatTurns:
         return finished
 
     async def _fail(self, turn: _Turn, error: BaseException) -> None:
-        finished = await self._record(_failure(turn.request, turn.model, turn.begun, turn.heard.text, error))
+        finished = await self._record(failure_of(turn.request, turn.model, turn.begun, turn.heard.text, error))
         if finished is not None and finished.stored:
             await self._tell_finished(turn, finished)
         # Whoever hears of the failure is told that the question stays, and may look for it at once.
@@ -441,60 +436,3 @@ class _Heard:
             self._pieces.append(delta.content)
         if self._on_delta is not None:
             await self._on_delta(delta)
-
-
-def _turn_start(request: ChatRequest, model: Model, room_tokens: int, cached: Hit | Miss | None) -> TurnStart:
-    messages = chat_messages(request)
-    return TurnStart(
-        owner=request.owner,
-        continuation_id=request.continuation_id,
-        new_conversation_id=ConversationId(str(uuid.uuid4())),
-        turn_id=TurnId(str(uuid.uuid4())),
-        request_key=request_key(request.idempotency_key),
-        request_hash=content_hash(
-            request.tool,
-            request.continuation_id,
-            request.prompt,
-            request.system,
-            request.model,
-            request.max_output_tokens,
-            request.thinking,
-            request.files,
-        ),
-        tool=request.tool,
-        provider=model.provider,
-        model=model.name,
-        messages=messages,
-        lease_s=LEASE_S,
-        budget_bytes=room_tokens * BYTES_PER_TOKEN,
-        title=request.title_or_opening,
-        file_ids=request.files,
-        expected_revision=request.expected_revision,
-        known=_known(cached),
-    )
-
-
-def _known(cached: Hit | Miss | None) -> Known | None:
-    if not isinstance(cached, Hit) or not cached.messages:
-        return None
-    size_bytes = sum(len(message.content.encode()) for message in cached.messages)
-    return Known(cached.revision, cached.messages[0].seq, cached.messages[-1].seq, size_bytes)
-
-
-def _history(begun: TurnBegun, cached: Hit | Miss | None) -> tuple[Message, ...]:
-    """All that the model may be told: what was cached, unless it is of no use, and what the statement brought."""
-    known = cached.messages if isinstance(cached, Hit) and not begun.full else ()
-    return (*known, *begun.history, *begun.stored)
-
-
-def _failure(request: ChatRequest, model: Model, begun: TurnBegun, text: str, error: BaseException) -> TurnEnd:
-    """Return the record of a failed attempt: its cause, and the part of an answer that was heard."""
-    return TurnEnd(
-        owner=request.owner,
-        turn_id=begun.turn_id,
-        attempt=begun.attempt,
-        state="failed",
-        messages=(NewMessage("assistant", text, kind="partial"),) if text.strip() else (),
-        model=model.name,
-        error=cause_of(error),
-    )

@@ -38,6 +38,7 @@ SETTLED_S = 60.0
 """A worker that lived so long did not die of its start, so the next pause is a short one again."""
 
 MAX_REPORT_BYTES = 65_536
+PROGRAM = (sys.executable, "-m", "exai", "worker")
 
 log = structlog.get_logger(__name__)
 
@@ -106,7 +107,14 @@ class Worker:
 class Crew:
     """The workers of one parent."""
 
-    def __init__(self, settings: Settings, sockets: Sequence[socket.socket], environ: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        sockets: Sequence[socket.socket],
+        environ: Mapping[str, str],
+        program: Sequence[str] = PROGRAM,
+    ) -> None:
+        self._program = program
         self._sockets = sockets
         self._environ = environ
         self._limit_s = settings.server.shutdown_grace_s + END_MARGIN_S
@@ -132,10 +140,14 @@ class Crew:
             for old in [worker for worker in self._workers if not worker.is_retiring]:
                 if self._is_stopping.is_set():
                     return
+                if old not in self._workers:
+                    continue  # It died and has been replaced.
+                old.is_retiring = True  # From here on its successor replaces it, even if it dies.
                 new = self._spawn()
                 if await new.has_started() is None:
                     log.error("the new worker did not start, so the old ones stay", exit_status=new.process.returncode)
                     self._workers.discard(new)
+                    self._keep(old)
                     return
                 self._watch(new)
                 old.retire()
@@ -160,8 +172,7 @@ class Crew:
         numbers = [each.fileno() for each in self._sockets]
         with theirs:
             process = subprocess.Popen(  # noqa: S603 - our own program
-                [sys.executable, "-m", "exai", "worker", "--control", str(theirs.fileno())]
-                + [f"--socket={number}" for number in numbers],
+                [*self._program, "--control", str(theirs.fileno())] + [f"--socket={number}" for number in numbers],
                 env={**os.environ, **self._environ},
                 stdin=subprocess.DEVNULL,
                 pass_fds=(*numbers, theirs.fileno()),
@@ -169,6 +180,12 @@ class Crew:
         worker = Worker(process, ours)
         self._workers.add(worker)
         return worker
+
+    def _keep(self, worker: Worker) -> None:
+        """Let a worker stay that was to be replaced; one that has died meanwhile is started again."""
+        worker.is_retiring = False
+        if worker not in self._workers:
+            self._watch(worker)
 
     def _watch(self, worker: Worker) -> None:
         task = asyncio.create_task(self._replace_when_gone(worker), name=f"watch over worker {worker.process.pid}")

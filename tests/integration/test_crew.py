@@ -1,0 +1,91 @@
+"""Which workers there are, whatever happens to some of them: with a small program in their place."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from exai.config import load_settings
+from exai.workers import Crew
+
+WAIT_S = 5.0
+WORKER = """
+import json, pathlib, socket, sys, time
+control = socket.socket(fileno=int(sys.argv[sys.argv.index("--control") + 1]))
+gate = pathlib.Path(sys.argv[1])
+while not gate.exists():
+    time.sleep(0.005)
+if gate.read_text() == "refuse":
+    sys.exit(1)
+facts = dict.fromkeys(("host", "database", "cache", "files"), "")
+control.send(json.dumps({**facts, "port": 1, "providers": [], "notes": []}).encode() + b"\\n")
+control.recv(1)
+"""
+
+
+class Rig:
+    """Two workers; those that start later wait for the gate."""
+
+    def __init__(self, crew: Crew, gate: Path) -> None:
+        self.crew, self.gate = crew, gate
+        self.first = next(iter(crew._workers))
+        self.watches = set(crew._watches)
+
+    async def first_dies_while_its_successor_starts(self) -> asyncio.Task[None]:
+        """Returns the replacing of all, which goes on when the gate is there again."""
+        self.gate.unlink()
+        roll = asyncio.create_task(self.crew.roll())
+        async with asyncio.timeout(WAIT_S):
+            while len(self.crew._workers) < 3:
+                await asyncio.sleep(0)
+            self.first.signal(signal.SIGKILL)
+            await self.first.wait()
+        return roll
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    async with opened(tmp_path / "gate") as made:
+        yield made
+
+
+@asynccontextmanager
+async def opened(gate: Path) -> AsyncIterator[Rig]:
+    gate.touch()
+    crew = Crew(load_settings({}), (), {}, (sys.executable, "-c", WORKER, str(gate)))
+    try:
+        async with asyncio.timeout(WAIT_S):
+            started, _ = await crew.start(2)
+        assert started is not None
+        yield Rig(crew, gate)
+    finally:
+        await crew.stop()
+
+
+async def test_a_worker_that_dies_while_its_successor_starts_is_replaced_once(rig: Rig) -> None:
+    """Both who replaces all and who watches over the dead one would else start another."""
+    roll = await rig.first_dies_while_its_successor_starts()
+    rig.gate.touch()
+    async with asyncio.timeout(WAIT_S):
+        await roll
+        await asyncio.wait(rig.watches)
+    assert len(rig.crew._workers) == 2
+    assert rig.first not in rig.crew._workers
+
+
+async def test_a_worker_that_dies_beside_a_successor_that_cannot_start_is_started_again(rig: Rig) -> None:
+    """What was configured last is wrong; the number of workers stays right as soon as it is mended."""
+    roll = await rig.first_dies_while_its_successor_starts()
+    rig.gate.with_suffix(".new").write_text("refuse")
+    rig.gate.with_suffix(".new").rename(rig.gate)
+    async with asyncio.timeout(WAIT_S):
+        await roll
+        rig.gate.write_text("")
+        while len(rig.crew._workers) < 2:
+            await asyncio.sleep(0.005)

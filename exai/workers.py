@@ -60,10 +60,12 @@ class Worker:
         loop = asyncio.get_running_loop()
         report = b""
         with self._control as control:
-            while part := await loop.sock_recv(control, MAX_REPORT_BYTES):
-                report = (report + part)[:MAX_REPORT_BYTES]
-                if report.endswith(b"\n") and not self.started.done():
-                    self.started.set_result(_report_of(report))
+            # One that is killed before it has read what it was told resets the connection.
+            with contextlib.suppress(ConnectionResetError):
+                while part := await loop.sock_recv(control, MAX_REPORT_BYTES):
+                    report = (report + part)[:MAX_REPORT_BYTES]
+                    if report.endswith(b"\n") and not self.started.done():
+                        self.started.set_result(_report_of(report))
             await asyncio.to_thread(self.process.wait)
         if not self.started.done():
             self.started.set_result(None)

@@ -16,7 +16,7 @@ from exai.workers import Crew
 
 WAIT_S = 5.0
 WORKER = """
-import json, pathlib, socket, sys, time
+import json, pathlib, signal, socket, sys, time
 control = socket.socket(fileno=int(sys.argv[sys.argv.index("--control") + 1]))
 gate = pathlib.Path(sys.argv[1])
 while not gate.exists():
@@ -25,7 +25,7 @@ if gate.read_text() == "refuse":
     sys.exit(1)
 facts = dict.fromkeys(("host", "database", "cache", "files"), "")
 control.send(json.dumps({**facts, "port": 1, "providers": [], "notes": []}).encode() + b"\\n")
-control.recv(1)
+signal.pause() if gate.read_text() == "deaf" else control.recv(1)
 """
 
 
@@ -56,8 +56,8 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 
 
 @asynccontextmanager
-async def opened(gate: Path) -> AsyncIterator[Rig]:
-    gate.touch()
+async def opened(gate: Path, says: str = "") -> AsyncIterator[Rig]:
+    gate.write_text(says)
     crew = Crew(load_settings({}), (), {}, (sys.executable, "-c", WORKER, str(gate)))
     try:
         async with asyncio.timeout(WAIT_S):
@@ -66,6 +66,17 @@ async def opened(gate: Path) -> AsyncIterator[Rig]:
         yield Rig(crew, gate)
     finally:
         await crew.stop()
+
+
+async def test_a_worker_that_is_killed_before_it_hears_that_it_is_replaced_has_ended_all_the_same(
+    tmp_path: Path,
+) -> None:
+    """What it left unread makes the end of its control a reset connection."""
+    async with opened(tmp_path / "gate", "deaf") as rig:
+        rig.first.retire()
+        rig.first.signal(signal.SIGKILL)
+        async with asyncio.timeout(WAIT_S):
+            await rig.first.wait()
 
 
 async def test_a_worker_that_dies_while_its_successor_starts_is_replaced_once(rig: Rig) -> None:

@@ -47,6 +47,16 @@ select pg_catalog.current_setting('server_version')::text as version,
 BACKEND: Final = "select pg_catalog.pg_backend_pid()::int"
 
 
+OPEN_TABLES: Final = """
+select pg_catalog.string_agg(c.relname::text, ', ' order by c.relname)::text
+  from pg_catalog.pg_class c
+ where c.relnamespace = pg_catalog.to_regnamespace('public') and c.relkind in ('r', 'p') and not c.relrowsecurity
+   and c.relname in ('conversations', 'messages', 'turns', 'files', 'conversation_files')
+   and exists (select from pg_catalog.pg_roles r
+                where r.rolname in ('anon', 'authenticated')
+                  and pg_catalog.has_table_privilege(r.oid, c.oid, 'select, insert, update, delete'))"""
+
+
 @dataclass(frozen=True, slots=True)
 class _Facts:
     version: str
@@ -111,6 +121,7 @@ async def _look_at_service(settings: DatabaseSettings, url: str, found: list[Fin
     found.append(_way_finding(way, settings, facts))
     found.append(_clock(facts))
     found.append(await _schema(connection))
+    found += await _access(connection)
     if settings.migration_url is None:
         found.append(_migration_finding("the same as the database", way))
 
@@ -220,3 +231,13 @@ async def _schema(connection: OneTrip) -> Finding:
         return Finding(part, "fail", f"at revision {revision}; this release needs {expected}", MIGRATE)
     ahead = f", ahead of this release's {expected}" if revision > expected else ""
     return Finding(part, "ok", f"at revision {revision}{ahead}")
+
+
+async def _access(connection: OneTrip) -> list[Finding]:
+    """Nothing to say where only the tables' owner may use them, as with all that EXAI has made itself."""
+    tables = await connection.fetchval(OPEN_TABLES)
+    if not tables:
+        return []
+    problem = f"Supabase's API roles may use {tables}, every row of them: who has the project's public key has them all"
+    cure = "Enable row level security on them (alter table ... enable row level security), or revoke from both roles"
+    return [Finding("postgres access", "warn", problem, cure)]

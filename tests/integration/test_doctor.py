@@ -24,6 +24,7 @@ from exai.health_client import ask_health, health_url, local_address
 from exai.models import Finding
 from exai.monitoring.metrics import MetricsRecorder
 from exai.providers.diagnose import diagnose as diagnose_providers
+from tests.support.migrations import run
 from tests.support.pg_wire import dial, through
 from tests.support.pooler import Pooler
 
@@ -139,6 +140,20 @@ class TestDatabase:
         found = by_part(await diagnose_database(DatabaseSettings(), empty_postgres_url))
         assert (found["postgres"].state, found["postgres schema"].state) == ("ok", "fail")
         assert "exai migrate" in found["postgres schema"].cure
+
+    async def test_tables_that_the_roles_of_an_interface_may_read_are_named(self, postgres_url: str) -> None:
+        """Tables that were there before keep their grants, and what is written from now on is in them as well."""
+        await run(
+            postgres_url,
+            "do $$ begin create role anon; exception when duplicate_object then null; end $$",
+            "grant select on conversations, messages to anon",
+            "alter table messages disable row level security",
+        )
+        found = by_part(await diagnose_database(DatabaseSettings(), postgres_url))["postgres access"]
+        assert found.state == "warn"
+        assert "messages" in found.detail
+        assert "conversations" not in found.detail
+        assert "enable row level security" in found.cure
 
     async def test_migration_address_is_looked_at_by_itself(self, postgres_url: str) -> None:
         """It may be down while the service's own address is up."""

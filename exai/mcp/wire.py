@@ -192,6 +192,7 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
     limits: ServerSettings
     take: Callable[[bytes], bool] | None = None
+    pong = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -254,6 +255,19 @@ class _WebSocket(WebSocketsSansIOProtocol):
         super().keepalive_timeout()
         # Closing waits for the peer to take what is buffered, and this peer has just shown that it takes nothing.
         self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
+
+    def handle_ping(self) -> None:
+        """Answer, or while the peer does not read keep the one answer that stands for all it is owed."""
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            self.pong = (self.conn.data_to_send() or [self.pong])[-1]
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if not self.transport.is_closing():
+            self.transport.write(self.pong)
+        self.pong = b""
 
     def handle_close(self, event: Frame) -> None:
         super().handle_close(event)

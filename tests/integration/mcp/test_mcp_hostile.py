@@ -191,6 +191,23 @@ class TestSlowReaders:
                 answered |= {message["id"]} if "id" in message else set()
             assert answered == set(range(30))
 
+    async def test_pings_of_a_peer_that_does_not_read_pile_up_no_pongs(self) -> None:
+        """RFC 6455, 5.5.3: the most recent one may stand for all that were not answered."""
+        settings = fast_settings(reply_max_bytes=20_000_000)
+        async with running_server(settings) as server, raw_peer(server.port, receive_buffer=65_536) as peer:
+            await peer.upgrade()
+            await peer.frame(orjson.dumps(modern(1, "tools/call", tool_call("big", size=12_000_000))))
+            (connection,) = server.running._state.connections
+            await wait_until(lambda: connection.transport.get_write_buffer_size() > 65_536)
+            for number in range(2_000):
+                await peer.frame(b"%0125d" % number, opcode=9)
+            unsent_bytes = connection.transport.get_write_buffer_size()
+            await peer.frame(orjson.dumps(modern(2, "tools/call", tool_call("slow"))))
+            await server.tools.gate.arrived()
+            assert connection.transport.get_write_buffer_size() <= unsent_bytes
+            while await peer.received_frame() != (10, b"%0125d" % 1_999):
+                pass
+
     async def test_a_peer_that_misses_its_pongs_is_dropped(self) -> None:
         """It may be gone for good behind a silent network."""
         settings = fast_settings(ping_interval_s=0.05, ping_timeout_s=0.05)

@@ -44,7 +44,9 @@ BUSY_STATUSES = (429, 503)
 NEVER = float("-inf")
 """Since when a daemon is away that no waiting would bring back."""
 
-DISCONNECTED = -31003
+DISCONNECTED = -31004
+"""Beside the daemon's own codes, which are in `exai.mcp.eras`."""
+
 PARSE_ERROR = -32700
 
 _SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"

@@ -36,7 +36,7 @@ UNSUPPORTED_VERSION = -32022
 OVERLOADED = -31001
 SHUTTING_DOWN = -31002
 TOKEN_EXPIRED = -31003
-"""The last three are EXAI's own and so outside the range that JSON-RPC and MCP keep for themselves."""
+"""The last three are EXAI's own, as is -31004 of `exai.mcp.bridge`, and so outside what JSON-RPC and MCP keep."""
 
 REMOVED_METHODS = frozenset({"ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"})
 """Methods of the initialize era that 2026-07-28 took away."""

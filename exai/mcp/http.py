@@ -42,7 +42,9 @@ _STATUS = {
 }
 _STATUS_AT_THE_DOOR = {**_STATUS, jsonrpc.METHOD_NOT_FOUND: 404, jsonrpc.INVALID_PARAMS: 400}
 
-_OVER_RATE = Rejection(429, "one owner's messages or bytes a second are too many", ((b"retry-after", b"1"),))
+_OVER_RATE = Rejection(
+    429, "beyond EXAI_SERVER__OWNER_REQUESTS_PER_S or EXAI_SERVER__OWNER_BYTES_PER_S", ((b"retry-after", b"1"),)
+)
 
 log = structlog.get_logger(__name__)
 

@@ -17,6 +17,7 @@ from mcp import ClientSession, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from websockets.asyncio.server import Server, ServerConnection, serve
 
+from exai.mcp import eras
 from exai.mcp.asgi import build_asgi
 from exai.mcp.edge import Admitted, Refusal
 from exai.mcp.serve import bind_sockets, open_server
@@ -348,6 +349,11 @@ async def test_an_editor_that_reads_nothing_stops_neither_direction_for_good() -
 async def _flood(connection: ServerConnection, note: str, times: int) -> None:
     for _ in range(times):
         await connection.send(note)
+
+
+def test_its_error_is_none_of_the_daemons() -> None:
+    """A program can tell a lost connection from an expired token."""
+    assert DISCONNECTED not in {eras.OVERLOADED, eras.SHUTTING_DOWN, eras.TOKEN_EXPIRED}
 
 
 def test_nothing_heavy_is_imported() -> None:

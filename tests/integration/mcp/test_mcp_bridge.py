@@ -19,6 +19,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 
 from exai.mcp import eras
 from exai.mcp.asgi import build_asgi
+from exai.mcp.bridge import DISCONNECTED
 from exai.mcp.edge import Admitted, Refusal
 from exai.mcp.serve import bind_sockets, open_server
 from exai.models import Owner

@@ -110,6 +110,29 @@ async def test_a_table_in_use_is_not_waited_for_without_end(empty_postgres_url: 
     assert await schema_of(url) == SCHEMA_FILE.read_text("utf-8")
 
 
+async def test_writers_go_on_while_a_setting_of_an_index_waits_for_a_long_search(empty_postgres_url: str) -> None:
+    """Whoever queues for a lock holds up all who come later, readers of the index first."""
+    url = empty_postgres_url
+    await upgrade(url, "0011")
+    waiting = (
+        "select count(*) from pg_locks where not granted"
+        " and relation in ('public.messages'::regclass, 'public.messages_text_idx'::regclass)"
+    )
+    async with session(url) as writer:
+        await writer.execute("set lock_timeout = '2s'")
+        async with session(url) as reader, reader.transaction():
+            await reader.execute("select from public.messages")
+            running = asyncio.create_task(upgrade(url))
+            while not await writer.fetchval(waiting):
+                await asyncio.sleep(0.01)
+            await writer.execute(
+                "with c as (insert into conversations default values returning id)"
+                " insert into messages (conversation_id, role, content) select id, 'user', 'x' from c"
+            )
+        await running
+    assert await schema_of(url) == SCHEMA_FILE.read_text("utf-8")
+
+
 async def test_an_index_that_was_broken_off_is_built_again(empty_postgres_url: str) -> None:
     """A concurrent build that fails leaves an index that is there and of no use."""
     url = empty_postgres_url

@@ -960,6 +960,20 @@ begin
          changed_xid = pg_current_xact_id(),
          updated_at = greatest(c.updated_at, clock_timestamp())
    where c.id = new.conversation_id;
+  if new.seq is not null then
+    -- It was deleted and is put back, also for the forks that read it.
+    with recursive touched(id) as (
+      select c.id from public.conversations c where c.parent_id = new.conversation_id and c.parent_seq >= new.seq
+      union
+      select c.id from public.conversations c join touched t on c.parent_id = t.id where c.parent_seq >= new.seq),
+    locked as (
+      select c.id from public.conversations c where c.id in (select t.id from touched t) order by c.id for no key update)
+    update public.conversations c
+       set revision = c.revision + 1, edited_revision = c.revision + 1, changed_xid = pg_current_xact_id(),
+           updated_at = greatest(c.updated_at, clock_timestamp())
+      from locked
+     where c.id = locked.id;
+  end if;
   new.seq := coalesce(new.seq, v_next);
   return new;
 end

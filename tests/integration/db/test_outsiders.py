@@ -9,9 +9,10 @@ import asyncpg
 import pytest
 
 from exai.db.conversations import ConversationRepository, Known
+from exai.db.curation import CurationRepository
 from exai.db.pool import Database, OneTrip, connect
-from exai.models import LOCAL_OWNER
-from tests.support.database import appending, beginning, contents_of, conversation_of
+from exai.models import LOCAL_OWNER, ConversationId
+from tests.support.database import appending, beginning, contents_of, conversation_of, new_id, once
 
 
 @pytest.fixture
@@ -132,3 +133,28 @@ async def test_a_message_of_no_conversation_is_refused(sql: OneTrip) -> None:
         await sql.execute(
             "insert into messages (conversation_id, role, content) values (gen_random_uuid(), 'user', '')"
         )
+
+
+async def test_forks_notice_a_message_that_is_put_back(
+    repository: ConversationRepository, database: Database, sql: OneTrip
+) -> None:
+    """Their caches hold the page without it, and would go on serving that."""
+    source = await conversation_of(repository, "one", "two", "three")
+    curation = CurationRepository(database)
+
+    async def fork(at_seq: int) -> str:
+        new = ConversationId(new_id())
+        made = await curation.fork(LOCAL_OWNER, source.continuation_id, once(), new_conversation_id=new, at_seq=at_seq)
+        assert made.conversation is not None
+        return made.conversation.continuation_id
+
+    reading, ending_before = await fork(3), await fork(1)
+    await sql.execute("delete from messages where conversation_id = $1::text::uuid and seq = 2", source.id)
+    before = await revision_of(repository, reading), await revision_of(repository, ending_before)
+    await sql.execute(
+        "insert into messages (conversation_id, seq, role, content) values ($1::text::uuid, 2, 'user', 'mended')",
+        source.id,
+    )
+    assert await contents_of(repository, reading) == ["one", "mended", "three"]
+    after = await revision_of(repository, reading), await revision_of(repository, ending_before)
+    assert after == (before[0] + 1, before[1])

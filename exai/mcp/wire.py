@@ -196,6 +196,7 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self.gathered = bytearray()
         self.close_timeout = min(CLOSE_TIMEOUT_S, self.limits.send_timeout_s)
         self._handshake_timer = self.loop.call_later(self.limits.handshake_timeout_s, self._handshake_is_late)
 
@@ -219,6 +220,17 @@ class _WebSocket(WebSocketsSansIOProtocol):
                 DIRECT: {DIRECT: self},
             }
             self.scope["extensions"] = {**(self.scope["extensions"] or {}), **own}
+
+    def handle_cont(self, event: Frame) -> None:
+        """Gather a message of several frames in one buffer: nothing limits their number, only their size together."""
+        if self.frames:
+            self.gathered = bytearray(self.frames[0])
+            self.frames = []
+        self.gathered += event.data
+        if event.fin:
+            self.frames = [bytes(self.gathered)]
+            self.gathered = bytearray()
+            self.send_receive_event_to_app()
 
     def send_receive_event_to_app(self) -> None:
         data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)

@@ -153,6 +153,23 @@ class TestFrames:
             assert orjson.loads(answer)["error"]["code"] == -32600
             await works(server)
 
+    async def test_endless_fragments_are_kept_as_their_bytes_alone(self, server: Running) -> None:
+        """Nothing limits how many there are, and each of them as an object would be fifty times its size."""
+        data = orjson.dumps(modern(1, "tools/call", tool_call("echo", text="a")))
+        async with raw_peer(server.port) as peer:
+            await peer.upgrade()
+            await peer.frame(data[:1], fin=False)
+            for _ in range(2_000):
+                await peer.frame(b"", opcode=0, fin=False)
+            await peer.frame(b"", opcode=9)
+            assert (await peer.received_frame())[0] == 10
+            (connection,) = server.running._state.connections
+            assert len(connection.frames) <= 1
+            await peer.frame(data[1:-1], opcode=0, fin=False)
+            await peer.frame(data[-1:], opcode=0)
+            _, answer = await peer.received_frame()
+            assert orjson.loads(answer)["result"]["structuredContent"] == {"text": "a"}
+
     async def test_an_idle_peer_is_left_alone(self, server: Running) -> None:
         """Saying nothing is no fault, and others are served meanwhile."""
         async with raw_peer(server.port) as peer:

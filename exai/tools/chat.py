@@ -7,23 +7,22 @@ import time
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from exai.conversations import ChatRequest, ChatResult, ConversationService
 from exai.files import FileService
 from exai.mcp.schemas import output_schema
-from exai.mcp.tools import CallContext, ToolResult, ToolSpec
-from exai.models import ContinuationId, Delta, FileId
+from exai.mcp.tools import Arguments, CallContext, ToolResult, ToolSpec
+from exai.models import Delta, FileId
+from exai.tools.conversations import optional_id
 from exai.tools.paging import cut, room
 
 PROGRESS_PAUSE_S = 0.5
 """Between two reports: an answer comes in thousands of pieces, and a report is larger than a piece."""
 
 
-class ChatArguments(BaseModel):
+class ChatArguments(Arguments):
     """Arguments of `chat`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     prompt: str = Field(description="The question or instruction.")
     model: str | None = Field(None, description="Model or alias, see listmodels. Left out: the configured default.")
@@ -144,7 +143,7 @@ def _request(arguments: ChatArguments, context: CallContext, files: tuple[FileId
         owner=context.owner,
         prompt=arguments.prompt,
         model=arguments.model,
-        continuation_id=ContinuationId(arguments.continuation_id) if arguments.continuation_id is not None else None,
+        continuation_id=optional_id(arguments.continuation_id),
         system=arguments.system,
         idempotency_key=arguments.idempotency_key,
         expected_revision=arguments.expected_revision,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from exai.conversations import AppendRequest, ConversationService
 from exai.errors import InvalidArgument, NotFound
 from exai.files import FileService
 from exai.mcp.schemas import output_schema
-from exai.mcp.tools import CallContext, ToolResult, ToolSpec
+from exai.mcp.tools import Arguments, CallContext, ToolResult, ToolSpec
 from exai.models import MAX_PAGE_MESSAGES, PAGE_MESSAGES, ContinuationId, Conversation, NewMessage, Page
 from exai.tools.paging import ANSWER_CHARS, MAX_ANSWER_CHARS, SHOW_WHOLE, Size, fitting, page_facts, room
 
@@ -18,11 +18,7 @@ MAX_LIST = 200
 MAX_SEQ = 2**53
 
 
-class _Arguments(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class MessageArgument(_Arguments):
+class MessageArgument(Arguments):
     """One message to store."""
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -30,7 +26,7 @@ class MessageArgument(_Arguments):
     metadata: dict[str, Any] | None = None
 
 
-class AppendArguments(_Arguments):
+class AppendArguments(Arguments):
     """Arguments of `conversation_append`."""
 
     messages: list[MessageArgument] = Field(description="Oldest first; stored as one block.")
@@ -51,7 +47,7 @@ class AppendOutput(BaseModel):
     duplicate: bool
 
 
-class GetArguments(_Arguments):
+class GetArguments(Arguments):
     """Arguments of `conversation_get`."""
 
     continuation_id: str
@@ -88,7 +84,7 @@ class GetOutput(BaseModel):
     stale_s: float | None = Field(description="Age, if the database could not be reached and this may be old.")
 
 
-class ListArguments(_Arguments):
+class ListArguments(Arguments):
     """Arguments of `conversation_list`."""
 
     limit: int = Field(PAGE_MESSAGES, ge=1, le=MAX_LIST)
@@ -125,7 +121,7 @@ def _append_tool(conversations: ConversationService, files: FileService) -> Tool
             AppendRequest(
                 owner=context.owner,
                 messages=[NewMessage(m.role, m.content, metadata=m.metadata or {}) for m in arguments.messages],
-                continuation_id=_optional_id(arguments.continuation_id),
+                continuation_id=optional_id(arguments.continuation_id),
                 title=arguments.title,
                 idempotency_key=arguments.idempotency_key,
                 expected_revision=arguments.expected_revision,
@@ -202,7 +198,8 @@ def _list_tool(conversations: ConversationService) -> ToolSpec:
     )
 
 
-def _optional_id(value: str | None) -> ContinuationId | None:
+def optional_id(value: str | None) -> ContinuationId | None:
+    """Return an argument that may be left out as what it names."""
     return ContinuationId(value) if value is not None else None
 
 

@@ -15,7 +15,7 @@ from exai.errors import InvalidArgument
 from exai.mcp.schemas import output_schema
 from exai.mcp.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolResult, ToolSpec
 from exai.models import ContinuationId
-from exai.tools.conversations import ConversationOutput, conversation_facts
+from exai.tools.conversations import ConversationOutput, conversation_facts, optional_id
 from exai.tools.paging import ANSWER_CHARS, MAX_ANSWER_CHARS, SHOW_WHOLE, cut, fitting, room, size_of
 
 SEARCH_HITS = 20
@@ -141,7 +141,7 @@ def _search_tool(conversations: ConversationService) -> ToolSpec:
         query = SearchQuery(
             owner=context.owner,
             text=arguments.query,
-            continuation_id=_optional(arguments.continuation_id),
+            continuation_id=optional_id(arguments.continuation_id),
             role=arguments.role,
             tool=arguments.tool,
             model=arguments.model,
@@ -269,7 +269,7 @@ def _import_tool(conversations: ConversationService) -> ToolSpec:
         parts = read_lines(text.split("\n")) if arguments.format == "jsonl" else read_markdown(text)
         last = None
         async for progress in conversations.import_text(
-            context.owner, parts, as_name=_optional(arguments.continuation_id)
+            context.owner, parts, as_name=optional_id(arguments.continuation_id)
         ):
             last = progress
             await context.progress(f"{progress.seen} messages read, {progress.stored} stored")
@@ -293,10 +293,6 @@ def _import_tool(conversations: ConversationService) -> ToolSpec:
         idempotent=True,
         timeout_s=TRANSFER_TIMEOUT_S,
     )
-
-
-def _optional(name: str | None) -> ContinuationId | None:
-    return ContinuationId(name) if name is not None else None
 
 
 def _hit(hit: SearchHit) -> dict[str, Any]:

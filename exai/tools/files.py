@@ -13,6 +13,7 @@ from exai.files import FileContent, FileService
 from exai.mcp.schemas import output_schema
 from exai.mcp.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolResult, ToolSpec
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, StoredFile
+from exai.tools.conversations import optional_id
 from exai.tools.paging import ANSWER_CHARS, SHOW_WHOLE, cut, fitting, room
 
 PAGE_CHARS = 40_000
@@ -145,7 +146,7 @@ def _get_tool(files: FileService) -> ToolSpec:
 
 def _list_tool(files: FileService) -> ToolSpec:
     async def handle(arguments: ListArguments, context: CallContext) -> ToolResult:
-        within = ContinuationId(arguments.continuation_id) if arguments.continuation_id is not None else None
+        within = optional_id(arguments.continuation_id)
         page = await files.list(context.owner, continuation_id=within, limit=arguments.limit, cursor=arguments.cursor)
         shown = fitting(page.files, _file, room())
         structured = {"files": shown, "next_cursor": page.cursor_after(len(shown))}

@@ -6,11 +6,11 @@ import platform
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from exai import __version__
 from exai.errors import InvalidArgument
-from exai.mcp.tools import CallContext, ToolResult, ToolSpec
+from exai.mcp.tools import Arguments, CallContext, ToolResult, ToolSpec
 from exai.providers.base import ModelInfo
 from exai.providers.naming import SET_A_KEY
 from exai.providers.registry import Providers
@@ -19,13 +19,11 @@ from exai.tools.paging import fitting, room
 Health = Callable[[], Awaitable[dict[str, Any]]]
 
 
-class NoArguments(BaseModel):
+class NoArguments(Arguments):
     """A tool without arguments."""
 
-    model_config = ConfigDict(extra="forbid")
 
-
-class ListModelsArguments(NoArguments):
+class ListModelsArguments(Arguments):
     """Arguments of `listmodels`."""
 
     provider: str | None = Field(None, description="Only this provider's models.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 from uuid import UUID
 
@@ -13,6 +13,7 @@ import orjson
 
 from exai.db.pool import Database
 from exai.db.records import (
+    FIRST_PAGE,
     AppendResult,
     AppendStart,
     AppendStatus,
@@ -70,9 +71,6 @@ __all__ = [
 
 CHANGES_LIMIT: Final = 5_000
 """More changes than this within one pass are not told one by one."""
-
-_END_OF_TIME: Final = datetime(9999, 12, 31, tzinfo=UTC)
-_LAST_ID: Final = "ffffffff-ffff-ffff-ffff-ffffffffffff"
 
 
 class ConversationRepository:
@@ -247,7 +245,7 @@ class ConversationRepository:
             InvalidArgument: the cursor is not one of ours.
 
         """
-        after = read_cursor(cursor) if cursor else Cursor(_END_OF_TIME, _LAST_ID)
+        after = read_cursor(cursor) if cursor else FIRST_PAGE
         rows = await self._database.fetch("list_conversations", owner, limit + 1, after.updated_at, after.id)
         found = tuple(conversation_of(orjson.loads(row["header"])) for row in rows[:limit])
         more = len(rows) > limit

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Final
 from uuid import UUID
 
 import asyncpg
 
 from exai.db.conversations import read_cursor, write_cursor
 from exai.db.pool import Database
-from exai.db.records import Cursor
+from exai.db.records import FIRST_PAGE, Cursor
 from exai.db.rows import check_texts
 from exai.errors import InvalidArgument
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, Owner, StoredFile
-
-_END_OF_TIME: Final = Cursor(datetime(9999, 12, 31, tzinfo=UTC), "ffffffff-ffff-ffff-ffff-ffffffffffff")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +96,7 @@ class FileRepository:
         cursor: str | None = None,
     ) -> FileList:
         """Return an owner's files, or one conversation's, newest first."""
-        after = read_cursor(cursor) if cursor else _END_OF_TIME
+        after = read_cursor(cursor) if cursor else FIRST_PAGE
         page = (owner, limit + 1, after.updated_at, after.id)
         if continuation_id is None:
             rows = await self._database.fetch("list_files", *page)

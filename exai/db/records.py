@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from exai.models import (
     ContinuationId,
@@ -254,3 +254,7 @@ class Cursor:
 
     updated_at: datetime
     id: str
+
+
+FIRST_PAGE: Final = Cursor(datetime.max.replace(tzinfo=UTC), "ffffffff-ffff-ffff-ffff-ffffffffffff")
+"""Before everything that a list, the latest first, can hold."""

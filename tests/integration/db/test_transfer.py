@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -55,6 +56,15 @@ async def test_an_import_keeps_times_and_header(
     header = page.conversation
     assert (header.title, header.metadata, header.tags) == ("Title", {"from": "elsewhere"}, ("old",))
     assert (header.created_at, header.updated_at) == (THEN, THEN)
+
+
+async def test_an_import_from_the_end_of_time_is_listed(
+    repository: ConversationRepository, transfer: TransferRepository
+) -> None:
+    """Whatever time it says it has, as long as it is one."""
+    late = datetime(9999, 12, 31, 23, tzinfo=UTC)
+    assert (await transfer.store_batch(replace(batch(1, "a"), updated_at=late))).status == "stored"
+    assert [each.updated_at for each in (await repository.list_conversations(LOCAL_OWNER)).conversations] == [late]
 
 
 async def test_batches_follow_each_other_and_may_come_again(

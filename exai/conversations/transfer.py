@@ -92,7 +92,7 @@ class Transfer:
         check_names(name, None, header.title or None)
         check_json("line 1, metadata", header.metadata, self._limits.message_bytes)
         seen = stored = 0
-        for batch in _batches(source):
+        for batch in _batches(source, self._limits):
             if batch:
                 check_messages([each.message for each in batch], self._limits)
             imported = await self._repository.store_batch(_import_batch(owner, name, header, batch))
@@ -108,8 +108,9 @@ class Transfer:
             yield ImportProgress(name, seen, stored, imported.revision)
 
 
-def _batches(source: Iterator[ConversationText | MessageText]) -> Iterator[list[MessageText]]:
-    """Cut messages into batches of bounded number and size; there is always at least one batch, maybe empty."""
+def _batches(source: Iterator[ConversationText | MessageText], limits: LimitSettings) -> Iterator[list[MessageText]]:
+    """Cut messages into batches that an append may have; there is always at least one batch, maybe empty."""
+    most = min(BATCH_MESSAGES, limits.append_messages)
     batch: list[MessageText] = []
     size_bytes, expected, any_batch = 0, 1, False
     for part in source:
@@ -118,9 +119,13 @@ def _batches(source: Iterator[ConversationText | MessageText]) -> Iterator[list[
         if part.seq != expected:
             raise InvalidArgument(f"{part.where}, seq", f"is {part.seq}, not {expected}", "Number the messages 1, 2, 3")
         expected += 1
+        part_bytes = len(part.message.content.encode(errors="surrogatepass"))
+        if batch and size_bytes + part_bytes > limits.append_bytes:
+            yield batch
+            batch, size_bytes, any_batch = [], 0, True
         batch.append(part)
-        size_bytes += len(part.message.content.encode(errors="surrogatepass"))
-        if len(batch) >= BATCH_MESSAGES or size_bytes >= BATCH_BYTES:
+        size_bytes += part_bytes
+        if len(batch) >= most or size_bytes >= BATCH_BYTES:
             yield batch
             batch, size_bytes, any_batch = [], 0, True
     if batch or not any_batch:

@@ -7,11 +7,17 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from exai.cache.conversations import open_cache
+from exai.config import CacheSettings, LimitSettings
+from exai.conversations.formats import ConversationText, MessageText
+from exai.conversations.notices import Notices
+from exai.conversations.transfer import Transfer
 from exai.db.conversations import ConversationRepository
 from exai.db.pool import Database
 from exai.db.transfer import ImportBatch, TransferRepository
 from exai.errors import InvalidArgument, NotFound
 from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, TurnId
+from tests.support.counters import Counters
 from tests.support.database import appending, contents_of, conversation_of, new_id
 
 NAME = ContinuationId("imported")
@@ -138,3 +144,18 @@ async def test_times_must_be_as_many_as_messages(transfer: TransferRepository) -
             ImportBatch(**{name: getattr(broken, name) for name in broken.__slots__} | {"times": []})
         )
     assert caught.value.field == "times"
+
+
+async def test_an_import_goes_in_batches_that_an_append_may_have(
+    repository: ConversationRepository, transfer: TransferRepository
+) -> None:
+    """Whoever imports cannot cut the text smaller, whatever limits were set."""
+    limits = LimitSettings(append_messages=2, append_bytes=1_024)
+    sizes = [1_000, 100, 900, 1, 1, 1]
+    parts = [MessageText(seq, NewMessage("user", "x" * size), None, f"line {seq}") for seq, size in enumerate(sizes, 1)]
+    text = [ConversationText(NAME), *parts]
+    async with open_cache(CacheSettings(), None, recorder=Counters(), changes=repository.changes) as cache:  # type: ignore[arg-type]
+        service = Transfer(transfer, cache, limits, Notices())
+        assert [each.seen async for each in service.import_text(LOCAL_OWNER, text)] == [1, 3, 5, 6]
+    stored = (await repository.read_page(LOCAL_OWNER, NAME)).messages
+    assert [len(each.content) for each in stored] == sizes

@@ -104,9 +104,11 @@ class WebSocketDoor:
         except TimeoutError:
             log.warning("dropped a peer that does not read", peer=session.peer, send_timeout_s=timeout_s)
             self._server.recorder.count("mcp_slow_peers_total", door="websocket")
-            session.outbox.close(discard=True)
             abort()
         except OSError:
+            pass  # The connection is gone, as the reading loop hears, too.
+        finally:
+            # Whoever waits for room must not wait for a writer that is no more.
             session.outbox.close(discard=True)
 
     async def _close(self, session: Session, writer: asyncio.Task[None]) -> None:

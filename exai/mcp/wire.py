@@ -15,6 +15,7 @@ from typing import Any, ClassVar, cast
 from uvicorn._types import ASGISendEvent
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.exceptions import InvalidState
@@ -277,7 +278,7 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if not self.transport.is_closing():
+        if self.pong and not self.close_sent and not self.transport.is_closing():
             self.transport.write(self.pong)
         self.pong = b""
 
@@ -290,6 +291,10 @@ class _WebSocket(WebSocketsSansIOProtocol):
         self._wait_if_closing()
 
     async def send(self, message: ASGISendEvent) -> None:
+        await self.writable.wait()
+        if self.close_sent:
+            # It was failed while the application waited, which is no fault of the application.
+            raise ClientDisconnected
         await super().send(message)
         if message["type"] == "websocket.http.response.body":
             self.handshake_complete = (

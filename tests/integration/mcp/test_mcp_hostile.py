@@ -208,6 +208,22 @@ class TestSlowReaders:
                 answered |= {message["id"]} if "id" in message else set()
             assert answered == set(range(30))
 
+    async def test_a_peer_that_breaks_the_rules_while_everything_waits_for_it_is_let_go(self) -> None:
+        """The reading loop waits for room, the writer for the socket, and then the connection is failed."""
+        settings = fast_settings(reply_max_bytes=20_000_000)
+        async with running_server(settings) as server, raw_peer(server.port, receive_buffer=65_536) as peer:
+            await peer.upgrade()
+            (session,), (connection,) = server.server._sessions, server.running._state.connections
+            for key in range(3):
+                await peer.frame(orjson.dumps(modern(key, "tools/call", tool_call("big", size=6_000_000))))
+            await wait_until(lambda: session.outbox._is_reader_sending and not session.outbox.has_room)
+            await peer.frame(orjson.dumps(request(4, "ping")))
+            await wait_until(lambda: connection.take.__self__._is_waiting)
+            await peer.frame(b"", opcode=3)
+            await wait_until(lambda: connection.close_sent)
+            await peer.rest()
+            await wait_until(lambda: not server.server._sessions)
+
     async def test_pings_of_a_peer_that_does_not_read_pile_up_no_pongs(self) -> None:
         """RFC 6455, 5.5.3: the most recent one may stand for all that were not answered."""
         settings = fast_settings(reply_max_bytes=20_000_000)

@@ -21,9 +21,11 @@ from uvicorn.server import ServerState
 from websockets.exceptions import InvalidState
 from websockets.frames import Frame
 from websockets.http11 import Request
+from websockets.protocol import State
 
 from exai.config import ServerSettings
 from exai.mcp.edge import ABORT, DIRECT
+from exai.mcp.frames import MAX_SHORT_BYTES, only_text, read_through, short_text
 
 MAX_HEAD_BYTES = 65_536
 CLOSE_TIMEOUT_S = 5.0
@@ -198,6 +200,8 @@ class _WebSocket(WebSocketsSansIOProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.gathered = bytearray()
+        self.reader = read_through(self.conn)
+        self.max_short_bytes = min(MAX_SHORT_BYTES, self.limits.message_max_bytes)
         self.close_timeout = min(CLOSE_TIMEOUT_S, self.limits.send_timeout_s)
         self._handshake_timer = self.loop.call_later(self.limits.handshake_timeout_s, self._handshake_is_late)
 
@@ -209,7 +213,14 @@ class _WebSocket(WebSocketsSansIOProtocol):
         """Nothing: sessions are drained and closed by `McpServer.drain` before the server goes."""
 
     def data_received(self, data: bytes) -> None:
-        if self.conn.parser_exc is None:
+        conn = self.conn
+        if self.take is not None and self.reader.is_between_frames and conn.current_size is None:
+            text = only_text(data, self.max_short_bytes) if conn.state is State.OPEN else None
+            if text is not None:
+                self.curr_msg_data_type = "text"
+                self._received(text)
+                return
+        if conn.parser_exc is None:
             super().data_received(data)
 
     def handle_connect(self, event: Request) -> None:
@@ -235,13 +246,16 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
     def send_receive_event_to_app(self) -> None:
         data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
+        self.frames = []
+        self._received(data)
+
+    def _received(self, data: bytes) -> None:
+        """A whole message has come."""
         if self.curr_msg_data_type == "text" and not self.close_sent and not _is_utf8(data):
-            self.frames = []
             self.conn.fail(INVALID_UTF8, "text is not UTF-8")
             self.handle_parser_exception()
             return
         if self.take is not None and not self.close_sent and self.queue.empty() and self.take(data):
-            self.frames = []
             return
         self.frames = [data]
         self.curr_msg_data_type = "bytes"
@@ -312,6 +326,9 @@ class _WebSocket(WebSocketsSansIOProtocol):
         """Send a text frame, unless the peer has yet to take what was sent before, or the connection is ending."""
         if not self.writable.is_set() or not self.handshake_complete or self.close_sent or self.disconnected:
             return False
+        if len(data) <= MAX_SHORT_BYTES and self.conn.state is State.OPEN:
+            self.transport.write(short_text(data))
+            return True
         try:
             self.conn.send_text(data)
         except InvalidState:
@@ -330,6 +347,8 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
 
 def _is_utf8(data: bytes) -> bool:
+    if data.isascii():
+        return True
     try:
         data.decode()
     except UnicodeDecodeError:

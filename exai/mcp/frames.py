@@ -1,0 +1,67 @@
+"""The most common frame, a whole short text, without the library's parser; everything else is the library's.
+
+Invariant: a frame is read here only when it is all that has arrived and the parser waits between two messages, so that
+leaving the parser out changes nothing for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from websockets.protocol import Protocol
+from websockets.streams import StreamReader
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # a platform for which the library has no compiled part
+    from websockets.utils import apply_mask
+
+MAX_SHORT_BYTES = 65_535
+
+_WHOLE_TEXT = 0x81
+_MASKED = 0x80
+_SIZE_16 = 126
+_MASK_BYTES = 4
+
+
+class Reader(StreamReader):
+    """The parser's source, which knows whether the parser waits for the beginning of a frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_between_frames = False
+
+    def at_eof(self) -> Generator[None, None, bool]:
+        """Between two frames the parser waits here, and nowhere else."""
+        self.is_between_frames = True
+        has_ended = yield from super().at_eof()
+        self.is_between_frames = False
+        return has_ended
+
+
+def read_through(conn: Protocol) -> Reader:
+    """Let a connection that has received nothing read through a `Reader`, and return that."""
+    reader = conn.reader = Reader()
+    conn.parser = conn.parse()
+    next(conn.parser)
+    return reader
+
+
+def only_text(data: bytes, max_bytes: int) -> bytes | None:
+    """Return the text that `data` is the frame of, when it is one whole short text from a client and no more."""
+    if len(data) < 2 or data[0] != _WHOLE_TEXT:
+        return None
+    size, start = data[1] - _MASKED, 2
+    if size == _SIZE_16:
+        size, start = int.from_bytes(data[2:4], "big"), 4
+    if not 0 <= size <= max_bytes or len(data) != start + _MASK_BYTES + size or data[1] == 0xFF:
+        return None
+    return apply_mask(data[start + _MASK_BYTES :], data[start : start + _MASK_BYTES])
+
+
+def short_text(data: bytes) -> bytes:
+    """Return the frame of a text of at most `MAX_SHORT_BYTES` as a server sends it."""
+    size = len(data)
+    if size < _SIZE_16:
+        return bytes((_WHOLE_TEXT, size)) + data
+    return bytes((_WHOLE_TEXT, _SIZE_16, size >> 8, size & 0xFF)) + data

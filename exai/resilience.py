@@ -73,6 +73,11 @@ class DeadlineScope:
         request_deadline.reset(self._token)
 
 
+def end_by(end_s: float) -> None:
+    """Give the rest of this context, such as a task's own, until `end_s` of `loop.time()`, or an earlier deadline."""
+    request_deadline.set(_earlier(request_deadline.get(), end_s))
+
+
 def with_deadline(timeout_s: float | None) -> DeadlineScope:
     """Give everything inside at most `timeout_s` more seconds; an earlier deadline already set stays in force."""
     return DeadlineScope(timeout_s)

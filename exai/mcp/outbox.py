@@ -39,6 +39,10 @@ class Outbox:
         """Whether a message may be pushed without waiting."""
         return self._size_bytes < self._max_bytes or self.is_closed
 
+    def has_room_for(self, message: Send) -> bool:
+        """Whether this message may be pushed without waiting."""
+        return self.is_closed or not self._messages or self._size_bytes + len(message.data) <= self._max_bytes
+
     async def room(self) -> None:
         """Wait for room; as with `put`, the reader makes it or closes the outbox."""
         while not self.has_room:
@@ -50,7 +54,7 @@ class Outbox:
 
         The wait has no limit of its own: the reader either makes room or closes the outbox.
         """
-        while not self.is_closed and self._messages and self._size_bytes + len(message.data) > self._max_bytes:
+        while not self.has_room_for(message):
             self._room.clear()
             await self._room.wait()
         self.push(message)

@@ -17,6 +17,7 @@ from exai.mcp.edge import Admitted, Authenticator, Edge, everybody_is_local
 from exai.mcp.news import News
 from exai.mcp.protocol import Call, Change, Connection, Feature, Surface
 from exai.mcp.quota import Quotas
+from exai.mcp.running import Watch
 from exai.mcp.session import Session
 from exai.mcp.tasks import Tasks, TaskStore
 from exai.mcp.tools import ToolRegistry
@@ -64,6 +65,7 @@ class McpServer:
         )
         self.surface = Surface(name, version, offered, instructions=instructions)
         self.is_draining = False
+        self.watch = Watch()
         self._sessions: set[Session] = set()
         self.news = News(lambda: self._sessions)
         self._quiet = asyncio.Event()

@@ -10,6 +10,7 @@ import asyncio
 import itertools
 import secrets
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -21,7 +22,8 @@ from exai.mcp.joining import Joining
 from exai.mcp.jsonrpc import INTERNAL_ERROR, Json, Message, Request, RequestId, RpcError
 from exai.mcp.outbox import Outbox
 from exai.mcp.protocol import Action, Call, CallContext, Cancel, Connection, Send, Start, refusal, rpc_error
-from exai.resilience import with_deadline
+from exai.mcp.running import Running
+from exai.resilience import end_by
 
 if TYPE_CHECKING:
     from exai.mcp.server import McpServer
@@ -57,7 +59,8 @@ class Session:
         self.close_code = 1000
         # Whether the message taken last was beyond what its owner may send in a second.
         self.is_over_rate = False
-        self._tasks: dict[RequestId, asyncio.Task[None]] = {}
+        self._loop = asyncio.get_running_loop()
+        self._running: dict[RequestId, Running] = {}
         self._unwinding: set[asyncio.Task[None]] = set()
         self._joining = Joining()
         self._log: structlog.typing.FilteringBoundLogger = log.bind()
@@ -69,7 +72,7 @@ class Session:
     @property
     def is_idle(self) -> bool:
         """Whether no call is running; subscriptions do not count."""
-        return not self._tasks
+        return not self._running
 
     async def receive(self, message: Message, size_bytes: int = 0) -> Action:
         """Take one message as soon as there is room for its answer."""
@@ -132,7 +135,7 @@ class Session:
             self._expiry.cancel()
         self.outbox.close(discard=True)
         self.connection.in_flight.clear()
-        for key in list(self._tasks):
+        for key in list(self._running):
             self._stop(key)
         if self._unwinding:
             _, late = await asyncio.wait(self._unwinding, timeout=UNWIND_TIMEOUT_S)
@@ -153,9 +156,9 @@ class Session:
         except Overloaded as error:
             self._refuse(call, rpc_error(error))
             return
-        task = asyncio.create_task(self._run(call), name=f"mcp {call.method.name}")
-        self._tasks[call.id] = task
-        task.add_done_callback(lambda _: self._forget(call.id, task, size_bytes))
+        running = self._running[call.id] = Running(call, size_bytes)
+        running.task = self._loop.create_task(self._run(running), name=f"mcp {call.method.name}")
+        running.task.add_done_callback(partial(self._forget, running))
 
     def _refuse(self, call: Call, error: RpcError | ExaiError) -> None:
         if (answer := self.connection.fail(call, error)) is not None:
@@ -163,16 +166,17 @@ class Session:
 
     def _stop(self, key: RequestId) -> None:
         """Cancel a call; its id may be used again at once while the old work unwinds."""
-        task = self._tasks.pop(key, None)
-        if task is not None:
-            self._unwinding.add(task)
-            task.cancel()
+        running = self._running.pop(key, None)
+        if running is not None and running.task is not None:
+            self._unwinding.add(running.task)
+            running.task.cancel()
 
-    def _forget(self, key: RequestId, task: asyncio.Task[None], size_bytes: int) -> None:
-        self._quota.end(size_bytes)
-        if self._tasks.get(key) is task:
-            del self._tasks[key]
-        self._unwinding.discard(task)
+    def _forget(self, running: Running, task: asyncio.Task[None]) -> None:
+        self._quota.end(running.size_bytes)
+        if self._running.get(running.call.id) is running:
+            del self._running[running.call.id]
+        else:
+            self._unwinding.discard(task)
         if self._is_expired and self.is_idle:
             self.finish(EXPIRED)
         self.server.quieter()
@@ -183,43 +187,45 @@ class Session:
             return
         left_s = self._expires_at - time.time()
         if left_s > 0:
-            loop = asyncio.get_running_loop()
-            self._expiry = loop.call_later(min(left_s, EXPIRY_LOOK_S), self._watch_expiry)
+            self._expiry = self._loop.call_later(min(left_s, EXPIRY_LOOK_S), self._watch_expiry)
             return
         self._is_expired = True
-        log.info("token expired", peer=self.peer, owner=self.owner, running=len(self._tasks))
+        log.info("token expired", peer=self.peer, owner=self.owner, running=len(self._running))
         if self.is_idle:
             self.finish(EXPIRED)
 
-    async def _run(self, call: Call) -> None:
+    async def _run(self, running: Running) -> None:
+        call = running.call
         request_id = _next_request_id()
         label = self.server.label(call)
         structlog.contextvars.bind_contextvars(request=request_id, owner=self.owner)
-        started = asyncio.get_running_loop().time()
+        started_s = time.perf_counter()
         outcome = "cancelled"
-        reporter = Reporter(self, call)
-        context = CallContext(self.owner, request_id, reporter.say, call.client)
+        reporter = Reporter(self, call) if call.progress_token is not None else None
+        context = CallContext(self.owner, request_id, _say_nothing if reporter is None else reporter.say, call.client)
         try:
-            outcome = await self._outcome(call, context, label)
+            outcome = await self._outcome(running, context, label)
         except asyncio.CancelledError:
             # A handler can raise this by itself; then nobody cancelled the call and it still needs its answer.
             if (answer := self.connection.fail(call, _internal(request_id))) is not None:
                 self.outbox.force(answer)
             raise
         finally:
-            reporter.stop()
-            duration_s = asyncio.get_running_loop().time() - started
+            if reporter is not None:
+                reporter.stop()
+            duration_s = time.perf_counter() - started_s
             self.server.recorder.count("mcp_requests_total", method=call.method.name, tool=label, outcome=outcome)
             self.server.recorder.observe("mcp_request_seconds", duration_s, method=call.method.name, tool=label)
             self._log.info(
                 "request", method=call.method.name, tool=label, outcome=outcome, ms=round(duration_s * 1000, 1)
             )
 
-    async def _outcome(self, call: Call, context: CallContext, label: str) -> str:
+    async def _outcome(self, running: Running, context: CallContext, label: str) -> str:
         """Run the call and queue its answer; returns how it went, for the metrics. The one error boundary."""
+        call = running.call
         try:
             try:
-                result = await self._worked(call, context, label)
+                result = await self._worked(running, context, label)
                 await self._put(self.connection.complete(call, result))
                 return "error" if result.get("isError") else "ok"
             except ExaiError as error:
@@ -234,26 +240,34 @@ class Session:
             await self._put(self.connection.fail(call, _internal(context.request_id)))
             return "internal"
 
-    async def _worked(self, call: Call, context: CallContext, label: str) -> Json:
+    async def _worked(self, running: Running, context: CallContext, label: str) -> Json:
+        call = running.call
         assert call.method.work is not None  # noqa: S101 - methods without work are answered by the protocol
         limit_s = self.server.timeout_s(call)
-        scope = asyncio.timeout(limit_s + DEADLINE_MARGIN_S)
+        end_s = self._loop.time() + limit_s
+        end_by(end_s)
+        self.server.watch.begin(running, end_s + DEADLINE_MARGIN_S, self._loop)
         try:
-            with with_deadline(limit_s):
-                async with scope:
-                    key = self.server.joining_key(call)
-                    if key is None:
-                        return await call.method.work(call, context)
-                    if self._joining.is_running(key):
-                        self.server.recorder.count("mcp_calls_joined_total", tool=label)
-                    return await self._joining.run(key, call, context)
-        except TimeoutError as error:
-            if scope.expired():
+            key = self.server.joining_key(call)
+            if key is None:
+                return await call.method.work(call, context)
+            if self._joining.is_running(key):
+                self.server.recorder.count("mcp_calls_joined_total", tool=label)
+            return await self._joining.run(key, call, context)
+        except asyncio.CancelledError as error:
+            if running.was_late():
                 raise DeadlineExceeded(label or call.method.name, limit_s) from error
             raise
+        finally:
+            self.server.watch.end(running)
+            running.was_late()
 
     async def _put(self, answer: Send | None) -> None:
-        if answer is not None:
+        if answer is None:
+            return
+        if self.outbox.has_room_for(answer):
+            self.outbox.push(answer)
+        else:
             await self.outbox.put(answer)
 
 
@@ -267,8 +281,12 @@ def _internal(request_id: str) -> RpcError:
     return RpcError(INTERNAL_ERROR, problem, {"request_id": request_id})
 
 
+async def _say_nothing(message: str) -> None:
+    """Report progress to a client that did not ask for it."""
+
+
 class Reporter:
-    """Progress of one call: numbers that grow, and a sign of life when the handler is silent."""
+    """Progress of a call whose client asked: numbers that grow, and a sign of life when the handler is silent."""
 
     def __init__(self, session: Session, call: Call) -> None:
         self._session = session
@@ -278,11 +296,10 @@ class Reporter:
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
-        if call.progress_token is not None:
-            self._arm()
+        self._arm()
 
     async def say(self, message: str) -> None:
-        """Tell the client, if it asked; dropped when the client reads too slowly."""
+        """Tell the client; dropped when the client reads too slowly."""
         self._latest = message
         if self._timer is not None:
             self._timer.cancel()

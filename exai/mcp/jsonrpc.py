@@ -170,7 +170,7 @@ def _without_surrogate(match: re.Match[bytes]) -> bytes:
 
 def _crowding(data: bytes) -> str | None:
     """Refuse before parsing what would become a hundred times its size in memory."""
-    if _structural(data) <= MAX_VALUES:
+    if len(data) <= MAX_VALUES or _structural(data) <= MAX_VALUES:
         return None
     skeleton = _skeleton(data)
     if skeleton is None or _structural(skeleton) > MAX_VALUES:

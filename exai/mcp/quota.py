@@ -36,13 +36,16 @@ class Bucket:
     def wait_s(self, wanted: float) -> float:
         """Return in how many seconds so much can be taken, 0 when it can be now."""
         now = self._clock()
-        self._left = min(self._most, self._left + (now - self._filled_at) * self._per_s)
+        left = self._left + (now - self._filled_at) * self._per_s
+        self._left = left if left < self._most else self._most
         self._filled_at = now
+        if wanted <= self._left:
+            return 0.0
         return max(0.0, (min(wanted, self._most) - self._left) / self._per_s)
 
     def take(self, wanted: float) -> None:
         """Take what `wait_s` has just allowed."""
-        self._left = max(0.0, self._left - wanted)
+        self._left = self._left - wanted if self._left > wanted else 0.0
 
 
 class Quota:

@@ -216,13 +216,15 @@ def _told(value: object) -> str:
 def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     """Replace what looks like a secret in every value of an event, however deep; long values are cut."""
     del logger, method
-    return {name: value if name.startswith("_") else _clean(name, value, 0) for name, value in event.items()}
-
-
-@lru_cache(maxsize=1_024)
-def _redact_word(text: str) -> str:
-    """Do it for a short text, such as names and codes are: those come again."""
-    return redact_text(text)
+    clean: EventDict = {}
+    for name, value in event.items():
+        if type(value) is not str or len(value) > MAX_WORD_CHARS:
+            clean[name] = value if name.startswith("_") else _clean(name, value, 0)
+        elif value.isalnum():
+            clean[name] = HIDDEN if _is_secret(name) else value
+        else:
+            clean[name] = _clean_word(name, value)
+    return clean
 
 
 def redact_text(text: str) -> str:
@@ -240,6 +242,12 @@ def redact_text(text: str) -> str:
 @lru_cache(maxsize=1_024)
 def _is_secret(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None
+
+
+@lru_cache(maxsize=1_024)
+def _clean_word(name: str, value: str) -> str:
+    """Do it for a short text, such as names and codes are: those come again."""
+    return HIDDEN if _is_secret(name) else redact_text(value)
 
 
 def _clean(name: str, value: Any, depth: int) -> Any:
@@ -261,8 +269,6 @@ def _clean_inside(value: Any, depth: int) -> Any:
 
 
 def _clean_text(text: str) -> str:
-    if len(text) <= MAX_WORD_CHARS:
-        return text if text.isalnum() else _redact_word(text)
     if len(text) <= MAX_VALUE_CHARS:
         return redact_text(text)
     # The first half of a secret may not look like one, so what is looked at is longer than what is kept.

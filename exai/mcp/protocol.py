@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from exai.errors import ExaiError, Overloaded, RequestError, ShuttingDown
 from exai.mcp import eras, jsonrpc
@@ -44,8 +44,7 @@ class Client:
     capabilities: Json = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One admitted request. `version` is the protocol revision its answer is shaped for."""
 
     id: RequestId
@@ -56,8 +55,7 @@ class Call:
     progress_token: RequestId | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class CallContext:
+class CallContext(NamedTuple):
     """What a handler may know and do besides its arguments.
 
     `request_id` is EXAI's own id of this request, as the logs have it. `await progress("sentence")` tells the client
@@ -132,16 +130,14 @@ class Surface:
         return self.announces_updates or any(self.announces(change) for change, _ in _FILTERS.values())
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """Send this now; `error` is what it says when it refuses something, for a door that has statuses of its own."""
 
     data: bytes
     error: RpcError | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
+class Start(NamedTuple):
     """Begin this call; its outcome comes back through `complete`, `fail` or `abandon`."""
 
     call: Call
@@ -189,16 +185,14 @@ class Connection:
 
     def accept(self, message: Message) -> Action:
         """Take one message. Raises nothing."""
-        if isinstance(message, Malformed):
-            return refusal(message.id, message.error)
-        if isinstance(message, jsonrpc.Response):
-            return Ignore()
+        if isinstance(message, jsonrpc.Request):
+            try:
+                return self._admit(message)
+            except RpcError as error:
+                return refusal(message.id, error)
         if isinstance(message, jsonrpc.Notification):
             return self._notified(message)
-        try:
-            return self._admit(message)
-        except RpcError as error:
-            return refusal(message.id, error)
+        return refusal(message.id, message.error) if isinstance(message, Malformed) else Ignore()
 
     def _notified(self, message: jsonrpc.Notification) -> Action:
         if message.method != "notifications/cancelled":

@@ -37,7 +37,7 @@ class Bucket:
         """Return in how many seconds so much can be taken, 0 when it can be now."""
         now = self._clock()
         left = self._left + (now - self._filled_at) * self._per_s
-        self._left = left if left < self._most else self._most
+        self._left = min(self._most, left)
         self._filled_at = now
         if wanted <= self._left:
             return 0.0

@@ -155,16 +155,18 @@ class ToolRegistry:
         if given is not None and not isinstance(given, Mapping):
             raise RpcError(INVALID_PARAMS, "Invalid params: arguments must be an object")
         try:
-            arguments = spec.arguments.model_validate(given or {})
+            # What `model_validate` calls, after looking at options that are not used here.
+            arguments = spec.arguments.__pydantic_validator__.validate_python(given or {})
         except ValidationError as error:
             return invalid_arguments(spec, error)
+
+        if not spec.outlasts or run_as_task is None:
+            return call_result(await spec.handler(arguments, context))
 
         async def work(context: CallContext) -> Json:
             return call_result(await spec.handler(arguments, context))
 
-        if spec.outlasts and run_as_task is not None:
-            return await run_as_task(call, context, work)
-        return await work(context)
+        return await run_as_task(call, context, work)
 
     def tool_name(self, call: Call) -> str:
         """Return the called tool's name for logs and metrics, or "unknown": a peer must not invent metric labels."""
@@ -202,7 +204,8 @@ class ToolRegistry:
 def call_result(result: ToolResult) -> Json:
     """Return the `CallToolResult` of what a handler returned."""
     shape: dict[str, Any] = {"content": [{"type": "text", "text": result.text}] if result.text else []}
-    shape["content"] += result.content
+    if result.content:
+        shape["content"] += result.content
     if result.structured is not None:
         shape["structuredContent"] = result.structured
     shape["isError"] = result.is_error

@@ -78,7 +78,7 @@ Message: TypeAlias = Request | Notification | Response | Malformed
 
 def parse(data: bytes) -> Message:
     """Read one message; the size of `data` was limited by whoever read it."""
-    problem = _crowding(data)
+    problem = _crowding(data) if len(data) > MAX_VALUES else None
     if problem is not None:
         return Malformed(None, RpcError(INVALID_REQUEST, problem))
     try:
@@ -169,7 +169,7 @@ def _without_surrogate(match: re.Match[bytes]) -> bytes:
 
 def _crowding(data: bytes) -> str | None:
     """Refuse before parsing what would become a hundred times its size in memory."""
-    if len(data) <= MAX_VALUES or _structural(data) <= MAX_VALUES:
+    if _structural(data) <= MAX_VALUES:
         return None
     skeleton = _skeleton(data)
     if skeleton is None or _structural(skeleton) > MAX_VALUES:

@@ -39,10 +39,6 @@ class Outbox:
         """Whether a message may be pushed without waiting."""
         return self._size_bytes < self._max_bytes or self.is_closed
 
-    def has_room_for(self, message: Send) -> bool:
-        """Whether this message may be pushed without waiting."""
-        return self.is_closed or not self._messages or self._size_bytes + len(message.data) <= self._max_bytes
-
     async def room(self) -> None:
         """Wait for room; as with `put`, the reader makes it or closes the outbox."""
         while not self.has_room:
@@ -54,10 +50,16 @@ class Outbox:
 
         The wait has no limit of its own: the reader either makes room or closes the outbox.
         """
-        while not self.has_room_for(message):
+        while not self.put_now(message):
             self._room.clear()
             await self._room.wait()
+
+    def put_now(self, message: Send) -> bool:
+        """Do what `put` does unless that has to wait; False when it has to."""
+        if self._messages and not self.is_closed and self._size_bytes + len(message.data) > self._max_bytes:
+            return False
         self.push(message)
+        return True
 
     def offer(self, message: Send) -> bool:
         """Queue what may be lost; False when it was."""

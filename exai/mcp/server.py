@@ -20,7 +20,7 @@ from exai.mcp.quota import Quotas
 from exai.mcp.running import Watch
 from exai.mcp.session import Session
 from exai.mcp.tasks import Tasks, TaskStore
-from exai.mcp.tools import ToolRegistry
+from exai.mcp.tools import Terms, ToolRegistry
 from exai.models import Recorder
 
 FLUSH_TIMEOUT_S = 12.0
@@ -93,18 +93,14 @@ class McpServer:
         """A call or a session has ended: whoever waits for the rest looks again."""
         self._quiet.set()
 
-    def label(self, call: Call) -> str:
-        """Return the tool's name for logs and metrics, or an empty text for other methods."""
-        return self.tools.tool_name(call) if call.method.name == "tools/call" else ""
+    def terms(self, call: Call) -> Terms:
+        """Return the terms of the called tool, or of another method, whose label is empty."""
+        return self.tools.terms(call) if call.method.name == "tools/call" else Terms("", call.method.timeout_s)
 
-    def timeout_s(self, call: Call) -> float:
-        """Return how long a call may take: the server's limit, or a tighter one of its tool or method."""
-        own = self.tools.timeout_s(call) if call.method.name == "tools/call" else call.method.timeout_s
-        return self._tool_timeout_s if own is None else min(own, self._tool_timeout_s)
-
-    def joining_key(self, call: Call) -> bytes | None:
-        """Return what makes calls of one session identical, None for a call that must not be joined."""
-        return self.tools.joining_key(call) if call.method.name == "tools/call" else None
+    def timeout_s(self, terms: Terms) -> float:
+        """Return how long such a call may take: the server's limit, or a tighter one of its tool or method."""
+        own = terms.timeout_s
+        return self._tool_timeout_s if own is None or own > self._tool_timeout_s else own
 
     def changed(self, change: Change) -> None:
         """Tell every peer that wants to know that a list changed."""

@@ -27,6 +27,7 @@ from exai.resilience import end_by
 
 if TYPE_CHECKING:
     from exai.mcp.server import McpServer
+    from exai.mcp.tools import Terms
 
 DEADLINE_MARGIN_S = 2.0
 """How much later than the call's deadline its task is stopped, so that a typed error from inside comes first."""
@@ -195,16 +196,16 @@ class Session:
             self.finish(EXPIRED)
 
     async def _run(self, running: Running) -> None:
-        call = running.call
+        call, server = running.call, self.server
         request_id = _next_request_id()
-        label = self.server.label(call)
+        terms = server.terms(call)
         structlog.contextvars.bind_contextvars(request=request_id, owner=self.owner)
         started_s = time.perf_counter()
         outcome = "cancelled"
         reporter = Reporter(self, call) if call.progress_token is not None else None
         context = CallContext(self.owner, request_id, _say_nothing if reporter is None else reporter.say, call.client)
         try:
-            outcome = await self._outcome(running, context, label)
+            outcome = await self._outcome(running, context, terms)
         except asyncio.CancelledError:
             # A handler can raise this by itself; then nobody cancelled the call and it still needs its answer.
             if (answer := self.connection.fail(call, _internal(request_id))) is not None:
@@ -214,61 +215,53 @@ class Session:
             if reporter is not None:
                 reporter.stop()
             duration_s = time.perf_counter() - started_s
-            self.server.recorder.count("mcp_requests_total", method=call.method.name, tool=label, outcome=outcome)
-            self.server.recorder.observe("mcp_request_seconds", duration_s, method=call.method.name, tool=label)
-            self._log.info(
-                "request", method=call.method.name, tool=label, outcome=outcome, ms=round(duration_s * 1000, 1)
-            )
+            method, tool = call.method.name, terms.label
+            server.recorder.count("mcp_requests_total", method=method, tool=tool, outcome=outcome)
+            server.recorder.observe("mcp_request_seconds", duration_s, method=method, tool=tool)
+            self._log.info("request", method=method, tool=tool, outcome=outcome, ms=round(duration_s * 1000, 1))
 
-    async def _outcome(self, running: Running, context: CallContext, label: str) -> str:
+    async def _outcome(self, running: Running, context: CallContext, terms: Terms) -> str:
         """Run the call and queue its answer; returns how it went, for the metrics. The one error boundary."""
         call = running.call
         try:
             try:
-                result = await self._worked(running, context, label)
-                await self._put(self.connection.complete(call, result))
-                return "error" if result.get("isError") else "ok"
+                result = await self._worked(running, context, terms)
+                answer = self.connection.complete(call, result)
+                outcome = "error" if result.get("isError") else "ok"
             except ExaiError as error:
                 log.info("refused", code=error.code, reason=str(error))
-                await self._put(self.connection.fail(call, error))
-                return error.code
+                answer, outcome = self.connection.fail(call, error), error.code
             except RpcError as error:
-                await self._put(self.connection.fail(call, error))
-                return "refused"
+                answer, outcome = self.connection.fail(call, error), "refused"
         except Exception:
             log.exception("internal error")
-            await self._put(self.connection.fail(call, _internal(context.request_id)))
-            return "internal"
+            answer, outcome = self.connection.fail(call, _internal(context.request_id)), "internal"
+        if answer is not None and not self.outbox.put_now(answer):
+            await self.outbox.put(answer)
+        return outcome
 
-    async def _worked(self, running: Running, context: CallContext, label: str) -> Json:
-        call = running.call
+    async def _worked(self, running: Running, context: CallContext, terms: Terms) -> Json:
+        call, server = running.call, self.server
         assert call.method.work is not None  # noqa: S101 - methods without work are answered by the protocol
-        limit_s = self.server.timeout_s(call)
+        limit_s = server.timeout_s(terms)
         end_s = self._loop.time() + limit_s
         end_by(end_s)
-        self.server.watch.begin(running, end_s + DEADLINE_MARGIN_S, self._loop)
+        server.watch.begin(running, end_s + DEADLINE_MARGIN_S, self._loop)
         try:
-            key = self.server.joining_key(call)
+            key = server.tools.joining_key(call) if terms.joins_identical else None
             if key is None:
                 return await call.method.work(call, context)
             if self._joining.is_running(key):
-                self.server.recorder.count("mcp_calls_joined_total", tool=label)
+                server.recorder.count("mcp_calls_joined_total", tool=terms.label)
             return await self._joining.run(key, call, context)
         except asyncio.CancelledError as error:
             if running.was_late():
-                raise DeadlineExceeded(label or call.method.name, limit_s) from error
+                raise DeadlineExceeded(terms.label or call.method.name, limit_s) from error
             raise
         finally:
-            self.server.watch.end(running)
-            running.was_late()
-
-    async def _put(self, answer: Send | None) -> None:
-        if answer is None:
-            return
-        if self.outbox.has_room_for(answer):
-            self.outbox.push(answer)
-        else:
-            await self.outbox.put(answer)
+            server.watch.end(running)
+            if running.is_late:
+                running.was_late()
 
 
 def _next_request_id() -> str:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -107,11 +107,24 @@ class ToolSpec:
     """Replaces the schema made from `arguments` where that cannot say it."""
 
 
+class Terms(NamedTuple):
+    """What calls of one tool or method share: a name for logs and metrics, a limit, and whether they may be joined."""
+
+    label: str
+    timeout_s: float | None = None
+    joins_identical: bool = False
+
+
+UNKNOWN = Terms("unknown")
+"""Of a tool that does not exist: a peer must not invent labels."""
+
+
 class ToolRegistry:
     """The tools of one server, in order of registration."""
 
     def __init__(self, specs: Iterable[ToolSpec] = (), *, announces_changes: bool = False) -> None:
         self._specs: dict[str, ToolSpec] = {}
+        self._terms: dict[str, Terms] = {}
         self._described: list[Json] = []
         self._announces_changes = announces_changes
         for spec in specs:
@@ -133,6 +146,7 @@ class ToolRegistry:
             raise TypeError(f"{spec.name}: {spec.arguments.__name__} must forbid unknown arguments")
         self._described.append(_description(spec))
         self._specs[spec.name] = spec
+        self._terms[spec.name] = Terms(spec.name, spec.timeout_s, spec.joins_identical)
 
     def feature(self, run_as_task: RunAsTask | None = None) -> Feature:
         """Return the methods and the capability of these tools; `run_as_task` does what may outlast its call."""
@@ -168,26 +182,19 @@ class ToolRegistry:
 
         return await run_as_task(call, context, work)
 
-    def tool_name(self, call: Call) -> str:
-        """Return the called tool's name for logs and metrics, or "unknown": a peer must not invent metric labels."""
+    def terms(self, call: Call) -> Terms:
+        """Return the terms of the called tool."""
         name = call.params.get("name")
-        return name if isinstance(name, str) and name in self._specs else "unknown"
-
-    def timeout_s(self, call: Call) -> float | None:
-        """Return the called tool's own limit, None where it has none."""
-        spec = self._specs.get(self.tool_name(call))
-        return spec.timeout_s if spec is not None else None
+        return self._terms.get(name, UNKNOWN) if isinstance(name, str) else UNKNOWN
 
     def joining_key(self, call: Call) -> bytes | None:
-        """Return what makes calls of one session identical, None for a call that must not be joined."""
-        spec, given = self._specs.get(self.tool_name(call)), call.params.get("arguments")
-        if spec is None or not spec.joins_identical or not isinstance(given, dict):
-            return None
-        if given.get(IDEMPOTENCY_KEY) is not None:
+        """Return what makes calls of one session, of a tool whose calls may be joined, identical; None for no other."""
+        given = call.params.get("arguments")
+        if not isinstance(given, dict) or given.get(IDEMPOTENCY_KEY) is not None:
             return None
         # What may be answered with a task's handle is no answer for a client that knows none.
         knows_tasks = eras.declares(call.version, call.client.capabilities, eras.TASKS)
-        return orjson.dumps([spec.name, given, knows_tasks], option=orjson.OPT_SORT_KEYS)
+        return orjson.dumps([call.params["name"], given, knows_tasks], option=orjson.OPT_SORT_KEYS)
 
     def _name(self, params: Json) -> str:
         name = params.get("name")

@@ -146,7 +146,10 @@ class _Taking:
     def _judge(self, message: Incoming, size_bytes: int) -> None:
         self._malformed = self._malformed + 1 if isinstance(message, Malformed) else 0
         counted = size_bytes + REFUSAL_BYTES
-        self._excess_bytes = max(0, self._excess_bytes + (counted if self._session.is_over_rate else -counted))
+        if self._session.is_over_rate:
+            self._excess_bytes += counted
+        elif self._excess_bytes:
+            self._excess_bytes = max(0, self._excess_bytes - counted)
         if self._malformed == MAX_MALFORMED:
             self._session.finish(POLICY_VIOLATION)
         elif self._excess_bytes > PATIENCE_BYTES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -15,7 +16,7 @@ import structlog
 
 from exai.addresses import redact as redact_address
 from exai.config import LogSettings
-from exai.logs import _ADDRESS, _SECRET_TEXT, MAX_VALUE_CHARS, configure_logging, redact_text
+from exai.logs import _ADDRESS, _SECRET_TEXT, MAX_VALUE_CHARS, MAX_WAITING_LINES, configure_logging, redact_text
 
 KEY = "sk-0123456789abcdef"
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZSJ9.c2lnbmF0dXJlLXBhcnQ"
@@ -90,6 +91,45 @@ def test_fields_bound_to_a_request_are_on_all_its_lines_and_on_no_others() -> No
         logging.getLogger("library").warning("library inside")
     structlog.get_logger().info("outside")
     assert [line.get("request_id") for line in logged(stream)] == ["r1", "r1", None]
+
+
+async def test_lines_of_one_turn_of_the_event_loop_are_written_in_one_go_and_in_order() -> None:
+    """A write for each request costs more than the line; what must not be lost does not wait."""
+    stream = configured()
+    log = structlog.get_logger("exai")
+    for name in ("first", "second"):
+        log.info(name)
+    assert stream.getvalue() == ""
+    await asyncio.sleep(0)
+    assert [line["event"] for line in logged(stream)] == ["first", "second"]
+    log.info("third")
+    logging.getLogger("library").warning("fourth")
+    log.info("fifth")
+    log.warning("sixth")
+    assert [line["event"] for line in logged(stream)][2:] == ["third", "fourth", "fifth", "sixth"]
+    for _ in range(MAX_WAITING_LINES):
+        log.info("many")
+    assert len(logged(stream)) == 6 + MAX_WAITING_LINES
+    log.info("last")
+    logging.getLogger().handlers[0].flush()
+    assert logged(stream)[-1]["event"] == "last"
+
+
+def test_lines_of_a_loop_that_has_ended_do_not_wait_for_it() -> None:
+    """Its last turn may never come."""
+    stream = configured()
+
+    async def last() -> None:
+        structlog.get_logger("exai").info("at its end")
+        asyncio.get_running_loop().stop()
+
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(last())
+    loop.run_forever()
+    loop.close()
+    assert task.done()
+    structlog.get_logger("exai").info("after")
+    assert [line["event"] for line in logged(stream)] == ["at its end", "after"]
 
 
 def test_libraries_share_the_format_and_are_quietened() -> None:

@@ -143,6 +143,16 @@ class TestFrames:
             assert await peer.close_code() == code
         await works(server)
 
+    async def test_a_whole_text_inside_a_fragmented_one_closes_with_its_code(self, server: Running) -> None:
+        """RFC 6455, 5.4: the shortest way in must know of a message that is not whole yet."""
+        async with raw_peer(server.port) as peer:
+            await peer.upgrade()
+            await peer.frame(b"{", fin=False)
+            await peer.frame(b"", opcode=9)
+            assert (await peer.received_frame())[0] == 10
+            await peer.frame(b"{}")
+            assert await peer.close_code() == 1002
+
     async def test_eight_mebibytes_of_brackets_harm_nobody(self, server: Running) -> None:
         """Refused before they become objects."""
         async with raw_peer(server.port) as peer:

@@ -1,0 +1,69 @@
+"""The watch over running calls: whose time is up is stopped, nobody else, with one timer."""
+
+from __future__ import annotations
+
+import asyncio
+
+from exai.mcp.protocol import Call, Client, Method
+from exai.mcp.running import Running, Watch
+from tests.support.mcp_server import WAIT_S
+
+
+def begun(watch: Watch, seconds: float) -> Running:
+    running = Running(Call(1, Method("tools/call"), {}, "", Client()), 10)
+    running.task = asyncio.create_task(asyncio.Event().wait())  # type: ignore[assignment]
+    loop = asyncio.get_running_loop()
+    watch.begin(running, loop.time() + seconds, loop)
+    return running
+
+
+async def ended(running: Running) -> bool:
+    assert running.task is not None
+    done, _ = await asyncio.wait({running.task}, timeout=WAIT_S)
+    return bool(done)
+
+
+async def test_each_call_is_stopped_at_its_own_time() -> None:
+    """A call that begins later may have to end earlier."""
+    watch = Watch()
+    late, early, never = begun(watch, 0.02), begun(watch, 0.0), begun(watch, 3_600.0)
+    assert await ended(early)
+    assert not late.is_late
+    assert await ended(late)
+    assert (early.is_late, late.is_late, never.is_late) == (True, True, False)
+    assert never.task is not None
+    never.task.cancel()
+
+
+async def test_a_call_that_was_let_go_is_not_stopped() -> None:
+    """Its answer is on its way."""
+    watch = Watch()
+    let_go, other = begun(watch, 0.0), begun(watch, 0.001)
+    watch.end(let_go)
+    assert await ended(other)
+    assert not let_go.is_late
+    assert let_go.task is not None
+    let_go.task.cancel()
+
+
+async def test_a_call_stopped_for_two_reasons_was_not_only_late() -> None:
+    """A peer that cancels gets no answer, even at the last moment."""
+    watch = Watch()
+    found: list[bool] = []
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            found.append(running.was_late())
+
+    for cancels in (False, True):
+        running = Running(Call(1, Method("tools/call"), {}, "", Client()), 10)
+        running.task = asyncio.create_task(work())
+        await asyncio.sleep(0)
+        running.stop_late()
+        if cancels:
+            running.task.cancel()
+        assert await ended(running)
+    assert found == [True, False]
+    assert not watch._ends

@@ -145,7 +145,9 @@ class Store(RuleBasedStateMachine):
         seq = len(talk.lines) + 1
         assert (told.seq, told.revision) == (seq + 1, talk.revision + 2)
         talk.lines.append(Line("user", word, None, word, (name, seq)))
-        talk.lines.append(Line("assistant", told.content, None, "", (name, seq + 1)))
+        # The model repeats what it was told, so both are found by that word.
+        assert word in told.content
+        talk.lines.append(Line("assistant", told.content, None, word, (name, seq + 1)))
         talk.revision += 2
         talk.changed = next(self.numbers)
 

@@ -2,7 +2,8 @@
 
 The invariant is that no line holds a key, token or password: every value passes `redact` after exceptions have been
 rendered and before anything is written, whether it came from EXAI or from a library. EXAI's own lines, one for each
-request, take a shorter way than the standard library's, and those of one turn of the event loop are written in one go.
+request, take a shorter way than the standard library's, and those of one turn of the event loop are made and written in
+one go: what a line costs is mostly that its code has not run for a while.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import logging
 import re
 import sys
 from collections.abc import Mapping
+from contextvars import Context, copy_context
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import orjson
 import structlog
+from structlog.contextvars import STRUCTLOG_KEY_PREFIX
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from exai.addresses import redact as redact_address
@@ -35,6 +38,8 @@ MAX_WAITING_LINES = 1_000
 
 MAX_DEPTH = 6
 _PLAIN = (bool, int, float, type(None))
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
+_UNCHANGING = frozenset({str, *_PLAIN})
 HIDDEN = "***"
 
 LIBRARY_LEVELS = {
@@ -89,13 +94,15 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     renderer: Processor = (
-        structlog.dev.ConsoleRenderer(
-            colors=stream.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+        _with_time_in_words(
+            structlog.dev.ConsoleRenderer(
+                colors=stream.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+            )
         )
         if as_text
         else _as_json
     )
-    handler = _Handler(stream)
+    handler = _Handler(stream, renderer)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
@@ -112,11 +119,21 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
         library.setLevel(max(level, quietest))
     logging.captureWarnings(True)
     structlog.configure(
-        processors=[*shared, renderer] if as_text else [_completed, renderer],
+        processors=[_told],
         logger_factory=lambda *names: _Lines(handler, names[0] if names else "exai"),
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=False,
     )
+
+
+class _Line(NamedTuple):
+    """One event of EXAI's own, as it was told."""
+
+    logger: str
+    level: str
+    event: EventDict
+    context: Context
+    at: datetime
 
 
 class _Handler(logging.StreamHandler[TextIO]):
@@ -125,13 +142,14 @@ class _Handler(logging.StreamHandler[TextIO]):
     What waits is written before the process ends in any way but a kill. A line that nobody can read is lost.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, renderer: Processor) -> None:
         super().__init__(stream)
-        self._waiting: list[str] = []
+        self._renderer = renderer
+        self._waiting: list[_Line] = []
         self._turn_of: asyncio.AbstractEventLoop | None = None
 
-    def take(self, line: str, *, can_wait: bool) -> None:
-        """Write one finished line, at the latest when this turn of the event loop ends."""
+    def take(self, line: _Line, *, can_wait: bool) -> None:
+        """Write one line, at the latest when this turn of the event loop ends."""
         self.acquire()
         try:
             self._waiting.append(line)
@@ -150,9 +168,12 @@ class _Handler(logging.StreamHandler[TextIO]):
         self.acquire()
         try:
             waiting, self._waiting, self._turn_of = self._waiting, [], None
+            text = "".join(
+                [f"{self._renderer(None, line.level, _completed(line))!s}{self.terminator}" for line in waiting]
+            )
             with contextlib.suppress(OSError, ValueError):
-                if waiting:
-                    self.stream.write(self.terminator.join((*waiting, "")))
+                if text:
+                    self.stream.write(text)
                 super().flush()
         finally:
             self.release()
@@ -176,11 +197,15 @@ class _Lines:
         self._handler = handler
         self.name = name
 
-    def info(self, line: str) -> None:
-        """Write one line soon."""
-        self._handler.take(line, can_wait=True)
+    def info(self, line: _Line) -> None:
+        """Write one line soon, if all of it will be the same then."""
+        can_wait = True
+        for value in line.event.values():
+            if type(value) not in _UNCHANGING:
+                can_wait = False
+        self._handler.take(line, can_wait=can_wait and "exc_info" not in line.event)
 
-    def error(self, line: str) -> None:
+    def error(self, line: _Line) -> None:
         """Write one line now."""
         self._handler.take(line, can_wait=False)
 
@@ -188,16 +213,23 @@ class _Lines:
     warning = critical = error
 
 
-def _completed(logger: _Lines, method: str, event: EventDict) -> EventDict:
+def _told(logger: _Lines, method: str, event: EventDict) -> tuple[tuple[_Line], dict[str, object]]:
+    return (_Line(logger.name, method, event, copy_context(), datetime.now(UTC)),), {}
+
+
+def _completed(line: _Line) -> EventDict:
     """Do in one step what the standard library's lines pass one processor each for; most have no exception."""
-    event = structlog.contextvars.merge_contextvars(logger, method, event)
+    event, context = line.event, line.context
+    for variable in context:
+        if variable.name.startswith(STRUCTLOG_KEY_PREFIX) and context[variable] is not Ellipsis:
+            event.setdefault(variable.name.removeprefix(STRUCTLOG_KEY_PREFIX), context[variable])
     if "exc_info" in event or "stack_info" in event:
-        event = structlog.processors.StackInfoRenderer()(logger, method, event)
-        event = structlog.processors.format_exc_info(logger, method, event)
-    event = redact(logger, method, event)
-    event["level"] = method
-    event["logger"] = logger.name
-    event["timestamp"] = datetime.now(UTC)
+        event = structlog.processors.StackInfoRenderer()(None, line.level, event)
+        event = structlog.processors.format_exc_info(None, line.level, event)
+    event = redact(None, line.level, event)
+    event["level"] = line.level
+    event["logger"] = line.logger
+    event["timestamp"] = line.at
     return event
 
 
@@ -206,11 +238,22 @@ def _as_json(logger: WrappedLogger, method: str, event: EventDict) -> str:
     try:
         return orjson.dumps(event, default=repr, option=orjson.OPT_UTC_Z).decode()
     except TypeError:  # an integer beyond 64 bits, half a surrogate pair
-        return json.dumps(event, default=_told)
+        return json.dumps(event, default=_in_words)
 
 
-def _told(value: object) -> str:
-    return value.isoformat() if isinstance(value, datetime) else repr(value)
+def _in_words(value: object) -> str:
+    return value.strftime(TIME_FORMAT) if isinstance(value, datetime) else repr(value)
+
+
+def _with_time_in_words(render: Processor) -> Processor:
+    """Return a renderer that takes the time as EXAI's lines have it, besides as a text."""
+
+    def rendered(logger: WrappedLogger, method: str, event: EventDict) -> str:
+        if isinstance(at := event.get("timestamp"), datetime):
+            event["timestamp"] = at.strftime(TIME_FORMAT)
+        return str(render(logger, method, event))
+
+    return rendered
 
 
 def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

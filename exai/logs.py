@@ -3,7 +3,7 @@
 The invariant is that no line holds a key, token or password: every value passes `redact` after exceptions have been
 rendered and before anything is written, whether it came from EXAI or from a library. EXAI's own lines, one for each
 request, take a shorter way than the standard library's, and those of one turn of the event loop are made and written in
-one go: what a line costs is mostly that its code has not run for a while.
+one go, which costs less than each in its time.
 """
 
 from __future__ import annotations

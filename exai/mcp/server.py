@@ -19,6 +19,7 @@ from exai.mcp.protocol import Call, Change, Connection, Feature, Surface
 from exai.mcp.quota import Quotas
 from exai.mcp.running import Watch
 from exai.mcp.session import Session
+from exai.mcp.tally import Tally
 from exai.mcp.tasks import Tasks, TaskStore
 from exai.mcp.tools import Terms, ToolRegistry
 from exai.models import Recorder
@@ -66,6 +67,7 @@ class McpServer:
         self.surface = Surface(name, version, offered, instructions=instructions)
         self.is_draining = False
         self.watch = Watch()
+        self.tally = Tally(lambda: self.recorder)
         self._sessions: set[Session] = set()
         self.news = News(lambda: self._sessions)
         self._quiet = asyncio.Event()

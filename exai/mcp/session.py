@@ -23,6 +23,7 @@ from exai.mcp.jsonrpc import INTERNAL_ERROR, Json, Message, Request, RequestId, 
 from exai.mcp.outbox import Outbox
 from exai.mcp.protocol import Action, Call, CallContext, Cancel, Connection, Send, Start, refusal, rpc_error
 from exai.mcp.running import Running
+from exai.mcp.tally import Ended
 from exai.resilience import end_by
 
 if TYPE_CHECKING:
@@ -64,7 +65,6 @@ class Session:
         self._running: dict[RequestId, Running] = {}
         self._unwinding: set[asyncio.Task[None]] = set()
         self._joining = Joining()
-        self._log: structlog.typing.FilteringBoundLogger = log.bind()
         self._expires_at = admitted.expires_at
         self._is_expired = False
         self._expiry: asyncio.TimerHandle | None = None
@@ -214,11 +214,9 @@ class Session:
         finally:
             if reporter is not None:
                 reporter.stop()
-            duration_s = time.perf_counter() - started_s
-            method, tool = call.method.name, terms.label
-            server.recorder.count("mcp_requests_total", method=method, tool=tool, outcome=outcome)
-            server.recorder.observe("mcp_request_seconds", duration_s, method=method, tool=tool)
-            self._log.info("request", method=method, tool=tool, outcome=outcome, ms=round(duration_s * 1000, 1))
+            took_s = time.perf_counter() - started_s
+            ended = Ended(request_id, self.owner, call.method.name, terms.label, outcome, took_s)
+            server.tally.add(ended, self._loop)
 
     async def _outcome(self, running: Running, context: CallContext, terms: Terms) -> str:
         """Run the call and queue its answer; returns how it went, for the metrics. The one error boundary."""

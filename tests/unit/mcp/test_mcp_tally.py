@@ -1,0 +1,40 @@
+"""What is told of the calls that end in one turn of the event loop: each once, and each as itself."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+from structlog.testing import capture_logs
+
+from exai.mcp.tally import Ended, Tally
+from exai.models import Owner
+from exai.monitoring.metrics import MetricsRecorder
+
+
+async def test_each_call_of_a_turn_is_told_once_and_as_its_own() -> None:
+    """Style: one line per request; the context of one call is not that of another."""
+    recorder = MetricsRecorder()
+    tally, loop = Tally(lambda: recorder), asyncio.get_running_loop()
+    with (
+        capture_logs([structlog.contextvars.merge_contextvars]) as lines,
+        structlog.contextvars.bound_contextvars(peer="x"),
+    ):
+        for number, outcome in enumerate(("ok", "ok", "error")):
+            tally.add(Ended(f"r{number}", Owner(f"o{number}"), "tools/call", "chat", outcome, 0.25), loop)
+        assert not lines
+        await asyncio.sleep(0)
+        tally.add(Ended("r3", Owner("o3"), "prompts/get", "", "ok", 0.5), loop)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert [(line["request"], line["owner"], line["outcome"]) for line in lines] == [
+        ("r0", "o0", "ok"),
+        ("r1", "o1", "ok"),
+        ("r2", "o2", "error"),
+        ("r3", "o3", "ok"),
+    ]
+    assert not any("peer" in line for line in lines)
+    assert lines[0]["ms"] == 250.0
+    assert recorder.value("mcp_requests_total") == 4
+    assert recorder.value("mcp_requests_total", tool="chat", outcome="ok") == 2
+    assert recorder.value("mcp_request_seconds", method="tools/call") == 0.75

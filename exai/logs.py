@@ -14,6 +14,7 @@ import json
 import logging
 import re
 import sys
+from collections import deque
 from collections.abc import Mapping
 from contextvars import Context, copy_context
 from datetime import UTC, datetime
@@ -145,18 +146,14 @@ class _Handler(logging.StreamHandler[TextIO]):
     def __init__(self, stream: TextIO, renderer: Processor) -> None:
         super().__init__(stream)
         self._renderer = renderer
-        self._waiting: list[_Line] = []
+        self._waiting: deque[_Line] = deque()
         self._turn_of: asyncio.AbstractEventLoop | None = None
 
     def take(self, line: _Line, *, can_wait: bool) -> None:
         """Write one line, at the latest when this turn of the event loop ends."""
-        self.acquire()
-        try:
-            self._waiting.append(line)
-            if not can_wait or len(self._waiting) >= MAX_WAITING_LINES or not self._is_turn_ending():
-                self.flush()
-        finally:
-            self.release()
+        self._waiting.append(line)
+        if not can_wait or len(self._waiting) >= MAX_WAITING_LINES or not self._is_turn_ending():
+            self.flush()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a library's line after those that wait."""
@@ -167,7 +164,9 @@ class _Handler(logging.StreamHandler[TextIO]):
         """Write what waits."""
         self.acquire()
         try:
-            waiting, self._waiting, self._turn_of = self._waiting, [], None
+            self._turn_of = None
+            # Other threads may add lines meanwhile, and find them written by this or the next flush.
+            waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
             text = "".join(
                 [f"{self._renderer(None, line.level, _completed(line))!s}{self.terminator}" for line in waiting]
             )
@@ -199,11 +198,9 @@ class _Lines:
 
     def info(self, line: _Line) -> None:
         """Write one line soon, if all of it will be the same then."""
-        can_wait = True
-        for value in line.event.values():
-            if type(value) not in _UNCHANGING:
-                can_wait = False
-        self._handler.take(line, can_wait=can_wait and "exc_info" not in line.event)
+        event = line.event
+        can_wait = _UNCHANGING.issuperset(map(type, event.values())) and "exc_info" not in event
+        self._handler.take(line, can_wait=can_wait)
 
     def error(self, line: _Line) -> None:
         """Write one line now."""

@@ -7,6 +7,7 @@ invariant is that every call is told of once, before the next turn ends.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from contextvars import Context
 from typing import NamedTuple
@@ -46,8 +47,10 @@ class Tally:
         ended, self._ended = self._ended, []
         recorder = self._recorder()
         log = structlog.get_logger("exai.mcp.session").bind()
+        outcomes = Counter([(each.method, each.tool, each.outcome) for each in ended])
+        for (method, tool, outcome), number in outcomes.items():
+            recorder.count("mcp_requests_total", number, method=method, tool=tool, outcome=outcome)
         for request, owner, method, tool, outcome, duration_s in ended:
-            recorder.count("mcp_requests_total", method=method, tool=tool, outcome=outcome)
             recorder.observe("mcp_request_seconds", duration_s, method=method, tool=tool)
             ms = round(duration_s * 1000, 1)
             log.info("request", request=request, owner=owner, method=method, tool=tool, outcome=outcome, ms=ms)

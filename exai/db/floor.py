@@ -1,8 +1,9 @@
 """The least a Postgres client can do for the same rows: what `exai bench` compares the service with.
 
-The invariant is that nothing stands between the caller and the driver: prepared statements, a pool of the service's
-size that sends nothing when a connection goes back, plain rows out. Everything made here belongs to the owner `OWNER`
-or lives in the schema `exai_bench`, and both are gone after `remove_all`.
+The invariant is that nothing stands between the caller and the driver: statements described once, in the driver's own
+pool of connections like the service's, so that they too cost one round trip behind any pooler; plain rows out.
+Everything made here belongs to the owner `OWNER` or lives in the schema `exai_bench`, and both are gone after
+`remove_all`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Final
 import asyncpg
 
 from exai.db.address import parse_address
+from exai.db.connections import OneTrip
 from exai.db.translate import judge
 from exai.models import ContinuationId, FileId, Owner
 
@@ -63,7 +65,7 @@ select $1, $2 + u.ord, $3, u.role, u.content, now()
 INSERT_WITH_FILES: Final = """
 with linked as (
   insert into exai_bench.conversation_files (conversation_id, file_id)
-  select $1, f.id from unnest($6::uuid[]) f(id) on conflict do nothing)
+  select $1, f.id from unnest($6::text[]::uuid[]) f(id) on conflict do nothing)
 insert into exai_bench.messages (conversation_id, seq, turn_id, role, content, created_at)
 select $1, $2 + u.ord, $3, u.role, u.content, now()
   from unnest($4::text[], $5::text[]) with ordinality u(role, content, ord)"""
@@ -97,20 +99,13 @@ class DatabaseFloor:
         roles, contents = [role for role, _ in messages], [content for _, content in messages]
         arguments = (self._ids[continuation_id], seq, uuid.uuid4(), roles, contents)
         if file_ids:
-            await self._pool.execute(INSERT_WITH_FILES, *arguments, [uuid.UUID(each) for each in file_ids])
+            await self._pool.execute(INSERT_WITH_FILES, *arguments, list(file_ids))
         else:
             await self._pool.execute(INSERT, *arguments)
 
     async def round_trip(self) -> None:
         """Ask and be answered, with no work in between."""
         await self._pool.fetchval("select 1")
-
-
-class _Bare(asyncpg.Connection):
-    __slots__ = ()
-
-    def get_reset_query(self) -> str:
-        return ""
 
 
 @asynccontextmanager
@@ -122,7 +117,7 @@ async def open_database_floor(url: str, size: int, last_seq: int) -> AsyncIterat
     arguments = parse_address(url).connect_arguments()
     try:
         pool = await asyncpg.create_pool(
-            min_size=size, max_size=size, connection_class=_Bare, timeout=CONNECT_LIMIT_S, **arguments
+            min_size=size, max_size=size, connection_class=OneTrip, timeout=CONNECT_LIMIT_S, **arguments
         )
     except Exception as error:
         raise _judged(error) from error
@@ -162,7 +157,10 @@ async def remove_all(url: str) -> None:
 async def _admin(url: str) -> AsyncIterator[asyncpg.Connection]:
     try:
         connection = await asyncpg.connect(
-            timeout=CONNECT_LIMIT_S, command_timeout=LIMIT_S, **parse_address(url).connect_arguments()
+            timeout=CONNECT_LIMIT_S,
+            command_timeout=LIMIT_S,
+            connection_class=OneTrip,
+            **parse_address(url).connect_arguments(),
         )
         try:
             yield connection

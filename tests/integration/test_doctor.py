@@ -121,6 +121,7 @@ def http_server(status: int, body: object) -> Iterator[tuple[str, list[http.serv
         server.server_close()
 
 
+@pytest.mark.direct
 class TestDatabase:
     async def test_migrated_database_is_all_well(self, postgres_url: str) -> None:
         """Every line of the list, on a server that has nothing wrong with it."""

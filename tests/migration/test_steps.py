@@ -31,6 +31,7 @@ async def schema_of(url: str) -> str:
         return await schema_text(connection)
 
 
+@pytest.mark.direct
 async def test_the_committed_schema_is_what_the_migrations_make(postgres_url: str) -> None:
     """It is what reviews read; the same text on every version of Postgres."""
     made = await schema_of(postgres_url)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, cast
@@ -34,7 +35,7 @@ class Broken(Exception):
     """The server closed a connection or answered what it should not; `str` says what."""
 
 
-class Caller(asyncio.Protocol):
+class Caller(ABC, asyncio.Protocol):
     """One connection with at most one call under way. `answers` is how many came, `latencies` how long each took."""
 
     def __init__(self, message: bytes) -> None:
@@ -79,13 +80,13 @@ class Caller(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    @abstractmethod
     def framed(self, message: bytes) -> bytes:
         """Return what goes out for a message."""
-        raise NotImplementedError
 
+    @abstractmethod
     def taken(self) -> bytes | None:
         """Take one whole answer off the front of what came, None when there is none yet."""
-        raise NotImplementedError
 
     def write(self, data: bytes) -> None:
         """Send bytes as they are."""

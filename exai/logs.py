@@ -1,9 +1,9 @@
 """Logs: one line per event to standard error, text for a person at a terminal and JSON for everything else.
 
 The invariant is that no line holds a key, token or password: every value passes `redact` after exceptions have been
-rendered and before anything is written, whether it came from EXAI or from a library. EXAI's own lines, one for each
-request, take a shorter way than the standard library's, and those of one turn of the event loop are made and written in
-one go, which costs less than each in its time.
+rendered and before anything is written, whether it came from EXAI or from a library. EXAI's own lines take a shorter
+way than the standard library's, and those of one turn of the event loop are made and written in one go, which costs
+less than each in its time; the one line of each request takes the shortest, `info_each`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import logging
 import re
 import sys
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import Context, copy_context
 from datetime import UTC, datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple, TextIO
 
 import orjson
@@ -41,6 +41,8 @@ MAX_DEPTH = 6
 _PLAIN = (bool, int, float, type(None))
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%S.%fZ"
 _UNCHANGING = frozenset({str, *_PLAIN})
+_JSON = orjson.OPT_UTC_Z
+_JSON_LINE = _JSON | orjson.OPT_APPEND_NEWLINE
 HIDDEN = "***"
 
 LIBRARY_LEVELS = {
@@ -94,20 +96,20 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    renderer: Processor = (
+    text_renderer = (
         _with_time_in_words(
             structlog.dev.ConsoleRenderer(
                 colors=stream.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
             )
         )
         if as_text
-        else _as_json
+        else None
     )
-    handler = _Handler(stream, renderer)
+    handler = _Handler(stream, _as_json_lines if text_renderer is None else partial(_as_lines, text_renderer))
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, text_renderer or _as_json],
         )
     )
     root = logging.getLogger()
@@ -120,19 +122,36 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
         library.setLevel(max(level, quietest))
     logging.captureWarnings(True)
     structlog.configure(
-        processors=[_told],
-        logger_factory=lambda *names: _Lines(handler, names[0] if names else "exai"),
+        processors=[_as_told],
+        logger_factory=lambda *names: _Way(handler, names[0] if names else "exai"),
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=False,
     )
 
 
-class _Line(NamedTuple):
-    """One event of EXAI's own, as it was told."""
+def info_each(logger: str, event: str, lines: Iterable[EventDict]) -> None:
+    """Log a line for each of `lines` as `structlog.get_logger(logger).info(event, **line)` would, and at once.
+
+    They are taken over, and have one time and one context. Where their level is not wanted, none of them is made.
+    """
+    log = structlog.get_logger(logger).bind()
+    configured = structlog.get_config()
+    if configured["processors"] != [_as_told]:  # structlog is used as it is, or a test listens
+        for line in lines:
+            log.info(event, **line)
+    elif log.is_enabled_for(logging.INFO):
+        events = list(lines)
+        for each in events:
+            each["event"] = event
+        configured["logger_factory"](logger).now(_Told(logger, "info", events, copy_context(), datetime.now(UTC)))
+
+
+class _Told(NamedTuple):
+    """Events of EXAI's own that were told together; mostly one."""
 
     logger: str
     level: str
-    event: EventDict
+    events: Sequence[EventDict]
     context: Context
     at: datetime
 
@@ -143,15 +162,15 @@ class _Handler(logging.StreamHandler[TextIO]):
     What waits is written before the process ends in any way but a kill. A line that nobody can read is lost.
     """
 
-    def __init__(self, stream: TextIO, renderer: Processor) -> None:
+    def __init__(self, stream: TextIO, lines_of: Callable[[Iterable[EventDict]], str]) -> None:
         super().__init__(stream)
-        self._renderer = renderer
-        self._waiting: deque[_Line] = deque()
+        self._lines_of = lines_of
+        self._waiting: deque[_Told] = deque()
         self._turn_of: asyncio.AbstractEventLoop | None = None
 
-    def take(self, line: _Line, *, can_wait: bool) -> None:
-        """Write one line, at the latest when this turn of the event loop ends."""
-        self._waiting.append(line)
+    def take(self, told: _Told, *, can_wait: bool) -> None:
+        """Write what was told, at the latest when this turn of the event loop ends."""
+        self._waiting.append(told)
         if not can_wait or len(self._waiting) >= MAX_WAITING_LINES or not self._is_turn_ending():
             self.flush()
 
@@ -167,9 +186,7 @@ class _Handler(logging.StreamHandler[TextIO]):
             self._turn_of = None
             # Other threads may add lines meanwhile, and find them written by this or the next flush.
             waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
-            text = "".join(
-                [f"{self._renderer(None, line.level, _completed(line))!s}{self.terminator}" for line in waiting]
-            )
+            text = self._lines_of(event for told in waiting for event in _completed(told))
             with contextlib.suppress(OSError, ValueError):
                 if text:
                     self.stream.write(text)
@@ -189,51 +206,73 @@ class _Handler(logging.StreamHandler[TextIO]):
         return True
 
 
-class _Lines:
+class _Way:
     """One logger's way to the handler."""
 
     def __init__(self, handler: _Handler, name: str) -> None:
         self._handler = handler
         self.name = name
 
-    def info(self, line: _Line) -> None:
-        """Write one line soon, if all of it will be the same then."""
-        event = line.event
+    def soon(self, told: _Told) -> None:
+        """Write one event soon, if all of it will be the same then."""
+        [event] = told.events
         can_wait = _UNCHANGING.issuperset(map(type, event.values())) and "exc_info" not in event
-        self._handler.take(line, can_wait=can_wait)
+        self._handler.take(told, can_wait=can_wait)
 
-    def error(self, line: _Line) -> None:
-        """Write one line now."""
-        self._handler.take(line, can_wait=False)
+    def now(self, told: _Told) -> None:
+        """Write all of it now."""
+        self._handler.take(told, can_wait=False)
 
-    debug = info
-    warning = critical = error
-
-
-def _told(logger: _Lines, method: str, event: EventDict) -> tuple[tuple[_Line], dict[str, object]]:
-    return (_Line(logger.name, method, event, copy_context(), datetime.now(UTC)),), {}
+    debug = info = soon
+    warning = error = critical = now
 
 
-def _completed(line: _Line) -> EventDict:
+def _as_told(logger: _Way, method: str, event: EventDict) -> tuple[tuple[_Told], dict[str, object]]:
+    return (_Told(logger.name, method, (event,), copy_context(), datetime.now(UTC)),), {}
+
+
+def _completed(told: _Told) -> list[EventDict]:
     """Do in one step what the standard library's lines pass one processor each for; most have no exception."""
-    event, context = line.event, line.context
-    for variable in context:
-        if variable.name.startswith(STRUCTLOG_KEY_PREFIX) and context[variable] is not Ellipsis:
-            event.setdefault(variable.name.removeprefix(STRUCTLOG_KEY_PREFIX), context[variable])
-    if "exc_info" in event or "stack_info" in event:
-        event = structlog.processors.StackInfoRenderer()(None, line.level, event)
-        event = structlog.processors.format_exc_info(None, line.level, event)
-    event = redact(None, line.level, event)
-    event["level"] = line.level
-    event["logger"] = line.logger
-    event["timestamp"] = line.at
-    return event
+    bound = {
+        variable.name.removeprefix(STRUCTLOG_KEY_PREFIX): value
+        for variable, value in told.context.items()
+        if variable.name.startswith(STRUCTLOG_KEY_PREFIX) and value is not Ellipsis
+    }
+    completed = []
+    for event in told.events:
+        for name, value in bound.items():
+            event.setdefault(name, value)
+        has_trace = "exc_info" in event or "stack_info" in event
+        clean = redact(None, told.level, _with_trace(told.level, event) if has_trace else event)
+        clean["level"] = told.level
+        clean["logger"] = told.logger
+        clean["timestamp"] = told.at
+        completed.append(clean)
+    return completed
+
+
+def _with_trace(level: str, event: EventDict) -> EventDict:
+    event = structlog.processors.StackInfoRenderer()(None, level, event)
+    return structlog.processors.format_exc_info(None, level, event)
+
+
+def _as_lines(render: Processor, events: Iterable[EventDict]) -> str:
+    return "".join([f"{render(None, event['level'], event)!s}\n" for event in events])
+
+
+def _as_json_lines(events: Iterable[EventDict]) -> str:
+    """Do what `_as_lines` does by `_as_json`, with the encoder's own line ends."""
+    events = list(events)
+    try:
+        return b"".join([orjson.dumps(event, default=repr, option=_JSON_LINE) for event in events]).decode()
+    except TypeError:
+        return _as_lines(_as_json, events)
 
 
 def _as_json(logger: WrappedLogger, method: str, event: EventDict) -> str:
     del logger, method
     try:
-        return orjson.dumps(event, default=repr, option=orjson.OPT_UTC_Z).decode()
+        return orjson.dumps(event, default=repr, option=_JSON).decode()
     except TypeError:  # an integer beyond 64 bits, half a surrogate pair
         return json.dumps(event, default=_in_words)
 
@@ -258,8 +297,9 @@ def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     del logger, method
     clean: EventDict = {}
     for name, value in event.items():
-        if type(value) is not str or len(value) > MAX_WORD_CHARS:
-            clean[name] = value if name.startswith("_") else _clean(name, value, 0)
+        kind = type(value)
+        if kind is not str or len(value) > MAX_WORD_CHARS:
+            clean[name] = value if kind in _PLAIN or name.startswith("_") else _clean(name, value, 0)
         elif value.isalnum():
             clean[name] = HIDDEN if _is_secret(name) else value
         else:

@@ -205,8 +205,8 @@ class Recorder(Protocol):
     def count(self, name: str, value: float = 1, /, **labels: str) -> None:
         """Add to a counter (`..._total`)."""
 
-    def observe(self, name: str, value: float, /, **labels: str) -> None:
-        """Put one value into a histogram (`..._seconds`, `..._bytes`)."""
+    def observe(self, name: str, /, *values: float, **labels: str) -> None:
+        """Put values into a histogram (`..._seconds`, `..._bytes`)."""
 
     def gauge(self, name: str, value: float, /, **labels: str) -> None:
         """Set a gauge."""

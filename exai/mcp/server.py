@@ -162,7 +162,7 @@ class _Unrecorded:
     def count(self, name: str, value: float = 1, /, **labels: str) -> None:
         """Forget it."""
 
-    def observe(self, name: str, value: float, /, **labels: str) -> None:
+    def observe(self, name: str, /, *values: float, **labels: str) -> None:
         """Forget it."""
 
     def gauge(self, name: str, value: float, /, **labels: str) -> None:

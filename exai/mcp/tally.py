@@ -7,13 +7,12 @@ invariant is that every call is told of once, before the next turn ends.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from contextvars import Context
 from typing import NamedTuple
 
-import structlog
-
+from exai.logs import info_each
 from exai.models import Owner, Recorder
 
 
@@ -46,11 +45,16 @@ class Tally:
     def _tell(self) -> None:
         ended, self._ended = self._ended, []
         recorder = self._recorder()
-        log = structlog.get_logger("exai.mcp.session").bind()
-        outcomes = Counter([(each.method, each.tool, each.outcome) for each in ended])
-        for (method, tool, outcome), number in outcomes.items():
-            recorder.count("mcp_requests_total", number, method=method, tool=tool, outcome=outcome)
-        for request, owner, method, tool, outcome, duration_s in ended:
-            recorder.observe("mcp_request_seconds", duration_s, method=method, tool=tool)
-            ms = round(duration_s * 1000, 1)
-            log.info("request", request=request, owner=owner, method=method, tool=tool, outcome=outcome, ms=ms)
+        durations: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
+        for each in ended:
+            durations[each.method, each.tool, each.outcome].append(each.duration_s)
+        for (method, tool, outcome), values in durations.items():
+            recorder.count("mcp_requests_total", len(values), method=method, tool=tool, outcome=outcome)
+            recorder.observe("mcp_request_seconds", *values, method=method, tool=tool)
+        info_each("exai.mcp.session", "request", map(_line, ended))
+
+
+def _line(ended: Ended) -> dict[str, object]:
+    request, owner, method, tool, outcome, duration_s = ended
+    ms = round(duration_s * 1000, 1)
+    return {"request": request, "owner": owner, "method": method, "tool": tool, "outcome": outcome, "ms": ms}

@@ -118,16 +118,18 @@ class MetricsRecorder:
         series.recent.append((slot, value))
         return None
 
-    def observe(self, name: str, value: float, /, **labels: str) -> None:
-        """Put one value into a histogram (`..._seconds`, `..._bytes`)."""
+    def observe(self, name: str, /, *values: float, **labels: str) -> None:
+        """Put values into a histogram (`..._seconds`, `..._bytes`)."""
         series = self._known.get(("histogram", name, *labels.items())) or self._resolve("histogram", name, labels)
-        if series is None or not isfinite(value):
-            return self._lost(name)
-        series.sum += value
-        series.count += 1
-        series.buckets[bisect_left(self._families[name].bounds, value)] += 1
-        series.recent.append((self._clock(), value))
-        return None
+        now = self._clock()
+        for value in values:
+            if series is None or not isfinite(value):
+                self._lost(name)
+                continue
+            series.sum += value
+            series.count += 1
+            series.buckets[bisect_left(self._families[name].bounds, value)] += 1
+            series.recent.append((now, value))
 
     def gauge(self, name: str, value: float, /, **labels: str) -> None:
         """Set a gauge."""

@@ -18,7 +18,7 @@ class Counters:
     def count(self, name: str, value: float = 1, /, **labels: str) -> None:
         self.counts[name, *labels.values()] += value
 
-    def observe(self, name: str, value: float, /, **labels: str) -> None:
+    def observe(self, name: str, /, *values: float, **labels: str) -> None:
         pass
 
     def gauge(self, name: str, value: float, /, **labels: str) -> None:

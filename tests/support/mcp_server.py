@@ -144,7 +144,7 @@ class Recording:
     def count(self, name: str, value: float = 1, /, **labels: str) -> None:
         self.counts.append((name, labels))
 
-    def observe(self, name: str, value: float, /, **labels: str) -> None:
+    def observe(self, name: str, /, *values: float, **labels: str) -> None:
         pass
 
     def gauge(self, name: str, value: float, /, **labels: str) -> None:

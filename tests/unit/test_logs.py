@@ -16,7 +16,15 @@ import structlog
 
 from exai.addresses import redact as redact_address
 from exai.config import LogSettings
-from exai.logs import _ADDRESS, _SECRET_TEXT, MAX_VALUE_CHARS, MAX_WAITING_LINES, configure_logging, redact_text
+from exai.logs import (
+    _ADDRESS,
+    _SECRET_TEXT,
+    MAX_VALUE_CHARS,
+    MAX_WAITING_LINES,
+    configure_logging,
+    info_each,
+    redact_text,
+)
 
 KEY = "sk-0123456789abcdef"
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZSJ9.c2lnbmF0dXJlLXBhcnQ"
@@ -113,6 +121,57 @@ async def test_lines_of_one_turn_of_the_event_loop_are_written_in_one_go_and_in_
     log.info("last")
     logging.getLogger().handlers[0].flush()
     assert logged(stream)[-1]["event"] == "last"
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+async def test_lines_told_together_are_those_that_each_would_be(format: str) -> None:
+    """A shorter way that made other lines, or let one secret through, would be a second format."""
+    fields: list[dict[str, object]] = [
+        {"request": "r1", "api_key": "pa55word", "ms": 0.1, "peer": "own"},
+        {"request": f"x {KEY}", "error": f"postgres://u:pa55word@h/d {JWT}", "number": 2**70},
+        {
+            "name": "\ud800",
+            "deep": {"token": "pa55word"},
+            "error": ValueError(f"Bearer {JWT}"),
+            "exc_info": KeyError("no"),
+        },
+    ]
+    written = []
+    for together in (True, False):
+        stream = configured(format=format)
+        log = structlog.get_logger("exai.mcp")
+        with structlog.contextvars.bound_contextvars(peer="bound", owner="o"):
+            log.info("before")
+            if together:
+                info_each("exai.mcp", "request", [dict(each) for each in fields])
+            else:
+                for each in fields:
+                    log.info("request", **each)
+            log.info("after")
+        logging.getLogger("library").warning("last")
+        written.append(re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z", "now", stream.getvalue()))
+    assert written[0] == written[1]
+    assert "r1" in written[0]
+    assert not any(secret in written[0] for secret in SECRETS), written[0]
+
+
+def test_lines_told_together_are_not_made_below_the_level() -> None:
+    """What nobody reads must not cost a request anything."""
+    stream = configured(level="warning")
+    made: list[int] = []
+    info_each("exai.mcp", "request", ({"request": made.append(number)} for number in range(2)))
+    assert (made, stream.getvalue()) == ([], "")
+
+
+def test_lines_told_together_are_heard_by_who_listens_to_structlog() -> None:
+    """Without this module's configuration, and in tests, they come by the usual way."""
+    with structlog.testing.capture_logs() as lines:
+        info_each("exai.mcp", "request", [{"request": "r1"}, {"request": "r2"}])
+    assert [(line["event"], line["request"]) for line in lines] == [("request", "r1"), ("request", "r2")]
+    configured()
+    with structlog.testing.capture_logs() as lines:
+        info_each("exai.mcp", "request", [{"request": "r3"}])
+    assert [line["request"] for line in lines] == ["r3"]
 
 
 def test_lines_of_a_loop_that_has_ended_do_not_wait_for_it() -> None:

@@ -43,7 +43,7 @@ class Recorded:
     def count(self, name: str, value: float = 1, /, **labels: str) -> None:
         self.counts[f"{name}:{labels['outcome']}"] += int(value)
 
-    def observe(self, name: str, value: float, /, **labels: str) -> None:
+    def observe(self, name: str, /, *values: float, **labels: str) -> None:
         raise AssertionError(name)
 
     def gauge(self, name: str, value: float, /, **labels: str) -> None:

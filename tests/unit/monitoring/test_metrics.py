@@ -89,6 +89,20 @@ def test_histograms_count_every_value_in_cumulative_buckets(recorder: MetricsRec
     assert exposed(recorder, "exai_db_statement_seconds_sum") == {(): pytest.approx(700.0075)}
 
 
+def test_values_put_in_together_count_as_each_alone(clock: Clock) -> None:
+    """The calls that end in one turn of the event loop are told of together."""
+    together, alone = MetricsRecorder(clock), MetricsRecorder(clock)
+    values = (0.0004, 0.003, 0.003, math.nan, 700.0)
+    together.observe("call_seconds", *values, tool="chat")
+    for value in values:
+        alone.observe("call_seconds", value, tool="chat")
+    for part in ("bucket", "count", "sum"):
+        name = f"exai_call_seconds_{part}"
+        assert exposed(together, name) == exposed(alone, name) != {}
+    assert together.quantiles("call_seconds") == alone.quantiles("call_seconds")
+    assert together.value("metrics_lost_total", metric="call_seconds") == 1
+
+
 def test_sizes_get_buckets_of_their_own(recorder: MetricsRecorder) -> None:
     """A size in seconds buckets would always be infinite."""
     recorder.observe("reply_bytes", 5_000)

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import orjson
 
+from exai.db.grouping import Grouping
 from exai.db.pool import Database
 from exai.db.records import (
     FIRST_PAGE,
@@ -78,6 +79,7 @@ class ConversationRepository:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._grouping = Grouping(database, self._append_one)
 
     async def read_page(
         self,
@@ -107,12 +109,18 @@ class ConversationRepository:
     async def append(self, start: AppendStart) -> AppendResult:
         """Store messages as one block, once per request key; see `AppendResult` for the outcomes.
 
+        While others are being stored it may share a statement with them; one that is held up there costs two.
+
         Raises:
             InvalidArgument: something cannot be stored.
             DatabaseError: `OutcomeUnknown` asks for the same call again.
+            DeadlineExceeded: the request's time was over before anything was written.
 
         """
         _check_start(start)
+        return await self._grouping.append(start)
+
+    async def _append_one(self, start: AppendStart) -> AppendResult:
         answer = Answer(
             await self._database.fetch(
                 "append", *_identity(start), start.title, *columns_of(start.messages), list(start.file_ids),

@@ -29,6 +29,7 @@ Outcome = Literal["nothing", "unknown"]
 Phase = Literal["connecting", "waiting", "sent"]
 """Where the failure met the statement: no connection yet, no free connection yet, or on its way."""
 
+NO_REPLY: Final = "no reply came in time"
 MIGRATE: Final = "Run `exai migrate` (or `alembic upgrade head`) with this release"
 
 
@@ -49,7 +50,8 @@ def _unavailable(problem: str, cure: str = "Try again shortly") -> DatabaseUnava
     return DatabaseUnavailable(DEPENDENCY, problem, cure)
 
 
-def _lost(problem: str) -> OutcomeUnknown:
+def unknown_outcome(problem: str) -> OutcomeUnknown:
+    """The error for a statement that may have been carried out, or may not."""
     return OutcomeUnknown(DEPENDENCY, problem, "Repeat the request with the same idempotency key")
 
 
@@ -85,13 +87,13 @@ def _misused(error: InterfaceError) -> Verdict:
 
 def _connection_lost(phase: Phase) -> Verdict:
     if phase == "sent":
-        return Verdict(_lost("the connection was lost before the reply came"), "unknown", again=True)
+        return Verdict(unknown_outcome("the connection was lost before the reply came"), "unknown", again=True)
     return Verdict(_unavailable("no connection could be made"), "nothing", again=True)
 
 
 def _timed_out(phase: Phase) -> Verdict:
     if phase == "sent":
-        return Verdict(_lost("no reply came in time"), "unknown", again=False)
+        return Verdict(unknown_outcome(NO_REPLY), "unknown", again=False)
     if phase == "waiting":
         return Verdict(_busy("all connections of the pool are in use"), "nothing", again=False)
     return Verdict(_unavailable("no connection could be made in time"), "nothing", again=False)

@@ -13,6 +13,16 @@ select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at:
   from exai.append_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::text, $8::text,
                       $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bigint) p;
 
+-- name: append_group
+-- repeat: never
+-- Stores the appends of several callers at once; who gets no row sends its own, which finds what may have been stored.
+-- Locks their conversations, as far as nobody else has.
+select p.number::integer, p.base_revision::bigint, p.first_seq::bigint, p.created_at::timestamptz, p.header::text,
+       p.inc::text
+  from exai.append_group_v1($1::text[], $2::text[], $3::text[]::uuid[], $4::text[], $5::text[], $6::text[],
+                            $7::bigint[], $8::bigint[], $9::integer[], $10::bigint[], $11::text[], $12::text[],
+                            $13::text[], $14::text[]) p;
+
 -- name: begin_turn
 -- repeat: keyed
 -- Claims a turn, stores its question and brings the history the caller lacks; locks the conversation.

@@ -100,6 +100,29 @@ async def test_an_append_reads_no_messages(sql: OneTrip) -> None:
     assert counts.get("messages", (0, 0))[1] <= 1
 
 
+async def test_a_group_of_appends_finds_each_by_its_key(sql: OneTrip) -> None:
+    """However many there are, and however often it was run before the tables had grown."""
+    for _ in range(8):
+        names = ["long", *(f"c{number}" for number in range(1, 16))]
+        ids, number = [new_id() for _ in names], len(names)
+        per_append = (
+            ["local"] * number,
+            names,
+            ids,
+            ids,
+            ["h"] * number,
+            ["t"] * number,
+            [None] * number,
+            [1] * number,
+        )
+        per_message = (list(range(1, number + 1)), [0] * number, ["user"] * number, ["x"] * number, ["m"] * number)
+        counts = await touched(sql, "append_group", *per_append, *per_message, [None] * number)
+        assert all(scans == 0 for scans, _ in counts.values()), counts
+        assert counts["conversations"][1] <= 4 * number, counts
+        assert counts.get("messages", (0, 0))[1] <= number, counts
+        assert counts.get("turns", (0, 0))[1] <= number, counts
+
+
 async def test_a_lookup_of_a_turn_reads_one_row_each(sql: OneTrip) -> None:
     """By owner and key."""
     assert await touched(sql, "turn_state", "local", "c77") == {"conversations": (0, 1), "turns": (0, 1)}

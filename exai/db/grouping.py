@@ -1,0 +1,219 @@
+"""Appends that come faster than the database takes them, several in one statement and one commit.
+
+Most of what a small append costs Postgres is the statement and the commit around it. So while as many statements of
+this process as `AT_ONCE` are under way, further appends wait for one of them to end, and go together. The invariant is
+that nobody notices but by the time it takes: each append is stored whole or not at all, whatever becomes of the others;
+one that could not go along (its conversation is held by another writer, its key was seen before, the statement failed)
+is sent by itself, which waits, repeats and explains as if there had been no group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextvars import Context
+from typing import Any, Final
+
+import asyncpg
+import orjson
+
+from exai.db.pool import Database
+from exai.db.records import AppendResult, AppendStart
+from exai.db.rows import columns_of, conversation_of, stored_of
+from exai.db.translate import DEPENDENCY, NO_REPLY, unknown_outcome
+from exai.errors import DatabaseError, DeadlineExceeded, ExaiError, OutcomeUnknown, ShuttingDown
+from exai.models import Owner
+from exai.resilience import bounded
+
+AT_ONCE: Final = 2
+"""Statements under way before appends wait for each other: one that the server works on, one on its way."""
+
+PATIENCE_S: Final = 0.005
+"""No append waits longer than this for others, however slowly the database answers."""
+
+MOST_APPENDS: Final = 16
+MOST_MESSAGES: Final = 32
+MOST_CHARS: Final = 65_536
+"""Of one append that goes in a group; a larger one is worth a statement of its own and would hold the others up."""
+
+WHAT: Final = f"{DEPENDENCY} (append)"
+
+
+class _Append:
+    """One append, from its call to its end. `alone` and `sent` say what was decided for it; one of them, once."""
+
+    __slots__ = ("alone", "result", "sent", "start")
+
+    def __init__(self, start: AppendStart, result: asyncio.Future[AppendResult | None]) -> None:
+        self.start, self.result = start, result
+        self.alone = self.sent = False
+
+
+class Grouping:
+    """The appends of one process; `send_one` is how an append is sent by itself."""
+
+    def __init__(self, database: Database, send_one: Callable[[AppendStart], Awaitable[AppendResult]]) -> None:
+        self._database, self._send_one = database, send_one
+        self._waiting: deque[_Append] = deque()
+        self._under_way = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_due = False
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def append(self, start: AppendStart) -> AppendResult:
+        """Store messages, with those of others or alone. Raises as `ConversationRepository.append`."""
+        if not may_share(start):
+            return await self._send_one(start)
+        append = _Append(start, asyncio.get_running_loop().create_future())
+        self._waiting.append(append)
+        self._be_due()
+        try:
+            result = await bounded(append.result, None, WHAT)
+        except DeadlineExceeded as error:
+            if append.sent:
+                raise unknown_outcome(NO_REPLY) from error
+            raise
+        except OutcomeUnknown as doubt:
+            return await self._settle(append, doubt)
+        else:
+            return result if result is not None else await self._send_one(start)
+        finally:
+            if append.alone:
+                self._end()
+
+    async def _settle(self, append: _Append, doubt: OutcomeUnknown) -> AppendResult:
+        """Find out by its key whether an append was stored, or store it; only an answer ends the doubt."""
+        try:
+            return await self._send_one(append.start)
+        except (DatabaseError, DeadlineExceeded, ShuttingDown) as error:
+            raise doubt from error
+
+    def _go(self) -> None:
+        """Send what may be sent now, and see to it that the rest is not kept for long."""
+        self._is_due = False
+        while self._waiting and self._under_way < AT_ONCE and self._send():
+            pass
+        if self._waiting and self._under_way >= AT_ONCE and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._lose_patience)
+
+    def _lose_patience(self) -> None:
+        self._timer = None
+        while self._waiting and self._send():
+            pass
+
+    def _send(self) -> bool:
+        """Send some of those that wait, as one statement; False when nobody waits any more."""
+        group = self._take()
+        if not group:
+            return False
+        self._under_way += 1
+        if len(group) == 1:
+            group[0].alone = True
+            group[0].result.set_result(None)
+            return True
+        for append in group:
+            append.sent = True
+        task = asyncio.create_task(self._send_group(group), name="append-group", context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    def _take(self) -> list[_Append]:
+        """Take who can go together: one for each conversation and each key, in their order."""
+        group: list[_Append] = []
+        staying: list[_Append] = []
+        taken: set[tuple[str, Owner, str | None]] = set()
+        while self._waiting and len(group) < MOST_APPENDS:
+            append = self._waiting.popleft()
+            if append.result.done():
+                continue
+            start = append.start
+            names = {("conversation", start.owner, start.continuation_id), ("key", start.owner, start.request_key)}
+            if taken.isdisjoint(names):
+                taken |= names
+                group.append(append)
+            else:
+                staying.append(append)
+        self._waiting.extendleft(reversed(staying))
+        return group
+
+    async def _send_group(self, group: Sequence[_Append]) -> None:
+        stored: Mapping[int, AppendResult] = {}
+        doubt: OutcomeUnknown | None = None
+        try:
+            rows = await self._database.fetch("append_group", *_columns(group))
+            stored = {row["number"]: _result(group[row["number"] - 1], row) for row in rows}
+        except OutcomeUnknown as error:
+            doubt = error
+        except ExaiError:
+            # Nothing was written, and each finds out for itself whether the cause was its own.
+            pass
+        except BaseException:
+            doubt = unknown_outcome(NO_REPLY)
+            raise
+        finally:
+            for number, append in enumerate(group, 1):
+                if append.result.done():
+                    continue
+                if doubt is not None:
+                    append.result.set_exception(doubt)
+                else:
+                    append.result.set_result(stored.get(number))
+            self._end()
+
+    def _end(self) -> None:
+        self._under_way -= 1
+        if self._waiting:
+            self._be_due()
+
+    def _be_due(self) -> None:
+        """Go at the end of this turn of the event loop, so that what comes together goes together."""
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._go, context=Context())
+
+
+def may_share(start: AppendStart) -> bool:
+    """Whether an append may go in a group: a small one, to a conversation that exists, without files."""
+    return (
+        start.continuation_id is not None
+        and not start.file_ids
+        and len(start.messages) <= MOST_MESSAGES
+        and sum(len(message.content) for message in start.messages) <= MOST_CHARS
+    )
+
+
+def _columns(group: Sequence[_Append]) -> tuple[list[Any], ...]:
+    """What the statement takes: arrays with one element for each append, then arrays with one for each message."""
+    starts = [append.start for append in group]
+    per_append: tuple[list[Any], ...] = (
+        [start.owner for start in starts],
+        [start.continuation_id for start in starts],
+        [start.turn_id for start in starts],
+        [start.request_key for start in starts],
+        [start.request_hash for start in starts],
+        [start.tool for start in starts],
+        [start.expected_revision for start in starts],
+        [len(start.messages) for start in starts],
+    )
+    numbers = [number for number, start in enumerate(starts, 1) for _ in start.messages]
+    places = [place for start in starts for place in range(len(start.messages))]
+    columns = zip(*(columns_of(start.messages) for start in starts), strict=True)
+    roles, contents, kinds, metadata = ([each for column in part for each in column] for part in columns)
+    return (*per_append, numbers, places, roles, contents, kinds, metadata)
+
+
+def _result(append: _Append, row: asyncpg.Record) -> AppendResult:
+    first_seq, base_revision = row["first_seq"], row["base_revision"]
+    start = append.start
+    return AppendResult(
+        status="appended",
+        conversation=conversation_of(orjson.loads(row["header"])),
+        first_seq=first_seq,
+        last_seq=first_seq + len(start.messages) - 1,
+        base_revision=base_revision,
+        revision=base_revision + 1,
+        stored=stored_of(start.messages, first_seq, row["created_at"], start.turn_id),
+        inc=row["inc"],
+    )

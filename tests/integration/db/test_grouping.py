@@ -1,0 +1,269 @@
+"""Appends that come together go together, and none of them notices the others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from exai.db.conversations import AppendResult, AppendStart, ConversationRepository
+from exai.db.grouping import AT_ONCE, MOST_APPENDS, MOST_CHARS
+from exai.db.pool import OneTrip, connect
+from exai.errors import DatabaseError, DeadlineExceeded, OutcomeUnknown
+from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
+from exai.resilience import with_deadline
+from tests.support.counters import Counters
+from tests.support.database import POOL_SIZE, appending, contents_of, conversation_of, opened
+from tests.support.pg_proxy import PgProxy
+from tests.support.waiting import wait_until
+
+NUMBER = 8
+
+
+class Rig:
+    """A repository behind a counting proxy, with `names` of conversations that hold one message."""
+
+    def __init__(self, proxy: PgProxy, recorder: Counters, repository: ConversationRepository, sql: OneTrip) -> None:
+        self.proxy, self.recorder, self.repository, self.sql = proxy, recorder, repository, sql
+        self.names: list[ContinuationId] = []
+
+    def sent(self) -> tuple[float, float]:
+        """Statements for several appends, and for one, so far."""
+        return (
+            self.recorder["db_statements_total", "append_group"],
+            self.recorder["db_statements_total", "append"] - NUMBER,
+        )
+
+    async def append(self, *starts: AppendStart) -> list[AppendResult | BaseException]:
+        return await asyncio.gather(*(self.repository.append(start) for start in starts), return_exceptions=True)
+
+    async def contents(self) -> list[list[str]]:
+        return [await contents_of(self.repository, name) for name in self.names]
+
+    @asynccontextmanager
+    async def held(self, name: str) -> AsyncIterator[None]:
+        """The conversation, locked by another writer."""
+        async with self.sql.transaction():
+            await self.sql.execute("select from conversations where continuation_id = $1 for update", name)
+            yield
+
+
+@pytest.fixture
+async def rig(postgres_url: str) -> AsyncIterator[Rig]:
+    recorder = Counters()
+    async with PgProxy(postgres_url) as proxy, opened(proxy.url, recorder=recorder) as database:
+        sql = await connect(database.address, timeout_s=5)
+        rig = Rig(proxy, recorder, ConversationRepository(database), sql)
+        for number in range(NUMBER):
+            rig.names.append((await conversation_of(rig.repository, f"first {number}")).continuation_id)
+        yield rig
+        await sql.close()
+
+
+def results(answers: list[AppendResult | BaseException]) -> list[AppendResult]:
+    return [answer for answer in answers if isinstance(answer, AppendResult)]
+
+
+async def test_appends_that_come_together_are_one_statement(rig: Rig) -> None:
+    """Whatever their number of messages; each gets its own answer."""
+    starts = [appending(name, *[f"{name} {n}" for n in range(i + 1)]) for i, name in enumerate(rig.names)]
+    rig.proxy.reset()
+    answers = results(await rig.append(*starts))
+    assert rig.sent() == (1, 0)
+    assert (rig.proxy.round_trips, len(rig.proxy.statements)) == (1, 1)
+    for i, (name, answer) in enumerate(zip(rig.names, answers, strict=True)):
+        assert (answer.status, answer.first_seq, answer.last_seq) == ("appended", 2, 2 + i)
+        assert (answer.base_revision, answer.revision) == (1, 2)
+        assert answer.conversation is not None
+        assert (answer.conversation.continuation_id, answer.conversation.revision) == (name, 2)
+        page = await rig.repository.read_page(LOCAL_OWNER, name)
+        assert page.messages[1:] == answer.stored
+        assert page.conversation == answer.conversation
+        assert page.inc == answer.inc
+
+
+async def test_an_append_that_comes_alone_is_sent_at_once(rig: Rig) -> None:
+    """As if there were no groups."""
+    for name in rig.names:
+        assert (await rig.repository.append(appending(name, "next"))).status == "appended"
+    assert rig.sent() == (0, NUMBER)
+
+
+async def test_everything_of_a_message_is_kept(rig: Rig) -> None:
+    """Roles, kinds and metadata go to the right message, empty texts and other alphabets too."""
+    said = [
+        [NewMessage("user", f"{i}-{n} ünï 漢字 \u2028 '\"\\{{}}", "note" if n % 2 else "message", {"n": [n, None, "x"]})
+         for n in range(3)] + [NewMessage("assistant", "")]
+        for i in range(NUMBER)
+    ]  # fmt: skip
+    await rig.append(*(appending(name, messages=said[i]) for i, name in enumerate(rig.names)))
+    assert rig.sent() == (1, 0)
+    for i, name in enumerate(rig.names):
+        page = await rig.repository.read_page(LOCAL_OWNER, name)
+        found = [NewMessage(m.role, m.content, m.kind, dict(m.metadata)) for m in page.messages[1:]]
+        assert found == said[i]
+
+
+async def test_appends_to_one_conversation_follow_each_other(rig: Rig) -> None:
+    """A group holds one append of each conversation; none is lost, none makes a hole."""
+    name, other, *_ = rig.names
+    answers = results(await rig.append(*(appending(each, f"m{n}") for n in range(10) for each in (name, other))))
+    assert [answer.status for answer in answers] == ["appended"] * 20
+    for each in (name, other):
+        assert sorted((await contents_of(rig.repository, each))[1:]) == sorted(f"m{n}" for n in range(10))
+    assert rig.sent()[0] >= 1
+
+
+async def test_a_held_conversation_holds_up_nobody_else(rig: Rig) -> None:
+    """Its own append is sent by itself and waits; the group did not."""
+    async with rig.held(rig.names[0]):
+        tasks = [asyncio.create_task(rig.repository.append(appending(name, "two"))) for name in rig.names]
+        await asyncio.wait_for(asyncio.gather(*tasks[1:]), 30)
+        assert rig.sent() == (1, 0)
+        assert not tasks[0].done()
+    assert (await tasks[0]).status == "appended"
+    assert rig.sent() == (1, 1)
+
+
+async def test_what_cannot_go_along_is_told_why(rig: Rig) -> None:
+    """Each refusal is the one that its caller would have got alone, and the rest is stored."""
+    gone, moved, used, *rest = rig.names
+    await rig.sql.execute("update conversations set deleted_at = now() where continuation_id = $1", gone)
+    await rig.repository.append(appending(used, "before", key="used"))
+    answers = await rig.append(
+        appending(gone, "x"),
+        appending(moved, "x", expected_revision=7),
+        appending(used, "other", key="used", request_hash="another"),
+        appending("nowhere", "x"),
+        appending(rest[0], "x", owner=Owner("somebody else")),
+        appending(rest[1], "x", expected_revision=1),
+        *(appending(name, "x") for name in rest[2:]),
+    )
+    statuses = [answer.status for answer in results(answers)]
+    assert statuses[:5] == ["deleted", "conflict_revision", "conflict_key", "not_found", "not_found"]
+    assert set(statuses[5:]) == {"appended"}
+    assert await contents_of(rig.repository, rest[0]) == [f"first {rig.names.index(rest[0])}"]
+
+
+async def test_a_repeated_key_is_stored_once(rig: Rig) -> None:
+    """Together with its first time, and after it."""
+    name, *others = rig.names
+    first = appending(name, "once", key="once")
+    answers = results(
+        await rig.append(*(appending(each, "x") for each in others), first, appending(name, "once", key="once"))
+    )
+    assert sorted(answer.status for answer in answers[-2:]) == ["appended", "duplicate"]
+    again = results(await rig.append(*(appending(each, "y") for each in others), appending(name, "once", key="once")))
+    assert (again[-1].status, again[-1].first_seq) == ("duplicate", 2)
+    assert (await contents_of(rig.repository, name))[1:] == ["once"]
+
+
+async def test_one_that_fails_fails_alone(rig: Rig) -> None:
+    """What the server refuses of one append undoes the group; then each is sent by itself."""
+    bad = appending(rig.names[0], messages=[NewMessage("nobody", "x")])  # type: ignore[arg-type]
+    answers = await rig.append(bad, *(appending(name, "x") for name in rig.names[1:]))
+    assert isinstance(answers[0], DatabaseError)
+    assert [answer.status for answer in results(answers)] == ["appended"] * (NUMBER - 1)
+    assert [len(each) for each in await rig.contents()] == [1, *[2] * (NUMBER - 1)]
+
+
+async def test_a_lost_reply_is_settled_by_each_key(rig: Rig) -> None:
+    """All were stored by the group whose answer was lost; nobody's is stored again."""
+    rig.proxy.lose_reply_to("append_group_v1")
+    answers = results(await rig.append(*(appending(name, "two") for name in rig.names)))
+    assert rig.proxy.lost.is_set()
+    assert [(answer.status, answer.first_seq) for answer in answers] == [("duplicate", 2)] * NUMBER
+    assert [each[1:] for each in await rig.contents()] == [["two"]] * NUMBER
+
+
+async def test_doubt_stays_doubt(rig: Rig) -> None:
+    """Nobody is told that nothing was written when the group's answer was lost and the server then went away."""
+    rig.proxy.lose_reply_to("append_group_v1")
+    tasks = [asyncio.create_task(rig.repository.append(appending(name, "two"))) for name in rig.names]
+    await rig.proxy.lost.wait()
+    rig.proxy.refuse()
+    answers = await asyncio.gather(*tasks, return_exceptions=True)
+    rig.proxy.serve()
+    assert {type(answer) for answer in answers} == {OutcomeUnknown}
+
+
+async def test_a_deadline_while_the_group_is_under_way_leaves_doubt(rig: Rig) -> None:
+    """The one whose time is over cannot know; those with time get their answers."""
+    rig.proxy.stall()
+
+    async def hurried(name: ContinuationId) -> AppendResult:
+        with with_deadline(0.05):
+            return await rig.repository.append(appending(name, "two"))
+
+    hurry = asyncio.create_task(hurried(rig.names[0]))
+    others = [asyncio.create_task(rig.repository.append(appending(name, "two"))) for name in rig.names[1:]]
+    with pytest.raises(OutcomeUnknown):
+        await hurry
+    rig.proxy.open.set()
+    assert {answer.status for answer in await asyncio.gather(*others)} == {"appended"}
+    assert [each[1:] for each in await rig.contents()] == [["two"]] * NUMBER
+
+
+async def test_a_deadline_before_anything_was_sent_is_no_doubt(rig: Rig) -> None:
+    """Its turn had not come, so nothing was written."""
+
+    async def too_late() -> AppendResult:
+        with with_deadline(0):
+            return await rig.repository.append(appending(rig.names[0], "two"))
+
+    with pytest.raises(DeadlineExceeded):
+        await too_late()
+    assert (await contents_of(rig.repository, rig.names[0])) == ["first 0"]
+
+
+async def test_a_caller_who_leaves_takes_nobody_along(rig: Rig) -> None:
+    """Neither before its group is sent nor afterwards; places are given back."""
+    for turns in range(3 * AT_ONCE):
+        tasks = [asyncio.create_task(rig.repository.append(appending(name, "x"))) for name in rig.names]
+        await asyncio.sleep(0)
+        tasks[0].cancel()
+        tasks[1].cancel()
+        assert {(await task).status for task in tasks[2:]} == {"appended"}
+        alone = asyncio.create_task(rig.repository.append(appending(rig.names[0], "y")))
+        for _ in range(turns % 4):
+            await asyncio.sleep(0)
+        alone.cancel()
+        await asyncio.wait({alone})
+    before = rig.sent()
+    assert len(results(await rig.append(*(appending(name, "z") for name in rig.names)))) == NUMBER
+    assert rig.sent() == (before[0] + 1, before[1])
+
+
+async def test_nobody_waits_for_long_behind_statements_that_hang(rig: Rig) -> None:
+    """As many as may be under way wait for locks; the rest goes on without them."""
+    held = rig.names[:AT_ONCE]
+    assert AT_ONCE < POOL_SIZE
+    async with rig.held(held[0]):
+        await rig.sql.execute("select from conversations where continuation_id = any($1) for update", list(held))
+        stuck = []
+        for name in held:
+            stuck.append(asyncio.create_task(rig.repository.append(appending(name, "x"))))
+            await wait_until(lambda: rig.proxy.statements[-1:] and "append_v1" in rig.proxy.statements[-1])
+            rig.proxy.reset()
+        others = rig.names[AT_ONCE:]
+        answers = results(await rig.append(*(appending(name, "x") for name in others)))
+        assert [answer.status for answer in answers] == ["appended"] * len(others)
+        assert not any(task.done() for task in stuck)
+    assert {(await task).status for task in stuck} == {"appended"}
+
+
+async def test_large_ones_and_new_ones_go_alone(rig: Rig) -> None:
+    """They would hold the others up, or have nothing to gain."""
+    large = appending(rig.names[0], "x" * (MOST_CHARS + 1))
+    await rig.append(large, appending(None, "x"), appending(None, "x"))
+    assert rig.sent() == (0, 3)
+
+
+async def test_many_more_than_a_group_holds(rig: Rig) -> None:
+    """They go in several, in the order they came in."""
+    names = [(await conversation_of(rig.repository, "first")).continuation_id for _ in range(3 * MOST_APPENDS)]
+    answers = results(await rig.append(*(appending(name, "x") for name in names)))
+    assert [answer.status for answer in answers] == ["appended"] * len(names)
+    assert rig.sent()[0] == len(names) // MOST_APPENDS

@@ -29,12 +29,21 @@ CALLS = 5
 HOUR_S = 3_600
 
 CLOCK = """
-import pathlib, time
+import datetime, pathlib, time
 real, shift = time.time, pathlib.Path({shift!r})
 time.time = lambda: real() + float(shift.read_text())
 time.time_ns = lambda: int(time.time() * 1e9)
+Real = datetime.datetime
+class Shifted(Real):
+    fromisoformat, fromtimestamp, strptime = Real.fromisoformat, Real.fromtimestamp, Real.strptime
+    def __new__(cls, *args, **named):
+        return Real(*args, **named)
+    @classmethod
+    def now(cls, tz=None):
+        return Real.fromtimestamp(time.time(), tz)
+datetime.datetime = Shifted
 """
-"""A clock of a daemon's own, which may be moved: what `time` takes for now, and nothing else, is shifted."""
+"""A clock of a daemon's own, which may be moved: only what `time` and `datetime` take for now is shifted."""
 
 CULPRIT = """
 import signal, time

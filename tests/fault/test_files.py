@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from exai.errors import BlobError, DatabaseError
+from exai.errors import BlobError, DatabaseError, NotFound, OutcomeUnknown
 from exai.files import FileContent
-from exai.models import LOCAL_OWNER
+from exai.models import LOCAL_OWNER, FileId
 from tests.fault.service import Servers, Service
 from tests.support.waiting import wait_until
 
@@ -101,3 +101,16 @@ async def test_content_given_again_in_the_middle_of_a_sweep_keeps_its_bytes(rig:
     sweeper.database.mode = "pass"
     assert await sweeping == (0, 0)
     assert await content(user, file_id) == b"again"
+
+
+async def test_lost_answer_to_a_deletion_is_doubt_and_the_next_look_ends_it(rig: Servers) -> None:
+    """A repetition behind the caller's back would find nothing and call that an error."""
+    service = await rig.open()
+    file_id = FileId(await put(service, "going"))
+    lost = service.database.drop_reply_to(b"delete from public.files")
+    with pytest.raises(OutcomeUnknown):
+        await service.app.files.delete(LOCAL_OWNER, file_id)
+    assert lost.done()
+    with pytest.raises(NotFound):
+        await service.app.files.delete(LOCAL_OWNER, file_id)
+    assert (await service.app.files.list(LOCAL_OWNER)).files == ()

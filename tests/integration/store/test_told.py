@@ -121,3 +121,14 @@ async def test_deep_metadata_comes_back_as_it_went_in(rig: Servers) -> None:
             AppendRequest(LOCAL_OWNER, [NewMessage("user", "three", metadata=deep)], name)
         )
     assert (await reader.read(name)).messages == cached.messages
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "\0", "\ud800", object(), {"a": 2**70}])
+async def test_metadata_that_is_no_json_changes_nothing(rig: Servers, value: object) -> None:
+    """Refused by the field's name before anything is sent."""
+    service, _ = await two(rig)
+    name = (await service.append(None, "one")).continuation_id
+    with pytest.raises(InvalidArgument) as caught:
+        await service.conversations.change(LOCAL_OWNER, name, Change(metadata={"a": {"b": [value]}}))
+    assert (caught.value.field, bool(caught.value.cure)) == ("metadata", True)
+    assert (await service.read(name)).conversation.revision == 1

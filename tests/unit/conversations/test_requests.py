@@ -47,6 +47,13 @@ def test_unstorable_messages_are_refused_by_field(messages: list[NewMessage], fi
     assert caught.value.cure
 
 
+def test_what_no_limit_was_meant_for_is_refused_by_its_size() -> None:
+    """300 MB in one message, as somebody's whole mailbox may be."""
+    with pytest.raises(InvalidArgument, match="is 300,000,000 bytes; the limit is") as caught:
+        check_messages([NewMessage("user", "short"), NewMessage("user", "x" * 300_000_000)], LIMITS)
+    assert caught.value.field == "messages[1].content"
+
+
 def test_deep_metadata_is_refused_not_a_recursion_error() -> None:
     """Ten thousand levels are more than any JSON reader survives."""
     deep: dict[str, object] = {}

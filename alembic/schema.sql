@@ -235,7 +235,7 @@ alter table public.turns enable row level security;
 
 CREATE INDEX turns_conversation_idx ON public.turns USING btree (conversation_id);
 
-CREATE OR REPLACE FUNCTION exai.append_group_v1(p_owners text[], p_names text[], p_turn_ids uuid[], p_keys text[], p_hashes text[], p_tools text[], p_expected bigint[], p_counts bigint[], p_of integer[], p_places bigint[], p_roles text[], p_contents text[], p_kinds text[], p_metadata text[])
+CREATE OR REPLACE FUNCTION exai.append_group_v1(p_owners text[], p_names text[], p_new_ids uuid[], p_turn_ids uuid[], p_keys text[], p_hashes text[], p_tools text[], p_titles text[], p_expected bigint[], p_counts bigint[], p_of integer[], p_places bigint[], p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_file_of integer[], p_files uuid[])
  RETURNS TABLE(number integer, base_revision bigint, first_seq bigint, created_at timestamp with time zone, header text, inc text)
  LANGUAGE plpgsql
  ROWS 16
@@ -247,12 +247,18 @@ CREATE OR REPLACE FUNCTION exai.append_group_v1(p_owners text[], p_names text[],
 AS $function$
 #variable_conflict use_column
 declare
+  v_lacking integer[] := '{}';
   v_numbers integer[];
   v_ids uuid[];
   v_nexts bigint[];
   v_bases bigint[];
   v_times timestamptz[];
 begin
+  if cardinality(p_files) > 0 then
+    v_lacking := array(
+      select w.number from unnest(p_file_of, p_files) w(number, id)
+       where not exists (select from public.files f where f.id = w.id and f.owner = p_owners[w.number]));
+  end if;
   -- A statement of its own: the next one's snapshot is younger than every lock, as in store_turn_v1.
   select array_agg(l.number), array_agg(l.id), array_agg(l.next_seq), array_agg(l.revision),
          array_agg(greatest(l.updated_at, clock_timestamp()))
@@ -263,33 +269,52 @@ begin
            where c.deleted_at is null and (a.expected is null or a.expected = c.revision)
              for no key update of c skip locked) l;
   return query
-  with locked as (
+  with ready as (
     select l.number, l.id, l.next_seq, l.base, l.at
-      from unnest(v_numbers, v_ids, v_nexts, v_bases, v_times) l(number, id, next_seq, base, at)),
+      from unnest(v_numbers, v_ids, v_nexts, v_bases, v_times) l(number, id, next_seq, base, at)
+     where l.number <> all(v_lacking)
+    union all
+    select a.number::integer, a.id, 1, 0, clock_timestamp()
+      from unnest(p_names, p_new_ids) with ordinality a(name, id, number)
+     where a.name is null and a.number <> all(v_lacking)),
   t as (
     insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by,
                               lease_until, first_seq, last_seq, revision, started_at, finished_at)
-    select p_turn_ids[l.number], l.id, p_owners[l.number], p_keys[l.number], p_hashes[l.number], p_tools[l.number],
-           'finished', p_turn_ids[l.number], l.at, l.next_seq, l.next_seq + p_counts[l.number] - 1, l.base + 1, l.at, l.at
-      from locked l
-     order by p_keys[l.number]
+    select p_turn_ids[r.number], r.id, p_owners[r.number], p_keys[r.number], p_hashes[r.number], p_tools[r.number],
+           'finished', p_turn_ids[r.number], r.at, r.next_seq, r.next_seq + p_counts[r.number] - 1, r.base + 1, r.at, r.at
+      from ready r
+     order by p_keys[r.number]
     on conflict do nothing
     returning conversation_id as id),
   claimed as (
-    select l.number, l.id, l.next_seq, l.base, l.at from t join locked l on l.id = t.id),
+    select r.number, r.id, r.next_seq, r.base, r.at from t join ready r on r.id = t.id),
+  made as (
+    insert into public.conversations as v (id, owner, continuation_id, title, next_seq, revision, created_at, updated_at)
+    select c.id, p_owners[c.number], c.id::text, p_titles[c.number], 1 + p_counts[c.number], 1, c.at, c.at
+      from claimed c
+     where p_names[c.number] is null
+    returning v.id, exai.header_v1(v)::text as header),
+  grown as (
+    update public.conversations v
+       set next_seq = c.next_seq + p_counts[c.number], revision = c.base + 1, changed_xid = pg_current_xact_id(),
+           updated_at = c.at
+      from claimed c
+     where v.id = c.id and p_names[c.number] is not null
+    returning v.id, exai.header_v1(v)::text as header),
   m as (
     insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
     select c.id, c.next_seq + u.place, p_turn_ids[c.number], u.role, u.kind, u.content,
            coalesce(u.metadata::jsonb, '{}'), c.at
       from claimed c
       join unnest(p_of, p_places, p_roles, p_kinds, p_contents, p_metadata)
-           u(number, place, role, kind, content, metadata) on u.number = c.number)
-  update public.conversations v
-     set next_seq = c.next_seq + p_counts[c.number], revision = c.base + 1, changed_xid = pg_current_xact_id(),
-         updated_at = c.at
+           u(number, place, role, kind, content, metadata) on u.number = c.number),
+  f as (
+    insert into public.conversation_files (conversation_id, file_id)
+    select c.id, w.id from claimed c join unnest(p_file_of, p_files) w(number, id) on w.number = c.number order by 2
+    on conflict do nothing)
+  select c.number, c.base, c.next_seq, c.at, x.header, exai.incarnation_v1()::text
     from claimed c
-   where v.id = c.id
-  returning c.number, c.base, c.next_seq, c.at, exai.header_v1(v)::text, exai.incarnation_v1()::text;
+    join (select g.id, g.header from grown g union all select n.id, n.header from made n) x on x.id = c.id;
 end
 $function$
 ;

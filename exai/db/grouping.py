@@ -34,6 +34,7 @@ PATIENCE_S: Final = 0.005
 
 MOST_APPENDS: Final = 16
 MOST_MESSAGES: Final = 32
+MOST_FILES: Final = 32
 MOST_CHARS: Final = 65_536
 """Of one append that goes in a group; a larger one is worth a statement of its own and would hold the others up."""
 
@@ -123,13 +124,14 @@ class Grouping:
         """Take who can go together: one for each conversation and each key, in their order."""
         group: list[_Append] = []
         staying: list[_Append] = []
-        taken: set[tuple[str, Owner, str | None]] = set()
+        taken: set[tuple[str, Owner, str]] = set()
         while self._waiting and len(group) < MOST_APPENDS:
             append = self._waiting.popleft()
             if append.result.done():
                 continue
             start = append.start
-            names = {("conversation", start.owner, start.continuation_id), ("key", start.owner, start.request_key)}
+            conversation = start.continuation_id or start.new_conversation_id
+            names = {("conversation", start.owner, conversation), ("key", start.owner, start.request_key)}
             if taken.isdisjoint(names):
                 taken |= names
                 group.append(append)
@@ -175,25 +177,26 @@ class Grouping:
 
 
 def may_share(start: AppendStart) -> bool:
-    """Whether an append may go in a group: a small one, to a conversation that exists, without files."""
+    """Whether an append may go in a group: a small one."""
     return (
-        start.continuation_id is not None
-        and not start.file_ids
-        and len(start.messages) <= MOST_MESSAGES
+        1 <= len(start.messages) <= MOST_MESSAGES
+        and len(start.file_ids) <= MOST_FILES
         and sum(len(message.content) for message in start.messages) <= MOST_CHARS
     )
 
 
 def _columns(group: Sequence[_Append]) -> tuple[list[Any], ...]:
-    """What the statement takes: arrays with one element for each append, then arrays with one for each message."""
+    """What the statement takes: arrays with one element for each append, then for each message, then for each file."""
     starts = [append.start for append in group]
     per_append: tuple[list[Any], ...] = (
         [start.owner for start in starts],
         [start.continuation_id for start in starts],
+        [start.new_conversation_id for start in starts],
         [start.turn_id for start in starts],
         [start.request_key for start in starts],
         [start.request_hash for start in starts],
         [start.tool for start in starts],
+        [start.title for start in starts],
         [start.expected_revision for start in starts],
         [len(start.messages) for start in starts],
     )
@@ -201,7 +204,9 @@ def _columns(group: Sequence[_Append]) -> tuple[list[Any], ...]:
     places = [place for start in starts for place in range(len(start.messages))]
     columns = zip(*(columns_of(start.messages) for start in starts), strict=True)
     roles, contents, kinds, metadata = ([each for column in part for each in column] for part in columns)
-    return (*per_append, numbers, places, roles, contents, kinds, metadata)
+    with_files = [number for number, start in enumerate(starts, 1) for _ in start.file_ids]
+    files = [file_id for start in starts for file_id in start.file_ids]
+    return (*per_append, numbers, places, roles, contents, kinds, metadata, with_files, files)
 
 
 def _result(append: _Append, row: asyncpg.Record) -> AppendResult:

@@ -19,9 +19,10 @@ select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at:
 -- Locks their conversations, as far as nobody else has.
 select p.number::integer, p.base_revision::bigint, p.first_seq::bigint, p.created_at::timestamptz, p.header::text,
        p.inc::text
-  from exai.append_group_v1($1::text[], $2::text[], $3::text[]::uuid[], $4::text[], $5::text[], $6::text[],
-                            $7::bigint[], $8::bigint[], $9::integer[], $10::bigint[], $11::text[], $12::text[],
-                            $13::text[], $14::text[]) p;
+  from exai.append_group_v1($1::text[], $2::text[], $3::text[]::uuid[], $4::text[]::uuid[], $5::text[], $6::text[],
+                            $7::text[], $8::text[], $9::bigint[], $10::bigint[], $11::integer[], $12::bigint[],
+                            $13::text[], $14::text[], $15::text[], $16::text[], $17::integer[],
+                            $18::text[]::uuid[]) p;
 
 -- name: begin_turn
 -- repeat: keyed

@@ -12,14 +12,15 @@ from exai.db.conversations import AppendResult, AppendStart, ConversationReposit
 from exai.db.grouping import AT_ONCE, MOST_APPENDS, MOST_CHARS
 from exai.db.pool import OneTrip, connect
 from exai.errors import DatabaseError, DeadlineExceeded, OutcomeUnknown
-from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
+from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, FileId, NewMessage, Owner
 from exai.resilience import with_deadline
 from tests.support.counters import Counters
-from tests.support.database import POOL_SIZE, appending, contents_of, conversation_of, opened
+from tests.support.database import POOL_SIZE, appending, contents_of, conversation_of, new_id, opened
 from tests.support.pg_proxy import PgProxy
 from tests.support.waiting import wait_until
 
 NUMBER = 8
+NEW = ConversationId(new_id())
 
 
 class Rig:
@@ -254,11 +255,59 @@ async def test_nobody_waits_for_long_behind_statements_that_hang(rig: Rig) -> No
     assert {(await task).status for task in stuck} == {"appended"}
 
 
-async def test_large_ones_and_new_ones_go_alone(rig: Rig) -> None:
-    """They would hold the others up, or have nothing to gain."""
+async def test_large_ones_go_alone(rig: Rig) -> None:
+    """They would hold the others up."""
     large = appending(rig.names[0], "x" * (MOST_CHARS + 1))
-    await rig.append(large, appending(None, "x"), appending(None, "x"))
-    assert rig.sent() == (0, 3)
+    await rig.append(large, appending(rig.names[1], "x"))
+    assert rig.sent() == (0, 2)
+
+
+async def test_new_conversations_are_made_together(rig: Rig) -> None:
+    """Each with its own name and title, beside those that go on; a repeated key makes none."""
+    starts = [appending(None, f"new {n}", "two", key=f"key {n}", title=f"title {n}" if n else None) for n in range(4)]
+    answers = results(await rig.append(*starts, appending(rig.names[0], "more")))
+    assert rig.sent() == (1, 0)
+    for n, (start, answer) in enumerate(zip(starts, answers[:4], strict=True)):
+        assert (answer.status, answer.first_seq, answer.last_seq, answer.base_revision) == ("appended", 1, 2, 0)
+        page = await rig.repository.read_page(LOCAL_OWNER, ContinuationId(start.new_conversation_id))
+        assert page.conversation == answer.conversation
+        assert page.conversation.title == (f"title {n}" if n else None)
+        assert page.messages == answer.stored
+    assert (answers[4].status, answers[4].first_seq) == ("appended", 2)
+    again = [appending(None, f"new {n}", "two", key=f"key {n}", title=None) for n in range(4)]
+    repeated = results(await rig.append(*again))
+    assert [answer.status for answer in repeated] == ["duplicate"] * 4
+    assert [answer.conversation for answer in repeated] == [answer.conversation for answer in answers[:4]]
+    assert await rig.sql.fetchval("select count(*) from conversations") == NUMBER + 4
+
+
+async def test_files_are_linked_along(rig: Rig) -> None:
+    """To the right conversation; one that is missing or somebody else's stops its own append and no other."""
+    rows = await rig.sql.fetch(
+        "insert into files (owner, name) select owner, i from unnest('{local,local,local,other}'::text[])"
+        " with ordinality o(owner, i) returning id::text"
+    )
+    one, two, three, foreign = (FileId(row["id"]) for row in rows)
+    answers = await rig.append(
+        appending(rig.names[0], "x", file_ids=[one, two]),
+        appending(rig.names[1], "x", file_ids=[two, two, three]),
+        appending(None, "x", file_ids=[one], new_conversation_id=NEW),
+        appending(rig.names[2], "x", file_ids=[one, foreign]),
+        appending(None, "x", file_ids=[FileId(new_id())]),
+        appending(rig.names[3], "x"),
+    )
+    assert [answer.status for answer in results(answers)] == [
+        *("appended", "appended", "appended", "file_not_found", "file_not_found", "appended")
+    ]
+    assert rig.sent() == (1, 2)
+    links = await rig.sql.fetch(
+        "select c.continuation_id, l.file_id::text from conversation_files l"
+        " join conversations c on c.id = l.conversation_id"
+    )
+    assert sorted(map(tuple, links)) == sorted(
+        [(rig.names[0], one), (rig.names[0], two), (rig.names[1], two), (rig.names[1], three), (NEW, one)]
+    )
+    assert (await contents_of(rig.repository, rig.names[2])) == ["first 2"]
 
 
 async def test_many_more_than_a_group_holds(rig: Rig) -> None:

@@ -105,18 +105,11 @@ async def test_a_group_of_appends_finds_each_by_its_key(sql: OneTrip) -> None:
     for _ in range(8):
         names = ["long", *(f"c{number}" for number in range(1, 16))]
         ids, number = [new_id() for _ in names], len(names)
-        per_append = (
-            ["local"] * number,
-            names,
-            ids,
-            ids,
-            ["h"] * number,
-            ["t"] * number,
-            [None] * number,
-            [1] * number,
-        )
+        per_append = (["local"] * number, names, ids, ids, ids, ["h"] * number, ["t"] * number, [None] * number)
         per_message = (list(range(1, number + 1)), [0] * number, ["user"] * number, ["x"] * number, ["m"] * number)
-        counts = await touched(sql, "append_group", *per_append, *per_message, [None] * number)
+        counts = await touched(
+            sql, "append_group", *per_append, [None] * number, [1] * number, *per_message, [None] * number, [], []
+        )
         assert all(scans == 0 for scans, _ in counts.values()), counts
         assert counts["conversations"][1] <= 4 * number, counts
         assert counts.get("messages", (0, 0))[1] <= number, counts

@@ -129,10 +129,10 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
     )
 
 
-def info_each(logger: str, event: str, lines: Iterable[EventDict]) -> None:
+def info_each(logger: str, event: str, lines: Iterable[Mapping[str, object]]) -> None:
     """Log a line for each of `lines` as `structlog.get_logger(logger).info(event, **line)` would, and at once.
 
-    They are taken over, and have one time and one context. Where their level is not wanted, none of them is made.
+    They have one time and one context. Where their level is not wanted, none of them is looked at.
     """
     log = structlog.get_logger(logger).bind()
     configured = structlog.get_config()
@@ -140,9 +140,7 @@ def info_each(logger: str, event: str, lines: Iterable[EventDict]) -> None:
         for line in lines:
             log.info(event, **line)
     elif log.is_enabled_for(logging.INFO):
-        events = list(lines)
-        for each in events:
-            each["event"] = event
+        events = [{**line, "event": event} for line in lines]
         configured["logger_factory"](logger).now(_Told(logger, "info", events, copy_context(), datetime.now(UTC)))
 
 
@@ -295,15 +293,16 @@ def _with_time_in_words(render: Processor) -> Processor:
 def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     """Replace what looks like a secret in every value of an event, however deep; long values are cut."""
     del logger, method
-    clean: EventDict = {}
+    clean = dict(event)
     for name, value in event.items():
         kind = type(value)
-        if kind is not str or len(value) > MAX_WORD_CHARS:
-            clean[name] = value if kind in _PLAIN or name.startswith("_") else _clean(name, value, 0)
-        elif value.isalnum():
-            clean[name] = HIDDEN if _is_secret(name) else value
-        else:
-            clean[name] = _clean_word(name, value)
+        if kind is str and len(value) <= MAX_WORD_CHARS:
+            if not value.isalnum():
+                clean[name] = _clean_word(name, value)
+            elif _is_secret(name):
+                clean[name] = HIDDEN
+        elif kind not in _PLAIN and not name.startswith("_"):
+            clean[name] = _clean(name, value, 0)
     return clean
 
 

@@ -75,7 +75,9 @@ class DeadlineScope:
 
 def end_by(end_s: float) -> None:
     """Give the rest of this context, such as a task's own, until `end_s` of `loop.time()`, or an earlier deadline."""
-    request_deadline.set(_earlier(request_deadline.get(), end_s))
+    earlier = request_deadline.get()
+    if earlier is None or end_s < earlier:
+        request_deadline.set(end_s)
 
 
 def with_deadline(timeout_s: float | None) -> DeadlineScope:

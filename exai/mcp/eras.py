@@ -59,7 +59,8 @@ def shaped(result: Json, version: str, cacheable: Cacheable | None, server_info:
     """Return `result` as the revision `version` wants it; the argument is not changed."""
     if version in MODERN_VERSIONS:
         return _modern(result, cacheable, server_info)
-    shape = {name: value for name, value in result.items() if name != "resultType"}
+    shape = dict(result)
+    shape.pop("resultType", None)
     return _downgraded(shape, version) if version < LATEST_LEGACY else shape
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from exai.mcp.jsonrpc import Json
 from exai.mcp.protocol import Call, CallContext
@@ -57,7 +58,7 @@ class Joining:
 
     def _begin(self, key: bytes, shared: _Shared, call: Call, context: CallContext) -> asyncio.Task[Json]:
         assert call.method.work is not None  # noqa: S101 - methods without work are answered by the protocol
-        work = call.method.work(call, context._replace(progress=shared.say))
+        work = call.method.work(call, replace(context, progress=shared.say))
         shared.task = asyncio.ensure_future(work)
         shared.task.add_done_callback(lambda _: self._forget(key, shared))
         return shared.task

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias, TypeGuard
+from typing import Any, TypeAlias, TypeGuard
 
 import orjson
 
@@ -44,8 +44,13 @@ class RpcError(Exception):
         return self.message
 
 
-class Request(NamedTuple):
-    """A message that must be answered. A named tuple, as is all that is made for each call: it costs a third."""
+@dataclass(slots=True)
+class Request:
+    """A message that must be answered.
+
+    Not frozen, as is nothing that is made for each call, though nobody changes it: it costs a quarter to make, and less
+    than a named tuple to make and to read.
+    """
 
     id: RequestId
     method: str
@@ -192,27 +197,33 @@ def _skeleton(data: bytes) -> bytes | None:
 def _structure_problem(data: bytes, value: dict[str, Any]) -> str | None:
     """Find what the parser lets pass: deep nesting, integers it had to round, and repeated keys."""
     keys = 0
+    containers: list[Any] = [value]
+    for container in containers:  # which grows meanwhile
+        members = container
+        if type(container) is dict:
+            keys += len(container)
+            members = container.values()
+        for member in members:
+            kind = type(member)
+            if kind is str:
+                continue
+            if kind is dict or kind is list:
+                containers.append(member)
+            elif kind is float and (member >= MAX_INTEGER or member <= -MAX_INTEGER):
+                return "a number is outside the 64-bit range"
+    if len(containers) > MAX_DEPTH and _is_deep(value):
+        return f"nested more than {MAX_DEPTH} levels deep"
+    return _repeated_keys(data, keys)
+
+
+def _is_deep(value: dict[str, Any]) -> bool:
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
-        deeper: list[Any] = []
-        for container in level:
-            if type(container) is dict:
-                keys += len(container)
-                members = container.values()
-            else:
-                members = container
-            for member in members:
-                kind = type(member)
-                if kind is str:
-                    continue
-                if kind is dict or kind is list:
-                    deeper.append(member)
-                elif kind is float and (member >= MAX_INTEGER or member <= -MAX_INTEGER):
-                    return "a number is outside the 64-bit range"
-        if not deeper:
-            return _repeated_keys(data, keys)
-        level = deeper
-    return f"nested more than {MAX_DEPTH} levels deep"
+        members = (member for each in level for member in (each.values() if type(each) is dict else each))
+        level = [member for member in members if type(member) is dict or type(member) is list]
+        if not level:
+            return False
+    return True
 
 
 def _repeated_keys(data: bytes, keys: int) -> str | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from exai.errors import ExaiError, Overloaded, RequestError, ShuttingDown
 from exai.mcp import eras, jsonrpc
@@ -44,7 +44,8 @@ class Client:
     capabilities: Json = field(default_factory=dict)
 
 
-class Call(NamedTuple):
+@dataclass(slots=True)
+class Call:
     """One admitted request. `version` is the protocol revision its answer is shaped for."""
 
     id: RequestId
@@ -55,7 +56,8 @@ class Call(NamedTuple):
     progress_token: RequestId | None = None
 
 
-class CallContext(NamedTuple):
+@dataclass(slots=True)
+class CallContext:
     """What a handler may know and do besides its arguments.
 
     `request_id` is EXAI's own id of this request, as the logs have it. `await progress("sentence")` tells the client
@@ -130,14 +132,16 @@ class Surface:
         return self.announces_updates or any(self.announces(change) for change, _ in _FILTERS.values())
 
 
-class Send(NamedTuple):
+@dataclass(slots=True)
+class Send:
     """Send this now; `error` is what it says when it refuses something, for a door that has statuses of its own."""
 
     data: bytes
     error: RpcError | None = None
 
 
-class Start(NamedTuple):
+@dataclass(slots=True)
+class Start:
     """Begin this call; its outcome comes back through `complete`, `fail` or `abandon`."""
 
     call: Call
@@ -234,7 +238,12 @@ class Connection:
             return self._listen(request, client)
         if request.method in eras.REMOVED_METHODS:
             raise _unknown(request.method)
-        return self._start(request, version, client, meta)
+        method = self.surface.methods.get(request.method)
+        if method is None:
+            raise _unknown(request.method)
+        if method.extension is not None:
+            eras.require_extension(client.capabilities, method.extension)
+        return self._start(request, method, version, client, meta)
 
     def _discovery(self) -> Json:
         found: dict[str, Any] = {
@@ -285,6 +294,19 @@ class Connection:
 
     def _legacy(self, request: jsonrpc.Request, meta: Json) -> Action:
         name = request.method
+        method = self.surface.methods.get(name)
+        if method is None or method.extension is not None:
+            return self._legacy_own(request)
+        if self.version is None:
+            raise RpcError(
+                INVALID_PARAMS,
+                f"Invalid params: {name} came before initialize, and without the _meta of {eras.MODERN}",
+            )
+        return self._start(request, method, self.version, self.client, meta)
+
+    def _legacy_own(self, request: jsonrpc.Request) -> Action:
+        """Answer what no feature serves."""
+        name = request.method
         if name == "ping":
             return self._answer(request, Method("ping"), self.version or eras.LATEST_LEGACY, {})
         if name in ("server/discover", "subscriptions/listen"):
@@ -292,15 +314,7 @@ class Connection:
             raise RpcError(INVALID_PARAMS, problem)
         if name in ("resources/subscribe", "resources/unsubscribe") and self.surface.announces_updates:
             return self._subscribe(request)
-        method = self.surface.methods.get(name)
-        if method is None or method.extension is not None:
-            raise _unknown(name)
-        if self.version is None:
-            raise RpcError(
-                INVALID_PARAMS,
-                f"Invalid params: {name} came before initialize, and without the _meta of {eras.MODERN}",
-            )
-        return self._start(request, self.version, self.client, meta)
+        raise _unknown(name)
 
     def _subscribe(self, request: jsonrpc.Request) -> Action:
         uri = request.params.get("uri")
@@ -316,12 +330,7 @@ class Connection:
 
     # Both eras.
 
-    def _start(self, request: jsonrpc.Request, version: str, client: Client, meta: Json) -> Action:
-        method = self.surface.methods.get(request.method)
-        if method is None:
-            raise _unknown(request.method)
-        if method.extension is not None:
-            eras.require_extension(client.capabilities, method.extension)
+    def _start(self, request: jsonrpc.Request, method: Method, version: str, client: Client, meta: Json) -> Action:
         token = meta.get("progressToken")
         if token is not None and not jsonrpc.request_id(token):
             raise RpcError(INVALID_PARAMS, "Invalid params: progressToken must be a string or an integer")

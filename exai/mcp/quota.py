@@ -27,24 +27,22 @@ Clock = Callable[[], float]
 class Bucket:
     """A rate with a burst; what is taken comes back as time passes."""
 
-    def __init__(self, per_s: float, clock: Clock, *, least: float = 1.0) -> None:
-        self._per_s, self._clock = per_s, clock
+    def __init__(self, per_s: float, now: float, *, least: float = 1.0) -> None:
+        self._per_s = per_s
         self._most = max(per_s * BURST_S, least)
         self._left = self._most
-        self._filled_at = clock()
+        self._filled_at = now
 
-    def wait_s(self, wanted: float) -> float:
+    def wait_s(self, wanted: float, now: float) -> float:
         """Return in how many seconds so much can be taken, 0 when it can be now."""
-        now = self._clock()
-        left = self._left + (now - self._filled_at) * self._per_s
-        self._left = min(self._most, left)
+        self._left = min(self._most, self._left + (now - self._filled_at) * self._per_s)
         self._filled_at = now
         if wanted <= self._left:
             return 0.0
         return max(0.0, (min(wanted, self._most) - self._left) / self._per_s)
 
     def take(self, wanted: float) -> None:
-        """Take what `wait_s` has just allowed."""
+        """Take what `wait_s` has just allowed, or all there is."""
         self._left = self._left - wanted if self._left > wanted else 0.0
 
 
@@ -52,13 +50,13 @@ class Quota:
     """One owner's share; made by `Quotas`."""
 
     def __init__(self, limits: ServerSettings, clock: Clock) -> None:
-        self._limits = limits
+        self._limits, self._clock = limits, clock
         self._connections = 0
         self._running = 0
         self._running_bytes = 0
-        self._requests = Bucket(limits.owner_requests_per_s, clock)
-        self._bytes = Bucket(limits.owner_bytes_per_s, clock, least=limits.message_max_bytes)
         self.used_at = clock()
+        self._requests = Bucket(limits.owner_requests_per_s, self.used_at)
+        self._bytes = Bucket(limits.owner_bytes_per_s, self.used_at, least=limits.message_max_bytes)
 
     @property
     def is_idle(self) -> bool:
@@ -79,10 +77,11 @@ class Quota:
 
     def take(self, size_bytes: int) -> None:
         """Count one message by number and size; a refused one counts for nothing. Raises `Overloaded`."""
-        if (wait_s := self._requests.wait_s(1)) > 0:
+        now = self._clock()
+        if (wait_s := self._requests.wait_s(1, now)) > 0:
             limit = "EXAI_SERVER__OWNER_REQUESTS_PER_S of one owner's requests a second"
             raise Overloaded(limit, round(self._limits.owner_requests_per_s, 3), retry_after_s=wait_s)
-        if (wait_s := self._bytes.wait_s(size_bytes)) > 0:
+        if (wait_s := self._bytes.wait_s(size_bytes, now)) > 0:
             limit = "EXAI_SERVER__OWNER_BYTES_PER_S of one owner's bytes a second"
             raise Overloaded(limit, self._limits.owner_bytes_per_s, retry_after_s=wait_s)
         self._requests.take(1)
@@ -90,7 +89,8 @@ class Quota:
 
     def spend(self, size_bytes: int) -> bool:
         """Count one message that nothing answers and so nothing can refuse; False when it was beyond a rate."""
-        is_within = self._requests.wait_s(1) <= 0 and self._bytes.wait_s(size_bytes) <= 0
+        now = self._clock()
+        is_within = self._requests.wait_s(1, now) <= 0 and self._bytes.wait_s(size_bytes, now) <= 0
         self._requests.take(1)
         self._bytes.take(size_bytes)
         return is_within

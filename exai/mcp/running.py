@@ -15,11 +15,12 @@ from exai.mcp.protocol import Call
 class Running:
     """One call and its task, made right after it."""
 
-    __slots__ = ("call", "is_late", "size_bytes", "task")
+    __slots__ = ("call", "has_begun", "is_late", "size_bytes", "task")
 
     def __init__(self, call: Call, size_bytes: int) -> None:
         self.call = call
         self.size_bytes = size_bytes
+        self.has_begun = False
         self.is_late = False
         self.task: asyncio.Task[None] | None = None
 

@@ -10,10 +10,12 @@ import asyncio
 import itertools
 import secrets
 import time
-from functools import partial
+from collections.abc import Awaitable
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import structlog
+from structlog.contextvars import STRUCTLOG_KEY_PREFIX
 
 from exai.errors import DeadlineExceeded, ExaiError, Overloaded, ShuttingDown
 from exai.mcp import eras
@@ -24,6 +26,7 @@ from exai.mcp.outbox import Outbox
 from exai.mcp.protocol import Action, Call, CallContext, Cancel, Connection, Send, Start, refusal, rpc_error
 from exai.mcp.running import Running
 from exai.mcp.tally import Ended
+from exai.models import Owner
 from exai.resilience import end_by
 
 if TYPE_CHECKING:
@@ -41,6 +44,10 @@ EXPIRED = 4401
 
 EXPIRY_LOOK_S = 3_600.0
 """How often a far expiry is looked at again, since clocks are set and timers sleep with the machine."""
+
+_REQUEST: ContextVar[str] = ContextVar(f"{STRUCTLOG_KEY_PREFIX}request")
+_OWNER: ContextVar[Owner] = ContextVar(f"{STRUCTLOG_KEY_PREFIX}owner")
+"""Set for each call, on whose lines they are, in a third of the time of `bind_contextvars`."""
 
 _PROCESS = secrets.token_hex(4)
 _numbers = itertools.count(1)
@@ -103,12 +110,12 @@ class Session:
         return action
 
     def _act(self, action: Action, size_bytes: int) -> None:
-        if isinstance(action, Send):
+        if isinstance(action, Start):
+            self._start(action.call, size_bytes)
+        elif isinstance(action, Send):
             if action.error is not None:
                 self.server.recorder.count("mcp_messages_refused_total", code=str(action.error.code))
             self.outbox.push(action)
-        elif isinstance(action, Start):
-            self._start(action.call, size_bytes)
         elif isinstance(action, Cancel):
             self._stop(action.id)
 
@@ -159,7 +166,6 @@ class Session:
             return
         running = self._running[call.id] = Running(call, size_bytes)
         running.task = self._loop.create_task(self._run(running), name=f"mcp {call.method.name}")
-        running.task.add_done_callback(partial(self._forget, running))
 
     def _refuse(self, call: Call, error: RpcError | ExaiError) -> None:
         if (answer := self.connection.fail(call, error)) is not None:
@@ -168,16 +174,21 @@ class Session:
     def _stop(self, key: RequestId) -> None:
         """Cancel a call; its id may be used again at once while the old work unwinds."""
         running = self._running.pop(key, None)
-        if running is not None and running.task is not None:
+        if running is None or running.task is None:
+            return
+        running.task.cancel()
+        if running.has_begun:
             self._unwinding.add(running.task)
-            running.task.cancel()
+        else:
+            self._forget(running)
 
-    def _forget(self, running: Running, task: asyncio.Task[None]) -> None:
+    def _forget(self, running: Running) -> None:
+        """A call has ended, or never will begin."""
         self._quota.end(running.size_bytes)
         if self._running.get(running.call.id) is running:
             del self._running[running.call.id]
-        else:
-            self._unwinding.discard(task)
+        elif running.task is not None:
+            self._unwinding.discard(running.task)
         if self._is_expired and self.is_idle:
             self.finish(EXPIRED)
         self.server.quieter()
@@ -196,10 +207,13 @@ class Session:
             self.finish(EXPIRED)
 
     async def _run(self, running: Running) -> None:
+        """Do the call, answer it, and tell how it went. The one error boundary."""
+        running.has_begun = True
         call, server = running.call, self.server
         request_id = _next_request_id()
         terms = server.terms(call)
-        structlog.contextvars.bind_contextvars(request=request_id, owner=self.owner)
+        _REQUEST.set(request_id)
+        _OWNER.set(self.owner)
         started_s = time.perf_counter()
         outcome = "cancelled"
         reporter = Reporter(self, call) if call.progress_token is not None else None
@@ -208,58 +222,69 @@ class Session:
             outcome = await self._outcome(running, context, terms)
         except asyncio.CancelledError:
             # A handler can raise this by itself; then nobody cancelled the call and it still needs its answer.
-            if (answer := self.connection.fail(call, _internal(request_id))) is not None:
-                self.outbox.force(answer)
+            self._force(self.connection.fail(call, _internal(request_id)))
             raise
+        except Exception:
+            log.exception("internal error")
+            outcome = "internal"
+            self._force(self.connection.fail(call, _internal(request_id)))
         finally:
             if reporter is not None:
                 reporter.stop()
             took_s = time.perf_counter() - started_s
-            ended = Ended(request_id, self.owner, call.method.name, terms.label, outcome, took_s)
-            server.tally.add(ended, self._loop)
+            ended: Ended = {
+                "request": request_id,
+                "owner": self.owner,
+                "method": call.method.name,
+                "tool": terms.label,
+                "outcome": outcome,
+                "ms": round(took_s * 1000, 1),
+            }
+            server.tally.add(ended, took_s, self._loop)
+            self._forget(running)
 
     async def _outcome(self, running: Running, context: CallContext, terms: Terms) -> str:
-        """Run the call and queue its answer; returns how it went, for the metrics. The one error boundary."""
-        call = running.call
+        """Run the call in its time and queue its answer; returns how it went, for the metrics."""
+        call, watch = running.call, self.server.watch
+        limit_s = self.server.timeout_s(terms)
+        end_s = self._loop.time() + limit_s
+        end_by(end_s)
+        watch.begin(running, end_s + DEADLINE_MARGIN_S, self._loop)
         try:
             try:
-                result = await self._worked(running, context, terms)
-                answer = self.connection.complete(call, result)
-                outcome = "error" if result.get("isError") else "ok"
-            except ExaiError as error:
-                log.info("refused", code=error.code, reason=str(error))
-                answer, outcome = self.connection.fail(call, error), error.code
-            except RpcError as error:
-                answer, outcome = self.connection.fail(call, error), "refused"
-        except Exception:
-            log.exception("internal error")
-            answer, outcome = self.connection.fail(call, _internal(context.request_id)), "internal"
+                result = await self._work(call, context, terms)
+            except asyncio.CancelledError as error:
+                if running.was_late():
+                    raise DeadlineExceeded(terms.label or call.method.name, limit_s) from error
+                raise
+            finally:
+                watch.end(running)
+                if running.is_late:
+                    running.was_late()
+            answer = self.connection.complete(call, result)
+            outcome = "error" if result.get("isError") else "ok"
+        except ExaiError as error:
+            log.info("refused", code=error.code, reason=str(error))
+            answer, outcome = self.connection.fail(call, error), error.code
+        except RpcError as error:
+            answer, outcome = self.connection.fail(call, error), "refused"
         if answer is not None and not self.outbox.put_now(answer):
             await self.outbox.put(answer)
         return outcome
 
-    async def _worked(self, running: Running, context: CallContext, terms: Terms) -> Json:
-        call, server = running.call, self.server
+    def _work(self, call: Call, context: CallContext, terms: Terms) -> Awaitable[Json]:
+        """Begin the work of a call, or join the identical one that runs."""
         assert call.method.work is not None  # noqa: S101 - methods without work are answered by the protocol
-        limit_s = server.timeout_s(terms)
-        end_s = self._loop.time() + limit_s
-        end_by(end_s)
-        server.watch.begin(running, end_s + DEADLINE_MARGIN_S, self._loop)
-        try:
-            key = server.tools.joining_key(call) if terms.joins_identical else None
-            if key is None:
-                return await call.method.work(call, context)
-            if self._joining.is_running(key):
-                server.recorder.count("mcp_calls_joined_total", tool=terms.label)
-            return await self._joining.run(key, call, context)
-        except asyncio.CancelledError as error:
-            if running.was_late():
-                raise DeadlineExceeded(terms.label or call.method.name, limit_s) from error
-            raise
-        finally:
-            server.watch.end(running)
-            if running.is_late:
-                running.was_late()
+        key = self.server.tools.joining_key(call) if terms.joins_identical else None
+        if key is None:
+            return call.method.work(call, context)
+        if self._joining.is_running(key):
+            self.server.recorder.count("mcp_calls_joined_total", tool=terms.label)
+        return self._joining.run(key, call, context)
+
+    def _force(self, answer: Send | None) -> None:
+        if answer is not None:
+            self.outbox.force(answer)
 
 
 def _next_request_id() -> str:

@@ -102,7 +102,7 @@ class Tasks:
             if not begun.done():
                 begun.set_result(Task(task_id, "working", since, since))
 
-        doing = asyncio.create_task(_bounded(work(context._replace(begun=note))), name="mcp task")
+        doing = asyncio.create_task(_bounded(work(replace(context, begun=note))), name="mcp task")
         self._doing.add(doing)
         doing.add_done_callback(self._doing.discard)
         try:

@@ -8,11 +8,11 @@ JSON-RPC errors. The order of the tools is the order they were registered in, th
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -64,7 +64,7 @@ class Arguments(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ToolResult:
     """What a tool answers: `structured` for programs, `text` for people and models.
 
@@ -107,7 +107,8 @@ class ToolSpec:
     """Replaces the schema made from `arguments` where that cannot say it."""
 
 
-class Terms(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Terms:
     """What calls of one tool or method share: a name for logs and metrics, a limit, and whether they may be joined."""
 
     label: str
@@ -166,7 +167,7 @@ class ToolRegistry:
         spec, given = self._specs.get(self._name(call.params)), call.params.get("arguments")
         if spec is None:
             raise self._unknown_tool(self._name(call.params))
-        if given is not None and not isinstance(given, Mapping):
+        if given is not None and not isinstance(given, dict):
             raise RpcError(INVALID_PARAMS, "Invalid params: arguments must be an object")
         try:
             # What `model_validate` calls, after looking at options that are not used here.

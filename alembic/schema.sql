@@ -8,6 +8,18 @@ create table exai.adopted_tables (
 );
 alter table exai.adopted_tables enable row level security;
 
+create table exai.message_words (
+    conversation_id uuid not null,
+    seq bigint not null,
+    created_at timestamp with time zone not null,
+    words tsvector not null,
+    constraint message_words_pkey PRIMARY KEY (conversation_id, seq),
+    constraint message_words_conversation_fkey FOREIGN KEY (conversation_id) REFERENCES public.conversations(id) ON DELETE CASCADE
+);
+alter table exai.message_words enable row level security;
+
+CREATE INDEX message_words_words_idx ON exai.message_words USING gin (words) WITH (gin_pending_list_limit='16384');
+
 create table exai.removed_conversations (
     owner text not null,
     continuation_id text not null,
@@ -24,6 +36,13 @@ create table exai.set_aside (
     set_aside_at timestamp with time zone not null default now()
 );
 alter table exai.set_aside enable row level security;
+
+create table exai.unindexed_messages (
+    conversation_id uuid not null,
+    first_seq bigint not null,
+    last_seq bigint not null
+);
+alter table exai.unindexed_messages enable row level security;
 
 create table monitoring.metrics_1hour (
     bucket timestamp with time zone not null,
@@ -188,8 +207,6 @@ CREATE INDEX messages_created_idx ON public.messages USING btree (conversation_i
 
 CREATE INDEX messages_system_idx ON public.messages USING btree (conversation_id, seq DESC) WHERE (role = 'system'::text);
 
-CREATE INDEX messages_text_idx ON public.messages USING gin (to_tsvector('simple'::regconfig, "left"(content, 100000))) WITH (gin_pending_list_limit='64');
-
 CREATE TRIGGER exai_fix_number BEFORE UPDATE OF conversation_id, seq ON public.messages FOR EACH ROW WHEN (((old.seq IS NOT NULL) AND ((old.seq IS DISTINCT FROM new.seq) OR (old.conversation_id IS DISTINCT FROM new.conversation_id)))) EXECUTE FUNCTION exai.fix_number_v1();
 
 CREATE TRIGGER exai_note_delete AFTER DELETE ON public.messages REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION exai.note_edit_v1();
@@ -197,6 +214,12 @@ CREATE TRIGGER exai_note_delete AFTER DELETE ON public.messages REFERENCING OLD 
 CREATE TRIGGER exai_note_update AFTER UPDATE ON public.messages REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION exai.note_edit_v1();
 
 CREATE TRIGGER exai_number BEFORE INSERT ON public.messages FOR EACH ROW WHEN ((new.turn_id IS NULL)) EXECUTE FUNCTION exai.number_message_v1();
+
+CREATE TRIGGER exai_queue_delete AFTER DELETE ON public.messages REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION exai.queue_words_v1();
+
+CREATE TRIGGER exai_queue_insert AFTER INSERT ON public.messages REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION exai.queue_words_v1();
+
+CREATE TRIGGER exai_queue_update AFTER UPDATE ON public.messages FOR EACH ROW WHEN (((old.content IS DISTINCT FROM new.content) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION exai.requeue_words_v1();
 
 create table public.turns (
     id uuid not null default gen_random_uuid(),
@@ -958,6 +981,66 @@ select extract(epoch from pg_catalog.pg_postmaster_start_time())::text
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.index_messages_v1(p_limit integer, OUT o_indexed integer, OUT o_left bigint)
+ RETURNS record
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET lock_timeout TO '2s'
+AS $function$
+declare
+  c_lock constant bigint := 7311701100639253092;
+  c_look constant integer := 10000;
+begin
+  o_indexed := 0;
+  o_left := 0;
+  if not exists (select from exai.unindexed_messages) then
+    return;
+  end if;
+  if pg_try_advisory_xact_lock(c_lock) then
+    with queue as materialized (
+      select q.at, q.conversation_id, q.first_seq, q.last_seq,
+             sum(q.last_seq - q.first_seq + 1) over (order by q.at) as running
+        from (select u.ctid as at, u.conversation_id, u.first_seq, u.last_seq
+                from exai.unindexed_messages u limit p_limit) q),
+    taken as (
+      delete from exai.unindexed_messages u
+       using queue q
+       where u.ctid = q.at and q.running - (q.last_seq - q.first_seq + 1) < p_limit
+      returning q.conversation_id, q.first_seq, q.last_seq, greatest(q.running - p_limit, 0)::bigint as too_many),
+    put_back as (
+      insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
+      select t.conversation_id, t.last_seq - t.too_many + 1, t.last_seq from taken t where t.too_many > 0),
+    forgotten as (
+      delete from exai.message_words w
+       using taken t
+       where w.conversation_id = t.conversation_id and w.seq between t.first_seq and t.last_seq - t.too_many
+         and not exists (select from public.messages m where m.conversation_id = w.conversation_id and m.seq = w.seq)),
+    said as (
+      select distinct on (m.conversation_id, m.seq) m.conversation_id, m.seq, m.created_at, m.content
+        from taken t
+       cross join lateral (
+         -- A range in its order is found by the primary key even where the planner takes the conversation for a short one.
+         select x.conversation_id, x.seq, x.created_at, x.content
+           from public.messages x
+          where x.conversation_id = t.conversation_id and x.seq between t.first_seq and t.last_seq - t.too_many
+          order by x.seq
+          limit p_limit) m
+       order by m.conversation_id, m.seq),
+    stored as (
+      insert into exai.message_words as w (conversation_id, seq, created_at, words)
+      select s.conversation_id, s.seq, s.created_at, to_tsvector('simple', left(s.content, 100000)) from said s
+      on conflict (conversation_id, seq) do update set created_at = excluded.created_at, words = excluded.words
+        where (w.created_at, w.words) is distinct from (excluded.created_at, excluded.words))
+    select count(*)::integer into o_indexed from said;
+    perform gin_clean_pending_list('exai.message_words_words_idx');
+  end if;
+  select coalesce(sum(q.last_seq - q.first_seq + 1), 0)::bigint into o_left
+    from (select u.first_seq, u.last_seq from exai.unindexed_messages u limit c_look) q;
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.note_change_v1()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -1064,6 +1147,27 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.queue_words_v1()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+begin
+  if tg_op = 'INSERT' then
+    insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
+    select x.conversation_id, min(x.seq), max(x.seq) from changed x group by x.conversation_id;
+  else
+    insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
+    select x.conversation_id, min(x.seq), max(x.seq)
+      from changed x join public.conversations c on c.id = x.conversation_id
+     group by x.conversation_id;
+  end if;
+  return null;
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.read_forward_v1(p_owner text, p_continuation_id text, p_after_seq bigint, p_up_to_seq bigint, p_limit integer, p_budget bigint)
  RETURNS TABLE(part text, seq bigint, role text, content text, created_at timestamp with time zone, kind text, turn_id text, data text)
  LANGUAGE plpgsql
@@ -1164,6 +1268,143 @@ begin
     select c.* into v from public.conversations c where c.id = v.parent_id;
     v_id := v.id;
   end loop;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.requeue_words_v1()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+begin
+  insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
+  values (new.conversation_id, new.seq, new.seq);
+  return null;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.search_v1(p_owner text, p_query text, p_continuation_id text, p_role text, p_since timestamp with time zone, p_until timestamp with time zone, p_tool text, p_model text, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamp with time zone, p_ranked integer, p_limit integer)
+ RETURNS TABLE(continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamp with time zone, rank numeric, tool text, model text, as_of timestamp with time zone, snippet text)
+ LANGUAGE plpgsql
+ STABLE ROWS 20
+ SET plan_cache_mode TO 'force_generic_plan'
+ SET jit TO 'off'
+AS $function$
+#variable_conflict use_column
+declare
+  c_headline constant text :=
+    'MaxFragments=2, MaxWords=30, MinWords=10, StartSel=**, StopSel=**, FragmentDelimiter=" … "';
+  v_query constant tsquery := websearch_to_tsquery('simple', p_query);
+  v_ids uuid[];
+  v_up_to bigint[];
+begin
+  if p_continuation_id is not null then
+    with recursive lineage(id, parent_id, parent_seq, up_to, depth) as (
+      select c.id, c.parent_id, c.parent_seq, c.next_seq, 0
+        from public.conversations c
+       where c.owner = p_owner and c.continuation_id = p_continuation_id and c.deleted_at is null
+      union all
+      select c.id, c.parent_id, c.parent_seq, least(l.up_to, l.parent_seq), l.depth + 1
+        from lineage l
+        join public.conversations c on c.id = l.parent_id)
+    select array_agg(l.id order by l.depth), array_agg(l.up_to order by l.depth) into v_ids, v_up_to from lineage l;
+    if v_ids is null then
+      return;
+    end if;
+  end if;
+  return query
+  with found as (
+    (select n.conversation_id, n.seq, n.created_at, n.words, coalesce(v_ids[1], n.conversation_id) as shown_id,
+            null::text as title
+       from (
+         select w.conversation_id, w.seq, w.created_at, null::tsvector as words
+           from exai.message_words w
+          where w.words @@ v_query
+            and (v_ids is null or w.conversation_id = any(v_ids))
+            and not exists (
+              select from exai.unindexed_messages u
+               where u.conversation_id = w.conversation_id and w.seq between u.first_seq and u.last_seq)
+          union all
+         select l.conversation_id, l.seq, l.created_at, l.words
+           from (
+             select distinct on (u.conversation_id, m.seq) u.conversation_id, m.seq, m.created_at, i.words
+               from exai.unindexed_messages u
+               join public.conversations c on c.id = u.conversation_id and c.owner = p_owner
+              cross join lateral (
+                -- A range in its order is found by the primary key even where the planner takes it for a short one.
+                select x.seq, x.created_at, x.content
+                  from public.messages x
+                 where x.conversation_id = u.conversation_id and x.seq between u.first_seq and u.last_seq
+                 order by x.seq
+                 limit u.last_seq - u.first_seq + 1) m
+              cross join lateral (select to_tsvector('simple', left(m.content, 100000)) as words offset 0) i
+              where v_ids is null or u.conversation_id = any(v_ids)
+              order by u.conversation_id, m.seq) l
+          where l.words @@ v_query
+          order by created_at desc, conversation_id desc, seq desc) n
+       join public.conversations c on c.id = n.conversation_id
+      where c.owner = p_owner
+        and case when v_ids is null then c.deleted_at is null
+                 else n.seq <= v_up_to[array_position(v_ids, n.conversation_id)] end
+        and (p_since is null or n.created_at >= p_since)
+        and (p_until is null or n.created_at < p_until)
+        and (p_as_of is null or n.created_at <= p_as_of)
+        and ((p_role is null and p_tool is null and p_model is null) or exists (
+          select from (
+            select x.seq, x.role, x.turn_id from public.messages x
+             where x.conversation_id = n.conversation_id and x.seq >= n.seq
+             order by x.seq
+             limit 1) m
+            left join public.turns t on t.id = m.turn_id
+           where m.seq = n.seq and (p_role is null or m.role = p_role)
+             and (p_tool is null or t.tool = p_tool) and (p_model is null or t.model = p_model)))
+      order by n.created_at desc, n.conversation_id desc, n.seq desc
+      limit p_ranked)
+    union all
+    (select c.id, 0::bigint, c.created_at, to_tsvector('simple', left(c.title, 100000)), c.id, c.title
+       from public.conversations c
+      where to_tsvector('simple', left(c.title, 100000)) @@ v_query and c.title is not null
+        and c.owner = p_owner and c.deleted_at is null
+        and (p_continuation_id is null or c.continuation_id = p_continuation_id)
+        and p_role is null and p_tool is null and p_model is null
+        and (p_since is null or c.created_at >= p_since)
+        and (p_until is null or c.created_at < p_until)
+        and (p_as_of is null or c.created_at <= p_as_of)
+      order by c.created_at desc, c.id desc
+      limit p_ranked)
+    order by 3 desc, 1 desc, 2 desc
+    limit p_ranked),
+  ranked as (
+    select f.conversation_id, f.seq, f.created_at, f.shown_id, f.title,
+           round(ts_rank(coalesce(f.words, (
+             select w.words from exai.message_words w where w.conversation_id = f.conversation_id and w.seq = f.seq
+           )), v_query, 1)::numeric, 6) as rank
+      from found f
+     where f.seq > 0 or f.conversation_id not in (select m.shown_id from found m where m.seq > 0)),
+  page as (
+    select r.conversation_id, r.seq, r.created_at, r.shown_id, r.title, r.rank
+      from ranked r
+     where p_rank is null or (r.rank, r.conversation_id, r.seq) < (p_rank, p_after_id, p_after_seq)
+     order by r.rank desc, r.conversation_id desc, r.seq desc
+     limit p_limit)
+  select c.continuation_id, p.conversation_id, c.title, p.seq, m.role,
+         case when p.seq = 0 then 'title' else m.kind end, p.created_at, p.rank, t.tool, t.model,
+         coalesce(p_as_of, greatest(statement_timestamp(), (select max(f.created_at) from found f))),
+         ts_headline('simple', left(coalesce(m.content, p.title), 100000), v_query, c_headline)
+    from page p
+    join public.conversations c on c.id = p.shown_id
+    left join lateral (
+      select x.seq, x.role, x.kind, x.content, x.turn_id
+        from public.messages x
+       where x.conversation_id = p.conversation_id and x.seq >= p.seq and p.seq > 0
+       order by x.seq
+       limit 1) m on m.seq = p.seq
+    left join public.turns t on t.id = m.turn_id
+   where p.seq = 0 or m.seq is not null
+   order by p.rank desc, p.conversation_id desc, p.seq desc;
 end
 $function$
 ;

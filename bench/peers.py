@@ -156,6 +156,7 @@ async def race(
                     many = number if round_ else callers
                     if name == EXAI:
                         batch = await run_batch(doing(ours, operation), callers, many)
+                        await ours.settle()
                     else:
                         asked = {"store": name, "operation": operation, "callers": callers, "number": many}
                         batch = Batch(**await peers.ask(do="batch", **asked))

@@ -106,6 +106,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             Attachments(file_repository, blobs),
             limits=settings.limits,
             recorder=recorder,
+            index_pause_s=settings.database.index_pause_s,
         )
         files = FileService(file_repository, blobs, settings.files, limits=settings.limits)
         await stack.enter_async_context(conversations.running())

@@ -103,6 +103,7 @@ class DatabaseSettings(Section):
     acquire_timeout_s: float = Field(default=1.0, gt=0)
     statement_timeout_s: float = Field(default=6.0, gt=0)
     connect_timeout_s: float = Field(default=5.0, gt=0)
+    index_pause_s: float = Field(default=1.0, gt=0, le=3_600)
 
 
 class CacheSettings(Section):

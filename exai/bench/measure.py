@@ -70,13 +70,16 @@ async def compare(pair: Pair, callers: int, number: int, rounds: int, on_batch: 
 
 async def _batch(operation: Operation, callers: int, number: int) -> Batch:
     await operation.prepare()
-    return await run_batch(operation.run, callers, number)
+    batch = await run_batch(operation.run, callers, number)
+    await operation.settle()
+    return batch
 
 
 async def count(operation: Operation, wire: Wire, number: int) -> Cost:
     """Do the operation one by one and return what it cost on the wire. Raises `StartupError`."""
     await operation.prepare()
     seen = [await _count_one(operation, wire, each) for each in range(number)]
+    await operation.settle()
     statements, database_trips, commands, cache_trips = (max(column) for column in zip(*seen, strict=True))
     has_cache = "redis" in wire.ports
     return Cost(

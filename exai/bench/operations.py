@@ -39,13 +39,15 @@ async def nothing() -> None:
 class Operation:
     """Something to do many times. `run(n)` does the n-th and says whether it was what its name says.
 
-    `prepare` comes before each batch and is not timed. With `once` a batch does it at most once per conversation.
+    `prepare` comes before each batch and `settle` after it, and neither is timed. With `once` a batch does it at most
+    once per conversation.
     """
 
     name: str
     run: Run
     prepare: Callable[[], Awaitable[None]] = nothing
     once: bool = False
+    settle: Callable[[], Awaitable[None]] = nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +100,16 @@ class Operations:
             Pair(Operation(HIT, self.hit, self.warm), get) if cached else Absent(HIT, NO_CACHE),
             Pair(Operation(MISS, self._miss, self._chill, once=True), select) if cached else Absent(MISS, NO_CACHE),
             Pair(Operation(UNCACHED, self._read_database), select),
-            Pair(Operation(APPEND, self.append, self.warm), insert),
+            Pair(Operation(APPEND, self.append, self.warm, settle=self.settle), insert),
             Pair(
-                Operation(APPEND_FILES, self._append_files, self.warm),
+                Operation(APPEND_FILES, self._append_files, self.warm, settle=self.settle),
                 Operation(f"{INSERT}, links", self._insert_with_files),
             ),
-            Pair(Operation(FULL, self.full, self.warm), self._bare_full())
+            Pair(Operation(FULL, self.full, self.warm, settle=self.settle), self._bare_full())
             if cached
-            else Pair(Operation(FULL, self.full), Operation(f"{SELECT}, insert", self._select_insert)),
+            else Pair(
+                Operation(FULL, self.full, settle=self.settle), Operation(f"{SELECT}, insert", self._select_insert)
+            ),
             Pair(Operation(LIST, self._list), Operation(SELECT, self._select_list)),
             Pair(Operation(SEARCH, self._search), Operation(SELECT, self._select_search)),
         )
@@ -114,7 +118,7 @@ class Operations:
         """Return what is looked at from afar: a whole request beside nothing but its round trips."""
         if self._cache_floor is None:
             return (Absent(FULL, NO_CACHE),)
-        return (Pair(Operation(FULL, self.full, self.warm), Operation(TRIPS, self._trips)),)
+        return (Pair(Operation(FULL, self.full, self.warm, settle=self.settle), Operation(TRIPS, self._trips)),)
 
     def _bare_full(self) -> Operation:
         return Operation(f"{GET}, insert", self._get_insert)
@@ -138,6 +142,10 @@ class Operations:
         """Let every conversation be cached."""
         for each in batched_range(len(self._data.continuation_ids)):
             await asyncio.gather(*(self._read(number) for number in each))
+
+    async def settle(self) -> None:
+        """Let what an append puts off be done: whoever comes next is not to pay for it, and searches not to wait."""
+        await self._service.index_words()
 
     async def _chill(self) -> None:
         if self._cache_floor is not None:

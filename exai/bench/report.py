@@ -80,6 +80,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "uncounted": report.uncounted,
         "sections": [asdict(each) for each in report.sections],
         "absent": [asdict(each) for each in report.absent],
+        "indexing_us": report.indexing_us,
         "targets": [{**asdict(each), "verdict": each.verdict} for each in targets(report)],
     }
 
@@ -99,6 +100,7 @@ def as_text(report: Report) -> str:
         where = f", {section.latency_ms:g} ms away each way" if section.latency_ms else ""
         lines += ["", f"beside the least that could be done{where}", *time_lines(section.comparisons)]
     lines += [f"{each.name:<18}not measured: {each.reason}" for each in report.absent]
+    lines += ["", f"put off by an append: {report.indexing_us:,.0f} us of statements that index a message's words"]
     return "\n".join([*lines, "", *target_lines(targets(report))])
 
 

@@ -43,7 +43,10 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything a run found. `uncounted` says why round trips could not be counted, where they could not."""
+    """Everything a run found. `uncounted` says why round trips could not be counted, where they could not.
+
+    `indexing_us` is what an append puts off: the time of the statements that index a message's words, per message.
+    """
 
     plan: Plan
     servers: str
@@ -53,6 +56,7 @@ class Report:
     uncounted: str | None
     sections: tuple[Section, ...]
     absent: tuple[Absent, ...]
+    indexing_us: float
 
 
 async def run_bench(options: Options, progress: Progress) -> Report:
@@ -78,7 +82,9 @@ async def _measure(options: Options, servers: Servers, plan: Plan, texts: Texts,
         far, _ = await run.compare_all(FAR_MS, ((1, plan.far_operations),), Operations.far)
         sections.append(far)
     progress(1.0, "done")
-    return Report(plan, servers.shown, machine(), costs, floor_costs, uncounted, tuple(sections), absent)
+    return Report(
+        plan, servers.shown, machine(), costs, floor_costs, uncounted, tuple(sections), absent, run.indexing_us
+    )
 
 
 def machine() -> str:
@@ -92,6 +98,12 @@ class _Run:
         self._plan, self._texts, self._data, self._servers, self._progress = plan, texts, data, servers, progress
         self._floor_seq = plan.messages
         self._done = 0
+        self._indexed, self._indexing_s = 0.0, 0.0
+
+    @property
+    def indexing_us(self) -> float:
+        """Time of the statements that index a message's words; near servers only."""
+        return self._indexing_s / self._indexed * 1_000_000 if self._indexed else 0.0
 
     async def count_all(self) -> tuple[tuple[Cost, ...], tuple[Cost, ...], str | None]:
         """Count on the wire, one caller, one operation at a time."""
@@ -118,7 +130,7 @@ class _Run:
     ) -> tuple[Section, tuple[Absent, ...]]:
         """Compare the chosen operations at each number of callers."""
         comparisons: list[Comparison] = []
-        async with self._way(latency_ms) as servers, self._open(servers) as ours:
+        async with self._way(latency_ms) as servers, self._open(servers, indexing=latency_ms == 0) as ours:
             listed = chosen(ours)
             pairs = [each for each in listed if isinstance(each, Pair)]
             total = len(pairs) * len(operations) * self._plan.rounds * 2
@@ -151,7 +163,9 @@ class _Run:
             yield servers
 
     @asynccontextmanager
-    async def _open(self, servers: Servers, *, counting: bool = False) -> AsyncIterator[Operations]:
+    async def _open(
+        self, servers: Servers, *, counting: bool = False, indexing: bool = False
+    ) -> AsyncIterator[Operations]:
         async with open_contestants(servers, self._floor_seq, UNSAMPLED if counting else None) as contestants:
             # Rows of an earlier way in keep their numbers; the next one starts far above them.
             self._floor_seq += 1_000_000
@@ -159,5 +173,9 @@ class _Run:
             await operations.prepare()
             try:
                 yield operations
+                if indexing:
+                    recorder = contestants.app.recorder
+                    self._indexed += recorder.value("messages_indexed_total")
+                    self._indexing_s += recorder.value("db_statement_seconds", statement="index_messages")
             finally:
                 await operations.clean()

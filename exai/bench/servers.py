@@ -25,7 +25,7 @@ from exai.db.statements import load_statements
 from exai.embedded.launcher import start_embedded
 from exai.errors import ConfigError, StartupError
 
-OWN_STATEMENTS: Final = ("changes", "news", "ping", "revision", "renew_leases")
+OWN_STATEMENTS: Final = ("changes", "index_messages", "news", "ping", "revision", "renew_leases")
 """What the service asks Postgres on its own account."""
 
 OWN_COMMANDS: Final = ("TIME", "INFO")

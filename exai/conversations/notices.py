@@ -41,12 +41,13 @@ Listener = Callable[[Notice], None]
 
 
 class Notices:
-    """Tells every listener of every change."""
+    """Tells every listener of every change. `have_changed` says that something was, until one clears it."""
 
     def __init__(self) -> None:
         self._listeners: list[tuple[Listener, Callable[[], bool]]] = []
         self._latest: OrderedDict[tuple[Owner, ContinuationId], tuple[int, bool]] = OrderedDict()
         self.have_listeners = asyncio.Event()
+        self.have_changed = asyncio.Event()
 
     @property
     def are_wanted(self) -> bool:
@@ -63,6 +64,7 @@ class Notices:
     ) -> None:
         """Tell of a committed change from one revision to another; a repetition changed nothing and is not told."""
         if revision != base_revision:
+            self.have_changed.set()
             self.hear(owner, continuation_id, revision, listed=listed or base_revision == 0)
 
     def hear(self, owner: Owner, continuation_id: ContinuationId, revision: int, *, listed: bool) -> None:

@@ -17,6 +17,7 @@ from exai.cache.records import Hit, Loaded
 from exai.config import LimitSettings
 from exai.conversations.attachments import Attachments
 from exai.conversations.formats import ConversationText, Format, MessageText
+from exai.conversations.indexing import Indexing
 from exai.conversations.notices import Notices, Watch
 from exai.conversations.outcome import ENDED, Outcome, outcome_of
 from exai.conversations.requests import (
@@ -90,11 +91,13 @@ class ConversationService:
         *,
         limits: LimitSettings,
         recorder: Recorder,
+        index_pause_s: float,
     ) -> None:
         self._repository, self._search, self._curation = stores.conversations, stores.search, stores.curation
         self._stored_turns = stores.turns
         self.notices = Notices()
         self._watch = Watch(stores.conversations, self.notices, recorder)
+        self._indexing = Indexing(stores.search, self.notices.have_changed, recorder, pause_s=index_pause_s)
         self._transfer = Transfer(stores.transfer, cache, limits, self.notices)
         self._cache, self._limits = cache, limits
         self._turns = ChatTurns(stores.conversations, cache, providers, attachments, self.notices)
@@ -258,13 +261,24 @@ class ConversationService:
     async def search(self, query: SearchQuery, *, limit: int = PAGE_MESSAGES, cursor: str | None = None) -> SearchPage:
         """Find messages by their words, best match first: 1 database round trip a page.
 
+        What was acknowledged before is found, whether its words are indexed yet or not.
+
         Raises `InvalidArgument`, or `DatabaseBusy` when the words are so common that finding them took too long.
         """
         if not query.text.strip():
             raise InvalidArgument("query", "is empty", "Say which words to look for")
         if not 1 <= limit <= MAX_LIST:
             raise InvalidArgument("limit", f"is {limit}", f"Use 1 to {MAX_LIST}")
+        # Clients that know nothing of us may have stored messages, which are looked through one by one meanwhile.
+        self.notices.have_changed.set()
         return await self._search.search(query, limit=limit, cursor=cursor)
+
+    async def index_words(self) -> None:
+        """Index what has been stored until nothing is left, instead of by and by: searches are quick from then on.
+
+        Raises a `DatabaseError`.
+        """
+        await self._indexing.finish()
 
     async def fork(
         self,
@@ -415,18 +429,19 @@ class ConversationService:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Keep turns' leases and listeners informed meanwhile; on leaving, every outcome in flight is written first."""
+        """Keep leases, listeners and the index up to date; on leaving, every outcome in flight is written first."""
         leases = asyncio.create_task(self._turns.keep_leases(), name="turn-leases")
         watch = asyncio.create_task(self._watch.keep(), name="conversation-watch")
+        indexing = asyncio.create_task(self._indexing.keep(), name="word-indexing")
         try:
             yield
         finally:
             try:
                 await self._turns.drain()
             finally:
-                leases.cancel()
-                watch.cancel()
-                await asyncio.wait({leases, watch})
+                for task in (leases, watch, indexing):
+                    task.cancel()
+                await asyncio.wait({leases, watch, indexing})
 
 
 def _once(key: str | None, tool: str, *parts: Any) -> Request:

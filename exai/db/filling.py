@@ -44,7 +44,14 @@ select c.id, c.next_seq - 1 - $2::integer + n, c.id, 'user',
           from generate_series(1, $5::integer + 0 * n))
   from c cross join generate_series($1::integer, $2::integer) n"""
 
-SETTLE: Final = ("vacuum (analyze) public.conversations", "vacuum (analyze) public.messages", "checkpoint")
+INDEX: Final = "select o_left from exai.index_messages_v1($1::integer)"
+SETTLE: Final = (
+    "vacuum (analyze) public.conversations",
+    "vacuum (analyze) public.messages",
+    "vacuum (analyze) exai.message_words",
+    "vacuum exai.unindexed_messages",
+    "checkpoint",
+)
 
 DEEP_ID: Final = ContinuationId("exai-bench-deep")
 
@@ -79,6 +86,8 @@ class Filling:
         for start in range(first, last + 1, BATCH):
             end = min(start + BATCH - 1, last)
             await self._connection.execute(sql, start, end, self._words, OWNER, WORDS)
+            while await self._connection.fetchval(INDEX, BATCH):
+                pass
             yield end
 
 

@@ -54,10 +54,11 @@ SELECT_LIST: Final = """
 select id, continuation_id, title, metadata, tags, next_seq, revision, created_at, updated_at
   from public.conversations where owner = $1 order by updated_at desc, id desc limit $2"""
 SELECT_SEARCH: Final = """
-select conversation_id, seq, role, content, created_at
-  from public.messages
- where to_tsvector('simple', left(content, 100000)) @@ websearch_to_tsquery('simple', $1)
- order by created_at desc limit $2"""
+select m.conversation_id, m.seq, m.role, m.content, m.created_at
+  from exai.message_words w
+  join public.messages m on m.conversation_id = w.conversation_id and m.seq = w.seq
+ where w.words @@ websearch_to_tsquery('simple', $1)
+ order by m.created_at desc limit $2"""
 INSERT: Final = """
 insert into exai_bench.messages (conversation_id, seq, turn_id, role, content, created_at)
 select $1, $2 + u.ord, $3, u.role, u.content, now()

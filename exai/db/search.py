@@ -1,4 +1,7 @@
-"""Full-text search over an owner's messages: one statement a page, best match first."""
+"""Full-text search over an owner's messages: one statement a page, best match first; and the index of their words.
+
+The invariant is that a search finds what was acknowledged before it, indexed or not: the index only makes it quick.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,9 @@ from exai.models import ContinuationId, Owner, Role
 
 RANKED: Final = 500
 """Matches that are ranked, the newest of them; a word that is everywhere would otherwise cost the whole table."""
+
+PORTION: Final = 500
+"""Messages that are indexed in one statement, at most; few enough that nobody notices."""
 
 MAX_QUERY_CHARS: Final = 1_000
 MAX_SEQ: Final = 2**63 - 1
@@ -81,8 +87,16 @@ class SearchPage:
         return self.next_cursor if number >= len(self.hits) else _write(self.places[number - 1])
 
 
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """How many messages were indexed, and how many wait still, at least; none and some: another daemon is at it."""
+
+    indexed: int
+    left: int
+
+
 class SearchRepository:
-    """Searches."""
+    """Searches, and the index behind them."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -120,6 +134,19 @@ class SearchRepository:
             SearchPlace(row["as_of"], row["rank"], row["conversation_id"], row["seq"]) for row in rows[:limit]
         )
         return SearchPage(hits, _write(places[-1]) if len(rows) > limit else None, places)
+
+    async def index(self, limit: int = PORTION) -> Indexed:
+        """Index the words of at most `limit` of the messages that wait for it, unless another daemon does so now.
+
+        Raises a `DatabaseError`; nothing is lost then, and `DatabaseBusy` asks for a smaller limit.
+        """
+        row = (await self._database.fetch("index_messages", limit))[0]
+        return Indexed(row["indexed"], row["left_over"])
+
+    def has_room(self) -> bool:
+        """Whether a statement of ours would leave a connection for somebody else."""
+        used, _, size = self._database.usage()
+        return used < max(size - 1, 1)
 
 
 def _check(query: SearchQuery) -> None:

@@ -1,0 +1,61 @@
+-- Indexes the words of at most p_limit of the messages that wait for it, those that wait longest first.
+-- o_left: how many wait still, as far as a short look tells. Nothing indexed and something left: another one is at it.
+-- One at a time, by an advisory lock that nobody waits for. Taken out of the queue and indexed in one transaction, so a
+-- message is always in exactly one of the two, or in the queue and with words that are out of date. The words go from the
+-- index's list of what is pending into the index itself, which searches would otherwise read from end to end.
+create or replace function exai.index_messages_v1(p_limit integer, out o_indexed integer, out o_left bigint)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '2s'
+as $$
+declare
+  c_lock constant bigint := 7311701100639253092;
+  c_look constant integer := 10000;
+begin
+  o_indexed := 0;
+  o_left := 0;
+  if not exists (select from exai.unindexed_messages) then
+    return;
+  end if;
+  if pg_try_advisory_xact_lock(c_lock) then
+    with queue as materialized (
+      select q.at, q.conversation_id, q.first_seq, q.last_seq,
+             sum(q.last_seq - q.first_seq + 1) over (order by q.at) as running
+        from (select u.ctid as at, u.conversation_id, u.first_seq, u.last_seq
+                from exai.unindexed_messages u limit p_limit) q),
+    taken as (
+      delete from exai.unindexed_messages u
+       using queue q
+       where u.ctid = q.at and q.running - (q.last_seq - q.first_seq + 1) < p_limit
+      returning q.conversation_id, q.first_seq, q.last_seq, greatest(q.running - p_limit, 0)::bigint as too_many),
+    put_back as (
+      insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
+      select t.conversation_id, t.last_seq - t.too_many + 1, t.last_seq from taken t where t.too_many > 0),
+    forgotten as (
+      delete from exai.message_words w
+       using taken t
+       where w.conversation_id = t.conversation_id and w.seq between t.first_seq and t.last_seq - t.too_many
+         and not exists (select from public.messages m where m.conversation_id = w.conversation_id and m.seq = w.seq)),
+    said as (
+      select distinct on (m.conversation_id, m.seq) m.conversation_id, m.seq, m.created_at, m.content
+        from taken t
+       cross join lateral (
+         -- A range in its order is found by the primary key even where the planner takes the conversation for a short one.
+         select x.conversation_id, x.seq, x.created_at, x.content
+           from public.messages x
+          where x.conversation_id = t.conversation_id and x.seq between t.first_seq and t.last_seq - t.too_many
+          order by x.seq
+          limit p_limit) m
+       order by m.conversation_id, m.seq),
+    stored as (
+      insert into exai.message_words as w (conversation_id, seq, created_at, words)
+      select s.conversation_id, s.seq, s.created_at, to_tsvector('simple', left(s.content, 100000)) from said s
+      on conflict (conversation_id, seq) do update set created_at = excluded.created_at, words = excluded.words
+        where (w.created_at, w.words) is distinct from (excluded.created_at, excluded.words))
+    select count(*)::integer into o_indexed from said;
+    perform gin_clean_pending_list('exai.message_words_words_idx');
+  end if;
+  select coalesce(sum(q.last_seq - q.first_seq + 1), 0)::bigint into o_left
+    from (select u.first_seq, u.last_seq from exai.unindexed_messages u limit c_look) q;
+end
+$$

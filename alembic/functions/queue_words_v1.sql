@@ -1,0 +1,20 @@
+-- After messages were stored or deleted, by whomever: their words are to be indexed, or forgotten, by and by.
+-- One row for each conversation, whatever is between its first and its last message. A conversation that is deleted
+-- takes its words along.
+create or replace function exai.queue_words_v1() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  if tg_op = 'INSERT' then
+    insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
+    select x.conversation_id, min(x.seq), max(x.seq) from changed x group by x.conversation_id;
+  else
+    insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
+    select x.conversation_id, min(x.seq), max(x.seq)
+      from changed x join public.conversations c on c.id = x.conversation_id
+     group by x.conversation_id;
+  end if;
+  return null;
+end
+$$

@@ -1,0 +1,11 @@
+-- After somebody else changed what a message says, or when it was said.
+create or replace function exai.requeue_words_v1() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
+  values (new.conversation_id, new.seq, new.seq);
+  return null;
+end
+$$

@@ -1,0 +1,23 @@
+"""Drop the index of words on the messages: search uses the one beside them, and storing no longer pays for it.
+
+A daemon of the release before finds nothing slower than this while it is still running, but nothing wrong either.
+
+Locks: built and dropped concurrently.
+"""
+
+from exai.db.migrate import create_index, drop_index
+
+revision = "0016"
+down_revision = "0015"
+
+
+def upgrade() -> None:
+    drop_index("public", "messages_text_idx")
+
+
+def downgrade() -> None:
+    create_index(
+        "public",
+        "messages_text_idx",
+        "public.messages using gin (to_tsvector('simple', left(content, 100000))) with (gin_pending_list_limit = 64)",
+    )

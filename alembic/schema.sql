@@ -1317,18 +1317,20 @@ begin
   end if;
   return query
   with found as (
-    (select n.conversation_id, n.seq, n.created_at, n.words, coalesce(v_ids[1], n.conversation_id) as shown_id,
+    (select n.conversation_id, n.seq, n.created_at, n.at, n.words, coalesce(v_ids[1], n.conversation_id) as shown_id,
             null::text as title
        from (
-         select w.conversation_id, w.seq, w.created_at, null::tsvector as words
+         select w.conversation_id, w.seq, w.created_at, w.ctid as at, null::tsvector as words
            from exai.message_words w
           where w.words @@ v_query
             and (v_ids is null or w.conversation_id = any(v_ids))
-            and not exists (
-              select from exai.unindexed_messages u
-               where u.conversation_id = w.conversation_id and w.seq between u.first_seq and u.last_seq)
+            -- Out of date. Most conversations have nothing that waits, which one look into a hash tells.
+            and (w.conversation_id not in (select u.conversation_id from exai.unindexed_messages u)
+                 or not exists (
+                   select from exai.unindexed_messages u
+                    where u.conversation_id = w.conversation_id and w.seq between u.first_seq and u.last_seq))
           union all
-         select l.conversation_id, l.seq, l.created_at, l.words
+         select l.conversation_id, l.seq, l.created_at, null, l.words
            from (
              select distinct on (u.conversation_id, m.seq) u.conversation_id, m.seq, m.created_at, i.words
                from exai.unindexed_messages u
@@ -1364,7 +1366,7 @@ begin
       order by n.created_at desc, n.conversation_id desc, n.seq desc
       limit p_ranked)
     union all
-    (select c.id, 0::bigint, c.created_at, to_tsvector('simple', left(c.title, 100000)), c.id, c.title
+    (select c.id, 0::bigint, c.created_at, null, to_tsvector('simple', left(c.title, 100000)), c.id, c.title
        from public.conversations c
       where to_tsvector('simple', left(c.title, 100000)) @@ v_query and c.title is not null
         and c.owner = p_owner and c.deleted_at is null
@@ -1380,7 +1382,7 @@ begin
   ranked as (
     select f.conversation_id, f.seq, f.created_at, f.shown_id, f.title,
            round(ts_rank(coalesce(f.words, (
-             select w.words from exai.message_words w where w.conversation_id = f.conversation_id and w.seq = f.seq
+             select w.words from exai.message_words w where w.ctid = f.at
            )), v_query, 1)::numeric, 6) as rank
       from found f
      where f.seq > 0 or f.conversation_id not in (select m.shown_id from found m where m.seq > 0)),

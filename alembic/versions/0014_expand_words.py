@@ -12,7 +12,7 @@ from alembic import op
 from exai.db.migrate import create_functions, take_locks
 
 revision = "0014"
-down_revision = "0012"
+down_revision = "0013"
 
 FUNCTIONS = ("queue_words_v1", "requeue_words_v1")
 

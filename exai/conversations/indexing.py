@@ -30,7 +30,6 @@ MANY: Final = 10 * PORTION
 ROOM_S: Final = 0.02
 ROOM_TRIES: Final = 25
 BUSY_S: Final = 0.05
-RETRY_BASE_S: Final = 2.0
 RETRY_CAP_S: Final = 60.0
 
 log = structlog.get_logger(__name__)
@@ -59,7 +58,7 @@ class Indexing:
                 self._recorder.count("indexing_failed_total")
                 if failures == 1:
                     log.warning("indexing_failed", error=str(error), exc_info=not isinstance(error, ExaiError))
-                await asyncio.sleep(backoff_s(failures, RETRY_BASE_S, RETRY_CAP_S))
+                await asyncio.sleep(backoff_s(failures, 2 * self._pause_s, RETRY_CAP_S))
             else:
                 failures = 0
                 await self._wait()

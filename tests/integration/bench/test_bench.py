@@ -146,6 +146,7 @@ async def test_another_proxy_counts_the_same(
     # Those proxies count everything, so the service's own passes must not come between.
     monkeypatch.setenv("EXAI_CACHE__PASS_INTERVAL_S", "59")
     monkeypatch.setenv("EXAI_CACHE__BOUND_S", "60")
+    monkeypatch.setenv("EXAI_DATABASE__INDEX_PAUSE_S", "60")
     path = urlsplit(redis_url).path
     parts = urlsplit(redis_url)
     upstream = path if parts.scheme == "unix" else (parts.hostname or "127.0.0.1", parts.port or 6379)

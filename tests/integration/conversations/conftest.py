@@ -23,7 +23,7 @@ from tests.support.redis_proxy import RedisProxy
 WARM_UP = Owner("warm-up")
 
 NO_PASS_S = 3_600.0
-"""A pass of the cache's licence costs a statement of its own; here only what a call costs is counted."""
+"""A pass of the cache's licence, or of the index, costs a statement; here only what a call costs is counted."""
 
 
 @dataclass
@@ -54,7 +54,7 @@ async def open_rig(postgres_url: str, redis_url: str, data_dir: Path, *, pooled:
         cache = await stack.enter_async_context(RedisProxy(redis_address(redis_url)))
         provider = await stack.enter_async_context(ProviderServer())
         settings = Settings(
-            database=DatabaseSettings(url=SecretStr(database.url), pool_size=2),
+            database=DatabaseSettings(url=SecretStr(database.url), pool_size=2, index_pause_s=NO_PASS_S),
             cache=CacheSettings(url=SecretStr(cache.url), pass_interval_s=NO_PASS_S, bound_s=60, check_one_in=0),
             providers=ProvidersSettings(
                 kimi=ProviderSettings(api_key=SecretStr("sk-test"), base_url=provider.base_url)

@@ -41,6 +41,9 @@ select id, 'local', 'key', 'h', 'chat', 'finished', id, now(), 1, 2500, 2500
 """
 
 
+SEARCH = ("local", "needle", *(None,) * 10, 500, 21)
+
+
 @pytest.fixture
 async def sql(database: Database) -> AsyncIterator[OneTrip]:
     connection = await connect(database.address, timeout_s=5)
@@ -147,6 +150,25 @@ async def test_changes_read_what_has_changed(sql: OneTrip, name: str) -> None:
     assert counts["conversations"][1] <= 4
 
 
+async def test_a_search_reads_what_it_ranks_and_shows(sql: OneTrip) -> None:
+    """Words in any number of messages: the newest are ranked by what is stored of them, and one page is read."""
+    await sql.execute("update messages set content = 'needle ' || seq where seq % 10 = 0")
+    await index(sql)
+    for _ in range(8):
+        counts = await touched(sql, "search_messages", *SEARCH)
+        assert all(scans == 0 for table, (scans, _) in counts.items() if table != "unindexed_messages"), counts
+        assert counts["messages"][1] <= 21, counts
+        assert counts["message_words"][1] <= 5_000 + 500, counts
+        assert counts["conversations"][1] <= 2 * 500 + 21, counts
+
+
+async def index(sql: OneTrip) -> None:
+    """Let nothing wait, and the planner know of it."""
+    while (await sql.fetch(load_statements()["index_messages"].text, 10_000))[0]["left_over"]:
+        pass
+    await sql.execute("analyze")
+
+
 async def test_one_message_of_a_long_conversation_is_one_row_among_short_ones(database: Database) -> None:
     """Where most have one message, the planner would look for a message by another index and read all of a long one."""
     connection = await connect(database.address, timeout_s=5)
@@ -156,9 +178,11 @@ async def test_one_message_of_a_long_conversation_is_one_row_among_short_ones(da
         turn_id = await connection.fetchval("select id::text from turns")
         counts = await touched(connection, "read_turn", "local", turn_id)
         assert counts["messages"] == (0, 1), counts
-        search = ("local", "needle", *(None,) * 10, 500, 21)
-        counts = await touched(connection, "search_messages", *search)
-        assert counts["messages"][1] <= 20, counts
+        counts = await touched(connection, "search_messages", *SEARCH)
+        assert counts["messages"] == (0, MESSAGES + 3000 + 5), "what is not indexed is looked through"
+        await index(connection)
+        counts = await touched(connection, "search_messages", *SEARCH)
+        assert counts["messages"] == (0, 5), counts
     finally:
         await connection.close()
 

@@ -16,8 +16,23 @@ from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage,
 from tests.support.database import appending, beginning, conversation_of, ending, new_id, once
 
 
+class IndexedFirst(SearchRepository):
+    """Searches what is indexed, and nothing that waits for it."""
+
+    async def search(self, query: SearchQuery, *, limit: int, cursor: str | None = None) -> SearchPage:
+        while (await self.index()).left:
+            pass
+        return await super().search(query, limit=limit, cursor=cursor)
+
+
+@pytest.fixture(params=["waiting", "indexed"])
+def search(request: pytest.FixtureRequest, database: Database) -> SearchRepository:
+    """Words are found the same before and after they are indexed."""
+    return IndexedFirst(database) if request.param == "indexed" else SearchRepository(database)
+
+
 @pytest.fixture
-def search(database: Database) -> SearchRepository:
+def plain(database: Database) -> SearchRepository:
     return SearchRepository(database)
 
 
@@ -190,10 +205,10 @@ async def test_a_huge_message_is_searched_in_its_beginning(
         words("x", until=datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-12)))),
     ],
 )
-async def test_what_cannot_be_searched_is_refused(search: SearchRepository, query: SearchQuery) -> None:
+async def test_what_cannot_be_searched_is_refused(plain: SearchRepository, query: SearchQuery) -> None:
     """By field."""
     with pytest.raises(InvalidArgument):
-        await search.search(query, limit=9)
+        await plain.search(query, limit=9)
 
 
 def written(at: str, seq: str, rank: str = "0.1") -> str:
@@ -213,10 +228,10 @@ def written(at: str, seq: str, rank: str = "0.1") -> str:
         written("2026-01-01T00:00+00:00", "1", "1e9999"),
     ],
 )
-async def test_a_foreign_cursor_is_refused(search: SearchRepository, cursor: str) -> None:
+async def test_a_foreign_cursor_is_refused(plain: SearchRepository, cursor: str) -> None:
     """Cursors come from clients; an empty one is none."""
     if not cursor:
-        assert (await search.search(words("x"), limit=9, cursor=cursor)).hits == ()
+        assert (await plain.search(words("x"), limit=9, cursor=cursor)).hits == ()
         return
     with pytest.raises(InvalidArgument):
-        await search.search(words("x"), limit=9, cursor=cursor)
+        await plain.search(words("x"), limit=9, cursor=cursor)

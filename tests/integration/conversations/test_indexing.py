@@ -1,0 +1,71 @@
+"""The index of words follows what is stored by itself, and no caller waits for it or pays for it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+from pydantic import SecretStr
+
+from exai.app import App, open_app
+from exai.config import CacheSettings, DatabaseSettings, Settings
+from exai.conversations import AppendRequest
+from exai.db.search import SearchQuery
+from exai.models import LOCAL_OWNER, NewMessage
+from tests.support.migrations import run, value
+from tests.support.waiting import wait_until
+
+INDEXED = "messages_indexed_total"
+FAILED = "indexing_failed_total"
+
+
+@asynccontextmanager
+async def opened(url: str, data_dir: Path, pause_s: float) -> AsyncIterator[App]:
+    database = DatabaseSettings(url=SecretStr(url), pool_size=2, index_pause_s=pause_s)
+    async with open_app(Settings(database=database, cache=CacheSettings(url="off"), data_dir=data_dir)) as app:
+        yield app
+
+
+async def append(app: App, *contents: str) -> None:
+    await app.conversations.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", content) for content in contents]))
+
+
+async def test_what_is_stored_is_indexed_by_itself(postgres_url: str, tmp_path: Path) -> None:
+    """Soon, also what was left by a daemon that ended, and what others have stored once somebody searches."""
+    async with opened(postgres_url, tmp_path, 3_600) as app:
+        await append(app, "left behind", "left behind")
+    async with opened(postgres_url, tmp_path, 0.001) as app:
+        await wait_until(lambda: app.recorder.value(INDEXED) == 2)
+        await append(app, "word")
+        await wait_until(lambda: app.recorder.value(INDEXED) == 3)
+        await run(
+            postgres_url,
+            "insert into messages (conversation_id, role, content) select id, 'user', 'x' from conversations",
+        )
+        await app.conversations.search(SearchQuery(LOCAL_OWNER, "x"))
+        await wait_until(lambda: app.recorder.value(INDEXED) == 5)
+        assert app.recorder.value("messages_unindexed") == 0
+    assert await value(postgres_url, "select count(*) from exai.unindexed_messages") == 0
+
+
+async def test_whoever_wants_it_done_now_waits_for_it(postgres_url: str, tmp_path: Path) -> None:
+    """Before searches are measured, or after very much was imported."""
+    async with opened(postgres_url, tmp_path, 3_600) as app:
+        await append(app, *["word"] * 999)
+        await app.conversations.index_words()
+        assert app.recorder.value(INDEXED) == 999
+    assert await value(postgres_url, "select count(*) from exai.message_words") == 999
+
+
+async def test_a_fault_is_told_once_and_it_goes_on_afterwards(postgres_url: str, tmp_path: Path) -> None:
+    """Appends and searches do not notice."""
+    await run(postgres_url, "alter table exai.message_words rename to elsewhere")
+    async with opened(postgres_url, tmp_path, 0.001) as app:
+        with structlog.testing.capture_logs() as lines:
+            await append(app, "word")
+            await wait_until(lambda: app.recorder.value(FAILED) >= 3)
+        assert [line["event"] for line in lines if line["event"] == "indexing_failed"] == ["indexing_failed"]
+        await run(postgres_url, "alter table exai.elsewhere rename to message_words")
+        await wait_until(lambda: app.recorder.value(INDEXED) == 1)

@@ -1,0 +1,202 @@
+"""Words are indexed after a message was stored, and found before and after, whoever stored or changed it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+from exai.db.conversations import ConversationRepository
+from exai.db.curation import CurationRepository
+from exai.db.pool import Database, OneTrip, connect
+from exai.db.search import Indexed, SearchQuery, SearchRepository
+from exai.db.transfer import ImportBatch, TransferRepository
+from exai.errors import DatabaseError
+from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, TurnId
+from tests.support.database import appending, beginning, conversation_of, ending, new_id, once, opened
+
+WAITING = "select count(*) from exai.unindexed_messages"
+WORDS = "select count(*) from exai.message_words"
+INDEX = "select o_indexed, o_left from exai.index_messages_v1(500)"
+
+
+@pytest.fixture
+async def sql(database: Database) -> AsyncIterator[OneTrip]:
+    connection = await connect(database.address, timeout_s=5)
+    yield connection
+    await connection.close()
+
+
+@pytest.fixture
+def search(database: Database) -> SearchRepository:
+    return SearchRepository(database)
+
+
+async def found(search: SearchRepository, text: str) -> list[int]:
+    return sorted(hit.seq for hit in (await search.search(SearchQuery(LOCAL_OWNER, text), limit=99)).hits)
+
+
+async def test_a_message_is_found_before_and_after_it_is_indexed(
+    repository: ConversationRepository, search: SearchRepository, sql: OneTrip, database: Database
+) -> None:
+    """Whichever way it was stored; the hits are the same, in the same order, with the same ranks."""
+    name = (await conversation_of(repository, "word one", "nothing")).continuation_id
+    begun = await repository.begin_turn(beginning(name, "word three"))
+    await repository.finish_turn(ending(begun.turn_id, "a word, a word"))
+    curation = CurationRepository(database)
+    new = ConversationId(new_id())
+    forked = await curation.fork(LOCAL_OWNER, name, once(), new_conversation_id=new, at_seq=3)
+    assert forked.conversation is not None
+    await repository.append(appending(forked.conversation.continuation_id, "word four'"))
+    await TransferRepository(database).store_batch(importing("word 1", "word 2"))
+    await sql.execute(
+        "insert into messages (conversation_id, role, content) select id, 'user', 'word' from conversations"
+    )
+    before = (await search.search(SearchQuery(LOCAL_OWNER, "word"), limit=99)).hits
+    assert len(before) == 9
+    assert await search.index() == Indexed(10, 0)
+    assert (await search.search(SearchQuery(LOCAL_OWNER, "word"), limit=99)).hits == before
+    assert await search.index() == Indexed(0, 0)
+
+
+def importing(*contents: str) -> ImportBatch:
+    return ImportBatch(
+        owner=LOCAL_OWNER,
+        continuation_id=ContinuationId("imported"),
+        new_conversation_id=ConversationId(new_id()),
+        turn_id=TurnId(new_id()),
+        request_key=new_id(),
+        request_hash="h",
+        first_seq=1,
+        messages=[NewMessage("user", content) for content in contents],
+        times=[None for _ in contents],
+        title=None,
+        metadata={},
+        tags=(),
+        created_at=None,
+        updated_at=None,
+    )
+
+
+@pytest.mark.parametrize("indexed", [False, True])
+async def test_what_others_change_is_found_as_it_is_now(
+    repository: ConversationRepository, search: SearchRepository, sql: OneTrip, indexed: bool
+) -> None:
+    """An older client may change, delete and put back messages."""
+    conversation = await conversation_of(repository, "old", "gone", "kept")
+    put_back = "insert into messages (conversation_id, seq, role, content) values ($1::text::uuid, 2, 'user', $2)"
+    if indexed:
+        await search.index()
+    await sql.execute("update messages set content = 'new' where seq = 1")
+    await sql.execute("delete from messages where seq = 2")
+    for _ in ("waiting", "indexed"):
+        seen = [await found(search, each) for each in ("old", "new", "gone", "kept")]
+        assert seen == [[], [1], [], [3]]
+        await search.index()
+    assert await sql.fetchval(WORDS) == 2
+    await sql.execute("update messages set created_at = created_at - interval '1 day' where seq = 3")
+    await sql.execute(put_back, conversation.id, "back")
+    for _ in ("waiting", "indexed"):
+        assert [await found(search, each) for each in ("gone", "back", "kept")] == [[], [2], [3]]
+        await search.index()
+    same = "select count(*) from messages m join exai.message_words w using (conversation_id, seq, created_at)"
+    assert await sql.fetchval(same) == await sql.fetchval(WORDS) == 3
+
+
+async def test_a_change_that_the_indexing_did_not_see_is_found(
+    repository: ConversationRepository, search: SearchRepository, sql: OneTrip, database: Database
+) -> None:
+    """The words that are stored then are out of date, and nobody sees them."""
+    await conversation_of(repository, "old")
+    other = await connect(database.address, timeout_s=5)
+    async with sql.transaction():
+        assert tuple(await sql.fetchrow(INDEX)) == (1, 0)
+        await other.execute("update messages set content = 'new'")
+    await other.close()
+    for _ in ("waiting", "indexed"):
+        assert [await found(search, each) for each in ("old", "new")] == [[], [1]]
+        await search.index()
+
+
+async def test_only_one_indexes_and_nobody_waits_for_it(
+    repository: ConversationRepository, search: SearchRepository, sql: OneTrip
+) -> None:
+    """The other one is told at once, and searches find everything meanwhile."""
+    await conversation_of(repository, "word", "word")
+    async with sql.transaction():
+        assert tuple(await sql.fetchrow(INDEX)) == (2, 0)
+        assert await search.index() == Indexed(0, 2)
+        await conversation_of(repository, "word")
+        assert await found(search, "word") == [1, 1, 2]
+    assert await found(search, "word") == [1, 1, 2]
+    assert await search.index() == Indexed(1, 0)
+
+
+async def test_many_at_once_index_everything_once(repository: ConversationRepository, search: SearchRepository) -> None:
+    """Daemons are stateless: any number may try."""
+    for _ in range(5):
+        await conversation_of(repository, *["word"] * 7)
+    results = await asyncio.gather(*(search.index(10) for _ in range(20)))
+    rest = 0
+    while (more := await search.index(10)).indexed:
+        rest += more.indexed
+    assert sum(each.indexed for each in results) + rest == 35
+    assert len(await found(search, "word")) == 35
+
+
+async def test_an_indexing_that_is_killed_leaves_everything_as_it_was(
+    repository: ConversationRepository, search: SearchRepository, sql: OneTrip, database: Database
+) -> None:
+    """What was taken out of the queue is in it again."""
+    await conversation_of(repository, "word", "word")
+    other = await connect(database.address, timeout_s=5)
+    await other.execute("begin")
+    assert tuple(await other.fetchrow(INDEX)) == (2, 0)
+    await sql.fetchval("select pg_terminate_backend($1::int, 5000)", other.get_server_pid())
+    assert (await sql.fetchval(WAITING), await sql.fetchval(WORDS)) == (1, 0)
+    assert await found(search, "word") == [1, 2]
+    assert await search.index() == Indexed(2, 0)
+
+
+async def test_a_portion_is_no_larger_than_asked_for(
+    repository: ConversationRepository, search: SearchRepository, sql: OneTrip
+) -> None:
+    """Also where one statement has stored more, and the oldest come first."""
+    first = await conversation_of(repository, "first")
+    await conversation_of(repository, *(f"word {n}" for n in range(25)))
+    assert await search.index(10) == Indexed(10, 16)
+    of_first = "select count(*) from exai.message_words where conversation_id = $1::text::uuid"
+    assert await sql.fetchval(of_first, first.id) == 1
+    assert len(await found(search, "word")) == 25
+    assert [await search.index(10) for _ in range(3)] == [Indexed(10, 6), Indexed(6, 0), Indexed(0, 0)]
+    assert len(await found(search, "word")) == 25
+
+
+async def test_a_purged_conversation_leaves_no_words(
+    repository: ConversationRepository, search: SearchRepository, sql: OneTrip, database: Database
+) -> None:
+    """Indexed or waiting."""
+    curation = CurationRepository(database)
+    for indexed in (True, False):
+        name = (await conversation_of(repository, "word", "word")).continuation_id
+        if indexed:
+            await search.index()
+        await curation.mark_deleted(LOCAL_OWNER, name, once(), deleted=True)
+        assert await curation.purge(after_s=-1) == 1
+        await search.index()
+        assert (await sql.fetchval(WAITING), await sql.fetchval(WORDS)) == (0, 0)
+
+
+async def test_a_search_writes_nothing(
+    repository: ConversationRepository, sql: OneTrip, database: Database, postgres_url: str
+) -> None:
+    """So it finds what waits where nothing may be written too, as on a standby."""
+    await conversation_of(repository, "word", "word")
+    name = await sql.fetchval("select current_database()")
+    await sql.execute(f'alter database "{name}" set default_transaction_read_only = on')
+    async with opened(postgres_url) as read_only:
+        search = SearchRepository(read_only)
+        assert await found(search, "word") == [1, 2]
+        with pytest.raises(DatabaseError):
+            await search.index()

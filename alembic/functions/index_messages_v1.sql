@@ -23,10 +23,17 @@ begin
              sum(q.last_seq - q.first_seq + 1) over (order by q.at) as running
         from (select u.ctid as at, u.conversation_id, u.first_seq, u.last_seq
                 from exai.unindexed_messages u limit p_limit) q),
+    -- The foreign key would wait for whoever deletes a conversation, and then fail: what is held is for the next time.
+    held as materialized (
+      select c.id from public.conversations c
+       where c.id = any(array(select q.conversation_id from queue q))
+         for key share skip locked),
     taken as (
       delete from exai.unindexed_messages u
        using queue q
        where u.ctid = q.at and q.running - (q.last_seq - q.first_seq + 1) < p_limit
+         and (q.conversation_id in (select h.id from held h)
+              or not exists (select from public.conversations c where c.id = q.conversation_id))
       returning q.conversation_id, q.first_seq, q.last_seq, greatest(q.running - p_limit, 0)::bigint as too_many),
     put_back as (
       insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)

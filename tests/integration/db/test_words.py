@@ -188,6 +188,20 @@ async def test_a_purged_conversation_leaves_no_words(
         assert (await sql.fetchval(WAITING), await sql.fetchval(WORDS)) == (0, 0)
 
 
+async def test_whoever_deletes_a_conversation_is_not_waited_for(
+    repository: ConversationRepository, search: SearchRepository, sql: OneTrip
+) -> None:
+    """Its words are for later, if it is still there then."""
+    first, _ = [await conversation_of(repository, "word") for _ in range(2)]
+    async with sql.transaction():
+        await sql.execute("delete from conversations where id = $1::text::uuid", first.id)
+        assert await search.index() == Indexed(1, 1)
+        assert await found(search, "word") == [1, 1]
+    assert await found(search, "word") == [1]
+    assert await search.index() == Indexed(0, 0)
+    assert (await sql.fetchval(WAITING), await sql.fetchval(WORDS)) == (0, 1)
+
+
 async def test_a_search_writes_nothing(
     repository: ConversationRepository, sql: OneTrip, database: Database, postgres_url: str
 ) -> None:

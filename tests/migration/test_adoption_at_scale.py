@@ -42,7 +42,12 @@ LONG_ONES = 5
 LONG_SHARE = 10
 """One message in so many belongs to one of the long conversations."""
 
-MOST_AT_ONCE = {"public.messages": 2_000, "public.conversations": 1_000, "exai.set_aside": 2_000}
+MOST_AT_ONCE = {
+    "public.messages": 2_000,
+    "public.conversations": 1_000,
+    "exai.set_aside": 2_000,
+    "exai.message_words": 1_000,
+}
 PARTS = Parts(time="timestamp", link_key=False, references=False, touching=True)
 CLIENT_PAUSE_S = 0.005
 
@@ -70,6 +75,13 @@ ROWS = (
 KEPT = """
 select count(*), sum(hashtextextended(jsonb_build_array(m.id, m.conversation_id, m."timestamp", m.content)::text, 0))
   from (select id, conversation_id, "timestamp", coalesce(content, '') as content from messages where mark = 'bulk') m
+"""
+WORDLESS = """
+select count(*) from messages m
+  left join exai.message_words w using (conversation_id, seq)
+ where w.words is distinct from to_tsvector('simple', left(m.content, 100000))
+   and not exists (select from exai.unindexed_messages u
+                    where u.conversation_id = m.conversation_id and m.seq between u.first_seq and u.last_seq)
 """
 OUT_OF_ORDER = """
 select count(*) from (
@@ -237,7 +249,7 @@ async def test_a_million_messages_are_taken_over_while_clients_go_on(large_url: 
         at_once = f"select max(n) from (select count(*) as n from {table} group by xmin::text) x"
         assert await value(url, at_once) <= most, table
     assert await value(url, f"select x::text from ({KEPT}) x") == kept
-    assert [await value(url, query) for query in (OUT_OF_ORDER, GAPS)] == [0, 0]
+    assert [await value(url, query) for query in (OUT_OF_ORDER, GAPS, WORDLESS)] == [0, 0, 0]
     found = "select count(distinct m.mark) from messages m where m.mark = any($1::text[])"
     assert await value(url, found, acknowledged) == len(acknowledged) > 0
     before = await written_rows(url)
@@ -277,6 +289,8 @@ STAGES = (
     "select count(*) > 0 from pg_constraint where conname = 'messages_role_check'",
     "select to_regclass('public.messages_text_idx') is not null",
     "select to_regclass('monitoring.metrics_raw_adopted_key') is not null",
+    "select count(*) > 0 from exai.message_words",
+    "select to_regclass('exai.message_words_words_idx') is not null",
 )
 
 

@@ -134,12 +134,12 @@ def info_each(logger: str, event: str, lines: Iterable[Mapping[str, object]]) ->
 
     They have one time and one context. Where their level is not wanted, none of them is looked at.
     """
-    log = structlog.get_logger(logger).bind()
     configured = structlog.get_config()
     if configured["processors"] != [_as_told]:  # structlog is used as it is, or a test listens
+        log = structlog.get_logger(logger)
         for line in lines:
             log.info(event, **line)
-    elif log.is_enabled_for(logging.INFO):
+    elif logging.getLogger().isEnabledFor(logging.INFO):
         events = [{**line, "event": event} for line in lines]
         configured["logger_factory"](logger).now(_Told(logger, "info", events, copy_context(), datetime.now(UTC)))
 
@@ -186,9 +186,8 @@ class _Handler(logging.StreamHandler[TextIO]):
             waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
             text = self._lines_of(event for told in waiting for event in _completed(told))
             with contextlib.suppress(OSError, ValueError):
-                if text:
-                    self.stream.write(text)
-                super().flush()
+                self.stream.write(text)
+                self.stream.flush()
         finally:
             self.release()
 
@@ -293,17 +292,16 @@ def _with_time_in_words(render: Processor) -> Processor:
 def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     """Replace what looks like a secret in every value of an event, however deep; long values are cut."""
     del logger, method
-    clean = dict(event)
     for name, value in event.items():
         kind = type(value)
         if kind is str and len(value) <= MAX_WORD_CHARS:
             if not value.isalnum():
-                clean[name] = _clean_word(name, value)
+                event[name] = _clean_word(name, value)
             elif _is_secret(name):
-                clean[name] = HIDDEN
+                event[name] = HIDDEN
         elif kind not in _PLAIN and not name.startswith("_"):
-            clean[name] = _clean(name, value, 0)
-    return clean
+            event[name] = _clean(name, value, 0)
+    return event
 
 
 def redact_text(text: str) -> str:

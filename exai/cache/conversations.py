@@ -35,13 +35,9 @@ from exai.cache.address import parse_address
 from exai.cache.client import Client
 from exai.cache.entry import (
     Origin,
-    Undecodable,
-    Unencodable,
     decode_header,
-    decode_page,
     encode_entry,
     encode_header,
-    encode_page,
     place,
     same_page,
 )
@@ -55,6 +51,7 @@ from exai.cache.wire import Argument, Reply
 from exai.config import CacheSettings
 from exai.errors import CacheError, ExaiError, NotFound
 from exai.models import PAGE_MESSAGES, ContinuationId, Conversation, Message, Owner, Recorder, Source
+from exai.pages import Undecodable, Unencodable, decode_page, encode_page
 from exai.resilience import Clock, Random
 
 LEASE_MS: Final = 3_000
@@ -151,7 +148,7 @@ class ConversationCache:
 
     async def fill(self, owner: Owner, continuation_id: ContinuationId, miss: Miss, loaded: Loaded) -> bool:
         """Store what was read under a lease: 1 Redis round trip. False when it is not stored, which is no fault."""
-        fields = self._fields(loaded.conversation, loaded.messages, loaded.complete, loaded.inc, miss)
+        fields = self._fields(loaded.conversation, loaded.messages, loaded.complete, loaded.inc, miss, loaded.page)
         if self._client is None or fields is None:
             await self.release(owner, continuation_id, miss)
             self._recorder.count("cache_fills_total", result="unfit")
@@ -334,10 +331,16 @@ class ConversationCache:
         return (base_revision, revision, inc, id_, *limits, count, header, page, token, *(whole or ()))
 
     def _fields(
-        self, conversation: Conversation, messages: tuple[Message, ...], complete: bool, inc: str, miss: Miss
+        self,
+        conversation: Conversation,
+        messages: tuple[Message, ...],
+        complete: bool,
+        inc: str,
+        miss: Miss,
+        page: bytes | None = None,
     ) -> tuple[Argument, ...] | None:
         origin = Origin(miss.generation, miss.asof_us, inc)
-        return encode_entry(conversation, messages, complete, origin, self._settings.entry_max_bytes)
+        return encode_entry(conversation, messages, complete, origin, self._settings.entry_max_bytes, page)
 
     def _ttl_ms(self) -> int:
         # Spread, so that entries made together do not all end together.

@@ -12,8 +12,9 @@ from typing import Any, Final
 import orjson
 from redis.asyncio import Redis
 
-from exai.cache.entry import encode_page, place
+from exai.cache.entry import place
 from exai.models import ContinuationId, Message, Owner
+from exai.pages import encode_page
 
 EXPIRY_S: Final = 3_600
 """What a killed run leaves behind goes away by itself."""

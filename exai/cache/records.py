@@ -13,12 +13,16 @@ State = Literal["off", "ok", "unlicensed", "down"]
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The newest page as one database statement returned it, oldest first; `complete` when nothing is older."""
+    """The newest page as one database statement returned it, oldest first; `complete` when nothing is older.
+
+    `page` is the messages as they are cached, where the database has encoded them already.
+    """
 
     conversation: Conversation
     messages: tuple[Message, ...]
     complete: bool
     inc: str
+    page: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,11 @@ MAX_UNSENT_BYTES: Final = 16 * 1_048_576
 GRACE_SHARE: Final = 10
 """A tenth of the limit is kept back for a second look, so that our own loop's stall is not taken for the server's."""
 
+LONG_BYTES: Final = 4_096
+"""A last argument at least this long, such as a page, leaves as it is instead of being copied into its command."""
+
 _INCOMPLETE: Final = object()
+_EMPTY: Final = b"$0\r\n\r\n"
 
 # The extension takes a tuple of any length; its types say one of length 1.
 _Packable: TypeAlias = "tuple[str | int | float | bytes | memoryview]"
@@ -64,10 +68,9 @@ class Wire(asyncio.Protocol):
             raise CacheLost(self.lost or "not connected")
         if len(self._waiting) >= MAX_WAITING or transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
             raise CacheLost("more commands are waiting than the server answers")
-        command: bytes = hiredis.pack_command(cast("_Packable", args))
         if not self._unsent:
             self._loop.call_soon(self._flush)
-        self._unsent.append(command)
+        self._unsent += _packed(args)
         future: asyncio.Future[Reply] = self._loop.create_future()
         self._waiting.append((future, self._loop.time()))
         if self._timer is None:
@@ -109,7 +112,7 @@ class Wire(asyncio.Protocol):
     def _flush(self) -> None:
         unsent, self._unsent = self._unsent, []
         if self._transport is not None and self.lost is None:
-            self._transport.write(b"".join(unsent))
+            self._transport.writelines(unsent)
 
     def _look(self) -> None:
         """Lose the wire if its oldest command is overdue, on second look: replies that are already here come first."""
@@ -140,3 +143,12 @@ class Wire(asyncio.Protocol):
             if not future.done():
                 future.set_exception(fault(cause))
                 fault = CacheLost
+
+
+def _packed(args: tuple[Argument, ...]) -> tuple[bytes, ...]:
+    """A command in the server's protocol, in the pieces in which it is to be written."""
+    last = args[-1]
+    if not isinstance(last, bytes) or len(last) < LONG_BYTES:
+        return (hiredis.pack_command(cast("_Packable", args)),)
+    command: bytes = hiredis.pack_command(cast("_Packable", (*args[:-1], b"")))
+    return (b"%b$%d\r\n" % (command.removesuffix(_EMPTY), len(last)), last, b"\r\n")

@@ -239,7 +239,7 @@ class ConversationService:
 
         async def load() -> Loaded:
             stored = await self._repository.read_page(owner, continuation_id, limit=PAGE_MESSAGES)
-            return Loaded(stored.conversation, stored.messages, complete=not stored.has_older, inc=stored.inc)
+            return Loaded(stored.conversation, stored.messages, not stored.has_older, stored.inc, stored.page)
 
         try:
             found, source = await self._cache.read_through(owner, continuation_id, load)

@@ -49,6 +49,7 @@ from exai.db.rows import (
 )
 from exai.errors import InvalidArgument, NotFound
 from exai.models import PAGE_MESSAGES, ContinuationId, Message, NewMessage, Owner, TurnId
+from exai.pages import JOINT, decode_page
 
 __all__ = [
     "AppendResult",
@@ -98,13 +99,15 @@ class ConversationRepository:
 
         """
         check_text("continuation_id", continuation_id)
-        answer = Answer(await self._database.fetch("read_page", owner, continuation_id, before_seq, limit))
-        conversation = answer.conversation
-        if conversation is None:
+        rows = await self._database.fetch("read_page", owner, continuation_id, before_seq, limit)
+        if not rows:
             raise NotFound("conversation", continuation_id, "List conversations to see which there are")
-        messages = tuple(reversed(answer.part("message")))
+        head = orjson.loads(rows[0]["head"])
+        page: bytes = rows[0]["messages"] or JOINT.join([message for _, message in rows[:0:-1]])
+        messages = decode_page(page)
         # Numbers start at 1 and have no holes, so the lowest one tells whether there is anything older.
-        return StoredPage(conversation, messages, bool(messages) and messages[0].seq > 1, answer.head["inc"])
+        has_older = bool(messages) and messages[0].seq > 1
+        return StoredPage(conversation_of(head["conversation"]), messages, has_older, head["inc"], page)
 
     async def append(self, start: AppendStart) -> AppendResult:
         """Store messages as one block, once per request key; see `AppendResult` for the outcomes.

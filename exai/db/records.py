@@ -49,12 +49,16 @@ class Known:
 
 @dataclass(frozen=True, slots=True)
 class StoredPage:
-    """Consecutive messages, oldest first; `inc` names the life of the server that answered."""
+    """Consecutive messages, oldest first; `inc` names the life of the server that answered.
+
+    `page` is the messages as the cache holds them, where they were read so.
+    """
 
     conversation: Conversation
     messages: tuple[Message, ...]
     has_older: bool
     inc: str
+    page: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,8 @@
 -- name: read_page
 -- repeat: read
--- One page of a conversation, newest first, after its header; by the primary key of messages, in one snapshot.
-select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
-       p.turn_id::text, p.data::text
-  from exai.read_page_v1($1::text, $2::text, $3::bigint, $4::integer) p;
+-- One page of a conversation and its header; by the primary key of messages, in one snapshot.
+select p.head::text, p.messages::bytea
+  from exai.read_page_v2($1::text, $2::text, $3::bigint, $4::integer) p;
 
 -- name: append
 -- repeat: keyed

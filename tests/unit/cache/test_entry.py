@@ -10,19 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exai.cache.entry import (
-    JOINT,
     Origin,
-    Undecodable,
-    Unencodable,
     decode_header,
-    decode_page,
     encode_entry,
     encode_header,
-    encode_page,
     place,
     same_json,
 )
 from exai.models import ContinuationId, Conversation, ConversationId, Message, Owner
+from exai.pages import JOINT, Undecodable, Unencodable, decode_page, encode_page
 
 OWNER, NAME = Owner("me"), ContinuationId("thread")
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)

@@ -1048,6 +1048,18 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.message_line_v1(m public.messages)
+ RETURNS text
+ LANGUAGE sql
+ STABLE
+AS $function$
+select json_build_array(
+  m.seq, m.role, m.content,
+  greatest(least(m.created_at, '9999-12-31 23:59:59.999999+00'::timestamptz), '0001-01-01 00:00:00+00'::timestamptz),
+  m.kind, m.turn_id, m.metadata)::text
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.note_change_v1()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -1274,6 +1286,60 @@ begin
     v_before := least(v_before, v.parent_seq + 1);
     select c.* into v from public.conversations c where c.id = v.parent_id;
     v_id := v.id;
+  end loop;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.read_page_v2(p_owner text, p_continuation_id text, p_before_seq bigint, p_limit integer)
+ RETURNS TABLE(head text, messages bytea)
+ LANGUAGE plpgsql
+ STABLE ROWS 1
+ SET "TimeZone" TO 'UTC'
+AS $function$
+declare
+  c_max_depth constant integer := 64;
+  c_short_bytes constant integer := 65536;
+  v public.conversations;
+  v_head text;
+  v_before bigint;
+  v_first bigint;
+  v_left bigint := p_limit;
+  v_found bigint;
+begin
+  select c.* into v from public.conversations c
+   where c.owner = p_owner and c.continuation_id = p_continuation_id and c.deleted_at is null;
+  if not found then
+    return;
+  end if;
+  v_head := json_build_object('conversation', exai.header_v1(v), 'inc', exai.incarnation_v1())::text;
+  v_before := least(p_before_seq, v.next_seq);
+  if v.parent_id is null then
+    v_first := greatest(v_before - p_limit, 1);
+    return query
+      select v_head, convert_to(string_agg(x.line, E',\n') filter (where octet_length(x.line) <= c_short_bytes), 'UTF8')
+        from (select exai.message_line_v1(m) as line
+                from public.messages m
+               where m.conversation_id = v.id and m.seq >= v_first and m.seq < v_before
+               order by m.seq) x
+      having count(*) = v_before - v_first and coalesce(max(octet_length(x.line)), 0) <= c_short_bytes;
+    if found then
+      return;
+    end if;
+  end if;
+  return query select v_head, null::bytea;
+  for v_depth in 0 .. c_max_depth loop
+    return query
+      select null::text, convert_to(exai.message_line_v1(m), 'UTF8')
+        from public.messages m
+       where m.conversation_id = v.id and m.seq < v_before
+       order by m.seq desc
+       limit v_left;
+    get diagnostics v_found = row_count;
+    v_left := v_left - v_found;
+    exit when v_left <= 0 or v.parent_id is null;
+    v_before := least(v_before, v.parent_seq + 1);
+    select c.* into v from public.conversations c where c.id = v.parent_id;
   end loop;
 end
 $function$

@@ -148,7 +148,7 @@ class ConversationCache:
 
     async def fill(self, owner: Owner, continuation_id: ContinuationId, miss: Miss, loaded: Loaded) -> bool:
         """Store what was read under a lease: 1 Redis round trip. False when it is not stored, which is no fault."""
-        fields = self._fields(loaded.conversation, loaded.messages, loaded.complete, loaded.inc, miss, loaded.page)
+        fields = self._fields(loaded, miss)
         if self._client is None or fields is None:
             await self.release(owner, continuation_id, miss)
             self._recorder.count("cache_fills_total", result="unfit")
@@ -324,23 +324,22 @@ class ConversationCache:
                 self._recorder.count("cache_unencodable_total")
         # A page that is shorter than it could be would be served as the newest page for hours.
         if warm is not None and conversation is not None and (warm.complete or len(warm.messages) >= PAGE_MESSAGES):
-            whole = self._fields(conversation, warm.messages, warm.complete, inc, warm.miss)
+            whole = self._fields(Loaded(conversation, warm.messages, warm.complete, inc), warm.miss)
             token = warm.miss.token if whole is not None else b""
         id_ = conversation.id if conversation is not None else ""
         limits = (self._ttl_ms(), PAGE_MESSAGES, self._settings.entry_max_bytes)
         return (base_revision, revision, inc, id_, *limits, count, header, page, token, *(whole or ()))
 
-    def _fields(
-        self,
-        conversation: Conversation,
-        messages: tuple[Message, ...],
-        complete: bool,
-        inc: str,
-        miss: Miss,
-        page: bytes | None = None,
-    ) -> tuple[Argument, ...] | None:
-        origin = Origin(miss.generation, miss.asof_us, inc)
-        return encode_entry(conversation, messages, complete, origin, self._settings.entry_max_bytes, page)
+    def _fields(self, loaded: Loaded, miss: Miss) -> tuple[Argument, ...] | None:
+        origin = Origin(miss.generation, miss.asof_us, loaded.inc)
+        return encode_entry(
+            loaded.conversation,
+            loaded.messages,
+            loaded.complete,
+            origin,
+            self._settings.entry_max_bytes,
+            page=loaded.page,
+        )
 
     def _ttl_ms(self) -> int:
         # Spread, so that entries made together do not all end together.

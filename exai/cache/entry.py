@@ -29,6 +29,7 @@ FORMAT: Final = 2
 PLACES: Final = 4_096
 """Conversations whose key names are remembered; making them anew takes longer than everything else about a key."""
 
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where one conversation's keys are; all of a slot group share a hash tag, and so a server and its clock."""
@@ -107,6 +108,7 @@ def encode_entry(
     complete: bool,
     origin: Origin,
     max_bytes: int,
+    *,
     page: bytes | None = None,
 ) -> tuple[Argument, ...] | None:
     """Return the names and values of a whole entry; None when it is too large, or cannot be encoded.

@@ -68,9 +68,10 @@ class Wire(asyncio.Protocol):
             raise CacheLost(self.lost or "not connected")
         if len(self._waiting) >= MAX_WAITING or transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
             raise CacheLost("more commands are waiting than the server answers")
+        command = _packed(args)
         if not self._unsent:
             self._loop.call_soon(self._flush)
-        self._unsent += _packed(args)
+        self._unsent += command
         future: asyncio.Future[Reply] = self._loop.create_future()
         self._waiting.append((future, self._loop.time()))
         if self._timer is None:

@@ -11,7 +11,7 @@ import pytest
 from exai.cache.address import dial, parse_address
 from exai.cache.faults import CacheAway, CacheDown, CacheLost, CacheRefused, ReplyError
 from exai.cache.topology import OneServer, open_topology
-from exai.cache.wire import MAX_WAITING, Wire
+from exai.cache.wire import LONG_BYTES, MAX_WAITING, Wire
 from tests.support.counters import Counters
 from tests.support.redis_proxy import RedisProxy
 from tests.support.valkey import Valkey
@@ -42,6 +42,16 @@ class TestPairing:
         replies = await asyncio.gather(*(wire.call("ECHO", f"word {number}") for number in range(100)))
         assert replies == [f"word {number}".encode() for number in range(100)]
         assert (proxy.round_trips, len(proxy.commands)) == (1, 100)
+        await wire.close()
+
+    async def test_long_arguments_arrive_as_they_were_given(self, proxy: RedisProxy) -> None:
+        """One is not copied into its command when it is the last; among short ones, in one write and in order."""
+        wire = await wire_to(proxy.url)
+        words: list[str | bytes] = ["short", b"", "é" * LONG_BYTES]
+        words += [b"\r\n$0" * size for size in (LONG_BYTES // 4 - 1, LONG_BYTES // 4, LONG_BYTES)]
+        replies = await asyncio.gather(*(wire.call("ECHO", word) for word in words))
+        assert replies == [word.encode() if isinstance(word, str) else word for word in words]
+        assert len(proxy.commands) == len(words)
         await wire.close()
 
     async def test_reply_of_a_cancelled_command_is_read_by_nobody(self, proxy: RedisProxy) -> None:

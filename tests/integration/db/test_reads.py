@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from base64 import b64encode
+from datetime import UTC, datetime
 
+import orjson
 import pytest
 
 from exai.db.conversations import CHANGES_LIMIT, ConversationRepository
 from exai.db.pool import Database, connect
 from exai.errors import InvalidArgument, NotFound
-from exai.models import LOCAL_OWNER, Owner
+from exai.models import LOCAL_OWNER, Message, NewMessage, Owner
+from exai.pages import decode_page
 from tests.support.database import appending, assert_consecutive, conversation_of, new_id
 from tests.support.waiting import WAIT_LIMIT_S
 
@@ -35,6 +38,74 @@ async def test_a_page_before_the_beginning_is_empty(repository: ConversationRepo
     name = (await conversation_of(repository, "one")).continuation_id
     page = await repository.read_page(LOCAL_OWNER, name, before_seq=1)
     assert (page.messages, page.has_older) == ((), False)
+
+
+ODD = (
+    NewMessage("system", ""),
+    NewMessage("user", '\n,\n",\n[]\\ \x01\x7f\u2028 é 漢 \U0001f600', kind='of "another" kind,\n'),
+    NewMessage("tool", "x" * 1_000, metadata={"é\n": [1, 2.5, None, {"deep": True}, "\u2028"], "large": 2**53}),
+    NewMessage("assistant", "\\u0041"),
+)
+LONG = "é,\n" * 40_000
+
+
+async def odd_page(repository: ConversationRepository, *more: str) -> tuple[str, tuple[Message, ...]]:
+    """A conversation with messages that are hard to write down, and those messages as they were stored."""
+    messages = [*ODD, *(NewMessage("user", content) for content in more)]
+    result = await repository.append(appending(None, messages=messages))
+    assert result.conversation is not None
+    return result.conversation.continuation_id, result.stored
+
+
+@pytest.mark.parametrize("more", [(), (LONG,), (LONG, "short")])
+async def test_a_page_is_what_was_stored(repository: ConversationRepository, more: tuple[str, ...]) -> None:
+    """Also where a long message makes it come in many rows; and what the cache gets are the same messages."""
+    name, stored = await odd_page(repository, *more)
+    page = await repository.read_page(LOCAL_OWNER, name)  # type: ignore[arg-type]
+    assert page.messages == stored
+    assert page.page is not None
+    assert decode_page(page.page) == stored
+    assert (await repository.read_page(LOCAL_OWNER, name, limit=2)).messages == stored[-2:]  # type: ignore[arg-type]
+
+
+async def test_a_fork_reads_the_same_as_its_source(repository: ConversationRepository, database: Database) -> None:
+    """Whatever it shares, in whichever form it comes."""
+    name, stored = await odd_page(repository)
+    await execute(
+        database,
+        "insert into conversations (continuation_id, parent_id, parent_seq, next_seq)"
+        " select 'fork', id, 3, 4 from conversations",
+    )
+    assert (await repository.read_page(LOCAL_OWNER, "fork")).messages == stored[:3]  # type: ignore[arg-type]
+    assert (await repository.read_page(LOCAL_OWNER, name)).messages == stored  # type: ignore[arg-type]
+
+
+async def test_messages_that_somebody_removed_leave_a_full_page(
+    repository: ConversationRepository, database: Database
+) -> None:
+    """The newest of those that are left, however far back they are."""
+    name = (await conversation_of(repository, *(str(i) for i in range(1, 31)))).continuation_id
+    await execute(database, "delete from messages where seq between 15 and 28 or seq = 30")
+    page = await repository.read_page(LOCAL_OWNER, name, limit=4)
+    assert [message.content for message in page.messages] == ["12", "13", "14", "29"]
+    assert page.has_older
+
+
+async def test_times_are_in_utc_and_can_be_held(repository: ConversationRepository, database: Database) -> None:
+    """Whatever zone a session has, and whatever somebody else wrote."""
+    name = (await conversation_of(repository, "early", "late", "now")).continuation_id
+    for seq, when in ((1, "-infinity"), (2, "infinity")):
+        await execute(database, f"update messages set created_at = '{when}' where seq = {seq}")
+    first, last, now = (await repository.read_page(LOCAL_OWNER, name)).messages
+    assert (first.created_at, last.created_at) == (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+    connection = await connect(database.address, timeout_s=5)
+    try:
+        await connection.execute("set timezone = 'Asia/Kolkata'")
+        page = await connection.fetchval("select p.messages from exai.read_page_v2('local', $1, null, 50) p", name)
+    finally:
+        await connection.close()
+    assert orjson.loads(b"[%b]" % page)[2][3] == now.created_at.isoformat()
+    assert now.created_at.tzinfo is UTC
 
 
 async def test_an_unknown_conversation_is_not_found(repository: ConversationRepository) -> None:

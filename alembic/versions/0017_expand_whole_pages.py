@@ -9,8 +9,8 @@ from alembic import op
 
 from exai.db.migrate import create_functions
 
-revision = "0014"
-down_revision = "0013"
+revision = "0017"
+down_revision = "0016"
 
 FUNCTIONS = ("message_line_v1", "read_page_v2")
 

@@ -37,6 +37,7 @@ from exai.db.records import (
 )
 from exai.db.rows import (
     Answer,
+    Columns,
     check_text,
     check_texts,
     check_time,
@@ -123,13 +124,9 @@ class ConversationRepository:
         _check_start(start)
         return await self._grouping.append(start)
 
-    async def _append_one(self, start: AppendStart) -> AppendResult:
-        answer = Answer(
-            await self._database.fetch(
-                "append", *_identity(start), start.title, *columns_of(start.messages), list(start.file_ids),
-                start.expected_revision,
-            )
-        )  # fmt: skip
+    async def _append_one(self, start: AppendStart, columns: Columns) -> AppendResult:
+        rest = (*columns, list(start.file_ids), start.expected_revision)
+        answer = Answer(await self._database.fetch("append", *_identity(start), start.title, *rest))
         head, status = answer.head, answer.head["status"]
         stored = tuple(answer.part("stored"))
         if status == "appended":

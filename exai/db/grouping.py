@@ -13,14 +13,14 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import Context
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import asyncpg
 import orjson
 
 from exai.db.pool import Database
 from exai.db.records import AppendResult, AppendStart
-from exai.db.rows import columns_of, conversation_of, stored_of
+from exai.db.rows import Columns, columns_of, conversation_of, stored_of
 from exai.db.translate import DEPENDENCY, NO_REPLY, unknown_outcome
 from exai.errors import DatabaseError, DeadlineExceeded, ExaiError, OutcomeUnknown, ShuttingDown
 from exai.models import Owner
@@ -33,28 +33,40 @@ PATIENCE_S: Final = 0.005
 """No append waits longer than this for others, however slowly the database answers."""
 
 MOST_APPENDS: Final = 16
+"""In one group."""
+
 MOST_MESSAGES: Final = 32
 MOST_FILES: Final = 32
 MOST_CHARS: Final = 65_536
-"""Of one append that goes in a group; a larger one is worth a statement of its own and would hold the others up."""
+"""Of one append that goes in a group, its metadata as JSON included; a larger one is worth a statement of its own and
+would hold the others up."""
+
+MOST_LEFT: Final = 4 * MOST_APPENDS
+"""Appends to conversations that a group has already are left for the next; after so many no more are looked at."""
 
 WHAT: Final = f"{DEPENDENCY} (append)"
 
+SendOne: TypeAlias = Callable[[AppendStart, Columns], Awaitable[AppendResult]]
+
 
 class _Append:
-    """One append, from its call to its end. `alone` and `sent` say what was decided for it; one of them, once."""
+    """One append, from its call to its end.
 
-    __slots__ = ("alone", "result", "sent", "start")
+    `alone` and `sent` say what was decided for it; one of them, once. A `result` of None means that nothing is stored
+    yet and the append is to be sent by itself; a cancelled one, that its caller has left.
+    """
 
-    def __init__(self, start: AppendStart, result: asyncio.Future[AppendResult | None]) -> None:
-        self.start, self.result = start, result
+    __slots__ = ("alone", "columns", "result", "sent", "start")
+
+    def __init__(self, start: AppendStart, columns: Columns, result: asyncio.Future[AppendResult | None]) -> None:
+        self.start, self.columns, self.result = start, columns, result
         self.alone = self.sent = False
 
 
 class Grouping:
     """The appends of one process; `send_one` is how an append is sent by itself."""
 
-    def __init__(self, database: Database, send_one: Callable[[AppendStart], Awaitable[AppendResult]]) -> None:
+    def __init__(self, database: Database, send_one: SendOne) -> None:
         self._database, self._send_one = database, send_one
         self._waiting: deque[_Append] = deque()
         self._under_way = 0
@@ -64,9 +76,10 @@ class Grouping:
 
     async def append(self, start: AppendStart) -> AppendResult:
         """Store messages, with those of others or alone. Raises as `ConversationRepository.append`."""
-        if not may_share(start):
-            return await self._send_one(start)
-        append = _Append(start, asyncio.get_running_loop().create_future())
+        columns = columns_of(start.messages)
+        if not may_share(start, columns):
+            return await self._send_one(start, columns)
+        append = _Append(start, columns, asyncio.get_running_loop().create_future())
         self._waiting.append(append)
         self._be_due()
         try:
@@ -78,15 +91,17 @@ class Grouping:
         except OutcomeUnknown as doubt:
             return await self._settle(append, doubt)
         else:
-            return result if result is not None else await self._send_one(start)
+            return result if result is not None else await self._send_one(start, columns)
         finally:
+            # Who was told that nothing was written, before its turn came, must not be sent after all.
+            append.result.cancel()
             if append.alone:
                 self._end()
 
     async def _settle(self, append: _Append, doubt: OutcomeUnknown) -> AppendResult:
         """Find out by its key whether an append was stored, or store it; only an answer ends the doubt."""
         try:
-            return await self._send_one(append.start)
+            return await self._send_one(append.start, append.columns)
         except (DatabaseError, DeadlineExceeded, ShuttingDown) as error:
             raise doubt from error
 
@@ -125,7 +140,7 @@ class Grouping:
         group: list[_Append] = []
         staying: list[_Append] = []
         taken: set[tuple[str, Owner, str]] = set()
-        while self._waiting and len(group) < MOST_APPENDS:
+        while self._waiting and len(group) < MOST_APPENDS and len(staying) < MOST_LEFT:
             append = self._waiting.popleft()
             if append.result.done():
                 continue
@@ -142,24 +157,24 @@ class Grouping:
 
     async def _send_group(self, group: Sequence[_Append]) -> None:
         stored: Mapping[int, AppendResult] = {}
-        doubt: OutcomeUnknown | None = None
+        doubt: str | None = None
         try:
             rows = await self._database.fetch("append_group", *_columns(group))
             stored = {row["number"]: _result(group[row["number"] - 1], row) for row in rows}
         except OutcomeUnknown as error:
-            doubt = error
+            doubt = error.problem
         except ExaiError:
             # Nothing was written, and each finds out for itself whether the cause was its own.
             pass
         except BaseException:
-            doubt = unknown_outcome(NO_REPLY)
+            doubt = NO_REPLY
             raise
         finally:
             for number, append in enumerate(group, 1):
                 if append.result.done():
                     continue
                 if doubt is not None:
-                    append.result.set_exception(doubt)
+                    append.result.set_exception(unknown_outcome(doubt))
                 else:
                     append.result.set_result(stored.get(number))
             self._end()
@@ -176,12 +191,13 @@ class Grouping:
             asyncio.get_running_loop().call_soon(self._go, context=Context())
 
 
-def may_share(start: AppendStart) -> bool:
+def may_share(start: AppendStart, columns: Columns) -> bool:
     """Whether an append may go in a group: a small one."""
+    _, contents, _, metadata = columns
     return (
-        1 <= len(start.messages) <= MOST_MESSAGES
+        1 <= len(contents) <= MOST_MESSAGES
         and len(start.file_ids) <= MOST_FILES
-        and sum(len(message.content) for message in start.messages) <= MOST_CHARS
+        and sum(map(len, contents)) + sum(len(each) for each in metadata if each) <= MOST_CHARS
     )
 
 
@@ -202,7 +218,7 @@ def _columns(group: Sequence[_Append]) -> tuple[list[Any], ...]:
     )
     numbers = [number for number, start in enumerate(starts, 1) for _ in start.messages]
     places = [place for start in starts for place in range(len(start.messages))]
-    columns = zip(*(columns_of(start.messages) for start in starts), strict=True)
+    columns = zip(*(append.columns for append in group), strict=True)
     roles, contents, kinds, metadata = ([each for column in part for each in column] for part in columns)
     with_files = [number for number, start in enumerate(starts, 1) for _ in start.file_ids]
     files = [file_id for start in starts for file_id in start.file_ids]

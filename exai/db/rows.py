@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import asyncpg
 import orjson
@@ -20,6 +20,9 @@ from exai.models import ContinuationId, Conversation, ConversationId, Message, N
 
 NO_METADATA: Final[Mapping[str, Any]] = Message._field_defaults["metadata"]
 MAX_METADATA_BYTES: Final = 262_144
+
+Columns: TypeAlias = tuple[list[str], list[str], list[str], list[str | None]]
+"""Roles, contents, kinds and metadata of messages."""
 
 _make_message = tuple.__new__
 """A page has many messages, and the named tuple's own constructor, a Python function, takes three times as long."""
@@ -131,8 +134,8 @@ def stored_of(messages: Sequence[NewMessage], first_seq: int, at: datetime, turn
     )
 
 
-def columns_of(messages: Sequence[NewMessage]) -> tuple[list[str], list[str], list[str], list[str | None]]:
-    """Messages as the four arrays the functions take: roles, contents, kinds, metadata.
+def columns_of(messages: Sequence[NewMessage]) -> Columns:
+    """Messages as the four arrays the functions take.
 
     Raises:
         InvalidArgument: a field cannot be stored, and which.

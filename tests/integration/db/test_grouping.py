@@ -11,7 +11,7 @@ import pytest
 from exai.db.conversations import AppendResult, AppendStart, ConversationRepository
 from exai.db.grouping import AT_ONCE, MOST_APPENDS, MOST_CHARS
 from exai.db.pool import OneTrip, connect
-from exai.errors import DatabaseError, DeadlineExceeded, OutcomeUnknown
+from exai.errors import DatabaseError, DeadlineExceeded, InvalidArgument, OutcomeUnknown
 from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, FileId, NewMessage, Owner
 from exai.resilience import with_deadline
 from tests.support.counters import Counters
@@ -188,6 +188,7 @@ async def test_doubt_stays_doubt(rig: Rig) -> None:
     answers = await asyncio.gather(*tasks, return_exceptions=True)
     rig.proxy.serve()
     assert {type(answer) for answer in answers} == {OutcomeUnknown}
+    assert len({id(answer) for answer in answers}) == NUMBER, "each has an error of its own, with its own cause"
 
 
 async def test_a_deadline_while_the_group_is_under_way_leaves_doubt(rig: Rig) -> None:
@@ -208,15 +209,22 @@ async def test_a_deadline_while_the_group_is_under_way_leaves_doubt(rig: Rig) ->
 
 
 async def test_a_deadline_before_anything_was_sent_is_no_doubt(rig: Rig) -> None:
-    """Its turn had not come, so nothing was written."""
+    """Its turn had not come, so nothing is written, not even with those that came after it; no place is kept for it."""
 
     async def too_late() -> AppendResult:
         with with_deadline(0):
             return await rig.repository.append(appending(rig.names[0], "two"))
 
-    with pytest.raises(DeadlineExceeded):
-        await too_late()
+    for _ in range(AT_ONCE):
+        with pytest.raises(DeadlineExceeded):
+            await too_late()
+        await asyncio.sleep(0)
+    others = [rig.repository.append(appending(name, "two")) for name in rig.names[1:]]
+    hurry, *answers = await asyncio.gather(too_late(), *others, return_exceptions=True)
+    assert isinstance(hurry, DeadlineExceeded)
+    assert [answer.status for answer in results(answers)] == ["appended"] * (NUMBER - 1)
     assert (await contents_of(rig.repository, rig.names[0])) == ["first 0"]
+    assert rig.sent() == (1, 0)
 
 
 async def test_a_caller_who_leaves_takes_nobody_along(rig: Rig) -> None:
@@ -256,10 +264,19 @@ async def test_nobody_waits_for_long_behind_statements_that_hang(rig: Rig) -> No
 
 
 async def test_large_ones_go_alone(rig: Rig) -> None:
-    """They would hold the others up."""
+    """They would hold the others up, whatever makes them large."""
     large = appending(rig.names[0], "x" * (MOST_CHARS + 1))
-    await rig.append(large, appending(rig.names[1], "x"))
-    assert rig.sent() == (0, 2)
+    laden = appending(rig.names[1], messages=[NewMessage("user", "x", "message", {"x": "x" * MOST_CHARS})])
+    await rig.append(large, laden, appending(rig.names[2], "x"))
+    assert rig.sent() == (0, 3)
+
+
+async def test_what_cannot_be_stored_is_refused_before_it_joins(rig: Rig) -> None:
+    """The others do not even lose their group."""
+    answers = await rig.append(appending(rig.names[0], "\0"), *(appending(name, "x") for name in rig.names[1:]))
+    assert isinstance(answers[0], InvalidArgument)
+    assert len(results(answers)) == NUMBER - 1
+    assert rig.sent() == (1, 0)
 
 
 async def test_new_conversations_are_made_together(rig: Rig) -> None:

@@ -291,7 +291,6 @@ begin
             join public.conversations c on c.owner = a.owner and c.continuation_id = a.name
            where c.deleted_at is null and (a.expected is null or a.expected = c.revision)
              for no key update of c skip locked) l;
-  return query
   with ready as (
     select l.number, l.id, l.next_seq, l.base, l.at
       from unnest(v_numbers, v_ids, v_nexts, v_bases, v_times) l(number, id, next_seq, base, at)
@@ -306,24 +305,22 @@ begin
     select p_turn_ids[r.number], r.id, p_owners[r.number], p_keys[r.number], p_hashes[r.number], p_tools[r.number],
            'finished', p_turn_ids[r.number], r.at, r.next_seq, r.next_seq + p_counts[r.number] - 1, r.base + 1, r.at, r.at
       from ready r
-     order by p_keys[r.number]
+     order by p_keys[r.number], p_owners[r.number]
     on conflict do nothing
     returning conversation_id as id),
   claimed as (
     select r.number, r.id, r.next_seq, r.base, r.at from t join ready r on r.id = t.id),
   made as (
-    insert into public.conversations as v (id, owner, continuation_id, title, next_seq, revision, created_at, updated_at)
+    insert into public.conversations (id, owner, continuation_id, title, next_seq, revision, created_at, updated_at)
     select c.id, p_owners[c.number], c.id::text, p_titles[c.number], 1 + p_counts[c.number], 1, c.at, c.at
       from claimed c
-     where p_names[c.number] is null
-    returning v.id, exai.header_v1(v)::text as header),
+     where p_names[c.number] is null),
   grown as (
     update public.conversations v
        set next_seq = c.next_seq + p_counts[c.number], revision = c.base + 1, changed_xid = pg_current_xact_id(),
            updated_at = c.at
       from claimed c
-     where v.id = c.id and p_names[c.number] is not null
-    returning v.id, exai.header_v1(v)::text as header),
+     where v.id = c.id and p_names[c.number] is not null),
   m as (
     insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
     select c.id, c.next_seq + u.place, p_turn_ids[c.number], u.role, u.kind, u.content,
@@ -335,9 +332,14 @@ begin
     insert into public.conversation_files (conversation_id, file_id)
     select c.id, w.id from claimed c join unnest(p_file_of, p_files) w(number, id) on w.number = c.number order by 2
     on conflict do nothing)
-  select c.number, c.base, c.next_seq, c.at, x.header, exai.incarnation_v1()::text
-    from claimed c
-    join (select g.id, g.header from grown g union all select n.id, n.header from made n) x on x.id = c.id;
+  select array_agg(c.number), array_agg(c.id), array_agg(c.next_seq), array_agg(c.base), array_agg(c.at)
+    into v_numbers, v_ids, v_nexts, v_bases, v_times
+    from claimed c;
+  -- Again one of its own: triggers that others have on messages may change the conversations after it.
+  return query
+  select c.number, c.base, c.next_seq, c.at, exai.header_v1(v)::text, exai.incarnation_v1()::text
+    from unnest(v_numbers, v_ids, v_nexts, v_bases, v_times) c(number, id, next_seq, base, at)
+    join public.conversations v on v.id = c.id;
 end
 $function$
 ;

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
+from exai.db.address import parse_address
 from exai.db.conversations import AppendResult, AppendStart, ConversationRepository
 from exai.db.grouping import AT_ONCE, MOST_APPENDS, MOST_CHARS
 from exai.db.pool import OneTrip, connect
@@ -333,3 +334,46 @@ async def test_many_more_than_a_group_holds(rig: Rig) -> None:
     answers = results(await rig.append(*(appending(name, "x") for name in names)))
     assert [answer.status for answer in answers] == ["appended"] * len(names)
     assert rig.sent()[0] == len(names) // MOST_APPENDS
+
+
+async def test_keys_are_claimed_in_the_same_order_everywhere(rig: Rig) -> None:
+    """Also where owners use the same key: a group that waits for one of them has not claimed any later one."""
+    owners = [Owner("a"), Owner("b")]
+    claim = (
+        "insert into turns (conversation_id, owner, request_key, request_hash, tool, state, claimed_by, lease_until,"
+        " revision) values (gen_random_uuid(), $1, 'same', 'h', 't', 'finished', gen_random_uuid(), now(), 1)"
+        " on conflict do nothing returning 1"
+    )
+    waiting = "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
+    other = await connect(parse_address(rig.proxy.url), timeout_s=5)
+    await rig.sql.execute("alter table turns drop constraint turns_conversation_fkey")
+    claims = other.transaction()
+    await claims.start()
+    assert await other.fetchval(claim, owners[0])
+    group = asyncio.create_task(rig.append(*(appending(None, "x", key="same", owner=owner) for owner in owners[::-1])))
+    async with asyncio.timeout(5):
+        while not await rig.sql.fetchval(waiting):
+            await asyncio.sleep(0.01)
+    assert await other.fetchval(claim, owners[1])
+    await claims.rollback()
+    await other.close()
+    assert [answer.status for answer in results(await group)] == ["appended"] * 2
+    assert rig.sent() == (1, 0)
+    assert rig.recorder["db_retries_total", "append_group"] == 0
+
+
+async def test_what_triggers_of_others_make_of_a_conversation_is_told(rig: Rig) -> None:
+    """An older system's may count the messages; a cache must not be told of a conversation as it was before that."""
+    await rig.sql.execute(
+        "create function counted() returns trigger language plpgsql as $$ begin"
+        " update conversations set metadata = metadata || '{\"counted\": true}' where id = new.conversation_id;"
+        " return null; end $$"
+    )
+    await rig.sql.execute("create trigger counted after insert on messages for each row execute function counted()")
+    answers = results(await rig.append(*(appending(name, "x") for name in [*rig.names, None])))
+    assert rig.sent() == (1, 0)
+    for answer in answers:
+        assert answer.conversation is not None
+        page = await rig.repository.read_page(LOCAL_OWNER, answer.conversation.continuation_id)
+        assert page.conversation == answer.conversation
+        assert page.conversation.metadata == {"counted": True}

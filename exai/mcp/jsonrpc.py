@@ -125,27 +125,28 @@ def encode_notification(method: str, params: Json) -> bytes:
 
 
 def _classify(value: dict[str, Any]) -> Message:
+    key, method, params = value.get("id"), value.get("method"), value.get("params", {})
+    if value.get("jsonrpc") == "2.0" and type(method) is str and 0 < len(method) <= MAX_METHOD_CHARS:
+        if type(params) is dict and request_id(key):
+            return Request(key, method, params)
+        if "id" not in value:
+            return Notification(method, params if type(params) is dict else {})
     if "method" not in value and ("result" in value or "error" in value):
         return Response()
-    method, params = value.get("method"), value.get("params", {})
-    problem = _envelope_problem(value, method)
-    if problem is not None or type(method) is not str:
-        return Malformed(_readable_id(value), RpcError(INVALID_REQUEST, f"Invalid Request: {problem}"))
-    if "id" not in value:
-        return Notification(method, params if isinstance(params, dict) else {})
-    if not isinstance(params, dict):
-        return Malformed(value["id"], RpcError(INVALID_PARAMS, "Invalid params: params must be an object"))
-    return Request(value["id"], method, params)
+    return _malformed(value)
 
 
-def _envelope_problem(value: dict[str, Any], method: object) -> str | None:
+def _malformed(value: dict[str, Any]) -> Malformed:
+    key, method = _readable_id(value), value.get("method")
     if value.get("jsonrpc") != "2.0":
-        return 'jsonrpc must be "2.0"'
-    if type(method) is not str or not 0 < len(method) <= MAX_METHOD_CHARS:
-        return "method must be a short string"
-    if "id" in value and not request_id(value["id"]):
-        return "id must be a string or an integer"
-    return None
+        problem = 'jsonrpc must be "2.0"'
+    elif type(method) is not str or not 0 < len(method) <= MAX_METHOD_CHARS:
+        problem = "method must be a short string"
+    elif key is None:
+        problem = "id must be a string or an integer"
+    else:
+        return Malformed(key, RpcError(INVALID_PARAMS, "Invalid params: params must be an object"))
+    return Malformed(key, RpcError(INVALID_REQUEST, f"Invalid Request: {problem}"))
 
 
 def _readable_id(value: dict[str, Any]) -> RequestId | None:

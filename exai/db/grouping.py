@@ -29,8 +29,9 @@ from exai.resilience import bounded
 AT_ONCE: Final = 2
 """Statements under way before appends wait for each other: one that the server works on, one on its way."""
 
-PATIENCE_S: Final = 0.005
-"""No append waits longer than this for others, however slowly the database answers."""
+PATIENCE_S: Final = 0.05
+"""No append waits longer than this for others: about what a far database takes to answer. With less, a server that is
+slow because it is busy would get more and smaller groups."""
 
 MOST_APPENDS: Final = 16
 """In one group."""
@@ -110,7 +111,10 @@ class Grouping:
         self._is_due = False
         while self._waiting and self._under_way < AT_ONCE and self._send():
             pass
-        if self._waiting and self._under_way >= AT_ONCE and self._timer is None:
+        if not self._waiting and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        elif self._waiting and self._under_way >= AT_ONCE and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._lose_patience)
 
     def _lose_patience(self) -> None:

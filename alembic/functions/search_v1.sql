@@ -2,9 +2,10 @@
 -- the matching words in context. The newest p_ranked matches up to p_as_of (null: up to now, by this server's clock) are
 -- ranked. (A title counts as no newer than its conversation's messages, so those are among them if it is.) In one
 -- conversation what it shares with those it was forked from is searched too.
--- message_words_words_idx and conversations_title_idx find matches but know no order. What was stored and not yet indexed
--- is looked through itself, so that what was acknowledged is found. Stable: all of it is read from the caller's one
--- snapshot, in which each message is either indexed or waiting. Planned once: that takes as long as the search itself.
+-- Stable: all of it is read from the caller's one snapshot, in which each message is either indexed or waiting, and
+-- nothing is written. Planned once: that would take as long as the search itself.
+-- The indexes know no order and no owner. Where there are few matches all of them are ranked, and only those on the page
+-- are looked up; else the newest are looked up, and only if some of them are not to be seen, one after the other.
 create or replace function exai.search_v1(
   p_owner text, p_query text, p_continuation_id text, p_role text, p_since timestamptz, p_until timestamptz, p_tool text,
   p_model text, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamptz, p_ranked integer, p_limit integer)
@@ -38,70 +39,57 @@ begin
     end if;
   end if;
   return query
-  with found as (
+  with newest as materialized (
+    select m.conversation_id, m.seq, m.created_at, m.at, m.words
+      from exai.matches_v1(p_owner, v_query, v_ids, v_up_to, p_since, p_until, p_as_of) m
+     order by m.created_at desc, m.conversation_id desc, m.seq desc
+     limit p_ranked + 1),
+  titles as materialized (
+    select c.id, c.created_at, c.title
+      from public.conversations c
+     where to_tsvector('simple', left(c.title, 100000)) @@ v_query and c.title is not null
+       and c.owner = p_owner and c.deleted_at is null
+       and (p_continuation_id is null or c.continuation_id = p_continuation_id)
+       and p_role is null and p_tool is null and p_model is null
+       and (p_since is null or c.created_at >= p_since)
+       and (p_until is null or c.created_at < p_until)
+       and (p_as_of is null or c.created_at <= p_as_of)
+     order by c.created_at desc, c.id desc
+     limit p_ranked),
+  counted as materialized (
+    select n.messages <= p_ranked as are_all, n.messages + (select count(*) from titles) <= p_ranked as are_few
+      from (select count(*) as messages from newest) n),
+  seen as materialized (
+    select n.conversation_id, n.seq, n.created_at, n.at, n.words
+      from (select w.* from newest w order by w.created_at desc, w.conversation_id desc, w.seq desc limit p_ranked) n
+     cross join lateral exai.searched_v1(
+       n.conversation_id, n.seq, p_owner, v_ids is not null, p_role, p_tool, p_model) s
+     where not (select c.are_few from counted c)),
+  found as materialized (
     (select n.conversation_id, n.seq, n.created_at, n.at, n.words, coalesce(v_ids[1], n.conversation_id) as shown_id,
             null::text as title
-       from (
-         select w.conversation_id, w.seq, w.created_at, w.ctid as at, null::tsvector as words
-           from exai.message_words w
-          where w.words @@ v_query
-            and (v_ids is null or w.conversation_id = any(v_ids))
-            -- Out of date. Most conversations have nothing that waits, which one look into a hash tells.
-            and (w.conversation_id not in (select u.conversation_id from exai.unindexed_messages u)
-                 or not exists (
-                   select from exai.unindexed_messages u
-                    where u.conversation_id = w.conversation_id and w.seq between u.first_seq and u.last_seq))
-          union all
-         select l.conversation_id, l.seq, l.created_at, null, l.words
-           from (
-             select distinct on (u.conversation_id, m.seq) u.conversation_id, m.seq, m.created_at, i.words
-               from exai.unindexed_messages u
-               join public.conversations c on c.id = u.conversation_id and c.owner = p_owner
-              cross join lateral (
-                -- A range in its order is found by the primary key even where the planner takes it for a short one.
-                select x.seq, x.created_at, x.content
-                  from public.messages x
-                 where x.conversation_id = u.conversation_id and x.seq between u.first_seq and u.last_seq
-                 order by x.seq
-                 limit u.last_seq - u.first_seq + 1) m
-              cross join lateral (select to_tsvector('simple', left(m.content, 100000)) as words offset 0) i
-              where v_ids is null or u.conversation_id = any(v_ids)
-              order by u.conversation_id, m.seq) l
-          where l.words @@ v_query
-          order by created_at desc, conversation_id desc, seq desc) n
-       join public.conversations c on c.id = n.conversation_id
-      where c.owner = p_owner
-        and case when v_ids is null then c.deleted_at is null
-                 else n.seq <= v_up_to[array_position(v_ids, n.conversation_id)] end
-        and (p_since is null or n.created_at >= p_since)
-        and (p_until is null or n.created_at < p_until)
-        and (p_as_of is null or n.created_at <= p_as_of)
-        and ((p_role is null and p_tool is null and p_model is null) or exists (
-          select from (
-            select x.seq, x.role, x.turn_id from public.messages x
-             where x.conversation_id = n.conversation_id and x.seq >= n.seq
-             order by x.seq
-             limit 1) m
-            left join public.turns t on t.id = m.turn_id
-           where m.seq = n.seq and (p_role is null or m.role = p_role)
-             and (p_tool is null or t.tool = p_tool) and (p_model is null or t.model = p_model)))
-      order by n.created_at desc, n.conversation_id desc, n.seq desc
-      limit p_ranked)
-    union all
-    (select c.id, 0::bigint, c.created_at, null, to_tsvector('simple', left(c.title, 100000)), c.id, c.title
-       from public.conversations c
-      where to_tsvector('simple', left(c.title, 100000)) @@ v_query and c.title is not null
-        and c.owner = p_owner and c.deleted_at is null
-        and (p_continuation_id is null or c.continuation_id = p_continuation_id)
-        and p_role is null and p_tool is null and p_model is null
-        and (p_since is null or c.created_at >= p_since)
-        and (p_until is null or c.created_at < p_until)
-        and (p_as_of is null or c.created_at <= p_as_of)
-      order by c.created_at desc, c.id desc
-      limit p_ranked)
+       from newest n
+      where (select c.are_few from counted c)
+     union all
+     select s.conversation_id, s.seq, s.created_at, s.at, s.words, coalesce(v_ids[1], s.conversation_id), null
+       from seen s
+      where (select c.are_all from counted c) or (select count(*) from seen) = p_ranked
+     union all
+     (select m.conversation_id, m.seq, m.created_at, m.at, m.words, coalesce(v_ids[1], m.conversation_id), null
+        from (
+          select m.conversation_id, m.seq, m.created_at, m.at, m.words
+            from exai.matches_v1(p_owner, v_query, v_ids, v_up_to, p_since, p_until, p_as_of) m
+           order by m.created_at desc, m.conversation_id desc, m.seq desc) m
+       cross join lateral exai.searched_v1(
+         m.conversation_id, m.seq, p_owner, v_ids is not null, p_role, p_tool, p_model) s
+       where not (select c.are_all from counted c) and (select count(*) from seen) < p_ranked
+       order by m.created_at desc, m.conversation_id desc, m.seq desc
+       limit p_ranked)
+     union all
+     select t.id, 0, t.created_at, null, to_tsvector('simple', left(t.title, 100000)), t.id, t.title from titles t)
     order by 3 desc, 1 desc, 2 desc
     limit p_ranked),
-  ranked as (
+  ranked as materialized (
     select f.conversation_id, f.seq, f.created_at, f.shown_id, f.title,
            round(ts_rank(coalesce(f.words, (
              select w.words from exai.message_words w where w.ctid = f.at
@@ -110,8 +98,13 @@ begin
      where f.seq > 0 or f.conversation_id not in (select m.shown_id from found m where m.seq > 0)),
   page as (
     select r.conversation_id, r.seq, r.created_at, r.shown_id, r.title, r.rank
-      from ranked r
-     where p_rank is null or (r.rank, r.conversation_id, r.seq) < (p_rank, p_after_id, p_after_seq)
+      from (
+        select x.conversation_id, x.seq, x.created_at, x.shown_id, x.title, x.rank
+          from ranked x
+         where p_rank is null or (x.rank, x.conversation_id, x.seq) < (p_rank, p_after_id, p_after_seq)
+         order by x.rank desc, x.conversation_id desc, x.seq desc) r
+     cross join lateral exai.searched_v1(
+       r.conversation_id, r.seq, p_owner, v_ids is not null, p_role, p_tool, p_model) s
      order by r.rank desc, r.conversation_id desc, r.seq desc
      limit p_limit)
   select c.continuation_id, p.conversation_id, c.title, p.seq, m.role,

@@ -14,7 +14,7 @@ from exai.db.migrate import MAX_BATCHES, create_functions, create_index, drop_in
 revision = "0015"
 down_revision = "0014"
 
-FUNCTIONS = ("index_messages_v1", "search_v1")
+FUNCTIONS = ("index_messages_v1", "matches_v1", "searched_v1", "search_v1")
 
 BATCH = 200
 """So few that even the longest messages are done within a second or two."""
@@ -59,6 +59,6 @@ def index_all() -> None:
 
 
 def downgrade() -> None:
-    for name in FUNCTIONS:
+    for name in reversed(FUNCTIONS):
         op.execute(f"drop function if exists exai.{name}")
     drop_index("exai", "message_words_words_idx")

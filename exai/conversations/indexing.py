@@ -43,10 +43,10 @@ class Indexing:
     ) -> None:
         self._repository, self._wanted, self._recorder, self._pause_s = repository, wanted, recorder, pause_s
         self._portion = PORTION
+        self._failures = 0
 
     async def keep(self) -> None:
         """Index by and by what this daemon stores, and every minute what others did, until cancelled."""
-        failures = 0
         while True:
             # What follows within the pause is indexed in the same statement.
             await asyncio.sleep(self._pause_s)
@@ -54,13 +54,12 @@ class Indexing:
             try:
                 await self._work_off()
             except Exception as error:
-                failures += 1
+                self._failures += 1
                 self._recorder.count("indexing_failed_total")
-                if failures == 1:
+                if self._failures == 1:
                     log.warning("indexing_failed", error=str(error), exc_info=not isinstance(error, ExaiError))
-                await asyncio.sleep(backoff_s(failures, 2 * self._pause_s, RETRY_CAP_S))
+                await asyncio.sleep(backoff_s(self._failures, 2 * self._pause_s, RETRY_CAP_S))
             else:
-                failures = 0
                 await self._wait()
 
     async def _wait(self) -> None:
@@ -97,7 +96,11 @@ class Indexing:
             self._portion = max(self._portion // 4, 1)
             raise
         took_s = time.perf_counter() - started
-        self._portion = min(self._portion * 2, PORTION) if took_s < PORTION_S else max(self._portion // 2, 1)
+        self._failures = 0
+        if took_s > PORTION_S:
+            self._portion = max(self._portion // 2, 1)
+        elif took_s < PORTION_S / 4:
+            self._portion = min(self._portion * 2, PORTION)
         self._recorder.count("messages_indexed_total", found.indexed)
         self._recorder.gauge("messages_unindexed", found.left)
         return found, took_s

@@ -186,6 +186,7 @@ async def test_report_is_complete_and_nothing_is_left(
     assert {each["operation"] for each in printed["costs"]} >= set(COSTS)
     assert all(each["verdict"] in ("met", "missed") for each in printed["targets"])
     assert len(printed["targets"]) == 5
+    assert printed["indexing_us"] > 0
     assert await rows_left(postgres_url) == []
     with redis.Redis.from_url(redis_url) as client:
         assert [key for key in client.keys() if b"anchor" not in key] == []

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import structlog
 from pydantic import SecretStr
 
 from exai.app import App, open_app
 from exai.config import CacheSettings, DatabaseSettings, Settings
 from exai.conversations import AppendRequest
-from exai.db.search import SearchQuery
+from exai.conversations.indexing import Indexing
+from exai.db.conversations import ConversationRepository
+from exai.db.search import PORTION, Indexed, SearchQuery, SearchRepository
+from exai.errors import DatabaseBusy
 from exai.models import LOCAL_OWNER, NewMessage
+from tests.support.counters import Counters
+from tests.support.database import conversation_of
+from tests.support.database import opened as database
 from tests.support.migrations import run, value
 from tests.support.waiting import wait_until
 
@@ -23,8 +31,8 @@ FAILED = "indexing_failed_total"
 
 @asynccontextmanager
 async def opened(url: str, data_dir: Path, pause_s: float) -> AsyncIterator[App]:
-    database = DatabaseSettings(url=SecretStr(url), pool_size=2, index_pause_s=pause_s)
-    async with open_app(Settings(database=database, cache=CacheSettings(url="off"), data_dir=data_dir)) as app:
+    given = DatabaseSettings(url=SecretStr(url), pool_size=2, index_pause_s=pause_s)
+    async with open_app(Settings(database=given, cache=CacheSettings(url="off"), data_dir=data_dir)) as app:
         yield app
 
 
@@ -69,3 +77,27 @@ async def test_a_fault_is_told_once_and_it_goes_on_afterwards(postgres_url: str,
         assert [line["event"] for line in lines if line["event"] == "indexing_failed"] == ["indexing_failed"]
         await run(postgres_url, "alter table exai.elsewhere rename to message_words")
         await wait_until(lambda: app.recorder.value(INDEXED) == 1)
+
+
+class Slow(SearchRepository):
+    """Of messages this long no more than ten can be indexed within a statement's limit."""
+
+    async def index(self, limit: int = PORTION) -> Indexed:
+        if limit > 10:
+            raise DatabaseBusy("postgres", "the statement took too long", "Try again shortly")
+        return await super().index(limit)
+
+
+async def test_long_messages_are_indexed_in_smaller_portions(postgres_url: str) -> None:
+    """What cannot be done within a statement's limit is tried with fewer until everything is indexed."""
+    recorder = Counters()
+    async with database(postgres_url) as pool:
+        await conversation_of(ConversationRepository(pool), *["word"] * 40)
+        indexing = Indexing(Slow(pool), asyncio.Event(), recorder, pause_s=0.001)
+        with pytest.raises(DatabaseBusy):
+            await indexing.finish()
+        task = asyncio.create_task(indexing.keep())
+        await wait_until(lambda: recorder[INDEXED] == 40)
+        task.cancel()
+        await asyncio.wait({task})
+    assert recorder[FAILED] >= 2

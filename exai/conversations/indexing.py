@@ -21,8 +21,9 @@ from exai.resilience import backoff_s
 IDLE_S: Final = 60.0
 """Between two looks at what others have stored, while nothing is stored or searched from here."""
 
-PORTION_S: Final = 0.25
-"""What a statement should take at most: of long messages there are fewer in one."""
+PORTION_S: Final = 1.0
+"""What a statement should take at most: of long messages there are fewer in one. Much less would be reached on a busy
+machine with short ones too, and fewer at once take longer each."""
 
 MANY: Final = 10 * PORTION
 """With more than this waiting it does not pause any longer: searches look through all of it."""
@@ -70,11 +71,16 @@ class Indexing:
             pass
 
     async def _work_off(self) -> None:
-        """Index until nothing is left, or another daemon is at it."""
+        """Index until less than a whole portion is left, or another daemon is at it; the rest is for the next time.
+
+        Whoever ran after the last message while more are stored would index them one by one, which takes much longer.
+        """
         while True:
             await self._wait_for_room()
             found, took_s = await self._index()
-            if not found.left or not found.indexed:
+            if not found.indexed or found.left < self._portion:
+                if found.left:
+                    self._wanted.set()
                 return
             if found.left < MANY:
                 await asyncio.sleep(took_s)

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+import asyncpg
 import pytest
 
 from exai.db.conversations import ConversationRepository
 from exai.db.curation import CurationRepository
 from exai.db.pool import Database, OneTrip, connect
 from exai.db.search import Indexed, SearchQuery, SearchRepository
+from exai.db.statements import load_statements
 from exai.db.transfer import ImportBatch, TransferRepository
-from exai.errors import DatabaseError
 from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, TurnId
-from tests.support.database import appending, beginning, conversation_of, ending, new_id, once, opened
+from tests.support.database import appending, beginning, conversation_of, ending, new_id, once
 
 WAITING = "select count(*) from exai.unindexed_messages"
 WORDS = "select count(*) from exai.message_words"
@@ -153,7 +154,7 @@ async def test_an_indexing_that_is_killed_leaves_everything_as_it_was(
     other = await connect(database.address, timeout_s=5)
     await other.execute("begin")
     assert tuple(await other.fetchrow(INDEX)) == (2, 0)
-    await sql.fetchval("select pg_terminate_backend($1::int, 5000)", other.get_server_pid())
+    await sql.fetchval("select pg_terminate_backend($1::int, 5000)", await other.fetchval("select pg_backend_pid()"))
     assert (await sql.fetchval(WAITING), await sql.fetchval(WORDS)) == (1, 0)
     assert await found(search, "word") == [1, 2]
     assert await search.index() == Indexed(2, 0)
@@ -202,15 +203,12 @@ async def test_whoever_deletes_a_conversation_is_not_waited_for(
     assert (await sql.fetchval(WAITING), await sql.fetchval(WORDS)) == (0, 1)
 
 
-async def test_a_search_writes_nothing(
-    repository: ConversationRepository, sql: OneTrip, database: Database, postgres_url: str
-) -> None:
+async def test_a_search_writes_nothing(repository: ConversationRepository, sql: OneTrip) -> None:
     """So it finds what waits where nothing may be written too, as on a standby."""
     await conversation_of(repository, "word", "word")
-    name = await sql.fetchval("select current_database()")
-    await sql.execute(f'alter database "{name}" set default_transaction_read_only = on')
-    async with opened(postgres_url) as read_only:
-        search = SearchRepository(read_only)
-        assert await found(search, "word") == [1, 2]
-        with pytest.raises(DatabaseError):
-            await search.index()
+    statement = load_statements()["search_messages"].text
+    async with sql.transaction(readonly=True):
+        hits = await sql.fetch(statement, LOCAL_OWNER, "word", *(None,) * 10, 500, 9)
+        assert sorted(hit["seq"] for hit in hits) == [1, 2]
+        with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
+            await sql.fetchrow(INDEX)

@@ -15,7 +15,8 @@ from exai.db.search import Indexed, SearchQuery, SearchRepository
 from exai.db.statements import load_statements
 from exai.db.transfer import ImportBatch, TransferRepository
 from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, TurnId
-from tests.support.database import appending, beginning, conversation_of, ending, new_id, once
+from tests.support.database import appending, beginning, conversation_of, ending, new_id, once, opened
+from tests.support.waiting import wait_until
 
 WAITING = "select count(*) from exai.unindexed_messages"
 WORDS = "select count(*) from exai.message_words"
@@ -212,3 +213,17 @@ async def test_a_search_writes_nothing(repository: ConversationRepository, sql: 
         assert sorted(hit["seq"] for hit in hits) == [1, 2]
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
             await sql.fetchrow(INDEX)
+
+
+async def test_the_last_connection_is_left_to_others(sql: OneTrip, postgres_url: str) -> None:
+    """Indexing waits a moment for a second one."""
+    async with opened(postgres_url, pool_size=2) as pool:
+        search = SearchRepository(pool)
+        assert search.has_room()
+        async with sql.transaction():
+            await sql.execute("lock table conversations in access exclusive mode")
+            waiting = asyncio.create_task(found(search, "word"))
+            await wait_until(lambda: pool.usage()[0] == 1)
+            assert not search.has_room()
+        await waiting
+        assert search.has_room()

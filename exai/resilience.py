@@ -107,6 +107,8 @@ async def bounded(awaitable: Awaitable[T], limit_s: float | None, what: str) -> 
         raise DeadlineExceeded(what)
     own = None if limit_s is None else now + limit_s
     until = _earlier(deadline, own)
+    if until is None:
+        return await awaitable
     scope = asyncio.timeout_at(until)
     try:
         async with scope:

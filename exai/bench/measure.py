@@ -95,6 +95,7 @@ async def _count_one(operation: Operation, wire: Wire, number: int) -> tuple[int
     for _ in range(COUNT_TRIES):
         await wire.take_counts()
         as_named = await operation.run(number)
+        await operation.finish()
         counts = await wire.take_counts()
         if as_named:
             database, cache = counts["postgres"], counts.get("redis", Count())

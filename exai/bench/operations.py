@@ -40,7 +40,7 @@ class Operation:
     """Something to do many times. `run(n)` does the n-th and says whether it was what its name says.
 
     `prepare` comes before each batch and `settle` after it, and neither is timed. With `once` a batch does it at most
-    once per conversation.
+    once per conversation. `finish` waits for what an operation still does when its caller has the answer.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Operation:
     prepare: Callable[[], Awaitable[None]] = nothing
     once: bool = False
     settle: Callable[[], Awaitable[None]] = nothing
+    finish: Callable[[], Awaitable[None]] = nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ class Operations:
     """The operations on one set of contestants. Await `prepare` before the first of them."""
 
     def __init__(self, contestants: Contestants, data: Data, texts: Texts) -> None:
-        self._service = contestants.app.conversations
+        self._service, self._filled = contestants.app.conversations, contestants.app.cache.settled
         self._repository = ConversationRepository(contestants.app.database)
         self._database_floor, self._cache_floor = contestants.database, contestants.cache
         self._data, self._texts = data, texts
@@ -98,7 +99,9 @@ class Operations:
         cached = self._cache_floor is not None
         return (
             Pair(Operation(HIT, self.hit, self.warm), get) if cached else Absent(HIT, NO_CACHE),
-            Pair(Operation(MISS, self._miss, self._chill, once=True), select) if cached else Absent(MISS, NO_CACHE),
+            Pair(Operation(MISS, self._miss, self._chill, once=True, finish=self._filled), select)
+            if cached
+            else Absent(MISS, NO_CACHE),
             Pair(Operation(UNCACHED, self._read_database), select),
             Pair(Operation(APPEND, self.append, self.warm, settle=self.settle), insert),
             Pair(
@@ -148,6 +151,7 @@ class Operations:
         await self._service.index_words()
 
     async def _chill(self) -> None:
+        await self._filled()
         if self._cache_floor is not None:
             await self._cache_floor.forget(OWNER, self._data.continuation_ids)
 

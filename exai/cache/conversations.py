@@ -106,7 +106,8 @@ class ConversationCache:
     ) -> tuple[Hit | Loaded, Source]:
         """Return the newest page from the cache, else from one `load`, which is shared with whoever asks meanwhile.
 
-        A hit costs 1 Redis round trip, a miss 2 and the load. Raises what `load` raises, and `DeadlineExceeded`.
+        A hit costs 1 Redis round trip, a miss 2 and the load; the caller does not wait for the second of them. Raises
+        what `load` raises, and `DeadlineExceeded`.
         """
         key = (owner, continuation_id)
         found = await self.read(owner, continuation_id, min_revision=min_revision)
@@ -123,10 +124,10 @@ class ConversationCache:
                 self._sample(key, found, load)
                 return found, "cache"
             case Miss():
-                lead = functools.partial(self._load_and_fill, key, found, load)
-                return await self._flights.lead(key, found.token, lead).result(), "database"
+                after = functools.partial(self._fill_or_release, key, found)
+                return await self._flights.lead(key, found.token, load, after).result(), "database"
             case Wait() if self._vouched(key, min_revision):
-                flight = self._flight(key, found) or self._flights.lead(key, found.token, load)
+                flight = self._flight(key, found) or self._flights.lead(key, found.token, load, _nothing)
                 return await flight.result(), "database"
             case Wait() | Unavailable():
                 return await self._flights.later(key, load), "database"
@@ -250,6 +251,10 @@ class ConversationCache:
             **facts,
         )
 
+    async def settled(self) -> None:
+        """Wait until Redis has what was read, which callers of `read_through` do not wait for."""
+        await self._flights.settled()
+
     async def close(self) -> None:
         """End the reads in flight; the connections belong to `open_cache`."""
         if self._checking is not None:
@@ -290,15 +295,9 @@ class ConversationCache:
         young = flight is not None and asyncio.get_running_loop().time() - flight.started < self._settings.bound_s
         return flight if young else None
 
-    async def _load_and_fill(self, key: Key, miss: Miss, load: Load) -> Loaded:
-        loaded: Loaded | None = None
-        try:
-            loaded = await load()
-            return loaded
-        finally:
-            # The page is returned whether it can be stored or not; a read that failed or was cancelled must not make
-            # others wait for its lease.
-            await (self.release(*key, miss) if loaded is None else self.fill(*key, miss, loaded))
+    async def _fill_or_release(self, key: Key, miss: Miss, loaded: Loaded | None) -> None:
+        """A read that failed or was cancelled must not make others wait for its lease."""
+        await (self.release(*key, miss) if loaded is None else self.fill(*key, miss, loaded))
 
     def _change(
         self,
@@ -384,6 +383,10 @@ class ConversationCache:
         if isinstance(again, Miss):
             await self.release(*key, again)
         return "old" if isinstance(again, Hit) and again.revision < revision else None
+
+
+async def _nothing(_: Loaded | None) -> None:
+    """Somebody else's lease is not ours to fill or to release."""
 
 
 def _decode(owner: Owner, continuation_id: ContinuationId, entry: list[Reply]) -> Hit:

@@ -5,7 +5,8 @@ two ways to share. A read that began when a lease had been given, to us or to an
 reader who has just seen that very lease alive, because then no change was announced since it was given. Any other
 reader joins only a read that has not begun yet.
 
-A read is a task of its own: callers come and go, it runs to its end and fills the cache for the next ones.
+A read is a task of its own: callers come and go, it runs to its end and fills the cache for the next ones. Callers
+have their result as soon as it was read, and need not wait for the cache to have it as well.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from exai.resilience import bounded, request_deadline
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
+R = TypeVar("R")
 
 WHAT: Final = "the database"
 
@@ -33,11 +35,11 @@ class Flight(Generic[T]):
 
     token: bytes
     started: float
-    task: asyncio.Task[T]
+    landed: asyncio.Future[T]
 
     async def result(self) -> T:
         """Wait for it, within the waiting request's own deadline. Raises what the read raised, `DeadlineExceeded`."""
-        return await bounded(asyncio.shield(self.task), None, WHAT)
+        return await bounded(asyncio.shield(self.landed), None, WHAT)
 
 
 class SingleFlight(Generic[K, T]):
@@ -47,22 +49,29 @@ class SingleFlight(Generic[K, T]):
         self._leased: dict[K, Flight[T]] = {}
         self._running: dict[K, asyncio.Task[T]] = {}
         self._queued: dict[K, asyncio.Task[T]] = {}
-        self._tasks: set[asyncio.Task[T]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
 
-    def lead(self, key: K, token: bytes, work: Callable[[], Awaitable[T]]) -> Flight[T]:
-        """Begin a read under a lease that the caller was just given, or has just seen alive."""
+    def lead(
+        self, key: K, token: bytes, work: Callable[[], Awaitable[T]], after: Callable[[T | None], Awaitable[object]]
+    ) -> Flight[T]:
+        """Begin a read under a lease that the caller was just given, or has just seen alive.
 
-        async def fly() -> T:
-            return await work()
-
-        flight = Flight(token, asyncio.get_running_loop().time(), self._start(fly()))
+        `after` is awaited with the result, or with None if there is none, when all who wait for it can have it.
+        """
+        loop = asyncio.get_running_loop()
+        flight: Flight[T] = Flight(token, loop.time(), loop.create_future())
         self._leased[key] = flight
 
         def forget() -> None:
             if self._leased.get(key) is flight:
                 del self._leased[key]
 
-        flight.task.add_done_callback(lambda _: asyncio.get_running_loop().call_later(LINGER_S, forget))
+        def ended(_: asyncio.Task[None]) -> None:
+            # Cancelled, unless it has landed.
+            flight.landed.cancel()
+            loop.call_later(LINGER_S, forget)
+
+        self._start(_fly(flight.landed, work, after)).add_done_callback(ended)
         return flight
 
     def find(self, key: K, token: bytes) -> Flight[T] | None:
@@ -75,12 +84,17 @@ class SingleFlight(Generic[K, T]):
         task = self._queued.get(key)
         if task is None:
             task = self._queued[key] = self._start(self._in_turn(key, self._running.get(key), work))
+            task.add_done_callback(_retrieve)
         return await bounded(asyncio.shield(task), None, WHAT)
 
     async def close(self) -> None:
         """Cancel what is in flight and wait for it."""
         for task in self._tasks:
             task.cancel()
+        await self.settled()
+
+    async def settled(self) -> None:
+        """Wait until nothing is in flight, and what comes after the reads is done."""
         if self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -96,17 +110,31 @@ class SingleFlight(Generic[K, T]):
             if self._running.get(key) is task:
                 del self._running[key]
 
-    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def _start(self, work: Coroutine[Any, Any, R]) -> asyncio.Task[R]:
         # The read serves many requests, so it must not end with the deadline of the one that happened to start it.
         context = copy_context()
         context.run(request_deadline.set, None)
         task = asyncio.create_task(work, name="cache-read", context=context)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._tasks.discard)
         return task
 
-    def _ended(self, task: asyncio.Task[T]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            # Retrieved here, because all who waited for it may have gone.
-            task.exception()
+
+async def _fly(
+    landed: asyncio.Future[T], work: Callable[[], Awaitable[T]], after: Callable[[T | None], Awaitable[object]]
+) -> None:
+    result: T | None = None
+    try:
+        result = await work()
+        landed.set_result(result)
+    except Exception as error:  # noqa: BLE001 - whoever waits for the result raises it
+        landed.set_exception(error)
+        _retrieve(landed)
+    finally:
+        await after(result)
+
+
+def _retrieve(ended: asyncio.Future[T]) -> None:
+    """Look at how it ended, because all who waited for it may have gone."""
+    if not ended.cancelled():
+        ended.exception()

@@ -154,4 +154,5 @@ async def test_page_of_fifty_megabytes_is_answered_and_not_cached(rig: Servers) 
     for _ in range(2):
         page = await service.read(name)
         assert (page.source, len(page.messages)) == ("database", 50)
+        await service.app.cache.settled()
     assert service.count("cache_fills_total", result="unfit") == 2

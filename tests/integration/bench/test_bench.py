@@ -164,6 +164,7 @@ async def test_another_proxy_counts_the_same(
                     database.reset()
                     cache.reset_counters()
                     await operation.run(2)
+                    await operation.finish()
                     behind.append((database.round_trips, len(cache.commands)))
                 # A health probe may come between now and then; the operation's cost is what is always there.
                 assert tuple(map(min, zip(*behind, strict=True))) == (cost.database_round_trips, cost.commands)

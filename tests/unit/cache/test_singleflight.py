@@ -30,6 +30,10 @@ class Reads:
         return run
 
 
+async def nothing(_: int | None) -> None:
+    """Nothing is to be done afterwards."""
+
+
 async def turn() -> None:
     """Let everything that can run do so."""
     for _ in range(5):
@@ -49,7 +53,7 @@ def reads() -> Reads:
 class TestUnderALease:
     async def test_only_the_same_lease_finds_the_read(self, flights: SingleFlight[str, int], reads: Reads) -> None:
         """A reader that saw another lease alive may know of a change in between."""
-        flight = flights.lead("key", b"one", reads.read())
+        flight = flights.lead("key", b"one", reads.read(), nothing)
         assert flights.find("key", b"one") is flight
         assert flights.find("key", b"two") is None
         assert flights.find("other", b"one") is None
@@ -59,9 +63,9 @@ class TestUnderALease:
         self, flights: SingleFlight[str, int], reads: Reads
     ) -> None:
         """And the end of the older read does not remove it."""
-        older = flights.lead("key", b"one", reads.read())
+        older = flights.lead("key", b"one", reads.read(), nothing)
         await turn()
-        newer = flights.lead("key", b"two", reads.read())
+        newer = flights.lead("key", b"two", reads.read(), nothing)
         await turn()
         reads.gates[0].set()
         assert await older.result() == 1
@@ -73,13 +77,50 @@ class TestUnderALease:
         self, flights: SingleFlight[str, int], reads: Reads
     ) -> None:
         """Others wait for it, and it fills the cache."""
-        flight = flights.lead("key", b"one", reads.read())
+        flight = flights.lead("key", b"one", reads.read(), nothing)
         first, second = asyncio.create_task(flight.result()), asyncio.create_task(flight.result())
         await turn()
         first.cancel()
         await turn()
         reads.gates[0].set()
         assert await second == 1
+
+    async def test_callers_do_not_wait_for_what_comes_after_the_read(
+        self, flights: SingleFlight[str, int], reads: Reads
+    ) -> None:
+        """The cache is filled in the meantime, and the read can be found until then."""
+        seen: list[int | None] = []
+        filled = asyncio.Event()
+
+        async def fill(result: int | None) -> None:
+            seen.append(result)
+            await filled.wait()
+
+        flight = flights.lead("key", b"one", reads.read(), fill)
+        await turn()
+        reads.gates[0].set()
+        assert await flight.result() == 1
+        await turn()
+        assert (seen, flights.find("key", b"one")) == ([1], flight)
+        filled.set()
+
+    @pytest.mark.parametrize("begun", [True, False])
+    async def test_read_that_is_cancelled_is_told_to_all(
+        self, flights: SingleFlight[str, int], reads: Reads, begun: bool
+    ) -> None:
+        """Also when it had not begun; and a lease it was under is given back when it had."""
+        seen: list[int | None] = []
+
+        async def release(result: int | None) -> None:
+            seen.append(result)
+
+        waiting = asyncio.create_task(flights.lead("key", b"one", reads.read(), release).result())
+        if begun:
+            await turn()
+        await flights.close()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert seen == ([None] if begun else [])
 
     async def test_each_caller_waits_within_its_own_deadline(
         self, flights: SingleFlight[str, int], reads: Reads
@@ -88,7 +129,7 @@ class TestUnderALease:
 
         async def hasty() -> int:
             with with_deadline(0.01):
-                return await flights.lead("key", b"one", reads.read()).result()
+                return await flights.lead("key", b"one", reads.read(), nothing).result()
 
         with pytest.raises(DeadlineExceeded, match="the database"):
             await hasty()
@@ -104,10 +145,10 @@ class TestUnderALease:
             raise ConnectionError
 
         results = await asyncio.gather(
-            *(flights.lead("key", b"one", fail).result() for _ in range(3)), return_exceptions=True
+            *(flights.lead("key", b"one", fail, nothing).result() for _ in range(3)), return_exceptions=True
         )
         assert all(isinstance(result, ConnectionError) for result in results)
-        flights.lead("key", b"two", fail)
+        flights.lead("key", b"two", fail, nothing)
         await turn()
 
 

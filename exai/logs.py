@@ -129,26 +129,27 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
     )
 
 
-def info_each(logger: str, event: str, lines: Iterable[Mapping[str, object]]) -> None:
-    """Log a line for each of `lines` as `structlog.get_logger(logger).info(event, **line)` would, and at once.
+def info_each(logger: str, event: str, common: Mapping[str, object], lines: Iterable[EventDict]) -> None:
+    """Log `{**common, **line}` for each of `lines`, as `structlog.get_logger(logger).info` would, and at once.
 
-    They have one time and one context. Where their level is not wanted, none of them is looked at.
+    They have one time and one context, and are taken over. Where their level is not wanted, none of them is looked at.
     """
     configured = structlog.get_config()
     if configured["processors"] != [_as_told]:  # structlog is used as it is, or a test listens
         log = structlog.get_logger(logger)
         for line in lines:
-            log.info(event, **line)
+            log.info(event, **{**common, **line})
     elif logging.getLogger().isEnabledFor(logging.INFO):
-        events = [{**line, "event": event} for line in lines]
-        configured["logger_factory"](logger).now(_Told(logger, "info", events, copy_context(), datetime.now(UTC)))
+        told = _Told(logger, "info", {**common, "event": event}, list(lines), copy_context(), datetime.now(UTC))
+        configured["logger_factory"](logger).now(told)
 
 
 class _Told(NamedTuple):
-    """Events of EXAI's own that were told together; mostly one."""
+    """Events of EXAI's own that were told together, mostly one; `common` is part of each."""
 
     logger: str
     level: str
+    common: EventDict
     events: Sequence[EventDict]
     context: Context
     at: datetime
@@ -225,7 +226,7 @@ class _Way:
 
 
 def _as_told(logger: _Way, method: str, event: EventDict) -> tuple[tuple[_Told], dict[str, object]]:
-    return (_Told(logger.name, method, (event,), copy_context(), datetime.now(UTC)),), {}
+    return (_Told(logger.name, method, {}, (event,), copy_context(), datetime.now(UTC)),), {}
 
 
 def _completed(told: _Told) -> list[EventDict]:
@@ -235,16 +236,13 @@ def _completed(told: _Told) -> list[EventDict]:
         for variable, value in told.context.items()
         if variable.name.startswith(STRUCTLOG_KEY_PREFIX) and value is not Ellipsis
     }
-    completed = []
+    common = redact(None, told.level, {**bound, **told.common})
+    own = {"level": told.level, "logger": told.logger, "timestamp": told.at}
+    completed: list[EventDict] = []
     for event in told.events:
-        for name, value in bound.items():
-            event.setdefault(name, value)
         has_trace = "exc_info" in event or "stack_info" in event
         clean = redact(None, told.level, _with_trace(told.level, event) if has_trace else event)
-        clean["level"] = told.level
-        clean["logger"] = told.logger
-        clean["timestamp"] = told.at
-        completed.append(clean)
+        completed.append({**common, **clean, **own})
     return completed
 
 

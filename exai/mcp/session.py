@@ -25,7 +25,6 @@ from exai.mcp.jsonrpc import INTERNAL_ERROR, Json, Message, Request, RequestId, 
 from exai.mcp.outbox import Outbox
 from exai.mcp.protocol import Action, Call, CallContext, Cancel, Connection, Send, Start, refusal, rpc_error
 from exai.mcp.running import Running
-from exai.mcp.tally import Ended
 from exai.models import Owner
 from exai.resilience import end_by
 
@@ -232,15 +231,7 @@ class Session:
             if reporter is not None:
                 reporter.stop()
             took_s = time.perf_counter() - started_s
-            ended: Ended = {
-                "request": request_id,
-                "owner": self.owner,
-                "method": call.method.name,
-                "tool": terms.label,
-                "outcome": outcome,
-                "ms": round(took_s * 1000, 1),
-            }
-            server.tally.add(ended, took_s, self._loop)
+            server.tally.add((self.owner, call.method.name, terms.label, outcome), request_id, took_s, self._loop)
             self._forget(running)
 
     async def _outcome(self, running: Running, context: CallContext, terms: Terms) -> str:

@@ -10,45 +10,40 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 from contextvars import Context
-from typing import TypedDict
+from typing import TypeAlias
 
 from exai.logs import info_each
 from exai.models import Owner, Recorder
 
-
-class Ended(TypedDict):
-    """What the log says of one request that has been answered, or needs no answer any more."""
-
-    request: str
-    owner: Owner
-    method: str
-    tool: str
-    outcome: str
-    ms: float
+Kind: TypeAlias = tuple[Owner, str, str, str]
+"""What requests have in common: owner, method, tool, outcome."""
 
 
 class Tally:
-    """The calls of one server that have ended and are not told yet."""
+    """The calls of one server that have been answered, or need no answer any more, and are not told of yet."""
 
     def __init__(self, recorder: Callable[[], Recorder]) -> None:
         self._recorder = recorder
-        self._ended: list[Ended] = []
-        self._durations_s: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
+        self._ended: defaultdict[Kind, list[tuple[str, float]]] = defaultdict(list)
         # Of the calls' own contexts none is right for all of them.
         self._context = Context()
 
-    def add(self, ended: Ended, duration_s: float, loop: asyncio.AbstractEventLoop) -> None:
-        """Tell this one with the others of this turn."""
+    def add(self, kind: Kind, request: str, duration_s: float, loop: asyncio.AbstractEventLoop) -> None:
+        """Tell of this one with the others of this turn, those of its kind first."""
         if not self._ended:
             loop.call_soon(self._tell, context=self._context)
-        self._ended.append(ended)
-        self._durations_s[ended["method"], ended["tool"], ended["outcome"]].append(duration_s)
+        self._ended[kind].append((request, duration_s))
 
     def _tell(self) -> None:
-        ended, self._ended = self._ended, []
-        durations_s, self._durations_s = self._durations_s, defaultdict(list)
+        ended, self._ended = self._ended, defaultdict(list)
         recorder = self._recorder()
-        for (method, tool, outcome), values in durations_s.items():
-            recorder.count("mcp_requests_total", len(values), method=method, tool=tool, outcome=outcome)
-            recorder.observe("mcp_request_seconds", *values, method=method, tool=tool)
-        info_each("exai.mcp.session", "request", ended)
+        for (owner, method, tool, outcome), requests in ended.items():
+            recorder.count("mcp_requests_total", len(requests), method=method, tool=tool, outcome=outcome)
+            recorder.observe("mcp_request_seconds", *[each[1] for each in requests], method=method, tool=tool)
+            common = {"owner": owner, "method": method, "tool": tool, "outcome": outcome}
+            info_each("exai.mcp.session", "request", common, map(_own, requests))
+
+
+def _own(ended: tuple[str, float]) -> dict[str, object]:
+    request, duration_s = ended
+    return {"request": request, "ms": round(duration_s * 1000, 1)}

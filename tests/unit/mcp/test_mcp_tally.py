@@ -7,14 +7,9 @@ import asyncio
 import structlog
 from structlog.testing import capture_logs
 
-from exai.mcp.tally import Ended, Tally
+from exai.mcp.tally import Tally
 from exai.models import Owner
 from exai.monitoring.metrics import MetricsRecorder
-
-
-def ended(number: int, method: str, tool: str, outcome: str, ms: float) -> Ended:
-    owner = Owner(f"o{number}")
-    return {"request": f"r{number}", "owner": owner, "method": method, "tool": tool, "outcome": outcome, "ms": ms}
 
 
 async def test_each_call_of_a_turn_is_told_once_and_as_its_own() -> None:
@@ -26,10 +21,10 @@ async def test_each_call_of_a_turn_is_told_once_and_as_its_own() -> None:
         structlog.contextvars.bound_contextvars(peer="x"),
     ):
         for number, outcome in enumerate(("ok", "ok", "error")):
-            tally.add(ended(number, "tools/call", "chat", outcome, ms=250.0), 0.25, loop)
+            tally.add((Owner(f"o{number}"), "tools/call", "chat", outcome), f"r{number}", 0.25, loop)
         assert not lines
         await asyncio.sleep(0)
-        tally.add(ended(3, "prompts/get", "", "ok", ms=500.0), 0.5, loop)
+        tally.add((Owner("o3"), "prompts/get", "", "ok"), "r3", 0.5, loop)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     assert [(line["request"], line["owner"], line["outcome"]) for line in lines] == [

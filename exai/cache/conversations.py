@@ -127,7 +127,7 @@ class ConversationCache:
                 after = functools.partial(self._fill_or_release, key, found)
                 return await self._flights.lead(key, found.token, load, after).result(), "database"
             case Wait() if self._vouched(key, min_revision):
-                flight = self._flight(key, found) or self._flights.lead(key, found.token, load, _nothing)
+                flight = self._flight(key, found) or self._flights.lead(key, found.token, load)
                 return await flight.result(), "database"
             case Wait() | Unavailable():
                 return await self._flights.later(key, load), "database"
@@ -383,10 +383,6 @@ class ConversationCache:
         if isinstance(again, Miss):
             await self.release(*key, again)
         return "old" if isinstance(again, Hit) and again.revision < revision else None
-
-
-async def _nothing(_: Loaded | None) -> None:
-    """Somebody else's lease is not ours to fill or to release."""
 
 
 def _decode(owner: Owner, continuation_id: ContinuationId, entry: list[Reply]) -> Hit:

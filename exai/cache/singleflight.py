@@ -15,7 +15,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Hashable
 from contextvars import copy_context
 from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 from exai.resilience import bounded, request_deadline
 
@@ -26,7 +26,9 @@ R = TypeVar("R")
 WHAT: Final = "the database"
 
 LINGER_S: Final = 0.05
-"""How long a read that has landed can be found, by readers who saw its lease alive just before it ended."""
+"""How long a read under somebody else's lease can be found when it has landed, by readers who saw that lease alive."""
+
+After: TypeAlias = Callable[[T | None], Awaitable[object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +53,11 @@ class SingleFlight(Generic[K, T]):
         self._queued: dict[K, asyncio.Task[T]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
-    def lead(
-        self, key: K, token: bytes, work: Callable[[], Awaitable[T]], after: Callable[[T | None], Awaitable[object]]
-    ) -> Flight[T]:
+    def lead(self, key: K, token: bytes, work: Callable[[], Awaitable[T]], after: After[T] | None = None) -> Flight[T]:
         """Begin a read under a lease that the caller was just given, or has just seen alive.
 
-        `after` is awaited with the result, or with None if there is none, when all who wait for it can have it.
+        `after` ends a lease of our own: it is awaited with the result, or with None if there is none, when all who wait
+        for it can have it. Without it the lease is somebody else's.
         """
         loop = asyncio.get_running_loop()
         flight: Flight[T] = Flight(token, loop.time(), loop.create_future())
@@ -69,7 +70,12 @@ class SingleFlight(Generic[K, T]):
         def ended(_: asyncio.Task[None]) -> None:
             # Cancelled, unless it has landed.
             flight.landed.cancel()
-            loop.call_later(LINGER_S, forget)
+            if after is not None:
+                # Replies come in order: whoever saw the lease alive knew of it before we knew that it has ended. A
+                # result that is kept for longer is work for the garbage collector, 60 us of a miss's 340.
+                forget()
+            else:
+                loop.call_later(LINGER_S, forget)
 
         self._start(_fly(flight.landed, work, after)).add_done_callback(ended)
         return flight
@@ -120,9 +126,7 @@ class SingleFlight(Generic[K, T]):
         return task
 
 
-async def _fly(
-    landed: asyncio.Future[T], work: Callable[[], Awaitable[T]], after: Callable[[T | None], Awaitable[object]]
-) -> None:
+async def _fly(landed: asyncio.Future[T], work: Callable[[], Awaitable[T]], after: After[T] | None) -> None:
     result: T | None = None
     try:
         result = await work()
@@ -131,7 +135,8 @@ async def _fly(
         landed.set_exception(error)
         _retrieve(landed)
     finally:
-        await after(result)
+        if after is not None:
+            await after(result)
 
 
 def _retrieve(ended: asyncio.Future[T]) -> None:

@@ -1000,23 +1000,23 @@ begin
     return;
   end if;
   if pg_try_advisory_xact_lock(c_lock) then
-    with queue as materialized (
-      select q.at, q.conversation_id, q.first_seq, q.last_seq,
-             sum(q.last_seq - q.first_seq + 1) over (order by q.at) as running
-        from (select u.ctid as at, u.conversation_id, u.first_seq, u.last_seq
-                from exai.unindexed_messages u limit p_limit) q),
+    with waiting as materialized (
+      select u.ctid as at, u.conversation_id, u.first_seq, u.last_seq from exai.unindexed_messages u limit p_limit),
     -- The foreign key would wait for whoever deletes a conversation, and then fail: what is held is for the next time.
     held as materialized (
       select c.id from public.conversations c
-       where c.id = any(array(select q.conversation_id from queue q))
+       where c.id = any(array(select w.conversation_id from waiting w))
          for key share skip locked),
+    queue as materialized (
+      select w.at, w.first_seq, w.last_seq, sum(w.last_seq - w.first_seq + 1) over (order by w.at) as running
+        from waiting w
+       where w.conversation_id in (select h.id from held h)
+          or not exists (select from public.conversations c where c.id = w.conversation_id)),
     taken as (
       delete from exai.unindexed_messages u
        using queue q
        where u.ctid = q.at and q.running - (q.last_seq - q.first_seq + 1) < p_limit
-         and (q.conversation_id in (select h.id from held h)
-              or not exists (select from public.conversations c where c.id = q.conversation_id))
-      returning q.conversation_id, q.first_seq, q.last_seq, greatest(q.running - p_limit, 0)::bigint as too_many),
+      returning u.conversation_id, u.first_seq, u.last_seq, greatest(q.running - p_limit, 0)::bigint as too_many),
     put_back as (
       insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
       select t.conversation_id, t.last_seq - t.too_many + 1, t.last_seq from taken t where t.too_many > 0),
@@ -1038,7 +1038,7 @@ begin
        order by m.conversation_id, m.seq),
     stored as (
       insert into exai.message_words as w (conversation_id, seq, created_at, words)
-      select s.conversation_id, s.seq, s.created_at, to_tsvector('simple', left(s.content, 100000)) from said s
+      select s.conversation_id, s.seq, s.created_at, to_tsvector('simple', exai.searchable_v1(s.content)) from said s
       on conflict (conversation_id, seq) do update set created_at = excluded.created_at, words = excluded.words
         where (w.created_at, w.words) is distinct from (excluded.created_at, excluded.words))
     select count(*)::integer into o_indexed from said;
@@ -1078,7 +1078,7 @@ AS $function$
               where x.conversation_id = u.conversation_id and x.seq between u.first_seq and u.last_seq
               order by x.seq
               limit u.last_seq - u.first_seq + 1) m
-           cross join lateral (select to_tsvector('simple', left(m.content, 100000)) as words offset 0) i
+           cross join lateral (select to_tsvector('simple', exai.searchable_v1(m.content)) as words offset 0) i
            where p_ids is null or u.conversation_id = any(p_ids)
            order by u.conversation_id, m.seq) l
        where l.words @@ p_query) n
@@ -1501,7 +1501,7 @@ begin
   select c.continuation_id, p.conversation_id, c.title, p.seq, m.role,
          case when p.seq = 0 then 'title' else m.kind end, p.created_at, p.rank, t.tool, t.model,
          coalesce(p_as_of, greatest(statement_timestamp(), (select max(f.created_at) from found f))),
-         ts_headline('simple', left(coalesce(m.content, p.title), 100000), v_query, c_headline)
+         ts_headline('simple', exai.searchable_v1(coalesce(m.content, p.title)), v_query, c_headline)
     from page p
     join public.conversations c on c.id = p.shown_id
     left join lateral (
@@ -1514,6 +1514,20 @@ begin
    where p.seq = 0 or m.seq is not null
    order by p.rank desc, p.conversation_id desc, p.seq desc;
 end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.searchable_v1(p_text text)
+ RETURNS text
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE
+AS $function$
+  select case when octet_length(p_text) <= 2000 then p_text
+              else regexp_replace(
+                regexp_replace(
+                  replace(left(p_text, 100000), '<!--', '<! --'),
+                  '([A-Za-z0-9+/_=-]{250})[A-Za-z0-9+/_=-]+', '\1 ', 'g'),
+                '[^\s"<>{|}，。]{250}', '\& ', 'g') end
 $function$
 ;
 

@@ -31,7 +31,7 @@ as $$
               where x.conversation_id = u.conversation_id and x.seq between u.first_seq and u.last_seq
               order by x.seq
               limit u.last_seq - u.first_seq + 1) m
-           cross join lateral (select to_tsvector('simple', left(m.content, 100000)) as words offset 0) i
+           cross join lateral (select to_tsvector('simple', exai.searchable_v1(m.content)) as words offset 0) i
            where p_ids is null or u.conversation_id = any(p_ids)
            order by u.conversation_id, m.seq) l
        where l.words @@ p_query) n

@@ -110,7 +110,7 @@ begin
   select c.continuation_id, p.conversation_id, c.title, p.seq, m.role,
          case when p.seq = 0 then 'title' else m.kind end, p.created_at, p.rank, t.tool, t.model,
          coalesce(p_as_of, greatest(statement_timestamp(), (select max(f.created_at) from found f))),
-         ts_headline('simple', left(coalesce(m.content, p.title), 100000), v_query, c_headline)
+         ts_headline('simple', exai.searchable_v1(coalesce(m.content, p.title)), v_query, c_headline)
     from page p
     join public.conversations c on c.id = p.shown_id
     left join lateral (

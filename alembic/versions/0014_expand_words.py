@@ -14,7 +14,7 @@ from exai.db.migrate import create_functions, take_locks
 revision = "0014"
 down_revision = "0013"
 
-FUNCTIONS = ("queue_words_v1", "requeue_words_v1")
+FUNCTIONS = ("queue_words_v1", "requeue_words_v1", "searchable_v1")
 
 TABLES = {
     "message_words": """

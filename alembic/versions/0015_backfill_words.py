@@ -27,11 +27,22 @@ with batch as materialized (
    where (m.conversation_id, m.seq) > ($1::text::uuid, $2::bigint)
    order by m.conversation_id, m.seq
    limit {BATCH}),
+-- Nobody who deletes is waited for: what is held is for whoever indexes, if it is still there then.
+held as materialized (
+  select c.id from public.conversations c
+   where c.id = any(array(select b.conversation_id from batch b))
+     for key share skip locked),
+put_off as (
+  insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
+  select b.conversation_id, min(b.seq), max(b.seq)
+    from batch b
+   where b.conversation_id not in (select h.id from held h)
+   group by b.conversation_id),
 stored as (
   insert into exai.message_words (conversation_id, seq, created_at, words)
-  select b.conversation_id, b.seq, b.created_at, to_tsvector('simple', left(b.content, 100000))
+  select b.conversation_id, b.seq, b.created_at, to_tsvector('simple', exai.searchable_v1(b.content))
     from batch b
-   where not exists (
+   where b.conversation_id in (select h.id from held h) and not exists (
      select from exai.message_words w where w.conversation_id = b.conversation_id and w.seq = b.seq)
   on conflict do nothing)
 select b.conversation_id::text, b.seq from batch b order by b.conversation_id desc, b.seq desc limit 1

@@ -82,6 +82,22 @@ async def test_it_goes_on_where_it_was_broken_off(empty_postgres_url: str) -> No
     assert await value(url, AGREE) == 600
 
 
+async def test_whoever_holds_a_conversation_is_not_waited_for(empty_postgres_url: str) -> None:
+    """Its messages are queued; whoever deletes it would make the migration fail."""
+    url = empty_postgres_url
+    await upgrade(url, BEFORE)
+    await run(url, *FILL)
+    async with session(url) as connection, connection.transaction():
+        await connection.execute("select from conversations where continuation_id in ('c7', 'c9') for update")
+        await upgrade(url)
+        await connection.execute("delete from conversations where continuation_id = 'c9'")
+    assert (await value(url, AGREE), await found(url, "word 7")) == (528, 49)
+    async with opened(url) as database:
+        await SearchRepository(database).index(1_000)
+    assert (await value(url, AGREE), await found(url, "word 7")) == (539, 49)
+    assert await value(url, "select count(*) from exai.unindexed_messages") == 0
+
+
 async def test_what_older_clients_stored_is_searched(empty_postgres_url: str) -> None:
     """Before their tables were taken over, and afterwards, by a role that may use nothing of ours."""
     url = empty_postgres_url

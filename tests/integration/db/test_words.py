@@ -204,6 +204,41 @@ async def test_whoever_deletes_a_conversation_is_not_waited_for(
     assert (await sql.fetchval(WAITING), await sql.fetchval(WORDS)) == (0, 1)
 
 
+async def test_a_conversation_that_is_held_for_long_is_passed_over(
+    repository: ConversationRepository, search: SearchRepository, sql: OneTrip
+) -> None:
+    """Also where it alone is more than a portion, and has waited longest."""
+    first, _ = await conversation_of(repository, *["word"] * 12), await conversation_of(repository, "word")
+    async with sql.transaction():
+        await sql.execute("select from conversations where id = $1::text::uuid for update", first.id)
+        assert await search.index(10) == Indexed(1, 12)
+    assert await search.index(10) == Indexed(10, 2)
+
+
+# In each of these the server's parser looks far ahead from every second character.
+@pytest.mark.parametrize("text", ["a_", "~/", "/.", "<!--"])
+async def test_a_long_text_that_is_hard_to_parse_is_found_and_indexed(
+    repository: ConversationRepository, search: SearchRepository, sql: OneTrip, text: str
+) -> None:
+    """It would hold up the searches of its owner and the indexing of everybody for good."""
+    await conversation_of(repository, "word one", f"word {text * 50_000} far", "word three")
+    for _ in ("waiting", "indexed"):
+        assert await found(search, "word") == [1, 2, 3]
+        await search.index()
+    assert await sql.fetchval(WORDS) == 3
+
+
+async def test_long_texts_are_found_by_each_of_their_words(
+    repository: ConversationRepository, search: SearchRepository
+) -> None:
+    """As many as are looked through. Data and what is too long for a word are none, and take none along."""
+    long = "x" * 5_000
+    await conversation_of(repository, f"begin {long} <!-- middle end", f"{'word ' * 25_000} beyond")
+    for _ in ("waiting", "indexed"):
+        assert [await found(search, each) for each in ("begin", "middle", "end", "beyond")] == [[1], [1], [1], []]
+        await search.index()
+
+
 async def test_a_search_writes_nothing(repository: ConversationRepository, sql: OneTrip) -> None:
     """So it finds what waits where nothing may be written too, as on a standby."""
     await conversation_of(repository, "word", "word")

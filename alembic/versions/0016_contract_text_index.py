@@ -1,6 +1,6 @@
 """Drop the index of words on the messages: search uses the one beside them, and storing no longer pays for it.
 
-A daemon of the release before finds nothing slower than this while it is still running, but nothing wrong either.
+Searches of a daemon of the release before are slow from here on, as long as one still runs, and their hits the same.
 
 Locks: built and dropped concurrently.
 """

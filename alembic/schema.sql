@@ -219,6 +219,8 @@ CREATE TRIGGER exai_queue_delete AFTER DELETE ON public.messages REFERENCING OLD
 
 CREATE TRIGGER exai_queue_insert AFTER INSERT ON public.messages REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION exai.queue_words_v1();
 
+CREATE TRIGGER exai_queue_truncate AFTER TRUNCATE ON public.messages FOR EACH STATEMENT EXECUTE FUNCTION exai.queue_words_v1();
+
 CREATE TRIGGER exai_queue_update AFTER UPDATE ON public.messages FOR EACH ROW WHEN (((old.content IS DISTINCT FROM new.content) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION exai.requeue_words_v1();
 
 create table public.turns (
@@ -1217,6 +1219,9 @@ begin
   if tg_op = 'INSERT' then
     insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
     select x.conversation_id, min(x.seq), max(x.seq) from changed x group by x.conversation_id;
+  elsif tg_op = 'TRUNCATE' then
+    insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
+    select w.conversation_id, min(w.seq), max(w.seq) from exai.message_words w group by w.conversation_id;
   else
     insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
     select x.conversation_id, min(x.seq), max(x.seq)

@@ -9,6 +9,9 @@ begin
   if tg_op = 'INSERT' then
     insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
     select x.conversation_id, min(x.seq), max(x.seq) from changed x group by x.conversation_id;
+  elsif tg_op = 'TRUNCATE' then
+    insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
+    select w.conversation_id, min(w.seq), max(w.seq) from exai.message_words w group by w.conversation_id;
   else
     insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
     select x.conversation_id, min(x.seq), max(x.seq)

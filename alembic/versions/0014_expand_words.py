@@ -52,6 +52,10 @@ TRIGGERS = {
         after delete on public.messages referencing old table as changed for each statement
         execute function exai.queue_words_v1()
     """,
+    "exai_queue_truncate": """
+        after truncate on public.messages for each statement
+        execute function exai.queue_words_v1()
+    """,
 }
 
 

@@ -190,6 +190,20 @@ async def test_a_purged_conversation_leaves_no_words(
         assert (await sql.fetchval(WAITING), await sql.fetchval(WORDS)) == (0, 0)
 
 
+async def test_messages_that_are_truncated_leave_no_words(
+    repository: ConversationRepository, search: SearchRepository, sql: OneTrip
+) -> None:
+    """As a dashboard does it; also together with their conversations."""
+    for tables in ("messages", "conversations cascade"):
+        await conversation_of(repository, "word", "word")
+        await search.index()
+        await conversation_of(repository, "word")
+        await sql.execute(f"truncate {tables}")
+        assert await found(search, "word") == []
+        await search.index()
+        assert (await sql.fetchval(WAITING), await sql.fetchval(WORDS)) == (0, 0)
+
+
 async def test_whoever_deletes_a_conversation_is_not_waited_for(
     repository: ConversationRepository, search: SearchRepository, sql: OneTrip
 ) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import sys
@@ -28,6 +29,7 @@ from exai.bench.plan import FAR_MS, FULL, QUICK, Plan, Texts
 from exai.bench.report import CLEAR, bar, columns
 from exai.bench.run import machine
 from exai.bench.servers import Servers, open_servers, through_wire
+from exai.cli import OBJECTS_PER_COLLECTION
 from exai.config import LogSettings, load_settings
 from exai.db.address import parse_address
 from exai.logs import configure_logging
@@ -287,6 +289,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     configure_logging(LogSettings(level="error"))
+    gc.set_threshold(OBJECTS_PER_COLLECTION)  # as `exai serve` runs
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         seen = runner.run(bench(options))
     print(json.dumps(seen, default=plain, indent=2) if options.json else as_text(seen))

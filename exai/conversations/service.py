@@ -148,15 +148,17 @@ class ConversationService:
         check_number("expected_revision", request.expected_revision)
         check_files(request.files, self._limits)
         check_messages(request.messages, self._limits)
+        # One id names the turn, the request where its caller did not, and a conversation that begins with it.
+        turn_id = str(uuid.uuid4())
         *earlier, last = request.messages
         messages = (*earlier, with_files(last, request.files))
         result = await self._repository.append(
             AppendStart(
                 owner=request.owner,
                 continuation_id=request.continuation_id,
-                new_conversation_id=ConversationId(str(uuid.uuid4())),
-                turn_id=TurnId(str(uuid.uuid4())),
-                request_key=request_key(request.idempotency_key),
+                new_conversation_id=ConversationId(turn_id),
+                turn_id=TurnId(turn_id),
+                request_key=request.idempotency_key or turn_id,
                 request_hash=content_hash(
                     request.tool,
                     request.continuation_id,

@@ -1,10 +1,10 @@
 """Appends that come faster than the database takes them, several in one statement and one commit.
 
-Most of what a small append costs Postgres is the statement and the commit around it. So while as many statements of
-this process as `AT_ONCE` are under way, further appends wait for one of them to end, and go together. The invariant is
-that nobody notices but by the time it takes: each append is stored whole or not at all, whatever becomes of the others;
-one that could not go along (its conversation is held by another writer, its key was seen before, the statement failed)
-is sent by itself, which waits, repeats and explains as if there had been no group.
+Most of what a small append costs Postgres is the statement and the commit around it. So while one statement of this
+process is under way, or several to a database that is far, further appends wait for its end, and go together. The
+invariant is that nobody notices but by the time it takes: each append is stored whole or not at all, whatever becomes
+of the others; one that could not go along (its conversation is held by another writer, its key was seen before, the
+statement failed) is sent by itself, which waits, repeats and explains as if there had been no group.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import Context
+from math import ceil, inf
+from time import perf_counter
 from typing import Any, Final, TypeAlias
 
 import asyncpg
@@ -26,8 +28,12 @@ from exai.errors import DatabaseError, DeadlineExceeded, ExaiError, OutcomeUnkno
 from exai.models import Owner
 from exai.resilience import bounded
 
-AT_ONCE: Final = 2
-"""Statements under way before appends wait for each other: one that the server works on, one on its way."""
+SPACING_S: Final = 0.002
+"""A database that takes longer to answer, when it is not busy, is far: so many statements are under way to it that one
+goes about so often. To one that is near there goes one at a time, which makes for the largest groups."""
+
+WINDOW: Final = 256
+"""Statements of which the quickest says how far the database is."""
 
 PATIENCE_S: Final = 0.05
 """No append waits longer than this for others: about what a far database takes to answer. With less, a server that is
@@ -64,13 +70,33 @@ class _Append:
         self.alone = self.sent = False
 
 
+class _Pace:
+    """How many statements may be under way at once, `most` at most."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._quickest_s = self._quickest_before_s = inf
+        self._seen = 0
+        self.at_once = 1
+
+    def saw(self, took_s: float) -> None:
+        """Take in how long a statement took."""
+        self._quickest_s = min(self._quickest_s, took_s)
+        self._seen += 1
+        self.at_once = max(1, min(self._most, ceil(min(self._quickest_s, self._quickest_before_s) / SPACING_S)))
+        if self._seen == WINDOW:
+            self._quickest_before_s, self._quickest_s, self._seen = self._quickest_s, inf, 0
+
+
 class Grouping:
     """The appends of one process; `send_one` is how an append is sent by itself."""
 
     def __init__(self, database: Database, send_one: SendOne) -> None:
         self._database, self._send_one = database, send_one
         self._waiting: deque[_Append] = deque()
-        self._under_way = 0
+        self._under_way: set[_Append] = set()
+        # Half of the pool is left to whatever else is asked.
+        self._pace = _Pace(max(1, database.usage()[2] // 2))
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -92,12 +118,17 @@ class Grouping:
         except OutcomeUnknown as doubt:
             return await self._settle(append, doubt)
         else:
-            return result if result is not None else await self._send_one(start, columns)
+            if result is not None:
+                return result
+            sent_at = perf_counter()
+            stored = await self._send_one(start, columns)
+            self._pace.saw(perf_counter() - sent_at)
+            return stored
         finally:
             # Who was told that nothing was written, before its turn came, must not be sent after all.
             append.result.cancel()
             if append.alone:
-                self._end()
+                self._end(append)
 
     async def _settle(self, append: _Append, doubt: OutcomeUnknown) -> AppendResult:
         """Find out by its key whether an append was stored, or store it; only an answer ends the doubt."""
@@ -109,16 +140,18 @@ class Grouping:
     def _go(self) -> None:
         """Send what may be sent now, and see to it that the rest is not kept for long."""
         self._is_due = False
-        while self._waiting and self._under_way < AT_ONCE and self._send():
+        while self._waiting and len(self._under_way) < self._pace.at_once and self._send():
             pass
         if not self._waiting and self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        elif self._waiting and self._under_way >= AT_ONCE and self._timer is None:
+        elif self._waiting and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._lose_patience)
 
     def _lose_patience(self) -> None:
         self._timer = None
+        # What has been under way for so long may hang, and is waited for no more.
+        self._under_way.clear()
         while self._waiting and self._send():
             pass
 
@@ -127,7 +160,7 @@ class Grouping:
         group = self._take()
         if not group:
             return False
-        self._under_way += 1
+        self._under_way.add(group[0])
         if len(group) == 1:
             group[0].alone = True
             group[0].result.set_result(None)
@@ -163,7 +196,9 @@ class Grouping:
         stored: Mapping[int, AppendResult] = {}
         doubt: str | None = None
         try:
+            sent_at = perf_counter()
             rows = await self._database.fetch("append_group", *_columns(group))
+            self._pace.saw(perf_counter() - sent_at)
             stored = {row["number"]: _result(group[row["number"] - 1], row) for row in rows}
         except OutcomeUnknown as error:
             doubt = error.problem
@@ -181,10 +216,10 @@ class Grouping:
                     append.result.set_exception(unknown_outcome(doubt))
                 else:
                     append.result.set_result(stored.get(number))
-            self._end()
+            self._end(group[0])
 
-    def _end(self) -> None:
-        self._under_way -= 1
+    def _end(self, first: _Append) -> None:
+        self._under_way.discard(first)
         if self._waiting:
             self._be_due()
 

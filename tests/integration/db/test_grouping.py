@@ -10,7 +10,7 @@ import pytest
 
 from exai.db.address import parse_address
 from exai.db.conversations import AppendResult, AppendStart, ConversationRepository
-from exai.db.grouping import AT_ONCE, MOST_APPENDS, MOST_CHARS
+from exai.db.grouping import MOST_APPENDS, MOST_CHARS
 from exai.db.pool import OneTrip, connect
 from exai.errors import DatabaseError, DeadlineExceeded, InvalidArgument, OutcomeUnknown
 from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, FileId, NewMessage, Owner
@@ -21,6 +21,7 @@ from tests.support.pg_proxy import PgProxy
 from tests.support.waiting import wait_until
 
 NUMBER = 8
+STUCK = 2
 NEW = ConversationId(new_id())
 
 
@@ -216,7 +217,7 @@ async def test_a_deadline_before_anything_was_sent_is_no_doubt(rig: Rig) -> None
         with with_deadline(0):
             return await rig.repository.append(appending(rig.names[0], "two"))
 
-    for _ in range(AT_ONCE):
+    for _ in range(STUCK):
         with pytest.raises(DeadlineExceeded):
             await too_late()
         await asyncio.sleep(0)
@@ -230,7 +231,7 @@ async def test_a_deadline_before_anything_was_sent_is_no_doubt(rig: Rig) -> None
 
 async def test_a_caller_who_leaves_takes_nobody_along(rig: Rig) -> None:
     """Neither before its group is sent nor afterwards; places are given back."""
-    for turns in range(3 * AT_ONCE):
+    for turns in range(3 * STUCK):
         tasks = [asyncio.create_task(rig.repository.append(appending(name, "x"))) for name in rig.names]
         await asyncio.sleep(0)
         tasks[0].cancel()
@@ -248,8 +249,8 @@ async def test_a_caller_who_leaves_takes_nobody_along(rig: Rig) -> None:
 
 async def test_nobody_waits_for_long_behind_statements_that_hang(rig: Rig) -> None:
     """As many as may be under way wait for locks; the rest goes on without them."""
-    held = rig.names[:AT_ONCE]
-    assert AT_ONCE < POOL_SIZE
+    held = rig.names[:STUCK]
+    assert STUCK < POOL_SIZE
     async with rig.held(held[0]):
         await rig.sql.execute("select from conversations where continuation_id = any($1) for update", list(held))
         stuck = []
@@ -257,7 +258,7 @@ async def test_nobody_waits_for_long_behind_statements_that_hang(rig: Rig) -> No
             stuck.append(asyncio.create_task(rig.repository.append(appending(name, "x"))))
             await wait_until(lambda: rig.proxy.statements[-1:] and "append_v1" in rig.proxy.statements[-1])
             rig.proxy.reset()
-        others = rig.names[AT_ONCE:]
+        others = rig.names[STUCK:]
         answers = results(await rig.append(*(appending(name, "x") for name in others)))
         assert [answer.status for answer in answers] == ["appended"] * len(others)
         assert not any(task.done() for task in stuck)

@@ -326,7 +326,12 @@ class ProviderServer:
             if reply.framing == "close":
                 raise _Broken
             return await _taken(listening)
-        except (ConnectionError, _Broken):
+        except ConnectionError:
+            # Also when it was found out by speaking to somebody who had gone already.
+            if not request.ended.is_set():
+                request.gone.set()
+            raise
+        except _Broken:
             if not request.ended.is_set() and not speaking.done():
                 request.gone.set()
             raise

@@ -36,6 +36,7 @@ COLD_ROUNDS: Final = 5
 SEARCH_HITS: Final = 20
 WARM_UP: Final = 500
 MIB: Final = 1_048_576
+READS: Final = ("read_page", "read_pages")
 
 GROWTH: Final = 1.5
 """What may be between little and much: one more level of an index, and a colder page."""
@@ -211,7 +212,7 @@ class _Scale:
 
 
 def _reads(app: App) -> int:
-    return int(app.recorder.value("db_statements_total", statement="read_page"))
+    return int(sum(app.recorder.value("db_statements_total", statement=name) for name in READS))
 
 
 def _resident_mib() -> float:

@@ -12,7 +12,9 @@ from uuid import UUID
 import orjson
 
 from exai.db.grouping import Grouping
-from exai.db.pool import Database
+from exai.db.pace import Room
+from exai.db.pool import Database, Record
+from exai.db.reading import Reading
 from exai.db.records import (
     FIRST_PAGE,
     AppendResult,
@@ -81,7 +83,8 @@ class ConversationRepository:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._grouping = Grouping(database, self._append_one)
+        room = Room(database.usage()[2])
+        self._grouping, self._reading = Grouping(database, room, self._append_one), Reading(database, room)
 
     async def read_page(
         self,
@@ -93,6 +96,8 @@ class ConversationRepository:
     ) -> StoredPage:
         """The newest `limit` messages (before `before_seq`), oldest first.
 
+        The newest page may share a statement with others that are asked for at the same time.
+
         Raises:
             NotFound: no such conversation, or it is deleted.
             InvalidArgument: the name cannot be one.
@@ -100,11 +105,15 @@ class ConversationRepository:
 
         """
         check_text("continuation_id", continuation_id)
-        rows = await self._database.fetch("read_page", owner, continuation_id, before_seq, limit)
+        rows: Sequence[Record]
+        if before_seq is None and limit == PAGE_MESSAGES:
+            rows = await self._reading.read(owner, continuation_id)
+        else:
+            rows = await self._database.fetch("read_page", owner, continuation_id, before_seq, limit)
         if not rows:
             raise NotFound("conversation", continuation_id, "List conversations to see which there are")
         head = orjson.loads(rows[0]["head"])
-        page: bytes = rows[0]["messages"] or JOINT.join([message for _, message in rows[:0:-1]])
+        page: bytes = rows[0]["messages"] or JOINT.join([row["messages"] for row in rows[:0:-1]])
         messages = decode_page(page)
         # Numbers start at 1 and have no holes, so the lowest one tells whether there is anything older.
         has_older = bool(messages) and messages[0].seq > 1

@@ -12,14 +12,13 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextvars import Context
-from math import ceil, inf
 from time import perf_counter
 from typing import Any, Final, TypeAlias
 
 import asyncpg
 import orjson
 
+from exai.db.pace import Gate, Room
 from exai.db.pool import Database
 from exai.db.records import AppendResult, AppendStart
 from exai.db.rows import Columns, columns_of, conversation_of, stored_of
@@ -27,17 +26,6 @@ from exai.db.translate import DEPENDENCY, NO_REPLY, unknown_outcome
 from exai.errors import DatabaseError, DeadlineExceeded, ExaiError, OutcomeUnknown, ShuttingDown
 from exai.models import Owner
 from exai.resilience import bounded
-
-SPACING_S: Final = 0.002
-"""A database that takes longer to answer, when it is not busy, is far: so many statements are under way to it that one
-goes about so often. To one that is near there goes one at a time, which makes for the largest groups."""
-
-WINDOW: Final = 256
-"""Statements of which the quickest says how far the database is."""
-
-PATIENCE_S: Final = 0.05
-"""No append waits longer than this for others: about what a far database takes to answer. With less, a server that is
-slow because it is busy would get more and smaller groups."""
 
 MOST_APPENDS: Final = 16
 """In one group."""
@@ -70,36 +58,13 @@ class _Append:
         self.alone = self.sent = False
 
 
-class _Pace:
-    """How many statements may be under way at once, `most` at most."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._quickest_s = self._quickest_before_s = inf
-        self._seen = 0
-        self.at_once = 1
-
-    def saw(self, took_s: float) -> None:
-        """Take in how long a statement took."""
-        self._quickest_s = min(self._quickest_s, took_s)
-        self._seen += 1
-        self.at_once = max(1, min(self._most, ceil(min(self._quickest_s, self._quickest_before_s) / SPACING_S)))
-        if self._seen == WINDOW:
-            self._quickest_before_s, self._quickest_s, self._seen = self._quickest_s, inf, 0
-
-
 class Grouping:
     """The appends of one process; `send_one` is how an append is sent by itself."""
 
-    def __init__(self, database: Database, send_one: SendOne) -> None:
+    def __init__(self, database: Database, room: Room, send_one: SendOne) -> None:
         self._database, self._send_one = database, send_one
-        self._waiting: deque[_Append] = deque()
-        self._under_way: set[_Append] = set()
-        # Half of the pool is left to whatever else is asked.
-        self._pace = _Pace(max(1, database.usage()[2] // 2))
+        self._gate = Gate(room, self._send)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._is_due = False
-        self._timer: asyncio.TimerHandle | None = None
 
     async def append(self, start: AppendStart) -> AppendResult:
         """Store messages, with those of others or alone. Raises as `ConversationRepository.append`."""
@@ -107,8 +72,7 @@ class Grouping:
         if not may_share(start, columns):
             return await self._send_one(start, columns)
         append = _Append(start, columns, asyncio.get_running_loop().create_future())
-        self._waiting.append(append)
-        self._be_due()
+        self._gate.put(append)
         try:
             result = await bounded(append.result, None, WHAT)
         except DeadlineExceeded as error:
@@ -122,13 +86,13 @@ class Grouping:
                 return result
             sent_at = perf_counter()
             stored = await self._send_one(start, columns)
-            self._pace.saw(perf_counter() - sent_at)
+            self._gate.saw(perf_counter() - sent_at)
             return stored
         finally:
             # Who was told that nothing was written, before its turn came, must not be sent after all.
             append.result.cancel()
             if append.alone:
-                self._end(append)
+                self._gate.end(append)
 
     async def _settle(self, append: _Append, doubt: OutcomeUnknown) -> AppendResult:
         """Find out by its key whether an append was stored, or store it; only an answer ends the doubt."""
@@ -137,60 +101,20 @@ class Grouping:
         except (DatabaseError, DeadlineExceeded, ShuttingDown) as error:
             raise doubt from error
 
-    def _go(self) -> None:
-        """Send what may be sent now, and see to it that the rest is not kept for long."""
-        self._is_due = False
-        while self._waiting and len(self._under_way) < self._pace.at_once and self._send():
-            pass
-        if not self._waiting and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        elif self._waiting and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._lose_patience)
-
-    def _lose_patience(self) -> None:
-        self._timer = None
-        # What has been under way for so long may hang, and is waited for no more.
-        self._under_way.clear()
-        while self._waiting and self._send():
-            pass
-
-    def _send(self) -> bool:
-        """Send some of those that wait, as one statement; False when nobody waits any more."""
-        group = self._take()
+    def _send(self, waiting: deque[_Append]) -> _Append | None:
+        group = _take(waiting)
         if not group:
-            return False
-        self._under_way.add(group[0])
+            return None
         if len(group) == 1:
             group[0].alone = True
             group[0].result.set_result(None)
-            return True
+            return group[0]
         for append in group:
             append.sent = True
-        task = asyncio.create_task(self._send_group(group), name="append-group", context=Context())
+        task = asyncio.create_task(self._send_group(group), name="append-group")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return True
-
-    def _take(self) -> list[_Append]:
-        """Take who can go together: one for each conversation and each key, in their order."""
-        group: list[_Append] = []
-        staying: list[_Append] = []
-        taken: set[tuple[str, Owner, str]] = set()
-        while self._waiting and len(group) < MOST_APPENDS and len(staying) < MOST_LEFT:
-            append = self._waiting.popleft()
-            if append.result.done():
-                continue
-            start = append.start
-            conversation = start.continuation_id or start.new_conversation_id
-            names = {("conversation", start.owner, conversation), ("key", start.owner, start.request_key)}
-            if taken.isdisjoint(names):
-                taken |= names
-                group.append(append)
-            else:
-                staying.append(append)
-        self._waiting.extendleft(reversed(staying))
-        return group
+        return group[0]
 
     async def _send_group(self, group: Sequence[_Append]) -> None:
         stored: Mapping[int, AppendResult] = {}
@@ -198,7 +122,7 @@ class Grouping:
         try:
             sent_at = perf_counter()
             rows = await self._database.fetch("append_group", *_columns(group))
-            self._pace.saw(perf_counter() - sent_at)
+            self._gate.saw(perf_counter() - sent_at)
             stored = {row["number"]: _result(group[row["number"] - 1], row) for row in rows}
         except OutcomeUnknown as error:
             doubt = error.problem
@@ -216,18 +140,28 @@ class Grouping:
                     append.result.set_exception(unknown_outcome(doubt))
                 else:
                     append.result.set_result(stored.get(number))
-            self._end(group[0])
+            self._gate.end(group[0])
 
-    def _end(self, first: _Append) -> None:
-        self._under_way.discard(first)
-        if self._waiting:
-            self._be_due()
 
-    def _be_due(self) -> None:
-        """Go at the end of this turn of the event loop, so that what comes together goes together."""
-        if not self._is_due:
-            self._is_due = True
-            asyncio.get_running_loop().call_soon(self._go, context=Context())
+def _take(waiting: deque[_Append]) -> list[_Append]:
+    """Take who can go together: one for each conversation and each key, in their order."""
+    group: list[_Append] = []
+    staying: list[_Append] = []
+    taken: set[tuple[str, Owner, str]] = set()
+    while waiting and len(group) < MOST_APPENDS and len(staying) < MOST_LEFT:
+        append = waiting.popleft()
+        if append.result.done():
+            continue
+        start = append.start
+        conversation = start.continuation_id or start.new_conversation_id
+        names = {("conversation", start.owner, conversation), ("key", start.owner, start.request_key)}
+        if taken.isdisjoint(names):
+            taken |= names
+            group.append(append)
+        else:
+            staying.append(append)
+    waiting.extendleft(reversed(staying))
+    return group
 
 
 def may_share(start: AppendStart, columns: Columns) -> bool:

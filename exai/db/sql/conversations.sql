@@ -4,6 +4,14 @@
 select p.head::text, p.messages::bytea
   from exai.read_page_v2($1::text, $2::text, $3::bigint, $4::integer) p;
 
+-- name: read_pages
+-- repeat: read
+-- The newest pages of several conversations, each found as in read_page and told by its number; one that is not there
+-- has no row. Rows of one page come in the order of the function's, which a lateral join calls for one after the other.
+select a.number::integer as number, p.head::text, p.messages::bytea
+  from unnest($1::text[], $2::text[]) with ordinality a(owner, name, number)
+       cross join lateral exai.read_page_v2(a.owner, a.name, null, $3::integer) p;
+
 -- name: append
 -- repeat: keyed
 -- Stores messages and file links once per request key; locks the conversation.

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import pytest
 
 from exai.db.pool import Database, OneTrip, connect
+from exai.db.reading import MOST_READS
 from exai.db.statements import load_statements
 from tests.support.database import new_id
 
@@ -78,6 +79,14 @@ async def test_a_page_reads_its_own_messages_only(sql: OneTrip, before: int | No
     for _ in range(8):  # more than five, after which the server may settle on a plan for all parameters
         counts = await touched(sql, "read_page", "local", "long", before, 50)
         assert counts == {"conversations": (0, 1), "messages": (0, 50)}
+
+
+async def test_a_group_of_pages_reads_the_messages_of_each(sql: OneTrip) -> None:
+    """Each found by its key, as if it were read alone."""
+    names = ["long", *(f"c{number}" for number in range(1, MOST_READS - 1)), "nowhere"]
+    for _ in range(8):
+        counts = await touched(sql, "read_pages", ["local"] * len(names), names, 50)
+        assert counts == {"conversations": (0, MOST_READS - 1), "messages": (0, 50 + 20 * (MOST_READS - 2))}
 
 
 async def test_a_turn_reads_the_budgets_worth_of_history(sql: OneTrip) -> None:

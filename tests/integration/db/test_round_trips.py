@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 
@@ -11,6 +12,7 @@ from exai.db.address import parse_address
 from exai.db.conversations import ConversationRepository
 from exai.db.curation import Change, CurationRepository
 from exai.db.pool import connect
+from exai.db.reading import MOST_READS
 from exai.db.search import SearchQuery, SearchRepository
 from exai.db.transfer import TransferRepository
 from exai.db.turns import TurnRepository
@@ -42,6 +44,7 @@ async def test_every_method_is_one_round_trip(proxy: PgProxy) -> None:
         turn = beginning(name, "question")
         calls: dict[str, Call] = {
             "read_page": lambda r: r.read_page(LOCAL_OWNER, name),
+            "read_pages": lambda r: asyncio.gather(*(r.read_page(LOCAL_OWNER, name) for _ in range(MOST_READS))),
             "append": lambda r: r.append(appending(name, *["text"] * 1000)),
             "begin_turn": lambda r: r.begin_turn(turn),
             "renew_leases": lambda r: r.renew_leases([turn.turn_id], lease_s=60),

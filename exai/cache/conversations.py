@@ -46,6 +46,7 @@ from exai.cache.licence import ChangesSince, Licence
 from exai.cache.records import CacheStatus, Found, Hit, Load, Loaded, Miss, Unavailable, Wait, Warm
 from exai.cache.scripts import Scripts, load_scripts
 from exai.cache.singleflight import Flight, SingleFlight
+from exai.cache.together import Together
 from exai.cache.topology import open_topology
 from exai.cache.wire import Argument, Reply
 from exai.config import CacheSettings
@@ -93,6 +94,7 @@ class ConversationCache:
         clock: Clock = time.monotonic,
     ) -> None:
         self._client, self._licence, self._settings = client, licence, settings
+        self._applies = Together(client, scripts.apply) if client is not None else None
         self._scripts, self._recorder, self._rand = scripts, recorder, rand
         self._floors: Floors[Key] = Floors(settings.bound_s, clock=clock)
         self._flights: SingleFlight[Key, Loaded] = SingleFlight()
@@ -185,13 +187,14 @@ class ConversationCache:
         conversation: Conversation | None = None,
         warm: Warm | None = None,
     ) -> bool:
-        """Tell Redis of a committed change, before it is acknowledged: 1 Redis round trip.
+        """Tell Redis of a committed change, before it is acknowledged: 1 Redis round trip, shared with whoever tells it
+        of another at the same time.
 
         `delta` holds the messages that were added to `base_revision`, and `conversation` the header as of `revision`;
         without either the change is not an addition, and an older entry is removed. False when Redis could not be
         told: others may then read the older page for up to one bound, this process will not. Cancelling is safe.
         """
-        if self._client is None:
+        if self._client is None or self._applies is None:
             return True
         where = place(owner, continuation_id, self._client.groups)
         args = self._change(
@@ -199,7 +202,7 @@ class ConversationCache:
         )
         told = False
         try:
-            reply = await self._client.run(self._scripts.apply, where.group, (where.entry, where.lease), args)
+            reply = await self._applies.run(where.group, (where.entry, where.lease), args)
             told = True
             self._recorder.count("cache_applies_total", result=APPLIED.get(cast("int", reply), "unknown"))
         except CacheError:
@@ -261,6 +264,8 @@ class ConversationCache:
             self._checking.cancel()
             await asyncio.wait({self._checking})
         await self._flights.close()
+        if self._applies is not None:
+            await self._applies.close()
 
     async def _read(self, client: Client, owner: Owner, continuation_id: ContinuationId, least: int) -> Found:
         where = place(owner, continuation_id, client.groups)

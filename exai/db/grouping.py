@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from math import ceil
 from time import perf_counter
 from typing import Any, Final, TypeAlias
 
@@ -29,6 +30,10 @@ from exai.resilience import bounded
 
 MOST_APPENDS: Final = 16
 """In one group."""
+
+WHOLE_CROWD: Final = 8
+"""So many who wait go together; of more only half do, so that the server works for some while this process works for
+the others. Otherwise those who have once gone together would always come, and wait, together."""
 
 MOST_MESSAGES: Final = 32
 MOST_FILES: Final = 32
@@ -148,7 +153,8 @@ def _take(waiting: deque[_Append]) -> list[_Append]:
     group: list[_Append] = []
     staying: list[_Append] = []
     taken: set[tuple[str, Owner, str]] = set()
-    while waiting and len(group) < MOST_APPENDS and len(staying) < MOST_LEFT:
+    most = min(max(ceil(len(waiting) / 2), WHOLE_CROWD), MOST_APPENDS)
+    while waiting and len(group) < most and len(staying) < MOST_LEFT:
         append = waiting.popleft()
         if append.result.done():
             continue

@@ -6,69 +6,83 @@
 -- What is added is kept beside the page, in the tail, until that is long enough to be worth writing the page anew: an
 -- addition then costs what it brings and not what the conversation holds, here and in the append-only file.
 --
--- KEYS entry, lease
--- ARGV 1 base revision, 2 revision, 3 incarnation, 4 conversation id, 5 ttl in ms, 6 most messages, 7 most bytes,
+-- Several changes may come in one call, each of a conversation of its own; they are made one after the other.
+--
+-- KEYS entry and lease, for each change
+-- ARGV for each change the number of its arguments, then these:
+--      1 base revision, 2 revision, 3 incarnation, 4 conversation id, 5 ttl in ms, 6 most messages, 7 most bytes,
 --      8 messages in the delta or -1 for none, 9 header, 10 delta, 11 token or '',
 --      12... fields of the whole entry as name and value, with a token only
--- Returns 1 appended | 2 stored whole | 3 current already | 4 absent | 5 removed
+-- Returns for each change 1 appended | 2 stored whole | 3 current already | 4 absent | 5 removed, or an error
 
 local TAIL_BYTES = 8192
-local entry_key, lease_key = KEYS[1], KEYS[2]
-local revision, added = tonumber(ARGV[2]), tonumber(ARGV[8])
 
-local function write(fields)
-  local written = redis.pcall('HSET', entry_key, unpack(fields))
-  if type(written) == 'table' and written.err then
-    redis.call('DEL', entry_key)
-    return written
+local function apply(KEYS, ARGV)
+  local entry_key, lease_key = KEYS[1], KEYS[2]
+  local revision, added = tonumber(ARGV[2]), tonumber(ARGV[8])
+
+  local function write(fields)
+    local written = redis.pcall('HSET', entry_key, unpack(fields))
+    if type(written) == 'table' and written.err then
+      redis.call('DEL', entry_key)
+      return written
+    end
+    redis.call('PEXPIRE', entry_key, ARGV[5])
+    return nil
   end
-  redis.call('PEXPIRE', entry_key, ARGV[5])
-  return nil
-end
 
-local held = ARGV[11] ~= '' and redis.call('GET', lease_key) == ARGV[11]
-redis.call('DEL', lease_key)
-if held then
-  redis.call('DEL', entry_key)
-  return write({unpack(ARGV, 12)}) or 2
-end
+  local held = ARGV[11] ~= '' and redis.call('GET', lease_key) == ARGV[11]
+  redis.call('DEL', lease_key)
+  if held then
+    redis.call('DEL', entry_key)
+    return write({unpack(ARGV, 12)}) or 2
+  end
 
-local entry = redis.call('HMGET', entry_key, 'rev', 'inc', 'id', 'older', 'count', 'tail')
-if not entry[1] then
-  return 4
-end
-if entry[2] ~= ARGV[3] or entry[3] ~= ARGV[4] then
-  redis.call('DEL', entry_key)
-  return 5
-end
-if tonumber(entry[1]) >= revision then
-  return 3
-end
-if tonumber(entry[1]) ~= tonumber(ARGV[1]) or added < 0 then
-  redis.call('DEL', entry_key)
-  return 5
-end
-
-local older, count, tail = entry[4], tonumber(entry[5]) + added, entry[6]
-if added > 0 then
-  tail = tail == '' and ARGV[10] or tail .. ',\n' .. ARGV[10]
-end
-local start, room = 1, tonumber(ARGV[7]) - #ARGV[9]
-if #tail <= TAIL_BYTES and redis.call('HSTRLEN', entry_key, 'page') + 2 + #tail <= room then
-  return write({'rev', ARGV[2], 'count', count, 'header', ARGV[9], 'tail', tail}) or 1
-end
-
-local page = redis.call('HGET', entry_key, 'page')
-if tail ~= '' then
-  page = page == '' and tail or page .. ',\n' .. tail
-end
-while count > tonumber(ARGV[6]) or #page - start + 1 > room do
-  local cut = string.find(page, ',\n', start, true)
-  if not cut then
+  local entry = redis.call('HMGET', entry_key, 'rev', 'inc', 'id', 'older', 'count', 'tail')
+  if not entry[1] then
+    return 4
+  end
+  if entry[2] ~= ARGV[3] or entry[3] ~= ARGV[4] then
     redis.call('DEL', entry_key)
     return 5
   end
-  start, count, older = cut + 2, count - 1, '1'
+  if tonumber(entry[1]) >= revision then
+    return 3
+  end
+  if tonumber(entry[1]) ~= tonumber(ARGV[1]) or added < 0 then
+    redis.call('DEL', entry_key)
+    return 5
+  end
+
+  local older, count, tail = entry[4], tonumber(entry[5]) + added, entry[6]
+  if added > 0 then
+    tail = tail == '' and ARGV[10] or tail .. ',\n' .. ARGV[10]
+  end
+  local start, room = 1, tonumber(ARGV[7]) - #ARGV[9]
+  if #tail <= TAIL_BYTES and redis.call('HSTRLEN', entry_key, 'page') + 2 + #tail <= room then
+    return write({'rev', ARGV[2], 'count', count, 'header', ARGV[9], 'tail', tail}) or 1
+  end
+
+  local page = redis.call('HGET', entry_key, 'page')
+  if tail ~= '' then
+    page = page == '' and tail or page .. ',\n' .. tail
+  end
+  while count > tonumber(ARGV[6]) or #page - start + 1 > room do
+    local cut = string.find(page, ',\n', start, true)
+    if not cut then
+      redis.call('DEL', entry_key)
+      return 5
+    end
+    start, count, older = cut + 2, count - 1, '1'
+  end
+  return write({'rev', ARGV[2], 'older', older, 'count', count, 'header', ARGV[9],
+    'page', string.sub(page, start), 'tail', ''}) or 1
 end
-return write({'rev', ARGV[2], 'older', older, 'count', count, 'header', ARGV[9],
-  'page', string.sub(page, start), 'tail', ''}) or 1
+
+local told, before = {}, 0
+for i = 1, #KEYS, 2 do
+  local first = before + 2
+  before = before + 1 + tonumber(ARGV[before + 1])
+  told[#told + 1] = apply({KEYS[i], KEYS[i + 1]}, {unpack(ARGV, first, before)})
+end
+return told

@@ -330,11 +330,11 @@ async def test_files_are_linked_along(rig: Rig) -> None:
 
 
 async def test_many_more_than_a_group_holds(rig: Rig) -> None:
-    """They go in several, in the order they came in."""
+    """They go in several, in the order they came in; the last of them as two halves."""
     names = [(await conversation_of(rig.repository, "first")).continuation_id for _ in range(3 * MOST_APPENDS)]
     answers = results(await rig.append(*(appending(name, "x") for name in names)))
     assert [answer.status for answer in answers] == ["appended"] * len(names)
-    assert rig.sent()[0] == len(names) // MOST_APPENDS
+    assert rig.sent()[0] == 4
 
 
 async def test_keys_are_claimed_in_the_same_order_everywhere(rig: Rig) -> None:
@@ -371,7 +371,7 @@ async def test_what_triggers_of_others_make_of_a_conversation_is_told(rig: Rig) 
         " return null; end $$"
     )
     await rig.sql.execute("create trigger counted after insert on messages for each row execute function counted()")
-    answers = results(await rig.append(*(appending(name, "x") for name in [*rig.names, None])))
+    answers = results(await rig.append(*(appending(name, "x") for name in [*rig.names[1:], None])))
     assert rig.sent() == (1, 0)
     for answer in answers:
         assert answer.conversation is not None

@@ -20,7 +20,7 @@ run: .venv/run.done ## start EXAI: embedded Postgres and Valkey unless addresses
 test: .venv/dev.done .venv/referees/done check ## static checks, then the whole test suite (ARGS="-k name" to choose)
 	@$(PY) -m pytest $(ARGS)
 
-test-poolers: .venv/dev.done ## the suite through transaction-mode poolers, and on the system's own Postgres
+test-poolers: .venv/dev.done .venv/referees/done ## the suite through transaction-mode poolers, and on the system's own Postgres
 	@EXAI_TEST_POOLER=strict $(PY) -m pytest -q $(ARGS)
 	@if PATH="$$PATH:/usr/sbin" command -v pgbouncer >/dev/null; then EXAI_TEST_POOLER=pgbouncer $(PY) -m pytest -q $(ARGS); \
 		else echo "pgbouncer is not installed: not tested with it"; fi

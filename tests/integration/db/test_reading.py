@@ -287,6 +287,7 @@ async def test_a_page_that_cannot_be_read_fails_alone(rig: Rig) -> None:
     assert (rig.failed("read_pages"), rig.failed("read_page"), rig.sent()) == (1, 1, (0, NUMBER - 1))
 
 
+@pytest.mark.direct
 async def test_a_page_that_takes_too_long_fails_alone(postgres_url: str) -> None:
     """The server cancels the group's statement, and then its own."""
     async with rig_at(postgres_url, statement_timeout_s=1.0) as rig:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextvars import Context
+from functools import partial
 from typing import Final, TypeAlias
 
 from exai.cache.client import Client
@@ -27,6 +28,8 @@ MOST_CALLS: Final = 16
 
 MOST_BYTES: Final = 262_144
 """Arguments of the calls in one command, unless one alone has more."""
+
+CLOSED: Final = "closed"
 
 
 class _Call:
@@ -63,6 +66,8 @@ class Together:
 
     async def close(self) -> None:
         """Leave nobody waiting."""
+        for calls in self._waiting.values():
+            _fail(calls, CLOSED)
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -75,26 +80,26 @@ class Together:
             else:
                 task = asyncio.create_task(self._send_all(group, calls), name=f"cache-{self._script.name}")
                 self._tasks.add(task)
-                task.add_done_callback(self._tasks.discard)
+                task.add_done_callback(partial(self._sent, calls))
 
     async def _send_all(self, group: int, calls: Sequence[_Call]) -> None:
         replies: Sequence[Reply] = [None] * len(calls)
-        problem: str | None = "closed"
         try:
-            replies, problem = await self._send(group, calls), None
+            replies = await self._send(group, calls)
         except CacheRefused:
             # The cause may be one call's own, such as a key that holds something else.
-            problem = None
+            pass
         except CacheError as error:
-            problem = error.problem
-        finally:
-            for call, reply in zip(calls, replies, strict=True):
-                if call.reply.done():
-                    continue
-                if problem is None:
-                    call.reply.set_result(reply)
-                else:
-                    call.reply.set_exception(CacheLost(problem))
+            _fail(calls, error.problem)
+            return
+        for call, reply in zip(calls, replies, strict=True):
+            if not call.reply.done():
+                call.reply.set_result(reply)
+
+    def _sent(self, calls: Sequence[_Call], task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        # One that is cancelled before its first step has not run at all.
+        _fail(calls, CLOSED)
 
     async def _send(self, group: int, calls: Sequence[_Call]) -> list[Reply]:
         keys = tuple(key for call in calls for key in call.keys)
@@ -103,6 +108,13 @@ class Together:
         if not isinstance(replies, list) or len(replies) != len(calls):
             raise CacheDown(f"{REDIS} answered {self._script.name} with something else")
         return replies
+
+
+def _fail(calls: Sequence[_Call], problem: str) -> None:
+    """Tell it to those that have no answer."""
+    for call in calls:
+        if not call.reply.done():
+            call.reply.set_exception(CacheLost(problem))
 
 
 def _parts(calls: Sequence[_Call]) -> list[list[_Call]]:

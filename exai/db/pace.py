@@ -1,7 +1,7 @@
 """When statements that several callers share are sent: how many at once, and how long the others wait meanwhile.
 
-The invariant is that nobody waits here for longer than `PATIENCE_S`, whatever hangs, and that as long as nothing hangs
-a part of the pool is left to whatever else is asked.
+The invariant is that nobody waits here for longer than `PATIENCE_S` for what hangs, and that as long as statements are
+answered a part of the pool is left to whatever else is asked, however many wait.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ WINDOW: Final = 256
 """Statements of which the quickest says how far the database is."""
 
 PATIENCE_S: Final = 0.05
-"""Nobody waits longer than this for others: about what a far database takes to answer. With less, a server that is
-slow because it is busy would get more and smaller groups."""
+"""Nobody waits longer than this for the same statement of others: about what a far database takes to answer. With less,
+a server that is slow because it is busy would get more and smaller groups."""
 
 
 class Pace:
@@ -50,7 +50,8 @@ class Room:
     """How many connections of a pool of `size` all gates together may take up: half of them.
 
     One gate may have all of these while the others are idle. Half of them each gate may have in any case, so none
-    starves beside another that is always busy, and together two never have more than three quarters of the pool.
+    starves beside another that is always busy, and together two never have more than three quarters of a pool of four
+    or more.
     """
 
     def __init__(self, size: int) -> None:
@@ -140,17 +141,22 @@ class Gate(Generic[T]):
             self._timer.cancel()
             self._timer = None
         elif self._waiting and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._lose_patience)
+            before = frozenset(self._under_way)
+            self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._lose_patience, before)
 
     def _may_go(self) -> bool:
         return len(self._under_way) < self._pace.at_once and self._room.is_left(len(self._under_way))
 
-    def _lose_patience(self) -> None:
+    def _lose_patience(self, before: frozenset[T]) -> None:
         self._timer = None
-        # What has been under way for so long may hang, and is waited for no more.
-        self._under_way.clear()
-        while self._waiting and self._sent():
-            pass
+        # What has been under way for so long may hang, and is waited for no more. When all of it does, so may the next.
+        # But a queue that is long while statements are answered is to be worked off in the places there are.
+        hanging = self._under_way & before
+        self._under_way -= hanging
+        if hanging and not self._under_way:
+            while self._waiting and self._sent():
+                pass
+        self._go()
 
     def _sent(self) -> bool:
         """Whether a statement was sent; False when nobody waits any more."""

@@ -37,6 +37,9 @@ RETRY_CAP_S: Final = 1.0
 SERVER_SHARE: Final = 0.8
 """The server gives up on a statement before the client does, so that a timeout is an answer and not a riddle."""
 
+TICK_S: Final = 0.001
+"""Event loops may count in milliseconds: a limit may pass so much before the deadline it was made of."""
+
 STATEMENT_CACHE: Final = 1_000
 
 SETTLE: Final = """
@@ -151,6 +154,11 @@ class Database:
         await self.fetch("ping")
         return time.perf_counter() - started
 
+    @property
+    def statement_timeout_s(self) -> float:
+        """Seconds one statement may take."""
+        return self._settings.statement_timeout_s
+
     def usage(self) -> tuple[int, int, int]:
         """Connections in use, open, and allowed."""
         return self._connections.in_use, self._connections.live, self._connections.size
@@ -174,7 +182,8 @@ def _failed(error: Exception, phase: Phase) -> Exception:
 def _final(statement: Statement, verdict: Verdict) -> Exception:
     if verdict.outcome == "unknown" and statement.repeat == "read":
         # A read that got no answer wrote nothing; the caller may simply ask again.
-        if remaining_s() == 0:
+        left_s = remaining_s()
+        if left_s is not None and left_s <= TICK_S:
             return DeadlineExceeded(f"{DEPENDENCY} ({statement.name})")
         return DatabaseUnavailable(DEPENDENCY, "no reply came", "Try again shortly")
     return verdict.error

@@ -22,9 +22,9 @@ from typing import Final
 from exai.db.pace import Gate, Room
 from exai.db.pool import Database, Record
 from exai.db.translate import DEPENDENCY
-from exai.errors import DatabaseUnavailable, ExaiError, ShuttingDown
+from exai.errors import DatabaseBusy, DatabaseUnavailable, ExaiError, ShuttingDown
 from exai.models import PAGE_MESSAGES, ContinuationId, Owner
-from exai.resilience import bounded
+from exai.resilience import bounded, with_deadline
 
 MOST_READS: Final = 8
 """In one group."""
@@ -82,6 +82,8 @@ class Reading:
             self._gate.end(read)
         elif not read.task.done() and all(each.rows.done() for each in read.group):
             read.task.cancel()
+        # Those of a group hold each other, and with them their pages, until a garbage collector comes by.
+        read.group, read.task = (), None
 
     def _send(self, waiting: deque[_Read]) -> _Read | None:
         group: list[_Read] = []
@@ -107,7 +109,10 @@ class Reading:
         try:
             sent_at = perf_counter()
             owners, names = [read.owner for read in group], [read.continuation_id for read in group]
-            rows = await self._database.fetch("read_pages", owners, names, PAGE_MESSAGES)
+            # No longer than one attempt: behind a pooler it is our own limit that ends a page that takes too long, and
+            # its neighbours are not to wait for its repetitions.
+            with with_deadline(self._database.statement_timeout_s):
+                rows = await self._database.fetch("read_pages", owners, names, PAGE_MESSAGES)
             self._gate.saw(perf_counter() - sent_at)
             pages = [[] for _ in group]
             for row in rows:
@@ -131,7 +136,9 @@ class Reading:
 def _is_everybodys(error: ExaiError) -> bool:
     """Whether a group failed by what has nothing to do with what it asked, so that each would wait for it once more.
 
-    That is a database that is away, or a pool without a free connection: the one timeout that is ours and not the
-    server's, and still no sign that the database is away.
+    That is a database that is away, or a pool without a free connection, which is what busy means when the timeout was
+    ours and not the server's.
     """
-    return isinstance(error, (DatabaseUnavailable, ShuttingDown)) or isinstance(error.__cause__, TimeoutError)
+    if isinstance(error, DatabaseBusy):
+        return isinstance(error.__cause__, TimeoutError)
+    return isinstance(error, (DatabaseUnavailable, ShuttingDown))

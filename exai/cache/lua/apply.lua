@@ -6,7 +6,7 @@
 -- What is added is kept beside the page, in the tail, until that is long enough to be worth writing the page anew: an
 -- addition then costs what it brings and not what the conversation holds, here and in the append-only file.
 --
--- Several changes may come in one call, each of a conversation of its own; they are made one after the other.
+-- Several changes may come in one call, also of one conversation; they are made one after the other.
 --
 -- KEYS entry and lease, for each change
 -- ARGV for each change the number of its arguments, then these:

@@ -21,7 +21,7 @@ from tests.integration.cache.stored import Stored
 from tests.support.counters import Counters
 from tests.support.redis_proxy import RedisProxy
 from tests.support.valkey import Valkey
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_LIMIT_S, wait_until
 
 
 @pytest.fixture
@@ -132,6 +132,29 @@ async def test_answers_and_errors_are_told_apart(valkey: Valkey, recorder: Count
     await client.close()
 
 
+async def test_changes_of_one_conversation_may_go_together(cache: ConversationCache, recorder: Counters) -> None:
+    """In their order nothing is lost, and in another one the entry is removed."""
+    forwards, backwards = each = conversations(2)
+    await fill_all(cache, each)
+    for stored in each:
+        changes = [(stored.append(text), stored.revision, stored.conversation()) for text in ("x", "y")]
+        ordered = changes if stored is forwards else changes[::-1]
+        before = commands(recorder)
+        await asyncio.gather(
+            *(
+                cache.apply(
+                    stored.owner, stored.name, base_revision=revision - 1, revision=revision, inc=stored.inc,
+                    delta=delta, conversation=conversation,
+                )
+                for delta, revision, conversation in ordered
+            )
+        )  # fmt: skip
+        assert commands(recorder) == before + 1
+    await expect_current(cache, forwards)
+    found, source = await cache.read_through(backwards.owner, backwards.name, backwards.load)
+    assert (found.conversation.revision, source) == (backwards.revision, "database")
+
+
 @pytest.mark.parametrize("sent", [False, True])
 async def test_one_who_leaves_takes_nobody_along(cache_at: OpenCache, valkey: Valkey, sent: bool) -> None:
     """Before the command is sent it goes without him; afterwards he does not know that Redis was told."""
@@ -188,6 +211,19 @@ async def test_large_ones_go_in_several_commands(cache: ConversationCache, recor
     assert commands(recorder) == 3
     await append_all(cache, each, "x" * (2 * MOST_BYTES))
     assert commands(recorder) == 3 + len(each)
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_closing_at_any_time_leaves_nobody_waiting(cache: ConversationCache, turns: int) -> None:
+    """Also when what was to be sent has not been looked at yet, or its task not run."""
+    assert cache._applies is not None
+    telling = asyncio.create_task(append_all(cache, conversations(3)))
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    await cache._applies.close()
+    async with asyncio.timeout(WAIT_LIMIT_S):
+        assert len(await telling) == 3
+    assert not cache._applies._tasks
 
 
 async def test_closing_leaves_nobody_waiting(cache_at: OpenCache, valkey: Valkey) -> None:

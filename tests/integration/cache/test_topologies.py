@@ -170,6 +170,23 @@ class TestCluster:
         licensed = [number for number in range(CLUSTER_GROUPS) if await covered(cache, many[number])]
         assert len(licensed) == warm
 
+    async def test_changes_go_together_within_a_group(
+        self, cache_at: OpenCache, nodes: list[Valkey], recorder: Counters
+    ) -> None:
+        """Also when their command is redirected, as the first of most groups is."""
+        cache = await cache_at(f"redis+cluster://127.0.0.1:{nodes[0].port}")
+        many = [Stored(name=ContinuationId(f"thread {number}")) for number in range(6 * CLUSTER_GROUPS)]
+        assert len({place(each.owner, each.name, CLUSTER_GROUPS).group for each in many}) == CLUSTER_GROUPS
+        told = await asyncio.gather(*(apply(cache, each, each.append("one")) for each in many))
+        assert (told, recorder["cache_calls_total", "apply", "ok"]) == ([True] * len(many), CLUSTER_GROUPS)
+        assert sum(moved(node) for node in nodes) > 0
+        for each in many:
+            await fill(cache, each)
+        await asyncio.gather(*(apply(cache, each, each.append("two")) for each in many))
+        assert recorder["cache_calls_total", "apply", "ok"] == 2 * CLUSTER_GROUPS
+        for each in many:
+            await expect_current(cache, each)
+
     async def test_slot_that_moves_is_followed(self, cache_at: OpenCache, nodes: list[Valkey], stored: Stored) -> None:
         """Its keys stayed behind, so it is cold; then it is cached in its new place."""
         cache = await cache_at(f"redis+cluster://127.0.0.1:{nodes[0].port}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,8 +14,8 @@ import pytest
 from exai.db.address import parse_address
 from exai.db.conversations import ConversationRepository, StoredPage
 from exai.db.curation import CurationRepository
-from exai.db.pool import Database, OneTrip, connect
-from exai.db.reading import MOST_READS
+from exai.db.pool import RETRIES, Database, OneTrip, connect
+from exai.db.reading import MOST_READS, _Read
 from exai.errors import DatabaseBusy, DatabaseError, DatabaseUnavailable, DeadlineExceeded, NotFound, ShuttingDown
 from exai.models import LOCAL_OWNER, PAGE_MESSAGES, ContinuationId, ConversationId, Owner
 from exai.resilience import with_deadline
@@ -287,16 +288,19 @@ async def test_a_page_that_cannot_be_read_fails_alone(rig: Rig) -> None:
     assert (rig.failed("read_pages"), rig.failed("read_page"), rig.sent()) == (1, 1, (0, NUMBER - 1))
 
 
-@pytest.mark.direct
-async def test_a_page_that_takes_too_long_fails_alone(postgres_url: str) -> None:
-    """The server cancels the group's statement, and then its own."""
-    async with rig_at(postgres_url, statement_timeout_s=1.0) as rig:
+@pytest.mark.parametrize("way", [pytest.param("direct", marks=pytest.mark.direct), "pooler"])
+async def test_a_page_that_takes_too_long_fails_alone(postgres_url: str, way: str) -> None:
+    """The group's statement is cancelled, by the server or by us, but not repeated; and then its own."""
+    async with AsyncExitStack() as stack:
+        url = postgres_url if way == "direct" else (await stack.enter_async_context(Pooler(postgres_url))).url
+        rig = await stack.enter_async_context(rig_at(url, statement_timeout_s=1.0))
         slow = await rig.conversation("x", title=SLOW)
         async with rig.troubled():
             answers = await rig.read([slow, *rig.names[1:]])
-        assert isinstance(answers[0], DatabaseBusy)
+        assert isinstance(answers[0], DatabaseBusy if way == "direct" else DatabaseUnavailable)
         assert firsts(answers) == [f"first {number}" for number in range(1, NUMBER)]
-        assert (rig.failed("read_pages"), rig.failed("read_page"), rig.sent()) == (1, 1, (0, NUMBER - 1))
+        attempts = 1 if way == "direct" else 1 + RETRIES
+        assert (rig.failed("read_pages"), rig.failed("read_page"), rig.sent()) == (1, attempts, (0, NUMBER - 1))
 
 
 async def test_a_network_that_fails_for_a_moment_is_not_noticed(rig: Rig) -> None:
@@ -356,6 +360,18 @@ async def test_nobody_waits_for_long_behind_statements_that_hang(rig: Rig) -> No
         assert not any(task.done() for task in stuck)
         assert rig.sent() == (1, 0)
     assert {len((await task).messages) for task in stuck} == {1}
+
+
+async def test_those_who_were_answered_are_forgotten_at_once(rig: Rig) -> None:
+    """With their pages, which can be large, and without a garbage collector."""
+    gc.collect()
+    gc.disable()
+    try:
+        assert len(pages(await rig.read(rig.names))) == NUMBER
+        await asyncio.sleep(0)
+        assert not [each for each in gc.get_objects() if isinstance(each, _Read)]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("way", ["direct", "pooler"])

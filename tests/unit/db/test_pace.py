@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 
 from exai.db.pace import WINDOW, Gate, Pace, Room
-from tests.support.waiting import WAIT_LIMIT_S
+from tests.support.waiting import WAIT_LIMIT_S, wait_until
 
 FAR_S = 1.0
 
@@ -147,6 +147,20 @@ async def test_who_meets_nobody_goes_alone() -> None:
     assert await come("e")
     assert (way.gate.under_way, way.sent) == (3, [["b", "c", "d"]])
     assert not await come("f"), "all places are taken"
+
+
+async def test_a_long_queue_is_worked_off_in_the_places_there_are() -> None:
+    """As long as statements are answered; one that is not takes up no place for long."""
+    way = Way(Room(4))
+    await way.put(*"abcdefg", "last")
+    await way.end("a")
+    assert way.sent == [["a"], ["b"], ["c"]]
+    await wait_until(lambda: len(way.sent) > 3)
+    assert way.sent[3:] == [["d"]], "only the place of the one that was under way all the time is free"
+    assert way.gate.under_way == 2
+    async with asyncio.timeout(WAIT_LIMIT_S):
+        await way.last.wait()
+    assert way.sent[4:] == [["e"], ["f"], ["g"], ["last"]], "when all hang nobody waits for them"
 
 
 async def test_those_who_wait_for_long_are_sent() -> None:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
-from exai.errors import ExaiError, Overloaded, RequestError, ShuttingDown
+from exai.errors import ExaiError, Overloaded, ShuttingDown
 from exai.mcp import eras, jsonrpc
 from exai.mcp.eras import Cacheable
+from exai.mcp.errors import ReplyTooLarge, rpc_error
 from exai.mcp.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, Json, Malformed, Message, RequestId, RpcError
 from exai.models import Owner
 
@@ -429,26 +430,6 @@ class Connection:
         return jsonrpc.encode_result(call.id, shape)
 
 
-class ReplyTooLarge(RequestError):
-    """An answer came out larger than a reply may be; a smaller page avoids it."""
-
-    code = "reply_too_large"
-
-    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
-        super().__init__(size_bytes, limit_bytes)
-        self.size_bytes, self.limit_bytes = size_bytes, limit_bytes
-
-    def __str__(self) -> str:
-        return (
-            f"the reply has {self.size_bytes} bytes and a reply may have {self.limit_bytes}. "
-            "The call itself was carried out; ask for a smaller page or fewer items"
-        )
-
-    def details(self) -> dict[str, Any]:
-        """Both sizes."""
-        return {"size_bytes": self.size_bytes, "limit_bytes": self.limit_bytes}
-
-
 def paged(items: Sequence[Json], params: Json, name: str) -> dict[str, Any]:
     """Return one page of a list result; raises `RpcError` for a cursor this server never gave out."""
     cursor = params.get("cursor")
@@ -461,23 +442,6 @@ def paged(items: Sequence[Json], params: Json, name: str) -> dict[str, Any]:
     if start + PAGE_ITEMS < len(items):
         page["nextCursor"] = str(start + PAGE_ITEMS)
     return page
-
-
-def error_facts(error: ExaiError) -> dict[str, Any]:
-    """Return the JSON of an error that programs act on."""
-    return {"code": error.code, "message": str(error), "retryable": error.retryable, **error.details()}
-
-
-def rpc_error(error: ExaiError) -> RpcError:
-    """Return the JSON-RPC error of an error that was raised on purpose."""
-    code = jsonrpc.INTERNAL_ERROR
-    if isinstance(error, Overloaded):
-        code = eras.OVERLOADED
-    elif isinstance(error, ShuttingDown):
-        code = eras.SHUTTING_DOWN
-    elif isinstance(error, RequestError):
-        code = INVALID_PARAMS
-    return RpcError(code, str(error), error_facts(error))
 
 
 def refusal(id: RequestId | None, error: RpcError) -> Send:  # noqa: A002

@@ -20,10 +20,11 @@ from structlog.contextvars import STRUCTLOG_KEY_PREFIX
 from exai.errors import DeadlineExceeded, ExaiError, Overloaded, ShuttingDown
 from exai.mcp import eras
 from exai.mcp.edge import Admitted
+from exai.mcp.errors import rpc_error
 from exai.mcp.joining import Joining
 from exai.mcp.jsonrpc import INTERNAL_ERROR, Json, Message, Request, RequestId, RpcError
 from exai.mcp.outbox import Outbox
-from exai.mcp.protocol import Action, Call, CallContext, Cancel, Connection, Send, Start, refusal, rpc_error
+from exai.mcp.protocol import Action, Call, CallContext, Cancel, Connection, Send, Start, refusal
 from exai.mcp.running import Running
 from exai.models import Owner
 from exai.resilience import end_by

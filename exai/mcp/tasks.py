@@ -18,8 +18,9 @@ import structlog
 from exai.config import ServerSettings
 from exai.errors import ExaiError, ShuttingDown
 from exai.mcp import eras
+from exai.mcp.errors import ReplyTooLarge
 from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
-from exai.mcp.protocol import Call, CallContext, Feature, Method, ReplyTooLarge
+from exai.mcp.protocol import Call, CallContext, Feature, Method
 from exai.mcp.tools import error_result
 from exai.models import Owner, Recorder
 from exai.resilience import remaining_s

@@ -21,8 +21,9 @@ from pydantic_core import ErrorDetails
 from exai.errors import ExaiError, InvalidArgument
 from exai.mcp import eras
 from exai.mcp.eras import Cacheable
+from exai.mcp.errors import error_facts
 from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
-from exai.mcp.protocol import Call, CallContext, Feature, Method, error_facts, paged
+from exai.mcp.protocol import Call, CallContext, Feature, Method, paged
 from exai.mcp.schemas import portable_schema
 
 __all__ = ["Arguments", "CallContext", "ToolRegistry", "ToolResult", "ToolSpec"]

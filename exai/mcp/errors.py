@@ -1,0 +1,50 @@
+"""Errors raised on purpose, as a client of this protocol is told of them.
+
+Invariant: whichever way an error goes out, as the result of a tool or as an error of JSON-RPC, programs find the same
+facts in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from exai.errors import ExaiError, Overloaded, RequestError, ShuttingDown
+from exai.mcp.eras import OVERLOADED, SHUTTING_DOWN
+from exai.mcp.jsonrpc import INTERNAL_ERROR, INVALID_PARAMS, RpcError
+
+
+class ReplyTooLarge(RequestError):
+    """An answer came out larger than a reply may be; a smaller page avoids it."""
+
+    code = "reply_too_large"
+
+    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(size_bytes, limit_bytes)
+        self.size_bytes, self.limit_bytes = size_bytes, limit_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"the reply has {self.size_bytes} bytes and a reply may have {self.limit_bytes}. "
+            "The call itself was carried out; ask for a smaller page or fewer items"
+        )
+
+    def details(self) -> dict[str, Any]:
+        """Both sizes."""
+        return {"size_bytes": self.size_bytes, "limit_bytes": self.limit_bytes}
+
+
+def error_facts(error: ExaiError) -> dict[str, Any]:
+    """Return the JSON of an error that programs act on."""
+    return {"code": error.code, "message": str(error), "retryable": error.retryable, **error.details()}
+
+
+def rpc_error(error: ExaiError) -> RpcError:
+    """Return the JSON-RPC error of an error that was raised on purpose."""
+    code = INTERNAL_ERROR
+    if isinstance(error, Overloaded):
+        code = OVERLOADED
+    elif isinstance(error, ShuttingDown):
+        code = SHUTTING_DOWN
+    elif isinstance(error, RequestError):
+        code = INVALID_PARAMS
+    return RpcError(code, str(error), error_facts(error))

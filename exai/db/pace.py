@@ -1,7 +1,7 @@
 """When statements that several callers share are sent: how many at once, and how long the others wait meanwhile.
 
-The invariant is that nobody waits here for longer than `PATIENCE_S` for what hangs, and that as long as statements are
-answered a part of the pool is left to whatever else is asked, however many wait.
+The invariant is that nobody waits here for twice `PATIENCE_S` because something hangs, and that as long as statements
+are answered a part of the pool is left to whatever else is asked, however many wait.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ WINDOW: Final = 256
 """Statements of which the quickest says how far the database is."""
 
 PATIENCE_S: Final = 0.05
-"""Nobody waits longer than this for the same statement of others: about what a far database takes to answer. With less,
-a server that is slow because it is busy would get more and smaller groups."""
+"""Who was under way before somebody began to wait, and still is after so long, is waited for no more. It is about what a
+far database takes to answer; with less, a server that is slow because it is busy would get more and smaller groups."""
 
 
 class Pace:

@@ -23,8 +23,8 @@ WINDOW: Final = 256
 """Statements of which the quickest says how far the database is."""
 
 PATIENCE_S: Final = 0.05
-"""Who was under way before somebody began to wait, and still is after so long, is waited for no more. It is about what a
-far database takes to answer; with less, a server that is slow because it is busy would get more and smaller groups."""
+"""What was under way before somebody began to wait, and still is after so long, is waited for no more. About what a far
+database takes to answer; with less, a server that is slow because it is busy would get more and smaller groups."""
 
 
 class Pace:

@@ -89,7 +89,7 @@ async def test_only_what_holds_the_lock_of_the_servers_is_ended(tmp_path: Path) 
     bystander = subprocess.Popen(command, cwd=tmp_path)
     try:
         with locked(tmp_path / "servers.lock") as lock:
-            await outlast_leftovers(tmp_path, lock, limit_s=0.5)
+            await outlast_leftovers(tmp_path, lock, limit_s=2.0)
         assert server.wait(5) == -signal.SIGQUIT
         assert bystander.poll() is None
     finally:

@@ -90,9 +90,13 @@ async def test_what_comes_meanwhile_waits_for_an_end() -> None:
     way = Way(Room(4), size=2)
     assert await way.put("a", "b", "c", "d", "e") == [["a", "b"], ["c", "d"]]
     assert await way.put("f") == []
+    patience = way.gate._timer
+    assert patience is not None
     await way.end("a")
     assert way.sent[2:] == [["e", "f"]]
     assert way.gate.under_way == 2
+    assert patience.cancelled(), "nobody waits who could lose it"
+    assert way.gate._timer is None
 
 
 async def test_what_was_not_under_way_frees_no_place() -> None:

@@ -278,6 +278,15 @@ async def test_a_deadline_is_its_callers_own(rig: Rig) -> None:
     assert rig.sent() == (1, 0)
 
 
+async def test_nothing_is_read_for_those_who_come_too_late(rig: Rig) -> None:
+    """They are told at once, and no statement goes out for them."""
+    with with_deadline(0):
+        answers = await rig.read(rig.names)
+    assert {type(answer) for answer in answers} == {DeadlineExceeded}
+    await rig.alone(rig.names[0])
+    assert (len(rig.proxy.statements), rig.sent()) == (1, (0, 1))
+
+
 async def test_a_page_that_cannot_be_read_fails_alone(rig: Rig) -> None:
     """It undoes the group's statement; then each is read by itself, and only its own reader is told."""
     broken = await rig.conversation("x", title=BROKEN)

@@ -35,6 +35,9 @@ SUPERVISED_STOP_LIMIT_S = 10.0
 def main() -> None:
     """Take the identity asked for, tie the process to its parent, and become the server."""
     plan: dict[str, Any] = json.loads(sys.argv[1])
+    # A shell that runs the program in the background, from a script, has it and all that it starts ignore these.
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
     argv: list[str] = plan["argv"]
     if plan["named_user"]:
         take_named_identity([Path(path) for path in plan["private_dirs"]])

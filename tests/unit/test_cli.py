@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,18 +29,13 @@ KEY = "sk-0123456789abcdef"
 
 
 @pytest.fixture(autouse=True)
-def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """A directory without a .env file and an environment without a setting; logging stays as it was."""
+def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A directory without a .env file and an environment without a setting."""
     for name in list(os.environ):
         if name.startswith("EXAI_") or name.endswith(("API_KEY", "DATABASE_URL", "REDIS_URL", "DB_URL", "LOG_LEVEL")):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
-    logging.captureWarnings(False)
     structlog.reset_defaults()
 
 

@@ -8,7 +8,6 @@ import json
 import logging
 import re
 import time
-from collections.abc import Iterator
 from itertools import product
 
 import pytest
@@ -34,18 +33,6 @@ SECRETS = ("pa55word", KEY, JWT, "0123456789abcdef0123456789abcdef.Abcdefghijklm
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-@pytest.fixture(autouse=True)
-def restored_logging() -> Iterator[None]:
-    """Logging is global to the process; leave it as it was found."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
-    logging.captureWarnings(False)
-    structlog.reset_defaults()
-    structlog.contextvars.clear_contextvars()
 
 
 def logged(stream: io.StringIO) -> list[dict[str, object]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from dataclasses import asdict
@@ -15,9 +16,11 @@ import redis.asyncio
 from exai.embedded.launcher import start_embedded
 from exai.embedded.ownership import Running, claim, locked, outlast_leftovers, try_lock
 from exai.embedded.postgres import PostgresBinaries
+from exai.embedded.process import Launch, ServerProcess
 from exai.errors import StartupError
 from tests.integration.embedded.test_start import answer, execute
 from tests.support.programs import gone, parent_ids, program
+from tests.support.waiting import wait_until
 
 
 async def test_second_program_uses_the_servers_of_the_first(data_dir: Path, binaries: PostgresBinaries) -> None:
@@ -81,21 +84,29 @@ async def test_lock_without_a_name_is_said_to_be_another_process(tmp_path: Path)
 
 
 async def test_only_what_holds_the_lock_of_the_servers_is_ended(tmp_path: Path) -> None:
-    """A shell or an editor may work in the data directory, too, and so may we."""
-    command = ("sleep", "60")
-    with locked(tmp_path / "servers.lock") as held:
-        assert try_lock(held)
-        server = subprocess.Popen(command, cwd=tmp_path, pass_fds=(held,))
-    bystander = subprocess.Popen(command, cwd=tmp_path)
+    """A shell or an editor may work in the data directory, too, and so may we.
+
+    Servers hear the signal also where a script runs the program in the background, which it then is to ignore.
+    """
+    command = (shutil.which("sleep") or "sleep", "60")
+    ignored = signal.signal(signal.SIGQUIT, signal.SIG_IGN)
     try:
+        with locked(tmp_path / "servers.lock") as held:
+            assert try_lock(held)
+            server = ServerProcess(Launch(command, tmp_path, tmp_path / "log", signal.SIGTERM, held_fds=(held,)))
+        bystander = subprocess.Popen(command, cwd=tmp_path)
+    finally:
+        signal.signal(signal.SIGQUIT, ignored)
+    try:
+        await wait_until(lambda: "sleep" in Path(f"/proc/{server.pid}/comm").read_text())
         with locked(tmp_path / "servers.lock") as lock:
-            await outlast_leftovers(tmp_path, lock, limit_s=2.0)
-        assert server.wait(5) == -signal.SIGQUIT
+            await outlast_leftovers(tmp_path, lock, limit_s=0.5)
+        assert await server.wait(5) == -signal.SIGQUIT
         assert bystander.poll() is None
     finally:
-        for process in (server, bystander):
-            process.kill()
-            process.wait(5)
+        server.kill()
+        bystander.kill()
+        bystander.wait(5)
 
 
 async def test_servers_that_outlive_their_program_are_ended(data_dir: Path, binaries: PostgresBinaries) -> None:

@@ -297,7 +297,8 @@ async def test_a_page_that_cannot_be_read_fails_alone(rig: Rig) -> None:
     assert (rig.failed("read_pages"), rig.failed("read_page"), rig.sent()) == (1, 1, (0, NUMBER - 1))
 
 
-@pytest.mark.parametrize("way", [pytest.param("direct", marks=pytest.mark.direct), "pooler"])
+@pytest.mark.direct
+@pytest.mark.parametrize("way", ["direct", "pooler"])
 async def test_a_page_that_takes_too_long_fails_alone(postgres_url: str, way: str) -> None:
     """The group's statement is cancelled, by the server or by us, but not repeated; and then its own."""
     async with AsyncExitStack() as stack:

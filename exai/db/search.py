@@ -15,7 +15,9 @@ from uuid import UUID
 
 from exai.db.pool import Database
 from exai.db.rows import check_text, check_time
-from exai.errors import InvalidArgument
+from exai.db.translate import DEPENDENCY
+from exai.errors import DatabaseBusy, InvalidArgument
+from exai.fairness import Places
 from exai.models import ContinuationId, Owner, Role
 
 RANKED: Final = 500
@@ -100,16 +102,27 @@ class SearchRepository:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        # A search may run to its time limit, so searches never take the connections that appends and reads need.
+        most = max(1, database.usage()[2] // 2)
+        self._places = Places(most, reserve=most // 4)
 
     async def search(self, query: SearchQuery, *, limit: int, cursor: str | None = None) -> SearchPage:
         """The next `limit` hits.
 
         Raises:
             InvalidArgument: the words or the cursor cannot be used.
-            DatabaseError: `DatabaseBusy` if the words are so common that finding them took too long.
+            DatabaseError: `DatabaseBusy` if the words are so common that finding them took too long, or if other
+                searches held all the places for searches for as long as a statement may take.
 
         """
         _check(query)
+        try:
+            async with self._places.hold(query.owner, self._database.statement_timeout_s, "a place for a search"):
+                return await self._page(query, limit, cursor)
+        except TimeoutError as error:
+            raise DatabaseBusy(DEPENDENCY, "too many searches at once", "Try again shortly") from error
+
+    async def _page(self, query: SearchQuery, limit: int, cursor: str | None) -> SearchPage:
         after = _read(cursor) if cursor else SearchPlace()
         rows = await self._database.fetch(
             "search_messages", query.owner, query.text, query.continuation_id, query.role, query.since, query.until,

@@ -18,6 +18,7 @@ import structlog
 from structlog.contextvars import STRUCTLOG_KEY_PREFIX
 
 from exai.errors import DeadlineExceeded, ExaiError, Overloaded, ShuttingDown
+from exai.fairness import request_owner
 from exai.mcp import eras
 from exai.mcp.edge import Admitted
 from exai.mcp.errors import rpc_error
@@ -214,6 +215,7 @@ class Session:
         terms = server.terms(call)
         _REQUEST.set(request_id)
         _OWNER.set(self.owner)
+        request_owner.set(self.owner)
         started_s = time.perf_counter()
         outcome = "cancelled"
         reporter = Reporter(self, call) if call.progress_token is not None else None

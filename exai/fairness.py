@@ -1,0 +1,178 @@
+"""Fair shares of a limited number of places, such as connections, between the owners that want them.
+
+An owner that is alone may use every place. While other owners wait, those that wait are served in turn, one place each,
+and an owner gets no further place beyond half of them. The requests of one owner are served in their order. Work that
+belongs to no owner, such as a batch for several of them, takes its turn like one more owner and has no limit of its
+own. Invariant: no place stays free while a request waits that may have it, and every operation takes constant time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from typing import Final, Generic, TypeAlias, TypeVar
+
+from exai.models import Owner
+from exai.resilience import bounded
+
+W = TypeVar("W")
+
+Holder: TypeAlias = Owner | None
+"""The owner a place is counted for; None for work of no single owner."""
+
+WHAT: Final = "a free place"
+
+request_owner: ContextVar[Holder] = ContextVar("request_owner", default=None)
+"""The owner of the current request; None for background work and for work done for several owners at once."""
+
+
+class Turns(Generic[W]):
+    """Decides which waiter gets the next of `size` places, and counts the places each owner holds. Does no I/O.
+
+    With a `reserve`, an owner that holds half of the places takes no further one unless more than `reserve` are free,
+    so that another owner finds a place at once even if places are held for long.
+    """
+
+    def __init__(self, size: int, *, reserve: int = 0) -> None:
+        self.share = max(1, size // 2)
+        self._reserve = reserve
+        self._held: dict[Holder, int] = {}
+        # Linked lists with keys: a waiter leaves from anywhere in constant time.
+        self._waiting: OrderedDict[Holder, OrderedDict[W, None]] = OrderedDict()
+
+    def __bool__(self) -> bool:
+        """Whether anything waits."""
+        return bool(self._waiting)
+
+    def held(self, owner: Holder) -> int:
+        """Return the number of places this owner holds."""
+        return self._held.get(owner, 0)
+
+    def may_begin(self, owner: Holder, free: int) -> bool:
+        """Whether a request that has not waited may take one of `free` places now."""
+        if free <= 0 or owner in self._waiting:
+            return False
+        return self._is_below_share(owner) or free > self._reserve
+
+    def begin(self, owner: Holder) -> None:
+        """Count one more place for this owner."""
+        self._held[owner] = self._held.get(owner, 0) + 1
+
+    def end(self, owner: Holder) -> None:
+        """Count one place less for this owner."""
+        left = self._held[owner] - 1
+        if left:
+            self._held[owner] = left
+        else:
+            del self._held[owner]
+
+    def wait(self, owner: Holder, waiter: W) -> None:
+        """Let a request wait behind the owner's earlier ones."""
+        self._waiting.setdefault(owner, OrderedDict())[waiter] = None
+
+    def leave(self, owner: Holder, waiter: W) -> None:
+        """Forget a request that waits no longer; does nothing if it was chosen before."""
+        queue = self._waiting.get(owner)
+        if queue is None:
+            return
+        queue.pop(waiter, None)
+        if not queue:
+            del self._waiting[owner]
+
+    def choose(self, free: int) -> tuple[Holder, W] | None:
+        """Take out the waiter that gets one of `free` places, and count the place; None if no waiter may have one."""
+        if free <= 0 or not self._waiting:
+            return None
+        # Few owners can hold half of the places, so few are passed over. They keep their turn.
+        for owner in self._waiting:
+            if self._is_below_share(owner):
+                break
+        else:
+            if free <= self._reserve:
+                return None
+            owner = next(iter(self._waiting))
+        queue = self._waiting[owner]
+        waiter, _ = queue.popitem(last=False)
+        if queue:
+            self._waiting.move_to_end(owner)
+        else:
+            del self._waiting[owner]
+        self.begin(owner)
+        return owner, waiter
+
+    def clear(self) -> list[W]:
+        """Take out everything that waits."""
+        waiters = [waiter for queue in self._waiting.values() for waiter in queue]
+        self._waiting.clear()
+        return waiters
+
+    def _is_below_share(self, owner: Holder) -> bool:
+        return owner is None or self._held.get(owner, 0) < self.share
+
+
+class Places:
+    """`size` places for the tasks of one event loop, shared as `Turns` decides."""
+
+    def __init__(self, size: int, *, reserve: int = 0) -> None:
+        self.size = size
+        self.free = size
+        self._turns: Turns[asyncio.Future[None]] = Turns(size, reserve=reserve)
+
+    def held(self, owner: Holder) -> int:
+        """Return the number of places this owner holds."""
+        return self._turns.held(owner)
+
+    def take_nowait(self, owner: Holder) -> bool:
+        """Take a place if this owner may have one now."""
+        if not self._turns.may_begin(owner, self.free):
+            return False
+        self._turns.begin(owner)
+        self.free -= 1
+        return True
+
+    async def take(self, owner: Holder, limit_s: float | None = None, what: str = WHAT) -> None:
+        """Take a place, waited for in turn; `what` names it in errors. `give` returns it.
+
+        Raises:
+            DeadlineExceeded: the request's deadline passed first.
+            TimeoutError: none became free within `limit_s`.
+
+        """
+        if self.take_nowait(owner):
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._turns.wait(owner, waiter)
+        try:
+            await bounded(waiter, limit_s, what)
+        except BaseException:
+            if waiter.done() and not waiter.cancelled():
+                # The place was handed over in the instant in which the wait ended.
+                self.give(owner)
+            else:
+                self._turns.leave(owner, waiter)
+            raise
+
+    def give(self, owner: Holder) -> None:
+        """Return a place of this owner; the next waiter gets it."""
+        self._turns.end(owner)
+        self.free += 1
+        while (chosen := self._turns.choose(self.free)) is not None:
+            holder, waiter = chosen
+            if waiter.done():
+                # It was cancelled and has not run since.
+                self._turns.end(holder)
+                continue
+            self.free -= 1
+            waiter.set_result(None)
+
+    @asynccontextmanager
+    async def hold(self, owner: Holder, limit_s: float | None = None, what: str = WHAT) -> AsyncIterator[None]:
+        """Hold a place for this owner. Raises as `take`."""
+        await self.take(owner, limit_s, what)
+        try:
+            yield
+        finally:
+            self.give(owner)

@@ -25,12 +25,18 @@ from exai.mcp.errors import error_facts
 from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
 from exai.mcp.protocol import Call, CallContext, Feature, Method, paged
 from exai.mcp.schemas import portable_schema
+from exai.mcp.texts import headed
 
 __all__ = ["Arguments", "CallContext", "ToolRegistry", "ToolResult", "ToolSpec"]
 
 MAX_REPORTED_ERRORS = 10
 IDEMPOTENCY_KEY = "idempotency_key"
 LIST_CACHE = Cacheable(300_000, "public")
+MAX_REPEATED_BYTES = 480_000
+"""Of an error's content: a longer one would not fit into a message twice, and is in the structure only."""
+
+ABOUT_ERRORS = frozenset({"name", "model"})
+"""Fields of an error that say what it is about, as its sentence does, and nothing that a next call needs."""
 
 STORE_TIMEOUT_S = 30.0
 """For tools that read or write one thing: several times what the database may take with all its retries."""
@@ -69,12 +75,14 @@ class Arguments(BaseModel):
 class ToolResult:
     """What a tool answers: `structured` for programs, `text` for people and models.
 
-    Some clients show a model only one of the two, so each has to be a complete answer by itself. `content` holds
-    further MCP content blocks (images, links).
+    Some clients show a model only one of the two, so each has to be a complete answer by itself. The text goes out
+    after a head made from the structure (`exai.mcp.texts`), to which `head` adds fields. `content` holds further MCP
+    content blocks (images, links).
     """
 
     structured: Json | None
     text: str
+    head: Json = field(default_factory=dict)
     content: Sequence[Json] = ()
     is_error: bool = False
 
@@ -212,7 +220,8 @@ class ToolRegistry:
 
 def call_result(result: ToolResult) -> Json:
     """Return the `CallToolResult` of what a handler returned."""
-    shape: dict[str, Any] = {"content": [{"type": "text", "text": result.text}] if result.text else []}
+    text = headed(result.structured, result.text, result.head)
+    shape: dict[str, Any] = {"content": [{"type": "text", "text": text}] if text else []}
     if result.content:
         shape["content"] += result.content
     if result.structured is not None:
@@ -223,7 +232,16 @@ def call_result(result: ToolResult) -> Json:
 
 def error_result(error: ExaiError) -> Json:
     """Return the `CallToolResult` of an error a tool raised on purpose."""
-    return call_result(ToolResult({"error": error_facts(error)}, str(error), is_error=True))
+    return failed_result(error_facts(error))
+
+
+def failed_result(facts: Json) -> Json:
+    """Return the `CallToolResult` of an error's facts; an answer that exists only in the error is in its text, too."""
+    text, content = str(facts["message"]), facts.get("content")
+    if isinstance(content, str) and len(orjson.dumps(content)) <= MAX_REPEATED_BYTES:
+        text = f"{text}\n\n{content}".strip()
+    head = {name: value for name, value in facts.items() if name not in ABOUT_ERRORS}
+    return call_result(ToolResult({"error": facts}, text, head, is_error=True))
 
 
 def invalid_arguments(spec: ToolSpec, error: ValidationError) -> Json:
@@ -233,7 +251,7 @@ def invalid_arguments(spec: ToolSpec, error: ValidationError) -> Json:
     facts = error_facts(found[0])
     facts["message"] = "\n".join(map(str, found))
     facts["errors"] = [{"field": each.field, "problem": each.problem, "cure": each.cure} for each in found]
-    return call_result(ToolResult({"error": facts}, facts["message"], is_error=True))
+    return failed_result(facts)
 
 
 def _explained(spec: ToolSpec, detail: ErrorDetails) -> InvalidArgument:

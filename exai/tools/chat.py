@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -57,11 +56,13 @@ class ChatOutput(BaseModel):
     model: str
     provider: str
     seq: int = Field(description="Number of the answer in its conversation.")
+    revision: int
     usage: UsageOutput
     finish_reason: str
     duration_ms: float
     duplicate: bool = Field(description="True when this idempotency key had been answered before.")
     prompt_tokens_left: int | None = Field(description="Room left in the model's window, by estimate.")
+    notes: list[str] = Field(description="What the caller should know about this answer.")
 
 
 def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpec:
@@ -104,13 +105,19 @@ def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpe
 def answer(result: ChatResult) -> ToolResult:
     """Return what a chat is answered with, at once or later."""
     facts = structured(result)
-    return ToolResult(facts, _as_text(facts))
+    return ToolResult(facts, facts["content"])
 
 
-def structured(result: ChatResult) -> dict[str, object]:
+def structured(result: ChatResult) -> dict[str, Any]:
     """Return what every tool that asks a model answers with."""
     usage = result.usage
     content, next_offset = cut(result.content, 0, room())
+    notes = []
+    if next_offset is not None:
+        notes.append(
+            f"this is only the beginning; conversation_get with this continuation_id, seq {result.seq} and "
+            f"char_offset {next_offset} has the rest"
+        )
     return {
         "content": content,
         "next_offset": next_offset,
@@ -118,6 +125,7 @@ def structured(result: ChatResult) -> dict[str, object]:
         "model": result.model,
         "provider": result.provider,
         "seq": result.seq,
+        "revision": result.revision,
         "usage": {
             "input_tokens": usage.input_tokens,
             "output_tokens": usage.output_tokens,
@@ -128,14 +136,8 @@ def structured(result: ChatResult) -> dict[str, object]:
         "duration_ms": round(result.duration_ms, 1),
         "duplicate": result.duplicate,
         "prompt_tokens_left": result.prompt_tokens_left,
+        "notes": notes,
     }
-
-
-def _as_text(facts: Mapping[str, Any]) -> str:
-    if facts["next_offset"] is None:
-        return str(facts["content"])
-    rest = f"continuation_id {facts['continuation_id']}, seq {facts['seq']}, char_offset {facts['next_offset']}"
-    return f"{facts['content']}\n\n[goes on: conversation_get with {rest}]"
 
 
 def _request(arguments: ChatArguments, context: CallContext, files: tuple[FileId, ...]) -> ChatRequest:

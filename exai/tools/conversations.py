@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
+import orjson
 from pydantic import BaseModel, Field
 
 from exai.conversations import AppendRequest, ConversationService
 from exai.errors import InvalidArgument, NotFound
 from exai.files import FileService
 from exai.mcp.schemas import output_schema
+from exai.mcp.texts import items
 from exai.mcp.tools import Arguments, CallContext, ToolResult, ToolSpec
 from exai.models import MAX_PAGE_MESSAGES, PAGE_MESSAGES, ContinuationId, Conversation, NewMessage, Page
 from exai.tools.paging import ANSWER_CHARS, MAX_ANSWER_CHARS, SHOW_WHOLE, Size, fitting, page_facts, room
 
 MAX_LIST = 200
 MAX_SEQ = 2**53
+LINE = ("continuation_id", "title", "messages", "tags", "revision", "updated_at")
+"""What a list says of a conversation in its text."""
+
+ABOUT_ANSWERS = frozenset({"model", "provider", "finish_reason"})
+"""Metadata that every answer has."""
 
 
 class MessageArgument(Arguments):
@@ -136,7 +144,7 @@ def _append_tool(conversations: ConversationService, files: FileService) -> Tool
                 "revision": appended.revision,
                 "duplicate": appended.duplicate,
             },
-            text=f"stored as {appended.first_seq} to {appended.last_seq} of {appended.continuation_id}",
+            text="These messages had been stored before." if appended.duplicate else "The messages are stored.",
         )
 
     return ToolSpec(
@@ -162,7 +170,7 @@ def _get_tool(conversations: ConversationService) -> ToolSpec:
         if arguments.seq is not None and [each.seq for each in page.messages] != [arguments.seq]:
             raise NotFound("message", str(arguments.seq), f"The newest one is {page.conversation.last_seq}")
         structured = _page(page, room(arguments.max_chars), arguments.char_offset)
-        return ToolResult(structured, _as_text(structured["messages"]))
+        return ToolResult(structured, _as_text(structured["messages"]), _rest(structured["messages"]))
 
     return ToolSpec(
         name="conversation_get",
@@ -184,8 +192,7 @@ def _list_tool(conversations: ConversationService) -> ToolSpec:
         page = await conversations.list(context.owner, limit=arguments.limit, cursor=arguments.cursor)
         shown = fitting(page.conversations, conversation_facts, room())
         structured = {"conversations": shown, "next_cursor": page.cursor_after(len(shown))}
-        lines = (f"{each['continuation_id']} {each['title'] or ''} ({each['messages']} messages)" for each in shown)
-        return ToolResult(structured, "\n".join(lines) or "no conversations")
+        return ToolResult(structured, items(shown, LINE) or "There are no conversations.")
 
     return ToolSpec(
         name="conversation_list",
@@ -224,9 +231,21 @@ def _page(page: Page, within: Size, char_offset: int) -> dict[str, Any]:
 
 
 def _as_text(messages: list[dict[str, Any]]) -> str:
-    cuts = (f"\n[goes on at char_offset {each['next_offset']}]" if each["next_offset"] else "" for each in messages)
-    lines = (f"#{each['seq']} {each['role']}: {each['content']}{cut}" for each, cut in zip(messages, cuts, strict=True))
-    return "\n\n".join(lines) or "no messages"
+    return "\n\n".join(map(_message, messages)) or "There are no messages."
+
+
+def _message(facts: Mapping[str, Any]) -> str:
+    kind = "" if facts["kind"] == "message" else f" ({facts['kind']})"
+    metadata = {name: value for name, value in (facts["metadata"] or {}).items() if name not in ABOUT_ANSWERS}
+    beside = f"\nmetadata: {orjson.dumps(metadata).decode()}" if metadata else ""
+    return f"#{facts['seq']} {facts['role']}{kind}: {facts['content']}{beside}"
+
+
+def _rest(messages: list[dict[str, Any]]) -> Mapping[str, Any]:
+    """Return what the next call needs that stands in a page's messages: of a part where its rest begins."""
+    return next(
+        ({"seq": each["seq"], "next_offset": each["next_offset"]} for each in messages if each["next_offset"]), {}
+    )
 
 
 def conversation_facts(conversation: Conversation) -> dict[str, Any]:

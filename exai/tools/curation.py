@@ -13,12 +13,16 @@ from exai.db.curation import Change
 from exai.db.search import SearchHit, SearchQuery
 from exai.errors import InvalidArgument
 from exai.mcp.schemas import output_schema
+from exai.mcp.texts import items
 from exai.mcp.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolResult, ToolSpec
 from exai.models import ContinuationId
-from exai.tools.conversations import ConversationOutput, conversation_facts, optional_id
+from exai.tools.conversations import LINE, ConversationOutput, conversation_facts, optional_id
 from exai.tools.paging import ANSWER_CHARS, MAX_ANSWER_CHARS, SHOW_WHOLE, cut, fitting, room, size_of
 
 SEARCH_HITS = 20
+HIT = ("continuation_id", "title", "seq", "role", "created_at", "tool", "model", "snippet")
+"""What the text says of a hit."""
+
 MAX_HITS = 200
 SNIPPET_CHARS = 1_000
 """A snippet is some words around the match, but a word may be of any length."""
@@ -151,8 +155,7 @@ def _search_tool(conversations: ConversationService) -> ToolSpec:
         page = await conversations.search(query, limit=arguments.limit, cursor=arguments.cursor)
         shown = fitting(page.hits, _hit, room())
         structured = {"hits": shown, "next_cursor": page.cursor_after(len(shown))}
-        lines = (f"{hit['continuation_id']} #{hit['seq']} {hit['role'] or 'title'}: {hit['snippet']}" for hit in shown)
-        return ToolResult(structured, "\n".join(lines) or "nothing found")
+        return ToolResult(structured, items(shown, HIT) or "Nothing was found.")
 
     return ToolSpec(
         name="conversation_search",
@@ -174,7 +177,7 @@ def _fork_tool(conversations: ConversationService) -> ToolSpec:
             title=arguments.title,
             idempotency_key=arguments.idempotency_key,
         )
-        return ToolResult(conversation_facts(fork), f"forked as {fork.continuation_id}")
+        return ToolResult(conversation_facts(fork), "The fork is made; this is its continuation_id.")
 
     return ToolSpec(
         name="conversation_fork",
@@ -198,7 +201,8 @@ def _update_tool(conversations: ConversationService) -> ToolSpec:
             expected_revision=arguments.expected_revision,
             idempotency_key=arguments.idempotency_key,
         )
-        return ToolResult(conversation_facts(changed), "changed")
+        facts = conversation_facts(changed)
+        return ToolResult(facts, items([facts], LINE))
 
     return ToolSpec(
         name="conversation_update",
@@ -281,7 +285,7 @@ def _import_tool(conversations: ConversationService) -> ToolSpec:
             "stored": last.stored,
             "revision": last.revision,
         }
-        return ToolResult(structured, f"{last.stored} of {last.seen} messages stored in {last.continuation_id}")
+        return ToolResult(structured, f"{last.stored} of {last.seen} messages were not there before and are stored.")
 
     return ToolSpec(
         name="conversation_import",

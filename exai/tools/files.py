@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from exai.errors import InvalidArgument
 from exai.files import FileContent, FileService
 from exai.mcp.schemas import output_schema
+from exai.mcp.texts import items
 from exai.mcp.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolResult, ToolSpec
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, StoredFile
 from exai.tools.conversations import optional_id
@@ -21,6 +22,8 @@ PAGE_CHARS = 40_000
 
 MAX_PAGE_CHARS = 200_000
 MAX_LIST = 200
+LINE = ("file_id", "name", "media_type", "size_bytes", "created_at")
+"""What a list says of a file in its text."""
 
 
 class PutArguments(Arguments):
@@ -111,7 +114,8 @@ def _put_tool(files: FileService) -> ToolSpec:
                 raise InvalidArgument("name", "is missing", "Say what the file is called")
             content = FileContent(arguments.name, _bytes_of(arguments), arguments.media_type)
             (file,) = await files.put(context.owner, [content])
-        return ToolResult({**_file(file), "created": file.created}, f"{file.name} is {file.id}")
+        text = "The file is stored." if file.created else "This content had been stored before."
+        return ToolResult({**_file(file), "created": file.created}, text)
 
     return ToolSpec(
         name="file_put",
@@ -150,8 +154,7 @@ def _list_tool(files: FileService) -> ToolSpec:
         page = await files.list(context.owner, continuation_id=within, limit=arguments.limit, cursor=arguments.cursor)
         shown = fitting(page.files, _file, room())
         structured = {"files": shown, "next_cursor": page.cursor_after(len(shown))}
-        lines = (f"{each['file_id']} {each['name']} ({each['size_bytes']} bytes)" for each in shown)
-        return ToolResult(structured, "\n".join(lines) or "no files")
+        return ToolResult(structured, items(shown, LINE) or "There are no files.")
 
     return ToolSpec(
         name="file_list",
@@ -169,7 +172,7 @@ def _link_tool(files: FileService) -> ToolSpec:
         ids = [FileId(each) for each in arguments.file_ids]
         linked = await files.link(context.owner, ContinuationId(arguments.continuation_id), ids)
         structured = {"continuation_id": arguments.continuation_id, "linked": linked}
-        return ToolResult(structured, f"{linked} new links")
+        return ToolResult(structured, f"{linked} new links.")
 
     return ToolSpec(
         name="file_link",
@@ -184,7 +187,7 @@ def _link_tool(files: FileService) -> ToolSpec:
 def _delete_tool(files: FileService) -> ToolSpec:
     async def handle(arguments: DeleteArguments, context: CallContext) -> ToolResult:
         await files.delete(context.owner, FileId(arguments.file_id))
-        return ToolResult({"file_id": arguments.file_id, "deleted": True}, "deleted")
+        return ToolResult({"file_id": arguments.file_id, "deleted": True}, "The file is deleted.")
 
     return ToolSpec(
         name="file_delete",

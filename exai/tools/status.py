@@ -10,11 +10,26 @@ from pydantic import Field
 
 from exai import __version__
 from exai.errors import InvalidArgument
+from exai.mcp.texts import items
 from exai.mcp.tools import Arguments, CallContext, ToolResult, ToolSpec
 from exai.providers.base import ModelInfo
 from exai.providers.naming import SET_A_KEY
 from exai.providers.registry import Providers
 from exai.tools.paging import fitting, room
+
+LINE = (
+    "name",
+    "provider",
+    "configured",
+    "aliases",
+    "context_window",
+    "max_output_tokens",
+    "thinking",
+    "retires",
+    "successor",
+)
+COMPONENT = ("component", "state", "latency_ms", "detail")
+"""What the text says of a model and of a part of EXAI."""
 
 Health = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -41,15 +56,14 @@ def _listmodels_tool(providers: Providers) -> ToolSpec:
         infos = [info for info in providers.models() if arguments.provider in (None, info.provider)]
         rest = infos[_begin(infos, arguments.after) :]
         shown = fitting(rest, _model, room())
-        names = ", ".join(info.name for info in rest[: len(shown)] if info.configured)
-        return ToolResult(
-            structured={
-                "models": shown,
-                "default": next((info.name for info in infos if info.default), None),
-                "next_after": shown[-1]["name"] if len(shown) < len(rest) else None,
-            },
-            text=f"configured: {names}" if names else f"no model is configured. {SET_A_KEY}",
-        )
+        default = next((info.name for info in infos if info.default), None)
+        facts = {
+            "models": shown,
+            "default": default,
+            "next_after": shown[-1]["name"] if len(shown) < len(rest) else None,
+        }
+        missing = "" if any(info.configured for info in infos) else f"No model is configured. {SET_A_KEY}\n"
+        return ToolResult(facts, f"{missing}default: {default}\n{items(shown, LINE)}")
 
     return ToolSpec(
         name="listmodels",
@@ -64,7 +78,8 @@ def _listmodels_tool(providers: Providers) -> ToolSpec:
 def _status_tool(health: Health) -> ToolSpec:
     async def handle(_arguments: NoArguments, _context: CallContext) -> ToolResult:
         report = await health()
-        return ToolResult(structured=report, text=f"{report['status']}")
+        parts = ({"component": name, **facts} for name, facts in report.get("components", {}).items())
+        return ToolResult(report, f"status: {report['status']}\n{items(parts, COMPONENT)}")
 
     return ToolSpec(
         name="status",

@@ -17,7 +17,7 @@ from exai.errors import ShuttingDown
 from exai.mcp import eras
 from exai.mcp.jsonrpc import INTERNAL_ERROR, RpcError
 from exai.mcp.tasks import Task
-from exai.mcp.tools import ToolResult, call_result
+from exai.mcp.tools import ToolResult, call_result, failed_result
 from exai.models import Owner
 
 Answers = Mapping[str, Callable[[ChatResult], ToolResult]]
@@ -68,7 +68,7 @@ def _failed(task: Task, error: Mapping[str, Any]) -> Task:
     if "message" not in error:
         problem = "internal error; the logs of the daemon that asked the model have it"
         return _broken(task, RpcError(INTERNAL_ERROR, problem))
-    result = call_result(ToolResult({"error": error}, error["message"], is_error=True))
+    result = failed_result(error)
     return replace(task, status="completed", message="", result=result)
 
 

@@ -1,0 +1,81 @@
+"""The text of an answer: a head of one line, notes, and then the content.
+
+Half of the clients show their model the text only, and some cut it. So what the next call needs stands first.
+Invariant: every field of the structured answer that a next call can need is in the head, whatever tool answers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+import orjson
+
+HEAD: Final = (
+    "continuation_id",
+    "seq",
+    "first_seq",
+    "last_seq",
+    "revision",
+    "file_id",
+    "task_id",
+    "name",
+    "media_type",
+    "size_bytes",
+    "encoding",
+    "model",
+    "finish_reason",
+    "matched",
+    "partial",
+    "left_out",
+    "unread_events",
+    "duplicate",
+    "deleted",
+    "stale_s",
+    "retry_after_s",
+)
+"""Fields of a structured answer that its head repeats, in this order; `next_...` follow by themselves."""
+
+NEXT: Final = "next_"
+NOTES: Final = "notes"
+"""The field of a structured answer that holds sentences for the caller, each a line after the head."""
+
+USUAL: Final[Mapping[str, Any]] = {"finish_reason": "stop", "encoding": "text"}
+"""Values that say nothing."""
+
+MAX_VALUE_CHARS: Final = 1_000
+_PLAIN = re.compile(r"[^\s\"'{}\[\]|:][^\"|\x00-\x1f\x7f-\x9f\u2028\u2029]*(?<!\s)")
+
+
+def headed(facts: Mapping[str, Any] | None, body: str, beside: Mapping[str, Any] | None = None) -> str:
+    """Return `body` after the head and the notes of a structured answer.
+
+    `beside` holds fields for the head that stand deeper in the structure, such as those of a page's only message.
+    """
+    known = {**(beside or {}), **(facts or {})}
+    head = one_line((name, known.get(name)) for name in (*HEAD, *(name for name in known if name.startswith(NEXT))))
+    notes = [f"note: {' '.join(str(note).split())}" for note in known.get(NOTES) or ()]
+    first = "\n".join([head, *notes] if head else notes)
+    return "\n\n".join(part for part in (first, body) if part)
+
+
+def one_line(pairs: Iterable[tuple[str, object]]) -> str:
+    """Return names and values on one line; without those that are null, false, 0, empty or usual."""
+    return " | ".join(f"{name}: {_value(value)}" for name, value in pairs if value and USUAL.get(name) != value)
+
+
+def items(facts: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """Return the items of a list, each on a line of its own with the fields in `names`."""
+    return "\n".join(one_line((name, each.get(name)) for name in names) for each in facts)
+
+
+def _value(value: object) -> str:
+    """Return a value as it can be read back: as it is where nothing could be mistaken, else as JSON."""
+    if isinstance(value, str):
+        # A number in quotes stays a text, so that an id of digits is copied as one.
+        if len(value) > MAX_VALUE_CHARS:
+            value = value[:MAX_VALUE_CHARS] + "..."
+        if _PLAIN.fullmatch(value):
+            return value
+    return orjson.dumps(value, default=str).decode()

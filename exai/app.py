@@ -166,9 +166,11 @@ async def _open_database(
     url = embedded.postgres_url if embedded else None
     if url is not None:
         await upgrade(url)
+    is_shared = bool(settings.server.tokens) or settings.server.jwt.is_on
     async with AsyncExitStack() as own:
         try:
-            database = await own.enter_async_context(open_pool(settings.database, recorder=recorder, url=url))
+            opening = open_pool(settings.database, recorder=recorder, url=url, is_shared=is_shared)
+            database = await own.enter_async_context(opening)
             await check_revision(database)
         except SchemaMismatch as error:
             raise await explain_mismatch(url or _given_url(settings), error) from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Final, Generic, TypeAlias, TypeVar
@@ -29,6 +29,65 @@ request_owner: ContextVar[Holder] = ContextVar("request_owner", default=None)
 """The owner of the current request; None for background work and for work done for several owners at once."""
 
 
+class Line(Generic[W]):
+    """Waiters of several owners: the owners take turns, and those of one owner come out in their order."""
+
+    def __init__(self) -> None:
+        # Linked lists with keys: a waiter leaves from anywhere in constant time.
+        self._waiting: OrderedDict[Holder, OrderedDict[W, None]] = OrderedDict()
+        self._length = 0
+
+    def __len__(self) -> int:
+        """Return how many wait."""
+        return self._length
+
+    def __iter__(self) -> Iterator[Holder]:
+        """Iterate over the owners that wait, the one whose turn it is first."""
+        return iter(self._waiting)
+
+    def __contains__(self, owner: Holder) -> bool:
+        """Whether this owner waits."""
+        return owner in self._waiting
+
+    def put(self, owner: Holder, waiter: W) -> None:
+        """Let one more wait behind the owner's earlier ones."""
+        queue = self._waiting.get(owner)
+        if queue is None:
+            queue = self._waiting[owner] = OrderedDict()
+        queue[waiter] = None
+        self._length += 1
+
+    def put_back(self, owner: Holder, waiter: W) -> None:
+        """Let one that was taken out wait again, before the owner's others."""
+        self.put(owner, waiter)
+        self._waiting[owner].move_to_end(waiter, last=False)
+
+    def leave(self, owner: Holder, waiter: W) -> None:
+        """Forget a waiter, if it is still here."""
+        queue = self._waiting.get(owner)
+        if queue is None or waiter not in queue:
+            return
+        del queue[waiter]
+        self._length -= 1
+        if not queue:
+            del self._waiting[owner]
+
+    def take(self) -> W:
+        """Take out the first waiter of the owner whose turn it is; there must be one."""
+        return self.take_of(next(iter(self._waiting)))
+
+    def take_of(self, owner: Holder) -> W:
+        """Take out the first waiter of this owner, who must wait; the owner's next turn comes after all others'."""
+        queue = self._waiting[owner]
+        waiter, _ = queue.popitem(last=False)
+        self._length -= 1
+        if queue:
+            self._waiting.move_to_end(owner)
+        else:
+            del self._waiting[owner]
+        return waiter
+
+
 class Turns(Generic[W]):
     """Decides which waiter gets the next of `size` places, and counts the places each owner holds. Does no I/O.
 
@@ -40,12 +99,11 @@ class Turns(Generic[W]):
         self.share = max(1, size // 2)
         self._reserve = reserve
         self._held: dict[Holder, int] = {}
-        # Linked lists with keys: a waiter leaves from anywhere in constant time.
-        self._waiting: OrderedDict[Holder, OrderedDict[W, None]] = OrderedDict()
+        self._line: Line[W] = Line()
 
     def __bool__(self) -> bool:
         """Whether anything waits."""
-        return bool(self._waiting)
+        return bool(self._line)
 
     def held(self, owner: Holder) -> int:
         """Return the number of places this owner holds."""
@@ -53,7 +111,7 @@ class Turns(Generic[W]):
 
     def may_begin(self, owner: Holder, free: int) -> bool:
         """Whether a request that has not waited may take one of `free` places now."""
-        if free <= 0 or owner in self._waiting:
+        if free <= 0 or owner in self._line:
             return False
         return self._is_below_share(owner) or free > self._reserve
 
@@ -71,43 +129,30 @@ class Turns(Generic[W]):
 
     def wait(self, owner: Holder, waiter: W) -> None:
         """Let a request wait behind the owner's earlier ones."""
-        self._waiting.setdefault(owner, OrderedDict())[waiter] = None
+        self._line.put(owner, waiter)
 
     def leave(self, owner: Holder, waiter: W) -> None:
         """Forget a request that waits no longer; does nothing if it was chosen before."""
-        queue = self._waiting.get(owner)
-        if queue is None:
-            return
-        queue.pop(waiter, None)
-        if not queue:
-            del self._waiting[owner]
+        self._line.leave(owner, waiter)
 
     def choose(self, free: int) -> tuple[Holder, W] | None:
         """Take out the waiter that gets one of `free` places, and count the place; None if no waiter may have one."""
-        if free <= 0 or not self._waiting:
+        if free <= 0 or not self._line:
             return None
         # Few owners can hold half of the places, so few are passed over. They keep their turn.
-        for owner in self._waiting:
+        for owner in self._line:
             if self._is_below_share(owner):
                 break
         else:
             if free <= self._reserve:
                 return None
-            owner = next(iter(self._waiting))
-        queue = self._waiting[owner]
-        waiter, _ = queue.popitem(last=False)
-        if queue:
-            self._waiting.move_to_end(owner)
-        else:
-            del self._waiting[owner]
+            owner = next(iter(self._line))
         self.begin(owner)
-        return owner, waiter
+        return owner, self._line.take_of(owner)
 
     def clear(self) -> list[W]:
         """Take out everything that waits."""
-        waiters = [waiter for queue in self._waiting.values() for waiter in queue]
-        self._waiting.clear()
-        return waiters
+        return [self._line.take() for _ in range(len(self._line))]
 
     def _is_below_share(self, owner: Holder) -> bool:
         return owner is None or self._held.get(owner, 0) < self.share

@@ -1,8 +1,9 @@
 """A fixed set of connections that heals itself: taking and giving one back costs no task, no timer and no round trip.
 
 The driver's own pool starts a task for each release, which is a quarter of the whole client cost of reading a page.
-Here a connection whose statement ended goes straight to the next waiter; one whose statement was cut off is first
-settled in the background; a lost one is replaced in the background, at once, and again and again until it succeeds.
+Here a connection whose statement ended goes straight to the next waiter, owners in turn (`exai.fairness`); one whose
+statement was cut off is first settled in the background, and counts as its owner's until then; a lost one is replaced
+in the background, at once, and again and again until it succeeds.
 
 Each of the `size` places is, at any time, exactly one of: idle, taken, or being mended.
 """
@@ -11,13 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import asyncpg
 
 from exai.errors import ShuttingDown
+from exai.fairness import Holder, Turns
 from exai.resilience import Clock, backoff_s
 
 SETTLE_LIMIT_S: Final = 1.0
@@ -35,8 +36,10 @@ is back by then. Later they are told at once, until a connection could be made."
 class OneTrip(asyncpg.Connection):
     """Parse, Bind, Execute and Sync in one write; nothing is left on the server between statements."""
 
-    __slots__ = ("generation",)
+    __slots__ = ("generation", "holder")
     generation: int
+    holder: Holder
+    """The owner that the connection is taken for."""
 
     def get_reset_query(self) -> str:
         """Nothing: there is no session state, and through a pooler a reset would hit some other session."""
@@ -56,14 +59,16 @@ class OneTrip(asyncpg.Connection):
 class Connections:
     """Made empty; `start` fills it, `close` empties it for good. For the tasks of one event loop."""
 
-    def __init__(self, opener: Callable[[], Awaitable[OneTrip]], size: int, *, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, opener: Callable[[], Awaitable[OneTrip]], size: int, *, reserve: int = 0, clock: Clock = time.monotonic
+    ) -> None:
         self.size = size
         self._clock = clock
         self._away_since: float | None = None
         self.last_error: Exception | None = None
         self._opener = opener
         self._idle: list[OneTrip] = []
-        self._waiters: deque[asyncio.Future[OneTrip]] = deque()
+        self._turns: Turns[asyncio.Future[OneTrip]] = Turns(size, reserve=reserve)
         self._taken: set[OneTrip] = set()
         self._menders: set[asyncio.Task[None]] = set()
         self._generation = 0
@@ -95,16 +100,21 @@ class Connections:
             await self.close()
             raise errors[0]
 
-    def take_nowait(self) -> OneTrip | None:
-        """An idle connection, or None if one would have to be waited for."""
-        if not self._idle:
+    def take_nowait(self, owner: Holder) -> OneTrip | None:
+        """An idle connection for this owner, or None if one would have to be waited for."""
+        if not self._turns.may_begin(owner, len(self._idle)):
             return None
+        self._turns.begin(owner)
+        return self._taken_for(owner)
+
+    def _taken_for(self, owner: Holder) -> OneTrip:
         connection = self._idle.pop()
+        connection.holder = owner
         self._taken.add(connection)
         return connection
 
-    async def take(self, limit_s: float) -> OneTrip:
-        """A connection, waited for in turn.
+    async def take(self, owner: Holder, limit_s: float) -> OneTrip:
+        """A connection for this owner, waited for in turn.
 
         Raises:
             TimeoutError: none became free within `limit_s`, or none can be made for longer than anybody waits.
@@ -113,13 +123,13 @@ class Connections:
         """
         if self._closing:
             raise ShuttingDown
-        connection = self.take_nowait()
+        connection = self.take_nowait(owner)
         if connection is not None:
             return connection
         if (self.away_s or 0.0) > PATIENCE_S:
             raise TimeoutError
         waiter: asyncio.Future[OneTrip] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
+        self._turns.wait(owner, waiter)
         try:
             async with asyncio.timeout(limit_s):
                 return await waiter
@@ -129,23 +139,31 @@ class Connections:
                 self.give(waiter.result())
             else:
                 waiter.cancel()
-                if waiter in self._waiters:
-                    self._waiters.remove(waiter)
+                self._turns.leave(owner, waiter)
             raise
 
     def give(self, connection: OneTrip) -> None:
         """Give back a connection whose statement has ended, well or badly."""
-        self._taken.discard(connection)
+        self._release(connection)
         if connection.is_closed() or self._closing or connection.generation != self._generation:
             self._mend(connection)
-            return
-        while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                self._taken.add(connection)
-                waiter.set_result(connection)
-                return
+        else:
+            self._add(connection)
+
+    def _add(self, connection: OneTrip) -> None:
+        """Hand one more usable connection to the next waiter, or keep it idle."""
         self._idle.append(connection)
+        while (chosen := self._turns.choose(len(self._idle))) is not None:
+            owner, waiter = chosen
+            if waiter.done():
+                self._turns.end(owner)
+            else:
+                waiter.set_result(self._taken_for(owner))
+
+    def _release(self, connection: OneTrip) -> None:
+        if connection in self._taken:
+            self._taken.remove(connection)
+            self._turns.end(connection.holder)
 
     def give_unsettled(self, connection: OneTrip) -> None:
         """Give back a connection whose statement was cut off by a timeout or a cancellation."""
@@ -161,10 +179,9 @@ class Connections:
     async def close(self) -> None:
         """Wait for the statements in flight, within a limit, and close everything."""
         self._closing = True
-        for waiter in self._waiters:
+        for waiter in self._turns.clear():
             if not waiter.done():
                 waiter.set_exception(ShuttingDown())
-        self._waiters.clear()
         try:
             async with asyncio.timeout(CLOSE_LIMIT_S):
                 while self._taken or self._menders:
@@ -201,9 +218,12 @@ class Connections:
         task.add_done_callback(self._menders.discard)
 
     async def _mended(self, connection: OneTrip, *, settle: bool) -> None:
-        if settle and not self._closing and await _settled(connection):
-            self.give(connection)
-            return
+        if settle:
+            is_settled = not self._closing and await _settled(connection)
+            self._turns.end(connection.holder)
+            if is_settled:
+                self.give(connection)
+                return
         connection.terminate()
         attempt = 0
         while not self._closing:

@@ -10,7 +10,6 @@ statement failed) is sent by itself, which waits, repeats and explains as if the
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from math import ceil
 from time import perf_counter
@@ -25,6 +24,7 @@ from exai.db.records import AppendResult, AppendStart
 from exai.db.rows import Columns, columns_of, conversation_of, stored_of
 from exai.db.translate import DEPENDENCY, NO_REPLY, unknown_outcome
 from exai.errors import DatabaseError, DeadlineExceeded, ExaiError, OutcomeUnknown, ShuttingDown
+from exai.fairness import Line
 from exai.models import Owner
 from exai.resilience import bounded
 
@@ -77,7 +77,7 @@ class Grouping:
         if not may_share(start, columns):
             return await self._send_one(start, columns)
         append = _Append(start, columns, asyncio.get_running_loop().create_future())
-        self._gate.put(append)
+        self._gate.put(start.owner, append)
         try:
             result = await bounded(append.result, None, WHAT)
         except DeadlineExceeded as error:
@@ -106,7 +106,7 @@ class Grouping:
         except (DatabaseError, DeadlineExceeded, ShuttingDown) as error:
             raise doubt from error
 
-    def _send(self, waiting: deque[_Append]) -> _Append | None:
+    def _send(self, waiting: Line[_Append]) -> _Append | None:
         group = _take(waiting)
         if not group:
             return None
@@ -148,14 +148,14 @@ class Grouping:
             self._gate.end(group[0])
 
 
-def _take(waiting: deque[_Append]) -> list[_Append]:
-    """Take who can go together: one for each conversation and each key, in their order."""
+def _take(waiting: Line[_Append]) -> list[_Append]:
+    """Take who can go together: one for each conversation and each key; the owners take turns."""
     group: list[_Append] = []
     staying: list[_Append] = []
     taken: set[tuple[str, Owner, str]] = set()
     most = min(max(ceil(len(waiting) / 2), WHOLE_CROWD), MOST_APPENDS)
     while waiting and len(group) < most and len(staying) < MOST_LEFT:
-        append = waiting.popleft()
+        append = waiting.take()
         if append.result.done():
             continue
         start = append.start
@@ -166,7 +166,8 @@ def _take(waiting: deque[_Append]) -> list[_Append]:
             group.append(append)
         else:
             staying.append(append)
-    waiting.extendleft(reversed(staying))
+    for append in reversed(staying):
+        waiting.put_back(append.start.owner, append)
     return group
 
 

@@ -7,11 +7,13 @@ are answered a part of the pool is left to whatever else is asked, however many 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from contextvars import Context
 from math import ceil, inf
 from typing import Any, Final, Generic, TypeVar
+
+from exai.fairness import Line
+from exai.models import Owner
 
 T = TypeVar("T")
 
@@ -74,7 +76,7 @@ class Room:
 
 
 class Gate(Generic[T]):
-    """Those of one kind who wait to be sent, in their order.
+    """Those of one kind who wait to be sent: the owners take turns, and each owner's go in their order.
 
     `send` takes some of them out of the queue and sends them as one statement, under the name of the first, or takes
     out those who have left and returns None. It is called at the end of a turn of the event loop, so what comes
@@ -82,11 +84,11 @@ class Gate(Generic[T]):
     done for several has nobody's deadline.
     """
 
-    def __init__(self, room: Room, send: Callable[[deque[T]], T | None], *, least: int = 1) -> None:
+    def __init__(self, room: Room, send: Callable[[Line[T]], T | None], *, least: int = 1) -> None:
         self._room, self._send = room, send
         self._pace = Pace(least, room.places)
         self.saw = self._pace.saw
-        self._waiting: deque[T] = deque()
+        self._waiting: Line[T] = Line()
         self._under_way: set[T] = set()
         self._coming = 0
         self._is_due = False
@@ -116,9 +118,9 @@ class Gate(Generic[T]):
         self._under_way.add(one)
         return True
 
-    def put(self, one: T) -> None:
-        """Let one more wait."""
-        self._waiting.append(one)
+    def put(self, owner: Owner, one: T) -> None:
+        """Let one more wait; owners take turns."""
+        self._waiting.put(owner, one)
         self.look()
 
     def end(self, first: T) -> None:

@@ -24,6 +24,7 @@ from exai.db.connections import Connections, OneTrip
 from exai.db.statements import Statement, load_statements
 from exai.db.translate import DEPENDENCY, Phase, Verdict, judge
 from exai.errors import DatabaseUnavailable, DeadlineExceeded, ShuttingDown
+from exai.fairness import Holder, request_owner
 from exai.models import Recorder
 from exai.resilience import Clock, backoff_s, remaining_s
 
@@ -104,7 +105,8 @@ class Database:
     async def _run(self, statement: Statement, args: tuple[object, ...]) -> list[Record]:
         limit_s = self._limit_s(statement)
         connections = self._connections
-        connection = connections.take_nowait() or await self._take(limit_s)
+        owner = request_owner.get()
+        connection = connections.take_nowait(owner) or await self._take(owner, limit_s)
         try:
             rows: list[Record] = await connection.fetch(statement.text, *args, timeout=limit_s)
         except PostgresError as error:
@@ -118,9 +120,9 @@ class Database:
         connections.give(connection)
         return rows
 
-    async def _take(self, limit_s: float) -> OneTrip:
+    async def _take(self, owner: Holder, limit_s: float) -> OneTrip:
         try:
-            return await self._connections.take(min(limit_s, self._settings.acquire_timeout_s))
+            return await self._connections.take(owner, min(limit_s, self._settings.acquire_timeout_s))
         except TimeoutError as error:
             whole = self._connections.in_use == self._connections.size
             cause = self._connections.last_error or error
@@ -221,9 +223,17 @@ def _refused(error: Exception) -> Exception:
 
 @asynccontextmanager
 async def open_pool(
-    settings: DatabaseSettings, *, recorder: Recorder, url: str | None = None, clock: Clock = time.monotonic
+    settings: DatabaseSettings,
+    *,
+    recorder: Recorder,
+    url: str | None = None,
+    is_shared: bool = False,
+    clock: Clock = time.monotonic,
 ) -> AsyncIterator[Database]:
     """Open the pool of this process at `url`, or at the settings' own address, with all statements described.
+
+    A pool that is shared between owners keeps a quarter of its connections for those that have few, so that slow
+    statements of one owner cannot hold all of them.
 
     Raises:
         ConfigError: the address cannot be used.
@@ -249,7 +259,8 @@ async def open_pool(
                 raise
         return connection
 
-    connections = Connections(opener, settings.pool_size, clock=clock)
+    reserve = settings.pool_size // 4 if is_shared else 0
+    connections = Connections(opener, settings.pool_size, reserve=reserve, clock=clock)
     try:
         await connections.start()
     except Exception as error:

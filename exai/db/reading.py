@@ -13,7 +13,6 @@ making it, and to leave it out then would cost its reader a second round trip.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
 from copy import copy
 from time import perf_counter
@@ -23,6 +22,7 @@ from exai.db.pace import Gate, Room
 from exai.db.pool import Database, Record
 from exai.db.translate import DEPENDENCY
 from exai.errors import DatabaseBusy, DatabaseUnavailable, ExaiError, ShuttingDown
+from exai.fairness import Line
 from exai.models import PAGE_MESSAGES, ContinuationId, Owner
 from exai.resilience import bounded, with_deadline
 
@@ -64,7 +64,7 @@ class Reading:
         read = _Read(owner, continuation_id)
         try:
             if not await self._gate.goes_alone(read):
-                self._gate.put(read)
+                self._gate.put(owner, read)
                 rows = await bounded(read.rows, None, WHAT)
                 if rows is not None:
                     return rows
@@ -85,10 +85,10 @@ class Reading:
         # Those of a group hold each other, and with them their pages, until a garbage collector comes by.
         read.group, read.task = (), None
 
-    def _send(self, waiting: deque[_Read]) -> _Read | None:
+    def _send(self, waiting: Line[_Read]) -> _Read | None:
         group: list[_Read] = []
         while waiting and len(group) < MOST_READS:
-            read = waiting.popleft()
+            read = waiting.take()
             if not read.rows.done():
                 group.append(read)
         if not group:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exai.errors import DeadlineExceeded
-from exai.fairness import Places, Turns
+from exai.fairness import Line, Places, Turns
 from exai.models import Owner
 from exai.resilience import with_deadline
 
@@ -177,3 +177,36 @@ async def test_the_wait_is_bounded_by_the_deadline_and_the_limit() -> None:
         await places.take(BOB, None, "connections")
     with pytest.raises(TimeoutError):
         await places.take(BOB, 0.01)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["put", "put", "take", "back", "leave"]), st.sampled_from(OWNERS))))
+def test_a_line_keeps_each_owners_order(steps: list[tuple[str, Owner | None]]) -> None:
+    """Whatever is taken out, put back in reverse, or leaves."""
+    line: Line[tuple[Owner | None, int]] = Line()
+    model: dict[Owner | None, deque[tuple[Owner | None, int]]] = {owner: deque() for owner in OWNERS}
+    for number, (what, owner) in enumerate(steps):
+        queue = model[owner]
+        if what == "put":
+            line.put(owner, (owner, number))
+            queue.append((owner, number))
+        elif what == "leave" and queue:
+            line.leave(owner, queue[-1])
+            line.leave(owner, queue.pop())
+        elif what in ("take", "back") and line:
+            first = next(iter(line))
+            waiter = line.take()
+            assert waiter == model[first].popleft()
+            if what == "back":
+                line.put_back(first, waiter)
+                model[first].appendleft(waiter)
+        assert len(line) == sum(map(len, model.values()))
+        assert set(line) == {each for each, waiting in model.items() if waiting}
+
+
+def test_a_line_serves_a_short_queue_beside_a_long_one() -> None:
+    """The second owner's first waiter is the second to come out."""
+    line: Line[str] = Line()
+    for number in range(100):
+        line.put(ALICE, f"alice {number}")
+    line.put(BOB, "bob")
+    assert [line.take() for _ in range(3)] == ["alice 0", "bob", "alice 1"]

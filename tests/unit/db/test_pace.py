@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 
 from exai.db.pace import WINDOW, Gate, Pace, Room
+from exai.fairness import Line
+from exai.models import LOCAL_OWNER
 from tests.support.waiting import WAIT_LIMIT_S, wait_until
 
 FAR_S = 1.0
@@ -21,10 +22,10 @@ class Way:
         self.sent: list[list[str]] = []
         self.last = asyncio.Event()
 
-    def _send(self, waiting: deque[str]) -> str | None:
+    def _send(self, waiting: Line[str]) -> str | None:
         if not waiting:
             return None
-        self.sent.append([waiting.popleft() for _ in range(min(self.size, len(waiting)))])
+        self.sent.append([waiting.take() for _ in range(min(self.size, len(waiting)))])
         if "last" in self.sent[-1]:
             self.last.set()
         return self.sent[-1][0]
@@ -33,7 +34,7 @@ class Way:
         """What is sent until the end of the turn in which these come."""
         before = len(self.sent)
         for name in names:
-            self.gate.put(name)
+            self.gate.put(LOCAL_OWNER, name)
         await asyncio.sleep(0)
         return self.sent[before:]
 
@@ -142,7 +143,7 @@ async def test_who_meets_nobody_goes_alone() -> None:
     async def come(name: str) -> bool:
         alone = await way.gate.goes_alone(name)
         if not alone:
-            way.gate.put(name)
+            way.gate.put(LOCAL_OWNER, name)
         return alone
 
     assert await come("a")

@@ -24,7 +24,8 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from exai.addresses import UnusableAddress, is_loopback, redact
-from exai.environment import ENV_FILE, OLDER_NAMES, Reading, Value, read_environment
+from exai.credentials import check_credentials
+from exai.environment import ENV_FILE_VARIABLE, OLDER_NAMES, Reading, Search, Value, read_environment
 from exai.errors import ConfigError
 from exai.sections import (
     CacheSettings,
@@ -121,6 +122,11 @@ class Settings(BaseSettings):
         """The `.env` file that was read, None when there was none."""
         return self._reading.env_file
 
+    @property
+    def reading(self) -> Reading:
+        """What was read, each value with the place it was written in."""
+        return self._reading
+
 
 @dataclass(frozen=True, slots=True)
 class Variable:
@@ -185,15 +191,15 @@ def _walk(model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[Variable]
 
 def load_settings(
     environ: Mapping[str, str] | None = None,
-    env_file: Path | None = ENV_FILE,
+    env_file: Path | Search | None = "working directory",
     overrides: Mapping[str, str] | None = None,
 ) -> Settings:
-    """Read the environment and `env_file` once; `overrides` are variables given on the command line.
+    """Read the environment and a `.env` file once, as `read_environment` does; `overrides` are from the command line.
 
     Raises ConfigError, which names every variable found wrong as it was written.
     """
     reading = read_environment(environ, env_file, overrides)
-    errors = list(_unknown(reading))
+    errors = [*_unknown(reading), *check_credentials(reading)]
     given: dict[tuple[str, ...], Value] = {}
     nested: dict[str, Any] = {}
     for variable in variables():
@@ -268,6 +274,7 @@ def _unknown(reading: Reading) -> Iterator[ConfigError]:
         if (
             not upper.startswith("EXAI_")
             or name in names
+            or name == ENV_FILE_VARIABLE
             or ENDPOINT_VARIABLE.fullmatch(name)
             or upper.startswith(IGNORED_PREFIX)
             or _is_service_link(value)

@@ -15,6 +15,7 @@ from typing import Any
 
 from exai.cache.diagnose import diagnose as diagnose_cache
 from exai.config import Settings, describe
+from exai.credentials import check_daemon_token
 from exai.db.diagnose import diagnose as diagnose_database
 from exai.embedded.launcher import Wanted, attach
 from exai.embedded.ownership import read_running
@@ -102,6 +103,8 @@ async def _port(settings: Settings, _: Recorder) -> list[Finding]:
         return [Finding(part, "ok", "any free one")]
     token = server.token.get_secret_value() if server.token else None
     try:
+        if token is not None:
+            check_daemon_token(settings.reading, "EXAI_SERVER__TOKEN")
         answer = await asyncio.to_thread(ask_health, f"http://{address}/health", token, LOOK_LIMIT_S / 2)
         return [Finding(part, "ok", f"{address} is held by EXAI {answer.body.get('version')}: {answer.body['status']}")]
     except ConfigError as error:

@@ -2,7 +2,9 @@
 
 The invariant is that nothing is chosen in silence: the environment wins over the file, an `EXAI_` name wins over the
 older names of the same setting, two older names that disagree are refused, and every value keeps the name it was
-written under. Imports nothing heavy, because `exai connect` has to answer within a blink.
+written under. A `.env` that only happens to lie in the working directory may come with a project that somebody else
+wrote, so its values are marked, and `exai connect` does not read it at all. Imports nothing heavy, because that command
+has to answer within a blink.
 """
 
 from __future__ import annotations
@@ -12,11 +14,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
+from typing import Final, Literal, TypeAlias
 
 from exai.errors import ConfigError
 
 ENV_FILE = Path(".env")
+ENV_FILE_VARIABLE: Final = "EXAI_ENV_FILE"
+"""Names the file to read instead of the one in the working directory; `--env-file` sets it."""
+
 MAX_ENV_FILE_BYTES = 1_048_576
+
+Search: TypeAlias = Literal["working directory", "checkout"]
+"""Where a `.env` is looked for when none is named: `checkout` is the directory of EXAI's own source, if it has one."""
 
 OLDER_NAMES: Mapping[str, tuple[str, ...]] = {
     "EXAI_DATABASE__URL": ("SUPABASE_DB_URL", "DATABASE_URL"),
@@ -33,11 +42,15 @@ OLDER_NAMES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value under the name it was written; `origin` is `environment`, `command line` or the file's name."""
+    """A value under the name it was written; `origin` is `environment`, `command line` or the file's name.
+
+    `is_found` marks a value of a file that nobody named: it may belong to a project of other people.
+    """
 
     name: str
     text: str
     origin: str
+    is_found: bool = False
 
     def __repr__(self) -> str:
         """Name and origin only: the text may be a key."""
@@ -70,24 +83,52 @@ class Reading:
 
 def read_environment(
     environ: Mapping[str, str] | None = None,
-    env_file: Path | None = ENV_FILE,
+    env_file: Path | Search | None = "working directory",
     overrides: Mapping[str, str] | None = None,
 ) -> Reading:
-    """Collect the values of `overrides` (the command line), `environ` (default: the process's) and `env_file`.
+    """Collect the values of `overrides` (the command line), `environ` (default: the process's) and a `.env` file.
 
-    Empty values count as unset. A missing file is no error; one that cannot be read or understood is.
+    `env_file` is the file, None for none, or where to look unless EXAI_ENV_FILE names one. Empty values count as
+    unset. A file that is missing is no error unless EXAI_ENV_FILE names it; one that cannot be understood always is.
     """
-    file_values = _read_file(env_file) if env_file else None
+    environ = os.environ if environ is None else environ
+    path, is_found = _file_to_read(environ, env_file) if isinstance(env_file, str) else (env_file, False)
+    file_values = _read_file(path, is_found=is_found) if path else None
+    if file_values is None and path is not None and isinstance(env_file, str) and named_env_file(environ):
+        raise ConfigError(ENV_FILE_VARIABLE, f"names {path}, which does not exist", "Correct the path, or unset it")
     values = {value.name: value for value in file_values or ()}
-    layers = [("environment", os.environ if environ is None else environ), ("command line", overrides or {})]
-    for origin, layer in layers:
+    for origin, layer in (("environment", environ), ("command line", overrides or {})):
         for name, text in layer.items():
             if text.strip():
                 values[name] = Value(name, text.strip(), origin)
-    return Reading(values, env_file if file_values is not None else None)
+    return Reading(values, path if file_values is not None else None)
 
 
-def _read_file(path: Path) -> list[Value] | None:
+def named_env_file(environ: Mapping[str, str]) -> Path | None:
+    """Return the file that EXAI_ENV_FILE names, None when it names none."""
+    named = environ.get(ENV_FILE_VARIABLE, "").strip()
+    return Path(named).expanduser() if named else None
+
+
+def checkout_env_file() -> Path | None:
+    """Return the place of the `.env` beside EXAI's own source; None when EXAI was installed as a package."""
+    root = Path(__file__).resolve().parents[1]
+    is_checkout = (root / "pyproject.toml").is_file() and (root / "alembic.ini").is_file()
+    return root / ENV_FILE if is_checkout else None
+
+
+def _file_to_read(environ: Mapping[str, str], search: Search) -> tuple[Path | None, bool]:
+    """Return the file, and whether it is one that nobody named."""
+    named = named_env_file(environ)
+    if named is not None:
+        return named, False
+    own = checkout_env_file()
+    if search == "checkout":
+        return own, False
+    return ENV_FILE, own is None or own.parent != Path.cwd()
+
+
+def _read_file(path: Path, *, is_found: bool) -> list[Value] | None:
     """Return the file's values, the last of a repeated name counting, or None when there is no such file.
 
     Values are taken literally: `${...}` in a password stays what it is.
@@ -108,10 +149,10 @@ def _read_file(path: Path) -> list[Value] | None:
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(str(path), f"is not UTF-8 text (byte {error.start})", "Save it as UTF-8") from None
-    return _parse(path, text)
+    return _parse(path, text, is_found=is_found)
 
 
-def _parse(path: Path, text: str) -> list[Value]:
+def _parse(path: Path, text: str, *, is_found: bool) -> list[Value]:
     # Imported here because most starts of the bridge find no file to parse.
     from dotenv.parser import parse_stream
 
@@ -121,6 +162,12 @@ def _parse(path: Path, text: str) -> list[Value]:
             lead = len(binding.original.string) - len(binding.original.string.lstrip())
             line = binding.original.line + binding.original.string[:lead].count("\n")
             raise ConfigError(f"{path}, line {line}", "is not of the form NAME=value", "Correct or remove the line")
+        if binding.key == ENV_FILE_VARIABLE:
+            raise ConfigError(
+                f"{path}: {ENV_FILE_VARIABLE}",
+                "cannot be set in a .env file",
+                "Set it in the environment, or remove it",
+            )
         if binding.key and binding.value and binding.value.strip():
-            values.append(Value(binding.key, binding.value.strip(), str(path)))
+            values.append(Value(binding.key, binding.value.strip(), str(path), is_found))
     return values

@@ -73,6 +73,13 @@ class TestUsage:
         assert left.value.code == 2
         assert "usage: exai" in capsys.readouterr().err
 
+    def test_no_command_shows_the_help(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Who tries the program sees what it can do."""
+        with pytest.raises(SystemExit):
+            cli.main([])
+        text = capsys.readouterr().err
+        assert all(f"\n    {command} " in text for command in COMMANDS)
+
     def test_version_is_one_line(self, capsys: pytest.CaptureFixture[str]) -> None:
         """Scripts read it, by either of the usual spellings."""
         assert run(capsys, "version") == (0, f"exai {__version__}\n", "")
@@ -179,6 +186,42 @@ class TestConfig:
         shown = json.loads(out)
         assert (status, shown["env_file"]) == (0, None)
         assert {"variable": "EXAI_SERVER__PORT", "value": "8079", "origin": "default"} in shown["settings"]
+
+
+class TestEnvFile:
+    @pytest.mark.parametrize("command", ["migrate", "health"])
+    def test_file_that_was_read_is_named(
+        self, command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        """A `.env` in the working directory may be a project's; standard output stays a result."""
+        (tmp_path / ".env").write_text("EXAI_SERVER__PORT=1\n")
+        _, out, error = run(capsys, command)
+        assert error.splitlines()[0] == f"(settings were read from {tmp_path / '.env'})"
+        assert ".env" not in out
+
+    @pytest.mark.parametrize("before", [True, False])
+    def test_option_names_another_file(
+        self, before: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        """Before or behind the command; the file in the working directory is not read then."""
+        monkeypatch.setenv("EXAI_ENV_FILE", "overruled")
+        (tmp_path / ".env").write_text("EXAI_SERVER__PORT=1\n")
+        (tmp_path / "other").write_text("EXAI_SERVER__PORT=2\n")
+        option = ("--env-file", "other")
+        status, out, _ = run(capsys, *((*option, "config") if before else ("config", *option)))
+        assert status == 0
+        shown = {line.split()[0]: line.split(maxsplit=1)[1] for line in out.splitlines()[1:]}
+        assert shown["EXAI_SERVER__PORT"] == f"2  # {tmp_path / 'other'}"
+
+    def test_missing_file_is_2(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    ) -> None:
+        """For every command, the bridge too."""
+        monkeypatch.setenv("EXAI_ENV_FILE", "overruled")
+        for command in ("config", "connect"):
+            status, _, error = run(capsys, command, "--env-file", "nowhere")
+            assert status == 2
+            assert str(tmp_path / "nowhere") in error
 
 
 class TestMigrate:

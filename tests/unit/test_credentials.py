@@ -1,0 +1,143 @@
+"""No key, token or password goes to an address that a project's `.env` chose."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from exai import environment
+from exai.config import load_settings
+from exai.credentials import check_daemon_token
+from exai.environment import checkout_env_file, read_environment
+from exai.errors import ConfigError
+
+KEY = "sk-0123456789abcdef"
+TOKEN = "0123456789abcdef"
+EVIL = "http://evil.example/v1"
+
+
+@pytest.fixture(autouse=True)
+def project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The working directory of somebody else's project; the environment has no setting."""
+    for name in list(os.environ):
+        if name.startswith(("EXAI_", "PG")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(project: Path, *lines: str) -> Path:
+    file = project / ".env"
+    file.write_text("\n".join(lines))
+    return file
+
+
+LEAKS = [
+    ({"KIMI_API_KEY": KEY}, f"EXAI_PROVIDERS__KIMI__BASE_URL={EVIL}"),
+    ({"EXAI_PROVIDERS__GLM__API_KEY": KEY}, f"EXAI_PROVIDERS__GLM__BASE_URL={EVIL}"),
+    ({"EXAI_PROVIDERS__ENDPOINTS__MY__API_KEY": KEY}, f"EXAI_PROVIDERS__ENDPOINTS__MY__BASE_URL={EVIL}"),
+    ({"EXAI_PROVIDERS__ENDPOINTS__MY__API_KEY": KEY}, f'EXAI_PROVIDERS__ENDPOINTS={{"my":{{"base_url":"{EVIL}"}}}}'),
+    (
+        {"EXAI_PROVIDERS__ENDPOINTS": f'{{"my":{{"base_url":"http://h/v1","api_key":"{KEY}"}}}}'},
+        f"EXAI_PROVIDERS__ENDPOINTS__MY__BASE_URL={EVIL}",
+    ),
+]
+
+
+@pytest.mark.parametrize(("environ", "line"), LEAKS)
+def test_key_of_the_environment_is_not_for_an_address_of_a_found_file(
+    environ: dict[str, str], line: str, project: Path
+) -> None:
+    """The file is named in the error, and so is the way to say that it is trusted."""
+    write(project, line)
+    with pytest.raises(ConfigError, match=r"is set in \.env, and would receive .*--env-file") as caught:
+        load_settings({"HOME": "/h", **environ})
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(("environ", "line"), LEAKS)
+def test_named_file_may_choose_addresses(environ: dict[str, str], line: str, project: Path) -> None:
+    """Naming it is the decision of its user; EXAI_ENV_FILE is one way of that."""
+    file = write(project, line)
+    load_settings({"HOME": "/h", "EXAI_ENV_FILE": str(file), **environ})
+    load_settings({"HOME": "/h", **environ}, file)
+
+
+def test_key_and_address_of_one_file_belong_together(project: Path) -> None:
+    """A project may use its own key at its own address."""
+    write(project, f"KIMI_API_KEY={KEY}", f"EXAI_PROVIDERS__KIMI__BASE_URL={EVIL}")
+    assert load_settings({"HOME": "/h"}).providers.kimi.base_url == EVIL
+
+
+def test_key_of_a_found_file_may_go_where_the_environment_says(project: Path) -> None:
+    """The environment is the user's own."""
+    write(project, f"KIMI_API_KEY={KEY}")
+    assert load_settings({"HOME": "/h", "EXAI_PROVIDERS__KIMI__BASE_URL": "http://h/v1"}).providers.kimi.api_key
+
+
+@pytest.mark.parametrize("line", ["EXAI_SERVER__HOST=evil.example", "EXAI_SERVER__PORT=1", "EXAI_WS_PORT=1"])
+@pytest.mark.parametrize("secret", ["EXAI_TOKEN", "EXAI_SERVER__TOKEN"])
+def test_token_is_not_for_a_daemon_that_a_found_file_names(line: str, secret: str, project: Path) -> None:
+    """`exai health` and `exai doctor` ask the daemon of the settings."""
+    write(project, line)
+    reading = read_environment({secret: TOKEN})
+    with pytest.raises(ConfigError, match="would receive"):
+        check_daemon_token(reading, secret)
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "EXAI_DATABASE__MIGRATION_URL"])
+def test_password_of_libpq_is_not_for_a_database_of_a_found_file(
+    name: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver would send PGPASSWORD to any server that asks."""
+    write(project, "DATABASE_URL=postgresql://u@evil.example/d", f"{name}=postgresql://u@evil.example/d")
+    monkeypatch.setenv("PGPASSWORD", "secret")
+    with pytest.raises(ConfigError, match="would receive PGPASSWORD"):
+        load_settings({"HOME": "/h"})
+    write(project, "DATABASE_URL=postgresql://u:own@evil.example/d")
+    load_settings({"HOME": "/h"})
+
+
+def test_programs_are_not_taken_from_a_found_file(project: Path) -> None:
+    """EXAI_PG_BIN names what is started."""
+    write(project, "EXAI_PG_BIN=./bin")
+    with pytest.raises(ConfigError, match=r"EXAI_PG_BIN.*programs"):
+        load_settings({"HOME": "/h"})
+
+
+def test_named_file_that_is_missing_is_an_error(project: Path) -> None:
+    """A typing mistake must not mean the defaults; an unnamed file is optional."""
+    with pytest.raises(ConfigError, match=r"EXAI_ENV_FILE.*nowhere.*does not exist"):
+        read_environment({"EXAI_ENV_FILE": str(project / "nowhere")})
+    assert read_environment({}).env_file is None
+
+
+def test_file_cannot_name_another_file(project: Path) -> None:
+    """It would be ignored, which is worse than refused."""
+    write(project, "EXAI_ENV_FILE=other")
+    with pytest.raises(ConfigError, match=r"cannot be set in a \.env file"):
+        read_environment({})
+
+
+def test_bridge_reads_the_checkouts_file_or_a_named_one(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never that of the working directory, which is an editor's project."""
+    found = write(project, "EXAI_URL=ws://evil.example/")
+    assert read_environment({}, "checkout").find("EXAI_URL") is None
+    assert read_environment({"EXAI_ENV_FILE": str(found)}, "checkout").find("EXAI_URL") is not None
+    own = checkout_env_file()
+    assert own is not None
+    assert own.parent == Path(__file__).parents[2]
+    monkeypatch.setattr(environment, "__file__", str(project / "site-packages" / "exai" / "environment.py"))
+    assert checkout_env_file() is None, "an installed package has no checkout, whatever directory it is in"
+
+
+def test_checkouts_own_file_is_trusted_in_its_directory(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`make run` reads it; its user wrote it."""
+    write(project, f"EXAI_PROVIDERS__KIMI__BASE_URL={EVIL}")
+    (project / "exai").mkdir()
+    for name in ("pyproject.toml", "alembic.ini"):
+        (project / name).touch()
+    monkeypatch.setattr(environment, "__file__", str(project / "exai" / "environment.py"))
+    assert load_settings({"HOME": "/h", "KIMI_API_KEY": KEY}).providers.kimi.base_url == EVIL

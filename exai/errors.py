@@ -350,18 +350,21 @@ class DeadlineExceeded(ExaiError):
 
 
 class Overloaded(ExaiError):
-    """A limit of this process is reached; `limit` names it. `retry_after_s` is known for rates only."""
+    """A limit of this process is reached; `limit` names it. `retry_after_s` is known for rates only.
+
+    `cure` says what else helps than trying again.
+    """
 
     code = "overloaded"
     retryable = True
 
-    def __init__(self, limit: str, value: float, *, retry_after_s: float | None = None) -> None:
+    def __init__(self, limit: str, value: float, *, retry_after_s: float | None = None, cure: str = "") -> None:
         super().__init__(limit, value)
-        self.limit, self.value, self.retry_after_s = limit, value, retry_after_s
+        self.limit, self.value, self.retry_after_s, self.cure = limit, value, retry_after_s, cure
 
     def __str__(self) -> str:
         when = "shortly" if self.retry_after_s is None else f"in {math.ceil(self.retry_after_s * 10) / 10:g} s"
-        return f"the limit {self.limit} ({self.value}) is reached. Try again {when}"
+        return f"the limit {self.limit} ({self.value}) is reached. {self.cure or f'Try again {when}'}"
 
     def details(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"limit": self.limit, "value": self.value}

@@ -20,6 +20,7 @@ from exai.mcp import eras, jsonrpc
 from exai.mcp.edge import Admitted, Rejection, abort_of, expired, header_map, peer_of, too_many
 from exai.mcp.headers import legacy_version
 from exai.mcp.jsonrpc import Malformed, Message, RpcError
+from exai.mcp.pending import admit
 from exai.mcp.protocol import Ignore, Send, Start
 from exai.mcp.server import McpServer
 from exai.mcp.session import Session
@@ -79,6 +80,7 @@ class HttpDoor:
             if isinstance(admitted, Rejection):
                 await reply.text(admitted)
                 return
+            admit(scope.get("state"))
             with self._server.quotas.of(admitted.owner).connected():
                 await self._exchange(scope, headers, admitted, receive, reply)
         except Overloaded as error:

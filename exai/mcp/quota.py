@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from exai.account import Account
 from exai.config import ServerSettings
 from exai.errors import Overloaded
 from exai.models import Owner
@@ -53,7 +54,7 @@ class Quota:
         self._limits, self._clock = limits, clock
         self._connections = 0
         self._running = 0
-        self._running_bytes = 0
+        self.account = Account(limits.owner_max_in_flight_bytes)
         self.used_at = clock()
         self._requests = Bucket(limits.owner_requests_per_s, self.used_at)
         self._bytes = Bucket(limits.owner_bytes_per_s, self.used_at, least=limits.message_max_bytes)
@@ -61,7 +62,7 @@ class Quota:
     @property
     def is_idle(self) -> bool:
         """Whether nothing of this owner is here any more."""
-        return not self._connections and not self._running
+        return not self._connections and not self._running and not self.account.held_bytes
 
     @contextmanager
     def connected(self) -> Iterator[None]:
@@ -97,19 +98,16 @@ class Quota:
 
     def begin(self, size_bytes: int) -> None:
         """Count one running request of this size until `end`. Raises `Overloaded`."""
-        most, most_bytes = self._limits.owner_max_in_flight, self._limits.owner_max_in_flight_bytes
+        most = self._limits.owner_max_in_flight
         if self._running >= most:
             raise Overloaded("EXAI_SERVER__OWNER_MAX_IN_FLIGHT of one owner's running requests", most)
-        if self._running and self._running_bytes + size_bytes > most_bytes:
-            limit = "EXAI_SERVER__OWNER_MAX_IN_FLIGHT_BYTES of one owner's running requests, in bytes"
-            raise Overloaded(limit, most_bytes)
+        self.account.take(size_bytes)
         self._running += 1
-        self._running_bytes += size_bytes
 
     def end(self, size_bytes: int) -> None:
         """One running request of this size less."""
         self._running -= 1
-        self._running_bytes -= size_bytes
+        self.account.give(size_bytes)
 
 
 class Quotas:

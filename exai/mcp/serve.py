@@ -22,6 +22,7 @@ from uvicorn.server import ServerState
 from exai.config import ServerSettings
 from exai.errors import StartupError
 from exai.mcp.asgi import McpApp
+from exai.mcp.descriptors import connections_possible
 from exai.mcp.server import GOING_AWAY
 from exai.mcp.wire import http_protocol, websocket_protocol
 
@@ -46,7 +47,7 @@ class RunningServer:
 
     def __init__(self, app: McpApp, settings: ServerSettings, sockets: Sequence[socket.socket]) -> None:
         self._app = app
-        self._settings = settings
+        self._settings = settings.model_copy(update={"max_connections": connections_possible(settings.max_connections)})
         self._sockets = list(sockets)
         self._config = _config(app, settings)
         self._state = ServerState()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import structlog
 from structlog.contextvars import STRUCTLOG_KEY_PREFIX
 
+from exai.account import request_account
 from exai.errors import DeadlineExceeded, ExaiError, Overloaded, ShuttingDown
 from exai.fairness import request_owner
 from exai.mcp import eras
@@ -216,6 +217,7 @@ class Session:
         _REQUEST.set(request_id)
         _OWNER.set(self.owner)
         request_owner.set(self.owner)
+        request_account.set(self._quota.account)
         started_s = time.perf_counter()
         outcome = "cancelled"
         reporter = Reporter(self, call) if call.progress_token is not None else None

@@ -8,13 +8,13 @@ answered with its close code before the socket goes.
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
@@ -26,8 +26,21 @@ from websockets.protocol import State
 from exai.config import ServerSettings
 from exai.mcp.edge import ABORT, DIRECT
 from exai.mcp.frames import MAX_SHORT_BYTES, only_text, read_through, short_text
+from exai.mcp.pending import KEEP_ALIVE_S, STATE, PendingConnection, PendingConnections, admit
 
 MAX_HEAD_BYTES = 65_536
+MAX_HEADERS = 100
+"""Fields of a head, and of a body's trailers, together."""
+
+MAX_WAITING = 1
+"""Requests that wait on one connection for the answer to the one before; no client of MCP sends any."""
+
+SLICE_BYTES = 16_384
+"""What is parsed between two looks at what it has come to."""
+
+FRAMING_SHARE = 8
+"""A body may have so much less framing (chunk sizes, extensions, trailers) than content, beyond one head's size."""
+
 CLOSE_TIMEOUT_S = 5.0
 MAX_TURNED_AWAY = 256
 """Connections beyond the limit that are told so at a time; further ones are cut without a word."""
@@ -35,6 +48,7 @@ MAX_TURNED_AWAY = 256
 INVALID_UTF8 = 1007
 
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 5\r\ncontent-length: 0\r\n\r\n"
+_BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
@@ -43,7 +57,7 @@ def http_protocol(settings: ServerSettings) -> type[HttpToolsProtocol]:
 
     class Limited(_Http):
         limits = settings
-        handshakes: ClassVar[Counter[str]] = Counter()
+        pending = PendingConnections()
 
     return Limited
 
@@ -57,12 +71,35 @@ def websocket_protocol(settings: ServerSettings) -> type[WebSocketsSansIOProtoco
     return Limited
 
 
+class _Flow(FlowControl):
+    """Reads on only when the protocol wants more: not while a request waits, and never after a refusal."""
+
+    def __init__(self, transport: asyncio.Transport, wants_more: Callable[[], bool]) -> None:
+        super().__init__(transport)
+        self._wants_more = wants_more
+
+    def resume_reading(self) -> None:
+        if self._wants_more():
+            super().resume_reading()
+
+    def end(self) -> None:
+        """Let go of the protocol, so that it is freed with its connection."""
+        self._wants_more = _never
+
+
+def _never() -> bool:
+    return False
+
+
+class _Refused(Exception):
+    """Ends the parser from one of its callbacks."""
+
+
 class _Http(HttpToolsProtocol):
-    """Adds limits on connections, on heads, on bodies nobody wants any more, and on peers that do not read."""
+    """Adds limits on connections, heads, framing, waiting requests, unwanted bodies, and peers that do not read."""
 
     limits: ServerSettings
-    handshakes: ClassVar[Counter[str]]
-    """Connections by address whose first head has not arrived yet; an address that has none is not in it."""
+    pending: ClassVar[PendingConnections]
 
     def __init__(
         self,
@@ -76,19 +113,23 @@ class _Http(HttpToolsProtocol):
         self._is_head_awaited = False
         self._head_bytes = 0
         self._is_message_open = False
+        self._framing_bytes = 0.0
         self._is_excess = False
+        self._is_refused = False
+        self._refusal: bytes | None = None
         self._unsent_bytes = 0
-        self._newcomer: str | None = None
+        self._pending: PendingConnection | None = None
+        self._answering: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast("asyncio.Transport", transport)
         super().connection_made(transport)
-        self._newcomer = self.client[0] if self.client else ""
-        self.handshakes[self._newcomer] += 1
-        excess = max(
-            len(self.connections) - self.limits.max_connections,
-            self.handshakes[self._newcomer] - self.limits.max_handshakes_per_address,
-        )
+        self.flow = _Flow(transport, lambda: not self.pipeline and not self._is_refused)
+        address = self.client[0] if self.client else ""
+        pending = self._pending = self.app_state[STATE] = self.pending.add(address, self._drop_if_idle)
+        pending.when_admitted = self._admitted
+        self.timeout_keep_alive = min(KEEP_ALIVE_S, self.config.timeout_keep_alive)
+        excess = self._excess(pending)
         if excess > MAX_TURNED_AWAY:
             transport.abort()
             return
@@ -96,39 +137,110 @@ class _Http(HttpToolsProtocol):
         self._is_excess = excess > 0
         self._await_head()
 
+    def _excess(self, pending: PendingConnection) -> int:
+        """Return by how many connections this one is beyond a limit, after making room for it if possible."""
+        most, each = self.limits.max_connections, self.limits.max_handshakes_per_address
+        beyond = len(self.connections) - most
+        if beyond > 0 and self.pending.drop_oldest(pending):
+            beyond -= 1
+        if beyond > 0:
+            self.pending.refused("EXAI_SERVER__MAX_CONNECTIONS", most)
+        beyond_each = self.pending.of(pending.address) - each
+        if beyond_each > 0:
+            self.pending.refused("EXAI_SERVER__MAX_HANDSHAKES_PER_ADDRESS", each)
+        return max(beyond, beyond_each)
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._have_patience()
-        self._arrived()
+        if self._pending is not None:
+            self._pending.leave()
+        self.pipeline.clear()
+        if self._answering is not None and not self._answering.response_complete:
+            # uvicorn knows only the newest request, and this one was not.
+            self._answering.disconnected = True
+            self._answering.message_event.set()
         super().connection_lost(exc)
+        self._answering = None
+        if isinstance(self.flow, _Flow):
+            self.flow.end()
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._is_refused:
             return
         if not self._is_message_open and not self._is_head_awaited:
             self._await_head()
+        if len(data) <= SLICE_BYTES:
+            self._parse(data)
+        else:
+            whole = memoryview(data)
+            for start in range(0, len(data), SLICE_BYTES):
+                self._parse(bytes(whole[start : start + SLICE_BYTES]))
+                if self._is_refused or self.transport.is_closing() or self.transport.get_protocol() is not self:
+                    break
+        self._wait_if_closing()
+
+    def _parse(self, data: bytes) -> None:
         if self._is_head_awaited:
             self._head_bytes += len(data)
+        self._framing_bytes += len(data)
         super().data_received(data)
-        if self._is_head_awaited and self._head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-            self.transport.write(_HEAD_TOO_LARGE)
-            self.transport.close()
-        self._wait_if_closing()
+        if self._is_refused or self.transport.is_closing():
+            return
+        if self._is_head_awaited and self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse(_HEAD_TOO_LARGE)
+        elif self._is_message_open and not self._is_head_awaited and self._framing_bytes > MAX_HEAD_BYTES:
+            self._refuse(_BAD_REQUEST)
+
+    def _refuse(self, answer: bytes) -> None:
+        """Read nothing more from this peer, answer unless an answer is due already, and close."""
+        self._is_refused = True
+        self.flow.pause_reading()
+        if not self._is_answer_due() or not (self.cycle.response_started or self.pipeline):
+            self.transport.write(answer)
+        self.transport.close()
+
+    def _is_answer_due(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
 
     def on_message_begin(self) -> None:
         self._is_message_open = True
+        self._framing_bytes = 0.0
         super().on_message_begin()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        super().on_header(name, value)
+        if len(self.headers) > MAX_HEADERS:
+            self._refusal = _HEAD_TOO_LARGE
+            raise _Refused
 
     def on_headers_complete(self) -> None:
         self._have_patience()
-        self._arrived()
+        self._framing_bytes = 0.0
         if self._is_excess:
             self.transport.write(_FULL)
             self.transport.close()
             return
+        if len(self.pipeline) >= MAX_WAITING:
+            # The requests before are answered, the last of them with the end of the connection.
+            self._is_refused = True
+            self.pipeline[0][0].keep_alive = False
+            self.flow.pause_reading()
+            raise _Refused
+        answering = self.cycle if self._is_answer_due() else None
+        if answering is not None and self.parser.should_upgrade():
+            raise _Refused
         super().on_headers_complete()
+        if answering is not None:
+            self._answering = answering
         self.scope["extensions"] = {ABORT: {ABORT: self.transport.abort}}
 
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+        """Answer what the parser refuses; uvicorn's name for it."""
+        if not self._is_refused:
+            self._refuse(self._refusal or _BAD_REQUEST)
+
     def on_body(self, body: bytes) -> None:
+        self._framing_bytes -= len(body) * (1 + 1 / FRAMING_SHARE)
         if not self._is_excess:
             super().on_body(body)
 
@@ -140,6 +252,7 @@ class _Http(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self.flow.resume_reading()  # which it left to the one that waited
         if self._is_message_open and not self.transport.is_closing():
             # The answer came before the end of the body, which is read and forgotten: closing now would reset the
             # connection and with it the answer. It may not take for ever, though.
@@ -150,6 +263,17 @@ class _Http(HttpToolsProtocol):
         self._have_patience()
         if not self._is_excess:
             super().handle_websocket_upgrade()
+
+    def _drop_if_idle(self) -> bool:
+        """End the connection unless a request of it is being answered."""
+        if self._is_answer_due():
+            return False
+        self.connections.discard(self)
+        self.transport.abort()
+        return True
+
+    def _admitted(self) -> None:
+        self.timeout_keep_alive = self.config.timeout_keep_alive
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection; one whose answer is still leaving is idle only once it stops moving."""
@@ -168,14 +292,6 @@ class _Http(HttpToolsProtocol):
         if self.transport.is_closing() and self.transport.get_write_buffer_size():
             self._unsent_bytes = 0
             self.timeout_keep_alive_handler()
-
-    def _arrived(self) -> None:
-        """This connection's first head is here, or never comes."""
-        if self._newcomer is not None:
-            self.handshakes[self._newcomer] -= 1
-            if self.handshakes[self._newcomer] <= 0:
-                del self.handshakes[self._newcomer]
-            self._newcomer = None
 
     def _await_head(self) -> None:
         self._have_patience()
@@ -207,6 +323,9 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._handshake_timer.cancel()
+        pending = self.app_state.pop(STATE, None)
+        if isinstance(pending, PendingConnection):
+            pending.leave()
         super().connection_lost(exc)
 
     def shutdown(self) -> None:
@@ -310,6 +429,8 @@ class _WebSocket(WebSocketsSansIOProtocol):
             # It was failed while the application waited, which is no fault of the application.
             raise ClientDisconnected
         await super().send(message)
+        if message["type"] == "websocket.accept":
+            admit(self.app_state)
         if message["type"] == "websocket.http.response.body":
             self.handshake_complete = (
                 True  # a refusal is an end too; uvicorn would log it as a fault of the application

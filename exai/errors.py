@@ -38,6 +38,24 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+MAX_SHOWN_CHARS = 200
+"""Of a caller's value that an error repeats; it may be of any length."""
+
+MAX_SENTENCE_CHARS = 2_000
+"""Of each part of an error about an argument."""
+
+
+def shown(value: object) -> str:
+    """Return a caller's value as an error quotes it."""
+    if isinstance(value, str) and len(value) > MAX_SHOWN_CHARS:
+        return f"{value[:MAX_SHOWN_CHARS]!r}..."
+    return bounded(repr(value), MAX_SHOWN_CHARS)
+
+
+def bounded(text: str, chars: int) -> str:
+    """Return a text, or its beginning if it is longer."""
+    return text if len(text) <= chars else f"{text[:chars]}..."
+
 
 class ExaiError(Exception):
     """Base of all errors of this package."""
@@ -96,7 +114,8 @@ class InvalidArgument(RequestError):
 
     def __init__(self, field: str, problem: str, cure: str) -> None:
         super().__init__(field, problem, cure)
-        self.field, self.problem, self.cure = field, problem, cure
+        self.field = bounded(field, MAX_SHOWN_CHARS)
+        self.problem, self.cure = bounded(problem, MAX_SENTENCE_CHARS), bounded(cure, MAX_SENTENCE_CHARS)
 
     def __str__(self) -> str:
         return f"{self.field}: {self.problem}. {self.cure}"
@@ -112,7 +131,7 @@ class NotFound(RequestError):
 
     def __init__(self, kind: str, name: str, cure: str) -> None:
         super().__init__(kind, name, cure)
-        self.kind, self.name, self.cure = kind, name, cure
+        self.kind, self.name, self.cure = kind, bounded(name, MAX_SHOWN_CHARS), cure
 
     def __str__(self) -> str:
         return f"there is no {self.kind} {self.name!r}. {self.cure}"

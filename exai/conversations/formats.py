@@ -15,7 +15,7 @@ from datetime import datetime
 from typing import Any, Literal, get_args
 
 from exai.db.rows import check_time
-from exai.errors import InvalidArgument
+from exai.errors import InvalidArgument, shown
 from exai.models import Conversation, Message, NewMessage, Role
 
 Format = Literal["jsonl", "markdown"]
@@ -147,7 +147,7 @@ def _message(facts: Mapping[str, Any], content: Any, where: str) -> MessageText:
         raise InvalidArgument(f"{where}, seq", "is not a number from 1 on", "Number the messages 1, 2, 3")
     known_role = next((each for each in ROLES if each == role), None)
     if known_role is None:
-        raise InvalidArgument(f"{where}, role", f"is {role!r}", f"Use one of {', '.join(ROLES)}")
+        raise InvalidArgument(f"{where}, role", f"is {shown(role)}", f"Use one of {', '.join(ROLES)}")
     if not isinstance(content, str) or not isinstance(kind, str):
         raise InvalidArgument(f"{where}, content", "is not text", "Give it as a text")
     if not isinstance(metadata or {}, dict):

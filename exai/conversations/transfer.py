@@ -16,7 +16,7 @@ from exai.conversations.formats import ConversationText, Format, MessageText, wr
 from exai.conversations.notices import Notices
 from exai.conversations.requests import check_json, check_messages, check_names, content_hash
 from exai.db.transfer import ImportBatch, Imported, TransferRepository
-from exai.errors import Conflict, InvalidArgument, NotFound
+from exai.errors import Conflict, InvalidArgument, NotFound, shown
 from exai.models import ContinuationId, ConversationId, NewMessage, Owner, TurnId
 
 BATCH_MESSAGES = 500
@@ -167,6 +167,6 @@ def _refused(name: ContinuationId, imported: Imported, batch: list[MessageText])
     where = f", with messages from {batch[0].seq} on that this import did not bring" if batch else ""
     return Conflict(
         "exists",
-        f"the conversation {name!r} is here already{where}",
+        f"the conversation {shown(name)} is here already{where}",
         "Import under another name, or delete that conversation first",
     )

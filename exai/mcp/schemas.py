@@ -12,6 +12,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from exai.mcp.texts import NOTES
+
 MAX_INLINE_DEPTH = 16
 _DROPPED = frozenset({"$defs", "title", "discriminator"})
 
@@ -22,8 +24,13 @@ def portable_schema(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def output_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the schema of a tool's structured answer, in which null is a value that clients check."""
-    return _object(model, model.model_json_schema(mode="serialization"), nulls=True)
+    """Return the schema of a tool's structured answer, in which null is a value that clients check.
+
+    Every answer may hold notes for its caller.
+    """
+    schema = _object(model, model.model_json_schema(mode="serialization"), nulls=True)
+    schema["properties"][NOTES] = {"type": "array", "items": {"type": "string"}}
+    return schema
 
 
 def _object(model: type[BaseModel], raw: dict[str, Any], *, nulls: bool) -> dict[str, Any]:

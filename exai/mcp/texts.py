@@ -20,10 +20,6 @@ HEAD: Final = (
     "revision",
     "file_id",
     "task_id",
-    "name",
-    "media_type",
-    "size_bytes",
-    "encoding",
     "model",
     "finish_reason",
     "matched",
@@ -36,6 +32,9 @@ HEAD: Final = (
     "retry_after_s",
 )
 """Fields of a structured answer that its head repeats, in this order; `next_...` follow by themselves."""
+
+OF_A_FILE: Final = ("name", "media_type", "size_bytes", "encoding")
+"""Fields that the head has as well if the answer is about one file."""
 
 NEXT: Final = "next_"
 NOTES: Final = "notes"
@@ -54,7 +53,8 @@ def headed(facts: Mapping[str, Any] | None, body: str, beside: Mapping[str, Any]
     `beside` holds fields for the head that stand deeper in the structure, such as those of a page's only message.
     """
     known = {**(beside or {}), **(facts or {})}
-    head = one_line((name, known.get(name)) for name in (*HEAD, *(name for name in known if name.startswith(NEXT))))
+    names = (*HEAD, *(OF_A_FILE if "file_id" in known else ()), *(name for name in known if name.startswith(NEXT)))
+    head = one_line((name, known.get(name)) for name in names)
     notes = [f"note: {' '.join(str(note).split())}" for note in known.get(NOTES) or ()]
     first = "\n".join([head, *notes] if head else notes)
     return "\n\n".join(part for part in (first, body) if part)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,12 +20,13 @@ from pydantic_core import ErrorDetails
 
 from exai.errors import ExaiError, InvalidArgument
 from exai.mcp import eras
+from exai.mcp.coercion import understood
 from exai.mcp.eras import Cacheable
 from exai.mcp.errors import error_facts
 from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
 from exai.mcp.protocol import Call, CallContext, Feature, Method, paged
 from exai.mcp.schemas import portable_schema
-from exai.mcp.texts import headed
+from exai.mcp.texts import NOTES, headed
 
 __all__ = ["Arguments", "CallContext", "ToolRegistry", "ToolResult", "ToolSpec"]
 
@@ -68,6 +69,9 @@ RunAsTask = Callable[[Call, CallContext, Work], Awaitable[Json]]
 class Arguments(BaseModel):
     """Base of all tool arguments: immutable, and an unknown name is an error instead of a silent no-op."""
 
+    KEEPS_EMPTY: ClassVar[frozenset[str]] = frozenset()
+    """Optional texts for which an empty one is a value; everywhere else it says that there is none."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=False)
 
 
@@ -94,7 +98,7 @@ class ToolSpec:
     name: str
     title: str
     description: str
-    arguments: type[BaseModel]
+    arguments: type[Arguments]
     handler: Callable[[Any, CallContext], Awaitable[ToolResult]]
     output_schema: Json | None = None
     read_only: bool = False
@@ -136,6 +140,7 @@ class ToolRegistry:
         self._specs: dict[str, ToolSpec] = {}
         self._terms: dict[str, Terms] = {}
         self._described: list[Json] = []
+        self._schemas: dict[str, Json] = {}
         self._announces_changes = announces_changes
         for spec in specs:
             self.add(spec)
@@ -154,7 +159,9 @@ class ToolRegistry:
             raise ValueError(f"{spec.name}: a tool's name is up to 41 of a-z, 0-9 and _, beginning with a letter")
         if spec.arguments.model_config.get("extra") != "forbid":
             raise TypeError(f"{spec.name}: {spec.arguments.__name__} must forbid unknown arguments")
-        self._described.append(_description(spec))
+        description = _description(spec)
+        self._described.append(description)
+        self._schemas[spec.name] = description["inputSchema"]
         self._specs[spec.name] = spec
         self._terms[spec.name] = Terms(spec.name, spec.timeout_s, spec.joins_identical)
 
@@ -176,19 +183,20 @@ class ToolRegistry:
         spec, given = self._specs.get(self._name(call.params)), call.params.get("arguments")
         if spec is None:
             raise self._unknown_tool(self._name(call.params))
-        if given is not None and not isinstance(given, dict):
+        given, notes = understood(self._schemas[spec.name], given, spec.arguments.KEEPS_EMPTY)
+        if not isinstance(given, dict):
             raise RpcError(INVALID_PARAMS, "Invalid params: arguments must be an object")
         try:
             # What `model_validate` calls, after looking at options that are not used here.
-            arguments = spec.arguments.__pydantic_validator__.validate_python(given or {})
+            arguments = spec.arguments.__pydantic_validator__.validate_python(given)
         except ValidationError as error:
             return invalid_arguments(spec, error)
 
-        if not spec.outlasts or run_as_task is None:
-            return call_result(await spec.handler(arguments, context))
-
         async def work(context: CallContext) -> Json:
-            return call_result(await spec.handler(arguments, context))
+            return call_result(noted(await spec.handler(arguments, context), notes))
+
+        if not spec.outlasts or run_as_task is None:
+            return await work(context)
 
         return await run_as_task(call, context, work)
 
@@ -200,7 +208,7 @@ class ToolRegistry:
     def joining_key(self, call: Call) -> bytes | None:
         """Return what makes calls of one session, of a tool whose calls may be joined, identical; None for no other."""
         given = call.params.get("arguments")
-        if not isinstance(given, dict) or given.get(IDEMPOTENCY_KEY) is not None:
+        if not isinstance(given, dict) or given.get(IDEMPOTENCY_KEY) not in (None, ""):
             return None
         # What may be answered with a task's handle is no answer for a client that knows none.
         knows_tasks = eras.declares(call.version, call.client.capabilities, eras.TASKS)
@@ -216,6 +224,13 @@ class ToolRegistry:
         near = get_close_matches(name[:64], self._specs, n=3)
         hint = f". Did you mean {' or '.join(near)}?" if near else ". tools/list names all tools"
         return RpcError(INVALID_PARAMS, f"Unknown tool: {name[:64]}{hint}")
+
+
+def noted(result: ToolResult, notes: Sequence[str]) -> ToolResult:
+    """Return a result that says as well how its arguments were understood."""
+    if notes and result.structured is not None:
+        result.structured = {**result.structured, NOTES: [*notes, *result.structured.get(NOTES, ())]}
+    return result
 
 
 def call_result(result: ToolResult) -> Json:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from typing import Final
 
-from exai.errors import InvalidArgument, NotConfigured
+from exai.errors import InvalidArgument, NotConfigured, shown
 from exai.providers.base import Clocks, Model
 from exai.providers.catalogue import Catalogue, bare_model
 from exai.providers.discovery import MAX_NAME_CHARS, Discovery
@@ -72,7 +72,7 @@ class ModelNames:
         served = [model for model in self._endpoint_models() if model.wire_name.lower() == name.lower()]
         if len(served) > 1:
             names = " or ".join(model.name for model in served)
-            raise InvalidArgument("model", f"{name!r} is served by several endpoints", f"Use {names}")
+            raise InvalidArgument("model", f"{shown(name)} is served by several endpoints", f"Use {names}")
         if served or known is not None:
             return served[0] if served else known
         retired = self._catalogue.retired.get(name.lower())
@@ -90,7 +90,7 @@ class ModelNames:
         close = get_close_matches(name.lower(), candidates, n=MAX_NEAR_NAMES, cutoff=0.5)
         nearest = dict.fromkeys(candidates[spelling] for spelling in close)
         near = f"Nearest: {', '.join(nearest)}. " if nearest else ""
-        return InvalidArgument("model", f"there is no model {name!r}", near + self._available())
+        return InvalidArgument("model", f"there is no model {shown(name)}", near + self._available())
 
     def listed(self) -> Iterator[Model]:
         """Every model that still answers, those of providers without a key included."""

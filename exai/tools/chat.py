@@ -62,7 +62,6 @@ class ChatOutput(BaseModel):
     duration_ms: float
     duplicate: bool = Field(description="True when this idempotency key had been answered before.")
     prompt_tokens_left: int | None = Field(description="Room left in the model's window, by estimate.")
-    notes: list[str] = Field(description="What the caller should know about this answer.")
 
 
 def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpec:

@@ -24,6 +24,7 @@ HIT = ("continuation_id", "title", "seq", "role", "created_at", "tool", "model",
 """What the text says of a hit."""
 
 MAX_HITS = 200
+TITLE_KEPT = "the empty title is taken as left out; to remove the title, give it without tags and metadata"
 SNIPPET_CHARS = 1_000
 """A snippet is some words around the match, but a word may be of any length."""
 
@@ -74,6 +75,8 @@ class ForkArguments(Arguments):
 
 class UpdateArguments(Arguments):
     """Arguments of `conversation_update`."""
+
+    KEEPS_EMPTY = frozenset({"title"})
 
     continuation_id: str
     title: str | None = Field(None, description="New title; empty removes it.")
@@ -191,7 +194,11 @@ def _fork_tool(conversations: ConversationService) -> ToolSpec:
 
 def _update_tool(conversations: ConversationService) -> ToolSpec:
     async def handle(arguments: UpdateArguments, context: CallContext) -> ToolResult:
-        change = Change(title=arguments.title, metadata=arguments.metadata, tags=arguments.tags)
+        title, notes = arguments.title, list[str]()
+        if not title and (arguments.tags is not None or arguments.metadata is not None):
+            # Clients that fill what is optional send an empty text as well.
+            title, notes = None, [TITLE_KEPT] if title is not None else []
+        change = Change(title=title, metadata=arguments.metadata, tags=arguments.tags)
         if change == Change():
             raise InvalidArgument("title", "nothing is to be changed", "Give a title, tags or metadata")
         changed = await conversations.change(
@@ -201,7 +208,7 @@ def _update_tool(conversations: ConversationService) -> ToolSpec:
             expected_revision=arguments.expected_revision,
             idempotency_key=arguments.idempotency_key,
         )
-        facts = conversation_facts(changed)
+        facts = {**conversation_facts(changed), "notes": notes}
         return ToolResult(facts, items([facts], LINE))
 
     return ToolSpec(

@@ -6,7 +6,7 @@ import base64
 import binascii
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from exai.errors import InvalidArgument
 from exai.files import FileContent, FileService
@@ -29,11 +29,21 @@ LINE = ("file_id", "name", "media_type", "size_bytes", "created_at")
 class PutArguments(Arguments):
     """Arguments of `file_put`."""
 
+    KEEPS_EMPTY = frozenset({"content"})
+
     name: str | None = Field(None, description="File name. Needed with content; with path the file's own by default.")
     content: str | None = Field(None, description="The content, as text.")
     content_base64: str | None = Field(None, description="The content, as base64, for what is not text.")
     path: str | None = Field(None, description="Or a file on the daemon's machine, below an allowed root.")
     media_type: str | None = Field(None, description="Such as text/markdown. Left out: by the name.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_an_empty_content(cls, given: dict[str, Any]) -> dict[str, Any]:
+        """Clients that fill what is optional send an empty content beside another one."""
+        if given.get("content") == "" and (given.get("content_base64") or given.get("path")):
+            return {name: value for name, value in given.items() if name != "content"}
+        return given
 
 
 class FileOutput(BaseModel):

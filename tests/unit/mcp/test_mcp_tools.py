@@ -77,7 +77,7 @@ async def test_an_unknown_argument_names_the_nearest() -> None:
 
 async def test_every_error_is_reported_at_once() -> None:
     """One round for all of them, and a path for each."""
-    found = await problems("echo", text=5, times=99, mood="sad", txet="a")
+    found = await problems("echo", text={}, times=99, mood="sad", txet="a")
     assert [each["field"] for each in found] == ["text", "times", "mood", "txet"]
     assert found[0]["cure"] == "Give it a string"
     assert "10" in found[1]["problem"]

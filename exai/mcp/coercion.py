@@ -1,0 +1,309 @@
+"""Arguments as clients send them, made into what a tool's schema asks for.
+
+Clients send arrays and objects as JSON text, numbers and booleans as text, "" and null for what is left out, one text
+for a list, and names in camelCase; models use words of other tools. Invariant: a value that fits its schema is altered
+only where an optional one says that there is none, what is free-form (the content of objects without named properties)
+is never looked into, and what could mean two things is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import UUID
+
+import orjson
+
+from exai.errors import InvalidArgument, shown
+from exai.mcp.jsonrpc import Json
+
+SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
+    "prompt": ("question", "query", "message", "input", "text", "user_prompt", "instruction", "step"),
+    "query": ("q", "words", "search", "search_query", "prompt", "text", "keywords"),
+    "continuation_id": ("conversation_id", "conversation", "thread_id", "chat_id", "session_id", "id"),
+    "file_id": ("id", "file"),
+    "file_ids": ("files", "ids", "file_id"),
+    "files": ("file_ids", "file", "file_id", "paths", "path", "file_paths", "absolute_file_paths", "relevant_files"),
+    "system": ("system_prompt", "system_message", "instructions"),
+    "model": ("model_name", "model_id"),
+    "max_output_tokens": ("max_tokens", "max_completion_tokens"),
+    "thinking": ("thinking_mode", "reasoning_effort", "effort"),
+    "content": ("text", "body", "data"),
+    "content_base64": ("base64", "data_base64", "blob"),
+    "name": ("filename", "file_name"),
+    "path": ("file_path", "filepath"),
+    "media_type": ("mime_type", "content_type"),
+    "messages": ("message",),
+    "text": ("content", "data", "export", "markdown", "jsonl"),
+    "limit": ("max_results", "count", "page_size", "top_k"),
+    "cursor": ("next_cursor", "page_token"),
+    "before_seq": ("next_before_seq",),
+    "after_seq": ("next_after_seq",),
+    "after": ("next_after",),
+    "char_offset": ("next_char_offset", "next_offset"),
+    "offset": ("next_offset",),
+    "tags": ("tag", "labels"),
+    "title": ("name",),
+    "at_seq": ("seq",),
+    "expected_revision": ("revision",),
+    "since": ("after", "from", "start"),
+    "until": ("before", "to", "end"),
+    "role": ("sender", "author"),
+}
+"""What else an argument is called by models, the likeliest first."""
+
+ROLES: Final[Mapping[str, str]] = {
+    "human": "user",
+    "ai": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "developer": "system",
+    "function": "tool",
+}
+WRAPPERS: Final = ("arguments", "args", "kwargs", "params", "parameters", "input", "tool_input")
+NOTHING: Final = ("null", "NULL", "None", "undefined")
+MAX_DEPTH: Final = 16
+_NUMBER = re.compile(r"[+-]?\d{1,40}(\.0*)?")
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
+
+@dataclass(slots=True)
+class _Reading:
+    """What was understood as what, as far as it is not trivial, and which texts may be empty."""
+
+    keeps_empty: frozenset[str]
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, path: str, sentence: str) -> None:
+        self.notes.append(f"{path}: {sentence}")
+
+
+def understood(schema: Json, given: object, keeps_empty: frozenset[str] = frozenset()) -> tuple[object, list[str]]:
+    """Return arguments as the schema asks for them, and a note for each that was not meant literally.
+
+    What cannot be understood stays as it is, for validation to refuse. Raises `InvalidArgument` for what could mean two
+    things.
+    """
+    if given is None or (isinstance(given, str) and not given.strip()):
+        return {}, []
+    given = _decoded(given, dict)
+    if not isinstance(given, dict):
+        return given, []
+    reading = _Reading(keeps_empty)
+    return _object(schema, _unwrapped(schema, given, reading), "", reading, 0), reading.notes
+
+
+def _unwrapped(schema: Json, given: Json, reading: _Reading) -> Json:
+    """Take the arguments out of an object that holds nothing but them."""
+    if len(given) != 1:
+        return given
+    ((name, value),) = given.items()
+    inner = _decoded(value, dict)
+    if name not in WRAPPERS or name in schema.get("properties", {}) or not isinstance(inner, dict):
+        return given
+    reading.note(name, "taken as the arguments themselves")
+    return inner
+
+
+def _object(schema: Json, given: Json, path: str, reading: _Reading, depth: int) -> Json:
+    properties: Json = schema.get("properties", {})
+    required = schema.get("required", ())
+    found: dict[str, Any] = {}
+    for name, value in _named(properties, given, path, reading).items():
+        part = properties.get(name)
+        if part is None:
+            found[name] = value
+            continue
+        here = f"{path}.{name}" if path else name
+        if name not in required and _is_left_out(part, value, name, here, reading):
+            continue
+        taken = _value(part, value, here, reading, depth + 1)
+        if name in required or taken is not _LEFT_OUT:
+            found[name] = [] if taken is _LEFT_OUT else taken
+    return found
+
+
+def _named(properties: Json, given: Json, path: str, reading: _Reading) -> Json:
+    """Return the arguments under the names of the schema; unknown ones keep their own."""
+    found: dict[str, Any] = {name: value for name, value in given.items() if name in properties}
+    strange = {name: value for name, value in given.items() if name not in properties}
+    left: dict[str, Any] = {}
+    for name, value in strange.items():
+        # Two spellings of one name.
+        plain = _plain(name)
+        if plain not in properties:
+            left[name] = value
+        elif plain in found and not _same(found[plain], value) and value not in (None, ""):
+            raise _twice(name, plain, path)
+        elif found.get(plain) in (None, ""):
+            found[plain] = value
+    for name, value in left.items():
+        target = _synonym(_plain(name), properties, found)
+        if target is None:
+            found[name] = value
+        else:
+            found[target] = value
+            if value not in (None, ""):
+                reading.note(f"{path}.{name}" if path else name, f"taken as {target}")
+    return found
+
+
+def _synonym(name: str, properties: Json, found: Json) -> str | None:
+    """Return the one argument that is free and also called so; the likeliest if several are."""
+    targets = [target for target in properties if name in SYNONYMS.get(target, ()) and target not in found]
+    ranks = [SYNONYMS[target].index(name) for target in targets]
+    return targets[ranks.index(min(ranks))] if ranks else None
+
+
+def _is_left_out(schema: Json, value: object, name: str, path: str, reading: _Reading) -> bool:
+    """Tell whether an optional argument says that there is none."""
+    if value is None:
+        return True
+    if isinstance(value, str) and name not in reading.keeps_empty:
+        if not value.strip():
+            return True
+        if value.strip() in NOTHING and value.strip() not in schema.get("enum", ()):
+            reading.note(path, f"{shown(value)} taken as left out")
+            return True
+    if value in (0, "0") and value is not False and schema.get("minimum", 0) > 0 and "default" not in schema:
+        reading.note(path, "0 taken as left out")
+        return True
+    return False
+
+
+_LEFT_OUT: Final = object()
+
+
+def _value(schema: Json, value: object, path: str, reading: _Reading, depth: int) -> object:
+    kind = schema.get("type")
+    if depth > MAX_DEPTH:
+        return value
+    if kind == "object":
+        value = _decoded(value, dict)
+        if isinstance(value, dict) and "properties" in schema:
+            return _object(schema, value, path, reading, depth)
+    elif kind == "array":
+        return _array(schema, value, path, reading, depth)
+    elif kind == "string":
+        return _text(schema, value, path, reading)
+    elif kind in ("integer", "number"):
+        return _number(value)
+    return value
+
+
+def _array(schema: Json, value: object, path: str, reading: _Reading, depth: int) -> object:
+    part: Json = schema.get("items", {})
+    if isinstance(value, str):
+        value = _listed(part, value, path, reading)
+    elif isinstance(value, dict) and part.get("type") == "object":
+        reading.note(path, "one object taken as a list of one")
+        value = [value]
+    if not isinstance(value, list):
+        return value
+    if part.get("type") == "string":
+        kept = [each for each in value if each is not None and each != ""]
+        if value and all(isinstance(each, str) and each.strip() in ("", *NOTHING) for each in kept):
+            return _LEFT_OUT
+        value = kept
+    return [_value(part, each, f"{path}[{index}]", reading, depth + 1) for index, each in enumerate(value)]
+
+
+def _listed(part: Json, text: str, path: str, reading: _Reading) -> object:
+    """Return the list that a text stands for."""
+    decoded = _decoded(text, list)
+    if isinstance(decoded, list):
+        return decoded
+    if part.get("type") == "object":
+        decoded = _decoded(text, dict)
+        return [decoded] if isinstance(decoded, dict) else text
+    if part.get("type") != "string":
+        return text
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 1:
+        reading.note(path, f"{len(lines)} lines taken as a list")
+        return lines
+    pieces = [piece.strip() for piece in text.split(",") if piece.strip()]
+    if len(pieces) > 1:
+        if not all(_is_uuid(piece) for piece in pieces):
+            raise InvalidArgument(
+                path,
+                "one text with commas can be one item or several",
+                f"Give it a list, such as {orjson.dumps([piece[:40] for piece in pieces[:3]]).decode()}",
+            )
+        reading.note(path, f"{len(pieces)} ids taken as a list")
+        return pieces
+    reading.note(path, "one text taken as a list of one")
+    return [text]
+
+
+def _text(schema: Json, value: object, path: str, reading: _Reading) -> object:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, list) and value and all(map(_is_text_part, value)):
+        reading.note(path, "parts of text joined")
+        return "".join(each["text"] for each in value)
+    choices = schema.get("enum")
+    if isinstance(value, str) and choices and value not in choices:
+        word = value.strip().lower()
+        if word in choices:
+            return word
+        if (role := ROLES.get(word)) in choices and "user" in choices:
+            reading.note(path, f"{shown(value)} taken as {role}")
+            return role
+    return value
+
+
+def _number(value: object) -> object:
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        return int(value.strip().partition(".")[0])
+    return value
+
+
+def _decoded(value: object, wanted: type) -> object:
+    """Return what a JSON text holds if it is of this kind, also if it was made a text twice; else the value itself."""
+    found = value
+    for _ in range(2):
+        if not isinstance(found, str):
+            break
+        text = found.strip().removeprefix("\ufeff")
+        if not text.startswith(("[", "{", '"')):
+            return value
+        try:
+            found = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return value
+    return found if isinstance(found, wanted) else value
+
+
+def _plain(name: str) -> str:
+    """Return a name as this project spells names."""
+    return _CAMEL.sub("_", name.strip()).replace("-", "_").replace(" ", "_").lower()
+
+
+def _same(one: object, other: object) -> bool:
+    return one == other or str(one) == str(other) or one in (None, "")
+
+
+def _twice(name: str, known: str, path: str) -> InvalidArgument:
+    where = f"{path}.{name[:64]}" if path else name[:64]
+    return InvalidArgument(where, f"comes with another value than {known}", f"Give {known} only")
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_text_part(part: object) -> bool:
+    return (
+        isinstance(part, dict)
+        and part.get("type") in ("text", "input_text", "output_text")
+        and isinstance(part.get("text"), str)
+    )

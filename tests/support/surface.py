@@ -1,0 +1,62 @@
+"""The product's tools without services behind them, and a good call of each."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from exai.mcp.tools import ToolSpec
+from exai.tools.chat import chat_tool
+from exai.tools.conversations import conversation_tools
+from exai.tools.curation import curation_tools
+from exai.tools.files import file_tools
+from exai.tools.status import status_tools
+
+ONE, TWO = str(UUID(int=1)), str(UUID(int=2))
+
+CALLS: dict[str, dict[str, Any]] = {
+    "chat": {
+        "prompt": "Why?",
+        "model": "kimi-k3",
+        "continuation_id": ONE,
+        "max_output_tokens": 100,
+        "thinking": "low",
+        "files": [ONE, TWO],
+        "expected_revision": 3,
+    },
+    "conversation_append": {
+        "messages": [{"role": "user", "content": "Hello.", "metadata": {"a": [1, "2", None]}}],
+        "title": "T",
+        "files": [ONE],
+    },
+    "conversation_get": {"continuation_id": ONE, "limit": 5, "before_seq": 7},
+    "conversation_list": {"limit": 5, "cursor": "x"},
+    "conversation_search": {"query": "words", "role": "user", "limit": 5, "since": "2026-01-01T00:00:00+00:00"},
+    "conversation_fork": {"continuation_id": ONE, "at_seq": 3},
+    "conversation_update": {"continuation_id": ONE, "tags": ["a", "b"], "metadata": {"a": {"b": ""}}, "title": "T"},
+    "conversation_delete": {"continuation_id": ONE, "restore": True, "expected_revision": 4},
+    "conversation_export": {"continuation_id": ONE, "format": "jsonl", "after_seq": 4, "max_chars": 2_000},
+    "conversation_import": {"text": "...", "format": "jsonl", "continuation_id": ONE},
+    "file_put": {"name": "a.md", "content": "# A"},
+    "file_get": {"file_id": ONE, "offset": 3, "limit": 10},
+    "file_list": {"continuation_id": ONE, "limit": 3},
+    "file_link": {"continuation_id": ONE, "file_ids": [ONE, TWO]},
+    "file_delete": {"file_id": ONE},
+    "listmodels": {"provider": "kimi"},
+    "status": {},
+    "version": {},
+}
+"""By tool, arguments as its schema asks for them."""
+
+
+def all_tools() -> dict[str, ToolSpec]:
+    """Return every tool by name; none can be called."""
+    absent: Any = None
+    specs = (
+        chat_tool(absent, absent),
+        *conversation_tools(absent, absent),
+        *curation_tools(absent),
+        *file_tools(absent),
+        *status_tools(absent, absent),
+    )
+    return {spec.name: spec for spec in specs}

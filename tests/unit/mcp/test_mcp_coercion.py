@@ -1,0 +1,189 @@
+"""Arguments as clients send them: what is understood, what is noted, what is refused, and what is left alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from exai.errors import InvalidArgument
+from exai.mcp.coercion import understood
+from exai.mcp.schemas import portable_schema
+from tests.support.surface import CALLS, ONE, TWO, all_tools
+
+TOOLS = all_tools()
+
+
+def read(tool: str, arguments: object) -> tuple[dict[str, Any], list[str]]:
+    """What a handler gets, without what was left out, and the notes."""
+    spec = TOOLS[tool]
+    found, notes = understood(portable_schema(spec.arguments), arguments, spec.arguments.KEEPS_EMPTY)
+    return spec.arguments.model_validate(found).model_dump(exclude_unset=True), notes
+
+
+def as_texts(value: object) -> object:
+    """Every value as a text: what a client sends that has not seen the schema."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def camel(value: Any) -> Any:
+    """Names in camelCase, but for those of free-form objects."""
+    if isinstance(value, list):
+        return [camel(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    names = {re.sub("_(.)", lambda found: found[1].upper(), name): name for name in value}
+    return {new: value[old] if old == "metadata" else camel(value[old]) for new, old in names.items()}
+
+
+def filled(nothing: object) -> Callable[[str, dict[str, Any]], dict[str, Any]]:
+    def fill(tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Everything optional that is not given says that there is nothing."""
+        names = set(portable_schema(TOOLS[tool].arguments)["properties"]) - TOOLS[tool].arguments.KEEPS_EMPTY
+        return {**dict.fromkeys(names, nothing), **arguments}
+
+    return fill
+
+
+FORMS: dict[str, Callable[[str, dict[str, Any]], object]] = {
+    "as it should be": lambda tool, given: given,
+    "every value a text": lambda tool, given: {name: as_texts(value) for name, value in given.items()},
+    "every value a text, twice": lambda tool, given: {
+        name: json.dumps(as_texts(value)) if isinstance(value, list | dict) else as_texts(value)
+        for name, value in given.items()
+    },
+    "all a text": lambda tool, given: json.dumps(given),
+    "items texts": lambda tool, given: {
+        name: [as_texts(each) for each in value] if isinstance(value, list) else value for name, value in given.items()
+    },
+    "numbers as floats": lambda tool, given: {
+        name: float(value) if type(value) is int else value for name, value in given.items()
+    },
+    "camelCase": lambda tool, given: camel(given),
+    "hyphens": lambda tool, given: {name.replace("_", "-"): value for name, value in given.items()},
+    "capitals": lambda tool, given: {name.upper(): value for name, value in given.items()},
+    "empty texts": filled(""),
+    "nulls": filled(None),
+    "null as a text": filled("null"),
+    "lists of null": lambda tool, given: {
+        **{
+            name: ["null"]
+            for name, part in portable_schema(TOOLS[tool].arguments)["properties"].items()
+            if part.get("items", {}).get("type") == "string" and name != "file_ids"
+        },
+        **given,
+    },
+    "wrapped": lambda tool, given: {"arguments": given} if given else given,
+    "wrapped as a text": lambda tool, given: {"kwargs": json.dumps(given)} if given else given,
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("tool", TOOLS)
+def test_every_form_of_a_call_is_the_same_call(tool: str, form: str) -> None:
+    """Forms that clients were seen to send; see the issues of Claude Code, Codex and Gemini CLI."""
+    wanted, _ = read(tool, CALLS[tool])
+    assert read(tool, FORMS[form](tool, CALLS[tool]))[0] == wanted
+
+
+def test_every_tool_has_a_call() -> None:
+    """A new tool cannot be forgotten."""
+    assert set(CALLS) == set(TOOLS)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_what_fits_is_left_alone_and_needs_no_note(tool: str) -> None:
+    """Byte for byte; also texts that look like JSON or like nothing where a text is wanted."""
+    schema = portable_schema(TOOLS[tool].arguments)
+    assert understood(schema, CALLS[tool]) == (CALLS[tool], [])
+
+
+@given(st.text(max_size=30) | st.sampled_from(['["a"]', '{"a": 1}', "null", "", "None", "0", "true", " x "]))
+def test_a_required_text_is_never_altered(text: str) -> None:
+    """A prompt may be JSON, and so may the content of a message."""
+    assert read("chat", {"prompt": text})[0] == {"prompt": text}
+    messages = [{"role": "user", "content": text}]
+    assert read("conversation_append", {"messages": messages})[0] == {"messages": messages}
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+        max_leaves=8,
+    )
+)
+def test_free_form_objects_are_never_looked_into(value: Any) -> None:
+    """Metadata is the caller's."""
+    given = {"continuation_id": "c", "metadata": {"camelCase": value, "": value}}
+    assert read("conversation_update", given)[0] == given
+
+
+@pytest.mark.parametrize(
+    ("tool", "given", "found", "note"),
+    [
+        ("chat", {"question": "Why?"}, {"prompt": "Why?"}, "question: taken as prompt"),
+        ("chat", {"prompt": "p", "thread_id": "c"}, {"prompt": "p", "continuation_id": "c"}, "continuation_id"),
+        ("chat", {"prompt": "p", "conversationId": "c"}, {"prompt": "p", "continuation_id": "c"}, "continuation_id"),
+        ("chat", {"prompt": "p", "files": "a.md"}, {"prompt": "p", "files": ["a.md"]}, "a list of one"),
+        ("chat", {"prompt": "p", "files": "[id].tsx"}, {"prompt": "p", "files": ["[id].tsx"]}, "a list of one"),
+        ("chat", {"prompt": "p", "files": "a.md\nb.md\n"}, {"prompt": "p", "files": ["a.md", "b.md"]}, "2 lines"),
+        ("chat", {"prompt": "p", "file": "a.md"}, {"prompt": "p", "files": ["a.md"]}, "taken as files"),
+        ("chat", {"prompt": "p", "absolute_file_paths": ["a"]}, {"prompt": "p", "files": ["a"]}, "taken as files"),
+        ("chat", {"prompt": "p", "files": [None, "a", ""]}, {"prompt": "p", "files": ["a"]}, None),
+        ("chat", {"prompt": "p", "thinking": " High "}, {"prompt": "p", "thinking": "high"}, None),
+        ("chat", {"prompt": "p", "expected_revision": "0"}, {"prompt": "p", "expected_revision": 0}, None),
+        ("chat", {"prompt": "p", "model": "None"}, {"prompt": "p"}, "taken as left out"),
+        ("file_link", {"continuation_id": 12, "file_ids": f"{ONE}, {TWO}"},
+         {"continuation_id": "12", "file_ids": [ONE, TWO]}, "2 ids"),
+        ("file_get", {"id": ONE, "offset": "3.0"}, {"file_id": ONE, "offset": 3}, "taken as file_id"),
+        ("conversation_get", {"id": "c", "seq": 0}, {"continuation_id": "c"}, "0 taken as left out"),
+        ("conversation_update", {"continuation_id": "c", "title": ""}, {"continuation_id": "c", "title": ""}, None),
+        ("conversation_update", {"continuation_id": "c", "tags": []}, {"continuation_id": "c", "tags": []}, None),
+        ("conversation_delete", {"continuation_id": "c", "restore": "yes"},
+         {"continuation_id": "c", "restore": True}, None),
+        ("file_put", {"name": "a", "content": ""}, {"name": "a", "content": ""}, None),
+        ("file_put", {"name": "a", "content": "", "path": "/a"}, {"name": "a", "path": "/a"}, None),
+        ("conversation_append", {"messages": {"role": "human", "content": "a"}},
+         {"messages": [{"role": "user", "content": "a"}]}, "taken as user"),
+        ("conversation_append", {"messages": [{"role": "User", "content": [{"type": "text", "text": "a"}]}]},
+         {"messages": [{"role": "user", "content": "a"}]}, "parts of text joined"),
+        ("version", "", {}, None),
+        ("version", None, {}, None),
+    ],
+)  # fmt: skip
+def test_what_was_understood_as_what(tool: str, given: object, found: object, note: str | None) -> None:
+    """A note says it where it is not trivial."""
+    arguments, notes = read(tool, given)
+    assert arguments == found
+    assert (note is None) == (notes == []), notes
+    assert note is None or any(note in each for each in notes), notes
+
+
+@pytest.mark.parametrize(
+    ("tool", "given", "words"),
+    [
+        ("chat", {"prompt": "p", "files": "a.md, b.md"}, 'files: one text with commas .* \\["a.md","b.md"\\]'),
+        ("conversation_update", {"continuation_id": "c", "tags": "a,b"}, "tags: one text with commas"),
+        ("chat", {"prompt": "p", "continuation_id": "a", "continuationId": "b"}, "continuationId: .*Give contin"),
+    ],
+)  # fmt: skip
+def test_what_could_mean_two_things_is_refused_with_the_cure(tool: str, given: object, words: str) -> None:
+    """Better a second call than files or tags that nobody meant."""
+    with pytest.raises(InvalidArgument, match=words):
+        read(tool, given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"prompt": "p", "files": {"a": 1}}, {"prompt": "p", "max_output_tokens": "many"}, {"prompt": "p", "x": 1}, [1]],
+)  # fmt: skip
+def test_what_cannot_be_understood_is_left_to_validation(given: object) -> None:
+    """Which names the field and what it should be."""
+    spec = TOOLS["chat"]
+    assert understood(portable_schema(spec.arguments), given)[0] == given

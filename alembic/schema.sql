@@ -163,8 +163,10 @@ CREATE INDEX conversations_title_idx ON public.conversations USING gin (to_tsvec
 CREATE TRIGGER exai_fill BEFORE INSERT OR UPDATE ON public.conversations FOR EACH ROW WHEN (((new.continuation_id IS NULL) OR (new.metadata IS NULL) OR (new.created_at IS NULL) OR (new.updated_at IS NULL))) EXECUTE FUNCTION exai.fill_conversation_v1();
 
 CREATE TRIGGER exai_note_change BEFORE UPDATE ON public.conversations FOR EACH ROW WHEN (((new.revision = old.revision) AND ((new.owner IS DISTINCT FROM old.owner) OR (new.continuation_id IS DISTINCT FROM old.continuation_id) OR (new.title IS DISTINCT FROM old.title) OR (new.metadata IS DISTINCT FROM old.metadata) OR (new.tags IS DISTINCT FROM old.tags) OR (new.deleted_at IS DISTINCT FROM old.deleted_at) OR (new.parent_id IS DISTINCT FROM old.parent_id) OR (new.parent_seq IS DISTINCT FROM old.parent_seq)))) EXECUTE FUNCTION exai.note_change_v1();
+-- It fires always.
 
 CREATE TRIGGER exai_note_removal AFTER DELETE ON public.conversations FOR EACH ROW EXECUTE FUNCTION exai.note_removal_v1();
+-- It fires always.
 
 create table public.files (
     id uuid not null default gen_random_uuid(),
@@ -210,8 +212,13 @@ CREATE INDEX messages_system_idx ON public.messages USING btree (conversation_id
 CREATE TRIGGER exai_fix_number BEFORE UPDATE OF conversation_id, seq ON public.messages FOR EACH ROW WHEN (((old.seq IS NOT NULL) AND ((old.seq IS DISTINCT FROM new.seq) OR (old.conversation_id IS DISTINCT FROM new.conversation_id)))) EXECUTE FUNCTION exai.fix_number_v1();
 
 CREATE TRIGGER exai_note_delete AFTER DELETE ON public.messages REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION exai.note_edit_v1();
+-- It fires always.
+
+CREATE TRIGGER exai_note_truncate AFTER TRUNCATE ON public.messages FOR EACH STATEMENT EXECUTE FUNCTION exai.note_truncation_v1();
+-- It fires always.
 
 CREATE TRIGGER exai_note_update AFTER UPDATE ON public.messages REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION exai.note_edit_v1();
+-- It fires always.
 
 CREATE TRIGGER exai_number BEFORE INSERT ON public.messages FOR EACH ROW WHEN ((new.turn_id IS NULL)) EXECUTE FUNCTION exai.number_message_v1();
 
@@ -981,7 +988,12 @@ CREATE OR REPLACE FUNCTION exai.incarnation_v1()
  LANGUAGE sql
  STABLE
 AS $function$
-select extract(epoch from pg_catalog.pg_postmaster_start_time())::text
+select pg_catalog.concat_ws(' ',
+  extract(epoch from pg_catalog.pg_postmaster_start_time()),
+  case when pg_catalog.current_setting('server_version_num')::integer >= 150000
+       then extract(epoch from pg_catalog.pg_stat_get_bgwriter_stat_reset_time()) end,
+  pg_catalog.pg_relation_filenode('public.conversations'::regclass),
+  pg_catalog.pg_relation_filenode('public.messages'::regclass))
 $function$
 ;
 
@@ -1157,6 +1169,22 @@ begin
   insert into exai.removed_conversations (owner, continuation_id)
   values (old.owner, old.continuation_id)
   on conflict do nothing;
+  return null;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.note_truncation_v1()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+begin
+  update public.conversations c
+     set revision = c.revision + 1, edited_revision = c.revision + 1, changed_xid = pg_current_xact_id(),
+         updated_at = clock_timestamp()
+   where c.next_seq > 1;
   return null;
 end
 $function$

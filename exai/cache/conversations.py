@@ -9,8 +9,10 @@ The protocol is called lease, version, licence. Its invariants, in the order in 
 4. An entry's time is not later than the database snapshot it was read from.
 5. A licence of generation g, as of time t, says that every change visible to a snapshot taken after t is in every
    entry of generation g. An entry is served until one bound after the later of its own time and its licence's.
-6. A change that a pass's snapshot could not see has a transaction id not below the snapshot's xmin, so the next pass,
-   which starts there, sees it however long its commit took.
+6. A change that a pass's snapshot could not see has, in the same incarnation of the database, a transaction id not below
+   the snapshot's xmin, so the next pass, which starts there, sees it however long its commit took. A recovery gives out
+   ids again that never reached the disk, so it begins another incarnation, also under the same first process. Another
+   incarnation begins another generation, which covers nothing that was stored before.
 7. Licence, entries and leases of a slot group live in one Redis and are lost, or rolled back, together.
 
 A fault of Redis is a miss and a counter. What could not be told to Redis this process remembers for one bound.
@@ -369,25 +371,42 @@ class ConversationCache:
             log.error("cache_stale", owner=key[0], continuation_id=key[1], reason=reason)
 
     async def _stale_reason(self, key: Key, hit: Hit, load: Load) -> str | None:
-        """Why a hit was stale: it differs at its own revision, is ahead, or is still served a bound after a newer."""
-        try:
-            loaded = await load()
-            revision = loaded.conversation.revision
-        except NotFound:
-            revision = NO_REVISION
-        if revision < hit.revision:
-            return "ahead"
-        if revision == hit.revision:
-            return (
-                None
-                if same_page((hit.conversation, hit.messages), (loaded.conversation, loaded.messages))
-                else "differs"
-            )
+        """Why a hit was stale, if that is still so a bound later: only then it is no delay that was promised."""
+        then = await _loaded(load)
+        if _difference(hit, then) is None:
+            return None
         await asyncio.sleep(self._settings.bound_s * CHECK_MARGIN)
         again = await self.read(*key)
         if isinstance(again, Miss):
             await self.release(*key, again)
-        return "old" if isinstance(again, Hit) and again.revision < revision else None
+        if not isinstance(again, Hit):
+            return None
+        # What was missing a bound ago must be there by now. A conversation that was gone may have been restored since,
+        # at a later revision, or made anew.
+        is_there = then is not None and then.conversation.id == hit.conversation.id
+        least = then.conversation.revision if then is not None and is_there else hit.revision + 1
+        if again.conversation.id == hit.conversation.id and again.revision < least:
+            return "old"
+        reason = _difference(again, await _loaded(load))
+        return None if reason == "old" else reason
+
+
+async def _loaded(load: Load) -> Loaded | None:
+    """What the database has, None when it has no such conversation."""
+    try:
+        return await load()
+    except NotFound:
+        return None
+
+
+def _difference(hit: Hit, loaded: Loaded | None) -> str | None:
+    """How a hit differs from the database: it is old, ahead, or other at its own revision."""
+    if loaded is None or loaded.conversation.id != hit.conversation.id:
+        return "old"
+    if loaded.conversation.revision != hit.revision:
+        return "ahead" if loaded.conversation.revision < hit.revision else "old"
+    is_same = same_page((hit.conversation, hit.messages), (loaded.conversation, loaded.messages))
+    return None if is_same else "differs"
 
 
 def _decode(owner: Owner, continuation_id: ContinuationId, entry: list[Reply]) -> Hit:

@@ -70,8 +70,12 @@ class Anchor:
 
     @property
     def age_us(self) -> int | None:
-        """Time since the licence was renewed, None when there is none."""
+        """Time since the licence was renewed, None when there is none; below 0 when the clock was set back since."""
         return self.now_us - int(self.asof) if self.asof else None
+
+    def is_fresh(self, within_us: float) -> bool:
+        """Whether the licence was renewed within the time given."""
+        return self.age_us is not None and 0 <= self.age_us < within_us
 
 
 @dataclass(slots=True)
@@ -120,7 +124,7 @@ class Licence:
         looked_at = time.monotonic()
         anchors, faults = await _all(self._look(group) for group in range(self.client.groups))
         fresh_us = self.settings.pass_interval_s / 2 * MICROSECOND
-        due = [each for each in anchors if each.age_us is None or each.age_us >= fresh_us]
+        due = [each for each in anchors if not each.is_fresh(fresh_us)]
         outcomes: list[Outcome] = []
         if due:
             known = [int(each.xmin) for each in due if each.xmin]

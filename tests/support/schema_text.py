@@ -47,7 +47,9 @@ select pg_get_indexdef(i.indexrelid) || ';'
  order by c.relname
 """
 TRIGGERS: Final = """
-select pg_get_triggerdef(t.oid) || ';' from pg_trigger t
+select pg_get_triggerdef(t.oid) || ';'
+       || case t.tgenabled when 'O' then '' when 'A' then E'\n-- It fires always.' else E'\n-- ' || t.tgenabled::text end
+  from pg_trigger t
  where t.tgrelid = $1::text::oid and not t.tgisinternal order by t.tgname
 """
 FUNCTIONS: Final = """

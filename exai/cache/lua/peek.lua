@@ -2,7 +2,7 @@
 -- answers marked as stale while the database cannot be reached, and for nothing else.
 --
 -- KEYS entry, anchor
--- Returns {revision, age in us, has older, header, page, tail} | nil
+-- Returns {revision, age in us, has older, header, page, tail} | nil, also where the clock was set back and no age is known
 
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
@@ -12,7 +12,11 @@ if not entry[1] then
   return nil
 end
 local covered = tonumber(entry[3])
-if licence[1] and licence[1] == entry[2] then
-  covered = math.max(covered, tonumber(licence[2]))
+local renewed = licence[1] and licence[1] == entry[2] and tonumber(licence[2]) or covered
+if covered > now or (renewed > covered and renewed <= now) then
+  covered = renewed
+end
+if covered > now then
+  return nil
 end
 return {tonumber(entry[1]), now - covered, entry[4], entry[5], entry[6], entry[7]}

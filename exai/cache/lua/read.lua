@@ -1,6 +1,7 @@
 -- READ: an entry is served only while it is covered, by its own age or by the licence of its generation; whoever finds
 -- none gets the one lease there can be, together with the generation and the time that a fill under it must carry.
 -- Lease, generation and time are taken before the database is read, so a fill never claims to be newer than it is.
+-- What is dated in the future covers nothing: the clock was set back, and nothing says by how much it is older.
 --
 -- KEYS entry, lease, anchor
 -- ARGV token, lease in ms, bound in us, least revision wanted
@@ -14,10 +15,11 @@ local entry = redis.call('HMGET', KEYS[1], 'rev', 'gen', 'asof', 'older', 'heade
 
 if entry[1] and tonumber(entry[1]) >= tonumber(ARGV[4]) then
   local covered = tonumber(entry[3])
-  if licence[1] and licence[1] == entry[2] then
-    covered = math.max(covered, tonumber(licence[2]))
+  local renewed = licence[1] and licence[1] == entry[2] and tonumber(licence[2]) or covered
+  if covered > now or (renewed > covered and renewed <= now) then
+    covered = renewed
   end
-  if covered + bound > now then
+  if covered <= now and covered + bound > now then
     return {1, tonumber(entry[1]), now - covered, entry[4], entry[5], entry[6], entry[7]}
   end
 end

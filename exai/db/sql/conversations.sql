@@ -80,6 +80,7 @@ select exai.header_v1(c)::text as header, c.updated_at::timestamptz as updated_a
 -- What has changed since a snapshot began, for the caches: one row of this snapshot, then conversations (null revision:
 -- removed). By conversations_changed_idx. Transaction ids the server has not given out yet come from another server
 -- (a restored dump) and are no changes here. Without a start nothing but the snapshot is told.
+-- The time at which statistics were discarded tells of a recovery; incarnation_v1 holds it from Postgres 15 on.
 with snapshot as materialized (
   select pg_snapshot_xmin(pg_current_snapshot()) as xmin, pg_snapshot_xmax(pg_current_snapshot()) as xmax),
 changed as (
@@ -92,8 +93,10 @@ removed as (
     from exai.removed_conversations r
    where r.changed_xid >= $1::text::xid8 and r.changed_xid < (select s.xmax from snapshot s)
    limit $2::integer)
-select s.xmin::text as xmin, exai.incarnation_v1()::text as inc, null::text as owner, null::text as continuation_id,
-       null::bigint as revision
+select s.xmin::text as xmin,
+       pg_catalog.concat_ws(' ', exai.incarnation_v1(),
+                            extract(epoch from pg_catalog.pg_stat_get_bgwriter_stat_reset_time()))::text as inc,
+       null::text as owner, null::text as continuation_id, null::bigint as revision
   from snapshot s
 union all
 select null::text, null::text, c.owner::text, c.continuation_id::text, c.revision::bigint from changed c

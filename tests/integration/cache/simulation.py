@@ -46,7 +46,10 @@ SIMULATED_TIME = f"local now = tonumber(redis.call('GET', '{CLOCK_KEY}'))"
 SHARES = (0.3, 1.0, 3.0)
 RESTS = (0, 5, 20)
 PACES = ((0.1, 0.3), (0.3, 0.8), (0.3, 1.3, 2.1))
-FAULTS = ("evict entry", "evict lease", "evict licence", "flush", "roll back", "restart", "failover", "cut", "die")
+FAULTS = (
+    *("evict entry", "evict lease", "evict licence", "flush", "roll back", "restart", "failover", "recover"),
+    *("clock back", "cut", "die"),
+)
 
 
 class Broken(AssertionError):
@@ -87,12 +90,13 @@ class Version:
 class World:
     """The database's log, the time, and what was promised to whom."""
 
-    def __init__(self, client: Client, rng: random.Random, *, cursor: str) -> None:
-        self.client, self.rng, self.cursor = client, rng, cursor
+    def __init__(self, client: Client, rng: random.Random, *, cursor: str, names_recoveries: bool) -> None:
+        self.client, self.rng, self.cursor, self.names_recoveries = client, rng, cursor, names_recoveries
         self.now_us = 1_000 * SECOND
+        self.behind_us = self.stepped_us = 0
         self.inc_number = 1
-        self._xids, self._orders, self._words = itertools.count(100), itertools.count(), itertools.count()
-        self.next_xid = next(self._xids)
+        self._orders, self._words = itertools.count(), itertools.count()
+        self.next_xid = 100
         self.active: dict[int, ContinuationId] = {}
         self.log: dict[ContinuationId, list[Version]] = {}
         size = rng.choice((0, 3, 49))
@@ -118,7 +122,7 @@ class World:
         """A transaction id, or None while another transaction holds the conversation's lock."""
         if name in self.active.values():
             return None
-        xid, self.next_xid = self.next_xid, next(self._xids)
+        xid, self.next_xid = self.next_xid, self.next_xid + 1
         self.active[xid] = name
         return xid
 
@@ -173,6 +177,13 @@ class World:
         self.inc_number += 1
         self.active.clear()
 
+    def recover(self) -> None:
+        """One backend is killed: what was committed stays, ids of other transactions are given out again."""
+        if self.names_recoveries:
+            self.inc_number += 1
+        self.active.clear()
+        self.next_xid = max(99, *(versions[-1].xid for versions in self.log.values())) + 1
+
     def fail_over(self) -> None:
         """The latest commits are lost."""
         self.restart()
@@ -200,14 +211,20 @@ class World:
         if hit.revision < least and losses == self.losses:
             raise Broken(f"strict: revision {hit.revision} of {name} after {least} was acknowledged")
         missing = versions.get(hit.revision + 1)
-        if missing is not None and self.now_us - missing.committed_us >= BOUND_US:
+        if missing is not None and self.now_us - missing.committed_us >= BOUND_US + self.stepped_us:
             raise Broken(
                 f"bound: revision {missing.revision} of {name} missed for {self.now_us - missing.committed_us} us"
             )
 
     async def advance(self, by_s: float) -> None:
         self.now_us += round(by_s * SECOND)
-        await self.client.call(0, "SET", CLOCK_KEY, self.now_us)
+        await self.client.call(0, "SET", CLOCK_KEY, self.now_us - self.behind_us)
+
+    async def set_clock_back(self, by_s: float) -> None:
+        """Redis's clock; the bound is longer by all of it."""
+        self.behind_us += round(by_s * SECOND)
+        self.stepped_us = self.behind_us
+        await self.advance(0)
 
     async def save(self) -> None:
         """Remember all of Redis but the time."""
@@ -331,6 +348,7 @@ class Plan:
 
     mutate: Callable[[str, str], str] = lambda _name, text: text
     cursor: str = "xmin"
+    names_recoveries: bool = True
     floors: bool = True
     faults: frozenset[str] | None = None
 
@@ -359,7 +377,7 @@ async def simulate(topology: Topology, scripts: Scripts, seed: int, plan: Plan, 
     stage = Stage(rng)
     client = Client(topology, Counters())
     await client.call(0, "FLUSHDB")
-    world = World(client, rng, cursor=plan.cursor)
+    world = World(client, rng, cursor=plan.cursor, names_recoveries=plan.names_recoveries)
     await world.advance(0)
     # Each run has some of the faults only: together they would hide each other.
     faults = frozenset(fault for fault in FAULTS if rng.random() < 0.2) if plan.faults is None else plan.faults
@@ -435,6 +453,14 @@ async def disturb(world: World, daemons: list[Daemon], faults: frozenset[str], p
             world.restart()
         case "failover":
             world.fail_over()
+        case "recover":
+            # Before, transactions that end in nothing use up ids.
+            if rng.random() < 0.5:
+                world.next_xid += rng.randint(1, 5)
+            else:
+                world.recover()
+        case "clock back":
+            await world.set_clock_back(rng.choice(pace))
         case "cut":
             daemon = rng.choice(daemons)
             daemon.client.cut = not daemon.client.cut

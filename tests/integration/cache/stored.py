@@ -6,6 +6,7 @@ import asyncio
 from datetime import UTC, datetime
 
 from exai.cache.records import Loaded
+from exai.errors import NotFound
 from exai.models import LOCAL_OWNER, ContinuationId, Conversation, ConversationId, Message, Owner
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
@@ -24,6 +25,7 @@ class Stored:
         self.id = ConversationId("0198c0de-0000-7000-8000-000000000001")
         self.messages = [message(seq) for seq in range(1, size + 1)]
         self.loads = 0
+        self.is_gone = False
         self.gate: asyncio.Event | None = None
         self.loading = asyncio.Event()
 
@@ -47,6 +49,8 @@ class Stored:
     async def load(self) -> Loaded:
         """One statement: the snapshot is taken at once, the answer may be held up."""
         self.loads += 1
+        if self.is_gone:
+            raise NotFound("conversation", self.name, "")
         page = self.page()
         self.loading.set()
         if self.gate is not None:

@@ -7,6 +7,7 @@ import pytest
 from exai.cache.conversations import ConversationCache
 from exai.cache.licence import Changes
 from exai.cache.records import CacheStatus
+from exai.models import ConversationId
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import apply, fill
 from tests.integration.cache.stored import Stored, message
@@ -82,6 +83,44 @@ class TestSampling:
         stored.revision -= 1
         await checked(cache, stored, recorder)
         assert recorder["cache_stale_total", "ahead"] == 1
+
+    async def test_conversation_deleted_and_restored_meanwhile_is_not_stale(
+        self, cache: ConversationCache, stored: Stored, recorder: Counters
+    ) -> None:
+        """The check saw it deleted, and what is served a bound later is what was restored."""
+        stored.is_gone = True
+        stored.revision += 2
+        _, source = await cache.read_through(stored.owner, stored.name, stored.load)
+        assert source == "cache"
+        await wait_until(lambda: stored.loads == 2)
+        stored.is_gone = False
+        await apply(cache, stored, None)
+        await fill(cache, stored)
+        await wait_until(lambda: recorder["cache_checks_total"] == 1)
+        assert [recorder["cache_stale_total", reason] for reason in ("old", "ahead", "differs")] == [0, 0, 0]
+
+    async def test_conversation_deleted_and_made_anew_under_its_name_is_not_stale(
+        self, cache: ConversationCache, stored: Stored, recorder: Counters
+    ) -> None:
+        """It is another one, whose revisions begin again."""
+        stored.append("more")
+        await apply(cache, stored, None)
+        await fill(cache, stored)
+        _, source = await cache.read_through(stored.owner, stored.name, stored.load)
+        assert source == "cache"
+        stored.id, stored.revision = ConversationId("another"), 1
+        await apply(cache, stored, None)
+        await fill(cache, stored)
+        await wait_until(lambda: recorder["cache_checks_total"] == 1)
+        assert [recorder["cache_stale_total", reason] for reason in ("old", "ahead", "differs")] == [0, 0, 0]
+
+    async def test_conversation_that_stays_deleted_is_found_stale(
+        self, cache: ConversationCache, stored: Stored, recorder: Counters
+    ) -> None:
+        """Nobody told the cache, and it is served after the bound."""
+        stored.is_gone = True
+        await checked(cache, stored, recorder)
+        assert recorder["cache_stale_total", "old"] == 1
 
     async def test_none_are_checked_when_that_is_off(
         self, cache_at: OpenCache, valkey: Valkey, stored: Stored, recorder: Counters

@@ -85,6 +85,35 @@ class TestPasses:
         age(valkey, KEYS.entry, 3_600)
         await miss(cache, stored)
 
+    async def test_licence_is_renewed_at_once_after_the_clock_was_set_back(
+        self, cache_at: OpenCache, stored: Stored, valkey: Valkey, recorder: Counters
+    ) -> None:
+        """It is dated in the future then, and what was changed meanwhile is removed by the very next pass."""
+        passes = Passes()
+        cache = await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        await passes.made(2)
+        await fill(cache, stored)
+        passes.hold.clear()
+        await passes.held.wait()
+        age(valkey, KEYS.anchor, -3_600)
+        age(valkey, KEYS.entry, -3_600)
+        stored.append("never told")
+        passes.rows = [(stored.owner, stored.name, stored.revision)]
+        passes.hold.set()
+        await passes.made(3)
+        assert int(valkey.do("HGET", KEYS.anchor, "asof")) < (int(valkey.do("TIME")[0]) + 1) * 1_000_000
+        assert recorder["cache_repaired_total"] == 1
+
+    async def test_entry_dated_in_the_future_is_not_served(
+        self, cache_at: OpenCache, stored: Stored, valkey: Valkey
+    ) -> None:
+        """The clock was set back, and nothing says how old it is; not even for an answer that is marked as stale."""
+        cache = await cache_at(valkey.url)
+        await fill(cache, stored)
+        age(valkey, KEYS.entry, -3_600)
+        assert await cache.read_uncovered(stored.owner, stored.name) is None
+        await miss(cache, stored)
+
     async def test_cursor_of_the_licence_is_where_the_next_pass_starts(
         self, cache_at: OpenCache, valkey: Valkey
     ) -> None:

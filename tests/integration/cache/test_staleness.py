@@ -95,9 +95,7 @@ MUTANTS = {
     "an entry is served for ever": mutant(7, "die", "read", "covered + bound > now", "true"),
     "a reader takes less than it knows": mutant(49, "cut", "read", "tonumber(entry[1]) >= tonumber(ARGV[4])", "true"),
     "a licence covers any generation": mutant(8, "die, evict licence", "read", "licence[1] == entry[2]", "true"),
-    "a licence never lapses": mutant(
-        8, "die", "read", "covered = math.max(covered, tonumber(licence[2]))", "covered = now"
-    ),
+    "a licence never lapses": mutant(28, "die", "read", "covered = renewed\n", "covered = now\n"),
     "a licence is renewed for ever": mutant(
         8,
         "die",
@@ -130,6 +128,9 @@ MUTANTS = {
     "a licence outlives the database's incarnation": mutant(4, "failover", "renew", "or anchor[3] ~= ARGV[7]", ""),
     "a pass starts at the newest transaction": Mutant(Plan(cursor="xmax", faults=frozenset({"die"})), 4),
     "the cursor is not kept in Redis": Mutant(Plan(cursor="in memory", faults=frozenset({"roll back"})), 1),
+    "a recovery does not change the incarnation": Mutant(
+        Plan(names_recoveries=False, faults=frozenset({"die", "recover"})), 141
+    ),
     "a pass is told of some rows only": Mutant(Plan(cursor="first row only", faults=frozenset({"die"})), 44),
     "a process forgets what Redis was not told": Mutant(Plan(floors=False, faults=frozenset({"cut"})), 49),
 }

@@ -73,6 +73,7 @@ async def test_a_plain_insert_is_an_append_for_caches(repository: ConversationRe
     [
         "update messages set content = 'changed' where content = 'one'",
         "delete from messages where content = 'two'",
+        "truncate messages",
         "update conversations set title = 'changed'",
         "update conversations set metadata = '{\"a\": 1}'",
         "update conversations set tags = array['t']",
@@ -89,6 +90,69 @@ async def test_an_edit_from_outside_makes_what_caches_know_void(
     assert [told.revision for told in (await repository.changes(start.xmin)).changed] == [2]
     begun = await repository.begin_turn(beginning(conversation.continuation_id, "q", known=Known(1, 1, 2, 6)))
     assert begun.full
+
+
+REPLICATING = "set session_replication_role = replica; "
+
+
+@pytest.mark.direct
+@pytest.mark.parametrize(
+    "change",
+    [
+        "update messages set content = 'changed' where content = 'one'",
+        "delete from messages where content = 'two'",
+        "truncate messages",
+        "update conversations set title = 'changed'",
+    ],
+)
+async def test_an_edit_is_noted_in_a_session_that_replicates(
+    repository: ConversationRepository, sql: OneTrip, change: str
+) -> None:
+    """Tools that load data switch triggers off this way."""
+    await conversation_of(repository, "one", "two")
+    start = await repository.changes(None)
+    await sql.execute(REPLICATING + change)
+    assert [told.revision for told in (await repository.changes(start.xmin)).changed] == [2]
+
+
+@pytest.mark.direct
+@pytest.mark.parametrize("role", ["", REPLICATING])
+async def test_deleted_conversations_of_an_owner_are_noted(
+    repository: ConversationRepository, sql: OneTrip, role: str
+) -> None:
+    """Nothing is left to see their revisions in."""
+    conversation = await conversation_of(repository, "one")
+    start = await repository.changes(None)
+    await sql.execute(role + "delete from conversations where owner = 'local'")
+    told = {change.continuation_id: change.revision for change in (await repository.changes(start.xmin)).changed}
+    assert told == {conversation.continuation_id: None}
+
+
+@pytest.mark.direct
+@pytest.mark.parametrize("role", ["", REPLICATING])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "truncate conversations cascade",
+        "truncate messages",
+        "alter table messages disable trigger all; truncate messages",
+        "alter table messages disable trigger all; alter table messages add column other integer default random()",
+    ],
+)
+async def test_new_files_of_a_table_are_a_new_incarnation(
+    repository: ConversationRepository, sql: OneTrip, role: str, change: str
+) -> None:
+    """Rows that go without a trace leave nothing that a pass could read, so caches begin anew."""
+    conversation = await conversation_of(repository, "one")
+    before = await repository.changes(None)
+    page = await repository.read_page(LOCAL_OWNER, conversation.continuation_id)
+    appended = await repository.append(appending(conversation.continuation_id, "two"))
+    assert appended.inc == page.inc
+    assert (await repository.changes(None)).inc == before.inc
+    await sql.execute(role + change)
+    assert (await repository.changes(None)).inc != before.inc
+    other = await repository.append(appending(None, "three"))
+    assert other.inc != page.inc
 
 
 async def test_our_own_writes_do_not_bump_twice(repository: ConversationRepository) -> None:

@@ -9,10 +9,10 @@ The protocol is called lease, version, licence. Its invariants, in the order in 
 4. An entry's time is not later than the database snapshot it was read from.
 5. A licence of generation g, as of time t, says that every change visible to a snapshot taken after t is in every
    entry of generation g. An entry is served until one bound after the later of its own time and its licence's.
-6. A change that a pass's snapshot could not see has, in the same incarnation of the database, a transaction id not below
-   the snapshot's xmin, so the next pass, which starts there, sees it however long its commit took. A recovery gives out
-   ids again that never reached the disk, so it begins another incarnation, also under the same first process. Another
-   incarnation begins another generation, which covers nothing that was stored before.
+6. A change that a pass's snapshot could not see has, in the same incarnation of the database, a transaction id not
+   below the snapshot's xmin, so the next pass, which starts there, sees it however long its commit took. A recovery
+   gives out ids again that never reached the disk, so it begins another incarnation, also under the same first
+   process. Another incarnation begins another generation, which covers nothing that was stored before.
 7. Licence, entries and leases of a slot group live in one Redis and are lost, or rolled back, together.
 
 A fault of Redis is a miss and a counter. What could not be told to Redis this process remembers for one bound.

@@ -45,7 +45,7 @@ async def slow_log(postgres_server: FaultServer) -> AsyncIterator[FaultServer]:
 async def test_change_after_a_recovery_is_not_missed_however_low_its_transaction_id_is(
     slow_log: FaultServer, tmp_path: Path
 ) -> None:
-    """A writer that cannot tell Redis gets an id below the cursor; the reader still sees the change within the bound."""
+    """A writer that cannot tell Redis gets an id below the cursor; the reader sees the change within the bound."""
     reused = 0
     with Valkey() as valkey:
         async with servers(slow_log.url, valkey.url, tmp_path) as rig:

@@ -48,7 +48,7 @@ select pg_get_indexdef(i.indexrelid) || ';'
 """
 TRIGGERS: Final = """
 select pg_get_triggerdef(t.oid) || ';'
-       || case t.tgenabled when 'O' then '' when 'A' then E'\n-- It fires always.' else E'\n-- ' || t.tgenabled::text end
+       || case t.tgenabled when 'O' then '' when 'A' then E'\n-- It fires always.' else E'\n-- It fires seldom.' end
   from pg_trigger t
  where t.tgrelid = $1::text::oid and not t.tgisinternal order by t.tgname
 """

@@ -449,6 +449,19 @@ async def disturb(world: World, daemons: list[Daemon], faults: frozenset[str], p
                 await world.save()
             else:
                 await world.roll_back()
+        case "clock back":
+            await world.set_clock_back(rng.choice(pace))
+        case "cut":
+            daemon = rng.choice(daemons)
+            daemon.client.cut = not daemon.client.cut
+        case fault:
+            disturb_database(world, fault)
+
+
+def disturb_database(world: World, fault: str) -> None:
+    """Break something of it; `die` is done by each daemon to itself."""
+    rng = world.rng
+    match fault:
         case "restart":
             world.restart()
         case "failover":
@@ -459,10 +472,5 @@ async def disturb(world: World, daemons: list[Daemon], faults: frozenset[str], p
                 world.next_xid += rng.randint(1, 5)
             else:
                 world.recover()
-        case "clock back":
-            await world.set_clock_back(rng.choice(pace))
-        case "cut":
-            daemon = rng.choice(daemons)
-            daemon.client.cut = not daemon.client.cut
         case _:
             pass

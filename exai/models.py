@@ -146,7 +146,11 @@ FinishReason = Literal["stop", "length", "content_filter", "tool_calls", "other"
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer. `model` is what the provider says it used; `request_id` is the provider's own."""
+    """A whole answer. `model` is what the provider says it used; `request_id` is the provider's own.
+
+    `is_partial` is true when the model may have said more than `content` holds; `unread_events` counts what could not
+    be read, and `notes` has a sentence for each thing the caller should know.
+    """
 
     content: str
     reasoning: str
@@ -157,14 +161,18 @@ class Completion:
     request_id: str | None
     duration_ms: float
     attempts: int = 1
+    is_partial: bool = False
+    unread_events: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of an answer while it streams; either part may be empty."""
+    """A piece of an answer while it streams; either part may be empty. `note` says what is waited for meanwhile."""
 
     content: str = ""
     reasoning: str = ""
+    note: str = ""
 
 
 OnDelta = Callable[[Delta], Awaitable[None]]

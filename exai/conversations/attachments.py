@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from exai.blobs.base import BlobStore
-from exai.conversations.prompt import BYTES_PER_TOKEN, choose, estimate_tokens
+from exai.conversations.prompt import BYTES_PER_TOKEN, Asked, choose, count_left_out, estimate_tokens
 from exai.conversations.requests import is_file_id
 from exai.db.files import FileRepository
 from exai.errors import BlobError, InvalidArgument
@@ -26,10 +26,8 @@ class Attachments:
     def __init__(self, files: FileRepository, blobs: BlobStore) -> None:
         self._files, self._blobs = files, blobs
 
-    async def prompt(
-        self, owner: Owner, history: Sequence[Message], system: Message | None, room_tokens: int
-    ) -> tuple[list[Prompt], int]:
-        """Return the array a model is asked with, oldest first, and the tokens left.
+    async def prompt(self, owner: Owner, history: Sequence[Message], system: Message | None, room_tokens: int) -> Asked:
+        """Return what a model is asked with.
 
         One statement if any message has files, none otherwise. Raises `InvalidArgument` when the files of the newest
         message alone do not fit.
@@ -51,7 +49,8 @@ class Attachments:
                 if file.id not in shown and _tokens(file) <= left_tokens:
                     shown.add(file.id)
                     left_tokens -= _tokens(file)
-        return [await self._part(owner, message, facts, shown) for message in chosen], left_tokens
+        messages = [await self._part(owner, message, facts, shown) for message in chosen]
+        return Asked(messages, left_tokens, count_left_out(history, system, chosen))
 
     async def _facts(self, owner: Owner, history: Sequence[Message]) -> Mapping[FileId, StoredFile]:
         ids = dict.fromkeys(file_id for message in history for file_id in file_ids_of(message))

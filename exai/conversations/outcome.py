@@ -7,16 +7,17 @@ any daemon; and that a turn whose daemon is gone is never said to be running onc
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
+from exai.conversations.prompt import FINISH_REASON, Asked
 from exai.conversations.requests import ChatRequest, ChatResult
 from exai.db.conversations import StoredReply, TurnBegun, TurnEnd
 from exai.db.turns import StoredTurn
 from exai.errors import ExaiError, ShuttingDown
-from exai.models import ContinuationId, NewMessage, TurnId
+from exai.models import Completion, ContinuationId, NewMessage, TurnId
 from exai.providers.base import Model
 
 Stage = Literal["running", "answered", "failed", "cancelled", "lost"]
@@ -78,11 +79,49 @@ def result_of(
         seq=reply.seq or 0,
         revision=revision,
         usage=reply.usage,
-        finish_reason=reply.metadata.get("finish_reason", "stop"),
+        finish_reason=reply.metadata.get(FINISH_REASON, "stop"),
         duration_ms=duration_s * 1000,
         duplicate=duplicate,
         prompt_tokens_left=reply.metadata.get("prompt_tokens_left"),
+        left_out=reply.metadata.get("left_out", 0),
+        partial=reply.metadata.get("partial", False),
+        unread_events=reply.metadata.get("unread_events", 0),
+        notes=tuple(reply.metadata.get("notes", ())),
     )
+
+
+def facts_of(completion: Completion, asked: Asked) -> dict[str, Any]:
+    """Return what is stored of an answer beside its text; the caller of a repeated request gets it again."""
+    facts: dict[str, Any] = {
+        FINISH_REASON: completion.finish_reason,
+        "request_id": completion.request_id,
+        "prompt_tokens_left": max(asked.left_tokens - completion.usage.output_tokens, 0),
+    }
+    optional = {
+        "left_out": asked.left_out,
+        "partial": completion.is_partial,
+        "unread_events": completion.unread_events,
+        "notes": [*_said_of(asked), *completion.notes],
+    }
+    return facts | {name: value for name, value in optional.items() if value}
+
+
+def answer_of(completion: Completion) -> NewMessage:
+    """Return the message that keeps an answer; one that may not be whole is marked so."""
+    facts: dict[str, Any] = {
+        "model": completion.model,
+        "provider": completion.provider,
+        FINISH_REASON: completion.finish_reason,
+    }
+    if not completion.is_partial:
+        return NewMessage("assistant", completion.content, metadata=facts)
+    return NewMessage("assistant", completion.content, "partial", {**facts, "notes": list(completion.notes)})
+
+
+def _said_of(asked: Asked) -> Iterator[str]:
+    if asked.left_out:
+        yield f"{asked.left_out:,} older messages were not shown to the model, because its window is full"
+    yield from asked.notes
 
 
 def failure_of(request: ChatRequest, model: Model, begun: TurnBegun, text: str, error: BaseException) -> TurnEnd:

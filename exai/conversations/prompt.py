@@ -6,10 +6,11 @@ conversation and not with the number of turns times their length.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from exai.errors import InvalidArgument
-from exai.models import Message
+from exai.models import Message, Prompt
 
 BYTES_PER_TOKEN = 3
 """UTF-8 bytes assumed per token: fewer than English has, about what Chinese has; errs on the safe side."""
@@ -19,6 +20,22 @@ MESSAGE_OVERHEAD_TOKENS = 8
 
 MIN_OUTPUT_TOKENS = 1_024
 """Room for an answer that is kept free in every window, unless the caller asked for less."""
+
+
+FINISH_REASON = "finish_reason"
+"""The field of an answer's metadata that says how the model ended it; an answer that broke off has none."""
+
+
+class Asked(NamedTuple):
+    """What a model is asked with, oldest first, and the tokens left of its window.
+
+    `left_out` counts older messages that did not fit; `notes` has sentences for the caller.
+    """
+
+    messages: list[Prompt]
+    left_tokens: int
+    left_out: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def estimate_tokens(text: str) -> int:
@@ -46,15 +63,15 @@ def check_fits(prompt: str, system: str | None, available_tokens: int) -> None:
 def choose(messages: Iterable[Message], system: Message | None, available_tokens: int) -> tuple[list[Message], int]:
     """Choose from the newest backwards until the window is full; return them oldest first, and the tokens left.
 
-    The newest system message leads; earlier ones are superseded. Partial answers of broken turns are left out: the
-    model never said them to the end.
+    The newest system message leads; earlier ones are superseded. What was kept of failed turns is left out: the model
+    never said it to the end.
     """
     ordered = sorted(messages, key=lambda message: message.seq, reverse=True)
     system = next((message for message in ordered if message.role == "system"), system)
     left = available_tokens - (estimate_tokens(system.content) if system else 0)
     chosen: list[Message] = []
     for message in ordered:
-        if message.role == "system" or message.kind == "partial":
+        if not _is_sent(message):
             continue
         cost = estimate_tokens(message.content)
         if cost > left and chosen:
@@ -66,6 +83,20 @@ def choose(messages: Iterable[Message], system: Message | None, available_tokens
         chosen.append(system)
     chosen.reverse()
     return chosen, max(left, 0)
+
+
+def count_left_out(history: Sequence[Message], system: Message | None, chosen: Sequence[Message]) -> int:
+    """Return how many messages of a conversation are older than those chosen of it, whether they were read or not."""
+    oldest_chosen = min((message.seq for message in chosen if message.role != "system"), default=0)
+    oldest_read = min((message.seq for message in history), default=1)
+    unread = max(oldest_read - 1, 0) - (system is not None and 0 < system.seq < oldest_read)
+    return unread + sum(message.seq < oldest_chosen for message in history if _is_sent(message))
+
+
+def _is_sent(message: Message) -> bool:
+    if message.role == "system":
+        return False
+    return message.kind not in ("partial", "failed") or FINISH_REASON in message.metadata
 
 
 def _drop_headless_answers(newest_first: list[Message]) -> None:

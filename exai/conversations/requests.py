@@ -78,7 +78,9 @@ class ChatRequest:
 class ChatResult:
     """An answered turn; `seq` is the answer's number. `duplicate` is true when the key had been answered before.
 
-    `prompt_tokens_left` is what the model's window still holds after this turn, by estimate.
+    `prompt_tokens_left` is what the model's window still holds after this turn, by estimate. `left_out` counts older
+    messages that the model was not shown. `partial` is true when the model may have said more than `content` holds,
+    `unread_events` counts what of its stream could not be read, and `notes` says in sentences what is to be known.
     """
 
     content: str
@@ -92,6 +94,10 @@ class ChatResult:
     duration_ms: float
     duplicate: bool
     prompt_tokens_left: int | None
+    left_out: int = 0
+    partial: bool = False
+    unread_events: int = 0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,8 @@ from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Miss, Warm
 from exai.conversations.attachments import Attachments
 from exai.conversations.notices import Notices
-from exai.conversations.outcome import failure_of, result_of
-from exai.conversations.prompt import check_fits, input_tokens
+from exai.conversations.outcome import answer_of, facts_of, failure_of, result_of
+from exai.conversations.prompt import Asked, check_fits, input_tokens
 from exai.conversations.requests import ChatRequest, ChatResult, refusal
 from exai.conversations.starting import LEASE_S, history_of, turn_start
 from exai.db.conversations import ConversationRepository, TurnBegun, TurnEnd, TurnFinished, TurnStart
@@ -42,7 +42,6 @@ from exai.models import (
     CompletionRequest,
     Conversation,
     Delta,
-    NewMessage,
     OnDelta,
     Prompt,
     TurnId,
@@ -118,7 +117,7 @@ class ChatTurns:
             return result_of(begun.reply, name, begun.revision, duration_s=seconds, duplicate=True)
         told = self._aside(self._tell_begun(request, begun, begun.conversation, cached), "cache-begun")
         turn = _Turn(request, model, begun, begun.conversation, cached, told, _Heard(on_delta))
-        completion, finished, left_tokens = await self._answer(turn, room_tokens)
+        completion, finished, facts = await self._answer(turn, room_tokens)
         return ChatResult(
             content=completion.content,
             continuation_id=turn.conversation.continuation_id,
@@ -130,7 +129,11 @@ class ChatTurns:
             finish_reason=completion.finish_reason,
             duration_ms=(time.monotonic() - started) * 1000,
             duplicate=False,
-            prompt_tokens_left=left_tokens,
+            prompt_tokens_left=facts["prompt_tokens_left"],
+            left_out=facts.get("left_out", 0),
+            partial=completion.is_partial,
+            unread_events=completion.unread_events,
+            notes=tuple(facts.get("notes", ())),
         )
 
     async def drain(self) -> None:
@@ -227,30 +230,29 @@ class ChatTurns:
         if begun.status in ("started", "resumed"):
             await self._record(failure_of(request, model, begun, "", error))
 
-    async def _answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, TurnFinished, int]:
+    async def _answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, TurnFinished, dict[str, Any]]:
         try:
-            completion, left_tokens = await self._leased_answer(turn, room_tokens)
+            completion, asked = await self._leased_answer(turn, room_tokens)
         except BaseException as error:
             await self._write(self._fail(turn, error))
             raise
         try:
-            finished = await self._write(self._finish(turn, completion, left_tokens))
+            facts = facts_of(completion, asked)
+            finished = await self._write(self._finish(turn, completion, facts))
         except (DatabaseError, DeadlineExceeded) as error:
             continuation_id = turn.conversation.continuation_id
             raise AnswerNotStored(str(error), completion.content, continuation_id) from error
-        return completion, finished, left_tokens
+        return completion, finished, facts
 
-    async def _leased_answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, int]:
-        """Ask the model unless somebody ends the turn from elsewhere; also return what its window still holds."""
+    async def _leased_answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, Asked]:
+        """Ask the model unless somebody ends the turn from elsewhere; also return what it was asked with."""
         turn_id = turn.begun.turn_id
         scope = self._leased[turn_id] = asyncio.timeout(None)
         try:
             async with scope:
                 history = history_of(turn.begun, turn.cached)
-                prompt, left_tokens = await self._attachments.prompt(
-                    turn.request.owner, history, turn.begun.system, room_tokens
-                )
-                completion = await self._ask(turn, prompt)
+                asked = await self._attachments.prompt(turn.request.owner, history, turn.begun.system, room_tokens)
+                completion = await self._ask(turn, asked.messages)
         except TimeoutError as error:
             if not scope.expired():
                 raise
@@ -260,7 +262,7 @@ class ChatTurns:
         finally:
             if self._leased.get(turn_id) is scope:
                 del self._leased[turn_id]
-        return completion, max(left_tokens - completion.usage.output_tokens, 0)
+        return completion, asked
 
     async def _ask(self, turn: _Turn, prompt: list[Prompt]) -> Completion:
         """Ask the model within the request's time, less what the outcome needs."""
@@ -273,35 +275,27 @@ class ChatTurns:
         with with_deadline(remaining_s(OUTCOME_RESERVE_S)):
             completion = await self._providers.complete(turn.model, asked, turn.heard)
         if not completion.content.strip():
+            said = "".join(f"; {note}" for note in completion.notes)
             raise ProviderBroken(
                 completion.provider,
-                f"the model ended without an answer (finish reason {completion.finish_reason})",
+                f"the model ended without an answer (finish reason {completion.finish_reason}){said}",
                 "Allow more output tokens or less thinking" if completion.finish_reason == "length" else "Ask again",
                 request_id=completion.request_id,
             )
         return completion
 
-    async def _finish(self, turn: _Turn, completion: Completion, left_tokens: int) -> TurnFinished:
-        facts = {
-            "model": completion.model,
-            "provider": completion.provider,
-            "finish_reason": completion.finish_reason,
-        }
+    async def _finish(self, turn: _Turn, completion: Completion, facts: dict[str, Any]) -> TurnFinished:
         finished = await self._stored(
             TurnEnd(
                 owner=turn.request.owner,
                 turn_id=turn.begun.turn_id,
                 attempt=turn.begun.attempt,
                 state="finished",
-                messages=(NewMessage("assistant", completion.content, metadata=facts),),
+                messages=(answer_of(completion),),
                 model=turn.model.name,
                 usage=completion.usage,
                 cost_usd=self._providers.cost_usd(turn.model, completion.usage),
-                metadata={
-                    "finish_reason": completion.finish_reason,
-                    "request_id": completion.request_id,
-                    "prompt_tokens_left": left_tokens,
-                },
+                metadata=facts,
             )
         )
         if finished.status == "superseded":

@@ -1,8 +1,10 @@
 """One streamed answer, put together from the events of a chat-completions stream; no I/O.
 
 The providers differ in where they put things, so each is looked for wherever it has been seen: reasoning in
-`reasoning_content` or `reasoning`, usage at the top, in the first choice or in a chunk without choices. The answer is
-whole only when the provider has said so, by a finish reason or by `[DONE]`.
+`reasoning_content`, `reasoning`, `reasoning_details` or `thinking`, text in `delta`, `message` or `text`, usage at the
+top, in a choice or in a chunk without choices. The answer is whole only when the provider has said so, by a finish
+reason or by `[DONE]`. The invariant is that nothing is left out silently: what has no text is named in `named`, what
+cannot be read is counted in `unread`.
 """
 
 from __future__ import annotations
@@ -10,28 +12,52 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-import orjson
-
 from exai.models import Delta, FinishReason, Usage
+from exai.providers.reading import DONE, Found, TextJoiner, clean_name, read_message, tokens, values_of
 from exai.providers.sse import Event
-
-DONE: Final = "[DONE]"
 
 _FINISH_REASONS: Final[Mapping[str, FinishReason]] = {
     "stop": "stop",
+    "stop_sequence": "stop",
+    "end_turn": "stop",
+    "eos": "stop",
+    "eos_token": "stop",
+    "complete": "stop",
+    "completed": "stop",
     "length": "length",
     "max_tokens": "length",
+    "max_output_tokens": "length",
+    "max_length": "length",
     "model_context_window_exceeded": "length",
     "content_filter": "content_filter",
     "sensitive": "content_filter",
+    "safety": "content_filter",
+    "refusal": "content_filter",
+    "recitation": "content_filter",
+    "prohibited_content": "content_filter",
     "tool_calls": "tool_calls",
+    "tool_use": "tool_calls",
     "function_call": "tool_calls",
 }
-_BROKEN_OFF: Final = frozenset({"network_error", "error"})
+_BROKEN_OFF: Final = frozenset(
+    {"network_error", "error", "abort", "aborted", "cancelled", "canceled", "timeout", "insufficient_system_resource"}
+)
 """Finish reasons that say the generation did not finish."""
 
-_NOTHING: Final = Delta()
-_MAX_NAME_CHARS: Final = 200
+_IDLE_EVENTS: Final = frozenset({"ping", "pong", "keepalive", "keep-alive", "keep_alive", "heartbeat"})
+_GOOD_CODES: Final = (None, False, "", 0, "0", 200, "200", "ok", "OK", "success")
+_LOOSE_FIELDS: Final = ("delta", "message", "text", "content", "output_text", "response")
+"""Where a chunk without choices may hold text."""
+
+_REASON_FIELDS: Final = ("finish_reason", "stop_reason", "done_reason")
+_ENDED: Final = (".done", ".completed", "_stop", "_start", ".created", ".in_progress")
+"""Ends of the types of events that repeat text or hold none."""
+
+_UNKNOWN_TEXT_FIELDS: Final = ("token", "generated_text", "output", "answer", "result", "completion")
+_REPEATED_CHARS: Final = 20
+"""A message that begins with at least this much of the text so far repeats it."""
+
+MAX_NAMED: Final = 20
 
 
 class UnusableAnswer(Exception):
@@ -47,22 +73,31 @@ class ErrorInStream(Exception):
 
 
 class Answer:
-    """Give it the events in order; it answers with what each adds.
+    """Give it the events in order; it answers with what each adds. `settle` follows the last one.
 
     `max_bytes` bounds text and reasoning together, `max_content_bytes` the text, which must fit in one message.
+    `lost` says why the end of the stream may be missing although a finish reason came. `may_go_on`: the finish reason
+    came with text, as from servers that send it with every piece; `goes_on`: text followed it.
     """
 
     def __init__(self, max_bytes: int, max_content_bytes: int) -> None:
         self._max_bytes, self._max_content_bytes = max_bytes, max_content_bytes
-        self._bytes = self._content_bytes = 0
+        self._bytes = self._content_bytes = self._aside_bytes = 0
         self._content: list[str] = []
         self._reasoning: list[str] = []
+        self._content_joiner, self._reasoning_joiner = TextJoiner(), TextJoiner()
+        self._aside: list[Mapping[str, Any]] = []
+        self._has_own_choice = self._has_deltas = False
         self.finish_reason: FinishReason | None = None
         self.done = False
         self.started = False
+        self.may_go_on = self.goes_on = False
         self.usage = Usage()
         self.model: str | None = None
         self.request_id: str | None = None
+        self.unread = 0
+        self.named: dict[str, None] = {}
+        self.lost: str | None = None
 
     @property
     def content(self) -> str:
@@ -79,40 +114,139 @@ class Answer:
         """Whether the provider has said that the answer is complete."""
         return self.finish_reason is not None or (self.done and self.started)
 
+    @property
+    def is_partial(self) -> bool:
+        """Whether the model may have said more than the text holds."""
+        return bool(self.lost or self.unread or self.named)
+
     def take(self, event: Event) -> Delta | None:
         """Add one event; return what the caller should hear of it. Raises `UnusableAnswer`, `ErrorInStream`."""
-        if self.done:
+        name = event.name.strip().lower()
+        if self.done or name in _IDLE_EVENTS:
             return None
-        if event.data.strip() == DONE:
-            self.done = True
-            return None
-        chunk = _decode(event)
+        values, unread = values_of(event.data)
+        self.unread += unread
+        added = Found()
+        for value in values:
+            if value == DONE:
+                self.done = True
+                break
+            for chunk in value if isinstance(value, list) else [value]:
+                self._take_value(chunk, name, added)
+        return self._add(added)
+
+    def settle(self) -> Delta | None:
+        """Return what only the end of the stream makes certain. Raises as `take`."""
+        added = Found()
+        if not self._has_own_choice:
+            for choice in self._aside:
+                self._take_own_choice(choice, added)
+        self._aside.clear()
+        delta = self._add(added) or Delta()
+        content, reasoning = self._content_joiner.end(), self._reasoning_joiner.end()
+        self._content.append(content)
+        self._reasoning.append(reasoning)
+        delta = Delta(delta.content + content, delta.reasoning + reasoning)
+        return delta if delta.content or delta.reasoning else None
+
+    def _take_value(self, value: Any, name: str, added: Found) -> None:
+        if isinstance(value, dict):
+            self._take_chunk(value, name, added)
+        elif isinstance(value, str) and value.strip():
+            self.unread += 1
+
+    def _take_chunk(self, chunk: Mapping[str, Any], name: str, added: Found) -> None:
+        inner = chunk.get("data")
+        if isinstance(inner, dict) and "choices" in inner and "choices" not in chunk:
+            chunk = inner
+        if _is_error(chunk, name):
+            raise ErrorInStream(chunk)
         self._take_facts(chunk)
-        choice = _first_choice(chunk)
-        if choice is None:
-            return None
-        delta = self._take_delta(choice.get("delta"))
-        self._take_finish(choice.get("finish_reason"))
-        return delta
+        for choice in _choices(chunk):
+            if isinstance(choice, str):
+                added.content += choice
+            elif not isinstance(choice, dict):
+                self.unread += 1
+            elif tokens(choice.get("index")) and _says_something(choice):
+                self._set_aside(choice)
+            else:
+                self._has_own_choice = True
+                self._take_own_choice(choice, added)
+        if "choices" not in chunk and any(chunk.get(field) for field in _UNKNOWN_TEXT_FIELDS):
+            self.unread += 1
+
+    def _set_aside(self, choice: Mapping[str, Any]) -> None:
+        """Keep a choice that is no part of this answer, unless it turns out to be the only one there is."""
+        first = self._aside[0].get("index") if self._aside else choice.get("index")
+        if self._has_own_choice or choice.get("index") != first:
+            return
+        self._aside_bytes += len(str(choice))
+        if self._aside_bytes <= self._max_bytes:
+            self._aside.append(choice)
+        else:
+            self.unread += 1
+
+    def _take_own_choice(self, choice: Mapping[str, Any], added: Found) -> None:
+        if choice.get("error"):
+            raise ErrorInStream({"error": choice["error"]})
+        found = self._read_choice(choice)
+        if found.content and self.finish_reason is not None:
+            self.goes_on = True
+        added.content += found.content
+        added.reasoning += found.reasoning
+        self.unread += found.unread
+        self._name(found.named)
+        self._take_finish(choice, added)
+
+    def _read_choice(self, choice: Mapping[str, Any]) -> Found:
+        delta, message = choice.get("delta"), choice.get("message")
+        if isinstance(delta, str):
+            return Found(delta)
+        found = read_message(delta) if isinstance(delta, dict) else Found()
+        if isinstance(delta, list):
+            found = read_message({"content": delta})
+        if found.content or found.reasoning:
+            self._has_deltas = True
+        elif isinstance(message, dict):
+            found = self._rest_of(read_message(message))
+        elif not found.named and not found.unread:
+            loose = {name: choice[name] for name in _LOOSE_FIELDS[2:] if choice.get(name)}
+            found = read_message(loose)
+        return found
+
+    def _rest_of(self, found: Found) -> Found:
+        """Return what a whole message adds: servers repeat in it what they have said in pieces."""
+        so_far = self.content
+        repeats = self._has_deltas or len(so_far) >= _REPEATED_CHARS
+        if so_far and repeats and found.content.startswith(so_far):
+            found.content, found.reasoning = found.content[len(so_far) :], ""
+        elif so_far and self._has_deltas and found.content:
+            if found.content.strip() not in so_far:
+                found.unread += 1
+            found.content = found.reasoning = ""
+        return found
 
     def _take_facts(self, chunk: Mapping[str, Any]) -> None:
         for name in ("request_id", "id"):
             value = chunk.get(name)
             if self.request_id is None and isinstance(value, str) and value:
-                self.request_id = value[:_MAX_NAME_CHARS]
+                self.request_id = clean_name(value)
         model = chunk.get("model")
         if isinstance(model, str) and model:
-            self.model = model[:_MAX_NAME_CHARS]
-        choice = _first_choice(chunk) or {}
-        for usage in (chunk.get("usage"), choice.get("usage")):
-            if isinstance(usage, dict):
-                self.usage = _usage(usage)
+            self.model = clean_name(model)
+        groq, message = chunk.get("x_groq"), chunk.get("message")
+        places = [chunk, *(choice for choice in _choices(chunk)[:1] if isinstance(choice, dict)), groq, message]
+        self.usage = _usage([place.get("usage") for place in places if isinstance(place, dict)], chunk, self.usage)
 
-    def _take_delta(self, delta: Any) -> Delta | None:
-        if not isinstance(delta, dict):
-            return None
-        content = _text(delta.get("content"))
-        reasoning = _text(delta.get("reasoning_content")) or _text(delta.get("reasoning"))
+    def _name(self, things: list[str]) -> None:
+        for thing in things:
+            known = thing in self.named or (thing == "a tool call" and any("tool" in each for each in self.named))
+            if not known and len(self.named) < MAX_NAMED:
+                self.named[thing] = None
+
+    def _add(self, found: Found) -> Delta | None:
+        content = self._content_joiner.join(found.content)
+        reasoning = self._reasoning_joiner.join(found.reasoning)
         if not content and not reasoning:
             return None
         self._bytes += _size_bytes(content) + _size_bytes(reasoning)
@@ -127,54 +261,91 @@ class Answer:
             self._reasoning.append(reasoning)
         return Delta(content, reasoning)
 
-    def _take_finish(self, reason: Any) -> None:
-        if not isinstance(reason, str) or not reason:
+    def _take_finish(self, choice: Mapping[str, Any], added: Found) -> None:
+        places = [place for place in (choice, choice.get("delta")) if isinstance(place, dict)]
+        word = next(filter(None, (_word(place.get(name)) for place in places for name in _REASON_FIELDS)), "")
+        if not word:
             return
-        if reason in _BROKEN_OFF:
-            raise UnusableAnswer(f"the provider broke the answer off ({reason})")
-        self.finish_reason = _FINISH_REASONS.get(reason, "other")
+        if word in _BROKEN_OFF:
+            # What came with the reason belongs to the part that is kept.
+            self._add(added)
+            raise UnusableAnswer(f"the provider broke the answer off ({word})")
+        self.finish_reason = _FINISH_REASONS.get(word, "other")
+        if added.content:
+            self.may_go_on = True
 
 
-def _decode(event: Event) -> dict[str, Any]:
-    try:
-        chunk = orjson.loads(event.data)
-    except orjson.JSONDecodeError as error:
-        raise UnusableAnswer("an event of the stream is not JSON") from error
-    if not isinstance(chunk, dict):
-        raise UnusableAnswer("an event of the stream is not a JSON object")
-    if chunk.get("error") or event.name == "error" or ("choices" not in chunk and "code" in chunk):
-        raise ErrorInStream(chunk)
-    return chunk
+def _is_error(chunk: Mapping[str, Any], name: str) -> bool:
+    if chunk.get("error") or name == "error":
+        return True
+    if any(chunk.get(field) for field in ("choices", *_LOOSE_FIELDS[:1])) or chunk.get("usage"):
+        return False
+    words = (chunk.get("object"), chunk.get("type"), chunk.get("status"))
+    code = chunk.get("code")
+    failed = not any(code is good or code == good for good in _GOOD_CODES)
+    return "choices" not in chunk and (failed or "error" in words or chunk.get("success") is False or _detail(chunk))
 
 
-def _first_choice(chunk: Mapping[str, Any]) -> dict[str, Any] | None:
+def _detail(chunk: Mapping[str, Any]) -> bool:
+    return bool(chunk.get("detail") or chunk.get("errors"))
+
+
+def _choices(chunk: Mapping[str, Any]) -> list[Any]:
     choices = chunk.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        return None
-    return choices[0]
+    if isinstance(choices, dict):
+        choices = [choices] if choices.keys() & {"delta", "message", "text"} else list(choices.values())
+    if isinstance(choices, list) and choices:
+        return choices
+    kind = chunk.get("type")
+    if isinstance(kind, str) and kind.endswith(_ENDED):
+        return []
+    return [chunk] if _holds_text(chunk) or chunk.get("done_reason") else []
 
 
-def _text(value: Any) -> str:
-    # Postgres text cannot hold NUL, and an answer must not be lost for one character.
-    return value.replace("\x00", "\ufffd") if isinstance(value, str) else ""
+def _says_something(choice: Mapping[str, Any]) -> bool:
+    return _holds_text(choice) or bool(choice.get("finish_reason"))
+
+
+def _holds_text(choice: Mapping[str, Any]) -> bool:
+    return any(choice.get(name) for name in _LOOSE_FIELDS)
+
+
+def _word(reason: Any) -> str:
+    if isinstance(reason, dict):
+        reason = reason.get("type")
+    return reason.lower() if isinstance(reason, str) and reason.lower() != "null" else ""
 
 
 def _size_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
 
 
-def _usage(usage: Mapping[str, Any]) -> Usage:
-    prompt = usage.get("prompt_tokens_details")
-    completion = usage.get("completion_tokens_details")
-    prompt = prompt if isinstance(prompt, dict) else {}
-    completion = completion if isinstance(completion, dict) else {}
-    return Usage(
-        input_tokens=_tokens(usage.get("prompt_tokens")),
-        output_tokens=_tokens(usage.get("completion_tokens")),
-        cached_tokens=_tokens(usage.get("cached_tokens")) or _tokens(prompt.get("cached_tokens")),
-        reasoning_tokens=_tokens(completion.get("reasoning_tokens")) or _tokens(usage.get("reasoning_tokens")),
-    )
-
-
-def _tokens(value: Any) -> int:
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+def _usage(reports: list[Any], chunk: Mapping[str, Any], before: Usage) -> Usage:
+    """Return the counts after a chunk: a later report replaces an earlier one where it says something."""
+    input_tokens, output_tokens = before.input_tokens, before.output_tokens
+    cached_tokens, reasoning_tokens = before.cached_tokens, before.reasoning_tokens
+    timings = chunk.get("timings")
+    native = {"input_tokens": chunk.get("prompt_eval_count"), "output_tokens": chunk.get("eval_count")}
+    if isinstance(timings, dict):
+        native = {"input_tokens": timings.get("prompt_n"), "output_tokens": timings.get("predicted_n")}
+    found = [usage for usage in reports if isinstance(usage, dict)]
+    for usage in found or [native]:
+        prompt, completion = (
+            details if isinstance(details, dict) else {}
+            for details in (
+                usage.get("prompt_tokens_details") or usage.get("input_tokens_details"),
+                usage.get("completion_tokens_details") or usage.get("output_tokens_details"),
+            )
+        )
+        input_tokens = tokens(usage.get("prompt_tokens")) or tokens(usage.get("input_tokens")) or input_tokens
+        output_tokens = tokens(usage.get("completion_tokens")) or tokens(usage.get("output_tokens")) or output_tokens
+        cached_tokens = (
+            tokens(prompt.get("cached_tokens"))
+            or tokens(usage.get("cached_tokens"))
+            or tokens(usage.get("prompt_cache_hit_tokens"))
+            or cached_tokens
+        )
+        reasoning_tokens = (
+            tokens(completion.get("reasoning_tokens")) or tokens(usage.get("reasoning_tokens")) or reasoning_tokens
+        )
+    return Usage(input_tokens, output_tokens, cached_tokens, reasoning_tokens)

@@ -7,6 +7,7 @@ bounded three times: in number, by the budget, and by the request's deadline.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Final
 
 from exai.errors import (
@@ -186,6 +187,9 @@ class ChatApi:
             self._recorder.count(
                 "provider_tokens_total", tokens, provider=self.family.name, model=call.model.label, kind=kind
             )
+        unread = answer.unread + len(answer.named)
+        if unread:
+            self._recorder.count("provider_unread_total", unread, provider=self.family.name, model=call.model.label)
         return Completion(
             content=answer.content,
             reasoning=answer.reasoning,
@@ -196,6 +200,9 @@ class ChatApi:
             request_id=call.request_id or answer.request_id,
             duration_ms=duration_s * 1000,
             attempts=attempts,
+            is_partial=answer.is_partial,
+            unread_events=unread,
+            notes=tuple(_notes(answer)),
         )
 
     def _record(self, call: Call, outcome: str, duration_s: float) -> None:
@@ -203,3 +210,13 @@ class ChatApi:
         self._recorder.count("provider_requests_total", outcome=outcome, **labels)
         if outcome != "not_sent":
             self._recorder.observe("provider_seconds", duration_s, **labels)
+
+
+def _notes(answer: Answer) -> Iterator[str]:
+    """Say what of the model's answer may be missing."""
+    if answer.lost:
+        yield f"the answer may be incomplete: after the model's finish reason {answer.lost}"
+    if answer.unread:
+        yield f"the answer may be incomplete: {answer.unread} events of the provider's stream could not be read"
+    if answer.named:
+        yield f"the model's answer also held {', '.join(answer.named)}, which EXAI does not read"

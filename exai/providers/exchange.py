@@ -11,6 +11,7 @@ import asyncio
 import os
 import ssl
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import httpx
@@ -19,9 +20,10 @@ from exai import __version__
 from exai.addresses import is_loopback
 from exai.config import ProvidersSettings
 from exai.errors import Overloaded, ProviderBroken, ProviderError, ProviderUnavailable
-from exai.models import Recorder
-from exai.providers.answer import Answer, ErrorInStream, UnusableAnswer
+from exai.models import Delta, Recorder
+from exai.providers.answer import ErrorInStream, UnusableAnswer
 from exai.providers.base import Call, Clocks, Family
+from exai.providers.bodies import MAX_FOREIGN_BYTES, Body, BodyTooLarge, BrokenCompression, Unpacker
 from exai.providers.failures import (
     clean_request_id,
     decode_body,
@@ -31,7 +33,7 @@ from exai.providers.failures import (
     safe_excerpt,
     verdict_of,
 )
-from exai.providers.sse import Event, EventTooLarge, SseParser
+from exai.providers.sse import Event, EventTooLarge
 from exai.resilience import Attempt, expiry
 
 MAX_CONNECTIONS: Final = 100
@@ -50,7 +52,13 @@ DRAIN_S: Final = 0.25
 
 _CAUSES_EXAMINED: Final = 8
 
-Phase = Literal["first", "stream", "tail", "drain"]
+ALIVE_PAUSE_S: Final = 10.0
+"""Between two reports of a provider that sends signs of life and no answer."""
+
+GOOD_STATUSES: Final = range(200, 204)
+READABLE_ENCODINGS: Final = frozenset({"", "identity", "gzip", "x-gzip", "deflate"})
+
+Phase = Literal["first", "stream", "tail", "drain", "told"]
 
 
 def open_client(base_url: str, settings: ProvidersSettings, verify: ssl.SSLContext) -> httpx.AsyncClient:
@@ -78,6 +86,23 @@ def headers_for(key: str, accept: str) -> dict[str, str]:
     return headers | {"Authorization": f"Bearer {key}"} if key else headers
 
 
+@dataclass(slots=True)
+class _Reading:
+    """How far the reading of one reply is; `armed` is what the limit in force is for."""
+
+    call: Call
+    attempt: Attempt
+    scope: asyncio.Timeout
+    started: float
+    armed: Phase = "first"
+    has_begun: bool = False
+    is_over: bool = False
+    told_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.told_at = self.started
+
+
 class Exchange:
     """The transport over HTTP to one provider; `client` belongs to the caller."""
 
@@ -98,9 +123,13 @@ class Exchange:
         self._settings, self._recorder, self._clocks = settings, recorder, clocks
 
     async def run(self, call: Call, attempt: Attempt) -> None:
-        """Fill `call.answer`; when this returns, the provider has said that it is whole."""
+        """Fill `call.answer`; when this returns, the provider has said that it is whole.
+
+        If the connection or the provider failed after that, before the stream's end, `call.answer.lost` says so.
+        """
         scope = asyncio.timeout(self._settings.first_token_timeout_s)
         started = self._clocks.monotonic()
+        reading = _Reading(call, attempt, scope, started)
         responded = False
         try:
             async with (
@@ -108,116 +137,177 @@ class Exchange:
                 self._client.stream("POST", self._url, content=call.body, headers=self._headers) as response,
             ):
                 responded = True
-                await self._check(response, call, scope)
-                await self._read(response, call, scope, attempt, started)
+                await self._read_whole(response, reading, await self._check(response, call, scope))
         except TimeoutError:
             if not scope.expired():
                 raise
             if not call.answer.whole:
                 raise self._too_slow(call) from expiry(scope, self._family.name)
+            self._end_is_missing(call, "the stream did not end")
         except httpx.PoolTimeout as error:
             raise Overloaded(f"connections to {self._family.name}", MAX_CONNECTIONS) from error
         except httpx.TransportError as error:
             if not call.answer.whole:
                 raise self._lost(call, error, responded=responded) from error
-        except EventTooLarge as error:
-            raise self._broken(call, f"an event of the stream is larger than {MAX_EVENT_BYTES:,} bytes") from error
-        except UnusableAnswer as error:
-            raise self._broken(call, str(error)) from error
-        except ErrorInStream as error:
-            raise self._error_in_stream(call, error) from None
+            self._end_is_missing(call, f"the connection broke ({_reason(error)})")
+        reading.is_over = True
+        await self._pass_on(call.answer.settle(), reading)
         if not call.answer.whole:
-            raise self._broken(call, "the stream ended before the answer did", may_repeat=True)
+            unread = call.answer.unread
+            facts = f"; {unread} of its events could not be read" if unread else ""
+            raise self._broken(call, f"the stream ended before the answer did{facts}", may_repeat=not unread)
 
-    async def _check(self, response: httpx.Response, call: Call, scope: asyncio.Timeout) -> None:
-        """Return if an event stream follows, otherwise raise what the reply means."""
+    def _end_is_missing(self, call: Call, reason: str) -> None:
+        if not call.answer.done:
+            call.answer.lost = reason
+
+    async def _check(self, response: httpx.Response, call: Call, scope: asyncio.Timeout) -> Body:
+        """Return what reads the body if it may hold an answer, otherwise raise what the reply means."""
         headers = response.headers
         call.request_id = next(filter(None, map(clean_request_id, self._request_ids(headers))), None)
         call.retry_after_s = parse_retry_after(headers.get("retry-after"), self._clocks.now())
         status = response.status_code
-        media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        plain = headers.get("content-encoding", "identity").strip().lower() == "identity"
-        if status == 200 and plain and media_type == "text/event-stream":
-            return
+        encoding = headers.get("content-encoding", "identity").strip().lower()
         if 300 <= status < 400:
             raise self._broken(call, f"HTTP {status} redirects elsewhere", "Set the base URL it redirects to", status)
-        if status == 200 and not plain:
+        readable = encoding in READABLE_ENCODINGS
+        if status in GOOD_STATUSES and not readable:
             raise self._broken(call, "the reply is compressed although that was declined", status=status)
+        body = Body(_media_type(response), encoding, max_event_bytes=MAX_EVENT_BYTES, max_bytes=MAX_WIRE_BYTES)
+        if status in GOOD_STATUSES:
+            return body
         # The body has a limit of its own, so that the status is not lost to a body that never ends.
         scope.reschedule(None)
-        document, seen = decode_body(await self._error_body(response)) if plain else (None, "")
+        raise self._refusal(response, call, await self._error_body(response, encoding) if readable else b"")
+
+    def _refusal(self, response: httpx.Response, call: Call, body: bytes) -> ProviderError:
+        """Return what a reply without an answer means."""
+        status = response.status_code
+        document, seen = decode_body(body)
         failure = read_failure(document, status=status, request_id=call.request_id, retry_after_s=call.retry_after_s)
         words = self._excerpt(call, failure.message or seen)
         if verdict_of(self._family, failure) is None:
+            media_type = _media_type(response)
             kind = media_type if media_type.isascii() and len(media_type) < 60 else "something else"
             said = f": {words}" if words else ""
             problem = f"HTTP {status} with {kind or 'no content type'} instead of an event stream{said}"
-            raise self._broken(call, problem, "Check the provider's base URL", status)
-        raise error_of(self._family, failure, words)
+            return self._broken(call, problem, "Check the provider's base URL", status)
+        return error_of(self._family, failure, words)
 
     def _request_ids(self, headers: Mapping[str, str]) -> list[str | None]:
         return [headers.get(name) for name in self._family.request_id_headers]
 
-    async def _error_body(self, response: httpx.Response) -> bytes:
+    async def _error_body(self, response: httpx.Response, encoding: str) -> bytes:
         """As much of an error's body as comes quickly; the status alone is enough to go on."""
         body = b""
+        unpacker = Unpacker(encoding)
         try:
             async with asyncio.timeout(min(ERROR_BODY_S, self._settings.gap_timeout_s)):
                 async for chunk in response.aiter_raw():
-                    body += chunk
-                    if len(body) >= MAX_ERROR_BYTES:
-                        break
-        except (TimeoutError, httpx.TransportError):
+                    for piece in unpacker.feed(chunk):
+                        body += piece
+                        if len(body) >= MAX_ERROR_BYTES:
+                            return body[:MAX_ERROR_BYTES]
+        except (TimeoutError, httpx.TransportError, BrokenCompression):
             pass
-        return body[:MAX_ERROR_BYTES]
+        return body + unpacker.end()
 
-    async def _read(
-        self, response: httpx.Response, call: Call, scope: asyncio.Timeout, attempt: Attempt, started: float
-    ) -> None:
-        parser = SseParser(MAX_EVENT_BYTES)
-        armed: Phase = "first"
-        wire_bytes = 0
+    async def _read_whole(self, response: httpx.Response, reading: _Reading, body: Body) -> None:
+        """Read the answer to the end of the body, and say what in the body is at fault."""
+        call = reading.call
+        try:
+            await self._read(response, reading, body)
+        except EventTooLarge as error:
+            raise self._broken(call, f"an event of the stream is larger than {MAX_EVENT_BYTES:,} bytes") from error
+        except BodyTooLarge as error:
+            raise self._broken(call, f"the stream is larger than {MAX_WIRE_BYTES:,} bytes") from error
+        except BrokenCompression as error:
+            raise self._broken(call, "the reply is not compressed as its header says") from error
+        except UnusableAnswer as error:
+            raise self._broken(call, str(error)) from error
+        except ErrorInStream as error:
+            failed = self._error_in_stream(call, error)
+            if not call.answer.whole:
+                raise failed from None
+            self._end_is_missing(call, failed.problem)
+
+    async def _read(self, response: httpx.Response, reading: _Reading, body: Body) -> None:
+        answer = reading.call.answer
         async for chunk in response.aiter_raw():
-            wire_bytes += len(chunk)
-            if wire_bytes > MAX_WIRE_BYTES:
-                raise UnusableAnswer(f"the stream is larger than {MAX_WIRE_BYTES:,} bytes")
-            if not call.answer.done:
-                for event in parser.feed(chunk):
-                    await self._hear(event, call, scope, attempt, started)
-            armed = self._arm(scope, call.answer, armed)
-        for event in parser.close():
-            await self._hear(event, call, scope, attempt, started)
+            alive = body.alive
+            for event in body.feed(chunk):
+                await self._hear(event, reading)
+            if body.form == "foreign" and len(body.foreign) >= MAX_FOREIGN_BYTES:
+                break
+            self._arm(reading, is_alive=body.alive > alive)
+            if body.alive > alive and not answer.started:
+                await self._say_alive(reading)
+        for event in body.close():
+            await self._hear(event, reading)
+        if body.foreign or (body.form != "events" and not answer.whole):
+            raise self._refusal(response, reading.call, body.foreign)
+        if body.form == "document":
+            answer.done = True
+        is_framed = "content-length" in response.headers or "transfer-encoding" in response.headers
+        if not body.ended or (answer.goes_on and not is_framed):
+            self._end_is_missing(reading.call, "the stream ended without its end marker")
 
-    async def _hear(self, event: Event, call: Call, scope: asyncio.Timeout, attempt: Attempt, started: float) -> None:
-        before = call.answer.started
-        delta = call.answer.take(event)
+    async def _hear(self, event: Event, reading: _Reading) -> None:
+        await self._pass_on(reading.call.answer.take(event), reading)
+
+    async def _pass_on(self, delta: Delta | None, reading: _Reading) -> None:
+        """Tell the caller of a piece of the answer."""
+        call = reading.call
         if delta is None:
             return
-        if not before:
-            attempt.answered()
+        if not reading.has_begun:
+            reading.has_begun = True
+            reading.attempt.answered()
             self._recorder.observe(
                 "provider_first_token_seconds",
-                self._clocks.monotonic() - started,
+                self._clocks.monotonic() - reading.started,
                 provider=self._family.name,
                 model=call.model.label,
             )
-        if call.on_delta is not None:
-            # The time the caller takes over a piece is not the provider's.
-            scope.reschedule(None)
-            await call.on_delta(delta)
+        await self._tell(delta, reading)
 
-    def _arm(self, scope: asyncio.Timeout, answer: Answer, armed: Phase) -> Phase:
-        """Set the limit for what is awaited next. The last two are set once: a server that drips cannot extend them."""
+    async def _say_alive(self, reading: _Reading) -> None:
+        """Tell the caller from time to time that a model that has said nothing yet is at work."""
+        now = self._clocks.monotonic()
+        if now - reading.told_at >= ALIVE_PAUSE_S:
+            reading.told_at = now
+            waited_s = now - reading.started
+            await self._tell(Delta(note=f"{self._family.name} has been at work for {waited_s:.0f} s"), reading)
+
+    async def _tell(self, delta: Delta, reading: _Reading) -> None:
+        if reading.call.on_delta is not None:
+            # The time the caller takes over a piece is not the provider's.
+            if not reading.is_over:
+                reading.armed = "told"
+                reading.scope.reschedule(None)
+            await reading.call.on_delta(delta)
+
+    def _arm(self, reading: _Reading, *, is_alive: bool) -> None:
+        """Set the limit for what is awaited next.
+
+        A server that drips cannot extend the limits after the end. Before the first piece each line extends the limit,
+        so that a model that thinks in silence is given the request's own time.
+        """
         now = asyncio.get_running_loop().time()
-        if answer.done or answer.finish_reason is not None:
-            phase: Phase = "drain" if answer.done else "tail"
-            if phase != armed or scope.when() is None:
-                scope.reschedule(now + (DRAIN_S if answer.done else TAIL_S))
-            return phase
-        if answer.started:
-            scope.reschedule(now + self._settings.gap_timeout_s)
-            return "stream"
-        return "first"
+        answer, armed = reading.call.answer, reading.armed
+        phase: Phase = "first"
+        limit_s = self._settings.first_token_timeout_s
+        if answer.done:
+            phase, limit_s = "drain", DRAIN_S
+        elif answer.finish_reason is not None:
+            is_sure = not (answer.may_go_on or answer.goes_on)
+            phase, limit_s = "tail", TAIL_S if is_sure else self._settings.gap_timeout_s
+            is_alive = is_alive and not is_sure
+        elif answer.started:
+            phase, limit_s, is_alive = "stream", self._settings.gap_timeout_s, True
+        if phase != armed or (is_alive and phase != "drain"):
+            reading.armed = phase
+            reading.scope.reschedule(now + limit_s)
 
     def _too_slow(self, call: Call) -> ProviderError:
         if call.answer.started:
@@ -266,6 +356,11 @@ class Exchange:
 
     def _excerpt(self, call: Call, message: str) -> str:
         return safe_excerpt(message, call.request.messages, self._key)
+
+
+def _media_type(response: httpx.Response) -> str:
+    media_type: str = response.headers.get("content-type", "")
+    return media_type.partition(";")[0].strip().lower()
 
 
 def _reason(error: BaseException) -> str:

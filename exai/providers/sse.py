@@ -1,6 +1,7 @@
 """Server-sent events without I/O: bytes in, events out, however the bytes are cut.
 
 Lines end with CR LF, LF or CR; comments and unknown fields are skipped; several `data` lines are joined by newlines.
+A line that is a JSON object without a field's name is an event of its own, as some servers send it.
 The invariant is bounded memory: an event above the limit is an error, not a buffer.
 """
 
@@ -36,6 +37,7 @@ class SseParser:
         self._name = ""
         self._skip_lf = False
         self._at_start = True
+        self.lines = 0
 
     def feed(self, chunk: bytes) -> list[Event]:
         """Return the events completed by `chunk`. Raises `EventTooLarge`; the parser is of no use afterwards."""
@@ -70,8 +72,13 @@ class SseParser:
         if not line:
             self._dispatch(events)
             return
+        self.lines += 1
+        if line.startswith(b"{"):
+            self._dispatch(events)
+            events.append(Event(line.decode(errors="replace")))
+            return
         field, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
+        field, value = field.strip().lower(), value.removeprefix(b" ")
         if field == b"data":
             self._data.append(value)
             self._data_bytes += len(value) + 1

@@ -62,6 +62,9 @@ class ChatOutput(BaseModel):
     duration_ms: float
     duplicate: bool = Field(description="True when this idempotency key had been answered before.")
     prompt_tokens_left: int | None = Field(description="Room left in the model's window, by estimate.")
+    left_out: int = Field(description="Older messages the model was not shown, for lack of room.")
+    partial: bool = Field(description="True when the model may have said more than content holds.")
+    unread_events: int = Field(description="Parts of the model's stream that could not be read.")
 
 
 def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpec:
@@ -73,6 +76,9 @@ def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpe
 
         async def on_delta(delta: Delta) -> None:
             nonlocal heard, said_at
+            if delta.note:
+                await context.progress(delta.note)
+                return
             heard += len(delta.content) + len(delta.reasoning)
             now = time.monotonic()
             if now - said_at >= PROGRESS_PAUSE_S:
@@ -111,7 +117,11 @@ def structured(result: ChatResult) -> dict[str, Any]:
     """Return what every tool that asks a model answers with."""
     usage = result.usage
     content, next_offset = cut(result.content, 0, room())
-    notes = []
+    notes = list(result.notes)
+    if result.finish_reason == "length":
+        notes.append("the answer was cut by the output limit; ask the model to go on, or allow more output tokens")
+    elif result.finish_reason == "content_filter":
+        notes.append("the provider's content filter ended the answer")
     if next_offset is not None:
         notes.append(
             f"this is only the beginning; conversation_get with this continuation_id, seq {result.seq} and "
@@ -135,6 +145,9 @@ def structured(result: ChatResult) -> dict[str, Any]:
         "duration_ms": round(result.duration_ms, 1),
         "duplicate": result.duplicate,
         "prompt_tokens_left": result.prompt_tokens_left,
+        "left_out": result.left_out,
+        "partial": result.partial,
+        "unread_events": result.unread_events,
         "notes": notes,
     }
 

@@ -72,11 +72,39 @@ async def test_hang_before_headers_ends_at_the_requests_deadline(server: Provide
     await recovers(ask)
 
 
-async def test_headers_and_keep_alives_are_not_the_first_token(server: ProviderServer, ask_impatiently: Asker) -> None:
-    """A server may say that it is alive for ever without answering."""
-    server.script(stream(chunk({"role": "assistant", "content": ""}), *[b": ping\n\n", 0.01] * 1_000))
+@pytest.mark.parametrize(
+    "sign",
+    [
+        b": ping\n\n",
+        chunk({"content": ""}),
+        chunk({"reasoning_details": [{"type": "reasoning.encrypted"}]}),
+        b"data:\n\n",
+    ],
+    ids=["comment", "empty content", "hidden reasoning", "empty data"],
+)
+async def test_server_that_shows_that_it_is_at_work_is_given_the_requests_time(
+    server: ProviderServer, ask_impatiently: Asker, sign: bytes
+) -> None:
+    """A model may think for longer than the first-token limit without a word of it."""
+    server.script(stream(*[sign, 0.05] * 12, chunk({"content": "thought"}, finish="stop"), event("[DONE]")))
+    assert (await ask_impatiently("kimi-k3")).content == "thought"
+
+
+async def test_silence_after_a_sign_of_life_ends_at_the_first_token_limit(
+    server: ProviderServer, ask_impatiently: Asker
+) -> None:
+    """Headers and one keep-alive are not the first token."""
+    server.script(stream(chunk({"role": "assistant", "content": ""}), b": ping\n\n", "hang"))
     with pytest.raises(ProviderUnavailable, match="no answer began"):
         await ask_impatiently("kimi-k3")
+
+
+async def test_signs_of_life_without_an_answer_end_at_the_requests_deadline(server: ProviderServer, ask: Asker) -> None:
+    """A server may say that it is alive for ever without answering."""
+    server.script(stream(*[b": ping\n\n", 0.01] * 1_000))
+    with with_deadline(0.3), pytest.raises(DeadlineExceeded):
+        await ask("kimi-k3")
+    await soon(server.chats[0].gone.wait())
 
 
 async def test_reasoning_is_progress_before_the_first_content(server: ProviderServer, opened: OpenProviders) -> None:
@@ -290,12 +318,13 @@ async def test_failing_provider_does_not_touch_the_other(server: ProviderServer,
         (failure(204, ""), ProviderBroken, "204"),
         (failure(200, "<html><title>Log in</title></html>"), ProviderBroken, "an HTML page titled 'Log in'"),
         (failure(200, "", content_type="text/plain"), ProviderBroken, "text/plain instead of an event stream"),
-        (failure(200, {"choices": [{"message": {"content": "hi"}}]}), ProviderBroken, "application/json instead"),
+        (failure(200, {"object": "list", "data": []}), ProviderBroken, "application/json instead"),
         (failure(200, {"error": {"type": "content_filter"}}), ProviderRefused, "content_filter"),
         (failure(200, {"error": {"type": "never_seen", "message": "odd"}}), ProviderBroken, "odd"),
-        (gzip_bomb(), ProviderBroken, "compressed"),
+        (gzip_bomb(), ProviderBroken, "larger than 1,048,576 bytes"),
+        (stream(b"x", headers={"content-encoding": "br"}), ProviderBroken, "compressed"),
         (huge_line(), ProviderBroken, "larger than 1,048,576 bytes"),
-        (stream(b"data: {not json}\n\n"), ProviderBroken, "not JSON"),
+        (stream(b"data: {not json}\n\n"), ProviderBroken, "1 of its events could not be read"),
         (stream(event({"error": {"type": "content_filter", "message": "no"}})), ProviderRefused, "content_filter"),
         (stream(event({"error": {"code": "1301", "message": "no"}})), ProviderRefused, "1301"),
         (stream(chunk({"content": "x"}), event({"error": {"type": "server_error"}})), ProviderBroken, "server_error"),

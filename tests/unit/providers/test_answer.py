@@ -33,7 +33,7 @@ def test_reasoning_is_found_under_either_name(field: str) -> None:
     assert (one.reasoning, one.content) == ("hm", "yes")
 
 
-@pytest.mark.parametrize("delta", [None, {}, {"role": "assistant", "content": ""}, {"content": None}, "text", 7])
+@pytest.mark.parametrize("delta", [None, {}, {"role": "assistant", "content": ""}, {"content": None}, 7])
 def test_empty_deltas_are_not_the_start_of_an_answer(delta: Any) -> None:
     """The first chunk often holds only the role."""
     one = answer()
@@ -73,7 +73,12 @@ def test_usage_is_found_wherever_it_stands(last: Event) -> None:
             },
             Usage(10, 5, 4, 3),
         ),
-        ({"prompt_tokens": "10", "completion_tokens": -5, "cached_tokens": True, "prompt_tokens_details": 1}, Usage()),
+        (
+            {"prompt_tokens": "10", "completion_tokens": -5, "cached_tokens": True, "prompt_tokens_details": 1},
+            Usage(10),
+        ),
+        ({"prompt_tokens": 10.0, "completion_tokens": 1e300, "cached_tokens": "many"}, Usage(10, 2**53)),
+        ({"prompt_tokens": 2**63, "completion_tokens": float("inf")}, Usage(2**53)),
         ({}, Usage()),
     ],
 )
@@ -120,11 +125,38 @@ def test_nothing_is_read_after_done() -> None:
     assert one.take(chunk({"content": "late"})) is None
 
 
-@pytest.mark.parametrize("text", ["{", "", "null", "[1]", '"text"', '{"choices": [{"delta": {"content": "\\ud800"}}]}'])
-def test_event_that_is_not_a_json_object_is_refused(text: str) -> None:
-    """Half an event must not be taken for the end of the answer."""
-    with pytest.raises(UnusableAnswer):
-        answer().take(Event(text))
+@pytest.mark.parametrize(("text", "unread"), [("{", 1), ('{"choices": [{"delta"', 1), ('"text"', 1), ("<html>", 1)])
+def test_event_that_cannot_be_read_is_counted(text: str, unread: int) -> None:
+    """Half an event must not be taken for the end of the answer, and what follows it is still read."""
+    one = answer()
+    assert one.take(Event(text)) is None
+    assert (one.unread, one.whole) == (unread, False)
+    one.take(chunk({"content": "x"}, "stop"))
+    assert (one.content, one.is_partial) == ("x", True)
+
+
+@pytest.mark.parametrize("text", ["", " ", "ping", "[PING]", ": keep-alive", "null", "[]", "{}", "7", "OK"])
+def test_event_that_only_keeps_the_connection_is_no_part_of_the_answer(text: str) -> None:
+    """Proxies send what they like to keep a connection open."""
+    one = answer()
+    assert one.take(Event(text)) is None
+    assert (one.unread, one.is_partial) == (0, False)
+
+
+def test_halves_of_a_character_in_two_pieces_are_joined() -> None:
+    """A server that cuts UTF-16 sends one surrogate in each piece; a half that stays alone is replaced."""
+    one = answer()
+    one.take(Event('{"choices": [{"delta": {"content": "a\\ud83d"}}]}'))
+    assert one.take(Event('{"choices": [{"delta": {"content": "\\ude00b\\ud800"}}]}')) == Delta("\U0001f600b")
+    assert one.settle() == Delta("\ufffd")
+    assert one.content == "a\U0001f600b\ufffd"
+
+
+def test_names_of_the_provider_are_made_storable() -> None:
+    """An answer must not be lost for a character of the model's name or of the id."""
+    one = answer()
+    one.take(Event('{"id": "a\\u0000b", "model": "m\\ud800\\n", "choices": []}'))
+    assert (one.request_id, one.model) == ("a\ufffdb", "m\ufffd\ufffd")
 
 
 @pytest.mark.parametrize(

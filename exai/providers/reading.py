@@ -1,0 +1,275 @@
+"""Foreign JSON as providers really send it: values from the data of an event, text from content, counts of tokens.
+
+Nothing here raises for what a provider sends. What has no plain text is counted or named in the returned values.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any, Final
+
+import orjson
+
+DONE: Final = "[DONE]"
+MAX_TOKENS: Final = 2**53
+"""Counts above this are not exact in JSON; a larger one is a defect of the provider."""
+
+MAX_NAME_CHARS: Final = 200
+
+_MAX_DIGITS: Final = 300
+_MAX_PART_DEPTH: Final = 8
+_IDLE: Final = re.compile(
+    r"[\s.:*!-]*[<\[(]?(?:ping|pong|keep[\s_-]?alive|heart[\s_-]?beat|ok|connect(?:ed|ing)|processing|start(?:ed)?"
+    r"|open|waiting|queued)?[>\])]?[\s.:*!-]*",
+    re.IGNORECASE,
+)
+_CONTENT_FIELDS: Final = ("content", "text", "output_text", "value", "answer", "response", "parts")
+_REASONING_FIELDS: Final = (
+    "reasoning_content",
+    "reasoning",
+    "reasoning_details",
+    "thinking",
+    "thinking_blocks",
+    "reasoning_text",
+    "thought",
+    "thoughts",
+)
+_REASONING_TYPES: Final = ("reasoning", "thinking", "thought", "summary")
+_PART_FIELDS: Final = ("text", "content", "value", "refusal", "output_text", "transcript", "parts")
+_THOUGHT_FIELDS: Final = ("text", "thinking", "summary", "content", "reasoning", "value")
+_SILENT_TYPES: Final = ("encrypted", "redacted", "signature")
+_NAMES: Final[Mapping[str, str]] = {
+    "image": "an image",
+    "audio": "audio",
+    "video": "a video",
+    "file": "a file",
+    "tool": "a tool call",
+    "function": "a tool call",
+}
+
+
+@dataclass(slots=True)
+class Found:
+    """What one piece of a message holds. `named` lists what has no text, `unread` counts what was not understood."""
+
+    content: str = ""
+    reasoning: str = ""
+    unread: int = 0
+    named: list[str] = field(default_factory=list)
+
+
+def values_of(data: str) -> tuple[list[Any], int]:
+    """Return the JSON values in the data of one event, `DONE` for its marker, and how many lines are no JSON.
+
+    Several values in one event come from servers that leave out the blank line between events.
+    """
+    text = data.strip().lstrip("\ufeff")
+    if _is_done(text):
+        return [DONE], 0
+    if _IDLE.fullmatch(text):
+        return [], 0
+    try:
+        return [decode(text)], 0
+    except ValueError:
+        pass
+    values: list[Any] = []
+    unread = 0
+    for line in filter(None, map(str.strip, text.split("\n"))):
+        if _is_done(line):
+            values.append(DONE)
+        elif not _IDLE.fullmatch(line):
+            try:
+                values += _sequence(line)
+            except ValueError:
+                unread += 1
+    return values, unread
+
+
+def decode(text: str | bytes) -> Any:
+    """Return one JSON value; also with NaN, Infinity, halves of surrogate pairs, control characters and huge numbers.
+
+    Raises `ValueError`.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return _LENIENT.decode(text if isinstance(text, str) else text.decode("utf-8-sig", errors="replace"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def read_message(message: Mapping[str, Any]) -> Found:
+    """Return what a delta or a message says, under whichever names its provider uses."""
+    found = Found()
+    for name in _CONTENT_FIELDS:
+        if message.get(name) not in (None, "", [], {}):
+            _read_content(message[name], found, 0)
+            break
+    refusal = message.get("refusal")
+    if isinstance(refusal, str):
+        found.content += refusal
+    audio = message.get("audio")
+    if isinstance(audio, Mapping):
+        transcript = audio.get("transcript")
+        if isinstance(transcript, str):
+            found.content += transcript
+        if audio.get("data"):
+            found.named.append("audio")
+    for name in _REASONING_FIELDS:
+        if thought := _thought(message.get(name), 0):
+            found.reasoning += thought
+            break
+    if message.get("images"):
+        found.named.append("an image")
+    found.named += _calls(message)
+    return found
+
+
+def tokens(value: Any) -> int:
+    """Return a count of tokens; nonsense is 0."""
+    if isinstance(value, str) and len(value) < _MAX_DIGITS:
+        try:
+            value = float(value)
+        except ValueError:
+            return 0
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value <= 0:
+        return 0
+    return int(min(value, MAX_TOKENS))
+
+
+def clean_name(value: str) -> str:
+    """Return a provider's name for something, as it may be stored, logged and shown."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in value[:MAX_NAME_CHARS])
+
+
+class TextJoiner:
+    """Makes storable text of the pieces of one stream of text.
+
+    A piece may end with half a surrogate pair whose other half begins the next one. What cannot be stored, NUL and
+    halves without their other half, is replaced.
+    """
+
+    __slots__ = ("_half",)
+
+    def __init__(self) -> None:
+        self._half = ""
+
+    def join(self, piece: str) -> str:
+        """Return the text that is complete with `piece`."""
+        if not self._half and piece.isascii():
+            return piece.replace("\x00", "\ufffd")
+        text = self._half + piece
+        self._half = ""
+        if text and "\ud800" <= text[-1] <= "\udbff":
+            text, self._half = text[:-1], text[-1]
+        return _paired(text).replace("\x00", "\ufffd")
+
+    def end(self) -> str:
+        """Return what stands for a half that stayed alone."""
+        left, self._half = self._half, ""
+        return "\ufffd" if left else ""
+
+
+def _paired(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def _is_done(text: str) -> bool:
+    return text.strip("\"'").upper() == DONE
+
+
+def _int(digits: str) -> int | float:
+    # `int` refuses more than 4,300 digits.
+    return int(digits) if len(digits) < _MAX_DIGITS else float(digits)
+
+
+_LENIENT: Final = json.JSONDecoder(strict=False, parse_int=_int)
+
+
+def _sequence(line: str) -> Iterator[Any]:
+    values: list[Any] = []
+    at = 0
+    try:
+        while at < len(line):
+            value, at = _LENIENT.raw_decode(line, at)
+            values.append(value)
+            while at < len(line) and line[at] in " \t,":
+                at += 1
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+    return iter(values)
+
+
+def _read_content(value: Any, found: Found, depth: int) -> None:
+    if isinstance(value, str):
+        found.content += value
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        found.content += str(value)
+    elif isinstance(value, list) and depth < _MAX_PART_DEPTH:
+        for part in value:
+            _read_content(part, found, depth + 1)
+    elif isinstance(value, dict) and depth < _MAX_PART_DEPTH:
+        _read_part(value, found, depth)
+    elif value is not None and value is not False:
+        found.unread += 1
+
+
+def _read_part(part: Mapping[str, Any], found: Found, depth: int) -> None:
+    kind = part.get("type")
+    kind = kind.lower() if isinstance(kind, str) else ""
+    if any(word in kind for word in _REASONING_TYPES) or part.get("thought") is True:
+        found.reasoning += _thought(part, depth)
+        return
+    for name in _PART_FIELDS:
+        if part.get(name) not in (None, "", [], {}):
+            _read_content(part[name], found, depth + 1)
+            return
+    if any(part.get(name) in ("", []) for name in _PART_FIELDS):
+        return
+    word = next((word for key in (kind, *map(str, part)) for word in _NAMES if word in key.lower()), None)
+    if word is not None:
+        found.named.append(_NAMES[word])
+    elif part:
+        found.unread += 1
+
+
+def _thought(value: Any, depth: int) -> str:
+    if isinstance(value, str):
+        return value
+    if depth >= _MAX_PART_DEPTH:
+        return ""
+    if isinstance(value, list):
+        return "".join(_thought(part, depth + 1) for part in value)
+    if isinstance(value, dict):
+        kind = value.get("type")
+        if isinstance(kind, str) and any(word in kind.lower() for word in _SILENT_TYPES):
+            return ""
+        return next(filter(None, (_thought(value.get(name), depth + 1) for name in _THOUGHT_FIELDS)), "")
+    return ""
+
+
+def _calls(message: Mapping[str, Any]) -> list[str]:
+    calls = message.get("tool_calls")
+    calls = calls if isinstance(calls, list) else [calls] if isinstance(calls, dict) else []
+    named = []
+    for call in calls:
+        function = call.get("function") if isinstance(call, dict) else None
+        named.append(_call(function if isinstance(function, dict) else call))
+    if message.get("function_call"):
+        named.append(_call(message["function_call"]))
+    return named
+
+
+def _call(function: Any) -> str:
+    name = function.get("name") if isinstance(function, dict) else None
+    return f"a call of the tool {clean_name(name)}" if isinstance(name, str) and name else "a tool call"

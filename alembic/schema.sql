@@ -8,6 +8,46 @@ create table exai.adopted_tables (
 );
 alter table exai.adopted_tables enable row level security;
 
+create table exai.blob_parts (
+    blob_id uuid not null,
+    number integer not null,
+    characters integer not null,
+    data bytea not null,
+    constraint blob_parts_pkey PRIMARY KEY (blob_id, number),
+    constraint blob_parts_blob_fkey FOREIGN KEY (blob_id) REFERENCES exai.blobs(id) ON DELETE CASCADE,
+    constraint blob_parts_size_check CHECK (((octet_length(data) >= 1) AND (octet_length(data) <= 1048576)))
+);
+alter table exai.blob_parts enable row level security;
+
+create table exai.blobs (
+    id uuid not null,
+    size_bytes bigint not null,
+    begun_at timestamp with time zone not null default now(),
+    constraint blobs_pkey PRIMARY KEY (id),
+    constraint blobs_size_check CHECK ((size_bytes >= 0))
+);
+alter table exai.blobs enable row level security;
+
+create table exai.contents (
+    owner text not null,
+    sha256 text not null,
+    size_bytes bigint not null,
+    store text not null,
+    storage_path text,
+    blob_id uuid,
+    encoding text,
+    used_at timestamp with time zone not null default now(),
+    constraint contents_pkey PRIMARY KEY (owner, sha256),
+    constraint contents_blob_fkey FOREIGN KEY (blob_id) REFERENCES exai.blobs(id),
+    constraint contents_place_check CHECK ((((store = 'postgres'::text) = (blob_id IS NOT NULL)) AND ((store = 'postgres'::text) = (storage_path IS NULL)))),
+    constraint contents_sha256_check CHECK ((sha256 ~ '^[0-9a-f]{64}$'::text))
+);
+alter table exai.contents enable row level security;
+
+CREATE UNIQUE INDEX contents_blob_idx ON exai.contents USING btree (blob_id);
+
+CREATE INDEX contents_storage_path_idx ON exai.contents USING btree (storage_path) WHERE (storage_path IS NOT NULL);
+
 create table exai.message_words (
     conversation_id uuid not null,
     seq bigint not null,
@@ -179,11 +219,12 @@ create table public.files (
     created_at timestamp with time zone not null default now(),
     used_at timestamp with time zone not null default now(),
     constraint files_pkey PRIMARY KEY (id),
-    constraint files_owner_sha256_key UNIQUE (owner, sha256),
     constraint files_sha256_check CHECK ((sha256 ~ '^[0-9a-f]{64}$'::text)),
     constraint files_size_check CHECK ((size_bytes >= 0))
 );
 alter table public.files enable row level security;
+
+CREATE INDEX files_content_idx ON public.files USING btree (owner, sha256);
 
 CREATE INDEX files_recent_idx ON public.files USING btree (owner, created_at DESC, id DESC);
 
@@ -524,6 +565,17 @@ begin
     'conversation', case when v.id is not null then exai.header_v1(v) end,
     'turn', case when t.id is not null then exai.turn_v1(t) end)::text;
 end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.blob_size_v1(p_id uuid)
+ RETURNS bigint
+ LANGUAGE sql
+ STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+select coalesce((select sum(octet_length(p.data)) from exai.blob_parts p where p.blob_id = b.id), 0)::bigint
+  from exai.blobs b where b.id = p_id
 $function$
 ;
 
@@ -1237,6 +1289,86 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.put_files_v1(p_owner text, p_store text, p_files jsonb, p_data bytea)
+ RETURNS TABLE(place integer, id uuid, sha256 text, size_bytes bigint, media_type text, name text, created_at timestamp with time zone, store text, encoding text, created boolean)
+ LANGUAGE plpgsql
+ ROWS 10
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET lock_timeout TO '2s'
+AS $function$
+#variable_conflict use_column
+declare
+  v_now timestamptz := clock_timestamp();
+  v_digests constant text[] := array(select distinct f ->> 'sha256' from jsonb_array_elements(p_files) f);
+  v_known text[];
+begin
+  perform from exai.contents c where c.owner = p_owner and c.sha256 = any(v_digests) order by c.sha256 for no key update;
+  v_known := array(
+    select c.sha256 from exai.contents c
+     where c.owner = p_owner and c.sha256 = any(v_digests)
+       and case c.store when 'postgres' then coalesce(exai.blob_size_v1(c.blob_id) = c.size_bytes, false)
+                        else c.store = p_store end);
+  with given as (
+    select distinct on (g.sha256) g.blob_id, g.size_bytes, g.characters, g.at
+      from jsonb_to_recordset(p_files) g(sha256 text, blob_id uuid, size_bytes bigint, characters integer, at integer)
+     where g.at is not null and g.sha256 <> all(v_known)
+     order by g.sha256),
+  begun as (
+    insert into exai.blobs (id, size_bytes, begun_at) select g.blob_id, g.size_bytes, v_now from given g)
+  insert into exai.blob_parts (blob_id, number, characters, data)
+  select g.blob_id, 0, g.characters, substring(p_data from g.at for g.size_bytes::integer)
+    from given g
+   where g.size_bytes > 0;
+
+  insert into exai.contents (owner, sha256, size_bytes, store, storage_path, blob_id, encoding, used_at)
+  select distinct on (g.sha256) p_owner, g.sha256, g.size_bytes, p_store, g.storage_path,
+         case when p_store = 'postgres' then g.blob_id end, g.encoding, v_now
+    from jsonb_to_recordset(p_files)
+         g(sha256 text, size_bytes bigint, storage_path text, blob_id uuid, encoding text)
+   where g.sha256 <> all(v_known)
+     and (p_store <> 'postgres' or exai.blob_size_v1(g.blob_id) = g.size_bytes)
+   order by g.sha256
+  on conflict (owner, sha256) do update
+     set size_bytes = excluded.size_bytes, store = excluded.store, storage_path = excluded.storage_path,
+         blob_id = excluded.blob_id, encoding = excluded.encoding, used_at = excluded.used_at;
+  update exai.contents c set used_at = v_now where c.owner = p_owner and c.sha256 = any(v_known);
+
+  -- A file from before its content was here.
+  update public.files f set storage_path = null
+    from exai.contents c
+   where f.owner = p_owner and f.sha256 = any(v_digests) and f.storage_path is not null
+     and c.owner = p_owner and c.sha256 = f.sha256 and c.store = 'postgres';
+  update public.files f set used_at = v_now
+    from jsonb_to_recordset(p_files) g(sha256 text, media_type text, name text)
+   where f.owner = p_owner and f.sha256 = g.sha256 and f.name = g.name and f.media_type = g.media_type
+     and exists (select from exai.contents c where c.owner = p_owner and c.sha256 = g.sha256);
+  insert into public.files (id, owner, sha256, size_bytes, media_type, name, storage_path, created_at, used_at)
+  select distinct on (g.sha256, g.name, g.media_type)
+         g.file_id, p_owner, g.sha256, g.size_bytes, g.media_type, g.name, c.storage_path, v_now, v_now
+    from jsonb_to_recordset(p_files)
+         g(place integer, file_id uuid, sha256 text, size_bytes bigint, media_type text, name text)
+    join exai.contents c on c.owner = p_owner and c.sha256 = g.sha256
+   where not exists (
+     select from public.files f
+      where f.owner = p_owner and f.sha256 = g.sha256 and f.name = g.name and f.media_type = g.media_type)
+   order by g.sha256, g.name, g.media_type, g.place;
+
+  return query
+    select g.place, f.id, g.sha256, f.size_bytes, f.media_type, f.name, f.created_at, c.store, c.encoding,
+           coalesce(f.id = g.file_id, false)
+      from jsonb_to_recordset(p_files) g(place integer, file_id uuid, sha256 text, media_type text, name text)
+      left join exai.contents c on c.owner = p_owner and c.sha256 = g.sha256
+      left join lateral (
+        select x.id, x.size_bytes, x.media_type, x.name, x.created_at
+          from public.files x
+         where x.owner = p_owner and x.sha256 = c.sha256 and x.name = g.name and x.media_type = g.media_type
+         order by x.created_at, x.id
+         limit 1) f on true
+     order by g.place;
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.queue_words_v1()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -1708,6 +1840,44 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.sweep_contents_v1(p_grace interval, p_limit integer)
+ RETURNS TABLE(contents bigint, blobs bigint)
+ LANGUAGE plpgsql
+ ROWS 1
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET lock_timeout TO '2s'
+AS $function$
+declare
+  v_before constant timestamptz := clock_timestamp() - p_grace;
+  v_owners text[];
+  v_digests text[];
+  v_contents bigint;
+  v_blobs bigint;
+begin
+  select array_agg(x.owner), array_agg(x.sha256) into v_owners, v_digests
+    from (select c.owner, c.sha256
+            from exai.contents c
+           where c.used_at < v_before
+             and not exists (select from public.files f where f.owner = c.owner and f.sha256 = c.sha256)
+           limit p_limit
+             for update skip locked) x;
+  delete from exai.contents c
+   using unnest(v_owners, v_digests) w(owner, sha256)
+   where c.owner = w.owner and c.sha256 = w.sha256
+     and not exists (select from public.files f where f.owner = c.owner and f.sha256 = c.sha256);
+  get diagnostics v_contents = row_count;
+  delete from exai.blobs b
+   where b.id = any(array(
+     select x.id from exai.blobs x
+      where x.begun_at < v_before and not exists (select from exai.contents c where c.blob_id = x.id)
+      limit p_limit
+        for update skip locked));
+  get diagnostics v_blobs = row_count;
+  return query select v_contents, v_blobs;
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.turn_state_v1(p_owner text, p_key text)
  RETURNS TABLE(part text, seq bigint, role text, content text, created_at timestamp with time zone, kind text, turn_id text, data text)
  LANGUAGE plpgsql
@@ -2116,6 +2286,7 @@ $function$
 CREATE OR REPLACE FUNCTION public.cleanup_orphaned_files(p_grace interval DEFAULT '01:00:00'::interval, p_limit integer DEFAULT 1000)
  RETURNS TABLE(id uuid, owner text, sha256 text, storage_path text)
  LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
  SET lock_timeout TO '2s'
 AS $function$
 #variable_conflict use_column

@@ -16,13 +16,15 @@ from typing import TypeVar
 import structlog
 
 from exai.addresses import redact
+from exai.blobs.base import Blobs
 from exai.blobs.local import LocalBlobs
 from exai.cache.conversations import NO_REVISION, ConversationCache, open_cache
 from exai.cache.licence import Changes, ChangesSince
-from exai.config import Settings
+from exai.config import Settings, default_data_dir
 from exai.conversations import ConversationService
 from exai.conversations.attachments import Attachments
 from exai.conversations.service import Stores
+from exai.db.contents import PostgresBlobs
 from exai.db.conversations import ConversationRepository
 from exai.db.curation import CurationRepository
 from exai.db.files import FileRepository
@@ -37,10 +39,11 @@ from exai.errors import DatabaseUnavailable, SchemaMismatch, StartupError
 from exai.files import FileService
 from exai.monitoring.health import Component, Health, Probe, Probed, open_health
 from exai.monitoring.metrics import MetricsRecorder
+from exai.paths import Roots
 from exai.providers.registry import Providers, open_providers
 
 BLOBS = "files"
-"""Where in the data directory the bytes of files are kept."""
+"""Where in the data directory the bytes of files are kept, if not in the database."""
 
 CACHE_NOT_GIVEN = (
     "no cache: a database is configured and no Redis, so every read is one database round trip. "
@@ -77,6 +80,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
     Raises `StartupError`, `ConfigError`, `DatabaseUnavailable` or `SchemaMismatch`.
     """
     recorder = MetricsRecorder()
+    roots = _roots(settings)
     async with AsyncExitStack() as stack:
         embedded = await _open_embedded(stack, settings)
         patience = _Patience(settings.start_wait_s)
@@ -91,7 +95,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             open_providers(settings.providers, recorder=recorder, limits=settings.limits)
         )
         health = await stack.enter_async_context(open_health(components(database, cache, providers), recorder=recorder))
-        blobs = LocalBlobs(settings.data_dir / BLOBS)
+        blobs = _blobs(settings, database)
         file_repository = FileRepository(database)
         conversations = ConversationService(
             Stores(
@@ -108,7 +112,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             recorder=recorder,
             index_pause_s=settings.database.index_pause_s,
         )
-        files = FileService(file_repository, blobs, settings.files, limits=settings.limits)
+        files = FileService(file_repository, blobs, settings.files, limits=settings.limits, roots=roots)
         await stack.enter_async_context(conversations.running())
         notes = embedded.notes if embedded else (CACHE_NOT_GIVEN,) if settings.cache.url is None else ()
         yield App(settings, conversations, files, providers, database, cache, embedded, recorder, health, notes)
@@ -125,6 +129,22 @@ async def own_servers(settings: Settings) -> AsyncIterator[Embedded | None]:
         if embedded is not None and embedded.postgres_url is not None:
             await upgrade(embedded.postgres_url)
         yield embedded
+
+
+def _roots(settings: Settings) -> Roots:
+    """Return the readable directories, without what is kept of all owners. Raises `ConfigError`."""
+    own = [settings.data_dir, default_data_dir(), *filter(None, (settings.env_file,))]
+    roots = Roots(settings.files.roots, [path.absolute() for path in own])
+    roots.check()
+    return roots
+
+
+def _blobs(settings: Settings, database: Database) -> Blobs:
+    """Return the stores of bytes; what is in the one that is not chosen stays readable."""
+    in_database, in_directory = PostgresBlobs(database), LocalBlobs(settings.data_dir / BLOBS)
+    if settings.files.store == "postgres":
+        return Blobs(in_database, in_directory)
+    return Blobs(in_directory, in_database)
 
 
 class _Patience:

@@ -1,32 +1,38 @@
-"""Files as a library: contents stored once per owner, linked to conversations, read back as they were.
+"""Files as a library: each content kept once per owner, under as many names as it was given, and read back as it was.
 
-The invariant is the order: bytes are kept before the row that names them, so that no row is without its bytes, and
-bytes without a row are swept once they are older than the grace period. Paths of this machine are read only below
-the roots that the settings allow.
+The invariant is the order: bytes are kept before the rows that name them, so that no row is without its bytes, and
+bytes without a row are swept once they are older than the grace period. One file's bytes are held at a time, however
+many are stored with one call; reading, hashing and decoding are done in a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import mimetypes
-import os
-import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from uuid import UUID
 
-from exai.blobs.base import digest, storage_path
-from exai.blobs.local import LocalBlobs
+from exai.blobs.base import PART_BYTES, Blobs, characters_in, digest
+from exai.blobs.decoding import BINARY, MARKED_UTF_8, ONE_BYTE, PLAIN_UTF_8, decode, encoding_of
 from exai.config import FileSettings, LimitSettings
 from exai.db.files import FileList, FileRepository, NewFile
 from exai.db.rows import check_text
-from exai.errors import InvalidArgument, NotConfigured, NotFound
+from exai.errors import BlobError, InvalidArgument, NotFound
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, Owner, StoredFile
+from exai.paths import Roots, too_large
 
 MAX_NAME_CHARS = 255
+MAX_MEDIA_TYPE_CHARS = 255
 DEFAULT_MEDIA_TYPE = "application/octet-stream"
-ROOTS_SETTING = "EXAI_FILES__ROOTS"
+
+STATEMENT_BYTES = PART_BYTES
+"""Of the contents that come along with the rows of one statement."""
+
+BYTES_PER_CHARACTER = 4
+"""At most, in UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,49 +44,116 @@ class FileContent:
     media_type: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class FilePath:
+    """A file of this machine before it is stored; without a name it gets that of its path below the root."""
+
+    path: str
+    name: str | None = None
+    media_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """A part of a file. `text` is None for what is no text, and `data` then has the bytes.
+
+    Offsets count characters of a text and else bytes; `next_offset` is None at the end. `note` says how it was decoded.
+    """
+
+    file: StoredFile
+    text: str | None
+    data: bytes
+    next_offset: int | None
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Something to be stored: `load` gives it, in a thread, as often as it is asked to."""
+
+    field: str
+    load: Callable[[], FileContent]
+
+
 class FileService:
     """Stores, reads, lists, links and forgets files. Sees nothing of other owners."""
 
     def __init__(
-        self, repository: FileRepository, blobs: LocalBlobs, settings: FileSettings, *, limits: LimitSettings
+        self,
+        repository: FileRepository,
+        blobs: Blobs,
+        settings: FileSettings,
+        *,
+        limits: LimitSettings,
+        roots: Roots,
     ) -> None:
         self.repository, self.blobs, self._settings, self._limits = repository, blobs, settings, limits
+        self._roots = roots
 
     async def put(self, owner: Owner, contents: Sequence[FileContent]) -> tuple[StoredFile, ...]:
-        """Store contents and return them in the same order: the bytes that are new, and 1 database round trip.
+        """Store files and return them in the same order.
 
-        Raises `InvalidArgument`, `BlobError` or a `DatabaseError`.
+        1 database round trip where the contents are known or small; otherwise one more, and one for each part of the
+        bytes that are new. The same content, name and media type again is the same file. Raises `InvalidArgument`,
+        `BlobError` or a `DatabaseError`.
         """
-        new = [self._checked(owner, f"files[{index}]", content) for index, content in enumerate(contents)]
-        for content, file in zip(contents, new, strict=True):
-            await self.blobs.put(owner, file.sha256, content.data)
-        stored = await self.repository.put(owner, new)
-        return tuple(stored[file.sha256] for file in new)
+        sources = [_Source(f"files[{index}]", partial(_same, content)) for index, content in enumerate(contents)]
+        return await self._put(owner, sources)
 
-    async def put_paths(self, owner: Owner, paths: Sequence[str]) -> tuple[StoredFile, ...]:
+    async def put_paths(self, owner: Owner, paths: Sequence[FilePath]) -> tuple[StoredFile, ...]:
         """Store files of this machine, each below an allowed root. Raises also `NotConfigured` without any root."""
-        contents = [
-            await asyncio.to_thread(self._read_path, f"files[{index}]", path) for index, path in enumerate(paths)
-        ]
-        return await self.put(owner, contents)
+        return await self._put(owner, [self._at(f"files[{index}]", path) for index, path in enumerate(paths)])
 
     async def resolve(self, owner: Owner, references: Sequence[str]) -> tuple[FileId, ...]:
-        """Return the ids of files given by id or by path; paths are stored first, all with 1 database round trip."""
+        """Return the ids of files given by id or by path, each once; paths are stored first, as by `put`."""
         if len(references) > self._limits.append_files:
             raise InvalidArgument(
                 "files", f"has {len(references)} files; the limit is {self._limits.append_files}", "Give fewer at once"
             )
-        paths = [each for each in references if not _is_id(each)]
-        stored = dict(zip(paths, await self.put_paths(owner, paths), strict=True)) if paths else {}
-        return tuple(stored[each].id if each in stored else _id("files", each) for each in references)
+        places = {each: place for place, each in reversed([*enumerate(references)]) if not _is_id(each)}
+        found: dict[str, str] = {}
+        for reference, place in sorted(places.items(), key=lambda item: item[1]):
+            resolved, _ = await asyncio.to_thread(self._roots.find, f"files[{place}]", reference)
+            found[reference] = str(resolved)
+        wanted = {found[each]: place for each, place in places.items()}
+        sources = [self._at(f"files[{place}]", FilePath(path)) for path, place in wanted.items()]
+        stored = dict(zip(wanted, await self._put(owner, sources), strict=True)) if sources else {}
+        ids = [stored[found[each]].id if each in found else _id("files", each) for each in references]
+        return tuple(dict.fromkeys(ids))
 
-    async def read(self, owner: Owner, file_id: FileId) -> tuple[StoredFile, bytes]:
-        """Return a file and its bytes, checked against their digest. Raises `NotFound` or `BlobError`."""
+    async def get(self, owner: Owner, file_id: FileId) -> StoredFile:
+        """Return what is known about a file: 1 database round trip, no bytes. Raises `NotFound`."""
         known = _id("file_id", file_id)
         file = (await self.repository.get(owner, [known])).get(known)
         if file is None:
             raise _no_file(file_id)
-        return file, await self.blobs.get(owner, file.sha256)
+        return file
+
+    async def read(self, owner: Owner, file_id: FileId) -> tuple[StoredFile, bytes]:
+        """Return a file and all its bytes, checked against their digest. Raises `NotFound` or `BlobError`."""
+        file = await self.get(owner, file_id)
+        return file, await self.blobs.get(owner, file)
+
+    async def read_part(self, owner: Owner, file_id: FileId, offset: int, limit: int) -> FilePart:
+        """Return at most `limit` characters or bytes of a file from `offset` on; of a long file only that is read.
+
+        Encodings whose characters differ in length, other than UTF-8, are decoded from the start.
+        Raises as `read`, and `InvalidArgument` for an offset behind the end of a text.
+        """
+        file = await self.get(owner, file_id)
+        if file.encoding == BINARY or file.encoding in ONE_BYTE:
+            data = await self.blobs.read(owner, file, offset, limit)
+            end = offset + len(data)
+            next_offset = end if end < file.size_bytes else None
+            if file.encoding == BINARY:
+                return FilePart(file, None, data, next_offset)
+            _check_offset(offset, file.size_bytes)
+            decoded = decode(data, file.encoding)
+            return FilePart(file, decoded.text if decoded else "", b"", next_offset, decoded.note if decoded else None)
+        if file.encoding in PLAIN_UTF_8 and file.size_bytes > PART_BYTES:
+            return await self._long_part(owner, file, offset, limit)
+        data = await self.blobs.get(owner, file)
+        return await asyncio.to_thread(_part_of, file, data, offset, limit)
 
     async def list(
         self,
@@ -106,83 +179,143 @@ class FileService:
         return linked.linked
 
     async def delete(self, owner: Owner, file_id: FileId) -> None:
-        """Forget a file and its links; its bytes go with the next sweep. Raises `NotFound`."""
+        """Forget a file and its links; a content that no other file has goes with a later sweep. Raises `NotFound`."""
         if not await self.repository.delete(owner, _id("file_id", file_id)):
             raise _no_file(file_id)
 
     async def sweep(self) -> tuple[int, int]:
-        """Forget orphans and remove bytes without a row, both older than the grace; returns how many of each."""
-        forgotten = removed = 0
+        """Forget orphans and remove contents that no file has, both older than the grace; returns how many of each."""
+        forgotten = 0
         while orphans := await self.repository.cleanup_orphans(self._settings.orphan_grace_s):
             forgotten += len(orphans)
-        async for places in self.blobs.older_than(self._settings.orphan_grace_s):
-            paths = {self.blobs.key(place): place for place in places}
-            for key in set(paths) - await self.repository.known(list(paths)):
-                removed += await self.blobs.remove(paths[key], self._settings.orphan_grace_s)
-        return forgotten, removed
+        return forgotten, await self.blobs.sweep(self._settings.orphan_grace_s, self.repository.known)
 
-    def _checked(self, owner: Owner, field: str, content: FileContent) -> NewFile:
+    def _at(self, field: str, given: FilePath) -> _Source:
+        def load() -> FileContent:
+            name, data = self._roots.read(field, given.path, self._settings.max_bytes)
+            short = name if len(name) <= MAX_NAME_CHARS else name.rpartition("/")[2]
+            return FileContent(given.name or short, data, given.media_type)
+
+        return _Source(field, load)
+
+    async def _put(self, owner: Owner, sources: Sequence[_Source]) -> tuple[StoredFile, ...]:
+        """Store each source in turn: first all that is known or small, then the bytes that turned out to be new."""
+        chosen = self.blobs.chosen
+        stored: dict[int, StoredFile] = {}
+        batch: dict[int, NewFile] = {}
+        total_bytes = along_bytes = 0
+        for place, source in enumerate(sources):
+            new, data = await asyncio.to_thread(self._ready, source)
+            total_bytes += new.size_bytes
+            if total_bytes > self._settings.call_max_bytes:
+                raise InvalidArgument(
+                    "files",
+                    f"are more than {self._settings.call_max_bytes:,} bytes together",
+                    "Store them with several calls",
+                )
+            if chosen.inline_bytes == 0:
+                key = await chosen.put(owner, new.sha256, data, new.blob_id)
+                new = replace(new, storage_path=key)
+            elif new.size_bytes <= chosen.inline_bytes:
+                if along_bytes + new.size_bytes > STATEMENT_BYTES:
+                    stored |= await self._record(owner, batch)
+                    batch, along_bytes = {}, 0
+                along_bytes += new.size_bytes
+                new = replace(new, data=data)
+            del data
+            batch[place] = new
+        stored |= await self._record(owner, batch)
+        missing = [place for place in range(len(sources)) if place not in stored]
+        stored |= await self._upload(owner, {place: sources[place] for place in missing})
+        return tuple(stored[place] for place in range(len(sources)))
+
+    async def _upload(self, owner: Owner, sources: dict[int, _Source]) -> dict[int, StoredFile]:
+        """Store what is neither known nor small; a file of this machine is read once more, as it is now."""
+        batch = {}
+        for place, source in sources.items():
+            new, data = await asyncio.to_thread(self._ready, source)
+            await self.blobs.chosen.put(owner, new.sha256, data, new.blob_id)
+            del data
+            batch[place] = new
+        stored = await self._record(owner, batch)
+        if stored.keys() != batch.keys():
+            raise BlobError("files", "bytes that were just stored are not there", "Try again")
+        return stored
+
+    async def _record(self, owner: Owner, batch: dict[int, NewFile]) -> dict[int, StoredFile]:
+        if not batch:
+            return {}
+        found = await self.repository.put(owner, self.blobs.chosen.name, list(batch.values()))
+        return {place: file for place, file in zip(batch, found, strict=True) if file is not None}
+
+    def _ready(self, source: _Source) -> tuple[NewFile, bytes]:
+        """Load a file, check it, and find out about it what its row says; blocks."""
+        content = source.load()
         size_bytes = len(content.data)
         if size_bytes > self._settings.max_bytes:
-            raise InvalidArgument(
-                field, f"is {size_bytes:,} bytes; the limit is {self._settings.max_bytes:,}", "Give a smaller file"
-            )
+            raise too_large(source.field, size_bytes, self._settings.max_bytes)
         name = content.name.strip()
-        if not name or len(name) > MAX_NAME_CHARS or not name.isprintable():
-            raise InvalidArgument(
-                f"{field}.name", "is not a file name", f"Use 1 to {MAX_NAME_CHARS} printable characters"
-            )
-        guessed = content.media_type or mimetypes.guess_type(name)[0] or DEFAULT_MEDIA_TYPE
-        sha256 = digest(content.data)
-        return NewFile(sha256, size_bytes, guessed, name, storage_path(owner, sha256))
+        _check_label(f"{source.field}.name", "a file name", name, MAX_NAME_CHARS)
+        media_type = content.media_type or mimetypes.guess_type(name)[0] or DEFAULT_MEDIA_TYPE
+        _check_label(f"{source.field}.media_type", "a media type", media_type, MAX_MEDIA_TYPE_CHARS)
+        new = NewFile(
+            id=str(uuid.uuid4()),
+            sha256=digest(content.data),
+            size_bytes=size_bytes,
+            media_type=media_type,
+            name=name,
+            blob_id=str(uuid.uuid4()),
+            encoding=encoding_of(content.data),
+            characters=characters_in(content.data) if size_bytes <= PART_BYTES else 0,
+        )
+        return new, content.data
 
-    def _read_path(self, field: str, path: str) -> FileContent:
-        """Read a file below an allowed root; what was checked is what is read, since both use one descriptor."""
-        roots = [root.resolve() for root in self._settings.roots]
-        if not roots:
-            raise NotConfigured(
-                "reading files by their path", f"Set {ROOTS_SETTING} to the directories that may be read"
-            )
-        resolved = _resolved(path)
-        if resolved is None or not any(resolved.is_relative_to(root) for root in roots):
-            # The same whether it is there or not: what is outside is nobody's business.
-            raise InvalidArgument(
-                field, f"{path!r} is not below an allowed root", f"Allowed are {', '.join(map(str, roots))}"
-            )
-        try:
-            descriptor = os.open(resolved, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError:
-            raise InvalidArgument(
-                field, f"{path!r} is not there", "Give a file's full path, or an id of file_put"
-            ) from None
-        except OSError as error:
-            raise InvalidArgument(
-                field, f"{path!r} cannot be read ({error.strerror})", "Check its permissions"
-            ) from None
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise InvalidArgument(field, f"{path!r} is not a regular file", "Give a file")
-            if _place(descriptor, resolved) != resolved:
-                raise InvalidArgument(field, f"{path!r} was replaced while it was opened", "Try again")
-            with os.fdopen(descriptor, "rb", closefd=False) as stream:
-                return FileContent(resolved.name, stream.read(self._settings.max_bytes + 1))
-        finally:
-            os.close(descriptor)
+    async def _long_part(self, owner: Owner, file: StoredFile, offset: int, limit: int) -> FilePart:
+        """Read from the beginning of the part in which the first character is."""
+        counts = await self.blobs.of(file).characters(owner, file.sha256)
+        mark = file.encoding == MARKED_UTF_8
+        _check_offset(offset, sum(counts) - mark)
+        before = number = 0
+        while number < len(counts) - 1 and before + counts[number] <= offset + mark:
+            before += counts[number]
+            number += 1
+        skipped = offset + mark - before
+        wanted = min(skipped * BYTES_PER_CHARACTER, PART_BYTES) + (limit + 1) * BYTES_PER_CHARACTER
+        data = await self.blobs.read(owner, file, number * PART_BYTES, wanted)
+        text = await asyncio.to_thread(_characters_of, data, skipped, limit)
+        end = offset + len(text)
+        return FilePart(file, text, b"", end if end < sum(counts) - mark else None)
 
 
-def _resolved(path: str) -> Path | None:
-    """Return where a path leads, as far as it leads anywhere; None for what is no full path."""
-    try:
-        return Path(path).resolve() if Path(path).is_absolute() else None
-    except (OSError, ValueError, RuntimeError):
-        # The last is what older Pythons say of links that lead in a circle.
-        return None
+def _same(content: FileContent) -> FileContent:
+    return content
 
 
-def _place(descriptor: int, opened: Path) -> Path:
-    """Return where an open file really is: a directory on the way may have become a link since it was checked."""
-    by_number = Path(f"/proc/self/fd/{descriptor}")
-    return by_number.resolve() if by_number.exists() else opened.resolve()
+def _part_of(file: StoredFile, data: bytes, offset: int, limit: int) -> FilePart:
+    decoded = decode(data, file.encoding)
+    if decoded is None:
+        end = offset + limit
+        return FilePart(file, None, data[offset:end], end if end < len(data) else None)
+    _check_offset(offset, len(decoded.text))
+    end = offset + limit
+    return FilePart(file, decoded.text[offset:end], b"", end if end < len(decoded.text) else None, decoded.note)
+
+
+def _characters_of(data: bytes, skipped: int, limit: int) -> str:
+    """Decode UTF-8 that may begin and end within a character."""
+    begin = next((place for place, byte in enumerate(data[:BYTES_PER_CHARACTER]) if byte & 0xC0 != 0x80), 0)
+    text = data[begin:].decode(errors="ignore")[skipped : skipped + limit]
+    return text.replace("\0", "\u2400")
+
+
+def _check_offset(offset: int, size: int) -> None:
+    if offset > size or (offset == size and offset > 0):
+        raise InvalidArgument("offset", f"is {offset}, the text has {size} characters", "Use the one that was given")
+
+
+def _check_label(field: str, kind: str, text: str, most_chars: int) -> None:
+    if not text or len(text) > most_chars or not text.isprintable():
+        raise InvalidArgument(field, f"is not {kind}", f"Use 1 to {most_chars} printable characters")
 
 
 def _is_id(reference: str) -> bool:
@@ -202,4 +335,4 @@ def _id(field: str, given: str) -> FileId:
 
 
 def _no_file(name: str) -> NotFound:
-    return NotFound("file", name, "file_list shows which there are")
+    return NotFound("file", name[:MAX_NAME_CHARS], "file_list shows which there are")

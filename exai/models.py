@@ -101,7 +101,11 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file's content as it is known to the database; `created` is true when this call was the first to store it."""
+    """A file and its content as the database knows them; `created` is true when this call was the first to store it.
+
+    `store` names the blob store that has the bytes, `encoding` how they are read as text: None where that has not been
+    looked at yet.
+    """
 
     id: FileId
     sha256: str
@@ -110,6 +114,8 @@ class StoredFile:
     name: str
     created_at: datetime
     created: bool = False
+    store: str = "postgres"
+    encoding: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

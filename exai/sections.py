@@ -216,8 +216,10 @@ class LimitSettings(Section):
 class FileSettings(Section):
     """Files. Without roots nothing of this machine is read by its path."""
 
+    store: Literal["postgres", "directory"] = "postgres"
     roots: tuple[Directory, ...] = ()
-    max_bytes: int = Field(default=32 * 1_048_576, ge=1024)
+    max_bytes: int = Field(default=32 * 1_048_576, ge=1024, le=1_073_741_824)
+    call_max_bytes: int = Field(default=128 * 1_048_576, ge=1024)
     orphan_grace_s: float = Field(default=3_600.0, ge=60)
 
 

@@ -1,32 +1,115 @@
 """The seam between files and the place of their bytes.
 
-The invariant is that a key is derived from an owner and a content's SHA-256 alone, never from a name that a caller
-chose, so that no name can reach outside the store and equal contents are stored once.
+The invariant is that bytes are known by an owner and their SHA-256 alone, never by a name that a caller chose, so that
+no name can reach outside a store and equal contents are stored once. Which store holds a content is a fact of its row,
+and a store that is no longer the chosen one stays readable.
 """
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import ClassVar, Final, Protocol
 
-from exai.models import Owner
+from exai.errors import BlobError
+from exai.models import Owner, StoredFile
 
 OWNER_CHARS: Final = 32
+PART_BYTES: Final = 1_048_576
+"""Bytes are numbered, and characters counted, by parts of this size in every store."""
+
+CONTINUATION: Final = bytes(range(0x80, 0xC0))
+
+Known = Callable[[Sequence[str]], Awaitable[frozenset[str]]]
+"""Which of these storage paths belong to a content."""
 
 
 class BlobStore(Protocol):
-    """Bytes by owner and SHA-256. Methods raise `BlobError`; `put` may be repeated."""
+    """Bytes by owner and SHA-256. Methods raise `BlobError` or a `DatabaseError`; each may be repeated."""
 
-    async def put(self, owner: Owner, sha256: str, data: bytes) -> None:
-        """Keep `data`; when this returns it survives a power cut."""
+    name: ClassVar[str]
+    """As the row of a content names its store."""
 
-    async def get(self, owner: Owner, sha256: str) -> bytes:
-        """Return what was put, checked against its digest."""
+    inline_bytes: ClassVar[int]
+    """Bytes up to this size travel in the statement that stores their row; `put` is for more. 0: for all."""
+
+    async def put(self, owner: Owner, sha256: str, data: bytes, blob_id: str) -> str | None:
+        """Keep `data`; when this returns it survives a power cut. Return its storage path, None in the database.
+
+        `blob_id` names this attempt, so that what another one left behind is never mixed with it.
+        """
+
+    async def read(self, owner: Owner, sha256: str, offset: int, size_bytes: int) -> bytes:
+        """Return the bytes from `offset` on, fewer at the end; nothing else is read."""
+
+    async def read_all(self, owner: Owner, sizes: Mapping[str, int]) -> Mapping[str, bytes]:
+        """Return whole contents by SHA-256, those that are there."""
+
+    async def characters(self, owner: Owner, sha256: str) -> Sequence[int]:
+        """Return how many characters of UTF-8 begin in each part of `PART_BYTES`."""
+
+    async def sweep(self, age_s: float, known: Known) -> int:
+        """Remove bytes that belong to no content and were not stored for `age_s`; return of how many contents."""
+
+
+class Blobs:
+    """The stores: the chosen one, and those that hold what was stored before it was chosen."""
+
+    def __init__(self, chosen: BlobStore, *others: BlobStore) -> None:
+        self.chosen = chosen
+        self._stores: Mapping[str, BlobStore] = {store.name: store for store in (chosen, *others)}
+
+    async def get(self, owner: Owner, file: StoredFile) -> bytes:
+        """Return all bytes of a file, checked against their digest. Raises `BlobError` or a `DatabaseError`."""
+        data = await self.of(file).read(owner, file.sha256, 0, file.size_bytes)
+        if len(data) != file.size_bytes or await asyncio.to_thread(digest, data) != file.sha256:
+            raise BlobError("files", f"the bytes of {file.sha256} have changed", "Restore them from a backup")
+        return data
+
+    async def get_all(self, owner: Owner, files: Iterable[StoredFile]) -> Mapping[str, bytes]:
+        """Return whole contents by SHA-256, those that are there and have not changed. Raises as `get`."""
+        by_store: dict[str, dict[str, int]] = {}
+        for file in files:
+            by_store.setdefault(file.store, {})[file.sha256] = file.size_bytes
+        found: dict[str, bytes] = {}
+        for name, sizes in by_store.items():
+            if name in self._stores:
+                found |= await self._stores[name].read_all(owner, sizes)
+        return await asyncio.to_thread(_unchanged, found)
+
+    async def read(self, owner: Owner, file: StoredFile, offset: int, size_bytes: int) -> bytes:
+        """Return some bytes of a file. Raises as `get`."""
+        size_bytes = max(0, min(size_bytes, file.size_bytes - offset))
+        data = await self.of(file).read(owner, file.sha256, offset, size_bytes) if size_bytes else b""
+        if len(data) != size_bytes:
+            raise BlobError("files", f"the bytes of {file.sha256} are not all there", "Restore them from a backup")
+        return data
+
+    async def sweep(self, age_s: float, known: Known) -> int:
+        """Remove bytes without a content from every store; see `BlobStore.sweep`."""
+        return sum([await store.sweep(age_s, known) for store in self._stores.values()])
+
+    def of(self, file: StoredFile) -> BlobStore:
+        """Return the store that holds a file. Raises `BlobError` for one that this daemon does not have."""
+        store = self._stores.get(file.store)
+        if store is None:
+            raise BlobError("files", f"the store {file.store!r} is not configured", "Correct EXAI_FILES__STORE")
+        return store
 
 
 def digest(data: bytes) -> str:
     """Return the SHA-256 of `data` in lower-case hexadecimal, 64 characters."""
     return hashlib.sha256(data).hexdigest()
+
+
+def _unchanged(contents: Mapping[str, bytes]) -> Mapping[str, bytes]:
+    return {sha256: data for sha256, data in contents.items() if digest(data) == sha256}
+
+
+def characters_in(data: bytes) -> int:
+    """Return how many characters of UTF-8 begin in `data`."""
+    return len(data.translate(None, CONTINUATION))
 
 
 def storage_path(owner: Owner, sha256: str) -> str:

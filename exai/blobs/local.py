@@ -12,11 +12,11 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
-from exai.blobs.base import digest, storage_path
+from exai.blobs.base import PART_BYTES, Known, characters_in, storage_path
 from exai.errors import BlobError
 from exai.models import Owner
 
@@ -27,41 +27,49 @@ T = TypeVar("T")
 
 
 class LocalBlobs:
-    """A `BlobStore` in `root`, which is made when the first blob comes."""
+    """A `BlobStore` in `root`, which is made when the first blob comes. Daemons with another `root` do not see it."""
+
+    name: ClassVar[str] = "directory"
+    inline_bytes: ClassVar[int] = 0
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    async def put(self, owner: Owner, sha256: str, data: bytes) -> None:
+    async def put(self, owner: Owner, sha256: str, data: bytes, blob_id: str) -> str:
         """Keep `data`; see `BlobStore`."""
-        await self._run(self._put, self._path(owner, sha256), data)
+        del blob_id
+        key = storage_path(owner, sha256)
+        await self._run(self._put, self.root / key, data)
+        return key
 
-    async def get(self, owner: Owner, sha256: str) -> bytes:
-        """Return what was put; a blob that is missing or has changed on disk is a `BlobError`."""
-        data = await self._run(Path.read_bytes, self._path(owner, sha256))
-        if digest(data) != sha256:
-            raise BlobError("files", f"the blob {sha256} has changed on disk", "Restore it from a backup")
-        return data
+    async def read(self, owner: Owner, sha256: str, offset: int, size_bytes: int) -> bytes:
+        """Return some bytes of a blob; see `BlobStore`."""
+        return await self._run(_read, self.root / storage_path(owner, sha256), offset, size_bytes)
 
-    async def older_than(self, age_s: float) -> AsyncIterator[list[Path]]:
-        """Yield the places of blobs not touched for `age_s`, in batches of at most `SWEEP_BATCH`."""
+    async def read_all(self, owner: Owner, sizes: Mapping[str, int]) -> Mapping[str, bytes]:
+        """Return whole blobs by SHA-256, those that are there."""
+        found = {}
+        for sha256, size_bytes in sizes.items():
+            with contextlib.suppress(BlobError):
+                found[sha256] = await self.read(owner, sha256, 0, size_bytes)
+        return found
+
+    async def characters(self, owner: Owner, sha256: str) -> Sequence[int]:
+        """Count the characters of each part; reads all of the blob, a part at a time."""
+        return await self._run(_characters, self.root / storage_path(owner, sha256))
+
+    async def sweep(self, age_s: float, known: Known) -> int:
+        """Remove blobs without a content that were not touched for `age_s`."""
         found = await self._run(self._untouched_since, time.time() - age_s)
+        removed = 0
         for start in range(0, len(found), SWEEP_BATCH):
-            yield found[start : start + SWEEP_BATCH]
-
-    def key(self, place: Path) -> str:
-        """Return the storage path of a blob's place."""
-        return place.relative_to(self.root).as_posix()
-
-    async def remove(self, place: Path, age_s: float) -> bool:
-        """Remove a blob by the place that `older_than` gave, unless it was put again since; whether it is gone."""
-        return await self._run(self._remove, place, time.time() - age_s)
+            places = {place.relative_to(self.root).as_posix(): place for place in found[start : start + SWEEP_BATCH]}
+            for key in places.keys() - await known(list(places)):
+                removed += await self._run(self._remove, places[key], time.time() - age_s)
+        return removed
 
     def _untouched_since(self, moment: float) -> list[Path]:
         return [path for path in self.root.glob("*/*/*") if _touched_at(path) < moment] if self.root.exists() else []
-
-    def _path(self, owner: Owner, sha256: str) -> Path:
-        return self.root / storage_path(owner, sha256)
 
     def _put(self, path: Path, data: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -69,7 +77,7 @@ class LocalBlobs:
                 # Its row may be new: without this a sweep could take bytes for forgotten that were just given again.
                 os.utime(path)
                 return
-        path.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+        self._make_directories(path.parent)
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-")
         try:
             with os.fdopen(descriptor, "wb") as stream:
@@ -82,6 +90,14 @@ class LocalBlobs:
                 Path(name).unlink()
             raise
         _sync_directory(path.parent)
+
+    def _make_directories(self, directory: Path) -> None:
+        """Make every level from the root down, closed to other users also where it was made otherwise before."""
+        below = [level for level in directory.parents if level.is_relative_to(self.root)]
+        for level in (*reversed(below), directory):
+            level.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
+            if level.stat().st_mode & 0o077:
+                level.chmod(DIRECTORY_MODE)
 
     def _remove(self, path: Path, moment: float) -> bool:
         # Taken aside before it is looked at again: a put that came before has touched it, and one that comes after
@@ -103,11 +119,25 @@ class LocalBlobs:
             return await asyncio.to_thread(work, *args)
         except FileNotFoundError as error:
             raise BlobError(
-                "files", "a blob is missing on disk", "Restore it from a backup", path=str(error.filename)
+                "files",
+                f"a blob is missing in {self.root}",
+                "It may be in the data directory of another daemon, else restore it from a backup",
+                path=str(error.filename),
             ) from error
         except OSError as error:
             cure = f"See that there is space and that {self.root} can be written"
             raise BlobError("files", f"{error.strerror or error}", cure) from error
+
+
+def _read(path: Path, offset: int, size_bytes: int) -> bytes:
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        return stream.read(size_bytes)
+
+
+def _characters(path: Path) -> list[int]:
+    with path.open("rb") as stream:
+        return [characters_in(part) for part in iter(lambda: stream.read(PART_BYTES), b"")]
 
 
 def _touched_at(path: Path) -> float:

@@ -1,12 +1,14 @@
-"""The file statements as methods: rows about contents and their links, never the bytes."""
+"""The file statements as methods: files, their links, and the rows of their contents."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 from uuid import UUID
 
 import asyncpg
+import orjson
 
 from exai.db.conversations import read_cursor, write_cursor
 from exai.db.pool import Database
@@ -15,16 +17,27 @@ from exai.db.rows import check_texts
 from exai.errors import InvalidArgument
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, Owner, StoredFile
 
+DIRECTORY: Final = "directory"
+
 
 @dataclass(frozen=True, slots=True)
 class NewFile:
-    """A content whose bytes are kept already. `storage_path` is its key in the blob store."""
+    """A file to store.
 
+    `data` comes along where it is small; otherwise the content is here already, in the blob `blob_id`, or in another
+    store under `storage_path`. `id` becomes the file's id unless there is one with this content, name and media type.
+    """
+
+    id: str
     sha256: str
     size_bytes: int
     media_type: str
     name: str
-    storage_path: str
+    blob_id: str
+    encoding: str | None = None
+    characters: int = 0
+    data: bytes | None = None
+    storage_path: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +66,7 @@ class FileList:
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A file that was forgotten; its bytes can go."""
+    """A file that was forgotten."""
 
     owner: Owner
     sha256: str | None
@@ -66,20 +79,19 @@ class FileRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def put(self, owner: Owner, files: Sequence[NewFile]) -> dict[str, StoredFile]:
-        """Record contents, each once, and return them by SHA-256; one that was there keeps its id and name."""
+    async def put(self, owner: Owner, store: str, files: Sequence[NewFile]) -> list[StoredFile | None]:
+        """Store files and the bytes that come along, in the order given: 1 round trip.
+
+        None stands for a file whose content is neither here nor given; it is not stored.
+        """
         for index, file in enumerate(files):
             check_texts(((f"files[{index}].name", file.name), (f"files[{index}].media_type", file.media_type)))
-        rows = await self._database.fetch(
-            "put_files",
-            owner,
-            [file.sha256 for file in files],
-            [str(file.size_bytes) for file in files],
-            [file.media_type for file in files],
-            [file.name for file in files],
-            [file.storage_path for file in files],
-        )
-        return {row["sha256"]: _file_of(row, created=row["created"]) for row in rows}
+        described, data = [], bytearray()
+        for place, file in enumerate(files):
+            described.append(_described(place, file, None if file.data is None else len(data) + 1))
+            data += file.data or b""
+        rows = await self._database.fetch("put_files", owner, store, orjson.dumps(described).decode(), bytes(data))
+        return [_file_of(row, created=row["created"]) if row["id"] else None for row in rows]
 
     async def get(self, owner: Owner, file_ids: Sequence[FileId]) -> dict[FileId, StoredFile]:
         """Return those of the files that exist, by id."""
@@ -114,7 +126,7 @@ class FileRepository:
         return Linked(row["conversation"], tuple(FileId(each) for each in row["missing"]), row["linked"])
 
     async def delete(self, owner: Owner, file_id: FileId) -> bool:
-        """Forget a file and its links; False when there is none. The bytes are left to the sweep."""
+        """Forget a file and its links; False when there is none. Its content is left to the sweep."""
         check_ids([file_id])
         return bool(await self._database.fetch("delete_file", owner, file_id))
 
@@ -124,7 +136,7 @@ class FileRepository:
         return tuple(Orphan(Owner(row["owner"]), row["sha256"], row["storage_path"]) for row in rows)
 
     async def known(self, storage_paths: Sequence[str]) -> frozenset[str]:
-        """Return those of the storage paths that some file still has; for the sweep of bytes, so for all owners."""
+        """Return those of the storage paths that belong to a content; for the sweep of bytes, so for all owners."""
         rows = await self._database.fetch("known_files", list(storage_paths))
         return frozenset(row["storage_path"] for row in rows)
 
@@ -140,6 +152,23 @@ def check_ids(file_ids: Sequence[FileId]) -> None:
             ) from None
 
 
+def _described(place: int, file: NewFile, at: int | None) -> dict[str, object]:
+    """Return a file as put_files_v1 reads it; `at` is where its bytes begin among those that come along."""
+    return {
+        "place": place,
+        "at": at,
+        "file_id": file.id,
+        "sha256": file.sha256,
+        "size_bytes": file.size_bytes,
+        "media_type": file.media_type,
+        "name": file.name,
+        "blob_id": file.blob_id,
+        "encoding": file.encoding,
+        "characters": file.characters,
+        "storage_path": file.storage_path,
+    }
+
+
 def _file_of(row: asyncpg.Record, *, created: bool = False) -> StoredFile:
     return StoredFile(
         id=FileId(row["id"]),
@@ -149,4 +178,7 @@ def _file_of(row: asyncpg.Record, *, created: bool = False) -> StoredFile:
         name=row["name"] or "",
         created_at=row["created_at"],
         created=created,
+        # Stored before contents had rows: in the directory of the daemon that stored it.
+        store=row["store"] or DIRECTORY,
+        encoding=row["encoding"],
     )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from exai.errors import InvalidArgument
-from exai.files import FileContent, FileService
+from exai.files import FileContent, FilePart, FilePath, FileService
 from exai.mcp.schemas import output_schema
 from exai.mcp.texts import items
 from exai.mcp.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolResult, ToolSpec
@@ -60,7 +60,7 @@ class FileOutput(BaseModel):
 class PutOutput(FileOutput):
     """structuredContent of `file_put`."""
 
-    created: bool = Field(description="False when this content was stored before.")
+    created: bool = Field(description="False when this content was stored before, with this name and media type.")
 
 
 class GetArguments(Arguments):
@@ -75,6 +75,8 @@ class GetOutput(FileOutput):
     """structuredContent of `file_get`."""
 
     encoding: Literal["text", "base64"]
+    charset: str | None = Field(description="How the bytes were read as text; null for what is no text.")
+    note: str | None = Field(description="What was decoded, and what could not be.")
     content: str
     next_offset: int | None = Field(description="Where the next part begins; null when this is the last.")
 
@@ -118,7 +120,8 @@ def _put_tool(files: FileService) -> ToolSpec:
         if sum(each is not None for each in given) != 1:
             raise InvalidArgument("content", "one of content, content_base64 and path is needed", "Give exactly one")
         if arguments.path is not None:
-            (file,) = await files.put_paths(context.owner, [arguments.path])
+            given_path = FilePath(arguments.path, arguments.name, arguments.media_type)
+            (file,) = await files.put_paths(context.owner, [given_path])
         else:
             if arguments.name is None:
                 raise InvalidArgument("name", "is missing", "Say what the file is called")
@@ -130,7 +133,7 @@ def _put_tool(files: FileService) -> ToolSpec:
     return ToolSpec(
         name="file_put",
         title="Store a file",
-        description="Store a file once, by its content. Pass the file_id to chat, conversation_append or file_link.",
+        description="Store a file. Pass the file_id to chat, conversation_append or file_link.",
         arguments=PutArguments,
         output_schema=output_schema(PutOutput),
         handler=handle,
@@ -141,9 +144,18 @@ def _put_tool(files: FileService) -> ToolSpec:
 
 def _get_tool(files: FileService) -> ToolSpec:
     async def handle(arguments: GetArguments, context: CallContext) -> ToolResult:
-        file, data = await files.read(context.owner, FileId(arguments.file_id))
-        encoding, content, next_offset = _part(data, arguments.offset, arguments.limit)
-        structured = {**_file(file), "encoding": encoding, "content": content, "next_offset": next_offset}
+        part = await files.read_part(
+            context.owner, FileId(arguments.file_id), arguments.offset, min(arguments.limit, MAX_PAGE_CHARS)
+        )
+        encoding, content, next_offset = _shown(part, arguments.offset, arguments.limit)
+        structured = {
+            **_file(part.file),
+            "encoding": encoding,
+            "charset": None if part.text is None else part.file.encoding,
+            "note": part.note,
+            "content": content,
+            "next_offset": next_offset,
+        }
         return ToolResult(structured, content)
 
     return ToolSpec(
@@ -223,17 +235,15 @@ def _bytes_of(arguments: PutArguments) -> bytes:
         raise InvalidArgument("content_base64", "is not base64", "Use the standard alphabet with padding") from None
 
 
-def _part(data: bytes, offset: int, limit: int) -> tuple[Literal["text", "base64"], str, int | None]:
-    """Return encoding, the part that fits, and where the rest begins, in characters of a text and else in bytes."""
+def _shown(part: FilePart, offset: int, limit: int) -> tuple[Literal["text", "base64"], str, int | None]:
+    """Return encoding, what of a part fits, and where the rest begins, in characters of a text and else in bytes."""
     within = room(max(ANSWER_CHARS, limit))
-    try:
-        text = data.decode()
-    except UnicodeDecodeError:
-        end = offset + min(limit, within.chars * 3 // 4)
-        return "base64", base64.b64encode(data[offset:end]).decode(), end if end < len(data) else None
-    end = offset + limit
-    content, rest = cut(text[:end], offset, within, "offset")
-    return "text", content, rest or (end if end < len(text) else None)
+    if part.text is None:
+        data = part.data[: within.chars * 3 // 4]
+        more = part.next_offset if len(data) == len(part.data) else offset + len(data)
+        return "base64", base64.b64encode(data).decode(), more
+    content, rest = cut(part.text, 0, within, "offset")
+    return "text", content, part.next_offset if rest is None else offset + rest
 
 
 def _file(file: StoredFile) -> dict[str, Any]:

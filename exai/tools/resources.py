@@ -76,11 +76,12 @@ class _Reading:
         return ResourceContents(uri, orjson.dumps(_bounded(page)).decode(), JSON_TYPE)
 
     async def _file(self, uri: str, owner: Owner) -> ResourceContents:
-        file, data = await self._files.read(owner, FileId(uri.removeprefix(FILE)))
-        if len(data) > FILE_BYTES:
-            problem = f"{uri} has {len(data)} bytes, {FILE_BYTES} can be read at once; file_get reads it in parts"
+        file = await self._files.get(owner, FileId(uri.removeprefix(FILE)))
+        if file.size_bytes > FILE_BYTES:
+            problem = f"{uri} has {file.size_bytes} bytes, {FILE_BYTES} can be read at once; file_get reads it in parts"
             raise RpcError(INVALID_PARAMS, problem, {"uri": uri})
-        return ResourceContents(uri, _text_of(data), file.media_type)
+        part = await self._files.read_part(owner, file.id, 0, FILE_BYTES)
+        return ResourceContents(uri, part.data if part.text is None else part.text, file.media_type)
 
 
 def _listed(conversation: Conversation) -> ResourceSpec:
@@ -103,10 +104,3 @@ def _bounded(page: Page) -> dict[str, Any]:
         "next_before_seq": next_before_seq,
         "stale_s": page.stale_s,
     }
-
-
-def _text_of(data: bytes) -> str | bytes:
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return data

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import os
-from pathlib import Path
 
 import pytest
 
+from exai.db.contents import PART_BYTES
 from exai.errors import BlobError, DatabaseError, NotFound, OutcomeUnknown
 from exai.files import FileContent
 from exai.models import LOCAL_OWNER, FileId
 from tests.fault.service import Servers, Service
+from tests.support.migrations import run, session, value
 from tests.support.waiting import wait_until
-
-LONG_AGO = (0, 0)
 
 
 async def put(service: Service, text: str) -> str:
@@ -28,15 +26,17 @@ async def content(service: Service, file_id: str) -> bytes:
     return (await service.app.files.read(LOCAL_OWNER, file_id))[1]  # type: ignore[arg-type]
 
 
-def kept(data_dir: Path) -> list[Path]:
-    """Every file in the blob store."""
-    return [place for place in (data_dir / "files").rglob("*") if place.is_file()]
+async def blobs(rig: Servers) -> int:
+    """How many contents have bytes in the database, whole or not."""
+    return int(await value(rig.postgres_url, "select count(*) from exai.blobs"))
 
 
-def age(data_dir: Path) -> None:
-    """Let everything in the blob store be as if nobody had touched it for years."""
-    for place in kept(data_dir):
-        os.utime(place, LONG_AGO)
+async def age(rig: Servers) -> None:
+    """Let everything that is stored be as if nobody had touched it for years."""
+    then = "'2000-01-01'"
+    await run(
+        rig.postgres_url, f"update exai.blobs set begun_at = {then}", f"update exai.contents set used_at = {then}"
+    )
 
 
 async def test_same_file_linked_at_once_from_everywhere_is_linked_once(rig: Servers) -> None:
@@ -57,31 +57,42 @@ async def test_same_content_stored_at_once_from_everywhere_is_one_file(rig: Serv
     services = [await rig.open(), await rig.open()]
     ids = await asyncio.gather(*(put(service, "same") for service in services * 4))
     assert len(set(ids)) == 1
-    assert len(kept(rig.data_dir)) == 1
+    assert await blobs(rig) == 1
 
 
 async def test_bytes_whose_row_was_never_written_go_with_the_sweep_and_not_before(rig: Servers) -> None:
-    """The database went away between the bytes and the row; the caller repeats it, or the grace period ends it."""
+    """The database went away between two parts; nothing of the file is visible, and it can be stored again at once."""
     service = await rig.open()
-    service.database.mode = "reset"
+    text = "lonely" * PART_BYTES
     with pytest.raises(DatabaseError):
-        await put(service, "lonely")
+        await broken_off(rig, service, text)
     service.database.mode = "pass"
     await wait_until(lambda: service.app.database.usage()[1] > 0)
+    assert await blobs(rig) == 1
+    assert (await service.app.files.list(LOCAL_OWNER)).files == ()
     assert await service.app.files.sweep() == (0, 0)
-    assert len(kept(rig.data_dir)) == 1
-    age(rig.data_dir)
+    assert await content(service, await put(service, text)) == text.encode()
+    await age(rig)
     assert await service.app.files.sweep() == (0, 1)
-    assert kept(rig.data_dir) == []
-    assert await content(service, await put(service, "lonely")) == b"lonely"
+    assert await blobs(rig) == 1
+
+
+async def broken_off(rig: Servers, service: Service, text: str) -> None:
+    """Store a file while the database stops to answer in the middle of its parts."""
+    held = service.database.hold_replies_from(b"insert into exai.blob_parts")
+    storing = asyncio.create_task(put(service, text))
+    await held.wait()
+    while not await blobs(rig):
+        await asyncio.sleep(0.01)
+    service.database.mode = "reset"
+    await storing
 
 
 async def test_row_whose_bytes_are_gone_is_an_error_that_says_so(rig: Servers) -> None:
     """The reverse, which only somebody else can have made; storing the content again cures it."""
     service = await rig.open()
     file_id = await put(service, "stolen")
-    for place in kept(rig.data_dir):
-        place.unlink()
+    await run(rig.postgres_url, "delete from exai.blob_parts")
     with pytest.raises(BlobError):
         await content(service, file_id)
     assert await put(service, "stolen") == file_id
@@ -89,18 +100,18 @@ async def test_row_whose_bytes_are_gone_is_an_error_that_says_so(rig: Servers) -
 
 
 async def test_content_given_again_in_the_middle_of_a_sweep_keeps_its_bytes(rig: Servers) -> None:
-    """The sweep has looked at age and rows, and removes only what is still as it was then."""
+    """The sweep has removed the content and not yet committed; the file that comes then brings its bytes again."""
     sweeper, user = await rig.open(), await rig.open()
     await user.app.files.delete(LOCAL_OWNER, await put(user, "again"))  # type: ignore[arg-type]
-    age(rig.data_dir)
-    # The sweep has seen the old bytes and asks which places have rows; somebody stores the content before it goes on.
-    asked = sweeper.database.hold_replies_from(b"from public.files f where f.storage_path = any")
-    sweeping = asyncio.create_task(sweeper.app.files.sweep())
-    await asked.wait()
-    file_id = await put(user, "again")
-    sweeper.database.mode = "pass"
-    assert await sweeping == (0, 0)
-    assert await content(user, file_id) == b"again"
+    await age(rig)
+    async with session(rig.postgres_url) as other, other.transaction():
+        await other.execute("select from exai.sweep_contents_v1('1 hour', 20)")
+        storing = asyncio.create_task(put(user, "again"))
+        while not await value(rig.postgres_url, "select exists (select from pg_locks where not granted)"):
+            await asyncio.sleep(0.01)
+    file_id = await storing
+    assert await sweeper.app.files.sweep() == (0, 0)
+    assert await content(sweeper, file_id) == b"again"
 
 
 async def test_lost_answer_to_a_deletion_is_doubt_and_the_next_look_ends_it(rig: Servers) -> None:

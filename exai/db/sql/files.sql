@@ -1,36 +1,76 @@
 -- name: put_files
 -- repeat: keyed
--- Records contents once per owner by files_owner_sha256_key; one that is there already is marked as used now, so that it
--- does not become an orphan between this and its link. Rows are taken in the order of their digests, so that two callers
--- with the same files do not wait for each other.
-with given as (
-  select distinct on (g.sha256) g.sha256, g.size_bytes, g.media_type, g.name, g.storage_path
-    from unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
-         g(sha256, size_bytes, media_type, name, storage_path)
-   order by g.sha256)
-insert into public.files as f (owner, sha256, size_bytes, media_type, name, storage_path, used_at)
-select $1::text, g.sha256, g.size_bytes::bigint, g.media_type, g.name, g.storage_path, clock_timestamp()
-  from given g
- order by g.sha256
-on conflict (owner, sha256) do update set used_at = excluded.used_at
-returning f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_bytes,
-          f.media_type::text as media_type, f.name::text as name, f.created_at::timestamptz as created_at,
-          (f.xmax = 0)::boolean as created;
+-- Stores files and the contents that come along, each content once for an owner; see put_files_v1. By contents_pkey, then
+-- files_content_idx.
+select f.place::integer as place, f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_bytes,
+       f.media_type::text as media_type, f.name::text as name, f.created_at::timestamptz as created_at,
+       f.store::text as store, f.encoding::text as encoding, f.created::boolean as created
+  from exai.put_files_v1($1::text, $2::text, $3::text::jsonb, $4::bytea) f;
+
+-- name: put_part
+-- repeat: keyed
+-- Stores one part of a blob, and the blob with its first one; by their primary keys.
+with begun as (
+  insert into exai.blobs (id, size_bytes) values ($1::text::uuid, $2::bigint) on conflict do nothing)
+insert into exai.blob_parts (blob_id, number, characters, data)
+values ($1::text::uuid, $3::integer, $4::integer, $5::bytea)
+on conflict do nothing;
+
+-- name: read_bytes
+-- repeat: read
+-- Bytes of a content from one place on, part by part; of each part only what is asked for is read. By contents_pkey, then
+-- blob_parts_pkey.
+select substring(p.data from greatest($3::bigint - p.number * 1048576::bigint, 0)::integer + 1
+                 for (least($3::bigint + $4::bigint, (p.number + 1) * 1048576::bigint)
+                      - greatest($3::bigint, p.number * 1048576::bigint))::integer)::bytea as data
+  from exai.contents c
+  join exai.blob_parts p on p.blob_id = c.blob_id
+ where c.owner = $1::text and c.sha256 = $2::text
+   and p.number between $3::bigint / 1048576 and ($3::bigint + $4::bigint - 1) / 1048576
+ order by p.number;
+
+-- name: read_contents
+-- repeat: read
+-- All parts of some contents; by contents_pkey, then blob_parts_pkey.
+select c.sha256::text as sha256, p.data::bytea as data
+  from exai.contents c
+  join exai.blob_parts p on p.blob_id = c.blob_id
+ where c.owner = $1::text and c.sha256 = any($2::text[])
+ order by c.sha256, p.number;
+
+-- name: part_characters
+-- repeat: read
+-- How many characters begin in each part of a content; by contents_pkey, then blob_parts_pkey.
+select p.characters::integer as characters
+  from exai.contents c
+  join exai.blob_parts p on p.blob_id = c.blob_id
+ where c.owner = $1::text and c.sha256 = $2::text
+ order by p.number;
+
+-- name: sweep_contents
+-- repeat: keyed
+-- Removes contents that no file has and bytes that no content has, unused for the grace period.
+select s.contents::bigint as contents, s.blobs::bigint as blobs
+  from exai.sweep_contents_v1(make_interval(secs => $1::double precision), $2::integer) s;
 
 -- name: get_files
 -- repeat: read
 -- An owner's files by id, by files_pkey.
 select f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_bytes,
-       f.media_type::text as media_type, f.name::text as name, f.created_at::timestamptz as created_at
+       f.media_type::text as media_type, f.name::text as name, f.created_at::timestamptz as created_at,
+       k.store::text as store, k.encoding::text as encoding
   from public.files f
+  left join exai.contents k on k.owner = f.owner and k.sha256 = f.sha256
  where f.owner = $1::text and f.id = any($2::text[]::uuid[]) and f.sha256 is not null;
 
 -- name: list_files
 -- repeat: read
 -- A page of an owner's files, newest first, by files_recent_idx.
 select f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_bytes,
-       f.media_type::text as media_type, f.name::text as name, f.created_at::timestamptz as created_at
+       f.media_type::text as media_type, f.name::text as name, f.created_at::timestamptz as created_at,
+       k.store::text as store, k.encoding::text as encoding
   from public.files f
+  left join exai.contents k on k.owner = f.owner and k.sha256 = f.sha256
  where f.owner = $1::text and f.sha256 is not null
    and (f.created_at, f.id) < ($3::timestamptz, $4::text::uuid)
  order by f.created_at desc, f.id desc
@@ -40,10 +80,12 @@ select f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_
 -- repeat: read
 -- A page of the files of one conversation, newest first; by conversation_files_pkey, then files_pkey.
 select f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_bytes,
-       f.media_type::text as media_type, f.name::text as name, f.created_at::timestamptz as created_at
+       f.media_type::text as media_type, f.name::text as name, f.created_at::timestamptz as created_at,
+       k.store::text as store, k.encoding::text as encoding
   from public.conversations c
   join public.conversation_files l on l.conversation_id = c.id
   join public.files f on f.id = l.file_id
+  left join exai.contents k on k.owner = f.owner and k.sha256 = f.sha256
  where c.owner = $1::text and c.continuation_id = $5::text and c.deleted_at is null and f.sha256 is not null
    and (f.created_at, f.id) < ($3::timestamptz, $4::text::uuid)
  order by f.created_at desc, f.id desc
@@ -71,7 +113,7 @@ select (exists (select from conversation))::boolean as conversation,
 
 -- name: delete_file
 -- repeat: never
--- Forgets a file and its links; its bytes go with the next sweep. A repetition would find no file and call that an error.
+-- Forgets a file and its links; a content that no file has any more goes with a later sweep. A repetition would find no file and call that an error.
 -- By files_pkey.
 delete from public.files f where f.owner = $1::text and f.id = $2::text::uuid
 returning f.id::text as id;
@@ -84,5 +126,8 @@ select o.owner::text as owner, o.sha256::text as sha256, o.storage_path::text as
 
 -- name: known_files
 -- repeat: read
--- Which of these places in the blob store some file still has, for the sweep of bytes; by files_storage_path_idx.
-select f.storage_path::text as storage_path from public.files f where f.storage_path = any($1::text[]);
+-- Which of these storage paths belong to a content, or to a file from before there were contents; by
+-- contents_storage_path_idx and files_storage_path_idx.
+select f.storage_path::text as storage_path from public.files f where f.storage_path = any($1::text[])
+union
+select c.storage_path::text from exai.contents c where c.storage_path = any($1::text[]);

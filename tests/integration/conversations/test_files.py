@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,8 +11,9 @@ from exai.config import FileSettings, LimitSettings
 from exai.conversations import AppendRequest, ChatRequest
 from exai.db.pool import connect
 from exai.errors import InvalidArgument, NotConfigured, NotFound
-from exai.files import FileContent, FileService
+from exai.files import FileContent, FilePath, FileService
 from exai.models import LOCAL_OWNER, ContinuationId, FileId, NewMessage, Owner
+from exai.paths import Roots
 from tests.integration.conversations.conftest import Rig, open_rig
 
 
@@ -132,26 +132,33 @@ async def test_any_spelling_of_an_id_means_the_same_file(rig: Rig) -> None:
             await rig.app.files.link(LOCAL_OWNER, ContinuationId(name), [file_id])
 
 
-async def test_sweep_forgets_orphans_and_bytes_without_a_row_and_nothing_else(rig: Rig, tmp_path: Path) -> None:
+async def test_sweep_forgets_orphans_and_bytes_without_a_row_and_nothing_else(rig: Rig) -> None:
     """A linked file is never deleted; what is young is left alone."""
     linked, orphan = await put(rig, "linked"), await put(rig, "orphan")
     await rig.app.conversations.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", "x")], files=[linked]))
     assert await rig.app.files.sweep() == (0, 0)
     await rig.app.files.delete(LOCAL_OWNER, orphan)
-    for place in (tmp_path / "files").rglob("*"):
-        if place.is_file():
-            os.utime(place, (0, 0))
+    assert await rig.app.files.sweep() == (0, 0)
+    await execute(
+        rig, "update exai.contents set used_at = '2020-01-01'", "update exai.blobs set begun_at = '2020-01-01'"
+    )
     assert await rig.app.files.sweep() == (0, 1)
     assert (await rig.app.files.read(LOCAL_OWNER, linked))[1] == b"linked"
 
 
+async def execute(rig: Rig, *statements: str) -> None:
+    connection = await connect(rig.app.database.address, timeout_s=5)
+    for statement in statements:
+        await connection.execute(statement)
+    await connection.close()
+
+
 async def test_one_sweep_forgets_all_orphans(rig: Rig) -> None:
     """The function forgets a thousand at a time, so that no lock is held for long."""
-    connection = await connect(rig.app.database.address, timeout_s=5)
-    await connection.execute(
-        "insert into files (name, used_at) select n::text, now() - interval '1 day' from generate_series(1, 2001) n"
+    await execute(
+        rig,
+        "insert into files (name, used_at) select n::text, now() - interval '1 day' from generate_series(1, 2001) n",
     )
-    await connection.close()
     assert await rig.app.files.sweep() == (2001, 0)
 
 
@@ -172,7 +179,7 @@ async def test_path_outside_the_roots_is_refused(rig: Rig, tmp_path: Path, shape
     }
     files = rooted(rig, root)
     with pytest.raises(InvalidArgument) as caught:
-        await files.put_paths(LOCAL_OWNER, [paths[shape]])
+        await files.put_paths(LOCAL_OWNER, [FilePath(paths[shape])])
     assert caught.value.field == "files[0]"
 
 
@@ -186,9 +193,9 @@ async def test_refusal_does_not_say_what_there_is_outside_the_roots(rig: Rig, tm
     files = rooted(rig, root)
     for there, missing in ((secret, tmp_path / "nothing"), (root / "link", root / "dangling")):
         with pytest.raises(InvalidArgument) as first:
-            await files.put_paths(LOCAL_OWNER, [str(there)])
+            await files.put_paths(LOCAL_OWNER, [FilePath(str(there))])
         with pytest.raises(InvalidArgument) as second:
-            await files.put_paths(LOCAL_OWNER, [str(missing)])
+            await files.put_paths(LOCAL_OWNER, [FilePath(str(missing))])
         assert first.value.problem == second.value.problem.replace(str(missing), str(there))
         assert first.value.cure == second.value.cure
 
@@ -198,14 +205,14 @@ async def test_path_within_a_root_is_stored_and_without_roots_none_is(rig: Rig, 
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "a.txt").write_text("allowed")
     path = str(tmp_path / "root" / "a.txt")
-    (file,) = await rooted(rig, tmp_path / "root").put_paths(LOCAL_OWNER, [path])
+    (file,) = await rooted(rig, tmp_path / "root").put_paths(LOCAL_OWNER, [FilePath(path)])
     assert (await rig.app.files.read(LOCAL_OWNER, file.id))[1] == b"allowed"
     assert file.name == "a.txt"
     with pytest.raises(NotConfigured, match="EXAI_FILES__ROOTS"):
-        await rig.app.files.put_paths(LOCAL_OWNER, [path])
+        await rig.app.files.put_paths(LOCAL_OWNER, [FilePath(path)])
 
 
 def rooted(rig: Rig, root: Path) -> FileService:
-    return FileService(
-        rig.app.files.repository, rig.app.files.blobs, FileSettings(roots=(root,)), limits=LimitSettings()
-    )
+    settings = FileSettings(roots=(root,))
+    roots = Roots([root])
+    return FileService(rig.app.files.repository, rig.app.files.blobs, settings, limits=LimitSettings(), roots=roots)

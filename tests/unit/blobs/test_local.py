@@ -3,38 +3,56 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from exai.blobs.base import digest, storage_path
+from exai.blobs.base import Blobs, digest, storage_path
 from exai.blobs.local import LocalBlobs
 from exai.errors import BlobError
-from exai.models import LOCAL_OWNER, Owner
+from exai.models import LOCAL_OWNER, FileId, Owner, StoredFile
 
 
 async def test_blob_is_read_back_and_kept_once(tmp_path: Path) -> None:
     """The second put of the same content writes nothing."""
     blobs = LocalBlobs(tmp_path)
     sha256 = digest(b"data")
-    await blobs.put(LOCAL_OWNER, sha256, b"data")
+    await blobs.put(LOCAL_OWNER, sha256, b"data", "")
     (place,) = [path for path in tmp_path.rglob("*") if path.is_file()]
     inode = place.stat().st_ino
-    await blobs.put(LOCAL_OWNER, sha256, b"data")
+    await blobs.put(LOCAL_OWNER, sha256, b"data", "")
     assert place.stat().st_ino == inode
-    assert await blobs.get(LOCAL_OWNER, sha256) == b"data"
+    assert await blobs.read(LOCAL_OWNER, sha256, 0, 4) == b"data"
     with pytest.raises(BlobError, match="missing"):
-        await blobs.get(Owner("other"), sha256)
+        await blobs.read(Owner("other"), sha256, 0, 4)
 
 
 async def test_changed_blob_is_an_error_and_never_returned(tmp_path: Path) -> None:
     """A disk that changed a byte must not put words into a prompt."""
     blobs = LocalBlobs(tmp_path)
     sha256 = digest(b"data")
-    await blobs.put(LOCAL_OWNER, sha256, b"data")
-    (tmp_path / storage_path(LOCAL_OWNER, sha256)).write_bytes(b"dada")
-    with pytest.raises(BlobError, match="changed"):
-        await blobs.get(LOCAL_OWNER, sha256)
+    file = StoredFile(FileId("1"), sha256, 4, "text/plain", "x", datetime.now(UTC), store="directory")
+    await blobs.put(LOCAL_OWNER, sha256, b"data", "")
+    assert await Blobs(blobs).get(LOCAL_OWNER, file) == b"data"
+    for changed in (b"dada", b"dat"):
+        (tmp_path / storage_path(LOCAL_OWNER, sha256)).write_bytes(changed)
+        with pytest.raises(BlobError, match="changed"):
+            await Blobs(blobs).get(LOCAL_OWNER, file)
+        assert await Blobs(blobs).get_all(LOCAL_OWNER, [file]) == {}
+
+
+@pytest.mark.parametrize("before", [0o755, 0o777])
+async def test_no_other_user_can_list_the_store(tmp_path: Path, before: int) -> None:
+    """Also where a directory was made by somebody else, or with a wider mask, before."""
+    root = tmp_path / "files"
+    root.mkdir(mode=before)
+    root.chmod(before)
+    await LocalBlobs(root).put(LOCAL_OWNER, digest(b"data"), b"data", "")
+    levels = [root, *(path for path in root.rglob("*") if path.is_dir())]
+    assert len(levels) == 3
+    assert {path.stat().st_mode & 0o777 for path in levels} == {0o700}
 
 
 @pytest.mark.parametrize("owner", ["..", "../../etc", "/etc", ".", "a/b", "\u202e" * 200])
@@ -46,28 +64,43 @@ def test_no_owner_reaches_outside_the_store(owner: str) -> None:
     assert path.count("/") == 2
 
 
-async def test_sweep_sees_only_what_nobody_touched_lately(tmp_path: Path) -> None:
+async def none_known(_: Sequence[str]) -> frozenset[str]:
+    return frozenset()
+
+
+async def test_sweep_removes_only_what_nobody_has_or_touched_lately(tmp_path: Path) -> None:
     """Giving a content again makes it young, so that its row has time to come."""
     blobs = LocalBlobs(tmp_path)
-    for data in (b"old", b"again"):
-        await blobs.put(LOCAL_OWNER, digest(data), data)
+    kept = storage_path(LOCAL_OWNER, digest(b"kept"))
+    for data in (b"old", b"again", b"kept"):
+        await blobs.put(LOCAL_OWNER, digest(data), data, "")
         os.utime(tmp_path / storage_path(LOCAL_OWNER, digest(data)), (0, 0))
-    await blobs.put(LOCAL_OWNER, digest(b"again"), b"again")
-    found = [blobs.key(place) async for places in blobs.older_than(60) for place in places]
-    assert found == [storage_path(LOCAL_OWNER, digest(b"old"))]
+    await blobs.put(LOCAL_OWNER, digest(b"again"), b"again", "")
+
+    async def known(keys: Sequence[str]) -> frozenset[str]:
+        assert set(keys) == {kept, storage_path(LOCAL_OWNER, digest(b"old"))}
+        return frozenset([kept])
+
+    assert await blobs.sweep(60, known) == 1
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(
+        map(digest, (b"again", b"kept"))
+    )
 
 
 async def test_sweep_leaves_what_was_put_again_since_it_looked(tmp_path: Path) -> None:
     """Between finding a blob old and removing it the same content may be given again, and get its row."""
     blobs = LocalBlobs(tmp_path)
     sha256 = digest(b"data")
-    await blobs.put(LOCAL_OWNER, sha256, b"data")
+    await blobs.put(LOCAL_OWNER, sha256, b"data", "")
     os.utime(tmp_path / storage_path(LOCAL_OWNER, sha256), (0, 0))
-    ((place,),) = [places async for places in blobs.older_than(60)]
-    await blobs.put(LOCAL_OWNER, sha256, b"data")
-    assert await blobs.remove(place, 60) is False
-    assert await blobs.get(LOCAL_OWNER, sha256) == b"data"
-    os.utime(place, (0, 0))
-    assert await blobs.remove(place, 60) is True
-    assert await blobs.remove(place, 60) is False
+
+    async def meanwhile(_: Sequence[str]) -> frozenset[str]:
+        await blobs.put(LOCAL_OWNER, sha256, b"data", "")
+        return frozenset()
+
+    assert await blobs.sweep(60, meanwhile) == 0
+    assert await blobs.read(LOCAL_OWNER, sha256, 0, 4) == b"data"
+    os.utime(tmp_path / storage_path(LOCAL_OWNER, sha256), (0, 0))
+    assert await blobs.sweep(60, none_known) == 1
+    assert await blobs.sweep(60, none_known) == 0
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

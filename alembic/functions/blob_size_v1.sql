@@ -1,0 +1,9 @@
+-- How many bytes of a blob are there, null when there is no such blob. The size of a part is read without its bytes.
+create or replace function exai.blob_size_v1(p_id uuid)
+returns bigint
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+select coalesce((select sum(octet_length(p.data)) from exai.blob_parts p where p.blob_id = b.id), 0)::bigint
+  from exai.blobs b where b.id = p_id
+$$

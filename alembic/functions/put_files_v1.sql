@@ -1,0 +1,85 @@
+-- Stores files: their contents, each once for an owner, and a row for each name and media type that a content has.
+-- p_files: objects with place, file_id, sha256, size_bytes, media_type, name, encoding, storage_path (in another store
+--   than this database), blob_id, and, where the bytes come along, at (their first byte in p_data) and characters.
+-- A content that is not here and did not come along must be in the blob blob_id, whole; otherwise its files are not
+-- stored, and their rows come back without an id.
+-- The row of a content is locked before anything is looked up, in the order of the digests: two callers with the same
+-- files make one row of each and do not wait for each other in a circle.
+create or replace function exai.put_files_v1(p_owner text, p_store text, p_files jsonb, p_data bytea)
+returns table (place integer, id uuid, sha256 text, size_bytes bigint, media_type text, name text,
+               created_at timestamptz, store text, encoding text, created boolean)
+language plpgsql rows 10
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '2s'
+as $$
+#variable_conflict use_column
+declare
+  v_now timestamptz := clock_timestamp();
+  v_digests constant text[] := array(select distinct f ->> 'sha256' from jsonb_array_elements(p_files) f);
+  v_known text[];
+begin
+  perform from exai.contents c where c.owner = p_owner and c.sha256 = any(v_digests) order by c.sha256 for no key update;
+  v_known := array(
+    select c.sha256 from exai.contents c
+     where c.owner = p_owner and c.sha256 = any(v_digests)
+       and case c.store when 'postgres' then coalesce(exai.blob_size_v1(c.blob_id) = c.size_bytes, false)
+                        else c.store = p_store end);
+  with given as (
+    select distinct on (g.sha256) g.blob_id, g.size_bytes, g.characters, g.at
+      from jsonb_to_recordset(p_files) g(sha256 text, blob_id uuid, size_bytes bigint, characters integer, at integer)
+     where g.at is not null and g.sha256 <> all(v_known)
+     order by g.sha256),
+  begun as (
+    insert into exai.blobs (id, size_bytes, begun_at) select g.blob_id, g.size_bytes, v_now from given g)
+  insert into exai.blob_parts (blob_id, number, characters, data)
+  select g.blob_id, 0, g.characters, substring(p_data from g.at for g.size_bytes::integer)
+    from given g
+   where g.size_bytes > 0;
+
+  insert into exai.contents (owner, sha256, size_bytes, store, storage_path, blob_id, encoding, used_at)
+  select distinct on (g.sha256) p_owner, g.sha256, g.size_bytes, p_store, g.storage_path,
+         case when p_store = 'postgres' then g.blob_id end, g.encoding, v_now
+    from jsonb_to_recordset(p_files)
+         g(sha256 text, size_bytes bigint, storage_path text, blob_id uuid, encoding text)
+   where g.sha256 <> all(v_known)
+     and (p_store <> 'postgres' or exai.blob_size_v1(g.blob_id) = g.size_bytes)
+   order by g.sha256
+  on conflict (owner, sha256) do update
+     set size_bytes = excluded.size_bytes, store = excluded.store, storage_path = excluded.storage_path,
+         blob_id = excluded.blob_id, encoding = excluded.encoding, used_at = excluded.used_at;
+  update exai.contents c set used_at = v_now where c.owner = p_owner and c.sha256 = any(v_known);
+
+  -- A file from before its content was here.
+  update public.files f set storage_path = null
+    from exai.contents c
+   where f.owner = p_owner and f.sha256 = any(v_digests) and f.storage_path is not null
+     and c.owner = p_owner and c.sha256 = f.sha256 and c.store = 'postgres';
+  update public.files f set used_at = v_now
+    from jsonb_to_recordset(p_files) g(sha256 text, media_type text, name text)
+   where f.owner = p_owner and f.sha256 = g.sha256 and f.name = g.name and f.media_type = g.media_type
+     and exists (select from exai.contents c where c.owner = p_owner and c.sha256 = g.sha256);
+  insert into public.files (id, owner, sha256, size_bytes, media_type, name, storage_path, created_at, used_at)
+  select distinct on (g.sha256, g.name, g.media_type)
+         g.file_id, p_owner, g.sha256, g.size_bytes, g.media_type, g.name, c.storage_path, v_now, v_now
+    from jsonb_to_recordset(p_files)
+         g(place integer, file_id uuid, sha256 text, size_bytes bigint, media_type text, name text)
+    join exai.contents c on c.owner = p_owner and c.sha256 = g.sha256
+   where not exists (
+     select from public.files f
+      where f.owner = p_owner and f.sha256 = g.sha256 and f.name = g.name and f.media_type = g.media_type)
+   order by g.sha256, g.name, g.media_type, g.place;
+
+  return query
+    select g.place, f.id, g.sha256, f.size_bytes, f.media_type, f.name, f.created_at, c.store, c.encoding,
+           coalesce(f.id = g.file_id, false)
+      from jsonb_to_recordset(p_files) g(place integer, file_id uuid, sha256 text, media_type text, name text)
+      left join exai.contents c on c.owner = p_owner and c.sha256 = g.sha256
+      left join lateral (
+        select x.id, x.size_bytes, x.media_type, x.name, x.created_at
+          from public.files x
+         where x.owner = p_owner and x.sha256 = c.sha256 and x.name = g.name and x.media_type = g.media_type
+         order by x.created_at, x.id
+         limit 1) f on true
+     order by g.place;
+end
+$$

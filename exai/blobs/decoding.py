@@ -1,0 +1,242 @@
+"""How the bytes of a file are read as text.
+
+The invariant is that a guess never replaces knowledge: a byte order mark decides, then strict UTF-8, and only what is
+neither is guessed, from bytes that are not ASCII. What could not be decoded is counted, shown as U+FFFD and said.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final
+
+from charset_normalizer import from_bytes
+
+BINARY: Final = "binary"
+"""In place of an encoding: the file is no text."""
+
+UTF_8: Final = "utf-8"
+MARKED_UTF_8: Final = "utf-8-sig"
+DAMAGED_UTF_8: Final = "utf-8 (damaged)"
+PLAIN_UTF_8: Final = (UTF_8, MARKED_UTF_8)
+SINGLE_BYTE: Final = "windows-1252"
+MARKS: Final = (
+    (codecs.BOM_UTF8, MARKED_UTF_8),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+MULTIBYTE: Final = ("gb18030", "big5", "cp932", "euc_jp", "cp949")
+CANDIDATES: Final = (
+    *MULTIBYTE,
+    "iso2022_jp",
+    "cp1250",
+    "cp1251",
+    "cp1252",
+    "cp1253",
+    "cp1254",
+    "cp1255",
+    "cp1256",
+    "koi8_r",
+    "cp874",
+)
+NAMES: Final = {
+    "cp932": "shift_jis",
+    "cp949": "euc-kr",
+    "euc_jp": "euc-jp",
+    "koi8_r": "koi8-r",
+    "cp874": "windows-874",
+    "iso2022_jp": "iso-2022-jp",
+    **{f"cp125{n}": f"windows-125{n}" for n in range(7)},
+}
+CODECS: Final = {DAMAGED_UTF_8: UTF_8, MARKED_UTF_8: UTF_8} | {name: codec for codec, name in NAMES.items()}
+"""The usual names, and Python's."""
+
+ONE_BYTE: Final = frozenset(NAMES[codec] for codec in NAMES if codec.startswith(("cp125", "koi8", "cp874")))
+"""Encodings in which the place of a character is the place of a byte."""
+
+SAMPLE_BYTES: Final = 32_768
+PIECE_BYTES: Final = 1_048_576
+MOST_RUNS: Final = 20_000
+LOOKED_AT_BYTES: Final = 1_048_576
+
+HIGH: Final = re.compile(rb"[\x80-\xff]+")
+CONTROL: Final = bytes(set(range(0x20)) - {7, 8, 9, 10, 12, 13, 27} | {0x7F})
+NUL_SHOWN: Final = "\u2400"
+
+PLAIN: Final = re.compile(
+    "[\t\n\r\f !-~\xa0-\u052f\u0590-\u06ff\u0e00-\u0e7f"
+    "\u2010-\u2027\u20ac\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffef]"
+)
+"""What most texts consist of."""
+
+WESTERN: Final = re.compile(
+    rb"[\xc0\xc4-\xc9\xcd\xd1\xd3\xd6\xd8\xda\xdc\xdf\xe0-\xf6\xf8-\xfc\x80\x85\x91-\x97\xa0\xa1\xa3\xa7\xa9\xab\xae\xb0\xb7\xbb\xbf]"
+)
+"""What Western European texts have beyond ASCII, in windows-1252."""
+
+LEAST_WIDE_CHARS: Final = 8
+MOSTLY: Final = 0.9
+ENOUGH_HIGH: Final = 40
+LONGEST_WESTERN_RUN: Final = 3
+
+MOST_CONTROL: Final = 0.02
+"""Of the bytes of a text may be control characters."""
+
+MOST_BROKEN: Final = 0.05
+"""Of the bytes beyond ASCII may be no part of a character."""
+
+FEW_PAIRS: Final = 0.4
+"""Below this share of bytes beyond ASCII that stand beside another one, each is a letter by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A file as text. `note` says what the reader should know about it, None for plain UTF-8."""
+
+    text: str
+    encoding: str
+    note: str | None
+
+
+def encoding_of(data: bytes) -> str:
+    """Return the name of the encoding of a file, `BINARY` for what is no text. Takes time in proportion to the size."""
+    for mark, name in MARKS:
+        if data.startswith(mark) and _decodes(data, name, len(mark)):
+            return name
+    if b"\0" in data and (wide := _wide(data[:LOOKED_AT_BYTES])) is not None and _decodes(data, wide):
+        return wide
+    if len(data) - len(data.translate(None, CONTROL)) > max(1, len(data) * MOST_CONTROL):
+        return BINARY
+    if _decodes(data, UTF_8):
+        return _escaped(data) or UTF_8
+    return _guessed(data)
+
+
+def decode(data: bytes, encoding: str | None = None) -> Decoded | None:
+    """Return a file as text, None for what is no text; without an encoding it is looked for."""
+    name = encoding or encoding_of(data)
+    if name == BINARY:
+        return None
+    mark = next((mark for mark, marked in MARKS if marked == name and data.startswith(mark)), b"")
+    text = data[len(mark) :].decode(CODECS.get(name, name), errors="exai-lenient")
+    notes = [f"decoded from {name}"] if name not in PLAIN_UTF_8 else []
+    if name not in PLAIN_UTF_8 and (broken := text.count("\ufffd")):
+        notes.append(f"{broken:,} bytes or sequences could not be decoded and are shown as U+FFFD")
+    if "\0" in text:
+        notes.append(f"NUL characters ({text.count(chr(0)):,}) are shown as {NUL_SHOWN}")
+        text = text.replace("\0", NUL_SHOWN)
+    return Decoded(text, name, "; ".join(notes) or None)
+
+
+def _lenient(error: UnicodeError) -> tuple[str, int]:
+    """Replace what is broken; a byte that windows-1252 leaves out is the control character it is in Latin-1."""
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    if error.encoding in ("charmap", "cp1252", SINGLE_BYTE):
+        return chr(error.object[error.start]), error.start + 1
+    return "\ufffd", error.end
+
+
+codecs.register_error("exai-lenient", _lenient)
+
+
+def _decodes(data: bytes, name: str, begin: int = 0) -> bool:
+    try:
+        for _ in _pieces(data, name, "strict", begin):
+            pass
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _broken(data: bytes, name: str) -> int:
+    """Return how many places cannot be decoded."""
+    return sum(piece.count("\ufffd") for piece in _pieces(data, name, "replace"))
+
+
+def _pieces(data: bytes, name: str, errors: str, begin: int = 0) -> Iterator[str]:
+    """Decode a piece at a time: as a whole the text may take four times the file's memory."""
+    decoder = codecs.getincrementaldecoder(CODECS.get(name, name))(errors)
+    for start in range(begin, len(data), PIECE_BYTES):
+        yield decoder.decode(data[start : start + PIECE_BYTES], final=start + PIECE_BYTES >= len(data))
+
+
+def _wide(data: bytes) -> str | None:
+    """Return the encoding of a text whose characters have two or four bytes and no mark, by where its zeros are."""
+    quarter = len(data) // 4
+    if quarter and len(data) % 4 == 0:
+        zeros = [data[place::4].count(0) for place in range(4)]
+        if zeros[3] == quarter and zeros[2] >= quarter * 0.9 and zeros[0] < quarter * 0.1:
+            return "utf-32-le"
+        if zeros[0] == quarter and zeros[1] >= quarter * 0.9 and zeros[3] < quarter * 0.1:
+            return "utf-32-be"
+    half = len(data) // 2
+    if not half or len(data) % 2:
+        return None
+    low, high = data[::2].count(0), data[1::2].count(0)
+    names = ("utf-16-le", "utf-16-be") if high > low else ("utf-16-be", "utf-16-le")
+    # ASCII has a zero in each character; Chinese has some only, in line ends and digits, and is told by what it says.
+    if max(low, high) > half * 0.3 and min(low, high) < max(low, high) / 8:
+        return names[0] if _plausible(data, names[0]) >= 1 - MOST_CONTROL else None
+    if half < LEAST_WIDE_CHARS:
+        return None
+    name = max(names, key=lambda each: _plausible(data, each))
+    return name if _plausible(data, name) >= MOSTLY else None
+
+
+def _plausible(data: bytes, name: str) -> float:
+    """Return the share of characters that texts are made of."""
+    text = data.decode(name, errors="replace")
+    return len(PLAIN.findall(text)) / len(text)
+
+
+def _escaped(data: bytes) -> str | None:
+    """ISO-2022-JP is written with ASCII bytes and escapes."""
+    if b"\x1b$" in data and _decodes(data, "iso2022_jp"):
+        return "iso-2022-jp"
+    return None
+
+
+def _guessed(data: bytes) -> str:
+    runs = [match.span() for match in islice(HIGH.finditer(data), MOST_RUNS)]
+    high = sum(end - begin for begin, end in runs)
+    if _broken(data[:LOOKED_AT_BYTES], UTF_8) <= high * MOST_BROKEN and high > ENOUGH_HIGH:
+        return DAMAGED_UTF_8
+    if sum(end - begin for begin, end in runs if end - begin > 1) < high * FEW_PAIRS or _is_western(data, runs, high):
+        return SINGLE_BYTE
+    sample = _sample(data, runs)
+    for found in from_bytes(sample, cp_isolation=list(CANDIDATES), threshold=0.5, preemptive_behaviour=False):
+        if _broken(data, found.encoding) <= max(2, high * MOST_BROKEN):
+            return NAMES.get(found.encoding, found.encoding)
+    for codec in MULTIBYTE:
+        if _broken(data, codec) <= high * MOST_BROKEN:
+            return NAMES.get(codec, codec)
+    return SINGLE_BYTE
+
+
+def _is_western(data: bytes, runs: list[tuple[int, int]], high: int) -> bool:
+    """Whether there are few letters beyond ASCII in a row, and those are common ones."""
+    short = sum(1 for begin, end in runs if end - begin <= LONGEST_WESTERN_RUN)
+    common = sum(len(WESTERN.findall(data, begin, end)) for begin, end in runs)
+    return short >= len(runs) * MOSTLY and common >= high * MOSTLY
+
+
+def _sample(data: bytes, runs: list[tuple[int, int]]) -> bytes:
+    """Return lines around the bytes that are not ASCII, since the others say nothing."""
+    pieces: list[bytes] = []
+    size, last = 0, 0
+    for begin, end in runs:
+        if begin < last:
+            continue
+        first = max(data.rfind(b"\n", last, begin) + 1, begin - 200, last)
+        last = data.find(b"\n", end, end + 200) + 1 or min(end + 200, len(data))
+        pieces.append(data[first:last])
+        size += last - first
+        if size > SAMPLE_BYTES:
+            break
+    return b"".join(pieces)

@@ -1,0 +1,130 @@
+"""Reads files of this machine by their path, below the roots that the settings allow.
+
+The invariant is that what was checked is what is read: links are resolved first, and where the open file really is
+decides. What EXAI keeps of all owners (its data directory and the settings file it read) is outside every root, however
+large a root is, and so is what the system shows of processes and devices.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+from exai.errors import ConfigError, InvalidArgument, NotConfigured
+
+ROOTS_SETTING: Final = "EXAI_FILES__ROOTS"
+SYSTEM: Final = tuple(map(Path, ("/proc", "/sys", "/dev")))
+SHOWN_CHARS: Final = 200
+MAX_PATH_CHARS: Final = 4_096
+
+
+class Roots:
+    """The directories that may be read, without what is closed in them."""
+
+    def __init__(self, roots: Sequence[Path], closed: Sequence[Path] = ()) -> None:
+        self._roots, self._closed = tuple(roots), tuple(closed)
+
+    def check(self) -> None:
+        """Raise `ConfigError` for a root of which nothing could be read."""
+        for root in self._roots:
+            if self._is_closed(root.resolve()):
+                raise ConfigError(
+                    ROOTS_SETTING,
+                    f"{root} is in a directory that EXAI or the system keeps to itself",
+                    "Allow a directory that holds nothing but files to be read",
+                )
+
+    def read(self, field: str, path: str, limit_bytes: int) -> tuple[str, bytes]:
+        """Return a file's name below its root and its bytes; blocks. Raises `InvalidArgument` or `NotConfigured`."""
+        resolved, root = self.find(field, path)
+        shown = _shown(path)
+        try:
+            descriptor = os.open(resolved, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise InvalidArgument(
+                field, f"{shown} is not there", "Give a file's full path, or an id of file_put"
+            ) from None
+        except OSError as error:
+            raise InvalidArgument(
+                field, f"{shown} cannot be read ({error.strerror})", "Check its permissions"
+            ) from None
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise InvalidArgument(field, f"{shown} is not a regular file", "Give a file")
+            if _place(descriptor, resolved) != resolved:
+                raise InvalidArgument(field, f"{shown} was replaced while it was opened", "Try again")
+            if any(os.path.samestat(status, each) for each in _stats(self._closed)):
+                raise self._outside(field, path)
+            if status.st_size > limit_bytes:
+                raise too_large(field, status.st_size, limit_bytes)
+            with os.fdopen(descriptor, "rb", closefd=False) as stream:
+                data = stream.read(limit_bytes + 1)
+        finally:
+            os.close(descriptor)
+        if len(data) > limit_bytes:
+            raise too_large(field, len(data), limit_bytes)
+        return resolved.relative_to(root).as_posix(), data
+
+    def find(self, field: str, path: str) -> tuple[Path, Path]:
+        """Return where a path leads, and its root, whether or not a file is there. Raises as `read`."""
+        if not self._roots:
+            raise NotConfigured(
+                "reading files by their path", f"Set {ROOTS_SETTING} to the directories that may be read"
+            )
+        resolved = _resolved(path)
+        roots = [root.resolve() for root in self._roots]
+        within = [root for root in roots if resolved is not None and resolved.is_relative_to(root)]
+        if resolved is None or not within or self._is_closed(resolved):
+            raise self._outside(field, path)
+        return resolved, max(within, key=lambda root: len(root.parts))
+
+    def _outside(self, field: str, path: str) -> InvalidArgument:
+        # The same whether it is there or not: nothing is said of what is outside.
+        roots = ", ".join(str(root.resolve()) for root in self._roots)
+        return InvalidArgument(field, f"{_shown(path)} is not below an allowed root", f"Allowed are {roots}")
+
+    def _is_closed(self, resolved: Path) -> bool:
+        """Whether a path is, or is below, something closed; under any of its names, such as that of a second mount."""
+        if any(resolved.is_relative_to(each) for each in (*SYSTEM, *(each.resolve() for each in self._closed))):
+            return True
+        closed = list(_stats(self._closed))
+        return any(os.path.samestat(each, other) for each in _stats((resolved, *resolved.parents)) for other in closed)
+
+
+def too_large(field: str, size_bytes: int, limit_bytes: int) -> InvalidArgument:
+    """Return the error for a file beyond the limit."""
+    return InvalidArgument(field, f"is {size_bytes:,} bytes; the limit is {limit_bytes:,}", "Give a smaller file")
+
+
+def _stats(paths: Sequence[Path]) -> Iterator[os.stat_result]:
+    for path in paths:
+        try:
+            yield path.stat()
+        except (OSError, ValueError):
+            continue
+
+
+def _resolved(path: str) -> Path | None:
+    """Return where a path leads, as far as it leads anywhere; None for what is no full path."""
+    if len(path) > MAX_PATH_CHARS:
+        return None
+    try:
+        return Path(path).resolve() if Path(path).is_absolute() else None
+    except (OSError, ValueError, RuntimeError):
+        # The last is what older Pythons say of links that lead in a circle.
+        return None
+
+
+def _place(descriptor: int, opened: Path) -> Path:
+    """Return where an open file really is: a directory on the way may have become a link since it was checked."""
+    by_number = Path(f"/proc/self/fd/{descriptor}")
+    return by_number.resolve() if by_number.exists() else opened.resolve()
+
+
+def _shown(path: str) -> str:
+    """Return a path as an error may repeat it."""
+    return repr(path if len(path) <= SHOWN_CHARS else f"{path[:SHOWN_CHARS]}...")

@@ -1301,6 +1301,7 @@ declare
   v_now timestamptz := clock_timestamp();
   v_digests constant text[] := array(select distinct f ->> 'sha256' from jsonb_array_elements(p_files) f);
   v_known text[];
+  v_here text[];
 begin
   perform from exai.contents c where c.owner = p_owner and c.sha256 = any(v_digests) order by c.sha256 for no key update;
   v_known := array(
@@ -1332,23 +1333,27 @@ begin
      set size_bytes = excluded.size_bytes, store = excluded.store, storage_path = excluded.storage_path,
          blob_id = excluded.blob_id, encoding = excluded.encoding, used_at = excluded.used_at;
   update exai.contents c set used_at = v_now where c.owner = p_owner and c.sha256 = any(v_known);
+  v_here := array(
+    select c.sha256 from exai.contents c
+     where c.owner = p_owner and c.sha256 = any(v_digests)
+       and c.used_at = v_now);
 
   -- A file from before its content was here.
   update public.files f set storage_path = null
     from exai.contents c
-   where f.owner = p_owner and f.sha256 = any(v_digests) and f.storage_path is not null
+   where f.owner = p_owner and f.sha256 = any(v_here) and f.storage_path is not null
      and c.owner = p_owner and c.sha256 = f.sha256 and c.store = 'postgres';
   update public.files f set used_at = v_now
     from jsonb_to_recordset(p_files) g(sha256 text, media_type text, name text)
    where f.owner = p_owner and f.sha256 = g.sha256 and f.name = g.name and f.media_type = g.media_type
-     and exists (select from exai.contents c where c.owner = p_owner and c.sha256 = g.sha256);
+     and f.sha256 = any(v_here);
   insert into public.files (id, owner, sha256, size_bytes, media_type, name, storage_path, created_at, used_at)
   select distinct on (g.sha256, g.name, g.media_type)
          g.file_id, p_owner, g.sha256, g.size_bytes, g.media_type, g.name, c.storage_path, v_now, v_now
     from jsonb_to_recordset(p_files)
          g(place integer, file_id uuid, sha256 text, size_bytes bigint, media_type text, name text)
     join exai.contents c on c.owner = p_owner and c.sha256 = g.sha256
-   where not exists (
+   where g.sha256 = any(v_here) and not exists (
      select from public.files f
       where f.owner = p_owner and f.sha256 = g.sha256 and f.name = g.name and f.media_type = g.media_type)
    order by g.sha256, g.name, g.media_type, g.place;
@@ -1361,7 +1366,8 @@ begin
       left join lateral (
         select x.id, x.size_bytes, x.media_type, x.name, x.created_at
           from public.files x
-         where x.owner = p_owner and x.sha256 = c.sha256 and x.name = g.name and x.media_type = g.media_type
+         where x.owner = p_owner and x.sha256 = g.sha256 and g.sha256 = any(v_here)
+           and x.name = g.name and x.media_type = g.media_type
          order by x.created_at, x.id
          limit 1) f on true
      order by g.place;

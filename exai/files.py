@@ -10,11 +10,13 @@ from __future__ import annotations
 import asyncio
 import mimetypes
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from uuid import UUID
 
+from exai.account import hold
 from exai.blobs.base import PART_BYTES, Blobs, characters_in, digest
 from exai.blobs.decoding import BINARY, MARKED_UTF_8, ONE_BYTE, PLAIN_UTF_8, decode, encoding_of
 from exai.config import FileSettings, LimitSettings
@@ -73,6 +75,8 @@ class _Source:
 
     field: str
     load: Callable[[], FileContent]
+    size: Callable[[], int] = int
+    """How many bytes it takes to load it, beyond what is held for it already; asked in a thread."""
 
 
 class FileService:
@@ -132,7 +136,8 @@ class FileService:
     async def read(self, owner: Owner, file_id: FileId) -> tuple[StoredFile, bytes]:
         """Return a file and all its bytes, checked against their digest. Raises `NotFound` or `BlobError`."""
         file = await self.get(owner, file_id)
-        return file, await self.blobs.get(owner, file)
+        with hold(file.size_bytes, "files being read"):
+            return file, await self.blobs.get(owner, file)
 
     async def read_part(self, owner: Owner, file_id: FileId, offset: int, limit: int) -> FilePart:
         """Return at most `limit` characters or bytes of a file from `offset` on; of a long file only that is read.
@@ -152,8 +157,9 @@ class FileService:
             return FilePart(file, decoded.text if decoded else "", b"", next_offset, decoded.note if decoded else None)
         if file.encoding in PLAIN_UTF_8 and file.size_bytes > PART_BYTES:
             return await self._long_part(owner, file, offset, limit)
-        data = await self.blobs.get(owner, file)
-        return await asyncio.to_thread(_part_of, file, data, offset, limit)
+        with hold(file.size_bytes, "files being read"):
+            data = await self.blobs.get(owner, file)
+            return await asyncio.to_thread(_part_of, file, data, offset, limit)
 
     async def list(
         self,
@@ -196,7 +202,14 @@ class FileService:
             short = name if len(name) <= MAX_NAME_CHARS else name.rpartition("/")[2]
             return FileContent(given.name or short, data, given.media_type)
 
-        return _Source(field, load)
+        def size() -> int:
+            resolved, _ = self._roots.find(field, given.path)
+            try:
+                return min(resolved.stat().st_size, self._settings.max_bytes)
+            except OSError:
+                return 0
+
+        return _Source(field, load, size)
 
     async def _put(self, owner: Owner, sources: Sequence[_Source]) -> tuple[StoredFile, ...]:
         """Store each source in turn: first all that is known or small, then the bytes that turned out to be new."""
@@ -205,25 +218,21 @@ class FileService:
         batch: dict[int, NewFile] = {}
         total_bytes = along_bytes = 0
         for place, source in enumerate(sources):
-            new, data = await asyncio.to_thread(self._ready, source)
-            total_bytes += new.size_bytes
-            if total_bytes > self._settings.call_max_bytes:
-                raise InvalidArgument(
-                    "files",
-                    f"are more than {self._settings.call_max_bytes:,} bytes together",
-                    "Store them with several calls",
-                )
-            if chosen.inline_bytes == 0:
-                key = await chosen.put(owner, new.sha256, data, new.blob_id)
-                new = replace(new, storage_path=key)
-            elif new.size_bytes <= chosen.inline_bytes:
-                if along_bytes + new.size_bytes > STATEMENT_BYTES:
-                    stored |= await self._record(owner, batch)
-                    batch, along_bytes = {}, 0
-                along_bytes += new.size_bytes
-                new = replace(new, data=data)
-            del data
-            batch[place] = new
+            async with self._loaded(source) as (new, data):
+                total_bytes += new.size_bytes
+                self._check_total(total_bytes)
+                if chosen.inline_bytes == 0:
+                    key = await chosen.put(owner, new.sha256, data, new.blob_id)
+                    batch[place] = replace(new, storage_path=key)
+                    continue
+            if new.size_bytes > chosen.inline_bytes:
+                batch[place] = new
+                continue
+            if along_bytes + new.size_bytes > STATEMENT_BYTES:
+                stored |= await self._record(owner, batch)
+                batch, along_bytes = {}, 0
+            along_bytes += new.size_bytes
+            batch[place] = replace(new, data=data)
         stored |= await self._record(owner, batch)
         missing = [place for place in range(len(sources)) if place not in stored]
         stored |= await self._upload(owner, {place: sources[place] for place in missing})
@@ -233,8 +242,8 @@ class FileService:
         """Store what is neither known nor small; a file of this machine is read once more, as it is now."""
         batch = {}
         for place, source in sources.items():
-            new, data = await asyncio.to_thread(self._ready, source)
-            await self.blobs.chosen.put(owner, new.sha256, data, new.blob_id)
+            async with self._loaded(source) as (new, data):
+                await self.blobs.chosen.put(owner, new.sha256, data, new.blob_id)
             del data
             batch[place] = new
         stored = await self._record(owner, batch)
@@ -247,6 +256,17 @@ class FileService:
             return {}
         found = await self.repository.put(owner, self.blobs.chosen.name, list(batch.values()))
         return {place: file for place, file in zip(batch, found, strict=True) if file is not None}
+
+    @asynccontextmanager
+    async def _loaded(self, source: _Source) -> AsyncIterator[tuple[NewFile, bytes]]:
+        """Load a file, which is counted in its owner's account for as long as the block runs."""
+        with hold(await asyncio.to_thread(source.size), "files being stored"):
+            yield await asyncio.to_thread(self._ready, source)
+
+    def _check_total(self, size_bytes: int) -> None:
+        if size_bytes > self._settings.call_max_bytes:
+            problem = f"are more than {self._settings.call_max_bytes:,} bytes together"
+            raise InvalidArgument("files", problem, "Store them with several calls")
 
     def _ready(self, source: _Source) -> tuple[NewFile, bytes]:
         """Load a file, check it, and find out about it what its row says; blocks."""

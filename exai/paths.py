@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -57,7 +57,7 @@ class Roots:
                 raise InvalidArgument(field, f"{shown} is not a regular file", "Give a file")
             if _place(descriptor, resolved) != resolved:
                 raise InvalidArgument(field, f"{shown} was replaced while it was opened", "Try again")
-            if any(os.path.samestat(status, each) for each in _stats(self._closed)):
+            if any(_is_linked(status, each) for each in self._closed):
                 raise self._outside(field, path)
             if status.st_size > limit_bytes:
                 raise too_large(field, status.st_size, limit_bytes)
@@ -100,7 +100,18 @@ def too_large(field: str, size_bytes: int, limit_bytes: int) -> InvalidArgument:
     return InvalidArgument(field, f"is {size_bytes:,} bytes; the limit is {limit_bytes:,}", "Give a smaller file")
 
 
-def _stats(paths: Sequence[Path]) -> Iterator[os.stat_result]:
+def _is_linked(status: os.stat_result, closed: Path) -> bool:
+    """Whether an open file is `closed`, or is one of the files in it under another name."""
+    own = next(_stats([closed]), None)
+    if own is None or own.st_dev != status.st_dev:
+        return False
+    if status.st_nlink < 2 or not stat.S_ISDIR(own.st_mode):
+        return os.path.samestat(status, own)
+    places = (Path(directory, name) for directory, _, names in os.walk(closed) for name in names)
+    return any(os.path.samestat(status, each) for each in _stats(places))
+
+
+def _stats(paths: Iterable[Path]) -> Iterator[os.stat_result]:
     for path in paths:
         try:
             yield path.stat()

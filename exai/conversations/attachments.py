@@ -7,16 +7,23 @@ files of earlier turns. The files of the question itself come before everything.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from itertools import islice
 
+from exai.account import hold
 from exai.blobs.base import Blobs
-from exai.blobs.decoding import BINARY, ONE_BYTE, decode
+from exai.blobs.decoding import BINARY, ONE_BYTE, Decoded, decode
 from exai.conversations.prompt import BYTES_PER_TOKEN, Asked, choose, count_left_out, estimate_tokens
 from exai.conversations.requests import is_file_id
 from exai.db.files import FileRepository
 from exai.errors import InvalidArgument
 from exai.models import FILE_IDS, FileId, Message, Owner, Prompt, StoredFile
+
+MAX_FILES = 200
+"""Of one message that are looked at, and of all messages that are asked about."""
+
+MAX_NOTES = 20
 
 WRAPPING_TOKENS = 40
 """What the lines around a file's content may cost."""
@@ -34,8 +41,8 @@ class Attachments:
     async def prompt(self, owner: Owner, history: Sequence[Message], system: Message | None, room_tokens: int) -> Asked:
         """Return what a model is asked with.
 
-        One statement if any message has files, none otherwise. Raises `InvalidArgument` when the files of the newest
-        message alone do not fit.
+        One statement if any message has files, and one for each 4 MiB of them that are shown; none otherwise. Raises
+        `InvalidArgument` when the files of the newest message alone do not fit.
         """
         facts = await self._facts(owner, history)
         newest = max(history, key=lambda message: message.seq)
@@ -48,66 +55,98 @@ class Attachments:
                 "Give fewer or smaller files, or choose a model with a larger window",
             )
         chosen, left_tokens = choose(history, system, room_tokens - own_tokens)
-        shown = {file.id for file in own}
+        shown = {file.id: file for file in own}
         for message in reversed(chosen):
             for file in _known(message, facts):
                 if file.id not in shown and _tokens(file) <= left_tokens:
-                    shown.add(file.id)
+                    shown[file.id] = file
                     left_tokens -= _tokens(file)
-        contents = await self._contents(owner, [facts[file_id] for file_id in shown])
-        messages = [_part(message, facts, contents, shown) for message in chosen]
-        return Asked(messages, left_tokens, count_left_out(history, system, chosen))
+        showing = _Showing(facts, await self._contents(owner, list(shown.values())), left_tokens)
+        messages = [showing.part(message) for message in chosen]
+        left_out = count_left_out(history, system, chosen)
+        return Asked(messages, showing.left_tokens, left_out, tuple(showing.notes(newest)))
 
     async def _facts(self, owner: Owner, history: Sequence[Message]) -> Mapping[FileId, StoredFile]:
-        ids = dict.fromkeys(file_id for message in history for file_id in file_ids_of(message))
-        return await self._files.get(owner, list(ids)) if ids else {}
+        newest_first = sorted(history, key=lambda message: message.seq, reverse=True)
+        ids = dict.fromkeys(file_id for message in newest_first for file_id in file_ids_of(message))
+        return await self._files.get(owner, list(islice(ids, MAX_FILES))) if ids else {}
 
-    async def _contents(self, owner: Owner, files: Sequence[StoredFile]) -> Mapping[FileId, str]:
-        """Return what a model is shown of these files."""
+    async def _contents(self, owner: Owner, files: Sequence[StoredFile]) -> Mapping[FileId, Decoded | str]:
+        """Return these files as a model is shown them, or why it is not."""
         if not files:
             return {}
         wanted = [file for file in files if file.encoding != BINARY]
-        found = await self._blobs.get_all(owner, wanted) if wanted else {}
-        return await asyncio.to_thread(lambda: {file.id: _shown(file, found.get(file.sha256)) for file in files})
+        with hold(sum(file.size_bytes for file in wanted), "files being read"):
+            found = await self._blobs.get_all(owner, wanted) if wanted else {}
+            return await asyncio.to_thread(lambda: {file.id: _decoded(file, found.get(file.sha256)) for file in files})
 
 
-def _part(
-    message: Message, facts: Mapping[FileId, StoredFile], contents: Mapping[FileId, str], shown: set[FileId]
-) -> Prompt:
-    """Return a message with its files; what is shown here is taken out of `shown`, so that it comes once."""
-    parts = [message.content]
-    for file_id in file_ids_of(message):
-        file = facts.get(file_id)
+class _Showing:
+    """Puts files into messages, oldest first: the content where a file was first given, elsewhere a line about it.
+
+    Lines cost tokens as well, and what they cost is taken from what is left.
+    """
+
+    def __init__(
+        self, facts: Mapping[FileId, StoredFile], contents: Mapping[FileId, Decoded | str], left_tokens: int
+    ) -> None:
+        self._facts, self._contents, self.left_tokens = facts, contents, left_tokens
+        self._placed: set[FileId] = set()
+        self._left_out: dict[FileId, str] = {}
+
+    def part(self, message: Message) -> Prompt:
+        """Return a message with its files."""
+        parts = [message.content]
+        for file_id in file_ids_of(message):
+            file, content = self._facts.get(file_id), self._contents.get(file_id)
+            if file is not None and isinstance(content, Decoded) and file_id not in self._placed:
+                self._placed.add(file_id)
+                note = f' note="{escape(content.note)}"' if content.note else ""
+                parts.append(f"<file {_label(file)}{note}>\n{content.text}\n</file>")
+            elif self.left_tokens >= WRAPPING_TOKENS:
+                self.left_tokens -= WRAPPING_TOKENS
+                parts.append(self._line(file_id, file, content))
+        return Prompt(message.role, "\n\n".join(parts))
+
+    def _line(self, file_id: FileId, file: StoredFile | None, content: Decoded | str | None) -> str:
         if file is None:
-            parts.append(f'<file id="{file_id}" note="deleted since"/>')
-        elif file_id in shown:
-            shown.discard(file_id)
-            parts.append(contents[file_id])
-        else:
-            parts.append(f'<file {_label(file)} note="shown elsewhere, or no room left for it"/>')
-    return Prompt(message.role, "\n\n".join(parts))
+            self._left_out[file_id] = f"file {file_id} has been deleted"
+            return f'<file id="{file_id}" note="deleted since"/>'
+        if isinstance(content, str):
+            return f'<file {_label(file)} note="{escape(content)}"/>'
+        if file_id not in self._placed:
+            self._left_out[file_id] = f"file {file.name} ({file_id}) was left out, because the model's window is full"
+        return f'<file {_label(file)} note="shown elsewhere, or no room left for it"/>'
+
+    def notes(self, newest: Message) -> Iterator[str]:
+        """Yield what the caller should know: how the newest message's files were decoded, and what was not shown."""
+        own = file_ids_of(newest)
+        said = dict(self._left_out)
+        for file_id, content in self._contents.items():
+            if isinstance(content, str):
+                said[file_id] = f"file {self._facts[file_id].name} ({file_id}) was not shown to the model: {content}"
+            elif content.note and file_id in own:
+                said[file_id] = f"file {self._facts[file_id].name} ({file_id}): {content.note}"
+        yield from islice(said.values(), MAX_NOTES)
+        if len(said) > MAX_NOTES:
+            yield f"{len(said) - MAX_NOTES:,} more files were not shown to the model"
 
 
-def _shown(file: StoredFile, data: bytes | None) -> str:
-    if file.encoding == BINARY:
-        return f'<file {_label(file)} note="not text, {file.size_bytes} bytes"/>'
-    if data is None:
-        return f'<file {_label(file)} note="cannot be read: its bytes are not there"/>'
-    decoded = decode(data, file.encoding)
-    if decoded is None:
-        return f'<file {_label(file)} note="not text, {file.size_bytes} bytes"/>'
-    note = f' note="{escape(decoded.note)}"' if decoded.note else ""
-    return f"<file {_label(file)}{note}>\n{decoded.text}\n</file>"
+def _decoded(file: StoredFile, data: bytes | None) -> Decoded | str:
+    if file.encoding != BINARY and data is None:
+        return "its bytes are not there"
+    decoded = None if data is None else decode(data, file.encoding)
+    return decoded or f"not text, {file.size_bytes} bytes"
 
 
 def file_ids_of(message: Message) -> tuple[FileId, ...]:
     """Return the files that were given with a message; whoever appends may write anything under that name."""
     ids = message.metadata.get(FILE_IDS, ())
-    return tuple(filter(is_file_id, ids)) if isinstance(ids, list | tuple) else ()
+    return tuple(dict.fromkeys(islice(filter(is_file_id, ids), MAX_FILES))) if isinstance(ids, list | tuple) else ()
 
 
 def _known(message: Message, facts: Mapping[FileId, StoredFile]) -> list[StoredFile]:
-    return [facts[file_id] for file_id in dict.fromkeys(file_ids_of(message)) if file_id in facts]
+    return [facts[file_id] for file_id in file_ids_of(message) if file_id in facts]
 
 
 def _tokens(file: StoredFile) -> int:

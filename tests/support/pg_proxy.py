@@ -33,7 +33,7 @@ class PgProxy:
 
     def reset(self) -> None:
         """Count from nought."""
-        self.connects = self.cancels = self.round_trips = 0
+        self.connects = self.cancels = self.round_trips = self.bytes_down = 0
         self.front: Counter[str] = Counter()
         self.statements: list[str] = []
 
@@ -155,6 +155,7 @@ class _Link:
         while True:
             kind, body = await read_packet(self._server[0])
             self._server_spoke = True
+            self._proxy.bytes_down += len(body)
             await self._proxy.open.wait()
             if self._losing:
                 if kind == READY:

@@ -1,0 +1,123 @@
+"""How files are read as text: by their mark, as UTF-8, else by what their bytes say; what is lost is said."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from exai.blobs.decoding import BINARY, decode, encoding_of
+
+CHINESE = "请解释一下数据库连接池的工作原理。\n错误：连接超时，请检查网络设置。\n"
+JAPANESE = "日本語のテスト文章です。\nエラー: ファイルが見つかりません。カタカナ\n"
+RUSSIAN = "Привет, мир! Ошибка подключения к базе данных.\n"
+FRENCH = "Le café est fermé à Noël, l'été prochain déjà.\n"
+GERMAN = "Die Größe überschreitet das Maximum: für ÄÖÜ\n"
+QUOTES = "He said “hello” — it’s the user’s fault…\n"
+ENGLISH = "Get-Process | Out-File list.txt\r\nEverything is fine\r\n"
+LOG = "2026-01-01T00:00:00Z INFO something happened in module x\n"
+
+CASES = [
+    (CHINESE, "gb18030", "gb18030"),
+    (CHINESE, "gbk", "gb18030"),
+    (CHINESE, "utf-8", "utf-8"),
+    (CHINESE, "utf-8-sig", "utf-8-sig"),
+    (CHINESE, "utf-16", "utf-16-le"),
+    (CHINESE, "utf-16-le", "utf-16-le"),
+    (CHINESE, "utf-16-be", "utf-16-be"),
+    (CHINESE, "utf-32", "utf-32-le"),
+    (CHINESE, "utf-32-be", "utf-32-be"),
+    ("請解釋一下資料庫連線池的工作原理。", "big5", "big5"),
+    (JAPANESE, "cp932", "shift_jis"),
+    (JAPANESE, "euc_jp", "euc-jp"),
+    (JAPANESE, "iso2022_jp", "iso-2022-jp"),
+    (JAPANESE, "utf-16-be", "utf-16-be"),
+    ("안녕하세요. 데이터베이스 연결 오류입니다.", "cp949", "euc-kr"),
+    (RUSSIAN, "cp1251", "windows-1251"),
+    (RUSSIAN, "koi8_r", "koi8-r"),
+    (RUSSIAN, "utf-16-le", "utf-16-le"),
+    ("Καλημέρα κόσμε, σφάλμα σύνδεσης", "cp1253", "windows-1253"),
+    ("Zażółć gęślą jaźń, błąd połączenia", "cp1250", "windows-1250"),
+    (FRENCH, "cp1252", "windows-1252"),
+    (FRENCH, "latin-1", "windows-1252"),
+    (GERMAN, "latin-1", "windows-1252"),
+    (QUOTES, "cp1252", "windows-1252"),
+    (ENGLISH, "utf-16-le", "utf-16-le"),
+    (ENGLISH, "utf-16-be", "utf-16-be"),
+    (ENGLISH, "ascii", "utf-8"),
+]
+
+
+@pytest.mark.parametrize("around", ["", LOG * 50], ids=["alone", "in a log"])
+@pytest.mark.parametrize(("text", "codec", "name"), CASES)
+def test_text_in_any_usual_encoding_is_read_exactly(text: str, codec: str, name: str, around: str) -> None:
+    """Windows, PowerShell and editors in China and Japan still write these."""
+    whole = around + text + around
+    decoded = decode(whole.encode(codec))
+    assert decoded is not None
+    assert decoded.text == whole
+    assert decoded.encoding == name
+    assert (decoded.note is None) == name.startswith("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("bad", "shown"), [(b"\xe9", "é"), (b"caf\xe9s", "cafés"), (b"\x93x\x94", "“x”"), (b"\x81", "\x81")]
+)
+def test_one_odd_byte_does_not_hide_a_log(bad: bytes, shown: str) -> None:
+    """200 kB of ASCII with one byte of Latin-1."""
+    log = LOG.encode() * 2_000
+    decoded = decode(log + bad + b"\n" + log)
+    assert decoded is not None
+    assert decoded.text == LOG * 2_000 + shown + "\n" + LOG * 2_000
+    assert decoded.note == "decoded from windows-1252"
+
+
+def test_damaged_utf_8_is_still_utf_8() -> None:
+    """The rest of the characters is worth more than a guess that fits every byte."""
+    decoded = decode(CHINESE.encode() + b"\xff" + GERMAN.encode())
+    assert decoded is not None
+    assert decoded.text == f"{CHINESE}\ufffd{GERMAN}"
+    assert decoded.note is not None
+    assert "1 bytes or sequences could not be decoded" in decoded.note
+
+
+@pytest.mark.parametrize("place", [0, 5, 11])
+def test_one_nul_is_shown_and_said(place: int) -> None:
+    """It says more about a program than that its output is no text."""
+    data = b"hello world"[:place] + b"\0" + b"hello world"[place:]
+    decoded = decode(data)
+    assert decoded is not None
+    assert decoded.text == "hello world"[:place] + "\u2400" + "hello world"[place:]
+    assert decoded.note == "NUL characters (1) are shown as \u2400"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x00\x01",
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\x01\0\0\0\x01\0\x08\x06\0\0\0",
+        b"PK\x03\x04\x14\0\0\0\x08\0",
+        b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\0>\0\x01\0\0\0",
+        random.Random(1).randbytes(100_000),
+        random.Random(2).randbytes(300).replace(b"\0", b"x"),
+    ],
+)
+def test_what_is_no_text_is_not_shown_as_text(data: bytes) -> None:
+    """Every byte is a character of some encoding, so that something has to decide."""
+    assert encoding_of(data) == BINARY
+    assert decode(data) is None
+
+
+def test_empty_file_is_an_empty_text() -> None:
+    """It is not damaged either."""
+    decoded = decode(b"")
+    assert decoded is not None
+    assert (decoded.text, decoded.note) == ("", None)
+
+
+@pytest.mark.parametrize("name", ["utf-16-le", "gb18030"])
+def test_encoding_that_was_decided_before_is_not_looked_for_again(name: str) -> None:
+    """A file's row has it."""
+    decoded = decode(CHINESE.encode(name), name)
+    assert decoded is not None
+    assert decoded.text == CHINESE

@@ -71,6 +71,8 @@ class Conversation:
     tags: tuple[str, ...] = ()
     parent_id: ConversationId | None = None
     parent_seq: int | None = None
+    deleted_at: datetime | None = None
+    """Told by lists of deleted conversations; everywhere else a conversation is not deleted."""
 
 
 @dataclass(frozen=True, slots=True)

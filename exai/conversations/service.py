@@ -40,6 +40,7 @@ from exai.conversations.transfer import ExportPart, ImportProgress, Transfer
 from exai.conversations.turn import ChatTurns, OnBegun
 from exai.db.conversations import AppendStart, ConversationRepository
 from exai.db.curation import BATCH, DAY_S, Change, Changed, CurationRepository, Request
+from exai.db.filters import ALL, ListFilter
 from exai.db.search import SearchPage, SearchQuery, SearchRepository
 from exai.db.transfer import TransferRepository
 from exai.db.turns import TurnRepository
@@ -253,11 +254,13 @@ class ConversationService:
             return newest_of(stale, limit, "cache", stale_s=stale.age_s)
         return newest_of(found, limit, source)
 
-    async def list(self, owner: Owner, *, limit: int = PAGE_MESSAGES, cursor: str | None = None) -> ConversationPage:
-        """List conversations by latest change first: 1 database round trip a page."""
+    async def list(
+        self, owner: Owner, *, limit: int = PAGE_MESSAGES, cursor: str | None = None, only: ListFilter = ALL
+    ) -> ConversationPage:
+        """List conversations by latest change first: 1 database round trip a page, whatever it is narrowed to."""
         if not 1 <= limit <= MAX_LIST:
             raise InvalidArgument("limit", f"is {limit}", f"Use 1 to {MAX_LIST}")
-        found = await self._repository.list_conversations(owner, limit=limit, cursor=cursor)
+        found = await self._repository.list_conversations(owner, limit=limit, cursor=cursor, only=only)
         return ConversationPage(found.conversations, found.next_cursor)
 
     async def search(self, query: SearchQuery, *, limit: int = PAGE_MESSAGES, cursor: str | None = None) -> SearchPage:
@@ -346,9 +349,9 @@ class ConversationService:
         *,
         expected_revision: int | None = None,
         idempotency_key: str | None = None,
-    ) -> None:
+    ) -> Conversation:
         """Mark as deleted: nobody finds it any more, until `restore` or the purge. Raises as `change`."""
-        await self._mark(owner, continuation_id, True, expected_revision, idempotency_key)
+        return await self._mark(owner, continuation_id, True, expected_revision, idempotency_key)
 
     async def restore(
         self,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 from uuid import UUID
 
 import orjson
 
+from exai.db.filters import ALL, ListFilter
 from exai.db.grouping import Grouping
 from exai.db.pace import Room
 from exai.db.pool import Database, Record
@@ -254,17 +256,20 @@ class ConversationRepository:
         return frozenset(TurnId(row["id"]) for row in rows)
 
     async def list_conversations(
-        self, owner: Owner, *, limit: int = PAGE_MESSAGES, cursor: str | None = None
+        self, owner: Owner, *, limit: int = PAGE_MESSAGES, cursor: str | None = None, only: ListFilter = ALL
     ) -> ConversationList:
         """An owner's conversations, latest change first.
 
         Raises:
-            InvalidArgument: the cursor is not one of ours.
+            InvalidArgument: the cursor is not one of ours, or `only` cannot be stored.
 
         """
         after = read_cursor(cursor) if cursor else FIRST_PAGE
-        rows = await self._database.fetch("list_conversations", owner, limit + 1, after.updated_at, after.id)
-        found = tuple(conversation_of(orjson.loads(row["header"])) for row in rows[:limit])
+        place = (owner, limit + 1, after.updated_at, after.id)
+        rows = await self._database.fetch("list_conversations", *place, *only.arguments())
+        found = tuple(
+            replace(conversation_of(orjson.loads(row["header"])), deleted_at=row["deleted_at"]) for row in rows[:limit]
+        )
         more = len(rows) > limit
         return ConversationList(found, write_cursor(Cursor(found[-1].updated_at, found[-1].id)) if more else None)
 

@@ -30,6 +30,9 @@ HEAD: Final = (
     "deleted",
     "stale_s",
     "retry_after_s",
+    "title",
+    "tags",
+    "metadata",
 )
 """Fields of a structured answer that its head repeats, in this order; `next_...` follow by themselves."""
 

@@ -36,7 +36,7 @@ LIST_CACHE = Cacheable(300_000, "public")
 MAX_REPEATED_BYTES = 480_000
 """Of an error's content: a longer one would not fit into a message twice, and is in the structure only."""
 
-ABOUT_ERRORS = frozenset({"name", "model"})
+ABOUT_ERRORS = frozenset({"name", "model", "title", "metadata"})
 """Fields of an error that say what it is about, as its sentence does, and nothing that a next call needs."""
 
 STORE_TIMEOUT_S = 30.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from exai.conversations import ConversationService
+from exai.db.filters import ListFilter
 from exai.files import FileService
 from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
 from exai.mcp.prompts import MAX_COMPLETIONS, completion_feature
@@ -29,15 +30,19 @@ class _Completing:
         self._providers = providers
 
     async def complete(self, reference: Json, name: str, typed: str, context: CallContext) -> Sequence[str]:
-        """Complete a model's name, or the id of a recent conversation or file by itself or by its title or name."""
+        """Complete a model's name, or the id of a conversation or recent file by its beginning or by its title or name.
+
+        1 database round trip.
+        """
         prompt, template = reference.get("name"), reference.get("uri")
         if prompt not in PROMPTS and template not in {each.uri for each in TEMPLATES}:
             raise RpcError(INVALID_PARAMS, "Invalid params: there is no such prompt or resource to complete")
         if name == "model":
             return [model for model in self._models() if model.lower().startswith(typed.lower())]
         if name == "continuation_id" or (name == "id" and template == TEMPLATES[0].uri):
-            listed = await self._conversations.list(context.owner, limit=MAX_COMPLETIONS)
-            return _matching(((each.continuation_id, each.title or "") for each in listed.conversations), typed)
+            only = ListFilter(part=typed)
+            listed = await self._conversations.list(context.owner, limit=MAX_COMPLETIONS + 1, only=only)
+            return [each.continuation_id for each in listed.conversations]
         if name == "file_id" or (name == "id" and template == TEMPLATES[1].uri):
             found = await self._files.list(context.owner, limit=MAX_COMPLETIONS)
             return _matching(((each.id, each.name) for each in found.files), typed)

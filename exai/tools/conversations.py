@@ -9,17 +9,21 @@ import orjson
 from pydantic import BaseModel, Field
 
 from exai.conversations import AppendRequest, ConversationService
+from exai.db.filters import ListFilter
 from exai.errors import InvalidArgument, NotFound
 from exai.files import FileService
 from exai.mcp.schemas import output_schema
 from exai.mcp.texts import items
 from exai.mcp.tools import Arguments, CallContext, ToolResult, ToolSpec
 from exai.models import MAX_PAGE_MESSAGES, PAGE_MESSAGES, ContinuationId, Conversation, NewMessage, Page
-from exai.tools.paging import ANSWER_CHARS, MAX_ANSWER_CHARS, SHOW_WHOLE, Size, fitting, page_facts, room
+from exai.tools.paging import ANSWER_CHARS, MAX_ANSWER_CHARS, SHOW_WHOLE, Size, fitting, page_facts, room, size_of
 
 MAX_LIST = 200
 MAX_SEQ = 2**53
-LINE = ("continuation_id", "title", "messages", "tags", "revision", "updated_at")
+METADATA_CHARS = 4_000
+"""Of a conversation's metadata in an answer."""
+
+LINE = ("continuation_id", "title", "messages", "tags", "metadata", "revision", "updated_at", "deleted_at")
 """What a list says of a conversation in its text."""
 
 ABOUT_ANSWERS = frozenset({"model", "provider", "finish_reason"})
@@ -85,6 +89,8 @@ class GetOutput(BaseModel):
 
     continuation_id: str
     title: str | None
+    tags: list[str]
+    metadata: dict[str, Any] | None = Field(description="Null if too large for here.")
     revision: int
     messages: list[MessageOutput] = Field(description="Oldest first.")
     next_before_seq: int | None = Field(description="Cursor of the next older page; null when this is the oldest.")
@@ -97,6 +103,10 @@ class ListArguments(Arguments):
 
     limit: int = Field(PAGE_MESSAGES, ge=1, le=MAX_LIST)
     cursor: str | None = Field(None, description="next_cursor of the page before.")
+    tags: list[str] | None = Field(None, description="Only those with all of these tags.")
+    metadata: dict[str, Any] | None = Field(None, description="Only those whose metadata holds this.")
+    part: str | None = Field(None, description="Only those whose title has this part, or whose id begins so.")
+    deleted: bool = Field(False, description="Deleted ones instead, which conversation_delete can restore.")
 
 
 class ConversationOutput(BaseModel):
@@ -106,9 +116,11 @@ class ConversationOutput(BaseModel):
     title: str | None
     messages: int
     tags: list[str]
+    metadata: dict[str, Any] | None = Field(description="Null if too large for here.")
     revision: int
     created_at: str
     updated_at: str
+    deleted_at: str | None
 
 
 class ListOutput(BaseModel):
@@ -189,7 +201,10 @@ def _get_tool(conversations: ConversationService) -> ToolSpec:
 
 def _list_tool(conversations: ConversationService) -> ToolSpec:
     async def handle(arguments: ListArguments, context: CallContext) -> ToolResult:
-        page = await conversations.list(context.owner, limit=arguments.limit, cursor=arguments.cursor)
+        only = ListFilter(
+            arguments.deleted, arguments.tags or (), arguments.metadata or {}, (arguments.part or "").strip()
+        )
+        page = await conversations.list(context.owner, limit=arguments.limit, cursor=arguments.cursor, only=only)
         shown = fitting(page.conversations, conversation_facts, room())
         structured = {"conversations": shown, "next_cursor": page.cursor_after(len(shown))}
         return ToolResult(structured, items(shown, LINE) or "There are no conversations.")
@@ -197,7 +212,7 @@ def _list_tool(conversations: ConversationService) -> ToolSpec:
     return ToolSpec(
         name="conversation_list",
         title="List conversations",
-        description="List stored conversations, latest change first.",
+        description="List stored conversations, latest change first: all, by tags, metadata or title, or deleted ones.",
         arguments=ListArguments,
         output_schema=output_schema(ListOutput),
         handler=handle,
@@ -218,10 +233,14 @@ def _check_choice(arguments: GetArguments) -> None:
 
 
 def _page(page: Page, within: Size, char_offset: int) -> dict[str, Any]:
-    messages, next_before_seq = page_facts(page, within, char_offset)
+    metadata = fitting_metadata(page.conversation.metadata)
+    beside = size_of([page.conversation.tags, metadata])
+    messages, next_before_seq = page_facts(page, within - beside, char_offset)
     return {
         "continuation_id": page.conversation.continuation_id,
         "title": page.conversation.title,
+        "tags": list(page.conversation.tags),
+        "metadata": metadata,
         "revision": page.conversation.revision,
         "messages": messages,
         "next_before_seq": next_before_seq,
@@ -255,7 +274,14 @@ def conversation_facts(conversation: Conversation) -> dict[str, Any]:
         "title": conversation.title,
         "messages": conversation.last_seq,
         "tags": list(conversation.tags),
+        "metadata": fitting_metadata(conversation.metadata),
         "revision": conversation.revision,
         "created_at": conversation.created_at.isoformat(),
         "updated_at": conversation.updated_at.isoformat(),
+        "deleted_at": conversation.deleted_at.isoformat() if conversation.deleted_at else None,
     }
+
+
+def fitting_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return a conversation's metadata, or None if it would leave too little room for the rest."""
+    return metadata if size_of(metadata).chars <= METADATA_CHARS else None

@@ -16,7 +16,7 @@ from exai.mcp.schemas import output_schema
 from exai.mcp.texts import items
 from exai.mcp.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolResult, ToolSpec
 from exai.models import ContinuationId
-from exai.tools.conversations import LINE, ConversationOutput, conversation_facts, optional_id
+from exai.tools.conversations import ConversationOutput, conversation_facts, optional_id
 from exai.tools.paging import ANSWER_CHARS, MAX_ANSWER_CHARS, SHOW_WHOLE, cut, fitting, room, size_of
 
 SEARCH_HITS = 20
@@ -24,6 +24,8 @@ HIT = ("continuation_id", "title", "seq", "role", "created_at", "tool", "model",
 """What the text says of a hit."""
 
 MAX_HITS = 200
+RESTORED = "The conversation is restored."
+DELETED = "The conversation is deleted; for 7 days conversation_delete with restore brings it back."
 TITLE_KEPT = "the empty title is taken as left out; to remove the title, give it without tags and metadata"
 SNIPPET_CHARS = 1_000
 """A snippet is some words around the match, but a word may be of any length."""
@@ -209,7 +211,7 @@ def _update_tool(conversations: ConversationService) -> ToolSpec:
             idempotency_key=arguments.idempotency_key,
         )
         facts = {**conversation_facts(changed), "notes": notes}
-        return ToolResult(facts, items([facts], LINE))
+        return ToolResult(facts, "The conversation is changed.")
 
     return ToolSpec(
         name="conversation_update",
@@ -227,9 +229,9 @@ def _delete_tool(conversations: ConversationService) -> ToolSpec:
         name = ContinuationId(arguments.continuation_id)
         expected, key = arguments.expected_revision, arguments.idempotency_key
         work = conversations.restore if arguments.restore else conversations.delete
-        await work(context.owner, name, expected_revision=expected, idempotency_key=key)
-        structured = {"continuation_id": name, "deleted": not arguments.restore}
-        return ToolResult(structured, "restored" if arguments.restore else "deleted; restore brings it back for 7 days")
+        marked = await work(context.owner, name, expected_revision=expected, idempotency_key=key)
+        structured = {"continuation_id": name, "revision": marked.revision, "deleted": not arguments.restore}
+        return ToolResult(structured, RESTORED if arguments.restore else DELETED)
 
     return ToolSpec(
         name="conversation_delete",

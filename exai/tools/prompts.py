@@ -11,10 +11,11 @@ from urllib.parse import quote
 import orjson
 
 from exai.conversations import ConversationService
+from exai.errors import InvalidArgument, NotFound
 from exai.mcp.jsonrpc import Json
 from exai.mcp.prompts import PromptArgument, PromptRegistry, PromptSpec
 from exai.mcp.protocol import CallContext, Feature
-from exai.models import ContinuationId
+from exai.models import ContinuationId, Owner, Page
 from exai.tools.conversations import conversation_facts
 from exai.tools.paging import page_facts, room
 
@@ -27,12 +28,12 @@ PROMPTS: Mapping[str, tuple[str, str, tuple[PromptArgument, ...]]] = {
     "ask": (
         "Ask a model",
         "Ask Kimi, GLM or another configured model, and keep the exchange.",
-        (PromptArgument("question"), PromptArgument("model", "Left out: the configured default.", required=False)),
+        (PromptArgument("question", "In words; may name the model to ask."),),
     ),
     "continue": (
         "Continue a conversation",
         "Take a stored conversation up where it was.",
-        (PromptArgument("continuation_id"), PromptArgument("question", "What to ask next.", required=False)),
+        (PromptArgument("continuation_id", "And after it, what to ask next."),),
     ),
     "find": (
         "Find earlier conversations",
@@ -40,6 +41,12 @@ PROMPTS: Mapping[str, tuple[str, str, tuple[PromptArgument, ...]]] = {
         (PromptArgument("words"),),
     ),
 }
+"""One argument each: Claude Code splits what is typed at spaces and gives each argument one word."""
+
+CUT_WORDS = (
+    "(The client may have passed on only the first word of what I typed. If <command-args> or the command shows more "
+    "words, all of them are meant.)"
+)
 
 
 def conversation_uri(continuation_id: ContinuationId) -> str:
@@ -51,28 +58,50 @@ def prompt_feature(conversations: ConversationService) -> Feature:
     """Make the prompts."""
 
     async def ask(given: Mapping[str, str], _context: CallContext) -> Sequence[Json]:
-        model = f"with model {given['model']}" if given.get("model") else "with its default model"
-        return [_said(f"Use the tool chat of EXAI {model} to ask this, and tell me the answer:\n\n{given['question']}")]
+        words = (
+            "Use the tool chat of EXAI to ask the following, with its default model unless one is named, and tell me "
+            "the answer and its continuation_id:"
+        )
+        return [_said(f"{words}\n\n{_whole(given['question'])}")]
 
     async def go_on(given: Mapping[str, str], context: CallContext) -> Sequence[Json]:
-        name = ContinuationId(given["continuation_id"])
-        page = await conversations.read(context.owner, name)
+        page, question = await _found(conversations, context.owner, given["continuation_id"].strip())
+        name = page.conversation.continuation_id
         messages, next_before_seq = page_facts(page, room(SHOWN_CHARS))
         facts = {**conversation_facts(page.conversation), "messages": messages, "next_before_seq": next_before_seq}
         resource = {"uri": conversation_uri(name), "mimeType": JSON_TYPE, "text": orjson.dumps(facts).decode()}
-        question = given.get("question") or "Sum up in a few sentences where it stands, and wait for my question."
+        question = question or (
+            "If <command-args> or the command shows words after the continuation_id, they are my question. Otherwise "
+            "sum up in a few sentences where it stands, and wait for my question."
+        )
         words = f"Go on with this conversation; EXAI's tools know it by the continuation_id {name}.\n\n{question}"
         return [_shown({"type": "resource", "resource": resource}), _said(words)]
 
     async def find(given: Mapping[str, str], _context: CallContext) -> Sequence[Json]:
         words = "Use EXAI's conversation_search to find what was said about the following, and tell me what was found"
-        return [_said(f"{words}, with the continuation_id of each conversation:\n\n{given['words']}")]
+        return [_said(f"{words}, with the continuation_id of each conversation:\n\n{_whole(given['words'])}")]
 
     render = {"ask": ask, "continue": go_on, "find": find}
     return PromptRegistry(
         PromptSpec(name, title, description, render[name], arguments)
         for name, (title, description, arguments) in PROMPTS.items()
     ).feature()
+
+
+async def _found(conversations: ConversationService, owner: Owner, typed: str) -> tuple[Page, str]:
+    """Return the conversation that is named, and the question that a client may have left in the same argument."""
+    try:
+        return await conversations.read(owner, ContinuationId(typed)), ""
+    except (NotFound, InvalidArgument):
+        name, _, question = typed.partition(" ")
+        if not question:
+            raise
+        return await conversations.read(owner, ContinuationId(name)), question.strip()
+
+
+def _whole(words: str) -> str:
+    """Return what was typed, and of a single word that it may be the first of several."""
+    return words if len(words.split()) > 1 else f"{words}\n\n{CUT_WORDS}"
 
 
 def _said(text: str) -> Json:

@@ -87,11 +87,12 @@ class _Reading:
 def _listed(conversation: Conversation) -> ResourceSpec:
     key = conversation.continuation_id
     changed = conversation.updated_at.isoformat(timespec="seconds")
+    tags = f", tagged {', '.join(conversation.tags)}" if conversation.tags else ""
     return ResourceSpec(
         conversation_uri(key),
         key,
         conversation.title or "",
-        f"{conversation.last_seq} messages, changed {changed}",
+        f"{conversation.title or 'Without a title'}: {conversation.last_seq} messages, changed {changed}{tags}",
         JSON_TYPE,
     )
 

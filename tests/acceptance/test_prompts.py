@@ -52,15 +52,11 @@ async def test_prompts_and_their_arguments_in_both_eras(daemon: Daemon) -> None:
             prompt = {"type": "ref/prompt", "name": "continue"}
             assert await completed(socket, era, prompt, "continuation_id", "PLANETS") == [key]
             assert await completed(socket, era, prompt, "continuation_id", key[:8]) == [key]
-            models = await completed(socket, era, {"type": "ref/prompt", "name": "ask"}, "model", "KIMI")
-            assert models
-            assert all(each.startswith("kimi") for each in models)
             assert await completed(socket, era, {"type": "ref/prompt", "name": "ask"}, "question", "w") == []
-            given = {"question": "Why?", "model": models[0]}
+            given = {"question": "Why is it so?"}
             (only,) = (await asked(socket, era, "prompts/get", {"name": "ask", "arguments": given}))["messages"]
             assert only["role"] == "user"
-            assert "Why?" in only["content"]["text"]
-            assert models[0] in only["content"]["text"]
+            assert only["content"]["text"].endswith("Why is it so?")
             go_on = {"name": "continue", "arguments": {"continuation_id": key}}
             first, second = (await asked(socket, era, "prompts/get", go_on))["messages"]
             resource = first["content"]["resource"]
@@ -80,6 +76,34 @@ async def test_prompts_and_their_arguments_in_both_eras(daemon: Daemon) -> None:
                 assert words in error["message"]
             unknown = {"ref": {"type": "ref/prompt", "name": "x"}, "argument": {"name": "model", "value": ""}}
             assert (await asked(socket, era, "completion/complete", unknown))["code"] == -32602
+
+
+def as_claude_code(prompt: dict[str, Any], typed: str) -> dict[str, Any]:
+    """The params of prompts/get for what is typed after a command: a word for each argument, the rest for none."""
+    names = [each["name"] for each in prompt["arguments"]]
+    return {"name": prompt["name"], "arguments": dict(zip(names, typed.split(), strict=False))}
+
+
+async def test_no_word_of_a_command_becomes_another_argument(daemon: Daemon) -> None:
+    """Claude Code splits at spaces and shows its model what was typed; other clients pass all of it on."""
+    typed = "what is the capital of France"
+    async with connect(daemon.url) as session, plain_socket(daemon.url) as socket:
+        key = await stored(session, "The answer is 42.", "Of planets")
+        listed = {each["name"]: each for each in (await asked(socket, modern, "prompts/list", {}))["prompts"]}
+        assert all(len(each["arguments"]) == 1 for each in listed.values())
+        for name in ("ask", "find"):
+            (cut,) = (await asked(socket, modern, "prompts/get", as_claude_code(listed[name], typed)))["messages"]
+            text = cut["content"]["text"]
+            assert "\n\nwhat\n\n" in text
+            assert "<command-args>" in text
+            whole = {"name": name, "arguments": {listed[name]["arguments"][0]["name"]: typed}}
+            (only,) = (await asked(socket, modern, "prompts/get", whole))["messages"]
+            assert only["content"]["text"].endswith(f"\n\n{typed}")
+        cut = await asked(socket, modern, "prompts/get", as_claude_code(listed["continue"], f"{key} {typed}"))
+        assert "<command-args>" in cut["messages"][1]["content"]["text"]
+        whole = {"name": "continue", "arguments": {"continuation_id": f"{key} {typed}"}}
+        said = (await asked(socket, modern, "prompts/get", whole))["messages"][1]["content"]["text"]
+        assert said.endswith(f"the continuation_id {key}.\n\n{typed}")
 
 
 async def changes(session: ClientSession, key: str, change: str) -> None:

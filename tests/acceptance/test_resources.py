@@ -139,6 +139,16 @@ async def test_ids_and_models_are_completed(daemon: Daemon) -> None:
         for typed in (key[:8], "PLANETS"):
             found = await session.complete(CONVERSATIONS, {"name": "id", "value": typed})
             assert found.completion.values == [key]
+        # Far from the newest page.
+        for number in range(101):
+            await call(session, "conversation_append", messages=message, title=f"Filler {number}")
+        for typed in (key[:8], "of planets"[3:], "PLANETS"):
+            found = await session.complete(CONVERSATIONS, {"name": "id", "value": typed})
+            assert found.completion.values == [key], typed
+        found = await session.complete(CONVERSATIONS, {"name": "id", "value": "Filler"})
+        assert (len(found.completion.values), found.completion.hasMore) == (100, True)
+        listed = (await session.list_resources()).resources
+        assert all(each.title and each.title in (each.description or "") for each in listed)
         models = await session.complete(CONVERSATIONS, {"name": "model", "value": "kimi"})
         listed = await call(session, "listmodels")
         assert set(models.completion.values) & {each["name"] for each in listed["models"]}

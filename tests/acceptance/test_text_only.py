@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from mcp import ClientSession
 
@@ -39,7 +39,7 @@ class Model:
         told = head_of(content.text)
         for name, value in (facts.get("error", facts)).items():
             if value and value != "stop" and (name.startswith("next_") or name in HEAD):
-                assert told[name] == (value if isinstance(value, str) else json.dumps(value)), content.text
+                assert told[name] == (value if isinstance(value, str) else orjson.dumps(value).decode()), content.text
         return content.text
 
     async def pages(self, tool: str, cursors: dict[str, str], **arguments: Any) -> list[str]:
@@ -127,8 +127,16 @@ async def conversation_fork(model: Model) -> None:
 async def conversation_update(model: Model) -> None:
     name = await model.stored("one")
     told = head_of(await model.call("conversation_update", continuation_id=name, title="New", tags=["a"]))
+    assert (told["title"], told["tags"]) == ("New", '["a"]')
     again = {"continuation_id": told["continuation_id"], "expected_revision": told["revision"]}
-    assert "Newer" in body_of(await model.call("conversation_update", **again, title="Newer"))
+    newer = {"title": "Newer", "metadata": {"project": "x | y"}}
+    await model.call("conversation_update", **again, **newer)
+    read = head_of(await model.call("conversation_get", continuation_id=name))
+    assert (read["title"], read["tags"], read["metadata"]) == ("Newer", '["a"]', '{"project":"x | y"}')
+    await model.stored("two", title="Other")
+    for only in ({"tags": "a"}, {"metadata": '{"project": "x | y"}'}, {"part": "NEWER"}, {"part": name[:8]}):
+        listed = await model.call("conversation_list", **only)
+        assert [row["continuation_id"] for row in rows_of(listed) if "continuation_id" in row] == [name], only
 
 
 async def conversation_delete(model: Model) -> None:
@@ -136,6 +144,9 @@ async def conversation_delete(model: Model) -> None:
     told = head_of(await model.call("conversation_delete", continuation_id=name))
     assert told["deleted"] == "true"
     await model.call("conversation_get", fails=True, continuation_id=told["continuation_id"])
+    (row,) = rows_of(await model.call("conversation_list", deleted=True))
+    assert (row["continuation_id"], row["deleted_at"][:2]) == (name, "20")
+    assert "There are no conversations." in await model.call("conversation_list")
     restored = head_of(await model.call("conversation_delete", continuation_id=name, restore=True))
     assert "one" in await model.call("conversation_get", continuation_id=restored["continuation_id"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-PAIR = re.compile(r'(?P<name>[a-z_]+): (?P<value>"(?:[^"\\]|\\.)*"|[\[{][^|]*|[^|\n]*?)(?: \| |$)')
+NAME = re.compile(r"([a-z_]+): ")
 
 
 def head_of(text: str) -> dict[str, str]:
@@ -34,12 +34,14 @@ def lines(text: str) -> list[str]:
 
 
 def _pairs(line: str) -> dict[str, str]:
-    return {found["name"]: _value(found["value"]) for found in PAIR.finditer(line)}
-
-
-def _value(text: str) -> str:
-    if not text.startswith('"'):
-        return text
-    value = json.loads(text)
-    assert isinstance(value, str)
-    return value
+    found: dict[str, str] = {}
+    while match := NAME.match(line):
+        rest = line[match.end() :]
+        if rest.startswith(('"', "[", "{")):
+            value, end = json.JSONDecoder().raw_decode(rest)
+            found[match[1]] = value if isinstance(value, str) else rest[:end]
+        else:
+            end = rest.index(" | ") if " | " in rest else len(rest)
+            found[match[1]] = rest[:end]
+        line = rest[end:].removeprefix(" | ")
+    return found

@@ -67,11 +67,17 @@ returning t.id::text as id;
 
 -- name: list_conversations
 -- repeat: read
--- A page of an owner's conversations, latest change first, by conversations_recent_idx.
-select exai.header_v1(c)::text as header, c.updated_at::timestamptz as updated_at, c.id::text as id
+-- A page of an owner's conversations, latest change first, by conversations_recent_idx. What narrows it is looked for in
+-- that order and in nothing but the owner's rows, so that the time of a list tells nothing of other owners.
+select exai.header_v1(c)::text as header, c.updated_at::timestamptz as updated_at, c.id::text as id,
+       c.deleted_at::timestamptz as deleted_at
   from public.conversations c
- where c.owner = $1::text and c.deleted_at is null
+ where c.owner = $1::text and (c.deleted_at is not null) = $5::boolean
    and (c.updated_at, c.id) < ($3::timestamptz, $4::text::uuid)
+   and ($6::text[] is null or c.tags operator(pg_catalog.@>) $6::text[])
+   and ($7::text is null or c.metadata operator(pg_catalog.@>) $7::text::jsonb)
+   and ($8::text is null or pg_catalog.starts_with(c.continuation_id, $8::text)
+        or c.title operator(pg_catalog.~) $9::text)
  order by c.updated_at desc, c.id desc
  limit $2::integer;
 

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from exai.db.filters import ALL
 from exai.db.pool import Database, OneTrip, connect
 from exai.db.reading import MOST_READS
 from exai.db.statements import load_statements
@@ -145,6 +146,7 @@ async def test_a_turn_by_its_id_is_found_through_indexes(sql: OneTrip) -> None:
 async def test_a_list_reads_one_page(sql: OneTrip) -> None:
     """In the order of its index, so nothing is sorted."""
     args = ("local", 20, datetime(9999, 1, 1, tzinfo=UTC), "ffffffff-ffff-ffff-ffff-ffffffffffff")
+    args = (*args, *ALL.arguments())
     assert await touched(sql, "list_conversations", *args) == {"conversations": (0, 20)}
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from base64 import b64encode
 from datetime import UTC, datetime
+from typing import Any
 
 import orjson
 import pytest
 
 from exai.db.conversations import CHANGES_LIMIT, ConversationRepository
+from exai.db.curation import Change, CurationRepository, Request
+from exai.db.filters import ListFilter
 from exai.db.pool import Database, connect
 from exai.errors import InvalidArgument, NotFound
-from exai.models import LOCAL_OWNER, Message, NewMessage, Owner
+from exai.models import LOCAL_OWNER, Message, NewMessage, Owner, TurnId
 from exai.pages import decode_page
 from tests.support.database import appending, assert_consecutive, conversation_of, new_id
 from tests.support.waiting import WAIT_LIMIT_S
@@ -226,3 +229,56 @@ async def test_owners_do_not_mix_in_lists(repository: ConversationRepository) ->
     await asyncio.gather(*(repository.append(appending(None, "x", owner=Owner(name))) for name in "aabbb"))
     assert len((await repository.list_conversations(Owner("a"))).conversations) == 2
     assert len((await repository.list_conversations(Owner("b"))).conversations) == 3
+
+
+async def listed(repository: ConversationRepository, **only: Any) -> set[str]:
+    """The titles of what a list is narrowed to."""
+    found = await repository.list_conversations(LOCAL_OWNER, limit=50, only=ListFilter(**only))
+    return {each.title or "" for each in found.conversations}
+
+
+async def test_a_list_is_narrowed_by_tags_metadata_and_a_part_of_the_title(
+    repository: ConversationRepository, database: Database
+) -> None:
+    """Any letter in any case and normal form, whatever the database's locale knows of it."""
+    marks: dict[str, dict[str, Any]] = {
+        "Über die Brücke": {"tags": ["a", "b"], "metadata": {"project": "x", "deep": {"n": 1}}},
+        "ПРИВЕТ [100%] a.b*": {"tags": ["a"], "metadata": {"project": "y"}},
+        "数据库 İstanbul": {"tags": [], "metadata": {}},
+    }
+    names = {}
+    for title, mark in marks.items():
+        name = names[title] = (await conversation_of(repository, "one")).continuation_id
+        request = Request(new_id(), "d", "t", TurnId(new_id()))
+        await CurationRepository(database).change(LOCAL_OWNER, name, request, Change(title=title, **mark))
+    first, second, third = marks
+    assert await listed(repository) == {first, second, third}
+    assert await listed(repository, tags=["a"]) == {first, second}
+    assert await listed(repository, tags=["b", "a"]) == {first}
+    assert await listed(repository, metadata={"project": "y"}) == {second}
+    assert await listed(repository, metadata={"deep": {"n": 1}}) == {first}
+    assert await listed(repository, tags=["a"], metadata={"project": "x"}, part="über") == {first}
+    for part in ("ÜBER", "u\u0308ber", "brücke", "DIE"):
+        assert await listed(repository, part=part) == {first}, part
+    for part in ("привет", "[100%]", "a.b*", "%] a"):
+        assert await listed(repository, part=part) == {second}, part
+    assert await listed(repository, part="库 İ") == {third}
+    assert await listed(repository, part=names[third][:8]) == {third}
+    assert await listed(repository, part=names[third][1:9]) == set()
+    for part in (".", "a|b", "^", "x*"):
+        assert await listed(repository, part=part) == ({second} if part == "." else set()), part
+
+
+async def test_deleted_conversations_are_listed_when_they_are_asked_for(
+    repository: ConversationRepository, database: Database
+) -> None:
+    """With the time of their deletion, until they are purged; other owners have none."""
+    kept, gone = [(await conversation_of(repository, "one")).continuation_id for _ in range(2)]
+    request = Request(new_id(), "d", "t", TurnId(new_id()))
+    await CurationRepository(database).mark_deleted(LOCAL_OWNER, gone, request, deleted=True)
+    (only,) = (await repository.list_conversations(LOCAL_OWNER, only=ListFilter(deleted=True))).conversations
+    assert only.continuation_id == gone
+    assert only.deleted_at is not None
+    (only,) = (await repository.list_conversations(LOCAL_OWNER)).conversations
+    assert (only.continuation_id, only.deleted_at) == (kept, None)
+    assert (await repository.list_conversations(Owner("other"), only=ListFilter(deleted=True))).conversations == ()

@@ -1,0 +1,65 @@
+"""What a list of conversations is narrowed to.
+
+Invariant: whatever the database's locale, two letters are the same if they differ in nothing but case.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from exai.db.rows import check_text, json_of
+from exai.errors import InvalidArgument
+
+MAX_TAGS: Final = 64
+MAX_PART_CHARS: Final = 200
+
+
+@dataclass(frozen=True, slots=True)
+class ListFilter:
+    """Conversations that are `deleted` or not, have all of `tags`, and whose metadata holds `metadata`.
+
+    `part` is the beginning of a conversation's name, or a part of its title.
+    """
+
+    deleted: bool = False
+    tags: Sequence[str] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    part: str = ""
+
+    def arguments(self) -> tuple[bool, list[str] | None, str | None, str | None, str | None]:
+        """Return what the statement takes; None for what does not narrow. Raises `InvalidArgument`."""
+        if len(self.tags) > MAX_TAGS:
+            raise InvalidArgument("tags", f"are {len(self.tags)}", f"Use at most {MAX_TAGS}")
+        for index, tag in enumerate(self.tags):
+            check_text(f"tags[{index}]", tag)
+        part = self.part.strip()
+        check_text("part", part)
+        return (
+            self.deleted,
+            list(self.tags) or None,
+            json_of("metadata", self.metadata) if self.metadata else None,
+            part[:MAX_PART_CHARS] or None,
+            pattern_of(part[:MAX_PART_CHARS]) if part else None,
+        )
+
+
+ALL: Final = ListFilter()
+
+
+def pattern_of(part: str) -> str:
+    """Return a regular expression of Postgres for a text in any case and either normal form.
+
+    Cases are those of Unicode as Python knows them; a database with the locale C knows those of ASCII only.
+    """
+    forms = dict.fromkeys(unicodedata.normalize(form, part) for form in ("NFC", "NFD"))
+    return "|".join("".join(map(_letter, form)) for form in forms)
+
+
+def _letter(letter: str) -> str:
+    cases = dict.fromkeys(case for case in (letter, letter.lower(), letter.upper(), letter.title()) if len(case) == 1)
+    escaped = [case if case.isalnum() else re.sub(r"(\W)", r"\\\1", case) for case in cases]
+    return escaped[0] if len(escaped) == 1 else f"[{''.join(escaped)}]"

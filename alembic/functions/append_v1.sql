@@ -1,5 +1,6 @@
 -- Stores messages as one block and links files, once per request key. One row 'head'; for a repeated request the rows
--- 'stored' bring back what the first one stored.
+-- 'stored' bring back what the first one stored. The same turn again is the same caller, who missed the answer: that is
+-- no duplicate.
 create or replace function exai.append_v1(
   p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_tool text,
   p_title text, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_files text[],
@@ -22,7 +23,8 @@ begin
   if s.o_status = 'old' then
     select x.* into t from public.turns x where x.id = s.o_turn_id;
     return query select 'head', null::bigint, null, null, null::timestamptz, null, null, json_build_object(
-      'status', case when v.deleted_at is null then 'duplicate' else 'deleted' end, 'turn_id', t.id,
+      'status', case when v.deleted_at is not null then 'deleted' when t.id = p_turn_id then 'appended'
+                     else 'duplicate' end, 'turn_id', t.id,
       'base_revision', t.revision - 1, 'revision', t.revision, 'first_seq', t.first_seq, 'last_seq', t.last_seq,
       'inc', exai.incarnation_v1(), 'conversation', exai.header_v1(v))::text;
     return query

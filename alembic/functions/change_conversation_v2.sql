@@ -25,10 +25,15 @@ begin
     select x.* into t from public.turns x where x.owner = p_owner and x.request_key = p_key;
   end if;
   if t.id is not null then
-    v_status := case when t.request_hash <> p_hash or t.conversation_id <> v.id then 'conflict_key' else 'duplicate' end;
+    -- The same turn again is the same caller, who missed the answer.
+    v_status := case
+      when t.request_hash <> p_hash or t.conversation_id <> v.id then 'conflict_key'
+      when t.id = p_turn_id then 'changed'
+      else 'duplicate' end;
     return query select 'head', json_build_object(
-      'status', v_status, 'base_revision', v.revision, 'revision', v.revision, 'inc', exai.incarnation_v1(),
-      'conversation', case when v_status = 'duplicate' then t.metadata -> 'conversation' end)::text;
+      'status', v_status, 'base_revision', case v_status when 'changed' then t.revision - 1 else v.revision end,
+      'revision', v.revision, 'inc', exai.incarnation_v1(),
+      'conversation', case when v_status <> 'conflict_key' then t.metadata -> 'conversation' end)::text;
     return;
   end if;
   if v.id is null or (v.deleted_at is not null and not p_change ? 'deleted') then

@@ -31,7 +31,7 @@ begin
   v_status := case
     when v.id is null then 'gap'
     when t.id is not null and (t.request_hash <> p_hash or t.conversation_id <> v.id) then 'conflict_key'
-    when t.id is not null then 'duplicate'
+    when t.id is not null then case when t.id = p_turn_id then 'found' else 'duplicate' end
     when v.deleted_at is not null then 'deleted'
     when v.next_seq < p_first_seq then 'gap'
     when v.next_seq > p_first_seq then 'exists'
@@ -51,8 +51,9 @@ begin
      where c.id = v.id
     returning c.* into v;
   end if;
+  -- The same turn again is the same caller, who missed the answer.
   return query select 'head', json_build_object(
-    'status', v_status, 'base_revision', v.revision - 1, 'revision', v.revision, 'inc', exai.incarnation_v1(),
+    'status', case v_status when 'found' then 'stored' else v_status end, 'base_revision', v.revision - 1, 'revision', v.revision, 'inc', exai.incarnation_v1(),
     'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
 end
 $$

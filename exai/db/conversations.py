@@ -140,7 +140,7 @@ class ConversationRepository:
         answer = Answer(await self._database.fetch("append", *_identity(start), start.title, *rest))
         head, status = answer.head, answer.head["status"]
         stored = tuple(answer.part("stored"))
-        if status == "appended":
+        if status == "appended" and not stored:
             stored = _just_stored(start.messages, answer, start.turn_id)
         return AppendResult(
             status=status,

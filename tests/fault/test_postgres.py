@@ -7,12 +7,16 @@ import asyncio
 import pytest
 
 from exai.conversations import ChatRequest
+from exai.conversations.formats import read_lines
+from exai.conversations.notices import Notice
 from exai.db.curation import Change
 from exai.errors import NotFound, OutcomeUnknown
-from exai.models import LOCAL_OWNER
+from exai.models import LOCAL_OWNER, ContinuationId
 from tests.fault.service import POOL_SIZE, Servers
 from tests.support.pg_wire import error
 from tests.support.waiting import wait_until
+
+OTHER_NAME = ContinuationId("imported")
 
 
 async def test_write_in_doubt_stays_in_doubt_when_its_repetition_finds_no_server(rig: Servers) -> None:
@@ -46,6 +50,28 @@ async def test_page_cached_after_a_lost_reply_is_the_stored_one(rig: Servers, st
     assert (cached.source, stored.source) == ("cache", "database")
     assert cached.messages == stored.messages
     assert cached.conversation == stored.conversation
+
+
+async def test_first_try_of_a_caller_is_no_duplicate_however_often_the_service_sends_it(rig: Servers) -> None:
+    """The reply to the service's own statement was lost; the caller asked once."""
+    service = await rig.open()
+    heard: list[Notice] = []
+    service.conversations.notices.listen(heard.append, lambda: True)
+    lost = [service.database.drop_reply_to(b"append_v1")]
+    first = await service.append(None, "one", key="one")
+    lost.append(service.database.drop_reply_to(b"append_v1"))
+    second = await service.append(first.continuation_id, "two", key="two")
+    lost.append(service.database.drop_reply_to(b"change_conversation_v2"))
+    await service.conversations.change(LOCAL_OWNER, first.continuation_id, Change(title="new"), idempotency_key="new")
+    lost.append(service.database.drop_reply_to(b"import_v1"))
+    text = [part async for part in service.conversations.export(LOCAL_OWNER, first.continuation_id)]
+    parts = read_lines("".join(text).splitlines(keepends=True))
+    imported = [each async for each in service.conversations.import_text(LOCAL_OWNER, parts, as_name=OTHER_NAME)]
+    assert all(each.done() for each in lost)
+    assert [(each.duplicate, each.first_seq) for each in (first, second)] == [(False, 1), (False, 2)]
+    assert [(each.seen, each.stored) for each in imported] == [(2, 2)]
+    assert [notice.continuation_id for notice in heard] == [first.continuation_id] * 3 + [OTHER_NAME]
+    assert (await service.append(None, "one", key="one")).duplicate
 
 
 async def test_deletion_found_done_by_its_repetition_is_told_to_every_reader(rig: Servers) -> None:

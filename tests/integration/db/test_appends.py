@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -10,7 +11,7 @@ from exai.db.conversations import ConversationRepository
 from exai.db.files import FileRepository
 from exai.db.pool import Database, connect
 from exai.errors import InvalidArgument, NotFound
-from exai.models import LOCAL_OWNER, ContinuationId, FileId, NewMessage, Owner
+from exai.models import LOCAL_OWNER, ContinuationId, FileId, NewMessage, Owner, TurnId
 from tests.support.database import (
     appending,
     assert_consecutive,
@@ -118,7 +119,7 @@ async def test_a_repeat_is_a_duplicate_although_its_expected_revision_has_passed
     conversation = await conversation_of(repository, "zero")
     start = appending(conversation.continuation_id, "one", expected_revision=conversation.revision)
     assert (await repository.append(start)).status == "appended"
-    assert (await repository.append(start)).status == "duplicate"
+    assert (await repository.append(replace(start, turn_id=TurnId(new_id())))).status == "duplicate"
 
 
 async def test_interleaved_writers_leave_no_hole_and_keep_their_blocks_whole(
@@ -171,11 +172,13 @@ async def test_concurrent_duplicates_make_one_conversation(repository: Conversat
 
 
 async def test_identical_statements_at_once_store_once(repository: ConversationRepository) -> None:
-    """A statement that was given up and repeated may still be running: same key, same ids."""
+    """A statement that was given up and repeated may still be running: same key, same ids, and one caller."""
     for _ in range(10):
         start = appending(None, "x")
         results = await asyncio.gather(*(repository.append(start) for _ in range(4)))
-        assert sorted(result.status for result in results) == ["appended", *["duplicate"] * 3]
+        assert [(each.status, each.first_seq, each.revision) for each in results] == [("appended", 1, 1)] * 4
+        assert all(each.stored == results[0].stored for each in results)
+    assert len((await repository.list_conversations(LOCAL_OWNER)).conversations) == 10
 
 
 async def test_files_are_linked_once_with_the_messages(repository: ConversationRepository, database: Database) -> None:

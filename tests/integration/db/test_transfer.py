@@ -80,7 +80,8 @@ async def test_batches_follow_each_other_and_may_come_again(
     batches = [batch(1, "a", "b", key="k1"), batch(3, "c", key="k2"), batch(4, "d", "e", key="k3")]
     assert (await transfer.store_batch(batches[1])).status == "gap"
     assert [(await transfer.store_batch(each)).status for each in batches[:2]] == ["stored", "stored"]
-    statuses = [(await transfer.store_batch(each)).status for each in batches]
+    repeated = [replace(each, turn_id=TurnId(new_id())) for each in batches]
+    statuses = [(await transfer.store_batch(each)).status for each in repeated]
     assert statuses == ["duplicate", "duplicate", "stored"]
     assert await contents_of(repository, NAME) == ["a", "b", "c", "d", "e"]
     gap = await transfer.store_batch(batch(9, "x"))

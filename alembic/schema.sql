@@ -200,6 +200,8 @@ CREATE INDEX conversations_recent_idx ON public.conversations USING btree (owner
 
 CREATE INDEX conversations_title_idx ON public.conversations USING gin (to_tsvector('simple'::regconfig, "left"(title, 100000))) WITH (gin_pending_list_limit='64') WHERE (title IS NOT NULL);
 
+CREATE TRIGGER exai_clock BEFORE INSERT OR UPDATE OF updated_at ON public.conversations FOR EACH ROW WHEN ((new.updated_at > clock_timestamp())) EXECUTE FUNCTION exai.clock_change_v1();
+
 CREATE TRIGGER exai_fill BEFORE INSERT OR UPDATE ON public.conversations FOR EACH ROW WHEN (((new.continuation_id IS NULL) OR (new.metadata IS NULL) OR (new.created_at IS NULL) OR (new.updated_at IS NULL))) EXECUTE FUNCTION exai.fill_conversation_v1();
 
 CREATE TRIGGER exai_note_change BEFORE UPDATE ON public.conversations FOR EACH ROW WHEN (((new.revision = old.revision) AND ((new.owner IS DISTINCT FROM old.owner) OR (new.continuation_id IS DISTINCT FROM old.continuation_id) OR (new.title IS DISTINCT FROM old.title) OR (new.metadata IS DISTINCT FROM old.metadata) OR (new.tags IS DISTINCT FROM old.tags) OR (new.deleted_at IS DISTINCT FROM old.deleted_at) OR (new.parent_id IS DISTINCT FROM old.parent_id) OR (new.parent_seq IS DISTINCT FROM old.parent_seq)))) EXECUTE FUNCTION exai.note_change_v1();
@@ -334,9 +336,9 @@ begin
   end if;
   -- A statement of its own: the next one's snapshot is younger than every lock, as in store_turn_v1.
   select array_agg(l.number), array_agg(l.id), array_agg(l.next_seq), array_agg(l.revision),
-         array_agg(greatest(l.updated_at, clock_timestamp()))
+         array_agg(clock_timestamp())
     into v_numbers, v_ids, v_nexts, v_bases, v_times
-    from (select a.number::integer as number, c.id, c.next_seq, c.revision, c.updated_at
+    from (select a.number::integer as number, c.id, c.next_seq, c.revision
             from unnest(p_owners, p_names, p_expected) with ordinality a(owner, name, expected, number)
             join public.conversations c on c.owner = a.owner and c.continuation_id = a.name
            where c.deleted_at is null and (a.expected is null or a.expected = c.revision)
@@ -414,7 +416,8 @@ begin
   if s.o_status = 'old' then
     select x.* into t from public.turns x where x.id = s.o_turn_id;
     return query select 'head', null::bigint, null, null, null::timestamptz, null, null, json_build_object(
-      'status', case when v.deleted_at is null then 'duplicate' else 'deleted' end, 'turn_id', t.id,
+      'status', case when v.deleted_at is not null then 'deleted' when t.id = p_turn_id then 'appended'
+                     else 'duplicate' end, 'turn_id', t.id,
       'base_revision', t.revision - 1, 'revision', t.revision, 'first_seq', t.first_seq, 'last_seq', t.last_seq,
       'inc', exai.incarnation_v1(), 'conversation', exai.header_v1(v))::text;
     return query
@@ -600,7 +603,7 @@ begin
     return;
   end if;
   n := v;
-  v_now := greatest(v.updated_at, clock_timestamp());
+  v_now := clock_timestamp();
   if p_change ? 'title' then
     n.title := p_change ->> 'title';
   end if;
@@ -655,10 +658,15 @@ begin
     select x.* into t from public.turns x where x.owner = p_owner and x.request_key = p_key;
   end if;
   if t.id is not null then
-    v_status := case when t.request_hash <> p_hash or t.conversation_id <> v.id then 'conflict_key' else 'duplicate' end;
+    -- The same turn again is the same caller, who missed the answer.
+    v_status := case
+      when t.request_hash <> p_hash or t.conversation_id <> v.id then 'conflict_key'
+      when t.id = p_turn_id then 'changed'
+      else 'duplicate' end;
     return query select 'head', json_build_object(
-      'status', v_status, 'base_revision', v.revision, 'revision', v.revision, 'inc', exai.incarnation_v1(),
-      'conversation', case when v_status = 'duplicate' then t.metadata -> 'conversation' end)::text;
+      'status', v_status, 'base_revision', case v_status when 'changed' then t.revision - 1 else v.revision end,
+      'revision', v.revision, 'inc', exai.incarnation_v1(),
+      'conversation', case when v_status <> 'conflict_key' then t.metadata -> 'conversation' end)::text;
     return;
   end if;
   if v.id is null or (v.deleted_at is not null and not p_change ? 'deleted') then
@@ -666,7 +674,7 @@ begin
     return;
   end if;
   n := v;
-  v_now := greatest(v.updated_at, clock_timestamp());
+  v_now := clock_timestamp();
   if p_change ? 'title' then
     n.title := p_change ->> 'title';
   end if;
@@ -711,6 +719,19 @@ begin
   return query select 'head', json_build_object(
     'status', v_status, 'base_revision', v.revision, 'revision', n.revision, 'inc', exai.incarnation_v1(),
     'conversation', case when v_status <> 'conflict_key' then exai.header_v1(n) end)::text;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.clock_change_v1()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+begin
+  new.updated_at := clock_timestamp();
+  return new;
 end
 $function$
 ;
@@ -771,7 +792,7 @@ begin
     v_status := 'duplicate';
   else
     v_status := 'finished';
-    v_now := greatest(v.updated_at, clock_timestamp());
+    v_now := clock_timestamp();
     v_base := v.revision;
     if v_count > 0 then
       v.next_seq := v.next_seq + v_count;
@@ -995,10 +1016,13 @@ declare
 begin
   if p_first_seq = 1 then
     insert into public.conversations (id, owner, continuation_id, title, metadata, tags, created_at, updated_at)
-    values (p_new_id, p_owner, p_continuation_id, p_header ->> 'title', coalesce(p_header -> 'metadata', '{}'),
+    values (p_new_id, p_owner, p_continuation_id, p_header ->> 'title',
+            coalesce(p_header -> 'metadata', '{}') || case when (p_header ->> 'updated_at')::timestamptz > v_now
+              then jsonb_build_object('imported', jsonb_build_object('updated_at', p_header -> 'updated_at'))
+              else '{}' end,
             array(select jsonb_array_elements_text(coalesce(p_header -> 'tags', '[]'))),
             coalesce((p_header ->> 'created_at')::timestamptz, v_now),
-            coalesce((p_header ->> 'updated_at')::timestamptz, v_now))
+            least((p_header ->> 'updated_at')::timestamptz, v_now))
     on conflict do nothing;
   end if;
   select c.* into v from public.conversations c
@@ -1008,7 +1032,7 @@ begin
   v_status := case
     when v.id is null then 'gap'
     when t.id is not null and (t.request_hash <> p_hash or t.conversation_id <> v.id) then 'conflict_key'
-    when t.id is not null then 'duplicate'
+    when t.id is not null then case when t.id = p_turn_id then 'found' else 'duplicate' end
     when v.deleted_at is not null then 'deleted'
     when v.next_seq < p_first_seq then 'gap'
     when v.next_seq > p_first_seq then 'exists'
@@ -1028,8 +1052,9 @@ begin
      where c.id = v.id
     returning c.* into v;
   end if;
+  -- The same turn again is the same caller, who missed the answer.
   return query select 'head', json_build_object(
-    'status', v_status, 'base_revision', v.revision - 1, 'revision', v.revision, 'inc', exai.incarnation_v1(),
+    'status', case v_status when 'found' then 'stored' else v_status end, 'base_revision', v.revision - 1, 'revision', v.revision, 'inc', exai.incarnation_v1(),
     'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
 end
 $function$
@@ -1177,7 +1202,7 @@ begin
   new.revision := old.revision + 1;
   new.edited_revision := new.revision;
   new.changed_xid := pg_current_xact_id();
-  new.updated_at := greatest(new.updated_at, clock_timestamp());
+  new.updated_at := clock_timestamp();
   if (new.owner, new.continuation_id) is distinct from (old.owner, old.continuation_id) then
     insert into exai.removed_conversations (owner, continuation_id)
     values (old.owner, old.continuation_id)
@@ -1203,7 +1228,7 @@ begin
     select c.id from public.conversations c where c.id in (select t.id from touched t) order by c.id for no key update)
   update public.conversations c
      set revision = c.revision + 1, edited_revision = c.revision + 1, changed_xid = pg_current_xact_id(),
-         updated_at = greatest(c.updated_at, clock_timestamp())
+         updated_at = clock_timestamp()
     from locked
    where c.id = locked.id;
   return null;
@@ -1267,7 +1292,7 @@ begin
          revision = c.revision + 1,
          edited_revision = case when new.seq is null then c.edited_revision else c.revision + 1 end,
          changed_xid = pg_current_xact_id(),
-         updated_at = greatest(c.updated_at, clock_timestamp())
+         updated_at = clock_timestamp()
    where c.id = new.conversation_id;
   if new.seq is not null then
     -- It was deleted and is put back, also for the forks that read it.
@@ -1279,7 +1304,7 @@ begin
       select c.id from public.conversations c where c.id in (select t.id from touched t) order by c.id for no key update)
     update public.conversations c
        set revision = c.revision + 1, edited_revision = c.revision + 1, changed_xid = pg_current_xact_id(),
-           updated_at = greatest(c.updated_at, clock_timestamp())
+           updated_at = clock_timestamp()
       from locked
      where c.id = locked.id;
   end if;
@@ -1730,7 +1755,6 @@ AS $function$
 declare
   v_count constant bigint := cardinality(p_roles);
   v_next bigint;
-  v_updated timestamptz;
   v_deleted timestamptz;
   v_claimed boolean := false;
   v_hash text;
@@ -1776,8 +1800,8 @@ begin
       on conflict do nothing)
     select exists (select from t) into v_claimed;
   else
-    select c.id, c.next_seq, c.revision, c.updated_at, c.deleted_at
-      into o_conversation_id, v_next, o_base, v_updated, v_deleted
+    select c.id, c.next_seq, c.revision, c.deleted_at
+      into o_conversation_id, v_next, o_base, v_deleted
       from public.conversations c
      where c.owner = p_owner and c.continuation_id = p_continuation_id
        for no key update;
@@ -1790,7 +1814,7 @@ begin
       return;
     end if;
     if p_expected is null or p_expected = o_base then
-      o_now := greatest(v_updated, clock_timestamp());
+      o_now := clock_timestamp();
       with t as (
         insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by,
                                   lease_until, provider, model, first_seq, last_seq, revision, started_at, finished_at)

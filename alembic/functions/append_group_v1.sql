@@ -35,9 +35,9 @@ begin
   end if;
   -- A statement of its own: the next one's snapshot is younger than every lock, as in store_turn_v1.
   select array_agg(l.number), array_agg(l.id), array_agg(l.next_seq), array_agg(l.revision),
-         array_agg(greatest(l.updated_at, clock_timestamp()))
+         array_agg(clock_timestamp())
     into v_numbers, v_ids, v_nexts, v_bases, v_times
-    from (select a.number::integer as number, c.id, c.next_seq, c.revision, c.updated_at
+    from (select a.number::integer as number, c.id, c.next_seq, c.revision
             from unnest(p_owners, p_names, p_expected) with ordinality a(owner, name, expected, number)
             join public.conversations c on c.owner = a.owner and c.continuation_id = a.name
            where c.deleted_at is null and (a.expected is null or a.expected = c.revision)

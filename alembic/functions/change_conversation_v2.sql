@@ -41,7 +41,7 @@ begin
     return;
   end if;
   n := v;
-  v_now := greatest(v.updated_at, clock_timestamp());
+  v_now := clock_timestamp();
   if p_change ? 'title' then
     n.title := p_change ->> 'title';
   end if;

@@ -30,7 +30,7 @@ begin
     v_status := 'duplicate';
   else
     v_status := 'finished';
-    v_now := greatest(v.updated_at, clock_timestamp());
+    v_now := clock_timestamp();
     v_base := v.revision;
     if v_count > 0 then
       v.next_seq := v.next_seq + v_count;

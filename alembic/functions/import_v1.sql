@@ -1,6 +1,7 @@
 -- Stores one batch of an import, once per request key, with the times the messages had.
 -- o_status: stored | duplicate | exists (other messages are there already) | gap (an earlier batch is missing)
---   | conflict_key | deleted. The first batch (p_first_seq 1) makes the conversation as p_header describes it.
+--   | conflict_key | deleted. The first batch (p_first_seq 1) makes the conversation as p_header describes it. A last change
+--   that is still to come is kept in its metadata: the time of a change in here is the clock's.
 create or replace function exai.import_v1(
   p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_header jsonb,
   p_first_seq bigint, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_times text[])
@@ -18,10 +19,13 @@ declare
 begin
   if p_first_seq = 1 then
     insert into public.conversations (id, owner, continuation_id, title, metadata, tags, created_at, updated_at)
-    values (p_new_id, p_owner, p_continuation_id, p_header ->> 'title', coalesce(p_header -> 'metadata', '{}'),
+    values (p_new_id, p_owner, p_continuation_id, p_header ->> 'title',
+            coalesce(p_header -> 'metadata', '{}') || case when (p_header ->> 'updated_at')::timestamptz > v_now
+              then jsonb_build_object('imported', jsonb_build_object('updated_at', p_header -> 'updated_at'))
+              else '{}' end,
             array(select jsonb_array_elements_text(coalesce(p_header -> 'tags', '[]'))),
             coalesce((p_header ->> 'created_at')::timestamptz, v_now),
-            coalesce((p_header ->> 'updated_at')::timestamptz, v_now))
+            least((p_header ->> 'updated_at')::timestamptz, v_now))
     on conflict do nothing;
   end if;
   select c.* into v from public.conversations c

@@ -8,7 +8,7 @@ begin
   new.revision := old.revision + 1;
   new.edited_revision := new.revision;
   new.changed_xid := pg_current_xact_id();
-  new.updated_at := greatest(new.updated_at, clock_timestamp());
+  new.updated_at := clock_timestamp();
   if (new.owner, new.continuation_id) is distinct from (old.owner, old.continuation_id) then
     insert into exai.removed_conversations (owner, continuation_id)
     values (old.owner, old.continuation_id)

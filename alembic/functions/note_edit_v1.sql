@@ -13,7 +13,7 @@ begin
     select c.id from public.conversations c where c.id in (select t.id from touched t) order by c.id for no key update)
   update public.conversations c
      set revision = c.revision + 1, edited_revision = c.revision + 1, changed_xid = pg_current_xact_id(),
-         updated_at = greatest(c.updated_at, clock_timestamp())
+         updated_at = clock_timestamp()
     from locked
    where c.id = locked.id;
   return null;

@@ -25,7 +25,7 @@ begin
          revision = c.revision + 1,
          edited_revision = case when new.seq is null then c.edited_revision else c.revision + 1 end,
          changed_xid = pg_current_xact_id(),
-         updated_at = greatest(c.updated_at, clock_timestamp())
+         updated_at = clock_timestamp()
    where c.id = new.conversation_id;
   if new.seq is not null then
     -- It was deleted and is put back, also for the forks that read it.
@@ -37,7 +37,7 @@ begin
       select c.id from public.conversations c where c.id in (select t.id from touched t) order by c.id for no key update)
     update public.conversations c
        set revision = c.revision + 1, edited_revision = c.revision + 1, changed_xid = pg_current_xact_id(),
-           updated_at = greatest(c.updated_at, clock_timestamp())
+           updated_at = clock_timestamp()
       from locked
      where c.id = locked.id;
   end if;

@@ -14,7 +14,6 @@ as $$
 declare
   v_count constant bigint := cardinality(p_roles);
   v_next bigint;
-  v_updated timestamptz;
   v_deleted timestamptz;
   v_claimed boolean := false;
   v_hash text;
@@ -60,8 +59,8 @@ begin
       on conflict do nothing)
     select exists (select from t) into v_claimed;
   else
-    select c.id, c.next_seq, c.revision, c.updated_at, c.deleted_at
-      into o_conversation_id, v_next, o_base, v_updated, v_deleted
+    select c.id, c.next_seq, c.revision, c.deleted_at
+      into o_conversation_id, v_next, o_base, v_deleted
       from public.conversations c
      where c.owner = p_owner and c.continuation_id = p_continuation_id
        for no key update;
@@ -74,7 +73,7 @@ begin
       return;
     end if;
     if p_expected is null or p_expected = o_base then
-      o_now := greatest(v_updated, clock_timestamp());
+      o_now := clock_timestamp();
       with t as (
         insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by,
                                   lease_until, provider, model, first_seq, last_seq, revision, started_at, finished_at)

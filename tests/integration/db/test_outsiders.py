@@ -92,6 +92,23 @@ async def test_an_edit_from_outside_makes_what_caches_know_void(
     assert begun.full
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "insert into conversations (continuation_id, updated_at) values ('new', now() + interval '8 hours')",
+        "update conversations set updated_at = now() + interval '8 hours'",
+        "update conversations set title = 'new', updated_at = 'infinity'",
+    ],
+)
+async def test_a_last_change_that_is_still_to_come_is_now(
+    repository: ConversationRepository, sql: OneTrip, change: str
+) -> None:
+    """Clients that write local time would be listed first for hours, and expire late."""
+    await conversation_of(repository, "one")
+    await sql.execute(change)
+    assert await sql.fetchval("select count(*) from conversations where updated_at > clock_timestamp()") == 0
+
+
 REPLICATING = "set session_replication_role = replica; "
 
 

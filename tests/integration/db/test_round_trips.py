@@ -108,7 +108,7 @@ async def test_a_lost_reply_of_an_append_is_repeated_and_found_done(proxy: PgPro
         proxy.lose_reply_to("append_v1")
         result = await repository.append(appending(name, "two"))
         assert proxy.lost.is_set()
-        assert (result.status, result.first_seq, result.last_seq) == ("duplicate", 2, 2)
+        assert (result.status, result.first_seq, result.last_seq) == ("appended", 2, 2)
         assert [message.content for message in result.stored] == ["two"]
         assert recorder["db_retries_total", "append"] == 1
         page = await repository.read_page(LOCAL_OWNER, name)

@@ -13,12 +13,14 @@ from exai.conversations.formats import ConversationText, MessageText
 from exai.conversations.notices import Notices
 from exai.conversations.transfer import Transfer
 from exai.db.conversations import ConversationRepository
-from exai.db.pool import Database
+from exai.db.curation import CurationRepository
+from exai.db.pool import Database, connect
+from exai.db.search import SearchQuery, SearchRepository
 from exai.db.transfer import ImportBatch, TransferRepository
 from exai.errors import InvalidArgument, NotFound
 from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, TurnId
 from tests.support.counters import Counters
-from tests.support.database import appending, contents_of, conversation_of, new_id
+from tests.support.database import appending, beginning, contents_of, conversation_of, ending, new_id, once
 
 NAME = ContinuationId("imported")
 THEN = datetime(2024, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
@@ -64,13 +66,55 @@ async def test_an_import_keeps_times_and_header(
     assert (header.created_at, header.updated_at) == (THEN, THEN)
 
 
-async def test_an_import_from_the_end_of_time_is_listed(
-    repository: ConversationRepository, transfer: TransferRepository
+async def now(database: Database) -> datetime:
+    """The database's clock."""
+    connection = await connect(database.address, timeout_s=5)
+    try:
+        at: datetime = await connection.fetchval("select clock_timestamp()")
+        return at
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("late", [datetime(9999, 12, 31, 23, tzinfo=UTC), datetime.now(UTC) + timedelta(days=1)])
+async def test_a_time_that_is_still_to_come_is_kept_as_data_and_never_becomes_the_clock(
+    repository: ConversationRepository, transfer: TransferRepository, database: Database, late: datetime
 ) -> None:
-    """Whatever time it says it has, as long as it is one."""
-    late = datetime(9999, 12, 31, 23, tzinfo=UTC)
-    assert (await transfer.store_batch(replace(batch(1, "a"), updated_at=late))).status == "stored"
-    assert [each.updated_at for each in (await repository.list_conversations(LOCAL_OWNER)).conversations] == [late]
+    """Whatever time an import says it has: what is stored afterwards has the time at which it was stored."""
+    first = replace(batch(1, "a"), updated_at=late, times=[late])
+    assert (await transfer.store_batch(first)).status == "stored"
+    listed = (await repository.list_conversations(LOCAL_OWNER)).conversations[0]
+    assert listed.updated_at <= await now(database)
+    assert datetime.fromisoformat(listed.metadata["imported"]["updated_at"]) == late
+    before = await now(database)
+    await repository.append(appending(NAME, "b"))
+    begun = await repository.begin_turn(beginning(NAME, "c"))
+    await repository.finish_turn(ending(begun.turn_id, "d"))
+    after = await now(database)
+    messages = (await repository.read_page(LOCAL_OWNER, NAME)).messages
+    assert messages[0].created_at == late
+    times = [message.created_at for message in messages[1:]]
+    assert times == sorted(times)
+    assert before <= times[0]
+    assert times[-1] <= after
+    found = await SearchRepository(database).search(SearchQuery(LOCAL_OWNER, "b", until=after), limit=10)
+    assert [hit.seq for hit in found.hits] == [2]
+    other = await conversation_of(repository, "later")
+    assert (await repository.list_conversations(LOCAL_OWNER)).conversations[0].id == other.id
+
+
+async def test_leases_and_deletions_go_by_the_clock_too(
+    repository: ConversationRepository, transfer: TransferRepository, database: Database
+) -> None:
+    """A lease that ends tomorrow would keep a broken turn from being taken up again."""
+    late = await now(database) + timedelta(days=1)
+    await transfer.store_batch(replace(batch(1, "a"), updated_at=late, times=[late]))
+    await repository.begin_turn(beginning(NAME, "q", key="turn"))
+    seen = await repository.wait_turn(LOCAL_OWNER, "turn")
+    assert seen is not None
+    assert seen.lease_left_s <= 60
+    await CurationRepository(database).mark_deleted(LOCAL_OWNER, NAME, once(), deleted=True)
+    assert await CurationRepository(database).purge(after_s=-1) == 1
 
 
 async def test_batches_follow_each_other_and_may_come_again(

@@ -1,27 +1,40 @@
 """`exai connect`: newline-delimited JSON on standard input and output, one WebSocket to the daemon.
 
 Invariant: every request read from standard input gets exactly one answer on standard output, from the daemon or, when
-that cannot be reached or is lost, from here; nothing but messages is ever written there. Messages pass as bytes, and
-only their method and id are looked at. Every editor window starts one of these: nothing heavy may be imported.
+that cannot be reached, is lost, or would not understand it, from here; nothing but messages is ever written there, and
+after the end of input only answers. Messages pass as bytes; they are parsed only to see what they are. Every editor
+window starts one of these: nothing heavy may be imported.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import queue
-import threading
 from collections.abc import Mapping
-from concurrent.futures import CancelledError
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
 from websockets.protocol import State
 from websockets.typing import Subprotocol
+
+from exai.addresses import is_loopback
+from exai.mcp.bridge_messages import error_of, refusal_of, too_large, understood
+from exai.mcp.eras import MESSAGE_MAX_HEADER, META_SUBSCRIPTION, OVERLOADED
+from exai.mcp.jsonrpc import (
+    INVALID_REQUEST,
+    Malformed,
+    Message,
+    Notification,
+    Request,
+    RequestId,
+    Response,
+    encode_result,
+    request_id,
+)
+from exai.mcp.stdio import Line, start_reading, start_writing
 
 PATIENCE_S = 8.0
 """How long requests wait for a daemon that is away, from when it went; editors give a start about ten seconds."""
@@ -30,35 +43,42 @@ RETRY_FIRST_S = 0.1
 RETRY_LAST_S = 2.0
 OPEN_TIMEOUT_S = 5.0
 SEND_TIMEOUT_S = 30.0
+SLOWEST_BYTES_PER_S = 131_072
+"""What a daemon is given for large messages beyond that."""
+
 REPLAY_TIMEOUT_S = 10.0
 LAST_ANSWERS_TIMEOUT_S = 5.0
 """How long answers are awaited after the end of standard input."""
 
-FRAME_MAX_BYTES = 64 * 1_048_576
-READ_BYTES = 65_536
-LINES_AHEAD = 16
+FLUSH_TIMEOUT_S = 2.0
+"""How long what is left is then written to a client that may no longer read."""
+
+LINE_MAX_BYTES = 64 * 1_048_576
+LINES_AHEAD = 4
 FRAMES_AHEAD = 64
 
 STDIN, STDOUT = 0, 1
 BUSY_STATUSES = (429, 503)
+REDIRECTS = range(300, 400)
+TOO_BIG = 1009
 NEVER = float("-inf")
 """Since when a daemon is away that no waiting would bring back."""
 
 DISCONNECTED = -31004
 """Beside the daemon's own codes, which are in `exai.mcp.eras`."""
 
-PARSE_ERROR = -32700
 
-_SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-
-Id = str | int
-
-
-def run_bridge(url: str, *, headers: Mapping[str, str] | None = None, patience_s: float = PATIENCE_S) -> int:
-    """Carry messages between standard input and output and the daemon until input ends; returns the exit status."""
+def run_bridge(
+    url: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    patience_s: float = PATIENCE_S,
+    stdin: int = STDIN,
+    stdout: int = STDOUT,
+) -> int:
+    """Carry messages between two descriptors and the daemon until input ends; returns the exit status."""
     try:
-        asyncio.run(Bridge(url, headers or {}, patience_s).run())
+        asyncio.run(Bridge(url, headers or {}, patience_s, stdin, stdout).run())
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -66,22 +86,41 @@ def run_bridge(url: str, *, headers: Mapping[str, str] | None = None, patience_s
     return 0
 
 
+class Dial(connect):
+    """Connects to the one address that was configured: a redirect would take messages, and a token, elsewhere."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        """Follow none."""
+        return exc
+
+
 class Bridge:
     """The state between one standard input and one daemon."""
 
-    def __init__(self, url: str, headers: Mapping[str, str], patience_s: float) -> None:
+    def __init__(
+        self, url: str, headers: Mapping[str, str], patience_s: float, stdin: int = STDIN, stdout: int = STDOUT
+    ) -> None:
         self._url = _socket_url(url)
         self._headers = headers
         self._patience_s = patience_s
-        self._lines: asyncio.Queue[bytes | None] = asyncio.Queue(LINES_AHEAD)
-        self._outgoing: asyncio.Queue[bytes | None] = asyncio.Queue(FRAMES_AHEAD)
+        self._stdin, self._stdout = stdin, stdout
+        self._lines: asyncio.Queue[Line | None] = asyncio.Queue(LINES_AHEAD)
+        self._outgoing: asyncio.Queue[tuple[bytes, bool] | None] = asyncio.Queue(FRAMES_AHEAD)
+        """What is to be written, and whether it is an answer."""
+
+        self._input_ended = asyncio.Event()
         self._socket: ClientConnection | None = None
+        self._message_max_bytes: int | None = None
         self._news = asyncio.Event()
-        self._in_flight: dict[Id, None] = {}
+        self._in_flight: dict[RequestId, int] = {}
+        """The running requests with their sizes."""
+
+        self._unsent: Line | None = None
+
         self._answered = asyncio.Event()
         self._handshake: list[bytes] = []
-        self._listening: dict[Id, bytes] = {}
-        self._acknowledged: set[Id] = set()
+        self._listening: dict[RequestId, bytes] = {}
+        self._acknowledged: set[RequestId] = set()
         self._away_since = 0.0
         self._why_away = "no connection was made yet"
 
@@ -89,70 +128,113 @@ class Bridge:
         """Return when standard input has ended and what was asked has been answered, or nobody reads any more."""
         loop = asyncio.get_running_loop()
         self._away_since = loop.time()
-        _start_thread("stdin", _read_lines, STDIN, loop, self._lines)
+        start_reading(self._stdin, loop, self._lines, self._input_ended, LINE_MAX_BYTES)
         writer = asyncio.create_task(self._write(), name="bridge writer")
         keeper = asyncio.create_task(self._keep_connected(), name="bridge connection")
         sender = asyncio.create_task(self._forward_lines(), name="bridge sender")
-        await asyncio.wait({writer, keeper, sender}, return_when=asyncio.FIRST_COMPLETED)
-        if sender.done() and not writer.done():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAST_ANSWERS_TIMEOUT_S):
-                    await self._last_answers()
-                    await self._outgoing.put(None)
-                    await asyncio.wait({writer})
-        for task in (keeper, sender, writer):
+        ended = asyncio.create_task(self._input_ended.wait(), name="bridge input")
+        tasks = (keeper, sender, writer, ended)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not writer.done():
+            await self._finish(sender, writer)
+        for task in tasks:
             task.cancel()
-        outcomes = await asyncio.gather(keeper, sender, writer, return_exceptions=True)
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, Exception):
                 raise outcome
+
+    async def _finish(self, sender: asyncio.Task[None], writer: asyncio.Task[None]) -> None:
+        """Answer whatever was asked, within limits that hold even if the daemon or the client does nothing more."""
+        await asyncio.wait({sender, writer}, timeout=self._patience_s, return_when=asyncio.FIRST_COMPLETED)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_ANSWERS_TIMEOUT_S):
+                await asyncio.wait({sender, writer}, return_when=asyncio.FIRST_COMPLETED)
+                while self._in_flight and not writer.done():
+                    self._answered.clear()
+                    await self._answered.wait()
+        is_all_read = sender.done()
+        sender.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FLUSH_TIMEOUT_S):
+                await self._answer_the_rest(is_all_read=is_all_read)
+                await self._outgoing.put(None)
+                await asyncio.wait({writer})
+
+    async def _answer_the_rest(self, *, is_all_read: bool) -> None:
+        problem = "the input has ended, and EXAI has not answered within {:g} s; the call may or may not have been done"
+        await self._fail(problem.format(LAST_ANSWERS_TIMEOUT_S))
+        for key in self._listening:
+            await self._answer(encode_result(key, {"resultType": "complete", "_meta": {META_SUBSCRIPTION: key}}))
+        line = None if is_all_read else self._unsent or await self._lines.get()
+        while line is not None:
+            message, _, raw_id = understood(line)
+            if isinstance(message, Request):
+                await self._answer(error_of(message.id, DISCONNECTED, "the input has ended; the call was not sent"))
+            elif isinstance(message, Malformed):
+                await self._answer(refusal_of(raw_id, message.error))
+            line = await self._lines.get()
 
     # From standard input to the daemon.
 
     async def _forward_lines(self) -> None:
         while (line := await self._lines.get()) is not None:
-            if not line.strip():
-                continue
-            message = _peeked(line)
-            if message is None:
-                await self._outgoing.put(_error(None, PARSE_ERROR, "Parse error: not valid JSON"))
-            else:
-                await self._forward(line.strip(), message)
+            self._unsent = line
+            await self._forward(*understood(line))
+            self._unsent = None
 
-    async def _forward(self, line: bytes, message: dict[str, Any]) -> None:
-        method, key = message.get("method"), message.get("id")
-        socket = await self._open_socket()
-        if socket is None:
-            if isinstance(key, Id) and isinstance(method, str):
-                await self._outgoing.put(_error(key, DISCONNECTED, self._unreachable()))
+    async def _forward(self, message: Message, data: bytes, raw_id: bytes | None) -> None:
+        match message:
+            case Malformed():
+                # Not sent on: the daemon would find the same, and close a connection on which there is much of that.
+                await self._answer(refusal_of(raw_id, message.error))
+            case Request():
+                if message.id in self._in_flight or message.id in self._listening:
+                    problem = f"Invalid Request: id {message.id!r} is already in use"
+                    await self._answer(error_of(message.id, INVALID_REQUEST, problem))
+                elif (socket := await self._open_socket()) is None:
+                    await self._answer(error_of(message.id, DISCONNECTED, self._unreachable()))
+                elif self._message_max_bytes is not None and len(data) > self._message_max_bytes:
+                    await self._answer(error_of(message.id, OVERLOADED, too_large(len(data), self._message_max_bytes)))
+                else:
+                    # Nothing is awaited up to the send: a connection lost from here on finds the request among those
+                    # to be failed.
+                    self._remember(message, data)
+                    self._unsent = None
+                    await _sent(socket, data)
+            case Notification() | Response():
+                socket = await self._open_socket()
+                if socket is None:
+                    return
+                if isinstance(message, Notification):
+                    self._remember_notification(message, data)
+                await _sent(socket, data)
+
+    def _remember(self, request: Request, line: bytes) -> None:
+        """Keep what a new connection has to be told again, and what is to be answered."""
+        if request.method == "subscriptions/listen":
+            self._listening[request.id] = line
             return
-        # Nothing is awaited up to the send: a connection lost from here on finds the request among those to be failed.
-        self._remember(line, method, key)
-        if isinstance(key, Id) and isinstance(method, str) and method != "subscriptions/listen":
-            self._in_flight[key] = None
-        if method == "notifications/cancelled":
-            self._forget(message.get("params"))
-        await _sent(socket, line)
-
-    def _remember(self, line: bytes, method: object, key: object) -> None:
-        """Keep what a new connection has to be told again."""
-        if method == "initialize":
+        if request.method == "initialize":
             self._handshake = [line]
-        elif method == "notifications/initialized" and len(self._handshake) == 1:
+        self._in_flight[request.id] = len(line)
+
+    def _remember_notification(self, message: Notification, line: bytes) -> None:
+        if message.method == "notifications/initialized" and len(self._handshake) == 1:
             self._handshake.append(line)
-        elif method == "subscriptions/listen" and isinstance(key, Id):
-            self._listening[key] = line
+        elif message.method == "notifications/cancelled":
+            target = message.params.get("requestId")
+            # A number is the same id however it is written.
+            target = int(target) if isinstance(target, float) and target.is_integer() else target
+            if request_id(target):
+                self._settle(target)
 
-    def _forget(self, params: object) -> None:
-        target = params.get("requestId") if isinstance(params, dict) else None
-        if isinstance(target, Id):
-            self._in_flight.pop(target, None)
-            self._unlisten(target)
-            self._answered.set()
-
-    def _unlisten(self, key: Id) -> None:
+    def _settle(self, key: RequestId) -> None:
+        """Note that nothing more is to come for this request."""
+        self._in_flight.pop(key, None)
         self._listening.pop(key, None)
         self._acknowledged.discard(key)
+        self._answered.set()
 
     async def _open_socket(self) -> ClientConnection | None:
         """Wait for a connection that still takes messages; None when patience is at its end.
@@ -173,11 +255,6 @@ class Bridge:
     def _unreachable(self) -> str:
         return f"EXAI does not answer at {self._url}: {self._why_away}. Start it with `exai serve`, or set EXAI_URL"
 
-    async def _last_answers(self) -> None:
-        while self._in_flight:
-            self._answered.clear()
-            await self._answered.wait()
-
     # The connection.
 
     async def _keep_connected(self) -> None:
@@ -188,6 +265,7 @@ class Bridge:
                 async with self._opened() as socket:
                     await self._replay(socket)
                     self._socket = socket
+                    self._message_max_bytes = _stated_limit(socket) or self._message_max_bytes
                     self._news.set()
                     pause_s = RETRY_FIRST_S
                     try:
@@ -196,34 +274,40 @@ class Bridge:
                         # The editor has ended, which is no error; leaving the context by an exception would say 1011.
                         await socket.close()
                         raise
-            except InvalidURI:
-                self._why_away = "that is not a WebSocket address"
-                self._away_since = NEVER
-                self._news.set()
+            except (InvalidURI, ImportError, ValueError) as error:
+                self._why_away = "that is not a WebSocket address" if isinstance(error, InvalidURI) else str(error)
+                self._give_up()
             except InvalidStatus as error:
+                status = error.response.status_code
                 words = (error.response.body or b"").decode(errors="replace")
-                self._why_away = f"it refused with status {error.response.status_code} {words[:300]}".rstrip()
-                if error.response.status_code not in BUSY_STATUSES:
-                    self._away_since = NEVER
-                    self._news.set()
-            except (OSError, InvalidHandshake, ConnectionClosed) as error:
+                self._why_away = f"it refused with status {status} {words[:300]}".rstrip()
+                if status in REDIRECTS:
+                    self._why_away = f"it redirects to {error.response.headers.get('Location')}, which is not followed"
+                if status not in BUSY_STATUSES:
+                    self._give_up()
+            except (OSError, EOFError, WebSocketException) as error:
                 self._why_away = str(error) or type(error).__name__
             if self._socket is not None:
-                self._socket = None
+                lost, self._socket = self._socket, None
                 self._away_since = loop.time()
                 self._news.set()
-                await self._fail_in_flight()
+                await self._fail_in_flight(lost.close_code)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, RETRY_LAST_S)
 
+    def _give_up(self) -> None:
+        """Let no request wait: what is wrong does not pass by itself."""
+        self._away_since = NEVER
+        self._news.set()
+
     def _opened(self) -> connect:
-        is_local = urlsplit(self._url).hostname in _LOOPBACK
-        return connect(
+        is_local = is_loopback(urlsplit(self._url).hostname or "")
+        return Dial(
             self._url,
             subprotocols=[Subprotocol("mcp")],
             additional_headers=dict(self._headers),
             compression=None,
-            max_size=FRAME_MAX_BYTES,
+            max_size=LINE_MAX_BYTES,
             open_timeout=OPEN_TIMEOUT_S,
             close_timeout=1,
             proxy=None if is_local else True,
@@ -242,46 +326,61 @@ class Bridge:
     async def _receive(self, socket: ClientConnection) -> None:
         while True:
             data = await socket.recv(decode=False)
-            message = _peeked(data)
-            if message is None:
+            try:
+                message = orjson.loads(data)
+            except orjson.JSONDecodeError:
+                continue
+            if not isinstance(message, dict):
                 continue
             if b"\n" in data or b"\r" in data:
                 data = orjson.dumps(message)
-            if self._is_for_client(message):
-                await self._outgoing.put(data)
+            if "method" in message:
+                if self._is_for_client(message):
+                    await self._outgoing.put((data, False))
+            else:
+                if request_id(message.get("id")):
+                    self._settle(message["id"])
+                await self._answer(data)
 
     def _is_for_client(self, message: dict[str, Any]) -> bool:
-        key = message.get("id")
-        if "method" not in message and isinstance(key, Id):
-            self._in_flight.pop(key, None)
-            self._unlisten(key)
-            self._answered.set()
-            return True
-        if message.get("method") == "notifications/subscriptions/acknowledged":
-            subscription = message.get("params", {}).get("_meta", {}).get(_SUBSCRIPTION)
+        """Whether the client has not seen this: a repeated subscription is acknowledged once more."""
+        if message["method"] == "notifications/subscriptions/acknowledged":
+            subscription = message.get("params", {}).get("_meta", {}).get(META_SUBSCRIPTION)
             if subscription in self._acknowledged:
                 return False
             self._acknowledged.add(subscription)
         return True
 
-    async def _fail_in_flight(self) -> None:
-        lost, self._in_flight = self._in_flight, {}
-        problem = (
+    async def _fail_in_flight(self, code: int | None) -> None:
+        if code == TOO_BIG and self._in_flight:
+            # Which limit it was was not stated, but which message it must have been is plain.
+            largest = max(self._in_flight, key=self._in_flight.__getitem__)
+            self._message_max_bytes = self._in_flight.pop(largest) - 1
+            await self._answer(error_of(largest, OVERLOADED, too_large(self._message_max_bytes + 1, None)))
+        await self._fail(
             f"the connection to EXAI at {self._url} was lost ({self._why_away}); the call may or may not have been "
             "carried out. Call again, with the same idempotency key if any"
         )
+
+    async def _fail(self, problem: str) -> None:
+        lost, self._in_flight = self._in_flight, {}
         for key in lost:
-            await self._outgoing.put(_error(key, DISCONNECTED, problem))
+            await self._answer(error_of(key, DISCONNECTED, problem))
         self._answered.set()
 
     # From the daemon to standard output.
 
+    async def _answer(self, data: bytes) -> None:
+        await self._outgoing.put((data, True))
+
     async def _write(self) -> None:
         """Write in a thread, because a pipe that nobody reads blocks; ends when told to or when the reader is gone."""
         loop = asyncio.get_running_loop()
-        jobs: queue.SimpleQueue[tuple[bytes, asyncio.Future[None]]] = queue.SimpleQueue()
-        _start_thread("stdout", _write_lines, STDOUT, loop, jobs)
-        while (data := await self._outgoing.get()) is not None:
+        jobs = start_writing(self._stdout, loop)
+        while (item := await self._outgoing.get()) is not None:
+            data, is_answer = item
+            if self._input_ended.is_set() and not is_answer:
+                continue
             written = loop.create_future()
             jobs.put((data + b"\n", written))
             await written
@@ -290,12 +389,18 @@ class Bridge:
 async def _sent(socket: ClientConnection, data: bytes) -> None:
     """Send one text frame; a daemon that takes nothing for a long time is dropped, which ends the receiving side."""
     try:
-        async with asyncio.timeout(SEND_TIMEOUT_S):
+        async with asyncio.timeout(SEND_TIMEOUT_S + len(data) / SLOWEST_BYTES_PER_S):
             await socket.send(data, text=True)
     except TimeoutError:
         socket.transport.abort()
-    except ConnectionClosed:
+    except (ConnectionClosed, OSError):
         return
+
+
+def _stated_limit(socket: ClientConnection) -> int | None:
+    """Return the size of the largest message that the daemon takes, if it is one that says so."""
+    stated = socket.response.headers.get(MESSAGE_MAX_HEADER, "") if socket.response is not None else ""
+    return int(stated) if stated.isascii() and stated.isdecimal() else None
 
 
 def _socket_url(url: str) -> str:
@@ -304,74 +409,3 @@ def _socket_url(url: str) -> str:
         if url.startswith(scheme):
             return socket_scheme + url.removeprefix(scheme)
     return url
-
-
-def _peeked(data: bytes) -> dict[str, Any] | None:
-    """Return the message to look at: empty for what the daemon has to judge, None for what is not JSON at all."""
-    try:
-        message = orjson.loads(data)
-    except orjson.JSONDecodeError:
-        return {} if b"\\u" in data and _is_utf8(data) else None
-    return message if isinstance(message, dict) else {}
-
-
-def _is_utf8(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _error(key: Id | None, code: int, problem: str) -> bytes:
-    body: dict[str, Any] = {"jsonrpc": "2.0", "error": {"code": code, "message": problem}}
-    if key is not None:
-        body["id"] = key
-    return orjson.dumps(body)
-
-
-def _start_thread(name: str, target: Any, *arguments: Any) -> None:
-    """Start a thread that may be left behind at exit while it blocks on a pipe."""
-    threading.Thread(target=target, args=arguments, name=f"bridge {name}", daemon=True).start()
-
-
-def _read_lines(stdin: int, loop: asyncio.AbstractEventLoop, lines: asyncio.Queue[bytes | None]) -> None:
-    """Read the descriptor itself: a buffered file held by a thread at exit would abort the interpreter."""
-    with contextlib.suppress(RuntimeError, OSError, CancelledError):  # the loop or the pipe is gone: so is the bridge
-        rest = b""
-        while data := os.read(stdin, READ_BYTES):
-            *whole, rest = (rest + data).split(b"\n") if b"\n" in data else (rest + data,)
-            for line in whole:
-                asyncio.run_coroutine_threadsafe(lines.put(line), loop).result()
-            if len(rest) > FRAME_MAX_BYTES:
-                rest = b"too long to be a message"
-        if rest:
-            asyncio.run_coroutine_threadsafe(lines.put(rest), loop).result()
-        asyncio.run_coroutine_threadsafe(lines.put(None), loop).result()
-
-
-def _write_lines(
-    stdout: int,
-    loop: asyncio.AbstractEventLoop,
-    jobs: queue.SimpleQueue[tuple[bytes, asyncio.Future[None]]],
-) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is gone: so is the bridge
-        while True:
-            data, written = jobs.get()
-            view = memoryview(data)
-            try:
-                while view:
-                    view = view[os.write(stdout, view) :]
-            except OSError as error:
-                loop.call_soon_threadsafe(_settle, written, BrokenPipeError(str(error)))
-                return
-            loop.call_soon_threadsafe(_settle, written, None)
-
-
-def _settle(future: asyncio.Future[None], problem: Exception | None) -> None:
-    if future.done():
-        return
-    if problem is None:
-        future.set_result(None)
-    else:
-        future.set_exception(problem)

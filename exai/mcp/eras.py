@@ -27,6 +27,9 @@ META_CLIENT = "io.modelcontextprotocol/clientInfo"
 META_SERVER = "io.modelcontextprotocol/serverInfo"
 META_SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
 
+MESSAGE_MAX_HEADER = "exai-message-max-bytes"
+"""In the answer to an upgrade: the largest message that the daemon takes, so that a bridge sends no larger one."""
+
 TASKS = "io.modelcontextprotocol/tasks"
 """The extension for calls that outlast a request; see `exai.mcp.tasks`."""
 

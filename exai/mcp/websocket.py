@@ -23,6 +23,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from exai.errors import Overloaded
 from exai.mcp.edge import Admitted, Direct, Rejection, abort_of, direct_of, peer_of, too_many
+from exai.mcp.eras import MESSAGE_MAX_HEADER
 from exai.mcp.jsonrpc import Malformed, parse
 from exai.mcp.jsonrpc import Message as Incoming
 from exai.mcp.server import McpServer
@@ -68,7 +69,9 @@ class WebSocketDoor:
 
     async def _serve(self, admitted: Admitted, scope: Scope, receive: Receive, send: Send) -> None:
         chosen = SUBPROTOCOL if SUBPROTOCOL in scope["subprotocols"] else None
-        await send({"type": "websocket.accept", "subprotocol": chosen})
+        limit = str(self._server.settings.message_max_bytes).encode()
+        headers = [(MESSAGE_MAX_HEADER.encode(), limit)]
+        await send({"type": "websocket.accept", "subprotocol": chosen, "headers": headers})
         session = self._server.open_session(admitted, peer=peer_of(scope))
         log.info("connected", peer=session.peer, owner=session.owner, door="websocket")
         direct = direct_of(scope)

@@ -1,0 +1,61 @@
+"""What a line from a client of the bridge is, and what the bridge itself answers; without I/O.
+
+Invariant: a refusal carries the id exactly as the client wrote it wherever one can be found, because a client waits for
+its own spelling of it until its timeout.
+"""
+
+from __future__ import annotations
+
+import orjson
+
+from exai.mcp.eras import OVERLOADED
+from exai.mcp.jsonrpc import PARSE_ERROR, Malformed, Message, RequestId, RpcError, encode_error, parse
+from exai.mcp.request_ids import FoundId, find_id
+from exai.mcp.stdio import Line, OverlongLine
+
+
+def understood(line: Line) -> tuple[Message, bytes, bytes | None]:
+    """Return what a line is, how to send it on, and the id of the answer as the client wrote it, if it is refused.
+
+    Clients write integers as 7.0 and compare them as numbers, so such an id is sent on as the integer it is.
+    """
+    if isinstance(line, OverlongLine):
+        found = find_id(line.head, line.tail)
+        error = RpcError(OVERLOADED, too_large(line.size_bytes, None))
+        return Malformed(None, error), b"", _raw_id(None, found)
+    message = parse(line)
+    if not isinstance(message, Malformed):
+        return message, line, None
+    found = find_id(line)
+    if found is not None and found.as_integer is not None and type(found.value) is float:
+        line = line[: found.start] + str(found.as_integer).encode() + line[found.end :]
+        message = parse(line)
+    if isinstance(message, Malformed):
+        # What is not JSON is often something else than a message, such as a line of a log.
+        is_message = message.error.code != PARSE_ERROR or b'"method"' in line
+        return message, line, _raw_id(message.id, found if is_message else None)
+    return message, line, None
+
+
+def _raw_id(key: RequestId | None, found: FoundId | None) -> bytes | None:
+    """Return an id as it was written, so that every client recognises it; None when there is none to be recognised."""
+    if found is not None and found.value is not None and (key is None or key == found.value):
+        return found.raw
+    return None if key is None else orjson.dumps(key)
+
+
+def refusal_of(raw_id: bytes | None, error: RpcError) -> bytes:
+    """Return the answer to a line that is no request, with the id that it has nevertheless."""
+    body = orjson.dumps({"jsonrpc": "2.0", "error": {"code": error.code, "message": str(error)}})
+    return body if raw_id is None else body[:-1] + b',"id":' + raw_id + b"}"
+
+
+def error_of(key: RequestId, code: int, problem: str) -> bytes:
+    """Return an error as the answer to a request."""
+    return encode_error(key, RpcError(code, problem))
+
+
+def too_large(size_bytes: int, limit_bytes: int | None) -> str:
+    """Say that a message is, and what to do; without the limit where the daemon has not stated it."""
+    limit = "larger than the daemon takes" if limit_bytes is None else f"and the daemon takes {limit_bytes:,}"
+    return f"the message has {size_bytes:,} bytes, {limit} (EXAI_SERVER__MESSAGE_MAX_BYTES); send it in smaller parts"

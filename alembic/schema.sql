@@ -329,14 +329,14 @@ declare
   v_bases bigint[];
   v_times timestamptz[];
 begin
-  if cardinality(p_files) > 0 then
+  if pg_catalog.cardinality(p_files) > 0 then
     v_lacking := array(
       select w.number from unnest(p_file_of, p_files) w(number, id)
        where not exists (select from public.files f where f.id = w.id and f.owner = p_owners[w.number]));
   end if;
   -- A statement of its own: the next one's snapshot is younger than every lock, as in store_turn_v1.
-  select array_agg(l.number), array_agg(l.id), array_agg(l.next_seq), array_agg(l.revision),
-         array_agg(clock_timestamp())
+  select pg_catalog.array_agg(l.number), pg_catalog.array_agg(l.id), pg_catalog.array_agg(l.next_seq), pg_catalog.array_agg(l.revision),
+         pg_catalog.array_agg(pg_catalog.clock_timestamp())
     into v_numbers, v_ids, v_nexts, v_bases, v_times
     from (select a.number::integer as number, c.id, c.next_seq, c.revision
             from unnest(p_owners, p_names, p_expected) with ordinality a(owner, name, expected, number)
@@ -348,7 +348,7 @@ begin
       from unnest(v_numbers, v_ids, v_nexts, v_bases, v_times) l(number, id, next_seq, base, at)
      where l.number <> all(v_lacking)
     union all
-    select a.number::integer, a.id, 1, 0, clock_timestamp()
+    select a.number::integer, a.id, 1, 0, pg_catalog.clock_timestamp()
       from unnest(p_names, p_new_ids) with ordinality a(name, id, number)
      where a.name is null and a.number <> all(v_lacking)),
   t as (
@@ -369,7 +369,7 @@ begin
      where p_names[c.number] is null),
   grown as (
     update public.conversations v
-       set next_seq = c.next_seq + p_counts[c.number], revision = c.base + 1, changed_xid = pg_current_xact_id(),
+       set next_seq = c.next_seq + p_counts[c.number], revision = c.base + 1, changed_xid = pg_catalog.pg_current_xact_id(),
            updated_at = c.at
       from claimed c
      where v.id = c.id and p_names[c.number] is not null),
@@ -384,7 +384,7 @@ begin
     insert into public.conversation_files (conversation_id, file_id)
     select c.id, w.id from claimed c join unnest(p_file_of, p_files) w(number, id) on w.number = c.number order by 2
     on conflict do nothing)
-  select array_agg(c.number), array_agg(c.id), array_agg(c.next_seq), array_agg(c.base), array_agg(c.at)
+  select pg_catalog.array_agg(c.number), pg_catalog.array_agg(c.id), pg_catalog.array_agg(c.next_seq), pg_catalog.array_agg(c.base), pg_catalog.array_agg(c.at)
     into v_numbers, v_ids, v_nexts, v_bases, v_times
     from claimed c;
   -- Again one of its own: triggers that others have on messages may change the conversations after it.
@@ -415,7 +415,7 @@ begin
   end if;
   if s.o_status = 'old' then
     select x.* into t from public.turns x where x.id = s.o_turn_id;
-    return query select 'head', null::bigint, null, null, null::timestamptz, null, null, json_build_object(
+    return query select 'head', null::bigint, null, null, null::timestamptz, null, null, pg_catalog.json_build_object(
       'status', case when v.deleted_at is not null then 'deleted' when t.id = p_turn_id then 'appended'
                      else 'duplicate' end, 'turn_id', t.id,
       'base_revision', t.revision - 1, 'revision', t.revision, 'first_seq', t.first_seq, 'last_seq', t.last_seq,
@@ -427,7 +427,7 @@ begin
        order by m.seq;
     return;
   end if;
-  return query select 'head', null::bigint, null, null, s.o_now, null, null, json_build_object(
+  return query select 'head', null::bigint, null, null, s.o_now, null, null, pg_catalog.json_build_object(
     'status', case s.o_status when 'new' then 'appended' else s.o_status end, 'turn_id', s.o_turn_id,
     'base_revision', s.o_base, 'revision', s.o_revision, 'first_seq', s.o_first, 'last_seq', s.o_last,
     'inc', exai.incarnation_v1(), 'detail', s.o_detail,
@@ -467,10 +467,11 @@ begin
     perform 1 from public.conversations c where c.id = s.o_conversation_id for no key update;
     update public.turns x
        set state = 'pending', attempt = x.attempt + 1, claimed_by = p_turn_id, finished_at = null,
-           lease_until = clock_timestamp() + make_interval(secs => p_lease_s), provider = p_provider, model = p_model
+           lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => p_lease_s),
+           provider = p_provider, model = p_model
      where x.id = s.o_turn_id
        and (x.state = 'failed'
-            or (x.state = 'pending' and x.claimed_by <> p_turn_id and x.lease_until <= clock_timestamp()));
+            or (x.state = 'pending' and x.claimed_by <> p_turn_id and x.lease_until <= pg_catalog.clock_timestamp()));
     select x.* into t from public.turns x where x.id = s.o_turn_id;
     -- The same claimant again did not hear the first answer; it is told again, with all that it may have missed.
     v_status := case when t.state = 'finished' then 'finished'
@@ -505,7 +506,7 @@ begin
            order by x.seq desc
            limit c_batch
         loop
-          v_left := v_left - octet_length(m.content) - c_message_overhead;
+          v_left := v_left - pg_catalog.octet_length(m.content) - c_message_overhead;
           if v_left < 0 then
             -- What the caller knows would be cut off from what is newer, so it is of no use.
             v_full := v_full or v_floor > 0;
@@ -557,7 +558,7 @@ begin
        order by x.seq;
   end if;
 
-  return query select 'head', null::bigint, null, null, s.o_now, null, null, json_build_object(
+  return query select 'head', null::bigint, null, null, s.o_now, null, null, pg_catalog.json_build_object(
     'status', v_status, 'turn_id', coalesce(t.id, s.o_turn_id), 'attempt', coalesce(t.attempt, 1),
     'base_revision', case when s.o_status = 'new' then s.o_base when v_status = 'started' then t.revision - 1
                           else v.revision end,
@@ -598,25 +599,25 @@ begin
   select c.* into v from public.conversations c
    where c.owner = p_owner and c.continuation_id = p_continuation_id
      for no key update;
-  if not found or (v.deleted_at is not null and not p_change ? 'deleted') then
-    return query select 'head', json_build_object('status', 'not_found', 'inc', exai.incarnation_v1())::text;
+  if not found or (v.deleted_at is not null and not p_change ? 'deleted'::text) then
+    return query select 'head', pg_catalog.json_build_object('status', 'not_found', 'inc', exai.incarnation_v1())::text;
     return;
   end if;
   n := v;
-  v_now := clock_timestamp();
-  if p_change ? 'title' then
-    n.title := p_change ->> 'title';
+  v_now := pg_catalog.clock_timestamp();
+  if p_change ? 'title'::text then
+    n.title := p_change ->> 'title'::text;
   end if;
-  if p_change ? 'metadata' then
-    n.metadata := p_change -> 'metadata';
+  if p_change ? 'metadata'::text then
+    n.metadata := p_change -> 'metadata'::text;
   end if;
-  if p_change ? 'tags' then
-    n.tags := array(select jsonb_array_elements_text(p_change -> 'tags'));
+  if p_change ? 'tags'::text then
+    n.tags := array(select pg_catalog.jsonb_array_elements_text(p_change -> 'tags'::text));
   end if;
-  if p_change ? 'deleted' then
-    n.deleted_at := case when (p_change ->> 'deleted')::boolean then coalesce(v.deleted_at, v_now) end;
+  if p_change ? 'deleted'::text then
+    n.deleted_at := case when (p_change ->> 'deleted'::text)::boolean then coalesce(v.deleted_at, v_now) end;
   end if;
-  if n is not distinct from v then
+  if n operator(pg_catalog.=) v then
     v_status := 'unchanged';
   elsif p_expected is not null and p_expected <> v.revision then
     v_status := 'conflict_revision';
@@ -625,12 +626,12 @@ begin
     v_status := 'changed';
     update public.conversations c
        set title = n.title, metadata = n.metadata, tags = n.tags, deleted_at = n.deleted_at,
-           revision = v.revision + 1, edited_revision = v.revision + 1, changed_xid = pg_current_xact_id(),
+           revision = v.revision + 1, edited_revision = v.revision + 1, changed_xid = pg_catalog.pg_current_xact_id(),
            updated_at = v_now
      where c.id = v.id
     returning c.* into n;
   end if;
-  return query select 'head', json_build_object(
+  return query select 'head', pg_catalog.json_build_object(
     'status', v_status, 'base_revision', v.revision, 'revision', n.revision, 'inc', exai.incarnation_v1(),
     'conversation', exai.header_v1(n))::text;
 end
@@ -663,32 +664,32 @@ begin
       when t.request_hash <> p_hash or t.conversation_id <> v.id then 'conflict_key'
       when t.id = p_turn_id then 'changed'
       else 'duplicate' end;
-    return query select 'head', json_build_object(
+    return query select 'head', pg_catalog.json_build_object(
       'status', v_status, 'base_revision', case v_status when 'changed' then t.revision - 1 else v.revision end,
       'revision', v.revision, 'inc', exai.incarnation_v1(),
-      'conversation', case when v_status <> 'conflict_key' then t.metadata -> 'conversation' end)::text;
+      'conversation', case when v_status <> 'conflict_key' then t.metadata -> 'conversation'::text end)::text;
     return;
   end if;
-  if v.id is null or (v.deleted_at is not null and not p_change ? 'deleted') then
-    return query select 'head', json_build_object('status', 'not_found', 'inc', exai.incarnation_v1())::text;
+  if v.id is null or (v.deleted_at is not null and not p_change ? 'deleted'::text) then
+    return query select 'head', pg_catalog.json_build_object('status', 'not_found', 'inc', exai.incarnation_v1())::text;
     return;
   end if;
   n := v;
-  v_now := clock_timestamp();
-  if p_change ? 'title' then
-    n.title := p_change ->> 'title';
+  v_now := pg_catalog.clock_timestamp();
+  if p_change ? 'title'::text then
+    n.title := p_change ->> 'title'::text;
   end if;
-  if p_change ? 'metadata' then
-    n.metadata := p_change -> 'metadata';
+  if p_change ? 'metadata'::text then
+    n.metadata := p_change -> 'metadata'::text;
   end if;
-  if p_change ? 'tags' then
-    n.tags := array(select jsonb_array_elements_text(p_change -> 'tags'));
+  if p_change ? 'tags'::text then
+    n.tags := array(select pg_catalog.jsonb_array_elements_text(p_change -> 'tags'::text));
   end if;
-  if p_change ? 'deleted' then
-    n.deleted_at := case when (p_change ->> 'deleted')::boolean then coalesce(v.deleted_at, v_now) end;
+  if p_change ? 'deleted'::text then
+    n.deleted_at := case when (p_change ->> 'deleted'::text)::boolean then coalesce(v.deleted_at, v_now) end;
   end if;
   v_status := case
-    when n is not distinct from v then 'unchanged'
+    when n operator(pg_catalog.=) v then 'unchanged'
     when p_expected is not null and p_expected <> v.revision then 'conflict_revision'
     else 'changed' end;
   if v_status = 'changed' then
@@ -702,7 +703,7 @@ begin
     insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by, lease_until,
                               revision, metadata, finished_at)
     values (p_turn_id, v.id, p_owner, p_key, p_hash, p_tool, 'finished', p_turn_id, v_now, n.revision,
-            jsonb_build_object('conversation', exai.header_v1(n)), v_now)
+            pg_catalog.jsonb_build_object('conversation', exai.header_v1(n)), v_now)
     on conflict do nothing;
     if not found then
       -- Somebody has just used the key for another conversation.
@@ -713,10 +714,10 @@ begin
   if v_status = 'changed' then
     update public.conversations c
        set title = n.title, metadata = n.metadata, tags = n.tags, deleted_at = n.deleted_at, revision = n.revision,
-           edited_revision = n.edited_revision, changed_xid = pg_current_xact_id(), updated_at = n.updated_at
+           edited_revision = n.edited_revision, changed_xid = pg_catalog.pg_current_xact_id(), updated_at = n.updated_at
      where c.id = v.id;
   end if;
-  return query select 'head', json_build_object(
+  return query select 'head', pg_catalog.json_build_object(
     'status', v_status, 'base_revision', v.revision, 'revision', n.revision, 'inc', exai.incarnation_v1(),
     'conversation', case when v_status <> 'conflict_key' then exai.header_v1(n) end)::text;
 end
@@ -774,7 +775,7 @@ CREATE OR REPLACE FUNCTION exai.finish_turn_v1(p_owner text, p_turn_id uuid, p_a
 AS $function$
 #variable_conflict use_column
 declare
-  v_count constant bigint := cardinality(p_roles);
+  v_count constant bigint := pg_catalog.cardinality(p_roles);
   v public.conversations;
   t public.turns;
   v_now timestamptz;
@@ -792,7 +793,7 @@ begin
     v_status := 'duplicate';
   else
     v_status := 'finished';
-    v_now := clock_timestamp();
+    v_now := pg_catalog.clock_timestamp();
     v_base := v.revision;
     if v_count > 0 then
       v.next_seq := v.next_seq + v_count;
@@ -800,7 +801,7 @@ begin
       v.updated_at := v_now;
       with c as (
         update public.conversations c
-           set next_seq = v.next_seq, revision = v.revision, changed_xid = pg_current_xact_id(), updated_at = v_now
+           set next_seq = v.next_seq, revision = v.revision, changed_xid = pg_catalog.pg_current_xact_id(), updated_at = v_now
          where c.id = v.id)
       insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
       select v.id, v.next_seq - v_count + u.ord - 1, p_turn_id, u.role, u.kind, u.content,
@@ -828,7 +829,7 @@ begin
     v_base := t.reply_revision - case when t.reply_first_seq is null then 0 else 1 end;
     v_revision := t.reply_revision;
   end if;
-  return query select 'head', null::bigint, null, null, v_now, null, null, json_build_object(
+  return query select 'head', null::bigint, null, null, v_now, null, null, pg_catalog.json_build_object(
     'status', v_status, 'first_seq', case when v_status <> 'superseded' then t.reply_first_seq end,
     'seq', case when v_status <> 'superseded' then t.reply_last_seq end,
     'base_revision', coalesce(v_base, v.revision), 'revision', coalesce(v_revision, v.revision), 'inc', exai.incarnation_v1(),
@@ -901,7 +902,7 @@ begin
     on conflict do nothing;
     select c.* into n from public.conversations c where c.id = p_new_id and c.owner = p_owner;
   end if;
-  return query select 'head', json_build_object(
+  return query select 'head', pg_catalog.json_build_object(
     'status', v_status, 'last_seq', v.next_seq - 1, 'inc', exai.incarnation_v1(),
     'conversation', case when v_status = 'forked' then exai.header_v1(n) end)::text;
 end
@@ -957,7 +958,7 @@ begin
         insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by,
                                   lease_until, revision, finished_at)
         values (p_turn_id, p_new_id, p_owner, p_key, p_hash, 'conversation_fork', 'finished', p_turn_id,
-                clock_timestamp(), 1, clock_timestamp())
+                pg_catalog.clock_timestamp(), 1, pg_catalog.clock_timestamp())
         on conflict do nothing
         returning 1),
       c as (
@@ -981,7 +982,7 @@ begin
       when n.deleted_at is not null then 'not_found'
       else 'duplicate' end;
   end if;
-  return query select 'head', json_build_object(
+  return query select 'head', pg_catalog.json_build_object(
     'status', v_status, 'last_seq', v.next_seq - 1, 'inc', exai.incarnation_v1(),
     'conversation', case when v_status in ('forked', 'duplicate') then exai.header_v1(n) end)::text;
 end
@@ -993,7 +994,7 @@ CREATE OR REPLACE FUNCTION exai.header_v1(v public.conversations)
  LANGUAGE sql
  STABLE
 AS $function$
-select json_build_object(
+select pg_catalog.json_build_object(
   'id', v.id, 'continuation_id', v.continuation_id, 'owner', v.owner, 'title', v.title, 'metadata', v.metadata,
   'tags', v.tags, 'parent_id', v.parent_id, 'parent_seq', v.parent_seq, 'last_seq', v.next_seq - 1,
   'revision', v.revision, 'created_at', v.created_at, 'updated_at', v.updated_at)
@@ -1008,21 +1009,21 @@ CREATE OR REPLACE FUNCTION exai.import_v1(p_owner text, p_continuation_id text, 
 AS $function$
 #variable_conflict use_column
 declare
-  v_count constant bigint := cardinality(p_roles);
+  v_count constant bigint := pg_catalog.cardinality(p_roles);
   v public.conversations;
   t public.turns;
-  v_now timestamptz := clock_timestamp();
+  v_now timestamptz := pg_catalog.clock_timestamp();
   v_status text;
 begin
   if p_first_seq = 1 then
     insert into public.conversations (id, owner, continuation_id, title, metadata, tags, created_at, updated_at)
-    values (p_new_id, p_owner, p_continuation_id, p_header ->> 'title',
-            coalesce(p_header -> 'metadata', '{}') || case when (p_header ->> 'updated_at')::timestamptz > v_now
-              then jsonb_build_object('imported', jsonb_build_object('updated_at', p_header -> 'updated_at'))
+    values (p_new_id, p_owner, p_continuation_id, p_header ->> 'title'::text,
+            coalesce(p_header -> 'metadata'::text, '{}') || case when (p_header ->> 'updated_at'::text)::timestamptz > v_now
+              then pg_catalog.jsonb_build_object('imported', pg_catalog.jsonb_build_object('updated_at', p_header -> 'updated_at'::text))
               else '{}' end,
-            array(select jsonb_array_elements_text(coalesce(p_header -> 'tags', '[]'))),
-            coalesce((p_header ->> 'created_at')::timestamptz, v_now),
-            least((p_header ->> 'updated_at')::timestamptz, v_now))
+            array(select pg_catalog.jsonb_array_elements_text(coalesce(p_header -> 'tags'::text, '[]'))),
+            coalesce((p_header ->> 'created_at'::text)::timestamptz, v_now),
+            least((p_header ->> 'updated_at'::text)::timestamptz, v_now))
     on conflict do nothing;
   end if;
   select c.* into v from public.conversations c
@@ -1048,12 +1049,12 @@ begin
            coalesce(u.at::timestamptz, v_now)
       from unnest(p_roles, p_kinds, p_contents, p_metadata, p_times) with ordinality u(role, kind, content, metadata, at, ord);
     update public.conversations c
-       set next_seq = v.next_seq + v_count, revision = v.revision + 1, changed_xid = pg_current_xact_id()
+       set next_seq = v.next_seq + v_count, revision = v.revision + 1, changed_xid = pg_catalog.pg_current_xact_id()
      where c.id = v.id
     returning c.* into v;
   end if;
   -- The same turn again is the same caller, who missed the answer.
-  return query select 'head', json_build_object(
+  return query select 'head', pg_catalog.json_build_object(
     'status', case v_status when 'found' then 'stored' else v_status end, 'base_revision', v.revision - 1, 'revision', v.revision, 'inc', exai.incarnation_v1(),
     'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
 end
@@ -1169,11 +1170,12 @@ AS $function$
               where x.conversation_id = u.conversation_id and x.seq between u.first_seq and u.last_seq
               order by x.seq
               limit u.last_seq - u.first_seq + 1) m
-           cross join lateral (select to_tsvector('simple', exai.searchable_v1(m.content)) as words offset 0) i
+           cross join lateral (
+             select pg_catalog.to_tsvector('simple', exai.searchable_v1(m.content)) as words offset 0) i
            where p_ids is null or u.conversation_id = any(p_ids)
            order by u.conversation_id, m.seq) l
        where l.words @@ p_query) n
-   where (p_ids is null or n.seq <= p_up_to[array_position(p_ids, n.conversation_id)])
+   where (p_ids is null or n.seq <= p_up_to[pg_catalog.array_position(p_ids, n.conversation_id)])
      and (p_since is null or n.created_at >= p_since)
      and (p_until is null or n.created_at < p_until)
      and (p_as_of is null or n.created_at <= p_as_of)
@@ -1185,7 +1187,7 @@ CREATE OR REPLACE FUNCTION exai.message_line_v1(m public.messages)
  LANGUAGE sql
  STABLE
 AS $function$
-select json_build_array(
+select pg_catalog.json_build_array(
   m.seq, m.role, m.content,
   greatest(least(m.created_at, '9999-12-31 23:59:59.999999+00'::timestamptz), '0001-01-01 00:00:00+00'::timestamptz),
   m.kind, m.turn_id, m.metadata)::text
@@ -1318,13 +1320,13 @@ CREATE OR REPLACE FUNCTION exai.put_files_v1(p_owner text, p_store text, p_files
  RETURNS TABLE(place integer, id uuid, sha256 text, size_bytes bigint, media_type text, name text, created_at timestamp with time zone, store text, encoding text, created boolean)
  LANGUAGE plpgsql
  ROWS 10
- SET search_path TO 'pg_catalog', 'pg_temp'
  SET lock_timeout TO '2s'
 AS $function$
 #variable_conflict use_column
 declare
-  v_now timestamptz := clock_timestamp();
-  v_digests constant text[] := array(select distinct f ->> 'sha256' from jsonb_array_elements(p_files) f);
+  v_now timestamptz := pg_catalog.clock_timestamp();
+  v_digests constant text[] := array(
+    select distinct f ->> 'sha256'::text from pg_catalog.jsonb_array_elements(p_files) f);
   v_known text[];
   v_here text[];
 begin
@@ -1336,7 +1338,7 @@ begin
                         else c.store = p_store end);
   with given as (
     select distinct on (g.sha256) g.blob_id, g.size_bytes, g.characters, g.at
-      from jsonb_to_recordset(p_files) g(sha256 text, blob_id uuid, size_bytes bigint, characters integer, at integer)
+      from pg_catalog.jsonb_to_recordset(p_files) g(sha256 text, blob_id uuid, size_bytes bigint, characters integer, at integer)
      where g.at is not null and g.sha256 <> all(v_known)
      order by g.sha256),
   begun as (
@@ -1349,7 +1351,7 @@ begin
   insert into exai.contents (owner, sha256, size_bytes, store, storage_path, blob_id, encoding, used_at)
   select distinct on (g.sha256) p_owner, g.sha256, g.size_bytes, p_store, g.storage_path,
          case when p_store = 'postgres' then g.blob_id end, g.encoding, v_now
-    from jsonb_to_recordset(p_files)
+    from pg_catalog.jsonb_to_recordset(p_files)
          g(sha256 text, size_bytes bigint, storage_path text, blob_id uuid, encoding text)
    where g.sha256 <> all(v_known)
      and (p_store <> 'postgres' or exai.blob_size_v1(g.blob_id) = g.size_bytes)
@@ -1369,13 +1371,13 @@ begin
    where f.owner = p_owner and f.sha256 = any(v_here) and f.storage_path is not null
      and c.owner = p_owner and c.sha256 = f.sha256 and c.store = 'postgres';
   update public.files f set used_at = v_now
-    from jsonb_to_recordset(p_files) g(sha256 text, media_type text, name text)
+    from pg_catalog.jsonb_to_recordset(p_files) g(sha256 text, media_type text, name text)
    where f.owner = p_owner and f.sha256 = g.sha256 and f.name = g.name and f.media_type = g.media_type
      and f.sha256 = any(v_here);
   insert into public.files (id, owner, sha256, size_bytes, media_type, name, storage_path, created_at, used_at)
   select distinct on (g.sha256, g.name, g.media_type)
          g.file_id, p_owner, g.sha256, g.size_bytes, g.media_type, g.name, c.storage_path, v_now, v_now
-    from jsonb_to_recordset(p_files)
+    from pg_catalog.jsonb_to_recordset(p_files)
          g(place integer, file_id uuid, sha256 text, size_bytes bigint, media_type text, name text)
     join exai.contents c on c.owner = p_owner and c.sha256 = g.sha256
    where g.sha256 = any(v_here) and not exists (
@@ -1386,7 +1388,7 @@ begin
   return query
     select g.place, f.id, g.sha256, f.size_bytes, f.media_type, f.name, f.created_at, c.store, c.encoding,
            coalesce(f.id = g.file_id, false)
-      from jsonb_to_recordset(p_files) g(place integer, file_id uuid, sha256 text, media_type text, name text)
+      from pg_catalog.jsonb_to_recordset(p_files) g(place integer, file_id uuid, sha256 text, media_type text, name text)
       left join exai.contents c on c.owner = p_owner and c.sha256 = g.sha256
       left join lateral (
         select x.id, x.size_bytes, x.media_type, x.name, x.created_at
@@ -1428,6 +1430,7 @@ CREATE OR REPLACE FUNCTION exai.read_forward_v1(p_owner text, p_continuation_id 
  RETURNS TABLE(part text, seq bigint, role text, content text, created_at timestamp with time zone, kind text, turn_id text, data text)
  LANGUAGE plpgsql
  STABLE ROWS 100
+ SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 #variable_conflict use_column
 declare
@@ -1492,6 +1495,7 @@ CREATE OR REPLACE FUNCTION exai.read_page_v1(p_owner text, p_continuation_id tex
  RETURNS TABLE(part text, seq bigint, role text, content text, created_at timestamp with time zone, kind text, turn_id text, data text)
  LANGUAGE plpgsql
  STABLE ROWS 50
+ SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 #variable_conflict use_column
 declare
@@ -1532,6 +1536,7 @@ CREATE OR REPLACE FUNCTION exai.read_page_v2(p_owner text, p_continuation_id tex
  RETURNS TABLE(head text, messages bytea)
  LANGUAGE plpgsql
  STABLE ROWS 1
+ SET search_path TO 'pg_catalog', 'pg_temp'
  SET "TimeZone" TO 'UTC'
 AS $function$
 declare
@@ -1600,6 +1605,7 @@ CREATE OR REPLACE FUNCTION exai.search_v1(p_owner text, p_query text, p_continua
  RETURNS TABLE(continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamp with time zone, rank numeric, tool text, model text, as_of timestamp with time zone, snippet text)
  LANGUAGE plpgsql
  STABLE ROWS 20
+ SET search_path TO 'pg_catalog', 'pg_temp'
  SET plan_cache_mode TO 'force_generic_plan'
  SET jit TO 'off'
 AS $function$
@@ -1718,12 +1724,12 @@ CREATE OR REPLACE FUNCTION exai.searchable_v1(p_text text)
  LANGUAGE sql
  IMMUTABLE PARALLEL SAFE
 AS $function$
-  select case when octet_length(p_text) <= 2000 then p_text
-              else regexp_replace(
-                regexp_replace(
-                  replace(left(p_text, 100000), '<!--', '<! --'),
-                  '([A-Za-z0-9+/_=-]{250})[A-Za-z0-9+/_=-]+', '\1 ', 'g'),
-                '[^\s"<>{|}，。]{250}', '\& ', 'g') end
+  select case when pg_catalog.octet_length(p_text) <= 2000 then p_text
+              else pg_catalog.regexp_replace(
+                pg_catalog.regexp_replace(
+                  pg_catalog.replace(pg_catalog.left(p_text, 100000), '<!--', '<! --'),
+                  '([A-Za-z0-9+/_=-]{250})[A-Za-z0-9+/_=-]+', E'\\1 ', 'g'),
+                E'[^\\s"<>{|}，。]{250}', E'\\& ', 'g') end
 $function$
 ;
 
@@ -1753,7 +1759,7 @@ CREATE OR REPLACE FUNCTION exai.store_turn_v1(p_owner text, p_continuation_id te
  LANGUAGE plpgsql
 AS $function$
 declare
-  v_count constant bigint := cardinality(p_roles);
+  v_count constant bigint := pg_catalog.cardinality(p_roles);
   v_next bigint;
   v_deleted timestamptz;
   v_claimed boolean := false;
@@ -1761,9 +1767,9 @@ declare
   v_owned uuid;
 begin
   -- What a repeated request was stored with may be gone by now.
-  if cardinality(p_files) > 0
+  if pg_catalog.cardinality(p_files) > 0
      and not exists (select from public.turns t where t.owner = p_owner and t.request_key = p_key) then
-    select string_agg(w.id, ', ') into o_detail from unnest(p_files) w(id)
+    select pg_catalog.string_agg(w.id, ', ') into o_detail from pg_catalog.unnest(p_files) w(id)
      where not exists (select from public.files f where f.id = w.id::uuid and f.owner = p_owner);
     if o_detail is not null then
       o_status := 'file_not_found';
@@ -1775,12 +1781,12 @@ begin
     o_conversation_id := p_new_id;
     o_base := 0;
     v_next := 1;
-    o_now := clock_timestamp();
+    o_now := pg_catalog.clock_timestamp();
     with t as (
       insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by,
                                 lease_until, provider, model, first_seq, last_seq, revision, started_at, finished_at)
       values (p_turn_id, p_new_id, p_owner, p_key, p_hash, p_tool, p_state, p_turn_id,
-              o_now + make_interval(secs => p_lease_s), p_provider, p_model,
+              o_now + pg_catalog.make_interval(secs => p_lease_s), p_provider, p_model,
               case when v_count > 0 then 1 end, nullif(v_count, 0), 1, o_now,
               case when p_state = 'finished' then o_now end)
       on conflict do nothing
@@ -1796,7 +1802,7 @@ begin
              with ordinality u(role, kind, content, metadata, ord)),
     f as (
       insert into public.conversation_files (conversation_id, file_id)
-      select p_new_id, w.id::uuid from c cross join unnest(p_files) w(id) order by 2
+      select p_new_id, w.id::uuid from c cross join pg_catalog.unnest(p_files) w(id) order by 2
       on conflict do nothing)
     select exists (select from t) into v_claimed;
   else
@@ -1814,19 +1820,19 @@ begin
       return;
     end if;
     if p_expected is null or p_expected = o_base then
-      o_now := clock_timestamp();
+      o_now := pg_catalog.clock_timestamp();
       with t as (
         insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by,
                                   lease_until, provider, model, first_seq, last_seq, revision, started_at, finished_at)
         values (p_turn_id, o_conversation_id, p_owner, p_key, p_hash, p_tool, p_state, p_turn_id,
-                o_now + make_interval(secs => p_lease_s), p_provider, p_model,
+                o_now + pg_catalog.make_interval(secs => p_lease_s), p_provider, p_model,
                 case when v_count > 0 then v_next end, case when v_count > 0 then v_next + v_count - 1 end,
                 o_base + 1, o_now, case when p_state = 'finished' then o_now end)
         on conflict do nothing
         returning 1),
       c as (
         update public.conversations c
-           set next_seq = v_next + v_count, revision = o_base + 1, changed_xid = pg_current_xact_id(),
+           set next_seq = v_next + v_count, revision = o_base + 1, changed_xid = pg_catalog.pg_current_xact_id(),
                updated_at = o_now
           from t
          where c.id = o_conversation_id),
@@ -1838,7 +1844,7 @@ begin
                with ordinality u(role, kind, content, metadata, ord)),
       f as (
         insert into public.conversation_files (conversation_id, file_id)
-        select o_conversation_id, w.id::uuid from t cross join unnest(p_files) w(id) order by 2
+        select o_conversation_id, w.id::uuid from t cross join pg_catalog.unnest(p_files) w(id) order by 2
         on conflict do nothing)
       select exists (select from t) into v_claimed;
     end if;
@@ -1912,6 +1918,7 @@ CREATE OR REPLACE FUNCTION exai.turn_state_v1(p_owner text, p_key text)
  RETURNS TABLE(part text, seq bigint, role text, content text, created_at timestamp with time zone, kind text, turn_id text, data text)
  LANGUAGE plpgsql
  STABLE ROWS 2
+ SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 #variable_conflict use_column
 declare
@@ -1939,13 +1946,13 @@ CREATE OR REPLACE FUNCTION exai.turn_v1(t public.turns)
  LANGUAGE sql
  STABLE
 AS $function$
-select json_build_object(
+select pg_catalog.json_build_object(
   'id', t.id, 'state', t.state, 'attempt', t.attempt, 'tool', t.tool, 'provider', t.provider, 'model', t.model,
   'input_tokens', t.input_tokens, 'output_tokens', t.output_tokens, 'cached_tokens', t.cached_tokens,
   'reasoning_tokens', t.reasoning_tokens, 'cost', t.cost, 'error', t.error, 'metadata', t.metadata,
   'first_seq', t.first_seq, 'last_seq', t.last_seq, 'reply_last_seq', t.reply_last_seq, 'revision', t.revision,
   'started_at', t.started_at, 'finished_at', t.finished_at,
-  'lease_left_s', extract(epoch from t.lease_until - clock_timestamp()))
+  'lease_left_s', extract(epoch from t.lease_until - pg_catalog.clock_timestamp()))
 $function$
 ;
 
@@ -2316,7 +2323,6 @@ $function$
 CREATE OR REPLACE FUNCTION public.cleanup_orphaned_files(p_grace interval DEFAULT '01:00:00'::interval, p_limit integer DEFAULT 1000)
  RETURNS TABLE(id uuid, owner text, sha256 text, storage_path text)
  LANGUAGE plpgsql
- SET search_path TO 'pg_catalog', 'pg_temp'
  SET lock_timeout TO '2s'
 AS $function$
 #variable_conflict use_column
@@ -2326,7 +2332,7 @@ begin
   v_ids := array(
     select f.id
       from public.files f
-     where f.used_at < clock_timestamp() - p_grace
+     where f.used_at < pg_catalog.clock_timestamp() - p_grace
        and not exists (select from public.conversation_files l where l.file_id = f.id)
      limit p_limit
        for update skip locked);

@@ -28,14 +28,14 @@ declare
   v_bases bigint[];
   v_times timestamptz[];
 begin
-  if cardinality(p_files) > 0 then
+  if pg_catalog.cardinality(p_files) > 0 then
     v_lacking := array(
       select w.number from unnest(p_file_of, p_files) w(number, id)
        where not exists (select from public.files f where f.id = w.id and f.owner = p_owners[w.number]));
   end if;
   -- A statement of its own: the next one's snapshot is younger than every lock, as in store_turn_v1.
-  select array_agg(l.number), array_agg(l.id), array_agg(l.next_seq), array_agg(l.revision),
-         array_agg(clock_timestamp())
+  select pg_catalog.array_agg(l.number), pg_catalog.array_agg(l.id), pg_catalog.array_agg(l.next_seq), pg_catalog.array_agg(l.revision),
+         pg_catalog.array_agg(pg_catalog.clock_timestamp())
     into v_numbers, v_ids, v_nexts, v_bases, v_times
     from (select a.number::integer as number, c.id, c.next_seq, c.revision
             from unnest(p_owners, p_names, p_expected) with ordinality a(owner, name, expected, number)
@@ -47,7 +47,7 @@ begin
       from unnest(v_numbers, v_ids, v_nexts, v_bases, v_times) l(number, id, next_seq, base, at)
      where l.number <> all(v_lacking)
     union all
-    select a.number::integer, a.id, 1, 0, clock_timestamp()
+    select a.number::integer, a.id, 1, 0, pg_catalog.clock_timestamp()
       from unnest(p_names, p_new_ids) with ordinality a(name, id, number)
      where a.name is null and a.number <> all(v_lacking)),
   t as (
@@ -68,7 +68,7 @@ begin
      where p_names[c.number] is null),
   grown as (
     update public.conversations v
-       set next_seq = c.next_seq + p_counts[c.number], revision = c.base + 1, changed_xid = pg_current_xact_id(),
+       set next_seq = c.next_seq + p_counts[c.number], revision = c.base + 1, changed_xid = pg_catalog.pg_current_xact_id(),
            updated_at = c.at
       from claimed c
      where v.id = c.id and p_names[c.number] is not null),
@@ -83,7 +83,7 @@ begin
     insert into public.conversation_files (conversation_id, file_id)
     select c.id, w.id from claimed c join unnest(p_file_of, p_files) w(number, id) on w.number = c.number order by 2
     on conflict do nothing)
-  select array_agg(c.number), array_agg(c.id), array_agg(c.next_seq), array_agg(c.base), array_agg(c.at)
+  select pg_catalog.array_agg(c.number), pg_catalog.array_agg(c.id), pg_catalog.array_agg(c.next_seq), pg_catalog.array_agg(c.base), pg_catalog.array_agg(c.at)
     into v_numbers, v_ids, v_nexts, v_bases, v_times
     from claimed c;
   -- Again one of its own: triggers that others have on messages may change the conversations after it.

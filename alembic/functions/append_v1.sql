@@ -22,7 +22,7 @@ begin
   end if;
   if s.o_status = 'old' then
     select x.* into t from public.turns x where x.id = s.o_turn_id;
-    return query select 'head', null::bigint, null, null, null::timestamptz, null, null, json_build_object(
+    return query select 'head', null::bigint, null, null, null::timestamptz, null, null, pg_catalog.json_build_object(
       'status', case when v.deleted_at is not null then 'deleted' when t.id = p_turn_id then 'appended'
                      else 'duplicate' end, 'turn_id', t.id,
       'base_revision', t.revision - 1, 'revision', t.revision, 'first_seq', t.first_seq, 'last_seq', t.last_seq,
@@ -34,7 +34,7 @@ begin
        order by m.seq;
     return;
   end if;
-  return query select 'head', null::bigint, null, null, s.o_now, null, null, json_build_object(
+  return query select 'head', null::bigint, null, null, s.o_now, null, null, pg_catalog.json_build_object(
     'status', case s.o_status when 'new' then 'appended' else s.o_status end, 'turn_id', s.o_turn_id,
     'base_revision', s.o_base, 'revision', s.o_revision, 'first_seq', s.o_first, 'last_seq', s.o_last,
     'inc', exai.incarnation_v1(), 'detail', s.o_detail,

@@ -37,10 +37,11 @@ begin
     perform 1 from public.conversations c where c.id = s.o_conversation_id for no key update;
     update public.turns x
        set state = 'pending', attempt = x.attempt + 1, claimed_by = p_turn_id, finished_at = null,
-           lease_until = clock_timestamp() + make_interval(secs => p_lease_s), provider = p_provider, model = p_model
+           lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => p_lease_s),
+           provider = p_provider, model = p_model
      where x.id = s.o_turn_id
        and (x.state = 'failed'
-            or (x.state = 'pending' and x.claimed_by <> p_turn_id and x.lease_until <= clock_timestamp()));
+            or (x.state = 'pending' and x.claimed_by <> p_turn_id and x.lease_until <= pg_catalog.clock_timestamp()));
     select x.* into t from public.turns x where x.id = s.o_turn_id;
     -- The same claimant again did not hear the first answer; it is told again, with all that it may have missed.
     v_status := case when t.state = 'finished' then 'finished'
@@ -75,7 +76,7 @@ begin
            order by x.seq desc
            limit c_batch
         loop
-          v_left := v_left - octet_length(m.content) - c_message_overhead;
+          v_left := v_left - pg_catalog.octet_length(m.content) - c_message_overhead;
           if v_left < 0 then
             -- What the caller knows would be cut off from what is newer, so it is of no use.
             v_full := v_full or v_floor > 0;
@@ -127,7 +128,7 @@ begin
        order by x.seq;
   end if;
 
-  return query select 'head', null::bigint, null, null, s.o_now, null, null, json_build_object(
+  return query select 'head', null::bigint, null, null, s.o_now, null, null, pg_catalog.json_build_object(
     'status', v_status, 'turn_id', coalesce(t.id, s.o_turn_id), 'attempt', coalesce(t.attempt, 1),
     'base_revision', case when s.o_status = 'new' then s.o_base when v_status = 'started' then t.revision - 1
                           else v.revision end,

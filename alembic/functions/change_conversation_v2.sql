@@ -30,32 +30,32 @@ begin
       when t.request_hash <> p_hash or t.conversation_id <> v.id then 'conflict_key'
       when t.id = p_turn_id then 'changed'
       else 'duplicate' end;
-    return query select 'head', json_build_object(
+    return query select 'head', pg_catalog.json_build_object(
       'status', v_status, 'base_revision', case v_status when 'changed' then t.revision - 1 else v.revision end,
       'revision', v.revision, 'inc', exai.incarnation_v1(),
-      'conversation', case when v_status <> 'conflict_key' then t.metadata -> 'conversation' end)::text;
+      'conversation', case when v_status <> 'conflict_key' then t.metadata -> 'conversation'::text end)::text;
     return;
   end if;
-  if v.id is null or (v.deleted_at is not null and not p_change ? 'deleted') then
-    return query select 'head', json_build_object('status', 'not_found', 'inc', exai.incarnation_v1())::text;
+  if v.id is null or (v.deleted_at is not null and not p_change ? 'deleted'::text) then
+    return query select 'head', pg_catalog.json_build_object('status', 'not_found', 'inc', exai.incarnation_v1())::text;
     return;
   end if;
   n := v;
-  v_now := clock_timestamp();
-  if p_change ? 'title' then
-    n.title := p_change ->> 'title';
+  v_now := pg_catalog.clock_timestamp();
+  if p_change ? 'title'::text then
+    n.title := p_change ->> 'title'::text;
   end if;
-  if p_change ? 'metadata' then
-    n.metadata := p_change -> 'metadata';
+  if p_change ? 'metadata'::text then
+    n.metadata := p_change -> 'metadata'::text;
   end if;
-  if p_change ? 'tags' then
-    n.tags := array(select jsonb_array_elements_text(p_change -> 'tags'));
+  if p_change ? 'tags'::text then
+    n.tags := array(select pg_catalog.jsonb_array_elements_text(p_change -> 'tags'::text));
   end if;
-  if p_change ? 'deleted' then
-    n.deleted_at := case when (p_change ->> 'deleted')::boolean then coalesce(v.deleted_at, v_now) end;
+  if p_change ? 'deleted'::text then
+    n.deleted_at := case when (p_change ->> 'deleted'::text)::boolean then coalesce(v.deleted_at, v_now) end;
   end if;
   v_status := case
-    when n is not distinct from v then 'unchanged'
+    when n operator(pg_catalog.=) v then 'unchanged'
     when p_expected is not null and p_expected <> v.revision then 'conflict_revision'
     else 'changed' end;
   if v_status = 'changed' then
@@ -69,7 +69,7 @@ begin
     insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by, lease_until,
                               revision, metadata, finished_at)
     values (p_turn_id, v.id, p_owner, p_key, p_hash, p_tool, 'finished', p_turn_id, v_now, n.revision,
-            jsonb_build_object('conversation', exai.header_v1(n)), v_now)
+            pg_catalog.jsonb_build_object('conversation', exai.header_v1(n)), v_now)
     on conflict do nothing;
     if not found then
       -- Somebody has just used the key for another conversation.
@@ -80,10 +80,10 @@ begin
   if v_status = 'changed' then
     update public.conversations c
        set title = n.title, metadata = n.metadata, tags = n.tags, deleted_at = n.deleted_at, revision = n.revision,
-           edited_revision = n.edited_revision, changed_xid = pg_current_xact_id(), updated_at = n.updated_at
+           edited_revision = n.edited_revision, changed_xid = pg_catalog.pg_current_xact_id(), updated_at = n.updated_at
      where c.id = v.id;
   end if;
-  return query select 'head', json_build_object(
+  return query select 'head', pg_catalog.json_build_object(
     'status', v_status, 'base_revision', v.revision, 'revision', n.revision, 'inc', exai.incarnation_v1(),
     'conversation', case when v_status <> 'conflict_key' then exai.header_v1(n) end)::text;
 end

@@ -4,7 +4,6 @@
 create or replace function public.cleanup_orphaned_files(p_grace interval default interval '1 hour', p_limit integer default 1000)
 returns table (id uuid, owner text, sha256 text, storage_path text)
 language plpgsql
-set search_path = pg_catalog, pg_temp
 set lock_timeout = '2s'
 as $$
 #variable_conflict use_column
@@ -14,7 +13,7 @@ begin
   v_ids := array(
     select f.id
       from public.files f
-     where f.used_at < clock_timestamp() - p_grace
+     where f.used_at < pg_catalog.clock_timestamp() - p_grace
        and not exists (select from public.conversation_files l where l.file_id = f.id)
      limit p_limit
        for update skip locked);

@@ -12,7 +12,7 @@ set lock_timeout = '2s'
 as $$
 #variable_conflict use_column
 declare
-  v_count constant bigint := cardinality(p_roles);
+  v_count constant bigint := pg_catalog.cardinality(p_roles);
   v public.conversations;
   t public.turns;
   v_now timestamptz;
@@ -30,7 +30,7 @@ begin
     v_status := 'duplicate';
   else
     v_status := 'finished';
-    v_now := clock_timestamp();
+    v_now := pg_catalog.clock_timestamp();
     v_base := v.revision;
     if v_count > 0 then
       v.next_seq := v.next_seq + v_count;
@@ -38,7 +38,7 @@ begin
       v.updated_at := v_now;
       with c as (
         update public.conversations c
-           set next_seq = v.next_seq, revision = v.revision, changed_xid = pg_current_xact_id(), updated_at = v_now
+           set next_seq = v.next_seq, revision = v.revision, changed_xid = pg_catalog.pg_current_xact_id(), updated_at = v_now
          where c.id = v.id)
       insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
       select v.id, v.next_seq - v_count + u.ord - 1, p_turn_id, u.role, u.kind, u.content,
@@ -66,7 +66,7 @@ begin
     v_base := t.reply_revision - case when t.reply_first_seq is null then 0 else 1 end;
     v_revision := t.reply_revision;
   end if;
-  return query select 'head', null::bigint, null, null, v_now, null, null, json_build_object(
+  return query select 'head', null::bigint, null, null, v_now, null, null, pg_catalog.json_build_object(
     'status', v_status, 'first_seq', case when v_status <> 'superseded' then t.reply_first_seq end,
     'seq', case when v_status <> 'superseded' then t.reply_last_seq end,
     'base_revision', coalesce(v_base, v.revision), 'revision', coalesce(v_revision, v.revision), 'inc', exai.incarnation_v1(),

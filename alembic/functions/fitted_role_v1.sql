@@ -3,9 +3,10 @@ create or replace function exai.fitted_role_v1(p_role text) returns text
 language sql immutable parallel safe
 as $$
 select case when p_role in ('system', 'user', 'assistant', 'tool') then p_role
-            when lower(btrim(p_role)) in ('system', 'user', 'assistant', 'tool') then lower(btrim(p_role))
-            when lower(btrim(p_role)) in ('ai', 'agent', 'bot', 'model') then 'assistant'
-            when lower(btrim(p_role)) = 'developer' then 'system'
-            when lower(btrim(p_role)) in ('function', 'tool_result') then 'tool'
+            when x.role in ('system', 'user', 'assistant', 'tool') then x.role
+            when x.role in ('ai', 'agent', 'bot', 'model') then 'assistant'
+            when x.role = 'developer' then 'system'
+            when x.role in ('function', 'tool_result') then 'tool'
             else 'user' end
+  from (select pg_catalog.lower(pg_catalog.btrim(p_role)) as role) x
 $$

@@ -51,7 +51,7 @@ begin
     on conflict do nothing;
     select c.* into n from public.conversations c where c.id = p_new_id and c.owner = p_owner;
   end if;
-  return query select 'head', json_build_object(
+  return query select 'head', pg_catalog.json_build_object(
     'status', v_status, 'last_seq', v.next_seq - 1, 'inc', exai.incarnation_v1(),
     'conversation', case when v_status = 'forked' then exai.header_v1(n) end)::text;
 end

@@ -52,7 +52,7 @@ begin
         insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by,
                                   lease_until, revision, finished_at)
         values (p_turn_id, p_new_id, p_owner, p_key, p_hash, 'conversation_fork', 'finished', p_turn_id,
-                clock_timestamp(), 1, clock_timestamp())
+                pg_catalog.clock_timestamp(), 1, pg_catalog.clock_timestamp())
         on conflict do nothing
         returning 1),
       c as (
@@ -76,7 +76,7 @@ begin
       when n.deleted_at is not null then 'not_found'
       else 'duplicate' end;
   end if;
-  return query select 'head', json_build_object(
+  return query select 'head', pg_catalog.json_build_object(
     'status', v_status, 'last_seq', v.next_seq - 1, 'inc', exai.incarnation_v1(),
     'conversation', case when v_status in ('forked', 'duplicate') then exai.header_v1(n) end)::text;
 end

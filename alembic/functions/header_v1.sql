@@ -2,7 +2,7 @@
 create or replace function exai.header_v1(v public.conversations) returns json
 language sql stable
 as $$
-select json_build_object(
+select pg_catalog.json_build_object(
   'id', v.id, 'continuation_id', v.continuation_id, 'owner', v.owner, 'title', v.title, 'metadata', v.metadata,
   'tags', v.tags, 'parent_id', v.parent_id, 'parent_seq', v.parent_seq, 'last_seq', v.next_seq - 1,
   'revision', v.revision, 'created_at', v.created_at, 'updated_at', v.updated_at)

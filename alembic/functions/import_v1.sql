@@ -11,21 +11,21 @@ set lock_timeout = '2s'
 as $$
 #variable_conflict use_column
 declare
-  v_count constant bigint := cardinality(p_roles);
+  v_count constant bigint := pg_catalog.cardinality(p_roles);
   v public.conversations;
   t public.turns;
-  v_now timestamptz := clock_timestamp();
+  v_now timestamptz := pg_catalog.clock_timestamp();
   v_status text;
 begin
   if p_first_seq = 1 then
     insert into public.conversations (id, owner, continuation_id, title, metadata, tags, created_at, updated_at)
-    values (p_new_id, p_owner, p_continuation_id, p_header ->> 'title',
-            coalesce(p_header -> 'metadata', '{}') || case when (p_header ->> 'updated_at')::timestamptz > v_now
-              then jsonb_build_object('imported', jsonb_build_object('updated_at', p_header -> 'updated_at'))
+    values (p_new_id, p_owner, p_continuation_id, p_header ->> 'title'::text,
+            coalesce(p_header -> 'metadata'::text, '{}') || case when (p_header ->> 'updated_at'::text)::timestamptz > v_now
+              then pg_catalog.jsonb_build_object('imported', pg_catalog.jsonb_build_object('updated_at', p_header -> 'updated_at'::text))
               else '{}' end,
-            array(select jsonb_array_elements_text(coalesce(p_header -> 'tags', '[]'))),
-            coalesce((p_header ->> 'created_at')::timestamptz, v_now),
-            least((p_header ->> 'updated_at')::timestamptz, v_now))
+            array(select pg_catalog.jsonb_array_elements_text(coalesce(p_header -> 'tags'::text, '[]'))),
+            coalesce((p_header ->> 'created_at'::text)::timestamptz, v_now),
+            least((p_header ->> 'updated_at'::text)::timestamptz, v_now))
     on conflict do nothing;
   end if;
   select c.* into v from public.conversations c
@@ -51,12 +51,12 @@ begin
            coalesce(u.at::timestamptz, v_now)
       from unnest(p_roles, p_kinds, p_contents, p_metadata, p_times) with ordinality u(role, kind, content, metadata, at, ord);
     update public.conversations c
-       set next_seq = v.next_seq + v_count, revision = v.revision + 1, changed_xid = pg_current_xact_id()
+       set next_seq = v.next_seq + v_count, revision = v.revision + 1, changed_xid = pg_catalog.pg_current_xact_id()
      where c.id = v.id
     returning c.* into v;
   end if;
   -- The same turn again is the same caller, who missed the answer.
-  return query select 'head', json_build_object(
+  return query select 'head', pg_catalog.json_build_object(
     'status', case v_status when 'found' then 'stored' else v_status end, 'base_revision', v.revision - 1, 'revision', v.revision, 'inc', exai.incarnation_v1(),
     'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
 end

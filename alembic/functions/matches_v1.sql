@@ -31,11 +31,12 @@ as $$
               where x.conversation_id = u.conversation_id and x.seq between u.first_seq and u.last_seq
               order by x.seq
               limit u.last_seq - u.first_seq + 1) m
-           cross join lateral (select to_tsvector('simple', exai.searchable_v1(m.content)) as words offset 0) i
+           cross join lateral (
+             select pg_catalog.to_tsvector('simple', exai.searchable_v1(m.content)) as words offset 0) i
            where p_ids is null or u.conversation_id = any(p_ids)
            order by u.conversation_id, m.seq) l
        where l.words @@ p_query) n
-   where (p_ids is null or n.seq <= p_up_to[array_position(p_ids, n.conversation_id)])
+   where (p_ids is null or n.seq <= p_up_to[pg_catalog.array_position(p_ids, n.conversation_id)])
      and (p_since is null or n.created_at >= p_since)
      and (p_until is null or n.created_at < p_until)
      and (p_as_of is null or n.created_at <= p_as_of)

@@ -3,7 +3,7 @@
 create or replace function exai.message_line_v1(m public.messages) returns text
 language sql stable
 as $$
-select json_build_array(
+select pg_catalog.json_build_array(
   m.seq, m.role, m.content,
   greatest(least(m.created_at, '9999-12-31 23:59:59.999999+00'::timestamptz), '0001-01-01 00:00:00+00'::timestamptz),
   m.kind, m.turn_id, m.metadata)::text

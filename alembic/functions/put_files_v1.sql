@@ -9,13 +9,13 @@ create or replace function exai.put_files_v1(p_owner text, p_store text, p_files
 returns table (place integer, id uuid, sha256 text, size_bytes bigint, media_type text, name text,
                created_at timestamptz, store text, encoding text, created boolean)
 language plpgsql rows 10
-set search_path = pg_catalog, pg_temp
 set lock_timeout = '2s'
 as $$
 #variable_conflict use_column
 declare
-  v_now timestamptz := clock_timestamp();
-  v_digests constant text[] := array(select distinct f ->> 'sha256' from jsonb_array_elements(p_files) f);
+  v_now timestamptz := pg_catalog.clock_timestamp();
+  v_digests constant text[] := array(
+    select distinct f ->> 'sha256'::text from pg_catalog.jsonb_array_elements(p_files) f);
   v_known text[];
   v_here text[];
 begin
@@ -27,7 +27,7 @@ begin
                         else c.store = p_store end);
   with given as (
     select distinct on (g.sha256) g.blob_id, g.size_bytes, g.characters, g.at
-      from jsonb_to_recordset(p_files) g(sha256 text, blob_id uuid, size_bytes bigint, characters integer, at integer)
+      from pg_catalog.jsonb_to_recordset(p_files) g(sha256 text, blob_id uuid, size_bytes bigint, characters integer, at integer)
      where g.at is not null and g.sha256 <> all(v_known)
      order by g.sha256),
   begun as (
@@ -40,7 +40,7 @@ begin
   insert into exai.contents (owner, sha256, size_bytes, store, storage_path, blob_id, encoding, used_at)
   select distinct on (g.sha256) p_owner, g.sha256, g.size_bytes, p_store, g.storage_path,
          case when p_store = 'postgres' then g.blob_id end, g.encoding, v_now
-    from jsonb_to_recordset(p_files)
+    from pg_catalog.jsonb_to_recordset(p_files)
          g(sha256 text, size_bytes bigint, storage_path text, blob_id uuid, encoding text)
    where g.sha256 <> all(v_known)
      and (p_store <> 'postgres' or exai.blob_size_v1(g.blob_id) = g.size_bytes)
@@ -60,13 +60,13 @@ begin
    where f.owner = p_owner and f.sha256 = any(v_here) and f.storage_path is not null
      and c.owner = p_owner and c.sha256 = f.sha256 and c.store = 'postgres';
   update public.files f set used_at = v_now
-    from jsonb_to_recordset(p_files) g(sha256 text, media_type text, name text)
+    from pg_catalog.jsonb_to_recordset(p_files) g(sha256 text, media_type text, name text)
    where f.owner = p_owner and f.sha256 = g.sha256 and f.name = g.name and f.media_type = g.media_type
      and f.sha256 = any(v_here);
   insert into public.files (id, owner, sha256, size_bytes, media_type, name, storage_path, created_at, used_at)
   select distinct on (g.sha256, g.name, g.media_type)
          g.file_id, p_owner, g.sha256, g.size_bytes, g.media_type, g.name, c.storage_path, v_now, v_now
-    from jsonb_to_recordset(p_files)
+    from pg_catalog.jsonb_to_recordset(p_files)
          g(place integer, file_id uuid, sha256 text, size_bytes bigint, media_type text, name text)
     join exai.contents c on c.owner = p_owner and c.sha256 = g.sha256
    where g.sha256 = any(v_here) and not exists (
@@ -77,7 +77,7 @@ begin
   return query
     select g.place, f.id, g.sha256, f.size_bytes, f.media_type, f.name, f.created_at, c.store, c.encoding,
            coalesce(f.id = g.file_id, false)
-      from jsonb_to_recordset(p_files) g(place integer, file_id uuid, sha256 text, media_type text, name text)
+      from pg_catalog.jsonb_to_recordset(p_files) g(place integer, file_id uuid, sha256 text, media_type text, name text)
       left join exai.contents c on c.owner = p_owner and c.sha256 = g.sha256
       left join lateral (
         select x.id, x.size_bytes, x.media_type, x.name, x.created_at

@@ -4,6 +4,7 @@ create or replace function exai.read_forward_v1(
   p_owner text, p_continuation_id text, p_after_seq bigint, p_up_to_seq bigint, p_limit integer, p_budget bigint)
 returns table (part text, seq bigint, role text, content text, created_at timestamptz, kind text, turn_id text, data text)
 language plpgsql stable rows 100
+set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare

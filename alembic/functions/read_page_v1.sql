@@ -3,6 +3,7 @@
 create or replace function exai.read_page_v1(p_owner text, p_continuation_id text, p_before_seq bigint, p_limit integer)
 returns table (part text, seq bigint, role text, content text, created_at timestamptz, kind text, turn_id text, data text)
 language plpgsql stable rows 50
+set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare

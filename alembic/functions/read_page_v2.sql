@@ -7,6 +7,7 @@
 create or replace function exai.read_page_v2(p_owner text, p_continuation_id text, p_before_seq bigint, p_limit integer)
 returns table (head text, messages bytea)
 language plpgsql stable rows 1
+set search_path = pg_catalog, pg_temp
 set timezone = 'UTC'
 as $$
 declare

@@ -13,6 +13,7 @@ returns table (
   continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamptz,
   rank numeric, tool text, model text, as_of timestamptz, snippet text)
 language plpgsql stable rows 20
+set search_path = pg_catalog, pg_temp
 set plan_cache_mode = 'force_generic_plan'
 set jit = off
 as $$

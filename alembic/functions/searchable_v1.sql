@@ -6,10 +6,10 @@
 create or replace function exai.searchable_v1(p_text text) returns text
 language sql immutable parallel safe
 as $$
-  select case when octet_length(p_text) <= 2000 then p_text
-              else regexp_replace(
-                regexp_replace(
-                  replace(left(p_text, 100000), '<!--', '<! --'),
-                  '([A-Za-z0-9+/_=-]{250})[A-Za-z0-9+/_=-]+', '\1 ', 'g'),
-                '[^\s"<>{|}，。]{250}', '\& ', 'g') end
+  select case when pg_catalog.octet_length(p_text) <= 2000 then p_text
+              else pg_catalog.regexp_replace(
+                pg_catalog.regexp_replace(
+                  pg_catalog.replace(pg_catalog.left(p_text, 100000), '<!--', '<! --'),
+                  '([A-Za-z0-9+/_=-]{250})[A-Za-z0-9+/_=-]+', E'\\1 ', 'g'),
+                E'[^\\s"<>{|}，。]{250}', E'\\& ', 'g') end
 $$

@@ -12,7 +12,7 @@ create or replace function exai.store_turn_v1(
 language plpgsql
 as $$
 declare
-  v_count constant bigint := cardinality(p_roles);
+  v_count constant bigint := pg_catalog.cardinality(p_roles);
   v_next bigint;
   v_deleted timestamptz;
   v_claimed boolean := false;
@@ -20,9 +20,9 @@ declare
   v_owned uuid;
 begin
   -- What a repeated request was stored with may be gone by now.
-  if cardinality(p_files) > 0
+  if pg_catalog.cardinality(p_files) > 0
      and not exists (select from public.turns t where t.owner = p_owner and t.request_key = p_key) then
-    select string_agg(w.id, ', ') into o_detail from unnest(p_files) w(id)
+    select pg_catalog.string_agg(w.id, ', ') into o_detail from pg_catalog.unnest(p_files) w(id)
      where not exists (select from public.files f where f.id = w.id::uuid and f.owner = p_owner);
     if o_detail is not null then
       o_status := 'file_not_found';
@@ -34,12 +34,12 @@ begin
     o_conversation_id := p_new_id;
     o_base := 0;
     v_next := 1;
-    o_now := clock_timestamp();
+    o_now := pg_catalog.clock_timestamp();
     with t as (
       insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by,
                                 lease_until, provider, model, first_seq, last_seq, revision, started_at, finished_at)
       values (p_turn_id, p_new_id, p_owner, p_key, p_hash, p_tool, p_state, p_turn_id,
-              o_now + make_interval(secs => p_lease_s), p_provider, p_model,
+              o_now + pg_catalog.make_interval(secs => p_lease_s), p_provider, p_model,
               case when v_count > 0 then 1 end, nullif(v_count, 0), 1, o_now,
               case when p_state = 'finished' then o_now end)
       on conflict do nothing
@@ -55,7 +55,7 @@ begin
              with ordinality u(role, kind, content, metadata, ord)),
     f as (
       insert into public.conversation_files (conversation_id, file_id)
-      select p_new_id, w.id::uuid from c cross join unnest(p_files) w(id) order by 2
+      select p_new_id, w.id::uuid from c cross join pg_catalog.unnest(p_files) w(id) order by 2
       on conflict do nothing)
     select exists (select from t) into v_claimed;
   else
@@ -73,19 +73,19 @@ begin
       return;
     end if;
     if p_expected is null or p_expected = o_base then
-      o_now := clock_timestamp();
+      o_now := pg_catalog.clock_timestamp();
       with t as (
         insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by,
                                   lease_until, provider, model, first_seq, last_seq, revision, started_at, finished_at)
         values (p_turn_id, o_conversation_id, p_owner, p_key, p_hash, p_tool, p_state, p_turn_id,
-                o_now + make_interval(secs => p_lease_s), p_provider, p_model,
+                o_now + pg_catalog.make_interval(secs => p_lease_s), p_provider, p_model,
                 case when v_count > 0 then v_next end, case when v_count > 0 then v_next + v_count - 1 end,
                 o_base + 1, o_now, case when p_state = 'finished' then o_now end)
         on conflict do nothing
         returning 1),
       c as (
         update public.conversations c
-           set next_seq = v_next + v_count, revision = o_base + 1, changed_xid = pg_current_xact_id(),
+           set next_seq = v_next + v_count, revision = o_base + 1, changed_xid = pg_catalog.pg_current_xact_id(),
                updated_at = o_now
           from t
          where c.id = o_conversation_id),
@@ -97,7 +97,7 @@ begin
                with ordinality u(role, kind, content, metadata, ord)),
       f as (
         insert into public.conversation_files (conversation_id, file_id)
-        select o_conversation_id, w.id::uuid from t cross join unnest(p_files) w(id) order by 2
+        select o_conversation_id, w.id::uuid from t cross join pg_catalog.unnest(p_files) w(id) order by 2
         on conflict do nothing)
       select exists (select from t) into v_claimed;
     end if;

@@ -2,6 +2,7 @@
 create or replace function exai.turn_state_v1(p_owner text, p_key text)
 returns table (part text, seq bigint, role text, content text, created_at timestamptz, kind text, turn_id text, data text)
 language plpgsql stable rows 2
+set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare

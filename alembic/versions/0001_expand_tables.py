@@ -221,8 +221,9 @@ select k.conname::text
    and a.attname in ('role', 'content')
 """
 INDEXES_ON = """
-select distinct i.indexrelid::regclass::text, pg_get_indexdef(i.indexrelid)
+select distinct r.relname::text, pg_get_indexdef(i.indexrelid)
   from pg_catalog.pg_index i
+  join pg_catalog.pg_class r on r.oid = i.indexrelid
   join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attname = any($2::text[])
   join pg_catalog.pg_depend d
     on d.classid = 'pg_class'::regclass and d.objid = i.indexrelid and d.refobjid = i.indrelid

@@ -28,19 +28,20 @@ with lost as materialized (
   select m.ctid as at from public.messages m where m.conversation_id is null limit 1000 for update nowait),
 home as materialized (
   select exai.recover_conversation_v1('e8a10000-0000-4000-8000-000000000000', x.first, x.last)
-    from (select min({time}) as first, max({time}) as last from public.messages m where m.conversation_id is null) x
+    from (select pg_catalog.min({time}) as first, pg_catalog.max({time}) as last
+            from public.messages m where m.conversation_id is null) x
    where exists (select from lost)),
 moved as (
   update public.messages m set conversation_id = 'e8a10000-0000-4000-8000-000000000000'
-    from lost where m.ctid = lost.at and (select count(*) from home) = 1
+    from lost where m.ctid = lost.at and (select pg_catalog.count(*) from home) = 1
   returning 1)
-select count(*) from moved
+select pg_catalog.count(*) from moved
 """
 """Both at once would not satisfy the key, which is checked at the end of the statement: it is there by then."""
 
 RECOVER_ORPHANS = """
-select coalesce(sum(exai.recover_conversation_v1(x.conversation_id, x.first, x.last)), 0)
-  from (select m.conversation_id, min({time}) as first, max({time}) as last
+select coalesce(pg_catalog.sum(exai.recover_conversation_v1(x.conversation_id, x.first, x.last)), 0)
+  from (select m.conversation_id, pg_catalog.min({time}) as first, pg_catalog.max({time}) as last
           from public.messages m
          where m.conversation_id is not null
            and not exists (select from public.conversations c where c.id = m.conversation_id)
@@ -87,19 +88,19 @@ begin
       o_from := c.id;
       continue;
     end;
-    select coalesce(max(m.seq), 0) into v_next
+    select coalesce(pg_catalog.max(m.seq), 0) into v_next
       from public.messages m where m.conversation_id = c.id and m.seq is not null;
     update public.messages m
        set seq = v_next + u.n,
-           created_at = coalesce({time}, c.updated_at, c.created_at, now()),
+           created_at = coalesce({time}, c.updated_at, c.created_at, pg_catalog.now()),
            metadata = exai.fitted_metadata_v1(m.metadata, m.role, m.content,
                                               case when {created} is null then m.created_at::text end),
            role = exai.fitted_role_v1(m.role),
            content = coalesce(m.content, '')
-      from unnest(v_at) with ordinality u(at, n)
+      from pg_catalog.unnest(v_at) with ordinality u(at, n)
      where m.ctid = u.at;
     get diagnostics v_count = row_count;
-    if v_count <> cardinality(v_at) then
+    if v_count <> pg_catalog.cardinality(v_at) then
       raise exception 'a message moved while it was numbered' using errcode = '40001';
     end if;
     o_done := o_done + v_count;
@@ -110,8 +111,8 @@ begin
     update public.conversations x
        set next_seq = v_next + v_count + 1,
            metadata = x.metadata,
-           created_at = coalesce(x.created_at, (select min(m.created_at) from public.messages m
-                                                 where m.conversation_id = c.id), now())
+           created_at = coalesce(x.created_at, (select pg_catalog.min(m.created_at) from public.messages m
+                                                 where m.conversation_id = c.id), pg_catalog.now())
      where x.id = c.id;
     o_from := c.id;
     o_done := o_done + 1;
@@ -133,7 +134,7 @@ with stray as (
 again as (
   update public.conversations c set next_seq = null from stray s where c.id = s.id and c.next_seq is not null
   returning 1)
-select count(*) from again
+select pg_catalog.count(*) from again
 """
 """A conversation that its client made anew after its messages had lost it."""
 
@@ -149,24 +150,25 @@ FILL_FILES = """
 with empty as (
   select f.id from public.files f where f.created_at is null limit 1000 for update nowait),
 filled as (
-  update public.files f set created_at = now() from empty where f.id = empty.id returning 1)
-select count(*) from filled
+  update public.files f set created_at = pg_catalog.now() from empty where f.id = empty.id returning 1)
+select pg_catalog.count(*) from filled
 """
 
 RENAME_DUPLICATES = """
 with ranked as (
-  select c.id, row_number() over (partition by c.owner, c.continuation_id order by c.updated_at desc, c.id desc) as n
+  select c.id, pg_catalog.row_number() over (partition by c.owner, c.continuation_id
+                                             order by c.updated_at desc, c.id desc) as n
     from public.conversations c),
 locked as (
   select c.id from public.conversations c
    where c.id = any(array(select r.id from ranked r where r.n > 1 limit 1000)) for update nowait),
 renamed as (
   update public.conversations c
-     set continuation_id = c.continuation_id || '~' || c.id,
-         metadata = c.metadata || jsonb_build_object('duplicate_of', c.continuation_id)
+     set continuation_id = c.continuation_id || '~' || c.id::text,
+         metadata = c.metadata || pg_catalog.jsonb_build_object('duplicate_of', c.continuation_id)
     from locked l where l.id = c.id
   returning 1)
-select count(*) from renamed
+select pg_catalog.count(*) from renamed
 """
 """The one that was used last keeps the name; the others stay whole under a name of their own."""
 
@@ -178,7 +180,7 @@ with bad as materialized (
       or not exists (select from public.files f where f.id = l.file_id)
    union all
   select x.at, 'there twice' from (
-    select l.ctid as at, row_number() over (partition by l.conversation_id, l.file_id order by l.ctid) as n
+    select l.ctid as at, pg_catalog.row_number() over (partition by l.conversation_id, l.file_id order by l.ctid) as n
       from public.conversation_files l where l.conversation_id is not null and l.file_id is not null) x
    where x.n > 1
    limit 2000),
@@ -188,12 +190,12 @@ locked as materialized (
 gone as (
   delete from public.conversation_files l
    where l.ctid = any(array(select k.at from locked k))
-  returning l.ctid as at, to_jsonb(l) as row),
+  returning l.ctid as at, pg_catalog.to_jsonb(l) as row),
 kept as (
   insert into exai.set_aside (table_name, reason, row)
-  select 'conversation_files', (select min(b.reason) from bad b where b.at = g.at), g.row from gone g
+  select 'conversation_files', (select pg_catalog.min(b.reason) from bad b where b.at = g.at), g.row from gone g
   returning 1)
-select count(*) from kept
+select pg_catalog.count(*) from kept
 """
 
 

@@ -16,7 +16,8 @@ INDEXES = {
     "conversations_parent_idx": "public.conversations (parent_id) where parent_id is not null",
     "messages_created_idx": "public.messages (conversation_id, created_at desc)",
     "messages_system_idx": "public.messages (conversation_id, seq desc) where role = 'system'",
-    "messages_text_idx": "public.messages using gin (to_tsvector('simple', left(content, 100000)))",
+    "messages_text_idx": "public.messages using gin"
+    " (pg_catalog.to_tsvector('simple', pg_catalog.left(content, 100000)))",
     "turns_conversation_idx": "public.turns (conversation_id)",
     "files_storage_path_idx": "public.files (storage_path)",
     "conversation_files_file_idx": "public.conversation_files (file_id)",

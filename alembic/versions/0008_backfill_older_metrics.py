@@ -48,23 +48,28 @@ with empty as (
    limit 1000 for update),
 filled as (
   update monitoring.metrics_raw m
-     set type = coalesce(m.type, m.data ->> 'type', m.data ->> 'name', 'unknown'), data = coalesce(m.data, '{{}}'),
+     set type = coalesce(m.type, m.data ->> 'type'::text, m.data ->> 'name'::text, 'unknown'),
+         data = coalesce(m.data, '{{}}'),
          "timestamp" = {time}, created_at = coalesce(m.created_at, {time})
     from empty where m.id = empty.id
   returning 1)
-select count(*) from filled
+select pg_catalog.count(*) from filled
 """
 MOVE = """
 with ahead as (
-  select m.id from monitoring.metrics_raw m where m."timestamp" > now() + interval '1 day' limit 1000 for update),
+  select m.id from monitoring.metrics_raw m
+   where m."timestamp" > pg_catalog.now() + interval '1 day'
+   limit 1000 for update),
 moved as (
   update monitoring.metrics_raw m
-     set "timestamp" = least(m.created_at, now()),
-         data = case jsonb_typeof(m.data) when 'object' then m.data else jsonb_build_object('data', m.data) end
-                || jsonb_build_object('adopted', jsonb_build_object('timestamp', m."timestamp"::text))
+     set "timestamp" = least(m.created_at, pg_catalog.now()),
+         data = case pg_catalog.jsonb_typeof(m.data) when 'object' then m.data
+                     else pg_catalog.jsonb_build_object('data', m.data) end
+                || pg_catalog.jsonb_build_object(
+                     'adopted', pg_catalog.jsonb_build_object('timestamp', m."timestamp"::text))
     from ahead where m.id = ahead.id
   returning 1)
-select count(*) from moved
+select pg_catalog.count(*) from moved
 """
 """A time that has not come yet would keep the partition open till then; what it was is kept in the data."""
 
@@ -81,7 +86,7 @@ def upgrade() -> None:
     )
     names = [f'm."{name}"' for name in TIME_NAMES if name in columns_of(op.get_bind(), "metrics_raw", "monitoring")]
     with patiently(lock_s=4):
-        until_done(FILL.format(time=f"coalesce({', '.join([*names, 'now()'])})"))
+        until_done(FILL.format(time=f"coalesce({', '.join([*names, 'pg_catalog.now()'])})"))
         until_done(MOVE)
     drop_index("monitoring", "metrics_raw_unfilled_idx")
     create_index("monitoring", KEY, f'{TABLE} (id, "timestamp")', unique=True)

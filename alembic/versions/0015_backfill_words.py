@@ -34,13 +34,13 @@ held as materialized (
      for key share skip locked),
 put_off as (
   insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
-  select b.conversation_id, min(b.seq), max(b.seq)
+  select b.conversation_id, pg_catalog.min(b.seq), pg_catalog.max(b.seq)
     from batch b
    where b.conversation_id not in (select h.id from held h)
    group by b.conversation_id),
 stored as (
   insert into exai.message_words (conversation_id, seq, created_at, words)
-  select b.conversation_id, b.seq, b.created_at, to_tsvector('simple', exai.searchable_v1(b.content))
+  select b.conversation_id, b.seq, b.created_at, pg_catalog.to_tsvector('simple', exai.searchable_v1(b.content))
     from batch b
    where b.conversation_id in (select h.id from held h) and not exists (
      select from exai.message_words w where w.conversation_id = b.conversation_id and w.seq = b.seq)

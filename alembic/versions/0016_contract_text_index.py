@@ -19,5 +19,6 @@ def downgrade() -> None:
     create_index(
         "public",
         "messages_text_idx",
-        "public.messages using gin (to_tsvector('simple', left(content, 100000))) with (gin_pending_list_limit = 64)",
+        "public.messages using gin (pg_catalog.to_tsvector('simple', pg_catalog.left(content, 100000)))"
+        " with (gin_pending_list_limit = 64)",
     )

@@ -11,6 +11,7 @@ Each of the `size` places is, at any time, exactly one of: idle, taken, or being
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
@@ -33,11 +34,16 @@ PATIENCE_S: Final = 3.0
 is back by then. Later they are told at once, until a connection could be made."""
 
 
+_ARRAY_AGG: Final = re.compile(r"(?<![\w.])array_agg\(")
+
+
 class OneTrip(asyncpg.Connection):
     """Parse, Bind, Execute and Sync in one write; nothing is left on the server between statements."""
 
-    __slots__ = ("generation", "holder")
+    __slots__ = ("generation", "holder", "is_read_committed")
     generation: int
+    is_read_committed: bool
+    """Whether a transaction is read committed unless it asks for something else."""
     holder: Holder
     """The owner that the connection is taken for."""
 
@@ -54,6 +60,11 @@ class OneTrip(asyncpg.Connection):
             # Makes the driver send Parse along with each Bind instead of relying on the server to remember.
             statement.mark_unprepared()
         return statement
+
+    async def _introspect_types(self, typeoids: Any, timeout: float | None) -> Any:
+        # The driver's own question for unknown types must not find functions that others have created, either.
+        self._intro_query = _ARRAY_AGG.sub("pg_catalog.array_agg(", self._intro_query)
+        return await super()._introspect_types(typeoids, timeout)
 
 
 class Connections:
@@ -145,7 +156,7 @@ class Connections:
     def give(self, connection: OneTrip) -> None:
         """Give back a connection whose statement has ended, well or badly."""
         self._release(connection)
-        if connection.is_closed() or self._closing or connection.generation != self._generation:
+        if self._closing or connection.generation != self._generation or not _is_usable(connection):
             self._mend(connection)
         else:
             self._add(connection)
@@ -247,4 +258,8 @@ async def _settled(connection: OneTrip) -> bool:
         await connection.execute("select 1", timeout=SETTLE_LIMIT_S)
     except Exception:  # noqa: BLE001 - the driver has more kinds of errors than it tells, and all mean no
         return False
-    return not connection.is_closed()
+    return _is_usable(connection)
+
+
+def _is_usable(connection: OneTrip) -> bool:
+    return not (connection.is_closed() or connection.is_in_transaction())

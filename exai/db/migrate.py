@@ -28,6 +28,7 @@ from sqlalchemy.pool import NullPool
 from exai.db.address import Address, parse_address
 from exai.db.connections import OneTrip
 from exai.db.pool import connect
+from exai.db.session import SAFE_PATH, WITHIN, encoded, settle
 from exai.db.translate import DEPENDENCY, judge
 from exai.environment import read_environment
 from exai.errors import ConfigError, DatabaseBusy, DatabaseError, ExaiError, SchemaMismatch
@@ -47,7 +48,7 @@ RETRY_PAUSE_S: Final = 1.0
 LOCK_LIMIT: Final = "4s"
 """No statement of a migration waits longer for a lock, nor does anybody else for one that it holds."""
 
-LIMITS: Final = f"select set_config('lock_timeout', '{LOCK_LIMIT}', true), set_config('statement_timeout', '5s', true)"
+LIMITS: Final = {"search_path": SAFE_PATH, "lock_timeout": LOCK_LIMIT, "statement_timeout": "5s"}
 PATIENCE: Final = "60min"
 MAX_BATCHES: Final = 10_000_000
 BROKEN_INDEX: Final = (
@@ -128,10 +129,15 @@ async def migrating(address: Address) -> AsyncIterator[AsyncConnection]:
     """A connection to migrate with, while the lock is held; our schema exists."""
 
     async def creator(*_: object, **__: object) -> OneTrip:
-        return await connect(address, timeout_s=CONNECT_TIMEOUT_S)
+        connection = await connect(address, timeout_s=CONNECT_TIMEOUT_S)
+        await settle(connection, statement_timeout=PATIENCE)
+        return connection
 
     engine = create_async_engine(
-        "postgresql+asyncpg://?prepared_statement_cache_size=0", async_creator=creator, poolclass=NullPool
+        "postgresql+asyncpg://?prepared_statement_cache_size=0",
+        async_creator=creator,
+        poolclass=NullPool,
+        isolation_level="READ COMMITTED",
     )
     event.listen(engine.sync_engine, "begin", _set_limits)
     async with _lock(address):
@@ -144,7 +150,7 @@ async def migrating(address: Address) -> AsyncIterator[AsyncConnection]:
 
 
 def _set_limits(connection: Connection) -> None:
-    connection.exec_driver_sql(LIMITS)
+    connection.exec_driver_sql(WITHIN, (encoded(**LIMITS),))
 
 
 @asynccontextmanager
@@ -153,10 +159,12 @@ async def _lock(address: Address) -> AsyncIterator[None]:
     try:
         give_up_at = asyncio.get_running_loop().time() + LOCK_WAIT_S
         while True:
-            transaction = connection.transaction()
+            # At a higher level the transaction would keep its first snapshot, for which the concurrent build of an
+            # index would wait.
+            transaction = connection.transaction(isolation="read_committed")
             await transaction.start()
-            await connection.fetchval("select set_config('idle_in_transaction_session_timeout', '0', true)")
-            if await connection.fetchval("select pg_try_advisory_xact_lock($1::bigint)", LOCK_KEY):
+            await connection.fetchval(WITHIN, encoded())
+            if await connection.fetchval("select pg_catalog.pg_try_advisory_xact_lock($1::bigint)", LOCK_KEY):
                 # The reply's portal stays open and keeps its snapshot, for which a concurrent index build would wait
                 # for ever; a statement of the simple protocol replaces it and leaves none.
                 await connection.execute("select 1")
@@ -239,7 +247,7 @@ def take_locks(*tables: str, mode: str = "access exclusive") -> None:
             with bind.begin_nested():
                 bind.exec_driver_sql(f"select set_config('lock_timeout', '{LOCK_TRY}', true)")
                 bind.exec_driver_sql(f"lock table {names} in {mode} mode")
-                bind.exec_driver_sql(LIMITS)
+                _set_limits(bind)
         except DBAPIError as error:
             if _sqlstate(error) not in {"55P03", "40P01"} or attempt == LOCK_TRIES:
                 raise
@@ -272,14 +280,12 @@ def patiently(*, lock_s: float = 0) -> Iterator[Connection]:
         bind = op.get_bind()
         direct = _is_direct(bind)
         if direct:
-            op.execute(f"set statement_timeout = '{PATIENCE}'")
             op.execute(f"set lock_timeout = '{lock_s:g}s'")
         try:
             yield bind
         finally:
             if direct:
-                op.execute("reset statement_timeout")
-                op.execute("reset lock_timeout")
+                op.execute("set lock_timeout = 0")
 
 
 def create_index(schema: str, name: str, definition: str, *, unique: bool = False) -> None:

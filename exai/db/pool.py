@@ -21,6 +21,7 @@ from asyncpg.exceptions import PostgresError
 from exai.config import DatabaseSettings
 from exai.db.address import Address, parse_address
 from exai.db.connections import Connections, OneTrip
+from exai.db.session import settle
 from exai.db.statements import Statement, load_statements
 from exai.db.translate import DEPENDENCY, Phase, Verdict, judge
 from exai.errors import DatabaseUnavailable, DeadlineExceeded, ShuttingDown
@@ -42,12 +43,6 @@ TICK_S: Final = 0.001
 """Event loops may count in milliseconds: a limit may pass so much before the deadline it was made of."""
 
 STATEMENT_CACHE: Final = 1_000
-
-SETTLE: Final = """
-select case when pg_catalog.pg_backend_pid() = $1::int
-            then pg_catalog.set_config('statement_timeout', $2::text, false) end"""
-"""Ends the warm-up with a sync. A pooler gives its clients made-up backend ids, so on a direct connection only the ids
-agree, and only there may a session setting be made."""
 
 
 class Database:
@@ -108,7 +103,10 @@ class Database:
         owner = request_owner.get()
         connection = connections.take_nowait(owner) or await self._take(owner, limit_s)
         try:
-            rows: list[Record] = await connection.fetch(statement.text, *args, timeout=limit_s)
+            if connection.is_read_committed or statement.repeat == "read":
+                rows: list[Record] = await connection.fetch(statement.text, *args, timeout=limit_s)
+            else:
+                rows = await _in_read_committed(connection, statement, args, limit_s)
         except PostgresError as error:
             connections.give(connection)
             raise _failed(error, "sent") from error
@@ -191,6 +189,18 @@ def _final(statement: Statement, verdict: Verdict) -> Exception:
     return verdict.error
 
 
+async def _in_read_committed(
+    connection: OneTrip, statement: Statement, args: tuple[object, ...], limit_s: float
+) -> list[Record]:
+    """Run a statement in a transaction that asks for its isolation level, because the default is another one.
+
+    Only needed behind a pooler: a direct connection has been given the default. Costs two more round trips.
+    """
+    async with asyncio.timeout(limit_s), connection.transaction(isolation="read_committed"):
+        rows: list[Record] = await connection.fetch(statement.text, *args, timeout=limit_s)
+        return rows
+
+
 async def connect(address: Address, *, timeout_s: float) -> OneTrip:
     """One connection outside any pool, for migrations and checks; the caller closes it.
 
@@ -253,7 +263,8 @@ async def open_pool(
             try:
                 for statement in statements.values():
                     await connection._get_statement(statement.text, None)
-                await connection.fetchval(SETTLE, connection.get_server_pid(), timeout_ms)
+                # Also ends the warm-up with a sync.
+                connection.is_read_committed = await settle(connection, statement_timeout=timeout_ms)
             except BaseException:
                 connection.terminate()
                 raise

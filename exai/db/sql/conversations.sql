@@ -61,7 +61,7 @@ select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at:
 -- repeat: keyed
 -- Keeps pending turns from being taken over; returns those that still are pending. By turns_pkey.
 update public.turns t
-   set lease_until = clock_timestamp() + make_interval(secs => $2::double precision)
+   set lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $2::double precision)
  where t.id = any($1::text[]::uuid[]) and t.state = 'pending'
 returning t.id::text as id;
 
@@ -88,7 +88,8 @@ select exai.header_v1(c)::text as header, c.updated_at::timestamptz as updated_a
 -- (a restored dump) and are no changes here. Without a start nothing but the snapshot is told.
 -- The time at which statistics were discarded tells of a recovery; incarnation_v1 holds it from Postgres 15 on.
 with snapshot as materialized (
-  select pg_snapshot_xmin(pg_current_snapshot()) as xmin, pg_snapshot_xmax(pg_current_snapshot()) as xmax),
+  select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) as xmin,
+         pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) as xmax),
 changed as (
   select c.owner, c.continuation_id, c.revision
     from public.conversations c
@@ -114,7 +115,8 @@ select null::text, null::text, r.owner::text, r.continuation_id::text, null::big
 -- What has changed since a snapshot began, for whoever listens: one row of this snapshot, then conversations, and whether
 -- a list of them reads differently, because one is new or one of its last two changes was an edit. Otherwise as changes.
 with snapshot as materialized (
-  select pg_snapshot_xmin(pg_current_snapshot()) as xmin, pg_snapshot_xmax(pg_current_snapshot()) as xmax)
+  select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) as xmin,
+         pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) as xmax)
 select s.xmin::text as xmin, null::text as owner, null::text as continuation_id, null::bigint as revision,
        null::boolean as listed
   from snapshot s

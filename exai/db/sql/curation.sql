@@ -18,14 +18,14 @@ select p.part::text, p.data::text
 with gone as (
   select c.id
     from public.conversations c
-   where c.deleted_at < now() - make_interval(secs => $1::double precision)
+   where c.deleted_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1::double precision)
      and not exists (select from public.conversations x where x.parent_id = c.id)
    order by c.deleted_at
    limit $2::integer
      for update skip locked),
 purged as (
   delete from public.conversations c using gone g where c.id = g.id returning c.id)
-select count(*)::bigint as removed from purged;
+select pg_catalog.count(*)::bigint as removed from purged;
 
 -- name: expire_idle
 -- repeat: keyed
@@ -43,7 +43,7 @@ idle as (
      select c.id
        from public.conversations c
       where c.owner = o.owner and c.deleted_at is null
-        and c.updated_at < now() - make_interval(secs => $2::double precision)
+        and c.updated_at < pg_catalog.now() - pg_catalog.make_interval(secs => $2::double precision)
       order by c.updated_at
       limit $3::integer) i
    limit $3::integer),
@@ -51,22 +51,22 @@ locked as (
   select c.id from public.conversations c join idle i on i.id = c.id order by c.id for no key update of c skip locked),
 marked as (
   update public.conversations c
-     set deleted_at = now(), revision = c.revision + 1, edited_revision = c.revision + 1,
-         changed_xid = pg_current_xact_id()
+     set deleted_at = pg_catalog.now(), revision = c.revision + 1, edited_revision = c.revision + 1,
+         changed_xid = pg_catalog.pg_current_xact_id()
     from locked l
    where c.id = l.id and c.deleted_at is null
-     and c.updated_at < now() - make_interval(secs => $2::double precision)
+     and c.updated_at < pg_catalog.now() - pg_catalog.make_interval(secs => $2::double precision)
   returning c.id)
-select count(*)::bigint as marked from marked;
+select pg_catalog.count(*)::bigint as marked from marked;
 
 -- name: prune_removed
 -- repeat: keyed
 -- Forgets which conversations are gone, once no cache can hold them any more.
 with gone as (
   delete from exai.removed_conversations r
-   where r.removed_at < now() - make_interval(secs => $1::double precision)
+   where r.removed_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1::double precision)
   returning 1)
-select count(*)::bigint as removed from gone;
+select pg_catalog.count(*)::bigint as removed from gone;
 
 -- name: read_forward
 -- repeat: read

@@ -51,7 +51,7 @@ select p.characters::integer as characters
 -- repeat: keyed
 -- Removes contents that no file has and bytes that no content has, unused for the grace period.
 select s.contents::bigint as contents, s.blobs::bigint as blobs
-  from exai.sweep_contents_v1(make_interval(secs => $1::double precision), $2::integer) s;
+  from exai.sweep_contents_v1(pg_catalog.make_interval(secs => $1::double precision), $2::integer) s;
 
 -- name: get_files
 -- repeat: read
@@ -102,14 +102,14 @@ found as materialized (
 linked as (
   insert into public.conversation_files (conversation_id, file_id)
   select c.id, f.id from conversation c cross join found f
-   where (select count(*) from found) = cardinality($3::text[])
+   where (select pg_catalog.count(*) from found) = pg_catalog.cardinality($3::text[])
    order by f.id
   on conflict do nothing
   returning file_id)
 select (exists (select from conversation))::boolean as conversation,
-       array(select w.id from unnest($3::text[]) w(id) where w.id::uuid not in (select f.id from found f))::text[]
-         as missing,
-       (select count(*) from linked)::bigint as linked;
+       array(select w.id from pg_catalog.unnest($3::text[]) w(id)
+              where w.id::uuid not in (select f.id from found f))::text[] as missing,
+       (select pg_catalog.count(*) from linked)::bigint as linked;
 
 -- name: delete_file
 -- repeat: never
@@ -122,7 +122,7 @@ returning f.id::text as id;
 -- repeat: keyed
 -- Forgets files that no conversation has and nobody has used for the grace period.
 select o.owner::text as owner, o.sha256::text as sha256, o.storage_path::text as storage_path
-  from public.cleanup_orphaned_files(make_interval(secs => $1::double precision)) o;
+  from public.cleanup_orphaned_files(pg_catalog.make_interval(secs => $1::double precision)) o;
 
 -- name: known_files
 -- repeat: read

@@ -25,7 +25,8 @@ with found as (
    where t.id = $2::text::uuid and t.owner = $1::text and c.deleted_at is null),
 ended as (
   update public.turns t
-     set state = 'failed', finished_at = clock_timestamp(), error = $3::text::jsonb, reply_revision = f.revision
+     set state = 'failed', finished_at = pg_catalog.clock_timestamp(), error = $3::text::jsonb,
+         reply_revision = f.revision
     from found f
    where t.id = f.id and t.state = 'pending')
-select count(*)::bigint as found from found;
+select pg_catalog.count(*)::bigint as found from found;

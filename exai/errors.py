@@ -19,9 +19,11 @@
     |   |-- BlobError
     |   `-- ProviderError
     |       |-- ProviderRefused  4xx: the request is wrong for this model, or its content was refused
+    |       |   `-- ProviderTooLong  the prompt does not fit into the model's window
     |       |-- ProviderAuthFailed
     |       |-- ProviderLimited  429: rate, quota or balance
-    |       |-- ProviderUnavailable  connect errors, 5xx, an open breaker
+    |       |-- ProviderUnavailable  5xx, an open breaker
+    |       |   `-- ProviderUnreachable  no connection to the endpoint: none of its models can be asked
     |       `-- ProviderBroken   a reply that cannot be used: broken stream, not SSE, no finish marker
     |-- DeadlineExceeded
     |-- Overloaded               a limit of this process; try again shortly
@@ -58,15 +60,21 @@ def bounded(text: str, chars: int) -> str:
 
 
 class ExaiError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package. `continuation_id` names the conversation that was begun before the error."""
 
     code: ClassVar[str] = "error"
     retryable: ClassVar[bool] = False
     exit_status: ClassVar[int] = 1
+    continuation_id: str | None = None
 
     def details(self) -> dict[str, Any]:
         """Facts a program can act on, JSON-ready; the sentence is for people and models."""
         return {}
+
+    def report(self) -> dict[str, Any]:
+        """Return all that programs, people and models learn of the error."""
+        facts = {"code": self.code, "message": str(self), "retryable": self.retryable, **self.details()}
+        return facts if self.continuation_id is None else {**facts, "continuation_id": self.continuation_id}
 
 
 class ConfigError(ExaiError):
@@ -247,7 +255,7 @@ class AnswerNotStored(DatabaseError):
         self.content, self.continuation_id = content, continuation_id
 
     def details(self) -> dict[str, Any]:
-        return {**super().details(), "content": self.content, "continuation_id": self.continuation_id}
+        return {**super().details(), "content": self.content}
 
 
 class SchemaMismatch(DatabaseError):
@@ -292,6 +300,30 @@ class ProviderRefused(ProviderError):
     retryable = False
 
 
+class ProviderTooLong(ProviderRefused):
+    """The prompt does not fit. `limit_tokens` and `sent_tokens` are the provider's numbers, None where it gave none."""
+
+    code = "provider_too_long"
+
+    def __init__(
+        self,
+        provider: str,
+        problem: str,
+        cure: str = "",
+        *,
+        status: int | None = None,
+        request_id: str | None = None,
+        limit_tokens: int | None = None,
+        sent_tokens: int | None = None,
+    ) -> None:
+        super().__init__(provider, problem, cure, status=status, request_id=request_id)
+        self.limit_tokens, self.sent_tokens = limit_tokens, sent_tokens
+
+    def details(self) -> dict[str, Any]:
+        facts = {"limit_tokens": self.limit_tokens, "sent_tokens": self.sent_tokens}
+        return super().details() | {name: value for name, value in facts.items() if value is not None}
+
+
 class ProviderAuthFailed(ProviderError):
     """The key was not accepted."""
 
@@ -329,6 +361,10 @@ class ProviderUnavailable(ProviderError):
     """The provider cannot be reached or says that it is down."""
 
     code = "provider_unavailable"
+
+
+class ProviderUnreachable(ProviderUnavailable):
+    """No connection to the provider could be made."""
 
 
 class ProviderBroken(ProviderError):

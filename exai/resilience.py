@@ -184,8 +184,8 @@ class Breaker:
     a verdict (cancelled, say) just frees the slot.
 
     `failures` are the exceptions that say the dependency is ill. Those in `answers` say that it is well although the
-    call did not succeed. Anything else, cancellation first of all, is no verdict, and so is a timeout caused by a
-    stall of our own loop.
+    call did not succeed. Anything else, cancellation first of all, is no verdict, and so are those in `neutral`, which
+    may be special cases of a failure, and a timeout caused by a stall of our own loop.
     """
 
     def __init__(
@@ -195,12 +195,13 @@ class Breaker:
         recorder: Recorder,
         failures: tuple[type[BaseException], ...],
         answers: tuple[type[BaseException], ...] = (),
+        neutral: tuple[type[BaseException], ...] = (),
         clock: Clock = time.monotonic,
         rand: Random = random.random,
     ) -> None:
         self.name = name
         self._recorder, self._clock, self._rand = recorder, clock, rand
-        self._failures, self._answers = failures, answers
+        self._failures, self._answers, self._neutral = failures, answers, neutral
         self._window: deque[tuple[float, bool]] = deque(maxlen=WINDOW_CALLS)
         self._state: BreakerState = "closed"
         self._openings = 0
@@ -233,9 +234,12 @@ class Breaker:
             self._count("refused")
             raise BreakerOpen(self.name, wait_s)
 
-    def attempt(self) -> Attempt:
-        """`async with breaker.attempt():` around one call. Entering raises `BreakerOpen`; leaving gives the verdict."""
-        return Attempt(self)
+    def attempt(self, within: Attempt | None = None) -> Attempt:
+        """`async with breaker.attempt():` around one call. Entering raises `BreakerOpen`; leaving gives the verdict.
+
+        `within` is the attempt of another breaker that this one is a part of, so that both are answered early.
+        """
+        return Attempt(self, within)
 
     def _admit(self, attempt: Attempt) -> None:
         self.check()
@@ -248,12 +252,14 @@ class Breaker:
         probing = self._probe is attempt
         if probing:
             self._probe = None
-        if error is None or isinstance(error, self._answers):
-            self._count("success")
-            self._succeeded(probing)
-        elif isinstance(error, self._failures) and not _is_own_stall(error):
+        if isinstance(error, self._neutral) or (isinstance(error, self._failures) and _is_own_stall(error)):
+            self._count("none")
+        elif isinstance(error, self._failures):
             self._count("failure")
             self._failed(probing)
+        elif error is None or isinstance(error, self._answers):
+            self._count("success")
+            self._succeeded(probing)
         else:
             self._count("none")
 
@@ -302,10 +308,10 @@ class Breaker:
 class Attempt:
     """One call through a breaker; made by `Breaker.attempt`, used once."""
 
-    __slots__ = ("_breaker",)
+    __slots__ = ("_breaker", "_within")
 
-    def __init__(self, breaker: Breaker) -> None:
-        self._breaker = breaker
+    def __init__(self, breaker: Breaker, within: Attempt | None = None) -> None:
+        self._breaker, self._within = breaker, within
 
     async def __aenter__(self) -> Attempt:
         self._breaker._admit(self)
@@ -321,6 +327,8 @@ class Attempt:
         if self._breaker._probe is self:
             self._breaker._probe = None
             self._breaker._close()
+        if self._within is not None:
+            self._within.answered()
 
 
 def _is_own_stall(error: BaseException) -> bool:

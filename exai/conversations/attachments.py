@@ -48,7 +48,7 @@ class Attachments:
         newest = max(history, key=lambda message: message.seq)
         own = _known(newest, facts)
         own_tokens = sum(_tokens(file) for file in own)
-        if own_tokens > room_tokens - estimate_tokens(newest.content):
+        if own and own_tokens > room_tokens - estimate_tokens(newest.content):
             raise InvalidArgument(
                 "files",
                 f"are about {own_tokens:,} tokens together; the model can read {room_tokens:,} with the question",

@@ -23,6 +23,7 @@ from exai.providers.base import Model
 Stage = Literal["running", "answered", "failed", "cancelled", "lost"]
 
 CANCELLED: Final = {"code": "cancelled", "message": "the caller cancelled the request or went away"}
+MAX_CAUSE_CHARS: Final = 1_000
 ENDED: Final = {"code": "cancelled", "message": "cancelled on request"}
 
 
@@ -125,22 +126,31 @@ def _said_of(asked: Asked) -> Iterator[str]:
 
 
 def failure_of(request: ChatRequest, model: Model, begun: TurnBegun, text: str, error: BaseException) -> TurnEnd:
-    """Return the record of a failed attempt: its cause, and the part of an answer that was heard."""
+    """Return the record of a failed attempt: its cause, and the part of an answer that was heard.
+
+    Where there is none, a message says why no answer follows the question; neither is ever sent to a model.
+    """
+    cause = cause_of(error)
+    why = str(cause.get("message", f"internal error ({cause.get('type')})"))[:MAX_CAUSE_CHARS]
+    facts = {"error": cause["code"], "message": why}
+    kept = NewMessage("assistant", f"No answer: {why}", kind="failed", metadata=facts)
+    if text.strip():
+        kept = NewMessage("assistant", text, kind="partial", metadata=facts)
     return TurnEnd(
         owner=request.owner,
         turn_id=begun.turn_id,
         attempt=begun.attempt,
         state="failed",
-        messages=(NewMessage("assistant", text, kind="partial"),) if text.strip() else (),
+        messages=(kept,),
         model=model.name,
-        error=cause_of(error),
+        error=cause,
     )
 
 
 def cause_of(error: BaseException) -> dict[str, Any]:
     """Return what is stored of the error that ended an attempt."""
     if isinstance(error, ExaiError):
-        return {"code": error.code, "message": str(error), "retryable": error.retryable, **error.details()}
+        return error.report()
     if isinstance(error, asyncio.CancelledError):
         if ShuttingDown.code in error.args:
             return cause_of(ShuttingDown())

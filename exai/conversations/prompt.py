@@ -18,10 +18,6 @@ BYTES_PER_TOKEN = 3
 MESSAGE_OVERHEAD_TOKENS = 8
 """Tokens a provider's template adds around one message."""
 
-MIN_OUTPUT_TOKENS = 1_024
-"""Room for an answer that is kept free in every window, unless the caller asked for less."""
-
-
 FINISH_REASON = "finish_reason"
 """The field of an answer's metadata that says how the model ended it; an answer that broke off has none."""
 
@@ -41,12 +37,6 @@ class Asked(NamedTuple):
 def estimate_tokens(text: str) -> int:
     """Return an upper estimate of the tokens of `text` in any provider's tokenizer."""
     return len(text.encode()) // BYTES_PER_TOKEN + 1 + MESSAGE_OVERHEAD_TOKENS
-
-
-def input_tokens(window_tokens: int, max_output_tokens: int | None) -> int:
-    """Return how many tokens of a window a prompt may take, at least half of it."""
-    reserve = max_output_tokens if max_output_tokens is not None else MIN_OUTPUT_TOKENS
-    return max(window_tokens - reserve, window_tokens // 2)
 
 
 def check_fits(prompt: str, system: str | None, available_tokens: int) -> None:

@@ -24,7 +24,7 @@ from exai.cache.records import Hit, Miss, Warm
 from exai.conversations.attachments import Attachments
 from exai.conversations.notices import Notices
 from exai.conversations.outcome import answer_of, facts_of, failure_of, result_of
-from exai.conversations.prompt import Asked, check_fits, input_tokens
+from exai.conversations.prompt import Asked, check_fits
 from exai.conversations.requests import ChatRequest, ChatResult, refusal
 from exai.conversations.starting import LEASE_S, history_of, turn_start
 from exai.db.conversations import ConversationRepository, TurnBegun, TurnEnd, TurnFinished, TurnStart
@@ -32,9 +32,9 @@ from exai.errors import (
     AnswerNotStored,
     Conflict,
     DatabaseError,
-    DeadlineExceeded,
     ExaiError,
     ProviderBroken,
+    ProviderTooLong,
 )
 from exai.models import (
     PAGE_MESSAGES,
@@ -59,6 +59,9 @@ OUTCOME_LIMIT_S = 10.0
 OUTCOME_PAUSE_FIRST_S = 0.1
 OUTCOME_PAUSE_MOST_S = 1.0
 """How soon an outcome that the database could not take is written again, within that time."""
+
+MAX_SHRINKS = 5
+"""How often a prompt that is too long for its model is made shorter within one turn."""
 
 POLL_FIRST_S = 0.1
 POLL_MOST_S = 2.0
@@ -105,7 +108,9 @@ class ChatTurns:
         started = time.monotonic()
         model = self._providers.resolve(request.model)
         self._providers.check(model, max_output_tokens=request.max_output_tokens, thinking=request.thinking)
-        room_tokens = input_tokens(model.context_window, request.max_output_tokens)
+        await self._providers.prepare(model)
+        sizing = self._providers.sizing
+        room_tokens = sizing.room(model, request.max_output_tokens)
         check_fits(request.prompt, request.system, room_tokens)
         cached = await self._read_cache(request)
         begun = await self._begin(request, model, turn_start(request, model, room_tokens, cached), cached, on_begun)
@@ -231,17 +236,28 @@ class ChatTurns:
             await self._record(failure_of(request, model, begun, "", error))
 
     async def _answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, TurnFinished, dict[str, Any]]:
+        continuation_id = turn.conversation.continuation_id
         try:
             completion, asked = await self._leased_answer(turn, room_tokens)
         except BaseException as error:
+            if isinstance(error, ExaiError):
+                error.continuation_id = continuation_id
             await self._write(self._fail(turn, error))
             raise
+        facts = facts_of(completion, asked)
         try:
-            facts = facts_of(completion, asked)
             finished = await self._write(self._finish(turn, completion, facts))
-        except (DatabaseError, DeadlineExceeded) as error:
-            continuation_id = turn.conversation.continuation_id
-            raise AnswerNotStored(str(error), completion.content, continuation_id) from error
+        except Conflict as error:
+            error.continuation_id = continuation_id
+            raise
+        except Exception as error:
+            # The answer has been paid for, so that no error of its storing may end it, not even a defect.
+            reason = str(error) if isinstance(error, ExaiError) else type(error).__name__
+            log.exception("answer_not_stored", turn=turn.begun.turn_id, reason=reason)
+            not_stored = AnswerNotStored(reason, completion.content, continuation_id)
+            if not isinstance(error, ExaiError) or not error.retryable:
+                await self._write(self._fail(turn, not_stored))
+            raise not_stored from error
         return completion, finished, facts
 
     async def _leased_answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, Asked]:
@@ -250,9 +266,7 @@ class ChatTurns:
         scope = self._leased[turn_id] = asyncio.timeout(None)
         try:
             async with scope:
-                history = history_of(turn.begun, turn.cached)
-                asked = await self._attachments.prompt(turn.request.owner, history, turn.begun.system, room_tokens)
-                completion = await self._ask(turn, asked.messages)
+                return await self._fitting_answer(turn, room_tokens)
         except TimeoutError as error:
             if not scope.expired():
                 raise
@@ -262,7 +276,25 @@ class ChatTurns:
         finally:
             if self._leased.get(turn_id) is scope:
                 del self._leased[turn_id]
-        return completion, asked
+
+    async def _fitting_answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, Asked]:
+        """Ask the model, and with less of the conversation if that was too much for it, as long as there is less."""
+        owner, history, sizing = turn.request.owner, history_of(turn.begun, turn.cached), self._providers.sizing
+        asked = await self._attachments.prompt(owner, history, turn.begun.system, room_tokens)
+        for _ in range(MAX_SHRINKS):
+            try:
+                completion = await self._ask(turn, asked.messages)
+            except ProviderTooLong as error:
+                sent_tokens = room_tokens - asked.left_tokens
+                room_tokens = sizing.less_room(turn.model, sent_tokens, error, turn.request.max_output_tokens)
+                less = await self._attachments.prompt(owner, history, turn.begun.system, room_tokens)
+                if less.messages == asked.messages:
+                    raise
+                asked = less
+            else:
+                sizing.learn(turn.model, room_tokens - asked.left_tokens, completion.usage.input_tokens)
+                return completion, asked
+        return await self._ask(turn, asked.messages), asked
 
     async def _ask(self, turn: _Turn, prompt: list[Prompt]) -> Completion:
         """Ask the model within the request's time, less what the outcome needs."""

@@ -35,7 +35,7 @@ class ReplyTooLarge(RequestError):
 
 def error_facts(error: ExaiError) -> dict[str, Any]:
     """Return the JSON of an error that programs act on."""
-    return {"code": error.code, "message": str(error), "retryable": error.retryable, **error.details()}
+    return error.report()
 
 
 def rpc_error(error: ExaiError) -> RpcError:

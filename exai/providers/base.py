@@ -134,16 +134,26 @@ class Clocks:
     rand: Random = random.random
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A refusal as far as another request can do better: its status, the server's sentence, the fields it blames."""
+
+    status: int | None
+    said: str
+    params: tuple[str, ...] = ()
+
+
 @dataclass(slots=True)
 class Call:
     """One request; what the current attempt has brought so far is in `answer`.
 
     `until` is when the caller's time ends (`loop.time()`). `may_repeat` and `retry_after_s` say what the provider's
-    last reply means for another attempt.
+    last reply means for another attempt, `refusal` what it said. `notes` are sentences for the caller.
     """
 
     model: Model
     request: CompletionRequest
+    fields: Mapping[str, Any]
     body: bytes
     on_delta: OnDelta | None
     until: float
@@ -151,6 +161,9 @@ class Call:
     request_id: str | None = None
     may_repeat: bool = True
     retry_after_s: float | None = None
+    refusal: Refusal | None = None
+    was_refused_here: bool = False
+    notes: dict[str, None] = field(default_factory=dict)
 
 
 class Transport(Protocol):

@@ -1,38 +1,54 @@
-"""The one chat-completions client: a streamed request with its retries, its breaker and its accounting.
+"""The one chat-completions client: a streamed request with its retries, its gates and its accounting.
 
 The invariant is that nothing is sent again once a piece of the answer has reached the caller, and that retries are
-bounded three times: in number, by the budget, and by the request's deadline.
+bounded three times: in number, by the budget, and by the request's deadline. A request that is changed for an endpoint
+that refused a part of it is no retry, and is bounded in number by itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from typing import Final
+
+import structlog
 
 from exai.errors import (
     DeadlineExceeded,
     ExaiError,
-    ProviderAuthFailed,
+    Overloaded,
     ProviderBroken,
     ProviderError,
     ProviderLimited,
-    ProviderRefused,
     ProviderUnavailable,
 )
-from exai.models import Completion, CompletionRequest, OnDelta, Recorder
+from exai.fairness import Places, request_owner
+from exai.models import Completion, CompletionRequest, Delta, OnDelta, Recorder
+from exai.providers.accepting import MAX_LESSONS, STREAM_OPTIONS, Lessons
 from exai.providers.answer import Answer
 from exai.providers.base import Call, Clocks, Family, Model, Transport
-from exai.providers.request import build_body
-from exai.resilience import Breaker, BreakerOpen, RetryBudget, backoff_s, request_deadline
+from exai.providers.gates import Gates, ModelGate
+from exai.providers.request import build_body, encode_body
+from exai.resilience import BreakerOpen, RetryBudget, backoff_s, request_deadline
 
 MAX_TOTAL_S: Final = 3_600.0
 """The longest completion of a request that has no deadline of its own."""
 
 MAX_ANSWER_BYTES: Final = 10 * 1_048_576
+MAX_CONNECTIONS: Final = 100
+RESERVED_CONNECTIONS: Final = 25
+"""Connections that an owner who holds half of them does not get, so that others find one at once."""
+
+MAX_REMEMBERED_CHARS: Final = 500
+TOLD_WAIT_S: Final = 1.0
+"""Shorter waits are not worth a word."""
+
 RETRY_BASE_S: Final = 0.5
 RETRY_CAP_S: Final = 5.0
 RETRY_AFTER_JITTER_S: Final = 0.5
+
+log = structlog.get_logger(__name__)
 
 
 class ChatApi:
@@ -47,26 +63,17 @@ class ChatApi:
         max_content_bytes: int,
         recorder: Recorder,
         clocks: Clocks,
+        place_limit_s: float | None = None,
     ) -> None:
         self.family, self._transport = family, transport
         self.last_error: str | None = None
         self._recorder, self._clocks = recorder, clocks
         self._max_attempts, self._max_content_bytes = max_attempts, max_content_bytes
         self._budget = RetryBudget(clock=clocks.monotonic)
-        self._slow_until = clocks.monotonic()
-        self.breaker = Breaker(
-            family.name,
-            recorder=recorder,
-            failures=(ProviderUnavailable, ProviderBroken),
-            answers=(ProviderRefused, ProviderAuthFailed, ProviderLimited),
-            clock=clocks.monotonic,
-            rand=clocks.rand,
-        )
-
-    @property
-    def slow_for_s(self) -> float:
-        """Seconds for which the provider asked to be left alone."""
-        return max(0.0, self._slow_until - self._clocks.monotonic())
+        self._lessons = Lessons()
+        self._places = Places(MAX_CONNECTIONS, reserve=RESERVED_CONNECTIONS)
+        self._place_limit_s = place_limit_s
+        self.gates = Gates(family, recorder, clocks)
 
     async def complete(self, model: Model, request: CompletionRequest, on_delta: OnDelta | None) -> Completion:
         """Return the whole answer; each piece has gone to `on_delta` as it came.
@@ -74,14 +81,15 @@ class ChatApi:
         Raises `InvalidArgument` before anything is sent, a `ProviderError`, `Overloaded`, or `DeadlineExceeded` when
         the request's own time ended; errors after the first piece carry the text so far as `partial`.
         """
-        body = build_body(model, self.family, request)
+        fields = build_body(model, self.family, request, self._lessons.of(model))
+        body = encode_body(fields)
         deadline = request_deadline.get()
         started = self._clocks.monotonic()
         now = asyncio.get_running_loop().time()
         until = now + MAX_TOTAL_S if deadline is None else deadline
         if until <= now:
             raise DeadlineExceeded(f"provider {self.family.name}")
-        call = Call(model, request, body, on_delta, until, self._empty_answer())
+        call = Call(model, request, fields, body, on_delta, until, self._empty_answer())
         scope = asyncio.timeout_at(until)
         try:
             async with scope:
@@ -96,77 +104,126 @@ class ChatApi:
     async def _attempts(self, call: Call) -> int:
         """Make attempts until one succeeds; return how many it took."""
         self._budget.request()
-        for attempt in range(1, self._max_attempts + 1):
-            await self._wait_while_slowed(call)
+        gate = self.gates.of(call.model)
+        attempt, lessons = 1, 0
+        while True:
+            await self._wait_while_slowed(call, gate)
             try:
-                await self._attempt(call)
+                await self._attempt(call, gate)
             except ProviderError as error:
-                self.last_error = error.problem
-                pause_s = self._pause_s(call, error, attempt)
+                if lessons < MAX_LESSONS and self._learn(call, error):
+                    lessons += 1
+                    continue
+                if not call.was_refused_here:
+                    self.last_error = gate.last_error = error.problem[:MAX_REMEMBERED_CHARS]
+                pause_s = self._pause_s(call, gate, error, attempt)
                 if pause_s is None:
                     raise
+                await self._say(call, error.problem, max(pause_s, gate.pause.left_s))
                 call.answer = self._empty_answer()
                 self._recorder.count("provider_retries_total", provider=self.family.name)
                 await self._clocks.sleep(pause_s)
+                attempt += 1
             else:
-                self.last_error = None
+                self.last_error = gate.last_error = None
                 return attempt
-        raise AssertionError("the last attempt either returns or raises")
 
-    async def _attempt(self, call: Call) -> None:
+    async def _attempt(self, call: Call, gate: ModelGate) -> None:
         call.may_repeat, call.retry_after_s, call.request_id = True, None, None
+        call.refusal, call.was_refused_here = None, False
         started = self._clocks.monotonic()
         outcome = "error"
+        answered = False
         try:
-            async with self.breaker.attempt() as attempt:
+            async with self._place(), self.gates.passing(call.model) as attempt:
+                gate.pause.begin(call)
                 await self._transport.run(call, attempt)
-            outcome = "ok"
+            outcome, answered = "ok", True
         except BreakerOpen as refused:
             outcome = "not_sent"
-            call.may_repeat = False
-            raise self._left_alone(refused) from None
+            call.may_repeat, call.was_refused_here = False, True
+            raise self._left_alone(gate, refused) from None
         except asyncio.CancelledError:
             outcome = "deadline" if asyncio.get_running_loop().time() >= call.until else "cancelled"
             raise
         except ExaiError as error:
             outcome = error.code
+            answered = not isinstance(error, ProviderLimited)
             raise
         finally:
+            gate.pause.end(call, answered=answered)
             self._record(call, outcome, self._clocks.monotonic() - started)
 
-    async def _wait_while_slowed(self, call: Call) -> None:
-        """Wait until the provider may be asked again; if that does not fit in the request's time, say so at once."""
-        while (wait_s := self.slow_for_s) > 0:
+    @asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        """Hold one of the provider's connections, which the owners share. Raises `Overloaded`."""
+        owner, what = request_owner.get(), f"connections to {self.family.name}"
+        try:
+            await self._places.take(owner, self._place_limit_s, what)
+        except TimeoutError as error:
+            raise Overloaded(what, MAX_CONNECTIONS) from error
+        try:
+            yield
+        finally:
+            self._places.give(owner)
+
+    def _learn(self, call: Call, error: ProviderError) -> bool:
+        """Change the request for an endpoint that refused a part of it; return whether it may be sent again."""
+        refusal = call.refusal
+        if refusal is None or call.answer.started:
+            return False
+        if not self._lessons.learn(call.model, call.fields, refusal.status, refusal.said, refusal.params):
+            return False
+        fields = build_body(call.model, self.family, call.request, self._lessons.of(call.model))
+        if fields == call.fields:
+            return False
+        log.info("provider_request_adapted", provider=error.provider, model=call.model.label, reason=error.problem)
+        call.fields, call.body, call.answer = fields, encode_body(fields), self._empty_answer()
+        return True
+
+    async def _wait_while_slowed(self, call: Call, gate: ModelGate) -> None:
+        """Wait until the model may be asked again; if that does not fit in the request's time, say so at once."""
+        while (wait_s := gate.pause.left_s) > 0:
             if not self._fits(call, wait_s):
                 raise ProviderLimited(
                     self.family.name,
-                    "has asked for a pause that outlasts this request",
-                    f"Try again in {wait_s:.0f} s, or use a model of another provider",
+                    f"has asked for a pause that outlasts this request, for {call.model.name}",
+                    f"Try again in {wait_s:.0f} s, or use another model",
                     retry_after_s=wait_s,
                 )
+            await self._say(call, f"has asked for a pause, for {call.model.name}", wait_s)
             await self._clocks.sleep(wait_s + RETRY_AFTER_JITTER_S * self._clocks.rand())
 
-    def _pause_s(self, call: Call, error: ProviderError, attempt: int) -> float | None:
+    async def _say(self, call: Call, reason: str, wait_s: float) -> None:
+        """Tell the caller what is waited for, now and with the answer."""
+        if wait_s >= TOLD_WAIT_S:
+            note = f"waiting {wait_s:.0f} s for {self.family.name}, which {reason}"
+            call.notes[f"the answer was waited for: {self.family.name} {reason}"] = None
+            if call.on_delta is not None:
+                await call.on_delta(Delta(note=note))
+
+    def _pause_s(self, call: Call, gate: ModelGate, error: ProviderError, attempt: int) -> float | None:
         """Seconds before the next attempt, or None when there is none to be made."""
         repeatable = isinstance(error, ProviderUnavailable | ProviderBroken | ProviderLimited)
         if isinstance(error, ProviderLimited) and error.exhausted:
             repeatable = False
         if repeatable and call.retry_after_s is not None:
-            self._slow_until = max(self._slow_until, self._clocks.monotonic() + call.retry_after_s)
+            gate.pause.ask(call.retry_after_s)
         if not repeatable or not call.may_repeat or call.answer.started or attempt >= self._max_attempts:
             return None
         pause_s = 0.0
         if call.retry_after_s is None:
             pause_s = backoff_s(attempt, RETRY_BASE_S, RETRY_CAP_S, rand=self._clocks.rand)
-        if not self._fits(call, max(pause_s, self.slow_for_s)) or not self._budget.take():
+        if not self._fits(call, max(pause_s, gate.pause.left_s)) or not self._budget.take():
             return None
         return pause_s
 
     def _fits(self, call: Call, wait_s: float) -> bool:
         return asyncio.get_running_loop().time() + wait_s < call.until
 
-    def _left_alone(self, refused: BreakerOpen) -> ProviderUnavailable:
-        last = f", last with: {self.last_error}" if self.last_error else ""
+    def _left_alone(self, gate: ModelGate, refused: BreakerOpen) -> ProviderUnavailable:
+        last_error = self.last_error if refused.dependency == self.family.name else gate.last_error
+        last = f", last with: {last_error}" if last_error else ""
         return ProviderUnavailable(
             self.family.name,
             f"was not asked, because it failed repeatedly{last}",
@@ -202,8 +259,17 @@ class ChatApi:
             attempts=attempts,
             is_partial=answer.is_partial,
             unread_events=unread,
-            notes=tuple(_notes(answer)),
+            notes=(*self._left_out(call), *call.notes, *_notes(answer)),
         )
+
+    def _left_out(self, call: Call) -> Iterator[str]:
+        """Say which options of the caller were not sent, because the endpoint does not accept them."""
+        request, accepted = call.request, self._lessons.of(call.model)
+        if not accepted.dropped:
+            return
+        wanted = build_body(call.model, self.family, request)
+        for name in sorted(wanted.keys() & accepted.dropped - {STREAM_OPTIONS}):
+            yield f"{self.family.name} does not accept {name}, so that it was not sent"
 
     def _record(self, call: Call, outcome: str, duration_s: float) -> None:
         labels = {"provider": self.family.name, "model": call.model.label}

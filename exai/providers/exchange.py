@@ -11,7 +11,7 @@ import asyncio
 import os
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import httpx
@@ -19,12 +19,21 @@ import httpx
 from exai import __version__
 from exai.addresses import is_loopback
 from exai.config import ProvidersSettings
-from exai.errors import Overloaded, ProviderBroken, ProviderError, ProviderUnavailable
+from exai.errors import (
+    ProviderAuthFailed,
+    ProviderBroken,
+    ProviderError,
+    ProviderLimited,
+    ProviderTooLong,
+    ProviderUnavailable,
+    ProviderUnreachable,
+)
 from exai.models import Delta, Recorder
 from exai.providers.answer import ErrorInStream, UnusableAnswer
-from exai.providers.base import Call, Clocks, Family
+from exai.providers.base import Call, Clocks, Family, Refusal
 from exai.providers.bodies import MAX_FOREIGN_BYTES, Body, BodyTooLarge, BrokenCompression, Unpacker
 from exai.providers.failures import (
+    Failure,
     clean_request_id,
     decode_body,
     error_of,
@@ -34,9 +43,9 @@ from exai.providers.failures import (
     verdict_of,
 )
 from exai.providers.sse import Event, EventTooLarge
+from exai.providers.windows import too_long
 from exai.resilience import Attempt, expiry
 
-MAX_CONNECTIONS: Final = 100
 KEEPALIVE_S: Final = 15.0
 MAX_EVENT_BYTES: Final = 1_048_576
 MAX_WIRE_BYTES: Final = 256 * 1_048_576
@@ -71,7 +80,8 @@ def open_client(base_url: str, settings: ProvidersSettings, verify: ssl.SSLConte
         trust_env=not is_loopback(httpx.URL(base_url).host),
         follow_redirects=False,
         timeout=httpx.Timeout(None, connect=settings.connect_timeout_s, pool=settings.connect_timeout_s),
-        limits=httpx.Limits(max_connections=MAX_CONNECTIONS, keepalive_expiry=KEEPALIVE_S),
+        # `ChatApi` shares the connections between owners before one is asked for here.
+        limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_S),
     )
 
 
@@ -144,8 +154,6 @@ class Exchange:
             if not call.answer.whole:
                 raise self._too_slow(call) from expiry(scope, self._family.name)
             self._end_is_missing(call, "the stream did not end")
-        except httpx.PoolTimeout as error:
-            raise Overloaded(f"connections to {self._family.name}", MAX_CONNECTIONS) from error
         except httpx.TransportError as error:
             if not call.answer.whole:
                 raise self._lost(call, error, responded=responded) from error
@@ -185,14 +193,32 @@ class Exchange:
         status = response.status_code
         document, seen = decode_body(body)
         failure = read_failure(document, status=status, request_id=call.request_id, retry_after_s=call.retry_after_s)
-        words = self._excerpt(call, failure.message or seen)
+        failure = replace(failure, message=failure.message or seen)
+        words = self._excerpt(call, failure.message)
         if verdict_of(self._family, failure) is None:
             media_type = _media_type(response)
             kind = media_type if media_type.isascii() and len(media_type) < 60 else "something else"
             said = f": {words}" if words else ""
             problem = f"HTTP {status} with {kind or 'no content type'} instead of an event stream{said}"
             return self._broken(call, problem, "Check the provider's base URL", status)
-        return error_of(self._family, failure, words)
+        return self._meaning(call, failure, words)
+
+    def _meaning(self, call: Call, failure: Failure, words: str) -> ProviderError:
+        """Return the error for a failure, and keep what another request could do about it."""
+        error = error_of(self._family, failure, words)
+        if (long := too_long(failure)) is not None:
+            return ProviderTooLong(
+                error.provider,
+                error.problem,
+                "Send less, or use a model with a larger window",
+                status=error.status,
+                request_id=error.request_id,
+                limit_tokens=long.limit_tokens,
+                sent_tokens=long.sent_tokens,
+            )
+        if not isinstance(error, ProviderAuthFailed | ProviderLimited):
+            call.refusal = Refusal(failure.status, failure.message, failure.params)
+        return error
 
     def _request_ids(self, headers: Mapping[str, str]) -> list[str | None]:
         return [headers.get(name) for name in self._family.request_id_headers]
@@ -239,9 +265,9 @@ class Exchange:
                 await self._hear(event, reading)
             if body.form == "foreign" and len(body.foreign) >= MAX_FOREIGN_BYTES:
                 break
-            self._arm(reading, is_alive=body.alive > alive)
             if body.alive > alive and not answer.started:
                 await self._say_alive(reading)
+            self._arm(reading, is_alive=body.alive > alive)
         for event in body.close():
             await self._hear(event, reading)
         if body.foreign or (body.form != "events" and not answer.whole):
@@ -324,7 +350,7 @@ class Exchange:
     def _lost(self, call: Call, error: httpx.TransportError, *, responded: bool) -> ProviderError:
         if responded:
             return self._broken(call, f"the connection broke during the answer ({_reason(error)})", may_repeat=True)
-        return ProviderUnavailable(
+        return ProviderUnreachable(
             self._family.name,
             f"cannot be reached at {httpx.URL(self._url).host} ({_reason(error)})",
             "Check the network, the proxy settings and the base URL",
@@ -333,11 +359,12 @@ class Exchange:
     def _error_in_stream(self, call: Call, error: ErrorInStream) -> ProviderError:
         request_id = call.request_id or call.answer.request_id
         failure = read_failure(error.document, status=None, request_id=request_id)
-        if verdict_of(self._family, failure) is None or call.answer.started:
+        is_known = verdict_of(self._family, failure) is not None or too_long(failure) is not None
+        if not is_known or call.answer.started:
             names = " ".join(name for name in (failure.kind, failure.code) if name)
             words = self._excerpt(call, failure.message)
             return self._broken(call, "an error came instead of the answer's end" + _colon(names) + _colon(words))
-        return error_of(self._family, failure, self._excerpt(call, failure.message))
+        return self._meaning(call, failure, self._excerpt(call, failure.message))
 
     def _broken(
         self,

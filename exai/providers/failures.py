@@ -7,14 +7,12 @@ the prompt are in it.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from math import isfinite
 from typing import Any, Final, assert_never
-
-import orjson
 
 from exai.errors import (
     ProviderAuthFailed,
@@ -26,6 +24,7 @@ from exai.errors import (
 )
 from exai.models import Prompt
 from exai.providers.base import Family, Verdict
+from exai.providers.reading import decode, tokens
 
 MAX_EXCERPT_CHARS: Final = 200
 MAX_RETRY_AFTER_S: Final = 86_400.0
@@ -37,7 +36,32 @@ _FLATTENED_CHARS: Final = 100_000
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,200}")
-_SECRETS: Final = re.compile(r"sk-[\w-]{4,}|(?i:bearer)\s+\S+|eyJ[\w-]+\.[\w.-]+")
+_SECRETS: Final = re.compile(
+    # Whole tokens only: "task-force" holds no key, and "bearer of bad news" no token.
+    r"(?<![\w-])sk-[\w-]{4,}|(?<!\w)(?i:bearer)\s+(?=\S*[\d._~+/=])\S{6,}|(?<![\w-])eyJ[\w-]+\.[\w.-]+"
+)
+_NOT_TEXT: Final = re.compile(r"[\x00-\x08\x0e-\x1f\ufffd]|<(?:!doctype|html|body)\b", re.IGNORECASE)
+_MAX_DEPTH: Final = 6
+_WORDS: Final = (
+    "message",
+    "msg",
+    "error",
+    "errors",
+    "detail",
+    "details",
+    "error_description",
+    "description",
+    "error_msg",
+    "error_message",
+    "errorMessage",
+    "reason",
+    "title",
+    "text",
+)
+MAX_MESSAGE_CHARS: Final = 4_000
+MAX_PARAMS: Final = 10
+MIN_SECRET_CHARS: Final = 12
+"""A shorter key is a placeholder such as "ollama", which stands in ordinary words."""
 _TITLE: Final = re.compile(r"<title[^>]*>([^<]{1,300})", re.IGNORECASE)
 
 _GENERIC: Final[Mapping[str, Verdict]] = {
@@ -68,7 +92,10 @@ _STATUSES: Final[Mapping[int, Verdict]] = {
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What a provider said when it did not answer. `kind` and `code` are its own names, empty when it gave none."""
+    """What a provider said when it did not answer. `kind` and `code` are its own names, empty when it gave none.
+
+    `params` are the fields it blames, `limit_tokens` and `sent_tokens` numbers it gave of a prompt that is too long.
+    """
 
     status: int | None
     kind: str = ""
@@ -76,34 +103,89 @@ class Failure:
     message: str = ""
     request_id: str | None = None
     retry_after_s: float | None = None
+    params: tuple[str, ...] = ()
+    limit_tokens: int | None = None
+    sent_tokens: int | None = None
 
 
 def read_failure(
     document: object, *, status: int | None, request_id: str | None = None, retry_after_s: float | None = None
 ) -> Failure:
     """Find type, code and message in a decoded error body of any of the known shapes."""
-    outer = document if isinstance(document, Mapping) else {}
-    inner = outer.get("error")
+    if isinstance(document, list):
+        # Gemini answers with a list of one.
+        document = next((each for each in document if isinstance(each, Mapping)), None)
+    outer: Mapping[str, Any] = document if isinstance(document, Mapping) else {}
+    inner = outer.get("error") or outer.get("errors")
+    if isinstance(inner, list):
+        inner = next((each for each in inner if isinstance(each, Mapping)), None)
     error: Mapping[str, Any] = inner if isinstance(inner, Mapping) else outer
-    message = inner if isinstance(inner, str) else error.get("message") or error.get("msg") or error.get("detail")
     return Failure(
         status=status,
         kind=_token(error.get("type")),
         code=_token(error.get("code")),
-        message=message if isinstance(message, str) else "",
+        message=_words(outer, 0)[:MAX_MESSAGE_CHARS],
         request_id=request_id or clean_request_id(outer.get("request_id")),
         retry_after_s=retry_after_s,
+        params=tuple(dict.fromkeys(_params(outer, 0)))[:MAX_PARAMS],
+        limit_tokens=tokens(error.get("n_ctx")) or None,
+        sent_tokens=tokens(error.get("n_prompt_tokens")) or None,
     )
+
+
+def _words(value: object, depth: int) -> str:
+    """Return what is said for people in any of the places where servers say it."""
+    if isinstance(value, str):
+        if value.startswith(("{", "[")) and depth < _MAX_DEPTH:
+            try:
+                return _words(decode(value), depth + 1) or value
+            except ValueError:
+                pass
+        return value.strip()
+    if depth >= _MAX_DEPTH:
+        return ""
+    if isinstance(value, list):
+        said = (_words(each, depth + 1) for each in value[:MAX_PARAMS])
+        return "; ".join(dict.fromkeys(filter(None, said)))
+    if not isinstance(value, Mapping):
+        return ""
+    words = next(filter(None, (_words(value.get(name), depth + 1) for name in _WORDS)), "")
+    metadata = value.get("metadata")
+    raw = _words(metadata.get("raw"), depth + 1) if isinstance(metadata, Mapping) else ""
+    words = ": ".join(filter(None, (words, raw)))
+    place = value.get("loc")
+    if words and isinstance(place, list) and place:
+        words = f"{'.'.join(map(str, place))}: {words}"
+    return words
+
+
+def _params(value: object, depth: int) -> Iterator[str]:
+    """Yield the names of parameters that a reply blames apart from its sentence."""
+    if depth >= _MAX_DEPTH:
+        return
+    if isinstance(value, list):
+        for each in value[:MAX_PARAMS]:
+            yield from _params(each, depth + 1)
+    elif isinstance(value, Mapping):
+        for name in ("param", "parameter", "field", "path", "loc"):
+            blamed = value.get(name)
+            yield from (str(part) for part in (blamed if isinstance(blamed, list) else [blamed]) if part)
+        for name in ("error", "errors", "detail", "details", "violations", "fieldViolations"):
+            yield from _params(value.get(name), depth + 1)
 
 
 def decode_body(body: bytes) -> tuple[object, str]:
     """Return the JSON of a body, if it is any, and what a person may be shown of it otherwise."""
+    text = body.decode("utf-8-sig", errors="replace").strip()
     try:
-        return orjson.loads(body), ""
-    except orjson.JSONDecodeError:
-        text = body.decode(errors="replace")
-        title = _TITLE.search(text)
-        return None, f"an HTML page titled {' '.join(title[1].split())!r}" if title else "not JSON"
+        return decode(text.removeprefix("data:")), ""
+    except ValueError:
+        pass
+    title = _TITLE.search(text)
+    if title:
+        return None, f"an HTML page titled {' '.join(title[1].split())!r}"
+    is_text = bool(text) and not _NOT_TEXT.search(text)
+    return None, text[:MAX_MESSAGE_CHARS] if is_text else "not JSON"
 
 
 def verdict_of(family: Family, failure: Failure) -> Verdict | None:
@@ -183,7 +265,9 @@ def _limited(family: Family, failure: Failure, facts: str, *, exhausted: bool) -
 
 def safe_excerpt(message: str, prompts: Sequence[Prompt], key: str) -> str:
     """A short, single-line piece of a provider's message; empty when it repeats any part of the prompt."""
-    text = " ".join(message.replace(key, "***").split() if key else message.split())
+    text = " ".join(message.split())
+    if len(key) >= MIN_SECRET_CHARS:
+        text = re.sub(rf"(?<![\w-]){re.escape(key)}(?![\w-])", "***", text)
     text = _SECRETS.sub("***", text)[:MAX_EXCERPT_CHARS].strip()
     text = "".join(char for char in text if char.isprintable())
     return "" if _repeats(text, prompts) else text

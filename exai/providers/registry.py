@@ -27,6 +27,7 @@ from exai.providers.exchange import Exchange, open_client
 from exai.providers.naming import DEFAULT_SETTING, ModelNames
 from exai.providers.request import check_options
 from exai.providers.sites import Site, read_sites
+from exai.providers.sizing import Sizing
 
 RETIRES_SOON: Final = timedelta(days=60)
 
@@ -44,6 +45,7 @@ class Providers:
     ) -> None:
         self._sites, self._names, self._chats = sites, names, chats
         self._discoveries, self._clocks = discoveries, clocks
+        self.sizing = Sizing()
 
     def resolve(self, model: str | None) -> Model:
         """Return the model of that name or alias, or the default for None, "" and "auto". No I/O.
@@ -67,6 +69,9 @@ class Providers:
     async def complete(self, model: Model, request: CompletionRequest, on_delta: OnDelta | None) -> Completion:
         """Ask `model`, which `resolve` gave; see `ChatApi.complete` for what holds afterwards and what is raised."""
         return await self._chats[model.provider].complete(model, request, on_delta)
+
+    async def prepare(self, model: Model) -> None:
+        """Learn what the model's endpoint says of it, if it has not been asked yet: at most a few seconds, once."""
 
     def cost_usd(self, model: Model, usage: Usage) -> Decimal | None:
         """What `usage` costs, or None when the model's price is not known."""
@@ -116,8 +121,8 @@ class Providers:
             name=name,
             configured=site.configured,
             base_url=site.base_url,
-            breaker="closed" if chat is None else chat.breaker.state,
-            retry_after_s=0.0 if chat is None else max(chat.breaker.retry_after_s, chat.slow_for_s),
+            breaker="closed" if chat is None else chat.gates.state,
+            retry_after_s=0.0 if chat is None else chat.gates.retry_after_s,
             last_error=None if chat is None else chat.last_error,
             models=len(models),
             notes=tuple(self._notes(site, models)) if site.configured else (),
@@ -130,6 +135,9 @@ class Providers:
             for model in models
             if model.retires is not None and model.retires <= soon
         ]
+        chat = self._chats.get(site.family.name)
+        if chat is not None and chat.gates.state == "closed":
+            notes += [f"{name} is left alone for now, because it failed repeatedly" for name in chat.gates.failing()]
         discovery = self._discoveries.get(site.family.name)
         if discovery is not None and discovery.problem is not None:
             notes.append(f"its list of models could not be read: {discovery.problem}")
@@ -174,6 +182,7 @@ async def open_providers(
                 max_content_bytes=limits.message_bytes,
                 recorder=recorder,
                 clocks=clocks,
+                place_limit_s=settings.connect_timeout_s,
             )
             if site.endpoint is not None and not site.endpoint.models:
                 discoveries[name] = Discovery(site.family, site.base_url, site.key, client, clocks)

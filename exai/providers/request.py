@@ -1,19 +1,21 @@
 """What is sent: the JSON body of one chat-completions request, with only what the model accepts.
 
-The messages go as given, oldest first. A temperature the model does not take is left out; an option it cannot honour
-is refused before anything is sent.
+The messages go oldest first, shaped as every endpoint accepts them. A temperature the model does not take is left out;
+an option it cannot honour is refused before anything is sent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import orjson
 
 from exai.errors import InvalidArgument
 from exai.models import CompletionRequest, Prompt, Thinking
+from exai.providers.accepting import AS_IT_IS, Accepted
 from exai.providers.base import Family, Model
+from exai.providers.shaping import shaped
 
 # GLM's own client keeps this far from both ends of its range.
 TEMPERATURE_MARGIN: Final = 0.01
@@ -57,8 +59,13 @@ def check_messages(family: Family, messages: Sequence[Prompt]) -> None:
         )
 
 
-def build_body(model: Model, family: Family, request: CompletionRequest) -> bytes:
-    """Return the body for `request`. Raises `InvalidArgument` for what the model cannot honour or JSON cannot hold."""
+def build_body(
+    model: Model, family: Family, request: CompletionRequest, accepted: Accepted = AS_IT_IS
+) -> dict[str, Any]:
+    """Return the body for `request`, less what the endpoint was found not to accept.
+
+    Raises `InvalidArgument` for what the model cannot honour.
+    """
     check_messages(family, request.messages)
     check_options(
         model,
@@ -68,26 +75,28 @@ def build_body(model: Model, family: Family, request: CompletionRequest) -> byte
     )
     body: dict[str, Any] = {
         "model": model.wire_name,
-        "messages": [{"role": _role(message), "content": message.content} for message in request.messages],
+        "messages": shaped(request.messages, system_role=accepted.system_role),
         "stream": True,
     }
     if model.stream_usage:
         body["stream_options"] = {"include_usage": True}
     if request.max_output_tokens is not None:
-        body[model.limit_field] = request.max_output_tokens
+        body[accepted.limit_field or model.limit_field] = request.max_output_tokens
     if request.temperature is not None and model.temperature is not None:
         body["temperature"] = _temperature(family, model.temperature, request.temperature)
     if request.thinking is not None:
         body.update(model.thinking[request.thinking])
+    if not body["messages"]:
+        raise InvalidArgument("messages", "is empty", "Send at least one user message")
+    return {name: value for name, value in body.items() if name not in accepted.dropped}
+
+
+def encode_body(body: Mapping[str, Any]) -> bytes:
+    """Return the JSON of a body. Raises `InvalidArgument` for text that is not Unicode."""
     try:
         return orjson.dumps(body)
     except TypeError as error:
         raise InvalidArgument("messages", f"cannot be sent as JSON: {error}", "Send valid Unicode text") from None
-
-
-def _role(message: Prompt) -> str:
-    # A tool's message is accepted only as the answer to a recorded call; as the user's it keeps its place and text.
-    return "user" if message.role == "tool" else message.role
 
 
 def _temperature(family: Family, accepted: tuple[float, float], value: float) -> float:

@@ -18,11 +18,12 @@ from exai.errors import (
     ProviderError,
     ProviderLimited,
     ProviderRefused,
+    ProviderTooLong,
     ProviderUnavailable,
 )
 from exai.models import Prompt
 from exai.monitoring.metrics import MetricsRecorder
-from exai.providers.exchange import MAX_CONNECTIONS
+from exai.providers.chat_api import MAX_CONNECTIONS
 from exai.resilience import with_deadline
 from tests.integration.providers.conftest import KEY, Asker, Heard, OpenProviders, Pauses, soon
 from tests.support.provider_server import (
@@ -313,7 +314,7 @@ async def test_failing_provider_does_not_touch_the_other(server: ProviderServer,
         (kimi_error(400, "invalid_request_error", "max tokens is too large"), ProviderRefused, "max tokens is too"),
         (kimi_error(400, "content_filter"), ProviderRefused, "content_filter"),
         (failure(404, {"error": {"message": "no such model"}}), ProviderRefused, "no such model"),
-        (failure(413, "<html><title>Too Large</title></html>"), ProviderRefused, "Too Large"),
+        (failure(413, "<html><title>Too Large</title></html>"), ProviderTooLong, "Too Large"),
         (failure(307, headers={"location": "http://127.0.0.1:1/"}), ProviderBroken, "redirects elsewhere"),
         (failure(204, ""), ProviderBroken, "204"),
         (failure(200, "<html><title>Log in</title></html>"), ProviderBroken, "an HTML page titled 'Log in'"),
@@ -378,7 +379,7 @@ async def test_cancelled_call_closes_the_response_at_once_and_counts_nothing(
     with pytest.raises(asyncio.CancelledError):
         await call
     await soon(server.chats[0].gone.wait())
-    assert recorder.value("breaker_calls_total", breaker="kimi", outcome="failure") == 0
+    assert recorder.value("breaker_calls_total", breaker="kimi-k3", outcome="failure") == 0
     assert recorder.value("provider_requests_total", provider="kimi", model="kimi-k3", outcome="cancelled") == 1
     await recovers(ask)
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from exai.conversations.prompt import check_fits, choose, estimate_tokens, input_tokens
+from exai.conversations.prompt import check_fits, choose, count_left_out, estimate_tokens
 from exai.errors import InvalidArgument
 from exai.models import Message, Prompt, Role
 
@@ -91,7 +91,25 @@ def test_question_larger_than_the_window_is_refused_before_anything_is_stored() 
     assert caught.value.field == "prompt"
 
 
-def test_answer_room_is_kept_but_never_more_than_half_the_window() -> None:
-    """A huge max_output_tokens must not leave a prompt without room."""
-    assert input_tokens(8_000, None) == 8_000 - 1_024
-    assert input_tokens(8_000, 7_900) == 4_000
+def test_older_messages_are_counted_whether_they_were_read_or_not() -> None:
+    """The store reads only as much as may fit; numbers have no holes, so that the rest is known all the same."""
+    system = message(1, "system", "s")
+    read = [message(seq, "user" if seq % 2 else "assistant", "x" * 300) for seq in range(5, 10)]
+    chosen, _ = choose(read, system, 3 * estimate_tokens("x" * 300) + estimate_tokens("s"))
+    assert [each.seq for each in chosen] == [1, 7, 8, 9]
+    assert count_left_out(read, system, chosen) == len([2, 3, 4, 5, 6])
+    assert count_left_out(read[:1], None, read[:1]) == 4
+
+
+def test_what_was_kept_of_a_failed_turn_is_not_sent_but_an_answer_without_its_end_is() -> None:
+    """The model ended the one and not the other."""
+    history = [
+        message(1, "user", "a"),
+        message(2, "assistant", "No answer: is down", "failed"),
+        message(3, "assistant", "half", "partial"),
+        message(4, "user", "b"),
+        message(5, "assistant", "whole but its end", "partial")._replace(metadata={"finish_reason": "stop"}),
+    ]
+    chosen, _ = choose(history, None, 10_000)
+    assert [each.seq for each in chosen] == [1, 4, 5]
+    assert count_left_out(history, None, chosen) == 0

@@ -189,7 +189,7 @@ async def test_too_many_requests_do_not_open_the_breaker(make: Make) -> None:
     for _ in range(30):
         with suppress(ProviderLimited):
             await ask(chat)
-    assert chat.breaker.state == "closed"
+    assert chat.gates.state == "closed"
 
 
 async def test_storm_of_failures_reaches_the_provider_at_most_ten_percent_more_often(make: Make, time: Time) -> None:
@@ -240,7 +240,7 @@ async def test_dead_provider_is_left_alone_and_one_probe_brings_it_back(make: Ma
     release.set()
     results = await asyncio.gather(*asked, return_exceptions=True)
     assert sum(isinstance(result, Completion) for result in results) == 1
-    assert chat.breaker.state == "closed"
+    assert chat.gates.state == "closed"
 
 
 async def test_refusal_by_the_breaker_is_not_retried(make: Make, time: Time, recorder: MetricsRecorder) -> None:
@@ -251,7 +251,7 @@ async def test_refusal_by_the_breaker_is_not_retried(make: Make, time: Time, rec
             await ask(chat)
     assert time.slept == []
     assert recorder.value("provider_requests_total", provider="kimi", model="kimi-k3", outcome="not_sent") == 1
-    assert recorder.value("breaker_state", breaker="kimi") == 2
+    assert recorder.value("breaker_state", breaker="kimi-k3") == 2
 
 
 async def test_cancelled_request_is_no_failure_and_frees_the_probe(

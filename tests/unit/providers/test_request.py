@@ -11,7 +11,7 @@ from exai.errors import InvalidArgument
 from exai.models import CompletionRequest, Prompt, Thinking
 from exai.providers.base import Family
 from exai.providers.catalogue import bare_model, load_catalogue
-from exai.providers.request import build_body
+from exai.providers.request import build_body, encode_body
 from exai.providers.sites import NAMED
 
 CATALOGUE = load_catalogue(None, NAMED)
@@ -21,7 +21,7 @@ ASK = (Prompt("user", "hello"),)
 def body(name: str, messages: tuple[Prompt, ...] = ASK, **options: Any) -> dict[str, Any]:
     model = CATALOGUE.models[name]
     request = CompletionRequest(name, messages, **options)
-    decoded: dict[str, Any] = orjson.loads(build_body(model, NAMED[model.provider], request))
+    decoded: dict[str, Any] = orjson.loads(encode_body(build_body(model, NAMED[model.provider], request)))
     return decoded
 
 
@@ -140,8 +140,8 @@ def test_empty_list_is_refused() -> None:
 
 def test_tool_message_keeps_its_place_as_the_users() -> None:
     """A tool role without a recorded call is an error for every provider."""
-    sent = body("kimi-k3", (Prompt("user", "a"), Prompt("tool", "42")))["messages"]
-    assert sent[1] == {"role": "user", "content": "42"}
+    sent = body("kimi-k3", (Prompt("user", "a"), Prompt("assistant", "b"), Prompt("tool", "42")))["messages"]
+    assert sent[2] == {"role": "user", "content": "42"}
 
 
 def test_text_that_is_not_unicode_is_the_callers_error() -> None:

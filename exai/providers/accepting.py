@@ -1,0 +1,122 @@
+"""What an endpoint was found not to accept, and what is sent instead from then on; no I/O.
+
+An optional parameter that a server refuses is left out, its other name is used, or the system's text goes with the
+user's. Kept for the life of the process, so that only the first request of an endpoint pays for the lesson.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from exai.providers.base import LimitField, Model
+
+MAX_MODELS: Final = 500
+MAX_LESSONS: Final = 5
+"""How often one request is changed for its endpoint."""
+
+STREAM_OPTIONS: Final = "stream_options"
+_REQUIRED: Final = frozenset({"model", "messages", "stream"})
+_LIMIT_FIELDS: Final[Mapping[str, LimitField]] = {
+    "max_tokens": "max_completion_tokens",
+    "max_completion_tokens": "max_tokens",
+}
+_INNER: Final[Mapping[str, str]] = {STREAM_OPTIONS: "include_usage"}
+_STATUSES: Final = frozenset({400, 404, 415, 422, 500, 501})
+_UNKNOWN: Final = re.compile(
+    r"unsupported|not\s+(?:be\s+)?(?:supported|allowed|permitted|recogni[sz]ed|valid|known|implemented|available)|unknown"
+    r"|unrecogni[sz]ed|unexpected|extra|forbidden|invalid\s+(?:argument|parameter|field|key|propert|input)|additional"
+    r"|no\s+such|deprecated|does\s*n.t\s+(?:support|accept)|cannot\s+be\s+used|不支持|未知|非法",
+    re.IGNORECASE,
+)
+_VALUE: Final = re.compile(
+    r"too\s+(?:large|high|big|long)|exceed|at\s+most|less\s+than|greater|maximum\s+\w+\s+is|range", re.IGNORECASE
+)
+_SYSTEM_ROLE: Final = re.compile(
+    r"system\s+(?:role|message|prompt|instruction)s?.{0,60}(?:not|n.t|un)\s*-?(?:be\s+)?(?:supported|allowed|permitted|enabled)"
+    r"|(?:unsupported|unknown|invalid|unexpected)\s+(?:message\s+)?role\W{0,4}system"
+    r"|role\W{0,4}system\W{0,4}.{0,30}(?:not|n.t|un)\s*-?(?:supported|allowed|valid|permitted)"
+    r"|only\s+.{0,10}user.{0,20}(?:assistant|model).{0,20}roles?|roles?\s+must\s+alternate"
+    r"|developer\s+instruction\s+is\s+not\s+enabled",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """How requests to one model differ from what they would be: names left out, and names exchanged."""
+
+    dropped: frozenset[str] = frozenset()
+    limit_field: LimitField | None = None
+    system_role: bool = True
+
+
+AS_IT_IS: Final = Accepted()
+
+
+class Lessons:
+    """What one endpoint has taught, by model; what concerns no model in particular holds for all of them."""
+
+    def __init__(self) -> None:
+        self._dropped: frozenset[str] = frozenset()
+        self._models: OrderedDict[str, Accepted] = OrderedDict()
+
+    def of(self, model: Model) -> Accepted:
+        """Return what is known of this model."""
+        own = self._models.get(model.wire_name, AS_IT_IS)
+        return replace(own, dropped=own.dropped | self._dropped) if self._dropped else own
+
+    def learn(self, model: Model, body: Mapping[str, Any], status: int | None, said: str, named: Iterable[str]) -> bool:
+        """Learn from a refusal of `body`; return whether a changed request may be accepted.
+
+        `said` is the server's whole sentence, `named` are the fields that its reply names apart from it.
+        """
+        if status is not None and status not in _STATUSES:
+            return False
+        own = self._models.get(model.wire_name, AS_IT_IS)
+        fields = set(_mentioned(body, f"{said} {' '.join(named)}"))
+        learned = own
+        for field in fields:
+            learned = self._without(learned, field, said)
+        has_system = any(message["role"] == "system" for message in body["messages"])
+        if learned == own and has_system and own.system_role and _SYSTEM_ROLE.search(said):
+            learned = replace(own, system_role=False)
+        if STREAM_OPTIONS in body and (STREAM_OPTIONS in fields or (learned == own and _is_vague(status, said))):
+            self._dropped |= {STREAM_OPTIONS}
+        elif learned == own:
+            return False
+        self._models[model.wire_name] = learned
+        while len(self._models) > MAX_MODELS:
+            self._models.popitem(last=False)
+        return True
+
+    def _without(self, known: Accepted, field: str, said: str) -> Accepted:
+        if field == STREAM_OPTIONS:
+            return known
+        other = _LIMIT_FIELDS.get(field)
+        if other is None:
+            return replace(known, dropped=known.dropped | {field})
+        if _VALUE.search(said) and not _UNKNOWN.search(said):
+            # The name is accepted and the number is not.
+            return known
+        if known.limit_field is None:
+            return replace(known, limit_field=other)
+        return replace(known, dropped=known.dropped | set(_LIMIT_FIELDS))
+
+
+def _mentioned(body: Mapping[str, Any], text: str) -> Iterator[str]:
+    """Yield the optional fields of the body that a text names."""
+    for field in body.keys() - _REQUIRED:
+        names = "|".join(re.escape(name) for name in (field, _INNER.get(field, field)))
+        if re.search(rf"(?<![A-Za-z0-9_])(?:{names})(?![A-Za-z0-9_])", text):
+            yield field
+
+
+def _is_vague(status: int | None, said: str) -> bool:
+    """Whether a refusal may be for a field that it does not name."""
+    return status == 422 or bool(
+        _UNKNOWN.search(said) and re.search(r"param|field|argument|propert|input|option", said, re.IGNORECASE)
+    )

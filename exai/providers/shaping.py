@@ -1,0 +1,55 @@
+"""The message array as every endpoint accepts it, made of the one that was asked for; no I/O.
+
+Templates of Gemma, Mistral and others refuse two messages of one role in a row, an empty one, an array that begins with
+an answer, or a system message. Invariant: no text is lost, its order stays, and the array of a turn begins as that of
+the turn before did, so that the provider's cache serves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from exai.models import Prompt, Role
+
+BETWEEN: Final = "\n\n"
+BEFORE_AN_ANSWER: Final = "(The conversation begins with the following message.)"
+"""The user's message before an answer that nothing precedes."""
+
+
+def shaped(messages: Sequence[Prompt], *, system_role: bool = True) -> list[dict[str, str]]:
+    """Return messages of alternating roles, none empty, with the user's first, after the system's if there is one.
+
+    Without `system_role` the system's text begins the first message of the user.
+    """
+    said = [Prompt(_role(message), message.content) for message in messages if message.content.strip()]
+    system = _joined(message.content for message in said if message.role == "system")
+    talk = _merged(message for message in said if message.role != "system")
+    if talk and talk[0].role != "user":
+        talk.insert(0, Prompt("user", BEFORE_AN_ANSWER))
+    if system and not system_role:
+        first = talk.pop(0).content if talk else ""
+        talk.insert(0, Prompt("user", _joined(filter(None, (system, first)))))
+    elif system:
+        talk.insert(0, Prompt("system", system))
+    return [{"role": message.role, "content": message.content} for message in talk]
+
+
+def _merged(messages: Iterable[Prompt]) -> list[Prompt]:
+    """Return the messages with neighbours of one role joined."""
+    groups: list[tuple[Role, list[str]]] = []
+    for message in messages:
+        if groups and groups[-1][0] == message.role:
+            groups[-1][1].append(message.content)
+        else:
+            groups.append((message.role, [message.content]))
+    return [Prompt(role, _joined(contents)) for role, contents in groups]
+
+
+def _joined(contents: Iterable[str]) -> str:
+    return BETWEEN.join(contents)
+
+
+def _role(message: Prompt) -> Role:
+    # A tool's message is accepted only as the answer to a recorded call; as the user's it keeps its place and text.
+    return "user" if message.role == "tool" else message.role

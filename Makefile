@@ -50,6 +50,9 @@ attack: .venv/dev.done ## what hostile clients send, one attack after another, w
 conformance: .venv/dev.done ## the official MCP suite, inspector and TypeScript client (from npm, with their own Node)
 	@$(PY) -m tests.conformance.run
 
+test-clients: .venv/dev.done .venv/referees/done .venv/clients/done ## drive other people's clients through a conversation (minutes; some from npm)
+	@$(PY) -m pytest -n 0 -m heavy tests/clients $(ARGS)
+
 fuzz: .venv/fuzz/done ## throw damaged talks at the MCP core, guided by its coverage (Linux; EXAI_FUZZ_SECONDS=60)
 	@PYTHONPATH=. .venv/fuzz/bin/python -m tests.fuzz.core .venv/fuzz/found "$${EXAI_FUZZ_SECONDS:-60}"
 
@@ -96,6 +99,12 @@ $(shell test -x .venv/bin/python || rm -f .venv/run.done .venv/dev.done .venv/pe
 	@echo "installing the official client of today into an environment of its own (once)"
 	@test -x .venv/referees/bin/python || $(PY) -m venv --without-pip .venv/referees
 	@$(PIP) --python .venv/referees/bin/python install --no-compile --require-hashes -r requirements/referees.lock
+	@touch $@
+
+.venv/clients/done: requirements/clients.lock | .venv/bin/python
+	@echo "installing other people's clients into an environment of their own (once)"
+	@test -x .venv/clients/bin/python || $(PY) -m venv --without-pip .venv/clients
+	@$(PIP) --python .venv/clients/bin/python install --no-compile --require-hashes -r requirements/clients.lock
 	@touch $@
 
 .venv/fuzz/done: requirements/fuzz.lock | .venv/bin/python

@@ -20,6 +20,7 @@ LOCKS = {
     "run": ["pyproject.toml", "--extra", "embedded", "--group", "build"],
     "dev": ["pyproject.toml", "--extra", "embedded", "--group", "build", "--group", "dev"],
     "referees": ["--group", "referees"],
+    "clients": ["--group", "clients"],
     "fuzz": ["pyproject.toml", "--group", "fuzz"],
     "peers": ["--group", "peers"],
 }

@@ -30,11 +30,11 @@ HEAD: Final = (
     "deleted",
     "stale_s",
     "retry_after_s",
-    "title",
-    "tags",
-    "metadata",
 )
 """Fields of a structured answer that its head repeats, in this order; `next_...` follow by themselves."""
+
+DESCRIPTIVE: Final = ("title", "tags", "metadata")
+"""Fields that come last in the head, because they may be long."""
 
 OF_A_FILE: Final = ("name", "media_type", "size_bytes", "encoding")
 """Fields that the head has as well if the answer is about one file."""
@@ -56,11 +56,15 @@ def headed(facts: Mapping[str, Any] | None, body: str, beside: Mapping[str, Any]
     `beside` holds fields for the head that stand deeper in the structure, such as those of a page's only message.
     """
     known = {**(beside or {}), **(facts or {})}
-    names = (*HEAD, *(OF_A_FILE if "file_id" in known else ()), *(name for name in known if name.startswith(NEXT)))
-    head = one_line((name, known.get(name)) for name in names)
+    head = one_line((name, known.get(name)) for name in _names(known))
     notes = [f"note: {' '.join(str(note).split())}" for note in known.get(NOTES) or ()]
     first = "\n".join([head, *notes] if head else notes)
     return "\n\n".join(part for part in (first, body) if part)
+
+
+def headed_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a structured answer with the fields of the head first, for clients that show its JSON and cut it."""
+    return {**{name: facts[name] for name in _names(facts) if name in facts}, **facts}
 
 
 def one_line(pairs: Iterable[tuple[str, object]]) -> str:
@@ -71,6 +75,12 @@ def one_line(pairs: Iterable[tuple[str, object]]) -> str:
 def items(facts: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
     """Return the items of a list, each on a line of its own with the fields in `names`."""
     return "\n".join(one_line((name, each.get(name)) for name in names) for each in facts)
+
+
+def _names(facts: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of a head: what a next call takes, then what describes."""
+    following = (name for name in facts if name.startswith(NEXT))
+    return (*HEAD, *following, *(OF_A_FILE if "file_id" in facts else ()), *DESCRIPTIVE)
 
 
 def _value(value: object) -> str:

@@ -26,7 +26,7 @@ from exai.mcp.errors import error_facts
 from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
 from exai.mcp.protocol import Call, CallContext, Feature, Method, paged
 from exai.mcp.schemas import portable_schema
-from exai.mcp.texts import NOTES, headed
+from exai.mcp.texts import NOTES, headed, headed_facts
 
 __all__ = ["Arguments", "CallContext", "ToolRegistry", "ToolResult", "ToolSpec"]
 
@@ -236,11 +236,12 @@ def noted(result: ToolResult, notes: Sequence[str]) -> ToolResult:
 def call_result(result: ToolResult) -> Json:
     """Return the `CallToolResult` of what a handler returned."""
     text = headed(result.structured, result.text, result.head)
+    structured = None if result.structured is None else headed_facts(result.structured)
     shape: dict[str, Any] = {"content": [{"type": "text", "text": text}] if text else []}
     if result.content:
         shape["content"] += result.content
-    if result.structured is not None:
-        shape["structuredContent"] = result.structured
+    if structured is not None:
+        shape["structuredContent"] = structured
     shape["isError"] = result.is_error
     return shape
 

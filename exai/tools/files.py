@@ -17,7 +17,7 @@ from exai.models import PAGE_MESSAGES, ContinuationId, FileId, StoredFile
 from exai.tools.conversations import optional_id
 from exai.tools.paging import ANSWER_CHARS, SHOW_WHOLE, cut, fitting, room
 
-PAGE_CHARS = 40_000
+PAGE_CHARS = 38_000
 """Characters of a file in one answer; clients cut off what is much longer."""
 
 MAX_PAGE_CHARS = 200_000

@@ -18,8 +18,9 @@ from exai.models import Message, Page
 
 T = TypeVar("T")
 
-ANSWER_CHARS: Final = 46_000
-"""What fits into an answer together with its frame: above 49,900 characters a client shows its model only the start."""
+ANSWER_CHARS: Final = 38_000
+"""What fits into an answer together with its frame: clients that show their model only the beginning and the end of a
+longer one do so above 40,000 characters, 49,900 characters or 10,000 tokens."""
 
 MAX_ANSWER_CHARS: Final = 400_000
 """What a caller may ask for instead."""

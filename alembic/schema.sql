@@ -53,10 +53,14 @@ create table exai.message_words (
     seq bigint not null,
     created_at timestamp with time zone not null,
     words tsvector not null,
-    constraint message_words_pkey PRIMARY KEY (conversation_id, seq),
+    part smallint not null default 0,
+    version smallint not null default 1,
+    constraint message_words_pkey PRIMARY KEY (conversation_id, seq, part),
     constraint message_words_conversation_fkey FOREIGN KEY (conversation_id) REFERENCES public.conversations(id) ON DELETE CASCADE
 );
 alter table exai.message_words enable row level security;
+
+CREATE INDEX message_words_outdated_idx ON exai.message_words USING btree (conversation_id, seq) WHERE (version < 2);
 
 CREATE INDEX message_words_words_idx ON exai.message_words USING gin (words) WITH (gin_pending_list_limit='16384');
 
@@ -198,8 +202,6 @@ CREATE INDEX conversations_parent_idx ON public.conversations USING btree (paren
 
 CREATE INDEX conversations_recent_idx ON public.conversations USING btree (owner, updated_at DESC, id DESC);
 
-CREATE INDEX conversations_title_idx ON public.conversations USING gin (to_tsvector('simple'::regconfig, "left"(title, 100000))) WITH (gin_pending_list_limit='64') WHERE (title IS NOT NULL);
-
 CREATE TRIGGER exai_clock BEFORE INSERT OR UPDATE OF updated_at ON public.conversations FOR EACH ROW WHEN ((new.updated_at > clock_timestamp())) EXECUTE FUNCTION exai.clock_change_v1();
 
 CREATE TRIGGER exai_fill BEFORE INSERT OR UPDATE ON public.conversations FOR EACH ROW WHEN (((new.continuation_id IS NULL) OR (new.metadata IS NULL) OR (new.created_at IS NULL) OR (new.updated_at IS NULL))) EXECUTE FUNCTION exai.fill_conversation_v1();
@@ -209,6 +211,10 @@ CREATE TRIGGER exai_note_change BEFORE UPDATE ON public.conversations FOR EACH R
 
 CREATE TRIGGER exai_note_removal AFTER DELETE ON public.conversations FOR EACH ROW EXECUTE FUNCTION exai.note_removal_v1();
 -- It fires always.
+
+CREATE TRIGGER exai_queue_new_title AFTER UPDATE OF title, owner ON public.conversations FOR EACH ROW WHEN (((old.title IS DISTINCT FROM new.title) OR (old.owner IS DISTINCT FROM new.owner))) EXECUTE FUNCTION exai.queue_title_v1();
+
+CREATE TRIGGER exai_queue_title AFTER INSERT ON public.conversations FOR EACH ROW WHEN ((new.title IS NOT NULL)) EXECUTE FUNCTION exai.queue_title_v1();
 
 create table public.files (
     id uuid not null default gen_random_uuid(),
@@ -432,6 +438,32 @@ begin
     'base_revision', s.o_base, 'revision', s.o_revision, 'first_seq', s.o_first, 'last_seq', s.o_last,
     'inc', exai.incarnation_v1(), 'detail', s.o_detail,
     'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.bare_v1(p_text text)
+ RETURNS text
+ LANGUAGE plpgsql
+ IMMUTABLE PARALLEL SAFE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+  v_text text collate "C" := p_text;
+begin
+  if octet_length(v_text) = length(v_text)
+     or v_text !~ E'[\u00C0-\u024F\u0300-\u036F\u0370-\u052F\u0590-\u06FF\u1E00-\u1FFF]' then
+    return v_text;
+  end if;
+  v_text := normalize(v_text, NFD);
+  v_text := regexp_replace(
+    v_text,
+    E'[\u0300-\u036F\u0591-\u05BD\u05BF\u05C1\u05C2\u05C4\u05C5\u05C7\u064B-\u065F\u0670\u06D6-\u06DC]+', '', 'g');
+  v_text := normalize(v_text, NFC);
+  v_text := replace(replace(v_text, E'\u00E6', 'ae'), E'\u0153', 'oe');
+  -- o, d, h, l and t with a stroke, eth, dotless i; Arabic forms of Persian letters.
+  return translate(
+    v_text, E'\u00F8\u0111\u0127\u0142\u0167\u00F0\u0131\u0643\u0649\u064A', E'odhltdi\u06A9\u06CC\u06CC');
 end
 $function$
 ;
@@ -737,6 +769,62 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.excerpt_v1(p_text text, p_words text[], OUT o_excerpt text, OUT o_cut_before boolean, OUT o_cut_after boolean)
+ RETURNS record
+ LANGUAGE plpgsql
+ IMMUTABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+  c_window constant integer := 320;
+  c_before constant integer := 80;
+  c_step constant integer := 4000;
+  c_overlap constant integer := 100;
+  c_steps constant integer := 8;
+  v_text text collate "C" := p_text;
+  v_length constant integer := length(p_text);
+  v_start integer := 0;
+  v_at integer;
+  v_slice text collate "C";
+  v_folded text collate "C";
+begin
+  if v_length > c_step then
+    -- Where a word is written as it was asked for, that place is found by a plain look.
+    select min(f.at) into v_at
+      from unnest(p_words) w
+     cross join lateral (
+       select coalesce(nullif(strpos(v_text, w), 0), nullif(strpos(lower(left(v_text, 100000)), w), 0)) as at) f;
+    v_start := greatest(coalesce(v_at, 1) - c_before - 1, 0);
+    if v_start < c_step then
+      v_start := 0;
+    end if;
+  end if;
+  v_at := null;
+  for v_step in 0 .. c_steps - 1 loop
+    exit when v_step > 0 and v_start + v_step * c_step >= v_length;
+    v_slice := substr(v_text, v_start + v_step * c_step + 1, c_step + c_overlap);
+    v_folded := exai.bare_v1(exai.fold_v1(v_slice));
+    select min(f.at) into v_at
+      from unnest(p_words) w
+     cross join lateral (
+       select coalesce(
+         nullif(strpos(' ' || translate(v_folded, E'\n\t.,:;!?()[]{}<>/\\|"''`_-=+*&#@~', repeat(' ', 34)) || ' ',
+                       ' ' || w || ' '), 0),
+         nullif(strpos(v_folded, w), 0)) as at) f;
+    if v_at is not null then
+      -- Folding may have changed the length.
+      v_at := v_start + v_step * c_step + (v_at::numeric * length(v_slice) / greatest(length(v_folded), 1))::integer;
+      exit;
+    end if;
+  end loop;
+  v_at := greatest(coalesce(v_at, 1) - c_before, 1);
+  o_excerpt := substr(v_text, v_at, c_window);
+  o_cut_before := v_at > 1;
+  o_cut_after := v_at + c_window <= v_length;
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.fill_conversation_v1()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -847,6 +935,279 @@ AS $function$
 begin
   raise exception 'a message keeps its number and its conversation'
     using hint = 'Insert it anew and delete the old one.', errcode = '23514';
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.fold_v1(p_text text, p_marked boolean DEFAULT false)
+ RETURNS text
+ LANGUAGE plpgsql
+ IMMUTABLE PARALLEL SAFE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+  v_text text collate "C" := translate(p_text, E'\x01', ' ');
+  v_ascii constant boolean := octet_length(p_text) = length(p_text);
+begin
+  if not v_ascii then
+    -- Signs that would become letters or marks of the words beside them.
+    if v_text ~ E'[\u00A8\u00AF\u00B4\u00B8\u02D8-\u02DD\u0384-\u0385\u1FBD\u1FBF-\u1FC1\u1FCD-\u1FCF\u1FDD-\u1FDF\u1FED-'
+            '\u1FEE\u1FFD-\u1FFE\u2017\u203E\u2120\u2122\u309B-\u309C\uFE49-\uFE4C\uFFE3]' then
+      v_text := translate(v_text, E'\u2122\u2120\u00A8\u00AF\u00B4\u00B8\u02D8\u02D9\u02DA\u02DB\u02DC\u02DD\u0384\u0385\u1FBD\u1FBF\u1FC0'
+        '\u1FC1\u1FCD\u1FCE\u1FCF\u1FDD\u1FDE\u1FDF\u1FED\u1FEE\u1FFD\u1FFE\u2017\u203E\u309B\u309C\uFE49\uFE4A'
+        '\uFE4B\uFE4C\uFFE3', repeat(' ', 37));
+    end if;
+    v_text := normalize(v_text, NFKC);
+    if v_text ~ E'[\u00AD\u034F\u061C\u0640\u180B-\u180D\u200C-\u200F\u2060-\u2064\uFE00-\uFE0F\uFEFF]' then
+      v_text := translate(v_text, E'\u200C\u00AD\u034F\u061C\u0640\u180B\u180C\u180D\u200D\u200E\u200F\u2060\u2061\u2062\u2063\u2064\uFE00'
+        '\uFE01\uFE02\uFE03\uFE04\uFE05\uFE06\uFE07\uFE08\uFE09\uFE0A\uFE0B\uFE0C\uFE0D\uFE0E\uFE0F\uFEFF',
+        case when p_marked then E'\x01' else '' end);
+    end if;
+  end if;
+  if p_marked then
+    if v_text ~ '[a-z0-9][A-Z]' then
+      v_text := regexp_replace(v_text, '([a-z0-9])([A-Z])', E'\\1\x01\\2', 'g');
+    end if;
+    if v_text ~ '[A-Z][A-Z][a-z]' then
+      v_text := regexp_replace(v_text, '([A-Z])([A-Z][a-z])', E'\\1\x01\\2', 'g');
+    end if;
+    if v_text ~ '[A-Za-z][0-9]' then
+      v_text := regexp_replace(v_text, '([A-Za-z][A-Za-z])([0-9])', E'\\1\x01\\2', 'g');
+    end if;
+    if v_text ~ '[0-9][A-Za-z]' then
+      v_text := regexp_replace(v_text, '([0-9])([A-Za-z][A-Za-z])', E'\\1\x01\\2', 'g');
+    end if;
+    if not v_ascii and v_text ~ E'[\u0430-\u044F][\u0410-\u042F]|[\u00DF-\u00FF][A-Z]|[a-z][\u00C0-\u00DE]' then
+      v_text := regexp_replace(
+        v_text, E'([\u0430-\u044F])([\u0410-\u042F])|([\u00DF-\u00FF])([A-Z])|([a-z])([\u00C0-\u00DE])',
+        E'\\1\\3\\5\x01\\2\\4\\6', 'g');
+    end if;
+  end if;
+  v_text := lower(v_text collate "C");
+  if v_ascii then
+    return v_text;
+  end if;
+  v_text := replace(replace(replace(v_text, E'\u00DF', 'ss'), E'\u1E9E', 'ss'), E'\u0130', E'i\u0307');
+  -- Western European Latin
+  if v_text ~ E'[\u00C0-\u00DE]' then
+    v_text := translate(v_text,
+      E'\u00C0\u00C1\u00C2\u00C3\u00C4\u00C5\u00C6\u00C7\u00C8\u00C9\u00CA\u00CB\u00CC\u00CD\u00CE\u00CF\u00D0'
+      '\u00D1\u00D2\u00D3\u00D4\u00D5\u00D6\u00D8\u00D9\u00DA\u00DB\u00DC\u00DD\u00DE',
+      E'\u00E0\u00E1\u00E2\u00E3\u00E4\u00E5\u00E6\u00E7\u00E8\u00E9\u00EA\u00EB\u00EC\u00ED\u00EE\u00EF\u00F0'
+      '\u00F1\u00F2\u00F3\u00F4\u00F5\u00F6\u00F8\u00F9\u00FA\u00FB\u00FC\u00FD\u00FE');
+  end if;
+  -- Other Latin
+  if v_text ~ E'[\u0100-\u012E\u0134-\u0136\u0139-\u013D\u0141-\u0147\u014A-\u017D\u0181-\u018B\u018E-\u0198\u019C-'
+            '\u01A9\u01AC-\u01B8\u01BC\u01CD-\u01DB\u01DE-\u01EE\u01F4-\u0232\u023A-\u023E\u0241-\u024E]' then
+    v_text := translate(v_text,
+      E'\u0100\u0102\u0104\u0106\u0108\u010A\u010C\u010E\u0110\u0112\u0114\u0116\u0118\u011A\u011C\u011E\u0120'
+      '\u0122\u0124\u0126\u0128\u012A\u012C\u012E\u0134\u0136\u0139\u013B\u013D\u0141\u0143\u0145\u0147\u014A'
+      '\u014C\u014E\u0150\u0152\u0154\u0156\u0158\u015A\u015C\u015E\u0160\u0162\u0164\u0166\u0168\u016A\u016C'
+      '\u016E\u0170\u0172\u0174\u0176\u0178\u0179\u017B\u017D\u0181\u0182\u0184\u0186\u0187\u0189\u018A\u018B'
+      '\u018E\u018F\u0190\u0191\u0193\u0194\u0196\u0197\u0198\u019C\u019D\u019F\u01A0\u01A2\u01A4\u01A6\u01A7'
+      '\u01A9\u01AC\u01AE\u01AF\u01B1\u01B2\u01B3\u01B5\u01B7\u01B8\u01BC\u01CD\u01CF\u01D1\u01D3\u01D5\u01D7'
+      '\u01D9\u01DB\u01DE\u01E0\u01E2\u01E4\u01E6\u01E8\u01EA\u01EC\u01EE\u01F4\u01F6\u01F7\u01F8\u01FA\u01FC'
+      '\u01FE\u0200\u0202\u0204\u0206\u0208\u020A\u020C\u020E\u0210\u0212\u0214\u0216\u0218\u021A\u021C\u021E'
+      '\u0220\u0222\u0224\u0226\u0228\u022A\u022C\u022E\u0230\u0232\u023A\u023B\u023D\u023E\u0241\u0243\u0244'
+      '\u0245\u0246\u0248\u024A\u024C\u024E',
+      E'\u0101\u0103\u0105\u0107\u0109\u010B\u010D\u010F\u0111\u0113\u0115\u0117\u0119\u011B\u011D\u011F\u0121'
+      '\u0123\u0125\u0127\u0129\u012B\u012D\u012F\u0135\u0137\u013A\u013C\u013E\u0142\u0144\u0146\u0148\u014B'
+      '\u014D\u014F\u0151\u0153\u0155\u0157\u0159\u015B\u015D\u015F\u0161\u0163\u0165\u0167\u0169\u016B\u016D'
+      '\u016F\u0171\u0173\u0175\u0177\u00FF\u017A\u017C\u017E\u0253\u0183\u0185\u0254\u0188\u0256\u0257\u018C'
+      '\u01DD\u0259\u025B\u0192\u0260\u0263\u0269\u0268\u0199\u026F\u0272\u0275\u01A1\u01A3\u01A5\u0280\u01A8'
+      '\u0283\u01AD\u0288\u01B0\u028A\u028B\u01B4\u01B6\u0292\u01B9\u01BD\u01CE\u01D0\u01D2\u01D4\u01D6\u01D8'
+      '\u01DA\u01DC\u01DF\u01E1\u01E3\u01E5\u01E7\u01E9\u01EB\u01ED\u01EF\u01F5\u0195\u01BF\u01F9\u01FB\u01FD'
+      '\u01FF\u0201\u0203\u0205\u0207\u0209\u020B\u020D\u020F\u0211\u0213\u0215\u0217\u0219\u021B\u021D\u021F'
+      '\u019E\u0223\u0225\u0227\u0229\u022B\u022D\u022F\u0231\u0233\u2C65\u023C\u019A\u2C66\u0242\u0180\u0289'
+      '\u028C\u0247\u0249\u024B\u024D\u024F');
+  end if;
+  -- Greek
+  if v_text ~ E'[\u0370-\u0372\u0376\u037F\u0386-\u03AB\u03C2\u03CF\u03D8-\u03EE\u03F7\u03FA\u03FD-\u03FF]' then
+    v_text := translate(v_text,
+      E'\u0370\u0372\u0376\u037F\u0386\u0388\u0389\u038A\u038C\u038E\u038F\u0391\u0392\u0393\u0394\u0395\u0396'
+      '\u0397\u0398\u0399\u039A\u039B\u039C\u039D\u039E\u039F\u03A0\u03A1\u03A3\u03A4\u03A5\u03A6\u03A7\u03A8'
+      '\u03A9\u03AA\u03AB\u03C2\u03CF\u03D8\u03DA\u03DC\u03DE\u03E0\u03E2\u03E4\u03E6\u03E8\u03EA\u03EC\u03EE'
+      '\u03F7\u03FA\u03FD\u03FE\u03FF',
+      E'\u0371\u0373\u0377\u03F3\u03AC\u03AD\u03AE\u03AF\u03CC\u03CD\u03CE\u03B1\u03B2\u03B3\u03B4\u03B5\u03B6'
+      '\u03B7\u03B8\u03B9\u03BA\u03BB\u03BC\u03BD\u03BE\u03BF\u03C0\u03C1\u03C3\u03C4\u03C5\u03C6\u03C7\u03C8'
+      '\u03C9\u03CA\u03CB\u03C3\u03D7\u03D9\u03DB\u03DD\u03DF\u03E1\u03E3\u03E5\u03E7\u03E9\u03EB\u03ED\u03EF'
+      '\u03F8\u03FB\u037B\u037C\u037D');
+  end if;
+  -- Cyrillic
+  if v_text ~ E'[\u0400-\u042F]' then
+    v_text := translate(v_text,
+      E'\u0400\u0401\u0402\u0403\u0404\u0405\u0406\u0407\u0408\u0409\u040A\u040B\u040C\u040D\u040E\u040F\u0410'
+      '\u0411\u0412\u0413\u0414\u0415\u0416\u0417\u0418\u0419\u041A\u041B\u041C\u041D\u041E\u041F\u0420\u0421'
+      '\u0422\u0423\u0424\u0425\u0426\u0427\u0428\u0429\u042A\u042B\u042C\u042D\u042E\u042F',
+      E'\u0450\u0451\u0452\u0453\u0454\u0455\u0456\u0457\u0458\u0459\u045A\u045B\u045C\u045D\u045E\u045F\u0430'
+      '\u0431\u0432\u0433\u0434\u0435\u0436\u0437\u0438\u0439\u043A\u043B\u043C\u043D\u043E\u043F\u0440\u0441'
+      '\u0442\u0443\u0444\u0445\u0446\u0447\u0448\u0449\u044A\u044B\u044C\u044D\u044E\u044F');
+  end if;
+  -- Cyrillic of other languages
+  if v_text ~ E'[\u0460-\u0480\u048A-\u04CD\u04D0-\u052E]' then
+    v_text := translate(v_text,
+      E'\u0460\u0462\u0464\u0466\u0468\u046A\u046C\u046E\u0470\u0472\u0474\u0476\u0478\u047A\u047C\u047E\u0480'
+      '\u048A\u048C\u048E\u0490\u0492\u0494\u0496\u0498\u049A\u049C\u049E\u04A0\u04A2\u04A4\u04A6\u04A8\u04AA'
+      '\u04AC\u04AE\u04B0\u04B2\u04B4\u04B6\u04B8\u04BA\u04BC\u04BE\u04C0\u04C1\u04C3\u04C5\u04C7\u04C9\u04CB'
+      '\u04CD\u04D0\u04D2\u04D4\u04D6\u04D8\u04DA\u04DC\u04DE\u04E0\u04E2\u04E4\u04E6\u04E8\u04EA\u04EC\u04EE'
+      '\u04F0\u04F2\u04F4\u04F6\u04F8\u04FA\u04FC\u04FE\u0500\u0502\u0504\u0506\u0508\u050A\u050C\u050E\u0510'
+      '\u0512\u0514\u0516\u0518\u051A\u051C\u051E\u0520\u0522\u0524\u0526\u0528\u052A\u052C\u052E',
+      E'\u0461\u0463\u0465\u0467\u0469\u046B\u046D\u046F\u0471\u0473\u0475\u0477\u0479\u047B\u047D\u047F\u0481'
+      '\u048B\u048D\u048F\u0491\u0493\u0495\u0497\u0499\u049B\u049D\u049F\u04A1\u04A3\u04A5\u04A7\u04A9\u04AB'
+      '\u04AD\u04AF\u04B1\u04B3\u04B5\u04B7\u04B9\u04BB\u04BD\u04BF\u04CF\u04C2\u04C4\u04C6\u04C8\u04CA\u04CC'
+      '\u04CE\u04D1\u04D3\u04D5\u04D7\u04D9\u04DB\u04DD\u04DF\u04E1\u04E3\u04E5\u04E7\u04E9\u04EB\u04ED\u04EF'
+      '\u04F1\u04F3\u04F5\u04F7\u04F9\u04FB\u04FD\u04FF\u0501\u0503\u0505\u0507\u0509\u050B\u050D\u050F\u0511'
+      '\u0513\u0515\u0517\u0519\u051B\u051D\u051F\u0521\u0523\u0525\u0527\u0529\u052B\u052D\u052F');
+  end if;
+  -- Latin letters with marks
+  if v_text ~ E'[\u1E00-\u1E94\u1E9E-\u1EFE]' then
+    v_text := translate(v_text,
+      E'\u1E00\u1E02\u1E04\u1E06\u1E08\u1E0A\u1E0C\u1E0E\u1E10\u1E12\u1E14\u1E16\u1E18\u1E1A\u1E1C\u1E1E\u1E20'
+      '\u1E22\u1E24\u1E26\u1E28\u1E2A\u1E2C\u1E2E\u1E30\u1E32\u1E34\u1E36\u1E38\u1E3A\u1E3C\u1E3E\u1E40\u1E42'
+      '\u1E44\u1E46\u1E48\u1E4A\u1E4C\u1E4E\u1E50\u1E52\u1E54\u1E56\u1E58\u1E5A\u1E5C\u1E5E\u1E60\u1E62\u1E64'
+      '\u1E66\u1E68\u1E6A\u1E6C\u1E6E\u1E70\u1E72\u1E74\u1E76\u1E78\u1E7A\u1E7C\u1E7E\u1E80\u1E82\u1E84\u1E86'
+      '\u1E88\u1E8A\u1E8C\u1E8E\u1E90\u1E92\u1E94\u1E9E\u1EA0\u1EA2\u1EA4\u1EA6\u1EA8\u1EAA\u1EAC\u1EAE\u1EB0'
+      '\u1EB2\u1EB4\u1EB6\u1EB8\u1EBA\u1EBC\u1EBE\u1EC0\u1EC2\u1EC4\u1EC6\u1EC8\u1ECA\u1ECC\u1ECE\u1ED0\u1ED2'
+      '\u1ED4\u1ED6\u1ED8\u1EDA\u1EDC\u1EDE\u1EE0\u1EE2\u1EE4\u1EE6\u1EE8\u1EEA\u1EEC\u1EEE\u1EF0\u1EF2\u1EF4'
+      '\u1EF6\u1EF8\u1EFA\u1EFC\u1EFE',
+      E'\u1E01\u1E03\u1E05\u1E07\u1E09\u1E0B\u1E0D\u1E0F\u1E11\u1E13\u1E15\u1E17\u1E19\u1E1B\u1E1D\u1E1F\u1E21'
+      '\u1E23\u1E25\u1E27\u1E29\u1E2B\u1E2D\u1E2F\u1E31\u1E33\u1E35\u1E37\u1E39\u1E3B\u1E3D\u1E3F\u1E41\u1E43'
+      '\u1E45\u1E47\u1E49\u1E4B\u1E4D\u1E4F\u1E51\u1E53\u1E55\u1E57\u1E59\u1E5B\u1E5D\u1E5F\u1E61\u1E63\u1E65'
+      '\u1E67\u1E69\u1E6B\u1E6D\u1E6F\u1E71\u1E73\u1E75\u1E77\u1E79\u1E7B\u1E7D\u1E7F\u1E81\u1E83\u1E85\u1E87'
+      '\u1E89\u1E8B\u1E8D\u1E8F\u1E91\u1E93\u1E95\u00DF\u1EA1\u1EA3\u1EA5\u1EA7\u1EA9\u1EAB\u1EAD\u1EAF\u1EB1'
+      '\u1EB3\u1EB5\u1EB7\u1EB9\u1EBB\u1EBD\u1EBF\u1EC1\u1EC3\u1EC5\u1EC7\u1EC9\u1ECB\u1ECD\u1ECF\u1ED1\u1ED3'
+      '\u1ED5\u1ED7\u1ED9\u1EDB\u1EDD\u1EDF\u1EE1\u1EE3\u1EE5\u1EE7\u1EE9\u1EEB\u1EED\u1EEF\u1EF1\u1EF3\u1EF5'
+      '\u1EF7\u1EF9\u1EFB\u1EFD\u1EFF');
+  end if;
+  -- Armenian, Georgian, Cherokee, Coptic and everything else that has two cases
+  if v_text ~ E'[\u0345\u0531-\u0556\u10A0-\u10C7\u10CD\u13F8-\u13FD\u1C80-\u1C88\u1C90-\u1CBA\u1CBD-\u1CBF\u1F08-\u1F0F'
+            '\u1F18-\u1F1D\u1F28-\u1F2F\u1F38-\u1F3F\u1F48-\u1F4D\u1F59-\u1F5F\u1F68-\u1F6F\u1F88-\u1F8F\u1F98-\u1F9F'
+            '\u1FA8-\u1FAF\u1FB8-\u1FBC\u1FC8-\u1FCC\u1FD8-\u1FDA\u1FE8-\u1FEC\u1FF8-\u1FFC\u2132\u2183\u2C00-\u2C2F'
+            '\u2C60-\u2C64\u2C67-\u2C72\u2C75\u2C7E-\u2CE2\u2CEB-\u2CED\u2CF2\uA640-\uA66C\uA680-\uA69A\uA722-\uA72E'
+            '\uA732-\uA76E\uA779-\uA786\uA78B-\uA78D\uA790-\uA792\uA796-\uA7C9\uA7D0\uA7D6-\uA7D8\uA7F5\uAB70-\uABBF'
+            '\U00010400-\U00010427\U000104B0-\U000104D3\U00010570-\U00010595\U00010C80-\U00010CB2\U000118A0-'
+            '\U000118BF\U00016E40-\U00016E5F\U0001E900-\U0001E921]' then
+    v_text := translate(v_text,
+      E'\u0345\u0531\u0532\u0533\u0534\u0535\u0536\u0537\u0538\u0539\u053A\u053B\u053C\u053D\u053E\u053F\u0540'
+      '\u0541\u0542\u0543\u0544\u0545\u0546\u0547\u0548\u0549\u054A\u054B\u054C\u054D\u054E\u054F\u0550\u0551'
+      '\u0552\u0553\u0554\u0555\u0556\u10A0\u10A1\u10A2\u10A3\u10A4\u10A5\u10A6\u10A7\u10A8\u10A9\u10AA\u10AB'
+      '\u10AC\u10AD\u10AE\u10AF\u10B0\u10B1\u10B2\u10B3\u10B4\u10B5\u10B6\u10B7\u10B8\u10B9\u10BA\u10BB\u10BC'
+      '\u10BD\u10BE\u10BF\u10C0\u10C1\u10C2\u10C3\u10C4\u10C5\u10C7\u10CD\u13F8\u13F9\u13FA\u13FB\u13FC\u13FD'
+      '\u1C80\u1C81\u1C82\u1C83\u1C84\u1C85\u1C86\u1C87\u1C88\u1C90\u1C91\u1C92\u1C93\u1C94\u1C95\u1C96\u1C97'
+      '\u1C98\u1C99\u1C9A\u1C9B\u1C9C\u1C9D\u1C9E\u1C9F\u1CA0\u1CA1\u1CA2\u1CA3\u1CA4\u1CA5\u1CA6\u1CA7\u1CA8'
+      '\u1CA9\u1CAA\u1CAB\u1CAC\u1CAD\u1CAE\u1CAF\u1CB0\u1CB1\u1CB2\u1CB3\u1CB4\u1CB5\u1CB6\u1CB7\u1CB8\u1CB9'
+      '\u1CBA\u1CBD\u1CBE\u1CBF\u1F08\u1F09\u1F0A\u1F0B\u1F0C\u1F0D\u1F0E\u1F0F\u1F18\u1F19\u1F1A\u1F1B\u1F1C'
+      '\u1F1D\u1F28\u1F29\u1F2A\u1F2B\u1F2C\u1F2D\u1F2E\u1F2F\u1F38\u1F39\u1F3A\u1F3B\u1F3C\u1F3D\u1F3E\u1F3F'
+      '\u1F48\u1F49\u1F4A\u1F4B\u1F4C\u1F4D\u1F59\u1F5B\u1F5D\u1F5F\u1F68\u1F69\u1F6A\u1F6B\u1F6C\u1F6D\u1F6E'
+      '\u1F6F\u1F88\u1F89\u1F8A\u1F8B\u1F8C\u1F8D\u1F8E\u1F8F\u1F98\u1F99\u1F9A\u1F9B\u1F9C\u1F9D\u1F9E\u1F9F'
+      '\u1FA8\u1FA9\u1FAA\u1FAB\u1FAC\u1FAD\u1FAE\u1FAF\u1FB8\u1FB9\u1FBA\u1FBC\u1FC8\u1FCA\u1FCC\u1FD8\u1FD9'
+      '\u1FDA\u1FE8\u1FE9\u1FEA\u1FEC\u1FF8\u1FFA\u1FFC\u2132\u2183\u2C00\u2C01\u2C02\u2C03\u2C04\u2C05\u2C06'
+      '\u2C07\u2C08\u2C09\u2C0A\u2C0B\u2C0C\u2C0D\u2C0E\u2C0F\u2C10\u2C11\u2C12\u2C13\u2C14\u2C15\u2C16\u2C17'
+      '\u2C18\u2C19\u2C1A\u2C1B\u2C1C\u2C1D\u2C1E\u2C1F\u2C20\u2C21\u2C22\u2C23\u2C24\u2C25\u2C26\u2C27\u2C28'
+      '\u2C29\u2C2A\u2C2B\u2C2C\u2C2D\u2C2E\u2C2F\u2C60\u2C62\u2C63\u2C64\u2C67\u2C69\u2C6B\u2C6D\u2C6E\u2C6F'
+      '\u2C70\u2C72\u2C75\u2C7E\u2C7F\u2C80\u2C82\u2C84\u2C86\u2C88\u2C8A\u2C8C\u2C8E\u2C90\u2C92\u2C94\u2C96'
+      '\u2C98\u2C9A\u2C9C\u2C9E\u2CA0\u2CA2\u2CA4\u2CA6\u2CA8\u2CAA\u2CAC\u2CAE\u2CB0\u2CB2\u2CB4\u2CB6\u2CB8'
+      '\u2CBA\u2CBC\u2CBE\u2CC0\u2CC2\u2CC4\u2CC6\u2CC8\u2CCA\u2CCC\u2CCE\u2CD0\u2CD2\u2CD4\u2CD6\u2CD8\u2CDA'
+      '\u2CDC\u2CDE\u2CE0\u2CE2\u2CEB\u2CED\u2CF2\uA640\uA642\uA644\uA646\uA648\uA64A\uA64C\uA64E\uA650\uA652'
+      '\uA654\uA656\uA658\uA65A\uA65C\uA65E\uA660\uA662\uA664\uA666\uA668\uA66A\uA66C\uA680\uA682\uA684\uA686'
+      '\uA688\uA68A\uA68C\uA68E\uA690\uA692\uA694\uA696\uA698\uA69A\uA722\uA724\uA726\uA728\uA72A\uA72C\uA72E'
+      '\uA732\uA734\uA736\uA738\uA73A\uA73C\uA73E\uA740\uA742\uA744\uA746\uA748\uA74A\uA74C\uA74E\uA750\uA752'
+      '\uA754\uA756\uA758\uA75A\uA75C\uA75E\uA760\uA762\uA764\uA766\uA768\uA76A\uA76C\uA76E\uA779\uA77B\uA77D'
+      '\uA77E\uA780\uA782\uA784\uA786\uA78B\uA78D\uA790\uA792\uA796\uA798\uA79A\uA79C\uA79E\uA7A0\uA7A2\uA7A4'
+      '\uA7A6\uA7A8\uA7AA\uA7AB\uA7AC\uA7AD\uA7AE\uA7B0\uA7B1\uA7B2\uA7B3\uA7B4\uA7B6\uA7B8\uA7BA\uA7BC\uA7BE'
+      '\uA7C0\uA7C2\uA7C4\uA7C5\uA7C6\uA7C7\uA7C9\uA7D0\uA7D6\uA7D8\uA7F5\uAB70\uAB71\uAB72\uAB73\uAB74\uAB75'
+      '\uAB76\uAB77\uAB78\uAB79\uAB7A\uAB7B\uAB7C\uAB7D\uAB7E\uAB7F\uAB80\uAB81\uAB82\uAB83\uAB84\uAB85\uAB86'
+      '\uAB87\uAB88\uAB89\uAB8A\uAB8B\uAB8C\uAB8D\uAB8E\uAB8F\uAB90\uAB91\uAB92\uAB93\uAB94\uAB95\uAB96\uAB97'
+      '\uAB98\uAB99\uAB9A\uAB9B\uAB9C\uAB9D\uAB9E\uAB9F\uABA0\uABA1\uABA2\uABA3\uABA4\uABA5\uABA6\uABA7\uABA8'
+      '\uABA9\uABAA\uABAB\uABAC\uABAD\uABAE\uABAF\uABB0\uABB1\uABB2\uABB3\uABB4\uABB5\uABB6\uABB7\uABB8\uABB9'
+      '\uABBA\uABBB\uABBC\uABBD\uABBE\uABBF\U00010400\U00010401\U00010402\U00010403\U00010404\U00010405'
+      '\U00010406\U00010407\U00010408\U00010409\U0001040A\U0001040B\U0001040C\U0001040D\U0001040E\U0001040F'
+      '\U00010410\U00010411\U00010412\U00010413\U00010414\U00010415\U00010416\U00010417\U00010418\U00010419'
+      '\U0001041A\U0001041B\U0001041C\U0001041D\U0001041E\U0001041F\U00010420\U00010421\U00010422\U00010423'
+      '\U00010424\U00010425\U00010426\U00010427\U000104B0\U000104B1\U000104B2\U000104B3\U000104B4\U000104B5'
+      '\U000104B6\U000104B7\U000104B8\U000104B9\U000104BA\U000104BB\U000104BC\U000104BD\U000104BE\U000104BF'
+      '\U000104C0\U000104C1\U000104C2\U000104C3\U000104C4\U000104C5\U000104C6\U000104C7\U000104C8\U000104C9'
+      '\U000104CA\U000104CB\U000104CC\U000104CD\U000104CE\U000104CF\U000104D0\U000104D1\U000104D2\U000104D3'
+      '\U00010570\U00010571\U00010572\U00010573\U00010574\U00010575\U00010576\U00010577\U00010578\U00010579'
+      '\U0001057A\U0001057C\U0001057D\U0001057E\U0001057F\U00010580\U00010581\U00010582\U00010583\U00010584'
+      '\U00010585\U00010586\U00010587\U00010588\U00010589\U0001058A\U0001058C\U0001058D\U0001058E\U0001058F'
+      '\U00010590\U00010591\U00010592\U00010594\U00010595\U00010C80\U00010C81\U00010C82\U00010C83\U00010C84'
+      '\U00010C85\U00010C86\U00010C87\U00010C88\U00010C89\U00010C8A\U00010C8B\U00010C8C\U00010C8D\U00010C8E'
+      '\U00010C8F\U00010C90\U00010C91\U00010C92\U00010C93\U00010C94\U00010C95\U00010C96\U00010C97\U00010C98'
+      '\U00010C99\U00010C9A\U00010C9B\U00010C9C\U00010C9D\U00010C9E\U00010C9F\U00010CA0\U00010CA1\U00010CA2'
+      '\U00010CA3\U00010CA4\U00010CA5\U00010CA6\U00010CA7\U00010CA8\U00010CA9\U00010CAA\U00010CAB\U00010CAC'
+      '\U00010CAD\U00010CAE\U00010CAF\U00010CB0\U00010CB1\U00010CB2\U000118A0\U000118A1\U000118A2\U000118A3'
+      '\U000118A4\U000118A5\U000118A6\U000118A7\U000118A8\U000118A9\U000118AA\U000118AB\U000118AC\U000118AD'
+      '\U000118AE\U000118AF\U000118B0\U000118B1\U000118B2\U000118B3\U000118B4\U000118B5\U000118B6\U000118B7'
+      '\U000118B8\U000118B9\U000118BA\U000118BB\U000118BC\U000118BD\U000118BE\U000118BF\U00016E40\U00016E41'
+      '\U00016E42\U00016E43\U00016E44\U00016E45\U00016E46\U00016E47\U00016E48\U00016E49\U00016E4A\U00016E4B'
+      '\U00016E4C\U00016E4D\U00016E4E\U00016E4F\U00016E50\U00016E51\U00016E52\U00016E53\U00016E54\U00016E55'
+      '\U00016E56\U00016E57\U00016E58\U00016E59\U00016E5A\U00016E5B\U00016E5C\U00016E5D\U00016E5E\U00016E5F'
+      '\U0001E900\U0001E901\U0001E902\U0001E903\U0001E904\U0001E905\U0001E906\U0001E907\U0001E908\U0001E909'
+      '\U0001E90A\U0001E90B\U0001E90C\U0001E90D\U0001E90E\U0001E90F\U0001E910\U0001E911\U0001E912\U0001E913'
+      '\U0001E914\U0001E915\U0001E916\U0001E917\U0001E918\U0001E919\U0001E91A\U0001E91B\U0001E91C\U0001E91D'
+      '\U0001E91E\U0001E91F\U0001E920\U0001E921',
+      E'\u03B9\u0561\u0562\u0563\u0564\u0565\u0566\u0567\u0568\u0569\u056A\u056B\u056C\u056D\u056E\u056F\u0570'
+      '\u0571\u0572\u0573\u0574\u0575\u0576\u0577\u0578\u0579\u057A\u057B\u057C\u057D\u057E\u057F\u0580\u0581'
+      '\u0582\u0583\u0584\u0585\u0586\u2D00\u2D01\u2D02\u2D03\u2D04\u2D05\u2D06\u2D07\u2D08\u2D09\u2D0A\u2D0B'
+      '\u2D0C\u2D0D\u2D0E\u2D0F\u2D10\u2D11\u2D12\u2D13\u2D14\u2D15\u2D16\u2D17\u2D18\u2D19\u2D1A\u2D1B\u2D1C'
+      '\u2D1D\u2D1E\u2D1F\u2D20\u2D21\u2D22\u2D23\u2D24\u2D25\u2D27\u2D2D\u13F0\u13F1\u13F2\u13F3\u13F4\u13F5'
+      '\u0432\u0434\u043E\u0441\u0442\u0442\u044A\u0463\uA64B\u10D0\u10D1\u10D2\u10D3\u10D4\u10D5\u10D6\u10D7'
+      '\u10D8\u10D9\u10DA\u10DB\u10DC\u10DD\u10DE\u10DF\u10E0\u10E1\u10E2\u10E3\u10E4\u10E5\u10E6\u10E7\u10E8'
+      '\u10E9\u10EA\u10EB\u10EC\u10ED\u10EE\u10EF\u10F0\u10F1\u10F2\u10F3\u10F4\u10F5\u10F6\u10F7\u10F8\u10F9'
+      '\u10FA\u10FD\u10FE\u10FF\u1F00\u1F01\u1F02\u1F03\u1F04\u1F05\u1F06\u1F07\u1F10\u1F11\u1F12\u1F13\u1F14'
+      '\u1F15\u1F20\u1F21\u1F22\u1F23\u1F24\u1F25\u1F26\u1F27\u1F30\u1F31\u1F32\u1F33\u1F34\u1F35\u1F36\u1F37'
+      '\u1F40\u1F41\u1F42\u1F43\u1F44\u1F45\u1F51\u1F53\u1F55\u1F57\u1F60\u1F61\u1F62\u1F63\u1F64\u1F65\u1F66'
+      '\u1F67\u1F80\u1F81\u1F82\u1F83\u1F84\u1F85\u1F86\u1F87\u1F90\u1F91\u1F92\u1F93\u1F94\u1F95\u1F96\u1F97'
+      '\u1FA0\u1FA1\u1FA2\u1FA3\u1FA4\u1FA5\u1FA6\u1FA7\u1FB0\u1FB1\u1F70\u1FB3\u1F72\u1F74\u1FC3\u1FD0\u1FD1'
+      '\u1F76\u1FE0\u1FE1\u1F7A\u1FE5\u1F78\u1F7C\u1FF3\u214E\u2184\u2C30\u2C31\u2C32\u2C33\u2C34\u2C35\u2C36'
+      '\u2C37\u2C38\u2C39\u2C3A\u2C3B\u2C3C\u2C3D\u2C3E\u2C3F\u2C40\u2C41\u2C42\u2C43\u2C44\u2C45\u2C46\u2C47'
+      '\u2C48\u2C49\u2C4A\u2C4B\u2C4C\u2C4D\u2C4E\u2C4F\u2C50\u2C51\u2C52\u2C53\u2C54\u2C55\u2C56\u2C57\u2C58'
+      '\u2C59\u2C5A\u2C5B\u2C5C\u2C5D\u2C5E\u2C5F\u2C61\u026B\u1D7D\u027D\u2C68\u2C6A\u2C6C\u0251\u0271\u0250'
+      '\u0252\u2C73\u2C76\u023F\u0240\u2C81\u2C83\u2C85\u2C87\u2C89\u2C8B\u2C8D\u2C8F\u2C91\u2C93\u2C95\u2C97'
+      '\u2C99\u2C9B\u2C9D\u2C9F\u2CA1\u2CA3\u2CA5\u2CA7\u2CA9\u2CAB\u2CAD\u2CAF\u2CB1\u2CB3\u2CB5\u2CB7\u2CB9'
+      '\u2CBB\u2CBD\u2CBF\u2CC1\u2CC3\u2CC5\u2CC7\u2CC9\u2CCB\u2CCD\u2CCF\u2CD1\u2CD3\u2CD5\u2CD7\u2CD9\u2CDB'
+      '\u2CDD\u2CDF\u2CE1\u2CE3\u2CEC\u2CEE\u2CF3\uA641\uA643\uA645\uA647\uA649\uA64B\uA64D\uA64F\uA651\uA653'
+      '\uA655\uA657\uA659\uA65B\uA65D\uA65F\uA661\uA663\uA665\uA667\uA669\uA66B\uA66D\uA681\uA683\uA685\uA687'
+      '\uA689\uA68B\uA68D\uA68F\uA691\uA693\uA695\uA697\uA699\uA69B\uA723\uA725\uA727\uA729\uA72B\uA72D\uA72F'
+      '\uA733\uA735\uA737\uA739\uA73B\uA73D\uA73F\uA741\uA743\uA745\uA747\uA749\uA74B\uA74D\uA74F\uA751\uA753'
+      '\uA755\uA757\uA759\uA75B\uA75D\uA75F\uA761\uA763\uA765\uA767\uA769\uA76B\uA76D\uA76F\uA77A\uA77C\u1D79'
+      '\uA77F\uA781\uA783\uA785\uA787\uA78C\u0265\uA791\uA793\uA797\uA799\uA79B\uA79D\uA79F\uA7A1\uA7A3\uA7A5'
+      '\uA7A7\uA7A9\u0266\u025C\u0261\u026C\u026A\u029E\u0287\u029D\uAB53\uA7B5\uA7B7\uA7B9\uA7BB\uA7BD\uA7BF'
+      '\uA7C1\uA7C3\uA794\u0282\u1D8E\uA7C8\uA7CA\uA7D1\uA7D7\uA7D9\uA7F6\u13A0\u13A1\u13A2\u13A3\u13A4\u13A5'
+      '\u13A6\u13A7\u13A8\u13A9\u13AA\u13AB\u13AC\u13AD\u13AE\u13AF\u13B0\u13B1\u13B2\u13B3\u13B4\u13B5\u13B6'
+      '\u13B7\u13B8\u13B9\u13BA\u13BB\u13BC\u13BD\u13BE\u13BF\u13C0\u13C1\u13C2\u13C3\u13C4\u13C5\u13C6\u13C7'
+      '\u13C8\u13C9\u13CA\u13CB\u13CC\u13CD\u13CE\u13CF\u13D0\u13D1\u13D2\u13D3\u13D4\u13D5\u13D6\u13D7\u13D8'
+      '\u13D9\u13DA\u13DB\u13DC\u13DD\u13DE\u13DF\u13E0\u13E1\u13E2\u13E3\u13E4\u13E5\u13E6\u13E7\u13E8\u13E9'
+      '\u13EA\u13EB\u13EC\u13ED\u13EE\u13EF\U00010428\U00010429\U0001042A\U0001042B\U0001042C\U0001042D'
+      '\U0001042E\U0001042F\U00010430\U00010431\U00010432\U00010433\U00010434\U00010435\U00010436\U00010437'
+      '\U00010438\U00010439\U0001043A\U0001043B\U0001043C\U0001043D\U0001043E\U0001043F\U00010440\U00010441'
+      '\U00010442\U00010443\U00010444\U00010445\U00010446\U00010447\U00010448\U00010449\U0001044A\U0001044B'
+      '\U0001044C\U0001044D\U0001044E\U0001044F\U000104D8\U000104D9\U000104DA\U000104DB\U000104DC\U000104DD'
+      '\U000104DE\U000104DF\U000104E0\U000104E1\U000104E2\U000104E3\U000104E4\U000104E5\U000104E6\U000104E7'
+      '\U000104E8\U000104E9\U000104EA\U000104EB\U000104EC\U000104ED\U000104EE\U000104EF\U000104F0\U000104F1'
+      '\U000104F2\U000104F3\U000104F4\U000104F5\U000104F6\U000104F7\U000104F8\U000104F9\U000104FA\U000104FB'
+      '\U00010597\U00010598\U00010599\U0001059A\U0001059B\U0001059C\U0001059D\U0001059E\U0001059F\U000105A0'
+      '\U000105A1\U000105A3\U000105A4\U000105A5\U000105A6\U000105A7\U000105A8\U000105A9\U000105AA\U000105AB'
+      '\U000105AC\U000105AD\U000105AE\U000105AF\U000105B0\U000105B1\U000105B3\U000105B4\U000105B5\U000105B6'
+      '\U000105B7\U000105B8\U000105B9\U000105BB\U000105BC\U00010CC0\U00010CC1\U00010CC2\U00010CC3\U00010CC4'
+      '\U00010CC5\U00010CC6\U00010CC7\U00010CC8\U00010CC9\U00010CCA\U00010CCB\U00010CCC\U00010CCD\U00010CCE'
+      '\U00010CCF\U00010CD0\U00010CD1\U00010CD2\U00010CD3\U00010CD4\U00010CD5\U00010CD6\U00010CD7\U00010CD8'
+      '\U00010CD9\U00010CDA\U00010CDB\U00010CDC\U00010CDD\U00010CDE\U00010CDF\U00010CE0\U00010CE1\U00010CE2'
+      '\U00010CE3\U00010CE4\U00010CE5\U00010CE6\U00010CE7\U00010CE8\U00010CE9\U00010CEA\U00010CEB\U00010CEC'
+      '\U00010CED\U00010CEE\U00010CEF\U00010CF0\U00010CF1\U00010CF2\U000118C0\U000118C1\U000118C2\U000118C3'
+      '\U000118C4\U000118C5\U000118C6\U000118C7\U000118C8\U000118C9\U000118CA\U000118CB\U000118CC\U000118CD'
+      '\U000118CE\U000118CF\U000118D0\U000118D1\U000118D2\U000118D3\U000118D4\U000118D5\U000118D6\U000118D7'
+      '\U000118D8\U000118D9\U000118DA\U000118DB\U000118DC\U000118DD\U000118DE\U000118DF\U00016E60\U00016E61'
+      '\U00016E62\U00016E63\U00016E64\U00016E65\U00016E66\U00016E67\U00016E68\U00016E69\U00016E6A\U00016E6B'
+      '\U00016E6C\U00016E6D\U00016E6E\U00016E6F\U00016E70\U00016E71\U00016E72\U00016E73\U00016E74\U00016E75'
+      '\U00016E76\U00016E77\U00016E78\U00016E79\U00016E7A\U00016E7B\U00016E7C\U00016E7D\U00016E7E\U00016E7F'
+      '\U0001E922\U0001E923\U0001E924\U0001E925\U0001E926\U0001E927\U0001E928\U0001E929\U0001E92A\U0001E92B'
+      '\U0001E92C\U0001E92D\U0001E92E\U0001E92F\U0001E930\U0001E931\U0001E932\U0001E933\U0001E934\U0001E935'
+      '\U0001E936\U0001E937\U0001E938\U0001E939\U0001E93A\U0001E93B\U0001E93C\U0001E93D\U0001E93E\U0001E93F'
+      '\U0001E940\U0001E941\U0001E942\U0001E943');
+  end if;
+  return v_text;
 end
 $function$
 ;
@@ -1075,7 +1436,7 @@ select pg_catalog.concat_ws(' ',
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.index_messages_v1(p_limit integer, OUT o_indexed integer, OUT o_left bigint)
+CREATE OR REPLACE FUNCTION exai.index_messages_v2(p_limit integer, OUT o_indexed integer, OUT o_left bigint, OUT o_outdated bigint)
  RETURNS record
  LANGUAGE plpgsql
  SECURITY DEFINER
@@ -1088,10 +1449,22 @@ declare
 begin
   o_indexed := 0;
   o_left := 0;
-  if not exists (select from exai.unindexed_messages) then
+  o_outdated := 0;
+  if not exists (select from exai.unindexed_messages) and not exists (
+    select from exai.message_words w where w.version < 2) then
     return;
   end if;
   if pg_try_advisory_xact_lock(c_lock) then
+    if not exists (select from exai.unindexed_messages) then
+      insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
+      select o.conversation_id, min(o.seq), max(o.seq)
+        from (
+          select w.conversation_id, w.seq from exai.message_words w
+           where w.version < 2
+           order by w.conversation_id, w.seq
+           limit p_limit) o
+       group by o.conversation_id;
+    end if;
     with waiting as materialized (
       select u.ctid as at, u.conversation_id, u.first_seq, u.last_seq from exai.unindexed_messages u limit p_limit),
     -- The foreign key would wait for whoever deletes a conversation, and then fail: what is held is for the next time.
@@ -1112,70 +1485,89 @@ begin
     put_back as (
       insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
       select t.conversation_id, t.last_seq - t.too_many + 1, t.last_seq from taken t where t.too_many > 0),
+    said as (
+      select distinct on (m.conversation_id, m.seq) m.conversation_id, m.seq, m.created_at, m.content, c.owner
+        from taken t
+        join public.conversations c on c.id = t.conversation_id
+       cross join lateral (
+         select t.conversation_id, 0::bigint as seq, c.created_at, c.title as content
+          where t.first_seq = 0 and c.title is not null
+          union all
+         -- A range in its order is found by the primary key even where the planner takes the conversation for a short one.
+         (select x.conversation_id, x.seq, x.created_at, x.content
+            from public.messages x
+           where x.conversation_id = t.conversation_id and x.seq between t.first_seq and t.last_seq - t.too_many
+           order by x.seq
+           limit p_limit)) m
+       order by m.conversation_id, m.seq),
+    made as materialized (
+      select s.conversation_id, s.seq, s.created_at, w.part, w.words
+        from said s
+       cross join lateral exai.words_v1(exai.owner_key_v1(s.owner), s.content) w),
     forgotten as (
       delete from exai.message_words w
        using taken t
        where w.conversation_id = t.conversation_id and w.seq between t.first_seq and t.last_seq - t.too_many
-         and not exists (select from public.messages m where m.conversation_id = w.conversation_id and m.seq = w.seq)),
-    said as (
-      select distinct on (m.conversation_id, m.seq) m.conversation_id, m.seq, m.created_at, m.content
-        from taken t
-       cross join lateral (
-         -- A range in its order is found by the primary key even where the planner takes the conversation for a short one.
-         select x.conversation_id, x.seq, x.created_at, x.content
-           from public.messages x
-          where x.conversation_id = t.conversation_id and x.seq between t.first_seq and t.last_seq - t.too_many
-          order by x.seq
-          limit p_limit) m
-       order by m.conversation_id, m.seq),
+         and not exists (
+           select from made m where m.conversation_id = w.conversation_id and m.seq = w.seq and m.part = w.part)),
     stored as (
-      insert into exai.message_words as w (conversation_id, seq, created_at, words)
-      select s.conversation_id, s.seq, s.created_at, to_tsvector('simple', exai.searchable_v1(s.content)) from said s
-      on conflict (conversation_id, seq) do update set created_at = excluded.created_at, words = excluded.words
-        where (w.created_at, w.words) is distinct from (excluded.created_at, excluded.words))
+      insert into exai.message_words as w (conversation_id, seq, part, created_at, version, words)
+      select m.conversation_id, m.seq, m.part, m.created_at, 2, m.words from made m
+      on conflict (conversation_id, seq, part) do update
+         set created_at = excluded.created_at, version = excluded.version, words = excluded.words
+       where (w.created_at, w.version, w.words) is distinct from (excluded.created_at, excluded.version, excluded.words))
     select count(*)::integer into o_indexed from said;
     perform gin_clean_pending_list('exai.message_words_words_idx');
   end if;
   select coalesce(sum(q.last_seq - q.first_seq + 1), 0)::bigint into o_left
     from (select u.first_seq, u.last_seq from exai.unindexed_messages u limit c_look) q;
+  select count(*) into o_outdated
+    from (select from exai.message_words w where w.version < 2 limit c_look) q;
 end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.matches_v1(p_owner text, p_query tsquery, p_ids uuid[], p_up_to bigint[], p_since timestamp with time zone, p_until timestamp with time zone, p_as_of timestamp with time zone)
+CREATE OR REPLACE FUNCTION exai.matches_v2(p_owner text, p_query tsquery, p_needles text[], p_all_needles boolean, p_ids uuid[], p_up_to bigint[], p_since timestamp with time zone, p_until timestamp with time zone, p_as_of timestamp with time zone)
  RETURNS TABLE(conversation_id uuid, seq bigint, created_at timestamp with time zone, at tid, words tsvector)
  LANGUAGE sql
  STABLE ROWS 5000
 AS $function$
   select n.conversation_id, n.seq, n.created_at, n.at, n.words
     from (
-      select w.conversation_id, w.seq, w.created_at, w.ctid as at, null::tsvector as words
+      select w.conversation_id, w.seq, w.created_at, w.ctid as at, null::pg_catalog.tsvector as words
         from exai.message_words w
-       where w.words @@ p_query
+       where w.words operator(pg_catalog.@@) p_query
          -- Out of date. Most conversations have nothing that waits, which one look into a hash tells.
          and (w.conversation_id not in (select u.conversation_id from exai.unindexed_messages u)
               or not exists (
                 select from exai.unindexed_messages u
                  where u.conversation_id = w.conversation_id and w.seq between u.first_seq and u.last_seq))
        union all
-      select l.conversation_id, l.seq, l.created_at, null, l.words
+      select l.conversation_id, l.seq, l.created_at, null, i.words
         from (
-          select distinct on (u.conversation_id, m.seq) u.conversation_id, m.seq, m.created_at, i.words
+          select distinct on (u.conversation_id, m.seq) u.conversation_id, m.seq, m.created_at, m.content
             from exai.unindexed_messages u
             join public.conversations c on c.id = u.conversation_id and c.owner = p_owner
            cross join lateral (
+             select 0 as seq, c.created_at, c.title as content where u.first_seq = 0 and c.title is not null
+              union all
              -- A range in its order is found by the primary key even where the planner takes it for a short one.
-             select x.seq, x.created_at, x.content
-               from public.messages x
-              where x.conversation_id = u.conversation_id and x.seq between u.first_seq and u.last_seq
-              order by x.seq
-              limit u.last_seq - u.first_seq + 1) m
-           cross join lateral (
-             select pg_catalog.to_tsvector('simple', exai.searchable_v1(m.content)) as words offset 0) i
+             (select x.seq, x.created_at, x.content
+                from public.messages x
+               where x.conversation_id = u.conversation_id and x.seq between u.first_seq and u.last_seq
+               order by x.seq
+               limit u.last_seq - u.first_seq + 1)) m
            where p_ids is null or u.conversation_id = any(p_ids)
            order by u.conversation_id, m.seq) l
-       where l.words @@ p_query) n
-   where (p_ids is null or n.seq <= p_up_to[pg_catalog.array_position(p_ids, n.conversation_id)])
+       cross join lateral (
+         select exai.bare_v1(exai.fold_v1(l.content)) as content where p_needles is not null offset 0) b
+       cross join lateral exai.words_v1(exai.owner_key_v1(p_owner), l.content) i
+       where case when p_all_needles
+                  then not exists (select from pg_catalog.unnest(p_needles) e where pg_catalog.strpos(b.content, e) = 0)
+                  else exists (select from pg_catalog.unnest(p_needles) e where pg_catalog.strpos(b.content, e) > 0) end
+         and i.words operator(pg_catalog.@@) p_query) n
+   where (p_ids is null or (n.seq > 0 and n.seq <= p_up_to[pg_catalog.array_position(p_ids, n.conversation_id)])
+          or (n.seq = 0 and n.conversation_id = p_ids[1]))
      and (p_since is null or n.created_at >= p_since)
      and (p_until is null or n.created_at < p_until)
      and (p_as_of is null or n.created_at <= p_as_of)
@@ -1316,6 +1708,16 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.owner_key_v1(p_owner text)
+ RETURNS text
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE
+AS $function$
+  select pg_catalog.left(
+    pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(p_owner, 'UTF8')), 'base64'), 8)
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.put_files_v1(p_owner text, p_store text, p_files jsonb, p_data bytea)
  RETURNS TABLE(place integer, id uuid, sha256 text, size_bytes bigint, media_type text, name text, created_at timestamp with time zone, store text, encoding text, created boolean)
  LANGUAGE plpgsql
@@ -1398,6 +1800,20 @@ begin
          order by x.created_at, x.id
          limit 1) f on true
      order by g.place;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.queue_title_v1()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+begin
+  insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
+  values (new.id, 0, case when tg_op = 'UPDATE' and new.owner <> old.owner then new.next_seq - 1 else 0 end);
+  return null;
 end
 $function$
 ;
@@ -1587,6 +2003,74 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.read_query_v1(p_key text, p_query text)
+ RETURNS TABLE(term tsquery, or_group integer, is_excluded boolean, label text, needle text, words text[])
+ LANGUAGE plpgsql
+ IMMUTABLE ROWS 3
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+#variable_conflict use_variable
+declare
+  v_query text collate "C" := translate(
+    p_query, E'\u201C\u201D\u201E\u201F\uFF02\u00A0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200A'
+    '\u2028\u2029\u202F\u205F\u3000', '"""""                  ');
+  v_all_excluded constant boolean := v_query !~ '(^|\s)(--|[^-\s])';
+  v_part record;
+  v_chunk record;
+  v_last bigint;
+begin
+  or_group := 0;
+  for v_part in
+    select m[1] = '-' or m[3] = '-' as is_excluded, m[2] as quoted, m[4] as typed
+      from regexp_matches(v_query, '(?:(-)(?!-))?"([^"]*)(?:"|$)|(?:(-)(?!-))?([^\s"]+)', 'g') m
+  loop
+    if v_part.typed ~ '^[oO][rR]$' then
+      or_group := or_group + 1;
+      continue;
+    end if;
+    is_excluded := coalesce(v_part.is_excluded, false) and not v_all_excluded;
+    label := btrim(coalesce(v_part.quoted, v_part.typed));
+    term := null;
+    v_last := null;
+    for v_chunk in
+      with units as materialized (
+        select u.place, u.chunk, u.word, u.form, count(*) filter (where u.form = 'pair') over (partition by u.chunk) as pairs
+          from exai.units_v1(label) u),
+      used as (
+        select u.place, u.chunk, u.word,
+               quote_literal(p_key || u.word) || case when u.form = 'tail' or v_part.typed ~ '\*$' and u.place = (
+                 select max(x.place) from units x) then ':*' else '' end as lexeme,
+               lag(u.place) over (partition by u.chunk order by u.place) as before
+          from units u
+         where u.form in ('word', 'pair') or u.form = 'tail' and u.pairs = 0)
+      select min(u.place) as first, max(u.place) as last, array_agg(u.word order by u.place) as words,
+             string_agg(case when u.before is null then '' else ' <' || u.place - u.before || '> ' end || u.lexeme, ''
+                        order by u.place) as sequence,
+             (select quote_literal(p_key || w.word) from units w where w.chunk = u.chunk and w.form = 'whole' limit 1)
+             as whole
+        from used u
+       group by u.chunk
+       order by 1
+    loop
+      if v_last is null then
+        term := concat_ws(' | ', v_chunk.whole, '(' || v_chunk.sequence || ')')::tsquery;
+        needle := exai.bare_v1(v_chunk.words[1]);
+        words := v_chunk.words;
+      else
+        term := tsquery_phrase(
+          term, concat_ws(' | ', v_chunk.whole, '(' || v_chunk.sequence || ')')::tsquery, (v_chunk.first - v_last)::integer);
+        words := words || v_chunk.words;
+      end if;
+      v_last := v_chunk.last;
+    end loop;
+    if term is not null then
+      return next;
+    end if;
+  end loop;
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.requeue_words_v1()
  RETURNS trigger
  LANGUAGE plpgsql
@@ -1601,8 +2085,8 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.search_v1(p_owner text, p_query text, p_continuation_id text, p_role text, p_since timestamp with time zone, p_until timestamp with time zone, p_tool text, p_model text, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamp with time zone, p_ranked integer, p_limit integer)
- RETURNS TABLE(continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamp with time zone, rank numeric, tool text, model text, as_of timestamp with time zone, snippet text)
+CREATE OR REPLACE FUNCTION exai.search_page_v1(p_owner text, p_query tsquery, p_needles text[], p_all_needles boolean, p_terms tsquery[], p_ids uuid[], p_up_to bigint[], p_continuation_id text, p_role text, p_since timestamp with time zone, p_until timestamp with time zone, p_tool text, p_model text, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamp with time zone, p_ranked integer, p_limit integer)
+ RETURNS TABLE(continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamp with time zone, rank numeric, tool text, model text, as_of timestamp with time zone, content text, has boolean[])
  LANGUAGE plpgsql
  STABLE ROWS 20
  SET search_path TO 'pg_catalog', 'pg_temp'
@@ -1611,12 +2095,142 @@ CREATE OR REPLACE FUNCTION exai.search_v1(p_owner text, p_query text, p_continua
 AS $function$
 #variable_conflict use_column
 declare
-  c_headline constant text :=
-    'MaxFragments=2, MaxWords=30, MinWords=10, StartSel=**, StopSel=**, FragmentDelimiter=" … "';
-  v_query constant tsquery := websearch_to_tsquery('simple', p_query);
+  -- What takes too long to read of each match is not ranked.
+  c_large constant integer := 100000;
+begin
+  return query
+  with newest as materialized (
+    select m.conversation_id, m.seq, m.created_at, m.at, m.words
+      from exai.matches_v2(
+        p_owner, p_query, p_needles, p_all_needles, p_ids, p_up_to, p_since, p_until, p_as_of) m
+     where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
+     order by m.created_at desc, m.conversation_id desc, m.seq desc
+     limit p_ranked + 1),
+  counted as materialized (select count(*) <= p_ranked as are_few from newest),
+  seen as materialized (
+    select n.conversation_id, n.seq, n.created_at, n.at, n.words
+      from (select w.* from newest w order by w.created_at desc, w.conversation_id desc, w.seq desc limit p_ranked) n
+     cross join lateral exai.searched_v1(
+       n.conversation_id, n.seq, p_owner, p_ids is not null, p_role, p_tool, p_model) s
+     where not (select c.are_few from counted c)),
+  found as materialized (
+    select n.conversation_id, n.seq, n.created_at, n.at, n.words, coalesce(p_ids[1], n.conversation_id) as shown_id
+      from newest n
+     where (select c.are_few from counted c)
+     union all
+    select s.conversation_id, s.seq, s.created_at, s.at, s.words, coalesce(p_ids[1], s.conversation_id)
+      from seen s
+     where (select count(*) from seen) = p_ranked
+     union all
+    (select m.conversation_id, m.seq, m.created_at, m.at, m.words, coalesce(p_ids[1], m.conversation_id)
+       from (
+         select m.conversation_id, m.seq, m.created_at, m.at, m.words
+           from exai.matches_v2(
+             p_owner, p_query, p_needles, p_all_needles, p_ids, p_up_to, p_since, p_until, p_as_of) m
+          where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
+          order by m.created_at desc, m.conversation_id desc, m.seq desc) m
+      cross join lateral exai.searched_v1(
+        m.conversation_id, m.seq, p_owner, p_ids is not null, p_role, p_tool, p_model) s
+      where not (select c.are_few from counted c) and (select count(*) from seen) < p_ranked
+      order by m.created_at desc, m.conversation_id desc, m.seq desc
+      limit p_ranked)),
+  worded as (
+    select f.conversation_id, f.seq, f.created_at, f.shown_id,
+           coalesce(f.words, (
+             select w.words from exai.message_words w
+              where w.ctid = f.at and (p_terms is not null or pg_column_size(w.words) <= c_large)
+           )) as words
+      from found f
+     where f.seq > 0 or f.conversation_id not in (select m.shown_id from found m where m.seq > 0)),
+  termed as (
+    select w.conversation_id, w.seq, w.created_at, w.shown_id, w.words,
+           case when p_terms is not null then (
+             select array_agg(w.words @@ t.term order by t.i) from unnest(p_terms) with ordinality t(term, i)) end as has
+      from worded w),
+  ranked as materialized (
+    select distinct on (t.conversation_id, t.seq) t.conversation_id, t.seq, t.created_at, t.shown_id, t.has,
+           round(coalesce(ts_rank(t.words, p_query, 1), 0)::numeric, 6)
+           + coalesce((select count(*) from unnest(t.has) h where h), 0) as rank
+      from termed t
+     order by t.conversation_id, t.seq, rank desc),
+  page as (
+    select r.conversation_id, r.seq, r.created_at, r.shown_id, r.rank, r.has
+      from (
+        select x.conversation_id, x.seq, x.created_at, x.shown_id, x.rank, x.has
+          from ranked x
+         where p_rank is null or (x.rank, x.conversation_id, x.seq) < (p_rank, p_after_id, p_after_seq)
+         order by x.rank desc, x.conversation_id desc, x.seq desc) r
+     cross join lateral exai.searched_v1(
+       r.conversation_id, r.seq, p_owner, p_ids is not null, p_role, p_tool, p_model) s
+     order by r.rank desc, r.conversation_id desc, r.seq desc
+     limit p_limit)
+  select c.continuation_id, p.conversation_id, c.title, p.seq, m.role,
+         case when p.seq = 0 then 'title' else m.kind end, p.created_at, p.rank, t.tool, t.model,
+         coalesce(p_as_of, greatest(statement_timestamp(), (select max(f.created_at) from found f))),
+         coalesce(m.content, c.title), p.has
+    from page p
+    join public.conversations c on c.id = p.shown_id
+    left join lateral (
+      select x.seq, x.role, x.kind, x.content, x.turn_id
+        from public.messages x
+       where x.conversation_id = p.conversation_id and x.seq >= p.seq and p.seq > 0
+       order by x.seq
+       limit 1) m on m.seq = p.seq
+    left join public.turns t on t.id = m.turn_id
+   where p.seq = 0 or m.seq is not null
+   order by p.rank desc, p.conversation_id desc, p.seq desc;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.search_v2(p_owner text, p_query text, p_continuation_id text, p_role text, p_since timestamp with time zone, p_until timestamp with time zone, p_tool text, p_model text, p_level integer, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamp with time zone, p_ranked integer, p_limit integer)
+ RETURNS TABLE(continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamp with time zone, rank numeric, tool text, model text, as_of timestamp with time zone, excerpt text, cut_before boolean, cut_after boolean, words text[], level integer, missing text[])
+ LANGUAGE plpgsql
+ STABLE ROWS 20
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET plan_cache_mode TO 'force_generic_plan'
+ SET jit TO 'off'
+AS $function$
+#variable_conflict use_column
+declare
+  c_most_queries constant integer := 70;
+  v_terms tsquery[];
+  v_labels text[];
+  v_needles text[];
+  v_words text[];
+  v_excluded tsquery;
+  v_query tsquery;
+  v_old tsquery;
+  v_alternatives integer;
+  v_count integer;
+  v_level integer;
   v_ids uuid[];
   v_up_to bigint[];
 begin
+  with terms as materialized (select * from exai.read_query_v1(exai.owner_key_v1(p_owner), p_query)),
+  groups as (
+    select t.or_group, string_agg('(' || case when t.is_excluded then '!' else '' end || '(' || t.term::text || '))', ' & ') as term
+      from terms t
+     group by t.or_group
+    having bool_or(not t.is_excluded))
+  select (select string_agg('(' || g.term || ')', ' | ')::tsquery from groups g),
+         (select count(*) from groups g),
+         array_agg(t.term) filter (where not t.is_excluded),
+         array_agg(t.label) filter (where not t.is_excluded),
+         array_agg(t.needle) filter (where not t.is_excluded),
+         string_agg('!(' || t.term::text || ')', ' & ') filter (where t.is_excluded)::tsquery
+    into v_query, v_alternatives, v_terms, v_labels, v_needles, v_excluded
+    from terms t;
+  if v_query is null then
+    return;
+  end if;
+  select array_agg(distinct exai.bare_v1(w)) into v_words
+    from exai.read_query_v1('', p_query) t
+   cross join unnest(t.words) w
+   where not t.is_excluded;
+  if exists (select from exai.message_words w where w.version < 2) then
+    v_old := websearch_to_tsquery('simple', p_query);
+  end if;
   if p_continuation_id is not null then
     with recursive lineage(id, parent_id, parent_seq, up_to, depth) as (
       select c.id, c.parent_id, c.parent_seq, c.next_seq, 0
@@ -1631,90 +2245,34 @@ begin
       return;
     end if;
   end if;
-  return query
-  with newest as materialized (
-    select m.conversation_id, m.seq, m.created_at, m.at, m.words
-      from exai.matches_v1(p_owner, v_query, v_ids, v_up_to, p_since, p_until, p_as_of) m
-     order by m.created_at desc, m.conversation_id desc, m.seq desc
-     limit p_ranked + 1),
-  titles as materialized (
-    select c.id, c.created_at, c.title
-      from public.conversations c
-     where to_tsvector('simple', left(c.title, 100000)) @@ v_query and c.title is not null
-       and c.owner = p_owner and c.deleted_at is null
-       and (p_continuation_id is null or c.continuation_id = p_continuation_id)
-       and p_role is null and p_tool is null and p_model is null
-       and (p_since is null or c.created_at >= p_since)
-       and (p_until is null or c.created_at < p_until)
-       and (p_as_of is null or c.created_at <= p_as_of)
-     order by c.created_at desc, c.id desc
-     limit p_ranked),
-  counted as materialized (
-    select n.messages <= p_ranked as are_all, n.messages + (select count(*) from titles) <= p_ranked as are_few
-      from (select count(*) as messages from newest) n),
-  seen as materialized (
-    select n.conversation_id, n.seq, n.created_at, n.at, n.words
-      from (select w.* from newest w order by w.created_at desc, w.conversation_id desc, w.seq desc limit p_ranked) n
-     cross join lateral exai.searched_v1(
-       n.conversation_id, n.seq, p_owner, v_ids is not null, p_role, p_tool, p_model) s
-     where not (select c.are_few from counted c)),
-  found as materialized (
-    (select n.conversation_id, n.seq, n.created_at, n.at, n.words, coalesce(v_ids[1], n.conversation_id) as shown_id,
-            null::text as title
-       from newest n
-      where (select c.are_few from counted c)
-     union all
-     select s.conversation_id, s.seq, s.created_at, s.at, s.words, coalesce(v_ids[1], s.conversation_id), null
-       from seen s
-      where (select c.are_all from counted c) or (select count(*) from seen) = p_ranked
-     union all
-     (select m.conversation_id, m.seq, m.created_at, m.at, m.words, coalesce(v_ids[1], m.conversation_id), null
-        from (
-          select m.conversation_id, m.seq, m.created_at, m.at, m.words
-            from exai.matches_v1(p_owner, v_query, v_ids, v_up_to, p_since, p_until, p_as_of) m
-           order by m.created_at desc, m.conversation_id desc, m.seq desc) m
-       cross join lateral exai.searched_v1(
-         m.conversation_id, m.seq, p_owner, v_ids is not null, p_role, p_tool, p_model) s
-       where not (select c.are_all from counted c) and (select count(*) from seen) < p_ranked
-       order by m.created_at desc, m.conversation_id desc, m.seq desc
-       limit p_ranked)
-     union all
-     select t.id, 0, t.created_at, null, to_tsvector('simple', left(t.title, 100000)), t.id, t.title from titles t)
-    order by 3 desc, 1 desc, 2 desc
-    limit p_ranked),
-  ranked as materialized (
-    select f.conversation_id, f.seq, f.created_at, f.shown_id, f.title,
-           round(ts_rank(coalesce(f.words, (
-             select w.words from exai.message_words w where w.ctid = f.at
-           )), v_query, 1)::numeric, 6) as rank
-      from found f
-     where f.seq > 0 or f.conversation_id not in (select m.shown_id from found m where m.seq > 0)),
-  page as (
-    select r.conversation_id, r.seq, r.created_at, r.shown_id, r.title, r.rank
-      from (
-        select x.conversation_id, x.seq, x.created_at, x.shown_id, x.title, x.rank
-          from ranked x
-         where p_rank is null or (x.rank, x.conversation_id, x.seq) < (p_rank, p_after_id, p_after_seq)
-         order by x.rank desc, x.conversation_id desc, x.seq desc) r
-     cross join lateral exai.searched_v1(
-       r.conversation_id, r.seq, p_owner, v_ids is not null, p_role, p_tool, p_model) s
-     order by r.rank desc, r.conversation_id desc, r.seq desc
-     limit p_limit)
-  select c.continuation_id, p.conversation_id, c.title, p.seq, m.role,
-         case when p.seq = 0 then 'title' else m.kind end, p.created_at, p.rank, t.tool, t.model,
-         coalesce(p_as_of, greatest(statement_timestamp(), (select max(f.created_at) from found f))),
-         ts_headline('simple', exai.searchable_v1(coalesce(m.content, p.title)), v_query, c_headline)
-    from page p
-    join public.conversations c on c.id = p.shown_id
-    left join lateral (
-      select x.seq, x.role, x.kind, x.content, x.turn_id
-        from public.messages x
-       where x.conversation_id = p.conversation_id and x.seq >= p.seq and p.seq > 0
-       order by x.seq
-       limit 1) m on m.seq = p.seq
-    left join public.turns t on t.id = m.turn_id
-   where p.seq = 0 or m.seq is not null
-   order by p.rank desc, p.conversation_id desc, p.seq desc;
+  v_count := case when v_alternatives = 1 then cardinality(v_terms) else 1 end;
+  v_level := coalesce(p_level, v_count);
+  while v_level > 0 loop
+    if v_level < v_count then
+      v_query := exai.some_terms_v1(v_terms, v_level, c_most_queries);
+      if v_excluded is not null then
+        v_query := v_query && v_excluded;
+      end if;
+      v_old := null;
+    end if;
+    if v_query is not null then
+      return query
+      select s.continuation_id, s.conversation_id, s.title, s.seq, s.role, s.kind, s.created_at, s.rank, s.tool, s.model,
+             s.as_of, e.o_excerpt, e.o_cut_before, e.o_cut_after, v_words, v_level,
+             case when v_level < v_count then (
+               select coalesce(array_agg(v_labels[t.i] order by t.i), '{}')
+                 from unnest(s.has) with ordinality t(has, i) where not t.has) end
+        from exai.search_page_v1(
+               p_owner, coalesce(v_query || v_old, v_query), v_needles, v_level = v_count and v_alternatives = 1,
+               case when v_level < v_count then v_terms end, v_ids, v_up_to, p_continuation_id, p_role, p_since, p_until,
+               p_tool, p_model, p_rank, p_after_id, p_after_seq, p_as_of, p_ranked, p_limit) s
+       cross join lateral exai.excerpt_v1(s.content, v_words) e
+       order by s.rank desc, s.conversation_id desc, s.seq desc;
+      exit when found;
+    end if;
+    exit when p_level is not null;
+    v_level := v_level - 1;
+  end loop;
 end
 $function$
 ;
@@ -1751,6 +2309,34 @@ AS $function$
          left join public.turns t on t.id = m.turn_id
         where m.seq = p_seq and (p_role is null or m.role = p_role)
           and (p_tool is null or t.tool = p_tool) and (p_model is null or t.model = p_model)))
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.some_terms_v1(p_terms tsquery[], p_level integer, p_most integer)
+ RETURNS tsquery
+ LANGUAGE plpgsql
+ IMMUTABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+  v_number numeric := 1;
+begin
+  for i in 1 .. p_level loop
+    v_number := v_number * (cardinality(p_terms) - p_level + i) / i;
+  end loop;
+  if v_number > p_most and p_level > 1 then
+    return null;
+  end if;
+  return (
+    with recursive chosen(last, number, term) as (
+      select i, 1, '(' || p_terms[i]::text || ')' from generate_subscripts(p_terms, 1) i
+       union all
+      select i, c.number + 1, c.term || ' & (' || p_terms[i]::text || ')'
+        from chosen c
+       cross join generate_series(c.last + 1, cardinality(p_terms)) i
+       where c.number < p_level)
+    select string_agg('(' || c.term || ')', ' | ')::tsquery from chosen c where c.number = p_level);
+end
 $function$
 ;
 
@@ -1953,6 +2539,167 @@ select pg_catalog.json_build_object(
   'first_seq', t.first_seq, 'last_seq', t.last_seq, 'reply_last_seq', t.reply_last_seq, 'revision', t.revision,
   'started_at', t.started_at, 'finished_at', t.finished_at,
   'lease_left_s', extract(epoch from t.lease_until - pg_catalog.clock_timestamp()))
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.units_v1(p_text text)
+ RETURNS TABLE(place bigint, chunk bigint, word text, form text)
+ LANGUAGE plpgsql
+ IMMUTABLE PARALLEL SAFE ROWS 300
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+  c_data constant text := '[A-Za-z0-9+/_=-]{250}';
+  c_together constant text collate "C" :=
+    E'[\u0E01-\u0E3A\u0E40-\u0E4E\u0E81-\u0EBD\u0EC0-\u0ECE\u0EDC-\u0EDF\u1000-\u103F\u1050-\u108F\u109A-'
+    '\u109D\u1100-\u11FF\u1780-\u17D3\u17D7\u17DC-\u17DD\u1950-\u19C9\u1A20-\u1A7C\u1B00-\u1B4C\u3005-\u3007'
+    '\u3021-\u302F\u3031-\u3035\u3038-\u303C\u3041-\u309A\u309D-\u309F\u30A1-\u30FA\u30FC-\u318E\u31A0-\u31BF'
+    '\u31F0-\u31FF\u3400-\u4DBF\u4E00-\u9FFF\uA960-\uA97C\uA980-\uA9C0\uA9E0-\uA9EF\uA9FA-\uA9FE\uAA60-\uAA76'
+    '\uAA7A-\uAA7F\uAC00-\uD7FB\uF900-\uFAFF\U00016FE0-\U00018CFF\U0001AFF0-\U0001B2FF\U00020000-\U0003FFFD]';
+  v_text text collate "C" := p_text;
+  v_is_ascii boolean;
+  v_has_together boolean;
+begin
+  if octet_length(v_text) > 1000 and v_text ~ (c_data || c_data || c_data) then
+    v_text := regexp_replace(v_text, '(' || c_data || ')' || c_data || c_data || '[A-Za-z0-9+/_=-]*', '\1 ', 'g');
+  end if;
+  v_text := exai.fold_v1(v_text, true);
+  v_is_ascii := octet_length(v_text) = length(v_text);
+  if v_is_ascii then
+    v_text := regexp_replace(v_text, E'[^a-z0-9\x01]+', ' ', 'g');
+  else
+    v_text := regexp_replace(
+      v_text,
+      E'[\x02-/:-`{-\x7F\u0080-\u00A9\u00AB-\u00B1\u00B4\u00B6-\u00B8\u00BB\u00BF\u00D7\u00F7\u02C2-\u02C5\u02D2'
+      '-\u02DF\u02E5-\u02EB\u02ED\u02EF-\u02FF\u0375\u037E\u0384-\u0385\u0387\u03F6\u0482\u055A-\u055F\u0589-'
+      '\u058F\u05BE\u05C0\u05C3\u05C6\u05F3-\u060F\u061B-\u061F\u066A-\u066D\u06D4\u06DD-\u06DE\u06E9\u06FD-'
+      '\u06FE\u0700-\u070F\u07F6-\u07F9\u07FE-\u07FF\u0830-\u083E\u085E\u0888\u0890-\u0891\u08E2\u0964-\u0965'
+      '\u0970\u09F2-\u09F3\u09FA-\u09FB\u09FD\u0A76\u0AF0-\u0AF1\u0B70\u0BF3-\u0BFA\u0C77\u0C7F\u0C84\u0D4F'
+      '\u0D79\u0DF4\u0E3F\u0E4F\u0E5A-\u0E5B\u0F01-\u0F17\u0F1A-\u0F1F\u0F34\u0F36\u0F38\u0F3A-\u0F3D\u0F85'
+      '\u0FBE-\u0FC5\u0FC7-\u0FDA\u104A-\u104F\u109E-\u109F\u10FB\u1360-\u1368\u1390-\u1399\u1400\u166D-\u166E'
+      '\u1680\u169B-\u169C\u16EB-\u16ED\u1735-\u1736\u17D4-\u17D6\u17D8-\u17DB\u1800-\u180A\u180E\u1940-\u1945'
+      '\u19DE-\u19FF\u1A1E-\u1A1F\u1AA0-\u1AA6\u1AA8-\u1AAD\u1B5A-\u1B6A\u1B74-\u1B7E\u1BFC-\u1BFF\u1C3B-\u1C3F'
+      '\u1C7E-\u1C7F\u1CC0-\u1CC7\u1CD3\u1FBD\u1FBF-\u1FC1\u1FCD-\u1FCF\u1FDD-\u1FDF\u1FED-\u1FEF\u1FFD-\u206F'
+      '\u207A-\u207E\u208A-\u208E\u20A0-\u20C0\u2100-\u2101\u2103-\u2106\u2108-\u2109\u2114\u2116-\u2118\u211E-'
+      '\u2123\u2125\u2127\u2129\u212E\u213A-\u213B\u2140-\u2144\u214A-\u214D\u214F\u218A-\u244A\u249C-\u24E9'
+      '\u2500-\u2775\u2794-\u2BFF\u2CE5-\u2CEA\u2CF9-\u2CFC\u2CFE-\u2CFF\u2D70\u2E00-\u2E2E\u2E30-\u3004\u3008-'
+      '\u3020\u3030\u3036-\u3037\u303D-\u303F\u309B-\u309C\u30A0\u30FB\u3190-\u3191\u3196-\u319F\u31C0-\u31E3'
+      '\u3200-\u321E\u322A-\u3247\u3250\u3260-\u327F\u328A-\u32B0\u32C0-\u33FF\u4DC0-\u4DFF\uA490-\uA4C6\uA4FE-'
+      '\uA4FF\uA60D-\uA60F\uA673\uA67E\uA6F2-\uA716\uA720-\uA721\uA789-\uA78A\uA828-\uA82B\uA836-\uA839\uA874-'
+      '\uA877\uA8CE-\uA8CF\uA8F8-\uA8FA\uA8FC\uA92E-\uA92F\uA95F\uA9C1-\uA9CD\uA9DE-\uA9DF\uAA5C-\uAA5F\uAA77-'
+      '\uAA79\uAADE-\uAADF\uAAF0-\uAAF1\uAB5B\uAB6A-\uAB6B\uABEB\uE000-\uF8FF\uFB29\uFBB2-\uFBC2\uFD3E-\uFD4F'
+      '\uFDCF\uFDFC-\uFDFF\uFE10-\uFE19\uFE30-\uFE6B\uFEFF-\uFF0F\uFF1A-\uFF20\uFF3B-\uFF40\uFF5B-\uFF65\uFFE0-'
+      '\uFFFD\U00010100-\U00010102\U00010137-\U0001013F\U00010179-\U00010189\U0001018C-\U000101FC\U0001039F'
+      '\U000103D0\U0001056F\U00010857\U00010877-\U00010878\U0001091F\U0001093F\U00010A50-\U00010A58\U00010A7F'
+      '\U00010AC8\U00010AF0-\U00010AF6\U00010B39-\U00010B3F\U00010B99-\U00010B9C\U00010EAD\U00010F55-\U00010F59'
+      '\U00010F86-\U00010F89\U00011047-\U0001104D\U000110BB-\U000110C1\U000110CD\U00011140-\U00011143\U00011174'
+      '-\U00011175\U000111C5-\U000111C8\U000111CD\U000111DB\U000111DD-\U000111DF\U00011238-\U0001123D\U000112A9'
+      '\U0001144B-\U0001144F\U0001145A-\U0001145D\U000114C6\U000115C1-\U000115D7\U00011641-\U00011643\U00011660'
+      '-\U0001166C\U000116B9\U0001173C-\U0001173F\U0001183B\U00011944-\U00011946\U000119E2\U00011A3F-\U00011A46'
+      '\U00011A9A-\U00011A9C\U00011A9E-\U00011AA2\U00011C41-\U00011C45\U00011C70-\U00011C71\U00011EF7-'
+      '\U00011EF8\U00011FD5-\U00011FFF\U00012470-\U00012474\U00012FF1-\U00012FF2\U00013430-\U00013438\U00016A6E'
+      '-\U00016A6F\U00016AF5\U00016B37-\U00016B3F\U00016B44-\U00016B45\U00016E97-\U00016E9A\U00016FE2\U0001BC9C'
+      '\U0001BC9F-\U0001BCA3\U0001CF50-\U0001D164\U0001D16A-\U0001D16C\U0001D173-\U0001D17A\U0001D183-'
+      '\U0001D184\U0001D18C-\U0001D1A9\U0001D1AE-\U0001D241\U0001D245\U0001D300-\U0001D356\U0001D6C1\U0001D6DB'
+      '\U0001D6FB\U0001D715\U0001D735\U0001D74F\U0001D76F\U0001D789\U0001D7A9\U0001D7C3\U0001D800-\U0001D9FF'
+      '\U0001DA37-\U0001DA3A\U0001DA6D-\U0001DA74\U0001DA76-\U0001DA83\U0001DA85-\U0001DA8B\U0001E14F\U0001E2FF'
+      '\U0001E95E-\U0001E95F\U0001ECAC\U0001ECB0\U0001ED2E\U0001EEF0-\U0001FBFF\U000E0001-\U000E007F\U000F0000-'
+      '\U0010FFFD]+',
+      ' ', 'g');
+  end if;
+  v_has_together := not v_is_ascii and v_text ~ c_together;
+  if v_has_together then
+    v_text := regexp_replace(v_text, '(' || c_together || '+)', ' \1 ', 'g');
+  elsif position(E'\x01' in v_text) = 0 then
+    return query
+    select w.n, w.n, left(w.word, 128), 'word'
+      from string_to_table(btrim(v_text, ' '), ' ') with ordinality w(word, n)
+     where w.word <> '';
+    return;
+  end if;
+  return query
+  with chunks as (
+    select w.n, v_has_together and w.word ~ c_together as is_together,
+           case when w.word ~ E'(?:\x01[^\x01]+){10}' or w.word ~ E'^[0-9a-f\x01]{20,}$'
+                then replace(w.word, E'\x01', '') else w.word end as word
+      from string_to_table(v_text, ' ') with ordinality w(word, n)
+     where w.word <> ''),
+  letters as (
+    select c.n, p.i, c.is_together, p.word,
+           case when c.is_together then lead(p.word) over (partition by c.n order by p.i) end as next
+      from chunks c
+     cross join lateral string_to_table(c.word, case when c.is_together then null else E'\x01' end)
+           with ordinality p(word, i)
+     where p.word <> ''),
+  pieces as (
+    select row_number() over (order by l.n, l.i) as place, l.n, left(l.word || coalesce(l.next, ''), 128) as word,
+           case when not l.is_together then 'word' when l.next is null then 'tail' else 'pair' end as form
+      from letters l)
+  select p.place, p.n, p.word, p.form from pieces p
+   union all
+  select p.place, c.n, left(replace(c.word, E'\x01', ''), 128), 'whole'
+    from chunks c
+    join (select x.n, min(x.place) as first, max(x.place) as last from pieces x group by x.n) e on e.n = c.n
+   cross join lateral (values (e.first), (e.last)) p(place)
+   where not c.is_together and c.word ~ E'[^\x01]\x01[^\x01]';
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.words_v1(p_key text, p_text text)
+ RETURNS TABLE(part smallint, words tsvector)
+ LANGUAGE plpgsql
+ IMMUTABLE PARALLEL SAFE ROWS 1
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+#variable_conflict use_column
+declare
+  c_places constant integer := 16383;
+  c_part_bytes constant integer := 800000;
+  c_short_bytes constant integer := 100000;
+begin
+  if octet_length(p_text) < c_short_bytes then
+    return query
+    with units as materialized (
+      select u.word, u.place from exai.units_v1(p_text) u),
+    forms as (
+      select u.word, u.place from units u
+       union all
+      select b.word, u.place
+        from units u
+       cross join lateral (select exai.bare_v1(u.word) as word offset 0) b
+       where octet_length(u.word) > length(u.word) and b.word <> u.word and b.word <> '')
+    select 0::smallint, string_agg('''' || p_key || f.word || ''':' || 1 + (f.place - 1) % c_places, ' ')::tsvector
+      from forms f
+    having count(*) > 0;
+    return;
+  end if;
+  -- Each word once, for the server counts them before it joins them.
+  return query
+  with units as materialized (
+    select u.word, u.chunk, 1 + (u.place - 1) % c_places as place from exai.units_v1(p_text) u),
+  forms as materialized (
+    select u.word, u.chunk, u.place from units u
+     union all
+    select b.word, u.chunk, u.place
+      from (select x.word, x.chunk, x.place from units x where octet_length(x.word) > length(x.word)) u
+     cross join lateral (select exai.bare_v1(u.word) as word offset 0) b
+     where b.word <> u.word and b.word <> ''),
+  size as materialized (
+    select sum(w.bytes) > c_part_bytes as is_large
+      from (select octet_length(f.word) + 16 + 2 * least(count(*), 256) as bytes from forms f group by f.word) w),
+  parts as (
+    select f.word, f.place,
+           case when (select s.is_large from size s)
+                then sum(octet_length(f.word) + 20) over (order by f.chunk) / c_part_bytes
+                else 0 end as part
+      from forms f),
+  words as (
+    select p.part, p.word, string_agg(p.place::text, ',') as places from parts p group by p.part, p.word)
+  select w.part::smallint, string_agg('''' || p_key || w.word || ''':' || w.places, ' ')::tsvector
+    from words w
+   group by w.part;
+end
 $function$
 ;
 

@@ -10,9 +10,10 @@ import binascii
 from dataclasses import dataclass
 from datetime import datetime
 from math import isfinite
-from typing import Final
+from typing import Final, Literal
 from uuid import UUID
 
+from exai.db.excerpts import mark
 from exai.db.pool import Database
 from exai.db.rows import check_text, check_time
 from exai.db.translate import DEPENDENCY
@@ -26,6 +27,8 @@ RANKED: Final = 500
 PORTION: Final = 500
 """Messages that are indexed in one statement, at most; few enough that nobody notices."""
 
+Matched = Literal["all", "some"]
+
 MAX_QUERY_CHARS: Final = 1_000
 MAX_SEQ: Final = 2**63 - 1
 
@@ -33,6 +36,10 @@ MAX_SEQ: Final = 2**63 - 1
 @dataclass(frozen=True, slots=True)
 class SearchQuery:
     """Words as a person types them into a search box: quoted phrases, `or`, and `-` before what must not be there.
+
+    A word is what `exai.units_v1` says, in every database: case and compatibility forms do not count, marks (accents)
+    only if they are typed. Parts of identifiers, paths, addresses and hyphenated words are words, and the whole is found as
+    its parts one after the other. In scripts without spaces any run of letters is found. `deploy*` finds what begins so.
 
     `tool` and `model` are of the turn that stored the message. `since` is included, `until` is not.
     """
@@ -52,6 +59,7 @@ class SearchHit:
     """One matching message; `snippet` shows the matching words between double asterisks.
 
     Where the words are in a conversation's title and not in its messages, `seq` is 0, `role` None and `kind` "title".
+    `missing` are the terms that are not there, of a page that matched "some".
     """
 
     continuation_id: ContinuationId
@@ -64,13 +72,18 @@ class SearchHit:
     model: str | None
     snippet: str
     rank: float
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SearchPlace:
-    """All pages of one search rank the same matches: those that were there at `as_of`, by the server's clock."""
+    """All pages of one search rank the same matches: those that were there at `as_of`, by the server's clock.
+
+    `level` is how many terms each of them has.
+    """
 
     as_of: datetime | None = None
+    level: int | None = None
     rank: str | None = None
     conversation_id: str | None = None
     seq: int | None = None
@@ -78,11 +91,15 @@ class SearchPlace:
 
 @dataclass(frozen=True, slots=True)
 class SearchPage:
-    """Hits, best first; `next_cursor` is None on the last page. `places` are where pages after each hit begin."""
+    """Hits, best first; `next_cursor` is None on the last page. `places` are where pages after each hit begin.
+
+    `matched` is "some" when nothing has all the terms: the hits are then those with most of them.
+    """
 
     hits: tuple[SearchHit, ...]
     next_cursor: str | None
     places: tuple[SearchPlace, ...] = ()
+    matched: Matched = "all"
 
     def cursor_after(self, number: int) -> str | None:
         """Return the cursor of a page that holds only so many of these, one at least."""
@@ -91,10 +108,14 @@ class SearchPage:
 
 @dataclass(frozen=True, slots=True)
 class Indexed:
-    """How many messages were indexed, and how many wait still, at least; none and some: another daemon is at it."""
+    """How many messages were indexed, and how many wait still, at least; none and some: another daemon is at it.
+
+    `outdated` is how many have words of an earlier release's making, at least; they are found by them meanwhile.
+    """
 
     indexed: int
     left: int
+    outdated: int = 0
 
 
 class SearchRepository:
@@ -126,7 +147,7 @@ class SearchRepository:
         after = _read(cursor) if cursor else SearchPlace()
         rows = await self._database.fetch(
             "search_messages", query.owner, query.text, query.continuation_id, query.role, query.since, query.until,
-            query.tool, query.model, after.rank, after.conversation_id, after.seq, after.as_of, RANKED, limit + 1,
+            query.tool, query.model, after.level, after.rank, after.conversation_id, after.seq, after.as_of, RANKED, limit + 1,
         )  # fmt: skip
         hits = tuple(
             SearchHit(
@@ -138,15 +159,18 @@ class SearchRepository:
                 created_at=row["created_at"],
                 tool=row["tool"],
                 model=row["model"],
-                snippet=row["snippet"],
+                snippet=mark(row["excerpt"], row["words"], cut_before=row["cut_before"], cut_after=row["cut_after"]),
                 rank=float(row["rank"]),
+                missing=tuple(row["missing"] or ()),
             )
             for row in rows[:limit]
         )
         places = tuple(
-            SearchPlace(row["as_of"], row["rank"], row["conversation_id"], row["seq"]) for row in rows[:limit]
+            SearchPlace(row["as_of"], row["level"], row["rank"], row["conversation_id"], row["seq"])
+            for row in rows[:limit]
         )
-        return SearchPage(hits, _write(places[-1]) if len(rows) > limit else None, places)
+        matched: Matched = "some" if rows and rows[0]["missing"] is not None else "all"
+        return SearchPage(hits, _write(places[-1]) if len(rows) > limit else None, places, matched)
 
     async def index(self, limit: int = PORTION) -> Indexed:
         """Index the words of at most `limit` of the messages that wait for it, unless another daemon does so now.
@@ -154,7 +178,7 @@ class SearchRepository:
         Raises a `DatabaseError`; nothing is lost then, and `DatabaseBusy` asks for a smaller limit.
         """
         row = (await self._database.fetch("index_messages", limit))[0]
-        return Indexed(row["indexed"], row["left_over"])
+        return Indexed(row["indexed"], row["left_over"], row["outdated"])
 
     def has_room(self) -> bool:
         """Whether a statement of ours would leave a connection for somebody else."""
@@ -178,17 +202,17 @@ def _check(query: SearchQuery) -> None:
 
 def _write(cursor: SearchPlace) -> str:
     as_of = cursor.as_of
-    text = f"{as_of and as_of.isoformat()} {cursor.rank} {cursor.conversation_id} {cursor.seq}"
+    text = f"{as_of and as_of.isoformat()} {cursor.level} {cursor.rank} {cursor.conversation_id} {cursor.seq}"
     return base64.urlsafe_b64encode(text.encode()).decode()
 
 
 def _read(text: str) -> SearchPlace:
     try:
-        as_of, rank, conversation_id, seq = base64.urlsafe_b64decode(text.encode()).decode().split(" ")
-        at, score, number = datetime.fromisoformat(as_of), float(rank), int(seq)
+        as_of, level, rank, conversation_id, seq = base64.urlsafe_b64decode(text.encode()).decode().split(" ")
+        at, terms, score, number = datetime.fromisoformat(as_of), int(level), float(rank), int(seq)
         check_time("cursor", at)
-        if not isfinite(score) or not 0 <= number <= MAX_SEQ:
+        if not isfinite(score) or not 0 <= number <= MAX_SEQ or not 1 <= terms <= MAX_QUERY_CHARS:
             raise ValueError(text)
-        return SearchPlace(at, f"{score:.6f}", str(UUID(conversation_id)), number)
+        return SearchPlace(at, terms, f"{score:.6f}", str(UUID(conversation_id)), number)
     except (ValueError, binascii.Error):
         raise InvalidArgument("cursor", "is not one this search gave", "Use next_cursor of the page before") from None

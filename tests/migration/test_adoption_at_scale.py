@@ -79,7 +79,9 @@ select count(*), sum(hashtextextended(jsonb_build_array(m.id, m.conversation_id,
 WORDLESS = """
 select count(*) from messages m
   left join exai.message_words w using (conversation_id, seq)
- where w.words is distinct from to_tsvector('simple', left(m.content, 100000))
+ where w.words is distinct from case w.version when 1 then to_tsvector('simple', left(m.content, 100000)) else (
+         select x.words from exai.words_v1(exai.owner_key_v1('local'), m.content) x) end
+   and m.content <> ''
    and not exists (select from exai.unindexed_messages u
                     where u.conversation_id = m.conversation_id and m.seq between u.first_seq and u.last_seq)
 """

@@ -20,9 +20,14 @@ FILL = (
     " select c.id, s, c.id, 'user', 'word ' || s from conversations c cross join generate_series(1, 11) s",
 )
 AGREE = """
-select count(*) from messages m join exai.message_words w using (conversation_id, seq, created_at)
- where w.words = to_tsvector('simple', m.content)
+select count(*)
+  from messages m
+  join exai.message_words w using (conversation_id, seq, created_at)
+  join conversations c on c.id = m.conversation_id
+ where w.words = case w.version when 1 then to_tsvector('simple', m.content)
+                                else (select x.words from exai.words_v1(exai.owner_key_v1(c.owner), m.content) x) end
 """
+OUTDATED = "select count(*) from exai.message_words where version < 2"
 INDEXES = """
 select string_agg(indexname, ',') from pg_indexes where indexname in ('messages_text_idx', 'message_words_words_idx')
 """
@@ -89,8 +94,9 @@ async def test_whoever_holds_a_conversation_is_not_waited_for(empty_postgres_url
     await run(url, *FILL)
     async with session(url) as connection, connection.transaction():
         await connection.execute("select from conversations where continuation_id in ('c7', 'c9') for update")
-        await upgrade(url)
+        await upgrade(url, "0022")
         await connection.execute("delete from conversations where continuation_id = 'c9'")
+    await upgrade(url)
     assert (await value(url, AGREE), await found(url, "word 7")) == (528, 49)
     async with opened(url) as database:
         await SearchRepository(database).index(1_000)
@@ -120,3 +126,35 @@ async def test_what_older_clients_stored_is_searched(empty_postgres_url: str) ->
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await connection.execute("select from exai.message_words")
     assert [await found(url, each) for each in ("a1", "b1", "c1", "d1")] == [0, 0, 3, 1]
+
+
+async def test_what_an_earlier_release_indexed_is_found_while_it_is_indexed_again(empty_postgres_url: str) -> None:
+    """In portions, each with a transaction of its own; titles are indexed by the migration, also where it is run again."""
+    url = empty_postgres_url
+    await upgrade(url, "0017")
+    await run(
+        url,
+        *FILL,
+        "update messages set content = content || ' caf\u00e9 fooBar' where seq = 1",
+        "update conversations set title = 'the title of ' || continuation_id",
+        "select exai.index_messages_v1(10000)",
+    )
+    assert await value(url, "select count(*) from exai.message_words") == 550
+    await upgrade(url)
+    assert await value(url, OUTDATED) == 550
+    texts = {"word 7": 50, "word": 550, "caf\u00e9": 50, "title": 50, "c7": 1}
+    left = 550
+    async with opened(url) as database:
+        search = SearchRepository(database)
+        while left:
+            assert {text: await found(url, text) for text in texts} == texts
+            indexed = await search.index(100)
+            assert (indexed.indexed, indexed.left, indexed.outdated) == (min(left, 100), 0, max(left - 100, 0))
+            left = indexed.outdated
+    assert {text: await found(url, text) for text in texts} == texts
+    assert [await found(url, each) for each in ("cafe", "bar", "foobar")] == [50, 50, 50]
+    assert (await value(url, OUTDATED), await value(url, AGREE)) == (0, 550)
+    await downgrade(url, "0017")
+    await run(url, "select exai.index_messages_v1(10000)")
+    await upgrade(url)
+    assert {text: await found(url, text) for text in texts} == texts

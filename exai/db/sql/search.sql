@@ -1,14 +1,17 @@
 -- name: search_messages
 -- repeat: read
--- A page of the messages and titles that match, best first; by message_words_words_idx and conversations_title_idx.
+-- A page of the messages and titles that match, best first; by message_words_words_idx.
 select s.continuation_id::text as continuation_id, s.conversation_id::text as conversation_id, s.title::text as title,
        s.seq::bigint as seq, s.role::text as role, s.kind::text as kind, s.created_at::timestamptz as created_at,
        s.rank::text as rank, s.tool::text as tool, s.model::text as model, s.as_of::timestamptz as as_of,
-       s.snippet::text as snippet
-  from exai.search_v1($1::text, $2::text, $3::text, $4::text, $5::timestamptz, $6::timestamptz, $7::text, $8::text,
-                      $9::text::numeric, $10::text::uuid, $11::bigint, $12::timestamptz, $13::integer, $14::integer) s;
+       s.excerpt::text as excerpt, s.cut_before::boolean as cut_before, s.cut_after::boolean as cut_after,
+       s.words::text[] as words, s.level::integer as level, s.missing::text[] as missing
+  from exai.search_v2($1::text, $2::text, $3::text, $4::text, $5::timestamptz, $6::timestamptz, $7::text, $8::text,
+                      $9::integer, $10::text::numeric, $11::text::uuid, $12::bigint, $13::timestamptz, $14::integer,
+                      $15::integer) s;
 
 -- name: index_messages
 -- repeat: keyed
--- Indexes the words of some of the messages that wait for it, and says how many, and how many are left.
-select i.o_indexed::integer as indexed, i.o_left::bigint as left_over from exai.index_messages_v1($1::integer) i;
+-- Indexes the words of some of the messages that wait for it, and says how many, and how many wait or are outdated.
+select i.o_indexed::integer as indexed, i.o_left::bigint as left_over, i.o_outdated::bigint as outdated
+  from exai.index_messages_v2($1::integer) i;

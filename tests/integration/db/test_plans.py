@@ -43,7 +43,7 @@ select id, 'local', 'key', 'h', 'chat', 'finished', id, now(), 1, 2500, 2500
 """
 
 
-SEARCH = ("local", "needle", *(None,) * 10, 500, 21)
+SEARCH = ("local", "needle", *(None,) * 11, 500, 21)
 
 
 @pytest.fixture

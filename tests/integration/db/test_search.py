@@ -124,7 +124,7 @@ async def test_titles_are_found_beside_messages(repository: ConversationReposito
     hits = (await search.search(words("whale"), limit=9)).hits
     assert sorted((hit.seq, hit.role, hit.kind, hit.snippet) for hit in hits) == [
         (0, None, "title", "Blue **Whale**"),
-        (1, "user", "message", "**whale**, once"),
+        (1, "user", "message", "a **whale**, once"),
     ]
     assert [hit.seq for hit in (await search.search(words("whale", role="user"), limit=9)).hits] == [1]
     first = await search.search(words("whale"), limit=1)
@@ -184,14 +184,16 @@ async def test_others_and_deleted_conversations_are_not_searched(
     assert (await search.search(words("word"), limit=9)).hits == ()
 
 
-async def test_a_huge_message_is_searched_in_its_beginning(
+async def test_a_huge_message_is_searched_to_its_end(
     repository: ConversationRepository, search: SearchRepository
 ) -> None:
-    """The index covers the first hundred thousand characters; storing more is no error."""
+    """By each of its words alone and by those that are far apart together, and the excerpt shows where."""
     huge = "start " + "🙂x " * 200_000 + " finish"
     await repository.append(appending(None, messages=[NewMessage("user", huge)]))
-    assert len((await search.search(words("start"), limit=9)).hits) == 1
-    assert (await search.search(words("finish"), limit=9)).hits == ()
+    for text in ("start", "finish", "start finish"):
+        page = await search.search(words(text), limit=9)
+        assert (len(page.hits), page.matched) == (1, "all")
+    assert "**finish**" in (await search.search(words("finish"), limit=9)).hits[0].snippet
 
 
 @pytest.mark.parametrize(
@@ -211,8 +213,8 @@ async def test_what_cannot_be_searched_is_refused(plain: SearchRepository, query
         await plain.search(query, limit=9)
 
 
-def written(at: str, seq: str, rank: str = "0.1") -> str:
-    return b64encode(f"{at} {rank} 00000000-0000-0000-0000-000000000000 {seq}".encode()).decode()
+def written(at: str, seq: str, rank: str = "0.1", level: str = "1") -> str:
+    return b64encode(f"{at} {level} {rank} 00000000-0000-0000-0000-000000000000 {seq}".encode()).decode()
 
 
 @pytest.mark.parametrize(
@@ -226,6 +228,8 @@ def written(at: str, seq: str, rank: str = "0.1") -> str:
         written("2026-01-01T00:00+00:00", "9" * 30),
         written("2026-01-01T00:00+00:00", "9" * 5000),
         written("2026-01-01T00:00+00:00", "1", "1e9999"),
+        written("2026-01-01T00:00+00:00", "1", level="0"),
+        written("2026-01-01T00:00+00:00", "1", level="9" * 30),
     ],
 )
 async def test_a_foreign_cursor_is_refused(plain: SearchRepository, cursor: str) -> None:

@@ -20,7 +20,7 @@ from tests.support.waiting import wait_until
 
 WAITING = "select count(*) from exai.unindexed_messages"
 WORDS = "select count(*) from exai.message_words"
-INDEX = "select o_indexed, o_left from exai.index_messages_v1(500)"
+INDEX = "select o_indexed, o_left from exai.index_messages_v2(500)"
 
 
 @pytest.fixture
@@ -245,12 +245,28 @@ async def test_a_long_text_that_is_hard_to_parse_is_found_and_indexed(
 async def test_long_texts_are_found_by_each_of_their_words(
     repository: ConversationRepository, search: SearchRepository
 ) -> None:
-    """As many as are looked through. Data and what is too long for a word are none, and take none along."""
+    """To their end. Of encoded data the beginning is a word, and it takes no other word along."""
     long = "x" * 5_000
     await conversation_of(repository, f"begin {long} <!-- middle end", f"{'word ' * 25_000} beyond")
     for _ in ("waiting", "indexed"):
-        assert [await found(search, each) for each in ("begin", "middle", "end", "beyond")] == [[1], [1], [1], []]
+        assert [await found(search, each) for each in ("begin", "middle", "end", "beyond", long[:200])] == [
+            [1], [1], [1], [2], [1],
+        ]  # fmt: skip
         await search.index()
+
+
+async def test_a_text_of_more_words_than_fit_is_indexed_in_parts(
+    repository: ConversationRepository, search: SearchRepository, sql: OneTrip
+) -> None:
+    """Found by the first, the last and each in between, and forgotten together."""
+    name = (await conversation_of(repository, " ".join(f"word{n:012}" for n in range(60_000)))).id
+    for _ in ("waiting", "indexed"):
+        assert [await found(search, f"word{n:012}") for n in (0, 30_000, 59_999, 60_000)] == [[1], [1], [1], []]
+        await search.index()
+    assert await sql.fetchval(WORDS) > 1
+    await sql.execute("update messages set content = 'short' where conversation_id = $1::text::uuid", name)
+    await search.index()
+    assert await sql.fetchval(WORDS) == 1
 
 
 async def test_a_search_writes_nothing(repository: ConversationRepository, sql: OneTrip) -> None:
@@ -258,7 +274,7 @@ async def test_a_search_writes_nothing(repository: ConversationRepository, sql: 
     await conversation_of(repository, "word", "word")
     statement = load_statements()["search_messages"].text
     async with sql.transaction(readonly=True):
-        hits = await sql.fetch(statement, LOCAL_OWNER, "word", *(None,) * 10, 500, 9)
+        hits = await sql.fetch(statement, LOCAL_OWNER, "word", *(None,) * 11, 500, 9)
         assert sorted(hit["seq"] for hit in hits) == [1, 2]
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
             await sql.fetchrow(INDEX)

@@ -1,0 +1,54 @@
+-- Part of a text around the first of these words (folded and without marks), from the beginning where none is near. Looks
+-- through a bounded part of the text only, so that what a hit costs does not grow with what is stored.
+create or replace function exai.excerpt_v1(p_text text, p_words text[], out o_excerpt text, out o_cut_before boolean, out o_cut_after boolean)
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+  c_window constant integer := 320;
+  c_before constant integer := 80;
+  c_step constant integer := 4000;
+  c_overlap constant integer := 100;
+  c_steps constant integer := 8;
+  v_text text collate "C" := p_text;
+  v_length constant integer := length(p_text);
+  v_start integer := 0;
+  v_at integer;
+  v_slice text collate "C";
+  v_folded text collate "C";
+begin
+  if v_length > c_step then
+    -- Where a word is written as it was asked for, that place is found by a plain look.
+    select min(f.at) into v_at
+      from unnest(p_words) w
+     cross join lateral (
+       select coalesce(nullif(strpos(v_text, w), 0), nullif(strpos(lower(left(v_text, 100000)), w), 0)) as at) f;
+    v_start := greatest(coalesce(v_at, 1) - c_before - 1, 0);
+    if v_start < c_step then
+      v_start := 0;
+    end if;
+  end if;
+  v_at := null;
+  for v_step in 0 .. c_steps - 1 loop
+    exit when v_step > 0 and v_start + v_step * c_step >= v_length;
+    v_slice := substr(v_text, v_start + v_step * c_step + 1, c_step + c_overlap);
+    v_folded := exai.bare_v1(exai.fold_v1(v_slice));
+    select min(f.at) into v_at
+      from unnest(p_words) w
+     cross join lateral (
+       select coalesce(
+         nullif(strpos(' ' || translate(v_folded, E'\n\t.,:;!?()[]{}<>/\\|"''`_-=+*&#@~', repeat(' ', 34)) || ' ',
+                       ' ' || w || ' '), 0),
+         nullif(strpos(v_folded, w), 0)) as at) f;
+    if v_at is not null then
+      -- Folding may have changed the length.
+      v_at := v_start + v_step * c_step + (v_at::numeric * length(v_slice) / greatest(length(v_folded), 1))::integer;
+      exit;
+    end if;
+  end loop;
+  v_at := greatest(coalesce(v_at, 1) - c_before, 1);
+  o_excerpt := substr(v_text, v_at, c_window);
+  o_cut_before := v_at > 1;
+  o_cut_after := v_at + c_window <= v_length;
+end
+$$

@@ -1,0 +1,95 @@
+-- Indexes the words of at most p_limit of the messages and titles that wait for it, those that wait longest first; if none
+-- do, of those whose words were made by an earlier release (version 1) and are therefore outdated.
+-- o_left: how many wait still, as far as a short look tells; o_outdated: how many are outdated. Nothing indexed and
+-- something left: another one is at it.
+-- One at a time, by an advisory lock that nobody waits for. Taken out of the queue and indexed in one transaction, so a
+-- message is always in exactly one of the two, or in the queue and with words that are out of date. The words go from the
+-- index's list of what is pending into the index itself, which searches would otherwise read from end to end.
+create or replace function exai.index_messages_v2(
+  p_limit integer, out o_indexed integer, out o_left bigint, out o_outdated bigint)
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+set lock_timeout = '2s'
+as $$
+declare
+  c_lock constant bigint := 7311701100639253092;
+  c_look constant integer := 10000;
+begin
+  o_indexed := 0;
+  o_left := 0;
+  o_outdated := 0;
+  if not exists (select from exai.unindexed_messages) and not exists (
+    select from exai.message_words w where w.version < 2) then
+    return;
+  end if;
+  if pg_try_advisory_xact_lock(c_lock) then
+    if not exists (select from exai.unindexed_messages) then
+      insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
+      select o.conversation_id, min(o.seq), max(o.seq)
+        from (
+          select w.conversation_id, w.seq from exai.message_words w
+           where w.version < 2
+           order by w.conversation_id, w.seq
+           limit p_limit) o
+       group by o.conversation_id;
+    end if;
+    with waiting as materialized (
+      select u.ctid as at, u.conversation_id, u.first_seq, u.last_seq from exai.unindexed_messages u limit p_limit),
+    -- The foreign key would wait for whoever deletes a conversation, and then fail: what is held is for the next time.
+    held as materialized (
+      select c.id from public.conversations c
+       where c.id = any(array(select w.conversation_id from waiting w))
+         for key share skip locked),
+    queue as materialized (
+      select w.at, w.first_seq, w.last_seq, sum(w.last_seq - w.first_seq + 1) over (order by w.at) as running
+        from waiting w
+       where w.conversation_id in (select h.id from held h)
+          or not exists (select from public.conversations c where c.id = w.conversation_id)),
+    taken as (
+      delete from exai.unindexed_messages u
+       using queue q
+       where u.ctid = q.at and q.running - (q.last_seq - q.first_seq + 1) < p_limit
+      returning u.conversation_id, u.first_seq, u.last_seq, greatest(q.running - p_limit, 0)::bigint as too_many),
+    put_back as (
+      insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
+      select t.conversation_id, t.last_seq - t.too_many + 1, t.last_seq from taken t where t.too_many > 0),
+    said as (
+      select distinct on (m.conversation_id, m.seq) m.conversation_id, m.seq, m.created_at, m.content, c.owner
+        from taken t
+        join public.conversations c on c.id = t.conversation_id
+       cross join lateral (
+         select t.conversation_id, 0::bigint as seq, c.created_at, c.title as content
+          where t.first_seq = 0 and c.title is not null
+          union all
+         -- A range in its order is found by the primary key even where the planner takes the conversation for a short one.
+         (select x.conversation_id, x.seq, x.created_at, x.content
+            from public.messages x
+           where x.conversation_id = t.conversation_id and x.seq between t.first_seq and t.last_seq - t.too_many
+           order by x.seq
+           limit p_limit)) m
+       order by m.conversation_id, m.seq),
+    made as materialized (
+      select s.conversation_id, s.seq, s.created_at, w.part, w.words
+        from said s
+       cross join lateral exai.words_v1(exai.owner_key_v1(s.owner), s.content) w),
+    forgotten as (
+      delete from exai.message_words w
+       using taken t
+       where w.conversation_id = t.conversation_id and w.seq between t.first_seq and t.last_seq - t.too_many
+         and not exists (
+           select from made m where m.conversation_id = w.conversation_id and m.seq = w.seq and m.part = w.part)),
+    stored as (
+      insert into exai.message_words as w (conversation_id, seq, part, created_at, version, words)
+      select m.conversation_id, m.seq, m.part, m.created_at, 2, m.words from made m
+      on conflict (conversation_id, seq, part) do update
+         set created_at = excluded.created_at, version = excluded.version, words = excluded.words
+       where (w.created_at, w.version, w.words) is distinct from (excluded.created_at, excluded.version, excluded.words))
+    select count(*)::integer into o_indexed from said;
+    perform gin_clean_pending_list('exai.message_words_words_idx');
+  end if;
+  select coalesce(sum(q.last_seq - q.first_seq + 1), 0)::bigint into o_left
+    from (select u.first_seq, u.last_seq from exai.unindexed_messages u limit c_look) q;
+  select count(*) into o_outdated
+    from (select from exai.message_words w where w.version < 2 limit c_look) q;
+end
+$$

@@ -1,0 +1,11 @@
+-- After a conversation received a title, another one, or another owner: its words are to be indexed by and by.
+create or replace function exai.queue_title_v1() returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+  insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
+  values (new.id, 0, case when tg_op = 'UPDATE' and new.owner <> old.owner then new.next_seq - 1 else 0 end);
+  return null;
+end
+$$

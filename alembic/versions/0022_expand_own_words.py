@@ -6,7 +6,8 @@ nothing. What the release before has indexed (version 1) is searched by its rule
 in the background and in portions.
 
 Locks: an instant's exclusive lock on the table of words, and on conversations one that holds back writers for an
-instant; a batch of titles keeps conversations from being deleted for as long as it takes. Indexes are built concurrently.
+instant; a batch of titles keeps conversations from being deleted for as long as it takes. Indexes are built
+concurrently.
 """
 
 from alembic import op

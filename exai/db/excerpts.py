@@ -1,7 +1,7 @@
 """Marks the words of a search in an excerpt of a message.
 
-The invariant is that only asterisks, ellipses and spaces are added or removed: what stands between them is the message's.
-What a word is, the database has decided (`exai.units_v1`); here its letters are found again in the text as it was written.
+The invariant is that only asterisks, ellipses and spaces are added or removed: what stands between them is the
+message's. `exai.units_v1` decides what a word is; here its letters are found again in the text as it was written.
 """
 
 from __future__ import annotations

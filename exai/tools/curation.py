@@ -20,9 +20,10 @@ from exai.tools.conversations import ConversationOutput, conversation_facts, opt
 from exai.tools.paging import ANSWER_CHARS, MAX_ANSWER_CHARS, SHOW_WHOLE, cut, fitting, room, size_of
 
 SEARCH_HITS = 20
-HIT = ("continuation_id", "title", "seq", "role", "created_at", "tool", "model", "snippet")
+HIT = ("continuation_id", "title", "seq", "role", "created_at", "tool", "model", "snippet", "missing")
 """What the text says of a hit."""
 
+SOME_WORDS = "Nothing has all of these words; the following have most of them."
 MAX_HITS = 200
 RESTORED = "The conversation is restored."
 DELETED = "The conversation is deleted; for 7 days conversation_delete with restore brings it back."
@@ -34,7 +35,7 @@ SNIPPET_CHARS = 1_000
 class SearchArguments(Arguments):
     """Arguments of `conversation_search`."""
 
-    query: str = Field(description='Words; "quoted phrase", or, and -without.')
+    query: str = Field(description='Words; "quoted phrase", or, -without, begin*.')
     continuation_id: str | None = Field(None, description="Only in this conversation.")
     role: Literal["system", "user", "assistant", "tool"] | None = None
     tool: str | None = Field(None, description="Only what this tool stored.")
@@ -57,11 +58,13 @@ class HitOutput(BaseModel):
     model: str | None
     snippet: str
     rank: float
+    missing: list[str] = Field(description="Which words it does not have.")
 
 
 class SearchOutput(BaseModel):
     """structuredContent of `conversation_search`."""
 
+    matched: Literal["all", "some"] = Field(description="some: nothing has all words; these have most of them.")
     hits: list[HitOutput] = Field(description="Best first; **matches** are marked.")
     next_cursor: str | None
 
@@ -159,8 +162,9 @@ def _search_tool(conversations: ConversationService) -> ToolSpec:
         )
         page = await conversations.search(query, limit=arguments.limit, cursor=arguments.cursor)
         shown = fitting(page.hits, _hit, room())
-        structured = {"hits": shown, "next_cursor": page.cursor_after(len(shown))}
-        return ToolResult(structured, items(shown, HIT) or "Nothing was found.")
+        structured = {"matched": page.matched, "hits": shown, "next_cursor": page.cursor_after(len(shown))}
+        text = items(shown, HIT) or "Nothing was found."
+        return ToolResult(structured, f"{SOME_WORDS}\n{text}" if page.matched == "some" else text)
 
     return ToolSpec(
         name="conversation_search",
@@ -319,4 +323,5 @@ def _hit(hit: SearchHit) -> dict[str, Any]:
         "model": hit.model,
         "snippet": hit.snippet if len(hit.snippet) <= SNIPPET_CHARS else f"{hit.snippet[:SNIPPET_CHARS]}...",
         "rank": hit.rank,
+        "missing": list(hit.missing),
     }

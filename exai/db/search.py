@@ -38,9 +38,9 @@ class SearchQuery:
     """Words as a person types them into a search box: quoted phrases, `or`, and `-` before what must not be there.
 
     A word is what `exai.units_v1` says, in every database: case and compatibility forms do not count, marks (accents)
-    only if they are typed. Parts of identifiers, paths, addresses and hyphenated words are words, and the whole is found
-    as its parts one after the other. In scripts without spaces any run of letters is found. `deploy*` finds what begins
-    so.
+    only if they are typed. Parts of identifiers, paths, addresses and hyphenated words are words, and the whole is
+    found as its parts one after the other. In scripts without spaces any run of letters is found. `deploy*` finds what
+    begins so.
 
     `tool` and `model` are of the turn that stored the message. `since` is included, `until` is not.
     """

@@ -43,7 +43,7 @@ NEXT: Final = "next_"
 NOTES: Final = "notes"
 """The field of a structured answer that holds sentences for the caller, each a line after the head."""
 
-USUAL: Final[Mapping[str, Any]] = {"finish_reason": "stop", "encoding": "text"}
+USUAL: Final[Mapping[str, Any]] = {"finish_reason": "stop", "encoding": "text", "matched": "all"}
 """Values that say nothing."""
 
 MAX_VALUE_CHARS: Final = 1_000

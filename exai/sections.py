@@ -154,7 +154,7 @@ class ServerSettings(Section):
     max_handshakes_per_address: int = Field(default=1_024, ge=1)
     owner_max_connections: int = Field(default=5_000, ge=1)
     owner_max_in_flight: int = Field(default=512, ge=1)
-    owner_max_in_flight_bytes: int = Field(default=268_435_456, ge=1024)
+    owner_max_in_flight_bytes: int = Field(default=134_217_728, ge=1024)
     owner_requests_per_s: float = Field(default=2_000.0, gt=0)
     owner_bytes_per_s: int = Field(default=67_108_864, ge=1024)
     handshake_timeout_s: float = Field(default=10.0, gt=0)

@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from exai.config import ServerSettings
 from exai.errors import Overloaded
+from exai.mcp.arriving import Meter
 from exai.models import LOCAL_OWNER, Owner
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -67,8 +68,14 @@ class Direct(Protocol):
     def send_now(self, data: bytes) -> bool:
         """Send a text frame, or return False and send nothing."""
 
-    def offer_to(self, take: Callable[[bytes], bool]) -> None:
-        """Offer whole messages to `take` from now on; what it returns False for comes by `receive`."""
+    def offer_to(self, take: Callable[[bytes], bool], meter: Meter) -> None:
+        """Offer whole messages to `take` from now on; what it returns False for comes by `receive`.
+
+        What arrives meanwhile is counted by `meter`.
+        """
+
+    def read_no_more(self) -> None:
+        """Read nothing more from the peer; its connection still has to be closed."""
 
 
 async def everybody_is_local(

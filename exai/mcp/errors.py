@@ -33,6 +33,26 @@ class ReplyTooLarge(RequestError):
         return {"size_bytes": self.size_bytes, "limit_bytes": self.limit_bytes}
 
 
+class ErrorTooLarge(RequestError):
+    """A call was refused or failed, and what there is to say about that is larger than a reply may be."""
+
+    code = "error_too_large"
+
+    def __init__(self, size_bytes: int, limit_bytes: int) -> None:
+        super().__init__(size_bytes, limit_bytes)
+        self.size_bytes, self.limit_bytes = size_bytes, limit_bytes
+
+    def __str__(self) -> str:
+        return (
+            f"the call was not carried out, and its error has {self.size_bytes} bytes where a reply may have "
+            f"{self.limit_bytes}. Call again with fewer and shorter arguments"
+        )
+
+    def details(self) -> dict[str, Any]:
+        """Both sizes."""
+        return {"size_bytes": self.size_bytes, "limit_bytes": self.limit_bytes}
+
+
 def error_facts(error: ExaiError) -> dict[str, Any]:
     """Return the JSON of an error that programs act on."""
     return error.report()

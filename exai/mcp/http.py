@@ -15,11 +15,12 @@ import structlog
 from starlette.types import Receive, Scope
 from starlette.types import Send as AsgiSend
 
+from exai.account import Account
 from exai.errors import Overloaded
 from exai.mcp import eras, jsonrpc
 from exai.mcp.edge import Admitted, Rejection, abort_of, expired, header_map, peer_of, too_many
 from exai.mcp.headers import legacy_version
-from exai.mcp.jsonrpc import Malformed, Message, RpcError
+from exai.mcp.jsonrpc import Fault, Malformed, Message, RpcError
 from exai.mcp.pending import admit
 from exai.mcp.protocol import Ignore, Send, Start
 from exai.mcp.server import McpServer
@@ -95,7 +96,8 @@ class HttpDoor:
     ) -> None:
         """Read one message and answer it."""
         rejection = _unfit(scope["method"], headers, self._server.settings.message_max_bytes)
-        body = b"" if rejection is not None else await self._body(receive)
+        account = self._server.quotas.of(admitted.owner).account
+        body = b"" if rejection is not None else await self._body(receive, account)
         if body is None:
             rejection = Rejection(413, "the message is larger than EXAI_SERVER__MESSAGE_MAX_BYTES")
         if rejection is not None or body is None:
@@ -107,20 +109,26 @@ class HttpDoor:
             posted = _Posted(message, len(body), headers.get("accept", "*/*"))
             await self._serve(session, posted, receive, reply)
 
-    async def _body(self, receive: Receive) -> bytes | None:
-        """Read the whole body; None when it is too large."""
+    async def _body(self, receive: Receive, account: Account) -> bytes | None:
+        """Read the whole body, counted as it arrives; None when it is too large. Raises `Overloaded`."""
         limit = self._server.settings.message_max_bytes
         body = bytearray()
-        async with asyncio.timeout(BODY_PATIENCE * self._server.settings.handshake_timeout_s):
-            while True:
-                event = await receive()
-                if event["type"] == "http.disconnect":
-                    raise _Gone
-                body += event.get("body", b"")
-                if len(body) > limit:
-                    return None
-                if not event.get("more_body", False):
-                    return bytes(body)
+        held_bytes = 0
+        try:
+            async with asyncio.timeout(BODY_PATIENCE * self._server.settings.handshake_timeout_s):
+                while True:
+                    event = await receive()
+                    if event["type"] == "http.disconnect":
+                        raise _Gone
+                    body += event.get("body", b"")
+                    if len(body) > limit:
+                        return None
+                    if not event.get("more_body", False):
+                        return bytes(body)
+                    account.take(len(body) - held_bytes, "messages that arrive")
+                    held_bytes = len(body)
+        finally:
+            account.give(held_bytes)
 
     async def _session(
         self, message: Message, headers: dict[str, str], admitted: Admitted, peer: str, reply: _Reply
@@ -130,7 +138,8 @@ class HttpDoor:
             version = legacy_version(headers, message)
         except RpcError as error:
             found = message.id if isinstance(message, jsonrpc.Request | Malformed) else None
-            await reply.json(_status(error, at_the_door=True), jsonrpc.encode_error(found, error))
+            fault = Fault(error.code, error.data)
+            await reply.json(_status(fault, at_the_door=True), jsonrpc.encode_error(found, error))
             return None
         return self._server.open_session(admitted, peer=peer, version=version)
 
@@ -272,14 +281,14 @@ def _unfit(method: str, headers: dict[str, str], max_bytes: int) -> Rejection | 
     return None
 
 
-def _status(error: RpcError | None, *, at_the_door: bool) -> int:
+def _status(error: Fault | None, *, at_the_door: bool) -> int:
     """Errors of the transport and the envelope have statuses of their own; what a method says is a good answer."""
     if error is None:
         return 200
     return (_STATUS_AT_THE_DOOR if at_the_door else _STATUS).get(error.code, 200)
 
 
-def _retry_after(error: RpcError | None) -> tuple[tuple[bytes, bytes], ...]:
+def _retry_after(error: Fault | None) -> tuple[tuple[bytes, bytes], ...]:
     """Say in whole seconds when a limit may let the request pass."""
     if error is None or error.code != eras.OVERLOADED:
         return ()

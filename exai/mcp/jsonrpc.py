@@ -10,11 +10,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import orjson
 
 RequestId: TypeAlias = str | int
+EchoedId: TypeAlias = RequestId | orjson.Fragment
+"""Also an id that no request may have, as it was written, so that the answer finds its way."""
+
 Json: TypeAlias = Mapping[str, Any]
 
 PARSE_ERROR = -32700
@@ -24,13 +27,27 @@ INVALID_PARAMS = -32602
 INTERNAL_ERROR = -32603
 
 MAX_DEPTH = 64
-MAX_VALUES = 200_000
+MAX_VALUES = 40_000
 MAX_ID_CHARS = 256
 MAX_METHOD_CHARS = 128
 MAX_INTEGER = 2**63
-MAX_SURROGATE_CHECK_BYTES = 1_048_576
+MAX_EXACT_FLOAT = 2**53
+MAX_TOKENS = 20_000
+"""Strings and brackets that are passed over in search of the id of a message that is refused."""
 
-_ESCAPE = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
+TAIL_BYTES = 1_024
+"""The end of a message, where an id is searched as well, because several clients write it last."""
+
+_BOM = b"\xef\xbb\xbf"
+_STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
+_TOKEN = re.compile(_STRING + rb"|[{}\[\]]", re.DOTALL)
+_ID_VALUE = rb"\s*:\s*(" + _STRING + rb"|-?[0-9][0-9.eE+-]*)"
+_VALUE_AFTER_KEY = re.compile(_ID_VALUE, re.DOTALL)
+_ID_AT_END = re.compile(
+    rb'[,}\]"0-9]\s*,\s*"id"' + _ID_VALUE + rb'(?:\s*,\s*"(?:jsonrpc|method)"\s*:\s*"[^"\\]*")*\s*}\s*$', re.DOTALL
+)
+_DEEP = re.compile(rb"[\[{]{1000}")
+_LONG_INTEGER = re.compile(rb"[:\[,]\s*-?[0-9]{19,}\s*[,\]}]")
 
 
 class RpcError(Exception):
@@ -42,6 +59,13 @@ class RpcError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+
+class Fault(NamedTuple):
+    """What an error said that has been answered; unlike an exception it holds no frames."""
+
+    code: int
+    data: Json | None
 
 
 @dataclass(slots=True)
@@ -74,7 +98,7 @@ class Response:
 class Malformed:
     """Something that is none of the others. `id` is None where none could be read; the answer then has no id."""
 
-    id: RequestId | None
+    id: EchoedId | None
     error: RpcError
 
 
@@ -83,20 +107,21 @@ Message: TypeAlias = Request | Notification | Response | Malformed
 
 def parse(data: bytes) -> Message:
     """Read one message; the size of `data` was limited by whoever read it."""
-    problem = _crowding(data) if len(data) > MAX_VALUES else None
-    if problem is not None:
-        return Malformed(None, RpcError(INVALID_REQUEST, problem))
+    if data[:3] == _BOM:
+        data = data[3:]
+    if len(data) > MAX_VALUES and _is_crowded(data):
+        return Malformed(find_id(data), _crowding(data))
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        return _undecodable(data, error)
+        return _undecodable(data, str(error))
     if not isinstance(value, dict):
         what = "batches are not supported" if isinstance(value, list) else "not a JSON object"
         return Malformed(None, RpcError(INVALID_REQUEST, f"Invalid Request: {what}; send one object per message"))
     problem = _structure_problem(data, value)
     if problem is not None:
-        return Malformed(_readable_id(value), RpcError(INVALID_REQUEST, f"Invalid Request: {problem}"))
-    return _classify(value)
+        return Malformed(find_id(data), RpcError(INVALID_REQUEST, f"Invalid Request: {problem}"))
+    return _classify(data, value)
 
 
 def request_id(value: object) -> TypeGuard[RequestId]:
@@ -104,12 +129,50 @@ def request_id(value: object) -> TypeGuard[RequestId]:
     return (type(value) is str and len(value) <= MAX_ID_CHARS) or type(value) is int
 
 
+def as_id(value: object) -> RequestId | None:
+    """Return an id or a token as this server keeps it, None for what is none; 7.0 is 7, as it is for JavaScript."""
+    if request_id(value):
+        return value
+    if type(value) is float and value.is_integer() and abs(value) < MAX_EXACT_FLOAT:
+        return int(value)
+    return None
+
+
+def find_id(data: bytes) -> EchoedId | None:
+    """Find the id in the text of a message that cannot be read or may not be served; None when there is none."""
+    depth = 0
+    for count, match in enumerate(_TOKEN.finditer(data)):
+        token = match[0]
+        if token in b"{[":
+            depth += 1
+        elif token in b"}]":
+            depth -= 1
+        elif depth == 1 and token == b'"id"' and (value := _VALUE_AFTER_KEY.match(data, match.end())):
+            return _echoed(value[1])
+        if count >= MAX_TOKENS:
+            break
+    found = _ID_AT_END.search(data[-TAIL_BYTES:])
+    return _echoed(found[1]) if found else None
+
+
+def _echoed(token: bytes) -> EchoedId | None:
+    """Return an id that was found as text; a short one that JSON-RPC does not allow goes back as it was written."""
+    try:
+        value = orjson.loads(token)
+    except orjson.JSONDecodeError:
+        return None
+    kept = as_id(value)
+    if kept is None and len(token) <= MAX_ID_CHARS:
+        return orjson.Fragment(token)
+    return kept
+
+
 def encode_result(id: RequestId, result: Json) -> bytes:  # noqa: A002
     """Raise `orjson.JSONEncodeError` when the result holds something JSON cannot."""
     return orjson.dumps({"jsonrpc": "2.0", "id": id, "result": result})
 
 
-def encode_error(id: RequestId | None, error: RpcError) -> bytes:  # noqa: A002
+def encode_error(id: EchoedId | None, error: RpcError) -> bytes:  # noqa: A002
     """Without an id the member is left out: the clients' schemas know no null id."""
     body: dict[str, Any] = {"code": error.code, "message": error.message}
     if error.data is not None:
@@ -124,20 +187,25 @@ def encode_notification(method: str, params: Json) -> bytes:
     return orjson.dumps({"jsonrpc": "2.0", "method": method, "params": params})
 
 
-def _classify(value: dict[str, Any]) -> Message:
-    key, method, params = value.get("id"), value.get("method"), value.get("params", {})
+def _classify(data: bytes, value: dict[str, Any]) -> Message:
+    key, method, params = value.get("id"), value.get("method"), value.get("params")
     if value.get("jsonrpc") == "2.0" and type(method) is str and 0 < len(method) <= MAX_METHOD_CHARS:
+        if not params and (params is None or type(params) is list):
+            # Clients write an absent member so, and an empty list of arguments by position.
+            params = {}
         if type(params) is dict and request_id(key):
             return Request(key, method, params)
         if "id" not in value:
             return Notification(method, params if type(params) is dict else {})
+        if type(params) is dict and (kept := as_id(key)) is not None:
+            return Request(kept, method, params)
     if "method" not in value and ("result" in value or "error" in value):
         return Response()
-    return _malformed(value)
+    return _malformed(data, value)
 
 
-def _malformed(value: dict[str, Any]) -> Malformed:
-    key, method = _readable_id(value), value.get("method")
+def _malformed(data: bytes, value: dict[str, Any]) -> Malformed:
+    key, method = as_id(value.get("id")), value.get("method")
     if value.get("jsonrpc") != "2.0":
         problem = 'jsonrpc must be "2.0"'
     elif type(method) is not str or not 0 < len(method) <= MAX_METHOD_CHARS:
@@ -146,41 +214,32 @@ def _malformed(value: dict[str, Any]) -> Malformed:
         problem = "id must be a string or an integer"
     else:
         return Malformed(key, RpcError(INVALID_PARAMS, "Invalid params: params must be an object"))
-    return Malformed(key, RpcError(INVALID_REQUEST, f"Invalid Request: {problem}"))
+    return Malformed(find_id(data) if key is None else key, RpcError(INVALID_REQUEST, f"Invalid Request: {problem}"))
 
 
-def _readable_id(value: dict[str, Any]) -> RequestId | None:
-    found = value.get("id")
-    return found if request_id(found) else None
+def _undecodable(data: bytes, reason: str) -> Malformed:
+    """Answer what is not JSON, if possible under its id; JSON.stringify writes half an emoji as such an escape."""
+    found = find_id(data)
+    if "surrogate" in reason and found is not None:
+        problem = "Invalid params: a string holds half of a surrogate pair; send whole characters"
+        return Malformed(found, RpcError(INVALID_PARAMS, problem))
+    what = "nested too deeply" if "depth" in reason else "not valid JSON"
+    return Malformed(found, RpcError(PARSE_ERROR, f"Parse error: {what}"))
 
 
-def _undecodable(data: bytes, error: orjson.JSONDecodeError) -> Malformed:
-    """JSON.stringify writes half an emoji as a lone surrogate escape: such a client gets an answer with its id."""
-    if "surrogate" in str(error) and len(data) <= MAX_SURROGATE_CHECK_BYTES and b"\\u" in data:
-        try:
-            value = orjson.loads(_ESCAPE.sub(_without_surrogate, data))
-        except orjson.JSONDecodeError:
-            value = None
-        if isinstance(value, dict) and (found := _readable_id(value)) is not None:
-            problem = "Invalid params: a string holds half of a surrogate pair; send whole characters"
-            return Malformed(found, RpcError(INVALID_PARAMS, problem))
-    reason = "nested too deeply" if "depth" in str(error) else "not valid JSON"
-    return Malformed(None, RpcError(PARSE_ERROR, f"Parse error: {reason}"))
-
-
-def _without_surrogate(match: re.Match[bytes]) -> bytes:
-    code = match[1]
-    return b"\\ufffd" if code is not None and 0xD800 <= int(code, 16) <= 0xDFFF else match[0]
-
-
-def _crowding(data: bytes) -> str | None:
-    """Refuse before parsing what would become a hundred times its size in memory."""
+def _is_crowded(data: bytes) -> bool:
+    """Find before parsing what would become a hundred times its size in memory."""
     if _structural(data) <= MAX_VALUES:
-        return None
+        return False
     skeleton = _skeleton(data)
-    if skeleton is None or _structural(skeleton) > MAX_VALUES:
-        return f"Invalid Request: more than {MAX_VALUES} values in one message"
-    return None
+    return skeleton is None or _structural(skeleton) > MAX_VALUES
+
+
+def _crowding(data: bytes) -> RpcError:
+    if _DEEP.search(data):
+        return RpcError(PARSE_ERROR, "Parse error: nested too deeply")
+    problem = f"Invalid Request: more than {MAX_VALUES} values in one message; send them in several"
+    return RpcError(INVALID_REQUEST, problem)
 
 
 def _structural(data: bytes) -> int:
@@ -198,6 +257,7 @@ def _skeleton(data: bytes) -> bytes | None:
 def _structure_problem(data: bytes, value: dict[str, Any]) -> str | None:
     """Find what the parser lets pass: deep nesting, integers it had to round, and repeated keys."""
     keys = 0
+    is_huge = False
     containers: list[Any] = [value]
     for container in containers:  # which grows meanwhile
         members = container
@@ -211,9 +271,12 @@ def _structure_problem(data: bytes, value: dict[str, Any]) -> str | None:
             if kind is dict or kind is list:
                 containers.append(member)
             elif kind is float and (member >= MAX_INTEGER or member <= -MAX_INTEGER):
-                return "a number is outside the 64-bit range"
+                is_huge = True
     if len(containers) > MAX_DEPTH and _is_deep(value):
         return f"nested more than {MAX_DEPTH} levels deep"
+    if is_huge and ((bare := _skeleton(data)) is None or _LONG_INTEGER.search(bare)):
+        # What was written as a float may be as large as it likes; an integer would be stored as another one.
+        return "an integer is outside the 64-bit range; send it as a string"
     return _repeated_keys(data, keys)
 
 

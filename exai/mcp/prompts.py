@@ -12,7 +12,8 @@ from typing import Any
 
 from exai.mcp.eras import Cacheable
 from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
-from exai.mcp.protocol import READ_TIMEOUT_S, Call, CallContext, Feature, Method, paged
+from exai.mcp.paging import paged
+from exai.mcp.protocol import READ_TIMEOUT_S, Call, CallContext, Feature, Method
 
 LIST_CACHE = Cacheable(300_000, "public")
 MAX_COMPLETIONS = 100

@@ -7,7 +7,7 @@ message and does not know through which door a message came.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
@@ -15,13 +15,22 @@ from typing import Any, Literal, TypeAlias
 from exai.errors import ExaiError, Overloaded, ShuttingDown
 from exai.mcp import eras, jsonrpc
 from exai.mcp.eras import Cacheable
-from exai.mcp.errors import ReplyTooLarge, rpc_error
-from exai.mcp.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, Json, Malformed, Message, RequestId, RpcError
+from exai.mcp.errors import ErrorTooLarge, ReplyTooLarge, rpc_error
+from exai.mcp.jsonrpc import (
+    INVALID_PARAMS,
+    METHOD_NOT_FOUND,
+    EchoedId,
+    Fault,
+    Json,
+    Malformed,
+    Message,
+    RequestId,
+    RpcError,
+)
+from exai.mcp.subscriptions import Budget, Subscriptions
 from exai.models import Owner
 
 MAX_SUBSCRIPTIONS = 16
-MAX_SUBSCRIBED_URIS = 1_000
-PAGE_ITEMS = 200
 
 READ_TIMEOUT_S = 30.0
 """For methods that only read what is stored."""
@@ -97,10 +106,14 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """Some methods and the capability that announces them; tools, resources, prompts are features."""
+    """Some methods and the capability that announces them; tools, resources, prompts are features.
+
+    `schemes` are those of the addresses it serves, as `exai` of `exai://...`.
+    """
 
     capabilities: Json
     methods: Sequence[Method]
+    schemes: frozenset[str] = frozenset()
 
 
 class Surface:
@@ -111,7 +124,9 @@ class Surface:
         self.instructions = instructions
         self.capabilities: dict[str, Any] = {}
         self.methods: dict[str, Method] = {}
+        self.schemes: frozenset[str] = frozenset()
         for feature in features:
+            self.schemes |= feature.schemes
             self.capabilities.update(feature.capabilities)
             for method in feature.methods:
                 if method.name in self.methods:
@@ -138,7 +153,7 @@ class Send:
     """Send this now; `error` is what it says when it refuses something, for a door that has statuses of its own."""
 
     data: bytes
-    error: RpcError | None = None
+    error: Fault | None = None
 
 
 @dataclass(slots=True)
@@ -170,14 +185,20 @@ class Connection:
     """
 
     def __init__(
-        self, surface: Surface, *, max_in_flight: int, reply_max_bytes: int, version: str | None = None
+        self,
+        surface: Surface,
+        *,
+        max_in_flight: int,
+        reply_max_bytes: int,
+        version: str | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.surface = surface
         self.version = version
         self.client = Client()
         self.in_flight: dict[RequestId, Call] = {}
         self.listening: dict[RequestId, Json] = {}
-        self._subscribed_uris: set[str] = set()
+        self._subscriptions = Subscriptions(budget, surface.schemes)
         self._is_handshaken = False
         self._max_in_flight = max_in_flight
         self._reply_max_bytes = reply_max_bytes
@@ -202,10 +223,11 @@ class Connection:
     def _notified(self, message: jsonrpc.Notification) -> Action:
         if message.method != "notifications/cancelled":
             return Ignore()
-        target = message.params.get("requestId")
-        if not jsonrpc.request_id(target):
+        target = jsonrpc.as_id(message.params.get("requestId"))
+        if target is None:
             return Ignore()
         if self.listening.pop(target, None) is not None:
+            self._subscriptions.unlisten(target)
             return Ignore()
         return Cancel(target) if self.in_flight.pop(target, None) is not None else Ignore()
 
@@ -270,7 +292,7 @@ class Connection:
         }
         uris = wanted.get("resourceSubscriptions")
         if isinstance(uris, list) and self.surface.announces_updates:
-            granted["resourceSubscriptions"] = [uri for uri in uris[:MAX_SUBSCRIBED_URIS] if isinstance(uri, str)]
+            granted["resourceSubscriptions"] = self._subscriptions.listen(request.id, uris)
         self.listening[request.id] = granted
         params = {"_meta": {eras.META_SUBSCRIPTION: request.id}, "notifications": granted}
         return Send(jsonrpc.encode_notification("notifications/subscriptions/acknowledged", params))
@@ -322,18 +344,16 @@ class Connection:
         if not isinstance(uri, str):
             raise RpcError(INVALID_PARAMS, "Invalid params: uri must be a string")
         if request.method == "resources/unsubscribe":
-            self._subscribed_uris.discard(uri)
-        elif len(self._subscribed_uris) >= MAX_SUBSCRIBED_URIS:
-            raise rpc_error(Overloaded("subscribed resources of one connection", MAX_SUBSCRIBED_URIS))
+            self._subscriptions.discard(uri)
         else:
-            self._subscribed_uris.add(uri)
+            self._subscriptions.add(uri)
         return self._answer(request, Method(request.method), self.version or eras.LATEST_LEGACY, {})
 
     # Both eras.
 
     def _start(self, request: jsonrpc.Request, method: Method, version: str, client: Client, meta: Json) -> Action:
         token = meta.get("progressToken")
-        if token is not None and not jsonrpc.request_id(token):
+        if token is not None and (token := jsonrpc.as_id(token)) is None:
             raise RpcError(INVALID_PARAMS, "Invalid params: progressToken must be a string or an integer")
         call = Call(request.id, method, request.params, version, client, token)
         if method.answer is not None:
@@ -354,7 +374,7 @@ class Connection:
         shape = eras.shaped(result, call.version, call.method.cacheable, self.surface.info)
         data = jsonrpc.encode_result(call.id, shape)
         if len(data) > self._reply_max_bytes:
-            data = self._oversized(call, len(data))
+            data = self._oversized(call, len(data), result)
         return Send(data) if self._settled(call) else None
 
     def fail(self, call: Call, error: RpcError | ExaiError) -> Send | None:
@@ -390,25 +410,28 @@ class Connection:
         """Whether this peer is told of changes of resources."""
         return (self._is_handshaken and self.surface.announces("resources")) or bool(self.listening)
 
-    def subscribed(self, uris: Iterable[str]) -> list[str]:
+    def subscribed(self, uris: Set[str]) -> set[str]:
         """Return those of the addresses whose changes this peer asked for."""
-        wanted = self._subscribed_uris.union(
-            *(each.get("resourceSubscriptions", ()) for each in self.listening.values())
-        )
-        return [uri for uri in uris if uri in wanted] if wanted else []
+        return self._subscriptions.among(uris)
 
     def updated(self, uri: str) -> list[bytes]:
         """Return what to tell this peer after one resource changed."""
         method = "notifications/resources/updated"
-        found = [jsonrpc.encode_notification(method, {"uri": uri})] if uri in self._subscribed_uris else []
-        for key, granted in self.listening.items():
-            if uri in granted.get("resourceSubscriptions", ()):
-                found.append(_tagged(method, key, {"uri": uri}))
+        found = [jsonrpc.encode_notification(method, {"uri": uri})] if self._subscriptions.is_single(uri) else []
+        found += [_tagged(method, key, {"uri": uri}) for key in self._subscriptions.listening_to(uri)]
         return found
+
+    def end(self) -> None:
+        """Forget the calls and subscriptions of a peer that is gone."""
+        self.in_flight.clear()
+        self.listening.clear()
+        self._subscriptions.end()
 
     def end_listening(self) -> list[bytes]:
         """End every subscription from this side."""
         ended, self.listening = self.listening, {}
+        for key in ended:
+            self._subscriptions.unlisten(key)
         return [
             jsonrpc.encode_result(
                 key, eras.shaped({"_meta": {eras.META_SUBSCRIPTION: key}}, eras.MODERN, None, self.surface.info)
@@ -422,31 +445,19 @@ class Connection:
         del self.in_flight[call.id]
         return True
 
-    def _oversized(self, call: Call, size_bytes: int) -> bytes:
-        error = ReplyTooLarge(size_bytes, self._reply_max_bytes)
+    def _oversized(self, call: Call, size_bytes: int, result: Json) -> bytes:
+        error: ExaiError = ReplyTooLarge(size_bytes, self._reply_max_bytes)
+        if result.get("isError"):
+            error = ErrorTooLarge(size_bytes, self._reply_max_bytes)
         if call.method.as_result is None:
             return jsonrpc.encode_error(call.id, rpc_error(error))
         shape = eras.shaped(call.method.as_result(error), call.version, None, self.surface.info)
         return jsonrpc.encode_result(call.id, shape)
 
 
-def paged(items: Sequence[Json], params: Json, name: str) -> dict[str, Any]:
-    """Return one page of a list result; raises `RpcError` for a cursor this server never gave out."""
-    cursor = params.get("cursor")
-    start = 0
-    if cursor is not None:
-        if not isinstance(cursor, str) or not cursor.isdecimal() or not 0 < int(cursor[:9]) < len(items):
-            raise RpcError(INVALID_PARAMS, "Invalid params: unknown cursor; begin again without one")
-        start = int(cursor[:9])
-    page: dict[str, Any] = {name: list(items[start : start + PAGE_ITEMS])}
-    if start + PAGE_ITEMS < len(items):
-        page["nextCursor"] = str(start + PAGE_ITEMS)
-    return page
-
-
-def refusal(id: RequestId | None, error: RpcError) -> Send:  # noqa: A002
-    """Return the message that answers `id` with an error."""
-    return Send(jsonrpc.encode_error(id, error), error)
+def refusal(id: EchoedId | None, error: RpcError) -> Send:  # noqa: A002
+    """Return the message that answers `id` with an error; the exception, which holds its frames, is not kept."""
+    return Send(jsonrpc.encode_error(id, error), Fault(error.code, error.data))
 
 
 def _unknown(method: str) -> RpcError:

@@ -19,6 +19,17 @@ from exai.models import Owner
 BURST_S = 10.0
 """What an owner did not use of a rate is saved for so long: work comes in bursts."""
 
+TIME_SHARE = 0.5
+"""The part of the processor that reading and parsing an owner's input may have, beyond `TIME_BURST_S`."""
+
+TIME_BURST_S = 0.1
+MAX_PAUSE_S = 1.0
+
+BARRED_S = 5.0
+
+MAX_ADDRESSES = 16_000
+"""Addresses that one owner may have subscribed to, over all its connections."""
+
 _LOOKED_AT = 2
 """Quiet owners that are forgotten whenever one speaks; more than one, so that they never pile up."""
 
@@ -54,8 +65,11 @@ class Quota:
         self._limits, self._clock = limits, clock
         self._connections = 0
         self._running = 0
+        self._addresses = 0
+        self._barred_until = 0.0
         self.account = Account(limits.owner_max_in_flight_bytes)
         self.used_at = clock()
+        self._debt_s, self._debt_at = 0.0, self.used_at
         self._requests = Bucket(limits.owner_requests_per_s, self.used_at)
         self._bytes = Bucket(limits.owner_bytes_per_s, self.used_at, least=limits.message_max_bytes)
 
@@ -76,6 +90,15 @@ class Quota:
         finally:
             self._connections -= 1
 
+    def bar(self) -> None:
+        """Have no WebSocket of this owner opened for `BARRED_S`: one was just closed for what it sent."""
+        self._barred_until = self._clock() + BARRED_S
+
+    def check_barred(self) -> None:
+        """Raise `Overloaded` while the owner may open no WebSocket."""
+        if (wait_s := self._barred_until - self._clock()) > 0:
+            raise Overloaded("connecting again after a connection was closed for abuse", BARRED_S, retry_after_s=wait_s)
+
     def take(self, size_bytes: int) -> None:
         """Count one message by number and size; a refused one counts for nothing. Raises `Overloaded`."""
         now = self._clock()
@@ -88,13 +111,32 @@ class Quota:
         self._requests.take(1)
         self._bytes.take(size_bytes)
 
-    def spend(self, size_bytes: int) -> bool:
-        """Count one message that nothing answers and so nothing can refuse; False when it was beyond a rate."""
+    def spend(self, size_bytes: int, count: int = 1) -> bool:
+        """Count messages or frames that nothing answers and so nothing can refuse; False when beyond a rate."""
         now = self._clock()
-        is_within = self._requests.wait_s(1, now) <= 0 and self._bytes.wait_s(size_bytes, now) <= 0
-        self._requests.take(1)
+        is_within = self._requests.wait_s(count, now) <= 0 and self._bytes.wait_s(size_bytes, now) <= 0
+        self._requests.take(count)
         self._bytes.take(size_bytes)
         return is_within
+
+    def spent_s(self, seconds: float) -> float:
+        """Count processor time; return how long the owner's next input should wait for others to have their share."""
+        now = self._clock()
+        self._debt_s = max(0.0, self._debt_s - (now - self._debt_at) * TIME_SHARE) + seconds
+        self._debt_at = now
+        return min(max(0.0, self._debt_s - TIME_BURST_S) / TIME_SHARE, MAX_PAUSE_S)
+
+    def subscribe(self, count: int, size_bytes: int) -> None:
+        """Count addresses that a connection subscribes to, and their bytes. Raises `Overloaded`."""
+        if self._addresses + count > MAX_ADDRESSES:
+            raise Overloaded("one owner's subscribed addresses", MAX_ADDRESSES, cure="Unsubscribe from others first")
+        self.account.take(size_bytes, "subscriptions")
+        self._addresses += count
+
+    def unsubscribe(self, count: int, size_bytes: int) -> None:
+        """Give them back."""
+        self._addresses -= count
+        self.account.give(size_bytes)
 
     def begin(self, size_bytes: int) -> None:
         """Count one running request of this size until `end`. Raises `Overloaded`."""

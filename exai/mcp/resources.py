@@ -13,13 +13,14 @@ from typing import Any
 from exai.mcp import eras
 from exai.mcp.eras import Cacheable
 from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
-from exai.mcp.protocol import READ_TIMEOUT_S, Call, CallContext, Feature, Method, paged
+from exai.mcp.paging import paged
+from exai.mcp.protocol import READ_TIMEOUT_S, Call, CallContext, Feature, Method
+from exai.mcp.subscriptions import MAX_URI_CHARS
 
 LIST_CACHE = Cacheable(300_000, "public")
 LIVE_LIST_CACHE = Cacheable(0, "private")
 READ_CACHE = Cacheable(0, "private")
 LEGACY_NOT_FOUND = -32002
-MAX_URI_CHARS = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class ResourceRegistry:
         specs = tuple(specs)
         self._listed = [_description(spec, "uri") for spec in specs if "{" not in spec.uri]
         self._templates = [_description(spec, "uriTemplate") for spec in specs if "{" in spec.uri]
+        self._schemes = frozenset(spec.uri.partition("://")[0] for spec in specs)
         self._read = read
         self._listing = listing
         self._announces = announces
@@ -92,6 +94,7 @@ class ResourceRegistry:
                 Method("resources/templates/list", answer=self._list_templates, cacheable=LIST_CACHE),
                 Method("resources/read", work=self._answer, cacheable=READ_CACHE, timeout_s=READ_TIMEOUT_S),
             ),
+            self._schemes,
         )
 
     def _list(self, call: Call) -> Json:
@@ -100,9 +103,9 @@ class ResourceRegistry:
     async def _list_live(self, call: Call, context: CallContext) -> Json:
         assert self._listing is not None  # noqa: S101 - `feature` looked
         cursor = call.params.get("cursor")
-        if cursor is not None and (not isinstance(cursor, str) or not cursor):
+        if cursor is not None and not isinstance(cursor, str):
             raise RpcError(INVALID_PARAMS, "Invalid params: unknown cursor; begin again without one")
-        listing = await self._listing(cursor, context)
+        listing = await self._listing(cursor or None, context)
         page: dict[str, Any] = {"resources": [_description(spec, "uri") for spec in listing.resources]}
         return page if listing.next_cursor is None else {**page, "nextCursor": listing.next_cursor}
 

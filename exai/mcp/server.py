@@ -79,6 +79,7 @@ class McpServer:
             max_in_flight=self.settings.max_in_flight,
             reply_max_bytes=self.settings.reply_max_bytes,
             version=version,
+            budget=self.quotas.of(admitted.owner),
         )
         session = Session(self, connection, admitted, peer=peer)
         self._sessions.add(session)

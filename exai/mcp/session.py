@@ -64,7 +64,7 @@ class Session:
         self.server = server
         self.connection = connection
         self.owner = admitted.owner
-        self._quota = server.quotas.of(admitted.owner)
+        self.quota = server.quotas.of(admitted.owner)
         self.peer = peer
         self.outbox = Outbox()
         self.close_code = 1000
@@ -95,10 +95,10 @@ class Session:
         self.is_over_rate = False
         try:
             if isinstance(message, Request):
-                self._quota.take(size_bytes)
+                self.quota.take(size_bytes)
             else:
                 # Carried out all the same: what is cancelled makes room.
-                self.is_over_rate = not self._quota.spend(size_bytes)
+                self.is_over_rate = not self.quota.spend(size_bytes)
             action = self.connection.accept(message)
         except Overloaded as error:
             self.is_over_rate = True
@@ -144,7 +144,8 @@ class Session:
         if self._expiry is not None:
             self._expiry.cancel()
         self.outbox.close(discard=True)
-        self.connection.in_flight.clear()
+        self.outbox.send_now = None  # The connection and the session refer to each other.
+        self.connection.end()
         for key in list(self._running):
             self._stop(key)
         if self._unwinding:
@@ -162,7 +163,7 @@ class Session:
             self._refuse(call, RpcError(eras.TOKEN_EXPIRED, problem))
             return
         try:
-            self._quota.begin(size_bytes)
+            self.quota.begin(size_bytes)
         except Overloaded as error:
             self._refuse(call, rpc_error(error))
             return
@@ -186,7 +187,7 @@ class Session:
 
     def _forget(self, running: Running) -> None:
         """A call has ended, or never will begin."""
-        self._quota.end(running.size_bytes)
+        self.quota.end(running.size_bytes)
         if self._running.get(running.call.id) is running:
             del self._running[running.call.id]
         elif running.task is not None:
@@ -217,7 +218,7 @@ class Session:
         _REQUEST.set(request_id)
         _OWNER.set(self.owner)
         request_owner.set(self.owner)
-        request_account.set(self._quota.account)
+        request_account.set(self.quota.account)
         started_s = time.perf_counter()
         outcome = "cancelled"
         reporter = Reporter(self, call) if call.progress_token is not None else None

@@ -18,7 +18,7 @@ import structlog
 from exai.config import ServerSettings
 from exai.errors import ExaiError, ShuttingDown
 from exai.mcp import eras
-from exai.mcp.errors import ReplyTooLarge
+from exai.mcp.errors import ErrorTooLarge, ReplyTooLarge
 from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
 from exai.mcp.protocol import Call, CallContext, Feature, Method
 from exai.mcp.tools import error_result
@@ -158,7 +158,8 @@ class Tasks:
             size_bytes, limit_bytes = len(orjson.dumps(task.result)), self._settings.reply_max_bytes
             if size_bytes + ENVELOPE_BYTES > limit_bytes:
                 # What the call itself would have been answered with.
-                return _shape(replace(task, result=error_result(ReplyTooLarge(size_bytes, limit_bytes))))
+                too_large = ErrorTooLarge if task.result.get("isError") else ReplyTooLarge
+                return _shape(replace(task, result=error_result(too_large(size_bytes, limit_bytes))))
         return _shape(task)
 
     async def _update(self, call: Call, context: CallContext) -> Json:

@@ -24,7 +24,8 @@ from exai.mcp.coercion import understood
 from exai.mcp.eras import Cacheable
 from exai.mcp.errors import error_facts
 from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
-from exai.mcp.protocol import Call, CallContext, Feature, Method, paged
+from exai.mcp.paging import paged
+from exai.mcp.protocol import Call, CallContext, Feature, Method
 from exai.mcp.schemas import portable_schema
 from exai.mcp.texts import NOTES, headed, headed_facts
 

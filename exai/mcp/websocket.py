@@ -22,6 +22,7 @@ import structlog
 from starlette.types import Message, Receive, Scope, Send
 
 from exai.errors import Overloaded
+from exai.mcp.arriving import POLICY_VIOLATION, TRY_AGAIN_LATER
 from exai.mcp.edge import Admitted, Direct, Rejection, abort_of, direct_of, peer_of, too_many
 from exai.mcp.eras import MESSAGE_MAX_HEADER
 from exai.mcp.jsonrpc import Malformed, parse
@@ -30,8 +31,6 @@ from exai.mcp.server import McpServer
 from exai.mcp.session import Session
 
 SUBPROTOCOL = "mcp"
-POLICY_VIOLATION = 1008
-TRY_AGAIN_LATER = 1013
 MAX_MALFORMED = 100
 """Messages that are not JSON-RPC after which a peer is not worth listening to."""
 
@@ -61,7 +60,9 @@ class WebSocketDoor:
             return
         with ExitStack() as stack:
             try:
-                stack.enter_context(self._server.quotas.of(admitted.owner).connected())
+                quota = self._server.quotas.of(admitted.owner)
+                quota.check_barred()
+                stack.enter_context(quota.connected())
             except Overloaded as error:
                 await reject(send, too_many(error))
                 return
@@ -86,9 +87,9 @@ class WebSocketDoor:
             await self._close(session, writer)
 
     async def _read(self, session: Session, receive: Receive, direct: Direct | None) -> int:
-        taking = _Taking(session)
+        taking = _Taking(session, direct)
         if direct is not None:
-            direct.offer_to(taking.at_once)
+            direct.offer_to(taking.at_once, session.quota)
         while True:
             event = await receive()
             if event["type"] == "websocket.disconnect":
@@ -123,8 +124,8 @@ class WebSocketDoor:
 class _Taking:
     """Takes the messages of one peer in their order, and ends with a peer that sends nothing of use."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self, session: Session, direct: Direct | None) -> None:
+        self._session, self._direct = session, direct
         self._is_waiting = False
         self._malformed = 0
         self._excess_bytes = 0
@@ -154,9 +155,15 @@ class _Taking:
         elif self._excess_bytes:
             self._excess_bytes = max(0, self._excess_bytes - counted)
         if self._malformed == MAX_MALFORMED:
-            self._session.finish(POLICY_VIOLATION)
+            self._give_up(POLICY_VIOLATION)
         elif self._excess_bytes > PATIENCE_BYTES:
-            self._session.finish(TRY_AGAIN_LATER)
+            self._give_up(TRY_AGAIN_LATER)
+
+    def _give_up(self, code: int) -> None:
+        if self._direct is not None:
+            self._direct.read_no_more()
+        self._session.quota.bar()
+        self._session.finish(code)
 
 
 async def reject(send: Send, rejection: Rejection) -> None:

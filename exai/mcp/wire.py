@@ -24,8 +24,9 @@ from websockets.http11 import Request
 from websockets.protocol import State
 
 from exai.config import ServerSettings
+from exai.mcp.arriving import Arriving, Meter
 from exai.mcp.edge import ABORT, DIRECT
-from exai.mcp.frames import MAX_SHORT_BYTES, only_text, read_through, short_text
+from exai.mcp.frames import MAX_SHORT_BYTES, only_text, short_text
 from exai.mcp.pending import KEEP_ALIVE_S, STATE, PendingConnection, PendingConnections, admit
 
 MAX_HEAD_BYTES = 65_536
@@ -306,17 +307,14 @@ class _Http(HttpToolsProtocol):
             self._patience = None
 
 
-class _WebSocket(WebSocketsSansIOProtocol):
+class _WebSocket(Arriving):
     """Adds a handshake timer, abortion of peers that do not read, and closes that the peer gets to see."""
 
-    limits: ServerSettings
     take: Callable[[bytes], bool] | None = None
     pong = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self.gathered = bytearray()
-        self.reader = read_through(self.conn)
         self.max_short_bytes = min(MAX_SHORT_BYTES, self.limits.message_max_bytes)
         self.close_timeout = min(CLOSE_TIMEOUT_S, self.limits.send_timeout_s)
         self._handshake_timer = self.loop.call_later(self.limits.handshake_timeout_s, self._handshake_is_late)
@@ -327,13 +325,18 @@ class _WebSocket(WebSocketsSansIOProtocol):
         if isinstance(pending, PendingConnection):
             pending.leave()
         super().connection_lost(exc)
+        # What refers to itself is freed only by the next collection.
+        self.take = None
+        if self.handshake_initiated and self.response.status_code == 101:
+            self.scope["extensions"] = {}
 
     def shutdown(self) -> None:
         """Nothing: sessions are drained and closed by `McpServer.drain` before the server goes."""
 
     def data_received(self, data: bytes) -> None:
         conn = self.conn
-        if self.take is not None and self.reader.is_between_frames and conn.current_size is None:
+        is_free = not self.unfed and not self.is_refused
+        if self.take is not None and self.reader.is_between_frames and conn.current_size is None and is_free:
             text = only_text(data, self.max_short_bytes) if conn.state is State.OPEN else None
             if text is not None:
                 self.curr_msg_data_type = "text"
@@ -351,17 +354,7 @@ class _WebSocket(WebSocketsSansIOProtocol):
                 DIRECT: {DIRECT: self},
             }
             self.scope["extensions"] = {**(self.scope["extensions"] or {}), **own}
-
-    def handle_cont(self, event: Frame) -> None:
-        """Gather a message of several frames in one buffer: nothing limits their number, only their size together."""
-        if self.frames:
-            self.gathered = bytearray(self.frames[0])
-            self.frames = []
-        self.gathered += event.data
-        if event.fin:
-            self.frames = [bytes(self.gathered)]
-            self.gathered = bytearray()
-            self.send_receive_event_to_app()
+            self.transport.pause_reading()  # until it is known whose account it goes to
 
     def send_receive_event_to_app(self) -> None:
         data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
@@ -370,12 +363,16 @@ class _WebSocket(WebSocketsSansIOProtocol):
 
     def _received(self, data: bytes) -> None:
         """A whole message has come."""
+        self.message_ended()
+        if self.is_refused:
+            return
         if self.curr_msg_data_type == "text" and not self.close_sent and not _is_utf8(data):
             self.conn.fail(INVALID_UTF8, "text is not UTF-8")
             self.handle_parser_exception()
             return
         if self.take is not None and not self.close_sent and self.queue.empty() and self.take(data):
             return
+        self.message_queued(len(data))
         self.frames = [data]
         self.curr_msg_data_type = "bytes"
         super().send_receive_event_to_app()
@@ -431,6 +428,8 @@ class _WebSocket(WebSocketsSansIOProtocol):
         await super().send(message)
         if message["type"] == "websocket.accept":
             admit(self.app_state)
+            if not self.transport.is_closing():
+                self.transport.resume_reading()
         if message["type"] == "websocket.http.response.body":
             self.handshake_complete = (
                 True  # a refusal is an end too; uvicorn would log it as a fault of the application
@@ -438,10 +437,13 @@ class _WebSocket(WebSocketsSansIOProtocol):
         if message["type"] == "websocket.close" and self.close_timer is not None:
             self.close_timer.cancel()
             self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
+            if self.is_refused:
+                self.read_no_more()
+                self.hurry_close()
 
-    def offer_to(self, take: Callable[[bytes], bool]) -> None:
+    def offer_to(self, take: Callable[[bytes], bool], meter: Meter) -> None:
         """See `exai.mcp.edge.Direct`."""
-        self.take = take
+        self.take, self.meter = take, meter
 
     def send_now(self, data: bytes) -> bool:
         """Send a text frame, unless the peer has yet to take what was sent before, or the connection is ending."""

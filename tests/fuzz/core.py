@@ -104,7 +104,7 @@ class Peer:
         assert connection.in_flight.keys() == self.running.keys()
         assert len(self.running) <= MAX_IN_FLIGHT
         assert len(connection.listening) <= MAX_SUBSCRIPTIONS
-        assert len(connection._subscribed_uris) <= MAX_SUBSCRIBED_URIS
+        assert len(connection._subscriptions) <= MAX_SUBSCRIBED_URIS
 
     def leave(self) -> None:
         """Answer all that is running, end all that listens."""

@@ -38,12 +38,13 @@ class RawPeer:
             except ConnectionError:
                 return b""
 
-    async def upgrade(self) -> None:
+    async def upgrade(self, token: str = "") -> None:
         """Become a WebSocket."""
+        authorization = f"Authorization: Bearer {token}\r\n" if token else ""
         key = base64.b64encode(os.urandom(16)).decode()
         await self.send(
             f"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+            f"{authorization}Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
         )
         assert b" 101 " in (await self.head()).splitlines()[0]
 

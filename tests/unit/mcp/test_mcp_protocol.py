@@ -10,19 +10,8 @@ import pytest
 from exai.errors import DatabaseBusy, DeadlineExceeded, NotFound, ShuttingDown
 from exai.mcp.eras import META_CAPABILITIES, META_SERVER, META_SUBSCRIPTION, META_VERSION
 from exai.mcp.jsonrpc import Json, RpcError
-from exai.mcp.protocol import (
-    Call,
-    CallContext,
-    Cancel,
-    Connection,
-    Feature,
-    Ignore,
-    Method,
-    Send,
-    Start,
-    Surface,
-    paged,
-)
+from exai.mcp.paging import paged
+from exai.mcp.protocol import Call, CallContext, Cancel, Connection, Feature, Ignore, Method, Send, Start, Surface
 from tests.support.mcp_server import Tools, handshake, modern, request, tool_call
 
 
@@ -462,9 +451,13 @@ class TestPages:
         assert found == self.ITEMS
         assert params == {}
 
-    @pytest.mark.parametrize("cursor", ["", "x", "-1", "450", "0", "9" * 50, 200, True, [], "²"])
+    def test_an_empty_cursor_is_none(self) -> None:
+        """Clients in typed languages send the empty text for a cursor they do not have."""
+        assert paged(self.ITEMS, {"cursor": ""}, "items") == paged(self.ITEMS, {}, "items")
+
+    @pytest.mark.parametrize("cursor", ["x", "-1", "450", "0", "9" * 50, 200, True, [], "²"])
     def test_cursors_that_were_never_given_out_are_invalid(self, cursor: object) -> None:
-        """An empty text is a cursor too."""
+        """Neither is a position that no page began at."""
         with pytest.raises(RpcError) as caught:
             paged(self.ITEMS, {"cursor": cursor}, "items")
         assert caught.value.code == -32602

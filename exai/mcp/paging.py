@@ -1,0 +1,27 @@
+"""Lists that are known as a whole, answered page by page.
+
+Invariant: a cursor is the position of the next item, so that pages neither overlap nor leave anything out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
+
+PAGE_ITEMS = 200
+
+
+def paged(items: Sequence[Json], params: Json, name: str) -> dict[str, Any]:
+    """Return one page of a list result; raises `RpcError` for a cursor this server never gave out."""
+    cursor = params.get("cursor")
+    start = 0
+    if cursor is not None and cursor != "":
+        if not isinstance(cursor, str) or not cursor.isdecimal() or not 0 < int(cursor[:9]) < len(items):
+            raise RpcError(INVALID_PARAMS, "Invalid params: unknown cursor; begin again without one")
+        start = int(cursor[:9])
+    page: dict[str, Any] = {name: list(items[start : start + PAGE_ITEMS])}
+    if start + PAGE_ITEMS < len(items):
+        page["nextCursor"] = str(start + PAGE_ITEMS)
+    return page

@@ -33,7 +33,8 @@ def understood(line: Line) -> tuple[Message, bytes, bytes | None]:
     if isinstance(message, Malformed):
         # What is not JSON is often something else than a message, such as a line of a log.
         is_message = message.error.code != PARSE_ERROR or b'"method"' in line
-        return message, line, _raw_id(message.id, found if is_message else None)
+        key = None if isinstance(message.id, orjson.Fragment) else message.id
+        return message, line, _raw_id(key, found if is_message else None)
     return message, line, None
 
 

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import orjson
 
+from exai.mcp.request_ids import find_id
+
 RequestId: TypeAlias = str | int
 EchoedId: TypeAlias = RequestId | orjson.Fragment
 """Also an id that no request may have, as it was written, so that the answer finds its way."""
@@ -35,17 +37,7 @@ MAX_EXACT_FLOAT = 2**53
 MAX_TOKENS = 20_000
 """Strings and brackets that are passed over in search of the id of a message that is refused."""
 
-TAIL_BYTES = 1_024
-"""The end of a message, where an id is searched as well, because several clients write it last."""
-
 _BOM = b"\xef\xbb\xbf"
-_STRING = rb'"[^"\\]*(?:\\.[^"\\]*)*"'
-_TOKEN = re.compile(_STRING + rb"|[{}\[\]]", re.DOTALL)
-_ID_VALUE = rb"\s*:\s*(" + _STRING + rb"|-?[0-9][0-9.eE+-]*)"
-_VALUE_AFTER_KEY = re.compile(_ID_VALUE, re.DOTALL)
-_ID_AT_END = re.compile(
-    rb'[,}\]"0-9]\s*,\s*"id"' + _ID_VALUE + rb'(?:\s*,\s*"(?:jsonrpc|method)"\s*:\s*"[^"\\]*")*\s*}\s*$', re.DOTALL
-)
 _DEEP = re.compile(rb"[\[{]{1000}")
 _LONG_INTEGER = re.compile(rb"[:\[,]\s*-?[0-9]{19,}\s*[,\]}]")
 
@@ -110,7 +102,7 @@ def parse(data: bytes) -> Message:
     if data[:3] == _BOM:
         data = data[3:]
     if len(data) > MAX_VALUES and _is_crowded(data):
-        return Malformed(find_id(data), _crowding(data))
+        return Malformed(_id_in(data), _crowding(data))
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -120,7 +112,7 @@ def parse(data: bytes) -> Message:
         return Malformed(None, RpcError(INVALID_REQUEST, f"Invalid Request: {what}; send one object per message"))
     problem = _structure_problem(data, value)
     if problem is not None:
-        return Malformed(find_id(data), RpcError(INVALID_REQUEST, f"Invalid Request: {problem}"))
+        return Malformed(_id_in(data), RpcError(INVALID_REQUEST, f"Invalid Request: {problem}"))
     return _classify(data, value)
 
 
@@ -138,33 +130,15 @@ def as_id(value: object) -> RequestId | None:
     return None
 
 
-def find_id(data: bytes) -> EchoedId | None:
-    """Find the id in the text of a message that cannot be read or may not be served; None when there is none."""
-    depth = 0
-    for count, match in enumerate(_TOKEN.finditer(data)):
-        token = match[0]
-        if token in b"{[":
-            depth += 1
-        elif token in b"}]":
-            depth -= 1
-        elif depth == 1 and token == b'"id"' and (value := _VALUE_AFTER_KEY.match(data, match.end())):
-            return _echoed(value[1])
-        if count >= MAX_TOKENS:
-            break
-    found = _ID_AT_END.search(data[-TAIL_BYTES:])
-    return _echoed(found[1]) if found else None
-
-
-def _echoed(token: bytes) -> EchoedId | None:
-    """Return an id that was found as text; a short one that JSON-RPC does not allow goes back as it was written."""
-    try:
-        value = orjson.loads(token)
-    except orjson.JSONDecodeError:
+def _id_in(data: bytes) -> EchoedId | None:
+    """Return the id in the text of a message that is refused; a short one that JSON-RPC does not allow, as written."""
+    found = find_id(data, max_tokens=MAX_TOKENS)
+    if found is None or found.value is None:
         return None
-    kept = as_id(value)
-    if kept is None and len(token) <= MAX_ID_CHARS:
-        return orjson.Fragment(token)
-    return kept
+    kept = found.value if isinstance(found.value, str) else found.as_integer
+    if request_id(kept):
+        return kept
+    return orjson.Fragment(found.raw) if len(found.raw) <= MAX_ID_CHARS else None
 
 
 def encode_result(id: RequestId, result: Json) -> bytes:  # noqa: A002
@@ -214,13 +188,13 @@ def _malformed(data: bytes, value: dict[str, Any]) -> Malformed:
         problem = "id must be a string or an integer"
     else:
         return Malformed(key, RpcError(INVALID_PARAMS, "Invalid params: params must be an object"))
-    return Malformed(find_id(data) if key is None else key, RpcError(INVALID_REQUEST, f"Invalid Request: {problem}"))
+    return Malformed(_id_in(data) if key is None else key, RpcError(INVALID_REQUEST, f"Invalid Request: {problem}"))
 
 
 def _undecodable(data: bytes, reason: str) -> Malformed:
-    """Answer what is not JSON, if possible under its id; JSON.stringify writes half an emoji as such an escape."""
-    found = find_id(data)
-    if "surrogate" in reason and found is not None:
+    """Answer what is not JSON, under its id if it looks like a request; half an emoji is often written as an escape."""
+    found = _id_in(data) if b'"method"' in data else None
+    if "surrogate" in reason and "UTF-8" not in reason and found is not None:
         problem = "Invalid params: a string holds half of a surrogate pair; send whole characters"
         return Malformed(found, RpcError(INVALID_PARAMS, problem))
     what = "nested too deeply" if "depth" in reason else "not valid JSON"

@@ -46,20 +46,22 @@ class FoundId:
         return int(self.value) if self.value == int(self.value) else None
 
 
-def find_id(text: bytes, tail: bytes = b"") -> FoundId | None:
+def find_id(text: bytes, tail: bytes = b"", *, max_tokens: int = MAX_TOKENS) -> FoundId | None:
     """Return the id in `text`, or in `tail`, the end of a message of which `text` is only the beginning."""
-    return _found_from_start(text) or _found_at_end(text, tail)
+    return _found_from_start(text, max_tokens) or _found_at_end(text, tail)
 
 
-def _found_from_start(text: bytes) -> FoundId | None:
+def _found_from_start(text: bytes, max_tokens: int) -> FoundId | None:
     depth = 0
     for count, token in enumerate(_TOKEN.finditer(text)):
         found = token[0]
+        if count > max_tokens:
+            return None
         if found in (b"{", b"["):
             depth += 1
         elif found in (b"}", b"]"):
             depth -= 1
-        elif found == b'"' or count > MAX_TOKENS:
+        elif found == b'"':
             return None
         elif depth == 1 and found == b'"id"' and (value := _VALUE.match(text, token.end())):
             return _read(value[1], value.start(1))

@@ -1,7 +1,7 @@
 """Starts EXAI's own Postgres and Valkey for a data directory, or attaches to those another program runs there.
 
-Invariant: the servers live exactly as long as the program that started them, and what was acknowledged is found again
-at the next start, however it ended.
+Invariant: the servers live exactly as long as the program that started them; when it ends, however it ends, one of the
+programs that used them starts them again at the same addresses, with everything that was acknowledged.
 """
 
 from __future__ import annotations
@@ -16,9 +16,23 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from exai.embedded.ownership import Running, claim, locked, make_socket_dir, remove_socket_dir
-from exai.embedded.postgres import PostgresServer, find_postgres, postgres_url
-from exai.embedded.valkey import ValkeyServer, find_valkey, valkey_url
+from exai.embedded.ownership import (
+    Claim,
+    Running,
+    claim,
+    lead_to,
+    locked,
+    make_again,
+    make_socket_dir,
+    outlast_leftovers,
+    read_running,
+    remove_link,
+    remove_socket_dir,
+    try_lock,
+    unlock,
+)
+from exai.embedded.postgres import PostgresBinaries, PostgresServer, find_postgres, service_url
+from exai.embedded.valkey import ValkeyBinary, ValkeyServer, find_valkey, valkey_url
 from exai.errors import StartupError
 
 WATCH_INTERVAL_S = 0.2
@@ -53,12 +67,30 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
+class Guest:
+    """What a program holds that uses the servers of another one, to run them itself when that one is gone."""
+
+    running: Running
+    data_dir: Path
+    wanted: Wanted
+    owner_lock: int
+    servers_lock: int
+    stack: AsyncExitStack
+
+    @property
+    def socket_dir(self) -> Path:
+        """Where this program looks for the servers, whoever runs them."""
+        return Path(self.running.socket_dir)
+
+
+@dataclass(frozen=True, slots=True)
 class Servers:
-    """The servers themselves, for who watches over them; both None when they belong to another program."""
+    """The servers themselves, for who watches over them; both None, with a `guest`, when they belong to another."""
 
     embedded: Embedded
     postgres: PostgresServer | None = None
     valkey: ValkeyServer | None = None
+    guest: Guest | None = None
 
     def running(self) -> list[PostgresServer | ValkeyServer]:
         """Those we started."""
@@ -77,7 +109,8 @@ async def start_embedded(
 ) -> AsyncIterator[Embedded]:
     """Servers that answer, restarted when they die, stopped at the end; call it from the main thread.
 
-    `report` is told in a sentence about every server that died. Raises StartupError.
+    Servers of another program are run by this one, at the same addresses, as soon as that one is gone. `report` is
+    told in a sentence about every server that died. Raises StartupError.
     """
     wanted = Wanted(postgres, valkey, durable, pg_bin)
     async with open_servers(data_dir, wanted) as servers:
@@ -85,6 +118,8 @@ async def start_embedded(
             asyncio.create_task(keep_running(server, report), name=f"embedded {server.name}")
             for server in servers.running()
         ]
+        if servers.guest is not None:
+            watches.append(asyncio.create_task(succeed(servers.guest, report), name="embedded servers of another"))
         try:
             yield servers.embedded
         finally:
@@ -118,23 +153,36 @@ async def enter_servers(stack: AsyncExitStack, data_dir: Path, wanted: Wanted) -
     owner_lock, servers_lock = (stack.enter_context(locked(data_dir / f"{name}.lock")) for name in ("owner", "servers"))
     owned = await claim(data_dir, owner_lock, servers_lock)
     if isinstance(owned, Running):
-        return Servers(attach(owned, data_dir, wanted))
+        guest = Guest(owned, data_dir, wanted, owner_lock, servers_lock, stack)
+        return Servers(attach(owned, data_dir, wanted), guest=guest)
+    return await start_owned(stack, owned, make_socket_dir(data_dir), Found(binaries, binary), durable=wanted.durable)
 
-    socket_dir = make_socket_dir(data_dir)
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The programs to be started; a sentence in place of the cache's says why there is none."""
+
+    postgres: PostgresBinaries | None
+    valkey: ValkeyBinary | str | None
+
+
+async def start_owned(stack: AsyncExitStack, owned: Claim, socket_dir: Path, found: Found, *, durable: bool) -> Servers:
+    """Start the servers of a directory that is ours, and publish where they are."""
+    data_dir = owned.data_dir
     stack.callback(remove_socket_dir, socket_dir)
     stack.callback(owned.withdraw)
-    starting = Running(os.getpid(), str(socket_dir), wanted.durable)
+    starting = Running(os.getpid(), str(socket_dir), durable)
     owned.publish(starting)
     database = cache = None
     notes: tuple[str, ...] = ()
-    if binaries is not None:
-        database = PostgresServer(binaries, data_dir, socket_dir, durable=wanted.durable, held_fds=owned.held_fds)
+    if found.postgres is not None:
+        database = PostgresServer(found.postgres, data_dir, socket_dir, durable=durable, held_fds=owned.held_fds)
         stack.push_async_callback(database.stop)
         await database.start()
-    if isinstance(binary, str):
-        notes = (NO_CACHE.format(binary),)
-    elif binary is not None:
-        cache = ValkeyServer(binary, data_dir, socket_dir, durable=wanted.durable, held_fds=owned.held_fds)
+    if isinstance(found.valkey, str):
+        notes = (NO_CACHE.format(found.valkey),)
+    elif found.valkey is not None:
+        cache = ValkeyServer(found.valkey, data_dir, socket_dir, durable=durable, held_fds=owned.held_fds)
         stack.push_async_callback(cache.stop)
         await cache.start()
     embedded = Embedded(
@@ -158,6 +206,60 @@ async def enter_servers(stack: AsyncExitStack, data_dir: Path, wanted: Wanted) -
     return servers
 
 
+async def succeed(guest: Guest, report: Callable[[str], None]) -> None:
+    """Wait until the owner of the servers is gone, then run them, unless another program was faster.
+
+    That one is then followed in the same way. The addresses this program was given stay valid throughout.
+    """
+    pause_s = WATCH_INTERVAL_S
+    guest.stack.callback(remove_link, guest.socket_dir)
+    while True:
+        await asyncio.sleep(pause_s)
+        try:
+            if not try_lock(guest.owner_lock):
+                _follow(guest)
+                continue
+            servers = await take_over(guest)
+        except (StartupError, OSError, subprocess.SubprocessError) as error:
+            report(f"the embedded servers are gone and cannot be started here: {error}")
+            # Another program may be able to.
+            unlock(guest.servers_lock)
+            unlock(guest.owner_lock)
+            pause_s = min(2 * pause_s, RESTART_PAUSE_MAX_S)
+            continue
+        report(f"the embedded servers ended with process {guest.running.pid} and are run by this process now")
+        await asyncio.gather(*(keep_running(server, report) for server in servers.running()))
+
+
+def _follow(guest: Guest) -> None:
+    """See to it that our path leads to the servers of whoever owns the directory now."""
+    running = read_running(guest.data_dir)
+    if running is not None and running.ready and running.socket_dir != guest.running.socket_dir:
+        lead_to(guest.socket_dir, Path(running.socket_dir))
+
+
+async def take_over(guest: Guest) -> Servers:
+    """Start what the owner ran, under the path it used. Raises StartupError or OSError, with nothing left running."""
+    wanted, before = guest.wanted, guest.running
+    needs_postgres = wanted.postgres or before.postgres_version is not None
+    needs_valkey = wanted.valkey or before.valkey_version is not None
+    found = Found(
+        await asyncio.to_thread(find_postgres, wanted.pg_bin) if needs_postgres else None,
+        await asyncio.to_thread(find_valkey) if needs_valkey else None,
+    )
+    await outlast_leftovers(guest.data_dir, guest.servers_lock)
+    last = read_running(guest.data_dir)
+    if last is not None:
+        remove_socket_dir(Path(last.socket_dir))
+    make_again(guest.socket_dir)
+    owned = Claim(guest.data_dir, (guest.servers_lock,))
+    async with AsyncExitStack() as own:
+        durable = wanted.durable or before.durable
+        servers = await start_owned(own, owned, guest.socket_dir, found, durable=durable)
+        guest.stack.push_async_exit(own.pop_all())
+    return servers
+
+
 def make_private(data_dir: Path) -> Path:
     """The directory, made for this user alone if it is new; an existing one keeps its mode."""
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -173,12 +275,12 @@ def attach(running: Running, data_dir: Path, wanted: Wanted) -> Embedded:
             f"process {running.pid} holds it, {kind}",
             f"Stop process {running.pid}, or use another data directory (EXAI_DATA_DIR)",
         )
-    notes = [f"using the embedded servers of process {running.pid}, which end when it does"]
+    notes = [f"using the embedded servers of process {running.pid}, and run by this process when that one ends"]
     if wanted.valkey and running.valkey_version is None:
         notes.append(NO_CACHE.format(f"process {running.pid} runs none"))
     socket_dir = Path(running.socket_dir)
     return Embedded(
-        postgres_url=postgres_url(socket_dir) if wanted.postgres else None,
+        postgres_url=service_url(socket_dir) if wanted.postgres else None,
         valkey_url=valkey_url(socket_dir) if wanted.valkey and running.valkey_version else None,
         postgres_version=running.postgres_version if wanted.postgres else None,
         valkey_version=running.valkey_version if wanted.valkey else None,

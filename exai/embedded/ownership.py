@@ -93,6 +93,11 @@ def try_lock(descriptor: int) -> bool:
     return True
 
 
+def unlock(descriptor: int) -> None:
+    """Let others take it."""
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+
 async def claim(
     data_dir: Path, owner_lock: int, servers_lock: int, *, limit_s: float = OWNER_STARTING_LIMIT_S
 ) -> Claim | Running:
@@ -238,6 +243,41 @@ def new_socket_dir(parent: str) -> Path:
             directory.rmdir()
             raise
     return directory
+
+
+def make_again(path: Path) -> None:
+    """Make the directory of sockets of an owner that is gone, under its old path. Raises OSError if it is another's.
+
+    Programs that used its servers find those of the next owner there.
+    """
+    if path.is_symlink():
+        path.unlink()
+    remove_socket_dir(path)
+    path.mkdir(mode=0o700)
+
+
+def lead_to(path: Path, target: Path) -> None:
+    """Let `path`, which an owner that is gone used, lead to the sockets of the next one. Raises OSError."""
+    if path.is_symlink():
+        if path.readlink() == target:
+            return
+    else:
+        remove_socket_dir(path)
+    link = path.with_name(f"{path.name}.{os.getpid()}")
+    link.symlink_to(target, target_is_directory=True)
+    try:
+        # Replaces a link at once, and fails where there is a directory that is not ours to remove.
+        link.replace(path)
+    except OSError:
+        link.unlink()
+        raise
+
+
+def remove_link(path: Path) -> None:
+    """Remove what `lead_to` made."""
+    with suppress(OSError):
+        if path.is_symlink():
+            path.unlink()
 
 
 def remove_socket_dir(path: Path) -> None:

@@ -168,7 +168,7 @@ class PostgresServer:
         self.binaries, self.data_dir, self.socket_dir, self.durable = binaries, data_dir, socket_dir, durable
         self.cluster = data_dir / f"postgres-{binaries.major}"
         self.log = data_dir / "postgres.log"
-        self.url = postgres_url(socket_dir)
+        self.url = service_url(socket_dir)
         self.socket_path = socket_dir / SOCKET_NAME
         self._held_fds = held_fds
         self._process: ServerProcess | None = None
@@ -336,6 +336,16 @@ class PostgresServer:
 def postgres_url(socket_dir: Path) -> str:
     """The address of a server whose socket is in that directory."""
     return f"postgresql://exai@/postgres?host={quote(str(socket_dir), safe='/')}"
+
+
+def service_url(socket_dir: Path) -> str:
+    """The same address, with a value for all that drivers would else take from libpq's variables.
+
+    Those (PGSSLMODE, PGPORT, PGTARGETSESSIONATTRS...) are meant for other servers.
+    """
+    no_passwords = quote(str(socket_dir / "no-passwords"), safe="/")
+    fixed = "port=5432&sslmode=disable&sslnegotiation=postgres&target_session_attrs=any&gsslib=gssapi"
+    return f"{postgres_url(socket_dir)}&{fixed}&passfile={no_passwords}"
 
 
 def quote_list_item(text: str) -> str:

@@ -13,13 +13,17 @@ from pathlib import Path
 import pytest
 import redis.asyncio
 
+from exai.config import DatabaseSettings
+from exai.db.migrate import upgrade
+from exai.db.pool import open_pool
 from exai.embedded.launcher import start_embedded
-from exai.embedded.ownership import Running, claim, locked, outlast_leftovers, try_lock
+from exai.embedded.ownership import Running, accepts, claim, locked, outlast_leftovers, read_running, try_lock
 from exai.embedded.postgres import PostgresBinaries
 from exai.embedded.process import Launch, ServerProcess
 from exai.errors import StartupError
-from tests.integration.embedded.test_start import answer, execute
-from tests.support.programs import gone, parent_ids, program
+from exai.monitoring.metrics import MetricsRecorder
+from tests.integration.embedded.test_start import answer, execute, socket_dir_of
+from tests.support.programs import Program, descendants, gone, parent_ids, program
 from tests.support.waiting import wait_until
 
 
@@ -120,3 +124,92 @@ async def test_servers_that_outlive_their_program_are_ended(data_dir: Path, bina
         os.kill(postmaster, 0)
         with program(plan) as second:
             assert await answer(second.said["postgres_url"], "select to_regclass('kept') is not null") is True
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, None])
+async def test_guest_runs_the_servers_when_their_owner_is_gone(
+    number: signal.Signals | None, data_dir: Path, binaries: PostgresBinaries
+) -> None:
+    """A daemon beside `exai chat` goes on when the chat ends, or is killed, at the addresses it knows."""
+    plan = {"data_dir": str(data_dir), "pg_bin": str(binaries.bin_dir)}
+    with program(plan) as owner, program(plan) as first, program(plan) as second:
+        await execute(owner.said["postgres_url"], "create table kept ()")
+        owner.end(number)
+        url = first.said["postgres_url"]
+        await served_by(data_dir, first, second)
+        assert await answer(url, "select to_regclass('kept') is not null") is True
+        async with redis.asyncio.from_url(second.said["valkey_url"]) as client:
+            assert await client.ping()
+        heir, other = (first, second) if read_running(data_dir).pid == first.process.pid else (second, first)
+        # Whose end is followed by another succession, to the last guest.
+        assert heir.end() == 0
+        await served_by(data_dir, other)
+        assert await answer(url, "select to_regclass('kept') is not null") is True
+        other.family = descendants(other.process.pid)
+        assert other.end() == 0
+        await gone(other)
+    assert not Path(owner.said["valkey_url"].removeprefix("unix://").split("?")[0]).parent.exists()
+
+
+async def test_guest_follows_the_next_owner(data_dir: Path, binaries: PostgresBinaries) -> None:
+    """A program that starts at the right moment owns the servers; those of before find them all the same."""
+    plan = {"data_dir": str(data_dir), "pg_bin": str(binaries.bin_dir)}
+    with program(plan) as owner, program(plan) as guest:
+        os.kill(guest.process.pid, signal.SIGSTOP)
+        owner.end(signal.SIGKILL)
+        with program(plan) as following:
+            assert following.said["postgres_url"] != owner.said["postgres_url"]
+            os.kill(guest.process.pid, signal.SIGCONT)
+            await wait_until(lambda: accepts(str(socket_dir_of(guest.said["postgres_url"]) / ".s.PGSQL.5432")))
+            assert await answer(guest.said["postgres_url"], "select 1") == 1
+            following.end(signal.SIGKILL)
+            await served_by(data_dir, guest)
+            assert await answer(guest.said["postgres_url"], "select 1") == 1
+        assert guest.end() == 0
+        assert not socket_dir_of(guest.said["postgres_url"]).exists()
+
+
+async def served_by(data_dir: Path, *programs: Program) -> None:
+    """Wait until one of them runs the servers."""
+
+    def is_served() -> bool:
+        running = read_running(data_dir)
+        return running is not None and running.pid in {each.process.pid for each in programs} and running.answers()
+
+    await wait_until(is_served, lambda: f"nobody took over: {read_running(data_dir)}", 30)
+
+
+LIBPQ = {
+    "PGSSLMODE": "verify-full",
+    "PGSSLROOTCERT": "/nonexistent",
+    "PGSSLNEGOTIATION": "direct",
+    "PGHOST": "192.0.2.1",
+    "PGPORT": "1",
+    "PGUSER": "nobody",
+    "PGPASSWORD": "x",
+    "PGDATABASE": "nothing",
+    "PGSERVICE": "none",
+    "PGSERVICEFILE": "/nonexistent",
+    "PGPASSFILE": "/",
+    "PGOPTIONS": "-c nonsense=1",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGGSSLIB": "nonsense",
+    "PGKRBSRVNAME": "nonsense",
+    "PGDATA": "/nonexistent",
+    "PGCLIENTENCODING": "LATIN1",
+    "PGTZ": "nonsense",
+}
+
+
+async def test_variables_of_libpq_are_about_other_servers(
+    data_dir: Path, binaries: PostgresBinaries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever stands in a shell for psql, the embedded server is started and reached."""
+    for name, value in LIBPQ.items():
+        monkeypatch.setenv(name, value)
+    async with start_embedded(data_dir, valkey=False, durable=False, pg_bin=binaries.bin_dir) as embedded:
+        assert embedded.postgres_url is not None
+        assert await answer(embedded.postgres_url, "select current_user || current_database()") == "exaipostgres"
+        await upgrade(embedded.postgres_url)
+        async with open_pool(DatabaseSettings(), recorder=MetricsRecorder(), url=embedded.postgres_url) as database:
+            await database.ping()

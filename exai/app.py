@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -249,13 +250,20 @@ def changes_of(repository: ConversationRepository) -> ChangesSince:
     return changes
 
 
+async def probe_database(database: Database) -> Probed:
+    """Ask whether the database takes writes; a read-only one is down, since most calls end with a write."""
+    obstacle = await database.obstacle()
+    used, size, most = database.usage()
+    detail = f"{database.address.shown}, {used} of {size} connections in use (at most {most})"
+    if obstacle is not None:
+        return Probed("down", f"{detail}: {obstacle}")
+    if database.refusal is not None:
+        return Probed("degraded", f"{detail}: a write was refused: {database.refusal}")
+    return Probed("ok", detail)
+
+
 def components(database: Database, cache: ConversationCache, providers: Providers) -> list[Component]:
     """Return what health watches; only the database is required, since everything else has a stated loss."""
-
-    async def probe_database() -> Probed:
-        await database.ping()
-        used, size, most = database.usage()
-        return Probed("ok", f"{database.address.shown}, {used} of {size} connections in use (at most {most})")
 
     async def probe_cache() -> Probed:
         status = await cache.status()
@@ -282,5 +290,5 @@ def components(database: Database, cache: ConversationCache, providers: Provider
 
         return probe
 
-    watched = [Component("database", probe_database, required=True), Component("cache", probe_cache)]
+    watched = [Component("database", partial(probe_database, database), required=True), Component("cache", probe_cache)]
     return watched + [Component(each.name, provider_probe(each.name)) for each in providers.status()]

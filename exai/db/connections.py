@@ -74,7 +74,7 @@ class Connections:
         self, opener: Callable[[], Awaitable[OneTrip]], size: int, *, reserve: int = 0, clock: Clock = time.monotonic
     ) -> None:
         self.size = size
-        self._clock = clock
+        self.clock = clock
         self._away_since: float | None = None
         self.last_error: Exception | None = None
         self._opener = opener
@@ -100,7 +100,7 @@ class Connections:
         """Seconds since no connection was open and none could be made; None while that is not so."""
         if self._away_since is None or self.live:
             return None
-        return self._clock() - self._away_since
+        return self.clock() - self._away_since
 
     async def start(self) -> None:
         """Open all of them at once. Raises what the opener raises, with nothing left open."""
@@ -243,7 +243,7 @@ class Connections:
             except Exception as error:  # noqa: BLE001 - whatever the driver makes of half an answer, the place is mended
                 self.last_error = error
                 if self._away_since is None and not self.live:
-                    self._away_since = self._clock()
+                    self._away_since = self.clock()
                 attempt += 1
                 await asyncio.sleep(backoff_s(attempt, RECONNECT_BASE_S, RECONNECT_CAP_S))
             else:

@@ -20,6 +20,8 @@ from exai.config import DatabaseSettings
 from exai.db.address import Address, parse_address
 from exai.db.pool import OneTrip, connect
 from exai.db.revision import expected_revision, found_revision
+from exai.db.standing import obstacle_of
+from exai.db.statements import load_statements
 from exai.db.translate import MIGRATE, judge
 from exai.errors import DatabaseError, DatabaseUnavailable, ExaiError
 from exai.models import Finding
@@ -46,6 +48,19 @@ select pg_catalog.current_setting('server_version')::text as version,
 
 BACKEND: Final = "select pg_catalog.pg_backend_pid()::int"
 
+
+MAY_CREATE: Final = """
+select pg_catalog.string_agg(r.rolname::text, ', ' order by r.rolname)::text
+  from (select 'every role'::name as rolname
+         where pg_catalog.has_schema_privilege('public', 'public', 'create')
+        union all
+        select r.rolname from pg_catalog.pg_roles r
+         where not pg_catalog.has_schema_privilege('public', 'public', 'create')
+           and pg_catalog.has_schema_privilege(r.oid, pg_catalog.to_regnamespace('public'), 'create')
+           and not r.rolsuper and r.rolname not like 'pg\\_%' and r.rolname <> current_user
+           and not pg_catalog.pg_has_role(r.oid, current_user, 'member')
+           and r.oid <> (select n.nspowner from pg_catalog.pg_namespace n where n.nspname = 'public')) r"""
+ISOLATION: Final = "select pg_catalog.current_setting('default_transaction_isolation')::text"
 
 OPEN_TABLES: Final = """
 select pg_catalog.string_agg(c.relname::text, ', ' order by c.relname)::text
@@ -121,7 +136,10 @@ async def _look_at_service(settings: DatabaseSettings, url: str, found: list[Fin
     found.append(_way_finding(way, settings, facts))
     found.append(_clock(facts))
     found.append(await _schema(connection))
+    found += await _writing(connection)
+    found += await _isolation(connection, way)
     found += await _access(connection)
+    found += await _creators(connection)
     if settings.migration_url is None:
         found.append(_migration_finding("the same as the database", way))
 
@@ -231,6 +249,34 @@ async def _schema(connection: OneTrip) -> Finding:
         return Finding(part, "fail", f"at revision {revision}; this release needs {expected}", MIGRATE)
     ahead = f", ahead of this release's {expected}" if revision > expected else ""
     return Finding(part, "ok", f"at revision {revision}{ahead}")
+
+
+async def _writing(connection: OneTrip) -> list[Finding]:
+    row = await connection.fetchrow(load_statements()["standing"].text)
+    assert row is not None  # noqa: S101 - a select without a table always has one row
+    obstacle = None if row["is_replica"] else obstacle_of(dict(row))
+    return [] if obstacle is None else [Finding("postgres writes", "fail", obstacle.problem, obstacle.cure)]
+
+
+async def _isolation(connection: OneTrip, way: Way) -> list[Finding]:
+    """Nothing to say on a direct connection, which EXAI gives the level it needs."""
+    level = await connection.fetchval(ISOLATION)
+    if way == "direct" or level == "read committed":
+        return []
+    problem = f"default_transaction_isolation is {level}: each write costs two more round trips"
+    cure = (
+        "Set it to 'read committed' for the role (alter role ... set default_transaction_isolation = 'read committed')"
+    )
+    return [Finding("postgres isolation", "warn", problem, cure)]
+
+
+async def _creators(connection: OneTrip) -> list[Finding]:
+    names = await connection.fetchval(MAY_CREATE)
+    if not names:
+        return []
+    problem = f"{names} may create functions in schema public; EXAI calls none of them, other programs may"
+    cure = "revoke create on schema public from public (CVE-2018-1058), or from those roles"
+    return [Finding("postgres schema public", "warn", problem, cure)]
 
 
 async def _access(connection: OneTrip) -> list[Finding]:

@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from math import inf
 from typing import Final, TypeAlias
 
 import asyncpg
@@ -22,9 +23,10 @@ from exai.config import DatabaseSettings
 from exai.db.address import Address, parse_address
 from exai.db.connections import Connections, OneTrip
 from exai.db.session import settle
+from exai.db.standing import Obstacle, obstacle_of
 from exai.db.statements import Statement, load_statements
-from exai.db.translate import DEPENDENCY, Phase, Verdict, judge
-from exai.errors import DatabaseUnavailable, DeadlineExceeded, ShuttingDown
+from exai.db.translate import DEPENDENCY, READ_ONLY, Phase, Verdict, judge
+from exai.errors import DatabaseUnavailable, DeadlineExceeded, ShuttingDown, StorageFull
 from exai.fairness import Holder, request_owner
 from exai.models import Recorder
 from exai.resilience import Clock, backoff_s, remaining_s
@@ -44,6 +46,10 @@ TICK_S: Final = 0.001
 
 STATEMENT_CACHE: Final = 1_000
 
+REFUSAL_COUNTS_S: Final = 60.0
+RENEW_AFTER_S: Final = 5.0
+"""How often all connections are replaced, at most, because they only take reads."""
+
 
 class Database:
     """Runs named statements. Made by `open_pool`; safe for any number of tasks of one event loop."""
@@ -57,8 +63,10 @@ class Database:
         address: Address,
     ) -> None:
         self._connections, self._statements, self._settings = connections, statements, settings
-        self._recorder = recorder
+        self._recorder, self._clock = recorder, connections.clock
         self.address = address
+        self._refusal: tuple[float, str] | None = None
+        self._renewed_at = -inf
 
     async def fetch(self, name: str, *args: object) -> list[Record]:
         """Run the statement `name` once, within the request's deadline, and return its rows.
@@ -88,12 +96,15 @@ class Database:
             else:
                 self._recorder.count("db_statements_total", statement=name)
                 self._recorder.observe("db_statement_seconds", time.perf_counter() - started, statement=name)
+                if self._refusal is not None and statement.repeat != "read":
+                    self._refusal = None
                 return rows
             self._recorder.count("db_errors_total", statement=name, error=type(verdict.error).__name__)
             if verdict.outcome == "unknown" and statement.repeat != "read":
                 # Whatever a repetition fails with, this one may have been carried out; only an answer ends that doubt.
                 doubt = doubt or verdict
             if not await self._may_repeat(statement, verdict, attempt):
+                self._note(statement, verdict, cause)
                 raise _final(statement, doubt or verdict) from cause
             attempt += 1
 
@@ -148,11 +159,34 @@ class Database:
         await asyncio.sleep(wait_s)
         return True
 
-    async def ping(self) -> float:
-        """Seconds one empty statement takes now, for health. Raises as `fetch` does."""
-        started = time.perf_counter()
-        await self.fetch("ping")
-        return time.perf_counter() - started
+    def _note(self, statement: Statement, verdict: Verdict, cause: BaseException | None) -> None:
+        """Keep why a write was refused, if the next one will be, too."""
+        refused = isinstance(verdict.error, StorageFull | DatabaseUnavailable) and isinstance(cause, PostgresError)
+        if refused and statement.repeat != "read":
+            self._refusal = (self._clock(), str(verdict.error))
+        if getattr(cause, "sqlstate", None) == READ_ONLY:
+            self._renew_read_only()
+
+    def _renew_read_only(self) -> None:
+        # A session keeps the default it began with, so one that only reads would go on so after the cure.
+        now = self._clock()
+        if now - self._renewed_at >= RENEW_AFTER_S:
+            self._renewed_at = now
+            self._connections.renew()
+
+    async def obstacle(self) -> Obstacle | None:
+        """Ask the server whether writes can succeed, for health; None if they can. Raises as `fetch` does."""
+        row = (await self.fetch("standing"))[0]
+        if row["is_read_only"] and not row["is_replica"]:
+            self._renew_read_only()
+        return obstacle_of(dict(row))
+
+    @property
+    def refusal(self) -> str | None:
+        """Why a write was refused within the last minute, if none has succeeded since."""
+        if self._refusal is None or self._clock() - self._refusal[0] > REFUSAL_COUNTS_S:
+            return None
+        return self._refusal[1]
 
     @property
     def statement_timeout_s(self) -> float:

@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from asyncpg.exceptions import InterfaceError, InternalClientError, PostgresConnectionError, PostgresError
 
+from exai.db.standing import READ_ONLY_CURE, RIGHTS_CURE
 from exai.errors import (
     DatabaseBusy,
     DatabaseError,
@@ -103,6 +104,8 @@ def _defect(error: BaseException) -> DatabaseError:
     return DatabaseError(DEPENDENCY, f"the driver refused the statement ({type(error).__name__})")
 
 
+READ_ONLY: Final = "25006"
+
 _AGAIN: Final = frozenset({"23503", "40001", "40P01", "53300", "57P03"})
 """Nothing was written and the cause passes by itself. 55P03 and 57014 also wrote nothing, but have used up a wait."""
 
@@ -118,6 +121,12 @@ _BUSY: Final = {
     "54000": "a limit of the server was reached",
 }
 
+_REFUSING: Final = {
+    "57P03": ("the server is starting or stopping",),
+    READ_ONLY: ("the server only takes reads", READ_ONLY_CURE),
+    "42501": ("the role lacks a right on a table or function", RIGHTS_CURE),
+}
+
 _NOT_MIGRATED: Final = frozenset({"42P01", "42703", "42883", "3F000", "42804"})
 _ENTRY: Final = frozenset({"28000", "28P01", "3D000", "08P01", "42501"})
 _UNNAMED: Final = frozenset({"26000", "42P05"})
@@ -129,9 +138,8 @@ def _by_sqlstate(error: Exception, phase: Phase) -> Verdict:
         return Verdict(_busy(_BUSY[state]), "nothing", again=state in _AGAIN)
     if state in {"57P01", "57P02", "57P05"}:
         return _connection_lost(phase)
-    if state in {"57P03", "25006"}:
-        problem = "the server is starting or stopping" if state == "57P03" else "the server only takes reads"
-        return Verdict(_unavailable(problem), "nothing", again=state in _AGAIN)
+    if state in _REFUSING and (phase == "sent" or state not in _ENTRY):
+        return Verdict(_unavailable(*_REFUSING[state]), "nothing", again=state in _AGAIN)
     if state in {"53100", "58030"}:
         full = StorageFull(DEPENDENCY, "the disk is full or cannot be written", "Free space; reads go on")
         return Verdict(full, "nothing", again=False)

@@ -1,0 +1,37 @@
+"""Whether writes can succeed: what health asks of a running pool and `exai doctor` of one connection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+READ_ONLY_CURE: Final = (
+    "If the server's disk is full (Supabase then sets this), free space or enlarge it; else reset "
+    "default_transaction_read_only of the database and the role"
+)
+REPLICA_CURE: Final = "Give the primary's address"
+RIGHTS_CURE: Final = "Grant them, or use the role that ran `exai migrate`"
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why writes are refused, and the cure."""
+
+    problem: str
+    cure: str
+
+    def __str__(self) -> str:
+        """Return both as one sentence."""
+        return f"{self.problem}. {self.cure}"
+
+
+def obstacle_of(row: Mapping[str, Any]) -> Obstacle | None:
+    """Read a row of the statement `standing`; None if nothing is in the way."""
+    if row["is_replica"]:
+        return Obstacle("it is a read replica", REPLICA_CURE)
+    if row["is_read_only"]:
+        return Obstacle("it only takes reads (default_transaction_read_only is on)", READ_ONLY_CURE)
+    if row["lacking"]:
+        return Obstacle(f"the role lacks rights on {', '.join(row['lacking'])}", RIGHTS_CURE)
+    return None

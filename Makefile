@@ -9,7 +9,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
 ARGS ?=
 
-.PHONY: attack bench bench-peers help run test test-adoption test-poolers check conformance fault fuzz format lock clean
+.PHONY: attack bench bench-peers help run test test-adoption test-clients test-poolers check conformance fault fuzz format lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -50,7 +50,7 @@ attack: .venv/dev.done ## what hostile clients send, one attack after another, w
 conformance: .venv/dev.done ## the official MCP suite, inspector and TypeScript client (from npm, with their own Node)
 	@$(PY) -m tests.conformance.run
 
-test-clients: .venv/dev.done .venv/referees/done .venv/clients/done ## drive other people's clients through a conversation (minutes; some from npm)
+test-clients: .venv/dev.done .venv/referees/done .venv/clients/done .venv/node-clients/done ## drive other people's clients through a conversation (minutes; some from npm)
 	@$(PY) -m pytest -n 0 -m heavy tests/clients $(ARGS)
 
 fuzz: .venv/fuzz/done ## throw damaged talks at the MCP core, guided by its coverage (Linux; EXAI_FUZZ_SECONDS=60)
@@ -106,6 +106,12 @@ $(shell test -x .venv/bin/python || rm -f .venv/run.done .venv/dev.done .venv/pe
 	@test -x .venv/clients/bin/python || $(PY) -m venv --without-pip .venv/clients
 	@$(PIP) --python .venv/clients/bin/python install --no-compile --require-hashes -r requirements/clients.lock
 	@touch $@
+
+.venv/node-clients/done: tests/clients/package.json tests/clients/package-lock.json | .venv/bin/python
+	@mkdir -p .venv/node-clients && cp tests/clients/package.json tests/clients/package-lock.json .venv/node-clients/
+	@if command -v npm >/dev/null; then echo "installing Claude Code, Codex and Gemini CLI from npm (once)"; \
+		npm ci --prefix .venv/node-clients --no-audit --no-fund --ignore-scripts --silent && touch $@; \
+		else echo "npm is not on PATH: not tested with Claude Code, Codex and Gemini CLI"; fi
 
 .venv/fuzz/done: requirements/fuzz.lock | .venv/bin/python
 	@echo "installing the fuzzer into an environment of its own (once)"

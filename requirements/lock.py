@@ -25,7 +25,7 @@ LOCKS = {
     "peers": ["--group", "peers"],
 }
 HELD = ("dev", "fuzz")
-NPM_LOCK = "tests/conformance/package-lock.json"
+NPM_LOCKS = ("tests/conformance/package-lock.json", "tests/clients/package-lock.json")
 
 
 def inputs_digest() -> str:
@@ -77,8 +77,11 @@ def problems() -> list[str]:
             found.append(f"{path.name} does not belong to pyproject.toml; run `make lock`")
         if re.search(r"https?://|--(extra-)?index-url|--find-links", text):
             found.append(f"{path.name} holds an address")
-    if "://" in (ROOT / NPM_LOCK).read_text(encoding="utf-8"):
-        found.append(f"{NPM_LOCK} holds an address; take out every `resolved` and `funding`")
+    found += [
+        f"{name} holds an address; take out every `resolved` and `funding`"
+        for name in NPM_LOCKS
+        if "://" in (ROOT / name).read_text(encoding="utf-8")
+    ]
     return found
 
 

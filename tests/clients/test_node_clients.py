@@ -1,0 +1,130 @@
+"""Claude Code, Codex and Gemini CLI, as their makers publish them, go through a conversation of two turns."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.clients.model_server import DONE, QUESTIONS, ModelServer
+from tests.support.daemon import ROOT, Daemon
+
+MODULES = ROOT / ".venv" / "node-clients" / "node_modules"
+LIMIT_S = 120.0
+
+pytestmark = [
+    pytest.mark.heavy,
+    pytest.mark.skipif(not MODULES.exists(), reason="Claude Code, Codex and Gemini CLI need Node and npm"),
+]
+
+
+async def run(command: Sequence[str], home: Path, environment: Mapping[str, str]) -> str:
+    """Run a client with a home of its own; returns what it printed."""
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        cwd=home,
+        env={**kept, "HOME": str(home), "NO_COLOR": "1", **environment},
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+    return output.decode(errors="replace")
+
+
+def assert_went_on(model: ModelServer, printed: str) -> None:
+    """The model asked twice, the second time in the conversation of the first, and its client said so."""
+    assert model.said[-1:] == [DONE], (printed, model.said, model.seen, [path for path, _ in model.asked])
+    assert DONE in printed, printed
+    assert len(model.seen) == len(QUESTIONS)
+    assert f"1 messages. You said: {QUESTIONS[0]}" in model.seen[0]
+    assert f"3 messages. You said: {QUESTIONS[1]}" in model.seen[1]
+
+
+def address(daemon: Daemon) -> str:
+    return f"http://127.0.0.1:{daemon.port}/mcp"
+
+
+def claude(
+    daemon: Daemon, model: ModelServer, home: Path, prompt: str, kind: str = "http"
+) -> tuple[list[str], dict[str, str]]:
+    url = address(daemon) if kind == "http" else daemon.url
+    servers = home / "servers.json"
+    servers.write_text(json.dumps({"mcpServers": {"exai": {"type": kind, "url": url}}}))
+    (program,) = MODULES.glob("@anthropic-ai/claude-code-*/claude")
+    command = [str(program), "-p", prompt, "--mcp-config", str(servers), "--strict-mcp-config"]
+    command += ["--allowedTools", "mcp__exai"]
+    environment = {
+        "ANTHROPIC_BASE_URL": model.url,
+        "ANTHROPIC_API_KEY": "sk-ant-none",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "ENABLE_TOOL_SEARCH": "false",
+        "DISABLE_AUTOUPDATER": "1",
+    }
+    return command, environment
+
+
+@pytest.mark.parametrize("kind", ["http", "ws"])
+async def test_claude_code_goes_on(daemon: Daemon, model: ModelServer, tmp_path: Path, kind: str) -> None:
+    """Over both doors, which are two eras of the protocol to it."""
+    command, environment = claude(daemon, model, tmp_path, "Go on.", kind)
+    assert_went_on(model, await run(command, tmp_path, environment))
+
+
+async def test_all_words_of_a_command_reach_the_model_of_claude_code(
+    daemon: Daemon, model: ModelServer, tmp_path: Path
+) -> None:
+    """It passes the first word on as the argument, and shows its model what was typed."""
+    command, environment = claude(daemon, model, tmp_path, "/mcp__exai__ask what is the capital of France")
+    await run(command, tmp_path, environment)
+    asked = [json.dumps(body["messages"]) for path, body in model.asked if "/messages" in path and "messages" in body]
+    assert any("what is the capital of France" in each for each in asked), asked[:1]
+    assert any("EXAI to ask the following" in each for each in asked), asked[:1]
+
+
+async def test_codex_goes_on(daemon: Daemon, model: ModelServer, tmp_path: Path) -> None:
+    """Over HTTP, with its model's API of responses."""
+    config = f"""
+model = "m"
+model_provider = "loopback"
+approval_policy = "never"
+sandbox_mode = "danger-full-access"
+[model_providers.loopback]
+name = "loopback"
+base_url = "{model.url}/v1"
+wire_api = "responses"
+[mcp_servers.exai]
+url = "{address(daemon)}"
+"""
+    (tmp_path / "config.toml").write_text(config)
+    (program,) = MODULES.glob("@openai/codex-*/vendor/*/bin/codex")
+    command = [str(program), "exec", "--skip-git-repo-check", "Go on."]
+    assert_went_on(model, await run(command, tmp_path, {"CODEX_HOME": str(tmp_path)}))
+
+
+async def test_gemini_cli_goes_on(daemon: Daemon, model: ModelServer, tmp_path: Path) -> None:
+    """Over HTTP; it shows its model the texts only."""
+    (tmp_path / ".gemini").mkdir()
+    settings = {
+        "mcpServers": {"exai": {"httpUrl": address(daemon), "trust": True}},
+        "security": {"auth": {"selectedType": "gemini-api-key"}},
+        "privacy": {"usageStatisticsEnabled": False},
+    }
+    (tmp_path / ".gemini" / "settings.json").write_text(json.dumps(settings))
+    program = MODULES / "@google" / "gemini-cli" / "bundle" / "gemini.js"
+    environment = {"GEMINI_API_KEY": "none", "GOOGLE_GEMINI_BASE_URL": model.url, "GEMINI_CLI_TRUST_WORKSPACE": "true"}
+    command = ["node", str(program), "--yolo", "--model", "gemini-2.5-flash", "-p", "Go on."]
+    assert_went_on(model, await run(command, tmp_path, environment))

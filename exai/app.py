@@ -98,6 +98,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         health = await stack.enter_async_context(open_health(components(database, cache, providers), recorder=recorder))
         blobs = _blobs(settings, database)
         file_repository = FileRepository(database)
+        files = FileService(file_repository, blobs, settings.files, limits=settings.limits, roots=roots)
         conversations = ConversationService(
             Stores(
                 repository,
@@ -109,11 +110,11 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             cache,
             providers,
             Attachments(file_repository, blobs),
+            files,
             limits=settings.limits,
             recorder=recorder,
             index_pause_s=settings.database.index_pause_s,
         )
-        files = FileService(file_repository, blobs, settings.files, limits=settings.limits, roots=roots)
         await stack.enter_async_context(conversations.running())
         notes = embedded.notes if embedded else (CACHE_NOT_GIVEN,) if settings.cache.url is None else ()
         yield App(settings, conversations, files, providers, database, cache, embedded, recorder, health, notes)

@@ -1,58 +1,84 @@
 """What `exai export`, `exai import` and `exai prune` do; they speak to the stores directly, like any other daemon.
 
 The invariant is that a file under its final name is a whole export: it is written beside its place and then renamed.
+Texts are UTF-8 with line feeds, whatever the terminal's encoding is; they are read in any Unicode encoding.
 """
 
 from __future__ import annotations
 
 import asyncio
+import codecs
+import contextlib
+import io
+import os
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import TextIO
 
 from exai.app import open_app
 from exai.config import Settings
-from exai.conversations.formats import ConversationText, Format, MessageText, read_lines, read_markdown
+from exai.conversations.formats import Format, Part, read_lines, read_markdown
 from exai.errors import InvalidArgument, NotFound
 from exai.models import LOCAL_OWNER, ContinuationId
 
 STANDARD = "-"
 SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".md": "markdown", ".markdown": "markdown"}
 
+BEGINNINGS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (b"{\0", "utf-16-le"),
+    (b"<\0", "utf-16-le"),
+    (b"\0{", "utf-16-be"),
+    (b"\0<", "utf-16-be"),
+)
+"""How a text begins that is not UTF-8: with a byte order mark, or with the first character of an export."""
+
 
 async def export(settings: Settings, name: str, target: str, kind: Format | None) -> None:
-    """Write a conversation to a file, or to standard output for `-`, a page at a time."""
+    """Write a conversation to a file, or to standard output for `-`, a page at a time. Raises `InvalidArgument`."""
     shape = kind or SUFFIXES.get(Path(target).suffix.lower(), "jsonl")
+    if target != STANDARD:
+        _check_target(target)
     async with open_app(settings) as app:
         parts = app.conversations.export(LOCAL_OWNER, ContinuationId(name), shape)
         if target == STANDARD:
-            async for part in parts:
-                sys.stdout.write(part)
+            await _print(parts)
             return
         beside = Path(f"{target}.part")
-        with beside.open("w", encoding="utf-8", newline="") as stream:
-            async for part in parts:
-                await asyncio.to_thread(stream.write, part)
-        beside.replace(target)
+        try:
+            with beside.open("w", encoding="utf-8", newline="") as stream:
+                async for part in parts:
+                    await asyncio.to_thread(stream.write, part)
+            beside.replace(target)
+        except OSError as error:
+            raise _unusable(target, "written", error) from error
+        finally:
+            with contextlib.suppress(OSError):
+                beside.unlink()
 
 
 async def import_file(settings: Settings, source: str, kind: Format | None, as_name: str | None) -> str:
-    """Store an exported conversation and return its name; progress goes to a terminal's standard error."""
+    """Store an exported conversation and return what was done; progress goes to a terminal's standard error."""
     shape = kind or SUFFIXES.get(Path(source).suffix.lower(), "jsonl")
-    if source != STANDARD and not Path(source).is_file():
-        raise NotFound("file", source, "Give the path of an export, or - for standard input")
     name = ContinuationId(as_name) if as_name else None
-    stored = seen = 0
-    async with open_app(settings) as app:
-        with _opened(source) as stream:
+    progress = None
+    with _opened(source) as stream:
+        async with open_app(settings) as app:
             async for progress in app.conversations.import_text(LOCAL_OWNER, _parts(stream, shape), as_name=name):
-                name, seen, stored = progress.continuation_id, progress.seen, progress.stored
                 if sys.stderr.isatty():
-                    sys.stderr.write(f"\r{seen:,} messages read, {stored:,} stored")
+                    sys.stderr.write(f"\r{progress.seen:,} messages read, {progress.stored:,} stored")
     if sys.stderr.isatty():
         sys.stderr.write("\n")
-    return f"{name}: {stored:,} of {seen:,} messages stored, the others were there already"
+    if progress is None:
+        raise AssertionError("an import has at least one batch")
+    done = f"{progress.continuation_id}: {progress.stored:,} of {progress.seen:,} messages stored"
+    done += ", the others were there already" if progress.stored < progress.seen else ""
+    done += "; the conversation had been deleted and is there again" if progress.restored else ""
+    return "\n".join([done, *progress.notes])
 
 
 async def prune(settings: Settings, idle_days: float | None) -> str:
@@ -63,15 +89,61 @@ async def prune(settings: Settings, idle_days: float | None) -> str:
     return f"removed {conversations} deleted conversations, {orphans} orphaned files and the bytes of {blobs}"
 
 
+async def _print(parts: AsyncIterator[str]) -> None:
+    """Write to standard output: to a terminal what it can show, to anything else the bytes of the file."""
+    if sys.stdout.isatty():
+        encoding = sys.stdout.encoding or "utf-8"
+        async for part in parts:
+            sys.stdout.write(part.encode(encoding, errors="replace").decode(encoding))
+        return
+    sys.stdout.flush()
+    async for part in parts:
+        await asyncio.to_thread(sys.stdout.buffer.write, part.encode())
+    sys.stdout.buffer.flush()
+
+
+def _check_target(target: str) -> None:
+    """Refuse a place that cannot be written before anything is read."""
+    path = Path(target)
+    if path.is_dir():
+        raise InvalidArgument("FILE", f"{target} is a directory", "Give the name of a file in it")
+    if not path.parent.is_dir():
+        raise InvalidArgument("FILE", f"there is no directory {path.parent}", "Make it, or give another place")
+    if not os.access(path.parent, os.W_OK):
+        raise InvalidArgument(
+            "FILE", f"{path.parent} cannot be written", "Correct its permissions, or give another place"
+        )
+
+
 def _opened(source: str) -> TextIO:
-    if source == STANDARD:
-        return open(sys.stdin.fileno(), encoding="utf-8", newline="", closefd=False)
-    return Path(source).open(encoding="utf-8", newline="")
+    """Open a text in the Unicode encoding that its beginning tells. Raises `NotFound` or `InvalidArgument`."""
+    try:
+        if source == STANDARD:
+            buffered = io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False))
+        else:
+            buffered = io.BufferedReader(io.FileIO(source))
+        beginning = buffered.peek(4)[:4]
+    except FileNotFoundError:
+        raise NotFound("file", source, "Give the path of an export, or - for standard input") from None
+    except OSError as error:
+        raise _unusable(source, "read", error) from error
+    encoding = next((name for mark, name in BEGINNINGS if beginning.startswith(mark)), "utf-8-sig")
+    # Lines end at line feeds alone: a carriage return may be content.
+    return io.TextIOWrapper(buffered, encoding=encoding, newline="\n")
 
 
-def _parts(stream: TextIO, shape: Format) -> Iterator[ConversationText | MessageText]:
+def _parts(stream: TextIO, shape: Format) -> Iterator[Part]:
     """Read JSON Lines line by line; Markdown whole, since its parts are found by length."""
     try:
         yield from read_lines(stream) if shape == "jsonl" else read_markdown(stream.read())
-    except UnicodeDecodeError as error:
-        raise InvalidArgument("file", f"is not UTF-8 ({error.reason})", "Export it again") from None
+    except UnicodeError as error:
+        reason = error.reason if isinstance(error, UnicodeDecodeError) else str(error)
+        raise InvalidArgument("FILE", f"is not {stream.encoding} text ({reason})", "Save it as UTF-8") from None
+    except OSError as error:
+        raise _unusable("FILE", "read", error) from error
+
+
+def _unusable(place: str, done: str, error: OSError) -> InvalidArgument:
+    return InvalidArgument(
+        "FILE", f"{place} cannot be {done} ({error.strerror or error})", "Correct that, or give another file"
+    )

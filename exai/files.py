@@ -161,6 +161,25 @@ class FileService:
             data = await self.blobs.get(owner, file)
             return await asyncio.to_thread(_part_of, file, data, offset, limit)
 
+    async def read_bytes(self, owner: Owner, file: StoredFile, offset: int, size_bytes: int) -> bytes:
+        """Return some bytes of a file. Raises `BlobError` or a `DatabaseError`."""
+        return await self.blobs.read(owner, file, offset, size_bytes)
+
+    async def store(self, owner: Owner, name: str, media_type: str, data: bytes) -> FileId:
+        """Store one file; see `put`."""
+        (file,) = await self.put(owner, [FileContent(name, data, media_type)])
+        return file.id
+
+    async def store_known(
+        self, owner: Owner, name: str, media_type: str, sha256: str, size_bytes: int
+    ) -> FileId | None:
+        """Store a file whose content this owner has already: 1 database round trip. None without the content."""
+        _check_label("name", "a file name", name, MAX_NAME_CHARS)
+        _check_label("media_type", "a media type", media_type, MAX_MEDIA_TYPE_CHARS)
+        new = NewFile(str(uuid.uuid4()), sha256, size_bytes, media_type, name, str(uuid.uuid4()))
+        (file,) = await self.repository.put(owner, self.blobs.chosen.name, [new])
+        return file.id if file else None
+
     async def list(
         self,
         owner: Owner,

@@ -13,11 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from exai.errors import ConfigError, InvalidArgument, NotConfigured
+from exai.errors import ConfigError, InvalidArgument, NotConfigured, shown
 
 ROOTS_SETTING: Final = "EXAI_FILES__ROOTS"
 SYSTEM: Final = tuple(map(Path, ("/proc", "/sys", "/dev")))
-SHOWN_CHARS: Final = 200
 MAX_PATH_CHARS: Final = 4_096
 
 
@@ -40,23 +39,23 @@ class Roots:
     def read(self, field: str, path: str, limit_bytes: int) -> tuple[str, bytes]:
         """Return a file's name below its root and its bytes; blocks. Raises `InvalidArgument` or `NotConfigured`."""
         resolved, root = self.find(field, path)
-        shown = _shown(path)
+        quoted = shown(path)
         try:
             descriptor = os.open(resolved, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             raise InvalidArgument(
-                field, f"{shown} is not there", "Give a file's full path, or an id of file_put"
+                field, f"{quoted} is not there", "Give a file's full path, or an id of file_put"
             ) from None
         except OSError as error:
             raise InvalidArgument(
-                field, f"{shown} cannot be read ({error.strerror})", "Check its permissions"
+                field, f"{quoted} cannot be read ({error.strerror})", "Check its permissions"
             ) from None
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise InvalidArgument(field, f"{shown} is not a regular file", "Give a file")
+                raise InvalidArgument(field, f"{quoted} is not a regular file", "Give a file")
             if _place(descriptor, resolved) != resolved:
-                raise InvalidArgument(field, f"{shown} was replaced while it was opened", "Try again")
+                raise InvalidArgument(field, f"{quoted} was replaced while it was opened", "Try again")
             if any(_is_linked(status, each) for each in self._closed):
                 raise self._outside(field, path)
             if status.st_size > limit_bytes:
@@ -85,7 +84,7 @@ class Roots:
     def _outside(self, field: str, path: str) -> InvalidArgument:
         # The same whether it is there or not: nothing is said of what is outside.
         roots = ", ".join(str(root.resolve()) for root in self._roots)
-        return InvalidArgument(field, f"{_shown(path)} is not below an allowed root", f"Allowed are {roots}")
+        return InvalidArgument(field, f"{shown(path)} is not below an allowed root", f"Allowed are {roots}")
 
     def _is_closed(self, resolved: Path) -> bool:
         """Whether a path is, or is below, something closed; under any of its names, such as that of a second mount."""
@@ -134,8 +133,3 @@ def _place(descriptor: int, opened: Path) -> Path:
     """Return where an open file really is: a directory on the way may have become a link since it was checked."""
     by_number = Path(f"/proc/self/fd/{descriptor}")
     return by_number.resolve() if by_number.exists() else opened.resolve()
-
-
-def _shown(path: str) -> str:
-    """Return a path as an error may repeat it."""
-    return repr(path if len(path) <= SHOWN_CHARS else f"{path[:SHOWN_CHARS]}...")

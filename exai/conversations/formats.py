@@ -1,29 +1,38 @@
 """Conversations as text: JSON Lines for programs, Markdown for people; both are read back exactly.
 
-JSON Lines: one object for the conversation, then one for each message. Markdown: the same objects in comments, each
-message's content under a heading. A comment says how many characters of content follow, so that content which looks
-like a heading or a comment of ours is still content.
+JSON Lines: one object for the conversation, then one for each file or part of one, then one for each message. Markdown:
+the same objects in comments, each content under a heading. A comment says how many characters of content follow, so
+that content which looks like a heading or a comment of ours is still content.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, get_args
 
 from exai.db.rows import check_time
 from exai.errors import InvalidArgument, shown
-from exai.models import Conversation, Message, NewMessage, Role
+from exai.models import Conversation, Message, NewMessage, Role, StoredFile
 
 Format = Literal["jsonl", "markdown"]
 
 FORMAT = "exai-conversation"
 VERSION = 1
-COMMENT = re.compile(r"<!-- exai (conversation|message) (\{.*?\}) -->\n", re.DOTALL)
+COMMENT = re.compile(r"<!-- exai (conversation|file|message) (\{.*?\}) -->\n", re.DOTALL)
 ROLES: tuple[Role, ...] = get_args(Role)
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NUMBER = re.compile(r"-?\d{9,}(\.\d+)?")
+OFFSET_APART = re.compile(r"\s+(?=[+-]\d\d(:?\d\d)?$)")
+UTC_NAMES = re.compile(r"\s*(UTC|GMT)$", re.IGNORECASE)
+UNITS = ((10**17, 1_000), (10**14, 1), (10**11, 1 / 1_000), (0, 1 / 1_000_000))
+"""From which number on a time counts nanoseconds, microseconds, milliseconds or seconds; how many are a microsecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +55,23 @@ class MessageText:
     message: NewMessage
     created_at: datetime | None
     where: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileText:
+    """A file of a text, or the part of it that begins at `offset`. Without `data` it is only named."""
+
+    file_id: str
+    name: str
+    media_type: str
+    sha256: str
+    size_bytes: int
+    offset: int
+    data: bytes | None
+    where: str
+
+
+Part = ConversationText | FileText | MessageText
 
 
 def write_header(conversation: Conversation, kind: Format) -> str:
@@ -82,18 +108,57 @@ def write_message(message: Message, kind: Format) -> str:
     return f"\n<!-- exai message {_comment(facts)} -->\n## {message.role}, {time}\n\n{message.content}\n"
 
 
-def read_lines(lines: Iterable[str]) -> Iterator[ConversationText | MessageText]:
+def write_file(file: StoredFile, offset: int, data: bytes | None, kind: Format) -> str:
+    """Return a file, or the part of it that begins at `offset`; without `data` only what it is called."""
+    facts: dict[str, Any] = {
+        "file_id": file.id,
+        "name": file.name,
+        "media_type": file.media_type,
+        "size_bytes": file.size_bytes,
+        "sha256": file.sha256,
+        "offset": offset,
+    }
+    form, content = _encoded(file, data)
+    if kind == "jsonl":
+        return _line({**facts, form: content} if form else facts)
+    facts |= {"form": form, "characters": len(content)} if form else {}
+    return f"\n<!-- exai file {_comment(facts)} -->\n## file, {file.name}\n\n{content}\n"
+
+
+def _encoded(file: StoredFile, data: bytes | None) -> tuple[Literal["text", "base64"] | None, str]:
+    """Return bytes as the text that they are if nothing in between can change it, else in base64."""
+    if data is None:
+        return None, ""
+    if len(data) == file.size_bytes and b"\r" not in data and b"\0" not in data:
+        try:
+            return "text", data.decode()
+        except UnicodeDecodeError:
+            pass
+    return "base64", base64.b64encode(data).decode()
+
+
+def read_lines(lines: Iterable[str]) -> Iterator[Part]:
     """Read JSON Lines, line by line. Raises `InvalidArgument` naming the line."""
+    begun = False
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"line {number}"
         facts = _object(line, where)
-        yield _conversation(facts, where) if number == 1 else _message(facts, facts.get("content"), where)
+        if not begun:
+            begun = True
+            yield _conversation(facts, where)
+        elif "role" not in facts and "sha256" in facts:
+            form = "text" if "text" in facts else "base64" if "base64" in facts else None
+            yield _file(facts, form, facts.get(form) if form else None, where)
+        else:
+            yield _message(facts, facts.get("content"), where)
 
 
-def read_markdown(text: str) -> Iterator[ConversationText | MessageText]:
-    """Read Markdown as `write_header` and `write_message` make it. Raises `InvalidArgument` naming the place."""
+def read_markdown(text: str) -> Iterator[Part]:
+    """Read Markdown as this module writes it, also with the line ends of Windows. Raises `InvalidArgument`."""
+    if "\r\n" in text and text.index("\r\n") < text.index("\n"):
+        text = text.replace("\r\n", "\n")
     position = counted = 0
     line = 1
     while position < len(text):
@@ -108,10 +173,12 @@ def read_markdown(text: str) -> Iterator[ConversationText | MessageText]:
             yield _conversation(facts, where)
             position = _after(text, "\n", found.end())
         else:
-            begin, characters = _after(text, "\n\n", found.end()), facts.get("characters")
-            if not isinstance(characters, int) or begin + characters > len(text):
+            begin, characters = _after(text, "\n\n", found.end()), facts.get("characters", 0)
+            if not isinstance(characters, int) or not 0 <= characters <= len(text) - begin:
                 raise InvalidArgument(where, "the content is not as long as its comment says", "Export it again")
-            yield _message(facts, text[begin : begin + characters], where)
+            content = text[begin : begin + characters]
+            is_file = found.group(1) == "file"
+            yield _file(facts, facts.get("form"), content, where) if is_file else _message(facts, content, where)
             position = begin + characters + 1
         while position < len(text) and text[position] == "\n":
             position += 1
@@ -141,9 +208,29 @@ def _conversation(facts: Mapping[str, Any], where: str) -> ConversationText:
     )
 
 
+def _file(facts: Mapping[str, Any], form: Any, content: Any, where: str) -> FileText:
+    texts = [facts.get(name) for name in ("file_id", "name", "media_type", "sha256")]
+    numbers = [facts.get("size_bytes"), facts.get("offset", 0)]
+    if not all(isinstance(each, str) for each in texts) or not all(type(each) is int and each >= 0 for each in numbers):
+        raise InvalidArgument(where, "does not say which file it is", "Export it again")
+    data = None
+    try:
+        if form == "text":
+            data = str(content).encode()
+        elif form == "base64":
+            data = base64.b64decode(str(content), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidArgument(where, "the file's content is damaged", "Export it again") from None
+    file_id, name, media_type, sha256 = map(str, texts)
+    size_bytes, offset = (int(each or 0) for each in numbers)
+    return FileText(file_id, name, media_type, sha256, size_bytes, offset, data, where)
+
+
 def _message(facts: Mapping[str, Any], content: Any, where: str) -> MessageText:
     seq, role, kind, metadata = facts.get("seq"), facts.get("role"), facts.get("kind", "message"), facts.get("metadata")
-    if not isinstance(seq, int) or seq < 1:
+    if isinstance(seq, float) and seq.is_integer():
+        seq = int(seq)
+    if type(seq) is not int or seq < 1:
         raise InvalidArgument(f"{where}, seq", "is not a number from 1 on", "Number the messages 1, 2, 3")
     known_role = next((each for each in ROLES if each == role), None)
     if known_role is None:
@@ -167,15 +254,28 @@ def _object(text: str, where: str) -> dict[str, Any]:
 
 
 def _time(facts: Mapping[str, Any], name: str, where: str) -> datetime | None:
-    text = facts.get(name)
-    if text is None:
+    given = facts.get(name)
+    if given is None:
         return None
     try:
-        time = datetime.fromisoformat(text)
-    except (TypeError, ValueError):
+        time = _moment(given)
+    except (TypeError, ValueError, OverflowError):
         raise InvalidArgument(f"{where}, {name}", "is not a time", "Write it like 2026-01-02T03:04:05+00:00") from None
     check_time(f"{where}, {name}", time)
     return time
+
+
+def _moment(given: Any) -> datetime:
+    """Read a time as it is written elsewhere: in ISO 8601, with a space, or as a number since 1970."""
+    if isinstance(given, str):
+        text = given.strip()
+        if not NUMBER.fullmatch(text):
+            return datetime.fromisoformat(OFFSET_APART.sub("", UTC_NAMES.sub("+00:00", text)))
+        given = float(text) if "." in text else int(text)
+    if isinstance(given, bool) or not isinstance(given, int | float):
+        raise TypeError("neither a text nor a number")
+    per_microsecond = next(each for least, each in UNITS if abs(given) >= least)
+    return EPOCH + timedelta(microseconds=round(given / per_microsecond))
 
 
 def _line(facts: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Loaded
 from exai.config import LimitSettings
 from exai.conversations.attachments import Attachments
-from exai.conversations.formats import ConversationText, Format, MessageText
+from exai.conversations.formats import Format, Part
 from exai.conversations.indexing import Indexing
 from exai.conversations.notices import Notices, Watch
 from exai.conversations.outcome import ENDED, Outcome, outcome_of
@@ -36,7 +36,7 @@ from exai.conversations.requests import (
     request_key,
     with_files,
 )
-from exai.conversations.transfer import ExportPart, ImportProgress, Transfer
+from exai.conversations.transfer import ExportPart, ImportProgress, Shelf, Transfer
 from exai.conversations.turn import ChatTurns, OnBegun
 from exai.db.conversations import AppendStart, ConversationRepository
 from exai.db.curation import BATCH, DAY_S, Change, Changed, CurationRepository, Request
@@ -89,6 +89,7 @@ class ConversationService:
         cache: ConversationCache,
         providers: Providers,
         attachments: Attachments,
+        files: Shelf,
         *,
         limits: LimitSettings,
         recorder: Recorder,
@@ -99,7 +100,7 @@ class ConversationService:
         self.notices = Notices()
         self._watch = Watch(stores.conversations, self.notices, recorder)
         self._indexing = Indexing(stores.search, self.notices.have_changed, recorder, pause_s=index_pause_s)
-        self._transfer = Transfer(stores.transfer, cache, limits, self.notices)
+        self._transfer = Transfer(stores.transfer, cache, limits, self.notices, files)
         self._cache, self._limits = cache, limits
         self._turns = ChatTurns(stores.conversations, cache, providers, attachments, self.notices)
         self._recorder = recorder
@@ -380,7 +381,7 @@ class ConversationService:
     def import_text(
         self,
         owner: Owner,
-        parts: Iterable[ConversationText | MessageText],
+        parts: Iterable[Part],
         *,
         as_name: ContinuationId | None = None,
     ) -> AsyncIterator[ImportProgress]:

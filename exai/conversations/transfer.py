@@ -1,36 +1,84 @@
 """Export and import: whole conversations as text, never more than a page of them in memory.
 
 The invariant is that an import can be run again at any point: its batches have keys made from what they hold, so what
-is stored already is found done, and what is missing is stored.
+is stored already is found done, and what is missing is stored. Files come before the messages that they belong to,
+their bytes are checked against their digests, and messages name the files by their ids where they are imported.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Protocol
 
+from exai.blobs.base import PART_BYTES, digest
 from exai.cache.conversations import ConversationCache
 from exai.config import LimitSettings
-from exai.conversations.formats import ConversationText, Format, MessageText, write_header, write_message
+from exai.conversations.formats import (
+    ConversationText,
+    FileText,
+    Format,
+    MessageText,
+    Part,
+    write_file,
+    write_header,
+    write_message,
+)
 from exai.conversations.notices import Notices
 from exai.conversations.requests import check_json, check_messages, check_names, content_hash
-from exai.db.transfer import ImportBatch, Imported, TransferRepository
-from exai.errors import Conflict, InvalidArgument, NotFound, shown
-from exai.models import ContinuationId, ConversationId, NewMessage, Owner, TurnId
+from exai.db.files import FileList
+from exai.db.transfer import ImportBatch, TransferRepository
+from exai.errors import BlobError, Conflict, InvalidArgument, shown
+from exai.models import FILE_IDS, ContinuationId, ConversationId, FileId, NewMessage, Owner, StoredFile, TurnId
 
 BATCH_MESSAGES = 500
 BATCH_BYTES = 4 * 1_048_576
+LIST_PAGE = 200
+
+EMBEDDED_BYTES = 100_000
+"""Of files in one part of an export; what is more is only named there, since a model reads such parts."""
+
+
+class Shelf(Protocol):
+    """The files of conversations; `exai.files` has them."""
+
+    async def list(
+        self, owner: Owner, *, continuation_id: ContinuationId | None, limit: int, cursor: str | None
+    ) -> FileList:
+        """Return a page of a conversation's files."""
+
+    async def read_bytes(self, owner: Owner, file: StoredFile, offset: int, size_bytes: int) -> bytes:
+        """Return some bytes of a file."""
+
+    async def store(self, owner: Owner, name: str, media_type: str, data: bytes) -> FileId:
+        """Store a file, unless there is one with this content, name and media type."""
+
+    async def store_known(
+        self, owner: Owner, name: str, media_type: str, sha256: str, size_bytes: int
+    ) -> FileId | None:
+        """Store a file whose content is here already; None if it is not."""
+
+    async def link(self, owner: Owner, continuation_id: ContinuationId, file_ids: Sequence[FileId]) -> int:
+        """Link files to a conversation."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImportProgress:
-    """How far an import has come; `stored` counts the messages that were not there before."""
+    """How far an import has come; `stored` counts the messages that were not there before.
+
+    `restored` says that the conversation had been deleted; `notes` has sentences about files that could not be stored.
+    """
 
     continuation_id: ContinuationId
     seen: int
     stored: int
     revision: int
+    restored: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,40 +97,97 @@ class Transfer:
     """Reads and writes conversations as text, past the cache, which is only told what it no longer holds."""
 
     def __init__(
-        self, repository: TransferRepository, cache: ConversationCache, limits: LimitSettings, notices: Notices
+        self,
+        repository: TransferRepository,
+        cache: ConversationCache,
+        limits: LimitSettings,
+        notices: Notices,
+        files: Shelf,
     ) -> None:
         self._repository, self._cache, self._limits, self._notices = repository, cache, limits, notices
+        self._files = files
 
     async def export(self, owner: Owner, continuation_id: ContinuationId, kind: Format) -> AsyncIterator[str]:
-        """Yield a conversation as text, a page at a time, each page 1 round trip. Raises `NotFound`."""
+        """Yield a conversation with its files as text, a page at a time, each page and part of a file 1 round trip.
+
+        Raises `NotFound`, or `BlobError` for a file whose bytes have changed.
+        """
         first = True
         async for page in self._repository.export(owner, continuation_id):
             header = write_header(page.conversation, kind) if first else ""
+            if page.has_files:
+                yield header
+                header = ""
+                async for text in self._files_of(owner, continuation_id, kind):
+                    yield text
             first = False
             yield header + "".join(write_message(message, kind) for message in page.messages)
 
     async def export_part(
         self, owner: Owner, continuation_id: ContinuationId, kind: Format, *, after_seq: int, budget_bytes: int
     ) -> ExportPart:
-        """Return one part of the text, at least one message long: 1 round trip. Raises `NotFound`."""
+        """Return one part of the text, at least one message long: 1 round trip. Raises `NotFound`.
+
+        Files are in the first part, small ones whole and others only named, which costs round trips of its own.
+        """
         page = await self._repository.read_forward(
             owner, continuation_id, after_seq=after_seq, budget_bytes=budget_bytes
         )
         header = write_header(page.conversation, kind) if after_seq == 0 else ""
         text = "".join(write_message(message, kind) for message in page.messages)
+        if page.has_files:
+            files = [each async for each in self._files_of(owner, continuation_id, kind, EMBEDDED_BYTES)]
+            text = "".join(files) + text
         last_seq = page.messages[-1].seq if page.messages else page.conversation.last_seq
         return ExportPart(header, text, last_seq if last_seq < page.conversation.last_seq else None)
+
+    async def _files_of(
+        self, owner: Owner, continuation_id: ContinuationId, kind: Format, most_bytes: int | None = None
+    ) -> AsyncIterator[str]:
+        """Yield the files of a conversation in parts; what is beyond `most_bytes`, or cannot be read, is only named."""
+        cursor: str | None = None
+        left_bytes = most_bytes
+        while True:
+            page = await self._files.list(owner, continuation_id=continuation_id, limit=LIST_PAGE, cursor=cursor)
+            for file in page.files:
+                if left_bytes is not None and file.size_bytes > left_bytes:
+                    yield write_file(file, 0, None, kind)
+                    continue
+                left_bytes = None if left_bytes is None else left_bytes - file.size_bytes
+                async for part in self._parts_of(owner, file, kind):
+                    yield part
+            cursor = page.next_cursor
+            if cursor is None:
+                return
+
+    async def _parts_of(self, owner: Owner, file: StoredFile, kind: Format) -> AsyncIterator[str]:
+        whole = hashlib.sha256()
+        for offset in range(0, max(file.size_bytes, 1), PART_BYTES):
+            try:
+                data = await self._files.read_bytes(owner, file, offset, PART_BYTES)
+            except BlobError:
+                if offset:
+                    raise
+                yield write_file(file, 0, None, kind)
+                return
+            await asyncio.to_thread(whole.update, data)
+            if offset + len(data) == file.size_bytes and whole.hexdigest() != file.sha256:
+                raise BlobError(
+                    "files", f"the bytes of {file.name} ({file.id}) have changed", "Delete it, or restore it"
+                )
+            yield await asyncio.to_thread(write_file, file, offset, data, kind)
 
     async def import_text(
         self,
         owner: Owner,
-        parts: Iterable[ConversationText | MessageText],
+        parts: Iterable[Part],
         *,
         as_name: ContinuationId | None = None,
     ) -> AsyncIterator[ImportProgress]:
         """Store a conversation, under its own name or another, and yield after each batch, 1 round trip each.
 
-        Raises `InvalidArgument` for a text that is none, and `Conflict` where the name holds another conversation.
+        What is there already is compared and left as it is; a deleted conversation with the same messages is brought
+        back. Raises `InvalidArgument` for a text that is none, and `Conflict` where the name holds other messages.
         """
         source = iter(parts)
         header = next(source, None)
@@ -91,24 +196,83 @@ class Transfer:
         name = as_name or ContinuationId(header.continuation_id)
         check_names(name, None, header.title or None)
         check_json("line 1, metadata", header.metadata, self._limits.message_bytes)
+        files = _Files(self._files, owner)
+        first = next(source, None)
+        while isinstance(first, FileText):
+            await files.take(first)
+            first = next(source, None)
+        files.check_whole()
+        rest = source if first is None else chain([first], source)
         seen = stored = 0
-        for batch in _batches(source, self._limits):
+        restored = False
+        for batch in _batches(rest, self._limits):
             if batch:
                 check_messages([each.message for each in batch], self._limits)
-            imported = await self._repository.store_batch(_import_batch(owner, name, header, batch))
+            imported = await self._repository.store_batch(_import_batch(owner, name, header, batch, files.names))
             if imported.status not in ("stored", "duplicate"):
-                raise _refused(name, imported, batch)
+                raise _refused(name, batch)
             await self._cache.apply(
                 owner, name, base_revision=imported.base_revision, revision=imported.revision, inc=imported.inc
             )
-            if imported.status == "stored":
+            if imported.status == "stored" or imported.restored:
                 self._notices.tell(owner, name, imported.base_revision, imported.revision, listed=seen == 0)
             seen += len(batch)
-            stored += len(batch) if imported.status == "stored" else 0
-            yield ImportProgress(name, seen, stored, imported.revision)
+            stored += imported.stored
+            restored = restored or imported.restored
+            yield ImportProgress(name, seen, stored, imported.revision, restored, tuple(files.notes))
+        await files.link(name)
 
 
-def _batches(source: Iterator[ConversationText | MessageText], limits: LimitSettings) -> Iterator[list[MessageText]]:
+class _Files:
+    """The files of an import, stored as they come; `names` says what each is called here."""
+
+    def __init__(self, shelf: Shelf, owner: Owner) -> None:
+        self._shelf, self._owner = shelf, owner
+        self._begun: FileText | None = None
+        self._data = bytearray()
+        self.names: dict[str, FileId] = {}
+        self.notes: list[str] = []
+
+    async def take(self, part: FileText) -> None:
+        """Store a file that is whole with this part. Raises `InvalidArgument`."""
+        if part.data is None:
+            known = (part.name, part.media_type, part.sha256, part.size_bytes)
+            file_id = await self._shelf.store_known(self._owner, *known)
+            if file_id is None:
+                self.notes.append(f"file {part.name} ({part.file_id}) is only named in the text, and is not here")
+            else:
+                self.names[part.file_id] = file_id
+            return
+        if part.offset == 0:
+            self.check_whole()
+            self._begun, self._data = part, bytearray()
+        begun = self._begun
+        if begun is None or begun.file_id != part.file_id or part.offset != len(self._data):
+            raise InvalidArgument(part.where, "is a part of a file whose beginning is missing", "Export it again")
+        self._data += part.data
+        if len(self._data) < part.size_bytes:
+            return
+        data = bytes(self._data)
+        self._begun, self._data = None, bytearray()
+        if len(data) != part.size_bytes or await asyncio.to_thread(digest, data) != part.sha256:
+            raise InvalidArgument(
+                part.where, f"the bytes of {part.name!r} are not those of its digest", "Export it again"
+            )
+        self.names[part.file_id] = await self._shelf.store(self._owner, part.name, part.media_type, data)
+
+    def check_whole(self) -> None:
+        """Raise `InvalidArgument` if the end of a file is missing."""
+        if self._begun is not None:
+            raise InvalidArgument(self._begun.where, f"the end of {self._begun.name!r} is missing", "Export it again")
+
+    async def link(self, name: ContinuationId) -> None:
+        """Link the files to the conversation."""
+        ids = list(dict.fromkeys(self.names.values()))
+        for start in range(0, len(ids), LIST_PAGE):
+            await self._shelf.link(self._owner, name, ids[start : start + LIST_PAGE])
+
+
+def _batches(source: Iterator[Part], limits: LimitSettings) -> Iterator[list[MessageText]]:
     """Cut messages into batches that an append may have; there is always at least one batch, maybe empty."""
     most = min(BATCH_MESSAGES, limits.append_messages)
     batch: list[MessageText] = []
@@ -116,6 +280,8 @@ def _batches(source: Iterator[ConversationText | MessageText], limits: LimitSett
     for part in source:
         if isinstance(part, ConversationText):
             raise InvalidArgument("conversation", "begins a second time", "Import one conversation at a time")
+        if isinstance(part, FileText):
+            raise InvalidArgument(part.where, "a file comes behind messages", "Put files before the first message")
         if part.seq != expected:
             raise InvalidArgument(f"{part.where}, seq", f"is {part.seq}, not {expected}", "Number the messages 1, 2, 3")
         expected += 1
@@ -133,7 +299,11 @@ def _batches(source: Iterator[ConversationText | MessageText], limits: LimitSett
 
 
 def _import_batch(
-    owner: Owner, name: ContinuationId, header: ConversationText, batch: list[MessageText]
+    owner: Owner,
+    name: ContinuationId,
+    header: ConversationText,
+    batch: list[MessageText],
+    files: Mapping[str, FileId],
 ) -> ImportBatch:
     first_seq = batch[0].seq if batch else 1
     digest = content_hash(
@@ -142,7 +312,7 @@ def _import_batch(
         [(each.message.role, each.message.kind, each.message.content, dict(each.message.metadata)) for each in batch],
         [each.created_at.isoformat() if each.created_at else None for each in batch],
     )
-    messages: list[NewMessage] = [each.message for each in batch]
+    messages = [_renamed(each.message, files) for each in batch]
     return ImportBatch(
         owner=owner,
         continuation_id=name,
@@ -161,10 +331,17 @@ def _import_batch(
     )
 
 
-def _refused(name: ContinuationId, imported: Imported, batch: list[MessageText]) -> Conflict | NotFound:
-    if imported.status == "deleted":
-        return NotFound("conversation", name, "It was deleted; bring it back first, or import under another name")
-    where = f", with messages from {batch[0].seq} on that this import did not bring" if batch else ""
+def _renamed(message: NewMessage, files: Mapping[str, FileId]) -> NewMessage:
+    """Return a message that names its files as they are called here."""
+    ids = message.metadata.get(FILE_IDS)
+    if not files or not isinstance(ids, list):
+        return message
+    names = [files.get(each, each) if isinstance(each, str) else each for each in ids]
+    return replace(message, metadata={**message.metadata, FILE_IDS: names})
+
+
+def _refused(name: ContinuationId, batch: list[MessageText]) -> Conflict:
+    where = f", with other messages from {batch[0].seq} on" if batch else ""
     return Conflict(
         "exists",
         f"the conversation {shown(name)} is here already{where}",

@@ -51,7 +51,8 @@ class Known:
 class StoredPage:
     """Consecutive messages, oldest first; `inc` names the life of the server that answered.
 
-    `page` is the messages as the cache holds them, where they were read so.
+    `page` is the messages as the cache holds them, where they were read so. `has_files` is known of a conversation's
+    beginning when it is read forward.
     """
 
     conversation: Conversation
@@ -59,6 +60,7 @@ class StoredPage:
     has_older: bool
     inc: str
     page: bytes | None = None
+    has_files: bool = False
 
 
 @dataclass(frozen=True, slots=True)

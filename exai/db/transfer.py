@@ -18,7 +18,7 @@ from exai.models import ContinuationId, Conversation, ConversationId, NewMessage
 EXPORT_PAGE_MESSAGES: Final = 500
 EXPORT_PAGE_BYTES: Final = 4 * 1_048_576
 
-ImportStatus = Literal["stored", "duplicate", "exists", "gap", "conflict_key", "deleted"]
+ImportStatus = Literal["stored", "duplicate", "exists", "gap", "conflict_key"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +49,13 @@ class ImportBatch:
 class Imported:
     """What a batch did; `conversation` is as it is now, None when there is none.
 
-    `exists`: the name holds other messages. `gap`: an earlier batch is missing, from
-    `conversation.last_seq` on.
+    `stored`: so many of its messages are new. `exists`: the name holds other messages. `gap`: an earlier batch is
+    missing, from `conversation.last_seq` on. `restored`: the conversation had been deleted, and is there again.
     """
 
     status: ImportStatus
+    stored: int
+    restored: bool
     conversation: Conversation | None
     base_revision: int
     revision: int
@@ -89,7 +91,8 @@ class TransferRepository:
         conversation = answer.conversation
         if conversation is None:
             raise NotFound("conversation", continuation_id, "List conversations to see which there are")
-        return StoredPage(conversation, tuple(answer.part("message")), after_seq > 0, answer.head["inc"])
+        messages, has_files = tuple(answer.part("message")), bool(answer.part("files"))
+        return StoredPage(conversation, messages, after_seq > 0, answer.head["inc"], has_files=has_files)
 
     async def export(self, owner: Owner, continuation_id: ContinuationId) -> AsyncIterator[StoredPage]:
         """All pages of a conversation as it was when this began, oldest first, each read when it is asked for.
@@ -124,6 +127,8 @@ class TransferRepository:
         header = head["conversation"]
         return Imported(
             status=head["status"],
+            stored=head["stored"],
+            restored=head["restored"],
             conversation=conversation_of(header) if header else None,
             base_revision=head["base_revision"] or 0,
             revision=head["revision"] or 0,

@@ -70,14 +70,21 @@ select pg_catalog.count(*)::bigint as removed from gone;
 
 -- name: read_forward
 -- repeat: read
--- Messages from the oldest on, for exports; by the primary key of messages, in one snapshot.
+-- Messages from the oldest on, for exports, and at the beginning whether there are files; by the primary key of messages
+-- and conversation_files_pkey, in one snapshot.
 select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
        p.turn_id::text, p.data::text
-  from exai.read_forward_v1($1::text, $2::text, $3::bigint, $4::bigint, $5::integer, $6::bigint) p;
+  from exai.read_forward_v1($1::text, $2::text, $3::bigint, $4::bigint, $5::integer, $6::bigint) p
+union all
+select 'files', null::bigint, null::text, null::text, null::timestamptz, null::text, null::text, null::text
+ where $3::bigint = 0 and exists (
+   select from public.conversations c
+     join public.conversation_files l on l.conversation_id = c.id
+    where c.owner = $1::text and c.continuation_id = $2::text and c.deleted_at is null);
 
 -- name: import_batch
 -- repeat: keyed
 -- Stores one batch of an import with its own times; locks the conversation.
 select p.part::text, p.data::text
-  from exai.import_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::text::jsonb,
+  from exai.import_v2($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::text::jsonb,
                       $8::bigint, $9::text[], $10::text[], $11::text[], $12::text[], $13::text[]) p;

@@ -7,18 +7,23 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from exai.blobs.base import Blobs
 from exai.cache.conversations import open_cache
-from exai.config import CacheSettings, LimitSettings
+from exai.config import CacheSettings, FileSettings, LimitSettings
 from exai.conversations.formats import ConversationText, MessageText
 from exai.conversations.notices import Notices
 from exai.conversations.transfer import Transfer
+from exai.db.contents import PostgresBlobs
 from exai.db.conversations import ConversationRepository
 from exai.db.curation import CurationRepository
+from exai.db.files import FileRepository
 from exai.db.pool import Database, connect
 from exai.db.search import SearchQuery, SearchRepository
 from exai.db.transfer import ImportBatch, TransferRepository
 from exai.errors import InvalidArgument, NotFound
+from exai.files import FileService
 from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, TurnId
+from exai.paths import Roots
 from tests.support.counters import Counters
 from tests.support.database import appending, beginning, contents_of, conversation_of, ending, new_id, once
 
@@ -192,7 +197,7 @@ async def test_times_must_be_as_many_as_messages(transfer: TransferRepository) -
 
 
 async def test_an_import_goes_in_batches_that_an_append_may_have(
-    repository: ConversationRepository, transfer: TransferRepository
+    repository: ConversationRepository, transfer: TransferRepository, database: Database
 ) -> None:
     """Whoever imports cannot cut the text smaller, whatever limits were set."""
     limits = LimitSettings(append_messages=2, append_bytes=1_024)
@@ -200,7 +205,9 @@ async def test_an_import_goes_in_batches_that_an_append_may_have(
     parts = [MessageText(seq, NewMessage("user", "x" * size), None, f"line {seq}") for seq, size in enumerate(sizes, 1)]
     text = [ConversationText(NAME), *parts]
     async with open_cache(CacheSettings(), None, recorder=Counters(), changes=repository.changes) as cache:  # type: ignore[arg-type]
-        service = Transfer(transfer, cache, limits, Notices())
+        blobs = Blobs(PostgresBlobs(database))
+        files = FileService(FileRepository(database), blobs, FileSettings(), limits=limits, roots=Roots([]))
+        service = Transfer(transfer, cache, limits, Notices(), files)
         assert [each.seen async for each in service.import_text(LOCAL_OWNER, text)] == [1, 3, 5, 6]
     stored = (await repository.read_page(LOCAL_OWNER, NAME)).messages
     assert [len(each.content) for each in stored] == sizes

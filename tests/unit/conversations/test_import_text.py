@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -28,3 +29,39 @@ def test_place_of_a_message_is_its_line() -> None:
     )
     assert isinstance(parts[0], ConversationText)
     assert [part.where for part in parts[1:] if isinstance(part, MessageText)] == ["line 4", "line 10", "line 16"]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        1767323045,
+        1767323045.0,
+        1767323045000,
+        1767323045000000,
+        1767323045000000000,
+        "1767323045",
+        "1767323045000",
+        "2026-01-02T03:04:05Z",
+        "2026-01-02T03:04:05+00:00",
+        "2026-01-02 03:04:05+00",
+        "2026-01-02 03:04:05 +0000",
+        "2026-01-02 05:04:05 +02:00",
+        "2026-01-02 03:04:05 UTC",
+        " 2026-01-02T03:04:05.000000000Z ",
+    ],
+)
+def test_times_are_read_as_other_programs_write_them(given: Any) -> None:
+    """As numbers since 1970 in any unit, with a space, with or without a colon in the offset."""
+    message = {"seq": 1.0, "role": "user", "content": "x", "created_at": given}
+    _, part = read_lines([json.dumps(HEADER), json.dumps(message)])
+    assert isinstance(part, MessageText)
+    assert part.created_at == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("given", ["2026-01-02 03:04:05", "2026-01-02", "yesterday", "", True, [], {}, 1e300, "9" * 40])
+def test_time_that_says_no_moment_is_refused_with_its_line(given: Any) -> None:
+    """A time without a zone could be off by a day."""
+    message = {"seq": 1, "role": "user", "content": "x", "created_at": given}
+    with pytest.raises(InvalidArgument) as caught:
+        list(read_lines([json.dumps(HEADER), "", json.dumps(message)]))
+    assert caught.value.field == "line 3, created_at"

@@ -48,7 +48,7 @@ BLOBS = "files"
 
 CACHE_NOT_GIVEN = (
     "no cache: a database is configured and no Redis, so every read is one database round trip. "
-    "Set EXAI_CACHE__URL to a Redis or Valkey, or to off to silence this"
+    "Set EXAI_CACHE__URL to a Redis or Valkey, to embedded, or to off to silence this"
 )
 
 RETRY_START_S = 1.0
@@ -169,16 +169,23 @@ class _Patience:
 
 
 async def _open_embedded(stack: AsyncExitStack, settings: Settings) -> Embedded | None:
-    if settings.database.url is not None:
+    postgres, valkey = settings.embedded_servers
+    if not postgres and not valkey:
         return None
-    return await stack.enter_async_context(
+    embedded = await stack.enter_async_context(
         start_embedded(
-            settings.data_dir,
-            valkey=settings.cache.url is None,
+            settings.embedded_dir,
+            postgres=postgres,
+            valkey=valkey,
             pg_bin=settings.pg_bin,
             report=lambda sentence: log.error("embedded_server", report=sentence),
         )
     )
+    if settings.cache.url == "embedded" and embedded.valkey_url is None:
+        raise StartupError(
+            "EXAI_CACHE__URL=embedded", "; ".join(embedded.notes), 'Install "exai[embedded]", or set off'
+        )
+    return embedded
 
 
 async def _open_database(
@@ -231,7 +238,7 @@ async def _check_cache(cache: ConversationCache, url: str | None) -> None:
 
 def _cache_url(settings: Settings, embedded: Embedded | None) -> str | None:
     given = settings.cache.url
-    if given is None:
+    if given is None or given == "embedded":
         return embedded.valkey_url if embedded else None
     return None if isinstance(given, str) else given.get_secret_value()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import json
 import os
 import re
@@ -121,6 +122,23 @@ class Settings(BaseSettings):
     def env_file(self) -> Path | None:
         """The `.env` file that was read, None when there was none."""
         return self._reading.env_file
+
+    @property
+    def embedded_servers(self) -> tuple[bool, bool]:
+        """Whether EXAI runs its own Postgres, and its own Valkey.
+
+        Without a setting the cache goes with the database: beside one that was given none is started unasked.
+        """
+        own_database = self.database.url is None
+        return own_database, self.cache.url == "embedded" or (own_database and self.cache.url is None)
+
+    @property
+    def embedded_dir(self) -> Path:
+        """Where those servers keep their data; a cache for a given database holds entries of that one alone."""
+        if self.database.url is None:
+            return self.data_dir
+        where = self.database.url.get_secret_value().rpartition("@")[2]
+        return self.data_dir / f"cache-{hashlib.sha256(where.encode()).hexdigest()[:8]}"
 
     @property
     def reading(self) -> Reading:

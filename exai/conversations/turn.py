@@ -108,7 +108,7 @@ class ChatTurns:
         started = time.monotonic()
         model = self._providers.resolve(request.model)
         self._providers.check(model, max_output_tokens=request.max_output_tokens, thinking=request.thinking)
-        await self._providers.prepare(model)
+        model = await self._providers.prepare(model)
         sizing = self._providers.sizing
         room_tokens = sizing.room(model, request.max_output_tokens)
         check_fits(request.prompt, request.system, room_tokens)

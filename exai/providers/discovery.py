@@ -1,11 +1,15 @@
-"""The models an endpoint says it serves: one bounded GET, remembered for a while, never in the way of a request.
+"""What an endpoint says of the models it serves: their names and windows, remembered for a while.
 
-A list that cannot be had is a sentence in the status, not an error: a model named as `endpoint/model` needs no list.
+Asking is bounded in time, size and number of requests, and concurrent callers share it. What cannot be had is a
+sentence in the status, not an error: a model named as `endpoint/model` needs no list, and without one it is given a
+cautious window.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -14,6 +18,7 @@ import orjson
 
 from exai.providers.base import Clocks, Family
 from exai.providers.exchange import headers_for
+from exai.providers.reading import decode, tokens
 
 LIST_LIMIT_S: Final = 5.0
 MAX_LIST_BYTES: Final = 1_048_576
@@ -21,14 +26,33 @@ MAX_MODELS: Final = 500
 MAX_NAME_CHARS: Final = 200
 FRESH_S: Final = 300.0
 RETRY_S: Final = 30.0
+MAX_SHOWN_MODELS: Final = 8
+"""Models of one endpoint that Ollama is asked about one by one."""
 
-_WINDOW_FIELDS: Final = ("max_model_len", "context_length", "context_window")
 _MIN_WINDOW: Final = 256
+_WINDOW_FIELDS: Final = (
+    "loaded_context_length",
+    "max_model_len",
+    "context_length",
+    "context_window",
+    "max_context_length",
+    "n_ctx",
+    "max_input_tokens",
+    "inputTokenLimit",
+    "max_seq_len",
+)
+"""Where servers say it: LM Studio, vLLM and SGLang, many, many, LM Studio, llama.cpp, LiteLLM, Gemini, TabbyAPI."""
+
+_PLACES: Final = ("meta", "model_info", "top_provider", "limits", "default_generation_settings", "status", "metadata")
+_NUM_CTX: Final = re.compile(r"^\s*num_ctx\s+(\d{1,9})", re.MULTILINE)
 
 
 @dataclass(slots=True)
 class Discovery:
-    """What one endpoint listed; `windows` maps each model to its window, None where it was not told."""
+    """What one endpoint said; `windows` maps each model to its window, None where it was not told.
+
+    `wanted` are the models that are configured; without any, the endpoint's own list is asked for.
+    """
 
     family: Family
     base_url: str
@@ -37,6 +61,10 @@ class Discovery:
     clocks: Clocks
     windows: dict[str, int | None] = field(default_factory=dict)
     problem: str | None = None
+    wanted: tuple[str, ...] = ()
+    limit_s: float = LIST_LIMIT_S
+    has_answered: bool = False
+    _is_unsure: bool = False
     _due: float = 0.0
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -44,28 +72,109 @@ class Discovery:
         self._due = self.clocks.monotonic()
 
     async def refresh(self) -> None:
-        """Ask the endpoint unless it answered lately; concurrent callers share one request. Never raises for it."""
+        """Ask the endpoint unless it was asked lately; concurrent callers share one request. Never raises for it."""
         async with self._lock:
-            if self.clocks.monotonic() < self._due:
+            if not self.is_due:
                 return
+            self._is_unsure = False
             try:
-                async with asyncio.timeout(LIST_LIMIT_S):
-                    self.windows, self.problem = _windows(await self._get()), None
-            except (TimeoutError, httpx.TransportError, _NoList) as error:
+                async with asyncio.timeout(self.limit_s):
+                    await self._ask()
+            except (TimeoutError, httpx.TransportError) as error:
                 self.problem = str(error) or type(error).__name__
-            self._due = self.clocks.monotonic() + (RETRY_S if self.problem else FRESH_S)
+            self.has_answered = True
+            self._due = self.clocks.monotonic() + (RETRY_S if self.problem or self._is_unsure else FRESH_S)
 
-    async def _get(self) -> bytes:
+    @property
+    def is_due(self) -> bool:
+        """Whether the endpoint may say something else by now."""
+        return self.clocks.monotonic() >= self._due
+
+    async def _ask(self) -> None:
+        try:
+            self.windows, self.problem = _windows(await self._get(f"{self.base_url}/models")), None
+        except _NoList as error:
+            self.problem = str(error)
+        await self._ask_for_windows()
+
+    async def _ask_for_windows(self) -> None:
+        """Ask in the servers' own ways, each only while a window is not known."""
+        for source in (self._of_models, self._of_llama_cpp, self._of_ollama):
+            names = [name for name in (self.wanted or self.windows) if self.windows.get(name) is None]
+            if not names:
+                return
+            async for name, window in source(names):
+                self.windows[name] = window
+        for name in self.wanted:
+            self.windows.setdefault(name, None)
+
+    async def _of_models(self, names: list[str]) -> AsyncIterator[tuple[str, int]]:
+        """Lists beside the one of the protocol: LM Studio's and LiteLLM's."""
+        for path in (f"{self._origin}/api/v0/models", f"{self.base_url}/model/info"):
+            document = await self._document("GET", path)
+            entries = document.get("data")
+            for entry in entries[:MAX_MODELS] if isinstance(entries, list) else ():
+                name = entry.get("id") or entry.get("model_name") if isinstance(entry, dict) else None
+                if name in names and (window := _window(entry)) is not None:
+                    yield name, window
+
+    async def _of_llama_cpp(self, names: list[str]) -> AsyncIterator[tuple[str, int]]:
+        """Its one model has the context that the server was started with."""
+        window = _window(await self._document("GET", f"{self._origin}/props"))
+        if window is not None:
+            for name in names:
+                yield name, window
+
+    async def _of_ollama(self, names: list[str]) -> AsyncIterator[tuple[str, int]]:
+        """A loaded model has the context it was loaded with, any other the one its file asks for.
+
+        The length a model was trained for says nothing: a longer prompt than the context is cut without a word.
+        """
+        loaded = await self._document("GET", f"{self._origin}/api/ps")
+        if not isinstance(loaded.get("models"), list):
+            return
+        running = {
+            known: _window(entry)
+            for entry in loaded["models"]
+            if isinstance(entry, dict)
+            for known in _ollama_names(entry)
+        }
+        for name in names[:MAX_SHOWN_MODELS]:
+            window = running.get(name)
+            if window is None:
+                shown = await self._document("POST", f"{self._origin}/api/show", {"model": name})
+                parameters = shown.get("parameters")
+                asked = _NUM_CTX.search(parameters) if isinstance(parameters, str) else None
+                window = _plausible(asked[1]) if asked else None
+            if window is not None:
+                yield name, window
+            # A model that is loaded later says more.
+            self._is_unsure = self._is_unsure or running.get(name) is None
+
+    @property
+    def _origin(self) -> str:
+        return self.base_url.removesuffix("/v1")
+
+    async def _document(self, method: str, url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return the JSON object at an address that only some servers have; {} where there is none."""
+        try:
+            document = decode(await self._get(url, method, body))
+        except (_NoList, ValueError):
+            return {}
+        return document if isinstance(document, dict) else {}
+
+    async def _get(self, url: str, method: str = "GET", body: Mapping[str, Any] | None = None) -> bytes:
         headers = headers_for(self.key, "application/json")
-        async with self.client.stream("GET", f"{self.base_url}/models", headers=headers) as response:
+        content = None if body is None else orjson.dumps(body)
+        async with self.client.stream(method, url, headers=headers, content=content) as response:
             if response.status_code != 200 or response.headers.get("content-encoding", "identity") != "identity":
                 raise _NoList(f"HTTP {response.status_code}")
-            body = b""
+            received = b""
             async for chunk in response.aiter_raw():
-                body += chunk
-                if len(body) > MAX_LIST_BYTES:
+                received += chunk
+                if len(received) > MAX_LIST_BYTES:
                     raise _NoList(f"more than {MAX_LIST_BYTES:,} bytes")
-            return body
+            return received
 
 
 class _NoList(Exception):
@@ -74,10 +183,10 @@ class _NoList(Exception):
 
 def _windows(body: bytes) -> dict[str, int | None]:
     try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError:
+        document = decode(body)
+    except ValueError:
         raise _NoList("not JSON") from None
-    entries = document.get("data") if isinstance(document, dict) else None
+    entries = document.get("data") if isinstance(document, dict) else document
     if not isinstance(entries, list):
         raise _NoList("no list of models")
     named = [entry for entry in entries if isinstance(entry, dict) and _is_name(entry.get("id"))]
@@ -88,9 +197,25 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS and value.isprintable()
 
 
-def _window(entry: dict[str, Any]) -> int | None:
-    for name in _WINDOW_FIELDS:
-        value = entry.get(name)
-        if isinstance(value, int) and value >= _MIN_WINDOW:
-            return value
-    return None
+def _window(entry: Mapping[str, Any]) -> int | None:
+    """Return the smallest window an entry names, at its top or in one of the places where servers put it."""
+    loaded = _plausible(entry.get(_WINDOW_FIELDS[0]))
+    return loaded or min(_named_windows(entry), default=None)
+
+
+def _named_windows(entry: Mapping[str, Any]) -> Iterator[int]:
+    for place in (entry, *(entry.get(name) for name in _PLACES)):
+        if isinstance(place, Mapping):
+            yield from filter(None, (_plausible(place.get(name)) for name in _WINDOW_FIELDS))
+
+
+def _plausible(value: object) -> int | None:
+    window = tokens(value)
+    return window if window >= _MIN_WINDOW else None
+
+
+def _ollama_names(entry: Mapping[str, Any]) -> Iterator[str]:
+    for name in (entry.get("name"), entry.get("model")):
+        if isinstance(name, str):
+            yield name
+            yield name.removesuffix(":latest")

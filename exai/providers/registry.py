@@ -46,6 +46,7 @@ class Providers:
         self._sites, self._names, self._chats = sites, names, chats
         self._discoveries, self._clocks = discoveries, clocks
         self.sizing = Sizing()
+        self._refreshing: set[asyncio.Task[None]] = set()
 
     def resolve(self, model: str | None) -> Model:
         """Return the model of that name or alias, or the default for None, "" and "auto". No I/O.
@@ -70,8 +71,25 @@ class Providers:
         """Ask `model`, which `resolve` gave; see `ChatApi.complete` for what holds afterwards and what is raised."""
         return await self._chats[model.provider].complete(model, request, on_delta)
 
-    async def prepare(self, model: Model) -> None:
-        """Learn what the model's endpoint says of it, if it has not been asked yet: at most a few seconds, once."""
+    async def prepare(self, model: Model) -> Model:
+        """Return the model with what its endpoint says of it; waits for the endpoint once, for a few seconds."""
+        discovery = self._discoveries.get(model.provider)
+        if discovery is None:
+            return model
+        if not discovery.has_answered:
+            await discovery.refresh()
+        elif discovery.is_due and not self._refreshing:
+            task = asyncio.create_task(self.discover(), name="provider-refresh")
+            self._refreshing.add(task)
+            task.add_done_callback(self._refreshing.discard)
+        return self._names.find(model.name) or model
+
+    async def close(self) -> None:
+        """End what is asked aside."""
+        for task in self._refreshing:
+            task.cancel()
+        if self._refreshing:
+            await asyncio.wait(self._refreshing)
 
     def cost_usd(self, model: Model, usage: Usage) -> Decimal | None:
         """What `usage` costs, or None when the model's price is not known."""
@@ -95,7 +113,7 @@ class Providers:
         )
 
     async def discover(self) -> None:
-        """Ask endpoints without a configured model list for theirs, at most every few minutes; never raises for it."""
+        """Ask endpoints for the models and windows that are not configured, every few minutes; never raises for it."""
         await asyncio.gather(*(discovery.refresh() for discovery in self._discoveries.values()))
 
     def _info(self, model: Model, default: str | None) -> ModelInfo:
@@ -139,7 +157,7 @@ class Providers:
         if chat is not None and chat.gates.state == "closed":
             notes += [f"{name} is left alone for now, because it failed repeatedly" for name in chat.gates.failing()]
         discovery = self._discoveries.get(site.family.name)
-        if discovery is not None and discovery.problem is not None:
+        if discovery is not None and not discovery.wanted and discovery.problem is not None:
             notes.append(f"its list of models could not be read: {discovery.problem}")
         url = httpx.URL(site.base_url)
         if site.key and url.scheme == "http" and not is_loopback(url.host):
@@ -184,10 +202,20 @@ async def open_providers(
                 clocks=clocks,
                 place_limit_s=settings.connect_timeout_s,
             )
-            if site.endpoint is not None and not site.endpoint.models:
-                discoveries[name] = Discovery(site.family, site.base_url, site.key, client, clocks)
+            endpoint = site.endpoint
+            if endpoint is not None and (not endpoint.models or endpoint.context_window is None):
+                discoveries[name] = Discovery(
+                    site.family,
+                    site.base_url,
+                    site.key,
+                    client,
+                    clocks,
+                    wanted=endpoint.models,
+                    limit_s=settings.connect_timeout_s,
+                )
         names = ModelNames(sites, catalogue, discoveries, default_model=settings.default_model, clocks=clocks)
-        _check_default(settings, names, open_ended=bool(discoveries))
+        is_open_ended = any(site.endpoint is not None and not site.endpoint.models for site in sites.values())
+        _check_default(settings, names, open_ended=is_open_ended)
         providers = Providers(sites, names, chats, discoveries, clocks)
         discovering = asyncio.create_task(providers.discover(), name="provider-discovery")
         try:
@@ -195,6 +223,7 @@ async def open_providers(
         finally:
             discovering.cancel()
             await asyncio.wait([discovering])
+            await providers.close()
         if not discovering.cancelled():
             discovering.result()
 

@@ -237,6 +237,8 @@ class ProviderServer:
 
     def __init__(self, *, default: Callable[[Any], Reply] = echo, models: Sequence[Mapping[str, Any]] = ()) -> None:
         self.default, self.models = default, list(models)
+        self.routes: dict[str, Any] = {}
+        self.hangs = False
         self.received: list[Received] = []
         self.gate = asyncio.Event()
         self.port = 0
@@ -341,7 +343,11 @@ class ProviderServer:
             await asyncio.gather(listening, speaking, return_exceptions=True)
 
     def _reply(self, request: Received) -> Reply:
-        if request.path.endswith("/models"):
+        if self.hangs:
+            return hang_before_headers()
+        if request.path in self.routes:
+            return failure(200, self.routes[request.path])
+        if request.path.endswith("/v1/models"):
             return failure(200, {"object": "list", "data": self.models})
         if not request.path.endswith("/chat/completions"):
             return failure(404, {"error": {"message": "no such path"}})

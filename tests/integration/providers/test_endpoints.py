@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from exai.errors import ConfigError, InvalidArgument, NotConfigured, ProviderRefused
-from tests.integration.providers.conftest import Asker, OpenProviders, soon
+from tests.integration.providers.conftest import Asker, OpenProviders, Pauses, soon
 from tests.support.provider_process import provider_process
 from tests.support.provider_server import ProviderServer, chunk, event, failure, stream
 
@@ -55,15 +55,63 @@ async def test_models_of_an_endpoint_without_a_list_are_discovered_once(
         assert [info.name for info in providers.models() if info.configured] == ["local/qwen3", "local/llama3"]
         assert providers.resolve("qwen3").context_window == 40_960
         assert providers.resolve(None).name == "local/qwen3"
-    assert [request.path for request in server.received] == ["/v1/models"]
+    assert [request.path for request in server.received].count("/v1/models") == 1
     assert server.received[0].headers["authorization"] == "Bearer k-1"
 
 
 async def test_endpoint_with_a_list_is_not_asked_for_one(server: ProviderServer, opened: OpenProviders) -> None:
     """What was configured is used as given."""
-    async with opened(endpoints={"local": endpoint(server, "m")}) as providers:
+    async with opened(endpoints={"local": endpoint(server, "m", context_window=4_096)}) as providers:
         await soon(providers.discover())
+        assert (await providers.prepare(providers.resolve("m"))).context_window == 4_096
     assert server.received == []
+
+
+WINDOWS = [
+    ({"/v1/models": {"data": [{"id": "m", "max_model_len": 40_960}]}}, 40_960),
+    (
+        {"/v1/models": {"data": [{"id": "m", "context_length": 99_999, "top_provider": {"context_length": 4_000}}]}},
+        4_000,
+    ),
+    ({"/v1/models": {"data": [{"id": "m", "meta": {"n_ctx_train": 131_072, "n_ctx": 2_048}}]}}, 2_048),
+    ({"/props": {"default_generation_settings": {"n_ctx": 6_144}, "total_slots": 1}}, 6_144),
+    ({"/api/v0/models": {"data": [{"id": "m", "max_context_length": 99_999, "loaded_context_length": 3_000}]}}, 3_000),
+    ({"/v1/model/info": {"data": [{"model_name": "m", "model_info": {"max_input_tokens": 7_000}}]}}, 7_000),
+    ({"/api/ps": {"models": [{"name": "m:latest", "context_length": 4_096}]}}, 4_096),
+    ({"/api/ps": {"models": []}, "/api/show": {"parameters": "stop x\nnum_ctx    16384\n"}}, 16_384),
+    ({"/api/ps": {"models": []}, "/api/show": {"model_info": {"llama.context_length": 131_072}}}, 8_192),
+    ({"/v1/models": {"data": [{"id": "m", "max_model_len": "many"}, {"id": "m2", "max_model_len": 3}]}}, 8_192),
+    ({"/props": ["odd"], "/api/ps": {"models": [{"name": 7}, "x"]}, "/v1/model/info": {"data": "x"}}, 8_192),
+]
+
+
+@pytest.mark.parametrize(("routes", "window"), WINDOWS, ids=range(len(WINDOWS)))
+@pytest.mark.parametrize("models", [(), ("m",)], ids=["open", "listed"])
+async def test_window_that_is_not_configured_is_asked_of_the_server(
+    server: ProviderServer, opened: OpenProviders, routes: dict[str, Any], window: int, models: tuple[str, ...]
+) -> None:
+    """vLLM, OpenRouter, llama.cpp, LM Studio, LiteLLM and Ollama say it, each in its place; once for all callers."""
+    server.models = [{"id": "m"}]
+    server.routes = routes
+    async with opened(kimi={}, glm={}, endpoints={"local": endpoint(server, *models)}) as providers:
+        model = providers.resolve("local/m")
+        assert [
+            each.context_window for each in await soon(asyncio.gather(*(providers.prepare(model) for _ in range(5))))
+        ] == [window] * 5
+        asked = [request.path for request in server.received]
+    assert len(asked) == len(set(asked)) <= 6
+
+
+async def test_server_that_hangs_is_waited_for_once(
+    server: ProviderServer, opened: OpenProviders, pauses: Pauses
+) -> None:
+    """A window is worth some seconds at the start, and none of any later request."""
+    server.hangs = True
+    async with opened(kimi={}, glm={}, connect_timeout_s=0.2, endpoints={"local": endpoint(server, "m")}) as providers:
+        model = await soon(providers.prepare(providers.resolve("m")))
+        assert model.context_window == 8_192
+        pauses.now += 3_600
+        await soon(providers.prepare(model))
 
 
 async def test_endpoint_that_lists_nothing_is_a_note_and_can_still_be_asked(

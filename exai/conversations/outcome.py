@@ -128,20 +128,23 @@ def _said_of(asked: Asked) -> Iterator[str]:
 def failure_of(request: ChatRequest, model: Model, begun: TurnBegun, text: str, error: BaseException) -> TurnEnd:
     """Return the record of a failed attempt: its cause, and the part of an answer that was heard.
 
-    Where there is none, a message says why no answer follows the question; neither is ever sent to a model.
+    Where a conversation would hold nothing but its first question, a message says why no answer follows; neither that
+    nor the part is ever sent to a model.
     """
     cause = cause_of(error)
     why = str(cause.get("message", f"internal error ({cause.get('type')})"))[:MAX_CAUSE_CHARS]
     facts = {"error": cause["code"], "message": why}
-    kept = NewMessage("assistant", f"No answer: {why}", kind="failed", metadata=facts)
+    kept: tuple[NewMessage, ...] = ()
     if text.strip():
-        kept = NewMessage("assistant", text, kind="partial", metadata=facts)
+        kept = (NewMessage("assistant", text, kind="partial", metadata=facts),)
+    elif request.continuation_id is None:
+        kept = (NewMessage("assistant", f"No answer: {why}", kind="failed", metadata=facts),)
     return TurnEnd(
         owner=request.owner,
         turn_id=begun.turn_id,
         attempt=begun.attempt,
         state="failed",
-        messages=(kept,),
+        messages=kept,
         model=model.name,
         error=cause,
     )

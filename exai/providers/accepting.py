@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from exai.providers.base import LimitField, Model
+from exai.providers.shaping import alternates
 
 MAX_MODELS: Final = 500
 MAX_LESSONS: Final = 5
@@ -43,6 +44,10 @@ _SYSTEM_ROLE: Final = re.compile(
     r"|developer\s+instruction\s+is\s+not\s+enabled",
     re.IGNORECASE | re.DOTALL,
 )
+_ORDER: Final = re.compile(
+    r"role|alternat|template|jinja|consecutive|sequence|order|messages?\b|assistant|\buser\b|conversation|empty",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +57,7 @@ class Accepted:
     dropped: frozenset[str] = frozenset()
     limit_field: LimitField | None = None
     system_role: bool = True
+    strictly: bool = False
 
 
 AS_IT_IS: Final = Accepted()
@@ -84,6 +90,10 @@ class Lessons:
         has_system = any(message["role"] == "system" for message in body["messages"])
         if learned == own and has_system and own.system_role and _SYSTEM_ROLE.search(said):
             learned = replace(own, system_role=False)
+        may_be_order = _ORDER.search(said) and not own.strictly and not alternates(body["messages"])
+        if learned == own and may_be_order:
+            # Templates say this in their own words, or in those of the language they are written in.
+            learned = replace(own, strictly=True)
         if STREAM_OPTIONS in body and (STREAM_OPTIONS in fields or (learned == own and _is_vague(status, said))):
             self._dropped |= {STREAM_OPTIONS}
         elif learned == own:

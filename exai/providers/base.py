@@ -109,7 +109,8 @@ class Family:
     """The rules of one provider. `verdicts` maps its error types and codes, `statuses` HTTP statuses it uses oddly.
 
     `key_setting` names the variables that hold the key. `needs_user_message`: a list without one is rejected.
-    `open_temperature_range`: the ends of the range are rejected.
+    `open_temperature_range`: the ends of the range are rejected. `takes_any_order`: messages of one role may follow
+    each other, and the first may be the model's.
     """
 
     name: str
@@ -119,6 +120,7 @@ class Family:
     stream_usage: bool
     needs_user_message: bool = False
     open_temperature_range: bool = False
+    takes_any_order: bool = False
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
     statuses: Mapping[int, Verdict] = field(default_factory=dict)
     request_id_headers: tuple[str, ...] = ("x-request-id", "x-trace-id")

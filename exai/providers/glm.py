@@ -29,6 +29,7 @@ GLM = Family(
     # Usage comes unasked with the last chunk, and stream_options is not among the documented parameters.
     stream_usage=False,
     needs_user_message=True,
+    takes_any_order=True,
     open_temperature_range=True,
     verdicts={str(code): verdict for verdict, codes in _CODES.items() for code in codes},
     statuses={434: "auth", 435: "refused"},

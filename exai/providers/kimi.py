@@ -13,6 +13,7 @@ KIMI = Family(
     key_setting="EXAI_PROVIDERS__KIMI__API_KEY or KIMI_API_KEY",
     limit_field="max_completion_tokens",
     stream_usage=True,
+    takes_any_order=True,
     verdicts={
         "content_filter": "refused",
         "invalid_request_error": "refused",

@@ -75,7 +75,11 @@ def build_body(
     )
     body: dict[str, Any] = {
         "model": model.wire_name,
-        "messages": shaped(request.messages, system_role=accepted.system_role),
+        "messages": shaped(
+            request.messages,
+            strictly=accepted.strictly or not family.takes_any_order,
+            system_role=accepted.system_role,
+        ),
         "stream": True,
     }
     if model.stream_usage:

@@ -7,7 +7,7 @@ the turn before did, so that the provider's cache serves it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from exai.models import Prompt, Role
@@ -17,12 +17,15 @@ BEFORE_AN_ANSWER: Final = "(The conversation begins with the following message.)
 """The user's message before an answer that nothing precedes."""
 
 
-def shaped(messages: Sequence[Prompt], *, system_role: bool = True) -> list[dict[str, str]]:
+def shaped(messages: Sequence[Prompt], *, strictly: bool = True, system_role: bool = True) -> list[dict[str, str]]:
     """Return messages of alternating roles, none empty, with the user's first, after the system's if there is one.
 
-    Without `system_role` the system's text begins the first message of the user.
+    Without `system_role` the system's text begins the first message of the user. Not `strictly`, the messages stay
+    apart and in any order, for a model that is known to take them so.
     """
     said = [Prompt(_role(message), message.content) for message in messages if message.content.strip()]
+    if not strictly and system_role:
+        return _encoded(said)
     system = _joined(message.content for message in said if message.role == "system")
     talk = _merged(message for message in said if message.role != "system")
     if talk and talk[0].role != "user":
@@ -32,7 +35,21 @@ def shaped(messages: Sequence[Prompt], *, system_role: bool = True) -> list[dict
         talk.insert(0, Prompt("user", _joined(filter(None, (system, first)))))
     elif system:
         talk.insert(0, Prompt("system", system))
-    return [{"role": message.role, "content": message.content} for message in talk]
+    return _encoded(talk)
+
+
+def alternates(messages: Sequence[Mapping[str, str]]) -> bool:
+    """Whether shaping the messages of a body strictly would leave them as they are."""
+    roles = [message["role"] for message in messages]
+    return roles in (_alternating(len(roles)), ["system", *_alternating(len(roles) - 1)])
+
+
+def _alternating(length: int) -> list[str]:
+    return [("user", "assistant")[at % 2] for at in range(length)]
+
+
+def _encoded(messages: Iterable[Prompt]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def _merged(messages: Iterable[Prompt]) -> list[Prompt]:

@@ -138,7 +138,7 @@ async def test_failed_first_chat_names_its_conversation_and_is_marked_where_it_i
     assert "no such model" in stored[1].content
     assert stored[1].metadata["error"] == "provider_refused"
     await service.chat(ChatRequest(LOCAL_OWNER, "Again", continuation_id=name))
-    assert [message["role"] for message in rig.provider.chats[-1].body["messages"]] == ["user"]
+    assert [message["content"] for message in rig.provider.chats[-1].body["messages"]] == ["Hello", "Again"]
 
 
 async def test_refused_first_chat_leaves_nothing_behind(rig: Rig) -> None:

@@ -123,6 +123,28 @@ async def test_system_text_goes_with_the_user_where_the_role_is_refused(
     assert server.chats[-1].body["messages"] == [{"role": "user", "content": "Be brief.\n\nHi"}]
 
 
+@pytest.mark.parametrize("said", ["Jinja Exception: After the optional system message", "bad order of messages"])
+@pytest.mark.parametrize("model", ["kimi-k2.6", "local/m"])
+async def test_array_that_a_template_refuses_is_sent_in_the_strictest_form(
+    server: ProviderServer, opened: OpenProviders, said: str, model: str
+) -> None:
+    """Whatever it says of it; the lesson is learned once, and an endpoint of unknown kind needs none."""
+
+    def strict(body: Any) -> Reply:
+        roles = [message["role"] for message in body["messages"]]
+        return (
+            kimi_answer("ok") if roles == ["user", "assistant", "user"] else failure(400, {"error": {"message": said}})
+        )
+
+    server.default = strict
+    messages = [Prompt("user", "1"), Prompt("user", "2"), Prompt("assistant", "3"), Prompt("user", "4")]
+    async with opened(endpoints=endpoints(server)) as providers:
+        for _ in range(2):
+            assert (await Asker(providers)(model, messages=messages)).content == "ok"
+    assert [message["content"] for message in server.chats[-1].body["messages"]] == ["1\n\n2", "3", "4"]
+    assert len(server.chats) == (3 if model == "kimi-k2.6" else 2)
+
+
 async def test_endpoint_that_refuses_everything_is_asked_a_bounded_number_of_times(
     server: ProviderServer, opened: OpenProviders
 ) -> None:

@@ -140,8 +140,8 @@ def test_empty_list_is_refused() -> None:
 
 def test_tool_message_keeps_its_place_as_the_users() -> None:
     """A tool role without a recorded call is an error for every provider."""
-    sent = body("kimi-k3", (Prompt("user", "a"), Prompt("assistant", "b"), Prompt("tool", "42")))["messages"]
-    assert sent[2] == {"role": "user", "content": "42"}
+    sent = body("kimi-k3", (Prompt("user", "a"), Prompt("tool", "42")))["messages"]
+    assert sent[1] == {"role": "user", "content": "42"}
 
 
 def test_text_that_is_not_unicode_is_the_callers_error() -> None:

@@ -1682,7 +1682,9 @@ AS $function$
 select pg_catalog.json_build_array(
   m.seq, m.role, m.content,
   greatest(least(m.created_at, '9999-12-31 23:59:59.999999+00'::timestamptz), '0001-01-01 00:00:00+00'::timestamptz),
-  m.kind, m.turn_id, m.metadata)::text
+  m.kind, m.turn_id,
+  case when pg_catalog.jsonb_typeof(m.metadata) = 'object' then m.metadata
+       else pg_catalog.jsonb_build_object('value', m.metadata) end)::text
 $function$
 ;
 
@@ -1988,7 +1990,7 @@ begin
          order by x.seq
          limit least(c_batch, v_left)
       loop
-        v_bytes := v_bytes - octet_length(m.content);
+        v_bytes := v_bytes - octet_length(m.content) - coalesce(octet_length(m.metadata::text), 0);
         if v_bytes < 0 and v_left < p_limit then
           return;
         end if;
@@ -2096,6 +2098,78 @@ begin
     get diagnostics v_found = row_count;
     v_left := v_left - v_found;
     exit when v_left <= 0 or v.parent_id is null;
+    v_before := least(v_before, v.parent_seq + 1);
+    select c.* into v from public.conversations c where c.id = v.parent_id;
+  end loop;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.read_page_v3(p_owner text, p_continuation_id text, p_before_seq bigint, p_skip bigint, p_limit integer, p_budget bigint, p_char_offset integer)
+ RETURNS TABLE(head text, messages bytea)
+ LANGUAGE plpgsql
+ STABLE ROWS 1
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET "TimeZone" TO 'UTC'
+AS $function$
+#variable_conflict use_column
+declare
+  c_max_depth constant integer := 64;
+  c_short_bytes constant integer := 65536;
+  c_char_bytes constant integer := 4;
+  v public.conversations;
+  r public.messages;
+  v_head text;
+  v_before bigint;
+  v_first bigint;
+  v_left integer := p_limit;
+  v_bytes bigint := p_budget;
+  v_line text;
+  v_chars integer;
+begin
+  select c.* into v from public.conversations c
+   where c.owner = p_owner and c.continuation_id = p_continuation_id and c.deleted_at is null;
+  if not found then
+    return;
+  end if;
+  v_head := json_build_object('conversation', exai.header_v1(v), 'inc', exai.incarnation_v1())::text;
+  v_before := least(p_before_seq, v.next_seq - p_skip);
+  if v.parent_id is null and p_char_offset = 0 then
+    v_first := greatest(v_before - p_limit, 1);
+    return query
+      select v_head, convert_to(string_agg(x.line, E',\n'), 'UTF8')
+        from (select case when octet_length(m.content) <= c_short_bytes then exai.message_line_v1(m) end as line
+                from public.messages m
+               where m.conversation_id = v.id and m.seq >= v_first and m.seq < v_before
+               order by m.seq) x
+      having count(x.line) = v_before - v_first and coalesce(sum(octet_length(x.line)), 0) <= p_budget;
+    if found then
+      return;
+    end if;
+  end if;
+  return query select v_head, null::bytea;
+  <<walk>>
+  for v_depth in 0 .. c_max_depth loop
+    for r in
+      select m.* from public.messages m
+       where m.conversation_id = v.id and m.seq < v_before
+       order by m.seq desc
+       limit v_left
+    loop
+      if octet_length(r.content) > v_bytes or p_char_offset > 0 then
+        exit walk when v_left < p_limit;
+        v_chars := char_length(r.content);
+        r.content := substr(r.content, p_char_offset + 1, (p_budget / c_char_bytes)::integer);
+        return query select json_build_object('chars', v_chars)::text, convert_to(exai.message_line_v1(r), 'UTF8');
+        return;
+      end if;
+      v_line := exai.message_line_v1(r);
+      v_bytes := v_bytes - octet_length(v_line);
+      exit walk when v_bytes < 0 and v_left < p_limit;
+      return query select null::text, convert_to(v_line, 'UTF8');
+      v_left := v_left - 1;
+    end loop;
+    exit walk when v_left <= 0 or v.parent_id is null;
     v_before := least(v_before, v.parent_seq + 1);
     select c.* into v from public.conversations c where c.id = v.parent_id;
   end loop;

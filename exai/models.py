@@ -30,6 +30,10 @@ FILE_IDS = "file_ids"
 PAGE_MESSAGES = 50
 """Messages in the newest page, which is what the cache holds of a conversation."""
 
+PAGE_BYTES = 2 * 1_048_576
+"""Of a page's messages as JSON, more than any answer has. What the cache holds of a conversation is half of it at most,
+so that a page in there is never longer than the database's."""
+
 MAX_PAGE_MESSAGES = 500
 
 
@@ -76,11 +80,20 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Which part of its content a message holds: from character `offset` on, of `chars` that it has."""
+
+    offset: int
+    chars: int
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """Some consecutive messages of one conversation, oldest first, as of `conversation.revision`.
 
     `next_before_seq` is the cursor of the next older page, None when there is none. `stale_s` is None for an answer
-    within the staleness bound, else the age of an answer served while the database could not be reached.
+    within the staleness bound, else the age of an answer served while the database could not be reached. `part` is
+    there when the only message holds a part of its content.
     """
 
     conversation: Conversation
@@ -88,6 +101,7 @@ class Page:
     next_before_seq: int | None
     source: Source
     stale_s: float | None = None
+    part: Part | None = None
 
 
 @dataclass(frozen=True, slots=True)

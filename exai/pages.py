@@ -42,7 +42,18 @@ def decode_page(page: bytes, tail: bytes = b"") -> tuple[Message, ...]:
         rows: list[list[Any]] = orjson.loads(b"[%b%b%b]" % (page, joint, tail))
         parse = datetime.fromisoformat
         for row in rows:
-            row[3] = parse(row[3])
+            seq, role, content, at, kind, turn_id, metadata = row
+            # Whoever else can write to Redis must not make a caller's answer fail.
+            if not (
+                type(seq) is int
+                and type(role) is type(content) is type(kind) is str
+                and (turn_id is None or type(turn_id) is str)
+                and type(metadata) is dict
+            ):
+                raise Undecodable("page")
+            row[3] = at = parse(at)
+            if at.tzinfo is None:
+                raise Undecodable("page")
         return tuple([_make_message(Message, row) for row in rows])
     except (ValueError, TypeError, LookupError) as error:
         raise Undecodable("page") from error

@@ -116,7 +116,7 @@ class CacheSettings(Section):
     bound_s: float = Field(default=2.0, gt=0, le=60)
     pass_interval_s: float = Field(default=0.5, gt=0)
     timeout_s: float = Field(default=0.2, gt=0)
-    entry_max_bytes: int = Field(default=1_048_576, ge=1024)
+    entry_max_bytes: int = Field(default=1_048_576, ge=1024, le=1_048_576)
     check_one_in: int = Field(default=1_000, ge=0)
 
 

@@ -1,10 +1,13 @@
 -- A message as one line of JSON, as exai/pages.py reads it; times are in the zone of whoever calls, which is to be UTC.
--- What others wrote may be a time that no program can hold; it comes as the first or the last one that can be held.
+-- What others wrote may be a time that no program can hold; it comes as the first or the last one that can be held. Their
+-- metadata may be no object; it comes as the value of one.
 create or replace function exai.message_line_v1(m public.messages) returns text
 language sql stable
 as $$
 select pg_catalog.json_build_array(
   m.seq, m.role, m.content,
   greatest(least(m.created_at, '9999-12-31 23:59:59.999999+00'::timestamptz), '0001-01-01 00:00:00+00'::timestamptz),
-  m.kind, m.turn_id, m.metadata)::text
+  m.kind, m.turn_id,
+  case when pg_catalog.jsonb_typeof(m.metadata) = 'object' then m.metadata
+       else pg_catalog.jsonb_build_object('value', m.metadata) end)::text
 $$

@@ -46,7 +46,7 @@ begin
          order by x.seq
          limit least(c_batch, v_left)
       loop
-        v_bytes := v_bytes - octet_length(m.content);
+        v_bytes := v_bytes - octet_length(m.content) - coalesce(octet_length(m.metadata::text), 0);
         if v_bytes < 0 and v_left < p_limit then
           return;
         end if;

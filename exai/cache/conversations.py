@@ -104,6 +104,7 @@ class ConversationCache:
         self._token_stem = secrets.token_hex(8)
         self._tokens = itertools.count(1)
         self._bound_us = round(settings.bound_s * MICROSECOND)
+        self._entry_bytes = settings.entry_max_bytes
 
     async def read_through(
         self, owner: Owner, continuation_id: ContinuationId, load: Load, *, min_revision: int = ANY_REVISION
@@ -328,22 +329,24 @@ class ConversationCache:
                 header, page, count = encode_header(conversation), encode_page(delta), len(delta)
             except Unencodable:
                 self._recorder.count("cache_unencodable_total")
-        # A page that is shorter than it could be would be served as the newest page for hours.
-        if warm is not None and conversation is not None and (warm.complete or len(warm.messages) >= PAGE_MESSAGES):
+        if warm is not None and conversation is not None:
             whole = self._fields(Loaded(conversation, warm.messages, warm.complete, inc), warm.miss)
             token = warm.miss.token if whole is not None else b""
         id_ = conversation.id if conversation is not None else ""
-        limits = (self._ttl_ms(), PAGE_MESSAGES, self._settings.entry_max_bytes)
+        limits = (self._ttl_ms(), PAGE_MESSAGES, self._entry_bytes)
         return (base_revision, revision, inc, id_, *limits, count, header, page, token, *(whole or ()))
 
     def _fields(self, loaded: Loaded, miss: Miss) -> tuple[Argument, ...] | None:
+        # A page that is shorter than it could be would be served as the newest page for hours.
+        if not loaded.is_whole:
+            return None
         origin = Origin(miss.generation, miss.asof_us, loaded.inc)
         return encode_entry(
             loaded.conversation,
             loaded.messages,
             loaded.complete,
             origin,
-            self._settings.entry_max_bytes,
+            self._entry_bytes,
             page=loaded.page,
         )
 

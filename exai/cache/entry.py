@@ -75,6 +75,18 @@ def decode_header(blob: bytes, owner: Owner, continuation_id: ContinuationId, re
     """The conversation as it was encoded. Raises Undecodable."""
     try:
         id_, title, metadata, tags, last_seq, created_at, updated_at, parent_id, parent_seq = orjson.loads(blob)
+        texts, number = [id_, *tags], last_seq if parent_seq is None else parent_seq
+        texts += [text for text in (title, parent_id) if text is not None]
+        times = [datetime.fromisoformat(at) for at in (created_at, updated_at)]
+        is_sound = (
+            {*map(type, texts)} == {str}
+            and type(last_seq) is type(number) is int
+            and type(metadata) is dict
+            and type(tags) is list
+            and None not in [at.tzinfo for at in times]
+        )
+        if not is_sound:
+            raise Undecodable("header")
         return Conversation(
             id=ConversationId(id_),
             continuation_id=continuation_id,
@@ -83,8 +95,8 @@ def decode_header(blob: bytes, owner: Owner, continuation_id: ContinuationId, re
             metadata=metadata,
             last_seq=last_seq,
             revision=revision,
-            created_at=datetime.fromisoformat(created_at),
-            updated_at=datetime.fromisoformat(updated_at),
+            created_at=times[0],
+            updated_at=times[1],
             tags=tuple(tags),
             parent_id=None if parent_id is None else ConversationId(parent_id),
             parent_seq=parent_seq,

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from exai.models import Conversation, Message
+from exai.models import PAGE_MESSAGES, Conversation, Message, Part
 
 State = Literal["off", "ok", "unlicensed", "down"]
 
@@ -15,7 +15,8 @@ State = Literal["off", "ok", "unlicensed", "down"]
 class Loaded:
     """The newest page as one database statement returned it, oldest first; `complete` when nothing is older.
 
-    `page` is the messages as they are cached, where the database has encoded them already.
+    `page` is the messages as they are cached, where the database has encoded them already. `part` is there when the
+    only message holds a part of its content.
     """
 
     conversation: Conversation
@@ -23,6 +24,12 @@ class Loaded:
     complete: bool
     inc: str
     page: bytes | None = None
+    part: Part | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is the newest page, and not what of it could be read at once."""
+        return self.part is None and (self.complete or len(self.messages) >= PAGE_MESSAGES)
 
 
 @dataclass(frozen=True, slots=True)

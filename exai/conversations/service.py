@@ -9,7 +9,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from exai.cache.conversations import ConversationCache
@@ -47,6 +47,7 @@ from exai.db.turns import TurnRepository
 from exai.errors import DatabaseUnavailable, InvalidArgument
 from exai.models import (
     MAX_PAGE_MESSAGES,
+    PAGE_BYTES,
     PAGE_MESSAGES,
     Appended,
     ContinuationId,
@@ -204,46 +205,46 @@ class ConversationService:
         limit: int = PAGE_MESSAGES,
         before_seq: int | None = None,
         offset: int = 0,
+        char_offset: int = 0,
+        budget_bytes: int = PAGE_BYTES,
     ) -> Page:
         """Read the newest `limit` messages, or the newest before `before_seq`, oldest first.
 
-        `offset` leaves out that many of the newest, for clients that count pages; a cursor neither repeats nor misses
-        what is appended meanwhile. The newest page costs no database round trip when it is cached, any other page 1
-        (2 with an offset beyond the largest page). Raises `NotFound`, `InvalidArgument` or a `DatabaseError`.
+        There are fewer where they have more bytes together than a page may have, or than `budget_bytes`; of one that is
+        longer by itself, and with `char_offset` of any, a part comes. `offset` leaves out that many of the newest, for
+        clients that count pages; a cursor neither repeats nor misses what is appended meanwhile. The newest page costs
+        no database round trip when it is cached, any other page 1. Raises `NotFound`, `InvalidArgument` or a
+        `DatabaseError`.
         """
         check_names(continuation_id, None, None)
         if not 1 <= limit <= MAX_PAGE_MESSAGES:
             raise InvalidArgument("limit", f"is {limit}", f"Use 1 to {MAX_PAGE_MESSAGES}")
         check_number("before_seq", before_seq, least=1)
         check_number("offset", offset)
+        check_number("char_offset", char_offset)
         if offset and before_seq is not None:
             raise InvalidArgument("offset", "comes with before_seq", "Use one of the two")
-        if offset:
-            return await self._skipping(owner, continuation_id, limit, offset)
-        if before_seq is None and limit <= PAGE_MESSAGES:
+        if before_seq is None and limit <= PAGE_MESSAGES and not offset and not char_offset:
             return await self._newest(owner, continuation_id, limit)
-        stored = await self._repository.read_page(owner, continuation_id, limit=limit, before_seq=before_seq)
-        return page_of(stored.conversation, stored.messages, "database", has_older=stored.has_older)
-
-    async def _skipping(self, owner: Owner, continuation_id: ContinuationId, limit: int, offset: int) -> Page:
-        """Leave out the newest `offset` messages, which the largest page may hold as well."""
-        if limit + offset <= MAX_PAGE_MESSAGES:
-            stored = await self._repository.read_page(owner, continuation_id, limit=limit + offset)
-            messages = stored.messages[:-offset]
-        else:
-            head = await self._repository.read_page(owner, continuation_id, limit=1)
-            before_seq = max(head.conversation.last_seq - offset + 1, 1)
-            stored = await self._repository.read_page(owner, continuation_id, limit=limit, before_seq=before_seq)
-            messages = stored.messages
-        older = bool(messages) and messages[0].seq > 1
-        return page_of(stored.conversation, messages, "database", has_older=older)
+        stored = await self._repository.read_page(
+            owner,
+            continuation_id,
+            limit=limit,
+            before_seq=before_seq,
+            skip=offset,
+            budget_bytes=budget_bytes,
+            char_offset=char_offset,
+        )
+        page = page_of(stored.conversation, stored.messages, "database", has_older=stored.has_older)
+        return replace(page, part=stored.part)
 
     async def _newest(self, owner: Owner, continuation_id: ContinuationId, limit: int) -> Page:
         """Answer from the cached page, which is loaded whole whatever part of it was asked for."""
 
         async def load() -> Loaded:
             stored = await self._repository.read_page(owner, continuation_id, limit=PAGE_MESSAGES)
-            return Loaded(stored.conversation, stored.messages, not stored.has_older, stored.inc, stored.page)
+            complete = not stored.has_older
+            return Loaded(stored.conversation, stored.messages, complete, stored.inc, stored.page, stored.part)
 
         try:
             found, source = await self._cache.read_through(owner, continuation_id, load)
@@ -253,7 +254,8 @@ class ConversationService:
                 raise
             self._recorder.count("stale_reads_total")
             return newest_of(stale, limit, "cache", stale_s=stale.age_s)
-        return newest_of(found, limit, source)
+        page = newest_of(found, limit, source)
+        return replace(page, part=found.part) if isinstance(found, Loaded) and found.part else page
 
     async def list(
         self, owner: Owner, *, limit: int = PAGE_MESSAGES, cursor: str | None = None, only: ListFilter = ALL

@@ -53,7 +53,7 @@ from exai.db.rows import (
     time_of,
 )
 from exai.errors import InvalidArgument, NotFound
-from exai.models import PAGE_MESSAGES, ContinuationId, Message, NewMessage, Owner, TurnId
+from exai.models import PAGE_BYTES, PAGE_MESSAGES, ContinuationId, Message, NewMessage, Owner, Part, TurnId
 from exai.pages import JOINT, decode_page
 
 __all__ = [
@@ -76,6 +76,15 @@ __all__ = [
     "TurnStart",
 ]
 
+NEWEST: Final = (None, 0, PAGE_MESSAGES, PAGE_BYTES, 0)
+"""What is asked for when the newest page is: before which number, how many skipped, messages, bytes, character."""
+
+MAX_OFFSET: Final = 2**31 - 2
+"""No text has more characters."""
+
+LIST_BYTES: Final = 1_048_576
+"""Of the headers in one page of a list, more than any answer has."""
+
 CHANGES_LIMIT: Final = 5_000
 """More changes than this within one pass are not told one by one."""
 
@@ -95,10 +104,15 @@ class ConversationRepository:
         *,
         limit: int = PAGE_MESSAGES,
         before_seq: int | None = None,
+        skip: int = 0,
+        budget_bytes: int = PAGE_BYTES,
+        char_offset: int = 0,
     ) -> StoredPage:
-        """The newest `limit` messages (before `before_seq`), oldest first.
+        """The newest `limit` messages (before `before_seq`, without the `skip` newest), oldest first.
 
-        The newest page may share a statement with others that are asked for at the same time.
+        At least one if there is one, else within the budget. Of one that is longer than that, and with `char_offset` of
+        any, a part of its content comes. The newest page may share a statement with others that are asked for at the
+        same time.
 
         Raises:
             NotFound: no such conversation, or it is deleted.
@@ -108,10 +122,11 @@ class ConversationRepository:
         """
         check_text("continuation_id", continuation_id)
         rows: Sequence[Record]
-        if before_seq is None and limit == PAGE_MESSAGES:
+        if (before_seq, skip, limit, budget_bytes, char_offset) == NEWEST:
             rows = await self._reading.read(owner, continuation_id)
         else:
-            rows = await self._database.fetch("read_page", owner, continuation_id, before_seq, limit)
+            where = (before_seq, skip, limit, budget_bytes, min(char_offset, MAX_OFFSET))
+            rows = await self._database.fetch("read_page", owner, continuation_id, *where)
         if not rows:
             raise NotFound("conversation", continuation_id, "List conversations to see which there are")
         head = orjson.loads(rows[0]["head"])
@@ -119,7 +134,9 @@ class ConversationRepository:
         messages = decode_page(page)
         # Numbers start at 1 and have no holes, so the lowest one tells whether there is anything older.
         has_older = bool(messages) and messages[0].seq > 1
-        return StoredPage(conversation_of(head["conversation"]), messages, has_older, head["inc"], page)
+        last = rows[-1]["head"] if len(rows) > 1 else None
+        part = Part(char_offset, orjson.loads(last)["chars"]) if last else None
+        return StoredPage(conversation_of(head["conversation"]), messages, has_older, head["inc"], page, part=part)
 
     async def append(self, start: AppendStart) -> AppendResult:
         """Store messages as one block, once per request key; see `AppendResult` for the outcomes.
@@ -258,7 +275,7 @@ class ConversationRepository:
     async def list_conversations(
         self, owner: Owner, *, limit: int = PAGE_MESSAGES, cursor: str | None = None, only: ListFilter = ALL
     ) -> ConversationList:
-        """An owner's conversations, latest change first.
+        """An owner's conversations, latest change first: at most `limit`, and fewer where their headers are large.
 
         Raises:
             InvalidArgument: the cursor is not one of ours, or `only` cannot be stored.
@@ -266,11 +283,13 @@ class ConversationRepository:
         """
         after = read_cursor(cursor) if cursor else FIRST_PAGE
         place = (owner, limit + 1, after.updated_at, after.id)
-        rows = await self._database.fetch("list_conversations", *place, *only.arguments())
+        rows = await self._database.fetch("list_conversations", *place, *only.arguments(), LIST_BYTES)
         found = tuple(
-            replace(conversation_of(orjson.loads(row["header"])), deleted_at=row["deleted_at"]) for row in rows[:limit]
+            replace(conversation_of(orjson.loads(row["header"])), deleted_at=row["deleted_at"])
+            for row in rows[:limit]
+            if row["header"] is not None
         )
-        more = len(rows) > limit
+        more = len(rows) > len(found)
         return ConversationList(found, write_cursor(Cursor(found[-1].updated_at, found[-1].id)) if more else None)
 
     async def changes(self, since_xmin: str | None) -> Changes:

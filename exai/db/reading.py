@@ -5,9 +5,8 @@ the event loop go together, and with them those that came while as many statemen
 at once. The invariants are that nobody notices but by the time it takes, and that each page is of a snapshot younger
 than its question, on which the cache's leases rest: who is in a group had asked before its statement was sent.
 
-A page waits for seven others at most, and an answer is no larger than the pages that its readers hold at once anyway,
-however they were read. That is all that is done about large ones: how large a page is, the database finds out by
-making it, and to leave it out then would cost its reader a second round trip.
+A page waits for seven others at most, each of them within its bytes, and an answer is no larger than the pages that its
+readers hold at once anyway, however they were read.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from exai.db.pool import Database, Record
 from exai.db.translate import DEPENDENCY
 from exai.errors import DatabaseBusy, DatabaseUnavailable, ExaiError, ShuttingDown
 from exai.fairness import Line
-from exai.models import PAGE_MESSAGES, ContinuationId, Owner
+from exai.models import PAGE_BYTES, PAGE_MESSAGES, ContinuationId, Owner
 from exai.resilience import bounded, with_deadline
 
 MOST_READS: Final = 8
@@ -69,7 +68,9 @@ class Reading:
                 if rows is not None:
                     return rows
             sent_at = perf_counter()
-            rows = await self._database.fetch("read_page", owner, continuation_id, None, PAGE_MESSAGES)
+            rows = await self._database.fetch(
+                "read_page", owner, continuation_id, None, 0, PAGE_MESSAGES, PAGE_BYTES, 0
+            )
             self._gate.saw(perf_counter() - sent_at)
             return rows
         finally:
@@ -112,7 +113,7 @@ class Reading:
             # No longer than one attempt: behind a pooler it is our own limit that ends a page that takes too long, and
             # its neighbours are not to wait for its repetitions.
             with with_deadline(self._database.statement_timeout_s):
-                rows = await self._database.fetch("read_pages", owners, names, PAGE_MESSAGES)
+                rows = await self._database.fetch("read_pages", owners, names, PAGE_MESSAGES, PAGE_BYTES)
             self._gate.saw(perf_counter() - sent_at)
             pages = [[] for _ in group]
             for row in rows:

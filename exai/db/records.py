@@ -16,6 +16,7 @@ from exai.models import (
     Message,
     NewMessage,
     Owner,
+    Part,
     TurnId,
     TurnState,
     Usage,
@@ -52,7 +53,7 @@ class StoredPage:
     """Consecutive messages, oldest first; `inc` names the life of the server that answered.
 
     `page` is the messages as the cache holds them, where they were read so. `has_files` is known of a conversation's
-    beginning when it is read forward.
+    beginning when it is read forward. `part` is there when the only message holds a part of its content.
     """
 
     conversation: Conversation
@@ -61,6 +62,7 @@ class StoredPage:
     inc: str
     page: bytes | None = None
     has_files: bool = False
+    part: Part | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class Answer:
             if part == "head":
                 self.head, self.at = orjson.loads(data), at
                 continue
-            metadata = orjson.loads(data) if data else NO_METADATA
+            metadata = _object_of(data) if data else NO_METADATA
             message = _make_message(Message, (seq, role, content, at, kind, turn_id, metadata))
             self.parts.setdefault(part, []).append(message)
 
@@ -54,6 +54,12 @@ class Answer:
         """The header, if the answer has one."""
         header = self.head.get("conversation")
         return conversation_of(header) if header else None
+
+
+def _object_of(data: str) -> Mapping[str, Any]:
+    """Return metadata; what others wrote and is no object comes as the value of one, as message_line_v1 has it."""
+    value = orjson.loads(data)
+    return value if isinstance(value, dict) else {"value": value}
 
 
 def conversation_of(header: Mapping[str, Any]) -> Conversation:

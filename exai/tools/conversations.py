@@ -20,6 +20,7 @@ from exai.tools.paging import ANSWER_CHARS, MAX_ANSWER_CHARS, SHOW_WHOLE, Size, 
 
 MAX_LIST = 200
 MAX_SEQ = 2**53
+MOST_CHAR_BYTES = 4
 METADATA_CHARS = 4_000
 """Of a conversation's metadata in an answer."""
 
@@ -178,6 +179,8 @@ def _get_tool(conversations: ConversationService) -> ToolSpec:
             limit=arguments.limit if arguments.seq is None else 1,
             before_seq=arguments.before_seq if arguments.seq is None else arguments.seq + 1,
             offset=arguments.offset,
+            char_offset=arguments.char_offset,
+            budget_bytes=arguments.max_chars * MOST_CHAR_BYTES,
         )
         if arguments.seq is not None and [each.seq for each in page.messages] != [arguments.seq]:
             raise NotFound("message", str(arguments.seq), f"The newest one is {page.conversation.last_seq}")

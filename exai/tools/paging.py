@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import orjson
 
 from exai.errors import InvalidArgument
-from exai.models import Message, Page
+from exai.models import Message, Page, Part
 
 T = TypeVar("T")
 
@@ -66,10 +66,8 @@ def cut(text: str, offset: int, within: Size, field: str = "char_offset") -> tup
 
     Raises `InvalidArgument` for an offset beyond the text, under the argument's name `field`.
     """
-    left = len(text) - offset
-    if left < 0 or (left == 0 and offset > 0):
-        raise InvalidArgument(field, f"is {offset}, the text has {len(text)} characters", "Use the one that was given")
-    take = min(left, within.chars)
+    check_offset(offset, len(text), field)
+    take = min(len(text) - offset, within.chars)
     while take > 1 and (excess := within.excess(size_of(text[offset : offset + take]))) > 1:
         take = max(1, min(take - 1, int(take / excess)))
     end = offset + take
@@ -115,6 +113,8 @@ def page_facts(page: Page, within: Size, offset: int = 0) -> tuple[list[dict[str
 
     Of a newest one that does not fit by itself, or that is asked for from `offset` on, a part.
     """
+    if page.part is not None:
+        return [part_facts(message, offset, within, page.part) for message in page.messages], page.next_before_seq
     if not offset and _fits_surely(whole := [message_facts(message) for message in page.messages], within):
         return whole, page.next_before_seq
     shown: list[dict[str, Any]] = []
@@ -130,10 +130,23 @@ def page_facts(page: Page, within: Size, offset: int = 0) -> tuple[list[dict[str
     return shown[::-1], page.next_before_seq
 
 
-def part_facts(message: Message, offset: int, within: Size) -> dict[str, Any]:
-    """Return a message with the part of its content that fits; without metadata when that is what makes it long."""
+def part_facts(message: Message, offset: int, within: Size, part: Part | None = None) -> dict[str, Any]:
+    """Return a message with the part of its content that fits; without metadata when that is what makes it long.
+
+    `part` says which part of the content `message` holds, None that it is all.
+    """
     facts = message_facts(message._replace(content=""))
     if within.excess(size_of(message.metadata)) > 0.5:
         facts["metadata"] = None
-    facts["content"], facts["next_offset"] = cut(message.content, offset, within - size_of(facts))
+    start, chars = (part.offset, part.chars) if part else (0, len(message.content))
+    check_offset(offset, chars, "char_offset")
+    facts["content"], _ = cut(message.content, offset - start, within - size_of(facts))
+    end = offset + len(facts["content"])
+    facts["next_offset"] = end if end < chars else None
     return facts
+
+
+def check_offset(offset: int, chars: int, field: str) -> None:
+    """Refuse a position beyond a text of so many characters, under the argument's name `field`."""
+    if offset > chars or (offset == chars and offset > 0):
+        raise InvalidArgument(field, f"is {offset}, the text has {chars} characters", "Use the one that was given")

@@ -1,6 +1,7 @@
 -- APPLY: afterwards no lease given before it is alive, and the entry is absent or at least as new as the change that
 -- was just committed. The delta is added only to the very revision it was made on; anything else that is older, of
--- another database incarnation, or of another conversation under the same name is removed. A writer that took the
+-- another database incarnation, or of another conversation under the same name is removed, and so is what has become
+-- too large: an entry holds all of the newest page. A writer that took the
 -- lease before its statement, and still holds it, may store the page that the statement returned.
 --
 -- What is added is kept beside the page, in the tail, until that is long enough to be worth writing the page anew: an
@@ -67,13 +68,17 @@ local function apply(KEYS, ARGV)
   if tail ~= '' then
     page = page == '' and tail or page .. ',\n' .. tail
   end
-  while count > tonumber(ARGV[6]) or #page - start + 1 > room do
+  while count > tonumber(ARGV[6]) do
     local cut = string.find(page, ',\n', start, true)
     if not cut then
       redis.call('DEL', entry_key)
       return 5
     end
     start, count, older = cut + 2, count - 1, '1'
+  end
+  if #page - start + 1 > room then
+    redis.call('DEL', entry_key)
+    return 5
   end
   return write({'rev', ARGV[2], 'older', older, 'count', count, 'header', ARGV[9],
     'page', string.sub(page, start), 'tail', ''}) or 1

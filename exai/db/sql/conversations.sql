@@ -1,8 +1,8 @@
 -- name: read_page
 -- repeat: read
--- One page of a conversation and its header; by the primary key of messages, in one snapshot.
+-- One page of a conversation and its header, within a number of bytes; by the primary key of messages, in one snapshot.
 select p.head::text, p.messages::bytea
-  from exai.read_page_v2($1::text, $2::text, $3::bigint, $4::integer) p;
+  from exai.read_page_v3($1::text, $2::text, $3::bigint, $4::bigint, $5::integer, $6::bigint, $7::integer) p;
 
 -- name: read_pages
 -- repeat: read
@@ -10,7 +10,7 @@ select p.head::text, p.messages::bytea
 -- has no row. Rows of one page come in the order of the function's, which a lateral join calls for one after the other.
 select a.number::integer as number, p.head::text, p.messages::bytea
   from unnest($1::text[], $2::text[]) with ordinality a(owner, name, number)
-       cross join lateral exai.read_page_v2(a.owner, a.name, null, $3::integer) p;
+       cross join lateral exai.read_page_v3(a.owner, a.name, null, 0, $3::integer, $4::bigint, 0) p;
 
 -- name: append
 -- repeat: keyed
@@ -68,9 +68,15 @@ returning t.id::text as id;
 -- name: list_conversations
 -- repeat: read
 -- A page of an owner's conversations, latest change first, by conversations_recent_idx. What narrows it is looked for in
--- that order and in nothing but the owner's rows, so that the time of a list tells nothing of other owners.
-select exai.header_v1(c)::text as header, c.updated_at::timestamptz as updated_at, c.id::text as id,
-       c.deleted_at::timestamptz as deleted_at
+-- that order and in nothing but the owner's rows, so that the time of a list tells nothing of other owners. Where the
+-- headers before a row have more bytes than wanted, it comes without its own, which says that the list goes on.
+select case when l.preceding <= $10::bigint then l.header end::text as header, l.deleted_at::timestamptz as deleted_at
+  from (
+select f.header, f.deleted_at, f.updated_at, f.id,
+       pg_catalog.sum(pg_catalog.octet_length(f.header)) over (order by f.updated_at desc, f.id desc)
+       operator(pg_catalog.-) pg_catalog.octet_length(f.header) as preceding
+  from (
+select exai.header_v1(c)::text as header, c.updated_at, c.id, c.deleted_at
   from public.conversations c
  where c.owner = $1::text and (c.deleted_at is not null) = $5::boolean
    and (c.updated_at, c.id) < ($3::timestamptz, $4::text::uuid)
@@ -79,7 +85,8 @@ select exai.header_v1(c)::text as header, c.updated_at::timestamptz as updated_a
    and ($8::text is null or pg_catalog.starts_with(c.continuation_id, $8::text)
         or c.title operator(pg_catalog.~) $9::text)
  order by c.updated_at desc, c.id desc
- limit $2::integer;
+ limit $2::integer) f) l
+ order by l.updated_at desc, l.id desc;
 
 -- name: changes
 -- repeat: read

@@ -7,7 +7,7 @@ import pytest
 from exai.cache.conversations import ConversationCache
 from exai.cache.entry import place
 from exai.cache.records import Loaded, Unavailable, Wait, Warm
-from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, Owner
+from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, Owner, Part
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import age, apply, expect_current, fill, hit, licence, miss
 from tests.integration.cache.stored import NAME, NOW, Stored
@@ -15,6 +15,37 @@ from tests.support.counters import Counters
 from tests.support.valkey import Valkey
 
 KEYS = place(LOCAL_OWNER, NAME, 1)
+
+AT = '"2026-01-02T03:04:05.678901+00:00"'
+MESSAGES = [
+    f'[1,"user",null,{AT},"message",null,{{}}]',
+    f'[1,"user",["text"],{AT},"message",null,{{}}]',
+    f'[1,"user","text",{AT},"message",null,[]]',
+    f'[1,"user","text",{AT},"message",null,null]',
+    f'[1,"user","text",{AT},null,null,{{}}]',
+    f'[1,"user","text",{AT},"message",7,{{}}]',
+    f'[1,7,"text",{AT},"message",null,{{}}]',
+    f'["1","user","text",{AT},"message",null,{{}}]',
+    f'[true,"user","text",{AT},"message",null,{{}}]',
+    '[1,"user","text",0,"message",null,{}]',
+    '[1,"user","text","2026-01-02T03:04:05","message",null,{}]',
+    f'[1,"user","text",{AT},"message",null,{{}},"more"]',
+    f'[1,"user","text",{AT},"message",null]',
+    '{"seq":1}',
+    "null",
+]
+HEADERS = [
+    f'["id",7,{{}},[],1,{AT},{AT},null,null]',
+    f'["id",null,[],[],1,{AT},{AT},null,null]',
+    f'["id",null,{{}},"ab",1,{AT},{AT},null,null]',
+    f'["id",null,{{}},[1],1,{AT},{AT},null,null]',
+    f'["id",null,{{}},[],"1",{AT},{AT},null,null]',
+    f'["id",null,{{}},[],1,"2026-01-02",{AT},null,null]',
+    f"[7,null,{{}},[],1,{AT},{AT},null,null]",
+    f'["id",null,{{}},[],1,{AT},{AT},null,"1"]',
+    "{}",
+]
+BROKEN = [("page", "not JSON"), *(("page", text) for text in MESSAGES), *(("header", text) for text in HEADERS)]
 
 
 @pytest.fixture
@@ -208,12 +239,19 @@ class TestCached:
         assert (found.conversation.revision, source) == (2, "database")
         await expect_current(cache, stored)
 
+    @pytest.mark.parametrize(("field", "text"), BROKEN)
     async def test_entry_that_cannot_be_read_is_replaced(
-        self, cache: ConversationCache, stored: Stored, valkey: Valkey, recorder: Counters
+        self,
+        cache: ConversationCache,
+        stored: Stored,
+        valkey: Valkey,
+        recorder: Counters,
+        field: str,
+        text: str,
     ) -> None:
-        """Nobody else writes here, but a broken entry must not stay for a day."""
+        """Nobody else should write here, but a broken entry must neither stay for a day nor reach a caller."""
         await fill(cache, stored)
-        valkey.do("HSET", KEYS.entry, "page", "not JSON")
+        valkey.do("HSET", KEYS.entry, field, text)
         await fill(cache, stored)
         await expect_current(cache, stored)
         assert recorder["cache_undecodable_total"] == 1
@@ -231,21 +269,41 @@ class TestSizes:
         assert recorder["cache_fills_total", "unfit"] == 2
         assert valkey.do("KEYS", "exai:*") == []
 
-    async def test_growing_entry_loses_its_oldest_messages_first(self, cache_at: OpenCache, valkey: Valkey) -> None:
-        """The newest stay as long as they fit."""
+    @pytest.mark.parametrize("size_bytes", [1_550, 2_500])
+    async def test_entry_that_becomes_too_large_is_removed(
+        self, cache_at: OpenCache, valkey: Valkey, size_bytes: int
+    ) -> None:
+        """What is left of it would be served as the newest page, which the database knows to be longer."""
         cache, stored = await cache_at(valkey.url, entry_max_bytes=2_048), Stored(size=4)
         await fill(cache, stored)
-        await apply(cache, stored, stored.append("x" * 1_550))
-        found = await hit(cache, stored)
-        assert found.messages == tuple(stored.messages[-len(found.messages) :])
-        assert (1 < len(found.messages) < 5, found.complete, found.revision) == (True, False, 2)
-
-    async def test_entry_that_cannot_be_cut_enough_is_removed(self, cache_at: OpenCache, valkey: Valkey) -> None:
-        """One message larger than an entry may be."""
-        cache, stored = await cache_at(valkey.url, entry_max_bytes=1_024), Stored()
-        await fill(cache, stored)
-        await apply(cache, stored, stored.append("x" * 2_000))
+        await apply(cache, stored, stored.append("x" * size_bytes))
         await miss(cache, stored)
+
+    async def test_entry_that_moves_on_by_a_message_each_time_stays_as_large_as_it_is(
+        self, cache_at: OpenCache, valkey: Valkey
+    ) -> None:
+        """The oldest message goes as a new one comes."""
+        cache, stored = await cache_at(valkey.url, entry_max_bytes=16_384), Stored(size=50)
+        await fill(cache, stored)
+        for number in range(100):
+            await apply(cache, stored, stored.append(f"{number} " + "x" * 100))
+            await expect_current(cache, stored)
+
+    @pytest.mark.parametrize("part", [Part(0, 9_000_000), None])
+    async def test_page_that_was_cut_is_not_stored(
+        self, cache_at: OpenCache, valkey: Valkey, recorder: Counters, part: Part | None
+    ) -> None:
+        """The database hands over no more than an answer can hold, and that is not the page."""
+        cache, stored = await cache_at(valkey.url), Stored(size=60)
+
+        async def load() -> Loaded:
+            messages = tuple(stored.messages[-3:]) if part is None else (stored.messages[0],)
+            return Loaded(stored.conversation(), messages, part is not None, stored.inc, part=part)
+
+        await cache.read_through(stored.owner, stored.name, load)
+        await cache.settled()
+        assert recorder["cache_fills_total", "unfit"] == 1
+        assert valkey.do("KEYS", "exai:*") == []
 
     async def test_text_that_json_cannot_hold_is_not_cached(self, cache: ConversationCache, stored: Stored) -> None:
         """Half a surrogate pair: the read is answered, nothing is stored; as a change it removes the entry."""

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import asyncpg
+import orjson
 import pytest
 
 from exai.db.conversations import ConversationRepository, Known
@@ -206,6 +207,20 @@ async def test_a_renamed_conversation_is_gone_under_its_old_name(
     await sql.execute("update conversations set continuation_id = 'new'")
     told = {change.continuation_id: change.revision for change in (await repository.changes(start.xmin)).changed}
     assert told == {conversation.continuation_id: None, "new": 2}
+
+
+@pytest.mark.parametrize("value", ["[1, 2]", '"text"', "7", "null"])
+async def test_metadata_that_is_no_object_is_read_as_the_value_of_one(
+    repository: ConversationRepository, sql: OneTrip, value: str
+) -> None:
+    """Everything that reads metadata looks for its fields."""
+    conversation = await conversation_of(repository, "one")
+    await sql.execute(f"update messages set metadata = '{value}'")
+    expected = {"value": orjson.loads(value)}
+    page = await repository.read_page(LOCAL_OWNER, conversation.continuation_id)
+    assert [message.metadata for message in page.messages] == [expected]
+    begun = await repository.begin_turn(beginning(conversation.continuation_id, "q"))
+    assert [message.metadata for message in begun.history] == [expected]
 
 
 async def test_a_message_of_no_conversation_is_refused(sql: OneTrip) -> None:

@@ -11,10 +11,12 @@ from datetime import UTC, datetime
 
 import pytest
 
+from exai.db.conversations import LIST_BYTES
 from exai.db.filters import ALL
 from exai.db.pool import Database, OneTrip, connect
 from exai.db.reading import MOST_READS
 from exai.db.statements import load_statements
+from exai.models import PAGE_BYTES
 from tests.support.database import new_id
 
 MESSAGES = 5_000
@@ -78,7 +80,7 @@ async def counts_of(sql: OneTrip) -> dict[str, tuple[int, int]]:
 async def test_a_page_reads_its_own_messages_only(sql: OneTrip, before: int | None) -> None:
     """By the primary key, from the newest backwards."""
     for _ in range(8):  # more than five, after which the server may settle on a plan for all parameters
-        counts = await touched(sql, "read_page", "local", "long", before, 50)
+        counts = await touched(sql, "read_page", "local", "long", before, 0, 50, PAGE_BYTES, 0)
         assert counts == {"conversations": (0, 1), "messages": (0, 50)}
 
 
@@ -86,7 +88,7 @@ async def test_a_group_of_pages_reads_the_messages_of_each(sql: OneTrip) -> None
     """Each found by its key, as if it were read alone."""
     names = ["long", *(f"c{number}" for number in range(1, MOST_READS - 1)), "nowhere"]
     for _ in range(8):
-        counts = await touched(sql, "read_pages", ["local"] * len(names), names, 50)
+        counts = await touched(sql, "read_pages", ["local"] * len(names), names, 50, PAGE_BYTES)
         assert counts == {"conversations": (0, MOST_READS - 1), "messages": (0, 50 + 20 * (MOST_READS - 2))}
 
 
@@ -146,7 +148,7 @@ async def test_a_turn_by_its_id_is_found_through_indexes(sql: OneTrip) -> None:
 async def test_a_list_reads_one_page(sql: OneTrip) -> None:
     """In the order of its index, so nothing is sorted."""
     args = ("local", 20, datetime(9999, 1, 1, tzinfo=UTC), "ffffffff-ffff-ffff-ffff-ffffffffffff")
-    args = (*args, *ALL.arguments())
+    args = (*args, *ALL.arguments(), LIST_BYTES)
     assert await touched(sql, "list_conversations", *args) == {"conversations": (0, 20)}
 
 

@@ -15,9 +15,19 @@ from exai.db.curation import Change, CurationRepository, Request
 from exai.db.filters import ListFilter
 from exai.db.pool import Database, connect
 from exai.errors import InvalidArgument, NotFound
-from exai.models import LOCAL_OWNER, Message, NewMessage, Owner, TurnId
+from exai.models import (
+    LOCAL_OWNER,
+    PAGE_BYTES,
+    ContinuationId,
+    ConversationId,
+    Message,
+    NewMessage,
+    Owner,
+    Part,
+    TurnId,
+)
 from exai.pages import decode_page
-from tests.support.database import appending, assert_consecutive, conversation_of, new_id
+from tests.support.database import appending, assert_consecutive, conversation_of, new_id, once
 from tests.support.waiting import WAIT_LIMIT_S
 
 
@@ -104,7 +114,9 @@ async def test_times_are_in_utc_and_can_be_held(repository: ConversationReposito
     connection = await connect(database.address, timeout_s=5)
     try:
         await connection.execute("set timezone = 'Asia/Kolkata'")
-        page = await connection.fetchval("select p.messages from exai.read_page_v2('local', $1, null, 50) p", name)
+        page = await connection.fetchval(
+            "select p.messages from exai.read_page_v3('local', $1, null, 0, 50, 2000000, 0) p", name
+        )
     finally:
         await connection.close()
     # Postgres leaves out zeros at the end of a fraction.
@@ -130,6 +142,94 @@ async def test_a_list_pages_by_latest_change_without_repeat(repository: Conversa
     third = await repository.list_conversations(LOCAL_OWNER, limit=3, cursor=second.next_cursor)
     assert [c.id for c in (*second.conversations, *third.conversations)] == [c.id for c in reversed(conversations[:4])]
     assert third.next_cursor is None
+
+
+async def fork_of(database: Database, name: ContinuationId) -> ContinuationId:
+    """A fork of the whole conversation."""
+    new = ConversationId(new_id())
+    forked = await CurationRepository(database).fork(LOCAL_OWNER, name, once(), new_conversation_id=new)
+    assert forked.conversation is not None
+    return forked.conversation.continuation_id
+
+
+async def test_a_page_has_what_fits_into_its_bytes_and_a_cursor_for_the_rest(
+    repository: ConversationRepository, database: Database
+) -> None:
+    """However large what is stored is: one message at least, and whole ones."""
+    name = (await conversation_of(repository, *(str(n) + "x" * 300_000 for n in range(10)))).continuation_id
+    forked = await fork_of(database, name)
+    for each in (name, forked):
+        newest = await repository.read_page(LOCAL_OWNER, each)
+        assert [message.seq for message in newest.messages] == [5, 6, 7, 8, 9, 10]
+        assert (newest.has_older, newest.part) == (True, None)
+        seen: list[int] = []
+        before = None
+        while before != 1:
+            page = await repository.read_page(LOCAL_OWNER, each, limit=500, before_seq=before, budget_bytes=1_000_000)
+            assert len(page.messages) in (1, 3)
+            assert page.has_older is (page.messages[0].seq > 1)
+            seen = [*(message.seq for message in page.messages), *seen]
+            before = page.messages[0].seq
+        assert seen == list(range(1, 11))
+
+
+async def test_a_page_counts_metadata_as_well(repository: ConversationRepository) -> None:
+    """It is handed over like the content."""
+    messages = [NewMessage("user", str(n), metadata={"x": "y" * 200_000}) for n in range(20)]
+    name = (await conversation_of(repository)).continuation_id
+    await repository.append(appending(name, messages=messages))
+    page = await repository.read_page(LOCAL_OWNER, name)
+    assert [message.seq for message in page.messages] == list(range(11, 21))
+    assert sum(len(message.metadata["x"]) for message in page.messages) <= PAGE_BYTES
+
+
+@pytest.mark.parametrize("text", ["abcdefghij" * 300_000, "Größe 漢字 😀\n" * 300_000])
+async def test_a_message_longer_than_a_page_comes_in_parts(
+    repository: ConversationRepository, database: Database, text: str
+) -> None:
+    """Also where it is in the conversation that a fork began with."""
+    name = (await conversation_of(repository, "first", text, "last")).continuation_id
+    forked = await fork_of(database, name)
+    for each in (name, forked):
+        newest = await repository.read_page(LOCAL_OWNER, each)
+        assert ([message.content for message in newest.messages], newest.has_older) == (["last"], True)
+        read, parts = "", 0
+        while len(read) < len(text):
+            page = await repository.read_page(LOCAL_OWNER, each, limit=1, before_seq=3, char_offset=len(read))
+            assert page.part == Part(len(read), len(text))
+            (message,) = page.messages
+            assert 0 < len(message.content.encode()) <= PAGE_BYTES
+            read, parts = read + message.content, parts + 1
+        assert read == text
+        assert parts > 1
+        beyond = await repository.read_page(LOCAL_OWNER, each, limit=1, before_seq=3, char_offset=2**53)
+        assert beyond.messages[0].content == ""
+
+
+async def test_the_newest_can_be_left_out(repository: ConversationRepository) -> None:
+    """One round trip, whatever their number."""
+    name = (await conversation_of(repository, *map(str, range(600)))).continuation_id
+    page = await repository.read_page(LOCAL_OWNER, name, limit=2, skip=550)
+    assert [message.content for message in page.messages] == ["48", "49"]
+    for skip in (600, 700):
+        assert (await repository.read_page(LOCAL_OWNER, name, limit=2, skip=skip)).messages == ()
+
+
+async def test_a_list_ends_where_its_headers_have_been_too_large(
+    repository: ConversationRepository, database: Database
+) -> None:
+    """Their metadata may be 256 kB each."""
+    curation = CurationRepository(database)
+    names = [(await conversation_of(repository, str(n))).continuation_id for n in range(12)]
+    for name in names:
+        await curation.change(LOCAL_OWNER, name, once(), Change(metadata={"x": "y" * 200_000}))
+    seen: list[str] = []
+    cursor, pages = None, 0
+    while pages == 0 or cursor is not None:
+        listed = await repository.list_conversations(LOCAL_OWNER, limit=200, cursor=cursor)
+        seen += [each.continuation_id for each in listed.conversations]
+        cursor, pages = listed.next_cursor, pages + 1
+    assert (seen, pages) == (names[::-1], 2)
 
 
 async def test_conversations_of_the_same_instant_are_listed_once_each(

@@ -81,7 +81,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
     Raises `StartupError`, `ConfigError`, `DatabaseUnavailable` or `SchemaMismatch`.
     """
     recorder = MetricsRecorder()
-    roots = _roots(settings)
+    roots = roots_of(settings)
     async with AsyncExitStack() as stack:
         embedded = await _open_embedded(stack, settings)
         patience = _Patience(settings.start_wait_s)
@@ -124,8 +124,9 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
 async def own_servers(settings: Settings) -> AsyncIterator[Embedded | None]:
     """Start and migrate the embedded servers without the rest, for processes that get their addresses; None if unused.
 
-    Raises `StartupError` or `DatabaseUnavailable`.
+    Raises `StartupError`, `ConfigError` or `DatabaseUnavailable`.
     """
+    roots_of(settings)
     async with AsyncExitStack() as stack:
         embedded = await _open_embedded(stack, settings)
         if embedded is not None and embedded.postgres_url is not None:
@@ -133,7 +134,7 @@ async def own_servers(settings: Settings) -> AsyncIterator[Embedded | None]:
         yield embedded
 
 
-def _roots(settings: Settings) -> Roots:
+def roots_of(settings: Settings) -> Roots:
     """Return the readable directories, without what is kept of all owners. Raises `ConfigError`."""
     own = [settings.data_dir, default_data_dir(), *filter(None, (settings.env_file,))]
     roots = Roots(settings.files.roots, [path.absolute() for path in own])

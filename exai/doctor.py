@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+from exai.app import roots_of
 from exai.cache.diagnose import diagnose as diagnose_cache
 from exai.config import Settings, describe
 from exai.credentials import check_daemon_token
@@ -77,6 +78,10 @@ async def _bounded(part: str, look: Look, settings: Settings, recorder: Recorder
 
 
 async def _settings(settings: Settings, _: Recorder) -> list[Finding]:
+    try:
+        roots_of(settings)
+    except ConfigError as error:
+        return unusable_settings(error)
     written = [line for line in describe(settings) if line.origin != "default"]
     file = f"; {settings.env_file.absolute()} was read" if settings.env_file else "; no .env file here"
     return [Finding("settings", "ok", f"{len(written)} set{file}")]

@@ -134,6 +134,8 @@ class ImportOutput(BaseModel):
     messages: int
     stored: int = Field(description="How many were not there before.")
     revision: int
+    restored: bool = Field(description="True when the conversation had been deleted.")
+    notes: list[str] = Field(description="Files that could not be stored.")
 
 
 def curation_tools(conversations: ConversationService) -> tuple[ToolSpec, ...]:
@@ -282,7 +284,7 @@ def _export_tool(conversations: ConversationService) -> ToolSpec:
 
 def _import_tool(conversations: ConversationService) -> ToolSpec:
     async def handle(arguments: ImportArguments, context: CallContext) -> ToolResult:
-        text = arguments.text
+        text = arguments.text.removeprefix("\ufeff")
         parts = read_lines(text.split("\n")) if arguments.format == "jsonl" else read_markdown(text)
         last = None
         async for progress in conversations.import_text(
@@ -297,8 +299,12 @@ def _import_tool(conversations: ConversationService) -> ToolSpec:
             "messages": last.seen,
             "stored": last.stored,
             "revision": last.revision,
+            "restored": last.restored,
+            "notes": list(last.notes),
         }
-        return ToolResult(structured, f"{last.stored} of {last.seen} messages were not there before and are stored.")
+        said = [f"{last.stored} of {last.seen} messages were not there before and are stored."]
+        said += ["The conversation had been deleted and is there again."] if last.restored else []
+        return ToolResult(structured, "\n".join([*said, *last.notes]))
 
     return ToolSpec(
         name="conversation_import",

@@ -172,6 +172,7 @@ SENTENCES: Mapping[str, tuple[str, str]] = {
     "int_type": ("is not a whole number", "Write digits only"),
     "float_parsing": ("is not a number", "Write a number such as 2.5"),
     "float_type": ("is not a number", "Write a number such as 2.5"),
+    "bool_parsing": ("is neither true nor false", "Write true or false"),
     "finite_number": ("is not a finite number", "Write a number such as 2.5"),
     "greater_than": ("is too small", "Write a number above {gt:g}"),
     "greater_than_equal": ("is too small", "Write {ge:g} or more"),
@@ -273,7 +274,7 @@ def show(value: Any) -> str:
             return json.dumps({name: _plain(each) for name, each in value.items()}) if value else ""
         case float():
             return f"{value:g}"
-    return str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _plain(value: EndpointSettings | SecretStr) -> Any:

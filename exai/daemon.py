@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import structlog
+from starlette.routing import Route
 
 from exai import __version__
 from exai.addresses import redact
@@ -24,6 +25,7 @@ from exai.conversations.notices import Notice
 from exai.embedded.launcher import Embedded
 from exai.mcp.asgi import build_asgi
 from exai.mcp.auth import authenticator
+from exai.mcp.page import page_route
 from exai.mcp.serve import open_server
 from exai.mcp.server import GOING_AWAY, SERVICE_RESTART, McpServer
 from exai.mcp.tools import ToolRegistry
@@ -72,7 +74,7 @@ async def serve(
         async with open_app(settings) as app, watch_loop(app.recorder), watch_memory(app.recorder):
             started()
             server = _mcp_server(app)
-            asgi = build_asgi(server, monitoring_routes(app.health, app.recorder, facts=lambda: figures(app)))
+            asgi = build_asgi(server, _routes(app, server))
             async with open_server(asgi, settings.server, sockets=sockets) as running:
                 announce(_started(app, running.port))
                 await stop.wait()
@@ -113,6 +115,13 @@ def _mcp_server(app: App) -> McpServer:
     )
     app.conversations.notices.listen(lambda notice: _pass_on(notice, server), lambda: server.news.is_wanted)
     return server
+
+
+def _routes(app: App, server: McpServer) -> list[Route]:
+    monitoring = monitoring_routes(
+        app.health, app.recorder, facts=lambda: figures(app), may_see_details=server.edge.may_see_details
+    )
+    return [page_route(__version__, is_guarded=app.settings.server.is_guarded), *monitoring]
 
 
 def _pass_on(notice: Notice, server: McpServer) -> None:

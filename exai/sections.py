@@ -127,6 +127,7 @@ class JwtSettings(Section):
     jwks_url: JwksUrl | None = None
     issuer: str | None = None
     audience: str = "authenticated"
+    allow_anonymous: bool = False
 
     @property
     def is_on(self) -> bool:

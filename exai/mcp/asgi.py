@@ -13,6 +13,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
+from exai.mcp.cors import answer_preflight, is_preflight, with_cors
 from exai.mcp.edge import Rejection, header_map
 from exai.mcp.http import HttpDoor
 from exai.mcp.server import McpServer
@@ -20,6 +21,9 @@ from exai.mcp.websocket import WebSocketDoor, reject
 
 WEBSOCKET_PATHS = frozenset({"/", "/ws", "/mcp"})
 HTTP_PATH = "/mcp"
+_PLAIN_PATHS = WEBSOCKET_PATHS
+"""Paths that are common and written as they are known."""
+
 OPEN_PATHS = ("/health", "/metrics")
 """Probes and scrapers reach a daemon by whatever name their platform has for it."""
 
@@ -37,13 +41,23 @@ class McpApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection or request."""
         path = scope["path"]
+        if path not in _PLAIN_PATHS:
+            path = scope["path"] = "/" + "/".join(part for part in path.split("/") if part)
         if scope["type"] == "websocket":
             if path in WEBSOCKET_PATHS:
                 await self._websocket(scope, receive, send)
             else:
                 await receive()
                 await reject(send, Rejection(404, f"the WebSocket is at {' or '.join(sorted(WEBSOCKET_PATHS))}"))
-        elif path == HTTP_PATH:
+            return
+        if any(name == b"origin" for name, _ in scope["headers"]):
+            headers = header_map(scope["headers"])
+            if self.server.edge.rejection(headers) is None:
+                send = with_cors(send, headers["origin"])
+                if is_preflight(scope["method"], headers):
+                    await answer_preflight(headers, send)
+                    return
+        if path == HTTP_PATH:
             await self._http(scope, receive, send)
         else:
             await self._other(scope, receive, send)

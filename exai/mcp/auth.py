@@ -27,7 +27,7 @@ def authenticator(settings: ServerSettings) -> Authenticator:
     if not settings.is_guarded:
         return everybody_is_local
     known = _KnownTokens(settings)
-    signed = JwtVerifier(settings.jwt) if settings.jwt.is_on else None
+    signed = JwtVerifier(settings.jwt, reserved=settings.tokens) if settings.jwt.is_on else None
 
     async def check(headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | Refusal:
         token = _given(headers, query)

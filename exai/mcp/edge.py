@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any, Literal, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
@@ -22,6 +23,9 @@ ABORT = "exai.abort"
 
 DIRECT = "exai.direct"
 """The extension under which `exai.mcp.wire` hands out its `Direct`."""
+
+FORWARDED = frozenset({"forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via"})
+"""Headers by which a proxy says that the caller is someone else."""
 
 MAX_QUERY_FIELDS = 64
 INVALID = 'Bearer error="invalid_token"'
@@ -91,6 +95,7 @@ class Edge:
 
     def __init__(self, settings: ServerSettings, authenticate: Authenticator) -> None:
         self._authenticate = authenticate
+        self._is_open = not settings.is_guarded
         own = set() if settings.host in WILDCARD_ADDRESSES else {settings.host.lower()}
         self._any_host = "*" in settings.allowed_hosts
         self._names = LOOPBACK_NAMES | own | {host.lower().strip("[]") for host in settings.allowed_hosts}
@@ -107,6 +112,17 @@ class Edge:
             challenge = (b"www-authenticate", verdict.challenge.encode("latin-1"))
             return Rejection(verdict.status, verdict.reason, (challenge,) if verdict.status == 401 else ())
         return verdict
+
+    async def may_see_details(self, scope: Mapping[str, Any]) -> bool:
+        """Tell whether a caller may see more than whether the daemon works: with a token, or from this machine.
+
+        What a proxy on this machine passes on comes from anywhere.
+        """
+        headers = header_map(scope["headers"])
+        is_direct = FORWARDED.isdisjoint(headers)
+        if self._is_open or (is_direct and self._is_known(headers.get("host", "")) and _is_same_machine(scope)):
+            return True
+        return isinstance(await self._authenticate(headers, query_map(scope["query_string"])), Admitted)
 
     def rejection(self, headers: Mapping[str, str]) -> Rejection | None:
         """Return why a request with these headers is turned away, or None."""
@@ -136,6 +152,18 @@ class Edge:
         if parts.scheme not in ("http", "https") or not parts.netloc:
             return False
         return parts.netloc == host or _name_of(parts.netloc) in self._names
+
+
+def _is_same_machine(scope: Mapping[str, Any]) -> bool:
+    client, server = scope.get("client"), scope.get("server")
+    if not client:
+        return False
+    try:
+        address = ip_address(client[0])
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return bool(mapped.is_loopback) or (server is not None and client[0] == server[0])
 
 
 def expired() -> Rejection:

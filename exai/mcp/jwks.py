@@ -1,7 +1,7 @@
 """The keys an issuer publishes, fetched when needed and kept.
 
-The invariant is that keys which were fetched once stay usable when a later fetch fails, that no caller can make the
-issuer be asked more than once a minute, and that only the configured address is ever asked.
+The invariant is that keys which were fetched once stay usable for a day when later fetches fail, that no caller can
+make the issuer be asked more than once a minute, and that only the configured address is ever asked.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from http.client import HTTPException
 from typing import Any, TypeAlias
 from urllib.request import (
     HTTPDefaultErrorHandler,
@@ -27,6 +28,10 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 KEYS_KEPT_S = 600.0
+KEYS_MAX_AGE_S = 86_400.0
+"""Keys that could not be fetched again for so long are not used any more: one of them may have been withdrawn."""
+
+KNOWN_WAIT_S = 0.2
 FETCH_INTERVAL_S = 60.0
 """Between two fetches on account of a key that is not among those we have."""
 
@@ -59,15 +64,17 @@ class KeySet:
         self._fetched_at: float | None = None
         self._tried_at: float | None = None
         self._problem = ""
-        self._lock = asyncio.Lock()
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def find(self, kid: str | None) -> tuple[PublicKey, str] | None:
         """Return a key with its algorithm, None when the issuer has none of this id. Raises `NoKeys`."""
+        if self._fetched_at is not None and self._clock() - self._fetched_at >= KEYS_MAX_AGE_S:
+            self._keys, self._fetched_at = {}, None
         if self._wants_fetch(kid):
-            async with self._lock:
-                # Whoever waited here may find it done.
-                if self._wants_fetch(kid):
-                    await self._refresh()
+            if self._refreshing is None or self._refreshing.done():
+                self._refreshing = asyncio.create_task(self._refresh(), name="jwks")
+            # A known key need not wait for an issuer that does not answer, only long enough for one that does.
+            await asyncio.wait({self._refreshing}, timeout=KNOWN_WAIT_S if kid in self._keys else None)
         if self._fetched_at is None:
             raise NoKeys(self._problem or "not fetched yet")
         return self._keys.get(kid)
@@ -85,7 +92,7 @@ class KeySet:
             async with asyncio.timeout(2 * FETCH_TIMEOUT_S):
                 self._keys = public_keys(await asyncio.to_thread(self._fetch, self._url))
             self._fetched_at = self._clock()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             self._problem = f"{self._url}: {error}"
             log.warning("cannot fetch the issuer's keys", url=self._url, reason=str(error), kept=len(self._keys))
         finally:

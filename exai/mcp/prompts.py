@@ -79,6 +79,8 @@ def completion_feature(complete: Completer) -> Feature:
         reference, argument = call.params.get("ref"), call.params.get("argument")
         if not isinstance(reference, dict) or not isinstance(argument, dict):
             raise RpcError(INVALID_PARAMS, "Invalid params: ref and argument must be objects")
+        if not all(isinstance(reference.get(field, ""), str) for field in ("name", "uri")):
+            raise RpcError(INVALID_PARAMS, "Invalid params: ref.name and ref.uri must be strings")
         name, typed = argument.get("name"), argument.get("value")
         if not isinstance(name, str) or not isinstance(typed, str):
             raise RpcError(INVALID_PARAMS, "Invalid params: argument needs a name and a value")

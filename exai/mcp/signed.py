@@ -6,6 +6,7 @@ published key) and never from the token, whose header is only used to choose amo
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import jwt
@@ -29,10 +30,13 @@ log = structlog.get_logger(__name__)
 
 
 class JwtVerifier:
-    """Verifies the tokens of one issuer."""
+    """Verifies the tokens of one issuer. No token can make its subject one of the `reserved` owners."""
 
-    def __init__(self, settings: JwtSettings, keys: KeySet | None = None) -> None:
+    def __init__(
+        self, settings: JwtSettings, keys: KeySet | None = None, *, reserved: Iterable[str] = (LOCAL_OWNER,)
+    ) -> None:
         self._settings = settings
+        self._reserved = frozenset(reserved) | {LOCAL_OWNER}
         self._keys = keys or (KeySet(settings.jwks_url) if settings.jwks_url else None)
 
     async def verdict(self, token: str) -> Admitted | Refusal:
@@ -48,7 +52,7 @@ class JwtVerifier:
                 leeway=LEEWAY_S,
                 options={"require": list(REQUIRED)},
             )
-            return _admitted(claims)
+            return self._admitted(claims)
         except NoKeys as error:
             log.warning("cannot verify tokens", reason=str(error))
             return Refusal("the issuer's keys cannot be had at the moment; try again", status=503)
@@ -72,12 +76,13 @@ class JwtVerifier:
             raise jwt.InvalidKeyError("no published key has this token's kid")
         return found
 
-
-def _admitted(claims: dict[str, Any]) -> Admitted | Refusal:
-    subject = claims["sub"]
-    if not 0 < len(subject) <= OWNER_MAX_CHARS or not subject.isprintable():
-        return Refusal("the token's subject cannot be an owner's name", INVALID)
-    if subject == LOCAL_OWNER:
-        # Whoever may choose subjects would else become the one who works without signed tokens.
-        return Refusal("the token's subject is the name of the local owner", INVALID)
-    return Admitted(Owner(subject), float(min(int(claims["exp"]), FAR_FUTURE)) + LEEWAY_S)
+    def _admitted(self, claims: dict[str, Any]) -> Admitted | Refusal:
+        subject = claims["sub"]
+        if not 0 < len(subject) <= OWNER_MAX_CHARS or not subject.isprintable():
+            return Refusal("the token's subject cannot be an owner's name", INVALID)
+        if subject in self._reserved:
+            # A user who may choose subjects would else become an owner who has a token of its own.
+            return Refusal("the token's subject is the name of an owner who works without signed tokens", INVALID)
+        if claims.get("is_anonymous") is True and not self._settings.allow_anonymous:
+            return Refusal("anonymous users are not admitted here; sign in", INVALID)
+        return Admitted(Owner(subject), float(min(int(claims["exp"]), FAR_FUTURE)) + LEEWAY_S)

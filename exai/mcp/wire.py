@@ -13,7 +13,6 @@ from typing import Any, ClassVar, cast
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -26,7 +25,9 @@ from websockets.protocol import State
 from exai.config import ServerSettings
 from exai.mcp.arriving import Arriving, Meter
 from exai.mcp.edge import ABORT, DIRECT
+from exai.mcp.flow import Flow
 from exai.mcp.frames import MAX_SHORT_BYTES, only_text, short_text
+from exai.mcp.older_http import UnchunkedCycle
 from exai.mcp.pending import KEEP_ALIVE_S, STATE, PendingConnection, PendingConnections, admit
 
 MAX_HEAD_BYTES = 65_536
@@ -72,26 +73,6 @@ def websocket_protocol(settings: ServerSettings) -> type[WebSocketsSansIOProtoco
     return Limited
 
 
-class _Flow(FlowControl):
-    """Reads on only when the protocol wants more: not while a request waits, and never after a refusal."""
-
-    def __init__(self, transport: asyncio.Transport, wants_more: Callable[[], bool]) -> None:
-        super().__init__(transport)
-        self._wants_more = wants_more
-
-    def resume_reading(self) -> None:
-        if self._wants_more():
-            super().resume_reading()
-
-    def end(self) -> None:
-        """Let go of the protocol, so that it is freed with its connection."""
-        self._wants_more = _never
-
-
-def _never() -> bool:
-    return False
-
-
 class _Refused(Exception):
     """Ends the parser from one of its callbacks."""
 
@@ -125,7 +106,7 @@ class _Http(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast("asyncio.Transport", transport)
         super().connection_made(transport)
-        self.flow = _Flow(transport, lambda: not self.pipeline and not self._is_refused)
+        self.flow = Flow(transport, lambda: not self.pipeline and not self._is_refused)
         address = self.client[0] if self.client else ""
         pending = self._pending = self.app_state[STATE] = self.pending.add(address, self._drop_if_idle)
         pending.when_admitted = self._admitted
@@ -162,7 +143,7 @@ class _Http(HttpToolsProtocol):
             self._answering.message_event.set()
         super().connection_lost(exc)
         self._answering = None
-        if isinstance(self.flow, _Flow):
+        if isinstance(self.flow, Flow):
             self.flow.end()
 
     def data_received(self, data: bytes) -> None:
@@ -227,10 +208,14 @@ class _Http(HttpToolsProtocol):
             self.pipeline[0][0].keep_alive = False
             self.flow.pause_reading()
             raise _Refused
+        if self.url.startswith(b"//"):
+            self.url = b"/" + self.url.lstrip(b"/")  # which would be read as the name of a host
         answering = self.cycle if self._is_answer_due() else None
         if answering is not None and self.parser.should_upgrade():
             raise _Refused
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0" and self.cycle is not answering:
+            self.cycle.__class__ = UnchunkedCycle  # uvicorn does not ask which class to make
         if answering is not None:
             self._answering = answering
         self.scope["extensions"] = {ABORT: {ABORT: self.transport.abort}}

@@ -5,7 +5,7 @@ The invariant is that no route waits for a dependency: they answer from what the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -19,33 +19,51 @@ from exai.monitoring.metrics import CONTENT_TYPE, MetricsRecorder
 SERVICE = "exai"
 """How `exai health` and `exai doctor` know that it is EXAI which answers on a port."""
 
+MaySee = Callable[[Mapping[str, Any]], Awaitable[bool]]
+"""From an ASGI scope to whether its caller may see details."""
+
 NO_STORE = {"Cache-Control": "no-store"}
 
 
 def monitoring_routes(
-    health: Health, recorder: MetricsRecorder, facts: Callable[[], Mapping[str, Any]] = dict
+    health: Health,
+    recorder: MetricsRecorder,
+    facts: Callable[[], Mapping[str, Any]] = dict,
+    *,
+    may_see_details: MaySee | None = None,
 ) -> list[Route]:
     """Return GET /health, /health/live, /health/ready and /metrics; `facts` are further fields of /health.
 
     /health and /health/ready answer 503 when the daemon is down or should get no work; /health/live answers 200 for as
-    long as the process can answer at all, since restarting it does not repair a database.
+    long as the process can answer at all, since restarting it does not repair a database. A caller for whom
+    `may_see_details` says no learns the status and nothing else.
     """
 
-    async def show_health(_: Request) -> Response:
+    async def is_trusted(request: Request) -> bool:
+        return may_see_details is None or await may_see_details(request.scope)
+
+    async def show_health(request: Request) -> Response:
         report = health.report()
-        body = {"service": SERVICE, "version": __version__, **report.as_json(), **facts()}
+        body: dict[str, Any] = {"service": SERVICE, "status": report.state}
+        if await is_trusted(request):
+            body |= {"version": __version__, **report.as_json(), **facts()}
         return JSONResponse(body, 503 if report.state == "down" else 200, NO_STORE)
 
     async def show_live(_: Request) -> Response:
         return PlainTextResponse("live\n", headers=NO_STORE)
 
-    async def show_ready(_: Request) -> Response:
+    async def show_ready(request: Request) -> Response:
         report = health.report()
-        down = [each.name for each in report.components if each.required and each.state == "down"]
-        body = {"ready": report.ready, "accepting": report.accepting, "down": down}
+        body: dict[str, Any] = {"ready": report.ready}
+        if await is_trusted(request):
+            down = [each.name for each in report.components if each.required and each.state == "down"]
+            body |= {"accepting": report.accepting, "down": down}
         return JSONResponse(body, 200 if report.ready else 503, NO_STORE)
 
-    async def show_metrics(_: Request) -> Response:
+    async def show_metrics(request: Request) -> Response:
+        if not await is_trusted(request):
+            headers = {"WWW-Authenticate": "Bearer", **NO_STORE}
+            return PlainTextResponse("a bearer token is needed for metrics\n", 401, headers)
         return Response(recorder.render(), headers={"Content-Type": CONTENT_TYPE, **NO_STORE})
 
     return [

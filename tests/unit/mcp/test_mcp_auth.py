@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 import time
+from http.client import BadStatusLine, IncompleteRead, LineTooLong
 from typing import Any
 
 import jwt
@@ -15,7 +17,7 @@ from pydantic import SecretStr
 from exai.config import JwtSettings, ServerSettings
 from exai.mcp.auth import MAX_TOKEN_CHARS, authenticator
 from exai.mcp.edge import Admitted, Refusal
-from exai.mcp.jwks import EMPTY_INTERVAL_S, FETCH_INTERVAL_S, KEYS_KEPT_S, KeySet, NoKeys, public_keys
+from exai.mcp.jwks import EMPTY_INTERVAL_S, FETCH_INTERVAL_S, KEYS_KEPT_S, KEYS_MAX_AGE_S, KeySet, NoKeys, public_keys
 from exai.mcp.signed import LEEWAY_S, JwtVerifier
 from tests.support.tokens import ISSUER, SECRET, Key, claims, confused, ec_key, published, rsa_key, signed, signed_by
 
@@ -129,6 +131,25 @@ class TestSharedSecret:
         assert verdict.owner == "user-1"
 
 
+class TestOwnersOfSignedTokens:
+    async def test_no_subject_becomes_an_owner_with_a_configured_token(self) -> None:
+        """A user who may choose subjects would read what alice stored with hers."""
+        settings = ServerSettings(
+            tokens={"alice": SecretStr("a-token-of-alice-long-enough")}, jwt=jwt_settings(), token=None
+        )
+        assert isinstance(await ask(settings, signed("alice")), Refusal)
+        assert isinstance(await ask(settings, signed("user-1")), Admitted)
+        assert isinstance(await ask(settings, signed("local")), Refusal)
+
+    @pytest.mark.parametrize("allowed", [False, True])
+    async def test_anonymous_users_are_owners_only_if_that_is_configured(self, allowed: bool) -> None:
+        """Supabase gives such tokens to everybody, each with a new subject."""
+        verifier = JwtVerifier(jwt_settings(allow_anonymous=allowed))
+        verdict = await verifier.verdict(signed("user-1", is_anonymous=True))
+        assert isinstance(verdict, Admitted) is allowed
+        assert isinstance(await verifier.verdict(signed("user-1", is_anonymous=False)), Admitted)
+
+
 class Issuer:
     """Publishes keys, counts who asks, and can be down; `now` is the clock."""
 
@@ -136,12 +157,15 @@ class Issuer:
         self.document: bytes | Exception = published(**keys)
         self.asked = 0
         self.now = 1_000.0
+        self.hangs_until: threading.Event | None = None
         self.keys = KeySet(KEYS_URL, fetch=self._fetch, clock=lambda: self.now)
         self.verifier = JwtVerifier(JwtSettings(jwks_url=KEYS_URL, issuer=ISSUER), self.keys)
 
     def _fetch(self, url: str) -> bytes:
         assert url == KEYS_URL
         self.asked += 1
+        if self.hangs_until is not None:
+            assert self.hangs_until.wait(5)
         if isinstance(self.document, Exception):
             raise self.document
         return self.document
@@ -219,6 +243,46 @@ class TestPublishedKeys:
         assert issuer.asked == 1
         issuer.document, issuer.now = good, issuer.now + EMPTY_INTERVAL_S
         assert await issuer.admits(signed_by(self.EC, "a"))
+
+    @pytest.mark.parametrize("fault", [BadStatusLine("SSH-2.0"), IncompleteRead(b""), LineTooLong("header line")])
+    async def test_an_issuer_that_speaks_no_http_is_one_that_is_away(self, fault: Exception) -> None:
+        """Neither an internal error nor the end of the keys that are known."""
+        issuer = Issuer(a=self.EC)
+        good, issuer.document = issuer.document, fault
+        verdict = await issuer.verifier.verdict(signed_by(self.EC, "a"))
+        assert isinstance(verdict, Refusal)
+        assert verdict.status == 503
+        issuer.document, issuer.now = good, issuer.now + EMPTY_INTERVAL_S
+        assert await issuer.admits(signed_by(self.EC, "a"))
+        issuer.document, issuer.now = fault, issuer.now + KEYS_KEPT_S
+        assert await issuer.admits(signed_by(self.EC, "a"))
+
+    async def test_known_keys_do_not_wait_for_an_issuer_that_hangs(self) -> None:
+        """The fetch goes on beside them, and what it brings is used."""
+        issuer, answered = Issuer(a=self.EC), threading.Event()
+        assert await issuer.admits(signed_by(self.EC, "a"))
+        issuer.now += KEYS_KEPT_S
+        issuer.hangs_until = answered
+        try:
+            assert await issuer.admits(signed_by(self.EC, "a"))
+            assert issuer.keys._refreshing is not None
+            assert not issuer.keys._refreshing.done()
+            issuer.document = published(b=self.RSA)
+        finally:
+            answered.set()
+        await issuer.keys._refreshing
+        assert not await issuer.admits(signed_by(self.EC, "a"))
+
+    async def test_keys_that_are_too_old_are_used_no_more(self) -> None:
+        """One of them may have been withdrawn while the issuer was away."""
+        issuer = Issuer(a=self.EC)
+        assert await issuer.admits(signed_by(self.EC, "a"))
+        issuer.document, issuer.now = OSError("down"), issuer.now + KEYS_MAX_AGE_S - 1
+        assert await issuer.admits(signed_by(self.EC, "a"))
+        issuer.now += 1
+        verdict = await issuer.verifier.verdict(signed_by(self.EC, "a"))
+        assert isinstance(verdict, Refusal)
+        assert verdict.status == 503
 
     def test_keys_of_other_kinds_are_passed_over(self) -> None:
         """A shared secret in a published set, a weak RSA key, a key for encryption."""

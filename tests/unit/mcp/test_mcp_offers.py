@@ -153,3 +153,15 @@ class TestCompletion:
 
         with pytest.raises(RpcError):
             await ask(completion_feature(complete), "completion/complete", params)
+
+
+@pytest.mark.parametrize("reference", [{"name": ["a"]}, {"name": {}}, {"uri": {"a": 1}}, {"uri": 5}, {"name": None}])
+async def test_references_that_are_no_texts_are_invalid(reference: dict[str, Any]) -> None:
+    """They cannot be looked up, which is no fault of the server."""
+
+    async def complete(reference: Json, name: str, typed: str, context: CallContext) -> list[str]:
+        raise AssertionError("not reached")
+
+    params = {"ref": reference, "argument": {"name": "a", "value": ""}}
+    with pytest.raises(RpcError, match=r"ref\.name"):
+        await ask(completion_feature(complete), "completion/complete", params)

@@ -119,3 +119,21 @@ async def test_only_get_and_head_are_answered(daemon: Daemon) -> None:
     """Nothing here changes anything."""
     assert (await daemon.client.head("/health")).status_code == 200
     assert (await daemon.client.post("/health")).status_code == 405
+
+
+async def test_strangers_learn_the_status_and_nothing_else() -> None:
+    """What a proxy shows to everybody: no version, address, process or name of a component."""
+    daemon = Daemon()
+    await daemon.settle(redis="down")
+
+    async def may_not(_: object) -> bool:
+        return False
+
+    routes = monitoring_routes(daemon.health, daemon.recorder, lambda: {"pid": 1}, may_see_details=may_not)
+    transport = httpx.ASGITransport(Starlette(routes=routes))
+    async with httpx.AsyncClient(transport=transport, base_url="http://exai") as client:
+        assert (await client.get("/health")).json() == {"service": "exai", "status": "degraded"}
+        assert (await client.get("/health/ready")).json() == {"ready": True}
+        metrics = await client.get("/metrics")
+    assert metrics.status_code == 401
+    assert metrics.headers["www-authenticate"] == "Bearer"

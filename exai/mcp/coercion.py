@@ -9,7 +9,7 @@ is never looked into, and what could mean two things is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
@@ -62,6 +62,7 @@ ROLES: Final[Mapping[str, str]] = {
     "developer": "system",
     "function": "tool",
 }
+OFF: Final = ("false", "none", "disabled", "no")
 WRAPPERS: Final = ("arguments", "args", "kwargs", "params", "parameters", "input", "tool_input")
 NOTHING: Final = ("null", "NULL", "None", "undefined")
 MAX_DEPTH: Final = 16
@@ -152,7 +153,8 @@ def _named(properties: Json, given: Json, path: str, reading: _Reading) -> Json:
 
 def _synonym(name: str, properties: Json, found: Json) -> str | None:
     """Return the one argument that is free and also called so; the likeliest if several are."""
-    targets = [target for target in properties if name in SYNONYMS.get(target, ()) and target not in found]
+    free = [target for target in properties if found.get(target) in (None, "")]
+    targets = [target for target in free if name in SYNONYMS.get(target, ())]
     ranks = [SYNONYMS[target].index(name) for target in targets]
     return targets[ranks.index(min(ranks))] if ranks else None
 
@@ -239,21 +241,29 @@ def _listed(part: Json, text: str, path: str, reading: _Reading) -> object:
 
 
 def _text(schema: Json, value: object, path: str, reading: _Reading) -> object:
+    choices = schema.get("enum", ())
     if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, list) and value and all(map(_is_text_part, value)):
+        value = "true" if value else "false"
+    elif isinstance(value, int):
+        value = str(value)
+    elif isinstance(value, list) and value and all(map(_is_text_part, value)):
         reading.note(path, "parts of text joined")
-        return "".join(each["text"] for each in value)
-    choices = schema.get("enum")
-    if isinstance(value, str) and choices and value not in choices:
-        word = value.strip().lower()
-        if word in choices:
-            return word
-        if (role := ROLES.get(word)) in choices and "user" in choices:
-            reading.note(path, f"{shown(value)} taken as {role}")
-            return role
+        value = "".join(each["text"] for each in value)
+    return _choice(choices, value, path, reading) if choices and isinstance(value, str) else value
+
+
+def _choice(choices: Sequence[str], value: str, path: str, reading: _Reading) -> str:
+    """Return one of the choices for another spelling of it, or for a word that others use for it."""
+    if value in choices:
+        return value
+    word = value.strip().lower()
+    if word in choices:
+        return word
+    if word in OFF and "off" in choices:
+        return "off"
+    if (role := ROLES.get(word)) in choices and role is not None and "user" in choices:
+        reading.note(path, f"{shown(value)} taken as {role}")
+        return role
     return value
 
 

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from exai.mcp.coercion import understood
 from exai.mcp.eras import Cacheable
 from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
 from exai.mcp.paging import paged
@@ -64,7 +65,7 @@ class PromptRegistry:
         spec = self._specs.get(name) if isinstance(name, str) else None
         if spec is None:
             raise RpcError(INVALID_PARAMS, "Unknown prompt; prompts/list names all prompts")
-        arguments = _checked(spec, {} if given is None else given)
+        arguments = _checked(spec, given)
         return {"description": spec.description, "messages": list(await spec.render(arguments, context))}
 
 
@@ -91,12 +92,16 @@ def completion_feature(complete: Completer) -> Feature:
     return Feature({"completions": {}}, (Method("completion/complete", work=answer, timeout_s=READ_TIMEOUT_S),))
 
 
-def _checked(spec: PromptSpec, given: object) -> Mapping[str, str]:
+def _checked(spec: PromptSpec, sent: object) -> Mapping[str, str]:
+    """Return the arguments, understood as those of tools are."""
+    texts = {argument.name: {"type": "string"} for argument in spec.arguments}
+    required = [argument.name for argument in spec.arguments if argument.required]
+    given, _ = understood({"properties": texts, "required": required}, sent)
     if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
         raise RpcError(INVALID_PARAMS, "Invalid params: arguments must be an object of texts")
     names = {argument.name for argument in spec.arguments}
     unknown = sorted(given.keys() - names)
-    missing = [argument.name for argument in spec.arguments if argument.required and argument.name not in given]
+    missing = [name for name in required if name not in given]
     if unknown:
         known = ", ".join(sorted(names)) or "none"
         raise RpcError(INVALID_PARAMS, f"Invalid params: no argument {unknown[0][:64]}; the arguments are {known}")

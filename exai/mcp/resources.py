@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from exai.errors import MAX_SHOWN_CHARS, bounded
 from exai.mcp import eras
 from exai.mcp.eras import Cacheable
 from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
@@ -119,7 +120,7 @@ class ResourceRegistry:
         found = await self._read(uri, context)
         if not found:
             code = INVALID_PARAMS if call.version in eras.MODERN_VERSIONS else LEGACY_NOT_FOUND
-            raise RpcError(code, f"Resource not found: {uri}", {"uri": uri})
+            raise RpcError(code, f"Resource not found: {bounded(uri, MAX_SHOWN_CHARS)}", {"uri": uri})
         return {"contents": [_contents(each) for each in found]}
 
 

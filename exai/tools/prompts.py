@@ -68,7 +68,7 @@ def prompt_feature(conversations: ConversationService) -> Feature:
         page, question = await _found(conversations, context.owner, given["continuation_id"].strip())
         name = page.conversation.continuation_id
         messages, next_before_seq = page_facts(page, room(SHOWN_CHARS))
-        facts = {**conversation_facts(page.conversation), "messages": messages, "next_before_seq": next_before_seq}
+        facts = {**conversation_facts(page.conversation), "next_before_seq": next_before_seq, "messages": messages}
         resource = {"uri": conversation_uri(name), "mimeType": JSON_TYPE, "text": orjson.dumps(facts).decode()}
         question = question or (
             "If <command-args> or the command shows words after the continuation_id, they are my question. Otherwise "

@@ -101,7 +101,7 @@ def _bounded(page: Page) -> dict[str, Any]:
     shown, next_before_seq = page_facts(page, room(CONVERSATION_CHARS))
     return {
         **conversation_facts(page.conversation),
-        "messages": shown,
         "next_before_seq": next_before_seq,
+        "messages": shown,
         "stale_s": page.stale_s,
     }

@@ -120,7 +120,7 @@ class TestPrompts:
             ({"name": 5}, "prompts/list"),
             ({"name": "review"}, "path is required"),
             ({"name": "review", "arguments": {"path": "a", "pat": "b"}}, "no argument pat"),
-            ({"name": "review", "arguments": {"path": 5}}, "texts"),
+            ({"name": "review", "arguments": {"path": {}}}, "texts"),
             ({"name": "plain", "arguments": []}, "texts"),
         ],
     )

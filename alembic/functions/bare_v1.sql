@@ -17,8 +17,7 @@ begin
     E'[\u0300-\u036F\u0591-\u05BD\u05BF\u05C1\u05C2\u05C4\u05C5\u05C7\u064B-\u065F\u0670\u06D6-\u06DC]+', '', 'g');
   v_text := normalize(v_text, NFC);
   v_text := replace(replace(v_text, E'\u00E6', 'ae'), E'\u0153', 'oe');
-  -- o, d, h, l and t with a stroke, eth, dotless i; Arabic forms of Persian letters.
-  return translate(
-    v_text, E'\u00F8\u0111\u0127\u0142\u0167\u00F0\u0131\u0643\u0649\u064A', E'odhltdi\u06A9\u06CC\u06CC');
+  -- o, d, h, l and t with a stroke, eth, dotless i.
+  return translate(v_text, E'\u00F8\u0111\u0127\u0142\u0167\u00F0\u0131', 'odhltdi');
 end
 $$

@@ -268,6 +268,10 @@ begin
       '\U0001E936\U0001E937\U0001E938\U0001E939\U0001E93A\U0001E93B\U0001E93C\U0001E93D\U0001E93E\U0001E93F'
       '\U0001E940\U0001E941\U0001E942\U0001E943');
   end if;
+  -- Arabic letters that Persian keyboards write otherwise.
+  if v_text ~ E'[\u0643\u0649\u064A]' then
+    v_text := translate(v_text, E'\u0643\u0649\u064A', E'\u06A9\u06CC\u06CC');
+  end if;
   return v_text;
 end
 $$

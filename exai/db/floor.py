@@ -57,7 +57,8 @@ SELECT_SEARCH: Final = """
 select m.conversation_id, m.seq, m.role, m.content, m.created_at
   from exai.message_words w
   join public.messages m on m.conversation_id = w.conversation_id and m.seq = w.seq
- where w.words @@ websearch_to_tsquery('simple', $1)
+ where w.words @@ (select string_agg(quote_literal(exai.owner_key_v1($3) || word), ' & ')::tsquery
+                     from string_to_table($1, ' ') word)
  order by m.created_at desc limit $2"""
 INSERT: Final = """
 insert into exai_bench.messages (conversation_id, seq, turn_id, role, content, created_at)
@@ -89,7 +90,7 @@ class DatabaseFloor:
 
     async def select_search(self, text: str, limit: int) -> int:
         """Read the newest messages with these words, unranked, and return how many there were."""
-        return len(await self._pool.fetch(SELECT_SEARCH, text, limit))
+        return len(await self._pool.fetch(SELECT_SEARCH, text, limit, OWNER))
 
     async def insert(
         self, continuation_id: ContinuationId, messages: Sequence[tuple[str, str]], file_ids: Sequence[FileId] = ()

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from exai.db.conversations import ConversationRepository
-from exai.db.curation import CurationRepository
+from exai.db.curation import Change, CurationRepository
 from exai.db.pool import Database
 from exai.db.search import SearchHit, SearchPage, SearchQuery, SearchRepository
 from exai.errors import InvalidArgument
@@ -239,3 +239,58 @@ async def test_a_foreign_cursor_is_refused(plain: SearchRepository, cursor: str)
         return
     with pytest.raises(InvalidArgument):
         await plain.search(words("x"), limit=9, cursor=cursor)
+
+
+async def test_what_has_most_of_the_words_is_found_if_nothing_has_all(
+    repository: ConversationRepository, search: SearchRepository
+) -> None:
+    """Marked, with the words that are missing, the most complete first; also page by page."""
+    await conversation_of(repository, "alpha beta", "alpha", "nothing", "gamma alpha", "alpha beta epsilon")
+    page = await search.search(words("alpha beta gamma"), limit=9)
+    assert page.matched == "some"
+    assert {hit.seq: hit.missing for hit in page.hits} == {1: ("gamma",), 4: ("beta",), 5: ("gamma",)}
+    assert all("**alpha**" in hit.snippet for hit in page.hits)
+    seen, cursor = [], None
+    while True:
+        part = await search.search(words("alpha beta gamma"), limit=1, cursor=cursor)
+        assert part.matched == "some"
+        seen += [hit.seq for hit in part.hits]
+        cursor = part.next_cursor
+        if cursor is None:
+            break
+    assert seen == [hit.seq for hit in page.hits]
+    page = await search.search(words("alpha nowhere -beta"), limit=9)
+    assert (page.matched, {hit.seq: hit.missing for hit in page.hits}) == (
+        "some",
+        {2: ("nowhere",), 4: ("nowhere",)},
+    )
+    page = await search.search(words('gamma "beta alpha"'), limit=9)
+    assert {hit.seq: hit.missing for hit in page.hits} == {4: ("beta alpha",)}
+    assert (await search.search(words("nowhere never"), limit=9)).hits == ()
+    assert (await search.search(words("alpha beta"), limit=9)).matched == "all"
+
+
+async def test_many_words_of_which_few_are_there_find_something(
+    repository: ConversationRepository, search: SearchRepository
+) -> None:
+    """As many as fit into a query."""
+    await conversation_of(repository, "needle in hay")
+    page = await search.search(words("needle " + " ".join(f"absent{n}" for n in range(90))), limit=9)
+    assert [(hit.seq, len(hit.missing)) for hit in page.hits] == [(1, 90)]
+
+
+async def test_titles_are_searched_by_the_same_words(
+    repository: ConversationRepository, search: SearchRepository, database: Database
+) -> None:
+    """After it was changed by the new one only, whoever changed it."""
+    curation = CurationRepository(database)
+    made = await repository.append(appending(None, "nothing", title="数据库连接池 getUserName"))
+    assert made.conversation is not None
+    name = made.conversation.continuation_id
+    for text in ("数据库", "user", "getUserName"):
+        assert where(await search.search(words(text), limit=9)) == {(name, 0)}
+    await curation.change(LOCAL_OWNER, name, once(), Change(title="Another café"))
+    assert where(await search.search(words("cafe"), limit=9)) == {(name, 0)}
+    assert where(await search.search(words("数据库"), limit=9)) == set()
+    await curation.change(LOCAL_OWNER, name, once(), Change(title=""))
+    assert where(await search.search(words("cafe"), limit=9)) == set()

@@ -461,9 +461,8 @@ begin
     E'[\u0300-\u036F\u0591-\u05BD\u05BF\u05C1\u05C2\u05C4\u05C5\u05C7\u064B-\u065F\u0670\u06D6-\u06DC]+', '', 'g');
   v_text := normalize(v_text, NFC);
   v_text := replace(replace(v_text, E'\u00E6', 'ae'), E'\u0153', 'oe');
-  -- o, d, h, l and t with a stroke, eth, dotless i; Arabic forms of Persian letters.
-  return translate(
-    v_text, E'\u00F8\u0111\u0127\u0142\u0167\u00F0\u0131\u0643\u0649\u064A', E'odhltdi\u06A9\u06CC\u06CC');
+  -- o, d, h, l and t with a stroke, eth, dotless i.
+  return translate(v_text, E'\u00F8\u0111\u0127\u0142\u0167\u00F0\u0131', 'odhltdi');
 end
 $function$
 ;
@@ -1206,6 +1205,10 @@ begin
       '\U0001E92C\U0001E92D\U0001E92E\U0001E92F\U0001E930\U0001E931\U0001E932\U0001E933\U0001E934\U0001E935'
       '\U0001E936\U0001E937\U0001E938\U0001E939\U0001E93A\U0001E93B\U0001E93C\U0001E93D\U0001E93E\U0001E93F'
       '\U0001E940\U0001E941\U0001E942\U0001E943');
+  end if;
+  -- Arabic letters that Persian keyboards write otherwise.
+  if v_text ~ E'[\u0643\u0649\u064A]' then
+    v_text := translate(v_text, E'\u0643\u0649\u064A', E'\u06A9\u06CC\u06CC');
   end if;
   return v_text;
 end

@@ -16,6 +16,7 @@ from typing import Any, TypeGuard, get_args
 import orjson
 
 from exai.config import LimitSettings
+from exai.conversations.titles import opening
 from exai.db.conversations import write_cursor
 from exai.db.records import Cursor
 from exai.errors import Conflict, ExaiError, InvalidArgument, NotFound
@@ -35,10 +36,6 @@ from exai.models import (
 MAX_KEY_CHARS = 200
 MAX_TITLE_CHARS = 500
 MAX_CONTINUATION_CHARS = 500
-OPENING_CHARS = 80
-OPENING_READ_CHARS = 1_000
-"""How long a title made from a question may be, and how much of the question is looked at for it."""
-
 MAX_KIND_CHARS = 100
 MAX_NUMBER = 2**63 - 1
 """The largest number Postgres counts messages and revisions with."""
@@ -127,21 +124,6 @@ class ConversationPage:
             return self.next_cursor
         last = self.conversations[number - 1]
         return write_cursor(Cursor(last.updated_at, last.id))
-
-
-def opening(prompt: str) -> str | None:
-    """Return how a question begins: its first line that says something, cut between words if it is long."""
-    lines = prompt.lstrip()[:OPENING_READ_CHARS].splitlines()
-    first = next(filter(None, map(_one_line, lines)), None)
-    if first is None or len(first) <= OPENING_CHARS:
-        return first
-    cut = first[: OPENING_CHARS - 1]
-    whole_words = cut.rpartition(" ")[0]
-    return f"{whole_words if len(whole_words) > OPENING_CHARS // 2 else cut}…"
-
-
-def _one_line(text: str) -> str:
-    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
 def check_text(field: str, value: str, limit_bytes: int) -> None:

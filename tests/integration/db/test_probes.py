@@ -1,4 +1,4 @@
-"""What a word is: the same in every database, before and after it is indexed, in the languages and the code people write."""
+"""What a word is: the same in every database, before and after it is indexed, in languages and in code."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ LOCALES = {
 FOUND = {
     # German, French, Spanish, Portuguese, Danish, Polish, Czech, Turkish, Vietnamese
     "Über die Brücke; Straße und STRASSE": ["über", "ÜBER", "uber", "brücke", "straße", "strasse", "Strasse"],
-    "Le café est fermé, l’été où j’ai goûté l'œuf": ["café", "CAFÉ", "cafe", "fermé", "été", "ete", "où", "oeuf", "œuf"],
+    "Le café est fermé, l’été où j’ai goûté l'œuf": [
+        "café", "CAFÉ", "cafe", "fermé", "été", "ete", "où", "oeuf",
+        "œuf",
+    ],
     "¿Dónde está el niño? ¡Mañana!": ["dónde", "donde", "está", "niño", "nino", "mañana", "MAÑANA"],
     "A ação começou em São Paulo": ["ação", "acao", "são", "sao", "começou"],
     "Smørrebrød på Ærø": ["smørrebrød", "smorrebrod", "SMØRREBRØD", "på", "ærø", "aero"],
@@ -51,7 +54,10 @@ FOUND = {
     "ක්\u200dරමලේඛනය ගැන": ["ක්\u200dරමලේඛනය", "ක්රමලේඛනය", "ගැන"],
     "தமிழ் மொழி": ["தமிழ்", "மொழி"],
     # Chinese, Japanese, Korean, Thai, Lao, Khmer, Burmese
-    "请解释一下数据库连接池的工作原理。": ["数据库", "连接池", "原理", "库", "请", "理", "数据库连接池的工作原理", "解释 原理"],
+    "请解释一下数据库连接池的工作原理。": [
+        "数据库", "连接池", "原理", "库", "请", "理", "数据库连接池的工作原理",
+        "解释 原理",
+    ],
     "日本語のテスト文章です。ｶﾀｶﾅ": ["テスト", "日本語", "文章", "語", "です", "カタカナ", "ｶﾀｶﾅ"],
     "이 문장을 번역을 해 주세요": ["번역", "번역을", "문장", "주세요", "해"],
     "ภาษาไทยเขียนติดกัน": ["ภาษา", "ไทย", "เขียน", "ติดกัน"],
@@ -77,10 +83,22 @@ FOUND = {
     "at the end.Next begins": ["next", "end", "begins"],
     "open foo.png": ["foo", "png", "foo.png"],
     "mail alice@example.com now": ["alice", "example", "alice@example.com", "example.com"],
-    "https://api.example.org/v1/users?id=77&sort=name#top": ["api", "users", "77", "sort", "example.org/v1/users", "top"],
-    "getUserName HTTPServer parseXMLFile": ["user", "getUserName", "getusername", "userName", "server", "http", "xml"],
-    "snake_case_name and kebab-case-name": ["snake", "case", "snake_case_name", "case_name", "kebab-case-name", "kebab"],
-    "MAX_VALUE __init__ $HOME --dry-run": ["max", "value", "MAX_VALUE", "init", "__init__", "home", "$HOME", "--dry-run"],
+    "https://api.example.org/v1/users?id=77&sort=name#top": [
+        "api", "users", "77", "sort", "example.org/v1/users",
+        "top",
+    ],
+    "getUserName HTTPServer parseXMLFile": [
+        "user", "getUserName", "getusername", "userName", "server", "http",
+        "xml",
+    ],
+    "snake_case_name and kebab-case-name": [
+        "snake", "case", "snake_case_name", "case_name", "kebab-case-name",
+        "kebab",
+    ],
+    "MAX_VALUE __init__ $HOME --dry-run": [
+        "max", "value", "MAX_VALUE", "init", "__init__", "home", "$HOME",
+        "--dry-run",
+    ],
     "version v1.22.333-beta.4 and 3.14": ["v1.22.333-beta.4", "beta", "22.333", "3.14", "333"],
     "utf8 sha256sum ipv6Address": ["utf", "utf8", "sha256sum", "sum", "ipv6address", "address"],
     "10.0.0.17 and fe80::1ff:fe23": ["10.0.0.17", "17", "fe80::1ff:fe23", "fe23"],
@@ -120,9 +138,11 @@ async def test_every_probe_is_found_in_every_database(postgres_url: str, locale:
     async with database_of(postgres_url, LOCALES[locale]) as url, opened(url) as database:
         search = SearchRepository(database)
         await conversation_of(ConversationRepository(database), *FOUND)
-        seqs = {seq: queries for seq, queries in enumerate(FOUND.values(), 1)}
+        seqs = dict(enumerate(FOUND.values(), 1))
         for _ in ("waiting", "indexed"):
-            missed = [(seq, text) for seq, texts in seqs.items() for text in texts if seq not in await found(search, text)]
+            missed = [
+                (seq, text) for seq, texts in seqs.items() for text in texts if seq not in await found(search, text)
+            ]
             assert missed == []
             assert [text for text in NOT_FOUND if await found(search, text)] == []
             while (await search.index()).left:

@@ -6,7 +6,6 @@ import pytest
 
 from exai.config import LimitSettings
 from exai.conversations.requests import (
-    OPENING_CHARS,
     ChatRequest,
     check_files,
     check_messages,
@@ -14,6 +13,7 @@ from exai.conversations.requests import (
     check_number,
     content_hash,
 )
+from exai.conversations.titles import OPENING_CHARS
 from exai.errors import InvalidArgument
 from exai.models import LOCAL_OWNER, FileId, NewMessage
 
@@ -107,6 +107,30 @@ def test_new_conversation_is_called_by_how_its_question_begins(prompt: str, titl
     """One line, short, and nothing in it that a terminal would obey."""
     assert ChatRequest(LOCAL_OWNER, prompt).title_or_opening == title
     assert title is None or len(title) <= OPENING_CHARS
+
+
+@pytest.mark.parametrize(
+    ("prompt", "title"),
+    [
+        ("ක්\u200dරමලේඛනය ගැන", "ක්\u200dරමලේඛනය ගැන"),
+        ("می\u200cخواهم", "می\u200cخواهم"),
+        ("👨\u200d👩\u200d👧 trip", "👨\u200d👩\u200d👧 trip"),
+        ("❤\ufe0f and 🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f", None),
+        ("\u0601\u0661 price", None),
+        ("\U0001faff\U0001fae9 new", None),
+        ("soft\u00adhyphen\ufeff", "softhyphen"),
+        ("\u202eevil\u2066 order", "evil order"),
+        ("\u200d\u200c\nthe second line", "the second line"),
+        ("a\x1b[31mb\x9bc\u2028d", "a [31mb c"),
+        ("x" * 78 + "👩\u200d💻" * 3, "x" * 78 + "…"),
+        ("x" * 78 + "e\u0301" * 3, "x" * 78 + "…"),
+        ("x" * 78 + "🇩🇪" * 3, "x" * 78 + "…"),
+        ("x" * 78 + "👍🏽" * 3, "x" * 78 + "…"),
+    ],
+)
+def test_a_title_keeps_what_a_letter_is_made_of(prompt: str, title: str | None) -> None:
+    """Joiners, variations and tags stay, also at the end; what is not seen or turns text round does not."""
+    assert ChatRequest(LOCAL_OWNER, prompt).title_or_opening == (prompt if title is None else title)
 
 
 def test_given_title_is_kept() -> None:

@@ -56,7 +56,8 @@ async def stored(target: Target) -> str:
         name: str | None = None
         for number in range(MESSAGES):
             message = {"role": "user", "content": f"{number} " + "x" * 4 * MB}
-            name = (await writer.call("conversation_append", continuation_id=name, messages=[message]))["continuation_id"]
+            appended = await writer.call("conversation_append", continuation_id=name, messages=[message])
+            name = appended["continuation_id"]
         assert name is not None
         return name
 

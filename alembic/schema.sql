@@ -447,6 +447,7 @@ CREATE OR REPLACE FUNCTION exai.bare_v1(p_text text)
  LANGUAGE plpgsql
  IMMUTABLE PARALLEL SAFE
  SET search_path TO 'pg_catalog', 'pg_temp'
+ SET standard_conforming_strings TO 'on'
 AS $function$
 declare
   v_text text collate "C" := p_text;
@@ -773,6 +774,7 @@ CREATE OR REPLACE FUNCTION exai.excerpt_v1(p_text text, p_words text[], OUT o_ex
  LANGUAGE plpgsql
  IMMUTABLE
  SET search_path TO 'pg_catalog', 'pg_temp'
+ SET standard_conforming_strings TO 'on'
 AS $function$
 declare
   c_window constant integer := 320;
@@ -943,6 +945,7 @@ CREATE OR REPLACE FUNCTION exai.fold_v1(p_text text, p_marked boolean DEFAULT fa
  LANGUAGE plpgsql
  IMMUTABLE PARALLEL SAFE
  SET search_path TO 'pg_catalog', 'pg_temp'
+ SET standard_conforming_strings TO 'on'
 AS $function$
 declare
   v_text text collate "C" := translate(p_text, E'\x01', ' ');
@@ -2185,6 +2188,7 @@ CREATE OR REPLACE FUNCTION exai.read_query_v1(p_key text, p_query text)
  LANGUAGE plpgsql
  IMMUTABLE ROWS 3
  SET search_path TO 'pg_catalog', 'pg_temp'
+ SET standard_conforming_strings TO 'on'
 AS $function$
 #variable_conflict use_variable
 declare
@@ -2724,6 +2728,7 @@ CREATE OR REPLACE FUNCTION exai.units_v1(p_text text)
  LANGUAGE plpgsql
  IMMUTABLE PARALLEL SAFE ROWS 300
  SET search_path TO 'pg_catalog', 'pg_temp'
+ SET standard_conforming_strings TO 'on'
 AS $function$
 declare
   c_data constant text := '[A-Za-z0-9+/_=-]{250}';

@@ -3,6 +3,7 @@
 create or replace function exai.bare_v1(p_text text) returns text
 language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
 as $$
 declare
   v_text text collate "C" := p_text;

@@ -3,6 +3,7 @@
 create or replace function exai.excerpt_v1(p_text text, p_words text[], out o_excerpt text, out o_cut_before boolean, out o_cut_after boolean)
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
 as $$
 declare
   c_window constant integer := 320;

@@ -5,6 +5,7 @@
 create or replace function exai.fold_v1(p_text text, p_marked boolean default false) returns text
 language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
 as $$
 declare
   v_text text collate "C" := translate(p_text, E'\x01', ' ');

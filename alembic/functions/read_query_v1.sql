@@ -6,6 +6,7 @@ create or replace function exai.read_query_v1(p_key text, p_query text)
 returns table (term tsquery, or_group integer, is_excluded boolean, label text, needle text, words text[])
 language plpgsql immutable rows 3
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
 as $$
 #variable_conflict use_variable
 declare

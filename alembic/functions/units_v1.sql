@@ -7,6 +7,7 @@ create or replace function exai.units_v1(p_text text)
 returns table (place bigint, chunk bigint, word text, form text)
 language plpgsql immutable parallel safe rows 300
 set search_path = pg_catalog, pg_temp
+set standard_conforming_strings = on
 as $$
 declare
   c_data constant text := '[A-Za-z0-9+/_=-]{250}';

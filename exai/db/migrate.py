@@ -28,6 +28,7 @@ from sqlalchemy.pool import NullPool
 from exai.db.address import Address, parse_address
 from exai.db.connections import OneTrip
 from exai.db.pool import connect
+from exai.db.preflight import check
 from exai.db.session import SAFE_PATH, WITHIN, encoded, settle
 from exai.db.translate import DEPENDENCY, judge
 from exai.environment import read_environment
@@ -142,6 +143,7 @@ async def migrating(address: Address) -> AsyncIterator[AsyncConnection]:
     event.listen(engine.sync_engine, "begin", _set_limits)
     async with _lock(address):
         async with engine.connect() as connection:
+            await connection.run_sync(check)
             if await connection.scalar(text("select to_regnamespace(:name) is null"), {"name": SCHEMA}):
                 await connection.execute(text(f"create schema {SCHEMA}"))
             await connection.commit()
@@ -186,6 +188,19 @@ async def migrate(address: Address, context: Any) -> None:
         DatabaseError: what the server said.
 
     """
+    try:
+        await _migrate(address, context)
+    except DBAPIError as error:
+        raise _refusal(error) from error
+    except Exception as error:
+        # The connection that holds the lock speaks to the driver itself.
+        verdict = judge(error, "waiting")
+        if verdict is None:
+            raise
+        raise verdict.error from error
+
+
+async def _migrate(address: Address, context: Any) -> None:
     async with migrating(address) as connection:
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -215,7 +230,9 @@ def _refusal(error: DBAPIError) -> ExaiError:
     if verdict is not None:
         return verdict.error
     # Whoever migrates needs the server's own words.
-    return DatabaseError(DEPENDENCY, str(cause), "Correct the cause and run it again")
+    said = (str(cause), getattr(cause, "detail", None), getattr(cause, "hint", None))
+    problem = "; ".join(" ".join(each.split()) for each in said if each)
+    return DatabaseError(DEPENDENCY, problem, "Correct the cause and run it again")
 
 
 def _sqlstate(error: DBAPIError) -> str | None:

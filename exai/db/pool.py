@@ -261,6 +261,9 @@ async def _open(address: Address, *, timeout_s: float, statement_cache_size: int
 
 
 def _refused(error: Exception) -> Exception:
+    if isinstance(error, UnicodeError):
+        # A host that no name can be made of.
+        return DatabaseUnavailable(DEPENDENCY, f"cannot connect: {error}", "Correct the address")
     verdict = judge(error, "connecting")
     return verdict.error if verdict else error
 

@@ -6,7 +6,6 @@ argument types match exactly is preferred to a polymorphic one of pg_catalog, an
 
 from __future__ import annotations
 
-import asyncio
 import re
 import uuid
 from collections.abc import AsyncIterator, Iterable
@@ -16,17 +15,11 @@ from typing import Final
 import pytest
 from asyncpg.exceptions import PostgresError, RaiseError
 
-from exai.db.conversations import ConversationRepository
-from exai.db.curation import Change, CurationRepository
-from exai.db.files import FileRepository
 from exai.db.migrate import upgrade
-from exai.db.pool import Database, OneTrip
-from exai.db.search import SearchQuery, SearchRepository
+from exai.db.pool import OneTrip
 from exai.db.statements import load_statements
-from exai.db.transfer import ImportBatch, TransferRepository
-from exai.db.turns import TurnRepository
-from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, TurnId
-from tests.support.database import appending, beginning, contents_of, ending, new_id, once, opened
+from tests.support.database import opened
+from tests.support.everything import use
 from tests.support.migrations import run, session, value
 
 OURS: Final = """
@@ -193,58 +186,6 @@ async def hostile(url: str) -> AsyncIterator[None]:
 async def hostile_url(postgres_url: str) -> AsyncIterator[str]:
     async with hostile(postgres_url):
         yield postgres_url
-
-
-async def use(database: Database) -> None:
-    """Append alone and in groups, read, chat, change, fork, import, export, link, search and prune."""
-    repository, curation = ConversationRepository(database), CurationRepository(database)
-    files, transfer, search = FileRepository(database), TransferRepository(database), SearchRepository(database)
-    appended = await repository.append(appending(None, "the first words"))
-    assert appended.conversation is not None
-    name = appended.conversation.continuation_id
-    await repository.append(appending(name, "x" * 100_000))
-    await asyncio.gather(*(repository.append(appending(None, "one of several")) for _ in range(20)))
-    started = await repository.begin_turn(beginning(name, "a question"))
-    await repository.finish_turn(ending(started.turn_id, "an answer"))
-    await TurnRepository(database).read(LOCAL_OWNER, started.turn_id)
-    await TurnRepository(database).cancel(LOCAL_OWNER, started.turn_id, {"code": "x"})
-    assert len(await contents_of(repository, name)) == 4
-    await repository.list_conversations(LOCAL_OWNER, limit=10)
-    await repository.renew_leases([started.turn_id], lease_s=10)
-    await repository.changes((await repository.changes(None)).xmin)
-    await repository.news((await repository.news(None)).xmin)
-    for _ in range(2):
-        await curation.change(LOCAL_OWNER, name, once(), Change(title="renamed", tags=("a", "b"), metadata={"k": 1}))
-    fork = await curation.fork(LOCAL_OWNER, name, once(), new_conversation_id=ConversationId(new_id()))
-    assert fork.conversation is not None
-    assert len(await contents_of(repository, fork.conversation.continuation_id)) == 4
-    assert [page async for page in transfer.export(LOCAL_OWNER, name)]
-    imported = await transfer.store_batch(importing("imported", "one", "two"))
-    assert imported.status == "stored"
-    await search.index()
-    assert (await search.search(SearchQuery(LOCAL_OWNER, "words"), limit=5)).hits
-    assert (await search.search(SearchQuery(LOCAL_OWNER, "words", continuation_id=name), limit=5)).hits
-    await files.cleanup_orphans(0)
-    await curation.mark_deleted(LOCAL_OWNER, name, once(), deleted=True)
-    await curation.purge(after_s=0)
-    await curation.expire_idle(None, idle_s=3_600)
-    await curation.prune_removed(after_s=0)
-
-
-def importing(name: str, *contents: str) -> ImportBatch:
-    return ImportBatch(
-        owner=LOCAL_OWNER,
-        continuation_id=ContinuationId(name),
-        new_conversation_id=ConversationId(new_id()),
-        turn_id=TurnId(new_id()),
-        request_key=new_id(),
-        request_hash="hash",
-        first_seq=1,
-        messages=[NewMessage("user", content) for content in contents],
-        times=[None for _ in contents],
-        title="imported",
-        tags=("a",),
-    )
 
 
 async def test_no_operation_calls_what_others_have_created(hostile_url: str) -> None:

@@ -44,6 +44,11 @@ _SYSTEM_ROLE: Final = re.compile(
     r"|developer\s+instruction\s+is\s+not\s+enabled",
     re.IGNORECASE | re.DOTALL,
 )
+_NO_STREAM: Final = re.compile(
+    r"stream(?:ing|ed)?\b.{0,40}(?:\bnot|n.t|\bun)\s*-?(?:be\s+|yet\s+)?(?:support|allow|enabl|avail|implement)"
+    r"|unsupported.{0,20}\bstream",
+    re.IGNORECASE | re.DOTALL,
+)
 _ORDER: Final = re.compile(
     r"role|alternat|template|jinja|consecutive|sequence|order|messages?\b|assistant|\buser\b|conversation|empty",
     re.IGNORECASE,
@@ -87,6 +92,9 @@ class Lessons:
         learned = own
         for field in fields:
             learned = self._without(learned, field, said)
+        if "stream" in body and not fields and _NO_STREAM.search(said):
+            # The answer then comes as one JSON document.
+            learned = replace(learned, dropped=learned.dropped | {"stream", STREAM_OPTIONS})
         has_system = any(message["role"] == "system" for message in body["messages"])
         if learned == own and has_system and own.system_role and _SYSTEM_ROLE.search(said):
             learned = replace(own, system_role=False)

@@ -53,7 +53,18 @@ _REASON_FIELDS: Final = ("finish_reason", "stop_reason", "done_reason")
 _ENDED: Final = (".done", ".completed", "_stop", "_start", ".created", ".in_progress")
 """Ends of the types of events that repeat text or hold none."""
 
-_UNKNOWN_TEXT_FIELDS: Final = ("token", "generated_text", "output", "answer", "result", "completion")
+_UNKNOWN_TEXT_FIELDS: Final = (
+    "token",
+    "generated_text",
+    "output",
+    "outputs",
+    "answer",
+    "result",
+    "completion",
+    "candidates",
+    "generations",
+    "predictions",
+)
 _REPEATED_CHARS: Final = 20
 """A message that begins with at least this much of the text so far repeats it."""
 

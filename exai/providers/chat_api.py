@@ -268,7 +268,7 @@ class ChatApi:
         if not accepted.dropped:
             return
         wanted = build_body(call.model, self.family, request)
-        for name in sorted(wanted.keys() & accepted.dropped - {STREAM_OPTIONS}):
+        for name in sorted(wanted.keys() & accepted.dropped - {"stream", STREAM_OPTIONS}):
             yield f"{self.family.name} does not accept {name}, so that it was not sent"
 
     def _record(self, call: Call, outcome: str, duration_s: float) -> None:

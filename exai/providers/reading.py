@@ -38,6 +38,45 @@ _REASONING_FIELDS: Final = (
     "thought",
     "thoughts",
 )
+_KNOWN_FIELDS: Final = frozenset(
+    {
+        *_CONTENT_FIELDS,
+        *_REASONING_FIELDS,
+        "annotations",
+        "audio",
+        "channel",
+        "citations",
+        "executed_tools",
+        "finish_reason",
+        "function_call",
+        "id",
+        "images",
+        "index",
+        "logprobs",
+        "message",
+        "metadata",
+        "name",
+        "object",
+        "obfuscation",
+        "phase",
+        "prefix",
+        "provider_specific_fields",
+        "reasoning_signature",
+        "recipient",
+        "refusal",
+        "role",
+        "signature",
+        "status",
+        "stop_reason",
+        "stop_sequence",
+        "token_ids",
+        "tool_call_id",
+        "tool_calls",
+        "type",
+        "usage",
+        "web_search",
+    }
+)
 _REASONING_TYPES: Final = ("reasoning", "thinking", "thought", "summary")
 _PART_FIELDS: Final = ("text", "content", "value", "refusal", "output_text", "transcript", "parts")
 _THOUGHT_FIELDS: Final = ("text", "thinking", "summary", "content", "reasoning", "value")
@@ -128,7 +167,22 @@ def read_message(message: Mapping[str, Any]) -> Found:
     if message.get("images"):
         found.named.append("an image")
     found.named += _calls(message)
+    if not (found.content or found.reasoning or found.named or found.unread):
+        _read_the_unknown(message, found)
     return found
+
+
+def _read_the_unknown(message: Mapping[str, Any], found: Found) -> None:
+    """Look for what a piece without any text may hold instead: a message within it, or fields nobody knows."""
+    inner = message.get("message")
+    if isinstance(inner, Mapping) and "message" not in inner:
+        within = read_message(inner)
+        found.content, found.reasoning = within.content, within.reasoning
+        found.named, found.unread = within.named, within.unread
+        return
+    for name, value in message.items():
+        if name not in _KNOWN_FIELDS and isinstance(value, str | list | dict) and len(value) > 1:
+            found.named.append(f"the unknown field {clean_name(name)}")
 
 
 def tokens(value: Any) -> int:
@@ -234,7 +288,8 @@ def _read_part(part: Mapping[str, Any], found: Found, depth: int) -> None:
         if part.get(name) not in (None, "", [], {}):
             _read_content(part[name], found, depth + 1)
             return
-    if any(part.get(name) in ("", []) for name in _PART_FIELDS):
+    if any(name in part for name in _PART_FIELDS):
+        # The place of the text is there, and empty.
         return
     word = next((word for key in (kind, *map(str, part)) for word in _NAMES if word in key.lower()), None)
     if word is not None:

@@ -91,6 +91,22 @@ async def test_option_that_was_asked_for_and_not_sent_is_told(server: ProviderSe
     assert ["temperature" in request.body for request in server.chats] == [True, False, False, True]
 
 
+async def test_endpoint_that_does_not_stream_is_asked_for_one_document(
+    server: ProviderServer, opened: OpenProviders
+) -> None:
+    """Some models of a streaming server do not stream."""
+    server.default = lambda body: (
+        failure(400, {"error": {"message": "Streaming is not supported for this model"}})
+        if body.get("stream")
+        else failure(200, {"choices": [{"message": {"content": "whole"}, "finish_reason": "stop"}]})
+    )
+    async with opened(endpoints=endpoints(server)) as providers:
+        completion = await Asker(providers)("local/m")
+        await Asker(providers)("local/m")
+    assert (completion.content, completion.notes, completion.is_partial) == ("whole", (), False)
+    assert len(server.chats) == 3
+
+
 async def test_number_that_is_too_large_is_not_taken_for_an_unknown_name(server: ProviderServer, ask: Asker) -> None:
     """The caller has to know that the limit cannot be had."""
     server.default = lambda _: kimi_error(400, "invalid_request_error", "max_completion_tokens is too large: at most 9")

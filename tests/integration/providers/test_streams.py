@@ -116,6 +116,13 @@ CASES: dict[str, Case] = {
         {"content": D + N}, {"images": [{"type": "image_url"}]}, partial=True, unread=1, note="an image"
     ),
     "unknown part": parts({"content": [D + N, {"type": "hologram", "blob": 1}]}, partial=True, unread=1),
+    "text that is null": parts({"content": [{"type": "text", "text": None}, {"type": "text", "text": D + N}]}),
+    "message within a delta": parts({"message": {"content": {"text": D}}}, {"message": {"content": [N]}}),
+    "unknown field": parts({"content": D + N}, {"hologram": "more"}, partial=True, unread=1, note="field hologram"),
+    "chunk of another protocol": whole(
+        *TEXT, event({"candidates": [{"content": {"parts": [{"text": "x"}]}}]}), partial=True, unread=1
+    ),
+    "metadata of the provider": parts({"content": D + N, "hologram": "more"}, {"annotations": [1, 2], "phase": "end"}),
     "content is true": parts({"content": D + N}, {"content": True}, partial=True, unread=1, note="could not be read"),
     "tool call": parts({"content": D + N}, CALL, GO_ON, partial=True, unread=1, note="a call of the tool look"),
     "function call": parts(

@@ -137,6 +137,8 @@ class _Talk:
 
         async def on_delta(delta: Delta) -> None:
             nonlocal written, thinking_said
+            if delta.note:
+                self._say(f"({delta.note})")
             if delta.reasoning and not thinking_said:
                 thinking_said = True
                 self._say("(thinking)")
@@ -152,6 +154,7 @@ class _Talk:
                 # An answer that had been given before comes whole, without streaming.
                 written = result.content[-1:]
                 output.write(result.content)
+            notes = result.notes
         except NotFound as error:
             self._is_unknown = True
             raise NotFound(error.kind, error.name, f"`{self._program} chat --list` shows which there are") from error
@@ -159,6 +162,8 @@ class _Talk:
             if written and written != "\n":
                 output.write("\n")
             output.flush()
+        for note in notes:
+            self._say(f"(note: {note})")
 
     def _say(self, text: str) -> None:
         print(text, file=self._streams.error, flush=True)

@@ -46,7 +46,8 @@ from exai.tools.tasks import TurnTasks
 
 INSTRUCTIONS = (
     "EXAI asks models and keeps every conversation. Pass the continuation_id of an answer to go on with its "
-    "conversation, today or weeks later; conversation_list finds earlier ones."
+    "conversation, today or weeks later; conversation_list and conversation_search find earlier ones. The first line "
+    "of an answer's text holds what the next call takes."
 )
 
 RETIRE = b"r"

@@ -292,7 +292,7 @@ def _explained(spec: ToolSpec, detail: ErrorDetails) -> InvalidArgument:
 def _unknown_argument(spec: ToolSpec, location: Sequence[int | str], path: str) -> InvalidArgument:
     schema = _schema_at(spec, location[:-1])
     names = list(schema.get("properties", {}))
-    near = get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
+    near = get_close_matches(str(location[-1])[:64], names, n=1, cutoff=0.5)
     cure = f"Did you mean {near[0]}? " if near else ""
     known = f"The arguments are {', '.join(names)}" if names else "It takes none"
     return InvalidArgument(path, "there is no such argument", cure + known)

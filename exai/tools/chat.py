@@ -16,6 +16,9 @@ from exai.models import Delta, FileId
 from exai.tools.conversations import optional_id
 from exai.tools.paging import cut, room
 
+NEVER_DEFERRED = {"anthropic/alwaysLoad": True}
+"""The `_meta` of the tool whose schema Claude Code is to show its model from the start."""
+
 PROGRESS_PAUSE_S = 0.5
 """Between two reports: an answer comes in thousands of pieces, and a report is larger than a piece."""
 
@@ -104,6 +107,7 @@ def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpe
         joins_identical=True,
         outlasts=True,
         timeout_s=None,
+        meta=NEVER_DEFERRED,
     )
 
 

@@ -190,3 +190,34 @@ def test_what_cannot_be_understood_is_left_to_validation(given: object) -> None:
     """Which names the field and what it should be."""
     spec = TOOLS["chat"]
     assert understood(portable_schema(spec.arguments), given)[0] == given
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False)
+    | st.text(max_size=8)
+    | st.sampled_from(['["a"]', "{}", '"\\"x\\""', "[", "null", "a,b", "a\nb", ONE]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(st.data())
+def test_whatever_is_sent_is_understood_refused_or_left(data: st.DataObject) -> None:
+    """No value ends in anything else, and what was understood is understood as itself."""
+    tool = data.draw(st.sampled_from(sorted(TOOLS)))
+    schema = portable_schema(TOOLS[tool].arguments)
+    names = [*schema["properties"], *map(camel_name, schema["properties"]), "id", "question", "x"]
+    given = data.draw(JSON | st.dictionaries(st.sampled_from(names), JSON, max_size=5))
+    try:
+        found, _ = understood(schema, given)
+    except InvalidArgument as error:
+        assert error.field
+        return
+    assert understood(schema, found)[0] == found
+
+
+def camel_name(name: str) -> str:
+    return re.sub("_(.)", lambda found: found[1].upper(), name)

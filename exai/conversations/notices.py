@@ -23,6 +23,11 @@ WATCH_S = 2.0
 UNWANTED_WATCH_S = 60.0
 """And while nobody does, so that whoever begins to listen is told of what has just changed and misses nothing."""
 
+LOST_XIDS = 1_000_000
+"""Transaction ids that a recovery may give out again: more than a server uses before it writes its log to the disk."""
+
+FIRST_XID = 3
+
 MAX_REMEMBERED = 10_000
 """Conversations whose latest notice is remembered, so that it is not told again."""
 
@@ -87,6 +92,7 @@ class Watch:
     def __init__(self, repository: ConversationRepository, notices: Notices, recorder: Recorder) -> None:
         self._repository, self._notices, self._recorder = repository, notices, recorder
         self._since: str | None = None
+        self._inc: str | None = None
         self._looked_at = -math.inf
 
     async def keep(self) -> None:
@@ -100,12 +106,17 @@ class Watch:
             await asyncio.sleep(WATCH_S)
 
     async def look(self) -> None:
-        """Tell what has changed since the last look: 1 database round trip, and mostly none while nobody listens."""
+        """Tell what has changed since the last look: 1 database round trip, and mostly none while nobody listens.
+
+        2 after a recovery of the database, which gives out transaction ids again.
+        """
         now = asyncio.get_running_loop().time()
         is_wanted = self._notices.are_wanted
         if not is_wanted and now - self._looked_at < UNWANTED_WATCH_S:
             return
         news = await self._repository.news(self._since)
-        self._since, self._looked_at = news.xmin, now
+        if self._since is not None and news.inc != self._inc:
+            news = await self._repository.news(str(max(FIRST_XID, int(self._since) - LOST_XIDS)))
+        self._since, self._inc, self._looked_at = news.xmin, news.inc, now
         for each in news.changed if is_wanted else ():
             self._notices.hear(each.owner, each.continuation_id, each.revision, listed=each.is_listed)

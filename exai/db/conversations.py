@@ -308,7 +308,7 @@ class ConversationRepository:
             NewsItem(Owner(row["owner"]), ContinuationId(row["continuation_id"]), row["revision"], row["listed"])
             for row in rows[1:]
         )
-        return News(rows[0]["xmin"], changed)
+        return News(rows[0]["xmin"], rows[0]["inc"], changed)
 
 
 def write_cursor(cursor: Cursor) -> str:

@@ -253,6 +253,7 @@ class News:
     """What changed since a snapshot, as subscribers hear of it."""
 
     xmin: str
+    inc: str
     changed: tuple[NewsItem, ...]
 
 

@@ -120,16 +120,20 @@ select null::text, null::text, r.owner::text, r.continuation_id::text, null::big
 -- name: news
 -- repeat: read
 -- What has changed since a snapshot began, for whoever listens: one row of this snapshot, then conversations, and whether
--- a list of them reads differently, because one is new or one of its last two changes was an edit. Otherwise as changes.
+-- a list of them reads differently, because one is new or one of its last two changes was an edit. Where there are more
+-- than wanted, the latest. Otherwise as changes.
 with snapshot as materialized (
   select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) as xmin,
          pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) as xmax)
-select s.xmin::text as xmin, null::text as owner, null::text as continuation_id, null::bigint as revision,
-       null::boolean as listed
+select s.xmin::text as xmin,
+       pg_catalog.concat_ws(' ', exai.incarnation_v1(),
+                            extract(epoch from pg_catalog.pg_stat_get_bgwriter_stat_reset_time()))::text as inc,
+       null::text as owner, null::text as continuation_id, null::bigint as revision, null::boolean as listed
   from snapshot s
 union all
-(select null::text, c.owner::text, c.continuation_id::text, c.revision::bigint,
+(select null::text, null::text, c.owner::text, c.continuation_id::text, c.revision::bigint,
         (c.revision <= 2 or c.edited_revision >= c.revision - 1)::boolean
    from public.conversations c
   where c.changed_xid >= $1::text::xid8 and c.changed_xid < (select s.xmax from snapshot s)
+  order by c.changed_xid desc
   limit $2::integer);

@@ -6,6 +6,7 @@ from exai.conversations import AppendRequest, ChatRequest
 from exai.conversations.notices import Notice, Notices, Watch
 from exai.db.conversations import ConversationRepository
 from exai.db.curation import Change
+from exai.db.pool import connect
 from exai.models import LOCAL_OWNER, NewMessage, Owner
 from tests.integration.conversations.conftest import Rig
 
@@ -57,6 +58,23 @@ async def test_whoever_begins_to_listen_has_missed_nothing_of_the_last_moment(ri
     made = await service.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", "a")]))
     other.is_wanting = True
     assert await other.hears() == [("local", made.continuation_id, True)]
+
+
+async def test_changes_after_a_recovery_of_the_database_are_heard(rig: Rig) -> None:
+    """Their transaction ids may be below that of the last look; here a rewritten table stands for the incarnation."""
+    service, other = rig.app.conversations, Other(rig)
+    made = await service.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", "a")]))
+    await other.hears()
+    rewritten = "alter table messages add column other double precision default random()"
+    await service.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", "b")], made.continuation_id))
+    # As if the server had given out a hundred ids that it has forgotten.
+    lower = "update conversations set changed_xid = (changed_xid::text::bigint - 100)::text::xid8"
+    connection = await connect(rig.app.database.address, timeout_s=5)
+    for statement in (rewritten, lower):
+        await connection.execute(statement)
+    await connection.close()
+    assert ("local", made.continuation_id, True) in await other.hears()
+    assert await other.hears() == []
 
 
 def test_a_revision_is_told_once_however_it_is_heard_of() -> None:

@@ -41,6 +41,9 @@ def opened(port: int, token: str) -> connect:
 def is_served(socket: ClientConnection) -> bool:
     socket.send(json.dumps(CALL))
     answer = json.loads(socket.recv(LIMIT_S))
+    while "id" not in answer:
+        # Notices of alice's own changes come in between.
+        answer = json.loads(socket.recv(LIMIT_S))
     return not answer.get("result", {"isError": True}).get("isError", False)
 
 

@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from exai import __version__
 from exai.addresses import redact
-from exai.app import App, open_app
+from exai.app import BLOBS, App, open_app
 from exai.config import Settings
 from exai.conversations.notices import Notice
 from exai.embedded.launcher import Embedded
@@ -149,7 +149,7 @@ def _started(app: App, port: int) -> Started:
         port=port,
         database=database_words(embedded) if embedded and embedded.postgres_url else app.database.address.shown,
         cache=cache_words(settings, embedded),
-        files=str(settings.data_dir),
+        files="in the database" if settings.files.store == "postgres" else str(settings.data_dir / BLOBS),
         providers=tuple(each.name for each in app.providers.status() if each.configured),
         notes=app.notes,
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from charset_normalizer import from_bytes
+from exai.blobs.guessing import guess
 
 BINARY: Final = "binary"
 """In place of an encoding: the file is no text."""
@@ -29,20 +29,6 @@ MARKS: Final = (
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
-)
-MULTIBYTE: Final = ("gb18030", "big5", "cp932", "euc_jp", "cp949")
-CANDIDATES: Final = (
-    *MULTIBYTE,
-    "iso2022_jp",
-    "cp1250",
-    "cp1251",
-    "cp1252",
-    "cp1253",
-    "cp1254",
-    "cp1255",
-    "cp1256",
-    "koi8_r",
-    "cp874",
 )
 NAMES: Final = {
     "cp932": "shift_jis",
@@ -74,24 +60,15 @@ PLAIN: Final = re.compile(
 )
 """What most texts consist of."""
 
-WESTERN: Final = re.compile(
-    rb"[\xc0\xc4-\xc9\xcd\xd1\xd3\xd6\xd8\xda\xdc\xdf\xe0-\xf6\xf8-\xfc\x80\x85\x91-\x97\xa0\xa1\xa3\xa7\xa9\xab\xae\xb0\xb7\xbb\xbf]"
-)
-"""What Western European texts have beyond ASCII, in windows-1252."""
-
 LEAST_WIDE_CHARS: Final = 8
 MOSTLY: Final = 0.9
 ENOUGH_HIGH: Final = 40
-LONGEST_WESTERN_RUN: Final = 3
 
 MOST_CONTROL: Final = 0.02
 """Of the bytes of a text may be control characters."""
 
 MOST_BROKEN: Final = 0.05
 """Of the bytes beyond ASCII may be no part of a character."""
-
-FEW_PAIRS: Final = 0.4
-"""Below this share of bytes beyond ASCII that stand beside another one, each is a letter by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,23 +184,10 @@ def _guessed(data: bytes) -> str:
     high = sum(end - begin for begin, end in runs)
     if _broken(data[:LOOKED_AT_BYTES], UTF_8) <= high * MOST_BROKEN and high > ENOUGH_HIGH:
         return DAMAGED_UTF_8
-    if sum(end - begin for begin, end in runs if end - begin > 1) < high * FEW_PAIRS or _is_western(data, runs, high):
-        return SINGLE_BYTE
-    sample = _sample(data, runs)
-    for found in from_bytes(sample, cp_isolation=list(CANDIDATES), threshold=0.5, preemptive_behaviour=False):
-        if _broken(data, found.encoding) <= max(2, high * MOST_BROKEN):
-            return NAMES.get(found.encoding, found.encoding)
-    for codec in MULTIBYTE:
-        if _broken(data, codec) <= high * MOST_BROKEN:
+    for codec in guess(_sample(data, runs)):
+        if _broken(data, codec) <= max(2, high * MOST_BROKEN):
             return NAMES.get(codec, codec)
     return SINGLE_BYTE
-
-
-def _is_western(data: bytes, runs: list[tuple[int, int]], high: int) -> bool:
-    """Whether there are few letters beyond ASCII in a row, and those are common ones."""
-    short = sum(1 for begin, end in runs if end - begin <= LONGEST_WESTERN_RUN)
-    common = sum(len(WESTERN.findall(data, begin, end)) for begin, end in runs)
-    return short >= len(runs) * MOSTLY and common >= high * MOSTLY
 
 
 def _sample(data: bytes, runs: list[tuple[int, int]]) -> bytes:

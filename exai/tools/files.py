@@ -76,7 +76,7 @@ class GetOutput(FileOutput):
 
     encoding: Literal["text", "base64"]
     charset: str | None = Field(description="How the bytes were read as text; null for what is no text.")
-    note: str | None = Field(description="What was decoded, and what could not be.")
+    notes: list[str] = Field(description="From what a text was decoded, and what of it could not be.")
     content: str
     next_offset: int | None = Field(description="Where the next part begins; null when this is the last.")
 
@@ -152,7 +152,7 @@ def _get_tool(files: FileService) -> ToolSpec:
             **_file(part.file),
             "encoding": encoding,
             "charset": None if part.text is None else part.file.encoding,
-            "note": part.note,
+            "notes": [part.note] if part.note else [],
             "content": content,
             "next_offset": next_offset,
         }

@@ -49,7 +49,7 @@ def test_screen_of_the_readme_is_what_a_start_prints() -> None:
         port=DEFAULT_PORT,
         database=f"embedded Postgres {find_postgres(None).version} in {data_dir}",
         cache=f"embedded Valkey {valkey.version} in {data_dir}",
-        files=data_dir,
+        files="in the database",
         providers=("kimi",),
         notes=(),
     )

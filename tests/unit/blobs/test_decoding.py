@@ -32,6 +32,7 @@ CASES = [
     (JAPANESE, "euc_jp", "euc-jp"),
     (JAPANESE, "iso2022_jp", "iso-2022-jp"),
     (JAPANESE, "utf-16-be", "utf-16-be"),
+    ("שלום עולם, שגיאה בחיבור לבסיס הנתונים", "cp1255", "windows-1255"),
     ("안녕하세요. 데이터베이스 연결 오류입니다.", "cp949", "euc-kr"),
     (RUSSIAN, "cp1251", "windows-1251"),
     (RUSSIAN, "koi8_r", "koi8-r"),
@@ -58,6 +59,31 @@ def test_text_in_any_usual_encoding_is_read_exactly(text: str, codec: str, name:
     assert decoded.text == whole
     assert decoded.encoding == name
     assert (decoded.note is None) == name.startswith("utf-8")
+
+
+@pytest.mark.parametrize(
+    ("codec", "words"),
+    [
+        ("gb18030", ["错误 数据库 连接", "北京", "测试", "你好", "文件", "用户名", "张三，李四", "是的", "配置"]),
+        (
+            "cp932",
+            ["東京", "田中太郎", "株式会社", "エラー", "ファイル", "ありがとう", "テスト", "ソース", "東京都千代田区"],
+        ),
+        ("cp1251", ["Привет", "ошибка", "да", "Москва"]),
+        ("cp1255", ["שלום עולם, שגיאה בחיבור"]),
+        (
+            "cp1252",
+            ["café", "naïve", "Größe", "señor", "“quoted”", "it’s", "€ 5", "30 °C", "½", "Ça va", "øre", "São Paulo"],
+        ),
+    ],
+)
+def test_a_few_words_in_a_table_of_ascii_are_enough(codec: str, words: list[str]) -> None:
+    """As in a spreadsheet's export, whose first kilobytes say nothing."""
+    for word in words:
+        text = "id,name,value\n" * 300 + f"1,{word},x\n" + "2,plain,y\n" * 300
+        decoded = decode(text.encode(codec))
+        assert decoded is not None
+        assert decoded.text == text, word
 
 
 @pytest.mark.parametrize(

@@ -60,12 +60,16 @@ def bounded(text: str, chars: int) -> str:
 
 
 class ExaiError(Exception):
-    """Base of all errors of this package. `continuation_id` names the conversation that was begun before the error."""
+    """Base of all errors of this package.
+
+    `continuation_id` names the conversation in which something was stored before the error, `notes` say what.
+    """
 
     code: ClassVar[str] = "error"
     retryable: ClassVar[bool] = False
     exit_status: ClassVar[int] = 1
     continuation_id: str | None = None
+    notes: tuple[str, ...] = ()
 
     def details(self) -> dict[str, Any]:
         """Facts a program can act on, JSON-ready; the sentence is for people and models."""
@@ -74,7 +78,9 @@ class ExaiError(Exception):
     def report(self) -> dict[str, Any]:
         """Return all that programs, people and models learn of the error."""
         facts = {"code": self.code, "message": str(self), "retryable": self.retryable, **self.details()}
-        return facts if self.continuation_id is None else {**facts, "continuation_id": self.continuation_id}
+        if self.continuation_id is not None:
+            facts["continuation_id"] = self.continuation_id
+        return {**facts, "notes": list(self.notes)} if self.notes else facts
 
 
 class ConfigError(ExaiError):

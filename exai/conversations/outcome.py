@@ -150,6 +150,13 @@ def failure_of(request: ChatRequest, model: Model, begun: TurnBegun, text: str, 
     )
 
 
+def kept_of(text: str) -> str:
+    """Say what a failed turn leaves in its conversation."""
+    if not text.strip():
+        return "the question is stored in this conversation; no answer follows it"
+    return f"the question and the {len(text):,} characters of the answer that came are stored in this conversation"
+
+
 def cause_of(error: BaseException) -> dict[str, Any]:
     """Return what is stored of the error that ended an attempt."""
     if isinstance(error, ExaiError):

@@ -23,7 +23,7 @@ from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Miss, Warm
 from exai.conversations.attachments import Attachments
 from exai.conversations.notices import Notices
-from exai.conversations.outcome import answer_of, facts_of, failure_of, result_of
+from exai.conversations.outcome import answer_of, facts_of, failure_of, kept_of, result_of
 from exai.conversations.prompt import Asked, check_fits
 from exai.conversations.requests import ChatRequest, ChatResult, refusal
 from exai.conversations.starting import LEASE_S, history_of, turn_start
@@ -241,7 +241,7 @@ class ChatTurns:
             completion, asked = await self._leased_answer(turn, room_tokens)
         except BaseException as error:
             if isinstance(error, ExaiError):
-                error.continuation_id = continuation_id
+                error.continuation_id, error.notes = continuation_id, (kept_of(turn.heard.text),)
             await self._write(self._fail(turn, error))
             raise
         facts = facts_of(completion, asked)
@@ -293,7 +293,8 @@ class ChatTurns:
                 asked = less
             else:
                 sizing.learn(turn.model, room_tokens - asked.left_tokens, completion.usage.input_tokens)
-                return completion, asked
+                left_tokens = int(asked.left_tokens * sizing.factor(turn.model))
+                return completion, asked._replace(left_tokens=left_tokens)
         return await self._ask(turn, asked.messages), asked
 
     async def _ask(self, turn: _Turn, prompt: list[Prompt]) -> Completion:

@@ -88,7 +88,7 @@ class Body:
     """Feed it the chunks of a reply that said it was well; it answers with the events they complete.
 
     `form` is what the body turned out to be. A `foreign` one gives no events; `foreign` has its beginning. `alive`
-    counts the lines so far: a server that sends some is at work.
+    counts the lines so far, or the pieces of a document: a server that sends some is at work.
     """
 
     def __init__(self, media_type: str, encoding: str, *, max_event_bytes: int, max_bytes: int) -> None:
@@ -97,12 +97,13 @@ class Body:
         self._parser = SseParser(max_event_bytes)
         self._is_stream = media_type == "text/event-stream"
         self._held = bytearray()
+        self._pieces = 0
         self.form: Form = "unknown"
 
     @property
     def alive(self) -> int:
-        """How many lines have come."""
-        return self._parser.lines
+        """How many lines or pieces have come."""
+        return self._parser.lines + self._pieces
 
     @property
     def ended(self) -> bool:
@@ -134,6 +135,7 @@ class Body:
         if self.form == "events":
             return self._parser.feed(piece)
         self._held += piece
+        self._pieces += self.form != "foreign"
         if self.form == "unknown":
             head = bytes(self._held[:MAX_FOREIGN_BYTES]).lstrip(_SPACE)
             return self._decide(head) if len(head) >= _SNIFFED_BYTES or b"\n" in head else []

@@ -479,6 +479,7 @@ declare
   c_max_depth constant integer := 64;
   c_message_overhead constant integer := 16;
   c_batch constant integer := 50;
+  c_metadata_bytes constant bigint := 16777216;
   s record;
   m record;
   v public.conversations;
@@ -489,6 +490,7 @@ declare
   v_floor bigint := 0;
   v_before bigint;
   v_left bigint := p_budget;
+  v_metadata bigint := c_metadata_bytes;
   v_found integer;
 begin
   s := exai.store_turn_v1(p_owner, p_continuation_id, p_new_id, p_turn_id, p_key, p_hash, p_tool, p_title, 'pending',
@@ -546,6 +548,11 @@ begin
           end if;
           part := 'message'; seq := m.seq; role := m.role; content := m.content; created_at := m.created_at;
           kind := m.kind; turn_id := m.turn_id; data := nullif(m.metadata, '{}');
+          v_metadata := v_metadata - coalesce(pg_catalog.octet_length(data), 0);
+          if v_metadata < 0 then
+            v_full := v_full or v_floor > 0;
+            exit walk;
+          end if;
           return next;
           v_before := m.seq;
           v_found := v_found + 1;

@@ -3,6 +3,7 @@
 -- known), 'stored' (the question of a resumed turn), 'reply' (of a finished one), and one 'head', last.
 -- The history ends where p_budget bytes are used up: it is walked from the newest message backwards through the
 -- primary key and never read whole. Each message counts 16 bytes more than its content, so that many empty ones end too.
+-- Metadata, of which a model sees little, has a limit of its own.
 create or replace function exai.begin_turn_v1(
   p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_tool text,
   p_title text, p_lease_s double precision, p_provider text, p_model text,
@@ -17,6 +18,7 @@ declare
   c_max_depth constant integer := 64;
   c_message_overhead constant integer := 16;
   c_batch constant integer := 50;
+  c_metadata_bytes constant bigint := 16777216;
   s record;
   m record;
   v public.conversations;
@@ -27,6 +29,7 @@ declare
   v_floor bigint := 0;
   v_before bigint;
   v_left bigint := p_budget;
+  v_metadata bigint := c_metadata_bytes;
   v_found integer;
 begin
   s := exai.store_turn_v1(p_owner, p_continuation_id, p_new_id, p_turn_id, p_key, p_hash, p_tool, p_title, 'pending',
@@ -84,6 +87,11 @@ begin
           end if;
           part := 'message'; seq := m.seq; role := m.role; content := m.content; created_at := m.created_at;
           kind := m.kind; turn_id := m.turn_id; data := nullif(m.metadata, '{}');
+          v_metadata := v_metadata - coalesce(pg_catalog.octet_length(data), 0);
+          if v_metadata < 0 then
+            v_full := v_full or v_floor > 0;
+            exit walk;
+          end if;
           return next;
           v_before := m.seq;
           v_found := v_found + 1;

@@ -12,7 +12,7 @@ from exai.db.migrate import create_functions
 revision = "0025"
 down_revision = "0024"
 
-REPLACED = ("message_line_v1", "read_forward_v1")
+REPLACED = ("message_line_v1", "read_forward_v1", "begin_turn_v1")
 FUNCTIONS = ("read_page_v3",)
 
 

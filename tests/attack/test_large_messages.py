@@ -80,6 +80,10 @@ async def test_pages_of_large_messages_are_read_as_far_as_they_are_answered(targ
                 (message,) = part["messages"]
                 assert message["content"] == "x" * len(message["content"])
                 assert message["next_offset"] == offset + len(message["content"])
+                text = await caller.call(
+                    "conversation_export", continuation_id=name, after_seq=number, char_offset=offset, format="jsonl"
+                )
+                assert text["next_char_offset"] == offset + len(text["text"])
 
         async with target.watched() as seen:
             await asyncio.gather(*(reads(caller, number) for number, caller in enumerate(callers)))

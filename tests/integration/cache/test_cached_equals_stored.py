@@ -53,3 +53,20 @@ async def test_page_is_the_same_however_it_came_to_be_cached(
         fork = await rig.app.conversations.fork(LOCAL_OWNER, name)
         await chat(rig, fork.continuation_id)
         await expect_same(rig, fork.continuation_id)
+
+
+@pytest.mark.parametrize("entry_max_bytes", [1_024, 4_096, 8_192])
+async def test_page_is_the_same_however_little_an_entry_may_hold(
+    postgres_url: str, redis_url: str, tmp_path: Path, entry_max_bytes: int
+) -> None:
+    """A page that has become too large for an entry is read from the database."""
+    async with open_rig(postgres_url, redis_url, tmp_path, entry_max_bytes=entry_max_bytes) as rig:
+        name = await append(rig, None, 1)
+        sources = set()
+        for number in range(1, 70):
+            read = await rig.app.conversations.read(LOCAL_OWNER, name)
+            sources.add(read.source)
+            assert len(read.messages) == min(number, PAGE_MESSAGES)
+            assert (read.next_before_seq is None) == (number <= PAGE_MESSAGES)
+            await append(rig, name, 1)
+        assert sources == {"cache", "database"}

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -46,7 +47,9 @@ class Rig:
 
 
 @asynccontextmanager
-async def open_rig(postgres_url: str, redis_url: str, data_dir: Path, *, pooled: bool = False) -> AsyncIterator[Rig]:
+async def open_rig(
+    postgres_url: str, redis_url: str, data_dir: Path, *, pooled: bool = False, **cache_settings: Any
+) -> AsyncIterator[Rig]:
     """Open the application on proxies; with `pooled` a transaction-mode pooler stands in front of the database."""
     async with AsyncExitStack() as stack:
         upstream = (await stack.enter_async_context(Pooler(postgres_url))).url if pooled else postgres_url
@@ -55,7 +58,9 @@ async def open_rig(postgres_url: str, redis_url: str, data_dir: Path, *, pooled:
         provider = await stack.enter_async_context(ProviderServer())
         settings = Settings(
             database=DatabaseSettings(url=SecretStr(database.url), pool_size=2, index_pause_s=NO_PASS_S),
-            cache=CacheSettings(url=SecretStr(cache.url), pass_interval_s=NO_PASS_S, bound_s=60, check_one_in=0),
+            cache=CacheSettings(
+                url=SecretStr(cache.url), pass_interval_s=NO_PASS_S, bound_s=60, check_one_in=0, **cache_settings
+            ),
             providers=ProvidersSettings(
                 kimi=ProviderSettings(api_key=SecretStr("sk-test"), base_url=provider.base_url)
             ),

@@ -275,3 +275,16 @@ async def test_how_far_a_turn_has_come_can_be_seen(repository: ConversationRepos
     assert (seen.turn_id, seen.state) == (begun.turn_id, "finished" if finish else "pending")
     assert (seen.reply.content if seen.reply else None) == ("answer" if finish else None)
     assert await repository.wait_turn(LOCAL_OWNER, "unknown") is None
+
+
+async def test_history_has_no_more_metadata_than_a_process_can_hold(repository: ConversationRepository) -> None:
+    """A message without words may bring 256 kB of it, and counts hardly anything in a window."""
+    messages = [NewMessage("user", str(number), metadata={"x": "y" * 250_000}) for number in range(80)]
+    name = (await conversation_of(repository)).continuation_id
+    await repository.append(appending(name, messages=messages))
+    known = Known(1, 1, 3, 3)
+    for kind in (None, known):
+        begun = await repository.begin_turn(beginning(name, "q", known=kind))
+        assert begun.full
+        assert 50 <= len(begun.history) <= 68
+        assert [message.content for message in begun.history][-2:] in (["78", "79"], ["79", "q"])

@@ -205,6 +205,7 @@ def _migrate(_: argparse.Namespace) -> int:
         )
         return OK
     from exai.app import not_reached
+    from exai.db.diagnose import may_create
     from exai.db.migrate import upgrade
     from exai.db.revision import expected_revision
 
@@ -213,6 +214,8 @@ def _migrate(_: argparse.Namespace) -> int:
     except DatabaseUnavailable as error:
         raise not_reached(url.get_secret_value(), setting, error) from error
     print(f"the database is at revision {expected_revision()}")
+    for finding in run(may_create(url.get_secret_value())):
+        print(f"warning: {finding.detail}. {finding.cure}", file=sys.stderr)
     return OK
 
 

@@ -91,6 +91,12 @@ async def diagnose(settings: DatabaseSettings, url: str, *, timeout_s: float = 5
     return [finding for found in await asyncio.gather(*looks) for finding in found]
 
 
+async def may_create(url: str) -> list[Finding]:
+    """Say who else may create in schema public, for `exai migrate`. Raises a `DatabaseError`."""
+    async with AsyncExitStack() as stack:
+        return await _creators(await _open(stack, parse_address(url)))
+
+
 async def _guarded(
     part: str, timeout_s: float, look: Callable[[list[Finding], AsyncExitStack], Awaitable[None]]
 ) -> list[Finding]:

@@ -187,9 +187,9 @@ def _relation_problems(connection: Connection, row: RowMapping, name: str) -> It
 
 def _type_problems(connection: Connection, table: str) -> Iterator[tuple[str, str]]:
     columns = columns_of(connection, table)
-    for name in INDISPENSABLE[table]:
-        if name not in columns:
-            yield f"public.{table} has no column {name}", "rename the table, or add the column"
+    missing = [name for name in INDISPENSABLE[table] if name not in columns]
+    if missing:
+        yield f"public.{table} has no column {', '.join(missing)}", "rename the table, or add what is missing"
     if table in ("conversations", "files") and "id" in columns and columns["id"].type != UUID_TYPE:
         yield f"public.{table}.id is {columns['id'].type}, it has to be uuid", "convert it"
     for name, wanted in WANTED[table].items():

@@ -92,6 +92,29 @@ def test_services_wait_for_what_they_need_and_get_time_to_stop(compose: dict[str
         assert services[name]["stop_grace_period"] == "30s"
 
 
+def test_every_container_is_bounded_and_has_few_privileges(compose: dict[str, Any]) -> None:
+    """One that is flooded or broken into must not take the host along."""
+    for name, service in compose["services"].items():
+        assert service["mem_limit"], name
+        assert 0 < service["pids_limit"] <= 200, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert set(service.get("cap_add", ())) <= {"CHOWN", "DAC_OVERRIDE", "FOWNER", "SETGID", "SETUID"}, name
+        assert "no-new-privileges:true" in service["security_opt"], name
+
+
+def test_neither_store_is_open_on_the_containers_network(compose: dict[str, Any]) -> None:
+    """Valkey asks for a password, and EXAI's role in Postgres is not the superuser that the image makes."""
+    services = compose["services"]
+    assert "--requirepass" in services["valkey"]["command"]
+    assert services["exai"]["environment"]["EXAI_CACHE__URL"].startswith("redis://:${VALKEY_PASSWORD")
+    postgres = services["postgres"]
+    assert "POSTGRES_USER" not in postgres["environment"]
+    script = (ROOT / "docker" / "postgres-role.sh").read_text()
+    assert "./docker/postgres-role.sh:/docker-entrypoint-initdb.d/role.sh:ro" in postgres["volumes"]
+    assert "create role exai login password" in script
+    assert "superuser" not in re.sub(r"^#.*$", "", script, flags=re.MULTILINE)
+
+
 def test_no_secret_stands_in_a_container_file(compose: dict[str, Any]) -> None:
     """Every one comes from the environment, and there is no default that somebody could forget to change."""
     secrets = {

@@ -12,7 +12,7 @@ import pytest
 from exai.app import probe_database
 from exai.config import DatabaseSettings
 from exai.db.conversations import ConversationRepository
-from exai.db.diagnose import diagnose
+from exai.db.diagnose import diagnose, may_create
 from exai.db.pool import REFUSAL_COUNTS_S, RENEW_AFTER_S, Database
 from exai.errors import DatabaseUnavailable
 from exai.models import Finding
@@ -130,6 +130,7 @@ async def test_doctor_says_who_may_create_in_schema_public(postgres_url: str) ->
     finding = (await doctor(postgres_url))["postgres schema public"]
     assert (finding.state, "every role" in finding.detail) == ("warn", True)
     assert "revoke create" in finding.cure
+    assert await may_create(postgres_url) == [finding]
 
 
 async def test_the_probe_says_down_for_a_read_only_database(postgres_url: str, limited_url: str) -> None:

@@ -1,7 +1,7 @@
 """The bytes that one owner makes this process hold: messages that arrive, wait or run, what calls read, subscriptions.
 
-Invariant: `held_bytes` is the sum of what was taken and not yet given back, and it passes the limit only for one thing
-that is held alone, so that a limit below a message's size still lets one message through at a time.
+Invariant: `held_bytes` is the sum of what was counted and not yet given back. It passes the limit only by what cannot
+be refused, and by one thing that is held alone, so that a limit below a message's size lets one through at a time.
 """
 
 from __future__ import annotations
@@ -30,6 +30,10 @@ class Account:
             limit = f"{SETTING} of one owner's {what}, in bytes"
             cure = "Wait for other calls to end, ask for less in one call, or raise the limit"
             raise Overloaded(limit, self._most_bytes, cure=cure)
+        self.held_bytes += size_bytes
+
+    def charge(self, size_bytes: int) -> None:
+        """Count bytes that cannot be refused, such as an answer's, until they are given back."""
         self.held_bytes += size_bytes
 
     def give(self, size_bytes: int) -> None:

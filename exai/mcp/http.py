@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from starlette.types import Send as AsgiSend
 from exai.account import Account
 from exai.errors import Overloaded
 from exai.mcp import eras, jsonrpc
+from exai.mcp.arriving import SLICE_BYTES
 from exai.mcp.edge import Admitted, Rejection, abort_of, expired, header_map, peer_of, too_many
 from exai.mcp.headers import legacy_version
 from exai.mcp.jsonrpc import Fault, Malformed, Message, RpcError
@@ -96,14 +98,18 @@ class HttpDoor:
     ) -> None:
         """Read one message and answer it."""
         rejection = _unfit(scope["method"], headers, self._server.settings.message_max_bytes)
-        account = self._server.quotas.of(admitted.owner).account
-        body = b"" if rejection is not None else await self._body(receive, account)
+        quota = self._server.quotas.of(admitted.owner)
+        body = b"" if rejection is not None else await self._body(receive, quota.account)
         if body is None:
             rejection = Rejection(413, "the message is larger than EXAI_SERVER__MESSAGE_MAX_BYTES")
         if rejection is not None or body is None:
             await reply.text(rejection or Rejection(400, "no body"))
             return
+        began_s = time.thread_time()
         message = jsonrpc.parse(body)
+        if len(body) > SLICE_BYTES and (pause_s := quota.spent_s(time.thread_time() - began_s)):
+            with quota.account.hold(len(body), "messages that arrive"):
+                await asyncio.sleep(pause_s)
         session = await self._session(message, headers, admitted, peer_of(scope), reply)
         if session is not None:
             posted = _Posted(message, len(body), headers.get("accept", "*/*"))

@@ -13,15 +13,20 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+from exai.account import Account
 from exai.mcp.protocol import Send
 
 OUTBOX_MAX_BYTES = 4_194_304
 
 
 class Outbox:
-    """Many writers, one reader. `send_now` is the door's, and says whether it has sent what it was given."""
+    """Many writers, one reader; what waits is in `account`.
 
-    def __init__(self, max_bytes: int = OUTBOX_MAX_BYTES) -> None:
+    `send_now` is the door's, and says whether it has sent what it was given.
+    """
+
+    def __init__(self, max_bytes: int = OUTBOX_MAX_BYTES, account: Account | None = None) -> None:
+        self._account = Account(max_bytes) if account is None else account
         self.send_now: Callable[[bytes], bool] | None = None
         self._is_reader_sending = False
         self._max_bytes = max_bytes
@@ -82,6 +87,7 @@ class Outbox:
             await self._filled.wait()
         message = self._messages.popleft()
         self._size_bytes -= len(message.data)
+        self._account.give(len(message.data))
         self._room.set()
         self._is_reader_sending = True
         return message
@@ -91,6 +97,7 @@ class Outbox:
         self.is_closed = True
         if discard:
             self._messages.clear()
+            self._account.give(self._size_bytes)
             self._size_bytes = 0
         self._filled.set()
         self._room.set()
@@ -104,5 +111,6 @@ class Outbox:
             return True
         self._messages.append(message)
         self._size_bytes += len(message.data)
+        self._account.charge(len(message.data))
         self._filled.set()
         return True

@@ -10,6 +10,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 
 from exai.account import Account
 from exai.config import ServerSettings
@@ -24,6 +25,9 @@ TIME_SHARE = 0.5
 
 TIME_BURST_S = 0.1
 MAX_PAUSE_S = 1.0
+ALONE_AFTER_S = 1.0
+"""An owner is alone, and may have all of the processor, when no other has sent anything for so long."""
+
 
 BARRED_S = 5.0
 
@@ -58,11 +62,30 @@ class Bucket:
         self._left = self._left - wanted if self._left > wanted else 0.0
 
 
+class Lately:
+    """The two owners that spoke last, which is enough to know whether an owner is alone."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Quota | None, float] = (None, -inf)
+        self._before: tuple[Quota | None, float] = (None, -inf)
+
+    def spoke(self, owner: Quota, now: float) -> None:
+        """An owner has sent something."""
+        if self._last[0] is not owner:
+            self._before = self._last
+        self._last = (owner, now)
+
+    def is_shared(self, owner: Quota, now: float) -> bool:
+        """Whether another owner has sent something within `ALONE_AFTER_S`."""
+        _, spoke_at = self._before if self._last[0] is owner else self._last
+        return now - spoke_at < ALONE_AFTER_S
+
+
 class Quota:
     """One owner's share; made by `Quotas`."""
 
-    def __init__(self, limits: ServerSettings, clock: Clock) -> None:
-        self._limits, self._clock = limits, clock
+    def __init__(self, limits: ServerSettings, clock: Clock, lately: Lately) -> None:
+        self._limits, self._clock, self._lately = limits, clock, lately
         self._connections = 0
         self._running = 0
         self._addresses = 0
@@ -108,6 +131,7 @@ class Quota:
         if (wait_s := self._bytes.wait_s(size_bytes, now)) > 0:
             limit = "EXAI_SERVER__OWNER_BYTES_PER_S of one owner's bytes a second"
             raise Overloaded(limit, self._limits.owner_bytes_per_s, retry_after_s=wait_s)
+        self._lately.spoke(self, now)
         self._requests.take(1)
         self._bytes.take(size_bytes)
 
@@ -124,7 +148,10 @@ class Quota:
         now = self._clock()
         self._debt_s = max(0.0, self._debt_s - (now - self._debt_at) * TIME_SHARE) + seconds
         self._debt_at = now
-        return min(max(0.0, self._debt_s - TIME_BURST_S) / TIME_SHARE, MAX_PAUSE_S)
+        if self._debt_s <= TIME_BURST_S or not self._lately.is_shared(self, now):
+            self._debt_s = min(self._debt_s, TIME_BURST_S)
+            return 0.0
+        return min((self._debt_s - TIME_BURST_S) / TIME_SHARE, MAX_PAUSE_S)
 
     def subscribe(self, count: int, size_bytes: int) -> None:
         """Count addresses that a connection subscribes to, and their bytes. Raises `Overloaded`."""
@@ -157,6 +184,7 @@ class Quotas:
 
     def __init__(self, limits: ServerSettings, clock: Clock = time.monotonic) -> None:
         self._limits, self._clock = limits, clock
+        self._lately = Lately()
         self._known: OrderedDict[Owner, Quota] = OrderedDict()
 
     def __len__(self) -> int:
@@ -168,7 +196,7 @@ class Quotas:
         self._forget_quiet(now)
         quota = self._known.get(owner)
         if quota is None:
-            quota = self._known[owner] = Quota(self._limits, self._clock)
+            quota = self._known[owner] = Quota(self._limits, self._clock, self._lately)
         quota.used_at = now
         self._known.move_to_end(owner)
         return quota

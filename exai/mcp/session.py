@@ -66,7 +66,7 @@ class Session:
         self.owner = admitted.owner
         self.quota = server.quotas.of(admitted.owner)
         self.peer = peer
-        self.outbox = Outbox()
+        self.outbox = Outbox(account=self.quota.account)
         self.close_code = 1000
         # Whether the message taken last was beyond what its owner may send in a second.
         self.is_over_rate = False

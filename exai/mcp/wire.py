@@ -348,7 +348,8 @@ class _WebSocket(Arriving):
 
     def _received(self, data: bytes) -> None:
         """A whole message has come."""
-        self.message_ended()
+        if self._held_bytes or self._late is not None:
+            self.message_ended()
         if self.is_refused:
             return
         if self.curr_msg_data_type == "text" and not self.close_sent and not _is_utf8(data):

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from exai.errors import Overloaded
-from exai.mcp.quota import BURST_S, Quotas
+from exai.mcp.quota import (
+    ALONE_AFTER_S,
+    BARRED_S,
+    BURST_S,
+    MAX_ADDRESSES,
+    MAX_PAUSE_S,
+    TIME_BURST_S,
+    TIME_SHARE,
+    Quotas,
+)
 from exai.models import Owner
 from tests.support.mcp_server import fast_settings
 
@@ -103,3 +112,48 @@ def test_owners_take_nothing_from_each_other_and_are_forgotten_when_quiet(clock:
     for _ in range(60):
         quotas.of(ALICE)
     assert len(quotas) == 1
+
+
+def test_an_owner_that_is_alone_is_never_slowed(clock: Clock) -> None:
+    """There is nobody to share the processor with."""
+    quota = Quotas(fast_settings(), clock).of(ALICE)
+    quota.take(1)
+    for _ in range(100):
+        assert quota.spent_s(0.5) == 0
+
+
+def test_an_owner_whose_input_costs_too_much_waits_while_others_are_there(clock: Clock) -> None:
+    """Half of the processor is left to them, and a debt is paid by time."""
+    quotas = Quotas(fast_settings(), clock)
+    alice, bob = quotas.of(ALICE), quotas.of(BOB)
+    bob.take(1)
+    alice.take(1)
+    assert alice.spent_s(TIME_BURST_S) == 0
+    assert alice.spent_s(0.1) == pytest.approx(0.1 / TIME_SHARE)
+    assert bob.spent_s(0.05) == 0
+    assert alice.spent_s(100) == MAX_PAUSE_S
+    clock.now += ALONE_AFTER_S
+    assert alice.spent_s(0.1) == 0
+
+
+def test_frames_count_as_requests_and_an_abusive_owner_does_not_connect_at_once(clock: Clock) -> None:
+    quota = Quotas(fast_settings(owner_requests_per_s=2), clock).of(ALICE)
+    assert quota.spend(0, 20)
+    assert not quota.spend(0, 1)
+    quota.check_barred()
+    quota.bar()
+    with pytest.raises(Overloaded, match="Try again in 5 s"):
+        quota.check_barred()
+    clock.now += BARRED_S
+    quota.check_barred()
+
+
+def test_subscribed_addresses_are_counted_for_the_owner(clock: Clock) -> None:
+    quota = Quotas(fast_settings(), clock).of(ALICE)
+    quota.subscribe(MAX_ADDRESSES, 1_000)
+    assert quota.account.held_bytes == 1_000
+    assert not quota.is_idle
+    with pytest.raises(Overloaded, match="Unsubscribe"):
+        quota.subscribe(1, 10)
+    quota.unsubscribe(MAX_ADDRESSES, 1_000)
+    assert quota.is_idle

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import TextIO
 
 from exai.app import open_app
+from exai.browse import whole_id
 from exai.config import Settings
 from exai.conversations.formats import Format, Part, read_lines, read_markdown
 from exai.errors import InvalidArgument, NotFound
-from exai.models import LOCAL_OWNER, ContinuationId
+from exai.models import LOCAL_OWNER, ContinuationId, Owner
+from exai.terminal_text import printable
 
 STANDARD = "-"
 SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".md": "markdown", ".markdown": "markdown"}
@@ -38,13 +40,13 @@ BEGINNINGS = (
 """How a text begins that is not UTF-8: with a byte order mark, or with the first character of an export."""
 
 
-async def export(settings: Settings, name: str, target: str, kind: Format | None) -> None:
+async def export(settings: Settings, name: str, target: str, kind: Format | None, owner: Owner = LOCAL_OWNER) -> None:
     """Write a conversation to a file, or to standard output for `-`, a page at a time. Raises `InvalidArgument`."""
     shape = kind or SUFFIXES.get(Path(target).suffix.lower(), "jsonl")
     if target != STANDARD:
         _check_target(target)
     async with open_app(settings) as app:
-        parts = app.conversations.export(LOCAL_OWNER, ContinuationId(name), shape)
+        parts = app.conversations.export(owner, await whole_id(app, owner, name), shape)
         if target == STANDARD:
             await _print(parts)
             return
@@ -61,14 +63,16 @@ async def export(settings: Settings, name: str, target: str, kind: Format | None
                 beside.unlink()
 
 
-async def import_file(settings: Settings, source: str, kind: Format | None, as_name: str | None) -> str:
+async def import_file(
+    settings: Settings, source: str, kind: Format | None, as_name: str | None, owner: Owner = LOCAL_OWNER
+) -> str:
     """Store an exported conversation and return what was done; progress goes to a terminal's standard error."""
     shape = kind or SUFFIXES.get(Path(source).suffix.lower(), "jsonl")
     name = ContinuationId(as_name) if as_name else None
     progress = None
     with _opened(source) as stream:
         async with open_app(settings) as app:
-            async for progress in app.conversations.import_text(LOCAL_OWNER, _parts(stream, shape), as_name=name):
+            async for progress in app.conversations.import_text(owner, _parts(stream, shape), as_name=name):
                 if sys.stderr.isatty():
                     sys.stderr.write(f"\r{progress.seen:,} messages read, {progress.stored:,} stored")
     if sys.stderr.isatty():
@@ -94,7 +98,7 @@ async def _print(parts: AsyncIterator[str]) -> None:
     if sys.stdout.isatty():
         encoding = sys.stdout.encoding or "utf-8"
         async for part in parts:
-            sys.stdout.write(part.encode(encoding, errors="replace").decode(encoding))
+            sys.stdout.write(printable(part).encode(encoding, errors="replace").decode(encoding))
         return
     sys.stdout.flush()
     async for part in parts:

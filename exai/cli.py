@@ -27,6 +27,7 @@ from exai.command import (
 )
 from exai.environment import ENV_FILE_VARIABLE
 from exai.errors import ConfigError, DatabaseUnavailable, ExaiError
+from exai.terminal_text import shown
 
 if TYPE_CHECKING:
     from exai.config import Settings
@@ -67,13 +68,14 @@ def _report(error: Exception) -> int:
     """Print what went wrong and return the status that says so."""
     known = _first_known(error)
     if known is not None:
-        print(f"exai: {known}", file=sys.stderr)
+        print(shown(f"exai: {known}", sys.stderr), file=sys.stderr)
         return known.exit_status
     import traceback
 
     from exai.logs import redact_text
 
-    print(redact_text("".join(traceback.format_exception(error))), file=sys.stderr, end="")
+    text = redact_text("".join(traceback.format_exception(error)))
+    print(shown(text, sys.stderr), file=sys.stderr, end="")
     print("exai: this is a defect of EXAI; please report it with the lines above", file=sys.stderr)
     return FAILED
 
@@ -252,7 +254,8 @@ def _print_health(url: str, body: dict[str, Any], shape: str) -> None:
     print(f"EXAI {body.get('version')} at {url}: {body.get('status')}, {ready}")
     for name, each in body.get("components", {}).items():
         latency = "" if each["latency_ms"] is None else f"{each['latency_ms']:.1f} ms"
-        print(f"  {name:<12} {each['state']:<9} {latency:>10}  {each['detail']}".rstrip())
+        line = f"  {name:<12} {each['state']:<9} {latency:>10}  {each['detail']}".rstrip()
+        print(shown(line, sys.stdout))
 
 
 def _config(options: argparse.Namespace) -> int:
@@ -294,7 +297,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
-        print(table(findings))
+        print(shown(table(findings), sys.stdout))
     return failed if any(finding.state == "fail" for finding in findings) else OK
 
 
@@ -340,6 +343,8 @@ COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
     "config": _config,
     "doctor": _doctor,
     "chat": cli_store.chat,
+    "search": cli_store.search,
+    "show": cli_store.show,
     "export": cli_store.export,
     "import": cli_store.import_file,
     "prune": cli_store.prune,

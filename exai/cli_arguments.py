@@ -84,15 +84,31 @@ def _add_store(commands: Any) -> None:
     """Add the commands that talk and read."""
     chat = commands.add_parser("chat", help="talk to a model from the terminal; the conversation is kept")
     chat.add_argument("prompt", nargs="*", help="the question; - stands for standard input; none: talk line by line")
-    chat.add_argument("--continue", dest="continuation_id", metavar="ID", help="go on with an earlier conversation")
+    earlier = chat.add_mutually_exclusive_group()
+    earlier.add_argument("--continue", dest="continuation_id", metavar="ID", help="go on with an earlier conversation")
+    earlier.add_argument("--last", action="store_true", help="go on with the conversation that was changed last")
     chat.add_argument("--model", help="the model to ask; default: the configured one")
     chat.add_argument("--list", action="store_true", dest="list_only", help="list the newest conversations")
+
+    search = commands.add_parser("search", help="find messages by their words")
+    search.add_argument("words", nargs="+", help='as in a search box: "a phrase", or, -without; put -- before these')
+    search.add_argument("--limit", type=int, default=20, metavar="N", help="how many of the best to show (default 20)")
+
+    show = commands.add_parser("show", help="print the newest messages of a conversation")
+    show.add_argument("name", metavar="ID", help="the continuation id, or its beginning")
+    show.add_argument("--limit", type=int, default=50, metavar="N", help="how many messages (default 50)")
+    for each in (chat, search, show):
+        _add_owner(each)
+
+
+def _add_owner(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--owner", help="whose conversations, where a daemon has several owners (default: local)")
 
 
 def _add_archive(commands: Any) -> None:
     """Add the commands that carry conversations out, in and away."""
     export = commands.add_parser("export", help="write a conversation to a file")
-    export.add_argument("name", metavar="ID", help="the continuation id")
+    export.add_argument("name", metavar="ID", help="the continuation id, or its beginning")
     export.add_argument("target", metavar="FILE", nargs="?", default="-", help="NAME.jsonl or NAME.md; default: print")
     export.add_argument("--format", choices=SHAPES, help="default: by the file's name, else jsonl")
 
@@ -100,6 +116,9 @@ def _add_archive(commands: Any) -> None:
     importing.add_argument("source", metavar="FILE", help="an export, or - for standard input")
     importing.add_argument("--format", choices=SHAPES, help="default: by the file's name, else jsonl")
     importing.add_argument("--as", dest="as_name", metavar="ID", help="store it under this name instead of its own")
+
+    for each in (export, importing):
+        _add_owner(each)
 
     prune = commands.add_parser("prune", help="remove for good what was deleted, and files that nobody has")
     prune.add_argument("--idle-days", type=float, metavar="DAYS", help="first delete what has not changed for so long")

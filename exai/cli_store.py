@@ -1,4 +1,4 @@
-"""The commands that work on stored conversations: `chat`, `export`, `import`, `prune`."""
+"""The commands that work on stored conversations: `chat`, `search`, `show`, `export`, `import`, `prune`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ import sys
 from pathlib import Path
 
 from exai.command import OK, read_settings, run
+from exai.errors import ConfigError
+from exai.models import LOCAL_OWNER, Owner
+from exai.terminal_text import shown
+
+OWNER_MAX_CHARS = 255
 
 
 def chat(options: argparse.Namespace) -> int:
@@ -16,15 +21,54 @@ def chat(options: argparse.Namespace) -> int:
     from exai.terminal import ChatOptions, Streams, run_chat
 
     settings = read_settings(errors_only=True)
-    words = ChatOptions(tuple(options.prompt), options.continuation_id, options.model, options.list_only, called_as())
-    return run(run_chat(settings, words, Streams(sys.stdin, sys.stdout, sys.stderr)))
+    asked = ChatOptions(
+        tuple(options.prompt),
+        options.continuation_id,
+        options.model,
+        options.list_only,
+        called_as(),
+        options.last,
+        owner_of(options),
+    )
+    return run(run_chat(settings, asked, Streams(sys.stdin, sys.stdout, sys.stderr)))
+
+
+def search(options: argparse.Namespace) -> int:
+    """Find messages by their words."""
+    from exai.browse import Output
+    from exai.browse import search as find
+
+    output = Output(sys.stdout, sys.stderr, called_as())
+    words = " ".join(options.words)
+    run(find(read_settings(errors_only=True), owner_of(options), words, options.limit, output))
+    return OK
+
+
+def show(options: argparse.Namespace) -> int:
+    """Print the newest messages of a conversation."""
+    from exai.browse import Output
+    from exai.browse import show as write
+
+    output = Output(sys.stdout, sys.stderr, called_as())
+    run(write(read_settings(errors_only=True), owner_of(options), options.name, options.limit, output))
+    return OK
+
+
+def owner_of(options: argparse.Namespace) -> Owner:
+    """Return whose conversations are meant. Raises ConfigError."""
+    if options.owner is None:
+        return LOCAL_OWNER
+    name: str = options.owner
+    if not 0 < len(name) <= OWNER_MAX_CHARS or not name.isprintable() or name != name.strip():
+        raise ConfigError("--owner", "cannot be an owner's name", f"Use up to {OWNER_MAX_CHARS} printable characters")
+    return Owner(name)
 
 
 def export(options: argparse.Namespace) -> int:
     """Write a conversation to a file or to standard output."""
     from exai.archive import export as write
 
-    run(write(read_settings(), options.name, options.target, options.format))
+    run(write(read_settings(), options.name, options.target, options.format, owner_of(options)))
     return OK
 
 
@@ -32,7 +76,8 @@ def import_file(options: argparse.Namespace) -> int:
     """Store an exported conversation."""
     from exai.archive import import_file as store
 
-    print(run(store(read_settings(), options.source, options.format, options.as_name)))
+    done = run(store(read_settings(), options.source, options.format, options.as_name, owner_of(options)))
+    print(shown(done, sys.stdout))
     return OK
 
 

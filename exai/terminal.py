@@ -12,16 +12,17 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TextIO
 
 from exai.app import App, open_app
+from exai.browse import Output, list_newest, newest_id, whole_id
 from exai.config import Settings
-from exai.conversations import ChatRequest, ChatResult
-from exai.errors import ExaiError, InvalidArgument, NotFound
-from exai.models import LOCAL_OWNER, ContinuationId, Conversation, Delta, OnDelta
+from exai.conversations import ChatRequest
+from exai.errors import ExaiError, InvalidArgument
+from exai.models import LOCAL_OWNER, ContinuationId, Delta, Owner
+from exai.terminal_text import shown
 
-LISTED = 50
 PROMPT = "> "
 
 
@@ -37,6 +38,10 @@ class ChatOptions:
     model: str | None = None
     list_only: bool = False
     program: str = "exai"
+    is_last: bool = False
+    """Go on with the newest conversation."""
+
+    owner: Owner = LOCAL_OWNER
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +59,20 @@ async def run_chat(settings: Settings, options: ChatOptions, streams: Streams) -
     prompt = None if interactive or options.list_only else read_prompt(options.words, streams.input, settings)
     async with open_app(settings) as app:
         if options.list_only:
-            await _list(app, streams)
-        elif prompt is not None:
-            await _Talk(app, options, streams).ask_once(prompt)
-        else:
-            await _Talk(app, options, streams).ask_until_end()
+            await list_newest(app, options.owner, Output(streams.output, streams.error))
+            return 0
+        talk = _Talk(app, options, streams, await _meant(app, options))
+        await (talk.ask_until_end() if prompt is None else talk.ask_once(prompt))
     return 0
+
+
+async def _meant(app: App, options: ChatOptions) -> ContinuationId | None:
+    """Return the conversation to go on with, None for a new one."""
+    if options.is_last:
+        return await newest_id(app, options.owner)
+    if options.continuation_id is None:
+        return None
+    return await whole_id(app, options.owner, options.continuation_id, options.program)
 
 
 def read_prompt(words: tuple[str, ...], source: TextIO, settings: Settings) -> str:
@@ -72,7 +85,7 @@ def read_prompt(words: tuple[str, ...], source: TextIO, settings: Settings) -> s
     spoken: list[str] = []
     for word in words or ("-",):
         if word == "-":
-            parts += [" ".join(spoken), source.read(limit + 1).strip()]
+            parts += [" ".join(spoken), _read(source, limit + 1).strip()]
             spoken = []
         else:
             spoken.append(word)
@@ -88,24 +101,22 @@ def read_prompt(words: tuple[str, ...], source: TextIO, settings: Settings) -> s
     return prompt
 
 
-async def ask(app: App, prompt: str, continuation_id: str | None, model: str | None, on_delta: OnDelta) -> ChatResult:
-    """Ask one question; the one place that knows the service's request."""
-    request = ChatRequest(
-        owner=LOCAL_OWNER,
-        prompt=prompt,
-        model=model,
-        continuation_id=ContinuationId(continuation_id) if continuation_id else None,
-    )
-    return await app.conversations.chat(request, on_delta)
+def _read(source: TextIO, size: int) -> str:
+    try:
+        return source.read(size)
+    except UnicodeDecodeError as error:
+        problem = f"standard input is not {error.encoding}"
+        raise InvalidArgument("prompt", problem, "Convert it, or set PYTHONIOENCODING to what it is") from None
 
 
 class _Talk:
     """One conversation, from its first question to the id it can be continued with."""
 
-    def __init__(self, app: App, options: ChatOptions, streams: Streams) -> None:
-        self._app, self._model, self._streams = app, options.model, streams
-        self._continuation_id, self._is_unknown = options.continuation_id, False
-        self._program = options.program
+    def __init__(
+        self, app: App, options: ChatOptions, streams: Streams, continuation_id: ContinuationId | None
+    ) -> None:
+        self._app, self._options, self._streams = app, options, streams
+        self._continuation_id = continuation_id
 
     async def ask_once(self, prompt: str) -> None:
         try:
@@ -144,20 +155,20 @@ class _Talk:
                 self._say("(thinking)")
             if delta.content:
                 written = delta.content[-1]
-                output.write(delta.content)
+                output.write(shown(delta.content, output))
                 output.flush()
 
+        request = ChatRequest(self._options.owner, prompt, model=self._options.model)
         try:
-            result = await ask(self._app, prompt, self._continuation_id, self._model, on_delta)
+            result = await self._app.conversations.chat(
+                replace(request, continuation_id=self._continuation_id), on_delta
+            )
             self._continuation_id = result.continuation_id
             if not written:
                 # An answer that had been given before comes whole, without streaming.
                 written = result.content[-1:]
-                output.write(result.content)
+                output.write(shown(result.content, output))
             notes = result.notes
-        except NotFound as error:
-            self._is_unknown = True
-            raise NotFound(error.kind, error.name, f"`{self._program} chat --list` shows which there are") from error
         finally:
             if written and written != "\n":
                 output.write("\n")
@@ -166,30 +177,11 @@ class _Talk:
             self._say(f"(note: {note})")
 
     def _say(self, text: str) -> None:
-        print(text, file=self._streams.error, flush=True)
+        print(shown(text, self._streams.error), file=self._streams.error, flush=True)
 
     def _say_how_to_continue(self) -> None:
-        if self._continuation_id and not self._is_unknown:
-            self._say(f"continue with: {self._program} chat --continue {self._continuation_id}")
-
-
-async def _list(app: App, streams: Streams) -> None:
-    page = await app.conversations.list(LOCAL_OWNER, limit=LISTED)
-    for conversation in page.conversations:
-        print(_line(conversation), file=streams.output)
-    streams.output.flush()
-    if page.next_cursor:
-        print(f"(the {LISTED} newest; there are more)", file=streams.error)
-    elif not page.conversations:
-        print("no conversations yet", file=streams.error)
-
-
-def _line(conversation: Conversation) -> str:
-    changed = conversation.updated_at.astimezone().strftime("%Y-%m-%d %H:%M")
-    title = " ".join((conversation.title or "").split())
-    count = conversation.last_seq
-    messages = f"{count:>4} {'message ' if count == 1 else 'messages'}"
-    return f"{conversation.continuation_id}  {changed}  {messages}  {title}".rstrip()
+        if self._continuation_id:
+            self._say(f"continue with: {self._options.program} chat --continue {self._continuation_id}")
 
 
 @asynccontextmanager

@@ -16,8 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from exai.app import open_app
 from exai.config import Settings, load_settings
-from exai.errors import NotFound, ProviderError
+from exai.conversations.formats import ConversationText, MessageText
+from exai.errors import InvalidArgument, NotFound, ProviderError
+from exai.models import NewMessage, Owner
 from exai.terminal import ChatOptions, Streams, run_chat
 from tests.support.daemon import ROOT, environment
 from tests.support.provider_server import ProviderServer, hang_after_first_token, kimi_answer, kimi_error
@@ -91,6 +94,112 @@ async def test_conversation_goes_on_and_is_listed(settings: Settings, provider: 
 async def test_empty_list_says_so_beside_standard_output(settings: Settings) -> None:
     """A program that counts lines counts none."""
     assert await chat(settings, list_only=True) == ("", "no conversations yet\n")
+
+
+async def stored(settings: Settings, continuation_id: str, *contents: str, owner: str = "local") -> None:
+    about = ConversationText(continuation_id, title=f"Title of {continuation_id}")
+    texts = [MessageText(seq, NewMessage("user", each), None, str(seq)) for seq, each in enumerate(contents, 1)]
+    async with open_app(settings) as app:
+        async for _ in app.conversations.import_text(Owner(owner), iter([about, *texts])):
+            pass
+
+
+def run_command(environ: Mapping[str, str], *arguments: str, encoding: str = "utf-8") -> tuple[int, str, str]:
+    """One command as a person calls it, with a terminal of that encoding."""
+    done = subprocess.run(
+        [sys.executable, "-m", "exai", *arguments],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        env=environment({"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding, **environ}),
+        cwd=environ["EXAI_DATA_DIR"],
+        timeout=LIMIT_S,
+    )
+    return done.returncode, done.stdout.decode(encoding, "replace"), done.stderr.decode(encoding, "replace")
+
+
+async def test_beginning_of_an_id_is_enough(settings: Settings, provider: ProviderServer) -> None:
+    """If only one conversation begins so; an error names those that do."""
+    for name in ("abc-1", "abc-2", "xyz"):
+        await stored(settings, name, "hello")
+    _, error = await chat(settings, "and?", continuation_id="x")
+    assert id_in(error) == "xyz"
+    with pytest.raises(InvalidArgument, match=r"2 conversations begin with 'abc': abc-[12], abc-[12]"):
+        await chat(settings, "and?", continuation_id="abc")
+    await stored(settings, "abc", "hello")
+    _, error = await chat(settings, "and?", continuation_id="abc")
+    assert id_in(error) == "abc", "a whole id is never ambiguous"
+
+
+async def test_last_conversation_goes_on(settings: Settings, provider: ProviderServer) -> None:
+    """Without looking for its id."""
+    with pytest.raises(InvalidArgument, match="there is no conversation yet"):
+        await chat(settings, "and?", is_last=True)
+    await stored(settings, "older", "one")
+    await stored(settings, "newer", "two")
+    _, error = await chat(settings, "and?", is_last=True)
+    assert id_in(error) == "newer"
+    assert [each["content"] for each in provider.chats[-1].body["messages"]][-1].endswith("and?")
+
+
+async def test_conversations_are_searched_and_shown(settings: Settings, environ: dict[str, str]) -> None:
+    """With short ids; standard output is the result alone."""
+    await stored(settings, "first", "the quick brown fox", "jumps")
+    await stored(settings, "second", "over the lazy dog")
+    status, out, error = await asyncio.to_thread(run_command, environ, "search", "lazy", "dog")
+    assert (status, error) == (0, "")
+    assert out.splitlines()[0].startswith("second  [1]")
+    assert "**lazy**" in out
+    assert (await asyncio.to_thread(run_command, environ, "search", "unheard"))[1:] == ("", "nothing was found\n")
+    status, out, error = await asyncio.to_thread(run_command, environ, "show", "fi")
+    assert (status, error) == (0, "")
+    assert out.splitlines()[0].startswith("first")
+    assert out.index("the quick brown fox") < out.index("jumps")
+    status, out, error = await asyncio.to_thread(run_command, environ, "show", "first", "--limit", "1")
+    assert "jumps" in out
+    assert "quick" not in out
+    assert "the 1 newest" in error
+    status, out, error = await asyncio.to_thread(run_command, environ, "show", "nothing")
+    assert (status, out) == (1, "")
+    assert "chat --list" in error
+
+
+async def test_operator_names_the_owner(settings: Settings, environ: dict[str, str], tmp_path: Path) -> None:
+    """For every command on conversations; no owner sees another's."""
+    await stored(settings, "mine", "a secret word", owner="alice")
+    file = str(tmp_path / "mine.jsonl")
+    for arguments in (("chat", "--list"), ("search", "secret"), ("show", "mine"), ("export", "mine", file)):
+        status, out, _ = await asyncio.to_thread(run_command, environ, *arguments)
+        assert "mine" not in out
+        status, out, _ = await asyncio.to_thread(run_command, environ, *arguments, "--owner", "alice")
+        assert status == 0
+        assert "mine" in out or Path(file).exists()
+    status, out, _ = await asyncio.to_thread(run_command, environ, "import", file, "--owner", "bob")
+    assert status == 0
+    assert "mine" in (await asyncio.to_thread(run_command, environ, "show", "mine", "--owner", "bob"))[1]
+    status, _, error = await asyncio.to_thread(run_command, environ, "show", "mine", "--owner", "")
+    assert (status, "--owner" in error) == (2, True)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "gbk", "ascii"])
+async def test_every_terminal_shows_what_it_can(
+    encoding: str, settings: Settings, environ: dict[str, str], provider: ProviderServer
+) -> None:
+    """No character of a conversation ends a command."""
+    provider.script(kimi_answer(["é 中文 👍 ☂"]))
+    status, _, error = await asyncio.to_thread(run_command, environ, "chat", "hello", encoding=encoding)
+    assert status == 0, error
+    await stored(settings, "umbrella", "☂ 中文 é 👍")
+    for arguments in (
+        ("show", "umbrella"),
+        ("search", "中文"),
+        ("chat", "--list"),
+        ("export", "umbrella"),
+        ("doctor",),
+    ):
+        status, _, error = await asyncio.to_thread(run_command, environ, *arguments, encoding=encoding)
+        assert "Traceback" not in error
+        assert status == 0, error
 
 
 async def test_model_is_the_one_asked_for(settings: Settings, provider: ProviderServer) -> None:
@@ -196,6 +305,20 @@ async def test_person_at_a_terminal_talks_line_by_line(program: Program, provide
     contents = [message["content"] for message in provider.chats[-1].body["messages"]]
     assert contents[0] == "two and two?"
     assert contents[-1] == "sure?"
+
+
+async def test_terminal_is_not_controlled_by_an_answer(program: Program, provider: ProviderServer) -> None:
+    """OSC 52 would put a text of the model into the clipboard of its reader."""
+    provider.script(kimi_answer(["Look: \x1b]52;c;ZXZpbA==\x07 ", "\x9b31m\u202e done."]))
+    await program.shows("> ")
+    program.type("hello\n")
+    await program.shows(r"done\.")
+    assert "␛]52;c;ZXZpbA==␇" in program.text
+    assert "\x1b]52" not in program.text
+    assert "\x9b" not in program.text
+    assert "\u202e" not in program.text
+    program.type("\x04")
+    assert await program.ends() == 0
 
 
 async def test_interrupt_at_the_prompt_ends_quietly_with_130(program: Program) -> None:

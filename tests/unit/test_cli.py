@@ -24,7 +24,7 @@ from exai.errors import (
 )
 from exai.models import Started
 
-COMMANDS = ("serve", "connect", "migrate", "health", "config", "doctor", "chat", "version")
+COMMANDS = ("serve", "connect", "migrate", "health", "config", "doctor", "chat", "search", "show", "version")
 KEY = "sk-0123456789abcdef"
 
 

@@ -1,0 +1,127 @@
+"""`exai chat --list`, `exai search` and `exai show`: stored conversations for people.
+
+The invariant is that standard output holds what was asked for and nothing else; what is said about it goes to standard
+error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TextIO
+
+from exai.app import App, open_app
+from exai.config import Settings
+from exai.db.filters import ListFilter
+from exai.db.search import SearchQuery
+from exai.errors import InvalidArgument, NotFound
+from exai.models import ContinuationId, Conversation, Owner
+from exai.terminal_text import shown
+
+LISTED = 50
+CANDIDATES = 200
+NAMED = 5
+"""How many of the conversations that an ambiguous id may mean an error names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where results and what is said about them go; `program` is how to call this program again."""
+
+    result: TextIO
+    said: TextIO
+    program: str = "exai"
+
+    def write(self, text: str) -> None:
+        """Write one line, or several, of the result."""
+        self.result.write(shown(text, self.result) + "\n")
+
+    def say(self, text: str) -> None:
+        """Write one line about it."""
+        print(shown(text, self.said), file=self.said, flush=True)
+
+
+async def show(settings: Settings, owner: Owner, name: str, limit: int, output: Output) -> None:
+    """Write the newest messages of one conversation, oldest first."""
+    async with open_app(settings) as app:
+        found = await whole_id(app, owner, name, output.program)
+        page = await app.conversations.read(owner, found, limit=limit)
+    output.write(line_of(page.conversation))
+    for message in page.messages:
+        output.write(f"\n[{message.seq}] {message.role}  {_time(message.created_at)}\n{message.content}")
+    output.result.flush()
+    if page.next_before_seq is not None:
+        output.say(f"(the {limit} newest; `{output.program} show {found} --limit N` shows more, `export` all)")
+
+
+async def search(settings: Settings, owner: Owner, words: str, limit: int, output: Output) -> None:
+    """Write the messages that match best, each with its conversation."""
+    async with open_app(settings) as app:
+        page = await app.conversations.search(SearchQuery(owner, words), limit=limit)
+    for hit in page.hits:
+        title = " ".join((hit.title or "").split())
+        output.write(f"{hit.continuation_id}  [{hit.seq}]  {_time(hit.created_at)}  {title}".rstrip())
+        output.write("    " + " ".join(hit.snippet.split()))
+    output.result.flush()
+    if not page.hits:
+        output.say("nothing was found")
+    elif page.matched == "some":
+        output.say("(no message has all of these words; these have most of them)")
+    if page.next_cursor is not None:
+        output.say(f"(the {limit} best; --limit N shows more)")
+
+
+async def list_newest(app: App, owner: Owner, output: Output) -> None:
+    """Write one line for each of the newest conversations."""
+    page = await app.conversations.list(owner, limit=LISTED)
+    for conversation in page.conversations:
+        output.write(line_of(conversation))
+    output.result.flush()
+    if page.next_cursor:
+        output.say(f"(the {LISTED} newest; there are more)")
+    elif not page.conversations:
+        output.say("no conversations yet")
+
+
+async def newest_id(app: App, owner: Owner) -> ContinuationId:
+    """Return the id of the conversation that was changed last. Raises `InvalidArgument` when there is none."""
+    page = await app.conversations.list(owner, limit=1)
+    if not page.conversations:
+        raise InvalidArgument("--last", "there is no conversation yet", "Leave it out to begin one")
+    return page.conversations[0].continuation_id
+
+
+async def whole_id(app: App, owner: Owner, name: str, program: str = "exai") -> ContinuationId:
+    """Return the id that is `name`, or the only one that begins with it.
+
+    Raises `InvalidArgument` when there are several, `NotFound` when there is none.
+    """
+    try:
+        await app.conversations.read(owner, ContinuationId(name), limit=1)
+    except NotFound as error:
+        page = await app.conversations.list(owner, limit=CANDIDATES, only=ListFilter(part=name))
+        found = [each for each in page.conversations if each.continuation_id.startswith(name)]
+        if not found:
+            raise NotFound(error.kind, name, f"`{program} chat --list` shows which there are") from error
+        if len(found) > 1:
+            raise InvalidArgument("ID", _ambiguous(name, found), "Write more of it") from error
+        return found[0].continuation_id
+    return ContinuationId(name)
+
+
+def _ambiguous(name: str, found: list[Conversation]) -> str:
+    named = ", ".join(each.continuation_id for each in found[:NAMED])
+    more = ", ..." if len(found) > NAMED else ""
+    return f"{len(found)} conversations begin with {name!r}: {named}{more}"
+
+
+def line_of(conversation: Conversation) -> str:
+    """Describe a conversation on one line."""
+    title = " ".join((conversation.title or "").split())
+    count = conversation.last_seq
+    messages = f"{count:>4} {'message ' if count == 1 else 'messages'}"
+    return f"{conversation.continuation_id}  {_time(conversation.updated_at)}  {messages}  {title}".rstrip()
+
+
+def _time(moment: datetime) -> str:
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M")

@@ -69,9 +69,14 @@ AS_IT_IS: Final = Accepted()
 
 
 class Lessons:
-    """What one endpoint has taught, by model; what concerns no model in particular holds for all of them."""
+    """What one endpoint has taught, by model; what concerns no model in particular holds for all of them.
 
-    def __init__(self) -> None:
+    An endpoint that `is_known`, or has answered, takes `stream_options`; of any other a refusal without a reason is
+    taken for one of them, until the request without them is refused as well.
+    """
+
+    def __init__(self, *, is_known: bool) -> None:
+        self._is_known, self._is_guess = is_known, False
         self._dropped: frozenset[str] = frozenset()
         self._models: OrderedDict[str, Accepted] = OrderedDict()
 
@@ -102,14 +107,29 @@ class Lessons:
         if learned == own and may_be_order:
             # Templates say this in their own words, or in those of the language they are written in.
             learned = replace(own, strictly=True)
-        if STREAM_OPTIONS in body and (STREAM_OPTIONS in fields or (learned == own and _is_vague(status, said))):
+        is_guess = learned == own and STREAM_OPTIONS not in fields and self._may_be_options(status, said)
+        if STREAM_OPTIONS in body and (STREAM_OPTIONS in fields or is_guess):
             self._dropped |= {STREAM_OPTIONS}
+            self._is_guess = is_guess
         elif learned == own:
             return False
         self._models[model.wire_name] = learned
         while len(self._models) > MAX_MODELS:
             self._models.popitem(last=False)
         return True
+
+    def answered(self) -> None:
+        """Note that a request, as it is sent now, was accepted."""
+        self._is_known, self._is_guess = True, False
+
+    def refused(self) -> None:
+        """Note that a request was refused for good: what was only guessed is forgotten."""
+        if self._is_guess:
+            self._dropped -= {STREAM_OPTIONS}
+            self._is_guess = False
+
+    def _may_be_options(self, status: int | None, said: str) -> bool:
+        return _is_vague(status, said) or (not self._is_known and status == 400)
 
     def _without(self, known: Accepted, field: str, said: str) -> Accepted:
         if field == STREAM_OPTIONS:

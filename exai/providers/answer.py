@@ -44,6 +44,9 @@ _BROKEN_OFF: Final = frozenset(
 )
 """Finish reasons that say the generation did not finish."""
 
+_PLAIN_DELTA: Final = frozenset({"role", "content"})
+_PLAIN_CHOICE: Final = frozenset({"index", "delta", "finish_reason", "logprobs"})
+_COUNTING_FIELDS: Final = frozenset({"usage", "x_groq", "message", "timings", "eval_count", "prompt_eval_count"})
 _IDLE_EVENTS: Final = frozenset({"ping", "pong", "keepalive", "keep-alive", "keep_alive", "heartbeat"})
 _GOOD_CODES: Final = (None, False, "", 0, "0", 200, "200", "ok", "OK", "success")
 _LOOSE_FIELDS: Final = ("delta", "message", "text", "content", "output_text", "response")
@@ -105,6 +108,7 @@ class Answer:
         self.may_go_on = self.goes_on = False
         self.usage = Usage()
         self.model: str | None = None
+        self._model_said = ""
         self.request_id: str | None = None
         self.unread = 0
         self.named: dict[str, None] = {}
@@ -198,6 +202,14 @@ class Answer:
             self.unread += 1
 
     def _take_own_choice(self, choice: Mapping[str, Any], added: Found) -> None:
+        delta = choice.get("delta")
+        if type(delta) is dict and delta.keys() <= _PLAIN_DELTA and choice.keys() <= _PLAIN_CHOICE:
+            content = delta.get("content")
+            if type(content) is str and content and choice.get("finish_reason") is None and self.finish_reason is None:
+                # What nearly all chunks are, in a fifth of the time.
+                self._has_deltas = True
+                added.content += content
+                return
         if choice.get("error"):
             raise ErrorInStream({"error": choice["error"]})
         found = self._read_choice(choice)
@@ -243,10 +255,15 @@ class Answer:
             if self.request_id is None and isinstance(value, str) and value:
                 self.request_id = clean_name(value)
         model = chunk.get("model")
-        if isinstance(model, str) and model:
-            self.model = clean_name(model)
+        if isinstance(model, str) and model and model != self._model_said:
+            self._model_said, self.model = model, clean_name(model)
+        choices = _choices(chunk)
+        if not (
+            chunk.keys() & _COUNTING_FIELDS or (choices and isinstance(choices[0], dict) and "usage" in choices[0])
+        ):
+            return
         groq, message = chunk.get("x_groq"), chunk.get("message")
-        places = [chunk, *(choice for choice in _choices(chunk)[:1] if isinstance(choice, dict)), groq, message]
+        places = [chunk, *(choice for choice in choices[:1] if isinstance(choice, dict)), groq, message]
         self.usage = _usage([place.get("usage") for place in places if isinstance(place, dict)], chunk, self.usage)
 
     def _name(self, things: list[str]) -> None:

@@ -70,7 +70,7 @@ class ChatApi:
         self._recorder, self._clocks = recorder, clocks
         self._max_attempts, self._max_content_bytes = max_attempts, max_content_bytes
         self._budget = RetryBudget(clock=clocks.monotonic)
-        self._lessons = Lessons()
+        self._lessons = Lessons(is_known=family.takes_any_order)
         self._places = Places(MAX_CONNECTIONS, reserve=RESERVED_CONNECTIONS)
         self._place_limit_s = place_limit_s
         self.gates = Gates(family, recorder, clocks)
@@ -114,6 +114,8 @@ class ChatApi:
                 if lessons < MAX_LESSONS and self._learn(call, error):
                     lessons += 1
                     continue
+                if lessons:
+                    self._lessons.refused()
                 if not call.was_refused_here:
                     self.last_error = gate.last_error = error.problem[:MAX_REMEMBERED_CHARS]
                 pause_s = self._pause_s(call, gate, error, attempt)
@@ -126,6 +128,7 @@ class ChatApi:
                 attempt += 1
             else:
                 self.last_error = gate.last_error = None
+                self._lessons.answered()
                 return attempt
 
     async def _attempt(self, call: Call, gate: ModelGate) -> None:

@@ -239,7 +239,7 @@ def _paired(text: str) -> str:
 
 
 def _is_done(text: str) -> bool:
-    return text.strip("\"'").upper() == DONE
+    return len(text) <= len(DONE) + 2 and text.strip("\"'").upper() == DONE
 
 
 def _int(digits: str) -> int | float:

@@ -66,6 +66,27 @@ async def test_refused_stream_options_are_left_out_from_then_on(
     assert len(server.chats) == 3
 
 
+async def test_reasonless_refusal_is_taken_for_the_options_until_they_are_found_innocent(
+    server: ProviderServer, opened: OpenProviders
+) -> None:
+    """Once per request of an endpoint that has never answered; afterwards a refusal is a refusal."""
+    server.default = refusing("stream_options", {"error": "bad request"}, 400)
+    async with opened(endpoints=endpoints(server)) as providers:
+        assert (await Asker(providers)("local/m")).content == "ok"
+    assert len(server.chats) == 2
+    server.received.clear()
+    server.default = lambda _: failure(400, {"error": "bad request"})
+    async with opened(endpoints=endpoints(server)) as providers:
+        with pytest.raises(ProviderRefused):
+            await Asker(providers)("local/m")
+        server.default = lambda _: kimi_answer("ok")
+        await Asker(providers)("local/m")
+        server.script(failure(400, {"error": "bad request"}))
+        with pytest.raises(ProviderRefused):
+            await Asker(providers)("local/m")
+    assert ["stream_options" in request.body for request in server.chats] == [True, False, True, True]
+
+
 async def test_output_limit_is_sent_under_its_other_name(server: ProviderServer, opened: OpenProviders) -> None:
     """Half of the servers know max_tokens, half max_completion_tokens."""
     said = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."

@@ -33,6 +33,7 @@ from exai.models import Started
 from exai.monitoring.http import monitoring_routes
 from exai.monitoring.memory import watch_memory
 from exai.monitoring.stalls import watch_loop
+from exai.moving import moving
 from exai.tools.chat import answer as chat_answer
 from exai.tools.chat import chat_tool
 from exai.tools.completion import argument_completion
@@ -72,7 +73,12 @@ async def serve(
     Raises as `open_app`, and `StartupError` for the port.
     """
     with _signals() as (stop, hurry), _parent_watched(parent, stop) as retired, _ended_by(stop) as started:
-        async with open_app(settings) as app, watch_loop(app.recorder), watch_memory(app.recorder):
+        async with (
+            open_app(settings) as app,
+            moving(app.files),
+            watch_loop(app.recorder),
+            watch_memory(app.recorder),
+        ):
             started()
             server = _mcp_server(app)
             asgi = build_asgi(server, _routes(app, server))

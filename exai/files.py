@@ -259,12 +259,14 @@ class FileService:
 
     async def _upload(self, owner: Owner, sources: dict[int, _Source]) -> dict[int, StoredFile]:
         """Store what is neither known nor small; a file of this machine is read once more, as it is now."""
-        batch = {}
+        batch: dict[int, NewFile] = {}
+        kept: dict[str, str] = {}
         for place, source in sources.items():
             async with self._loaded(source) as (new, data):
-                await self.blobs.chosen.put(owner, new.sha256, data, new.blob_id)
+                if new.sha256 not in kept:
+                    await self.blobs.chosen.put(owner, new.sha256, data, new.blob_id)
             del data
-            batch[place] = new
+            batch[place] = replace(new, blob_id=kept.setdefault(new.sha256, new.blob_id))
         stored = await self._record(owner, batch)
         if stored.keys() != batch.keys():
             raise BlobError("files", "bytes that were just stored are not there", "Try again")

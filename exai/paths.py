@@ -41,7 +41,7 @@ class Roots:
         resolved, root = self.find(field, path)
         quoted = shown(path)
         try:
-            descriptor = os.open(resolved, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            descriptor = os.open(resolved, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError:
             raise InvalidArgument(
                 field, f"{quoted} is not there", "Give a file's full path, or an id of file_put"

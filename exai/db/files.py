@@ -135,6 +135,11 @@ class FileRepository:
         rows = await self._database.fetch("cleanup_orphaned_files", grace_s)
         return tuple(Orphan(Owner(row["owner"]), row["sha256"], row["storage_path"]) for row in rows)
 
+    async def elsewhere(self, after: str, limit: int) -> Sequence[tuple[Owner, str, StoredFile]]:
+        """Return some files whose bytes are not in the database, with owner and storage path; for all owners."""
+        rows = await self._database.fetch("files_elsewhere", after, limit)
+        return [(Owner(row["owner"]), row["storage_path"], _file_of(row)) for row in rows]
+
     async def known(self, storage_paths: Sequence[str]) -> frozenset[str]:
         """Return those of the storage paths that belong to a content; for the sweep of bytes, so for all owners."""
         rows = await self._database.fetch("known_files", list(storage_paths))

@@ -124,6 +124,18 @@ returning f.id::text as id;
 select o.owner::text as owner, o.sha256::text as sha256, o.storage_path::text as storage_path
   from public.cleanup_orphaned_files(pg_catalog.make_interval(secs => $1::double precision)) o;
 
+-- name: files_elsewhere
+-- repeat: read
+-- Some files of all owners whose bytes are not in the database, by files_storage_path_idx.
+select f.owner::text as owner, f.storage_path::text as storage_path, f.id::text as id, f.sha256::text as sha256,
+       f.size_bytes::bigint as size_bytes, f.media_type::text as media_type, f.name::text as name,
+       f.created_at::timestamptz as created_at, k.store::text as store, k.encoding::text as encoding
+  from public.files f
+  left join exai.contents k on k.owner = f.owner and k.sha256 = f.sha256
+ where f.storage_path > $1::text and f.sha256 is not null and k.store is distinct from 'postgres'::text
+ order by f.storage_path
+ limit $2::integer;
+
 -- name: known_files
 -- repeat: read
 -- Which of these storage paths belong to a content, or to a file from before there were contents; by

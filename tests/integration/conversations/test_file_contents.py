@@ -17,9 +17,10 @@ from exai.config import FileSettings, LimitSettings
 from exai.conversations import AppendRequest, ChatRequest
 from exai.db.contents import PART_BYTES
 from exai.db.pool import connect
-from exai.errors import InvalidArgument, Overloaded
+from exai.errors import BlobError, InvalidArgument, Overloaded
 from exai.files import FileContent, FilePath, FileService
-from exai.models import LOCAL_OWNER, FileId, NewMessage
+from exai.models import LOCAL_OWNER, FileId, NewMessage, Owner
+from exai.moving import move
 from exai.paths import Roots
 from tests.integration.conversations.conftest import Rig, open_rig
 
@@ -190,6 +191,58 @@ async def test_file_from_before_is_read_from_its_directory_and_moves_when_it_is_
     assert await put(rig, b"before") == file_id
     (tmp_path / "files" / path).unlink()
     assert (await rig.app.files.read(LOCAL_OWNER, file_id))[1] == b"before"
+
+
+async def test_daemon_moves_what_is_in_its_directory_into_the_database(rig: Rig, tmp_path: Path) -> None:
+    """Of all owners, once; what is in another daemon's directory stays where it is and in the list."""
+    old = LocalBlobs(tmp_path / "files")
+    owners = {LOCAL_OWNER: b"mine", Owner("other"): large("other", 2)}
+    ids = {}
+    for owner, data in {**owners, Owner("elsewhere"): b"elsewhere"}.items():
+        sha256 = hashlib.sha256(data).hexdigest()
+        if owner in owners:
+            await old.put(owner, sha256, data, "")
+        ids[owner] = await execute(
+            rig,
+            "insert into public.files (owner, sha256, size_bytes, media_type, name, storage_path)"
+            " values ($1, $2, $3, 'text/plain', 'a.txt', $4) returning id::text",
+            owner,
+            sha256,
+            len(data),
+            storage_path(owner, sha256),
+        )
+    assert await move(rig.app.files) == 2
+    assert await move(rig.app.files) == 0
+    for place in (tmp_path / "files").rglob("*"):
+        if place.is_file():
+            place.unlink()
+    for owner, data in owners.items():
+        assert (await rig.app.files.read(owner, ids[owner]))[1] == data
+        assert len((await rig.app.files.list(owner)).files) == 1
+    with pytest.raises(BlobError, match="data directory of another daemon"):
+        await rig.app.files.read(Owner("elsewhere"), ids[Owner("elsewhere")])
+
+
+async def test_lost_reply_to_a_put_is_one_file_and_one_content(rig: Rig) -> None:
+    """The statement finds its own work again, with the bytes that came along and with those that were there."""
+    for data in (b"small", large("large", 2)):
+        rig.database.lose_reply_to("put_files_v1")
+        (file,) = await rig.app.files.put(LOCAL_OWNER, [FileContent("a.txt", data)])
+        await rig.database.lost.wait()
+        assert file.created
+        assert (await rig.app.files.read(LOCAL_OWNER, file.id))[1] == data
+    assert await execute(rig, "select count(*) from public.files") == 2
+    assert await execute(rig, "select count(*) from exai.blobs") == 2
+
+
+async def test_same_new_content_under_many_names_is_kept_once(rig: Rig) -> None:
+    """In one call, small or in parts."""
+    for data in (b"small", large("large", 2)):
+        contents = [FileContent(f"{n}.txt", data) for n in range(5)]
+        stored = await rig.app.files.put(LOCAL_OWNER, contents)
+        assert len({file.id for file in stored}) == 5
+    assert await execute(rig, "select count(*) from exai.blobs") == 2
+    assert await execute(rig, "select sum(octet_length(data)) from exai.blob_parts") == 2 * PART_BYTES + 5
 
 
 async def test_directory_store_keeps_bytes_out_of_the_database_and_both_are_readable(rig: Rig, tmp_path: Path) -> None:

@@ -20,9 +20,9 @@ on conflict do nothing;
 -- repeat: read
 -- Bytes of a content from one place on, part by part; of each part only what is asked for is read. By contents_pkey, then
 -- blob_parts_pkey.
-select substring(p.data from greatest($3::bigint - p.number * 1048576::bigint, 0)::integer + 1
-                 for (least($3::bigint + $4::bigint, (p.number + 1) * 1048576::bigint)
-                      - greatest($3::bigint, p.number * 1048576::bigint))::integer)::bytea as data
+select substring(p.data from greatest($3::bigint - (p.number::bigint << 20), 0)::integer + 1
+                 for (least($3::bigint + $4::bigint, ((p.number + 1)::bigint << 20))
+                      - greatest($3::bigint, (p.number::bigint << 20)))::integer)::bytea as data
   from exai.contents c
   join exai.blob_parts p on p.blob_id = c.blob_id
  where c.owner = $1::text and c.sha256 = $2::text

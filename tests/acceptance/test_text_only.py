@@ -17,7 +17,7 @@ from exai.mcp.texts import HEAD, USUAL
 from tests.support.client import connect
 from tests.support.daemon import Daemon, start_daemon
 from tests.support.heads import body_of, head_of, notes_of, rows_of
-from tests.support.provider_server import ProviderServer, failure, kimi_answer
+from tests.support.provider_server import ProviderServer, break_after_first_token, failure, kimi_answer
 
 LONG = "".join(f'{number}: "Größe" \\ 漢字 😀\n' for number in range(3_000))
 
@@ -72,9 +72,18 @@ async def chat(model: Model) -> None:
         "chat", prompt="And now?", continuation_id=where["continuation_id"], expected_revision=head["revision"]
     )
     assert body_of(more).startswith("3 messages.")
-    model.provider.script(*[failure(500)] * 9)
+    model.provider.script(failure(500))
     failed = await model.call("chat", fails=True, prompt="Again?", continuation_id=where["continuation_id"])
     assert "kimi" in failed
+    await model.call("chat", prompt="Now?", continuation_id=where["continuation_id"])
+    for broken in (failure(500), break_after_first_token(token="Half an answer")):
+        model.provider.script(broken)
+        # One failure is followed by an answer, so that the breaker stays closed.
+        begun = head_of(await model.call("chat", fails=True, prompt="A new one?"))["continuation_id"]
+        assert begun != where["continuation_id"]
+        again = await model.call("chat", prompt="Once more?", continuation_id=begun)
+        assert head_of(again)["continuation_id"] == begun
+    assert "#2 assistant (partial): Half an answer" in await model.call("conversation_get", continuation_id=begun)
 
 
 async def conversation_append(model: Model) -> None:

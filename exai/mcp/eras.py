@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import orjson
@@ -40,6 +41,9 @@ OVERLOADED = -31001
 SHUTTING_DOWN = -31002
 TOKEN_EXPIRED = -31003
 """The last three are EXAI's own, as is -31004 of `exai.mcp.bridge`, and so outside what JSON-RPC and MCP keep."""
+
+MAX_DECLARED = 32
+MAX_DECLARED_CHARS = 128
 
 REMOVED_METHODS = frozenset({"ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"})
 """Methods of the initialize era that 2026-07-28 took away."""
@@ -76,6 +80,24 @@ def declares(version: str, capabilities: Json, extension: str) -> bool:
     """Tell whether a client said with its request, as only the stateless era has it, that it knows an extension."""
     extensions = capabilities.get("extensions") if version in MODERN_VERSIONS else None
     return isinstance(extensions, Mapping) and isinstance(extensions.get(extension), Mapping)
+
+
+def declared(capabilities: Json) -> Json:
+    """Return the names of a client's capabilities and extensions without what it says about them.
+
+    They are kept for as long as its connection lives, and may have come with any size.
+    """
+    extensions = capabilities.get("extensions")
+    kept: dict[str, Any] = {name: {} for name in islice(capabilities, MAX_DECLARED) if len(name) <= MAX_DECLARED_CHARS}
+    if isinstance(extensions, Mapping):
+        kept["extensions"] = {
+            name: {}
+            for name in islice((each for each, value in extensions.items() if isinstance(value, Mapping)), MAX_DECLARED)
+            if len(name) <= MAX_DECLARED_CHARS
+        }
+        if isinstance(extensions.get(TASKS), Mapping):
+            kept["extensions"][TASKS] = {}
+    return kept
 
 
 def require_extension(capabilities: Json, extension: str) -> None:

@@ -469,6 +469,7 @@ def _tagged(method: str, id: RequestId, params: Json) -> bytes:  # noqa: A002
 
 
 def _client(info: object, capabilities: Json) -> Client:
+    capabilities = eras.declared(capabilities)
     if not isinstance(info, dict):
         return Client(capabilities=capabilities)
     name, version = info.get("name"), info.get("version")

@@ -96,6 +96,7 @@ class _Http(HttpToolsProtocol):
         self._head_bytes = 0
         self._is_message_open = False
         self._framing_bytes = 0.0
+        self._unwanted_bytes = 0
         self._is_excess = False
         self._is_refused = False
         self._refusal: bytes | None = None
@@ -187,6 +188,7 @@ class _Http(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._is_message_open = True
         self._framing_bytes = 0.0
+        self._unwanted_bytes = 0
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -223,10 +225,15 @@ class _Http(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
         """Answer what the parser refuses; uvicorn's name for it."""
         if not self._is_refused:
-            self._refuse(self._refusal or _BAD_REQUEST)
+            self._refuse(_BAD_REQUEST if self._refusal is None else self._refusal)
 
     def on_body(self, body: bytes) -> None:
         self._framing_bytes -= len(body) * (1 + 1 / FRAMING_SHARE)
+        if self.cycle is not None and self.cycle.response_complete:
+            self._unwanted_bytes += len(body)
+            if self._unwanted_bytes > 2 * self.limits.message_max_bytes:
+                self._refusal = b""
+                raise _Refused
         if not self._is_excess:
             super().on_body(body)
 

@@ -164,3 +164,18 @@ async def test_heads_and_chunks_beyond_what_clients_send_end_the_connection(part
         assert await peer.rest() == b""
         async with raw_peer(server.port) as other:
             await idles(other)
+
+
+async def test_a_body_that_nobody_wants_is_read_to_a_limit() -> None:
+    """Its answer came before its end; a peer that goes on sending is cut off."""
+    settings = fast_settings(message_max_bytes=65_536, **GUARDED)
+    async with (
+        running_server(settings, authenticate=authenticator(settings)) as server,
+        raw_peer(server.port) as peer,
+    ):
+        head = b"POST /mcp HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        await peer.send(head + b"Content-Length: 1000000000\r\n\r\n")
+        assert b" 401 " in await peer.head()
+        with pytest.raises(OSError):
+            for _ in range(1_000):
+                await peer.send(b"x" * 65_536)

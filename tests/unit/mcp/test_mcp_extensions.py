@@ -8,7 +8,8 @@ from typing import Any
 import orjson
 import pytest
 
-from exai.mcp.eras import META_CAPABILITIES, META_SERVER, TASKS
+from exai.mcp.eras import META_CAPABILITIES, META_SERVER, MODERN, TASKS, declares
+from exai.mcp.eras import declared as kept_of
 from exai.mcp.headers import legacy_version
 from exai.mcp.jsonrpc import Json, RpcError, parse
 from exai.mcp.protocol import Action, Call, CallContext, Connection, Feature, Method, Send, Start, Surface
@@ -147,3 +148,20 @@ class TestRouting:
             with pytest.raises(RpcError) as caught:
                 legacy_version({**headers, **name}, message)
             assert caught.value.code == -32020
+
+
+def test_of_a_clients_capabilities_only_the_names_are_kept() -> None:
+    """They live as long as the connection, and there may be thousands, each with 8 MB of them."""
+    extensions = {"other": {"b": ["y" * 1_000_000]}, "none": 5, **{f"e{n}": {} for n in range(100)}, TASKS: {}}
+    given = {
+        "roots": {"a": "x" * 1_000_000},
+        "x" * 1_000: {},
+        "extensions": extensions,
+        **{f"c{number}": {} for number in range(1_000)},
+    }
+    kept = kept_of(given)
+    assert len(orjson.dumps(kept)) < 2_000
+    assert kept["roots"] == {}
+    assert "none" not in kept["extensions"]
+    assert declares(MODERN, kept, TASKS)
+    assert kept_of({}) == {}

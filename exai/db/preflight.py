@@ -45,6 +45,7 @@ RELATIONS: Final = """
 select c.oid::bigint as oid, n.nspname::text as schema, c.relname::text as name, c.relkind::text as kind,
        c.relpersistence::text as persistence, pg_catalog.pg_get_userbyid(c.relowner)::text as owner,
        pg_catalog.pg_has_role(c.relowner, 'usage') as is_owned,
+       c.reloftype <> 0 as is_typed, pg_catalog.row_security_active(c.oid) as is_hidden,
        c.relispartition or exists (select from pg_catalog.pg_inherits i where c.oid in (i.inhrelid, i.inhparent))
          as inherits,
        array(select r.rulename::text from pg_catalog.pg_rewrite r where r.ev_class = c.oid and r.rulename <> '_RETURN')
@@ -104,6 +105,18 @@ ROUTINE_NAMES: Final = (
     "insert_metric", "aggregate_metrics", "get_recent_metrics", "create_partitions", "apply_retention",
     "refresh_metrics_views",
 )  # fmt: skip
+
+KEYED: Final = ("conversations", "files")
+HAS_KEY: Final = """
+select 1 from pg_catalog.pg_index i
+  join pg_catalog.pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+ where i.indrelid = $1::bigint::oid and i.indisunique and i.indnkeyatts = 1 and i.indpred is null and i.indisvalid
+   and a.attname = 'id'
+"""
+BAD_IDS: Final = {
+    table: f"select 1 from public.{table} group by id having pg_catalog.count(*) > 1 or id is null limit 1"  # noqa: S608
+    for table in KEYED
+}
 
 REMAKE: Final = "drop it, migrate, and create it again"
 
@@ -177,11 +190,16 @@ def _relation_problems(connection: Connection, row: RowMapping, name: str) -> It
         yield f"{name} takes part in inheritance or partitioning", "make it a table of its own, or rename it"
     if row["persistence"] != "p":
         yield f"{name} is not a permanent table", f"alter table {name} set logged"
+    if row["is_typed"]:
+        yield f"{name} is a typed table, to which no column can be added", f"alter table {name} not of"
+    if row["is_hidden"]:
+        yield f"row level security hides rows of {name} from this role", "migrate as a role that it spares"
     for rule in row["rules"]:
         yield f"rule {rule} on {name} rewrites statements", "drop it"
     for column, kind in connection.exec_driver_sql(FIXED, (row["oid"], list(WANTED[row["name"]]))).fetchall():
         yield f"{name}.{column} is {kind}, EXAI writes it", "drop the expression, or rename the column"
     yield from _type_problems(connection, row["name"])
+    yield from _id_problems(connection, row["name"], row["oid"])
     yield from _dependents(connection, row["oid"], name, _changed(connection, row["name"]))
 
 
@@ -200,6 +218,16 @@ def _type_problems(connection: Connection, table: str) -> Iterator[tuple[str, st
         is_size = wanted.type == "bigint" and found.type == "integer" and name == "size_bytes"
         if not (is_text or is_time or is_size):
             yield f"public.{table}.{name} is {found.type}, it has to be {wanted.type}", "convert or rename it"
+
+
+def _id_problems(connection: Connection, table: str, oid: int) -> Iterator[tuple[str, str]]:
+    """What refers to these tables needs their ids to be a key, which an index proves or every row is looked at for."""
+    has_id = table in KEYED and "id" in columns_of(connection, table)
+    if not has_id or connection.exec_driver_sql(HAS_KEY, (oid,)).fetchall():
+        return
+    connection.exec_driver_sql("select pg_catalog.set_config('statement_timeout', '0', true)")
+    if connection.exec_driver_sql(BAD_IDS[table]).fetchall():
+        yield f"public.{table} has rows without an id or with the same one", "give each its own"
 
 
 def _changed(connection: Connection, table: str) -> list[str]:

@@ -99,6 +99,20 @@ IN_THE_WAY = {
         ("public.messages has no column content",),
     ),
     "a table of ours": (("create table public.turns (n integer)",), ("public.turns is there already",)),
+    "a typed table": (
+        (
+            "create type public.link as (conversation_id uuid, file_id uuid)",
+            "create table public.conversation_files of public.link",
+        ),
+        ("public.conversation_files is a typed table", "not of"),
+    ),
+    "ids that are no key": (
+        (
+            "create table public.files (id uuid, storage_path text)",
+            "insert into public.files select '00000000-0000-0000-0000-000000000001', 'x' from generate_series(1, 2)",
+        ),
+        ("public.files has rows without an id or with the same one",),
+    ),
     "several at once": (
         (
             "create view public.roles as select role from public.messages",
@@ -172,6 +186,29 @@ async def test_a_role_without_rights_is_refused_with_the_grants(empty_postgres_u
         with pytest.raises(SchemaMismatch) as refusal:
             await upgrade(as_role(empty_postgres_url, role))
         refused_with(refusal.value, "public.messages belongs to", "change its owner")
+    finally:
+        await run(empty_postgres_url, f"drop owned by {role} cascade", f"drop role {role}")
+
+
+async def test_rows_that_row_level_security_hides_are_no_reason_to_lose_them(empty_postgres_url: str) -> None:
+    """The owner of a table whose policies are forced sees only some of its rows."""
+    role = f"limited_{uuid.uuid4().hex}"
+    database = urlsplit(empty_postgres_url).path[1:]
+    await run(
+        empty_postgres_url,
+        f"create role {role} login",
+        f'grant create on database "{database}" to {role}',
+        f"grant create on schema public to {role}",
+        *OLDER,
+        *(f"alter table public.{table} owner to {role}" for table in ("conversations", "messages")),
+        "alter table public.messages enable row level security",
+        "alter table public.messages force row level security",
+    )
+    try:
+        with pytest.raises(SchemaMismatch) as refusal:
+            await upgrade(as_role(empty_postgres_url, role))
+        refused_with(refusal.value, "nothing was changed", "row level security hides rows of public.messages")
+        assert await value(empty_postgres_url, "select to_regnamespace('exai') is null")
     finally:
         await run(empty_postgres_url, f"drop owned by {role} cascade", f"drop role {role}")
 

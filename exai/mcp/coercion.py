@@ -128,6 +128,8 @@ def _object(schema: Json, given: Json, path: str, reading: _Reading, depth: int)
 
 def _named(properties: Json, given: Json, path: str, reading: _Reading) -> Json:
     """Return the arguments under the names of the schema; unknown ones keep their own."""
+    if given.keys() <= properties.keys():
+        return given
     found: dict[str, Any] = {name: value for name, value in given.items() if name in properties}
     strange = {name: value for name, value in given.items() if name not in properties}
     left: dict[str, Any] = {}

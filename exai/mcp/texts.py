@@ -56,7 +56,7 @@ def headed(facts: Mapping[str, Any] | None, body: str, beside: Mapping[str, Any]
     `beside` holds fields for the head that stand deeper in the structure, such as those of a page's only message.
     """
     known = {**(beside or {}), **(facts or {})}
-    head = one_line((name, known.get(name)) for name in _names(known))
+    head = one_line([(name, known[name]) for name in _names(known)])
     notes = [f"note: {' '.join(str(note).split())}" for note in known.get(NOTES) or ()]
     first = "\n".join([head, *notes] if head else notes)
     return "\n\n".join(part for part in (first, body) if part)
@@ -64,7 +64,7 @@ def headed(facts: Mapping[str, Any] | None, body: str, beside: Mapping[str, Any]
 
 def headed_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return a structured answer with the fields of the head first, for clients that show its JSON and cut it."""
-    return {**{name: facts[name] for name in _names(facts) if name in facts}, **facts}
+    return {**{name: facts[name] for name in _names(facts)}, **facts}
 
 
 def one_line(pairs: Iterable[tuple[str, object]]) -> str:
@@ -77,10 +77,13 @@ def items(facts: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
     return "\n".join(one_line((name, each.get(name)) for name in names) for each in facts)
 
 
-def _names(facts: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of a head: what a next call takes, then what describes."""
-    following = (name for name in facts if name.startswith(NEXT))
-    return (*HEAD, *following, *(OF_A_FILE if "file_id" in facts else ()), *DESCRIPTIVE)
+def _names(facts: Mapping[str, Any]) -> list[str]:
+    """Return the names in `facts` that belong into a head: what a next call takes, then what describes."""
+    names = [name for name in HEAD if name in facts]
+    names += [name for name in facts if name.startswith(NEXT)]
+    if "file_id" in facts:
+        names += [name for name in OF_A_FILE if name in facts]
+    return names + [name for name in DESCRIPTIVE if name in facts]
 
 
 def _value(value: object) -> str:

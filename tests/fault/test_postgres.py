@@ -63,7 +63,7 @@ async def test_first_try_of_a_caller_is_no_duplicate_however_often_the_service_s
     second = await service.append(first.continuation_id, "two", key="two")
     lost.append(service.database.drop_reply_to(b"change_conversation_v2"))
     await service.conversations.change(LOCAL_OWNER, first.continuation_id, Change(title="new"), idempotency_key="new")
-    lost.append(service.database.drop_reply_to(b"import_v1"))
+    lost.append(service.database.drop_reply_to(b"import_v2"))
     text = [part async for part in service.conversations.export(LOCAL_OWNER, first.continuation_id)]
     parts = read_lines("".join(text).splitlines(keepends=True))
     imported = [each async for each in service.conversations.import_text(LOCAL_OWNER, parts, as_name=OTHER_NAME)]

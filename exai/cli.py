@@ -250,8 +250,13 @@ def _print_health(url: str, body: dict[str, Any], shape: str) -> None:
 
         print(json.dumps(body, indent=2))
         return
+    if "version" not in body:
+        print(
+            shown(f"EXAI at {url}: {body.get('status')} (it says more to a token of its own, EXAI_TOKEN)", sys.stdout)
+        )
+        return
     ready = "ready" if body.get("ready") else "not ready"
-    print(f"EXAI {body.get('version')} at {url}: {body.get('status')}, {ready}")
+    print(shown(f"EXAI {body['version']} at {url}: {body.get('status')}, {ready}", sys.stdout))
     for name, each in body.get("components", {}).items():
         latency = "" if each["latency_ms"] is None else f"{each['latency_ms']:.1f} ms"
         line = f"  {name:<12} {each['state']:<9} {latency:>10}  {each['detail']}".rstrip()
@@ -273,7 +278,7 @@ def _config(options: argparse.Namespace) -> int:
     names = max(len(line.variable) for line in lines)
     for line in lines:
         origin = "" if line.origin == "default" else f"  # {line.origin}"
-        print(f"{line.variable:<{names}}  {line.value or '-'}{origin}")
+        print(shown(f"{line.variable:<{names}}  {line.value or '-'}{origin}", sys.stdout))
     return OK
 
 

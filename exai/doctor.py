@@ -111,7 +111,8 @@ async def _port(settings: Settings, _: Recorder) -> list[Finding]:
         if token is not None:
             check_daemon_token(settings.reading, "EXAI_SERVER__TOKEN")
         answer = await asyncio.to_thread(ask_health, f"http://{address}/health", token, LOOK_LIMIT_S / 2)
-        seen = f"{address} is held by EXAI {answer.body.get('version', '')}: {answer.body.get('status')}"
+        version = f" {answer.body['version']}" if "version" in answer.body else ""
+        seen = f"{address} is held by EXAI{version}: {answer.body.get('status')}"
         if answer.healthy:
             return [Finding(part, "ok", seen)]
         return [Finding(part, "fail", seen, "`exai health` says which part is down; what follows here says why")]

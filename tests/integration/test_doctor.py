@@ -9,7 +9,6 @@ import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ from exai.cache.diagnose import diagnose as diagnose_cache
 from exai.config import CacheSettings, DatabaseSettings, ProvidersSettings, load_settings
 from exai.db.diagnose import diagnose as diagnose_database
 from exai.doctor import examine, table
-from exai.embedded.ownership import Running
 from exai.errors import ConfigError, StartupError
 from exai.health_client import ask_health, health_url, local_address
 from exai.models import Finding
@@ -312,25 +310,6 @@ class TestDoctor:
                 settings = load_settings({"EXAI_DATA_DIR": str(tmp_path), "EXAI_SERVER__PORT": port}, None)
                 found = by_part(await examine(settings, MetricsRecorder()))["port"]
             assert (found.state, word in found.detail) == (state, True), found
-
-    async def test_daemon_that_is_down_is_a_failure(self, tmp_path: Path) -> None:
-        """A port that is held well is not all there is to say."""
-        with http_server(503, {"service": "exai", "version": "9", "status": "down"}) as (address, _):
-            port = address.rpartition(":")[2]
-            settings = load_settings({"EXAI_DATA_DIR": str(tmp_path), "EXAI_SERVER__PORT": port}, None)
-            found = by_part(await examine(settings, MetricsRecorder()))["port"]
-        assert (found.state, "exai health" in found.cure) == ("fail", True)
-
-    async def test_embedded_servers_that_have_just_gone_are_not_said_to_be_off(self, tmp_path: Path) -> None:
-        """Their program was killed; another one that uses them starts them again."""
-        gone = Running(
-            42, str(tmp_path), durable=True, ready=True, postgres_version="18.6", sockets=(f"{tmp_path}/no",)
-        )
-        (tmp_path / "running.json").write_text(json.dumps(asdict(gone)))
-        settings = load_settings({"EXAI_DATA_DIR": str(tmp_path), "EXAI_SERVER__PORT": "0"}, None)
-        found = by_part(await examine(settings, MetricsRecorder()))
-        assert found["postgres"].state == found["redis"].state == "warn"
-        assert "process 42" in found["postgres"].detail
 
     async def test_data_directory_that_cannot_be_written_is_found(self, tmp_path: Path) -> None:
         """Before a start fails over it."""

@@ -84,7 +84,8 @@ alter table exai.set_aside enable row level security;
 create table exai.unindexed_messages (
     conversation_id uuid not null,
     first_seq bigint not null,
-    last_seq bigint not null
+    last_seq bigint not null,
+    done bigint not null default 0
 );
 alter table exai.unindexed_messages enable row level security;
 
@@ -1559,6 +1560,9 @@ AS $function$
 declare
   c_lock constant bigint := 7311701100639253092;
   c_look constant integer := 10000;
+  c_segment constant integer := 50000;
+  c_overlap constant integer := 500;
+  c_parts constant integer := 8;
 begin
   o_indexed := 0;
   o_left := 0;
@@ -1579,7 +1583,7 @@ begin
        group by o.conversation_id;
     end if;
     with waiting as materialized (
-      select u.ctid as at, u.conversation_id, u.first_seq, u.last_seq from exai.unindexed_messages u limit p_limit),
+      select u.ctid as at, u.conversation_id, u.first_seq, u.last_seq, u.done from exai.unindexed_messages u limit p_limit),
     -- The foreign key would wait for whoever deletes a conversation, and then fail: what is held is for the next time.
     held as materialized (
       select c.id from public.conversations c
@@ -1594,12 +1598,12 @@ begin
       delete from exai.unindexed_messages u
        using queue q
        where u.ctid = q.at and q.running - (q.last_seq - q.first_seq + 1) < p_limit
-      returning u.conversation_id, u.first_seq, u.last_seq, greatest(q.running - p_limit, 0)::bigint as too_many),
+      returning u.conversation_id, u.first_seq, u.last_seq, u.done, greatest(q.running - p_limit, 0)::bigint as too_many),
     put_back as (
       insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
       select t.conversation_id, t.last_seq - t.too_many + 1, t.last_seq from taken t where t.too_many > 0),
     said as (
-      select distinct on (m.conversation_id, m.seq) m.conversation_id, m.seq, m.created_at, m.content, c.owner
+      select distinct on (m.conversation_id, m.seq) m.conversation_id, m.seq, m.created_at, m.content, c.owner, t.done
         from taken t
         join public.conversations c on c.id = t.conversation_id
        cross join lateral (
@@ -1612,15 +1616,23 @@ begin
            where x.conversation_id = t.conversation_id and x.seq between t.first_seq and t.last_seq - t.too_many
            order by x.seq
            limit p_limit)) m
-       order by m.conversation_id, m.seq),
+       order by m.conversation_id, m.seq, t.done),
+    continued as (
+      insert into exai.unindexed_messages (conversation_id, first_seq, last_seq, done)
+      select s.conversation_id, s.seq, s.seq, s.done + c_segment from said s where length(s.content) > s.done + c_segment),
     made as materialized (
-      select s.conversation_id, s.seq, s.created_at, w.part, w.words
+      select s.conversation_id, s.seq, s.created_at, (s.done / c_segment * c_parts + w.part)::smallint as part, w.words
         from said s
-       cross join lateral exai.words_v1(exai.owner_key_v1(s.owner), s.content) w),
+       cross join lateral exai.words_v1(
+         exai.owner_key_v1(s.owner),
+         case when s.done = 0 and octet_length(s.content) <= c_segment then s.content
+              else substr(s.content, s.done::integer + 1, c_segment + c_overlap) end) w),
     forgotten as (
       delete from exai.message_words w
        using taken t
        where w.conversation_id = t.conversation_id and w.seq between t.first_seq and t.last_seq - t.too_many
+         and not exists (
+           select from said s where s.conversation_id = w.conversation_id and s.seq = w.seq and s.done > 0)
          and not exists (
            select from made m where m.conversation_id = w.conversation_id and m.seq = w.seq and m.part = w.part)),
     stored as (
@@ -1640,7 +1652,7 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.matches_v2(p_owner text, p_query tsquery, p_needles text[], p_all_needles boolean, p_ids uuid[], p_up_to bigint[], p_since timestamp with time zone, p_until timestamp with time zone, p_as_of timestamp with time zone)
+CREATE OR REPLACE FUNCTION exai.matches_v2(p_owner text, p_query tsquery, p_needles text[], p_all_needles boolean, p_near text[], p_ids uuid[], p_up_to bigint[], p_since timestamp with time zone, p_until timestamp with time zone, p_as_of timestamp with time zone)
  RETURNS TABLE(conversation_id uuid, seq bigint, created_at timestamp with time zone, at tid, words tsvector)
  LANGUAGE sql
  STABLE ROWS 5000
@@ -1673,8 +1685,8 @@ AS $function$
            where p_ids is null or u.conversation_id = any(p_ids)
            order by u.conversation_id, m.seq) l
        cross join lateral (
-         select exai.bare_v1(exai.fold_v1(l.content)) as content where p_needles is not null offset 0) b
-       cross join lateral exai.words_v1(exai.owner_key_v1(p_owner), l.content) i
+         select exai.bare_v1(exai.fold_v1(l.content)) as content offset 0) b
+       cross join lateral exai.words_v1(exai.owner_key_v1(p_owner), exai.near_v1(l.content, b.content, p_near)) i
        where case when p_all_needles
                   then not exists (select from pg_catalog.unnest(p_needles) e where pg_catalog.strpos(b.content, e) = 0)
                   else exists (select from pg_catalog.unnest(p_needles) e where pg_catalog.strpos(b.content, e) > 0) end
@@ -1698,6 +1710,55 @@ select pg_catalog.json_build_array(
   m.kind, m.turn_id,
   case when pg_catalog.jsonb_typeof(m.metadata) = 'object' then m.metadata
        else pg_catalog.jsonb_build_object('value', m.metadata) end)::text
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.near_v1(p_text text, p_folded text, p_words text[])
+ RETURNS text
+ LANGUAGE plpgsql
+ IMMUTABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+  c_short constant integer := 4000;
+  c_before constant integer := 100;
+  c_window constant integer := 400 + 2 * coalesce((select max(length(w)) from unnest(p_words) w), 0);
+  v_folded constant text collate "C" := p_folded;
+  v_length constant integer := length(p_text);
+  v_scale constant numeric := v_length::numeric / greatest(length(p_folded), 1);
+  v_spaced text collate "C";
+  v_ats integer[];
+  v_word text collate "C";
+  v_at integer;
+begin
+  if v_length <= c_short then
+    return p_text;
+  end if;
+  foreach v_word in array p_words loop
+    v_at := strpos(v_folded, v_word);
+    continue when v_at = 0;
+    -- Folding may have changed the length.
+    v_ats := v_ats || (v_at * v_scale)::integer;
+    if substr(v_folded, v_at + length(v_word), 1) ~ '[a-z0-9]' or (v_at > 1 and substr(v_folded, v_at - 1, 1) ~ '[a-z0-9]') then
+      v_spaced := coalesce(
+        v_spaced, ' ' || translate(v_folded, E'\n\t.,:;!?()[]{}<>/\\|"''`_-=+*&#@~', repeat(' ', 34)) || ' ');
+      v_at := strpos(v_spaced, ' ' || v_word || ' ');
+      if v_at > 0 then
+        v_ats := v_ats || (v_at * v_scale)::integer;
+      end if;
+    end if;
+  end loop;
+  -- A word that is cut is none, unless it is as long as that.
+  return (
+    select string_agg(
+      case when length(x.near) < c_window then regexp_replace(x.near, x.head, '')
+           else regexp_replace(regexp_replace(x.near, x.head, ''), x.tail, '') end, E'\n')
+      from (
+        select substr(p_text, greatest(a - c_before, 1), c_window) as near,
+               case when a > c_before then '^[A-Za-z0-9_]{1,99}(?![A-Za-z0-9_])' else '^(?!.)' end as head,
+               '(?<![A-Za-z0-9_])[A-Za-z0-9_]{1,99}$' as tail
+          from unnest(v_ats) a) x);
+end
 $function$
 ;
 
@@ -2273,7 +2334,7 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.search_page_v1(p_owner text, p_query tsquery, p_needles text[], p_all_needles boolean, p_terms tsquery[], p_ids uuid[], p_up_to bigint[], p_continuation_id text, p_role text, p_since timestamp with time zone, p_until timestamp with time zone, p_tool text, p_model text, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamp with time zone, p_ranked integer, p_limit integer)
+CREATE OR REPLACE FUNCTION exai.search_page_v1(p_owner text, p_query tsquery, p_needles text[], p_all_needles boolean, p_near text[], p_terms tsquery[], p_ids uuid[], p_up_to bigint[], p_continuation_id text, p_role text, p_since timestamp with time zone, p_until timestamp with time zone, p_tool text, p_model text, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamp with time zone, p_ranked integer, p_limit integer)
  RETURNS TABLE(continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamp with time zone, rank numeric, tool text, model text, as_of timestamp with time zone, content text, has boolean[])
  LANGUAGE plpgsql
  STABLE ROWS 20
@@ -2290,7 +2351,7 @@ begin
   with newest as materialized (
     select m.conversation_id, m.seq, m.created_at, m.at, m.words
       from exai.matches_v2(
-        p_owner, p_query, p_needles, p_all_needles, p_ids, p_up_to, p_since, p_until, p_as_of) m
+        p_owner, p_query, p_needles, p_all_needles, p_near, p_ids, p_up_to, p_since, p_until, p_as_of) m
      where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
      order by m.created_at desc, m.conversation_id desc, m.seq desc
      limit p_ranked + 1),
@@ -2314,7 +2375,7 @@ begin
        from (
          select m.conversation_id, m.seq, m.created_at, m.at, m.words
            from exai.matches_v2(
-             p_owner, p_query, p_needles, p_all_needles, p_ids, p_up_to, p_since, p_until, p_as_of) m
+             p_owner, p_query, p_needles, p_all_needles, p_near, p_ids, p_up_to, p_since, p_until, p_as_of) m
           where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
           order by m.created_at desc, m.conversation_id desc, m.seq desc) m
       cross join lateral exai.searched_v1(
@@ -2331,16 +2392,23 @@ begin
       from found f
      where f.seq > 0 or f.conversation_id not in (select m.shown_id from found m where m.seq > 0)),
   termed as (
-    select w.conversation_id, w.seq, w.created_at, w.shown_id, w.words,
+    select w.conversation_id, w.seq, w.created_at, w.shown_id,
+           round(coalesce(ts_rank(w.words, p_query, 1), 0)::numeric, 6) as rank,
            case when p_terms is not null then (
-             select array_agg(w.words @@ t.term order by t.i) from unnest(p_terms) with ordinality t(term, i)) end as has
+             select array_agg(t.i) from unnest(p_terms) with ordinality t(term, i) where w.words @@ t.term) end as which
       from worded w),
-  ranked as materialized (
-    select distinct on (t.conversation_id, t.seq) t.conversation_id, t.seq, t.created_at, t.shown_id, t.has,
-           round(coalesce(ts_rank(t.words, p_query, 1), 0)::numeric, 6)
-           + coalesce((select count(*) from unnest(t.has) h where h), 0) as rank
+  -- The segments of a long message count together.
+  joined as (
+    select t.conversation_id, t.seq, t.created_at, t.shown_id, max(t.rank) as rank,
+           case when p_terms is not null then (
+             select array_agg(i = any(string_to_array(string_agg(array_to_string(t.which, ','), ','), ',')::integer[]) order by i)
+               from generate_subscripts(p_terms, 1) i) end as has
       from termed t
-     order by t.conversation_id, t.seq, rank desc),
+     group by t.conversation_id, t.seq, t.created_at, t.shown_id),
+  ranked as materialized (
+    select j.conversation_id, j.seq, j.created_at, j.shown_id, j.has,
+           j.rank + coalesce((select count(*) from unnest(j.has) h where h), 0) as rank
+      from joined j),
   page as (
     select r.conversation_id, r.seq, r.created_at, r.shown_id, r.rank, r.has
       from (
@@ -2386,6 +2454,7 @@ declare
   v_labels text[];
   v_needles text[];
   v_words text[];
+  v_near text[];
   v_excluded tsquery;
   v_query tsquery;
   v_old tsquery;
@@ -2406,8 +2475,10 @@ begin
          array_agg(t.term) filter (where not t.is_excluded),
          array_agg(t.label) filter (where not t.is_excluded),
          array_agg(t.needle) filter (where not t.is_excluded),
+         (select array_agg(n) from (
+           select t.needle from terms t union select exai.bare_v1(exai.fold_v1(t.label)) from terms t) x(n)),
          string_agg('!(' || t.term::text || ')', ' & ') filter (where t.is_excluded)::tsquery
-    into v_query, v_alternatives, v_terms, v_labels, v_needles, v_excluded
+    into v_query, v_alternatives, v_terms, v_labels, v_needles, v_near, v_excluded
     from terms t;
   if v_query is null then
     return;
@@ -2451,7 +2522,7 @@ begin
                select coalesce(array_agg(v_labels[t.i] order by t.i), '{}')
                  from unnest(s.has) with ordinality t(has, i) where not t.has) end
         from exai.search_page_v1(
-               p_owner, coalesce(v_query || v_old, v_query), v_needles, v_level = v_count and v_alternatives = 1,
+               p_owner, coalesce(v_query || v_old, v_query), v_needles, v_level = v_count and v_alternatives = 1, v_near,
                case when v_level < v_count then v_terms end, v_ids, v_up_to, p_continuation_id, p_role, p_since, p_until,
                p_tool, p_model, p_rank, p_after_id, p_after_seq, p_as_of, p_ranked, p_limit) s
        cross join lateral exai.excerpt_v1(s.content, v_words) e
@@ -2843,8 +2914,8 @@ CREATE OR REPLACE FUNCTION exai.words_v1(p_key text, p_text text)
 AS $function$
 #variable_conflict use_column
 declare
-  c_places constant integer := 16383;
   c_part_bytes constant integer := 800000;
+  c_places constant integer := 16383;
   c_short_bytes constant integer := 100000;
 begin
   if octet_length(p_text) < c_short_bytes then

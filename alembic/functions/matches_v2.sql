@@ -2,9 +2,10 @@
 -- message_words_words_idx (its row's place in p_at, so that the words themselves need not be carried along), and those that
 -- wait for it, looked through one by one where they hold the needles: all of them, or one. With p_ids, of those conversations
 -- and up to those numbers only; of the title of the first. A message of very many words comes once for each part that matches.
+-- Of a long one that waits what is near the words of the query is looked at (p_near).
 -- To be written into the statement that uses it, so it may have no settings of its own.
 create or replace function exai.matches_v2(
-  p_owner text, p_query tsquery, p_needles text[], p_all_needles boolean, p_ids uuid[], p_up_to bigint[],
+  p_owner text, p_query tsquery, p_needles text[], p_all_needles boolean, p_near text[], p_ids uuid[], p_up_to bigint[],
   p_since timestamptz, p_until timestamptz, p_as_of timestamptz)
 returns table (conversation_id uuid, seq bigint, created_at timestamptz, at tid, words tsvector)
 language sql stable rows 5000
@@ -37,8 +38,8 @@ as $$
            where p_ids is null or u.conversation_id = any(p_ids)
            order by u.conversation_id, m.seq) l
        cross join lateral (
-         select exai.bare_v1(exai.fold_v1(l.content)) as content where p_needles is not null offset 0) b
-       cross join lateral exai.words_v1(exai.owner_key_v1(p_owner), l.content) i
+         select exai.bare_v1(exai.fold_v1(l.content)) as content offset 0) b
+       cross join lateral exai.words_v1(exai.owner_key_v1(p_owner), exai.near_v1(l.content, b.content, p_near)) i
        where case when p_all_needles
                   then not exists (select from pg_catalog.unnest(p_needles) e where pg_catalog.strpos(b.content, e) = 0)
                   else exists (select from pg_catalog.unnest(p_needles) e where pg_catalog.strpos(b.content, e) > 0) end

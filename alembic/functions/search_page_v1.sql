@@ -3,7 +3,7 @@
 -- else the newest are looked up, and only if some of them are not to be seen, one after the other.
 -- Planned once: that would take as long as the search itself.
 create or replace function exai.search_page_v1(
-  p_owner text, p_query tsquery, p_needles text[], p_all_needles boolean, p_terms tsquery[], p_ids uuid[], p_up_to bigint[],
+  p_owner text, p_query tsquery, p_needles text[], p_all_needles boolean, p_near text[], p_terms tsquery[], p_ids uuid[], p_up_to bigint[],
   p_continuation_id text, p_role text, p_since timestamptz, p_until timestamptz, p_tool text, p_model text, p_rank numeric,
   p_after_id uuid, p_after_seq bigint, p_as_of timestamptz, p_ranked integer, p_limit integer)
 returns table (
@@ -23,7 +23,7 @@ begin
   with newest as materialized (
     select m.conversation_id, m.seq, m.created_at, m.at, m.words
       from exai.matches_v2(
-        p_owner, p_query, p_needles, p_all_needles, p_ids, p_up_to, p_since, p_until, p_as_of) m
+        p_owner, p_query, p_needles, p_all_needles, p_near, p_ids, p_up_to, p_since, p_until, p_as_of) m
      where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
      order by m.created_at desc, m.conversation_id desc, m.seq desc
      limit p_ranked + 1),
@@ -47,7 +47,7 @@ begin
        from (
          select m.conversation_id, m.seq, m.created_at, m.at, m.words
            from exai.matches_v2(
-             p_owner, p_query, p_needles, p_all_needles, p_ids, p_up_to, p_since, p_until, p_as_of) m
+             p_owner, p_query, p_needles, p_all_needles, p_near, p_ids, p_up_to, p_since, p_until, p_as_of) m
           where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
           order by m.created_at desc, m.conversation_id desc, m.seq desc) m
       cross join lateral exai.searched_v1(
@@ -64,16 +64,23 @@ begin
       from found f
      where f.seq > 0 or f.conversation_id not in (select m.shown_id from found m where m.seq > 0)),
   termed as (
-    select w.conversation_id, w.seq, w.created_at, w.shown_id, w.words,
+    select w.conversation_id, w.seq, w.created_at, w.shown_id,
+           round(coalesce(ts_rank(w.words, p_query, 1), 0)::numeric, 6) as rank,
            case when p_terms is not null then (
-             select array_agg(w.words @@ t.term order by t.i) from unnest(p_terms) with ordinality t(term, i)) end as has
+             select array_agg(t.i) from unnest(p_terms) with ordinality t(term, i) where w.words @@ t.term) end as which
       from worded w),
-  ranked as materialized (
-    select distinct on (t.conversation_id, t.seq) t.conversation_id, t.seq, t.created_at, t.shown_id, t.has,
-           round(coalesce(ts_rank(t.words, p_query, 1), 0)::numeric, 6)
-           + coalesce((select count(*) from unnest(t.has) h where h), 0) as rank
+  -- The segments of a long message count together.
+  joined as (
+    select t.conversation_id, t.seq, t.created_at, t.shown_id, max(t.rank) as rank,
+           case when p_terms is not null then (
+             select array_agg(i = any(string_to_array(string_agg(array_to_string(t.which, ','), ','), ',')::integer[]) order by i)
+               from generate_subscripts(p_terms, 1) i) end as has
       from termed t
-     order by t.conversation_id, t.seq, rank desc),
+     group by t.conversation_id, t.seq, t.created_at, t.shown_id),
+  ranked as materialized (
+    select j.conversation_id, j.seq, j.created_at, j.shown_id, j.has,
+           j.rank + coalesce((select count(*) from unnest(j.has) h where h), 0) as rank
+      from joined j),
   page as (
     select r.conversation_id, r.seq, r.created_at, r.shown_id, r.rank, r.has
       from (

@@ -26,6 +26,7 @@ declare
   v_labels text[];
   v_needles text[];
   v_words text[];
+  v_near text[];
   v_excluded tsquery;
   v_query tsquery;
   v_old tsquery;
@@ -46,8 +47,10 @@ begin
          array_agg(t.term) filter (where not t.is_excluded),
          array_agg(t.label) filter (where not t.is_excluded),
          array_agg(t.needle) filter (where not t.is_excluded),
+         (select array_agg(n) from (
+           select t.needle from terms t union select exai.bare_v1(exai.fold_v1(t.label)) from terms t) x(n)),
          string_agg('!(' || t.term::text || ')', ' & ') filter (where t.is_excluded)::tsquery
-    into v_query, v_alternatives, v_terms, v_labels, v_needles, v_excluded
+    into v_query, v_alternatives, v_terms, v_labels, v_needles, v_near, v_excluded
     from terms t;
   if v_query is null then
     return;
@@ -91,7 +94,7 @@ begin
                select coalesce(array_agg(v_labels[t.i] order by t.i), '{}')
                  from unnest(s.has) with ordinality t(has, i) where not t.has) end
         from exai.search_page_v1(
-               p_owner, coalesce(v_query || v_old, v_query), v_needles, v_level = v_count and v_alternatives = 1,
+               p_owner, coalesce(v_query || v_old, v_query), v_needles, v_level = v_count and v_alternatives = 1, v_near,
                case when v_level < v_count then v_terms end, v_ids, v_up_to, p_continuation_id, p_role, p_since, p_until,
                p_tool, p_model, p_rank, p_after_id, p_after_seq, p_as_of, p_ranked, p_limit) s
        cross join lateral exai.excerpt_v1(s.content, v_words) e

@@ -1,5 +1,5 @@
 -- The words of a text as they are indexed, each with its owner's key in front, so that no owner's words are another's.
--- Words with marks also without them. One part; more where the words would not fit into one.
+-- Words with marks also without them. One part; more where the words would not fit into one (up to 8 for 50,000 characters).
 -- The server knows places up to 16,383; beyond that they begin anew.
 create or replace function exai.words_v1(p_key text, p_text text) returns table (part smallint, words tsvector)
 language plpgsql immutable parallel safe rows 1
@@ -7,8 +7,8 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  c_places constant integer := 16383;
   c_part_bytes constant integer := 800000;
+  c_places constant integer := 16383;
   c_short_bytes constant integer := 100000;
 begin
   if octet_length(p_text) < c_short_bytes then

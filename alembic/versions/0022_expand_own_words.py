@@ -27,6 +27,7 @@ FUNCTIONS = (
     "read_query_v1",
     "some_terms_v1",
     "excerpt_v1",
+    "near_v1",
     "matches_v2",
     "search_page_v1",
     "search_v2",
@@ -88,11 +89,12 @@ select r.conversation_id, r.first, r.last from ranges r
 
 
 def upgrade() -> None:
-    take_locks("exai.message_words")
+    take_locks("exai.message_words", "exai.unindexed_messages")
     op.execute(
         "alter table exai.message_words add column if not exists part smallint not null default 0,"
         " add column if not exists version smallint not null default 1"
     )
+    op.execute("alter table exai.unindexed_messages add column if not exists done bigint not null default 0")
     create_index("exai", "message_words_part_key", "exai.message_words (conversation_id, seq, part)", unique=True)
     with holding("exai.message_words"):
         op.execute(
@@ -139,3 +141,4 @@ def downgrade() -> None:
             " add constraint message_words_pkey primary key using index message_words_message_key"
         )
         op.execute("alter table exai.message_words drop column part, drop column version")
+        op.execute("alter table exai.unindexed_messages drop column done")

@@ -171,7 +171,7 @@ class SearchRepository:
             SearchPlace(row["as_of"], row["level"], row["rank"], row["conversation_id"], row["seq"])
             for row in rows[:limit]
         )
-        matched: Matched = "some" if rows and rows[0]["missing"] is not None else "all"
+        matched: Matched = "some" if any(hit.missing for hit in hits) else "all"
         return SearchPage(hits, _write(places[-1]) if len(rows) > limit else None, places, matched)
 
     async def index(self, limit: int = PORTION) -> Indexed:

@@ -193,6 +193,7 @@ async def test_a_huge_message_is_searched_to_its_end(
     for text in ("start", "finish", "start finish"):
         page = await search.search(words(text), limit=9)
         assert (len(page.hits), page.matched) == (1, "all")
+    assert (await search.search(words("finis"), limit=9)).hits == ()
     assert "**finish**" in (await search.search(words("finish"), limit=9)).hits[0].snippet
 
 

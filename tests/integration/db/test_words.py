@@ -14,12 +14,13 @@ from exai.db.pool import Database, OneTrip, connect
 from exai.db.search import Indexed, SearchQuery, SearchRepository
 from exai.db.statements import load_statements
 from exai.db.transfer import ImportBatch, TransferRepository
-from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, TurnId
+from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, Owner, TurnId
 from tests.support.database import appending, beginning, conversation_of, ending, new_id, once, opened
 from tests.support.waiting import wait_until
 
 WAITING = "select count(*) from exai.unindexed_messages"
-WORDS = "select count(*) from exai.message_words"
+WORDS = "select count(distinct (conversation_id, seq)) from exai.message_words"
+PARTS = "select count(*) from exai.message_words"
 INDEX = "select o_indexed, o_left from exai.index_messages_v2(500)"
 
 
@@ -262,11 +263,12 @@ async def test_a_text_of_more_words_than_fit_is_indexed_in_parts(
     name = (await conversation_of(repository, " ".join(f"word{n:012}" for n in range(60_000)))).id
     for _ in ("waiting", "indexed"):
         assert [await found(search, f"word{n:012}") for n in (0, 30_000, 59_999, 60_000)] == [[1], [1], [1], []]
-        await search.index()
-    assert await sql.fetchval(WORDS) > 1
+        while (await search.index()).left:
+            pass
+    assert await sql.fetchval(PARTS) > 1
     await sql.execute("update messages set content = 'short' where conversation_id = $1::text::uuid", name)
     await search.index()
-    assert await sql.fetchval(WORDS) == 1
+    assert await sql.fetchval(PARTS) == 1
 
 
 async def test_a_search_writes_nothing(repository: ConversationRepository, sql: OneTrip) -> None:
@@ -292,3 +294,82 @@ async def test_the_last_connection_is_left_to_others(sql: OneTrip, postgres_url:
             assert not search.has_room()
         await waiting
         assert search.has_room()
+
+
+async def test_a_long_message_is_indexed_segment_by_segment(
+    repository: ConversationRepository, search: SearchRepository, sql: OneTrip
+) -> None:
+    """Others do not wait for it, it is found meanwhile and afterwards, and a change of it in between counts."""
+    long = "begin " + "数据库 word fooBar " * 12_000 + " search.py end"
+    name = (await conversation_of(repository, long)).id
+    other = await conversation_of(repository, "short")
+    assert await search.index(1) == Indexed(1, 2)
+    texts = ("begin", "end", "数据库", "foobar", "search.py", "begin end")
+    for _ in ("waiting", "indexed"):
+        assert [await found(search, text) for text in texts] == [[1]] * len(texts)
+        while (await search.index()).left:
+            pass
+    assert await sql.fetchval(PARTS) > 3
+    await sql.execute("update messages set content = 'x' || content where conversation_id = $1::text::uuid", name)
+    await search.index(1)
+    await sql.execute("update messages set content = 'brief' where conversation_id = $1::text::uuid", name)
+    while (await search.index(1)).left:
+        pass
+    assert await sql.fetchval(PARTS) == 2
+    assert [await found(search, text) for text in ("begin", "brief", "short")] == [[], [1], [1]]
+    assert other.id != name
+
+
+async def test_searches_of_repetitive_text_do_little_for_each_message(
+    repository: ConversationRepository, search: SearchRepository, sql: OneTrip
+) -> None:
+    """Whatever is stored, the words of a waiting message are made of a bounded part of it, and so is an excerpt."""
+    text = "a b " * 25_000
+    near = "select length(exai.near_v1($1::text, $1::text, array['a', 'b']))"
+    assert await sql.fetchval(near, text) < 2_000
+    excerpt = "select length((exai.excerpt_v1($1::text, array['a', 'b'])).o_excerpt)"
+    assert await sql.fetchval(excerpt, text) < 500
+    await conversation_of(repository, *[text] * 5)
+    for _ in ("waiting", "indexed"):
+        assert await found(search, "a b") == [1, 2, 3, 4, 5]
+        while (await search.index()).left:
+            pass
+
+
+async def test_an_owners_words_are_nobody_elses(
+    repository: ConversationRepository, search: SearchRepository, sql: OneTrip
+) -> None:
+    """The index is asked for the owner's words only, so a search neither finds nor reads what others stored."""
+    mallory = Owner("mallory")
+    for _ in range(20):
+        await repository.append(appending(None, *["secret word"] * 20, owner=mallory, title="secret title"))
+    while (await search.index()).left:
+        pass
+    await sql.execute("vacuum analyze exai.message_words")
+    statement = load_statements()["search_messages"].text
+    async with sql.transaction():
+        read = "select pg_stat_get_xact_tuples_fetched('exai.message_words'::regclass)"
+        before = await sql.fetchval(read)
+        assert await sql.fetch(statement, LOCAL_OWNER, "secret", *(None,) * 11, 500, 9) == []
+        assert await sql.fetchval(read) == before
+        assert len(await sql.fetch(statement, mallory, "secret", *(None,) * 11, 500, 9)) == 9
+        assert await sql.fetchval(read) > before
+    own = await sql.fetchval("select count(*) from exai.message_words where words @@ 'secret'")
+    assert own == 0
+
+
+async def test_words_follow_a_conversation_to_another_owner(
+    repository: ConversationRepository, search: SearchRepository, sql: OneTrip
+) -> None:
+    """As an administrator moves it; titles too."""
+    await repository.append(appending(None, "word", title="Title"))
+    for _ in ("waiting", "indexed"):
+        assert await found(search, "word") == [1]
+        await search.index()
+    await sql.execute("update conversations set owner = 'other'")
+    for _ in ("waiting", "indexed"):
+        for text, seq in (("word", 1), ("title", 0)):
+            assert await found(search, text) == []
+            page = await search.search(SearchQuery(Owner("other"), text), limit=9)
+            assert [hit.seq for hit in page.hits] == [seq]
+        await search.index()

@@ -117,11 +117,11 @@ async def test_lists_come_in_pages_that_fit(daemon: Daemon) -> None:
             made = await bounded(session, "conversation_append", **titled)
             tags = [f"{tag}" + "t" * 190 for tag in range(60)]
             await session.call_tool("conversation_update", {"continuation_id": made["continuation_id"], "tags": tags})
-        hay = [{"role": "user", "content": f"needle {'n' * 1_500}"}] * 60
+        hay = [{"role": "user", "content": f"needle {'n' * 1_500}"}] * 150
         await bounded(session, "conversation_append", messages=hay)
         lists: list[tuple[str, str, dict[str, Any], str, int]] = [
             ("conversation_list", "conversations", {}, "continuation_id", 9),
-            ("conversation_search", "hits", {"query": "needle"}, "seq", 60),
+            ("conversation_search", "hits", {"query": "needle"}, "seq", 150),
         ]
         for tool, items, arguments, key, expected in lists:
             seen: list[str] = []

@@ -36,18 +36,20 @@ NAMES: Final = {
     "euc_jp": "euc-jp",
     "koi8_r": "koi8-r",
     "cp874": "windows-874",
+    "cp866": "ibm866",
     "iso2022_jp": "iso-2022-jp",
     **{f"cp125{n}": f"windows-125{n}" for n in range(7)},
 }
 CODECS: Final = {DAMAGED_UTF_8: UTF_8, MARKED_UTF_8: UTF_8} | {name: codec for codec, name in NAMES.items()}
 """The usual names, and Python's."""
 
-ONE_BYTE: Final = frozenset(NAMES[codec] for codec in NAMES if codec.startswith(("cp125", "koi8", "cp874")))
+ONE_BYTE: Final = frozenset(NAMES[codec] for codec in NAMES if codec.startswith(("cp125", "koi8", "cp874", "cp866")))
 """Encodings in which the place of a character is the place of a byte."""
 
 SAMPLE_BYTES: Final = 32_768
-PIECE_BYTES: Final = 1_048_576
-MOST_RUNS: Final = 20_000
+BESIDE_BYTES: Final = 20
+PIECE_BYTES: Final = 262_144
+MOST_RUNS: Final = 5_000
 LOOKED_AT_BYTES: Final = 1_048_576
 
 HIGH: Final = re.compile(rb"[\x80-\xff]+")
@@ -62,7 +64,11 @@ PLAIN: Final = re.compile(
 
 LEAST_WIDE_CHARS: Final = 8
 MOSTLY: Final = 0.9
-ENOUGH_HIGH: Final = 40
+BYTES_PER_BREAK: Final = 10_000
+"""A text in UTF-16 that was cut, or damaged in few places, is still one."""
+
+LEAST_WHOLE, WHOLE_PER_BREAK = 3, 4
+"""Characters of UTF-8 for each place that is none, in a damaged text."""
 
 MOST_CONTROL: Final = 0.02
 """Of the bytes of a text may be control characters."""
@@ -83,11 +89,15 @@ class Decoded:
 def encoding_of(data: bytes) -> str:
     """Return the name of the encoding of a file, `BINARY` for what is no text. Takes time in proportion to the size."""
     for mark, name in MARKS:
-        if data.startswith(mark) and _decodes(data, name, len(mark)):
-            return name
-    if b"\0" in data and (wide := _wide(data[:LOOKED_AT_BYTES])) is not None and _decodes(data, wide):
-        return wide
-    if len(data) - len(data.translate(None, CONTROL)) > max(1, len(data) * MOST_CONTROL):
+        if data.startswith(mark):
+            if _broken(data, name) <= (0 if name == MARKED_UTF_8 else 1 + len(data) // BYTES_PER_BREAK):
+                return name
+            if name == MARKED_UTF_8:
+                return DAMAGED_UTF_8
+    is_odd = len(data) - len(data.translate(None, CONTROL)) > max(1, len(data) * MOST_CONTROL)
+    if (is_odd or b"\0" in data) and (wide := _wide(data[: len(data) // 4 * 4][:LOOKED_AT_BYTES])) is not None:
+        return wide if _broken(data, wide) <= 1 + len(data) // BYTES_PER_BREAK else BINARY
+    if is_odd:
         return BINARY
     if _decodes(data, UTF_8):
         return _escaped(data) or UTF_8
@@ -101,6 +111,8 @@ def decode(data: bytes, encoding: str | None = None) -> Decoded | None:
         return None
     mark = next((mark for mark, marked in MARKS if marked == name and data.startswith(mark)), b"")
     text = data[len(mark) :].decode(CODECS.get(name, name), errors="exai-lenient")
+    if name == DAMAGED_UTF_8:
+        text = text.removeprefix("\ufeff")
     notes = [f"decoded from {name}"] if name not in PLAIN_UTF_8 else []
     if name not in PLAIN_UTF_8 and (broken := text.count("\ufffd")):
         notes.append(f"{broken:,} bytes or sequences could not be decoded and are shown as U+FFFD")
@@ -122,9 +134,9 @@ def _lenient(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("exai-lenient", _lenient)
 
 
-def _decodes(data: bytes, name: str, begin: int = 0) -> bool:
+def _decodes(data: bytes, name: str) -> bool:
     try:
-        for _ in _pieces(data, name, "strict", begin):
+        for _ in _pieces(data, name, "strict"):
             pass
     except UnicodeDecodeError:
         return False
@@ -136,10 +148,10 @@ def _broken(data: bytes, name: str) -> int:
     return sum(piece.count("\ufffd") for piece in _pieces(data, name, "replace"))
 
 
-def _pieces(data: bytes, name: str, errors: str, begin: int = 0) -> Iterator[str]:
+def _pieces(data: bytes, name: str, errors: str) -> Iterator[str]:
     """Decode a piece at a time: as a whole the text may take four times the file's memory."""
     decoder = codecs.getincrementaldecoder(CODECS.get(name, name))(errors)
-    for start in range(begin, len(data), PIECE_BYTES):
+    for start in range(0, len(data), PIECE_BYTES):
         yield decoder.decode(data[start : start + PIECE_BYTES], final=start + PIECE_BYTES >= len(data))
 
 
@@ -158,7 +170,8 @@ def _wide(data: bytes) -> str | None:
     low, high = data[::2].count(0), data[1::2].count(0)
     names = ("utf-16-le", "utf-16-be") if high > low else ("utf-16-be", "utf-16-le")
     # ASCII has a zero in each character; Chinese has some only, in line ends and digits, and is told by what it says.
-    if max(low, high) > half * 0.3 and min(low, high) < max(low, high) / 8:
+    least = half * (0.3 if half >= LEAST_WIDE_CHARS else MOSTLY)
+    if max(low, high) > least and min(low, high) < max(low, high) / 8:
         return names[0] if _plausible(data, names[0]) >= 1 - MOST_CONTROL else None
     if half < LEAST_WIDE_CHARS:
         return None
@@ -182,25 +195,31 @@ def _escaped(data: bytes) -> str | None:
 def _guessed(data: bytes) -> str:
     runs = [match.span() for match in islice(HIGH.finditer(data), MOST_RUNS)]
     high = sum(end - begin for begin, end in runs)
-    if _broken(data[:LOOKED_AT_BYTES], UTF_8) <= high * MOST_BROKEN and high > ENOUGH_HIGH:
+    sample = _sample(data, runs)
+    if _is_damaged(sample):
         return DAMAGED_UTF_8
-    for codec in guess(_sample(data, runs)):
+    for codec in guess(sample):
         if _broken(data, codec) <= max(2, high * MOST_BROKEN):
             return NAMES.get(codec, codec)
     return SINGLE_BYTE
 
 
+def _is_damaged(data: bytes) -> bool:
+    """Whether most of what is beyond ASCII are characters of UTF-8, as in a log to which two programs write."""
+    beyond = re.sub(r"[\0-\x7f]+", "", data.decode(errors="replace"))
+    broken = beyond.count("\ufffd")
+    return len(beyond) - broken >= max(LEAST_WHOLE, WHOLE_PER_BREAK * broken)
+
+
 def _sample(data: bytes, runs: list[tuple[int, int]]) -> bytes:
-    """Return lines around the bytes that are not ASCII, since the others say nothing."""
+    """Return the bytes that are not ASCII with what is beside them; cut within ASCII only, so that no character is."""
     pieces: list[bytes] = []
     size, last = 0, 0
-    for begin, end in runs:
-        if begin < last:
-            continue
-        first = max(data.rfind(b"\n", last, begin) + 1, begin - 200, last)
-        last = data.find(b"\n", end, end + 200) + 1 or min(end + 200, len(data))
+    following = [begin for begin, _ in runs[1:]] + [len(data)]
+    for (begin, end), next_begin in zip(runs, following, strict=True):
+        first, last = max(last, begin - BESIDE_BYTES), min(end + BESIDE_BYTES, next_begin)
         pieces.append(data[first:last])
         size += last - first
         if size > SAMPLE_BYTES:
             break
-    return b"".join(pieces)
+    return b"".join(pieces)[: 2 * SAMPLE_BYTES]

@@ -34,6 +34,15 @@ PAIR: Final = re.compile(rb"[\x81-\xfe][\x40-\x7e\xa1-\xfe]|[\x80-\xff]")
 EUC: Final = re.compile(rb"\x8e[\xa1-\xdf]|\x8f[\xa1-\xfe]{2}|[\xa1-\xfe][\xa1-\xfe]|[\x80-\xff]")
 SHIFTED: Final = re.compile(rb"[\x81-\x9f\xe0-\xfc][\x40-\x7e\x80-\xfc]|[\x80-\xff]")
 RUN: Final = re.compile(rb"(?<![\x80-\xff])[\x80-\xff]+")
+UNDEFINED: Final = re.compile(rb"[\x81\x8d\x8f\x90\x9d]")
+"""Bytes that windows-1252 leaves out."""
+
+THAI: Final = re.compile(rb"[\xa1-\xda\xdf-\xfb]")
+THAI_MARK: Final = re.compile(rb"[\xd1\xd4-\xda\xe7-\xee]")
+THAI_MARK_PLACED: Final = re.compile(rb"(?<=[\xa1-\xce\xd1\xd4-\xda\xe7-\xee])[\xd1\xd4-\xda\xe7-\xee]")
+LEAST_MARKS: Final = 0.08
+MOSTLY: Final = 0.95
+
 LETTER: Final = re.compile(rb"[A-Za-z]")
 
 WESTERN_LETTERS: Final = frozenset(
@@ -107,6 +116,11 @@ def _shifted(sample: bytes) -> float:
 
 def _western(sample: bytes) -> float:
     """windows-1252: few letters in a row, most of them inside words of ASCII, and marks."""
+    if len(UNDEFINED.findall(sample)) > 0 or (
+        b"\xf8" in sample and any(each in sample for each in b"\xe8\xec\xf2\xf9")
+    ):
+        # No language has all of these letters; Czech has them in windows-1250.
+        return 0.0
     total = inside = alone = 0
     for match in RUN.finditer(sample):
         run = match.group()
@@ -134,6 +148,20 @@ def _koi8(sample: bytes) -> float:
 
 def _hebrew(sample: bytes) -> float:
     return _words(sample, rb"[\xe0-\xfa]+", has_vowels=False, is_small=rb"[\xe0-\xfa]")
+
+
+def _dos(sample: bytes) -> float:
+    pattern = rb"[\x80-\x9f\xf0]?[\xa0-\xaf\xe0-\xef\xf1]*|[\x80-\x9f\xf0]+"
+    return _words(sample, pattern, is_small=rb"[\xa0-\xaf\xe0-\xef\xf1]")
+
+
+def _thai(sample: bytes) -> float:
+    """Words of letters and marks, and each mark stands on a letter."""
+    total = sum(map(len, RUN.findall(sample)))
+    marks = len(THAI_MARK.findall(sample))
+    if marks < total * LEAST_MARKS or len(THAI_MARK_PLACED.findall(sample)) < marks * MOSTLY:
+        return 0.0
+    return sum(map(len, THAI.findall(sample))) / max(1, total)
 
 
 def _words(sample: bytes, pattern: bytes, *, is_small: bytes, has_vowels: bool | None = None) -> float:
@@ -166,5 +194,7 @@ SCORES: Final[Mapping[str, Callable[[bytes], float]]] = {
     "cp1251": _cyrillic,
     "koi8_r": _koi8,
     "cp1255": _hebrew,
+    "cp866": _dos,
+    "cp874": _thai,
 }
 """By name; of equal scores the first wins."""

@@ -37,6 +37,11 @@ CASES = [
     (RUSSIAN, "cp1251", "windows-1251"),
     (RUSSIAN, "koi8_r", "koi8-r"),
     (RUSSIAN, "utf-16-le", "utf-16-le"),
+    ("สวัสดีชาวโลก นี่คือการทดสอบ", "cp874", "windows-874"),
+    ("Příliš žluťoučký kůň úpěl ďábelské ódy", "cp1250", "windows-1250"),
+    (RUSSIAN, "cp866", "ibm866"),
+    ((CHINESE * 100).replace("\n", ""), "gb18030", "gb18030"),
+    ((JAPANESE * 100).replace("\n", ""), "cp932", "shift_jis"),
     ("Καλημέρα κόσμε, σφάλμα σύνδεσης", "cp1253", "windows-1253"),
     ("Zażółć gęślą jaźń, błąd połączenia", "cp1250", "windows-1250"),
     (FRENCH, "cp1252", "windows-1252"),
@@ -96,6 +101,36 @@ def test_one_odd_byte_does_not_hide_a_log(bad: bytes, shown: str) -> None:
     assert decoded is not None
     assert decoded.text == LOG * 2_000 + shown + "\n" + LOG * 2_000
     assert decoded.note == "decoded from windows-1252"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        CHINESE.encode("utf-16-le") + b"\n",
+        ENGLISH.encode("utf-16-be")[:-1],
+        b"\xff\xfe" + ENGLISH.encode("utf-16-le") + b"x",
+        CHINESE.replace("\n", "").replace("一", "").encode("utf-16-le"),
+    ],
+)
+def test_utf_16_that_was_cut_or_has_no_zero_is_still_text(data: bytes) -> None:
+    """A log that a program still writes, or one line of Chinese."""
+    assert encoding_of(data).startswith("utf-16")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "größe ok\n".encode() * 5 + "größe\n".encode("latin-1"),
+        b"\xef\xbb\xbf" + CHINESE.encode() + b"caf\xe9",
+    ],
+)
+def test_log_of_two_programs_is_what_most_of_it_is(data: bytes) -> None:
+    """The few bytes of the other one are shown as such; a mark is no character."""
+    decoded = decode(data)
+    assert decoded is not None
+    assert decoded.encoding == "utf-8 (damaged)"
+    assert "\ufeff" not in decoded.text
+    assert decoded.text.count("\ufffd") <= 2
 
 
 def test_damaged_utf_8_is_still_utf_8() -> None:

@@ -212,4 +212,4 @@ async def test_variables_of_libpq_are_about_other_servers(
         assert await answer(embedded.postgres_url, "select current_user || current_database()") == "exaipostgres"
         await upgrade(embedded.postgres_url)
         async with open_pool(DatabaseSettings(), recorder=MetricsRecorder(), url=embedded.postgres_url) as database:
-            await database.ping()
+            assert await database.obstacle() is None

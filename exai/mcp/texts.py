@@ -39,6 +39,12 @@ DESCRIPTIVE: Final = ("title", "tags", "metadata")
 OF_A_FILE: Final = ("name", "media_type", "size_bytes", "encoding")
 """Fields that the head has as well if the answer is about one file."""
 
+_RANKS: Final[Mapping[str, int]] = {
+    **{name: rank for rank, name in enumerate(HEAD)},
+    **{name: rank for rank, name in enumerate((*OF_A_FILE, *DESCRIPTIVE), len(HEAD) + 1)},
+}
+"""Where a field stands in the head; `next_...` have the one place between."""
+
 NEXT: Final = "next_"
 NOTES: Final = "notes"
 """The field of a structured answer that holds sentences for the caller, each a line after the head."""
@@ -55,8 +61,11 @@ def headed(facts: Mapping[str, Any] | None, body: str, beside: Mapping[str, Any]
 
     `beside` holds fields for the head that stand deeper in the structure, such as those of a page's only message.
     """
-    known = {**(beside or {}), **(facts or {})}
-    head = one_line([(name, known[name]) for name in _names(known)])
+    known = {**beside, **(facts or {})} if beside else facts or {}
+    names = _names(known)
+    head = one_line([(name, known[name]) for name in names]) if names else ""
+    if not head and NOTES not in known:
+        return body
     notes = [f"note: {' '.join(str(note).split())}" for note in known.get(NOTES) or ()]
     first = "\n".join([head, *notes] if head else notes)
     return "\n\n".join(part for part in (first, body) if part)
@@ -64,7 +73,8 @@ def headed(facts: Mapping[str, Any] | None, body: str, beside: Mapping[str, Any]
 
 def headed_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return a structured answer with the fields of the head first, for clients that show its JSON and cut it."""
-    return {**{name: facts[name] for name in _names(facts)}, **facts}
+    names = _names(facts)
+    return {**{name: facts[name] for name in names}, **facts} if names else {**facts}
 
 
 def one_line(pairs: Iterable[tuple[str, object]]) -> str:
@@ -79,11 +89,16 @@ def items(facts: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
 
 def _names(facts: Mapping[str, Any]) -> list[str]:
     """Return the names in `facts` that belong into a head: what a next call takes, then what describes."""
-    names = [name for name in HEAD if name in facts]
-    names += [name for name in facts if name.startswith(NEXT)]
-    if "file_id" in facts:
-        names += [name for name in OF_A_FILE if name in facts]
-    return names + [name for name in DESCRIPTIVE if name in facts]
+    names = [name for name in facts if name in _RANKS or name.startswith(NEXT)]
+    if names and "file_id" not in facts:
+        names = [name for name in names if name not in OF_A_FILE]
+    if len(names) > 1:
+        names.sort(key=_rank)
+    return names
+
+
+def _rank(name: str) -> int:
+    return _RANKS.get(name, len(HEAD))
 
 
 def _value(value: object) -> str:

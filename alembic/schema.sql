@@ -2211,12 +2211,13 @@ begin
   if v.parent_id is null and p_char_offset = 0 then
     v_first := greatest(v_before - p_limit, 1);
     return query
-      select v_head, convert_to(string_agg(x.line, E',\n'), 'UTF8')
-        from (select case when octet_length(m.content) <= c_short_bytes then exai.message_line_v1(m) end as line
-                from public.messages m
-               where m.conversation_id = v.id and m.seq >= v_first and m.seq < v_before
-               order by m.seq) x
-      having count(x.line) = v_before - v_first and coalesce(sum(octet_length(x.line)), 0) <= p_budget;
+      select v_head, convert_to(p.lines, 'UTF8')
+        from (select string_agg(x.line, E',\n') as lines, count(x.line) as found
+                from (select case when octet_length(m.content) <= c_short_bytes then exai.message_line_v1(m) end as line
+                        from public.messages m
+                       where m.conversation_id = v.id and m.seq >= v_first and m.seq < v_before
+                       order by m.seq) x) p
+       where p.found = v_before - v_first and coalesce(octet_length(p.lines), 0) <= p_budget;
     if found then
       return;
     end if;

@@ -41,6 +41,10 @@ PATIENCE_S = 8.0
 
 RETRY_FIRST_S = 0.1
 RETRY_LAST_S = 2.0
+KNOWN_FOR_S = 0.2
+"""How long after a failed attempt a daemon is taken to be away without another one."""
+
+LAST_TRY_S = 1.0
 OPEN_TIMEOUT_S = 5.0
 SEND_TIMEOUT_S = 30.0
 SLOWEST_BYTES_PER_S = 131_072
@@ -123,6 +127,8 @@ class Bridge:
         self._acknowledged: set[RequestId] = set()
         self._away_since = 0.0
         self._why_away = "no connection was made yet"
+        self._tried_at = NEVER
+        self._retry = asyncio.Event()
 
     async def run(self) -> None:
         """Return when standard input has ended and what was asked has been answered, or nobody reads any more."""
@@ -245,11 +251,22 @@ class Bridge:
         while self._socket is None or self._socket.state is not State.OPEN:
             left_s = self._away_since + self._patience_s - loop.time() if self._socket is None else self._patience_s
             if left_s <= 0:
-                return None
+                return await self._try_once_more()
             self._news.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(left_s):
                     await self._news.wait()
+        return self._socket
+
+    async def _try_once_more(self) -> ClientConnection | None:
+        """Ask again for a daemon that has been away for long: it may be back, and the next attempt is seconds ahead."""
+        if self._away_since == NEVER or asyncio.get_running_loop().time() - self._tried_at < KNOWN_FOR_S:
+            return None
+        self._news.clear()
+        self._retry.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAST_TRY_S):
+                await self._news.wait()
         return self._socket
 
     def _unreachable(self) -> str:
@@ -292,7 +309,12 @@ class Bridge:
                 self._away_since = loop.time()
                 self._news.set()
                 await self._fail_in_flight(lost.close_code)
-            await asyncio.sleep(pause_s)
+            self._tried_at = loop.time()
+            self._news.set()
+            self._retry.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._retry.wait()
             pause_s = min(2 * pause_s, RETRY_LAST_S)
 
     def _give_up(self) -> None:

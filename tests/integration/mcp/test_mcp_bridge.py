@@ -80,16 +80,18 @@ class Bridge:
             return rest, await self.process.wait()
 
 
-def program(headers: dict[str, str], patience_s: float = 8.0) -> str:
-    return PROGRAM.replace("{HEADERS}", repr(headers)).replace("{PATIENCE}", repr(patience_s))
+def program(headers: dict[str, str], patience_s: float = 8.0, first: str = "") -> str:
+    return first + PROGRAM.replace("{HEADERS}", repr(headers)).replace("{PATIENCE}", repr(patience_s))
 
 
 @asynccontextmanager
-async def bridge(url: str, headers: dict[str, str] | None = None, *, patience_s: float = 8.0) -> AsyncIterator[Bridge]:
+async def bridge(
+    url: str, headers: dict[str, str] | None = None, *, patience_s: float = 8.0, first: str = ""
+) -> AsyncIterator[Bridge]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-c",
-        program(headers or {}, patience_s),
+        program(headers or {}, patience_s, first),
         url,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -19,12 +19,23 @@ from hypothesis import strategies as st
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import serve
 
+from exai.mcp.asgi import build_asgi
 from exai.mcp.bridge import DISCONNECTED
 from exai.mcp.eras import MESSAGE_MAX_HEADER, OVERLOADED
 from exai.mcp.jsonrpc import MAX_VALUES
+from exai.mcp.serve import bind_sockets, open_server
 from tests.integration.mcp.test_mcp_bridge import bridge, received, scripted
 from tests.support.bridge import END_LIMIT_S, carried, carry
-from tests.support.mcp_server import Running, fast_settings, modern, request, running_server, tool_call
+from tests.support.mcp_server import (
+    Running,
+    Tools,
+    fast_settings,
+    modern,
+    new_server,
+    request,
+    running_server,
+    tool_call,
+)
 
 BOM = b"\xef\xbb\xbf"
 PING = b'{"jsonrpc":"2.0","id":"last","method":"ping"}\n'
@@ -205,6 +216,19 @@ async def test_end_of_input_is_bounded_with_a_client_that_reads_nothing() -> Non
                 assert await asyncio.to_thread(process.wait, END_LIMIT_S) == 0
             finally:
                 process.kill()
+
+
+async def test_daemon_that_was_away_for_long_is_asked_again_at_once() -> None:
+    """Between two attempts, too, which are seconds apart by then, or here an hour."""
+    (taken,) = bind_sockets(fast_settings())
+    port = taken.getsockname()[1]
+    taken.close()
+    no_other = "import exai.mcp.bridge as b; b.RETRY_FIRST_S = b.RETRY_LAST_S = 3_600; b.KNOWN_FOR_S = 0; "
+    async with bridge(f"ws://127.0.0.1:{port}/", patience_s=0.1, first=no_other) as peer:
+        assert "error" in await peer.ask(request("away", "ping"))
+        settings = fast_settings(port=port)
+        async with open_server(build_asgi(new_server(Tools(), settings)), settings):
+            assert (await peer.ask(request("back", "ping")))["result"] == {}
 
 
 async def test_redirect_is_not_followed() -> None:

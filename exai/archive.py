@@ -70,9 +70,9 @@ async def import_file(
     shape = kind or SUFFIXES.get(Path(source).suffix.lower(), "jsonl")
     name = ContinuationId(as_name) if as_name else None
     progress = None
-    with _opened(source) as stream:
+    with open_text(source) as stream:
         async with open_app(settings) as app:
-            async for progress in app.conversations.import_text(owner, _parts(stream, shape), as_name=name):
+            async for progress in app.conversations.import_text(owner, read_parts(stream, shape), as_name=name):
                 if sys.stderr.isatty():
                     sys.stderr.write(f"\r{progress.seen:,} messages read, {progress.stored:,} stored")
     if sys.stderr.isatty():
@@ -119,7 +119,7 @@ def _check_target(target: str) -> None:
         )
 
 
-def _opened(source: str) -> TextIO:
+def open_text(source: str) -> TextIO:
     """Open a text in the Unicode encoding that its beginning tells. Raises `NotFound` or `InvalidArgument`."""
     try:
         if source == STANDARD:
@@ -136,7 +136,7 @@ def _opened(source: str) -> TextIO:
     return io.TextIOWrapper(buffered, encoding=encoding, newline="\n")
 
 
-def _parts(stream: TextIO, shape: Format) -> Iterator[Part]:
+def read_parts(stream: TextIO, shape: Format) -> Iterator[Part]:
     """Read JSON Lines line by line; Markdown whole, since its parts are found by length."""
     try:
         yield from read_lines(stream) if shape == "jsonl" else read_markdown(stream.read())

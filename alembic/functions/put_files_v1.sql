@@ -19,6 +19,12 @@ declare
   v_known text[];
   v_here text[];
 begin
+  -- What is not here has no row to lock: of callers that bring the same new content, the later ones wait and find it.
+  perform pg_catalog.pg_advisory_xact_lock(k.key)
+     from (select distinct pg_catalog.hashtextextended(p_owner || pg_catalog.left(d.sha256, 1), 1702388073) as key
+             from pg_catalog.unnest(v_digests) d(sha256)
+            where not exists (select from exai.contents c where c.owner = p_owner and c.sha256 = d.sha256)
+            order by 1) k;
   perform from exai.contents c where c.owner = p_owner and c.sha256 = any(v_digests) order by c.sha256 for no key update;
   v_known := array(
     select c.sha256 from exai.contents c

@@ -2484,16 +2484,13 @@ begin
          array_agg(t.needle) filter (where not t.is_excluded),
          (select array_agg(n) from (
            select t.needle from terms t union select exai.bare_v1(exai.fold_v1(t.label)) from terms t) x(n)),
+         (select array_agg(distinct exai.bare_v1(w)) from terms t cross join unnest(t.words) w where not t.is_excluded),
          string_agg('!(' || t.term::text || ')', ' & ') filter (where t.is_excluded)::tsquery
-    into v_query, v_alternatives, v_terms, v_labels, v_needles, v_near, v_excluded
+    into v_query, v_alternatives, v_terms, v_labels, v_needles, v_near, v_words, v_excluded
     from terms t;
   if v_query is null then
     return;
   end if;
-  select array_agg(distinct exai.bare_v1(w)) into v_words
-    from exai.read_query_v1('', p_query) t
-   cross join unnest(t.words) w
-   where not t.is_excluded;
   if exists (select from exai.message_words w where w.version < 2) then
     v_old := websearch_to_tsquery('simple', p_query);
   end if;

@@ -192,6 +192,10 @@ class FileService:
         check_text("continuation_id", continuation_id)
         return await self.repository.list(owner, continuation_id=continuation_id, limit=limit, cursor=cursor)
 
+    async def find(self, owner: Owner, part: str, limit: int) -> FileList:
+        """Return the newest files whose id begins with `part` or whose name has it: 1 database round trip."""
+        return await self.repository.list(owner, limit=limit, part=part)
+
     async def link(self, owner: Owner, continuation_id: ContinuationId, file_ids: Sequence[FileId]) -> int:
         """Link files to a conversation, all or none, and return how many links are new: 1 database round trip."""
         check_text("continuation_id", continuation_id)

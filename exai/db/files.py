@@ -11,6 +11,7 @@ import asyncpg
 import orjson
 
 from exai.db.conversations import read_cursor, write_cursor
+from exai.db.filters import part_of
 from exai.db.pool import Database
 from exai.db.records import FIRST_PAGE, Cursor
 from exai.db.rows import check_texts
@@ -106,12 +107,16 @@ class FileRepository:
         continuation_id: ContinuationId | None = None,
         limit: int = PAGE_MESSAGES,
         cursor: str | None = None,
+        part: str = "",
     ) -> FileList:
-        """Return an owner's files, or one conversation's, newest first."""
+        """Return an owner's files, or one conversation's, newest first.
+
+        `part` is the beginning of a file's id, or a part of its name; a conversation's files are not narrowed by it.
+        """
         after = read_cursor(cursor) if cursor else FIRST_PAGE
         page = (owner, limit + 1, after.updated_at, after.id)
         if continuation_id is None:
-            rows = await self._database.fetch("list_files", *page)
+            rows = await self._database.fetch("list_files", *page, *part_of(part.lower()))
         else:
             rows = await self._database.fetch("list_conversation_files", *page, continuation_id)
         found = tuple(_file_of(row) for row in rows[:limit])

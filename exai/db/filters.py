@@ -1,4 +1,4 @@
-"""What a list of conversations is narrowed to.
+"""What a list of conversations or files, or a search, is narrowed to.
 
 Invariant: whatever the database's locale, two letters are the same if they differ in nothing but case.
 """
@@ -32,22 +32,26 @@ class ListFilter:
 
     def arguments(self) -> tuple[bool, list[str] | None, str | None, str | None, str | None]:
         """Return what the statement takes; None for what does not narrow. Raises `InvalidArgument`."""
-        if len(self.tags) > MAX_TAGS:
-            raise InvalidArgument("tags", f"are {len(self.tags)}", f"Use at most {MAX_TAGS}")
-        for index, tag in enumerate(self.tags):
-            check_text(f"tags[{index}]", tag)
-        part = self.part.strip()
-        check_text("part", part)
-        return (
-            self.deleted,
-            list(self.tags) or None,
-            json_of("metadata", self.metadata) if self.metadata else None,
-            part[:MAX_PART_CHARS] or None,
-            pattern_of(part[:MAX_PART_CHARS]) if part else None,
-        )
+        return (self.deleted, *labels_of(self.tags, self.metadata), *part_of(self.part))
 
 
 ALL: Final = ListFilter()
+
+
+def labels_of(tags: Sequence[str], metadata: Mapping[str, Any]) -> tuple[list[str] | None, str | None]:
+    """Return tags and metadata as statements take them; None for what does not narrow. Raises `InvalidArgument`."""
+    if len(tags) > MAX_TAGS:
+        raise InvalidArgument("tags", f"are {len(tags)}", f"Use at most {MAX_TAGS}")
+    for index, tag in enumerate(tags):
+        check_text(f"tags[{index}]", tag)
+    return list(tags) or None, json_of("metadata", metadata) if metadata else None
+
+
+def part_of(part: str) -> tuple[str, str] | tuple[None, None]:
+    """Return how an id begins, and the pattern of a name or title. Raises `InvalidArgument`."""
+    part = part.strip()
+    check_text("part", part)
+    return (part[:MAX_PART_CHARS], pattern_of(part[:MAX_PART_CHARS])) if part else (None, None)
 
 
 def pattern_of(part: str) -> str:

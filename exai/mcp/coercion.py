@@ -1,8 +1,9 @@
 """Arguments as clients send them, made into what a tool's schema asks for.
 
 Clients send arrays and objects as JSON text, numbers and booleans as text, "" and null for what is left out, one text
-for a list, and names in camelCase; models use words of other tools. Invariant: a value that fits its schema is altered
-only where an optional one says that there is none, what is free-form (the content of objects without named properties)
+for a list, names in camelCase, and a resource's address for an id; models use words of other tools. Invariant: a value
+that fits its schema is altered only where an optional one says that there is none or an id is given as the address of
+what it names, what is free-form (the content of objects without named properties)
 is never looked into, and what could mean two things is refused.
 """
 
@@ -12,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
+from urllib.parse import unquote
 from uuid import UUID
 
 import orjson
@@ -62,11 +64,22 @@ ROLES: Final[Mapping[str, str]] = {
     "developer": "system",
     "function": "tool",
 }
+KINDS: Final[Mapping[str, str]] = {
+    "continuation_id": "conversations",
+    "file_id": "files",
+    "file_ids": "files",
+    "files": "files",
+}
+"""Of the resource whose address may be given where these arguments want its id."""
+
 OFF: Final = ("false", "none", "disabled", "no")
 WRAPPERS: Final = ("arguments", "args", "kwargs", "params", "parameters", "input", "tool_input")
 NOTHING: Final = ("null", "NULL", "None", "undefined")
 MAX_DEPTH: Final = 16
 _NUMBER = re.compile(r"[+-]?\d{1,40}(\.0*)?")
+_ADDRESS = re.compile(r"\s*(?:@[\w.-]+:)?exai://(conversations|files)/(.*[^/\s])[/\s]*", re.IGNORECASE | re.DOTALL)
+"""A resource's address, also as clients mention it: with `@` and the server's name in front."""
+
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
@@ -120,7 +133,7 @@ def _object(schema: Json, given: Json, path: str, reading: _Reading, depth: int)
         here = f"{path}.{name}" if path else name
         if name not in required and _is_left_out(part, value, name, here, reading):
             continue
-        taken = _value(part, value, here, reading, depth + 1)
+        taken = _id(name, _value(part, value, here, reading, depth + 1), here, reading)
         if name in required or taken is not _LEFT_OUT:
             found[name] = [] if taken is _LEFT_OUT else taken
     return found
@@ -177,6 +190,17 @@ def _is_left_out(schema: Json, value: object, name: str, path: str, reading: _Re
     return False
 
 
+def _id(name: str, value: object, path: str, reading: _Reading) -> object:
+    """Return the id in a resource's address where the argument wants that id; else the value itself."""
+    if isinstance(value, list):
+        return [_id(name, each, f"{path}[{index}]", reading) for index, each in enumerate(value)]
+    address = _ADDRESS.fullmatch(value) if name in KINDS and isinstance(value, str) else None
+    if address is None or address[1].lower() != KINDS[name]:
+        return value
+    reading.note(path, "the address taken as the id in it")
+    return unquote(address[2])
+
+
 _LEFT_OUT: Final = object()
 
 
@@ -230,7 +254,7 @@ def _listed(part: Json, text: str, path: str, reading: _Reading) -> object:
         return lines
     pieces = [piece.strip() for piece in text.split(",") if piece.strip()]
     if len(pieces) > 1:
-        if not all(_is_uuid(piece) for piece in pieces):
+        if not all(_is_uuid(piece) or _ADDRESS.fullmatch(piece) for piece in pieces):
             raise InvalidArgument(
                 path,
                 "one text with commas can be one item or several",

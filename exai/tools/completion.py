@@ -5,7 +5,7 @@ The invariant is that nothing is completed for a prompt or a resource that does 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from exai.conversations import ConversationService
 from exai.db.filters import ListFilter
@@ -30,7 +30,7 @@ class _Completing:
         self._providers = providers
 
     async def complete(self, reference: Json, name: str, typed: str, context: CallContext) -> Sequence[str]:
-        """Complete a model's name, or the id of a conversation or recent file by its beginning or by its title or name.
+        """Complete a model's name, or the id of a conversation or file by its beginning or by its title or name.
 
         1 database round trip.
         """
@@ -44,15 +44,10 @@ class _Completing:
             listed = await self._conversations.list(context.owner, limit=MAX_COMPLETIONS + 1, only=only)
             return [each.continuation_id for each in listed.conversations]
         if name == "file_id" or (name == "id" and template == TEMPLATES[1].uri):
-            found = await self._files.list(context.owner, limit=MAX_COMPLETIONS)
-            return _matching(((each.id, each.name) for each in found.files), typed)
+            found = await self._files.find(context.owner, typed, MAX_COMPLETIONS + 1)
+            return [each.id for each in found.files]
         return []
 
     def _models(self) -> list[str]:
         infos = [info for info in self._providers.models() if info.configured]
         return [name for info in infos for name in (info.name, *info.aliases)]
-
-
-def _matching(named: Iterable[tuple[str, str]], typed: str) -> list[str]:
-    wanted = typed.casefold()
-    return [key for key, name in named if key.casefold().startswith(wanted) or wanted in name.casefold()]

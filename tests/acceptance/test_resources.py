@@ -16,6 +16,7 @@ from tests.support.client import call, connect
 from tests.support.daemon import Daemon
 from tests.support.mcp_server import modern
 
+FILES = ResourceTemplateReference(type="ref/resource", uri="exai://files/{id}")
 CONVERSATIONS = ResourceTemplateReference(type="ref/resource", uri="exai://conversations/{id}")
 
 
@@ -127,6 +128,39 @@ def test_an_unknown_address_is_an_error_that_names_it(daemon: Daemon, uri: str) 
     """2026-07-28: invalid params with the address, never an empty result."""
     error = post(daemon, modern(1, "resources/read", {"uri": uri}))["error"]
     assert (error["code"], error["data"]) == (-32602, {"uri": uri})
+
+
+async def test_all_files_are_completed(daemon: Daemon) -> None:
+    """By the beginning of the id or a part of the name in any case, however many are newer."""
+    async with connect(daemon.url) as session:
+        old = (await call(session, "file_put", name="Größen_100%.md", content="old"))["file_id"]
+        for number in range(101):
+            await call(session, "file_put", name=f"{number}.txt", content=str(number))
+        for typed in (old, old[:9].upper(), "GRÖ", "größen_", "100%"):
+            found = await session.complete(FILES, {"name": "id", "value": typed})
+            assert found.completion.values == [old], typed
+        found = await session.complete(FILES, {"name": "id", "value": ".TXT"})
+        assert (len(found.completion.values), found.completion.hasMore) == (100, True)
+        assert (await session.complete(FILES, {"name": "id", "value": "%.txt"})).completion.values == []
+
+
+async def test_the_address_of_a_resource_is_taken_as_its_id(daemon: Daemon) -> None:
+    """As a model finds it in a list of resources, or a client writes it for a mention."""
+    async with connect(daemon.url) as session:
+        message = [{"role": "user", "content": "a"}]
+        file = (await call(session, "file_put", name="a.md", content="a"))["file_id"]
+        kept = await call(session, "conversation_append", messages=message, title="a", files=[f"exai://files/{file}"])
+        export = await call(session, "conversation_export", continuation_id=kept["continuation_id"])
+        await call(session, "conversation_import", text=export["text"], continuation_id="a/b c")
+        listed = (await session.list_resources()).resources
+        addresses = [str(each.uri) for each in listed]
+        assert len(addresses) == 2
+        for address in (*addresses, f"@exai:{addresses[0]}"):
+            read = await call(session, "conversation_get", continuation_id=address)
+            assert read["continuation_id"] in {kept["continuation_id"], "a/b c"}
+            assert read["notes"] == ["continuation_id: the address taken as the id in it"]
+            assert (await call(session, "file_list", continuation_id=address))["files"][0]["file_id"] == file
+        assert (await call(session, "file_get", file_id=f"exai://files/{file}"))["content"] == "a"
 
 
 async def test_ids_and_models_are_completed(daemon: Daemon) -> None:

@@ -65,7 +65,8 @@ select f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_
 
 -- name: list_files
 -- repeat: read
--- A page of an owner's files, newest first, by files_recent_idx.
+-- A page of an owner's files, newest first, by files_recent_idx; those whose id begins so or whose name has this part are
+-- looked for in that order, in nothing but the owner's rows.
 select f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_bytes,
        f.media_type::text as media_type, f.name::text as name, f.created_at::timestamptz as created_at,
        k.store::text as store, k.encoding::text as encoding
@@ -73,6 +74,7 @@ select f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_
   left join exai.contents k on k.owner = f.owner and k.sha256 = f.sha256
  where f.owner = $1::text and f.sha256 is not null
    and (f.created_at, f.id) < ($3::timestamptz, $4::text::uuid)
+   and ($5::text is null or pg_catalog.starts_with(f.id::text, $5::text) or f.name operator(pg_catalog.~) $6::text)
  order by f.created_at desc, f.id desc
  limit $2::integer;
 

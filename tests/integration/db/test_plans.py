@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import pytest
 
 from exai.db.conversations import LIST_BYTES
-from exai.db.filters import ALL
+from exai.db.filters import ALL, part_of
 from exai.db.pool import Database, OneTrip, connect
 from exai.db.reading import MOST_READS
 from exai.db.statements import load_statements
@@ -150,6 +150,21 @@ async def test_a_list_reads_one_page(sql: OneTrip) -> None:
     args = ("local", 20, datetime(9999, 1, 1, tzinfo=UTC), "ffffffff-ffff-ffff-ffff-ffffffffffff")
     args = (*args, *ALL.arguments(), LIST_BYTES)
     assert await touched(sql, "list_conversations", *args) == {"conversations": (0, 20)}
+
+
+async def test_files_are_looked_for_among_the_owners(sql: OneTrip) -> None:
+    """By the owner's index, however many files others have."""
+    await sql.execute(
+        "insert into files (owner, sha256, name, size_bytes)"
+        " select case when i % 100 = 0 then 'local' else 'other' end, lpad(i::text, 64, '0'), i || '.md', 1"
+        " from generate_series(1, 5000) i"
+    )
+    await sql.execute("analyze files")
+    args = ("local", 51, datetime(9999, 1, 1, tzinfo=UTC), "ffffffff-ffff-ffff-ffff-ffffffffffff")
+    for part in ("", "100.md", "no such file"):
+        for _ in range(8):
+            scans, rows = (await touched(sql, "list_files", *args, *part_of(part)))["files"]
+            assert (scans, rows <= 51) == (0, True), (part, rows)
 
 
 @pytest.mark.parametrize("name", ["changes", "news"])

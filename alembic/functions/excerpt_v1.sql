@@ -18,6 +18,12 @@ declare
   v_slice text collate "C";
   v_folded text collate "C";
 begin
+  if v_length <= c_window then
+    o_excerpt := p_text;
+    o_cut_before := false;
+    o_cut_after := false;
+    return;
+  end if;
   if v_length > c_step then
     -- Where a word is written as it was asked for, that place is found by a plain look.
     select min(f.at) into v_at

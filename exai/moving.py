@@ -6,12 +6,12 @@ sweep finds that no file names them there: the work may be broken off at any tim
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import structlog
 
+from exai.background import running
 from exai.errors import BlobError, ExaiError, InvalidArgument
 from exai.files import FileContent, FileService
 from exai.models import Owner, StoredFile
@@ -25,12 +25,8 @@ log = structlog.get_logger(__name__)
 @asynccontextmanager
 async def moving(files: FileService) -> AsyncIterator[None]:
     """Move files for as long as the block runs, or until all are moved; see `move`."""
-    task = asyncio.create_task(move(files), name="files-move")
-    try:
+    async with running("files-move", move(files)):
         yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
 
 
 async def move(files: FileService) -> int:

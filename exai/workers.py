@@ -20,6 +20,7 @@ from dataclasses import asdict, replace
 import structlog
 
 from exai.app import own_servers
+from exai.background import Background, open_background
 from exai.config import Settings
 from exai.daemon import RETIRE, cache_words, database_words, serve
 from exai.embedded.launcher import Embedded
@@ -117,7 +118,10 @@ class Crew:
         sockets: Sequence[socket.socket],
         environ: Mapping[str, str],
         program: Sequence[str] = PROGRAM,
+        *,
+        background: Background,
     ) -> None:
+        self._background = background
         self._program = program
         self._sockets = sockets
         self._environ = environ
@@ -197,7 +201,8 @@ class Crew:
             self._watch(worker)
 
     def _watch(self, worker: Worker) -> None:
-        task = asyncio.create_task(self._replace_when_gone(worker), name=f"watch over worker {worker.process.pid}")
+        name = f"watch over worker {worker.process.pid}"
+        task = self._background.start(name, self._replace_when_gone(worker))
         self._watches.add(task)
         task.add_done_callback(self._watches.discard)
 
@@ -243,9 +248,9 @@ async def serve_with_workers(
     with contextlib.ExitStack() as stack:
         for each in sockets:
             stack.enter_context(each)
-        async with own_servers(settings) as embedded:
-            crew = Crew(settings, sockets, {**given, **_addresses(settings, embedded)})
-            with _signals(crew) as stop:
+        async with own_servers(settings) as embedded, open_background() as background:
+            crew = Crew(settings, sockets, {**given, **_addresses(settings, embedded)}, background=background)
+            with _signals(crew, background) as stop:
                 try:
                     started, status = await crew.start(count)
                     if started is not None:
@@ -269,7 +274,7 @@ async def work(settings: Settings, sockets: Sequence[int], control: int) -> None
 
 
 @contextlib.contextmanager
-def _signals(crew: Crew) -> Iterator[asyncio.Event]:
+def _signals(crew: Crew, background: Background) -> Iterator[asyncio.Event]:
     """SIGTERM or SIGINT sets the event, a second one is passed on to hurry the workers; SIGHUP replaces them."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -283,7 +288,7 @@ def _signals(crew: Crew) -> Iterator[asyncio.Event]:
     def on_hangup() -> None:
         # One that waits for the running one is enough: it starts with what is configured by then.
         if len(rolls) < 2 and not stop.is_set():
-            roll = asyncio.create_task(crew.roll(), name="replace workers")
+            roll = background.start("replace workers", crew.roll())
             rolls.add(roll)
             roll.add_done_callback(rolls.discard)
 

@@ -33,6 +33,7 @@ from typing import Any, Final, TypeAlias, cast
 
 import structlog
 
+from exai.background import running
 from exai.cache.address import parse_address
 from exai.cache.client import Client
 from exai.cache.entry import (
@@ -446,11 +447,9 @@ async def open_cache(
     client = Client(open_topology(parse_address(url), settings.timeout_s, recorder), recorder)
     licence = Licence(client, scripts, changes, settings, recorder)
     cache = ConversationCache(client, licence, settings, scripts, recorder)
-    passes = asyncio.create_task(licence.keep(), name="cache-passes")
     try:
-        yield cache
+        async with running("cache-passes", licence.keep()):
+            yield cache
     finally:
-        passes.cancel()
-        await asyncio.wait({passes})
         await cache.close()
         await client.close()

@@ -5,13 +5,13 @@ Every method takes its owner, sees nothing of other owners, and costs at most th
 
 from __future__ import annotations
 
-import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from exai.background import running
 from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Loaded
 from exai.config import LimitSettings
@@ -438,18 +438,15 @@ class ConversationService:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Keep leases, listeners and the index up to date; on leaving, every outcome in flight is written first."""
-        leases = asyncio.create_task(self._turns.keep_leases(), name="turn-leases")
-        watch = asyncio.create_task(self._watch.keep(), name="conversation-watch")
-        indexing = asyncio.create_task(self._indexing.keep(), name="word-indexing")
-        try:
-            yield
-        finally:
+        async with (
+            running("turn-leases", self._turns.keep_leases()),
+            running("conversation-watch", self._watch.keep()),
+            running("word-indexing", self._indexing.keep()),
+        ):
             try:
-                await self._turns.drain()
+                yield
             finally:
-                for task in (leases, watch, indexing):
-                    task.cancel()
-                await asyncio.wait({leases, watch, indexing})
+                await self._turns.drain()
 
 
 def _once(key: str | None, tool: str, *parts: Any) -> Request:

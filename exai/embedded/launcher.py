@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from exai.background import open_background
 from exai.embedded.ownership import (
     Claim,
     Running,
@@ -113,19 +114,12 @@ async def start_embedded(
     told in a sentence about every server that died. Raises StartupError.
     """
     wanted = Wanted(postgres, valkey, durable, pg_bin)
-    async with open_servers(data_dir, wanted) as servers:
-        watches = [
-            asyncio.create_task(keep_running(server, report), name=f"embedded {server.name}")
-            for server in servers.running()
-        ]
+    async with open_servers(data_dir, wanted) as servers, open_background() as background:
+        for server in servers.running():
+            background.start(f"embedded {server.name}", keep_running(server, report))
         if servers.guest is not None:
-            watches.append(asyncio.create_task(succeed(servers.guest, report), name="embedded servers of another"))
-        try:
-            yield servers.embedded
-        finally:
-            for watch in watches:
-                watch.cancel()
-            await asyncio.gather(*watches, return_exceptions=True)
+            background.start("embedded servers of another", succeed(servers.guest, report))
+        yield servers.embedded
 
 
 @asynccontextmanager

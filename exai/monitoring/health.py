@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from exai.background import running
 from exai.errors import ExaiError
 from exai.models import Recorder
 
@@ -188,14 +189,5 @@ async def open_health(
     """Probe once, then in the background until the block ends; a defect of the background task ends the block."""
     health = Health(components, recorder=recorder)
     await health.probe_all()
-    owner = asyncio.current_task()
-    task = asyncio.create_task(health.run(interval_s), name="health probes")
-    task.add_done_callback(lambda done: owner.cancel() if owner and not done.cancelled() else None)
-    # Not a task group: whoever leaves the block with an error expects that error, not a group around it.
-    try:
+    async with running("health probes", health.run(interval_s)):
         yield health
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
-        if not task.cancelled():
-            task.result()

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from exai.background import running
 from exai.models import Recorder
 
 LOOK_INTERVAL_S: Final = 2.0
@@ -91,10 +92,8 @@ async def watch_memory(recorder: Recorder) -> AsyncIterator[None]:
             await asyncio.sleep(LOOK_INTERVAL_S)
             collector.look()
 
-    task = asyncio.create_task(look(), name="memory")
     try:
-        yield
+        async with running("memory", look()):
+            yield
     finally:
-        task.cancel()
-        await asyncio.wait({task})
         gc.unfreeze()

@@ -17,6 +17,7 @@ from typing import Final
 
 import structlog
 
+from exai.background import running
 from exai.models import Recorder
 
 REPORT_AFTER_S: Final = 1.0
@@ -80,13 +81,11 @@ class _Watch:
 async def watch_loop(recorder: Recorder, *, after_s: float = REPORT_AFTER_S) -> AsyncIterator[None]:
     """Watch the running loop meanwhile; a stall longer than `after_s` is logged while it lasts, with its stack."""
     watch = _Watch(recorder, after_s)
-    noting = asyncio.create_task(watch.note(), name="event-loop-notes")
     thread = threading.Thread(target=watch.compare, name="event-loop-watch", daemon=True)
     thread.start()
     try:
-        yield
+        async with running("event-loop-notes", watch.note()):
+            yield
     finally:
         watch.end()
-        noting.cancel()
-        await asyncio.wait({noting})
         thread.join()

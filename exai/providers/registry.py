@@ -16,6 +16,7 @@ from typing import Final
 import httpx
 
 from exai.addresses import is_loopback
+from exai.background import Background, open_background
 from exai.config import LimitSettings, ProvidersSettings
 from exai.errors import ConfigError, InvalidArgument, NotConfigured
 from exai.models import Completion, CompletionRequest, OnDelta, Recorder, Thinking, Usage
@@ -42,11 +43,14 @@ class Providers:
         chats: Mapping[str, ChatApi],
         discoveries: Mapping[str, Discovery],
         clocks: Clocks,
+        *,
+        background: Background,
     ) -> None:
         self._sites, self._names, self._chats = sites, names, chats
         self._discoveries, self._clocks = discoveries, clocks
         self.sizing = Sizing()
-        self._refreshing: set[asyncio.Task[None]] = set()
+        self._background = background
+        self._refreshing: asyncio.Task[None] | None = None
 
     def resolve(self, model: str | None) -> Model:
         """Return the model of that name or alias, or the default for None, "" and "auto". No I/O.
@@ -78,18 +82,9 @@ class Providers:
             return model
         if not discovery.has_answered:
             await discovery.refresh()
-        elif discovery.is_due and not self._refreshing:
-            task = asyncio.create_task(self.discover(), name="provider-refresh")
-            self._refreshing.add(task)
-            task.add_done_callback(self._refreshing.discard)
+        elif discovery.is_due and (self._refreshing is None or self._refreshing.done()):
+            self._refreshing = self._background.start("provider-refresh", self.discover())
         return self._names.find(model.name) or model
-
-    async def close(self) -> None:
-        """End what is asked aside."""
-        for task in self._refreshing:
-            task.cancel()
-        if self._refreshing:
-            await asyncio.wait(self._refreshing)
 
     def cost_usd(self, model: Model, usage: Usage) -> Decimal | None:
         """What `usage` costs, or None when the model's price is not known."""
@@ -216,16 +211,10 @@ async def open_providers(
         names = ModelNames(sites, catalogue, discoveries, default_model=settings.default_model, clocks=clocks)
         is_open_ended = any(site.endpoint is not None and not site.endpoint.models for site in sites.values())
         _check_default(settings, names, open_ended=is_open_ended)
-        providers = Providers(sites, names, chats, discoveries, clocks)
-        discovering = asyncio.create_task(providers.discover(), name="provider-discovery")
-        try:
-            yield providers
-        finally:
-            discovering.cancel()
-            await asyncio.wait([discovering])
-            await providers.close()
-        if not discovering.cancelled():
-            discovering.result()
+        background = await stack.enter_async_context(open_background())
+        providers = Providers(sites, names, chats, discoveries, clocks, background=background)
+        background.start("provider-discovery", providers.discover())
+        yield providers
 
 
 def _check_default(settings: ProvidersSettings, names: ModelNames, *, open_ended: bool) -> None:

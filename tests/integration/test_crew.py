@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from exai.background import open_background
 from exai.config import load_settings
 from exai.workers import Crew
 
@@ -58,14 +59,21 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 @asynccontextmanager
 async def opened(gate: Path, says: str = "") -> AsyncIterator[Rig]:
     gate.write_text(says)
-    crew = Crew(load_settings({}), (), {}, (sys.executable, "-c", WORKER, str(gate)))
-    try:
+    async with opened_crew(gate) as crew:
         async with asyncio.timeout(WAIT_S):
             started, _ = await crew.start(2)
         assert started is not None
         yield Rig(crew, gate)
-    finally:
-        await crew.stop()
+
+
+@asynccontextmanager
+async def opened_crew(gate: Path, program: str = WORKER) -> AsyncIterator[Crew]:
+    async with open_background() as background:
+        crew = Crew(load_settings({}), (), {}, (sys.executable, "-c", program, str(gate)), background=background)
+        try:
+            yield crew
+        finally:
+            await crew.stop()
 
 
 async def test_a_worker_that_is_killed_before_it_hears_that_it_is_replaced_has_ended_all_the_same(
@@ -110,25 +118,20 @@ async def test_later_worker_that_cannot_start_is_tried_again_and_the_first_serve
     program = WORKER.replace(
         "control.send(", 'gate.with_suffix(".shut").exists() or gate.write_text("refuse")\ncontrol.send('
     )
-    crew = Crew(load_settings({}), (), {}, (sys.executable, "-c", program, str(gate)))
-    try:
-        async with asyncio.timeout(3 * WAIT_S):
-            started, status = await crew.start(2)
-            assert started is not None
-            assert status == 0
-            gate.with_suffix(".shut").touch()
-            gate.write_text("")
-            while len(running := [each for each in crew._workers if each.process.poll() is None]) < 2:
-                await asyncio.sleep(0.005)
-            assert all([await each.has_started() for each in running])
-    finally:
-        await crew.stop()
+    async with opened_crew(gate, program) as crew, asyncio.timeout(3 * WAIT_S):
+        started, status = await crew.start(2)
+        assert started is not None
+        assert status == 0
+        gate.with_suffix(".shut").touch()
+        gate.write_text("")
+        while len(running := [each for each in crew._workers if each.process.poll() is None]) < 2:
+            await asyncio.sleep(0.005)
+        assert all([await each.has_started() for each in running])
 
 
 async def test_settings_that_let_no_worker_start_end_it(tmp_path: Path) -> None:
     """The first worker decides whether they are right."""
     gate = tmp_path / "gate"
     gate.write_text("refuse")
-    crew = Crew(load_settings({}), (), {}, (sys.executable, "-c", WORKER, str(gate)))
-    assert await crew.start(2) == (None, 1)
-    await crew.stop()
+    async with opened_crew(gate) as crew:
+        assert await crew.start(2) == (None, 1)

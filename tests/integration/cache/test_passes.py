@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from exai.cache.conversations import open_cache
 from exai.cache.entry import place
 from exai.cache.licence import Changes
 from exai.cache.records import Miss
+from exai.config import CacheSettings
 from exai.models import LOCAL_OWNER, ContinuationId, Owner
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import age, expect_current, fill, hit, miss
 from tests.integration.cache.stored import NAME, Stored
 from tests.support.counters import Counters
 from tests.support.valkey import Valkey
-from tests.support.waiting import wait_until
+from tests.support.waiting import WAIT_LIMIT_S, wait_until
 
 KEYS = place(LOCAL_OWNER, NAME, 1)
 
@@ -197,3 +201,23 @@ class Passes:
         target = len(self.asked) + count
         async with asyncio.timeout(5), self._begun:
             await self._begun.wait_for(lambda: len(self.asked) >= target)
+
+
+async def test_a_defect_of_the_passes_ends_the_cache(valkey: Valkey) -> None:
+    """What a pass fails with is counted; a defect around it must not leave entries to lapse in silence."""
+
+    class Broken(Counters):
+        def count(self, name: str, value: float = 1, /, **labels: str) -> None:
+            if name == "cache_passes_total":
+                raise ZeroDivisionError
+
+    async def changes(_: str | None) -> Changes:
+        return Changes("1", "1")
+
+    settings = CacheSettings(pass_interval_s=0.01)
+    with pytest.raises(ZeroDivisionError):
+        async with (
+            asyncio.timeout(WAIT_LIMIT_S),
+            open_cache(settings, valkey.url, recorder=Broken(), changes=changes),
+        ):
+            await asyncio.Event().wait()

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
 from exai.conversations import AppendRequest, ChatRequest
 from exai.conversations.notices import Notice, Notices, Watch
 from exai.db.conversations import ConversationRepository
 from exai.db.curation import Change
 from exai.db.pool import connect
 from exai.models import LOCAL_OWNER, NewMessage, Owner
-from tests.integration.conversations.conftest import Rig
+from tests.integration.conversations.conftest import Rig, open_rig
+from tests.support.database import conversation_of
+
+WAIT_S = 15.0
+POLL_S = 0.1
 
 
 class Other:
@@ -90,3 +100,20 @@ def test_a_revision_is_told_once_however_it_is_heard_of() -> None:
     notices.hear(owner, name, 4, listed=True)
     notices.tell(owner, name, 5, 5)
     assert [each.is_listed for each in heard] == [False, True]
+
+
+async def test_a_defect_of_the_watch_ends_the_application(postgres_url: str, redis_url: str, tmp_path: Path) -> None:
+    """Otherwise subscribers would receive nothing more, and nobody would know."""
+
+    def fail(notice: Notice) -> NoReturn:
+        raise ZeroDivisionError(notice.continuation_id)
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        async with open_rig(postgres_url, redis_url, tmp_path) as rig:
+            other = ConversationRepository(rig.app.database)
+            rig.app.conversations.notices.listen(fail, lambda: True)
+            async with asyncio.timeout(WAIT_S):
+                while True:
+                    await conversation_of(other, "by another daemon")
+                    await asyncio.sleep(POLL_S)
+    assert "conversation-watch" in "".join(caught.value.__notes__)

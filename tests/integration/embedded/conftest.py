@@ -49,7 +49,8 @@ def public_copy(binaries: PostgresBinaries) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="exai-public-") as made:
         top = Path(made)
         top.chmod(0o755)
-        for part in ("exai/__init__.py", "exai/errors.py", "exai/embedded", "tests/support/embedded_program.py"):
+        parts = ("exai/__init__.py", "exai/errors.py", "exai/background.py", "exai/embedded")
+        for part in (*parts, "tests/support/embedded_program.py"):
             target = top / part
             target.parent.mkdir(parents=True, exist_ok=True)
             copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
 from structlog.testing import capture_logs
 
 from exai.monitoring.stalls import watch_loop
@@ -42,3 +43,15 @@ async def test_loop_that_is_merely_busy_is_not_reported() -> None:
             for _ in range(1_000):
                 await asyncio.sleep(0)
     assert logged == []
+
+
+async def test_defect_of_the_loops_notes_ends_the_block() -> None:
+    """Without notes every later second would be reported as a stall."""
+
+    class Broken(Counters):
+        def observe(self, name: str, value: float, /, **labels: str) -> None:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        async with asyncio.timeout(WAIT_LIMIT_S), watch_loop(Broken(), after_s=AFTER_S):
+            await asyncio.Event().wait()

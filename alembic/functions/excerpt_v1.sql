@@ -11,10 +11,16 @@ declare
   c_step constant integer := 4000;
   c_overlap constant integer := 100;
   c_steps constant integer := 8;
+  -- Of a word that is also part of others, so many of its places are looked at.
+  c_tries constant integer := 8;
   v_text text collate "C" := p_text;
   v_length constant integer := length(p_text);
   v_start integer := 0;
   v_at integer;
+  v_word text collate "C";
+  v_first integer;
+  v_from integer;
+  v_found integer;
   v_slice text collate "C";
   v_folded text collate "C";
 begin
@@ -39,14 +45,24 @@ begin
   for v_step in 0 .. c_steps - 1 loop
     exit when v_step > 0 and v_start + v_step * c_step >= v_length;
     v_slice := substr(v_text, v_start + v_step * c_step + 1, c_step + c_overlap);
-    v_folded := exai.bare_v1(exai.fold_v1(v_slice));
-    select min(f.at) into v_at
-      from unnest(p_words) w
-     cross join lateral (
-       select coalesce(
-         nullif(strpos(' ' || translate(v_folded, E'\n\t.,:;!?()[]{}<>/\\|"''`_-=+*&#@~', repeat(' ', 34)) || ' ',
-                       ' ' || w || ' '), 0),
-         nullif(strpos(v_folded, w), 0)) as at) f;
+    v_folded := case when octet_length(v_slice) = length(v_slice) then lower(v_slice)
+                     else exai.bare_v1(exai.fold_v1(v_slice)) end;
+    foreach v_word in array coalesce(p_words, '{}') loop
+      v_first := null;
+      v_from := 1;
+      for v_try in 1 .. c_tries loop
+        v_found := strpos(substr(v_folded, v_from), v_word);
+        exit when v_found = 0;
+        v_found := v_from + v_found - 1;
+        v_from := v_found + length(v_word);
+        if substr(v_folded, v_found - 1, 1) !~ '[a-z0-9]' and substr(v_folded, v_from, 1) !~ '[a-z0-9]' then
+          v_first := v_found;
+          exit;
+        end if;
+        v_first := coalesce(v_first, v_found);
+      end loop;
+      v_at := least(v_at, v_first);
+    end loop;
     if v_at is not null then
       -- Folding may have changed the length.
       v_at := v_start + v_step * c_step + (v_at::numeric * length(v_slice) / greatest(length(v_folded), 1))::integer;

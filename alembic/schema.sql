@@ -2468,6 +2468,111 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.search_page_v2(p_owner text, p_query tsquery, p_needles text[], p_all_needles boolean, p_near text[], p_terms tsquery[], p_ids uuid[], p_up_to bigint[], p_continuation_id text, p_role text, p_since timestamp with time zone, p_until timestamp with time zone, p_tool text, p_model text, p_tags text[], p_metadata jsonb, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamp with time zone, p_ranked integer, p_limit integer)
+ RETURNS TABLE(continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamp with time zone, rank numeric, tool text, model text, as_of timestamp with time zone, content text, has boolean[])
+ LANGUAGE plpgsql
+ STABLE ROWS 20
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET plan_cache_mode TO 'force_generic_plan'
+ SET jit TO 'off'
+AS $function$
+#variable_conflict use_column
+declare
+  -- What takes too long to read of each match is not ranked.
+  c_large constant integer := 100000;
+begin
+  return query
+  with newest as materialized (
+    select m.conversation_id, m.seq, m.created_at, m.at, m.words
+      from exai.matches_v2(
+        p_owner, p_query, p_needles, p_all_needles, p_near, p_ids, p_up_to, p_since, p_until, p_as_of) m
+     where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
+     order by m.created_at desc, m.conversation_id desc, m.seq desc
+     limit p_ranked + 1),
+  counted as materialized (select count(*) <= p_ranked as are_few from newest),
+  seen as materialized (
+    select n.conversation_id, n.seq, n.created_at, n.at, n.words
+      from (select w.* from newest w order by w.created_at desc, w.conversation_id desc, w.seq desc limit p_ranked) n
+     cross join lateral exai.searched_v2(
+       n.conversation_id, n.seq, p_owner, p_ids is not null, p_role, p_tool, p_model, p_tags, p_metadata) s
+     where not (select c.are_few from counted c)),
+  found as materialized (
+    select n.conversation_id, n.seq, n.created_at, n.at, n.words, coalesce(p_ids[1], n.conversation_id) as shown_id
+      from newest n
+     where (select c.are_few from counted c)
+     union all
+    select s.conversation_id, s.seq, s.created_at, s.at, s.words, coalesce(p_ids[1], s.conversation_id)
+      from seen s
+     where (select count(*) from seen) = p_ranked
+     union all
+    (select m.conversation_id, m.seq, m.created_at, m.at, m.words, coalesce(p_ids[1], m.conversation_id)
+       from (
+         select m.conversation_id, m.seq, m.created_at, m.at, m.words
+           from exai.matches_v2(
+             p_owner, p_query, p_needles, p_all_needles, p_near, p_ids, p_up_to, p_since, p_until, p_as_of) m
+          where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
+          order by m.created_at desc, m.conversation_id desc, m.seq desc) m
+      cross join lateral exai.searched_v2(
+        m.conversation_id, m.seq, p_owner, p_ids is not null, p_role, p_tool, p_model, p_tags, p_metadata) s
+      where not (select c.are_few from counted c) and (select count(*) from seen) < p_ranked
+      order by m.created_at desc, m.conversation_id desc, m.seq desc
+      limit p_ranked)),
+  worded as (
+    select f.conversation_id, f.seq, f.created_at, f.shown_id,
+           coalesce(f.words, (
+             select w.words from exai.message_words w
+              where w.ctid = f.at and (p_terms is not null or pg_column_size(w.words) <= c_large)
+           )) as words
+      from found f
+     where f.seq > 0 or f.conversation_id not in (select m.shown_id from found m where m.seq > 0)),
+  termed as (
+    select w.conversation_id, w.seq, w.created_at, w.shown_id,
+           round(coalesce(ts_rank(w.words, p_query, 1), 0)::numeric, 6) as rank,
+           case when p_terms is not null then (
+             select array_agg(t.i) from unnest(p_terms) with ordinality t(term, i) where w.words @@ t.term) end as which
+      from worded w),
+  -- The segments of a long message count together.
+  joined as (
+    select t.conversation_id, t.seq, t.created_at, t.shown_id, max(t.rank) as rank,
+           case when p_terms is not null then (
+             select array_agg(i = any(string_to_array(string_agg(array_to_string(t.which, ','), ','), ',')::integer[]) order by i)
+               from generate_subscripts(p_terms, 1) i) end as has
+      from termed t
+     group by t.conversation_id, t.seq, t.created_at, t.shown_id),
+  ranked as materialized (
+    select j.conversation_id, j.seq, j.created_at, j.shown_id, j.has,
+           j.rank + coalesce((select count(*) from unnest(j.has) h where h), 0) as rank
+      from joined j),
+  page as (
+    select r.conversation_id, r.seq, r.created_at, r.shown_id, r.rank, r.has
+      from (
+        select x.conversation_id, x.seq, x.created_at, x.shown_id, x.rank, x.has
+          from ranked x
+         where p_rank is null or (x.rank, x.conversation_id, x.seq) < (p_rank, p_after_id, p_after_seq)
+         order by x.rank desc, x.conversation_id desc, x.seq desc) r
+     cross join lateral exai.searched_v2(
+       r.conversation_id, r.seq, p_owner, p_ids is not null, p_role, p_tool, p_model, p_tags, p_metadata) s
+     order by r.rank desc, r.conversation_id desc, r.seq desc
+     limit p_limit)
+  select c.continuation_id, p.conversation_id, c.title, p.seq, m.role,
+         case when p.seq = 0 then 'title' else m.kind end, p.created_at, p.rank, t.tool, t.model,
+         coalesce(p_as_of, greatest(statement_timestamp(), (select max(f.created_at) from found f))),
+         coalesce(m.content, c.title), p.has
+    from page p
+    join public.conversations c on c.id = p.shown_id
+    left join lateral (
+      select x.seq, x.role, x.kind, x.content, x.turn_id
+        from public.messages x
+       where x.conversation_id = p.conversation_id and x.seq >= p.seq and p.seq > 0
+       order by x.seq
+       limit 1) m on m.seq = p.seq
+    left join public.turns t on t.id = m.turn_id
+   where p.seq = 0 or m.seq is not null
+   order by p.rank desc, p.conversation_id desc, p.seq desc;
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.search_v2(p_owner text, p_query text, p_continuation_id text, p_role text, p_since timestamp with time zone, p_until timestamp with time zone, p_tool text, p_model text, p_level integer, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamp with time zone, p_ranked integer, p_limit integer)
  RETURNS TABLE(continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamp with time zone, rank numeric, tool text, model text, as_of timestamp with time zone, excerpt text, cut_before boolean, cut_after boolean, words text[], level integer, missing text[])
  LANGUAGE plpgsql
@@ -2562,6 +2667,104 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.search_v3(p_owner text, p_query text, p_continuation_id text, p_role text, p_since timestamp with time zone, p_until timestamp with time zone, p_tool text, p_model text, p_tags text[], p_metadata jsonb, p_level integer, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamp with time zone, p_ranked integer, p_limit integer)
+ RETURNS TABLE(continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamp with time zone, rank numeric, tool text, model text, as_of timestamp with time zone, excerpt text, cut_before boolean, cut_after boolean, words text[], level integer, missing text[])
+ LANGUAGE plpgsql
+ STABLE ROWS 20
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET plan_cache_mode TO 'force_generic_plan'
+ SET jit TO 'off'
+AS $function$
+#variable_conflict use_column
+declare
+  c_most_queries constant integer := 70;
+  v_terms tsquery[];
+  v_labels text[];
+  v_needles text[];
+  v_words text[];
+  v_near text[];
+  v_excluded tsquery;
+  v_query tsquery;
+  v_old tsquery;
+  v_alternatives integer;
+  v_count integer;
+  v_level integer;
+  v_ids uuid[];
+  v_up_to bigint[];
+begin
+  with terms as materialized (select * from exai.read_query_v1(exai.owner_key_v1(p_owner), p_query)),
+  groups as (
+    select t.or_group, string_agg('(' || case when t.is_excluded then '!' else '' end || '(' || t.term::text || '))', ' & ') as term
+      from terms t
+     group by t.or_group
+    having bool_or(not t.is_excluded))
+  select (select string_agg('(' || g.term || ')', ' | ')::tsquery from groups g),
+         (select count(*) from groups g),
+         array_agg(t.term) filter (where not t.is_excluded),
+         array_agg(t.label) filter (where not t.is_excluded),
+         array_agg(t.needle) filter (where not t.is_excluded),
+         (select array_agg(n) from (
+           select t.needle from terms t union select exai.bare_v1(exai.fold_v1(t.label)) from terms t) x(n)),
+         (select array_agg(distinct exai.bare_v1(w)) from terms t cross join unnest(t.words) w where not t.is_excluded),
+         string_agg('!(' || t.term::text || ')', ' & ') filter (where t.is_excluded)::tsquery
+    into v_query, v_alternatives, v_terms, v_labels, v_needles, v_near, v_words, v_excluded
+    from terms t;
+  if v_query is null then
+    return;
+  end if;
+  if exists (select from exai.message_words w where w.version < 2) then
+    v_old := websearch_to_tsquery('simple', p_query);
+  end if;
+  if p_continuation_id is not null then
+    with recursive lineage(id, parent_id, parent_seq, up_to, depth) as (
+      select c.id, c.parent_id, c.parent_seq, c.next_seq, 0
+        from public.conversations c
+       where c.owner = p_owner and c.continuation_id = p_continuation_id and c.deleted_at is null
+         and (p_tags is null or c.tags @> p_tags) and (p_metadata is null or c.metadata @> p_metadata)
+      union all
+      select c.id, c.parent_id, c.parent_seq, least(l.up_to, l.parent_seq), l.depth + 1
+        from lineage l
+        join public.conversations c on c.id = l.parent_id)
+    select array_agg(l.id order by l.depth), array_agg(l.up_to order by l.depth) into v_ids, v_up_to from lineage l;
+    if v_ids is null then
+      return;
+    end if;
+  end if;
+  v_count := case when v_alternatives = 1 then cardinality(v_terms) else 1 end;
+  v_level := coalesce(p_level, v_count);
+  while v_level > 0 loop
+    if v_level < v_count then
+      v_query := exai.some_terms_v1(v_terms, v_level, c_most_queries);
+      if v_excluded is not null then
+        v_query := v_query && v_excluded;
+      end if;
+      v_old := null;
+    end if;
+    if v_query is not null then
+      return query
+      select s.continuation_id, s.conversation_id, s.title, s.seq, s.role, s.kind, s.created_at, s.rank, s.tool, s.model,
+             s.as_of, e.o_excerpt, e.o_cut_before, e.o_cut_after, v_words, v_level,
+             case when v_level < v_count then (
+               select coalesce(array_agg(v_labels[t.i] order by t.i), '{}')
+                 from unnest(s.has) with ordinality t(has, i) where not t.has) end
+        from exai.search_page_v2(
+               p_owner, coalesce(v_query || v_old, v_query), v_needles, v_level = v_count and v_alternatives = 1, v_near,
+               case when v_level < v_count then v_terms end, v_ids, v_up_to, p_continuation_id, p_role, p_since, p_until,
+               p_tool, p_model,
+               -- Of one conversation that was looked at before; what it shares with others is its own, whatever they have.
+               case when p_continuation_id is null then p_tags end,
+               case when p_continuation_id is null then p_metadata end, p_rank, p_after_id, p_after_seq, p_as_of, p_ranked, p_limit) s
+       cross join lateral exai.excerpt_v1(s.content, v_words) e
+       order by s.rank desc, s.conversation_id desc, s.seq desc;
+      exit when found;
+    end if;
+    exit when p_level is not null;
+    v_level := v_level - 1;
+  end loop;
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.searchable_v1(p_text text)
  RETURNS text
  LANGUAGE sql
@@ -2584,6 +2787,29 @@ AS $function$
   select c.continuation_id, c.title
     from public.conversations c
    where c.id = p_conversation_id and c.owner = p_owner and (p_shared or c.deleted_at is null)
+     and ((p_role is null and p_tool is null and p_model is null) or exists (
+       select from (
+         -- A range in its order is found by the primary key even where the planner takes the conversation for a short one.
+         select x.seq, x.role, x.turn_id from public.messages x
+          where x.conversation_id = p_conversation_id and x.seq >= p_seq
+          order by x.seq
+          limit 1) m
+         left join public.turns t on t.id = m.turn_id
+        where m.seq = p_seq and (p_role is null or m.role = p_role)
+          and (p_tool is null or t.tool = p_tool) and (p_model is null or t.model = p_model)))
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.searched_v2(p_conversation_id uuid, p_seq bigint, p_owner text, p_shared boolean, p_role text, p_tool text, p_model text, p_tags text[], p_metadata jsonb)
+ RETURNS TABLE(continuation_id text, title text)
+ LANGUAGE sql
+ STABLE ROWS 1
+AS $function$
+  select c.continuation_id, c.title
+    from public.conversations c
+   where c.id = p_conversation_id and c.owner = p_owner and (p_shared or c.deleted_at is null)
+     and (p_tags is null or c.tags operator(pg_catalog.@>) p_tags)
+     and (p_metadata is null or c.metadata operator(pg_catalog.@>) p_metadata)
      and ((p_role is null and p_tool is null and p_model is null) or exists (
        select from (
          -- A range in its order is found by the primary key even where the planner takes the conversation for a short one.

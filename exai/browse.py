@@ -54,10 +54,10 @@ async def show(settings: Settings, owner: Owner, name: str, limit: int, output: 
         output.say(f"(the {limit} newest; `{output.program} show {found} --limit N` shows more, `export` all)")
 
 
-async def search(settings: Settings, owner: Owner, words: str, limit: int, output: Output) -> None:
+async def search(settings: Settings, query: SearchQuery, limit: int, output: Output) -> None:
     """Write the messages that match best, each with its conversation."""
     async with open_app(settings) as app:
-        page = await app.conversations.search(SearchQuery(owner, words), limit=limit)
+        page = await app.conversations.search(query, limit=limit)
     for hit in page.hits:
         title = " ".join((hit.title or "").split())
         output.write(f"{hit.continuation_id}  [{hit.seq}]  {_time(hit.created_at)}  {title}".rstrip())

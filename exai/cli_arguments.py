@@ -92,6 +92,7 @@ def _add_store(commands: Any) -> None:
 
     search = commands.add_parser("search", help="find messages by their words")
     search.add_argument("words", nargs="+", help='as in a search box: "a phrase", or, -without; put -- before these')
+    search.add_argument("--tag", action="append", default=[], help="only conversations with this tag; may be repeated")
     search.add_argument("--limit", type=int, default=20, metavar="N", help="how many of the best to show (default 20)")
 
     show = commands.add_parser("show", help="print the newest messages of a conversation")

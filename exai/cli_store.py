@@ -37,10 +37,11 @@ def search(options: argparse.Namespace) -> int:
     """Find messages by their words."""
     from exai.browse import Output
     from exai.browse import search as find
+    from exai.db.search import SearchQuery
 
     output = Output(sys.stdout, sys.stderr, called_as())
-    words = " ".join(options.words)
-    run(find(read_settings(errors_only=True), owner_of(options), words, options.limit, output))
+    query = SearchQuery(owner_of(options), " ".join(options.words), tags=options.tag)
+    run(find(read_settings(errors_only=True), query, options.limit, output))
     return OK
 
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import base64
 import binascii
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from math import isfinite
-from typing import Final, Literal
+from typing import Any, Final, Literal
 from uuid import UUID
 
 from exai.db.excerpts import mark
+from exai.db.filters import labels_of
 from exai.db.pool import Database
 from exai.db.rows import check_text, check_time
 from exai.db.translate import DEPENDENCY
@@ -42,7 +44,8 @@ class SearchQuery:
     found as its parts one after the other. In scripts without spaces any run of letters is found. `deploy*` finds what
     begins so.
 
-    `tool` and `model` are of the turn that stored the message. `since` is included, `until` is not.
+    `tool` and `model` are of the turn that stored the message; `tags` (all of them) and `metadata` (what it holds) of
+    the conversation. `since` is included, `until` is not.
     """
 
     owner: Owner
@@ -53,6 +56,8 @@ class SearchQuery:
     model: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    tags: Sequence[str] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +153,8 @@ class SearchRepository:
         after = _read(cursor) if cursor else SearchPlace()
         rows = await self._database.fetch(
             "search_messages", query.owner, query.text, query.continuation_id, query.role, query.since, query.until,
-            query.tool, query.model, after.level, after.rank, after.conversation_id, after.seq, after.as_of, RANKED,
-            limit + 1,
+            query.tool, query.model, *labels_of(query.tags, query.metadata), after.level, after.rank,
+            after.conversation_id, after.seq, after.as_of, RANKED, limit + 1,
         )  # fmt: skip
         hits = tuple(
             SearchHit(
@@ -189,13 +194,13 @@ class SearchRepository:
 
 
 def _check(query: SearchQuery) -> None:
-    for field, value in (
+    for name, value in (
         ("query", query.text),
         ("continuation_id", query.continuation_id),
         ("tool", query.tool),
         ("model", query.model),
     ):
-        check_text(field, value)
+        check_text(name, value)
     if len(query.text) > MAX_QUERY_CHARS:
         raise InvalidArgument("query", f"is {len(query.text)} characters long", f"Use at most {MAX_QUERY_CHARS}")
     check_time("since", query.since)

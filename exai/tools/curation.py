@@ -42,6 +42,8 @@ class SearchArguments(Arguments):
     model: str | None = Field(None, description="Only turns with this model.")
     since: datetime | None = Field(None, description="ISO 8601 with offset.")
     until: datetime | None = None
+    tags: list[str] | None = Field(None, description="Only in conversations with all of these tags.")
+    metadata: dict[str, Any] | None = Field(None, description="Only in those whose metadata holds this.")
     limit: int = Field(SEARCH_HITS, ge=1, le=MAX_HITS)
     cursor: str | None = Field(None, description="next_cursor of the page before.")
 
@@ -161,6 +163,8 @@ def _search_tool(conversations: ConversationService) -> ToolSpec:
             model=arguments.model,
             since=arguments.since,
             until=arguments.until,
+            tags=arguments.tags or (),
+            metadata=arguments.metadata or {},
         )
         page = await conversations.search(query, limit=arguments.limit, cursor=arguments.cursor)
         shown = fitting(page.hits, _hit, room())

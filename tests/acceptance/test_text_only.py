@@ -123,6 +123,11 @@ async def conversation_search(model: Model) -> None:
     texts = await model.pages("conversation_search", {"next_cursor": "cursor"}, query="needle", limit=3)
     rows = [row for text in texts for row in rows_of(body_of(text) or text) if "continuation_id" in row]
     assert {row["continuation_id"] for row in rows} == set(made)
+    await model.call("conversation_update", continuation_id=made[3], tags=["a"], metadata={"n": {"b": 1}})
+    for only in ({"tags": "a"}, {"metadata": '{"n": {"b": 1}}'}, {"labels": '["a"]', "metadata": {"n": {}}}):
+        told = await model.call("conversation_search", query="needle", **only)
+        assert [row["continuation_id"] for row in rows_of(told) if "continuation_id" in row] == [made[3]], only
+    assert "Nothing was found." in await model.call("conversation_search", query="needle", tags=["a", "b"])
     assert all("needle" in row["snippet"] and row["seq"] == "1" for row in rows)
 
 

@@ -96,8 +96,10 @@ async def test_empty_list_says_so_beside_standard_output(settings: Settings) -> 
     assert await chat(settings, list_only=True) == ("", "no conversations yet\n")
 
 
-async def stored(settings: Settings, continuation_id: str, *contents: str, owner: str = "local") -> None:
-    about = ConversationText(continuation_id, title=f"Title of {continuation_id}")
+async def stored(
+    settings: Settings, continuation_id: str, *contents: str, owner: str = "local", tags: tuple[str, ...] = ()
+) -> None:
+    about = ConversationText(continuation_id, title=f"Title of {continuation_id}", tags=tags)
     texts = [MessageText(seq, NewMessage("user", each), None, str(seq)) for seq, each in enumerate(contents, 1)]
     async with open_app(settings) as app:
         async for _ in app.conversations.import_text(Owner(owner), iter([about, *texts])):
@@ -145,12 +147,16 @@ async def test_last_conversation_goes_on(settings: Settings, provider: ProviderS
 async def test_conversations_are_searched_and_shown(settings: Settings, environ: dict[str, str]) -> None:
     """With short ids; standard output is the result alone."""
     await stored(settings, "first", "the quick brown fox", "jumps")
-    await stored(settings, "second", "over the lazy dog")
+    await stored(settings, "second", "over the lazy dog", tags=("animals", "work"))
     status, out, error = await asyncio.to_thread(run_command, environ, "search", "lazy", "dog")
     assert (status, error) == (0, "")
     assert out.splitlines()[0].startswith("second  [1]")
     assert "**lazy**" in out
     assert (await asyncio.to_thread(run_command, environ, "search", "unheard"))[1:] == ("", "nothing was found\n")
+    for tags, found in ((("animals", "work"), ["second"]), (("animals", "other"), [])):
+        options = [part for tag in tags for part in ("--tag", tag)]
+        _, out, _ = await asyncio.to_thread(run_command, environ, "search", "the", *options)
+        assert [line.split()[0] for line in out.splitlines()[::2]] == found
     status, out, error = await asyncio.to_thread(run_command, environ, "show", "fi")
     assert (status, error) == (0, "")
     assert out.splitlines()[0].startswith("first")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from exai.db.conversations import ConversationRepository
 from exai.db.curation import Change, CurationRepository
@@ -43,7 +44,9 @@ async def use(database: Database) -> None:
     assert imported.status == "stored"
     await search.index()
     assert (await search.search(SearchQuery(LOCAL_OWNER, "words"), limit=5)).hits
-    assert (await search.search(SearchQuery(LOCAL_OWNER, "words", continuation_id=name), limit=5)).hits
+    labels: dict[str, Any] = {"tags": ("a", "b"), "metadata": {"k": 1}}
+    assert (await search.search(SearchQuery(LOCAL_OWNER, "words", **labels), limit=5)).hits
+    assert (await search.search(SearchQuery(LOCAL_OWNER, "words", continuation_id=name, **labels), limit=5)).hits
     await files.cleanup_orphans(0)
     await curation.mark_deleted(LOCAL_OWNER, name, once(), deleted=True)
     await curation.purge(after_s=0)

@@ -45,7 +45,7 @@ select id, 'local', 'key', 'h', 'chat', 'finished', id, now(), 1, 2500, 2500
 """
 
 
-SEARCH = ("local", "needle", *(None,) * 11, 500, 21)
+SEARCH = ("local", "needle", *(None,) * 13, 500, 21)
 
 
 @pytest.fixture
@@ -188,6 +188,25 @@ async def test_a_search_reads_what_it_ranks_and_shows(sql: OneTrip) -> None:
         assert counts["messages"][1] <= 21, counts
         assert counts["message_words"][1] <= 5_000 + 500, counts
         assert counts["conversations"][1] <= 2 * 500 + 21, counts
+
+
+async def test_a_search_by_tags_and_metadata_looks_at_the_owners_matches_only(sql: OneTrip) -> None:
+    """Each match's conversation by its key; what others have tagged alike costs nothing, however many they are."""
+    await sql.execute("update messages set content = 'needle ' || seq where seq = 7")
+    await sql.execute("update conversations set tags = '{a}', metadata = '{\"p\": 1}'")
+    await sql.execute(
+        "update conversations set owner = 'other' where continuation_id not in ('c1', 'c2', 'c3', 'long')"
+    )
+    await sql.execute("update conversations set tags = '{}' where continuation_id = 'c3'")
+    await index(sql)
+    for labels in ((["a"], '{"p": 1}'), (["a"], None), (None, '{"p": 1}'), (["b"], None)):
+        for _ in range(8):
+            args = ("local", "needle", *(None,) * 6, *labels, *(None,) * 5, 500, 21)
+            counts = await touched(sql, "search_messages", *args)
+            assert all(scans == 0 for table, (scans, _) in counts.items() if table != "unindexed_messages"), counts
+            assert counts["conversations"][1] <= 3 * 4, counts
+            assert counts["message_words"][1] <= 2 * 4, counts
+            assert counts.get("messages", (0, 0))[1] <= 4, counts
 
 
 async def index(sql: OneTrip) -> None:

@@ -218,6 +218,84 @@ def written(at: str, seq: str, rank: str = "0.1", level: str = "1") -> str:
     return b64encode(f"{at} {level} {rank} 00000000-0000-0000-0000-000000000000 {seq}".encode()).decode()
 
 
+async def labelled(
+    repository: ConversationRepository,
+    curation: CurationRepository,
+    title: str,
+    change: Change,
+    owner: Owner = LOCAL_OWNER,
+) -> ContinuationId:
+    made = await repository.append(appending(None, "needle one", "hay", "needle two", title=title, owner=owner))
+    assert made.conversation is not None
+    await curation.change(owner, made.conversation.continuation_id, once(), change)
+    return made.conversation.continuation_id
+
+
+async def test_tags_and_metadata_narrow(
+    repository: ConversationRepository, search: SearchRepository, database: Database
+) -> None:
+    """All of the tags, all of the metadata; titles too, and what has most of the words; nothing of other owners."""
+    curation = CurationRepository(database)
+    both = Change(tags=["a", "b"], metadata={"project": {"name": "x", "n": 1}})
+    one = await labelled(repository, curation, "The haystack", both)
+    two = await labelled(repository, curation, "Haystack two", Change(tags=["a"], metadata={"project": {"name": "y"}}))
+    await labelled(repository, curation, "Haystack", Change())
+    await labelled(repository, curation, "Haystack", both, Owner("other"))
+    metadata = {"project": {"name": "x"}}
+    for filters, found in (
+        ({"tags": ["a"]}, {one, two}),
+        ({"tags": ["b", "a"]}, {one}),
+        ({"metadata": metadata}, {one}),
+        ({"tags": ["a"], "metadata": metadata, "role": "user"}, {one}),
+        ({"tags": ["c"]}, set()),
+        ({"tags": ["A"]}, set()),
+        ({"metadata": {"project": "x"}}, set()),
+    ):
+        hits = {(name, seq) for name in found for seq in (1, 3)}
+        assert where(await search.search(words("needle", **filters), limit=9)) == hits, filters
+        if "role" not in filters:
+            titles = {(name, 0) for name in found}
+            assert where(await search.search(words("haystack", **filters), limit=9)) == titles, filters
+    page = await search.search(words("needle two nowhere", tags=["b"]), limit=9)
+    assert (page.matched, where(page)) == ("some", {(one, 3)})
+    with pytest.raises(InvalidArgument, match="tags"):
+        await search.search(words("needle", tags=["x"] * 65), limit=9)
+
+
+async def test_pages_of_a_search_by_tags_neither_repeat_nor_miss(
+    repository: ConversationRepository, search: SearchRepository, database: Database
+) -> None:
+    """Also where more than is ranked has the words."""
+    curation = CurationRepository(database)
+    name = await labelled(repository, curation, "t", Change(tags=["rare"]))
+    for _ in range(3):
+        await conversation_of(repository, *["needle"] * 200)
+    seen: list[int] = []
+    cursor = None
+    while cursor or not seen:
+        page = await search.search(words("needle", tags=["rare"]), limit=1, cursor=cursor)
+        assert {hit.continuation_id for hit in page.hits} == {name}
+        seen += [hit.seq for hit in page.hits]
+        cursor = page.next_cursor
+    assert sorted(seen) == [1, 3]
+
+
+async def test_what_a_fork_shares_is_found_by_the_forks_own_tags(
+    repository: ConversationRepository, search: SearchRepository, database: Database
+) -> None:
+    """In one conversation its tags and metadata count, for all that it shows."""
+    curation = CurationRepository(database)
+    source = await labelled(repository, curation, "t", Change(tags=["old"]))
+    forked = await curation.fork(LOCAL_OWNER, source, once(), new_conversation_id=ConversationId(new_id()))
+    assert forked.conversation is not None
+    fork = forked.conversation.continuation_id
+    await curation.change(LOCAL_OWNER, fork, once(), Change(tags=["new"], metadata={"a": 1}))
+    only = {"continuation_id": fork}
+    shared = {(fork, 1), (fork, 3)}
+    assert where(await search.search(words("needle", tags=["new"], metadata={"a": 1}, **only), limit=9)) == shared
+    assert where(await search.search(words("needle", tags=["old"], **only), limit=9)) == set()
+
+
 @pytest.mark.parametrize(
     "cursor",
     [

@@ -276,7 +276,7 @@ async def test_a_search_writes_nothing(repository: ConversationRepository, sql: 
     await conversation_of(repository, "word", "word")
     statement = load_statements()["search_messages"].text
     async with sql.transaction(readonly=True):
-        hits = await sql.fetch(statement, LOCAL_OWNER, "word", *(None,) * 11, 500, 9)
+        hits = await sql.fetch(statement, LOCAL_OWNER, "word", *(None,) * 13, 500, 9)
         assert sorted(hit["seq"] for hit in hits) == [1, 2]
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
             await sql.fetchrow(INDEX)
@@ -350,9 +350,9 @@ async def test_an_owners_words_are_nobody_elses(
     async with sql.transaction():
         read = "select pg_stat_get_xact_tuples_fetched('exai.message_words'::regclass)"
         before = await sql.fetchval(read)
-        assert await sql.fetch(statement, LOCAL_OWNER, "secret", *(None,) * 11, 500, 9) == []
+        assert await sql.fetch(statement, LOCAL_OWNER, "secret", *(None,) * 13, 500, 9) == []
         assert await sql.fetchval(read) == before
-        assert len(await sql.fetch(statement, mallory, "secret", *(None,) * 11, 500, 9)) == 9
+        assert len(await sql.fetch(statement, mallory, "secret", *(None,) * 13, 500, 9)) == 9
         assert await sql.fetchval(read) > before
     own = await sql.fetchval("select count(*) from exai.message_words where words @@ 'secret'")
     assert own == 0

@@ -1,0 +1,110 @@
+-- A page of the messages that match, and of the titles (seq 0) of conversations of which no message does, best first, with
+-- an excerpt around the first match. The newest p_ranked matches up to p_as_of (null: up to now, by this server's clock)
+-- are ranked. (A title counts as no newer than its conversation's messages, so those are among them if it is.) In one
+-- conversation what it shares with those it was forked from is searched too. p_tags, p_metadata: of conversations with all
+-- of these tags, and whose metadata holds this.
+-- If nothing has all terms, what has most of them is found: all but one, all but two and so on. level is how many terms
+-- every hit has, and p_level makes the next page one of the same search (null: the first page).
+-- Stable: all of it is read from the caller's one snapshot, in which each message is either indexed or waiting, and
+-- nothing is written. While words of the release before are left (version 1) they are searched by its rules.
+create or replace function exai.search_v3(
+  p_owner text, p_query text, p_continuation_id text, p_role text, p_since timestamptz, p_until timestamptz, p_tool text,
+  p_model text, p_tags text[], p_metadata jsonb, p_level integer, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamptz,
+  p_ranked integer, p_limit integer)
+returns table (
+  continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamptz,
+  rank numeric, tool text, model text, as_of timestamptz, excerpt text, cut_before boolean, cut_after boolean,
+  words text[], level integer, missing text[])
+language plpgsql stable rows 20
+set search_path = pg_catalog, pg_temp
+set plan_cache_mode = 'force_generic_plan'
+set jit = off
+as $$
+#variable_conflict use_column
+declare
+  c_most_queries constant integer := 70;
+  v_terms tsquery[];
+  v_labels text[];
+  v_needles text[];
+  v_words text[];
+  v_near text[];
+  v_excluded tsquery;
+  v_query tsquery;
+  v_old tsquery;
+  v_alternatives integer;
+  v_count integer;
+  v_level integer;
+  v_ids uuid[];
+  v_up_to bigint[];
+begin
+  with terms as materialized (select * from exai.read_query_v1(exai.owner_key_v1(p_owner), p_query)),
+  groups as (
+    select t.or_group, string_agg('(' || case when t.is_excluded then '!' else '' end || '(' || t.term::text || '))', ' & ') as term
+      from terms t
+     group by t.or_group
+    having bool_or(not t.is_excluded))
+  select (select string_agg('(' || g.term || ')', ' | ')::tsquery from groups g),
+         (select count(*) from groups g),
+         array_agg(t.term) filter (where not t.is_excluded),
+         array_agg(t.label) filter (where not t.is_excluded),
+         array_agg(t.needle) filter (where not t.is_excluded),
+         (select array_agg(n) from (
+           select t.needle from terms t union select exai.bare_v1(exai.fold_v1(t.label)) from terms t) x(n)),
+         (select array_agg(distinct exai.bare_v1(w)) from terms t cross join unnest(t.words) w where not t.is_excluded),
+         string_agg('!(' || t.term::text || ')', ' & ') filter (where t.is_excluded)::tsquery
+    into v_query, v_alternatives, v_terms, v_labels, v_needles, v_near, v_words, v_excluded
+    from terms t;
+  if v_query is null then
+    return;
+  end if;
+  if exists (select from exai.message_words w where w.version < 2) then
+    v_old := websearch_to_tsquery('simple', p_query);
+  end if;
+  if p_continuation_id is not null then
+    with recursive lineage(id, parent_id, parent_seq, up_to, depth) as (
+      select c.id, c.parent_id, c.parent_seq, c.next_seq, 0
+        from public.conversations c
+       where c.owner = p_owner and c.continuation_id = p_continuation_id and c.deleted_at is null
+         and (p_tags is null or c.tags @> p_tags) and (p_metadata is null or c.metadata @> p_metadata)
+      union all
+      select c.id, c.parent_id, c.parent_seq, least(l.up_to, l.parent_seq), l.depth + 1
+        from lineage l
+        join public.conversations c on c.id = l.parent_id)
+    select array_agg(l.id order by l.depth), array_agg(l.up_to order by l.depth) into v_ids, v_up_to from lineage l;
+    if v_ids is null then
+      return;
+    end if;
+  end if;
+  v_count := case when v_alternatives = 1 then cardinality(v_terms) else 1 end;
+  v_level := coalesce(p_level, v_count);
+  while v_level > 0 loop
+    if v_level < v_count then
+      v_query := exai.some_terms_v1(v_terms, v_level, c_most_queries);
+      if v_excluded is not null then
+        v_query := v_query && v_excluded;
+      end if;
+      v_old := null;
+    end if;
+    if v_query is not null then
+      return query
+      select s.continuation_id, s.conversation_id, s.title, s.seq, s.role, s.kind, s.created_at, s.rank, s.tool, s.model,
+             s.as_of, e.o_excerpt, e.o_cut_before, e.o_cut_after, v_words, v_level,
+             case when v_level < v_count then (
+               select coalesce(array_agg(v_labels[t.i] order by t.i), '{}')
+                 from unnest(s.has) with ordinality t(has, i) where not t.has) end
+        from exai.search_page_v2(
+               p_owner, coalesce(v_query || v_old, v_query), v_needles, v_level = v_count and v_alternatives = 1, v_near,
+               case when v_level < v_count then v_terms end, v_ids, v_up_to, p_continuation_id, p_role, p_since, p_until,
+               p_tool, p_model,
+               -- Of one conversation that was looked at before; what it shares with others is its own, whatever they have.
+               case when p_continuation_id is null then p_tags end,
+               case when p_continuation_id is null then p_metadata end, p_rank, p_after_id, p_after_seq, p_as_of, p_ranked, p_limit) s
+       cross join lateral exai.excerpt_v1(s.content, v_words) e
+       order by s.rank desc, s.conversation_id desc, s.seq desc;
+      exit when found;
+    end if;
+    exit when p_level is not null;
+    v_level := v_level - 1;
+  end loop;
+end
+$$

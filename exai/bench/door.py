@@ -1,7 +1,7 @@
-"""`exai bench --door`: what a call costs the door beside a bare echo, what idle connections cost, and who waits.
+"""`exai bench --door`: what a call costs the doors beside bare servers, what idle connections cost, and who waits.
 
-The invariant is that processor time and memory are the server's own, told by the server, and that the door and the echo
-are called in turn by the same callers with the same bytes.
+The invariant is that processor time and memory are the server's own, told by the server, and that the doors and the
+bare servers are called in turn by the same callers with the same bytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from exai.bench.door_client import (
     call_all,
     open_callers,
 )
-from exai.bench.door_server import BARE, CPU, DOOR, MEMORY, TOOL
+from exai.bench.door_server import BARE, BARE_HTTP, CPU, DOOR, MEMORY, TOOL
 from exai.bench.measure import Comparison
 from exai.bench.run import Progress, machine
 from exai.errors import StartupError
@@ -37,6 +37,7 @@ END_TIMEOUT_S: Final = 30.0
 CALL_WEBSOCKET: Final = "call by WebSocket"
 CALL_HTTP: Final = "call by HTTP"
 ECHO: Final = "bare echo"
+ANSWER: Final = "bare uvicorn"
 
 _HELLO: Final = {
     "protocolVersion": "2025-11-25",
@@ -133,10 +134,10 @@ class Server:
 
 
 @asynccontextmanager
-async def open_servers() -> AsyncIterator[tuple[Server, Server]]:
-    """Start the door and the echo, each in a process of its own that ends with the context."""
-    async with _open_server(DOOR) as door, _open_server(BARE) as bare:
-        yield door, bare
+async def open_servers() -> AsyncIterator[tuple[Server, Server, Server]]:
+    """Start the doors, the echo and the answer by HTTP, each in a process of its own that ends with the context."""
+    async with _open_server(DOOR) as door, _open_server(BARE) as echo, _open_server(BARE_HTTP) as answer:
+        yield door, echo, answer
 
 
 @asynccontextmanager
@@ -168,16 +169,17 @@ async def run_door(plan: DoorPlan, progress: Progress) -> DoorReport:
     notes: tuple[str, ...] = ()
     if number < plan.idle:
         notes = (f"{number} idle connections instead of {plan.idle}: this machine allows {files} open files",)
-    async with open_servers() as (door, bare):
+    async with open_servers() as servers:
+        door, echo, _ = servers
         progress(0.0, "calls in turn")
-        steps = _Steps(progress, 0.6 / (len(plan.calls) * plan.rounds * 3))
-        comparisons = [each for pair in plan.calls for each in await _compare(door, bare, pair, plan.rounds, steps)]
+        steps = _Steps(progress, 0.6 / (len(plan.calls) * plan.rounds * 4))
+        comparisons = [each for pair in plan.calls for each in await _compare(servers, pair, plan.rounds, steps)]
         progress(0.6, f"{plan.crowd} connections without a pause")
         crowd = await _crowd(door, plan)
         progress(0.65, f"{number} idle connections")
         idle = await _idle(door, number, plan.settling_s, plan.idle_s)
         progress(0.85, f"{number} idle connections of the echo")
-        idle_of_echo = await _idle(bare, number, plan.settling_s, plan.idle_s)
+        idle_of_echo = await _idle(echo, number, plan.settling_s, plan.idle_s)
     progress(1.0, "done")
     return DoorReport(plan, machine(), tuple(comparisons), idle, idle_of_echo, crowd, notes)
 
@@ -192,37 +194,39 @@ class _Steps:
 
 
 async def _compare(
-    door: Server, bare: Server, pair: tuple[int, int], rounds: int, steps: _Steps
+    servers: tuple[Server, Server, Server], pair: tuple[int, int], rounds: int, steps: _Steps
 ) -> tuple[Comparison, Comparison]:
     connections, number = pair
+    door, bare, bare_http = servers
     contestants: tuple[tuple[Server, Kind], ...] = (
         (door, WebSocketCaller),
         (bare, WebSocketCaller),
         (door, HttpCaller),
+        (bare_http, HttpCaller),
     )
-    timed: tuple[list[Batch], ...] = ([], [], [])
+    timed: tuple[list[Batch], ...] = ([], [], [], [])
     for _ in range(rounds):
         for (server, kind), batches in zip(contestants, timed, strict=True):
             batches.append(await _batch(server, kind, connections, number))
             steps.step(f"calls in turn, {connections} at once")
-    by_socket, echo, by_http = timed
+    by_socket, echo, by_http, answer = timed
     return (
-        _comparison(CALL_WEBSOCKET, connections, by_socket, echo),
-        _comparison(CALL_HTTP, connections, by_http, echo),
+        _comparison(CALL_WEBSOCKET, ECHO, connections, by_socket, echo),
+        _comparison(CALL_HTTP, ANSWER, connections, by_http, answer),
     )
 
 
-def _comparison(name: str, connections: int, ours: Sequence[Batch], echo: Sequence[Batch]) -> Comparison:
+def _comparison(name: str, beside: str, connections: int, ours: Sequence[Batch], bare: Sequence[Batch]) -> Comparison:
     def of(figure: Callable[[Batch], float]) -> float:
-        return ratio([figure(each) for each in ours], [figure(each) for each in echo])
+        return ratio([figure(each) for each in ours], [figure(each) for each in bare])
 
     exai: Figures = figures_of(ours)
     return Comparison(
         name,
-        ECHO,
+        beside,
         connections,
         exai,
-        figures_of(echo),
+        figures_of(bare),
         throughput_ratio=of(lambda each: each.ops_s),
         latency_ratio=of(lambda each: each.p50_ms),
         cpu_ratio=of(lambda each: each.cpu_us),

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from exai import __version__
-from exai.bench.door import CALL_WEBSOCKET, TEXT_BYTES, DoorReport, Idle
+from exai.bench.door import CALL_HTTP, CALL_WEBSOCKET, TEXT_BYTES, DoorReport, Idle
 from exai.bench.report import Target, columns, target_lines, time_lines
 
 CPU_RATIO: Final = 1.5
@@ -22,13 +22,15 @@ KB: Final = 1_000
 
 def door_targets(report: DoorReport) -> tuple[Target, ...]:
     """Return every promise with what was seen of it."""
-    busiest = max(
-        (each for each in report.comparisons if each.operation == CALL_WEBSOCKET), key=lambda each: each.callers
+    by_socket, by_http = (
+        max((each for each in report.comparisons if each.operation == name), key=lambda each: each.callers)
+        for name in (CALL_WEBSOCKET, CALL_HTTP)
     )
     bytes_each = report.idle.bytes_each
     crowd = report.crowd
     return (
-        Target("call by WebSocket: processor time of a bare echo", CPU_RATIO, "most", busiest.cpu_ratio),
+        Target("call by WebSocket: processor time of a bare echo", CPU_RATIO, "most", by_socket.cpu_ratio),
+        Target("call by HTTP: processor time of a bare uvicorn answer", CPU_RATIO, "most", by_http.cpu_ratio),
         Target("idle connection: kB of memory", IDLE_KB, "most", None if bytes_each is None else bytes_each / KB),
         Target("idle connections: share of a core", IDLE_CORE, "most", report.idle.core_share),
         Target("without a pause: p99 over p50", TAIL_RATIO, "most", crowd.p99_ms / crowd.p50_ms),
@@ -66,7 +68,7 @@ def door_as_text(report: DoorReport) -> str:
         [
             f"EXAI {__version__} on {report.machine}",
             f"a tool that says back {TEXT_BYTES} bytes, by the daemon's doors with its logs and metrics, beside "
-            "`websockets` and `orjson` alone;",
+            "`orjson` on `websockets` or on uvicorn alone;",
             f"each server in a process of its own, CPU is the server's; {plan.rounds} rounds in turn, medians",
             *report.notes,
             "",

@@ -1,4 +1,4 @@
-"""A server of the door's bench, alone in its process: EXAI's door with a tool that does nothing, or the bare echo.
+"""A server of the door's bench, alone in its process: EXAI's doors with a tool that does nothing, or a bare server.
 
 The invariant is that EXAI's is built, logs and records as the daemon does; what is changed is that one caller may use
 all of it. It tells its port, then what it uses whenever it is asked, until its standard input ends.
@@ -12,8 +12,8 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,7 @@ from exai.bench.door_client import allow_open_files
 from exai.config import LogSettings, ServerSettings
 from exai.logs import configure_logging
 from exai.mcp.asgi import build_asgi
-from exai.mcp.floor import open_echo
+from exai.mcp.floor import open_answer, open_echo
 from exai.mcp.serve import open_server
 from exai.mcp.server import McpServer
 from exai.mcp.tools import Arguments, CallContext, ToolRegistry, ToolResult, ToolSpec
@@ -32,6 +32,7 @@ from exai.monitoring.metrics import MetricsRecorder
 
 DOOR: Final = "door"
 BARE: Final = "bare"
+BARE_HTTP: Final = "bare http"
 CPU: Final = "cpu"
 MEMORY: Final = "memory"
 TOOL: Final = "nothing"
@@ -92,11 +93,18 @@ def _memory_bytes() -> int | None:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+_SERVERS: Final[Mapping[str, Callable[[], AbstractAsyncContextManager[int]]]] = {
+    DOOR: open_door,
+    BARE: open_echo,
+    BARE_HTTP: open_answer,
+}
+
+
 async def main(kind: str) -> None:
     """Serve until nobody asks any more."""
     asked = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(asked), sys.stdin)
-    async with open_door() if kind == DOOR else open_echo() as port:
+    async with _SERVERS[kind]() as port:
         _say({"port": port})
         while line := await asked.readline():
             _say(used(line.decode().strip()))

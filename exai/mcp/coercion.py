@@ -10,7 +10,7 @@ is never looked into, and what could mean two things is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import unquote
@@ -92,6 +92,63 @@ class _Reading:
 
     def note(self, path: str, sentence: str) -> None:
         self.notes.append(f"{path}: {sentence}")
+
+
+class Plain:
+    """Whether arguments are already what a schema asks for, seen by one cheap test for each: most are.
+
+    It holds for nothing that `understood` would alter or take a note of; False says that it has to look.
+    """
+
+    __slots__ = ("_tests",)
+
+    def __init__(self, schema: Json, keeps_empty: frozenset[str] = frozenset()) -> None:
+        required = schema.get("required", ())
+        self._tests: dict[str, _Test] = {}
+        for name, part in schema.get("properties", {}).items():
+            test = _test(part, may_be_empty=name in required or name in keeps_empty, is_required=name in required)
+            if test is not None:
+                self._tests[name] = test
+
+    def holds(self, given: Json) -> bool:
+        """Tell whether every argument is one of the schema's and can be taken as it is."""
+        for name, value in given.items():
+            test = self._tests.get(name)
+            if test is None or type(value) is not test[0]:
+                return False
+            if test[1] is not None and not test[1](value):
+                return False
+        return True
+
+
+_Test = tuple[type, Callable[[Any], bool] | None]
+"""The one type that is taken as it is, and what else has to be true."""
+
+
+def _test(schema: Json, *, may_be_empty: bool, is_required: bool) -> _Test | None:
+    kind = schema.get("type")
+    if kind == "string":
+        if "enum" in schema:
+            choices = frozenset(each for each in schema["enum"] if may_be_empty or each.strip())
+            return str, choices.__contains__
+        return str, None if may_be_empty else _says_something
+    if kind == "integer":
+        return int, None if is_required or "default" in schema or schema.get("minimum", 0) <= 0 else bool
+    if kind == "boolean":
+        return bool, None
+    if kind == "array":
+        part = schema.get("items", {})
+        return (list, _are_texts) if part.get("type") == "string" and "enum" not in part else None
+    return (dict, None) if kind == "object" and "properties" not in schema else None
+
+
+def _says_something(text: str) -> bool:
+    bare = text.strip()
+    return bare != "" and bare not in NOTHING
+
+
+def _are_texts(values: list[object]) -> bool:
+    return all(type(each) is str and _says_something(each) for each in values)
 
 
 def understood(schema: Json, given: object, keeps_empty: frozenset[str] = frozenset()) -> tuple[object, list[str]]:

@@ -51,7 +51,8 @@ class Bucket:
 
     def wait_s(self, wanted: float, now: float) -> float:
         """Return in how many seconds so much can be taken, 0 when it can be now."""
-        self._left = min(self._most, self._left + (now - self._filled_at) * self._per_s)
+        left = self._left + (now - self._filled_at) * self._per_s
+        self._left = left if left < self._most else self._most  # noqa: FURB136 - `min` takes longer than all of this
         self._filled_at = now
         if wanted <= self._left:
             return 0.0

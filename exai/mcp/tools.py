@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 
 from exai.errors import ExaiError, InvalidArgument
 from exai.mcp import eras
-from exai.mcp.coercion import understood
+from exai.mcp.coercion import Plain, understood
 from exai.mcp.eras import Cacheable
 from exai.mcp.errors import error_facts
 from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
@@ -134,27 +134,37 @@ UNKNOWN = Terms("unknown")
 """Of a tool that does not exist: a peer must not invent labels."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A registered tool with what each of its calls would otherwise find out again."""
+
+    spec: ToolSpec
+    schema: Json
+    plain: Plain
+    terms: Terms
+    validate: Callable[[object], Any]
+    """What `model_validate` calls, after looking at options that are not used here."""
+
+
 class ToolRegistry:
     """The tools of one server, in order of registration."""
 
     def __init__(self, specs: Iterable[ToolSpec] = (), *, announces_changes: bool = False) -> None:
-        self._specs: dict[str, ToolSpec] = {}
-        self._terms: dict[str, Terms] = {}
+        self._known: dict[str, _Known] = {}
         self._described: list[Json] = []
-        self._schemas: dict[str, Json] = {}
         self._announces_changes = announces_changes
         for spec in specs:
             self.add(spec)
 
     def __iter__(self) -> Iterator[ToolSpec]:
-        return iter(self._specs.values())
+        return (known.spec for known in self._known.values())
 
     def __len__(self) -> int:
-        return len(self._specs)
+        return len(self._known)
 
     def add(self, spec: ToolSpec) -> None:
         """Register a tool; raises `ValueError` or `TypeError` for one that clients could not use."""
-        if spec.name in self._specs:
+        if spec.name in self._known:
             raise ValueError(f"two tools are named {spec.name}")
         if NAME.fullmatch(spec.name) is None:
             raise ValueError(f"{spec.name}: a tool's name is up to 41 of a-z, 0-9 and _, beginning with a letter")
@@ -162,9 +172,14 @@ class ToolRegistry:
             raise TypeError(f"{spec.name}: {spec.arguments.__name__} must forbid unknown arguments")
         description = _description(spec)
         self._described.append(description)
-        self._schemas[spec.name] = description["inputSchema"]
-        self._specs[spec.name] = spec
-        self._terms[spec.name] = Terms(spec.name, spec.timeout_s, spec.joins_identical)
+        schema = description["inputSchema"]
+        self._known[spec.name] = _Known(
+            spec,
+            schema,
+            Plain(schema, spec.arguments.KEEPS_EMPTY),
+            Terms(spec.name, spec.timeout_s, spec.joins_identical),
+            spec.arguments.__pydantic_validator__.validate_python,
+        )
 
     def feature(self, run_as_task: RunAsTask | None = None) -> Feature:
         """Return the methods and the capability of these tools; `run_as_task` does what may outlast its call."""
@@ -181,30 +196,30 @@ class ToolRegistry:
         return paged(self._described, call.params, "tools")
 
     async def _call(self, run_as_task: RunAsTask | None, call: Call, context: CallContext) -> Json:
-        spec, given = self._specs.get(self._name(call.params)), call.params.get("arguments")
-        if spec is None:
-            raise self._unknown_tool(self._name(call.params))
-        given, notes = understood(self._schemas[spec.name], given, spec.arguments.KEEPS_EMPTY)
-        if not isinstance(given, dict):
-            raise RpcError(INVALID_PARAMS, "Invalid params: arguments must be an object")
+        known, given = self._named(call.params), call.params.get("arguments")
+        spec = known.spec
+        notes: Sequence[str] = ()
+        if type(given) is not dict or not known.plain.holds(given):
+            given, notes = understood(known.schema, given, spec.arguments.KEEPS_EMPTY)
+            if not isinstance(given, dict):
+                raise RpcError(INVALID_PARAMS, "Invalid params: arguments must be an object")
         try:
-            # What `model_validate` calls, after looking at options that are not used here.
-            arguments = spec.arguments.__pydantic_validator__.validate_python(given)
+            arguments = known.validate(given)
         except ValidationError as error:
             return invalid_arguments(spec, error)
+        if not spec.outlasts or run_as_task is None:
+            return call_result(noted(await spec.handler(arguments, context), notes))
 
         async def work(context: CallContext) -> Json:
             return call_result(noted(await spec.handler(arguments, context), notes))
-
-        if not spec.outlasts or run_as_task is None:
-            return await work(context)
 
         return await run_as_task(call, context, work)
 
     def terms(self, call: Call) -> Terms:
         """Return the terms of the called tool."""
         name = call.params.get("name")
-        return self._terms.get(name, UNKNOWN) if isinstance(name, str) else UNKNOWN
+        known = self._known.get(name) if isinstance(name, str) else None
+        return UNKNOWN if known is None else known.terms
 
     def joining_key(self, call: Call) -> bytes | None:
         """Return what makes calls of one session, of a tool whose calls may be joined, identical; None for no other."""
@@ -215,16 +230,16 @@ class ToolRegistry:
         knows_tasks = eras.declares(call.version, call.client.capabilities, eras.TASKS)
         return orjson.dumps([call.params["name"], given, knows_tasks], option=orjson.OPT_SORT_KEYS)
 
-    def _name(self, params: Json) -> str:
+    def _named(self, params: Json) -> _Known:
         name = params.get("name")
         if not isinstance(name, str):
             raise RpcError(INVALID_PARAMS, "Invalid params: name must be the name of a tool")
-        return name
-
-    def _unknown_tool(self, name: str) -> RpcError:
-        near = get_close_matches(name[:64], self._specs, n=3)
-        hint = f". Did you mean {' or '.join(near)}?" if near else ". tools/list names all tools"
-        return RpcError(INVALID_PARAMS, f"Unknown tool: {name[:64]}{hint}")
+        known = self._known.get(name)
+        if known is None:
+            near = get_close_matches(name[:64], self._known, n=3)
+            hint = f". Did you mean {' or '.join(near)}?" if near else ". tools/list names all tools"
+            raise RpcError(INVALID_PARAMS, f"Unknown tool: {name[:64]}{hint}")
+        return known
 
 
 def noted(result: ToolResult, notes: Sequence[str]) -> ToolResult:
@@ -236,8 +251,9 @@ def noted(result: ToolResult, notes: Sequence[str]) -> ToolResult:
 
 def call_result(result: ToolResult) -> Json:
     """Return the `CallToolResult` of what a handler returned."""
-    text = headed(result.structured, result.text, result.head)
-    structured = None if result.structured is None else headed_facts(result.structured)
+    facts = result.structured
+    text = headed(facts, result.text, result.head) if facts is not None or result.head else result.text
+    structured = None if facts is None else headed_facts(facts)
     shape: dict[str, Any] = {"content": [{"type": "text", "text": text}] if text else []}
     if result.content:
         shape["content"] += result.content

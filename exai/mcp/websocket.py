@@ -137,7 +137,8 @@ class _Taking:
         if not self._session.outbox.is_closed:  # Nothing begins that could not be answered any more.
             message = parse(data)
             self._session.take(message, len(data))
-            self._judge(message, len(data))
+            if self._malformed or self._excess_bytes or self._session.is_over_rate or isinstance(message, Malformed):
+                self._judge(message, len(data))
         return True
 
     async def in_turn(self, data: bytes) -> None:

@@ -26,10 +26,10 @@ async def test_a_run_measures_every_target_and_says_so() -> None:
     assert [each.operation for each in report.comparisons] == [CALL_WEBSOCKET, CALL_HTTP]
     assert report.crowd.least_share <= 1 <= report.crowd.most_share
     shown = json.loads(json.dumps(door_as_json(report)))
-    assert len(shown["targets"]) == 5
+    assert len(shown["targets"]) == 6
     assert all(each["verdict"] in ("met", "missed") for each in shown["targets"])
     text = door_as_text(report)
-    assert "bare echo" in text
+    assert "bare echo" in text and "bare uvicorn" in text
     assert all(each["promise"] in text for each in shown["targets"])
     assert named[-1] == "done"
 

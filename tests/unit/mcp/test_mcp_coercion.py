@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exai.errors import InvalidArgument
-from exai.mcp.coercion import understood
+from exai.mcp.coercion import Plain, understood
 from exai.mcp.schemas import portable_schema
 from tests.support.surface import CALLS, ONE, TWO, all_tools
 
@@ -228,6 +228,33 @@ def test_whatever_is_sent_is_understood_refused_or_left(data: st.DataObject) -> 
         assert error.field
         return
     assert understood(schema, found)[0] == found
+
+
+@given(st.data())
+def test_what_is_taken_as_plain_would_be_understood_as_itself(data: st.DataObject) -> None:
+    """The short test leaves nothing out that the long way would alter, refuse or take a note of."""
+    spec = TOOLS[data.draw(st.sampled_from(sorted(TOOLS)))]
+    schema = portable_schema(spec.arguments)
+    texts = st.sampled_from(["", " ", "null", " None ", "off", "user", "a"])
+    values = texts | st.booleans() | st.integers(-1, 2) | st.lists(texts, max_size=3) | JSON
+    given = data.draw(
+        st.dictionaries(st.sampled_from([*schema["properties"], "input", "question"]), values, max_size=4)
+    )
+    if Plain(schema, spec.arguments.KEEPS_EMPTY).holds(given):
+        assert understood(schema, given, spec.arguments.KEEPS_EMPTY) == (given, [])
+
+
+@pytest.mark.parametrize(
+    ("tool", "given"),
+    [
+        ("chat", {"prompt": "null", "continuation_id": ONE, "files": ["a.py"], "max_output_tokens": 5}),
+        ("conversation_get", {"continuation_id": ONE, "limit": 20}),
+        ("status", {}),
+    ],
+)
+def test_usual_arguments_are_seen_to_be_plain_at_once(tool: str, given: dict[str, Any]) -> None:
+    """Nearly all calls are such, and understanding one costs more than everything else about its arguments."""
+    assert Plain(portable_schema(TOOLS[tool].arguments), TOOLS[tool].arguments.KEEPS_EMPTY).holds(given)
 
 
 def camel_name(name: str) -> str:

@@ -73,6 +73,9 @@ LEAST_WHOLE, WHOLE_PER_BREAK = 3, 4
 MOST_CONTROL: Final = 0.02
 """Of the bytes of a text may be control characters."""
 
+MOST_SEPARATORS: Final = 0.2
+"""Of the bytes of a text may be NUL between its parts."""
+
 MOST_BROKEN: Final = 0.05
 """Of the bytes beyond ASCII may be no part of a character."""
 
@@ -94,7 +97,11 @@ def encoding_of(data: bytes) -> str:
                 return name
             if name == MARKED_UTF_8:
                 return DAMAGED_UTF_8
-    is_odd = len(data) - len(data.translate(None, CONTROL)) > max(1, len(data) * MOST_CONTROL)
+    odd = len(data) - len(data.translate(None, CONTROL))
+    if b"\0" in data and b"\0\0" not in data and data.count(0) == odd <= len(data) * MOST_SEPARATORS:
+        # Names and variables that are separated by NUL, as by `find -print0`.
+        odd = 0
+    is_odd = odd > max(1, len(data) * MOST_CONTROL)
     if (is_odd or b"\0" in data) and (wide := _wide(data[: len(data) // 4 * 4][:LOOKED_AT_BYTES])) is not None:
         return wide if _broken(data, wide) <= 1 + len(data) // BYTES_PER_BREAK else BINARY
     if is_odd:

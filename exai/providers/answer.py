@@ -10,7 +10,7 @@ cannot be read is counted in `unread`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from exai.models import Delta, FinishReason, Usage
 from exai.providers.reading import DONE, Found, TextJoiner, clean_name, read_message, tokens, values_of
@@ -46,8 +46,16 @@ _BROKEN_OFF: Final = frozenset(
 
 _PLAIN_DELTA: Final = frozenset({"role", "content"})
 _PLAIN_CHOICE: Final = frozenset({"index", "delta", "finish_reason", "logprobs"})
-_COUNTING_FIELDS: Final = frozenset({"usage", "x_groq", "message", "timings", "eval_count", "prompt_eval_count"})
+_COUNTING_FIELDS: Final = frozenset(
+    {"usage", "x_groq", "message", "response", "timings", "eval_count", "prompt_eval_count"}
+)
 _IDLE_EVENTS: Final = frozenset({"ping", "pong", "keepalive", "keep-alive", "keep_alive", "heartbeat"})
+_END_EVENTS: Final = frozenset({"done", "end", "close", "complete", "finish", "finished"})
+_END_TYPES: Final = frozenset({"message_stop", "response.completed", "response.done"})
+_END_FLAGS: Final = ("done", "stop", "is_finished", "finished")
+"""True in the last piece of servers that give no reason."""
+
+_ENVELOPES: Final = ("data", "result", "response")
 _GOOD_CODES: Final = (None, False, "", 0, "0", 200, "200", "ok", "OK", "success")
 _LOOSE_FIELDS: Final = ("delta", "message", "text", "content", "output_text", "response")
 """Where a chunk without choices may hold text."""
@@ -148,6 +156,7 @@ class Answer:
                 break
             for chunk in value if isinstance(value, list) else [value]:
                 self._take_value(chunk, name, added)
+        self.done = self.done or name in _END_EVENTS
         return self._add(added)
 
     def settle(self) -> Delta | None:
@@ -171,24 +180,33 @@ class Answer:
             self.unread += 1
 
     def _take_chunk(self, chunk: Mapping[str, Any], name: str, added: Found) -> None:
-        inner = chunk.get("data")
-        if isinstance(inner, dict) and "choices" in inner and "choices" not in chunk:
+        inner = next(filter(_has_choices, map(chunk.get, _ENVELOPES)), None)
+        if isinstance(inner, dict) and "choices" not in chunk:
             chunk = inner
         if _is_error(chunk, name):
-            raise ErrorInStream(chunk)
+            self._fail(chunk, added)
         self._take_facts(chunk)
         for choice in _choices(chunk):
             if isinstance(choice, str):
                 added.content += choice
             elif not isinstance(choice, dict):
                 self.unread += 1
-            elif tokens(choice.get("index")) and _says_something(choice):
+            elif choice is not chunk and tokens(choice.get("index")) and _says_something(choice):
                 self._set_aside(choice)
             else:
                 self._has_own_choice = True
                 self._take_own_choice(choice, added)
         if "choices" not in chunk and any(chunk.get(field) for field in _UNKNOWN_TEXT_FIELDS):
             self.unread += 1
+        if (late := _error_beside(chunk)) is not None:
+            self._fail({"error": late}, added)
+        kind = chunk.get("type")
+        self.done = self.done or (isinstance(kind, str) and kind in _END_TYPES)
+
+    def _fail(self, document: Mapping[str, Any], added: Found) -> NoReturn:
+        """Report an error; what came before it in the same event belongs to the answer."""
+        self._add(added)
+        raise ErrorInStream(document)
 
     def _set_aside(self, choice: Mapping[str, Any]) -> None:
         """Keep a choice that is no part of this answer, unless it turns out to be the only one there is."""
@@ -211,7 +229,7 @@ class Answer:
                 added.content += content
                 return
         if choice.get("error"):
-            raise ErrorInStream({"error": choice["error"]})
+            self._fail({"error": choice["error"]}, added)
         found = self._read_choice(choice)
         if found.content and self.finish_reason is not None:
             self.goes_on = True
@@ -262,8 +280,8 @@ class Answer:
             chunk.keys() & _COUNTING_FIELDS or (choices and isinstance(choices[0], dict) and "usage" in choices[0])
         ):
             return
-        groq, message = chunk.get("x_groq"), chunk.get("message")
-        places = [chunk, *(choice for choice in choices[:1] if isinstance(choice, dict)), groq, message]
+        inner = (chunk.get(name) for name in ("x_groq", "message", "response"))
+        places = [chunk, *(choice for choice in choices[:1] if isinstance(choice, dict)), *inner]
         self.usage = _usage([place.get("usage") for place in places if isinstance(place, dict)], chunk, self.usage)
 
     def _name(self, things: list[str]) -> None:
@@ -292,6 +310,8 @@ class Answer:
     def _take_finish(self, choice: Mapping[str, Any], added: Found) -> None:
         places = [place for place in (choice, choice.get("delta")) if isinstance(place, dict)]
         word = next(filter(None, (_word(place.get(name)) for place in places for name in _REASON_FIELDS)), "")
+        if not word and any(choice.get(flag) is True for flag in _END_FLAGS):
+            word = "length" if choice.get("stopped_limit") is True else "stop"
         if not word:
             return
         if word in _BROKEN_OFF:
@@ -304,14 +324,37 @@ class Answer:
 
 
 def _is_error(chunk: Mapping[str, Any], name: str) -> bool:
-    if chunk.get("error") or name == "error":
+    if _is_reported(chunk.get("error")) or name == "error":
         return True
     if any(chunk.get(field) for field in ("choices", *_LOOSE_FIELDS[:1])) or chunk.get("usage"):
         return False
     words = (chunk.get("object"), chunk.get("type"), chunk.get("status"))
     code = chunk.get("code")
-    failed = not any(code is good or code == good for good in _GOOD_CODES)
+    failed = not _is_good(code)
     return "choices" not in chunk and (failed or "error" in words or chunk.get("success") is False or _detail(chunk))
+
+
+def _is_good(code: Any) -> bool:
+    return any(code is good or code == good for good in _GOOD_CODES)
+
+
+def _is_reported(error: Any) -> bool:
+    """Whether the field for an error holds one; some servers send it always, with a code of 0."""
+    return not all(map(_is_good, error.values())) if isinstance(error, dict) else bool(error)
+
+
+def _error_beside(chunk: Mapping[str, Any]) -> Any:
+    """Return an error that stands beside what a chunk says: Groq's, and MiniMax's."""
+    groq, reply = chunk.get("x_groq"), chunk.get("base_resp")
+    if isinstance(groq, dict) and groq.get("error"):
+        return groq["error"]
+    if isinstance(reply, dict) and not _is_good(reply.get("status_code")):
+        return {"code": reply.get("status_code"), "message": reply.get("status_msg")}
+    return None
+
+
+def _has_choices(value: Any) -> bool:
+    return isinstance(value, dict) and "choices" in value
 
 
 def _detail(chunk: Mapping[str, Any]) -> bool:
@@ -327,7 +370,8 @@ def _choices(chunk: Mapping[str, Any]) -> list[Any]:
     kind = chunk.get("type")
     if isinstance(kind, str) and kind.endswith(_ENDED):
         return []
-    return [chunk] if _holds_text(chunk) or chunk.get("done_reason") else []
+    ends = chunk.get("done_reason") or any(chunk.get(flag) is True for flag in _END_FLAGS)
+    return [chunk] if ends or _holds_text(chunk) else []
 
 
 def _says_something(choice: Mapping[str, Any]) -> bool:

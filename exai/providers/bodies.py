@@ -21,7 +21,7 @@ MAX_FOREIGN_BYTES: Final = 65_536
 _UNPACKED_BYTES: Final = 65_536
 _MAGIC: Final = b"\x1f\x8b"
 _SPACE: Final = b" \t\r\n\xef\xbb\xbf"
-_FIELDS: Final = (b"data", b"event", b"id", b"retry", b":")
+_FIELDS: Final = (b"data", b"event", b"id", b"retry", b"error:", b":")
 _SNIFFED_BYTES: Final = 6
 
 Form = Literal["unknown", "events", "document", "foreign"]
@@ -88,7 +88,8 @@ class Body:
     """Feed it the chunks of a reply that said it was well; it answers with the events they complete.
 
     `form` is what the body turned out to be. A `foreign` one gives no events; `foreign` has its beginning. `alive`
-    counts the lines so far, or the pieces of a document: a server that sends some is at work.
+    counts the lines so far, or the pieces of a document: a server that sends some is at work. `is_one_document`: the
+    body was one JSON value to its end, and not lines of which the last may be missing.
     """
 
     def __init__(self, media_type: str, encoding: str, *, max_event_bytes: int, max_bytes: int) -> None:
@@ -99,6 +100,7 @@ class Body:
         self._held = bytearray()
         self._pieces = 0
         self.form: Form = "unknown"
+        self.is_one_document = False
 
     @property
     def alive(self) -> int:
@@ -167,4 +169,5 @@ class Body:
         except ValueError:
             lines = filter(None, map(str.strip, text.split("\n")))
             return [Event(line.removeprefix("data:")) for line in lines]
+        self.is_one_document = True
         return [Event(text)]

@@ -272,7 +272,7 @@ class Exchange:
             await self._hear(event, reading)
         if body.foreign or (body.form != "events" and not answer.whole):
             raise self._refusal(response, reading.call, body.foreign)
-        if body.form == "document":
+        if body.is_one_document:
             answer.done = True
         is_framed = "content-length" in response.headers or "transfer-encoding" in response.headers
         if not body.ended or (answer.goes_on and not is_framed):

@@ -191,7 +191,7 @@ def decode_body(body: bytes) -> tuple[object, str]:
 def verdict_of(family: Family, failure: Failure) -> Verdict | None:
     """What the failure means; None when nothing in it says so. Codes go before types, types before the status."""
     status = failure.status
-    if (status is None or status < 400) and failure.code.isdigit():
+    if (status is None or status < 400) and re.fullmatch("[45][0-9][0-9]", failure.code):
         # Proxies put the upstream's HTTP status into the body of a 200.
         status = int(failure.code)
     for name in (failure.code, failure.kind):

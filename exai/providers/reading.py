@@ -107,6 +107,9 @@ def values_of(data: str) -> tuple[list[Any], int]:
     Several values in one event come from servers that leave out the blank line between events.
     """
     text = data.strip().lstrip("\ufeff")
+    while text.startswith("data:"):
+        # A proxy has put the field's name before a line that had it.
+        text = text.removeprefix("data:").lstrip()
     if _is_done(text):
         return [DONE], 0
     if _IDLE.fullmatch(text):
@@ -239,7 +242,7 @@ def _paired(text: str) -> str:
 
 
 def _is_done(text: str) -> bool:
-    return len(text) <= len(DONE) + 2 and text.strip("\"'").upper() == DONE
+    return len(text) <= len(DONE) + 2 and text.strip("\"'[]<>").upper() == DONE.strip("[]")
 
 
 def _int(digits: str) -> int | float:
@@ -284,6 +287,11 @@ def _read_part(part: Mapping[str, Any], found: Found, depth: int) -> None:
     if any(word in kind for word in _REASONING_TYPES) or part.get("thought") is True:
         found.reasoning += _thought(part, depth)
         return
+    word = next((word for key in (kind, *map(str, part)) for word in _NAMES if word in key.lower()), None)
+    own = part.get(str(part.get("type")))
+    if word is None and isinstance(own, str) and own:
+        found.content += own
+        return
     for name in _PART_FIELDS:
         if part.get(name) not in (None, "", [], {}):
             _read_content(part[name], found, depth + 1)
@@ -291,7 +299,6 @@ def _read_part(part: Mapping[str, Any], found: Found, depth: int) -> None:
     if any(name in part for name in _PART_FIELDS):
         # The place of the text is there, and empty.
         return
-    word = next((word for key in (kind, *map(str, part)) for word in _NAMES if word in key.lower()), None)
     if word is not None:
         found.named.append(_NAMES[word])
     elif part:

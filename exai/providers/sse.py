@@ -84,6 +84,10 @@ class SseParser:
             self._data_bytes += len(value) + 1
         elif field == b"event":
             self._name = value.decode(errors="replace")
+        elif field == b"error":
+            # Older releases of llama.cpp report errors so.
+            self._dispatch(events)
+            events.append(Event(value.decode(errors="replace"), "error"))
 
     def _dispatch(self, events: list[Event]) -> None:
         if self._data:

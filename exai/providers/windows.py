@@ -36,8 +36,17 @@ _WORDS: Final = re.compile(
     r"|prompt\s+exceeds|input\s+exceeds|exceed(?:s|ed)?\s+(?:the\s+)?(?:model.{0,3}s?\s+)?(?:max(?:imum)?\s+)?"
     r"(?:number\s+of\s+)?(?:input\s+|prompt\s+)?(?:tokens?|length|model\s+token\s+limit)|reduce\s+the\s+length|range\s+of\s+input\s+length"
     r"|inputs?.{0,3}\s+tokens\s*\+|exceeded\s+model\s+token\s+limit|n_ctx|kv\s+cache\s+is\s+full|when\s+context\s+the\s+overflows"
-    r"|prompt\s+contains\s+\d+\s+tokens|longer\s+than\s+the\s+(?:model|maximum)|上下文|超长|超过.{0,12}长度",
+    r"|prompt\s+contains\s+\d+\s+tokens|longer\s+than\s+the\s+(?:model|maximum)|inputs?\W{0,3}\s*must\s+have\s+less"
+    r"|上下文|超长|过长|(?:超过|超出).{0,12}长度",
     re.IGNORECASE | re.DOTALL,
+)
+_BEYOND: Final = re.compile(
+    r"(?:tokens?|length|messages)\b[^.]{0,60}\b(?:exceeds?|(?:greater|larger|more|longer)\s+than)\b[^.]{0,40}"
+    r"(?:limit|max)",
+    re.IGNORECASE,
+)
+_OF_THE_OUTPUT: Final = re.compile(
+    r"max_(?:completion_|output_|new_)?tokens|(?:completion|output|generated?)\s+(?:tokens|length)", re.IGNORECASE
 )
 _NUMBER: Final = r"(\d[\d,_]{1,14})"
 _LIMITS: Final = tuple(
@@ -50,7 +59,8 @@ _LIMITS: Final = tuple(
         rf"{_NUMBER}\s+(?:token\s+)?(?:maximum|max\b|limit)",
         rf"(?:limit|n_ctx|at\s+most|up\s+to)\D{{0,10}}{_NUMBER}",
         rf"\[\s*\d+\s*,\s*{_NUMBER}\s*\]",
-        rf"(?:<=|must\s+be\s+less\s+than)\s*{_NUMBER}",
+        rf"(?:<=|less\s+than|cannot\s+exceed)\D{{0,10}}{_NUMBER}",
+        rf"max(?:imum|_seq_len)?[\s:=(]{{0,4}}{_NUMBER}",
     )
 )
 _SENT: Final = tuple(
@@ -63,6 +73,8 @@ _SENT: Final = tuple(
         rf"(?:prompt|input)\s+is\s+too\s+long:?\s+{_NUMBER}",
         rf"n_prompt_tokens\D{{0,6}}{_NUMBER}",
         rf"request\s+\(?{_NUMBER}\s+tokens",
+        rf"(?:passed|current\s+length\s+is|total\s+length|given|received|requested)\W{{0,3}}{_NUMBER}",
+        rf"(?:input|prompt|messages)\D{{0,12}}{_NUMBER}[^.\d]{{0,12}}(?:is\b|exceeds?|which)",
     )
 )
 
@@ -79,7 +91,8 @@ def too_long(failure: Failure) -> TooLong | None:
     """Return what a failure says about the length of the prompt; None when it is about something else."""
     said = failure.message[:MAX_READ_CHARS]
     named = failure.code in _CODES or failure.kind in _CODES or failure.status == 413
-    if not named and (failure.status in (401, 403, 429) or not _WORDS.search(said)):
+    is_said = _WORDS.search(said) or (_BEYOND.search(said) and not _OF_THE_OUTPUT.search(said))
+    if not named and (failure.status in (401, 403, 429) or not is_said):
         return None
     limit = failure.limit_tokens or _first(_LIMITS, said)
     sent = failure.sent_tokens or _first(_SENT, said)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from exai.errors import ExaiError, ProviderBroken, ProviderRefused
+from exai.errors import ExaiError, ProviderBroken, ProviderRefused, ProviderTooLong
 from exai.models import Usage
 from exai.monitoring.metrics import MetricsRecorder
 from tests.integration.providers.conftest import Asker
@@ -71,6 +71,10 @@ def choice(delta: Any, index: Any = 0, **more: Any) -> dict[str, Any]:
     return {"index": index, "delta": delta, "finish_reason": None, **more}
 
 
+def typed(kind: str, **facts: Any) -> bytes:
+    return f"event: {kind}\n".encode() + event({"type": kind, **facts})
+
+
 def choices(*each: Any, **more: Any) -> bytes:
     return event({"choices": list(each), **more})
 
@@ -99,6 +103,7 @@ CASES: dict[str, Case] = {
     "text beside choices": whole(event({"delta": {"content": D}}), event({"delta": {"text": N}})),
     "completions shape": whole(choices({"index": 0, "text": D}), choices({"index": 0, "text": N})),
     "choices is an object": whole(event({"choices": {"delta": {"content": D + N}}})),
+    "envelope of another name": whole(event({"result": {"choices": [choice({"content": D + N})]}})),
     "envelope": whole(event({"code": 0, "data": {"choices": [choice({"content": D + N})]}})),
     "message instead of delta": whole(choices({"message": {"content": D}}), choices({"message": {"content": N}})),
     "message repeats the deltas": whole(*TEXT, event(MESSAGE)),
@@ -115,6 +120,7 @@ CASES: dict[str, Case] = {
     "images beside": parts(
         {"content": D + N}, {"images": [{"type": "image_url"}]}, partial=True, unread=1, note="an image"
     ),
+    "part under the name of its type": parts({"content": [{"type": "markdown", "markdown": D + N}]}),
     "unknown part": parts({"content": [D + N, {"type": "hologram", "blob": 1}]}, partial=True, unread=1),
     "text that is null": parts({"content": [{"type": "text", "text": None}, {"type": "text", "text": D + N}]}),
     "message within a delta": parts({"message": {"content": {"text": D}}}, {"message": {"content": [N]}}),
@@ -159,12 +165,34 @@ CASES: dict[str, Case] = {
         stream(choices(choice({"content": D}, 1)), choices(choice({"content": N}, 1, finish_reason="stop")), END),
         usage=Usage(),
     ),
+    "blocks of Anthropic": Case(
+        stream(
+            typed("message_start", message={"content": [], "usage": {"input_tokens": 11, "output_tokens": 1}}),
+            typed("content_block_delta", index=0, delta={"type": "thinking_delta", "thinking": "hm"}),
+            typed("content_block_delta", index=1, delta={"type": "text_delta", "text": D}),
+            typed("content_block_delta", index=1, delta={"type": "text_delta", "text": N}),
+            typed("message_delta", delta={"stop_reason": "end_turn"}, usage={"output_tokens": 7}),
+            typed("message_stop"),
+        ),
+        reasoning="hm",
+    ),
+    "events of Responses": Case(
+        stream(
+            typed("response.created", response={"status": "in_progress"}),
+            typed("response.output_text.delta", delta=D, output_index=1),
+            typed("response.output_text.delta", delta=N, output_index=1),
+            typed("response.output_text.done", text=D + N),
+            typed("response.completed", response={"usage": {"input_tokens": 11, "output_tokens": 7}}),
+        ),
+        finish="other",
+    ),
     "index as text": whole(choices(choice({"content": D}, "0"), choice({"content": "Yes"}, "1")), TEXT[1]),
     # Noise between events.
     "empty data": whole(TEXT[0], b"data:\n\n", TEXT[1]),
     "data: ping": whole(TEXT[0], b"data: ping\n\n", TEXT[1]),
     "event: ping": whole(TEXT[0], b'event: ping\ndata: {"type": "ping"}\n\n', TEXT[1]),
     "comments": whole(b": OPENROUTER PROCESSING\n\n", *TEXT, b":\n"),
+    "name before the name": raw(PLAIN.replace("data: ", "data: data: ")),
     "null and empty documents": whole(TEXT[0], event("null"), event("{}"), event("[]"), TEXT[1]),
     "not JSON": whole(TEXT[0], b'data: {"choices": [{"delta"\n\n', TEXT[1], partial=True, unread=1, note="1 events"),
     "not JSON only": Case(stream(b"data: {oops\n\n", END), ProviderBroken),
@@ -207,10 +235,21 @@ CASES: dict[str, Case] = {
     "one JSON document": Case(reply_as(json.dumps(MESSAGE | {"usage": USAGE}).encode())),
     "one JSON document as a stream": raw(json.dumps(MESSAGE | {"usage": USAGE}, indent=2)),
     "JSON lines": Case(reply_as("\n".join(said(D, N, finish="stop")).encode(), "application/x-ndjson")),
+    "JSON lines that say they are done": Case(
+        reply_as(
+            b'{"message": {"content": "Do NOT "}, "done": false}\n{"message": {"content": "delete it."}}\n'
+            b'{"done": true, "prompt_eval_count": 11, "eval_count": 7}\n',
+            "application/x-ndjson",
+        )
+    ),
+    "JSON lines without an end": Case(reply_as("\n".join(said(D, N)).encode(), "application/x-ndjson"), ProviderBroken),
     "lines without data:": raw(f": hello\n\n{PLAIN}".replace("data: {", "{")),
     # Finish.
     "no [DONE]": Case(stream(*TEXT, STOP)),
     "no finish reason": Case(stream(*TEXT, event({"usage": USAGE}), END), finish="other"),
+    "DONE": Case(stream(*TEXT, event({"usage": USAGE}), b"data: DONE\n\n"), finish="other"),
+    "event: done": Case(stream(*TEXT, event({"usage": USAGE}), b"event: done\ndata: {}\n\n"), finish="other"),
+    "done is true": Case(stream(*TEXT, event({"usage": USAGE}), event({"done": True}))),
     "neither": Case(stream(*TEXT), ProviderBroken),
     "length": Case(stream(*TEXT, chunk({}, finish="length", usage=USAGE), END), finish="length"),
     "max_tokens in capitals": Case(stream(*TEXT, chunk({}, finish="MAX_TOKENS", usage=USAGE), END), finish="length"),
@@ -269,6 +308,22 @@ CASES: dict[str, Case] = {
     "error in a choice": Case(
         stream(TEXT[0], choices(choice({}, error={"code": 502, "message": "upstream"}, finish_reason="error"))),
         ProviderBroken,
+    ),
+    "error in a field of its own": Case(
+        stream(b'error: {"code": 400, "type": "exceed_context_size_error", "message": "no"}\n\n'), ProviderTooLong
+    ),
+    "error of Groq beside the reason": Case(
+        stream(*TEXT, chunk({}, finish="stop", x_groq={"error": "over capacity"}), END),
+        partial=True,
+        usage=Usage(),
+        note="over capacity",
+    ),
+    "error of MiniMax": Case(
+        stream(event({"choices": None, "base_resp": {"status_code": 1008, "status_msg": "no balance"}})), ProviderBroken
+    ),
+    "no error of MiniMax": whole(*TEXT, event({"choices": [], "base_resp": {"status_code": 0, "status_msg": ""}})),
+    "error with a code of 0": whole(
+        event({"error": {"code": 0, "message": ""}, "choices": [choice({"content": D})]}), TEXT[1]
     ),
     "error is null": whole(event({"error": None, "choices": [choice({"content": D})]}), TEXT[1]),
     "error after the reason": Case(

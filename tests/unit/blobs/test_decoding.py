@@ -117,6 +117,14 @@ def test_utf_16_that_was_cut_or_has_no_zero_is_still_text(data: bytes) -> None:
     assert encoding_of(data).startswith("utf-16")
 
 
+@pytest.mark.parametrize("data", [b"./a.txt\0./b.txt\0./c.txt\0", b"HOME=/root\0LANG=C\0" * 9])
+def test_text_that_is_separated_by_nul_is_text(data: bytes) -> None:
+    """As `find -print0` and `git ls-files -z` write it."""
+    decoded = decode(data)
+    assert decoded is not None
+    assert decoded.text == data.decode().replace("\0", "\u2400")
+
+
 @pytest.mark.parametrize(
     "data",
     [

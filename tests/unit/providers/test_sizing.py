@@ -177,6 +177,36 @@ def test_what_a_refusal_taught_fades_with_accepted_prompts() -> None:
         (500, {"error": {"message": "the input length exceeds the context length"}}, TooLong(None, None)),
         (413, "", TooLong(None, None)),
         (
+            400,
+            {"message": "too many tokens: the tokens in the prompt cannot exceed 128000 - received 140000."},
+            TooLong(128_000, 140_000),
+        ),
+        (
+            422,
+            {"error": "Input validation error: `inputs` must have less than 4095 tokens. Given: 5000"},
+            TooLong(4_095, 5_000),
+        ),
+        (400, {"error": {"message": "Total input tokens 9000 exceed max_seq_len 8192"}}, TooLong(8_192, 9_000)),
+        (400, {"error": {"message": "Prompt length 9000 is greater than max_seq_len 8192"}}, TooLong(8_192, 9_000)),
+        (
+            400,
+            {"error": {"message": "Messages have 9000 tokens, which exceeds the max limit of 8192 tokens."}},
+            TooLong(8_192, 9_000),
+        ),
+        (400, {"error": {"message": "Current length is 9012 while limit is 8192"}}, None),
+        (
+            400,
+            {"error": {"code": "context_length_exceeded", "message": "Current length is 9012 while limit is 8192"}},
+            TooLong(8_192, 9_012),
+        ),
+        (400, {"error": {"message": "输入内容超出模型最大长度限制"}}, TooLong(None, None)),
+        (
+            400,
+            {"error": {"message": "max_tokens: 100000 is greater than the maximum number of output tokens 8192"}},
+            None,
+        ),
+        (400, {"error": {"message": "max_completion_tokens exceeds the model's maximum output length of 4096"}}, None),
+        (
             422,
             {"detail": [{"loc": ["body", "messages"], "msg": "Input is too long for requested model."}]},
             TooLong(None, None),
@@ -188,5 +218,5 @@ def test_what_a_refusal_taught_fades_with_accepted_prompts() -> None:
     ],
 )
 def test_refusal_for_length_is_recognised_in_every_servers_words(status: int, body: object, expected: object) -> None:
-    """OpenAI, vLLM, llama.cpp, GLM, Kimi, Anthropic, Gemini, DashScope, Mistral, LM Studio, xAI, Ollama."""
+    """OpenAI, vLLM, llama.cpp, GLM, Kimi, Anthropic, Gemini, DashScope, Mistral, LM Studio, xAI, Ollama, Cohere."""
     assert too_long(read_failure(body, status=status)) == expected

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from sqlalchemy import Connection, RowMapping
+from sqlalchemy.exc import DBAPIError
 
 from exai.db.adoption import INDISPENSABLE, TABLES, TEXTS, TIMES, UUID_TYPE, WANTED, columns_of
 from exai.db.standing import READ_ONLY_CURE, REPLICA_CURE
@@ -118,6 +119,16 @@ BAD_IDS: Final = {
     for table in KEYED
 }
 
+UPDATED: Final = ("conversations", "messages", "files")
+"""Tables of which migrations update every row."""
+
+GUARDED: Final = """
+select 1 from pg_catalog.pg_trigger t
+ where t.tgrelid = $1::bigint::oid and not t.tgisinternal and t.tgenabled in ('O', 'A') and t.tgtype & 16 <> 0
+"""
+IMMEDIATE: Final = "set constraints all immediate"
+LIFT: Final = "disable it for the migration, or let it pass updates"
+
 REMAKE: Final = "drop it, migrate, and create it again"
 
 
@@ -171,6 +182,8 @@ def _table_problems(connection: Connection) -> Iterator[tuple[str, str]]:
             yield from _relation_problems(connection, row, name)
         elif name == METRICS and row["kind"] == "r":
             yield from _dependents(connection, row["oid"], name, _changed_metrics(connection))
+        if row["kind"] == "r" and row["name"] in UPDATED:
+            yield from _update_problems(connection, row, name)
     routines = connection.exec_driver_sql(ROUTINES, (list(ROUTINE_NAMES),)).mappings().all()
     for row in routines:
         if not row["is_owned"]:
@@ -228,6 +241,33 @@ def _id_problems(connection: Connection, table: str, oid: int) -> Iterator[tuple
     connection.exec_driver_sql("select pg_catalog.set_config('statement_timeout', '0', true)")
     if connection.exec_driver_sql(BAD_IDS[table]).fetchall():
         yield f"public.{table} has rows without an id or with the same one", "give each its own"
+
+
+def _update_problems(connection: Connection, row: RowMapping, name: str) -> Iterator[tuple[str, str]]:
+    """Try an update of one row, which is taken back, where triggers of the user's may refuse or suppress it."""
+    is_ours = row["schema"] == "public" and row["is_owned"] and not row["rules"]
+    if not is_ours or not connection.exec_driver_sql(GUARDED, (row["oid"],)).fetchall():
+        return
+    fixed = {each for each, _ in connection.exec_driver_sql(FIXED, (row["oid"], list(WANTED[row["name"]]))).fetchall()}
+    columns = [
+        each for each in WANTED[row["name"]] if each in columns_of(connection, row["name"]) and each not in fixed
+    ]
+    if not columns:
+        return
+    same = ", ".join(f"{each} = {each}" for each in columns)
+    trial = f"update {name} set {same} where ctid = (select ctid from {name} limit 1)"  # noqa: S608 - our own names
+    attempt = connection.begin_nested()
+    try:
+        updated = connection.exec_driver_sql(trial).rowcount
+        connection.exec_driver_sql(IMMEDIATE)
+    except DBAPIError as error:
+        said = str(getattr(error.orig, "__cause__", None) or error.orig).partition("\n")[0]
+        yield f"a trigger on {name} refuses updates ({said})", LIFT
+        return
+    finally:
+        attempt.rollback()
+    if updated == 0 and connection.exec_driver_sql(f"select 1 from {name} limit 1").fetchall():  # noqa: S608
+        yield f"a trigger on {name} suppresses updates", LIFT
 
 
 def _changed(connection: Connection, table: str) -> list[str]:

@@ -56,6 +56,31 @@ IN_THE_WAY = {
         ),
         ("trigger noted", "public.messages.role"),
     ),
+    "a trigger that refuses updates": (
+        (
+            "create function public.nope() returns trigger language plpgsql as"
+            " $$ begin raise exception 'append only'; end $$",
+            "create trigger nope before update or delete on public.conversations"
+            " for each row execute function public.nope()",
+        ),
+        ("a trigger on public.conversations refuses updates (append only)", "disable it"),
+    ),
+    "a constraint trigger that refuses updates at the end": (
+        (
+            "create function public.nope() returns trigger language plpgsql as"
+            " $$ begin raise exception 'append only'; end $$",
+            "create constraint trigger nope after update on public.conversations deferrable initially deferred"
+            " for each row execute function public.nope()",
+        ),
+        ("a trigger on public.conversations refuses updates (append only)",),
+    ),
+    "a trigger that suppresses updates": (
+        (
+            "create function public.skip() returns trigger language plpgsql as $$ begin return null; end $$",
+            "create trigger skip before update on public.conversations for each row execute function public.skip()",
+        ),
+        ("a trigger on public.conversations suppresses updates", "let it pass updates"),
+    ),
     "a rule": (
         ("create rule quiet as on delete to public.messages do instead nothing",),
         ("rule quiet on public.messages",),

@@ -63,6 +63,9 @@ async def test_prompts_and_their_arguments_in_both_eras(daemon: Daemon) -> None:
             assert resource["uri"] == f"exai://conversations/{key}"
             assert json.loads(resource["text"])["messages"][0]["content"] == "The answer is 42."
             assert key in second["content"]["text"]
+            go_on["arguments"] = {"continuation_id": f"exai://conversations/{key} What is the question?"}
+            _, second = (await asked(socket, era, "prompts/get", go_on))["messages"]
+            assert second["content"]["text"].endswith("What is the question?")
             find = {"name": "find", "arguments": {"words": "planets"}}
             (only,) = (await asked(socket, era, "prompts/get", find))["messages"]
             assert "conversation_search" in only["content"]["text"]

@@ -318,7 +318,7 @@ async def test_terminal_is_not_controlled_by_an_answer(program: Program, provide
     provider.script(kimi_answer(["Look: \x1b]52;c;ZXZpbA==\x07 ", "\x9b31m\u202e done."]))
     await program.shows("> ")
     program.type("hello\n")
-    await program.shows(r"done\.")
+    await program.shows(r"done\.\r\n> ")
     assert "␛]52;c;ZXZpbA==␇" in program.text
     assert "\x1b]52" not in program.text
     assert "\x9b" not in program.text

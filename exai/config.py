@@ -25,7 +25,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from exai.addresses import UnusableAddress, is_loopback, redact
-from exai.credentials import check_credentials
+from exai.credentials import check_credentials, check_data_dir
 from exai.environment import ENV_FILE_VARIABLE, OLDER_NAMES, Reading, Search, Value, read_environment
 from exai.errors import ConfigError
 from exai.sections import (
@@ -238,6 +238,8 @@ def load_settings(
         errors += _explain(error, given)
     else:
         errors += _contradictions(settings, given)
+        if any(settings.embedded_servers):
+            errors += check_data_dir(reading)
         settings._reading = reading
     if errors:
         first = errors[0]

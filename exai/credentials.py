@@ -2,14 +2,16 @@
 
 A `.env` in the working directory comes with whatever project is there, so it is less trusted than the environment, the
 command line and a file that was named. Invariant: no password, key or token is sent to an address that such a file
-chose, unless the same file holds the credential too, and no program is started that such a file names.
+chose, unless the same file holds the credential too; no program is started that such a file names, and no server with
+data that such a file chose.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from urllib.parse import urlsplit
+from pathlib import Path
+from urllib.parse import unquote
 
 from exai.environment import ENV_FILE_VARIABLE, Reading
 from exai.errors import ConfigError
@@ -58,16 +60,45 @@ def check_daemon_token(reading: Reading, secret: str) -> None:
         raise refused
 
 
+def check_data_dir(reading: Reading) -> Iterator[ConfigError]:
+    """Yield why the embedded servers must not run on this data: what is in a cluster can have commands executed."""
+    chosen = reading.find("EXAI_DATA_DIR")
+    if chosen is not None and chosen.is_found:
+        yield ConfigError(chosen.name, f"is set in {chosen.origin} and names data that EXAI's servers would run", CURE)
+
+
 def _borrowed_password(reading: Reading, variable: str) -> Iterator[ConfigError]:
-    """Drivers take the password of an address without one from PGPASSWORD."""
+    """Drivers take the password of an address without one from elsewhere."""
     address = reading.find(variable)
-    if address is None or not address.is_found or not os.environ.get("PGPASSWORD"):
+    if address is None or not address.is_found:
         return
+    authority, query = _split(address.text)
+    parameters = {unquote(name): unquote(value) for name, _, value in (part.partition("=") for part in query)}
+    if parameters.get("password") or authority.partition("@")[0].partition(":")[2]:
+        return
+    if os.environ.get("PGPASSWORD"):
+        lent = "PGPASSWORD of the environment"
+    elif service := parameters.get("service") or os.environ.get("PGSERVICE"):
+        lent = f"the password of the service {service}"
+    elif (passwords := _passwords_for_all_hosts(parameters.get("passfile"))) is not None:
+        lent = f"a password that {passwords} has for every host"
+    else:
+        return
+    yield ConfigError(address.name, f"is set in {address.origin}, and would receive {lent}", CURE)
+
+
+def _split(url: str) -> tuple[str, list[str]]:
+    """Return the authority of an address, empty without user information, and its parameters."""
+    rest, _, query = url.partition("://")[2].partition("?")
+    authority = rest.partition("/")[0]
+    return (authority if "@" in authority else ""), query.split("&")
+
+
+def _passwords_for_all_hosts(named: str | None) -> Path | None:
+    """Return the password file of libpq if it has an entry whatever the host."""
+    file = Path(named or os.environ.get("PGPASSFILE") or "~/.pgpass")
     try:
-        has_password = urlsplit(address.text).password is not None or "password=" in address.text
-    except ValueError:
-        has_password = False
-    if not has_password:
-        yield ConfigError(
-            address.name, f"is set in {address.origin}, and would receive PGPASSWORD of the environment", CURE
-        )
+        lines = file.expanduser().read_text("utf-8", "replace").splitlines()
+    except (OSError, RuntimeError):
+        return None
+    return file if any(line.startswith("*:") for line in lines) else None

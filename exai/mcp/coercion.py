@@ -1,10 +1,10 @@
 """Arguments as clients send them, made into what a tool's schema asks for.
 
 Clients send arrays and objects as JSON text, numbers and booleans as text, "" and null for what is left out, one text
-for a list, names in camelCase, and a resource's address for an id; models use words of other tools. Invariant: a value
-that fits its schema is altered only where an optional one says that there is none or an id is given as the address of
-what it names, what is free-form (the content of objects without named properties)
-is never looked into, and what could mean two things is refused.
+for a list, an empty list for an empty object (PHP) or the other way round (Lua), names in camelCase, and a resource's
+address for an id; models use words of other tools. Invariant: a value that fits its schema is altered only where an
+optional one says that there is none or an id is given as the address of what it names, what is free-form (the content
+of objects without named properties) is never looked into, and what could mean two things is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 from urllib.parse import unquote
 from uuid import UUID
 
@@ -157,7 +157,7 @@ def understood(schema: Json, given: object, keeps_empty: frozenset[str] = frozen
     What cannot be understood stays as it is, for validation to refuse. Raises `InvalidArgument` for what could mean two
     things.
     """
-    if given is None or (isinstance(given, str) and not given.strip()):
+    if given is None or given == [] or (isinstance(given, str) and given.strip() in ("", "[]", *NOTHING)):
         return {}, []
     given = _decoded(given, dict)
     if not isinstance(given, dict):
@@ -215,7 +215,8 @@ def _named(properties: Json, given: Json, path: str, reading: _Reading) -> Json:
     for name, value in left.items():
         target = _synonym(_plain(name), properties, found)
         if target is None:
-            found[name] = value
+            if value is not None and value != "":
+                found[name] = value
         else:
             found[target] = value
             if value not in (None, ""):
@@ -266,7 +267,7 @@ def _value(schema: Json, value: object, path: str, reading: _Reading, depth: int
     if depth > MAX_DEPTH:
         return value
     if kind == "object":
-        value = _decoded(value, dict)
+        value = {} if value in ([], "[]") else _decoded(value, dict)
         if isinstance(value, dict) and "properties" in schema:
             return _object(schema, value, path, reading, depth)
     elif kind == "array":
@@ -280,6 +281,8 @@ def _value(schema: Json, value: object, path: str, reading: _Reading, depth: int
 
 def _array(schema: Json, value: object, path: str, reading: _Reading, depth: int) -> object:
     part: Json = schema.get("items", {})
+    if value in ({}, "{}"):
+        return []
     if isinstance(value, str):
         value = _listed(part, value, path, reading)
     elif isinstance(value, dict) and part.get("type") == "object":
@@ -329,6 +332,8 @@ def _text(schema: Json, value: object, path: str, reading: _Reading) -> object:
         value = "true" if value else "false"
     elif isinstance(value, int):
         value = str(value)
+    elif _is_text_part(value):
+        value = value["text"]
     elif isinstance(value, list) and value and all(map(_is_text_part, value)):
         reading.note(path, "parts of text joined")
         value = "".join(each["text"] for each in value)
@@ -363,6 +368,8 @@ def _decoded(value: object, wanted: type) -> object:
         if not isinstance(found, str):
             break
         text = found.strip().removeprefix("\ufeff")
+        if text.startswith("```") and text.endswith("```"):
+            text = text[3:-3].partition("\n")[2].strip()
         if not text.startswith(("[", "{", '"')):
             return value
         try:
@@ -394,7 +401,7 @@ def _is_uuid(text: str) -> bool:
     return True
 
 
-def _is_text_part(part: object) -> bool:
+def _is_text_part(part: object) -> TypeGuard[Json]:
     return (
         isinstance(part, dict)
         and part.get("type") in ("text", "input_text", "output_text")

@@ -33,7 +33,7 @@ def legacy_version(headers: Mapping[str, str], message: object) -> str | None:
 
     Raises `RpcError` when headers and body contradict each other or name no revision that is served.
     """
-    stated = headers.get(VERSION)
+    stated = headers.get(VERSION) or None
     envelope = _envelope_version(message)
     if isinstance(message, Request) and message.method == "initialize":
         if stated in eras.MODERN_VERSIONS:

@@ -112,7 +112,9 @@ def parse(data: bytes) -> Message:
         return Malformed(None, RpcError(INVALID_REQUEST, f"Invalid Request: {what}; send one object per message"))
     problem = _structure_problem(data, value)
     if problem is not None:
-        return Malformed(_id_in(data), RpcError(INVALID_REQUEST, f"Invalid Request: {problem}"))
+        found = _id_in(data)
+        found = as_id(value.get("id")) if found is None else found
+        return Malformed(found, RpcError(INVALID_REQUEST, f"Invalid Request: {problem}"))
     return _classify(data, value)
 
 

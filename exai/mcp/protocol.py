@@ -237,6 +237,8 @@ class Connection:
         if request.method == "initialize":
             return self._initialize(request)
         meta = request.params.get("_meta")
+        if meta == []:
+            meta = None
         if meta is not None and not isinstance(meta, dict):
             raise RpcError(INVALID_PARAMS, "Invalid params: _meta must be an object")
         if meta is not None and eras.META_VERSION in meta:
@@ -252,6 +254,8 @@ class Connection:
         if version not in eras.MODERN_VERSIONS:
             facts = {"supported": list(eras.MODERN_VERSIONS), "requested": version[: jsonrpc.MAX_ID_CHARS]}
             raise RpcError(eras.UNSUPPORTED_VERSION, "Unsupported protocol version", facts)
+        if capabilities == []:
+            capabilities = {}
         if not isinstance(capabilities, dict):
             raise RpcError(INVALID_PARAMS, f"Invalid params: _meta.{eras.META_CAPABILITIES} must be an object")
         client = _client(meta.get(eras.META_CLIENT), capabilities)
@@ -279,6 +283,7 @@ class Connection:
 
     def _listen(self, request: jsonrpc.Request, client: Client) -> Action:
         wanted = request.params.get("notifications")
+        wanted = {} if wanted == [] else wanted
         if not isinstance(wanted, dict):
             raise RpcError(INVALID_PARAMS, "Invalid params: notifications must be an object")
         if "taskIds" in wanted and eras.TASKS in self.surface.capabilities.get("extensions", {}):

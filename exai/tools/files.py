@@ -22,6 +22,7 @@ PAGE_CHARS = 38_000
 
 MAX_PAGE_CHARS = 200_000
 MAX_LIST = 200
+_URL_ALPHABET = str.maketrans("-_", "+/")
 LINE = ("file_id", "name", "media_type", "size_bytes", "created_at")
 """What a list says of a file in its text."""
 
@@ -125,7 +126,7 @@ def _put_tool(files: FileService) -> ToolSpec:
         else:
             if arguments.name is None:
                 raise InvalidArgument("name", "is missing", "Say what the file is called")
-            content = FileContent(arguments.name, _bytes_of(arguments), arguments.media_type)
+            content = FileContent(arguments.name, bytes_of(arguments), arguments.media_type)
             (file,) = await files.put(context.owner, [content])
         text = "The file is stored." if file.created else "This content had been stored before."
         return ToolResult({**_file(file), "created": file.created}, text)
@@ -221,7 +222,8 @@ def _delete_tool(files: FileService) -> ToolSpec:
     )
 
 
-def _bytes_of(arguments: PutArguments) -> bytes:
+def bytes_of(arguments: PutArguments) -> bytes:
+    """Return the content that was sent. Raises InvalidArgument."""
     if arguments.content is not None:
         try:
             return arguments.content.encode()
@@ -230,9 +232,19 @@ def _bytes_of(arguments: PutArguments) -> bytes:
                 "content", "holds a lone surrogate", "Send valid text, or use content_base64"
             ) from None
     try:
-        return base64.b64decode(arguments.content_base64 or "", validate=True)
+        return _decoded(arguments.content_base64 or "")
     except (binascii.Error, ValueError):
         raise InvalidArgument("content_base64", "is not base64", "Use the standard alphabet with padding") from None
+
+
+def _decoded(text: str) -> bytes:
+    """Decode base64 as programs write it: on lines, in the alphabet of URLs, without padding, or in a data: address."""
+    if text.startswith("data:"):
+        head, _, text = text.partition(",")
+        if not head.lower().endswith(";base64"):
+            raise ValueError(head)
+    text = "".join(text.split()).translate(_URL_ALPHABET)
+    return base64.b64decode(text if text.endswith("=") else text + "=" * (-len(text) % 4), validate=True)
 
 
 def _shown(part: FilePart, offset: int, limit: int) -> tuple[Literal["text", "base64"], str, int | None]:

@@ -28,6 +28,7 @@ REFUSED = [
     CALL + b'{"a":99999999999999999999}}',
     CALL + b'{"a":NaN}}',
     CALL + b"[1]}",
+    CALL.replace(b'"id"', b'"\\u0069d"') + b'{"a":1,"a":2}}',
 ]
 ACCEPTED = [
     b'\xef\xbb\xbf{"jsonrpc":"2.0","id":7,"method":"tools/list"}',
@@ -38,6 +39,9 @@ ACCEPTED = [
     b'{"jsonrpc":"2.0","id":7,"method":"resources/list","params":{"cursor":""}}',
     b'{"jsonrpc":"2.0","id":7,"method":"prompts/list","params":{"cursor":""}}',
     CALL + b'{"name":"version","_meta":{"progressToken":1.0}}}',
+    CALL + b'{"name":"version","_meta":[]}}',
+    CALL + b'{"name":"version","arguments":[]}}',
+    CALL + b'{"name":"version","arguments":"null"}}',
     CALL + APPEND + b"}",
 ]
 

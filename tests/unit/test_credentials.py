@@ -100,6 +100,65 @@ def test_password_of_libpq_is_not_for_a_database_of_a_found_file(
     load_settings({"HOME": "/h"})
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://u:@evil.example/d",
+        "postgresql://u@evil.example/d?application_name=password=",
+        "postgresql://u@evil.example/d?password=",
+        "postgresql://u@evil.example/d?sslpassword=own",
+        "postgresql://u@evil.example/password=own",
+        "postgresql://evil.example:1/d",
+    ],
+)
+def test_address_without_a_password_is_not_taken_for_one_with(
+    address: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the driver sees as no password counts."""
+    write(project, f"DATABASE_URL={address}")
+    monkeypatch.setenv("PGPASSWORD", "secret")
+    with pytest.raises(ConfigError, match="would receive PGPASSWORD"):
+        load_settings({"HOME": "/h"})
+
+
+@pytest.mark.parametrize(
+    "own", ["postgresql://u:own@h/d", "postgresql://u@h/d?password=own", "postgresql://h/d?user=u&password=own"]
+)
+def test_password_in_the_address_is_seen(own: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is borrowed then."""
+    write(project, f"DATABASE_URL={own}")
+    monkeypatch.setenv("PGPASSWORD", "secret")
+    load_settings({"HOME": "/h"})
+
+
+def test_passwords_of_libpqs_files_are_not_for_a_database_of_a_found_file(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service lends its password to any host; a password file does by an entry for every host."""
+    write(project, "DATABASE_URL=postgresql://u@evil.example/d?service=prod")
+    with pytest.raises(ConfigError, match="would receive the password of the service prod"):
+        load_settings({"HOME": "/h"})
+    write(project, "DATABASE_URL=postgresql://u@evil.example/d")
+    passwords = project / "passwords"
+    monkeypatch.setenv("PGPASSFILE", str(passwords))
+    passwords.write_text("db.example:5432:*:u:secret\n")
+    load_settings({"HOME": "/h"})
+    passwords.write_text("# all\n*:*:*:u:secret\n")
+    with pytest.raises(ConfigError, match="would receive a password that .*passwords has for every host"):
+        load_settings({"HOME": "/h"})
+
+
+def test_embedded_servers_do_not_run_on_data_that_a_found_file_chose(project: Path) -> None:
+    """A cluster of a project could have commands executed; without embedded servers there is none."""
+    file = write(project, "EXAI_DATA_DIR=./data")
+    for embedded in ({}, {"DATABASE_URL": "postgresql://u:p@h/d", "EXAI_CACHE__URL": "embedded"}):
+        with pytest.raises(ConfigError, match=r"EXAI_DATA_DIR: is set in \.env and names data.*--env-file"):
+            load_settings({"HOME": "/h", **embedded})
+    load_settings({"HOME": "/h", "DATABASE_URL": "postgresql://u:p@h/d"})
+    load_settings({"HOME": "/h", "EXAI_ENV_FILE": str(file)})
+    assert load_settings({"HOME": "/h", "EXAI_DATA_DIR": "/mine"}).data_dir == Path("/mine")
+
+
 def test_programs_are_not_taken_from_a_found_file(project: Path) -> None:
     """EXAI_PG_BIN names what is started."""
     write(project, "EXAI_PG_BIN=./bin")

@@ -121,7 +121,7 @@ class TestPrompts:
             ({"name": "review"}, "path is required"),
             ({"name": "review", "arguments": {"path": "a", "pat": "b"}}, "no argument pat"),
             ({"name": "review", "arguments": {"path": {}}}, "texts"),
-            ({"name": "plain", "arguments": []}, "texts"),
+            ({"name": "plain", "arguments": [1]}, "texts"),
         ],
     )
     async def test_wrong_requests_say_what_is_wrong(self, params: dict[str, Any], words: str) -> None:

@@ -122,15 +122,21 @@ class TestStatelessEra:
         message = request(1, "server/discover", None, **{META_VERSION: "2026-07-28"})
         assert error(give(connect(), message))["code"] == -32602
 
-    @pytest.mark.parametrize("meta", [[], "x", 1])
+    @pytest.mark.parametrize("meta", [[1], "x", 1])
     def test_meta_must_be_an_object(self, meta: object) -> None:
         """Otherwise the era could not be told."""
         message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": meta}}
         assert error(give(connect(), message))["code"] == -32602
 
+    def test_empty_list_is_an_empty_object(self) -> None:
+        """PHP writes an empty object so."""
+        assert "result" in answer(give(connect(), modern(1, "tools/list", **{META_CAPABILITIES: []})))
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": []}}
+        assert "result" in answer(give(connect("2025-11-25"), message))
+
     def test_envelope_of_the_wrong_types_is_invalid(self) -> None:
         """Version a text, capabilities an object."""
-        for meta in ({META_VERSION: 1}, {META_CAPABILITIES: []}, {META_CAPABILITIES: None}):
+        for meta in ({META_VERSION: 1}, {META_CAPABILITIES: [1]}, {META_CAPABILITIES: None}):
             assert error(give(connect(), modern(1, "tools/list", **meta)))["code"] == -32602
 
     @pytest.mark.parametrize(

@@ -274,7 +274,8 @@ def _config(options: argparse.Namespace) -> int:
         file = str(settings.env_file) if settings.env_file else None
         print(json.dumps({"env_file": file, "settings": [line._asdict() for line in lines]}, indent=2))
         return OK
-    print(f"# {settings.env_file} was read" if settings.env_file else "# no .env file in this directory")
+    file = f"# {settings.env_file} was read" if settings.env_file else "# no .env file in this directory"
+    print(shown(file, sys.stdout))
     names = max(len(line.variable) for line in lines)
     for line in lines:
         origin = "" if line.origin == "default" else f"  # {line.origin}"

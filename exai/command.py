@@ -10,6 +10,8 @@ from collections.abc import Coroutine, Mapping
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from exai.terminal_text import shown
+
 if TYPE_CHECKING:
     from exai.config import Settings
     from exai.environment import Reading
@@ -39,7 +41,8 @@ def read_settings(overrides: Mapping[str, str] | None = None, *, errors_only: bo
 def announce_env_file(reading: Reading) -> None:
     """Say on standard error which file settings were read from, if any."""
     if reading.env_file is not None:
-        print(f"(settings were read from {reading.env_file.absolute()})", file=sys.stderr, flush=True)
+        line = f"(settings were read from {reading.env_file.absolute()})"
+        print(shown(line, sys.stderr), file=sys.stderr, flush=True)
 
 
 def accept_any_character() -> None:

@@ -144,7 +144,7 @@ def test_passwords_of_libpqs_files_are_not_for_a_database_of_a_found_file(
     passwords.write_text("db.example:5432:*:u:secret\n")
     load_settings({"HOME": "/h"})
     passwords.write_text("# all\n*:*:*:u:secret\n")
-    with pytest.raises(ConfigError, match="would receive a password that .*passwords has for every host"):
+    with pytest.raises(ConfigError, match=r"would receive a password that .*passwords has for every host"):
         load_settings({"HOME": "/h"})
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import mimetypes
+import unicodedata
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -29,6 +30,11 @@ from exai.paths import Roots, too_large
 MAX_NAME_CHARS = 255
 MAX_MEDIA_TYPE_CHARS = 255
 DEFAULT_MEDIA_TYPE = "application/octet-stream"
+DEFAULT_NAME = "file"
+
+BREAKING = ("Cc", "Cs", "Zl", "Zp")
+TURNING = frozenset(map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+"""What a name may not hold: categories that end a line or are no text, and marks that turn round what follows."""
 
 STATEMENT_BYTES = PART_BYTES
 """Of the contents that come along with the rows of one statement."""
@@ -166,17 +172,16 @@ class FileService:
         return await self.blobs.read(owner, file, offset, size_bytes)
 
     async def store(self, owner: Owner, name: str, media_type: str, data: bytes) -> FileId:
-        """Store one file; see `put`."""
-        (file,) = await self.put(owner, [FileContent(name, data, media_type)])
+        """Store one file of an export; see `put`. A name that an older system gave is made one that can be shown."""
+        (file,) = await self.put(owner, [FileContent(_shown_name(name), data, _shown_type(media_type))])
         return file.id
 
     async def store_known(
         self, owner: Owner, name: str, media_type: str, sha256: str, size_bytes: int
     ) -> FileId | None:
         """Store a file whose content this owner has already: 1 database round trip. None without the content."""
-        _check_label("name", "a file name", name, MAX_NAME_CHARS)
-        _check_label("media_type", "a media type", media_type, MAX_MEDIA_TYPE_CHARS)
-        new = NewFile(str(uuid.uuid4()), sha256, size_bytes, media_type, name, str(uuid.uuid4()))
+        shown = _shown_type(media_type), _shown_name(name)
+        new = NewFile(str(uuid.uuid4()), sha256, size_bytes, *shown, str(uuid.uuid4()))
         (file,) = await self.repository.put(owner, self.blobs.chosen.name, [new])
         return file.id if file else None
 
@@ -300,9 +305,13 @@ class FileService:
         if size_bytes > self._settings.max_bytes:
             raise too_large(source.field, size_bytes, self._settings.max_bytes)
         name = content.name.strip()
-        _check_label(f"{source.field}.name", "a file name", name, MAX_NAME_CHARS)
+        if not _is_name(name):
+            cure = f"Use 1 to {MAX_NAME_CHARS} characters, none of them a control character"
+            raise InvalidArgument(f"{source.field}.name", "is not a file name", cure)
         media_type = content.media_type or mimetypes.guess_type(name)[0] or DEFAULT_MEDIA_TYPE
-        _check_label(f"{source.field}.media_type", "a media type", media_type, MAX_MEDIA_TYPE_CHARS)
+        if not _is_media_type(media_type):
+            cure = f"Use 1 to {MAX_MEDIA_TYPE_CHARS} printable characters"
+            raise InvalidArgument(f"{source.field}.media_type", "is not a media type", cure)
         new = NewFile(
             id=str(uuid.uuid4()),
             sha256=digest(content.data),
@@ -358,9 +367,26 @@ def _check_offset(offset: int, size: int) -> None:
         raise InvalidArgument("offset", f"is {offset}, the text has {size} characters", "Use the one that was given")
 
 
-def _check_label(field: str, kind: str, text: str, most_chars: int) -> None:
-    if not text or len(text) > most_chars or not text.isprintable():
-        raise InvalidArgument(field, f"is not {kind}", f"Use 1 to {most_chars} printable characters")
+def _is_name(text: str) -> bool:
+    return 0 < len(text) <= MAX_NAME_CHARS and any(map(str.isprintable, text)) and all(map(_may_be_shown, text))
+
+
+def _may_be_shown(char: str) -> bool:
+    """Whether a name may hold a character: also joiners, spaces of any width, and emoji newer than our tables."""
+    return char.isprintable() or (unicodedata.category(char) not in BREAKING and char not in TURNING)
+
+
+def _shown_name(name: str) -> str:
+    shown = "".join(filter(_may_be_shown, name[:MAX_NAME_CHARS])).strip()
+    return shown if _is_name(shown) else DEFAULT_NAME
+
+
+def _is_media_type(text: str) -> bool:
+    return 0 < len(text) <= MAX_MEDIA_TYPE_CHARS and text.isprintable()
+
+
+def _shown_type(media_type: str) -> str:
+    return media_type if _is_media_type(media_type) else DEFAULT_MEDIA_TYPE
 
 
 def _is_id(reference: str) -> bool:

@@ -126,6 +126,10 @@ GUARDED: Final = """
 select 1 from pg_catalog.pg_trigger t
  where t.tgrelid = $1::bigint::oid and not t.tgisinternal and t.tgenabled in ('O', 'A') and t.tgtype & 16 <> 0
 """
+BAD_DIGESTS: Final = """
+select 1 from public.files where sha256 !~ '^[0-9a-f]{64}$' union all
+(select 1 from public.files where sha256 is not null group by sha256 having pg_catalog.count(*) > 1) limit 1
+"""
 IMMEDIATE: Final = "set constraints all immediate"
 LIFT: Final = "disable it for the migration, or let it pass updates"
 
@@ -213,6 +217,7 @@ def _relation_problems(connection: Connection, row: RowMapping, name: str) -> It
         yield f"{name}.{column} is {kind}, EXAI writes it", "drop the expression, or rename the column"
     yield from _type_problems(connection, row["name"])
     yield from _id_problems(connection, row["name"], row["oid"])
+    yield from _digest_problems(connection, row["name"])
     yield from _dependents(connection, row["oid"], name, _changed(connection, row["name"]))
 
 
@@ -241,6 +246,14 @@ def _id_problems(connection: Connection, table: str, oid: int) -> Iterator[tuple
     connection.exec_driver_sql("select pg_catalog.set_config('statement_timeout', '0', true)")
     if connection.exec_driver_sql(BAD_IDS[table]).fetchall():
         yield f"public.{table} has rows without an id or with the same one", "give each its own"
+
+
+def _digest_problems(connection: Connection, table: str) -> Iterator[tuple[str, str]]:
+    """An older table's digests become a key, and are checked."""
+    found = columns_of(connection, table).get("sha256") if table == "files" else None
+    if found is not None and found.type in TEXTS and connection.exec_driver_sql(BAD_DIGESTS).fetchall():
+        problem = "public.files has rows with the same sha256, or with one that is not 64 hexadecimal digits"
+        yield problem, "set it to null in all but one of them, or rename the column"
 
 
 def _update_problems(connection: Connection, row: RowMapping, name: str) -> Iterator[tuple[str, str]]:

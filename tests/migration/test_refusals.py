@@ -138,6 +138,20 @@ IN_THE_WAY = {
         ),
         ("public.files has rows without an id or with the same one",),
     ),
+    "digests that are no key": (
+        (
+            "create table public.files (id uuid primary key default gen_random_uuid(), sha256 text)",
+            "insert into public.files (sha256) select repeat('a', 64) from generate_series(1, 2)",
+        ),
+        ("public.files has rows with the same sha256", "set it to null"),
+    ),
+    "digests that are none": (
+        (
+            "create table public.files (id uuid primary key default gen_random_uuid(), sha256 text)",
+            "insert into public.files (sha256) values ('XYZ')",
+        ),
+        ("one that is not 64 hexadecimal digits",),
+    ),
     "several at once": (
         (
             "create view public.roles as select role from public.messages",

@@ -15,7 +15,9 @@ from exai.archive import open_text, read_parts
 from exai.conversations import AppendRequest
 from exai.conversations.formats import Format, Part, read_lines, read_markdown
 from exai.conversations.transfer import EMBEDDED_BYTES, ImportProgress
+from exai.db.address import parse_address
 from exai.db.contents import PART_BYTES
+from exai.db.pool import connect
 from exai.errors import Conflict, InvalidArgument
 from exai.files import FileContent
 from exai.models import LOCAL_OWNER, ContinuationId, Message, NewMessage, Owner
@@ -105,6 +107,24 @@ async def test_deleted_file_comes_back_with_the_import(rig: Rig) -> None:
     listed = (await rig.app.files.list(LOCAL_OWNER, continuation_id=ContinuationId("copy"))).files
     (message,) = await messages_of(rig, ContinuationId("copy"))
     assert set(message.metadata["file_ids"]) < {file.id for file in listed}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_files_with_names_of_an_older_system_come_back(rig: Rig, postgres_url: str, kind: Format) -> None:
+    """It gave none, or what no line can show; one that has no bytes here is only named."""
+    name = await with_files(rig)
+    connection = await connect(parse_address(postgres_url), timeout_s=5.0)
+    await connection.execute(
+        "update files set name = case name when 'empty' then null when 'notes.md' then e'a\\nb'"
+        " else repeat('x', 300) end,"
+        " media_type = repeat('t', 300)"
+    )
+    await connection.close()
+    await imported(rig, await exported(rig, name, kind), kind, OTHER)
+    listed = (await rig.app.files.list(OTHER, continuation_id=name)).files
+    assert {file.name for file in listed} == {"file", "ab", "x" * 255}
+    assert {file.media_type for file in listed} == {"application/octet-stream"}
+    assert {(await rig.app.files.read(OTHER, file.id))[1] for file in listed} == set(CONTENTS.values())
 
 
 async def test_conversation_without_files_costs_an_export_nothing_for_them(rig: Rig) -> None:

@@ -46,6 +46,33 @@ async def test_model_reads_the_file_where_it_was_given_in_every_later_turn(rig: 
     assert [file.id for file in listed.files] == [file_id]
 
 
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("Screenshot 10.00.00\u202fAM.png", True),
+        ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645.txt", True),
+        ("\U0001f468\u200d\U0001f469\u200d\U0001f467 \u2764\ufe0f.txt", True),
+        ("\U0001fae8 new emoji.txt", True),
+        ("a\u00a0b", True),
+        ("\u202egpj.exe", False),
+        ("a\u2067b", False),
+        ("a\nb", False),
+        ("a\u2028b", False),
+        ("a\x00b", False),
+        ("\u200b\u200d", False),
+        ("a" * 256, False),
+    ],
+)
+async def test_name_of_a_file_is_one_line_in_any_script(rig: Rig, name: str, is_one: bool) -> None:
+    """Joiners, variations and spaces of any width belong to it; what turns a line round or ends it does not."""
+    if not is_one:
+        with pytest.raises(InvalidArgument, match="is not a file name"):
+            await put(rig, "text", name)
+        return
+    file = await rig.app.files.get(LOCAL_OWNER, await put(rig, "text", name))
+    assert file.name == name
+
+
 async def test_append_with_two_hundred_files_is_one_round_trip(rig: Rig) -> None:
     """Links travel in the statement of the append."""
     stored = await rig.app.files.put(LOCAL_OWNER, [FileContent(f"{n}.txt", f"{n}".encode()) for n in range(200)])

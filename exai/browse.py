@@ -6,6 +6,7 @@ error.
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TextIO
@@ -15,7 +16,7 @@ from exai.config import Settings
 from exai.db.filters import ListFilter
 from exai.db.search import SearchQuery
 from exai.errors import InvalidArgument, NotFound
-from exai.models import ContinuationId, Conversation, Owner
+from exai.models import LOCAL_OWNER, ContinuationId, Conversation, Owner
 from exai.terminal_text import shown
 
 LISTED = 50
@@ -51,7 +52,8 @@ async def show(settings: Settings, owner: Owner, name: str, limit: int, output: 
         output.write(f"\n[{message.seq}] {message.role}  {_time(message.created_at)}\n{message.content}")
     output.result.flush()
     if page.next_before_seq is not None:
-        output.say(f"(the {limit} newest; `{output.program} show {found} --limit N` shows more, `export` all)")
+        command = f"{output.program} show{owner_option(owner)} {found} --limit N"
+        output.say(f"(the {limit} newest; `{command}` shows more, `export` all)")
 
 
 async def search(settings: Settings, query: SearchQuery, limit: int, output: Output) -> None:
@@ -87,7 +89,7 @@ async def newest_id(app: App, owner: Owner) -> ContinuationId:
     """Return the id of the conversation that was changed last. Raises `InvalidArgument` when there is none."""
     page = await app.conversations.list(owner, limit=1)
     if not page.conversations:
-        raise InvalidArgument("--last", "there is no conversation yet", "Leave it out to begin one")
+        raise InvalidArgument("--last", "there is no conversation yet", "Omit --last to start one")
     return page.conversations[0].continuation_id
 
 
@@ -102,11 +104,16 @@ async def whole_id(app: App, owner: Owner, name: str, program: str = "exai") -> 
         page = await app.conversations.list(owner, limit=CANDIDATES, only=ListFilter(part=name))
         found = [each for each in page.conversations if each.continuation_id.startswith(name)]
         if not found:
-            raise NotFound(error.kind, name, f"`{program} chat --list` shows which there are") from error
+            raise NotFound(error.kind, name, f"`{program} chat{owner_option(owner)} --list` lists them") from error
         if len(found) > 1:
             raise InvalidArgument("ID", _ambiguous(name, found), "Write more of it") from error
         return found[0].continuation_id
     return ContinuationId(name)
+
+
+def owner_option(owner: Owner) -> str:
+    """Return the option that names the owner in a command to be repeated; empty for the default."""
+    return "" if owner == LOCAL_OWNER else f" --owner {shlex.quote(owner)}"
 
 
 def _ambiguous(name: str, found: list[Conversation]) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from exai import __version__, cli_store
-from exai.cli_arguments import build_parser
+from exai.cli_arguments import build_parser, build_worker_parser
 from exai.command import (
     FAILED,
     INTERRUPTED,
@@ -41,8 +41,10 @@ MAX_LATENCY_MS = 1_000
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit status; wrong usage exits with 2."""
-    parser = build_parser()
-    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    is_worker = given[:1] == ["worker"]
+    parser = build_worker_parser() if is_worker else build_parser()
+    options = parser.parse_args(given[1:] if is_worker else given)
     if options.command is None:
         parser.print_help(sys.stderr)
         sys.exit(MISCONFIGURED)
@@ -150,8 +152,12 @@ def banner(settings: Settings, started: Started) -> str:
             "    GLM_API_KEY=...     Z.ai",
             "    EXAI_PROVIDERS__ENDPOINTS__OLLAMA__BASE_URL=http://localhost:11434/v1    any OpenAI-compatible server",
         ]
+    token_option = ' --header "Authorization: Bearer YOUR-TOKEN"' if header else ""
     lines += [
-        "  For an MCP client, over WebSocket or as a command:",
+        "  For Claude Code:",
+        f"    claude mcp add --transport http exai http://{address}/mcp{token_option}",
+        "  For other MCP clients, over HTTP, over WebSocket, or as a command:",
+        f'    {{"mcpServers":{{"exai":{{"type":"http","url":"http://{address}/mcp"{header}}}}}}}',
         f'    {{"mcpServers":{{"exai":{{"type":"ws","url":"{url}"{header}}}}}}}',
         f'    {{"mcpServers":{{"exai":{{"command":{json.dumps(_program())},"args":["connect"]{environment}}}}}}}',
     ]

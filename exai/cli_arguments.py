@@ -1,4 +1,4 @@
-"""What the `exai` command accepts: its commands and their options, and nothing about what they do."""
+"""The commands of the `exai` program and their options."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from exai import __version__
 
 STATUSES = """\
 exit status:
-  0    fine; for `health`: healthy
-  1    failed; for `health` and `doctor`: something is unhealthy
-  2    misconfigured: a setting or an argument is wrong
-  3    cannot start, or something needed cannot be reached
-  4    the database's schema is not at this release's revision
+  0    success; for `health`: healthy
+  1    failed; for `health` and `doctor`: a component is unhealthy
+  2    misconfigured: a setting or an argument is invalid
+  3    a component cannot be started or reached
+  4    the database schema is not at the revision of this release (run `exai migrate`)
   130  interrupted
 """
 
@@ -37,9 +37,18 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     commands.add_parser("version", help="show the version")
     for each in commands.choices.values():
-        # Accepted behind the command as well, where most people write options.
+        # Accepted after the command as well, where most users write options.
         _add_env_file(each, argparse.SUPPRESS)
     return parser
+
+
+def build_worker_parser() -> argparse.ArgumentParser:
+    """Return the parser of `exai worker`, which a parent process starts and no help lists."""
+    worker = argparse.ArgumentParser(prog="exai worker")
+    worker.add_argument("--control", type=int, required=True)
+    worker.add_argument("--socket", type=int, action="append", required=True)
+    worker.set_defaults(command="worker", env_file=None)
+    return worker
 
 
 def _add_env_file(parser: argparse.ArgumentParser, default: str | None) -> None:
@@ -53,87 +62,110 @@ def _add_env_file(parser: argparse.ArgumentParser, default: str | None) -> None:
 
 def _add_service(commands: Any) -> None:
     """Add the commands that run, reach or examine a daemon."""
-    serve = commands.add_parser("serve", help="start the daemon; without addresses, with its own Postgres and Valkey")
-    serve.add_argument("--host", help="address to listen on (EXAI_SERVER__HOST)")
-    serve.add_argument("--port", help="port to listen on, 0 for any free one (EXAI_SERVER__PORT)")
-    serve.add_argument("--data-dir", help="where the embedded servers keep their data (EXAI_DATA_DIR)")
-    serve.add_argument("--workers", type=int, default=1, metavar="N", help="processes that share the port (default 1)")
+    serve = commands.add_parser(
+        "serve", help="start the daemon, with its own Postgres and Valkey unless others are configured"
+    )
+    serve.add_argument("--host", help="address to listen on; default: 127.0.0.1 (EXAI_SERVER__HOST)")
+    serve.add_argument("--port", help="port to listen on, 0 for any free port; default: 8079 (EXAI_SERVER__PORT)")
+    serve.add_argument("--data-dir", help="data directory of the embedded servers (EXAI_DATA_DIR)")
+    serve.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="number of processes that share the port (default: 1)"
+    )
 
-    # What a parent starts; not for people, so it is not listed.
-    worker = commands.add_parser("worker")
-    worker.add_argument("--control", type=int, required=True)
-    worker.add_argument("--socket", type=int, action="append", required=True)
+    connect = commands.add_parser("connect", help="connect a client on standard input and output to the running daemon")
+    connect.add_argument("--url", help="address of the daemon; default: ws://127.0.0.1:8079/ (EXAI_URL)")
 
-    connect = commands.add_parser("connect", help="be an MCP server on standard input and output, for the daemon")
-    connect.add_argument("--url", help="the daemon's address, ws://127.0.0.1:8079/ (EXAI_URL)")
+    commands.add_parser("migrate", help="migrate the configured database to the schema of this release")
 
-    commands.add_parser("migrate", help="bring the configured database to this release's schema")
-
-    health = commands.add_parser("health", help="ask a running daemon how it is")
-    health.add_argument("--url", help="the daemon's address; default: EXAI_SERVER__HOST and EXAI_SERVER__PORT")
+    health = commands.add_parser("health", help="show the state of the running daemon")
+    health.add_argument("--url", help="address of the daemon; default: EXAI_SERVER__HOST and EXAI_SERVER__PORT")
     health.add_argument("--format", choices=("text", "json"), default="text")
 
-    config = commands.add_parser("config", help="show every setting, its value and where it comes from")
+    config = commands.add_parser("config", help="show every setting with its value and origin")
     config.add_argument("--format", choices=("text", "json"), default="text")
 
-    doctor = commands.add_parser("doctor", help="examine every part and say what to do about what is wrong")
+    doctor = commands.add_parser("doctor", help="examine every component and name the cure for each problem")
     doctor.add_argument("--format", choices=("text", "json"), default="text")
 
 
 def _add_store(commands: Any) -> None:
-    """Add the commands that talk and read."""
-    chat = commands.add_parser("chat", help="talk to a model from the terminal; the conversation is kept")
-    chat.add_argument("prompt", nargs="*", help="the question; - stands for standard input; none: talk line by line")
+    """Add the commands that ask models and read conversations."""
+    chat = commands.add_parser("chat", help="ask a model from the terminal; the conversation is stored")
+    chat.add_argument(
+        "prompt",
+        nargs="*",
+        help="the question; - stands for standard input; without it, each line typed at the terminal is a question",
+    )
     earlier = chat.add_mutually_exclusive_group()
-    earlier.add_argument("--continue", dest="continuation_id", metavar="ID", help="go on with an earlier conversation")
-    earlier.add_argument("--last", action="store_true", help="go on with the conversation that was changed last")
-    chat.add_argument("--model", help="the model to ask; default: the configured one")
+    earlier.add_argument(
+        "--continue",
+        dest="continuation_id",
+        metavar="ID",
+        help="continue this conversation; the beginning of its id is enough",
+    )
+    earlier.add_argument("--last", action="store_true", help="continue the conversation that changed last")
+    chat.add_argument("--model", help="the model to ask; default: EXAI_PROVIDERS__DEFAULT_MODEL")
     chat.add_argument("--list", action="store_true", dest="list_only", help="list the newest conversations")
 
-    search = commands.add_parser("search", help="find messages by their words")
-    search.add_argument("words", nargs="+", help='as in a search box: "a phrase", or, -without; put -- before these')
+    search = commands.add_parser("search", help="find messages and titles by their words")
+    search.add_argument(
+        "words", nargs="+", help='words, "a phrase", or, begin*, -without; write -- before words that begin with -'
+    )
     search.add_argument("--tag", action="append", default=[], help="only conversations with this tag; may be repeated")
-    search.add_argument("--limit", type=int, default=20, metavar="N", help="how many of the best to show (default 20)")
+    search.add_argument("--limit", type=int, default=20, metavar="N", help="number of results (default: 20)")
 
     show = commands.add_parser("show", help="print the newest messages of a conversation")
-    show.add_argument("name", metavar="ID", help="the continuation id, or its beginning")
-    show.add_argument("--limit", type=int, default=50, metavar="N", help="how many messages (default 50)")
+    show.add_argument("name", metavar="ID", help="continuation_id, or its beginning")
+    show.add_argument("--limit", type=int, default=50, metavar="N", help="number of messages (default: 50)")
     for each in (chat, search, show):
         _add_owner(each)
 
 
 def _add_owner(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--owner", help="whose conversations, where a daemon has several owners (default: local)")
+    command.add_argument("--owner", help="work on the conversations of this owner (default: local)")
 
 
 def _add_archive(commands: Any) -> None:
-    """Add the commands that carry conversations out, in and away."""
+    """Add the commands that export, import and remove conversations."""
     export = commands.add_parser("export", help="write a conversation to a file")
-    export.add_argument("name", metavar="ID", help="the continuation id, or its beginning")
-    export.add_argument("target", metavar="FILE", nargs="?", default="-", help="NAME.jsonl or NAME.md; default: print")
-    export.add_argument("--format", choices=SHAPES, help="default: by the file's name, else jsonl")
+    export.add_argument("name", metavar="ID", help="continuation_id, or its beginning")
+    export.add_argument(
+        "target", metavar="FILE", nargs="?", default="-", help="NAME.jsonl or NAME.md; default: standard output"
+    )
+    export.add_argument("--format", choices=SHAPES, help="default: by the name of the file, else jsonl")
 
-    importing = commands.add_parser("import", help="store an exported conversation; may be repeated")
-    importing.add_argument("source", metavar="FILE", help="an export, or - for standard input")
-    importing.add_argument("--format", choices=SHAPES, help="default: by the file's name, else jsonl")
-    importing.add_argument("--as", dest="as_name", metavar="ID", help="store it under this name instead of its own")
+    importing = commands.add_parser("import", help="store an exported conversation; an import may be repeated")
+    importing.add_argument("source", metavar="FILE", help="an exported conversation, or - for standard input")
+    importing.add_argument("--format", choices=SHAPES, help="default: by the name of the file, else jsonl")
+    importing.add_argument(
+        "--as", dest="as_name", metavar="ID", help="store it with this continuation_id instead of its own"
+    )
 
     for each in (export, importing):
         _add_owner(each)
 
-    prune = commands.add_parser("prune", help="remove for good what was deleted, and files that nobody has")
-    prune.add_argument("--idle-days", type=float, metavar="DAYS", help="first delete what has not changed for so long")
+    prune = commands.add_parser(
+        "prune", help="remove deleted conversations, and files without a conversation, permanently"
+    )
+    prune.add_argument(
+        "--idle-days",
+        type=float,
+        metavar="DAYS",
+        help="first delete conversations that have not changed for so many days",
+    )
 
 
 def _add_bench(commands: Any) -> None:
-    bench = commands.add_parser("bench", help="measure what each operation costs, beside the least that could be done")
-    bench.add_argument("--here", action="store_true", help="on the configured servers; default: embedded ones")
-    bench.add_argument("--latency-ms", type=float, default=0.0, metavar="MS", help="latency to add, each way")
+    bench = commands.add_parser("bench", help="measure the cost of each operation beside the least possible")
+    bench.add_argument("--here", action="store_true", help="use the configured servers; default: embedded servers")
+    bench.add_argument("--latency-ms", type=float, default=0.0, metavar="MS", help="latency to add in each direction")
     bench.add_argument(
         "--quick", action="store_true", help="little data and one round: counts are exact, times are not"
     )
     bench.add_argument(
-        "--scale", action="store_true", help="whether costs grow with what is stored: a million conversations, minutes"
+        "--scale", action="store_true", help="measure how costs grow up to a million conversations; takes minutes"
     )
-    bench.add_argument("--door", action="store_true", help="what calls and connections cost the door, beside an echo")
-    bench.add_argument("--json", action="store_true", help="everything as JSON")
+    bench.add_argument(
+        "--door", action="store_true", help="measure the cost of calls and connections beside an echo server"
+    )
+    bench.add_argument("--json", action="store_true", help="print the results as JSON")

@@ -207,7 +207,7 @@ class FileService:
         ids = [_id(f"file_ids[{index}]", file_id) for index, file_id in enumerate(file_ids)]
         linked = await self.repository.link(owner, continuation_id, ids)
         if not linked.conversation:
-            raise NotFound("conversation", continuation_id, "conversation_list shows which there are")
+            raise NotFound("conversation", continuation_id, "conversation_list lists them")
         if linked.missing:
             raise _no_file(", ".join(linked.missing))
         return linked.linked
@@ -406,4 +406,4 @@ def _id(field: str, given: str) -> FileId:
 
 
 def _no_file(name: str) -> NotFound:
-    return NotFound("file", name[:MAX_NAME_CHARS], "file_list shows which there are")
+    return NotFound("file", name[:MAX_NAME_CHARS], "file_list lists them")

@@ -84,7 +84,12 @@ class Roots:
     def _outside(self, field: str, path: str) -> InvalidArgument:
         # The same whether it is there or not: nothing is said of what is outside.
         roots = ", ".join(str(root.resolve()) for root in self._roots)
-        return InvalidArgument(field, f"{shown(path)} is not below an allowed root", f"Allowed are {roots}")
+        if not Path(path).is_absolute():
+            other = ", or a file_id" if field.startswith("files") else ""
+            cure = f"Give an absolute path below {roots}{other}"
+            return InvalidArgument(field, f"{shown(path)} is not an absolute path", cure)
+        cure = f"Give a path below {roots}, or add a directory to {ROOTS_SETTING}"
+        return InvalidArgument(field, f"{shown(path)} is not below an allowed root", cure)
 
     def _is_closed(self, resolved: Path) -> bool:
         """Whether a path is, or is below, something closed; under any of its names, such as that of a second mount."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TextIO
 
 from exai.app import App, open_app
-from exai.browse import Output, list_newest, newest_id, whole_id
+from exai.browse import Output, list_newest, newest_id, owner_option, whole_id
 from exai.config import Settings
 from exai.conversations import ChatRequest
 from exai.errors import ExaiError, InvalidArgument
@@ -92,7 +92,7 @@ def read_prompt(words: tuple[str, ...], source: TextIO, settings: Settings) -> s
     prompt = "\n\n".join(part for part in (*parts, " ".join(spoken)) if part)
     if not prompt.strip():
         raise InvalidArgument(
-            "prompt", "is empty", 'Write it behind the command, exai chat "..."; - reads standard input'
+            "prompt", "is empty", 'Write it after the command, exai chat "..."; - reads standard input'
         )
     if len(prompt) > limit:
         raise InvalidArgument(
@@ -169,6 +169,10 @@ class _Talk:
                 written = result.content[-1:]
                 output.write(shown(result.content, output))
             notes = result.notes
+        except ExaiError as error:
+            if error.continuation_id is not None:
+                self._continuation_id = ContinuationId(error.continuation_id)
+            raise
         finally:
             if written and written != "\n":
                 output.write("\n")
@@ -181,7 +185,8 @@ class _Talk:
 
     def _say_how_to_continue(self) -> None:
         if self._continuation_id:
-            self._say(f"continue with: {self._options.program} chat --continue {self._continuation_id}")
+            owner = owner_option(self._options.owner)
+            self._say(f"continue with: {self._options.program} chat{owner} --continue {self._continuation_id}")
 
 
 @asynccontextmanager

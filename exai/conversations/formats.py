@@ -167,7 +167,11 @@ def read_markdown(text: str) -> Iterator[Part]:
         where = f"line {line}"
         found = COMMENT.match(text, position)
         if found is None:
-            raise InvalidArgument(where, "is not where a message of an export begins", "Export it again")
+            raise InvalidArgument(
+                where,
+                "is not the beginning of an exported conversation, message or file",
+                "Check the format (jsonl or markdown), or export again",
+            )
         facts = _object(found.group(2), where)
         if found.group(1) == "conversation":
             yield _conversation(facts, where)

@@ -260,7 +260,7 @@ def refusal(status: str, continuation_id: str | None, revision: int, missing: st
     """Return the error for a write that the database did not do."""
     match status:
         case "not_found" | "deleted":
-            return NotFound("conversation", continuation_id or "", "conversation_list shows which there are")
+            return NotFound("conversation", continuation_id or "", "conversation_list lists them")
         case "file_not_found":
             return NotFound("file", missing or "", "Store it first, then link it")
         case "conflict_key":

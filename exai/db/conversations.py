@@ -128,7 +128,7 @@ class ConversationRepository:
             where = (before_seq, skip, limit, budget_bytes, min(char_offset, MAX_OFFSET))
             rows = await self._database.fetch("read_page", owner, continuation_id, *where)
         if not rows:
-            raise NotFound("conversation", continuation_id, "List conversations to see which there are")
+            raise NotFound("conversation", continuation_id, "conversation_list lists them")
         head = orjson.loads(rows[0]["head"])
         page: bytes = rows[0]["messages"] or JOINT.join([row["messages"] for row in rows[:0:-1]])
         messages = decode_page(page)

@@ -90,7 +90,7 @@ class TransferRepository:
         )
         conversation = answer.conversation
         if conversation is None:
-            raise NotFound("conversation", continuation_id, "List conversations to see which there are")
+            raise NotFound("conversation", continuation_id, "conversation_list lists them")
         messages, has_files = tuple(answer.part("message")), bool(answer.part("files"))
         return StoredPage(conversation, messages, after_seq > 0, answer.head["inc"], has_files=has_files)
 

@@ -269,7 +269,7 @@ def attach(running: Running, data_dir: Path, wanted: Wanted) -> Embedded:
             f"process {running.pid} holds it, {kind}",
             f"Stop process {running.pid}, or use another data directory (EXAI_DATA_DIR)",
         )
-    notes = [f"using the embedded servers of process {running.pid}, and run by this process when that one ends"]
+    notes = [f"the embedded servers of process {running.pid} are used; when it ends, this process starts them again"]
     if wanted.valkey and running.valkey_version is None:
         notes.append(NO_CACHE.format(f"process {running.pid} runs none"))
     socket_dir = Path(running.socket_dir)

@@ -39,7 +39,7 @@ def authenticator(settings: ServerSettings) -> Authenticator:
         if owner is not None:
             return Admitted(owner)
         if signed is None:
-            return Refusal("the bearer token is none of those that are configured", INVALID)
+            return Refusal("the bearer token is not one of the configured tokens", INVALID)
         return await signed.verdict(token)
 
     return check

@@ -64,6 +64,13 @@ FRAMES_AHEAD = 64
 STDIN, STDOUT = 0, 1
 BUSY_STATUSES = (429, 503)
 REDIRECTS = range(300, 400)
+START_CURE = "Start the daemon with `exai serve`, or set EXAI_URL to its address"
+ADDRESS_CURE = "Set EXAI_URL to the address of an EXAI daemon, such as ws://127.0.0.1:8079/"
+CURES = {
+    401: "Set EXAI_TOKEN in the environment of this command to a token of the daemon",
+    429: "The daemon accepts no more connections now; try again later",
+    503: "The daemon accepts no more connections now; try again later",
+}
 TOO_BIG = 1009
 NEVER = float("-inf")
 """Since when a daemon is away that no waiting would bring back."""
@@ -126,7 +133,7 @@ class Bridge:
         self._listening: dict[RequestId, bytes] = {}
         self._acknowledged: set[RequestId] = set()
         self._away_since = 0.0
-        self._why_away = "no connection was made yet"
+        self._why_away, self._cure = "no connection was made yet", START_CURE
         self._tried_at = NEVER
         self._retry = asyncio.Event()
 
@@ -270,7 +277,7 @@ class Bridge:
         return self._socket
 
     def _unreachable(self) -> str:
-        return f"EXAI does not answer at {self._url}: {self._why_away}. Start it with `exai serve`, or set EXAI_URL"
+        return f"EXAI cannot be reached at {self._url}: {self._why_away}. {self._cure}"
 
     # The connection.
 
@@ -293,17 +300,19 @@ class Bridge:
                         raise
             except (InvalidURI, ImportError, ValueError) as error:
                 self._why_away = "that is not a WebSocket address" if isinstance(error, InvalidURI) else str(error)
+                self._cure = ADDRESS_CURE
                 self._give_up()
             except InvalidStatus as error:
                 status = error.response.status_code
                 words = (error.response.body or b"").decode(errors="replace")
-                self._why_away = f"it refused with status {status} {words[:300]}".rstrip()
+                self._why_away = f"the connection was refused with HTTP status {status}: {words[:300]}".rstrip(": \n")
+                self._cure = CURES.get(status, ADDRESS_CURE)
                 if status in REDIRECTS:
                     self._why_away = f"it redirects to {error.response.headers.get('Location')}, which is not followed"
                 if status not in BUSY_STATUSES:
                     self._give_up()
             except (OSError, EOFError, WebSocketException) as error:
-                self._why_away = str(error) or type(error).__name__
+                self._why_away, self._cure = str(error) or type(error).__name__, START_CURE
             if self._socket is not None:
                 lost, self._socket = self._socket, None
                 self._away_since = loop.time()

@@ -36,6 +36,7 @@ SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
     "content_base64": ("base64", "data_base64", "blob"),
     "name": ("filename", "file_name"),
     "path": ("file_path", "filepath"),
+    "part": ("title", "query", "search", "text", "name"),
     "media_type": ("mime_type", "content_type"),
     "messages": ("message",),
     "text": ("content", "data", "export", "markdown", "jsonl"),

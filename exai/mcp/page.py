@@ -1,4 +1,4 @@
-"""The page at `GET /`: what answers here, and how to connect a client to it. It needs no script and shows no data.
+"""The page at `GET /`: how to connect a client. It needs no script and shows no data.
 
 Invariant: the page holds nothing but this text and the address it was asked under, escaped, and no browser loads or
 runs anything for it.
@@ -40,8 +40,8 @@ _PAGE = """<!doctype html>
 </head>
 <body>
 <h1>EXAI {version}</h1>
-<p>This is a server of the Model Context Protocol (MCP). It asks models and keeps every conversation in Postgres.
-It is used by an MCP client, not by a browser.{token_words}</p>
+<p>This is a Model Context Protocol (MCP) server. It asks models and stores every conversation in Postgres.
+Connect to it with an MCP client, not with a browser.{token_words}</p>
 
 <h2>Streamable HTTP</h2>
 <p>The address for most clients:</p>
@@ -54,10 +54,10 @@ It is used by an MCP client, not by a browser.{token_words}</p>
 <pre>{{"mcpServers": {{"exai": {{"type": "ws", "url": "{ws}"{token_json}}}}}}}</pre>
 
 <h2>Standard input and output</h2>
-<p>For clients that start a program, on a machine where EXAI is installed:</p>
-<pre>{{"mcpServers": {{"exai": {{"command": "exai", "args": ["connect", "{ws}"]{token_env}}}}}}}</pre>
+<p>For clients that start their servers, on a machine with a checkout of EXAI:</p>
+<pre>{{"mcpServers": {{"exai": {{"command": "{program}", "args": ["connect", "--url", "{ws}"]{token_env}}}}}}}</pre>
 
-<p>Its state is at <a href="/health">/health</a>, its metrics at <a href="/metrics">/metrics</a>.</p>
+<p>State: <a href="/health">/health</a>. Metrics: <a href="/metrics">/metrics</a>.</p>
 </body>
 </html>
 """
@@ -72,9 +72,10 @@ def page_route(version: str, *, is_guarded: bool) -> Route:
         content = _PAGE.format(
             style=_STYLE,
             version=version,
+            program="/path/to/exai/.venv/bin/exai",
             http=html.escape(f"{'https' if secure else 'http'}://{host}/mcp"),
             ws=html.escape(f"{'wss' if secure else 'ws'}://{host}/"),
-            token_words=" A bearer token is needed; its operator gives it out." if is_guarded else "",
+            token_words=" Clients need a bearer token, which the operator of the server issues." if is_guarded else "",
             token_option=' --header "Authorization: Bearer TOKEN"' if is_guarded else "",
             token_json=', "headers": {"Authorization": "Bearer TOKEN"}' if is_guarded else "",
             token_env=', "env": {"EXAI_TOKEN": "TOKEN"}' if is_guarded else "",

@@ -161,7 +161,8 @@ def _not_bound(error: OSError, where: str, port: int) -> StartupError:
     if error.errno == errno.EADDRINUSE:
         holder = port_holder(port)
         by = f" by {holder}" if holder else ""
-        return StartupError(f"port {port}", f"already in use{by}", f"Stop that, or set {PORT_VARIABLE} to another port")
+        cure = f"Stop that process, or set {PORT_VARIABLE} to another port"
+        return StartupError(f"port {port}", f"already in use{by}", cure)
     if error.errno == errno.EACCES:
         return StartupError(f"port {port}", "not permitted", f"Set {PORT_VARIABLE} to 1024 or more")
     return StartupError(where, f"cannot be bound ({error.strerror})", "Set EXAI_SERVER__HOST to one of this machine")
@@ -175,8 +176,16 @@ def port_holder(port: int) -> str | None:
     with contextlib.suppress(OSError):
         for process in sorted(Path("/proc").glob("[0-9]*"))[:_MAX_PROCESSES_SEARCHED]:
             if _holds(process, inodes):
-                return f"{(process / 'comm').read_text().strip()} (pid {process.name})"
+                return f"{program_name(process)} (pid {process.name})"
     return None
+
+
+def program_name(process: Path) -> str:
+    """Return the name of a process's program; for a Python program that of its module, such as `exai serve`."""
+    words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    if "-m" in words[:-2]:
+        return " ".join(word for word in words[words.index("-m") + 1 :][:2] if word)
+    return (process / "comm").read_text().strip()
 
 
 def _listening_inodes(port: int) -> set[str]:

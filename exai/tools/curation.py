@@ -306,8 +306,9 @@ def _import_tool(conversations: ConversationService) -> ToolSpec:
             "restored": last.restored,
             "notes": list(last.notes),
         }
-        said = [f"{last.stored} of {last.seen} messages were not there before and are stored."]
-        said += ["The conversation had been deleted and is there again."] if last.restored else []
+        others = "" if last.stored == last.seen else "; the others existed already"
+        said = [f"{last.stored} of {last.seen} messages were stored{others}."]
+        said += ["The conversation was deleted and has been restored."] if last.restored else []
         return ToolResult(structured, "\n".join([*said, *last.notes]))
 
     return ToolSpec(

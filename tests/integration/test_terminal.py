@@ -217,7 +217,7 @@ async def test_model_is_the_one_asked_for(settings: Settings, provider: Provider
 async def test_unknown_conversation_is_an_error_and_asks_no_model(settings: Settings, provider: ProviderServer) -> None:
     """A misspelled id must not start a conversation of its own, nor be offered as one to continue."""
     streams = Streams(io.StringIO(), io.StringIO(), io.StringIO())
-    with pytest.raises(NotFound, match="`exai chat --list` shows"):
+    with pytest.raises(NotFound, match="`exai chat --list` lists"):
         await run_chat(settings, ChatOptions(("hello",), "no-such-id"), streams)
     assert streams.error.getvalue() == ""  # type: ignore[attr-defined]
     assert provider.chats == []
@@ -233,6 +233,23 @@ async def test_provider_failure_after_a_part_ends_the_line_and_says_how_to_conti
     with pytest.raises(ProviderError):
         await run_chat(settings, ChatOptions(("again",), first), streams)
     assert id_in(streams.error.getvalue()) == first  # type: ignore[attr-defined]
+
+
+async def test_first_question_that_fails_says_how_to_continue(settings: Settings, provider: ProviderServer) -> None:
+    """The question is stored with the failure, so its conversation is named."""
+    provider.script(kimi_error(400, "invalid_request_error"))
+    streams = Streams(io.StringIO(), io.StringIO(), io.StringIO())
+    with pytest.raises(ProviderError) as caught:
+        await run_chat(settings, ChatOptions(("hello",)), streams)
+    assert id_in(streams.error.getvalue()) == caught.value.continuation_id  # type: ignore[attr-defined]
+
+
+async def test_commands_to_repeat_name_the_owner(settings: Settings, provider: ProviderServer) -> None:
+    """Without the owner, the printed command would not find the conversation."""
+    _, error = await chat(settings, "hello", owner=Owner("alice b"))
+    assert "continue with: exai chat --owner 'alice b' --continue " in error
+    with pytest.raises(NotFound, match="`exai chat --owner alice --list` lists"):
+        await chat(settings, "hello", continuation_id="no-such-id", owner=Owner("alice"))
 
 
 def listen_to_interrupts() -> None:

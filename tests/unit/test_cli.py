@@ -22,6 +22,7 @@ from exai.errors import (
     SchemaMismatch,
     StartupError,
 )
+from exai.mcp.serve import program_name
 from exai.models import Started
 
 COMMANDS = ("serve", "connect", "migrate", "health", "config", "doctor", "chat", "search", "show", "version")
@@ -275,6 +276,26 @@ class TestConnect:
         assert (done.stdout, done.stderr) == ("0 []\n", "")
 
 
+def test_unknown_command_is_refused_with_the_commands_of_users(capsys: pytest.CaptureFixture[str]) -> None:
+    """`worker` is started by a parent process only."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["conect"])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert "connect" in error
+    assert "worker" not in error
+
+
+def test_holder_of_a_port_is_named_by_its_module(tmp_path: Path) -> None:
+    """`python` would not tell the user that EXAI is already running."""
+    (tmp_path / "comm").write_text("python\n")
+    (tmp_path / "cmdline").write_bytes(b".venv/bin/python\0-m\0exai\0serve\0")
+    assert program_name(tmp_path) == "exai serve"
+    (tmp_path / "cmdline").write_bytes(b"nginx: master\0")
+    (tmp_path / "comm").write_text("nginx\n")
+    assert program_name(tmp_path) == "nginx"
+
+
 class TestBanner:
     def started(self, **more: object) -> Started:
         facts: dict[str, object] = {
@@ -293,9 +314,11 @@ class TestBanner:
         for fact in ("ws://127.0.0.1:8079/", "embedded Postgres 18.6 in /data", "kimi", "Valkey is not to be had"):
             assert fact in text
         snippets = [json.loads(line) for line in text.splitlines() if line.strip().startswith("{")]
+        assert "claude mcp add --transport http exai http://127.0.0.1:8079/mcp\n" in text
         assert snippets == [
+            {"mcpServers": {"exai": {"type": "http", "url": "http://127.0.0.1:8079/mcp"}}},
             {"mcpServers": {"exai": {"type": "ws", "url": "ws://127.0.0.1:8079/"}}},
-            {"mcpServers": {"exai": {"command": snippets[1]["mcpServers"]["exai"]["command"], "args": ["connect"]}}},
+            {"mcpServers": {"exai": {"command": snippets[2]["mcpServers"]["exai"]["command"], "args": ["connect"]}}},
         ]
 
     def test_pasted_command_starts_this_program_whatever_the_path(self) -> None:
@@ -316,7 +339,9 @@ class TestBanner:
         token = "a-token-that-is-long-enough"
         settings = load_settings({"HOME": "/h", "EXAI_SERVER__HOST": "0.0.0.0", "EXAI_SERVER__TOKEN": token}, None)
         text = cli.banner(settings, self.started(host="0.0.0.0", port=9000))
-        ws, stdio = [json.loads(line)["mcpServers"]["exai"] for line in text.splitlines() if "mcpServers" in line]
+        http, ws, stdio = [json.loads(line)["mcpServers"]["exai"] for line in text.splitlines() if "mcpServers" in line]
+        assert http == {"type": "http", "url": "http://127.0.0.1:9000/mcp", "headers": ws["headers"]}
+        assert 'mcp --header "Authorization: Bearer YOUR-TOKEN"' in text
         assert ws["url"] == "ws://127.0.0.1:9000/"
         assert ws["headers"] == {"Authorization": "Bearer YOUR-TOKEN"}
         assert stdio["env"]["EXAI_URL"] == "ws://127.0.0.1:9000/"

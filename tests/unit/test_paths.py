@@ -106,6 +106,14 @@ def test_large_file_is_refused_before_it_is_read(home: Path) -> None:
         roots(home).read("files[3]", str(home / "work" / "huge"), LIMIT)
 
 
+def test_relative_path_is_refused_with_the_form_that_works(home: Path) -> None:
+    """The daemon does not know the client's directory, and a shortened file_id looks like such a path."""
+    with pytest.raises(InvalidArgument) as caught:
+        roots(home).read("files[0]", "work/a.txt", LIMIT)
+    assert str(caught.value).startswith("files[0]: 'work/a.txt' is not an absolute path. Give an absolute path below /")
+    assert str(caught.value).endswith("or a file_id")
+
+
 @pytest.mark.parametrize("kind", ["directory", "fifo", "missing", "relative", "nul", "long", "circle"])
 def test_what_is_no_file_is_refused_at_once(home: Path, kind: str) -> None:
     """A named pipe without a writer would keep the thread for ever."""

@@ -16,10 +16,12 @@ import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import SecretStr
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import serve
 
 from exai.mcp.asgi import build_asgi
+from exai.mcp.auth import authenticator
 from exai.mcp.bridge import DISCONNECTED
 from exai.mcp.eras import MESSAGE_MAX_HEADER, OVERLOADED
 from exai.mcp.jsonrpc import MAX_VALUES
@@ -252,6 +254,18 @@ async def test_redirect_is_not_followed() -> None:
             found = await carry(url, PING, headers={"Authorization": "Bearer x"})
     assert "redirects to" in answered(found, "last")["error"]["message"]
     assert asked == []
+
+
+@pytest.mark.parametrize("headers", [None, {"Authorization": "Bearer another-token-of-someone"}])
+async def test_refused_token_is_reported_with_its_variable(headers: dict[str, str] | None) -> None:
+    """The daemon runs, so the cure is not to start it."""
+    guarded = fast_settings(token=SecretStr("a-token-that-is-long-enough"))
+    async with running_server(guarded, authenticate=authenticator(guarded)) as server:
+        found = await carry(server.url, PING, headers=headers)
+    message = answered(found, "last")["error"]["message"]
+    assert "HTTP status 401" in message
+    assert "EXAI_TOKEN" in message
+    assert "Start" not in message
 
 
 IDS = st.one_of(st.integers(0, 5), st.text(max_size=3), st.sampled_from([7.0, 1e3, 2**70, None, True, 2.5]))

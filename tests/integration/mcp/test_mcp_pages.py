@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,6 +13,7 @@ import orjson
 import pytest
 from starlette.applications import Starlette
 
+from exai.cli_arguments import build_parser
 from exai.mcp.asgi import build_asgi
 from exai.mcp.auth import authenticator
 from exai.mcp.edge import Edge
@@ -161,6 +164,9 @@ async def test_the_page_says_how_to_connect(client: httpx.AsyncClient, is_guarde
     where = f"127.0.0.1:{running.port}"
     command = f"claude mcp add --transport http exai http://{where}/mcp"
     places = [answer.text.index(text) for text in (command, f"ws://{where}/", '"connect"')]
+    snippets = [json.loads(html.unescape(each)) for each in re.findall(r"<pre>(\{.*?)</pre>", answer.text)]
+    bridge = build_parser().parse_args(snippets[1]["mcpServers"]["exai"]["args"])
+    assert (bridge.command, bridge.url) == ("connect", f"ws://{where}/")
     assert places == sorted(places)
     assert ("Bearer TOKEN" in answer.text) == is_guarded
     policy = answer.headers["content-security-policy"]

@@ -142,6 +142,7 @@ def test_free_form_objects_are_never_looked_into(value: Any) -> None:
         ("file_link", {"continuation_id": 12, "file_ids": f"{ONE}, {TWO}"},
          {"continuation_id": "12", "file_ids": [ONE, TWO]}, "2 ids"),
         ("file_get", {"id": ONE, "offset": "3.0"}, {"file_id": ONE, "offset": 3}, "taken as file_id"),
+        ("conversation_list", {"title": "Plan"}, {"part": "Plan"}, "title: taken as part"),
         ("conversation_get", {"id": "c", "seq": 0}, {"continuation_id": "c"}, "0 taken as left out"),
         ("conversation_update", {"continuation_id": "c", "title": ""}, {"continuation_id": "c", "title": ""}, None),
         ("conversation_update", {"continuation_id": "c", "tags": []}, {"continuation_id": "c", "tags": []}, None),

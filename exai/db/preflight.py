@@ -126,10 +126,14 @@ GUARDED: Final = """
 select 1 from pg_catalog.pg_trigger t
  where t.tgrelid = $1::bigint::oid and not t.tgisinternal and t.tgenabled in ('O', 'A') and t.tgtype & 16 <> 0
 """
+UNLIMITED: Final = "select pg_catalog.set_config('statement_timeout', '0', true)"
 BAD_DIGESTS: Final = """
 select 1 from public.files where sha256 !~ '^[0-9a-f]{64}$' union all
 (select 1 from public.files where sha256 is not null group by sha256 having pg_catalog.count(*) > 1) limit 1
 """
+PASSING: Final = ("55P03", "57014", "40P01", "40001")
+"""A lock or a time limit was in the way."""
+
 IMMEDIATE: Final = "set constraints all immediate"
 LIFT: Final = "disable it for the migration, or let it pass updates"
 
@@ -243,7 +247,7 @@ def _id_problems(connection: Connection, table: str, oid: int) -> Iterator[tuple
     has_id = table in KEYED and "id" in columns_of(connection, table)
     if not has_id or connection.exec_driver_sql(HAS_KEY, (oid,)).fetchall():
         return
-    connection.exec_driver_sql("select pg_catalog.set_config('statement_timeout', '0', true)")
+    connection.exec_driver_sql(UNLIMITED)
     if connection.exec_driver_sql(BAD_IDS[table]).fetchall():
         yield f"public.{table} has rows without an id or with the same one", "give each its own"
 
@@ -251,7 +255,10 @@ def _id_problems(connection: Connection, table: str, oid: int) -> Iterator[tuple
 def _digest_problems(connection: Connection, table: str) -> Iterator[tuple[str, str]]:
     """An older table's digests become a key, and are checked."""
     found = columns_of(connection, table).get("sha256") if table == "files" else None
-    if found is not None and found.type in TEXTS and connection.exec_driver_sql(BAD_DIGESTS).fetchall():
+    if found is None or found.type not in TEXTS:
+        return
+    connection.exec_driver_sql(UNLIMITED)
+    if connection.exec_driver_sql(BAD_DIGESTS).fetchall():
         problem = "public.files has rows with the same sha256, or with one that is not 64 hexadecimal digits"
         yield problem, "set it to null in all but one of them, or rename the column"
 
@@ -268,19 +275,22 @@ def _update_problems(connection: Connection, row: RowMapping, name: str) -> Iter
     if not columns:
         return
     same = ", ".join(f"{each} = {each}" for each in columns)
-    trial = f"update {name} set {same} where ctid = (select ctid from {name} limit 1)"  # noqa: S608 - our own names
     attempt = connection.begin_nested()
     try:
-        updated = connection.exec_driver_sql(trial).rowcount
+        # A row that a client holds says nothing about triggers.
+        rows = connection.exec_driver_sql(f"select ctid::text from {name} limit 1 for update skip locked").fetchall()  # noqa: S608
+        for (place,) in rows:
+            trial = f"update {name} set {same} where ctid = $1::text::tid"  # noqa: S608 - our own names
+            if connection.exec_driver_sql(trial, (place,)).rowcount == 0:
+                yield f"a trigger on {name} suppresses updates", LIFT
         connection.exec_driver_sql(IMMEDIATE)
     except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) in PASSING:
+            raise
         said = str(getattr(error.orig, "__cause__", None) or error.orig).partition("\n")[0]
         yield f"a trigger on {name} refuses updates ({said})", LIFT
-        return
     finally:
         attempt.rollback()
-    if updated == 0 and connection.exec_driver_sql(f"select 1 from {name} limit 1").fetchall():  # noqa: S608
-        yield f"a trigger on {name} suppresses updates", LIFT
 
 
 def _changed(connection: Connection, table: str) -> list[str]:

@@ -202,6 +202,25 @@ async def test_what_is_not_in_the_way_is_no_reason(empty_postgres_url: str) -> N
     assert await value(empty_postgres_url, "select count(*) from public.contents") == 0
 
 
+async def test_a_row_that_a_client_holds_is_no_trigger_that_refuses(empty_postgres_url: str) -> None:
+    """Nor does looking for such triggers wait for the client."""
+    await run(
+        empty_postgres_url,
+        *OLDER,
+        "create function public.noted() returns trigger language plpgsql as $$ begin return new; end $$",
+        "create trigger noted before update on public.conversations for each row execute function public.noted()",
+        "create view public.titles as select title from public.conversations",
+    )
+    async with session(empty_postgres_url) as client:
+        await client.execute("begin")
+        await client.execute("select from public.conversations for update")
+        with pytest.raises(SchemaMismatch) as refusal:
+            await upgrade(empty_postgres_url)
+        await client.execute("rollback")
+    refused_with(refusal.value, "view public.titles")
+    assert "a trigger on" not in str(refusal.value)
+
+
 def as_role(url: str, role: str) -> str:
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=f"{role}@{parts.netloc.rpartition('@')[2]}"))

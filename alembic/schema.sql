@@ -1386,6 +1386,21 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.has_terms_v1(p_which integer[], p_groups integer[], p_excluded boolean[], p_missing integer)
+ RETURNS boolean
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+  select exists (
+    select from unnest(p_groups, p_excluded) with ordinality t(or_group, is_excluded, i)
+     group by t.or_group
+    having not bool_or(t.is_excluded and t.i = any(p_which))
+       and count(*) filter (where not t.is_excluded and t.i = any(p_which))
+           >= greatest(count(*) filter (where not t.is_excluded) - p_missing, 1))
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.header_v1(v public.conversations)
  RETURNS json
  LANGUAGE sql
@@ -1643,7 +1658,9 @@ begin
       insert into exai.unindexed_messages (conversation_id, first_seq, last_seq, done)
       select s.conversation_id, s.seq, s.seq, s.done + c_segment from said s where length(s.content) > s.done + c_segment),
     made as materialized (
-      select s.conversation_id, s.seq, s.created_at, (s.done / c_segment * c_parts + w.part)::smallint as part, w.words
+      select s.conversation_id, s.seq, s.created_at, (s.done / c_segment * c_parts + w.part)::smallint as part,
+             case when length(s.content) > c_segment then w.words || exai.long_mark_v1(exai.owner_key_v1(s.owner))
+                  else w.words end as words
         from said s
        cross join lateral exai.words_v1(
          exai.owner_key_v1(s.owner),
@@ -1674,14 +1691,24 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.matches_v2(p_owner text, p_query tsquery, p_needles text[], p_all_needles boolean, p_near text[], p_ids uuid[], p_up_to bigint[], p_since timestamp with time zone, p_until timestamp with time zone, p_as_of timestamp with time zone)
- RETURNS TABLE(conversation_id uuid, seq bigint, created_at timestamp with time zone, at tid, words tsvector)
+CREATE OR REPLACE FUNCTION exai.long_mark_v1(p_key text)
+ RETURNS tsvector
+ LANGUAGE sql
+ IMMUTABLE PARALLEL SAFE
+AS $function$
+  select pg_catalog.array_to_tsvector(array[p_key operator(pg_catalog.||) '+'])
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.matches_v2(p_query tsquery, p_long tsquery, p_terms tsquery[], p_groups integer[], p_excluded boolean[], p_missing integer, p_waiting_ids uuid[], p_waiting_seqs bigint[], p_waiting_ats timestamp with time zone[], p_waiting_words tsvector[], p_waiting_which text[], p_ids uuid[], p_up_to bigint[], p_since timestamp with time zone, p_until timestamp with time zone, p_as_of timestamp with time zone)
+ RETURNS TABLE(conversation_id uuid, seq bigint, created_at timestamp with time zone, at tid, words tsvector, which integer[])
  LANGUAGE sql
  STABLE ROWS 5000
 AS $function$
-  select n.conversation_id, n.seq, n.created_at, n.at, n.words
+  select n.conversation_id, n.seq, n.created_at, n.at, n.words, n.which
     from (
-      select w.conversation_id, w.seq, w.created_at, w.ctid as at, null::pg_catalog.tsvector as words
+      select w.conversation_id, w.seq, w.created_at, w.ctid as at, null::pg_catalog.tsvector as words,
+             null::integer[] as which
         from exai.message_words w
        where w.words operator(pg_catalog.@@) p_query
          -- Out of date. Most conversations have nothing that waits, which one look into a hash tells.
@@ -1690,29 +1717,31 @@ AS $function$
                 select from exai.unindexed_messages u
                  where u.conversation_id = w.conversation_id and w.seq between u.first_seq and u.last_seq))
        union all
-      select l.conversation_id, l.seq, l.created_at, null, i.words
+      select l.conversation_id, l.seq, l.created_at, (pg_catalog.array_agg(l.at order by l.i))[1], null,
+             pg_catalog.array_agg(distinct l.i)
         from (
-          select distinct on (u.conversation_id, m.seq) u.conversation_id, m.seq, m.created_at, m.content
-            from exai.unindexed_messages u
-            join public.conversations c on c.id = u.conversation_id and c.owner = p_owner
+          select x.conversation_id, x.seq, x.created_at, x.at, t.i::integer as i
+            from pg_catalog.unnest(p_terms) with ordinality t(term, i)
+           -- Planned by itself, so that each term is looked up in the index.
            cross join lateral (
-             select 0 as seq, c.created_at, c.title as content where u.first_seq = 0 and c.title is not null
-              union all
-             -- A range in its order is found by the primary key even where the planner takes it for a short one.
-             (select x.seq, x.created_at, x.content
-                from public.messages x
-               where x.conversation_id = u.conversation_id and x.seq between u.first_seq and u.last_seq
-               order by x.seq
-               limit u.last_seq - u.first_seq + 1)) m
-           where p_ids is null or u.conversation_id = any(p_ids)
-           order by u.conversation_id, m.seq) l
-       cross join lateral (
-         select exai.bare_v1(exai.fold_v1(l.content)) as content offset 0) b
-       cross join lateral exai.words_v1(exai.owner_key_v1(p_owner), exai.near_v1(l.content, b.content, p_near)) i
-       where case when p_all_needles
-                  then not exists (select from pg_catalog.unnest(p_needles) e where pg_catalog.strpos(b.content, e) = 0)
-                  else exists (select from pg_catalog.unnest(p_needles) e where pg_catalog.strpos(b.content, e) > 0) end
-         and i.words operator(pg_catalog.@@) p_query) n
+             select w.conversation_id, w.seq, w.created_at, w.ctid as at
+               from exai.message_words w
+              where w.words operator(pg_catalog.@@) (t.term operator(pg_catalog.&&) p_long) offset 0) x
+           where p_long is not null
+             and not exists (
+               select from exai.unindexed_messages u
+                where u.conversation_id = x.conversation_id and x.seq between u.first_seq and u.last_seq)) l
+       group by l.conversation_id, l.seq, l.created_at
+      having exai.has_terms_v1(pg_catalog.array_agg(distinct l.i), p_groups, p_excluded, p_missing)
+       union all
+      select u.id, u.seq, u.created_at, null, u.words, u.which
+        from (
+          select x.id, x.seq, x.created_at, x.words, pg_catalog.string_to_array(x.which, ',')::integer[] as which
+            from rows from (
+                   pg_catalog.unnest(p_waiting_ids), pg_catalog.unnest(p_waiting_seqs), pg_catalog.unnest(p_waiting_ats),
+                   pg_catalog.unnest(p_waiting_words), pg_catalog.unnest(p_waiting_which))
+                 x(id, seq, created_at, words, which)) u
+       where exai.has_terms_v1(u.which, p_groups, p_excluded, p_missing)) n
    where (p_ids is null or (n.seq > 0 and n.seq <= p_up_to[pg_catalog.array_position(p_ids, n.conversation_id)])
           or (n.seq = 0 and n.conversation_id = p_ids[1]))
      and (p_since is null or n.created_at >= p_since)
@@ -1732,55 +1761,6 @@ select pg_catalog.json_build_array(
   m.kind, m.turn_id,
   case when pg_catalog.jsonb_typeof(m.metadata) = 'object' then m.metadata
        else pg_catalog.jsonb_build_object('value', m.metadata) end)::text
-$function$
-;
-
-CREATE OR REPLACE FUNCTION exai.near_v1(p_text text, p_folded text, p_words text[])
- RETURNS text
- LANGUAGE plpgsql
- IMMUTABLE
- SET search_path TO 'pg_catalog', 'pg_temp'
-AS $function$
-declare
-  c_short constant integer := 4000;
-  c_before constant integer := 100;
-  c_window constant integer := 400 + 2 * coalesce((select max(length(w)) from unnest(p_words) w), 0);
-  v_folded constant text collate "C" := p_folded;
-  v_length constant integer := length(p_text);
-  v_scale constant numeric := v_length::numeric / greatest(length(p_folded), 1);
-  v_spaced text collate "C";
-  v_ats integer[];
-  v_word text collate "C";
-  v_at integer;
-begin
-  if v_length <= c_short then
-    return p_text;
-  end if;
-  foreach v_word in array p_words loop
-    v_at := strpos(v_folded, v_word);
-    continue when v_at = 0;
-    -- Folding may have changed the length.
-    v_ats := v_ats || (v_at * v_scale)::integer;
-    if substr(v_folded, v_at + length(v_word), 1) ~ '[a-z0-9]' or (v_at > 1 and substr(v_folded, v_at - 1, 1) ~ '[a-z0-9]') then
-      v_spaced := coalesce(
-        v_spaced, ' ' || translate(v_folded, E'\n\t.,:;!?()[]{}<>/\\|"''`_-=+*&#@~', repeat(' ', 34)) || ' ');
-      v_at := strpos(v_spaced, ' ' || v_word || ' ');
-      if v_at > 0 then
-        v_ats := v_ats || (v_at * v_scale)::integer;
-      end if;
-    end if;
-  end loop;
-  -- A word that is cut is none, unless it is as long as that.
-  return (
-    select string_agg(
-      case when length(x.near) < c_window then regexp_replace(x.near, x.head, '')
-           else regexp_replace(regexp_replace(x.near, x.head, ''), x.tail, '') end, E'\n')
-      from (
-        select substr(p_text, greatest(a - c_before, 1), c_window) as near,
-               case when a > c_before then '^[A-Za-z0-9_]{1,99}(?![A-Za-z0-9_])' else '^(?!.)' end as head,
-               '(?<![A-Za-z0-9_])[A-Za-z0-9_]{1,99}$' as tail
-          from unnest(v_ats) a) x);
-end
 $function$
 ;
 
@@ -2332,7 +2312,6 @@ begin
     loop
       if v_last is null then
         term := concat_ws(' | ', v_chunk.whole, '(' || v_chunk.sequence || ')')::tsquery;
-        needle := exai.bare_v1(v_chunk.words[1]);
         words := v_chunk.words;
       else
         term := tsquery_phrase(
@@ -2342,6 +2321,7 @@ begin
       v_last := v_chunk.last;
     end loop;
     if term is not null then
+      needle := exai.bare_v1((select w from unnest(words) w order by length(w) desc limit 1));
       return next;
     end if;
   end loop;
@@ -2363,7 +2343,7 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.search_page_v1(p_owner text, p_query tsquery, p_needles text[], p_all_needles boolean, p_near text[], p_terms tsquery[], p_ids uuid[], p_up_to bigint[], p_continuation_id text, p_role text, p_since timestamp with time zone, p_until timestamp with time zone, p_tool text, p_model text, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamp with time zone, p_ranked integer, p_limit integer)
+CREATE OR REPLACE FUNCTION exai.search_page_v2(p_owner text, p_query tsquery, p_found tsquery, p_long tsquery, p_terms tsquery[], p_groups integer[], p_excluded boolean[], p_missing integer, p_waiting_ids uuid[], p_waiting_seqs bigint[], p_waiting_ats timestamp with time zone[], p_waiting_words tsvector[], p_waiting_which text[], p_ids uuid[], p_up_to bigint[], p_role text, p_since timestamp with time zone, p_until timestamp with time zone, p_tool text, p_model text, p_tags text[], p_metadata jsonb, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamp with time zone, p_ranked integer, p_limit integer)
  RETURNS TABLE(continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamp with time zone, rank numeric, tool text, model text, as_of timestamp with time zone, content text, has boolean[])
  LANGUAGE plpgsql
  STABLE ROWS 20
@@ -2378,138 +2358,35 @@ declare
 begin
   return query
   with newest as materialized (
-    select m.conversation_id, m.seq, m.created_at, m.at, m.words
+    select m.conversation_id, m.seq, m.created_at, m.at, m.words, m.which
       from exai.matches_v2(
-        p_owner, p_query, p_needles, p_all_needles, p_near, p_ids, p_up_to, p_since, p_until, p_as_of) m
+        p_found, p_long, p_terms, p_groups, p_excluded, p_missing, p_waiting_ids, p_waiting_seqs, p_waiting_ats,
+        p_waiting_words, p_waiting_which, p_ids, p_up_to, p_since, p_until, p_as_of) m
      where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
      order by m.created_at desc, m.conversation_id desc, m.seq desc
      limit p_ranked + 1),
   counted as materialized (select count(*) <= p_ranked as are_few from newest),
   seen as materialized (
-    select n.conversation_id, n.seq, n.created_at, n.at, n.words
-      from (select w.* from newest w order by w.created_at desc, w.conversation_id desc, w.seq desc limit p_ranked) n
-     cross join lateral exai.searched_v1(
-       n.conversation_id, n.seq, p_owner, p_ids is not null, p_role, p_tool, p_model) s
-     where not (select c.are_few from counted c)),
-  found as materialized (
-    select n.conversation_id, n.seq, n.created_at, n.at, n.words, coalesce(p_ids[1], n.conversation_id) as shown_id
-      from newest n
-     where (select c.are_few from counted c)
-     union all
-    select s.conversation_id, s.seq, s.created_at, s.at, s.words, coalesce(p_ids[1], s.conversation_id)
-      from seen s
-     where (select count(*) from seen) = p_ranked
-     union all
-    (select m.conversation_id, m.seq, m.created_at, m.at, m.words, coalesce(p_ids[1], m.conversation_id)
-       from (
-         select m.conversation_id, m.seq, m.created_at, m.at, m.words
-           from exai.matches_v2(
-             p_owner, p_query, p_needles, p_all_needles, p_near, p_ids, p_up_to, p_since, p_until, p_as_of) m
-          where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
-          order by m.created_at desc, m.conversation_id desc, m.seq desc) m
-      cross join lateral exai.searched_v1(
-        m.conversation_id, m.seq, p_owner, p_ids is not null, p_role, p_tool, p_model) s
-      where not (select c.are_few from counted c) and (select count(*) from seen) < p_ranked
-      order by m.created_at desc, m.conversation_id desc, m.seq desc
-      limit p_ranked)),
-  worded as (
-    select f.conversation_id, f.seq, f.created_at, f.shown_id,
-           coalesce(f.words, (
-             select w.words from exai.message_words w
-              where w.ctid = f.at and (p_terms is not null or pg_column_size(w.words) <= c_large)
-           )) as words
-      from found f
-     where f.seq > 0 or f.conversation_id not in (select m.shown_id from found m where m.seq > 0)),
-  termed as (
-    select w.conversation_id, w.seq, w.created_at, w.shown_id,
-           round(coalesce(ts_rank(w.words, p_query, 1), 0)::numeric, 6) as rank,
-           case when p_terms is not null then (
-             select array_agg(t.i) from unnest(p_terms) with ordinality t(term, i) where w.words @@ t.term) end as which
-      from worded w),
-  -- The segments of a long message count together.
-  joined as (
-    select t.conversation_id, t.seq, t.created_at, t.shown_id, max(t.rank) as rank,
-           case when p_terms is not null then (
-             select array_agg(i = any(string_to_array(string_agg(array_to_string(t.which, ','), ','), ',')::integer[]) order by i)
-               from generate_subscripts(p_terms, 1) i) end as has
-      from termed t
-     group by t.conversation_id, t.seq, t.created_at, t.shown_id),
-  ranked as materialized (
-    select j.conversation_id, j.seq, j.created_at, j.shown_id, j.has,
-           j.rank + coalesce((select count(*) from unnest(j.has) h where h), 0) as rank
-      from joined j),
-  page as (
-    select r.conversation_id, r.seq, r.created_at, r.shown_id, r.rank, r.has
-      from (
-        select x.conversation_id, x.seq, x.created_at, x.shown_id, x.rank, x.has
-          from ranked x
-         where p_rank is null or (x.rank, x.conversation_id, x.seq) < (p_rank, p_after_id, p_after_seq)
-         order by x.rank desc, x.conversation_id desc, x.seq desc) r
-     cross join lateral exai.searched_v1(
-       r.conversation_id, r.seq, p_owner, p_ids is not null, p_role, p_tool, p_model) s
-     order by r.rank desc, r.conversation_id desc, r.seq desc
-     limit p_limit)
-  select c.continuation_id, p.conversation_id, c.title, p.seq, m.role,
-         case when p.seq = 0 then 'title' else m.kind end, p.created_at, p.rank, t.tool, t.model,
-         coalesce(p_as_of, greatest(statement_timestamp(), (select max(f.created_at) from found f))),
-         coalesce(m.content, c.title), p.has
-    from page p
-    join public.conversations c on c.id = p.shown_id
-    left join lateral (
-      select x.seq, x.role, x.kind, x.content, x.turn_id
-        from public.messages x
-       where x.conversation_id = p.conversation_id and x.seq >= p.seq and p.seq > 0
-       order by x.seq
-       limit 1) m on m.seq = p.seq
-    left join public.turns t on t.id = m.turn_id
-   where p.seq = 0 or m.seq is not null
-   order by p.rank desc, p.conversation_id desc, p.seq desc;
-end
-$function$
-;
-
-CREATE OR REPLACE FUNCTION exai.search_page_v2(p_owner text, p_query tsquery, p_needles text[], p_all_needles boolean, p_near text[], p_terms tsquery[], p_ids uuid[], p_up_to bigint[], p_continuation_id text, p_role text, p_since timestamp with time zone, p_until timestamp with time zone, p_tool text, p_model text, p_tags text[], p_metadata jsonb, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamp with time zone, p_ranked integer, p_limit integer)
- RETURNS TABLE(continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamp with time zone, rank numeric, tool text, model text, as_of timestamp with time zone, content text, has boolean[])
- LANGUAGE plpgsql
- STABLE ROWS 20
- SET search_path TO 'pg_catalog', 'pg_temp'
- SET plan_cache_mode TO 'force_generic_plan'
- SET jit TO 'off'
-AS $function$
-#variable_conflict use_column
-declare
-  -- What takes too long to read of each match is not ranked.
-  c_large constant integer := 100000;
-begin
-  return query
-  with newest as materialized (
-    select m.conversation_id, m.seq, m.created_at, m.at, m.words
-      from exai.matches_v2(
-        p_owner, p_query, p_needles, p_all_needles, p_near, p_ids, p_up_to, p_since, p_until, p_as_of) m
-     where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
-     order by m.created_at desc, m.conversation_id desc, m.seq desc
-     limit p_ranked + 1),
-  counted as materialized (select count(*) <= p_ranked as are_few from newest),
-  seen as materialized (
-    select n.conversation_id, n.seq, n.created_at, n.at, n.words
+    select n.conversation_id, n.seq, n.created_at, n.at, n.words, n.which
       from (select w.* from newest w order by w.created_at desc, w.conversation_id desc, w.seq desc limit p_ranked) n
      cross join lateral exai.searched_v2(
        n.conversation_id, n.seq, p_owner, p_ids is not null, p_role, p_tool, p_model, p_tags, p_metadata) s
      where not (select c.are_few from counted c)),
   found as materialized (
-    select n.conversation_id, n.seq, n.created_at, n.at, n.words, coalesce(p_ids[1], n.conversation_id) as shown_id
+    select n.conversation_id, n.seq, n.created_at, n.at, n.words, n.which, coalesce(p_ids[1], n.conversation_id) as shown_id
       from newest n
      where (select c.are_few from counted c)
      union all
-    select s.conversation_id, s.seq, s.created_at, s.at, s.words, coalesce(p_ids[1], s.conversation_id)
+    select s.conversation_id, s.seq, s.created_at, s.at, s.words, s.which, coalesce(p_ids[1], s.conversation_id)
       from seen s
      where (select count(*) from seen) = p_ranked
      union all
-    (select m.conversation_id, m.seq, m.created_at, m.at, m.words, coalesce(p_ids[1], m.conversation_id)
+    (select m.conversation_id, m.seq, m.created_at, m.at, m.words, m.which, coalesce(p_ids[1], m.conversation_id)
        from (
-         select m.conversation_id, m.seq, m.created_at, m.at, m.words
+         select m.conversation_id, m.seq, m.created_at, m.at, m.words, m.which
            from exai.matches_v2(
-             p_owner, p_query, p_needles, p_all_needles, p_near, p_ids, p_up_to, p_since, p_until, p_as_of) m
+             p_found, p_long, p_terms, p_groups, p_excluded, p_missing, p_waiting_ids, p_waiting_seqs, p_waiting_ats,
+             p_waiting_words, p_waiting_which, p_ids, p_up_to, p_since, p_until, p_as_of) m
           where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
           order by m.created_at desc, m.conversation_id desc, m.seq desc) m
       cross join lateral exai.searched_v2(
@@ -2518,23 +2395,24 @@ begin
       order by m.created_at desc, m.conversation_id desc, m.seq desc
       limit p_ranked)),
   worded as (
-    select f.conversation_id, f.seq, f.created_at, f.shown_id,
+    select f.conversation_id, f.seq, f.created_at, f.shown_id, f.which,
            coalesce(f.words, (
              select w.words from exai.message_words w
-              where w.ctid = f.at and (p_terms is not null or pg_column_size(w.words) <= c_large)
+              where w.ctid = f.at and (p_missing > 0 or pg_column_size(w.words) <= c_large)
            )) as words
       from found f
      where f.seq > 0 or f.conversation_id not in (select m.shown_id from found m where m.seq > 0)),
   termed as (
     select w.conversation_id, w.seq, w.created_at, w.shown_id,
            round(coalesce(ts_rank(w.words, p_query, 1), 0)::numeric, 6) as rank,
-           case when p_terms is not null then (
-             select array_agg(t.i) from unnest(p_terms) with ordinality t(term, i) where w.words @@ t.term) end as which
+           case when p_missing > 0 then coalesce(w.which, (
+             select array_agg(t.i::integer) from unnest(p_terms) with ordinality t(term, i) where w.words @@ t.term
+           )) end as which
       from worded w),
   -- The segments of a long message count together.
   joined as (
     select t.conversation_id, t.seq, t.created_at, t.shown_id, max(t.rank) as rank,
-           case when p_terms is not null then (
+           case when p_missing > 0 then (
              select array_agg(i = any(string_to_array(string_agg(array_to_string(t.which, ','), ','), ',')::integer[]) order by i)
                from generate_subscripts(p_terms, 1) i) end as has
       from termed t
@@ -2573,102 +2451,8 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.search_v2(p_owner text, p_query text, p_continuation_id text, p_role text, p_since timestamp with time zone, p_until timestamp with time zone, p_tool text, p_model text, p_level integer, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamp with time zone, p_ranked integer, p_limit integer)
- RETURNS TABLE(continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamp with time zone, rank numeric, tool text, model text, as_of timestamp with time zone, excerpt text, cut_before boolean, cut_after boolean, words text[], level integer, missing text[])
- LANGUAGE plpgsql
- STABLE ROWS 20
- SET search_path TO 'pg_catalog', 'pg_temp'
- SET plan_cache_mode TO 'force_generic_plan'
- SET jit TO 'off'
-AS $function$
-#variable_conflict use_column
-declare
-  c_most_queries constant integer := 70;
-  v_terms tsquery[];
-  v_labels text[];
-  v_needles text[];
-  v_words text[];
-  v_near text[];
-  v_excluded tsquery;
-  v_query tsquery;
-  v_old tsquery;
-  v_alternatives integer;
-  v_count integer;
-  v_level integer;
-  v_ids uuid[];
-  v_up_to bigint[];
-begin
-  with terms as materialized (select * from exai.read_query_v1(exai.owner_key_v1(p_owner), p_query)),
-  groups as (
-    select t.or_group, string_agg('(' || case when t.is_excluded then '!' else '' end || '(' || t.term::text || '))', ' & ') as term
-      from terms t
-     group by t.or_group
-    having bool_or(not t.is_excluded))
-  select (select string_agg('(' || g.term || ')', ' | ')::tsquery from groups g),
-         (select count(*) from groups g),
-         array_agg(t.term) filter (where not t.is_excluded),
-         array_agg(t.label) filter (where not t.is_excluded),
-         array_agg(t.needle) filter (where not t.is_excluded),
-         (select array_agg(n) from (
-           select t.needle from terms t union select exai.bare_v1(exai.fold_v1(t.label)) from terms t) x(n)),
-         (select array_agg(distinct exai.bare_v1(w)) from terms t cross join unnest(t.words) w where not t.is_excluded),
-         string_agg('!(' || t.term::text || ')', ' & ') filter (where t.is_excluded)::tsquery
-    into v_query, v_alternatives, v_terms, v_labels, v_needles, v_near, v_words, v_excluded
-    from terms t;
-  if v_query is null then
-    return;
-  end if;
-  if exists (select from exai.message_words w where w.version < 2) then
-    v_old := websearch_to_tsquery('simple', p_query);
-  end if;
-  if p_continuation_id is not null then
-    with recursive lineage(id, parent_id, parent_seq, up_to, depth) as (
-      select c.id, c.parent_id, c.parent_seq, c.next_seq, 0
-        from public.conversations c
-       where c.owner = p_owner and c.continuation_id = p_continuation_id and c.deleted_at is null
-      union all
-      select c.id, c.parent_id, c.parent_seq, least(l.up_to, l.parent_seq), l.depth + 1
-        from lineage l
-        join public.conversations c on c.id = l.parent_id)
-    select array_agg(l.id order by l.depth), array_agg(l.up_to order by l.depth) into v_ids, v_up_to from lineage l;
-    if v_ids is null then
-      return;
-    end if;
-  end if;
-  v_count := case when v_alternatives = 1 then cardinality(v_terms) else 1 end;
-  v_level := coalesce(p_level, v_count);
-  while v_level > 0 loop
-    if v_level < v_count then
-      v_query := exai.some_terms_v1(v_terms, v_level, c_most_queries);
-      if v_excluded is not null then
-        v_query := v_query && v_excluded;
-      end if;
-      v_old := null;
-    end if;
-    if v_query is not null then
-      return query
-      select s.continuation_id, s.conversation_id, s.title, s.seq, s.role, s.kind, s.created_at, s.rank, s.tool, s.model,
-             s.as_of, e.o_excerpt, e.o_cut_before, e.o_cut_after, v_words, v_level,
-             case when v_level < v_count then (
-               select coalesce(array_agg(v_labels[t.i] order by t.i), '{}')
-                 from unnest(s.has) with ordinality t(has, i) where not t.has) end
-        from exai.search_page_v1(
-               p_owner, coalesce(v_query || v_old, v_query), v_needles, v_level = v_count and v_alternatives = 1, v_near,
-               case when v_level < v_count then v_terms end, v_ids, v_up_to, p_continuation_id, p_role, p_since, p_until,
-               p_tool, p_model, p_rank, p_after_id, p_after_seq, p_as_of, p_ranked, p_limit) s
-       cross join lateral exai.excerpt_v1(s.content, v_words) e
-       order by s.rank desc, s.conversation_id desc, s.seq desc;
-      exit when found;
-    end if;
-    exit when p_level is not null;
-    v_level := v_level - 1;
-  end loop;
-end
-$function$
-;
-
 CREATE OR REPLACE FUNCTION exai.search_v3(p_owner text, p_query text, p_continuation_id text, p_role text, p_since timestamp with time zone, p_until timestamp with time zone, p_tool text, p_model text, p_tags text[], p_metadata jsonb, p_level integer, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamp with time zone, p_ranked integer, p_limit integer)
- RETURNS TABLE(continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamp with time zone, rank numeric, tool text, model text, as_of timestamp with time zone, excerpt text, cut_before boolean, cut_after boolean, words text[], level integer, missing text[])
+ RETURNS TABLE(continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamp with time zone, rank numeric, tool text, model text, as_of timestamp with time zone, excerpt text, cut_before boolean, cut_after boolean, words text[], level integer, missing text[], unread bigint)
  LANGUAGE plpgsql
  STABLE ROWS 20
  SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2679,20 +2463,29 @@ AS $function$
 declare
   c_most_queries constant integer := 70;
   v_terms tsquery[];
+  v_groups integer[];
+  v_excluded boolean[];
   v_labels text[];
   v_needles text[];
   v_words text[];
-  v_near text[];
-  v_excluded tsquery;
+  v_wanted tsquery[];
+  v_unwanted tsquery;
   v_query tsquery;
   v_old tsquery;
+  v_long tsquery;
   v_alternatives integer;
   v_count integer;
   v_level integer;
   v_ids uuid[];
   v_up_to bigint[];
+  v_waiting record;
+  v_is_any boolean;
+  v_is_found boolean := false;
+  v_unread bigint := 0;
 begin
-  with terms as materialized (select * from exai.read_query_v1(exai.owner_key_v1(p_owner), p_query)),
+  with terms as materialized (
+    select t.* from exai.read_query_v1(exai.owner_key_v1(p_owner), p_query) with ordinality t(
+      term, or_group, is_excluded, label, needle, words, i)),
   groups as (
     select t.or_group, string_agg('(' || case when t.is_excluded then '!' else '' end || '(' || t.term::text || '))', ' & ') as term
       from terms t
@@ -2700,14 +2493,12 @@ begin
     having bool_or(not t.is_excluded))
   select (select string_agg('(' || g.term || ')', ' | ')::tsquery from groups g),
          (select count(*) from groups g),
-         array_agg(t.term) filter (where not t.is_excluded),
-         array_agg(t.label) filter (where not t.is_excluded),
-         array_agg(t.needle) filter (where not t.is_excluded),
-         (select array_agg(n) from (
-           select t.needle from terms t union select exai.bare_v1(exai.fold_v1(t.label)) from terms t) x(n)),
+         array_agg(t.term order by t.i), array_agg(t.or_group order by t.i), array_agg(t.is_excluded order by t.i),
+         array_agg(t.label order by t.i), array_agg(t.needle order by t.i),
          (select array_agg(distinct exai.bare_v1(w)) from terms t cross join unnest(t.words) w where not t.is_excluded),
+         array_agg(t.term order by t.i) filter (where not t.is_excluded),
          string_agg('!(' || t.term::text || ')', ' & ') filter (where t.is_excluded)::tsquery
-    into v_query, v_alternatives, v_terms, v_labels, v_needles, v_near, v_words, v_excluded
+    into v_query, v_alternatives, v_terms, v_groups, v_excluded, v_labels, v_needles, v_words, v_wanted, v_unwanted
     from terms t;
   if v_query is null then
     return;
@@ -2730,37 +2521,59 @@ begin
       return;
     end if;
   end if;
-  v_count := case when v_alternatives = 1 then cardinality(v_terms) else 1 end;
+  if cardinality(v_terms) > 1 then
+    v_long := exai.long_mark_v1(exai.owner_key_v1(p_owner));
+  end if;
+  v_count := case when v_alternatives = 1 then cardinality(v_wanted) else 1 end;
   v_level := coalesce(p_level, v_count);
   while v_level > 0 loop
     if v_level < v_count then
-      v_query := exai.some_terms_v1(v_terms, v_level, c_most_queries);
-      if v_excluded is not null then
-        v_query := v_query && v_excluded;
+      v_query := exai.some_terms_v1(v_wanted, v_level, c_most_queries);
+      if v_unwanted is not null then
+        v_query := v_query && v_unwanted;
       end if;
       v_old := null;
     end if;
     if v_query is not null then
+      -- Once for all terms, and once for any number of them.
+      if v_is_any is distinct from (v_level < v_count) then
+        v_is_any := v_level < v_count;
+        select w.* into v_waiting
+          from exai.waiting_v1(
+            p_owner, v_terms, v_groups, v_excluded, v_needles, case when v_is_any then v_count else 0 end, v_ids, v_up_to,
+            p_since, p_until, p_as_of) w;
+        v_unread := greatest(v_unread, v_waiting.o_unread);
+      end if;
       return query
       select s.continuation_id, s.conversation_id, s.title, s.seq, s.role, s.kind, s.created_at, s.rank, s.tool, s.model,
              s.as_of, e.o_excerpt, e.o_cut_before, e.o_cut_after, v_words, v_level,
              case when v_level < v_count then (
                select coalesce(array_agg(v_labels[t.i] order by t.i), '{}')
-                 from unnest(s.has) with ordinality t(has, i) where not t.has) end
+                 from unnest(s.has) with ordinality t(has, i) where not t.has and not v_excluded[t.i]) end,
+             v_unread
         from exai.search_page_v2(
-               p_owner, coalesce(v_query || v_old, v_query), v_needles, v_level = v_count and v_alternatives = 1, v_near,
-               case when v_level < v_count then v_terms end, v_ids, v_up_to, p_continuation_id, p_role, p_since, p_until,
-               p_tool, p_model,
+               p_owner, coalesce(v_query || v_old, v_query),
+               case when v_long is null then coalesce(v_query || v_old, v_query)
+                    else coalesce((v_query && !! v_long) || v_old, v_query && !! v_long) end,
+               v_long, v_terms, v_groups, v_excluded, v_count - v_level, v_waiting.o_ids, v_waiting.o_seqs,
+               v_waiting.o_ats, v_waiting.o_words, v_waiting.o_which, v_ids, v_up_to, p_role, p_since, p_until, p_tool,
+               p_model,
                -- Of one conversation that was looked at before; what it shares with others is its own, whatever they have.
                case when p_continuation_id is null then p_tags end,
-               case when p_continuation_id is null then p_metadata end, p_rank, p_after_id, p_after_seq, p_as_of, p_ranked, p_limit) s
+               case when p_continuation_id is null then p_metadata end, p_rank, p_after_id, p_after_seq, p_as_of, p_ranked,
+               p_limit) s
        cross join lateral exai.excerpt_v1(s.content, v_words) e
        order by s.rank desc, s.conversation_id desc, s.seq desc;
-      exit when found;
+      v_is_found := found;
+      exit when v_is_found;
     end if;
     exit when p_level is not null;
     v_level := v_level - 1;
   end loop;
+  if v_unread > 0 and not v_is_found then
+    unread := v_unread;
+    return next;
+  end if;
 end
 $function$
 ;
@@ -3158,6 +2971,146 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.waiting_v1(p_owner text, p_terms tsquery[], p_groups integer[], p_excluded boolean[], p_needles text[], p_missing integer, p_ids uuid[], p_up_to bigint[], p_since timestamp with time zone, p_until timestamp with time zone, p_as_of timestamp with time zone, OUT o_ids uuid[], OUT o_seqs bigint[], OUT o_ats timestamp with time zone[], OUT o_words tsvector[], OUT o_which text[], OUT o_unread bigint)
+ RETURNS record
+ LANGUAGE plpgsql
+ STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET plan_cache_mode TO 'force_generic_plan'
+AS $function$
+declare
+  -- Microseconds, about; whichever is reached first.
+  c_work constant bigint := 1500000;
+  c_most constant interval := '2.5 s';
+  c_segment constant integer := 50000;
+  c_overlap constant integer := 500;
+  v_key constant text := exai.owner_key_v1(p_owner);
+  v_are_any_excluded constant boolean := true = any(p_excluded);
+  v_stop constant timestamptz := clock_timestamp() + c_most;
+  v_work bigint := 0;
+  v_row record;
+  v_part record;
+  v_text text collate "C";
+  v_folded text collate "C";
+  v_bytes bytea;
+  v_size bigint;
+  v_last integer;
+  v_segment integer;
+  v_is_ascii boolean;
+  v_is_held boolean;
+  v_is_found boolean;
+  v_is_cut boolean;
+  v_segments integer[];
+  v_present integer[];
+  v_which integer[];
+  v_words tsvector;
+begin
+  o_unread := 0;
+  for v_row in
+    select l.conversation_id, l.seq, l.created_at, l.content
+      from (
+        select distinct on (u.conversation_id, m.seq) u.conversation_id, m.seq, m.created_at, m.content
+          from exai.unindexed_messages u
+          join public.conversations c on c.id = u.conversation_id and c.owner = p_owner
+         cross join lateral (
+           select 0 as seq, c.created_at, c.title as content where u.first_seq = 0 and c.title is not null
+            union all
+           -- A range in its order is found by the primary key even where the planner takes it for a short one.
+           (select x.seq, x.created_at, x.content
+              from public.messages x
+             where x.conversation_id = u.conversation_id and x.seq between u.first_seq and u.last_seq
+             order by x.seq
+             limit u.last_seq - u.first_seq + 1)) m
+         where p_ids is null or u.conversation_id = any(p_ids)
+         order by u.conversation_id, m.seq) l
+     where (p_ids is null or (l.seq > 0 and l.seq <= p_up_to[array_position(p_ids, l.conversation_id)])
+            or (l.seq = 0 and l.conversation_id = p_ids[1]))
+       and (p_since is null or l.created_at >= p_since)
+       and (p_until is null or l.created_at < p_until)
+       and (p_as_of is null or l.created_at <= p_as_of)
+     order by octet_length(l.content), l.created_at desc
+  loop
+    v_size := octet_length(v_row.content);
+    if v_work + v_size / 32 > c_work or clock_timestamp() > v_stop then
+      o_unread := o_unread + 1;
+      continue;
+    end if;
+    -- Read from where it is stored once, not at each use.
+    v_text := v_row.content || '';
+    v_is_ascii := length(v_text) = v_size;
+    v_last := greatest(length(v_text) - 1, 0) / c_segment;
+    v_bytes := case when v_is_ascii and v_last > 0 then convert_to(v_text, 'UTF8') end;
+    v_work := v_work + 30;
+    v_is_cut := false;
+    v_segments := '{}';
+    v_present := '{}';
+    for v_segment in 0 .. v_last loop
+      v_folded := case when v_last = 0 then v_text
+                       when v_is_ascii then convert_from(
+                         substring(v_bytes from v_segment * c_segment + 1 for c_segment + c_overlap), 'UTF8')
+                       else substr(v_text, v_segment * c_segment + 1, c_segment + c_overlap) end;
+      v_work := v_work + case when v_is_ascii then length(v_folded) / 32 else length(v_folded) / 2 end;
+      v_is_cut := v_segment > 0 and (v_work > c_work or clock_timestamp() > v_stop);
+      exit when v_is_cut;
+      v_folded := case when v_is_ascii then lower(v_folded) else exai.bare_v1(exai.fold_v1(v_folded)) end;
+      v_is_held := false;
+      for i in 1 .. cardinality(p_needles) loop
+        if strpos(v_folded, p_needles[i]) > 0 then
+          v_is_held := true;
+          if not p_excluded[i] and not i = any(v_present) then
+            v_present := v_present || i;
+          end if;
+        end if;
+      end loop;
+      if v_is_held then
+        v_segments := v_segments || v_segment;
+      end if;
+    end loop;
+    if v_is_cut then
+      o_unread := o_unread + 1;
+      continue;
+    end if;
+    continue when v_present = '{}' or not exai.has_terms_v1(v_present, p_groups, p_excluded, p_missing);
+    v_which := '{}';
+    v_words := null;
+    v_is_found := false;
+    foreach v_segment in array v_segments loop
+      v_folded := case when v_last = 0 then v_text
+                       when v_is_ascii then convert_from(
+                         substring(v_bytes from v_segment * c_segment + 1 for c_segment + c_overlap), 'UTF8')
+                       else substr(v_text, v_segment * c_segment + 1, c_segment + c_overlap) end;
+      v_work := v_work + case when v_is_ascii then length(v_folded) / 3 else length(v_folded) * 2 end;
+      v_is_cut := v_work > c_work or clock_timestamp() > v_stop;
+      exit when v_is_cut;
+      for v_part in select w.words from exai.words_v1(v_key, v_folded) w loop
+        for i in 1 .. cardinality(p_terms) loop
+          if not i = any(v_which) and v_part.words @@ p_terms[i] then
+            v_which := v_which || i;
+            if v_words is null and not p_excluded[i] then
+              v_words := v_part.words;
+            end if;
+          end if;
+        end loop;
+      end loop;
+      v_is_found := exai.has_terms_v1(v_which, p_groups, p_excluded, p_missing);
+      exit when v_is_found and p_missing = 0 and not v_are_any_excluded;
+    end loop;
+    v_is_found := v_is_found and not (v_is_cut and v_are_any_excluded);
+    if v_is_cut and not (v_is_found and p_missing = 0) then
+      o_unread := o_unread + 1;
+    end if;
+    if v_is_found then
+      o_ids := o_ids || v_row.conversation_id;
+      o_seqs := o_seqs || v_row.seq;
+      o_ats := o_ats || v_row.created_at;
+      o_words := o_words || v_words;
+      o_which := o_which || array_to_string(v_which, ',');
+    end if;
+  end loop;
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.words_v1(p_key text, p_text text)
  RETURNS TABLE(part smallint, words tsvector)
  LANGUAGE plpgsql
@@ -3208,7 +3161,9 @@ begin
       from forms f),
   words as (
     select p.part, p.word, string_agg(p.place::text, ',') as places from parts p group by p.part, p.word)
-  select w.part::smallint, string_agg('''' || p_key || w.word || ''':' || w.places, ' ')::tsvector
+  select w.part::smallint,
+         string_agg('''' || p_key || w.word || ''':' || w.places, ' ')::tsvector
+         || case when count(*) over () > 1 then exai.long_mark_v1(p_key) else '' end
     from words w
    group by w.part;
 end

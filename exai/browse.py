@@ -69,6 +69,10 @@ async def search(settings: Settings, query: SearchQuery, limit: int, output: Out
         output.say("nothing was found")
     elif page.matched == "some":
         output.say("(no message has all of these words; these have most of them)")
+    if page.unread:
+        output.say(
+            f"({page.unread} messages were stored just now and not looked through; search again in a few seconds)"
+        )
     if page.next_cursor is not None:
         output.say(f"(the {limit} best; --limit N shows more)")
 

@@ -77,7 +77,9 @@ begin
       insert into exai.unindexed_messages (conversation_id, first_seq, last_seq, done)
       select s.conversation_id, s.seq, s.seq, s.done + c_segment from said s where length(s.content) > s.done + c_segment),
     made as materialized (
-      select s.conversation_id, s.seq, s.created_at, (s.done / c_segment * c_parts + w.part)::smallint as part, w.words
+      select s.conversation_id, s.seq, s.created_at, (s.done / c_segment * c_parts + w.part)::smallint as part,
+             case when length(s.content) > c_segment then w.words || exai.long_mark_v1(exai.owner_key_v1(s.owner))
+                  else w.words end as words
         from said s
        cross join lateral exai.words_v1(
          exai.owner_key_v1(s.owner),

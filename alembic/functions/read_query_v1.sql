@@ -1,7 +1,8 @@
 -- The terms of a search as a person types them into a search box: words, "phrases", -excluded ones, `or` between alternatives,
 -- and a word's beginning with an asterisk after it. A word of several parts, such as a path or an address, is found as these
 -- parts one after the other. or_group counts the alternatives; in each of them everything is wanted. If nothing but
--- exclusions is given they are words. needle: what a text with the term holds somewhere, without marks.
+-- exclusions is given they are words. needle: what a text with the term holds somewhere, without marks; the longest
+-- of its words, which the fewest texts hold.
 create or replace function exai.read_query_v1(p_key text, p_query text)
 returns table (term tsquery, or_group integer, is_excluded boolean, label text, needle text, words text[])
 language plpgsql immutable rows 3
@@ -53,7 +54,6 @@ begin
     loop
       if v_last is null then
         term := concat_ws(' | ', v_chunk.whole, '(' || v_chunk.sequence || ')')::tsquery;
-        needle := exai.bare_v1(v_chunk.words[1]);
         words := v_chunk.words;
       else
         term := tsquery_phrase(
@@ -63,6 +63,7 @@ begin
       v_last := v_chunk.last;
     end loop;
     if term is not null then
+      needle := exai.bare_v1((select w from unnest(words) w order by length(w) desc limit 1));
       return next;
     end if;
   end loop;

@@ -5,6 +5,8 @@
 -- of these tags, and whose metadata holds this.
 -- If nothing has all terms, what has most of them is found: all but one, all but two and so on. level is how many terms
 -- every hit has, and p_level makes the next page one of the same search (null: the first page).
+-- unread: messages that wait to be indexed and that were not looked through, for that took too long; in a row of nothing else
+-- if nothing was found.
 -- Stable: all of it is read from the caller's one snapshot, in which each message is either indexed or waiting, and
 -- nothing is written. While words of the release before are left (version 1) they are searched by its rules.
 create or replace function exai.search_v3(
@@ -14,7 +16,7 @@ create or replace function exai.search_v3(
 returns table (
   continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamptz,
   rank numeric, tool text, model text, as_of timestamptz, excerpt text, cut_before boolean, cut_after boolean,
-  words text[], level integer, missing text[])
+  words text[], level integer, missing text[], unread bigint)
 language plpgsql stable rows 20
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = 'force_generic_plan'
@@ -24,20 +26,29 @@ as $$
 declare
   c_most_queries constant integer := 70;
   v_terms tsquery[];
+  v_groups integer[];
+  v_excluded boolean[];
   v_labels text[];
   v_needles text[];
   v_words text[];
-  v_near text[];
-  v_excluded tsquery;
+  v_wanted tsquery[];
+  v_unwanted tsquery;
   v_query tsquery;
   v_old tsquery;
+  v_long tsquery;
   v_alternatives integer;
   v_count integer;
   v_level integer;
   v_ids uuid[];
   v_up_to bigint[];
+  v_waiting record;
+  v_is_any boolean;
+  v_is_found boolean := false;
+  v_unread bigint := 0;
 begin
-  with terms as materialized (select * from exai.read_query_v1(exai.owner_key_v1(p_owner), p_query)),
+  with terms as materialized (
+    select t.* from exai.read_query_v1(exai.owner_key_v1(p_owner), p_query) with ordinality t(
+      term, or_group, is_excluded, label, needle, words, i)),
   groups as (
     select t.or_group, string_agg('(' || case when t.is_excluded then '!' else '' end || '(' || t.term::text || '))', ' & ') as term
       from terms t
@@ -45,14 +56,12 @@ begin
     having bool_or(not t.is_excluded))
   select (select string_agg('(' || g.term || ')', ' | ')::tsquery from groups g),
          (select count(*) from groups g),
-         array_agg(t.term) filter (where not t.is_excluded),
-         array_agg(t.label) filter (where not t.is_excluded),
-         array_agg(t.needle) filter (where not t.is_excluded),
-         (select array_agg(n) from (
-           select t.needle from terms t union select exai.bare_v1(exai.fold_v1(t.label)) from terms t) x(n)),
+         array_agg(t.term order by t.i), array_agg(t.or_group order by t.i), array_agg(t.is_excluded order by t.i),
+         array_agg(t.label order by t.i), array_agg(t.needle order by t.i),
          (select array_agg(distinct exai.bare_v1(w)) from terms t cross join unnest(t.words) w where not t.is_excluded),
+         array_agg(t.term order by t.i) filter (where not t.is_excluded),
          string_agg('!(' || t.term::text || ')', ' & ') filter (where t.is_excluded)::tsquery
-    into v_query, v_alternatives, v_terms, v_labels, v_needles, v_near, v_words, v_excluded
+    into v_query, v_alternatives, v_terms, v_groups, v_excluded, v_labels, v_needles, v_words, v_wanted, v_unwanted
     from terms t;
   if v_query is null then
     return;
@@ -75,36 +84,58 @@ begin
       return;
     end if;
   end if;
-  v_count := case when v_alternatives = 1 then cardinality(v_terms) else 1 end;
+  if cardinality(v_terms) > 1 then
+    v_long := exai.long_mark_v1(exai.owner_key_v1(p_owner));
+  end if;
+  v_count := case when v_alternatives = 1 then cardinality(v_wanted) else 1 end;
   v_level := coalesce(p_level, v_count);
   while v_level > 0 loop
     if v_level < v_count then
-      v_query := exai.some_terms_v1(v_terms, v_level, c_most_queries);
-      if v_excluded is not null then
-        v_query := v_query && v_excluded;
+      v_query := exai.some_terms_v1(v_wanted, v_level, c_most_queries);
+      if v_unwanted is not null then
+        v_query := v_query && v_unwanted;
       end if;
       v_old := null;
     end if;
     if v_query is not null then
+      -- Once for all terms, and once for any number of them.
+      if v_is_any is distinct from (v_level < v_count) then
+        v_is_any := v_level < v_count;
+        select w.* into v_waiting
+          from exai.waiting_v1(
+            p_owner, v_terms, v_groups, v_excluded, v_needles, case when v_is_any then v_count else 0 end, v_ids, v_up_to,
+            p_since, p_until, p_as_of) w;
+        v_unread := greatest(v_unread, v_waiting.o_unread);
+      end if;
       return query
       select s.continuation_id, s.conversation_id, s.title, s.seq, s.role, s.kind, s.created_at, s.rank, s.tool, s.model,
              s.as_of, e.o_excerpt, e.o_cut_before, e.o_cut_after, v_words, v_level,
              case when v_level < v_count then (
                select coalesce(array_agg(v_labels[t.i] order by t.i), '{}')
-                 from unnest(s.has) with ordinality t(has, i) where not t.has) end
+                 from unnest(s.has) with ordinality t(has, i) where not t.has and not v_excluded[t.i]) end,
+             v_unread
         from exai.search_page_v2(
-               p_owner, coalesce(v_query || v_old, v_query), v_needles, v_level = v_count and v_alternatives = 1, v_near,
-               case when v_level < v_count then v_terms end, v_ids, v_up_to, p_continuation_id, p_role, p_since, p_until,
-               p_tool, p_model,
+               p_owner, coalesce(v_query || v_old, v_query),
+               case when v_long is null then coalesce(v_query || v_old, v_query)
+                    else coalesce((v_query && !! v_long) || v_old, v_query && !! v_long) end,
+               v_long, v_terms, v_groups, v_excluded, v_count - v_level, v_waiting.o_ids, v_waiting.o_seqs,
+               v_waiting.o_ats, v_waiting.o_words, v_waiting.o_which, v_ids, v_up_to, p_role, p_since, p_until, p_tool,
+               p_model,
                -- Of one conversation that was looked at before; what it shares with others is its own, whatever they have.
                case when p_continuation_id is null then p_tags end,
-               case when p_continuation_id is null then p_metadata end, p_rank, p_after_id, p_after_seq, p_as_of, p_ranked, p_limit) s
+               case when p_continuation_id is null then p_metadata end, p_rank, p_after_id, p_after_seq, p_as_of, p_ranked,
+               p_limit) s
        cross join lateral exai.excerpt_v1(s.content, v_words) e
        order by s.rank desc, s.conversation_id desc, s.seq desc;
-      exit when found;
+      v_is_found := found;
+      exit when v_is_found;
     end if;
     exit when p_level is not null;
     v_level := v_level - 1;
   end loop;
+  if v_unread > 0 and not v_is_found then
+    unread := v_unread;
+    return next;
+  end if;
 end
 $$

@@ -49,7 +49,9 @@ begin
       from forms f),
   words as (
     select p.part, p.word, string_agg(p.place::text, ',') as places from parts p group by p.part, p.word)
-  select w.part::smallint, string_agg('''' || p_key || w.word || ''':' || w.places, ' ')::tsvector
+  select w.part::smallint,
+         string_agg('''' || p_key || w.word || ''':' || w.places, ' ')::tsvector
+         || case when count(*) over () > 1 then exai.long_mark_v1(p_key) else '' end
     from words w
    group by w.part;
 end

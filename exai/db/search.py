@@ -1,6 +1,7 @@
 """Full-text search over an owner's messages: one statement a page, best match first; and the index of their words.
 
-The invariant is that a search finds what was acknowledged before it, indexed or not: the index only makes it quick.
+The invariant is that a search finds what was acknowledged before it, indexed or not, or says how many messages it did
+not look through: the index only makes it quick.
 """
 
 from __future__ import annotations
@@ -99,13 +100,15 @@ class SearchPlace:
 class SearchPage:
     """Hits, best first; `next_cursor` is None on the last page. `places` are where pages after each hit begin.
 
-    `matched` is "some" when nothing has all the terms: the hits are then those with most of them.
+    `matched` is "some" when nothing has all the terms: the hits are then those with most of them. `unread` messages
+    that wait to be indexed were not looked through, because that would have taken too long.
     """
 
     hits: tuple[SearchHit, ...]
     next_cursor: str | None
     places: tuple[SearchPlace, ...] = ()
     matched: Matched = "all"
+    unread: int = 0
 
     def cursor_after(self, number: int) -> str | None:
         """Return the cursor of a page that holds only so many of these, one at least."""
@@ -156,6 +159,8 @@ class SearchRepository:
             query.tool, query.model, *labels_of(query.tags, query.metadata), after.level, after.rank,
             after.conversation_id, after.seq, after.as_of, RANKED, limit + 1,
         )  # fmt: skip
+        unread = rows[0]["unread"] if rows else 0
+        rows = [row for row in rows if row["conversation_id"] is not None]
         hits = tuple(
             SearchHit(
                 continuation_id=ContinuationId(row["continuation_id"]),
@@ -177,7 +182,7 @@ class SearchRepository:
             for row in rows[:limit]
         )
         matched: Matched = "some" if any(hit.missing for hit in hits) else "all"
-        return SearchPage(hits, _write(places[-1]) if len(rows) > limit else None, places, matched)
+        return SearchPage(hits, _write(places[-1]) if len(rows) > limit else None, places, matched, unread)
 
     async def index(self, limit: int = PORTION) -> Indexed:
         """Index the words of at most `limit` of the messages that wait for it, unless another daemon does so now.

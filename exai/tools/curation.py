@@ -24,6 +24,7 @@ HIT = ("continuation_id", "title", "seq", "role", "created_at", "tool", "model",
 """What the text says of a hit."""
 
 SOME_WORDS = "Nothing has all of these words; the following have most of them."
+UNREAD = "At least {count} messages were stored just now and not looked through; search again in a few seconds."
 MAX_HITS = 200
 RESTORED = "The conversation is restored."
 DELETED = "The conversation is deleted; for 7 days conversation_delete with restore brings it back."
@@ -69,6 +70,7 @@ class SearchOutput(BaseModel):
     matched: Literal["all", "some"] = Field(description="some: nothing has all words; these have most of them.")
     hits: list[HitOutput] = Field(description="Best first; **matches** are marked.")
     next_cursor: str | None
+    unread: int = Field(description="Messages just stored, not looked through yet; search again shortly.")
 
 
 class ForkArguments(Arguments):
@@ -168,9 +170,15 @@ def _search_tool(conversations: ConversationService) -> ToolSpec:
         )
         page = await conversations.search(query, limit=arguments.limit, cursor=arguments.cursor)
         shown = fitting(page.hits, _hit, room())
-        structured = {"matched": page.matched, "hits": shown, "next_cursor": page.cursor_after(len(shown))}
-        text = items(shown, HIT) or "Nothing was found."
-        return ToolResult(structured, f"{SOME_WORDS}\n{text}" if page.matched == "some" else text)
+        structured = {
+            "matched": page.matched,
+            "hits": shown,
+            "next_cursor": page.cursor_after(len(shown)),
+            "unread": page.unread,
+        }
+        lines = [UNREAD.format(count=page.unread)] if page.unread else []
+        lines += [SOME_WORDS] if page.matched == "some" else []
+        return ToolResult(structured, "\n".join((*lines, items(shown, HIT) or "Nothing was found.")))
 
     return ToolSpec(
         name="conversation_search",

@@ -46,9 +46,9 @@ from exai.tools.status import status_tools
 from exai.tools.tasks import TurnTasks
 
 INSTRUCTIONS = (
-    "EXAI asks models and keeps every conversation. Pass the continuation_id of an answer to go on with its "
+    "EXAI asks models and stores every conversation. Pass the continuation_id of an answer to continue its "
     "conversation, today or weeks later; conversation_list and conversation_search find earlier ones. The first line "
-    "of an answer's text holds what the next call takes."
+    "of an answer's text holds what the next call needs."
 )
 
 RETIRE = b"r"

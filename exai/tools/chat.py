@@ -29,15 +29,15 @@ class ChatArguments(Arguments):
     prompt: str = Field(description="The question or instruction.")
     model: str | None = Field(None, description="Model or alias, see listmodels. Left out: the configured default.")
     continuation_id: str | None = Field(None, description="Continue this conversation. Left out: a new one.")
-    system: str | None = Field(None, description="System prompt; stays in force for the conversation until replaced.")
+    system: str | None = Field(None, description="System prompt; applies to the conversation until replaced.")
     idempotency_key: str | None = Field(
-        None, description="Repeat a call with the same key after a lost reply: one turn, one model call."
+        None, description="A call repeated with the same key is one turn and one model call."
     )
-    expected_revision: int | None = Field(None, ge=0, description="Refuse if the conversation has moved on from this.")
-    max_output_tokens: int | None = Field(None, ge=1, description="Limit of the answer, thinking included.")
-    thinking: Literal["off", "low", "high", "max"] | None = Field(None, description="How much the model may think.")
+    expected_revision: int | None = Field(None, ge=0, description="Refuse if the conversation has another revision.")
+    max_output_tokens: int | None = Field(None, ge=1, description="Limit of the answer, reasoning included.")
+    thinking: Literal["off", "low", "high", "max"] | None = Field(None, description="Amount of reasoning.")
     files: list[str] | None = Field(
-        None, description="Files by file_id, or by path below an allowed root; the model reads their stored content."
+        None, description="Each a file_id or an absolute path below an allowed root; the model reads them."
     )
 
 
@@ -54,7 +54,7 @@ class ChatOutput(BaseModel):
     """structuredContent of `chat`."""
 
     content: str
-    next_offset: int | None = Field(description="Where a long answer goes on; null when content is all of it.")
+    next_offset: int | None = Field(description="Where a long answer continues; null when content is complete.")
     continuation_id: str
     model: str
     provider: str
@@ -63,11 +63,11 @@ class ChatOutput(BaseModel):
     usage: UsageOutput
     finish_reason: str
     duration_ms: float
-    duplicate: bool = Field(description="True when this idempotency key had been answered before.")
-    prompt_tokens_left: int | None = Field(description="Room left in the model's window, by estimate.")
-    left_out: int = Field(description="Older messages the model was not shown, for lack of room.")
+    duplicate: bool = Field(description="True when a call with this idempotency key was answered before.")
+    prompt_tokens_left: int | None = Field(description="Estimated room left in the model's window.")
+    left_out: int = Field(description="Number of older messages that did not fit the model's window.")
     partial: bool = Field(description="True when the model may have said more than content holds.")
-    unread_events: int = Field(description="Parts of the model's stream that could not be read.")
+    unread_events: int = Field(description="Number of parts of the model's stream that could not be read.")
 
 
 def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpec:
@@ -97,8 +97,8 @@ def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpe
         title="Chat with a model",
         description=(
             "Ask Kimi, GLM or another configured model. The exchange is stored; pass the returned continuation_id "
-            "to go on with it at any time, from any client. An answer with a next_offset is only the beginning: "
-            "conversation_get with its continuation_id, seq and next_offset as char_offset has the rest."
+            "to continue it at any time, from any client. If next_offset is not null, the answer continues: call "
+            "conversation_get with the continuation_id, the seq, and next_offset as char_offset."
         ),
         arguments=ChatArguments,
         output_schema=output_schema(ChatOutput),

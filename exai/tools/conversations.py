@@ -42,12 +42,12 @@ class MessageArgument(Arguments):
 class AppendArguments(Arguments):
     """Arguments of `conversation_append`."""
 
-    messages: list[MessageArgument] = Field(description="Oldest first; stored as one block.")
+    messages: list[MessageArgument] = Field(description="Oldest first; stored together.")
     continuation_id: str | None = Field(None, description="Conversation to append to. Left out: a new one.")
     title: str | None = Field(None, description="Title of a new conversation.")
-    idempotency_key: str | None = Field(None, description="Same key and content again: stored once, same answer.")
-    expected_revision: int | None = Field(None, ge=0, description="Refuse if the conversation has moved on from this.")
-    files: list[str] | None = Field(None, description="Files of the last message, by file_id or allowed path.")
+    idempotency_key: str | None = Field(None, description="A repeated call with the same key is stored once.")
+    expected_revision: int | None = Field(None, ge=0, description="Refuse if the conversation has another revision.")
+    files: list[str] | None = Field(None, description="Files of the last message; file_id or allowed absolute path.")
 
 
 class AppendOutput(BaseModel):
@@ -65,11 +65,11 @@ class GetArguments(Arguments):
 
     continuation_id: str
     limit: int = Field(PAGE_MESSAGES, ge=1, le=MAX_PAGE_MESSAGES, description="Messages in the page.")
-    before_seq: int | None = Field(None, ge=1, description="next_before_seq of the page before, for older messages.")
-    offset: int = Field(0, ge=0, description="Or: leave out so many of the newest.")
+    before_seq: int | None = Field(None, ge=1, description="next_before_seq of the previous page, for older messages.")
+    offset: int = Field(0, ge=0, description="Or: skip this number of newest messages.")
     seq: int | None = Field(None, ge=1, le=MAX_SEQ, description="Or: only this message.")
     char_offset: int = Field(0, ge=0, description="With seq: its next_offset, for the rest of a long message.")
-    max_chars: int = Field(ANSWER_CHARS, ge=1_000, le=MAX_ANSWER_CHARS, description="Of the whole answer.")
+    max_chars: int = Field(ANSWER_CHARS, ge=1_000, le=MAX_ANSWER_CHARS, description="Limit of the whole answer.")
 
 
 class MessageOutput(BaseModel):
@@ -78,11 +78,11 @@ class MessageOutput(BaseModel):
     seq: int
     role: str
     content: str
-    next_offset: int | None = Field(description="Where the content goes on; null when this is the end of it.")
+    next_offset: int | None = Field(description="Offset at which the content continues; null at its end.")
     created_at: str
     kind: str
     turn_id: str | None
-    metadata: dict[str, Any] | None = Field(description="Null if too large for here: conversation_export has it.")
+    metadata: dict[str, Any] | None = Field(description="Null if too large; conversation_export returns it.")
 
 
 class GetOutput(BaseModel):
@@ -91,23 +91,23 @@ class GetOutput(BaseModel):
     continuation_id: str
     title: str | None
     tags: list[str]
-    metadata: dict[str, Any] | None = Field(description="Null if too large for here.")
+    metadata: dict[str, Any] | None = Field(description="Null if too large.")
     revision: int
     messages: list[MessageOutput] = Field(description="Oldest first.")
     next_before_seq: int | None = Field(description="Cursor of the next older page; null when this is the oldest.")
     source: Literal["cache", "database"]
-    stale_s: float | None = Field(description="Age, if the database could not be reached and this may be old.")
+    stale_s: float | None = Field(description="Age, if the database is unreachable and this may be outdated.")
 
 
 class ListArguments(Arguments):
     """Arguments of `conversation_list`."""
 
     limit: int = Field(PAGE_MESSAGES, ge=1, le=MAX_LIST)
-    cursor: str | None = Field(None, description="next_cursor of the page before.")
-    tags: list[str] | None = Field(None, description="Only those with all of these tags.")
-    metadata: dict[str, Any] | None = Field(None, description="Only those whose metadata holds this.")
-    part: str | None = Field(None, description="Only those whose title has this part, or whose id begins so.")
-    deleted: bool = Field(False, description="Deleted ones instead, which conversation_delete can restore.")
+    cursor: str | None = Field(None, description="next_cursor of the previous page.")
+    tags: list[str] | None = Field(None, description="Only conversations with all of these tags.")
+    metadata: dict[str, Any] | None = Field(None, description="Only conversations whose metadata contains this.")
+    part: str | None = Field(None, description="Only those whose title contains this, or whose id begins with it.")
+    deleted: bool = Field(False, description="List deleted conversations, which conversation_delete can restore.")
 
 
 class ConversationOutput(BaseModel):
@@ -117,7 +117,7 @@ class ConversationOutput(BaseModel):
     title: str | None
     messages: int
     tags: list[str]
-    metadata: dict[str, Any] | None = Field(description="Null if too large for here.")
+    metadata: dict[str, Any] | None = Field(description="Null if too large.")
     revision: int
     created_at: str
     updated_at: str

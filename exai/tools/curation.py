@@ -26,8 +26,8 @@ HIT = ("continuation_id", "title", "seq", "role", "created_at", "tool", "model",
 SOME_WORDS = "Nothing has all of these words; the following have most of them."
 UNREAD = "At least {count} messages were stored just now and not looked through; search again in a few seconds."
 MAX_HITS = 200
-RESTORED = "The conversation is restored."
-DELETED = "The conversation is deleted; for 7 days conversation_delete with restore brings it back."
+RESTORED = "The conversation was restored."
+DELETED = "The conversation is deleted; for 7 days, conversation_delete with restore restores it."
 TITLE_KEPT = "the empty title is taken as left out; to remove the title, give it without tags and metadata"
 SNIPPET_CHARS = 1_000
 """A snippet is some words around the match, but a word may be of any length."""
@@ -39,14 +39,14 @@ class SearchArguments(Arguments):
     query: str = Field(description='Words; "quoted phrase", or, -without, begin*.')
     continuation_id: str | None = Field(None, description="Only in this conversation.")
     role: Literal["system", "user", "assistant", "tool"] | None = None
-    tool: str | None = Field(None, description="Only what this tool stored.")
-    model: str | None = Field(None, description="Only turns with this model.")
+    tool: str | None = Field(None, description="Only messages that this tool stored.")
+    model: str | None = Field(None, description="Only turns of this model.")
     since: datetime | None = Field(None, description="ISO 8601 with offset.")
     until: datetime | None = None
     tags: list[str] | None = Field(None, description="Only in conversations with all of these tags.")
-    metadata: dict[str, Any] | None = Field(None, description="Only in those whose metadata holds this.")
+    metadata: dict[str, Any] | None = Field(None, description="Only in conversations whose metadata contains this.")
     limit: int = Field(SEARCH_HITS, ge=1, le=MAX_HITS)
-    cursor: str | None = Field(None, description="next_cursor of the page before.")
+    cursor: str | None = Field(None, description="next_cursor of the previous page.")
 
 
 class HitOutput(BaseModel):
@@ -61,13 +61,13 @@ class HitOutput(BaseModel):
     model: str | None
     snippet: str
     rank: float
-    missing: list[str] = Field(description="Which words it does not have.")
+    missing: list[str] = Field(description="Words that it does not contain.")
 
 
 class SearchOutput(BaseModel):
     """structuredContent of `conversation_search`."""
 
-    matched: Literal["all", "some"] = Field(description="some: nothing has all words; these have most of them.")
+    matched: Literal["all", "some"] = Field(description="some: no message has all words; these have most of them.")
     hits: list[HitOutput] = Field(description="Best first; **matches** are marked.")
     next_cursor: str | None
     unread: int = Field(description="Messages just stored, not looked through yet; search again shortly.")
@@ -79,7 +79,7 @@ class ForkArguments(Arguments):
     continuation_id: str
     at_seq: int | None = Field(None, ge=1, description="Last message to keep. Left out: all.")
     title: str | None = None
-    idempotency_key: str | None = Field(None, description="Same key again: the same fork.")
+    idempotency_key: str | None = Field(None, description="A repeated call with the same key returns the same fork.")
 
 
 class UpdateArguments(Arguments):
@@ -89,8 +89,8 @@ class UpdateArguments(Arguments):
 
     continuation_id: str
     title: str | None = Field(None, description="New title; empty removes it.")
-    tags: list[str] | None = Field(None, description="All tags, replacing the old ones.")
-    metadata: dict[str, Any] | None = Field(None, description="Replaces the old metadata.")
+    tags: list[str] | None = Field(None, description="Replaces all tags.")
+    metadata: dict[str, Any] | None = Field(None, description="Replaces the metadata.")
     expected_revision: int | None = Field(None, ge=0)
     idempotency_key: str | None = None
 
@@ -99,7 +99,7 @@ class DeleteArguments(Arguments):
     """Arguments of `conversation_delete`."""
 
     continuation_id: str
-    restore: bool = Field(False, description="Bring a deleted conversation back instead, within 7 days.")
+    restore: bool = Field(False, description="Restore a deleted conversation instead, within 7 days.")
     expected_revision: int | None = Field(None, ge=0)
     idempotency_key: str | None = None
 
@@ -109,9 +109,9 @@ class ExportArguments(Arguments):
 
     continuation_id: str
     format: Literal["jsonl", "markdown"] = "markdown"
-    after_seq: int = Field(0, ge=0, description="next_after_seq of the part before.")
-    char_offset: int = Field(0, ge=0, description="next_char_offset of the part before.")
-    max_chars: int = Field(ANSWER_CHARS, ge=1_000, le=MAX_ANSWER_CHARS, description="Of the whole answer.")
+    after_seq: int = Field(0, ge=0, description="next_after_seq of the previous part.")
+    char_offset: int = Field(0, ge=0, description="next_char_offset of the previous part.")
+    max_chars: int = Field(ANSWER_CHARS, ge=1_000, le=MAX_ANSWER_CHARS, description="Limit of the whole answer.")
 
 
 class ExportOutput(BaseModel):
@@ -120,15 +120,15 @@ class ExportOutput(BaseModel):
     continuation_id: str
     text: str
     next_after_seq: int | None = Field(description="Where the next part begins; null at the end.")
-    next_char_offset: int = Field(description="And where in it: not 0 inside a message too long for one part.")
+    next_char_offset: int = Field(description="Offset in that message; not 0 when it is too long for one part.")
 
 
 class ImportArguments(Arguments):
     """Arguments of `conversation_import`."""
 
-    text: str = Field(description="A whole export.")
+    text: str = Field(description="A complete export: all parts joined.")
     format: Literal["jsonl", "markdown"] = "markdown"
-    continuation_id: str | None = Field(None, description="Store it under this name instead of its own.")
+    continuation_id: str | None = Field(None, description="Store it with this id instead of its own.")
 
 
 class ImportOutput(BaseModel):
@@ -136,9 +136,9 @@ class ImportOutput(BaseModel):
 
     continuation_id: str
     messages: int
-    stored: int = Field(description="How many were not there before.")
+    stored: int = Field(description="Number of messages that were new.")
     revision: int
-    restored: bool = Field(description="True when the conversation had been deleted.")
+    restored: bool = Field(description="True when a deleted conversation was restored.")
     notes: list[str] = Field(description="Files that could not be stored.")
 
 
@@ -205,7 +205,7 @@ def _fork_tool(conversations: ConversationService) -> ToolSpec:
     return ToolSpec(
         name="conversation_fork",
         title="Fork a conversation",
-        description="Begin another conversation with the messages of this one up to at_seq.",
+        description="Start another conversation with the messages of this one up to at_seq.",
         arguments=ForkArguments,
         output_schema=output_schema(ConversationOutput),
         handler=handle,
@@ -229,7 +229,7 @@ def _update_tool(conversations: ConversationService) -> ToolSpec:
             idempotency_key=arguments.idempotency_key,
         )
         facts = {**conversation_facts(changed), "notes": notes}
-        return ToolResult(facts, "The conversation is changed.")
+        return ToolResult(facts, "The conversation was changed.")
 
     return ToolSpec(
         name="conversation_update",
@@ -285,7 +285,7 @@ def _export_tool(conversations: ConversationService) -> ToolSpec:
     return ToolSpec(
         name="conversation_export",
         title="Export a conversation",
-        description="Write a conversation as Markdown or JSON Lines, in parts; joined they can be imported again.",
+        description="Return a conversation as Markdown or JSON Lines, in parts; joined, they can be imported.",
         arguments=ExportArguments,
         output_schema=output_schema(ExportOutput),
         handler=handle,
@@ -322,7 +322,7 @@ def _import_tool(conversations: ConversationService) -> ToolSpec:
     return ToolSpec(
         name="conversation_import",
         title="Import a conversation",
-        description="Store an exported conversation; running it again stores only what is missing.",
+        description="Store an exported conversation. A repeated import stores only the missing messages.",
         arguments=ImportArguments,
         output_schema=output_schema(ImportOutput),
         handler=handle,

@@ -32,11 +32,11 @@ class PutArguments(Arguments):
 
     KEEPS_EMPTY = frozenset({"content"})
 
-    name: str | None = Field(None, description="File name. Needed with content; with path the file's own by default.")
+    name: str | None = Field(None, description="File name; required with content, by default that of path.")
     content: str | None = Field(None, description="The content, as text.")
-    content_base64: str | None = Field(None, description="The content, as base64, for what is not text.")
-    path: str | None = Field(None, description="Or a file on the daemon's machine, below an allowed root.")
-    media_type: str | None = Field(None, description="Such as text/markdown. Left out: by the name.")
+    content_base64: str | None = Field(None, description="The content in base64, if it is not text.")
+    path: str | None = Field(None, description="Or an absolute path on the daemon's machine, below an allowed root.")
+    media_type: str | None = Field(None, description="Such as text/markdown; default: by the name.")
 
     @model_validator(mode="before")
     @classmethod
@@ -68,7 +68,7 @@ class GetArguments(Arguments):
     """Arguments of `file_get`."""
 
     file_id: str
-    offset: int = Field(0, ge=0, description="First character of a text, first byte of anything else.")
+    offset: int = Field(0, ge=0, description="In characters of a text, in bytes of other contents.")
     limit: int = Field(PAGE_CHARS, ge=1, le=MAX_PAGE_CHARS)
 
 
@@ -76,8 +76,8 @@ class GetOutput(FileOutput):
     """structuredContent of `file_get`."""
 
     encoding: Literal["text", "base64"]
-    charset: str | None = Field(description="How the bytes were read as text; null for what is no text.")
-    notes: list[str] = Field(description="From what a text was decoded, and what of it could not be.")
+    charset: str | None = Field(description="Encoding from which the text was decoded; null for other contents.")
+    notes: list[str] = Field(description="Encoding of a text, and what could not be decoded.")
     content: str
     next_offset: int | None = Field(description="Where the next part begins; null when this is the last.")
 
@@ -85,9 +85,9 @@ class GetOutput(FileOutput):
 class ListArguments(Arguments):
     """Arguments of `file_list`."""
 
-    continuation_id: str | None = Field(None, description="Only this conversation's files.")
+    continuation_id: str | None = Field(None, description="Only files of this conversation.")
     limit: int = Field(PAGE_MESSAGES, ge=1, le=MAX_LIST)
-    cursor: str | None = Field(None, description="next_cursor of the page before.")
+    cursor: str | None = Field(None, description="next_cursor of the previous page.")
 
 
 class ListOutput(BaseModel):
@@ -162,7 +162,7 @@ def _get_tool(files: FileService) -> ToolSpec:
     return ToolSpec(
         name="file_get",
         title="Read a file",
-        description="Read a stored file, a long one in parts by offset.",
+        description="Read a stored file; a long one in parts, by offset.",
         arguments=GetArguments,
         output_schema=output_schema(GetOutput),
         handler=handle,
@@ -200,7 +200,7 @@ def _link_tool(files: FileService) -> ToolSpec:
     return ToolSpec(
         name="file_link",
         title="Link files",
-        description="Link files to a conversation, all or none; links that exist stay.",
+        description="Link files to a conversation, all or none; existing links stay.",
         arguments=LinkArguments,
         handler=handle,
         idempotent=True,
@@ -215,7 +215,7 @@ def _delete_tool(files: FileService) -> ToolSpec:
     return ToolSpec(
         name="file_delete",
         title="Delete a file",
-        description="Forget a file and its links to conversations.",
+        description="Delete a file and its links to conversations.",
         arguments=DeleteArguments,
         handler=handle,
         destructive=True,

@@ -27,18 +27,18 @@ SHOWN_CHARS = 30_000
 PROMPTS: Mapping[str, tuple[str, str, tuple[PromptArgument, ...]]] = {
     "ask": (
         "Ask a model",
-        "Ask Kimi, GLM or another configured model, and keep the exchange.",
-        (PromptArgument("question", "In words; may name the model to ask."),),
+        "Ask Kimi, GLM or another configured model; the exchange is stored.",
+        (PromptArgument("question", "The question; may name the model to ask."),),
     ),
     "continue": (
         "Continue a conversation",
-        "Take a stored conversation up where it was.",
-        (PromptArgument("continuation_id", "And after it, what to ask next."),),
+        "Continue a stored conversation from its newest message.",
+        (PromptArgument("continuation_id", "The id, and after it the next question."),),
     ),
     "find": (
         "Find earlier conversations",
-        "Look through everything stored for some words.",
-        (PromptArgument("words"),),
+        "Search all stored messages and titles.",
+        (PromptArgument("words", "The words to search for."),),
     ),
 }
 """One argument each: Claude Code splits what is typed at spaces and gives each argument one word."""

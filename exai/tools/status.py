@@ -42,7 +42,7 @@ class ListModelsArguments(Arguments):
     """Arguments of `listmodels`."""
 
     provider: str | None = Field(None, description="Only this provider's models.")
-    after: str | None = Field(None, description="next_after of the page before.")
+    after: str | None = Field(None, description="next_after of the previous page.")
 
 
 def status_tools(providers: Providers, health: Health) -> tuple[ToolSpec, ...]:
@@ -68,7 +68,7 @@ def _listmodels_tool(providers: Providers) -> ToolSpec:
     return ToolSpec(
         name="listmodels",
         title="List models",
-        description="List the models that can be asked, with windows, prices, aliases and what is not configured.",
+        description="List models with windows, prices and aliases, and whether they are configured.",
         arguments=ListModelsArguments,
         handler=handle,
         read_only=True,
@@ -84,7 +84,7 @@ def _status_tool(health: Health) -> ToolSpec:
     return ToolSpec(
         name="status",
         title="Status",
-        description="Show every part of EXAI with its state and latency: database, cache, providers.",
+        description="Show the state and latency of every component: database, cache, providers.",
         arguments=NoArguments,
         handler=handle,
         read_only=True,

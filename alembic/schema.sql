@@ -1004,7 +1004,7 @@ begin
       v_text := regexp_replace(v_text, '([A-Z])([A-Z][a-z])', E'\\1\x01\\2', 'g');
     end if;
     if v_text ~ '[A-Za-z][0-9]' then
-      v_text := regexp_replace(v_text, '([A-Za-z][A-Za-z])([0-9])', E'\\1\x01\\2', 'g');
+      v_text := regexp_replace(v_text, '([A-Za-z][A-Za-z]|\m[vV])([0-9])', E'\\1\x01\\2', 'g');
     end if;
     if v_text ~ '[0-9][A-Za-z]' then
       v_text := regexp_replace(v_text, '([0-9])([A-Za-z][A-Za-z])', E'\\1\x01\\2', 'g');

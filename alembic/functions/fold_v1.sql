@@ -1,7 +1,7 @@
 -- A text as it is searched: compatibility forms normalised (NFKC), letters folded to one case, and what only changes how a
 -- letter is drawn left out: soft hyphens, joiners, variation selectors, marks of direction, the Arabic tatweel.
 -- By tables of its own: the database's locale, provider and version decide nothing. p_marked: U+0001 where a part of a
--- word begins: fooBar, HTTPServer, utf8.
+-- word begins: fooBar, HTTPServer, utf8, v2.
 create or replace function exai.fold_v1(p_text text, p_marked boolean default false) returns text
 language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
@@ -34,7 +34,7 @@ begin
       v_text := regexp_replace(v_text, '([A-Z])([A-Z][a-z])', E'\\1\x01\\2', 'g');
     end if;
     if v_text ~ '[A-Za-z][0-9]' then
-      v_text := regexp_replace(v_text, '([A-Za-z][A-Za-z])([0-9])', E'\\1\x01\\2', 'g');
+      v_text := regexp_replace(v_text, '([A-Za-z][A-Za-z]|\m[vV])([0-9])', E'\\1\x01\\2', 'g');
     end if;
     if v_text ~ '[0-9][A-Za-z]' then
       v_text := regexp_replace(v_text, '([0-9])([A-Za-z][A-Za-z])', E'\\1\x01\\2', 'g');

@@ -161,5 +161,8 @@ class ModelNames:
 
     def _available(self) -> str:
         names = [model.name for model in self._callable()]
+        if not names:
+            # Endpoints that list no models are trusted with any name.
+            names = [f"{name}/MODEL" for name, site in self._sites.items() if site.configured]
         more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
         return f"Available: {', '.join(names[:MAX_NAMES_SHOWN])}{more}"

@@ -152,6 +152,13 @@ def test_endpoint_without_a_list_is_trusted_with_any_name_of_its_own() -> None:
     assert model.context_window == UNKNOWN_WINDOW
 
 
+def test_endpoint_without_a_list_is_named_where_a_model_is_unknown() -> None:
+    """There is nothing else to say that is available."""
+    with pytest.raises(InvalidArgument) as refused:
+        names({"endpoints": {"local": endpoint()}}).resolve("gpt-9")
+    assert refused.value.cure == "Available: local/MODEL"
+
+
 def test_discovered_window_is_used_unless_one_was_configured() -> None:
     """vLLM tells max_model_len; a setting knows better."""
     discovered = {"local": {"m": 32_768}}

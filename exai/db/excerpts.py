@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Final
 
 MARK: Final = "**"
@@ -22,6 +23,8 @@ LETTERS: Final = str.maketrans(
     {"ø": "o", "đ": "d", "ħ": "h", "ł": "l", "ŧ": "t", "ð": "d", "ı": "i", "æ": "ae", "œ": "oe"}
     | {"ك": "ک", "ى": "ی", "ي": "ی"}
 )
+KNOWN_CHARACTERS: Final = 4_096
+
 Span = tuple[int, int]
 
 
@@ -61,15 +64,22 @@ def _places(folded: str, word: str) -> Iterator[int]:
         at = folded.find(word, at + 1)
 
 
-def _folded(text: str) -> tuple[str, list[int]]:
+def _folded(text: str) -> tuple[str, Sequence[int]]:
     """Return the letters without case and marks, and for each of them where in the text it comes from."""
+    if text.isascii():
+        return text.lower(), range(len(text))
     folded, origins = [], []
     for at, character in enumerate(text):
-        for letter in unicodedata.normalize("NFKD", character.casefold()).casefold().translate(LETTERS):
-            if unicodedata.category(letter) not in ("Mn", "Cf"):
-                folded.append(letter)
-                origins.append(at)
+        for letter in _letters(character):
+            folded.append(letter)
+            origins.append(at)
     return "".join(folded), origins
+
+
+@lru_cache(KNOWN_CHARACTERS)
+def _letters(character: str) -> str:
+    letters = unicodedata.normalize("NFKD", character.casefold()).casefold().translate(LETTERS)
+    return "".join(letter for letter in letters if unicodedata.category(letter) not in ("Mn", "Cf"))
 
 
 def _is_whole(text: str, start: int, end: int) -> bool:

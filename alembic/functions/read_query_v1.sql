@@ -14,7 +14,7 @@ declare
   v_query text collate "C" := translate(
     p_query, E'\u201C\u201D\u201E\u201F\uFF02\u00A0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200A'
     '\u2028\u2029\u202F\u205F\u3000', '"""""                  ');
-  v_all_excluded constant boolean := v_query !~ '(^|\s)(--|[^-\s])';
+  v_all_excluded constant boolean := regexp_replace(v_query, '-"[^"]*("|$)', '-x', 'g') !~ '(^|\s)(--|[^-\s])';
   v_part record;
   v_chunk record;
   v_last bigint;

@@ -62,6 +62,8 @@ async def test_words_are_found_in_their_context(repository: ConversationReposito
         ('"alpha beta"', {1}),
         ("alpha or gamma", {1, 2, 3}),
         ("alpha -gamma", {1}),
+        ('-"alpha beta"', {1}),
+        ('-"beta alpha" -delta or gamma', {2, 3}),
         ("delta", set()),
         ("", set()),
         ("?!", set()),

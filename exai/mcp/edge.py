@@ -24,7 +24,8 @@ ABORT = "exai.abort"
 DIRECT = "exai.direct"
 """The extension under which `exai.mcp.wire` hands out its `Direct`."""
 
-FORWARDED = frozenset({"forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via"})
+FORWARDED = frozenset({"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "x-envoy-external-address"})
+FORWARDED_PREFIXES = ("x-forwarded-", "x-original-", "cf-", "fly-", "x-amzn-", "tailscale-")
 """Headers by which a proxy says that the caller is someone else."""
 
 MAX_QUERY_FIELDS = 64
@@ -119,7 +120,7 @@ class Edge:
         What a proxy on this machine passes on comes from anywhere.
         """
         headers = header_map(scope["headers"])
-        is_direct = FORWARDED.isdisjoint(headers)
+        is_direct = not any(name in FORWARDED or name.startswith(FORWARDED_PREFIXES) for name in headers)
         if self._is_open or (is_direct and self._is_known(headers.get("host", "")) and _is_same_machine(scope)):
             return True
         return isinstance(await self._authenticate(headers, query_map(scope["query_string"])), Admitted)

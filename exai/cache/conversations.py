@@ -49,7 +49,7 @@ from exai.cache.licence import ChangesSince, Licence
 from exai.cache.records import CacheStatus, Found, Hit, Load, Loaded, Miss, Unavailable, Wait, Warm
 from exai.cache.scripts import Scripts, load_scripts
 from exai.cache.singleflight import Flight, SingleFlight
-from exai.cache.together import Together
+from exai.cache.together import ScriptBatcher
 from exai.cache.topology import open_topology
 from exai.cache.wire import Argument, Reply
 from exai.config import CacheSettings
@@ -97,7 +97,7 @@ class ConversationCache:
         clock: Clock = time.monotonic,
     ) -> None:
         self._client, self._licence, self._settings = client, licence, settings
-        self._applies = Together(client, scripts.apply) if client is not None else None
+        self._applies = ScriptBatcher(client, scripts.apply) if client is not None else None
         self._scripts, self._recorder, self._rand = scripts, recorder, rand
         self._floors: Floors[Key] = Floors(settings.bound_s, clock=clock)
         self._flights: SingleFlight[Key, Loaded] = SingleFlight()

@@ -1,27 +1,27 @@
-"""Calls of one script that come in one turn of the event loop, as one command.
+"""Calls of one script that arrive in one turn of the event loop, sent as one command.
 
-Appends that shared a database statement tell Redis of it at the same time, and most of what that costs this process is
-the command around each. The invariant is that nobody notices but by the time it takes: the server makes one call after
-the other and answers each by itself, and when it refuses all of them, each is made again by itself. So this is for a
-script that may be run twice, and that takes two keys for each call, before the arguments of each call their number,
-and returns a list of as many replies.
+Appends that shared a database statement report to Redis at the same time, and most of what that costs this process is
+the command around each. A script called here takes two keys for each call, before the arguments of each call their
+number, and returns a list of as many replies.
+
+Invariant: the server carries out one call after the other and answers each by itself. If it refuses the command, each
+call is made again by itself; so a script called here may be run twice.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from contextvars import Context
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
+from exai.batching import Batcher, Fit, Unlimited
 from exai.cache.client import Client
 from exai.cache.faults import REDIS, CacheDown, CacheLost, CacheRefused, ReplyError
 from exai.cache.scripts import Script
 from exai.cache.wire import Argument, Reply
-from exai.errors import CacheError
+from exai.errors import CacheError, ExaiError
 
 Keys: TypeAlias = tuple[str, str]
+_Call: TypeAlias = tuple[Keys, tuple[Argument, ...]]
 
 MOST_CALLS: Final = 16
 """In one command; the server does nothing else meanwhile."""
@@ -32,102 +32,79 @@ MOST_BYTES: Final = 262_144
 CLOSED: Final = "closed"
 
 
-class _Call:
-    """One call, from its beginning to its end. A `reply` of None leaves it to its caller to make it alone."""
-
-    __slots__ = ("args", "keys", "reply")
-
-    def __init__(self, keys: Keys, args: tuple[Argument, ...]) -> None:
-        self.keys, self.args = keys, args
-        self.reply: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-
-
-class Together:
-    """The calls of one script by this process. `close` ends those under way."""
+class ScriptBatcher:
+    """The calls of one script by this process. `close` ends those in flight."""
 
     def __init__(self, client: Client, script: Script) -> None:
         self._client, self._script = client, script
-        self._waiting: dict[int, list[_Call]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._batchers: dict[int, Batcher[_Call, Reply]] = {}
 
     async def run(self, group: int, keys: Keys, args: tuple[Argument, ...]) -> Reply:
-        """Run the script in one round trip. Raises `CacheError`; cancelling it harms no other."""
-        call = _Call(keys, args)
-        waiting = self._waiting.setdefault(group, [])
-        if not waiting:
-            asyncio.get_running_loop().call_soon(self._go, group, context=Context())
-        waiting.append(call)
-        reply = await call.reply
-        if reply is None:
-            (reply,) = await self._send(group, [call])
+        """Run the script in one round trip. Raises `CacheError`; cancelling it affects no other call."""
+        batcher = self._batchers.get(group) or self._batcher_of(group)
+        reply = await batcher.run(None, (keys, args))
         if isinstance(reply, ReplyError):
             raise CacheRefused(reply.code, reply.text)
         return reply
 
     async def close(self) -> None:
-        """Leave nobody waiting."""
-        for calls in self._waiting.values():
-            _fail(calls, CLOSED)
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        """Leave no caller waiting."""
+        for batcher in self._batchers.values():
+            await batcher.close(lambda: CacheLost(CLOSED))
 
-    def _go(self, group: int) -> None:
-        for calls in _parts(self._waiting.pop(group)):
-            if len(calls) == 1:
-                calls[0].reply.set_result(None)
-            else:
-                task = asyncio.create_task(self._send_all(group, calls), name=f"cache-{self._script.name}")
-                self._tasks.add(task)
-                task.add_done_callback(partial(self._sent, calls))
+    @property
+    def in_flight(self) -> int:
+        """Commands in flight."""
+        return sum(batcher.in_flight for batcher in self._batchers.values())
 
-    async def _send_all(self, group: int, calls: Sequence[_Call]) -> None:
-        replies: Sequence[Reply] = [None] * len(calls)
-        try:
-            replies = await self._send(group, calls)
-        except CacheRefused:
-            # The cause may be one call's own, such as a key that holds something else.
-            pass
-        except CacheError as error:
-            _fail(calls, error.problem)
-            return
-        for call, reply in zip(calls, replies, strict=True):
-            if not call.reply.done():
-                call.reply.set_result(reply)
+    def _batcher_of(self, group: int) -> Batcher[_Call, Reply]:
+        async def send(calls: Sequence[_Call]) -> Sequence[Reply]:
+            return await self._send(group, calls)
 
-    def _sent(self, calls: Sequence[_Call], task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        # One that is cancelled before its first step has not run at all.
-        _fail(calls, CLOSED)
+        async def send_alone(call: _Call) -> Reply:
+            return (await self._send(group, [call]))[0]
+
+        batcher: Batcher[_Call, Reply] = Batcher(
+            Unlimited(),
+            send,
+            send_alone,
+            failure=_failure,
+            name=f"cache-{self._script.name}",
+            what=None,
+            max_items=MOST_CALLS,
+            choose=_chooser,
+        )
+        self._batchers[group] = batcher
+        return batcher
 
     async def _send(self, group: int, calls: Sequence[_Call]) -> list[Reply]:
-        keys = tuple(key for call in calls for key in call.keys)
-        args = tuple(arg for call in calls for arg in (len(call.args), *call.args))
-        replies = await self._client.run(self._script, group, keys, args)
+        all_keys = tuple(key for keys, _ in calls for key in keys)
+        all_args = tuple(arg for _, args in calls for arg in (len(args), *args))
+        replies = await self._client.run(self._script, group, all_keys, all_args)
         if not isinstance(replies, list) or len(replies) != len(calls):
             raise CacheDown(f"{REDIS} answered {self._script.name} with something else")
         return replies
 
 
-def _fail(calls: Sequence[_Call], problem: str) -> None:
-    """Tell it to those that have no answer."""
-    for call in calls:
-        if not call.reply.done():
-            call.reply.set_exception(CacheLost(problem))
+def _failure(_: _Call, error: ExaiError) -> CacheLost | None:
+    """Return the error of one call; None for a refusal, whose cause may be another call, such as a key of it."""
+    if isinstance(error, CacheRefused) or not isinstance(error, CacheError):
+        return None
+    return CacheLost(error.problem)
 
 
-def _parts(calls: Sequence[_Call]) -> list[list[_Call]]:
-    """Cut what waits into commands, in its order, without those whose callers have left."""
-    parts: list[list[_Call]] = []
-    room = 0
-    for call in calls:
-        if call.reply.done():
-            continue
-        size = sum(len(arg) for arg in call.args if not isinstance(arg, int))
-        if not parts or len(parts[-1]) == MOST_CALLS or size > room:
-            parts.append([])
-            room = MOST_BYTES
-        parts[-1].append(call)
-        room -= size
-    return parts
+def _chooser() -> Callable[[_Call], Fit]:
+    """Choose calls in their order, up to the bytes of one command."""
+    left_bytes: int | None = None
+
+    def choose(call: _Call) -> Fit:
+        nonlocal left_bytes
+        size = sum(len(arg) for arg in call[1] if not isinstance(arg, int))
+        if left_bytes is None:
+            left_bytes = MOST_BYTES
+        elif size > left_bytes:
+            return "full"
+        left_bytes -= size
+        return "take"
+
+    return choose

@@ -13,10 +13,10 @@ from uuid import UUID
 import orjson
 
 from exai.db.filters import ALL, ListFilter
-from exai.db.grouping import Grouping
-from exai.db.pace import Room
+from exai.db.grouping import AppendBatcher
+from exai.db.pace import PoolShare
 from exai.db.pool import Database, Record
-from exai.db.reading import Reading
+from exai.db.reading import PageReadBatcher
 from exai.db.records import (
     FIRST_PAGE,
     AppendResult,
@@ -94,8 +94,9 @@ class ConversationRepository:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        room = Room(database.usage()[2])
-        self._grouping, self._reading = Grouping(database, room, self._append_one), Reading(database, room)
+        share = PoolShare(database.usage()[2], database.network)
+        self._appends = AppendBatcher(database, share, self._append_one)
+        self._page_reads = PageReadBatcher(database, share)
 
     async def read_page(
         self,
@@ -123,7 +124,7 @@ class ConversationRepository:
         check_text("continuation_id", continuation_id)
         rows: Sequence[Record]
         if (before_seq, skip, limit, budget_bytes, char_offset) == NEWEST:
-            rows = await self._reading.read(owner, continuation_id)
+            rows = await self._page_reads.read(owner, continuation_id)
         else:
             where = (before_seq, skip, limit, budget_bytes, min(char_offset, MAX_OFFSET))
             rows = await self._database.fetch("read_page", owner, continuation_id, *where)
@@ -150,7 +151,7 @@ class ConversationRepository:
 
         """
         _check_start(start)
-        return await self._grouping.append(start)
+        return await self._appends.append(start)
 
     async def _append_one(self, start: AppendStart, columns: Columns) -> AppendResult:
         rest = (*columns, list(start.file_ids), start.expected_revision)

@@ -1,48 +1,38 @@
-"""Appends that come faster than the database takes them, several in one statement and one commit.
+"""Small appends of several callers, stored by one statement and one commit.
 
-Most of what a small append costs Postgres is the statement and the commit around it. So while one statement of this
-process is under way, or several to a database that is far, further appends wait for its end, and go together. The
-invariant is that nobody notices but by the time it takes: each append is stored whole or not at all, whatever becomes
-of the others; one that could not go along (its conversation is held by another writer, its key was seen before, the
-statement failed) is sent by itself, which waits, repeats and explains as if there had been no group.
+Most of what a small append costs Postgres is the statement and the commit around it. Appends that wait for each other
+(`exai.db.pace` says when) go in one batch.
+
+Invariant: each append is stored whole or not at all, whatever becomes of the others in its batch. One that could not be
+stored with them (another writer holds its conversation, its key was used before, the statement failed) is sent by
+itself, which waits, repeats and explains as if there had been no batch.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from math import ceil
-from time import perf_counter
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 import asyncpg
 import orjson
 
-from exai.db.pace import Gate, Room
+from exai.batching import Batcher, Fit, Unanswered
+from exai.db.pace import ConcurrencyLimit, PoolShare
 from exai.db.pool import Database
 from exai.db.records import AppendResult, AppendStart
 from exai.db.rows import Columns, columns_of, conversation_of, stored_of
 from exai.db.translate import DEPENDENCY, NO_REPLY, unknown_outcome
 from exai.errors import DatabaseError, DeadlineExceeded, ExaiError, OutcomeUnknown, ShuttingDown
-from exai.fairness import Line
 from exai.models import Owner
-from exai.resilience import bounded
 
 MOST_APPENDS: Final = 16
-"""In one group."""
-
-WHOLE_CROWD: Final = 8
-"""So many who wait go together; of more only half do, so that the server works for some while this process works for
-the others. Otherwise those who have once gone together would always come, and wait, together."""
+"""In one batch."""
 
 MOST_MESSAGES: Final = 32
 MOST_FILES: Final = 32
 MOST_CHARS: Final = 65_536
-"""Of one append that goes in a group, its metadata as JSON included; a larger one is worth a statement of its own and
-would hold the others up."""
-
-MOST_LEFT: Final = 4 * MOST_APPENDS
-"""Appends to conversations that a group has already are left for the next; after so many no more are looked at."""
+"""Of one append that goes in a batch, its metadata as JSON included; a larger one is worth a statement of its own and
+would delay the others."""
 
 WHAT: Final = f"{DEPENDENCY} (append)"
 
@@ -50,129 +40,82 @@ SendOne: TypeAlias = Callable[[AppendStart, Columns], Awaitable[AppendResult]]
 
 
 class _Append:
-    """One append, from its call to its end.
+    """One append. `doubt` is set when its batch failed and may have stored it."""
 
-    `alone` and `sent` say what was decided for it; one of them, once. A `result` of None means that nothing is stored
-    yet and the append is to be sent by itself; a cancelled one, that its caller has left.
-    """
+    __slots__ = ("columns", "doubt", "start")
 
-    __slots__ = ("alone", "columns", "result", "sent", "start")
-
-    def __init__(self, start: AppendStart, columns: Columns, result: asyncio.Future[AppendResult | None]) -> None:
-        self.start, self.columns, self.result = start, columns, result
-        self.alone = self.sent = False
+    def __init__(self, start: AppendStart, columns: Columns) -> None:
+        self.start, self.columns = start, columns
+        self.doubt: OutcomeUnknown | None = None
 
 
-class Grouping:
-    """The appends of one process; `send_one` is how an append is sent by itself."""
+class AppendBatcher:
+    """The appends of one process; `send_one` sends an append by itself."""
 
-    def __init__(self, database: Database, room: Room, send_one: SendOne) -> None:
+    def __init__(self, database: Database, share: PoolShare, send_one: SendOne) -> None:
         self._database, self._send_one = database, send_one
-        self._gate = Gate(room, self._send)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._batcher: Batcher[_Append, AppendResult] = Batcher(
+            ConcurrencyLimit(share),
+            self._send,
+            self._send_alone,
+            failure=_note_doubt,
+            name="append-batch",
+            what=WHAT,
+            max_items=MOST_APPENDS,
+            choose=_chooser,
+        )
 
     async def append(self, start: AppendStart) -> AppendResult:
         """Store messages, with those of others or alone. Raises as `ConversationRepository.append`."""
         columns = columns_of(start.messages)
         if not may_share(start, columns):
             return await self._send_one(start, columns)
-        append = _Append(start, columns, asyncio.get_running_loop().create_future())
-        self._gate.put(start.owner, append)
         try:
-            result = await bounded(append.result, None, WHAT)
-        except DeadlineExceeded as error:
-            if append.sent:
-                raise unknown_outcome(NO_REPLY) from error
-            raise
-        except OutcomeUnknown as doubt:
-            return await self._settle(append, doubt)
-        else:
-            if result is not None:
-                return result
-            sent_at = perf_counter()
-            stored = await self._send_one(start, columns)
-            self._gate.saw(perf_counter() - sent_at)
-            return stored
-        finally:
-            # Who was told that nothing was written, before its turn came, must not be sent after all.
-            append.result.cancel()
-            if append.alone:
-                self._gate.end(append)
+            return await self._batcher.run(start.owner, _Append(start, columns))
+        except Unanswered as error:
+            raise unknown_outcome(NO_REPLY) from error
 
-    async def _settle(self, append: _Append, doubt: OutcomeUnknown) -> AppendResult:
-        """Find out by its key whether an append was stored, or store it; only an answer ends the doubt."""
+    async def _send(self, appends: Sequence[_Append]) -> list[AppendResult | None]:
+        stored: list[AppendResult | None] = [None] * len(appends)
+        for row in await self._database.fetch("append_group", *_columns(appends)):
+            number = row["number"] - 1
+            stored[number] = _result(appends[number].start, row)
+        return stored
+
+    async def _send_alone(self, append: _Append) -> AppendResult:
+        """Store one append, or find out by its key that its batch did. Only an answer ends a doubt."""
         try:
             return await self._send_one(append.start, append.columns)
         except (DatabaseError, DeadlineExceeded, ShuttingDown) as error:
-            raise doubt from error
-
-    def _send(self, waiting: Line[_Append]) -> _Append | None:
-        group = _take(waiting)
-        if not group:
-            return None
-        if len(group) == 1:
-            group[0].alone = True
-            group[0].result.set_result(None)
-            return group[0]
-        for append in group:
-            append.sent = True
-        task = asyncio.create_task(self._send_group(group), name="append-group")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return group[0]
-
-    async def _send_group(self, group: Sequence[_Append]) -> None:
-        stored: Mapping[int, AppendResult] = {}
-        doubt: str | None = None
-        try:
-            sent_at = perf_counter()
-            rows = await self._database.fetch("append_group", *_columns(group))
-            self._gate.saw(perf_counter() - sent_at)
-            stored = {row["number"]: _result(group[row["number"] - 1], row) for row in rows}
-        except OutcomeUnknown as error:
-            doubt = error.problem
-        except ExaiError:
-            # Nothing was written, and each finds out for itself whether the cause was its own.
-            pass
-        except BaseException:
-            doubt = NO_REPLY
-            raise
-        finally:
-            for number, append in enumerate(group, 1):
-                if append.result.done():
-                    continue
-                if doubt is not None:
-                    append.result.set_exception(unknown_outcome(doubt))
-                else:
-                    append.result.set_result(stored.get(number))
-            self._gate.end(group[0])
+            if append.doubt is None:
+                raise
+            raise append.doubt from error
 
 
-def _take(waiting: Line[_Append]) -> list[_Append]:
-    """Take who can go together: one for each conversation and each key; the owners take turns."""
-    group: list[_Append] = []
-    staying: list[_Append] = []
+def _note_doubt(append: _Append, error: ExaiError) -> None:
+    # Each append is then sent by itself: it finds its own earlier work by its key, and its own cause of a failure.
+    if isinstance(error, OutcomeUnknown):
+        append.doubt = unknown_outcome(error.problem)
+
+
+def _chooser() -> Callable[[_Append], Fit]:
+    """Choose appends of different conversations and different keys."""
     taken: set[tuple[str, Owner, str]] = set()
-    most = min(max(ceil(len(waiting) / 2), WHOLE_CROWD), MOST_APPENDS)
-    while waiting and len(group) < most and len(staying) < MOST_LEFT:
-        append = waiting.take()
-        if append.result.done():
-            continue
+
+    def choose(append: _Append) -> Fit:
         start = append.start
         conversation = start.continuation_id or start.new_conversation_id
         names = {("conversation", start.owner, conversation), ("key", start.owner, start.request_key)}
-        if taken.isdisjoint(names):
-            taken |= names
-            group.append(append)
-        else:
-            staying.append(append)
-    for append in reversed(staying):
-        waiting.put_back(append.start.owner, append)
-    return group
+        if not taken.isdisjoint(names):
+            return "later"
+        taken.update(names)
+        return "take"
+
+    return choose
 
 
 def may_share(start: AppendStart, columns: Columns) -> bool:
-    """Whether an append may go in a group: a small one."""
+    """Whether an append may go in a batch: a small one."""
     _, contents, _, metadata = columns
     return (
         1 <= len(contents) <= MOST_MESSAGES
@@ -181,9 +124,9 @@ def may_share(start: AppendStart, columns: Columns) -> bool:
     )
 
 
-def _columns(group: Sequence[_Append]) -> tuple[list[Any], ...]:
-    """What the statement takes: arrays with one element for each append, then for each message, then for each file."""
-    starts = [append.start for append in group]
+def _columns(appends: Sequence[_Append]) -> tuple[list[Any], ...]:
+    """Return the statement's arguments: arrays with one element for each append, then each message, then each file."""
+    starts = [append.start for append in appends]
     per_append: tuple[list[Any], ...] = (
         [start.owner for start in starts],
         [start.continuation_id for start in starts],
@@ -198,16 +141,15 @@ def _columns(group: Sequence[_Append]) -> tuple[list[Any], ...]:
     )
     numbers = [number for number, start in enumerate(starts, 1) for _ in start.messages]
     places = [place for start in starts for place in range(len(start.messages))]
-    columns = zip(*(append.columns for append in group), strict=True)
+    columns = zip(*(append.columns for append in appends), strict=True)
     roles, contents, kinds, metadata = ([each for column in part for each in column] for part in columns)
     with_files = [number for number, start in enumerate(starts, 1) for _ in start.file_ids]
     files = [file_id for start in starts for file_id in start.file_ids]
     return (*per_append, numbers, places, roles, contents, kinds, metadata, with_files, files)
 
 
-def _result(append: _Append, row: asyncpg.Record) -> AppendResult:
+def _result(start: AppendStart, row: asyncpg.Record) -> AppendResult:
     first_seq, base_revision = row["first_seq"], row["base_revision"]
-    start = append.start
     return AppendResult(
         status="appended",
         conversation=conversation_of(orjson.loads(row["header"])),

@@ -1,169 +1,165 @@
-"""When statements that several callers share are sent: how many at once, and how long the others wait meanwhile.
+"""How many batches of statements are in flight to the database at once.
 
-The invariant is that nobody waits here for twice `PATIENCE_S` because something hangs, and that as long as statements
-are answered a part of the pool is left to whatever else is asked, however many wait.
+Rule: a statement is delayed only while the database is what is busy. The network floor is the quickest round trip of
+any statement, and the service time is what the quickest statement of one kind takes beyond it: up to the network floor
+divided by the service time, statements in flight are in transit and occupy no server, so another one is sent at once
+on a free connection; further ones wait for an answer and then go together. A near database so gets one statement at a
+time and the largest batches, and a far one as many as the gates' share of the pool allows.
+
+Invariant: as long as statements are answered, a part of the pool is left to other statements, however many wait.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
-from contextvars import Context
+import time
 from math import ceil, inf
-from typing import Any, Final, Generic, TypeVar
+from typing import Final
 
-from exai.fairness import Line
-from exai.models import Owner
+from exai.batching import Queue
+from exai.resilience import Clock
 
-T = TypeVar("T")
+LEAST_SERVICE_S: Final = 0.001
+"""Shorter service times cannot be told from noise. A round trip that takes longer is mostly network."""
 
-SPACING_S: Final = 0.002
-"""A database that takes longer to answer, when it is not busy, is far: so many statements are under way to it that one
-goes about so often. To one that is near there go as few as makes for the largest groups."""
+WINDOW_S: Final = 60.0
+"""The network floor is the quickest round trip of this window and the one before it."""
 
 WINDOW: Final = 256
-"""Statements of which the quickest says how far the database is."""
+"""Statements of one kind whose quickest says how long the server takes."""
 
-PATIENCE_S: Final = 0.05
-"""What was under way before somebody began to wait, and still is after so long, is waited for no more. About what a far
-database takes to answer; with less, a server that is slow because it is busy would get more and smaller groups."""
+WHOLE_CROWD: Final = 8
+"""To a near database so many waiting items go together; of more only half do, so that the server works for some while
+this process works for the others. Otherwise those that once went together would always arrive and wait together."""
 
-
-class Pace:
-    """How many statements may be under way at once: `least` to a database that is near, `most` at most."""
-
-    def __init__(self, least: int, most: int) -> None:
-        self._least, self._most = min(least, most), most
-        self._quickest_s = self._quickest_before_s = inf
-        self._seen = 0
-        self.at_once = self._least
-
-    def saw(self, took_s: float) -> None:
-        """Take in how long a statement took."""
-        self._quickest_s = min(self._quickest_s, took_s)
-        self._seen += 1
-        wanted = ceil(min(self._quickest_s, self._quickest_before_s) / SPACING_S)
-        self.at_once = max(self._least, min(self._most, wanted))
-        if self._seen == WINDOW:
-            self._quickest_before_s, self._quickest_s, self._seen = self._quickest_s, inf, 0
+HANGING_S: Final = 0.05
+"""A statement in flight for so long beyond the network floor may hang. With less, a server that is slow because it is
+busy would get more and smaller batches."""
 
 
-class Room:
-    """How many connections of a pool of `size` all gates together may take up: half of them.
+class _Quickest:
+    """The smallest of the latest values: of the current window and the one before it."""
 
-    One gate may have all of these while the others are idle. Half of them each gate may have in any case, so none
-    starves beside another that is always busy, and together two never have more than three quarters of a pool of four
-    or more.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.places = max(1, size // 2)
-        self._own = max(1, self.places // 2)
-        self._gates: list[Gate[Any]] = []
-
-    def add(self, gate: Gate[Any]) -> None:
-        """Count a gate from now on."""
-        self._gates.append(gate)
-
-    def is_left(self, under_way: int) -> bool:
-        """Whether a gate with so many statements under way may send one more."""
-        return under_way < self._own or sum(gate.under_way for gate in self._gates) < self.places
-
-    def freed(self) -> None:
-        """Let those go who wait for a place."""
-        for gate in self._gates:
-            gate.look()
-
-
-class Gate(Generic[T]):
-    """Those of one kind who wait to be sent: the owners take turns, and each owner's go in their order.
-
-    `send` takes some of them out of the queue and sends them as one statement, under the name of the first, or takes
-    out those who have left and returns None. It is called at the end of a turn of the event loop, so what comes
-    together goes together; when nothing is under way, that is at once. The context is an empty one, so that what is
-    done for several has nobody's deadline.
-    """
-
-    def __init__(self, room: Room, send: Callable[[Line[T]], T | None], *, least: int = 1) -> None:
-        self._room, self._send = room, send
-        self._pace = Pace(least, room.places)
-        self.saw = self._pace.saw
-        self._waiting: Line[T] = Line()
-        self._under_way: set[T] = set()
-        self._coming = 0
-        self._is_due = False
-        self._timer: asyncio.TimerHandle | None = None
-        room.add(self)
+    def __init__(self) -> None:
+        self._now = self._before = inf
 
     @property
-    def under_way(self) -> int:
-        """Statements that were sent and may still be answered soon."""
-        return len(self._under_way)
+    def value(self) -> float:
+        """Infinite before the first value."""
+        return min(self._now, self._before)
 
-    async def goes_alone(self, one: T) -> bool:
-        """Whether `one` may go and nobody else comes in this turn; then it is under way, and was never in the queue.
+    def add(self, value: float) -> None:
+        """Take in one value."""
+        self._now = min(self._now, value)
 
-        The short way of those who meet nobody. Who does not go alone is to be put into the queue at once, and is then
-        sent with those whom it met.
-        """
-        if self._waiting or not self._may_go():
-            return False
-        self._coming += 1
-        try:
-            await asyncio.sleep(0)
-        finally:
-            self._coming -= 1
-        if self._coming or self._waiting or not self._may_go():
-            return False
-        self._under_way.add(one)
-        return True
+    def turn(self) -> None:
+        """Begin another window."""
+        self._before, self._now = self._now, inf
 
-    def put(self, owner: Owner, one: T) -> None:
-        """Let one more wait; owners take turns."""
-        self._waiting.put(owner, one)
-        self.look()
 
-    def end(self, first: T) -> None:
-        """Note that the statement of that name has ended, if it was under way."""
-        self._under_way.discard(first)
-        self._room.freed()
+class NetworkFloor:
+    """The quickest round trip to the database, which is mostly network. Every statement is taken in.
 
-    def look(self) -> None:
-        """See at the end of this turn whether somebody may go."""
-        if self._waiting and not self._is_due:
-            self._is_due = True
-            asyncio.get_running_loop().call_soon(self._go, context=Context())
+    The pool takes in what it asks when it opens a connection, so the floor is known before the first request.
+    """
 
-    def _go(self) -> None:
-        """Send what may be sent now, and see to it that the rest is not kept for long."""
-        self._is_due = False
-        while self._waiting and self._may_go() and self._sent():
-            pass
-        if not self._waiting and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        elif self._waiting and self._timer is None:
-            before = frozenset(self._under_way)
-            self._timer = asyncio.get_running_loop().call_later(PATIENCE_S, self._lose_patience, before)
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self._clock = clock
+        self._quickest = _Quickest()
+        self._turns_at = clock() + WINDOW_S
 
-    def _may_go(self) -> bool:
-        return len(self._under_way) < self._pace.at_once and self._room.is_left(len(self._under_way))
+    @property
+    def floor_s(self) -> float:
+        """Seconds of the quickest round trip; 0 before the first."""
+        value = self._quickest.value
+        return 0.0 if value == inf else value
 
-    def _lose_patience(self, before: frozenset[T]) -> None:
-        self._timer = None
-        # What has been under way for so long may hang, and is waited for no more. When all of it does, so may the next.
-        # But a queue that is long while statements are answered is to be worked off in the places there are.
-        hanging = self._under_way & before
-        self._under_way -= hanging
-        if hanging and not self._under_way:
-            while self._waiting and self._sent():
-                pass
-        self._go()
+    @property
+    def is_far(self) -> bool:
+        """Whether a round trip takes longer than a statement occupies a server."""
+        return self.floor_s > LEAST_SERVICE_S
 
-    def _sent(self) -> bool:
-        """Whether a statement was sent; False when nobody waits any more."""
-        first = self._send(self._waiting)
-        if first is None:
-            return False
-        self._under_way.add(first)
-        return True
+    def observe(self, took_s: float) -> None:
+        """Take in how long a round trip took."""
+        now = self._clock()
+        if now >= self._turns_at:
+            self._quickest.turn()
+            self._turns_at = now + WINDOW_S
+        self._quickest.add(took_s)
+
+
+class PoolShare:
+    """How many connections of a pool of `size` the batchers together may take up.
+
+    Half of them, so that one batcher may have these while the others are idle. Half of that each batcher may have in
+    any case, so that none starves beside another that is always busy. A statement to a far database occupies a
+    connection and no server, so one batcher may have three quarters, if one connection is left beside the others' part.
+    """
+
+    def __init__(self, size: int, network: NetworkFloor) -> None:
+        self.network = network
+        self._near = max(1, size // 2)
+        self._own = max(1, self._near // 2)
+        self._far = max(self._near, min(size * 3 // 4, size - self._own - 1))
+        self._batchers: list[Queue] = []
+
+    @property
+    def places(self) -> int:
+        """Connections that one batcher may take up while the others are idle."""
+        return self._far if self.network.is_far else self._near
+
+    def add(self, batcher: Queue) -> None:
+        """Count a batcher from now on."""
+        self._batchers.append(batcher)
+
+    def has_place(self, in_flight: int) -> bool:
+        """Whether a batcher with so many statements in flight may send one more."""
+        return in_flight < self._own or sum(batcher.in_flight for batcher in self._batchers) < self.places
+
+    def note_end(self) -> None:
+        """Let batchers send that wait for a place."""
+        for batcher in self._batchers:
+            batcher.look()
+
+
+class ConcurrencyLimit:
+    """How many statements of one kind may be in flight: at least `least`, at most the places of the pool's share."""
+
+    def __init__(self, share: PoolShare, *, least: int = 1) -> None:
+        self._share, self._network, self._least = share, share.network, least
+        self._quickest = _Quickest()
+        self._seen = 0
+
+    @property
+    def at_once(self) -> int:
+        """Statements that may be in flight now."""
+        floor_s, quickest_s = self._network.floor_s, self._quickest.value
+        service_s = LEAST_SERVICE_S if quickest_s == inf else max(quickest_s - floor_s, LEAST_SERVICE_S)
+        return min(max(self._least, ceil(floor_s / service_s)), self._share.places)
+
+    def attach(self, batcher: Queue) -> None:
+        """Implement `Limit`."""
+        self._share.add(batcher)
+
+    def may_send(self, in_flight: int) -> bool:
+        """Implement `Limit`."""
+        return in_flight < self.at_once and self._share.has_place(in_flight)
+
+    def batch_size(self, waiting: int) -> int:
+        """Implement `Limit`."""
+        return waiting if self._network.is_far else max(ceil(waiting / 2), WHOLE_CROWD)
+
+    def max_wait_s(self) -> float:
+        """Implement `Limit`."""
+        return self._network.floor_s + HANGING_S
+
+    def observe(self, took_s: float) -> None:
+        """Implement `Limit`."""
+        self._quickest.add(took_s)
+        self._seen += 1
+        if self._seen == WINDOW:
+            self._quickest.turn()
+            self._seen = 0
+
+    def note_end(self) -> None:
+        """Implement `Limit`."""
+        self._share.note_end()

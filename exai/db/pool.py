@@ -22,6 +22,7 @@ from asyncpg.exceptions import PostgresError
 from exai.config import DatabaseSettings
 from exai.db.address import Address, parse_address
 from exai.db.connections import Connections, OneTrip
+from exai.db.pace import NetworkFloor
 from exai.db.session import settle
 from exai.db.standing import Obstacle, obstacle_of
 from exai.db.statements import Statement, load_statements
@@ -61,10 +62,12 @@ class Database:
         settings: DatabaseSettings,
         recorder: Recorder,
         address: Address,
+        *,
+        network: NetworkFloor,
     ) -> None:
         self._connections, self._statements, self._settings = connections, statements, settings
         self._recorder, self._clock = recorder, connections.clock
-        self.address = address
+        self.address, self.network = address, network
         self._refusal: tuple[float, str] | None = None
         self._renewed_at = -inf
 
@@ -94,8 +97,10 @@ class Database:
                     raise
                 raise doubt.error from error
             else:
+                took_s = time.perf_counter() - started
+                self.network.observe(took_s)
                 self._recorder.count("db_statements_total", statement=name)
-                self._recorder.observe("db_statement_seconds", time.perf_counter() - started, statement=name)
+                self._recorder.observe("db_statement_seconds", took_s, statement=name)
                 if self._refusal is not None and statement.repeat != "read":
                     self._refusal = None
                 return rows
@@ -292,6 +297,8 @@ async def open_pool(
     statements = load_statements()
     timeout_ms = f"{settings.statement_timeout_s * SERVER_SHARE * 1000:.0f}"
 
+    network = NetworkFloor(clock)
+
     async def opener() -> OneTrip:
         async with asyncio.timeout(address.connect_timeout_s or settings.connect_timeout_s):
             connection = await _open(
@@ -299,7 +306,9 @@ async def open_pool(
             )
             try:
                 for statement in statements.values():
+                    asked = time.perf_counter()
                     await connection._get_statement(statement.text, None)
+                    network.observe(time.perf_counter() - asked)
                 # Also ends the warm-up with a sync.
                 connection.is_read_committed = await settle(connection, statement_timeout=timeout_ms)
             except BaseException:
@@ -314,6 +323,6 @@ async def open_pool(
     except Exception as error:
         raise _refused(error) from error
     try:
-        yield Database(connections, statements, settings, recorder, address)
+        yield Database(connections, statements, settings, recorder, address, network=network)
     finally:
         await connections.close()

@@ -1,4 +1,4 @@
-"""A proxy that counts what a Postgres client costs on the wire, and loses replies as told.
+"""A proxy that counts what a Postgres client costs on the wire, loses replies as told, and can make the server far.
 
 A round trip is counted each time the client begins to send after the server had spoken; so a client that waits for
 every answer shows exactly its round trips. Start-up is counted apart, because a pool pays it once.
@@ -19,8 +19,9 @@ READY = b"Z"
 class PgProxy:
     """`async with PgProxy(url) as proxy:` then connect to `proxy.url`."""
 
-    def __init__(self, upstream_url: str) -> None:
+    def __init__(self, upstream_url: str, *, latency_s: float = 0.0) -> None:
         self._upstream_url = upstream_url
+        self.latency_s = latency_s
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -156,6 +157,8 @@ class _Link:
             kind, body = await read_packet(self._server[0])
             self._server_spoke = True
             self._proxy.bytes_down += len(body)
+            if kind == READY and self._proxy.latency_s:
+                await asyncio.sleep(self._proxy.latency_s)
             await self._proxy.open.wait()
             if self._losing:
                 if kind == READY:

@@ -12,7 +12,7 @@ from exai.cache.conversations import ConversationCache
 from exai.cache.entry import place
 from exai.cache.faults import CacheLost, CacheRefused
 from exai.cache.scripts import Script
-from exai.cache.together import MOST_BYTES, MOST_CALLS, Together
+from exai.cache.together import MOST_BYTES, MOST_CALLS, ScriptBatcher
 from exai.cache.topology import open_topology
 from exai.models import LOCAL_OWNER, ContinuationId
 from tests.integration.cache.conftest import OpenCache
@@ -119,14 +119,14 @@ async def test_key_that_holds_something_else_is_the_trouble_of_one(
 async def test_answers_and_errors_are_told_apart(valkey: Valkey, recorder: Counters) -> None:
     """An error among the answers is that of one call; too few answers are none."""
     client = Client(open_topology(parse_address(valkey.url), 2.0, recorder), recorder)
-    one_fails = Together(client, Script.of("apply", "return {1, redis.error_reply('ODD this one'), 3}"))
+    one_fails = ScriptBatcher(client, Script.of("apply", "return {1, redis.error_reply('ODD this one'), 3}"))
     one, two, three = await asyncio.gather(
         *(one_fails.run(0, ("entry", "lease"), ()) for _ in range(3)), return_exceptions=True
     )
     assert (one, three) == (1, 3)
     assert isinstance(two, CacheRefused)
     assert two.reply_code == "ODD"
-    too_few = Together(client, Script.of("apply", "return {1}"))
+    too_few = ScriptBatcher(client, Script.of("apply", "return {1}"))
     found = await asyncio.gather(*(too_few.run(0, ("entry", "lease"), ()) for _ in range(2)), return_exceptions=True)
     assert [type(each) for each in found] == [CacheLost] * 2
     await client.close()
@@ -223,7 +223,7 @@ async def test_closing_at_any_time_leaves_nobody_waiting(
     for _ in range(turns):
         await asyncio.sleep(0)
     await cache._applies.close()
-    assert not cache._applies._tasks
+    assert cache._applies.in_flight == 0
     async with asyncio.timeout(WAIT_LIMIT_S):
         assert await telling == [False] * 3
     assert commands(recorder) == 0
@@ -236,7 +236,7 @@ async def test_closing_leaves_nobody_waiting(cache_at: OpenCache, valkey: Valkey
         await fill_all(cache, each)
         proxy.mode = "stall"
         telling = asyncio.create_task(append_all(cache, each))
-        await wait_until(lambda: bool(cache._applies and cache._applies._tasks))
+        await wait_until(lambda: bool(cache._applies and cache._applies.in_flight))
         async with asyncio.timeout(WAIT_LIMIT_S):
             await cache.close()
         assert await telling == [False] * len(each)

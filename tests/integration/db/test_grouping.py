@@ -379,3 +379,53 @@ async def test_what_triggers_of_others_make_of_a_conversation_is_told(rig: Rig) 
         page = await rig.repository.read_page(LOCAL_OWNER, answer.conversation.continuation_id)
         assert page.conversation == answer.conversation
         assert page.conversation.metadata == {"counted": True}
+
+
+@asynccontextmanager
+async def stalled(url: str, names: int, **distance: float) -> AsyncIterator[tuple[Rig, list[ContinuationId]]]:
+    """A repository with ten connections to a server that answers nothing more until the proxy is opened again."""
+    recorder = Counters()
+    async with PgProxy(url, **distance) as proxy, opened(proxy.url, recorder=recorder, pool_size=10) as database:
+        rig = Rig(proxy, recorder, ConversationRepository(database), await connect(parse_address(url), timeout_s=5))
+        rows = await rig.sql.fetch(
+            "insert into conversations (owner, continuation_id)"
+            " select 'local', 'far ' || i from generate_series(1, $1) i returning continuation_id",
+            names,
+        )
+        proxy.reset()
+        proxy.stall()
+        yield rig, [ContinuationId(row["continuation_id"]) for row in rows]
+        await rig.sql.close()
+
+
+@pytest.mark.direct
+async def test_appends_to_a_far_database_do_not_wait_for_each_other(postgres_url: str) -> None:
+    """All are in flight at once, up to the share of the pool; what comes then goes together when one has ended."""
+    async with stalled(postgres_url, 12, latency_s=0.02) as (rig, names):
+        tasks = []
+        for number, name in enumerate(names[:7], 1):
+            tasks.append(asyncio.create_task(rig.repository.append(appending(name, "x"))))
+            await wait_until(lambda number=number: len(rig.proxy.statements) == number)
+        assert not any(task.done() for task in tasks)
+        tasks += [asyncio.create_task(rig.repository.append(appending(name, "x"))) for name in names[7:]]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        rig.proxy.open.set()
+        assert {(await task).status for task in tasks} == {"appended"}
+        assert len(rig.proxy.statements) == 8
+        assert rig.recorder["db_statements_total", "append_group"] == 1
+
+
+@pytest.mark.direct
+async def test_appends_to_a_near_database_wait_for_the_one_in_flight(postgres_url: str) -> None:
+    """And then go together: most of their time the server is what is busy."""
+    async with stalled(postgres_url, 12) as (rig, names):
+        tasks = [asyncio.create_task(rig.repository.append(appending(names[0], "x")))]
+        await wait_until(lambda: len(rig.proxy.statements) == 1)
+        tasks += [asyncio.create_task(rig.repository.append(appending(name, "x"))) for name in names[1:]]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        rig.proxy.open.set()
+        assert {(await task).status for task in tasks} == {"appended"}
+        assert rig.recorder["db_statements_total", "append_group"] <= 2
+        assert rig.recorder["db_statements_total", "append"] == 1

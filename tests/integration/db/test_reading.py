@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from exai.batching import _Entry
 from exai.db.address import parse_address
 from exai.db.conversations import ConversationRepository, StoredPage
 from exai.db.curation import CurationRepository
 from exai.db.pool import RETRIES, Database, OneTrip, connect
-from exai.db.reading import MOST_READS, _Read
+from exai.db.reading import MOST_READS
 from exai.errors import DatabaseBusy, DatabaseError, DatabaseUnavailable, DeadlineExceeded, NotFound, ShuttingDown
 from exai.models import LOCAL_OWNER, PAGE_MESSAGES, ContinuationId, ConversationId, Owner
 from exai.resilience import with_deadline
@@ -221,7 +222,7 @@ async def test_a_caller_who_leaves_takes_nobody_along(rig: Rig) -> None:
             await asyncio.sleep(0)
         alone.cancel()
         await asyncio.wait({alone})
-        assert rig.repository._reading._gate.under_way == 0, turns
+        assert rig.repository._page_reads._batcher.in_flight == 0, turns
 
 
 async def test_who_left_before_being_sent_is_not_read_for(rig: Rig) -> None:
@@ -246,7 +247,7 @@ async def test_a_statement_that_nobody_waits_for_is_cancelled(rig: Rig) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
-        assert rig.repository._reading._gate.under_way == 0, turns
+        assert rig.repository._page_reads._batcher.in_flight == 0, turns
     await wait_until(lambda: rig.database.usage() == (0, POOL_SIZE, POOL_SIZE))
     rig.proxy.reset()
     slow = [await rig.conversation("x", title=SLOW) for _ in range(3)]
@@ -379,7 +380,7 @@ async def test_those_who_were_answered_are_forgotten_at_once(rig: Rig) -> None:
     try:
         assert len(pages(await rig.read(rig.names))) == NUMBER
         await asyncio.sleep(0)
-        assert not [each for each in gc.get_objects() if isinstance(each, _Read)]
+        assert not [each for each in gc.get_objects() if isinstance(each, _Entry)]
     finally:
         gc.enable()
 

@@ -1,178 +1,138 @@
-"""How many statements that several share are under way at once, and who may go when."""
+"""How many statements are in flight at once to a database that is near, and to one that is far."""
 
 from __future__ import annotations
 
-import asyncio
+import pytest
 
-from exai.db.pace import WINDOW, Gate, Pace, Room
-from exai.fairness import Line
-from exai.models import LOCAL_OWNER
-from tests.support.waiting import WAIT_LIMIT_S, wait_until
+from exai.db.pace import WHOLE_CROWD, WINDOW, WINDOW_S, ConcurrencyLimit, NetworkFloor, PoolShare
 
-FAR_S = 1.0
+NEAR_S, FAR_S = 0.0003, 0.02
+SERVICE_S = 0.0015
 
 
-class Way:
-    """A gate that sends `size` at once, and what was sent through it."""
+class Clock:
+    now = 0.0
 
-    def __init__(self, room: Room, *, size: int = 1) -> None:
-        self.gate = Gate(room, self._send)
-        self.gate.saw(FAR_S)
-        self.size = size
-        self.sent: list[list[str]] = []
-        self.last = asyncio.Event()
+    def __call__(self) -> float:
+        return self.now
 
-    def _send(self, waiting: Line[str]) -> str | None:
-        if not waiting:
-            return None
-        self.sent.append([waiting.take() for _ in range(min(self.size, len(waiting)))])
-        if "last" in self.sent[-1]:
-            self.last.set()
-        return self.sent[-1][0]
 
-    async def put(self, *names: str) -> list[list[str]]:
-        """What is sent until the end of the turn in which these come."""
-        before = len(self.sent)
-        for name in names:
-            self.gate.put(LOCAL_OWNER, name)
-        await asyncio.sleep(0)
-        return self.sent[before:]
+class Batches:
+    """A batcher as its limit sees it."""
 
-    async def end(self, name: str) -> None:
-        self.gate.end(name)
-        await asyncio.sleep(0)
+    def __init__(self, limit: ConcurrencyLimit) -> None:
+        self.limit, self.in_flight, self.looks = limit, 0, 0
+        limit.attach(self)
+
+    def look(self) -> None:
+        self.looks += 1
+
+    def send(self) -> int:
+        """Send as many as may be sent, and return how many are in flight then."""
+        while self.limit.may_send(self.in_flight):
+            self.in_flight += 1
+        return self.in_flight
+
+
+def network(floor_s: float, clock: Clock | None = None) -> NetworkFloor:
+    found = NetworkFloor(clock or Clock())
+    found.observe(floor_s)
+    return found
+
+
+def limit(floor_s: float, size: int = 10, *, least: int = 1) -> ConcurrencyLimit:
+    made = ConcurrencyLimit(PoolShare(size, network(floor_s)), least=least)
+    made.observe(floor_s + SERVICE_S)
+    return made
 
 
 def test_one_statement_goes_to_a_database_that_is_near() -> None:
-    """However busy it is: what counts is how quickly it can answer."""
-    pace = Pace(1, 5)
-    assert pace.at_once == 1
-    for took_s in (0.4, 0.0007, 0.02, 0.3):
-        pace.saw(took_s)
-    assert pace.at_once == 1
+    """However slow or busy the server is: nothing of the time is network."""
+    for took_s in (0.0007, 0.02, 0.4):
+        near = ConcurrencyLimit(PoolShare(10, network(NEAR_S)))
+        near.observe(took_s)
+        assert near.at_once == 1, took_s
 
 
-def test_the_farther_the_database_the_more_are_under_way() -> None:
-    """So that none waits for long until the next one goes; never more than a share of the pool."""
-    for took_s, at_once in ((0.0019, 1), (0.0055, 3), (0.009, 5), (0.1, 5)):
-        pace = Pace(1, 5)
-        pace.saw(took_s)
-        assert pace.at_once == at_once, took_s
+@pytest.mark.parametrize(("floor_s", "at_once"), [(0.0009, 1), (0.0025, 2), (0.004, 3), (0.007, 5), (0.02, 7), (1, 7)])
+def test_the_farther_the_database_the_more_are_in_flight(floor_s: float, at_once: int) -> None:
+    """As many as are in transit while the server works on one; never more than the share of the pool."""
+    assert limit(floor_s).at_once == at_once
+
+
+def test_a_slow_server_gets_fewer_even_if_it_is_far() -> None:
+    """Then it is the server that is busy."""
+    slow = ConcurrencyLimit(PoolShare(10, network(FAR_S)))
+    slow.observe(FAR_S + 0.011)
+    assert slow.at_once == 2
+
+
+def test_some_want_more_than_one_in_flight_in_any_case() -> None:
+    """But no more than they may have."""
+    assert limit(NEAR_S, least=2).at_once == 2
+    assert limit(0.004, least=2).at_once == 3
+    assert limit(NEAR_S, 2, least=2).at_once == 1
+
+
+def test_a_crowd_is_halved_for_a_near_database_only() -> None:
+    """A far one is not what the other half would wait for."""
+    assert limit(NEAR_S).batch_size(40) == 20
+    assert limit(NEAR_S).batch_size(10) == WHOLE_CROWD
+    assert limit(FAR_S).batch_size(40) == 40
+
+
+def test_an_answer_in_transit_is_not_taken_for_one_that_hangs() -> None:
+    assert limit(0.08).max_wait_s() > 0.08
 
 
 def test_a_database_that_has_moved_away_is_noticed() -> None:
-    """What was quickest is forgotten after a while."""
-    pace = Pace(1, 5)
-    pace.saw(0.0007)
+    """The quickest is forgotten after a while; without statements nothing is."""
+    clock = Clock()
+    found = network(NEAR_S, clock)
+    for _ in range(2):
+        clock.now += WINDOW_S
+        assert not found.is_far
+        found.observe(FAR_S)
+    assert found.is_far
+    clock.now += 10 * WINDOW_S
+    assert found.floor_s == FAR_S
+
+
+def test_a_server_that_has_become_slow_is_noticed() -> None:
+    """After so many statements."""
+    slow = limit(FAR_S)
+    assert slow.at_once == 7
     for _ in range(2 * WINDOW):
-        pace.saw(0.0055)
-    assert pace.at_once == 3
+        slow.observe(FAR_S + 0.011)
+    assert slow.at_once == 2
 
 
-def test_some_want_more_than_one_under_way_in_any_case() -> None:
-    """But no more than they may have."""
-    pace = Pace(2, 5)
-    assert pace.at_once == 2
-    for took_s, at_once in ((0.0055, 3), (0.0007, 2)):
-        pace.saw(took_s)
-        assert pace.at_once == at_once
-    assert Pace(2, 1).at_once == 1
+@pytest.mark.parametrize("size", range(1, 40))
+def test_a_part_of_the_pool_is_left_to_other_statements(size: int) -> None:
+    """A quarter by statements to a near database, a connection by those to a far one, from a pool of four on."""
+    for floor_s, left in ((NEAR_S, size // 4), (1.0, 1)):
+        share = PoolShare(size, network(floor_s))
+        one, other = (Batches(ConcurrencyLimit(share, least=size)) for _ in range(2))
+        alone = one.send()
+        assert alone == share.places
+        assert other.send() >= 1
+        assert one.in_flight + other.in_flight <= size - left or size < 4
 
 
-async def test_what_comes_in_one_turn_goes_together() -> None:
-    """Up to what one statement holds."""
-    way = Way(Room(10), size=3)
-    assert await way.put("a", "b") == [["a", "b"]]
-    assert await way.put("c", "d", "e", "f") == [["c", "d", "e"], ["f"]]
+def test_one_may_use_what_the_others_leave() -> None:
+    """And has its own part of it when they do not."""
+    share = PoolShare(12, network(NEAR_S))
+    one, other = (Batches(ConcurrencyLimit(share, least=12)) for _ in range(2))
+    assert (one.send(), other.send()) == (6, 3)
+    one.in_flight -= 3
+    assert (one.send(), other.send()) == (3, 3)
+    one.in_flight = 0
+    assert (other.send(), one.send()) == (6, 3)
 
 
-async def test_what_comes_meanwhile_waits_for_an_end() -> None:
-    """Half of the pool may be under way."""
-    way = Way(Room(4), size=2)
-    assert await way.put("a", "b", "c", "d", "e") == [["a", "b"], ["c", "d"]]
-    assert await way.put("f") == []
-    patience = way.gate._timer
-    assert patience is not None
-    await way.end("a")
-    assert way.sent[2:] == [["e", "f"]]
-    assert way.gate.under_way == 2
-    assert patience.cancelled(), "nobody waits who could lose it"
-    assert way.gate._timer is None
-
-
-async def test_what_was_not_under_way_frees_no_place() -> None:
-    """Whoever leaves says so, sent or not."""
-    way = Way(Room(4))
-    await way.put("a", "b", "c")
-    await way.end("c")
-    await way.end("c")
-    assert way.sent == [["a"], ["b"]]
-
-
-async def test_one_may_use_what_the_others_leave() -> None:
-    """And has its own part of it when they do not; together they never have more than three quarters of the pool."""
-    room = Room(12)
-    one, other = Way(room), Way(room)
-    assert len(await one.put(*"abcdefgh")) == 6
-    assert len(await other.put(*"ABCDEFGH")) == 3
-    assert one.gate.under_way + other.gate.under_way == 9
-    for name in "abc":
-        await one.end(name)
-    assert (one.gate.under_way, other.gate.under_way) == (3, 3)
-    await one.end("d")
-    assert (one.gate.under_way, other.gate.under_way) == (3, 3), "its next one went"
-    for name in "efgh":
-        await one.end(name)
-    assert (one.gate.under_way, other.gate.under_way) == (0, 6), "all is left to the other"
-
-
-async def test_one_is_let_in_by_the_end_of_another() -> None:
-    """Nothing of its own has to end."""
-    room = Room(4)
-    one, other = Way(room), Way(room)
-    await one.put("a")
-    assert await other.put("A", "B") == [["A"]]
-    await one.end("a")
-    assert other.sent == [["A"], ["B"]]
-
-
-async def test_who_meets_nobody_goes_alone() -> None:
-    """Without the queue; who meets somebody does not, whoever was first."""
-    way = Way(Room(6), size=9)
-
-    async def come(name: str) -> bool:
-        alone = await way.gate.goes_alone(name)
-        if not alone:
-            way.gate.put(LOCAL_OWNER, name)
-        return alone
-
-    assert await come("a")
-    assert (way.gate.under_way, way.sent) == (1, [])
-    assert await asyncio.gather(*map(come, "bcd")) == [False] * 3
-    assert await come("e")
-    assert (way.gate.under_way, way.sent) == (3, [["b", "c", "d"]])
-    assert not await come("f"), "all places are taken"
-
-
-async def test_a_long_queue_is_worked_off_in_the_places_there_are() -> None:
-    """As long as statements are answered; one that is not takes up no place for long."""
-    way = Way(Room(4))
-    await way.put(*"abcdefg", "last")
-    await way.end("a")
-    assert way.sent == [["a"], ["b"], ["c"]]
-    await wait_until(lambda: len(way.sent) > 3)
-    assert way.sent[3:] == [["d"]], "only the place of the one that was under way all the time is free"
-    assert way.gate.under_way == 2
-    async with asyncio.timeout(WAIT_LIMIT_S):
-        await way.last.wait()
-    assert way.sent[4:] == [["e"], ["f"], ["g"], ["last"]], "when all hang nobody waits for them"
-
-
-async def test_those_who_wait_for_long_are_sent() -> None:
-    """Whatever is under way may hang."""
-    way = Way(Room(4))
-    await way.put("a", "b", "c", "d", "last")
-    async with asyncio.timeout(WAIT_LIMIT_S):
-        await way.last.wait()
-    assert way.sent == [["a"], ["b"], ["c"], ["d"], ["last"]]
-    assert way.gate.under_way == 3
+def test_the_end_of_one_lets_all_look() -> None:
+    """Another batcher may have waited for the place."""
+    share = PoolShare(12, network(NEAR_S))
+    one, other = (Batches(ConcurrencyLimit(share)) for _ in range(2))
+    one.limit.note_end()
+    assert (one.looks, other.looks) == (1, 1)

@@ -17,6 +17,7 @@ from exai.mcp.cors import answer_preflight, is_preflight, with_cors
 from exai.mcp.edge import Rejection, header_map
 from exai.mcp.http import HttpDoor
 from exai.mcp.server import McpServer
+from exai.mcp.short_http import ShortHttp
 from exai.mcp.websocket import WebSocketDoor, reject
 
 WEBSOCKET_PATHS = frozenset({"/", "/ws", "/mcp"})
@@ -35,6 +36,7 @@ class McpApp:
         self.server = server
         self._websocket = WebSocketDoor(server)
         self._http = HttpDoor(server)
+        self.short_http = ShortHttp(server, self._http)
         self._others = Starlette(routes=list(routes))
         self._open_paths = tuple(open_paths)
 

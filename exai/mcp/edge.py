@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 from urllib.parse import parse_qsl, urlsplit
 
 from exai.config import ServerSettings
@@ -65,6 +65,14 @@ Authenticator = Callable[[Mapping[str, str], Mapping[str, str]], Awaitable[Admit
 """From headers (names in lower case) and query parameters to an owner; may wait for an issuer's keys."""
 
 
+@runtime_checkable
+class Immediate(Protocol):
+    """An authenticator that knows some callers without waiting."""
+
+    def at_once(self, headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | None:
+        """Return what the authenticator would say, where it would let the caller in without waiting; else None."""
+
+
 class Direct(Protocol):
     """The short way through a WebSocket, beside ASGI's `receive` and `send`: what can be done at once is, without a
     queue, a task's turn or a pause in reading; what cannot goes the long way, and keeps its order.
@@ -91,11 +99,25 @@ async def everybody_is_local(
     return Admitted(LOCAL_OWNER)
 
 
+_NO_QUERY: Mapping[str, str] = {}
+
+
+def _nobody(headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | None:  # noqa: ARG001
+    return None
+
+
+def _the_local_owner(headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | None:  # noqa: ARG001
+    return Admitted(LOCAL_OWNER)
+
+
 class Edge:
     """The rules of one server. `*` in the allowed hosts switches the Host check off."""
 
     def __init__(self, settings: ServerSettings, authenticate: Authenticator) -> None:
         self._authenticate = authenticate
+        self._at_once = authenticate.at_once if isinstance(authenticate, Immediate) else _nobody
+        if authenticate is everybody_is_local:
+            self._at_once = _the_local_owner
         self._is_open = not settings.is_guarded
         own = set() if settings.host in WILDCARD_ADDRESSES else {settings.host.lower()}
         self._any_host = "*" in settings.allowed_hosts
@@ -113,6 +135,12 @@ class Edge:
             challenge = (b"www-authenticate", verdict.challenge.encode("latin-1"))
             return Rejection(verdict.status, verdict.reason, (challenge,) if verdict.status == 401 else ())
         return verdict
+
+    def admit_at_once(self, headers: Mapping[str, str]) -> Admitted | None:
+        """Return what `admit` would for a request of no page and without a query, if that is an owner known at once."""
+        if "origin" in headers or not self._is_known(headers.get("host", "")):
+            return None
+        return self._at_once(headers, _NO_QUERY)
 
     async def may_see_details(self, scope: Mapping[str, Any]) -> bool:
         """Tell whether a caller may see more than whether the daemon works: with a token, or from this machine.

@@ -65,3 +65,14 @@ def short_text(data: bytes) -> bytes:
     if size < _SIZE_16:
         return bytes((_WHOLE_TEXT, size)) + data
     return bytes((_WHOLE_TEXT, _SIZE_16, size >> 8, size & 0xFF)) + data
+
+
+def is_utf8(data: bytes) -> bool:
+    """Tell whether a text frame holds what it must."""
+    if data.isascii():
+        return True
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -7,10 +7,12 @@ late one or one with progress becomes a stream that is never silent; a client th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from starlette.types import Receive, Scope
@@ -24,6 +26,7 @@ from exai.mcp.edge import Admitted, Rejection, abort_of, expired, header_map, pe
 from exai.mcp.headers import legacy_version
 from exai.mcp.jsonrpc import Fault, Malformed, Message, RpcError
 from exai.mcp.pending import admit
+from exai.mcp.posting import JSON_TYPE
 from exai.mcp.protocol import Ignore, Send, Start
 from exai.mcp.server import McpServer
 from exai.mcp.session import Session
@@ -31,7 +34,6 @@ from exai.mcp.session import Session
 BODY_PATIENCE = 6.0
 """How many times longer than a head a body may take: it is up to 8 MiB."""
 
-JSON_TYPE = b"application/json"
 STREAM_TYPE = b"text/event-stream"
 _COMMENT = b":\n\n"
 
@@ -53,7 +55,7 @@ _OVER_RATE = Rejection(
 log = structlog.get_logger(__name__)
 
 
-class _Gone(Exception):
+class Gone(Exception):
     """The client went away."""
 
 
@@ -72,11 +74,11 @@ class HttpDoor:
     def __init__(self, server: McpServer) -> None:
         self._server = server
         # A stream says something at least this often: several clients cut a silent one after some minutes.
-        self._quiet_s = server.settings.progress_interval_s
+        self.quiet_s = server.settings.progress_interval_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: AsgiSend) -> None:
         """Serve one request."""
-        reply = _Reply(send, abort_of(scope), self._server.settings.send_timeout_s)
+        reply = Reply(send, abort_of(scope), self._server.settings.send_timeout_s)
         headers = header_map(scope["headers"])
         try:
             admitted = await self._server.edge.admit(scope)
@@ -88,16 +90,16 @@ class HttpDoor:
                 await self._exchange(scope, headers, admitted, receive, reply)
         except Overloaded as error:
             await reply.text(too_many(error))
-        except _Gone:
+        except Gone:
             return
         except TimeoutError:
             await reply.text(Rejection(408, "the body did not arrive in time"))
 
     async def _exchange(
-        self, scope: Scope, headers: dict[str, str], admitted: Admitted, receive: Receive, reply: _Reply
+        self, scope: Scope, headers: dict[str, str], admitted: Admitted, receive: Receive, reply: Reply
     ) -> None:
         """Read one message and answer it."""
-        rejection = _unfit(scope["method"], headers, self._server.settings.message_max_bytes)
+        rejection = unfit(scope["method"], headers, self._server.settings.message_max_bytes)
         quota = self._server.quotas.of(admitted.owner)
         body = b"" if rejection is not None else await self._body(receive, quota.account)
         if body is None:
@@ -125,7 +127,7 @@ class HttpDoor:
                 while True:
                     event = await receive()
                     if event["type"] == "http.disconnect":
-                        raise _Gone
+                        raise Gone
                     body += event.get("body", b"")
                     if len(body) > limit:
                         return None
@@ -137,7 +139,7 @@ class HttpDoor:
             account.give(held_bytes)
 
     async def _session(
-        self, message: Message, headers: dict[str, str], admitted: Admitted, peer: str, reply: _Reply
+        self, message: Message, headers: dict[str, str], admitted: Admitted, peer: str, reply: Reply
     ) -> Session | None:
         """Open a session in the right revision, or refuse a request whose headers contradict its body."""
         try:
@@ -145,20 +147,29 @@ class HttpDoor:
         except RpcError as error:
             found = message.id if isinstance(message, jsonrpc.Request | Malformed) else None
             fault = Fault(error.code, error.data)
-            await reply.json(_status(fault, at_the_door=True), jsonrpc.encode_error(found, error))
+            await reply.json(status_of(fault, at_the_door=True), jsonrpc.encode_error(found, error))
             return None
         return self._server.open_session(admitted, peer=peer, version=version)
 
-    async def _serve(self, session: Session, posted: _Posted, receive: Receive, reply: _Reply) -> None:
+    async def _serve(self, session: Session, posted: _Posted, receive: Receive, reply: Reply) -> None:
+        await self._while_there(session, receive, self._answer(session, posted, reply))
+
+    async def go_on(self, session: Session, receive: Receive, reply: Reply) -> None:
+        """Answer with a stream, because a call that began without one takes long."""
+        with contextlib.suppress(Gone):
+            await self._while_there(session, receive, self._stream(session, None, reply))
+
+    async def _while_there(self, session: Session, receive: Receive, answering: Coroutine[Any, Any, None]) -> None:
+        """Answer, and end the session: its calls are cancelled if the client goes away before."""
         gone = asyncio.create_task(_until_gone(receive, session), name="mcp http disconnect")
         try:
-            await self._answer(session, posted, reply)
+            await answering
         finally:
             gone.cancel()
             await asyncio.wait({gone})
             await session.end()
 
-    async def _answer(self, session: Session, posted: _Posted, reply: _Reply) -> None:
+    async def _answer(self, session: Session, posted: _Posted, reply: Reply) -> None:
         if session.outbox.is_closed:
             await reply.text(expired())
             return
@@ -167,13 +178,13 @@ class HttpDoor:
             await (reply.text(_OVER_RATE) if session.is_over_rate else reply.empty(202))
             return
         at_the_door = not isinstance(action, Start)
-        may_stream = "text/event-stream" in posted.accept or "*/*" in posted.accept
+        may_stream = takes_streams(posted.accept)
         if session.connection.listening:
             await self._stream(session, None, reply)
             return
-        first = await self._first(session, wait_s=self._quiet_s if may_stream else None)
+        first = await self._first(session, wait_s=self.quiet_s if may_stream else None)
         if first is not None and not session.connection.in_flight and not len(session.outbox):
-            await reply.json(_status(first.error, at_the_door=at_the_door), first.data, _retry_after(first.error))
+            await reply.json(status_of(first.error, at_the_door=at_the_door), first.data, retry_after(first.error))
         elif not may_stream:
             await self._only_answer(session, first, reply)
         else:
@@ -187,18 +198,18 @@ class HttpDoor:
         except TimeoutError:
             return None
         if message is None:
-            raise _Gone
+            raise Gone
         return message
 
-    async def _only_answer(self, session: Session, message: Send | None, reply: _Reply) -> None:
+    async def _only_answer(self, session: Session, message: Send | None, reply: Reply) -> None:
         """For a client that takes no stream: leave the progress out."""
         while message is None or session.connection.in_flight or len(session.outbox):
             message = await session.outbox.get()
             if message is None:
-                raise _Gone
-        await reply.json(_status(message.error, at_the_door=False), message.data)
+                raise Gone
+        await reply.json(status_of(message.error, at_the_door=False), message.data)
 
-    async def _stream(self, session: Session, first: Send | None, reply: _Reply) -> None:
+    async def _stream(self, session: Session, first: Send | None, reply: Reply) -> None:
         await reply.begin_stream()
         message = first
         while True:
@@ -206,7 +217,7 @@ class HttpDoor:
             if not len(session.outbox) and not session.connection.in_flight and not session.connection.listening:
                 break
             try:
-                async with asyncio.timeout(self._quiet_s):
+                async with asyncio.timeout(self.quiet_s):
                     message = await session.outbox.get()
             except TimeoutError:
                 message = None
@@ -216,7 +227,7 @@ class HttpDoor:
         await reply.end_stream()
 
 
-class _Reply:
+class Reply:
     """One HTTP answer; every send is bounded, and a client that does not read is dropped."""
 
     def __init__(self, send: AsgiSend, abort: Callable[[], None], timeout_s: float) -> None:
@@ -225,16 +236,20 @@ class _Reply:
         self._timeout_s = timeout_s
 
     async def json(self, status: int, data: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) -> None:
+        """Answer with one message."""
         await self._whole(status, data, JSON_TYPE, headers)
 
     async def text(self, rejection: Rejection) -> None:
+        """Answer with words for a person."""
         await self._whole(rejection.status, rejection.text.encode(), b"text/plain; charset=utf-8", rejection.headers)
 
     async def empty(self, status: int) -> None:
+        """Answer without a body."""
         await self._start(status, ((b"content-length", b"0"),))
         await self._body(b"", more=False)
 
     async def begin_stream(self) -> None:
+        """Begin a stream of events."""
         headers = ((b"content-type", STREAM_TYPE), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no"))
         await self._start(200, headers)
 
@@ -243,6 +258,7 @@ class _Reply:
         await self._body(_COMMENT if data is None else b"event: message\ndata: " + data + b"\n\n", more=True)
 
     async def end_stream(self) -> None:
+        """End the stream."""
         await self._body(b"", more=False)
 
     async def _whole(
@@ -267,7 +283,7 @@ class _Reply:
             self._abort()
             # uvicorn learns of it in the next round, and would complain of an answer cut short before.
             await asyncio.sleep(0)
-            raise _Gone from None
+            raise Gone from None
 
 
 async def _until_gone(receive: Receive, session: Session) -> None:
@@ -276,7 +292,13 @@ async def _until_gone(receive: Receive, session: Session) -> None:
     session.outbox.close(discard=True)
 
 
-def _unfit(method: str, headers: dict[str, str], max_bytes: int) -> Rejection | None:
+def takes_streams(accept: str) -> bool:
+    """Tell whether a client that accepts this takes a stream of events."""
+    return "text/event-stream" in accept or "*/*" in accept
+
+
+def unfit(method: str, headers: dict[str, str], max_bytes: int) -> Rejection | None:
+    """Return why a request cannot hold a message, or None."""
     if method != "POST":
         return Rejection(405, "this endpoint takes POST", ((b"allow", b"POST"),))
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -287,14 +309,14 @@ def _unfit(method: str, headers: dict[str, str], max_bytes: int) -> Rejection | 
     return None
 
 
-def _status(error: Fault | None, *, at_the_door: bool) -> int:
+def status_of(error: Fault | None, *, at_the_door: bool) -> int:
     """Errors of the transport and the envelope have statuses of their own; what a method says is a good answer."""
     if error is None:
         return 200
     return (_STATUS_AT_THE_DOOR if at_the_door else _STATUS).get(error.code, 200)
 
 
-def _retry_after(error: Fault | None) -> tuple[tuple[bytes, bytes], ...]:
+def retry_after(error: Fault | None) -> tuple[tuple[bytes, bytes], ...]:
     """Say in whole seconds when a limit may let the request pass."""
     if error is None or error.code != eras.OVERLOADED:
         return ()

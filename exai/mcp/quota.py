@@ -105,14 +105,24 @@ class Quota:
     @contextmanager
     def connected(self) -> Iterator[None]:
         """Count one WebSocket or HTTP request meanwhile. Raises `Overloaded`."""
-        most = self._limits.owner_max_connections
-        if self._connections >= most:
+        if not self.connect():
+            most = self._limits.owner_max_connections
             raise Overloaded("EXAI_SERVER__OWNER_MAX_CONNECTIONS of one owner's connections", most)
-        self._connections += 1
         try:
             yield
         finally:
-            self._connections -= 1
+            self.disconnect()
+
+    def connect(self) -> bool:
+        """Count one until `disconnect`; False when the owner has too many."""
+        if self._connections >= self._limits.owner_max_connections:
+            return False
+        self._connections += 1
+        return True
+
+    def disconnect(self) -> None:
+        """One less."""
+        self._connections -= 1
 
     def bar(self) -> None:
         """Have no WebSocket of this owner opened for `BARRED_S`: one was just closed for what it sent."""

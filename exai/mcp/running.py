@@ -8,8 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from math import inf
+from typing import Protocol
 
 from exai.mcp.protocol import Call
+
+
+class Timed(Protocol):
+    """What has a time to be up."""
+
+    def stop_late(self) -> None:
+        """Its time is up."""
 
 
 class Running:
@@ -39,20 +47,20 @@ class Running:
 
 
 class Watch:
-    """Ends calls that take too long; times are those of `loop.time()`."""
+    """Ends calls, or what else is watched, when they take too long; times are those of `loop.time()`."""
 
     def __init__(self) -> None:
-        self._ends: dict[Running, float] = {}
+        self._ends: dict[Timed, float] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._looks_at = inf
 
-    def begin(self, running: Running, end_s: float, loop: asyncio.AbstractEventLoop) -> None:
+    def begin(self, running: Timed, end_s: float, loop: asyncio.AbstractEventLoop) -> None:
         """Stop this call at `end_s`, unless it is let go before."""
         self._ends[running] = end_s
         if end_s < self._looks_at:
             self._look_at(end_s, loop)
 
-    def end(self, running: Running) -> None:
+    def end(self, running: Timed) -> None:
         """Let go of a call. The timer stays: the next call's would not end before."""
         self._ends.pop(running, None)
 

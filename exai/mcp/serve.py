@@ -64,7 +64,7 @@ class RunningServer:
         """Begin to accept connections."""
         self._config.load()
         loop = asyncio.get_running_loop()
-        protocol = http_protocol(self._settings)
+        protocol = http_protocol(self._settings, self._app.short_http)
         for each in self._sockets:
             listener = await loop.create_server(
                 lambda: protocol(self._config, self._state, {}), sock=each, backlog=BACKLOG

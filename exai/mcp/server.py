@@ -15,6 +15,7 @@ import structlog
 from exai.config import ServerSettings
 from exai.mcp.edge import Admitted, Authenticator, Edge, everybody_is_local
 from exai.mcp.news import News
+from exai.mcp.outbox import Outbox
 from exai.mcp.protocol import Call, Change, Connection, Feature, Surface
 from exai.mcp.quota import Quotas
 from exai.mcp.running import Watch
@@ -69,11 +70,20 @@ class McpServer:
         self.watch = Watch()
         self.tally = Tally(lambda: self.recorder)
         self._sessions: set[Session] = set()
+        self._is_count_due = False
         self.news = News(lambda: self._sessions)
         self._quiet = asyncio.Event()
 
     def open_session(self, admitted: Admitted, *, peer: str, version: str | None = None) -> Session:
         """Begin a session; its door must `end` it."""
+        session = self.make_session(admitted, peer=peer, version=version)
+        self.enlist(session)
+        return session
+
+    def make_session(
+        self, admitted: Admitted, *, peer: str, version: str | None = None, outbox: Outbox | None = None
+    ) -> Session:
+        """Make a session that counts while it is enlisted; its door may bring an outbox of its own."""
         connection = Connection(
             self.surface,
             max_in_flight=self.settings.max_in_flight,
@@ -81,16 +91,28 @@ class McpServer:
             version=version,
             budget=self.quotas.of(admitted.owner),
         )
-        session = Session(self, connection, admitted, peer=peer)
+        return Session(self, connection, admitted, peer=peer, outbox=outbox)
+
+    def enlist(self, session: Session) -> None:
+        """A session begins, or takes up another request."""
         self._sessions.add(session)
-        self.recorder.gauge("mcp_sessions", len(self._sessions))
-        return session
+        self._count()
 
     def forget(self, session: Session) -> None:
-        """A session has ended."""
+        """A session has ended, or waits for another request."""
         self._sessions.discard(session)
-        self.recorder.gauge("mcp_sessions", len(self._sessions))
+        self._count()
         self.quieter()
+
+    def _count(self) -> None:
+        """Tell how many sessions there are when this turn of the event loop ends: many may begin and end in one."""
+        if not self._is_count_due:
+            self._is_count_due = True
+            asyncio.get_running_loop().call_soon(self._tell_count)
+
+    def _tell_count(self) -> None:
+        self._is_count_due = False
+        self.recorder.gauge("mcp_sessions", len(self._sessions))
 
     def quieter(self) -> None:
         """A call or a session has ended: whoever waits for the rest looks again."""

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING
 
@@ -60,13 +60,21 @@ log = structlog.get_logger(__name__)
 class Session:
     """What lives as long as one WebSocket, or as one HTTP request."""
 
-    def __init__(self, server: McpServer, connection: Connection, admitted: Admitted, *, peer: str) -> None:
+    def __init__(
+        self,
+        server: McpServer,
+        connection: Connection,
+        admitted: Admitted,
+        *,
+        peer: str,
+        outbox: Outbox | None = None,
+    ) -> None:
         self.server = server
         self.connection = connection
         self.owner = admitted.owner
         self.quota = server.quotas.of(admitted.owner)
         self.peer = peer
-        self.outbox = Outbox(account=self.quota.account)
+        self.outbox = Outbox(account=self.quota.account) if outbox is None else outbox
         self.close_code = 1000
         # Whether the message taken last was beyond what its owner may send in a second.
         self.is_over_rate = False
@@ -76,6 +84,8 @@ class Session:
         self._joining = Joining()
         self._expires_at = admitted.expires_at
         self._is_expired = False
+        # Called when no call runs or unwinds any more.
+        self.when_quiet: Callable[[], None] | None = None
         self._expiry: asyncio.TimerHandle | None = None
         # What all calls have in common is set once; each gets a copy, which takes no longer than the task's own.
         self._context = copy_context()
@@ -151,6 +161,7 @@ class Session:
         """Stop everything, because the peer is gone or has been closed; returns when the calls have unwound."""
         if self._expiry is not None:
             self._expiry.cancel()
+        self.when_quiet = None
         self.outbox.close(discard=True)
         self.outbox.send_now = None  # The connection and the session refer to each other.
         self.connection.end()
@@ -204,6 +215,8 @@ class Session:
             self._unwinding.discard(running.task)
         if self._is_expired and self.is_idle:
             self.finish(EXPIRED)
+        if self.when_quiet is not None and not self._running and not self._unwinding:
+            self.when_quiet()
         self.server.quieter()
 
     def _watch_expiry(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
@@ -26,9 +26,10 @@ from exai.config import ServerSettings
 from exai.mcp.arriving import Arriving, Meter
 from exai.mcp.edge import ABORT, DIRECT
 from exai.mcp.flow import Flow
-from exai.mcp.frames import MAX_SHORT_BYTES, only_text, short_text
+from exai.mcp.frames import MAX_SHORT_BYTES, is_utf8, only_text, short_text
 from exai.mcp.older_http import UnchunkedCycle
 from exai.mcp.pending import KEEP_ALIVE_S, STATE, PendingConnection, PendingConnections, admit
+from exai.mcp.posting import Door, Posting
 
 MAX_HEAD_BYTES = 65_536
 MAX_HEADERS = 100
@@ -54,12 +55,13 @@ _BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length
 _HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
-def http_protocol(settings: ServerSettings) -> type[HttpToolsProtocol]:
-    """Return uvicorn's HTTP protocol with the limits of `settings`."""
+def http_protocol(settings: ServerSettings, posts: Door) -> type[HttpToolsProtocol]:
+    """Return uvicorn's HTTP protocol with the limits of `settings`; what it can, it gives to `posts`."""
 
     class Limited(_Http):
         limits = settings
         pending = PendingConnections()
+        door = posts
 
     return Limited
 
@@ -77,7 +79,7 @@ class _Refused(Exception):
     """Ends the parser from one of its callbacks."""
 
 
-class _Http(HttpToolsProtocol):
+class _Http(Posting):
     """Adds limits on connections, heads, framing, waiting requests, unwanted bodies, and peers that do not read."""
 
     limits: ServerSettings
@@ -102,7 +104,6 @@ class _Http(HttpToolsProtocol):
         self._refusal: bytes | None = None
         self._unsent_bytes = 0
         self._pending: PendingConnection | None = None
-        self._answering: RequestResponseCycle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast("asyncio.Transport", transport)
@@ -118,7 +119,8 @@ class _Http(HttpToolsProtocol):
             return
         # The request is read before it is refused: closing on bytes that were not read would reset the refusal away.
         self._is_excess = excess > 0
-        self._await_head()
+        self._is_head_awaited = True
+        self._wait_for_head()
 
     def _excess(self, pending: PendingConnection) -> int:
         """Return by how many connections this one is beyond a limit, after making room for it if possible."""
@@ -138,12 +140,12 @@ class _Http(HttpToolsProtocol):
         if self._pending is not None:
             self._pending.leave()
         self.pipeline.clear()
-        if self._answering is not None and not self._answering.response_complete:
+        if self.answering is not None and not self.answering.response_complete:
             # uvicorn knows only the newest request, and this one was not.
-            self._answering.disconnected = True
-            self._answering.message_event.set()
+            self.answering.disconnected = True
+            self.answering.message_event.set()
         super().connection_lost(exc)
-        self._answering = None
+        self.answering = None
         if isinstance(self.flow, Flow):
             self.flow.end()
 
@@ -151,7 +153,9 @@ class _Http(HttpToolsProtocol):
         if self.transport.is_closing() or self._is_refused:
             return
         if not self._is_message_open and not self._is_head_awaited:
-            self._await_head()
+            self._have_patience()
+            self._head_bytes = 0
+            self._is_head_awaited = True
         if len(data) <= SLICE_BYTES:
             self._parse(data)
         else:
@@ -161,6 +165,8 @@ class _Http(HttpToolsProtocol):
                 if self._is_refused or self.transport.is_closing() or self.transport.get_protocol() is not self:
                     break
         self._wait_if_closing()
+        if self._is_head_awaited and self._patience is None and not self.transport.is_closing():
+            self._wait_for_head()  # which most often has come whole, and needs no timer
 
     def _parse(self, data: bytes) -> None:
         if self._is_head_awaited:
@@ -192,7 +198,11 @@ class _Http(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        super().on_header(name, value)
+        # What uvicorn does, too, without a call.
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
         if len(self.headers) > MAX_HEADERS:
             self._refusal = _HEAD_TOO_LARGE
             raise _Refused
@@ -212,14 +222,17 @@ class _Http(HttpToolsProtocol):
             raise _Refused
         if self.url.startswith(b"//"):
             self.url = b"/" + self.url.lstrip(b"/")  # which would be read as the name of a host
-        answering = self.cycle if self._is_answer_due() else None
-        if answering is not None and self.parser.should_upgrade():
+        if self._is_answer_due() and self.parser.should_upgrade():
             raise _Refused
         super().on_headers_complete()
+
+    def begin_answer(self) -> None:
+        answering = self.cycle if self._is_answer_due() else None
+        super().begin_answer()
         if self.scope["http_version"] == "1.0" and self.cycle is not answering:
             self.cycle.__class__ = UnchunkedCycle  # uvicorn does not ask which class to make
         if answering is not None:
-            self._answering = answering
+            self.answering = answering
         self.scope["extensions"] = {ABORT: {ABORT: self.transport.abort}}
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
@@ -229,7 +242,7 @@ class _Http(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._framing_bytes -= len(body) * (1 + 1 / FRAMING_SHARE)
-        if self.cycle is not None and self.cycle.response_complete:
+        if self.cycle is not None and self.cycle.response_complete and not self.is_deferred:
             self._unwanted_bytes += len(body)
             if self._unwanted_bytes > 2 * self.limits.message_max_bytes:
                 self._refusal = b""
@@ -245,7 +258,6 @@ class _Http(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self.flow.resume_reading()  # which it left to the one that waited
         if self._is_message_open and not self.transport.is_closing():
             # The answer came before the end of the body, which is read and forgotten: closing now would reset the
             # connection and with it the answer. It may not take for ever, though.
@@ -286,10 +298,7 @@ class _Http(HttpToolsProtocol):
             self._unsent_bytes = 0
             self.timeout_keep_alive_handler()
 
-    def _await_head(self) -> None:
-        self._have_patience()
-        self._head_bytes = 0
-        self._is_head_awaited = True
+    def _wait_for_head(self) -> None:
         self._patience = self.loop.call_later(self.limits.handshake_timeout_s, self.transport.abort)
 
     def _have_patience(self) -> None:
@@ -359,7 +368,7 @@ class _WebSocket(Arriving):
             self.message_ended()
         if self.is_refused:
             return
-        if self.curr_msg_data_type == "text" and not self.close_sent and not _is_utf8(data):
+        if self.curr_msg_data_type == "text" and not self.close_sent and not is_utf8(data):
             self.conn.fail(INVALID_UTF8, "text is not UTF-8")
             self.handle_parser_exception()
             return
@@ -460,13 +469,3 @@ class _WebSocket(Arriving):
     def _handshake_is_late(self) -> None:
         if not self.handshake_complete:
             self.transport.abort()
-
-
-def _is_utf8(data: bytes) -> bool:
-    if data.isascii():
-        return True
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

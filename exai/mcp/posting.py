@@ -1,0 +1,270 @@
+"""Posts of messages that are whole when they arrive, without ASGI's scope, queues and tasks; the rest is uvicorn's.
+
+Invariant: a request goes this way only when all of it is here, nothing before it waits, and the door takes it. Until
+the door has, nothing was done that uvicorn's way would do again or leave out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar, Protocol
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from exai.mcp.pending import STATE, PendingConnection
+
+POST_URL = b"/mcp"
+MAX_POST_BYTES = 4_096
+"""Of a longer body the parsing is counted, which is the long way's to do."""
+
+OK = 200
+JSON_TYPE = b"application/json"
+_GOOD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+"""The head of nearly all answers."""
+
+Header = tuple[bytes, bytes]
+Application = Callable[..., Awaitable[None]]
+
+
+class Post:
+    """One request and its answer, in the place of uvicorn's cycle, of which it has what uvicorn looks at."""
+
+    __slots__ = ("_protocol", "body", "disconnected", "headers", "keep_alive", "response_complete", "when_gone")
+
+    def __init__(self, protocol: Posting, headers: list[Header], body: bytes, *, keep_alive: bool) -> None:
+        self._protocol: Posting | None = protocol
+        self.headers, self.body, self.keep_alive = headers, body, keep_alive
+        self.disconnected = False
+        self.response_complete = False
+        self.when_gone: Callable[[], None] | None = None
+
+    @property
+    def response_started(self) -> bool:
+        """Whether anything was sent: an answer goes out whole."""
+        return self.response_complete
+
+    @property
+    def message_event(self) -> Post:
+        """Return what uvicorn sets when the connection is lost."""
+        return self
+
+    def set(self) -> None:
+        """The connection is lost."""
+        when_gone, self.when_gone, self._protocol = self.when_gone, None, None
+        if when_gone is not None:
+            when_gone()
+
+    @property
+    def peer(self) -> str:
+        """The peer's address for logs."""
+        client = None if self._protocol is None else self._protocol.client
+        return f"{client[0]}:{client[1]}" if client else "unknown"
+
+    def admit(self) -> None:
+        """The owner is known."""
+        pending = None if self._protocol is None else self._protocol.app_state.get(STATE)
+        if isinstance(pending, PendingConnection):
+            pending.admit()
+
+    def answer(self, status: int, kind: bytes, data: bytes, headers: tuple[Header, ...] = ()) -> None:
+        """Send the whole answer, and go on with the connection."""
+        protocol, self._protocol, self.when_gone = self._protocol, None, None
+        self.response_complete = True
+        if protocol is None or protocol.transport.is_closing():
+            return
+        if status == OK and kind == JSON_TYPE and not headers and self.keep_alive:
+            protocol.transport.write(_GOOD % len(data) + data)
+            protocol.on_response_complete()
+            return
+        more = b"".join([b"%b: %b\r\n" % each for each in headers]) if headers else b""
+        if not self.keep_alive:
+            more += b"connection: close\r\n"
+        head = b"%bcontent-type: %b\r\ncontent-length: %d\r\n%b\r\n" % (STATUS_LINE[status], kind, len(data), more)
+        protocol.transport.write(head + data)
+        if not self.keep_alive:
+            protocol.transport.close()
+        protocol.on_response_complete()
+
+    def go_on(self, app: Application) -> Callable[[], None]:
+        """Let `app` answer by ASGI, piece by piece; returns what drops the connection."""
+        protocol, self._protocol, self.when_gone = self._protocol, None, None
+        if protocol is None:
+            return _nothing
+        protocol.go_on(self, app)
+        return protocol.transport.abort
+
+
+def _nothing() -> None:
+    """The connection is gone already."""
+
+
+class Lane(Protocol):
+    """The door's side of a connection."""
+
+    def take(self, post: Post) -> bool:
+        """Begin to answer a post, or return False when it has to go the long way."""
+
+    def end(self) -> None:
+        """The connection is lost."""
+
+
+class Door(Protocol):
+    """What takes posts."""
+
+    def open_lane(self) -> Lane:
+        """Begin a connection."""
+
+
+class Posting(HttpToolsProtocol):
+    """uvicorn's protocol with the short way, and with one timer for all pauses between a connection's requests."""
+
+    door: ClassVar[Door | None] = None
+    answering: RequestResponseCycle | None = None
+    """What is being answered while a newer request is `cycle`."""
+
+    _lane: Lane | None = None
+    is_deferred = False
+    _body = b""
+    _idle_since: float | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of what refers to the connection."""
+        super().connection_lost(exc)
+        self._forget_timer()
+        if self._lane is not None:
+            self._lane.end()
+            self._lane = None
+
+    def data_received(self, data: bytes) -> None:
+        """Send a request that is not whole the long way."""
+        super().data_received(data)
+        if self.is_deferred:
+            self.is_deferred = False
+            if not self.transport.is_closing():
+                self._go_the_long_way()
+
+    def on_message_begin(self) -> None:
+        """Leave ASGI's scope to the long way."""
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+
+    def on_headers_complete(self) -> None:
+        """Wait for the end of what can go the short way."""
+        if self.url == POST_URL and self.door is not None and self._is_ordinary():
+            self.is_deferred, self._body = True, b""
+        else:
+            self.begin_answer()
+
+    def on_body(self, body: bytes) -> None:
+        """Gather it."""
+        if self.is_deferred:
+            self._body += body
+        else:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Offer a whole request to the door."""
+        if not self.is_deferred:
+            super().on_message_complete()
+            return
+        self.is_deferred = False
+        before: Any = self.cycle
+        if self._lane is None and self.door is not None:
+            self._lane = self.door.open_lane()
+        if self._lane is not None and len(self._body) <= MAX_POST_BYTES:
+            post: Any = Post(self, self.headers, self._body, keep_alive=self.parser.should_keep_alive())
+            self.cycle = post
+            if self._lane.take(post):
+                self._body = b""
+                return
+        self.cycle = before
+        self._go_the_long_way()
+        super().on_message_complete()
+
+    def begin_answer(self) -> None:
+        """Make ASGI's scope, and begin its application."""
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()  # which begins these anew
+        self.url, self.scope["headers"], self.headers, self.expect_100_continue = url, headers, headers, expect
+        super().on_headers_complete()
+
+    def go_on(self, post: Post, app: Application) -> None:
+        """Put uvicorn's cycle into the place of a post that has begun."""
+        super().on_message_begin()
+        self.scope["method"], self.scope["path"], self.scope["headers"] = "POST", POST_URL.decode(), post.headers
+        cycle = RequestResponseCycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=False,
+            keep_alive=post.keep_alive,
+            on_response=self.on_response_complete,
+        )
+        newest: object = self.cycle
+        if newest is post:
+            self.cycle = cycle
+        else:
+            self.answering = cycle
+        self._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        """Do what uvicorn does, with a timer that stays."""
+        if self.transport.is_closing():
+            return
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            self.flow.resume_reading()
+            return
+        if self.flow.read_paused:
+            self.flow.resume_reading()
+        self._idle_since = self.loop.time()
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self._look_for_idleness)
+
+    def handle_websocket_upgrade(self) -> None:
+        """Let go of the timer: another protocol takes over."""
+        self._forget_timer()
+        super().handle_websocket_upgrade()
+
+    def _unset_keepalive_if_required(self) -> None:
+        self._idle_since = None
+
+    def _look_for_idleness(self) -> None:
+        self.timeout_keep_alive_task = None
+        if self._idle_since is None:
+            return
+        left_s = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left_s > 0:
+            self.timeout_keep_alive_task = self.loop.call_later(left_s, self._look_for_idleness)
+        else:
+            self.timeout_keep_alive_handler()
+
+    def _forget_timer(self) -> None:
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+            self.timeout_keep_alive_task = None
+
+    def _is_ordinary(self) -> bool:
+        parser = self.parser
+        return (
+            (self.cycle is None or self.cycle.response_complete)
+            and not self.pipeline
+            and not self.expect_100_continue
+            and not self.flow.write_paused
+            and parser.get_method() == b"POST"
+            and parser.get_http_version() == "1.1"
+            and not parser.should_upgrade()
+        )
+
+    def _go_the_long_way(self) -> None:
+        self.begin_answer()
+        body, self._body = self._body, b""
+        if body:
+            super().on_body(body)

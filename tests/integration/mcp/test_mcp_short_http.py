@@ -1,0 +1,188 @@
+"""The short way of a post: which take it, the same answers as by the long way, and nothing that outlives a post."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import orjson
+import pytest
+from pydantic import SecretStr
+from starlette.types import Receive, Scope, Send
+
+from exai.config import ServerSettings
+from exai.mcp.asgi import McpApp
+from exai.mcp.auth import authenticator
+from exai.mcp.serve import RunningServer, open_server
+from tests.support.mcp_server import WAIT_S, Tools, fast_settings, modern, new_server, request, tool_call
+from tests.support.raw_peer import RawPeer, raw_peer
+
+TOKENS = {
+    "ann": SecretStr("token-of-ann-0123456789abcdef0123456789"),
+    "bob": SecretStr("token-of-bob-0123456789abcdef0123456789"),
+}
+
+
+class Counted(McpApp):
+    """The application, which counts what comes to it by ASGI."""
+
+    long_ways = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.long_ways += 1
+        await super().__call__(scope, receive, send)
+
+
+class Served:
+    def __init__(self, app: Counted, tools: Tools, running: RunningServer) -> None:
+        self.app, self.tools, self.running = app, tools, running
+
+
+@asynccontextmanager
+async def served(**changes: Any) -> AsyncIterator[Served]:
+    settings: ServerSettings = fast_settings(**changes)
+    tools = Tools()
+    server = new_server(tools, settings, authenticate=authenticator(settings))
+    app = Counted(server, (), ())
+    async with open_server(app, settings) as running:
+        yield Served(app, tools, running)
+
+
+def posted(message: dict[str, Any], *fields: bytes, chunked: bool = False) -> bytes:
+    """A request byte by byte; in chunks it goes the long way."""
+    body = orjson.dumps(message)
+    framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)
+    head = [b"POST /mcp HTTP/1.1", b"Host: localhost", b"Content-Type: application/json", *fields, framing, b"", b""]
+    return b"\r\n".join(head) + (b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if chunked else body)
+
+
+async def answer(peer: RawPeer) -> bytes:
+    head = await peer.head()
+    size = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    async with asyncio.timeout(WAIT_S):
+        return head + await peer.reader.readexactly(size)
+
+
+def bearer(owner: str) -> bytes:
+    return f"Authorization: Bearer {TOKENS[owner].get_secret_value()}".encode()
+
+
+MIRRORED = (b"Mcp-Protocol-Version: 2026-07-28", b"Mcp-Method: tools/call", b"Mcp-Name: echo")
+POSTS: dict[str, tuple[dict[str, Any], tuple[bytes, ...]]] = {
+    "a call": (request(1, "tools/call", tool_call("echo", text="a")), ()),
+    "a call of the stateless era": (modern(1, "tools/call", tool_call("echo", text="a")), MIRRORED),
+    "a list": (request(1, "tools/list"), (b"MCP-Protocol-Version: 2025-06-18",)),
+    "a refused call": (request(1, "tools/call", tool_call("refuse")), ()),
+    "a tool that fails": (request(1, "tools/call", tool_call("busy")), ()),
+    "no such tool": (request(1, "tools/call", tool_call("nothing")), ()),
+    "wrong arguments": (request(1, "tools/call", tool_call("echo", text=[1])), ()),
+    "a client without streams": (request(1, "tools/call", tool_call("echo", text="a")), (b"Accept: application/json",)),
+    "an end of the connection": (request(1, "tools/call", tool_call("echo", text="a")), (b"Connection: close",)),
+}
+
+
+@pytest.mark.parametrize("name", POSTS)
+async def test_both_ways_give_the_same_bytes(name: str) -> None:
+    """Which way a post goes is no client's business."""
+    message, fields = POSTS[name]
+    async with served() as server:
+        async with raw_peer(server.running.port) as peer:
+            await peer.send(posted(message, *fields))
+            short = await answer(peer)
+        assert server.app.long_ways == 0
+        assert not server.app.server._sessions
+        async with raw_peer(server.running.port) as peer:
+            await peer.send(posted(message, *fields, chunked=True))
+            assert await answer(peer) == short
+        assert server.app.long_ways == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "fields"),
+    [
+        (request(1, "initialize", {"protocolVersion": "2025-11-25"}), ()),
+        (request(1, "ping"), ()),
+        (request(1, "resources/subscribe", {"uri": "exai://a"}), ()),
+        (modern(1, "subscriptions/listen", {"notifications": {}}), ()),
+        (request(1, "tools/call", tool_call("steps"), progressToken=1), ()),
+        (request(1, "tools/call", tool_call("echo", text="a" * 5_000)), ()),
+        (request(1, "tools/call", tool_call("echo", text="a")), (b"Origin: http://localhost",)),
+        (request(1, "tools/call", tool_call("echo", text="a")), (b"MCP-Protocol-Version: 1999-01-01",)),
+        (request(1, "tools/call", tool_call("echo", text="a")), (b"Expect: 100-continue",)),
+        ({"jsonrpc": "2.0", "method": "notifications/initialized"}, ()),
+        ({"jsonrpc": "1.0"}, ()),
+    ],
+)
+async def test_what_is_not_usual_goes_the_long_way(message: dict[str, Any], fields: tuple[bytes, ...]) -> None:
+    """What changes a session, streams, is large, or is refused by HTTP."""
+    async with served() as server, raw_peer(server.running.port) as peer:
+        await peer.send(posted(message, *fields))
+        assert await peer.head()
+        assert server.app.long_ways == 1
+
+
+async def test_a_post_in_pieces_is_answered_as_well() -> None:
+    """A head alone waits for its body the long way."""
+    whole = posted(POSTS["a call"][0])
+    async with served() as server, raw_peer(server.running.port) as peer:
+        await peer.send(whole)
+        expected = await answer(peer)
+        for cut in (10, len(whole) - 1):
+            await peer.send(whole[:cut])
+            await asyncio.sleep(0)
+            await peer.send(whole[cut:])
+            assert await answer(peer) == expected
+
+
+async def test_each_post_of_a_connection_is_its_own_owners() -> None:
+    """What is kept of the headers is kept for the same headers only."""
+    message = POSTS["a call"][0]
+    async with served(tokens=TOKENS) as server, raw_peer(server.running.port) as peer:
+        for owner in ("ann", "ann", "bob", "ann"):
+            await peer.send(posted(message, bearer(owner)))
+            assert (await answer(peer)).startswith(b"HTTP/1.1 200 ")
+        assert [each.owner for each in server.tools.contexts] == ["ann", "ann", "bob", "ann"]
+        assert server.app.long_ways == 0
+        await peer.send(posted(message))
+        assert (await answer(peer)).startswith(b"HTTP/1.1 401 ")
+        assert len(server.tools.contexts) == 4
+
+
+async def test_a_second_post_waits_for_the_first() -> None:
+    """In the order of the requests, whichever way each goes."""
+    async with served() as server, raw_peer(server.running.port) as peer:
+        await peer.send(posted(request(1, "tools/call", tool_call("slow"))) + posted(POSTS["a call"][0]))
+        await server.tools.gate.arrived()
+        server.tools.gate.open.set()
+        assert b'"done"' in await answer(peer)
+        assert b'"a"' in await answer(peer)
+
+
+async def test_a_client_that_goes_away_cancels_its_call() -> None:
+    """And its places are given back."""
+    async with served() as server:
+        async with raw_peer(server.running.port) as peer:
+            await peer.send(posted(request(1, "tools/call", tool_call("slow"))))
+            await server.tools.gate.arrived()
+        await server.tools.gate.cancelled()
+        async with asyncio.timeout(WAIT_S):
+            while server.app.short_http.unwinding:
+                await asyncio.wait(set(server.app.short_http.unwinding))
+        assert server.app.long_ways == 0
+        assert not server.app.server._sessions
+        assert server.app.server.quotas.of(next(iter(server.app.server.quotas._known))).is_idle
+
+
+async def test_a_call_that_takes_long_goes_on_as_a_stream() -> None:
+    """A silent connection is cut by clients; afterwards it takes the next post."""
+    async with served(progress_interval_s=0.05) as server, raw_peer(server.running.port) as peer:
+        await peer.send(posted(request(1, "tools/call", tool_call("slow"))))
+        assert b"text/event-stream" in await peer.head()
+        server.tools.gate.open.set()
+        async with asyncio.timeout(WAIT_S):
+            assert b'"done"' in await peer.reader.readuntil(b"0\r\n\r\n")
+        await peer.send(posted(POSTS["a call"][0]))
+        assert b'"a"' in await answer(peer)
+        assert server.app.long_ways == 0

@@ -18,7 +18,8 @@ declare
   c_look constant integer := 10000;
   c_segment constant integer := 50000;
   c_overlap constant integer := 500;
-  c_parts constant integer := 8;
+  c_parts constant integer := 32;
+  c_last_segment constant integer := 1023;
 begin
   o_indexed := 0;
   o_left := 0;
@@ -77,7 +78,7 @@ begin
       insert into exai.unindexed_messages (conversation_id, first_seq, last_seq, done)
       select s.conversation_id, s.seq, s.seq, s.done + c_segment from said s where length(s.content) > s.done + c_segment),
     made as materialized (
-      select s.conversation_id, s.seq, s.created_at, (s.done / c_segment * c_parts + w.part)::smallint as part,
+      select s.conversation_id, s.seq, s.created_at, (least(s.done / c_segment, c_last_segment) * c_parts + w.part)::smallint as part,
              case when length(s.content) > c_segment then w.words || exai.long_mark_v1(exai.owner_key_v1(s.owner))
                   else w.words end as words
         from said s

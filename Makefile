@@ -56,10 +56,10 @@ test-clients: .venv/dev.done .venv/referees/done .venv/clients/done .venv/node-c
 fuzz: .venv/fuzz/done ## throw damaged talks at the MCP core, guided by its coverage (Linux; EXAI_FUZZ_SECONDS=60)
 	@PYTHONPATH=. .venv/fuzz/bin/python -m tests.fuzz.core .venv/fuzz/found "$${EXAI_FUZZ_SECONDS:-60}"
 
-bench: .venv/run.done ## measure every operation beside the least that could be done (ARGS="--quick", "--here", "--door")
+bench: .venv/run.done ## measure every operation beside the least that could be done (ARGS="--quick", "--here", "--door", "--cloud")
 	@$(PY) -m exai bench $(ARGS)
 
-bench-peers: .venv/run.done .venv/peers/done ## the same work by other stores of conversations, on the same servers
+bench-peers: .venv/run.done .venv/peers/done ## the same work by other stores of conversations, on the same servers (ARGS="--cloud")
 	@PYTHONPATH=. $(PY) bench/peers.py --python .venv/peers/bin/python $(ARGS)
 
 format: .venv/dev.done ## rewrite the code in the one format

@@ -314,7 +314,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from exai.bench.command import bench, bench_door
+    from exai.bench.command import bench, bench_cloud, bench_door
     from exai.config import LogSettings
     from exai.logs import configure_logging
 
@@ -322,7 +322,13 @@ def _bench(options: argparse.Namespace) -> int:
         raise ConfigError("--latency-ms", "is out of range", f"Use 0 to {MAX_LATENCY_MS}")
     if options.door and (options.here or options.scale or options.latency_ms):
         raise ConfigError("--door", "needs no servers", "Leave out --here, --scale and --latency-ms")
+    if options.cloud and (options.door or options.scale):
+        raise ConfigError("--cloud", "is a measurement of its own", "Leave out --door and --scale")
     configure_logging(LogSettings(level="error"))
+    if options.cloud:
+        plan = {"here": options.here, "quick": options.quick, "latency_ms": options.latency_ms}
+        print(run(bench_cloud(**plan, as_json_text=options.json, error=sys.stderr)))
+        return OK
     if options.door:
         print(run(bench_door(quick=options.quick, as_json_text=options.json, error=sys.stderr)))
         return OK

@@ -168,4 +168,7 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument(
         "--door", action="store_true", help="measure the cost of calls and connections beside an echo server"
     )
+    bench.add_argument(
+        "--cloud", action="store_true", help="measure 1 to 64 callers with the database 10 ms (or --latency-ms) away"
+    )
     bench.add_argument("--json", action="store_true", help="print the results as JSON")

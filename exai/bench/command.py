@@ -6,7 +6,7 @@ import json
 import shutil
 from typing import TextIO
 
-from exai.bench import door, scale
+from exai.bench import cloud, door, scale
 from exai.bench.door_report import door_as_json, door_as_text
 from exai.bench.plan import FULL, QUICK
 from exai.bench.report import CLEAR, as_json, as_text, bar
@@ -23,6 +23,15 @@ async def bench(
         return json.dumps(scale.as_json(found), indent=2) if as_json_text else scale.as_text(found)
     report = await run_bench(Options(QUICK if quick else FULL, here=here, latency_ms=latency_ms), progress)
     return json.dumps(as_json(report), indent=2) if as_json_text else as_text(report)
+
+
+async def bench_cloud(*, here: bool, quick: bool, latency_ms: float, as_json_text: bool, error: TextIO) -> str:
+    """Run the bench with a far database and return what to print. Raises as `run_cloud`."""
+    plan = cloud.QUICK_CLOUD if quick else cloud.FULL_CLOUD
+    found = await cloud.run_cloud(
+        plan, here=here, latency_ms=latency_ms or cloud.CLOUD_MS, progress=_progress_on(error)
+    )
+    return json.dumps(cloud.as_json(found), indent=2) if as_json_text else cloud.as_text(found)
 
 
 async def bench_door(*, quick: bool, as_json_text: bool, error: TextIO) -> str:

@@ -20,7 +20,7 @@ import redis
 
 from exai import cli
 from exai.app import App
-from exai.bench.command import bench
+from exai.bench.command import bench, bench_cloud
 from exai.bench.contestants import UNSAMPLED, open_contestants, seed
 from exai.bench.measure import Cost, count
 from exai.bench.operations import (
@@ -191,6 +191,23 @@ async def test_report_is_complete_and_nothing_is_left(
     assert await rows_left(postgres_url) == []
     with redis.Redis.from_url(redis_url) as client:
         assert [key for key in client.keys() if b"anchor" not in key] == []
+
+
+async def test_callers_with_a_far_database_are_compared_with_one(
+    postgres_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Redis is asked directly, and nothing is left behind."""
+    monkeypatch.setenv("EXAI_DATABASE__URL", postgres_url)
+    monkeypatch.setenv("EXAI_CACHE__URL", redis_url)
+    printed = json.loads(
+        await bench_cloud(here=True, quick=True, latency_ms=1.0, as_json_text=True, error=io.StringIO())
+    )
+    cells = {(each["operation"], each["callers"]) for each in printed["crowds"]}
+    assert cells == {(name, callers) for name in (HIT, APPEND, FULL) for callers in (1, 16, 64)}
+    assert all(each["latency_ratio"] == 1 for each in printed["crowds"] if each["callers"] == 1)
+    assert len(printed["targets"]) == 4
+    assert all(each["verdict"] in ("met", "missed") for each in printed["targets"])
+    assert await rows_left(postgres_url) == []
 
 
 async def rows_left(url: str) -> list[Any]:

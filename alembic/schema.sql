@@ -52,15 +52,12 @@ create table exai.message_words (
     conversation_id uuid not null,
     seq bigint not null,
     created_at timestamp with time zone not null,
-    words tsvector not null,
     part smallint not null default 0,
-    version smallint not null default 1,
+    words tsvector not null,
     constraint message_words_pkey PRIMARY KEY (conversation_id, seq, part),
     constraint message_words_conversation_fkey FOREIGN KEY (conversation_id) REFERENCES public.conversations(id) ON DELETE CASCADE
 );
 alter table exai.message_words enable row level security;
-
-CREATE INDEX message_words_outdated_idx ON exai.message_words USING btree (conversation_id, seq) WHERE (version < 2);
 
 CREATE INDEX message_words_words_idx ON exai.message_words USING gin (words) WITH (gin_pending_list_limit='16384');
 
@@ -278,7 +275,7 @@ CREATE TRIGGER exai_queue_insert AFTER INSERT ON public.messages REFERENCING NEW
 
 CREATE TRIGGER exai_queue_truncate AFTER TRUNCATE ON public.messages FOR EACH STATEMENT EXECUTE FUNCTION exai.queue_words_v1();
 
-CREATE TRIGGER exai_queue_update AFTER UPDATE ON public.messages FOR EACH ROW WHEN (((old.content IS DISTINCT FROM new.content) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION exai.requeue_words_v1();
+CREATE TRIGGER exai_queue_update AFTER UPDATE ON public.messages FOR EACH ROW WHEN (((new.seq IS NOT NULL) AND ((old.content IS DISTINCT FROM new.content) OR (old.created_at IS DISTINCT FROM new.created_at) OR (old.seq IS NULL)))) EXECUTE FUNCTION exai.requeue_words_v1();
 
 create table public.turns (
     id uuid not null default gen_random_uuid(),
@@ -623,62 +620,7 @@ select coalesce((select sum(octet_length(p.data)) from exai.blob_parts p where p
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.change_conversation_v1(p_owner text, p_continuation_id text, p_change jsonb, p_expected bigint)
- RETURNS TABLE(part text, data text)
- LANGUAGE plpgsql
- ROWS 1
- SET lock_timeout TO '2s'
-AS $function$
-#variable_conflict use_column
-declare
-  v public.conversations;
-  n public.conversations;
-  v_now timestamptz;
-  v_status text;
-begin
-  select c.* into v from public.conversations c
-   where c.owner = p_owner and c.continuation_id = p_continuation_id
-     for no key update;
-  if not found or (v.deleted_at is not null and not p_change ? 'deleted'::text) then
-    return query select 'head', pg_catalog.json_build_object('status', 'not_found', 'inc', exai.incarnation_v1())::text;
-    return;
-  end if;
-  n := v;
-  v_now := pg_catalog.clock_timestamp();
-  if p_change ? 'title'::text then
-    n.title := p_change ->> 'title'::text;
-  end if;
-  if p_change ? 'metadata'::text then
-    n.metadata := p_change -> 'metadata'::text;
-  end if;
-  if p_change ? 'tags'::text then
-    n.tags := array(select pg_catalog.jsonb_array_elements_text(p_change -> 'tags'::text));
-  end if;
-  if p_change ? 'deleted'::text then
-    n.deleted_at := case when (p_change ->> 'deleted'::text)::boolean then coalesce(v.deleted_at, v_now) end;
-  end if;
-  if n operator(pg_catalog.=) v then
-    v_status := 'unchanged';
-  elsif p_expected is not null and p_expected <> v.revision then
-    v_status := 'conflict_revision';
-    n := v;
-  else
-    v_status := 'changed';
-    update public.conversations c
-       set title = n.title, metadata = n.metadata, tags = n.tags, deleted_at = n.deleted_at,
-           revision = v.revision + 1, edited_revision = v.revision + 1, changed_xid = pg_catalog.pg_current_xact_id(),
-           updated_at = v_now
-     where c.id = v.id
-    returning c.* into n;
-  end if;
-  return query select 'head', pg_catalog.json_build_object(
-    'status', v_status, 'base_revision', v.revision, 'revision', n.revision, 'inc', exai.incarnation_v1(),
-    'conversation', exai.header_v1(n))::text;
-end
-$function$
-;
-
-CREATE OR REPLACE FUNCTION exai.change_conversation_v2(p_owner text, p_continuation_id text, p_turn_id uuid, p_key text, p_hash text, p_tool text, p_change jsonb, p_expected bigint)
+CREATE OR REPLACE FUNCTION exai.change_conversation_v1(p_owner text, p_continuation_id text, p_turn_id uuid, p_key text, p_hash text, p_tool text, p_change jsonb, p_expected bigint)
  RETURNS TABLE(part text, data text)
  LANGUAGE plpgsql
  ROWS 1
@@ -1248,65 +1190,7 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.fork_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_at_seq bigint, p_title text)
- RETURNS TABLE(part text, data text)
- LANGUAGE plpgsql
- ROWS 1
- SET lock_timeout TO '2s'
-AS $function$
-#variable_conflict use_column
-declare
-  c_max_depth constant integer := 64;
-  v public.conversations;
-  w public.conversations;
-  n public.conversations;
-  v_at bigint;
-  v_depth integer := 0;
-  v_status text := 'forked';
-begin
-  select c.* into v from public.conversations c
-   where c.owner = p_owner and c.continuation_id = p_continuation_id and c.deleted_at is null
-     for key share;
-  if not found then
-    v_status := 'not_found';
-  else
-    v_at := coalesce(p_at_seq, v.next_seq - 1);
-    if v_at < 0 or v_at >= v.next_seq then
-      v_status := 'out_of_range';
-    end if;
-  end if;
-  if v_status = 'forked' then
-    w := v;
-    while w.parent_id is not null and v_at <= w.parent_seq loop
-      select c.* into w from public.conversations c where c.id = w.parent_id;
-    end loop;
-    n := w;
-    while n.parent_id is not null loop
-      v_depth := v_depth + 1;
-      select c.* into n from public.conversations c where c.id = n.parent_id;
-    end loop;
-    if v_depth >= c_max_depth then
-      v_status := 'too_deep';
-    end if;
-  end if;
-  if v_status = 'forked' then
-    insert into public.conversations (id, owner, continuation_id, title, metadata, tags, parent_id, parent_seq,
-                                      next_seq, revision)
-    values (p_new_id, p_owner, p_new_id::text, coalesce(p_title, v.title), v.metadata, v.tags, w.id, v_at, v_at + 1, 1)
-    on conflict (id) do nothing;
-    insert into public.conversation_files (conversation_id, file_id)
-    select p_new_id, f.file_id from public.conversation_files f where f.conversation_id = v.id order by f.file_id
-    on conflict do nothing;
-    select c.* into n from public.conversations c where c.id = p_new_id and c.owner = p_owner;
-  end if;
-  return query select 'head', pg_catalog.json_build_object(
-    'status', v_status, 'last_seq', v.next_seq - 1, 'inc', exai.incarnation_v1(),
-    'conversation', case when v_status = 'forked' then exai.header_v1(n) end)::text;
-end
-$function$
-;
-
-CREATE OR REPLACE FUNCTION exai.fork_v2(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_at_seq bigint, p_title text)
+CREATE OR REPLACE FUNCTION exai.fork_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_at_seq bigint, p_title text)
  RETURNS TABLE(part text, data text)
  LANGUAGE plpgsql
  ROWS 1
@@ -1421,66 +1305,6 @@ CREATE OR REPLACE FUNCTION exai.import_v1(p_owner text, p_continuation_id text, 
 AS $function$
 #variable_conflict use_column
 declare
-  v_count constant bigint := pg_catalog.cardinality(p_roles);
-  v public.conversations;
-  t public.turns;
-  v_now timestamptz := pg_catalog.clock_timestamp();
-  v_status text;
-begin
-  if p_first_seq = 1 then
-    insert into public.conversations (id, owner, continuation_id, title, metadata, tags, created_at, updated_at)
-    values (p_new_id, p_owner, p_continuation_id, p_header ->> 'title'::text,
-            coalesce(p_header -> 'metadata'::text, '{}') || case when (p_header ->> 'updated_at'::text)::timestamptz > v_now
-              then pg_catalog.jsonb_build_object('imported', pg_catalog.jsonb_build_object('updated_at', p_header -> 'updated_at'::text))
-              else '{}' end,
-            array(select pg_catalog.jsonb_array_elements_text(coalesce(p_header -> 'tags'::text, '[]'))),
-            coalesce((p_header ->> 'created_at'::text)::timestamptz, v_now),
-            least((p_header ->> 'updated_at'::text)::timestamptz, v_now))
-    on conflict do nothing;
-  end if;
-  select c.* into v from public.conversations c
-   where c.owner = p_owner and c.continuation_id = p_continuation_id
-     for no key update;
-  select x.* into t from public.turns x where x.owner = p_owner and x.request_key = p_key;
-  v_status := case
-    when v.id is null then 'gap'
-    when t.id is not null and (t.request_hash <> p_hash or t.conversation_id <> v.id) then 'conflict_key'
-    when t.id is not null then case when t.id = p_turn_id then 'found' else 'duplicate' end
-    when v.deleted_at is not null then 'deleted'
-    when v.next_seq < p_first_seq then 'gap'
-    when v.next_seq > p_first_seq then 'exists'
-    else 'stored' end;
-  if v_status = 'stored' then
-    insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by,
-                              lease_until, first_seq, last_seq, revision, finished_at)
-    values (p_turn_id, v.id, p_owner, p_key, p_hash, 'import', 'finished', p_turn_id, v_now,
-            case when v_count > 0 then p_first_seq end, case when v_count > 0 then p_first_seq + v_count - 1 end,
-            v.revision + 1, v_now);
-    insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
-    select v.id, p_first_seq + u.ord - 1, p_turn_id, u.role, u.kind, u.content, coalesce(u.metadata::jsonb, '{}'),
-           coalesce(u.at::timestamptz, v_now)
-      from unnest(p_roles, p_kinds, p_contents, p_metadata, p_times) with ordinality u(role, kind, content, metadata, at, ord);
-    update public.conversations c
-       set next_seq = v.next_seq + v_count, revision = v.revision + 1, changed_xid = pg_catalog.pg_current_xact_id()
-     where c.id = v.id
-    returning c.* into v;
-  end if;
-  -- The same turn again is the same caller, who missed the answer.
-  return query select 'head', pg_catalog.json_build_object(
-    'status', case v_status when 'found' then 'stored' else v_status end, 'base_revision', v.revision - 1, 'revision', v.revision, 'inc', exai.incarnation_v1(),
-    'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
-end
-$function$
-;
-
-CREATE OR REPLACE FUNCTION exai.import_v2(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_header jsonb, p_first_seq bigint, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_times text[])
- RETURNS TABLE(part text, data text)
- LANGUAGE plpgsql
- ROWS 1
- SET lock_timeout TO '2s'
-AS $function$
-#variable_conflict use_column
-declare
   c_max_depth constant integer := 64;
   v_count constant bigint := pg_catalog.cardinality(p_roles);
   v public.conversations;
@@ -1587,7 +1411,7 @@ select pg_catalog.concat_ws(' ',
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.index_messages_v2(p_limit integer, OUT o_indexed integer, OUT o_left bigint, OUT o_outdated bigint)
+CREATE OR REPLACE FUNCTION exai.index_messages_v1(p_limit integer, OUT o_indexed integer, OUT o_left bigint)
  RETURNS record
  LANGUAGE plpgsql
  SECURITY DEFINER
@@ -1604,22 +1428,10 @@ declare
 begin
   o_indexed := 0;
   o_left := 0;
-  o_outdated := 0;
-  if not exists (select from exai.unindexed_messages) and not exists (
-    select from exai.message_words w where w.version < 2) then
+  if not exists (select from exai.unindexed_messages) then
     return;
   end if;
   if pg_try_advisory_xact_lock(c_lock) then
-    if not exists (select from exai.unindexed_messages) then
-      insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
-      select o.conversation_id, min(o.seq), max(o.seq)
-        from (
-          select w.conversation_id, w.seq from exai.message_words w
-           where w.version < 2
-           order by w.conversation_id, w.seq
-           limit p_limit) o
-       group by o.conversation_id;
-    end if;
     with waiting as materialized (
       select u.ctid as at, u.conversation_id, u.first_seq, u.last_seq, u.done from exai.unindexed_messages u limit p_limit),
     -- The foreign key would wait for whoever deletes a conversation, and then fail: what is held is for the next time.
@@ -1676,18 +1488,16 @@ begin
          and not exists (
            select from made m where m.conversation_id = w.conversation_id and m.seq = w.seq and m.part = w.part)),
     stored as (
-      insert into exai.message_words as w (conversation_id, seq, part, created_at, version, words)
-      select m.conversation_id, m.seq, m.part, m.created_at, 2, m.words from made m
+      insert into exai.message_words as w (conversation_id, seq, part, created_at, words)
+      select m.conversation_id, m.seq, m.part, m.created_at, m.words from made m
       on conflict (conversation_id, seq, part) do update
-         set created_at = excluded.created_at, version = excluded.version, words = excluded.words
-       where (w.created_at, w.version, w.words) is distinct from (excluded.created_at, excluded.version, excluded.words))
+         set created_at = excluded.created_at, words = excluded.words
+       where (w.created_at, w.words) is distinct from (excluded.created_at, excluded.words))
     select count(*)::integer into o_indexed from said;
     perform gin_clean_pending_list('exai.message_words_words_idx');
   end if;
   select coalesce(sum(q.last_seq - q.first_seq + 1), 0)::bigint into o_left
     from (select u.first_seq, u.last_seq from exai.unindexed_messages u limit c_look) q;
-  select count(*) into o_outdated
-    from (select from exai.message_words w where w.version < 2 limit c_look) q;
 end
 $function$
 ;
@@ -1701,7 +1511,7 @@ AS $function$
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.matches_v2(p_query tsquery, p_long tsquery, p_terms tsquery[], p_groups integer[], p_excluded boolean[], p_missing integer, p_waiting_ids uuid[], p_waiting_seqs bigint[], p_waiting_ats timestamp with time zone[], p_waiting_words tsvector[], p_waiting_which text[], p_ids uuid[], p_up_to bigint[], p_since timestamp with time zone, p_until timestamp with time zone, p_as_of timestamp with time zone)
+CREATE OR REPLACE FUNCTION exai.matches_v1(p_query tsquery, p_long tsquery, p_terms tsquery[], p_groups integer[], p_excluded boolean[], p_missing integer, p_waiting_ids uuid[], p_waiting_seqs bigint[], p_waiting_ats timestamp with time zone[], p_waiting_words tsvector[], p_waiting_which text[], p_ids uuid[], p_up_to bigint[], p_since timestamp with time zone, p_until timestamp with time zone, p_as_of timestamp with time zone)
  RETURNS TABLE(conversation_id uuid, seq bigint, created_at timestamp with time zone, at tid, words tsvector, which integer[])
  LANGUAGE sql
  STABLE ROWS 5000
@@ -2012,7 +1822,8 @@ AS $function$
 begin
   if tg_op = 'INSERT' then
     insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
-    select x.conversation_id, min(x.seq), max(x.seq) from changed x group by x.conversation_id;
+    select x.conversation_id, min(x.seq), max(x.seq) from changed x group by x.conversation_id
+    having min(x.seq) is not null;
   elsif tg_op = 'TRUNCATE' then
     insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
     select w.conversation_id, min(w.seq), max(w.seq) from exai.message_words w group by w.conversation_id;
@@ -2020,7 +1831,8 @@ begin
     insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
     select x.conversation_id, min(x.seq), max(x.seq)
       from changed x join public.conversations c on c.id = x.conversation_id
-     group by x.conversation_id;
+     group by x.conversation_id
+    having min(x.seq) is not null;
   end if;
   return null;
 end
@@ -2092,103 +1904,7 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.read_page_v1(p_owner text, p_continuation_id text, p_before_seq bigint, p_limit integer)
- RETURNS TABLE(part text, seq bigint, role text, content text, created_at timestamp with time zone, kind text, turn_id text, data text)
- LANGUAGE plpgsql
- STABLE ROWS 50
- SET search_path TO 'pg_catalog', 'pg_temp'
-AS $function$
-#variable_conflict use_column
-declare
-  c_max_depth constant integer := 64;
-  v public.conversations;
-  v_id uuid;
-  v_before bigint := coalesce(p_before_seq, 9223372036854775807);
-  v_left bigint := p_limit;
-  v_found bigint;
-begin
-  select c.* into v from public.conversations c
-   where c.owner = p_owner and c.continuation_id = p_continuation_id and c.deleted_at is null;
-  if not found then
-    return;
-  end if;
-  return query select 'head', null::bigint, null, null, null::timestamptz, null, null,
-    json_build_object('conversation', exai.header_v1(v), 'inc', exai.incarnation_v1())::text;
-  v_id := v.id;
-  for v_depth in 0 .. c_max_depth loop
-    return query
-      select 'message', m.seq, m.role, m.content, m.created_at, m.kind, m.turn_id::text, nullif(m.metadata, '{}')::text
-        from public.messages m
-       where m.conversation_id = v_id and m.seq < v_before
-       order by m.seq desc
-       limit v_left;
-    get diagnostics v_found = row_count;
-    v_left := v_left - v_found;
-    exit when v_left <= 0 or v.parent_id is null;
-    v_before := least(v_before, v.parent_seq + 1);
-    select c.* into v from public.conversations c where c.id = v.parent_id;
-    v_id := v.id;
-  end loop;
-end
-$function$
-;
-
-CREATE OR REPLACE FUNCTION exai.read_page_v2(p_owner text, p_continuation_id text, p_before_seq bigint, p_limit integer)
- RETURNS TABLE(head text, messages bytea)
- LANGUAGE plpgsql
- STABLE ROWS 1
- SET search_path TO 'pg_catalog', 'pg_temp'
- SET "TimeZone" TO 'UTC'
-AS $function$
-declare
-  c_max_depth constant integer := 64;
-  c_short_bytes constant integer := 65536;
-  v public.conversations;
-  v_head text;
-  v_before bigint;
-  v_first bigint;
-  v_left bigint := p_limit;
-  v_found bigint;
-begin
-  select c.* into v from public.conversations c
-   where c.owner = p_owner and c.continuation_id = p_continuation_id and c.deleted_at is null;
-  if not found then
-    return;
-  end if;
-  v_head := json_build_object('conversation', exai.header_v1(v), 'inc', exai.incarnation_v1())::text;
-  v_before := least(p_before_seq, v.next_seq);
-  if v.parent_id is null then
-    v_first := greatest(v_before - p_limit, 1);
-    return query
-      select v_head, convert_to(string_agg(x.line, E',\n') filter (where octet_length(x.line) <= c_short_bytes), 'UTF8')
-        from (select exai.message_line_v1(m) as line
-                from public.messages m
-               where m.conversation_id = v.id and m.seq >= v_first and m.seq < v_before
-               order by m.seq) x
-      having count(*) = v_before - v_first and coalesce(max(octet_length(x.line)), 0) <= c_short_bytes;
-    if found then
-      return;
-    end if;
-  end if;
-  return query select v_head, null::bytea;
-  for v_depth in 0 .. c_max_depth loop
-    return query
-      select null::text, convert_to(exai.message_line_v1(m), 'UTF8')
-        from public.messages m
-       where m.conversation_id = v.id and m.seq < v_before
-       order by m.seq desc
-       limit v_left;
-    get diagnostics v_found = row_count;
-    v_left := v_left - v_found;
-    exit when v_left <= 0 or v.parent_id is null;
-    v_before := least(v_before, v.parent_seq + 1);
-    select c.* into v from public.conversations c where c.id = v.parent_id;
-  end loop;
-end
-$function$
-;
-
-CREATE OR REPLACE FUNCTION exai.read_page_v3(p_owner text, p_continuation_id text, p_before_seq bigint, p_skip bigint, p_limit integer, p_budget bigint, p_char_offset integer)
+CREATE OR REPLACE FUNCTION exai.read_page_v1(p_owner text, p_continuation_id text, p_before_seq bigint, p_skip bigint, p_limit integer, p_budget bigint, p_char_offset integer)
  RETURNS TABLE(head text, messages bytea)
  LANGUAGE plpgsql
  STABLE ROWS 1
@@ -2344,7 +2060,7 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.search_page_v2(p_owner text, p_query tsquery, p_found tsquery, p_long tsquery, p_terms tsquery[], p_groups integer[], p_excluded boolean[], p_missing integer, p_waiting_ids uuid[], p_waiting_seqs bigint[], p_waiting_ats timestamp with time zone[], p_waiting_words tsvector[], p_waiting_which text[], p_ids uuid[], p_up_to bigint[], p_role text, p_since timestamp with time zone, p_until timestamp with time zone, p_tool text, p_model text, p_tags text[], p_metadata jsonb, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamp with time zone, p_ranked integer, p_limit integer)
+CREATE OR REPLACE FUNCTION exai.search_page_v1(p_owner text, p_query tsquery, p_found tsquery, p_long tsquery, p_terms tsquery[], p_groups integer[], p_excluded boolean[], p_missing integer, p_waiting_ids uuid[], p_waiting_seqs bigint[], p_waiting_ats timestamp with time zone[], p_waiting_words tsvector[], p_waiting_which text[], p_ids uuid[], p_up_to bigint[], p_role text, p_since timestamp with time zone, p_until timestamp with time zone, p_tool text, p_model text, p_tags text[], p_metadata jsonb, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamp with time zone, p_ranked integer, p_limit integer)
  RETURNS TABLE(continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamp with time zone, rank numeric, tool text, model text, as_of timestamp with time zone, content text, has boolean[])
  LANGUAGE plpgsql
  STABLE ROWS 20
@@ -2360,7 +2076,7 @@ begin
   return query
   with newest as materialized (
     select m.conversation_id, m.seq, m.created_at, m.at, m.words, m.which
-      from exai.matches_v2(
+      from exai.matches_v1(
         p_found, p_long, p_terms, p_groups, p_excluded, p_missing, p_waiting_ids, p_waiting_seqs, p_waiting_ats,
         p_waiting_words, p_waiting_which, p_ids, p_up_to, p_since, p_until, p_as_of) m
      where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
@@ -2370,7 +2086,7 @@ begin
   seen as materialized (
     select n.conversation_id, n.seq, n.created_at, n.at, n.words, n.which
       from (select w.* from newest w order by w.created_at desc, w.conversation_id desc, w.seq desc limit p_ranked) n
-     cross join lateral exai.searched_v2(
+     cross join lateral exai.searched_v1(
        n.conversation_id, n.seq, p_owner, p_ids is not null, p_role, p_tool, p_model, p_tags, p_metadata) s
      where not (select c.are_few from counted c)),
   found as materialized (
@@ -2385,12 +2101,12 @@ begin
     (select m.conversation_id, m.seq, m.created_at, m.at, m.words, m.which, coalesce(p_ids[1], m.conversation_id)
        from (
          select m.conversation_id, m.seq, m.created_at, m.at, m.words, m.which
-           from exai.matches_v2(
+           from exai.matches_v1(
              p_found, p_long, p_terms, p_groups, p_excluded, p_missing, p_waiting_ids, p_waiting_seqs, p_waiting_ats,
              p_waiting_words, p_waiting_which, p_ids, p_up_to, p_since, p_until, p_as_of) m
           where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
           order by m.created_at desc, m.conversation_id desc, m.seq desc) m
-      cross join lateral exai.searched_v2(
+      cross join lateral exai.searched_v1(
         m.conversation_id, m.seq, p_owner, p_ids is not null, p_role, p_tool, p_model, p_tags, p_metadata) s
       where not (select c.are_few from counted c) and (select count(*) from seen) < p_ranked
       order by m.created_at desc, m.conversation_id desc, m.seq desc
@@ -2429,7 +2145,7 @@ begin
           from ranked x
          where p_rank is null or (x.rank, x.conversation_id, x.seq) < (p_rank, p_after_id, p_after_seq)
          order by x.rank desc, x.conversation_id desc, x.seq desc) r
-     cross join lateral exai.searched_v2(
+     cross join lateral exai.searched_v1(
        r.conversation_id, r.seq, p_owner, p_ids is not null, p_role, p_tool, p_model, p_tags, p_metadata) s
      order by r.rank desc, r.conversation_id desc, r.seq desc
      limit p_limit)
@@ -2452,7 +2168,7 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.search_v3(p_owner text, p_query text, p_continuation_id text, p_role text, p_since timestamp with time zone, p_until timestamp with time zone, p_tool text, p_model text, p_tags text[], p_metadata jsonb, p_level integer, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamp with time zone, p_ranked integer, p_limit integer)
+CREATE OR REPLACE FUNCTION exai.search_v1(p_owner text, p_query text, p_continuation_id text, p_role text, p_since timestamp with time zone, p_until timestamp with time zone, p_tool text, p_model text, p_tags text[], p_metadata jsonb, p_level integer, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamp with time zone, p_ranked integer, p_limit integer)
  RETURNS TABLE(continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamp with time zone, rank numeric, tool text, model text, as_of timestamp with time zone, excerpt text, cut_before boolean, cut_after boolean, words text[], level integer, missing text[], unread bigint)
  LANGUAGE plpgsql
  STABLE ROWS 20
@@ -2472,7 +2188,6 @@ declare
   v_wanted tsquery[];
   v_unwanted tsquery;
   v_query tsquery;
-  v_old tsquery;
   v_long tsquery;
   v_alternatives integer;
   v_count integer;
@@ -2504,9 +2219,6 @@ begin
   if v_query is null then
     return;
   end if;
-  if exists (select from exai.message_words w where w.version < 2) then
-    v_old := websearch_to_tsquery('simple', p_query);
-  end if;
   if p_continuation_id is not null then
     with recursive lineage(id, parent_id, parent_seq, up_to, depth) as (
       select c.id, c.parent_id, c.parent_seq, c.next_seq, 0
@@ -2533,7 +2245,6 @@ begin
       if v_unwanted is not null then
         v_query := v_query && v_unwanted;
       end if;
-      v_old := null;
     end if;
     if v_query is not null then
       -- Once for all terms, and once for any number of them.
@@ -2552,10 +2263,9 @@ begin
                select coalesce(array_agg(v_labels[t.i] order by t.i), '{}')
                  from unnest(s.has) with ordinality t(has, i) where not t.has and not v_excluded[t.i]) end,
              v_unread
-        from exai.search_page_v2(
-               p_owner, coalesce(v_query || v_old, v_query),
-               case when v_long is null then coalesce(v_query || v_old, v_query)
-                    else coalesce((v_query && !! v_long) || v_old, v_query && !! v_long) end,
+        from exai.search_page_v1(
+               p_owner, v_query,
+               case when v_long is null then v_query else v_query && !! v_long end,
                v_long, v_terms, v_groups, v_excluded, v_count - v_level, v_waiting.o_ids, v_waiting.o_seqs,
                v_waiting.o_ats, v_waiting.o_words, v_waiting.o_which, v_ids, v_up_to, p_role, p_since, p_until, p_tool,
                p_model,
@@ -2579,42 +2289,7 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.searchable_v1(p_text text)
- RETURNS text
- LANGUAGE sql
- IMMUTABLE PARALLEL SAFE
-AS $function$
-  select case when pg_catalog.octet_length(p_text) <= 2000 then p_text
-              else pg_catalog.regexp_replace(
-                pg_catalog.regexp_replace(
-                  pg_catalog.replace(pg_catalog.left(p_text, 100000), '<!--', '<! --'),
-                  '([A-Za-z0-9+/_=-]{250})[A-Za-z0-9+/_=-]+', E'\\1 ', 'g'),
-                E'[^\\s"<>{|}，。]{250}', E'\\& ', 'g') end
-$function$
-;
-
-CREATE OR REPLACE FUNCTION exai.searched_v1(p_conversation_id uuid, p_seq bigint, p_owner text, p_shared boolean, p_role text, p_tool text, p_model text)
- RETURNS TABLE(continuation_id text, title text)
- LANGUAGE sql
- STABLE ROWS 1
-AS $function$
-  select c.continuation_id, c.title
-    from public.conversations c
-   where c.id = p_conversation_id and c.owner = p_owner and (p_shared or c.deleted_at is null)
-     and ((p_role is null and p_tool is null and p_model is null) or exists (
-       select from (
-         -- A range in its order is found by the primary key even where the planner takes the conversation for a short one.
-         select x.seq, x.role, x.turn_id from public.messages x
-          where x.conversation_id = p_conversation_id and x.seq >= p_seq
-          order by x.seq
-          limit 1) m
-         left join public.turns t on t.id = m.turn_id
-        where m.seq = p_seq and (p_role is null or m.role = p_role)
-          and (p_tool is null or t.tool = p_tool) and (p_model is null or t.model = p_model)))
-$function$
-;
-
-CREATE OR REPLACE FUNCTION exai.searched_v2(p_conversation_id uuid, p_seq bigint, p_owner text, p_shared boolean, p_role text, p_tool text, p_model text, p_tags text[], p_metadata jsonb)
+CREATE OR REPLACE FUNCTION exai.searched_v1(p_conversation_id uuid, p_seq bigint, p_owner text, p_shared boolean, p_role text, p_tool text, p_model text, p_tags text[], p_metadata jsonb)
  RETURNS TABLE(continuation_id text, title text)
  LANGUAGE sql
  STABLE ROWS 1

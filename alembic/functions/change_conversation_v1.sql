@@ -1,7 +1,11 @@
--- Changes title, metadata or tags (those that p_change holds), or marks as deleted and back.
--- o_status: changed | unchanged (it was like that already: a repeat, or nothing to do) | not_found | conflict_revision.
--- Only undeleting sees deleted conversations.
-create or replace function exai.change_conversation_v1(p_owner text, p_continuation_id text, p_change jsonb, p_expected bigint)
+-- Changes title, metadata or tags (those that p_change holds), or marks as deleted and back; once per request key.
+-- o_status: changed | unchanged (it was like that already) | duplicate (the key was seen before with the same hash; the
+--   conversation is told as it was then, the revision as it is now) | not_found | conflict_revision | conflict_key.
+-- Only undeleting sees deleted conversations. Locks the conversation, then looks for the key, so that a repetition that
+-- waited for the first one finds it.
+create or replace function exai.change_conversation_v1(
+  p_owner text, p_continuation_id text, p_turn_id uuid, p_key text, p_hash text, p_tool text, p_change jsonb,
+  p_expected bigint)
 returns table (part text, data text)
 language plpgsql rows 1
 set lock_timeout = '2s'
@@ -10,13 +14,29 @@ as $$
 declare
   v public.conversations;
   n public.conversations;
+  t public.turns;
   v_now timestamptz;
   v_status text;
 begin
   select c.* into v from public.conversations c
    where c.owner = p_owner and c.continuation_id = p_continuation_id
      for no key update;
-  if not found or (v.deleted_at is not null and not p_change ? 'deleted'::text) then
+  if v.id is not null then
+    select x.* into t from public.turns x where x.owner = p_owner and x.request_key = p_key;
+  end if;
+  if t.id is not null then
+    -- The same turn again is the same caller, who missed the answer.
+    v_status := case
+      when t.request_hash <> p_hash or t.conversation_id <> v.id then 'conflict_key'
+      when t.id = p_turn_id then 'changed'
+      else 'duplicate' end;
+    return query select 'head', pg_catalog.json_build_object(
+      'status', v_status, 'base_revision', case v_status when 'changed' then t.revision - 1 else v.revision end,
+      'revision', v.revision, 'inc', exai.incarnation_v1(),
+      'conversation', case when v_status <> 'conflict_key' then t.metadata -> 'conversation'::text end)::text;
+    return;
+  end if;
+  if v.id is null or (v.deleted_at is not null and not p_change ? 'deleted'::text) then
     return query select 'head', pg_catalog.json_build_object('status', 'not_found', 'inc', exai.incarnation_v1())::text;
     return;
   end if;
@@ -34,22 +54,37 @@ begin
   if p_change ? 'deleted'::text then
     n.deleted_at := case when (p_change ->> 'deleted'::text)::boolean then coalesce(v.deleted_at, v_now) end;
   end if;
-  if n operator(pg_catalog.=) v then
-    v_status := 'unchanged';
-  elsif p_expected is not null and p_expected <> v.revision then
-    v_status := 'conflict_revision';
+  v_status := case
+    when n operator(pg_catalog.=) v then 'unchanged'
+    when p_expected is not null and p_expected <> v.revision then 'conflict_revision'
+    else 'changed' end;
+  if v_status = 'changed' then
+    n.revision := v.revision + 1;
+    n.edited_revision := v.revision + 1;
+    n.updated_at := v_now;
+  elsif v_status = 'conflict_revision' then
     n := v;
-  else
-    v_status := 'changed';
+  end if;
+  if v_status <> 'conflict_revision' then
+    insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by, lease_until,
+                              revision, metadata, finished_at)
+    values (p_turn_id, v.id, p_owner, p_key, p_hash, p_tool, 'finished', p_turn_id, v_now, n.revision,
+            pg_catalog.jsonb_build_object('conversation', exai.header_v1(n)), v_now)
+    on conflict do nothing;
+    if not found then
+      -- Somebody has just used the key for another conversation.
+      v_status := 'conflict_key';
+      n := v;
+    end if;
+  end if;
+  if v_status = 'changed' then
     update public.conversations c
-       set title = n.title, metadata = n.metadata, tags = n.tags, deleted_at = n.deleted_at,
-           revision = v.revision + 1, edited_revision = v.revision + 1, changed_xid = pg_catalog.pg_current_xact_id(),
-           updated_at = v_now
-     where c.id = v.id
-    returning c.* into n;
+       set title = n.title, metadata = n.metadata, tags = n.tags, deleted_at = n.deleted_at, revision = n.revision,
+           edited_revision = n.edited_revision, changed_xid = pg_catalog.pg_current_xact_id(), updated_at = n.updated_at
+     where c.id = v.id;
   end if;
   return query select 'head', pg_catalog.json_build_object(
     'status', v_status, 'base_revision', v.revision, 'revision', n.revision, 'inc', exai.incarnation_v1(),
-    'conversation', exai.header_v1(n))::text;
+    'conversation', case when v_status <> 'conflict_key' then exai.header_v1(n) end)::text;
 end
 $$

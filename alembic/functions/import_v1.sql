@@ -1,7 +1,9 @@
 -- Stores one batch of an import, once per request key, with the times the messages had.
--- o_status: stored | duplicate | exists (other messages are there already) | gap (an earlier batch is missing)
---   | conflict_key | deleted. The first batch (p_first_seq 1) makes the conversation as p_header describes it. A last change
---   that is still to come is kept in its metadata: the time of a change in here is the clock's.
+-- status: stored (so many of its messages; the others were here already) | duplicate (all of them were) | exists (other
+--   messages are here) | gap (an earlier batch is missing) | conflict_key.
+-- The first batch (p_first_seq 1) makes the conversation as p_header describes it, or brings back the same conversation
+-- if it was deleted. Messages are the same if their role, kind and content are; a fork's are compared where they are. A
+-- last change that is still to come is kept in the metadata: the time of a change in here is the clock's.
 create or replace function exai.import_v1(
   p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_header jsonb,
   p_first_seq bigint, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_times text[])
@@ -11,11 +13,20 @@ set lock_timeout = '2s'
 as $$
 #variable_conflict use_column
 declare
+  c_max_depth constant integer := 64;
   v_count constant bigint := pg_catalog.cardinality(p_roles);
   v public.conversations;
+  w public.conversations;
   t public.turns;
   v_now timestamptz := pg_catalog.clock_timestamp();
   v_status text;
+  v_here bigint := 0;
+  v_same bigint := 0;
+  v_found bigint;
+  v_end bigint;
+  v_stored bigint := 0;
+  v_base bigint;
+  v_restored boolean := false;
 begin
   if p_first_seq = 1 then
     insert into public.conversations (id, owner, continuation_id, title, metadata, tags, created_at, updated_at)
@@ -31,33 +42,64 @@ begin
   select c.* into v from public.conversations c
    where c.owner = p_owner and c.continuation_id = p_continuation_id
      for no key update;
+  v_base := v.revision;
   select x.* into t from public.turns x where x.owner = p_owner and x.request_key = p_key;
-  v_status := case
-    when v.id is null then 'gap'
-    when t.id is not null and (t.request_hash <> p_hash or t.conversation_id <> v.id) then 'conflict_key'
-    when t.id is not null then case when t.id = p_turn_id then 'found' else 'duplicate' end
-    when v.deleted_at is not null then 'deleted'
-    when v.next_seq < p_first_seq then 'gap'
-    when v.next_seq > p_first_seq then 'exists'
-    else 'stored' end;
-  if v_status = 'stored' then
+  if t.id is not null and (t.request_hash <> p_hash or t.conversation_id is distinct from v.id) then
+    v_status := 'conflict_key';
+  elsif v.id is null or (v.deleted_at is not null and p_first_seq > 1) or v.next_seq < p_first_seq then
+    v_status := 'gap';
+  else
+    -- How many of the messages are here under their numbers, and how many of those say the same.
+    v_end := least(v.next_seq, p_first_seq + v_count) - 1;
+    v_here := v_end - p_first_seq + 1;
+    w := v;
+    for v_depth in 0 .. c_max_depth loop
+      exit when v_end < p_first_seq;
+      select pg_catalog.count(*) into v_found
+        from unnest(p_roles, p_kinds, p_contents) with ordinality u(role, kind, content, ord)
+        join public.messages m on m.conversation_id = w.id and m.seq = p_first_seq + u.ord - 1
+       where m.seq <= v_end and (w.parent_seq is null or m.seq > w.parent_seq)
+         and m.role = u.role and m.kind = u.kind and m.content = u.content;
+      v_same := v_same + v_found;
+      exit when w.parent_id is null;
+      v_end := least(v_end, w.parent_seq);
+      select c.* into w from public.conversations c where c.id = w.parent_id;
+    end loop;
+    v_status := case when t.id = p_turn_id then 'stored'
+                     when v_same < v_here then case when t.id is null then 'exists' else 'duplicate' end
+                     when v_here = v_count and (v_count > 0 or v_base > 0) then 'duplicate'
+                     else 'stored' end;
+    if v_status = 'stored' then
+      -- The same turn again is the same caller, who missed the answer.
+      v_stored := case when t.id = p_turn_id then coalesce(t.last_seq - t.first_seq + 1, 0) else v_count - v_here end;
+    end if;
+    v_restored := v_status <> 'exists' and v.deleted_at is not null;
+  end if;
+  if v_status = 'stored' and t.id is null then
     insert into public.turns (id, conversation_id, owner, request_key, request_hash, tool, state, claimed_by,
                               lease_until, first_seq, last_seq, revision, finished_at)
     values (p_turn_id, v.id, p_owner, p_key, p_hash, 'import', 'finished', p_turn_id, v_now,
-            case when v_count > 0 then p_first_seq end, case when v_count > 0 then p_first_seq + v_count - 1 end,
+            case when v_stored > 0 then p_first_seq + v_here end, case when v_stored > 0 then p_first_seq + v_count - 1 end,
             v.revision + 1, v_now);
     insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
     select v.id, p_first_seq + u.ord - 1, p_turn_id, u.role, u.kind, u.content, coalesce(u.metadata::jsonb, '{}'),
            coalesce(u.at::timestamptz, v_now)
-      from unnest(p_roles, p_kinds, p_contents, p_metadata, p_times) with ordinality u(role, kind, content, metadata, at, ord);
+      from unnest(p_roles, p_kinds, p_contents, p_metadata, p_times)
+           with ordinality u(role, kind, content, metadata, at, ord)
+     where u.ord > v_here;
+  end if;
+  if v_restored or (v_status = 'stored' and t.id is null) then
     update public.conversations c
-       set next_seq = v.next_seq + v_count, revision = v.revision + 1, changed_xid = pg_catalog.pg_current_xact_id()
+       set next_seq = v.next_seq + case when t.id is null then v_stored else 0 end, revision = v.revision + 1,
+           edited_revision = case when v_restored then v.revision + 1 else c.edited_revision end,
+           updated_at = case when v_restored then v_now else c.updated_at end,
+           deleted_at = null, changed_xid = pg_catalog.pg_current_xact_id()
      where c.id = v.id
     returning c.* into v;
   end if;
-  -- The same turn again is the same caller, who missed the answer.
   return query select 'head', pg_catalog.json_build_object(
-    'status', case v_status when 'found' then 'stored' else v_status end, 'base_revision', v.revision - 1, 'revision', v.revision, 'inc', exai.incarnation_v1(),
+    'status', v_status, 'stored', v_stored, 'restored', v_restored, 'base_revision', v.revision - 1,
+    'revision', v.revision, 'inc', exai.incarnation_v1(),
     'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
 end
 $$

@@ -1,5 +1,7 @@
--- Indexes the words of at most p_limit of the messages that wait for it, those that wait longest first.
+-- Indexes the words of at most p_limit of the messages and titles that wait for it, those that wait longest first.
 -- o_left: how many wait still, as far as a short look tells. Nothing indexed and something left: another one is at it.
+-- A long message is indexed segment by segment, in a call each; done is how many of its characters are. Segments overlap, so
+-- that a phrase is in one of them.
 -- One at a time, by an advisory lock that nobody waits for. Taken out of the queue and indexed in one transaction, so a
 -- message is always in exactly one of the two, or in the queue and with words that are out of date. The words go from the
 -- index's list of what is pending into the index itself, which searches would otherwise read from end to end.
@@ -11,6 +13,10 @@ as $$
 declare
   c_lock constant bigint := 7311701100639253092;
   c_look constant integer := 10000;
+  c_segment constant integer := 50000;
+  c_overlap constant integer := 500;
+  c_parts constant integer := 32;
+  c_last_segment constant integer := 1023;
 begin
   o_indexed := 0;
   o_left := 0;
@@ -19,7 +25,7 @@ begin
   end if;
   if pg_try_advisory_xact_lock(c_lock) then
     with waiting as materialized (
-      select u.ctid as at, u.conversation_id, u.first_seq, u.last_seq from exai.unindexed_messages u limit p_limit),
+      select u.ctid as at, u.conversation_id, u.first_seq, u.last_seq, u.done from exai.unindexed_messages u limit p_limit),
     -- The foreign key would wait for whoever deletes a conversation, and then fail: what is held is for the next time.
     held as materialized (
       select c.id from public.conversations c
@@ -34,31 +40,51 @@ begin
       delete from exai.unindexed_messages u
        using queue q
        where u.ctid = q.at and q.running - (q.last_seq - q.first_seq + 1) < p_limit
-      returning u.conversation_id, u.first_seq, u.last_seq, greatest(q.running - p_limit, 0)::bigint as too_many),
+      returning u.conversation_id, u.first_seq, u.last_seq, u.done, greatest(q.running - p_limit, 0)::bigint as too_many),
     put_back as (
       insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
       select t.conversation_id, t.last_seq - t.too_many + 1, t.last_seq from taken t where t.too_many > 0),
+    said as (
+      select distinct on (m.conversation_id, m.seq) m.conversation_id, m.seq, m.created_at, m.content, c.owner, t.done
+        from taken t
+        join public.conversations c on c.id = t.conversation_id
+       cross join lateral (
+         select t.conversation_id, 0::bigint as seq, c.created_at, c.title as content
+          where t.first_seq = 0 and c.title is not null
+          union all
+         -- A range in its order is found by the primary key even where the planner takes the conversation for a short one.
+         (select x.conversation_id, x.seq, x.created_at, x.content
+            from public.messages x
+           where x.conversation_id = t.conversation_id and x.seq between t.first_seq and t.last_seq - t.too_many
+           order by x.seq
+           limit p_limit)) m
+       order by m.conversation_id, m.seq, t.done),
+    continued as (
+      insert into exai.unindexed_messages (conversation_id, first_seq, last_seq, done)
+      select s.conversation_id, s.seq, s.seq, s.done + c_segment from said s where length(s.content) > s.done + c_segment),
+    made as materialized (
+      select s.conversation_id, s.seq, s.created_at, (least(s.done / c_segment, c_last_segment) * c_parts + w.part)::smallint as part,
+             case when length(s.content) > c_segment then w.words || exai.long_mark_v1(exai.owner_key_v1(s.owner))
+                  else w.words end as words
+        from said s
+       cross join lateral exai.words_v1(
+         exai.owner_key_v1(s.owner),
+         case when s.done = 0 and octet_length(s.content) <= c_segment then s.content
+              else substr(s.content, s.done::integer + 1, c_segment + c_overlap) end) w),
     forgotten as (
       delete from exai.message_words w
        using taken t
        where w.conversation_id = t.conversation_id and w.seq between t.first_seq and t.last_seq - t.too_many
-         and not exists (select from public.messages m where m.conversation_id = w.conversation_id and m.seq = w.seq)),
-    said as (
-      select distinct on (m.conversation_id, m.seq) m.conversation_id, m.seq, m.created_at, m.content
-        from taken t
-       cross join lateral (
-         -- A range in its order is found by the primary key even where the planner takes the conversation for a short one.
-         select x.conversation_id, x.seq, x.created_at, x.content
-           from public.messages x
-          where x.conversation_id = t.conversation_id and x.seq between t.first_seq and t.last_seq - t.too_many
-          order by x.seq
-          limit p_limit) m
-       order by m.conversation_id, m.seq),
+         and not exists (
+           select from said s where s.conversation_id = w.conversation_id and s.seq = w.seq and s.done > 0)
+         and not exists (
+           select from made m where m.conversation_id = w.conversation_id and m.seq = w.seq and m.part = w.part)),
     stored as (
-      insert into exai.message_words as w (conversation_id, seq, created_at, words)
-      select s.conversation_id, s.seq, s.created_at, to_tsvector('simple', exai.searchable_v1(s.content)) from said s
-      on conflict (conversation_id, seq) do update set created_at = excluded.created_at, words = excluded.words
-        where (w.created_at, w.words) is distinct from (excluded.created_at, excluded.words))
+      insert into exai.message_words as w (conversation_id, seq, part, created_at, words)
+      select m.conversation_id, m.seq, m.part, m.created_at, m.words from made m
+      on conflict (conversation_id, seq, part) do update
+         set created_at = excluded.created_at, words = excluded.words
+       where (w.created_at, w.words) is distinct from (excluded.created_at, excluded.words))
     select count(*)::integer into o_indexed from said;
     perform gin_clean_pending_list('exai.message_words_words_idx');
   end if;

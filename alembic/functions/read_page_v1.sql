@@ -1,40 +1,80 @@
--- The newest p_limit messages before p_before_seq (null: the newest of all), newest first, after one row 'head'.
--- A fork goes on into its parents. Stable, so that all of it is read from the caller's one snapshot.
-create or replace function exai.read_page_v1(p_owner text, p_continuation_id text, p_before_seq bigint, p_limit integer)
-returns table (part text, seq bigint, role text, content text, created_at timestamptz, kind text, turn_id text, data text)
-language plpgsql stable rows 50
+-- The newest p_limit messages before p_before_seq (null: the newest of all), without the p_skip newest ones, as JSON: at
+-- least one if there is one, else within p_budget bytes. A fork goes on into its parents. Stable, so that all of it is
+-- read from the caller's one snapshot.
+-- Mostly one row: the conversation in `head`, and in `messages` one line for each, oldest first, joined as
+-- exai/pages.py has it, which is half the work for the caller. For a fork, where one message is long, and where others
+-- removed some, `messages` is null there and each has a row of its own, newest first.
+-- Of a message that alone is longer than the budget, and with p_char_offset of any, a part comes, with the number of its
+-- characters in `head`. No other content is read that is not returned.
+create or replace function exai.read_page_v1(
+  p_owner text, p_continuation_id text, p_before_seq bigint, p_skip bigint, p_limit integer, p_budget bigint,
+  p_char_offset integer)
+returns table (head text, messages bytea)
+language plpgsql stable rows 1
 set search_path = pg_catalog, pg_temp
+set timezone = 'UTC'
 as $$
 #variable_conflict use_column
 declare
   c_max_depth constant integer := 64;
+  c_short_bytes constant integer := 65536;
+  c_char_bytes constant integer := 4;
   v public.conversations;
-  v_id uuid;
-  v_before bigint := coalesce(p_before_seq, 9223372036854775807);
-  v_left bigint := p_limit;
-  v_found bigint;
+  r public.messages;
+  v_head text;
+  v_before bigint;
+  v_first bigint;
+  v_left integer := p_limit;
+  v_bytes bigint := p_budget;
+  v_line text;
+  v_chars integer;
 begin
   select c.* into v from public.conversations c
    where c.owner = p_owner and c.continuation_id = p_continuation_id and c.deleted_at is null;
   if not found then
     return;
   end if;
-  return query select 'head', null::bigint, null, null, null::timestamptz, null, null,
-    json_build_object('conversation', exai.header_v1(v), 'inc', exai.incarnation_v1())::text;
-  v_id := v.id;
-  for v_depth in 0 .. c_max_depth loop
+  v_head := json_build_object('conversation', exai.header_v1(v), 'inc', exai.incarnation_v1())::text;
+  v_before := least(p_before_seq, v.next_seq - p_skip);
+  if v.parent_id is null and p_char_offset = 0 then
+    v_first := greatest(v_before - p_limit, 1);
     return query
-      select 'message', m.seq, m.role, m.content, m.created_at, m.kind, m.turn_id::text, nullif(m.metadata, '{}')::text
-        from public.messages m
-       where m.conversation_id = v_id and m.seq < v_before
+      select v_head, convert_to(p.lines, 'UTF8')
+        from (select string_agg(x.line, E',\n') as lines, count(x.line) as found
+                from (select case when octet_length(m.content) <= c_short_bytes then exai.message_line_v1(m) end as line
+                        from public.messages m
+                       where m.conversation_id = v.id and m.seq >= v_first and m.seq < v_before
+                       order by m.seq) x) p
+       where p.found = v_before - v_first and coalesce(octet_length(p.lines), 0) <= p_budget;
+    if found then
+      return;
+    end if;
+  end if;
+  return query select v_head, null::bytea;
+  <<walk>>
+  for v_depth in 0 .. c_max_depth loop
+    for r in
+      select m.* from public.messages m
+       where m.conversation_id = v.id and m.seq < v_before
        order by m.seq desc
-       limit v_left;
-    get diagnostics v_found = row_count;
-    v_left := v_left - v_found;
-    exit when v_left <= 0 or v.parent_id is null;
+       limit v_left
+    loop
+      if octet_length(r.content) > v_bytes or p_char_offset > 0 then
+        exit walk when v_left < p_limit;
+        v_chars := char_length(r.content);
+        r.content := substr(r.content, p_char_offset + 1, (p_budget / c_char_bytes)::integer);
+        return query select json_build_object('chars', v_chars)::text, convert_to(exai.message_line_v1(r), 'UTF8');
+        return;
+      end if;
+      v_line := exai.message_line_v1(r);
+      v_bytes := v_bytes - octet_length(v_line);
+      exit walk when v_bytes < 0 and v_left < p_limit;
+      return query select null::text, convert_to(v_line, 'UTF8');
+      v_left := v_left - 1;
+    end loop;
+    exit walk when v_left <= 0 or v.parent_id is null;
     v_before := least(v_before, v.parent_seq + 1);
     select c.* into v from public.conversations c where c.id = v.parent_id;
-    v_id := v.id;
   end loop;
 end
 $$

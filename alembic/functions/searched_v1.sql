@@ -1,14 +1,18 @@
--- The message's conversation, if a search of this owner with these filters may show the message (or the title: 0).
+-- The message's conversation, if a search of this owner with these filters may show the message (or the title: 0). Tags and
+-- metadata are the conversation's.
 -- p_shared: shared by a fork, whose parent may have been deleted.
 -- To be written into the statement that uses it, so it may have no settings of its own.
 create or replace function exai.searched_v1(
-  p_conversation_id uuid, p_seq bigint, p_owner text, p_shared boolean, p_role text, p_tool text, p_model text)
+  p_conversation_id uuid, p_seq bigint, p_owner text, p_shared boolean, p_role text, p_tool text, p_model text,
+  p_tags text[], p_metadata jsonb)
 returns table (continuation_id text, title text)
 language sql stable rows 1
 as $$
   select c.continuation_id, c.title
     from public.conversations c
    where c.id = p_conversation_id and c.owner = p_owner and (p_shared or c.deleted_at is null)
+     and (p_tags is null or c.tags operator(pg_catalog.@>) p_tags)
+     and (p_metadata is null or c.metadata operator(pg_catalog.@>) p_metadata)
      and ((p_role is null and p_tool is null and p_model is null) or exists (
        select from (
          -- A range in its order is found by the primary key even where the planner takes the conversation for a short one.

@@ -1,13 +1,18 @@
-"""Number the messages an older system left behind, by time and then by id, conversation by conversation.
+"""Number the messages of an older system by time and then by id, conversation by conversation, and index their words.
 
-Does nothing where there were none. Readers and writers go on, and what has been done stays done when this is broken off
-and run again. The rules: a message without a time comes last; one whose conversation is missing gets one made for it; a
-role or content that is none is mapped, and kept as it was under `adopted` in the metadata; of conversations with one
-name the one used last keeps it; a link to nothing, or a second copy of one, is kept as JSON in exai.set_aside.
+Does nothing without older tables. Readers and writers go on; an interrupted run is run again and continues. The rules:
+a message without a time comes last; one without a conversation gets one; a role or content that EXAI does not know is
+mapped, and kept as it was under `adopted` in the metadata; of conversations with one name the one used last keeps it; a
+link to nothing, or a second copy of one, is kept as JSON in exai.set_aside; a last change in the future becomes now.
+
+Words are made by the functions by which `exai.index_messages_v1` makes them; revision 0004 builds the index on them.
+Triggers queue a message that is stored, edited or deleted meanwhile. A long message, and a message of a conversation
+that another session has locked, is queued for the daemon.
 
 Locks: at most two thousand messages of two hundred conversations at a time, each batch in a transaction of its own. A
-batch waits for no row while it holds others: what a client holds is left for later, so that nobody waits for longer
-than a batch takes, and no client is ever the one that loses when two wait for each other.
+batch waits for no row while it holds others: a row that a client has locked is left for later, so no client waits
+longer than a batch takes, and no client is ever aborted by a deadlock. Creating the triggers waits for writers of
+messages and conversations and blocks them for that moment. A batch of words delays the deletion of its conversations.
 """
 
 import time
@@ -18,7 +23,15 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from exai.db.adoption import TABLES, columns_of, older_time
-from exai.db.migrate import create_functions, create_index, drop_index, patiently
+from exai.db.migrate import (
+    MAX_BATCHES,
+    create_functions,
+    create_index,
+    create_triggers,
+    drop_index,
+    patiently,
+    take_locks,
+)
 
 revision = "0002"
 down_revision = "0001"
@@ -199,9 +212,111 @@ select pg_catalog.count(*) from kept
 """
 
 
+PUT_BACK = """
+with ahead as materialized (
+  select c.id from public.conversations c
+   where c.id > $1::text::uuid and c.updated_at > pg_catalog.now()
+   order by c.id
+   limit 1000
+     for no key update skip locked),
+moved as (
+  update public.conversations c set updated_at = pg_catalog.now() from ahead a where c.id = a.id)
+select a.id::text from ahead a order by a.id desc limit 1
+"""
+
+QUEUE = (
+    "exai_queue_insert", "exai_queue_update", "exai_queue_delete", "exai_queue_truncate", "exai_queue_title",
+    "exai_queue_new_title",
+)  # fmt: skip
+FIRST_MESSAGE = (FIRST, 0)
+INDEX_MESSAGES = """
+with messages as (
+  select m.conversation_id, m.seq, m.created_at, m.content,
+         pg_catalog.sum(pg_catalog.octet_length(m.content)) over (order by m.conversation_id, m.seq)
+         operator(pg_catalog.-) pg_catalog.octet_length(m.content) as preceding
+    from (select x.conversation_id, x.seq, x.created_at, x.content
+            from public.messages x
+           where (x.conversation_id, x.seq) > ($1::text::uuid, $2::bigint)
+           order by x.conversation_id, x.seq
+           limit 1000) m),
+batch as materialized (
+  select m.conversation_id, m.seq, m.created_at, m.content from messages m where m.preceding < 1000000),
+-- Who deletes a conversation is not waited for.
+held as materialized (
+  select c.id, c.owner from public.conversations c
+   where c.id = any(array(select b.conversation_id from batch b))
+     for key share skip locked),
+missing as materialized (
+  select b.conversation_id, b.seq, b.created_at, b.content, h.owner,
+         case when h.id is null then 0 when pg_catalog.length(b.content) > 50000 then b.seq end as queued
+    from batch b
+    left join held h on h.id = b.conversation_id
+   where not exists (
+     select from exai.message_words w where w.conversation_id = b.conversation_id and w.seq = b.seq)),
+put_off as (
+  insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
+  select m.conversation_id, pg_catalog.min(m.seq), pg_catalog.max(m.seq)
+    from missing m
+   where m.queued is not null
+   group by m.conversation_id, m.queued),
+stored as (
+  insert into exai.message_words (conversation_id, seq, part, created_at, words)
+  select m.conversation_id, m.seq, w.part, m.created_at, w.words
+    from missing m
+   cross join lateral exai.words_v1(exai.owner_key_v1(m.owner), m.content) w
+   where m.queued is null
+  on conflict do nothing)
+select b.conversation_id::text, b.seq from batch b order by b.conversation_id desc, b.seq desc limit 1
+"""
+INDEX_TITLES = """
+with batch as materialized (
+  select c.id, c.created_at, c.owner, c.title
+    from public.conversations c
+   where c.id > $1::text::uuid
+   order by c.id
+   limit 500),
+titled as materialized (
+  select b.id, b.created_at, b.owner, b.title from batch b
+   where b.title is not null
+     and not exists (select from exai.message_words w where w.conversation_id = b.id and w.seq = 0)),
+held as materialized (
+  select c.id from public.conversations c
+   where c.id = any(array(select t.id from titled t))
+     for key share skip locked),
+put_off as (
+  insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
+  select t.id, 0, 0 from titled t where t.id not in (select h.id from held h)),
+stored as (
+  insert into exai.message_words (conversation_id, seq, part, created_at, words)
+  select t.id, 0, w.part, t.created_at, w.words
+    from titled t
+   cross join lateral exai.words_v1(exai.owner_key_v1(t.owner), t.title) w
+   where t.id in (select h.id from held h)
+  on conflict do nothing)
+select b.id::text from batch b order by b.id desc limit 1
+"""
+
+
 def upgrade() -> None:
     adopted = {row[0] for row in op.get_bind().exec_driver_sql("select name from exai.adopted_tables").fetchall()}
     mend(*(table for table in TABLES if table in adopted))
+    if {"conversations", "messages"} & adopted:
+        walk(PUT_BACK, (FIRST,))
+        take_locks("messages", "conversations", mode="share row exclusive")
+        create_triggers(QUEUE)
+        walk(INDEX_MESSAGES, FIRST_MESSAGE)
+        walk(INDEX_TITLES, (FIRST,))
+
+
+def walk(statement: str, last: tuple[object, ...]) -> None:
+    """Run a statement for the rows after `last`, which returns the last row it has seen, until there are none."""
+    with patiently(lock_s=4) as bind:
+        for _ in range(MAX_BATCHES):
+            rows = bind.exec_driver_sql(statement, last).fetchall()
+            if not rows:
+                return
+            last = tuple(rows[0])
+    raise CommandError(f"the work was not done after {MAX_BATCHES} batches; run the migration again")
 
 
 def mend(*tables: str) -> None:

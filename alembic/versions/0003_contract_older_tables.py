@@ -4,7 +4,11 @@ Each rule is added for new rows first, then proved for the old ones without hold
 older clients have broken a rule meanwhile, what the revision before did to the rows is done again. A key that a table
 has stays what it is, since older clients and others' references rely on it; one that has none gets ours.
 
-Locks: short exclusive ones. Does nothing where there were no old tables.
+In the end the triggers that helped older clients are dropped, and those that note changes for caches are created. From
+then on a message without a conversation, a name used twice and a link that is there already are refused, as in new
+tables; roles and contents that older clients write are still changed to fit.
+
+Locks: short exclusive ones. Does nothing without older tables.
 """
 
 from collections.abc import Callable
@@ -13,7 +17,7 @@ from alembic import op
 from sqlalchemy.exc import DBAPIError
 
 from exai.db.adoption import TABLES, columns_of
-from exai.db.migrate import create_index, holding, patiently
+from exai.db.migrate import create_index, create_triggers, holding, in_one_trip, patiently, take_locks
 
 revision = "0003"
 down_revision = "0002"
@@ -27,7 +31,6 @@ PRESENT = {
 UNIQUE = {
     ("conversations", "conversations_owner_continuation_key"): "owner, continuation_id",
     ("messages", "messages_conversation_seq_key"): "conversation_id, seq",
-    ("files", "files_owner_sha256_key"): "owner, sha256",
     ("conversation_files", "conversation_files_pair_key"): "conversation_id, file_id",
 }
 FOREIGN = {
@@ -55,6 +58,24 @@ CHECKS = {
 ATTEMPTS = 5
 BROKEN = ("23502", "23503", "23505", "23514")
 """Older clients go on doing what they could not do once the rule is there."""
+
+HELPING = {
+    "exai_home": ("messages", "home_message_v1"),
+    "exai_name": ("conversations", "name_conversation_v1"),
+    "zz_exai_keep": ("conversations", "keep_time_v1"),
+    "exai_set_aside": ("conversation_files", "set_aside_link_v1"),
+}
+TRIGGERS = (
+    "exai_fix_number", "exai_note_update", "exai_note_delete", "exai_note_truncate", "exai_note_change",
+    "exai_note_removal",
+)  # fmt: skip
+ALWAYS = {
+    "exai_note_update": "messages",
+    "exai_note_delete": "messages",
+    "exai_note_truncate": "messages",
+    "exai_note_change": "conversations",
+    "exai_note_removal": "conversations",
+}
 
 HAS_KEY = """
 select 1 from pg_catalog.pg_constraint k
@@ -86,6 +107,29 @@ def upgrade() -> None:
         require("conversations", "next_seq")
     for table in adopted:
         make_rules(table)
+    if found:
+        replace_triggers(found)
+
+
+def replace_triggers(adopted: set[str]) -> None:
+    numbered = {"conversations", "messages"} if {"conversations", "messages"} & adopted else set()
+    tables = [table for table in ("conversation_files", "messages", "conversations") if table in adopted | numbered]
+    if tables:
+        take_locks(*tables)
+    in_one_trip(
+        [
+            *(
+                f"drop trigger if exists {name} on public.{table}"
+                for name, (table, _) in HELPING.items()
+                if table in tables
+            ),
+            *(f"drop function if exists exai.{function}" for _, function in HELPING.values()),
+            "drop function if exists exai.recover_conversation_v1",
+        ]
+    )
+    if numbered:
+        create_triggers(TRIGGERS)
+        in_one_trip(f"alter table public.{table} enable always trigger {name}" for name, table in ALWAYS.items())
 
 
 def make_keys(table: str) -> None:
@@ -158,7 +202,7 @@ def make_key(table: str, name: str, columns: str) -> None:
         return
     mending(table, lambda: create_index("public", name, f"public.{table} ({columns})", unique=True))
     primary = not op.get_bind().exec_driver_sql(HAS_PRIMARY_KEY, (f"public.{table}",)).fetchall()
-    kind, key = ("primary key", f"{table}_pkey") if primary and columns != "owner, sha256" else ("unique", name)
+    kind, key = ("primary key", f"{table}_pkey") if primary else ("unique", name)
     for column in columns.split(", ") if primary else ():
         require(table, column)
     with holding(table):

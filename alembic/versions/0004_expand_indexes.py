@@ -14,14 +14,19 @@ INDEXES = {
     "conversations_recent_idx": "public.conversations (owner, updated_at desc, id desc)",
     "conversations_changed_idx": "public.conversations (changed_xid)",
     "conversations_parent_idx": "public.conversations (parent_id) where parent_id is not null",
+    "conversations_deleted_idx": "public.conversations (deleted_at) where deleted_at is not null",
     "messages_created_idx": "public.messages (conversation_id, created_at desc)",
     "messages_system_idx": "public.messages (conversation_id, seq desc) where role = 'system'",
-    "messages_text_idx": "public.messages using gin"
-    " (pg_catalog.to_tsvector('simple', pg_catalog.left(content, 100000)))",
     "turns_conversation_idx": "public.turns (conversation_id)",
     "files_storage_path_idx": "public.files (storage_path)",
+    "files_recent_idx": "public.files (owner, created_at desc, id desc)",
+    "files_content_idx": "public.files (owner, sha256)",
     "conversation_files_file_idx": "public.conversation_files (file_id)",
+    "contents_storage_path_idx": "exai.contents (storage_path) where storage_path is not null",
+    # `exai.index_messages_v1` empties the list of pending entries as soon as it has filled it; an insert is not to.
+    "message_words_words_idx": "exai.message_words using gin (words) with (gin_pending_list_limit = 16384)",
 }
+UNIQUE = {"contents_blob_idx": "exai.contents (blob_id)"}
 
 OLDER = {
     "idx_messages_conversation_created": ("messages", ["conversation_id", "created_at"]),
@@ -47,8 +52,8 @@ BUILT = "delete from exai.set_aside where reason = 'index to be built again'"
 
 
 def upgrade() -> None:
-    for name, definition in INDEXES.items():
-        create_index("public", name, definition)
+    for name, definition in (INDEXES | UNIQUE).items():
+        create_index(definition.split(".")[0], name, definition, unique=name in UNIQUE)
     for (definition,) in op.get_bind().exec_driver_sql(UNTIED).fetchall():
         # As the server itself writes it down: CREATE INDEX name ON schema.table USING ...
         name, rest = definition.removeprefix("CREATE INDEX ").split(" ON ", 1)
@@ -60,5 +65,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for name in INDEXES:
-        drop_index("public", name)
+    for name, definition in (INDEXES | UNIQUE).items():
+        drop_index(definition.split(".")[0], name)

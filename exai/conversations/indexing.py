@@ -28,9 +28,6 @@ machine with short ones too, and fewer at once take longer each."""
 MANY: Final = 10 * PORTION
 """With more than this waiting it does not pause any longer: searches look through all of it."""
 
-OUTDATED_SHARE: Final = 3
-"""How many times as long as it worked it pauses while words of an earlier release's making are made anew."""
-
 ROOM_S: Final = 0.02
 ROOM_TRIES: Final = 25
 BUSY_S: Final = 0.05
@@ -81,10 +78,6 @@ class Indexing:
         while True:
             await self._wait_for_room()
             found, took_s = await self._index()
-            if found.indexed and found.outdated and not found.left:
-                # Searched by the words they have meanwhile, so there is no hurry.
-                await asyncio.sleep(OUTDATED_SHARE * took_s)
-                continue
             if not found.indexed or found.left < self._portion:
                 if found.left:
                     self._wanted.set()
@@ -96,7 +89,7 @@ class Indexing:
         """Index without pauses until nothing is left, whoever does it. Raises a `DatabaseError`."""
         while True:
             found, _ = await self._index()
-            if not (found.left or found.outdated):
+            if not found.left:
                 return
             if not found.indexed:
                 await asyncio.sleep(BUSY_S)
@@ -116,7 +109,6 @@ class Indexing:
             self._portion = min(self._portion * 2, PORTION)
         self._recorder.count("messages_indexed_total", found.indexed)
         self._recorder.gauge("messages_unindexed", found.left)
-        self._recorder.gauge("messages_outdated", found.outdated)
         return found, took_s
 
     async def _wait_for_room(self) -> None:

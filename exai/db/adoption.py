@@ -96,6 +96,7 @@ FILES: Final = {
     "name": Wanted("text"),
     "storage_path": Wanted("text"),
     "created_at": Wanted("timestamp with time zone", "now()", "now()"),
+    "used_at": Wanted("timestamp with time zone", "now()", "now()"),
 }
 LINKS: Final = {"conversation_id": Wanted("uuid"), "file_id": Wanted("uuid")}
 WANTED: Final = {

@@ -44,7 +44,7 @@ select c.id, c.next_seq - 1 - $2::integer + n, c.id, 'user',
           from generate_series(1, $5::integer + 0 * n))
   from c cross join generate_series($1::integer, $2::integer) n"""
 
-INDEX: Final = "select o_left from exai.index_messages_v2($1::integer)"
+INDEX: Final = "select o_left from exai.index_messages_v1($1::integer)"
 SETTLE: Final = (
     "vacuum (analyze) public.conversations",
     "vacuum (analyze) public.messages",

@@ -239,11 +239,32 @@ def _sqlstate(error: DBAPIError) -> str | None:
     return getattr(error.orig, "sqlstate", None)
 
 
+def read_script(directory: str, name: str) -> str:
+    """Return the statement in `alembic/DIRECTORY/NAME.sql`, exactly one."""
+    return (scripts_directory() / directory / f"{name}.sql").read_text("utf-8")
+
+
+def in_one_trip(statements: Iterable[str]) -> None:
+    """Execute statements in one round trip, so that a far server holds locks for no longer than a near one."""
+    lines = "".join(f"execute $exai_part${statement}$exai_part$;\n" for statement in statements)
+    if lines:
+        op.get_bind().exec_driver_sql(f"do $exai_trip$\nbegin\n{lines}end\n$exai_trip$")
+
+
 def create_functions(names: Iterable[str]) -> None:
-    """Create the functions in `alembic/functions/NAME.sql`, each exactly one statement, executable by nobody else."""
-    for name in names:
-        op.execute((scripts_directory() / "functions" / f"{name}.sql").read_text("utf-8"))
-        op.execute(f"revoke all on function {SCHEMA}.{name} from public")
+    """Create the functions in `alembic/functions/NAME.sql`, which nobody but their owner may execute."""
+    created = tuple(names)
+    in_one_trip(
+        (
+            *(read_script("functions", name) for name in created),
+            *(f"revoke all on function {SCHEMA}.{name} from public" for name in created),
+        )
+    )
+
+
+def create_triggers(names: Iterable[str]) -> None:
+    """Create or replace the triggers in `alembic/triggers/NAME.sql`."""
+    in_one_trip(read_script("triggers", name) for name in names)
 
 
 def take_locks(*tables: str, mode: str = "access exclusive") -> None:

@@ -117,14 +117,10 @@ class SearchPage:
 
 @dataclass(frozen=True, slots=True)
 class Indexed:
-    """How many messages were indexed, and how many wait still, at least; none and some: another daemon is at it.
-
-    `outdated` is how many have words of an earlier release's making, at least; they are found by them meanwhile.
-    """
+    """How many messages were indexed, and how many wait still, at least; none and some: another daemon is at it."""
 
     indexed: int
     left: int
-    outdated: int = 0
 
 
 class SearchRepository:
@@ -190,7 +186,7 @@ class SearchRepository:
         Raises a `DatabaseError`; nothing is lost then, and `DatabaseBusy` asks for a smaller limit.
         """
         row = (await self._database.fetch("index_messages", limit))[0]
-        return Indexed(row["indexed"], row["left_over"], row["outdated"])
+        return Indexed(row["indexed"], row["left_over"])
 
     def has_room(self) -> bool:
         """Whether a statement of ours would leave a connection for somebody else."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from exai.db.migrate import upgrade
 from exai.db.revision import expected_revision
 from tests.support.daemon import ROOT, environment
+from tests.support.migrations import revisions
 from tests.support.password_postgres import password_postgres
 
 CLOSED = "127.0.0.1:1"
@@ -97,10 +98,10 @@ def test_database_without_the_schema_names_the_command_that_makes_it(empty_postg
 
 async def test_database_of_an_older_release_is_told_with_its_revision(empty_postgres_url: str, tmp_path: Path) -> None:
     """The statements of this release fail on it first; what its owner can act on is how far behind it is."""
-    await upgrade(empty_postgres_url, "0006")
+    await upgrade(empty_postgres_url, revisions()[-2])
     settings = {"EXAI_DATABASE__URL": empty_postgres_url, "EXAI_CACHE__URL": "off", "EXAI_DATA_DIR": str(tmp_path)}
     done = await asyncio.to_thread(run_serve, settings)
-    assert_refused(done, 4, "at revision 0006", expected_revision(), "exai migrate")
+    assert_refused(done, 4, f"at revision {revisions()[-2]}", expected_revision(), "exai migrate")
 
 
 def test_taken_port_is_named_with_the_variable_that_changes_it(

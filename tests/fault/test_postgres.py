@@ -61,9 +61,9 @@ async def test_first_try_of_a_caller_is_no_duplicate_however_often_the_service_s
     first = await service.append(None, "one", key="one")
     lost.append(service.database.drop_reply_to(b"append_v1"))
     second = await service.append(first.continuation_id, "two", key="two")
-    lost.append(service.database.drop_reply_to(b"change_conversation_v2"))
+    lost.append(service.database.drop_reply_to(b"change_conversation_v1"))
     await service.conversations.change(LOCAL_OWNER, first.continuation_id, Change(title="new"), idempotency_key="new")
-    lost.append(service.database.drop_reply_to(b"import_v2"))
+    lost.append(service.database.drop_reply_to(b"import_v1"))
     text = [part async for part in service.conversations.export(LOCAL_OWNER, first.continuation_id)]
     parts = read_lines("".join(text).splitlines(keepends=True))
     imported = [each async for each in service.conversations.import_text(LOCAL_OWNER, parts, as_name=OTHER_NAME)]
@@ -79,7 +79,7 @@ async def test_deletion_found_done_by_its_repetition_is_told_to_every_reader(rig
     writer, reader = await rig.open(), await rig.open()
     name = (await writer.append(None, "one")).continuation_id
     assert await reader.contents(name) == ["one"]
-    lost = writer.database.drop_reply_to(b"change_conversation_v2")
+    lost = writer.database.drop_reply_to(b"change_conversation_v1")
     await writer.conversations.delete(LOCAL_OWNER, name)
     assert lost.done()
     for service in (reader, writer):
@@ -92,7 +92,7 @@ async def test_new_title_found_done_by_its_repetition_is_told_to_every_reader(ri
     writer, reader = await rig.open(), await rig.open()
     name = (await writer.append(None, "one")).continuation_id
     await reader.read(name)
-    lost = writer.database.drop_reply_to(b"change_conversation_v2")
+    lost = writer.database.drop_reply_to(b"change_conversation_v1")
     await writer.conversations.change(LOCAL_OWNER, name, Change(title="new"))
     assert lost.done()
     assert [(await service.read(name)).conversation.title for service in (reader, writer)] == ["new", "new"]

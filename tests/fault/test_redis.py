@@ -39,7 +39,7 @@ async def test_reader_that_was_slow_stores_nothing_old(rig: Servers) -> None:
     """The race that a cache loses: a page was read before a write, and comes to be stored after it."""
     writer, reader = await rig.open(), await rig.open()
     name = (await writer.append(None, "one")).continuation_id
-    read = reader.database.hold_replies_from(b"read_page_v3")
+    read = reader.database.hold_replies_from(b"read_page_v1")
     slow = asyncio.create_task(reader.contents(name))
     await read.wait()
     await wait_until(lambda: reader.database.round_trips > 0)

@@ -215,7 +215,7 @@ STAGES = (
     "select count(*) = 0 from messages where seq is null",
     "select count(*) > 0 from exai.set_aside",
     "select count(*) > 0 from pg_constraint where conname = 'messages_role_check'",
-    "select to_regclass('public.messages_text_idx') is not null",
+    "select to_regclass('public.messages_created_idx') is not null",
     "select to_regclass('monitoring.metrics_raw_adopted_key') is not null",
 )
 """How far it has come; each is seen at most once, since what is done stays done."""

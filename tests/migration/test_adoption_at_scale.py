@@ -59,7 +59,7 @@ ROWS = (
     # Written in another order than that of time; many share a time, some have none, some a role of another system.
     'insert into messages (conversation_id, role, content, metadata, "timestamp", mark)'
     " select h.id, case g.n % 97 when 0 then 'AI' else (array['user', 'assistant'])[1 + g.n % 2] end,"
-    " case when g.n % 1009 > 0 then repeat('word' || g.n || ' ', 20) end,"
+    " case when g.n % 1009 > 0 then 'word' || g.n || repeat(' and then we read it once more,', 5) end,"
     " case g.n % 3 when 0 then null when 1 then '{{}}' else jsonb_build_object('n', g.n) end,"
     " case when g.n % 499 > 0 then '2024-06-01'::timestamptz"
     " + (g.n::bigint * 7919 % {messages}) / 3 * interval '1 second' end, 'bulk'"
@@ -79,8 +79,7 @@ select count(*), sum(hashtextextended(jsonb_build_array(m.id, m.conversation_id,
 WORDLESS = """
 select count(*) from messages m
   left join exai.message_words w using (conversation_id, seq)
- where w.words is distinct from case w.version when 1 then to_tsvector('simple', left(m.content, 100000)) else (
-         select x.words from exai.words_v1(exai.owner_key_v1('local'), m.content) x) end
+ where w.words is distinct from (select x.words from exai.words_v1(exai.owner_key_v1('local'), m.content) x)
    and m.content <> ''
    and not exists (select from exai.unindexed_messages u
                     where u.conversation_id = m.conversation_id and m.seq between u.first_seq and u.last_seq)
@@ -289,7 +288,7 @@ STAGES = (
     "select count(*) > 0 from pg_index where indrelid = 'messages'::regclass and not indisvalid",
     "select count(*) > 0 from exai.set_aside",
     "select count(*) > 0 from pg_constraint where conname = 'messages_role_check'",
-    "select to_regclass('public.messages_text_idx') is not null",
+    "select to_regclass('public.messages_created_idx') is not null",
     "select to_regclass('monitoring.metrics_raw_adopted_key') is not null",
     "select count(*) > 0 from exai.message_words",
     "select to_regclass('exai.message_words_words_idx') is not null",

@@ -25,9 +25,8 @@ async def test_rows_with_local_times_do_not_set_the_time_of_later_messages(empty
         "insert into conversations (continuation_id) values ('old')",
         "insert into messages (conversation_id, role, content) select id, 'user', 'one' from conversations"
         " where continuation_id = 'old'",
+        *LOCAL_TIME,
     )
-    await upgrade(url, "0019")
-    await run(url, *LOCAL_TIME)
     assert await value(url, AHEAD) > 0
     kept = await value(url, "select max(created_at) from messages")
     await upgrade(url)

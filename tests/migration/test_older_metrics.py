@@ -9,7 +9,10 @@ import pytest
 from alembic.util import CommandError
 
 from exai.db.migrate import upgrade
-from tests.support.migrations import downgrade, run, session, value
+from exai.db.revision import expected_revision
+from tests.support.migrations import before, downgrade, named, run, session, value
+
+EARLIER, BACKFILL = before("backfill_older_metrics"), named("backfill_older_metrics")
 
 WITH_TYPE = """
 create schema monitoring;
@@ -192,8 +195,8 @@ async def test_it_goes_on_where_it_was_broken_off(empty_postgres_url: str, older
     """Half done and run again, and once more: the same rows, not one of them written again."""
     url = empty_postgres_url
     await run(url, older.sql)
-    await upgrade(url, "0008")
-    await run(url, older.insert, "update exai.alembic_version set version_num = '0007'")
+    await upgrade(url, BACKFILL)
+    await run(url, older.insert, f"update exai.alembic_version set version_num = '{EARLIER}'")
     await upgrade(url)
     everything = "select array_agg(m.xmin || m::text order by id) from monitoring.metrics_raw m"
     before = await value(url, everything)
@@ -230,15 +233,15 @@ async def test_going_back_refuses_to_lose_them(empty_postgres_url: str, older: O
     await run(url, older.sql)
     await upgrade(url)
     with pytest.raises(CommandError, match="metrics_raw_adopted"):
-        await downgrade(url, "0008")
-    assert await value(url, "select version_num from exai.alembic_version") == "0009"
+        await downgrade(url, BACKFILL)
+    assert await value(url, "select version_num from exai.alembic_version") == expected_revision()
 
 
 async def test_going_back_refuses_to_lose_ours(postgres_url: str) -> None:
     """Sums as well as raw rows."""
     await run(postgres_url, "select monitoring.insert_metric('a')")
     with pytest.raises(CommandError, match=r"monitoring\.metrics_raw holds rows"):
-        await downgrade(postgres_url, "0008")
+        await downgrade(postgres_url, BACKFILL)
     await run(postgres_url, "truncate monitoring.metrics_raw")
     with pytest.raises(CommandError, match=r"monitoring\.metrics_1min holds rows"):
-        await downgrade(postgres_url, "0008")
+        await downgrade(postgres_url, BACKFILL)

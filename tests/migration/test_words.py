@@ -1,35 +1,34 @@
-"""The words of messages that are there already are indexed by a migration that can be broken off and taken back."""
+"""The words of an older system's messages are indexed by a revision, which continues where it was interrupted."""
 
 from __future__ import annotations
 
 import asyncpg
 import pytest
+from alembic.script import ScriptDirectory
 
 from exai.db.conversations import ConversationRepository
-from exai.db.migrate import upgrade
+from exai.db.migrate import migration_config, upgrade
 from exai.db.search import SearchQuery, SearchRepository
 from exai.models import LOCAL_OWNER
 from tests.support.database import conversation_of, opened
-from tests.support.migrations import downgrade, run, session, value
+from tests.support.migrations import before, named, run, session, value
 from tests.support.older import LIKE_SUPABASE
 
-BEFORE = "0013"
-FILL = (
-    "insert into conversations (continuation_id, next_seq) select 'c' || i, 12 from generate_series(1, 50) i",
-    "insert into messages (conversation_id, seq, turn_id, role, content)"
-    " select c.id, s, c.id, 'user', 'word ' || s from conversations c cross join generate_series(1, 11) s",
+OLDER = (
+    LIKE_SUPABASE,
+    "truncate conversations, messages, files, conversation_files",
+    "insert into conversations (continuation_id, title)"
+    " select 'c' || i, case when i % 2 = 0 then 'title of ' || i end from generate_series(1, 50) i",
+    "insert into messages (conversation_id, role, content, created_at)"
+    " select c.id, 'user', 'word ' || s, '2025-01-01'::timestamptz + s * interval '1 minute'"
+    " from conversations c cross join generate_series(1, 11) s",
 )
 AGREE = """
 select count(*)
   from messages m
   join exai.message_words w using (conversation_id, seq, created_at)
   join conversations c on c.id = m.conversation_id
- where w.words = case w.version when 1 then to_tsvector('simple', m.content)
-                                else (select x.words from exai.words_v1(exai.owner_key_v1(c.owner), m.content) x) end
-"""
-OUTDATED = "select count(*) from exai.message_words where version < 2"
-INDEXES = """
-select string_agg(indexname, ',') from pg_indexes where indexname in ('messages_text_idx', 'message_words_words_idx')
+ where w.words = (select x.words from exai.words_v1(exai.owner_key_v1(c.owner), m.content) x)
 """
 
 
@@ -38,69 +37,86 @@ async def found(url: str, text: str) -> int:
         return len((await SearchRepository(database).search(SearchQuery(LOCAL_OWNER, text), limit=1_000)).hits)
 
 
-async def test_messages_are_indexed_on_the_way_up_and_down_and_up(empty_postgres_url: str) -> None:
-    """No message is changed, and what is stored in between is found after it."""
-    url = empty_postgres_url
-    await upgrade(url, BEFORE)
-    await run(url, *FILL)
-    written = "select string_agg(xmin::text || ctid::text, ',') from messages"
-    before = await value(url, written)
-    await upgrade(url)
-    assert (await value(url, AGREE), await value(url, INDEXES)) == (550, "message_words_words_idx")
-    assert await found(url, "word 7") == 50
-    async with opened(url) as database:
-        await conversation_of(ConversationRepository(database), "word 7")
-    await downgrade(url, BEFORE)
-    assert await value(url, INDEXES) == "messages_text_idx"
-    await run(
-        url, "insert into messages (conversation_id, role, content) select id, 'user', 'word 7' from conversations"
-    )
-    await upgrade(url)
-    assert await value(url, AGREE) == 602
-    assert await found(url, "word 7") == 102
-    assert (await value(url, written)).startswith(before)
+async def back_to(url: str, revision: str) -> None:
+    """Let the next upgrade run what follows this revision again, as after an interruption."""
+    await run(url, f"update exai.alembic_version set version_num = '{revision}'")
 
 
-async def test_it_goes_on_where_it_was_broken_off(empty_postgres_url: str) -> None:
-    """Some are indexed, others were changed or stored since they were, and the index was half built."""
+async def test_messages_and_titles_of_an_older_system_are_indexed(empty_postgres_url: str) -> None:
+    """By the rules by which new ones are; a long message waits for the daemon, and is found meanwhile."""
     url = empty_postgres_url
-    await upgrade(url, BEFORE)
-    await run(url, *FILL)
-    await upgrade(url, "0014")
+    await run(url, *OLDER)
     await run(
         url,
-        "insert into exai.message_words select conversation_id, seq, created_at, to_tsvector('simple', content)"
-        " from messages order by conversation_id, seq limit 333",
+        "insert into messages (conversation_id, role, content) select id, 'user', repeat('filling ', 9000) || 'needle'"
+        " from conversations where continuation_id = 'c7'",
+        "update messages set content = content || ' caf\u00e9 fooBar' where content = 'word 1'",
+    )
+    await upgrade(url)
+    assert await value(url, AGREE) == 550
+    assert await value(url, "select count(*) from exai.message_words where seq = 0") == 25
+    assert await value(url, "select count(*) from exai.unindexed_messages") == 1
+    texts = {"word 7": 50, "word": 500, "cafe": 50, "bar": 50, "title": 25, "needle": 1}
+    assert {text: await found(url, text) for text in texts} == texts
+    async with opened(url) as database:
+        while (await SearchRepository(database).index(1_000)).left:
+            pass
+        await conversation_of(ConversationRepository(database), "word 7")
+    assert {text: await found(url, text) for text in texts} == texts | {"word 7": 51}
+
+
+async def test_it_continues_where_it_was_interrupted(empty_postgres_url: str) -> None:
+    """Some are indexed, others were changed or stored since they were, and the index was half built."""
+    url = empty_postgres_url
+    await run(url, *OLDER)
+    await upgrade(url, named("backfill_older_rows"))
+    await run(
+        url,
+        "delete from exai.message_words where seq > 5 or (seq = 0 and conversation_id in"
+        " (select id from conversations where continuation_id like 'c1%'))",
         "update messages set content = 'changed' where seq = 1",
         "insert into messages (conversation_id, role, content) select id, 'user', 'new' from conversations",
+        "create table kept as select xmin::text::bigint as written, w.conversation_id, w.seq from exai.message_words w",
         "create index message_words_words_idx on exai.message_words using gin (words)",
         "update pg_index set indisvalid = false where indexrelid = 'exai.message_words_words_idx'::regclass",
     )
+    await back_to(url, before("backfill_older_rows"))
     await upgrade(url)
+    again = (
+        "select count(*) from kept k left join exai.message_words w using (conversation_id, seq)"
+        " where w.xmin::text::bigint is distinct from k.written"
+    )
+    assert await value(url, again) == 0
     assert await value(
         url, "select indisvalid from pg_index where indexrelid = 'exai.message_words_words_idx'::regclass"
     )
     for _ in ("waiting", "indexed"):
-        assert [await found(url, each) for each in ("word", "changed", "new")] == [500, 50, 50]
+        assert [await found(url, each) for each in ("word", "changed", "new", "title")] == [500, 50, 50, 25]
         async with opened(url) as database:
             await SearchRepository(database).index(1_000)
     assert await value(url, AGREE) == 600
 
 
-async def test_whoever_holds_a_conversation_is_not_waited_for(empty_postgres_url: str) -> None:
-    """Its messages are queued; whoever deletes it would make the migration fail."""
+async def test_a_locked_conversation_is_not_waited_for(empty_postgres_url: str) -> None:
+    """Its messages and title are queued; waiting for its deletion would make the migration fail."""
     url = empty_postgres_url
-    await upgrade(url, BEFORE)
-    await run(url, *FILL)
-    async with session(url) as connection, connection.transaction():
-        await connection.execute("select from conversations where continuation_id in ('c7', 'c9') for update")
-        await upgrade(url, "0022")
-        await connection.execute("delete from conversations where continuation_id = 'c9'")
+    await run(url, *OLDER)
+    await upgrade(url, named("backfill_older_rows"))
+    await run(url, "truncate exai.message_words, exai.unindexed_messages")
+    module = ScriptDirectory.from_config(migration_config()).get_revision(named("backfill_older_rows")).module
+    async with session(url) as locking, session(url) as indexing, locking.transaction():
+        await locking.execute("select from conversations where continuation_id in ('c8', 'c9') for update")
+        await indexing.execute("set lock_timeout = '1ms'")
+        for statement, first in ((module.INDEX_MESSAGES, module.FIRST_MESSAGE), (module.INDEX_TITLES, (module.FIRST,))):
+            row = await indexing.fetchrow(statement, *first)
+            while row:
+                row = await indexing.fetchrow(statement, *row)
+        await locking.execute("delete from conversations where continuation_id = 'c9'")
     await upgrade(url)
-    assert (await value(url, AGREE), await found(url, "word 7")) == (528, 49)
+    assert (await value(url, AGREE), await found(url, "word 7"), await found(url, "title")) == (528, 49, 25)
     async with opened(url) as database:
         await SearchRepository(database).index(1_000)
-    assert (await value(url, AGREE), await found(url, "word 7")) == (539, 49)
+    assert (await value(url, AGREE), await found(url, "word 7"), await found(url, "title")) == (539, 49, 25)
     assert await value(url, "select count(*) from exai.unindexed_messages") == 0
 
 
@@ -126,35 +142,3 @@ async def test_what_older_clients_stored_is_searched(empty_postgres_url: str) ->
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await connection.execute("select from exai.message_words")
     assert [await found(url, each) for each in ("a1", "b1", "c1", "d1")] == [0, 0, 3, 1]
-
-
-async def test_what_an_earlier_release_indexed_is_found_while_it_is_indexed_again(empty_postgres_url: str) -> None:
-    """In portions, each in a transaction of its own; the migration indexes titles, also where it is run again."""
-    url = empty_postgres_url
-    await upgrade(url, "0017")
-    await run(
-        url,
-        *FILL,
-        "update messages set content = content || ' caf\u00e9 fooBar' where seq = 1",
-        "update conversations set title = 'the title of ' || continuation_id",
-        "select exai.index_messages_v1(10000)",
-    )
-    assert await value(url, "select count(*) from exai.message_words") == 550
-    await upgrade(url)
-    assert await value(url, OUTDATED) == 550
-    texts = {"word 7": 50, "word": 500, "caf\u00e9": 50, "title": 50, "c7": 1}
-    left = 550
-    async with opened(url) as database:
-        search = SearchRepository(database)
-        while left:
-            assert {text: await found(url, text) for text in texts} == texts
-            indexed = await search.index(100)
-            assert (indexed.indexed, indexed.left, indexed.outdated) == (min(left, 100), 0, max(left - 100, 0))
-            left = indexed.outdated
-    assert {text: await found(url, text) for text in texts} == texts
-    assert [await found(url, each) for each in ("cafe", "bar", "foobar")] == [50, 50, 50]
-    assert (await value(url, OUTDATED), await value(url, AGREE)) == (0, 550)
-    await downgrade(url, "0017")
-    await run(url, "select exai.index_messages_v1(10000)")
-    await upgrade(url)
-    assert {text: await found(url, text) for text in texts} == texts

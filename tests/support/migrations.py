@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from alembic import command
@@ -19,6 +20,19 @@ def revisions() -> list[str]:
     """All of them, oldest first."""
     scripts = ScriptDirectory.from_config(migration_config())
     return [script.revision for script in reversed(list(scripts.walk_revisions()))]
+
+
+def named(name: str) -> str:
+    """The revision whose file is called `NNNN_NAME.py`."""
+    scripts = ScriptDirectory.from_config(migration_config())
+    (found,) = (each.revision for each in scripts.walk_revisions() if Path(each.path).stem.split("_", 1)[1] == name)
+    return found
+
+
+def before(name: str) -> str:
+    """The revision that the one of this name follows."""
+    known = revisions()
+    return known[known.index(named(name)) - 1]
 
 
 async def downgrade(url: str, revision: str) -> None:

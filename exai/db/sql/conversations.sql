@@ -2,7 +2,7 @@
 -- repeat: read
 -- One page of a conversation and its header, within a number of bytes; by the primary key of messages, in one snapshot.
 select p.head::text, p.messages::bytea
-  from exai.read_page_v3($1::text, $2::text, $3::bigint, $4::bigint, $5::integer, $6::bigint, $7::integer) p;
+  from exai.read_page_v1($1::text, $2::text, $3::bigint, $4::bigint, $5::integer, $6::bigint, $7::integer) p;
 
 -- name: read_pages
 -- repeat: read
@@ -10,7 +10,7 @@ select p.head::text, p.messages::bytea
 -- has no row. Rows of one page come in the order of the function's, which a lateral join calls for one after the other.
 select a.number::integer as number, p.head::text, p.messages::bytea
   from unnest($1::text[], $2::text[]) with ordinality a(owner, name, number)
-       cross join lateral exai.read_page_v3(a.owner, a.name, null, 0, $3::integer, $4::bigint, 0) p;
+       cross join lateral exai.read_page_v1(a.owner, a.name, null, 0, $3::integer, $4::bigint, 0) p;
 
 -- name: append
 -- repeat: keyed

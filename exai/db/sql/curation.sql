@@ -2,13 +2,13 @@
 -- repeat: keyed
 -- Makes a conversation that shares another one's beginning; once per request key, by turns_owner_key.
 select p.part::text, p.data::text
-  from exai.fork_v2($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::bigint, $8::text) p;
+  from exai.fork_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::bigint, $8::text) p;
 
 -- name: change_conversation
 -- repeat: keyed
 -- Changes what a conversation is called and marked with, or marks it as deleted; once per request key. Locks it.
 select p.part::text, p.data::text
-  from exai.change_conversation_v2($1::text, $2::text, $3::text::uuid, $4::text, $5::text, $6::text, $7::text::jsonb,
+  from exai.change_conversation_v1($1::text, $2::text, $3::text::uuid, $4::text, $5::text, $6::text, $7::text::jsonb,
                                    $8::bigint) p;
 
 -- name: purge_conversations
@@ -86,5 +86,5 @@ select 'files', null::bigint, null::text, null::text, null::timestamptz, null::t
 -- repeat: keyed
 -- Stores one batch of an import with its own times; locks the conversation.
 select p.part::text, p.data::text
-  from exai.import_v2($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::text::jsonb,
+  from exai.import_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::text::jsonb,
                       $8::bigint, $9::text[], $10::text[], $11::text[], $12::text[], $13::text[]) p;

@@ -7,12 +7,12 @@ select s.continuation_id::text as continuation_id, s.conversation_id::text as co
        s.excerpt::text as excerpt, s.cut_before::boolean as cut_before, s.cut_after::boolean as cut_after,
        s.words::text[] as words, s.level::integer as level, s.missing::text[] as missing,
        s.unread::bigint as unread
-  from exai.search_v3($1::text, $2::text, $3::text, $4::text, $5::timestamptz, $6::timestamptz, $7::text, $8::text,
+  from exai.search_v1($1::text, $2::text, $3::text, $4::text, $5::timestamptz, $6::timestamptz, $7::text, $8::text,
                       $9::text[], $10::text::jsonb, $11::integer, $12::text::numeric, $13::text::uuid, $14::bigint,
                       $15::timestamptz, $16::integer, $17::integer) s;
 
 -- name: index_messages
 -- repeat: keyed
--- Indexes the words of some of the messages that wait for it, and says how many, and how many wait or are outdated.
-select i.o_indexed::integer as indexed, i.o_left::bigint as left_over, i.o_outdated::bigint as outdated
-  from exai.index_messages_v2($1::integer) i;
+-- Indexes the words of some of the messages that wait for it, and says how many, and how many wait still.
+select i.o_indexed::integer as indexed, i.o_left::bigint as left_over
+  from exai.index_messages_v1($1::integer) i;

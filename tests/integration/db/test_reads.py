@@ -115,7 +115,7 @@ async def test_times_are_in_utc_and_can_be_held(repository: ConversationReposito
     try:
         await connection.execute("set timezone = 'Asia/Kolkata'")
         page = await connection.fetchval(
-            "select p.messages from exai.read_page_v3('local', $1, null, 0, 50, 2000000, 0) p", name
+            "select p.messages from exai.read_page_v1('local', $1, null, 0, 50, 2000000, 0) p", name
         )
     finally:
         await connection.close()

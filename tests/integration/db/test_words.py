@@ -21,7 +21,7 @@ from tests.support.waiting import wait_until
 WAITING = "select count(*) from exai.unindexed_messages"
 WORDS = "select count(distinct (conversation_id, seq)) from exai.message_words"
 PARTS = "select count(*) from exai.message_words"
-INDEX = "select o_indexed, o_left from exai.index_messages_v2(500)"
+INDEX = "select o_indexed, o_left from exai.index_messages_v1(500)"
 
 
 @pytest.fixture

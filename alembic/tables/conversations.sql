@@ -1,0 +1,22 @@
+create table public.conversations (
+    id uuid not null default gen_random_uuid(),
+    owner text not null default 'local',
+    continuation_id text not null default gen_random_uuid()::text,
+    title text,
+    metadata jsonb not null default '{}',
+    tags text[] not null default '{}',
+    parent_id uuid,
+    parent_seq bigint,
+    next_seq bigint not null default 1,
+    revision bigint not null default 0,
+    edited_revision bigint not null default 0,
+    changed_xid xid8 not null default pg_current_xact_id(),
+    deleted_at timestamptz,
+    created_at timestamptz not null default now(),
+    updated_at timestamptz not null default now(),
+    constraint conversations_pkey primary key (id),
+    constraint conversations_owner_continuation_key unique (owner, continuation_id),
+    constraint conversations_parent_fkey foreign key (parent_id) references public.conversations (id),
+    constraint conversations_parent_check check ((parent_id is null) = (parent_seq is null)),
+    constraint conversations_numbers_check check (next_seq >= 1 and revision >= edited_revision)
+)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from exai.conversations import ConversationService
 from exai.conversations.formats import read_lines, read_markdown
 from exai.db.curation import Change
-from exai.db.search import SearchHit, SearchQuery
+from exai.db.search import SearchHit, SearchPage, SearchQuery
 from exai.errors import InvalidArgument
 from exai.mcp.schemas import output_schema
 from exai.mcp.texts import items
@@ -154,6 +154,13 @@ def curation_tools(conversations: ConversationService) -> tuple[ToolSpec, ...]:
     )
 
 
+def search_text(page: SearchPage, hits: str) -> str:
+    """Return the lines of the hits, and before them what a caller would not expect of them."""
+    lines = [UNREAD.format(count=page.unread)] if page.unread else []
+    lines += [SOME_WORDS] if page.matched == "some" else []
+    return "\n".join((*lines, hits or "Nothing was found."))
+
+
 def _search_tool(conversations: ConversationService) -> ToolSpec:
     async def handle(arguments: SearchArguments, context: CallContext) -> ToolResult:
         query = SearchQuery(
@@ -176,9 +183,7 @@ def _search_tool(conversations: ConversationService) -> ToolSpec:
             "next_cursor": page.cursor_after(len(shown)),
             "unread": page.unread,
         }
-        lines = [UNREAD.format(count=page.unread)] if page.unread else []
-        lines += [SOME_WORDS] if page.matched == "some" else []
-        return ToolResult(structured, "\n".join((*lines, items(shown, HIT) or "Nothing was found.")))
+        return ToolResult(structured, search_text(page, items(shown, HIT)))
 
     return ToolSpec(
         name="conversation_search",

@@ -33,7 +33,9 @@ class Outbox:
         self._messages: deque[Send] = deque()
         self._size_bytes = 0
         self._filled = asyncio.Event()
-        self._room = asyncio.Event()
+        self._room: asyncio.Event | None = None
+        """Made for the first that waits: of most peers none ever does."""
+
         self.is_closed = False
 
     def __len__(self) -> int:
@@ -47,8 +49,7 @@ class Outbox:
     async def room(self) -> None:
         """Wait for room; as with `put`, the reader makes it or closes the outbox."""
         while not self.has_room:
-            self._room.clear()
-            await self._room.wait()
+            await self._more_room()
 
     async def put(self, message: Send) -> None:
         """Wait for room, then queue; a message for a closed outbox is dropped, because its peer is gone.
@@ -56,8 +57,13 @@ class Outbox:
         The wait has no limit of its own: the reader either makes room or closes the outbox.
         """
         while not self.put_now(message):
-            self._room.clear()
-            await self._room.wait()
+            await self._more_room()
+
+    async def _more_room(self) -> None:
+        if self._room is None:
+            self._room = asyncio.Event()
+        self._room.clear()
+        await self._room.wait()
 
     def put_now(self, message: Send) -> bool:
         """Do what `put` does unless that has to wait; False when it has to."""
@@ -88,7 +94,8 @@ class Outbox:
         message = self._messages.popleft()
         self._size_bytes -= len(message.data)
         self._account.give(len(message.data))
-        self._room.set()
+        if self._room is not None:
+            self._room.set()
         self._is_reader_sending = True
         return message
 
@@ -100,7 +107,8 @@ class Outbox:
             self._account.give(self._size_bytes)
             self._size_bytes = 0
         self._filled.set()
-        self._room.set()
+        if self._room is not None:
+            self._room.set()
 
     def push(self, message: Send) -> bool:
         """Send or queue a message, for which there must be room; False when its peer is gone."""

@@ -11,7 +11,7 @@ import itertools
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar, copy_context
+from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING
 
 import structlog
@@ -87,10 +87,14 @@ class Session:
         # Called when no call runs or unwinds any more.
         self.when_quiet: Callable[[], None] | None = None
         self._expiry: asyncio.TimerHandle | None = None
-        # What all calls have in common is set once; each gets a copy, which takes no longer than the task's own.
-        self._context = copy_context()
-        self._context.run(self._identify)
+        self._context: Context | None = None
         self._watch_expiry()
+
+    def _common_context(self) -> Context:
+        """Return what all calls have in common, set once; each gets a copy, which takes no longer than a task's own."""
+        context = self._context = copy_context()
+        context.run(self._identify)
+        return context
 
     def _identify(self) -> None:
         _OWNER.set(self.owner)
@@ -186,9 +190,10 @@ class Session:
         except Overloaded as error:
             self._refuse(call, rpc_error(error))
             return
+        context = self._context or self._common_context()
         running = self._running[call.id] = Running(call, size_bytes)
         running.task = self._loop.create_task(
-            self._run(running), name=f"mcp {call.method.name}", context=self._context.copy()
+            self._run(running), name=f"mcp {call.method.name}", context=context.copy()
         )
 
     def _refuse(self, call: Call, error: RpcError | ExaiError) -> None:

@@ -65,7 +65,7 @@ class Lane:
     def take(self, post: Post) -> bool:
         """Begin to answer a post, or return False when it has to go the long way."""
         fields = [each for each in post.headers if each[0] != LENGTH]
-        if len(fields) != len(post.headers) - 1 or (fields != self._fields and not self._read(fields)):
+        if len(fields) != len(post.headers) - 1 or (fields != self._fields and not self._read(post, fields)):
             return False
         message = jsonrpc.parse(post.body)
         if not isinstance(message, Request) or not self._way.is_usual(message) or self._admitted is None:
@@ -79,7 +79,6 @@ class Lane:
         quota = self._way.server.quotas.of(self._admitted.owner)
         if not quota.connect():
             return False
-        post.admit()
         exchange = self._exchange
         if exchange is None or exchange.quota is not quota or not exchange.is_free:
             exchange = self._exchange = Exchange(self._way, quota, self._admitted, post.peer)
@@ -92,12 +91,13 @@ class Lane:
             self._exchange.session = None  # The two refer to each other.
         self._exchange = None
 
-    def _read(self, fields: list[Header]) -> bool:
+    def _read(self, post: Post, fields: list[Header]) -> bool:
         """Remember what these headers say; False when what they come with goes the long way."""
         headers = header_map(fields)
         admitted = self._way.server.edge.admit_at_once(headers)
         if admitted is None or unfit("POST", headers, self._way.server.settings.message_max_bytes):
             return False
+        post.admit()
         if self._admitted != admitted:
             self._exchange = None
         self._fields, self._headers, self._admitted = fields, headers, admitted

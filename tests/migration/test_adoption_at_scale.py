@@ -59,13 +59,13 @@ ROWS = (
     # Written in another order than that of time; many share a time, some have none, some a role of another system.
     'insert into messages (conversation_id, role, content, metadata, "timestamp", mark)'
     " select h.id, case g.n % 97 when 0 then 'AI' else (array['user', 'assistant'])[1 + g.n % 2] end,"
-    " case when g.n % 1009 > 0 then 'word' || g.n || repeat(' and then we read it once more,', 5) end,"
+    " case when g.n % 1009 > 0 then 'word ' || g.n || repeat(' and then we read it once more,', 5) end,"
     " case g.n % 3 when 0 then null when 1 then '{{}}' else jsonb_build_object('n', g.n) end,"
     " case when g.n % 499 > 0 then '2024-06-01'::timestamptz"
     " + (g.n::bigint * 7919 % {messages}) / 3 * interval '1 second' end, 'bulk'"
     " from generate_series(1, {messages}) g(n) join homes h on h.n ="
     " case when g.n % {share} = 0 then 1 + (g.n / {share}) % {long} else 1 + g.n % {conversations} end",
-    "update messages set conversation_id = gen_random_uuid() where mark = 'bulk' and content like 'word7777 %'",
+    "update messages set conversation_id = gen_random_uuid() where mark = 'bulk' and content like 'word 7777 %'",
     "insert into files (storage_path, mark, uploaded_by) select 'p/' || n, 'bulk', 'u' from generate_series(1, 2000) n",
     "insert into conversation_files select h.id, f.id, 'bulk' from homes h"
     " join (select id, (row_number() over (order by id))::int as n from files) f on f.n = 1 + h.n % 2000"

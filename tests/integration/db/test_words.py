@@ -371,3 +371,28 @@ async def test_words_follow_a_conversation_to_another_owner(
             page = await search.search(SearchQuery(Owner("other"), text), limit=9)
             assert [hit.seq for hit in page.hits] == [seq]
         await search.index()
+
+
+PLAIN = (
+    "",
+    " ",
+    "!?",
+    "Hello, World",
+    "It's a \\ test",
+    "  a,b;c d ",
+    "z" * 300,
+    "tab\tand\n'quoted'",
+    "ABC DEF",
+    "a\x01b",
+)
+
+
+@pytest.mark.parametrize("text", PLAIN)
+async def test_the_words_of_a_plain_text_are_its_units(sql: OneTrip, text: str) -> None:
+    """Such a text does not take the way of all others, which takes longer."""
+    words = await sql.fetchval("select array_agg(w.words::text) from exai.words_v1('k', $1::text) w", text)
+    units = await sql.fetchval(
+        "select string_agg('''k' || u.word || ''':' || u.place, ' ')::tsvector::text from exai.units_v1($1::text) u",
+        text,
+    )
+    assert words == (None if units is None else [units])

@@ -27,7 +27,8 @@ begin
   v_text := exai.fold_v1(v_text, true);
   v_is_ascii := octet_length(v_text) = length(v_text);
   if v_is_ascii then
-    v_text := regexp_replace(v_text, E'[^a-z0-9\x01]+', ' ', 'g');
+    -- Single spaces, of which there are most, are left as they are: that takes half the time.
+    v_text := regexp_replace(regexp_replace(v_text, E'[^a-z0-9\x01 ]+', ' ', 'g'), '  +', ' ', 'g');
   else
     v_text := regexp_replace(
       v_text,

@@ -23,6 +23,7 @@ from exai.command import (
     accept_any_character,
     announce_env_file,
     read_settings,
+    require_server,
     run,
 )
 from exai.environment import ENV_FILE_VARIABLE
@@ -91,6 +92,7 @@ def _first_known(error: BaseException) -> ExaiError | None:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    require_server("serve")
     from exai.daemon import serve
 
     given = {
@@ -173,6 +175,7 @@ def _program() -> str:
 
 
 def _connect(options: argparse.Namespace) -> int:
+    require_server("connect")
     from exai.addresses import UnusableAddress, check_websocket
     from exai.environment import read_environment
     from exai.mcp.bridge import run_bridge
@@ -314,6 +317,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
+    require_server("bench")
     from exai.bench.command import bench, bench_cloud, bench_door
     from exai.config import LogSettings
     from exai.logs import configure_logging

@@ -10,6 +10,7 @@ from collections.abc import Coroutine, Mapping
 from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from exai.errors import StartupError
 from exai.terminal_text import shown
 
 if TYPE_CHECKING:
@@ -21,6 +22,22 @@ Result = TypeVar("Result")
 OK, FAILED, MISCONFIGURED, INTERRUPTED = 0, 1, 2, 130
 
 OBJECTS_PER_COLLECTION = 10_000
+
+SERVER_PACKAGES = ("websockets", "uvicorn", "starlette", "httptools", "jwt", "cryptography")
+"""Import names of what the extra `server` installs on every platform."""
+
+
+def require_server(command: str) -> None:
+    """Raise StartupError, with the cure, when the packages of the extra `server` are not installed."""
+    from importlib.util import find_spec
+
+    missing = [name for name in SERVER_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise StartupError(
+            f"exai {command}",
+            f"needs packages that are not installed ({', '.join(missing)})",
+            'Install them with pip install "exai[server]"',
+        )
 
 
 def read_settings(overrides: Mapping[str, str] | None = None, *, errors_only: bool = False) -> Settings:
@@ -53,9 +70,10 @@ def accept_any_character() -> None:
 
 
 def run(main_task: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine to its end, on uvloop where it exists."""
+    """Run a coroutine to its end, on uvloop where the extra `server` installed it."""
     import asyncio
     import gc
+    from importlib.util import find_spec
 
     if sys.implementation.name != "cpython":
         return asyncio.run(main_task)
@@ -64,7 +82,7 @@ def run(main_task: Coroutine[Any, Any, Result]) -> Result:
     thresholds = gc.get_threshold()
     gc.set_threshold(OBJECTS_PER_COLLECTION)
     try:
-        if sys.platform == "win32":
+        if sys.platform == "win32" or find_spec("uvloop") is None:
             return asyncio.run(main_task)
         import uvloop
 

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_origin
 
-from pydantic import BaseModel, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from exai.addresses import UnusableAddress, is_loopback, redact
 from exai.credentials import check_credentials, check_data_dir
@@ -85,10 +84,10 @@ def default_data_dir(environ: Mapping[str, str] = os.environ) -> Path:
     return (data_home if data_home.is_absolute() else home / ".local" / "share") / "exai"
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Everything that can be configured; `load_settings` is the one way to read it from the environment."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
     database: DatabaseSettings = DatabaseSettings()
     cache: CacheSettings = CacheSettings()
@@ -104,19 +103,6 @@ class Settings(BaseSettings):
     start_wait_s: float = Field(default=0.0, ge=0)
 
     _reading: Reading = PrivateAttr(default=Reading({}, None))
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take values from the constructor only: the library's own reading would skip the rules of `load_settings`."""
-        del settings_cls, env_settings, dotenv_settings, file_secret_settings
-        return (init_settings,)
 
     @property
     def env_file(self) -> Path | None:

@@ -12,19 +12,36 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+COMPILE = (
+    "pip",
+    "compile",
+    "-q",
+    "--no-emit-index-url",
+    "--no-annotate",
+    "--no-header",
+    "--python-version",
+    "3.11",
+)
+EXTRAS = ("--extra", "server", "--extra", "embedded")
+RUN = (*EXTRAS, "--group", "build")
 LOCKS = {
-    "run": ["pyproject.toml", "--extra", "embedded", "--group", "build"],
-    "dev": ["pyproject.toml", "--extra", "embedded", "--group", "build", "--group", "dev"],
+    "run": ["pyproject.toml", *RUN],
+    "dev": ["pyproject.toml", *RUN, "--group", "dev"],
     "referees": ["--group", "referees"],
     "clients": ["--group", "clients"],
-    "fuzz": ["pyproject.toml", "--group", "fuzz"],
+    "fuzz": ["pyproject.toml", "--extra", "server", "--group", "fuzz"],
     "peers": ["--group", "peers"],
 }
 HELD = ("dev", "fuzz")
+OLDEST_PLATFORM = ("--python-platform", "linux")
+LOWEST = "lowest"
+"""The oldest direct versions that pyproject.toml allows, with the test tools of today, for Linux and the oldest Python:
+old releases have no wheels for newer ones."""
 NPM_LOCKS = ("tests/conformance/package-lock.json", "tests/clients/package-lock.json")
 
 
@@ -47,30 +64,39 @@ def write(uv: str, *, keep: bool) -> None:
 
     With `keep`, versions that are locked and still fit stay as they are.
     """
-    digest = inputs_digest()
     for name, options in LOCKS.items():
-        path = ROOT / "requirements" / f"{name}.lock"
-        constraint = ["--constraint", "requirements/run.lock"] if name in HELD else []
+        held = ["--constraint", "requirements/run.lock"] if name in HELD else []
+        compile_lock(uv, name, ["--universal", *options, *held, *([] if keep else ["--upgrade"])])
+    with tempfile.TemporaryDirectory() as directory:
+        oldest = Path(directory) / "oldest.txt"
         command = [
-            uv,
-            "pip",
-            "compile",
-            "-q",
-            "--universal",
-            "--generate-hashes",
-            "--no-emit-index-url",
-            "--no-annotate",
+            *COMPILE,
+            "--resolution",
+            "lowest-direct",
+            "pyproject.toml",
+            *EXTRAS,
+            *OLDEST_PLATFORM,
+            "-o",
+            str(oldest),
         ]
-        command += ["--no-header", "--python-version", "3.11", *options, *constraint]
-        command += [] if keep else ["--upgrade"]
-        subprocess.run([*command, "-o", str(path)], cwd=ROOT, check=True)
-        path.write_text(f"# inputs: {digest}\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
+        subprocess.run([uv, *command], cwd=ROOT, check=True)
+        # Held by `==`, because the second resolution is of the newest test tools.
+        compile_lock(
+            uv, LOWEST, ["pyproject.toml", *RUN, "--group", "test", *OLDEST_PLATFORM, "--constraint", str(oldest)]
+        )
+
+
+def compile_lock(uv: str, name: str, options: list[str]) -> None:
+    """Resolve into the lock `name`, with hashes and the digest of what it was resolved from."""
+    path = ROOT / "requirements" / f"{name}.lock"
+    subprocess.run([uv, *COMPILE, "--generate-hashes", *options, "-o", str(path)], cwd=ROOT, check=True)
+    path.write_text(f"# inputs: {inputs_digest()}\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
 
 
 def problems() -> list[str]:
     """Say what is wrong with the committed locks; empty when nothing is."""
     found = []
-    for name in LOCKS:
+    for name in (*LOCKS, LOWEST):
         path = ROOT / "requirements" / f"{name}.lock"
         text = path.read_text(encoding="utf-8")
         if not text.startswith(f"# inputs: {inputs_digest()}\n"):

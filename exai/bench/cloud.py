@@ -18,11 +18,11 @@ from exai.bench.operations import APPEND, FULL, HIT, Operation, Operations
 from exai.bench.plan import FULL as FULL_PLAN
 from exai.bench.plan import QUICK as QUICK_PLAN
 from exai.bench.plan import Plan, Texts
+from exai.bench.postgres_floor import remove_all
 from exai.bench.report import Target, columns, target_lines
 from exai.bench.run import Progress, machine
 from exai.bench.servers import Servers, open_servers, through_wire
 from exai.config import load_settings
-from exai.db.floor import remove_all
 
 CLOUD_MS: Final = 10.0
 """Latency of the database each way: another provider's data centre in the same part of the world."""

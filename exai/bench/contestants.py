@@ -13,11 +13,11 @@ from typing import Final
 
 from exai.app import App, open_app
 from exai.bench.plan import Plan, Texts
+from exai.bench.postgres_floor import OWNER, DatabaseFloor, make_files, make_tables, open_database_floor
+from exai.bench.redis_floor import CacheFloor, open_cache_floor
 from exai.bench.servers import Servers
-from exai.cache.floor import CacheFloor, open_cache_floor
 from exai.config import load_settings
 from exai.conversations import AppendRequest
-from exai.db.floor import OWNER, DatabaseFloor, make_files, make_tables, open_database_floor
 from exai.models import ContinuationId, FileId
 
 AT_ONCE: Final = 8

@@ -13,9 +13,9 @@ from typing import Final
 from exai.bench.batch import Run
 from exai.bench.contestants import Contestants, Data, batched_range
 from exai.bench.plan import FILES_PER_APPEND, Texts
+from exai.bench.postgres_floor import OWNER
 from exai.conversations import AppendRequest
 from exai.db.conversations import ConversationRepository
-from exai.db.floor import OWNER
 from exai.db.search import SearchQuery
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, NewMessage, Source
 

@@ -15,9 +15,9 @@ from exai.bench.contestants import UNSAMPLED, Data, open_contestants, seed
 from exai.bench.measure import Comparison, Cost, compare, count
 from exai.bench.operations import Absent, Operations, Pair
 from exai.bench.plan import FAR_MS, Plan, Texts
+from exai.bench.postgres_floor import remove_all
 from exai.bench.servers import Servers, open_servers, through_wire
 from exai.config import load_settings
-from exai.db.floor import remove_all
 from exai.errors import ConfigError
 
 Progress = Callable[[float, str], None]

@@ -16,15 +16,15 @@ from typing import Any, Final
 from exai.app import App
 from exai.bench.batch import run_batch
 from exai.bench.contestants import UNSAMPLED, open_contestants
+from exai.bench.filling import DEEP_ID, Filling, open_filling, wide_id
 from exai.bench.plan import Plan, Texts
+from exai.bench.postgres_floor import OWNER, make_tables, remove_all
 from exai.bench.report import Target, columns, target_lines
 from exai.bench.run import Progress, machine
 from exai.bench.servers import Servers, open_servers
 from exai.config import load_settings
 from exai.conversations import AppendRequest
 from exai.db.conversations import ConversationRepository
-from exai.db.filling import DEEP_ID, Filling, open_filling, wide_id
-from exai.db.floor import OWNER, make_tables, remove_all
 from exai.db.search import SearchQuery
 from exai.models import PAGE_MESSAGES, ContinuationId, NewMessage
 

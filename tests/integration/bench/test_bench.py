@@ -39,9 +39,9 @@ from exai.bench.operations import (
     Pair,
 )
 from exai.bench.plan import QUICK, Texts
+from exai.bench.postgres_floor import OWNER, remove_all
 from exai.bench.servers import OWN_STATEMENTS, Servers, through_wire
 from exai.bench.wire import Wire
-from exai.db.floor import OWNER, remove_all
 from exai.errors import ConfigError
 from tests.support.pg_proxy import PgProxy
 from tests.support.redis_proxy import RedisProxy

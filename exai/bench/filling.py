@@ -11,8 +11,8 @@ from typing import Final
 
 import asyncpg
 
+from exai.bench.postgres_floor import OWNER
 from exai.db.address import parse_address
-from exai.db.floor import OWNER
 from exai.models import ContinuationId
 
 BATCH: Final = 10_000

@@ -22,16 +22,9 @@ from alembic.util import CommandError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from exai.db import migrate
 from exai.db.adoption import TABLES, columns_of, older_time
-from exai.db.migrate import (
-    MAX_BATCHES,
-    create_functions,
-    create_index,
-    create_triggers,
-    drop_index,
-    patiently,
-    take_locks,
-)
+from exai.db.migrate import create_functions, create_index, create_triggers, drop_index, patiently, take_locks
 
 revision = "0002"
 down_revision = "0001"
@@ -311,12 +304,12 @@ def upgrade() -> None:
 def walk(statement: str, last: tuple[object, ...]) -> None:
     """Run a statement for the rows after `last`, which returns the last row it has seen, until there are none."""
     with patiently(lock_s=4) as bind:
-        for _ in range(MAX_BATCHES):
+        for _ in range(migrate.MAX_BATCHES):
             rows = bind.exec_driver_sql(statement, last).fetchall()
             if not rows:
                 return
             last = tuple(rows[0])
-    raise CommandError(f"the work was not done after {MAX_BATCHES} batches; run the migration again")
+    raise CommandError(f"the work was not done after {migrate.MAX_BATCHES} batches; run the migration again")
 
 
 def mend(*tables: str) -> None:

@@ -26,8 +26,8 @@ WINDOW_S: Final = 60.0
 """The network floor is the quickest round trip of this window and the one before it."""
 
 WHOLE_CROWD: Final = 8
-"""To a near database so many waiting items go together; of more only half do, so that the server works for some while
-this process works for the others. Otherwise those that once went together would always arrive and wait together."""
+"""So many waiting items go together; of more only half do, so that the server works for some while this process works
+for the others. Otherwise those that once went together would always arrive and wait together."""
 
 HANGING_S: Final = 0.05
 """A statement in flight for so long beyond the network floor may hang. With less, a server that is slow because it is
@@ -121,7 +121,7 @@ class ConcurrencyLimit:
 
     def batch_size(self, waiting: int) -> int:
         """Implement `Limit`."""
-        return waiting if self._network.is_far else max(ceil(waiting / 2), WHOLE_CROWD)
+        return max(ceil(waiting / 2), WHOLE_CROWD)
 
     def max_wait_s(self) -> float:
         """Implement `Limit`."""

@@ -30,7 +30,7 @@ from exai.bench.plan import FAR_MS, FULL, QUICK, Plan, Texts
 from exai.bench.report import CLEAR, bar, columns
 from exai.bench.run import machine
 from exai.bench.servers import Servers, open_servers, through_wire
-from exai.cli import OBJECTS_PER_COLLECTION
+from exai.command import OBJECTS_PER_COLLECTION
 from exai.config import LogSettings, load_settings
 from exai.db.address import parse_address
 from exai.logs import configure_logging

@@ -2179,6 +2179,7 @@ AS $function$
 #variable_conflict use_column
 declare
   c_most_queries constant integer := 70;
+  c_least_work constant bigint := 200000;
   v_terms tsquery[];
   v_groups integer[];
   v_excluded boolean[];
@@ -2198,6 +2199,9 @@ declare
   v_is_any boolean;
   v_is_found boolean := false;
   v_unread bigint := 0;
+  -- What looking through what waits to be indexed may take of this search, whatever it finds.
+  v_work bigint := 1500000;
+  v_stop constant timestamptz := clock_timestamp() + interval '2.5 s';
 begin
   with terms as materialized (
     select t.* from exai.read_query_v1(exai.owner_key_v1(p_owner), p_query) with ordinality t(
@@ -2253,7 +2257,8 @@ begin
         select w.* into v_waiting
           from exai.waiting_v1(
             p_owner, v_terms, v_groups, v_excluded, v_needles, case when v_is_any then v_count else 0 end, v_ids, v_up_to,
-            p_since, p_until, p_as_of) w;
+            p_since, p_until, p_as_of, v_work, v_stop) w;
+        v_work := greatest(v_work - v_waiting.o_work, c_least_work);
         v_unread := greatest(v_unread, v_waiting.o_unread);
       end if;
       return query
@@ -2648,7 +2653,7 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.waiting_v1(p_owner text, p_terms tsquery[], p_groups integer[], p_excluded boolean[], p_needles text[], p_missing integer, p_ids uuid[], p_up_to bigint[], p_since timestamp with time zone, p_until timestamp with time zone, p_as_of timestamp with time zone, OUT o_ids uuid[], OUT o_seqs bigint[], OUT o_ats timestamp with time zone[], OUT o_words tsvector[], OUT o_which text[], OUT o_unread bigint)
+CREATE OR REPLACE FUNCTION exai.waiting_v1(p_owner text, p_terms tsquery[], p_groups integer[], p_excluded boolean[], p_needles text[], p_missing integer, p_ids uuid[], p_up_to bigint[], p_since timestamp with time zone, p_until timestamp with time zone, p_as_of timestamp with time zone, p_work bigint, p_stop timestamp with time zone, OUT o_ids uuid[], OUT o_seqs bigint[], OUT o_ats timestamp with time zone[], OUT o_words tsvector[], OUT o_which text[], OUT o_unread bigint, OUT o_work bigint)
  RETURNS record
  LANGUAGE plpgsql
  STABLE
@@ -2656,14 +2661,10 @@ CREATE OR REPLACE FUNCTION exai.waiting_v1(p_owner text, p_terms tsquery[], p_gr
  SET plan_cache_mode TO 'force_generic_plan'
 AS $function$
 declare
-  -- Microseconds, about; whichever is reached first.
-  c_work constant bigint := 1500000;
-  c_most constant interval := '2.5 s';
   c_segment constant integer := 50000;
   c_overlap constant integer := 500;
   v_key constant text := exai.owner_key_v1(p_owner);
   v_are_any_excluded constant boolean := true = any(p_excluded);
-  v_stop constant timestamptz := clock_timestamp() + c_most;
   v_work bigint := 0;
   v_row record;
   v_part record;
@@ -2708,7 +2709,7 @@ begin
      order by octet_length(l.content), l.created_at desc
   loop
     v_size := octet_length(v_row.content);
-    if v_work + v_size / 32 > c_work or clock_timestamp() > v_stop then
+    if v_work + v_size / 32 > p_work or clock_timestamp() > p_stop then
       o_unread := o_unread + 1;
       continue;
     end if;
@@ -2727,7 +2728,7 @@ begin
                          substring(v_bytes from v_segment * c_segment + 1 for c_segment + c_overlap), 'UTF8')
                        else substr(v_text, v_segment * c_segment + 1, c_segment + c_overlap) end;
       v_work := v_work + case when v_is_ascii then length(v_folded) / 32 else length(v_folded) / 2 end;
-      v_is_cut := v_segment > 0 and (v_work > c_work or clock_timestamp() > v_stop);
+      v_is_cut := v_segment > 0 and (v_work > p_work or clock_timestamp() > p_stop);
       exit when v_is_cut;
       v_folded := case when v_is_ascii then lower(v_folded) else exai.bare_v1(exai.fold_v1(v_folded)) end;
       v_is_held := false;
@@ -2757,7 +2758,7 @@ begin
                          substring(v_bytes from v_segment * c_segment + 1 for c_segment + c_overlap), 'UTF8')
                        else substr(v_text, v_segment * c_segment + 1, c_segment + c_overlap) end;
       v_work := v_work + case when v_is_ascii then length(v_folded) / 3 else length(v_folded) * 2 end;
-      v_is_cut := v_work > c_work or clock_timestamp() > v_stop;
+      v_is_cut := v_work > p_work or clock_timestamp() > p_stop;
       exit when v_is_cut;
       for v_part in select w.words from exai.words_v1(v_key, v_folded) w loop
         for i in 1 .. cardinality(p_terms) loop
@@ -2784,6 +2785,7 @@ begin
       o_which := o_which || array_to_string(v_which, ',');
     end if;
   end loop;
+  o_work := v_work;
 end
 $function$
 ;

@@ -25,6 +25,7 @@ as $$
 #variable_conflict use_column
 declare
   c_most_queries constant integer := 70;
+  c_least_work constant bigint := 200000;
   v_terms tsquery[];
   v_groups integer[];
   v_excluded boolean[];
@@ -44,6 +45,9 @@ declare
   v_is_any boolean;
   v_is_found boolean := false;
   v_unread bigint := 0;
+  -- What looking through what waits to be indexed may take of this search, whatever it finds.
+  v_work bigint := 1500000;
+  v_stop constant timestamptz := clock_timestamp() + interval '2.5 s';
 begin
   with terms as materialized (
     select t.* from exai.read_query_v1(exai.owner_key_v1(p_owner), p_query) with ordinality t(
@@ -99,7 +103,8 @@ begin
         select w.* into v_waiting
           from exai.waiting_v1(
             p_owner, v_terms, v_groups, v_excluded, v_needles, case when v_is_any then v_count else 0 end, v_ids, v_up_to,
-            p_since, p_until, p_as_of) w;
+            p_since, p_until, p_as_of, v_work, v_stop) w;
+        v_work := greatest(v_work - v_waiting.o_work, c_least_work);
         v_unread := greatest(v_unread, v_waiting.o_unread);
       end if;
       return query

@@ -1,24 +1,23 @@
 -- The messages (and titles: seq 0) of this owner that wait to be indexed and have what is searched for, with the numbers of the
 -- terms each of them has (o_which) and its words, or those of a long one's first segment that has a term. Their words are made
 -- as they would be indexed, segment by segment, of what holds a word of a term (p_needles) somewhere.
--- That is a bounded amount of work, the small ones first: o_unread of them were not looked through, or not to their end.
+-- The small ones come first, and the work is bounded: about p_work microseconds, and until p_stop. o_unread of them were not
+-- looked through, or not to their end.
 create or replace function exai.waiting_v1(
   p_owner text, p_terms tsquery[], p_groups integer[], p_excluded boolean[], p_needles text[], p_missing integer,
   p_ids uuid[], p_up_to bigint[], p_since timestamptz, p_until timestamptz, p_as_of timestamptz,
-  out o_ids uuid[], out o_seqs bigint[], out o_ats timestamptz[], out o_words tsvector[], out o_which text[], out o_unread bigint)
+  p_work bigint, p_stop timestamptz,
+  out o_ids uuid[], out o_seqs bigint[], out o_ats timestamptz[], out o_words tsvector[], out o_which text[], out o_unread bigint,
+  out o_work bigint)
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = 'force_generic_plan'
 as $$
 declare
-  -- Microseconds, about; whichever is reached first.
-  c_work constant bigint := 1500000;
-  c_most constant interval := '2.5 s';
   c_segment constant integer := 50000;
   c_overlap constant integer := 500;
   v_key constant text := exai.owner_key_v1(p_owner);
   v_are_any_excluded constant boolean := true = any(p_excluded);
-  v_stop constant timestamptz := clock_timestamp() + c_most;
   v_work bigint := 0;
   v_row record;
   v_part record;
@@ -63,7 +62,7 @@ begin
      order by octet_length(l.content), l.created_at desc
   loop
     v_size := octet_length(v_row.content);
-    if v_work + v_size / 32 > c_work or clock_timestamp() > v_stop then
+    if v_work + v_size / 32 > p_work or clock_timestamp() > p_stop then
       o_unread := o_unread + 1;
       continue;
     end if;
@@ -82,7 +81,7 @@ begin
                          substring(v_bytes from v_segment * c_segment + 1 for c_segment + c_overlap), 'UTF8')
                        else substr(v_text, v_segment * c_segment + 1, c_segment + c_overlap) end;
       v_work := v_work + case when v_is_ascii then length(v_folded) / 32 else length(v_folded) / 2 end;
-      v_is_cut := v_segment > 0 and (v_work > c_work or clock_timestamp() > v_stop);
+      v_is_cut := v_segment > 0 and (v_work > p_work or clock_timestamp() > p_stop);
       exit when v_is_cut;
       v_folded := case when v_is_ascii then lower(v_folded) else exai.bare_v1(exai.fold_v1(v_folded)) end;
       v_is_held := false;
@@ -112,7 +111,7 @@ begin
                          substring(v_bytes from v_segment * c_segment + 1 for c_segment + c_overlap), 'UTF8')
                        else substr(v_text, v_segment * c_segment + 1, c_segment + c_overlap) end;
       v_work := v_work + case when v_is_ascii then length(v_folded) / 3 else length(v_folded) * 2 end;
-      v_is_cut := v_work > c_work or clock_timestamp() > v_stop;
+      v_is_cut := v_work > p_work or clock_timestamp() > p_stop;
       exit when v_is_cut;
       for v_part in select w.words from exai.words_v1(v_key, v_folded) w loop
         for i in 1 .. cardinality(p_terms) loop
@@ -139,5 +138,6 @@ begin
       o_which := o_which || array_to_string(v_which, ',');
     end if;
   end loop;
+  o_work := v_work;
 end
 $$

@@ -104,6 +104,8 @@ async def test_a_search_says_how_many_waiting_messages_it_did_not_look_through(
     await conversation_of(repository, huge, huge, huge, "дверь")
     page = await page_of(search, "дверь")
     assert ([hit.seq for hit in page.hits], page.unread > 0) == ([4], True)
+    page = await page_of(search, "дверь окно")
+    assert ([hit.seq for hit in page.hits], page.matched, page.unread > 0) == ([4], "some", True)
     page = await page_of(search, "окно")
     assert (page.hits, page.unread > 0, page.next_cursor) == ((), True, None)
 

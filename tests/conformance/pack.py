@@ -58,7 +58,7 @@ class Nothing(Arguments):
 
 def _fixed(text: str, *content: Json) -> Any:
     async def handler(arguments: Nothing, context: CallContext) -> ToolResult:
-        return ToolResult(None, text, content)
+        return ToolResult(None, text, content=content)
 
     return handler
 

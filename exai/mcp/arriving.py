@@ -10,14 +10,11 @@ import asyncio
 import time
 from typing import Protocol
 
-from uvicorn._types import ASGIReceiveEvent
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import Frame
-
 from exai.account import Account
 from exai.config import ServerSettings
 from exai.errors import Overloaded
 from exai.mcp.frames import read_through
+from exai.mcp.library_parts import ASGIReceiveEvent, Frame, WebSocketsSansIOProtocol
 
 SLICE_BYTES = 4_096
 """What is parsed between two looks at the clock; of a long frame four times as much."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from uvicorn.protocols.http.flow_control import FlowControl
+from exai.mcp.library_parts import FlowControl
 
 
 class Flow(FlowControl):

@@ -8,13 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from websockets.protocol import Protocol
-from websockets.streams import StreamReader
-
-try:
-    from websockets.speedups import apply_mask
-except ImportError:  # a platform for which the library has no compiled part
-    from websockets.utils import apply_mask
+from exai.mcp.library_parts import Protocol, StreamReader, apply_mask
 
 MAX_SHORT_BYTES = 65_535
 

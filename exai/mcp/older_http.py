@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from uvicorn._types import ASGISendEvent
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from exai.mcp.library_parts import STATUS_LINE, ASGISendEvent, RequestResponseCycle
 
 
 class UnchunkedCycle(RequestResponseCycle):

@@ -10,8 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, ClassVar, Protocol
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
-
+from exai.mcp.library_parts import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from exai.mcp.pending import STATE, PendingConnection
 
 POST_URL = b"/mcp"

@@ -16,13 +16,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import structlog
-from uvicorn.config import Config
-from uvicorn.server import ServerState
 
 from exai.config import ServerSettings
 from exai.errors import StartupError
 from exai.mcp.asgi import McpApp
 from exai.mcp.descriptors import connections_possible
+from exai.mcp.library_parts import Config, ServerState
 from exai.mcp.server import GOING_AWAY
 from exai.mcp.wire import http_protocol, websocket_protocol
 

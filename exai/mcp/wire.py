@@ -11,22 +11,24 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
-from uvicorn._types import ASGISendEvent
-from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.protocols.utils import ClientDisconnected
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from uvicorn.server import ServerState
-from websockets.exceptions import InvalidState
-from websockets.frames import Frame
-from websockets.http11 import Request
-from websockets.protocol import State
-
 from exai.config import ServerSettings
 from exai.mcp.arriving import Arriving, Meter
 from exai.mcp.edge import ABORT, DIRECT
 from exai.mcp.flow import Flow
 from exai.mcp.frames import MAX_SHORT_BYTES, is_utf8, only_text, short_text
+from exai.mcp.library_parts import (
+    OPEN_MESSAGE_BYTES,
+    ASGISendEvent,
+    ClientDisconnected,
+    Config,
+    Frame,
+    HttpToolsProtocol,
+    InvalidState,
+    Request,
+    ServerState,
+    State,
+    WebSocketsSansIOProtocol,
+)
 from exai.mcp.older_http import UnchunkedCycle
 from exai.mcp.pending import KEEP_ALIVE_S, STATE, PendingConnection, PendingConnections, admit
 from exai.mcp.posting import Door, Posting
@@ -337,7 +339,12 @@ class _WebSocket(Arriving):
     def data_received(self, data: bytes) -> None:
         conn = self.conn
         is_free = not self.unfed and not self.is_refused
-        if self.take is not None and self.reader.is_between_frames and conn.current_size is None and is_free:
+        if (
+            self.take is not None
+            and self.reader.is_between_frames
+            and getattr(conn, OPEN_MESSAGE_BYTES) is None
+            and is_free
+        ):
             text = only_text(data, self.max_short_bytes) if conn.state is State.OPEN else None
             if text is not None:
                 self.curr_msg_data_type = "text"

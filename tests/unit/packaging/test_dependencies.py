@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from importlib.metadata import packages_distributions
-from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.unit.packaging.imports import MODULES, ROOT, imported
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 LIBRARY = ("exai.app", "exai.cli", "exai.command", "exai.terminal", "exai.browse", "exai.archive", "exai.doctor")
@@ -38,44 +36,6 @@ def normal(name: str) -> str:
 BASE = declared(PROJECT["dependencies"])
 SERVER = declared(PROJECT["optional-dependencies"]["server"])
 EMBEDDED = declared(PROJECT["optional-dependencies"]["embedded"])
-
-
-def modules() -> dict[str, Path]:
-    found = {}
-    for path in (ROOT / "exai").rglob("*.py"):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-MODULES = modules()
-
-
-def nodes(path: Path, *, at_import: bool) -> Iterator[ast.AST]:
-    """All nodes, or those that run when the module is imported."""
-    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
-    while waiting:
-        node = waiting.pop()
-        yield node
-        if at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            continue
-        if at_import and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            waiting += node.orelse
-            continue
-        waiting += ast.iter_child_nodes(node)
-
-
-def imported(path: Path, *, at_import: bool = False) -> set[str]:
-    """Every dotted name that may be a module."""
-    found = set()
-    package = ".".join(path.relative_to(ROOT).with_suffix("").parts[:-1])
-    for node in nodes(path, at_import=at_import):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            module = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
-            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
-    return found
 
 
 def distributions(names: set[str]) -> set[str]:

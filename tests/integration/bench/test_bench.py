@@ -8,9 +8,13 @@ from __future__ import annotations
 import gc
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -59,6 +63,7 @@ COSTS = {
 """Statements, database round trips, commands, cache round trips of one operation, as the service promises them."""
 
 REPEATS = 3
+ROOT = Path(__file__).parents[3]
 
 FLOOR_COSTS = {GET: (0, 0, 1, 1), SELECT: (1, 1, 0, 0), INSERT: (1, 1, 0, 0)}
 
@@ -208,6 +213,15 @@ async def test_callers_with_a_far_database_are_compared_with_one(
     assert len(printed["targets"]) == 4
     assert all(each["verdict"] in ("met", "missed") for each in printed["targets"])
     assert await rows_left(postgres_url) == []
+
+
+def test_the_comparison_with_other_stores_finds_what_it_imports() -> None:
+    """It is outside the package, so neither types nor import contracts are checked."""
+    program = [sys.executable, str(ROOT / "bench" / "peers.py"), "--help"]
+    found = subprocess.run(
+        program, check=False, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert "--cloud" in found.stdout, found.stderr
 
 
 async def rows_left(url: str) -> list[Any]:

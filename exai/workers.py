@@ -156,7 +156,12 @@ class Crew:
                 if old not in self._workers:
                     continue  # It died and has been replaced.
                 old.is_retiring = True  # From here on its successor replaces it, even if it dies.
-                new = self._spawn()
+                try:
+                    new = self._spawn()
+                except OSError as error:
+                    log.error("no new worker can be started now, so the old ones stay", error=str(error))
+                    self._keep(old)
+                    return
                 if await new.has_started() is None:
                     log.error("the new worker did not start, so the old ones stay", exit_status=new.process.returncode)
                     self._workers.discard(new)
@@ -221,11 +226,16 @@ class Crew:
                 async with asyncio.timeout(RESTART_PAUSE_S if lived_s >= SETTLED_S else pause_s):
                     await self._is_stopping.wait()
                     return
-            worker = self._spawn()
-            if await worker.has_started() is not None:
-                self._watch(worker)
-                return
-            self._workers.discard(worker)
+            try:
+                worker = self._spawn()
+            except OSError as error:
+                # Out of processes, memory or files: the other workers serve meanwhile.
+                log.error("a worker cannot be started now", error=str(error))
+            else:
+                if await worker.has_started() is not None:
+                    self._watch(worker)
+                    return
+                self._workers.discard(worker)
             pause_s, lived_s = min(2 * pause_s, RESTART_PAUSE_MAX_S), 0.0
 
 

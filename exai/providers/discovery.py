@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import httpx
 import orjson
+import structlog
 
 from exai.providers.base import Clocks, Family
 from exai.providers.exchange import headers_for
@@ -28,6 +29,8 @@ FRESH_S: Final = 300.0
 RETRY_S: Final = 30.0
 MAX_SHOWN_MODELS: Final = 8
 """Models of one endpoint that Ollama is asked about one by one."""
+
+log = structlog.get_logger(__name__)
 
 _MIN_WINDOW: Final = 256
 _WINDOW_FIELDS: Final = (
@@ -80,8 +83,12 @@ class Discovery:
             try:
                 async with asyncio.timeout(self.limit_s):
                     await self._ask()
-            except (TimeoutError, httpx.TransportError) as error:
+            except (TimeoutError, httpx.HTTPError) as error:
                 self.problem = str(error) or type(error).__name__
+            except Exception as error:
+                # Whatever an endpoint answers, it must not end the task that asks all of them.
+                log.warning("provider_list_unreadable", url=self.base_url, exc_info=True)
+                self.problem = f"the answer cannot be read ({type(error).__name__})"
             self.has_answered = True
             self._due = self.clocks.monotonic() + (RETRY_S if self.problem or self._is_unsure else FRESH_S)
 

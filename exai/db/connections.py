@@ -1,11 +1,11 @@
-"""A fixed set of connections that heals itself: taking and giving one back costs no task, no timer and no round trip.
+"""Keep a fixed number of connections and replace lost ones; acquiring and releasing cost no task or round trip.
 
-The driver's own pool starts a task for each release, which is a quarter of the whole client cost of reading a page.
-Here a connection whose statement ended goes straight to the next waiter, owners in turn (`exai.fairness`); one whose
-statement was cut off is first settled in the background, and counts as its owner's until then; a lost one is replaced
-in the background, at once, and again and again until it succeeds.
+asyncpg's pool creates a task for each release, a quarter of the client-side cost of reading a page. Here a connection
+whose statement has ended is handed to the next waiter, owners in turn (`exai.fairness`). One whose statement was
+cancelled is first settled in the background and counts as its owner's until then. A lost connection is replaced in the
+background, with retries until one can be opened.
 
-Each of the `size` places is, at any time, exactly one of: idle, taken, or being mended.
+Invariant: each of the `size` places is idle, taken, or being replaced by exactly one `db-mend` task.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from exai.fairness import Holder, Turns
 from exai.resilience import Clock, backoff_s
 
 SETTLE_LIMIT_S: Final = 1.0
-"""How long a cancelled statement may take to be acknowledged before its connection is dropped."""
+"""Time for the server to acknowledge the cancellation of a statement, after which the connection is dropped."""
 
 CLOSE_LIMIT_S: Final = 5.0
 RECONNECT_BASE_S: Final = 0.05
 RECONNECT_CAP_S: Final = 2.0
 
 PATIENCE_S: Final = 3.0
-"""For this long after the last connection was lost callers still wait for a new one: a server or pooler that restarts
-is back by then. Later they are told at once, until a connection could be made."""
+"""Time after the loss of the last connection during which callers wait for a new one, long enough for a server or
+pooler to restart. Later calls fail at once until a connection has been opened."""
 
 
 _ARRAY_AGG: Final = re.compile(r"(?<![\w.])array_agg\(")
 
 
 class OneTrip(asyncpg.Connection):
-    """Parse, Bind, Execute and Sync in one write; nothing is left on the server between statements."""
+    """A connection that sends Parse, Bind, Execute and Sync in one write and keeps no state on the server."""
 
     __slots__ = ("generation", "holder", "is_read_committed")
     generation: int
     is_read_committed: bool
-    """Whether a transaction is read committed unless it asks for something else."""
+    """Whether read committed is the session's default isolation level."""
     holder: Holder
-    """The owner that the connection is taken for."""
+    """The owner for whose request the connection is taken."""
 
     def get_reset_query(self) -> str:
-        """Nothing: there is no session state, and through a pooler a reset would hit some other session."""
+        """Return no reset query: there is no session state, and a pooler could run the reset in another session."""
         return ""
 
     def _get_unique_id(self, prefix: str) -> str:
@@ -57,18 +57,19 @@ class OneTrip(asyncpg.Connection):
     async def _get_statement(self, *args: Any, **kwargs: Any) -> Any:
         statement = await super()._get_statement(*args, **kwargs)
         if not statement.name:
-            # Makes the driver send Parse along with each Bind instead of relying on the server to remember.
+            # Makes the driver send Parse before each Bind. Behind a pooler the next Bind may reach another server
+            # connection, whose unnamed statement is a different one.
             statement.mark_unprepared()
         return statement
 
     async def _introspect_types(self, typeoids: Any, timeout: float | None) -> Any:
-        # The driver's own question for unknown types must not find functions that others have created, either.
+        # The driver's introspection query calls array_agg unqualified, which may resolve to a user's function.
         self._intro_query = _ARRAY_AGG.sub("pg_catalog.array_agg(", self._intro_query)
         return await super()._introspect_types(typeoids, timeout)
 
 
 class Connections:
-    """Made empty; `start` fills it, `close` empties it for good. For the tasks of one event loop."""
+    """The connections of one pool. Empty until `start`; unusable after `close`. For the tasks of one event loop."""
 
     def __init__(
         self, opener: Callable[[], Awaitable[OneTrip]], size: int, *, reserve: int = 0, clock: Clock = time.monotonic
@@ -97,13 +98,13 @@ class Connections:
 
     @property
     def away_s(self) -> float | None:
-        """Seconds since no connection was open and none could be made; None while that is not so."""
+        """Seconds since the database became unreachable; None while a connection is open or none has failed."""
         if self._away_since is None or self.live:
             return None
         return self.clock() - self._away_since
 
     async def start(self) -> None:
-        """Open all of them at once. Raises what the opener raises, with nothing left open."""
+        """Open all connections concurrently. Raises the opener's first error, after closing the others."""
         results = await asyncio.gather(*(self._open() for _ in range(self.size)), return_exceptions=True)
         errors = [result for result in results if isinstance(result, BaseException)]
         self._idle.extend(result for result in results if not isinstance(result, BaseException))
@@ -112,7 +113,7 @@ class Connections:
             raise errors[0]
 
     def take_nowait(self, owner: Holder) -> OneTrip | None:
-        """An idle connection for this owner, or None if one would have to be waited for."""
+        """Return an idle connection for this owner, None if it has to wait for one."""
         if not self._turns.may_begin(owner, len(self._idle)):
             return None
         self._turns.begin(owner)
@@ -125,11 +126,11 @@ class Connections:
         return connection
 
     async def take(self, owner: Holder, limit_s: float) -> OneTrip:
-        """A connection for this owner, waited for in turn.
+        """Return a connection for this owner, after waiting for the owner's turn if none is free.
 
         Raises:
-            TimeoutError: none became free within `limit_s`, or none can be made for longer than anybody waits.
-            ShuttingDown: the pool is being closed.
+            TimeoutError: none became free within `limit_s`, or the database has been away for `PATIENCE_S`.
+            ShuttingDown: the pool is closing.
 
         """
         if self._closing:
@@ -146,7 +147,8 @@ class Connections:
                 return await waiter
         except BaseException:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                # It was handed over in the instant in which we stopped waiting.
+                # `_add` handed over a connection in the same loop iteration as the timeout or cancellation. Without
+                # this the connection would stay taken forever.
                 self.give(waiter.result())
             else:
                 waiter.cancel()
@@ -154,7 +156,7 @@ class Connections:
             raise
 
     def give(self, connection: OneTrip) -> None:
-        """Give back a connection whose statement has ended, well or badly."""
+        """Release a connection whose statement has ended, with a result or a server error."""
         self._release(connection)
         if self._closing or connection.generation != self._generation or not _is_usable(connection):
             self._mend(connection)
@@ -162,7 +164,7 @@ class Connections:
             self._add(connection)
 
     def _add(self, connection: OneTrip) -> None:
-        """Hand one more usable connection to the next waiter, or keep it idle."""
+        """Hand a usable connection to the next waiter, or keep it idle."""
         self._idle.append(connection)
         while (chosen := self._turns.choose(len(self._idle))) is not None:
             owner, waiter = chosen
@@ -177,18 +179,20 @@ class Connections:
             self._turns.end(connection.holder)
 
     def give_unsettled(self, connection: OneTrip) -> None:
-        """Give back a connection whose statement was cut off by a timeout or a cancellation."""
+        """Release a connection whose statement was interrupted by a timeout or a cancellation."""
+        # `_turns.end` follows in `_mended`: the server may still execute the statement, so it still counts for its
+        # owner. Otherwise an owner could occupy the server with statements it has cancelled.
         self._taken.discard(connection)
         self._mend(connection, settle=True)
 
     def renew(self) -> None:
-        """Let every connection be replaced: idle ones now, taken ones when they come back."""
+        """Replace every connection: idle ones now, taken ones when they are released."""
         self._generation += 1
         while self._idle:
             self._mend(self._idle.pop())
 
     async def close(self) -> None:
-        """Wait for the statements in flight, within a limit, and close everything."""
+        """Wait up to `CLOSE_LIMIT_S` for statements in flight, then close all connections."""
         self._closing = True
         for waiter in self._turns.clear():
             if not waiter.done():
@@ -211,6 +215,7 @@ class Connections:
             self._idle.clear()
 
     async def _open(self) -> OneTrip:
+        # Read before the await: a connection opened before `renew` must count as outdated.
         generation = self._generation
         connection = await self._opener()
         connection.generation = generation
@@ -218,7 +223,7 @@ class Connections:
         return connection
 
     def _lost(self, connection: OneTrip) -> None:
-        # A taken connection tells its taker; an idle one has nobody else to notice.
+        # The task that holds a taken connection gets the error and releases it; an idle one has no such task.
         if connection in self._idle:
             self._idle.remove(connection)
             self._mend(connection)
@@ -253,10 +258,10 @@ class Connections:
 
 
 async def _settled(connection: OneTrip) -> bool:
-    """Whether the server has acknowledged the cancellation; the driver waits for that before the next statement."""
+    """Return whether the server acknowledged the cancellation, for which the driver waits before the next statement."""
     try:
         await connection.execute("select 1", timeout=SETTLE_LIMIT_S)
-    except Exception:  # noqa: BLE001 - the driver has more kinds of errors than it tells, and all mean no
+    except Exception:  # noqa: BLE001 - the driver raises undocumented types, and any error means not settled
         return False
     return _is_usable(connection)
 

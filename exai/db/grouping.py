@@ -1,11 +1,11 @@
-"""Small appends of several callers, stored by one statement and one commit.
+"""Store small appends of several callers with one statement and one commit.
 
-Most of what a small append costs Postgres is the statement and the commit around it. Appends that wait for each other
-(`exai.db.pace` says when) go in one batch.
+Most of the cost of a small append in Postgres is its statement and its commit. Appends that wait for a statement in
+flight (`exai.db.pace` decides when) share the next one.
 
-Invariant: each append is stored whole or not at all, whatever becomes of the others in its batch. One that could not be
-stored with them (another writer holds its conversation, its key was used before, the statement failed) is sent by
-itself, which waits, repeats and explains as if there had been no batch.
+Invariant: each append is stored completely or not at all, independent of the others in its batch. An append that the
+batch did not store (its conversation is locked, its key was used before, the statement failed) is sent in a statement
+of its own, which waits for locks, retries and reports errors as if there had been no batch.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from exai.errors import DatabaseError, DeadlineExceeded, ExaiError, OutcomeUnkno
 from exai.models import Owner
 
 MOST_APPENDS: Final = 16
-"""In one batch."""
+"""Maximum number of appends in one batch."""
 
 MOST_MESSAGES: Final = 32
 MOST_FILES: Final = 32
 MOST_CHARS: Final = 65_536
-"""Of one append that goes in a batch, its metadata as JSON included; a larger one is worth a statement of its own and
-would delay the others."""
+"""Limits of an append that may share a batch; the characters include its metadata as JSON. A larger append would delay
+the others, and the cost of its own statement is small beside that of its rows."""
 
 WHAT: Final = f"{DEPENDENCY} (append)"
 
@@ -40,7 +40,7 @@ SendOne: TypeAlias = Callable[[AppendStart, Columns], Awaitable[AppendResult]]
 
 
 class _Append:
-    """One append. `doubt` is set when its batch failed and may have stored it."""
+    """One append. `doubt` is the error of its batch if that batch may have stored it."""
 
     __slots__ = ("columns", "doubt", "start")
 
@@ -66,7 +66,7 @@ class AppendBatcher:
         )
 
     async def append(self, start: AppendStart) -> AppendResult:
-        """Store messages, with those of others or alone. Raises as `ConversationRepository.append`."""
+        """Store messages, in a batch if the append is small. Raises as `ConversationRepository.append`."""
         columns = columns_of(start.messages)
         if not may_share(start, columns):
             return await self._send_one(start, columns)
@@ -83,7 +83,10 @@ class AppendBatcher:
         return stored
 
     async def _send_alone(self, append: _Append) -> AppendResult:
-        """Store one append, or find out by its key that its batch did. Only an answer ends a doubt."""
+        """Store one append, or detect by its request key that its batch stored it.
+
+        Raises the batch's `OutcomeUnknown` if this statement fails as well: only a reply shows what was stored.
+        """
         try:
             return await self._send_one(append.start, append.columns)
         except (DatabaseError, DeadlineExceeded, ShuttingDown) as error:
@@ -93,13 +96,17 @@ class AppendBatcher:
 
 
 def _note_doubt(append: _Append, error: ExaiError) -> None:
-    # Each append is then sent by itself: it finds its own earlier work by its key, and its own cause of a failure.
+    # Returning None makes the batcher call `_send_alone` for each append, which detects by its request key whether the
+    # batch stored it, and otherwise fails with an error of its own.
     if isinstance(error, OutcomeUnknown):
         append.doubt = unknown_outcome(error.problem)
 
 
 def _chooser() -> Callable[[_Append], Fit]:
-    """Choose appends of different conversations and different keys."""
+    """Choose appends of distinct conversations and distinct request keys.
+
+    `append_group_v1` handles all appends of a batch at once, so one could not see a row that another stores.
+    """
     taken: set[tuple[str, Owner, str]] = set()
 
     def choose(append: _Append) -> Fit:
@@ -115,7 +122,7 @@ def _chooser() -> Callable[[_Append], Fit]:
 
 
 def may_share(start: AppendStart, columns: Columns) -> bool:
-    """Whether an append may go in a batch: a small one."""
+    """Return whether an append is small enough to share a batch."""
     _, contents, _, metadata = columns
     return (
         1 <= len(contents) <= MOST_MESSAGES
@@ -125,7 +132,7 @@ def may_share(start: AppendStart, columns: Columns) -> bool:
 
 
 def _columns(appends: Sequence[_Append]) -> tuple[list[Any], ...]:
-    """Return the statement's arguments: arrays with one element for each append, then each message, then each file."""
+    """Return the statement's arguments: arrays with one element per append, then per message, then per file."""
     starts = [append.start for append in appends]
     per_append: tuple[list[Any], ...] = (
         [start.owner for start in starts],

@@ -1,12 +1,12 @@
-"""How many batches of statements are in flight to the database at once.
+"""Limit how many batched statements are in flight to the database at once.
 
-Rule: a statement is delayed only while the database is what is busy. The quickest round trip of any statement is the
-network floor, and a statement occupies the server for about a millisecond of it, so while fewer statements are in
-flight than the network floor has milliseconds, another one is sent at once on a free connection; further ones wait for
-an answer and then go together. A near database so gets one statement at a time and the largest batches, and a far one
-as many as the batchers' share of the pool allows.
+A statement is delayed only while the database is busy. The network floor is the shortest round trip observed, and a
+statement occupies the server for about 1 ms. While fewer statements are in flight than the network floor has
+milliseconds, the next one is sent at once on a free connection; further ones wait for a reply and then share a batch.
+A near database therefore receives one statement at a time, with the largest batches, and a far one as many at a time
+as the batchers' share of the pool permits.
 
-Invariant: as long as statements are answered, a part of the pool is left to other statements, however many wait.
+Invariant: as long as the database replies, part of the pool stays free for other statements, however many items wait.
 """
 
 from __future__ import annotations
@@ -19,26 +19,27 @@ from exai.batching import Queue
 from exai.resilience import Clock
 
 OCCUPIED_S: Final = 0.001
-"""About how long a statement keeps a server from the next one: less than it takes, since commits share a write to the
-disk. A round trip that takes longer is mostly network."""
+"""Approximate server time of one statement. It is less than the statement's duration, because commits share a write to
+disk. A longer round trip consists mostly of network time."""
 
 WINDOW_S: Final = 60.0
-"""The network floor is the quickest round trip of this window and the one before it."""
+"""The network floor is the shortest round trip of the current window of this length and the previous one."""
 
 WHOLE_CROWD: Final = 8
-"""So many waiting items go together; of more only half do, so that the server works for some while this process works
-for the others. Otherwise those that once went together would always arrive and wait together."""
+"""Up to this many waiting items share a batch; of more, half are sent. The server then processes one half while this
+process handles the callers of the other. If all were sent, their callers would return together, and send their next
+requests together, so that server and process would take turns being idle."""
 
 HANGING_S: Final = 0.05
-"""A statement in flight for so long beyond the network floor may hang. With less, a server that is slow because it is
-busy would get more and smaller batches."""
+"""A statement in flight for this long beyond the network floor may hang, and no longer delays the next batch. A smaller
+value would send more and smaller batches to a server that is merely busy."""
 
 
 class NetworkFloor:
-    """The quickest round trip to the database, which is mostly network. Every statement is taken in.
+    """The shortest round trip to the database, an estimate of the network's part. Every statement is observed.
 
-    The pool takes in what it asks when it opens a connection, so the floor is known before the first request. What
-    only waits for a lock, or for a busy server, does not raise it.
+    The pool also observes the round trips that open a connection, so the floor is known before the first request. It is
+    a minimum, so statements that wait for a lock or a busy server do not raise it.
     """
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
@@ -48,17 +49,17 @@ class NetworkFloor:
 
     @property
     def floor_s(self) -> float:
-        """Seconds of the quickest round trip; 0 before the first."""
+        """The shortest round trip in seconds; 0 before the first observation."""
         quickest_s = min(self._quickest_s, self._quickest_before_s)
         return 0.0 if quickest_s == inf else quickest_s
 
     @property
     def is_far(self) -> bool:
-        """Whether a round trip takes longer than a statement occupies the server."""
+        """Whether the network floor exceeds the server time of a statement."""
         return self.floor_s > OCCUPIED_S
 
     def observe(self, took_s: float) -> None:
-        """Take in how long a round trip took."""
+        """Record the duration of a round trip."""
         now = self._clock()
         if now >= self._window_ends:
             self._quickest_before_s, self._quickest_s = self._quickest_s, inf
@@ -67,11 +68,12 @@ class NetworkFloor:
 
 
 class PoolShare:
-    """How many connections of a pool of `size` the batchers together may take up.
+    """The connections of a pool of `size` that all batchers together may use.
 
-    Half of them, so that one batcher may have these while the others are idle. Half of that each batcher may have in
-    any case, so that none starves beside another that is always busy. A statement to a far database occupies a
-    connection and no server, so one batcher may have three quarters, if one connection is left beside the others' part.
+    To a near database that is half of the pool, all of it available to one batcher while the others are idle. Each
+    batcher may always use a quarter of the pool, so that none starves beside one that is always busy. A statement in
+    flight to a far database occupies a connection but hardly the server, so there the share is three quarters, less if
+    one connection would not remain beside another batcher's quarter.
     """
 
     def __init__(self, size: int, network: NetworkFloor) -> None:
@@ -83,25 +85,25 @@ class PoolShare:
 
     @property
     def places(self) -> int:
-        """Connections that one batcher may take up while the others are idle."""
+        """Connections that one batcher may use while the others are idle."""
         return self._far if self.network.is_far else self._near
 
     def add(self, batcher: Queue) -> None:
-        """Count a batcher from now on."""
+        """Include a batcher in the share."""
         self._batchers.append(batcher)
 
     def has_place(self, in_flight: int) -> bool:
-        """Whether a batcher with so many statements in flight may send one more."""
+        """Return whether a batcher with `in_flight` statements may send another one."""
         return in_flight < self._own or sum(batcher.in_flight for batcher in self._batchers) < self.places
 
     def note_end(self) -> None:
-        """Let batchers send that wait for a place."""
+        """Wake the batchers that wait for a place."""
         for batcher in self._batchers:
             batcher.look()
 
 
 class ConcurrencyLimit:
-    """How many statements of one kind may be in flight: at least `least`, at most the places of the pool's share."""
+    """The limit of one batcher's statements in flight: at least `least`, at most the places of the pool's share."""
 
     def __init__(self, share: PoolShare, *, least: int = 1) -> None:
         self._share, self._network, self._least = share, share.network, least

@@ -1,10 +1,12 @@
-"""The pool as the service sees it: named statements, each exactly one round trip, direct or behind any pooler.
+"""Run named statements on a pool of connections, each in one round trip, direct or behind any pooler.
 
-The driver's defaults cost two or three, and behind a transaction-mode pooler without support for prepared statements
-they fail or, worse, run somebody else's statement. So statements are unnamed on the server and described once per
-connection on the client; parse, bind, execute and sync leave in one write, and nothing is sent when a connection goes
-back. It follows that every parameter and output column is cast in the text (the descriptions are never asked for
-again) and that no session state is ever relied on.
+With asyncpg's defaults a statement costs two or three round trips, and behind a transaction-mode pooler without support
+for prepared statements it fails or executes another client's prepared statement of the same name. Statements here are
+unnamed on the server and described once per connection by the client; Parse, Bind, Execute and Sync leave in one write,
+and releasing a connection sends nothing. Because the descriptions are never refreshed, the text of a statement casts
+every parameter and every output column.
+
+Invariant: no statement relies on session state.
 """
 
 from __future__ import annotations
@@ -40,20 +42,21 @@ RETRIES: Final = 2
 RETRY_BASE_S: Final = 0.05
 RETRY_CAP_S: Final = 1.0
 SERVER_SHARE: Final = 0.8
-"""The server gives up on a statement before the client does, so that a timeout is an answer and not a riddle."""
+"""Share of the client's timeout after which the server cancels a statement: the server's error proves that nothing was
+written, whereas a client-side timeout leaves the outcome unknown."""
 
 TICK_S: Final = 0.001
-"""Event loops may count in milliseconds: a limit may pass so much before the deadline it was made of."""
+"""Resolution of the event loop's timers: a timeout may expire this much before the deadline it was derived from."""
 
 STATEMENT_CACHE: Final = 1_000
 
 REFUSAL_COUNTS_S: Final = 60.0
 RENEW_AFTER_S: Final = 5.0
-"""How often all connections are replaced, at most, because they only take reads."""
+"""Least time between two replacements of all connections because their sessions are read-only."""
 
 
 class Database:
-    """Runs named statements. Made by `open_pool`; safe for any number of tasks of one event loop."""
+    """Runs named statements. Created by `open_pool`; usable by any number of tasks of one event loop."""
 
     def __init__(
         self,
@@ -74,13 +77,13 @@ class Database:
     async def fetch(self, name: str, *args: object) -> list[Record]:
         """Run the statement `name` once, within the request's deadline, and return its rows.
 
-        Repeats it up to `RETRIES` times when nothing was written and the cause is passing, or when the reply was lost
-        and the statement is a read or finds its own earlier work by key.
+        Retries up to `RETRIES` times if nothing was written and the cause is transient, or if the reply was lost and
+        the statement is a read or detects its own earlier execution by its key.
 
         Raises:
-            DatabaseError: what happened instead; `OutcomeUnknown` if it may have been written.
-            DeadlineExceeded: the request's time was over before anything was written.
-            ShuttingDown: the pool is being closed.
+            DatabaseError: the statement failed; `OutcomeUnknown` if it may have been executed.
+            DeadlineExceeded: the request's deadline passed before anything was written.
+            ShuttingDown: the pool is closing.
 
         """
         statement = self._statements[name]
@@ -106,7 +109,8 @@ class Database:
                 return rows
             self._recorder.count("db_errors_total", statement=name, error=type(verdict.error).__name__)
             if verdict.outcome == "unknown" and statement.repeat != "read":
-                # Whatever a repetition fails with, this one may have been carried out; only an answer ends that doubt.
+                # This attempt may have committed. A later attempt that fails, even with "nothing written", proves
+                # nothing about it, so the first unknown outcome is kept until an attempt returns rows.
                 doubt = doubt or verdict
             if not await self._may_repeat(statement, verdict, attempt):
                 self._note(statement, verdict, cause)
@@ -151,7 +155,7 @@ class Database:
         return min(left_s, self._settings.statement_timeout_s)
 
     async def _may_repeat(self, statement: Statement, verdict: Verdict, attempt: int) -> bool:
-        """Whether to send it again, after the pause that goes before."""
+        """Return whether to retry, after sleeping for the backoff."""
         if attempt > RETRIES or not (verdict.again or verdict.outcome == "unknown"):
             return False
         if verdict.outcome == "unknown" and statement.repeat == "never":
@@ -165,7 +169,7 @@ class Database:
         return True
 
     def _note(self, statement: Statement, verdict: Verdict, cause: BaseException | None) -> None:
-        """Keep why a write was refused, if the next one will be, too."""
+        """Record the reason of a failed write for health if later writes will fail for the same reason."""
         refused = isinstance(verdict.error, StorageFull | DatabaseUnavailable) and isinstance(cause, PostgresError)
         if refused and statement.repeat != "read":
             self._refusal = (self._clock(), str(verdict.error))
@@ -173,14 +177,15 @@ class Database:
             self._renew_read_only()
 
     def _renew_read_only(self) -> None:
-        # A session keeps the default it began with, so one that only reads would go on so after the cure.
+        # A session keeps the `default_transaction_read_only` it started with, so existing connections stay read-only
+        # after the database's setting has been corrected. Only new connections see the correction.
         now = self._clock()
         if now - self._renewed_at >= RENEW_AFTER_S:
             self._renewed_at = now
             self._connections.renew()
 
     async def obstacle(self) -> Obstacle | None:
-        """Ask the server whether writes can succeed, for health; None if they can. Raises as `fetch` does."""
+        """Return why writes cannot succeed, None if they can; 1 round trip, used by health. Raises as `fetch`."""
         row = (await self.fetch("standing"))[0]
         if row["is_read_only"] and not row["is_replica"]:
             self._renew_read_only()
@@ -188,7 +193,7 @@ class Database:
 
     @property
     def refusal(self) -> str | None:
-        """Why a write was refused within the last minute, if none has succeeded since."""
+        """Reason of a write refused in the last `REFUSAL_COUNTS_S` seconds, None if a later write succeeded."""
         if self._refusal is None or self._clock() - self._refusal[0] > REFUSAL_COUNTS_S:
             return None
         return self._refusal[1]
@@ -203,7 +208,7 @@ class Database:
         return self._connections.in_use, self._connections.live, self._connections.size
 
     def renew_connections(self) -> None:
-        """Let every connection be replaced before its next use; to be called after a migration."""
+        """Replace every connection before its next use. Call after a migration, which makes descriptions stale."""
         self._connections.renew()
 
 
@@ -220,7 +225,7 @@ def _failed(error: Exception, phase: Phase) -> Exception:
 
 def _final(statement: Statement, verdict: Verdict) -> Exception:
     if verdict.outcome == "unknown" and statement.repeat == "read":
-        # A read that got no answer wrote nothing; the caller may simply ask again.
+        # A read without a reply has written nothing, so its outcome is not unknown to the caller.
         left_s = remaining_s()
         if left_s is not None and left_s <= TICK_S:
             return DeadlineExceeded(f"{DEPENDENCY} ({statement.name})")
@@ -231,9 +236,9 @@ def _final(statement: Statement, verdict: Verdict) -> Exception:
 async def _in_read_committed(
     connection: OneTrip, statement: Statement, args: tuple[object, ...], limit_s: float
 ) -> list[Record]:
-    """Run a statement in a transaction that asks for its isolation level, because the default is another one.
+    """Run a statement in an explicit read committed transaction, for sessions whose default level is another one.
 
-    Only needed behind a pooler: a direct connection has been given the default. Costs two more round trips.
+    Needed behind a pooler only: `settle` sets the default of a direct connection. Costs two more round trips.
     """
     async with asyncio.timeout(limit_s), connection.transaction(isolation="read_committed"):
         rows: list[Record] = await connection.fetch(statement.text, *args, timeout=limit_s)
@@ -241,10 +246,10 @@ async def _in_read_committed(
 
 
 async def connect(address: Address, *, timeout_s: float) -> OneTrip:
-    """One connection outside any pool, for migrations and checks; the caller closes it.
+    """Open one connection outside any pool, for migrations and checks. The caller closes it.
 
     Raises:
-        DatabaseError: as `judge` says.
+        DatabaseError: the connection failed, translated by `judge`.
 
     """
     try:
@@ -267,7 +272,7 @@ async def _open(address: Address, *, timeout_s: float, statement_cache_size: int
 
 def _refused(error: Exception) -> Exception:
     if isinstance(error, UnicodeError):
-        # A host that no name can be made of.
+        # The host cannot be encoded as a host name (IDNA).
         return DatabaseUnavailable(DEPENDENCY, f"cannot connect: {error}", "Correct the address")
     verdict = judge(error, "connecting")
     return verdict.error if verdict else error
@@ -282,15 +287,15 @@ async def open_pool(
     is_shared: bool = False,
     clock: Clock = time.monotonic,
 ) -> AsyncIterator[Database]:
-    """Open the pool of this process at `url`, or at the settings' own address, with all statements described.
+    """Open the process's pool at `url`, default `settings.url`, and describe all statements on each connection.
 
-    A pool that is shared between owners keeps a quarter of its connections for those that have few, so that slow
-    statements of one owner cannot hold all of them.
+    If `is_shared`, a quarter of the connections is reserved for owners that hold few, so that slow statements of one
+    owner cannot occupy the whole pool.
 
     Raises:
-        ConfigError: the address cannot be used.
-        DatabaseUnavailable: nobody answers, or we are not let in.
-        SchemaMismatch: the database lacks what a statement uses.
+        ConfigError: the address is invalid.
+        DatabaseUnavailable: the server does not answer or refuses the connection.
+        SchemaMismatch: a table, column or function used by a statement does not exist.
 
     """
     address = parse_address(url or (settings.url.get_secret_value() if settings.url else ""))
@@ -309,7 +314,7 @@ async def open_pool(
                     asked = time.perf_counter()
                     await connection._get_statement(statement.text, None)
                     network.observe(time.perf_counter() - asked)
-                # Also ends the warm-up with a sync.
+                # Must follow the descriptions: its Sync ends the implicit transaction of the Parse messages above.
                 connection.is_read_committed = await settle(connection, statement_timeout=timeout_ms)
             except BaseException:
                 connection.terminate()

@@ -1,10 +1,10 @@
-"""Newest pages that several callers ask for, read by one statement.
+"""Read the newest pages of several conversations, for several callers, with one statement.
 
-Most of what such a read costs Postgres and this process is the statement around it. A page waits for seven others at
-most, each within its bytes, and an answer is no larger than the pages that its readers hold at once anyway.
+Most of the cost of such a read in Postgres and in this process is its statement. A batch holds up to 8 pages, each
+limited to `PAGE_BYTES`, which is memory that the callers would need for separate reads as well.
 
-Invariant: each page is of a snapshot younger than its question, on which the cache's leases rest. A caller in a batch
-has asked before the statement is sent.
+Invariant: the snapshot of each page is taken after its caller's request, because a batch holds only requests made
+before it is sent. The cache's leases rely on this.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from exai.models import PAGE_BYTES, PAGE_MESSAGES, ContinuationId, Owner
 from exai.resilience import with_deadline
 
 MOST_READS: Final = 8
-"""In one batch."""
+"""Maximum number of pages in one batch."""
 
 LEAST_AT_ONCE: Final = 2
-"""Statements to a database that is near: while the rows of one are decoded here, the server works on the other."""
+"""Statements in flight to a near database: the server executes one while this process decodes the rows of the other."""
 
 WHAT: Final = f"{DEPENDENCY} (read_page)"
 
@@ -47,13 +47,13 @@ class PageReadBatcher:
         )
 
     async def read(self, owner: Owner, continuation_id: ContinuationId) -> Sequence[Record]:
-        """Return the rows of a newest page, none if there is no such conversation. Raises as `Database.fetch`."""
+        """Return the rows of a newest page, none for a missing conversation. Raises as `Database.fetch`."""
         return await self._batcher.run(owner, (owner, continuation_id))
 
     async def _send(self, reads: Sequence[_Read]) -> list[Sequence[Record] | None]:
         owners, names = [owner for owner, _ in reads], [name for _, name in reads]
-        # No longer than one attempt: behind a pooler it is our own limit that ends a page that takes too long, and the
-        # other pages must not wait for its repetitions.
+        # Limited to the time of one attempt: behind a pooler only the client's timeout ends a slow statement, and
+        # without this limit `fetch` would retry the whole batch, so that one slow page delayed all others.
         with with_deadline(self._database.statement_timeout_s):
             rows = await self._database.fetch("read_pages", owners, names, PAGE_MESSAGES, PAGE_BYTES)
         pages: list[list[Record]] = [[] for _ in reads]
@@ -69,10 +69,10 @@ _Read = tuple[Owner, ContinuationId]
 
 
 def _shared_failure(_: _Read, error: ExaiError) -> ExaiError | None:
-    """Return a copy of an error that has nothing to do with what was asked, so that each would only wait once more.
+    """Return a copy of an error that every page would meet again, None for an error that one page may have caused.
 
-    That is a database that is away, or a pool without a free connection: busy, where the timeout was ours and not the
-    server's. Any other failure may be one page's own, and each is read by itself.
+    Such errors are an unavailable database, shutdown, and a pool without a free connection, which is a `DatabaseBusy`
+    caused by the client's timeout and not by the server. After any other error each page is read by itself.
     """
     if not isinstance(error, (DatabaseUnavailable, ShuttingDown)) and not (
         isinstance(error, DatabaseBusy) and isinstance(error.__cause__, TimeoutError)

@@ -1,7 +1,7 @@
-"""Full-text search over an owner's messages: one statement a page, best match first; and the index of their words.
+"""Search an owner's messages, one statement per page, best match first, and maintain the index of their words.
 
-The invariant is that a search finds what was acknowledged before it, indexed or not, or says how many messages it did
-not look through: the index only makes it quick.
+Invariant: a search covers every message acknowledged before it, indexed or not, or reports how many messages it did not
+cover. The index affects only the speed.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from exai.fairness import Places
 from exai.models import ContinuationId, Owner, Role
 
 RANKED: Final = 500
-"""Matches that are ranked, the newest of them; a word that is everywhere would otherwise cost the whole table."""
+"""Number of newest matches that are ranked. Without it a very common word would rank the owner's whole table."""
 
 PORTION: Final = 500
-"""Messages that are indexed in one statement, at most; few enough that nobody notices."""
+"""Maximum number of messages indexed by one statement, small enough not to delay other statements noticeably."""
 
 Matched = Literal["all", "some"]
 
@@ -38,15 +38,15 @@ MAX_SEQ: Final = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class SearchQuery:
-    """Words as a person types them into a search box: quoted phrases, `or`, and `-` before what must not be there.
+    """A web-style query: words, quoted phrases, `or`, and `-` before excluded terms.
 
-    A word is what `exai.units_v1` says, in every database: case and compatibility forms do not count, marks (accents)
-    only if they are typed. Parts of identifiers, paths, addresses and hyphenated words are words, and the whole is
-    found as its parts one after the other. In scripts without spaces any run of letters is found. `deploy*` finds what
-    begins so.
+    `exai.units_v1` defines words independent of the database's locale. Matching ignores case and compatibility forms,
+    and ignores accents unless the query has them. Parts of identifiers, paths, addresses and hyphenated words are
+    words; the whole matches as a phrase of its parts. In scripts without spaces any run of letters matches. `deploy*`
+    matches by prefix.
 
-    `tool` and `model` are of the turn that stored the message; `tags` (all of them) and `metadata` (what it holds) of
-    the conversation. `since` is included, `until` is not.
+    `tool` and `model` are those of the turn that stored the message. A conversation matches with all of `tags` and a
+    `metadata` that contains the given one. `since` is inclusive, `until` exclusive.
     """
 
     owner: Owner
@@ -65,8 +65,8 @@ class SearchQuery:
 class SearchHit:
     """One matching message; `snippet` shows the matching words between double asterisks.
 
-    Where the words are in a conversation's title and not in its messages, `seq` is 0, `role` None and `kind` "title".
-    `missing` are the terms that are not there, of a page that matched "some".
+    A match in a conversation's title has `seq` 0, `role` None and `kind` "title". On a page with `matched` "some",
+    `missing` holds the terms that the message lacks.
     """
 
     continuation_id: ContinuationId
@@ -84,9 +84,10 @@ class SearchHit:
 
 @dataclass(frozen=True, slots=True)
 class SearchPlace:
-    """All pages of one search rank the same matches: those that were there at `as_of`, by the server's clock.
+    """The position after a hit, encoded in a cursor.
 
-    `level` is how many terms each of them has.
+    All pages of one search rank the same matches, those stored at `as_of` by the server's clock. `level` is the number
+    of terms in each of them.
     """
 
     as_of: datetime | None = None
@@ -98,10 +99,10 @@ class SearchPlace:
 
 @dataclass(frozen=True, slots=True)
 class SearchPage:
-    """Hits, best first; `next_cursor` is None on the last page. `places` are where pages after each hit begin.
+    """Hits, best first; `next_cursor` is None on the last page. `places` holds the position after each hit.
 
-    `matched` is "some" when nothing has all the terms: the hits are then those with most of them. `unread` messages
-    that wait to be indexed were not looked through, because that would have taken too long.
+    `matched` is "some" if no message has all terms; the hits are then the messages with most of them. `unread` is the
+    number of messages not yet indexed that the search left out to stay within its bound of work.
     """
 
     hits: tuple[SearchHit, ...]
@@ -111,13 +112,16 @@ class SearchPage:
     unread: int = 0
 
     def cursor_after(self, number: int) -> str | None:
-        """Return the cursor of a page that holds only so many of these, one at least."""
+        """Return the cursor after the first `number` hits (at least 1), for a page that is cut to them."""
         return self.next_cursor if number >= len(self.hits) else _write(self.places[number - 1])
 
 
 @dataclass(frozen=True, slots=True)
 class Indexed:
-    """How many messages were indexed, and how many wait still, at least; none and some: another daemon is at it."""
+    """The number of messages indexed, and the number still queued.
+
+    `left` is a lower bound. `indexed` 0 with `left` above 0 means that another daemon is indexing.
+    """
 
     indexed: int
     left: int
@@ -133,12 +137,12 @@ class SearchRepository:
         self._places = Places(most, reserve=most // 4)
 
     async def search(self, query: SearchQuery, *, limit: int, cursor: str | None = None) -> SearchPage:
-        """The next `limit` hits.
+        """Return the next `limit` hits; 1 round trip.
 
         Raises:
-            InvalidArgument: the words or the cursor cannot be used.
-            DatabaseError: `DatabaseBusy` if the words are so common that finding them took too long, or if other
-                searches held all the places for searches for as long as a statement may take.
+            InvalidArgument: the query or the cursor is invalid.
+            DatabaseError: `DatabaseBusy` if the statement timed out, which very common words can cause, or if no place
+                for a search became free within the statement timeout.
 
         """
         _check(query)
@@ -181,15 +185,15 @@ class SearchRepository:
         return SearchPage(hits, _write(places[-1]) if len(rows) > limit else None, places, matched, unread)
 
     async def index(self, limit: int = PORTION) -> Indexed:
-        """Index the words of at most `limit` of the messages that wait for it, unless another daemon does so now.
+        """Index the words of at most `limit` queued messages, unless another daemon is indexing; 1 round trip.
 
-        Raises a `DatabaseError`; nothing is lost then, and `DatabaseBusy` asks for a smaller limit.
+        Raises `DatabaseError`, after which the messages stay queued; on `DatabaseBusy` retry with a smaller limit.
         """
         row = (await self._database.fetch("index_messages", limit))[0]
         return Indexed(row["indexed"], row["left_over"])
 
     def has_room(self) -> bool:
-        """Whether a statement of ours would leave a connection for somebody else."""
+        """Return whether the pool keeps a free connection while one more statement runs."""
         used, _, size = self._database.usage()
         return used < max(size - 1, 1)
 

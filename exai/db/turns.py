@@ -1,4 +1,4 @@
-"""Turns by their ids, for whoever asks what became of one; each method is one statement and one round trip."""
+"""Read and cancel turns by id; each method is one statement and one round trip."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from exai.models import ContinuationId, Message, Owner, TurnId, TurnState
 
 @dataclass(frozen=True, slots=True)
 class StoredTurn:
-    """One turn as it is now. `reply` is there once it is finished, `error` once it has failed.
+    """The current state of a turn. `reply` is set for a finished turn, `error` for a failed one.
 
-    `revision` is the conversation's after it; `lease_left_s` says of a pending turn how long somebody is surely at it.
+    `revision` is the conversation's revision after the turn. `lease_left_s` is the remaining lease of a pending turn in
+    seconds, during which a daemon is working on it.
     """
 
     turn_id: TurnId
@@ -36,13 +37,13 @@ class StoredTurn:
 
 
 class TurnRepository:
-    """Turns of conversations that are not deleted. Sees nothing of other owners."""
+    """Turns of conversations that are not deleted. Each method is confined to one owner."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def read(self, owner: Owner, turn_id: str) -> StoredTurn | None:
-        """Return a turn with its answer, None when this owner has none of that id. Raises a `DatabaseError`."""
+        """Return a turn with its answer, None if this owner has no turn with that id. Raises `DatabaseError`."""
         if not is_id(turn_id):
             return None
         rows = await self._database.fetch("read_turn", owner, turn_id)
@@ -64,7 +65,7 @@ class TurnRepository:
         )
 
     async def cancel(self, owner: Owner, turn_id: str, cause: Mapping[str, Any]) -> bool:
-        """End a turn as failed for `cause`, unless it has ended; False when this owner has none of that id."""
+        """Mark a pending turn as failed with `cause`; return False if this owner has no turn with that id."""
         if not is_id(turn_id):
             return False
         rows = await self._database.fetch("cancel_turn", owner, turn_id, json_of("cause", cause))
@@ -72,7 +73,7 @@ class TurnRepository:
 
 
 def is_id(text: str) -> bool:
-    """Whether a text is an id as Postgres knows them; what is none names nothing."""
+    """Return whether a text is a UUID in the form Postgres writes; any other text names no row."""
     try:
         return str(UUID(text)) == text
     except ValueError:

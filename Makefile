@@ -9,7 +9,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
 ARGS ?=
 
-.PHONY: attack bench bench-peers help run test test-adoption test-clients test-poolers check conformance fault fuzz format lock clean
+.PHONY: attack bench bench-peers help run test test-adoption test-lowest test-newest test-clients test-poolers check conformance fault fuzz format lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -38,6 +38,16 @@ check: .venv/dev.done ## formatting, lint, types, import layers, dead code, lock
 
 test-adoption: .venv/dev.done ## take over a million messages of an older system while its clients go on (minutes)
 	@$(PY) -m pytest -n 0 -s -m heavy tests/migration $(ARGS)
+
+# The quick parts: what depends on the releases of other packages, without timing, faults and attacks.
+VERSION_TESTS := tests/unit tests/integration/mcp tests/integration/db tests/integration/cache tests/integration/providers
+test-lowest: .venv/dev.done .venv/lowest/done .venv/dist/done ## the suite's quick parts, the wheel and its extras on the oldest versions allowed
+	@.venv/lowest/bin/python -m pytest -q $(VERSION_TESTS) $(ARGS)
+	@EXAI_TEST_WHEELS=.venv/dist EXAI_TEST_VERSIONS=requirements/lowest.lock $(PY) -m pytest -n 0 -q -m heavy tests/packaging
+
+test-newest: .venv/dev.done .venv/newest/done .venv/dist/done ## the same on the newest versions that the registry has
+	@.venv/newest/bin/python -m pytest -q $(VERSION_TESTS) $(ARGS)
+	@EXAI_TEST_WHEELS=.venv/dist $(PY) -m pytest -n 0 -q -m heavy tests/packaging
 
 fault: .venv/dev.done ## break everything by seed while users work (EXAI_FAULT_SEEDS=20, minutes)
 	@EXAI_FAULT_SEEDS="$${EXAI_FAULT_SEEDS:-20}" EXAI_FAULT_SECONDS="$${EXAI_FAULT_SECONDS:-10}" \
@@ -93,6 +103,24 @@ $(shell test -x .venv/bin/python || rm -f .venv/run.done .venv/dev.done .venv/pe
 	@echo "installing what the tests need (once)"
 	@$(PIP) install --require-hashes -r requirements/dev.lock
 	@$(PIP) install --no-build-isolation --no-deps --no-index -e .
+	@touch $@
+
+.venv/dist/done: .venv/dev.done pyproject.toml $(shell find exai alembic -type f -not -name '*.pyc')
+	@rm -rf .venv/dist && $(PIP) wheel --no-build-isolation --no-deps --no-index -w .venv/dist . && touch $@
+
+.venv/lowest/done: requirements/lowest.lock | .venv/bin/python
+	@echo "installing the oldest versions allowed into an environment of their own (once)"
+	@test -x .venv/lowest/bin/python || $(PY) -m venv --without-pip .venv/lowest
+	@$(PIP) --python .venv/lowest/bin/python install --no-compile --require-hashes -r requirements/lowest.lock
+	@touch $@
+
+.venv/newest/done: pyproject.toml .venv/dist/done
+	@echo "installing the newest versions allowed into an environment of their own"
+	@test -x .venv/newest/bin/python || $(PY) -m venv --without-pip .venv/newest
+	@$(PY) requirements/lock.py --tools >.venv/newest/tools.txt
+	@$(PIP) --python .venv/newest/bin/python install --no-compile --upgrade --upgrade-strategy eager -r .venv/newest/tools.txt \
+		"$$(echo .venv/dist/exai-*.whl)[server,embedded]"
+	@$(PIP) --python .venv/newest/bin/python uninstall -y exai
 	@touch $@
 
 .venv/referees/done: requirements/referees.lock | .venv/bin/python

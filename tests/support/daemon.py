@@ -75,14 +75,19 @@ def environment(overrides: Mapping[str, str]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def start_daemon(overrides: Mapping[str, str], arguments: Sequence[str] = ()) -> Iterator[Daemon]:
-    """Start a daemon and wait until it has said its address; it runs where no `.env` of a developer is."""
+def start_daemon(
+    overrides: Mapping[str, str], arguments: Sequence[str] = (), *, program: Sequence[str] = ()
+) -> Iterator[Daemon]:
+    """Start a daemon and wait until it has said its address; it runs where no `.env` of a developer is.
+
+    `program` starts an installed EXAI instead of the checkout's.
+    """
     directory = Path(tempfile.mkdtemp(prefix="exai-daemon-"))
     log = directory / "output.log"
     with log.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-m", "exai", "serve", *arguments],
-            env=environment({"PYTHONPATH": str(ROOT), **overrides}),
+            [*(program or (sys.executable, "-m", "exai")), "serve", *arguments],
+            env=environment(dict(overrides) if program else {"PYTHONPATH": str(ROOT), **overrides}),
             cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=stream,

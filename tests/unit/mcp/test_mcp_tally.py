@@ -17,9 +17,10 @@ async def test_each_call_of_a_turn_is_told_once_and_as_its_own() -> None:
     recorder = MetricsRecorder()
     tally, loop = Tally(lambda: recorder), asyncio.get_running_loop()
     with (
-        capture_logs([structlog.contextvars.merge_contextvars]) as lines,
+        capture_logs() as lines,
         structlog.contextvars.bound_contextvars(peer="x"),
     ):
+        structlog.get_config()["processors"].insert(0, structlog.contextvars.merge_contextvars)
         for number, outcome in enumerate(("ok", "ok", "error")):
             tally.add((Owner(f"o{number}"), "tools/call", "chat", outcome), f"r{number}", 0.25, loop)
         assert not lines

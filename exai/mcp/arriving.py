@@ -1,7 +1,7 @@
-"""What a WebSocket's peer has sent so far, read in slices and weighed: frames, bytes and the time they cost.
+"""WebSocket input: read in slices and metered by frames, bytes and processor time.
 
-Invariant: one turn of the event loop spends no more than `TURN_S` and one message on a connection's input; the bytes of
-messages that are not whole, or wait, are in the owner's account; after a refusal nothing more is read.
+Invariant: one iteration of the event loop spends at most `TURN_S` and one message on a connection's input; the bytes of
+incomplete and waiting messages are counted in the owner's account; after a refusal nothing more is read.
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ from exai.mcp.frames import read_through
 from exai.mcp.library_parts import ASGIReceiveEvent, Frame, WebSocketsSansIOProtocol
 
 SLICE_BYTES = 4_096
-"""What is parsed between two looks at the clock; of a long frame four times as much."""
+"""Bytes parsed between two reads of the clock; four times as much within a long frame."""
 
 TURN_S = 0.002
 MAX_EXCESS_FRAMES = 1_000
-"""Control frames and fragments beyond the owner's rate, more than within it, that one connection may send."""
+"""Net excess over the owner's rate, in control frames and fragments, that one connection may send."""
 
 UNCOUNTED_BYTES = 4_096
-"""A message that has come no further than this is not counted."""
+"""An incomplete message is counted once it is larger than this."""
 
 MESSAGE_PATIENCE = 6.0
-"""How many times longer than a handshake a message may take to arrive: it is up to 8 MiB."""
+"""Timeout of a message as a multiple of that of a handshake: a message has up to 8 MiB."""
 
 REFUSED_CLOSE_S = 1.0
-"""How long a refused peer has to read why."""
+"""Time a refused peer has to read the close frame."""
 
 POLICY_VIOLATION = 1008
 TRY_AGAIN_LATER = 1013
 
 
 class Meter(Protocol):
-    """What an owner's connections cost; see `exai.mcp.quota.Quota`."""
+    """The owner's limits and usage; see `exai.mcp.quota.Quota`."""
 
     account: Account
 
     def spend(self, size_bytes: int, count: int = 1) -> bool:
-        """Count so many messages or frames; False when they were beyond the owner's rate."""
+        """Count messages or frames. Returns False if they exceed the owner's rate."""
 
     def bar(self) -> None:
         """Refuse new connections of the owner for a while."""
 
     def spent_s(self, seconds: float) -> float:
-        """Count processor time; return how long the owner's next input should wait."""
+        """Count processor time; return the delay in seconds before the owner's next input."""
 
 
 class Arriving(WebSocketsSansIOProtocol):
-    """uvicorn's protocol for WebSockets with limits on what arrives; `meter` is there once the owner is known."""
+    """uvicorn's WebSocket protocol with limits on input. `meter` is set once the owner is known."""
 
     limits: ServerSettings
     meter: Meter | None = None
@@ -65,21 +65,21 @@ class Arriving(WebSocketsSansIOProtocol):
     _queued_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Read through a parser whose buffer can be weighed."""
+        """Read through a parser whose buffer size is known."""
         super().connection_made(transport)
         self.gathered = bytearray()
         self.unfed = bytearray()
         self.reader = read_through(self.conn)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Free what has arrived at once: the objects of a connection refer to each other until the next collection."""
+        """Free the input at once: the objects of a connection are in reference cycles until the next collection."""
         self.drop_input()
         super().connection_lost(exc)
         self.conn.parser.close()
         self.meter = None
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser, in slices when there is much."""
+        """Feed the parser, in slices if there is much input."""
         if self.is_refused:
             return
         if self.unfed or self._feeding is not None or len(data) > SLICE_BYTES:
@@ -93,17 +93,17 @@ class Arriving(WebSocketsSansIOProtocol):
         self._weigh()
 
     def handle_ping(self) -> None:
-        """Count it."""
+        """Count the frame."""
         self._odd_frames += 1
         super().handle_ping()
 
     def handle_pong(self, event: Frame) -> None:
-        """Count it."""
+        """Count the frame."""
         self._odd_frames += 1
         super().handle_pong(event)
 
     def handle_cont(self, event: Frame) -> None:
-        """Gather a message of several frames in one buffer: nothing limits their number, only their size together."""
+        """Collect the fragments of a message in one buffer: only their total size is limited, not their number."""
         self._odd_frames += 1
         if self.frames:
             self.gathered = bytearray(self.frames[0])
@@ -115,7 +115,7 @@ class Arriving(WebSocketsSansIOProtocol):
             self.send_receive_event_to_app()
 
     async def receive(self) -> ASGIReceiveEvent:
-        """Go on with what has arrived once nothing waits any more."""
+        """Resume with buffered input once no message waits."""
         message = await super().receive()
         if self.queue.empty():
             self._queued_bytes = 0
@@ -128,24 +128,24 @@ class Arriving(WebSocketsSansIOProtocol):
         return message
 
     def message_ended(self) -> None:
-        """A message is whole: from now on it is counted where it waits or runs."""
+        """Release the bytes and timer of a complete message: from now on it is counted where it waits or runs."""
         self._release()
         if self._late is not None:
             self._late.cancel()
             self._late = None
 
     def message_queued(self, size_bytes: int) -> None:
-        """A whole message waits for the application."""
+        """Note that a complete message waits for the application."""
         self._queued_bytes += size_bytes
 
     def read_no_more(self) -> None:
-        """Take nothing more from this peer, whatever becomes of the connection."""
+        """Stop reading from this peer for the rest of the connection."""
         self.is_refused = True
         self.drop_input()
         self._pause()
 
     def refuse(self, code: int, reason: str) -> None:
-        """Close with this code, and read nothing more."""
+        """Close with this code and stop reading."""
         if not self.is_refused and not self.close_sent:
             self.conn.fail(code, reason)
             self.handle_parser_exception()
@@ -153,13 +153,13 @@ class Arriving(WebSocketsSansIOProtocol):
         self.hurry_close()
 
     def hurry_close(self) -> None:
-        """Give a refused peer a moment to read why, and no longer."""
+        """Limit the time a refused peer has to read the close frame."""
         if self.close_timer is not None:
             self.close_timer.cancel()
         self.close_timer = self.loop.call_later(REFUSED_CLOSE_S, self.transport.abort)
 
     def drop_input(self) -> None:
-        """Forget what has arrived and is not a message yet."""
+        """Discard input that is not a complete message yet."""
         self.unfed = bytearray()
         self.gathered = bytearray()
         self.frames = []
@@ -170,7 +170,7 @@ class Arriving(WebSocketsSansIOProtocol):
         self.message_ended()
 
     def _feed(self) -> None:
-        """Parse for one turn, then let others have theirs."""
+        """Parse for one time slice, then yield to other connections."""
         self._feeding = None
         if self.transport.is_closing():
             self.unfed.clear()
@@ -206,7 +206,7 @@ class Arriving(WebSocketsSansIOProtocol):
             self.transport.pause_reading()
 
     def _count(self) -> None:
-        """Count frames that are no whole messages among the owner's requests."""
+        """Count frames that are not complete messages against the owner's rate."""
         count, self._odd_frames = self._odd_frames, 0
         if self.meter is None:
             return
@@ -219,7 +219,7 @@ class Arriving(WebSocketsSansIOProtocol):
             self.refuse(POLICY_VIOLATION, "too many control frames and fragments")
 
     def _weigh(self) -> None:
-        """Have in the owner's account what has arrived, and limit how long a message may take."""
+        """Count the input in the owner's account, and limit the time in which a message may arrive."""
         partial = len(self.unfed) + len(self.reader.buffer) + len(self.gathered)
         if self.frames:
             partial += len(self.frames[0])

@@ -1,7 +1,7 @@
-"""Who a caller is: everybody is the local owner, or whoever holds a configured token or a signed one is somebody.
+"""Authentication: configured tokens, signed tokens, or the one local owner if neither is configured.
 
-The invariant is that an owner comes from a verified token and nothing else, that tokens are compared in constant time,
-and that none is ever logged or echoed.
+Invariant: an owner comes from a verified token and nothing else, tokens are compared in constant time,
+and no token is ever logged or echoed.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ QUERY_TOKEN = "token"  # noqa: S105
 """The query parameter for clients that cannot set a header on their WebSocket."""
 
 MAX_TOKEN_CHARS = 16_384
-"""A longer one is nobody's, and is refused before any work is done on it."""
+"""A longer token is refused before any work is done on it."""
 
 
 def authenticator(settings: ServerSettings) -> Authenticator:
-    """Return the rule of these settings: the configured tokens and signed ones, else everybody (loopback only)."""
+    """Return the authenticator for these settings: configured and signed tokens, or the local owner (loopback)."""
     if not settings.is_guarded:
         return everybody_is_local
     return _Tokens(settings)
 
 
 class _Tokens:
-    """Lets in whoever holds one of the configured tokens, or a signed one."""
+    """Admits callers with a configured token or a signed one."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._known = _KnownTokens(settings)
@@ -50,14 +50,14 @@ class _Tokens:
         return await self._signed.verdict(token)
 
     def at_once(self, headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | None:
-        """Let in who holds a configured token; a signed one may need its issuer's keys."""
+        """Return the owner of a configured token; a signed token may have to wait for its issuer's keys."""
         token = _given(headers, query)
         owner = self._known.owner_of(token) if token and len(token) <= MAX_TOKEN_CHARS else None
         return None if owner is None else Admitted(owner)
 
 
 class _KnownTokens:
-    """The tokens of the settings by their digests, which have one length and can be compared in constant time."""
+    """The configured tokens by their digests, which have equal length and can be compared in constant time."""
 
     def __init__(self, settings: ServerSettings) -> None:
         tokens = {Owner(owner): token for owner, token in settings.tokens.items()}
@@ -66,7 +66,7 @@ class _KnownTokens:
             self._digests.append((_digest(settings.token.get_secret_value()), LOCAL_OWNER))
 
     def owner_of(self, token: str) -> Owner | None:
-        """Return whose token this is; the time it takes tells nothing about where they differ."""
+        """Return the owner of this token. The time it takes does not depend on where tokens differ."""
         given, found = _digest(token), None
         for digest, owner in self._digests:
             if hmac.compare_digest(given, digest):

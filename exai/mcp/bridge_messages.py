@@ -1,7 +1,7 @@
-"""What a line from a client of the bridge is, and what the bridge itself answers; without I/O.
+"""Classifies the lines from a client of the bridge, and makes the bridge's own answers; without I/O.
 
-Invariant: a refusal carries the id exactly as the client wrote it wherever one can be found, because a client waits for
-its own spelling of it until its timeout.
+Invariant: a refusal carries the id exactly as the client wrote it if one can be found, because the client waits for
+an answer with that spelling until its timeout.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from exai.mcp.stdio import Line, OverlongLine
 
 
 def understood(line: Line) -> tuple[Message, bytes, bytes | None]:
-    """Return what a line is, how to send it on, and the id of the answer as the client wrote it, if it is refused.
+    """Return a line's message, the bytes to forward, and the id as the client wrote it for a refusal.
 
-    Clients write integers as 7.0 and compare them as numbers, so such an id is sent on as the integer it is.
+    Clients may write an integer as 7.0 and compare ids as numbers, so such an id is forwarded as an integer.
     """
     if isinstance(line, OverlongLine):
         found = find_id(line.head, line.tail)
@@ -31,7 +31,7 @@ def understood(line: Line) -> tuple[Message, bytes, bytes | None]:
         line = line[: found.start] + str(found.as_integer).encode() + line[found.end :]
         message = parse(line)
     if isinstance(message, Malformed):
-        # What is not JSON is often something else than a message, such as a line of a log.
+        # Invalid JSON is often not meant as a message, such as the line of a log.
         is_message = message.error.code != PARSE_ERROR or b'"method"' in line
         key = None if isinstance(message.id, orjson.Fragment) else message.id
         return message, line, _raw_id(key, found if is_message else None)
@@ -39,14 +39,14 @@ def understood(line: Line) -> tuple[Message, bytes, bytes | None]:
 
 
 def _raw_id(key: RequestId | None, found: FoundId | None) -> bytes | None:
-    """Return an id as it was written, so that every client recognises it; None when there is none to be recognised."""
+    """Return an id as written, so that every client matches it; None if there is no usable id."""
     if found is not None and found.value is not None and (key is None or key == found.value):
         return found.raw
     return None if key is None else orjson.dumps(key)
 
 
 def refusal_of(raw_id: bytes | None, error: RpcError) -> bytes:
-    """Return the answer to a line that is no request, with the id that it has nevertheless."""
+    """Return the error answer to an invalid request, with the id that was found in it."""
     body = orjson.dumps({"jsonrpc": "2.0", "error": {"code": error.code, "message": str(error)}})
     return body if raw_id is None else body[:-1] + b',"id":' + raw_id + b"}"
 
@@ -57,6 +57,6 @@ def error_of(key: RequestId, code: int, problem: str) -> bytes:
 
 
 def too_large(size_bytes: int, limit_bytes: int | None) -> str:
-    """Say that a message is, and what to do; without the limit where the daemon has not stated it."""
+    """Return the text for an oversized message, without the limit if the daemon has not stated it."""
     limit = "larger than the daemon takes" if limit_bytes is None else f"and the daemon takes {limit_bytes:,}"
     return f"the message has {size_bytes:,} bytes, {limit} (EXAI_SERVER__MESSAGE_MAX_BYTES); send it in smaller parts"

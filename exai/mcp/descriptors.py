@@ -1,6 +1,6 @@
-"""The files and sockets this process may have open, which bound its connections whatever the settings say.
+"""The limit of open files of this process, which bounds its connections regardless of the settings.
 
-The invariant is that a daemon refuses connections by its own limit, with an answer and a line in the log, before the
+Invariant: a daemon refuses connections at its own limit, with an answer and a log line, before the
 kernel refuses them without either.
 """
 
@@ -16,13 +16,13 @@ else:
     _HAS_LIMITS = True
 
 RESERVED = 128
-"""Descriptors for everything but clients: the database's pool, Redis, providers, files, listening sockets."""
+"""Descriptors reserved for everything but clients: database pool, Redis, providers, files, listening sockets."""
 
 log = structlog.get_logger(__name__)
 
 
 def connections_possible(wanted: int) -> int:
-    """Raise the limit of open files as far as it may go, and return how many of these connections that leaves."""
+    """Raise the limit of open files as far as allowed; return how many of the `wanted` connections that permits."""
     if not _HAS_LIMITS:
         return wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -42,7 +42,7 @@ def connections_possible(wanted: int) -> int:
 
 
 def _raised(soft: int, hard: int, needed: int) -> int:
-    """Raise the soft limit to what is needed, which some systems take although they refuse an unlimited number."""
+    """Raise the soft limit to the needed number: some systems allow that although they refuse an unlimited number."""
     target = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))

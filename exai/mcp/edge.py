@@ -1,4 +1,4 @@
-"""Who may speak to this server at all: Host, Origin and the authenticator, checked before a body or a frame is read.
+"""Admission checks of Host, Origin and credentials, made before a body or a frame is read.
 
 Invariant: a web page of a foreign site cannot use a local server, whether by a cross-site request (its Origin is
 refused) or by a name that resolves to this machine (its Host is refused).
@@ -19,25 +19,25 @@ from exai.models import LOCAL_OWNER, Owner
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 ABORT = "exai.abort"
-"""The ASGI extension under which `exai.mcp.wire` hands out a function that drops the connection at once."""
+"""The ASGI extension in which `exai.mcp.wire` passes a function that aborts the connection."""
 
 DIRECT = "exai.direct"
-"""The extension under which `exai.mcp.wire` hands out its `Direct`."""
+"""The ASGI extension in which `exai.mcp.wire` passes its `Direct`."""
 
 FORWARDED = frozenset({"forwarded", "via", "x-real-ip", "x-client-ip", "true-client-ip", "x-envoy-external-address"})
 FORWARDED_PREFIXES = ("x-forwarded-", "x-original-", "cf-", "fly-", "x-amzn-", "tailscale-")
-"""Headers by which a proxy says that the caller is someone else."""
+"""Headers by which a proxy declares that it forwards the request of another client."""
 
 MAX_QUERY_FIELDS = 64
 INVALID = 'Bearer error="invalid_token"'
-"""The challenge to a token that is not or no longer one."""
+"""The WWW-Authenticate challenge for a token that is invalid or has expired."""
 
 WILDCARD_ADDRESSES = frozenset({"", "0.0.0.0", "::"})
 
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """An HTTP answer that ends the matter; `text` says what would be right."""
+    """An HTTP answer that refuses the request; `text` names the cure."""
 
     status: int
     text: str
@@ -46,7 +46,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """Who a caller is, and until when that counts (seconds since 1970); None is for as long as the daemon runs."""
+    """An authenticated owner. `until` is in seconds since 1970; None means for as long as the daemon runs."""
 
     owner: Owner
     expires_at: float | None = None
@@ -54,7 +54,7 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An authenticator's no; `challenge` becomes the WWW-Authenticate header of a 401."""
+    """A refusal by an authenticator; `challenge` becomes the WWW-Authenticate header of a 401."""
 
     reason: str
     challenge: str = "Bearer"
@@ -62,40 +62,40 @@ class Refusal:
 
 
 Authenticator = Callable[[Mapping[str, str], Mapping[str, str]], Awaitable[Admitted | Refusal]]
-"""From headers (names in lower case) and query parameters to an owner; may wait for an issuer's keys."""
+"""Maps headers (names in lower case) and query parameters to an owner; may wait for an issuer's keys."""
 
 
 @runtime_checkable
 class Immediate(Protocol):
-    """An authenticator that knows some callers without waiting."""
+    """An authenticator that can decide about some callers without waiting."""
 
     def at_once(self, headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | None:
-        """Return what the authenticator would say, where it would let the caller in without waiting; else None."""
+        """Return the owner if the authenticator would admit the caller without waiting; else None."""
 
 
 class Direct(Protocol):
-    """The short way through a WebSocket, beside ASGI's `receive` and `send`: what can be done at once is, without a
-    queue, a task's turn or a pause in reading; what cannot goes the long way, and keeps its order.
+    """The fast path of a WebSocket, beside ASGI's `receive` and `send`, without queue, task switch or pause in reading.
+    A message that cannot be handled at once takes the regular path; the order of messages is kept.
     """
 
     def send_now(self, data: bytes) -> bool:
-        """Send a text frame, or return False and send nothing."""
+        """Send a text frame, or send nothing and return False."""
 
     def offer_to(self, take: Callable[[bytes], bool], meter: Meter) -> None:
-        """Offer whole messages to `take` from now on; what it returns False for comes by `receive`.
+        """Pass whole messages to `take` from now on; those it returns False for are delivered by `receive`.
 
-        What arrives meanwhile is counted by `meter`.
+        Input is counted by `meter` from now on.
         """
 
     def read_no_more(self) -> None:
-        """Read nothing more from the peer; its connection still has to be closed."""
+        """Stop reading from the peer; the caller still has to close the connection."""
 
 
 async def everybody_is_local(
     headers: Mapping[str, str],  # noqa: ARG001
     query: Mapping[str, str],  # noqa: ARG001
 ) -> Admitted | Refusal:
-    """Let everybody in as the one local owner; right on a loopback address only."""
+    """Admit every caller as the one local owner; correct on a loopback address only."""
     return Admitted(LOCAL_OWNER)
 
 
@@ -111,7 +111,7 @@ def _the_local_owner(headers: Mapping[str, str], query: Mapping[str, str]) -> Ad
 
 
 class Edge:
-    """The rules of one server. `*` in the allowed hosts switches the Host check off."""
+    """The admission rules of one server. `*` in the allowed hosts disables the Host check."""
 
     def __init__(self, settings: ServerSettings, authenticate: Authenticator) -> None:
         self._authenticate = authenticate
@@ -125,7 +125,7 @@ class Edge:
         self._origins = frozenset(origin.lower().rstrip("/") for origin in settings.allowed_origins)
 
     async def admit(self, scope: Mapping[str, Any]) -> Admitted | Rejection:
-        """Return the owner behind an ASGI scope, or why there is none."""
+        """Return the owner of an ASGI scope, or the reason for its refusal."""
         headers = header_map(scope["headers"])
         rejection = self.rejection(headers)
         if rejection is not None:
@@ -137,15 +137,15 @@ class Edge:
         return verdict
 
     def admit_at_once(self, headers: Mapping[str, str]) -> Admitted | None:
-        """Return what `admit` would for a request of no page and without a query, if that is an owner known at once."""
+        """Return the result of `admit` for a request without Origin and query if no wait is needed; else None."""
         if "origin" in headers or not self._is_known(headers.get("host", "")):
             return None
         return self._at_once(headers, _NO_QUERY)
 
     async def may_see_details(self, scope: Mapping[str, Any]) -> bool:
-        """Tell whether a caller may see more than whether the daemon works: with a token, or from this machine.
+        """Return whether a caller may see more than the daemon's status: with a token, or from this machine.
 
-        What a proxy on this machine passes on comes from anywhere.
+        A request forwarded by a proxy on this machine does not count as local.
         """
         headers = header_map(scope["headers"])
         is_direct = not any(name in FORWARDED or name.startswith(FORWARDED_PREFIXES) for name in headers)
@@ -154,7 +154,7 @@ class Edge:
         return isinstance(await self._authenticate(headers, query_map(scope["query_string"])), Admitted)
 
     def rejection(self, headers: Mapping[str, str]) -> Rejection | None:
-        """Return why a request with these headers is turned away, or None."""
+        """Return the reason to refuse a request with these headers, or None."""
         host = headers.get("host", "")
         if not self._is_known(host):
             cure = "add it to EXAI_SERVER__ALLOWED_HOSTS if it is meant to be one"
@@ -196,17 +196,17 @@ def _is_same_machine(scope: Mapping[str, Any]) -> bool:
 
 
 def expired() -> Rejection:
-    """Return the HTTP answer to a token that has expired since it was looked at."""
+    """Return the HTTP answer for a token that expired after it was verified."""
     return Rejection(401, "the token has expired; get a new one", ((b"www-authenticate", INVALID.encode()),))
 
 
 def too_many(error: Overloaded) -> Rejection:
-    """Return the HTTP answer to an owner who has too much open already."""
+    """Return the HTTP answer for an owner with too many open connections or requests."""
     return Rejection(429, str(error), ((b"retry-after", b"5"),))
 
 
 def _name_of(host: str) -> str:
-    """Return a Host value without its port; empty when it is not a host and port."""
+    """Return a Host value without its port; empty if it is not a host and port."""
     if host.startswith("["):
         name, bracket, rest = host[1:].partition("]")
         return name if bracket and _is_port(rest) else ""
@@ -219,7 +219,7 @@ def _is_port(rest: str) -> bool:
 
 
 def header_map(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Return headers by lower-case name; of a repeated one the values are joined, so that a second Host is foreign."""
+    """Return headers by lower-case name. Values of a repeated one are joined, so that a second Host is refused."""
     found: dict[str, str] = {}
     for name, value in raw:
         key, text = name.decode("latin-1").lower(), value.decode("latin-1").strip()
@@ -228,7 +228,7 @@ def header_map(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 def query_map(raw: bytes) -> dict[str, str]:
-    """Return the query parameters of an ASGI scope; none when there are absurdly many."""
+    """Return the query parameters of an ASGI scope; empty if there are too many."""
     try:
         return dict(parse_qsl(raw.decode("latin-1"), max_num_fields=MAX_QUERY_FIELDS)) if raw else {}
     except ValueError:
@@ -242,16 +242,16 @@ def peer_of(scope: Mapping[str, Any]) -> str:
 
 
 def abort_of(scope: Mapping[str, Any]) -> Callable[[], None]:
-    """Return what drops this connection at once; nothing does under a server without the extension."""
+    """Return the function that aborts this connection; it does nothing under a server without the extension."""
     abort: Callable[[], None] = (scope.get("extensions") or {}).get(ABORT, {}).get(ABORT, _cannot_abort)
     return abort
 
 
 def direct_of(scope: Mapping[str, Any]) -> Direct | None:
-    """Return the short way of a WebSocket; None under a server without the extension."""
+    """Return the fast path of a WebSocket; None under a server without the extension."""
     direct: Direct | None = (scope.get("extensions") or {}).get(DIRECT, {}).get(DIRECT)
     return direct
 
 
 def _cannot_abort() -> None:
-    """The peer's own timeouts have to do."""
+    """Do nothing: without the extension only the peer's own timeouts end the connection."""

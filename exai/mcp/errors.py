@@ -1,7 +1,6 @@
-"""Errors raised on purpose, as a client of this protocol is told of them.
+"""Deliberate errors in the form in which clients of this protocol receive them.
 
-Invariant: whichever way an error goes out, as the result of a tool or as an error of JSON-RPC, programs find the same
-facts in it.
+Invariant: an error carries the same facts for programs whether it is sent as a tool's result or as a JSON-RPC error.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from exai.mcp.jsonrpc import INTERNAL_ERROR, INVALID_PARAMS, RpcError
 
 
 class ReplyTooLarge(RequestError):
-    """An answer came out larger than a reply may be; a smaller page avoids it."""
+    """An answer exceeds the maximum size of a reply; a smaller page avoids it."""
 
     code = "reply_too_large"
 
@@ -29,12 +28,12 @@ class ReplyTooLarge(RequestError):
         )
 
     def details(self) -> dict[str, Any]:
-        """Both sizes."""
+        """Return both sizes."""
         return {"size_bytes": self.size_bytes, "limit_bytes": self.limit_bytes}
 
 
 class ErrorTooLarge(RequestError):
-    """A call was refused or failed, and what there is to say about that is larger than a reply may be."""
+    """A call was refused or failed, and the description of the error exceeds the maximum size of a reply."""
 
     code = "error_too_large"
 
@@ -49,17 +48,17 @@ class ErrorTooLarge(RequestError):
         )
 
     def details(self) -> dict[str, Any]:
-        """Both sizes."""
+        """Return both sizes."""
         return {"size_bytes": self.size_bytes, "limit_bytes": self.limit_bytes}
 
 
 def error_facts(error: ExaiError) -> dict[str, Any]:
-    """Return the JSON of an error that programs act on."""
+    """Return the facts of an error as JSON for programs."""
     return error.report()
 
 
 def rpc_error(error: ExaiError) -> RpcError:
-    """Return the JSON-RPC error of an error that was raised on purpose."""
+    """Return the JSON-RPC error for a deliberate error."""
     code = INTERNAL_ERROR
     if isinstance(error, Overloaded):
         code = OVERLOADED

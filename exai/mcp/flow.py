@@ -1,4 +1,4 @@
-"""When an HTTP connection is read: uvicorn's flow control with one more condition.
+"""Flow control of HTTP input: uvicorn's, with one more condition.
 
 Invariant: after a refusal, and while a request waits for the answer to another, `resume_reading` changes nothing.
 """
@@ -12,19 +12,19 @@ from exai.mcp.library_parts import FlowControl
 
 
 class Flow(FlowControl):
-    """Reads on only when the protocol wants more: not while a request waits, and never after a refusal."""
+    """Resumes reading only if the protocol wants input: not while a request waits, and never after a refusal."""
 
     def __init__(self, transport: asyncio.Transport, wants_more: Callable[[], bool]) -> None:
         super().__init__(transport)
         self._wants_more = wants_more
 
     def resume_reading(self) -> None:
-        """Read on, if that is wanted."""
+        """Resume reading unless the protocol wants no input."""
         if self._wants_more():
             super().resume_reading()
 
     def end(self) -> None:
-        """Let go of the protocol, so that it is freed with its connection."""
+        """Drop the reference to the protocol, so that it is freed with its connection."""
         self._wants_more = _never
 
 

@@ -1,7 +1,7 @@
-"""The most common frame, a whole short text, without the library's parser; everything else is the library's.
+"""A parser for the most common frame, one whole short text; all other frames go through the library's parser.
 
-Invariant: a frame is read here only when it is all that has arrived and the parser waits between two messages, so that
-leaving the parser out changes nothing for it.
+Invariant: a frame is parsed here only if it is all the input and the library's parser is between two messages, so that
+bypassing the parser does not change its state.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _MASK_BYTES = 4
 
 
 class Reader(StreamReader):
-    """The parser's source, which knows whether the parser waits for the beginning of a frame."""
+    """The parser's source, which knows whether the parser is at the start of a frame."""
 
     def __init__(self) -> None:
         super().__init__()
         self.is_between_frames = False
 
     def at_eof(self) -> Generator[None, None, bool]:
-        """Between two frames the parser waits here, and nowhere else."""
+        """Note that the parser is between two frames: it calls this method there, and nowhere else."""
         self.is_between_frames = True
         has_ended = yield from super().at_eof()
         self.is_between_frames = False
@@ -34,7 +34,7 @@ class Reader(StreamReader):
 
 
 def read_through(conn: Protocol) -> Reader:
-    """Let a connection that has received nothing read through a `Reader`, and return that."""
+    """Replace the source of a connection that has received nothing with a `Reader`, and return the reader."""
     reader = conn.reader = Reader()
     conn.parser = conn.parse()
     next(conn.parser)
@@ -42,7 +42,7 @@ def read_through(conn: Protocol) -> Reader:
 
 
 def only_text(data: bytes, max_bytes: int) -> bytes | None:
-    """Return the text that `data` is the frame of, when it is one whole short text from a client and no more."""
+    """Return the text of `data` if it is exactly one whole short text frame from a client; else None."""
     if len(data) < 2 or data[0] != _WHOLE_TEXT:
         return None
     size, start = data[1] - _MASKED, 2
@@ -54,7 +54,7 @@ def only_text(data: bytes, max_bytes: int) -> bytes | None:
 
 
 def short_text(data: bytes) -> bytes:
-    """Return the frame of a text of at most `MAX_SHORT_BYTES` as a server sends it."""
+    """Encode a text of at most `MAX_SHORT_BYTES` as a server's frame."""
     size = len(data)
     if size < _SIZE_16:
         return bytes((_WHOLE_TEXT, size)) + data
@@ -62,7 +62,7 @@ def short_text(data: bytes) -> bytes:
 
 
 def is_utf8(data: bytes) -> bool:
-    """Tell whether a text frame holds what it must."""
+    """Return whether `data` is valid UTF-8, as a text frame requires."""
     if data.isascii():
         return True
     try:

@@ -1,7 +1,7 @@
-"""The headers of Streamable HTTP against the body they mirror.
+"""Checks the headers of Streamable HTTP against the body that they mirror.
 
-Invariant: a request whose headers say something else than its body is never carried out, because whatever stands in
-front of this server decided by the headers.
+Invariant: a request whose headers contradict its body is never carried out, because a proxy in front of this server
+made its decisions from the headers.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _ENCODED_PREFIX, _ENCODED_SUFFIX = "=?base64?", "?="
 
 
 def legacy_version(headers: Mapping[str, str], message: object) -> str | None:
-    """Return the initialize-era revision a request over HTTP is served in; None where the envelope decides.
+    """Return the initialize-era revision in which to serve a request over HTTP, or None if the envelope decides.
 
-    Raises `RpcError` when headers and body contradict each other or name no revision that is served.
+    Raises `RpcError` if headers and body contradict each other or name a revision that is not served.
     """
     stated = headers.get(VERSION) or None
     envelope = _envelope_version(message)
@@ -79,7 +79,7 @@ def _check(headers: Mapping[str, str], name: str, wanted: object, *, encoded: bo
 
 
 def _decoded(value: str) -> str | None:
-    """Undo the transport's encoding of names that a header cannot hold; None when it is broken."""
+    """Decode a header value in the transport's encoding for names that a header cannot hold; None if it is invalid."""
     if not (value.startswith(_ENCODED_PREFIX) and value.endswith(_ENCODED_SUFFIX)):
         return value
     try:

@@ -1,7 +1,7 @@
-"""The Streamable HTTP door: one POST is one message, and its answer is JSON or a stream of events.
+"""The Streamable HTTP transport: one POST carries one message; the answer is JSON or a stream of events.
 
-Invariant: no state outlives a request, so any daemon may serve the next one; an answer that comes soon is plain JSON, a
-late one or one with progress becomes a stream that is never silent; a client that goes away cancels its call.
+Invariant: no state outlives a request, so any daemon may serve the next one. An early answer is plain JSON; a late one,
+or one with progress, is a stream that is never silent. A client that disconnects cancels its call.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from exai.mcp.server import McpServer
 from exai.mcp.session import Session
 
 BODY_PATIENCE = 6.0
-"""How many times longer than a head a body may take: it is up to 8 MiB."""
+"""Timeout of a body as a multiple of that of a head: a body has up to 8 MiB."""
 
 STREAM_TYPE = b"text/event-stream"
 _COMMENT = b":\n\n"
@@ -56,12 +56,12 @@ log = structlog.get_logger(__name__)
 
 
 class Gone(Exception):
-    """The client went away."""
+    """The client disconnected."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Posted:
-    """One message as it came, and the kinds of answer its client takes."""
+    """One message as received, and the kinds of answer its client accepts."""
 
     message: Message
     size_bytes: int
@@ -69,11 +69,11 @@ class _Posted:
 
 
 class HttpDoor:
-    """An ASGI application for the MCP endpoint."""
+    """The ASGI application of the MCP endpoint."""
 
     def __init__(self, server: McpServer) -> None:
         self._server = server
-        # A stream says something at least this often: several clients cut a silent one after some minutes.
+        # Interval of keep-alive comments: several clients close a stream that is silent for some minutes.
         self.quiet_s = server.settings.progress_interval_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: AsgiSend) -> None:
@@ -118,7 +118,7 @@ class HttpDoor:
             await self._serve(session, posted, receive, reply)
 
     async def _body(self, receive: Receive, account: Account) -> bytes | None:
-        """Read the whole body, counted as it arrives; None when it is too large. Raises `Overloaded`."""
+        """Read the whole body, counted as it arrives; None if it is too large. Raises `Overloaded`."""
         limit = self._server.settings.message_max_bytes
         body = bytearray()
         held_bytes = 0
@@ -141,7 +141,7 @@ class HttpDoor:
     async def _session(
         self, message: Message, headers: dict[str, str], admitted: Admitted, peer: str, reply: Reply
     ) -> Session | None:
-        """Open a session in the right revision, or refuse a request whose headers contradict its body."""
+        """Open a session in the request's revision, or refuse a request whose headers contradict its body."""
         try:
             version = legacy_version(headers, message)
         except RpcError as error:
@@ -155,12 +155,12 @@ class HttpDoor:
         await self._while_there(session, receive, self._answer(session, posted, reply))
 
     async def go_on(self, session: Session, receive: Receive, reply: Reply) -> None:
-        """Answer with a stream, because a call that began without one takes long."""
+        """Answer with a stream: a call that started without one takes long."""
         with contextlib.suppress(Gone):
             await self._while_there(session, receive, self._stream(session, None, reply))
 
     async def _while_there(self, session: Session, receive: Receive, answering: Coroutine[Any, Any, None]) -> None:
-        """Answer, and end the session: its calls are cancelled if the client goes away before."""
+        """Run `answering`, then end the session. If the client disconnects first, the session's calls are cancelled."""
         gone = asyncio.create_task(_until_gone(receive, session), name="mcp http disconnect")
         try:
             await answering
@@ -191,7 +191,7 @@ class HttpDoor:
             await self._stream(session, first, reply)
 
     async def _first(self, session: Session, wait_s: float | None) -> Send | None:
-        """Return what is to be sent first, or None when that takes long enough to begin a stream without it."""
+        """Return the first message, or None if it does not come within `wait_s`; a stream then starts without it."""
         try:
             async with asyncio.timeout(wait_s):
                 message = await session.outbox.get()
@@ -202,7 +202,7 @@ class HttpDoor:
         return message
 
     async def _only_answer(self, session: Session, message: Send | None, reply: Reply) -> None:
-        """For a client that takes no stream: leave the progress out."""
+        """Send the answer without progress, for a client that does not accept streams."""
         while message is None or session.connection.in_flight or len(session.outbox):
             message = await session.outbox.get()
             if message is None:
@@ -228,7 +228,7 @@ class HttpDoor:
 
 
 class Reply:
-    """One HTTP answer; every send is bounded, and a client that does not read is dropped."""
+    """One HTTP answer. Every send has a timeout, and a client that does not read is disconnected."""
 
     def __init__(self, send: AsgiSend, abort: Callable[[], None], timeout_s: float) -> None:
         self._send = send
@@ -240,7 +240,7 @@ class Reply:
         await self._whole(status, data, JSON_TYPE, headers)
 
     async def text(self, rejection: Rejection) -> None:
-        """Answer with words for a person."""
+        """Answer with plain text."""
         await self._whole(rejection.status, rejection.text.encode(), b"text/plain; charset=utf-8", rejection.headers)
 
     async def empty(self, status: int) -> None:
@@ -254,7 +254,7 @@ class Reply:
         await self._start(200, headers)
 
     async def event(self, data: bytes | None) -> None:
-        """Send one message as an event, or a comment that keeps the stream alive."""
+        """Send one message as an event, or for None a comment that keeps the stream alive."""
         await self._body(_COMMENT if data is None else b"event: message\ndata: " + data + b"\n\n", more=True)
 
     async def end_stream(self) -> None:
@@ -281,7 +281,7 @@ class Reply:
                 await self._send(event)
         except TimeoutError:
             self._abort()
-            # uvicorn learns of it in the next round, and would complain of an answer cut short before.
+            # uvicorn notices in the next iteration of the loop; before that it would log an incomplete response.
             await asyncio.sleep(0)
             raise Gone from None
 
@@ -293,12 +293,12 @@ async def _until_gone(receive: Receive, session: Session) -> None:
 
 
 def takes_streams(accept: str) -> bool:
-    """Tell whether a client that accepts this takes a stream of events."""
+    """Return whether this Accept header allows a stream of events."""
     return "text/event-stream" in accept or "*/*" in accept
 
 
 def unfit(method: str, headers: dict[str, str], max_bytes: int) -> Rejection | None:
-    """Return why a request cannot hold a message, or None."""
+    """Return the reason why a request cannot carry a message, or None."""
     if method != "POST":
         return Rejection(405, "this endpoint takes POST", ((b"allow", b"POST"),))
     if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
@@ -310,14 +310,14 @@ def unfit(method: str, headers: dict[str, str], max_bytes: int) -> Rejection | N
 
 
 def status_of(error: Fault | None, *, at_the_door: bool) -> int:
-    """Errors of the transport and the envelope have statuses of their own; what a method says is a good answer."""
+    """Return the HTTP status: errors of transport and envelope have their own, errors of methods are sent with 200."""
     if error is None:
         return 200
     return (_STATUS_AT_THE_DOOR if at_the_door else _STATUS).get(error.code, 200)
 
 
 def retry_after(error: Fault | None) -> tuple[tuple[bytes, bytes], ...]:
-    """Say in whole seconds when a limit may let the request pass."""
+    """Return the Retry-After header of an error with a known delay, in whole seconds."""
     if error is None or error.code != eras.OVERLOADED:
         return ()
     wait_s = (error.data or {}).get("retry_after_s", 1.0)

@@ -1,7 +1,7 @@
-"""Identical calls of one session that run at the same time, as one piece of work.
+"""Runs identical concurrent calls of one session as one piece of work.
 
-One client is known to send a `tools/call` again under a new id while the first still runs. The invariant is that work
-ends with the last call that waits for it: cancelling one of several takes nothing from the others.
+At least one client repeats a running `tools/call` under a new id. Invariant: the work ends with the last call
+that waits for it, so cancelling one of several calls does not affect the others.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ Progress = Callable[[str], Awaitable[None]]
 
 
 class _Shared:
-    """One piece of work and the calls that wait for it, by their ways to report progress."""
+    """One piece of work, and the progress callbacks of the calls that wait for it."""
 
     def __init__(self) -> None:
         self.waiting: list[Progress] = []
         self.task: asyncio.Task[Json] | None = None
 
     async def say(self, message: str) -> None:
-        """Report to all who wait."""
+        """Report progress to every waiting call."""
         for progress in list(self.waiting):
             await progress(message)
 
 
 class Joining:
-    """The calls of one session that may be joined, by what makes them identical."""
+    """The joinable calls of one session, by the key that makes them identical."""
 
     def __init__(self) -> None:
         self._running: dict[bytes, _Shared] = {}
 
     def is_running(self, key: bytes) -> bool:
-        """Tell whether a call with this key would join another."""
+        """Return whether a call with this key would join a running one."""
         return key in self._running
 
     async def run(self, key: bytes, call: Call, context: CallContext) -> Json:
-        """Do the work of `call`, or wait for the identical one that runs; both get the one outcome."""
+        """Run the work of `call`, or wait for the identical call that is running; both get the same outcome."""
         shared = self._running.get(key)
         if shared is None:
             shared = self._running[key] = _Shared()
@@ -53,7 +53,7 @@ class Joining:
             if not shared.waiting and not task.done():
                 self._forget(key, shared)
                 task.cancel()
-                # What the work does when it is cancelled, such as recording a turn's outcome, belongs to this call.
+                # Wait for the cancelled work to unwind: its last acts, such as storing an outcome, belong to this call.
                 await asyncio.wait({task})
 
     def _begin(self, key: bytes, shared: _Shared, call: Call, context: CallContext) -> asyncio.Task[Json]:

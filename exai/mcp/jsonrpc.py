@@ -1,8 +1,8 @@
 """JSON-RPC 2.0 messages from bytes and back, without I/O.
 
-Invariant: `parse` never raises, never recurses, and its work and memory are bounded by the named limits; whatever it
-returns is either a message that obeys JSON-RPC or a `Malformed` that says what to answer, with the id where one
-could be read, so that no request stays without an answer.
+Invariant: `parse` never raises and never recurses, and its work and memory are bounded by the named limits. It returns
+either a message that obeys JSON-RPC or a `Malformed` with the error to answer, and with the id if one could be read,
+so that no request stays without an answer.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from exai.mcp.request_ids import find_id
 
 RequestId: TypeAlias = str | int
 EchoedId: TypeAlias = RequestId | orjson.Fragment
-"""Also an id that no request may have, as it was written, so that the answer finds its way."""
+"""A request id, or one that JSON-RPC does not allow, kept as written so that the client can match the answer."""
 
 Json: TypeAlias = Mapping[str, Any]
 
@@ -35,7 +35,7 @@ MAX_METHOD_CHARS = 128
 MAX_INTEGER = 2**63
 MAX_EXACT_FLOAT = 2**53
 MAX_TOKENS = 20_000
-"""Strings and brackets that are passed over in search of the id of a message that is refused."""
+"""Strings and brackets that are skipped while searching a refused message for its id."""
 
 _BOM = b"\xef\xbb\xbf"
 _DEEP = re.compile(rb"[\[{]{1000}")
@@ -43,7 +43,7 @@ _LONG_INTEGER = re.compile(rb"[:\[,]\s*-?[0-9]{19,}\s*[,\]}]")
 
 
 class RpcError(Exception):
-    """An error that goes out as a JSON-RPC error; `data` is JSON a program can act on."""
+    """An error that is sent as a JSON-RPC error; `data` is JSON for programs."""
 
     def __init__(self, code: int, message: str, data: Json | None = None) -> None:
         super().__init__(code, message, data)
@@ -54,7 +54,7 @@ class RpcError(Exception):
 
 
 class Fault(NamedTuple):
-    """What an error said that has been answered; unlike an exception it holds no frames."""
+    """The content of an error that has been answered. Unlike the exception it references no frames."""
 
     code: int
     data: Json | None
@@ -64,8 +64,8 @@ class Fault(NamedTuple):
 class Request:
     """A message that must be answered.
 
-    Not frozen, as is nothing that is made for each call, though nobody changes it: it costs a quarter to make, and less
-    than a named tuple to make and to read.
+    Not frozen, like every object made per call, although nothing modifies it: construction takes a quarter of the time
+    of a frozen dataclass. A named tuple is slower, both to construct and to read.
     """
 
     id: RequestId
@@ -83,12 +83,12 @@ class Notification:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An answer from the peer, which was asked nothing."""
+    """An answer from the peer. The server sends no requests, so there is nothing it could belong to."""
 
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """Something that is none of the others. `id` is None where none could be read; the answer then has no id."""
+    """A message of no valid kind. `id` is None if none could be read; the answer then has no id."""
 
     id: EchoedId | None
     error: RpcError
@@ -98,7 +98,7 @@ Message: TypeAlias = Request | Notification | Response | Malformed
 
 
 def parse(data: bytes) -> Message:
-    """Read one message; the size of `data` was limited by whoever read it."""
+    """Parse one message. The caller has limited the size of `data`."""
     if data[:3] == _BOM:
         data = data[3:]
     if len(data) > MAX_VALUES and _is_crowded(data):
@@ -119,12 +119,12 @@ def parse(data: bytes) -> Message:
 
 
 def request_id(value: object) -> TypeGuard[RequestId]:
-    """Tell whether this can be the id of a request: a short string or an integer (a bool is neither)."""
+    """Return whether `value` can be a request id: a short string or an integer (a bool is neither)."""
     return (type(value) is str and len(value) <= MAX_ID_CHARS) or type(value) is int
 
 
 def as_id(value: object) -> RequestId | None:
-    """Return an id or a token as this server keeps it, None for what is none; 7.0 is 7, as it is for JavaScript."""
+    """Return an id or token in its normal form, or None if it is invalid. 7.0 becomes 7, as JavaScript has it."""
     if request_id(value):
         return value
     if type(value) is float and value.is_integer() and abs(value) < MAX_EXACT_FLOAT:
@@ -133,7 +133,7 @@ def as_id(value: object) -> RequestId | None:
 
 
 def _id_in(data: bytes) -> EchoedId | None:
-    """Return the id in the text of a message that is refused; a short one that JSON-RPC does not allow, as written."""
+    """Return the id in the text of a refused message; a short id that JSON-RPC does not allow stays as written."""
     found = find_id(data, max_tokens=MAX_TOKENS)
     if found is None or found.value is None:
         return None
@@ -144,12 +144,12 @@ def _id_in(data: bytes) -> EchoedId | None:
 
 
 def encode_result(id: RequestId, result: Json) -> bytes:  # noqa: A002
-    """Raise `orjson.JSONEncodeError` when the result holds something JSON cannot."""
+    """Encode a response. Raises `orjson.JSONEncodeError` if the result holds a value that JSON cannot."""
     return orjson.dumps({"jsonrpc": "2.0", "id": id, "result": result})
 
 
 def encode_error(id: EchoedId | None, error: RpcError) -> bytes:  # noqa: A002
-    """Without an id the member is left out: the clients' schemas know no null id."""
+    """Encode an error response. Without an id the member is omitted: the clients' schemas do not allow a null id."""
     body: dict[str, Any] = {"code": error.code, "message": error.message}
     if error.data is not None:
         body["data"] = error.data
@@ -159,7 +159,7 @@ def encode_error(id: EchoedId | None, error: RpcError) -> bytes:  # noqa: A002
 
 
 def encode_notification(method: str, params: Json) -> bytes:
-    """A message of our own that expects no answer."""
+    """Encode a notification from the server."""
     return orjson.dumps({"jsonrpc": "2.0", "method": method, "params": params})
 
 
@@ -167,7 +167,7 @@ def _classify(data: bytes, value: dict[str, Any]) -> Message:
     key, method, params = value.get("id"), value.get("method"), value.get("params")
     if value.get("jsonrpc") == "2.0" and type(method) is str and 0 < len(method) <= MAX_METHOD_CHARS:
         if not params and (params is None or type(params) is list):
-            # Clients write an absent member so, and an empty list of arguments by position.
+            # Clients write null for absent params, and [] for empty ones.
             params = {}
         if type(params) is dict and request_id(key):
             return Request(key, method, params)
@@ -194,7 +194,7 @@ def _malformed(data: bytes, value: dict[str, Any]) -> Malformed:
 
 
 def _undecodable(data: bytes, reason: str) -> Malformed:
-    """Answer what is not JSON, under its id if it looks like a request; half an emoji is often written as an escape."""
+    """Return the refusal of invalid JSON, with its id if it looks like a request. Lone surrogate escapes are common."""
     found = _id_in(data) if b'"method"' in data else None
     if "surrogate" in reason and "UTF-8" not in reason and found is not None:
         problem = "Invalid params: a string holds half of a surrogate pair; send whole characters"
@@ -204,7 +204,7 @@ def _undecodable(data: bytes, reason: str) -> Malformed:
 
 
 def _is_crowded(data: bytes) -> bool:
-    """Find before parsing what would become a hundred times its size in memory."""
+    """Return whether the text would take about a hundred times its size in memory if parsed."""
     if _structural(data) <= MAX_VALUES:
         return False
     skeleton = _skeleton(data)
@@ -223,7 +223,7 @@ def _structural(data: bytes) -> int:
 
 
 def _skeleton(data: bytes) -> bytes | None:
-    """Return the text without its strings, or None when there are too many; string contents cannot confuse it."""
+    """Return the text without its strings, or None if it has too many of them. String contents are never misread."""
     bare = data.replace(b"\\\\", b"").replace(b'\\"', b"")
     if bare.count(b'"') > 4 * MAX_VALUES:
         return None
@@ -231,7 +231,7 @@ def _skeleton(data: bytes) -> bytes | None:
 
 
 def _structure_problem(data: bytes, value: dict[str, Any]) -> str | None:
-    """Find what the parser lets pass: deep nesting, integers it had to round, and repeated keys."""
+    """Return a problem that the parser does not report: deep nesting, rounded integers or repeated keys."""
     keys = 0
     is_huge = False
     containers: list[Any] = [value]
@@ -251,7 +251,7 @@ def _structure_problem(data: bytes, value: dict[str, Any]) -> str | None:
     if len(containers) > MAX_DEPTH and _is_deep(value):
         return f"nested more than {MAX_DEPTH} levels deep"
     if is_huge and ((bare := _skeleton(data)) is None or _LONG_INTEGER.search(bare)):
-        # What was written as a float may be as large as it likes; an integer would be stored as another one.
+        # A value written as a float may have any size; an integer of that size would be stored with another value.
         return "an integer is outside the 64-bit range; send it as a string"
     return _repeated_keys(data, keys)
 
@@ -267,7 +267,7 @@ def _is_deep(value: dict[str, Any]) -> bool:
 
 
 def _repeated_keys(data: bytes, keys: int) -> str | None:
-    """Count colons outside strings: one for each key written, so more of them than keys read means a repetition."""
+    """Count the colons outside strings: one per written key, so more colons than parsed keys mean a repetition."""
     if data.count(b":") == keys:
         return None
     skeleton = _skeleton(data)

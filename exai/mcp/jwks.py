@@ -1,7 +1,7 @@
-"""The keys an issuer publishes, fetched when needed and kept.
+"""The published keys of an issuer (JWKS), fetched on demand and cached.
 
-The invariant is that keys which were fetched once stay usable for a day when later fetches fail, that no caller can
-make the issuer be asked more than once a minute, and that only the configured address is ever asked.
+Invariant: fetched keys stay usable for a day if later fetches fail; no caller can cause more than one fetch a minute;
+only the configured address is fetched.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 KEYS_KEPT_S = 600.0
 KEYS_MAX_AGE_S = 86_400.0
-"""Keys that could not be fetched again for so long are not used any more: one of them may have been withdrawn."""
+"""Keys that could not be fetched again for so long are no longer used: one of them may have been revoked."""
 
 KNOWN_WAIT_S = 0.2
 FETCH_INTERVAL_S = 60.0
-"""Between two fetches on account of a key that is not among those we have."""
+"""Minimum time between two fetches caused by a key id that is not cached."""
 
 EMPTY_INTERVAL_S = 5.0
-"""Between two fetches while there is no key at all, and so nobody can be let in."""
+"""Minimum time between two fetches while there are no keys, so that no signed token can be admitted."""
 
 FETCH_TIMEOUT_S = 5.0
 MAX_BYTES = 262_144
@@ -50,7 +50,7 @@ log = structlog.get_logger(__name__)
 
 
 class NoKeys(Exception):
-    """The issuer's keys have never been fetched."""
+    """The issuer's keys could never be fetched."""
 
 
 class KeySet:
@@ -67,13 +67,13 @@ class KeySet:
         self._refreshing: asyncio.Task[None] | None = None
 
     async def find(self, kid: str | None) -> tuple[PublicKey, str] | None:
-        """Return a key with its algorithm, None when the issuer has none of this id. Raises `NoKeys`."""
+        """Return a key and its algorithm, or None if the issuer has no key of this id. Raises `NoKeys`."""
         if self._fetched_at is not None and self._clock() - self._fetched_at >= KEYS_MAX_AGE_S:
             self._keys, self._fetched_at = {}, None
         if self._wants_fetch(kid):
             if self._refreshing is None or self._refreshing.done():
                 self._refreshing = asyncio.create_task(self._refresh(), name="jwks")
-            # A known key need not wait for an issuer that does not answer, only long enough for one that does.
+            # With a known key the wait for the refresh is short, so that an issuer that does not answer delays nothing.
             await asyncio.wait({self._refreshing}, timeout=KNOWN_WAIT_S if kid in self._keys else None)
         if self._fetched_at is None:
             raise NoKeys(self._problem or "not fetched yet")
@@ -96,14 +96,14 @@ class KeySet:
             self._problem = f"{self._url}: {error}"
             log.warning("cannot fetch the issuer's keys", url=self._url, reason=str(error), kept=len(self._keys))
         finally:
-            # Not earlier: whoever comes while the issuer is asked has to wait for its answer.
+            # Set after the fetch: until then, callers wait for the fetch instead of being refused.
             self._tried_at = self._clock()
 
 
 def public_keys(document: bytes) -> dict[str | None, tuple[PublicKey, str]]:
-    """Return the ES256 and RS256 keys of a JWKS by their id; raises ValueError when there is none.
+    """Return the ES256 and RS256 keys of a JWKS by their id. Raises ValueError if there is none.
 
-    A single key without an id is found by tokens that name none.
+    A single key without an id is used for tokens without a key id.
     """
     parsed: Any = orjson.loads(document)
     listed = parsed.get("keys") if isinstance(parsed, dict) else None
@@ -120,7 +120,7 @@ def public_keys(document: bytes) -> dict[str | None, tuple[PublicKey, str]]:
 
 
 def _usable(key: dict[str, Any]) -> tuple[PublicKey, str] | None:
-    """Return a key for signatures with the one algorithm its kind allows here; everything else is passed over."""
+    """Return a signature key with the one algorithm allowed for its kind, or None for any other key."""
     algorithm = {"EC": "ES256", "RSA": "RS256"}.get(str(key.get("kty")))
     if algorithm is None or key.get("alg", algorithm) != algorithm or key.get("use", "sig") != "sig":
         return None
@@ -132,12 +132,12 @@ def _usable(key: dict[str, Any]) -> tuple[PublicKey, str] | None:
         return None
     if isinstance(public, RSAPublicKey):
         return (public, algorithm) if public.key_size >= RSA_MIN_BITS else None
-    # A private key that was published by mistake verifies nothing here.
+    # A private key that was published by mistake is not used.
     return (public, algorithm) if isinstance(public, EllipticCurvePublicKey) else None
 
 
 def _opener() -> OpenerDirector:
-    """Return what speaks http and https alone: no files, and a redirect is an error like any other status."""
+    """Return an opener for http and https only: no files, and a redirect is an error like any other status."""
     opener = OpenerDirector()
     for each in (ProxyHandler, HTTPHandler, HTTPSHandler, HTTPDefaultErrorHandler, HTTPErrorProcessor, UnknownHandler):
         opener.add_handler(each())
@@ -145,7 +145,7 @@ def _opener() -> OpenerDirector:
 
 
 def fetch_text(url: str) -> bytes:
-    """GET an address within the limits of this module; blocks. Raises OSError, or ValueError when it is too large."""
+    """GET an address within the limits of this module; blocks. Raises OSError, or ValueError if it is too large."""
     deadline = time.monotonic() + FETCH_TIMEOUT_S
     body = b""
     with _opener().open(url, timeout=FETCH_TIMEOUT_S) as answer:

@@ -1,7 +1,7 @@
-"""Changes of one owner's resources, gathered for a moment and told to those of its sessions that asked.
+"""Collects changes of one owner's resources briefly, and notifies the owner's subscribed sessions of them.
 
-The invariant is that an owner hears of its own resources only, and that however much changes, a session is told about
-each address and about the list at most once in `GATHER_S`.
+Invariant: an owner is notified of its own resources only, and a session is notified of
+each URI and of the list at most once in `GATHER_S`, however many changes there are.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from exai.models import Owner
 
 GATHER_S = 0.5
 MAX_GATHERED = 10_000
-"""Addresses gathered at a time; what changes beyond is told with the list, which a client reads again anyway."""
+"""Maximum number of collected URIs; further changes are reported as a change of the list, which clients read again."""
 
 
 class News:
-    """What has changed and has not been told yet."""
+    """Changes that have not been reported yet."""
 
     def __init__(self, sessions: Callable[[], Iterable[Session]]) -> None:
         self._sessions = sessions
@@ -29,11 +29,11 @@ class News:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether any session would be told of anything."""
+        """Return whether any session is subscribed to anything."""
         return any(session.connection.is_listening for session in self._sessions())
 
     def add(self, owner: Owner, uri: str, *, is_listed: bool) -> None:
-        """One resource changed; with `is_listed` the list of resources reads differently, too."""
+        """Note the change of one resource; `is_listed` means that the list of resources has changed too."""
         if self._gathered < MAX_GATHERED:
             self._uris.setdefault(owner, set()).add(uri)
             self._gathered += 1
@@ -45,7 +45,7 @@ class News:
             self._timer = asyncio.get_running_loop().call_later(GATHER_S, self._tell)
 
     def stop(self) -> None:
-        """Tell nothing more."""
+        """Stop sending notifications."""
         if self._timer is not None:
             self._timer.cancel()
 

@@ -1,6 +1,6 @@
-"""Answers to HTTP/1.0, which knows no chunks: a body of unknown length ends with the connection.
+"""Answers to HTTP/1.0, which has no chunked encoding: a body of unknown length ends with the connection.
 
-Invariant: an answer whose length is known goes out as uvicorn writes it.
+Invariant: an answer of known length is sent as uvicorn sends it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from exai.mcp.library_parts import STATUS_LINE, ASGISendEvent, RequestResponseCy
 
 
 class UnchunkedCycle(RequestResponseCycle):
-    """uvicorn's cycle of a request and its answer, for a client of HTTP/1.0."""
+    """uvicorn's request-response cycle for a client of HTTP/1.0."""
 
     async def send(self, message: ASGISendEvent) -> None:
-        """Send what has no length as it is, and close after it."""
+        """Send a body of unknown length without chunks, and close the connection after it."""
         event: Mapping[str, Any] = message
         if event["type"] == "http.response.start":
             names = {name.lower() for name, _ in event.get("headers", ())}

@@ -1,7 +1,7 @@
-"""Connections without an admitted request: how many there may be, and which one makes room for another.
+"""Limits the connections without an admitted request, and chooses which one to drop for a new one.
 
-Invariant: a pending connection never keeps out one that would be admitted. When all places are taken, the pending
-connection that is idle and oldest is dropped for the new one; what is refused all the same is counted and logged.
+Invariant: pending connections never keep out a connection that would be admitted. When all places are taken, the oldest
+idle pending connection is dropped for the new one; refused connections are counted and logged.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ STATE = "exai.pending"
 """The key of a connection's `PendingConnection` in the `state` of its ASGI scopes."""
 
 KEEP_ALIVE_S = 5
-"""How long a pending connection stays open between two requests."""
+"""Seconds that a pending connection stays open between two requests."""
 
 MAX_EXAMINED = 64
 LOG_INTERVAL_S = 10.0
@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 
 class PendingConnection:
-    """One connection before its owner is known; `drop` ends it if it is idle and returns whether it did."""
+    """A connection whose owner is not known yet. `drop` closes it if it is idle and returns whether it did."""
 
     __slots__ = ("_among", "address", "drop", "when_admitted")
 
@@ -37,7 +37,7 @@ class PendingConnection:
         self.when_admitted: Callable[[], None] | None = None
 
     def admit(self) -> None:
-        """Its owner is known; does nothing the second time."""
+        """End the pending state because the owner is known. Further calls do nothing."""
         if self._among is not None:
             when_admitted = self.when_admitted
             self.leave()
@@ -45,7 +45,7 @@ class PendingConnection:
                 when_admitted()
 
     def leave(self) -> None:
-        """It is pending no more, or closed. The references to its protocol go, so that both are freed at once."""
+        """End the pending state. Drops the references to the protocol, so that both objects are freed at once."""
         if self._among is not None:
             self._among.forget(self)
             self._among = self.when_admitted = None
@@ -53,7 +53,7 @@ class PendingConnection:
 
 
 class PendingConnections:
-    """The pending connections of one server, the oldest first."""
+    """The pending connections of one server, oldest first."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._all: dict[PendingConnection, None] = {}
@@ -66,14 +66,14 @@ class PendingConnections:
         return len(self._all)
 
     def add(self, address: str, drop: Callable[[], bool]) -> PendingConnection:
-        """Count a connection that has just been made."""
+        """Count a new connection."""
         pending = PendingConnection(self, address, drop)
         self._all[pending] = None
         self._by_address[address] += 1
         return pending
 
     def forget(self, pending: PendingConnection) -> None:
-        """See `PendingConnection.leave`; an address without pending connections is not kept."""
+        """Remove a connection; see `PendingConnection.leave`. Addresses without pending connections are not kept."""
         del self._all[pending]
         self._by_address[pending.address] -= 1
         if not self._by_address[pending.address]:
@@ -84,7 +84,7 @@ class PendingConnections:
         return self._by_address[address]
 
     def drop_oldest(self, newcomer: PendingConnection) -> bool:
-        """Drop the oldest idle one except `newcomer`; False when there is none."""
+        """Drop the oldest idle connection except `newcomer`. Returns False if there is none."""
         for pending in list(itertools.islice(self._all, MAX_EXAMINED)):
             if pending is not newcomer and pending.drop():
                 pending.leave()

@@ -1,7 +1,7 @@
-"""Posts of messages that are whole when they arrive, without ASGI's scope, queues and tasks; the rest is uvicorn's.
+"""The fast path for POSTs that arrive whole, without ASGI's scope, queues and tasks; uvicorn handles the rest.
 
-Invariant: a request goes this way only when all of it is here, nothing before it waits, and the door takes it. Until
-the door has, nothing was done that uvicorn's way would do again or leave out.
+Invariant: a request takes this path only if it has arrived completely, no earlier one waits, and the door accepts it.
+Until then nothing is done that uvicorn's path would repeat or miss.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from exai.mcp.pending import STATE, PendingConnection
 
 POST_URL = b"/mcp"
 MAX_POST_BYTES = 4_096
-"""Of a longer body the parsing is counted, which is the long way's to do."""
+"""The regular path counts the parsing of a longer body."""
 
 OK = 200
 JSON_TYPE = b"application/json"
@@ -27,7 +27,7 @@ Application = Callable[..., Awaitable[None]]
 
 
 class Post:
-    """One request and its answer, in the place of uvicorn's cycle, of which it has what uvicorn looks at."""
+    """One request and its answer, in place of uvicorn's cycle; it has the attributes of a cycle that uvicorn reads."""
 
     __slots__ = ("_protocol", "body", "disconnected", "headers", "keep_alive", "response_complete", "when_gone")
 
@@ -40,34 +40,34 @@ class Post:
 
     @property
     def response_started(self) -> bool:
-        """Whether anything was sent: an answer goes out whole."""
+        """Return whether anything was sent; an answer is sent whole."""
         return self.response_complete
 
     @property
     def message_event(self) -> Post:
-        """Return what uvicorn sets when the connection is lost."""
+        """Return the object on which uvicorn calls `set` when the connection is lost."""
         return self
 
     def set(self) -> None:
-        """The connection is lost."""
+        """Handle the loss of the connection."""
         when_gone, self.when_gone, self._protocol = self.when_gone, None, None
         if when_gone is not None:
             when_gone()
 
     @property
     def peer(self) -> str:
-        """The peer's address for logs."""
+        """Return the peer's address for logs."""
         client = None if self._protocol is None else self._protocol.client
         return f"{client[0]}:{client[1]}" if client else "unknown"
 
     def admit(self) -> None:
-        """The owner is known."""
+        """Note that the owner is known."""
         pending = None if self._protocol is None else self._protocol.app_state.get(STATE)
         if isinstance(pending, PendingConnection):
             pending.admit()
 
     def answer(self, status: int, kind: bytes, data: bytes, headers: tuple[Header, ...] = ()) -> None:
-        """Send the whole answer, and go on with the connection."""
+        """Send the whole answer, and continue with the next request."""
         protocol, self._protocol, self.when_gone = self._protocol, None, None
         self.response_complete = True
         if protocol is None or protocol.transport.is_closing():
@@ -86,7 +86,7 @@ class Post:
         protocol.on_response_complete()
 
     def go_on(self, app: Application) -> Callable[[], None]:
-        """Let `app` answer by ASGI, piece by piece; returns what drops the connection."""
+        """Let `app` answer through ASGI, piece by piece. Returns the function that aborts the connection."""
         protocol, self._protocol, self.when_gone = self._protocol, None, None
         if protocol is None:
             return _nothing
@@ -95,32 +95,32 @@ class Post:
 
 
 def _nothing() -> None:
-    """The connection is gone already."""
+    """Do nothing: the connection is already lost."""
 
 
 class Lane(Protocol):
-    """The door's side of a connection."""
+    """The door's state of one connection."""
 
     def take(self, post: Post) -> bool:
-        """Begin to answer a post, or return False when it has to go the long way."""
+        """Start to answer a POST, or return False if it has to take the regular path."""
 
     def end(self) -> None:
-        """The connection is lost."""
+        """Handle the loss of the connection."""
 
 
 class Door(Protocol):
-    """What takes posts."""
+    """A consumer of POSTs."""
 
     def open_lane(self) -> Lane:
-        """Begin a connection."""
+        """Return the lane of a new connection."""
 
 
 class Posting(HttpToolsProtocol):
-    """uvicorn's protocol with the short way, and with one timer for all pauses between a connection's requests."""
+    """uvicorn's protocol with the fast path, and with one timer for all pauses between a connection's requests."""
 
     door: ClassVar[Door | None] = None
     answering: RequestResponseCycle | None = None
-    """What is being answered while a newer request is `cycle`."""
+    """The cycle that is being answered while `cycle` is that of a newer request."""
 
     _lane: Lane | None = None
     is_deferred = False
@@ -128,7 +128,7 @@ class Posting(HttpToolsProtocol):
     _idle_since: float | None = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of what refers to the connection."""
+        """Drop the references that form cycles with the connection."""
         super().connection_lost(exc)
         self._forget_timer()
         if self._lane is not None:
@@ -136,7 +136,7 @@ class Posting(HttpToolsProtocol):
             self._lane = None
 
     def data_received(self, data: bytes) -> None:
-        """Send a request that is not whole the long way."""
+        """Pass a request that has not arrived whole to the regular path."""
         super().data_received(data)
         if self.is_deferred:
             self.is_deferred = False
@@ -144,27 +144,27 @@ class Posting(HttpToolsProtocol):
                 self._go_the_long_way()
 
     def on_message_begin(self) -> None:
-        """Leave ASGI's scope to the long way."""
+        """Defer the creation of ASGI's scope to the regular path."""
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
 
     def on_headers_complete(self) -> None:
-        """Wait for the end of what can go the short way."""
+        """Hold back a request that may take the fast path until it has arrived whole."""
         if self.url == POST_URL and self.door is not None and self._is_ordinary():
             self.is_deferred, self._body = True, b""
         else:
             self.begin_answer()
 
     def on_body(self, body: bytes) -> None:
-        """Gather it."""
+        """Collect the body."""
         if self.is_deferred:
             self._body += body
         else:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Offer a whole request to the door."""
+        """Offer a complete request to the door."""
         if not self.is_deferred:
             super().on_message_complete()
             return
@@ -183,14 +183,14 @@ class Posting(HttpToolsProtocol):
         super().on_message_complete()
 
     def begin_answer(self) -> None:
-        """Make ASGI's scope, and begin its application."""
+        """Create ASGI's scope and start the application."""
         url, headers, expect = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()  # which begins these anew
         self.url, self.scope["headers"], self.headers, self.expect_100_continue = url, headers, headers, expect
         super().on_headers_complete()
 
     def go_on(self, post: Post, app: Application) -> None:
-        """Put uvicorn's cycle into the place of a post that has begun."""
+        """Replace a started POST with uvicorn's cycle."""
         super().on_message_begin()
         self.scope["method"], self.scope["path"], self.scope["headers"] = "POST", POST_URL.decode(), post.headers
         cycle = RequestResponseCycle(
@@ -214,7 +214,7 @@ class Posting(HttpToolsProtocol):
         self._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
-        """Do what uvicorn does, with a timer that stays."""
+        """Do what uvicorn does, but keep the timer."""
         if self.transport.is_closing():
             return
         if self.pipeline:
@@ -228,7 +228,7 @@ class Posting(HttpToolsProtocol):
             self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self._look_for_idleness)
 
     def handle_websocket_upgrade(self) -> None:
-        """Let go of the timer: another protocol takes over."""
+        """Cancel the timer: another protocol takes over the connection."""
         self._forget_timer()
         super().handle_websocket_upgrade()
 

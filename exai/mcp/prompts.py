@@ -1,7 +1,7 @@
-"""Prompts: message templates a person picks in the client, and the completion of arguments while they type.
+"""Prompts: message templates that users select in their client, and completion of arguments during typing.
 
-Invariant: a prompt gets exactly the arguments it declares, all of them texts; a missing or unknown one is an error that
-names it.
+Invariant: a prompt receives exactly the arguments it declares, all of them strings; a missing or unknown one is an
+error that names it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_COMPLETIONS = 100
 
 @dataclass(frozen=True, slots=True)
 class PromptArgument:
-    """One blank of a prompt."""
+    """One argument of a prompt."""
 
     name: str
     description: str = ""
@@ -31,7 +31,7 @@ class PromptArgument:
 
 @dataclass(frozen=True, slots=True)
 class PromptSpec:
-    """One prompt; `render` returns its messages as MCP has them."""
+    """One prompt; `render` returns its messages in MCP's form."""
 
     name: str
     title: str
@@ -70,7 +70,7 @@ class PromptRegistry:
 
 
 Completer = Callable[[Json, str, str, CallContext], Awaitable[Sequence[str]]]
-"""From the reference (a prompt or a resource), the argument's name and what was typed to the caller's likely values."""
+"""Maps a reference (prompt or resource), an argument's name and the typed text to the caller's matching values."""
 
 
 def completion_feature(complete: Completer) -> Feature:
@@ -93,7 +93,7 @@ def completion_feature(complete: Completer) -> Feature:
 
 
 def _checked(spec: PromptSpec, sent: object) -> Mapping[str, str]:
-    """Return the arguments, understood as those of tools are."""
+    """Return the arguments, coerced like those of tools."""
     texts = {argument.name: {"type": "string"} for argument in spec.arguments}
     required = [argument.name for argument in spec.arguments if argument.required]
     given, _ = understood({"properties": texts, "required": required}, sent)

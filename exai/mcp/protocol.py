@@ -1,8 +1,8 @@
 """The MCP core without I/O: one `Connection` turns a peer's messages into actions and outcomes into messages.
 
-Invariant: every request is either refused at once or admitted, and an admitted one gets exactly one answer unless its
-peer cancelled it; after that answer nothing is sent for it any more. The core serves both protocol eras message by
-message and does not know through which door a message came.
+Invariant: every request is either refused at once or admitted. An admitted request gets exactly one answer unless its
+peer cancels it, and nothing is sent for it after that answer. The core serves both protocol eras message by message
+and does not depend on the transport.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from exai.models import Owner
 MAX_SUBSCRIPTIONS = 16
 
 READ_TIMEOUT_S = 30.0
-"""For methods that only read what is stored."""
+"""Timeout of methods that only read stored data."""
 
 DISCOVER_CACHE = Cacheable(60_000, "private")
 
@@ -47,7 +47,7 @@ _FILTERS: Mapping[str, tuple[Change, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who the peer says it is; unverified, for logs and capabilities only."""
+    """The peer's description of itself. It is unverified and used for logs and capabilities only."""
 
     name: str = ""
     version: str = ""
@@ -56,7 +56,7 @@ class Client:
 
 @dataclass(slots=True)
 class Call:
-    """One admitted request. `version` is the protocol revision its answer is shaped for."""
+    """An admitted request. `version` is the protocol revision that determines the form of its answer."""
 
     id: RequestId
     method: Method
@@ -68,11 +68,11 @@ class Call:
 
 @dataclass(slots=True)
 class CallContext:
-    """What a handler may know and do besides its arguments.
+    """What a handler receives besides its arguments.
 
-    `request_id` is EXAI's own id of this request, as the logs have it. `await progress("sentence")` tells the client
-    what is happening; it is a no-op for clients that did not ask for it, and never fails. `begun(id, since)` says under
-    which id the outcome can be asked for from now on, whatever becomes of this process.
+    `request_id` is EXAI's own id of this request, as it appears in the logs. `await progress("sentence")` reports
+    progress to the client; it does nothing if the client did not ask for progress, and never fails. `begun(id, since)`
+    declares the id under which the outcome can be requested from then on, even if this process ends.
     """
 
     owner: Owner
@@ -88,11 +88,11 @@ Work: TypeAlias = Callable[[Call, CallContext], Awaitable[Json]]
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How one method is served: `answer` at once and without waiting, or `work` in a task of its own.
+    """How one method is served: `answer` synchronously, or `work` in a task of its own.
 
-    `as_result` turns an `ExaiError` raised by the work into a result; without it a JSON-RPC error goes out.
-    `timeout_s` ends the work earlier than the server's own limit does. A method of an `extension` is for those clients
-    of the stateless era that declare it.
+    `as_result` converts an `ExaiError` raised by the work into a result; without it a JSON-RPC error is sent.
+    `timeout_s` limits the work if it is shorter than the server's own limit. A method of an `extension` is served only
+    to clients of the stateless era that declare the extension.
     """
 
     name: str
@@ -106,9 +106,9 @@ class Method:
 
 @dataclass(frozen=True, slots=True)
 class Feature:
-    """Some methods and the capability that announces them; tools, resources, prompts are features.
+    """Methods and the capability that announces them. Tools, resources and prompts are features.
 
-    `schemes` are those of the addresses it serves, as `exai` of `exai://...`.
+    `schemes` are the URI schemes of the resources it serves, such as `exai` in `exai://...`.
     """
 
     capabilities: Json
@@ -117,7 +117,7 @@ class Feature:
 
 
 class Surface:
-    """All that one server offers: its methods by name, and its description. Immutable once built."""
+    """Everything a server offers: its methods by name, and its description. Immutable once built."""
 
     def __init__(self, name: str, version: str, features: Iterable[Feature], *, instructions: str = "") -> None:
         self.info: Json = {"name": name, "version": version}
@@ -134,23 +134,23 @@ class Surface:
                 self.methods[method.name] = method
 
     def announces(self, change: Change) -> bool:
-        """Tell whether clients are told when this list changes."""
+        """Return whether clients are notified when this list changes."""
         return bool(self.capabilities.get(change, {}).get("listChanged"))
 
     @property
     def announces_updates(self) -> bool:
-        """Whether clients may subscribe to single resources."""
+        """Return whether clients may subscribe to single resources."""
         return bool(self.capabilities.get("resources", {}).get("subscribe"))
 
     @property
     def has_subscriptions(self) -> bool:
-        """Whether there is anything to listen to."""
+        """Return whether there is any notification to subscribe to."""
         return self.announces_updates or any(self.announces(change) for change, _ in _FILTERS.values())
 
 
 @dataclass(slots=True)
 class Send:
-    """Send this now; `error` is what it says when it refuses something, for a door that has statuses of its own."""
+    """Send `data` now. `error` is set if it is a refusal, for transports that map errors to status codes."""
 
     data: bytes
     error: Fault | None = None
@@ -158,30 +158,30 @@ class Send:
 
 @dataclass(slots=True)
 class Start:
-    """Begin this call; its outcome comes back through `complete`, `fail` or `abandon`."""
+    """Start this call. The caller reports its outcome through `complete`, `fail` or `abandon`."""
 
     call: Call
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Stop the work of this call and send nothing for it."""
+    """Cancel the work of this call and send nothing for it."""
 
     id: RequestId
 
 
 @dataclass(frozen=True, slots=True)
 class Ignore:
-    """Nothing is to be done."""
+    """Do nothing."""
 
 
 Action: TypeAlias = Send | Start | Cancel | Ignore
 
 
 class Connection:
-    """The protocol state of one peer: a WebSocket's for as long as it lives, an HTTP request's for that request.
+    """The protocol state of one peer: of a WebSocket for its lifetime, of an HTTP request for that request.
 
-    `version` is set where the door knows the legacy revision without a handshake (HTTP); else `initialize` sets it.
+    `version` is given if the transport knows the legacy revision without a handshake (HTTP); else `initialize` sets it.
     """
 
     def __init__(
@@ -203,14 +203,14 @@ class Connection:
         self._max_in_flight = max_in_flight
         self._reply_max_bytes = reply_max_bytes
 
-    # What comes in.
+    # Incoming messages.
 
     def receive(self, data: bytes) -> Action:
-        """Take one message's bytes."""
+        """Process the bytes of one message."""
         return self.accept(jsonrpc.parse(data))
 
     def accept(self, message: Message) -> Action:
-        """Take one message. Raises nothing."""
+        """Process one message. Never raises."""
         if isinstance(message, jsonrpc.Request):
             try:
                 return self._admit(message)
@@ -333,7 +333,7 @@ class Connection:
         return self._start(request, method, self.version, self.client, meta)
 
     def _legacy_own(self, request: jsonrpc.Request) -> Action:
-        """Answer what no feature serves."""
+        """Serve the methods of the initialize era that belong to no feature."""
         name = request.method
         if name == "ping":
             return self._answer(request, Method("ping"), self.version or eras.LATEST_LEGACY, {})
@@ -372,10 +372,10 @@ class Connection:
         shape = eras.shaped(result, version, method.cacheable, self.surface.info)
         return Send(jsonrpc.encode_result(request.id, shape))
 
-    # What goes out.
+    # Outgoing messages.
 
     def complete(self, call: Call, result: Json) -> Send | None:
-        """Answer a call, or return None when its peer cancelled it. Raises when the result is not JSON."""
+        """Return the answer to a call, or None if its peer cancelled it. Raises if the result is not JSON."""
         shape = eras.shaped(result, call.version, call.method.cacheable, self.surface.info)
         data = jsonrpc.encode_result(call.id, shape)
         if len(data) > self._reply_max_bytes:
@@ -383,7 +383,7 @@ class Connection:
         return Send(data) if self._settled(call) else None
 
     def fail(self, call: Call, error: RpcError | ExaiError) -> Send | None:
-        """Answer a call with an error, or return None when its peer cancelled it."""
+        """Return the error answer to a call, or None if its peer cancelled it."""
         if isinstance(error, ExaiError):
             if call.method.as_result is not None and not isinstance(error, ShuttingDown):
                 return self.complete(call, call.method.as_result(error))
@@ -391,7 +391,7 @@ class Connection:
         return refusal(call.id, error) if self._settled(call) else None
 
     def progress(self, call: Call, count: int, message: str) -> bytes | None:
-        """Report on a running call; None when nobody asked for it or the call is over."""
+        """Return a progress notification, or None if the client did not ask for progress or the call has ended."""
         if call.progress_token is None or self.in_flight.get(call.id) is not call:
             return None
         params: dict[str, Any] = {"progressToken": call.progress_token, "progress": count}
@@ -400,7 +400,7 @@ class Connection:
         return jsonrpc.encode_notification("notifications/progress", params)
 
     def changed(self, change: Change) -> list[bytes]:
-        """Return what to tell this peer after a list changed."""
+        """Return the notifications for this peer after a list changed."""
         found = []
         for name, (kind, method) in _FILTERS.items():
             if kind != change or not self.surface.announces(kind):
@@ -412,28 +412,28 @@ class Connection:
 
     @property
     def is_listening(self) -> bool:
-        """Whether this peer is told of changes of resources."""
+        """Return whether this peer is notified of changes of resources."""
         return (self._is_handshaken and self.surface.announces("resources")) or bool(self.listening)
 
     def subscribed(self, uris: Set[str]) -> set[str]:
-        """Return those of the addresses whose changes this peer asked for."""
+        """Return those of `uris` whose changes this peer subscribed to."""
         return self._subscriptions.among(uris)
 
     def updated(self, uri: str) -> list[bytes]:
-        """Return what to tell this peer after one resource changed."""
+        """Return the notifications for this peer after one resource changed."""
         method = "notifications/resources/updated"
         found = [jsonrpc.encode_notification(method, {"uri": uri})] if self._subscriptions.is_single(uri) else []
         found += [_tagged(method, key, {"uri": uri}) for key in self._subscriptions.listening_to(uri)]
         return found
 
     def end(self) -> None:
-        """Forget the calls and subscriptions of a peer that is gone."""
+        """Drop the calls and subscriptions of a disconnected peer."""
         self.in_flight.clear()
         self.listening.clear()
         self._subscriptions.end()
 
     def end_listening(self) -> list[bytes]:
-        """End every subscription from this side."""
+        """End every subscription from the server's side, and return the messages that say so."""
         ended, self.listening = self.listening, {}
         for key in ended:
             self._subscriptions.unlisten(key)
@@ -461,7 +461,7 @@ class Connection:
 
 
 def refusal(id: EchoedId | None, error: RpcError) -> Send:  # noqa: A002
-    """Return the message that answers `id` with an error; the exception, which holds its frames, is not kept."""
+    """Return the message that answers `id` with an error. The exception is not kept, since it references its frames."""
     return Send(jsonrpc.encode_error(id, error), Fault(error.code, error.data))
 
 

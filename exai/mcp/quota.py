@@ -1,7 +1,7 @@
-"""What one owner may ask of this process, over all its connections and through any door.
+"""The limits of one owner in this process, over all its connections and transports.
 
-The invariant is that an owner who asks for more is told which limit it met and when to try again, that what another
-owner may have does not depend on it, and that nothing is kept of an owner who has been quiet for `BURST_S`.
+Invariant: an owner over a limit receives the name of the limit and when to try again; limits of different owners are
+independent; nothing is kept of an owner that has been idle for `BURST_S`.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from exai.errors import Overloaded
 from exai.models import Owner
 
 BURST_S = 10.0
-"""What an owner did not use of a rate is saved for so long: work comes in bursts."""
+"""The unused part of a rate is saved for this time, since requests come in bursts."""
 
 TIME_SHARE = 0.5
-"""The part of the processor that reading and parsing an owner's input may have, beyond `TIME_BURST_S`."""
+"""The share of processor time for reading and parsing an owner's input, beyond `TIME_BURST_S`."""
 
 TIME_BURST_S = 0.1
 MAX_PAUSE_S = 1.0
 ALONE_AFTER_S = 1.0
-"""An owner is alone, and may have all of the processor, when no other has sent anything for so long."""
+"""An owner is alone, and may use the whole processor, if no other owner has sent anything for this time."""
 
 
 BARRED_S = 5.0
 
 MAX_ADDRESSES = 16_000
-"""Addresses that one owner may have subscribed to, over all its connections."""
+"""Subscribed URIs of one owner, over all its connections."""
 
 _LOOKED_AT = 2
-"""Quiet owners that are forgotten whenever one speaks; more than one, so that they never pile up."""
+"""Idle owners to examine for removal at each lookup; more than one, so that their number cannot grow."""
 
 Clock = Callable[[], float]
 
 
 class Bucket:
-    """A rate with a burst; what is taken comes back as time passes."""
+    """A token bucket: a rate with a burst."""
 
     def __init__(self, per_s: float, now: float, *, least: float = 1.0) -> None:
         self._per_s = per_s
@@ -50,7 +50,7 @@ class Bucket:
         self._filled_at = now
 
     def wait_s(self, wanted: float, now: float) -> float:
-        """Return in how many seconds so much can be taken, 0 when it can be now."""
+        """Return the seconds until this amount can be taken; 0 if it can be taken now."""
         left = self._left + (now - self._filled_at) * self._per_s
         self._left = left if left < self._most else self._most  # noqa: FURB136 - `min` takes longer than all of this
         self._filled_at = now
@@ -59,31 +59,31 @@ class Bucket:
         return max(0.0, (min(wanted, self._most) - self._left) / self._per_s)
 
     def take(self, wanted: float) -> None:
-        """Take what `wait_s` has just allowed, or all there is."""
+        """Take an amount that `wait_s` has just allowed, or the whole content if it is less."""
         self._left = self._left - wanted if self._left > wanted else 0.0
 
 
 class Lately:
-    """The two owners that spoke last, which is enough to know whether an owner is alone."""
+    """The two owners that sent last: enough to decide whether an owner is alone."""
 
     def __init__(self) -> None:
         self._last: tuple[Quota | None, float] = (None, -inf)
         self._before: tuple[Quota | None, float] = (None, -inf)
 
     def spoke(self, owner: Quota, now: float) -> None:
-        """An owner has sent something."""
+        """Note that an owner has sent something."""
         if self._last[0] is not owner:
             self._before = self._last
         self._last = (owner, now)
 
     def is_shared(self, owner: Quota, now: float) -> bool:
-        """Whether another owner has sent something within `ALONE_AFTER_S`."""
+        """Return whether another owner has sent something within `ALONE_AFTER_S`."""
         _, spoke_at = self._before if self._last[0] is owner else self._last
         return now - spoke_at < ALONE_AFTER_S
 
 
 class Quota:
-    """One owner's share; made by `Quotas`."""
+    """The limits and usage of one owner; made by `Quotas`."""
 
     def __init__(self, limits: ServerSettings, clock: Clock, lately: Lately) -> None:
         self._limits, self._clock, self._lately = limits, clock, lately
@@ -99,12 +99,12 @@ class Quota:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing of this owner is here any more."""
+        """Return whether the owner has no connection, running request or held bytes."""
         return not self._connections and not self._running and not self.account.held_bytes
 
     @contextmanager
     def connected(self) -> Iterator[None]:
-        """Count one WebSocket or HTTP request meanwhile. Raises `Overloaded`."""
+        """Count one WebSocket or HTTP request while the block runs. Raises `Overloaded`."""
         if not self.connect():
             most = self._limits.owner_max_connections
             raise Overloaded("EXAI_SERVER__OWNER_MAX_CONNECTIONS of one owner's connections", most)
@@ -114,27 +114,27 @@ class Quota:
             self.disconnect()
 
     def connect(self) -> bool:
-        """Count one until `disconnect`; False when the owner has too many."""
+        """Count one connection until `disconnect`. Returns False if the owner has too many."""
         if self._connections >= self._limits.owner_max_connections:
             return False
         self._connections += 1
         return True
 
     def disconnect(self) -> None:
-        """One less."""
+        """Release one connection."""
         self._connections -= 1
 
     def bar(self) -> None:
-        """Have no WebSocket of this owner opened for `BARRED_S`: one was just closed for what it sent."""
+        """Refuse new WebSockets of this owner for `BARRED_S`, after one was closed because of its input."""
         self._barred_until = self._clock() + BARRED_S
 
     def check_barred(self) -> None:
-        """Raise `Overloaded` while the owner may open no WebSocket."""
+        """Raise `Overloaded` while new WebSockets of this owner are refused."""
         if (wait_s := self._barred_until - self._clock()) > 0:
             raise Overloaded("connecting again after a connection was closed for abuse", BARRED_S, retry_after_s=wait_s)
 
     def take(self, size_bytes: int) -> None:
-        """Count one message by number and size; a refused one counts for nothing. Raises `Overloaded`."""
+        """Count one message by number and size. Raises `Overloaded`, and then counts nothing."""
         now = self._clock()
         if (wait_s := self._requests.wait_s(1, now)) > 0:
             limit = "EXAI_SERVER__OWNER_REQUESTS_PER_S of one owner's requests a second"
@@ -147,7 +147,7 @@ class Quota:
         self._bytes.take(size_bytes)
 
     def spend(self, size_bytes: int, count: int = 1) -> bool:
-        """Count messages or frames that nothing answers and so nothing can refuse; False when beyond a rate."""
+        """Count messages or frames that cannot be refused, since they have no answer. Returns False over a rate."""
         now = self._clock()
         is_within = self._requests.wait_s(count, now) <= 0 and self._bytes.wait_s(size_bytes, now) <= 0
         self._requests.take(count)
@@ -155,7 +155,7 @@ class Quota:
         return is_within
 
     def spent_s(self, seconds: float) -> float:
-        """Count processor time; return how long the owner's next input should wait for others to have their share."""
+        """Count processor time; return the seconds that the owner's next input waits so that others get their share."""
         now = self._clock()
         self._debt_s = max(0.0, self._debt_s - (now - self._debt_at) * TIME_SHARE) + seconds
         self._debt_at = now
@@ -165,14 +165,14 @@ class Quota:
         return min((self._debt_s - TIME_BURST_S) / TIME_SHARE, MAX_PAUSE_S)
 
     def subscribe(self, count: int, size_bytes: int) -> None:
-        """Count addresses that a connection subscribes to, and their bytes. Raises `Overloaded`."""
+        """Count URIs to which a connection subscribes, and their bytes. Raises `Overloaded`."""
         if self._addresses + count > MAX_ADDRESSES:
             raise Overloaded("one owner's subscribed addresses", MAX_ADDRESSES, cure="Unsubscribe from others first")
         self.account.take(size_bytes, "subscriptions")
         self._addresses += count
 
     def unsubscribe(self, count: int, size_bytes: int) -> None:
-        """Give them back."""
+        """Release URIs counted by `subscribe`."""
         self._addresses -= count
         self.account.give(size_bytes)
 
@@ -185,13 +185,13 @@ class Quota:
         self._running += 1
 
     def end(self, size_bytes: int) -> None:
-        """One running request of this size less."""
+        """Release one running request of this size."""
         self._running -= 1
         self.account.give(size_bytes)
 
 
 class Quotas:
-    """The owners that speak or have spoken lately."""
+    """The quotas of all owners that have sent something recently."""
 
     def __init__(self, limits: ServerSettings, clock: Clock = time.monotonic) -> None:
         self._limits, self._clock = limits, clock
@@ -202,7 +202,7 @@ class Quotas:
         return len(self._known)
 
     def of(self, owner: Owner) -> Quota:
-        """Return an owner's quota, the same one for as long as it matters."""
+        """Return an owner's quota: the same object for as long as it has usage to remember."""
         now = self._clock()
         self._forget_quiet(now)
         quota = self._known.get(owner)

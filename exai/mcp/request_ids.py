@@ -1,7 +1,7 @@
-"""Finds the id of a request that is refused before it is parsed, so that its client learns of the refusal.
+"""Finds the id of a request that is refused before it is parsed, so that its client receives the refusal.
 
 Invariant: only a member `id` of the outermost object is found, never one inside a string or a nested value, whatever
-else is wrong with the text; work and memory are linear in its length.
+other errors the text has; time and memory are linear in its length.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import re
 from dataclasses import dataclass
 
 MAX_TOKENS = 2_000_000
-"""Strings and brackets that are looked at from the beginning; after that only the end of the text is."""
+"""Strings and brackets examined from the start of the text; after that only its end is examined."""
 
 TAIL_BYTES = 65_536
 
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
 _SCALAR = rb"(?:" + _STRING + rb"|-?[0-9][0-9.eE+-]*+|null|true|false)"
-# A quote without its counterpart matches alone: what follows cannot be told apart any more.
+# An unmatched quote matches alone: strings cannot be recognised after it.
 _TOKEN = re.compile(_STRING + rb'|[{}\[\]"]', re.DOTALL)
 _VALUE = re.compile(rb"\s*+:\s*+(" + _SCALAR + rb")", re.DOTALL)
 _LAST_MEMBERS = re.compile(
     rb',\s*+"(?:id|jsonrpc|method)"\s*+:\s*+' + _SCALAR + rb'(?:\s*+,\s*+"(?:id|jsonrpc|method)"\s*+:\s*+' + _SCALAR
-    # That the object ends here places these members in it: no string can contain an unescaped quote.
+    # The end of the object follows, so these members belong to it: no string can contain an unescaped quote.
     + rb")*+\s*+\}\s*+\Z",
     re.DOTALL,
 )  # fmt: skip
@@ -31,7 +31,7 @@ _ID_MEMBER = re.compile(rb'"id"\s*+:\s*+(' + _SCALAR + rb")", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class FoundId:
-    """An id as it is written, and where; `value` is None for what JSON-RPC knows no answer to."""
+    """An id as written, and its position; `value` is None for an id that JSON-RPC does not allow."""
 
     raw: bytes
     value: str | float | None
@@ -40,14 +40,14 @@ class FoundId:
 
     @property
     def as_integer(self) -> int | None:
-        """The same number as an integer of 64 bits; None for everything else. JSON does not tell 7.0 from 7."""
+        """Return the id as a 64-bit integer, or None if it is none. JSON does not distinguish 7.0 from 7."""
         if isinstance(self.value, str) or self.value is None or not -(2**63) <= self.value < 2**63:
             return None
         return int(self.value) if self.value == int(self.value) else None
 
 
 def find_id(text: bytes, tail: bytes = b"", *, max_tokens: int = MAX_TOKENS) -> FoundId | None:
-    """Return the id in `text`, or in `tail`, the end of a message of which `text` is only the beginning."""
+    """Return the id in `text`, or in `tail`, the end of a message of which `text` is the beginning."""
     return _found_from_start(text, max_tokens) or _found_at_end(text, tail)
 
 

@@ -1,6 +1,6 @@
-"""Resources: things a client may read by address, and the notices when they change.
+"""Resources: data that clients read by URI, and the notifications when it changes.
 
-Invariant: an address that nothing answers to is an error that names it, never an empty result.
+Invariant: an unknown URI is an error that names it, never an empty result.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LEGACY_NOT_FOUND = -32002
 
 @dataclass(frozen=True, slots=True)
 class ResourceContents:
-    """What one address holds: text, or bytes that go out as base64."""
+    """The contents of one URI: text, or bytes that are sent as base64."""
 
     uri: str
     body: str | bytes
@@ -35,7 +35,7 @@ class ResourceContents:
 
 @dataclass(frozen=True, slots=True)
 class ResourceSpec:
-    """One resource, or with `{...}` in its `uri` a family of them."""
+    """One resource, or a family of resources if its `uri` contains `{...}`."""
 
     uri: str
     name: str
@@ -46,23 +46,23 @@ class ResourceSpec:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """One page of resources that are listed as they are now, and the cursor of the next page."""
+    """One page of dynamically listed resources, and the cursor of the next page."""
 
     resources: Sequence[ResourceSpec]
     next_cursor: str | None = None
 
 
 Lister = Callable[[str | None, CallContext], Awaitable[Listing]]
-"""From a cursor to a page of what the caller may read; raises `RequestError` for a cursor it never gave out."""
+"""Maps a cursor to a page of the caller's resources; raises `RequestError` for a cursor it did not issue."""
 
 Reader = Callable[[str, CallContext], Awaitable[Sequence[ResourceContents]]]
-"""Returns what an address holds; nothing at all for an address it does not know."""
+"""Returns the contents of a URI; empty for an unknown one."""
 
 
 class ResourceRegistry:
-    """The resources of one server: `specs`, or what `listing` finds, page by page.
+    """The resources of one server: fixed `specs`, or those that `listing` returns page by page.
 
-    `announces` switches on subscriptions and the notice that the list changed.
+    `announces` enables subscriptions and the notification that the list has changed.
     """
 
     def __init__(

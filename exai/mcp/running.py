@@ -1,7 +1,7 @@
-"""The calls that run, and the end of those whose time is up, watched with one timer for all of a server.
+"""Running calls and their timeouts, which share one timer per server.
 
-A timer for each call costs more than everything else that is done about its time, and hardly one ever fires. The
-invariant is that a call which is watched is stopped once its time is up, and that no other one is.
+A timer per call would cost more than all other work on its timeout, and hardly any fires. Invariant: a watched
+call is stopped once its timeout has passed, and no other call is.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from exai.mcp.protocol import Call
 
 
 class Timed(Protocol):
-    """What has a time to be up."""
+    """An object with a timeout."""
 
     def stop_late(self) -> None:
-        """Its time is up."""
+        """Handle the timeout."""
 
 
 class Running:
-    """One call and its task, made right after it."""
+    """One call and its task, which is created right after it."""
 
     __slots__ = ("call", "has_begun", "is_late", "size_bytes", "task")
 
@@ -33,13 +33,13 @@ class Running:
         self.task: asyncio.Task[None] | None = None
 
     def stop_late(self) -> None:
-        """Stop it because its time is up."""
+        """Cancel the task because of the timeout."""
         if self.task is not None:
             self.is_late = True
             self.task.cancel()
 
     def was_late(self) -> bool:
-        """Take back what `stop_late` asked for; whether that, and nobody else, stopped the call."""
+        """Undo the cancellation by `stop_late`; return whether the timeout was the only cause of it."""
         if not self.is_late or self.task is None:
             return False
         self.is_late = False
@@ -47,7 +47,7 @@ class Running:
 
 
 class Watch:
-    """Ends calls, or what else is watched, when they take too long; times are those of `loop.time()`."""
+    """Stops calls and other objects at their timeouts; times are those of `loop.time()`."""
 
     def __init__(self) -> None:
         self._ends: dict[Timed, float] = {}
@@ -55,13 +55,13 @@ class Watch:
         self._looks_at = inf
 
     def begin(self, running: Timed, end_s: float, loop: asyncio.AbstractEventLoop) -> None:
-        """Stop this call at `end_s`, unless it is let go before."""
+        """Watch a call, and stop it at `end_s` unless `end` is called before."""
         self._ends[running] = end_s
         if end_s < self._looks_at:
             self._look_at(end_s, loop)
 
     def end(self, running: Timed) -> None:
-        """Let go of a call. The timer stays: the next call's would not end before."""
+        """Stop watching a call. The timer stays set: the next call's timeout is not earlier."""
         self._ends.pop(running, None)
 
     def _look_at(self, at_s: float, loop: asyncio.AbstractEventLoop) -> None:

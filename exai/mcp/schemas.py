@@ -1,7 +1,7 @@
-"""JSON schemas for tool arguments and answers that every client can read.
+"""JSON schemas of tool arguments and answers that every client can read.
 
-Invariant: a schema from here refers to nothing outside itself, says `additionalProperties: false` on every object with
-named properties, and uses none of what clients are known to drop or to choke on: `$ref`, `$defs`, a top-level `anyOf`,
+Invariant: a schema from this module has no external references, sets `additionalProperties: false` on every object with
+named properties, and uses nothing that clients are known to drop or to reject: `$ref`, `$defs`, a top-level `anyOf`,
 a list of types, a null branch (in arguments), a default beside or inside an `anyOf`, generated titles.
 """
 
@@ -19,14 +19,14 @@ _DROPPED = frozenset({"$defs", "title", "discriminator"})
 
 
 def portable_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the schema of a model's input; raises `TypeError` for a model that cannot be written portably."""
+    """Return the schema of a model's input. Raises `TypeError` for a model without a portable schema."""
     return _object(model, model.model_json_schema(mode="validation"), nulls=False)
 
 
 def output_schema(model: type[BaseModel]) -> dict[str, Any]:
-    """Return the schema of a tool's structured answer, in which null is a value that clients check.
+    """Return the schema of a tool's structured answer. Null is an allowed value there, since clients validate it.
 
-    Every answer may hold notes for its caller.
+    Every answer may contain notes for its caller.
     """
     schema = _object(model, model.model_json_schema(mode="serialization"), nulls=True)
     schema["properties"][NOTES] = {"type": "array", "items": {"type": "string"}}

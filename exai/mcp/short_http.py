@@ -1,8 +1,8 @@
-"""The short way through the HTTP door: a whole post of a usual request, answered without a task but the call's own.
+"""The fast path of the HTTP transport: answers a complete POST of a common request with no task but that of its call.
 
-Invariant: what goes this way is checked and answered as `exai.mcp.http` does it, with the same bytes. What that would
-refuse, hold up or stream from the beginning goes there, before anything was counted or begun. What is kept of a
-connection's last post is what the same headers would lead to again.
+Invariant: requests on the fast path are checked and answered as in `exai.mcp.http`, with the same bytes. A request that
+`exai.mcp.http` would refuse, delay or stream from the start goes there before anything is counted or started. The state
+kept from a connection's last POST is what the same headers would produce again.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from exai.mcp.session import Session
 
 LENGTH = b"content-length"
 _WITHOUT_ENVELOPE = Request(0, "", {})
-"""What stands for any request that says nothing of its revision."""
+"""Stands for any request that does not state its revision."""
 
 
 class ShortHttp:
-    """What the lanes of all connections share."""
+    """The state shared by the lanes of all connections."""
 
     def __init__(self, server: McpServer, door: HttpDoor) -> None:
         self.server, self.door = server, door
@@ -39,11 +39,11 @@ class ShortHttp:
         self.unwinding: set[asyncio.Task[None]] = set()
 
     def open_lane(self) -> Lane:
-        """Begin a connection."""
+        """Return the lane of a new connection."""
         return Lane(self)
 
     def is_usual(self, request: Request) -> bool:
-        """Tell whether a request is a call that is answered once, with nothing before it, and changes no session."""
+        """Return whether a request is a call with one answer, nothing before it, and no effect on the session."""
         if request.method not in self.server.surface.methods:
             return False
         meta = request.params.get("_meta")
@@ -51,7 +51,7 @@ class ShortHttp:
 
 
 class Lane:
-    """One connection's posts, one at a time. The posts that it has taken are answered, whatever becomes of it."""
+    """The POSTs of one connection, one at a time. Every POST it accepts is answered unless the connection is lost."""
 
     def __init__(self, way: ShortHttp) -> None:
         self._way = way
@@ -63,7 +63,7 @@ class Lane:
         self._exchange: Exchange | None = None
 
     def take(self, post: Post) -> bool:
-        """Begin to answer a post, or return False when it has to go the long way."""
+        """Start to answer a POST, or return False if it has to take the regular path."""
         fields = [each for each in post.headers if each[0] != LENGTH]
         if len(fields) != len(post.headers) - 1 or (fields != self._fields and not self._read(post, fields)):
             return False
@@ -86,13 +86,13 @@ class Lane:
         return True
 
     def end(self) -> None:
-        """The connection is lost."""
+        """Handle the loss of the connection."""
         if self._exchange is not None and self._exchange.is_free:
-            self._exchange.session = None  # The two refer to each other.
+            self._exchange.session = None  # Breaks the reference cycle.
         self._exchange = None
 
     def _read(self, post: Post, fields: list[Header]) -> bool:
-        """Remember what these headers say; False when what they come with goes the long way."""
+        """Store the result of checking these headers. Returns False if their requests have to take the regular path."""
         headers = header_map(fields)
         admitted = self._way.server.edge.admit_at_once(headers)
         if admitted is None or unfit("POST", headers, self._way.server.settings.message_max_bytes):
@@ -110,9 +110,9 @@ class Lane:
 
 
 class Exchange(Outbox):
-    """One post after the other, as the outbox of a session: the first message is the answer, and all there is.
+    """Successive POSTs as the outbox of a session: the first message is the whole answer.
 
-    When that takes long, the door goes on with a stream, and this is a queue like any other, until it ends.
+    If the answer is late, the transport continues with a stream, and this is an ordinary queue until the stream ends.
     """
 
     def __init__(self, way: ShortHttp, quota: Quota, admitted: Admitted, peer: str) -> None:
@@ -127,11 +127,11 @@ class Exchange(Outbox):
 
     @property
     def is_free(self) -> bool:
-        """Whether another post may begin."""
+        """Return whether another POST may start."""
         return not self._is_running and self.session is not None
 
     def begin(self, post: Post, message: Request, version: str | None, *, may_stream: bool) -> None:
-        """Take the message; it has been answered afterwards, or a call runs."""
+        """Process the message. Afterwards it has been answered, or its call is running."""
         session = self.session
         assert session is not None  # noqa: S101 - it is free
         self._post = post
@@ -152,7 +152,7 @@ class Exchange(Outbox):
             self._way.watch.begin(self, self._loop.time() + self._way.door.quiet_s, self._loop)
 
     def push(self, message: Send) -> bool:
-        """Answer with this message."""
+        """Send this message as the answer."""
         if self._post is None:
             return super().push(message)
         if self._is_beginning:
@@ -162,7 +162,7 @@ class Exchange(Outbox):
         return True
 
     def stop_late(self) -> None:
-        """Go on with a stream: what is silent for longer is cut by clients and what is between."""
+        """Continue with a stream: clients and proxies close a response that is silent for longer."""
         if self._post is None or self.session is None:
             return
         session, self.session = self.session, None
@@ -189,14 +189,14 @@ class Exchange(Outbox):
                 post.answer(status, JSON_TYPE, message.data, retry_after(message.error))
 
     def _end(self) -> None:
-        """Nothing runs any more."""
+        """Reset after the end of the call."""
         if self._is_running and self.session is not None:
             self._is_running = False
             self._way.server.forget(self.session)
             self.quota.disconnect()
 
     def _gone(self) -> None:
-        """The client went away: cancel the call."""
+        """Cancel the call: the client has disconnected."""
         self._way.watch.end(self)
         session, self.session, self._post = self.session, None, None
         if session is not None:

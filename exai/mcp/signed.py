@@ -1,7 +1,7 @@
-"""Signed tokens, as Supabase issues them: what has to be true of one before its subject is believed.
+"""Verification of signed tokens (JWT) as Supabase issues them.
 
-The invariant is that the algorithm comes from the configuration (HS256 with a secret; ES256 or RS256 by the kind of the
-published key) and never from the token, whose header is only used to choose among the issuer's published keys.
+Invariant: the algorithm comes from the configuration (HS256 with a secret; ES256 or RS256 by the kind of the
+published key) and never from the token, whose header only selects among the issuer's published keys.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from exai.models import LOCAL_OWNER, Owner
 from exai.sections import OWNER_MAX_CHARS, JwtSettings
 
 LEEWAY_S = 60
-"""How far this machine's clock and the issuer's may differ."""
+"""Maximum difference between this machine's clock and the issuer's."""
 
 FAR_FUTURE = 2**40
-"""Seconds since 1970 beyond which an expiry says no more than never."""
+"""Seconds since 1970; a later expiry is treated as no expiry."""
 
 REQUIRED = ("iss", "aud", "exp", "sub")
 SHARED_SECRET_ALGORITHM = "HS256"  # noqa: S105
@@ -30,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 
 class JwtVerifier:
-    """Verifies the tokens of one issuer. No token can make its subject one of the `reserved` owners."""
+    """Verifies the tokens of one issuer. Refuses a token whose subject is one of the `reserved` owners."""
 
     def __init__(
         self, settings: JwtSettings, keys: KeySet | None = None, *, reserved: Iterable[str] = (LOCAL_OWNER,)
@@ -40,7 +40,7 @@ class JwtVerifier:
         self._keys = keys or (KeySet(settings.jwks_url) if settings.jwks_url else None)
 
     async def verdict(self, token: str) -> Admitted | Refusal:
-        """Return whose token this is and until when it counts, or why it does not."""
+        """Return the owner and expiry of a token, or the reason for its refusal."""
         try:
             key, algorithm = await self._key(token)
             claims = jwt.decode(
@@ -59,12 +59,12 @@ class JwtVerifier:
         except jwt.ExpiredSignatureError:
             return Refusal("the token has expired; sign in again", INVALID)
         except (jwt.PyJWTError, RecursionError) as error:
-            # The reason is for whoever runs the daemon: told to the caller, it would help to forge.
+            # The reason goes to the operator's log only: in the answer it would help an attacker to forge tokens.
             log.info("refused a token", reason=type(error).__name__)
             return Refusal("the token is not valid here", INVALID)
 
     async def _key(self, token: str) -> tuple[PublicKey | bytes, str]:
-        """Return the key this token has to be signed with. Raises `jwt.PyJWTError` or `NoKeys`."""
+        """Return the key that must have signed this token, and its algorithm. Raises `jwt.PyJWTError` or `NoKeys`."""
         secret = self._settings.secret
         if secret is not None:
             return secret.get_secret_value().encode(), SHARED_SECRET_ALGORITHM
@@ -81,7 +81,7 @@ class JwtVerifier:
         if not 0 < len(subject) <= OWNER_MAX_CHARS or not subject.isprintable():
             return Refusal("the token's subject cannot be an owner's name", INVALID)
         if subject in self._reserved:
-            # A user who may choose subjects would else become an owner who has a token of its own.
+            # Otherwise a user who can choose the subject could act as an owner with a configured token.
             return Refusal("the token's subject is the name of an owner who works without signed tokens", INVALID)
         if claims.get("is_anonymous") is True and not self._settings.allow_anonymous:
             return Refusal("anonymous users are not admitted here; sign in", INVALID)

@@ -1,7 +1,7 @@
-"""Newline-delimited messages on two file descriptors, each read or written by a thread of its own.
+"""Newline-delimited messages on two file descriptors, each of them read or written by its own thread.
 
-Invariant: a line is read in time linear to its length and held only up to a limit; neither thread keeps the process
-from ending, though both may be blocked on a pipe.
+Invariant: a line is read in time linear to its length and held only up to a limit. Neither thread prevents the process
+from exiting, although both may be blocked on a pipe.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 READ_BYTES = 65_536
 EDGE_BYTES = 65_536
-"""How much of either end of a line is kept that is too long."""
+"""Bytes kept of either end of a line that is too long."""
 
 LOOK_INTERVAL_S = 0.5
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -38,7 +38,7 @@ Job: TypeAlias = "tuple[bytes, asyncio.Future[None]]"
 
 
 class LineSplitter:
-    """Makes lines of what is read; empty ones are left out, line ends and byte order marks removed."""
+    """Splits input into lines. Empty lines are omitted; line ends and byte order marks are removed."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -58,7 +58,7 @@ class LineSplitter:
         return lines
 
     def end(self) -> Line | None:
-        """Return the line that is complete now, None when it is empty."""
+        """Return the last line at the end of input, or None if it is empty."""
         parts, size_bytes, head = self._parts, self._size_bytes, self._head
         self._parts, self._size_bytes, self._head = [], 0, None
         if head is not None:
@@ -84,19 +84,19 @@ def start_reading(
     ended: asyncio.Event,
     limit_bytes: int,
 ) -> None:
-    """Put each line into the queue, None after the last; `ended` is set as soon as the input is known to end."""
+    """Put each line into the queue, and None after the last. `ended` is set as soon as the end of input is known."""
     _start_thread("stdin", _read, descriptor, loop, lines, ended, limit_bytes)
 
 
 def start_writing(descriptor: int, loop: asyncio.AbstractEventLoop) -> queue.SimpleQueue[Job]:
-    """Return a queue of messages to be written, each with the future that is settled when it was."""
+    """Return a queue of messages to write, each with a future that is resolved once the message is written."""
     jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
     _start_thread("stdout", _write, descriptor, loop, jobs)
     return jobs
 
 
 def _start_thread(name: str, target: Any, *arguments: Any) -> None:
-    """Start a thread that may be left behind at exit while it blocks on a pipe."""
+    """Start a daemon thread, which may still be blocked on a pipe when the process exits."""
     threading.Thread(target=target, args=arguments, name=f"bridge {name}", daemon=True).start()
 
 
@@ -107,7 +107,7 @@ def _read(
     ended: asyncio.Event,
     limit_bytes: int,
 ) -> None:
-    """Read the descriptor itself: a buffered file held by a thread at exit would abort the interpreter."""
+    """Read the descriptor itself: the interpreter aborts if a thread holds a buffered file at exit."""
     splitter = LineSplitter(limit_bytes)
 
     def put(line: Line | None) -> None:
@@ -132,7 +132,7 @@ def _read(
 
 
 def _is_hung_up(descriptor: int) -> bool:
-    """Whether the other end was closed, though there is more to be read."""
+    """Return whether the other end is closed, even if there is more to read."""
     if not hasattr(select, "poll"):
         return False
     poll = select.poll()

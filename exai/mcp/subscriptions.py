@@ -1,7 +1,7 @@
-"""The addresses whose changes one peer asked for, in either era, counted among those of its owner.
+"""The URIs to which one peer is subscribed, in either era, counted in its owner's quota.
 
-Invariant: every address is short and of a scheme that this server serves; finding which of some changed addresses a
-peer wants costs no more than the smaller of the two sets.
+Invariant: every URI is short and of a scheme that this server serves. Finding a peer's subscriptions among
+changed URIs costs no more than the smaller of the two sets.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from exai.mcp.jsonrpc import INVALID_PARAMS, RequestId, RpcError
 MAX_URI_CHARS = 4_096
 MAX_SUBSCRIBED_URIS = 1_000
 ADDRESS_BYTES = 200
-"""What an address costs beside its characters."""
+"""Bytes counted for a URI in addition to its characters."""
 
 
 class Budget(Protocol):
-    """An owner's share of subscriptions; see `exai.mcp.quota.Quota`."""
+    """An owner's limits for subscriptions; see `exai.mcp.quota.Quota`."""
 
     def subscribe(self, count: int, size_bytes: int) -> None:
-        """Count addresses. Raises `Overloaded`."""
+        """Count URIs and their bytes. Raises `Overloaded`."""
 
     def unsubscribe(self, count: int, size_bytes: int) -> None:
-        """Give them back."""
+        """Release URIs counted by `subscribe`."""
 
 
 class Subscriptions:
-    """What one peer subscribed to: single addresses, and the addresses of its listen requests by their ids."""
+    """The subscriptions of one peer: single URIs, and the URIs of its listen requests by request id."""
 
     def __init__(self, budget: Budget | None, schemes: frozenset[str]) -> None:
         self._budget = budget
@@ -41,7 +41,7 @@ class Subscriptions:
         return len(self._single)
 
     def add(self, uri: str) -> None:
-        """Subscribe to one address. Raises `RpcError` for one that cannot be served, or `Overloaded`."""
+        """Subscribe to one URI. Raises `RpcError` for a URI that cannot be served, or `Overloaded`."""
         if not self._is_served(uri):
             known = " or ".join(sorted(f"{each}://" for each in self._schemes)) or "an address of this server"
             problem = f"Invalid params: uri must begin with {known} and have at most {MAX_URI_CHARS} characters"
@@ -53,13 +53,13 @@ class Subscriptions:
             self._single.add(uri)
 
     def discard(self, uri: str) -> None:
-        """End the subscription to one address, if there is one."""
+        """End the subscription to one URI, if there is one."""
         if uri in self._single:
             self._single.discard(uri)
             self._give((uri,))
 
     def listen(self, key: RequestId, uris: Iterable[object]) -> list[str]:
-        """Subscribe a listen request; return the addresses that are granted. Raises `Overloaded`."""
+        """Subscribe a listen request; return the granted URIs. Raises `Overloaded`."""
         wanted = dict.fromkeys(uri for uri in uris if isinstance(uri, str) and self._is_served(uri))
         granted = list(wanted)[:MAX_SUBSCRIBED_URIS]
         self._take(granted)
@@ -67,29 +67,29 @@ class Subscriptions:
         return granted
 
     def unlisten(self, key: RequestId) -> None:
-        """End what a listen request subscribed to."""
+        """End the subscriptions of a listen request."""
         self._give(self._listened.pop(key, ()))
 
     def end(self) -> None:
-        """End everything."""
+        """End all subscriptions."""
         self._give(self._single)
         self._single = set()
         for key in list(self._listened):
             self.unlisten(key)
 
     def among(self, uris: Set[str]) -> set[str]:
-        """Return those of the addresses that are subscribed to."""
+        """Return the subscribed ones among `uris`."""
         found = set(uris & self._single) if self._single else set()
         for listened in self._listened.values():
             found |= uris & listened
         return found
 
     def is_single(self, uri: str) -> bool:
-        """Whether the peer subscribed to this address by itself."""
+        """Return whether the peer subscribed to this URI with `resources/subscribe`."""
         return uri in self._single
 
     def listening_to(self, uri: str) -> Iterator[RequestId]:
-        """Iterate over the listen requests that want this address."""
+        """Iterate over the listen requests that include this URI."""
         return (key for key, uris in self._listened.items() if uri in uris)
 
     def _is_served(self, uri: str) -> bool:

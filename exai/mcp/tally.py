@@ -1,7 +1,7 @@
-"""What has ended in one turn of the event loop, told to the metrics and the log together.
+"""Reports the calls that ended in one iteration of the event loop to the metrics and the log together.
 
-Under load many calls end in one turn, and to tell of one after the other costs less than to turn to it after each. The
-invariant is that every call is told of once, before the next turn ends.
+Under load many calls end in one iteration, and reporting them together costs less than one by one. Invariant: every
+call is reported exactly once, before the end of the next iteration.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from exai.logs import info_each
 from exai.models import Owner, Recorder
 
 Kind: TypeAlias = tuple[Owner, str, str, str]
-"""What requests have in common: owner, method, tool, outcome."""
+"""Common properties of requests: owner, method, tool, outcome."""
 
 
 class Tally:
-    """The calls of one server that have been answered, or need no answer any more, and are not told of yet."""
+    """The ended calls of one server that have not been reported yet."""
 
     def __init__(self, recorder: Callable[[], Recorder]) -> None:
         self._recorder = recorder
         self._ended: defaultdict[Kind, list[tuple[str, float]]] = defaultdict(list)
-        # Of the calls' own contexts none is right for all of them.
+        # An empty context: no single call's context applies to all of them.
         self._context = Context()
 
     def add(self, kind: Kind, request: str, duration_s: float, loop: asyncio.AbstractEventLoop) -> None:
-        """Tell of this one with the others of this turn, those of its kind first."""
+        """Add a call to the report of this iteration, which groups calls by kind."""
         if not self._ended:
             loop.call_soon(self._tell, context=self._context)
         self._ended[kind].append((request, duration_s))

@@ -1,7 +1,7 @@
-"""The text of an answer: a head of one line, notes, and then the content.
+"""The text of a tool's answer: a head of one line, notes, and the content.
 
-Half of the clients show their model the text only, and some cut it. So what the next call needs stands first.
-Invariant: every field of the structured answer that a next call can need is in the head, whatever tool answers.
+Half of the clients show their model only the text, and some truncate it. Therefore the arguments of the next call come
+first. Invariant: the head holds every field of the structured answer that a next call can need, for every tool.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ HEAD: Final = (
     "stale_s",
     "retry_after_s",
 )
-"""Fields of a structured answer that its head repeats, in this order; `next_...` follow by themselves."""
+"""Fields of a structured answer that its head repeats, in this order; `next_...` fields are added automatically."""
 
 DESCRIPTIVE: Final = ("title", "tags", "metadata")
-"""Fields that come last in the head, because they may be long."""
+"""Fields at the end of the head, because they may be long."""
 
 OF_A_FILE: Final = ("name", "media_type", "size_bytes", "encoding")
-"""Fields that the head has as well if the answer is about one file."""
+"""Fields that are also in the head if the answer is about one file."""
 
 _RANKS: Final[Mapping[str, int]] = {
     **{name: rank for rank, name in enumerate(HEAD)},
     **{name: rank for rank, name in enumerate((*OF_A_FILE, *DESCRIPTIVE), len(HEAD) + 1)},
 }
-"""Where a field stands in the head; `next_...` have the one place between."""
+"""Positions of fields in the head; all `next_...` fields share the position between."""
 
 NEXT: Final = "next_"
 NOTES: Final = "notes"
-"""The field of a structured answer that holds sentences for the caller, each a line after the head."""
+"""The field of a structured answer with sentences for the caller, each on a line after the head."""
 
 USUAL: Final[Mapping[str, Any]] = {"finish_reason": "stop", "encoding": "text", "matched": "all"}
-"""Values that say nothing."""
+"""Default values, which the head omits."""
 
 MAX_VALUE_CHARS: Final = 1_000
 _PLAIN = re.compile(r"[^\s\"'{}\[\]|:][^\"|\x00-\x1f\x7f-\x9f\u2028\u2029]*(?<!\s)")
@@ -59,7 +59,7 @@ _PLAIN = re.compile(r"[^\s\"'{}\[\]|:][^\"|\x00-\x1f\x7f-\x9f\u2028\u2029]*(?<!\
 def headed(facts: Mapping[str, Any] | None, body: str, beside: Mapping[str, Any] | None = None) -> str:
     """Return `body` after the head and the notes of a structured answer.
 
-    `beside` holds fields for the head that stand deeper in the structure, such as those of a page's only message.
+    `beside` holds further fields for the head from deeper levels, such as those of a page's only message.
     """
     known = {**beside, **(facts or {})} if beside else facts or {}
     names = _names(known)
@@ -72,23 +72,23 @@ def headed(facts: Mapping[str, Any] | None, body: str, beside: Mapping[str, Any]
 
 
 def headed_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a structured answer with the fields of the head first, for clients that show its JSON and cut it."""
+    """Return a structured answer with the head's fields first, for clients that show its JSON truncated."""
     names = _names(facts)
     return {**{name: facts[name] for name in names}, **facts} if names else {**facts}
 
 
 def one_line(pairs: Iterable[tuple[str, object]]) -> str:
-    """Return names and values on one line; without those that are null, false, 0, empty or usual."""
+    """Return names and values on one line, without values that are null, false, 0, empty or usual."""
     return " | ".join(f"{name}: {_value(value)}" for name, value in pairs if value and USUAL.get(name) != value)
 
 
 def items(facts: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """Return the items of a list, each on a line of its own with the fields in `names`."""
+    """Return the items of a list, one per line, with the fields in `names`."""
     return "\n".join(one_line((name, each.get(name)) for name in names) for each in facts)
 
 
 def _names(facts: Mapping[str, Any]) -> list[str]:
-    """Return the names in `facts` that belong into a head: what a next call takes, then what describes."""
+    """Return the names in `facts` that belong in the head: arguments of a next call first, descriptive ones last."""
     names = [name for name in facts if name in _RANKS or name.startswith(NEXT)]
     if names and "file_id" not in facts:
         names = [name for name in names if name not in OF_A_FILE]
@@ -102,9 +102,9 @@ def _rank(name: str) -> int:
 
 
 def _value(value: object) -> str:
-    """Return a value as it can be read back: as it is where nothing could be mistaken, else as JSON."""
+    """Return a value so that it can be read back: literally if it is unambiguous, else as JSON."""
     if isinstance(value, str):
-        # A number in quotes stays a text, so that an id of digits is copied as one.
+        # A text of digits is quoted, so that an id of digits is copied as text.
         if len(value) > MAX_VALUE_CHARS:
             value = value[:MAX_VALUE_CHARS] + "..."
         if _PLAIN.fullmatch(value):

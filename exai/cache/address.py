@@ -1,11 +1,11 @@
-"""Where Redis is, as the setting says it, and how to open a connection there.
+"""Parse the Redis address of the settings and open connections to it.
 
     redis://  rediss://  unix://            one server, or a proxy that looks like one
     redis+sentinel://[user:password@]host:26379,host:26379/service[?db=0]      (rediss+sentinel:// for TLS)
     redis+cluster://[user:password@]host:6379,host:6379                        (rediss+cluster:// for TLS)
 
-The invariant is that an address is used in full or refused: an option that is not known is an error, and no text made
-here holds a password.
+Invariant: an address is used in full or rejected, so an unknown option is an error. No error message or representation
+contains a password.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Runs the cache's scripts on whichever server holds the keys, with a time limit and without ever repeating a write.
+"""Run the cache's scripts on the server that holds the keys, with a time limit.
 
-The invariant is that every fault leaves as a `CacheError` within the time limit, and that the only commands sent twice
-are those a server said it did not run: an unknown script, and a slot that has moved.
+Invariant: every fault is raised as a `CacheError` within the time limit. A command is sent twice only if the server
+replied that it did not execute it: an unknown script, or a slot that has moved.
 """
 
 from __future__ import annotations

@@ -1,21 +1,24 @@
-"""Conversations in Redis: read at most one staleness bound late, and never later than what this process was told.
+"""Cache the newest page of each conversation in Redis.
 
-The protocol is called lease, version, licence. Its invariants, in the order in which the argument needs them:
+A read returns no page older than a change that was applied to Redis, or that this process knows to be committed. If
+another daemon failed to apply its change, a page is stale for at most one staleness bound. The protocol is called
+lease, version, licence. Its invariants, each of which builds on those before it:
 
 1. An entry at revision r holds exactly the newest page of the conversation at r.
-2. A conversation has at most one live lease, given before the database snapshot of the page stored under it.
-3. After a change r was applied the entry is absent or at least at r, and no lease given before is alive. So with Redis
-   reachable nothing older than an acknowledged change is ever read.
+2. A conversation has at most one live lease, granted before the database snapshot of the page stored under it.
+3. After a change to revision r is applied, the entry is absent or at least at r, and no lease granted before is alive.
+   While Redis is reachable, no read therefore returns a page older than an acknowledged change.
 4. An entry's time is not later than the database snapshot it was read from.
-5. A licence of generation g, as of time t, says that every change visible to a snapshot taken after t is in every
-   entry of generation g. An entry is served until one bound after the later of its own time and its licence's.
-6. A change that a pass's snapshot could not see has, in the same incarnation of the database, a transaction id not
-   below the snapshot's xmin, so the next pass, which starts there, sees it however long its commit took. A recovery
-   gives out ids again that never reached the disk, so it begins another incarnation, also under the same first
-   process. Another incarnation begins another generation, which covers nothing that was stored before.
-7. Licence, entries and leases of a slot group live in one Redis and are lost, or rolled back, together.
+5. A licence of generation g, as of time t, states that every change visible to a snapshot taken after t is in every
+   entry of generation g. An entry is served until one bound after its own time or its licence's, whichever is later.
+6. A change not visible to a pass's snapshot has, in the same incarnation of the database, a transaction id not below
+   the snapshot's xmin. The next pass starts there and sees it, however long its commit took. A recovery may assign ids
+   again that never reached the disk, so it begins a new incarnation, even if the postmaster stays the same. A new
+   incarnation begins a new generation, which covers no entry stored before.
+7. Licence, entries and leases of a slot group are stored in one Redis and are lost, or rolled back, together.
 
-A fault of Redis is a miss and a counter. What could not be told to Redis this process remembers for one bound.
+A Redis error counts as a miss. A change that could not be applied is remembered in this process for one bound
+(`exai.cache.floors`).
 """
 
 from __future__ import annotations
@@ -59,15 +62,15 @@ from exai.pages import Undecodable, Unencodable, decode_page, encode_page
 from exai.resilience import Clock, Random
 
 LEASE_MS: Final = 3_000
-"""How long others wait for a reader that died; a database read that takes longer is not stored."""
+"""Lifetime of a cache lease: the time other readers wait for a holder that died. A slower read is not stored."""
 
 WAITS_S: Final = (0.01, 0.02, 0.04)
-"""Pauses before looking again for what another process is reading; after the last the database is asked."""
+"""Pauses between reads of an entry that another process is filling; after the last one the database is read."""
 
 UNCOVERED_MAX_AGE_S: Final = 600.0
 ANY_REVISION: Final = 0
 NO_REVISION: Final = 2**53 - 1
-"""More than any conversation has; the largest whole number that scripts compare exactly."""
+"""Greater than any revision: the largest integer that Lua, whose numbers are doubles, compares exactly."""
 
 MICROSECOND: Final = 1_000_000
 CHECK_MARGIN: Final = 1.5
@@ -80,9 +83,9 @@ log = structlog.get_logger(__name__)
 
 
 class ConversationCache:
-    """The one cache of conversations; its methods may be called at any time, whatever state Redis is in.
+    """The cache of conversations, usable in every state of Redis. Created by `open_cache`.
 
-    Made by `open_cache`. Only `read_through` raises, and only what `load` raises or the request's deadline.
+    Only `read_through` raises: the errors of `load`, and `DeadlineExceeded`.
     """
 
     def __init__(
@@ -110,10 +113,10 @@ class ConversationCache:
     async def read_through(
         self, owner: Owner, continuation_id: ContinuationId, load: Load, *, min_revision: int = ANY_REVISION
     ) -> tuple[Hit | Loaded, Source]:
-        """Return the newest page from the cache, else from one `load`, which is shared with whoever asks meanwhile.
+        """Return the newest page from the cache, else from one `load` that concurrent callers share.
 
-        A hit costs 1 Redis round trip, a miss 2 and the load; the caller does not wait for the second of them. Raises
-        what `load` raises, and `DeadlineExceeded`.
+        A hit costs 1 Redis round trip, a miss 2 and the load; the caller does not wait for the second one. Raises the
+        errors of `load`, and `DeadlineExceeded`.
         """
         key = (owner, continuation_id)
         found = await self.read(owner, continuation_id, min_revision=min_revision)
@@ -139,9 +142,9 @@ class ConversationCache:
                 return await self._flights.later(key, load), "database"
 
     async def read(self, owner: Owner, continuation_id: ContinuationId, *, min_revision: int = ANY_REVISION) -> Found:
-        """Look for the newest page, no older than `min_revision`: 1 Redis round trip.
+        """Read the newest page, at `min_revision` or later: 1 Redis round trip.
 
-        A `Miss` has taken the conversation's lease, which its holder should use or release.
+        A `Miss` holds the conversation's lease, which the caller should use or release.
         """
         floor = self._floors.least((owner, continuation_id))
         if self._client is None:
@@ -154,7 +157,7 @@ class ConversationCache:
         return found
 
     async def fill(self, owner: Owner, continuation_id: ContinuationId, miss: Miss, loaded: Loaded) -> bool:
-        """Store what was read under a lease: 1 Redis round trip. False when it is not stored, which is no fault."""
+        """Store a page read under a lease: 1 Redis round trip. Return whether it was stored; False is no error."""
         fields = self._fields(loaded, miss)
         if self._client is None or fields is None:
             await self.release(owner, continuation_id, miss)
@@ -171,11 +174,11 @@ class ConversationCache:
         return stored
 
     async def release(self, owner: Owner, continuation_id: ContinuationId, miss: Miss) -> None:
-        """Give a lease back without storing anything: 1 Redis round trip."""
+        """Release a lease without storing a page: 1 Redis round trip."""
         if self._client is None:
             return
         where = place(owner, continuation_id, self._client.groups)
-        # Without this the lease runs out by itself, which only costs others a wait.
+        # On failure the lease expires after `LEASE_MS`; until then other readers only wait a little longer.
         with suppress(CacheError):
             await self._client.run(self._scripts.release, where.group, (where.lease,), (miss.token,))
 
@@ -191,12 +194,11 @@ class ConversationCache:
         conversation: Conversation | None = None,
         warm: Warm | None = None,
     ) -> bool:
-        """Tell Redis of a committed change, before it is acknowledged: 1 Redis round trip, shared with whoever tells it
-        of another at the same time.
+        """Apply a committed change to Redis before it is acknowledged: 1 Redis round trip, shared by concurrent calls.
 
-        `delta` holds the messages that were added to `base_revision`, and `conversation` the header as of `revision`;
-        without either the change is not an addition, and an older entry is removed. False when Redis could not be
-        told: others may then read the older page for up to one bound, this process will not. Cancelling is safe.
+        `delta` holds the messages added to `base_revision`, and `conversation` the header as of `revision`. If either
+        is missing the change is not an addition, and an older entry is removed. Returns whether Redis was updated; if
+        not, other processes may read the older page for up to one bound, but not this one. Cancelling is safe.
         """
         if self._client is None or self._applies is None:
             return True
@@ -212,6 +214,7 @@ class ConversationCache:
         except CacheError:
             self._recorder.count("cache_applies_total", result="failed")
         finally:
+            # In `finally`, because a cancelled call may or may not have reached Redis.
             if not told:
                 self._floors.note((owner, continuation_id), revision)
         return told
@@ -219,10 +222,10 @@ class ConversationCache:
     async def read_uncovered(
         self, owner: Owner, continuation_id: ContinuationId, *, max_age_s: float = UNCOVERED_MAX_AGE_S
     ) -> Hit | None:
-        """Return an entry that nothing may have vouched for lately, for an answer that is marked as stale.
+        """Return an entry regardless of its licence, for an answer marked as stale; 1 Redis round trip.
 
-        Never to be built upon. None when there is none, when it is older than `max_age_s`, or than what this process
-        knows to be committed.
+        A write must not be based on it. Returns None without an entry, or if it is older than `max_age_s` or than a
+        change that this process knows to be committed.
         """
         floor = self._floors.least((owner, continuation_id))
         if self._client is None or floor is None:
@@ -237,7 +240,7 @@ class ConversationCache:
         return hit if fit else None
 
     async def status(self) -> CacheStatus:
-        """Look at the server's clock, which also says that it is there: 1 Redis round trip. Never raises."""
+        """Return the state of the cache, from a read of the server's clock: 1 Redis round trip. Never raises."""
         if self._client is None or self._licence is None:
             return CacheStatus("off", self._settings.bound_s)
         facts: dict[str, Any] = {"bound_s": self._settings.bound_s, "licence_age_s": self._licence.age_s}
@@ -259,11 +262,11 @@ class ConversationCache:
         )
 
     async def settled(self) -> None:
-        """Wait until Redis has what was read, which callers of `read_through` do not wait for."""
+        """Wait until the fills begun by `read_through` have ended."""
         await self._flights.settled()
 
     async def close(self) -> None:
-        """End the reads in flight; the connections belong to `open_cache`."""
+        """Cancel the reads in flight; `open_cache` closes the connections."""
         if self._checking is not None:
             self._checking.cancel()
             await asyncio.wait({self._checking})
@@ -285,7 +288,8 @@ class ConversationCache:
                     return _decode(owner, continuation_id, entry)
                 except Undecodable:
                     self._recorder.count("cache_undecodable_total")
-                # Look again as if the entry were too old: then it is a miss, and what fills it replaces the entry.
+                # Demanding `NO_REVISION` treats the entry as too old: the reply is a miss or a wait, never this entry
+                # again, so the recursion ends, and the fill replaces the entry.
                 return await self._read(client, owner, continuation_id, NO_REVISION)
             case [2, bytes() as generation, int() as now_us]:
                 return Miss(token, generation, now_us)
@@ -295,17 +299,21 @@ class ConversationCache:
                 return Unavailable("down")
 
     def _vouched(self, key: Key, min_revision: int) -> bool:
-        """Whether a live lease says enough: it vouches for every change that Redis was told, and for no other."""
+        """Return whether a page read under a live lease is recent enough for this caller.
+
+        A live lease proves only that the page contains the changes applied to Redis. It proves nothing about a floor,
+        which is a change that could not be applied, nor about a revision that the caller demands.
+        """
         return min_revision == ANY_REVISION and self._floors.least(key) == ANY_REVISION
 
     def _flight(self, key: Key, found: Wait) -> Flight[Loaded] | None:
-        """This process's own read under the lease just seen alive, unless it is too old to keep the bound."""
+        """Return this process's read under the lease just seen alive, None if it began more than one bound ago."""
         flight = self._flights.find(key, found.token)
         young = flight is not None and asyncio.get_running_loop().time() - flight.started < self._settings.bound_s
         return flight if young else None
 
     async def _fill_or_release(self, key: Key, miss: Miss, loaded: Loaded | None) -> None:
-        """A read that failed or was cancelled must not make others wait for its lease."""
+        """Store the page of a read, or release its lease if the read failed, so that other readers do not wait."""
         await (self.release(*key, miss) if loaded is None else self.fill(*key, miss, loaded))
 
     def _change(
@@ -318,12 +326,13 @@ class ConversationCache:
         conversation: Conversation | None,
         warm: Warm | None,
     ) -> tuple[Argument, ...]:
-        """Arguments of APPLY; what cannot be encoded is told as a change without a delta."""
+        """Return the arguments of APPLY; a change that cannot be encoded is sent without a delta."""
         header, page, count = b"", b"", -1
         token: bytes = b""
         whole: tuple[Argument, ...] | None = None
         if conversation is not None and conversation.revision != revision:
-            # A repeated request comes with the header of a conversation that has moved on since: this is old news.
+            # The answer to a repeated request carries the conversation's current header, which is newer than the
+            # change. Header and delta do not match, so the change must not be stored as an addition.
             delta, warm = None, None
         if conversation is not None and delta is not None:
             try:
@@ -338,7 +347,7 @@ class ConversationCache:
         return (base_revision, revision, inc, id_, *limits, count, header, page, token, *(whole or ()))
 
     def _fields(self, loaded: Loaded, miss: Miss) -> tuple[Argument, ...] | None:
-        # A page that is shorter than it could be would be served as the newest page for hours.
+        # A page cut by a byte budget is not the newest page, as which the entry would be served for hours.
         if not loaded.is_whole:
             return None
         origin = Origin(miss.generation, miss.asof_us, loaded.inc)
@@ -352,22 +361,22 @@ class ConversationCache:
         )
 
     def _ttl_ms(self) -> int:
-        # Spread, so that entries made together do not all end together.
+        # Jitter, so that entries stored at the same time do not expire at the same time.
         return round(self._settings.idle_hours * 3_600_000 * (0.9 + 0.1 * self._rand()))
 
     def _sample(self, key: Key, hit: Hit, load: Load) -> None:
-        """Now and then compare a hit with the database, one at a time and behind the caller's back."""
+        """Compare one in `check_one_in` hits with the database, in a background task, one at a time."""
         one_in = self._settings.check_one_in
         idle = self._checking is None or self._checking.done()
         if one_in and idle and self._rand() * one_in < 1:
             self._checking = asyncio.create_task(self._compare(key, hit, load), name="cache-check", context=Context())
 
     async def _compare(self, key: Key, hit: Hit, load: Load) -> None:
-        """Count the check, and the hit as stale where it was."""
+        """Count the check, and count and log the hit if it was stale."""
         try:
             reason = await self._stale_reason(key, hit, load)
         except ExaiError:
-            # The database could not be asked; that is seen elsewhere.
+            # The database is unavailable, which its own metrics report.
             return
         self._recorder.count("cache_checks_total")
         if reason is not None:
@@ -375,7 +384,10 @@ class ConversationCache:
             log.error("cache_stale", owner=key[0], continuation_id=key[1], reason=reason)
 
     async def _stale_reason(self, key: Key, hit: Hit, load: Load) -> str | None:
-        """Why a hit was stale, if that is still so a bound later: only then it is no delay that was promised."""
+        """Return how a hit differs from the database, None if it agrees.
+
+        A difference counts only if it persists for more than one bound, since staleness within the bound is allowed.
+        """
         then = await _loaded(load)
         if _difference(hit, then) is None:
             return None
@@ -385,8 +397,8 @@ class ConversationCache:
             await self.release(*key, again)
         if not isinstance(again, Hit):
             return None
-        # What was missing a bound ago must be there by now. A conversation that was gone may have been restored since,
-        # at a later revision, or made anew.
+        # The entry must contain by now what it lacked a bound ago. If the conversation was missing in the database, it
+        # may since have been restored, at a later revision, or created anew with another id.
         is_there = then is not None and then.conversation.id == hit.conversation.id
         least = then.conversation.revision if then is not None and is_there else hit.revision + 1
         if again.conversation.id == hit.conversation.id and again.revision < least:
@@ -396,7 +408,7 @@ class ConversationCache:
 
 
 async def _loaded(load: Load) -> Loaded | None:
-    """What the database has, None when it has no such conversation."""
+    """Return the page from the database, None for a missing conversation."""
     try:
         return await load()
     except NotFound:
@@ -404,7 +416,7 @@ async def _loaded(load: Load) -> Loaded | None:
 
 
 def _difference(hit: Hit, loaded: Loaded | None) -> str | None:
-    """How a hit differs from the database: it is old, ahead, or other at its own revision."""
+    """Return how a hit differs from the database: "old", "ahead", or "differs" at the same revision; None if equal."""
     if loaded is None or loaded.conversation.id != hit.conversation.id:
         return "old"
     if loaded.conversation.revision != hit.revision:
@@ -424,7 +436,7 @@ def _decode(owner: Owner, continuation_id: ContinuationId, entry: list[Reply]) -
             bytes() as tail,
         ]:
             conversation, messages = decode_header(header, owner, continuation_id, revision), decode_page(page, tail)
-            # With what was added since it was written whole, an entry may hold more than the newest page.
+            # Page and tail together may hold more than the newest page. The surplus messages are older ones.
             complete = older == b"0" and len(messages) <= PAGE_MESSAGES
             return Hit(conversation, messages[-PAGE_MESSAGES:], complete, max(age_us, 0) / MICROSECOND)
         case _:
@@ -435,10 +447,10 @@ def _decode(owner: Owner, continuation_id: ContinuationId, entry: list[Reply]) -
 async def open_cache(
     settings: CacheSettings, url: str | None, *, recorder: Recorder, changes: ChangesSince
 ) -> AsyncIterator[ConversationCache]:
-    """Open the cache at `url` and keep its licence renewed; without a URL everything is `Unavailable("off")`.
+    """Open the cache at `url` and run passes in the background; without a URL every read is `Unavailable("off")`.
 
-    `changes` asks the primary database which conversations changed; it is called about every `pass_interval_s`.
-    Redis need not be there yet. Raises ConfigError when the address cannot be used.
+    `changes` queries the primary database for changed conversations, about every `pass_interval_s` seconds. Redis need
+    not be reachable yet. Raises `ConfigError` for an invalid address.
     """
     scripts = load_scripts()
     if url is None:

@@ -1,10 +1,12 @@
-"""What one cached conversation is in Redis: its key names, its header and its page of messages.
+"""Encode one cached conversation: its Redis keys, its header and its page of messages.
 
-The invariant is that what is decoded equals what was encoded, types included; a value that cannot make the journey is
-not cached. The page is one field, as `exai.pages` writes it, which scripts add to and cut without reading it.
-(One field instead of one per message halves the server's work for a hit: 57 us against 122 us for 50 messages.)
-Messages added since the page was last written whole stand in a field of their own, the tail, so that page and tail may
-hold more than the newest page; whoever reads takes the newest of them.
+The page is one field, encoded by `exai.pages`, which scripts extend and cut without decoding it. One field instead of
+one per message halves the server's work for a hit (57 us against 122 us for 50 messages). Messages added since the page
+was last rewritten are in a second field, the tail. Page and tail together may hold more than the newest page, and
+readers take the newest messages.
+
+Invariant: decoding returns the encoded values, including their types; a value for which this is impossible is not
+cached.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from exai.models import PAGE_MESSAGES, ContinuationId, Conversation, Conversatio
 from exai.pages import Undecodable, Unencodable, encode_json, encode_page
 
 FORMAT: Final = 2
-"""Part of every key; a release that writes entries differently reads none of the old ones."""
+"""Part of every key. A release with another encoding uses other keys and so never reads entries of this one."""
 
 PLACES: Final = 4_096
 """Conversations whose key names are remembered; making them anew takes longer than everything else about a key."""

@@ -1,7 +1,7 @@
-"""What can go wrong between us and Redis; none of it leaves this package, where every fault becomes a miss.
+"""Errors of the Redis client, which this package turns into cache misses and does not pass on.
 
-`CacheDown` alone is evidence for the breaker: a lost connection is reported as such to one of the callers that were
-waiting on it and as `CacheLost` to the others, so that one fault counts once however many callers it hits.
+Only `CacheDown` counts for the breaker. When a connection is lost, one of the waiting callers receives `CacheDown` and
+the others `CacheLost`, so that one fault counts once, independent of the number of callers.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ DOWN_CODES: Final = frozenset(
 
 
 class CacheAway(CacheError):
-    """No answer was to be had; raised as one of the two below."""
+    """No reply was received; raised as `CacheDown` or `CacheLost`."""
 
     def __init__(self, problem: str) -> None:
         super().__init__(REDIS, problem)
 
 
 class CacheDown(CacheAway):
-    """The server cannot be reached, does not answer, or refuses everything; the breaker counts it."""
+    """The server is unreachable, does not reply, or refuses every command; the breaker counts it."""
 
 
 class CacheLost(CacheAway):
-    """The same, where another caller has reported it, or where the server was not asked."""
+    """As `CacheDown`, for a fault already counted for another caller, or if the server was not called."""
 
 
 class CacheRefused(CacheError):
-    """The server is well but will not do this: out of memory, read-only, cannot write to its disk, moved."""
+    """The server is up but refuses the command: out of memory, read-only, disk errors, or a moved slot."""
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(REDIS, f"answered {code}")

@@ -1,8 +1,8 @@
-"""What this process knows to be committed although Redis could not be told.
+"""Remember committed changes that this process failed to apply to Redis.
 
-The invariant is that for one staleness bound after such a change no read of this process takes an older entry; after
-that the licence has run out or covers the change. When there are more of them than can be remembered, nothing at all
-is read from the cache for that time.
+Invariant: for one staleness bound after such a change, no read of this process accepts an older entry. After that time
+the entry is no longer served, or a licence covers the change. If there are more than `MAX_FLOORS` such changes, this
+process reads nothing from the cache for that time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_FLOORS: Final = 10_000
 
 
 class Floors(Generic[K]):
-    """Least revisions by conversation, each for `bound_s`."""
+    """Least acceptable revisions by conversation, each valid for `bound_s` seconds."""
 
     def __init__(self, bound_s: float, *, clock: Clock = time.monotonic) -> None:
         self._bound_s, self._clock = bound_s, clock
@@ -27,7 +27,7 @@ class Floors(Generic[K]):
         self._closed_until = 0.0
 
     def note(self, key: K, revision: int) -> None:
-        """Remember a change that Redis may not have heard of."""
+        """Record a committed change that may be missing in Redis."""
         now = self._clock()
         if len(self._floors) >= MAX_FLOORS:
             self._forget(now)
@@ -38,7 +38,7 @@ class Floors(Generic[K]):
         self._floors[key] = (max(known, revision), now + self._bound_s)
 
     def least(self, key: K) -> int | None:
-        """The least revision an entry must have to be taken, 0 for any; None when none may be."""
+        """Return the least revision to accept from the cache: 0 for any, None if no entry is acceptable."""
         if not self._floors and not self._closed_until:
             return 0
         now = self._clock()
@@ -52,7 +52,7 @@ class Floors(Generic[K]):
         return len(self._floors)
 
     def _forget(self, now: float) -> None:
-        # Entries are in the order in which they end, because each is put at the end with the same duration.
+        # The dict is ordered by expiry: `note` reinserts each key at the end, and all keys have the same duration.
         while self._floors:
             key = next(iter(self._floors))
             if self._floors[key][1] > now:

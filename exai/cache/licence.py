@@ -1,8 +1,10 @@
-"""The pass: compares Redis with the database every half second and renews the licence to serve old entries.
+"""Reconcile Redis with the database about every half second and renew the licence to serve older entries.
 
-The invariant is that a licence is renewed only after every change that the database snapshot could see was enforced in
-Redis, and that the time it is renewed to was taken before that snapshot. Any daemon's pass serves all daemons. Without
-passes entries still serve for one staleness bound after they were filled; nothing else depends on this task.
+One reconciliation is called a pass. A pass by any daemon serves all daemons. Without passes, entries are served for one
+staleness bound after they were filled; nothing else depends on this task.
+
+Invariant: a licence is renewed only after every change visible to the database snapshot is enforced in Redis, and to a
+time taken before that snapshot.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from exai.models import ContinuationId, Owner, Recorder
 from exai.resilience import Random
 
 MAX_ROWS: Final = 5_000
-"""Changed conversations one pass enforces one by one; with more of them everything goes cold instead."""
+"""Changed conversations that a pass enforces individually. With more, it drops the licence, so that older entries are
+no longer served."""
 
 PASS_LIMIT_S: Final = 10.0
 PASS_JITTER: Final = 0.2
@@ -43,8 +46,8 @@ log = structlog.get_logger(__name__)
 class Changes:
     """Conversations changed since a snapshot, seen by a newer one.
 
-    `xmin` is the newer snapshot's xmin, `inc` the database's incarnation, a row is (owner, continuation id, revision);
-    with `overflow` there were more rows than were worth returning.
+    `xmin` is the newer snapshot's xmin, `inc` the database's incarnation, a row is (owner, continuation id, revision).
+    `overflow` means that there were more rows than the statement's limit.
     """
 
     xmin: str
@@ -54,12 +57,12 @@ class Changes:
 
 
 ChangesSince: TypeAlias = Callable[[str | None], Awaitable[Changes]]
-"""Rows whose last change was made by a transaction id not below the given xmin; for None no rows are needed."""
+"""Returns the conversations last changed by a transaction id not below the given xmin; no rows for None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Anchor:
-    """A group's licence as one pass found it; `now_us` is the server's time, taken before anything else."""
+    """A slot group's licence at the start of a pass; `now_us` is the server's time, taken before everything else."""
 
     group: int
     now_us: int
@@ -70,11 +73,11 @@ class Anchor:
 
     @property
     def age_us(self) -> int | None:
-        """Time since the licence was renewed, None when there is none; below 0 when the clock was set back since."""
+        """Microseconds since the licence was renewed, None without one; negative if the clock was set back since."""
         return self.now_us - int(self.asof) if self.asof else None
 
     def is_fresh(self, within_us: float) -> bool:
-        """Whether the licence was renewed within the time given."""
+        """Return whether the licence was renewed less than `within_us` microseconds ago."""
         return self.age_us is not None and 0 <= self.age_us < within_us
 
 
@@ -89,19 +92,19 @@ class Licence:
     recorder: Recorder
     rand: Random = random.random
     problem: str | None = None
-    """What the last pass failed with, None when it did not."""
+    """The error of the last pass, None if it succeeded."""
     _seen: tuple[float, float] | None = field(default=None, init=False)
 
     @property
     def age_s(self) -> float | None:
-        """Age of the oldest group's licence as far as this process knows, None when it has seen none."""
+        """Seconds since the oldest slot group's licence was renewed, as known here; None before the first pass."""
         if self._seen is None:
             return None
         age_s, at = self._seen
         return age_s + time.monotonic() - at
 
     async def keep(self) -> None:
-        """Pass for as long as the process lives; no error ends this, every one is counted and shown in the status."""
+        """Run passes until cancelled. Errors do not end the loop; each is counted and shown in the status."""
         while True:
             try:
                 async with asyncio.timeout(PASS_LIMIT_S):
@@ -117,16 +120,20 @@ class Licence:
             await asyncio.sleep(self.settings.pass_interval_s * (1 - PASS_JITTER + 2 * PASS_JITTER * self.rand()))
 
     async def renew(self) -> Outcome:
-        """Make one pass: 1 database query and 2 scripts per slot group. Raises `CacheError` and what `changes` does.
+        """Run one pass: 1 database round trip and 2 Redis round trips per slot group.
 
-        A group whose server is down does not keep the others from being renewed; its fault is raised at the end.
+        A group whose server is down does not prevent the renewal of the others; its error is raised at the end. Raises
+        `CacheError` and the errors of `changes`.
         """
+        # The order matters: the anchors, with the servers' times, are read before the database snapshot is taken. A
+        # licence dated after the snapshot would cover changes that the snapshot does not see.
         looked_at = time.monotonic()
         anchors, faults = await _all(self._look(group) for group in range(self.client.groups))
         fresh_us = self.settings.pass_interval_s / 2 * MICROSECOND
         due = [each for each in anchors if not each.is_fresh(fresh_us)]
         outcomes: list[Outcome] = []
         if due:
+            # One query serves all groups that are due, so it starts at the oldest of their cursors.
             known = [int(each.xmin) for each in due if each.xmin]
             changes = await self.changes(str(min(known)) if known else None)
             outcomes, more_faults = await _all(self._renew(each, changes) for each in due)
@@ -136,7 +143,7 @@ class Licence:
         for outcome in ("overflow", "lost"):
             if outcome in outcomes:
                 return cast("Outcome", outcome)
-        # What was renewed now is as old as this pass, the rest as old as it was found.
+        # The age reported for groups renewed now is that of this pass, for the others the age found in their anchor.
         oldest_us = max((each.age_us or 0 for each in anchors if each not in due), default=0)
         self._seen = (oldest_us / MICROSECOND, looked_at)
         if not outcomes:
@@ -181,7 +188,7 @@ class Licence:
 
 
 async def _all(steps: Iterable[Awaitable[T]]) -> tuple[list[T], list[BaseException]]:
-    """Run all to their ends; return what succeeded and what failed."""
+    """Await all of them; return the results and the exceptions."""
     results = await asyncio.gather(*steps, return_exceptions=True)
     done: list[T] = []
     failed: list[BaseException] = []

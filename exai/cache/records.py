@@ -1,4 +1,4 @@
-"""What the cache of conversations is given and what it answers; all of it immutable and without anything of Redis."""
+"""Values passed to and returned by the conversation cache: immutable, without types of the Redis client."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """The newest page as it is cached; `age_s` is the time since something last vouched for it."""
+    """The newest page from the cache; `age_s` is the time since its fill or its licence, whichever is later."""
 
     conversation: Conversation
     messages: tuple[Message, ...]
@@ -49,7 +49,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """Nothing cached, and the lease is ours: read the database, then `fill` or `apply` with it, or `release` it."""
+    """No entry, and the lease is granted: read the database, then pass it to `fill` or `apply`, or `release` it."""
 
     token: bytes
     generation: bytes
@@ -58,14 +58,14 @@ class Miss:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Nothing cached, and the lease is somebody else's."""
+    """No entry, and another reader holds the lease."""
 
     token: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Unavailable:
-    """Nothing can be said: read the database, store nothing."""
+    """The cache cannot answer: read the database and store nothing."""
 
     reason: Literal["off", "down", "bypassed"]
 
@@ -76,7 +76,7 @@ Load: TypeAlias = Callable[[], Awaitable[Loaded]]
 
 @dataclass(frozen=True, slots=True)
 class Warm:
-    """A writer's own lease, and the newest page that its statement returned together with the change."""
+    """A lease held by a writer, and the newest page that its statement returned together with the change."""
 
     miss: Miss
     messages: tuple[Message, ...]
@@ -85,7 +85,7 @@ class Warm:
 
 @dataclass(frozen=True, slots=True)
 class CacheStatus:
-    """For health and doctor. `clock_ahead_s` is Redis's clock less ours; None is what could not be seen."""
+    """State of the cache for health and doctor. `clock_ahead_s` is Redis's time minus ours. Unknown values are None."""
 
     state: State
     bound_s: float

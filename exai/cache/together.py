@@ -1,11 +1,11 @@
-"""Calls of one script that arrive in one turn of the event loop, sent as one command.
+"""Send the calls of one script that are made in one iteration of the event loop as one command.
 
-Appends that shared a database statement report to Redis at the same time, and most of what that costs this process is
-the command around each. A script called here takes two keys for each call, before the arguments of each call their
-number, and returns a list of as many replies.
+Appends that share a database statement update Redis at the same time, and most of the cost of an update in this process
+is its command. A script called here takes two keys per call, and per call the number of its arguments followed by the
+arguments. It returns a list with one reply per call.
 
-Invariant: the server carries out one call after the other and answers each by itself. If it refuses the command, each
-call is made again by itself; so a script called here may be run twice.
+Invariant: the server executes the calls in order, each independent of the others, with a reply for each. If the server
+refuses the command, each call is sent again in a command of its own, so a script must be safe to run twice.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ Keys: TypeAlias = tuple[str, str]
 _Call: TypeAlias = tuple[Keys, tuple[Argument, ...]]
 
 MOST_CALLS: Final = 16
-"""In one command; the server does nothing else meanwhile."""
+"""Maximum number of calls in one command, during which the server executes nothing else."""
 
 MOST_BYTES: Final = 262_144
-"""Arguments of the calls in one command, unless one alone has more."""
+"""Maximum size of the arguments in one command; a single call may exceed it."""
 
 CLOSED: Final = "closed"
 
 
 class ScriptBatcher:
-    """The calls of one script by this process. `close` ends those in flight."""
+    """Batches this process's calls of one script. `close` fails those in flight."""
 
     def __init__(self, client: Client, script: Script) -> None:
         self._client, self._script = client, script
@@ -48,7 +48,7 @@ class ScriptBatcher:
         return reply
 
     async def close(self) -> None:
-        """Leave no caller waiting."""
+        """Fail all waiting calls with `CacheLost`."""
         for batcher in self._batchers.values():
             await batcher.close(lambda: CacheLost(CLOSED))
 
@@ -87,14 +87,17 @@ class ScriptBatcher:
 
 
 def _failure(_: _Call, error: ExaiError) -> CacheLost | None:
-    """Return the error of one call; None for a refusal, whose cause may be another call, such as a key of it."""
+    """Return the error of one call, None for a refusal, which another call of the command may have caused.
+
+    The error is a `CacheLost`, not a `CacheDown`: the breaker has already counted the failure of the command.
+    """
     if isinstance(error, CacheRefused) or not isinstance(error, CacheError):
         return None
     return CacheLost(error.problem)
 
 
 def _chooser() -> Callable[[_Call], Fit]:
-    """Choose calls in their order, up to the bytes of one command."""
+    """Choose calls in order, up to `MOST_BYTES`."""
     left_bytes: int | None = None
 
     def choose(call: _Call) -> Fit:

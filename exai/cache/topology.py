@@ -1,7 +1,7 @@
-"""Which server answers for a slot group, and how its connection comes and goes.
+"""Route commands of a slot group to its server, and manage the servers' connections.
 
-The invariant is that a command is sent to at most one server and at most once; whoever may want to send it again
-decides that above this module. A `Node` has one wire, made when first needed and replaced when lost.
+Invariant: a command is sent to at most one server and at most once; retries are decided above this module. A `Node` has
+one connection, opened on first use and replaced when lost.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ READ_ONLY_AGE_S: Final = 1.0
 
 
 class Node:
-    """One server, or whatever `connect` finds to be the server now, behind a breaker of its own."""
+    """One server, the one to which `connect` connects at the time, with its own breaker."""
 
     def __init__(self, name: str, connect: Callable[[], Awaitable[Wire]], limit_s: float, recorder: Recorder) -> None:
         self.name = name
@@ -67,7 +67,7 @@ class Node:
         raise CacheRefused(reply.code, reply.text)
 
     async def _connected(self) -> Wire:
-        """Join the one attempt to connect; a caller that is cancelled or out of time leaves it running."""
+        """Wait for the node's single connection attempt, which continues if the caller is cancelled or times out."""
         task = self._dialling
         if task is None:
             task = self._dialling = asyncio.create_task(self._dial(), name=f"dial {self.name}")
@@ -138,7 +138,7 @@ class OneServer(Topology):
 
 
 class Sentinels:
-    """Asks the sentinels who the primary is, the one that answered last first."""
+    """Finds the primary through the sentinels, beginning with the one that answered last."""
 
     def __init__(self, address: RedisAddress, limit_s: float) -> None:
         self._sentinels = list(address.servers)
@@ -186,7 +186,7 @@ class Sentinels:
 
 
 class Cluster(Topology):
-    """Learns where each group lives from the redirections of whichever server it asks first."""
+    """A cluster; learns the server of each slot group from MOVED replies, beginning with any configured server."""
 
     groups = CLUSTER_GROUPS
 

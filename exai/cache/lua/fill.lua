@@ -1,6 +1,6 @@
--- FILL: a page read from the database is stored only while the lease it was read under is alive, so nothing that was
--- told to Redis after the lease was given can be overwritten by a page that lacks it. The entry carries the generation
--- and the time of the READ that gave the lease, never those of now.
+-- FILL: stores a page read from the database only while the lease it was read under is alive. APPLY deletes the lease,
+-- so a page cannot overwrite a change that it lacks. The entry carries the generation and the time of the READ that
+-- granted the lease, never the current ones.
 --
 -- KEYS entry, lease
 -- ARGV token, ttl in ms, then the fields of the entry as name and value

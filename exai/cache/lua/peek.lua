@@ -1,5 +1,5 @@
--- PEEK: the entry whether covered or not, with the time for which nothing has vouched for it; changes nothing. For
--- answers marked as stale while the database cannot be reached, and for nothing else.
+-- PEEK: returns the entry, covered or not, with the time since its fill or its licence; changes nothing. Used only for
+-- answers marked as stale while the database is unreachable.
 --
 -- KEYS entry, anchor
 -- Returns {revision, age in us, has older, header, page, tail} | nil, also where the clock was set back and no age is known

@@ -1,7 +1,7 @@
--- READ: an entry is served only while it is covered, by its own age or by the licence of its generation; whoever finds
--- none gets the one lease there can be, together with the generation and the time that a fill under it must carry.
--- Lease, generation and time are taken before the database is read, so a fill never claims to be newer than it is.
--- What is dated in the future covers nothing: the clock was set back, and nothing says by how much it is older.
+-- READ: returns an entry only while it is covered by its own age or by the licence of its generation. Without one it
+-- grants the single lease, with the generation and the time that a fill under it must carry. Lease, generation and time
+-- are taken before the database is read, so a fill is never dated later than its snapshot. A time in the future covers
+-- nothing: the clock was set back, and the true age is unknown.
 --
 -- KEYS entry, lease, anchor
 -- ARGV token, lease in ms, bound in us, least revision wanted

@@ -1,5 +1,5 @@
--- RELEASE: a lease whose holder will not fill is given back, so that the next reader need not wait for it to run out;
--- a lease of somebody else is left alone, and so is the entry.
+-- RELEASE: removes the lease of a reader that will not fill, so that the next reader need not wait for its expiry.
+-- A lease with another token and the entry are left unchanged.
 --
 -- KEYS lease
 -- ARGV token

@@ -1,4 +1,4 @@
-"""The doors of one server as one ASGI application, with room for the caller's own routes beside them.
+"""The transports of one server as one ASGI application, beside the caller's own routes.
 
 Invariant: every path but the open ones is behind the Host and Origin check, so that a page which rebinds its name to
 this machine reads nothing.
@@ -23,14 +23,14 @@ from exai.mcp.websocket import WebSocketDoor, reject
 WEBSOCKET_PATHS = frozenset({"/", "/ws", "/mcp"})
 HTTP_PATH = "/mcp"
 _PLAIN_PATHS = WEBSOCKET_PATHS
-"""Paths that are common and written as they are known."""
+"""Common paths that need no normalization."""
 
 OPEN_PATHS = ("/health", "/metrics")
-"""Probes and scrapers reach a daemon by whatever name their platform has for it."""
+"""Probes and scrapers use host names of their platform, so these paths skip the Host check."""
 
 
 class McpApp:
-    """What `build_asgi` returns; `server` is there for whoever has to drain it."""
+    """The application that `build_asgi` returns; `server` is public so that the caller can drain it."""
 
     def __init__(self, server: McpServer, routes: Sequence[BaseRoute], open_paths: Sequence[str]) -> None:
         self.server = server
@@ -76,8 +76,8 @@ class McpApp:
 def build_asgi(
     server: McpServer, extra_routes: Sequence[BaseRoute] = (), *, open_paths: Sequence[str] = OPEN_PATHS
 ) -> McpApp:
-    """Put the WebSocket, `POST /mcp` and the caller's routes on one application.
+    """Return one application with the WebSocket, `POST /mcp` and the caller's routes.
 
-    The authenticator guards the MCP doors only; routes that show data have to ask `server.edge.admit` themselves.
+    The authenticator protects the MCP transports only; routes that show data must call `server.edge.admit`.
     """
     return McpApp(server, extra_routes, open_paths)

@@ -1,9 +1,9 @@
 """`exai connect`: newline-delimited JSON on standard input and output, one WebSocket to the daemon.
 
-Invariant: every request read from standard input gets exactly one answer on standard output, from the daemon or, when
-that cannot be reached, is lost, or would not understand it, from here; nothing but messages is ever written there, and
-after the end of input only answers. Messages pass as bytes; they are parsed only to see what they are. Every editor
-window starts one of these: nothing heavy may be imported.
+Invariant: every request read from standard input gets exactly one answer on standard output: from the daemon, or from
+the bridge if the daemon cannot be reached, is lost, or would not understand the request. Nothing but messages is
+written there, and after the end of input only answers. Messages pass as bytes; they are parsed only to
+classify them. Every editor window starts a bridge, so it must not import anything heavy.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ from exai.mcp.jsonrpc import (
 from exai.mcp.stdio import Line, start_reading, start_writing
 
 PATIENCE_S = 8.0
-"""How long requests wait for a daemon that is away, from when it went; editors give a start about ten seconds."""
+"""Time that requests wait for an unreachable daemon, from its loss; editors allow about ten seconds for a start."""
 
 RETRY_FIRST_S = 0.1
 RETRY_LAST_S = 2.0
 KNOWN_FOR_S = 0.2
-"""How long after a failed attempt a daemon is taken to be away without another one."""
+"""Time after a failed attempt during which the daemon is considered unreachable without a new attempt."""
 
 LAST_TRY_S = 1.0
 OPEN_TIMEOUT_S = 5.0
 SEND_TIMEOUT_S = 30.0
 SLOWEST_BYTES_PER_S = 131_072
-"""What a daemon is given for large messages beyond that."""
+"""Minimum rate of large messages, for which the daemon gets additional time to send."""
 
 REPLAY_TIMEOUT_S = 10.0
 LAST_ANSWERS_TIMEOUT_S = 5.0
-"""How long answers are awaited after the end of standard input."""
+"""Time to wait for answers after the end of standard input."""
 
 FLUSH_TIMEOUT_S = 2.0
-"""How long what is left is then written to a client that may no longer read."""
+"""Time to write the remaining output to a client that may no longer read."""
 
 LINE_MAX_BYTES = 64 * 1_048_576
 LINES_AHEAD = 4
@@ -73,10 +73,10 @@ CURES = {
 }
 TOO_BIG = 1009
 NEVER = float("-inf")
-"""Since when a daemon is away that no waiting would bring back."""
+"""The time of loss of a daemon for which waiting is useless."""
 
 DISCONNECTED = -31004
-"""Beside the daemon's own codes, which are in `exai.mcp.eras`."""
+"""An error code beside the daemon's own, which are in `exai.mcp.eras`."""
 
 
 def run_bridge(
@@ -87,26 +87,26 @@ def run_bridge(
     stdin: int = STDIN,
     stdout: int = STDOUT,
 ) -> int:
-    """Carry messages between two descriptors and the daemon until input ends; returns the exit status."""
+    """Carry messages between two descriptors and the daemon until input ends. Returns the exit status."""
     try:
         asyncio.run(Bridge(url, headers or {}, patience_s, stdin, stdout).run())
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        pass  # Nobody reads any more, which is an editor's way of ending this.
+        pass  # The client has closed standard output, which is how editors end the bridge.
     return 0
 
 
 class Dial(connect):
-    """Connects to the one address that was configured: a redirect would take messages, and a token, elsewhere."""
+    """Connects to the configured address only: a redirect would send messages, and a token, elsewhere."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
-        """Follow none."""
+        """Follow no redirect."""
         return exc
 
 
 class Bridge:
-    """The state between one standard input and one daemon."""
+    """The state of one standard input and one daemon."""
 
     def __init__(
         self, url: str, headers: Mapping[str, str], patience_s: float, stdin: int = STDIN, stdout: int = STDOUT
@@ -117,14 +117,14 @@ class Bridge:
         self._stdin, self._stdout = stdin, stdout
         self._lines: asyncio.Queue[Line | None] = asyncio.Queue(LINES_AHEAD)
         self._outgoing: asyncio.Queue[tuple[bytes, bool] | None] = asyncio.Queue(FRAMES_AHEAD)
-        """What is to be written, and whether it is an answer."""
+        """The messages to write, and whether each is an answer."""
 
         self._input_ended = asyncio.Event()
         self._socket: ClientConnection | None = None
         self._message_max_bytes: int | None = None
         self._news = asyncio.Event()
         self._in_flight: dict[RequestId, int] = {}
-        """The running requests with their sizes."""
+        """The running requests and their sizes."""
 
         self._unsent: Line | None = None
 
@@ -138,7 +138,7 @@ class Bridge:
         self._retry = asyncio.Event()
 
     async def run(self) -> None:
-        """Return when standard input has ended and what was asked has been answered, or nobody reads any more."""
+        """Run until standard input has ended and every request is answered, or the client no longer reads."""
         loop = asyncio.get_running_loop()
         self._away_since = loop.time()
         start_reading(self._stdin, loop, self._lines, self._input_ended, LINE_MAX_BYTES)
@@ -158,7 +158,7 @@ class Bridge:
                 raise outcome
 
     async def _finish(self, sender: asyncio.Task[None], writer: asyncio.Task[None]) -> None:
-        """Answer whatever was asked, within limits that hold even if the daemon or the client does nothing more."""
+        """Answer every open request, within limits that hold even if daemon or client no longer respond."""
         await asyncio.wait({sender, writer}, timeout=self._patience_s, return_when=asyncio.FIRST_COMPLETED)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAST_ANSWERS_TIMEOUT_S):
@@ -199,7 +199,7 @@ class Bridge:
     async def _forward(self, message: Message, data: bytes, raw_id: bytes | None) -> None:
         match message:
             case Malformed():
-                # Not sent on: the daemon would find the same, and close a connection on which there is much of that.
+                # Not forwarded: the daemon would refuse it too, and close a connection with many such messages.
                 await self._answer(refusal_of(raw_id, message.error))
             case Request():
                 if message.id in self._in_flight or message.id in self._listening:
@@ -210,8 +210,8 @@ class Bridge:
                 elif self._message_max_bytes is not None and len(data) > self._message_max_bytes:
                     await self._answer(error_of(message.id, OVERLOADED, too_large(len(data), self._message_max_bytes)))
                 else:
-                    # Nothing is awaited up to the send: a connection lost from here on finds the request among those
-                    # to be failed.
+                    # No await between this and the send: if the connection is lost from here on, the request is
+                    # among those that fail.
                     self._remember(message, data)
                     self._unsent = None
                     await _sent(socket, data)
@@ -224,7 +224,7 @@ class Bridge:
                 await _sent(socket, data)
 
     def _remember(self, request: Request, line: bytes) -> None:
-        """Keep what a new connection has to be told again, and what is to be answered."""
+        """Store what a new connection has to repeat, and the request to be answered."""
         if request.method == "subscriptions/listen":
             self._listening[request.id] = line
             return
@@ -237,22 +237,22 @@ class Bridge:
             self._handshake.append(line)
         elif message.method == "notifications/cancelled":
             target = message.params.get("requestId")
-            # A number is the same id however it is written.
+            # A number is the same id in every spelling.
             target = int(target) if isinstance(target, float) and target.is_integer() else target
             if request_id(target):
                 self._settle(target)
 
     def _settle(self, key: RequestId) -> None:
-        """Note that nothing more is to come for this request."""
+        """Note that no further message follows for this request."""
         self._in_flight.pop(key, None)
         self._listening.pop(key, None)
         self._acknowledged.discard(key)
         self._answered.set()
 
     async def _open_socket(self) -> ClientConnection | None:
-        """Wait for a connection that still takes messages; None when patience is at its end.
+        """Wait for an open connection. Returns None after `PATIENCE_S`.
 
-        One that is closing is as good as none: what has not been sent on it can go out on the next.
+        A closing connection is not used: messages that were not sent on it can be sent on the next.
         """
         loop = asyncio.get_running_loop()
         while self._socket is None or self._socket.state is not State.OPEN:
@@ -266,7 +266,7 @@ class Bridge:
         return self._socket
 
     async def _try_once_more(self) -> ClientConnection | None:
-        """Ask again for a daemon that has been away for long: it may be back, and the next attempt is seconds ahead."""
+        """Try to reach a daemon that is long gone now, since the next regular attempt may be seconds away."""
         if self._away_since == NEVER or asyncio.get_running_loop().time() - self._tried_at < KNOWN_FOR_S:
             return None
         self._news.clear()
@@ -295,7 +295,7 @@ class Bridge:
                     try:
                         await self._receive(socket)
                     except asyncio.CancelledError:
-                        # The editor has ended, which is no error; leaving the context by an exception would say 1011.
+                        # The editor has ended, which is no error; leaving by an exception would close with 1011.
                         await socket.close()
                         raise
             except (InvalidURI, ImportError, ValueError) as error:
@@ -327,7 +327,7 @@ class Bridge:
             pause_s = min(2 * pause_s, RETRY_LAST_S)
 
     def _give_up(self) -> None:
-        """Let no request wait: what is wrong does not pass by itself."""
+        """Fail all waiting requests: the problem is not temporary."""
         self._away_since = NEVER
         self._news.set()
 
@@ -345,7 +345,7 @@ class Bridge:
         )
 
     async def _replay(self, socket: ClientConnection) -> None:
-        """Bring a new connection to where the lost one was; its answers to that are not the client's business."""
+        """Repeat the handshake and subscriptions on a new connection; the client does not receive these answers."""
         if len(self._handshake) == 2:
             async with asyncio.timeout(REPLAY_TIMEOUT_S):
                 await _sent(socket, self._handshake[0])
@@ -374,7 +374,7 @@ class Bridge:
                 await self._answer(data)
 
     def _is_for_client(self, message: dict[str, Any]) -> bool:
-        """Whether the client has not seen this: a repeated subscription is acknowledged once more."""
+        """Return whether this message is new to the client; a repeated subscription is acknowledged a second time."""
         if message["method"] == "notifications/subscriptions/acknowledged":
             subscription = message.get("params", {}).get("_meta", {}).get(META_SUBSCRIPTION)
             if subscription in self._acknowledged:
@@ -384,7 +384,7 @@ class Bridge:
 
     async def _fail_in_flight(self, code: int | None) -> None:
         if code == TOO_BIG and self._in_flight:
-            # Which limit it was was not stated, but which message it must have been is plain.
+            # The daemon did not say which message was too large; it must be the largest.
             largest = max(self._in_flight, key=self._in_flight.__getitem__)
             self._message_max_bytes = self._in_flight.pop(largest) - 1
             await self._answer(error_of(largest, OVERLOADED, too_large(self._message_max_bytes + 1, None)))
@@ -405,7 +405,7 @@ class Bridge:
         await self._outgoing.put((data, True))
 
     async def _write(self) -> None:
-        """Write in a thread, because a pipe that nobody reads blocks; ends when told to or when the reader is gone."""
+        """Write in a thread, because a pipe without a reader blocks. Ends on request or when the reader is gone."""
         loop = asyncio.get_running_loop()
         jobs = start_writing(self._stdout, loop)
         while (item := await self._outgoing.get()) is not None:
@@ -418,7 +418,7 @@ class Bridge:
 
 
 async def _sent(socket: ClientConnection, data: bytes) -> None:
-    """Send one text frame; a daemon that takes nothing for a long time is dropped, which ends the receiving side."""
+    """Send one text frame. Drops a daemon that accepts nothing for a long time, which ends the receiving side."""
     try:
         async with asyncio.timeout(SEND_TIMEOUT_S + len(data) / SLOWEST_BYTES_PER_S):
             await socket.send(data, text=True)
@@ -429,13 +429,13 @@ async def _sent(socket: ClientConnection, data: bytes) -> None:
 
 
 def _stated_limit(socket: ClientConnection) -> int | None:
-    """Return the size of the largest message that the daemon takes, if it is one that says so."""
+    """Return the size of the largest message that the daemon accepts, or None if it has not stated one."""
     stated = socket.response.headers.get(MESSAGE_MAX_HEADER, "") if socket.response is not None else ""
     return int(stated) if stated.isascii() and stated.isdecimal() else None
 
 
 def _socket_url(url: str) -> str:
-    """Accept the address of the HTTP door too: it is the same port."""
+    """Return the WebSocket URL; the address of the HTTP transport is accepted too, since the port is the same."""
     for scheme, socket_scheme in (("http://", "ws://"), ("https://", "wss://")):
         if url.startswith(scheme):
             return socket_scheme + url.removeprefix(scheme)

@@ -1,10 +1,10 @@
-"""Arguments as clients send them, made into what a tool's schema asks for.
+"""Coerces arguments as clients send them to the types of a tool's schema.
 
-Clients send arrays and objects as JSON text, numbers and booleans as text, "" and null for what is left out, one text
-for a list, an empty list for an empty object (PHP) or the other way round (Lua), names in camelCase, and a resource's
-address for an id; models use words of other tools. Invariant: a value that fits its schema is altered only where an
-optional one says that there is none or an id is given as the address of what it names, what is free-form (the content
-of objects without named properties) is never looked into, and what could mean two things is refused.
+Clients send arrays and objects as JSON text, numbers and booleans as text, "" and null for an omitted value, one text
+for a list, an empty list for an empty object (PHP) or the reverse (Lua), names in camelCase, and a resource's URI for
+an id; models use argument names of other tools. Invariant: a value that fits its schema is changed only if it is an
+optional one that stands for an omitted value, or an id given as the URI of its resource. Free-form values (the content
+of objects without named properties) are never changed, and ambiguous ones are refused.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
     "until": ("before", "to", "end"),
     "role": ("sender", "author"),
 }
-"""What else an argument is called by models, the likeliest first."""
+"""Synonyms that models use for an argument, most likely first."""
 
 ROLES: Final[Mapping[str, str]] = {
     "human": "user",
@@ -71,7 +71,7 @@ KINDS: Final[Mapping[str, str]] = {
     "file_ids": "files",
     "files": "files",
 }
-"""Of the resource whose address may be given where these arguments want its id."""
+"""The kind of resource whose URI is accepted for the id in these arguments."""
 
 OFF: Final = ("false", "none", "disabled", "no")
 WRAPPERS: Final = ("arguments", "args", "kwargs", "params", "parameters", "input", "tool_input")
@@ -79,14 +79,14 @@ NOTHING: Final = ("null", "NULL", "None", "undefined")
 MAX_DEPTH: Final = 16
 _NUMBER = re.compile(r"[+-]?\d{1,40}(\.0*)?")
 _ADDRESS = re.compile(r"\s*(?:@[\w.-]+:)?exai://(conversations|files)/(.*[^/\s])[/\s]*", re.IGNORECASE | re.DOTALL)
-"""A resource's address, also as clients mention it: with `@` and the server's name in front."""
+"""A resource's URI, also in the form in which clients mention it: prefixed with `@` and the server's name."""
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
 @dataclass(slots=True)
 class _Reading:
-    """What was understood as what, as far as it is not trivial, and which texts may be empty."""
+    """Notes about the coercions made so far, and the names of texts that may be empty."""
 
     keeps_empty: frozenset[str]
     notes: list[str] = field(default_factory=list)
@@ -96,9 +96,9 @@ class _Reading:
 
 
 class Plain:
-    """Whether arguments are already what a schema asks for, seen by one cheap test for each: most are.
+    """A cheap test of whether arguments already have the schema's types, as most do.
 
-    It holds for nothing that `understood` would alter or take a note of; False says that it has to look.
+    It never holds for arguments that `understood` would change or add a note for; False means that it has to run.
     """
 
     __slots__ = ("_tests",)
@@ -112,7 +112,7 @@ class Plain:
                 self._tests[name] = test
 
     def holds(self, given: Json) -> bool:
-        """Tell whether every argument is one of the schema's and can be taken as it is."""
+        """Return whether every argument is in the schema and needs no coercion."""
         for name, value in given.items():
             test = self._tests.get(name)
             if test is None or type(value) is not test[0]:
@@ -123,7 +123,7 @@ class Plain:
 
 
 _Test = tuple[type, Callable[[Any], bool] | None]
-"""The one type that is taken as it is, and what else has to be true."""
+"""The one type accepted as it is, and a further condition."""
 
 
 def _test(schema: Json, *, may_be_empty: bool, is_required: bool) -> _Test | None:
@@ -153,10 +153,10 @@ def _are_texts(values: list[object]) -> bool:
 
 
 def understood(schema: Json, given: object, keeps_empty: frozenset[str] = frozenset()) -> tuple[object, list[str]]:
-    """Return arguments as the schema asks for them, and a note for each that was not meant literally.
+    """Return arguments coerced to the schema, and a note for each one that was not taken literally.
 
-    What cannot be understood stays as it is, for validation to refuse. Raises `InvalidArgument` for what could mean two
-    things.
+    A value that cannot be coerced is kept for validation to refuse. Raises `InvalidArgument` for an ambiguous
+    value.
     """
     if given is None or given == [] or (isinstance(given, str) and given.strip() in ("", "[]", *NOTHING)):
         return {}, []
@@ -168,7 +168,7 @@ def understood(schema: Json, given: object, keeps_empty: frozenset[str] = frozen
 
 
 def _unwrapped(schema: Json, given: Json, reading: _Reading) -> Json:
-    """Take the arguments out of an object that holds nothing but them."""
+    """Return the arguments from within an object that holds nothing else."""
     if len(given) != 1:
         return given
     ((name, value),) = given.items()
@@ -198,7 +198,7 @@ def _object(schema: Json, given: Json, path: str, reading: _Reading, depth: int)
 
 
 def _named(properties: Json, given: Json, path: str, reading: _Reading) -> Json:
-    """Return the arguments under the names of the schema; unknown ones keep their own."""
+    """Return the arguments under the schema's names; unknown ones keep their own."""
     if given.keys() <= properties.keys():
         return given
     found: dict[str, Any] = {name: value for name, value in given.items() if name in properties}
@@ -226,7 +226,7 @@ def _named(properties: Json, given: Json, path: str, reading: _Reading) -> Json:
 
 
 def _synonym(name: str, properties: Json, found: Json) -> str | None:
-    """Return the one argument that is free and also called so; the likeliest if several are."""
+    """Return the unused argument with this synonym; the most likely one if there are several."""
     free = [target for target in properties if found.get(target) in (None, "")]
     targets = [target for target in free if name in SYNONYMS.get(target, ())]
     ranks = [SYNONYMS[target].index(name) for target in targets]
@@ -234,7 +234,7 @@ def _synonym(name: str, properties: Json, found: Json) -> str | None:
 
 
 def _is_left_out(schema: Json, value: object, name: str, path: str, reading: _Reading) -> bool:
-    """Tell whether an optional argument says that there is none."""
+    """Return whether an optional argument's value stands for an omitted one."""
     if value is None:
         return True
     if isinstance(value, str) and name not in reading.keeps_empty:
@@ -250,7 +250,7 @@ def _is_left_out(schema: Json, value: object, name: str, path: str, reading: _Re
 
 
 def _id(name: str, value: object, path: str, reading: _Reading) -> object:
-    """Return the id in a resource's address where the argument wants that id; else the value itself."""
+    """Return the id from a resource's URI if the argument takes such an id; else the value itself."""
     if isinstance(value, list):
         return [_id(name, each, f"{path}[{index}]", reading) for index, each in enumerate(value)]
     address = _ADDRESS.fullmatch(value) if name in KINDS and isinstance(value, str) else None
@@ -300,7 +300,7 @@ def _array(schema: Json, value: object, path: str, reading: _Reading, depth: int
 
 
 def _listed(part: Json, text: str, path: str, reading: _Reading) -> object:
-    """Return the list that a text stands for."""
+    """Return the list that a text represents."""
     decoded = _decoded(text, list)
     if isinstance(decoded, list):
         return decoded
@@ -342,7 +342,7 @@ def _text(schema: Json, value: object, path: str, reading: _Reading) -> object:
 
 
 def _choice(choices: Sequence[str], value: str, path: str, reading: _Reading) -> str:
-    """Return one of the choices for another spelling of it, or for a word that others use for it."""
+    """Return the choice that a value spells differently or names by a synonym."""
     if value in choices:
         return value
     word = value.strip().lower()
@@ -363,7 +363,7 @@ def _number(value: object) -> object:
 
 
 def _decoded(value: object, wanted: type) -> object:
-    """Return what a JSON text holds if it is of this kind, also if it was made a text twice; else the value itself."""
+    """Return the decoded JSON text if it has the wanted type, even if encoded twice; else the value itself."""
     found = value
     for _ in range(2):
         if not isinstance(found, str):
@@ -381,7 +381,7 @@ def _decoded(value: object, wanted: type) -> object:
 
 
 def _plain(name: str) -> str:
-    """Return a name as this project spells names."""
+    """Return a name in the spelling of this project's schemas."""
     return _CAMEL.sub("_", name.strip()).replace("-", "_").replace(" ", "_").lower()
 
 

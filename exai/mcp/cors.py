@@ -1,6 +1,6 @@
-"""Cross-origin requests of the web pages that the settings allow: preflights, and headers on every answer.
+"""CORS for web pages of allowed origins: preflight answers, and headers on every answer.
 
-Invariant: an origin that may not use this server gets no such header, so that its pages read nothing.
+Invariant: an origin that is not allowed gets no such header, so that its pages cannot read any answer.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _HEADER_NAMES = re.compile(r"[a-z0-9-]+(?:\s*,\s*[a-z0-9-]+){0,49}", re.IGNORECA
 
 
 def is_preflight(method: str, headers: Mapping[str, str]) -> bool:
-    """Tell whether a browser asks before it sends a page's request."""
+    """Return whether a request is a preflight, which browsers send before a page's request."""
     return method == "OPTIONS" and "access-control-request-method" in headers
 
 
 def with_cors(send: Send, origin: str) -> Send:
-    """Return a `send` that lets pages of this origin, which was checked, read the answer."""
+    """Return a `send` that lets pages of this origin, which has been checked, read the answer."""
     added = [
         (b"access-control-allow-origin", origin.encode("latin-1")),
         (b"access-control-expose-headers", EXPOSED_HEADERS),
@@ -42,7 +42,7 @@ def with_cors(send: Send, origin: str) -> Send:
 
 
 async def answer_preflight(headers: Mapping[str, str], send: Send) -> None:
-    """Allow what the page wants to send; `send` adds the origin."""
+    """Answer a preflight by allowing what it asks for; `send` adds the origin."""
     wanted = headers.get("access-control-request-headers", "")
     allowed = wanted if _HEADER_NAMES.fullmatch(wanted) else ALLOWED_HEADERS
     found = [

@@ -1,7 +1,7 @@
-"""What differs between the protocol's revisions: names on the wire, and the shape a result takes in each.
+"""Differences between the protocol's revisions: names on the wire, and the form of results.
 
-Invariant: handlers return one shape; everything a revision adds to it or does not know is added or taken away here and
-nowhere else. Revisions are ISO dates, so comparing them as text orders them.
+Invariant: handlers return one form; whatever a revision adds or does not support is added or removed only in
+this module. Revisions are ISO dates, so comparing them as text orders them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MODERN_VERSIONS = (MODERN,)
 LEGACY_VERSIONS = ("2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05")
 LATEST_LEGACY = LEGACY_VERSIONS[0]
 UNSTATED_HTTP_VERSION = "2025-03-26"
-"""What a request over HTTP that names no version is taken for: the last revision without the version header."""
+"""The revision of an HTTP request that names none: the last revision without the version header."""
 
 META_VERSION = "io.modelcontextprotocol/protocolVersion"
 META_CAPABILITIES = "io.modelcontextprotocol/clientCapabilities"
@@ -29,10 +29,10 @@ META_SERVER = "io.modelcontextprotocol/serverInfo"
 META_SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
 
 MESSAGE_MAX_HEADER = "exai-message-max-bytes"
-"""In the answer to an upgrade: the largest message that the daemon takes, so that a bridge sends no larger one."""
+"""Header in the answer to an upgrade: the largest message that the daemon accepts, for the bridge to observe."""
 
 TASKS = "io.modelcontextprotocol/tasks"
-"""The extension for calls that outlast a request; see `exai.mcp.tasks`."""
+"""The extension for calls that outlast their request; see `exai.mcp.tasks`."""
 
 HEADER_MISMATCH = -32020
 MISSING_CAPABILITY = -32021
@@ -40,13 +40,13 @@ UNSUPPORTED_VERSION = -32022
 OVERLOADED = -31001
 SHUTTING_DOWN = -31002
 TOKEN_EXPIRED = -31003
-"""The last three are EXAI's own, as is -31004 of `exai.mcp.bridge`, and so outside what JSON-RPC and MCP keep."""
+"""The last three codes, like -31004 of `exai.mcp.bridge`, are EXAI's own, outside the ranges of JSON-RPC and MCP."""
 
 MAX_DECLARED = 32
 MAX_DECLARED_CHARS = 128
 
 REMOVED_METHODS = frozenset({"ping", "logging/setLevel", "resources/subscribe", "resources/unsubscribe"})
-"""Methods of the initialize era that 2026-07-28 took away."""
+"""Methods of the initialize era that 2026-07-28 removed."""
 
 _TITLES_SINCE = "2025-06-18"
 _ICONS_SINCE = "2025-11-25"
@@ -56,14 +56,14 @@ _LISTS = ("tools", "prompts", "resources", "resourceTemplates")
 
 @dataclass(frozen=True, slots=True)
 class Cacheable:
-    """How long a client may keep a result, and whether others may share it."""
+    """How long a client may cache a result, and whether the cache may be shared."""
 
     ttl_ms: int
     scope: Literal["public", "private"]
 
 
 def shaped(result: Json, version: str, cacheable: Cacheable | None, server_info: Json) -> dict[str, Any]:
-    """Return `result` as the revision `version` wants it; the argument is not changed."""
+    """Return `result` in the form of the revision `version`; the argument is not changed."""
     if version in MODERN_VERSIONS:
         return _modern(result, cacheable, server_info)
     shape = dict(result)
@@ -72,20 +72,20 @@ def shaped(result: Json, version: str, cacheable: Cacheable | None, server_info:
 
 
 def described(info: Json, version: str) -> dict[str, Any]:
-    """Return an implementation's description (name, version, title...) as a revision knows it."""
+    """Return an implementation's description (name, version, title...) in the form of a revision."""
     return _without(info, _unknown_fields(version) | ({"description"} if version < _ICONS_SINCE else set()))
 
 
 def declares(version: str, capabilities: Json, extension: str) -> bool:
-    """Tell whether a client said with its request, as only the stateless era has it, that it knows an extension."""
+    """Return whether the request declares an extension, which is possible only in the stateless era."""
     extensions = capabilities.get("extensions") if version in MODERN_VERSIONS else None
     return isinstance(extensions, Mapping) and isinstance(extensions.get(extension), Mapping)
 
 
 def declared(capabilities: Json) -> Json:
-    """Return the names of a client's capabilities and extensions without what it says about them.
+    """Return the names of a client's capabilities and extensions without their values.
 
-    They are kept for as long as its connection lives, and may have come with any size.
+    They are kept for the lifetime of the connection, and the values may be of any size.
     """
     extensions = capabilities.get("extensions")
     kept: dict[str, Any] = {name: {} for name in islice(capabilities, MAX_DECLARED) if len(name) <= MAX_DECLARED_CHARS}
@@ -101,14 +101,14 @@ def declared(capabilities: Json) -> Json:
 
 
 def require_extension(capabilities: Json, extension: str) -> None:
-    """Raise the `RpcError` for a client that did not declare an extension and asks for what is part of it."""
+    """Raise the `RpcError` for a client that did not declare an extension but uses it."""
     if not declares(MODERN, capabilities, extension):
         facts: Json = {"requiredCapabilities": {"extensions": {extension: {}}}}
         raise RpcError(MISSING_CAPABILITY, f"Missing required client capability: {extension}", facts)
 
 
 def without_extensions(capabilities: Json) -> Json:
-    """Return a server's capabilities as the initialize era knows them."""
+    """Return a server's capabilities in the form of the initialize era."""
     return {name: value for name, value in capabilities.items() if name != "extensions"}
 
 
@@ -129,7 +129,7 @@ def _downgraded(result: dict[str, Any], version: str) -> dict[str, Any]:
     if "content" in result:
         result["content"] = _blocks(result["content"], version)
     if version < _TITLES_SINCE and "structuredContent" in result:
-        # These clients read nothing but content, so the whole answer has to be there.
+        # These clients read only the content, so it has to hold the whole answer.
         whole = orjson.dumps(result.pop("structuredContent")).decode()
         result["content"] = [*result.get("content", []), {"type": "text", "text": whole}]
     if "messages" in result:

@@ -1,8 +1,8 @@
-"""The parts of uvicorn and websockets that EXAI extends although their documentation does not promise them.
+"""The internals of uvicorn and websockets on which EXAI depends although their documentation does not promise them.
 
-Invariant: no other module of the server imports such a part, and importing this one either succeeds, with every part
-there that is used, or raises one `StartupError` that names the release, the part and the cure. That replaces an upper
-bound on uvicorn: a newer release that keeps these parts works.
+Invariant: no other module of the server imports such internals. Importing this module either succeeds, with every part
+that is used present, or raises one `StartupError` that names the release, the part and the cure. That replaces an upper
+bound on uvicorn: a newer release with these parts works.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""What waits to be sent to one peer, bounded in bytes.
+"""The queue of messages to one peer, bounded in bytes.
 
-A message goes out at once when nothing waits and the door can take it; only what cannot waits for the reader.
+A message is sent at once if the queue is empty and the transport can take it; otherwise it waits for the reader.
 
-Invariant: the queue holds no more than its limit, save for the last message pushed while there was room and for small
-forced ones; messages leave in the order they came; a progress report is dropped when the queue is half full, an answer
+Invariant: the queue exceeds its limit only by the last message pushed while there was room and by small
+forced ones; messages leave in the order they came; a progress report is dropped if the queue is half full, an answer
 never is while the outbox is open.
 """
 
@@ -20,9 +20,9 @@ OUTBOX_MAX_BYTES = 4_194_304
 
 
 class Outbox:
-    """Many writers, one reader; what waits is in `account`.
+    """A queue with many writers and one reader; queued bytes are counted in `account`.
 
-    `send_now` is the door's, and says whether it has sent what it was given.
+    `send_now` belongs to the transport, and returns whether it has sent the message.
     """
 
     def __init__(self, max_bytes: int = OUTBOX_MAX_BYTES, account: Account | None = None) -> None:
@@ -34,7 +34,7 @@ class Outbox:
         self._size_bytes = 0
         self._filled = asyncio.Event()
         self._room: asyncio.Event | None = None
-        """Made for the first that waits: of most peers none ever does."""
+        """Created for the first writer that waits: with most peers no writer ever does."""
 
         self.is_closed = False
 
@@ -43,18 +43,18 @@ class Outbox:
 
     @property
     def has_room(self) -> bool:
-        """Whether a message may be pushed without waiting."""
+        """Return whether a message may be pushed without waiting."""
         return self._size_bytes < self._max_bytes or self.is_closed
 
     async def room(self) -> None:
-        """Wait for room; as with `put`, the reader makes it or closes the outbox."""
+        """Wait for room; as with `put`, the reader makes room or closes the outbox."""
         while not self.has_room:
             await self._more_room()
 
     async def put(self, message: Send) -> None:
-        """Wait for room, then queue; a message for a closed outbox is dropped, because its peer is gone.
+        """Wait for room, then queue the message. It is dropped if the outbox is closed, because the peer is gone.
 
-        The wait has no limit of its own: the reader either makes room or closes the outbox.
+        The wait has no timeout of its own: the reader either makes room or closes the outbox.
         """
         while not self.put_now(message):
             await self._more_room()
@@ -66,25 +66,25 @@ class Outbox:
         await self._room.wait()
 
     def put_now(self, message: Send) -> bool:
-        """Do what `put` does unless that has to wait; False when it has to."""
+        """Queue the message like `put` if there is room. Returns False if `put` would wait."""
         if self._messages and not self.is_closed and self._size_bytes + len(message.data) > self._max_bytes:
             return False
         self.push(message)
         return True
 
     def offer(self, message: Send) -> bool:
-        """Queue what may be lost; False when it was."""
+        """Queue a message that may be lost. Returns False if it was dropped."""
         if self._size_bytes + len(message.data) > self._max_bytes // 2:
             return False
         return self.push(message)
 
     def force(self, message: Send) -> None:
-        """Queue a small message without waiting; lost only on a peer that reads nothing and is about to be dropped."""
+        """Queue a small message without waiting. Lost only if the peer reads nothing and is about to be dropped."""
         if self._size_bytes <= 2 * self._max_bytes:
             self.push(message)
 
     async def get(self) -> Send | None:
-        """Return the next message, or None when the outbox is closed and empty; the one before has been sent."""
+        """Return the next message, or None if the outbox is closed and empty; the previous one has been sent."""
         self._is_reader_sending = False
         while not self._messages:
             if self.is_closed:
@@ -100,7 +100,7 @@ class Outbox:
         return message
 
     def close(self, *, discard: bool = False) -> None:
-        """Take nothing more; what is queued can still be read unless it is discarded."""
+        """Accept no more messages; queued ones can still be read unless `discard` is set."""
         self.is_closed = True
         if discard:
             self._messages.clear()
@@ -111,7 +111,7 @@ class Outbox:
             self._room.set()
 
     def push(self, message: Send) -> bool:
-        """Send or queue a message, for which there must be room; False when its peer is gone."""
+        """Send or queue a message, for which there must be room. Returns False if the peer is gone."""
         if self.is_closed:
             return False
         is_first = not self._messages and not self._is_reader_sending

@@ -1,7 +1,7 @@
-"""The page at `GET /`: how to connect a client. It needs no script and shows no data.
+"""The page at `GET /`: how to connect a client. It has no script and shows no data.
 
-Invariant: the page holds nothing but this text and the address it was asked under, escaped, and no browser loads or
-runs anything for it.
+Invariant: the page consists of this text and the requested address, escaped; browsers load or run nothing else for
+it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ Connect to it with an MCP client, not with a browser.{token_words}</p>
 
 
 def page_route(version: str, *, is_guarded: bool) -> Route:
-    """Return GET /; with `is_guarded` the page shows where a token goes."""
+    """Return the route of GET /. With `is_guarded` the page shows where to put a token."""
 
     async def show(request: Request) -> Response:
         secure = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"

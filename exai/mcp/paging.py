@@ -1,6 +1,6 @@
-"""Lists that are known as a whole, answered page by page.
+"""Pagination of lists that are held in memory.
 
-Invariant: a cursor is the position of the next item, so that pages neither overlap nor leave anything out.
+Invariant: a cursor is the position of the next item, so pages neither overlap nor omit anything.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ PAGE_ITEMS = 200
 
 
 def paged(items: Sequence[Json], params: Json, name: str) -> dict[str, Any]:
-    """Return one page of a list result; raises `RpcError` for a cursor this server never gave out."""
+    """Return one page of a list result. Raises `RpcError` for a cursor that this server did not issue."""
     cursor = params.get("cursor")
     start = 0
     if cursor is not None and cursor != "":

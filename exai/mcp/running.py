@@ -39,7 +39,7 @@ class Running:
             self.task.cancel()
 
     def was_late(self) -> bool:
-        """Undo the cancellation by `stop_late`; return whether the timeout was the only cause of it."""
+        """Take back the cancellation by `stop_late`; return whether the timeout was the only cause of it."""
         if not self.is_late or self.task is None:
             return False
         self.is_late = False

@@ -1,6 +1,6 @@
-"""The one port: binding it, serving an application on it under uvicorn, and closing it in order.
+"""The one port: binds it, serves an application on it with uvicorn, and closes it in order.
 
-Invariant: whoever holds a `RunningServer` has a port that accepts connections, and `serve_until` returns only when no
+Invariant: the port of a `RunningServer` accepts connections. `serve_until` returns only when no
 connection is left: not ready, stop accepting, finish calls, answer the rest, close, flush.
 """
 
@@ -27,13 +27,13 @@ from exai.mcp.wire import http_protocol, websocket_protocol
 
 BACKLOG = 512
 KEEP_ALIVE_S = 75
-"""How long an idle HTTP connection stays; longer than the usual 60 s of what stands in front."""
+"""Lifetime of an idle HTTP connection; longer than the usual 60 s of proxies."""
 
 LAST_REQUESTS_TIMEOUT_S = 1.0
-"""What requests outside MCP (pages, metrics) get to end after the sessions have."""
+"""Time for requests outside MCP (pages, metrics) to end after the sessions have ended."""
 
 CUT_REQUESTS_TIMEOUT_S = 0.5
-"""What they get to notice that their connection was cut, before they are cancelled."""
+"""Time for such requests to notice that their connection was closed, before they are cancelled."""
 
 PORT_VARIABLE = "EXAI_SERVER__PORT"
 _MAX_PROCESSES_SEARCHED = 5_000
@@ -56,11 +56,11 @@ class RunningServer:
 
     @property
     def connections(self) -> int:
-        """How many peers are connected, through any door."""
+        """Return the number of connected peers over all transports."""
         return len(self._state.connections)
 
     async def start(self) -> None:
-        """Begin to accept connections."""
+        """Start to accept connections."""
         self._config.load()
         loop = asyncio.get_running_loop()
         protocol = http_protocol(self._settings, self._app.short_http)
@@ -73,14 +73,14 @@ class RunningServer:
     async def serve_until(
         self, stop: asyncio.Event, *, hurry: asyncio.Event | None = None, code: int = GOING_AWAY
     ) -> None:
-        """Serve until `stop` is set, then close; `hurry` ends the grace early. `code` is what WebSockets are told."""
+        """Serve until `stop` is set, then close; `hurry` ends the grace. `code` is the close code of WebSockets."""
         await stop.wait()
         await self.close(code=code, hurry=hurry)
 
     async def close(
         self, *, code: int = GOING_AWAY, hurry: asyncio.Event | None = None, grace_s: float | None = None
     ) -> None:
-        """Drain and close; does nothing the second time."""
+        """Drain and close. Further calls do nothing."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -108,7 +108,7 @@ class RunningServer:
 async def open_server(
     app: McpApp, settings: ServerSettings, *, sockets: Sequence[socket.socket] | None = None
 ) -> AsyncIterator[RunningServer]:
-    """Serve `app` inside the context; given `sockets` must be bound. Raises `StartupError` for a taken port."""
+    """Serve `app` inside the context; given `sockets` must be bound. Raises `StartupError` if the port is taken."""
     bound = bind_sockets(settings) if sockets is None else sockets
     running = RunningServer(app, settings, bound)
     await running.start()
@@ -168,7 +168,7 @@ def _not_bound(error: OSError, where: str, port: int) -> StartupError:
 
 
 def port_holder(port: int) -> str | None:
-    """Return "name (pid n)" of who listens on a port, where the kernel tells us: on Linux, for our own processes."""
+    """Return "name (pid n)" of the process that listens on a port, if the kernel shows it: on Linux, same user only."""
     inodes = _listening_inodes(port)
     if not inodes:
         return None
@@ -180,7 +180,7 @@ def port_holder(port: int) -> str | None:
 
 
 def program_name(process: Path) -> str:
-    """Return the name of a process's program; for a Python program that of its module, such as `exai serve`."""
+    """Return the name of a process's program; for a Python program its module, such as `exai serve`."""
     words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
     if "-m" in words[:-2]:
         return " ".join(word for word in words[words.index("-m") + 1 :][:2] if word)
@@ -218,7 +218,7 @@ def _config(app: McpApp, settings: ServerSettings) -> Config:
         ws_per_message_deflate=False,
         lifespan="off",
         log_config=None,
-        log_level="error",  # below that uvicorn logs addresses with their query, where a token may stand
+        log_level="error",  # Below that uvicorn logs URLs with their query, which may contain a token.
         access_log=False,
         proxy_headers=False,
         server_header=False,

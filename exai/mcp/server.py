@@ -1,6 +1,6 @@
-"""What every door of one server shares: what is offered, who is connected, and how it comes to an end.
+"""State shared by all transports of one server: its surface, its sessions, and its shutdown.
 
-Invariant: once draining has begun no new call is started, every call that was running gets an answer, and `drain`
+Invariant: once draining has begun no new call is started, every running call gets an answer, and `drain`
 returns within its limits whatever the peers do.
 """
 
@@ -26,7 +26,7 @@ from exai.mcp.tools import Terms, ToolRegistry
 from exai.models import Recorder
 
 FLUSH_TIMEOUT_S = 12.0
-"""How long closing may take after the last answer was queued: the calls that were stopped unwind, the sockets flush."""
+"""Time for closing after the last answer was queued: cancelled calls unwind and sockets are flushed."""
 
 HURRIED_FLUSH_TIMEOUT_S = 0.5
 
@@ -37,7 +37,7 @@ log = structlog.get_logger(__name__)
 
 
 class McpServer:
-    """One MCP server, before any door is opened on it."""
+    """One MCP server, independent of its transports."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class McpServer:
         self._quiet = asyncio.Event()
 
     def open_session(self, admitted: Admitted, *, peer: str, version: str | None = None) -> Session:
-        """Begin a session; its door must `end` it."""
+        """Start a session; the transport must `end` it."""
         session = self.make_session(admitted, peer=peer, version=version)
         self.enlist(session)
         return session
@@ -83,7 +83,7 @@ class McpServer:
     def make_session(
         self, admitted: Admitted, *, peer: str, version: str | None = None, outbox: Outbox | None = None
     ) -> Session:
-        """Make a session that counts while it is enlisted; its door may bring an outbox of its own."""
+        """Create a session, which is counted while enlisted; a transport may supply its own outbox."""
         connection = Connection(
             self.surface,
             max_in_flight=self.settings.max_in_flight,
@@ -94,18 +94,18 @@ class McpServer:
         return Session(self, connection, admitted, peer=peer, outbox=outbox)
 
     def enlist(self, session: Session) -> None:
-        """A session begins, or takes up another request."""
+        """Count a session that starts, or that takes another request."""
         self._sessions.add(session)
         self._count()
 
     def forget(self, session: Session) -> None:
-        """A session has ended, or waits for another request."""
+        """Stop counting a session that has ended, or that waits for another request."""
         self._sessions.discard(session)
         self._count()
         self.quieter()
 
     def _count(self) -> None:
-        """Tell how many sessions there are when this turn of the event loop ends: many may begin and end in one."""
+        """Schedule the update of the session gauge for the end of this iteration, in which many may start and end."""
         if not self._is_count_due:
             self._is_count_due = True
             asyncio.get_running_loop().call_soon(self._tell_count)
@@ -115,30 +115,30 @@ class McpServer:
         self.recorder.gauge("mcp_sessions", len(self._sessions))
 
     def quieter(self) -> None:
-        """A call or a session has ended: whoever waits for the rest looks again."""
+        """Wake up `drain` to check again: a call or a session has ended."""
         self._quiet.set()
 
     def terms(self, call: Call) -> Terms:
-        """Return the terms of the called tool, or of another method, whose label is empty."""
+        """Return the terms of the called tool, or of another method; the label of the latter is empty."""
         return self.tools.terms(call) if call.method.name == "tools/call" else Terms("", call.method.timeout_s)
 
     def timeout_s(self, terms: Terms) -> float:
-        """Return how long such a call may take: the server's limit, or a tighter one of its tool or method."""
+        """Return the timeout of such a call: the server's limit, or a shorter one of its tool or method."""
         own = terms.timeout_s
         return self._tool_timeout_s if own is None or own > self._tool_timeout_s else own
 
     def changed(self, change: Change) -> None:
-        """Tell every peer that wants to know that a list changed."""
+        """Notify every subscribed peer that a list changed."""
         for session in self._sessions:
             session.tell(session.connection.changed(change))
 
     def updated(self, uri: str) -> None:
-        """Tell every peer that wants to know that a resource changed."""
+        """Notify every subscribed peer that a resource changed."""
         for session in self._sessions:
             session.tell(session.connection.updated(uri))
 
     async def drain(self, grace_s: float, code: int, hurry: asyncio.Event | None = None) -> None:
-        """Let running calls finish for `grace_s` (or until `hurry`), answer the rest, and close every session."""
+        """Let running calls finish for `grace_s` (or until `hurry`), fail the rest, and close every session."""
         self.is_draining = True
         self.news.stop()
         hurry = hurry or asyncio.Event()
@@ -166,7 +166,7 @@ class McpServer:
         self._quiet.set()
 
     async def _closing_idle(self, done: Callable[[], bool], limit_s: float, code: int) -> None:
-        """Wait until `done` for at most `limit_s`, closing sessions as they fall idle."""
+        """Wait until `done` for at most `limit_s`, and close sessions as they become idle."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 while True:
@@ -180,13 +180,13 @@ class McpServer:
 
 
 class _Unrecorded:
-    """A recorder for servers nobody measures."""
+    """A recorder that discards everything, for servers without metrics."""
 
     def count(self, name: str, value: float = 1, /, **labels: str) -> None:
-        """Forget it."""
+        """Discard the value."""
 
     def observe(self, name: str, /, *values: float, **labels: str) -> None:
-        """Forget it."""
+        """Discard the values."""
 
     def gauge(self, name: str, value: float, /, **labels: str) -> None:
-        """Forget it."""
+        """Discard the value."""

@@ -1,7 +1,7 @@
-"""One peer's session: runs the calls its protocol connection admits and queues what goes back.
+"""One peer's session: runs the calls that its protocol connection admits, and queues the answers.
 
-Invariant: every task a session starts is in its tracked set and is awaited when the session ends; taking a message
-never waits for a call, only for room in the outbox, which the door makes or closes within `send_timeout_s`.
+Invariant: every task of a session is in its tracked set and is awaited when the session ends. Processing a message
+never waits for a call, only for room in the outbox; within `send_timeout_s` the transport makes room or closes it.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ if TYPE_CHECKING:
     from exai.mcp.tools import Terms
 
 DEADLINE_MARGIN_S = 2.0
-"""How much later than the call's deadline its task is stopped, so that a typed error from inside comes first."""
+"""Delay between a call's deadline and the cancellation of its task, so that a typed error from within comes first."""
 
 UNWIND_TIMEOUT_S = 10.0
-"""How long cancelled calls may take to record their outcome before a session ends without them."""
+"""Time for cancelled calls to store their outcome before the session ends without them."""
 
 EXPIRED = 4401
-"""The close code for a connection whose token has expired: 401 in the range for applications."""
+"""Close code after the expiry of the token: 401 in the range for applications."""
 
 EXPIRY_LOOK_S = 3_600.0
-"""How often a far expiry is looked at again, since clocks are set and timers sleep with the machine."""
+"""Interval of checks for a distant expiry, since clocks are adjusted and timers stop while the machine sleeps."""
 
 _REQUEST: ContextVar[str] = ContextVar(f"{STRUCTLOG_KEY_PREFIX}request")
 _OWNER: ContextVar[Owner] = ContextVar(f"{STRUCTLOG_KEY_PREFIX}owner")
-"""On the lines of each call, set in a third of the time of `bind_contextvars`."""
+"""The owner on the log lines of a call; setting it takes a third of the time of `bind_contextvars`."""
 
 _PROCESS = secrets.token_hex(4)
 _numbers = itertools.count(1)
@@ -58,7 +58,7 @@ log = structlog.get_logger(__name__)
 
 
 class Session:
-    """What lives as long as one WebSocket, or as one HTTP request."""
+    """The session of one WebSocket, or of one HTTP request."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Session:
         self.peer = peer
         self.outbox = Outbox(account=self.quota.account) if outbox is None else outbox
         self.close_code = 1000
-        # Whether the message taken last was beyond what its owner may send in a second.
+        # Whether the last message exceeded its owner's rate.
         self.is_over_rate = False
         self._loop = asyncio.get_running_loop()
         self._running: dict[RequestId, Running] = {}
@@ -84,14 +84,14 @@ class Session:
         self._joining = Joining()
         self._expires_at = admitted.expires_at
         self._is_expired = False
-        # Called when no call runs or unwinds any more.
+        # Called once no call runs or unwinds.
         self.when_quiet: Callable[[], None] | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._context: Context | None = None
         self._watch_expiry()
 
     def _common_context(self) -> Context:
-        """Return what all calls have in common, set once; each gets a copy, which takes no longer than a task's own."""
+        """Return the context that all calls share, made once; a copy of it costs no more than a task's own."""
         context = self._context = copy_context()
         context.run(self._identify)
         return context
@@ -103,29 +103,29 @@ class Session:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no call is running; subscriptions do not count."""
+        """Return whether no call is running; subscriptions do not count."""
         return not self._running
 
     async def receive(self, message: Message, size_bytes: int = 0) -> Action:
-        """Take one message as soon as there is room for its answer."""
+        """Process one message as soon as there is room for its answer."""
         if not self.outbox.has_room:
             await self.outbox.room()
         return self.take(message, size_bytes)
 
     def take(self, message: Message, size_bytes: int) -> Action:
-        """Take one message of this size and do what the protocol asks for; the outbox must have room."""
+        """Process one message of this size and carry out the resulting action; the outbox must have room."""
         self.is_over_rate = False
         try:
             if isinstance(message, Request):
                 self.quota.take(size_bytes)
             else:
-                # Carried out all the same: what is cancelled makes room.
+                # Carried out even over the rate, because a cancellation frees resources.
                 self.is_over_rate = not self.quota.spend(size_bytes)
             action = self.connection.accept(message)
         except Overloaded as error:
             self.is_over_rate = True
             action = refusal(message.id if isinstance(message, Request) else None, rpc_error(error))
-        except Exception:  # the session boundary for methods that are answered at once
+        except Exception:  # The error boundary for methods that are answered synchronously.
             request_id = _next_request_id()
             log.exception("internal error", request=request_id)
             key = message.id if isinstance(message, Request) else None
@@ -144,30 +144,30 @@ class Session:
             self._stop(action.id)
 
     def tell(self, messages: list[bytes]) -> None:
-        """Send messages nobody asked for."""
+        """Send notifications."""
         for data in messages:
             self.outbox.force(Send(data))
 
     def refuse_rest(self) -> None:
-        """Answer what is still running with "shutting down" and stop it."""
+        """Cancel the running calls and answer them with "shutting down"."""
         for call in list(self.connection.in_flight.values()):
             if (answer := self.connection.fail(call, ShuttingDown())) is not None:
                 self.outbox.force(answer)
             self._stop(call.id)
 
     def finish(self, code: int) -> None:
-        """End the subscriptions, and let the door send what is queued and then close with `code`."""
+        """End the subscriptions; the transport then sends what is queued and closes with `code`."""
         self.tell(self.connection.end_listening())
         self.close_code = code
         self.outbox.close()
 
     async def end(self) -> None:
-        """Stop everything, because the peer is gone or has been closed; returns when the calls have unwound."""
+        """Stop all work of a disconnected peer. Returns when the calls have unwound."""
         if self._expiry is not None:
             self._expiry.cancel()
         self.when_quiet = None
         self.outbox.close(discard=True)
-        self.outbox.send_now = None  # The connection and the session refer to each other.
+        self.outbox.send_now = None  # Breaks the reference cycle of connection and session.
         self.connection.end()
         for key in list(self._running):
             self._stop(key)
@@ -201,7 +201,7 @@ class Session:
             self.outbox.push(answer)
 
     def _stop(self, key: RequestId) -> None:
-        """Cancel a call; its id may be used again at once while the old work unwinds."""
+        """Cancel a call. Its id can be used again at once, while the cancelled work unwinds."""
         running = self._running.pop(key, None)
         if running is None or running.task is None:
             return
@@ -209,10 +209,11 @@ class Session:
         if running.has_begun:
             self._unwinding.add(running.task)
         else:
+            # A task that is cancelled before its first step never runs `_run`, so nothing else releases the call.
             self._forget(running)
 
     def _forget(self, running: Running) -> None:
-        """A call has ended, or never will begin."""
+        """Release a call that has ended, or that was cancelled before its first step."""
         self.quota.end(running.size_bytes)
         if self._running.get(running.call.id) is running:
             del self._running[running.call.id]
@@ -225,7 +226,7 @@ class Session:
         self.server.quieter()
 
     def _watch_expiry(self) -> None:
-        """Begin nothing more once the token has expired, let what is running answer, and then close."""
+        """Refuse new calls once the token has expired, let running ones answer, and then close."""
         if self._expires_at is None:
             return
         left_s = self._expires_at - time.time()
@@ -238,7 +239,7 @@ class Session:
             self.finish(EXPIRED)
 
     async def _run(self, running: Running) -> None:
-        """Do the call, answer it, and tell how it went. The one error boundary."""
+        """Run the call, answer it, and report its outcome. This is the one error boundary of calls."""
         running.has_begun = True
         call, server = running.call, self.server
         request_id = _next_request_id()
@@ -251,7 +252,7 @@ class Session:
         try:
             outcome = await self._outcome(running, context, terms)
         except asyncio.CancelledError:
-            # A handler can raise this by itself; then nobody cancelled the call and it still needs its answer.
+            # If the handler raised this by itself, the call was not cancelled and still needs an answer.
             self._force(self.connection.fail(call, _internal(request_id)))
             raise
         except Exception:
@@ -266,7 +267,7 @@ class Session:
             self._forget(running)
 
     async def _outcome(self, running: Running, context: CallContext, terms: Terms) -> str:
-        """Run the call in its time and queue its answer; returns how it went, for the metrics."""
+        """Run the call within its timeout and queue its answer; return the outcome for the metrics."""
         call, watch = running.call, self.server.watch
         limit_s = self.server.timeout_s(terms)
         end_s = self._loop.time() + limit_s
@@ -281,6 +282,7 @@ class Session:
                 raise
             finally:
                 watch.end(running)
+                # The work suppressed its cancellation: reset the task's count, or later timeouts would misread it.
                 if running.is_late:
                     running.was_late()
             answer = self.connection.complete(call, result)
@@ -295,7 +297,7 @@ class Session:
         return outcome
 
     def _work(self, call: Call, context: CallContext, terms: Terms) -> Awaitable[Json]:
-        """Begin the work of a call, or join the identical one that runs."""
+        """Start the work of a call, or join the identical one that is running."""
         assert call.method.work is not None  # noqa: S101 - methods without work are answered by the protocol
         key = self.server.tools.joining_key(call) if terms.joins_identical else None
         if key is None:
@@ -310,7 +312,7 @@ class Session:
 
 
 def _next_request_id() -> str:
-    """Return a name for a request that no other of any process near has; asking the kernel each time would be dear."""
+    """Return a request id unique across processes: a random process prefix and a counter. Cheaper than uuid4."""
     return f"{_PROCESS}{next(_numbers):08x}"
 
 
@@ -320,11 +322,11 @@ def _internal(request_id: str) -> RpcError:
 
 
 async def _say_nothing(message: str) -> None:
-    """Report progress to a client that did not ask for it."""
+    """Do nothing: the client did not ask for progress."""
 
 
 class Reporter:
-    """Progress of a call whose client asked: numbers that grow, and a sign of life when the handler is silent."""
+    """Progress reports of a call: increasing numbers, and a periodic report while the handler sends none."""
 
     def __init__(self, session: Session, call: Call) -> None:
         self._session = session
@@ -337,7 +339,7 @@ class Reporter:
         self._arm()
 
     async def say(self, message: str) -> None:
-        """Tell the client; dropped when the client reads too slowly."""
+        """Report to the client; the report is dropped if the client reads too slowly."""
         self._latest = message
         if self._timer is not None:
             self._timer.cancel()
@@ -345,7 +347,7 @@ class Reporter:
             self._arm()
 
     def stop(self) -> None:
-        """Say nothing more."""
+        """Stop reporting."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -1,7 +1,7 @@
-"""The Tasks extension: a call that takes long is answered with a handle, which any daemon can be asked about later.
+"""The Tasks extension: a long call is answered with a handle, whose outcome any daemon can return later.
 
-Invariant: a handle is given out only once what it stands for is durable and knows its own outcome, so nothing is kept
-here but the work itself; and a handle is no credential: the store is asked for this owner's task each time.
+Invariant: a handle is issued only once its work is durable and its outcome will be stored, so this process holds
+nothing but the running work. A handle is no credential: every request for it looks up the task of the requesting owner.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from exai.resilience import remaining_s
 
 POLL_INTERVAL_MS = 2_000
 HARD_MARGIN_S = 5.0
-"""How much later than its deadline work is stopped; later than the session stops, so that its answer is the one."""
+"""Delay between the work's deadline and its cancellation; longer than the session's, so that its answer is sent."""
 
 UNWIND_TIMEOUT_S = 10.0
-"""How long cancelled work may take to record its outcome before that is no longer waited for."""
+"""Time for cancelled work to store its outcome before it is no longer awaited."""
 
 ENVELOPE_BYTES = 2_048
-"""What an answer of `tasks/get` has around the result at most: the task's own fields and the JSON-RPC message."""
+"""Maximum size of an answer of `tasks/get` without its result: the task's fields and the JSON-RPC message."""
 
 MAX_ID_CHARS = 100
 
@@ -44,7 +44,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task as it is now; `result` is there when it is completed, `error` when it has failed."""
+    """The current state of a task; `result` is set if it is completed, `error` if it has failed."""
 
     id: str
     status: Status
@@ -56,20 +56,20 @@ class Task:
 
 
 class TaskStore(Protocol):
-    """Where the outcome of tasks is known, by whichever daemon they were begun."""
+    """The durable store of tasks and their outcomes, shared by all daemons."""
 
     async def get(self, owner: Owner, task_id: str) -> Task | None:
         """Return this owner's task, or None."""
 
     async def cancel(self, owner: Owner, task_id: str) -> bool:
-        """Have a task end early unless it has ended; False when this owner has none of that id."""
+        """End a task early unless it has ended. Returns False if this owner has no task of that id."""
 
 
 class Tasks:
-    """The tasks of one server: what of them runs in this process, and the methods for all of them.
+    """The tasks of one server: the work that runs in this process, and the methods for all tasks.
 
-    A call is answered with a handle once it has taken `task_after_s` and its work has said that it has `begun`; an
-    owner who has `owner_max_tasks` of them here already waits for the answer instead.
+    A call is answered with a handle once it has run for `task_after_s` and its work has reported that it has `begun`.
+    For an owner with `owner_max_tasks` running tasks in this process, the call waits for its answer instead.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Tasks:
 
     @property
     def are_running(self) -> bool:
-        """Whether work goes on here that nobody's session waits for."""
+        """Return whether work is running for which no session waits."""
         return bool(self._handed)
 
     def feature(self) -> Feature:
@@ -94,7 +94,7 @@ class Tasks:
         )
 
     async def run(self, call: Call, context: CallContext, work: Callable[[CallContext], Awaitable[Json]]) -> Json:
-        """Do the work and return its result, or for a client that knows tasks, when it takes long, its handle."""
+        """Run the work and return its result, or its handle if it takes long and the client supports tasks."""
         if not eras.declares(call.version, call.client.capabilities, eras.TASKS):
             return await work(context)
         begun: asyncio.Future[Task] = asyncio.get_running_loop().create_future()
@@ -120,7 +120,7 @@ class Tasks:
             raise
 
     def stop(self) -> None:
-        """End all work that was handed over; each records why."""
+        """Cancel all work that has a handle; each task stores the reason."""
         for doing in list(self._handed):
             doing.cancel(ShuttingDown.code)
 
@@ -134,7 +134,7 @@ class Tasks:
         return {"resultType": "task", **_shape(task)}
 
     def _ended(self, doing: asyncio.Task[Json]) -> None:
-        """Nobody waits for this any more, so what became of it is at least said here."""
+        """Log the outcome of detached work, since no call reports it."""
         _, task_id = self._handed.pop(doing)
         error = asyncio.CancelledError() if doing.cancelled() else doing.exception()
         outcome = "ok"
@@ -157,13 +157,13 @@ class Tasks:
         if task.result is not None:
             size_bytes, limit_bytes = len(orjson.dumps(task.result)), self._settings.reply_max_bytes
             if size_bytes + ENVELOPE_BYTES > limit_bytes:
-                # What the call itself would have been answered with.
+                # The same error as the call's own answer would have.
                 too_large = ErrorTooLarge if task.result.get("isError") else ReplyTooLarge
                 return _shape(replace(task, result=error_result(too_large(size_bytes, limit_bytes))))
         return _shape(task)
 
     async def _update(self, call: Call, context: CallContext) -> Json:
-        """Acknowledge; no task of ours asks its client for anything, so no response answers anything."""
+        """Acknowledge the request. EXAI's tasks never ask their client for input, so there is nothing to process."""
         if not isinstance(call.params.get("inputResponses"), dict):
             raise RpcError(INVALID_PARAMS, "Invalid params: inputResponses must be an object")
         await self._known(call, context)
@@ -175,7 +175,7 @@ class Tasks:
         for doing in here:
             doing.cancel()
         if here:
-            # What it had heard so far is recorded before the store ends whatever is left of it.
+            # The local work stores its partial answer before the store ends the task.
             await asyncio.wait(here, timeout=UNWIND_TIMEOUT_S)
         if not await self._store.cancel(context.owner, task_id):
             raise _unknown(task_id)
@@ -190,7 +190,7 @@ class Tasks:
 
 
 async def _bounded(work: Awaitable[Json]) -> Json:
-    """Do work within its call's deadline also when the call no longer waits for it."""
+    """Run work within its call's deadline, even after the call no longer waits for it."""
     left_s = remaining_s()
     async with asyncio.timeout(None if left_s is None else left_s + HARD_MARGIN_S):
         return await work

@@ -1,8 +1,8 @@
-"""Tools: what they are, how their arguments are checked, and what their outcomes look like to a client.
+"""Tools: their declaration, the validation of their arguments, and the results that clients receive.
 
-Invariant: whatever a model could cure by calling differently comes back as a result with `isError` whose text names the
-field, what is wrong and what would be right; only an unknown tool, a malformed request and a defect of EXAI are
-JSON-RPC errors. The order of the tools is the order they were registered in, the same for every connection.
+Invariant: an error that a model can cure by calling differently is a result with `isError` whose text names the
+field, the problem and the cure. Only an unknown tool, a malformed request and a defect of EXAI are JSON-RPC errors.
+Tools are listed in the order of their registration, the same for every connection.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ MAX_REPORTED_ERRORS = 10
 IDEMPOTENCY_KEY = "idempotency_key"
 LIST_CACHE = Cacheable(300_000, "public")
 MAX_REPEATED_BYTES = 480_000
-"""Of an error's content: a longer one would not fit into a message twice, and is in the structure only."""
+"""Maximum error content repeated as text; a longer one does not fit into a message twice."""
 
 ABOUT_ERRORS = frozenset({"name", "model", "title", "metadata"})
-"""Fields of an error that say what it is about, as its sentence does, and nothing that a next call needs."""
+"""Fields of an error that identify its subject, as its sentence does; no next call needs them."""
 
 STORE_TIMEOUT_S = 30.0
-"""For tools that read or write one thing: several times what the database may take with all its retries."""
+"""Timeout of tools that read or write one item: several times the database's limit including all retries."""
 
 TRANSFER_TIMEOUT_S = 120.0
-"""For tools that move as much as a message can hold."""
+"""Timeout of tools that transfer as much as a message can hold."""
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
 
@@ -64,23 +64,23 @@ _KINDS = {
 
 Work = Callable[[CallContext], Awaitable[Json]]
 RunAsTask = Callable[[Call, CallContext, Work], Awaitable[Json]]
-"""Does a call's work, and may answer with a handle before it has ended; see `exai.mcp.tasks`."""
+"""Runs a call's work, and may return a handle before it has ended; see `exai.mcp.tasks`."""
 
 
 class Arguments(BaseModel):
-    """Base of all tool arguments: immutable, and an unknown name is an error instead of a silent no-op."""
+    """Base of all tool arguments: immutable; an unknown name is an error."""
 
     KEEPS_EMPTY: ClassVar[frozenset[str]] = frozenset()
-    """Optional texts for which an empty one is a value; everywhere else it says that there is none."""
+    """Optional texts for which "" is a value; in all others it means that the argument is omitted."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=False)
 
 
 @dataclass(slots=True)
 class ToolResult:
-    """What a tool answers: `structured` for programs, `text` for people and models.
+    """The result of a tool: `structured` for programs, `text` for people and models.
 
-    Some clients show a model only one of the two, so each has to be a complete answer by itself. The text goes out
+    Some clients show a model only one of the two, so each has to be a complete answer. The text is sent
     after a head made from the structure (`exai.mcp.texts`), to which `head` adds fields. `content` holds further MCP
     content blocks (images, links).
     """
@@ -94,7 +94,7 @@ class ToolResult:
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """One tool. `arguments` must forbid unknown names; `output_schema` is a promise about `ToolResult.structured`."""
+    """One tool. `arguments` must forbid unknown names; `output_schema` must describe `ToolResult.structured`."""
 
     name: str
     title: str
@@ -107,23 +107,23 @@ class ToolSpec:
     destructive: bool = False
     open_world: bool = False
     joins_identical: bool = False
-    """Whether the same arguments, sent again on a connection while the first call runs, are taken for a repetition by
-    the client; a call with an idempotency key never is."""
+    """Whether a call with the same arguments, sent on the same connection while the first one runs, is treated as a
+    repetition by the client. A call with an idempotency key never is."""
 
     timeout_s: float | None = STORE_TIMEOUT_S
-    """Ends a call earlier than the server's limit for all tools does; None for tools that ask a model."""
+    """Ends a call before the server's limit for all tools; None for tools that ask a model."""
 
     outlasts: bool = False
-    """Whether the handler says under which id it has `begun`, so that a call may be answered with a task's handle."""
+    """Whether the handler reports the id under which it has `begun`, so that the answer may be a task's handle."""
 
     meta: Json = field(default_factory=dict)
     input_schema: Json | None = None
-    """Replaces the schema made from `arguments` where that cannot say it."""
+    """Replaces the schema generated from `arguments` if that cannot express it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What calls of one tool or method share: a name for logs and metrics, a limit, and whether they may be joined."""
+    """Common properties of the calls of one tool or method: a label for logs and metrics, a timeout, joinability."""
 
     label: str
     timeout_s: float | None = None
@@ -131,19 +131,19 @@ class Terms:
 
 
 UNKNOWN = Terms("unknown")
-"""Of a tool that does not exist: a peer must not invent labels."""
+"""Terms of an unknown tool: a peer must not be able to create labels."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A registered tool with what each of its calls would otherwise find out again."""
+    """A registered tool with values that are computed once instead of for each call."""
 
     spec: ToolSpec
     schema: Json
     plain: Plain
     terms: Terms
     validate: Callable[[object], Any]
-    """What `model_validate` calls, after looking at options that are not used here."""
+    """The function behind `model_validate`, which first processes options that are not used here."""
 
 
 class ToolRegistry:
@@ -163,7 +163,7 @@ class ToolRegistry:
         return len(self._known)
 
     def add(self, spec: ToolSpec) -> None:
-        """Register a tool; raises `ValueError` or `TypeError` for one that clients could not use."""
+        """Register a tool. Raises `ValueError` or `TypeError` for one that clients could not use."""
         if spec.name in self._known:
             raise ValueError(f"two tools are named {spec.name}")
         if NAME.fullmatch(spec.name) is None:
@@ -182,7 +182,7 @@ class ToolRegistry:
         )
 
     def feature(self, run_as_task: RunAsTask | None = None) -> Feature:
-        """Return the methods and the capability of these tools; `run_as_task` does what may outlast its call."""
+        """Return the methods and the capability of these tools; `run_as_task` runs those that may outlast it."""
         capability = {"listChanged": True} if self._announces_changes else {}
         return Feature(
             {"tools": capability},
@@ -222,11 +222,11 @@ class ToolRegistry:
         return UNKNOWN if known is None else known.terms
 
     def joining_key(self, call: Call) -> bytes | None:
-        """Return what makes calls of one session, of a tool whose calls may be joined, identical; None for no other."""
+        """Return the key that identical calls of one session share, or None if the tool's calls are not joined."""
         given = call.params.get("arguments")
         if not isinstance(given, dict) or given.get(IDEMPOTENCY_KEY) not in (None, ""):
             return None
-        # What may be answered with a task's handle is no answer for a client that knows none.
+        # A call whose answer may be a task's handle must not be joined with one of a client without tasks.
         knows_tasks = eras.declares(call.version, call.client.capabilities, eras.TASKS)
         return orjson.dumps([call.params["name"], given, knows_tasks], option=orjson.OPT_SORT_KEYS)
 
@@ -243,14 +243,14 @@ class ToolRegistry:
 
 
 def noted(result: ToolResult, notes: Sequence[str]) -> ToolResult:
-    """Return a result that says as well how its arguments were understood."""
+    """Return a result with notes on how its arguments were understood."""
     if notes and result.structured is not None:
         result.structured = {**result.structured, NOTES: [*notes, *result.structured.get(NOTES, ())]}
     return result
 
 
 def call_result(result: ToolResult) -> Json:
-    """Return the `CallToolResult` of what a handler returned."""
+    """Return the `CallToolResult` for a handler's result."""
     facts = result.structured
     text = headed(facts, result.text, result.head) if facts is not None or result.head else result.text
     structured = None if facts is None else headed_facts(facts)
@@ -264,12 +264,12 @@ def call_result(result: ToolResult) -> Json:
 
 
 def error_result(error: ExaiError) -> Json:
-    """Return the `CallToolResult` of an error a tool raised on purpose."""
+    """Return the `CallToolResult` for a deliberate error of a tool."""
     return failed_result(error_facts(error))
 
 
 def failed_result(facts: Json) -> Json:
-    """Return the `CallToolResult` of an error's facts; an answer that exists only in the error is in its text, too."""
+    """Return the `CallToolResult` for an error's facts; an answer that exists only in the error is repeated as text."""
     text, content = str(facts["message"]), facts.get("content")
     if isinstance(content, str) and len(orjson.dumps(content)) <= MAX_REPEATED_BYTES:
         text = f"{text}\n\n{content}".strip()
@@ -278,7 +278,7 @@ def failed_result(facts: Json) -> Json:
 
 
 def invalid_arguments(spec: ToolSpec, error: ValidationError) -> Json:
-    """Return the `CallToolResult` that tells a model how to call this tool instead."""
+    """Return the `CallToolResult` that explains to a model how to call this tool correctly."""
     details = error.errors(include_url=False, include_input=False, include_context=True)
     found = [_explained(spec, detail) for detail in details[:MAX_REPORTED_ERRORS]]
     facts = error_facts(found[0])

@@ -1,14 +1,14 @@
-"""The WebSocket door: one text frame is one message, both ways.
+"""The WebSocket transport: one text frame carries one message, in both directions.
 
-The binding, which no specification defines: the subprotocol `mcp` is selected when offered and not required; a binary
-frame in is read as text, none goes out; `notifications/cancelled` cancels; losing the connection loses its calls and
-subscriptions and nothing is sent again, because state lives in handles. Close codes: 1001 shutdown, 1007 not UTF-8,
-1008 too much garbage, 1009 too large, 1011 no pong, 1012 restart, 1013 far more messages than the owner's rate, 4401
-the token has expired; refusals (401, 403, 404, 421, 429, 503) come before the upgrade.
+The binding, which no specification defines: the subprotocol `mcp` is selected if offered and not required; a binary
+frame is accepted as text, but none is sent; `notifications/cancelled` cancels a call; losing the connection ends its
+calls and subscriptions, and nothing is sent again, because state belongs to handles. Close codes: 1001 shutdown, 1007
+not UTF-8, 1008 too many malformed messages, 1009 too large, 1011 no pong, 1012 restart, 1013 far more messages than the
+owner's rate, 4401 token expired. Refusals (401, 403, 404, 421, 429, 503) are sent before the upgrade.
 
-Invariant: the reading loop does nothing but hand messages over, so pongs, cancellations and closes are never stuck
-behind a call; what a peer does not take at once waits for one writer, whose sends are bounded, and a peer that does not
-read is dropped by aborting its socket.
+Invariant: the reading loop only passes messages on, so a running call never delays pongs, cancellations and closes.
+Messages that a peer does not take at once are sent by one writer task, with a timeout for each send; the socket of a
+peer that does not read is aborted.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from exai.mcp.session import Session
 
 SUBPROTOCOL = "mcp"
 MAX_MALFORMED = 100
-"""Messages that are not JSON-RPC after which a peer is not worth listening to."""
+"""Malformed messages after which the connection is closed."""
 
 PATIENCE_BYTES = 67_108_864
-"""What a peer may send beyond its owner's rate, more than within it: this much, or 1,000 messages however small."""
+"""Net excess over the owner's rate that a peer may send, in bytes; each message adds 1/1000 of it."""
 
 REFUSAL_BYTES = PATIENCE_BYTES // 1_000
 
@@ -43,13 +43,13 @@ log = structlog.get_logger(__name__)
 
 
 class WebSocketDoor:
-    """An ASGI application for scopes of type websocket."""
+    """The ASGI application for scopes of type websocket."""
 
     def __init__(self, server: McpServer) -> None:
         self._server = server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection from its handshake to its end."""
+        """Serve one connection from handshake to close."""
         await receive()  # websocket.connect
         admitted = await self._server.edge.admit(scope)
         if isinstance(admitted, Rejection):
@@ -97,7 +97,7 @@ class WebSocketDoor:
             await taking.in_turn(_payload(event))
 
     async def _write(self, session: Session, send: Send, abort: Callable[[], None]) -> None:
-        """Send what is queued, then close; on a send that takes too long, drop the connection."""
+        """Send queued messages, then close; abort the connection if a send takes too long."""
         timeout_s = self._server.settings.send_timeout_s
         try:
             while (message := await session.outbox.get()) is not None:
@@ -110,9 +110,9 @@ class WebSocketDoor:
             self._server.recorder.count("mcp_slow_peers_total", door="websocket")
             abort()
         except OSError:
-            pass  # The connection is gone, as the reading loop hears, too.
+            pass  # The connection is lost; the reading loop receives the disconnect as well.
         finally:
-            # Whoever waits for room must not wait for a writer that is no more.
+            # Without a writer nothing would make room for those that wait for it.
             session.outbox.close(discard=True)
 
     async def _close(self, session: Session, writer: asyncio.Task[None]) -> None:
@@ -122,7 +122,7 @@ class WebSocketDoor:
 
 
 class _Taking:
-    """Takes the messages of one peer in their order, and ends with a peer that sends nothing of use."""
+    """Takes the messages of one peer in order, and closes the connection after too much useless input."""
 
     def __init__(self, session: Session, direct: Direct | None) -> None:
         self._session, self._direct = session, direct
@@ -131,10 +131,10 @@ class _Taking:
         self._excess_bytes = 0
 
     def at_once(self, data: bytes) -> bool:
-        """Take a message now, or return False when it has to wait for room or for another one."""
+        """Process a message now, or return False if it has to wait for room or for an earlier message."""
         if self._is_waiting or not self._session.outbox.has_room:
             return False
-        if not self._session.outbox.is_closed:  # Nothing begins that could not be answered any more.
+        if not self._session.outbox.is_closed:  # With a closed outbox a call could not be answered.
             message = parse(data)
             self._session.take(message, len(data))
             if self._malformed or self._excess_bytes or self._session.is_over_rate or isinstance(message, Malformed):
@@ -142,7 +142,7 @@ class _Taking:
         return True
 
     async def in_turn(self, data: bytes) -> None:
-        """Take a message when there is room."""
+        """Process a message once there is room for its answer."""
         self._is_waiting = True
         await self._session.outbox.room()
         self._is_waiting = False
@@ -168,7 +168,7 @@ class _Taking:
 
 
 async def reject(send: Send, rejection: Rejection) -> None:
-    """Answer a handshake with an HTTP status instead of an upgrade."""
+    """Answer a handshake with an HTTP status instead of the upgrade."""
     body = rejection.text.encode()
     headers = [(b"content-type", b"text/plain; charset=utf-8"), *rejection.headers]
     await send({"type": "websocket.http.response.start", "status": rejection.status, "headers": headers})

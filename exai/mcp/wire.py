@@ -1,8 +1,8 @@
-"""What uvicorn's protocols lack for a server that strangers can reach, added by subclassing them.
+"""Subclasses of uvicorn's protocols with the limits that a server open to unknown clients needs.
 
-Invariant: a connection costs bounded time and memory whatever its peer does. Heads arrive whole within the handshake
-timeout and stay small; a peer that stops reading is aborted, not waited for; a message too large or not UTF-8 is
-answered with its close code before the socket goes.
+Invariant: a connection costs bounded time and memory whatever its peer sends. Heads must arrive whole within the
+handshake timeout and stay small; a peer that stops reading is aborted, not waited for; a message that is too large or
+not UTF-8 is answered with its close code before the socket is closed.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from exai.mcp.posting import Door, Posting
 
 MAX_HEAD_BYTES = 65_536
 MAX_HEADERS = 100
-"""Fields of a head, and of a body's trailers, together."""
+"""Maximum number of fields of a head and of a body's trailers together."""
 
 MAX_WAITING = 1
-"""Requests that wait on one connection for the answer to the one before; no client of MCP sends any."""
+"""Maximum number of pipelined requests that wait on one connection; no MCP client sends any."""
 
 SLICE_BYTES = 16_384
-"""What is parsed between two looks at what it has come to."""
+"""Bytes parsed between two checks of the limits."""
 
 FRAMING_SHARE = 8
-"""A body may have so much less framing (chunk sizes, extensions, trailers) than content, beyond one head's size."""
+"""Maximum ratio of content to framing (chunk sizes, extensions, trailers) of a body, beyond one head's size."""
 
 CLOSE_TIMEOUT_S = 5.0
 MAX_TURNED_AWAY = 256
-"""Connections beyond the limit that are told so at a time; further ones are cut without a word."""
+"""Number of excess connections that are answered with 503 at a time; further ones are aborted without an answer."""
 
 INVALID_UTF8 = 1007
 
@@ -58,7 +58,7 @@ _HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: 
 
 
 def http_protocol(settings: ServerSettings, posts: Door) -> type[HttpToolsProtocol]:
-    """Return uvicorn's HTTP protocol with the limits of `settings`; what it can, it gives to `posts`."""
+    """Return uvicorn's HTTP protocol with the limits of `settings`, and with `posts` as its fast path."""
 
     class Limited(_Http):
         limits = settings
@@ -78,7 +78,7 @@ def websocket_protocol(settings: ServerSettings) -> type[WebSocketsSansIOProtoco
 
 
 class _Refused(Exception):
-    """Ends the parser from one of its callbacks."""
+    """Ends the parser from within one of its callbacks."""
 
 
 class _Http(Posting):
@@ -119,13 +119,13 @@ class _Http(Posting):
         if excess > MAX_TURNED_AWAY:
             transport.abort()
             return
-        # The request is read before it is refused: closing on bytes that were not read would reset the refusal away.
+        # The request is read before its refusal: closing a socket with unread input resets it, and the answer is lost.
         self._is_excess = excess > 0
         self._is_head_awaited = True
         self._wait_for_head()
 
     def _excess(self, pending: PendingConnection) -> int:
-        """Return by how many connections this one is beyond a limit, after making room for it if possible."""
+        """Return by how many connections this one exceeds a limit, after making room for it if possible."""
         most, each = self.limits.max_connections, self.limits.max_handshakes_per_address
         beyond = len(self.connections) - most
         if beyond > 0 and self.pending.drop_oldest(pending):
@@ -143,7 +143,7 @@ class _Http(Posting):
             self._pending.leave()
         self.pipeline.clear()
         if self.answering is not None and not self.answering.response_complete:
-            # uvicorn knows only the newest request, and this one was not.
+            # uvicorn notifies only the newest request, which this one is not.
             self.answering.disconnected = True
             self.answering.message_event.set()
         super().connection_lost(exc)
@@ -168,7 +168,7 @@ class _Http(Posting):
                     break
         self._wait_if_closing()
         if self._is_head_awaited and self._patience is None and not self.transport.is_closing():
-            self._wait_for_head()  # which most often has come whole, and needs no timer
+            self._wait_for_head()  # Most heads arrive whole in one read and need no timer.
 
     def _parse(self, data: bytes) -> None:
         if self._is_head_awaited:
@@ -183,7 +183,7 @@ class _Http(Posting):
             self._refuse(_BAD_REQUEST)
 
     def _refuse(self, answer: bytes) -> None:
-        """Read nothing more from this peer, answer unless an answer is due already, and close."""
+        """Stop reading from this peer, send `answer` unless another answer is in progress, and close."""
         self._is_refused = True
         self.flow.pause_reading()
         if not self._is_answer_due() or not (self.cycle.response_started or self.pipeline):
@@ -200,7 +200,7 @@ class _Http(Posting):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # What uvicorn does, too, without a call.
+        # Does what uvicorn does, without the call.
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
@@ -217,13 +217,13 @@ class _Http(Posting):
             self.transport.close()
             return
         if len(self.pipeline) >= MAX_WAITING:
-            # The requests before are answered, the last of them with the end of the connection.
+            # Earlier requests are answered; the last of these answers closes the connection.
             self._is_refused = True
             self.pipeline[0][0].keep_alive = False
             self.flow.pause_reading()
             raise _Refused
         if self.url.startswith(b"//"):
-            self.url = b"/" + self.url.lstrip(b"/")  # which would be read as the name of a host
+            self.url = b"/" + self.url.lstrip(b"/")  # Otherwise `//x` would be parsed as a host name.
         if self._is_answer_due() and self.parser.should_upgrade():
             raise _Refused
         super().on_headers_complete()
@@ -232,13 +232,13 @@ class _Http(Posting):
         answering = self.cycle if self._is_answer_due() else None
         super().begin_answer()
         if self.scope["http_version"] == "1.0" and self.cycle is not answering:
-            self.cycle.__class__ = UnchunkedCycle  # uvicorn does not ask which class to make
+            self.cycle.__class__ = UnchunkedCycle  # uvicorn has no hook for the class of its cycles.
         if answering is not None:
             self.answering = answering
         self.scope["extensions"] = {ABORT: {ABORT: self.transport.abort}}
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        """Answer what the parser refuses; uvicorn's name for it."""
+        """Answer input that the parser refuses. The name is uvicorn's."""
         if not self._is_refused:
             self._refuse(_BAD_REQUEST if self._refusal is None else self._refusal)
 
@@ -261,8 +261,8 @@ class _Http(Posting):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self._is_message_open and not self.transport.is_closing():
-            # The answer came before the end of the body, which is read and forgotten: closing now would reset the
-            # connection and with it the answer. It may not take for ever, though.
+            # The answer precedes the end of the body. The rest is read and discarded: closing now would reset the
+            # connection, and the answer would be lost. The time for that is limited.
             self._patience = self.loop.call_later(self.limits.handshake_timeout_s, self.transport.abort)
         self._wait_if_closing()
 
@@ -272,7 +272,7 @@ class _Http(Posting):
             super().handle_websocket_upgrade()
 
     def _drop_if_idle(self) -> bool:
-        """End the connection unless a request of it is being answered."""
+        """Close the connection unless one of its requests is being answered."""
         if self._is_answer_due():
             return False
         self.connections.discard(self)
@@ -283,7 +283,7 @@ class _Http(Posting):
         self.timeout_keep_alive = self.config.timeout_keep_alive
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection; one whose answer is still leaving is idle only once it stops moving."""
+        """Close an idle connection. If an answer is still buffered, close it once the buffer stops shrinking."""
         unsent_bytes = self.transport.get_write_buffer_size()
         if unsent_bytes == 0:
             super().timeout_keep_alive_handler()
@@ -295,7 +295,7 @@ class _Http(Posting):
             self._patience = self.loop.call_later(self.limits.send_timeout_s, self.timeout_keep_alive_handler)
 
     def _wait_if_closing(self) -> None:
-        """Bound the time that closing waits for the peer to take what is buffered."""
+        """Limit the time for which a closing connection waits for the peer to take buffered output."""
         if self.transport.is_closing() and self.transport.get_write_buffer_size():
             self._unsent_bytes = 0
             self.timeout_keep_alive_handler()
@@ -311,7 +311,7 @@ class _Http(Posting):
 
 
 class _WebSocket(Arriving):
-    """Adds a handshake timer, abortion of peers that do not read, and closes that the peer gets to see."""
+    """Adds a handshake timer, abortion of peers that do not read, and close frames that the peer can still read."""
 
     take: Callable[[bytes], bool] | None = None
     pong = b""
@@ -328,13 +328,13 @@ class _WebSocket(Arriving):
         if isinstance(pending, PendingConnection):
             pending.leave()
         super().connection_lost(exc)
-        # What refers to itself is freed only by the next collection.
+        # Break the reference cycle, which otherwise lasts until the next collection.
         self.take = None
         if self.handshake_initiated and self.response.status_code == 101:
             self.scope["extensions"] = {}
 
     def shutdown(self) -> None:
-        """Nothing: sessions are drained and closed by `McpServer.drain` before the server goes."""
+        """Do nothing: `McpServer.drain` drains and closes the sessions before the server stops."""
 
     def data_received(self, data: bytes) -> None:
         conn = self.conn
@@ -356,13 +356,13 @@ class _WebSocket(Arriving):
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
         if not self.handshake_complete:
-            # The task made for the application has not run yet, so it will find this in its scope.
+            # The application's task has not run yet, so it finds this extension in its scope.
             own: dict[str, dict[object, object]] = {
                 ABORT: {ABORT: self.transport.abort},
                 DIRECT: {DIRECT: self},
             }
             self.scope["extensions"] = {**(self.scope["extensions"] or {}), **own}
-            self.transport.pause_reading()  # until it is known whose account it goes to
+            self.transport.pause_reading()  # Until the owner is known, whose account counts the input.
 
     def send_receive_event_to_app(self) -> None:
         data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
@@ -370,7 +370,7 @@ class _WebSocket(Arriving):
         self._received(data)
 
     def _received(self, data: bytes) -> None:
-        """A whole message has come."""
+        """Process a complete message."""
         if self._held_bytes or self._late is not None:
             self.message_ended()
         if self.is_refused:
@@ -387,7 +387,7 @@ class _WebSocket(Arriving):
         super().send_receive_event_to_app()
 
     def handle_parser_exception(self) -> None:
-        """Say why, then discard what still comes: closing at once would reset the socket and the reason with it."""
+        """Send the close frame, then discard input: closing at once would reset the socket and lose the frame."""
         if self.close_sent:
             return
         closing = self.conn.close_sent
@@ -405,11 +405,11 @@ class _WebSocket(Arriving):
 
     def keepalive_timeout(self) -> None:
         super().keepalive_timeout()
-        # Closing waits for the peer to take what is buffered, and this peer has just shown that it takes nothing.
+        # Closing waits for the peer to take buffered output, and this peer has not answered a ping.
         self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
 
     def handle_ping(self) -> None:
-        """Answer, or while the peer does not read keep the one answer that stands for all it is owed."""
+        """Answer; while the peer does not read, keep only the latest pong, which acknowledges all earlier pings."""
         if self.writable.is_set():
             super().handle_ping()
         else:
@@ -432,7 +432,7 @@ class _WebSocket(Arriving):
     async def send(self, message: ASGISendEvent) -> None:
         await self.writable.wait()
         if self.close_sent:
-            # It was failed while the application waited, which is no fault of the application.
+            # The connection was failed while the application waited, which is not the application's error.
             raise ClientDisconnected
         await super().send(message)
         if message["type"] == "websocket.accept":
@@ -441,7 +441,7 @@ class _WebSocket(Arriving):
                 self.transport.resume_reading()
         if message["type"] == "websocket.http.response.body":
             self.handshake_complete = (
-                True  # a refusal is an end too; uvicorn would log it as a fault of the application
+                True  # A refusal completes the handshake; otherwise uvicorn logs an application error.
             )
         if message["type"] == "websocket.close" and self.close_timer is not None:
             self.close_timer.cancel()
@@ -455,7 +455,7 @@ class _WebSocket(Arriving):
         self.take, self.meter = take, meter
 
     def send_now(self, data: bytes) -> bool:
-        """Send a text frame, unless the peer has yet to take what was sent before, or the connection is ending."""
+        """Send a text frame, unless earlier output is still buffered or the connection is closing."""
         if not self.writable.is_set() or not self.handshake_complete or self.close_sent or self.disconnected:
             return False
         if len(data) <= MAX_SHORT_BYTES and self.conn.state is State.OPEN:
@@ -469,7 +469,7 @@ class _WebSocket(Arriving):
         return True
 
     def _wait_if_closing(self) -> None:
-        """Bound the time that closing waits for the peer to take what is buffered."""
+        """Limit the time for which a closing connection waits for the peer to take buffered output."""
         if self.close_timer is None and self.transport.is_closing() and not self.disconnected:
             self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
 

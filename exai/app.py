@@ -20,7 +20,7 @@ from exai.addresses import redact
 from exai.blobs.base import Blobs
 from exai.blobs.local import LocalBlobs
 from exai.cache.conversations import NO_REVISION, ConversationCache, open_cache
-from exai.cache.licence import Changes, ChangesSince
+from exai.cache.licence import ChangedRevisions, ChangesSince
 from exai.config import Settings, default_data_dir
 from exai.conversations import ConversationService
 from exai.conversations.attachments import Attachments
@@ -247,14 +247,14 @@ def _cache_url(settings: Settings, embedded: Embedded | None) -> str | None:
 def changes_of(repository: ConversationRepository) -> ChangesSince:
     """Let the cache's passes ask the database, in the cache's own terms."""
 
-    async def changes(since_xmin: str | None) -> Changes:
+    async def changes(since_xmin: str | None) -> ChangedRevisions:
         found = await repository.changes(since_xmin)
         # What is gone is newer than any entry of it.
         rows = [
             (each.owner, each.continuation_id, NO_REVISION if each.revision is None else each.revision)
             for each in found.changed
         ]
-        return Changes(found.xmin, found.inc, rows, overflow=found.truncated)
+        return ChangedRevisions(found.xmin, found.inc, rows, overflow=found.truncated)
 
     return changes
 

@@ -19,7 +19,7 @@ from typing import TextIO
 from exai.app import open_app
 from exai.browse import whole_id
 from exai.config import Settings
-from exai.conversations.formats import Format, Part, read_lines, read_markdown
+from exai.conversations.formats import ExportItem, Format, read_lines, read_markdown
 from exai.errors import InvalidArgument, NotFound
 from exai.models import LOCAL_OWNER, ContinuationId, Owner
 from exai.terminal_text import printable
@@ -136,7 +136,7 @@ def open_text(source: str) -> TextIO:
     return io.TextIOWrapper(buffered, encoding=encoding, newline="\n")
 
 
-def read_parts(stream: TextIO, shape: Format) -> Iterator[Part]:
+def read_parts(stream: TextIO, shape: Format) -> Iterator[ExportItem]:
     """Read JSON Lines line by line; Markdown whole, since its parts are found by length."""
     try:
         yield from read_lines(stream) if shape == "jsonl" else read_markdown(stream.read())

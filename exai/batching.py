@@ -16,7 +16,7 @@ from contextvars import Context
 from typing import Final, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from exai.errors import DeadlineExceeded, ExaiError
-from exai.fairness import Holder, Line
+from exai.fairness import FairQueue, Holder
 from exai.resilience import bounded
 
 T = TypeVar("T")
@@ -125,7 +125,7 @@ class Batcher(Generic[T, R]):
     ) -> None:
         self._limit, self._send, self._fallback, self._failure = limit, send, fallback, failure
         self._name, self._what, self._max_items, self._choose, self._is_read = name, what, max_items, choose, is_read
-        self._waiting: Line[_Entry[T, R]] = Line()
+        self._waiting: FairQueue[_Entry[T, R]] = FairQueue()
         # A batch is in flight under the name of its first entry.
         self._in_flight: set[_Entry[T, R]] = set()
         self._tasks: set[asyncio.Task[None]] = set()

@@ -18,7 +18,7 @@ from exai.cache.diagnose import diagnose as diagnose_cache
 from exai.config import Settings, describe
 from exai.credentials import check_daemon_token
 from exai.db.diagnose import diagnose as diagnose_database
-from exai.embedded.launcher import Wanted, attach
+from exai.embedded.launcher import LaunchOptions, attach
 from exai.embedded.ownership import read_running
 from exai.embedded.postgres import find_postgres
 from exai.embedded.valkey import find_valkey
@@ -168,7 +168,7 @@ def _embedded_address(settings: Settings, part: str) -> str | Finding:
             "A program that uses it starts it again within seconds; ask again, then look at the logs in "
             f"{settings.embedded_dir}",
         )
-    wanted = Wanted(postgres=part == "postgres", valkey=part == "redis", durable=False)
+    wanted = LaunchOptions(postgres=part == "postgres", valkey=part == "redis", durable=False)
     embedded = attach(running, settings.embedded_dir, wanted)
     url = embedded.postgres_url if part == "postgres" else embedded.valkey_url
     return url or Finding(part, "off", "; ".join(embedded.notes))

@@ -29,7 +29,7 @@ request_owner: ContextVar[Holder] = ContextVar("request_owner", default=None)
 """The owner of the current request; None for background work and for work done for several owners at once."""
 
 
-class Line(Generic[W]):
+class FairQueue(Generic[W]):
     """Waiters of several owners: the owners take turns, and those of one owner come out in their order."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class Turns(Generic[W]):
         self.share = max(1, size // 2)
         self._reserve = reserve
         self._held: dict[Holder, int] = {}
-        self._line: Line[W] = Line()
+        self._line: FairQueue[W] = FairQueue()
 
     def __bool__(self) -> bool:
         """Whether anything waits."""

@@ -19,7 +19,7 @@ SCHEMES = {"http": False, "ws": False, "https": True, "wss": True}
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HealthResponse:
     """What GET /health returned; `healthy` is the daemon's own verdict."""
 
     url: str
@@ -47,7 +47,7 @@ def local_address(host: str, port: int) -> str:
     return f"[{reachable}]:{port}" if ":" in reachable else f"{reachable}:{port}"
 
 
-def ask_health(url: str, token: str | None = None, timeout_s: float = TIMEOUT_S) -> Answer:
+def ask_health(url: str, token: str | None = None, timeout_s: float = TIMEOUT_S) -> HealthResponse:
     """GET `url`. Raises StartupError when nothing answers there, or something that is not EXAI."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
@@ -68,11 +68,11 @@ def ask_health(url: str, token: str | None = None, timeout_s: float = TIMEOUT_S)
     return _judge(url, reply.status, data)
 
 
-def _judge(url: str, status: int, data: bytes) -> Answer:
+def _judge(url: str, status: int, data: bytes) -> HealthResponse:
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict) or body.get("service") != "exai":
         raise StartupError(url, f"is answered by something that is not EXAI (HTTP {status})", "Check host and port")
-    return Answer(url, status == 200, body)
+    return HealthResponse(url, status == 200, body)

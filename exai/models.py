@@ -80,7 +80,7 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ContentPart:
     """Which part of its content a message holds: from character `offset` on, of `chars` that it has."""
 
     offset: int
@@ -101,7 +101,7 @@ class Page:
     next_before_seq: int | None
     source: Source
     stale_s: float | None = None
-    part: Part | None = None
+    part: ContentPart | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from exai.bench.plan import QUICK as QUICK_PLAN
 from exai.bench.plan import Plan, Texts
 from exai.bench.postgres_floor import remove_all
 from exai.bench.report import Target, columns, target_lines
-from exai.bench.run import Progress, machine
-from exai.bench.servers import Servers, open_servers, through_wire
+from exai.bench.run import ReportProgress, machine
+from exai.bench.servers import ServerAddresses, open_servers, through_wire
 from exai.config import load_settings
 
 CLOUD_MS: Final = 10.0
@@ -35,7 +35,7 @@ QUICK_CLOUD: Final = replace(QUICK_PLAN, operations=((1, 4), (16, 16), (64, 64))
 
 
 @dataclass(frozen=True, slots=True)
-class Crowd:
+class ConcurrentFigures:
     """An operation with that many callers at once; `latency_ratio` is its median over that of one caller."""
 
     operation: str
@@ -52,17 +52,17 @@ class CloudReport:
     latency_ms: float
     servers: str
     machine: str
-    crowds: tuple[Crowd, ...]
+    crowds: tuple[ConcurrentFigures, ...]
 
 
 @asynccontextmanager
-async def far_database(servers: Servers, latency_ms: float) -> AsyncIterator[Servers]:
+async def far_database(servers: ServerAddresses, latency_ms: float) -> AsyncIterator[ServerAddresses]:
     """Put the database `latency_ms` away each way, and leave Redis where it is. Raises as `through_wire`."""
     async with through_wire(replace(servers, redis_url=None), latency_ms) as (far, _):
         yield replace(far, redis_url=servers.redis_url)
 
 
-async def run_cloud(plan: Plan, *, here: bool, latency_ms: float, progress: Progress) -> CloudReport:
+async def run_cloud(plan: Plan, *, here: bool, latency_ms: float, progress: ReportProgress) -> CloudReport:
     """Measure everything and return it. Raises as `exai.bench.run.run_bench`."""
     texts = Texts(plan.message_bytes)
     async with open_servers(load_settings(), here=here) as servers:
@@ -84,13 +84,13 @@ async def run_cloud(plan: Plan, *, here: bool, latency_ms: float, progress: Prog
     return CloudReport(plan, latency_ms, servers.shown, machine(), crowds)
 
 
-async def _measure(ours: Operations, plan: Plan, progress: Progress) -> tuple[Crowd, ...]:
+async def _measure(ours: Operations, plan: Plan, progress: ReportProgress) -> tuple[ConcurrentFigures, ...]:
     listed = (
         Operation(HIT, ours.hit, ours.warm),
         Operation(APPEND, ours.append, ours.warm, settle=ours.settle),
         Operation(FULL, ours.full, ours.warm, settle=ours.settle),
     )
-    crowds: list[Crowd] = []
+    crowds: list[ConcurrentFigures] = []
     for place, operation in enumerate(listed):
         timed: dict[int, list[Batch]] = {callers: [] for callers, _ in plan.operations}
         for round_ in range(plan.rounds + 1):
@@ -104,7 +104,9 @@ async def _measure(ours: Operations, plan: Plan, progress: Progress) -> tuple[Cr
                     timed[callers].append(batch)
         one = [each.p50_ms for each in timed[min(timed)]]
         crowds += [
-            Crowd(operation.name, callers, figures_of(batches), ratio([each.p50_ms for each in batches], one))
+            ConcurrentFigures(
+                operation.name, callers, figures_of(batches), ratio([each.p50_ms for each in batches], one)
+            )
             for callers, batches in timed.items()
         ]
     return tuple(crowds)

@@ -10,7 +10,7 @@ from exai.bench import cloud, door, scale
 from exai.bench.door_report import door_as_json, door_as_text
 from exai.bench.plan import FULL, QUICK
 from exai.bench.report import CLEAR, as_json, as_text, bar
-from exai.bench.run import Options, Progress, run_bench
+from exai.bench.run import Options, ReportProgress, run_bench
 
 
 async def bench(
@@ -40,7 +40,7 @@ async def bench_door(*, quick: bool, as_json_text: bool, error: TextIO) -> str:
     return json.dumps(door_as_json(report), indent=2) if as_json_text else door_as_text(report)
 
 
-def _progress_on(error: TextIO) -> Progress:
+def _progress_on(error: TextIO) -> ReportProgress:
     on_terminal = error.isatty()
 
     def progress(share: float, name: str) -> None:

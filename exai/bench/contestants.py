@@ -15,7 +15,7 @@ from exai.app import App, open_app
 from exai.bench.plan import Plan, Texts
 from exai.bench.postgres_floor import OWNER, DatabaseFloor, make_files, make_tables, open_database_floor
 from exai.bench.redis_floor import CacheFloor, open_cache_floor
-from exai.bench.servers import Servers
+from exai.bench.servers import ServerAddresses
 from exai.config import load_settings
 from exai.conversations import AppendRequest
 from exai.models import ContinuationId, FileId
@@ -47,7 +47,7 @@ class Contestants:
     cache: CacheFloor | None
 
 
-async def seed(app: App, servers: Servers, plan: Plan, texts: Texts) -> Data:
+async def seed(app: App, servers: ServerAddresses, plan: Plan, texts: Texts) -> Data:
     """Make the conversations and files that everything else uses."""
     continuation_ids: list[ContinuationId] = []
 
@@ -69,7 +69,7 @@ def batched_range(number: int) -> list[range]:
 
 @asynccontextmanager
 async def open_contestants(
-    servers: Servers, first_seq: int, overrides: Mapping[str, str] | None = None
+    servers: ServerAddresses, first_seq: int, overrides: Mapping[str, str] | None = None
 ) -> AsyncIterator[Contestants]:
     """Open the service and its floors at these addresses, patient, and otherwise as the environment says.
 

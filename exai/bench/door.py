@@ -16,8 +16,8 @@ from typing import Final
 
 from exai.bench.batch import Batch, Figures, figures_of, ratio
 from exai.bench.door_client import (
+    CallerType,
     HttpCaller,
-    Kind,
     WebSocketCaller,
     allow_open_files,
     batch_of,
@@ -26,7 +26,7 @@ from exai.bench.door_client import (
 )
 from exai.bench.door_server import BARE, BARE_HTTP, CPU, DOOR, MEMORY, TOOL
 from exai.bench.measure import Comparison
-from exai.bench.run import Progress, machine
+from exai.bench.run import ReportProgress, machine
 from exai.errors import StartupError
 
 TEXT_BYTES: Final = 100
@@ -100,7 +100,7 @@ class DoorReport:
     notes: tuple[str, ...]
 
 
-class Server:
+class BenchServer:
     """One server in a process of its own."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
@@ -134,14 +134,14 @@ class Server:
 
 
 @asynccontextmanager
-async def open_servers() -> AsyncIterator[tuple[Server, Server, Server]]:
+async def open_servers() -> AsyncIterator[tuple[BenchServer, BenchServer, BenchServer]]:
     """Start the doors, the echo and the answer by HTTP, each in a process of its own that ends with the context."""
     async with _open_server(DOOR) as door, _open_server(BARE) as echo, _open_server(BARE_HTTP) as answer:
         yield door, echo, answer
 
 
 @asynccontextmanager
-async def _open_server(kind: str) -> AsyncIterator[Server]:
+async def _open_server(kind: str) -> AsyncIterator[BenchServer]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "exai.bench.door_server", kind),
         stdin=asyncio.subprocess.PIPE,
@@ -149,7 +149,7 @@ async def _open_server(kind: str) -> AsyncIterator[Server]:
         stderr=asyncio.subprocess.DEVNULL,  # one line for each call
     )
     try:
-        server = Server(process)
+        server = BenchServer(process)
         await server.started()
         yield server
     finally:
@@ -162,7 +162,7 @@ async def _open_server(kind: str) -> AsyncIterator[Server]:
             await process.wait()
 
 
-async def run_door(plan: DoorPlan, progress: Progress) -> DoorReport:
+async def run_door(plan: DoorPlan, progress: ReportProgress) -> DoorReport:
     """Measure everything and return it. Raises `StartupError` for what the machine cannot do."""
     files = allow_open_files()
     number = max(1, min(plan.idle, files - SPARE_FILES))
@@ -185,7 +185,7 @@ async def run_door(plan: DoorPlan, progress: Progress) -> DoorReport:
 
 
 class _Steps:
-    def __init__(self, progress: Progress, each: float) -> None:
+    def __init__(self, progress: ReportProgress, each: float) -> None:
         self._progress, self._each, self._done = progress, each, 0.0
 
     def step(self, name: str) -> None:
@@ -194,11 +194,11 @@ class _Steps:
 
 
 async def _compare(
-    servers: tuple[Server, Server, Server], pair: tuple[int, int], rounds: int, steps: _Steps
+    servers: tuple[BenchServer, BenchServer, BenchServer], pair: tuple[int, int], rounds: int, steps: _Steps
 ) -> tuple[Comparison, Comparison]:
     connections, number = pair
     door, bare, bare_http = servers
-    contestants: tuple[tuple[Server, Kind], ...] = (
+    contestants: tuple[tuple[BenchServer, CallerType], ...] = (
         (door, WebSocketCaller),
         (bare, WebSocketCaller),
         (door, HttpCaller),
@@ -233,7 +233,7 @@ def _comparison(name: str, beside: str, connections: int, ours: Sequence[Batch],
     )
 
 
-async def _batch(server: Server, kind: Kind, connections: int, number: int) -> Batch:
+async def _batch(server: BenchServer, kind: CallerType, connections: int, number: int) -> Batch:
     async with open_callers(kind, server.port, connections, _message(_CALL, "tools/call"), _hello(kind)) as callers:
         await call_all(callers, min(WARM_UP_CALLS, number))
         before_s = await server.cpu_s()
@@ -242,7 +242,7 @@ async def _batch(server: Server, kind: Kind, connections: int, number: int) -> B
     return batch_of(latencies, took_s, cpu_s)
 
 
-async def _crowd(door: Server, plan: DoorPlan) -> Crowd:
+async def _crowd(door: BenchServer, plan: DoorPlan) -> Crowd:
     kind = WebSocketCaller
     async with open_callers(kind, door.port, plan.crowd, _message(_CALL, "tools/call"), _hello(kind)) as callers:
         await call_all(callers, min(WARM_UP_CALLS, plan.crowd_calls))
@@ -252,7 +252,7 @@ async def _crowd(door: Server, plan: DoorPlan) -> Crowd:
     return Crowd(plan.crowd, figures.ops_s, figures.p50_ms, figures.p99_ms, min(shares) / fair, max(shares) / fair)
 
 
-async def _idle(server: Server, number: int, settling_s: float, seconds: float) -> Idle:
+async def _idle(server: BenchServer, number: int, settling_s: float, seconds: float) -> Idle:
     before_bytes = await server.memory_bytes()
     kind = WebSocketCaller
     async with open_callers(kind, server.port, number, _message(_CALL, "tools/call"), _hello(kind)):
@@ -265,7 +265,7 @@ async def _idle(server: Server, number: int, settling_s: float, seconds: float) 
     return Idle(number, seconds, grown, cpu_s / seconds)
 
 
-def _hello(kind: Kind) -> bytes | None:
+def _hello(kind: CallerType) -> bytes | None:
     return _message(_HELLO, "initialize") if kind is WebSocketCaller else None
 
 

@@ -213,12 +213,12 @@ def allow_open_files() -> int:
     return hard
 
 
-Kind = type[WebSocketCaller] | type[HttpCaller]
+CallerType = type[WebSocketCaller] | type[HttpCaller]
 
 
 @asynccontextmanager
 async def open_callers(
-    kind: Kind, port: int, number: int, message: bytes, first: bytes | None = None
+    kind: CallerType, port: int, number: int, message: bytes, first: bytes | None = None
 ) -> AsyncIterator[list[Caller]]:
     """Open that many connections, and say `first` on each. Raises `StartupError`."""
     loop = asyncio.get_running_loop()

@@ -13,7 +13,7 @@ from typing import Final
 from exai.bench.batch import Batch, Figures, figures_of, ratio, run_batch
 from exai.bench.counting import Count
 from exai.bench.operations import Operation, Pair
-from exai.bench.wire import Wire
+from exai.bench.wire import LatencyProxy
 from exai.errors import StartupError
 
 COUNT_TRIES: Final = 5
@@ -75,7 +75,7 @@ async def _batch(operation: Operation, callers: int, number: int) -> Batch:
     return batch
 
 
-async def count(operation: Operation, wire: Wire, number: int) -> Cost:
+async def count(operation: Operation, wire: LatencyProxy, number: int) -> Cost:
     """Do the operation one by one and return what it cost on the wire. Raises `StartupError`."""
     await operation.prepare()
     seen = [await _count_one(operation, wire, each) for each in range(number)]
@@ -91,7 +91,7 @@ async def count(operation: Operation, wire: Wire, number: int) -> Cost:
     )
 
 
-async def _count_one(operation: Operation, wire: Wire, number: int) -> tuple[int, int, int, int]:
+async def _count_one(operation: Operation, wire: LatencyProxy, number: int) -> tuple[int, int, int, int]:
     for _ in range(COUNT_TRIES):
         await wire.take_counts()
         as_named = await operation.run(number)

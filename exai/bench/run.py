@@ -16,11 +16,11 @@ from exai.bench.measure import Comparison, Cost, compare, count
 from exai.bench.operations import Absent, Operations, Pair
 from exai.bench.plan import FAR_MS, Plan, Texts
 from exai.bench.postgres_floor import remove_all
-from exai.bench.servers import Servers, open_servers, through_wire
+from exai.bench.servers import ServerAddresses, open_servers, through_wire
 from exai.config import load_settings
 from exai.errors import ConfigError
 
-Progress = Callable[[float, str], None]
+ReportProgress = Callable[[float, str], None]
 """Told the share that is done and what comes next."""
 
 
@@ -34,7 +34,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
+class LatencySection:
     """Operations compared with their floors at one latency each way."""
 
     latency_ms: float
@@ -54,12 +54,12 @@ class Report:
     costs: tuple[Cost, ...]
     floor_costs: tuple[Cost, ...]
     uncounted: str | None
-    sections: tuple[Section, ...]
+    sections: tuple[LatencySection, ...]
     absent: tuple[Absent, ...]
     indexing_us: float
 
 
-async def run_bench(options: Options, progress: Progress) -> Report:
+async def run_bench(options: Options, progress: ReportProgress) -> Report:
     """Measure everything and return it. Raises as `open_app`, and `ConfigError` for what cannot be measured."""
     plan, texts = options.plan, Texts(options.plan.message_bytes)
     async with open_servers(load_settings(), here=options.here) as servers:
@@ -70,7 +70,9 @@ async def run_bench(options: Options, progress: Progress) -> Report:
             await remove_all(servers.postgres_url)
 
 
-async def _measure(options: Options, servers: Servers, plan: Plan, texts: Texts, progress: Progress) -> Report:
+async def _measure(
+    options: Options, servers: ServerAddresses, plan: Plan, texts: Texts, progress: ReportProgress
+) -> Report:
     progress(0.0, "making conversations")
     async with open_contestants(servers, plan.messages) as contestants:
         data = await seed(contestants.app, servers, plan, texts)
@@ -94,7 +96,9 @@ def machine() -> str:
 
 
 class _Run:
-    def __init__(self, plan: Plan, texts: Texts, data: Data, servers: Servers, progress: Progress) -> None:
+    def __init__(
+        self, plan: Plan, texts: Texts, data: Data, servers: ServerAddresses, progress: ReportProgress
+    ) -> None:
         self._plan, self._texts, self._data, self._servers, self._progress = plan, texts, data, servers, progress
         self._floor_seq = plan.messages
         self._done = 0
@@ -127,7 +131,7 @@ class _Run:
         latency_ms: float,
         operations: tuple[tuple[int, int], ...],
         chosen: Callable[[Operations], tuple[Pair | Absent, ...]],
-    ) -> tuple[Section, tuple[Absent, ...]]:
+    ) -> tuple[LatencySection, tuple[Absent, ...]]:
         """Compare the chosen operations at each number of callers."""
         comparisons: list[Comparison] = []
         async with self._way(latency_ms) as servers, self._open(servers, indexing=latency_ms == 0) as ours:
@@ -145,7 +149,9 @@ class _Run:
                     comparisons.append(
                         await compare(pair, callers, self._number(pair, callers, number), self._plan.rounds, on_batch)
                     )
-        return Section(latency_ms, tuple(comparisons)), tuple(each for each in listed if isinstance(each, Absent))
+        return LatencySection(latency_ms, tuple(comparisons)), tuple(
+            each for each in listed if isinstance(each, Absent)
+        )
 
     def _number(self, pair: Pair, callers: int, number: int) -> int:
         if not pair.operation.once:
@@ -155,7 +161,7 @@ class _Run:
         return min(number, whole)
 
     @asynccontextmanager
-    async def _way(self, latency_ms: float) -> AsyncIterator[Servers]:
+    async def _way(self, latency_ms: float) -> AsyncIterator[ServerAddresses]:
         if latency_ms == 0:
             yield self._servers
             return
@@ -164,7 +170,7 @@ class _Run:
 
     @asynccontextmanager
     async def _open(
-        self, servers: Servers, *, counting: bool = False, indexing: bool = False
+        self, servers: ServerAddresses, *, counting: bool = False, indexing: bool = False
     ) -> AsyncIterator[Operations]:
         async with open_contestants(servers, self._floor_seq, UNSAMPLED if counting else None) as contestants:
             # Rows of an earlier way in keep their numbers; the next one starts far above them.

@@ -20,8 +20,8 @@ from exai.bench.filling import DEEP_ID, Filling, open_filling, wide_id
 from exai.bench.plan import Plan, Texts
 from exai.bench.postgres_floor import OWNER, make_tables, remove_all
 from exai.bench.report import Target, columns, target_lines
-from exai.bench.run import Progress, machine
-from exai.bench.servers import Servers, open_servers
+from exai.bench.run import ReportProgress, machine
+from exai.bench.servers import ServerAddresses, open_servers
 from exai.config import load_settings
 from exai.conversations import AppendRequest
 from exai.db.conversations import ConversationRepository
@@ -89,7 +89,7 @@ class ScaleReport:
         )
 
 
-async def run_scale(sizes: Sizes, *, here: bool, progress: Progress) -> ScaleReport:
+async def run_scale(sizes: Sizes, *, here: bool, progress: ReportProgress) -> ScaleReport:
     """Fill, measure, fill much more, and measure again. Raises as `open_app`."""
     async with open_servers(load_settings(), here=here) as servers:
         await remove_all(servers.postgres_url)
@@ -104,7 +104,7 @@ async def run_scale(sizes: Sizes, *, here: bool, progress: Progress) -> ScaleRep
 
 
 class _Scale:
-    def __init__(self, sizes: Sizes, servers: Servers, progress: Progress) -> None:
+    def __init__(self, sizes: Sizes, servers: ServerAddresses, progress: ReportProgress) -> None:
         self._sizes, self._servers, self._progress = sizes, servers, progress
         self._texts = Texts(Plan().message_bytes)
 

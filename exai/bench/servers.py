@@ -15,7 +15,7 @@ from urllib.parse import quote, urlencode
 
 from exai.addresses import redact
 from exai.bench.counting import digest
-from exai.bench.wire import HOST, Upstream, Wire, open_wire
+from exai.bench.wire import HOST, LatencyProxy, Upstream, open_wire
 from exai.cache.address import parse_address as parse_redis
 from exai.cache.scripts import load_scripts
 from exai.config import Settings
@@ -33,7 +33,7 @@ DIRECTORY: Final = "/var/run/postgresql"
 
 
 @dataclass(frozen=True, slots=True)
-class Servers:
+class ServerAddresses:
     """Addresses, and how to name them to a person. Without a cache `redis_url` is None."""
 
     postgres_url: str
@@ -42,7 +42,7 @@ class Servers:
 
 
 @asynccontextmanager
-async def open_servers(settings: Settings, *, here: bool) -> AsyncIterator[Servers]:
+async def open_servers(settings: Settings, *, here: bool) -> AsyncIterator[ServerAddresses]:
     """Name the configured servers when `here`, else start embedded ones in a directory that goes away with them.
 
     Raises `ConfigError` or `StartupError`.
@@ -58,10 +58,10 @@ async def open_servers(settings: Settings, *, here: bool) -> AsyncIterator[Serve
             names = [f"Postgres {embedded.postgres_version}"]
             names += [f"Valkey {embedded.valkey_version}"] if embedded.valkey_url else list(embedded.notes)
             shown = f"embedded {', '.join(names)}, durable, in {directory}"
-            yield Servers(embedded.postgres_url, embedded.valkey_url, shown)
+            yield ServerAddresses(embedded.postgres_url, embedded.valkey_url, shown)
 
 
-def configured(settings: Settings) -> Servers:
+def configured(settings: Settings) -> ServerAddresses:
     """The servers that the settings name. Raises `ConfigError`."""
     if settings.database.url is None:
         raise ConfigError("EXAI_DATABASE__URL", "is not set", "Set it, or leave out --here to use servers of its own")
@@ -70,11 +70,13 @@ def configured(settings: Settings) -> Servers:
     redis_url = None if cache is None or isinstance(cache, str) else cache.get_secret_value()
     if redis_url is not None and parse_redis(redis_url).mode != "standalone":
         raise ConfigError("EXAI_CACHE__URL", "names more than one server", "The bench measures one: name that one")
-    return Servers(postgres_url, redis_url, f"{redact(postgres_url)}, {redact(redis_url or 'no cache')}")
+    return ServerAddresses(postgres_url, redis_url, f"{redact(postgres_url)}, {redact(redis_url or 'no cache')}")
 
 
 @asynccontextmanager
-async def through_wire(servers: Servers, delay_ms: float) -> AsyncIterator[tuple[Servers, Wire]]:
+async def through_wire(
+    servers: ServerAddresses, delay_ms: float
+) -> AsyncIterator[tuple[ServerAddresses, LatencyProxy]]:
     """Put the proxy in front of the servers. Raises `ConfigError` when it could not read along, or `StartupError`."""
     upstreams = [_postgres_upstream(servers.postgres_url)]
     if servers.redis_url is not None:
@@ -83,7 +85,10 @@ async def through_wire(servers: Servers, delay_ms: float) -> AsyncIterator[tuple
         redis_url = None
         if servers.redis_url is not None:
             redis_url = _redis_through(servers.redis_url, wire.ports["redis"])
-        yield Servers(_postgres_through(servers.postgres_url, wire.ports["postgres"]), redis_url, servers.shown), wire
+        yield (
+            ServerAddresses(_postgres_through(servers.postgres_url, wire.ports["postgres"]), redis_url, servers.shown),
+            wire,
+        )
 
 
 def _postgres_upstream(url: str) -> Upstream:

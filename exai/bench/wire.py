@@ -26,21 +26,21 @@ MAX_HELD_BYTES: Final = 64 * 1_048_576
 
 HOST: Final = "127.0.0.1"
 
-Kind = Literal["postgres", "redis"]
+ServerKind = Literal["postgres", "redis"]
 
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
     """A server to stand in front of: a socket's `path`, or `host` and `port`; `background` as the counters say."""
 
-    kind: Kind
+    kind: ServerKind
     host: str = ""
     port: int = 0
     path: str = ""
     background: tuple[str, ...] = ()
 
 
-class Wire:
+class LatencyProxy:
     """The proxy as its user sees it; `ports` are where it listens on `HOST`, by kind of server."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
@@ -66,7 +66,7 @@ class Wire:
 
 
 @asynccontextmanager
-async def open_wire(upstreams: tuple[Upstream, ...], *, delay_ms: float) -> AsyncIterator[Wire]:
+async def open_wire(upstreams: tuple[Upstream, ...], *, delay_ms: float) -> AsyncIterator[LatencyProxy]:
     """Stand in front of the servers; every byte arrives `delay_ms` after it was sent, either way.
 
     Raises `StartupError`.
@@ -79,7 +79,7 @@ async def open_wire(upstreams: tuple[Upstream, ...], *, delay_ms: float) -> Asyn
         start_new_session=True,  # so that an interrupt at the terminal reaches the one who can unwind
     )
     try:
-        wire = Wire(process)
+        wire = LatencyProxy(process)
         async with asyncio.timeout(START_LIMIT_S):
             wire.ports = await wire._answer()
         yield wire

@@ -20,7 +20,7 @@ from redis.asyncio.connection import SSLConnection, parse_url
 from redis.exceptions import RedisError
 
 from exai.cache.faults import CacheDown, ReplyError
-from exai.cache.wire import Argument, Wire
+from exai.cache.wire import Argument, RedisConnection
 from exai.errors import ConfigError
 
 Mode = Literal["standalone", "sentinel", "cluster"]
@@ -42,7 +42,7 @@ _SENTINEL_OPTIONS: Final = frozenset({"sentinel_username", "sentinel_password"})
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class RedisServer:
     """One server to connect to: a socket's `path`, or `host` and `port`; `greeting` is what is sent first."""
 
     host: str = "localhost"
@@ -54,7 +54,7 @@ class Server:
     def __str__(self) -> str:
         return self.path or f"{self.host}:{self.port}"
 
-    def at(self, host: str, port: int) -> Server:
+    def at(self, host: str, port: int) -> RedisServer:
         """The same way to connect, elsewhere."""
         return replace(self, host=host, port=port)
 
@@ -64,8 +64,8 @@ class RedisAddress:
     """A whole setting. For Sentinel `servers` are the sentinels and `primary` is the template of what they name."""
 
     mode: Mode
-    servers: tuple[Server, ...]
-    primary: Server
+    servers: tuple[RedisServer, ...]
+    primary: RedisServer
     service: str = ""
 
 
@@ -107,7 +107,7 @@ def _parse(mode: Mode, base: str, rest: str) -> RedisAddress:
     if mode == "cluster" and options.get("db"):
         raise _refused("names a database, and a cluster has only number 0", "Leave it out")
     tls = _tls(options) if base == "rediss" else None
-    primary = Server(
+    primary = RedisServer(
         host=str(options.get("host", "localhost")),
         port=int(options.get("port", PORT)),
         path=str(options.get("path", "")),
@@ -122,7 +122,7 @@ def _parse(mode: Mode, base: str, rest: str) -> RedisAddress:
     return RedisAddress(mode, (primary,) if mode == "standalone" else servers, primary, service)
 
 
-def _at(template: Server, name: str, port: int) -> Server:
+def _at(template: RedisServer, name: str, port: int) -> RedisServer:
     parts = urlsplit(f"//{name}")
     return template.at(parts.hostname or "localhost", parts.port or port)
 
@@ -152,16 +152,18 @@ def _refused(problem: str, cure: str) -> ConfigError:
     return ConfigError(SETTING, problem, cure)
 
 
-async def dial(server: Server, limit_s: float) -> Wire:
+async def dial(server: RedisServer, limit_s: float) -> RedisConnection:
     """Connect, authenticate and choose the database within `limit_s`. Raises `CacheDown`."""
     loop = asyncio.get_running_loop()
-    wire: Wire | None = None
+    wire: RedisConnection | None = None
     try:
         async with asyncio.timeout(limit_s):
             if server.path:
-                _, wire = await loop.create_unix_connection(lambda: Wire(limit_s), server.path)
+                _, wire = await loop.create_unix_connection(lambda: RedisConnection(limit_s), server.path)
             else:
-                _, wire = await loop.create_connection(lambda: Wire(limit_s), server.host, server.port, ssl=server.tls)
+                _, wire = await loop.create_connection(
+                    lambda: RedisConnection(limit_s), server.host, server.port, ssl=server.tls
+                )
             greeted = [(str(command[0]), wire.call(*command)) for command in server.greeting]
             for name, reply in greeted:
                 answer = await reply
@@ -178,6 +180,6 @@ async def dial(server: Server, limit_s: float) -> Wire:
     return wire
 
 
-def _abandon(wire: Wire | None) -> None:
+def _abandon(wire: RedisConnection | None) -> None:
     if wire is not None:
         wire.abandon("not greeted")

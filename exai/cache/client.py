@@ -13,7 +13,7 @@ from typing import Final
 from exai.cache.faults import CacheAway, CacheRefused
 from exai.cache.scripts import Script
 from exai.cache.topology import Topology
-from exai.cache.wire import Argument, Reply
+from exai.cache.wire import Argument, RedisReply
 from exai.errors import CacheError
 from exai.models import Recorder
 
@@ -21,14 +21,14 @@ MAX_REDIRECTS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Clock:
+class ClockReading:
     """One look at the server's clock: `ahead_s` is its difference to ours, `latency_s` the round trip it took."""
 
     latency_s: float
     ahead_s: float
 
 
-class Client:
+class RedisClient:
     """Commands and scripts by slot group; owns the topology's connections."""
 
     def __init__(self, topology: Topology, recorder: Recorder) -> None:
@@ -45,7 +45,7 @@ class Client:
         """Of the server of the first group."""
         return self._topology.node(0).breaker.state
 
-    async def run(self, script: Script, group: int, keys: tuple[str, ...], args: tuple[Argument, ...]) -> Reply:
+    async def run(self, script: Script, group: int, keys: tuple[str, ...], args: tuple[Argument, ...]) -> RedisReply:
         """Run a script in one round trip, in two when the server did not have it. Raises `CacheError`."""
         started = time.perf_counter()
         outcome = "cancelled"
@@ -64,7 +64,7 @@ class Client:
             self._recorder.count("cache_calls_total", script=script.name, outcome=outcome)
             self._recorder.observe("cache_call_seconds", time.perf_counter() - started, script=script.name)
 
-    async def call(self, group: int, *command: Argument) -> Reply:
+    async def call(self, group: int, *command: Argument) -> RedisReply:
         """Send one command to the server of a group. Raises `CacheError`."""
         for _ in range(MAX_REDIRECTS):
             node = self._topology.node(group)
@@ -79,14 +79,14 @@ class Client:
                 self._topology.moved(group, node, refused.text)
         raise CacheRefused("MOVED", "moved again and again")
 
-    async def clock(self) -> Clock:
+    async def clock(self) -> ClockReading:
         """Look at the server's clock. Raises `CacheError`."""
         sent, sent_at = time.perf_counter(), time.time()
         reply = await self.call(0, "TIME")
         latency_s = time.perf_counter() - sent
         match reply:
             case [bytes() as seconds, bytes() as micros]:
-                return Clock(latency_s, int(seconds) + int(micros) / 1e6 - (sent_at + latency_s / 2))
+                return ClockReading(latency_s, int(seconds) + int(micros) / 1e6 - (sent_at + latency_s / 2))
             case _:
                 raise CacheError("redis", "answered TIME with something else")
 
@@ -104,7 +104,7 @@ class Client:
         """Close all connections."""
         await self._topology.close()
 
-    async def _run(self, script: Script, group: int, keys: tuple[str, ...], args: tuple[Argument, ...]) -> Reply:
+    async def _run(self, script: Script, group: int, keys: tuple[str, ...], args: tuple[Argument, ...]) -> RedisReply:
         try:
             return await self.call(group, "EVALSHA", script.sha, len(keys), *keys, *args)
         except CacheRefused as refused:

@@ -38,7 +38,7 @@ import structlog
 
 from exai.background import running
 from exai.cache.address import parse_address
-from exai.cache.client import Client
+from exai.cache.client import RedisClient
 from exai.cache.entry import (
     Origin,
     decode_header,
@@ -49,12 +49,12 @@ from exai.cache.entry import (
 )
 from exai.cache.floors import Floors
 from exai.cache.licence import ChangesSince, Licence
-from exai.cache.records import CacheStatus, Found, Hit, Load, Loaded, Miss, Unavailable, Wait, Warm
+from exai.cache.records import CacheLookup, CacheStatus, Hit, Load, Loaded, Miss, Unavailable, Wait, Warm
 from exai.cache.scripts import Scripts, load_scripts
 from exai.cache.singleflight import Flight, SingleFlight
 from exai.cache.together import ScriptBatcher
 from exai.cache.topology import open_topology
-from exai.cache.wire import Argument, Reply
+from exai.cache.wire import Argument, RedisReply
 from exai.config import CacheSettings
 from exai.errors import CacheError, ExaiError, NotFound
 from exai.models import PAGE_MESSAGES, ContinuationId, Conversation, Message, Owner, Recorder, Source
@@ -90,7 +90,7 @@ class ConversationCache:
 
     def __init__(
         self,
-        client: Client | None,
+        client: RedisClient | None,
         licence: Licence | None,
         settings: CacheSettings,
         scripts: Scripts,
@@ -141,14 +141,16 @@ class ConversationCache:
             case Wait() | Unavailable():
                 return await self._flights.later(key, load), "database"
 
-    async def read(self, owner: Owner, continuation_id: ContinuationId, *, min_revision: int = ANY_REVISION) -> Found:
+    async def read(
+        self, owner: Owner, continuation_id: ContinuationId, *, min_revision: int = ANY_REVISION
+    ) -> CacheLookup:
         """Read the newest page, at `min_revision` or later: 1 Redis round trip.
 
         A `Miss` holds the conversation's lease, which the caller should use or release.
         """
         floor = self._floors.least((owner, continuation_id))
         if self._client is None:
-            found: Found = Unavailable("off")
+            found: CacheLookup = Unavailable("off")
         elif floor is None:
             found = Unavailable("bypassed")
         else:
@@ -274,7 +276,9 @@ class ConversationCache:
         if self._applies is not None:
             await self._applies.close()
 
-    async def _read(self, client: Client, owner: Owner, continuation_id: ContinuationId, least: int) -> Found:
+    async def _read(
+        self, client: RedisClient, owner: Owner, continuation_id: ContinuationId, least: int
+    ) -> CacheLookup:
         where = place(owner, continuation_id, client.groups)
         keys = (where.entry, where.lease, where.anchor)
         token = f"{self._token_stem}{next(self._tokens)}".encode()
@@ -425,7 +429,7 @@ def _difference(hit: Hit, loaded: Loaded | None) -> str | None:
     return None if is_same else "differs"
 
 
-def _decode(owner: Owner, continuation_id: ContinuationId, entry: list[Reply]) -> Hit:
+def _decode(owner: Owner, continuation_id: ContinuationId, entry: list[RedisReply]) -> Hit:
     match entry:
         case [
             int() as revision,
@@ -456,7 +460,7 @@ async def open_cache(
     if url is None:
         yield ConversationCache(None, None, settings, scripts, recorder)
         return
-    client = Client(open_topology(parse_address(url), settings.timeout_s, recorder), recorder)
+    client = RedisClient(open_topology(parse_address(url), settings.timeout_s, recorder), recorder)
     licence = Licence(client, scripts, changes, settings, recorder)
     cache = ConversationCache(client, licence, settings, scripts, recorder)
     try:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from exai.cache.address import parse_address
-from exai.cache.client import Client
+from exai.cache.client import RedisClient
 from exai.cache.faults import CacheRefused
 from exai.cache.topology import open_topology
 from exai.config import CacheSettings
@@ -26,7 +26,7 @@ async def diagnose(settings: CacheSettings, url: str, *, recorder: Recorder, tim
     found: list[Finding] = []
     try:
         async with asyncio.timeout(timeout_s):
-            client = Client(open_topology(parse_address(url), timeout_s, recorder), recorder)
+            client = RedisClient(open_topology(parse_address(url), timeout_s, recorder), recorder)
             try:
                 await _look(client, settings, found)
             finally:
@@ -41,7 +41,7 @@ async def diagnose(settings: CacheSettings, url: str, *, recorder: Recorder, tim
     return found
 
 
-async def _look(client: Client, settings: CacheSettings, found: list[Finding]) -> None:
+async def _look(client: RedisClient, settings: CacheSettings, found: list[Finding]) -> None:
     clock = await client.clock()
     facts = await _info(client)
     found.append(_server(facts, await client.version(), clock.latency_s))
@@ -51,13 +51,13 @@ async def _look(client: Client, settings: CacheSettings, found: list[Finding]) -
     found.append(Finding("staleness bound", "ok", f"{settings.bound_s:g} s while Redis cannot be told of a change"))
 
 
-async def _info(client: Client) -> Mapping[str, str]:
+async def _info(client: RedisClient) -> Mapping[str, str]:
     reply = await client.call(0, "INFO")
     text = reply.decode(errors="replace") if isinstance(reply, bytes) else ""
     return dict(line.split(":", 1) for line in text.splitlines() if ":" in line and not line.startswith("#"))
 
 
-async def _snapshots(client: Client) -> bool:
+async def _snapshots(client: RedisClient) -> bool:
     """Whether RDB files are written by themselves; managed servers do not tell, and then the answer is no."""
     try:
         reply = await client.call(0, "CONFIG", "GET", "save")

@@ -19,7 +19,7 @@ from typing import Final, Literal, TypeAlias, TypeVar, cast
 
 import structlog
 
-from exai.cache.client import Client
+from exai.cache.client import RedisClient
 from exai.cache.entry import anchor, place
 from exai.cache.faults import REDIS, CacheRefused
 from exai.cache.scripts import Scripts
@@ -37,13 +37,13 @@ PASS_JITTER: Final = 0.2
 MICROSECOND: Final = 1_000_000
 
 T = TypeVar("T")
-Outcome: TypeAlias = Literal["renewed", "generation", "skipped", "lost", "overflow", "failed"]
+ReconciliationOutcome: TypeAlias = Literal["renewed", "generation", "skipped", "lost", "overflow", "failed"]
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
+class ChangedRevisions:
     """Conversations changed since a snapshot, seen by a newer one.
 
     `xmin` is the newer snapshot's xmin, `inc` the database's incarnation, a row is (owner, continuation id, revision).
@@ -56,7 +56,7 @@ class Changes:
     overflow: bool = False
 
 
-ChangesSince: TypeAlias = Callable[[str | None], Awaitable[Changes]]
+ChangesSince: TypeAlias = Callable[[str | None], Awaitable[ChangedRevisions]]
 """Returns the conversations last changed by a transaction id not below the given xmin; no rows for None."""
 
 
@@ -85,7 +85,7 @@ class Anchor:
 class Licence:
     """Renews the licences of all slot groups; one per process."""
 
-    client: Client
+    client: RedisClient
     scripts: Scripts
     changes: ChangesSince
     settings: CacheSettings
@@ -119,7 +119,7 @@ class Licence:
             # Jittered, so that daemons started together do not all pass at the same moment.
             await asyncio.sleep(self.settings.pass_interval_s * (1 - PASS_JITTER + 2 * PASS_JITTER * self.rand()))
 
-    async def renew(self) -> Outcome:
+    async def renew(self) -> ReconciliationOutcome:
         """Run one pass: 1 database round trip and 2 Redis round trips per slot group.
 
         A group whose server is down does not prevent the renewal of the others; its error is raised at the end. Raises
@@ -131,7 +131,7 @@ class Licence:
         anchors, faults = await _all(self._look(group) for group in range(self.client.groups))
         fresh_us = self.settings.pass_interval_s / 2 * MICROSECOND
         due = [each for each in anchors if not each.is_fresh(fresh_us)]
-        outcomes: list[Outcome] = []
+        outcomes: list[ReconciliationOutcome] = []
         if due:
             # One query serves all groups that are due, so it starts at the oldest of their cursors.
             known = [int(each.xmin) for each in due if each.xmin]
@@ -142,7 +142,7 @@ class Licence:
             raise faults[0]
         for outcome in ("overflow", "lost"):
             if outcome in outcomes:
-                return cast("Outcome", outcome)
+                return cast("ReconciliationOutcome", outcome)
         # The age reported for groups renewed now is that of this pass, for the others the age found in their anchor.
         oldest_us = max((each.age_us or 0 for each in anchors if each not in due), default=0)
         self._seen = (oldest_us / MICROSECOND, looked_at)
@@ -158,7 +158,7 @@ class Licence:
             case _:
                 raise CacheError(REDIS, "holds a licence that cannot be read")
 
-    async def _renew(self, found: Anchor, changes: Changes) -> Outcome:
+    async def _renew(self, found: Anchor, changes: ChangedRevisions) -> ReconciliationOutcome:
         if changes.overflow or len(changes.rows) > MAX_ROWS:
             await self.client.call(found.group, "DEL", anchor(found.group))
             return "overflow"
@@ -175,7 +175,7 @@ class Licence:
             case [int() as verdict, int() as removed]:
                 if removed:
                     self.recorder.count("cache_repaired_total", removed)
-                outcomes: tuple[Outcome, ...] = ("lost", "renewed", "generation")
+                outcomes: tuple[ReconciliationOutcome, ...] = ("lost", "renewed", "generation")
                 return outcomes[verdict]
             case _:
                 raise CacheError(REDIS, "answered a pass with something else")

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from exai.models import PAGE_MESSAGES, Conversation, Message, Part
+from exai.models import PAGE_MESSAGES, ContentPart, Conversation, Message
 
-State = Literal["off", "ok", "unlicensed", "down"]
+CacheState = Literal["off", "ok", "unlicensed", "down"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Loaded:
     complete: bool
     inc: str
     page: bytes | None = None
-    part: Part | None = None
+    part: ContentPart | None = None
 
     @property
     def is_whole(self) -> bool:
@@ -70,7 +70,7 @@ class Unavailable:
     reason: Literal["off", "down", "bypassed"]
 
 
-Found: TypeAlias = Hit | Miss | Wait | Unavailable
+CacheLookup: TypeAlias = Hit | Miss | Wait | Unavailable
 Load: TypeAlias = Callable[[], Awaitable[Loaded]]
 
 
@@ -87,7 +87,7 @@ class Warm:
 class CacheStatus:
     """State of the cache for health and doctor. `clock_ahead_s` is Redis's time minus ours. Unknown values are None."""
 
-    state: State
+    state: CacheState
     bound_s: float
     breaker: str = "closed"
     latency_s: float | None = None

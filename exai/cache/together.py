@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 from exai.batching import Batcher, Fit, Unlimited
-from exai.cache.client import Client
+from exai.cache.client import RedisClient
 from exai.cache.faults import REDIS, CacheDown, CacheLost, CacheRefused, ReplyError
 from exai.cache.scripts import Script
-from exai.cache.wire import Argument, Reply
+from exai.cache.wire import Argument, RedisReply
 from exai.errors import CacheError, ExaiError
 
 Keys: TypeAlias = tuple[str, str]
@@ -35,11 +35,11 @@ CLOSED: Final = "closed"
 class ScriptBatcher:
     """Batches this process's calls of one script. `close` fails those in flight."""
 
-    def __init__(self, client: Client, script: Script) -> None:
+    def __init__(self, client: RedisClient, script: Script) -> None:
         self._client, self._script = client, script
-        self._batchers: dict[int, Batcher[_Call, Reply]] = {}
+        self._batchers: dict[int, Batcher[_Call, RedisReply]] = {}
 
-    async def run(self, group: int, keys: Keys, args: tuple[Argument, ...]) -> Reply:
+    async def run(self, group: int, keys: Keys, args: tuple[Argument, ...]) -> RedisReply:
         """Run the script in one round trip. Raises `CacheError`; cancelling it affects no other call."""
         batcher = self._batchers.get(group) or self._batcher_of(group)
         reply = await batcher.run(None, (keys, args))
@@ -57,14 +57,14 @@ class ScriptBatcher:
         """Commands in flight."""
         return sum(batcher.in_flight for batcher in self._batchers.values())
 
-    def _batcher_of(self, group: int) -> Batcher[_Call, Reply]:
-        async def send(calls: Sequence[_Call]) -> Sequence[Reply]:
+    def _batcher_of(self, group: int) -> Batcher[_Call, RedisReply]:
+        async def send(calls: Sequence[_Call]) -> Sequence[RedisReply]:
             return await self._send(group, calls)
 
-        async def send_alone(call: _Call) -> Reply:
+        async def send_alone(call: _Call) -> RedisReply:
             return (await self._send(group, [call]))[0]
 
-        batcher: Batcher[_Call, Reply] = Batcher(
+        batcher: Batcher[_Call, RedisReply] = Batcher(
             Unlimited(),
             send,
             send_alone,
@@ -77,7 +77,7 @@ class ScriptBatcher:
         self._batchers[group] = batcher
         return batcher
 
-    async def _send(self, group: int, calls: Sequence[_Call]) -> list[Reply]:
+    async def _send(self, group: int, calls: Sequence[_Call]) -> list[RedisReply]:
         all_keys = tuple(key for keys, _ in calls for key in keys)
         all_args = tuple(arg for _, args in calls for arg in (len(args), *args))
         replies = await self._client.run(self._script, group, all_keys, all_args)

@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
-from exai.cache.address import RedisAddress, Server, dial
+from exai.cache.address import RedisAddress, RedisServer, dial
 from exai.cache.faults import DOWN_CODES, REDIS, CacheAway, CacheDown, CacheLost, CacheRefused, ReplyError
-from exai.cache.wire import Argument, Reply, Wire
+from exai.cache.wire import Argument, RedisConnection, RedisReply
 from exai.models import Recorder
 from exai.resilience import Breaker, BreakerOpen
 
@@ -29,15 +29,17 @@ READ_ONLY_AGE_S: Final = 1.0
 class Node:
     """One server, the one to which `connect` connects at the time, with its own breaker."""
 
-    def __init__(self, name: str, connect: Callable[[], Awaitable[Wire]], limit_s: float, recorder: Recorder) -> None:
+    def __init__(
+        self, name: str, connect: Callable[[], Awaitable[RedisConnection]], limit_s: float, recorder: Recorder
+    ) -> None:
         self.name = name
         self._connect, self._limit_s = connect, limit_s
-        self._wire: Wire | None = None
-        self._dialling: asyncio.Task[Wire] | None = None
+        self._wire: RedisConnection | None = None
+        self._dialling: asyncio.Task[RedisConnection] | None = None
         self._reported: BaseException | None = None
         self.breaker = Breaker(name, recorder=recorder, failures=(CacheDown,), answers=(CacheRefused,))
 
-    async def call(self, *command: Argument) -> Reply:
+    async def call(self, *command: Argument) -> RedisReply:
         """Send one command and return its reply. Raises `CacheDown`, `CacheLost` or `CacheRefused`."""
         try:
             async with self.breaker.attempt():
@@ -53,7 +55,7 @@ class Node:
         if self._wire is not None:
             await self._wire.close()
 
-    async def _call(self, command: tuple[Argument, ...]) -> Reply:
+    async def _call(self, command: tuple[Argument, ...]) -> RedisReply:
         wire = self._wire
         if wire is None or wire.lost is not None:
             wire = await self._connected()
@@ -66,7 +68,7 @@ class Node:
             raise CacheDown(f"{self.name} answered {reply.code}")
         raise CacheRefused(reply.code, reply.text)
 
-    async def _connected(self) -> Wire:
+    async def _connected(self) -> RedisConnection:
         """Wait for the node's single connection attempt, which continues if the caller is cancelled or times out."""
         task = self._dialling
         if task is None:
@@ -85,11 +87,11 @@ class Node:
         self._reported = error
         raise fault(problem) from error
 
-    async def _dial(self) -> Wire:
+    async def _dial(self) -> RedisConnection:
         self._wire = await self._connect()
         return self._wire
 
-    def _dialled(self, task: asyncio.Task[Wire]) -> None:
+    def _dialled(self, task: asyncio.Task[RedisConnection]) -> None:
         self._dialling = None
         if not task.cancelled():
             task.exception()
@@ -118,7 +120,7 @@ class OneServer(Topology):
 
     groups = 1
 
-    def __init__(self, connect: Callable[[], Awaitable[Wire]], limit_s: float, recorder: Recorder) -> None:
+    def __init__(self, connect: Callable[[], Awaitable[RedisConnection]], limit_s: float, recorder: Recorder) -> None:
         self._node = Node(REDIS, connect, limit_s, recorder)
 
     def node(self, group: int) -> Node:
@@ -144,7 +146,7 @@ class Sentinels:
         self._sentinels = list(address.servers)
         self._service, self._primary, self._limit_s = address.service, address.primary, limit_s
 
-    async def connect(self) -> Wire:
+    async def connect(self) -> RedisConnection:
         """Connect to the primary, and let it confirm that it is one. Raises `CacheDown`."""
         problem = ""
         for sentinel in tuple(self._sentinels):
@@ -160,7 +162,7 @@ class Sentinels:
             return await self._confirmed(found)
         raise CacheDown(f"no sentinel names a primary of {self._service}; {problem}".rstrip("; "))
 
-    async def _ask(self, sentinel: Server) -> Server | None:
+    async def _ask(self, sentinel: RedisServer) -> RedisServer | None:
         wire = await dial(sentinel, self._limit_s)
         try:
             reply = await wire.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
@@ -174,7 +176,7 @@ class Sentinels:
             case _:
                 return None
 
-    async def _confirmed(self, server: Server) -> Wire:
+    async def _confirmed(self, server: RedisServer) -> RedisConnection:
         wire = await dial(server, self._limit_s)
         reply = await wire.call("ROLE")
         match reply:

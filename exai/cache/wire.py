@@ -21,7 +21,7 @@ import hiredis
 from exai.cache.faults import CacheAway, CacheDown, CacheLost, ReplyError
 
 Argument: TypeAlias = "str | bytes | int"
-Reply: TypeAlias = "int | bytes | ReplyError | list[Reply] | None"
+RedisReply: TypeAlias = "int | bytes | ReplyError | list[RedisReply] | None"
 
 MAX_WAITING: Final = 10_000
 """Commands in flight, beyond which callers send faster than the server replies."""
@@ -43,7 +43,7 @@ _EMPTY: Final = b"$0\r\n\r\n"
 _Packable: TypeAlias = "tuple[str | int | float | bytes | memoryview]"
 
 
-class Wire(asyncio.Protocol):
+class RedisConnection(asyncio.Protocol):
     """Use `dial` to get one. `limit_s` is the longest any caller waits for its reply."""
 
     def __init__(self, limit_s: float) -> None:
@@ -52,7 +52,7 @@ class Wire(asyncio.Protocol):
         self._limit_s = limit_s - self._grace_s
         self._reader = hiredis.Reader(replyError=ReplyError, notEnoughData=_INCOMPLETE)
         self._transport: asyncio.Transport | None = None
-        self._waiting: deque[tuple[asyncio.Future[Reply], float]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[RedisReply], float]] = deque()
         self._unsent: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None
         self._overdue = False
@@ -61,7 +61,7 @@ class Wire(asyncio.Protocol):
         self.lost: str | None = None
         """Why the connection is unusable, None while it is usable."""
 
-    def call(self, *args: Argument) -> asyncio.Future[Reply]:
+    def call(self, *args: Argument) -> asyncio.Future[RedisReply]:
         """Send a command at the end of this loop tick; the result is its reply, also when that is a `ReplyError`.
 
         Raises `CacheDown` or `CacheLost`, at once or when awaited. Cancelling the future is safe at any time.
@@ -75,7 +75,7 @@ class Wire(asyncio.Protocol):
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent += command
-        future: asyncio.Future[Reply] = self._loop.create_future()
+        future: asyncio.Future[RedisReply] = self._loop.create_future()
         self._waiting.append((future, self._loop.time()))
         if self._timer is None:
             self._timer = self._loop.call_later(self._limit_s, self._look)

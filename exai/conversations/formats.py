@@ -71,7 +71,7 @@ class FileText:
     where: str
 
 
-Part = ConversationText | FileText | MessageText
+ExportItem = ConversationText | FileText | MessageText
 
 
 def write_header(conversation: Conversation, kind: Format) -> str:
@@ -137,7 +137,7 @@ def _encoded(file: StoredFile, data: bytes | None) -> tuple[Literal["text", "bas
     return "base64", base64.b64encode(data).decode()
 
 
-def read_lines(lines: Iterable[str]) -> Iterator[Part]:
+def read_lines(lines: Iterable[str]) -> Iterator[ExportItem]:
     """Read JSON Lines, line by line. Raises `InvalidArgument` naming the line."""
     begun = False
     for number, line in enumerate(lines, 1):
@@ -155,7 +155,7 @@ def read_lines(lines: Iterable[str]) -> Iterator[Part]:
             yield _message(facts, facts.get("content"), where)
 
 
-def read_markdown(text: str) -> Iterator[Part]:
+def read_markdown(text: str) -> Iterator[ExportItem]:
     """Read Markdown as this module writes it, also with the line ends of Windows. Raises `InvalidArgument`."""
     if "\r\n" in text and text.index("\r\n") < text.index("\n"):
         text = text.replace("\r\n", "\n")

@@ -86,7 +86,7 @@ class Notices:
             listener(notice)
 
 
-class Watch:
+class ChangePoller:
     """Looks for what other daemons changed."""
 
     def __init__(self, repository: ConversationRepository, notices: Notices, recorder: Recorder) -> None:

@@ -28,7 +28,7 @@ ENDED: Final = {"code": "cancelled", "message": "cancelled on request"}
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class TurnOutcome:
     """How far a turn has come. `result` is there when it is answered, `error` when it failed or was cancelled.
 
     A turn is lost when whoever asked the model for it has not been heard of for the length of a lease.
@@ -44,7 +44,7 @@ class Outcome:
     error: Mapping[str, Any] | None = None
 
 
-def outcome_of(turn: StoredTurn) -> Outcome:
+def outcome_of(turn: StoredTurn) -> TurnOutcome:
     """Tell what a stored turn says."""
     stage: Stage = "failed"
     result = None
@@ -56,7 +56,7 @@ def outcome_of(turn: StoredTurn) -> Outcome:
         stage = "running" if turn.lease_left_s > 0 else "lost"
     elif turn.error is not None and turn.error.get("code") == CANCELLED["code"]:
         stage = "cancelled"
-    return Outcome(
+    return TurnOutcome(
         turn.turn_id,
         turn.tool,
         stage,

@@ -16,10 +16,10 @@ from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Loaded
 from exai.config import LimitSettings
 from exai.conversations.attachments import Attachments
-from exai.conversations.formats import Format, Part
+from exai.conversations.formats import ExportItem, Format
 from exai.conversations.indexing import Indexing
-from exai.conversations.notices import Notices, Watch
-from exai.conversations.outcome import ENDED, Outcome, outcome_of
+from exai.conversations.notices import ChangePoller, Notices
+from exai.conversations.outcome import ENDED, TurnOutcome, outcome_of
 from exai.conversations.requests import (
     AppendRequest,
     ChatRequest,
@@ -39,7 +39,7 @@ from exai.conversations.requests import (
 from exai.conversations.transfer import ExportPart, ImportProgress, Shelf, Transfer
 from exai.conversations.turn import ChatTurns, OnBegun
 from exai.db.conversations import AppendStart, ConversationRepository
-from exai.db.curation import BATCH, DAY_S, Change, Changed, CurationRepository, Request
+from exai.db.curation import BATCH, DAY_S, Changed, ConversationUpdate, CurationRepository, IdempotencyKey
 from exai.db.filters import ALL, ListFilter
 from exai.db.search import SearchPage, SearchQuery, SearchRepository
 from exai.db.transfer import TransferRepository
@@ -99,7 +99,7 @@ class ConversationService:
         self._repository, self._search, self._curation = stores.conversations, stores.search, stores.curation
         self._stored_turns = stores.turns
         self.notices = Notices()
-        self._watch = Watch(stores.conversations, self.notices, recorder)
+        self._watch = ChangePoller(stores.conversations, self.notices, recorder)
         self._indexing = Indexing(stores.search, self.notices.have_changed, recorder, pause_s=index_pause_s)
         self._transfer = Transfer(stores.transfer, cache, limits, self.notices, files)
         self._cache, self._limits = cache, limits
@@ -126,7 +126,7 @@ class ConversationService:
         check_question(request, self._limits)
         return await self._turns.run(request, on_delta, on_begun)
 
-    async def outcome(self, owner: Owner, turn_id: str) -> Outcome | None:
+    async def outcome(self, owner: Owner, turn_id: str) -> TurnOutcome | None:
         """Tell what became of a turn, also of one that another daemon runs: 1 database round trip.
 
         None when this owner has no turn of that id, or its conversation is deleted. Raises a `DatabaseError`.
@@ -325,7 +325,7 @@ class ConversationService:
         self,
         owner: Owner,
         continuation_id: ContinuationId,
-        change: Change,
+        change: ConversationUpdate,
         *,
         expected_revision: int | None = None,
         idempotency_key: str | None = None,
@@ -383,7 +383,7 @@ class ConversationService:
     def import_text(
         self,
         owner: Owner,
-        parts: Iterable[Part],
+        parts: Iterable[ExportItem],
         *,
         as_name: ContinuationId | None = None,
     ) -> AsyncIterator[ImportProgress]:
@@ -449,9 +449,9 @@ class ConversationService:
                 await self._turns.drain()
 
 
-def _once(key: str | None, tool: str, *parts: Any) -> Request:
+def _once(key: str | None, tool: str, *parts: Any) -> IdempotencyKey:
     """Return what makes a change of a conversation happen once; without a key only this call's own retries share it."""
-    return Request(request_key(key), content_hash(tool, *parts), tool, TurnId(str(uuid.uuid4())))
+    return IdempotencyKey(request_key(key), content_hash(tool, *parts), tool, TurnId(str(uuid.uuid4())))
 
 
 def newest_of(found: Hit | Loaded, limit: int, source: Source, *, stale_s: float | None = None) -> Page:

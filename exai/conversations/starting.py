@@ -10,7 +10,7 @@ import uuid
 from exai.cache.records import Hit, Miss
 from exai.conversations.prompt import BYTES_PER_TOKEN
 from exai.conversations.requests import ChatRequest, chat_messages, content_hash, request_key
-from exai.db.conversations import Known, TurnBegun, TurnStart
+from exai.db.conversations import CachedRange, TurnBegun, TurnStart
 from exai.models import ConversationId, Message, TurnId
 from exai.providers.base import Model
 
@@ -49,11 +49,11 @@ def turn_start(request: ChatRequest, model: Model, room_tokens: int, cached: Hit
     )
 
 
-def _known(cached: Hit | Miss | None) -> Known | None:
+def _known(cached: Hit | Miss | None) -> CachedRange | None:
     if not isinstance(cached, Hit) or not cached.messages:
         return None
     size_bytes = sum(len(message.content.encode()) for message in cached.messages)
-    return Known(cached.revision, cached.messages[0].seq, cached.messages[-1].seq, size_bytes)
+    return CachedRange(cached.revision, cached.messages[0].seq, cached.messages[-1].seq, size_bytes)
 
 
 def history_of(begun: TurnBegun, cached: Hit | Miss | None) -> tuple[Message, ...]:

@@ -20,10 +20,10 @@ from exai.cache.conversations import ConversationCache
 from exai.config import LimitSettings
 from exai.conversations.formats import (
     ConversationText,
+    ExportItem,
     FileText,
     Format,
     MessageText,
-    Part,
     write_file,
     write_header,
     write_message,
@@ -180,7 +180,7 @@ class Transfer:
     async def import_text(
         self,
         owner: Owner,
-        parts: Iterable[Part],
+        parts: Iterable[ExportItem],
         *,
         as_name: ContinuationId | None = None,
     ) -> AsyncIterator[ImportProgress]:
@@ -272,7 +272,7 @@ class _Files:
             await self._shelf.link(self._owner, name, ids[start : start + LIST_PAGE])
 
 
-def _batches(source: Iterator[Part], limits: LimitSettings) -> Iterator[list[MessageText]]:
+def _batches(source: Iterator[ExportItem], limits: LimitSettings) -> Iterator[list[MessageText]]:
     """Cut messages into batches that an append may have; there is always at least one batch, maybe empty."""
     most = min(BATCH_MESSAGES, limits.append_messages)
     batch: list[MessageText] = []

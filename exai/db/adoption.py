@@ -48,7 +48,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class ExpectedColumn:
     """One column as it has to be.
 
     `older` is the value that rows from before get while the column is added, None to leave it empty for the backfill;
@@ -61,44 +61,44 @@ class Wanted:
 
 
 CONVERSATIONS: Final = {
-    "owner": Wanted("text", "'local'", "'local'"),
-    "continuation_id": Wanted("text", default="gen_random_uuid()::text"),
-    "title": Wanted("text"),
-    "metadata": Wanted("jsonb", "'{}'", "'{}'"),
-    "tags": Wanted("text[]", "'{}'", "'{}'"),
-    "parent_id": Wanted("uuid"),
-    "parent_seq": Wanted("bigint"),
+    "owner": ExpectedColumn("text", "'local'", "'local'"),
+    "continuation_id": ExpectedColumn("text", default="gen_random_uuid()::text"),
+    "title": ExpectedColumn("text"),
+    "metadata": ExpectedColumn("jsonb", "'{}'", "'{}'"),
+    "tags": ExpectedColumn("text[]", "'{}'", "'{}'"),
+    "parent_id": ExpectedColumn("uuid"),
+    "parent_seq": ExpectedColumn("bigint"),
     # Empty means: not numbered yet. New conversations are empty of messages, so theirs begin at 1 at once.
-    "next_seq": Wanted("bigint", default="1"),
-    "revision": Wanted("bigint", "0", "0"),
-    "edited_revision": Wanted("bigint", "0", "0"),
+    "next_seq": ExpectedColumn("bigint", default="1"),
+    "revision": ExpectedColumn("bigint", "0", "0"),
+    "edited_revision": ExpectedColumn("bigint", "0", "0"),
     # A constant first, because a default that differs by row would write the whole table anew.
-    "changed_xid": Wanted("xid8", "'3'", "pg_current_xact_id()"),
-    "deleted_at": Wanted("timestamp with time zone"),
-    "created_at": Wanted("timestamp with time zone", default="now()"),
-    "updated_at": Wanted("timestamp with time zone", default="now()"),
+    "changed_xid": ExpectedColumn("xid8", "'3'", "pg_current_xact_id()"),
+    "deleted_at": ExpectedColumn("timestamp with time zone"),
+    "created_at": ExpectedColumn("timestamp with time zone", default="now()"),
+    "updated_at": ExpectedColumn("timestamp with time zone", default="now()"),
 }
 MESSAGES: Final = {
-    "conversation_id": Wanted("uuid"),
-    "seq": Wanted("bigint"),
-    "turn_id": Wanted("uuid"),
-    "role": Wanted("text"),
-    "kind": Wanted("text", "'message'", "'message'"),
-    "content": Wanted("text"),
-    "metadata": Wanted("jsonb", "'{}'", "'{}'"),
-    "created_at": Wanted("timestamp with time zone", default="now()"),
+    "conversation_id": ExpectedColumn("uuid"),
+    "seq": ExpectedColumn("bigint"),
+    "turn_id": ExpectedColumn("uuid"),
+    "role": ExpectedColumn("text"),
+    "kind": ExpectedColumn("text", "'message'", "'message'"),
+    "content": ExpectedColumn("text"),
+    "metadata": ExpectedColumn("jsonb", "'{}'", "'{}'"),
+    "created_at": ExpectedColumn("timestamp with time zone", default="now()"),
 }
 FILES: Final = {
-    "owner": Wanted("text", "'local'", "'local'"),
-    "sha256": Wanted("text"),
-    "size_bytes": Wanted("bigint"),
-    "media_type": Wanted("text"),
-    "name": Wanted("text"),
-    "storage_path": Wanted("text"),
-    "created_at": Wanted("timestamp with time zone", "now()", "now()"),
-    "used_at": Wanted("timestamp with time zone", "now()", "now()"),
+    "owner": ExpectedColumn("text", "'local'", "'local'"),
+    "sha256": ExpectedColumn("text"),
+    "size_bytes": ExpectedColumn("bigint"),
+    "media_type": ExpectedColumn("text"),
+    "name": ExpectedColumn("text"),
+    "storage_path": ExpectedColumn("text"),
+    "created_at": ExpectedColumn("timestamp with time zone", "now()", "now()"),
+    "used_at": ExpectedColumn("timestamp with time zone", "now()", "now()"),
 }
-LINKS: Final = {"conversation_id": Wanted("uuid"), "file_id": Wanted("uuid")}
+LINKS: Final = {"conversation_id": ExpectedColumn("uuid"), "file_id": ExpectedColumn("uuid")}
 WANTED: Final = {
     "conversations": CONVERSATIONS,
     "messages": MESSAGES,
@@ -179,7 +179,7 @@ def _identity(table: str, found: Column) -> list[str]:
     raise CannotAdopt(f"public.{table}.id is {found.type} and has no default; give it one first")
 
 
-def _added(table: str, name: str, wanted: Wanted) -> list[str]:
+def _added(table: str, name: str, wanted: ExpectedColumn) -> list[str]:
     older = f" not null default {wanted.older}" if wanted.older else ""
     statements = [f"alter table public.{table} add column {name} {wanted.type}{older}"]
     if wanted.default and wanted.default != wanted.older:
@@ -187,7 +187,7 @@ def _added(table: str, name: str, wanted: Wanted) -> list[str]:
     return statements
 
 
-def _kept(table: str, name: str, wanted: Wanted, found: Column) -> list[str]:
+def _kept(table: str, name: str, wanted: ExpectedColumn, found: Column) -> list[str]:
     statements = []
     if found.type != wanted.type:
         if wanted.type == "text" and found.type in TEXTS:

@@ -21,8 +21,6 @@ SWEEP_BATCH: Final = 20
 
 CONTINUATION: Final = bytes(range(0x80, 0xC0))
 
-Known = Callable[[Sequence[str]], Awaitable[frozenset[str]]]
-
 
 class PostgresBlobs:
     """A blob store in the database of the files' rows."""
@@ -77,7 +75,7 @@ class PostgresBlobs:
         """Return how many characters begin in each part: 1 round trip, no bytes."""
         return [row["characters"] for row in await self._database.fetch("part_characters", owner, sha256)]
 
-    async def sweep(self, age_s: float, known: Known) -> int:
+    async def sweep(self, age_s: float, known: Callable[[Sequence[str]], Awaitable[frozenset[str]]]) -> int:
         """Remove contents without a file and bytes without a content; returns of how many contents."""
         del known
         removed = 0

@@ -23,14 +23,14 @@ from exai.db.records import (
     AppendStart,
     AppendStatus,
     BegunStatus,
-    Change,
+    CachedRange,
+    ChangeEvent,
+    ChangeEvents,
     Changes,
+    ConversationChange,
     ConversationList,
     Cursor,
     FinishedStatus,
-    Known,
-    News,
-    NewsItem,
     StoredPage,
     StoredReply,
     TurnBegun,
@@ -40,8 +40,8 @@ from exai.db.records import (
     TurnStart,
 )
 from exai.db.rows import (
-    Answer,
     Columns,
+    RowsByPart,
     check_text,
     check_texts,
     check_time,
@@ -53,7 +53,7 @@ from exai.db.rows import (
     time_of,
 )
 from exai.errors import InvalidArgument, NotFound
-from exai.models import PAGE_BYTES, PAGE_MESSAGES, ContinuationId, Message, NewMessage, Owner, Part, TurnId
+from exai.models import PAGE_BYTES, PAGE_MESSAGES, ContentPart, ContinuationId, Message, NewMessage, Owner, TurnId
 from exai.pages import JOINT, decode_page
 
 __all__ = [
@@ -61,12 +61,12 @@ __all__ = [
     "AppendStart",
     "AppendStatus",
     "BegunStatus",
-    "Change",
+    "CachedRange",
     "Changes",
+    "ConversationChange",
     "ConversationList",
     "ConversationRepository",
     "FinishedStatus",
-    "Known",
     "StoredPage",
     "StoredReply",
     "TurnBegun",
@@ -136,7 +136,7 @@ class ConversationRepository:
         # Numbers start at 1 and have no holes, so the lowest one tells whether there is anything older.
         has_older = bool(messages) and messages[0].seq > 1
         last = rows[-1]["head"] if len(rows) > 1 else None
-        part = Part(char_offset, orjson.loads(last)["chars"]) if last else None
+        part = ContentPart(char_offset, orjson.loads(last)["chars"]) if last else None
         return StoredPage(conversation_of(head["conversation"]), messages, has_older, head["inc"], page, part=part)
 
     async def append(self, start: AppendStart) -> AppendResult:
@@ -155,7 +155,7 @@ class ConversationRepository:
 
     async def _append_one(self, start: AppendStart, columns: Columns) -> AppendResult:
         rest = (*columns, list(start.file_ids), start.expected_revision)
-        answer = Answer(await self._database.fetch("append", *_identity(start), start.title, *rest))
+        answer = RowsByPart(await self._database.fetch("append", *_identity(start), start.title, *rest))
         head, status = answer.head, answer.head["status"]
         stored = tuple(answer.part("stored"))
         if status == "appended" and not stored:
@@ -182,7 +182,7 @@ class ConversationRepository:
         """
         _check_start(start)
         known = start.known
-        answer = Answer(
+        answer = RowsByPart(
             await self._database.fetch(
                 "begin_turn", *_identity(start), start.title, start.lease_s, start.provider, start.model,
                 *columns_of(start.messages), list(start.file_ids), start.expected_revision, start.budget_bytes,
@@ -226,7 +226,7 @@ class ConversationRepository:
         """
         usage = end.usage
         check_text("model", end.model)
-        answer = Answer(
+        answer = RowsByPart(
             await self._database.fetch(
                 "finish_turn", end.owner, end.turn_id, end.attempt, end.state, *columns_of(end.messages), end.model,
                 usage.input_tokens if usage else None,
@@ -253,7 +253,7 @@ class ConversationRepository:
     async def wait_turn(self, owner: Owner, request_key: str) -> TurnSeen | None:
         """How far the turn with this key has come now (this does not wait); None when there is none."""
         check_text("idempotency_key", request_key)
-        answer = Answer(await self._database.fetch("turn_state", owner, request_key))
+        answer = RowsByPart(await self._database.fetch("turn_state", owner, request_key))
         conversation = answer.conversation
         if conversation is None:
             return None
@@ -297,19 +297,20 @@ class ConversationRepository:
         """This moment's snapshot, and every conversation changed by a transaction not visible to `since_xmin`'s."""
         rows = await self._database.fetch("changes", since_xmin, CHANGES_LIMIT + 1)
         changed = tuple(
-            Change(Owner(row["owner"]), ContinuationId(row["continuation_id"]), row["revision"]) for row in rows[1:]
+            ConversationChange(Owner(row["owner"]), ContinuationId(row["continuation_id"]), row["revision"])
+            for row in rows[1:]
         )
         truncated = len(changed) > CHANGES_LIMIT
         return Changes(rows[0]["xmin"], rows[0]["inc"], changed[:CHANGES_LIMIT], truncated)
 
-    async def news(self, since_xmin: str | None) -> News:
+    async def news(self, since_xmin: str | None) -> ChangeEvents:
         """This moment's snapshot, and what subscribers hear of every conversation changed since `since_xmin`'s."""
         rows = await self._database.fetch("news", since_xmin, CHANGES_LIMIT)
         changed = tuple(
-            NewsItem(Owner(row["owner"]), ContinuationId(row["continuation_id"]), row["revision"], row["listed"])
+            ChangeEvent(Owner(row["owner"]), ContinuationId(row["continuation_id"]), row["revision"], row["listed"])
             for row in rows[1:]
         )
-        return News(rows[0]["xmin"], rows[0]["inc"], changed)
+        return ChangeEvents(rows[0]["xmin"], rows[0]["inc"], changed)
 
 
 def write_cursor(cursor: Cursor) -> str:
@@ -361,7 +362,7 @@ def _identity(start: AppendStart | TurnStart) -> tuple[str | None, ...]:
     )
 
 
-def _just_stored(messages: Sequence[NewMessage], answer: Answer, turn_id: TurnId) -> tuple[Message, ...]:
+def _just_stored(messages: Sequence[NewMessage], answer: RowsByPart, turn_id: TurnId) -> tuple[Message, ...]:
     first_seq = answer.head["first_seq"]
     if first_seq is None or answer.at is None:
         return ()

@@ -28,7 +28,7 @@ BATCH: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class IdempotencyKey:
     """What makes a change happen once: the same `key` again is answered as the first time, if the `digest` agrees.
 
     `tool` is what the change is recorded under, `turn_id` this attempt.
@@ -65,7 +65,7 @@ class Changed:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ConversationUpdate:
     """What to change; None leaves as it is. An empty title removes it."""
 
     title: str | None = None
@@ -96,7 +96,7 @@ class CurationRepository:
         self,
         owner: Owner,
         continuation_id: ContinuationId,
-        request: Request,
+        request: IdempotencyKey,
         *,
         new_conversation_id: ConversationId,
         at_seq: int | None = None,
@@ -116,8 +116,8 @@ class CurationRepository:
         self,
         owner: Owner,
         continuation_id: ContinuationId,
-        request: Request,
-        change: Change,
+        request: IdempotencyKey,
+        change: ConversationUpdate,
         *,
         expected_revision: int | None = None,
     ) -> Changed:
@@ -128,7 +128,7 @@ class CurationRepository:
         self,
         owner: Owner,
         continuation_id: ContinuationId,
-        request: Request,
+        request: IdempotencyKey,
         *,
         deleted: bool,
         expected_revision: int | None = None,
@@ -155,7 +155,7 @@ class CurationRepository:
         self,
         owner: Owner,
         continuation_id: ContinuationId,
-        request: Request,
+        request: IdempotencyKey,
         document: dict[str, Any],
         expected: int | None,
     ) -> Changed:

@@ -28,7 +28,7 @@ from exai.db.pace import NetworkFloor
 from exai.db.session import settle
 from exai.db.standing import Obstacle, obstacle_of
 from exai.db.statements import Statement, load_statements
-from exai.db.translate import DEPENDENCY, READ_ONLY, Phase, Verdict, judge
+from exai.db.translate import DEPENDENCY, READ_ONLY, StatementPhase, TranslatedError, judge
 from exai.errors import DatabaseUnavailable, DeadlineExceeded, ShuttingDown, StorageFull
 from exai.fairness import Holder, request_owner
 from exai.models import Recorder
@@ -88,7 +88,7 @@ class Database:
         """
         statement = self._statements[name]
         attempt = 1
-        doubt: Verdict | None = None
+        doubt: TranslatedError | None = None
         while True:
             started = time.perf_counter()
             try:
@@ -154,7 +154,7 @@ class Database:
             raise DeadlineExceeded(f"{DEPENDENCY} ({statement.name})")
         return min(left_s, self._settings.statement_timeout_s)
 
-    async def _may_repeat(self, statement: Statement, verdict: Verdict, attempt: int) -> bool:
+    async def _may_repeat(self, statement: Statement, verdict: TranslatedError, attempt: int) -> bool:
         """Return whether to retry, after sleeping for the backoff."""
         if attempt > RETRIES or not (verdict.again or verdict.outcome == "unknown"):
             return False
@@ -168,7 +168,7 @@ class Database:
         await asyncio.sleep(wait_s)
         return True
 
-    def _note(self, statement: Statement, verdict: Verdict, cause: BaseException | None) -> None:
+    def _note(self, statement: Statement, verdict: TranslatedError, cause: BaseException | None) -> None:
         """Record the reason of a failed write for health if later writes will fail for the same reason."""
         refused = isinstance(verdict.error, StorageFull | DatabaseUnavailable) and isinstance(cause, PostgresError)
         if refused and statement.repeat != "read":
@@ -213,17 +213,17 @@ class Database:
 
 
 class _Failed(Exception):
-    def __init__(self, verdict: Verdict) -> None:
+    def __init__(self, verdict: TranslatedError) -> None:
         super().__init__(verdict)
         self.verdict = verdict
 
 
-def _failed(error: Exception, phase: Phase) -> Exception:
+def _failed(error: Exception, phase: StatementPhase) -> Exception:
     verdict = judge(error, phase)
     return _Failed(verdict) if verdict else error
 
 
-def _final(statement: Statement, verdict: Verdict) -> Exception:
+def _final(statement: Statement, verdict: TranslatedError) -> Exception:
     if verdict.outcome == "unknown" and statement.repeat == "read":
         # A read without a reply has written nothing, so its outcome is not unknown to the caller.
         left_s = remaining_s()

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, Final, Literal
 
 from exai.models import (
+    ContentPart,
     ContinuationId,
     Conversation,
     ConversationId,
@@ -16,7 +17,6 @@ from exai.models import (
     Message,
     NewMessage,
     Owner,
-    Part,
     TurnId,
     TurnState,
     Usage,
@@ -39,7 +39,7 @@ AppendStatus = Literal[
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class CachedRange:
     """What a cache gave: the messages `low_seq` to `high_seq` as of `revision`, `size_bytes` of content."""
 
     revision: int
@@ -62,7 +62,7 @@ class StoredPage:
     inc: str
     page: bytes | None = None
     has_files: bool = False
-    part: Part | None = None
+    part: ContentPart | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class TurnStart:
     title: str | None = None
     file_ids: Sequence[FileId] = ()
     expected_revision: int | None = None
-    known: Known | None = None
+    known: CachedRange | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,7 @@ class ConversationList:
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class ConversationChange:
     """A conversation changed; `revision` None when it is gone."""
 
     owner: Owner
@@ -234,12 +234,12 @@ class Changes:
 
     xmin: str
     inc: str
-    changed: tuple[Change, ...]
+    changed: tuple[ConversationChange, ...]
     truncated: bool
 
 
 @dataclass(frozen=True, slots=True)
-class NewsItem:
+class ChangeEvent:
     """A conversation changed; `is_listed` when a list of conversations reads differently."""
 
     owner: Owner
@@ -249,12 +249,12 @@ class NewsItem:
 
 
 @dataclass(frozen=True, slots=True)
-class News:
+class ChangeEvents:
     """What changed since a snapshot, as subscribers hear of it."""
 
     xmin: str
     inc: str
-    changed: tuple[NewsItem, ...]
+    changed: tuple[ChangeEvent, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ _make_message = tuple.__new__
 """A page has many messages, and the named tuple's own constructor, a Python function, takes three times as long."""
 
 
-class Answer:
+class RowsByPart:
     """The rows of one answer, sorted by part."""
 
     __slots__ = ("at", "head", "parts")

@@ -11,7 +11,7 @@ import orjson
 
 from exai.db.pool import Database
 from exai.db.records import StoredPage
-from exai.db.rows import Answer, check_text, check_texts, columns_of, conversation_of, json_of
+from exai.db.rows import RowsByPart, check_text, check_texts, columns_of, conversation_of, json_of
 from exai.errors import InvalidArgument, NotFound
 from exai.models import ContinuationId, Conversation, ConversationId, NewMessage, Owner, TurnId
 
@@ -83,7 +83,7 @@ class TransferRepository:
         `has_older` says whether there is anything before the page. Raises `NotFound` or a `DatabaseError`.
         """
         check_text("continuation_id", continuation_id)
-        answer = Answer(
+        answer = RowsByPart(
             await self._database.fetch(
                 "read_forward", owner, continuation_id, after_seq, up_to_seq, limit, budget_bytes
             )

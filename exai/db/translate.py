@@ -1,8 +1,9 @@
 """Turns what the driver raises into `exai.errors`, and says whether the same statement may be sent again.
 
 Judged by exception class first and sqlstate second, never by message text: the driver reports a backend that was
-terminated as a lost connection, with an sqlstate of its own. `Verdict.outcome` is the invariant the callers build on:
-`nothing` means that nothing was written, `unknown` that the reply was lost after the statement had been sent.
+terminated as a lost connection, with an sqlstate of its own. `TranslatedError.outcome` is the invariant the callers
+build on: `nothing` means that nothing was written, `unknown` that the reply was lost after the statement had been
+sent.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from exai.errors import (
 
 DEPENDENCY: Final = "postgres"
 
-Outcome = Literal["nothing", "unknown"]
-Phase = Literal["connecting", "waiting", "sent"]
+CommitOutcome = Literal["nothing", "unknown"]
+StatementPhase = Literal["connecting", "waiting", "sent"]
 """Where the failure met the statement: no connection yet, no free connection yet, or on its way."""
 
 NO_REPLY: Final = "no reply came in time"
@@ -35,11 +36,11 @@ MIGRATE: Final = "Run `exai migrate` (or `alembic upgrade head`) with this relea
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class TranslatedError:
     """The error for the caller; `outcome` as above; `again` when repeating at once is likely to help."""
 
     error: ExaiError
-    outcome: Outcome
+    outcome: CommitOutcome
     again: bool
 
 
@@ -56,7 +57,7 @@ def unknown_outcome(problem: str) -> OutcomeUnknown:
     return OutcomeUnknown(DEPENDENCY, problem, "Repeat the request with the same idempotency key")
 
 
-def judge(error: BaseException, phase: Phase) -> Verdict | None:
+def judge(error: BaseException, phase: StatementPhase) -> TranslatedError | None:
     """What to make of `error`; None for what is not the driver's (cancellation, a defect of ours)."""
     match error:
         case PostgresError() if not isinstance(error, PostgresConnectionError):
@@ -72,32 +73,32 @@ def judge(error: BaseException, phase: Phase) -> Verdict | None:
             # The driver's own complaints: a host of the wrong kind among several, or a defect.
             again = phase != "sent"
             found = _unavailable(f"cannot connect ({type(error).__name__})") if again else _defect(error)
-            return Verdict(found, "nothing", again=again)
+            return TranslatedError(found, "nothing", again=again)
     return None
 
 
-def _misused(error: InterfaceError) -> Verdict:
+def _misused(error: InterfaceError) -> TranslatedError:
     if "pool is clos" in str(error):
         # The driver has no class of its own for this one.
-        return Verdict(ShuttingDown(), "nothing", again=False)
+        return TranslatedError(ShuttingDown(), "nothing", again=False)
     if isinstance(error, ValueError):
-        return Verdict(_unavailable(f"cannot connect: {error}", "Correct the address"), "nothing", again=False)
+        return TranslatedError(_unavailable(f"cannot connect: {error}", "Correct the address"), "nothing", again=False)
     # What is left is a connection found closed when the statement was about to be written to it.
-    return Verdict(_unavailable("the connection was closed"), "nothing", again=True)
+    return TranslatedError(_unavailable("the connection was closed"), "nothing", again=True)
 
 
-def _connection_lost(phase: Phase) -> Verdict:
+def _connection_lost(phase: StatementPhase) -> TranslatedError:
     if phase == "sent":
-        return Verdict(unknown_outcome("the connection was lost before the reply came"), "unknown", again=True)
-    return Verdict(_unavailable("no connection could be made"), "nothing", again=True)
+        return TranslatedError(unknown_outcome("the connection was lost before the reply came"), "unknown", again=True)
+    return TranslatedError(_unavailable("no connection could be made"), "nothing", again=True)
 
 
-def _timed_out(phase: Phase) -> Verdict:
+def _timed_out(phase: StatementPhase) -> TranslatedError:
     if phase == "sent":
-        return Verdict(unknown_outcome(NO_REPLY), "unknown", again=False)
+        return TranslatedError(unknown_outcome(NO_REPLY), "unknown", again=False)
     if phase == "waiting":
-        return Verdict(_busy("all connections of the pool are in use"), "nothing", again=False)
-    return Verdict(_unavailable("no connection could be made in time"), "nothing", again=False)
+        return TranslatedError(_busy("all connections of the pool are in use"), "nothing", again=False)
+    return TranslatedError(_unavailable("no connection could be made in time"), "nothing", again=False)
 
 
 def _defect(error: BaseException) -> DatabaseError:
@@ -132,18 +133,18 @@ _ENTRY: Final = frozenset({"28000", "28P01", "3D000", "08P01", "42501"})
 _UNNAMED: Final = frozenset({"26000", "42P05"})
 
 
-def _by_sqlstate(error: Exception, phase: Phase) -> Verdict:
+def _by_sqlstate(error: Exception, phase: StatementPhase) -> TranslatedError:
     state = str(getattr(error, "sqlstate", None) or "")
     if state in _BUSY:
-        return Verdict(_busy(_BUSY[state]), "nothing", again=state in _AGAIN)
+        return TranslatedError(_busy(_BUSY[state]), "nothing", again=state in _AGAIN)
     if state in {"57P01", "57P02", "57P05"}:
         return _connection_lost(phase)
     if state in _REFUSING and (phase == "sent" or state not in _ENTRY):
-        return Verdict(_unavailable(*_REFUSING[state]), "nothing", again=state in _AGAIN)
+        return TranslatedError(_unavailable(*_REFUSING[state]), "nothing", again=state in _AGAIN)
     if state in {"53100", "58030"}:
         full = StorageFull(DEPENDENCY, "the disk is full or cannot be written", "Free space; reads go on")
-        return Verdict(full, "nothing", again=False)
-    return Verdict(_permanent(error, state), "nothing", again=False)
+        return TranslatedError(full, "nothing", again=False)
+    return TranslatedError(_permanent(error, state), "nothing", again=False)
 
 
 def _permanent(error: Exception, state: str) -> ExaiError:

@@ -19,7 +19,7 @@ from pathlib import Path
 from exai.background import open_background
 from exai.embedded.ownership import (
     Claim,
-    Running,
+    ServerRecord,
     claim,
     lead_to,
     locked,
@@ -58,7 +58,7 @@ class Embedded:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class LaunchOptions:
     """What a program asks for; `durable` False is for tests, where a power cut loses nothing of value."""
 
     postgres: bool = True
@@ -71,9 +71,9 @@ class Wanted:
 class Guest:
     """What a program holds that uses the servers of another one, to run them itself when that one is gone."""
 
-    running: Running
+    running: ServerRecord
     data_dir: Path
-    wanted: Wanted
+    wanted: LaunchOptions
     owner_lock: int
     servers_lock: int
     stack: AsyncExitStack
@@ -113,7 +113,7 @@ async def start_embedded(
     Servers of another program are run by this one, at the same addresses, as soon as that one is gone. `report` is
     told in a sentence about every server that died. Raises StartupError.
     """
-    wanted = Wanted(postgres, valkey, durable, pg_bin)
+    wanted = LaunchOptions(postgres, valkey, durable, pg_bin)
     async with open_servers(data_dir, wanted) as servers, open_background() as background:
         for server in servers.running():
             background.start(f"embedded {server.name}", keep_running(server, report))
@@ -123,7 +123,7 @@ async def start_embedded(
 
 
 @asynccontextmanager
-async def open_servers(data_dir: Path, wanted: Wanted) -> AsyncIterator[Servers]:
+async def open_servers(data_dir: Path, wanted: LaunchOptions) -> AsyncIterator[Servers]:
     """Like `start_embedded`, with the servers in the caller's hands. Entering and leaving may be in different loops."""
     if sys.platform == "win32":
         raise StartupError(
@@ -139,33 +139,37 @@ async def open_servers(data_dir: Path, wanted: Wanted) -> AsyncIterator[Servers]
         yield servers
 
 
-async def enter_servers(stack: AsyncExitStack, data_dir: Path, wanted: Wanted) -> Servers:
+async def enter_servers(stack: AsyncExitStack, data_dir: Path, wanted: LaunchOptions) -> Servers:
     """Find the binaries, own the directory or attach, start what was asked for; `stack` ends it all."""
     binaries = find_postgres(wanted.pg_bin) if wanted.postgres else None
     binary = find_valkey() if wanted.valkey else None
     data_dir = make_private(data_dir)
     owner_lock, servers_lock = (stack.enter_context(locked(data_dir / f"{name}.lock")) for name in ("owner", "servers"))
     owned = await claim(data_dir, owner_lock, servers_lock)
-    if isinstance(owned, Running):
+    if isinstance(owned, ServerRecord):
         guest = Guest(owned, data_dir, wanted, owner_lock, servers_lock, stack)
         return Servers(attach(owned, data_dir, wanted), guest=guest)
-    return await start_owned(stack, owned, make_socket_dir(data_dir), Found(binaries, binary), durable=wanted.durable)
+    return await start_owned(
+        stack, owned, make_socket_dir(data_dir), ServerPrograms(binaries, binary), durable=wanted.durable
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ServerPrograms:
     """The programs to be started; a sentence in place of the cache's says why there is none."""
 
     postgres: PostgresBinaries | None
     valkey: ValkeyBinary | str | None
 
 
-async def start_owned(stack: AsyncExitStack, owned: Claim, socket_dir: Path, found: Found, *, durable: bool) -> Servers:
+async def start_owned(
+    stack: AsyncExitStack, owned: Claim, socket_dir: Path, found: ServerPrograms, *, durable: bool
+) -> Servers:
     """Start the servers of a directory that is ours, and publish where they are."""
     data_dir = owned.data_dir
     stack.callback(remove_socket_dir, socket_dir)
     stack.callback(owned.withdraw)
-    starting = Running(os.getpid(), str(socket_dir), durable)
+    starting = ServerRecord(os.getpid(), str(socket_dir), durable)
     owned.publish(starting)
     database = cache = None
     notes: tuple[str, ...] = ()
@@ -237,7 +241,7 @@ async def take_over(guest: Guest) -> Servers:
     wanted, before = guest.wanted, guest.running
     needs_postgres = wanted.postgres or before.postgres_version is not None
     needs_valkey = wanted.valkey or before.valkey_version is not None
-    found = Found(
+    found = ServerPrograms(
         await asyncio.to_thread(find_postgres, wanted.pg_bin) if needs_postgres else None,
         await asyncio.to_thread(find_valkey) if needs_valkey else None,
     )
@@ -260,7 +264,7 @@ def make_private(data_dir: Path) -> Path:
     return data_dir.resolve()
 
 
-def attach(running: Running, data_dir: Path, wanted: Wanted) -> Embedded:
+def attach(running: ServerRecord, data_dir: Path, wanted: LaunchOptions) -> Embedded:
     """Use the servers of the program that owns the directory. Raises StartupError when they are not those wanted."""
     if wanted.postgres and (running.postgres_version is None or (wanted.durable and not running.durable)):
         kind = "without a Postgres" if running.postgres_version is None else "with a Postgres that may lose data"

@@ -40,7 +40,7 @@ PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./+@ -]*")
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class ServerRecord:
     """What the owner of a data directory says about its servers; `ready` once they answer."""
 
     pid: int
@@ -63,7 +63,7 @@ class Claim:
     data_dir: Path
     held_fds: tuple[int, ...]
 
-    def publish(self, running: Running) -> None:
+    def publish(self, running: ServerRecord) -> None:
         """Tell programs that come later where the servers are."""
         new = self.data_dir / f"running.json.{os.getpid()}"
         new.write_text(json.dumps(asdict(running)), encoding="utf-8")
@@ -100,13 +100,13 @@ def unlock(descriptor: int) -> None:
 
 async def claim(
     data_dir: Path, owner_lock: int, servers_lock: int, *, limit_s: float = OWNER_STARTING_LIMIT_S
-) -> Claim | Running:
+) -> Claim | ServerRecord:
     """Own the directory, or learn about the servers that run in it.
 
     Raises StartupError when another program owns it and its servers do not answer, or when servers of a program that
     is gone do not end.
     """
-    found: Running | None = None
+    found: ServerRecord | None = None
 
     def is_settled() -> bool:
         nonlocal found
@@ -186,11 +186,11 @@ def has_open(pid: int, lock: int) -> bool:
     return False
 
 
-def read_running(data_dir: Path) -> Running | None:
+def read_running(data_dir: Path) -> ServerRecord | None:
     """What the last owner said, or None when it said nothing that can be read."""
     try:
         said: dict[str, Any] = json.loads((data_dir / "running.json").read_text(encoding="utf-8"))
-        return Running(**said | {"sockets": tuple(said["sockets"])})
+        return ServerRecord(**said | {"sockets": tuple(said["sockets"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -11,7 +11,7 @@ import hmac
 from collections.abc import Mapping
 
 from exai.config import ServerSettings
-from exai.mcp.edge import INVALID, Admitted, Authenticator, Refusal, everybody_is_local
+from exai.mcp.edge import INVALID, Admitted, Authenticator, AuthRefusal, everybody_is_local
 from exai.mcp.signed import JwtVerifier
 from exai.models import LOCAL_OWNER, Owner
 
@@ -36,17 +36,17 @@ class _Tokens:
         self._known = _KnownTokens(settings)
         self._signed = JwtVerifier(settings.jwt, reserved=settings.tokens) if settings.jwt.is_on else None
 
-    async def __call__(self, headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | Refusal:
+    async def __call__(self, headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | AuthRefusal:
         token = _given(headers, query)
         if not token:
-            return Refusal("a bearer token is needed: send it as Authorization: Bearer")
+            return AuthRefusal("a bearer token is needed: send it as Authorization: Bearer")
         if len(token) > MAX_TOKEN_CHARS:
-            return Refusal("the bearer token is too long to be one", INVALID)
+            return AuthRefusal("the bearer token is too long to be one", INVALID)
         owner = self._known.owner_of(token)
         if owner is not None:
             return Admitted(owner)
         if self._signed is None:
-            return Refusal("the bearer token is not one of the configured tokens", INVALID)
+            return AuthRefusal("the bearer token is not one of the configured tokens", INVALID)
         return await self._signed.verdict(token)
 
     def at_once(self, headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | None:

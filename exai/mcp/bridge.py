@@ -25,8 +25,8 @@ from exai.mcp.bridge_messages import error_of, refusal_of, too_large, understood
 from exai.mcp.eras import MESSAGE_MAX_HEADER, META_SUBSCRIPTION, OVERLOADED
 from exai.mcp.jsonrpc import (
     INVALID_REQUEST,
+    JsonRpcMessage,
     Malformed,
-    Message,
     Notification,
     Request,
     RequestId,
@@ -34,7 +34,7 @@ from exai.mcp.jsonrpc import (
     encode_result,
     request_id,
 )
-from exai.mcp.stdio import Line, start_reading, start_writing
+from exai.mcp.stdio import InputLine, start_reading, start_writing
 
 PATIENCE_S = 8.0
 """Time that requests wait for an unreachable daemon, from its loss; editors allow about ten seconds for a start."""
@@ -115,7 +115,7 @@ class Bridge:
         self._headers = headers
         self._patience_s = patience_s
         self._stdin, self._stdout = stdin, stdout
-        self._lines: asyncio.Queue[Line | None] = asyncio.Queue(LINES_AHEAD)
+        self._lines: asyncio.Queue[InputLine | None] = asyncio.Queue(LINES_AHEAD)
         self._outgoing: asyncio.Queue[tuple[bytes, bool] | None] = asyncio.Queue(FRAMES_AHEAD)
         """The messages to write, and whether each is an answer."""
 
@@ -126,7 +126,7 @@ class Bridge:
         self._in_flight: dict[RequestId, int] = {}
         """The running requests and their sizes."""
 
-        self._unsent: Line | None = None
+        self._unsent: InputLine | None = None
 
         self._answered = asyncio.Event()
         self._handshake: list[bytes] = []
@@ -196,7 +196,7 @@ class Bridge:
             await self._forward(*understood(line))
             self._unsent = None
 
-    async def _forward(self, message: Message, data: bytes, raw_id: bytes | None) -> None:
+    async def _forward(self, message: JsonRpcMessage, data: bytes, raw_id: bytes | None) -> None:
         match message:
             case Malformed():
                 # Not forwarded: the daemon would refuse it too, and close a connection with many such messages.

@@ -9,12 +9,12 @@ from __future__ import annotations
 import orjson
 
 from exai.mcp.eras import OVERLOADED
-from exai.mcp.jsonrpc import PARSE_ERROR, Malformed, Message, RequestId, RpcError, encode_error, parse
+from exai.mcp.jsonrpc import PARSE_ERROR, JsonRpcMessage, Malformed, RequestId, RpcError, encode_error, parse
 from exai.mcp.request_ids import FoundId, find_id
-from exai.mcp.stdio import Line, OverlongLine
+from exai.mcp.stdio import InputLine, OverlongLine
 
 
-def understood(line: Line) -> tuple[Message, bytes, bytes | None]:
+def understood(line: InputLine) -> tuple[JsonRpcMessage, bytes, bytes | None]:
     """Return a line's message, the bytes to forward, and the id as the client wrote it for a refusal.
 
     Clients may write an integer as 7.0 and compare ids as numbers, so such an id is forwarded as an integer.

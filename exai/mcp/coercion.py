@@ -85,7 +85,7 @@ _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
 @dataclass(slots=True)
-class _Reading:
+class _Coercion:
     """Notes about the coercions made so far, and the names of texts that may be empty."""
 
     keeps_empty: frozenset[str]
@@ -163,11 +163,11 @@ def understood(schema: Json, given: object, keeps_empty: frozenset[str] = frozen
     given = _decoded(given, dict)
     if not isinstance(given, dict):
         return given, []
-    reading = _Reading(keeps_empty)
+    reading = _Coercion(keeps_empty)
     return _object(schema, _unwrapped(schema, given, reading), "", reading, 0), reading.notes
 
 
-def _unwrapped(schema: Json, given: Json, reading: _Reading) -> Json:
+def _unwrapped(schema: Json, given: Json, reading: _Coercion) -> Json:
     """Return the arguments from within an object that holds nothing else."""
     if len(given) != 1:
         return given
@@ -179,7 +179,7 @@ def _unwrapped(schema: Json, given: Json, reading: _Reading) -> Json:
     return inner
 
 
-def _object(schema: Json, given: Json, path: str, reading: _Reading, depth: int) -> Json:
+def _object(schema: Json, given: Json, path: str, reading: _Coercion, depth: int) -> Json:
     properties: Json = schema.get("properties", {})
     required = schema.get("required", ())
     found: dict[str, Any] = {}
@@ -197,7 +197,7 @@ def _object(schema: Json, given: Json, path: str, reading: _Reading, depth: int)
     return found
 
 
-def _named(properties: Json, given: Json, path: str, reading: _Reading) -> Json:
+def _named(properties: Json, given: Json, path: str, reading: _Coercion) -> Json:
     """Return the arguments under the schema's names; unknown ones keep their own."""
     if given.keys() <= properties.keys():
         return given
@@ -233,7 +233,7 @@ def _synonym(name: str, properties: Json, found: Json) -> str | None:
     return targets[ranks.index(min(ranks))] if ranks else None
 
 
-def _is_left_out(schema: Json, value: object, name: str, path: str, reading: _Reading) -> bool:
+def _is_left_out(schema: Json, value: object, name: str, path: str, reading: _Coercion) -> bool:
     """Return whether an optional argument's value stands for an omitted one."""
     if value is None:
         return True
@@ -249,7 +249,7 @@ def _is_left_out(schema: Json, value: object, name: str, path: str, reading: _Re
     return False
 
 
-def _id(name: str, value: object, path: str, reading: _Reading) -> object:
+def _id(name: str, value: object, path: str, reading: _Coercion) -> object:
     """Return the id from a resource's URI if the argument takes such an id; else the value itself."""
     if isinstance(value, list):
         return [_id(name, each, f"{path}[{index}]", reading) for index, each in enumerate(value)]
@@ -263,7 +263,7 @@ def _id(name: str, value: object, path: str, reading: _Reading) -> object:
 _LEFT_OUT: Final = object()
 
 
-def _value(schema: Json, value: object, path: str, reading: _Reading, depth: int) -> object:
+def _value(schema: Json, value: object, path: str, reading: _Coercion, depth: int) -> object:
     kind = schema.get("type")
     if depth > MAX_DEPTH:
         return value
@@ -280,7 +280,7 @@ def _value(schema: Json, value: object, path: str, reading: _Reading, depth: int
     return value
 
 
-def _array(schema: Json, value: object, path: str, reading: _Reading, depth: int) -> object:
+def _array(schema: Json, value: object, path: str, reading: _Coercion, depth: int) -> object:
     part: Json = schema.get("items", {})
     if value in ({}, "{}"):
         return []
@@ -299,7 +299,7 @@ def _array(schema: Json, value: object, path: str, reading: _Reading, depth: int
     return [_value(part, each, f"{path}[{index}]", reading, depth + 1) for index, each in enumerate(value)]
 
 
-def _listed(part: Json, text: str, path: str, reading: _Reading) -> object:
+def _listed(part: Json, text: str, path: str, reading: _Coercion) -> object:
     """Return the list that a text represents."""
     decoded = _decoded(text, list)
     if isinstance(decoded, list):
@@ -327,7 +327,7 @@ def _listed(part: Json, text: str, path: str, reading: _Reading) -> object:
     return [text]
 
 
-def _text(schema: Json, value: object, path: str, reading: _Reading) -> object:
+def _text(schema: Json, value: object, path: str, reading: _Coercion) -> object:
     choices = schema.get("enum", ())
     if isinstance(value, bool):
         value = "true" if value else "false"
@@ -341,7 +341,7 @@ def _text(schema: Json, value: object, path: str, reading: _Reading) -> object:
     return _choice(choices, value, path, reading) if choices and isinstance(value, str) else value
 
 
-def _choice(choices: Sequence[str], value: str, path: str, reading: _Reading) -> str:
+def _choice(choices: Sequence[str], value: str, path: str, reading: _Coercion) -> str:
     """Return the choice that a value spells differently or names by a synonym."""
     if value in choices:
         return value

@@ -53,7 +53,7 @@ class Admitted:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class AuthRefusal:
     """A refusal by an authenticator; `challenge` becomes the WWW-Authenticate header of a 401."""
 
     reason: str
@@ -61,7 +61,7 @@ class Refusal:
     status: Literal[401, 503] = 401
 
 
-Authenticator = Callable[[Mapping[str, str], Mapping[str, str]], Awaitable[Admitted | Refusal]]
+Authenticator = Callable[[Mapping[str, str], Mapping[str, str]], Awaitable[Admitted | AuthRefusal]]
 """Maps headers (names in lower case) and query parameters to an owner; may wait for an issuer's keys."""
 
 
@@ -94,7 +94,7 @@ class Direct(Protocol):
 async def everybody_is_local(
     headers: Mapping[str, str],  # noqa: ARG001
     query: Mapping[str, str],  # noqa: ARG001
-) -> Admitted | Refusal:
+) -> Admitted | AuthRefusal:
     """Admit every caller as the one local owner; correct on a loopback address only."""
     return Admitted(LOCAL_OWNER)
 
@@ -131,7 +131,7 @@ class Edge:
         if rejection is not None:
             return rejection
         verdict = await self._authenticate(headers, query_map(scope["query_string"]))
-        if isinstance(verdict, Refusal):
+        if isinstance(verdict, AuthRefusal):
             challenge = (b"www-authenticate", verdict.challenge.encode("latin-1"))
             return Rejection(verdict.status, verdict.reason, (challenge,) if verdict.status == 401 else ())
         return verdict

@@ -18,7 +18,7 @@ _SIZE_16 = 126
 _MASK_BYTES = 4
 
 
-class Reader(StreamReader):
+class FrameReader(StreamReader):
     """The parser's source, which knows whether the parser is at the start of a frame."""
 
     def __init__(self) -> None:
@@ -33,9 +33,9 @@ class Reader(StreamReader):
         return has_ended
 
 
-def read_through(conn: Protocol) -> Reader:
-    """Replace the source of a connection that has received nothing with a `Reader`, and return the reader."""
-    reader = conn.reader = Reader()
+def read_through(conn: Protocol) -> FrameReader:
+    """Replace the source of a connection that has received nothing with a `FrameReader`, and return the reader."""
+    reader = conn.reader = FrameReader()
     conn.parser = conn.parse()
     next(conn.parser)
     return reader

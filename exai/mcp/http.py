@@ -24,7 +24,7 @@ from exai.mcp import eras, jsonrpc
 from exai.mcp.arriving import SLICE_BYTES
 from exai.mcp.edge import Admitted, Rejection, abort_of, expired, header_map, peer_of, too_many
 from exai.mcp.headers import legacy_version
-from exai.mcp.jsonrpc import Fault, Malformed, Message, RpcError
+from exai.mcp.jsonrpc import Fault, JsonRpcMessage, Malformed, RpcError
 from exai.mcp.pending import admit
 from exai.mcp.posting import JSON_TYPE
 from exai.mcp.protocol import Ignore, Send, Start
@@ -63,7 +63,7 @@ class Gone(Exception):
 class _Posted:
     """One message as received, and the kinds of answer its client accepts."""
 
-    message: Message
+    message: JsonRpcMessage
     size_bytes: int
     accept: str
 
@@ -78,7 +78,7 @@ class HttpDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: AsgiSend) -> None:
         """Serve one request."""
-        reply = Reply(send, abort_of(scope), self._server.settings.send_timeout_s)
+        reply = HttpReply(send, abort_of(scope), self._server.settings.send_timeout_s)
         headers = header_map(scope["headers"])
         try:
             admitted = await self._server.edge.admit(scope)
@@ -96,7 +96,7 @@ class HttpDoor:
             await reply.text(Rejection(408, "the body did not arrive in time"))
 
     async def _exchange(
-        self, scope: Scope, headers: dict[str, str], admitted: Admitted, receive: Receive, reply: Reply
+        self, scope: Scope, headers: dict[str, str], admitted: Admitted, receive: Receive, reply: HttpReply
     ) -> None:
         """Read one message and answer it."""
         rejection = unfit(scope["method"], headers, self._server.settings.message_max_bytes)
@@ -139,7 +139,7 @@ class HttpDoor:
             account.give(held_bytes)
 
     async def _session(
-        self, message: Message, headers: dict[str, str], admitted: Admitted, peer: str, reply: Reply
+        self, message: JsonRpcMessage, headers: dict[str, str], admitted: Admitted, peer: str, reply: HttpReply
     ) -> Session | None:
         """Open a session in the request's revision, or refuse a request whose headers contradict its body."""
         try:
@@ -151,10 +151,10 @@ class HttpDoor:
             return None
         return self._server.open_session(admitted, peer=peer, version=version)
 
-    async def _serve(self, session: Session, posted: _Posted, receive: Receive, reply: Reply) -> None:
+    async def _serve(self, session: Session, posted: _Posted, receive: Receive, reply: HttpReply) -> None:
         await self._while_there(session, receive, self._answer(session, posted, reply))
 
-    async def go_on(self, session: Session, receive: Receive, reply: Reply) -> None:
+    async def go_on(self, session: Session, receive: Receive, reply: HttpReply) -> None:
         """Answer with a stream: a call that started without one takes long."""
         with contextlib.suppress(Gone):
             await self._while_there(session, receive, self._stream(session, None, reply))
@@ -169,7 +169,7 @@ class HttpDoor:
             await asyncio.wait({gone})
             await session.end()
 
-    async def _answer(self, session: Session, posted: _Posted, reply: Reply) -> None:
+    async def _answer(self, session: Session, posted: _Posted, reply: HttpReply) -> None:
         if session.outbox.is_closed:
             await reply.text(expired())
             return
@@ -201,7 +201,7 @@ class HttpDoor:
             raise Gone
         return message
 
-    async def _only_answer(self, session: Session, message: Send | None, reply: Reply) -> None:
+    async def _only_answer(self, session: Session, message: Send | None, reply: HttpReply) -> None:
         """Send the answer without progress, for a client that does not accept streams."""
         while message is None or session.connection.in_flight or len(session.outbox):
             message = await session.outbox.get()
@@ -209,7 +209,7 @@ class HttpDoor:
                 raise Gone
         await reply.json(status_of(message.error, at_the_door=False), message.data)
 
-    async def _stream(self, session: Session, first: Send | None, reply: Reply) -> None:
+    async def _stream(self, session: Session, first: Send | None, reply: HttpReply) -> None:
         await reply.begin_stream()
         message = first
         while True:
@@ -227,7 +227,7 @@ class HttpDoor:
         await reply.end_stream()
 
 
-class Reply:
+class HttpReply:
     """One HTTP answer. Every send has a timeout, and a client that does not read is disconnected."""
 
     def __init__(self, send: AsgiSend, abort: Callable[[], None], timeout_s: float) -> None:

@@ -13,14 +13,14 @@ from dataclasses import replace
 from exai.mcp.jsonrpc import Json
 from exai.mcp.protocol import Call, CallContext
 
-Progress = Callable[[str], Awaitable[None]]
+SendProgress = Callable[[str], Awaitable[None]]
 
 
 class _Shared:
     """One piece of work, and the progress callbacks of the calls that wait for it."""
 
     def __init__(self) -> None:
-        self.waiting: list[Progress] = []
+        self.waiting: list[SendProgress] = []
         self.task: asyncio.Task[Json] | None = None
 
     async def say(self, message: str) -> None:

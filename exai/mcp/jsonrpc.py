@@ -94,10 +94,10 @@ class Malformed:
     error: RpcError
 
 
-Message: TypeAlias = Request | Notification | Response | Malformed
+JsonRpcMessage: TypeAlias = Request | Notification | Response | Malformed
 
 
-def parse(data: bytes) -> Message:
+def parse(data: bytes) -> JsonRpcMessage:
     """Parse one message. The caller has limited the size of `data`."""
     if data[:3] == _BOM:
         data = data[3:]
@@ -163,7 +163,7 @@ def encode_notification(method: str, params: Json) -> bytes:
     return orjson.dumps({"jsonrpc": "2.0", "method": method, "params": params})
 
 
-def _classify(data: bytes, value: dict[str, Any]) -> Message:
+def _classify(data: bytes, value: dict[str, Any]) -> JsonRpcMessage:
     key, method, params = value.get("id"), value.get("method"), value.get("params")
     if value.get("jsonrpc") == "2.0" and type(method) is str and 0 < len(method) <= MAX_METHOD_CHARS:
         if not params and (params is None or type(params) is list):

@@ -17,7 +17,7 @@ MAX_GATHERED = 10_000
 """Maximum number of collected URIs; further changes are reported as a change of the list, which clients read again."""
 
 
-class News:
+class Notifier:
     """Changes that have not been reported yet."""
 
     def __init__(self, sessions: Callable[[], Iterable[Session]]) -> None:

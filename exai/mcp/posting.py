@@ -98,7 +98,7 @@ def _nothing() -> None:
     """Do nothing: the connection is already lost."""
 
 
-class Lane(Protocol):
+class PostHandler(Protocol):
     """The door's state of one connection."""
 
     def take(self, post: Post) -> bool:
@@ -111,7 +111,7 @@ class Lane(Protocol):
 class Door(Protocol):
     """A consumer of POSTs."""
 
-    def open_lane(self) -> Lane:
+    def open_lane(self) -> PostHandler:
         """Return the lane of a new connection."""
 
 
@@ -122,7 +122,7 @@ class Posting(HttpToolsProtocol):
     answering: RequestResponseCycle | None = None
     """The cycle that is being answered while `cycle` is that of a newer request."""
 
-    _lane: Lane | None = None
+    _lane: PostHandler | None = None
     is_deferred = False
     _body = b""
     _idle_since: float | None = None

@@ -22,8 +22,8 @@ from exai.mcp.jsonrpc import (
     EchoedId,
     Fault,
     Json,
+    JsonRpcMessage,
     Malformed,
-    Message,
     RequestId,
     RpcError,
 )
@@ -37,8 +37,8 @@ READ_TIMEOUT_S = 30.0
 
 DISCOVER_CACHE = Cacheable(60_000, "private")
 
-Change: TypeAlias = Literal["tools", "prompts", "resources"]
-_FILTERS: Mapping[str, tuple[Change, str]] = {
+ListKind: TypeAlias = Literal["tools", "prompts", "resources"]
+_FILTERS: Mapping[str, tuple[ListKind, str]] = {
     "toolsListChanged": ("tools", "notifications/tools/list_changed"),
     "promptsListChanged": ("prompts", "notifications/prompts/list_changed"),
     "resourcesListChanged": ("resources", "notifications/resources/list_changed"),
@@ -46,7 +46,7 @@ _FILTERS: Mapping[str, tuple[Change, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Client:
+class ClientInfo:
     """The peer's description of itself. It is unverified and used for logs and capabilities only."""
 
     name: str = ""
@@ -62,7 +62,7 @@ class Call:
     method: Method
     params: Json
     version: str
-    client: Client
+    client: ClientInfo
     progress_token: RequestId | None = None
 
 
@@ -78,12 +78,12 @@ class CallContext:
     owner: Owner
     request_id: str
     progress: Callable[[str], Awaitable[None]]
-    client: Client = Client()
+    client: ClientInfo = ClientInfo()
     begun: Callable[[str, datetime], None] = lambda _id, _since: None
 
 
-Answer: TypeAlias = Callable[[Call], Json]
-Work: TypeAlias = Callable[[Call, CallContext], Awaitable[Json]]
+SyncHandler: TypeAlias = Callable[[Call], Json]
+AsyncHandler: TypeAlias = Callable[[Call, CallContext], Awaitable[Json]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +96,8 @@ class Method:
     """
 
     name: str
-    answer: Answer | None = None
-    work: Work | None = None
+    answer: SyncHandler | None = None
+    work: AsyncHandler | None = None
     cacheable: Cacheable | None = None
     as_result: Callable[[ExaiError], Json] | None = None
     timeout_s: float | None = None
@@ -133,7 +133,7 @@ class Surface:
                     raise ValueError(f"two features serve {method.name}")
                 self.methods[method.name] = method
 
-    def announces(self, change: Change) -> bool:
+    def announces(self, change: ListKind) -> bool:
         """Return whether clients are notified when this list changes."""
         return bool(self.capabilities.get(change, {}).get("listChanged"))
 
@@ -195,7 +195,7 @@ class Connection:
     ) -> None:
         self.surface = surface
         self.version = version
-        self.client = Client()
+        self.client = ClientInfo()
         self.in_flight: dict[RequestId, Call] = {}
         self.listening: dict[RequestId, Json] = {}
         self._subscriptions = Subscriptions(budget, surface.schemes)
@@ -209,7 +209,7 @@ class Connection:
         """Process the bytes of one message."""
         return self.accept(jsonrpc.parse(data))
 
-    def accept(self, message: Message) -> Action:
+    def accept(self, message: JsonRpcMessage) -> Action:
         """Process one message. Never raises."""
         if isinstance(message, jsonrpc.Request):
             try:
@@ -281,7 +281,7 @@ class Connection:
             found["instructions"] = self.surface.instructions
         return found
 
-    def _listen(self, request: jsonrpc.Request, client: Client) -> Action:
+    def _listen(self, request: jsonrpc.Request, client: ClientInfo) -> Action:
         wanted = request.params.get("notifications")
         wanted = {} if wanted == [] else wanted
         if not isinstance(wanted, dict):
@@ -356,7 +356,7 @@ class Connection:
 
     # Both eras.
 
-    def _start(self, request: jsonrpc.Request, method: Method, version: str, client: Client, meta: Json) -> Action:
+    def _start(self, request: jsonrpc.Request, method: Method, version: str, client: ClientInfo, meta: Json) -> Action:
         token = meta.get("progressToken")
         if token is not None and (token := jsonrpc.as_id(token)) is None:
             raise RpcError(INVALID_PARAMS, "Invalid params: progressToken must be a string or an integer")
@@ -399,7 +399,7 @@ class Connection:
             params["message"] = message
         return jsonrpc.encode_notification("notifications/progress", params)
 
-    def changed(self, change: Change) -> list[bytes]:
+    def changed(self, change: ListKind) -> list[bytes]:
         """Return the notifications for this peer after a list changed."""
         found = []
         for name, (kind, method) in _FILTERS.items():
@@ -473,11 +473,11 @@ def _tagged(method: str, id: RequestId, params: Json) -> bytes:  # noqa: A002
     return jsonrpc.encode_notification(method, {**params, "_meta": {eras.META_SUBSCRIPTION: id}})
 
 
-def _client(info: object, capabilities: Json) -> Client:
+def _client(info: object, capabilities: Json) -> ClientInfo:
     capabilities = eras.declared(capabilities)
     if not isinstance(info, dict):
-        return Client(capabilities=capabilities)
+        return ClientInfo(capabilities=capabilities)
     name, version = info.get("name"), info.get("version")
-    return Client(
+    return ClientInfo(
         name[:100] if isinstance(name, str) else "", version[:100] if isinstance(version, str) else "", capabilities
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from math import inf
 
@@ -16,6 +16,7 @@ from exai.account import Account
 from exai.config import ServerSettings
 from exai.errors import Overloaded
 from exai.models import Owner
+from exai.resilience import Clock
 
 BURST_S = 10.0
 """The unused part of a rate is saved for this time, since requests come in bursts."""
@@ -36,8 +37,6 @@ MAX_ADDRESSES = 16_000
 
 _LOOKED_AT = 2
 """Idle owners to examine for removal at each lookup; more than one, so that their number cannot grow."""
-
-Clock = Callable[[], float]
 
 
 class Bucket:

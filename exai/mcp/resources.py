@@ -55,7 +55,7 @@ class Listing:
 Lister = Callable[[str | None, CallContext], Awaitable[Listing]]
 """Maps a cursor to a page of the caller's resources; raises `RequestError` for a cursor it did not issue."""
 
-Reader = Callable[[str, CallContext], Awaitable[Sequence[ResourceContents]]]
+ResourceReader = Callable[[str, CallContext], Awaitable[Sequence[ResourceContents]]]
 """Returns the contents of a URI; empty for an unknown one."""
 
 
@@ -68,7 +68,7 @@ class ResourceRegistry:
     def __init__(
         self,
         specs: Iterable[ResourceSpec],
-        read: Reader,
+        read: ResourceReader,
         *,
         listing: Lister | None = None,
         announces: bool = False,

@@ -20,7 +20,7 @@ class Timed(Protocol):
         """Handle the timeout."""
 
 
-class Running:
+class RunningCall:
     """One call and its task, which is created right after it."""
 
     __slots__ = ("call", "has_begun", "is_late", "size_bytes", "task")
@@ -46,7 +46,7 @@ class Running:
         return self.task.uncancel() == 0
 
 
-class Watch:
+class Timeouts:
     """Stops calls and other objects at their timeouts; times are those of `loop.time()`."""
 
     def __init__(self) -> None:

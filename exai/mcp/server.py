@@ -14,11 +14,11 @@ import structlog
 
 from exai.config import ServerSettings
 from exai.mcp.edge import Admitted, Authenticator, Edge, everybody_is_local
-from exai.mcp.news import News
+from exai.mcp.news import Notifier
 from exai.mcp.outbox import Outbox
-from exai.mcp.protocol import Call, Change, Connection, Feature, Surface
+from exai.mcp.protocol import Call, Connection, Feature, ListKind, Surface
 from exai.mcp.quota import Quotas
-from exai.mcp.running import Watch
+from exai.mcp.running import Timeouts
 from exai.mcp.session import Session
 from exai.mcp.tally import Tally
 from exai.mcp.tasks import Tasks, TaskStore
@@ -67,11 +67,11 @@ class McpServer:
         )
         self.surface = Surface(name, version, offered, instructions=instructions)
         self.is_draining = False
-        self.watch = Watch()
+        self.watch = Timeouts()
         self.tally = Tally(lambda: self.recorder)
         self._sessions: set[Session] = set()
         self._is_count_due = False
-        self.news = News(lambda: self._sessions)
+        self.news = Notifier(lambda: self._sessions)
         self._quiet = asyncio.Event()
 
     def open_session(self, admitted: Admitted, *, peer: str, version: str | None = None) -> Session:
@@ -127,7 +127,7 @@ class McpServer:
         own = terms.timeout_s
         return self._tool_timeout_s if own is None or own > self._tool_timeout_s else own
 
-    def changed(self, change: Change) -> None:
+    def changed(self, change: ListKind) -> None:
         """Notify every subscribed peer that a list changed."""
         for session in self._sessions:
             session.tell(session.connection.changed(change))

@@ -24,10 +24,10 @@ from exai.mcp import eras
 from exai.mcp.edge import Admitted
 from exai.mcp.errors import rpc_error
 from exai.mcp.joining import Joining
-from exai.mcp.jsonrpc import INTERNAL_ERROR, Json, Message, Request, RequestId, RpcError
+from exai.mcp.jsonrpc import INTERNAL_ERROR, Json, JsonRpcMessage, Request, RequestId, RpcError
 from exai.mcp.outbox import Outbox
 from exai.mcp.protocol import Action, Call, CallContext, Cancel, Connection, Send, Start, refusal
-from exai.mcp.running import Running
+from exai.mcp.running import RunningCall
 from exai.models import Owner
 from exai.resilience import end_by
 
@@ -79,7 +79,7 @@ class Session:
         # Whether the last message exceeded its owner's rate.
         self.is_over_rate = False
         self._loop = asyncio.get_running_loop()
-        self._running: dict[RequestId, Running] = {}
+        self._running: dict[RequestId, RunningCall] = {}
         self._unwinding: set[asyncio.Task[None]] = set()
         self._joining = Joining()
         self._expires_at = admitted.expires_at
@@ -106,13 +106,13 @@ class Session:
         """Return whether no call is running; subscriptions do not count."""
         return not self._running
 
-    async def receive(self, message: Message, size_bytes: int = 0) -> Action:
+    async def receive(self, message: JsonRpcMessage, size_bytes: int = 0) -> Action:
         """Process one message as soon as there is room for its answer."""
         if not self.outbox.has_room:
             await self.outbox.room()
         return self.take(message, size_bytes)
 
-    def take(self, message: Message, size_bytes: int) -> Action:
+    def take(self, message: JsonRpcMessage, size_bytes: int) -> Action:
         """Process one message of this size and carry out the resulting action; the outbox must have room."""
         self.is_over_rate = False
         try:
@@ -191,7 +191,7 @@ class Session:
             self._refuse(call, rpc_error(error))
             return
         context = self._context or self._common_context()
-        running = self._running[call.id] = Running(call, size_bytes)
+        running = self._running[call.id] = RunningCall(call, size_bytes)
         running.task = self._loop.create_task(
             self._run(running), name=f"mcp {call.method.name}", context=context.copy()
         )
@@ -212,7 +212,7 @@ class Session:
             # A task that is cancelled before its first step never runs `_run`, so nothing else releases the call.
             self._forget(running)
 
-    def _forget(self, running: Running) -> None:
+    def _forget(self, running: RunningCall) -> None:
         """Release a call that has ended, or that was cancelled before its first step."""
         self.quota.end(running.size_bytes)
         if self._running.get(running.call.id) is running:
@@ -238,7 +238,7 @@ class Session:
         if self.is_idle:
             self.finish(EXPIRED)
 
-    async def _run(self, running: Running) -> None:
+    async def _run(self, running: RunningCall) -> None:
         """Run the call, answer it, and report its outcome. This is the one error boundary of calls."""
         running.has_begun = True
         call, server = running.call, self.server
@@ -266,7 +266,7 @@ class Session:
             server.tally.add((self.owner, call.method.name, terms.label, outcome), request_id, took_s, self._loop)
             self._forget(running)
 
-    async def _outcome(self, running: Running, context: CallContext, terms: Terms) -> str:
+    async def _outcome(self, running: RunningCall, context: CallContext, terms: Terms) -> str:
         """Run the call within its timeout and queue its answer; return the outcome for the metrics."""
         call, watch = running.call, self.server.watch
         limit_s = self.server.timeout_s(terms)

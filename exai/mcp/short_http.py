@@ -15,13 +15,13 @@ from starlette.types import Send as AsgiSend
 from exai.mcp import jsonrpc
 from exai.mcp.edge import Admitted, header_map
 from exai.mcp.headers import legacy_version
-from exai.mcp.http import HttpDoor, Reply, retry_after, status_of, takes_streams, unfit
+from exai.mcp.http import HttpDoor, HttpReply, retry_after, status_of, takes_streams, unfit
 from exai.mcp.jsonrpc import Request, RpcError
 from exai.mcp.outbox import Outbox
 from exai.mcp.posting import JSON_TYPE, OK, Header, Post
 from exai.mcp.protocol import Send, Start
 from exai.mcp.quota import Quota
-from exai.mcp.running import Watch
+from exai.mcp.running import Timeouts
 from exai.mcp.server import McpServer
 from exai.mcp.session import Session
 
@@ -35,7 +35,7 @@ class ShortHttp:
 
     def __init__(self, server: McpServer, door: HttpDoor) -> None:
         self.server, self.door = server, door
-        self.watch = Watch()
+        self.watch = Timeouts()
         self.unwinding: set[asyncio.Task[None]] = set()
 
     def open_lane(self) -> Lane:
@@ -170,7 +170,7 @@ class Exchange(Outbox):
 
         async def stream(scope: Scope, receive: Receive, send: AsgiSend) -> None:  # noqa: ARG001
             try:
-                reply = Reply(send, abort, self._way.server.settings.send_timeout_s)
+                reply = HttpReply(send, abort, self._way.server.settings.send_timeout_s)
                 await self._way.door.go_on(session, receive, reply)
             finally:
                 self.quota.disconnect()

@@ -12,7 +12,7 @@ from typing import Any
 import jwt
 import structlog
 
-from exai.mcp.edge import INVALID, Admitted, Refusal
+from exai.mcp.edge import INVALID, Admitted, AuthRefusal
 from exai.mcp.jwks import KeySet, NoKeys, PublicKey
 from exai.models import LOCAL_OWNER, Owner
 from exai.sections import OWNER_MAX_CHARS, JwtSettings
@@ -39,7 +39,7 @@ class JwtVerifier:
         self._reserved = frozenset(reserved) | {LOCAL_OWNER}
         self._keys = keys or (KeySet(settings.jwks_url) if settings.jwks_url else None)
 
-    async def verdict(self, token: str) -> Admitted | Refusal:
+    async def verdict(self, token: str) -> Admitted | AuthRefusal:
         """Return the owner and expiry of a token, or the reason for its refusal."""
         try:
             key, algorithm = await self._key(token)
@@ -55,13 +55,13 @@ class JwtVerifier:
             return self._admitted(claims)
         except NoKeys as error:
             log.warning("cannot verify tokens", reason=str(error))
-            return Refusal("the issuer's keys cannot be had at the moment; try again", status=503)
+            return AuthRefusal("the issuer's keys cannot be had at the moment; try again", status=503)
         except jwt.ExpiredSignatureError:
-            return Refusal("the token has expired; sign in again", INVALID)
+            return AuthRefusal("the token has expired; sign in again", INVALID)
         except (jwt.PyJWTError, RecursionError) as error:
             # The reason goes to the operator's log only: in the answer it would help an attacker to forge tokens.
             log.info("refused a token", reason=type(error).__name__)
-            return Refusal("the token is not valid here", INVALID)
+            return AuthRefusal("the token is not valid here", INVALID)
 
     async def _key(self, token: str) -> tuple[PublicKey | bytes, str]:
         """Return the key that must have signed this token, and its algorithm. Raises `jwt.PyJWTError` or `NoKeys`."""
@@ -76,13 +76,13 @@ class JwtVerifier:
             raise jwt.InvalidKeyError("no published key has this token's kid")
         return found
 
-    def _admitted(self, claims: dict[str, Any]) -> Admitted | Refusal:
+    def _admitted(self, claims: dict[str, Any]) -> Admitted | AuthRefusal:
         subject = claims["sub"]
         if not 0 < len(subject) <= OWNER_MAX_CHARS or not subject.isprintable():
-            return Refusal("the token's subject cannot be an owner's name", INVALID)
+            return AuthRefusal("the token's subject cannot be an owner's name", INVALID)
         if subject in self._reserved:
             # Otherwise a user who can choose the subject could act as an owner with a configured token.
-            return Refusal("the token's subject is the name of an owner who works without signed tokens", INVALID)
+            return AuthRefusal("the token's subject is the name of an owner who works without signed tokens", INVALID)
         if claims.get("is_anonymous") is True and not self._settings.allow_anonymous:
-            return Refusal("anonymous users are not admitted here; sign in", INVALID)
+            return AuthRefusal("anonymous users are not admitted here; sign in", INVALID)
         return Admitted(Owner(subject), float(min(int(claims["exp"]), FAR_FUTURE)) + LEEWAY_S)

@@ -33,7 +33,7 @@ class OverlongLine:
     tail: bytes
 
 
-Line: TypeAlias = bytes | OverlongLine
+InputLine: TypeAlias = bytes | OverlongLine
 Job: TypeAlias = "tuple[bytes, asyncio.Future[None]]"
 
 
@@ -46,7 +46,7 @@ class LineSplitter:
         self._size_bytes = 0
         self._head: bytes | None = None
 
-    def feed(self, data: bytes) -> list[Line]:
+    def feed(self, data: bytes) -> list[InputLine]:
         """Return the lines that `data` completes."""
         *whole, rest = data.split(b"\n")
         lines = []
@@ -57,7 +57,7 @@ class LineSplitter:
         self._add(rest)
         return lines
 
-    def end(self) -> Line | None:
+    def end(self) -> InputLine | None:
         """Return the last line at the end of input, or None if it is empty."""
         parts, size_bytes, head = self._parts, self._size_bytes, self._head
         self._parts, self._size_bytes, self._head = [], 0, None
@@ -80,7 +80,7 @@ class LineSplitter:
 def start_reading(
     descriptor: int,
     loop: asyncio.AbstractEventLoop,
-    lines: asyncio.Queue[Line | None],
+    lines: asyncio.Queue[InputLine | None],
     ended: asyncio.Event,
     limit_bytes: int,
 ) -> None:
@@ -103,14 +103,14 @@ def _start_thread(name: str, target: Any, *arguments: Any) -> None:
 def _read(
     descriptor: int,
     loop: asyncio.AbstractEventLoop,
-    lines: asyncio.Queue[Line | None],
+    lines: asyncio.Queue[InputLine | None],
     ended: asyncio.Event,
     limit_bytes: int,
 ) -> None:
     """Read the descriptor itself: the interpreter aborts if a thread holds a buffered file at exit."""
     splitter = LineSplitter(limit_bytes)
 
-    def put(line: Line | None) -> None:
+    def put(line: InputLine | None) -> None:
         waiting = asyncio.run_coroutine_threadsafe(lines.put(line), loop)
         while True:
             with contextlib.suppress(TimeoutError):

@@ -15,7 +15,7 @@ from typing import TypeAlias
 from exai.logs import info_each
 from exai.models import Owner, Recorder
 
-Kind: TypeAlias = tuple[Owner, str, str, str]
+CallKey: TypeAlias = tuple[Owner, str, str, str]
 """Common properties of requests: owner, method, tool, outcome."""
 
 
@@ -24,11 +24,11 @@ class Tally:
 
     def __init__(self, recorder: Callable[[], Recorder]) -> None:
         self._recorder = recorder
-        self._ended: defaultdict[Kind, list[tuple[str, float]]] = defaultdict(list)
+        self._ended: defaultdict[CallKey, list[tuple[str, float]]] = defaultdict(list)
         # An empty context: no single call's context applies to all of them.
         self._context = Context()
 
-    def add(self, kind: Kind, request: str, duration_s: float, loop: asyncio.AbstractEventLoop) -> None:
+    def add(self, kind: CallKey, request: str, duration_s: float, loop: asyncio.AbstractEventLoop) -> None:
         """Add a call to the report of this iteration, which groups calls by kind."""
         if not self._ended:
             loop.call_soon(self._tell, context=self._context)

@@ -62,8 +62,8 @@ _KINDS = {
 }
 
 
-Work = Callable[[CallContext], Awaitable[Json]]
-RunAsTask = Callable[[Call, CallContext, Work], Awaitable[Json]]
+BoundHandler = Callable[[CallContext], Awaitable[Json]]
+RunAsTask = Callable[[Call, CallContext, BoundHandler], Awaitable[Json]]
 """Runs a call's work, and may return a handle before it has ended; see `exai.mcp.tasks`."""
 
 

@@ -25,8 +25,8 @@ from exai.errors import Overloaded
 from exai.mcp.arriving import POLICY_VIOLATION, TRY_AGAIN_LATER
 from exai.mcp.edge import Admitted, Direct, Rejection, abort_of, direct_of, peer_of, too_many
 from exai.mcp.eras import MESSAGE_MAX_HEADER
+from exai.mcp.jsonrpc import JsonRpcMessage as Incoming
 from exai.mcp.jsonrpc import Malformed, parse
-from exai.mcp.jsonrpc import Message as Incoming
 from exai.mcp.server import McpServer
 from exai.mcp.session import Session
 

@@ -22,14 +22,14 @@ PROBE_INTERVAL_S = 5.0
 PROBE_TIMEOUT_S = 2.0
 READINESS_CHANGES_AFTER = 3
 
-State = Literal["ok", "degraded", "down", "off"]
+HealthState = Literal["ok", "degraded", "down", "off"]
 
 
 @dataclass(frozen=True, slots=True)
 class Probed:
     """What a probe found. `degraded` works with a loss, `off` is not configured; to be down it may as well raise."""
 
-    state: State
+    state: HealthState
     detail: str = ""
 
 
@@ -51,7 +51,7 @@ class ComponentHealth:
 
     name: str
     required: bool
-    state: State
+    state: HealthState
     latency_ms: float | None
     detail: str
     since: datetime

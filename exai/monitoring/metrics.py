@@ -57,7 +57,7 @@ SECONDS_BUCKETS = (
 BYTES_BUCKETS = tuple(float(256 * 4**power) for power in range(10))
 NUMBER_BUCKETS = (1.0, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 10_000, 100_000)
 
-Kind = Literal["counter", "gauge", "histogram"]
+MetricKind = Literal["counter", "gauge", "histogram"]
 
 
 class _Series:
@@ -74,7 +74,7 @@ class _Series:
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    kind: Kind
+    kind: MetricKind
     labels: tuple[str, ...]
     bounds: tuple[float, ...]
     series: dict[tuple[str, ...], _Series]
@@ -174,7 +174,7 @@ class MetricsRecorder:
         for name, family in self._families.items():
             yield _export(PREFIX + name, family)
 
-    def _resolve(self, kind: Kind, name: str, labels: Mapping[str, str]) -> _Series | None:
+    def _resolve(self, kind: MetricKind, name: str, labels: Mapping[str, str]) -> _Series | None:
         """Return the series of a label set not seen in this spelling before, or None when it cannot be recorded."""
         names = tuple(sorted(labels))
         family = self._families.get(name)
@@ -226,7 +226,7 @@ def _label(value: str) -> str:
     return str(value)[:MAX_LABEL_CHARS].encode("utf-8", "replace").decode()
 
 
-def _bounds(kind: Kind, name: str) -> tuple[float, ...]:
+def _bounds(kind: MetricKind, name: str) -> tuple[float, ...]:
     if kind != "histogram":
         return ()
     if name.endswith("_seconds"):

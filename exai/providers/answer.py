@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
 from exai.models import Delta, FinishReason, Usage
-from exai.providers.reading import DONE, Found, TextJoiner, clean_name, read_message, tokens, values_of
+from exai.providers.reading import DONE, ParsedPiece, TextJoiner, clean_name, read_message, tokens, values_of
 from exai.providers.sse import Event
 
 _FINISH_REASONS: Final[Mapping[str, FinishReason]] = {
@@ -94,7 +94,7 @@ class ErrorInStream(Exception):
         self.document = document
 
 
-class Answer:
+class AnswerAssembler:
     """Give it the events in order; it answers with what each adds. `settle` follows the last one.
 
     `max_bytes` bounds text and reasoning together, `max_content_bytes` the text, which must fit in one message.
@@ -149,7 +149,7 @@ class Answer:
             return None
         values, unread = values_of(event.data)
         self.unread += unread
-        added = Found()
+        added = ParsedPiece()
         for value in values:
             if value == DONE:
                 self.done = True
@@ -161,7 +161,7 @@ class Answer:
 
     def settle(self) -> Delta | None:
         """Return what only the end of the stream makes certain. Raises as `take`."""
-        added = Found()
+        added = ParsedPiece()
         if not self._has_own_choice:
             for choice in self._aside:
                 self._take_own_choice(choice, added)
@@ -173,13 +173,13 @@ class Answer:
         delta = Delta(delta.content + content, delta.reasoning + reasoning)
         return delta if delta.content or delta.reasoning else None
 
-    def _take_value(self, value: Any, name: str, added: Found) -> None:
+    def _take_value(self, value: Any, name: str, added: ParsedPiece) -> None:
         if isinstance(value, dict):
             self._take_chunk(value, name, added)
         elif isinstance(value, str) and value.strip():
             self.unread += 1
 
-    def _take_chunk(self, chunk: Mapping[str, Any], name: str, added: Found) -> None:
+    def _take_chunk(self, chunk: Mapping[str, Any], name: str, added: ParsedPiece) -> None:
         inner = next(filter(_has_choices, map(chunk.get, _ENVELOPES)), None)
         if isinstance(inner, dict) and "choices" not in chunk:
             chunk = inner
@@ -203,7 +203,7 @@ class Answer:
         kind = chunk.get("type")
         self.done = self.done or (isinstance(kind, str) and kind in _END_TYPES)
 
-    def _fail(self, document: Mapping[str, Any], added: Found) -> NoReturn:
+    def _fail(self, document: Mapping[str, Any], added: ParsedPiece) -> NoReturn:
         """Report an error; what came before it in the same event belongs to the answer."""
         self._add(added)
         raise ErrorInStream(document)
@@ -219,7 +219,7 @@ class Answer:
         else:
             self.unread += 1
 
-    def _take_own_choice(self, choice: Mapping[str, Any], added: Found) -> None:
+    def _take_own_choice(self, choice: Mapping[str, Any], added: ParsedPiece) -> None:
         delta = choice.get("delta")
         if type(delta) is dict and delta.keys() <= _PLAIN_DELTA and choice.keys() <= _PLAIN_CHOICE:
             content = delta.get("content")
@@ -239,11 +239,11 @@ class Answer:
         self._name(found.named)
         self._take_finish(choice, added)
 
-    def _read_choice(self, choice: Mapping[str, Any]) -> Found:
+    def _read_choice(self, choice: Mapping[str, Any]) -> ParsedPiece:
         delta, message = choice.get("delta"), choice.get("message")
         if isinstance(delta, str):
-            return Found(delta)
-        found = read_message(delta) if isinstance(delta, dict) else Found()
+            return ParsedPiece(delta)
+        found = read_message(delta) if isinstance(delta, dict) else ParsedPiece()
         if isinstance(delta, list):
             found = read_message({"content": delta})
         if found.content or found.reasoning:
@@ -255,7 +255,7 @@ class Answer:
             found = read_message(loose)
         return found
 
-    def _rest_of(self, found: Found) -> Found:
+    def _rest_of(self, found: ParsedPiece) -> ParsedPiece:
         """Return what a whole message adds: servers repeat in it what they have said in pieces."""
         so_far = self.content
         repeats = self._has_deltas or len(so_far) >= _REPEATED_CHARS
@@ -290,7 +290,7 @@ class Answer:
             if not known and len(self.named) < MAX_NAMED:
                 self.named[thing] = None
 
-    def _add(self, found: Found) -> Delta | None:
+    def _add(self, found: ParsedPiece) -> Delta | None:
         content = self._content_joiner.join(found.content)
         reasoning = self._reasoning_joiner.join(found.reasoning)
         if not content and not reasoning:
@@ -307,7 +307,7 @@ class Answer:
             self._reasoning.append(reasoning)
         return Delta(content, reasoning)
 
-    def _take_finish(self, choice: Mapping[str, Any], added: Found) -> None:
+    def _take_finish(self, choice: Mapping[str, Any], added: ParsedPiece) -> None:
         places = [place for place in (choice, choice.get("delta")) if isinstance(place, dict)]
         word = next(filter(None, (_word(place.get(name)) for place in places for name in _REASON_FIELDS)), "")
         if not word and any(choice.get(flag) is True for flag in _END_FLAGS):

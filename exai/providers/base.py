@@ -16,12 +16,12 @@ from decimal import Decimal
 from typing import Any, Literal, Protocol
 
 from exai.models import CompletionRequest, OnDelta, Thinking, Usage
-from exai.providers.answer import Answer
+from exai.providers.answer import AnswerAssembler
 from exai.resilience import Attempt, BreakerState, Clock, Random
 
 LimitField = Literal["max_tokens", "max_completion_tokens"]
 
-Verdict = Literal["refused", "auth", "limited", "exhausted", "unavailable"]
+FailureKind = Literal["refused", "auth", "limited", "exhausted", "unavailable"]
 """What an error means: the request is wrong; the key is; too fast; no quota or balance; the provider is ill."""
 
 _TOKENS_PER_PRICE = 1_000_000
@@ -121,8 +121,8 @@ class Family:
     needs_user_message: bool = False
     open_temperature_range: bool = False
     takes_any_order: bool = False
-    verdicts: Mapping[str, Verdict] = field(default_factory=dict)
-    statuses: Mapping[int, Verdict] = field(default_factory=dict)
+    verdicts: Mapping[str, FailureKind] = field(default_factory=dict)
+    statuses: Mapping[int, FailureKind] = field(default_factory=dict)
     request_id_headers: tuple[str, ...] = ("x-request-id", "x-trace-id")
 
 
@@ -137,7 +137,7 @@ class Clocks:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class ProviderRefusal:
     """A refusal as far as another request can do better: its status, the server's sentence, the fields it blames."""
 
     status: int | None
@@ -146,7 +146,7 @@ class Refusal:
 
 
 @dataclass(slots=True)
-class Call:
+class ProviderCall:
     """One request; what the current attempt has brought so far is in `answer`.
 
     `until` is when the caller's time ends (`loop.time()`). `may_repeat` and `retry_after_s` say what the provider's
@@ -159,11 +159,11 @@ class Call:
     body: bytes
     on_delta: OnDelta | None
     until: float
-    answer: Answer
+    answer: AnswerAssembler
     request_id: str | None = None
     may_repeat: bool = True
     retry_after_s: float | None = None
-    refusal: Refusal | None = None
+    refusal: ProviderRefusal | None = None
     was_refused_here: bool = False
     notes: dict[str, None] = field(default_factory=dict)
 
@@ -171,5 +171,5 @@ class Call:
 class Transport(Protocol):
     """What makes one attempt at an answer: the seam, one method wide, at which tests replace a provider."""
 
-    async def run(self, call: Call, attempt: Attempt) -> None:
+    async def run(self, call: ProviderCall, attempt: Attempt) -> None:
         """Fill `call.answer` until it is whole, telling `attempt` of the first piece. Raises a `ProviderError`."""

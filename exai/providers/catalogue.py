@@ -33,17 +33,17 @@ Amount = Annotated[Decimal, Field(ge=0)]
 Tokens = Annotated[int, Field(ge=1)]
 
 
-class _Entry(BaseModel):
+class _CatalogueEntry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class _PriceEntry(_Entry):
+class _PriceEntry(_CatalogueEntry):
     input: Amount
     output: Amount
     cached: Amount | None = None
 
 
-class _ThinkingEntry(_Entry):
+class _ThinkingEntry(_CatalogueEntry):
     default: Thinking | None = None
     off: dict[str, Any] | None = None
     low: dict[str, Any] | None = None
@@ -60,7 +60,7 @@ class _ThinkingEntry(_Entry):
         return {level: fields for level, fields in offered if fields is not None}
 
 
-class _ModelEntry(_Entry):
+class _ModelEntry(_CatalogueEntry):
     provider: str
     context_window: Annotated[int, Field(ge=256)]
     max_output_tokens: Tokens | None = None
@@ -74,13 +74,13 @@ class _ModelEntry(_Entry):
     successor: str | None = None
 
 
-class _RetiredEntry(_Entry):
+class _RetiredEntry(_CatalogueEntry):
     provider: str
     retired: date
     successor: str
 
 
-class _File(_Entry):
+class _File(_CatalogueEntry):
     defaults: dict[str, str] = {}
     thinking: dict[str, _ThinkingEntry] = {}
     models: dict[str, _ModelEntry] = {}

@@ -26,8 +26,8 @@ from exai.errors import (
 from exai.fairness import Places, request_owner
 from exai.models import Completion, CompletionRequest, Delta, OnDelta, Recorder
 from exai.providers.accepting import MAX_LESSONS, STREAM_OPTIONS, Lessons
-from exai.providers.answer import Answer
-from exai.providers.base import Call, Clocks, Family, Model, Transport
+from exai.providers.answer import AnswerAssembler
+from exai.providers.base import Clocks, Family, Model, ProviderCall, Transport
 from exai.providers.gates import Gates, ModelGate
 from exai.providers.request import build_body, encode_body
 from exai.resilience import BreakerOpen, RetryBudget, backoff_s, request_deadline
@@ -89,7 +89,7 @@ class ChatApi:
         until = now + MAX_TOTAL_S if deadline is None else deadline
         if until <= now:
             raise DeadlineExceeded(f"provider {self.family.name}")
-        call = Call(model, request, fields, body, on_delta, until, self._empty_answer())
+        call = ProviderCall(model, request, fields, body, on_delta, until, self._empty_answer())
         scope = asyncio.timeout_at(until)
         try:
             async with scope:
@@ -101,7 +101,7 @@ class ChatApi:
             raise DeadlineExceeded(f"provider {self.family.name}", waited_s, partial=call.answer.content) from error
         return self._completion(call, attempts, self._clocks.monotonic() - started)
 
-    async def _attempts(self, call: Call) -> int:
+    async def _attempts(self, call: ProviderCall) -> int:
         """Make attempts until one succeeds; return how many it took."""
         self._budget.request()
         gate = self.gates.of(call.model)
@@ -131,7 +131,7 @@ class ChatApi:
                 self._lessons.answered()
                 return attempt
 
-    async def _attempt(self, call: Call, gate: ModelGate) -> None:
+    async def _attempt(self, call: ProviderCall, gate: ModelGate) -> None:
         call.may_repeat, call.retry_after_s, call.request_id = True, None, None
         call.refusal, call.was_refused_here = None, False
         started = self._clocks.monotonic()
@@ -170,7 +170,7 @@ class ChatApi:
         finally:
             self._places.give(owner)
 
-    def _learn(self, call: Call, error: ProviderError) -> bool:
+    def _learn(self, call: ProviderCall, error: ProviderError) -> bool:
         """Change the request for an endpoint that refused a part of it; return whether it may be sent again."""
         refusal = call.refusal
         if refusal is None or call.answer.started:
@@ -184,7 +184,7 @@ class ChatApi:
         call.fields, call.body, call.answer = fields, encode_body(fields), self._empty_answer()
         return True
 
-    async def _wait_while_slowed(self, call: Call, gate: ModelGate) -> None:
+    async def _wait_while_slowed(self, call: ProviderCall, gate: ModelGate) -> None:
         """Wait until the model may be asked again; if that does not fit in the request's time, say so at once."""
         while (wait_s := gate.pause.left_s) > 0:
             if not self._fits(call, wait_s):
@@ -197,7 +197,7 @@ class ChatApi:
             await self._say(call, f"has asked for a pause, for {call.model.name}", wait_s)
             await self._clocks.sleep(wait_s + RETRY_AFTER_JITTER_S * self._clocks.rand())
 
-    async def _say(self, call: Call, reason: str, wait_s: float) -> None:
+    async def _say(self, call: ProviderCall, reason: str, wait_s: float) -> None:
         """Tell the caller what is waited for, now and with the answer."""
         if wait_s >= TOLD_WAIT_S:
             note = f"waiting {wait_s:.0f} s for {self.family.name}, which {reason}"
@@ -205,7 +205,7 @@ class ChatApi:
             if call.on_delta is not None:
                 await call.on_delta(Delta(note=note))
 
-    def _pause_s(self, call: Call, gate: ModelGate, error: ProviderError, attempt: int) -> float | None:
+    def _pause_s(self, call: ProviderCall, gate: ModelGate, error: ProviderError, attempt: int) -> float | None:
         """Seconds before the next attempt, or None when there is none to be made."""
         repeatable = isinstance(error, ProviderUnavailable | ProviderBroken | ProviderLimited)
         if isinstance(error, ProviderLimited) and error.exhausted:
@@ -221,7 +221,7 @@ class ChatApi:
             return None
         return pause_s
 
-    def _fits(self, call: Call, wait_s: float) -> bool:
+    def _fits(self, call: ProviderCall, wait_s: float) -> bool:
         return asyncio.get_running_loop().time() + wait_s < call.until
 
     def _left_alone(self, gate: ModelGate, refused: BreakerOpen) -> ProviderUnavailable:
@@ -233,10 +233,10 @@ class ChatApi:
             f"Try again in {max(refused.retry_after_s, 1):.0f} s, or use a model of another provider",
         )
 
-    def _empty_answer(self) -> Answer:
-        return Answer(MAX_ANSWER_BYTES, self._max_content_bytes)
+    def _empty_answer(self) -> AnswerAssembler:
+        return AnswerAssembler(MAX_ANSWER_BYTES, self._max_content_bytes)
 
-    def _completion(self, call: Call, attempts: int, duration_s: float) -> Completion:
+    def _completion(self, call: ProviderCall, attempts: int, duration_s: float) -> Completion:
         answer = call.answer
         for kind, tokens in (
             ("input", answer.usage.input_tokens),
@@ -265,7 +265,7 @@ class ChatApi:
             notes=(*self._left_out(call), *call.notes, *_notes(answer)),
         )
 
-    def _left_out(self, call: Call) -> Iterator[str]:
+    def _left_out(self, call: ProviderCall) -> Iterator[str]:
         """Say which options of the caller were not sent, because the endpoint does not accept them."""
         request, accepted = call.request, self._lessons.of(call.model)
         if not accepted.dropped:
@@ -274,14 +274,14 @@ class ChatApi:
         for name in sorted(wanted.keys() & accepted.dropped - {"stream", STREAM_OPTIONS}):
             yield f"{self.family.name} does not accept {name}, so that it was not sent"
 
-    def _record(self, call: Call, outcome: str, duration_s: float) -> None:
+    def _record(self, call: ProviderCall, outcome: str, duration_s: float) -> None:
         labels = {"provider": self.family.name, "model": call.model.label}
         self._recorder.count("provider_requests_total", outcome=outcome, **labels)
         if outcome != "not_sent":
             self._recorder.observe("provider_seconds", duration_s, **labels)
 
 
-def _notes(answer: Answer) -> Iterator[str]:
+def _notes(answer: AnswerAssembler) -> Iterator[str]:
     """Say what of the model's answer may be missing."""
     if answer.lost:
         yield f"the answer may be incomplete: after the model's finish reason {answer.lost}"

@@ -30,7 +30,7 @@ from exai.errors import (
 )
 from exai.models import Delta, Recorder
 from exai.providers.answer import ErrorInStream, UnusableAnswer
-from exai.providers.base import Call, Clocks, Family, Refusal
+from exai.providers.base import Clocks, Family, ProviderCall, ProviderRefusal
 from exai.providers.bodies import MAX_FOREIGN_BYTES, Body, BodyTooLarge, BrokenCompression, Unpacker
 from exai.providers.failures import (
     Failure,
@@ -67,7 +67,7 @@ ALIVE_PAUSE_S: Final = 10.0
 GOOD_STATUSES: Final = range(200, 204)
 READABLE_ENCODINGS: Final = frozenset({"", "identity", "gzip", "x-gzip", "deflate"})
 
-Phase = Literal["first", "stream", "tail", "drain", "told"]
+ReadPhase = Literal["first", "stream", "tail", "drain", "told"]
 
 
 def open_client(base_url: str, settings: ProvidersSettings, verify: ssl.SSLContext) -> httpx.AsyncClient:
@@ -97,14 +97,14 @@ def headers_for(key: str, accept: str) -> dict[str, str]:
 
 
 @dataclass(slots=True)
-class _Reading:
+class _ReplyState:
     """How far the reading of one reply is; `armed` is what the limit in force is for."""
 
-    call: Call
+    call: ProviderCall
     attempt: Attempt
     scope: asyncio.Timeout
     started: float
-    armed: Phase = "first"
+    armed: ReadPhase = "first"
     has_begun: bool = False
     is_over: bool = False
     told_at: float = field(init=False)
@@ -113,7 +113,7 @@ class _Reading:
         self.told_at = self.started
 
 
-class Exchange:
+class HttpTransport:
     """The transport over HTTP to one provider; `client` belongs to the caller."""
 
     def __init__(
@@ -132,14 +132,14 @@ class Exchange:
         self._headers = headers_for(key, "text/event-stream")
         self._settings, self._recorder, self._clocks = settings, recorder, clocks
 
-    async def run(self, call: Call, attempt: Attempt) -> None:
+    async def run(self, call: ProviderCall, attempt: Attempt) -> None:
         """Fill `call.answer`; when this returns, the provider has said that it is whole.
 
         If the connection or the provider failed after that, before the stream's end, `call.answer.lost` says so.
         """
         scope = asyncio.timeout(self._settings.first_token_timeout_s)
         started = self._clocks.monotonic()
-        reading = _Reading(call, attempt, scope, started)
+        reading = _ReplyState(call, attempt, scope, started)
         responded = False
         try:
             async with (
@@ -165,11 +165,11 @@ class Exchange:
             facts = f"; {unread} of its events could not be read" if unread else ""
             raise self._broken(call, f"the stream ended before the answer did{facts}", may_repeat=not unread)
 
-    def _end_is_missing(self, call: Call, reason: str) -> None:
+    def _end_is_missing(self, call: ProviderCall, reason: str) -> None:
         if not call.answer.done:
             call.answer.lost = reason
 
-    async def _check(self, response: httpx.Response, call: Call, scope: asyncio.Timeout) -> Body:
+    async def _check(self, response: httpx.Response, call: ProviderCall, scope: asyncio.Timeout) -> Body:
         """Return what reads the body if it may hold an answer, otherwise raise what the reply means."""
         headers = response.headers
         call.request_id = next(filter(None, map(clean_request_id, self._request_ids(headers))), None)
@@ -188,7 +188,7 @@ class Exchange:
         scope.reschedule(None)
         raise self._refusal(response, call, await self._error_body(response, encoding) if readable else b"")
 
-    def _refusal(self, response: httpx.Response, call: Call, body: bytes) -> ProviderError:
+    def _refusal(self, response: httpx.Response, call: ProviderCall, body: bytes) -> ProviderError:
         """Return what a reply without an answer means."""
         status = response.status_code
         document, seen = decode_body(body)
@@ -203,7 +203,7 @@ class Exchange:
             return self._broken(call, problem, "Check the provider's base URL", status)
         return self._meaning(call, failure, words)
 
-    def _meaning(self, call: Call, failure: Failure, words: str) -> ProviderError:
+    def _meaning(self, call: ProviderCall, failure: Failure, words: str) -> ProviderError:
         """Return the error for a failure, and keep what another request could do about it."""
         error = error_of(self._family, failure, words)
         if (long := too_long(failure)) is not None:
@@ -217,7 +217,7 @@ class Exchange:
                 sent_tokens=long.sent_tokens,
             )
         if not isinstance(error, ProviderAuthFailed | ProviderLimited):
-            call.refusal = Refusal(failure.status, failure.message, failure.params)
+            call.refusal = ProviderRefusal(failure.status, failure.message, failure.params)
         return error
 
     def _request_ids(self, headers: Mapping[str, str]) -> list[str | None]:
@@ -238,7 +238,7 @@ class Exchange:
             pass
         return body + unpacker.end()
 
-    async def _read_whole(self, response: httpx.Response, reading: _Reading, body: Body) -> None:
+    async def _read_whole(self, response: httpx.Response, reading: _ReplyState, body: Body) -> None:
         """Read the answer to the end of the body, and say what in the body is at fault."""
         call = reading.call
         try:
@@ -257,7 +257,7 @@ class Exchange:
                 raise failed from None
             self._end_is_missing(call, failed.problem)
 
-    async def _read(self, response: httpx.Response, reading: _Reading, body: Body) -> None:
+    async def _read(self, response: httpx.Response, reading: _ReplyState, body: Body) -> None:
         answer = reading.call.answer
         async for chunk in response.aiter_raw():
             alive = body.alive
@@ -278,10 +278,10 @@ class Exchange:
         if not body.ended or (answer.goes_on and not is_framed):
             self._end_is_missing(reading.call, "the stream ended without its end marker")
 
-    async def _hear(self, event: Event, reading: _Reading) -> None:
+    async def _hear(self, event: Event, reading: _ReplyState) -> None:
         await self._pass_on(reading.call.answer.take(event), reading)
 
-    async def _pass_on(self, delta: Delta | None, reading: _Reading) -> None:
+    async def _pass_on(self, delta: Delta | None, reading: _ReplyState) -> None:
         """Tell the caller of a piece of the answer."""
         call = reading.call
         if delta is None:
@@ -297,7 +297,7 @@ class Exchange:
             )
         await self._tell(delta, reading)
 
-    async def _say_alive(self, reading: _Reading) -> None:
+    async def _say_alive(self, reading: _ReplyState) -> None:
         """Tell the caller from time to time that a model that has said nothing yet is at work."""
         now = self._clocks.monotonic()
         if now - reading.told_at >= ALIVE_PAUSE_S:
@@ -305,7 +305,7 @@ class Exchange:
             waited_s = now - reading.started
             await self._tell(Delta(note=f"{self._family.name} has been at work for {waited_s:.0f} s"), reading)
 
-    async def _tell(self, delta: Delta, reading: _Reading) -> None:
+    async def _tell(self, delta: Delta, reading: _ReplyState) -> None:
         if reading.call.on_delta is not None:
             # The time the caller takes over a piece is not the provider's.
             if not reading.is_over:
@@ -313,7 +313,7 @@ class Exchange:
                 reading.scope.reschedule(None)
             await reading.call.on_delta(delta)
 
-    def _arm(self, reading: _Reading, *, is_alive: bool) -> None:
+    def _arm(self, reading: _ReplyState, *, is_alive: bool) -> None:
         """Set the limit for what is awaited next.
 
         A server that drips cannot extend the limits after the end. Before the first piece each line extends the limit,
@@ -321,7 +321,7 @@ class Exchange:
         """
         now = asyncio.get_running_loop().time()
         answer, armed = reading.call.answer, reading.armed
-        phase: Phase = "first"
+        phase: ReadPhase = "first"
         limit_s = self._settings.first_token_timeout_s
         if answer.done:
             phase, limit_s = "drain", DRAIN_S
@@ -335,7 +335,7 @@ class Exchange:
             reading.armed = phase
             reading.scope.reschedule(now + limit_s)
 
-    def _too_slow(self, call: Call) -> ProviderError:
+    def _too_slow(self, call: ProviderCall) -> ProviderError:
         if call.answer.started:
             return self._broken(call, f"the answer stopped: nothing for {self._settings.gap_timeout_s:g} s")
         # The provider has the request and may be working on it: asking again would only double its load.
@@ -347,7 +347,7 @@ class Exchange:
             request_id=call.request_id,
         )
 
-    def _lost(self, call: Call, error: httpx.TransportError, *, responded: bool) -> ProviderError:
+    def _lost(self, call: ProviderCall, error: httpx.TransportError, *, responded: bool) -> ProviderError:
         if responded:
             return self._broken(call, f"the connection broke during the answer ({_reason(error)})", may_repeat=True)
         return ProviderUnreachable(
@@ -356,7 +356,7 @@ class Exchange:
             "Check the network, the proxy settings and the base URL",
         )
 
-    def _error_in_stream(self, call: Call, error: ErrorInStream) -> ProviderError:
+    def _error_in_stream(self, call: ProviderCall, error: ErrorInStream) -> ProviderError:
         request_id = call.request_id or call.answer.request_id
         failure = read_failure(error.document, status=None, request_id=request_id)
         is_known = verdict_of(self._family, failure) is not None or too_long(failure) is not None
@@ -368,7 +368,7 @@ class Exchange:
 
     def _broken(
         self,
-        call: Call,
+        call: ProviderCall,
         problem: str,
         cure: str = "Try again, or use a model of another provider",
         status: int | None = None,
@@ -381,7 +381,7 @@ class Exchange:
             self._family.name, problem, cure, status=status, request_id=request_id, partial=call.answer.content
         )
 
-    def _excerpt(self, call: Call, message: str) -> str:
+    def _excerpt(self, call: ProviderCall, message: str) -> str:
         return safe_excerpt(message, call.request.messages, self._key)
 
 

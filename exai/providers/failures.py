@@ -23,7 +23,7 @@ from exai.errors import (
     ProviderUnavailable,
 )
 from exai.models import Prompt
-from exai.providers.base import Family, Verdict
+from exai.providers.base import FailureKind, Family
 from exai.providers.reading import decode, tokens
 
 MAX_EXCERPT_CHARS: Final = 200
@@ -64,7 +64,7 @@ MIN_SECRET_CHARS: Final = 12
 """A shorter key is a placeholder such as "ollama", which stands in ordinary words."""
 _TITLE: Final = re.compile(r"<title[^>]*>([^<]{1,300})", re.IGNORECASE)
 
-_GENERIC: Final[Mapping[str, Verdict]] = {
+_GENERIC: Final[Mapping[str, FailureKind]] = {
     "invalid_request_error": "refused",
     "model_not_found": "refused",
     "context_length_exceeded": "refused",
@@ -80,7 +80,7 @@ _GENERIC: Final[Mapping[str, Verdict]] = {
     "overloaded_error": "unavailable",
     "service_unavailable": "unavailable",
 }
-_STATUSES: Final[Mapping[int, Verdict]] = {
+_STATUSES: Final[Mapping[int, FailureKind]] = {
     401: "auth",
     402: "exhausted",
     403: "auth",
@@ -188,7 +188,7 @@ def decode_body(body: bytes) -> tuple[object, str]:
     return None, text[:MAX_MESSAGE_CHARS] if is_text else "not JSON"
 
 
-def verdict_of(family: Family, failure: Failure) -> Verdict | None:
+def verdict_of(family: Family, failure: Failure) -> FailureKind | None:
     """What the failure means; None when nothing in it says so. Codes go before types, types before the status."""
     status = failure.status
     if (status is None or status < 400) and re.fullmatch("[45][0-9][0-9]", failure.code):

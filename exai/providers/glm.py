@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from exai.providers.base import Family, Verdict
+from exai.providers.base import FailureKind, Family
 
-_CODES: Final[dict[Verdict, Iterable[int]]] = {
+_CODES: Final[dict[FailureKind, Iterable[int]]] = {
     # 1110 to 1112, 1120 and 1121: the account is inactive, unknown, locked or banned; no retry cures that.
     "auth": (*range(1000, 1005), 1100, 1110, 1111, 1112, 1120, 1121, 1220),
     "refused": (1200, *range(1210, 1216), 1221, 1222, 1231, 1261, 1300, 1301, 1311),

@@ -92,7 +92,7 @@ _NAMES: Final[Mapping[str, str]] = {
 
 
 @dataclass(slots=True)
-class Found:
+class ParsedPiece:
     """What one piece of a message holds. `named` lists what has no text, `unread` counts what was not understood."""
 
     content: str = ""
@@ -146,9 +146,9 @@ def decode(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def read_message(message: Mapping[str, Any]) -> Found:
+def read_message(message: Mapping[str, Any]) -> ParsedPiece:
     """Return what a delta or a message says, under whichever names its provider uses."""
-    found = Found()
+    found = ParsedPiece()
     for name in _CONTENT_FIELDS:
         if message.get(name) not in (None, "", [], {}):
             _read_content(message[name], found, 0)
@@ -175,7 +175,7 @@ def read_message(message: Mapping[str, Any]) -> Found:
     return found
 
 
-def _read_the_unknown(message: Mapping[str, Any], found: Found) -> None:
+def _read_the_unknown(message: Mapping[str, Any], found: ParsedPiece) -> None:
     """Look for what a piece without any text may hold instead: a message within it, or fields nobody knows."""
     inner = message.get("message")
     if isinstance(inner, Mapping) and "message" not in inner:
@@ -267,7 +267,7 @@ def _sequence(line: str) -> Iterator[Any]:
     return iter(values)
 
 
-def _read_content(value: Any, found: Found, depth: int) -> None:
+def _read_content(value: Any, found: ParsedPiece, depth: int) -> None:
     if isinstance(value, str):
         found.content += value
     elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -281,7 +281,7 @@ def _read_content(value: Any, found: Found, depth: int) -> None:
         found.unread += 1
 
 
-def _read_part(part: Mapping[str, Any], found: Found, depth: int) -> None:
+def _read_part(part: Mapping[str, Any], found: ParsedPiece, depth: int) -> None:
     kind = part.get("type")
     kind = kind.lower() if isinstance(kind, str) else ""
     if any(word in kind for word in _REASONING_TYPES) or part.get("thought") is True:

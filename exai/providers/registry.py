@@ -24,7 +24,7 @@ from exai.providers.base import Clocks, Model, ModelInfo, ProviderStatus
 from exai.providers.catalogue import load_catalogue
 from exai.providers.chat_api import ChatApi
 from exai.providers.discovery import Discovery
-from exai.providers.exchange import Exchange, open_client
+from exai.providers.exchange import HttpTransport, open_client
 from exai.providers.naming import DEFAULT_SETTING, ModelNames
 from exai.providers.request import check_options
 from exai.providers.sites import Site, read_sites
@@ -179,7 +179,7 @@ async def open_providers(
             if not site.configured:
                 continue
             client = await stack.enter_async_context(open_client(site.base_url, settings, verify))
-            exchange = Exchange(
+            exchange = HttpTransport(
                 site.family,
                 client,
                 base_url=site.base_url,

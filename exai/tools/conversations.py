@@ -60,7 +60,7 @@ class AppendOutput(BaseModel):
     duplicate: bool
 
 
-class GetArguments(Arguments):
+class ConversationGetArguments(Arguments):
     """Arguments of `conversation_get`."""
 
     continuation_id: str
@@ -85,7 +85,7 @@ class MessageOutput(BaseModel):
     metadata: dict[str, Any] | None = Field(description="Null if too large; conversation_export returns it.")
 
 
-class GetOutput(BaseModel):
+class ConversationGetOutput(BaseModel):
     """structuredContent of `conversation_get`."""
 
     continuation_id: str
@@ -99,7 +99,7 @@ class GetOutput(BaseModel):
     stale_s: float | None = Field(description="Age, if the database is unreachable and this may be outdated.")
 
 
-class ListArguments(Arguments):
+class ConversationListArguments(Arguments):
     """Arguments of `conversation_list`."""
 
     limit: int = Field(PAGE_MESSAGES, ge=1, le=MAX_LIST)
@@ -124,7 +124,7 @@ class ConversationOutput(BaseModel):
     deleted_at: str | None
 
 
-class ListOutput(BaseModel):
+class ConversationListOutput(BaseModel):
     """structuredContent of `conversation_list`."""
 
     conversations: list[ConversationOutput] = Field(description="Latest change first.")
@@ -171,7 +171,7 @@ def _append_tool(conversations: ConversationService, files: FileService) -> Tool
 
 
 def _get_tool(conversations: ConversationService) -> ToolSpec:
-    async def handle(arguments: GetArguments, context: CallContext) -> ToolResult:
+    async def handle(arguments: ConversationGetArguments, context: CallContext) -> ToolResult:
         _check_choice(arguments)
         page = await conversations.read(
             context.owner,
@@ -194,8 +194,8 @@ def _get_tool(conversations: ConversationService) -> ToolSpec:
             "Read the newest messages of a conversation, an older page by before_seq, or the rest of a long message "
             "by seq and char_offset."
         ),
-        arguments=GetArguments,
-        output_schema=output_schema(GetOutput),
+        arguments=ConversationGetArguments,
+        output_schema=output_schema(ConversationGetOutput),
         handler=handle,
         read_only=True,
         meta=SHOW_WHOLE,
@@ -203,7 +203,7 @@ def _get_tool(conversations: ConversationService) -> ToolSpec:
 
 
 def _list_tool(conversations: ConversationService) -> ToolSpec:
-    async def handle(arguments: ListArguments, context: CallContext) -> ToolResult:
+    async def handle(arguments: ConversationListArguments, context: CallContext) -> ToolResult:
         only = ListFilter(
             arguments.deleted, arguments.tags or (), arguments.metadata or {}, (arguments.part or "").strip()
         )
@@ -216,8 +216,8 @@ def _list_tool(conversations: ConversationService) -> ToolSpec:
         name="conversation_list",
         title="List conversations",
         description="List stored conversations, latest change first: all, by tags, metadata or title, or deleted ones.",
-        arguments=ListArguments,
-        output_schema=output_schema(ListOutput),
+        arguments=ConversationListArguments,
+        output_schema=output_schema(ConversationListOutput),
         handler=handle,
         read_only=True,
     )
@@ -228,7 +228,7 @@ def optional_id(value: str | None) -> ContinuationId | None:
     return ContinuationId(value) if value is not None else None
 
 
-def _check_choice(arguments: GetArguments) -> None:
+def _check_choice(arguments: ConversationGetArguments) -> None:
     if arguments.seq is not None and (arguments.before_seq is not None or arguments.offset):
         raise InvalidArgument("seq", "comes with before_seq or offset", "Use one of the three")
     if arguments.char_offset and arguments.seq is None:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from exai.conversations import ConversationService
 from exai.conversations.formats import read_lines, read_markdown
-from exai.db.curation import Change
+from exai.db.curation import ConversationUpdate
 from exai.db.search import SearchHit, SearchPage, SearchQuery
 from exai.errors import InvalidArgument
 from exai.mcp.schemas import output_schema
@@ -95,7 +95,7 @@ class UpdateArguments(Arguments):
     idempotency_key: str | None = None
 
 
-class DeleteArguments(Arguments):
+class ConversationDeleteArguments(Arguments):
     """Arguments of `conversation_delete`."""
 
     continuation_id: str
@@ -223,8 +223,8 @@ def _update_tool(conversations: ConversationService) -> ToolSpec:
         if not title and (arguments.tags is not None or arguments.metadata is not None):
             # Clients that fill what is optional send an empty text as well.
             title, notes = None, [TITLE_KEPT] if title is not None else []
-        change = Change(title=title, metadata=arguments.metadata, tags=arguments.tags)
-        if change == Change():
+        change = ConversationUpdate(title=title, metadata=arguments.metadata, tags=arguments.tags)
+        if change == ConversationUpdate():
             raise InvalidArgument("title", "nothing is to be changed", "Give a title, tags or metadata")
         changed = await conversations.change(
             context.owner,
@@ -248,7 +248,7 @@ def _update_tool(conversations: ConversationService) -> ToolSpec:
 
 
 def _delete_tool(conversations: ConversationService) -> ToolSpec:
-    async def handle(arguments: DeleteArguments, context: CallContext) -> ToolResult:
+    async def handle(arguments: ConversationDeleteArguments, context: CallContext) -> ToolResult:
         name = ContinuationId(arguments.continuation_id)
         expected, key = arguments.expected_revision, arguments.idempotency_key
         work = conversations.restore if arguments.restore else conversations.delete
@@ -260,7 +260,7 @@ def _delete_tool(conversations: ConversationService) -> ToolSpec:
         name="conversation_delete",
         title="Delete a conversation",
         description="Delete a conversation; for 7 days it can be restored.",
-        arguments=DeleteArguments,
+        arguments=ConversationDeleteArguments,
         handler=handle,
         destructive=True,
         idempotent=True,

@@ -64,7 +64,7 @@ class PutOutput(FileOutput):
     created: bool = Field(description="False when this content was stored before, with this name and media type.")
 
 
-class GetArguments(Arguments):
+class FileGetArguments(Arguments):
     """Arguments of `file_get`."""
 
     file_id: str
@@ -72,7 +72,7 @@ class GetArguments(Arguments):
     limit: int = Field(PAGE_CHARS, ge=1, le=MAX_PAGE_CHARS)
 
 
-class GetOutput(FileOutput):
+class FileGetOutput(FileOutput):
     """structuredContent of `file_get`."""
 
     encoding: Literal["text", "base64"]
@@ -82,7 +82,7 @@ class GetOutput(FileOutput):
     next_offset: int | None = Field(description="Where the next part begins; null when this is the last.")
 
 
-class ListArguments(Arguments):
+class FileListArguments(Arguments):
     """Arguments of `file_list`."""
 
     continuation_id: str | None = Field(None, description="Only files of this conversation.")
@@ -90,7 +90,7 @@ class ListArguments(Arguments):
     cursor: str | None = Field(None, description="next_cursor of the previous page.")
 
 
-class ListOutput(BaseModel):
+class FileListOutput(BaseModel):
     """structuredContent of `file_list`."""
 
     files: list[FileOutput] = Field(description="Newest first.")
@@ -104,7 +104,7 @@ class LinkArguments(Arguments):
     file_ids: list[str] = Field(min_length=1, max_length=200)
 
 
-class DeleteArguments(Arguments):
+class FileDeleteArguments(Arguments):
     """Arguments of `file_delete`."""
 
     file_id: str
@@ -144,7 +144,7 @@ def _put_tool(files: FileService) -> ToolSpec:
 
 
 def _get_tool(files: FileService) -> ToolSpec:
-    async def handle(arguments: GetArguments, context: CallContext) -> ToolResult:
+    async def handle(arguments: FileGetArguments, context: CallContext) -> ToolResult:
         part = await files.read_part(
             context.owner, FileId(arguments.file_id), arguments.offset, min(arguments.limit, MAX_PAGE_CHARS)
         )
@@ -163,8 +163,8 @@ def _get_tool(files: FileService) -> ToolSpec:
         name="file_get",
         title="Read a file",
         description="Read a stored file; a long one in parts, by offset.",
-        arguments=GetArguments,
-        output_schema=output_schema(GetOutput),
+        arguments=FileGetArguments,
+        output_schema=output_schema(FileGetOutput),
         handler=handle,
         read_only=True,
         meta=SHOW_WHOLE,
@@ -172,7 +172,7 @@ def _get_tool(files: FileService) -> ToolSpec:
 
 
 def _list_tool(files: FileService) -> ToolSpec:
-    async def handle(arguments: ListArguments, context: CallContext) -> ToolResult:
+    async def handle(arguments: FileListArguments, context: CallContext) -> ToolResult:
         within = optional_id(arguments.continuation_id)
         page = await files.list(context.owner, continuation_id=within, limit=arguments.limit, cursor=arguments.cursor)
         shown = fitting(page.files, _file, room())
@@ -183,8 +183,8 @@ def _list_tool(files: FileService) -> ToolSpec:
         name="file_list",
         title="List files",
         description="List stored files, newest first.",
-        arguments=ListArguments,
-        output_schema=output_schema(ListOutput),
+        arguments=FileListArguments,
+        output_schema=output_schema(FileListOutput),
         handler=handle,
         read_only=True,
     )
@@ -208,7 +208,7 @@ def _link_tool(files: FileService) -> ToolSpec:
 
 
 def _delete_tool(files: FileService) -> ToolSpec:
-    async def handle(arguments: DeleteArguments, context: CallContext) -> ToolResult:
+    async def handle(arguments: FileDeleteArguments, context: CallContext) -> ToolResult:
         await files.delete(context.owner, FileId(arguments.file_id))
         return ToolResult({"file_id": arguments.file_id, "deleted": True}, "The file is deleted.")
 
@@ -216,7 +216,7 @@ def _delete_tool(files: FileService) -> ToolSpec:
         name="file_delete",
         title="Delete a file",
         description="Delete a file and its links to conversations.",
-        arguments=DeleteArguments,
+        arguments=FileDeleteArguments,
         handler=handle,
         destructive=True,
     )

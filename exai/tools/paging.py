@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 import orjson
 
 from exai.errors import InvalidArgument
-from exai.models import Message, Page, Part
+from exai.models import ContentPart, Message, Page
 
 T = TypeVar("T")
 
@@ -130,7 +130,7 @@ def page_facts(page: Page, within: Size, offset: int = 0) -> tuple[list[dict[str
     return shown[::-1], page.next_before_seq
 
 
-def part_facts(message: Message, offset: int, within: Size, part: Part | None = None) -> dict[str, Any]:
+def part_facts(message: Message, offset: int, within: Size, part: ContentPart | None = None) -> dict[str, Any]:
     """Return a message with the part of its content that fits; without metadata when that is what makes it long.
 
     `part` says which part of the content `message` holds, None that it is all.

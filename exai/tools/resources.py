@@ -46,11 +46,11 @@ TEMPLATES = (
 
 def resource_feature(conversations: ConversationService, files: FileService) -> Feature:
     """Make the resources."""
-    reading = _Reading(conversations, files)
+    reading = _ResourceLister(conversations, files)
     return ResourceRegistry(TEMPLATES, reading.read, listing=reading.list, announces=True).feature()
 
 
-class _Reading:
+class _ResourceLister:
     def __init__(self, conversations: ConversationService, files: FileService) -> None:
         self._conversations = conversations
         self._files = files

@@ -31,7 +31,7 @@ LINE = (
 COMPONENT = ("component", "state", "latency_ms", "detail")
 """What the text says of a model and of a part of EXAI."""
 
-Health = Callable[[], Awaitable[dict[str, Any]]]
+ReadHealth = Callable[[], Awaitable[dict[str, Any]]]
 
 
 class NoArguments(Arguments):
@@ -45,7 +45,7 @@ class ListModelsArguments(Arguments):
     after: str | None = Field(None, description="next_after of the previous page.")
 
 
-def status_tools(providers: Providers, health: Health) -> tuple[ToolSpec, ...]:
+def status_tools(providers: Providers, health: ReadHealth) -> tuple[ToolSpec, ...]:
     """Make the tools that look at the service itself."""
     return (_listmodels_tool(providers), _status_tool(health), _version_tool())
 
@@ -75,7 +75,7 @@ def _listmodels_tool(providers: Providers) -> ToolSpec:
     )
 
 
-def _status_tool(health: Health) -> ToolSpec:
+def _status_tool(health: ReadHealth) -> ToolSpec:
     async def handle(_arguments: NoArguments, _context: CallContext) -> ToolResult:
         report = await health()
         parts = ({"component": name, **facts} for name, facts in report.get("components", {}).items())

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from exai.conversations import ChatResult, ConversationService
-from exai.conversations.outcome import Outcome
+from exai.conversations.outcome import TurnOutcome
 from exai.errors import ShuttingDown
 from exai.mcp import eras
 from exai.mcp.jsonrpc import INTERNAL_ERROR, RpcError
@@ -42,7 +42,7 @@ class TurnTasks:
         return await self._conversations.cancel(owner, task_id)
 
 
-def _task(outcome: Outcome, answer: Callable[[ChatResult], ToolResult]) -> Task:
+def _task(outcome: TurnOutcome, answer: Callable[[ChatResult], ToolResult]) -> Task:
     name = outcome.continuation_id
     since, at = outcome.started_at, outcome.ended_at or outcome.started_at
     task = Task(outcome.turn_id, "working", since, at, f"the model is being asked, in conversation {name}")

@@ -9,7 +9,7 @@ import pytest
 from exai.conversations import ChatRequest
 from exai.conversations.formats import read_lines
 from exai.conversations.notices import Notice
-from exai.db.curation import Change
+from exai.db.curation import ConversationUpdate
 from exai.errors import NotFound, OutcomeUnknown
 from exai.models import LOCAL_OWNER, ContinuationId
 from tests.fault.service import POOL_SIZE, Servers
@@ -62,7 +62,9 @@ async def test_first_try_of_a_caller_is_no_duplicate_however_often_the_service_s
     lost.append(service.database.drop_reply_to(b"append_v1"))
     second = await service.append(first.continuation_id, "two", key="two")
     lost.append(service.database.drop_reply_to(b"change_conversation_v1"))
-    await service.conversations.change(LOCAL_OWNER, first.continuation_id, Change(title="new"), idempotency_key="new")
+    await service.conversations.change(
+        LOCAL_OWNER, first.continuation_id, ConversationUpdate(title="new"), idempotency_key="new"
+    )
     lost.append(service.database.drop_reply_to(b"import_v1"))
     text = [part async for part in service.conversations.export(LOCAL_OWNER, first.continuation_id)]
     parts = read_lines("".join(text).splitlines(keepends=True))
@@ -93,7 +95,7 @@ async def test_new_title_found_done_by_its_repetition_is_told_to_every_reader(ri
     name = (await writer.append(None, "one")).continuation_id
     await reader.read(name)
     lost = writer.database.drop_reply_to(b"change_conversation_v1")
-    await writer.conversations.change(LOCAL_OWNER, name, Change(title="new"))
+    await writer.conversations.change(LOCAL_OWNER, name, ConversationUpdate(title="new"))
     assert lost.done()
     assert [(await service.read(name)).conversation.title for service in (reader, writer)] == ["new", "new"]
 

@@ -11,7 +11,7 @@ import pytest
 from exai import cli
 from exai.config import load_settings
 from exai.doctor import examine
-from exai.embedded.ownership import Running
+from exai.embedded.ownership import ServerRecord
 from exai.monitoring.metrics import MetricsRecorder
 from tests.integration.test_doctor import by_part, http_server
 
@@ -38,7 +38,9 @@ async def test_daemon_that_is_down_is_a_failure(tmp_path: Path) -> None:
 
 async def test_embedded_servers_that_have_just_gone_are_not_said_to_be_off(tmp_path: Path) -> None:
     """Their program was killed; another one that uses them starts them again."""
-    gone = Running(42, str(tmp_path), durable=True, ready=True, postgres_version="18.6", sockets=(f"{tmp_path}/no",))
+    gone = ServerRecord(
+        42, str(tmp_path), durable=True, ready=True, postgres_version="18.6", sockets=(f"{tmp_path}/no",)
+    )
     (tmp_path / "running.json").write_text(json.dumps(asdict(gone)))
     settings = load_settings({"EXAI_DATA_DIR": str(tmp_path), "EXAI_SERVER__PORT": "0"}, None)
     found = by_part(await examine(settings, MetricsRecorder()))

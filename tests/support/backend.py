@@ -23,7 +23,7 @@ import asyncpg
 import redis
 
 from exai.db.migrate import upgrade
-from exai.embedded.launcher import Servers, Wanted, open_servers
+from exai.embedded.launcher import LaunchOptions, Servers, open_servers
 from exai.embedded.postgres import PostgresServer
 from exai.embedded.valkey import ValkeyServer
 
@@ -206,7 +206,9 @@ class Backend:
         directory = Path(self._cleanup.enter_context(tempfile.TemporaryDirectory(prefix="exai-test-")))
         stack = AsyncExitStack()
         servers = self.run(
-            stack.enter_async_context(open_servers(directory / "data", Wanted(durable=durable, pg_bin=self._pg_bin)))
+            stack.enter_async_context(
+                open_servers(directory / "data", LaunchOptions(durable=durable, pg_bin=self._pg_bin))
+            )
         )
         self._cleanup.callback(lambda: self.run(stack.aclose()))
         return servers

@@ -10,7 +10,7 @@ from typing import Any
 
 from exai.config import DatabaseSettings
 from exai.db.conversations import AppendStart, ConversationRepository, TurnEnd, TurnStart
-from exai.db.curation import Request
+from exai.db.curation import IdempotencyKey
 from exai.db.pool import Database, open_pool
 from exai.models import LOCAL_OWNER, ContinuationId, Conversation, ConversationId, Message, NewMessage, TurnId
 from exai.resilience import Clock
@@ -34,9 +34,9 @@ def new_id() -> str:
     return str(uuid.uuid4())
 
 
-def once(key: str | None = None, digest: str = "hash") -> Request:
+def once(key: str | None = None, digest: str = "hash") -> IdempotencyKey:
     """One attempt of a change, with a key of its own or a given one."""
-    return Request(key or new_id(), digest, "test", TurnId(new_id()))
+    return IdempotencyKey(key or new_id(), digest, "test", TurnId(new_id()))
 
 
 def appending(continuation_id: str | None, *contents: str, key: str | None = None, **other: Any) -> AppendStart:

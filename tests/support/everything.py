@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from exai.db.conversations import ConversationRepository
-from exai.db.curation import Change, CurationRepository
+from exai.db.curation import ConversationUpdate, CurationRepository
 from exai.db.files import FileRepository
 from exai.db.pool import Database
 from exai.db.search import SearchQuery, SearchRepository
@@ -35,7 +35,9 @@ async def use(database: Database) -> None:
     await repository.changes((await repository.changes(None)).xmin)
     await repository.news((await repository.news(None)).xmin)
     for _ in range(2):
-        await curation.change(LOCAL_OWNER, name, once(), Change(title="renamed", tags=("a", "b"), metadata={"k": 1}))
+        await curation.change(
+            LOCAL_OWNER, name, once(), ConversationUpdate(title="renamed", tags=("a", "b"), metadata={"k": 1})
+        )
     fork = await curation.fork(LOCAL_OWNER, name, once(), new_conversation_id=ConversationId(new_id()))
     assert fork.conversation is not None
     assert len(await contents_of(repository, fork.conversation.continuation_id)) == 4

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exai.errors import DeadlineExceeded
-from exai.fairness import Line, Places, Turns
+from exai.fairness import FairQueue, Places, Turns
 from exai.models import Owner
 from exai.resilience import with_deadline
 
@@ -182,7 +182,7 @@ async def test_the_wait_is_bounded_by_the_deadline_and_the_limit() -> None:
 @given(st.lists(st.tuples(st.sampled_from(["put", "put", "take", "back", "leave"]), st.sampled_from(OWNERS))))
 def test_a_line_keeps_each_owners_order(steps: list[tuple[str, Owner | None]]) -> None:
     """Whatever is taken out, put back in reverse, or leaves."""
-    line: Line[tuple[Owner | None, int]] = Line()
+    line: FairQueue[tuple[Owner | None, int]] = FairQueue()
     model: dict[Owner | None, deque[tuple[Owner | None, int]]] = {owner: deque() for owner in OWNERS}
     for number, (what, owner) in enumerate(steps):
         queue = model[owner]
@@ -205,7 +205,7 @@ def test_a_line_keeps_each_owners_order(steps: list[tuple[str, Owner | None]]) -
 
 def test_a_line_serves_a_short_queue_beside_a_long_one() -> None:
     """The second owner's first waiter is the second to come out."""
-    line: Line[str] = Line()
+    line: FairQueue[str] = FairQueue()
     for number in range(100):
         line.put(ALICE, f"alice {number}")
     line.put(BOB, "bob")

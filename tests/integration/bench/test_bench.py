@@ -44,8 +44,8 @@ from exai.bench.operations import (
 )
 from exai.bench.plan import QUICK, Texts
 from exai.bench.postgres_floor import OWNER, remove_all
-from exai.bench.servers import OWN_STATEMENTS, Servers, through_wire
-from exai.bench.wire import Wire
+from exai.bench.servers import OWN_STATEMENTS, ServerAddresses, through_wire
+from exai.bench.wire import LatencyProxy
 from exai.errors import ConfigError
 from tests.support.pg_proxy import PgProxy
 from tests.support.redis_proxy import RedisProxy
@@ -82,7 +82,7 @@ class Rig:
     """The contestants behind the bench's own proxy."""
 
     operations: Operations
-    wire: Wire
+    wire: LatencyProxy
     app: App
 
     def pairs(self) -> list[Pair]:
@@ -94,7 +94,7 @@ async def open_rig(postgres_url: str, redis_url: str) -> AsyncIterator[Rig]:
     """Everything that `exai bench` opens for counting, with every operation done once."""
     texts = Texts(QUICK.message_bytes)
     async with AsyncExitStack() as stack:
-        servers = Servers(postgres_url, redis_url, "")
+        servers = ServerAddresses(postgres_url, redis_url, "")
         through, wire = await stack.enter_async_context(through_wire(servers, 0.0))
         contestants = await stack.enter_async_context(open_contestants(through, QUICK.messages, UNSAMPLED))
         data = await seed(contestants.app, servers, QUICK, texts)
@@ -252,7 +252,7 @@ async def test_here_without_addresses_is_refused(monkeypatch: pytest.MonkeyPatch
 
 async def test_encrypted_connections_are_timed_but_not_counted(redis_url: str) -> None:
     """The proxy cannot read along inside TLS; it says so instead of counting wrong."""
-    servers = Servers("postgresql://user@host/database?sslmode=require", redis_url, "")
+    servers = ServerAddresses("postgresql://user@host/database?sslmode=require", redis_url, "")
     with pytest.raises(ConfigError, match="asks for encryption"):
         async with through_wire(servers, 0.0):
             raise AssertionError

@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from exai.cache.conversations import ConversationCache, open_cache
-from exai.cache.licence import Changes
+from exai.cache.licence import ChangedRevisions
 from exai.config import CacheSettings
 from tests.integration.cache.stored import Stored
 from tests.support.counters import Counters
@@ -57,11 +57,11 @@ async def cache_at(recorder: Counters, stored: Stored) -> AsyncIterator[OpenCach
     """Opens a daemon's cache at an address; passes only where the test gives it a `changes` of its own."""
     async with AsyncExitStack() as stack:
 
-        async def never(_: str | None) -> Changes:
+        async def never(_: str | None) -> ChangedRevisions:
             raise TimeoutError("this test has no passes")
 
         async def open_at(
-            url: str | None, *, changes: Callable[..., Awaitable[Changes]] = never, **settings: float
+            url: str | None, *, changes: Callable[..., Awaitable[ChangedRevisions]] = never, **settings: float
         ) -> ConversationCache:
             # Five minutes cover a whole test, so that nothing here depends on how fast the machine is.
             chosen = CacheSettings(**{"bound_s": 60.0, "check_one_in": 0, "timeout_s": 2.0, **settings})

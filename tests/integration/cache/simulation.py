@@ -21,11 +21,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from exai.cache.client import Client
+from exai.cache.client import RedisClient
 from exai.cache.conversations import ConversationCache
 from exai.cache.entry import anchor, place
 from exai.cache.faults import CacheDown
-from exai.cache.licence import Changes, Licence
+from exai.cache.licence import ChangedRevisions, Licence
 from exai.cache.records import Hit, Loaded, Miss, Warm
 from exai.cache.scripts import Script, Scripts
 from exai.cache.topology import Topology
@@ -90,7 +90,7 @@ class Version:
 class World:
     """The database's log, the time, and what was promised to whom."""
 
-    def __init__(self, client: Client, rng: random.Random, *, cursor: str, names_recoveries: bool) -> None:
+    def __init__(self, client: RedisClient, rng: random.Random, *, cursor: str, names_recoveries: bool) -> None:
         self.client, self.rng, self.cursor, self.names_recoveries = client, rng, cursor, names_recoveries
         self.now_us = 1_000 * SECOND
         self.behind_us = self.stepped_us = 0
@@ -141,14 +141,14 @@ class World:
         self.log[name].append(after)
         return before, after
 
-    def changes(self, since: str | None) -> Changes:
+    def changes(self, since: str | None) -> ChangedRevisions:
         """What the pass asks the database, in one snapshot."""
         xmin = self.next_xid if self.cursor == "xmax" else min(self.active, default=self.next_xid)
         newest = [versions[-1] for versions in self.log.values()]
         rows = [] if since is None else [each for each in newest if each.xid >= int(since)]
         if self.cursor == "first row only":
             rows = rows[:1]
-        return Changes(str(xmin), self.inc, [(LOCAL_OWNER, each.name, each.revision) for each in rows])
+        return ChangedRevisions(str(xmin), self.inc, [(LOCAL_OWNER, each.name, each.revision) for each in rows])
 
     def acknowledge(self, daemon: int, version: Version, *, told: bool) -> None:
         """The writer has its answer; from now on it may be asked for."""
@@ -249,7 +249,7 @@ class World:
         self.forget_promises()
 
 
-class GatedClient(Client):
+class GatedClient(RedisClient):
     """Waits at a gate before each command, and can be cut off; then some commands arrive after all, later."""
 
     def __init__(self, topology: Topology, stage: Stage) -> None:
@@ -375,7 +375,7 @@ async def simulate(topology: Topology, scripts: Scripts, seed: int, plan: Plan, 
     """One run. Raises Broken, with the promise that was broken."""
     rng = random.Random(seed)
     stage = Stage(rng)
-    client = Client(topology, Counters())
+    client = RedisClient(topology, Counters())
     await client.call(0, "FLUSHDB")
     world = World(client, rng, cursor=plan.cursor, names_recoveries=plan.names_recoveries)
     await world.advance(0)
@@ -393,7 +393,7 @@ async def simulate(topology: Topology, scripts: Scripts, seed: int, plan: Plan, 
         gated = GatedClient(topology, stage)
         remembered: list[str] = []
 
-        async def changes(since: str | None, remembered: list[str] = remembered) -> Changes:
+        async def changes(since: str | None, remembered: list[str] = remembered) -> ChangedRevisions:
             await stage.gate()
             if plan.cursor == "in memory":
                 since = remembered[-1] if remembered else since

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exai.cache.conversations import ConversationCache
-from exai.cache.licence import Changes
+from exai.cache.licence import ChangedRevisions
 from exai.cache.records import CacheStatus
 from exai.models import ConversationId
 from tests.integration.cache.conftest import OpenCache
@@ -16,9 +16,9 @@ from tests.support.valkey import Valkey
 from tests.support.waiting import wait_until
 
 
-async def nothing_changed(_: str | None) -> Changes:
+async def nothing_changed(_: str | None) -> ChangedRevisions:
     """Whatever happens: a database whose triggers are missing, say."""
-    return Changes("100", "inc-1")
+    return ChangedRevisions("100", "inc-1")
 
 
 @pytest.fixture

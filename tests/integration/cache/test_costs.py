@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from exai.cache.conversations import ConversationCache
-from exai.cache.licence import Changes
+from exai.cache.licence import ChangedRevisions
 from exai.cache.records import Miss, Warm
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import apply, expect_current, fill, hit, miss
@@ -90,10 +90,10 @@ async def test_pass_is_two_round_trips_and_one_database_query(
     """Whatever the number of changed conversations."""
     asked = []
 
-    async def changes(since: str | None) -> Changes:
+    async def changes(since: str | None) -> ChangedRevisions:
         asked.append(since)
         many = [Stored(name=f"thread {number}") for number in range(500)]
-        return Changes("100", "inc-1", [(each.owner, each.name, 7) for each in many])
+        return ChangedRevisions("100", "inc-1", [(each.owner, each.name, 7) for each in many])
 
     await cache_at(proxy.url, changes=changes, pass_interval_s=3_600)
     await wait_until(lambda: recorder["cache_passes_total", "generation"] == 1)
@@ -104,8 +104,8 @@ async def test_pass_is_two_round_trips_and_one_database_query(
 async def test_only_commands_of_redis_7_0_are_used(cache_at: OpenCache, valkey: Valkey, stored: Stored) -> None:
     """Redis 7, Redis 8 and Valkey all serve."""
 
-    async def changes(_: str | None) -> Changes:
-        return Changes("100", "inc-1", [(stored.owner, stored.name, 0)])
+    async def changes(_: str | None) -> ChangedRevisions:
+        return ChangedRevisions("100", "inc-1", [(stored.owner, stored.name, 0)])
 
     valkey.do("CONFIG", "RESETSTAT")
     cache = await cache_at(valkey.url, changes=changes)

@@ -8,7 +8,7 @@ import pytest
 
 from exai.cache.conversations import open_cache
 from exai.cache.entry import place
-from exai.cache.licence import Changes
+from exai.cache.licence import ChangedRevisions
 from exai.cache.records import Miss
 from exai.config import CacheSettings
 from exai.models import LOCAL_OWNER, ContinuationId, Owner
@@ -185,7 +185,7 @@ class Passes:
         self.hold.set()
         self._begun = asyncio.Condition()
 
-    async def __call__(self, since: str | None) -> Changes:
+    async def __call__(self, since: str | None) -> ChangedRevisions:
         async with self._begun:
             self.asked.append(since)
             self._begun.notify_all()
@@ -194,7 +194,7 @@ class Passes:
             await self.hold.wait()
         if self.error is not None:
             raise self.error
-        return Changes(self.xmin, self.inc, list(self.rows), overflow=self.overflow)
+        return ChangedRevisions(self.xmin, self.inc, list(self.rows), overflow=self.overflow)
 
     async def made(self, count: int) -> None:
         """Wait until so many passes have begun from now on; all but the last have ended by then."""
@@ -211,8 +211,8 @@ async def test_a_defect_of_the_passes_ends_the_cache(valkey: Valkey) -> None:
             if name == "cache_passes_total":
                 raise ZeroDivisionError
 
-    async def changes(_: str | None) -> Changes:
-        return Changes("1", "1")
+    async def changes(_: str | None) -> ChangedRevisions:
+        return ChangedRevisions("1", "1")
 
     settings = CacheSettings(pass_interval_s=0.01)
     with pytest.raises(ZeroDivisionError):

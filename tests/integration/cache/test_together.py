@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from exai.cache.address import parse_address
-from exai.cache.client import Client
+from exai.cache.client import RedisClient
 from exai.cache.conversations import ConversationCache
 from exai.cache.entry import place
 from exai.cache.faults import CacheLost, CacheRefused
@@ -118,7 +118,7 @@ async def test_key_that_holds_something_else_is_the_trouble_of_one(
 
 async def test_answers_and_errors_are_told_apart(valkey: Valkey, recorder: Counters) -> None:
     """An error among the answers is that of one call; too few answers are none."""
-    client = Client(open_topology(parse_address(valkey.url), 2.0, recorder), recorder)
+    client = RedisClient(open_topology(parse_address(valkey.url), 2.0, recorder), recorder)
     one_fails = ScriptBatcher(client, Script.of("apply", "return {1, redis.error_reply('ODD this one'), 3}"))
     one, two, three = await asyncio.gather(
         *(one_fails.run(0, ("entry", "lease"), ()) for _ in range(3)), return_exceptions=True

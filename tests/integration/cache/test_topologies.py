@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from exai.cache.conversations import ConversationCache
 from exai.cache.entry import anchor, place
-from exai.cache.licence import Changes
+from exai.cache.licence import ChangedRevisions
 from exai.cache.records import Hit, Unavailable
 from exai.cache.topology import CLUSTER_GROUPS
 from exai.models import ContinuationId
@@ -33,8 +33,8 @@ SERVICE = "exai-primary"
 SLOTS = 16_384
 
 
-async def unchanged(_: str | None) -> Changes:
-    return Changes("100", "inc-1")
+async def unchanged(_: str | None) -> ChangedRevisions:
+    return ChangedRevisions("100", "inc-1")
 
 
 async def eventually_cached(cache: ConversationCache, stored: Stored) -> None:
@@ -130,9 +130,9 @@ class TestCluster:
         """One address is enough; the redirections teach the rest, each once."""
         asked = []
 
-        async def changes(since: str | None) -> Changes:
+        async def changes(since: str | None) -> ChangedRevisions:
             asked.append(since)
-            return Changes("100", "inc-1")
+            return ChangedRevisions("100", "inc-1")
 
         cache = await cache_at(f"redis+cluster://127.0.0.1:{nodes[1].port}", changes=changes, pass_interval_s=3_600)
         for each in many:

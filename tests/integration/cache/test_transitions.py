@@ -7,7 +7,7 @@ import pytest
 from exai.cache.conversations import ConversationCache
 from exai.cache.entry import place
 from exai.cache.records import Loaded, Unavailable, Wait, Warm
-from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, Owner, Part
+from exai.models import LOCAL_OWNER, ContentPart, ContinuationId, ConversationId, Owner
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import age, apply, expect_current, fill, hit, licence, miss
 from tests.integration.cache.stored import NAME, NOW, Stored
@@ -289,9 +289,9 @@ class TestSizes:
             await apply(cache, stored, stored.append(f"{number} " + "x" * 100))
             await expect_current(cache, stored)
 
-    @pytest.mark.parametrize("part", [Part(0, 9_000_000), None])
+    @pytest.mark.parametrize("part", [ContentPart(0, 9_000_000), None])
     async def test_page_that_was_cut_is_not_stored(
-        self, cache_at: OpenCache, valkey: Valkey, recorder: Counters, part: Part | None
+        self, cache_at: OpenCache, valkey: Valkey, recorder: Counters, part: ContentPart | None
     ) -> None:
         """The database hands over no more than an answer can hold, and that is not the page."""
         cache, stored = await cache_at(valkey.url), Stored(size=60)

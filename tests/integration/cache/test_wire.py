@@ -11,7 +11,7 @@ import pytest
 from exai.cache.address import dial, parse_address
 from exai.cache.faults import CacheAway, CacheDown, CacheLost, CacheRefused, ReplyError
 from exai.cache.topology import OneServer, open_topology
-from exai.cache.wire import LONG_BYTES, MAX_WAITING, Wire
+from exai.cache.wire import LONG_BYTES, MAX_WAITING, RedisConnection
 from tests.support.counters import Counters
 from tests.support.redis_proxy import RedisProxy
 from tests.support.valkey import Valkey
@@ -25,7 +25,7 @@ async def proxy(valkey: Valkey) -> AsyncIterator[RedisProxy]:
         yield between
 
 
-async def wire_to(url: str, limit_s: float = 5.0) -> Wire:
+async def wire_to(url: str, limit_s: float = 5.0) -> RedisConnection:
     return await dial(parse_address(url).primary, limit_s)
 
 
@@ -307,7 +307,7 @@ class TestGreeting:
             await node.close()
 
 
-async def echo(wire: Wire, word: str) -> object:
+async def echo(wire: RedisConnection, word: str) -> object:
     return await wire.call("ECHO", word)
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from exai.archive import open_text, read_parts
 from exai.conversations import AppendRequest
-from exai.conversations.formats import Format, Part, read_lines, read_markdown
+from exai.conversations.formats import ExportItem, Format, read_lines, read_markdown
 from exai.conversations.transfer import EMBEDDED_BYTES, ImportProgress
 from exai.db.address import parse_address
 from exai.db.contents import PART_BYTES
@@ -53,7 +53,7 @@ async def exported(rig: Rig, name: ContinuationId, kind: Format = "jsonl", owner
     return "".join([part async for part in rig.app.conversations.export(owner, name, kind)])
 
 
-def parts(text: str, kind: Format = "jsonl") -> Iterator[Part]:
+def parts(text: str, kind: Format = "jsonl") -> Iterator[ExportItem]:
     return read_lines(text.split("\n")) if kind == "jsonl" else read_markdown(text)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from exai.conversations import AppendRequest, ChatRequest
 from exai.conversations.formats import Format, read_lines, read_markdown
-from exai.db.curation import Change
+from exai.db.curation import ConversationUpdate
 from exai.db.search import SearchQuery
 from exai.errors import Conflict, InvalidArgument, NotFound
 from exai.models import LOCAL_OWNER, ContinuationId, Message, NewMessage, Owner
@@ -79,13 +79,13 @@ async def test_rename_is_seen_by_the_next_read_although_it_was_cached(rig: Rig) 
     """A change that is not an append removes the older page from the cache before it is acknowledged."""
     name = await stored(rig, "one", title="Old")
     before = await rig.app.conversations.read(LOCAL_OWNER, name)
-    changed = await rig.app.conversations.change(LOCAL_OWNER, name, Change(title="New", tags=["a", "b"]))
+    changed = await rig.app.conversations.change(LOCAL_OWNER, name, ConversationUpdate(title="New", tags=["a", "b"]))
     after = await rig.app.conversations.read(LOCAL_OWNER, name)
     assert (before.conversation.title, after.conversation.title) == ("Old", "New")
     assert after.conversation.tags == changed.tags == ("a", "b")
     with pytest.raises(Conflict):
         await rig.app.conversations.change(
-            LOCAL_OWNER, name, Change(title="Late"), expected_revision=before.conversation.revision
+            LOCAL_OWNER, name, ConversationUpdate(title="Late"), expected_revision=before.conversation.revision
         )
 
 
@@ -96,13 +96,13 @@ async def test_every_change_with_a_key_happens_once(rig: Rig) -> None:
     assert forks[0] == forks[1]
     with pytest.raises(Conflict):
         await service.fork(LOCAL_OWNER, name, at_seq=2, idempotency_key="fork")
-    first = await service.change(LOCAL_OWNER, name, Change(title="first"), idempotency_key="title")
-    await service.change(LOCAL_OWNER, name, Change(title="second"))
+    first = await service.change(LOCAL_OWNER, name, ConversationUpdate(title="first"), idempotency_key="title")
+    await service.change(LOCAL_OWNER, name, ConversationUpdate(title="second"))
     rig.reset()
-    assert await service.change(LOCAL_OWNER, name, Change(title="first"), idempotency_key="title") == first
+    assert await service.change(LOCAL_OWNER, name, ConversationUpdate(title="first"), idempotency_key="title") == first
     assert rig.cost()[0] == 1
     with pytest.raises(Conflict):
-        await service.change(LOCAL_OWNER, name, Change(title="third"), idempotency_key="title")
+        await service.change(LOCAL_OWNER, name, ConversationUpdate(title="third"), idempotency_key="title")
     await service.delete(LOCAL_OWNER, name, idempotency_key="delete")
     await service.restore(LOCAL_OWNER, name)
     await service.delete(LOCAL_OWNER, name, idempotency_key="delete")

@@ -9,9 +9,9 @@ from typing import NoReturn
 import pytest
 
 from exai.conversations import AppendRequest, ChatRequest
-from exai.conversations.notices import Notice, Notices, Watch
+from exai.conversations.notices import ChangePoller, Notice, Notices
 from exai.db.conversations import ConversationRepository
-from exai.db.curation import Change
+from exai.db.curation import ConversationUpdate
 from exai.db.pool import connect
 from exai.models import LOCAL_OWNER, NewMessage, Owner
 from tests.integration.conversations.conftest import Rig, open_rig
@@ -29,7 +29,7 @@ class Other:
         self.is_wanting = True
         self.notices = Notices()
         self.notices.listen(self.heard.append, lambda: self.is_wanting)
-        self.watch = Watch(ConversationRepository(rig.app.database), self.notices, rig.app.recorder)
+        self.watch = ChangePoller(ConversationRepository(rig.app.database), self.notices, rig.app.recorder)
 
     async def hears(self) -> list[tuple[str, str, bool]]:
         """What the next look brings."""
@@ -51,7 +51,7 @@ async def test_changes_by_others_are_heard_once_with_what_they_do_to_the_list(ri
     for _ in range(3):
         await service.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", "b")], made.continuation_id))
     assert await other.hears() == [("local", made.continuation_id, False)]
-    await service.change(LOCAL_OWNER, made.continuation_id, Change(title="new"))
+    await service.change(LOCAL_OWNER, made.continuation_id, ConversationUpdate(title="new"))
     assert await other.hears() == [("local", made.continuation_id, True)]
     await service.delete(LOCAL_OWNER, made.continuation_id)
     assert await other.hears() == [("local", made.continuation_id, True)]

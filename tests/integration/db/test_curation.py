@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from exai.db.conversations import ConversationRepository, Known
-from exai.db.curation import Change, CurationRepository, Forked
+from exai.db.conversations import CachedRange, ConversationRepository
+from exai.db.curation import ConversationUpdate, CurationRepository, Forked
 from exai.db.pool import Database, connect
 from exai.db.transfer import TransferRepository
 from exai.errors import InvalidArgument, NotFound
@@ -65,7 +65,7 @@ async def test_pages_and_turns_go_on_into_the_parents(
     assert [message.content for message in page.messages] == everything[16:23]
     begun = await repository.begin_turn(beginning(name, "question"))
     assert [message.content for message in begun.history] == everything
-    known = Known(begun.revision, 36, 51, 100)
+    known = CachedRange(begun.revision, 36, 51, 100)
     begun = await repository.begin_turn(beginning(name, "question", known=known))
     assert [message.content for message in begun.history] == everything[:35]
     assert not begun.full
@@ -164,7 +164,7 @@ async def test_a_change_is_one_revision_and_no_appends_of_it_are_known(
 ) -> None:
     """Title, metadata and tags are part of what caches hold."""
     source = await conversation_of(repository, "1")
-    change = Change(title="new", metadata={"a": 1}, tags=["x", "y", "x"])
+    change = ConversationUpdate(title="new", metadata={"a": 1}, tags=["x", "y", "x"])
     changed = await curation.change(LOCAL_OWNER, source.continuation_id, once(), change)
     assert (changed.status, changed.base_revision, changed.revision) == ("changed", 1, 2)
     assert changed.conversation is not None
@@ -174,7 +174,7 @@ async def test_a_change_is_one_revision_and_no_appends_of_it_are_known(
     assert page.conversation == changed.conversation
     again = await curation.change(LOCAL_OWNER, source.continuation_id, once(), change)
     assert (again.status, again.revision) == ("unchanged", 2)
-    cleared = await curation.change(LOCAL_OWNER, source.continuation_id, once(), Change(title="", tags=[]))
+    cleared = await curation.change(LOCAL_OWNER, source.continuation_id, once(), ConversationUpdate(title="", tags=[]))
     assert cleared.conversation is not None
     assert (cleared.conversation.title, cleared.conversation.tags) == (None, ())
 
@@ -186,13 +186,13 @@ async def test_a_change_of_another_state_is_a_conflict(
     source = await conversation_of(repository, "1")
     await repository.append(appending(source.continuation_id, "2"))
     name = source.continuation_id
-    refused = await curation.change(LOCAL_OWNER, name, once(), Change(title="new"), expected_revision=1)
+    refused = await curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title="new"), expected_revision=1)
     assert (refused.status, refused.revision) == ("conflict_revision", 2)
     assert (
-        await curation.change(LOCAL_OWNER, name, once(), Change(title="new"), expected_revision=2)
+        await curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title="new"), expected_revision=2)
     ).status == "changed"
     assert (
-        await curation.change(LOCAL_OWNER, name, once(), Change(title="new"), expected_revision=2)
+        await curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title="new"), expected_revision=2)
     ).status == "unchanged"
 
 
@@ -201,15 +201,23 @@ async def test_a_repeated_change_undoes_no_later_one(
 ) -> None:
     """A repetition that was held up is answered as the first time and changes nothing, whatever was done since."""
     name = (await conversation_of(repository, "1")).continuation_id
-    first = await curation.change(LOCAL_OWNER, name, once("key"), Change(title="first"), expected_revision=1)
-    await curation.change(LOCAL_OWNER, name, once(), Change(title="second"))
-    again = await curation.change(LOCAL_OWNER, name, once("key"), Change(title="first"), expected_revision=1)
+    first = await curation.change(
+        LOCAL_OWNER, name, once("key"), ConversationUpdate(title="first"), expected_revision=1
+    )
+    await curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title="second"))
+    again = await curation.change(
+        LOCAL_OWNER, name, once("key"), ConversationUpdate(title="first"), expected_revision=1
+    )
     assert (again.status, again.conversation, again.revision) == ("duplicate", first.conversation, 3)
     page = await repository.read_page(LOCAL_OWNER, name)
     assert (page.conversation.title, page.conversation.revision) == ("second", 3)
-    assert (await curation.change(LOCAL_OWNER, name, once("key", "other"), Change(title="x"))).status == "conflict_key"
+    assert (
+        await curation.change(LOCAL_OWNER, name, once("key", "other"), ConversationUpdate(title="x"))
+    ).status == "conflict_key"
     other = (await conversation_of(repository, "1")).continuation_id
-    assert (await curation.change(LOCAL_OWNER, other, once("key"), Change(title="first"))).status == "conflict_key"
+    assert (
+        await curation.change(LOCAL_OWNER, other, once("key"), ConversationUpdate(title="first"))
+    ).status == "conflict_key"
     unchanged = await repository.read_page(LOCAL_OWNER, other)
     assert (unchanged.conversation.title, unchanged.conversation.revision) == (None, 1)
 
@@ -220,11 +228,13 @@ async def test_a_key_is_of_one_request_whatever_kind_it_was(
     """Appends, forks and changes share their keys."""
     name = (await conversation_of(repository, "1")).continuation_id
     await repository.append(appending(name, "2", key="key"))
-    assert (await curation.change(LOCAL_OWNER, name, once("key", "x"), Change(title="x"))).status == "conflict_key"
+    assert (
+        await curation.change(LOCAL_OWNER, name, once("key", "x"), ConversationUpdate(title="x"))
+    ).status == "conflict_key"
     new = ConversationId(new_id())
     fork = await curation.fork(LOCAL_OWNER, name, once("key", "x"), new_conversation_id=new)
     assert fork.status == "conflict_key"
-    await curation.change(LOCAL_OWNER, name, once("other", "x"), Change(title="x"))
+    await curation.change(LOCAL_OWNER, name, once("other", "x"), ConversationUpdate(title="x"))
     assert (await repository.append(appending(name, "3", key="other"))).status == "conflict_key"
 
 
@@ -245,7 +255,7 @@ async def test_a_repeated_deletion_does_not_delete_what_was_brought_back(
 async def test_tags_have_limits(curation: CurationRepository, tags: list[str]) -> None:
     """They are sent with every page."""
     with pytest.raises(InvalidArgument):
-        await curation.change(LOCAL_OWNER, ContinuationId("x"), once(), Change(tags=tags))
+        await curation.change(LOCAL_OWNER, ContinuationId("x"), once(), ConversationUpdate(tags=tags))
 
 
 async def test_a_deleted_conversation_is_nowhere_until_it_is_brought_back(
@@ -262,7 +272,7 @@ async def test_a_deleted_conversation_is_nowhere_until_it_is_brought_back(
         await repository.read_page(LOCAL_OWNER, name)
     assert (await repository.append(appending(name, "2"))).status == "deleted"
     assert (await repository.begin_turn(beginning(name, "2"))).status == "not_found"
-    assert (await curation.change(LOCAL_OWNER, name, once(), Change(title="x"))).status == "not_found"
+    assert (await curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title="x"))).status == "not_found"
     listed = await repository.list_conversations(LOCAL_OWNER)
     assert [conversation.id for conversation in listed.conversations] == [fork.id]
     assert await contents_of(repository, fork.continuation_id) == ["1"]
@@ -323,7 +333,7 @@ async def test_appending_and_deleting_at_once_do_not_wait_for_each_other_for_eve
     name = source.continuation_id
     await asyncio.gather(
         *(repository.append(appending(name, "x")) for _ in range(10)),
-        *(curation.change(LOCAL_OWNER, name, once(), Change(title=str(i))) for i in range(10)),
+        *(curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title=str(i))) for i in range(10)),
         *(forked(curation, source) for _ in range(10)),
     )
     page = await repository.read_page(LOCAL_OWNER, name)

@@ -9,7 +9,7 @@ import asyncpg
 import orjson
 import pytest
 
-from exai.db.conversations import ConversationRepository, Known
+from exai.db.conversations import CachedRange, ConversationRepository
 from exai.db.curation import CurationRepository
 from exai.db.pool import Database, OneTrip, connect
 from exai.models import LOCAL_OWNER, ConversationId
@@ -65,7 +65,7 @@ async def test_a_plain_insert_is_an_append_for_caches(repository: ConversationRe
     await sql.execute(
         "insert into messages (conversation_id, role, content) values ($1::text::uuid, 'user', 'two')", conversation.id
     )
-    begun = await repository.begin_turn(beginning(conversation.continuation_id, "q", known=Known(1, 1, 1, 3)))
+    begun = await repository.begin_turn(beginning(conversation.continuation_id, "q", known=CachedRange(1, 1, 1, 3)))
     assert ([message.content for message in begun.history], begun.full) == (["two"], False)
 
 
@@ -89,7 +89,7 @@ async def test_an_edit_from_outside_makes_what_caches_know_void(
     await sql.execute(change)
     assert await revision_of(repository, conversation.continuation_id) == 2
     assert [told.revision for told in (await repository.changes(start.xmin)).changed] == [2]
-    begun = await repository.begin_turn(beginning(conversation.continuation_id, "q", known=Known(1, 1, 2, 6)))
+    begun = await repository.begin_turn(beginning(conversation.continuation_id, "q", known=CachedRange(1, 1, 2, 6)))
     assert begun.full
 
 

@@ -11,19 +11,19 @@ import orjson
 import pytest
 
 from exai.db.conversations import CHANGES_LIMIT, ConversationRepository
-from exai.db.curation import Change, CurationRepository, Request
+from exai.db.curation import ConversationUpdate, CurationRepository, IdempotencyKey
 from exai.db.filters import ListFilter
 from exai.db.pool import Database, connect
 from exai.errors import InvalidArgument, NotFound
 from exai.models import (
     LOCAL_OWNER,
     PAGE_BYTES,
+    ContentPart,
     ContinuationId,
     ConversationId,
     Message,
     NewMessage,
     Owner,
-    Part,
     TurnId,
 )
 from exai.pages import decode_page
@@ -196,7 +196,7 @@ async def test_a_message_longer_than_a_page_comes_in_parts(
         read, parts = "", 0
         while len(read) < len(text):
             page = await repository.read_page(LOCAL_OWNER, each, limit=1, before_seq=3, char_offset=len(read))
-            assert page.part == Part(len(read), len(text))
+            assert page.part == ContentPart(len(read), len(text))
             (message,) = page.messages
             assert 0 < len(message.content.encode()) <= PAGE_BYTES
             read, parts = read + message.content, parts + 1
@@ -222,7 +222,7 @@ async def test_a_list_ends_where_its_headers_have_been_too_large(
     curation = CurationRepository(database)
     names = [(await conversation_of(repository, str(n))).continuation_id for n in range(12)]
     for name in names:
-        await curation.change(LOCAL_OWNER, name, once(), Change(metadata={"x": "y" * 200_000}))
+        await curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(metadata={"x": "y" * 200_000}))
     seen: list[str] = []
     cursor, pages = None, 0
     while pages == 0 or cursor is not None:
@@ -349,8 +349,8 @@ async def test_a_list_is_narrowed_by_tags_metadata_and_a_part_of_the_title(
     names = {}
     for title, mark in marks.items():
         name = names[title] = (await conversation_of(repository, "one")).continuation_id
-        request = Request(new_id(), "d", "t", TurnId(new_id()))
-        await CurationRepository(database).change(LOCAL_OWNER, name, request, Change(title=title, **mark))
+        request = IdempotencyKey(new_id(), "d", "t", TurnId(new_id()))
+        await CurationRepository(database).change(LOCAL_OWNER, name, request, ConversationUpdate(title=title, **mark))
     first, second, third = marks
     assert await listed(repository) == {first, second, third}
     assert await listed(repository, tags=["a"]) == {first, second}
@@ -374,7 +374,7 @@ async def test_deleted_conversations_are_listed_when_they_are_asked_for(
 ) -> None:
     """With the time of their deletion, until they are purged; other owners have none."""
     kept, gone = [(await conversation_of(repository, "one")).continuation_id for _ in range(2)]
-    request = Request(new_id(), "d", "t", TurnId(new_id()))
+    request = IdempotencyKey(new_id(), "d", "t", TurnId(new_id()))
     await CurationRepository(database).mark_deleted(LOCAL_OWNER, gone, request, deleted=True)
     (only,) = (await repository.list_conversations(LOCAL_OWNER, only=ListFilter(deleted=True))).conversations
     assert only.continuation_id == gone

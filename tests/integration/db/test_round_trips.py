@@ -10,7 +10,7 @@ import pytest
 
 from exai.db.address import parse_address
 from exai.db.conversations import ConversationRepository
-from exai.db.curation import Change, CurationRepository
+from exai.db.curation import ConversationUpdate, CurationRepository
 from exai.db.pool import connect
 from exai.db.reading import MOST_READS
 from exai.db.search import SearchQuery, SearchRepository
@@ -55,7 +55,7 @@ async def test_every_method_is_one_round_trip(proxy: PgProxy) -> None:
             "news": lambda r: r.news("3"),
             "search_messages": lambda _: SearchRepository(database).search(SearchQuery(LOCAL_OWNER, "one"), limit=9),
             "fork": lambda _: curation.fork(LOCAL_OWNER, name, once(), new_conversation_id=ConversationId(new_id())),
-            "change_conversation": lambda _: curation.change(LOCAL_OWNER, name, once(), Change(title="x")),
+            "change_conversation": lambda _: curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title="x")),
             "read_forward": lambda _: TransferRepository(database).read_forward(LOCAL_OWNER, name),
             "purge_conversations": lambda _: curation.purge(),
             "expire_idle": lambda _: curation.expire_idle(None, idle_s=1e9),

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from exai.db.conversations import ConversationRepository
-from exai.db.curation import Change, CurationRepository
+from exai.db.curation import ConversationUpdate, CurationRepository
 from exai.db.pool import Database
 from exai.db.search import SearchHit, SearchPage, SearchQuery, SearchRepository
 from exai.errors import InvalidArgument
@@ -224,7 +224,7 @@ async def labelled(
     repository: ConversationRepository,
     curation: CurationRepository,
     title: str,
-    change: Change,
+    change: ConversationUpdate,
     owner: Owner = LOCAL_OWNER,
 ) -> ContinuationId:
     made = await repository.append(appending(None, "needle one", "hay", "needle two", title=title, owner=owner))
@@ -238,10 +238,12 @@ async def test_tags_and_metadata_narrow(
 ) -> None:
     """All of the tags, all of the metadata; titles too, and what has most of the words; nothing of other owners."""
     curation = CurationRepository(database)
-    both = Change(tags=["a", "b"], metadata={"project": {"name": "x", "n": 1}})
+    both = ConversationUpdate(tags=["a", "b"], metadata={"project": {"name": "x", "n": 1}})
     one = await labelled(repository, curation, "The haystack", both)
-    two = await labelled(repository, curation, "Haystack two", Change(tags=["a"], metadata={"project": {"name": "y"}}))
-    await labelled(repository, curation, "Haystack", Change())
+    two = await labelled(
+        repository, curation, "Haystack two", ConversationUpdate(tags=["a"], metadata={"project": {"name": "y"}})
+    )
+    await labelled(repository, curation, "Haystack", ConversationUpdate())
     await labelled(repository, curation, "Haystack", both, Owner("other"))
     metadata = {"project": {"name": "x"}}
     for filters, found in (
@@ -269,7 +271,7 @@ async def test_pages_of_a_search_by_tags_neither_repeat_nor_miss(
 ) -> None:
     """Also where more than is ranked has the words."""
     curation = CurationRepository(database)
-    name = await labelled(repository, curation, "t", Change(tags=["rare"]))
+    name = await labelled(repository, curation, "t", ConversationUpdate(tags=["rare"]))
     for _ in range(3):
         await conversation_of(repository, *["needle"] * 200)
     seen: list[int] = []
@@ -287,11 +289,11 @@ async def test_what_a_fork_shares_is_found_by_the_forks_own_tags(
 ) -> None:
     """In one conversation its tags and metadata count, for all that it shows."""
     curation = CurationRepository(database)
-    source = await labelled(repository, curation, "t", Change(tags=["old"]))
+    source = await labelled(repository, curation, "t", ConversationUpdate(tags=["old"]))
     forked = await curation.fork(LOCAL_OWNER, source, once(), new_conversation_id=ConversationId(new_id()))
     assert forked.conversation is not None
     fork = forked.conversation.continuation_id
-    await curation.change(LOCAL_OWNER, fork, once(), Change(tags=["new"], metadata={"a": 1}))
+    await curation.change(LOCAL_OWNER, fork, once(), ConversationUpdate(tags=["new"], metadata={"a": 1}))
     only = {"continuation_id": fork}
     shared = {(fork, 1), (fork, 3)}
     assert where(await search.search(words("needle", tags=["new"], metadata={"a": 1}, **only), limit=9)) == shared
@@ -370,8 +372,8 @@ async def test_titles_are_searched_by_the_same_words(
     name = made.conversation.continuation_id
     for text in ("数据库", "user", "getUserName"):
         assert where(await search.search(words(text), limit=9)) == {(name, 0)}
-    await curation.change(LOCAL_OWNER, name, once(), Change(title="Another café"))
+    await curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title="Another café"))
     assert where(await search.search(words("cafe"), limit=9)) == {(name, 0)}
     assert where(await search.search(words("数据库"), limit=9)) == set()
-    await curation.change(LOCAL_OWNER, name, once(), Change(title=""))
+    await curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title=""))
     assert where(await search.search(words("cafe"), limit=9)) == set()

@@ -7,7 +7,7 @@ from decimal import Decimal
 
 import pytest
 
-from exai.db.conversations import ConversationRepository, Known
+from exai.db.conversations import CachedRange, ConversationRepository
 from exai.models import LOCAL_OWNER, Message, NewMessage, Usage
 from tests.support.database import appending, beginning, contents_of, conversation_of, ending, new_id
 
@@ -109,7 +109,7 @@ async def test_a_failed_turn_is_resumed_without_storing_the_question_again(repos
         ending(begun.turn_id, state="failed", messages=partial, error={"code": "provider_broken"})
     )
     assert (failed.status, failed.seq) == ("finished", 3)
-    again = await repository.begin_turn(beginning(name, "question", key=key, known=Known(2, 1, 2, 10)))
+    again = await repository.begin_turn(beginning(name, "question", key=key, known=CachedRange(2, 1, 2, 10)))
     assert (again.status, again.attempt, again.full) == ("resumed", 2, True)
     assert again.error == {"code": "provider_broken"}
     assert contents(again.history) == ["one"]
@@ -193,16 +193,16 @@ async def test_only_what_the_cache_lacks_comes_back(repository: ConversationRepo
     """Known messages are not sent again; newer ones are."""
     name = (await conversation_of(repository, "one", "two")).continuation_id
     await repository.append(appending(name, "three"))
-    begun = await repository.begin_turn(beginning(name, "question", known=Known(1, 1, 2, 6)))
+    begun = await repository.begin_turn(beginning(name, "question", known=CachedRange(1, 1, 2, 6)))
     assert (begun.full, contents(begun.history)) == (False, ["three"])
-    begun = await repository.begin_turn(beginning(name, "question", known=Known(3, 4, 4, 8)))
+    begun = await repository.begin_turn(beginning(name, "question", known=CachedRange(3, 4, 4, 8)))
     assert (begun.full, contents(begun.history)) == (False, ["one", "two", "three"])
 
 
 async def test_a_known_future_or_edited_past_is_no_knowledge(repository: ConversationRepository) -> None:
     """A cache that is ahead has seen commits that were lost; one older than an edit holds text that is gone."""
     name = (await conversation_of(repository, "one", "two")).continuation_id
-    ahead = await repository.begin_turn(beginning(name, "q", known=Known(9, 1, 2, 6)))
+    ahead = await repository.begin_turn(beginning(name, "q", known=CachedRange(9, 1, 2, 6)))
     assert (ahead.full, contents(ahead.history)) == (True, ["one", "two"])
 
 
@@ -219,7 +219,7 @@ async def test_history_is_bounded_by_its_budget_from_the_newest_backwards(reposi
 async def test_the_size_of_what_is_known_counts_against_the_budget(repository: ConversationRepository) -> None:
     """Budget is for the whole prompt, wherever its parts come from."""
     name = (await conversation_of(repository, *(f"{i:03}" + "x" * 81 for i in range(100)))).continuation_id
-    known = Known(1, 91, 100, 500)
+    known = CachedRange(1, 91, 100, 500)
     begun = await repository.begin_turn(beginning(name, "question", budget_bytes=1000, known=known))
     assert [content[:3] for content in contents(begun.history)] == [f"{i:03}" for i in range(85, 90)]
     assert not begun.full
@@ -229,7 +229,9 @@ async def test_knowledge_cut_off_from_what_is_newer_is_of_no_use(repository: Con
     """Otherwise the prompt would have a hole."""
     name = (await conversation_of(repository, *(f"{i:03}" + "x" * 81 for i in range(10)))).continuation_id
     await repository.append(appending(name, *(f"{i:03}" + "x" * 81 for i in range(10, 30))))
-    begun = await repository.begin_turn(beginning(name, "question", budget_bytes=1000, known=Known(1, 1, 10, 840)))
+    begun = await repository.begin_turn(
+        beginning(name, "question", budget_bytes=1000, known=CachedRange(1, 1, 10, 840))
+    )
     assert begun.full
     assert [content[:3] for content in contents(begun.history)] == [f"{i:03}" for i in range(20, 30)]
 
@@ -248,7 +250,7 @@ async def test_the_newest_system_message_beyond_the_budget_comes_along(repositor
     begun = await repository.begin_turn(beginning(name, "question", budget_bytes=1000))
     assert begun.system is not None
     assert (begun.system.content, begun.system.seq) == ("rules", 3)
-    known = await repository.begin_turn(beginning(name, "q", budget_bytes=100, known=Known(1, 4, 23, 100)))
+    known = await repository.begin_turn(beginning(name, "q", budget_bytes=100, known=CachedRange(1, 4, 23, 100)))
     assert known.system is not None
     assert known.system.content == "rules"
 
@@ -282,7 +284,7 @@ async def test_history_has_no_more_metadata_than_a_process_can_hold(repository: 
     messages = [NewMessage("user", str(number), metadata={"x": "y" * 250_000}) for number in range(80)]
     name = (await conversation_of(repository)).continuation_id
     await repository.append(appending(name, messages=messages))
-    known = Known(1, 1, 3, 3)
+    known = CachedRange(1, 1, 3, 3)
     for kind in (None, known):
         begun = await repository.begin_turn(beginning(name, "q", known=kind))
         assert begun.full

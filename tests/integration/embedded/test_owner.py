@@ -17,7 +17,7 @@ from exai.config import DatabaseSettings
 from exai.db.migrate import upgrade
 from exai.db.pool import open_pool
 from exai.embedded.launcher import start_embedded
-from exai.embedded.ownership import Running, accepts, claim, locked, outlast_leftovers, read_running, try_lock
+from exai.embedded.ownership import ServerRecord, accepts, claim, locked, outlast_leftovers, read_running, try_lock
 from exai.embedded.postgres import PostgresBinaries
 from exai.embedded.process import Launch, ServerProcess
 from exai.errors import StartupError
@@ -67,7 +67,7 @@ async def test_owner_without_postgres_is_named_to_who_needs_one(data_dir: Path, 
 
 async def test_owner_that_does_not_answer_is_named(tmp_path: Path) -> None:
     """It may be starting, so it is waited for, but not for ever."""
-    running = Running(os.getpid(), str(tmp_path), durable=True, ready=True, sockets=(str(tmp_path / "no.sock"),))
+    running = ServerRecord(os.getpid(), str(tmp_path), durable=True, ready=True, sockets=(str(tmp_path / "no.sock"),))
     (tmp_path / "running.json").write_text(json.dumps(asdict(running)))
     with locked(tmp_path / "owner.lock") as first, locked(tmp_path / "owner.lock") as second:
         assert try_lock(first)

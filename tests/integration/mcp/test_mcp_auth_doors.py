@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from exai.config import JwtSettings
 from exai.mcp.auth import authenticator
-from exai.mcp.edge import Admitted, Refusal
+from exai.mcp.edge import Admitted, AuthRefusal
 from exai.mcp.eras import TOKEN_EXPIRED
 from exai.mcp.jwks import MAX_BYTES, fetch_text
 from exai.mcp.session import EXPIRED
@@ -106,7 +106,7 @@ async def test_what_runs_when_the_token_expires_is_answered_and_nothing_begins()
     """A model's answer that took its time is not thrown away for a clock."""
     expiry = time.time() + 0.3
 
-    async def authenticate(headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | Refusal:
+    async def authenticate(headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | AuthRefusal:
         return Admitted(Owner("alice"), expiry)
 
     async with running_server(authenticate=authenticate) as server, dial(server, "any") as socket:
@@ -213,7 +213,7 @@ def test_the_issuer_is_asked_at_its_address_only_and_within_bounds() -> None:
 async def test_a_token_that_expires_while_its_request_arrives_is_refused_with_401() -> None:
     """A body may take a minute; what is answered then is what a new connection would be told."""
 
-    async def authenticate(headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | Refusal:
+    async def authenticate(headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | AuthRefusal:
         return Admitted(Owner("alice"), time.time())
 
     async with running_server(authenticate=authenticate) as server, httpx.AsyncClient(timeout=WAIT_S) as client:

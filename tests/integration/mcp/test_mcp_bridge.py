@@ -20,7 +20,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from exai.mcp import eras
 from exai.mcp.asgi import build_asgi
 from exai.mcp.bridge import DISCONNECTED
-from exai.mcp.edge import Admitted, Refusal
+from exai.mcp.edge import Admitted, AuthRefusal
 from exai.mcp.serve import bind_sockets, open_server
 from exai.models import Owner
 from tests.support.mcp_server import (
@@ -176,8 +176,10 @@ async def test_half_a_character_is_refused_with_its_id(server: Running) -> None:
 async def test_headers_go_with_the_upgrade() -> None:
     """The bearer token; a refusal is told as an answer, with the daemon's words."""
 
-    async def authenticate(headers: Any, query: Any) -> Admitted | Refusal:
-        return Admitted(Owner("alice")) if headers.get("authorization") == "Bearer x" else Refusal("a token is needed")
+    async def authenticate(headers: Any, query: Any) -> Admitted | AuthRefusal:
+        return (
+            Admitted(Owner("alice")) if headers.get("authorization") == "Bearer x" else AuthRefusal("a token is needed")
+        )
 
     async with running_server(authenticate=authenticate) as server:
         async with bridge(server.url, {"Authorization": "Bearer x"}) as peer:

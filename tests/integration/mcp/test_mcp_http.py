@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
 from exai.mcp.asgi import build_asgi
-from exai.mcp.edge import Admitted, Refusal
+from exai.mcp.edge import Admitted, AuthRefusal
 from exai.mcp.eras import META_VERSION
 from exai.mcp.serve import open_server
 from exai.models import Owner
@@ -331,9 +331,11 @@ class TestRefusals:
     async def test_the_authenticator_guards_posts(self) -> None:
         """401 with a challenge; the owner reaches the tools."""
 
-        async def authenticate(headers: Any, query: Any) -> Admitted | Refusal:
+        async def authenticate(headers: Any, query: Any) -> Admitted | AuthRefusal:
             return (
-                Admitted(Owner("bob")) if headers.get("authorization") == "Bearer secret" else Refusal("no", "Bearer x")
+                Admitted(Owner("bob"))
+                if headers.get("authorization") == "Bearer secret"
+                else AuthRefusal("no", "Bearer x")
             )
 
         async with (

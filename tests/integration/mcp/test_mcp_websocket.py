@@ -15,7 +15,7 @@ from mcp import ClientSession, McpError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from exai.mcp.edge import Admitted, Refusal
+from exai.mcp.edge import Admitted, AuthRefusal
 from exai.mcp.jsonrpc import Json
 from exai.mcp.protocol import Call, Method
 from exai.models import LOCAL_OWNER, Owner
@@ -165,9 +165,9 @@ class TestConnecting:
     async def test_the_authenticator_decides_before_the_upgrade_and_names_the_owner(self) -> None:
         """401 for a refusal; the owner reaches the tools; the token may stand in the query."""
 
-        async def authenticate(headers: Any, query: Any) -> Admitted | Refusal:
+        async def authenticate(headers: Any, query: Any) -> Admitted | AuthRefusal:
             token = headers.get("authorization", "").removeprefix("Bearer ") or query.get("token", "")
-            return Admitted(Owner("alice")) if token == "secret" else Refusal("a token is needed")
+            return Admitted(Owner("alice")) if token == "secret" else AuthRefusal("a token is needed")
 
         async with running_server(authenticate=authenticate) as server:
             with pytest.raises(InvalidStatus) as caught:

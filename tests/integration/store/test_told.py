@@ -11,7 +11,7 @@ import pytest
 
 from exai.conversations import AppendRequest, ChatRequest
 from exai.conversations.formats import ConversationText, MessageText
-from exai.db.curation import Change
+from exai.db.curation import ConversationUpdate
 from exai.errors import InvalidArgument, NotFound
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage
 from tests.fault.service import NO_PASS_S, Servers, Service
@@ -37,11 +37,11 @@ async def chats(writer: Service, name: ContinuationId) -> None:
 
 
 async def renames(writer: Service, name: ContinuationId) -> None:
-    await writer.conversations.change(LOCAL_OWNER, name, Change(title="new"))
+    await writer.conversations.change(LOCAL_OWNER, name, ConversationUpdate(title="new"))
 
 
 async def marks(writer: Service, name: ContinuationId) -> None:
-    await writer.conversations.change(LOCAL_OWNER, name, Change(metadata={"a": 1}, tags=("t",)))
+    await writer.conversations.change(LOCAL_OWNER, name, ConversationUpdate(metadata={"a": 1}, tags=("t",)))
 
 
 async def deletes_and_restores(writer: Service, name: ContinuationId) -> None:
@@ -129,6 +129,6 @@ async def test_metadata_that_is_no_json_changes_nothing(rig: Servers, value: obj
     service, _ = await two(rig)
     name = (await service.append(None, "one")).continuation_id
     with pytest.raises(InvalidArgument) as caught:
-        await service.conversations.change(LOCAL_OWNER, name, Change(metadata={"a": {"b": [value]}}))
+        await service.conversations.change(LOCAL_OWNER, name, ConversationUpdate(metadata={"a": {"b": [value]}}))
     assert (caught.value.field, bool(caught.value.cure)) == ("metadata", True)
     assert (await service.read(name)).conversation.revision == 1

@@ -6,25 +6,28 @@ import ssl
 
 import pytest
 
-from exai.cache.address import RedisAddress, Server, parse_address
+from exai.cache.address import RedisAddress, RedisServer, parse_address
 from exai.errors import ConfigError
 
 
 @pytest.mark.parametrize(
     ("url", "server"),
     [
-        ("redis://host", Server("host", 6379)),
-        ("redis://host:7000/3", Server("host", 7000, greeting=(("SELECT", 3),))),
-        ("redis://host?db=4", Server("host", 6379, greeting=(("SELECT", 4),))),
-        ("redis://:p%40ss@host/0", Server("host", 6379, greeting=(("AUTH", "p@ss"),))),
-        ("redis://me:pass@host", Server("host", 6379, greeting=(("AUTH", "me", "pass"),))),
-        ("redis://[::1]:7000/", Server("::1", 7000)),
-        ("REDIS://host", Server("host", 6379)),
-        ("unix:///run/my%20dir/valkey.sock?db=2", Server(path="/run/my dir/valkey.sock", greeting=(("SELECT", 2),))),
-        ("unix://:secret@/run/v.sock", Server(path="/run/v.sock", greeting=(("AUTH", "secret"),))),
+        ("redis://host", RedisServer("host", 6379)),
+        ("redis://host:7000/3", RedisServer("host", 7000, greeting=(("SELECT", 3),))),
+        ("redis://host?db=4", RedisServer("host", 6379, greeting=(("SELECT", 4),))),
+        ("redis://:p%40ss@host/0", RedisServer("host", 6379, greeting=(("AUTH", "p@ss"),))),
+        ("redis://me:pass@host", RedisServer("host", 6379, greeting=(("AUTH", "me", "pass"),))),
+        ("redis://[::1]:7000/", RedisServer("::1", 7000)),
+        ("REDIS://host", RedisServer("host", 6379)),
+        (
+            "unix:///run/my%20dir/valkey.sock?db=2",
+            RedisServer(path="/run/my dir/valkey.sock", greeting=(("SELECT", 2),)),
+        ),
+        ("unix://:secret@/run/v.sock", RedisServer(path="/run/v.sock", greeting=(("AUTH", "secret"),))),
     ],
 )
-def test_one_server(url: str, server: Server) -> None:
+def test_one_server(url: str, server: RedisServer) -> None:
     """The forms redis-py knows."""
     assert parse_address(url) == RedisAddress("standalone", (server,), server)
 
@@ -36,9 +39,9 @@ def test_sentinels_have_a_greeting_of_their_own() -> None:
     )
     greeting = (("AUTH", "watch", "dog"),)
     assert address.servers == (
-        Server("one", 26379, greeting=greeting),
-        Server("two", 7000, greeting=greeting),
-        Server("::1", 26379, greeting=greeting),
+        RedisServer("one", 26379, greeting=greeting),
+        RedisServer("two", 7000, greeting=greeting),
+        RedisServer("::1", 26379, greeting=greeting),
     )
     assert (address.mode, address.service) == ("sentinel", "main")
     assert address.primary.greeting == (("AUTH", "me", "pass"), ("SELECT", 1))

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from exai.config import JwtSettings, ServerSettings
 from exai.mcp.auth import MAX_TOKEN_CHARS, authenticator
-from exai.mcp.edge import Admitted, Refusal
+from exai.mcp.edge import Admitted, AuthRefusal
 from exai.mcp.jwks import EMPTY_INTERVAL_S, FETCH_INTERVAL_S, KEYS_KEPT_S, KEYS_MAX_AGE_S, KeySet, NoKeys, public_keys
 from exai.mcp.signed import LEEWAY_S, JwtVerifier
 from tests.support.tokens import ISSUER, SECRET, Key, claims, confused, ec_key, published, rsa_key, signed, signed_by
@@ -25,7 +25,7 @@ ALICE, BOB, OWN = "token-of-alice-0123456789", "token-of-bob-0123456789ab", "tok
 KEYS_URL = "https://ref.supabase.test/auth/v1/.well-known/jwks.json"
 
 
-async def ask(settings: ServerSettings, token: str = "", **headers: str) -> Admitted | Refusal:
+async def ask(settings: ServerSettings, token: str = "", **headers: str) -> Admitted | AuthRefusal:
     given = {"authorization": f"Bearer {token}", **headers} if token else headers
     return await authenticator(settings)(given, {})
 
@@ -54,15 +54,15 @@ class TestConfiguredTokens:
     async def test_any_other_token_is_refused_without_being_repeated(self, token: str) -> None:
         """401 with a challenge; what was sent is nowhere in the answer."""
         refused = await ask(self.SETTINGS, token)
-        assert isinstance(refused, Refusal)
+        assert isinstance(refused, AuthRefusal)
         assert (refused.status, refused.challenge) == (401, 'Bearer error="invalid_token"')
         assert len(token) < 2 or token not in refused.reason
 
     async def test_no_token_is_told_what_is_needed(self) -> None:
         """A challenge without an error, as RFC 6750 has it."""
         refused = await ask(self.SETTINGS)
-        assert refused == Refusal("a bearer token is needed: send it as Authorization: Bearer", "Bearer")
-        assert isinstance(await ask(self.SETTINGS, authorization=f"Basic {ALICE}"), Refusal)
+        assert refused == AuthRefusal("a bearer token is needed: send it as Authorization: Bearer", "Bearer")
+        assert isinstance(await ask(self.SETTINGS, authorization=f"Basic {ALICE}"), AuthRefusal)
 
     async def test_without_any_token_configured_everybody_is_local(self) -> None:
         """The default on loopback."""
@@ -102,7 +102,7 @@ class TestSharedSecret:
     )
     async def test_a_token_with_a_wrong_or_missing_claim_is_refused(self, changes: dict[str, Any]) -> None:
         """iss, aud, exp and sub are required; "local" is who works without signed tokens."""
-        assert isinstance(await JwtVerifier(jwt_settings()).verdict(signed(**changes)), Refusal)
+        assert isinstance(await JwtVerifier(jwt_settings()).verdict(signed(**changes)), AuthRefusal)
 
     @pytest.mark.parametrize(
         "token",
@@ -120,7 +120,7 @@ class TestSharedSecret:
     )
     async def test_a_token_that_is_not_hs256_with_the_secret_is_refused(self, token: str) -> None:
         """The algorithm comes from the configuration, never from the header."""
-        assert isinstance(await JwtVerifier(jwt_settings()).verdict(token), Refusal)
+        assert isinstance(await JwtVerifier(jwt_settings()).verdict(token), AuthRefusal)
 
     async def test_signed_and_configured_tokens_work_side_by_side(self) -> None:
         """People sign in, a script has its own token."""
@@ -137,9 +137,9 @@ class TestOwnersOfSignedTokens:
         settings = ServerSettings(
             tokens={"alice": SecretStr("a-token-of-alice-long-enough")}, jwt=jwt_settings(), token=None
         )
-        assert isinstance(await ask(settings, signed("alice")), Refusal)
+        assert isinstance(await ask(settings, signed("alice")), AuthRefusal)
         assert isinstance(await ask(settings, signed("user-1")), Admitted)
-        assert isinstance(await ask(settings, signed("local")), Refusal)
+        assert isinstance(await ask(settings, signed("local")), AuthRefusal)
 
     @pytest.mark.parametrize("allowed", [False, True])
     async def test_anonymous_users_are_owners_only_if_that_is_configured(self, allowed: bool) -> None:
@@ -236,7 +236,7 @@ class TestPublishedKeys:
         issuer = Issuer(a=self.EC)
         good, issuer.document = issuer.document, OSError("down")
         verdict = await issuer.verifier.verdict(signed_by(self.EC, "a"))
-        assert isinstance(verdict, Refusal)
+        assert isinstance(verdict, AuthRefusal)
         assert verdict.status == 503
         with pytest.raises(NoKeys):
             await issuer.keys.find("a")
@@ -250,7 +250,7 @@ class TestPublishedKeys:
         issuer = Issuer(a=self.EC)
         good, issuer.document = issuer.document, fault
         verdict = await issuer.verifier.verdict(signed_by(self.EC, "a"))
-        assert isinstance(verdict, Refusal)
+        assert isinstance(verdict, AuthRefusal)
         assert verdict.status == 503
         issuer.document, issuer.now = good, issuer.now + EMPTY_INTERVAL_S
         assert await issuer.admits(signed_by(self.EC, "a"))
@@ -281,7 +281,7 @@ class TestPublishedKeys:
         assert await issuer.admits(signed_by(self.EC, "a"))
         issuer.now += 1
         verdict = await issuer.verifier.verdict(signed_by(self.EC, "a"))
-        assert isinstance(verdict, Refusal)
+        assert isinstance(verdict, AuthRefusal)
         assert verdict.status == 503
 
     def test_keys_of_other_kinds_are_passed_over(self) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from exai.mcp.eras import META_CAPABILITIES, META_VERSION, TASKS
-from exai.mcp.jsonrpc import Json, Malformed, Message, parse
+from exai.mcp.jsonrpc import Json, JsonRpcMessage, Malformed, parse
 from exai.mcp.protocol import Call, CallContext, Cancel, Connection, Feature, Ignore, Method, Send, Start, Surface
 from tests.support.mcp_server import Tools
 from tests.support.stateless import KNOWS_TASKS
@@ -101,7 +101,7 @@ def new_connection() -> Connection:
 @given(st.binary(max_size=200))
 def test_no_bytes_raise(data: bytes) -> None:
     """The invariant of `parse`."""
-    message: Message = parse(data)
+    message: JsonRpcMessage = parse(data)
     new_connection().accept(message)
 
 

@@ -10,7 +10,7 @@ import pytest
 from exai.mcp import eras
 from exai.mcp.jsonrpc import Json, RpcError
 from exai.mcp.prompts import PromptArgument, PromptRegistry, PromptSpec, completion_feature
-from exai.mcp.protocol import Call, CallContext, Client, Feature, Surface
+from exai.mcp.protocol import Call, CallContext, ClientInfo, Feature, Surface
 from exai.mcp.resources import ResourceContents, ResourceRegistry, ResourceSpec
 from exai.models import LOCAL_OWNER
 
@@ -21,7 +21,7 @@ async def silent(message: str) -> None:
 
 async def ask(feature: Feature, name: str, params: dict[str, Any], version: str = eras.MODERN) -> Any:
     method = next(method for method in feature.methods if method.name == name)
-    call = Call(1, method, params, version, Client())
+    call = Call(1, method, params, version, ClientInfo())
     if method.answer is not None:
         return method.answer(call)
     assert method.work is not None

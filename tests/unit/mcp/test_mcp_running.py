@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 
-from exai.mcp.protocol import Call, Client, Method
-from exai.mcp.running import Running, Watch
+from exai.mcp.protocol import Call, ClientInfo, Method
+from exai.mcp.running import RunningCall, Timeouts
 from tests.support.mcp_server import WAIT_S
 
 
-def begun(watch: Watch, seconds: float) -> Running:
-    running = Running(Call(1, Method("tools/call"), {}, "", Client()), 10)
+def begun(watch: Timeouts, seconds: float) -> RunningCall:
+    running = RunningCall(Call(1, Method("tools/call"), {}, "", ClientInfo()), 10)
     running.task = asyncio.create_task(asyncio.Event().wait())  # type: ignore[assignment]
     loop = asyncio.get_running_loop()
     watch.begin(running, loop.time() + seconds, loop)
     return running
 
 
-async def ended(running: Running) -> bool:
+async def ended(running: RunningCall) -> bool:
     assert running.task is not None
     done, _ = await asyncio.wait({running.task}, timeout=WAIT_S)
     return bool(done)
@@ -25,7 +25,7 @@ async def ended(running: Running) -> bool:
 
 async def test_each_call_is_stopped_at_its_own_time() -> None:
     """A call that begins later may have to end earlier."""
-    watch = Watch()
+    watch = Timeouts()
     late, early, never = begun(watch, 0.02), begun(watch, 0.0), begun(watch, 3_600.0)
     assert await ended(early)
     assert not late.is_late
@@ -37,7 +37,7 @@ async def test_each_call_is_stopped_at_its_own_time() -> None:
 
 async def test_a_call_that_was_let_go_is_not_stopped() -> None:
     """Its answer is on its way."""
-    watch = Watch()
+    watch = Timeouts()
     let_go, other = begun(watch, 0.0), begun(watch, 0.001)
     watch.end(let_go)
     assert await ended(other)
@@ -48,7 +48,7 @@ async def test_a_call_that_was_let_go_is_not_stopped() -> None:
 
 async def test_a_call_stopped_for_two_reasons_was_not_only_late() -> None:
     """A peer that cancels gets no answer, even at the last moment."""
-    watch = Watch()
+    watch = Timeouts()
     found: list[bool] = []
 
     async def work() -> None:
@@ -58,7 +58,7 @@ async def test_a_call_stopped_for_two_reasons_was_not_only_late() -> None:
             found.append(running.was_late())
 
     for cancels in (False, True):
-        running = Running(Call(1, Method("tools/call"), {}, "", Client()), 10)
+        running = RunningCall(Call(1, Method("tools/call"), {}, "", ClientInfo()), 10)
         running.task = asyncio.create_task(work())
         await asyncio.sleep(0)
         running.stop_late()

@@ -8,12 +8,12 @@ import orjson
 import pytest
 
 from exai.models import Delta, Usage
-from exai.providers.answer import Answer, ErrorInStream, UnusableAnswer
+from exai.providers.answer import AnswerAssembler, ErrorInStream, UnusableAnswer
 from exai.providers.sse import Event
 
 
-def answer() -> Answer:
-    return Answer(1_000, 100)
+def answer() -> AnswerAssembler:
+    return AnswerAssembler(1_000, 100)
 
 
 def event(value: Any, name: str = "") -> Event:

@@ -18,7 +18,7 @@ from exai.errors import (
 )
 from exai.models import Completion, CompletionRequest, Prompt
 from exai.monitoring.metrics import MetricsRecorder
-from exai.providers.base import Call, Clocks
+from exai.providers.base import Clocks, ProviderCall
 from exai.providers.catalogue import load_catalogue
 from exai.providers.chat_api import ChatApi
 from exai.providers.kimi import KIMI
@@ -29,16 +29,16 @@ from exai.resilience import OPEN_S, RETRY_TOKENS, Attempt, with_deadline
 MODEL = load_catalogue(None, NAMED).models["kimi-k3"]
 ASK = CompletionRequest("kimi-k3", [Prompt("user", "hello")])
 
-Behaviour = Callable[[Call, Attempt], Awaitable[None]]
+Behaviour = Callable[[ProviderCall, Attempt], Awaitable[None]]
 
 
-async def answers(call: Call, attempt: Attempt) -> None:
+async def answers(call: ProviderCall, attempt: Attempt) -> None:
     call.answer.take(Event('{"choices": [{"delta": {"content": "hi"}, "finish_reason": "stop"}]}'))
     attempt.answered()
 
 
 def fails(error: Exception, *, after_first: bool = False, retry_after_s: float | None = None) -> Behaviour:
-    async def behave(call: Call, attempt: Attempt) -> None:
+    async def behave(call: ProviderCall, attempt: Attempt) -> None:
         if after_first:
             call.answer.take(Event('{"choices": [{"delta": {"content": "h"}}]}'))
         call.retry_after_s = retry_after_s
@@ -58,7 +58,7 @@ class Script:
         self.behaviours, self.always = list(behaviours), always
         self.sent = 0
 
-    async def run(self, call: Call, attempt: Attempt) -> None:
+    async def run(self, call: ProviderCall, attempt: Attempt) -> None:
         self.sent += 1
         await (self.behaviours.pop(0) if self.behaviours else self.always)(call, attempt)
 
@@ -196,7 +196,7 @@ async def test_storm_of_failures_reaches_the_provider_at_most_ten_percent_more_o
     """Two hundred requests at one instant against a provider that fails one call in three."""
     calls = 0
 
-    async def every_third(call: Call, attempt: Attempt) -> None:
+    async def every_third(call: ProviderCall, attempt: Attempt) -> None:
         nonlocal calls
         calls += 1
         await (fails(DOWN) if calls % 3 == 0 else answers)(call, attempt)
@@ -227,7 +227,7 @@ async def test_dead_provider_is_left_alone_and_one_probe_brings_it_back(make: Ma
     time.now += OPEN_S
     release = asyncio.Event()
 
-    async def slow(call: Call, attempt: Attempt) -> None:
+    async def slow(call: ProviderCall, attempt: Attempt) -> None:
         await release.wait()
         await answers(call, attempt)
 
@@ -266,7 +266,7 @@ async def test_cancelled_request_is_no_failure_and_frees_the_probe(
     time.now += OPEN_S
     entered = asyncio.Event()
 
-    async def hang(call: Call, attempt: Attempt) -> None:
+    async def hang(call: ProviderCall, attempt: Attempt) -> None:
         entered.set()
         await asyncio.Event().wait()
 
@@ -292,7 +292,7 @@ async def test_request_without_time_left_is_not_sent(make: Make) -> None:
 async def test_deadline_ends_the_wait_and_keeps_the_text_so_far(make: Make, recorder: MetricsRecorder) -> None:
     """The request's own end is nobody's failure; what came is not lost."""
 
-    async def half(call: Call, attempt: Attempt) -> None:
+    async def half(call: ProviderCall, attempt: Attempt) -> None:
         call.answer.take(Event('{"choices": [{"delta": {"content": "half"}}]}'))
         await asyncio.Event().wait()
 

@@ -9,7 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exai.providers.answer import Answer, ErrorInStream, UnusableAnswer
+from exai.providers.answer import AnswerAssembler, ErrorInStream, UnusableAnswer
 from exai.providers.bodies import Body, BodyTooLarge, BrokenCompression
 from exai.providers.failures import decode_body, read_failure
 from exai.providers.reading import MAX_TOKENS, TextJoiner, decode, tokens, values_of
@@ -51,7 +51,7 @@ def test_no_stream_does_more_than_give_an_answer_or_say_why_not(
     pieces: list[bytes], media_type: str, size: int
 ) -> None:
     """An error of any other kind would lose a paid answer; what was read can always be stored."""
-    body, answer = Body(media_type, "", max_event_bytes=10_000, max_bytes=100_000), Answer(5_000, 1_000)
+    body, answer = Body(media_type, "", max_event_bytes=10_000, max_bytes=100_000), AnswerAssembler(5_000, 1_000)
     received = b"".join(pieces)
     with suppress(UnusableAnswer, ErrorInStream, EventTooLarge, BodyTooLarge, BrokenCompression):
         for at in range(0, len(received), size):

@@ -1,7 +1,7 @@
-"""The bytes that one owner makes this process hold: messages that arrive, wait or run, what calls read, subscriptions.
+"""The memory that one owner occupies in this process: incoming, waiting and running messages, reads, subscriptions.
 
-Invariant: `held_bytes` is the sum of what was counted and not yet given back. It passes the limit only by what cannot
-be refused, and by one thing that is held alone, so that a limit below a message's size lets one through at a time.
+Invariant: `held_bytes` is the sum of all bytes counted and not yet released. It exceeds the limit only by bytes that
+cannot be refused, and by one item that is held alone, so that a limit below a message's size admits one at a time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SETTING = "EXAI_SERVER__OWNER_MAX_IN_FLIGHT_BYTES"
 
 
 class Account:
-    """One owner's bytes in this process; only the event loop's thread may use it."""
+    """One owner's bytes in this process. For the event loop's thread only."""
 
     __slots__ = ("_most_bytes", "held_bytes")
 
@@ -25,7 +25,7 @@ class Account:
         self.held_bytes = 0
 
     def take(self, size_bytes: int, what: str = "running requests") -> None:
-        """Count bytes until they are given back. Raises `Overloaded`, and then counts nothing."""
+        """Count bytes until they are released with `give`. Raises `Overloaded`, and then counts nothing."""
         if self.held_bytes and self.held_bytes + size_bytes > self._most_bytes:
             limit = f"{SETTING} of one owner's {what}, in bytes"
             cure = "Wait for other calls to end, ask for less in one call, or raise the limit"
@@ -33,16 +33,16 @@ class Account:
         self.held_bytes += size_bytes
 
     def charge(self, size_bytes: int) -> None:
-        """Count bytes that cannot be refused, such as an answer's, until they are given back."""
+        """Count bytes that cannot be refused, such as an answer's, until they are released with `give`."""
         self.held_bytes += size_bytes
 
     def give(self, size_bytes: int) -> None:
-        """Give back what was taken."""
+        """Release counted bytes."""
         self.held_bytes -= size_bytes
 
     @contextmanager
     def hold(self, size_bytes: int, what: str = "running requests") -> Iterator[None]:
-        """Count bytes for as long as the block runs. Raises `Overloaded` before it begins."""
+        """Count bytes while the block runs. Raises `Overloaded` before it begins."""
         self.take(size_bytes, what)
         try:
             yield
@@ -51,12 +51,12 @@ class Account:
 
 
 request_account: ContextVar[Account | None] = ContextVar("request_account", default=None)
-"""The account of the owner whose request runs; None where no request does, as in the commands."""
+"""The account of the current request's owner; None outside of requests, as in the commands."""
 
 
 @contextmanager
 def hold(size_bytes: int, what: str = "requests' data") -> Iterator[None]:
-    """Count bytes in the account of the request that runs, for as long as the block does. Raises `Overloaded`.
+    """Count bytes in the account of the current request while the block runs. Raises `Overloaded`.
 
     Does nothing outside of a request.
     """

@@ -1,6 +1,6 @@
-"""Addresses as people write them: whether they can be used, what to say when not, and how to show them.
+"""Validation of addresses in settings, with a problem and a cure for unusable ones, and their redaction for display.
 
-The invariant is that no text leaving this module, in a return value or an exception, holds a password.
+Invariant: no text leaving this module, in a return value or an exception, holds a password.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PASSWORD_PARAMETER = re.compile(r"(?i)([?&][a-z_]*password=)[^&\s]*")
 
 
 class UnusableAddress(ValueError):
-    """`problem` and `cure` are the two halves of a sentence for whoever wrote the address."""
+    """An address that cannot be used. `problem` and `cure` are the two halves of the error's sentence."""
 
     def __init__(self, problem: str, cure: str) -> None:
         super().__init__(problem, cure)
@@ -35,13 +35,13 @@ class UnusableAddress(ValueError):
 
 
 def redact(url: str) -> str:
-    """Return `url` with its password as `***`; everything up to the last `@` is taken for one, to be safe."""
+    """Return `url` with its password as `***`. To be safe, everything up to the last `@` counts as user information."""
     before, at, rest = url.rpartition("@")
     return _PASSWORD_PARAMETER.sub(r"\1***", _USER_INFO.sub(r"\1:***@", before + at) + rest)
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server bound to `host`; a name other than localhost is not trusted."""
+    """Return whether only this machine can reach a server bound to `host`; no name but localhost is trusted."""
     if host.lower() == "localhost":
         return True
     try:
@@ -51,7 +51,7 @@ def is_loopback(host: str) -> bool:
 
 
 def check_postgres(url: str) -> str:
-    """Return `url` when a Postgres client can use it; `postgresql+driver://` is one too. Raises UnusableAddress."""
+    """Return `url` if a Postgres client can use it; `postgresql+driver://` is accepted. Raises UnusableAddress."""
     example = "postgresql://user:password@host:5432/database"
     if url.lower().startswith(("http://", "https://")):
         raise UnusableAddress(
@@ -66,7 +66,7 @@ def check_postgres(url: str) -> str:
 
 
 def check_redis(url: str) -> str:
-    """Return `url` when a Redis client can use it. Raises UnusableAddress."""
+    """Return `url` if a Redis client can use it. Raises UnusableAddress."""
     return _check(url, REDIS_SCHEMES, "redis://host:6379/0, or `off` for no cache")
 
 
@@ -106,7 +106,7 @@ def check_websocket(url: str) -> str:
 
 
 def check_host(host: str) -> str:
-    """Return a bare host name or address, an IPv6 one without its brackets. Raises UnusableAddress."""
+    """Return a bare host name or address, for IPv6 without its brackets. Raises UnusableAddress."""
     bare = host.removeprefix("[").removesuffix("]")
     try:
         return str(ipaddress.ip_address(bare))
@@ -117,7 +117,7 @@ def check_host(host: str) -> str:
 
 
 def check_header(text: str) -> str:
-    """Return a key or token when it can be sent in an HTTP header. Raises UnusableAddress."""
+    """Return a key or token if it can be sent in an HTTP header. Raises UnusableAddress."""
     if not text.isascii() or not text.isprintable() or " " in text:
         raise UnusableAddress(
             "holds a character that cannot be sent in a header", "Copy it again, without quotes or spaces"
@@ -144,11 +144,11 @@ def _check(url: str, schemes: tuple[str, ...], example: str) -> str:
     try:
         parts = urlsplit(url)
     except ValueError:
-        # Chained to nothing: the parser's message quotes the part that may be the password.
+        # Without the cause: the parser's message quotes the part that may be the password.
         raise unreadable from None
     if parts.fragment or "@" in parts.path or re.search(r"\s", url):
         raise unreadable
-    # A connection string may list several hosts, which `parts.port` would refuse.
+    # A connection string may list several hosts, for which `parts.port` would raise.
     for host in parts.netloc.rpartition("@")[2].split(","):
         port = re.sub(r"^\[[^\]]*\]", "", host).partition(":")[2]
         if port and not (port.isdigit() and int(port) <= 65535):

@@ -1,7 +1,7 @@
-"""The one place that builds things: every resource is entered in order here and left in reverse.
+"""Builds the application: every resource is entered in order here and left in reverse.
 
-The invariant is that nothing falls back: an address that was given is used or is an error, the embedded servers start
-only where no address was given at all, and what is off is reported as off.
+Invariant: there are no fallbacks. A given address is used or is an error, the embedded servers start
+only if no address was given at all, and disabled parts are reported as off.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from exai.paths import Roots
 from exai.providers.registry import Providers, open_providers
 
 BLOBS = "files"
-"""Where in the data directory the bytes of files are kept, if not in the database."""
+"""The directory below the data directory that holds the bytes of files, unless the database does."""
 
 CACHE_NOT_GIVEN = (
     "no cache: a database is configured and no Redis, so every read is one database round trip. "
@@ -60,7 +60,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class App:
-    """Everything that is open; valid inside `async with open_app(settings) as app`."""
+    """All open resources; valid inside `async with open_app(settings) as app`."""
 
     settings: Settings
     conversations: ConversationService
@@ -76,7 +76,7 @@ class App:
 
 @asynccontextmanager
 async def open_app(settings: Settings) -> AsyncIterator[App]:
-    """Open servers, pools and providers in order; on leaving, everything in flight is written first.
+    """Open servers, pools and providers in order; on exit, all work in flight is stored first.
 
     Raises `StartupError`, `ConfigError`, `DatabaseUnavailable` or `SchemaMismatch`.
     """
@@ -122,7 +122,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
 
 @asynccontextmanager
 async def own_servers(settings: Settings) -> AsyncIterator[Embedded | None]:
-    """Start and migrate the embedded servers without the rest, for processes that get their addresses; None if unused.
+    """Start and migrate only the embedded servers, for a parent of worker processes. Yields None if none are used.
 
     Raises `StartupError`, `ConfigError` or `DatabaseUnavailable`.
     """
@@ -135,7 +135,7 @@ async def own_servers(settings: Settings) -> AsyncIterator[Embedded | None]:
 
 
 def roots_of(settings: Settings) -> Roots:
-    """Return the readable directories, without what is kept of all owners. Raises `ConfigError`."""
+    """Return the readable directories, which exclude the data of all owners. Raises `ConfigError`."""
     own = [settings.data_dir, default_data_dir(), *filter(None, (settings.env_file,))]
     roots = Roots(settings.files.roots, [path.absolute() for path in own])
     roots.check()
@@ -143,7 +143,7 @@ def roots_of(settings: Settings) -> Roots:
 
 
 def _blobs(settings: Settings, database: Database) -> Blobs:
-    """Return the stores of bytes; what is in the one that is not chosen stays readable."""
+    """Return the blob stores; the contents of the store that is not selected stay readable."""
     in_database, in_directory = PostgresBlobs(database), LocalBlobs(settings.data_dir / BLOBS)
     if settings.files.store == "postgres":
         return Blobs(in_database, in_directory)
@@ -151,13 +151,13 @@ def _blobs(settings: Settings, database: Database) -> Blobs:
 
 
 class _Patience:
-    """Waits for servers that are started together with us, all of them within one limit."""
+    """Waits for servers that start at the same time as this process, within one limit for all of them."""
 
     def __init__(self, limit_s: float) -> None:
         self._end = time.monotonic() + limit_s
 
     async def until_open(self, opening: Callable[[], Awaitable[T]]) -> T:
-        """Try again while a server cannot be reached and time is left. Raises what the last try raised."""
+        """Retry while a server cannot be reached and time is left. Raises the error of the last attempt."""
         while True:
             try:
                 return await opening()
@@ -192,7 +192,7 @@ async def _open_embedded(stack: AsyncExitStack, settings: Settings) -> Embedded 
 async def _open_database(
     stack: AsyncExitStack, settings: Settings, embedded: Embedded | None, recorder: MetricsRecorder
 ) -> Database:
-    """Open the pool; EXAI's own database is migrated, one that was given is only checked."""
+    """Open the pool. The embedded database is migrated; a given one is only checked."""
     url = embedded.postgres_url if embedded else None
     if url is not None:
         await upgrade(url)
@@ -215,9 +215,9 @@ def _given_url(settings: Settings) -> str:
 
 
 def not_reached(url: str, setting: str, error: DatabaseUnavailable) -> StartupError:
-    """Say which address it was and what the system said about it, which the error of a single statement leaves out.
+    """Return the error with the address and the system's message, which the error of a single statement omits.
 
-    An empty `url` is the embedded server's.
+    An empty `url` stands for the embedded server.
     """
     where = redact(url) or "the embedded Postgres"
     cause = error.__cause__
@@ -227,7 +227,7 @@ def not_reached(url: str, setting: str, error: DatabaseUnavailable) -> StartupEr
 
 
 async def _check_cache(cache: ConversationCache, url: str | None) -> None:
-    """A cache that cannot be reached at start was misconfigured; one that goes away later is a miss and a counter."""
+    """Raise if the cache cannot be reached: at start that is a wrong setting, later only a miss and a counter."""
     status = await cache.status()
     if status.state == "down":
         raise StartupError(
@@ -245,11 +245,11 @@ def _cache_url(settings: Settings, embedded: Embedded | None) -> str | None:
 
 
 def changes_of(repository: ConversationRepository) -> ChangesSince:
-    """Let the cache's passes ask the database, in the cache's own terms."""
+    """Return the query for changed conversations in the form that the cache's reconciliation needs."""
 
     async def changes(since_xmin: str | None) -> ChangedRevisions:
         found = await repository.changes(since_xmin)
-        # What is gone is newer than any entry of it.
+        # A deleted conversation is newer than any entry of it.
         rows = [
             (each.owner, each.continuation_id, NO_REVISION if each.revision is None else each.revision)
             for each in found.changed
@@ -260,7 +260,7 @@ def changes_of(repository: ConversationRepository) -> ChangesSince:
 
 
 async def probe_database(database: Database) -> Probed:
-    """Ask whether the database takes writes; a read-only one is down, since most calls end with a write."""
+    """Probe whether the database accepts writes. A read-only one is down, since most calls end with a write."""
     obstacle = await database.obstacle()
     used, size, most = database.usage()
     detail = f"{database.address.shown}, {used} of {size} connections in use (at most {most})"
@@ -272,7 +272,7 @@ async def probe_database(database: Database) -> Probed:
 
 
 def components(database: Database, cache: ConversationCache, providers: Providers) -> list[Component]:
-    """Return what health watches; only the database is required, since everything else has a stated loss."""
+    """Return the components that health probes. Only the database is required: the loss of each other one is stated."""
 
     async def probe_cache() -> Probed:
         status = await cache.status()

@@ -1,7 +1,7 @@
-"""What `exai export`, `exai import` and `exai prune` do; they speak to the stores directly, like any other daemon.
+"""Implements `exai export`, `exai import` and `exai prune`, which access the stores directly, like a daemon.
 
-The invariant is that a file under its final name is a whole export: it is written beside its place and then renamed.
-Texts are UTF-8 with line feeds, whatever the terminal's encoding is; they are read in any Unicode encoding.
+Invariant: a file under its final name is a complete export, since it is written beside its place and then renamed.
+Text is UTF-8 with line feeds, whatever the terminal's encoding; it is read in any Unicode encoding.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ BEGINNINGS = (
     (b"\0{", "utf-16-be"),
     (b"\0<", "utf-16-be"),
 )
-"""How a text begins that is not UTF-8: with a byte order mark, or with the first character of an export."""
+"""Initial bytes of texts that are not UTF-8: a byte order mark, or the first character of an export."""
 
 
 async def export(settings: Settings, name: str, target: str, kind: Format | None, owner: Owner = LOCAL_OWNER) -> None:
@@ -66,7 +66,7 @@ async def export(settings: Settings, name: str, target: str, kind: Format | None
 async def import_file(
     settings: Settings, source: str, kind: Format | None, as_name: str | None, owner: Owner = LOCAL_OWNER
 ) -> str:
-    """Store an exported conversation and return what was done; progress goes to a terminal's standard error."""
+    """Store an exported conversation and return a summary; progress goes to standard error if that is a terminal."""
     shape = kind or SUFFIXES.get(Path(source).suffix.lower(), "jsonl")
     name = ContinuationId(as_name) if as_name else None
     progress = None
@@ -86,7 +86,7 @@ async def import_file(
 
 
 async def prune(settings: Settings, idle_days: float | None) -> str:
-    """Remove what was deleted long enough ago, and files nobody has; returns what was done."""
+    """Remove conversations and files whose retention has passed, and unused files. Returns a summary."""
     async with open_app(settings) as app:
         conversations = await app.conversations.prune(idle_days=idle_days)
         orphans, blobs = await app.files.sweep()
@@ -94,7 +94,7 @@ async def prune(settings: Settings, idle_days: float | None) -> str:
 
 
 async def _print(parts: AsyncIterator[str]) -> None:
-    """Write to standard output: to a terminal what it can show, to anything else the bytes of the file."""
+    """Write to standard output: printable text to a terminal, otherwise the bytes of the file."""
     if sys.stdout.isatty():
         encoding = sys.stdout.encoding or "utf-8"
         async for part in parts:
@@ -107,7 +107,7 @@ async def _print(parts: AsyncIterator[str]) -> None:
 
 
 def _check_target(target: str) -> None:
-    """Refuse a place that cannot be written before anything is read."""
+    """Raise for a target that cannot be written, before anything is read."""
     path = Path(target)
     if path.is_dir():
         raise InvalidArgument("FILE", f"{target} is a directory", "Give the name of a file in it")
@@ -120,7 +120,7 @@ def _check_target(target: str) -> None:
 
 
 def open_text(source: str) -> TextIO:
-    """Open a text in the Unicode encoding that its beginning tells. Raises `NotFound` or `InvalidArgument`."""
+    """Open a text in the Unicode encoding detected from its first bytes. Raises `NotFound` or `InvalidArgument`."""
     try:
         if source == STANDARD:
             buffered = io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False))
@@ -132,12 +132,12 @@ def open_text(source: str) -> TextIO:
     except OSError as error:
         raise _unusable(source, "read", error) from error
     encoding = next((name for mark, name in BEGINNINGS if beginning.startswith(mark)), "utf-8-sig")
-    # Lines end at line feeds alone: a carriage return may be content.
+    # Only line feeds end lines: a carriage return may be content.
     return io.TextIOWrapper(buffered, encoding=encoding, newline="\n")
 
 
 def read_parts(stream: TextIO, shape: Format) -> Iterator[ExportItem]:
-    """Read JSON Lines line by line; Markdown whole, since its parts are found by length."""
+    """Read JSON Lines line by line, and Markdown as a whole, since its parts are delimited by length."""
     try:
         yield from read_lines(stream) if shape == "jsonl" else read_markdown(stream.read())
     except UnicodeError as error:

@@ -1,4 +1,4 @@
-"""Background tasks that belong to a block of code and cannot die unnoticed.
+"""Background tasks that belong to a block of code and whose failures cannot go unnoticed.
 
 Invariant: no task outlives its block, and a task that fails ends the block, which raises the task's own exception.
 """
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Background:
-    """The background tasks of one block; made by `open_background`."""
+    """The background tasks of one block; created by `open_background`."""
 
     def __init__(self) -> None:
         self._owner = asyncio.current_task()
@@ -25,8 +25,8 @@ class Background:
         self.failure: BaseException | None = None
 
     def start(self, name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run `work` beside the block. It may end by itself; what it raises, the block raises."""
-        # An empty context: the work has no request's deadline and no request's owner.
+        """Run `work` beside the block. It may end on its own; the block raises any exception of it."""
+        # An empty context: the work belongs to no request, so it has no deadline and no owner.
         task = asyncio.create_task(work, name=name, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._note_end)
@@ -52,7 +52,7 @@ class Background:
 
 @asynccontextmanager
 async def open_background() -> AsyncIterator[Background]:
-    """Yield a place for background tasks. They are cancelled when the block ends.
+    """Yield a group of background tasks, which are cancelled when the block ends.
 
     A task that fails cancels the task that runs the block; the block then raises the failure instead of
     `CancelledError`. A failure that is found while the block ends is raised as well. Other exceptions of the block
@@ -66,7 +66,7 @@ async def open_background() -> AsyncIterator[Background]:
             await background.stop()
     except asyncio.CancelledError:
         owner = asyncio.current_task()
-        # A request from outside to cancel the owner stays in force.
+        # A cancellation of the owner by other code stays in effect.
         if not background.has_cancelled_owner or owner is None or owner.uncancel() > 0:
             raise
     if background.failure is not None:
@@ -75,7 +75,7 @@ async def open_background() -> AsyncIterator[Background]:
 
 @asynccontextmanager
 async def running(name: str, work: Coroutine[Any, Any, object]) -> AsyncIterator[None]:
-    """Run one background task for as long as the block runs, as `open_background` says."""
+    """Run one background task while the block runs; see `open_background`."""
     async with open_background() as background:
         background.start(name, work)
         yield

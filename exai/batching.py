@@ -1,7 +1,7 @@
 """Sends items of several callers together, as one statement or command.
 
 Most of what a small request costs a server is the statement or command around it. Items that arrive in one turn of the
-event loop are sent as one batch; items that arrive while no further batch may be sent wait, and form the next one.
+event loop are sent as one batch; items that arrive while no further batch may be sent wait, and form the next batch.
 
 Invariant: an item is in at most one batch. What becomes of it there affects no other item, and a caller that leaves
 affects no other caller. An item whose batch gave no outcome for it is sent by its own caller, as if there were no
@@ -188,10 +188,10 @@ class Batcher(Generic[T, R]):
             asyncio.get_running_loop().call_soon(self._dispatch, context=Context())
 
     async def _goes_alone(self, entry: _Entry[T, R]) -> bool:
-        """Whether a batch may be sent and no other item arrives in this turn; the entry is then in flight.
+        """Return whether the item is sent alone: a batch may be sent and no other item arrives in this iteration.
 
-        It saves the way through the queue. An entry that does not go alone must be put into the queue at once, so that
-        it is sent with those it met.
+        That bypasses the queue. The caller must queue any other entry at once, so that it is sent with the others of
+        its iteration.
         """
         if self._waiting or not self._limit.may_send(len(self._in_flight)):
             return False
@@ -200,14 +200,14 @@ class Batcher(Generic[T, R]):
             await asyncio.sleep(0)
         finally:
             self._arriving -= 1
-        # The last of those that arrived together finds none arriving, but the others in the queue.
+        # The last of several concurrent arrivals finds `_arriving` at 0, but the others are in the queue.
         if self._arriving or self._waiting or not self._limit.may_send(len(self._in_flight)):
             return False
         self._in_flight.add(entry)
         return True
 
     def _dispatch(self) -> None:
-        """Send what may be sent now, and bound the wait of the rest."""
+        """Send all batches that may be sent now, and limit the wait of the remaining items."""
         self._is_due = False
         while self._waiting and self._limit.may_send(len(self._in_flight)) and self._send_next():
             pass
@@ -220,8 +220,8 @@ class Batcher(Generic[T, R]):
 
     def _stop_waiting_for(self, before: frozenset[_Entry[T, R]]) -> None:
         self._timer = None
-        # A batch that has been in flight for so long may hang and is no longer counted. If all of them do, everything
-        # that waits is sent. A long queue before batches that are answered is worked off in the places there are.
+        # A batch in flight for so long may hang and is no longer counted. If all of them hang, everything that waits is
+        # sent. If some are answered, a long queue is processed in the remaining places.
         hanging = self._in_flight & before
         self._in_flight -= hanging
         if hanging and not self._in_flight:
@@ -230,7 +230,7 @@ class Batcher(Generic[T, R]):
         self._dispatch()
 
     def _send_next(self) -> bool:
-        """Send one batch. Return False if none of the callers waits any more."""
+        """Send one batch. Returns False if no caller waits any more."""
         entries = self._compose()
         if not entries:
             return False
@@ -246,7 +246,7 @@ class Batcher(Generic[T, R]):
         def ended(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
             self._settle(entries, None)
-            # A task that is cancelled before its first step has not run at all.
+            # A task that is cancelled before its first step has not run its `finally` blocks.
             if entries[0] in self._in_flight:
                 self._end(entries[0])
 
@@ -254,7 +254,7 @@ class Batcher(Generic[T, R]):
         return True
 
     def _compose(self) -> list[_Entry[T, R]]:
-        """Take the items of the next batch out of the queue; the owners take turns."""
+        """Take the items of the next batch out of the queue; owners take turns."""
         entries: list[_Entry[T, R]] = []
         passed_over: list[_Entry[T, R]] = []
         fit = self._choose() if self._choose is not None else _take_any
@@ -287,7 +287,7 @@ class Batcher(Generic[T, R]):
             self._end(entries[0])
 
     def _settle(self, entries: Sequence[_Entry[T, R]], outcomes: Sequence[R | None] | None) -> None:
-        """Give their outcomes to the callers that have none yet."""
+        """Set the outcomes of the callers that have none yet."""
         for number, entry in enumerate(entries):
             if entry.outcome.done():
                 continue
@@ -301,15 +301,15 @@ class Batcher(Generic[T, R]):
         self._limit.note_end()
 
     def _leave(self, entry: _Entry[T, R]) -> None:
-        """See to it that nothing goes on for `entry`, unless others wait for it too."""
+        """Cancel the work for `entry`, unless it serves other entries too."""
         if not entry.outcome.cancel() and not entry.outcome.cancelled():
-            # A caller that is cancelled just then does not look at it.
+            # Retrieves the exception: a caller cancelled at this moment does not, and asyncio would log it as lost.
             entry.outcome.exception()
         if entry.task is None:
             self._end(entry)
         elif self._is_read and not entry.task.done() and all(each.outcome.done() for each in entry.batch):
             entry.task.cancel()
-        # The entries of a batch hold each other, and with them their outcomes, until a garbage collection.
+        # Break the reference cycle of a batch's entries, which otherwise keeps outcomes until a garbage collection.
         entry.batch, entry.task = (), None
 
 

@@ -1,6 +1,6 @@
-"""`exai chat --list`, `exai search` and `exai show`: stored conversations for people.
+"""Implements `exai chat --list`, `exai search` and `exai show`: stored conversations at the terminal.
 
-The invariant is that standard output holds what was asked for and nothing else; what is said about it goes to standard
+Invariant: standard output holds the requested data and nothing else; messages about it go to standard
 error.
 """
 
@@ -22,23 +22,23 @@ from exai.terminal_text import shown
 LISTED = 50
 CANDIDATES = 200
 NAMED = 5
-"""How many of the conversations that an ambiguous id may mean an error names."""
+"""Maximum number of conversations that the error for an ambiguous id lists."""
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where results and what is said about them go; `program` is how to call this program again."""
+    """The streams for results and for messages; `program` is the command to call this program again."""
 
     result: TextIO
     said: TextIO
     program: str = "exai"
 
     def write(self, text: str) -> None:
-        """Write one line, or several, of the result."""
+        """Write one or more lines of the result."""
         self.result.write(shown(text, self.result) + "\n")
 
     def say(self, text: str) -> None:
-        """Write one line about it."""
+        """Write one message line."""
         print(shown(text, self.said), file=self.said, flush=True)
 
 
@@ -57,7 +57,7 @@ async def show(settings: Settings, owner: Owner, name: str, limit: int, output: 
 
 
 async def search(settings: Settings, query: SearchQuery, limit: int, output: Output) -> None:
-    """Write the messages that match best, each with its conversation."""
+    """Write the best matching messages, each with its conversation."""
     async with open_app(settings) as app:
         page = await app.conversations.search(query, limit=limit)
     for hit in page.hits:
@@ -90,7 +90,7 @@ async def list_newest(app: App, owner: Owner, output: Output) -> None:
 
 
 async def newest_id(app: App, owner: Owner) -> ContinuationId:
-    """Return the id of the conversation that was changed last. Raises `InvalidArgument` when there is none."""
+    """Return the id of the conversation that changed last. Raises `InvalidArgument` if there is none."""
     page = await app.conversations.list(owner, limit=1)
     if not page.conversations:
         raise InvalidArgument("--last", "there is no conversation yet", "Omit --last to start one")
@@ -98,9 +98,9 @@ async def newest_id(app: App, owner: Owner) -> ContinuationId:
 
 
 async def whole_id(app: App, owner: Owner, name: str, program: str = "exai") -> ContinuationId:
-    """Return the id that is `name`, or the only one that begins with it.
+    """Return the id that equals `name`, or the only one that begins with it.
 
-    Raises `InvalidArgument` when there are several, `NotFound` when there is none.
+    Raises `InvalidArgument` if there are several, `NotFound` if there is none.
     """
     try:
         await app.conversations.read(owner, ContinuationId(name), limit=1)
@@ -116,7 +116,7 @@ async def whole_id(app: App, owner: Owner, name: str, program: str = "exai") -> 
 
 
 def owner_option(owner: Owner) -> str:
-    """Return the option that names the owner in a command to be repeated; empty for the default."""
+    """Return the option that names the owner in a suggested command; empty for the default owner."""
     return "" if owner == LOCAL_OWNER else f" --owner {shlex.quote(owner)}"
 
 
@@ -127,7 +127,7 @@ def _ambiguous(name: str, found: list[Conversation]) -> str:
 
 
 def line_of(conversation: Conversation) -> str:
-    """Describe a conversation on one line."""
+    """Return a description of a conversation on one line."""
     title = " ".join((conversation.title or "").split())
     count = conversation.last_seq
     messages = f"{count:>4} {'message ' if count == 1 else 'messages'}"

@@ -1,7 +1,7 @@
 """The `exai` command.
 
-The invariant is that whatever is wrong comes out as one clear message on standard error and the documented exit
-status, never as a traceback. Imports are late: `exai connect` and a container's health check start within a blink.
+Invariant: every error is one clear message on standard error and the documented exit
+status, never a traceback. Imports are late so that `exai connect` and a container's health check start fast.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from exai.models import Started
 
 DEFAULT_PORT = 8079
-"""Where `exai connect` looks without being told."""
+"""The port that `exai connect` dials by default."""
 
 MAX_LATENCY_MS = 1_000
 
@@ -52,23 +52,23 @@ def main(arguments: list[str] | None = None) -> int:
     accept_any_character()
     try:
         if options.env_file is not None:
-            # Workers, and everything else that reads settings, look there.
+            # Workers, and all other readers of settings, take the file's name from the environment.
             os.environ[ENV_FILE_VARIABLE] = os.path.abspath(options.env_file)  # noqa: PTH100 - keeps links as they are
         status = COMMANDS[options.command](options)
         sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader has what it wanted. Python flushes once more at exit, which must not fail.
+        # The reader has closed the pipe. Python flushes once more at exit, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except Exception as error:  # noqa: BLE001 - the one boundary towards the person who typed the command
+    except Exception as error:  # noqa: BLE001 - the one error boundary of the commands
         return _report(error)
     return status
 
 
 def _report(error: Exception) -> int:
-    """Print what went wrong and return the status that says so."""
+    """Print the error and return its exit status."""
     known = _first_known(error)
     if known is not None:
         print(shown(f"exai: {known}", sys.stderr), file=sys.stderr)
@@ -84,7 +84,7 @@ def _report(error: Exception) -> int:
 
 
 def _first_known(error: BaseException) -> ExaiError | None:
-    """Find our own error, also in the group a failing task makes of it or behind what a library made of it."""
+    """Return EXAI's own error from within a group made by a failing task, or from behind a library's exception."""
     if isinstance(error, ExaiError):
         return error
     inner = error.exceptions if isinstance(error, BaseExceptionGroup) else (error.__cause__,)
@@ -104,7 +104,7 @@ def _serve(options: argparse.Namespace) -> int:
     settings = read_settings(given)
 
     def announce(started: Started) -> None:
-        # Nobody reading the banner is no reason not to serve.
+        # A closed standard output must not prevent serving.
         with contextlib.suppress(BrokenPipeError):
             print(banner(settings, started), flush=True)
 
@@ -128,7 +128,7 @@ def _worker(options: argparse.Namespace) -> int:
 
 
 def banner(settings: Settings, started: Started) -> str:
-    """Return what a person needs to know after the start, and what to paste into an MCP client."""
+    """Return the text printed after the start, with the configuration to paste into an MCP client."""
     import json
 
     from exai.health_client import local_address
@@ -167,7 +167,7 @@ def banner(settings: Settings, started: Started) -> str:
 
 
 def _program() -> str:
-    """Return this program as another one can start it, from any directory and with any PATH."""
+    """Return the command by which another program can start this one, from any directory and with any PATH."""
     from pathlib import Path
 
     beside = Path(sys.executable).with_name("exai.exe" if sys.platform == "win32" else "exai")
@@ -180,7 +180,7 @@ def _connect(options: argparse.Namespace) -> int:
     from exai.environment import read_environment
     from exai.mcp.bridge import run_bridge
 
-    # Editors start this in the directory of whatever project is open, whose `.env` is not to be trusted with a token.
+    # Editors start this in the directory of the open project, whose `.env` is not trusted with a token.
     reading = read_environment(env_file="checkout")
     announce_env_file(reading)
 
@@ -196,7 +196,7 @@ def _connect(options: argparse.Namespace) -> int:
         if not port.isdecimal():
             raise ConfigError("EXAI_SERVER__PORT", "is not a whole number", "Write digits only, or set EXAI_URL")
         url = f"ws://{local_address(found('EXAI_SERVER__HOST') or '127.0.0.1', int(port))}/"
-        # The server's own token goes to the server of this machine alone.
+        # The server's own token is sent to the server of this machine only.
         token = token or found("EXAI_SERVER__TOKEN")
     try:
         check_websocket(url)
@@ -300,7 +300,7 @@ def _doctor(options: argparse.Namespace) -> int:
     from exai.logs import configure_logging
     from exai.monitoring.metrics import MetricsRecorder
 
-    # What the looked-at libraries have to say is in the findings; between them it would only be noise.
+    # The problems of the examined libraries are in the findings; their log lines would only repeat them.
     configure_logging(LogSettings(level="error"))
     try:
         findings = run(examine(load_settings(), MetricsRecorder()))

@@ -21,7 +21,7 @@ SHAPES = ("jsonl", "markdown")
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser; what it returns has the command's name as `command`, None when none was given."""
+    """Return the parser; its result has the command's name as `command`, or None if none was given."""
     parser = argparse.ArgumentParser(
         prog="exai",
         description="Stores conversations with language models in Postgres and serves them over MCP.",
@@ -37,13 +37,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     commands.add_parser("version", help="show the version")
     for each in commands.choices.values():
-        # Accepted after the command as well, where most users write options.
+        # Accepted after the command as well, where most users put options.
         _add_env_file(each, argparse.SUPPRESS)
     return parser
 
 
 def build_worker_parser() -> argparse.ArgumentParser:
-    """Return the parser of `exai worker`, which a parent process starts and no help lists."""
+    """Return the parser of `exai worker`, which is started by a parent process and omitted from the help."""
     worker = argparse.ArgumentParser(prog="exai worker")
     worker.add_argument("--control", type=int, required=True)
     worker.add_argument("--socket", type=int, action="append", required=True)

@@ -17,7 +17,7 @@ OWNER_MAX_CHARS = 255
 
 
 def chat(options: argparse.Namespace) -> int:
-    """Ask a model, or talk with it; `--list` lists conversations."""
+    """Ask a model once or interactively; `--list` lists conversations."""
     from exai.terminal import ChatOptions, Streams, run_chat
 
     settings = read_settings(errors_only=True)
@@ -34,7 +34,7 @@ def chat(options: argparse.Namespace) -> int:
 
 
 def search(options: argparse.Namespace) -> int:
-    """Find messages by their words."""
+    """Search messages by words."""
     from exai.browse import Output
     from exai.browse import search as find
     from exai.db.search import SearchQuery
@@ -56,7 +56,7 @@ def show(options: argparse.Namespace) -> int:
 
 
 def owner_of(options: argparse.Namespace) -> Owner:
-    """Return whose conversations are meant. Raises ConfigError."""
+    """Return the owner whose conversations are used. Raises ConfigError."""
     if options.owner is None:
         return LOCAL_OWNER
     name: str = options.owner
@@ -83,7 +83,7 @@ def import_file(options: argparse.Namespace) -> int:
 
 
 def prune(options: argparse.Namespace) -> int:
-    """Remove what was deleted long enough ago."""
+    """Remove deleted conversations and files whose retention has passed."""
     from exai.archive import prune as remove
 
     print(run(remove(read_settings(), options.idle_days)))
@@ -91,7 +91,7 @@ def prune(options: argparse.Namespace) -> int:
 
 
 def called_as() -> str:
-    """Return how the person who called this program can call it again, ready for a shell."""
+    """Return the command by which the user can call this program again, quoted for a shell."""
     called = sys.argv[0]
     if Path(called).name != "exai" or shutil.which("exai") == called:
         return "exai"

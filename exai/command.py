@@ -1,6 +1,6 @@
-"""What the commands of `exai` share: exit statuses, settings that are announced, output that every terminal takes.
+"""Shared parts of the `exai` commands: exit statuses, reading of settings, and output that any terminal accepts.
 
-Invariant: whoever runs a command sees which `.env` file it took settings from, since that may be a project's.
+Invariant: every command shows from which `.env` file it took settings, since that file may belong to a project.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ OK, FAILED, MISCONFIGURED, INTERRUPTED = 0, 1, 2, 130
 OBJECTS_PER_COLLECTION = 10_000
 
 SERVER_PACKAGES = ("websockets", "uvicorn", "starlette", "httptools", "jwt", "cryptography")
-"""Import names of what the extra `server` installs on every platform."""
+"""Import names of the packages that the extra `server` installs on every platform."""
 
 
 def require_server(command: str) -> None:
-    """Raise StartupError, with the cure, when the packages of the extra `server` are not installed."""
+    """Raise StartupError with the cure if the packages of the extra `server` are not installed."""
     from importlib.util import find_spec
 
     missing = [name for name in SERVER_PACKAGES if find_spec(name) is None]
@@ -41,9 +41,9 @@ def require_server(command: str) -> None:
 
 
 def read_settings(overrides: Mapping[str, str] | None = None, *, errors_only: bool = False) -> Settings:
-    """Return the settings and set the log up as they say; `errors_only` is for commands whose output is a result.
+    """Return the settings, and configure the log by them; `errors_only` is for commands whose output is a result.
 
-    A level that is set counts in any case.
+    An explicitly configured level takes precedence.
     """
     from exai.config import LogSettings, load_settings
     from exai.logs import configure_logging
@@ -56,28 +56,28 @@ def read_settings(overrides: Mapping[str, str] | None = None, *, errors_only: bo
 
 
 def announce_env_file(reading: Reading) -> None:
-    """Say on standard error which file settings were read from, if any."""
+    """Print on standard error from which file settings were read, if any."""
     if reading.env_file is not None:
         line = f"(settings were read from {reading.env_file.absolute()})"
         print(shown(line, sys.stderr), file=sys.stderr, flush=True)
 
 
 def accept_any_character() -> None:
-    """Let standard output and error replace what the terminal's encoding does not have, instead of failing."""
+    """Make standard output and error replace characters that the terminal's encoding lacks, instead of failing."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def run(main_task: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine to its end, on uvloop where the extra `server` installed it."""
+    """Run a coroutine to completion, on uvloop if the extra `server` installed it."""
     import asyncio
     import gc
     from importlib.util import find_spec
 
     if sys.implementation.name != "cpython":
         return asyncio.run(main_task)
-    # What a request makes is freed as soon as nobody holds it; looking for cycles after every 700 objects, as is usual,
+    # Reference counting frees nearly all objects of a request. Collections at the default threshold of 700 objects
     # took a tenth of a page read from the database.
     thresholds = gc.get_threshold()
     gc.set_threshold(OBJECTS_PER_COLLECTION)

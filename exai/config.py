@@ -1,4 +1,4 @@
-"""Settings: read once at start, frozen, and passed down by section.
+"""Settings: read once at start, immutable, and passed down by section.
 
 Every variable is `EXAI_<SECTION>__<FIELD>` after the sections in `exai.sections`; the older names in
 `exai.environment` are accepted too. A variable that starts with `EXAI_` and is not known is an error, because a
@@ -71,7 +71,7 @@ IGNORED_PREFIX = "EXAI_TEST_"
 
 
 def default_data_dir(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return where this user's data lives by the platform's own rule. Raises ConfigError without a home directory."""
+    """Return the user's data directory by the platform's convention. Raises ConfigError without a home directory."""
     try:
         home = Path(environ["HOME"]) if environ.get("HOME") else Path.home()
     except RuntimeError:
@@ -85,7 +85,7 @@ def default_data_dir(environ: Mapping[str, str] = os.environ) -> Path:
 
 
 class Settings(BaseModel):
-    """Everything that can be configured; `load_settings` is the one way to read it from the environment."""
+    """All settings. Only `load_settings` reads them from the environment."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
@@ -106,21 +106,21 @@ class Settings(BaseModel):
 
     @property
     def env_file(self) -> Path | None:
-        """The `.env` file that was read, None when there was none."""
+        """Return the `.env` file that was read, or None."""
         return self._reading.env_file
 
     @property
     def embedded_servers(self) -> tuple[bool, bool]:
-        """Whether EXAI runs its own Postgres, and its own Valkey.
+        """Return whether EXAI runs its own Postgres, and whether it runs its own Valkey.
 
-        Without a setting the cache goes with the database: beside one that was given none is started unasked.
+        By default the cache follows the database: with a given database no Valkey is started.
         """
         own_database = self.database.url is None
         return own_database, self.cache.url == "embedded" or (own_database and self.cache.url is None)
 
     @property
     def embedded_dir(self) -> Path:
-        """Where those servers keep their data; a cache for a given database holds entries of that one alone."""
+        """Return the servers' data directory; a cache for a given database has one of its own."""
         if self.database.url is None:
             return self.data_dir
         where = self.database.url.get_secret_value().rpartition("@")[2]
@@ -128,13 +128,13 @@ class Settings(BaseModel):
 
     @property
     def reading(self) -> Reading:
-        """What was read, each value with the place it was written in."""
+        """Return the values that were read, each with its origin."""
         return self._reading
 
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """One setting: the name to write, where it goes in `Settings`, and what it is without being set."""
+    """One setting: its variable name, its place in `Settings`, and its default."""
 
     name: str
     path: tuple[str, ...]
@@ -146,7 +146,7 @@ class Variable:
 
 
 class Described(NamedTuple):
-    """One line of `exai config`, safe to show."""
+    """One line of `exai config`, without secrets."""
 
     variable: str
     value: str
@@ -171,7 +171,7 @@ SENTENCES: Mapping[str, tuple[str, str]] = {
     "dict_type": ("is not a JSON object", "It looks like {shape}"),
     "model_type": ("is not a JSON object", 'It looks like {{"base_url": "http://host/v1"}}'),
 }
-"""Problem and cure by pydantic's name of an error; the value itself is left out, since it may be a secret."""
+"""Problem and cure by pydantic's error type. The value itself is omitted, since it may be a secret."""
 
 ENDPOINT_VARIABLE = re.compile(
     rf"EXAI_PROVIDERS__ENDPOINTS__([A-Z0-9_]+?)__({'|'.join(EndpointSettings.model_fields).upper()})"
@@ -181,7 +181,7 @@ RENAMED: Mapping[tuple[str, ...], str] = {("connect", "url"): "EXAI_URL", ("conn
 
 @functools.cache
 def variables() -> tuple[Variable, ...]:
-    """Every known variable, in the order of the sections."""
+    """Return every known variable, in the order of the sections."""
     return tuple(_walk(Settings, ()))
 
 
@@ -199,9 +199,9 @@ def load_settings(
     env_file: Path | Search | None = "working directory",
     overrides: Mapping[str, str] | None = None,
 ) -> Settings:
-    """Read the environment and a `.env` file once, as `read_environment` does; `overrides` are from the command line.
+    """Read the environment and a `.env` file once, as `read_environment` does; `overrides` come from the command line.
 
-    Raises ConfigError, which names every variable found wrong as it was written.
+    Raises ConfigError, which names every invalid variable as it was written.
     """
     reading = read_environment(environ, env_file, overrides)
     errors = [*_unknown(reading), *check_credentials(reading)]
@@ -234,7 +234,7 @@ def load_settings(
 
 
 def describe(settings: Settings) -> list[Described]:
-    """List every variable with its value, passwords and keys redacted, and where the value came from."""
+    """Return every variable with its value, passwords and keys redacted, and its origin."""
     return [Described(each.name, show(each.lookup(settings)), _origin(each, settings._reading)) for each in variables()]
 
 
@@ -249,7 +249,7 @@ def _origin(variable: Variable, reading: Reading) -> str:
 
 
 def show(value: Any) -> str:
-    """Return a setting's value as it would be written in the environment, without its secrets; unset is empty."""
+    """Return a setting's value as written in the environment, without secrets; empty if unset."""
     match value:
         case None:
             return ""
@@ -273,7 +273,7 @@ def _plain(value: EndpointSettings | SecretStr) -> Any:
 
 
 def _unknown(reading: Reading) -> Iterator[ConfigError]:
-    """Refuse every name in the `EXAI_` space that nothing reads."""
+    """Yield an error for every `EXAI_` name that is not a setting."""
     names = {variable.name: variable.name for variable in variables()}
     names.update({older: variable for variable, all_older in OLDER_NAMES.items() for older in all_older})
     for name, value in reading.values.items():
@@ -292,7 +292,7 @@ def _unknown(reading: Reading) -> Iterator[ConfigError]:
 
 
 def _is_service_link(value: Value) -> bool:
-    """Whether a container platform set this because a service there is called `exai`."""
+    """Return whether a container platform set this variable for a service called `exai`."""
     if value.name == "EXAI_PORT":
         return value.text.startswith(("tcp://", "udp://"))
     return bool(re.fullmatch(r"EXAI_(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP)(_\w+)?)", value.name))
@@ -302,20 +302,20 @@ def _put(nested: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     for name in path[:-1]:
         nested = nested.setdefault(name, {})
         if not isinstance(nested, dict):
-            # The JSON form is broken at this place, which is reported when it is judged.
+            # The JSON form is invalid at this place, which validation reports.
             return
     nested[path[-1]] = value
 
 
 def _endpoint_fields(reading: Reading) -> Iterator[tuple[tuple[str, ...], Value]]:
-    """Yield what is given field by field, as EXAI_PROVIDERS__ENDPOINTS__<NAME>__<FIELD>; it wins over the JSON form."""
+    """Yield the fields set one by one as EXAI_PROVIDERS__ENDPOINTS__<NAME>__<FIELD>; these win over the JSON form."""
     for name, value in reading.values.items():
         if match := ENDPOINT_VARIABLE.fullmatch(name):
             yield ("providers", "endpoints", match[1].lower(), match[2].lower()), value
 
 
 def _parse(field: FieldInfo, value: Value) -> Any:
-    """Turn a value's text into what its field takes: lists are comma-separated or JSON, maps are JSON."""
+    """Parse a value's text by the type of its field: lists are comma-separated or JSON, maps are JSON."""
     kind = get_origin(field.annotation)
     if kind is tuple and not value.text.startswith("["):
         return tuple(part.strip() for part in value.text.split(",") if part.strip())
@@ -333,8 +333,8 @@ def _shape(field: FieldInfo) -> str:
 
 
 def _explain(error: ValidationError, given: Mapping[tuple[str, ...], Value]) -> Iterator[ConfigError]:
-    """Turn pydantic's findings into one sentence per variable, under the name it was written."""
-    # A literal that is one branch of a union only says what the value is not; the other branch says more.
+    """Yield one sentence per variable from pydantic's errors, under the name as written."""
+    # The literal branch of a union only reports that the value differs; the other branch is more specific.
     found = sorted(error.errors(include_url=False), key=lambda details: details["type"] == "literal_error")
     told = set()
     for details in found:
@@ -363,7 +363,7 @@ def _sentence(details: ErrorDetails, variable: Variable) -> tuple[str, str]:
 
 
 def _contradictions(settings: Settings, given: Mapping[tuple[str, ...], Value]) -> Iterator[ConfigError]:
-    """Check the rules that need more than one setting."""
+    """Yield violations of the rules that involve more than one setting."""
 
     def written(*path: str) -> str:
         return given[path].name if path in given else next(each.name for each in variables() if each.path == path)
@@ -391,7 +391,7 @@ def _contradictions(settings: Settings, given: Mapping[tuple[str, ...], Value]) 
 
 
 def _shared_tokens(server: ServerSettings) -> Iterator[ConfigError]:
-    """Refuse a token that stands for two owners: whose data it opens would be a matter of order."""
+    """Yield an error for a token of two owners: which one it admits would depend on their order."""
     holders: dict[str, str] = {}
     if server.token is not None:
         holders[server.token.get_secret_value()] = "EXAI_SERVER__TOKEN"

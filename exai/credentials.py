@@ -1,7 +1,7 @@
-"""Which addresses a credential may be sent to, by who wrote the two down.
+"""Decides to which addresses a credential may be sent, by the origins of both.
 
-A `.env` in the working directory comes with whatever project is there, so it is less trusted than the environment, the
-command line and a file that was named. Invariant: no password, key or token is sent to an address that such a file
+A `.env` in the working directory belongs to any project there, so it is less trusted than the environment, the
+command line and an explicitly named file. Invariant: no password, key or token is sent to an address that such a file
 chose, unless the same file holds the credential too; no program is started that such a file names, and no server with
 data that such a file chose.
 """
@@ -23,7 +23,7 @@ DAEMON_ADDRESS = ("EXAI_SERVER__HOST", "EXAI_SERVER__PORT")
 
 
 def check_credentials(reading: Reading) -> Iterator[ConfigError]:
-    """Yield what must not be used as it was set."""
+    """Yield an error for every setting that must not be used because of its origin."""
     for provider in ("KIMI", "GLM"):
         name = f"EXAI_PROVIDERS__{provider}"
         yield from refusals(reading, (f"{name}__BASE_URL",), f"{name}__API_KEY")
@@ -43,7 +43,7 @@ def check_credentials(reading: Reading) -> Iterator[ConfigError]:
 
 
 def refusals(reading: Reading, addresses: Sequence[str], secret: str) -> Iterator[ConfigError]:
-    """Yield an error for each of `addresses` that may not receive `secret`; all are names of variables."""
+    """Yield an error for each of `addresses` that may not receive `secret`; all are variable names."""
     key = reading.find(secret)
     if key is None or key.is_found:
         return
@@ -55,20 +55,20 @@ def refusals(reading: Reading, addresses: Sequence[str], secret: str) -> Iterato
 
 
 def check_daemon_token(reading: Reading, secret: str) -> None:
-    """Raise ConfigError when this machine's daemon, as it is configured, may not receive the token `secret`."""
+    """Raise ConfigError if this machine's daemon, as configured, may not receive the token `secret`."""
     for refused in refusals(reading, DAEMON_ADDRESS, secret):
         raise refused
 
 
 def check_data_dir(reading: Reading) -> Iterator[ConfigError]:
-    """Yield why the embedded servers must not run on this data: what is in a cluster can have commands executed."""
+    """Yield the errors that forbid the embedded servers on this data: a cluster's contents can execute commands."""
     chosen = reading.find("EXAI_DATA_DIR")
     if chosen is not None and chosen.is_found:
         yield ConfigError(chosen.name, f"is set in {chosen.origin} and names data that EXAI's servers would run", CURE)
 
 
 def _borrowed_password(reading: Reading, variable: str) -> Iterator[ConfigError]:
-    """Drivers take the password of an address without one from elsewhere."""
+    """Yield errors for addresses without a password, for which drivers take a password from elsewhere."""
     address = reading.find(variable)
     if address is None or not address.is_found:
         return
@@ -88,14 +88,14 @@ def _borrowed_password(reading: Reading, variable: str) -> Iterator[ConfigError]
 
 
 def _split(url: str) -> tuple[str, list[str]]:
-    """Return the authority of an address, empty without user information, and its parameters."""
+    """Return the authority of a URL, empty without user information, and its parameters."""
     rest, _, query = url.partition("://")[2].partition("?")
     authority = rest.partition("/")[0]
     return (authority if "@" in authority else ""), query.split("&")
 
 
 def _passwords_for_all_hosts(named: str | None) -> Path | None:
-    """Return the password file of libpq if it has an entry whatever the host."""
+    """Return libpq's password file if it has an entry for every host."""
     file = Path(named or os.environ.get("PGPASSFILE") or "~/.pgpass")
     try:
         lines = file.expanduser().read_text("utf-8", "replace").splitlines()

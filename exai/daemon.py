@@ -1,7 +1,7 @@
-"""The daemon: everything of `open_app`, served on one port until somebody says stop.
+"""The daemon: all of `open_app`, served on one port until a signal stops it.
 
-The invariant is the order of the end: not ready, no new connections, calls finished or answered, sockets closed, every
-outcome written, and only then the pools and servers.
+Invariant: the shutdown keeps this order: not ready, no new connections, calls finished or answered, sockets closed,
+every outcome stored, and only then pools and servers closed.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ INSTRUCTIONS = (
 )
 
 RETIRE = b"r"
-"""What a parent says to a worker that is to finish and end, because another one has taken its place."""
+"""The message by which a parent asks a worker to finish and exit, because another one has replaced it."""
 
 RECENT_S = 300.0
 
@@ -66,10 +66,10 @@ async def serve(
     sockets: Sequence[socket.socket] | None = None,
     parent: socket.socket | None = None,
 ) -> None:
-    """Run the daemon until SIGTERM or SIGINT, then drain; a second signal hurries.
+    """Run the daemon until SIGTERM or SIGINT, then drain; a second signal shortens the grace period.
 
-    `announce` is told once, when the port accepts connections. A worker is given bound `sockets` and its `parent`, who
-    says when it is to be replaced and whose end is its own; Ctrl-C at a terminal is then the parent's to pass on.
+    `announce` is called once, when the port accepts connections. A worker receives bound `sockets` and its `parent`,
+    which requests its replacement and whose end ends it; the parent forwards Ctrl-C of a terminal.
     Raises as `open_app`, and `StartupError` for the port.
     """
     with _signals() as (stop, hurry), _parent_watched(parent, stop) as retired, _ended_by(stop) as started:
@@ -136,7 +136,7 @@ def _pass_on(notice: Notice, server: McpServer) -> None:
 
 
 def figures(app: App) -> dict[str, Any]:
-    """Return what health and the status tool show beside the components: the process, the bound, the last minutes."""
+    """Return what health and the status tool show beside the components: process, limits, recent activity."""
     reads = {labels[0][1]: int(count) for labels, count in app.recorder.labelled("cache_reads_total").items()}
     statements = app.recorder.quantiles("db_statement_seconds", RECENT_S)
     return {
@@ -163,9 +163,9 @@ def _started(app: App, port: int) -> Started:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
-    """The first SIGTERM, SIGINT or SIGHUP sets `stop`, the second `hurry`.
+    """Set `stop` on the first SIGTERM, SIGINT or SIGHUP, and `hurry` on the second.
 
-    A terminal that is closed sends SIGHUP; where that is ignored, as under nohup, it stays ignored.
+    A closed terminal sends SIGHUP; if it is ignored, as under nohup, it stays ignored.
     """
     stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -186,7 +186,7 @@ def _signals() -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
 
 @contextlib.contextmanager
 def _ended_by(stop: asyncio.Event) -> Iterator[Callable[[], object]]:
-    """Let a stop end a start that is still waiting for its servers, until the function that is yielded is called."""
+    """Let `stop` cancel a start that still waits for its servers, until the yielded function is called."""
     starting = asyncio.current_task()
     watch = asyncio.create_task(stop.wait(), name="stop-while-starting")
     watch.add_done_callback(lambda done: starting.cancel() if starting and not done.cancelled() else None)
@@ -201,7 +201,7 @@ def _ended_by(stop: asyncio.Event) -> Iterator[Callable[[], object]]:
 
 @contextlib.contextmanager
 def _parent_watched(parent: socket.socket | None, stop: asyncio.Event) -> Iterator[asyncio.Event]:
-    """Set `stop` when the parent is gone or, with the event that is yielded, wants this process replaced."""
+    """Set `stop` when the parent is gone, and also the yielded event when it wants this process replaced."""
     retired = asyncio.Event()
     if parent is None:
         yield retired
@@ -228,12 +228,12 @@ def _parent_watched(parent: socket.socket | None, stop: asyncio.Event) -> Iterat
 
 
 def database_words(embedded: Embedded) -> str:
-    """Say which embedded Postgres it is and where its data is."""
+    """Return a description of the embedded Postgres and its data directory."""
     return f"embedded Postgres {embedded.postgres_version} in {embedded.data_dir}"
 
 
 def cache_words(settings: Settings, embedded: Embedded | None) -> str:
-    """Say which cache it is, without its password."""
+    """Return a description of the cache, without its password."""
     if embedded and embedded.valkey_url:
         return f"embedded Valkey {embedded.valkey_version} in {embedded.data_dir}"
     given = settings.cache.url

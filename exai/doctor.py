@@ -1,6 +1,6 @@
-"""`exai doctor`: looks at every part and says what is wrong and what to do; changes nothing and starts nothing.
+"""`exai doctor`: examines every part and reports problems with their cures; changes and starts nothing.
 
-The invariant is that it always ends with a list: each look has a time limit, and what a look cannot tell is a finding.
+Invariant: it always ends with a list. Each check has a time limit, and a check without a result is a finding too.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Look = Callable[[Settings, Recorder], Coroutine[Any, Any, list[Finding]]]
 
 
 async def examine(settings: Settings, recorder: Recorder, limit_s: float = LOOK_LIMIT_S) -> list[Finding]:
-    """Look at everything at once, each part within `limit_s`, and return the findings in a fixed order."""
+    """Run all checks concurrently, each within `limit_s`, and return the findings in a fixed order."""
     looks: dict[str, Look] = {
         "settings": _settings,
         "data directory": _data_directory,
@@ -50,12 +50,12 @@ async def examine(settings: Settings, recorder: Recorder, limit_s: float = LOOK_
 
 
 def unusable_settings(error: ConfigError) -> list[Finding]:
-    """Return what there is to say when the settings cannot be read, which everything else depends on."""
+    """Return the findings for settings that cannot be read, which all other checks need."""
     return [Finding("settings", "fail", f"{each.setting}: {each.problem}", each.cure) for each in (error, *error.also)]
 
 
 def table(findings: list[Finding]) -> str:
-    """Lay findings out in columns of part, state and detail, each cure on a line of its own under its problem."""
+    """Return findings as a table of part, state and detail, each cure on a line of its own under its problem."""
     width = max(len(each.part) for each in findings)
     lines = []
     for each in findings:
@@ -73,7 +73,7 @@ async def _bounded(part: str, look: Look, settings: Settings, recorder: Recorder
         return [Finding(part, "fail", f"could not be examined within {limit_s:g} s", "Check the network")]
     except ExaiError as error:
         return [Finding(part, "fail", str(error))]
-    except Exception as error:  # noqa: BLE001 - a look that breaks must not hide the other findings
+    except Exception as error:  # noqa: BLE001 - a failing check must not hide the other findings
         return [Finding(part, "fail", redact_text(f"could not be examined: {type(error).__name__}: {error}"))]
 
 
@@ -156,7 +156,7 @@ async def _cache(settings: Settings, recorder: Recorder) -> list[Finding]:
 
 
 def _embedded_address(settings: Settings, part: str) -> str | Finding:
-    """Return the address of an embedded server that is running, or the finding that says why there is none."""
+    """Return the address of a running embedded server, or the finding that explains its absence."""
     running = read_running(settings.embedded_dir)
     if running is None:
         return Finding(part, "off", "embedded, not running now; `exai serve` starts it")
@@ -179,7 +179,7 @@ async def _providers(settings: Settings, _: Recorder) -> list[Finding]:
 
 
 async def _embedded(settings: Settings, _: Recorder) -> list[Finding]:
-    """Say which programs the embedded servers would be, where they are needed."""
+    """Return the programs of the embedded servers, if those are used."""
     postgres, needs_valkey = settings.embedded_servers
     running = read_running(settings.embedded_dir)
     runs = f", run by process {running.pid}" if running is not None and running.answers() else ""

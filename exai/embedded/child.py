@@ -1,8 +1,8 @@
-"""Becomes, or watches over, one server process that must not outlive the program that started it.
+"""Runs one server process that must not outlive the program that started it.
 
-Run as a script, with one JSON argument and nothing but the standard library, in a process of its own: what has to
-happen between fork and exec (a death signal, another identity) happens here, after an exec, where it is safe whatever
-threads the program has. Invariant: once the program is gone, the server is asked to stop, whatever ended the program.
+Runs as a script, with one JSON argument and only the standard library, in a process of its own: the work between
+fork and exec (a death signal, another identity) is done here after an exec, where it is safe however many threads the
+program has. Invariant: once the program has ended, for whatever reason, the server is stopped.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ SUPERVISED_STOP_LIMIT_S = 10.0
 
 
 def main() -> None:
-    """Take the identity asked for, tie the process to its parent, and become the server."""
+    """Take the requested identity, tie the process to its parent, and exec the server."""
     plan: dict[str, Any] = json.loads(sys.argv[1])
-    # A shell that runs the program in the background, from a script, has it and all that it starts ignore these.
+    # A shell that runs the program in the background from a script makes it and its children ignore these signals.
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
     argv: list[str] = plan["argv"]
@@ -43,16 +43,16 @@ def main() -> None:
         take_named_identity([Path(path) for path in plan["private_dirs"]])
     if plan["tie"] == "pipe":
         sys.exit(supervise(argv, plan["stop_signal"]))
-    # After the change of identity, which clears it.
+    # After the change of identity, which clears the setting.
     libc_call("prctl", PR_SET_PDEATHSIG, plan["stop_signal"], 0, 0, 0)
     if os.getppid() != plan["parent_pid"]:
-        # The program ended before the signal was asked for; it would never come.
+        # The parent ended before the prctl call, so the signal would never come.
         sys.exit(EXIT_ORPHANED)
     os.execv(argv[0], argv)  # noqa: S606
 
 
 def supervise(argv: list[str], stop_signal: int) -> int:
-    """Run the server until it ends, we are asked to stop, or standard input ends: only the program holds that open."""
+    """Run the server until it ends, a signal stops it, or standard input ends: only the program holds the other end."""
     awake, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
@@ -73,11 +73,11 @@ def supervise(argv: list[str], stop_signal: int) -> int:
 
 
 def take_named_identity(private_dirs: list[Path]) -> None:
-    """Become a user that is not root and has a name, which Postgres insists on, and own `private_dirs` as that user.
+    """Become a user that is not root and has a name, as Postgres requires, and own `private_dirs` as that user.
 
-    No account is added and nothing outside `private_dirs` changes owner or mode. First choice: a user namespace in
-    which we are called nobody; outside it stays the same user, so every path stays readable. Where namespaces are
-    refused (containers often do): really nobody, but still allowed to pass through directories like a 0700 home.
+    No account is added, and nothing outside `private_dirs` changes owner or mode. First choice: a user namespace in
+    which this user is called nobody; outside it remains the same user, so every path stays readable. Where namespaces
+    are refused (as in many containers): the real user nobody, with the right to pass directories such as a 0700 home.
     """
     nobody = named_user()
     if namespaces_work():
@@ -94,7 +94,7 @@ def take_named_identity(private_dirs: list[Path]) -> None:
 
 
 def named_user() -> pwd.struct_passwd:
-    """The account to run as: nobody, or any that is not root."""
+    """Return the account to run as: nobody, or any other that is not root."""
     accounts = [account for account in pwd.getpwall() if account.pw_uid != 0]
     if not accounts:
         fail("Postgres does not run as root, and /etc/passwd names no other user")
@@ -102,7 +102,7 @@ def named_user() -> pwd.struct_passwd:
 
 
 def namespaces_work() -> bool:
-    """Try it in a throw-away process: a refusal half-way cannot be undone."""
+    """Return whether a user namespace can be entered; tried in a child process, because a failure cannot be undone."""
     if not sys.platform.startswith("linux"):
         return False
     pid = os.fork()
@@ -116,7 +116,7 @@ def namespaces_work() -> bool:
 
 
 def enter_namespace(account: pwd.struct_passwd) -> None:
-    """From here on this process sees itself as `account`; the rest of the system sees no change."""
+    """Make this process see itself as `account`; the rest of the system sees no change."""
     uid, gid = os.geteuid(), os.getegid()
     libc_call("unshare", CLONE_NEWUSER)
     Path("/proc/self/setgroups").write_text("deny")
@@ -125,7 +125,7 @@ def enter_namespace(account: pwd.struct_passwd) -> None:
 
 
 def switch_to(account: pwd.struct_passwd) -> None:
-    """Give up root for good, keeping only the right to pass file modes where we have it."""
+    """Give up root for good, keeping only the capability to bypass file modes if it is available."""
     os.setgroups([])
     os.setresgid(account.pw_gid, account.pw_gid, account.pw_gid)
     if not sys.platform.startswith("linux"):
@@ -140,31 +140,31 @@ def switch_to(account: pwd.struct_passwd) -> None:
         libc_call("capset", header, data)
         libc_call("prctl", PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_OVERRIDE, 0, 0)
     except OSError:
-        # Root without that right: what is readable for everybody still works, and the server's log says what is not.
+        # Root without that capability: world-readable files still work, and the server's log names the others.
         return
 
 
 def own(directories: list[Path], uid: int, gid: int) -> None:
-    """Change the owner of whole trees, unless their top says that this was done."""
+    """Change the owner of whole trees, unless their top directory shows that this was done."""
     for top in directories:
         if top.stat().st_uid == uid:
             continue
         for directory, _, names in os.walk(top, topdown=False):
             for name in names:
                 os.chown(Path(directory, name), uid, gid, follow_symlinks=False)
-            # The top comes last, so that an interrupted change is done again.
+            # The top directory comes last, so that an interrupted change is repeated.
             os.chown(directory, uid, gid)
 
 
 def libc_call(name: str, *arguments: Any) -> None:
-    """Call one function of the C library; raises OSError when it fails."""
+    """Call a function of the C library. Raises OSError if it fails."""
     if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) == -1:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
 
 
 def fail(problem: str) -> NoReturn:
-    """Leave the reason where the launcher reads it: in the server's log."""
+    """Write the reason to the server's log, where the launcher reads it, and exit."""
     sys.stderr.write(f"{problem}\n")
     sys.exit(EXIT_NO_IDENTITY)
 

@@ -1,7 +1,7 @@
-"""Starts EXAI's own Postgres and Valkey for a data directory, or attaches to those another program runs there.
+"""Starts EXAI's own Postgres and Valkey for a data directory, or attaches to those that another program runs there.
 
-Invariant: the servers live exactly as long as the program that started them; when it ends, however it ends, one of the
-programs that used them starts them again at the same addresses, with everything that was acknowledged.
+Invariant: the servers live exactly as long as the program that started them. When it ends, for whatever reason, one of
+the attached programs restarts them at the same addresses with all acknowledged data.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ NO_CACHE = "no Valkey here ({}): running without a cache"
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """Where the servers are. A URL is None when that server was not asked for or, with a note, is not to be had.
+    """The addresses of the servers. A URL is None if that server was not requested or, with a note, is unavailable.
 
-    `notes` are sentences to be said aloud: nothing that was asked for is missing in silence.
+    `notes` are sentences for the user about each requested server that is unavailable.
     """
 
     postgres_url: str | None
@@ -59,7 +59,7 @@ class Embedded:
 
 @dataclass(frozen=True, slots=True)
 class LaunchOptions:
-    """What a program asks for; `durable` False is for tests, where a power cut loses nothing of value."""
+    """The requested servers; `durable` is False in tests, which may lose data in a power failure."""
 
     postgres: bool = True
     valkey: bool = True
@@ -69,7 +69,7 @@ class LaunchOptions:
 
 @dataclass(frozen=True, slots=True)
 class Guest:
-    """What a program holds that uses the servers of another one, to run them itself when that one is gone."""
+    """The state of a program attached to another one's servers, which it needs to take them over."""
 
     running: ServerRecord
     data_dir: Path
@@ -80,13 +80,13 @@ class Guest:
 
     @property
     def socket_dir(self) -> Path:
-        """Where this program looks for the servers, whoever runs them."""
+        """Return the directory where this program finds the servers, whichever program runs them."""
         return Path(self.running.socket_dir)
 
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """The servers themselves, for who watches over them; both None, with a `guest`, when they belong to another."""
+    """The server objects for supervision. Both are None, with a `guest`, if the servers belong to another program."""
 
     embedded: Embedded
     postgres: PostgresServer | None = None
@@ -94,7 +94,7 @@ class Servers:
     guest: Guest | None = None
 
     def running(self) -> list[PostgresServer | ValkeyServer]:
-        """Those we started."""
+        """Return the servers that this program started."""
         return [server for server in (self.postgres, self.valkey) if server is not None]
 
 
@@ -108,10 +108,10 @@ async def start_embedded(
     pg_bin: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[Embedded]:
-    """Servers that answer, restarted when they die, stopped at the end; call it from the main thread.
+    """Yield running servers, restarted if they die and stopped at the end. Must be called from the main thread.
 
-    Servers of another program are run by this one, at the same addresses, as soon as that one is gone. `report` is
-    told in a sentence about every server that died. Raises StartupError.
+    This program takes over another program's servers, at the same addresses, as soon as that one is gone. `report` is
+    called with a sentence for every server that died. Raises StartupError.
     """
     wanted = LaunchOptions(postgres, valkey, durable, pg_bin)
     async with open_servers(data_dir, wanted) as servers, open_background() as background:
@@ -124,7 +124,7 @@ async def start_embedded(
 
 @asynccontextmanager
 async def open_servers(data_dir: Path, wanted: LaunchOptions) -> AsyncIterator[Servers]:
-    """Like `start_embedded`, with the servers in the caller's hands. Entering and leaving may be in different loops."""
+    """Like `start_embedded`, but the caller supervises the servers. Entering and leaving may be in different loops."""
     if sys.platform == "win32":
         raise StartupError(
             "embedded servers",
@@ -140,7 +140,7 @@ async def open_servers(data_dir: Path, wanted: LaunchOptions) -> AsyncIterator[S
 
 
 async def enter_servers(stack: AsyncExitStack, data_dir: Path, wanted: LaunchOptions) -> Servers:
-    """Find the binaries, own the directory or attach, start what was asked for; `stack` ends it all."""
+    """Find the binaries, own the directory or attach, and start the requested servers; `stack` ends all of it."""
     binaries = find_postgres(wanted.pg_bin) if wanted.postgres else None
     binary = find_valkey() if wanted.valkey else None
     data_dir = make_private(data_dir)
@@ -156,7 +156,7 @@ async def enter_servers(stack: AsyncExitStack, data_dir: Path, wanted: LaunchOpt
 
 @dataclass(frozen=True, slots=True)
 class ServerPrograms:
-    """The programs to be started; a sentence in place of the cache's says why there is none."""
+    """The binaries to start; a sentence in place of the cache's is the reason why there is none."""
 
     postgres: PostgresBinaries | None
     valkey: ValkeyBinary | str | None
@@ -165,7 +165,7 @@ class ServerPrograms:
 async def start_owned(
     stack: AsyncExitStack, owned: Claim, socket_dir: Path, found: ServerPrograms, *, durable: bool
 ) -> Servers:
-    """Start the servers of a directory that is ours, and publish where they are."""
+    """Start the servers of a directory that this program owns, and publish their addresses."""
     data_dir = owned.data_dir
     stack.callback(remove_socket_dir, socket_dir)
     stack.callback(owned.withdraw)
@@ -207,7 +207,7 @@ async def start_owned(
 async def succeed(guest: Guest, report: Callable[[str], None]) -> None:
     """Wait until the owner of the servers is gone, then run them, unless another program was faster.
 
-    That one is then followed in the same way. The addresses this program was given stay valid throughout.
+    In that case continue to wait for the new owner. The addresses of this program stay valid throughout.
     """
     pause_s = WATCH_INTERVAL_S
     guest.stack.callback(remove_link, guest.socket_dir)
@@ -220,7 +220,7 @@ async def succeed(guest: Guest, report: Callable[[str], None]) -> None:
             servers = await take_over(guest)
         except (StartupError, OSError, subprocess.SubprocessError) as error:
             report(f"the embedded servers are gone and cannot be started here: {error}")
-            # Another program may be able to.
+            # Release the locks: another program may be able to start them.
             unlock(guest.servers_lock)
             unlock(guest.owner_lock)
             pause_s = min(2 * pause_s, RESTART_PAUSE_MAX_S)
@@ -230,14 +230,14 @@ async def succeed(guest: Guest, report: Callable[[str], None]) -> None:
 
 
 def _follow(guest: Guest) -> None:
-    """See to it that our path leads to the servers of whoever owns the directory now."""
+    """Make this program's path lead to the servers of the current owner of the directory."""
     running = read_running(guest.data_dir)
     if running is not None and running.ready and running.socket_dir != guest.running.socket_dir:
         lead_to(guest.socket_dir, Path(running.socket_dir))
 
 
 async def take_over(guest: Guest) -> Servers:
-    """Start what the owner ran, under the path it used. Raises StartupError or OSError, with nothing left running."""
+    """Start the servers of the former owner under its path. Raises StartupError or OSError; then nothing runs."""
     wanted, before = guest.wanted, guest.running
     needs_postgres = wanted.postgres or before.postgres_version is not None
     needs_valkey = wanted.valkey or before.valkey_version is not None
@@ -259,13 +259,13 @@ async def take_over(guest: Guest) -> Servers:
 
 
 def make_private(data_dir: Path) -> Path:
-    """The directory, made for this user alone if it is new; an existing one keeps its mode."""
+    """Return the directory, created for this user alone if it is new; an existing one keeps its mode."""
     data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     return data_dir.resolve()
 
 
 def attach(running: ServerRecord, data_dir: Path, wanted: LaunchOptions) -> Embedded:
-    """Use the servers of the program that owns the directory. Raises StartupError when they are not those wanted."""
+    """Use the servers of the directory's owner. Raises StartupError if they differ from those requested."""
     if wanted.postgres and (running.postgres_version is None or (wanted.durable and not running.durable)):
         kind = "without a Postgres" if running.postgres_version is None else "with a Postgres that may lose data"
         raise StartupError(
@@ -288,7 +288,7 @@ def attach(running: ServerRecord, data_dir: Path, wanted: LaunchOptions) -> Embe
 
 
 async def keep_running(server: PostgresServer | ValkeyServer, report: Callable[[str], None]) -> None:
-    """Start the server again whenever it has died, ever more slowly while that fails, and say so each time."""
+    """Restart the server whenever it dies, with growing pauses while that fails, and report each time."""
     pause_s = WATCH_INTERVAL_S
     while True:
         await asyncio.sleep(pause_s)
@@ -304,7 +304,7 @@ async def keep_running(server: PostgresServer | ValkeyServer, report: Callable[[
 
 
 def startup_error(data_dir: Path, error: OSError) -> StartupError:
-    """What a failed system call means to the user."""
+    """Return the error that explains a failed system call to the user."""
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
             cure = "Free some space, or use another data directory (EXAI_DATA_DIR)"

@@ -1,7 +1,7 @@
-"""One program at a time runs the servers of a data directory; others attach to them or are told who does.
+"""Ownership of a data directory: one program runs its servers; others attach to them or fail with the owner's name.
 
-Invariant: `owner.lock` is held by the owning program alone and `servers.lock` by every process of its servers too, so
-"the owner is gone" and "its servers are gone" are facts the kernel knows, not guesses about process ids.
+Invariant: `owner.lock` is held by the owning program alone, and `servers.lock` also by every process of its servers, so
+the kernel knows whether the owner and its servers are gone; process ids are not relied on.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ LEFTOVER_LIMIT_S = 5.0
 CONNECT_LIMIT_S = 2.0
 
 HALF_MADE = ".new"
-"""What the name of a cluster ends in while it is being made."""
+"""Suffix of a cluster's name while the cluster is being created."""
 
 SOCKET_PATH_MAX_BYTES = 103
-"""The least any of our platforms allows, which is macOS's; Linux has 107."""
+"""The smallest limit of all supported platforms, which is macOS's; Linux has 107."""
 
 LONGEST_SOCKET_NAME = "exai-12345678/.s.PGSQL.5432"
 PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./+@ -]*")
@@ -41,7 +41,7 @@ PLAIN_PATH = re.compile(r"/[A-Za-z0-9_./+@ -]*")
 
 @dataclass(frozen=True, slots=True)
 class ServerRecord:
-    """What the owner of a data directory says about its servers; `ready` once they answer."""
+    """The owner's published description of its servers; `ready` once they accept connections."""
 
     pid: int
     socket_dir: str
@@ -52,31 +52,31 @@ class ServerRecord:
     sockets: tuple[str, ...] = ()
 
     def answers(self) -> bool:
-        """Whether every server it names accepts a connection."""
+        """Return whether every named server accepts a connection."""
         return self.ready and all(accepts(path) for path in self.sockets)
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """This program owns the data directory; `held_fds` go to every server it starts."""
+    """Ownership of the data directory; every started server inherits `held_fds`."""
 
     data_dir: Path
     held_fds: tuple[int, ...]
 
     def publish(self, running: ServerRecord) -> None:
-        """Tell programs that come later where the servers are."""
+        """Publish the addresses of the servers for other programs."""
         new = self.data_dir / f"running.json.{os.getpid()}"
         new.write_text(json.dumps(asdict(running)), encoding="utf-8")
         new.replace(self.data_dir / "running.json")
 
     def withdraw(self) -> None:
-        """Nothing runs any more."""
+        """Remove the published addresses: no server runs any more."""
         (self.data_dir / "running.json").unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(path: Path) -> Iterator[int]:
-    """An open lock file, not locked yet; closing it gives the lock up."""
+    """Yield an open lock file, not locked yet; closing it releases the lock."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         yield descriptor
@@ -85,7 +85,7 @@ def locked(path: Path) -> Iterator[int]:
 
 
 def try_lock(descriptor: int) -> bool:
-    """Take the lock if nobody has it."""
+    """Take the lock if it is free. Returns whether it was."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -94,16 +94,16 @@ def try_lock(descriptor: int) -> bool:
 
 
 def unlock(descriptor: int) -> None:
-    """Let others take it."""
+    """Release the lock."""
     fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 async def claim(
     data_dir: Path, owner_lock: int, servers_lock: int, *, limit_s: float = OWNER_STARTING_LIMIT_S
 ) -> Claim | ServerRecord:
-    """Own the directory, or learn about the servers that run in it.
+    """Own the directory, or return the description of the servers that run in it.
 
-    Raises StartupError when another program owns it and its servers do not answer, or when servers of a program that
+    Raises StartupError if another program owns it and its servers do not answer, or if servers of a program that
     is gone do not end.
     """
     found: ServerRecord | None = None
@@ -130,7 +130,7 @@ async def claim(
 
 
 async def outlast_leftovers(data_dir: Path, servers_lock: int, *, limit_s: float = LEFTOVER_LIMIT_S) -> None:
-    """Servers of a killed program end by themselves, and are helped along; two servers must never share their data."""
+    """Wait for, and hasten, the end of a killed program's servers: two servers must never share their data."""
     if await wait_until(lambda: try_lock(servers_lock), limit_s):
         return
     left = [pid for pid in process_ids() if works_in(pid, data_dir) and has_open(pid, servers_lock)]
@@ -148,22 +148,22 @@ async def outlast_leftovers(data_dir: Path, servers_lock: int, *, limit_s: float
 
 
 def ending(pid: int, data_dir: Path) -> signal.Signals:
-    """The signal that ends a leftover process at once.
+    """Return the signal that ends a leftover process at once.
 
-    To both servers SIGQUIT means that: Postgres recovers from its log, Valkey from its own. But initdb listens only
-    between its steps, and what it has half made is thrown away anyhow.
+    For both servers that is SIGQUIT: Postgres and Valkey recover from their logs. But initdb handles it only between
+    its steps, so it gets SIGKILL; its incomplete cluster is discarded anyway.
     """
     half_made = any(works_in(pid, new) for new in data_dir.glob(f"*{HALF_MADE}"))
     return signal.SIGKILL if half_made else signal.SIGQUIT
 
 
 def process_ids() -> list[int]:
-    """Of every process that can be seen; empty where there is no /proc."""
+    """Return the ids of all visible processes; empty without /proc."""
     return [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
 
 
 def works_in(pid: int, data_dir: Path) -> bool:
-    """Whether the process still is the server it was: ids are used again, working directories are not."""
+    """Return whether the process is still that server: process ids are reused, working directories are not."""
     if not sys.platform.startswith("linux"):
         return False
     try:
@@ -173,7 +173,7 @@ def works_in(pid: int, data_dir: Path) -> bool:
 
 
 def has_open(pid: int, lock: int) -> bool:
-    """Whether another process has this lock file open, as every process of our servers has."""
+    """Return whether another process has this lock file open, as every process of the servers has."""
     if pid == os.getpid():
         return False
     ours, opened = os.fstat(lock), []
@@ -187,7 +187,7 @@ def has_open(pid: int, lock: int) -> bool:
 
 
 def read_running(data_dir: Path) -> ServerRecord | None:
-    """What the last owner said, or None when it said nothing that can be read."""
+    """Return the last owner's description, or None if there is no readable one."""
     try:
         said: dict[str, Any] = json.loads((data_dir / "running.json").read_text(encoding="utf-8"))
         return ServerRecord(**said | {"sockets": tuple(said["sockets"])})
@@ -196,7 +196,7 @@ def read_running(data_dir: Path) -> ServerRecord | None:
 
 
 def accepts(path: str) -> bool:
-    """Whether somebody listens on a Unix socket."""
+    """Return whether a process listens on a Unix socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(CONNECT_LIMIT_S)
         try:
@@ -207,9 +207,9 @@ def accepts(path: str) -> bool:
 
 
 def make_socket_dir(data_dir: Path) -> Path:
-    """A new private directory with a path short enough for sockets; those of earlier runs are removed.
+    """Create a private directory with a path short enough for sockets; those of earlier runs are removed.
 
-    In the data directory where that is possible: nobody tidies up there, and it goes when the data goes.
+    It is in the data directory if possible: no cleaner deletes it there, and it is deleted together with the data.
     """
     earlier = read_running(data_dir)
     if earlier is not None:
@@ -227,13 +227,13 @@ def make_socket_dir(data_dir: Path) -> Path:
 
 
 def fits(parent: str) -> bool:
-    """Whether sockets below it can be addressed: by the kernel, and by drivers, to which commas and more are syntax."""
+    """Return whether sockets below it can be addressed: by the kernel, and by drivers, where commas are syntax."""
     short = len(os.fsencode(Path(parent, LONGEST_SOCKET_NAME))) <= SOCKET_PATH_MAX_BYTES
     return short and PLAIN_PATH.fullmatch(parent) is not None
 
 
 def new_socket_dir(parent: str) -> Path:
-    """Raises OSError where there can be none: some shared and network file systems hold files but no sockets."""
+    """Create a directory for sockets. Raises OSError on file systems that hold no sockets, as some network ones."""
     directory = Path(tempfile.mkdtemp(prefix="exai-", dir=parent))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
@@ -246,7 +246,7 @@ def new_socket_dir(parent: str) -> Path:
 
 
 def make_again(path: Path) -> None:
-    """Make the directory of sockets of an owner that is gone, under its old path. Raises OSError if it is another's.
+    """Create the socket directory of a former owner again, under its old path. Raises OSError if it is another user's.
 
     Programs that used its servers find those of the next owner there.
     """
@@ -257,7 +257,7 @@ def make_again(path: Path) -> None:
 
 
 def lead_to(path: Path, target: Path) -> None:
-    """Let `path`, which an owner that is gone used, lead to the sockets of the next one. Raises OSError."""
+    """Make `path`, which a former owner used, a link to the sockets of the next one. Raises OSError."""
     if path.is_symlink():
         if path.readlink() == target:
             return
@@ -266,7 +266,7 @@ def lead_to(path: Path, target: Path) -> None:
     link = path.with_name(f"{path.name}.{os.getpid()}")
     link.symlink_to(target, target_is_directory=True)
     try:
-        # Replaces a link at once, and fails where there is a directory that is not ours to remove.
+        # Replaces a link atomically, and fails on a directory, which this program must not remove.
         link.replace(path)
     except OSError:
         link.unlink()
@@ -274,14 +274,14 @@ def lead_to(path: Path, target: Path) -> None:
 
 
 def remove_link(path: Path) -> None:
-    """Remove what `lead_to` made."""
+    """Remove the link made by `lead_to`."""
     with suppress(OSError):
         if path.is_symlink():
             path.unlink()
 
 
 def remove_socket_dir(path: Path) -> None:
-    """Remove it if it is ours; a link or somebody else's directory of that name is left alone."""
+    """Remove the directory if it belongs to this user; a link or another user's directory is left alone."""
     with suppress(OSError):
         status = path.lstat()
         if path.name.startswith("exai-") and stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():

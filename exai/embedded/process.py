@@ -1,4 +1,4 @@
-"""Server processes as direct children: started, watched, stopped, and gone when this program is.
+"""Server processes as direct children: started, supervised, stopped, and ended together with this program.
 
 Invariant: a process started here holds the descriptors in `held_fds`, so a file lock among them stays taken until the
 last process of the server has ended, however the program itself ended.
@@ -29,15 +29,15 @@ LOG_MAX_BYTES = 8 * 1_048_576
 LOG_TAIL_BYTES = 4096
 LOG_TAIL_LINES = 8
 
-# What a server may see of our environment: keys and addresses of other services are none of its business.
+# The only variables passed to servers: others may hold keys and addresses of other services.
 PASSED_ENVIRONMENT = ("PATH", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "SYSTEMROOT")
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What to run and how.
+    """The command to run, and its environment.
 
-    `named_user` asks for an identity that is not root and has a name; `private_dirs` then belong to it.
+    `named_user` requests an identity that is not root and has a name, which then owns `private_dirs`.
     """
 
     argv: tuple[str, ...]
@@ -50,13 +50,13 @@ class Launch:
 
 
 class ServerProcess:
-    """One running child. Not bound to an event loop: any may wait for it."""
+    """One running child process. It is not bound to an event loop: any loop may wait for it."""
 
     def __init__(self, launch: Launch) -> None:
-        """Start it. Raises OSError when the log or the process cannot be made."""
+        """Start the process. Raises OSError if the log or the process cannot be created."""
         self._launch = launch
         rotate(launch.log)
-        # A parent death signal follows the thread that forked, so it serves only when that is the main thread.
+        # A parent death signal is tied to the forking thread, so it is usable only from the main thread.
         by_signal = sys.platform.startswith("linux") and threading.current_thread() is threading.main_thread()
         plan = {
             "argv": launch.argv,
@@ -82,20 +82,20 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """Of the server, or of the supervisor in front of it where there is one."""
+        """Return the id of the server, or of its supervisor if there is one."""
         return self._process.pid
 
     def is_running(self) -> bool:
-        """Also collects the exit status of a process that has ended."""
+        """Return whether the process runs; also reaps a process that has ended."""
         return self._process.poll() is None
 
     async def wait(self, limit_s: float) -> int | None:
-        """The exit status, or None when it still runs after `limit_s`."""
+        """Return the exit status, or None if the process still runs after `limit_s`."""
         await wait_until(lambda: not self.is_running(), limit_s)
         return self._process.returncode
 
     async def stop(self) -> None:
-        """End it in its own way, within a limit; by force after that, or when we are cancelled meanwhile."""
+        """Stop it with its own signal, within a limit; kill it after that, or when cancelled meanwhile."""
         try:
             if self.is_running():
                 self._process.send_signal(self._launch.stop_signal)
@@ -104,7 +104,7 @@ class ServerProcess:
             self.kill()
 
     def kill(self) -> None:
-        """End it at once, with its supervisor; nothing to do when it has ended."""
+        """Kill it with its supervisor; does nothing if it has ended."""
         if self.is_running():
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -113,12 +113,12 @@ class ServerProcess:
             self._process.stdin.close()
 
     def log_tail(self) -> str:
-        """The last lines this start has written, on one line."""
+        """Return the last lines logged since this start, on one line."""
         return tail(self._launch.log, self._log_start)
 
 
 async def wait_until(condition: Callable[[], bool], limit_s: float) -> bool:
-    """Ask `condition` until it holds or the time is over; says whether it holds."""
+    """Poll `condition` until it holds or the time is over. Returns whether it holds."""
     end = time.monotonic() + limit_s
     while not condition():
         if time.monotonic() >= end:
@@ -128,18 +128,18 @@ async def wait_until(condition: Callable[[], bool], limit_s: float) -> bool:
 
 
 def open_private(log: Path) -> BinaryIO:
-    """Append to a log that only we may read: it can quote data."""
+    """Open a log for appending that only this user may read, since it can quote data."""
     return os.fdopen(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "ab")
 
 
 def rotate(log: Path) -> None:
-    """Keep a log within bounds: the previous one stays beside it."""
+    """Bound the size of a log by renaming it when it is too large; one older log is kept."""
     if log.exists() and log.stat().st_size > LOG_MAX_BYTES:
         log.replace(log.with_suffix(".log.1"))
 
 
 def tail(log: Path, start: int = 0) -> str:
-    """The last lines of a log from `start` on, joined by ` | `."""
+    """Return the last lines of a log from byte `start` on, joined by ` | `."""
     with log.open("rb") as stream:
         end = stream.seek(0, os.SEEK_END)
         stream.seek(max(start, end - LOG_TAIL_BYTES))

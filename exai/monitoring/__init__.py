@@ -1,1 +1,1 @@
-"""What this process did and how it is: metrics, health, and the HTTP routes that show them."""
+"""Metrics, health, memory and stalls of this process, and the HTTP routes that show them."""

@@ -1,7 +1,7 @@
-"""The health of every component, from probes in the background; asking for it never probes anything.
+"""The health of every component, from background probes; reading it never probes anything.
 
-The invariant is that a report is at most one interval and one probe timeout old, and that readiness changes only after
-it has been seen several times in a row, so that one lost packet does not take a daemon out of its load balancer.
+Invariant: a report is at most one interval and one probe timeout old, and readiness changes only after
+several consecutive probes, so that one lost packet does not remove a daemon from its load balancer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HealthState = Literal["ok", "degraded", "down", "off"]
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What a probe found. `degraded` works with a loss, `off` is not configured; to be down it may as well raise."""
+    """The result of a probe. `degraded` works with a loss, `off` is not configured; raising also means `down`."""
 
     state: HealthState
     detail: str = ""
@@ -38,7 +38,7 @@ Probe = Callable[[], Awaitable[Probed]]
 
 @dataclass(frozen=True, slots=True)
 class Component:
-    """Something to watch. Without a `required` component the daemon can answer nothing and is not ready."""
+    """A probed component. Without a `required` component the daemon cannot serve and is not ready."""
 
     name: str
     probe: Probe
@@ -47,7 +47,7 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class ComponentHealth:
-    """A component as last probed; `since` is when it came into this state."""
+    """The state of a component at its last probe; `since` is when it entered this state."""
 
     name: str
     required: bool
@@ -59,7 +59,7 @@ class ComponentHealth:
 
 @dataclass(frozen=True, slots=True)
 class HealthReport:
-    """All components together; `age_s` is how long ago they were probed, None before the first time."""
+    """The state of all components; `age_s` is the time since their probes, None before the first."""
 
     state: Literal["ok", "degraded", "down"]
     ready: bool
@@ -90,7 +90,7 @@ class HealthReport:
 
 
 class Health:
-    """Keeps the newest report; `run` is its background task."""
+    """Holds the latest report; `run` is its background task."""
 
     def __init__(
         self,
@@ -117,15 +117,15 @@ class Health:
 
     @property
     def ready(self) -> bool:
-        """Whether new work should be sent here."""
+        """Return whether new work should be sent to this process."""
         return self._accepting and bool(self._usable)
 
     def stop_accepting(self) -> None:
-        """Report not ready from now on, without waiting for anything: the first act of a shutdown."""
+        """Report not ready from now on. This is the first step of a shutdown and waits for nothing."""
         self._accepting = False
 
     def report(self) -> HealthReport:
-        """Return what the last probes found."""
+        """Return the results of the last probes."""
         components = tuple(self._health.values())
         states = {each.state for each in components}
         if any(each.required and each.state == "down" for each in components):
@@ -137,7 +137,7 @@ class Health:
         return HealthReport(state, self.ready, self._accepting, now - self._started, age_s, components)
 
     async def probe_all(self) -> None:
-        """Probe every component at once, each within the timeout, and draw the conclusion for readiness."""
+        """Probe every component concurrently, each within the timeout, and update readiness."""
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(self._probe(component), name=f"probe {component.name}")
@@ -158,7 +158,7 @@ class Health:
             await self.probe_all()
 
     def _conclude(self, usable: bool) -> None:
-        """Change readiness at once the first time, later only after several findings in a row to the contrary."""
+        """Update readiness: immediately the first time, later only after several consecutive contrary results."""
         self._contrary = 0 if usable == self._usable else self._contrary + 1
         if self._usable is None or self._contrary >= READINESS_CHANGES_AFTER:
             self._usable, self._contrary = usable, 0
@@ -172,7 +172,7 @@ class Health:
             probed = Probed("down", f"no answer within {self._timeout_s:g} s")
         except ExaiError as error:
             probed = Probed("down", str(error))
-        except Exception as error:  # noqa: BLE001 - a probe's defect is a finding; its text may hold an address
+        except Exception as error:  # noqa: BLE001 - the probe failed; its text is omitted, since it may hold an address
             probed = Probed("down", type(error).__name__)
         elapsed_s = time.perf_counter() - started
         latency_ms = None if probed.state == "off" else elapsed_s * 1000
@@ -186,7 +186,7 @@ class Health:
 async def open_health(
     components: Sequence[Component], *, recorder: Recorder, interval_s: float = PROBE_INTERVAL_S
 ) -> AsyncIterator[Health]:
-    """Probe once, then in the background until the block ends; a defect of the background task ends the block."""
+    """Probe once, then in the background until the block ends; a failure of the background task ends the block."""
     health = Health(components, recorder=recorder)
     await health.probe_all()
     async with running("health probes", health.run(interval_s)):

@@ -1,6 +1,6 @@
 """The routes that show health and metrics, on the same port as everything else.
 
-The invariant is that no route waits for a dependency: they answer from what the background probes have found.
+Invariant: no route waits for a dependency; all answer from the results of the background probes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from exai.monitoring.health import Health
 from exai.monitoring.metrics import CONTENT_TYPE, MetricsRecorder
 
 SERVICE = "exai"
-"""How `exai health` and `exai doctor` know that it is EXAI which answers on a port."""
+"""By this name `exai health` and `exai doctor` recognize that EXAI answers on a port."""
 
 MaySee = Callable[[Mapping[str, Any]], Awaitable[bool]]
-"""From an ASGI scope to whether its caller may see details."""
+"""Returns whether the caller of an ASGI scope may see details."""
 
 NO_STORE = {"Cache-Control": "no-store"}
 
@@ -34,9 +34,9 @@ def monitoring_routes(
 ) -> list[Route]:
     """Return GET /health, /health/live, /health/ready and /metrics; `facts` are further fields of /health.
 
-    /health and /health/ready answer 503 when the daemon is down or should get no work; /health/live answers 200 for as
-    long as the process can answer at all, since restarting it does not repair a database. A caller for whom
-    `may_see_details` says no learns the status and nothing else.
+    /health and /health/ready answer 503 if the daemon is down or should get no work; /health/live answers 200 for as
+    long as the process can answer at all, since restarting it does not repair a database. A caller refused by
+    `may_see_details` receives the status and nothing else.
     """
 
     async def is_trusted(request: Request) -> bool:

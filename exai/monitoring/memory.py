@@ -1,7 +1,7 @@
-"""Gives memory back: collects reference cycles when the process has grown, and returns free pages to the system.
+"""Collects reference cycles when the process has grown, and returns free memory to the system.
 
-Cycles that hold large buffers do not make many objects, which is what Python's own collections wait for. Invariant: a
-collection is a small part of the time (`TIME_SHARE`), however many objects there are.
+Python's own collections are triggered by the number of objects, and cycles with large buffers have few. Invariant:
+collections take at most a small share of the time (`TIME_SHARE`), however many objects there are.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from exai.models import Recorder
 
 LOOK_INTERVAL_S: Final = 2.0
 GROWN_BYTES: Final = 33_554_432
-"""Growth since the last collection after which the next one is due."""
+"""Growth since the last collection that triggers the next one."""
 
 LONGEST_S: Final = 60.0
-"""A collection is due after this time as well."""
+"""Time since the last collection after which the next one is due without growth."""
 
 TIME_SHARE: Final = 0.01
 
@@ -32,7 +32,7 @@ _STATM: Final = Path("/proc/self/statm")
 
 
 class Collector:
-    """Decides when to collect. `resident_bytes` is 0 where the system does not tell."""
+    """Decides when to collect. `resident_bytes` is 0 if the system does not report it."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Collector:
         self._collected_at = self._not_before = clock()
 
     def look(self) -> bool:
-        """Collect if that is due; return whether it was."""
+        """Collect if due. Returns whether it did."""
         now, bytes_now = self._clock(), self._resident_bytes()
         self._floor_bytes = min(self._floor_bytes, bytes_now)
         self._recorder.gauge("process_resident_bytes", bytes_now)
@@ -65,7 +65,7 @@ class Collector:
 
 
 def resident_bytes() -> int:
-    """Return the resident memory of this process, 0 where the system does not tell."""
+    """Return the resident memory of this process; 0 if the system does not report it."""
     try:
         return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
@@ -73,7 +73,7 @@ def resident_bytes() -> int:
 
 
 def collect() -> None:
-    """Free what only refers to itself, and give the freed pages back."""
+    """Collect reference cycles, and return the freed pages to the system."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
@@ -82,7 +82,7 @@ def collect() -> None:
 
 @asynccontextmanager
 async def watch_memory(recorder: Recorder) -> AsyncIterator[None]:
-    """Collect as needed until the block ends; what exists when it begins is not looked at again."""
+    """Collect as needed until the block ends; objects that exist at its start are excluded from collections."""
     gc.collect()
     gc.freeze()
     collector = Collector(recorder, resident_bytes=resident_bytes, collect=collect)

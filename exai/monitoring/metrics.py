@@ -1,7 +1,7 @@
 """The one recorder: counters, gauges and histograms of this process, as Prometheus text and as recent values.
 
-The invariant is that recording never blocks, never raises and never grows with traffic: series are bounded by number,
-and what exceeds a bound is merged into the series `other` and counted. Used from the event loop's thread only.
+Invariant: recording never blocks, never raises and never grows with traffic. The number of series is bounded;
+series beyond a bound are merged into the series `other` and counted. For the event loop's thread only.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ MetricKind = Literal["counter", "gauge", "histogram"]
 
 
 class _Series:
-    """One label set of a metric; one class for all kinds, so that a recording takes the same short path."""
+    """One label set of a metric; one class for all kinds, so that recording takes the same short path for each."""
 
     __slots__ = ("buckets", "count", "recent", "sum")
 
@@ -82,7 +82,7 @@ class _Family:
 
 @dataclass(frozen=True, slots=True)
 class Quantiles:
-    """Of the observations of a recent window; `count` is how many there were to look at."""
+    """Quantiles of the observations of a recent window; `count` is the number of observations."""
 
     count: int
     p50: float
@@ -92,7 +92,7 @@ class Quantiles:
 
 
 class MetricsRecorder:
-    """Implements `exai.models.Recorder` and answers what was recorded."""
+    """Implements `exai.models.Recorder` and returns the recorded values."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -102,7 +102,7 @@ class MetricsRecorder:
         self.registry.register(_Exporter(self))
         ProcessCollector(registry=self.registry)
         self.gauge("build_info", 1, version=__version__)
-        # Made first, so that there is always room to count what there was no room for.
+        # Created first, so that losses can be counted even when there is no room for further series.
         self.count("metrics_lost_total", 0, metric=OTHER)
         self.count("metrics_merged_total", 0, metric=OTHER)
 
@@ -119,7 +119,7 @@ class MetricsRecorder:
         return None
 
     def observe(self, name: str, /, *values: float, **labels: str) -> None:
-        """Put values into a histogram (`..._seconds`, `..._bytes`)."""
+        """Add observations to a histogram (`..._seconds`, `..._bytes`)."""
         series = self._known.get(("histogram", name, *labels.items())) or self._resolve("histogram", name, labels)
         now = self._clock()
         for value in values:
@@ -144,14 +144,14 @@ class MetricsRecorder:
         return sum(series.sum for _, series in self._matching(name, labels))
 
     def recent(self, name: str, window_s: float = 60, /, **labels: str) -> float:
-        """Return how much a counter grew in the last `window_s` (at most 300), to the nearest 5 s."""
+        """Return the growth of a counter in the last `window_s` (at most 300), to the nearest 5 s."""
         oldest = (self._clock() - window_s) // RECENT_SLOT_S
         return sum(
             grown for _, series in self._matching(name, labels) for slot, grown in series.recent if slot > oldest
         )
 
     def quantiles(self, name: str, window_s: float = 300, /, **labels: str) -> Quantiles | None:
-        """Return quantiles of a histogram's newest observations within `window_s`, None when there are none."""
+        """Return quantiles of a histogram's latest observations within `window_s`, or None if there are none."""
         oldest = self._clock() - window_s
         values = sorted(
             value for _, series in self._matching(name, labels) for when, value in series.recent if when >= oldest
@@ -162,20 +162,20 @@ class MetricsRecorder:
         return Quantiles(len(values), p50, p95, p99, values[-1])
 
     def labelled(self, name: str) -> dict[tuple[tuple[str, str], ...], float]:
-        """Return every series of a metric by its labels, for tests that count statements and for status."""
+        """Return every series of a metric by its labels, for tests that count statements and for the status tool."""
         return {tuple(labels.items()): series.sum for labels, series in self._matching(name, {})}
 
     def render(self) -> bytes:
-        """Return everything in the Prometheus text format."""
+        """Return all metrics in the Prometheus text format."""
         return generate_latest(self.registry)
 
     def families(self) -> Iterator[Metric]:
-        """Yield the metrics as prometheus_client's own values, for its registry."""
+        """Yield the metrics as prometheus_client's objects, for its registry."""
         for name, family in self._families.items():
             yield _export(PREFIX + name, family)
 
     def _resolve(self, kind: MetricKind, name: str, labels: Mapping[str, str]) -> _Series | None:
-        """Return the series of a label set not seen in this spelling before, or None when it cannot be recorded."""
+        """Return the series of a label set not yet seen in this spelling, or None if it cannot be recorded."""
         names = tuple(sorted(labels))
         family = self._families.get(name)
         if family is None:
@@ -192,13 +192,13 @@ class MetricsRecorder:
             return family.series.setdefault(tuple(OTHER for _ in names), _new_series(family))
         if series is None:
             series = family.series[values] = _new_series(family)
-        # Only spellings of kept series are remembered: anything else would grow with what callers send.
+        # Only spellings of retained series are cached: otherwise the cache would grow with callers' input.
         if len(self._known) < MAX_FAMILIES * MAX_SERIES_PER_FAMILY:
             self._known[(kind, name, *labels.items())] = series
         return series
 
     def _lost(self, name: str) -> None:
-        """Count a value that could not be recorded: a defect of the caller, which must not suffer for it."""
+        """Count a value that could not be recorded, instead of raising: a defect here must not fail the caller."""
         if name != "metrics_lost_total":
             self.count("metrics_lost_total", metric=name if name in self._families else OTHER)
 
@@ -211,7 +211,7 @@ class MetricsRecorder:
 
 
 class _Exporter(Collector):
-    """What prometheus_client's registry asks; the values stay in the recorder."""
+    """The adapter for prometheus_client's registry; the values stay in the recorder."""
 
     def __init__(self, recorder: MetricsRecorder) -> None:
         self._recorder = recorder

@@ -1,7 +1,7 @@
-"""Notices when something keeps the event loop from running, and says what it was while it still does.
+"""Detects when something blocks the event loop, and logs what it is while it still does.
 
-The invariant is that the loop itself is only asked to note the time: a thread compares, and reads the stack of the
-loop's thread when the last note is too old. Nothing here ends or interrupts what it finds.
+Invariant: the loop itself only records the time. A thread compares that with the clock, and reads the stack of the
+loop's thread if the last record is too old. Nothing here ends or interrupts the blocking call.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from exai.models import Recorder
 
 REPORT_AFTER_S: Final = 1.0
 LOOKS: Final = 4
-"""How often the loop notes the time, and the thread compares, within the time after which a stall is reported."""
+"""Number of times that the loop records the time, and the thread compares, within the reporting threshold."""
 
 FRAMES: Final = 8
-"""Innermost calls that are named; what is further out is the same in every report."""
+"""Number of innermost calls in a report; the outer ones are the same in every report."""
 
 log = structlog.get_logger(__name__)
 
 
 class _Watch:
-    """The last note of the loop, and who compares it with the clock."""
+    """The time last recorded by the loop, and the thread that compares it with the clock."""
 
     def __init__(self, recorder: Recorder, after_s: float) -> None:
         self._recorder, self._after_s, self._pause_s = recorder, after_s, after_s / LOOKS
@@ -41,7 +41,7 @@ class _Watch:
         self._noted_at = time.monotonic()
 
     async def note(self) -> None:
-        """Note the time for as long as the loop runs, and how late it came to it."""
+        """Record the time, and the lag of the loop, for as long as the loop runs."""
         while True:
             due = time.monotonic() + self._pause_s
             await asyncio.sleep(self._pause_s)
@@ -54,12 +54,12 @@ class _Watch:
                 log.warning("event_loop_runs_again", stalled_s=round(late_s, 3))
 
     def compare(self) -> None:
-        """Look at the note now and then, until the end; in a thread of its own."""
+        """Compare the recorded time with the clock periodically until `end`; runs in a thread of its own."""
         looked_at = time.monotonic()
         while not self._ended.wait(self._pause_s):
             now, before = time.monotonic(), looked_at
             looked_at = now
-            # When this thread did not run either, the whole process was stopped, and nothing in it is the culprit.
+            # If this thread was not scheduled either, the whole process was suspended and no call in it is to blame.
             frozen = now - before > self._after_s
             if frozen or self._reported or now - self._noted_at <= self._after_s:
                 continue
@@ -71,7 +71,7 @@ class _Watch:
         self._ended.set()
 
     def _inside(self) -> str:
-        """Name the calls that the loop's thread is in, innermost first."""
+        """Return the names of the calls that the loop's thread is in, innermost first."""
         frame = sys._current_frames().get(self._loop_thread)
         calls = reversed(traceback.extract_stack(frame, limit=FRAMES)) if frame is not None else ()
         return " < ".join(f"{call.name} ({call.filename}:{call.lineno})" for call in calls)
@@ -79,7 +79,7 @@ class _Watch:
 
 @asynccontextmanager
 async def watch_loop(recorder: Recorder, *, after_s: float = REPORT_AFTER_S) -> AsyncIterator[None]:
-    """Watch the running loop meanwhile; a stall longer than `after_s` is logged while it lasts, with its stack."""
+    """Watch the running loop; a stall longer than `after_s` is logged with its stack while it lasts."""
     watch = _Watch(recorder, after_s)
     thread = threading.Thread(target=watch.compare, name="event-loop-watch", daemon=True)
     thread.start()

@@ -1,1 +1,1 @@
-"""The tools: what a client can call, each a thin shape around a service."""
+"""The tools that clients can call, each a thin layer over a service."""

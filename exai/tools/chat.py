@@ -1,4 +1,4 @@
-"""The `chat` tool: one question to a model, stored and continued by its continuation id."""
+"""The `chat` tool: one question to a model, stored in a conversation and continued by its continuation id."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from exai.tools.conversations import optional_id
 from exai.tools.paging import cut, room
 
 NEVER_DEFERRED = {"anthropic/alwaysLoad": True}
-"""The `_meta` of the tool whose schema Claude Code is to show its model from the start."""
+"""The `_meta` of a tool whose schema Claude Code should always load."""
 
 PROGRESS_PAUSE_S = 0.5
-"""Between two reports: an answer comes in thousands of pieces, and a report is larger than a piece."""
+"""Minimum time between two progress reports: an answer has thousands of parts, and a report is larger than a part."""
 
 
 class ChatArguments(Arguments):
@@ -42,7 +42,7 @@ class ChatArguments(Arguments):
 
 
 class UsageOutput(BaseModel):
-    """Tokens as the provider counted them."""
+    """Token counts as the provider reported them."""
 
     input_tokens: int
     output_tokens: int
@@ -112,13 +112,13 @@ def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpe
 
 
 def answer(result: ChatResult) -> ToolResult:
-    """Return what a chat is answered with, at once or later."""
+    """Return the tool's result for a chat, used for immediate and for deferred answers."""
     facts = structured(result)
     return ToolResult(facts, facts["content"])
 
 
 def structured(result: ChatResult) -> dict[str, Any]:
-    """Return what every tool that asks a model answers with."""
+    """Return the structured answer common to all tools that ask a model."""
     usage = result.usage
     content, next_offset = cut(result.content, 0, room())
     notes = list(result.notes)

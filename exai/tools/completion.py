@@ -1,6 +1,6 @@
-"""The completion of arguments while a person types them: models, and the caller's own conversations and files.
+"""Completion of arguments while a user types them: models, and the caller's own conversations and files.
 
-The invariant is that nothing is completed for a prompt or a resource that does not exist, and nothing of other owners.
+Invariant: nothing is completed for a prompt or resource that does not exist, and nothing from other owners.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The store's own tools: append to a conversation, read it, list all."""
+"""Tools that append to, read and list conversations."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ MAX_LIST = 200
 MAX_SEQ = 2**53
 MOST_CHAR_BYTES = 4
 METADATA_CHARS = 4_000
-"""Of a conversation's metadata in an answer."""
+"""Maximum size of a conversation's metadata in an answer."""
 
 LINE = ("continuation_id", "title", "messages", "tags", "metadata", "revision", "updated_at", "deleted_at")
-"""What a list says of a conversation in its text."""
+"""Fields of a conversation in the text of a list."""
 
 ABOUT_ANSWERS = frozenset({"model", "provider", "finish_reason"})
-"""Metadata that every answer has."""
+"""Metadata fields that every answer has."""
 
 
 class MessageArgument(Arguments):
@@ -224,7 +224,7 @@ def _list_tool(conversations: ConversationService) -> ToolSpec:
 
 
 def optional_id(value: str | None) -> ContinuationId | None:
-    """Return an argument that may be left out as what it names."""
+    """Return the continuation id of an optional argument, or None if it is omitted."""
     return ContinuationId(value) if value is not None else None
 
 
@@ -264,14 +264,14 @@ def _message(facts: Mapping[str, Any]) -> str:
 
 
 def _rest(messages: list[dict[str, Any]]) -> Mapping[str, Any]:
-    """Return what the next call needs that stands in a page's messages: of a part where its rest begins."""
+    """Return the fields of a page's messages that a next call needs: of a partial message, where its rest begins."""
     return next(
         ({"seq": each["seq"], "next_offset": each["next_offset"]} for each in messages if each["next_offset"]), {}
     )
 
 
 def conversation_facts(conversation: Conversation) -> dict[str, Any]:
-    """Return what tools tell about a conversation without its messages."""
+    """Return a conversation's fields in answers of tools, without its messages."""
     return {
         "continuation_id": conversation.continuation_id,
         "title": conversation.title,
@@ -286,5 +286,5 @@ def conversation_facts(conversation: Conversation) -> dict[str, Any]:
 
 
 def fitting_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return a conversation's metadata, or None if it would leave too little room for the rest."""
+    """Return a conversation's metadata, or None if it would leave too little room for other fields."""
     return metadata if size_of(metadata).chars <= METADATA_CHARS else None

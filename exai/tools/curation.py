@@ -1,4 +1,4 @@
-"""Tools for conversations as a whole: search, fork, name and tag, delete, export, import."""
+"""Tools for whole conversations: search, fork, name and tag, delete, export, import."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from exai.tools.paging import ANSWER_CHARS, MAX_ANSWER_CHARS, SHOW_WHOLE, cut, f
 
 SEARCH_HITS = 20
 HIT = ("continuation_id", "title", "seq", "role", "created_at", "tool", "model", "snippet", "missing")
-"""What the text says of a hit."""
+"""Fields of a search hit in the text."""
 
 SOME_WORDS = "Nothing has all of these words; the following have most of them."
 UNREAD = "At least {count} messages were stored just now and not looked through; search again in a few seconds."
@@ -30,7 +30,7 @@ RESTORED = "The conversation was restored."
 DELETED = "The conversation is deleted; for 7 days, conversation_delete with restore restores it."
 TITLE_KEPT = "the empty title is taken as left out; to remove the title, give it without tags and metadata"
 SNIPPET_CHARS = 1_000
-"""A snippet is some words around the match, but a word may be of any length."""
+"""A snippet is a few words around the match, but a word may have any length."""
 
 
 class SearchArguments(Arguments):
@@ -155,7 +155,7 @@ def curation_tools(conversations: ConversationService) -> tuple[ToolSpec, ...]:
 
 
 def search_text(page: SearchPage, hits: str) -> str:
-    """Return the lines of the hits, and before them what a caller would not expect of them."""
+    """Return the lines of the hits, preceded by notes on anything unexpected about them."""
     lines = [UNREAD.format(count=page.unread)] if page.unread else []
     lines += [SOME_WORDS] if page.matched == "some" else []
     return "\n".join((*lines, hits or "Nothing was found."))
@@ -221,7 +221,7 @@ def _update_tool(conversations: ConversationService) -> ToolSpec:
     async def handle(arguments: UpdateArguments, context: CallContext) -> ToolResult:
         title, notes = arguments.title, list[str]()
         if not title and (arguments.tags is not None or arguments.metadata is not None):
-            # Clients that fill what is optional send an empty text as well.
+            # Clients that fill in every optional argument send an empty text too.
             title, notes = None, [TITLE_KEPT] if title is not None else []
         change = ConversationUpdate(title=title, metadata=arguments.metadata, tags=arguments.tags)
         if change == ConversationUpdate():

@@ -1,4 +1,4 @@
-"""The file tools: store a content, read it, list, link and forget files."""
+"""The file tools: store, read, list, link and delete files."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from exai.tools.conversations import optional_id
 from exai.tools.paging import ANSWER_CHARS, SHOW_WHOLE, cut, fitting, room
 
 PAGE_CHARS = 38_000
-"""Characters of a file in one answer; clients cut off what is much longer."""
+"""Characters of a file in one answer; clients truncate much longer ones."""
 
 MAX_PAGE_CHARS = 200_000
 MAX_LIST = 200
 _URL_ALPHABET = str.maketrans("-_", "+/")
 LINE = ("file_id", "name", "media_type", "size_bytes", "created_at")
-"""What a list says of a file in its text."""
+"""Fields of a file in the text of a list."""
 
 
 class PutArguments(Arguments):
@@ -41,7 +41,7 @@ class PutArguments(Arguments):
     @model_validator(mode="before")
     @classmethod
     def _without_an_empty_content(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Clients that fill what is optional send an empty content beside another one."""
+        """Drop an empty content beside another one: some clients fill in every optional argument."""
         if given.get("content") == "" and (given.get("content_base64") or given.get("path")):
             return {name: value for name, value in given.items() if name != "content"}
         return given
@@ -223,7 +223,7 @@ def _delete_tool(files: FileService) -> ToolSpec:
 
 
 def bytes_of(arguments: PutArguments) -> bytes:
-    """Return the content that was sent. Raises InvalidArgument."""
+    """Return the content of the arguments as bytes. Raises InvalidArgument."""
     if arguments.content is not None:
         try:
             return arguments.content.encode()
@@ -238,7 +238,7 @@ def bytes_of(arguments: PutArguments) -> bytes:
 
 
 def _decoded(text: str) -> bytes:
-    """Decode base64 as programs write it: on lines, in the alphabet of URLs, without padding, or in a data: address."""
+    """Decode base64 as programs write it: wrapped, in the URL-safe alphabet, without padding, or in a data: URL."""
     if text.startswith("data:"):
         head, _, text = text.partition(",")
         if not head.lower().endswith(";base64"):
@@ -248,7 +248,7 @@ def _decoded(text: str) -> bytes:
 
 
 def _shown(part: FilePart, offset: int, limit: int) -> tuple[Literal["text", "base64"], str, int | None]:
-    """Return encoding, what of a part fits, and where the rest begins, in characters of a text and else in bytes."""
+    """Return the encoding, the part that fits, and the next offset, in characters of a text and otherwise in bytes."""
     within = room(max(ANSWER_CHARS, limit))
     if part.text is None:
         data = part.data[: within.chars * 3 // 4]

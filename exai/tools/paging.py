@@ -1,8 +1,8 @@
-"""How much one answer holds, and how a longer one is cut so that the next call can go on.
+"""Limits the size of answers, and divides longer ones so that the next call can continue.
 
-The invariant is that nothing is kept between calls: what the next call needs is in the answer (a cursor, or a message's
-number and a character's), an answer that is not all says so, and every call brings at least one item or one character.
-Sizes are those of the answer as JSON in UTF-16 units, which is how clients count what they show.
+Invariant: no state is kept between calls. An answer contains what the next call needs (a cursor, or the numbers of a
+message and a character), a partial answer is marked as such, and every call returns at least one item or character.
+Sizes are measured on the JSON of the answer in UTF-16 units, as clients measure them.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from exai.models import ContentPart, Message, Page
 T = TypeVar("T")
 
 ANSWER_CHARS: Final = 38_000
-"""What fits into an answer together with its frame: clients that show their model only the beginning and the end of a
-longer one do so above 40,000 characters, 49,900 characters or 10,000 tokens."""
+"""Maximum size of an answer together with its frame: clients that show their model only the beginning and the end of
+longer ones do so above 40,000 characters, 49,900 characters or 10,000 tokens."""
 
 MAX_ANSWER_CHARS: Final = 400_000
-"""What a caller may ask for instead."""
+"""Maximum size that a caller may request instead."""
 
 MAX_ANSWER_BYTES: Final = 480_000
-"""Of any answer, which comes twice, as text and as structure, in a message of at most 1 MiB."""
+"""Maximum size of any answer, which is sent twice, as text and as structure, in a message of at most 1 MiB."""
 
 SHOW_WHOLE: Final[Mapping[str, Any]] = {"anthropic/maxResultSizeChars": 500_000}
-"""The `_meta` of tools whose callers may ask for more than `ANSWER_CHARS`: Claude Code then shows its model all."""
+"""The `_meta` of tools that accept a larger limit than `ANSWER_CHARS`: Claude Code then shows its model everything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Of JSON: UTF-16 units and UTF-8 bytes."""
+    """The size of JSON in UTF-16 units and in UTF-8 bytes."""
 
     chars: int
     size_bytes: int
@@ -46,12 +46,12 @@ class Size:
         return Size(max(1, self.chars - other.chars), max(1, self.size_bytes - other.size_bytes))
 
     def excess(self, value: Size) -> float:
-        """Return how many times larger than this `value` is; up to 1 it fits."""
+        """Return the ratio of `value` to this size; up to 1 it fits."""
         return max(value.chars / self.chars, value.size_bytes / self.size_bytes)
 
 
 def room(chars: int = ANSWER_CHARS) -> Size:
-    """Return the room of an answer of so many characters."""
+    """Return the maximum size of an answer of so many characters."""
     return Size(chars, MAX_ANSWER_BYTES)
 
 
@@ -62,9 +62,9 @@ def size_of(value: object) -> Size:
 
 
 def cut(text: str, offset: int, within: Size, field: str = "char_offset") -> tuple[str, int | None]:
-    """Return what of `text` fits, from character `offset` on, and where the rest begins, None when there is none.
+    """Return the part of `text` from character `offset` on that fits, and the next offset, or None at the end.
 
-    Raises `InvalidArgument` for an offset beyond the text, under the argument's name `field`.
+    Raises `InvalidArgument` for the argument `field` if the offset exceeds the text.
     """
     check_offset(offset, len(text), field)
     take = min(len(text) - offset, within.chars)
@@ -75,7 +75,7 @@ def cut(text: str, offset: int, within: Size, field: str = "char_offset") -> tup
 
 
 def fitting(items: Sequence[T], facts: Callable[[T], Mapping[str, Any]], within: Size) -> list[Mapping[str, Any]]:
-    """Return the facts of as many of the first items as fit, of one at least if there is any."""
+    """Return the facts of as many leading items as fit, and of at least one if there are any."""
     all_facts = [facts(item) for item in items]
     if _fits_surely(all_facts, within):
         return all_facts
@@ -90,12 +90,12 @@ def fitting(items: Sequence[T], facts: Callable[[T], Mapping[str, Any]], within:
 
 
 def _fits_surely(value: object, within: Size) -> bool:
-    """Tell what nearly every answer is, and cheaply: bytes of UTF-8 are never fewer than UTF-16 units."""
+    """Return whether a value certainly fits. Cheap, and true of nearly every answer: UTF-8 bytes >= UTF-16 units."""
     return len(orjson.dumps(value)) <= min(within.chars, within.size_bytes)
 
 
 def message_facts(message: Message) -> dict[str, Any]:
-    """Return what tools tell about one message that fits."""
+    """Return the fields of one whole message in answers of tools."""
     return {
         "seq": message.seq,
         "role": message.role,
@@ -109,9 +109,9 @@ def message_facts(message: Message) -> dict[str, Any]:
 
 
 def page_facts(page: Page, within: Size, offset: int = 0) -> tuple[list[dict[str, Any]], int | None]:
-    """Return the newest messages that fit, oldest first, and the cursor of what is older.
+    """Return the newest messages that fit, oldest first, and the cursor of the older ones.
 
-    Of a newest one that does not fit by itself, or that is asked for from `offset` on, a part.
+    If the newest message does not fit, or `offset` is given, return a part of that message.
     """
     if page.part is not None:
         return [part_facts(message, offset, within, page.part) for message in page.messages], page.next_before_seq
@@ -131,9 +131,9 @@ def page_facts(page: Page, within: Size, offset: int = 0) -> tuple[list[dict[str
 
 
 def part_facts(message: Message, offset: int, within: Size, part: ContentPart | None = None) -> dict[str, Any]:
-    """Return a message with the part of its content that fits; without metadata when that is what makes it long.
+    """Return a message with the part of its content that fits; metadata is omitted if it takes too much room.
 
-    `part` says which part of the content `message` holds, None that it is all.
+    `part` describes the part of the content that `message` holds; None means all of it.
     """
     facts = message_facts(message._replace(content=""))
     if within.excess(size_of(message.metadata)) > 0.5:
@@ -147,6 +147,6 @@ def part_facts(message: Message, offset: int, within: Size, part: ContentPart | 
 
 
 def check_offset(offset: int, chars: int, field: str) -> None:
-    """Refuse a position beyond a text of so many characters, under the argument's name `field`."""
+    """Raise `InvalidArgument` for the argument `field` if the offset exceeds a text of `chars` characters."""
     if offset > chars or (offset == chars and offset > 0):
         raise InvalidArgument(field, f"is {offset}, the text has {chars} characters", "Use the one that was given")

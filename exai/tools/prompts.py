@@ -1,6 +1,6 @@
-"""Prompts: what a person picks in the client to ask a model, go on with a conversation or find an earlier one.
+"""Prompts by which users ask a model, continue a conversation or find an earlier one.
 
-The invariant is that a prompt shows its owner what the tools would, and that none costs a model call by itself.
+Invariant: a prompt shows its owner what the tools would show, and none calls a model by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from exai.tools.paging import page_facts, room
 CONVERSATION = "exai://conversations/"
 JSON_TYPE = "application/json"
 SHOWN_CHARS = 30_000
-"""Of a conversation's newest messages in a prompt; the tools have the rest."""
+"""Maximum size of a conversation's newest messages in a prompt; the tools return the rest."""
 
 PROMPTS: Mapping[str, tuple[str, str, tuple[PromptArgument, ...]]] = {
     "ask": (
@@ -41,7 +41,7 @@ PROMPTS: Mapping[str, tuple[str, str, tuple[PromptArgument, ...]]] = {
         (PromptArgument("words", "The words to search for."),),
     ),
 }
-"""One argument each: Claude Code splits what is typed at spaces and gives each argument one word."""
+"""One argument each: Claude Code splits the input at spaces and assigns one word to each argument."""
 
 CUT_WORDS = (
     "(The client may have passed on only the first word of what I typed. If <command-args> or the command shows more "
@@ -50,12 +50,12 @@ CUT_WORDS = (
 
 
 def conversation_uri(continuation_id: ContinuationId) -> str:
-    """Return the address of a conversation as a resource."""
+    """Return the URI of a conversation as a resource."""
     return CONVERSATION + quote(continuation_id, safe="")
 
 
 def prompt_feature(conversations: ConversationService) -> Feature:
-    """Make the prompts."""
+    """Make the feature with the prompts."""
 
     async def ask(given: Mapping[str, str], _context: CallContext) -> Sequence[Json]:
         words = (
@@ -89,7 +89,7 @@ def prompt_feature(conversations: ConversationService) -> Feature:
 
 
 async def _found(conversations: ConversationService, owner: Owner, typed: str) -> tuple[Page, str]:
-    """Return the conversation that is named, and the question that a client may have left in the same argument."""
+    """Return the named conversation, and the question that a client may have put into the same argument."""
     try:
         return await conversations.read(owner, ContinuationId(typed)), ""
     except (NotFound, InvalidArgument):
@@ -100,7 +100,7 @@ async def _found(conversations: ConversationService, owner: Owner, typed: str) -
 
 
 def _whole(words: str) -> str:
-    """Return what was typed, and of a single word that it may be the first of several."""
+    """Return the typed text; a single word gets the note that it may be the first of several."""
     return words if len(words.split()) > 1 else f"{words}\n\n{CUT_WORDS}"
 
 

@@ -1,7 +1,7 @@
-"""What a client may read by address instead of by tool: conversations and files.
+"""Resources that clients read by URI instead of by tool: conversations and files.
 
-The invariant is that an address shows its owner what the tools would, bounded in size, and that what another owner has
-is as unknown here as what does not exist.
+Invariant: a URI shows its owner what the tools would show, bounded in size; data of other owners is
+indistinguishable from data that does not exist.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ FILE = "exai://files/"
 
 LIST_PAGE = 50
 CONVERSATION_CHARS = 100_000
-"""Of a conversation's messages in one reading; the rest is for conversation_get."""
+"""Maximum size of a conversation's messages in one read; conversation_get returns the rest."""
 
 FILE_BYTES = 500_000
-"""Of a file in one reading: in base64 that still fits into one message."""
+"""Maximum size of a file in one read: as base64 it still fits into one message."""
 
 TEMPLATES = (
     ResourceSpec(
@@ -45,7 +45,7 @@ TEMPLATES = (
 
 
 def resource_feature(conversations: ConversationService, files: FileService) -> Feature:
-    """Make the resources."""
+    """Make the feature with the resources."""
     reading = _ResourceLister(conversations, files)
     return ResourceRegistry(TEMPLATES, reading.read, listing=reading.list, announces=True).feature()
 
@@ -61,7 +61,7 @@ class _ResourceLister:
         return Listing([_listed(each) for each in page.conversations], page.next_cursor)
 
     async def read(self, uri: str, context: CallContext) -> Sequence[ResourceContents]:
-        """Return what the address holds, nothing for one that is unknown."""
+        """Return the contents of a URI; empty for an unknown one."""
         try:
             if uri.startswith(CONVERSATION):
                 return [await self._conversation(uri, context.owner)]

@@ -1,4 +1,4 @@
-"""What is configured and how it is doing: `listmodels`, `status`, `version`."""
+"""Tools that show configuration and state: `listmodels`, `status`, `version`."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ LINE = (
     "successor",
 )
 COMPONENT = ("component", "state", "latency_ms", "detail")
-"""What the text says of a model and of a part of EXAI."""
+"""Fields of a component of EXAI in the text."""
 
 ReadHealth = Callable[[], Awaitable[dict[str, Any]]]
 
 
 class NoArguments(Arguments):
-    """A tool without arguments."""
+    """The arguments of a tool without arguments."""
 
 
 class ListModelsArguments(Arguments):
@@ -46,7 +46,7 @@ class ListModelsArguments(Arguments):
 
 
 def status_tools(providers: Providers, health: ReadHealth) -> tuple[ToolSpec, ...]:
-    """Make the tools that look at the service itself."""
+    """Make the tools that show the service itself."""
     return (_listmodels_tool(providers), _status_tool(health), _version_tool())
 
 

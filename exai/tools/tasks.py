@@ -1,8 +1,8 @@
-"""Tasks of the protocol as EXAI has them: a task is a turn, and its handle the turn's id.
+"""The protocol's tasks, implemented by turns: a task is a turn, and its handle is the turn's id.
 
-Nothing is stored for a task that is not stored for every turn, so it costs no statement more, outlives its daemon, is
-found by every other one, and is kept exactly as long as its conversation. The invariant is that a completed task holds
-what the call itself would have been answered with.
+A task stores nothing beyond its turn, so it costs no additional statement, survives its daemon, is visible to every
+daemon, and is kept exactly as long as its conversation. Invariant: the result of a completed task equals the
+answer that the call itself would have returned.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from exai.mcp.tools import ToolResult, call_result, failed_result
 from exai.models import Owner
 
 Answers = Mapping[str, Callable[[ChatResult], ToolResult]]
-"""By the names of the tools whose calls can be tasks: what they answer with."""
+"""Functions that make a tool's result, by the names of the tools whose calls can be tasks."""
 
 
 class TurnTasks:
@@ -38,7 +38,7 @@ class TurnTasks:
         return _task(outcome, self._answers[outcome.tool])
 
     async def cancel(self, owner: Owner, task_id: str) -> bool:
-        """Have a task end early unless it has ended, False when there is none: 1 database round trip."""
+        """End a task early unless it has ended. Returns False if there is none: 1 database round trip."""
         return await self._conversations.cancel(owner, task_id)
 
 
@@ -62,7 +62,7 @@ def _task(outcome: TurnOutcome, answer: Callable[[ChatResult], ToolResult]) -> T
 
 
 def _failed(task: Task, error: Mapping[str, Any]) -> Task:
-    """Tell a failure as the call itself would have: most are a tool's answer, and only the rest are the protocol's."""
+    """Return a failure in the form of the call's own: most are tool results, the rest are protocol errors."""
     if error.get("code") == ShuttingDown.code:
         return _broken(task, RpcError(eras.SHUTTING_DOWN, str(ShuttingDown()), error))
     if "message" not in error:

@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from exai.embedded.ownership import HALF_MADE, process_ids, works_in
-from exai.embedded.process import POLL_S, Launch, ServerProcess, wait_until
+from exai.embedded.process import KILL_LIMIT_S, POLL_S, Launch, ServerProcess, wait_until
 from exai.errors import StartupError
 
 WHEELS = (
@@ -42,7 +42,9 @@ OLDEST_MAJOR = 14
 MAX_CONNECTIONS = 100
 NEW_CLUSTER_BYTES = 100 * 1_048_576
 
-ASK_LIMIT_S = 10.0
+ASK_LIMIT_S = 60.0
+"""For `initdb --version` on a machine that is busy and reads it from a disk."""
+
 INITDB_LIMIT_S = 120.0
 START_LIMIT_S = 120.0
 RECOVERY_LIMIT_S = 10.0
@@ -221,7 +223,12 @@ class PostgresServer:
     async def stop(self) -> None:
         """Shut down in fast mode: sessions are ended, and all acknowledged data is on disk."""
         if self._process is not None:
-            await self._process.stop()
+            process = self._process
+            try:
+                await process.stop()
+            finally:
+                if process.was_killed:
+                    self._end_backends()
             self._process = None
 
     def kill(self) -> None:
@@ -270,6 +277,20 @@ class PostgresServer:
             if works_in(pid, self.cluster):
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, signal.SIGKILL)
+
+    def _end_backends(self) -> None:
+        """End what a postmaster that was killed leaves: its backends notice its end only when they next run.
+
+        Blocks for a limited time, so that it also serves a stop that is cancelled.
+        """
+        end = time.monotonic() + KILL_LIMIT_S
+        while left := [pid for pid in process_ids() if works_in(pid, self.cluster)]:
+            for pid in left:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() >= end:
+                return
+            time.sleep(POLL_S)
 
     async def _create_cluster(self) -> None:
         free = shutil.disk_usage(self.data_dir).free

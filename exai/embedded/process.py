@@ -89,6 +89,11 @@ class ServerProcess:
         """Return whether the process runs; also reaps a process that has ended."""
         return self._process.poll() is None
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether it ended by force, and may have left processes of its own."""
+        return self._process.returncode == -signal.SIGKILL
+
     async def wait(self, limit_s: float) -> int | None:
         """Return the exit status, or None if the process still runs after `limit_s`."""
         await wait_until(lambda: not self.is_running(), limit_s)

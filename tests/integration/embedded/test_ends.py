@@ -14,9 +14,10 @@ import pytest
 import redis.asyncio
 
 from exai.embedded.launcher import start_embedded
+from exai.embedded.ownership import works_in
 from exai.embedded.postgres import PostgresBinaries
 from tests.integration.embedded.test_start import answer, execute, socket_dir_of
-from tests.support.programs import descendants, gone, program
+from tests.support.programs import descendants, gone, is_alive, program
 from tests.support.waiting import wait_until
 
 ENOUGH_ROWS = 20
@@ -65,6 +66,22 @@ async def test_nothing_is_left_and_nothing_is_lost_after(
         assert set(acknowledged) <= set(rows)
         async with redis.asyncio.from_url(run.said["valkey_url"]) as client:
             assert await client.get("kept") == b"1"
+
+
+async def test_forced_stop_leaves_no_process(data_dir: Path, binaries: PostgresBinaries) -> None:
+    """A postmaster that does not react, as on a machine that is too busy, is killed; its backends must not live on."""
+    async with start_embedded(data_dir, valkey=False, pg_bin=binaries.bin_dir) as embedded:
+        connection = await asyncpg.connect(embedded.postgres_url)
+        family = descendants(os.getpid())
+        cluster = embedded.data_dir / f"postgres-{binaries.major}"
+        servers = [pid for pid in family if works_in(pid, cluster)]
+        assert len(servers) > 1
+        postmaster = int((cluster / "postmaster.pid").read_text().split("\n", 1)[0])
+        for pid in servers:
+            os.kill(pid, signal.SIGSTOP)
+        os.kill(postmaster, signal.SIGKILL)
+        connection.terminate()
+    assert not [pid for pid in servers if is_alive(pid)]
 
 
 async def test_program_killed_while_making_the_database_starts_again(

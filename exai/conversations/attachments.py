@@ -1,7 +1,7 @@
-"""The files of a conversation, as a model is shown them: the stored content, once, where it was first given.
+"""Insert the files of a conversation into its prompt: the content of each file once, in the message that first has it.
 
-The invariant is that files never crowd out turns: history is chosen first, and only the room it leaves is given to the
-files of earlier turns. The files of the question itself come before everything.
+Invariant: files do not displace history. The files of the question are placed first, then history is chosen, and only
+the remaining tokens are used for files of earlier turns.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Attachments:
 class _Showing:
     """Puts files into messages, oldest first: the content where a file was first given, elsewhere a line about it.
 
-    Lines cost tokens as well, and what they cost is taken from what is left.
+    These lines cost tokens as well, which are subtracted from the remaining room.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ def _decoded(file: StoredFile, data: bytes | None) -> Decoded | str:
 
 
 def file_ids_of(message: Message) -> tuple[FileId, ...]:
-    """Return the files that were given with a message; whoever appends may write anything under that name."""
+    """Return the file ids in a message's metadata, which may be malformed because callers of append write it freely."""
     ids = message.metadata.get(FILE_IDS, ())
     return tuple(dict.fromkeys(islice(filter(is_file_id, ids), MAX_FILES))) if isinstance(ids, list | tuple) else ()
 

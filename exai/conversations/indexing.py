@@ -1,8 +1,11 @@
-"""Indexes the words of stored messages after their callers were answered, many at a time.
+"""Index the words of stored messages in the background, after their callers were answered, in batches.
 
-The invariant is that no answer depends on it: searches look through what is not indexed yet themselves. It only keeps
-that little, and stays out of the way of requests: its statements are short, as long as each took it does nothing
-afterwards, and it does not take the last free connection while another may become free.
+Requests have precedence: statements are short, after each one the task pauses for as long as the statement took unless
+many messages are queued, and it takes the last free connection only if no other becomes free for `ROOM_TRIES * ROOM_S`
+seconds.
+
+Invariant: no answer depends on this task, because a search also covers queued messages. The task only keeps their
+number small, so that searches stay fast.
 """
 
 from __future__ import annotations
@@ -19,14 +22,14 @@ from exai.models import Recorder
 from exai.resilience import backoff_s
 
 IDLE_S: Final = 60.0
-"""Between two looks at what others have stored, while nothing is stored or searched from here."""
+"""Interval between runs for messages stored by other clients, while this process neither stores nor searches."""
 
 PORTION_S: Final = 1.0
-"""What a statement should take at most: of long messages there are fewer in one. Much less would be reached on a busy
-machine with short ones too, and fewer at once take longer each."""
+"""Target duration of one statement. A slower statement halves the number of messages in the next one. A much shorter
+target would also be exceeded by short messages on a busy machine, and smaller statements cost more per message."""
 
 MANY: Final = 10 * PORTION
-"""With more than this waiting it does not pause any longer: searches look through all of it."""
+"""Number of queued messages above which the task does not pause, because every search has to read all of them."""
 
 ROOM_S: Final = 0.02
 ROOM_TRIES: Final = 25
@@ -37,7 +40,7 @@ log = structlog.get_logger(__name__)
 
 
 class Indexing:
-    """Keeps the index of words up to date with what is stored. `wanted` is set by whoever stores or searches."""
+    """Keeps the word index up to date. `wanted` is set by every store and search of this process."""
 
     def __init__(
         self, repository: SearchRepository, wanted: asyncio.Event, recorder: Recorder, *, pause_s: float
@@ -47,9 +50,10 @@ class Indexing:
         self._failures = 0
 
     async def keep(self) -> None:
-        """Index by and by what this daemon stores, and every minute what others did, until cancelled."""
+        """Index until cancelled: after stores and searches of this process, and at least every `IDLE_S`."""
         while True:
-            # What follows within the pause is indexed in the same statement.
+            # Messages stored during the pause share a statement. `wanted` is cleared before the statement, so that a
+            # message stored while it runs sets it again.
             await asyncio.sleep(self._pause_s)
             self._wanted.clear()
             try:
@@ -71,9 +75,10 @@ class Indexing:
             pass
 
     async def _work_off(self) -> None:
-        """Index until less than a whole portion is left, or another daemon is at it; the rest is for the next time.
+        """Index until less than one portion is queued, or another daemon is indexing; leave the rest to the next run.
 
-        Whoever ran after the last message while more are stored would index them one by one, which takes much longer.
+        Continuing while messages are being stored would index them in statements of one or few messages each, which
+        costs much more per message.
         """
         while True:
             await self._wait_for_room()
@@ -86,7 +91,7 @@ class Indexing:
                 await asyncio.sleep(took_s)
 
     async def finish(self) -> None:
-        """Index without pauses until nothing is left, whoever does it. Raises a `DatabaseError`."""
+        """Index without pauses until the queue is empty, waiting for another daemon's share. Raises `DatabaseError`."""
         while True:
             found, _ = await self._index()
             if not found.left:

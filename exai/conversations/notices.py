@@ -1,8 +1,11 @@
-"""Who wants to hear that a conversation changed, and how they hear of changes by other daemons.
+"""Notify listeners in this process of changed conversations, including changes by other daemons.
 
-The invariant is that a notice follows the commit it tells of, names an owner, and holds nothing of what was written.
-A change made here is told at once and one made elsewhere when the next look finds it; the same change is told twice at
-most when it is heard of in both ways at the same moment.
+Listeners are notified of a change by this process at once, and of a change by another daemon when the next poll finds
+it.
+
+Invariant: a notice follows the commit of its change, names one owner and contains no stored data. A revision is
+notified again only if the second report adds that the list of conversations changed, or if its conversation is no
+longer among the `MAX_REMEMBERED` latest ones.
 """
 
 from __future__ import annotations
@@ -18,18 +21,19 @@ from exai.errors import ExaiError
 from exai.models import ContinuationId, Owner, Recorder
 
 WATCH_S = 2.0
-"""Between two looks at what other daemons changed, while anybody listens."""
+"""Interval between polls for changes by other daemons while there is a subscriber."""
 
 UNWANTED_WATCH_S = 60.0
-"""And while nobody does, so that whoever begins to listen is told of what has just changed and misses nothing."""
+"""Interval without a subscriber. Polls continue, so that the first poll for a new subscriber starts at a recent
+snapshot, before the subscription, and misses no change after it."""
 
 LOST_XIDS = 1_000_000
-"""Transaction ids that a recovery may give out again: more than a server uses before it writes its log to the disk."""
+"""Number of transaction ids that a recovery may assign again: more than a server uses between two writes of its WAL."""
 
 FIRST_XID = 3
 
 MAX_REMEMBERED = 10_000
-"""Conversations whose latest notice is remembered, so that it is not told again."""
+"""Conversations whose last notified revision is remembered to suppress duplicates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,7 @@ Listener = Callable[[Notice], None]
 
 
 class Notices:
-    """Tells every listener of every change. `have_changed` says that something was, until one clears it."""
+    """Calls every listener for every change. `have_changed` is set by a change here and cleared by its consumer."""
 
     def __init__(self) -> None:
         self._listeners: list[tuple[Listener, Callable[[], bool]]] = []
@@ -56,24 +60,24 @@ class Notices:
 
     @property
     def are_wanted(self) -> bool:
-        """Whether somebody wants to hear of changes now."""
+        """Whether any listener currently wants changes by other daemons."""
         return any(is_wanting() for _, is_wanting in self._listeners)
 
     def listen(self, listener: Listener, is_wanting: Callable[[], bool]) -> None:
-        """Call `listener` from now on, also with what others changed as long as it `is_wanting`."""
+        """Register `listener` for changes; those by other daemons are polled for while `is_wanting` returns True."""
         self._listeners.append((listener, is_wanting))
         self.have_listeners.set()
 
     def tell(
         self, owner: Owner, continuation_id: ContinuationId, base_revision: int, revision: int, *, listed: bool = False
     ) -> None:
-        """Tell of a committed change from one revision to another; a repetition changed nothing and is not told."""
+        """Notify of a change committed by this process. A repeated request, which changed nothing, has no notice."""
         if revision != base_revision:
             self.have_changed.set()
             self.hear(owner, continuation_id, revision, listed=listed or base_revision == 0)
 
     def hear(self, owner: Owner, continuation_id: ContinuationId, revision: int, *, listed: bool) -> None:
-        """Tell of a revision unless it was told already."""
+        """Notify of a revision unless listeners were already notified of it or a later one."""
         told, told_listed = self._latest.get((owner, continuation_id), (-1, False))
         if revision < told or (revision == told and (told_listed or not listed)):
             return
@@ -87,7 +91,7 @@ class Notices:
 
 
 class ChangePoller:
-    """Looks for what other daemons changed."""
+    """Polls for changes by other daemons."""
 
     def __init__(self, repository: ConversationRepository, notices: Notices, recorder: Recorder) -> None:
         self._repository, self._notices, self._recorder = repository, notices, recorder
@@ -96,7 +100,7 @@ class ChangePoller:
         self._looked_at = -math.inf
 
     async def keep(self) -> None:
-        """Look from the first listener on until cancelled; while the database is away nothing is missed, only late."""
+        """Poll from the first listener on until cancelled. While the database is away notices are delayed, not lost."""
         await self._notices.have_listeners.wait()
         while True:
             try:
@@ -106,15 +110,17 @@ class ChangePoller:
             await asyncio.sleep(WATCH_S)
 
     async def look(self) -> None:
-        """Tell what has changed since the last look: 1 database round trip, and mostly none while nobody listens.
+        """Notify of changes since the last poll: 1 database round trip, 0 without a subscriber between intervals.
 
-        2 after a recovery of the database, which gives out transaction ids again.
+        2 round trips after a recovery of the database, which assigns transaction ids again.
         """
         now = asyncio.get_running_loop().time()
         is_wanted = self._notices.are_wanted
         if not is_wanted and now - self._looked_at < UNWANTED_WATCH_S:
             return
         news = await self._repository.news(self._since)
+        # After a recovery, changes since the last poll may have ids below `_since`, so the range is read again from
+        # further back. `hear` suppresses revisions that were already notified.
         if self._since is not None and news.inc != self._inc:
             news = await self._repository.news(str(max(FIRST_XID, int(self._since) - LOST_XIDS)))
         self._since, self._inc, self._looked_at = news.xmin, news.inc, now

@@ -1,7 +1,7 @@
-"""What became of a turn, as it is told to its caller, stored when it fails, and read back by whoever asks later.
+"""Convert the outcome of a turn: to its caller's result, to the stored record, and back for later readers.
 
-The invariant is that the answer of a stored turn is the one its own caller got, so that it can be asked for again from
-any daemon; and that a turn whose daemon is gone is never said to be running once its lease has run out.
+Invariant: a stored turn yields the answer that its original caller received, on any daemon. A turn whose daemon is gone
+is not reported as running after its lease has expired.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ ENDED: Final = {"code": "cancelled", "message": "cancelled on request"}
 
 @dataclass(frozen=True, slots=True)
 class TurnOutcome:
-    """How far a turn has come. `result` is there when it is answered, `error` when it failed or was cancelled.
+    """The state of a turn. `result` is set for an answered turn, `error` for a failed or cancelled one.
 
-    A turn is lost when whoever asked the model for it has not been heard of for the length of a lease.
+    A turn is lost if its lease has expired without an outcome, because the daemon that ran it is gone.
     """
 
     turn_id: TurnId
@@ -45,7 +45,7 @@ class TurnOutcome:
 
 
 def outcome_of(turn: StoredTurn) -> TurnOutcome:
-    """Tell what a stored turn says."""
+    """Return the outcome of a stored turn."""
     stage: Stage = "failed"
     result = None
     if turn.reply is not None:
@@ -92,7 +92,7 @@ def result_of(
 
 
 def facts_of(completion: Completion, asked: Asked) -> dict[str, Any]:
-    """Return what is stored of an answer beside its text; the caller of a repeated request gets it again."""
+    """Return the metadata stored with an answer, from which a repeated request is answered."""
     facts: dict[str, Any] = {
         FINISH_REASON: completion.finish_reason,
         "request_id": completion.request_id,
@@ -108,7 +108,7 @@ def facts_of(completion: Completion, asked: Asked) -> dict[str, Any]:
 
 
 def answer_of(completion: Completion) -> NewMessage:
-    """Return the message that keeps an answer; one that may not be whole is marked so."""
+    """Return the message to store for an answer, with kind `partial` if the answer may be incomplete."""
     facts: dict[str, Any] = {
         "model": completion.model,
         "provider": completion.provider,
@@ -126,10 +126,10 @@ def _said_of(asked: Asked) -> Iterator[str]:
 
 
 def failure_of(request: ChatRequest, model: Model, begun: TurnBegun, text: str, error: BaseException) -> TurnEnd:
-    """Return the record of a failed attempt: its cause, and the part of an answer that was heard.
+    """Return the record of a failed attempt: its cause, and the part of the answer that was received.
 
-    Where a conversation would hold nothing but its first question, a message says why no answer follows; neither that
-    nor the part is ever sent to a model.
+    If the conversation would consist of its first question alone, a message states why no answer follows. Neither this
+    message nor the partial answer is ever sent to a model.
     """
     cause = cause_of(error)
     why = str(cause.get("message", f"internal error ({cause.get('type')})"))[:MAX_CAUSE_CHARS]
@@ -151,14 +151,14 @@ def failure_of(request: ChatRequest, model: Model, begun: TurnBegun, text: str, 
 
 
 def kept_of(text: str) -> str:
-    """Say what a failed turn leaves in its conversation."""
+    """Return a sentence that states which messages a failed turn leaves in its conversation."""
     if not text.strip():
         return "the question is stored in this conversation; no answer follows it"
     return f"the question and the {len(text):,} characters of the answer that came are stored in this conversation"
 
 
 def cause_of(error: BaseException) -> dict[str, Any]:
-    """Return what is stored of the error that ended an attempt."""
+    """Return the stored form of the error that ended an attempt."""
     if isinstance(error, ExaiError):
         return error.report()
     if isinstance(error, asyncio.CancelledError):

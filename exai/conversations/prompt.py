@@ -1,7 +1,6 @@
-"""The message array a model is asked with: the newest history that fits its window, oldest first.
+"""Choose the messages of a prompt: the newest history that fits the model's window, oldest first.
 
-The invariant is that each stored message appears at most once and unchanged, so that a prompt grows with its
-conversation and not with the number of turns times their length.
+Invariant: each stored message appears at most once and unchanged, so the prompt grows linearly with the conversation.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def estimate_tokens(text: str) -> int:
 
 
 def check_fits(prompt: str, system: str | None, available_tokens: int) -> None:
-    """Refuse a question that could not be asked even without any history."""
+    """Raise `InvalidArgument` for a question that does not fit the window even without history."""
     needed = estimate_tokens(prompt) + (estimate_tokens(system) if system else 0)
     if needed > available_tokens:
         raise InvalidArgument(
@@ -51,10 +50,12 @@ def check_fits(prompt: str, system: str | None, available_tokens: int) -> None:
 
 
 def choose(messages: Iterable[Message], system: Message | None, available_tokens: int) -> tuple[list[Message], int]:
-    """Choose from the newest backwards until the window is full; return them oldest first, and the tokens left.
+    """Choose messages from the newest backwards until the window is full.
 
-    The newest system message leads; earlier ones are superseded. What was kept of failed turns is left out: the model
-    never said it to the end.
+    Returns them oldest first, and the number of tokens left.
+
+    The newest system message comes first and supersedes earlier ones. Partial answers of failed turns are left out,
+    because the model did not complete them.
     """
     ordered = sorted(messages, key=lambda message: message.seq, reverse=True)
     system = next((message for message in ordered if message.role == "system"), system)

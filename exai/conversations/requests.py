@@ -1,6 +1,6 @@
-"""What callers ask of conversations and what they get; every request is checked here before any I/O.
+"""Requests to the conversation service and their results. Requests are validated here, before any I/O.
 
-The invariant is that a request which passes these checks is never refused for its own content by Postgres.
+Invariant: Postgres does not reject the content of a request that passes these checks.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class ChatResult:
 
     `prompt_tokens_left` is what the model's window still holds after this turn, by estimate. `left_out` counts older
     messages that the model was not shown. `partial` is true when the model may have said more than `content` holds,
-    `unread_events` counts what of its stream could not be read, and `notes` says in sentences what is to be known.
+    `unread_events` counts events of its stream that could not be parsed, and `notes` holds sentences for the caller.
     """
 
     content: str

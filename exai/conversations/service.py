@@ -1,6 +1,7 @@
-"""The public face of conversations: what the tools, the command line and programs that import EXAI call.
+"""The public API of conversations, used by the MCP tools, the command line and programs that import EXAI.
 
-Every method takes its owner, sees nothing of other owners, and costs at most the round trips its docstring states.
+Invariant: every method takes an owner, accesses only that owner's rows, and costs at most the round trips that its
+docstring states.
 """
 
 from __future__ import annotations
@@ -109,11 +110,11 @@ class ConversationService:
     async def chat(
         self, request: ChatRequest, on_delta: OnDelta | None = None, on_begun: OnBegun | None = None
     ) -> ChatResult:
-        """Ask a model and store question and answer: 2 database round trips, whatever the length.
+        """Call a model and store question and answer: 2 database round trips, independent of the conversation's length.
 
-        Afterwards the answer is committed. When the model fails, the question stays, the failure is recorded with the
-        turn, and the conversation can go on; the same `idempotency_key` then runs the same turn again. `on_delta`
-        receives the answer as it streams, `on_begun` the id that `outcome` and `cancel` take from any daemon.
+        The answer is committed on return. If the model fails, the question stays, the failure is recorded with the
+        turn, and the conversation can continue; a request with the same `idempotency_key` runs the turn again.
+        `on_delta` receives the answer as it streams, `on_begun` the turn id for `outcome` and `cancel` on any daemon.
 
         Raises `InvalidArgument`, `NotFound`, `Conflict`, `NotConfigured`, a `ProviderError`, a `DatabaseError` or
         `DeadlineExceeded`.
@@ -127,17 +128,17 @@ class ConversationService:
         return await self._turns.run(request, on_delta, on_begun)
 
     async def outcome(self, owner: Owner, turn_id: str) -> TurnOutcome | None:
-        """Tell what became of a turn, also of one that another daemon runs: 1 database round trip.
+        """Return the outcome of a turn, on whichever daemon it runs: 1 database round trip.
 
-        None when this owner has no turn of that id, or its conversation is deleted. Raises a `DatabaseError`.
+        None if this owner has no turn with that id, or its conversation is deleted. Raises `DatabaseError`.
         """
         turn = await self._stored_turns.read(owner, turn_id)
         return None if turn is None else outcome_of(turn)
 
     async def cancel(self, owner: Owner, turn_id: str) -> bool:
-        """End a turn that is still running, also in another daemon, which stops asking within a lease's renewal.
+        """Cancel a running turn: 1 database round trip. Its daemon stops the model call at its next lease renewal.
 
-        1 database round trip. False when this owner has no turn of that id. Raises a `DatabaseError`.
+        Returns False if this owner has no turn with that id. Raises `DatabaseError`.
         """
         return await self._stored_turns.cancel(owner, turn_id, ENDED)
 
@@ -239,7 +240,7 @@ class ConversationService:
         return replace(page, part=stored.part)
 
     async def _newest(self, owner: Owner, continuation_id: ContinuationId, limit: int) -> Page:
-        """Answer from the cached page, which is loaded whole whatever part of it was asked for."""
+        """Answer from the cached page. A miss loads the complete page, even if the caller wants a part of it."""
 
         async def load() -> Loaded:
             stored = await self._repository.read_page(owner, continuation_id, limit=PAGE_MESSAGES)
@@ -260,7 +261,7 @@ class ConversationService:
     async def list(
         self, owner: Owner, *, limit: int = PAGE_MESSAGES, cursor: str | None = None, only: ListFilter = ALL
     ) -> ConversationPage:
-        """List conversations by latest change first: 1 database round trip a page, whatever it is narrowed to."""
+        """List conversations, latest change first: 1 database round trip per page, with any filter."""
         if not 1 <= limit <= MAX_LIST:
             raise InvalidArgument("limit", f"is {limit}", f"Use 1 to {MAX_LIST}")
         found = await self._repository.list_conversations(owner, limit=limit, cursor=cursor, only=only)
@@ -269,9 +270,9 @@ class ConversationService:
     async def search(self, query: SearchQuery, *, limit: int = PAGE_MESSAGES, cursor: str | None = None) -> SearchPage:
         """Find messages by their words, best match first: 1 database round trip a page.
 
-        What was acknowledged before is found, whether its words are indexed yet or not.
+        Messages acknowledged before are found whether or not their words are indexed.
 
-        Raises `InvalidArgument`, or `DatabaseBusy` when the words are so common that finding them took too long.
+        Raises `InvalidArgument`, or `DatabaseBusy` if the statement timed out, which very common words can cause.
         """
         if not query.text.strip():
             raise InvalidArgument("query", "is empty", "Say which words to look for")
@@ -282,9 +283,9 @@ class ConversationService:
         return await self._search.search(query, limit=limit, cursor=cursor)
 
     async def index_words(self) -> None:
-        """Index what has been stored until nothing is left, instead of by and by: searches are quick from then on.
+        """Index all queued messages now instead of in the background, so that searches are fast afterwards.
 
-        Raises a `DatabaseError`.
+        Raises `DatabaseError`.
         """
         await self._indexing.finish()
 
@@ -332,7 +333,7 @@ class ConversationService:
     ) -> Conversation:
         """Change title, metadata or tags: 1 database round trip.
 
-        A repeated `idempotency_key` changes nothing and answers as the first time, whatever was changed since.
+        A repeated `idempotency_key` changes nothing and returns the first result, also after later changes.
         Raises `NotFound`, `Conflict` or `InvalidArgument`.
         """
         check_names(continuation_id, idempotency_key, change.title or None)
@@ -353,7 +354,7 @@ class ConversationService:
         expected_revision: int | None = None,
         idempotency_key: str | None = None,
     ) -> Conversation:
-        """Mark as deleted: nobody finds it any more, until `restore` or the purge. Raises as `change`."""
+        """Mark as deleted, which hides the conversation until `restore` or the purge. Raises as `change`."""
         return await self._mark(owner, continuation_id, True, expected_revision, idempotency_key)
 
     async def restore(
@@ -419,9 +420,9 @@ class ConversationService:
         return await self._told(owner, continuation_id, marked)
 
     async def _told(self, owner: Owner, continuation_id: ContinuationId, changed: Changed) -> Conversation:
-        """Tell the cache of a change that was not an append, or raise why there was none.
+        """Apply a change other than an append to the cache, or raise the reason why it was not made.
 
-        Also when nothing had to be changed: it may have been done by a first attempt whose reply was lost.
+        Applied even if nothing changed: a first attempt whose reply was lost may have made the change.
         """
         if changed.status in ("not_found", "conflict_revision", "conflict_key") or changed.conversation is None:
             raise refusal(changed.status, continuation_id, changed.revision, None)

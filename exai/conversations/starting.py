@@ -1,7 +1,4 @@
-"""What the store is told when a turn begins, and what the model may be told of what was there before.
-
-Nothing here does I/O.
-"""
+"""Build the statement that begins a turn, and the history that its model receives. No I/O."""
 
 from __future__ import annotations
 
@@ -15,11 +12,11 @@ from exai.models import ConversationId, Message, TurnId
 from exai.providers.base import Model
 
 LEASE_S = 60.0
-"""A turn whose daemon is gone can be taken over with its idempotency key after this time."""
+"""Duration of a turn lease, after which a request with the same idempotency key can resume a dead daemon's turn."""
 
 
 def turn_start(request: ChatRequest, model: Model, room_tokens: int, cached: Hit | Miss | None) -> TurnStart:
-    """Return the claim of a turn: a new key where the caller gave none, and what the cache has spared."""
+    """Return the claim of a turn, with a generated key if the caller gave none and the messages that the cache has."""
     return TurnStart(
         owner=request.owner,
         continuation_id=request.continuation_id,
@@ -57,6 +54,6 @@ def _known(cached: Hit | Miss | None) -> CachedRange | None:
 
 
 def history_of(begun: TurnBegun, cached: Hit | Miss | None) -> tuple[Message, ...]:
-    """All that the model may be told: what was cached, unless it is of no use, and what the statement brought."""
+    """Return the history before the question: the cached messages, unless superseded, and those of the statement."""
     known = cached.messages if isinstance(cached, Hit) and not begun.full else ()
     return (*known, *begun.history, *begun.stored)

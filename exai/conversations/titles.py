@@ -1,7 +1,7 @@
-"""Makes a conversation's title of how its question begins.
+"""Make a conversation's title from the beginning of its question.
 
-The invariant is that a title is one line without control characters, and that no letter, sign or emoji in it is taken
-apart: joiners, variation selectors and tags belong to what they stand in.
+Invariant: a title is one line without control characters, and never ends within a grapheme: joiners, variation
+selectors and tags stay with the characters they modify.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _is_seen(text: str) -> bool:
 
 
 def _belongs_to_the_one_before(text: str, at: int) -> bool:
-    """Whether a cut before this character would take apart what is one letter or one emoji."""
+    """Return whether a cut before this character would split a letter or an emoji."""
     here, before = text[at], text[at - 1]
     if here in (JOINER, "\u200c") or before == JOINER or unicodedata.category(here).startswith("M"):
         return True

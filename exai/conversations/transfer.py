@@ -1,8 +1,10 @@
-"""Export and import: whole conversations as text, never more than a page of them in memory.
+"""Export and import complete conversations as text, with at most one page in memory.
 
-The invariant is that an import can be run again at any point: its batches have keys made from what they hold, so what
-is stored already is found done, and what is missing is stored. Files come before the messages that they belong to,
-their bytes are checked against their digests, and messages name the files by their ids where they are imported.
+Files precede the messages that use them, their bytes are checked against their digests, and imported messages refer to
+the ids that the files have in this store.
+
+Invariant: an import can be run again at any point. The request key of a batch is derived from its content, so a batch
+that is stored is detected, and the missing ones are stored.
 """
 
 from __future__ import annotations
@@ -94,7 +96,7 @@ class ExportPart:
 
 
 class Transfer:
-    """Reads and writes conversations as text, past the cache, which is only told what it no longer holds."""
+    """Exports and imports conversations as text. Bypasses the cache, in which an import only invalidates entries."""
 
     def __init__(
         self,
@@ -144,7 +146,7 @@ class Transfer:
     async def _files_of(
         self, owner: Owner, continuation_id: ContinuationId, kind: Format, most_bytes: int | None = None
     ) -> AsyncIterator[str]:
-        """Yield the files of a conversation in parts; what is beyond `most_bytes`, or cannot be read, is only named."""
+        """Yield a conversation's files in parts, without content beyond `most_bytes` or if a file cannot be read."""
         cursor: str | None = None
         left_bytes = most_bytes
         while True:
@@ -186,8 +188,8 @@ class Transfer:
     ) -> AsyncIterator[ImportProgress]:
         """Store a conversation, under its own name or another, and yield after each batch, 1 round trip each.
 
-        What is there already is compared and left as it is; a deleted conversation with the same messages is brought
-        back. Raises `InvalidArgument` for a text that is none, and `Conflict` where the name holds other messages.
+        Messages that exist already are compared and left unchanged; a deleted conversation with the same messages is
+        restored. Raises `InvalidArgument` for a malformed text, `Conflict` if the name has other messages.
         """
         source = iter(parts)
         header = next(source, None)

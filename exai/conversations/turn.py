@@ -1,11 +1,12 @@
-"""One chat turn: question stored, model asked, answer stored, cache told after each commit.
+"""Run one chat turn: store the question, call the model, store the answer, and update the cache after each commit.
 
-The invariant is that the outcome of every turn that was begun is written, whatever ends it: an answer, a provider's
-error, a deadline, or the caller going away. Each write is a task of its own, shielded from the caller's cancellation
-and bounded in time.
+A turn costs two statements and three Redis calls. Two Redis calls would suffice, but the question is applied at once,
+because a licence pass during the model's answer would otherwise drop the entry of every conversation with a running
+turn.
 
-A turn costs two statements. It talks to Redis three times where two would do: the question is applied at once, because
-a licence pass during the model's answer would otherwise drop the entry of every conversation that is being talked in.
+Invariant: the outcome of every turn that has begun is written, whether it ends by an answer, a provider's error, a
+deadline or the caller's cancellation. Each write is a task of its own, shielded from the caller's cancellation and
+limited to `OUTCOME_LIMIT_S`.
 """
 
 from __future__ import annotations
@@ -51,32 +52,32 @@ from exai.providers.registry import Providers
 from exai.resilience import backoff_s, remaining_s, request_deadline, with_deadline
 
 OUTCOME_RESERVE_S = 2.0
-"""Part of a request's time that the provider may not use, so that the outcome can still be written."""
+"""Part of a request's time reserved for writing the outcome; the provider's deadline is earlier by it."""
 
 OUTCOME_LIMIT_S = 10.0
-"""How long a write that must not be lost may take, cancelled or not."""
+"""Time limit of a write that must not be lost, including its retries, also after the caller's cancellation."""
 
 OUTCOME_PAUSE_FIRST_S = 0.1
 OUTCOME_PAUSE_MOST_S = 1.0
-"""How soon an outcome that the database could not take is written again, within that time."""
+"""First and longest backoff between attempts to write an outcome."""
 
 MAX_SHRINKS = 5
-"""How often a prompt that is too long for its model is made shorter within one turn."""
+"""How often one turn shortens a prompt that is too long for its model."""
 
 POLL_FIRST_S = 0.1
 POLL_MOST_S = 2.0
-"""How often a repeated request looks whether the first one has ended."""
+"""First and longest pause between two polls of a repeated request for the end of the first attempt."""
 
 T = TypeVar("T")
 OnBegun = Callable[[TurnId, datetime], None]
-"""Hears of a turn's id, and since when it runs, as soon as its question is stored: from then on any daemon knows it."""
+"""Called with a turn's id and start time once its question is committed; any daemon can then find the turn by id."""
 
 log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """A turn that was begun. `told` is the cache hearing of its question."""
+    """A turn that has begun. `told` is the task that applies its question to the cache, `heard` the answer so far."""
 
     request: ChatRequest
     model: Model
@@ -88,7 +89,7 @@ class _Turn:
 
 
 class ChatTurns:
-    """Runs chat turns and keeps the leases of those that wait for a model."""
+    """Runs chat turns and renews the leases of those that wait for a model."""
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class ChatTurns:
         self._side_tasks: set[asyncio.Task[Any]] = set()
 
     async def run(self, request: ChatRequest, on_delta: OnDelta | None, on_begun: OnBegun | None = None) -> ChatResult:
-        """Answer one question; see `ConversationService.chat` for what holds afterwards."""
+        """Answer one question. Guarantees and errors are those of `ConversationService.chat`."""
         started = time.monotonic()
         model = self._providers.resolve(request.model)
         self._providers.check(model, max_output_tokens=request.max_output_tokens, thinking=request.thinking)
@@ -120,6 +121,8 @@ class ChatTurns:
             await self._tell_repeated(request, begun, begun.conversation)
             name, seconds = begun.conversation.continuation_id, time.monotonic() - started
             return result_of(begun.reply, name, begun.revision, duration_s=seconds, duplicate=True)
+        # Not awaited: the cache is updated while the model answers. `_tell_finished` waits for it, because the answer's
+        # delta can only be added to an entry that contains the question.
         told = self._aside(self._tell_begun(request, begun, begun.conversation, cached), "cache-begun")
         turn = _Turn(request, model, begun, begun.conversation, cached, told, _Heard(on_delta))
         completion, finished, facts = await self._answer(turn, room_tokens)
@@ -142,12 +145,12 @@ class ChatTurns:
         )
 
     async def drain(self) -> None:
-        """Wait until every outcome and cache write in flight has ended."""
+        """Wait until all outcome and cache writes in flight have ended."""
         while self._side_tasks:
             await asyncio.wait(self._side_tasks)
 
     async def keep_leases(self) -> None:
-        """Renew the leases of waiting turns until cancelled; costs nothing while there are none."""
+        """Renew the leases of waiting turns until cancelled; no statement is sent while there are none."""
         while True:
             await asyncio.sleep(LEASE_S / 3)
             if self._leased:
@@ -156,14 +159,18 @@ class ChatTurns:
                 except ExaiError as error:
                     log.warning("lease_renewal_failed", turns=len(self._leased), error=str(error))
                 except Exception:
-                    # Without this task every turn longer than a lease would be taken over and paid for twice.
+                    # Continue after a defect as well: without this task every turn longer than a lease could be taken
+                    # over by a repeated request, and its answer paid for twice.
                     log.exception("lease_renewal_failed", turns=len(self._leased))
 
     async def renew_leases(self) -> None:
-        """Keep what is being worked on from being taken over, and stop work on what was ended from elsewhere."""
+        """Renew the leases of this process's turns, and cancel those that were ended elsewhere: 1 round trip."""
+        # A copy, because turns come and go while the statement runs.
         held = dict(self._leased)
         pending = await self._repository.renew_leases(tuple(held), lease_s=LEASE_S)
         for turn_id in held.keys() - pending:
+            # The identity check leaves out a turn that has ended meanwhile, and a new attempt of the same turn, which
+            # the statement may not have seen. Rescheduling to now makes the turn's `asyncio.timeout` expire at once.
             if self._leased.get(turn_id) is held[turn_id]:
                 held[turn_id].reschedule(asyncio.get_running_loop().time())
 
@@ -181,7 +188,7 @@ class ChatTurns:
         cached: Hit | Miss | None,
         on_begun: OnBegun | None,
     ) -> TurnBegun:
-        """Store the question; a request that was seen before waits for, or takes over, its first attempt."""
+        """Store the question; a repeated request waits for the first attempt, or resumes it after its lease expired."""
         try:
             while True:
                 begun = await self._begin_once(request, model, start)
@@ -199,7 +206,7 @@ class ChatTurns:
         return begun
 
     async def _first_attempt_ended(self, start: TurnStart) -> None:
-        """Wait until the attempt that holds the key has ended or lost its lease."""
+        """Wait until the attempt that holds the request key has ended or its lease has expired."""
         pause_s = POLL_FIRST_S
         while True:
             left_s = remaining_s(OUTCOME_RESERVE_S)
@@ -216,7 +223,7 @@ class ChatTurns:
                 return
 
     async def _begin_once(self, request: ChatRequest, model: Model, start: TurnStart) -> TurnBegun:
-        """Begin, and if the caller goes away while the question is being stored, record that it did."""
+        """Begin a turn. If the caller is cancelled meanwhile, record the turn's failure once it is known to exist."""
         task = self._aside(self._repository.begin_turn(start), "turn-begin")
         try:
             return await asyncio.shield(task)
@@ -227,7 +234,7 @@ class ChatTurns:
     async def _left(
         self, request: ChatRequest, model: Model, beginning: asyncio.Task[TurnBegun], error: BaseException
     ) -> None:
-        """Record why a turn ended before anybody heard that it had begun, once it is known whether it has."""
+        """Wait for `beginning`, and record the failure of a turn that it has begun for a cancelled caller."""
         await asyncio.wait({beginning})
         if beginning.cancelled() or beginning.exception() is not None:
             return
@@ -251,34 +258,38 @@ class ChatTurns:
             error.continuation_id = continuation_id
             raise
         except Exception as error:
-            # The answer has been paid for, so that no error of its storing may end it, not even a defect.
+            # The answer has been paid for, so it is returned to the caller inside the error, even after a defect.
             reason = str(error) if isinstance(error, ExaiError) else type(error).__name__
             log.exception("answer_not_stored", turn=turn.begun.turn_id, reason=reason)
             not_stored = AnswerNotStored(reason, completion.content, continuation_id)
+            # After a retryable error no failure is written: the answer may be stored already (unknown outcome), or the
+            # database may be away. A repeated request resumes a turn that is still pending once its lease has expired.
             if not isinstance(error, ExaiError) or not error.retryable:
                 await self._write(self._fail(turn, not_stored))
             raise not_stored from error
         return completion, finished, facts
 
     async def _leased_answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, Asked]:
-        """Ask the model unless somebody ends the turn from elsewhere; also return what it was asked with."""
+        """Call the model under the turn's lease; return answer and prompt. Raises `Conflict` if ended elsewhere."""
         turn_id = turn.begun.turn_id
         scope = self._leased[turn_id] = asyncio.timeout(None)
         try:
             async with scope:
                 return await self._fitting_answer(turn, room_tokens)
         except TimeoutError as error:
+            # Only `renew_leases` makes the scope expire; any other `TimeoutError` comes from inside.
             if not scope.expired():
                 raise
             raise Conflict(
                 "cancelled", "this request was cancelled meanwhile", "Call again with the same key to run it again"
             ) from error
         finally:
+            # Another attempt of the same turn in this process may have registered its own scope.
             if self._leased.get(turn_id) is scope:
                 del self._leased[turn_id]
 
     async def _fitting_answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, Asked]:
-        """Ask the model, and with less of the conversation if that was too much for it, as long as there is less."""
+        """Call the model, and again with less history while it refuses the prompt as too long and it can be cut."""
         owner, history, sizing = turn.request.owner, history_of(turn.begun, turn.cached), self._providers.sizing
         asked = await self._attachments.prompt(owner, history, turn.begun.system, room_tokens)
         for _ in range(MAX_SHRINKS):
@@ -298,7 +309,7 @@ class ChatTurns:
         return await self._ask(turn, asked.messages), asked
 
     async def _ask(self, turn: _Turn, prompt: list[Prompt]) -> Completion:
-        """Ask the model within the request's time, less what the outcome needs."""
+        """Call the model within the request's deadline minus `OUTCOME_RESERVE_S`. Raises for an empty answer."""
         asked = CompletionRequest(
             model=turn.model.name,
             messages=prompt,
@@ -344,20 +355,21 @@ class ChatTurns:
         finished = await self._record(failure_of(turn.request, turn.model, turn.begun, turn.heard.text, error))
         if finished is not None and finished.stored:
             await self._tell_finished(turn, finished)
-        # Whoever hears of the failure is told that the question stays, and may look for it at once.
+        # The error says that the question is stored, and the caller may read the conversation at once, so the cache
+        # must contain the question before the error is raised.
         await asyncio.wait({turn.told})
 
     async def _record(self, failure: TurnEnd) -> TurnFinished | None:
-        """Write a failure; one that cannot be written is logged, because its cause is what the caller hears of."""
+        """Write a failure. An error of this write is only logged, because the caller receives the original error."""
         try:
             return await self._stored(failure)
         except ExaiError as error:
-            # The lease of the turn runs out, and its key can be used again.
+            # The turn's lease expires, after which its request key can be used again.
             log.error("turn_outcome_not_written", turn=failure.turn_id, error=str(error))
             return None
 
     async def _stored(self, end: TurnEnd) -> TurnFinished:
-        """Write an outcome, and again while the database cannot take it and time is left: it may have been paid for."""
+        """Write an outcome, with retries until the deadline, because the answer may have been paid for."""
         attempt = 0
         while True:
             attempt += 1
@@ -373,7 +385,7 @@ class ChatTurns:
     async def _tell_begun(
         self, request: ChatRequest, begun: TurnBegun, conversation: Conversation, cached: Hit | Miss | None
     ) -> None:
-        """Tell the cache of the question; on a miss whose lease we hold, store the newest page whole."""
+        """Apply the question to the cache; after a miss, store the complete newest page under the miss's lease."""
         if begun.status != "started":
             if isinstance(cached, Miss):
                 await self._cache.release(request.owner, conversation.continuation_id, cached)
@@ -395,7 +407,7 @@ class ChatTurns:
         self._notices.tell(request.owner, conversation.continuation_id, begun.base_revision, begun.revision)
 
     async def _tell_repeated(self, request: ChatRequest, begun: TurnBegun, conversation: Conversation) -> None:
-        """Tell the cache how far the conversation is: whoever answered first may have died before telling it."""
+        """Apply the conversation's revision to the cache; the process that answered first may have died before that."""
         await self._cache.apply(
             request.owner,
             conversation.continuation_id,
@@ -420,7 +432,7 @@ class ChatTurns:
         self._notices.tell(owner, name, finished.base_revision, finished.revision)
 
     def _aside(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-        """Run `work` as a tracked task that outlives the request, bounded by itself and not by the request's end."""
+        """Run `work` as a tracked task with its own deadline, independent of the request's."""
 
         async def bounded() -> T:
             request_deadline.set(None)
@@ -435,10 +447,11 @@ class ChatTurns:
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._side_tasks.discard(task)
         if not task.cancelled():
-            task.exception()  # Whoever waited for it has it; asking keeps a second report out of the log.
+            # Awaiting callers have received the exception. Retrieving it keeps asyncio from logging it a second time.
+            task.exception()
 
     async def _write(self, outcome: Coroutine[Any, Any, T]) -> T:
-        """Write an outcome to its end even when the caller is cancelled meanwhile."""
+        """Complete the write of an outcome even if the caller is cancelled meanwhile."""
         task = self._aside(outcome, "turn-outcome")
         try:
             return await asyncio.shield(task)
@@ -448,7 +461,7 @@ class ChatTurns:
 
 
 class _Heard:
-    """Passes deltas on and remembers the answer so far, for the case that it breaks off."""
+    """Forwards deltas to the caller and collects the text, which is stored if the answer breaks off."""
 
     def __init__(self, on_delta: OnDelta | None) -> None:
         self._on_delta = on_delta

@@ -256,20 +256,20 @@ class Breaker:
             self._count("none")
         elif isinstance(error, self._failures):
             self._count("failure")
-            self._failed(probing)
+            self._record_failure(probing)
         elif error is None or isinstance(error, self._answers):
             self._count("success")
-            self._succeeded(probing)
+            self._record_success(probing)
         else:
             self._count("none")
 
-    def _succeeded(self, probing: bool) -> None:
+    def _record_success(self, probing: bool) -> None:
         if probing:
             self._close()
         elif self._state == "closed":
             self._window.append((self._clock(), True))
 
-    def _failed(self, probing: bool) -> None:
+    def _record_failure(self, probing: bool) -> None:
         # A call admitted before the breaker opened may fail long after; it says nothing new, so only the probe and
         # calls of a closed breaker are heard.
         if probing:

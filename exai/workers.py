@@ -77,7 +77,7 @@ class Worker:
         """Return when the process has ended."""
         await asyncio.shield(self._task)
 
-    async def has_started(self) -> Started | None:
+    async def wait_started(self) -> Started | None:
         """Return its report, None when it ended instead; one that takes too long is killed."""
         try:
             async with asyncio.timeout(START_LIMIT_S):
@@ -138,11 +138,11 @@ class Crew:
         tried again, while the first serves.
         """
         first = self._spawn()
-        started = await first.has_started()
+        started = await first.wait_started()
         if started is None:
             return None, max(first.process.returncode or 1, 1)
         workers = [first, *(self._spawn() for _ in range(count - 1))]
-        await asyncio.gather(*(worker.has_started() for worker in workers))
+        await asyncio.gather(*(worker.wait_started() for worker in workers))
         for worker in workers:
             self._watch(worker)
         return started, 0
@@ -162,7 +162,7 @@ class Crew:
                     log.error("no new worker can be started now, so the old ones stay", error=str(error))
                     self._keep(old)
                     return
-                if await new.has_started() is None:
+                if await new.wait_started() is None:
                     log.error("the new worker did not start, so the old ones stay", exit_status=new.process.returncode)
                     self._workers.discard(new)
                     self._keep(old)
@@ -232,7 +232,7 @@ class Crew:
                 # Out of processes, memory or files: the other workers serve meanwhile.
                 log.error("a worker cannot be started now", error=str(error))
             else:
-                if await worker.has_started() is not None:
+                if await worker.wait_started() is not None:
                     self._watch(worker)
                     return
                 self._workers.discard(worker)

@@ -109,22 +109,22 @@ class BenchServer:
 
     async def started(self) -> None:
         """Wait until it listens. Raises `StartupError`."""
-        self.port = int((await self._told())["port"] or 0)
+        self.port = int((await self._read_report())["port"] or 0)
 
     async def cpu_s(self) -> float:
         """Ask how much processor time it has used so far. Raises `StartupError` when it is gone."""
-        return float((await self._asked(CPU))["cpu_s"] or 0.0)
+        return float((await self._ask(CPU))["cpu_s"] or 0.0)
 
     async def memory_bytes(self) -> float | None:
         """Ask how much memory it uses, None where the system does not tell. Raises `StartupError` when it is gone."""
-        return (await self._asked(MEMORY))["memory_bytes"]
+        return (await self._ask(MEMORY))["memory_bytes"]
 
-    async def _asked(self, what: str) -> dict[str, float | None]:
+    async def _ask(self, what: str) -> dict[str, float | None]:
         assert self._process.stdin is not None  # noqa: S101 - it was opened with one
         self._process.stdin.write(f"{what}\n".encode())
-        return await self._told()
+        return await self._read_report()
 
-    async def _told(self) -> dict[str, float | None]:
+    async def _read_report(self) -> dict[str, float | None]:
         assert self._process.stdout is not None  # noqa: S101 - it was opened with one
         line = await self._process.stdout.readline()
         if not line:

@@ -392,7 +392,7 @@ class ConversationCache:
 
         A difference counts only if it persists for more than one bound, since staleness within the bound is allowed.
         """
-        then = await _loaded(load)
+        then = await _load(load)
         if _difference(hit, then) is None:
             return None
         await asyncio.sleep(self._settings.bound_s * CHECK_MARGIN)
@@ -407,11 +407,11 @@ class ConversationCache:
         least = then.conversation.revision if then is not None and is_there else hit.revision + 1
         if again.conversation.id == hit.conversation.id and again.revision < least:
             return "old"
-        reason = _difference(again, await _loaded(load))
+        reason = _difference(again, await _load(load))
         return None if reason == "old" else reason
 
 
-async def _loaded(load: Load) -> Loaded | None:
+async def _load(load: Load) -> Loaded | None:
     """Return the page from the database, None for a missing conversation."""
     try:
         return await load()

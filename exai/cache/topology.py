@@ -58,7 +58,7 @@ class Node:
     async def _call(self, command: tuple[Argument, ...]) -> RedisReply:
         wire = self._wire
         if wire is None or wire.lost is not None:
-            wire = await self._connected()
+            wire = await self._await_connection()
         reply = await wire.call(*command)
         if not isinstance(reply, ReplyError):
             return reply
@@ -68,7 +68,7 @@ class Node:
             raise CacheDown(f"{self.name} answered {reply.code}")
         raise CacheRefused(reply.code, reply.text)
 
-    async def _connected(self) -> RedisConnection:
+    async def _await_connection(self) -> RedisConnection:
         """Wait for the node's single connection attempt, which continues if the caller is cancelled or times out."""
         task = self._dialling
         if task is None:
@@ -159,7 +159,7 @@ class Sentinels:
                 continue
             self._sentinels.remove(sentinel)
             self._sentinels.insert(0, sentinel)
-            return await self._confirmed(found)
+            return await self._confirm(found)
         raise CacheDown(f"no sentinel names a primary of {self._service}; {problem}".rstrip("; "))
 
     async def _ask(self, sentinel: RedisServer) -> RedisServer | None:
@@ -176,7 +176,7 @@ class Sentinels:
             case _:
                 return None
 
-    async def _confirmed(self, server: RedisServer) -> RedisConnection:
+    async def _confirm(self, server: RedisServer) -> RedisConnection:
         wire = await dial(server, self._limit_s)
         reply = await wire.call("ROLE")
         match reply:

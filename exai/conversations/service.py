@@ -344,7 +344,7 @@ class ConversationService:
         changed = await self._curation.change(
             owner, continuation_id, request, change, expected_revision=expected_revision
         )
-        return await self._told(owner, continuation_id, changed)
+        return await self._publish_change(owner, continuation_id, changed)
 
     async def delete(
         self,
@@ -417,9 +417,9 @@ class ConversationService:
         marked = await self._curation.mark_deleted(
             owner, continuation_id, request, deleted=deleted, expected_revision=expected
         )
-        return await self._told(owner, continuation_id, marked)
+        return await self._publish_change(owner, continuation_id, marked)
 
-    async def _told(self, owner: Owner, continuation_id: ContinuationId, changed: Changed) -> Conversation:
+    async def _publish_change(self, owner: Owner, continuation_id: ContinuationId, changed: Changed) -> Conversation:
         """Apply a change other than an append to the cache, or raise the reason why it was not made.
 
         Applied even if nothing changed: a first attempt whose reply was lost may have made the change.

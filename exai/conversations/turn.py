@@ -196,7 +196,7 @@ class ChatTurns:
                     on_begun(begun.turn_id, begun.started_at)
                 if begun.status != "pending":
                     break
-                await self._first_attempt_ended(start)
+                await self._wait_for_first_attempt(start)
             if begun.status not in ("started", "resumed", "finished"):
                 raise refusal(begun.status, start.continuation_id, begun.revision, begun.missing)
         except BaseException:
@@ -205,7 +205,7 @@ class ChatTurns:
             raise
         return begun
 
-    async def _first_attempt_ended(self, start: TurnStart) -> None:
+    async def _wait_for_first_attempt(self, start: TurnStart) -> None:
         """Wait until the attempt that holds the request key has ended or its lease has expired."""
         pause_s = POLL_FIRST_S
         while True:
@@ -218,7 +218,7 @@ class ChatTurns:
                 )
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, POLL_MOST_S)
-            seen = await self._repository.wait_turn(start.owner, start.request_key)
+            seen = await self._repository.read_turn_state(start.owner, start.request_key)
             if seen is None or seen.state != "pending" or seen.lease_left_s <= 0:
                 return
 
@@ -228,10 +228,10 @@ class ChatTurns:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError as error:
-            await self._write(self._left(request, model, task, error))
+            await self._write(self._record_abandoned(request, model, task, error))
             raise
 
-    async def _left(
+    async def _record_abandoned(
         self, request: ChatRequest, model: Model, beginning: asyncio.Task[TurnBegun], error: BaseException
     ) -> None:
         """Wait for `beginning`, and record the failure of a turn that it has begun for a cancelled caller."""
@@ -329,7 +329,7 @@ class ChatTurns:
         return completion
 
     async def _finish(self, turn: _Turn, completion: Completion, facts: dict[str, Any]) -> TurnFinished:
-        finished = await self._stored(
+        finished = await self._store_end(
             TurnEnd(
                 owner=turn.request.owner,
                 turn_id=turn.begun.turn_id,
@@ -362,13 +362,13 @@ class ChatTurns:
     async def _record(self, failure: TurnEnd) -> TurnFinished | None:
         """Write a failure. An error of this write is only logged, because the caller receives the original error."""
         try:
-            return await self._stored(failure)
+            return await self._store_end(failure)
         except ExaiError as error:
             # The turn's lease expires, after which its request key can be used again.
             log.error("turn_outcome_not_written", turn=failure.turn_id, error=str(error))
             return None
 
-    async def _stored(self, end: TurnEnd) -> TurnFinished:
+    async def _store_end(self, end: TurnEnd) -> TurnFinished:
         """Write an outcome, with retries until the deadline, because the answer may have been paid for."""
         attempt = 0
         while True:
@@ -441,10 +441,10 @@ class ChatTurns:
 
         task = asyncio.create_task(bounded(), name=name)
         self._side_tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._discard_task)
         return task
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def _discard_task(self, task: asyncio.Task[Any]) -> None:
         self._side_tasks.discard(task)
         if not task.cancelled():
             # Awaiting callers have received the exception. Retrieving it keeps asyncio from logging it a second time.

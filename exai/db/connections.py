@@ -235,7 +235,7 @@ class Connections:
 
     async def _mended(self, connection: OneTrip, *, settle: bool) -> None:
         if settle:
-            is_settled = not self._closing and await _settled(connection)
+            is_settled = not self._closing and await _settle(connection)
             self._turns.end(connection.holder)
             if is_settled:
                 self.give(connection)
@@ -257,7 +257,7 @@ class Connections:
                 return
 
 
-async def _settled(connection: OneTrip) -> bool:
+async def _settle(connection: OneTrip) -> bool:
     """Return whether the server acknowledged the cancellation, for which the driver waits before the next statement."""
     try:
         await connection.execute("select 1", timeout=SETTLE_LIMIT_S)

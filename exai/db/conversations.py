@@ -250,8 +250,8 @@ class ConversationRepository:
             inc=head["inc"],
         )
 
-    async def wait_turn(self, owner: Owner, request_key: str) -> TurnSeen | None:
-        """How far the turn with this key has come now (this does not wait); None when there is none."""
+    async def read_turn_state(self, owner: Owner, request_key: str) -> TurnSeen | None:
+        """Read how far the turn with this key has come; None when there is none."""
         check_text("idempotency_key", request_key)
         answer = RowsByPart(await self._database.fetch("turn_state", owner, request_key))
         conversation = answer.conversation

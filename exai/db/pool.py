@@ -112,7 +112,7 @@ class Database:
                 # This attempt may have committed. A later attempt that fails, even with "nothing written", proves
                 # nothing about it, so the first unknown outcome is kept until an attempt returns rows.
                 doubt = doubt or verdict
-            if not await self._may_repeat(statement, verdict, attempt):
+            if not await self._wait_to_repeat(statement, verdict, attempt):
                 self._note(statement, verdict, cause)
                 raise _final(statement, doubt or verdict) from cause
             attempt += 1
@@ -154,7 +154,7 @@ class Database:
             raise DeadlineExceeded(f"{DEPENDENCY} ({statement.name})")
         return min(left_s, self._settings.statement_timeout_s)
 
-    async def _may_repeat(self, statement: Statement, verdict: TranslatedError, attempt: int) -> bool:
+    async def _wait_to_repeat(self, statement: Statement, verdict: TranslatedError, attempt: int) -> bool:
         """Return whether to retry, after sleeping for the backoff."""
         if attempt > RETRIES or not (verdict.again or verdict.outcome == "unknown"):
             return False

@@ -214,14 +214,14 @@ class Bridge:
                     # among those that fail.
                     self._remember(message, data)
                     self._unsent = None
-                    await _sent(socket, data)
+                    await _send_text(socket, data)
             case Notification() | Response():
                 socket = await self._open_socket()
                 if socket is None:
                     return
                 if isinstance(message, Notification):
                     self._remember_notification(message, data)
-                await _sent(socket, data)
+                await _send_text(socket, data)
 
     def _remember(self, request: Request, line: bytes) -> None:
         """Store what a new connection has to repeat, and the request to be answered."""
@@ -286,7 +286,7 @@ class Bridge:
         loop = asyncio.get_running_loop()
         while True:
             try:
-                async with self._opened() as socket:
+                async with self._dial() as socket:
                     await self._replay(socket)
                     self._socket = socket
                     self._message_max_bytes = _stated_limit(socket) or self._message_max_bytes
@@ -331,7 +331,7 @@ class Bridge:
         self._away_since = NEVER
         self._news.set()
 
-    def _opened(self) -> connect:
+    def _dial(self) -> connect:
         is_local = is_loopback(urlsplit(self._url).hostname or "")
         return Dial(
             self._url,
@@ -348,11 +348,11 @@ class Bridge:
         """Repeat the handshake and subscriptions on a new connection; the client does not receive these answers."""
         if len(self._handshake) == 2:
             async with asyncio.timeout(REPLAY_TIMEOUT_S):
-                await _sent(socket, self._handshake[0])
+                await _send_text(socket, self._handshake[0])
                 await socket.recv(decode=False)
-                await _sent(socket, self._handshake[1])
+                await _send_text(socket, self._handshake[1])
         for line in list(self._listening.values()):
-            await _sent(socket, line)
+            await _send_text(socket, line)
 
     async def _receive(self, socket: ClientConnection) -> None:
         while True:
@@ -417,7 +417,7 @@ class Bridge:
             await written
 
 
-async def _sent(socket: ClientConnection, data: bytes) -> None:
+async def _send_text(socket: ClientConnection, data: bytes) -> None:
     """Send one text frame. Drops a daemon that accepts nothing for a long time, which ends the receiving side."""
     try:
         async with asyncio.timeout(SEND_TIMEOUT_S + len(data) / SLOWEST_BYTES_PER_S):

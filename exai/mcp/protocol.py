@@ -380,7 +380,7 @@ class Connection:
         data = jsonrpc.encode_result(call.id, shape)
         if len(data) > self._reply_max_bytes:
             data = self._oversized(call, len(data), result)
-        return Send(data) if self._settled(call) else None
+        return Send(data) if self._remove_call(call) else None
 
     def fail(self, call: Call, error: RpcError | ExaiError) -> Send | None:
         """Return the error answer to a call, or None if its peer cancelled it."""
@@ -388,7 +388,7 @@ class Connection:
             if call.method.as_result is not None and not isinstance(error, ShuttingDown):
                 return self.complete(call, call.method.as_result(error))
             error = rpc_error(error)
-        return refusal(call.id, error) if self._settled(call) else None
+        return refusal(call.id, error) if self._remove_call(call) else None
 
     def progress(self, call: Call, count: int, message: str) -> bytes | None:
         """Return a progress notification, or None if the client did not ask for progress or the call has ended."""
@@ -444,7 +444,7 @@ class Connection:
             for key in ended
         ]
 
-    def _settled(self, call: Call) -> bool:
+    def _remove_call(self, call: Call) -> bool:
         if self.in_flight.get(call.id) is not call:
             return False
         del self.in_flight[call.id]

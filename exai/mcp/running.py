@@ -38,7 +38,7 @@ class RunningCall:
             self.is_late = True
             self.task.cancel()
 
-    def was_late(self) -> bool:
+    def undo_stop(self) -> bool:
         """Take back the cancellation by `stop_late`; return whether the timeout was the only cause of it."""
         if not self.is_late or self.task is None:
             return False

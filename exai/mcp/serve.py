@@ -92,14 +92,14 @@ class RunningServer:
         for connection in list(state.connections):
             connection.shutdown()
         await self._app.server.drain(self._settings.shutdown_grace_s if grace_s is None else grace_s, code, hurry)
-        await self._requests_ended(0.0 if hurry is not None and hurry.is_set() else LAST_REQUESTS_TIMEOUT_S)
+        await self._wait_for_requests(0.0 if hurry is not None and hurry.is_set() else LAST_REQUESTS_TIMEOUT_S)
         for connection in list(state.connections):
             connection.transport.abort()
-        await self._requests_ended(CUT_REQUESTS_TIMEOUT_S)
+        await self._wait_for_requests(CUT_REQUESTS_TIMEOUT_S)
         for task in state.tasks:
             task.cancel()
 
-    async def _requests_ended(self, limit_s: float) -> None:
+    async def _wait_for_requests(self, limit_s: float) -> None:
         if self._state.tasks:
             await asyncio.wait(self._state.tasks, timeout=limit_s)
 
@@ -133,7 +133,7 @@ def bind_sockets(settings: ServerSettings) -> list[socket.socket]:
     try:
         for family, _, _, _, address in dict.fromkeys(found):
             port = bound[0].getsockname()[1] if bound else settings.port
-            bound.append(_bound(family, (address[0], port, *address[2:])))
+            bound.append(_bind(family, (address[0], port, *address[2:])))
     except OSError as error:
         for each in bound:
             each.close()
@@ -141,7 +141,7 @@ def bind_sockets(settings: ServerSettings) -> list[socket.socket]:
     return bound
 
 
-def _bound(family: int, address: tuple[object, ...]) -> socket.socket:
+def _bind(family: int, address: tuple[object, ...]) -> socket.socket:
     opened = socket.socket(family, socket.SOCK_STREAM)
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

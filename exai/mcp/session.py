@@ -277,14 +277,14 @@ class Session:
             try:
                 result = await self._work(call, context, terms)
             except asyncio.CancelledError as error:
-                if running.was_late():
+                if running.undo_stop():
                     raise DeadlineExceeded(terms.label or call.method.name, limit_s) from error
                 raise
             finally:
                 watch.end(running)
                 # The work suppressed its cancellation: reset the task's count, or later timeouts would misread it.
                 if running.is_late:
-                    running.was_late()
+                    running.undo_stop()
             answer = self.connection.complete(call, result)
             outcome = "error" if result.get("isError") else "ok"
         except ExaiError as error:

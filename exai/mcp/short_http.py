@@ -147,7 +147,7 @@ class Exchange(Outbox):
             self._end()
             return
         session.when_quiet = self._end
-        post.when_gone = self._gone
+        post.when_gone = self._cancel_call
         if may_stream:
             self._way.watch.begin(self, self._loop.time() + self._way.door.quiet_s, self._loop)
 
@@ -195,7 +195,7 @@ class Exchange(Outbox):
             self._way.server.forget(self.session)
             self.quota.disconnect()
 
-    def _gone(self) -> None:
+    def _cancel_call(self) -> None:
         """Cancel the call: the client has disconnected."""
         self._way.watch.end(self)
         session, self.session, self._post = self.session, None, None

@@ -129,11 +129,11 @@ class Tasks:
 
     def _hand_over(self, doing: asyncio.Task[Json], task: Task, owner: Owner) -> Json:
         self._handed[doing] = (owner, task.id)
-        doing.add_done_callback(self._ended)
+        doing.add_done_callback(self._log_end)
         self._recorder.gauge("mcp_tasks", len(self._handed))
         return {"resultType": "task", **_shape(task)}
 
-    def _ended(self, doing: asyncio.Task[Json]) -> None:
+    def _log_end(self, doing: asyncio.Task[Json]) -> None:
         """Log the outcome of detached work, since no call reports it."""
         _, task_id = self._handed.pop(doing)
         error = asyncio.CancelledError() if doing.cancelled() else doing.exception()

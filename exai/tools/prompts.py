@@ -65,7 +65,7 @@ def prompt_feature(conversations: ConversationService) -> Feature:
         return [_said(f"{words}\n\n{_whole(given['question'])}")]
 
     async def go_on(given: Mapping[str, str], context: CallContext) -> Sequence[Json]:
-        page, question = await _found(conversations, context.owner, given["continuation_id"].strip())
+        page, question = await _find(conversations, context.owner, given["continuation_id"].strip())
         name = page.conversation.continuation_id
         messages, next_before_seq = page_facts(page, room(SHOWN_CHARS))
         facts = {**conversation_facts(page.conversation), "next_before_seq": next_before_seq, "messages": messages}
@@ -88,7 +88,7 @@ def prompt_feature(conversations: ConversationService) -> Feature:
     ).feature()
 
 
-async def _found(conversations: ConversationService, owner: Owner, typed: str) -> tuple[Page, str]:
+async def _find(conversations: ConversationService, owner: Owner, typed: str) -> tuple[Page, str]:
     """Return the named conversation, and the question that a client may have put into the same argument."""
     try:
         return await conversations.read(owner, ContinuationId(typed)), ""

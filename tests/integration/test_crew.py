@@ -126,7 +126,7 @@ async def test_later_worker_that_cannot_start_is_tried_again_and_the_first_serve
         gate.write_text("")
         while len(running := [each for each in crew._workers if each.process.poll() is None]) < 2:
             await asyncio.sleep(0.005)
-        assert all([await each.has_started() for each in running])
+        assert all([await each.wait_started() for each in running])
 
 
 async def test_settings_that_let_no_worker_start_end_it(tmp_path: Path) -> None:

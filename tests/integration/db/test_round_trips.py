@@ -49,7 +49,7 @@ async def test_every_method_is_one_round_trip(proxy: PgProxy) -> None:
             "begin_turn": lambda r: r.begin_turn(turn),
             "renew_leases": lambda r: r.renew_leases([turn.turn_id], lease_s=60),
             "finish_turn": lambda r: r.finish_turn(ending(turn.turn_id, "answer")),
-            "turn_state": lambda r: r.wait_turn(LOCAL_OWNER, turn.request_key),
+            "turn_state": lambda r: r.read_turn_state(LOCAL_OWNER, turn.request_key),
             "list_conversations": lambda r: r.list_conversations(LOCAL_OWNER),
             "changes": lambda r: r.changes("3"),
             "news": lambda r: r.news("3"),

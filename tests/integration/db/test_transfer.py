@@ -115,7 +115,7 @@ async def test_leases_and_deletions_go_by_the_clock_too(
     late = await now(database) + timedelta(days=1)
     await transfer.store_batch(replace(batch(1, "a"), updated_at=late, times=[late]))
     await repository.begin_turn(beginning(NAME, "q", key="turn"))
-    seen = await repository.wait_turn(LOCAL_OWNER, "turn")
+    seen = await repository.read_turn_state(LOCAL_OWNER, "turn")
     assert seen is not None
     assert seen.lease_left_s <= 60
     await CurationRepository(database).mark_deleted(LOCAL_OWNER, NAME, once(), deleted=True)

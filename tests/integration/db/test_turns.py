@@ -272,11 +272,11 @@ async def test_how_far_a_turn_has_come_can_be_seen(repository: ConversationRepos
     begun = await repository.begin_turn(beginning(None, "question", key=key))
     if finish:
         await repository.finish_turn(ending(begun.turn_id, "answer"))
-    seen = await repository.wait_turn(LOCAL_OWNER, key)
+    seen = await repository.read_turn_state(LOCAL_OWNER, key)
     assert seen is not None
     assert (seen.turn_id, seen.state) == (begun.turn_id, "finished" if finish else "pending")
     assert (seen.reply.content if seen.reply else None) == ("answer" if finish else None)
-    assert await repository.wait_turn(LOCAL_OWNER, "unknown") is None
+    assert await repository.read_turn_state(LOCAL_OWNER, "unknown") is None
 
 
 async def test_history_has_no_more_metadata_than_a_process_can_hold(repository: ConversationRepository) -> None:

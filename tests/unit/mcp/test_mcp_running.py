@@ -55,7 +55,7 @@ async def test_a_call_stopped_for_two_reasons_was_not_only_late() -> None:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            found.append(running.was_late())
+            found.append(running.undo_stop())
 
     for cancels in (False, True):
         running = RunningCall(Call(1, Method("tools/call"), {}, "", ClientInfo()), 10)

@@ -90,8 +90,10 @@ class Valkey:
                 [str(binary.path), str(config), *(["--sentinel"] if self._sentinel else [])], stdout=log, stderr=log
             )
         try:
-            with redis.Redis(port=self.port, socket_connect_timeout=START_LIMIT_S) as client:
-                client.set_retry(Retry(ConstantBackoff(0.02), int(START_LIMIT_S / 0.02)))
+            # Older releases of redis-py do not try again what the operating system refuses, unless it is named.
+            again = (redis.ConnectionError, redis.TimeoutError, OSError)
+            retry = Retry(ConstantBackoff(0.02), int(START_LIMIT_S / 0.02), again)
+            with redis.Redis(port=self.port, socket_connect_timeout=START_LIMIT_S, retry=retry) as client:
                 client.ping()
         except redis.RedisError:
             self.kill()

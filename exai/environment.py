@@ -1,10 +1,10 @@
-"""What the environment and a `.env` file say, before any of it is judged.
+"""Reads the environment and a `.env` file, without validating the values.
 
-The invariant is that nothing is chosen in silence: the environment wins over the file, an `EXAI_` name wins over the
-older names of the same setting, two older names that disagree are refused, and every value keeps the name it was
-written under. A `.env` that only happens to lie in the working directory may come with a project that somebody else
-wrote, so its values are marked, and `exai connect` does not read it at all. Imports nothing heavy, because that command
-has to answer within a blink.
+Invariant: no choice between values is silent. The environment wins over the file, an `EXAI_` name wins over the
+older names of the same setting, two older names that disagree are refused, and every value keeps the name under which
+it was written. A `.env` found in the working directory may belong to a project of another author, so its values are
+marked, and `exai connect` does not read it at all. This module imports nothing heavy, because that command must start
+fast.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ENV_FILE_VARIABLE: Final = "EXAI_ENV_FILE"
 MAX_ENV_FILE_BYTES = 1_048_576
 
 Search: TypeAlias = Literal["working directory", "checkout"]
-"""Where a `.env` is looked for when none is named: `checkout` is the directory of EXAI's own source, if it has one."""
+"""Where to look for a `.env` if none is named: `checkout` is the directory of EXAI's own source, if it has one."""
 
 OLDER_NAMES: Mapping[str, tuple[str, ...]] = {
     "EXAI_DATABASE__URL": ("SUPABASE_DB_URL", "DATABASE_URL"),
@@ -42,9 +42,9 @@ OLDER_NAMES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value under the name it was written; `origin` is `environment`, `command line` or the file's name.
+    """A value under the name as written; `origin` is `environment`, `command line` or the file's name.
 
-    `is_found` marks a value of a file that nobody named: it may belong to a project of other people.
+    `is_found` marks a value of a file that was not named explicitly: it may belong to a project of another author.
     """
 
     name: str
@@ -53,21 +53,21 @@ class Value:
     is_found: bool = False
 
     def __repr__(self) -> str:
-        """Name and origin only: the text may be a key."""
+        """Return name and origin only: the text may be a key."""
         return f"Value({self.name!r}, origin={self.origin!r})"
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Every non-empty value by the name it was written under; `env_file` is the file that was read, or None."""
+    """All non-empty values by name as written; `env_file` is the file that was read, or None."""
 
     values: Mapping[str, Value]
     env_file: Path | None
 
     def find(self, variable: str) -> Value | None:
-        """Return what is set for an `EXAI_` variable under any of its names.
+        """Return the value of an `EXAI_` variable under any of its names.
 
-        Raises ConfigError when only older names are set and they disagree: either could be the forgotten one.
+        Raises ConfigError if only older names are set and they disagree: either could be the outdated one.
         """
         if variable in self.values:
             return self.values[variable]
@@ -89,7 +89,7 @@ def read_environment(
     """Collect the values of `overrides` (the command line), `environ` (default: the process's) and a `.env` file.
 
     `env_file` is the file, None for none, or where to look unless EXAI_ENV_FILE names one. Empty values count as
-    unset. A file that is missing is no error unless EXAI_ENV_FILE names it; one that cannot be understood always is.
+    unset. A missing file is an error only if EXAI_ENV_FILE names it; a file that cannot be parsed always is.
     """
     environ = os.environ if environ is None else environ
     path, is_found = _file_to_read(environ, env_file) if isinstance(env_file, str) else (env_file, False)
@@ -105,20 +105,20 @@ def read_environment(
 
 
 def named_env_file(environ: Mapping[str, str]) -> Path | None:
-    """Return the file that EXAI_ENV_FILE names, None when it names none."""
+    """Return the file that EXAI_ENV_FILE names, or None."""
     named = environ.get(ENV_FILE_VARIABLE, "").strip()
     return Path(named).expanduser() if named else None
 
 
 def checkout_env_file() -> Path | None:
-    """Return the place of the `.env` beside EXAI's own source; None when EXAI was installed as a package."""
+    """Return the path of the `.env` beside EXAI's own source; None if EXAI was installed as a package."""
     root = Path(__file__).resolve().parents[1]
     is_checkout = (root / "pyproject.toml").is_file() and (root / "alembic.ini").is_file()
     return root / ENV_FILE if is_checkout else None
 
 
 def _file_to_read(environ: Mapping[str, str], search: Search) -> tuple[Path | None, bool]:
-    """Return the file, and whether it is one that nobody named."""
+    """Return the file, and whether it was found instead of named explicitly."""
     named = named_env_file(environ)
     if named is not None:
         return named, False
@@ -129,9 +129,9 @@ def _file_to_read(environ: Mapping[str, str], search: Search) -> tuple[Path | No
 
 
 def _read_file(path: Path, *, is_found: bool) -> list[Value] | None:
-    """Return the file's values, the last of a repeated name counting, or None when there is no such file.
+    """Return the file's values, the last one of a repeated name, or None if there is no such file.
 
-    Values are taken literally: `${...}` in a password stays what it is.
+    Values are taken literally: `${...}` in a password is not expanded.
     """
     try:
         with path.open("rb") as file:
@@ -153,7 +153,7 @@ def _read_file(path: Path, *, is_found: bool) -> list[Value] | None:
 
 
 def _parse(path: Path, text: str, *, is_found: bool) -> list[Value]:
-    # Imported here because most starts of the bridge find no file to parse.
+    # Imported late because most starts of the bridge find no file to parse.
     from dotenv.parser import parse_stream
 
     values = []

@@ -1,9 +1,9 @@
-"""Every error EXAI raises on purpose; the tree below is the whole vocabulary.
+"""All errors that EXAI raises deliberately, as this tree shows them.
 
     ExaiError
     |-- ConfigError              a setting is wrong, missing or unknown; the process does not start
     |-- StartupError             a port, directory or embedded server cannot be had; the process does not start
-    |-- RequestError             a better argument would have avoided it: the caller (a model) is told how
+        |-- RequestError             avoidable with better arguments; the message tells the caller (a model) how
     |   |-- InvalidArgument
     |   |-- NotFound
     |   |-- Conflict             another write came first, or a request key was used for other content
@@ -29,8 +29,8 @@
     |-- Overloaded               a limit of this process; try again shortly
     `-- ShuttingDown
 
-Constructors take facts and `__str__` makes the sentence, which always says what to do next where something can be
-done. `code` is stable and goes to clients; `retryable` says whether the very same request may succeed later.
+Constructors take facts and `__str__` makes the sentence, which states the cure if there is one.
+`code` is stable and sent to clients; `retryable` states whether the very same request may succeed later.
 Texts never hold message content, keys or passwords.
 """
 
@@ -41,28 +41,28 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 MAX_SHOWN_CHARS = 200
-"""Of a caller's value that an error repeats; it may be of any length."""
+"""Maximum length of a caller's value in an error; the value may have any length."""
 
 MAX_SENTENCE_CHARS = 2_000
-"""Of each part of an error about an argument."""
+"""Maximum length of each part of an error about an argument."""
 
 
 def shown(value: object) -> str:
-    """Return a caller's value as an error quotes it."""
+    """Return a caller's value as quoted in errors."""
     if isinstance(value, str) and len(value) > MAX_SHOWN_CHARS:
         return f"{value[:MAX_SHOWN_CHARS]!r}..."
     return bounded(repr(value), MAX_SHOWN_CHARS)
 
 
 def bounded(text: str, chars: int) -> str:
-    """Return a text, or its beginning if it is longer."""
+    """Return a text, or its beginning if it is longer than `chars`."""
     return text if len(text) <= chars else f"{text[:chars]}..."
 
 
 class ExaiError(Exception):
     """Base of all errors of this package.
 
-    `continuation_id` names the conversation in which something was stored before the error, `notes` say what.
+    `continuation_id` names a conversation in which something was stored before the error; `notes` describe it.
     """
 
     code: ClassVar[str] = "error"
@@ -72,11 +72,11 @@ class ExaiError(Exception):
     notes: tuple[str, ...] = ()
 
     def details(self) -> dict[str, Any]:
-        """Facts a program can act on, JSON-ready; the sentence is for people and models."""
+        """Return the facts for programs, JSON-ready; the sentence is for people and models."""
         return {}
 
     def report(self) -> dict[str, Any]:
-        """Return all that programs, people and models learn of the error."""
+        """Return everything that is shown of the error, for programs, people and models."""
         facts = {"code": self.code, "message": str(self), "retryable": self.retryable, **self.details()}
         if self.continuation_id is not None:
             facts["continuation_id"] = self.continuation_id
@@ -84,9 +84,9 @@ class ExaiError(Exception):
 
 
 class ConfigError(ExaiError):
-    """A setting cannot be used. `setting` is the variable's name as the user wrote it, or as it should be.
+    """A setting cannot be used. `setting` is the variable's name as written, or the correct one.
 
-    `also` holds further settings found wrong in the same reading, so that they can be cured together.
+    `also` holds further invalid settings from the same reading, so that all of them can be corrected together.
     """
 
     code = "config"
@@ -102,7 +102,7 @@ class ConfigError(ExaiError):
 
 
 class StartupError(ExaiError):
-    """Something the process needs before it can serve is not to be had."""
+    """A resource that the process needs before it can serve is unavailable."""
 
     code = "startup"
     exit_status = 3
@@ -116,13 +116,13 @@ class StartupError(ExaiError):
 
 
 class RequestError(ExaiError):
-    """The caller can cure this one by calling differently."""
+    """The caller can avoid this error with other arguments."""
 
     code = "request"
 
 
 class InvalidArgument(RequestError):
-    """`field` is the argument's path (`messages[3].content`), `problem` what is wrong, `cure` what would be right."""
+    """An argument is invalid. `field` is its path (`messages[3].content`); `problem` and `cure` are clauses."""
 
     code = "invalid_argument"
 
@@ -139,7 +139,7 @@ class InvalidArgument(RequestError):
 
 
 class NotFound(RequestError):
-    """No such thing for this owner; things of other owners do not exist."""
+    """The item does not exist for this owner; items of other owners count as nonexistent."""
 
     code = "not_found"
 
@@ -155,12 +155,12 @@ class NotFound(RequestError):
 
 
 class Conflict(RequestError):
-    """The request cannot be applied to what is stored. `reason` is one of a closed set, stable for programs.
+    """The request cannot be applied to the stored state. `reason` is one of a closed set, stable for programs.
 
     `key_reused`: the idempotency key belongs to a request with other content.
     `still_running`: the first request with this key has not ended yet.
     `revision`: the conversation has moved on from `expected_revision`.
-    `cancelled`: somebody else ended this request while it ran.
+    `cancelled`: another call ended this request while it ran.
     `superseded`: a later attempt of the same turn has taken over.
     `exists`: the name is taken.
     """
@@ -179,7 +179,7 @@ class Conflict(RequestError):
 
 
 class NotConfigured(RequestError):
-    """The call needs a part that is not configured; `cure` names the variables that would switch it on."""
+    """The call needs a part that is not configured; `cure` names the variables that enable it."""
 
     code = "not_configured"
     exit_status = 2
@@ -247,7 +247,7 @@ class OutcomeUnknown(DatabaseError):
 
 
 class AnswerNotStored(DatabaseError):
-    """A model was paid for an answer that could not be stored, so the caller gets it with the error, once."""
+    """An answer of a model, already paid for, could not be stored; the caller receives it once, with this error."""
 
     code = "answer_not_stored"
     retryable = True
@@ -300,14 +300,14 @@ class ProviderError(DependencyError):
 
 
 class ProviderRefused(ProviderError):
-    """The provider will not do this request as it stands."""
+    """The provider refuses this request as it stands."""
 
     code = "provider_refused"
     retryable = False
 
 
 class ProviderTooLong(ProviderRefused):
-    """The prompt does not fit. `limit_tokens` and `sent_tokens` are the provider's numbers, None where it gave none."""
+    """The prompt is too long. `limit_tokens` and `sent_tokens` are the provider's numbers, None if it gave none."""
 
     code = "provider_too_long"
 
@@ -338,7 +338,7 @@ class ProviderAuthFailed(ProviderError):
 
 
 class ProviderLimited(ProviderError):
-    """Too many requests, or no quota or balance left. `retry_after_s` is the provider's word, or None."""
+    """Too many requests, or no quota or balance left. `retry_after_s` is the provider's value, or None."""
 
     code = "provider_limited"
 
@@ -364,7 +364,7 @@ class ProviderLimited(ProviderError):
 
 
 class ProviderUnavailable(ProviderError):
-    """The provider cannot be reached or says that it is down."""
+    """The provider cannot be reached or reports that it is down."""
 
     code = "provider_unavailable"
 
@@ -374,7 +374,7 @@ class ProviderUnreachable(ProviderUnavailable):
 
 
 class ProviderBroken(ProviderError):
-    """The provider's reply ended early or is not what the protocol says. `partial` is the text received so far."""
+    """The provider's reply ended early or violates the protocol. `partial` is the text received so far."""
 
     code = "provider_broken"
 
@@ -393,7 +393,7 @@ class ProviderBroken(ProviderError):
 
 
 class DeadlineExceeded(ExaiError):
-    """The request's time ran out while waiting for `what`."""
+    """The request's deadline passed while waiting for `what`."""
 
     code = "deadline_exceeded"
     retryable = True
@@ -413,7 +413,7 @@ class DeadlineExceeded(ExaiError):
 class Overloaded(ExaiError):
     """A limit of this process is reached; `limit` names it. `retry_after_s` is known for rates only.
 
-    `cure` says what else helps than trying again.
+    `cure` names what helps other than trying again.
     """
 
     code = "overloaded"
@@ -433,7 +433,7 @@ class Overloaded(ExaiError):
 
 
 class ShuttingDown(ExaiError):
-    """The daemon is stopping; another one, or the next start, will answer."""
+    """The daemon is stopping; another daemon, or this one after its next start, can answer."""
 
     code = "shutting_down"
     retryable = True

@@ -38,19 +38,19 @@ class FairQueue(Generic[W]):
         self._length = 0
 
     def __len__(self) -> int:
-        """Return how many wait."""
+        """Return the number of waiters."""
         return self._length
 
     def __iter__(self) -> Iterator[Holder]:
-        """Iterate over the owners that wait, the one whose turn it is first."""
+        """Iterate over the waiting owners in the order of their turns."""
         return iter(self._waiting)
 
     def __contains__(self, owner: Holder) -> bool:
-        """Whether this owner waits."""
+        """Return whether this owner waits."""
         return owner in self._waiting
 
     def put(self, owner: Holder, waiter: W) -> None:
-        """Let one more wait behind the owner's earlier ones."""
+        """Add a waiter behind the owner's earlier ones."""
         queue = self._waiting.get(owner)
         if queue is None:
             queue = self._waiting[owner] = OrderedDict()
@@ -58,12 +58,12 @@ class FairQueue(Generic[W]):
         self._length += 1
 
     def put_back(self, owner: Holder, waiter: W) -> None:
-        """Let one that was taken out wait again, before the owner's others."""
+        """Return a waiter that was taken out to the front of its owner's waiters."""
         self.put(owner, waiter)
         self._waiting[owner].move_to_end(waiter, last=False)
 
     def leave(self, owner: Holder, waiter: W) -> None:
-        """Forget a waiter, if it is still here."""
+        """Remove a waiter, if it is still waiting."""
         queue = self._waiting.get(owner)
         if queue is None or waiter not in queue:
             return
@@ -73,7 +73,7 @@ class FairQueue(Generic[W]):
             del self._waiting[owner]
 
     def take(self) -> W:
-        """Take out the first waiter of the owner whose turn it is; there must be one."""
+        """Take out the first waiter of the next owner; there must be one."""
         return self.take_of(next(iter(self._waiting)))
 
     def take_of(self, owner: Holder) -> W:
@@ -102,7 +102,7 @@ class Turns(Generic[W]):
         self._line: FairQueue[W] = FairQueue()
 
     def __bool__(self) -> bool:
-        """Whether anything waits."""
+        """Return whether any request waits."""
         return bool(self._line)
 
     def held(self, owner: Holder) -> int:
@@ -110,17 +110,17 @@ class Turns(Generic[W]):
         return self._held.get(owner, 0)
 
     def may_begin(self, owner: Holder, free: int) -> bool:
-        """Whether a request that has not waited may take one of `free` places now."""
+        """Return whether a request that has not waited may take one of `free` places now."""
         if free <= 0 or owner in self._line:
             return False
         return self._is_below_share(owner) or free > self._reserve
 
     def begin(self, owner: Holder) -> None:
-        """Count one more place for this owner."""
+        """Count one more place of this owner."""
         self._held[owner] = self._held.get(owner, 0) + 1
 
     def end(self, owner: Holder) -> None:
-        """Count one place less for this owner."""
+        """Count one place less of this owner."""
         left = self._held[owner] - 1
         if left:
             self._held[owner] = left
@@ -128,11 +128,11 @@ class Turns(Generic[W]):
             del self._held[owner]
 
     def wait(self, owner: Holder, waiter: W) -> None:
-        """Let a request wait behind the owner's earlier ones."""
+        """Queue a request behind the owner's earlier ones."""
         self._line.put(owner, waiter)
 
     def leave(self, owner: Holder, waiter: W) -> None:
-        """Forget a request that waits no longer; does nothing if it was chosen before."""
+        """Remove a request that no longer waits; does nothing if it has already been chosen."""
         self._line.leave(owner, waiter)
 
     def choose(self, free: int) -> tuple[Holder, W] | None:
@@ -151,7 +151,7 @@ class Turns(Generic[W]):
         return owner, self._line.take_of(owner)
 
     def clear(self) -> list[W]:
-        """Take out everything that waits."""
+        """Take out all waiters."""
         return [self._line.take() for _ in range(len(self._line))]
 
     def _is_below_share(self, owner: Holder) -> bool:
@@ -194,7 +194,7 @@ class Places:
             await bounded(waiter, limit_s, what)
         except BaseException:
             if waiter.done() and not waiter.cancelled():
-                # The place was handed over in the instant in which the wait ended.
+                # The place was granted at the moment in which the wait ended.
                 self.give(owner)
             else:
                 self._turns.leave(owner, waiter)
@@ -207,7 +207,7 @@ class Places:
         while (chosen := self._turns.choose(self.free)) is not None:
             holder, waiter = chosen
             if waiter.done():
-                # It was cancelled and has not run since.
+                # The waiter was cancelled, and its task has not run since.
                 self._turns.end(holder)
                 continue
             self.free -= 1

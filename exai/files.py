@@ -1,8 +1,8 @@
-"""Files as a library: each content kept once per owner, under as many names as it was given, and read back as it was.
+"""Files: each content is stored once per owner, under any number of names, and read back unchanged.
 
-The invariant is the order: bytes are kept before the rows that name them, so that no row is without its bytes, and
-bytes without a row are swept once they are older than the grace period. One file's bytes are held at a time, however
-many are stored with one call; reading, hashing and decoding are done in a thread.
+Invariant: bytes are stored before the rows that name them, so no row lacks its bytes, and bytes without a row are
+removed by a sweep once they are older than the grace period. The bytes of one file are held at a time, however
+many are stored with one call; reading, hashing and decoding run in a thread.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ DEFAULT_NAME = "file"
 
 BREAKING = ("Cc", "Cs", "Zl", "Zp")
 TURNING = frozenset(map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
-"""What a name may not hold: categories that end a line or are no text, and marks that turn round what follows."""
+"""Characters that a name must not contain: categories that end a line or are no text, and bidirectional controls."""
 
 STATEMENT_BYTES = PART_BYTES
-"""Of the contents that come along with the rows of one statement."""
+"""Maximum size of the contents sent with the rows of one statement."""
 
 BYTES_PER_CHARACTER = 4
-"""At most, in UTF-8."""
+"""Maximum in UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileContent:
-    """A file before it is stored; `name` is for people and models and says nothing about where it is kept."""
+    """A file before it is stored. `name` is for people and models, and does not determine where the file is stored."""
 
     name: str
     data: bytes
@@ -54,7 +54,7 @@ class FileContent:
 
 @dataclass(frozen=True, slots=True)
 class FilePath:
-    """A file of this machine before it is stored; without a name it gets that of its path below the root."""
+    """A file of this machine before it is stored; its default name is its path below the root."""
 
     path: str
     name: str | None = None
@@ -63,9 +63,9 @@ class FilePath:
 
 @dataclass(frozen=True, slots=True)
 class FilePart:
-    """A part of a file. `text` is None for what is no text, and `data` then has the bytes.
+    """A part of a file. `text` is None for binary content, and `data` then holds the bytes.
 
-    Offsets count characters of a text and else bytes; `next_offset` is None at the end. `note` says how it was decoded.
+    Offsets count characters of a text, otherwise bytes; `next_offset` is None at the end. `note` names the decoding.
     """
 
     file: StoredFile
@@ -77,16 +77,16 @@ class FilePart:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Something to be stored: `load` gives it, in a thread, as often as it is asked to."""
+    """A file to store. `load` returns its content; it runs in a thread, possibly several times."""
 
     field: str
     load: Callable[[], FileContent]
     size: Callable[[], int] = int
-    """How many bytes it takes to load it, beyond what is held for it already; asked in a thread."""
+    """The bytes needed to load it, beyond those already counted; called in a thread."""
 
 
 class FileService:
-    """Stores, reads, lists, links and forgets files. Sees nothing of other owners."""
+    """Stores, reads, lists, links and deletes files. Never accesses files of other owners."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class FileService:
         return await self._put(owner, sources)
 
     async def put_paths(self, owner: Owner, paths: Sequence[FilePath]) -> tuple[StoredFile, ...]:
-        """Store files of this machine, each below an allowed root. Raises also `NotConfigured` without any root."""
+        """Store files of this machine, each below an allowed root. Also raises `NotConfigured` if there is no root."""
         return await self._put(owner, [self._at(f"files[{index}]", path) for index, path in enumerate(paths)])
 
     async def resolve(self, owner: Owner, references: Sequence[str]) -> tuple[FileId, ...]:
@@ -132,7 +132,7 @@ class FileService:
         return tuple(dict.fromkeys(ids))
 
     async def get(self, owner: Owner, file_id: FileId) -> StoredFile:
-        """Return what is known about a file: 1 database round trip, no bytes. Raises `NotFound`."""
+        """Return a file's row, without its bytes: 1 database round trip. Raises `NotFound`."""
         known = _id("file_id", file_id)
         file = (await self.repository.get(owner, [known])).get(known)
         if file is None:
@@ -140,16 +140,16 @@ class FileService:
         return file
 
     async def read(self, owner: Owner, file_id: FileId) -> tuple[StoredFile, bytes]:
-        """Return a file and all its bytes, checked against their digest. Raises `NotFound` or `BlobError`."""
+        """Return a file and all its bytes, verified against their digest. Raises `NotFound` or `BlobError`."""
         file = await self.get(owner, file_id)
         with hold(file.size_bytes, "files being read"):
             return file, await self.blobs.get(owner, file)
 
     async def read_part(self, owner: Owner, file_id: FileId, offset: int, limit: int) -> FilePart:
-        """Return at most `limit` characters or bytes of a file from `offset` on; of a long file only that is read.
+        """Return at most `limit` characters or bytes of a file from `offset` on; of a long file only these are read.
 
-        Encodings whose characters differ in length, other than UTF-8, are decoded from the start.
-        Raises as `read`, and `InvalidArgument` for an offset behind the end of a text.
+        Text in a variable-width encoding other than UTF-8 is decoded from the start.
+        Raises as `read`, and `InvalidArgument` for an offset beyond the end of a text.
         """
         file = await self.get(owner, file_id)
         if file.encoding == BINARY or file.encoding in ONE_BYTE:
@@ -168,18 +168,18 @@ class FileService:
             return await asyncio.to_thread(_part_of, file, data, offset, limit)
 
     async def read_bytes(self, owner: Owner, file: StoredFile, offset: int, size_bytes: int) -> bytes:
-        """Return some bytes of a file. Raises `BlobError` or a `DatabaseError`."""
+        """Return `size_bytes` bytes of a file from `offset` on. Raises `BlobError` or a `DatabaseError`."""
         return await self.blobs.read(owner, file, offset, size_bytes)
 
     async def store(self, owner: Owner, name: str, media_type: str, data: bytes) -> FileId:
-        """Store one file of an export; see `put`. A name that an older system gave is made one that can be shown."""
+        """Store one file of an export; see `put`. Characters of its name that cannot be shown are replaced."""
         (file,) = await self.put(owner, [FileContent(_shown_name(name), data, _shown_type(media_type))])
         return file.id
 
     async def store_known(
         self, owner: Owner, name: str, media_type: str, sha256: str, size_bytes: int
     ) -> FileId | None:
-        """Store a file whose content this owner has already: 1 database round trip. None without the content."""
+        """Store a file if this owner has its content already, else return None: 1 database round trip."""
         shown = _shown_type(media_type), _shown_name(name)
         new = NewFile(str(uuid.uuid4()), sha256, size_bytes, *shown, str(uuid.uuid4()))
         (file,) = await self.repository.put(owner, self.blobs.chosen.name, [new])
@@ -198,11 +198,11 @@ class FileService:
         return await self.repository.list(owner, continuation_id=continuation_id, limit=limit, cursor=cursor)
 
     async def find(self, owner: Owner, part: str, limit: int) -> FileList:
-        """Return the newest files whose id begins with `part` or whose name has it: 1 database round trip."""
+        """Return the newest files whose id begins with `part` or whose name contains it: 1 database round trip."""
         return await self.repository.list(owner, limit=limit, part=part)
 
     async def link(self, owner: Owner, continuation_id: ContinuationId, file_ids: Sequence[FileId]) -> int:
-        """Link files to a conversation, all or none, and return how many links are new: 1 database round trip."""
+        """Link files to a conversation, all or none, and return the number of new links: 1 database round trip."""
         check_text("continuation_id", continuation_id)
         ids = [_id(f"file_ids[{index}]", file_id) for index, file_id in enumerate(file_ids)]
         linked = await self.repository.link(owner, continuation_id, ids)
@@ -213,12 +213,12 @@ class FileService:
         return linked.linked
 
     async def delete(self, owner: Owner, file_id: FileId) -> None:
-        """Forget a file and its links; a content that no other file has goes with a later sweep. Raises `NotFound`."""
+        """Delete a file and its links; a sweep removes its content if no other file has it. Raises `NotFound`."""
         if not await self.repository.delete(owner, _id("file_id", file_id)):
             raise _no_file(file_id)
 
     async def sweep(self) -> tuple[int, int]:
-        """Forget orphans and remove contents that no file has, both older than the grace; returns how many of each."""
+        """Delete orphaned files and unused contents older than the grace period; return the number of each."""
         forgotten = 0
         while orphans := await self.repository.cleanup_orphans(self._settings.orphan_grace_s):
             forgotten += len(orphans)
@@ -240,7 +240,7 @@ class FileService:
         return _Source(field, load, size)
 
     async def _put(self, owner: Owner, sources: Sequence[_Source]) -> tuple[StoredFile, ...]:
-        """Store each source in turn: first all that is known or small, then the bytes that turned out to be new."""
+        """Store the sources in turn: first the known and the small ones, then the bytes that proved to be new."""
         chosen = self.blobs.chosen
         stored: dict[int, StoredFile] = {}
         batch: dict[int, NewFile] = {}
@@ -267,7 +267,7 @@ class FileService:
         return tuple(stored[place] for place in range(len(sources)))
 
     async def _upload(self, owner: Owner, sources: dict[int, _Source]) -> dict[int, StoredFile]:
-        """Store what is neither known nor small; a file of this machine is read once more, as it is now."""
+        """Store contents that are neither known nor small; a file of this machine is read again, as it is now."""
         batch: dict[int, NewFile] = {}
         kept: dict[str, str] = {}
         for place, source in sources.items():
@@ -289,7 +289,7 @@ class FileService:
 
     @asynccontextmanager
     async def _loaded(self, source: _Source) -> AsyncIterator[tuple[NewFile, bytes]]:
-        """Load a file, which is counted in its owner's account for as long as the block runs."""
+        """Load a file, which is counted in its owner's account while the block runs."""
         with hold(await asyncio.to_thread(source.size), "files being stored"):
             yield await asyncio.to_thread(self._ready, source)
 
@@ -299,7 +299,7 @@ class FileService:
             raise InvalidArgument("files", problem, "Store them with several calls")
 
     def _ready(self, source: _Source) -> tuple[NewFile, bytes]:
-        """Load a file, check it, and find out about it what its row says; blocks."""
+        """Load a file, check it, and determine the values of its row; blocks."""
         content = source.load()
         size_bytes = len(content.data)
         if size_bytes > self._settings.max_bytes:
@@ -325,7 +325,7 @@ class FileService:
         return new, content.data
 
     async def _long_part(self, owner: Owner, file: StoredFile, offset: int, limit: int) -> FilePart:
-        """Read from the beginning of the part in which the first character is."""
+        """Read from the start of the part that contains the first character."""
         counts = await self.blobs.of(file).characters(owner, file.sha256)
         mark = file.encoding == MARKED_UTF_8
         _check_offset(offset, sum(counts) - mark)
@@ -356,7 +356,7 @@ def _part_of(file: StoredFile, data: bytes, offset: int, limit: int) -> FilePart
 
 
 def _characters_of(data: bytes, skipped: int, limit: int) -> str:
-    """Decode UTF-8 that may begin and end within a character."""
+    """Decode UTF-8 whose first and last characters may be incomplete."""
     begin = next((place for place, byte in enumerate(data[:BYTES_PER_CHARACTER]) if byte & 0xC0 != 0x80), 0)
     text = data[begin:].decode(errors="ignore")[skipped : skipped + limit]
     return text.replace("\0", "\u2400")
@@ -372,7 +372,7 @@ def _is_name(text: str) -> bool:
 
 
 def _may_be_shown(char: str) -> bool:
-    """Whether a name may hold a character: also joiners, spaces of any width, and emoji newer than our tables."""
+    """Return whether a name may contain a character; joiners, any spaces and emoji unknown to Python are allowed."""
     return char.isprintable() or (unicodedata.category(char) not in BREAKING and char not in TURNING)
 
 
@@ -398,7 +398,7 @@ def _is_id(reference: str) -> bool:
 
 
 def _id(field: str, given: str) -> FileId:
-    """Return an id as files are stored under it, whichever spelling of a UUID was given. Raises `InvalidArgument`."""
+    """Return an id in its stored form, from any spelling of a UUID. Raises `InvalidArgument`."""
     try:
         return FileId(str(UUID(given)))
     except ValueError:

@@ -1,6 +1,6 @@
-"""Asks a running daemon for its health over HTTP; light enough for a container's health check every few seconds.
+"""Requests the health of a running daemon over HTTP; light enough for a container's frequent health checks.
 
-The invariant is that it never goes through a proxy: the question is whether this address answers from here.
+Invariant: it never uses a proxy, because it checks whether this address answers from here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SCHEMES = {"http": False, "ws": False, "https": True, "wss": True}
 
 @dataclass(frozen=True, slots=True)
 class HealthResponse:
-    """What GET /health returned; `healthy` is the daemon's own verdict."""
+    """The response to GET /health; `healthy` is the daemon's own verdict."""
 
     url: str
     healthy: bool
@@ -28,7 +28,7 @@ class HealthResponse:
 
 
 def health_url(address: str) -> str:
-    """Return the health route of a daemon given by any of its addresses. Raises ConfigError."""
+    """Return the URL of the health route for any of a daemon's addresses. Raises ConfigError."""
     parts = urlsplit(address if "://" in address else f"http://{address}")
     try:
         port = parts.port
@@ -42,13 +42,13 @@ def health_url(address: str) -> str:
 
 
 def local_address(host: str, port: int) -> str:
-    """Return the address under which this machine reaches a server bound to `host`, which may be all interfaces."""
+    """Return the address by which this machine reaches a server bound to `host`, which may be a wildcard."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
     return f"[{reachable}]:{port}" if ":" in reachable else f"{reachable}:{port}"
 
 
 def ask_health(url: str, token: str | None = None, timeout_s: float = TIMEOUT_S) -> HealthResponse:
-    """GET `url`. Raises StartupError when nothing answers there, or something that is not EXAI."""
+    """GET `url`. Raises StartupError if nothing answers there, or if the answer is not from EXAI."""
     parts = urlsplit(url)
     kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
     connection = kind(parts.hostname or "", parts.port, timeout=timeout_s)

@@ -1,9 +1,9 @@
-"""Logs: one line per event to standard error, text for a person at a terminal and JSON for everything else.
+"""Logs: one line per event on standard error, as text at a terminal and as JSON otherwise.
 
-The invariant is that no line holds a key, token or password: every value passes `redact` after exceptions have been
-rendered and before anything is written, whether it came from EXAI or from a library. EXAI's own lines take a shorter
-way than the standard library's, and those of one turn of the event loop are made and written in one go, which costs
-less than each in its time; the one line of each request takes the shortest, `info_each`.
+Invariant: no line holds a key, token or password. Every value passes `redact` after exceptions have been
+rendered and before anything is written, whether it comes from EXAI or from a library. EXAI's own lines bypass the
+standard library's formatting, and those of one iteration of the event loop are formatted and written together, which
+costs less than one by one; `info_each` is the cheapest way, for the one line of each request.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from exai.config import LogSettings
 
 MAX_VALUE_CHARS = 16_384
 MAX_SECRET_CHARS = 2_048
-"""A longer one may be told in part where a value is cut."""
+"""Maximum length at which a secret is recognized even where a value is cut; part of a longer one may be logged."""
 
 MAX_WORD_CHARS = 32
 MAX_WAITING_LINES = 1_000
-"""Lines of one turn of the event loop that are not written before it ends; a warning and what precedes it are."""
+"""Maximum number of lines held until the end of an iteration; a warning is written at once, after all held lines."""
 
 MAX_DEPTH = 6
 _PLAIN = (bool, int, float, type(None))
@@ -46,7 +46,7 @@ _JSON_LINE = _JSON | orjson.OPT_APPEND_NEWLINE
 HIDDEN = "***"
 
 LIBRARY_LEVELS = {
-    # Two lines per connection are EXAI's own; these would add theirs, and a traceback for each vanished peer.
+    # EXAI logs two lines per connection itself; these loggers would add theirs, and a traceback per lost peer.
     "websockets": logging.WARNING,
     "uvicorn": logging.WARNING,
     "uvicorn.access": logging.ERROR,
@@ -60,7 +60,7 @@ LIBRARY_LEVELS = {
 
 _SECRET_NAME = re.compile(r"(?i)^(proxy-)?authorization$|api_?-?key|^(x-)?token$|access_token|password|secret|cookie")
 _SECRET_TEXT = (
-    # "Authorization: Bearer x", 'apikey=x', '"api_key": "x"', "PGPASSWORD=x" wherever they stand in a text.
+    # "Authorization: Bearer x", 'apikey=x', '"api_key": "x"', "PGPASSWORD=x" anywhere in a text.
     (re.compile(r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?)(?:(?:bearer|basic)\s+)?[^\s'\",;]+"), rf"\1{HIDDEN}"),
     (
         re.compile(r"(?i)(api[_-]?key|password|passwd|secret|(?<![a-z0-9])token)(['\"]?\s*[:=]\s*['\"]?)[^\s'\",;&]+"),
@@ -69,20 +69,20 @@ _SECRET_TEXT = (
     (re.compile(r"(?i)\b(bearer\s+)[A-Za-z0-9._~+/=-]{8,}"), rf"\1{HIDDEN}"),
     (re.compile(r"\bsk-[A-Za-z0-9_-]{6,}"), HIDDEN),
     (re.compile(r"\beyJ[A-Za-z0-9_-]{4,2000}\.[A-Za-z0-9_-]{4,}(?:\.[A-Za-z0-9_-]*)?"), HIDDEN),
-    # The older keys of GLM: 32 hexadecimal digits, a dot, a secret.
+    # The older form of GLM's keys: 32 hexadecimal digits, a dot, a secret.
     (re.compile(r"\b[0-9a-f]{32}\.[A-Za-z0-9]{10,}"), HIDDEN),
 )
-# What repeats in these is bounded where a failed try would be repeated from each next character.
+# Repetitions in these patterns are bounded if a failed match would be retried from each following character.
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]{0,31}://[^\s'\"<>]+", re.IGNORECASE)
 _SUSPICIOUS = re.compile(r"(?i)://|authorization|api[_-]?key|passw|secret|token|bearer|sk-|eyj|[0-9a-f]{32}\.")
-"""Occurs wherever one of the patterns above does, and is looked for in a fraction of their time."""
+"""Matches wherever one of the patterns above does, in a fraction of their time."""
 
 
 def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
-    """Send everything logged in this process, by EXAI and by libraries, to `stream` (default: standard error).
+    """Send all log lines of this process, of EXAI and of libraries, to `stream` (default: standard error).
 
-    May be called again; the last call counts. Fields bound with `structlog.contextvars` are on every line of their
-    context, including the lines of libraries.
+    May be called again; the last call applies. Fields bound with `structlog.contextvars` are on every line of their
+    context, including lines of libraries.
     """
     stream = stream or sys.stderr
     as_text = settings.format == "text" or (settings.format == "auto" and stream.isatty())
@@ -130,9 +130,9 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
 
 
 def info_each(logger: str, event: str, common: Mapping[str, object], lines: Iterable[EventDict]) -> None:
-    """Log `{**common, **line}` for each of `lines`, as `structlog.get_logger(logger).info` would, and at once.
+    """Log `{**common, **line}` for each of `lines`, as `structlog.get_logger(logger).info` would, and write at once.
 
-    They have one time and one context, and are taken over. Where their level is not wanted, none of them is looked at.
+    The lines share one time and context, and may be modified. `lines` is not iterated if the level is disabled.
     """
     configured = structlog.get_config()
     if configured["processors"] != [_as_told]:  # structlog is used as it is, or a test listens
@@ -145,7 +145,7 @@ def info_each(logger: str, event: str, common: Mapping[str, object], lines: Iter
 
 
 class _Told(NamedTuple):
-    """Events of EXAI's own that were told together, mostly one; `common` is part of each."""
+    """Events logged together, usually one; `common` is part of each."""
 
     logger: str
     level: str
@@ -156,9 +156,9 @@ class _Told(NamedTuple):
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Writes a library's line at once, and EXAI's with the others of the same turn of the event loop, in their order.
+    """Writes a library's line at once, and EXAI's lines together at the end of an iteration of the loop, in order.
 
-    What waits is written before the process ends in any way but a kill. A line that nobody can read is lost.
+    Held lines are written before the process exits, unless it is killed. A line that cannot be written is lost.
     """
 
     def __init__(self, stream: TextIO, lines_of: Callable[[Iterable[EventDict]], str]) -> None:
@@ -168,22 +168,22 @@ class _Handler(logging.StreamHandler[TextIO]):
         self._turn_of: asyncio.AbstractEventLoop | None = None
 
     def take(self, told: _Told, *, can_wait: bool) -> None:
-        """Write what was told, at the latest when this turn of the event loop ends."""
+        """Write events, at the latest at the end of this iteration of the event loop."""
         self._waiting.append(told)
         if not can_wait or len(self._waiting) >= MAX_WAITING_LINES or not self._is_turn_ending():
             self.flush()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a library's line after those that wait."""
+        """Write a library's line after all held lines."""
         self.flush()
         super().emit(record)
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write all held lines."""
         self.acquire()
         try:
             self._turn_of = None
-            # Other threads may add lines meanwhile, and find them written by this or the next flush.
+            # Other threads may append lines meanwhile; this flush or the next one writes them.
             waiting = [self._waiting.popleft() for _ in range(len(self._waiting))]
             text = self._lines_of(event for told in waiting for event in _completed(told))
             with contextlib.suppress(OSError, ValueError):
@@ -193,7 +193,7 @@ class _Handler(logging.StreamHandler[TextIO]):
             self.release()
 
     def _is_turn_ending(self) -> bool:
-        """Tell whether the end of a turn will write what waits, which is asked for once in a turn."""
+        """Return whether a flush is scheduled for the end of this iteration; schedules it once per iteration."""
         if self._turn_of is not None:
             return self._turn_of.is_running()
         try:
@@ -205,20 +205,20 @@ class _Handler(logging.StreamHandler[TextIO]):
 
 
 class _Way:
-    """One logger's way to the handler."""
+    """The connection of one logger to the handler."""
 
     def __init__(self, handler: _Handler, name: str) -> None:
         self._handler = handler
         self.name = name
 
     def soon(self, told: _Told) -> None:
-        """Write one event soon, if all of it will be the same then."""
+        """Write one event later, if its values cannot change until then; else now."""
         [event] = told.events
         can_wait = _UNCHANGING.issuperset(map(type, event.values())) and "exc_info" not in event
         self._handler.take(told, can_wait=can_wait)
 
     def now(self, told: _Told) -> None:
-        """Write all of it now."""
+        """Write the events now."""
         self._handler.take(told, can_wait=False)
 
     debug = info = soon
@@ -230,7 +230,7 @@ def _as_told(logger: _Way, method: str, event: EventDict) -> tuple[tuple[_Told],
 
 
 def _completed(told: _Told) -> list[EventDict]:
-    """Do in one step what the standard library's lines pass one processor each for; most have no exception."""
+    """Return complete events. Does in one step what the standard path does with one processor per step."""
     bound = {
         variable.name.removeprefix(STRUCTLOG_KEY_PREFIX): value
         for variable, value in told.context.items()
@@ -256,7 +256,7 @@ def _as_lines(render: Processor, events: Iterable[EventDict]) -> str:
 
 
 def _as_json_lines(events: Iterable[EventDict]) -> str:
-    """Do what `_as_lines` does by `_as_json`, with the encoder's own line ends."""
+    """Return the lines of `_as_lines` with `_as_json`, using the encoder's own line ends."""
     events = list(events)
     try:
         return b"".join([orjson.dumps(event, default=repr, option=_JSON_LINE) for event in events]).decode()
@@ -277,7 +277,7 @@ def _in_words(value: object) -> str:
 
 
 def _with_time_in_words(render: Processor) -> Processor:
-    """Return a renderer that takes the time as EXAI's lines have it, besides as a text."""
+    """Return a renderer that accepts the time as a datetime, as in EXAI's lines, as well as a text."""
 
     def rendered(logger: WrappedLogger, method: str, event: EventDict) -> str:
         if isinstance(at := event.get("timestamp"), datetime):
@@ -288,7 +288,7 @@ def _with_time_in_words(render: Processor) -> Processor:
 
 
 def redact(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    """Replace what looks like a secret in every value of an event, however deep; long values are cut."""
+    """Replace likely secrets in every value of an event, at any depth; long values are cut."""
     del logger, method
     for name, value in event.items():
         kind = type(value)
@@ -321,7 +321,7 @@ def _is_secret(name: str) -> bool:
 
 @lru_cache(maxsize=1_024)
 def _clean_word(name: str, value: str) -> str:
-    """Do it for a short text, such as names and codes are: those come again."""
+    """Return a short text redacted; cached, because names and codes recur."""
     return HIDDEN if _is_secret(name) else redact_text(value)
 
 
@@ -346,6 +346,6 @@ def _clean_inside(value: Any, depth: int) -> Any:
 def _clean_text(text: str) -> str:
     if len(text) <= MAX_VALUE_CHARS:
         return redact_text(text)
-    # The first half of a secret may not look like one, so what is looked at is longer than what is kept.
+    # The first half of a secret may not look like one, so more is examined than is kept.
     clean = redact_text(text[: MAX_VALUE_CHARS + MAX_SECRET_CHARS])
     return f"{clean[: min(MAX_VALUE_CHARS, len(clean) - MAX_SECRET_CHARS)]}... ({len(text)} characters)"

@@ -1,7 +1,7 @@
-"""The values that travel between EXAI's parts: conversations, messages, completions, usage.
+"""The values that EXAI's components exchange: conversations, messages, completions, usage.
 
-All are immutable. Times are aware datetimes in UTC. Sequence numbers (`seq`) start at 1, have no holes and never
-change; a conversation's `revision` counts its committed changes of any kind and never goes back.
+All are immutable. Times are aware datetimes in UTC. Sequence numbers (`seq`) start at 1, have no gaps and never
+change; a conversation's `revision` counts its committed changes of any kind and never decreases.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ Thinking = Literal["off", "low", "high", "max"]
 Source = Literal["cache", "database"]
 
 FILE_IDS = "file_ids"
-"""The field of a message's metadata that says which files were given with it."""
+"""The field of a message's metadata with the ids of its files."""
 
 PAGE_MESSAGES = 50
-"""Messages in the newest page, which is what the cache holds of a conversation."""
+"""Maximum number of messages in the newest page, which is the part of a conversation that the cache holds."""
 
 PAGE_BYTES = 2 * 1_048_576
-"""Of a page's messages as JSON, more than any answer has. What the cache holds of a conversation is half of it at most,
-so that a page in there is never longer than the database's."""
+"""Maximum size of a page's messages as JSON, above that of any answer. The cache holds at most half of it per
+conversation, so that a cached page is never longer than the database's."""
 
 MAX_PAGE_MESSAGES = 500
 
@@ -76,12 +76,12 @@ class Conversation:
     parent_id: ConversationId | None = None
     parent_seq: int | None = None
     deleted_at: datetime | None = None
-    """Told by lists of deleted conversations; everywhere else a conversation is not deleted."""
+    """Set only in lists of deleted conversations."""
 
 
 @dataclass(frozen=True, slots=True)
 class ContentPart:
-    """Which part of its content a message holds: from character `offset` on, of `chars` that it has."""
+    """The part of its content that a message holds: from character `offset` on, out of `chars`."""
 
     offset: int
     chars: int
@@ -91,9 +91,9 @@ class ContentPart:
 class Page:
     """Some consecutive messages of one conversation, oldest first, as of `conversation.revision`.
 
-    `next_before_seq` is the cursor of the next older page, None when there is none. `stale_s` is None for an answer
+    `next_before_seq` is the cursor of the next older page, None if there is none. `stale_s` is None for an answer
     within the staleness bound, else the age of an answer served while the database could not be reached. `part` is
-    there when the only message holds a part of its content.
+    set if the only message holds a part of its content.
     """
 
     conversation: Conversation
@@ -106,7 +106,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """What an append did; `duplicate` is true when the request key had been served before."""
+    """The result of an append; `duplicate` is true if the request key had been served before."""
 
     continuation_id: ContinuationId
     first_seq: int
@@ -117,10 +117,10 @@ class Appended:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file and its content as the database knows them; `created` is true when this call was the first to store it.
+    """A file and its content as stored in the database; `created` is true if this call was the first to store it.
 
-    `store` names the blob store that has the bytes, `encoding` how they are read as text: None where that has not been
-    looked at yet.
+    `store` names the blob store that has the bytes. `encoding` is the encoding of the text, None if it is not yet
+    determined.
     """
 
     id: FileId
@@ -136,7 +136,7 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one completion as the provider counted them; `output_tokens` includes `reasoning_tokens`."""
+    """Token counts of one completion as the provider reported them; `output_tokens` includes `reasoning_tokens`."""
 
     input_tokens: int = 0
     output_tokens: int = 0
@@ -146,7 +146,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One message of the array a model is asked with."""
+    """One message of the array that is sent to a model."""
 
     role: Role
     content: str
@@ -154,7 +154,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """What a provider is asked: the whole message array, oldest first, and the options it may honour."""
+    """A request to a provider: the whole message array, oldest first, and options that the provider may honour."""
 
     model: str
     messages: Sequence[Prompt]
@@ -168,10 +168,10 @@ FinishReason = Literal["stop", "length", "content_filter", "tool_calls", "other"
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole answer. `model` is what the provider says it used; `request_id` is the provider's own.
+    """A whole answer. `model` is the provider's name for the model it used; `request_id` is the provider's own.
 
-    `is_partial` is true when the model may have said more than `content` holds; `unread_events` counts what could not
-    be read, and `notes` has a sentence for each thing the caller should know.
+    `is_partial` is true if the model may have produced more than `content`; `unread_events` counts events that could
+    not be parsed, and `notes` are sentences for the caller.
     """
 
     content: str
@@ -190,7 +190,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A piece of an answer while it streams; either part may be empty. `note` says what is waited for meanwhile."""
+    """A part of a streaming answer; either text may be empty. `note` states what is being waited for."""
 
     content: str = ""
     reasoning: str = ""
@@ -205,7 +205,7 @@ FindingState = Literal["ok", "warn", "fail", "off"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of `exai doctor`: a part, its state, what was seen, and what to do when it is not `ok`."""
+    """One line of `exai doctor`: a part, its state, the details, and the cure if it is not `ok`."""
 
     part: str
     state: FindingState
@@ -215,7 +215,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What a daemon tells whoever started it: where it listens and where its data lives, without passwords."""
+    """What a daemon reports to its starter: its address and the location of its data, without passwords."""
 
     host: str
     port: int
@@ -227,7 +227,7 @@ class Started:
 
 
 class Recorder(Protocol):
-    """Where every part reports what it did; the one implementation is `exai.monitoring.metrics`.
+    """The interface by which every component records metrics; implemented by `exai.monitoring.metrics`.
 
     Names are Prometheus names without the `exai_` prefix. Calls never block and never raise.
     """
@@ -236,7 +236,7 @@ class Recorder(Protocol):
         """Add to a counter (`..._total`)."""
 
     def observe(self, name: str, /, *values: float, **labels: str) -> None:
-        """Put values into a histogram (`..._seconds`, `..._bytes`)."""
+        """Add observations to a histogram (`..._seconds`, `..._bytes`)."""
 
     def gauge(self, name: str, value: float, /, **labels: str) -> None:
         """Set a gauge."""

@@ -1,7 +1,7 @@
-"""Moves the bytes of files from a daemon's directory into the database, where every daemon has them.
+"""Moves the bytes of files from a daemon's directory into the database, where every daemon can read them.
 
-The invariant is that bytes are in the database before anything about a file says so, and stay in the directory until a
-sweep finds that no file names them there: the work may be broken off at any time and is taken up at the next start.
+Invariant: bytes are in the database before any row refers to them there, and stay in the directory until a
+sweep finds no reference to them: the work can be interrupted at any time and continues at the next start.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ log = structlog.get_logger(__name__)
 
 @asynccontextmanager
 async def moving(files: FileService) -> AsyncIterator[None]:
-    """Move files for as long as the block runs, or until all are moved; see `move`."""
+    """Move files while the block runs, or until all are moved; see `move`."""
     async with running("files-move", move(files)):
         yield
 
 
 async def move(files: FileService) -> int:
-    """Move what is in the directory into the database if that is the chosen store; returns how many files.
+    """Move the files of the directory into the database if that is the selected store; return their number.
 
-    What is in the directories of other daemons is theirs to move.
+    Files in the directories of other daemons are moved by those daemons.
     """
     after, moved = "", 0
     try:

@@ -1,9 +1,8 @@
-"""Messages as the bytes in which the database hands over a page and the cache holds it.
+"""Encodes messages as the bytes in which the database returns a page and the cache stores it.
 
-The invariant is that what is decoded equals what was encoded, types included; a value that cannot make the journey is
-refused. A page is JSON arrays, one per message, joined by a comma and a line feed: JSON that is not spread over lines
-never holds a bare line feed, so messages can be added and cut without reading them, and a reader parses the page in
-one go.
+Invariant: decoding returns the encoded values, types included; a value for which that is impossible is
+refused. A page consists of JSON arrays, one per message, joined by a comma and a line feed. JSON on one line
+never holds a bare line feed, so messages can be added and cut without parsing them, and a reader parses the page in
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _make_message = tuple.__new__
 
 
 class Unencodable(Exception):
-    """A value that a page cannot hold, such as text with half a surrogate pair."""
+    """A value that a page cannot hold, such as text with a lone surrogate."""
 
 
 class Undecodable(Exception):
@@ -31,19 +30,19 @@ class Undecodable(Exception):
 
 
 def encode_page(messages: Iterable[Message]) -> bytes:
-    """Messages in the order given, each an array of its fields. Raises Unencodable."""
+    """Return messages in the given order, each as an array of its fields. Raises Unencodable."""
     return JOINT.join([encode_json((*message[:6], dict(message.metadata))) for message in messages])
 
 
 def decode_page(page: bytes, tail: bytes = b"") -> tuple[Message, ...]:
-    """The messages of a page and of what was added to it, as they were encoded. Raises Undecodable."""
+    """Return the messages of a page and of its later additions, as they were encoded. Raises Undecodable."""
     joint = b"," if page and tail else b""
     try:
         rows: list[list[Any]] = orjson.loads(b"[%b%b%b]" % (page, joint, tail))
         parse = datetime.fromisoformat
         for row in rows:
             seq, role, content, at, kind, turn_id, metadata = row
-            # Whoever else can write to Redis must not make a caller's answer fail.
+            # Other programs can write to Redis: a foreign value must raise Undecodable here, which is a cache miss.
             if not (
                 type(seq) is int
                 and type(role) is type(content) is type(kind) is str
@@ -60,7 +59,7 @@ def decode_page(page: bytes, tail: bytes = b"") -> tuple[Message, ...]:
 
 
 def encode_json(value: object) -> bytes:
-    """A value as JSON in one line. Raises Unencodable."""
+    """Return a value as JSON on one line. Raises Unencodable."""
     try:
         return orjson.dumps(value)
     except TypeError as error:

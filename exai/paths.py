@@ -1,8 +1,8 @@
-"""Reads files of this machine by their path, below the roots that the settings allow.
+"""Reads files of this machine by path, below the roots that the settings allow.
 
-The invariant is that what was checked is what is read: links are resolved first, and where the open file really is
-decides. What EXAI keeps of all owners (its data directory and the settings file it read) is outside every root, however
-large a root is, and so is what the system shows of processes and devices.
+Invariant: the file that was checked is the file that is read. Links are resolved first, and the location of the open
+file decides. EXAI's data of all owners (its data directory and the settings file it read) is outside every root,
+however large a root is, and so are the system's process and device directories.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ MAX_PATH_CHARS: Final = 4_096
 
 
 class Roots:
-    """The directories that may be read, without what is closed in them."""
+    """The directories that may be read, without the closed paths within them."""
 
     def __init__(self, roots: Sequence[Path], closed: Sequence[Path] = ()) -> None:
         self._roots, self._closed = tuple(roots), tuple(closed)
 
     def check(self) -> None:
-        """Raise `ConfigError` for a root of which nothing could be read."""
+        """Raise `ConfigError` for a root from which nothing can be read."""
         for root in self._roots:
             if self._is_closed(root.resolve()):
                 raise ConfigError(
@@ -69,7 +69,7 @@ class Roots:
         return resolved.relative_to(root).as_posix(), data
 
     def find(self, field: str, path: str) -> tuple[Path, Path]:
-        """Return where a path leads, and its root, whether or not a file is there. Raises as `read`."""
+        """Return the target of a path and its root, whether or not a file exists there. Raises as `read`."""
         if not self._roots:
             raise NotConfigured(
                 "reading files by their path", f"Set {ROOTS_SETTING} to the directories that may be read"
@@ -82,7 +82,7 @@ class Roots:
         return resolved, max(within, key=lambda root: len(root.parts))
 
     def _outside(self, field: str, path: str) -> InvalidArgument:
-        # The same whether it is there or not: nothing is said of what is outside.
+        # The same error whether or not the file exists: nothing is disclosed about files outside.
         roots = ", ".join(str(root.resolve()) for root in self._roots)
         if not Path(path).is_absolute():
             other = ", or a file_id" if field.startswith("files") else ""
@@ -92,7 +92,7 @@ class Roots:
         return InvalidArgument(field, f"{shown(path)} is not below an allowed root", cure)
 
     def _is_closed(self, resolved: Path) -> bool:
-        """Whether a path is, or is below, something closed; under any of its names, such as that of a second mount."""
+        """Return whether a path is closed or below a closed one, by any of its names, such as a second mount's."""
         if any(resolved.is_relative_to(each) for each in (*SYSTEM, *(each.resolve() for each in self._closed))):
             return True
         closed = list(_stats(self._closed))
@@ -100,12 +100,12 @@ class Roots:
 
 
 def too_large(field: str, size_bytes: int, limit_bytes: int) -> InvalidArgument:
-    """Return the error for a file beyond the limit."""
+    """Return the error for a file over the limit."""
     return InvalidArgument(field, f"is {size_bytes:,} bytes; the limit is {limit_bytes:,}", "Give a smaller file")
 
 
 def _is_linked(status: os.stat_result, closed: Path) -> bool:
-    """Whether an open file is `closed`, or is one of the files in it under another name."""
+    """Return whether an open file is `closed`, or is one of the files in it under another name."""
     own = next(_stats([closed]), None)
     if own is None or own.st_dev != status.st_dev:
         return False
@@ -124,17 +124,17 @@ def _stats(paths: Iterable[Path]) -> Iterator[os.stat_result]:
 
 
 def _resolved(path: str) -> Path | None:
-    """Return where a path leads, as far as it leads anywhere; None for what is no full path."""
+    """Return the target of a path as far as it exists; None if the path is not absolute."""
     if len(path) > MAX_PATH_CHARS:
         return None
     try:
         return Path(path).resolve() if Path(path).is_absolute() else None
     except (OSError, ValueError, RuntimeError):
-        # The last is what older Pythons say of links that lead in a circle.
+        # Older versions of Python raise RuntimeError for a loop of links.
         return None
 
 
 def _place(descriptor: int, opened: Path) -> Path:
-    """Return where an open file really is: a directory on the way may have become a link since it was checked."""
+    """Return the location of an open file: a directory on its path may have become a link since the check."""
     by_number = Path(f"/proc/self/fd/{descriptor}")
     return by_number.resolve() if by_number.exists() else opened.resolve()

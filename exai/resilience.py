@@ -1,8 +1,8 @@
-"""Deadlines, backoff, retry budgets and circuit breakers, shared by everything that waits for another machine.
+"""Deadlines, backoff, retry budgets and circuit breakers, shared by all code that waits for another machine.
 
 A request has one absolute deadline, carried in the context, and no wait inside it outlasts that deadline. Clocks are
-monotonic and injected; what counts as a failure is said by the caller through exception classes, never guessed here.
-None of this needs a lock: between a check and what it decides there is no await.
+monotonic and injected; the caller declares which exception classes count as failures, and nothing is guessed here.
+None of this needs a lock: there is no await between a check and its consequence.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Random = Callable[[], float]
 BreakerState = Literal["closed", "open", "half_open"]
 
 STALL_S: Final = 0.5
-"""A timer that fires later than this was held up by our own loop; such a timeout says nothing about the other side."""
+"""A timer later than this was delayed by this process's event loop, so its timeout says nothing about the peer."""
 
 WINDOW_CALLS: Final = 20
 WINDOW_S: Final = 30.0
@@ -40,7 +40,7 @@ OPEN_S: Final = 5.0
 OPEN_MAX_S: Final = 60.0
 OPEN_JITTER: Final = 0.2
 PROBE_LEASE_S: Final = 120.0
-"""A probe that has not ended by then has lost its slot; every caller's own limits are shorter."""
+"""A probe that has not ended by then loses its slot; every caller's own limits are shorter."""
 
 RETRY_SHARE: Final = 0.1
 RETRIES_PER_S: Final = 1.0
@@ -50,15 +50,15 @@ _CAUSES_EXAMINED: Final = 8
 _MAX_EXPONENT: Final = 30
 
 request_deadline: ContextVar[float | None] = ContextVar("request_deadline", default=None)
-"""When the current request ends, in `loop.time()`; None where nobody waits for an answer."""
+"""The deadline of the current request in `loop.time()`; None if there is none."""
 
 
 class LoopStalled(TimeoutError):
-    """A limit passed while this process was not looking; breakers do not count it."""
+    """A timeout that passed while this process's event loop was blocked; breakers do not count it."""
 
 
 class DeadlineScope:
-    """What `with_deadline` returns."""
+    """The context manager that `with_deadline` returns."""
 
     __slots__ = ("_timeout_s", "_token")
 
@@ -74,19 +74,19 @@ class DeadlineScope:
 
 
 def end_by(end_s: float) -> None:
-    """Give the rest of this context, such as a task's own, until `end_s` of `loop.time()`, or an earlier deadline."""
+    """Set the deadline of this context, such as a task's own, to `end_s` of `loop.time()` if that is earlier."""
     earlier = request_deadline.get()
     if earlier is None or end_s < earlier:
         request_deadline.set(end_s)
 
 
 def with_deadline(timeout_s: float | None) -> DeadlineScope:
-    """Give everything inside at most `timeout_s` more seconds; an earlier deadline already set stays in force."""
+    """Limit the enclosed code to `timeout_s` seconds from now; an earlier deadline stays in effect."""
     return DeadlineScope(timeout_s)
 
 
 def remaining_s(reserve_s: float = 0.0) -> float | None:
-    """Seconds left before the request's deadline less `reserve_s`, never negative; None when there is no deadline."""
+    """Return the seconds until the request's deadline less `reserve_s`, never negative; None without a deadline."""
     deadline = request_deadline.get()
     if deadline is None:
         return None
@@ -94,10 +94,10 @@ def remaining_s(reserve_s: float = 0.0) -> float | None:
 
 
 async def bounded(awaitable: Awaitable[T], limit_s: float | None, what: str) -> T:
-    """Await for at most `limit_s` and never beyond the request's deadline; the awaitable is cancelled when time is up.
+    """Await for at most `limit_s` and never beyond the request's deadline; the awaitable is cancelled at the end.
 
-    Raises `DeadlineExceeded(what)` when the request's own deadline ended the wait, `TimeoutError` when `limit_s` did
-    (`LoopStalled` when the limit was noticed late by our own fault). A `TimeoutError` from inside passes unchanged.
+    Raises `DeadlineExceeded(what)` if the request's own deadline ended the wait, `TimeoutError` if `limit_s` did
+    (`LoopStalled` if the event loop was late to notice). A `TimeoutError` from inside passes unchanged.
     """
     deadline = request_deadline.get()
     now = asyncio.get_running_loop().time()
@@ -122,22 +122,22 @@ async def bounded(awaitable: Awaitable[T], limit_s: float | None, what: str) -> 
 
 
 def expiry(scope: asyncio.Timeout, what: str) -> TimeoutError:
-    """The error for an expired scope: a plain timeout, or `LoopStalled` when the timer itself came late."""
+    """Return the error for an expired scope: a plain timeout, or `LoopStalled` if the timer itself was late."""
     due = scope.when()
     late_s = 0.0 if due is None else asyncio.get_running_loop().time() - due
     return LoopStalled(what) if late_s > STALL_S else TimeoutError(what)
 
 
 def backoff_s(attempt: int, base_s: float, cap_s: float, *, rand: Random = random.random) -> float:
-    """Seconds to wait before repeating, after `attempt` failures (from 1): uniform in [0, min(cap, base * 2^(n-1)))."""
+    """Return the seconds to wait after `attempt` failures (from 1): uniform in [0, min(cap, base * 2^(n-1)))."""
     ceiling: float = base_s * 2 ** min(max(attempt - 1, 0), _MAX_EXPONENT)
     return min(cap_s, ceiling) * rand()
 
 
 class RetryBudget:
-    """Retries are at most a tenth of the requests plus one per second, so that a storm is not multiplied.
+    """Limits retries to a tenth of the requests plus one per second, so that an outage does not multiply the load.
 
-    A token bucket: each request puts in a share of a token, time puts in the rest, each retry takes one out.
+    A token bucket: each request adds a fraction of a token, time adds more, and each retry takes one.
     """
 
     def __init__(self, *, clock: Clock = time.monotonic) -> None:
@@ -146,11 +146,11 @@ class RetryBudget:
         self._filled_at = clock()
 
     def request(self) -> None:
-        """Note one first attempt."""
+        """Count one first attempt."""
         self._tokens = min(RETRY_TOKENS, self._tokens + RETRY_SHARE)
 
     def take(self) -> bool:
-        """Whether one retry may be made now; a true answer has spent it."""
+        """Return whether one retry may be made now; if so, it is counted."""
         now = self._clock()
         self._tokens = min(RETRY_TOKENS, self._tokens + (now - self._filled_at) * RETRIES_PER_S)
         self._filled_at = now
@@ -161,7 +161,7 @@ class RetryBudget:
 
 
 class BreakerOpen(DependencyError):
-    """The dependency was not called, because it failed repeatedly; callers translate this into their own error."""
+    """The dependency was not called because it failed repeatedly; callers convert this into their own error."""
 
     code = "breaker_open"
 
@@ -176,16 +176,16 @@ class BreakerOpen(DependencyError):
 
 
 class Breaker:
-    """Stops calling a dependency that fails, and lets exactly one probe find out whether it is back.
+    """Stops calls to a failing dependency, and lets exactly one probe find out whether it has recovered.
 
     Closed: opens when half of at least five calls in the window failed, or the last five did. Open: refuses with
-    `BreakerOpen` for 5 s, doubling to 60 s, each with jitter. Half-open: one probe holds the only slot and everybody
-    else is refused; its success closes and clears, its failure opens again for longer, and a probe that ends without
-    a verdict (cancelled, say) just frees the slot.
+    `BreakerOpen` for 5 s, doubling to 60 s, each with jitter. Half-open: one probe holds the only slot and all other
+    calls are refused. Its success closes the breaker and clears the window, its failure opens it again for longer, and
+    a probe that ends without a verdict (for example by cancellation) only frees the slot.
 
-    `failures` are the exceptions that say the dependency is ill. Those in `answers` say that it is well although the
-    call did not succeed. Anything else, cancellation first of all, is no verdict, and so are those in `neutral`, which
-    may be special cases of a failure, and a timeout caused by a stall of our own loop.
+    `failures` are the exceptions that mean the dependency is failing. Those in `answers` mean that it works although
+    the call did not succeed. All others give no verdict, above all cancellation, and so do those in `neutral`, which
+    may be subclasses of a failure, and a timeout caused by a stall of this process's event loop.
     """
 
     def __init__(
@@ -212,14 +212,14 @@ class Breaker:
 
     @property
     def state(self) -> BreakerState:
-        """As a caller would find it now: an open breaker whose time is over reads as half open."""
+        """Return the state for the next caller: an open breaker whose time has passed is half open."""
         if self._state == "open" and self._clock() >= self._open_until:
             return "half_open"
         return self._state
 
     @property
     def retry_after_s(self) -> float:
-        """Seconds until a call may pass; 0 when one would pass now."""
+        """Return the seconds until a call may pass; 0 if one may pass now."""
         now = self._clock()
         if self._state == "open":
             return max(0.0, self._open_until - now)
@@ -228,16 +228,16 @@ class Breaker:
         return 0.0
 
     def check(self) -> None:
-        """Raise `BreakerOpen` if a call would be refused now; takes nothing."""
+        """Raise `BreakerOpen` if a call would be refused now; does not take the probe's slot."""
         wait_s = self.retry_after_s
         if wait_s > 0:
             self._count("refused")
             raise BreakerOpen(self.name, wait_s)
 
     def attempt(self, within: Attempt | None = None) -> Attempt:
-        """`async with breaker.attempt():` around one call. Entering raises `BreakerOpen`; leaving gives the verdict.
+        """`async with breaker.attempt():` around one call. Entry raises `BreakerOpen`; exit records the verdict.
 
-        `within` is the attempt of another breaker that this one is a part of, so that both are answered early.
+        `within` is the attempt of an enclosing breaker, so that an early answer counts for both.
         """
         return Attempt(self, within)
 
@@ -270,8 +270,8 @@ class Breaker:
             self._window.append((self._clock(), True))
 
     def _record_failure(self, probing: bool) -> None:
-        # A call admitted before the breaker opened may fail long after; it says nothing new, so only the probe and
-        # calls of a closed breaker are heard.
+        # A call admitted before the breaker opened may fail long after; it adds no information, so only the probe
+        # and calls of a closed breaker count.
         if probing:
             self._open()
             return
@@ -323,7 +323,7 @@ class Attempt:
         self._breaker._settle(self, error)
 
     def answered(self) -> None:
-        """Say early that the dependency is alive: a probe closes the breaker now instead of when its answer ends."""
+        """Report early that the dependency works: a probe closes the breaker now, not at the end of its answer."""
         if self._breaker._probe is self:
             self._breaker._probe = None
             self._breaker._close()

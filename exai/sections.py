@@ -1,7 +1,7 @@
-"""The sections of the settings: what can be configured, what it is by default, and which values it may have.
+"""The sections of the settings, with the defaults and valid values of each field.
 
-The invariant is that a section which exists is usable and never shows a secret, whoever made it. Reading variables is
-the business of `exai.config`, which is also where the rest of EXAI imports the sections from.
+Invariant: a section that exists is valid and never shows a secret, however it was created. `exai.config`
+reads the variables, and the rest of EXAI imports the sections from there.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from exai.addresses import (
 
 TOKEN_MIN_CHARS = 16
 JWT_SECRET_MIN_CHARS = 32
-"""What HS256 needs to be as strong as it looks."""
+"""Minimum length of an HS256 secret that gives the algorithm its full strength."""
 
 OWNER_MAX_CHARS = 255
 ENDPOINT_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 LEVELS = {"warn": "warning", "critical": "error", "fatal": "error", "trace": "debug"}
-"""Other programs' names for the levels, since LOG_LEVEL is shared with them."""
+"""Other programs' names of log levels, since they share LOG_LEVEL with EXAI."""
 
 
 def _secret(check: Callable[[str], str]) -> AfterValidator:
@@ -89,7 +89,7 @@ Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
 
 
 class Section(BaseModel):
-    """Base of the sections: immutable, and strict about names."""
+    """Base of the sections: immutable; unknown names are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -107,7 +107,7 @@ class DatabaseSettings(Section):
 
 
 class CacheSettings(Section):
-    """Redis or Valkey; `off` means none at all, `embedded` EXAI's own, which is also started when nothing is set."""
+    """Redis or Valkey. `off` means none, `embedded` EXAI's own, the default beside the embedded database."""
 
     url: Annotated[Literal["off", "embedded"], BeforeValidator(_off)] | CacheUrl | None = Field(
         default=None, union_mode="left_to_right"
@@ -131,14 +131,14 @@ class JwtSettings(Section):
 
     @property
     def is_on(self) -> bool:
-        """Whether signed tokens are accepted."""
+        """Return whether signed tokens are accepted."""
         return self.secret is not None or self.jwks_url is not None
 
 
 class ServerSettings(Section):
-    """The one port. Without any of `token`, `tokens` and `jwt` everybody is let in, and only loopback is served.
+    """The one port. Without `token`, `tokens` and `jwt` every caller is admitted, and only on a loopback address.
 
-    Who sends `token` is the local owner, who sends one of `tokens` the owner it stands under.
+    A caller with `token` is the local owner; a caller with one of `tokens` is the owner of its key.
     """
 
     host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
@@ -169,12 +169,12 @@ class ServerSettings(Section):
 
     @property
     def is_guarded(self) -> bool:
-        """Whether a caller has to show who it is."""
+        """Return whether callers must authenticate."""
         return self.token is not None or bool(self.tokens) or self.jwt.is_on
 
 
 class ProviderSettings(Section):
-    """Kimi or GLM; without a key the provider is off."""
+    """Kimi or GLM; without a key the provider is disabled."""
 
     api_key: ApiKey | None = None
     base_url: BaseUrl | None = None
@@ -190,7 +190,7 @@ class EndpointSettings(Section):
 
 
 class ProvidersSettings(Section):
-    """Where answers come from."""
+    """The model providers."""
 
     kimi: ProviderSettings = ProviderSettings()
     glm: ProviderSettings = ProviderSettings()
@@ -206,7 +206,7 @@ class ProvidersSettings(Section):
 
 
 class LimitSettings(Section):
-    """Sizes a request may have."""
+    """Maximum sizes of requests."""
 
     message_bytes: int = Field(default=4 * 1_048_576, ge=1024)
     append_bytes: int = Field(default=16 * 1_048_576, ge=1024)
@@ -215,7 +215,7 @@ class LimitSettings(Section):
 
 
 class FileSettings(Section):
-    """Files. Without roots nothing of this machine is read by its path."""
+    """Files. Without roots no file of this machine is read by its path."""
 
     store: Literal["postgres", "directory"] = "postgres"
     roots: tuple[Directory, ...] = ()
@@ -225,14 +225,14 @@ class FileSettings(Section):
 
 
 class LogSettings(Section):
-    """Logs go to standard error."""
+    """The log, which is written to standard error."""
 
     level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_level)] = "info"
     format: Literal["auto", "text", "json"] = "auto"
 
 
 class ConnectSettings(Section):
-    """The daemon `exai connect` speaks to; without a URL the one of this machine, with the server's own token."""
+    """The daemon that `exai connect` dials; by default the one of this machine, with the server's own token."""
 
     url: Annotated[str, AfterValidator(check_websocket)] | None = None
     token: ApiKey | None = None

@@ -1,7 +1,7 @@
 """`exai chat`: a conversation with a model at a terminal or in a pipe.
 
-The invariant is that standard output holds answers and nothing else, so that it can be piped; what is said about them,
-the continuation id above all, goes to standard error.
+Invariant: standard output holds answers and nothing else, so that it can be piped; messages about them,
+above all the continuation id, go to standard error.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ PROMPT = "> "
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """What was asked for on the command line; `words` are the prompt, where `-` stands for standard input.
+    """The options of the command line; `words` are the prompt, where `-` stands for standard input.
 
-    `program` is how to call this program again.
+    `program` is the command to call this program again.
     """
 
     words: tuple[str, ...] = ()
@@ -39,14 +39,14 @@ class ChatOptions:
     list_only: bool = False
     program: str = "exai"
     is_last: bool = False
-    """Go on with the newest conversation."""
+    """Continue the newest conversation."""
 
     owner: Owner = LOCAL_OWNER
 
 
 @dataclass(frozen=True, slots=True)
 class Streams:
-    """Where to read and write; tests give their own."""
+    """The streams to read and write, which tests replace."""
 
     input: TextIO
     output: TextIO
@@ -54,7 +54,7 @@ class Streams:
 
 
 async def run_chat(settings: Settings, options: ChatOptions, streams: Streams) -> int:
-    """Do what the options say and return the exit status. Raises ExaiError."""
+    """Carry out the options and return the exit status. Raises ExaiError."""
     interactive = not options.words and not options.list_only and streams.input.isatty()
     prompt = None if interactive or options.list_only else read_prompt(options.words, streams.input, settings)
     async with open_app(settings) as app:
@@ -67,7 +67,7 @@ async def run_chat(settings: Settings, options: ChatOptions, streams: Streams) -
 
 
 async def _meant(app: App, options: ChatOptions) -> ContinuationId | None:
-    """Return the conversation to go on with, None for a new one."""
+    """Return the conversation to continue, or None for a new one."""
     if options.is_last:
         return await newest_id(app, options.owner)
     if options.continuation_id is None:
@@ -76,7 +76,7 @@ async def _meant(app: App, options: ChatOptions) -> ContinuationId | None:
 
 
 def read_prompt(words: tuple[str, ...], source: TextIO, settings: Settings) -> str:
-    """Join the words to a prompt; standard input is read where `-` stands, or when there are no words at all.
+    """Join the words to a prompt; standard input is read in place of `-`, or if there are no words.
 
     Raises InvalidArgument for an empty prompt, or one over the message limit.
     """
@@ -110,7 +110,7 @@ def _read(source: TextIO, size: int) -> str:
 
 
 class _Talk:
-    """One conversation, from its first question to the id it can be continued with."""
+    """One conversation, from its first question to the id that continues it."""
 
     def __init__(
         self, app: App, options: ChatOptions, streams: Streams, continuation_id: ContinuationId | None
@@ -125,7 +125,7 @@ class _Talk:
             self._say_how_to_continue()
 
     async def ask_until_end(self) -> None:
-        """Ask what is typed, one line each, until the input ends; a question that fails does not end it."""
+        """Ask the typed questions, one per line, until the input ends; a failed question does not end the loop."""
         self._say("Type a question; Ctrl-D ends.")
         try:
             async with _typed_lines() as lines:
@@ -136,7 +136,7 @@ class _Talk:
                         await self._ask(line)
                     except ExaiError as error:
                         self._say(f"exai: {error}")
-            # The line with the prompt that was left empty.
+            # End the line with the empty prompt.
             self._say("")
         finally:
             self._say_how_to_continue()
@@ -165,7 +165,7 @@ class _Talk:
             )
             self._continuation_id = result.continuation_id
             if not written:
-                # An answer that had been given before comes whole, without streaming.
+                # A repeated answer, which had been stored before, arrives whole, without streaming.
                 written = result.content[-1:]
                 output.write(shown(result.content, output))
             notes = result.notes
@@ -191,10 +191,10 @@ class _Talk:
 
 @asynccontextmanager
 async def _typed_lines() -> AsyncIterator[AsyncIterator[str]]:
-    """Yield the lines typed at the terminal, edited with readline, without ever blocking the event loop.
+    """Yield the lines typed at the terminal, edited with readline, without blocking the event loop.
 
-    A thread of its own reads them, since `input` cannot be interrupted: at the end it is left behind, and the terminal
-    is put back into the state readline would have left it in.
+    They are read by a thread, since `input` cannot be interrupted. At the end the thread is left blocked, and the
+    terminal is restored to the state in which readline would have left it.
     """
     loop = asyncio.get_running_loop()
     lines: asyncio.Queue[str | None] = asyncio.Queue(maxsize=1)
@@ -208,7 +208,7 @@ async def _typed_lines() -> AsyncIterator[AsyncIterator[str]]:
                 line = input(PROMPT)
             except (EOFError, KeyboardInterrupt, ValueError):
                 line = None
-            # The loop is gone when the program was interrupted meanwhile.
+            # The loop is closed if the program was interrupted meanwhile.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(lines.put_nowait, line)
             if line is None:

@@ -1,7 +1,7 @@
-"""Text of models, titles and errors as it may be written to a terminal.
+"""Makes text of models, titles and errors safe for output to a terminal.
 
-Invariant: nothing that is written to a terminal through here can move its cursor, change its title, colours or
-clipboard, or show words in another order than they are stored; to files and pipes text goes unchanged.
+Invariant: text written to a terminal through this module cannot move its cursor, change its title, colours or
+clipboard, or reorder words; text written to files and pipes is unchanged.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029]"
 )
 SYMBOLS = 0x2400
-"""Where Unicode has a visible sign for each of the first control characters."""
+"""Start of Unicode's visible symbols for the first control characters."""
 
 
 def printable(text: str) -> str:
-    """Return `text` with a visible sign in the place of every control character but tab and line feed."""
+    """Return `text` with every control character but tab and line feed replaced by a visible symbol."""
     return _CONTROL.sub(_sign, text.replace("\r\n", "\n").removesuffix("\r"))
 
 
 def shown(text: str, stream: TextIO) -> str:
-    """Return what to write to `stream`: the text itself, unless a terminal would act on it."""
+    """Return the text to write to `stream`: control characters are replaced only for a terminal."""
     return printable(text) if stream.isatty() else text
 
 

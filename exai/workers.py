@@ -1,7 +1,7 @@
-"""Several processes on one port: the parent binds it, owns the embedded servers, and keeps the workers alive.
+"""Several processes on one port: the parent binds it, owns the embedded servers, and supervises the workers.
 
-The invariant is that the parent never serves and never stops listening: a worker that dies or is replaced takes its own
-connections with it and nobody else's, new ones wait in the port's queue, and when the parent goes every worker goes.
+Invariant: the parent never serves and never stops listening. A worker that dies or is replaced takes only its own
+connections with it, new ones wait in the port's queue, and when the parent ends every worker ends.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ from exai.models import Started
 MAX_WORKERS = 64
 START_LIMIT_S = 60.0
 END_MARGIN_S = 30.0
-"""What a worker gets beyond its grace to write outcomes and close pools, before it is killed."""
+"""Time that a worker gets beyond its grace period to store outcomes and close pools, before it is killed."""
 
 RESTART_PAUSE_S = 0.5
 RESTART_PAUSE_MAX_S = 30.0
 SETTLED_S = 60.0
-"""A worker that lived so long did not die of its start, so the next pause is a short one again."""
+"""Lifetime after which a worker's death is not attributed to its start, so the next pause is the shortest again."""
 
 MAX_REPORT_BYTES = 65_536
 PROGRAM = (sys.executable, "-P", "-m", "exai", "worker")
-"""-P: no module of the working directory stands in for one of EXAI's."""
+"""-P: no module in the working directory can replace one of EXAI's."""
 
 
 log = structlog.get_logger(__name__)
 
 
 class Worker:
-    """One process. `started` has its report once it serves, None when it ended before."""
+    """One process. `started` resolves to its report once it serves, or to None if it ended before."""
 
     def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -59,11 +59,11 @@ class Worker:
         self._task = asyncio.create_task(self._listen(), name=f"worker {process.pid}")
 
     async def _listen(self) -> None:
-        """Wait for the one line it says when it serves, and for the end of its control, which is the process's own."""
+        """Wait for the worker's report, one line, and then for the end of its control socket and process."""
         loop = asyncio.get_running_loop()
         report = b""
         with self._control as control:
-            # One that is killed before it has read what it was told resets the connection.
+            # A worker that is killed before it has read its input resets the connection.
             with contextlib.suppress(ConnectionResetError):
                 while part := await loop.sock_recv(control, MAX_REPORT_BYTES):
                     report = (report + part)[:MAX_REPORT_BYTES]
@@ -74,11 +74,11 @@ class Worker:
             self.started.set_result(None)
 
     async def wait(self) -> None:
-        """Return when the process has ended."""
+        """Wait until the process has ended."""
         await asyncio.shield(self._task)
 
     async def wait_started(self) -> Started | None:
-        """Return its report, None when it ended instead; one that takes too long is killed."""
+        """Return the worker's report, or None if it ended instead. A worker that takes too long is killed."""
         try:
             async with asyncio.timeout(START_LIMIT_S):
                 return await asyncio.shield(self.started)
@@ -89,17 +89,17 @@ class Worker:
             return None
 
     def retire(self) -> None:
-        """Let it finish what it has and end; its clients are told that it restarts."""
+        """Ask the worker to drain and exit; its clients get the close code for a restart."""
         self.is_retiring = True
         with contextlib.suppress(OSError):
             self._control.send(RETIRE)
 
     def signal(self, number: int) -> None:
-        """Send a signal; nothing happens when it has ended."""
+        """Send a signal; does nothing if the process has ended."""
         self.process.send_signal(number)
 
     async def ended(self, limit_s: float) -> None:
-        """Wait until it has ended; after the limit it is killed."""
+        """Wait until the process has ended; after the limit it is killed."""
         try:
             async with asyncio.timeout(limit_s):
                 await self.wait()
@@ -132,10 +132,10 @@ class Crew:
         self._is_stopping = asyncio.Event()
 
     async def start(self, count: int) -> tuple[Started | None, int]:
-        """Start the first worker, then the others; returns its report, or None and the status it failed with.
+        """Start the first worker, then the others. Returns its report, or None and its exit status if it failed.
 
-        What keeps a later one from starting passes: the first has shown that the settings are right. So those are
-        tried again, while the first serves.
+        The first worker has shown that the settings are valid, so a failure of a later one is temporary: its start is
+        retried while the first serves.
         """
         first = self._spawn()
         started = await first.wait_started()
@@ -148,14 +148,14 @@ class Crew:
         return started, 0
 
     async def roll(self) -> None:
-        """Replace the workers one after the other; each goes when its successor serves. Stops at one that does not."""
+        """Replace the workers one by one, each after its successor serves. Stops at a successor that does not start."""
         async with self._is_rolling:
             for old in [worker for worker in self._workers if not worker.is_retiring]:
                 if self._is_stopping.is_set():
                     return
                 if old not in self._workers:
                     continue  # It died and has been replaced.
-                old.is_retiring = True  # From here on its successor replaces it, even if it dies.
+                old.is_retiring = True  # From here on, its successor replaces it even if it dies.
                 try:
                     new = self._spawn()
                 except OSError as error:
@@ -173,7 +173,7 @@ class Crew:
             log.info("workers were replaced", workers=len(self._workers))
 
     async def stop(self) -> None:
-        """Let all finish and end; returns when they have."""
+        """Let all workers drain and exit; return when they have ended."""
         self._is_stopping.set()
         self.signal(signal.SIGTERM)
         await asyncio.gather(*(worker.ended(self._limit_s) for worker in self._workers))
@@ -200,7 +200,7 @@ class Crew:
         return worker
 
     def _keep(self, worker: Worker) -> None:
-        """Let a worker stay that was to be replaced; one that has died meanwhile is started again."""
+        """Keep a worker whose replacement failed; one that has died meanwhile is started again."""
         worker.is_retiring = False
         if worker not in self._workers:
             self._watch(worker)
@@ -229,7 +229,7 @@ class Crew:
             try:
                 worker = self._spawn()
             except OSError as error:
-                # Out of processes, memory or files: the other workers serve meanwhile.
+                # The system lacks processes, memory or files; the other workers keep serving.
                 log.error("a worker cannot be started now", error=str(error))
             else:
                 if await worker.wait_started() is not None:
@@ -244,9 +244,9 @@ async def serve_with_workers(
 ) -> int:
     """Run `count` workers until SIGTERM or SIGINT; SIGHUP replaces them one by one. Returns the exit status.
 
-    `given` are the variables from the command line, which the workers get as well. Raises `ConfigError` for `count`,
-    `StartupError`, or what starting and migrating the embedded servers raises; a worker that cannot start has said
-    itself why.
+    `given` are the variables from the command line, which are passed to the workers. Raises `ConfigError` for `count`,
+    `StartupError`, or the errors of starting and migrating the embedded servers; a worker that cannot start has printed
+    the reason itself.
     """
     if not 1 <= count <= MAX_WORKERS:
         raise ConfigError("--workers", f"{count} is not a number of workers", f"Give 1 to {MAX_WORKERS}")
@@ -272,7 +272,7 @@ async def serve_with_workers(
 
 
 async def work(settings: Settings, sockets: Sequence[int], control: int) -> None:
-    """Be a worker: serve on inherited sockets and say so; end when told, or when the parent is gone."""
+    """Run as a worker: serve on inherited sockets and report the start; end on request, or when the parent ends."""
     with socket.socket(fileno=control) as channel:
         channel.setblocking(False)
 
@@ -285,7 +285,7 @@ async def work(settings: Settings, sockets: Sequence[int], control: int) -> None
 
 @contextlib.contextmanager
 def _signals(crew: Crew, background: Background) -> Iterator[asyncio.Event]:
-    """SIGTERM or SIGINT sets the event, a second one is passed on to hurry the workers; SIGHUP replaces them."""
+    """Set the event on SIGTERM or SIGINT, and pass a second one on to the workers; on SIGHUP replace the workers."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     rolls: set[asyncio.Task[None]] = set()
@@ -296,7 +296,7 @@ def _signals(crew: Crew, background: Background) -> Iterator[asyncio.Event]:
         stop.set()
 
     def on_hangup() -> None:
-        # One that waits for the running one is enough: it starts with what is configured by then.
+        # One waiting replacement is enough: it starts workers with the settings at that time.
         if len(rolls) < 2 and not stop.is_set():
             roll = background.start("replace workers", crew.roll())
             rolls.add(roll)
@@ -313,7 +313,7 @@ def _signals(crew: Crew, background: Background) -> Iterator[asyncio.Event]:
 
 
 def _addresses(settings: Settings, embedded: Embedded | None) -> dict[str, str]:
-    """Return the variables that lead workers to the parent's servers."""
+    """Return the variables that give workers the addresses of the parent's servers."""
     if embedded is None:
         return {}
     postgres, valkey = settings.embedded_servers

@@ -282,7 +282,7 @@ def components(database: Database, cache: ConversationCache, providers: Provider
             return Probed("down", status.problem or "no answer")
         starting = status.licence_age_s is None and status.problem is None
         clock = "" if status.clock_ahead_s is None else f", clock {status.clock_ahead_s:+.2f} s"
-        bound = f"{status.server}, at most {status.bound_s:g} s stale{clock}"
+        bound = f"{status.server}, at most {status.max_staleness_s:g} s stale{clock}"
         if status.state == "ok" or starting:
             return Probed("ok", bound)
         return Probed("degraded", f"{bound}, entries live that long only: {status.problem}")

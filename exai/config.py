@@ -382,11 +382,12 @@ def _contradictions(settings: Settings, given: Mapping[tuple[str, ...], Value]) 
             "is set, but the database itself is not",
             "Set EXAI_DATABASE__URL too, or remove both to use the embedded Postgres",
         )
-    if settings.cache.pass_interval_s >= settings.cache.bound_s:
+    cache = settings.cache
+    if cache.reconcile_interval_s >= cache.max_staleness_s:
         yield ConfigError(
-            written("cache", "pass_interval_s"),
-            f"({settings.cache.pass_interval_s:g}) is not below EXAI_CACHE__BOUND_S ({settings.cache.bound_s:g})",
-            "Make it a quarter of the bound",
+            written("cache", "reconcile_interval_s"),
+            f"({cache.reconcile_interval_s:g}) is not below EXAI_CACHE__MAX_STALENESS_S ({cache.max_staleness_s:g})",
+            "Set it to a quarter of EXAI_CACHE__MAX_STALENESS_S",
         )
 
 

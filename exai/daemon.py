@@ -141,7 +141,7 @@ def figures(app: App) -> dict[str, Any]:
     statements = app.recorder.quantiles("db_statement_seconds", RECENT_S)
     return {
         "pid": os.getpid(),
-        "staleness_bound_s": app.settings.cache.bound_s,
+        "staleness_bound_s": app.settings.cache.max_staleness_s,
         "cache_reads": reads,
         "statement_ms": statements
         and {"p50": round(statements.p50 * 1000, 2), "p99": round(statements.p99 * 1000, 2), "seen": statements.count},

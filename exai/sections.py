@@ -113,11 +113,11 @@ class CacheSettings(Section):
         default=None, union_mode="left_to_right"
     )
     idle_hours: float = Field(default=24.0, gt=0)
-    bound_s: float = Field(default=2.0, gt=0, le=60)
-    pass_interval_s: float = Field(default=0.5, gt=0)
+    max_staleness_s: float = Field(default=2.0, gt=0, le=60)
+    reconcile_interval_s: float = Field(default=0.5, gt=0)
     timeout_s: float = Field(default=0.2, gt=0)
     entry_max_bytes: int = Field(default=1_048_576, ge=1024, le=1_048_576)
-    check_one_in: int = Field(default=1_000, ge=0)
+    verify_one_in: int = Field(default=1_000, ge=0)
 
 
 class JwtSettings(Section):
@@ -201,7 +201,7 @@ class ProvidersSettings(Section):
     models_file: Directory | None = None
     connect_timeout_s: float = Field(default=5.0, gt=0)
     first_token_timeout_s: float = Field(default=60.0, gt=0)
-    gap_timeout_s: float = Field(default=30.0, gt=0)
+    stream_idle_timeout_s: float = Field(default=30.0, gt=0)
     max_attempts: int = Field(default=3, ge=1, le=10)
 
 

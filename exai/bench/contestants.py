@@ -26,7 +26,7 @@ AT_ONCE: Final = 8
 PATIENT: Final = {"EXAI_DATABASE__ACQUIRE_TIMEOUT_S": "60", "EXAI_CACHE__TIMEOUT_S": "5"}
 """A daemon sheds load that it cannot take; here every operation is to be done, however busy the machine."""
 
-UNSAMPLED: Final = {"EXAI_CACHE__CHECK_ONE_IN": "0"}
+UNSAMPLED: Final = {"EXAI_CACHE__VERIFY_ONE_IN": "0"}
 """For counting: one cached read in a thousand is otherwise compared with the database behind the caller's back."""
 
 

@@ -102,12 +102,12 @@ class ConversationCache:
         self._client, self._licence, self._settings = client, licence, settings
         self._applies = ScriptBatcher(client, scripts.apply) if client is not None else None
         self._scripts, self._recorder, self._rand = scripts, recorder, rand
-        self._floors: Floors[Key] = Floors(settings.bound_s, clock=clock)
+        self._floors: Floors[Key] = Floors(settings.max_staleness_s, clock=clock)
         self._flights: SingleFlight[Key, Loaded] = SingleFlight()
         self._checking: asyncio.Task[None] | None = None
         self._token_stem = secrets.token_hex(8)
         self._tokens = itertools.count(1)
-        self._bound_us = round(settings.bound_s * MICROSECOND)
+        self._bound_us = round(settings.max_staleness_s * MICROSECOND)
         self._entry_bytes = settings.entry_max_bytes
 
     async def read_through(
@@ -244,15 +244,18 @@ class ConversationCache:
     async def status(self) -> CacheStatus:
         """Return the state of the cache, from a read of the server's clock: 1 Redis round trip. Never raises."""
         if self._client is None or self._licence is None:
-            return CacheStatus("off", self._settings.bound_s)
-        facts: dict[str, Any] = {"bound_s": self._settings.bound_s, "licence_age_s": self._licence.age_s}
+            return CacheStatus("off", self._settings.max_staleness_s)
+        facts: dict[str, Any] = {
+            "max_staleness_s": self._settings.max_staleness_s,
+            "licence_age_s": self._licence.age_s,
+        }
         try:
             clock = await self._client.clock()
             server = await self._client.version()
         except CacheError as error:
             return CacheStatus("down", breaker=self._client.breaker_state, problem=str(error), **facts)
         age_s = self._licence.age_s
-        licensed = age_s is not None and age_s < self._settings.bound_s
+        licensed = age_s is not None and age_s < self._settings.max_staleness_s
         return CacheStatus(
             "ok" if licensed else "unlicensed",
             breaker=self._client.breaker_state,
@@ -313,7 +316,9 @@ class ConversationCache:
     def _flight(self, key: Key, found: Wait) -> Flight[Loaded] | None:
         """Return this process's read under the lease just seen alive, None if it began more than one bound ago."""
         flight = self._flights.find(key, found.token)
-        young = flight is not None and asyncio.get_running_loop().time() - flight.started < self._settings.bound_s
+        young = (
+            flight is not None and asyncio.get_running_loop().time() - flight.started < self._settings.max_staleness_s
+        )
         return flight if young else None
 
     async def _fill_or_release(self, key: Key, miss: Miss, loaded: Loaded | None) -> None:
@@ -369,8 +374,8 @@ class ConversationCache:
         return round(self._settings.idle_hours * 3_600_000 * (0.9 + 0.1 * self._rand()))
 
     def _sample(self, key: Key, hit: Hit, load: Load) -> None:
-        """Compare one in `check_one_in` hits with the database, in a background task, one at a time."""
-        one_in = self._settings.check_one_in
+        """Compare one in `verify_one_in` hits with the database, in a background task, one at a time."""
+        one_in = self._settings.verify_one_in
         idle = self._checking is None or self._checking.done()
         if one_in and idle and self._rand() * one_in < 1:
             self._checking = asyncio.create_task(self._compare(key, hit, load), name="cache-check", context=Context())
@@ -395,7 +400,7 @@ class ConversationCache:
         then = await _load(load)
         if _difference(hit, then) is None:
             return None
-        await asyncio.sleep(self._settings.bound_s * CHECK_MARGIN)
+        await asyncio.sleep(self._settings.max_staleness_s * CHECK_MARGIN)
         again = await self.read(*key)
         if isinstance(again, Miss):
             await self.release(*key, again)
@@ -453,8 +458,8 @@ async def open_cache(
 ) -> AsyncIterator[ConversationCache]:
     """Open the cache at `url` and run passes in the background; without a URL every read is `Unavailable("off")`.
 
-    `changes` queries the primary database for changed conversations, about every `pass_interval_s` seconds. Redis need
-    not be reachable yet. Raises `ConfigError` for an invalid address.
+    `changes` queries the primary database for changed conversations, about every `reconcile_interval_s` seconds. Redis
+    need not be reachable yet. Raises `ConfigError` for an invalid address.
     """
     scripts = load_scripts()
     if url is None:

@@ -19,10 +19,10 @@ MAX_FLOORS: Final = 10_000
 
 
 class Floors(Generic[K]):
-    """Least acceptable revisions by conversation, each valid for `bound_s` seconds."""
+    """Least acceptable revisions by conversation, each valid for `max_staleness_s` seconds."""
 
-    def __init__(self, bound_s: float, *, clock: Clock = time.monotonic) -> None:
-        self._bound_s, self._clock = bound_s, clock
+    def __init__(self, max_staleness_s: float, *, clock: Clock = time.monotonic) -> None:
+        self._bound_s, self._clock = max_staleness_s, clock
         self._floors: dict[K, tuple[int, float]] = {}
         self._closed_until = 0.0
 

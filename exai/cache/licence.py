@@ -117,7 +117,7 @@ class Licence:
             if self.age_s is not None:
                 self.recorder.gauge("cache_licence_age_seconds", self.age_s)
             # Jittered, so that daemons started together do not all pass at the same moment.
-            await asyncio.sleep(self.settings.pass_interval_s * (1 - PASS_JITTER + 2 * PASS_JITTER * self.rand()))
+            await asyncio.sleep(self.settings.reconcile_interval_s * (1 - PASS_JITTER + 2 * PASS_JITTER * self.rand()))
 
     async def renew(self) -> ReconciliationOutcome:
         """Run one pass: 1 database round trip and 2 Redis round trips per slot group.
@@ -129,7 +129,7 @@ class Licence:
         # licence dated after the snapshot would cover changes that the snapshot does not see.
         looked_at = time.monotonic()
         anchors, faults = await _all(self._look(group) for group in range(self.client.groups))
-        fresh_us = self.settings.pass_interval_s / 2 * MICROSECOND
+        fresh_us = self.settings.reconcile_interval_s / 2 * MICROSECOND
         due = [each for each in anchors if not each.is_fresh(fresh_us)]
         outcomes: list[ReconciliationOutcome] = []
         if due:

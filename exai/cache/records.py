@@ -88,7 +88,7 @@ class CacheStatus:
     """State of the cache for health and doctor. `clock_ahead_s` is Redis's time minus ours. Unknown values are None."""
 
     state: CacheState
-    bound_s: float
+    max_staleness_s: float
     breaker: str = "closed"
     latency_s: float | None = None
     clock_ahead_s: float | None = None

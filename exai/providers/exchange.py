@@ -228,7 +228,7 @@ class HttpTransport:
         body = b""
         unpacker = Unpacker(encoding)
         try:
-            async with asyncio.timeout(min(ERROR_BODY_S, self._settings.gap_timeout_s)):
+            async with asyncio.timeout(min(ERROR_BODY_S, self._settings.stream_idle_timeout_s)):
                 async for chunk in response.aiter_raw():
                     for piece in unpacker.feed(chunk):
                         body += piece
@@ -327,17 +327,17 @@ class HttpTransport:
             phase, limit_s = "drain", DRAIN_S
         elif answer.finish_reason is not None:
             is_sure = not (answer.may_go_on or answer.goes_on)
-            phase, limit_s = "tail", TAIL_S if is_sure else self._settings.gap_timeout_s
+            phase, limit_s = "tail", TAIL_S if is_sure else self._settings.stream_idle_timeout_s
             is_alive = is_alive and not is_sure
         elif answer.started:
-            phase, limit_s, is_alive = "stream", self._settings.gap_timeout_s, True
+            phase, limit_s, is_alive = "stream", self._settings.stream_idle_timeout_s, True
         if phase != armed or (is_alive and phase != "drain"):
             reading.armed = phase
             reading.scope.reschedule(now + limit_s)
 
     def _too_slow(self, call: ProviderCall) -> ProviderError:
         if call.answer.started:
-            return self._broken(call, f"the answer stopped: nothing for {self._settings.gap_timeout_s:g} s")
+            return self._broken(call, f"the answer stopped: nothing for {self._settings.stream_idle_timeout_s:g} s")
         # The provider has the request and may be working on it: asking again would only double its load.
         call.may_repeat = False
         return ProviderUnavailable(

@@ -30,7 +30,7 @@ def daemon(provider: ProviderServer, postgres_url: str, redis_url: str, tmp_path
         "GLM_API_KEY": "glm-test",
         "EXAI_PROVIDERS__GLM__BASE_URL": provider.base_url,
         "EXAI_PROVIDERS__FIRST_TOKEN_TIMEOUT_S": "1.5",
-        "EXAI_PROVIDERS__GAP_TIMEOUT_S": "1.5",
+        "EXAI_PROVIDERS__STREAM_IDLE_TIMEOUT_S": "1.5",
         "EXAI_PROVIDERS__MAX_ATTEMPTS": "2",
         "WORKFLOW_TOOL_TIMEOUT_SECS": "8",
     }

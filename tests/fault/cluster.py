@@ -292,7 +292,7 @@ async def open_cluster(
                 "EXAI_DATABASE__URL": to_postgres.url,
                 "EXAI_DATABASE__POOL_SIZE": str(POOL_SIZE),
                 "EXAI_CACHE__URL": to_redis.url,
-                "EXAI_CACHE__CHECK_ONE_IN": "20",
+                "EXAI_CACHE__VERIFY_ONE_IN": "20",
                 "EXAI_TOOL_TIMEOUT_S": str(TOOL_TIMEOUT_S),
                 "KIMI_API_KEY": "sk-test",
                 "EXAI_PROVIDERS__KIMI__BASE_URL": provider.base_url,

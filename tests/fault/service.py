@@ -120,7 +120,7 @@ class Servers:
                 {"url": to_postgres.url, "pool_size": POOL_SIZE, **(database or {})}
             ),
             cache=CacheSettings.model_validate(
-                {"url": "off" if self.redis_url is None else to_redis.url, "check_one_in": 0, **cache}
+                {"url": "off" if self.redis_url is None else to_redis.url, "verify_one_in": 0, **cache}
             ),
             providers=ProvidersSettings(
                 kimi=ProviderSettings(api_key=SecretStr("sk-test"), base_url=self.provider.base_url)

@@ -33,7 +33,7 @@ def page(start: float, revision: int, **changes: Any) -> Read:
 
 def kinds(*events: Event, log: Log = LOG, **options: Any) -> list[str]:
     """What is found in a history of these events."""
-    return [violation.kind for violation in History(events, {"x": log}, bound_s=2.0, **options).check()]
+    return [violation.kind for violation in History(events, {"x": log}, max_staleness_s=2.0, **options).check()]
 
 
 def test_good_history_is_found_good() -> None:

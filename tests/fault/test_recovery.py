@@ -49,7 +49,7 @@ async def test_change_after_a_recovery_is_not_missed_however_low_its_transaction
     reused = 0
     with Valkey() as valkey:
         async with servers(slow_log.url, valkey.url, tmp_path) as rig:
-            writer, reader = await rig.open(pass_interval_s=0.1), await rig.open(pass_interval_s=0.1)
+            writer, reader = await rig.open(reconcile_interval_s=0.1), await rig.open(reconcile_interval_s=0.1)
             name = (await writer.append(None, "0")).continuation_id
             keys = place(LOCAL_OWNER, name, 1)
 

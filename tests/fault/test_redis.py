@@ -94,7 +94,7 @@ async def cached_again(service: Service, name: ContinuationId, expected: list[st
 
 async def test_black_hole_costs_a_few_calls_their_limit_and_the_rest_nothing(rig: Servers) -> None:
     """After a handful of timeouts Redis is not even asked; every answer is right and comes from the database."""
-    service = await rig.open(pass_interval_s=NO_PASS_S, bound_s=60)
+    service = await rig.open(reconcile_interval_s=NO_PASS_S, max_staleness_s=60)
     name = (await service.append(None, "one")).continuation_id
     service.cache.mode = "stall"
     for _ in range(CALLS):
@@ -123,7 +123,7 @@ async def test_primary_that_becomes_a_replica_costs_reads_and_writes_nothing(own
 
 async def test_cold_conversation_read_by_everybody_at_once_is_read_from_the_database_once_or_so(rig: Servers) -> None:
     """Three daemons with two hundred readers between them: at most one read per daemon and lease."""
-    services = [await rig.open(pass_interval_s=NO_PASS_S, bound_s=60) for _ in range(3)]
+    services = [await rig.open(reconcile_interval_s=NO_PASS_S, max_staleness_s=60) for _ in range(3)]
     name = (await services[0].append(None, "one")).continuation_id
     pages = await asyncio.gather(*(service.contents(name) for service in services for _ in range(READERS)))
     assert pages == [["one"]] * (3 * READERS)

@@ -84,14 +84,14 @@ class Workload:
             for name in self.names:
                 await self._until_well(member, "read", functools.partial(self._read, name=name), end)
 
-    async def history(self, bound_s: float, slack_s: float) -> History:
+    async def history(self, max_staleness_s: float, slack_s: float) -> History:
         """Everything that was seen, beside what is stored."""
         asked = [
             Asked(tuple(message["content"] for message in chat.body["messages"]))
             for chat in self.cluster.provider.chats
         ]
         events = [*self.events, *asked, *self.cluster.told()]
-        return History(events, await self.cluster.logs(), bound_s, slack_s, tuple(self.cluster.forgotten))
+        return History(events, await self.cluster.logs(), max_staleness_s, slack_s, tuple(self.cluster.forgotten))
 
     async def _user(self, rng: random.Random, until: asyncio.Event, *, writes: bool) -> None:
         while not until.is_set():

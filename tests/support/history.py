@@ -151,7 +151,7 @@ class History:
 
     events: Sequence[Event]
     logs: Mapping[str, Log]
-    bound_s: float
+    max_staleness_s: float
     slack_s: float = 0.0
     forgotten: Sequence[float] = ()
     answer_to: str = " to "
@@ -356,7 +356,7 @@ class _Check:
         if read.before_seq is not None:
             yield from lacks("direct", known.before(read.start))
             return
-        yield from lacks("bound", known.before(read.start - history.bound_s - history.slack_s))
+        yield from lacks("bound", known.before(read.start - history.max_staleness_s - history.slack_s))
         yield from lacks("own", self._own[read.conversation, read.by].before(read.start))
         forgotten = max((at for at in history.forgotten if at < read.end), default=float("-inf"))
         told = (height for at, height in self._told[read.conversation] if forgotten < at < read.start)

@@ -149,8 +149,8 @@ async def test_another_proxy_counts_the_same(
 ) -> None:
     """The bench's counting is not trusted on its own word: the tests' proxies stand behind it."""
     # Those proxies count everything, so the service's own passes must not come between.
-    monkeypatch.setenv("EXAI_CACHE__PASS_INTERVAL_S", "59")
-    monkeypatch.setenv("EXAI_CACHE__BOUND_S", "60")
+    monkeypatch.setenv("EXAI_CACHE__RECONCILE_INTERVAL_S", "59")
+    monkeypatch.setenv("EXAI_CACHE__MAX_STALENESS_S", "60")
     monkeypatch.setenv("EXAI_DATABASE__INDEX_PAUSE_S", "60")
     path = urlsplit(redis_url).path
     parts = urlsplit(redis_url)

@@ -64,7 +64,7 @@ async def cache_at(recorder: Counters, stored: Stored) -> AsyncIterator[OpenCach
             url: str | None, *, changes: Callable[..., Awaitable[ChangedRevisions]] = never, **settings: float
         ) -> ConversationCache:
             # Five minutes cover a whole test, so that nothing here depends on how fast the machine is.
-            chosen = CacheSettings(**{"bound_s": 60.0, "check_one_in": 0, "timeout_s": 2.0, **settings})
+            chosen = CacheSettings(**{"max_staleness_s": 60.0, "verify_one_in": 0, "timeout_s": 2.0, **settings})
             return await stack.enter_async_context(open_cache(chosen, url, recorder=recorder, changes=changes))
 
         yield open_at

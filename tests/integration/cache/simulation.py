@@ -383,7 +383,7 @@ async def simulate(topology: Topology, scripts: Scripts, seed: int, plan: Plan, 
     faults = frozenset(fault for fault in FAULTS if rng.random() < 0.2) if plan.faults is None else plan.faults
     warm, pace, rest, slow = rng.random() < 0.5, rng.choice(PACES), rng.choice(RESTS), rng.choice(RESTS)
     shares = [rng.choice(SHARES) for _ in range(4)]
-    settings = CacheSettings(bound_s=BOUND_S, check_one_in=0)
+    settings = CacheSettings(max_staleness_s=BOUND_S, verify_one_in=0)
     mutated = simulated(scripts, plan)
     if rng.random() < 0.8:
         licence_now = ("gen", "first", "xmin", "100", "inc", world.inc, "asof", world.now_us)

@@ -24,7 +24,9 @@ async def nothing_changed(_: str | None) -> ChangedRevisions:
 @pytest.fixture
 async def cache(cache_at: OpenCache, valkey: Valkey, recorder: Counters, stored: Stored) -> ConversationCache:
     """Licensed, checks every hit, and has the conversation."""
-    opened = await cache_at(valkey.url, changes=nothing_changed, bound_s=1.0, pass_interval_s=0.05, check_one_in=1)
+    opened = await cache_at(
+        valkey.url, changes=nothing_changed, max_staleness_s=1.0, reconcile_interval_s=0.05, verify_one_in=1
+    )
     await wait_until(lambda: recorder["cache_passes_total", "generation"] == 1)
     await fill(opened, stored)
     return opened
@@ -125,8 +127,8 @@ class TestSampling:
     async def test_none_are_checked_when_that_is_off(
         self, cache_at: OpenCache, valkey: Valkey, stored: Stored, recorder: Counters
     ) -> None:
-        """`EXAI_CACHE__CHECK_ONE_IN=0`."""
-        cache = await cache_at(valkey.url, check_one_in=0)
+        """`EXAI_CACHE__VERIFY_ONE_IN=0`."""
+        cache = await cache_at(valkey.url, verify_one_in=0)
         await fill(cache, stored)
         for _ in range(20):
             await cache.read_through(stored.owner, stored.name, stored.load)
@@ -139,7 +141,7 @@ class TestStatus:
         status = await cache.status()
         assert status == CacheStatus(
             state="ok",
-            bound_s=1.0,
+            max_staleness_s=1.0,
             latency_s=status.latency_s,
             clock_ahead_s=status.clock_ahead_s,
             licence_age_s=status.licence_age_s,

@@ -27,7 +27,7 @@ async def proxy(valkey: Valkey) -> AsyncIterator[RedisProxy]:
 @pytest.fixture
 async def cache(cache_at: OpenCache, proxy: RedisProxy, stored: Stored) -> ConversationCache:
     """Connected, with all scripts known to the server and no pass under way."""
-    opened = await cache_at(proxy.url, pass_interval_s=3_600)
+    opened = await cache_at(proxy.url, reconcile_interval_s=3_600)
     await fill(opened, stored)
     await apply(opened, stored, stored.append("one"))
     stored.edit("another")
@@ -95,7 +95,7 @@ async def test_pass_is_two_round_trips_and_one_database_query(
         many = [Stored(name=f"thread {number}") for number in range(500)]
         return ChangedRevisions("100", "inc-1", [(each.owner, each.name, 7) for each in many])
 
-    await cache_at(proxy.url, changes=changes, pass_interval_s=3_600)
+    await cache_at(proxy.url, changes=changes, reconcile_interval_s=3_600)
     await wait_until(lambda: recorder["cache_passes_total", "generation"] == 1)
     # Each script was unknown to the server, and is sent once more in full.
     assert (proxy.names(), len(asked)) == (["EVALSHA", "EVAL"] * 2, 1)

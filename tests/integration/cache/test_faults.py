@@ -62,9 +62,11 @@ class TestWriterCutOff:
         self, cache_at: OpenCache, valkey: Valkey, proxy: RedisProxy, stored: Stored, mode: str
     ) -> None:
         """Session floor: the process remembers what it could not tell."""
-        bound_s = 1.0
-        cut_off = await cache_at(proxy.url, timeout_s=LIMIT_S, bound_s=bound_s, pass_interval_s=0.4)
-        other = await cache_at(valkey.url, bound_s=bound_s, pass_interval_s=0.4)
+        max_staleness_s = 1.0
+        cut_off = await cache_at(
+            proxy.url, timeout_s=LIMIT_S, max_staleness_s=max_staleness_s, reconcile_interval_s=0.4
+        )
+        other = await cache_at(valkey.url, max_staleness_s=max_staleness_s, reconcile_interval_s=0.4)
         await fill(cut_off, stored)
         await hit(cut_off, stored)
         if mode == "refuse":
@@ -77,7 +79,7 @@ class TestWriterCutOff:
         assert not told
         proxy.mode = "pass"
         await cut_off.release(stored.owner, stored.name, await miss(cut_off, stored))
-        await expect_late_for_at_most(bound_s, committed_at, other, stored)
+        await expect_late_for_at_most(max_staleness_s, committed_at, other, stored)
         await expect_current(cut_off, stored)
 
     async def test_cancelled_change_counts_as_not_told(
@@ -153,15 +155,15 @@ class TestServerLost:
         self, cache_at: OpenCache, valkey: Valkey, stored: Stored
     ) -> None:
         """Fault 6: what comes back is old altogether, lease and licence too, and ends with the bound."""
-        bound_s = 1.0
-        cache = await cache_at(valkey.url, bound_s=bound_s, pass_interval_s=0.4)
+        max_staleness_s = 1.0
+        cache = await cache_at(valkey.url, max_staleness_s=max_staleness_s, reconcile_interval_s=0.4)
         await fill(cache, stored)
         valkey.do("SAVE")
         await apply(cache, stored, stored.append("not in the file"))
         acknowledged_at = time.monotonic()
         valkey.kill()
         valkey.start()
-        await expect_late_for_at_most(bound_s, acknowledged_at, cache, stored)
+        await expect_late_for_at_most(max_staleness_s, acknowledged_at, cache, stored)
         await expect_current(cache, stored)
 
     async def test_demoted_primary_serves_hits_and_no_misses(
@@ -395,14 +397,16 @@ async def eventually_hits(cache: ConversationCache, stored: Stored) -> None:
             await asyncio.sleep(0.02)
 
 
-async def expect_late_for_at_most(bound_s: float, since: float, cache: ConversationCache, stored: Stored) -> None:
+async def expect_late_for_at_most(
+    max_staleness_s: float, since: float, cache: ConversationCache, stored: Stored
+) -> None:
     """Read until the current revision is cached; no read that begins a bound after `since` is older."""
     async with asyncio.timeout(15):
         while True:
             begun = time.monotonic()
             found, source = await cache.read_through(stored.owner, stored.name, stored.load)
             if found.conversation.revision < stored.revision:
-                assert begun - since < bound_s
+                assert begun - since < max_staleness_s
             elif source == "cache":
                 return
             await asyncio.sleep(0.01)

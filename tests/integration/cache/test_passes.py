@@ -28,7 +28,7 @@ class TestPasses:
     ) -> None:
         """NO LICENCE -> LICENSED -> LAPSED -> LICENSED, of the same generation all along."""
         passes = Passes()
-        cache = await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        cache = await cache_at(valkey.url, changes=passes, reconcile_interval_s=0.01)
         await passes.made(2)
         await fill(cache, stored)
         generation = valkey.do("HGET", KEYS.anchor, "gen")
@@ -49,7 +49,7 @@ class TestPasses:
     ) -> None:
         """A writer that died between its commit and Redis."""
         passes = Passes()
-        cache = await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        cache = await cache_at(valkey.url, changes=passes, reconcile_interval_s=0.01)
         await passes.made(2)
         await fill(cache, stored)
         stored.append("never told")
@@ -66,7 +66,7 @@ class TestPasses:
     ) -> None:
         """What the old one covered is covered no more."""
         passes = Passes()
-        cache = await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        cache = await cache_at(valkey.url, changes=passes, reconcile_interval_s=0.01)
         await passes.made(2)
         await fill(cache, stored)
         generation = valkey.do("HGET", KEYS.anchor, "gen")
@@ -81,7 +81,7 @@ class TestPasses:
     ) -> None:
         """It may have come back from a copy that lacks the last commits."""
         passes = Passes()
-        cache = await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        cache = await cache_at(valkey.url, changes=passes, reconcile_interval_s=0.01)
         await passes.made(2)
         await fill(cache, stored)
         passes.inc = "inc-2"
@@ -94,7 +94,7 @@ class TestPasses:
     ) -> None:
         """It is dated in the future then, and what was changed meanwhile is removed by the very next pass."""
         passes = Passes()
-        cache = await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        cache = await cache_at(valkey.url, changes=passes, reconcile_interval_s=0.01)
         await passes.made(2)
         await fill(cache, stored)
         passes.hold.clear()
@@ -123,7 +123,7 @@ class TestPasses:
     ) -> None:
         """Invariant 7: it is kept in Redis, and None without a licence."""
         passes = Passes()
-        await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        await cache_at(valkey.url, changes=passes, reconcile_interval_s=0.01)
         await passes.made(2)
         passes.xmin = "250"
         await passes.made(3)
@@ -134,7 +134,7 @@ class TestPasses:
     ) -> None:
         """The overload valve: the licence goes, entries serve out their own bound."""
         passes = Passes()
-        cache = await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        cache = await cache_at(valkey.url, changes=passes, reconcile_interval_s=0.01)
         await passes.made(2)
         await fill(cache, stored)
         age(valkey, KEYS.entry, 3_600)
@@ -149,7 +149,7 @@ class TestPasses:
     ) -> None:
         """A side task that ends in silence would let everything go cold unseen."""
         passes = Passes()
-        cache = await cache_at(valkey.url, changes=passes, pass_interval_s=0.01)
+        cache = await cache_at(valkey.url, changes=passes, reconcile_interval_s=0.01)
         await passes.made(2)
         assert (await cache.status()).state == "ok"
         passes.error = ZeroDivisionError("a defect of our own")
@@ -165,10 +165,10 @@ class TestPasses:
     ) -> None:
         """However many daemons: about one database query per interval."""
         passes = Passes()
-        await cache_at(valkey.url, changes=passes, pass_interval_s=30)
+        await cache_at(valkey.url, changes=passes, reconcile_interval_s=30)
         await wait_until(lambda: recorder["cache_passes_total", "generation"] == 1)
         others = Passes()
-        await cache_at(valkey.url, changes=others, pass_interval_s=30)
+        await cache_at(valkey.url, changes=others, reconcile_interval_s=30)
         await wait_until(lambda: recorder["cache_passes_total", "skipped"] == 1)
         assert others.asked == []
 
@@ -214,7 +214,7 @@ async def test_a_defect_of_the_passes_ends_the_cache(valkey: Valkey) -> None:
     async def changes(_: str | None) -> ChangedRevisions:
         return ChangedRevisions("1", "1")
 
-    settings = CacheSettings(pass_interval_s=0.01)
+    settings = CacheSettings(reconcile_interval_s=0.01)
     with pytest.raises(ZeroDivisionError):
         async with (
             asyncio.timeout(WAIT_LIMIT_S),

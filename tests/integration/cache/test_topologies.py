@@ -134,7 +134,9 @@ class TestCluster:
             asked.append(since)
             return ChangedRevisions("100", "inc-1")
 
-        cache = await cache_at(f"redis+cluster://127.0.0.1:{nodes[1].port}", changes=changes, pass_interval_s=3_600)
+        cache = await cache_at(
+            f"redis+cluster://127.0.0.1:{nodes[1].port}", changes=changes, reconcile_interval_s=3_600
+        )
         for each in many:
             await fill(cache, each)
             await expect_current(cache, each)
@@ -156,7 +158,7 @@ class TestCluster:
         """Two thirds stay warm; the rest is read from the database, at no cost after a while."""
         cache = await cache_at(
             f"redis+cluster://127.0.0.1:{nodes[0].port},127.0.0.1:{nodes[2].port}",
-            changes=unchanged, bound_s=1.0, pass_interval_s=0.1, timeout_s=0.5,
+            changes=unchanged, max_staleness_s=1.0, reconcile_interval_s=0.1, timeout_s=0.5,
         )  # fmt: skip
         for each in many:
             await eventually_cached(cache, each)

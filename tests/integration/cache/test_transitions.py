@@ -359,7 +359,7 @@ class TestCoverage:
 
     async def test_each_reader_applies_its_own_bound(self, cache_at: OpenCache, stored: Stored, valkey: Valkey) -> None:
         """A licence says as of when, not until when: a daemon with a longer bound cannot lengthen another's."""
-        patient, strict = await cache_at(valkey.url), await cache_at(valkey.url, bound_s=10)
+        patient, strict = await cache_at(valkey.url), await cache_at(valkey.url, max_staleness_s=10)
         await fill(patient, stored)
         age(valkey, KEYS.entry, 30)
         await hit(patient, stored)

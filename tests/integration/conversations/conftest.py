@@ -59,7 +59,11 @@ async def open_rig(
         settings = Settings(
             database=DatabaseSettings(url=SecretStr(database.url), pool_size=2, index_pause_s=NO_PASS_S),
             cache=CacheSettings(
-                url=SecretStr(cache.url), pass_interval_s=NO_PASS_S, bound_s=60, check_one_in=0, **cache_settings
+                url=SecretStr(cache.url),
+                reconcile_interval_s=NO_PASS_S,
+                max_staleness_s=60,
+                verify_one_in=0,
+                **cache_settings,
             ),
             providers=ProvidersSettings(
                 kimi=ProviderSettings(api_key=SecretStr("sk-test"), base_url=provider.base_url)

@@ -112,5 +112,5 @@ async def ask(opened: OpenProviders) -> AsyncIterator[Asker]:
 @pytest.fixture
 async def ask_impatiently(opened: OpenProviders) -> AsyncIterator[Asker]:
     """With limits that pass quickly, for tests in which one must."""
-    async with opened(first_token_timeout_s=0.3, gap_timeout_s=0.3) as providers:
+    async with opened(first_token_timeout_s=0.3, stream_idle_timeout_s=0.3) as providers:
         yield Asker(providers)

@@ -112,7 +112,7 @@ async def test_reasoning_is_progress_before_the_first_content(server: ProviderSe
     """Thinking for longer than the first-token limit is fine as long as it is heard."""
     steps = [step for number in range(8) for step in (chunk({"reasoning_content": str(number)}), 0.05)]
     server.script(stream(*steps, chunk({"content": "done"}, finish="stop")))
-    async with opened(first_token_timeout_s=0.2, gap_timeout_s=1.0) as providers:
+    async with opened(first_token_timeout_s=0.2, stream_idle_timeout_s=1.0) as providers:
         completion = await Asker(providers)("kimi-k3")
     assert (completion.reasoning, completion.content) == ("01234567", "done")
 

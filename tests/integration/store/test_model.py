@@ -338,7 +338,7 @@ def test_whatever_is_done_the_store_shows_what_lists_would(postgres_url: str, re
 
     async def open_services(stack: AsyncExitStack) -> list[Service]:
         rig = await stack.enter_async_context(servers(postgres_url, redis_url, tmp_path))
-        return [await rig.open(bound_s=60, pass_interval_s=NO_PASS_S) for _ in range(2)]
+        return [await rig.open(max_staleness_s=60, reconcile_interval_s=NO_PASS_S) for _ in range(2)]
 
     with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
         stack = AsyncExitStack()

@@ -18,9 +18,9 @@ TOO_OLD_US = 601 * 1_000_000
 
 async def test_cached_pages_outlive_the_database_marked_with_their_age(rig: Servers, redis_url: str) -> None:
     """Covered ones as always, others as stale for ten minutes, and none is ever the base of a write."""
-    options = {"database": {"acquire_timeout_s": 0.05}, "pass_interval_s": NO_PASS_S}
-    covered = await rig.open(bound_s=60, **options)  # type: ignore[arg-type]
-    uncovered = await rig.open(bound_s=BOUND_S, **options)  # type: ignore[arg-type]
+    options = {"database": {"acquire_timeout_s": 0.05}, "reconcile_interval_s": NO_PASS_S}
+    covered = await rig.open(max_staleness_s=60, **options)  # type: ignore[arg-type]
+    uncovered = await rig.open(max_staleness_s=BOUND_S, **options)  # type: ignore[arg-type]
     name = (await covered.append(None, "one")).continuation_id
     await covered.read(name)
     for service in (covered, uncovered):

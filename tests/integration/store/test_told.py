@@ -55,8 +55,8 @@ CHANGES = [appends, chats, renames, marks, deletes_and_restores]
 async def two(rig: Servers) -> tuple[Service, Service]:
     """A writer and a reader in two processes, as far as the cache can tell."""
     return (
-        await rig.open(bound_s=60, pass_interval_s=NO_PASS_S),
-        await rig.open(bound_s=60, pass_interval_s=NO_PASS_S),
+        await rig.open(max_staleness_s=60, reconcile_interval_s=NO_PASS_S),
+        await rig.open(max_staleness_s=60, reconcile_interval_s=NO_PASS_S),
     )
 
 

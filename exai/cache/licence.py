@@ -113,9 +113,9 @@ class Licence:
             except Exception as error:  # noqa: BLE001 - the boundary of a side task that must outlive any fault
                 outcome = "failed"
                 self._failed(error)
-            self.recorder.count("cache_passes_total", outcome=outcome)
+            self.recorder.count("cache_reconciliations_total", outcome=outcome)
             if self.age_s is not None:
-                self.recorder.gauge("cache_licence_age_seconds", self.age_s)
+                self.recorder.gauge("cache_watermark_age_seconds", self.age_s)
             # Jittered, so that daemons started together do not all pass at the same moment.
             await asyncio.sleep(self.settings.reconcile_interval_s * (1 - PASS_JITTER + 2 * PASS_JITTER * self.rand()))
 

@@ -106,7 +106,7 @@ class ChangePoller:
             try:
                 await self.look()
             except ExaiError:
-                self._recorder.count("news_failed_total")
+                self._recorder.count("notifications_failed_total")
             await asyncio.sleep(WATCH_S)
 
     async def look(self) -> None:

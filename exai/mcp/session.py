@@ -303,7 +303,7 @@ class Session:
         if key is None:
             return call.method.work(call, context)
         if self._joining.is_running(key):
-            self.server.recorder.count("mcp_calls_joined_total", tool=terms.label)
+            self.server.recorder.count("mcp_calls_deduplicated_total", tool=terms.label)
         return self._joining.run(key, call, context)
 
     def _force(self, answer: Send | None) -> None:

@@ -75,7 +75,7 @@ class HealthReport:
             "ready": self.ready,
             "accepting": self.accepting,
             "uptime_s": round(self.uptime_s, 1),
-            "checked_s_ago": None if self.age_s is None else round(self.age_s, 1),
+            "age_s": None if self.age_s is None else round(self.age_s, 1),
             "components": {
                 each.name: {
                     "state": each.state,

@@ -103,7 +103,7 @@ class MetricsRecorder:
         ProcessCollector(registry=self.registry)
         self.gauge("build_info", 1, version=__version__)
         # Created first, so that losses can be counted even when there is no room for further series.
-        self.count("metrics_lost_total", 0, metric=OTHER)
+        self.count("metrics_dropped_total", 0, metric=OTHER)
         self.count("metrics_merged_total", 0, metric=OTHER)
 
     def count(self, name: str, value: float = 1, /, **labels: str) -> None:
@@ -199,8 +199,8 @@ class MetricsRecorder:
 
     def _lost(self, name: str) -> None:
         """Count a value that could not be recorded, instead of raising: a defect here must not fail the caller."""
-        if name != "metrics_lost_total":
-            self.count("metrics_lost_total", metric=name if name in self._families else OTHER)
+        if name != "metrics_dropped_total":
+            self.count("metrics_dropped_total", metric=name if name in self._families else OTHER)
 
     def _matching(self, name: str, labels: Mapping[str, str]) -> Iterator[tuple[dict[str, str], _Series]]:
         family = self._families.get(name)

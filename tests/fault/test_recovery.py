@@ -140,8 +140,8 @@ async def passed(service: Service) -> None:
     """Wait until a pass that began after this call has ended."""
 
     def made() -> int:
-        return service.count("cache_passes_total", outcome="renewed") + service.count(
-            "cache_passes_total", outcome="generation"
+        return service.count("cache_reconciliations_total", outcome="renewed") + service.count(
+            "cache_reconciliations_total", outcome="generation"
         )
 
     before = made()

@@ -27,7 +27,7 @@ async def cache(cache_at: OpenCache, valkey: Valkey, recorder: Counters, stored:
     opened = await cache_at(
         valkey.url, changes=nothing_changed, max_staleness_s=1.0, reconcile_interval_s=0.05, verify_one_in=1
     )
-    await wait_until(lambda: recorder["cache_passes_total", "generation"] == 1)
+    await wait_until(lambda: recorder["cache_reconciliations_total", "generation"] == 1)
     await fill(opened, stored)
     return opened
 
@@ -158,7 +158,7 @@ class TestStatus:
     ) -> None:
         """Entries serve one bound only: correct, and cold."""
         cache = await cache_at(valkey.url)
-        await wait_until(lambda: recorder["cache_passes_total", "failed"] >= 1)
+        await wait_until(lambda: recorder["cache_reconciliations_total", "failed"] >= 1)
         status = await cache.status()
         assert (status.state, status.problem) == ("unlicensed", "this test has no passes")
 

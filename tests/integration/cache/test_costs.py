@@ -96,7 +96,7 @@ async def test_pass_is_two_round_trips_and_one_database_query(
         return ChangedRevisions("100", "inc-1", [(each.owner, each.name, 7) for each in many])
 
     await cache_at(proxy.url, changes=changes, reconcile_interval_s=3_600)
-    await wait_until(lambda: recorder["cache_passes_total", "generation"] == 1)
+    await wait_until(lambda: recorder["cache_reconciliations_total", "generation"] == 1)
     # Each script was unknown to the server, and is sent once more in full.
     assert (proxy.names(), len(asked)) == (["EVALSHA", "EVAL"] * 2, 1)
 

@@ -142,7 +142,7 @@ class TestPasses:
         passes.overflow = True
         await passes.made(2)
         await miss(cache, stored)
-        assert recorder["cache_passes_total", "overflow"] >= 1
+        assert recorder["cache_reconciliations_total", "overflow"] >= 1
 
     async def test_pass_survives_whatever_the_database_does_and_says_so(
         self, cache_at: OpenCache, stored: Stored, valkey: Valkey, recorder: Counters
@@ -158,7 +158,7 @@ class TestPasses:
         passes.error = None
         await passes.made(2)
         assert (await cache.status()).problem is None
-        assert recorder["cache_passes_total", "failed"] >= 1
+        assert recorder["cache_reconciliations_total", "failed"] >= 1
 
     async def test_fresh_licence_is_left_to_whoever_renewed_it(
         self, cache_at: OpenCache, valkey: Valkey, recorder: Counters
@@ -166,10 +166,10 @@ class TestPasses:
         """However many daemons: about one database query per interval."""
         passes = Passes()
         await cache_at(valkey.url, changes=passes, reconcile_interval_s=30)
-        await wait_until(lambda: recorder["cache_passes_total", "generation"] == 1)
+        await wait_until(lambda: recorder["cache_reconciliations_total", "generation"] == 1)
         others = Passes()
         await cache_at(valkey.url, changes=others, reconcile_interval_s=30)
-        await wait_until(lambda: recorder["cache_passes_total", "skipped"] == 1)
+        await wait_until(lambda: recorder["cache_reconciliations_total", "skipped"] == 1)
         assert others.asked == []
 
 
@@ -208,7 +208,7 @@ async def test_a_defect_of_the_passes_ends_the_cache(valkey: Valkey) -> None:
 
     class Broken(Counters):
         def count(self, name: str, value: float = 1, /, **labels: str) -> None:
-            if name == "cache_passes_total":
+            if name == "cache_reconciliations_total":
                 raise ZeroDivisionError
 
     async def changes(_: str | None) -> ChangedRevisions:

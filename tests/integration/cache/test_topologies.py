@@ -142,7 +142,7 @@ class TestCluster:
             await expect_current(cache, each)
             await apply(cache, each, each.append("one"))
             await expect_current(cache, each)
-        await wait_until(lambda: recorder["cache_passes_total", "generation"] == 1)
+        await wait_until(lambda: recorder["cache_reconciliations_total", "generation"] == 1)
         assert asked == [None]
         kept = [len(node.do("KEYS", "*:e")) for node in nodes]
         assert (sum(kept), min(kept) > 0) == (CLUSTER_GROUPS, True)

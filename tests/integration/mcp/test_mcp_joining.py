@@ -91,7 +91,7 @@ async def test_an_identical_call_joins_the_running_one(asked: Asked, recording: 
     answers = [await asked.answer(), await asked.answer()]
     assert {answer["id"] for answer in answers} == {1, 2}
     assert [answer["result"]["structuredContent"] for answer in answers] == [{"prompt": "a"}] * 2
-    assert ("mcp_calls_joined_total", {"tool": "ask"}) in recording.counts
+    assert ("mcp_calls_deduplicated_total", {"tool": "ask"}) in recording.counts
 
 
 async def test_cancelling_one_leaves_the_other_its_answer(asked: Asked) -> None:

@@ -100,7 +100,7 @@ def test_values_put_in_together_count_as_each_alone(clock: Clock) -> None:
         name = f"exai_call_seconds_{part}"
         assert exposed(together, name) == exposed(alone, name) != {}
     assert together.quantiles("call_seconds") == alone.quantiles("call_seconds")
-    assert together.value("metrics_lost_total", metric="call_seconds") == 1
+    assert together.value("metrics_dropped_total", metric="call_seconds") == 1
 
 
 def test_sizes_get_buckets_of_their_own(recorder: MetricsRecorder) -> None:
@@ -158,7 +158,7 @@ def test_metrics_beyond_the_limit_are_lost_and_counted(recorder: MetricsRecorder
     """A name made from data must not eat the memory."""
     for number in range(MAX_FAMILIES + 50):
         recorder.count(f"made_{number}_total")
-    assert recorder.value("metrics_lost_total") > 50
+    assert recorder.value("metrics_dropped_total") > 50
     assert len(list(recorder.families())) == MAX_FAMILIES
 
 
@@ -177,8 +177,8 @@ def test_values_that_would_spoil_a_counter_are_lost_and_counted(recorder: Metric
     recorder.count("calls_total", value)
     recorder.observe("call_seconds", math.nan)
     assert recorder.value("calls_total") == 2
-    assert recorder.value("metrics_lost_total", metric="calls_total") == 1
-    assert recorder.value("metrics_lost_total", metric="call_seconds") == 1
+    assert recorder.value("metrics_dropped_total", metric="calls_total") == 1
+    assert recorder.value("metrics_dropped_total", metric="call_seconds") == 1
 
 
 def test_misuse_never_raises_and_is_counted(recorder: MetricsRecorder) -> None:
@@ -189,7 +189,7 @@ def test_misuse_never_raises_and_is_counted(recorder: MetricsRecorder) -> None:
     recorder.count("calls_total", other_label="a")
     recorder.count("not a name")
     assert recorder.value("calls_total") == 1
-    assert recorder.value("metrics_lost_total") == 4
+    assert recorder.value("metrics_dropped_total") == 4
     recorder.render()
 
 

@@ -1,6 +1,6 @@
 """Sends items of several callers together, as one statement or command.
 
-Most of what a small request costs a server is the statement or command around it. Items that arrive in one turn of the
+Most of the cost of a small request is the statement or command around it. Items that arrive in one iteration of the
 event loop are sent as one batch; items that arrive while no further batch may be sent wait, and form the next batch.
 
 Invariant: an item is in at most one batch. What becomes of it there affects no other item, and a caller that leaves
@@ -60,7 +60,7 @@ class Queue(Protocol):
         """Batches that were sent and may still be answered soon."""
 
     def look(self) -> None:
-        """See at the end of this turn of the event loop whether a batch may be sent."""
+        """Check at the end of this iteration of the event loop whether a batch may be sent."""
 
 
 class Unlimited:
@@ -172,7 +172,7 @@ class Batcher(Generic[T, R]):
             raise Unanswered(self._what) from error
 
     async def close(self, closed: Callable[[], Exception]) -> None:
-        """Cancel what is in flight; every caller that waits gets an exception from `closed`."""
+        """Cancel all batches in flight; every waiting caller gets an exception from `closed`."""
         self._closed = closed
         while self._waiting:
             self._settle([self._waiting.take()], None)
@@ -182,7 +182,7 @@ class Batcher(Generic[T, R]):
             await asyncio.wait(self._tasks)
 
     def look(self) -> None:
-        """See at the end of this turn of the event loop whether a batch may be sent."""
+        """Check at the end of this iteration of the event loop whether a batch may be sent."""
         if self._waiting and not self._is_due:
             self._is_due = True
             asyncio.get_running_loop().call_soon(self._dispatch, context=Context())

@@ -233,7 +233,7 @@ class DatabaseBusy(DatabaseError):
 
 
 class StorageFull(DatabaseError):
-    """The database's disk is full; reads go on."""
+    """The database's disk is full; reads still work."""
 
     code = "storage_full"
     retryable = True

@@ -176,6 +176,7 @@ class Arriving(WebSocketsSansIOProtocol):
             self.unfed.clear()
             return
         began_s = now_s = time.thread_time()
+        # Thread time, not wall time: the owner is charged for it, but not for the time of other processes.
         while self.unfed and not self.read_paused and now_s - began_s < TURN_S:
             size = SLICE_BYTES if len(self.reader.buffer) < SLICE_BYTES else 4 * SLICE_BYTES
             piece = bytes(self.unfed[:size])

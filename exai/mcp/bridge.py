@@ -250,7 +250,7 @@ class Bridge:
         self._answered.set()
 
     async def _open_socket(self) -> ClientConnection | None:
-        """Wait for an open connection. Returns None after `PATIENCE_S`.
+        """Wait for an open connection. Returns None when `patience_s` has passed and one more attempt has failed.
 
         A closing connection is not used: messages that were not sent on it can be sent on the next.
         """
@@ -287,6 +287,7 @@ class Bridge:
         while True:
             try:
                 async with self._dial() as socket:
+                    # Published only after the replay, so that no request precedes the handshake on the new connection.
                     await self._replay(socket)
                     self._socket = socket
                     self._message_max_bytes = _stated_limit(socket) or self._message_max_bytes

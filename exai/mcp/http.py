@@ -107,6 +107,7 @@ class HttpDoor:
         if rejection is not None or body is None:
             await reply.text(rejection or Rejection(400, "no body"))
             return
+        # Parsing blocks the event loop, so the time for a long body is charged to its owner, whose request then waits.
         began_s = time.thread_time()
         message = jsonrpc.parse(body)
         if len(body) > SLICE_BYTES and (pause_s := quota.spent_s(time.thread_time() - began_s)):
@@ -177,12 +178,14 @@ class HttpDoor:
         if isinstance(action, Ignore):
             await (reply.text(_OVER_RATE) if session.is_over_rate else reply.empty(202))
             return
+        # Without a call the answer is the protocol's own, whose errors have HTTP statuses of their own.
         at_the_door = not isinstance(action, Start)
         may_stream = takes_streams(posted.accept)
         if session.connection.listening:
             await self._stream(session, None, reply)
             return
         first = await self._first(session, wait_s=self.quiet_s if may_stream else None)
+        # Plain JSON only for the final answer: a first message before it, such as progress, begins a stream.
         if first is not None and not session.connection.in_flight and not len(session.outbox):
             await reply.json(status_of(first.error, at_the_door=at_the_door), first.data, retry_after(first.error))
         elif not may_stream:

@@ -47,6 +47,7 @@ class Joining:
         task = shared.task or self._begin(key, shared, call, context)
         shared.waiting.append(context.progress)
         try:
+            # Shielded: the cancellation of one call must not end the work that others wait for.
             return await asyncio.shield(task)
         finally:
             shared.waiting.remove(context.progress)

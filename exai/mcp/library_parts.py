@@ -136,4 +136,4 @@ def _require_websockets() -> str:
 
 _require_uvicorn()
 OPEN_MESSAGE_BYTES: Final = _require_websockets()
-"""Name of the protocol's attribute that holds the size of a message whose last frame has not come, None between two."""
+"""Name of the attribute with the size of an incomplete message, which is None between two messages."""

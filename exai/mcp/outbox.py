@@ -85,6 +85,7 @@ class Outbox:
 
     async def get(self) -> Send | None:
         """Return the next message, or None if the outbox is closed and empty; the previous one has been sent."""
+        # The reader's return for the next message shows that it has sent the previous one.
         self._is_reader_sending = False
         while not self._messages:
             if self.is_closed:
@@ -114,6 +115,7 @@ class Outbox:
         """Send or queue a message, for which there must be room. Returns False if the peer is gone."""
         if self.is_closed:
             return False
+        # While the reader sends a message it took out, sending another one directly would change their order.
         is_first = not self._messages and not self._is_reader_sending
         if is_first and self.send_now is not None and self.send_now(message.data):
             return True

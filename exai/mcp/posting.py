@@ -206,6 +206,7 @@ class Posting(HttpToolsProtocol):
             keep_alive=post.keep_alive,
             on_response=self.on_response_complete,
         )
+        # A pipelined request may have replaced the post in `cycle`, where uvicorn keeps only the newest.
         newest: object = self.cycle
         if newest is post:
             self.cycle = cycle

@@ -135,6 +135,7 @@ class Quota:
     def take(self, size_bytes: int) -> None:
         """Count one message by number and size. Raises `Overloaded`, and then counts nothing."""
         now = self._clock()
+        # Both limits are checked before either is charged, so that a refused message counts for nothing.
         if (wait_s := self._requests.wait_s(1, now)) > 0:
             limit = "EXAI_SERVER__OWNER_REQUESTS_PER_S of one owner's requests a second"
             raise Overloaded(limit, round(self._limits.owner_requests_per_s, 3), retry_after_s=wait_s)
@@ -149,6 +150,7 @@ class Quota:
         """Count messages or frames that cannot be refused, since they have no answer. Returns False over a rate."""
         now = self._clock()
         is_within = self._requests.wait_s(count, now) <= 0 and self._bytes.wait_s(size_bytes, now) <= 0
+        # Charged over the rate as well: the input has already been received.
         self._requests.take(count)
         self._bytes.take(size_bytes)
         return is_within
@@ -159,6 +161,7 @@ class Quota:
         self._debt_s = max(0.0, self._debt_s - (now - self._debt_at) * TIME_SHARE) + seconds
         self._debt_at = now
         if self._debt_s <= TIME_BURST_S or not self._lately.is_shared(self, now):
+            # Time used while alone is not held against the owner when another one arrives.
             self._debt_s = min(self._debt_s, TIME_BURST_S)
             return 0.0
         return min((self._debt_s - TIME_BURST_S) / TIME_SHARE, MAX_PAUSE_S)

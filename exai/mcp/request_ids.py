@@ -1,7 +1,7 @@
 """Finds the id of a request that is refused before it is parsed, so that its client receives the refusal.
 
-Invariant: only a member `id` of the outermost object is found, never one inside a string or a nested value, whatever
-other errors the text has; time and memory are linear in its length.
+Invariant: only a member `id` of the outermost object is found, never one inside a string or a nested value, even
+if the text has other errors; time and memory are linear in its length.
 """
 
 from __future__ import annotations

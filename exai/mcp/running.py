@@ -74,6 +74,7 @@ class Timeouts:
         now = loop.time()
         self._timer, self._looks_at = None, inf
         for running in [each for each, end_s in self._ends.items() if end_s <= now]:
+            # Removed first, so that a stopped call is not stopped again before it calls `end`.
             del self._ends[running]
             running.stop_late()
         if self._ends:

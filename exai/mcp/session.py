@@ -169,6 +169,7 @@ class Session:
         self.outbox.close(discard=True)
         self.outbox.send_now = None  # Breaks the reference cycle of connection and session.
         self.connection.end()
+        # After `connection.end`, so that the cancelled calls produce no answers.
         for key in list(self._running):
             self._stop(key)
         if self._unwinding:

@@ -65,6 +65,7 @@ class Lane:
     def take(self, post: Post) -> bool:
         """Start to answer a POST, or return False if it has to take the regular path."""
         fields = [each for each in post.headers if each[0] != LENGTH]
+        # The headers of consecutive POSTs usually differ only in their length, so a connection checks the others once.
         if len(fields) != len(post.headers) - 1 or (fields != self._fields and not self._read(post, fields)):
             return False
         message = jsonrpc.parse(post.body)
@@ -77,9 +78,11 @@ class Lane:
             except RpcError:
                 return False
         quota = self._way.server.quotas.of(self._admitted.owner)
+        # Undone in `_end`, `_unwind` or at the end of the stream, whichever ends this exchange.
         if not quota.connect():
             return False
         exchange = self._exchange
+        # The `Quota` of an idle owner is discarded, so its next one is a different object.
         if exchange is None or exchange.quota is not quota or not exchange.is_free:
             exchange = self._exchange = Exchange(self._way, quota, self._admitted, post.peer)
         exchange.begin(post, message, version, may_stream=self._may_stream)
@@ -137,8 +140,10 @@ class Exchange(Outbox):
         self._post = post
         self._is_running = self._is_beginning = True
         self.is_closed = False
+        # One session serves consecutive POSTs, which may be of different revisions.
         session.connection.version = version
         self._way.server.enlist(session)
+        # An answer pushed during `take` is kept by `push`: its status depends on the action that `take` returns.
         action = session.take(message, len(post.body))
         self._is_beginning = False
         if self._refusal is not None:
@@ -165,6 +170,7 @@ class Exchange(Outbox):
         """Continue with a stream: clients and proxies close a response that is silent for longer."""
         if self._post is None or self.session is None:
             return
+        # From here on the stream owns session and outbox; the lane makes a new exchange for the next POST.
         session, self.session = self.session, None
         post, self._post, session.when_quiet = self._post, None, None
 
@@ -189,7 +195,7 @@ class Exchange(Outbox):
                 post.answer(status, JSON_TYPE, message.data, retry_after(message.error))
 
     def _end(self) -> None:
-        """Reset after the end of the call."""
+        """Release the session and the connection count once no call runs."""
         if self._is_running and self.session is not None:
             self._is_running = False
             self._way.server.forget(self.session)

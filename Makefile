@@ -1,5 +1,5 @@
-# The two commands are `make run` and `make test`; everything else serves whoever changes EXAI.
-# All paths are relative, so that the checkout may live under a path with spaces.
+# The two main commands are `make run` and `make test`; the others are for development.
+# All paths are relative, so that the checkout may be in a directory whose name has spaces.
 
 .DEFAULT_GOAL := help
 SHELL := /bin/sh
@@ -17,10 +17,10 @@ help: ## show this list
 run: .venv/run.done ## start EXAI: embedded Postgres and Valkey unless addresses are configured
 	@exec $(PY) -m exai serve $(ARGS)
 
-test: .venv/dev.done .venv/referees/done check ## static checks, then the whole test suite (ARGS="-k name" to choose)
+test: .venv/dev.done .venv/referees/done check ## run the static checks, then the whole test suite (ARGS="-k name" to choose)
 	@$(PY) -m pytest $(ARGS)
 
-test-poolers: .venv/dev.done .venv/referees/done ## the suite through transaction-mode poolers, and on the system's own Postgres
+test-poolers: .venv/dev.done .venv/referees/done ## run the suite through transaction-mode poolers, and on the system's own Postgres
 	@EXAI_TEST_POOLER=strict $(PY) -m pytest -q $(ARGS)
 	@if PATH="$$PATH:/usr/sbin" command -v pgbouncer >/dev/null; then EXAI_TEST_POOLER=pgbouncer $(PY) -m pytest -q $(ARGS); \
 		else echo "pgbouncer is not installed: not tested with it"; fi
@@ -28,7 +28,7 @@ test-poolers: .venv/dev.done .venv/referees/done ## the suite through transactio
 		test -x "$$bin/initdb" || continue; \
 		EXAI_TEST_PG_BIN="$$bin" $(PY) -m pytest -q $(ARGS) || exit 1; done
 
-check: .venv/dev.done ## formatting, lint, types, import layers, dead code, lock files
+check: .venv/dev.done ## check formatting, lint, types, import layers, dead code and lock files
 	@$(PY) -m ruff format --check -q .
 	@$(PY) -m ruff check -q .
 	@$(PY) -m mypy
@@ -36,54 +36,54 @@ check: .venv/dev.done ## formatting, lint, types, import layers, dead code, lock
 	@$(PY) -m vulture
 	@$(PY) requirements/lock.py --check
 
-test-adoption: .venv/dev.done ## take over a million messages of an older system while its clients go on (minutes)
+test-adoption: .venv/dev.done ## migrate a million messages of an older system while its clients stay active (minutes)
 	@$(PY) -m pytest -n 0 -s -m heavy tests/migration $(ARGS)
 
-# The quick parts: what depends on the releases of other packages, without timing, faults and attacks.
+# The quick parts: tests that depend on the releases of other packages, without timing, faults and attacks.
 VERSION_TESTS := tests/unit tests/integration/mcp tests/integration/db tests/integration/cache tests/integration/providers
-test-lowest: .venv/dev.done .venv/lowest/done .venv/dist/done ## the suite's quick parts, the wheel and its extras on the oldest versions allowed
+test-lowest: .venv/dev.done .venv/lowest/done .venv/dist/done ## run the suite's quick parts on the oldest allowed versions, with the wheel and its extras
 	@.venv/lowest/bin/python -m pytest -q $(VERSION_TESTS) $(ARGS)
 	@EXAI_TEST_WHEELS=.venv/dist EXAI_TEST_VERSIONS=requirements/lowest.lock $(PY) -m pytest -n 0 -q -m heavy tests/packaging
 
-test-newest: .venv/dev.done .venv/newest/done .venv/dist/done ## the same on the newest versions that the registry has
+test-newest: .venv/dev.done .venv/newest/done .venv/dist/done ## do the same with the newest versions in the registry
 	@.venv/newest/bin/python -m pytest -q $(VERSION_TESTS) $(ARGS)
 	@EXAI_TEST_WHEELS=.venv/dist $(PY) -m pytest -n 0 -q -m heavy tests/packaging
 
-fault: .venv/dev.done ## break everything by seed while users work (EXAI_FAULT_SEEDS=20, minutes)
+fault: .venv/dev.done ## inject seeded faults into every component under load (EXAI_FAULT_SEEDS=20, minutes)
 	@EXAI_FAULT_SEEDS="$${EXAI_FAULT_SEEDS:-20}" EXAI_FAULT_SECONDS="$${EXAI_FAULT_SECONDS:-10}" \
 		$(PY) -m pytest -n 0 -s -x tests/fault/test_seeds.py $(ARGS)
 	@EXAI_TEST_MODEL_EXAMPLES="$${EXAI_TEST_MODEL_EXAMPLES:-500}" $(PY) -m pytest -n 0 -x tests/integration/store/test_model.py
 
-attack: .venv/dev.done ## what hostile clients send, one attack after another, with time limits (minutes)
+attack: .venv/dev.done ## run every attack of a hostile client in turn, with time limits (minutes)
 	@EXAI_ATTACK_TIMES=1 $(PY) -m pytest -n 0 -s -m attack tests $(ARGS)
 
-conformance: .venv/dev.done ## the official MCP suite, inspector and TypeScript client (from npm, with their own Node)
+conformance: .venv/dev.done ## run the official MCP suite, inspector and TypeScript client (from npm, with their own Node)
 	@$(PY) -m tests.conformance.run
 
-test-clients: .venv/dev.done .venv/referees/done .venv/clients/done .venv/node-clients/done ## drive other people's clients through a conversation (minutes; some from npm)
+test-clients: .venv/dev.done .venv/referees/done .venv/clients/done .venv/node-clients/done ## run third-party clients through a conversation (minutes; some from npm)
 	@$(PY) -m pytest -n 0 -m heavy tests/clients $(ARGS)
 
-fuzz: .venv/fuzz/done ## throw damaged talks at the MCP core, guided by its coverage (Linux; EXAI_FUZZ_SECONDS=60)
+fuzz: .venv/fuzz/done ## fuzz the MCP core with corrupted sessions, guided by coverage (Linux; EXAI_FUZZ_SECONDS=60)
 	@PYTHONPATH=. .venv/fuzz/bin/python -m tests.fuzz.core .venv/fuzz/found "$${EXAI_FUZZ_SECONDS:-60}"
 
-bench: .venv/run.done ## measure every operation beside the least that could be done (ARGS="--quick", "--here", "--door", "--cloud")
+bench: .venv/run.done ## measure every operation beside its lower bound (ARGS="--quick", "--here", "--door", "--cloud")
 	@$(PY) -m exai bench $(ARGS)
 
-bench-peers: .venv/run.done .venv/peers/done ## the same work by other stores of conversations, on the same servers (ARGS="--cloud")
+bench-peers: .venv/run.done .venv/peers/done ## run the same workload on other conversation stores and the same servers (ARGS="--cloud")
 	@PYTHONPATH=. $(PY) bench/peers.py --python .venv/peers/bin/python $(ARGS)
 
-format: .venv/dev.done ## rewrite the code in the one format
+format: .venv/dev.done ## format the code
 	@$(PY) -m ruff check -q --fix .
 	@$(PY) -m ruff format -q .
 
-lock: .venv/dev.done ## resolve the dependencies anew and write requirements/*.lock (ARGS=--keep: upgrade nothing)
+lock: .venv/dev.done ## resolve the dependencies again and write requirements/*.lock (ARGS=--keep: upgrade nothing)
 	@test -x .venv/lock/bin/uv || { $(PYTHON) -m venv .venv/lock && .venv/lock/bin/python -m pip install -q uv; }
 	@$(PY) requirements/lock.py --uv .venv/lock/bin/uv $(ARGS)
 
 clean: ## remove the environment and caches; data directories are never touched
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
-# An environment whose Python is gone, as after an upgrade of the system, is made anew.
+# An environment whose Python no longer exists, as after an upgrade of the system, is created again.
 $(shell test -x .venv/bin/python || rm -f .venv/run.done .venv/dev.done .venv/peers/done 2>/dev/null)
 
 # `python -m ...` and relative paths everywhere: a console script's first line cannot hold a path with spaces.

@@ -40,16 +40,16 @@ class Limit(Protocol):
         """Decide for this batcher from now on."""
 
     def may_send(self, in_flight: int) -> bool:
-        """Whether one more batch may be sent beside so many."""
+        """Return whether one more batch may be sent beside `in_flight` others."""
 
     def batch_size(self, waiting: int) -> int:
-        """How many of so many waiting items the next batch takes at most."""
+        """Return the maximum size of the next batch when `waiting` items wait."""
 
     def max_wait_s(self) -> float | None:
-        """How long items wait for batches in flight, which may hang; None for ever."""
+        """Return how long items wait for batches in flight, which may hang; None means without limit."""
 
     def note_end(self) -> None:
-        """Let every batcher that may send now do so: a batch has ended."""
+        """Handle the end of a batch: every batcher that may send now does so."""
 
 
 class Queue(Protocol):

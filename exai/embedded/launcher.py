@@ -245,7 +245,9 @@ async def take_over(guest: Guest) -> Servers:
         await asyncio.to_thread(find_postgres, wanted.pg_bin) if needs_postgres else None,
         await asyncio.to_thread(find_valkey) if needs_valkey else None,
     )
+    # The owner is gone, but its servers may still be shutting down: they must not share their data with new ones.
     await outlast_leftovers(guest.data_dir, guest.servers_lock)
+    # The last owner may be a successor with another path, to which this program's path is then a link.
     last = read_running(guest.data_dir)
     if last is not None:
         remove_socket_dir(Path(last.socket_dir))
@@ -254,6 +256,7 @@ async def take_over(guest: Guest) -> Servers:
     async with AsyncExitStack() as own:
         durable = wanted.durable or before.durable
         servers = await start_owned(own, owned, guest.socket_dir, found, durable=durable)
+        # Only after the start has succeeded: a failed one leaves nothing to stop at exit.
         guest.stack.push_async_exit(own.pop_all())
     return servers
 

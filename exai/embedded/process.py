@@ -70,6 +70,7 @@ class ServerProcess:
         with open_private(launch.log) as log:
             self._log_start = log.tell()
             self._process = subprocess.Popen(  # noqa: S603
+                # An exec of the interpreter instead of `preexec_fn`, which is unsafe in a program with threads.
                 [sys.executable, "-I", "-S", str(CHILD), json.dumps(plan)],
                 cwd=launch.cwd,
                 stdin=subprocess.DEVNULL if by_signal else subprocess.PIPE,
@@ -77,6 +78,7 @@ class ServerProcess:
                 stderr=log,
                 env=environment | {"LC_ALL": "C"},
                 pass_fds=launch.held_fds,
+                # Ctrl-C at the terminal then does not reach the server, and `kill` can kill the whole group.
                 start_new_session=True,
             )
 
@@ -91,7 +93,7 @@ class ServerProcess:
 
     @property
     def was_killed(self) -> bool:
-        """Whether it ended by force, and may have left processes of its own."""
+        """Return whether it was killed, and so may have left child processes."""
         return self._process.returncode == -signal.SIGKILL
 
     async def wait(self, limit_s: float) -> int | None:

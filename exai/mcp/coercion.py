@@ -205,7 +205,7 @@ def _named(properties: Json, given: Json, path: str, reading: _Coercion) -> Json
     strange = {name: value for name, value in given.items() if name not in properties}
     left: dict[str, Any] = {}
     for name, value in strange.items():
-        # Two spellings of one name.
+        # Two spellings of one name: equal or empty values are tolerated, different ones are ambiguous.
         plain = _plain(name)
         if plain not in properties:
             left[name] = value
@@ -214,6 +214,7 @@ def _named(properties: Json, given: Json, path: str, reading: _Coercion) -> Json
         elif found.get(plain) in (None, ""):
             found[plain] = value
     for name, value in left.items():
+        # Synonyms come after all spellings of the schema's own names, which take precedence.
         target = _synonym(_plain(name), properties, found)
         if target is None:
             if value is not None and value != "":

@@ -1,8 +1,9 @@
-"""The seam between files and the place of their bytes.
+"""The interface between files and the stores of their bytes.
 
-The invariant is that bytes are known by an owner and their SHA-256 alone, never by a name that a caller chose, so that
-no name can reach outside a store and equal contents are stored once. Which store holds a content is a fact of its row,
-and a store that is no longer the chosen one stays readable.
+The row of a content names its store, so a store stays readable after another one has been configured.
+
+Invariant: bytes are identified by owner and SHA-256 only, never by a name from a caller. Hence no name can refer to a
+path outside a store, and equal contents are stored once.
 """
 
 from __future__ import annotations

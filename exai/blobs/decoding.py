@@ -1,7 +1,9 @@
-"""How the bytes of a file are read as text.
+"""Decode the bytes of a file as text.
 
-The invariant is that a guess never replaces knowledge: a byte order mark decides, then strict UTF-8, and only what is
-neither is guessed, from bytes that are not ASCII. What could not be decoded is counted, shown as U+FFFD and said.
+Undecodable bytes are counted, shown as U+FFFD and reported in `Decoded.note`.
+
+Invariant: the encoding is guessed, from the non-ASCII bytes, only if there is no byte order mark and the file is not
+valid UTF-8.
 """
 
 from __future__ import annotations
@@ -90,7 +92,7 @@ class Decoded:
 
 
 def encoding_of(data: bytes) -> str:
-    """Return the name of the encoding of a file, `BINARY` for what is no text. Takes time in proportion to the size."""
+    """Return the name of a file's encoding, `BINARY` if it is not text. Takes time linear in the size."""
     for mark, name in MARKS:
         if data.startswith(mark):
             if _broken(data, name) <= (0 if name == MARKED_UTF_8 else 1 + len(data) // BYTES_PER_BREAK):
@@ -112,7 +114,7 @@ def encoding_of(data: bytes) -> str:
 
 
 def decode(data: bytes, encoding: str | None = None) -> Decoded | None:
-    """Return a file as text, None for what is no text; without an encoding it is looked for."""
+    """Return a file as text, None if it is not text. Without `encoding` it is detected."""
     name = encoding or encoding_of(data)
     if name == BINARY:
         return None
@@ -130,7 +132,7 @@ def decode(data: bytes, encoding: str | None = None) -> Decoded | None:
 
 
 def _lenient(error: UnicodeError) -> tuple[str, int]:
-    """Replace what is broken; a byte that windows-1252 leaves out is the control character it is in Latin-1."""
+    """Replace an undecodable sequence; a byte undefined in windows-1252 becomes Latin-1's control character."""
     if not isinstance(error, UnicodeDecodeError):
         raise error
     if error.encoding in ("charmap", "cp1252", SINGLE_BYTE):
@@ -176,7 +178,8 @@ def _wide(data: bytes) -> str | None:
         return None
     low, high = data[::2].count(0), data[1::2].count(0)
     names = ("utf-16-le", "utf-16-be") if high > low else ("utf-16-be", "utf-16-le")
-    # ASCII has a zero in each character; Chinese has some only, in line ends and digits, and is told by what it says.
+    # ASCII text has a zero byte in each character. Chinese text has zeros in line ends and digits only, so it is
+    # recognized by the share of plausible characters.
     least = half * (0.3 if half >= LEAST_WIDE_CHARS else MOSTLY)
     if max(low, high) > least and min(low, high) < max(low, high) / 8:
         return names[0] if _plausible(data, names[0]) >= 1 - MOST_CONTROL else None
@@ -212,14 +215,14 @@ def _guessed(data: bytes) -> str:
 
 
 def _is_damaged(data: bytes) -> bool:
-    """Whether most of what is beyond ASCII are characters of UTF-8, as in a log to which two programs write."""
+    """Return whether most non-ASCII bytes are valid UTF-8, as in a log written by two programs."""
     beyond = re.sub(r"[\0-\x7f]+", "", data.decode(errors="replace"))
     broken = beyond.count("\ufffd")
     return len(beyond) - broken >= max(LEAST_WHOLE, WHOLE_PER_BREAK * broken)
 
 
 def _sample(data: bytes, runs: list[tuple[int, int]]) -> bytes:
-    """Return the bytes that are not ASCII with what is beside them; cut within ASCII only, so that no character is."""
+    """Return the non-ASCII bytes with their surroundings, cut at ASCII bytes only so that no character is split."""
     pieces: list[bytes] = []
     size, last = 0, 0
     following = [begin for begin, _ in runs[1:]] + [len(data)]

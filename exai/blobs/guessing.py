@@ -1,7 +1,7 @@
-"""Tells encodings beyond ASCII apart by how natural their characters would be: common ones, in words of one script.
+"""Guess an encoding by the plausibility of its characters: common ones, in words of one script.
 
-The invariant is that the evidence is the bytes' own: each encoding keeps its common characters in a zone of its own, so
-that a few words of Chinese are not taken for rare Korean ones. What no zone explains is left to `charset-normalizer`.
+Each encoding has a byte range for its common characters, so that a few Chinese words are not taken for rare Korean
+ones. Text that fits no range is passed to `charset-normalizer`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 from charset_normalizer import from_bytes
 
 ENOUGH: Final = 0.8
-"""Of what is beyond ASCII must be natural for an encoding to be chosen."""
+"""Share of the non-ASCII bytes that must be plausible in an encoding for it to be chosen."""
 
 FEW: Final = 6
 """Characters; fewer say little about how they are distributed."""
@@ -22,7 +22,7 @@ LEAST_BYTES: Final = 3
 """Beyond ASCII, from which on it is worth asking further."""
 
 DOUBT: Final = 0.7
-"""What is left of a score when the distribution speaks against it."""
+"""Factor applied to a score if the distribution of characters contradicts the encoding."""
 
 OTHERS: Final = (
     "gb18030", "big5", "cp932", "euc_jp", "cp949", "cp1250", "cp1251", "cp1252", "cp1253", "cp1254", "cp1255", "cp1256",

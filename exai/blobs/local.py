@@ -1,6 +1,6 @@
-"""Blobs in a local directory: written beside their place, synced, then renamed into it.
+"""Store blobs in a local directory: written to a temporary file, synced, then renamed.
 
-The invariant is that a file under its final name is whole, whatever was killed while it was written.
+Invariant: a file under its final name is complete, also after a crash or a power failure during the write.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class LocalBlobs:
     def _put(self, path: Path, data: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_size == len(data):
-                # Its row may be new: without this a sweep could take bytes for forgotten that were just given again.
+                # The row that will refer to these bytes may not be committed yet. Without a new time a concurrent sweep
+                # could remove them as unused.
                 os.utime(path)
                 return
         self._make_directories(path.parent)
@@ -100,8 +101,8 @@ class LocalBlobs:
                 level.chmod(DIRECTORY_MODE)
 
     def _remove(self, path: Path, moment: float) -> bool:
-        # Taken aside before it is looked at again: a put that came before has touched it, and one that comes after
-        # does not find it and writes it anew.
+        # Renamed before its time is checked again: an earlier put has updated the time, and a later put does not find
+        # the file and writes it again. Checking first would leave a gap for a put before the removal.
         aside = path.with_name(f".removing-{path.name}")
         try:
             path.replace(aside)
@@ -141,7 +142,7 @@ def _characters(path: Path) -> list[int]:
 
 
 def _touched_at(path: Path) -> float:
-    """Return when a file was last touched, the end of time for what is no file or is gone."""
+    """Return the modification time of a file, infinity if it is missing or not a regular file."""
     try:
         status = path.stat()
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""Reads a Postgres address the way libpq does, so that what works in psql works here and what does not is refused.
+"""Parse a Postgres address as libpq does: an address that works in psql works here, any other is refused.
 
-No text made here ever holds a password.
+Invariant: no error message or representation contains a password.
 """
 
 from __future__ import annotations

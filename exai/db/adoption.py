@@ -1,6 +1,6 @@
-"""Looks at the tables an older system left behind and says what has to be done to them; the migrations do it.
+"""Determine the statements that adapt an older system's tables; the migrations execute them.
 
-Nothing here removes a row, narrows a column or takes a name away from those who still use it.
+Invariant: no statement removes a row, narrows a column, or drops a name that older clients still use.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TIMES: Final = ("timestamp with time zone", "timestamp without time zone")
 UUID_TYPE: Final = "uuid"
 FIRST_TIME: Final = "0001-01-02 00:00:00+00"
 LAST_TIME: Final = "9999-12-31 00:00:00+00"
-"""What lies outside (infinity, for one) no client's date can hold."""
+"""Latest time that clients can represent; infinity, for example, is beyond it."""
 
 
 class Rows(Protocol):
@@ -35,7 +35,7 @@ class Bind(Protocol):
 
 
 class CannotAdopt(Exception):
-    """The old table is of a shape that cannot be kept without a decision of its owner."""
+    """An old table has a shape that cannot be adapted without a decision of its owner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ CONVERSATIONS: Final = {
     "next_seq": ExpectedColumn("bigint", default="1"),
     "revision": ExpectedColumn("bigint", "0", "0"),
     "edited_revision": ExpectedColumn("bigint", "0", "0"),
-    # A constant first, because a default that differs by row would write the whole table anew.
+    # A constant first, because a volatile default would rewrite the whole table.
     "changed_xid": ExpectedColumn("xid8", "'3'", "pg_current_xact_id()"),
     "deleted_at": ExpectedColumn("timestamp with time zone"),
     "created_at": ExpectedColumn("timestamp with time zone", default="now()"),
@@ -139,9 +139,9 @@ def columns_of(bind: Bind, table: str, schema: str = "public") -> dict[str, Colu
 
 
 def statements_for(table: str, columns: dict[str, Column]) -> list[str]:
-    """What makes an old table take our rows: columns added, types widened, values that we do not write made optional.
+    """Return the statements that let an old table accept EXAI's rows: they add columns, widen types, drop not null.
 
-    None of it reads or writes the table's rows: all of it is done in an instant, under a lock that is as short.
+    None of them reads or writes the table's rows, so that their locks are held for a moment only.
 
     Raises:
         CannotAdopt: a column is missing or of a type that cannot be kept.
@@ -208,7 +208,7 @@ def _kept(table: str, name: str, wanted: ExpectedColumn, found: Column) -> list[
 
 
 def _optional(table: str, name: str, found: Column) -> list[str]:
-    """What others fill in and we do not: older writers go on filling it, readers go on finding it."""
+    """Return the statement that makes a column optional which EXAI does not write; older writers still fill it."""
     quoted = '"' + name.replace('"', '""') + '"'
     if found.type in TIMES and not (found.filled and found.not_null):
         return [_set_default(table, quoted, "now()")]
@@ -220,7 +220,7 @@ def _set_default(table: str, name: str, default: str) -> str:
 
 
 def older_time(columns: dict[str, Column]) -> str:
-    """An expression for when a message was written: null if nothing says so, or nothing that a client could read."""
+    """Return an expression for the time of a message: null if it is unknown or no client could represent it."""
     names = [name for name in ("created_at", "timestamp", "sent_at") if name in columns and columns[name].type in TIMES]
     return f"coalesce({', '.join([_readable(name, columns[name].type) for name in names])})"
 

@@ -1,7 +1,7 @@
-"""Bytes of files in Postgres: content-addressed, in parts, each part read and written by itself.
+"""Store the bytes of files in Postgres: content-addressed, in parts that are read and written separately.
 
-The invariant is that bytes are visible only through the row of a content, which is written when all of its parts are
-there; what an attempt that was broken off leaves is swept.
+Invariant: bytes are visible only through the row of a content, which is written after all of its parts. Parts of an
+interrupted upload are swept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from exai.models import Owner
 
 PART_BYTES: Final = 1_048_576
 READ_BYTES: Final = 4 * PART_BYTES
-"""Of one statement: a slow line has to carry it within the statement's time."""
+"""Maximum number of bytes read by one statement, so that a slow network transfers them within its timeout."""
 
 SWEEP_BATCH: Final = 20
 """Removing a content of 32 MiB removes 16,000 rows."""

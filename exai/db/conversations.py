@@ -1,4 +1,7 @@
-"""The conversation statements as methods: each is one statement and one round trip, and repeats as its text allows."""
+"""Read and write conversations and turns; each method is one statement and one round trip.
+
+`Database.fetch` retries a statement as its `repeat` header in `sql/conversations.sql` permits.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +80,7 @@ __all__ = [
 ]
 
 NEWEST: Final = (None, 0, PAGE_MESSAGES, PAGE_BYTES, 0)
-"""What is asked for when the newest page is: before which number, how many skipped, messages, bytes, character."""
+"""Arguments of the newest page: `before_seq`, messages to skip, maximum messages, maximum bytes, `char_offset`."""
 
 MAX_OFFSET: Final = 2**31 - 2
 """No text has more characters."""
@@ -86,11 +89,11 @@ LIST_BYTES: Final = 1_048_576
 """Of the headers in one page of a list, more than any answer has."""
 
 CHANGES_LIMIT: Final = 5_000
-"""More changes than this within one pass are not told one by one."""
+"""Maximum number of changes that one query returns; with more the result is truncated."""
 
 
 class ConversationRepository:
-    """Conversations, their messages and turns, in Postgres. Sees nothing of other owners."""
+    """Conversations, their messages and turns, in Postgres. Methods with an owner access only that owner's rows."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -201,7 +204,7 @@ class ConversationRepository:
             revision=head["revision"] or 0,
             first_seq=head["first_seq"],
             last_seq=head["last_seq"],
-            # A statement found done by its repetition brings back what it had stored: the time is of the first one.
+            # A retried statement that detects its earlier execution returns the stored rows, with their original time.
             stored=_just_stored(start.messages, answer, start.turn_id)
             if status == "started" and not answer.part("stored")
             else tuple(answer.part("stored")),
@@ -269,7 +272,7 @@ class ConversationRepository:
         )
 
     async def renew_leases(self, turn_ids: Sequence[TurnId], *, lease_s: float) -> frozenset[TurnId]:
-        """Give pending turns `lease_s` more from now; the answer holds those that still are pending."""
+        """Extend the leases of pending turns to `lease_s` from now; return the turns that are still pending."""
         rows = await self._database.fetch("renew_leases", list(turn_ids), lease_s)
         return frozenset(TurnId(row["id"]) for row in rows)
 
@@ -294,7 +297,7 @@ class ConversationRepository:
         return ConversationList(found, write_cursor(Cursor(found[-1].updated_at, found[-1].id)) if more else None)
 
     async def changes(self, since_xmin: str | None) -> Changes:
-        """This moment's snapshot, and every conversation changed by a transaction not visible to `since_xmin`'s."""
+        """Return the current snapshot, and the conversations changed by transactions not visible to `since_xmin`'s."""
         rows = await self._database.fetch("changes", since_xmin, CHANGES_LIMIT + 1)
         changed = tuple(
             ConversationChange(Owner(row["owner"]), ContinuationId(row["continuation_id"]), row["revision"])
@@ -304,7 +307,7 @@ class ConversationRepository:
         return Changes(rows[0]["xmin"], rows[0]["inc"], changed[:CHANGES_LIMIT], truncated)
 
     async def news(self, since_xmin: str | None) -> ChangeEvents:
-        """This moment's snapshot, and what subscribers hear of every conversation changed since `since_xmin`'s."""
+        """Return the current snapshot, and for subscribers each conversation changed since `since_xmin`'s."""
         rows = await self._database.fetch("news", since_xmin, CHANGES_LIMIT)
         changed = tuple(
             ChangeEvent(Owner(row["owner"]), ContinuationId(row["continuation_id"]), row["revision"], row["listed"])

@@ -29,9 +29,9 @@ BATCH: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """What makes a change happen once: the same `key` again is answered as the first time, if the `digest` agrees.
+    """Identifies a change for deduplication: a request with the same `key` and `digest` returns the first result.
 
-    `tool` is what the change is recorded under, `turn_id` this attempt.
+    `tool` is the name recorded with the change, `turn_id` the id of this attempt.
     """
 
     key: str
@@ -66,7 +66,7 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class ConversationUpdate:
-    """What to change; None leaves as it is. An empty title removes it."""
+    """The values to set; None leaves a value unchanged, an empty title removes it."""
 
     title: str | None = None
     metadata: Mapping[str, Any] | None = None
@@ -87,7 +87,7 @@ class ConversationUpdate:
 
 
 class CurationRepository:
-    """What happens to conversations as a whole."""
+    """Forks, changes, deletes and purges conversations."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -133,7 +133,7 @@ class CurationRepository:
         deleted: bool,
         expected_revision: int | None = None,
     ) -> Changed:
-        """Mark as deleted, so that nobody finds it until the purge after `PURGE_AFTER_S`, or take the mark away."""
+        """Mark a conversation as deleted, which hides it until the purge after `PURGE_AFTER_S`, or remove the mark."""
         return await self._change(owner, continuation_id, request, {"deleted": deleted}, expected_revision)
 
     async def purge(self, *, after_s: float = PURGE_AFTER_S, limit: int = BATCH) -> int:
@@ -148,7 +148,7 @@ class CurationRepository:
         return int((await self._database.fetch("expire_idle", owner, idle_s, limit))[0]["marked"])
 
     async def prune_removed(self, *, after_s: float = FORGET_REMOVED_S) -> int:
-        """Forget the notes about conversations that are gone, once no cache can hold them."""
+        """Delete the records of purged conversations once no cache can contain them any more."""
         return int((await self._database.fetch("prune_removed", after_s))[0]["removed"])
 
     async def _change(

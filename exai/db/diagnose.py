@@ -1,7 +1,8 @@
-"""What `exai doctor` says about Postgres: reachable, version, TLS, the way it is reached, schema, clock.
+"""Check Postgres for `exai doctor`: reachability, version, TLS, direct or pooled connection, schema, clock.
 
-The invariant is that nothing is changed and nothing is assumed: each line is what a statement has just shown. The
-statements are here and not in `sql/`, because the service would prepare them on each of its connections.
+The statements are here and not in `sql/`, because the service would describe those on each of its connections.
+
+Invariant: nothing is changed, and each finding is the result of a statement just executed.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ async def _guarded(
 
 
 def _because(error: DatabaseUnavailable) -> str:
-    """Say what the system said, where it was the system that refused: it names hosts and ports, never passwords."""
+    """Return the operating system's error, if it caused the failure: it contains hosts and ports, never passwords."""
     cause = error.__cause__
     return f" ({cause.strerror or cause})" if isinstance(cause, OSError) and str(cause) else ""
 
@@ -166,7 +167,7 @@ def _migration_finding(where: str, way: Way) -> Finding:
 
 async def _open(stack: AsyncExitStack, address: Address) -> OneTrip:
     connection = await connect(address, timeout_s=CONNECT_LIMIT_S)
-    # Not closed politely: that would wait for a server that may have stopped answering.
+    # Terminated instead of closed: closing would wait for a server that may have stopped answering.
     stack.callback(connection.terminate)
     return connection
 
@@ -211,10 +212,10 @@ def _tls(address: Address, connection: OneTrip) -> Finding:
 
 
 async def _way(stack: AsyncExitStack, address: Address, connection: OneTrip) -> Way:
-    """Tell a direct connection from a pooler, and a session of our own from one that is shared.
+    """Distinguish a direct connection, a pooler in session mode and one in transaction mode.
 
-    A pooler makes up the backend id it greets with. Behind one in transaction mode, two clients that take turns either
-    meet on one server connection or change between several; in session mode they never do.
+    A pooler reports a made-up backend id in its startup messages. In transaction mode two clients that alternate
+    either share one server connection or move between several; in session mode neither happens.
     """
     if await connection.fetchval(BACKEND) == connection.get_server_pid():
         return "direct"

@@ -1,7 +1,8 @@
-"""Marks the words of a search in an excerpt of a message.
+"""Mark the words of a search in an excerpt of a message.
 
-The invariant is that only asterisks, ellipses and spaces are added or removed: what stands between them is the
-message's. `exai.units_v1` decides what a word is; here its letters are found again in the text as it was written.
+`exai.units_v1` defines the words; this module finds their letters in the original text.
+
+Invariant: only asterisks, ellipses and spaces are added or removed; all other text is the message's.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ DIRECTORY: Final = "directory"
 class NewFile:
     """A file to store.
 
-    `data` comes along where it is small; otherwise the content is here already, in the blob `blob_id`, or in another
-    store under `storage_path`. `id` becomes the file's id unless there is one with this content, name and media type.
+    `data` holds a small content; a larger one is already stored in the blob `blob_id`, or in another store under
+    `storage_path`. `id` becomes the file's id unless a file with this content, name and media type exists.
     """
 
     id: str
@@ -43,7 +43,7 @@ class NewFile:
 
 @dataclass(frozen=True, slots=True)
 class Linked:
-    """What a link did: whether the conversation exists, which files do not, how many links are new."""
+    """Result of a link: whether the conversation exists, the missing files, and the number of new links."""
 
     conversation: bool
     missing: tuple[FileId, ...]
@@ -58,7 +58,7 @@ class FileList:
     next_cursor: str | None
 
     def cursor_after(self, number: int) -> str | None:
-        """Return the cursor of a page that holds only so many of these, one at least."""
+        """Return the cursor after the first `number` items (at least 1), for a page that is cut to them."""
         if number >= len(self.files):
             return self.next_cursor
         last = self.files[number - 1]
@@ -67,7 +67,7 @@ class FileList:
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """A file that was forgotten."""
+    """A file removed because no conversation used it."""
 
     owner: Owner
     sha256: str | None
@@ -75,7 +75,7 @@ class Orphan:
 
 
 class FileRepository:
-    """Files and their links, in Postgres. Sees nothing of other owners."""
+    """Files and their links, in Postgres. Methods with an owner access only that owner's rows."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -131,12 +131,12 @@ class FileRepository:
         return Linked(row["conversation"], tuple(FileId(each) for each in row["missing"]), row["linked"])
 
     async def delete(self, owner: Owner, file_id: FileId) -> bool:
-        """Forget a file and its links; False when there is none. Its content is left to the sweep."""
+        """Delete a file and its links; return False if it does not exist. The sweep removes its content."""
         check_ids([file_id])
         return bool(await self._database.fetch("delete_file", owner, file_id))
 
     async def cleanup_orphans(self, grace_s: float) -> tuple[Orphan, ...]:
-        """Forget some of the files without a conversation that nobody has used for `grace_s`; none: none are left."""
+        """Delete a batch of files without a conversation, unused for `grace_s`; an empty result means none is left."""
         rows = await self._database.fetch("cleanup_orphaned_files", grace_s)
         return tuple(Orphan(Owner(row["owner"]), row["sha256"], row["storage_path"]) for row in rows)
 
@@ -152,7 +152,7 @@ class FileRepository:
 
 
 def check_ids(file_ids: Sequence[FileId]) -> None:
-    """Raise InvalidArgument for what cannot be a file's id."""
+    """Raise `InvalidArgument` for a text that is not a file id."""
     for index, file_id in enumerate(file_ids):
         try:
             UUID(file_id)

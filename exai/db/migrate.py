@@ -1,9 +1,12 @@
-"""Brings a database to this release's schema: `upgrade`, and the operations the revisions in `alembic/` are made of.
+"""Migrate a database to this release's schema: `upgrade`, and the operations used by the revisions in `alembic/`.
 
-One run at a time changes a database. A session lock would not hold behind a transaction-mode pooler, and a lock taken
-per revision would let a second run repeat what the first has just done; so one connection keeps a transaction with the
-lock open for the whole run while another does the work. Whoever waits asks again and again instead of waiting inside a
-statement, because a statement that waits would hold back a concurrent index build of the run it waits for.
+A session-level advisory lock does not work behind a transaction-mode pooler, and a lock per revision would let a second
+run repeat a revision that the first has just finished. So one connection holds a transaction-level lock, in a
+transaction that stays open for the whole run, and another connection does the work. A second run polls for the lock
+instead of waiting in a statement: the snapshot of a waiting statement would block `create index concurrently` of the
+run that holds the lock.
+
+Invariant: at most one run changes a database at a time.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ from exai.errors import ConfigError, DatabaseBusy, DatabaseError, ExaiError, Sch
 
 SCHEMA: Final = "exai"
 LOCK_KEY: Final = 0x65786169
-"""The bytes of `exai`, so that it does not meet another program's advisory lock by chance."""
+"""The ASCII bytes of `exai`, to make a collision with another program's advisory lock unlikely."""
 
 LOCK_POLL_S: Final = 0.2
 LOCK_WAIT_S: Final = 600.0
@@ -47,7 +50,7 @@ LOCK_PAUSE_S: Final = 0.2
 ATTEMPTS: Final = 3
 RETRY_PAUSE_S: Final = 1.0
 LOCK_LIMIT: Final = "4s"
-"""No statement of a migration waits longer for a lock, nor does anybody else for one that it holds."""
+"""Longest time for which a statement of a migration waits for a lock."""
 
 LIMITS: Final = {"search_path": SAFE_PATH, "lock_timeout": LOCK_LIMIT, "statement_timeout": "5s"}
 PATIENCE: Final = "60min"
@@ -161,14 +164,15 @@ async def _lock(address: Address) -> AsyncIterator[None]:
     try:
         give_up_at = asyncio.get_running_loop().time() + LOCK_WAIT_S
         while True:
-            # At a higher level the transaction would keep its first snapshot, for which the concurrent build of an
-            # index would wait.
+            # At a higher isolation level the transaction would keep its first snapshot, for whose end
+            # `create index concurrently` waits.
             transaction = connection.transaction(isolation="read_committed")
             await transaction.start()
             await connection.fetchval(WITHIN, encoded())
             if await connection.fetchval("select pg_catalog.pg_try_advisory_xact_lock($1::bigint)", LOCK_KEY):
-                # The reply's portal stays open and keeps its snapshot, for which a concurrent index build would wait
-                # for ever; a statement of the simple protocol replaces it and leaves none.
+                # The portal of the last statement stays open and keeps its snapshot, for which
+                # `create index concurrently` would wait forever. A statement in the simple protocol closes it and
+                # leaves no portal of its own.
                 await connection.execute("select 1")
                 break
             await transaction.rollback()
@@ -182,7 +186,7 @@ async def _lock(address: Address) -> AsyncIterator[None]:
 
 
 async def migrate(address: Address, context: Any) -> None:
-    """Do what Alembic was asked for, under the lock; a table that is in use is tried again a few times.
+    """Run the requested Alembic command under the lock; retry a few times if a table is locked.
 
     Raises:
         DatabaseError: what the server said.
@@ -252,7 +256,7 @@ def in_one_trip(statements: Iterable[str]) -> None:
 
 
 def create_functions(names: Iterable[str]) -> None:
-    """Create the functions in `alembic/functions/NAME.sql`, which nobody but their owner may execute."""
+    """Create the functions in `alembic/functions/NAME.sql`, executable by their owner only."""
     created = tuple(names)
     in_one_trip(
         (
@@ -268,14 +272,15 @@ def create_triggers(names: Iterable[str]) -> None:
 
 
 def take_locks(*tables: str, mode: str = "access exclusive") -> None:
-    """Lock tables together, for the rest of the transaction, without ever being in anybody's way for long.
+    """Lock tables together until the end of the transaction, without blocking other clients for long.
 
-    Whoever waits for such a lock makes all that come later wait too, and one who holds one table and waits for the next
-    may meet a writer who does it the other way round. So each try gives up sooner than the server looks for deadlocks,
-    lets everything go, and comes back a little later. Names without a schema are in public.
+    A request that waits for such a lock blocks all later requests for the table, and locks on several tables can
+    deadlock with a writer that takes them in another order. So each attempt times out before the server's deadlock
+    check, releases all locks by rolling back its savepoint, and is repeated after a pause. Names without a schema are
+    in public.
 
     Raises:
-        DBAPIError: somebody has not let go for `LOCK_TRIES` tries.
+        DBAPIError: the locks were not available in `LOCK_TRIES` attempts.
 
     """
     bind = op.get_bind()
@@ -296,9 +301,9 @@ def take_locks(*tables: str, mode: str = "access exclusive") -> None:
 
 @contextmanager
 def holding(*tables: str) -> Iterator[None]:
-    """Run the block in a transaction that holds these tables and nothing else; what came before is committed first.
+    """Run the block in a transaction of its own that locks these tables, after committing the current one.
 
-    Whoever holds one table while it tries for another is in everybody's way for as long as it tries.
+    Locks of the current transaction would block other clients for as long as `take_locks` retries.
     """
     _commit()
     take_locks(*tables)
@@ -313,7 +318,7 @@ def _commit() -> None:
 
 @contextmanager
 def patiently(*, lock_s: float = 0) -> Iterator[Connection]:
-    """Outside a transaction, each statement on its own, with time for a large table; `lock_s` 0 waits for locks."""
+    """Run statements in autocommit mode, for work on large tables. `lock_s` limits lock waits, 0 means no limit."""
     with op.get_context().autocommit_block():
         bind = op.get_bind()
         direct = _is_direct(bind)
@@ -327,7 +332,7 @@ def patiently(*, lock_s: float = 0) -> Iterator[Connection]:
 
 
 def create_index(schema: str, name: str, definition: str, *, unique: bool = False) -> None:
-    """Build an index without holding back writers; what an interrupted build left behind is removed first."""
+    """Build an index concurrently, after dropping the invalid index of an interrupted build."""
     with patiently() as bind:
         if bind.scalar(text(BROKEN_INDEX), {"name": f"{schema}.{name}"}):
             op.execute(f"drop index concurrently {schema}.{name}")
@@ -335,13 +340,13 @@ def create_index(schema: str, name: str, definition: str, *, unique: bool = Fals
 
 
 def drop_index(schema: str, name: str) -> None:
-    """Remove an index without holding back anybody."""
+    """Drop an index concurrently."""
     with op.get_context().autocommit_block():
         op.execute(f"drop index concurrently if exists {schema}.{name}")
 
 
 def until_done(statement: str, parameters: dict[str, Any] | None = None) -> int:
-    """Run a statement that works through rows in batches, and returns how many, until nothing is left for it."""
+    """Repeat a statement that processes a batch of rows and returns their number, until it returns 0."""
     total = 0
     for _ in range(MAX_BATCHES):
         done = op.get_bind().scalar(text(statement), parameters or {}) or 0
@@ -352,6 +357,6 @@ def until_done(statement: str, parameters: dict[str, Any] | None = None) -> int:
 
 
 def _is_direct(bind: Connection) -> bool:
-    """Whether session settings stay with us: a pooler makes up the backend id it tells its clients."""
+    """Return whether the connection is direct: a pooler reports a made-up backend id to its clients."""
     driver: Any = bind.connection.driver_connection
     return bool(bind.scalar(text("select pg_backend_pid()")) == driver.get_server_pid())

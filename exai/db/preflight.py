@@ -1,6 +1,6 @@
-"""Looks at a database before it is migrated for the first time, and refuses what the migrations cannot carry through.
+"""Check a database before its first migration, and refuse one that cannot be migrated.
 
-The invariant is that a refusal comes before anything was changed, and names every object in the way with its cure.
+Invariant: a refusal comes before any change, and names every object that prevents the migration, with its cure.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ select 1 from public.files where sha256 !~ '^[0-9a-f]{64}$' union all
 (select 1 from public.files where sha256 is not null group by sha256 having pg_catalog.count(*) > 1) limit 1
 """
 PASSING: Final = ("55P03", "57014", "40P01", "40001")
-"""A lock or a time limit was in the way."""
+"""Errors caused by a lock or a timeout."""
 
 IMMEDIATE: Final = "set constraints all immediate"
 LIFT: Final = "disable it for the migration, or let it pass updates"
@@ -141,14 +141,14 @@ REMAKE: Final = "drop it, migrate, and create it again"
 
 
 def check(connection: Connection) -> None:
-    """Refuse a database that cannot be migrated as it is; the tables are only looked at before the first time.
+    """Refuse a database that cannot be migrated in its current state. Tables are checked before the first run only.
 
     Raises:
-        SchemaMismatch: what is in the way, all of it.
+        SchemaMismatch: lists all objects that prevent the migration.
 
     """
     server = dict(connection.exec_driver_sql(SERVER).mappings().one())
-    # An attempt that was refused later may have left the table of the revision empty.
+    # A failed earlier attempt may have left an empty version table.
     server["is_migrated"] = bool(server["has_revision"] and connection.exec_driver_sql(IS_MIGRATED).scalar())
     problems = list(_server_problems(server))
     if not problems and not server["is_migrated"]:
@@ -243,7 +243,7 @@ def _type_problems(connection: Connection, table: str) -> Iterator[tuple[str, st
 
 
 def _id_problems(connection: Connection, table: str, oid: int) -> Iterator[tuple[str, str]]:
-    """What refers to these tables needs their ids to be a key, which an index proves or every row is looked at for."""
+    """Yield problems of the ids, which foreign keys require to be unique: proved by an index or a scan of all rows."""
     has_id = table in KEYED and "id" in columns_of(connection, table)
     if not has_id or connection.exec_driver_sql(HAS_KEY, (oid,)).fetchall():
         return
@@ -253,7 +253,7 @@ def _id_problems(connection: Connection, table: str, oid: int) -> Iterator[tuple
 
 
 def _digest_problems(connection: Connection, table: str) -> Iterator[tuple[str, str]]:
-    """An older table's digests become a key, and are checked."""
+    """Yield problems of an older table's digests, which become a key with a check constraint."""
     found = columns_of(connection, table).get("sha256") if table == "files" else None
     if found is None or found.type not in TEXTS:
         return
@@ -264,7 +264,7 @@ def _digest_problems(connection: Connection, table: str) -> Iterator[tuple[str, 
 
 
 def _update_problems(connection: Connection, row: RowMapping, name: str) -> Iterator[tuple[str, str]]:
-    """Try an update of one row, which is taken back, where triggers of the user's may refuse or suppress it."""
+    """Try an update of one row, and roll it back, on tables with user triggers that may refuse or suppress it."""
     is_ours = row["schema"] == "public" and row["is_owned"] and not row["rules"]
     if not is_ours or not connection.exec_driver_sql(GUARDED, (row["oid"],)).fetchall():
         return
@@ -277,7 +277,7 @@ def _update_problems(connection: Connection, row: RowMapping, name: str) -> Iter
     same = ", ".join(f"{each} = {each}" for each in columns)
     attempt = connection.begin_nested()
     try:
-        # A row that a client holds says nothing about triggers.
+        # A locked row would make the trial fail for a reason other than triggers.
         rows = connection.exec_driver_sql(f"select ctid::text from {name} limit 1 for update skip locked").fetchall()  # noqa: S608
         for (place,) in rows:
             trial = f"update {name} set {same} where ctid = $1::text::tid"  # noqa: S608 - our own names

@@ -1,4 +1,4 @@
-"""What goes into and comes out of the conversation statements; all of it immutable and without driver types."""
+"""Arguments and results of the conversation statements: immutable, without types of the driver."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ AppendStatus = Literal[
 
 @dataclass(frozen=True, slots=True)
 class CachedRange:
-    """What a cache gave: the messages `low_seq` to `high_seq` as of `revision`, `size_bytes` of content."""
+    """Messages known from the cache: `low_seq` to `high_seq` as of `revision`, with `size_bytes` of content."""
 
     revision: int
     low_seq: int
@@ -200,7 +200,7 @@ class TurnFinished:
 
 @dataclass(frozen=True, slots=True)
 class TurnSeen:
-    """How far a turn has come."""
+    """The state of a turn."""
 
     turn_id: TurnId
     state: TurnState
@@ -230,7 +230,7 @@ class ConversationChange:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What changed since a snapshot. More than the limit: `truncated`, and `changed` is only a part."""
+    """Changes since a snapshot. `truncated` means that there were more than the limit and `changed` is incomplete."""
 
     xmin: str
     inc: str
@@ -250,7 +250,7 @@ class ChangeEvent:
 
 @dataclass(frozen=True, slots=True)
 class ChangeEvents:
-    """What changed since a snapshot, as subscribers hear of it."""
+    """Changes since a snapshot, for subscribers."""
 
     xmin: str
     inc: str

@@ -1,4 +1,4 @@
-"""Reads the rows that the functions of schema `exai` answer with, and checks what goes into them.
+"""Decode the rows returned by the functions of schema `exai`, and validate their arguments.
 
 Most functions answer in one shape: rows of eight columns told apart by the first, `part`. The row `head` carries a JSON
 document of facts in the last column, every other row is a message.
@@ -57,7 +57,7 @@ class RowsByPart:
 
 
 def _object_of(data: str) -> Mapping[str, Any]:
-    """Return metadata; what others wrote and is no object comes as the value of one, as message_line_v1 has it."""
+    """Return metadata; a non-object written by another client is wrapped in an object, as in `message_line_v1`."""
     value = orjson.loads(data)
     return value if isinstance(value, dict) else {"value": value}
 

@@ -1,8 +1,8 @@
-"""The settings a session works with, whatever the role or the database sets.
+"""Apply EXAI's session settings, overriding those of the role and the database.
 
-Only a direct connection can be given settings: behind a pooler they would reach some other client's session. There the
-functions carry the settings they rely on, the statements name everything with its schema, and transactions ask
-for their isolation level where the default is another one.
+Settings are applied to direct connections only: behind a pooler they would change the session of another client. There
+functions carry the settings they rely on, statements qualify every name with its schema, and transactions set their
+isolation level if the default is not read committed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import orjson
 from exai.db.connections import OneTrip
 
 SETTINGS: Final[Mapping[str, str]] = {
-    # A function that waits for a lock and then reads has to see what was committed meanwhile.
+    # A function that reads after waiting for a lock must see rows committed during the wait.
     "default_transaction_isolation": "read committed",
     "standard_conforming_strings": "on",
     "TimeZone": "UTC",
@@ -27,8 +27,8 @@ SETTINGS: Final[Mapping[str, str]] = {
     "idle_session_timeout": "0",
     "transaction_timeout": "0",
 }
-"""Those that the server does not know are left out. `search_path` is not among them: triggers that others have put on
-the tables may rely on it. The statements and functions name everything with its schema instead."""
+"""Settings unknown to the server are skipped. `search_path` is not set, because users' triggers on the tables may rely
+on it; statements and functions qualify every name with its schema instead."""
 
 SAFE_PATH: Final = "pg_catalog, pg_temp"
 """A function in another schema can match the arguments better than the one that is meant (CVE-2018-1058)."""
@@ -40,7 +40,7 @@ select (pg_catalog.pg_backend_pid() = $1::int)::bool as is_direct,
           from pg_catalog.jsonb_each_text($2::text::jsonb) v(name, value)
           join pg_catalog.pg_settings s on s.name = v.name
          where pg_catalog.pg_backend_pid() = $1::int)::bigint as settings"""
-"""A pooler gives its clients made-up backend ids, so only on a direct connection the ids agree."""
+"""A pooler reports made-up backend ids to its clients, so the ids agree on a direct connection only."""
 
 WITHIN: Final = """
 select pg_catalog.count(pg_catalog.set_config(s.name, v.value, true))::bigint

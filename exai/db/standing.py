@@ -1,4 +1,4 @@
-"""Whether writes can succeed: what health asks of a running pool and `exai doctor` of one connection."""
+"""Determine whether writes can succeed, for health (through the pool) and `exai doctor` (on one connection)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Obstacle:
 
 
 def obstacle_of(row: Mapping[str, Any]) -> Obstacle | None:
-    """Read a row of the statement `standing`; None if nothing is in the way."""
+    """Return the obstacle that a row of the statement `standing` shows, None if writes can succeed."""
     if row["is_replica"]:
         return Obstacle("it is a read replica", REPLICA_CURE)
     if row["is_read_only"]:

@@ -1,4 +1,7 @@
-"""Conversations out of and into the store, a page at a time: nothing here ever holds more than one page."""
+"""Export and import conversations page by page.
+
+Invariant: at most one page is held in memory.
+"""
 
 from __future__ import annotations
 

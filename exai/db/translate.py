@@ -1,9 +1,10 @@
-"""Turns what the driver raises into `exai.errors`, and says whether the same statement may be sent again.
+"""Translate the driver's exceptions into `exai.errors`, and decide whether a statement may be retried.
 
-Judged by exception class first and sqlstate second, never by message text: the driver reports a backend that was
-terminated as a lost connection, with an sqlstate of its own. `TranslatedError.outcome` is the invariant the callers
-build on: `nothing` means that nothing was written, `unknown` that the reply was lost after the statement had been
-sent.
+The decision uses the exception class, then the sqlstate, and never the message text: asyncpg reports a terminated
+backend as a lost connection with an sqlstate of its own.
+
+Invariant: `TranslatedError.outcome` is `nothing` only if nothing was written, and `unknown` if the reply was lost after
+the statement had been sent.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ DEPENDENCY: Final = "postgres"
 
 CommitOutcome = Literal["nothing", "unknown"]
 StatementPhase = Literal["connecting", "waiting", "sent"]
-"""Where the failure met the statement: no connection yet, no free connection yet, or on its way."""
+"""State of the statement at the failure: opening a connection, waiting for a free one, or sent."""
 
 NO_REPLY: Final = "no reply came in time"
 MIGRATE: Final = "Run `exai migrate` (or `alembic upgrade head`) with this release"
@@ -37,7 +38,7 @@ MIGRATE: Final = "Run `exai migrate` (or `alembic upgrade head`) with this relea
 
 @dataclass(frozen=True, slots=True)
 class TranslatedError:
-    """The error for the caller; `outcome` as above; `again` when repeating at once is likely to help."""
+    """The error for the caller. `outcome` as described above; `again` if an immediate retry is likely to succeed."""
 
     error: ExaiError
     outcome: CommitOutcome
@@ -53,12 +54,12 @@ def _unavailable(problem: str, cure: str = "Try again shortly") -> DatabaseUnava
 
 
 def unknown_outcome(problem: str) -> OutcomeUnknown:
-    """The error for a statement that may have been carried out, or may not."""
+    """Return the error for a statement that may or may not have been executed."""
     return OutcomeUnknown(DEPENDENCY, problem, "Repeat the request with the same idempotency key")
 
 
 def judge(error: BaseException, phase: StatementPhase) -> TranslatedError | None:
-    """What to make of `error`; None for what is not the driver's (cancellation, a defect of ours)."""
+    """Translate `error`; None if it is not the driver's (cancellation, a defect in EXAI)."""
     match error:
         case PostgresError() if not isinstance(error, PostgresConnectionError):
             return _by_sqlstate(error, phase)
@@ -67,10 +68,10 @@ def judge(error: BaseException, phase: StatementPhase) -> TranslatedError | None
         case InterfaceError():
             return _misused(error)
         case PostgresError() | OSError() | InternalClientError():
-            # The last is what the driver says when the server has said goodbye and the connection has not ended yet.
+            # asyncpg raises `InternalClientError` if the server has ended the session and the socket is still open.
             return _connection_lost(phase)
         case Exception() if type(error).__module__.startswith("asyncpg."):
-            # The driver's own complaints: a host of the wrong kind among several, or a defect.
+            # The driver's own errors: a host of the wrong kind among several, or a defect.
             again = phase != "sent"
             found = _unavailable(f"cannot connect ({type(error).__name__})") if again else _defect(error)
             return TranslatedError(found, "nothing", again=again)
@@ -83,7 +84,7 @@ def _misused(error: InterfaceError) -> TranslatedError:
         return TranslatedError(ShuttingDown(), "nothing", again=False)
     if isinstance(error, ValueError):
         return TranslatedError(_unavailable(f"cannot connect: {error}", "Correct the address"), "nothing", again=False)
-    # What is left is a connection found closed when the statement was about to be written to it.
+    # The remaining case is a connection found closed before the statement was written to it.
     return TranslatedError(_unavailable("the connection was closed"), "nothing", again=True)
 
 
@@ -108,10 +109,10 @@ def _defect(error: BaseException) -> DatabaseError:
 READ_ONLY: Final = "25006"
 
 _AGAIN: Final = frozenset({"23503", "40001", "40P01", "53300", "57P03"})
-"""Nothing was written and the cause passes by itself. 55P03 and 57014 also wrote nothing, but have used up a wait."""
+"""Nothing was written and the cause is transient. 55P03 and 57014 wrote nothing either, but used up their timeout."""
 
 _BUSY: Final = {
-    # Statements look before they link, so what they found was removed in between; the next look says what is missing.
+    # Statements check rows before they refer to them, so a row was removed in between. A retry reports it as missing.
     "23503": "something it needs was removed at the same time",
     "40001": "two transactions were in each other's way",
     "40P01": "two transactions waited for each other",

@@ -1,7 +1,7 @@
-"""What an endpoint was found not to accept, and what is sent instead from then on; no I/O.
+"""Remember the parameters that an endpoint refuses, and their replacements; no I/O.
 
-An optional parameter that a server refuses is left out, its other name is used, or the system's text goes with the
-user's. Kept for the life of the process, so that only the first request of an endpoint pays for the lesson.
+A refused optional parameter is omitted or sent under its other name; a refused system message is merged into the user's
+message. The knowledge is kept for the life of the process, so only the first request to an endpoint is repeated.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Lessons:
         self._models: OrderedDict[str, Accepted] = OrderedDict()
 
     def of(self, model: Model) -> Accepted:
-        """Return what is known of this model."""
+        """Return the adaptations for a model."""
         own = self._models.get(model.wire_name, AS_IT_IS)
         return replace(own, dropped=own.dropped | self._dropped) if self._dropped else own
 

@@ -1,7 +1,7 @@
-"""What a model is, what a provider is, and the seam between asking for an answer and the wire it comes over.
+"""Types that describe models and providers, and the interface between the client and its transport; no I/O.
 
-Nothing here does I/O. A provider is described by data (`Family`): where it lives, which parameters it takes and what
-its error codes mean; one client (`chat_api`) serves all of them.
+A provider is described by data (`Family`): its address, the parameters it accepts and the meaning of its error codes.
+One client (`chat_api`) serves all providers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from exai.resilience import Attempt, BreakerState, Clock, Random
 LimitField = Literal["max_tokens", "max_completion_tokens"]
 
 FailureKind = Literal["refused", "auth", "limited", "exhausted", "unavailable"]
-"""What an error means: the request is wrong; the key is; too fast; no quota or balance; the provider is ill."""
+"""Meaning of an error: invalid request, invalid key, rate limit, no quota or balance, provider failure."""
 
 _TOKENS_PER_PRICE = 1_000_000
 
@@ -92,7 +92,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class ProviderStatus:
-    """How a provider does. `notes` are sentences somebody should act on, such as models that retire soon."""
+    """The state of a provider. `notes` are sentences for the operator, for example about models that retire soon."""
 
     name: str
     configured: bool
@@ -128,7 +128,7 @@ class Family:
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """Time and chance, so that tests can own both. `monotonic` for durations, `now` only for dates."""
+    """Clocks and randomness, replaceable in tests. `monotonic` measures durations, `now` is used for dates only."""
 
     monotonic: Clock = time.monotonic
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
@@ -138,7 +138,7 @@ class Clocks:
 
 @dataclass(frozen=True, slots=True)
 class ProviderRefusal:
-    """A refusal as far as another request can do better: its status, the server's sentence, the fields it blames."""
+    """The parts of a refusal from which a changed request is derived: status, error message, rejected fields."""
 
     status: int | None
     said: str
@@ -169,7 +169,7 @@ class ProviderCall:
 
 
 class Transport(Protocol):
-    """What makes one attempt at an answer: the seam, one method wide, at which tests replace a provider."""
+    """Makes one attempt at an answer. Tests replace a provider by implementing this interface."""
 
     async def run(self, call: ProviderCall, attempt: Attempt) -> None:
         """Fill `call.answer` until it is whole, telling `attempt` of the first piece. Raises a `ProviderError`."""

@@ -1,7 +1,7 @@
 """The catalogue of models: EXAI's own `models.toml`, with the user's file laid over it field by field.
 
-The invariant is that a loaded catalogue is sound: every rule, successor and provider that is named exists, and every
-name and alias means one model. What is not sound is a `ConfigError` that names the key.
+Invariant: in a loaded catalogue every rule, successor and provider referred to exists, and every name and alias denotes
+one model. Otherwise loading raises a `ConfigError` that names the key.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from exai.providers.sites import NAMED
 SETTING: Final = "EXAI_PROVIDERS__MODELS_FILE"
 MAX_FILE_BYTES: Final = 1_048_576
 UNKNOWN_WINDOW: Final = 8_192
-"""The window assumed for a model nobody described: local servers cut a longer prompt without saying so."""
+"""Window in tokens of a model without a description; small, because local servers silently truncate longer prompts."""
 
 _OWN_FIELDS: Final = frozenset({"model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"})
 

@@ -1,8 +1,10 @@
-"""The one chat-completions client: a streamed request with its retries, its gates and its accounting.
+"""The chat-completions client for all providers: streamed requests with retries, gates and metrics.
 
-The invariant is that nothing is sent again once a piece of the answer has reached the caller, and that retries are
-bounded three times: in number, by the budget, and by the request's deadline. A request that is changed for an endpoint
-that refused a part of it is no retry, and is bounded in number by itself.
+A request that is changed because the endpoint refused a part of it does not count as a retry; the number of changes has
+a limit of its own.
+
+Invariant: a request is not sent again after a piece of the answer has reached the caller. Retries are limited in
+number, by the retry budget, and by the request's deadline.
 """
 
 from __future__ import annotations
@@ -38,11 +40,11 @@ MAX_TOTAL_S: Final = 3_600.0
 MAX_ANSWER_BYTES: Final = 10 * 1_048_576
 MAX_CONNECTIONS: Final = 100
 RESERVED_CONNECTIONS: Final = 25
-"""Connections that an owner who holds half of them does not get, so that others find one at once."""
+"""Connections not available to an owner that holds half of them, so that other owners get one at once."""
 
 MAX_REMEMBERED_CHARS: Final = 500
 TOLD_WAIT_S: Final = 1.0
-"""Shorter waits are not worth a word."""
+"""Waits shorter than this are not reported to the caller."""
 
 RETRY_BASE_S: Final = 0.5
 RETRY_CAP_S: Final = 5.0
@@ -76,7 +78,7 @@ class ChatApi:
         self.gates = Gates(family, recorder, clocks)
 
     async def complete(self, model: Model, request: CompletionRequest, on_delta: OnDelta | None) -> Completion:
-        """Return the whole answer; each piece has gone to `on_delta` as it came.
+        """Return the complete answer; `on_delta` has received each piece as it arrived.
 
         Raises `InvalidArgument` before anything is sent, a `ProviderError`, `Overloaded`, or `DeadlineExceeded` when
         the request's own time ended; errors after the first piece carry the text so far as `partial`.
@@ -185,7 +187,7 @@ class ChatApi:
         return True
 
     async def _wait_while_slowed(self, call: ProviderCall, gate: ModelGate) -> None:
-        """Wait until the model may be asked again; if that does not fit in the request's time, say so at once."""
+        """Wait until the model may be called again; raise at once if that exceeds the request's deadline."""
         while (wait_s := gate.pause.left_s) > 0:
             if not self._fits(call, wait_s):
                 raise ProviderLimited(
@@ -198,7 +200,7 @@ class ChatApi:
             await self._clocks.sleep(wait_s + RETRY_AFTER_JITTER_S * self._clocks.rand())
 
     async def _say(self, call: ProviderCall, reason: str, wait_s: float) -> None:
-        """Tell the caller what is waited for, now and with the answer."""
+        """Report the reason of a wait to the caller, at once and in the notes of the answer."""
         if wait_s >= TOLD_WAIT_S:
             note = f"waiting {wait_s:.0f} s for {self.family.name}, which {reason}"
             call.notes[f"the answer was waited for: {self.family.name} {reason}"] = None
@@ -206,7 +208,7 @@ class ChatApi:
                 await call.on_delta(Delta(note=note))
 
     def _pause_s(self, call: ProviderCall, gate: ModelGate, error: ProviderError, attempt: int) -> float | None:
-        """Seconds before the next attempt, or None when there is none to be made."""
+        """Return the seconds before the next attempt, None if there must not be one."""
         repeatable = isinstance(error, ProviderUnavailable | ProviderBroken | ProviderLimited)
         if isinstance(error, ProviderLimited) and error.exhausted:
             repeatable = False
@@ -266,7 +268,7 @@ class ChatApi:
         )
 
     def _left_out(self, call: ProviderCall) -> Iterator[str]:
-        """Say which options of the caller were not sent, because the endpoint does not accept them."""
+        """Yield a note for each of the caller's options that was not sent because the endpoint does not accept it."""
         request, accepted = call.request, self._lessons.of(call.model)
         if not accepted.dropped:
             return
@@ -282,7 +284,7 @@ class ChatApi:
 
 
 def _notes(answer: AnswerAssembler) -> Iterator[str]:
-    """Say what of the model's answer may be missing."""
+    """Yield notes about parts of the answer that may be missing."""
     if answer.lost:
         yield f"the answer may be incomplete: after the model's finish reason {answer.lost}"
     if answer.unread:

@@ -1,8 +1,8 @@
-"""What an endpoint says of the models it serves: their names and windows, remembered for a while.
+"""Query an endpoint for the names and context windows of its models, and cache the result.
 
-Asking is bounded in time, size and number of requests, and concurrent callers share it. What cannot be had is a
-sentence in the status, not an error: a model named as `endpoint/model` needs no list, and without one it is given a
-cautious window.
+A query is limited in time, size and number of requests, and concurrent callers share it. A failed query is reported in
+the status and is not an error: a model named `endpoint/model` needs no list, and without one it gets a small default
+window.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_NAME_CHARS: Final = 200
 FRESH_S: Final = 300.0
 RETRY_S: Final = 30.0
 MAX_SHOWN_MODELS: Final = 8
-"""Models of one endpoint that Ollama is asked about one by one."""
+"""Maximum number of models that are queried individually from Ollama."""
 
 log = structlog.get_logger(__name__)
 
@@ -52,9 +52,9 @@ _NUM_CTX: Final = re.compile(r"^\s*num_ctx\s+(\d{1,9})", re.MULTILINE)
 
 @dataclass(slots=True)
 class Discovery:
-    """What one endpoint said; `windows` maps each model to its window, None where it was not told.
+    """The models of one endpoint; `windows` maps each to its context window in tokens, None if unknown.
 
-    `wanted` are the models that are configured; without any, the endpoint's own list is asked for.
+    `wanted` are the configured models; if it is empty, the endpoint's own list is queried.
     """
 
     family: Family
@@ -75,7 +75,7 @@ class Discovery:
         self._due = self.clocks.monotonic()
 
     async def refresh(self) -> None:
-        """Ask the endpoint unless it was asked lately; concurrent callers share one request. Never raises for it."""
+        """Query the endpoint unless the last result is recent. Concurrent callers share one query; errors are kept."""
         async with self._lock:
             if not self.is_due:
                 return
@@ -86,7 +86,7 @@ class Discovery:
             except (TimeoutError, httpx.HTTPError) as error:
                 self.problem = str(error) or type(error).__name__
             except Exception as error:
-                # Whatever an endpoint answers, it must not end the task that asks all of them.
+                # An unexpected answer of one endpoint must not end the task that queries all endpoints.
                 log.warning("provider_list_unreadable", url=self.base_url, exc_info=True)
                 self.problem = f"the answer cannot be read ({type(error).__name__})"
             self.has_answered = True
@@ -94,7 +94,7 @@ class Discovery:
 
     @property
     def is_due(self) -> bool:
-        """Whether the endpoint may say something else by now."""
+        """Whether the last result is too old."""
         return self.clocks.monotonic() >= self._due
 
     async def _ask(self) -> None:
@@ -105,7 +105,7 @@ class Discovery:
         await self._ask_for_windows()
 
     async def _ask_for_windows(self) -> None:
-        """Ask in the servers' own ways, each only while a window is not known."""
+        """Query server-specific APIs, each one only while a window is unknown."""
         for source in (self._of_models, self._of_llama_cpp, self._of_ollama):
             names = [name for name in (self.wanted or self.windows) if self.windows.get(name) is None]
             if not names:
@@ -116,7 +116,7 @@ class Discovery:
             self.windows.setdefault(name, None)
 
     async def _of_models(self, names: list[str]) -> AsyncIterator[tuple[str, int]]:
-        """Lists beside the one of the protocol: LM Studio's and LiteLLM's."""
+        """Yield windows from the additional lists of LM Studio and LiteLLM."""
         for path in (f"{self._origin}/api/v0/models", f"{self.base_url}/model/info"):
             document = await self._document("GET", path)
             entries = document.get("data")
@@ -126,16 +126,16 @@ class Discovery:
                     yield name, window
 
     async def _of_llama_cpp(self, names: list[str]) -> AsyncIterator[tuple[str, int]]:
-        """Its one model has the context that the server was started with."""
+        """Yield the window of llama.cpp's one model, which is the context size the server was started with."""
         window = _window(await self._document("GET", f"{self._origin}/props"))
         if window is not None:
             for name in names:
                 yield name, window
 
     async def _of_ollama(self, names: list[str]) -> AsyncIterator[tuple[str, int]]:
-        """A loaded model has the context it was loaded with, any other the one its file asks for.
+        """Yield the windows of Ollama's models: the context size of a loaded model, else that of its model file.
 
-        The length a model was trained for says nothing: a longer prompt than the context is cut without a word.
+        The training length is not used, because Ollama silently truncates a prompt that exceeds the context size.
         """
         loaded = await self._document("GET", f"{self._origin}/api/ps")
         if not isinstance(loaded.get("models"), list):
@@ -155,7 +155,7 @@ class Discovery:
                 window = _plausible(asked[1]) if asked else None
             if window is not None:
                 yield name, window
-            # A model that is loaded later says more.
+            # The context size is known only once the model is loaded.
             self._is_unsure = self._is_unsure or running.get(name) is None
 
     @property

@@ -1,8 +1,8 @@
-"""One exchange with a provider: one POST, the reading of its stream, and the error for whatever goes wrong in it.
+"""Exchange one request with a provider: send one POST, read its stream, and translate every failure.
 
-Nothing is retried here. Leaving in any way, cancellation included, closes the upstream response; httpx stops at this
-edge. The limits: connecting, the first piece of the answer, the gap between pieces, and the sizes named below; the
-request's deadline is the caller's to keep.
+Nothing is retried here. Every exit, including cancellation, closes the upstream response. No httpx type leaves this
+module. There are limits for connecting, for the first piece of the answer, for the gap between pieces, and for the
+sizes below. The caller enforces the request's deadline.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from exai.resilience import Attempt, expiry
 KEEPALIVE_S: Final = 15.0
 MAX_EVENT_BYTES: Final = 1_048_576
 MAX_WIRE_BYTES: Final = 256 * 1_048_576
-"""The framing around each token is fifty times the token, so a stream may be far larger than its answer."""
+"""Maximum size of a stream, which far exceeds its answer: the framing of a token is about fifty times its size."""
 
 MAX_ERROR_BYTES: Final = 65_536
 ERROR_BODY_S: Final = 5.0
@@ -184,7 +184,7 @@ class HttpTransport:
         body = Body(_media_type(response), encoding, max_event_bytes=MAX_EVENT_BYTES, max_bytes=MAX_WIRE_BYTES)
         if status in GOOD_STATUSES:
             return body
-        # The body has a limit of its own, so that the status is not lost to a body that never ends.
+        # The body has its own timeout, so that a body that never ends does not hide the status.
         scope.reschedule(None)
         raise self._refusal(response, call, await self._error_body(response, encoding) if readable else b"")
 
@@ -307,17 +307,17 @@ class HttpTransport:
 
     async def _tell(self, delta: Delta, reading: _ReplyState) -> None:
         if reading.call.on_delta is not None:
-            # The time the caller takes over a piece is not the provider's.
+            # The caller's time to process a piece does not count towards the provider's limit.
             if not reading.is_over:
                 reading.armed = "told"
                 reading.scope.reschedule(None)
             await reading.call.on_delta(delta)
 
     def _arm(self, reading: _ReplyState, *, is_alive: bool) -> None:
-        """Set the limit for what is awaited next.
+        """Set the timeout of the next phase.
 
-        A server that drips cannot extend the limits after the end. Before the first piece each line extends the limit,
-        so that a model that thinks in silence is given the request's own time.
+        After the finish reason, further bytes do not extend the timeout, so a server cannot delay the end. Before the
+        first piece each line extends it, so that a model that reasons without output may use the request's whole time.
         """
         now = asyncio.get_running_loop().time()
         answer, armed = reading.call.answer, reading.armed
@@ -338,7 +338,7 @@ class HttpTransport:
     def _too_slow(self, call: ProviderCall) -> ProviderError:
         if call.answer.started:
             return self._broken(call, f"the answer stopped: nothing for {self._settings.stream_idle_timeout_s:g} s")
-        # The provider has the request and may be working on it: asking again would only double its load.
+        # The provider has received the request and may be processing it, so a retry would only double its load.
         call.may_repeat = False
         return ProviderUnavailable(
             self._family.name,

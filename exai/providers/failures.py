@@ -1,7 +1,6 @@
-"""What a failed reply means: from status, error type and business code to one error of EXAI's tree.
+"""Map a failed reply to an error of EXAI by its status, error type and business code, never by its message text.
 
-Never decided by the text of a message. What is shown of a provider's own words is short, and neither keys nor parts of
-the prompt are in it.
+Invariant: the excerpt of a provider's message that is shown is short and contains neither keys nor parts of the prompt.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ MAX_EXCERPT_CHARS: Final = 200
 MAX_RETRY_AFTER_S: Final = 86_400.0
 
 _ECHO_CHARS: Final = 12
-"""Pieces of a provider's message of this length are looked for in the prompt."""
+"""Length of the pieces of a provider's message that are searched for in the prompt."""
 _ECHO_MIN_CHARS: Final = 3
 _FLATTENED_CHARS: Final = 100_000
 
@@ -92,7 +91,7 @@ _STATUSES: Final[Mapping[int, FailureKind]] = {
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What a provider said when it did not answer. `kind` and `code` are its own names, empty when it gave none.
+    """A provider's error reply. `kind` and `code` are the provider's names, empty if it sent none.
 
     `params` are the fields it blames, `limit_tokens` and `sent_tokens` numbers it gave of a prompt that is too long.
     """
@@ -134,7 +133,7 @@ def read_failure(
 
 
 def _words(value: object, depth: int) -> str:
-    """Return what is said for people in any of the places where servers say it."""
+    """Return the human-readable message from any of the fields that servers use for it."""
     if isinstance(value, str):
         if value.startswith(("{", "[")) and depth < _MAX_DEPTH:
             try:
@@ -175,7 +174,7 @@ def _params(value: object, depth: int) -> Iterator[str]:
 
 
 def decode_body(body: bytes) -> tuple[object, str]:
-    """Return the JSON of a body, if it is any, and what a person may be shown of it otherwise."""
+    """Return the JSON value of a body, None if it is not JSON, and the text to show in that case."""
     text = body.decode("utf-8-sig", errors="replace").strip()
     try:
         return decode(text.removeprefix("data:")), ""
@@ -189,14 +188,14 @@ def decode_body(body: bytes) -> tuple[object, str]:
 
 
 def verdict_of(family: Family, failure: Failure) -> FailureKind | None:
-    """What the failure means; None when nothing in it says so. Codes go before types, types before the status."""
+    """Return the meaning of a failure, None if unknown. Codes precede types, types precede the status."""
     status = failure.status
     if (status is None or status < 400) and re.fullmatch("[45][0-9][0-9]", failure.code):
         # Proxies put the upstream's HTTP status into the body of a 200.
         status = int(failure.code)
     for name in (failure.code, failure.kind):
         verdict = family.verdicts.get(name) or _GENERIC.get(name)
-        # A generic "invalid request" is said of wrong keys and of rate limits too; the status then knows better.
+        # Servers send a generic "invalid request" for wrong keys and rate limits too; then the status is more specific.
         if verdict is not None and not (verdict == "refused" and name not in family.verdicts and status in _STATUSES):
             return verdict
     if status is None or status < 400:
@@ -291,7 +290,7 @@ def parse_retry_after(value: str | None, now: datetime) -> float | None:
 
 
 def clean_request_id(value: object) -> str | None:
-    """A provider's request id as it may stand in our errors; None for what is none."""
+    """Return a provider's request id in a form that is safe in error messages, None for an invalid value."""
     return value if isinstance(value, str) and _REQUEST_ID.fullmatch(value) else None
 
 

@@ -1,8 +1,10 @@
-"""Whether a model may be asked now: the breaker of its endpoint, its own breaker, and the pause it asked for.
+"""Decide whether a model may be called: by the breaker of its endpoint, its own breaker, and a Retry-After.
 
-Connections that fail concern every model of an endpoint; errors of the server and requests for a pause concern one, so
-that a model that fails does not take the others with it. Invariant: after a pause that was cut short, and while a
-breaker is half open, one request finds out for all.
+Failed connections concern every model of an endpoint. Server errors and Retry-After concern one model, so that a
+failing model does not block the others.
+
+Invariant: after a pause shorter than the requested one, and while a breaker is half open, a single request probes the
+model; all others wait for its result.
 """
 
 from __future__ import annotations
@@ -27,14 +29,14 @@ from exai.resilience import Attempt, Breaker, BreakerState
 
 MAX_MODELS: Final = 256
 MAX_PAUSE_S: Final = 120.0
-"""The longest time for which a Retry-After is believed; then one request tries."""
+"""Longest pause for a Retry-After, after which one request probes the model."""
 
 PROBE_LIMIT_S: Final = 120.0
 PROBE_WAIT_S: Final = 1.0
 
 
 class Pause:
-    """For how long a model is to be left alone."""
+    """The pause that a provider requested for one model."""
 
     def __init__(self, clocks: Clocks) -> None:
         self._clocks = clocks
@@ -44,32 +46,32 @@ class Pause:
 
     @property
     def left_s(self) -> float:
-        """Seconds until a request may be sent, also while another one finds out whether it may."""
+        """Seconds until a request may be sent, including the time of another request's probe."""
         now = self._clocks.monotonic()
         if now < self._until:
             return self._until - now
         return PROBE_WAIT_S if self._probe is not None and now < self._probe_until else 0.0
 
     def ask(self, pause_s: float) -> None:
-        """Note what the provider asked for."""
+        """Record a requested pause."""
         kept_s = min(pause_s, MAX_PAUSE_S)
         self._was_cut = self._was_cut or kept_s < pause_s
         self._until = max(self._until, self._clocks.monotonic() + kept_s)
 
     def begin(self, request: object) -> None:
-        """Note that a request is sent; after a pause that was cut short it is the one that finds out."""
+        """Record that a request is sent; after a shortened pause it becomes the probe."""
         if self._was_cut and self._probe is None:
             self._probe, self._probe_until = request, self._clocks.monotonic() + PROBE_LIMIT_S
 
     def end(self, request: object, *, answered: bool) -> None:
-        """Note that a request has ended, or has been answered so far."""
+        """Record that a request has ended, or that its answer has begun."""
         if self._probe is request:
             self._probe = None
             self._was_cut = self._was_cut and not answered
 
 
 class ModelGate:
-    """What is known of one model."""
+    """The breaker and the pause of one model."""
 
     def __init__(self, breaker: Breaker, pause: Pause) -> None:
         self.breaker, self.pause = breaker, pause
@@ -77,7 +79,7 @@ class ModelGate:
 
 
 class Gates:
-    """The gates of one endpoint and of its models; those asked longest ago are forgotten beyond a number."""
+    """The gates of one endpoint and its models, of which the least recently called are dropped beyond a limit."""
 
     def __init__(self, family: Family, recorder: Recorder, clocks: Clocks) -> None:
         self._family, self._recorder, self._clocks = family, recorder, clocks
@@ -112,13 +114,13 @@ class Gates:
 
     @asynccontextmanager
     async def passing(self, model: Model) -> AsyncIterator[Attempt]:
-        """Let one request through both breakers. Raises `BreakerOpen`; see `Breaker` for what its end means."""
+        """Pass one request through both breakers. Raises `BreakerOpen`; `Breaker` documents the counting."""
         async with self.endpoint.attempt() as outer, self.of(model).breaker.attempt(outer) as attempt:
             yield attempt
 
     @property
     def state(self) -> BreakerState:
-        """The endpoint's state, or that of its models if all that were asked agree."""
+        """The endpoint's state, or the state of its models if all that were called have the same."""
         if self.endpoint.state != "closed" or not self._models:
             return self.endpoint.state
         states = {gate.breaker.state for gate in self._models.values()}
@@ -126,10 +128,10 @@ class Gates:
 
     @property
     def retry_after_s(self) -> float:
-        """Seconds until the endpoint, or the first of its models, may be asked."""
+        """Seconds until the endpoint, or the first of its models, may be called."""
         waits = (max(gate.breaker.retry_after_s, gate.pause.left_s) for gate in self._models.values())
         return max(self.endpoint.retry_after_s, min(waits, default=0.0))
 
     def failing(self) -> list[str]:
-        """Name the models that are left alone while others are asked."""
+        """Return the names of models whose gates are closed while the endpoint's is open to others."""
         return [name for name, gate in self._models.items() if gate.breaker.state != "closed"]

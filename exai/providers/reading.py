@@ -1,6 +1,7 @@
-"""Foreign JSON as providers really send it: values from the data of an event, text from content, counts of tokens.
+"""Read providers' JSON leniently: values from event data, text from content, token counts.
 
-Nothing here raises for what a provider sends. What has no plain text is counted or named in the returned values.
+Invariant: no input of a provider raises an exception unless documented. Parts without plain text are counted or named
+in the returned values.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def values_of(data: str) -> tuple[list[Any], int]:
     """
     text = data.strip().lstrip("\ufeff")
     while text.startswith("data:"):
-        # A proxy has put the field's name before a line that had it.
+        # A proxy has prefixed the field name to a line that already had it.
         text = text.removeprefix("data:").lstrip()
     if _is_done(text):
         return [DONE], 0
@@ -176,7 +177,7 @@ def read_message(message: Mapping[str, Any]) -> ParsedPiece:
 
 
 def _read_the_unknown(message: Mapping[str, Any], found: ParsedPiece) -> None:
-    """Look for what a piece without any text may hold instead: a message within it, or fields nobody knows."""
+    """Search a piece without text for a nested message or unknown fields."""
     inner = message.get("message")
     if isinstance(inner, Mapping) and "message" not in inner:
         within = read_message(inner)

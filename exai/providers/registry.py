@@ -1,4 +1,4 @@
-"""Every configured provider behind one object: what the rest of EXAI asks for models and completions.
+"""The configured providers behind one object, which the rest of EXAI uses for models and completions.
 
 A request that names no model gets EXAI_PROVIDERS__DEFAULT_MODEL, else the catalogue's default for Kimi, then for GLM,
 then the first model of the first endpoint. Nothing falls back in silence: a provider that fails is an error.
@@ -72,11 +72,11 @@ class Providers:
         check_options(model, max_output_tokens=max_output_tokens, thinking=thinking, temperature=temperature)
 
     async def complete(self, model: Model, request: CompletionRequest, on_delta: OnDelta | None) -> Completion:
-        """Ask `model`, which `resolve` gave; see `ChatApi.complete` for what holds afterwards and what is raised."""
+        """Call `model`, a result of `resolve`. Guarantees and errors are those of `ChatApi.complete`."""
         return await self._chats[model.provider].complete(model, request, on_delta)
 
     async def prepare(self, model: Model) -> Model:
-        """Return the model with what its endpoint says of it; waits for the endpoint once, for a few seconds."""
+        """Return the model with the data queried from its endpoint; waits for the first query, for a few seconds."""
         discovery = self._discoveries.get(model.provider)
         if discovery is None:
             return model
@@ -100,7 +100,7 @@ class Providers:
         return sorted(infos, key=lambda info: not info.configured)
 
     def status(self) -> tuple[ProviderStatus, ...]:
-        """How every provider does, configured or not, from what the last requests saw; nothing is asked now."""
+        """Return the state of every provider, configured or not, from earlier requests; no provider is called."""
         models = list(self._names.listed())
         return tuple(
             self._status(site, [model for model in models if model.provider == name])
@@ -218,7 +218,7 @@ async def open_providers(
 
 
 def _check_default(settings: ProvidersSettings, names: ModelNames, *, open_ended: bool) -> None:
-    """Refuse a default that no provider can have; one that is retired or lacks its key is told to whoever asks."""
+    """Refuse a default model that no provider can have. A retired one, or one without a key, fails when requested."""
     name = settings.default_model
     if name is None or open_ended:
         return

@@ -1,4 +1,4 @@
-"""What is sent: the JSON body of one chat-completions request, with only what the model accepts.
+"""Build the JSON body of a chat-completions request, with only the parameters that the model accepts.
 
 The messages go oldest first, shaped as every endpoint accepts them. A temperature the model does not take is left out;
 an option it cannot honour is refused before anything is sent.
@@ -62,9 +62,9 @@ def check_messages(family: Family, messages: Sequence[Prompt]) -> None:
 def build_body(
     model: Model, family: Family, request: CompletionRequest, accepted: Accepted = AS_IT_IS
 ) -> dict[str, Any]:
-    """Return the body for `request`, less what the endpoint was found not to accept.
+    """Return the body for `request`, without the parameters that the endpoint has refused before.
 
-    Raises `InvalidArgument` for what the model cannot honour.
+    Raises `InvalidArgument` for an option that the model does not support.
     """
     check_messages(family, request.messages)
     check_options(

@@ -1,8 +1,10 @@
-"""The message array as every endpoint accepts it, made of the one that was asked for; no I/O.
+"""Transform a message array into a form that every endpoint accepts; no I/O.
 
-Templates of Gemma, Mistral and others refuse two messages of one role in a row, an empty one, an array that begins with
-an answer, or a system message. Invariant: no text is lost, its order stays, and the array of a turn begins as that of
-the turn before did, so that the provider's cache serves it.
+Chat templates of Gemma, Mistral and others refuse consecutive messages of one role, empty messages, an array that
+begins with an answer, or a system message.
+
+Invariant: no text is lost or reordered, and the array of a turn has that of the previous turn as its prefix, so that
+the provider's prompt cache applies.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""How much of a conversation fits into a model's window, as its own counts and refusals have taught; no I/O.
+"""Determine how much of a conversation fits into a model's window; no I/O.
 
-Prompts are measured by an estimate that knows no tokenizer. Its factor is learned for each model from the tokens that
-the provider counted, and a window from what a refusal names. Kept for the life of the process.
+Prompt sizes are estimated without a tokenizer. A correction factor per model is learned from the providers' token
+counts, and smaller windows from refusals that state one. This state is kept for the life of the process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MIN_COUNTS: Final = 3
 """Prompts that have to be counted before more is sent than the estimate allows."""
 
 MARGIN: Final = 1.1
-"""A factor is an average, and half of the prompts are above it."""
+"""Safety margin on the factor, which is an average that about half of the prompts exceed."""
 
 NEWEST_SHARE: Final = 0.3
 REFUSED_FACTOR: Final = 1.5

@@ -6,8 +6,8 @@ select p.head::text, p.messages::bytea
 
 -- name: read_pages
 -- repeat: read
--- The newest pages of several conversations, each found as in read_page and told by its number; one that is not there
--- has no row. Rows of one page come in the order of the function's, which a lateral join calls for one after the other.
+-- The newest pages of several conversations, each read as in read_page and identified by its number; a missing one has
+-- no row. The lateral join calls the function for one conversation after the other, so rows of a page keep their order.
 select a.number::integer as number, p.head::text, p.messages::bytea
   from unnest($1::text[], $2::text[]) with ordinality a(owner, name, number)
        cross join lateral exai.read_page_v1(a.owner, a.name, null, 0, $3::integer, $4::bigint, 0) p;
@@ -22,8 +22,8 @@ select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at:
 
 -- name: append_group
 -- repeat: never
--- Stores the appends of several callers at once; who gets no row sends its own, which finds what may have been stored.
--- Locks their conversations, as far as nobody else has.
+-- Stores the appends of several callers at once. An append without a row in the result is sent in a statement of its
+-- own, which detects by its key whether it was stored. Locks the conversations, skipping those locked by others.
 select p.number::integer, p.base_revision::bigint, p.first_seq::bigint, p.created_at::timestamptz, p.header::text,
        p.inc::text
   from exai.append_group_v1($1::text[], $2::text[], $3::text[]::uuid[], $4::text[]::uuid[], $5::text[], $6::text[],
@@ -67,9 +67,9 @@ returning t.id::text as id;
 
 -- name: list_conversations
 -- repeat: read
--- A page of an owner's conversations, latest change first, by conversations_recent_idx. What narrows it is looked for in
--- that order and in nothing but the owner's rows, so that the time of a list tells nothing of other owners. Where the
--- headers before a row have more bytes than wanted, it comes without its own, which says that the list goes on.
+-- A page of an owner's conversations, latest change first, by conversations_recent_idx. Filters are applied in this
+-- order to the owner's rows only, so that the duration reveals nothing about other owners. If the headers before a row
+-- exceed the byte limit, the row has no header, which indicates that the list continues.
 select case when l.preceding <= $10::bigint then l.header end::text as header, l.deleted_at::timestamptz as deleted_at
   from (
 select f.header, f.deleted_at, f.updated_at, f.id,
@@ -91,9 +91,9 @@ select exai.header_v1(c)::text as header, c.updated_at, c.id, c.deleted_at
 -- name: changes
 -- repeat: read
 -- What has changed since a snapshot began, for the caches: one row of this snapshot, then conversations (null revision:
--- removed). By conversations_changed_idx. Transaction ids the server has not given out yet come from another server
--- (a restored dump) and are no changes here. Without a start nothing but the snapshot is told.
--- The time at which statistics were discarded tells of a recovery; incarnation_v1 holds it from Postgres 15 on.
+-- removed). By conversations_changed_idx. Transaction ids that the server has not assigned yet come from another server
+-- (a restored dump) and are not changes here. Without a start, only the snapshot is returned.
+-- The time at which statistics were reset indicates a recovery; from Postgres 15 on incarnation_v1 includes it.
 with snapshot as materialized (
   select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) as xmin,
          pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) as xmax),
@@ -119,9 +119,9 @@ select null::text, null::text, r.owner::text, r.continuation_id::text, null::big
 
 -- name: news
 -- repeat: read
--- What has changed since a snapshot began, for whoever listens: one row of this snapshot, then conversations, and whether
--- a list of them reads differently, because one is new or one of its last two changes was an edit. Where there are more
--- than wanted, the latest. Otherwise as changes.
+-- What has changed since a snapshot began, for subscribers: one row of this snapshot, then conversations, and whether
+-- the list of conversations changed, because one is new or one of its last two changes was an edit. If there are more
+-- than the limit, the latest ones. Otherwise as changes.
 with snapshot as materialized (
   select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) as xmin,
          pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) as xmax)

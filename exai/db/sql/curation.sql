@@ -29,7 +29,7 @@ select pg_catalog.count(*)::bigint as removed from purged;
 
 -- name: expire_idle
 -- repeat: keyed
--- Marks as deleted what nobody has changed for long, of one owner or of all; by conversations_recent_idx, owner by owner.
+-- Marks idle conversations as deleted, of one owner or of all; by conversations_recent_idx, owner by owner.
 with recursive owners(owner) as (
   (select c.owner from public.conversations c where $1::text is null or c.owner = $1::text order by c.owner limit 1)
   union all
@@ -61,7 +61,7 @@ select pg_catalog.count(*)::bigint as marked from marked;
 
 -- name: prune_removed
 -- repeat: keyed
--- Forgets which conversations are gone, once no cache can hold them any more.
+-- Deletes the records of removed conversations once no cache can contain them any more.
 with gone as (
   delete from exai.removed_conversations r
    where r.removed_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1::double precision)

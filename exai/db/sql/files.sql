@@ -122,7 +122,7 @@ returning f.id::text as id;
 
 -- name: cleanup_orphaned_files
 -- repeat: keyed
--- Forgets files that no conversation has and nobody has used for the grace period.
+-- Deletes files that no conversation has and that were not used for the grace period.
 select o.owner::text as owner, o.sha256::text as sha256, o.storage_path::text as storage_path
   from public.cleanup_orphaned_files(pg_catalog.make_interval(secs => $1::double precision)) o;
 

@@ -13,6 +13,6 @@ select s.continuation_id::text as continuation_id, s.conversation_id::text as co
 
 -- name: index_messages
 -- repeat: keyed
--- Indexes the words of some of the messages that wait for it, and says how many, and how many wait still.
+-- Indexes the words of a batch of queued messages; returns their number and the number still queued.
 select i.o_indexed::integer as indexed, i.o_left::bigint as left_over
   from exai.index_messages_v1($1::integer) i;

@@ -17,7 +17,7 @@ select exai.turn_v1(t)::text as turn, c.continuation_id::text as continuation_id
 
 -- name: cancel_turn
 -- repeat: keyed
--- Ends a turn that has not ended; whoever works on it learns of that with its lease. By turns_pkey.
+-- Ends a pending turn; the daemon that runs it notices at its next lease renewal. By turns_pkey.
 with found as (
   select t.id, c.revision
     from public.turns t

@@ -43,9 +43,11 @@ async def examine(settings: Settings, recorder: Recorder, limit_s: float = LOOK_
         "postgres": _database,
         "redis": _cache,
         "providers": _providers,
-        "embedded servers": _embedded,
+        "embedded servers": _check_embedded,
     }
-    found = await asyncio.gather(*(_bounded(part, look, settings, recorder, limit_s) for part, look in looks.items()))
+    found = await asyncio.gather(
+        *(_run_bounded(part, look, settings, recorder, limit_s) for part, look in looks.items())
+    )
     return [finding for findings in found for finding in findings]
 
 
@@ -65,7 +67,7 @@ def table(findings: list[Finding]) -> str:
     return "\n".join(lines)
 
 
-async def _bounded(part: str, look: Look, settings: Settings, recorder: Recorder, limit_s: float) -> list[Finding]:
+async def _run_bounded(part: str, look: Look, settings: Settings, recorder: Recorder, limit_s: float) -> list[Finding]:
     try:
         async with asyncio.timeout(limit_s + 1):
             return await look(settings, recorder)
@@ -178,7 +180,7 @@ async def _providers(settings: Settings, _: Recorder) -> list[Finding]:
     return await diagnose_providers(settings.providers, timeout_s=LOOK_LIMIT_S)
 
 
-async def _embedded(settings: Settings, _: Recorder) -> list[Finding]:
+async def _check_embedded(settings: Settings, _: Recorder) -> list[Finding]:
     """Return the programs of the embedded servers, if those are used."""
     postgres, needs_valkey = settings.embedded_servers
     running = read_running(settings.embedded_dir)

@@ -98,7 +98,7 @@ class Worker:
         """Send a signal; does nothing if the process has ended."""
         self.process.send_signal(number)
 
-    async def ended(self, limit_s: float) -> None:
+    async def wait_ended(self, limit_s: float) -> None:
         """Wait until the process has ended; after the limit it is killed."""
         try:
             async with asyncio.timeout(limit_s):
@@ -169,14 +169,14 @@ class Crew:
                     return
                 self._watch(new)
                 old.retire()
-                await old.ended(self._limit_s)
+                await old.wait_ended(self._limit_s)
             log.info("workers were replaced", workers=len(self._workers))
 
     async def stop(self) -> None:
         """Let all workers drain and exit; return when they have ended."""
         self._is_stopping.set()
         self.signal(signal.SIGTERM)
-        await asyncio.gather(*(worker.ended(self._limit_s) for worker in self._workers))
+        await asyncio.gather(*(worker.wait_ended(self._limit_s) for worker in self._workers))
         await asyncio.gather(*self._watches)
 
     def signal(self, number: int) -> None:

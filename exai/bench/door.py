@@ -107,7 +107,7 @@ class BenchServer:
         self._process = process
         self.port = 0
 
-    async def started(self) -> None:
+    async def wait_started(self) -> None:
         """Wait until it listens. Raises `StartupError`."""
         self.port = int((await self._read_report())["port"] or 0)
 
@@ -150,7 +150,7 @@ async def _open_server(kind: str) -> AsyncIterator[BenchServer]:
     )
     try:
         server = BenchServer(process)
-        await server.started()
+        await server.wait_started()
         yield server
     finally:
         if process.stdin is not None:

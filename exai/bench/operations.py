@@ -71,7 +71,7 @@ class Operations:
     """The operations on one set of contestants. Await `prepare` before the first of them."""
 
     def __init__(self, contestants: Contestants, data: Data, texts: Texts) -> None:
-        self._service, self._filled = contestants.app.conversations, contestants.app.cache.settled
+        self._service, self._filled = contestants.app.conversations, contestants.app.cache.wait_settled
         self._repository = ConversationRepository(contestants.app.database)
         self._database_floor, self._cache_floor = contestants.database, contestants.cache
         self._data, self._texts = data, texts

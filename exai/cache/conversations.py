@@ -266,9 +266,9 @@ class ConversationCache:
             **facts,
         )
 
-    async def settled(self) -> None:
+    async def wait_settled(self) -> None:
         """Wait until the fills begun by `read_through` have ended."""
-        await self._flights.settled()
+        await self._flights.wait_settled()
 
     async def close(self) -> None:
         """Cancel the reads in flight; `open_cache` closes the connections."""

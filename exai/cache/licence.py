@@ -112,7 +112,7 @@ class Licence:
                 self.problem = None
             except Exception as error:  # noqa: BLE001 - the boundary of a side task that must outlive any fault
                 outcome = "failed"
-                self._failed(error)
+                self._log_failure(error)
             self.recorder.count("cache_reconciliations_total", outcome=outcome)
             if self.age_s is not None:
                 self.recorder.gauge("cache_watermark_age_seconds", self.age_s)
@@ -180,7 +180,7 @@ class Licence:
             case _:
                 raise CacheError(REDIS, "answered a pass with something else")
 
-    def _failed(self, error: Exception) -> None:
+    def _log_failure(self, error: Exception) -> None:
         problem = f"{error.reply_code}" if isinstance(error, CacheRefused) else str(error) or type(error).__name__
         if self.problem is None:
             log.warning("cache_pass_failed", problem=problem, error=type(error).__name__)

@@ -98,9 +98,9 @@ class SingleFlight(Generic[K, T]):
         """Cancel all reads and wait for their tasks to end."""
         for task in self._tasks:
             task.cancel()
-        await self.settled()
+        await self.wait_settled()
 
-    async def settled(self) -> None:
+    async def wait_settled(self) -> None:
         """Wait until all reads in flight, including their `after`, have ended."""
         if self._tasks:
             await asyncio.wait(self._tasks)

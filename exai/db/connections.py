@@ -180,7 +180,7 @@ class Connections:
 
     def give_unsettled(self, connection: OneTrip) -> None:
         """Release a connection whose statement was interrupted by a timeout or a cancellation."""
-        # `_turns.end` follows in `_mended`: the server may still execute the statement, so it still counts for its
+        # `_turns.end` follows in `_restore`: the server may still execute the statement, so it still counts for its
         # owner. Otherwise an owner could occupy the server with statements it has cancelled.
         self._taken.discard(connection)
         self._mend(connection, settle=True)
@@ -219,21 +219,21 @@ class Connections:
         generation = self._generation
         connection = await self._opener()
         connection.generation = generation
-        connection.add_termination_listener(self._lost)
+        connection.add_termination_listener(self._discard_lost)
         return connection
 
-    def _lost(self, connection: OneTrip) -> None:
+    def _discard_lost(self, connection: OneTrip) -> None:
         # The task that holds a taken connection gets the error and releases it; an idle one has no such task.
         if connection in self._idle:
             self._idle.remove(connection)
             self._mend(connection)
 
     def _mend(self, connection: OneTrip, *, settle: bool = False) -> None:
-        task = asyncio.create_task(self._mended(connection, settle=settle), name="db-mend")
+        task = asyncio.create_task(self._restore(connection, settle=settle), name="db-mend")
         self._menders.add(task)
         task.add_done_callback(self._menders.discard)
 
-    async def _mended(self, connection: OneTrip, *, settle: bool) -> None:
+    async def _restore(self, connection: OneTrip, *, settle: bool) -> None:
         if settle:
             is_settled = not self._closing and await _settle(connection)
             self._turns.end(connection.holder)

@@ -85,10 +85,10 @@ class _Facts:
 
 async def diagnose(settings: DatabaseSettings, url: str, *, timeout_s: float = 5.0) -> list[Finding]:
     """Look at the database at `url` and at the migration address, if that is another, each within `timeout_s`."""
-    looks = [_guarded(PART, timeout_s, partial(_look_at_service, settings, url))]
+    looks = [_run_bounded(PART, timeout_s, partial(_look_at_service, settings, url))]
     if settings.migration_url is not None:
         migration_url = settings.migration_url.get_secret_value()
-        looks.append(_guarded(MIGRATION_PART, timeout_s, partial(_look_at_migration, migration_url)))
+        looks.append(_run_bounded(MIGRATION_PART, timeout_s, partial(_look_at_migration, migration_url)))
     return [finding for found in await asyncio.gather(*looks) for finding in found]
 
 
@@ -98,7 +98,7 @@ async def may_create(url: str) -> list[Finding]:
         return await _creators(await _open(stack, parse_address(url)))
 
 
-async def _guarded(
+async def _run_bounded(
     part: str, timeout_s: float, look: Callable[[list[Finding], AsyncExitStack], Awaitable[None]]
 ) -> list[Finding]:
     """Keep what `look` found before whatever ended it, and say what that was."""

@@ -162,7 +162,7 @@ class HttpDoor:
 
     async def _while_there(self, session: Session, receive: Receive, answering: Coroutine[Any, Any, None]) -> None:
         """Run `answering`, then end the session. If the client disconnects first, the session's calls are cancelled."""
-        gone = asyncio.create_task(_until_gone(receive, session), name="mcp http disconnect")
+        gone = asyncio.create_task(_wait_until_gone(receive, session), name="mcp http disconnect")
         try:
             await answering
         finally:
@@ -273,12 +273,12 @@ class HttpReply:
         await self._body(data, more=False)
 
     async def _start(self, status: int, headers: tuple[tuple[bytes, bytes], ...]) -> None:
-        await self._bounded({"type": "http.response.start", "status": status, "headers": list(headers)})
+        await self._send_bounded({"type": "http.response.start", "status": status, "headers": list(headers)})
 
     async def _body(self, data: bytes, *, more: bool) -> None:
-        await self._bounded({"type": "http.response.body", "body": data, "more_body": more})
+        await self._send_bounded({"type": "http.response.body", "body": data, "more_body": more})
 
-    async def _bounded(self, event: dict[str, object]) -> None:
+    async def _send_bounded(self, event: dict[str, object]) -> None:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._send(event)
@@ -289,7 +289,7 @@ class HttpReply:
             raise Gone from None
 
 
-async def _until_gone(receive: Receive, session: Session) -> None:
+async def _wait_until_gone(receive: Receive, session: Session) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
     session.outbox.close(discard=True)

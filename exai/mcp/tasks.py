@@ -103,7 +103,7 @@ class Tasks:
             if not begun.done():
                 begun.set_result(Task(task_id, "working", since, since))
 
-        doing = asyncio.create_task(_bounded(work(replace(context, begun=note))), name="mcp task")
+        doing = asyncio.create_task(_run_bounded(work(replace(context, begun=note))), name="mcp task")
         self._doing.add(doing)
         doing.add_done_callback(self._doing.discard)
         try:
@@ -153,7 +153,7 @@ class Tasks:
         self._when_one_ends()
 
     async def _get(self, call: Call, context: CallContext) -> Json:
-        task = await self._known(call, context)
+        task = await self._read_task(call, context)
         if task.result is not None:
             size_bytes, limit_bytes = len(orjson.dumps(task.result)), self._settings.reply_max_bytes
             if size_bytes + ENVELOPE_BYTES > limit_bytes:
@@ -166,7 +166,7 @@ class Tasks:
         """Acknowledge the request. EXAI's tasks never ask their client for input, so there is nothing to process."""
         if not isinstance(call.params.get("inputResponses"), dict):
             raise RpcError(INVALID_PARAMS, "Invalid params: inputResponses must be an object")
-        await self._known(call, context)
+        await self._read_task(call, context)
         return {}
 
     async def _cancel(self, call: Call, context: CallContext) -> Json:
@@ -181,7 +181,7 @@ class Tasks:
             raise _unknown(task_id)
         return {}
 
-    async def _known(self, call: Call, context: CallContext) -> Task:
+    async def _read_task(self, call: Call, context: CallContext) -> Task:
         task_id = _task_id(call)
         task = await self._store.get(context.owner, task_id)
         if task is None:
@@ -189,7 +189,7 @@ class Tasks:
         return task
 
 
-async def _bounded(work: Awaitable[Json]) -> Json:
+async def _run_bounded(work: Awaitable[Json]) -> Json:
     """Run work within its call's deadline, even after the call no longer waits for it."""
     left_s = remaining_s()
     async with asyncio.timeout(None if left_s is None else left_s + HARD_MARGIN_S):

@@ -113,7 +113,7 @@ class _Http(Posting):
         self.flow = Flow(transport, lambda: not self.pipeline and not self._is_refused)
         address = self.client[0] if self.client else ""
         pending = self._pending = self.app_state[STATE] = self.pending.add(address, self._drop_if_idle)
-        pending.when_admitted = self._admitted
+        pending.when_admitted = self._restore_keep_alive
         self.timeout_keep_alive = min(KEEP_ALIVE_S, self.config.timeout_keep_alive)
         excess = self._excess(pending)
         if excess > MAX_TURNED_AWAY:
@@ -279,7 +279,7 @@ class _Http(Posting):
         self.transport.abort()
         return True
 
-    def _admitted(self) -> None:
+    def _restore_keep_alive(self) -> None:
         self.timeout_keep_alive = self.config.timeout_keep_alive
 
     def timeout_keep_alive_handler(self) -> None:
@@ -348,7 +348,7 @@ class _WebSocket(Arriving):
             text = only_text(data, self.max_short_bytes) if conn.state is State.OPEN else None
             if text is not None:
                 self.curr_msg_data_type = "text"
-                self._received(text)
+                self._process_message(text)
                 return
         if conn.parser_exc is None:
             super().data_received(data)
@@ -367,9 +367,9 @@ class _WebSocket(Arriving):
     def send_receive_event_to_app(self) -> None:
         data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
         self.frames = []
-        self._received(data)
+        self._process_message(data)
 
-    def _received(self, data: bytes) -> None:
+    def _process_message(self, data: bytes) -> None:
         """Process a complete message."""
         if self._held_bytes or self._late is not None:
             self.message_ended()

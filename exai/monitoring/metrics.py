@@ -110,7 +110,7 @@ class MetricsRecorder:
         """Add to a counter (`..._total`)."""
         series = self._known.get(("counter", name, *labels.items())) or self._resolve("counter", name, labels)
         if series is None or not 0 <= value < inf:
-            return self._lost(name)
+            return self._count_dropped(name)
         series.sum += value
         slot = self._clock() // RECENT_SLOT_S
         if series.recent and series.recent[-1][0] == slot:
@@ -124,7 +124,7 @@ class MetricsRecorder:
         now = self._clock()
         for value in values:
             if series is None or not isfinite(value):
-                self._lost(name)
+                self._count_dropped(name)
                 continue
             series.sum += value
             series.count += 1
@@ -135,7 +135,7 @@ class MetricsRecorder:
         """Set a gauge."""
         series = self._known.get(("gauge", name, *labels.items())) or self._resolve("gauge", name, labels)
         if series is None:
-            return self._lost(name)
+            return self._count_dropped(name)
         series.sum = value
         return None
 
@@ -197,7 +197,7 @@ class MetricsRecorder:
             self._known[(kind, name, *labels.items())] = series
         return series
 
-    def _lost(self, name: str) -> None:
+    def _count_dropped(self, name: str) -> None:
         """Count a value that could not be recorded, instead of raising: a defect here must not fail the caller."""
         if name != "metrics_dropped_total":
             self.count("metrics_dropped_total", metric=name if name in self._families else OTHER)

@@ -154,7 +154,7 @@ async def test_page_of_fifty_megabytes_is_answered_and_not_cached(rig: Servers) 
     for _ in range(2):
         page = await service.read(name)
         assert (page.source, len(page.messages)) == ("database", 2)
-        await service.app.cache.settled()
+        await service.app.cache.wait_settled()
         seqs = [message.seq for message in page.messages]
         while page.next_before_seq is not None:
             page = await service.conversations.read(LOCAL_OWNER, name, before_seq=page.next_before_seq)

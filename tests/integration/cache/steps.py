@@ -16,7 +16,7 @@ from tests.support.valkey import Valkey
 async def fill(cache: ConversationCache, stored: Stored) -> None:
     found, source = await cache.read_through(stored.owner, stored.name, stored.load)
     assert (found.messages, source) == (tuple(stored.messages[-50:]), "database")
-    await cache.settled()
+    await cache.wait_settled()
 
 
 async def apply(

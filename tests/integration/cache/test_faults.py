@@ -134,7 +134,7 @@ class TestServerLost:
         loads = stored.loads
         await asyncio.gather(*(read_current(cache, stored) for _ in range(50)))
         assert stored.loads == loads + 1
-        await cache.settled()
+        await cache.wait_settled()
         await expect_current(cache, stored)
 
     async def test_herd_without_redis_is_bounded(
@@ -322,7 +322,7 @@ class TestColdConversation:
         await wait_until(lambda: stored.loads == 2)
         stored.gate.set()
         assert ((await early)[0].conversation.revision, (await late)[0].conversation.revision) == (1, 2)
-        await cache.settled()
+        await cache.wait_settled()
         await expect_current(cache, stored)
 
     async def test_reader_that_knows_better_does_not_join(
@@ -358,7 +358,7 @@ class TestColdConversation:
         failing.set()
         results = await asyncio.gather(*readers, return_exceptions=True)
         assert all(isinstance(result, ConnectionError) for result in results)
-        await cache.settled()
+        await cache.wait_settled()
         await fill(cache, stored)
 
     async def test_cancelled_reader_leaves_the_read_to_the_others(
@@ -373,7 +373,7 @@ class TestColdConversation:
         first.cancel()
         stored.gate.set()
         assert (await second)[0].messages == tuple(stored.messages)
-        await cache.settled()
+        await cache.wait_settled()
         await expect_current(cache, stored)
         assert stored.loads == 1
 

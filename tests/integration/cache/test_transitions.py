@@ -301,7 +301,7 @@ class TestSizes:
             return Loaded(stored.conversation(), messages, part is not None, stored.inc, part=part)
 
         await cache.read_through(stored.owner, stored.name, load)
-        await cache.settled()
+        await cache.wait_settled()
         assert recorder["cache_fills_total", "unfit"] == 1
         assert valkey.do("KEYS", "exai:*") == []
 

@@ -18,7 +18,7 @@ async def test_miss_costs_one_database_round_trip_and_a_hit_none(rig: Rig) -> No
     continuation_id = await stored(rig, 60)
     rig.reset()
     missed = await rig.app.conversations.read(LOCAL_OWNER, continuation_id)
-    await rig.app.cache.settled()
+    await rig.app.cache.wait_settled()
     assert (missed.source, rig.cost()) == ("database", (1, 2))
 
     rig.reset()

@@ -155,7 +155,7 @@ async def test_repeated_turn_gives_its_lease_back(rig: Rig) -> None:
     await rig.app.conversations.chat(request)
     rig.reset()
     await rig.app.conversations.read(LOCAL_OWNER, continuation_id)
-    await rig.app.cache.settled()
+    await rig.app.cache.wait_settled()
     assert rig.cost() == (1, 2)
 
 

@@ -1,4 +1,4 @@
-"""Conversations as text: JSON Lines for programs, Markdown for people; both are read back exactly.
+"""Write and read conversations as JSON Lines and as Markdown; both are read back without loss.
 
 JSON Lines: one object for the conversation, then one for each file or part of one, then one for each message. Markdown:
 the same objects in comments, each content under a heading. A comment says how many characters of content follow, so

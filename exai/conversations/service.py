@@ -211,11 +211,11 @@ class ConversationService:
     ) -> Page:
         """Read the newest `limit` messages, or the newest before `before_seq`, oldest first.
 
-        There are fewer where they have more bytes together than a page may have, or than `budget_bytes`; of one that is
-        longer by itself, and with `char_offset` of any, a part comes. `offset` leaves out that many of the newest, for
-        clients that count pages; a cursor neither repeats nor misses what is appended meanwhile. The newest page costs
-        no database round trip when it is cached, any other page 1. Raises `NotFound`, `InvalidArgument` or a
-        `DatabaseError`.
+        Fewer messages are returned if they exceed the bytes of a page or `budget_bytes`. A single message that exceeds
+        the budget is returned in part, as is any message with `char_offset`. `offset` skips that many of the newest
+        messages, for clients that count pages; unlike an offset, a cursor neither repeats nor misses messages that are
+        appended meanwhile. The newest page costs no database round trip if it is cached, any other page 1. Raises
+        `NotFound`, `InvalidArgument` or a `DatabaseError`.
         """
         check_names(continuation_id, None, None)
         if not 1 <= limit <= MAX_PAGE_MESSAGES:
@@ -278,7 +278,7 @@ class ConversationService:
             raise InvalidArgument("query", "is empty", "Say which words to look for")
         if not 1 <= limit <= MAX_LIST:
             raise InvalidArgument("limit", f"is {limit}", f"Use 1 to {MAX_LIST}")
-        # Clients that know nothing of us may have stored messages, which are looked through one by one meanwhile.
+        # Other clients of the database may have stored messages, which searches read one by one until they are indexed.
         self.notices.have_changed.set()
         return await self._search.search(query, limit=limit, cursor=cursor)
 
@@ -392,9 +392,9 @@ class ConversationService:
         return self._transfer.import_text(owner, parts, as_name=as_name)
 
     async def prune(self, *, idle_days: float | None = None) -> int:
-        """Remove for good what was deleted long enough ago; with `idle_days` mark idle conversations as deleted first.
+        """Purge conversations deleted long enough ago; with `idle_days` mark idle conversations as deleted first.
 
-        Returns how many conversations are gone. Meant for `exai prune`; every step is one bounded statement.
+        Returns the number of purged conversations. Used by `exai prune`; every step is one bounded statement.
         Raises `InvalidArgument` for a number of days that would delete everything, or nothing ever.
         """
         if idle_days is not None:
@@ -438,7 +438,7 @@ class ConversationService:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Keep leases, listeners and the index up to date; on leaving, every outcome in flight is written first."""
+        """Run lease renewal, change polling and indexing; on exit, wait until outcomes in flight are written."""
         async with (
             running("turn-leases", self._turns.keep_leases()),
             running("conversation-watch", self._watch.keep()),
@@ -451,7 +451,7 @@ class ConversationService:
 
 
 def _once(key: str | None, tool: str, *parts: Any) -> IdempotencyKey:
-    """Return what makes a change of a conversation happen once; without a key only this call's own retries share it."""
+    """Return the deduplication key of a change. Without `key` only retries within this call are deduplicated."""
     return IdempotencyKey(request_key(key), content_hash(tool, *parts), tool, TurnId(str(uuid.uuid4())))
 
 

@@ -42,7 +42,7 @@ BATCH_BYTES = 4 * 1_048_576
 LIST_PAGE = 200
 
 EMBEDDED_BYTES = 100_000
-"""Of files in one part of an export; what is more is only named there, since a model reads such parts."""
+"""Bytes of file content in one part of an export, which a model reads; further files are listed without content."""
 
 
 class Shelf(Protocol):

@@ -78,7 +78,7 @@ class Address:
             arguments["port"] = [port for _, port in self.hosts]
         tls = dict(self.tls)
         if tls.get("sslrootcert") == "system":
-            # The system's own authorities; libpq checks the host name then, whatever the mode says.
+            # The system's certificate authorities; libpq then checks the host name in every mode.
             arguments["ssl"] = ssl.create_default_context()
             tls = {}
         query = {**tls, **self.driver}

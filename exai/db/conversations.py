@@ -112,11 +112,11 @@ class ConversationRepository:
         budget_bytes: int = PAGE_BYTES,
         char_offset: int = 0,
     ) -> StoredPage:
-        """The newest `limit` messages (before `before_seq`, without the `skip` newest), oldest first.
+        """Return the newest `limit` messages (before `before_seq`, without the `skip` newest), oldest first.
 
-        At least one if there is one, else within the budget. Of one that is longer than that, and with `char_offset` of
-        any, a part of its content comes. The newest page may share a statement with others that are asked for at the
-        same time.
+        The page is cut to the byte budget, but has at least one message if there is one. A single message that exceeds
+        the budget is returned in part, as is any message with `char_offset`. The newest page may share a statement with
+        concurrent reads.
 
         Raises:
             NotFound: no such conversation, or it is deleted.
@@ -136,7 +136,7 @@ class ConversationRepository:
         head = orjson.loads(rows[0]["head"])
         page: bytes = rows[0]["messages"] or JOINT.join([row["messages"] for row in rows[:0:-1]])
         messages = decode_page(page)
-        # Numbers start at 1 and have no holes, so the lowest one tells whether there is anything older.
+        # Numbers start at 1 and have no gaps, so older messages exist exactly if the lowest number is above 1.
         has_older = bool(messages) and messages[0].seq > 1
         last = rows[-1]["head"] if len(rows) > 1 else None
         part = ContentPart(char_offset, orjson.loads(last)["chars"]) if last else None
@@ -145,7 +145,7 @@ class ConversationRepository:
     async def append(self, start: AppendStart) -> AppendResult:
         """Store messages as one block, once per request key; see `AppendResult` for the outcomes.
 
-        While others are being stored it may share a statement with them; one that is held up there costs two.
+        Concurrent small appends may share a statement; an append that the batch cannot store costs a second one.
 
         Raises:
             InvalidArgument: something cannot be stored.
@@ -176,7 +176,7 @@ class ConversationRepository:
         )
 
     async def begin_turn(self, start: TurnStart) -> TurnBegun:
-        """Claim a turn, store its question, and get the history that `start.known` lacks.
+        """Claim a turn, store its question, and return the history that `start.known` lacks.
 
         Raises:
             InvalidArgument: something cannot be stored.
@@ -220,7 +220,7 @@ class ConversationRepository:
         )
 
     async def finish_turn(self, end: TurnEnd) -> TurnFinished:
-        """Write the outcome of one attempt; the same call again gets the same answer.
+        """Write the outcome of one attempt. A repeated call returns the same result.
 
         Raises:
             InvalidArgument: something cannot be stored.
@@ -279,7 +279,7 @@ class ConversationRepository:
     async def list_conversations(
         self, owner: Owner, *, limit: int = PAGE_MESSAGES, cursor: str | None = None, only: ListFilter = ALL
     ) -> ConversationList:
-        """An owner's conversations, latest change first: at most `limit`, and fewer where their headers are large.
+        """Return an owner's conversations, latest change first: at most `limit`, fewer if their headers are large.
 
         Raises:
             InvalidArgument: the cursor is not one of ours, or `only` cannot be stored.

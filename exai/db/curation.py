@@ -73,7 +73,7 @@ class ConversationUpdate:
     tags: Sequence[str] | None = None
 
     def document(self) -> dict[str, Any]:
-        """Return what is to be changed, and to what. Raises `InvalidArgument` for what cannot be stored."""
+        """Return the changes as a JSON object. Raises `InvalidArgument` for a value that cannot be stored."""
         document: dict[str, Any] = {}
         if self.title is not None:
             check_text("title", self.title)

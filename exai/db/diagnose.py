@@ -93,7 +93,7 @@ async def diagnose(settings: DatabaseSettings, url: str, *, timeout_s: float = 5
 
 
 async def may_create(url: str) -> list[Finding]:
-    """Say who else may create in schema public, for `exai migrate`. Raises a `DatabaseError`."""
+    """Return findings about other roles that may create in public, for `exai migrate`. Raises `DatabaseError`."""
     async with AsyncExitStack() as stack:
         return await _creators(await _open(stack, parse_address(url)))
 
@@ -101,7 +101,7 @@ async def may_create(url: str) -> list[Finding]:
 async def _run_bounded(
     part: str, timeout_s: float, look: Callable[[list[Finding], AsyncExitStack], Awaitable[None]]
 ) -> list[Finding]:
-    """Keep what `look` found before whatever ended it, and say what that was."""
+    """Return the findings of `look` up to its end, with one more for the error that ended it."""
     found: list[Finding] = []
     try:
         async with asyncio.timeout(timeout_s), AsyncExitStack() as stack:

@@ -1,6 +1,6 @@
-"""What a list of conversations or files, or a search, is narrowed to.
+"""Filters for lists of conversations and files, and for searches.
 
-Invariant: whatever the database's locale, two letters are the same if they differ in nothing but case.
+Invariant: letters that differ in case only are equal, independent of the database's locale.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class ListFilter:
     part: str = ""
 
     def arguments(self) -> tuple[bool, list[str] | None, str | None, str | None, str | None]:
-        """Return what the statement takes; None for what does not narrow. Raises `InvalidArgument`."""
+        """Return the statement's arguments, None for each unused filter. Raises `InvalidArgument`."""
         return (self.deleted, *labels_of(self.tags, self.metadata), *part_of(self.part))
 
 
@@ -39,7 +39,7 @@ ALL: Final = ListFilter()
 
 
 def labels_of(tags: Sequence[str], metadata: Mapping[str, Any]) -> tuple[list[str] | None, str | None]:
-    """Return tags and metadata as statements take them; None for what does not narrow. Raises `InvalidArgument`."""
+    """Return tags and metadata as statement arguments, None for an unused filter. Raises `InvalidArgument`."""
     if len(tags) > MAX_TAGS:
         raise InvalidArgument("tags", f"are {len(tags)}", f"Use at most {MAX_TAGS}")
     for index, tag in enumerate(tags):

@@ -233,7 +233,7 @@ def _refusal(error: DBAPIError) -> ExaiError:
     verdict = judge(cause, "connecting") if state is None else None
     if verdict is not None:
         return verdict.error
-    # Whoever migrates needs the server's own words.
+    # The operator needs the server's original message.
     said = (str(cause), getattr(cause, "detail", None), getattr(cause, "hint", None))
     problem = "; ".join(" ".join(each.split()) for each in said if each)
     return DatabaseError(DEPENDENCY, problem, "Correct the cause and run it again")

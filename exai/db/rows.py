@@ -46,12 +46,12 @@ class RowsByPart:
             self.parts.setdefault(part, []).append(message)
 
     def part(self, name: str) -> list[Message]:
-        """The messages of a part, as they came."""
+        """Return the messages of a part in the order of their rows."""
         return self.parts.get(name, [])
 
     @property
     def conversation(self) -> Conversation | None:
-        """The header, if the answer has one."""
+        """Return the conversation, None if the answer has no header."""
         header = self.head.get("conversation")
         return conversation_of(header) if header else None
 
@@ -63,7 +63,7 @@ def _object_of(data: str) -> Mapping[str, Any]:
 
 
 def conversation_of(header: Mapping[str, Any]) -> Conversation:
-    """A conversation from the document that `exai.header_v1` makes."""
+    """Return the conversation from a document of `exai.header_v1`."""
     return Conversation(
         id=ConversationId(header["id"]),
         continuation_id=ContinuationId(header["continuation_id"]),
@@ -81,7 +81,7 @@ def conversation_of(header: Mapping[str, Any]) -> Conversation:
 
 
 def time_of(text: str) -> datetime:
-    """A time as JSON from Postgres spells it, in UTC."""
+    """Parse a time in the format of Postgres's JSON; the result is in UTC."""
     at = datetime.fromisoformat(text)
     return at if at.tzinfo is UTC else at.astimezone(UTC)
 
@@ -105,7 +105,7 @@ def check_time(field: str, value: datetime | None) -> None:
 
 
 def reply_of(turn: Mapping[str, Any], messages: Sequence[Message]) -> StoredReply:
-    """The reply of a finished turn; the last message is the answer."""
+    """Return the reply of a finished turn; the last message is the answer."""
     last = messages[-1] if messages else None
     return StoredReply(
         content=last.content if last else "",
@@ -125,7 +125,7 @@ def reply_of(turn: Mapping[str, Any], messages: Sequence[Message]) -> StoredRepl
 
 
 def stored_of(messages: Sequence[NewMessage], first_seq: int, at: datetime, turn_id: str) -> tuple[Message, ...]:
-    """What a statement that has just stored `messages` would read back."""
+    """Return the rows of `messages` just stored by a statement, without reading them back."""
     return tuple(
         Message(
             first_seq + offset,
@@ -141,7 +141,7 @@ def stored_of(messages: Sequence[NewMessage], first_seq: int, at: datetime, turn
 
 
 def columns_of(messages: Sequence[NewMessage]) -> Columns:
-    """Messages as the four arrays the functions take.
+    """Return messages as the four arrays that the functions take.
 
     Raises:
         InvalidArgument: a field cannot be stored, and which.
@@ -161,7 +161,7 @@ def columns_of(messages: Sequence[NewMessage]) -> Columns:
 
 
 def check_text(field: str, value: str | None) -> None:
-    """Refuse what Postgres cannot store as text.
+    """Refuse text that Postgres cannot store.
 
     Raises:
         InvalidArgument: naming `field`.
@@ -187,7 +187,7 @@ def check_texts(values: Iterable[tuple[str, str | None]]) -> None:
 
 
 def json_of(field: str, value: Mapping[str, Any]) -> str:
-    """JSON text of metadata.
+    """Return metadata as JSON text.
 
     Raises:
         InvalidArgument: it is not JSON, too large, or holds what Postgres cannot store.
@@ -205,7 +205,7 @@ def json_of(field: str, value: Mapping[str, Any]) -> str:
 
 
 def _holds_nul(value: object) -> bool:
-    # Depth is bounded: orjson refuses to write what is nested deeper than 254.
+    # The recursion is bounded: orjson refuses values nested deeper than 254 levels.
     if isinstance(value, str):
         return "\0" in value
     if isinstance(value, Mapping):

@@ -1,7 +1,9 @@
-"""The body of a reply without I/O: bytes in, events out, whichever of the known forms the server chose.
+"""Parse the body of a reply into events, in any of the known forms; no I/O.
 
-An event stream is asked for. Servers and proxies also send one JSON document, JSON lines, an event stream under another
-content type, or any of them compressed although that was declined. Invariant: memory stays bounded.
+The request asks for an event stream. Servers and proxies also send one JSON document, JSON lines, an event stream under
+another content type, or any of these compressed although compression was declined.
+
+Invariant: memory is bounded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""GLM (Zhipu, Z.ai): its addresses, its parameters and what its business codes mean.
+"""GLM (Zhipu, Z.ai): addresses, parameters and meanings of its business codes.
 
-A 429 may be too much concurrency, an empty balance or a locked account; only the business code in the body tells them
-apart, so that codes go before the status. Accounts in China use `https://open.bigmodel.cn/api/paas/v4`.
+A 429 may mean too much concurrency, an empty balance or a locked account; only the business code distinguishes
+them, so codes precede the status. Accounts in China use `https://open.bigmodel.cn/api/paas/v4`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From a model's name to the model, without I/O.
+"""Resolve the name of a model; no I/O.
 
 Kimi's and GLM's models are named by the catalogue; an endpoint's model is `endpoint/model`, or its bare name where
 only one endpoint has it. A name that cannot be used is refused with the nearest ones that can.

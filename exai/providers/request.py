@@ -28,7 +28,7 @@ def check_options(
     thinking: Thinking | None = None,
     temperature: float | None = None,
 ) -> None:
-    """Raise `InvalidArgument` for an option `model` cannot honour, naming what is possible. No I/O."""
+    """Raise `InvalidArgument` for an option that `model` does not support, naming the supported ones. No I/O."""
     if max_output_tokens is not None and not 1 <= max_output_tokens <= model.max_output_tokens:
         raise InvalidArgument(
             "max_output_tokens",

@@ -2,7 +2,7 @@
 
 Lines end with CR LF, LF or CR; comments and unknown fields are skipped; several `data` lines are joined by newlines.
 A line that is a JSON object without a field's name is an event of its own, as some servers send it.
-The invariant is bounded memory: an event above the limit is an error, not a buffer.
+Invariant: memory is bounded; an event above the limit raises an error.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
--- APPLY: afterwards no lease given before it is alive, and the entry is absent or at least as new as the change that
--- was just committed. The delta is added only to the very revision it was made on; anything else that is older, of
--- another database incarnation, or of another conversation under the same name is removed, and so is what has become
--- too large: an entry holds all of the newest page. A writer that took the
--- lease before its statement, and still holds it, may store the page that the statement returned.
+-- APPLY: afterwards no lease granted before it is alive, and the entry is absent or at least as new as the committed
+-- change. The delta is added only to an entry at the change's base revision. Any other entry that is older, of another
+-- database incarnation, or of another conversation under the same name is removed, and so is an entry that exceeds the
+-- byte limit, because an entry holds the complete newest page. A writer that took the lease before its statement, and
+-- still holds it, may store the page that the statement returned.
 --
--- What is added is kept beside the page, in the tail, until that is long enough to be worth writing the page anew: an
--- addition then costs what it brings and not what the conversation holds, here and in the append-only file.
+-- Added messages are kept in the tail, beside the page, until the tail is long enough to rewrite the page. The cost of
+-- an addition, here and in the append-only file, is then that of the delta and not of the whole page.
 --
--- Several changes may come in one call, also of one conversation; they are made one after the other.
+-- One call may contain several changes, also of one conversation; they are applied in order.
 --
 -- KEYS entry and lease, for each change
 -- ARGV for each change the number of its arguments, then these:

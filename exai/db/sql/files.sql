@@ -18,7 +18,7 @@ on conflict do nothing;
 
 -- name: read_bytes
 -- repeat: read
--- Bytes of a content from one place on, part by part; of each part only what is asked for is read. By contents_pkey, then
+-- A range of bytes of a content, part by part; only the requested bytes of each part are read. By contents_pkey, then
 -- blob_parts_pkey.
 select substring(p.data from greatest($3::bigint - (p.number::bigint << 20), 0)::integer + 1
                  for (least($3::bigint + $4::bigint, ((p.number + 1)::bigint << 20))

@@ -85,6 +85,7 @@ async def serve(
             async with open_server(asgi, settings.server, sockets=sockets) as running:
                 announce(_started(app, running.port))
                 await stop.wait()
+                # The first step of the shutdown: health reports not ready before the port closes.
                 app.health.stop_accepting()
                 log.info("stopping", grace_s=settings.server.shutdown_grace_s)
                 code = SERVICE_RESTART if retired.is_set() else GOING_AWAY

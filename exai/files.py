@@ -253,6 +253,7 @@ class FileService:
                     key = await chosen.put(owner, new.sha256, data, new.blob_id)
                     batch[place] = replace(new, storage_path=key)
                     continue
+            # Without its bytes: the statement stores the row only if the owner's content is known already.
             if new.size_bytes > chosen.inline_bytes:
                 batch[place] = new
                 continue
@@ -262,6 +263,7 @@ class FileService:
             along_bytes += new.size_bytes
             batch[place] = replace(new, data=data)
         stored |= await self._record(owner, batch)
+        # The statement returned no row for contents that are new and were sent without their bytes.
         missing = [place for place in range(len(sources)) if place not in stored]
         stored |= await self._upload(owner, {place: sources[place] for place in missing})
         return tuple(stored[place] for place in range(len(sources)))
@@ -274,6 +276,7 @@ class FileService:
             async with self._loaded(source) as (new, data):
                 if new.sha256 not in kept:
                     await self.blobs.chosen.put(owner, new.sha256, data, new.blob_id)
+            # Frees the bytes before the next file is loaded: one file is held at a time.
             del data
             batch[place] = replace(new, blob_id=kept.setdefault(new.sha256, new.blob_id))
         stored = await self._record(owner, batch)

@@ -133,6 +133,7 @@ async def outlast_leftovers(data_dir: Path, servers_lock: int, *, limit_s: float
     """Wait for, and hasten, the end of a killed program's servers: two servers must never share their data."""
     if await wait_until(lambda: try_lock(servers_lock), limit_s):
         return
+    # Both conditions: another program may hold the lock file open, or work in the directory, without being a server.
     left = [pid for pid in process_ids() if works_in(pid, data_dir) and has_open(pid, servers_lock)]
     for pid in left:
         with suppress(ProcessLookupError, PermissionError):

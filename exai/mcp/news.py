@@ -1,4 +1,4 @@
-"""Collects changes of one owner's resources briefly, and notifies the owner's subscribed sessions of them.
+"""Collects changes of resources briefly, and notifies the subscribed sessions of their owners.
 
 Invariant: an owner is notified of its own resources only, and a session is notified of
 each URI and of the list at most once in `GATHER_S`, however many changes there are.
@@ -51,6 +51,7 @@ class Notifier:
 
     def _tell(self) -> None:
         uris, lists = self._uris, self._lists
+        # Reset before sending, so that a change noted meanwhile starts the next interval.
         self._uris, self._lists, self._gathered, self._timer = {}, set(), 0, None
         for session in self._sessions():
             if session.owner in uris:

@@ -89,12 +89,14 @@ class RunningServer:
         for each in self._sockets:
             each.close()
         state = self._state
+        # Closes idle HTTP connections; those of WebSockets ignore it and are closed by `drain`.
         for connection in list(state.connections):
             connection.shutdown()
         await self._app.server.drain(self._settings.shutdown_grace_s if grace_s is None else grace_s, code, hurry)
         await self._wait_for_requests(0.0 if hurry is not None and hurry.is_set() else LAST_REQUESTS_TIMEOUT_S)
         for connection in list(state.connections):
             connection.transport.abort()
+        # An aborted request ends by itself if it notices the disconnect; cancellation is the last resort.
         await self._wait_for_requests(CUT_REQUESTS_TIMEOUT_S)
         for task in state.tasks:
             task.cancel()

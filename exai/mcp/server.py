@@ -147,6 +147,7 @@ class McpServer:
             await self._closing_idle(lambda: hurry.is_set() or not self._is_busy, grace_s, code)
             if self._tasks is not None:
                 self._tasks.stop()
+            # Answered before the sessions are closed: what `refuse_rest` queues is still sent.
             for session in self._sessions:
                 session.refuse_rest()
                 session.finish(code)
@@ -173,6 +174,7 @@ class McpServer:
                     for session in self._sessions:
                         if session.is_idle and not session.outbox.is_closed:
                             session.finish(code)
+                    # No await between the check and `clear`, so a call that ends cannot be missed.
                     if done():
                         return
                     self._quiet.clear()

@@ -62,6 +62,7 @@ class Subscriptions:
         """Subscribe a listen request; return the granted URIs. Raises `Overloaded`."""
         wanted = dict.fromkeys(uri for uri in uris if isinstance(uri, str) and self._is_served(uri))
         granted = list(wanted)[:MAX_SUBSCRIBED_URIS]
+        # First, because it raises over the quota: nothing is subscribed then.
         self._take(granted)
         self._listened[key] = frozenset(granted)
         return granted

@@ -187,6 +187,7 @@ class MetricsRecorder:
         values = tuple(_label(labels[each]) for each in names)
         series = family.series.get(values)
         if series is None and len(family.series) >= MAX_SERIES_PER_FAMILY:
+            # Otherwise a full `metrics_merged_total` would recurse without end.
             if name != "metrics_merged_total":
                 self.count("metrics_merged_total", metric=name)
             return family.series.setdefault(tuple(OTHER for _ in names), _new_series(family))

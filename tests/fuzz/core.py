@@ -20,7 +20,6 @@ import atheris
 with atheris.instrument_imports(include=["exai.mcp"]):
     from exai.mcp.jsonrpc import request_id
     from exai.mcp.protocol import (
-        MAX_SUBSCRIBED_URIS,
         MAX_SUBSCRIPTIONS,
         Call,
         Cancel,
@@ -30,6 +29,7 @@ with atheris.instrument_imports(include=["exai.mcp"]):
         Start,
         Surface,
     )
+    from exai.mcp.subscriptions import MAX_SUBSCRIBED_URIS
 
 import orjson
 

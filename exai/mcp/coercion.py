@@ -109,7 +109,7 @@ class Plain:
         for name, part in schema.get("properties", {}).items():
             test = _test(part, may_be_empty=name in required or name in keeps_empty, is_required=name in required)
             if test is not None:
-                self._tests[name] = test
+                self._tests[name] = test if name not in KINDS else (test[0], _names_no_resource(test[1]))
 
     def holds(self, given: Json) -> bool:
         """Return whether every argument is in the schema and needs no coercion."""
@@ -141,6 +141,17 @@ def _test(schema: Json, *, may_be_empty: bool, is_required: bool) -> _Test | Non
         part = schema.get("items", {})
         return (list, _are_texts) if part.get("type") == "string" and "enum" not in part else None
     return (dict, None) if kind == "object" and "properties" not in schema else None
+
+
+def _names_no_resource(condition: Callable[[Any], bool] | None) -> Callable[[Any], bool]:
+    """Return `condition` for an argument that also takes URIs of resources: it does not hold for what may be one."""
+
+    def holds(value: str | list[str]) -> bool:
+        if condition is not None and not condition(value):
+            return False
+        return "://" not in value if isinstance(value, str) else not any("://" in each for each in value)
+
+    return holds
 
 
 def _says_something(text: str) -> bool:

@@ -249,7 +249,7 @@ def test_what_is_taken_as_plain_would_be_understood_as_itself(data: st.DataObjec
     """The short test leaves nothing out that the long way would alter, refuse or take a note of."""
     spec = TOOLS[data.draw(st.sampled_from(sorted(TOOLS)))]
     schema = portable_schema(spec.arguments)
-    texts = st.sampled_from(["", " ", "null", " None ", "off", "user", "a"])
+    texts = st.sampled_from(["", " ", "null", " None ", "off", "user", "a", "exai://conversations/a", "exai://files/a"])
     values = texts | st.booleans() | st.integers(-1, 2) | st.lists(texts, max_size=3) | JSON
     given = data.draw(
         st.dictionaries(st.sampled_from([*schema["properties"], "input", "question"]), values, max_size=4)

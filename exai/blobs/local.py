@@ -93,7 +93,7 @@ class LocalBlobs:
         _sync_directory(path.parent)
 
     def _make_directories(self, directory: Path) -> None:
-        """Make every level from the root down, closed to other users also where it was made otherwise before."""
+        """Create each directory from the root down, and remove other users' permissions also from existing ones."""
         below = [level for level in directory.parents if level.is_relative_to(self.root)]
         for level in (*reversed(below), directory):
             level.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ class LocalBlobs:
         return True
 
     async def _run(self, work: Callable[..., T], *args: object) -> T:
-        """Do disk work in a thread, and tell its errors in a sentence."""
+        """Run disk work in a thread, and translate its errors to `BlobError`."""
         try:
             return await asyncio.to_thread(work, *args)
         except FileNotFoundError as error:

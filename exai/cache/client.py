@@ -42,11 +42,11 @@ class RedisClient:
 
     @property
     def breaker_state(self) -> str:
-        """Of the server of the first group."""
+        """Breaker state of the first slot group's server."""
         return self._topology.node(0).breaker.state
 
     async def run(self, script: Script, group: int, keys: tuple[str, ...], args: tuple[Argument, ...]) -> RedisReply:
-        """Run a script in one round trip, in two when the server did not have it. Raises `CacheError`."""
+        """Run a script: 1 round trip, 2 if the server does not have the script cached. Raises `CacheError`."""
         started = time.perf_counter()
         outcome = "cancelled"
         try:

@@ -1,4 +1,4 @@
-"""What `exai doctor` says about Redis: reachable, version, role, eviction, persistence, clock. Nothing is written."""
+"""Check Redis for `exai doctor`: reachability, version, role, eviction, persistence, clock. Writes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PART: Final = "redis"
 OLDEST_VERSION: Final = (7, 0)
 CLOCK_TOLERANCE_S: Final = 5.0
 EVICTS_ANYTHING: Final = frozenset({"allkeys-lru", "allkeys-lfu", "allkeys-random", "allkeys-lrm"})
-"""Policies under which keys without a time limit go as well; EXAI's all have one, other programs' may not."""
+"""Policies that also evict keys without an expiry. EXAI's keys all have one; those of other programs may not."""
 
 
 async def diagnose(settings: CacheSettings, url: str, *, recorder: Recorder, timeout_s: float = 5.0) -> list[Finding]:
@@ -60,7 +60,7 @@ async def _info(client: RedisClient) -> Mapping[str, str]:
 
 
 async def _snapshots(client: RedisClient) -> bool:
-    """Whether RDB files are written by themselves; managed servers do not tell, and then the answer is no."""
+    """Return whether RDB snapshots are scheduled; False for managed servers, which do not reveal it."""
     try:
         reply = await client.call(0, "CONFIG", "GET", "save")
     except CacheRefused:

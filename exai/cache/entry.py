@@ -29,12 +29,12 @@ FORMAT: Final = 2
 """Part of every key. A release with another encoding uses other keys and so never reads entries of this one."""
 
 PLACES: Final = 4_096
-"""Conversations whose key names are remembered; making them anew takes longer than everything else about a key."""
+"""Number of conversations whose key names are cached, because building them costs more than their use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one conversation's keys are; all of a slot group share a hash tag, and so a server and its clock."""
+    """The keys of one conversation. All keys of a slot group share a hash tag, and therefore a server and its clock."""
 
     group: int
     entry: str
@@ -57,7 +57,7 @@ def anchor(group: int) -> str:
 
 
 def encode_header(conversation: Conversation) -> bytes:
-    """Everything of a conversation that its key and its revision do not say. Raises Unencodable."""
+    """Encode the fields of a conversation that its key and revision do not contain. Raises `Unencodable`."""
     return encode_json(
         (
             conversation.id,
@@ -74,7 +74,7 @@ def encode_header(conversation: Conversation) -> bytes:
 
 
 def decode_header(blob: bytes, owner: Owner, continuation_id: ContinuationId, revision: int) -> Conversation:
-    """The conversation as it was encoded. Raises Undecodable."""
+    """Return the encoded conversation. Raises `Undecodable`."""
     try:
         id_, title, metadata, tags, last_seq, created_at, updated_at, parent_id, parent_seq = orjson.loads(blob)
         texts, number = [id_, *tags], last_seq if parent_seq is None else parent_seq
@@ -109,7 +109,7 @@ def decode_header(blob: bytes, owner: Owner, continuation_id: ContinuationId, re
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a page comes from: the generation and time of the READ before it, and the database's incarnation."""
+    """Origin of a page: generation and time of the READ that granted its lease, and the database's incarnation."""
 
     generation: bytes
     asof_us: int
@@ -125,9 +125,9 @@ def encode_entry(
     *,
     page: bytes | None = None,
 ) -> tuple[Argument, ...] | None:
-    """Return the names and values of a whole entry; None when it is too large, or cannot be encoded.
+    """Return the field names and values of a complete entry, None if it is too large or cannot be encoded.
 
-    `page` is what the messages are encoded, where that is known.
+    `page` holds the messages in encoded form if they are available in it.
     """
     if len(messages) > PAGE_MESSAGES:
         messages, complete, page = messages[-PAGE_MESSAGES:], False, None
@@ -148,7 +148,7 @@ Shown: TypeAlias = tuple[Conversation, tuple[Message, ...]]
 
 
 def same_page(one: Shown, other: Shown) -> bool:
-    """Whether two pages of a revision show the same, as far as both reach back."""
+    """Return whether two pages of a revision are equal in the messages that both contain."""
     shared = min(len(one[1]), len(other[1]))
     tails = one[1][len(one[1]) - shared :], other[1][len(other[1]) - shared :]
     return (
@@ -159,7 +159,7 @@ def same_page(one: Shown, other: Shown) -> bool:
 
 
 def same_json(one: object, other: object) -> bool:
-    """Whether two values are the same JSON: the database spells large floats as whole numbers, and 1e16 in full."""
+    """Return whether two values are the same JSON; the database writes large floats, such as 1e16, as integers."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(same_json(one[name], other[name]) for name in one)
     if isinstance(one, list) and isinstance(other, list):

@@ -13,10 +13,10 @@ CacheState = Literal["off", "ok", "unlicensed", "down"]
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """The newest page as one database statement returned it, oldest first; `complete` when nothing is older.
+    """The newest page as returned by one database statement, oldest first; `complete` if no message is older.
 
-    `page` is the messages as they are cached, where the database has encoded them already. `part` is there when the
-    only message holds a part of its content.
+    `page` holds the messages in the cache's encoding if the database has encoded them. `part` is set if the only
+    message holds a part of its content.
     """
 
     conversation: Conversation
@@ -28,7 +28,7 @@ class Loaded:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is the newest page, and not what of it could be read at once."""
+        """Whether this is the complete newest page, not cut by a byte budget."""
         return self.part is None and (self.complete or len(self.messages) >= PAGE_MESSAGES)
 
 
@@ -43,7 +43,7 @@ class Hit:
 
     @property
     def revision(self) -> int:
-        """The conversation's revision that this page is of."""
+        """The revision of the conversation that the page shows."""
         return self.conversation.revision
 
 

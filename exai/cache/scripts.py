@@ -1,4 +1,4 @@
-"""The protocol's atomic steps as Lua text; what each guarantees stands at the head of its file in `lua/`."""
+"""The atomic steps of the cache protocol as Lua scripts; each file in `lua/` documents the guarantees of its script."""
 
 from __future__ import annotations
 

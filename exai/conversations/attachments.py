@@ -21,12 +21,12 @@ from exai.errors import InvalidArgument
 from exai.models import FILE_IDS, FileId, Message, Owner, Prompt, StoredFile
 
 MAX_FILES = 200
-"""Of one message that are looked at, and of all messages that are asked about."""
+"""Maximum number of files considered per message, and queried for all messages together."""
 
 MAX_NOTES = 20
 
 WRAPPING_TOKENS = 40
-"""What the lines around a file's content may cost."""
+"""Maximum number of tokens of the lines around a file's content."""
 
 MOST_GROWTH = {True: 2, False: 1.5}
 """How many bytes of UTF-8 may come of one byte of a single-byte encoding, and of one with more."""

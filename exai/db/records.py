@@ -50,10 +50,10 @@ class CachedRange:
 
 @dataclass(frozen=True, slots=True)
 class StoredPage:
-    """Consecutive messages, oldest first; `inc` names the life of the server that answered.
+    """Consecutive messages, oldest first; `inc` is the incarnation of the database that answered.
 
-    `page` is the messages as the cache holds them, where they were read so. `has_files` is known of a conversation's
-    beginning when it is read forward. `part` is there when the only message holds a part of its content.
+    `page` holds the messages in the cache's encoding if they were read in it. `has_files` is set on the first page of a
+    forward read. `part` is set if the only message holds a part of its content.
     """
 
     conversation: Conversation
@@ -67,7 +67,7 @@ class StoredPage:
 
 @dataclass(frozen=True, slots=True)
 class AppendStart:
-    """An append. `continuation_id` None makes the conversation `new_conversation_id`, which also names it."""
+    """An append. If `continuation_id` is None a conversation is created with id and name `new_conversation_id`."""
 
     owner: Owner
     continuation_id: ContinuationId | None
@@ -84,10 +84,11 @@ class AppendStart:
 
 @dataclass(frozen=True, slots=True)
 class AppendResult:
-    """`conversation` and the numbers are there for `appended` and `duplicate`.
+    """The result of an append. `conversation` and the numbers are set for `appended` and `duplicate`.
 
-    `revision` is the one this append made (for a duplicate: once made), or the current one for `conflict_revision`;
-    `conversation.revision` is always the current one. `missing` names the files of `file_not_found`.
+    `revision` is the one created by this append (for a duplicate, by the first one), for `conflict_revision` the
+    current one. `conversation.revision` is always the current one. `missing` lists the files of `file_not_found`. `inc`
+    is the incarnation of the database.
     """
 
     status: AppendStatus
@@ -103,7 +104,7 @@ class AppendResult:
 
 @dataclass(frozen=True, slots=True)
 class TurnStart:
-    """A turn to begin. `budget_bytes` bounds the history that comes back; `known` is what need not come back."""
+    """A turn to begin. `budget_bytes` limits the returned history, from which messages in `known` are omitted."""
 
     owner: Owner
     continuation_id: ContinuationId | None
@@ -125,7 +126,7 @@ class TurnStart:
 
 @dataclass(frozen=True, slots=True)
 class StoredReply:
-    """What a finished turn answered; `seq` is None when it stored no message."""
+    """The answer of a finished turn; `seq` is None if it stored no message."""
 
     content: str
     seq: int | None
@@ -139,11 +140,11 @@ class StoredReply:
 
 @dataclass(frozen=True, slots=True)
 class TurnBegun:
-    """`conversation` is there for `started`, `resumed`, `finished` and `pending`, the rest as its status says.
+    """The result of beginning a turn. `conversation` is set for `started`, `resumed`, `finished` and `pending`.
 
-    `history` is oldest first, without `stored`, and ends before them; `full` says that it is all there is within the
-    budget, so what a cache gave is to be ignored. `system` is the newest system message older than all that is
-    returned or known. `error` is why the earlier attempt of a resumed turn failed, where it could say.
+    `history` is oldest first and ends before `stored`. `full` means that it is complete within the budget, so that
+    cached messages must be ignored. `system` is the newest system message older than all returned or known messages.
+    `error` is the failure of the earlier attempt of a resumed turn, if one was recorded.
     """
 
     status: BegunStatus

@@ -29,7 +29,7 @@ from exai.bench.operations import Operations
 from exai.bench.plan import FAR_MS, FULL, QUICK, Plan, Texts
 from exai.bench.report import CLEAR, bar, columns
 from exai.bench.run import machine
-from exai.bench.servers import Servers, open_servers, through_wire
+from exai.bench.servers import ServerAddresses, open_servers, through_wire
 from exai.command import OBJECTS_PER_COLLECTION
 from exai.config import LogSettings, load_settings
 from exai.db.address import parse_address
@@ -98,7 +98,7 @@ class Peers:
 
 
 @asynccontextmanager
-async def open_peers(python: str, servers: Servers, plan: Plan) -> AsyncIterator[Peers]:
+async def open_peers(python: str, servers: ServerAddresses, plan: Plan) -> AsyncIterator[Peers]:
     """Start the other stores at these addresses."""
     address = parse_address(servers.postgres_url)
     host, port = address.hosts[0]
@@ -140,7 +140,7 @@ def doing(ours: Operations, operation: str) -> Run:
 
 @asynccontextmanager
 async def open_all(
-    python: str, servers: Servers, plan: Plan, data: Data, latency_ms: float
+    python: str, servers: ServerAddresses, plan: Plan, data: Data, latency_ms: float
 ) -> AsyncIterator[tuple[Operations, Peers, Any]]:
     """Open every contestant the same way: direct, or through the proxy. The third value counts, when there is one."""
     async with AsyncExitStack() as stack:

@@ -49,6 +49,7 @@ async def make_read_only(url: str) -> None:
         await connection.execute(TERMINATE)
 
 
+@pytest.mark.direct
 async def test_a_database_made_read_only_is_not_fit_for_work_until_it_is_cured(postgres_url: str) -> None:
     """Reads go on; the obstacle and the refusal name the cure; sessions that only read are replaced after it."""
     clock = Clock()
@@ -102,6 +103,7 @@ async def limited_url(postgres_url: str) -> AsyncIterator[str]:
     )
 
 
+@pytest.mark.direct
 async def test_revoked_rights_are_named(postgres_url: str, limited_url: str) -> None:
     """By the probe and by doctor; a refused write is remembered for a minute, and one that succeeds ends that."""
     clock = Clock()
@@ -133,6 +135,7 @@ async def test_doctor_says_who_may_create_in_schema_public(postgres_url: str) ->
     assert await may_create(postgres_url) == [finding]
 
 
+@pytest.mark.direct
 async def test_the_probe_says_down_for_a_read_only_database(postgres_url: str, limited_url: str) -> None:
     """And degraded while a write was refused for another reason, such as a full disk."""
     role = urlsplit(limited_url).username

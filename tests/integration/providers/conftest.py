@@ -20,13 +20,13 @@ from tests.support.provider_server import ProviderServer
 
 T = TypeVar("T")
 
-LIMIT_S = 30.0
+LIMIT_S = 5.0
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
 KEY = "sk-test-key-1"
 
 
 async def soon(awaitable: Awaitable[T]) -> T:
-    """Wait for something that must happen; the limit is for a machine that is busy."""
+    """Wait for something that must happen, for at most five seconds."""
     return await asyncio.wait_for(awaitable, LIMIT_S)
 
 

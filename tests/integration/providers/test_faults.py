@@ -406,7 +406,7 @@ async def test_request_beyond_the_connections_of_a_provider_is_told_so(
 ) -> None:
     """Waiting for a connection has a limit of its own, and is not the provider's failure."""
     server.default = lambda body: stream("gate", chunk({"content": "x"}, finish="stop"))
-    async with opened(connect_timeout_s=5.0) as providers:
+    async with opened(connect_timeout_s=1.0) as providers:
         ask = Asker(providers)
         calls = [asyncio.create_task(ask("kimi-k3")) for _ in range(MAX_CONNECTIONS)]
         await soon(server.arrived(MAX_CONNECTIONS))

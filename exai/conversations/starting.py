@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 
 from exai.cache.records import Hit, Miss
-from exai.conversations.prompt import BYTES_PER_TOKEN
+from exai.conversations.prompt import BYTES_PER_TOKEN, estimate_tokens
 from exai.conversations.requests import ChatRequest, chat_messages, content_hash, request_key
 from exai.db.conversations import CachedRange, TurnBegun, TurnStart
 from exai.models import ConversationId, Message, TurnId
@@ -44,6 +44,13 @@ def turn_start(request: ChatRequest, model: Model, room_tokens: int, cached: Hit
         expected_revision=request.expected_revision,
         known=_known(cached),
     )
+
+
+def whole_prompt_tokens(request: ChatRequest) -> int | None:
+    """Return the size of everything the model will receive; None if it depends on history, files or a given limit."""
+    if request.continuation_id is not None or request.files or request.max_output_tokens is not None:
+        return None
+    return estimate_tokens(request.prompt) + (estimate_tokens(request.system) if request.system else 0)
 
 
 def _known(cached: Hit | Miss | None) -> CachedRange | None:

@@ -27,7 +27,7 @@ from exai.conversations.notices import Notices
 from exai.conversations.outcome import answer_of, facts_of, failure_of, kept_of, result_of
 from exai.conversations.prompt import Asked, check_fits
 from exai.conversations.requests import ChatRequest, ChatResult, refusal
-from exai.conversations.starting import LEASE_S, history_of, turn_start
+from exai.conversations.starting import LEASE_S, history_of, turn_start, whole_prompt_tokens
 from exai.db.conversations import ConversationRepository, TurnBegun, TurnEnd, TurnFinished, TurnStart
 from exai.errors import (
     AnswerNotStored,
@@ -107,9 +107,9 @@ class ChatTurns:
     async def run(self, request: ChatRequest, on_delta: OnDelta | None, on_begun: OnBegun | None = None) -> ChatResult:
         """Answer one question. Guarantees and errors are those of `ConversationService.chat`."""
         started = time.monotonic()
-        model = self._providers.resolve(request.model)
+        model = await self._providers.find(request.model)
+        model = await self._providers.prepare(model, prompt_tokens=whole_prompt_tokens(request))
         self._providers.check(model, max_output_tokens=request.max_output_tokens, thinking=request.thinking)
-        model = await self._providers.prepare(model)
         sizing = self._providers.sizing
         room_tokens = sizing.room(model, request.max_output_tokens)
         check_fits(request.prompt, request.system, room_tokens)

@@ -31,6 +31,8 @@ from exai.providers.sites import Site, read_sites
 from exai.providers.sizing import Sizing
 
 RETIRES_SOON: Final = timedelta(days=60)
+FITS_EVERY_WINDOW_TOKENS: Final = 1_024
+"""Size of a prompt that is sent without knowing the window: half of 2,048 tokens, the smallest default of a server."""
 
 
 class Providers:
@@ -75,13 +77,28 @@ class Providers:
         """Call `model`, a result of `resolve`. Guarantees and errors are those of `ChatApi.complete`."""
         return await self._chats[model.provider].complete(model, request, on_delta)
 
-    async def prepare(self, model: Model) -> Model:
-        """Return the model with the data queried from its endpoint; waits for the first query, for a few seconds."""
+    async def find(self, model: str | None) -> Model:
+        """Return what `resolve` returns; a name that is not known yet waits for the first query of the endpoints."""
+        try:
+            return self._names.resolve(model)
+        except (InvalidArgument, NotConfigured):
+            first = [each.refresh() for each in self._discoveries.values() if not (each.has_answered or each.wanted)]
+            if not first:
+                raise
+        await asyncio.gather(*first)
+        return self._names.resolve(model)
+
+    async def prepare(self, model: Model, *, prompt_tokens: int | None = None) -> Model:
+        """Return the model with the data queried from its endpoint.
+
+        Waits for the first query, for a few seconds, unless a prompt of `prompt_tokens` fits every window in use.
+        """
         discovery = self._discoveries.get(model.provider)
         if discovery is None:
             return model
         if not discovery.has_answered:
-            await discovery.refresh()
+            if prompt_tokens is None or prompt_tokens > FITS_EVERY_WINDOW_TOKENS:
+                await discovery.refresh()
         elif discovery.is_due and (self._refreshing is None or self._refreshing.done()):
             self._refreshing = self._background.start("provider-refresh", self.discover())
         return self._names.find(model.name) or model

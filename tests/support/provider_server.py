@@ -346,7 +346,8 @@ class ProviderServer:
         if self.hangs:
             return hang_before_headers()
         if request.path in self.routes:
-            return failure(200, self.routes[request.path])
+            route = self.routes[request.path]
+            return route if isinstance(route, Reply) else failure(200, route)
         if request.path.endswith("/v1/models"):
             return failure(200, {"object": "list", "data": self.models})
         if not request.path.endswith("/chat/completions"):

@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 from exai.app import App, open_app
-from exai.config import CacheSettings, DatabaseSettings, ProviderSettings, ProvidersSettings, Settings
+from exai.config import CacheSettings, DatabaseSettings, EndpointSettings, ProviderSettings, ProvidersSettings, Settings
 from exai.conversations import AppendRequest
 from exai.models import NewMessage, Owner
 from tests.support.pg_proxy import PgProxy
@@ -48,9 +48,18 @@ class Rig:
 
 @asynccontextmanager
 async def open_rig(
-    postgres_url: str, redis_url: str, data_dir: Path, *, pooled: bool = False, **cache_settings: Any
+    postgres_url: str,
+    redis_url: str,
+    data_dir: Path,
+    *,
+    pooled: bool = False,
+    endpoint: ProviderServer | None = None,
+    **cache_settings: Any,
 ) -> AsyncIterator[Rig]:
-    """Open the application on proxies; with `pooled` a transaction-mode pooler stands in front of the database."""
+    """Open the application on proxies; with `pooled` a transaction-mode pooler stands in front of the database.
+
+    A running `endpoint` replaces Kimi as the endpoint `local`, whose models are not configured.
+    """
     async with AsyncExitStack() as stack:
         upstream = (await stack.enter_async_context(Pooler(postgres_url))).url if pooled else postgres_url
         database = await stack.enter_async_context(PgProxy(upstream))
@@ -66,7 +75,9 @@ async def open_rig(
                 **cache_settings,
             ),
             providers=ProvidersSettings(
-                kimi=ProviderSettings(api_key=SecretStr("sk-test"), base_url=provider.base_url)
+                kimi=ProviderSettings(api_key=None if endpoint else SecretStr("sk-test"), base_url=provider.base_url),
+                endpoints={"local": EndpointSettings(base_url=endpoint.base_url)} if endpoint else {},
+                connect_timeout_s=60.0 if endpoint else 5.0,
             ),
             data_dir=data_dir,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from exai.errors import AnswerNotStored, ExaiError, ProviderRefused, ProviderToo
 from exai.mcp.tools import error_result
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage
 from tests.integration.conversations.conftest import Rig, open_rig
-from tests.support.provider_server import Reply, chunk, event, failure, kimi_answer, stream
+from tests.support.provider_server import ProviderServer, Reply, chunk, event, failure, kimi_answer, stream
 
 WINDOW = 8_192
 SMALL = "moonshot-v1-8k"
@@ -194,3 +196,50 @@ async def test_unreachable_provider_names_the_conversation_too(rig: Rig) -> None
     with pytest.raises(ProviderUnavailable) as failed:
         await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hello"))
     assert failed.value.continuation_id is not None
+
+
+@pytest.fixture
+async def slow_list() -> AsyncIterator[ProviderServer]:
+    """An endpoint that answers the query for its models only once the gate is open."""
+    models = json.dumps({"data": [{"id": "m", "max_model_len": 65_536}]}).encode()
+    async with ProviderServer() as server:
+        server.routes["/v1/models"] = Reply(["gate", models])
+        yield server
+
+
+@pytest.fixture
+async def slow_rig(postgres_url: str, redis_url: str, tmp_path: Path, slow_list: ProviderServer) -> AsyncIterator[Rig]:
+    async with open_rig(postgres_url, redis_url, tmp_path, endpoint=slow_list) as opened:
+        yield opened
+
+
+async def test_first_question_to_an_endpoint_does_not_wait_for_its_list_of_models(
+    slow_rig: Rig, slow_list: ProviderServer
+) -> None:
+    """A short question of a new conversation fits every window, so that nothing has to be known of the model."""
+    asked = slow_rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hello", model="local/m"))
+    assert "Hello" in (await asyncio.wait_for(asked, 5)).content
+    assert len(slow_list.chats) == 1
+    assert not slow_list.gate.is_set()
+
+
+@pytest.mark.parametrize(
+    "request_of_it",
+    [
+        ChatRequest(LOCAL_OWNER, "Hello"),
+        ChatRequest(LOCAL_OWNER, "Hello", model="m"),
+        ChatRequest(LOCAL_OWNER, "word " * 6_000, model="local/m"),
+        ChatRequest(LOCAL_OWNER, "Hello", model="local/m", max_output_tokens=20_000),
+    ],
+    ids=["default model", "bare name", "long question", "long answer"],
+)
+async def test_question_that_needs_the_list_of_models_waits_for_it(
+    slow_rig: Rig, slow_list: ProviderServer, request_of_it: ChatRequest
+) -> None:
+    """At the start of a daemon such a question is delayed; it is not refused for what is not known yet."""
+    asked = asyncio.create_task(slow_rig.app.conversations.chat(request_of_it))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not asked.done()
+    slow_list.gate.set()
+    assert (await asyncio.wait_for(asked, 5)).provider == "local"

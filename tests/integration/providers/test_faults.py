@@ -12,7 +12,6 @@ import pytest
 
 from exai.errors import (
     DeadlineExceeded,
-    Overloaded,
     ProviderAuthFailed,
     ProviderBroken,
     ProviderError,
@@ -21,7 +20,7 @@ from exai.errors import (
     ProviderTooLong,
     ProviderUnavailable,
 )
-from exai.models import Prompt
+from exai.models import CompletionRequest, Prompt
 from exai.monitoring.metrics import MetricsRecorder
 from exai.providers.chat_api import MAX_CONNECTIONS
 from exai.resilience import with_deadline
@@ -401,19 +400,22 @@ async def test_cancelled_probe_frees_its_slot(server: ProviderServer, ask: Asker
     await recovers(ask)
 
 
-async def test_request_beyond_the_connections_of_a_provider_is_told_so(
+async def test_request_beyond_the_connections_of_a_provider_waits_for_one(
     server: ProviderServer, opened: OpenProviders
 ) -> None:
-    """Waiting for a connection has a limit of its own, and is not the provider's failure."""
+    """The provider never sees more connections than the limit, and the waiting request is answered afterwards."""
     server.default = lambda body: stream("gate", chunk({"content": "x"}, finish="stop"))
-    async with opened(connect_timeout_s=1.0) as providers:
-        ask = Asker(providers)
-        calls = [asyncio.create_task(ask("kimi-k3")) for _ in range(MAX_CONNECTIONS)]
-        await soon(server.arrived(MAX_CONNECTIONS))
-        with pytest.raises(Overloaded, match="connections to kimi"):
-            await ask("kimi-k3")
-        server.gate.set()
-        assert len(await soon(asyncio.gather(*calls))) == MAX_CONNECTIONS
+    async with opened(connect_timeout_s=60.0) as providers:
+        model = providers.resolve("kimi-k3")
+        request = CompletionRequest(model.name, [Prompt("user", "hello")])
+        calls = [asyncio.create_task(providers.complete(model, request, None)) for _ in range(MAX_CONNECTIONS + 1)]
+        async with asyncio.timeout(60):
+            await server.arrived(MAX_CONNECTIONS)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert len(server.chats) == server.connections == MAX_CONNECTIONS
+            server.gate.set()
+            assert len(await asyncio.gather(*calls)) == MAX_CONNECTIONS + 1
         assert providers.status()[0].breaker == "closed"
 
 

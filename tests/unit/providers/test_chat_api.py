@@ -10,6 +10,7 @@ import pytest
 
 from exai.errors import (
     DeadlineExceeded,
+    Overloaded,
     ProviderAuthFailed,
     ProviderBroken,
     ProviderLimited,
@@ -20,7 +21,7 @@ from exai.models import Completion, CompletionRequest, Prompt
 from exai.monitoring.metrics import MetricsRecorder
 from exai.providers.base import Clocks, ProviderCall
 from exai.providers.catalogue import load_catalogue
-from exai.providers.chat_api import ChatApi
+from exai.providers.chat_api import MAX_CONNECTIONS, ChatApi
 from exai.providers.kimi import KIMI
 from exai.providers.sites import NAMED
 from exai.providers.sse import Event
@@ -88,10 +89,16 @@ def recorder() -> MetricsRecorder:
 
 @pytest.fixture
 def make(time: Time, recorder: MetricsRecorder) -> Callable[..., ChatApi]:
-    def chat(script: Script, max_attempts: int = 3, chance: float = 0.5) -> ChatApi:
+    def chat(script: Script, max_attempts: int = 3, chance: float = 0.5, place_limit_s: float | None = None) -> ChatApi:
         clocks = Clocks(monotonic=lambda: time.now, sleep=time.sleep, rand=lambda: chance)
         return ChatApi(
-            KIMI, script, max_attempts=max_attempts, max_content_bytes=1_000, recorder=recorder, clocks=clocks
+            KIMI,
+            script,
+            max_attempts=max_attempts,
+            max_content_bytes=1_000,
+            recorder=recorder,
+            clocks=clocks,
+            place_limit_s=place_limit_s,
         )
 
     return chat
@@ -128,6 +135,26 @@ async def test_nothing_is_sent_again_once_a_piece_has_reached_the_caller(make: M
     with pytest.raises(type(error)):
         await ask(make(script))
     assert script.sent == 1
+
+
+async def test_request_beyond_the_connections_of_a_provider_is_told_so(make: Make) -> None:
+    """Waiting for a connection has a limit of its own, and is not the provider's failure."""
+    gate = asyncio.Event()
+
+    async def answers_later(call: ProviderCall, attempt: Attempt) -> None:
+        await gate.wait()
+        await answers(call, attempt)
+
+    script = Script(always=answers_later)
+    chat = make(script, place_limit_s=0.01)
+    calls = [asyncio.create_task(ask(chat)) for _ in range(MAX_CONNECTIONS)]
+    while script.sent < MAX_CONNECTIONS:
+        await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="connections to kimi"):
+        await ask(chat)
+    gate.set()
+    assert len(await asyncio.gather(*calls)) == script.sent == MAX_CONNECTIONS
+    assert chat.gates.state == "closed"
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,8 @@ def line_of(conversation: Conversation) -> str:
     title = " ".join((conversation.title or "").split())
     count = conversation.last_seq
     messages = f"{count:>4} {'message ' if count == 1 else 'messages'}"
-    return f"{conversation.continuation_id}  {_time(conversation.updated_at)}  {messages}  {title}".rstrip()
+    kind = "" if conversation.newest_kind in (None, "message") else f"({conversation.newest_kind})  "
+    return f"{conversation.continuation_id}  {_time(conversation.updated_at)}  {messages}  {kind}{title}".rstrip()
 
 
 def _time(moment: datetime) -> str:

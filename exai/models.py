@@ -78,6 +78,9 @@ class Conversation:
     deleted_at: datetime | None = None
     """Set only in lists of deleted conversations."""
 
+    newest_kind: str | None = None
+    """Kind of the newest message; set only in lists, and None if that message is inherited."""
+
 
 @dataclass(frozen=True, slots=True)
 class ContentPart:

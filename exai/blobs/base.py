@@ -44,8 +44,8 @@ class BlobStore(Protocol):
     async def read(self, owner: Owner, sha256: str, offset: int, size_bytes: int) -> bytes:
         """Return the bytes from `offset` on, fewer at the end; nothing else is read."""
 
-    async def read_all(self, owner: Owner, sizes: Mapping[str, int]) -> Mapping[str, bytes]:
-        """Return whole contents by SHA-256, those that are there."""
+    async def read_all(self, owner: Owner, sizes: Mapping[str, int]) -> Mapping[str, bytes | BlobError]:
+        """Return whole contents by SHA-256, those that are there, or the error of one that cannot be read."""
 
     async def characters(self, owner: Owner, sha256: str) -> Sequence[int]:
         """Return how many characters of UTF-8 begin in each part of `PART_BYTES`."""
@@ -68,16 +68,19 @@ class Blobs:
             raise BlobError("files", f"the bytes of {file.sha256} have changed", "Restore them from a backup")
         return data
 
-    async def get_all(self, owner: Owner, files: Iterable[StoredFile]) -> Mapping[str, bytes]:
-        """Return whole contents by SHA-256, those that are there and have not changed. Raises as `get`."""
+    async def get_all(self, owner: Owner, files: Iterable[StoredFile]) -> Mapping[str, bytes | str]:
+        """Return all whole contents by SHA-256, or the reason why one cannot be returned. Raises `DatabaseError`."""
         by_store: dict[str, dict[str, int]] = {}
         for file in files:
             by_store.setdefault(file.store, {})[file.sha256] = file.size_bytes
-        found: dict[str, bytes] = {}
+        found: dict[str, bytes | str] = {}
         for name, sizes in by_store.items():
             if name in self._stores:
-                found |= await self._stores[name].read_all(owner, sizes)
-        return await asyncio.to_thread(_unchanged, found)
+                read = await self._stores[name].read_all(owner, sizes)
+                found |= await asyncio.to_thread(_checked, sizes, read)
+            else:
+                found |= dict.fromkeys(sizes, f"it is in the store {name!r}, which this daemon does not have")
+        return found
 
     async def read(self, owner: Owner, file: StoredFile, offset: int, size_bytes: int) -> bytes:
         """Return some bytes of a file. Raises as `get`."""
@@ -104,8 +107,16 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _unchanged(contents: Mapping[str, bytes]) -> Mapping[str, bytes]:
-    return {sha256: data for sha256, data in contents.items() if digest(data) == sha256}
+def _checked(sizes: Mapping[str, int], read: Mapping[str, bytes | BlobError]) -> dict[str, bytes | str]:
+    return {sha256: _bytes_or_reason(sha256, size_bytes, read.get(sha256, b"")) for sha256, size_bytes in sizes.items()}
+
+
+def _bytes_or_reason(sha256: str, size_bytes: int, data: bytes | BlobError) -> bytes | str:
+    if isinstance(data, BlobError):
+        return f"its bytes cannot be read ({data.problem})"
+    if not data and size_bytes:
+        return "its bytes are not there"
+    return data if digest(data) == sha256 else "its bytes have changed since it was stored"
 
 
 def characters_in(data: bytes) -> int:

@@ -46,12 +46,15 @@ class LocalBlobs:
         """Return some bytes of a blob; see `BlobStore`."""
         return await self._run(_read, self.root / storage_path(owner, sha256), offset, size_bytes)
 
-    async def read_all(self, owner: Owner, sizes: Mapping[str, int]) -> Mapping[str, bytes]:
-        """Return whole blobs by SHA-256, those that are there."""
-        found = {}
+    async def read_all(self, owner: Owner, sizes: Mapping[str, int]) -> Mapping[str, bytes | BlobError]:
+        """Return whole blobs by SHA-256, those that are there, or the error of one that cannot be read."""
+        found: dict[str, bytes | BlobError] = {}
         for sha256, size_bytes in sizes.items():
-            with contextlib.suppress(BlobError):
+            try:
                 found[sha256] = await self.read(owner, sha256, 0, size_bytes)
+            except BlobError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    found[sha256] = error
         return found
 
     async def characters(self, owner: Owner, sha256: str) -> Sequence[int]:

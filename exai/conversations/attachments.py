@@ -114,9 +114,10 @@ class _Showing:
             return f'<file id="{file_id}" note="deleted since"/>'
         if isinstance(content, str):
             return f'<file {_label(file)} note="{escape(content)}"/>'
-        if file_id not in self._placed:
-            self._left_out[file_id] = f"file {file.name} ({file_id}) was left out, because the model's window is full"
-        return f'<file {_label(file)} note="shown elsewhere, or no room left for it"/>'
+        if file_id in self._placed:
+            return f'<file {_label(file)} note="shown in an earlier message"/>'
+        self._left_out[file_id] = f"file {file.name} ({file_id}) was left out, because the model's window is full"
+        return f'<file {_label(file)} note="no room left for it"/>'
 
     def notes(self, newest: Message) -> Iterator[str]:
         """Yield what the caller should know: how the newest message's files were decoded, and what was not shown."""
@@ -132,10 +133,11 @@ class _Showing:
             yield f"{len(said) - MAX_NOTES:,} more files were not shown to the model"
 
 
-def _decoded(file: StoredFile, data: bytes | None) -> Decoded | str:
-    if file.encoding != BINARY and data is None:
-        return "its bytes are not there"
-    decoded = None if data is None else decode(data, file.encoding)
+def _decoded(file: StoredFile, found: bytes | str | None) -> Decoded | str:
+    """Return a file as text; otherwise the reason why it is not shown."""
+    if isinstance(found, str):
+        return found
+    decoded = None if found is None else decode(found, file.encoding)
     return decoded or f"not text, {file.size_bytes} bytes"
 
 

@@ -19,7 +19,7 @@ from exai.config import LimitSettings
 from exai.conversations.titles import opening
 from exai.db.conversations import write_cursor
 from exai.db.records import Cursor
-from exai.errors import Conflict, ExaiError, InvalidArgument, NotFound
+from exai.errors import Conflict, ExaiError, InvalidArgument, NotFound, shown
 from exai.models import (
     FILE_IDS,
     ContinuationId,
@@ -270,10 +270,14 @@ def refusal(status: str, continuation_id: str | None, revision: int, missing: st
                 "Use a new key for a new request",
             )
         case "conflict_revision":
+            if continuation_id is None:
+                cure = "Leave expected_revision out, or say in continuation_id which conversation was read"
+                return Conflict("revision", "a new conversation has no earlier revision", cure)
             return Conflict(
                 "revision",
-                f"the conversation has moved on to revision {revision}",
+                f"conversation {shown(continuation_id)} has moved on to revision {revision}",
                 "Read it again, then decide",
+                continuation_id=continuation_id,
                 revision=revision,
             )
         case _:

@@ -196,7 +196,7 @@ class ChatTurns:
                     on_begun(begun.turn_id, begun.started_at)
                 if begun.status != "pending":
                     break
-                await self._wait_for_first_attempt(start)
+                await self._wait_for_first_attempt(start, begun)
             if begun.status not in ("started", "resumed", "finished"):
                 raise refusal(begun.status, start.continuation_id, begun.revision, begun.missing)
         except BaseException:
@@ -205,17 +205,20 @@ class ChatTurns:
             raise
         return begun
 
-    async def _wait_for_first_attempt(self, start: TurnStart) -> None:
+    async def _wait_for_first_attempt(self, start: TurnStart, begun: TurnBegun) -> None:
         """Wait until the attempt that holds the request key has ended or its lease has expired."""
         pause_s = POLL_FIRST_S
         while True:
             left_s = remaining_s(OUTCOME_RESERVE_S)
             if left_s is not None and left_s <= pause_s:
-                raise Conflict(
+                still_running = Conflict(
                     "still_running",
                     "the first request with this idempotency key is still running",
                     "Call again later with the same key to get its answer",
                 )
+                if begun.conversation is not None:
+                    still_running.continuation_id = begun.conversation.continuation_id
+                raise still_running
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, POLL_MOST_S)
             seen = await self._repository.read_turn_state(start.owner, start.request_key)

@@ -289,7 +289,11 @@ class ConversationRepository:
         place = (owner, limit + 1, after.updated_at, after.id)
         rows = await self._database.fetch("list_conversations", *place, *only.arguments(), LIST_BYTES)
         found = tuple(
-            replace(conversation_of(orjson.loads(row["header"])), deleted_at=row["deleted_at"])
+            replace(
+                conversation_of(orjson.loads(row["header"])),
+                deleted_at=row["deleted_at"],
+                newest_kind=row["newest_kind"],
+            )
             for row in rows[:limit]
             if row["header"] is not None
         )

@@ -49,7 +49,12 @@ NEXT: Final = "next_"
 NOTES: Final = "notes"
 """The field of a structured answer with sentences for the caller, each on a line after the head."""
 
-USUAL: Final[Mapping[str, Any]] = {"finish_reason": "stop", "encoding": "text", "matched": "all"}
+USUAL: Final[Mapping[str, Any]] = {
+    "finish_reason": "stop",
+    "encoding": "text",
+    "matched": "all",
+    "newest_kind": "message",
+}
 """Default values, which the head omits."""
 
 MAX_VALUE_CHARS: Final = 1_000

@@ -150,7 +150,8 @@ class ProviderCall:
     """One request; what the current attempt has brought so far is in `answer`.
 
     `until` is when the caller's time ends (`loop.time()`). `may_repeat` and `retry_after_s` say what the provider's
-    last reply means for another attempt, `refusal` what it said. `notes` are sentences for the caller.
+    last reply means for another attempt, `refusal` what it said. `notes` are sentences for the caller, who knows of
+    waits that end before `told_until` (monotonic).
     """
 
     model: Model
@@ -166,6 +167,7 @@ class ProviderCall:
     refusal: ProviderRefusal | None = None
     was_refused_here: bool = False
     notes: dict[str, None] = field(default_factory=dict)
+    told_until: float = 0.0
 
 
 class Transport(Protocol):

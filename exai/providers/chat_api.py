@@ -201,7 +201,9 @@ class ChatApi:
 
     async def _say(self, call: ProviderCall, reason: str, wait_s: float) -> None:
         """Report the reason of a wait to the caller, at once and in the notes of the answer."""
-        if wait_s >= TOLD_WAIT_S:
+        ends_at = self._clocks.monotonic() + wait_s
+        if wait_s >= TOLD_WAIT_S and ends_at - call.told_until >= TOLD_WAIT_S:
+            call.told_until = ends_at
             note = f"waiting {wait_s:.0f} s for {self.family.name}, which {reason}"
             call.notes[f"the answer was waited for: {self.family.name} {reason}"] = None
             if call.on_delta is not None:

@@ -24,8 +24,20 @@ MOST_CHAR_BYTES = 4
 METADATA_CHARS = 4_000
 """Maximum size of a conversation's metadata in an answer."""
 
-LINE = ("continuation_id", "title", "messages", "tags", "metadata", "revision", "updated_at", "deleted_at")
+LINE = (
+    "continuation_id",
+    "title",
+    "messages",
+    "newest_kind",
+    "tags",
+    "metadata",
+    "revision",
+    "updated_at",
+    "deleted_at",
+)
 """Fields of a conversation in the text of a list."""
+
+USUAL_KIND = "message"
 
 ABOUT_ANSWERS = frozenset({"model", "provider", "finish_reason"})
 """Metadata fields that every answer has."""
@@ -124,10 +136,16 @@ class ConversationOutput(BaseModel):
     deleted_at: str | None
 
 
+class ListedOutput(ConversationOutput):
+    """A conversation of a list."""
+
+    newest_kind: str = Field(description="Of the newest message; failed: the first question got no answer.")
+
+
 class ConversationListOutput(BaseModel):
     """structuredContent of `conversation_list`."""
 
-    conversations: list[ConversationOutput] = Field(description="Latest change first.")
+    conversations: list[ListedOutput] = Field(description="Latest change first.")
     next_cursor: str | None
 
 
@@ -208,7 +226,7 @@ def _list_tool(conversations: ConversationService) -> ToolSpec:
             arguments.deleted, arguments.tags or (), arguments.metadata or {}, (arguments.part or "").strip()
         )
         page = await conversations.list(context.owner, limit=arguments.limit, cursor=arguments.cursor, only=only)
-        shown = fitting(page.conversations, conversation_facts, room())
+        shown = fitting(page.conversations, _listed_facts, room())
         structured = {"conversations": shown, "next_cursor": page.cursor_after(len(shown))}
         return ToolResult(structured, items(shown, LINE) or "There are no conversations.")
 
@@ -257,7 +275,7 @@ def _as_text(messages: list[dict[str, Any]]) -> str:
 
 
 def _message(facts: Mapping[str, Any]) -> str:
-    kind = "" if facts["kind"] == "message" else f" ({facts['kind']})"
+    kind = "" if facts["kind"] == USUAL_KIND else f" ({facts['kind']})"
     metadata = {name: value for name, value in (facts["metadata"] or {}).items() if name not in ABOUT_ANSWERS}
     beside = f"\nmetadata: {orjson.dumps(metadata).decode()}" if metadata else ""
     return f"#{facts['seq']} {facts['role']}{kind}: {facts['content']}{beside}"
@@ -283,6 +301,10 @@ def conversation_facts(conversation: Conversation) -> dict[str, Any]:
         "updated_at": conversation.updated_at.isoformat(),
         "deleted_at": conversation.deleted_at.isoformat() if conversation.deleted_at else None,
     }
+
+
+def _listed_facts(conversation: Conversation) -> dict[str, Any]:
+    return {**conversation_facts(conversation), "newest_kind": conversation.newest_kind or USUAL_KIND}
 
 
 def fitting_metadata(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:

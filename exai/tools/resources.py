@@ -88,11 +88,12 @@ def _listed(conversation: Conversation) -> ResourceSpec:
     key = conversation.continuation_id
     changed = conversation.updated_at.isoformat(timespec="seconds")
     tags = f", tagged {', '.join(conversation.tags)}" if conversation.tags else ""
+    failed = ", without an answer to its first question" if conversation.newest_kind == "failed" else ""
     return ResourceSpec(
         conversation_uri(key),
         key,
         conversation.title or "",
-        f"{conversation.title or 'Without a title'}: {conversation.last_seq} messages, changed {changed}{tags}",
+        f"{conversation.title or 'Without a title'}: {conversation.last_seq} messages, changed {changed}{tags}{failed}",
         JSON_TYPE,
     )
 

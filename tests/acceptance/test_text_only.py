@@ -94,6 +94,7 @@ async def conversation_append(model: Model) -> None:
     assert head_of(await model.call("conversation_append", messages=message, **again))["first_seq"] == "2"
     refused = await model.call("conversation_append", fails=True, messages=message, **again)
     assert head_of(refused)["revision"] == "2"
+    assert head_of(refused)["continuation_id"] == told["continuation_id"]
 
 
 async def conversation_get(model: Model) -> None:
@@ -116,6 +117,13 @@ async def conversation_list(model: Model) -> None:
     rows = [row for text in texts for row in rows_of(body_of(text) or text)]
     assert [row["continuation_id"] for row in rows] == made[::-1]
     assert rows[0]["title"] == 'Title | 6: "x"'
+    model.provider.script(failure(401))
+    failed = head_of(await model.call("chat", fails=True, prompt="Hello?"))["continuation_id"]
+    rows = rows_of(await model.call("conversation_list"))
+    assert {row["continuation_id"]: row.get("newest_kind") for row in rows} == {
+        failed: "failed",
+        **dict.fromkeys(made),
+    }
 
 
 async def conversation_search(model: Model) -> None:

@@ -83,7 +83,7 @@ async def test_rename_is_seen_by_the_next_read_although_it_was_cached(rig: Rig) 
     after = await rig.app.conversations.read(LOCAL_OWNER, name)
     assert (before.conversation.title, after.conversation.title) == ("Old", "New")
     assert after.conversation.tags == changed.tags == ("a", "b")
-    with pytest.raises(Conflict):
+    with pytest.raises(Conflict, match=name):
         await rig.app.conversations.change(
             LOCAL_OWNER, name, ConversationUpdate(title="Late"), expected_revision=before.conversation.revision
         )
@@ -107,7 +107,7 @@ async def test_every_change_with_a_key_happens_once(rig: Rig) -> None:
     await service.restore(LOCAL_OWNER, name)
     await service.delete(LOCAL_OWNER, name, idempotency_key="delete")
     assert (await service.read(LOCAL_OWNER, name)).conversation.title == "second"
-    with pytest.raises(Conflict):
+    with pytest.raises(Conflict, match=name):
         await service.delete(LOCAL_OWNER, name, expected_revision=1)
 
 

@@ -139,7 +139,12 @@ async def test_failed_first_chat_names_its_conversation_and_is_marked_where_it_i
     assert [(message.role, message.kind) for message in stored] == [("user", "message"), ("assistant", "failed")]
     assert "no such model" in stored[1].content
     assert stored[1].metadata["error"] == "provider_refused"
+    (listed,) = (await service.list(LOCAL_OWNER)).conversations
+    assert listed.newest_kind == "failed"
+    fork = await service.fork(LOCAL_OWNER, ContinuationId(name))
     await service.chat(ChatRequest(LOCAL_OWNER, "Again", continuation_id=name))
+    kinds = {each.continuation_id: each.newest_kind for each in (await service.list(LOCAL_OWNER)).conversations}
+    assert kinds == {name: "message", fork.continuation_id: None}
     assert [message["content"] for message in rig.provider.chats[-1].body["messages"]] == ["Hello", "Again"]
 
 

@@ -104,7 +104,7 @@ async def test_files_of_earlier_turns_give_way_before_turns_do(rig: Rig) -> None
     await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "So?", model=model, continuation_id=rig_id))
     shown = asked(rig)
     assert len(shown) == 5
-    assert "no room" in shown[0]
+    assert 'note="no room left for it"' in shown[0]
     assert "x" * 100 not in shown[0]
 
 

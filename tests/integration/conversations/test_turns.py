@@ -254,11 +254,13 @@ async def test_expected_revision_lets_one_of_two_writers_win(rig: Rig) -> None:
         try:
             return await rig.app.conversations.append(request)
         except Conflict as error:
+            assert f"conversation {continuation_id!r} has moved on to revision {revision + 1}." in str(error)
+            assert error.report()["continuation_id"] == continuation_id
             return error.reason
 
     outcomes = await asyncio.gather(*(write(f"writer {n}") for n in range(8)))
     assert outcomes.count("revision") == 7
-    with pytest.raises(Conflict):
+    with pytest.raises(Conflict, match=continuation_id):
         await rig.app.conversations.chat(
             ChatRequest(LOCAL_OWNER, "Hi", continuation_id=continuation_id, expected_revision=revision)
         )

@@ -13,6 +13,7 @@ from exai.models import Owner, Prompt
 from exai.monitoring.metrics import MetricsRecorder
 from exai.providers.chat_api import MAX_CONNECTIONS
 from exai.providers.gates import MAX_PAUSE_S
+from exai.resilience import with_deadline
 from tests.integration.providers.conftest import Asker, Heard, OpenProviders, Pauses, soon
 from tests.support.provider_server import ProviderServer, Reply, chunk, event, failure, kimi_answer, kimi_error, stream
 
@@ -323,9 +324,38 @@ async def test_rate_limited_chat_says_what_it_waits_for_and_that_it_waited(serve
     heard = Heard()
     completion = await ask("kimi-k2.6", heard)
     told = [piece.note for piece in heard.pieces if piece.note]
+    assert len(told) == len(completion.notes) == 1
     assert told[0].startswith("waiting 7 s for kimi, which asks for fewer requests")
     assert "slow down" in completion.notes[0]
     assert not completion.is_partial
+
+
+async def test_every_wait_of_a_rate_limited_chat_is_reported_once(
+    server: ProviderServer, ask: Asker, pauses: Pauses
+) -> None:
+    """Each refusal that asks for a further pause; a request that meets a pause of others is told of it once, too."""
+    server.script(
+        kimi_error(429, "rate_limit_reached_error", "slow down", headers={"retry-after": "7"}),
+        kimi_error(429, "rate_limit_reached_error", "slower", headers={"retry-after": "9"}),
+        stream("gate", chunk({"content": "x"}, finish="stop"), event("[DONE]")),
+    )
+    heard, later = Heard(), Heard()
+    first = asyncio.create_task(ask("kimi-k2.6", heard))
+    await soon(server.arrived(3))
+    assert [piece.note[:21] for piece in heard.pieces if piece.note] == [
+        "waiting 7 s for kimi,",
+        "waiting 9 s for kimi,",
+    ]
+    server.gate.set()
+    assert len((await soon(first)).notes) == 2
+    server.script(kimi_error(429, "rate_limit_reached_error", "slow down", headers={"retry-after": "50"}))
+    with pytest.raises(ProviderError), with_deadline(20):
+        await ask("kimi-k2.6")
+    completion = await ask("kimi-k2.6", later)
+    assert [piece.note for piece in later.pieces if piece.note] == [
+        "waiting 50 s for kimi, which has asked for a pause, for kimi-k2.6"
+    ]
+    assert len(completion.notes) == 1
 
 
 async def test_owner_with_many_slow_requests_leaves_connections_to_others(

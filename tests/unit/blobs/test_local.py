@@ -36,11 +36,29 @@ async def test_changed_blob_is_an_error_and_never_returned(tmp_path: Path) -> No
     file = StoredFile(FileId("1"), sha256, 4, "text/plain", "x", datetime.now(UTC), store="directory")
     await blobs.put(LOCAL_OWNER, sha256, b"data", "")
     assert await Blobs(blobs).get(LOCAL_OWNER, file) == b"data"
+    assert await Blobs(blobs).get_all(LOCAL_OWNER, [file]) == {sha256: b"data"}
     for changed in (b"dada", b"dat"):
         (tmp_path / storage_path(LOCAL_OWNER, sha256)).write_bytes(changed)
         with pytest.raises(BlobError, match="changed"):
             await Blobs(blobs).get(LOCAL_OWNER, file)
-        assert await Blobs(blobs).get_all(LOCAL_OWNER, [file]) == {}
+        reason = "its bytes have changed since it was stored"
+        assert await Blobs(blobs).get_all(LOCAL_OWNER, [file]) == {sha256: reason}
+
+
+async def test_each_reason_why_a_file_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """A missing blob, an unreadable one, and one in a store that this daemon does not have."""
+    blobs = Blobs(LocalBlobs(tmp_path))
+    missing, unreadable, elsewhere = (digest(name) for name in (b"missing", b"unreadable", b"elsewhere"))
+    (tmp_path / storage_path(LOCAL_OWNER, unreadable)).mkdir(parents=True)
+    files = [
+        StoredFile(FileId("1"), sha256, 4, "text/plain", "x", datetime.now(UTC), store=store)
+        for sha256, store in ((missing, "directory"), (unreadable, "directory"), (elsewhere, "postgres"))
+    ]
+    assert await blobs.get_all(LOCAL_OWNER, files) == {
+        missing: "its bytes are not there",
+        unreadable: "its bytes cannot be read (Is a directory)",
+        elsewhere: "it is in the store 'postgres', which this daemon does not have",
+    }
 
 
 @pytest.mark.parametrize("before", [0o755, 0o777])

@@ -1,6 +1,6 @@
-"""Runs migrations for Alembic's command line and for `exai.db.migrate.upgrade` alike.
+"""Runs migrations for Alembic's command line and for `exai.db.migrations.migrate.upgrade` alike.
 
-One run at a time changes a database: all of it happens under the lock that `exai.db.migrate` holds.
+One run at a time changes a database: all of it happens under the lock that `exai.db.migrations.migrate` holds.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ from logging.config import fileConfig
 from alembic import context
 from alembic.util import CommandError
 
-from exai.db.migrate import address_of, migrate
+from exai.db.migrations.migrate import address_of, migrate
 from exai.errors import ExaiError
 
 if context.config.config_file_name:

@@ -30,10 +30,10 @@ from exai.bench.plan import FAR_MS, FULL, QUICK, Plan, Texts
 from exai.bench.report import CLEAR, bar, columns
 from exai.bench.run import machine
 from exai.bench.servers import ServerAddresses, open_servers, through_wire
-from exai.command import OBJECTS_PER_COLLECTION
-from exai.config import LogSettings, load_settings
-from exai.db.address import parse_address
+from exai.cli.command import OBJECTS_PER_COLLECTION
+from exai.db.driver.address import parse_address
 from exai.logs import configure_logging
+from exai.settings.load import LogSettings, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 START_LIMIT_S = 120.0

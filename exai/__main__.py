@@ -1,6 +1,6 @@
 """`python -m exai` is the `exai` command."""
 
-from exai.cli import main
+from exai.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

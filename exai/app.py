@@ -16,32 +16,32 @@ from typing import TypeVar
 
 import structlog
 
-from exai.addresses import redact
 from exai.blobs.base import Blobs
 from exai.blobs.local import LocalBlobs
 from exai.cache.conversations import NO_REVISION, ConversationCache, open_cache
-from exai.cache.licence import ChangedRevisions, ChangesSince
-from exai.config import Settings, default_data_dir
+from exai.cache.reconciliation import ChangedRevisions, ChangesSince
 from exai.conversations import ConversationService
 from exai.conversations.attachments import Attachments
 from exai.conversations.service import Stores
 from exai.db.contents import PostgresBlobs
 from exai.db.conversations import ConversationRepository
-from exai.db.curation import CurationRepository
+from exai.db.driver.pool import Database, open_pool
 from exai.db.files import FileRepository
-from exai.db.migrate import upgrade
-from exai.db.pool import Database, open_pool
-from exai.db.revision import check_revision, explain_mismatch
+from exai.db.lifecycle import CurationRepository
+from exai.db.migrations.migrate import upgrade
+from exai.db.migrations.revision import check_revision, explain_mismatch
 from exai.db.search import SearchRepository
 from exai.db.transfer import TransferRepository
 from exai.db.turns import TurnRepository
 from exai.embedded.launcher import Embedded, start_embedded
 from exai.errors import DatabaseUnavailable, SchemaMismatch, StartupError
-from exai.files import FileService
+from exai.files.paths import Roots
+from exai.files.service import FileService
 from exai.monitoring.health import Component, Health, Probe, Probed, open_health
 from exai.monitoring.metrics import MetricsRecorder
-from exai.paths import Roots
 from exai.providers.registry import Providers, open_providers
+from exai.settings.addresses import redact
+from exai.settings.load import Settings, default_data_dir
 
 BLOBS = "files"
 """The directory below the data directory that holds the bytes of files, unless the database does."""

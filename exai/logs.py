@@ -26,8 +26,8 @@ import structlog
 from structlog.contextvars import STRUCTLOG_KEY_PREFIX
 from structlog.typing import EventDict, Processor, WrappedLogger
 
-from exai.addresses import redact as redact_address
-from exai.config import LogSettings
+from exai.settings.addresses import redact as redact_address
+from exai.settings.load import LogSettings
 
 MAX_VALUE_CHARS = 16_384
 MAX_SECRET_CHARS = 2_048

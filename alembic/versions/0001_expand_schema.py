@@ -12,8 +12,8 @@ again by revision 0004.
 from alembic import op
 from alembic.util import CommandError
 
-from exai.db.adoption import TIMES, WANTED, CannotAdopt, columns_of, old_tables, statements_for
-from exai.db.migrate import (
+from exai.db.migrations.adoption import TIMES, WANTED, CannotAdopt, columns_of, old_tables, statements_for
+from exai.db.migrations.migrate import (
     create_functions,
     create_index,
     create_triggers,

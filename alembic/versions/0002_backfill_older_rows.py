@@ -22,9 +22,16 @@ from alembic.util import CommandError
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from exai.db import migrate
-from exai.db.adoption import TABLES, columns_of, older_time
-from exai.db.migrate import create_functions, create_index, create_triggers, drop_index, patiently, take_locks
+from exai.db.migrations import migrate
+from exai.db.migrations.adoption import TABLES, columns_of, older_time
+from exai.db.migrations.migrate import (
+    create_functions,
+    create_index,
+    create_triggers,
+    drop_index,
+    patiently,
+    take_locks,
+)
 
 revision = "0002"
 down_revision = "0001"

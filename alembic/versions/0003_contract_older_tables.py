@@ -16,8 +16,8 @@ from collections.abc import Callable
 from alembic import op
 from sqlalchemy.exc import DBAPIError
 
-from exai.db.adoption import TABLES, columns_of
-from exai.db.migrate import create_index, create_triggers, holding, in_one_trip, patiently, take_locks
+from exai.db.migrations.adoption import TABLES, columns_of
+from exai.db.migrations.migrate import create_index, create_triggers, holding, in_one_trip, patiently, take_locks
 
 revision = "0003"
 down_revision = "0002"

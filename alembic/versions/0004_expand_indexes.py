@@ -5,7 +5,7 @@ Locks: built concurrently, so writers go on; outside a transaction, and safe to 
 
 from alembic import op
 
-from exai.db.migrate import create_index, drop_index
+from exai.db.migrations.migrate import create_index, drop_index
 
 revision = "0004"
 down_revision = "0003"

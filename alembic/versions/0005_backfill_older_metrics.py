@@ -9,8 +9,8 @@ Locks: an instant's exclusive lock for each kind of change; a thousand rows at a
 
 from alembic import op
 
-from exai.db.adoption import TEXTS, TIMES, Column, columns_of
-from exai.db.migrate import create_index, drop_index, holding, patiently, read_script, until_done
+from exai.db.migrations.adoption import TEXTS, TIMES, Column, columns_of
+from exai.db.migrations.migrate import create_index, drop_index, holding, patiently, read_script, until_done
 
 revision = "0005"
 down_revision = "0004"

@@ -12,7 +12,7 @@ Locks: an old table is taken over in one short exclusive lock; its rows are not 
 from alembic import op
 from alembic.util import CommandError
 
-from exai.db.migrate import read_script, take_locks
+from exai.db.migrations.migrate import read_script, take_locks
 
 revision = "0006"
 down_revision = "0005"

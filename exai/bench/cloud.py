@@ -22,7 +22,7 @@ from exai.bench.postgres_floor import remove_all
 from exai.bench.report import Target, columns, target_lines
 from exai.bench.run import ReportProgress, machine
 from exai.bench.servers import ServerAddresses, open_servers, through_wire
-from exai.config import load_settings
+from exai.settings.load import load_settings
 
 CLOUD_MS: Final = 10.0
 """Latency of the database each way: another provider's data centre in the same part of the world."""

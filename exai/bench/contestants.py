@@ -16,9 +16,9 @@ from exai.bench.plan import Plan, Texts
 from exai.bench.postgres_floor import OWNER, DatabaseFloor, make_files, make_tables, open_database_floor
 from exai.bench.redis_floor import CacheFloor, open_cache_floor
 from exai.bench.servers import ServerAddresses
-from exai.config import load_settings
 from exai.conversations import AppendRequest
 from exai.models import ContinuationId, FileId
+from exai.settings.load import load_settings
 
 AT_ONCE: Final = 8
 """Conversations made, or read into the cache, at the same time."""

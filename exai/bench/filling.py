@@ -12,7 +12,7 @@ from typing import Final
 import asyncpg
 
 from exai.bench.postgres_floor import OWNER
-from exai.db.address import parse_address
+from exai.db.driver.address import parse_address
 from exai.models import ContinuationId
 
 BATCH: Final = 10_000

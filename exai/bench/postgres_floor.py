@@ -15,9 +15,9 @@ from typing import Final
 
 import asyncpg
 
-from exai.db.address import parse_address
-from exai.db.connections import OneTrip
-from exai.db.translate import judge
+from exai.db.driver.address import parse_address
+from exai.db.driver.connections import OneTrip
+from exai.db.driver.translate import judge
 from exai.models import ContinuationId, FileId, Owner
 
 OWNER: Final = Owner("exai-bench")

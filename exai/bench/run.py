@@ -17,8 +17,8 @@ from exai.bench.operations import Absent, Operations, Pair
 from exai.bench.plan import FAR_MS, Plan, Texts
 from exai.bench.postgres_floor import remove_all
 from exai.bench.servers import ServerAddresses, open_servers, through_wire
-from exai.config import load_settings
 from exai.errors import ConfigError
+from exai.settings.load import load_settings
 
 ReportProgress = Callable[[float, str], None]
 """Told the share that is done and what comes next."""

@@ -22,11 +22,11 @@ from exai.bench.postgres_floor import OWNER, make_tables, remove_all
 from exai.bench.report import Target, columns, target_lines
 from exai.bench.run import ReportProgress, machine
 from exai.bench.servers import ServerAddresses, open_servers
-from exai.config import load_settings
 from exai.conversations import AppendRequest
 from exai.db.conversations import ConversationRepository
 from exai.db.search import SearchQuery
 from exai.models import PAGE_MESSAGES, ContinuationId, NewMessage
+from exai.settings.load import load_settings
 
 ROUNDS: Final = 5
 OPERATIONS: Final = 200

@@ -13,17 +13,17 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlencode
 
-from exai.addresses import redact
 from exai.bench.counting import digest
 from exai.bench.wire import HOST, LatencyProxy, Upstream, open_wire
-from exai.cache.address import parse_address as parse_redis
-from exai.cache.scripts import load_scripts
-from exai.config import Settings
-from exai.db.address import parse_address as parse_postgres
-from exai.db.migrate import upgrade
-from exai.db.statements import load_statements
+from exai.cache.redis.address import parse_address as parse_redis
+from exai.cache.redis.scripts import load_scripts
+from exai.db.driver.address import parse_address as parse_postgres
+from exai.db.driver.statements import load_statements
+from exai.db.migrations.migrate import upgrade
 from exai.embedded.launcher import start_embedded
 from exai.errors import ConfigError, StartupError
+from exai.settings.addresses import redact
+from exai.settings.load import Settings
 
 OWN_STATEMENTS: Final = ("changes", "index_messages", "news", "ping", "revision", "renew_leases")
 """What the service asks Postgres on its own account."""

@@ -18,7 +18,7 @@ lease, version, licence. Its invariants, each of which builds on those before it
 7. Licence, entries and leases of a slot group are stored in one Redis and are lost, or rolled back, together.
 
 A Redis error counts as a miss. A change that could not be applied is remembered in this process for one bound
-(`exai.cache.floors`).
+(`exai.cache.min_revisions`).
 """
 
 from __future__ import annotations
@@ -37,8 +37,6 @@ from typing import Any, Final, TypeAlias, cast
 import structlog
 
 from exai.background import running
-from exai.cache.address import parse_address
-from exai.cache.client import RedisClient
 from exai.cache.entry import (
     Origin,
     decode_header,
@@ -47,19 +45,21 @@ from exai.cache.entry import (
     place,
     same_page,
 )
-from exai.cache.floors import Floors
-from exai.cache.licence import ChangesSince, Licence
+from exai.cache.min_revisions import Floors
+from exai.cache.reconciliation import ChangesSince, Licence
 from exai.cache.records import CacheLookup, CacheStatus, Hit, Load, Loaded, Miss, Unavailable, Wait, Warm
-from exai.cache.scripts import Scripts, load_scripts
+from exai.cache.redis.address import parse_address
+from exai.cache.redis.batching import ScriptBatcher
+from exai.cache.redis.client import RedisClient
+from exai.cache.redis.connection import Argument, RedisReply
+from exai.cache.redis.scripts import Scripts, load_scripts
+from exai.cache.redis.topology import open_topology
 from exai.cache.singleflight import Flight, SingleFlight
-from exai.cache.together import ScriptBatcher
-from exai.cache.topology import open_topology
-from exai.cache.wire import Argument, RedisReply
-from exai.config import CacheSettings
 from exai.errors import CacheError, ExaiError, NotFound
 from exai.models import PAGE_MESSAGES, ContinuationId, Conversation, Message, Owner, Recorder, Source
 from exai.pages import Undecodable, Unencodable, decode_page, encode_page
 from exai.resilience import Clock, Random
+from exai.settings.load import CacheSettings
 
 LEASE_MS: Final = 3_000
 """Lifetime of a cache lease: the time other readers wait for a holder that died. A slower read is not stored."""

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final
 
-from exai.cache.address import parse_address
-from exai.cache.client import RedisClient
-from exai.cache.faults import CacheRefused
-from exai.cache.topology import open_topology
-from exai.config import CacheSettings
+from exai.cache.redis.address import parse_address
+from exai.cache.redis.client import RedisClient
+from exai.cache.redis.faults import CacheRefused
+from exai.cache.redis.topology import open_topology
 from exai.errors import CacheError, ConfigError
 from exai.models import Finding, Recorder
+from exai.settings.load import CacheSettings
 
 PART: Final = "redis"
 OLDEST_VERSION: Final = (7, 0)

@@ -21,7 +21,7 @@ from urllib.parse import quote
 
 import orjson
 
-from exai.cache.wire import Argument
+from exai.cache.redis.connection import Argument
 from exai.models import PAGE_MESSAGES, ContinuationId, Conversation, ConversationId, Message, Owner
 from exai.pages import Undecodable, Unencodable, encode_json, encode_page
 

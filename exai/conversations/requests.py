@@ -15,7 +15,6 @@ from typing import Any, TypeGuard, get_args
 
 import orjson
 
-from exai.config import LimitSettings
 from exai.conversations.titles import opening
 from exai.db.conversations import write_cursor
 from exai.db.records import Cursor
@@ -32,6 +31,7 @@ from exai.models import (
     Thinking,
     Usage,
 )
+from exai.settings.load import LimitSettings
 
 MAX_KEY_CHARS = 200
 MAX_TITLE_CHARS = 500

@@ -15,12 +15,10 @@ from typing import Any
 from exai.background import running
 from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Loaded
-from exai.config import LimitSettings
 from exai.conversations.attachments import Attachments
+from exai.conversations.changes import ChangePoller, Notices
 from exai.conversations.formats import ExportItem, Format
 from exai.conversations.indexing import Indexing
-from exai.conversations.notices import ChangePoller, Notices
-from exai.conversations.outcome import ENDED, TurnOutcome, outcome_of
 from exai.conversations.requests import (
     AppendRequest,
     ChatRequest,
@@ -39,9 +37,10 @@ from exai.conversations.requests import (
 )
 from exai.conversations.transfer import ExportPart, ImportProgress, Shelf, Transfer
 from exai.conversations.turn import ChatTurns, OnBegun
+from exai.conversations.turn_result import ENDED, TurnOutcome, outcome_of
 from exai.db.conversations import AppendStart, ConversationRepository
-from exai.db.curation import BATCH, DAY_S, Changed, ConversationUpdate, CurationRepository, IdempotencyKey
 from exai.db.filters import ALL, ListFilter
+from exai.db.lifecycle import BATCH, DAY_S, Changed, ConversationUpdate, CurationRepository, IdempotencyKey
 from exai.db.search import SearchPage, SearchQuery, SearchRepository
 from exai.db.transfer import TransferRepository
 from exai.db.turns import TurnRepository
@@ -63,6 +62,7 @@ from exai.models import (
     TurnId,
 )
 from exai.providers.registry import Providers
+from exai.settings.load import LimitSettings
 
 MAX_LIST = 200
 MAX_IDLE_DAYS = 36_500

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from exai.blobs.base import PART_BYTES, digest
 from exai.cache.conversations import ConversationCache
-from exai.config import LimitSettings
+from exai.conversations.changes import Notices
 from exai.conversations.formats import (
     ConversationText,
     ExportItem,
@@ -30,12 +30,12 @@ from exai.conversations.formats import (
     write_header,
     write_message,
 )
-from exai.conversations.notices import Notices
 from exai.conversations.requests import check_json, check_messages, check_names, content_hash
 from exai.db.files import FileList
 from exai.db.transfer import ImportBatch, TransferRepository
 from exai.errors import BlobError, Conflict, InvalidArgument, shown
 from exai.models import FILE_IDS, ContinuationId, ConversationId, FileId, NewMessage, Owner, StoredFile, TurnId
+from exai.settings.load import LimitSettings
 
 BATCH_MESSAGES = 500
 BATCH_BYTES = 4 * 1_048_576
@@ -46,7 +46,7 @@ EMBEDDED_BYTES = 100_000
 
 
 class Shelf(Protocol):
-    """The files of conversations; `exai.files` has them."""
+    """The files of conversations; `exai.files.service` has them."""
 
     async def list(
         self, owner: Owner, *, continuation_id: ContinuationId | None, limit: int, cursor: str | None

@@ -23,11 +23,11 @@ import structlog
 from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Miss, Warm
 from exai.conversations.attachments import Attachments
-from exai.conversations.notices import Notices
-from exai.conversations.outcome import answer_of, facts_of, failure_of, kept_of, result_of
+from exai.conversations.changes import Notices
 from exai.conversations.prompt import Asked, check_fits
 from exai.conversations.requests import ChatRequest, ChatResult, refusal
-from exai.conversations.starting import LEASE_S, history_of, turn_start, whole_prompt_tokens
+from exai.conversations.turn_request import LEASE_S, history_of, turn_start, whole_prompt_tokens
+from exai.conversations.turn_result import answer_of, facts_of, failure_of, kept_of, result_of
 from exai.db.conversations import ConversationRepository, TurnBegun, TurnEnd, TurnFinished, TurnStart
 from exai.errors import (
     AnswerNotStored,

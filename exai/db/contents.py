@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import ClassVar, Final
 
-from exai.db.pool import Database
+from exai.db.driver.pool import Database
 from exai.models import Owner
 
 PART_BYTES: Final = 1_048_576

@@ -15,11 +15,11 @@ from uuid import UUID
 
 import orjson
 
+from exai.db.batching.appends import AppendBatcher
+from exai.db.batching.page_reads import PageReadBatcher
+from exai.db.concurrency import PoolShare
+from exai.db.driver.pool import Database, Record
 from exai.db.filters import ALL, ListFilter
-from exai.db.grouping import AppendBatcher
-from exai.db.pace import PoolShare
-from exai.db.pool import Database, Record
-from exai.db.reading import PageReadBatcher
 from exai.db.records import (
     FIRST_PAGE,
     AppendResult,

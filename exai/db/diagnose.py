@@ -16,16 +16,16 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final, Literal
 
-from exai.addresses import is_loopback
-from exai.config import DatabaseSettings
-from exai.db.address import Address, parse_address
-from exai.db.pool import OneTrip, connect
-from exai.db.revision import expected_revision, found_revision
-from exai.db.standing import obstacle_of
-from exai.db.statements import load_statements
-from exai.db.translate import MIGRATE, judge
+from exai.db.driver.address import Address, parse_address
+from exai.db.driver.pool import OneTrip, connect
+from exai.db.driver.statements import load_statements
+from exai.db.driver.translate import MIGRATE, judge
+from exai.db.driver.writability import obstacle_of
+from exai.db.migrations.revision import expected_revision, found_revision
 from exai.errors import DatabaseError, DatabaseUnavailable, ExaiError
 from exai.models import Finding
+from exai.settings.addresses import is_loopback
+from exai.settings.load import DatabaseSettings
 
 CONNECT_LIMIT_S: Final = 10.0
 """More than any look may take as a whole: the limit that counts is the caller's."""

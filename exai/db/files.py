@@ -11,8 +11,8 @@ import asyncpg
 import orjson
 
 from exai.db.conversations import read_cursor, write_cursor
+from exai.db.driver.pool import Database
 from exai.db.filters import part_of
-from exai.db.pool import Database
 from exai.db.records import FIRST_PAGE, Cursor
 from exai.db.rows import check_texts
 from exai.errors import InvalidArgument

@@ -15,11 +15,11 @@ from math import isfinite
 from typing import Any, Final, Literal
 from uuid import UUID
 
+from exai.db.driver.pool import Database
+from exai.db.driver.translate import DEPENDENCY
 from exai.db.excerpts import mark
 from exai.db.filters import labels_of
-from exai.db.pool import Database
 from exai.db.rows import check_text, check_time
-from exai.db.translate import DEPENDENCY
 from exai.errors import DatabaseBusy, InvalidArgument
 from exai.fairness import Places
 from exai.models import ContinuationId, Owner, Role

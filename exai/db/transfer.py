@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 import orjson
 
-from exai.db.pool import Database
+from exai.db.driver.pool import Database
 from exai.db.records import StoredPage
 from exai.db.rows import RowsByPart, check_text, check_texts, columns_of, conversation_of, json_of
 from exai.errors import InvalidArgument, NotFound

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import orjson
 
-from exai.db.pool import Database
+from exai.db.driver.pool import Database
 from exai.db.records import StoredReply
 from exai.db.rows import json_of, reply_of, time_of
 from exai.models import ContinuationId, Message, Owner, TurnId, TurnState

@@ -16,7 +16,7 @@ from decimal import Decimal
 from typing import Any, Literal, Protocol
 
 from exai.models import CompletionRequest, OnDelta, Thinking, Usage
-from exai.providers.answer import AnswerAssembler
+from exai.providers.reply.answer import AnswerAssembler
 from exai.resilience import Attempt, BreakerState, Clock, Random
 
 LimitField = Literal["max_tokens", "max_completion_tokens"]

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from exai.errors import ConfigError
 from exai.models import Thinking
 from exai.providers.base import Family, LimitField, Model, Price
-from exai.providers.sites import NAMED
+from exai.providers.endpoints import NAMED
 
 SETTING: Final = "EXAI_PROVIDERS__MODELS_FILE"
 MAX_FILE_BYTES: Final = 1_048_576

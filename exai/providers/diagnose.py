@@ -8,10 +8,10 @@ from typing import Final
 
 import httpx
 
-from exai.config import ProvidersSettings
 from exai.models import Finding
-from exai.providers.exchange import headers_for, open_client
-from exai.providers.sites import Site, read_sites
+from exai.providers.completion.exchange import headers_for, open_client
+from exai.providers.endpoints import Site, read_sites
+from exai.settings.load import ProvidersSettings
 
 PATH: Final = "/models"
 MAX_PROVIDERS: Final = 32

@@ -18,8 +18,8 @@ import orjson
 import structlog
 
 from exai.providers.base import Clocks, Family
-from exai.providers.exchange import headers_for
-from exai.providers.reading import decode, tokens
+from exai.providers.completion.exchange import headers_for
+from exai.providers.reply.reading import decode, tokens
 
 LIST_LIMIT_S: Final = 5.0
 MAX_LIST_BYTES: Final = 1_048_576

@@ -14,7 +14,7 @@ from exai.errors import InvalidArgument, NotConfigured, shown
 from exai.providers.base import Clocks, Model
 from exai.providers.catalogue import Catalogue, bare_model
 from exai.providers.discovery import MAX_NAME_CHARS, Discovery
-from exai.providers.sites import NAMED, Site
+from exai.providers.endpoints import NAMED, Site
 
 DEFAULT_SETTING: Final = "EXAI_PROVIDERS__DEFAULT_MODEL"
 SET_A_KEY: Final = (

@@ -15,20 +15,20 @@ from typing import Final
 
 import httpx
 
-from exai.addresses import is_loopback
 from exai.background import Background, open_background
-from exai.config import LimitSettings, ProvidersSettings
 from exai.errors import ConfigError, InvalidArgument, NotConfigured
 from exai.models import Completion, CompletionRequest, OnDelta, Recorder, Thinking, Usage
 from exai.providers.base import Clocks, Model, ModelInfo, ProviderStatus
 from exai.providers.catalogue import load_catalogue
-from exai.providers.chat_api import ChatApi
+from exai.providers.completion.client import ChatApi
+from exai.providers.completion.exchange import HttpTransport, open_client
+from exai.providers.completion.request import check_options
+from exai.providers.completion.sizing import Sizing
 from exai.providers.discovery import Discovery
-from exai.providers.exchange import HttpTransport, open_client
+from exai.providers.endpoints import Site, read_sites
 from exai.providers.naming import DEFAULT_SETTING, ModelNames
-from exai.providers.request import check_options
-from exai.providers.sites import Site, read_sites
-from exai.providers.sizing import Sizing
+from exai.settings.addresses import is_loopback
+from exai.settings.load import LimitSettings, ProvidersSettings
 
 RETIRES_SOON: Final = timedelta(days=60)
 FITS_EVERY_WINDOW_TOKENS: Final = 1_024

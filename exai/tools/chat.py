@@ -9,12 +9,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from exai.conversations import ChatRequest, ChatResult, ConversationService
-from exai.files import FileService
-from exai.mcp.schemas import output_schema
-from exai.mcp.tools import Arguments, CallContext, ToolResult, ToolSpec
+from exai.files.service import FileService
+from exai.mcp.features.schemas import output_schema
+from exai.mcp.features.tools import Arguments, CallContext, ToolResult, ToolSpec
 from exai.models import Delta, FileId
 from exai.tools.conversations import optional_id
-from exai.tools.paging import cut, room
+from exai.tools.limits import cut, room
 
 NEVER_DEFERRED = {"anthropic/alwaysLoad": True}
 """The `_meta` of a tool whose schema Claude Code should always load."""

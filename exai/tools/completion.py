@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 from exai.conversations import ConversationService
 from exai.db.filters import ListFilter
-from exai.files import FileService
-from exai.mcp.jsonrpc import INVALID_PARAMS, Json, RpcError
-from exai.mcp.prompts import MAX_COMPLETIONS, completion_feature
-from exai.mcp.protocol import CallContext, Feature
+from exai.files.service import FileService
+from exai.mcp.core.jsonrpc import INVALID_PARAMS, Json, RpcError
+from exai.mcp.core.protocol import CallContext, Feature
+from exai.mcp.features.prompts import MAX_COMPLETIONS, completion_feature
 from exai.providers.registry import Providers
 from exai.tools.prompts import PROMPTS
 from exai.tools.resources import TEMPLATES

@@ -11,12 +11,12 @@ from pydantic import BaseModel, Field
 from exai.conversations import AppendRequest, ConversationService
 from exai.db.filters import ListFilter
 from exai.errors import InvalidArgument, NotFound
-from exai.files import FileService
-from exai.mcp.schemas import output_schema
-from exai.mcp.texts import items
-from exai.mcp.tools import Arguments, CallContext, ToolResult, ToolSpec
+from exai.files.service import FileService
+from exai.mcp.features.schemas import output_schema
+from exai.mcp.features.texts import items
+from exai.mcp.features.tools import Arguments, CallContext, ToolResult, ToolSpec
 from exai.models import MAX_PAGE_MESSAGES, PAGE_MESSAGES, ContinuationId, Conversation, NewMessage, Page
-from exai.tools.paging import ANSWER_CHARS, MAX_ANSWER_CHARS, SHOW_WHOLE, Size, fitting, page_facts, room, size_of
+from exai.tools.limits import ANSWER_CHARS, MAX_ANSWER_CHARS, SHOW_WHOLE, Size, fitting, page_facts, room, size_of
 
 MAX_LIST = 200
 MAX_SEQ = 2**53

@@ -9,13 +9,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 from exai.errors import InvalidArgument
-from exai.files import FileContent, FilePart, FilePath, FileService
-from exai.mcp.schemas import output_schema
-from exai.mcp.texts import items
-from exai.mcp.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolResult, ToolSpec
+from exai.files.service import FileContent, FilePart, FilePath, FileService
+from exai.mcp.features.schemas import output_schema
+from exai.mcp.features.texts import items
+from exai.mcp.features.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolResult, ToolSpec
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, StoredFile
 from exai.tools.conversations import optional_id
-from exai.tools.paging import ANSWER_CHARS, SHOW_WHOLE, cut, fitting, room
+from exai.tools.limits import ANSWER_CHARS, SHOW_WHOLE, cut, fitting, room
 
 PAGE_CHARS = 38_000
 """Characters of a file in one answer; clients truncate much longer ones."""

@@ -12,12 +12,12 @@ import orjson
 
 from exai.conversations import ConversationService
 from exai.errors import InvalidArgument, NotFound
-from exai.mcp.jsonrpc import Json
-from exai.mcp.prompts import PromptArgument, PromptRegistry, PromptSpec
-from exai.mcp.protocol import CallContext, Feature
+from exai.mcp.core.jsonrpc import Json
+from exai.mcp.core.protocol import CallContext, Feature
+from exai.mcp.features.prompts import PromptArgument, PromptRegistry, PromptSpec
 from exai.models import ContinuationId, Owner, Page
 from exai.tools.conversations import conversation_facts
-from exai.tools.paging import page_facts, room
+from exai.tools.limits import page_facts, room
 
 CONVERSATION = "exai://conversations/"
 JSON_TYPE = "application/json"

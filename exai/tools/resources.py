@@ -14,13 +14,13 @@ import orjson
 
 from exai.conversations import ConversationService
 from exai.errors import InvalidArgument, NotFound
-from exai.files import FileService
-from exai.mcp.jsonrpc import INVALID_PARAMS, RpcError
-from exai.mcp.protocol import CallContext, Feature
-from exai.mcp.resources import Listing, ResourceContents, ResourceRegistry, ResourceSpec
+from exai.files.service import FileService
+from exai.mcp.core.jsonrpc import INVALID_PARAMS, RpcError
+from exai.mcp.core.protocol import CallContext, Feature
+from exai.mcp.features.resources import Listing, ResourceContents, ResourceRegistry, ResourceSpec
 from exai.models import ContinuationId, Conversation, FileId, Owner, Page
 from exai.tools.conversations import conversation_facts
-from exai.tools.paging import page_facts, room
+from exai.tools.limits import page_facts, room
 from exai.tools.prompts import CONVERSATION, JSON_TYPE, conversation_uri
 
 FILE = "exai://files/"

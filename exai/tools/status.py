@@ -10,12 +10,12 @@ from pydantic import Field
 
 from exai import __version__
 from exai.errors import InvalidArgument
-from exai.mcp.texts import items
-from exai.mcp.tools import Arguments, CallContext, ToolResult, ToolSpec
+from exai.mcp.features.texts import items
+from exai.mcp.features.tools import Arguments, CallContext, ToolResult, ToolSpec
 from exai.providers.base import ModelInfo
 from exai.providers.naming import SET_A_KEY
 from exai.providers.registry import Providers
-from exai.tools.paging import fitting, room
+from exai.tools.limits import fitting, room
 
 LINE = (
     "name",

@@ -12,12 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from exai.conversations import ChatResult, ConversationService
-from exai.conversations.outcome import TurnOutcome
+from exai.conversations.turn_result import TurnOutcome
 from exai.errors import ShuttingDown
-from exai.mcp import eras
-from exai.mcp.jsonrpc import INTERNAL_ERROR, RpcError
-from exai.mcp.tasks import Task
-from exai.mcp.tools import ToolResult, call_result, failed_result
+from exai.mcp.core import versions
+from exai.mcp.core.jsonrpc import INTERNAL_ERROR, RpcError
+from exai.mcp.features.tasks import Task
+from exai.mcp.features.tools import ToolResult, call_result, failed_result
 from exai.models import Owner
 
 Answers = Mapping[str, Callable[[ChatResult], ToolResult]]
@@ -64,7 +64,7 @@ def _task(outcome: TurnOutcome, answer: Callable[[ChatResult], ToolResult]) -> T
 def _failed(task: Task, error: Mapping[str, Any]) -> Task:
     """Return a failure in the form of the call's own: most are tool results, the rest are protocol errors."""
     if error.get("code") == ShuttingDown.code:
-        return _broken(task, RpcError(eras.SHUTTING_DOWN, str(ShuttingDown()), error))
+        return _broken(task, RpcError(versions.SHUTTING_DOWN, str(ShuttingDown()), error))
     if "message" not in error:
         problem = "internal error; the logs of the daemon that asked the model have it"
         return _broken(task, RpcError(INTERNAL_ERROR, problem))

@@ -121,7 +121,7 @@ def test_key_is_not_shown_to_the_provider_of_a_project(project: Path, trap: Trap
 
 def test_worker_takes_no_modules_of_the_working_directory(project: Path) -> None:
     """A project may have a module of any name, on purpose or not."""
-    from exai.workers import PROGRAM
+    from exai.daemon.workers import PROGRAM
 
     (project / "asyncpg.py").write_text("raise SystemExit('taken from the project')")
     done = subprocess.run(

@@ -7,11 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from exai.cli import DEFAULT_PORT, banner
-from exai.config import load_settings
+from exai.cli.main import DEFAULT_PORT, banner
 from exai.embedded.postgres import find_postgres
 from exai.embedded.valkey import find_valkey
 from exai.models import Started
+from exai.settings.load import load_settings
 from tests.support.daemon import ROOT, environment
 
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from exai.errors import MAX_SHOWN_CHARS
-from exai.mcp.schemas import portable_schema
-from exai.mcp.texts import NOTES
+from exai.mcp.features.schemas import portable_schema
+from exai.mcp.features.texts import NOTES
 from tests.support.client import connect
 from tests.support.daemon import Daemon
 from tests.support.heads import head_of, notes_of

@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from exai.db.migrate import upgrade
-from exai.db.revision import expected_revision
+from exai.db.migrations.migrate import upgrade
+from exai.db.migrations.revision import expected_revision
 from tests.support.daemon import ROOT, environment
 from tests.support.migrations import revisions
 from tests.support.password_postgres import password_postgres

@@ -13,7 +13,7 @@ import orjson
 import pytest
 from mcp import ClientSession
 
-from exai.mcp.texts import HEAD, USUAL
+from exai.mcp.features.texts import HEAD, USUAL
 from tests.support.client import connect
 from tests.support.daemon import Daemon, start_daemon
 from tests.support.heads import body_of, head_of, notes_of, rows_of

@@ -9,7 +9,7 @@ import orjson
 import pytest
 from websockets.asyncio.client import connect
 
-from exai.mcp.jsonrpc import MAX_VALUES
+from exai.mcp.core.jsonrpc import MAX_VALUES
 from tests.support.daemon import Daemon
 from tests.support.mcp_server import handshake
 

@@ -9,7 +9,7 @@ import httpx
 import orjson
 import pytest
 
-from exai.mcp.jsonrpc import MAX_VALUES
+from exai.mcp.core.jsonrpc import MAX_VALUES
 from tests.support.attack import MALLORY_TOKEN, Target
 from tests.support.mcp_server import modern, tool_call
 from tests.support.raw_peer import RawPeer, raw_peer

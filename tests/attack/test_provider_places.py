@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from exai.providers.chat_api import MAX_CONNECTIONS
+from exai.providers.completion.client import MAX_CONNECTIONS
 from tests.support.attack import MALLORY_TOKEN, TOKENS, Target
 from tests.support.daemon import start_daemon
 from tests.support.provider_server import ProviderServer, chunk, kimi_answer, stream

@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from exai.errors import InvalidArgument
-from exai.mcp import eras
-from exai.mcp.jsonrpc import INTERNAL_ERROR, Json, RpcError
-from exai.mcp.prompts import PromptArgument, PromptRegistry, PromptSpec, completion_feature
-from exai.mcp.resources import ResourceContents, ResourceRegistry, ResourceSpec
-from exai.mcp.server import McpServer
-from exai.mcp.tools import Arguments, CallContext, ToolRegistry, ToolResult, ToolSpec
+from exai.mcp.core import versions
+from exai.mcp.core.jsonrpc import INTERNAL_ERROR, Json, RpcError
+from exai.mcp.features.prompts import PromptArgument, PromptRegistry, PromptSpec, completion_feature
+from exai.mcp.features.resources import ResourceContents, ResourceRegistry, ResourceSpec
+from exai.mcp.features.tools import Arguments, CallContext, ToolRegistry, ToolResult, ToolSpec
+from exai.mcp.session.server import McpServer
 from tests.support.mcp_server import fast_settings
 from tests.support.memory_tasks import MemoryTasks
 
@@ -77,7 +77,7 @@ async def _progress(arguments: Nothing, context: CallContext) -> ToolResult:
 async def _needs_sampling(arguments: Nothing, context: CallContext) -> ToolResult:
     if "sampling" not in context.client.capabilities:
         facts = {"requiredCapabilities": {"sampling": {}}}
-        raise RpcError(eras.MISSING_CAPABILITY, "Missing required client capability", facts)
+        raise RpcError(versions.MISSING_CAPABILITY, "Missing required client capability", facts)
     return ToolResult(None, "declared")
 
 
@@ -182,7 +182,7 @@ def _outlasting(tasks: MemoryTasks) -> list[ToolSpec]:
 
     async def fail(arguments: Nothing, context: CallContext) -> ToolResult:
         """The suite takes this one for a tool that cannot be called but as a task."""
-        eras.require_extension(context.client.capabilities, eras.TASKS)
+        versions.require_extension(context.client.capabilities, versions.TASKS)
 
         async def work() -> ToolResult:
             await asyncio.sleep(1)

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import uvicorn
 
-from exai.config import LogSettings
 from exai.logs import configure_logging
-from exai.mcp.asgi import build_asgi
-from exai.mcp.serve import bind_sockets, open_server
+from exai.mcp.transport.asgi import build_asgi
+from exai.mcp.transport.listener import bind_sockets, open_server
+from exai.settings.load import LogSettings
 from tests.conformance.pack import conformance_server
 from tests.conformance.shim import shim
 from tests.support.daemon import start_daemon

@@ -15,10 +15,11 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from websockets.asyncio.client import ClientConnection, connect
 
-from exai.mcp.edge import Edge, everybody_is_local, header_map
-from exai.mcp.headers import legacy_version
-from exai.mcp.jsonrpc import Request as RpcRequest
-from exai.mcp.jsonrpc import RpcError, encode_error, parse
+from exai.mcp.admission import Edge, header_map
+from exai.mcp.core.jsonrpc import Request as RpcRequest
+from exai.mcp.core.jsonrpc import RpcError, encode_error, parse
+from exai.mcp.identity import everybody_is_local
+from exai.mcp.transport.http.headers import legacy_version
 from tests.support.mcp_server import fast_settings
 
 STATUS = {-32601: 404, -32602: 400, -32600: 400, -32700: 400, -32020: 400, -32021: 400, -32022: 400}

@@ -21,7 +21,7 @@ import asyncpg
 import hiredis
 import redis.asyncio as redis
 
-from exai.cache.scripts import load_scripts
+from exai.cache.redis.scripts import load_scripts
 from exai.errors import StartupError
 from tests.fault.caller import Caller, Lost, calling
 from tests.fault.service import PostgresProxy, redis_proxy

@@ -7,9 +7,9 @@ import asyncio
 import pytest
 
 from exai.conversations import ChatRequest
+from exai.conversations.changes import Notice
 from exai.conversations.formats import read_lines
-from exai.conversations.notices import Notice
-from exai.db.curation import ConversationUpdate
+from exai.db.lifecycle import ConversationUpdate
 from exai.errors import NotFound, OutcomeUnknown
 from exai.models import LOCAL_OWNER, ContinuationId
 from tests.fault.service import POOL_SIZE, Servers

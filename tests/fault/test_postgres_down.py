@@ -19,7 +19,7 @@ import asyncpg
 import pytest
 
 from exai.conversations import ChatRequest
-from exai.db.pool import Database
+from exai.db.driver.pool import Database
 from exai.embedded.postgres import PostgresServer
 from exai.errors import DatabaseBusy, DatabaseError, ExaiError, StorageFull
 from exai.models import LOCAL_OWNER, ContinuationId, Owner

@@ -18,8 +18,8 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["exai.mcp"]):
-    from exai.mcp.jsonrpc import request_id
-    from exai.mcp.protocol import (
+    from exai.mcp.core.jsonrpc import request_id
+    from exai.mcp.core.protocol import (
         MAX_SUBSCRIPTIONS,
         Call,
         Cancel,
@@ -29,7 +29,7 @@ with atheris.instrument_imports(include=["exai.mcp"]):
         Start,
         Surface,
     )
-    from exai.mcp.subscriptions import MAX_SUBSCRIBED_URIS
+    from exai.mcp.core.subscriptions import MAX_SUBSCRIBED_URIS
 
 import orjson
 

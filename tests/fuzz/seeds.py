@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import orjson
 
-from exai.mcp.eras import LEGACY_VERSIONS
+from exai.mcp.core.versions import LEGACY_VERSIONS
 from tests.support.mcp_server import handshake, modern, request, tool_call
 
 FINISH = b"!"

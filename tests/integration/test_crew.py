@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from exai.background import open_background
-from exai.config import load_settings
-from exai.workers import Crew
+from exai.daemon.workers import Crew
+from exai.settings.load import load_settings
 
 WAIT_S = 5.0
 WORKER = """

@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from exai import cli
 from exai.cache.diagnose import diagnose as diagnose_cache
-from exai.config import CacheSettings, DatabaseSettings, ProvidersSettings, load_settings
+from exai.cli import main as cli
+from exai.cli.doctor import examine, table
+from exai.cli.health_client import ask_health, health_url, local_address
 from exai.db.diagnose import diagnose as diagnose_database
-from exai.doctor import examine, table
 from exai.errors import ConfigError, StartupError
-from exai.health_client import ask_health, health_url, local_address
 from exai.models import Finding
 from exai.monitoring.metrics import MetricsRecorder
 from exai.providers.diagnose import diagnose as diagnose_providers
+from exai.settings.load import CacheSettings, DatabaseSettings, ProvidersSettings, load_settings
 from tests.support.migrations import run
 from tests.support.pg_wire import dial, through
 from tests.support.pooler import Pooler

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from exai import cli
-from exai.config import load_settings
-from exai.doctor import examine
+from exai.cli import main as cli
+from exai.cli.doctor import examine
 from exai.embedded.ownership import ServerRecord
 from exai.monitoring.metrics import MetricsRecorder
+from exai.settings.load import load_settings
 from tests.integration.test_doctor import by_part, http_server
 
 

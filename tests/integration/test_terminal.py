@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from exai.app import open_app
-from exai.config import Settings, load_settings
+from exai.cli.chat import ChatOptions, Streams, run_chat
 from exai.conversations.formats import ConversationText, MessageText
 from exai.errors import InvalidArgument, NotFound, ProviderError
 from exai.models import NewMessage, Owner
-from exai.terminal import ChatOptions, Streams, run_chat
+from exai.settings.load import Settings, load_settings
 from tests.support.daemon import ROOT, environment
 from tests.support.provider_server import ProviderServer, hang_after_first_token, kimi_answer, kimi_error
 from tests.support.waiting import wait_until

@@ -17,14 +17,14 @@ from alembic.util import CommandError
 from pydantic import SecretStr
 
 from exai.app import open_app
-from exai.config import CacheSettings, DatabaseSettings, ProviderSettings, ProvidersSettings, Settings
 from exai.conversations import AppendRequest, ChatRequest
 from exai.db.conversations import ConversationRepository
-from exai.db.curation import CurationRepository
-from exai.db.migrate import upgrade
-from exai.db.pool import OneTrip
+from exai.db.driver.pool import OneTrip
+from exai.db.lifecycle import CurationRepository
+from exai.db.migrations.migrate import upgrade
 from exai.errors import SchemaMismatch
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage
+from exai.settings.load import CacheSettings, DatabaseSettings, ProviderSettings, ProvidersSettings, Settings
 from tests.support.database import appending, beginning, contents_of, ending, once, opened
 from tests.support.migrations import downgrade, revisions, run, session, value
 from tests.support.older import LIKE_SUPABASE, OLDER, A, Older

@@ -16,9 +16,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from exai.db.migrate import LOCK_LIMIT
-from exai.db.pool import OneTrip
-from exai.db.revision import expected_revision
+from exai.db.driver.pool import OneTrip
+from exai.db.migrations.migrate import LOCK_LIMIT
+from exai.db.migrations.revision import expected_revision
 from exai.embedded.launcher import Servers
 from tests.conftest import fresh
 from tests.support.backend import Databases

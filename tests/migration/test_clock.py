@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from exai.db.conversations import ConversationRepository
-from exai.db.migrate import upgrade
+from exai.db.migrations.migrate import upgrade
 from exai.models import LOCAL_OWNER, ContinuationId
 from tests.support.database import appending, opened
 from tests.support.migrations import run, value

@@ -7,7 +7,7 @@ import asyncio
 from alembic.script import ScriptDirectory
 
 from exai.db.conversations import ConversationRepository
-from exai.db.migrate import migration_config, upgrade
+from exai.db.migrations.migrate import migration_config, upgrade
 from tests.support.database import appending, contents_of, opened
 from tests.support.migrations import named, run, session, value
 from tests.support.older import LIKE_SUPABASE, A

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import pytest
 from alembic.util import CommandError
 
-from exai.db.migrate import upgrade
-from exai.db.revision import expected_revision
+from exai.db.migrations.migrate import upgrade
+from exai.db.migrations.revision import expected_revision
 from tests.support.migrations import before, downgrade, named, run, session, value
 
 EARLIER, BACKFILL = before("backfill_older_metrics"), named("backfill_older_metrics")

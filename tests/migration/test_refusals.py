@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from exai.db.migrate import upgrade
+from exai.db.migrations.migrate import upgrade
 from exai.errors import DatabaseError, DatabaseUnavailable, ExaiError, SchemaMismatch
 from tests.support.migrations import run, session, value
 from tests.support.password_postgres import password_postgres

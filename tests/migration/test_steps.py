@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from alembic.util import CommandError
 
-from exai.db import migrate
 from exai.db.conversations import ConversationRepository
-from exai.db.migrate import upgrade
-from exai.db.revision import check_revision, expected_revision
+from exai.db.migrations import migrate
+from exai.db.migrations.migrate import upgrade
+from exai.db.migrations.revision import check_revision, expected_revision
 from exai.errors import ConfigError, SchemaMismatch
 from tests.support.database import contents_of, conversation_of, opened
 from tests.support.migrations import before, downgrade, revisions, run, session, value

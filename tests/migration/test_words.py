@@ -7,7 +7,7 @@ import pytest
 from alembic.script import ScriptDirectory
 
 from exai.db.conversations import ConversationRepository
-from exai.db.migrate import migration_config, upgrade
+from exai.db.migrations.migrate import migration_config, upgrade
 from exai.db.search import SearchQuery, SearchRepository
 from exai.models import LOCAL_OWNER
 from tests.support.database import conversation_of, opened

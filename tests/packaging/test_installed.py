@@ -28,7 +28,7 @@ LIMIT_S = 300
 LIBRARY = """
 import asyncio, sys
 from exai.app import open_app
-from exai.config import load_settings
+from exai.settings.load import load_settings
 from exai.conversations import AppendRequest
 from exai.models import LOCAL_OWNER, NewMessage
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import redis
 
-from exai.db.migrate import upgrade
+from exai.db.migrations.migrate import upgrade
 from exai.embedded.launcher import LaunchOptions, Servers, open_servers
 from exai.embedded.postgres import PostgresServer
 from exai.embedded.valkey import ValkeyServer

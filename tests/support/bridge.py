@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from exai.mcp.bridge import run_bridge
+from exai.mcp.stdio.bridge import run_bridge
 
 END_LIMIT_S = 40.0
 

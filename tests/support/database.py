@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from exai.config import DatabaseSettings
 from exai.db.conversations import AppendStart, ConversationRepository, TurnEnd, TurnStart
-from exai.db.curation import IdempotencyKey
-from exai.db.pool import Database, open_pool
+from exai.db.driver.pool import Database, open_pool
+from exai.db.lifecycle import IdempotencyKey
 from exai.models import LOCAL_OWNER, ContinuationId, Conversation, ConversationId, Message, NewMessage, TurnId
 from exai.resilience import Clock
+from exai.settings.load import DatabaseSettings
 from tests.support.counters import Counters
 
 POOL_SIZE = 4

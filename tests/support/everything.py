@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 from exai.db.conversations import ConversationRepository
-from exai.db.curation import ConversationUpdate, CurationRepository
+from exai.db.driver.pool import Database
 from exai.db.files import FileRepository
-from exai.db.pool import Database
+from exai.db.lifecycle import ConversationUpdate, CurationRepository
 from exai.db.search import SearchQuery, SearchRepository
 from exai.db.transfer import ImportBatch, TransferRepository
 from exai.db.turns import TurnRepository

@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from exai.config import ServerSettings
 from exai.errors import DatabaseBusy, InvalidArgument
-from exai.mcp.asgi import build_asgi
-from exai.mcp.eras import META_CAPABILITIES, META_VERSION, MODERN
-from exai.mcp.serve import RunningServer, open_server
-from exai.mcp.server import McpServer
-from exai.mcp.tools import Arguments, CallContext, ToolRegistry, ToolResult, ToolSpec
+from exai.mcp.core.versions import META_CAPABILITIES, META_VERSION, MODERN
+from exai.mcp.features.tools import Arguments, CallContext, ToolRegistry, ToolResult, ToolSpec
+from exai.mcp.session.server import McpServer
+from exai.mcp.transport.asgi import build_asgi
+from exai.mcp.transport.listener import RunningServer, open_server
 from exai.resilience import bounded
+from exai.settings.load import ServerSettings
 
 ENVELOPE: dict[str, Any] = {META_VERSION: MODERN, META_CAPABILITIES: {}}
 

@@ -9,10 +9,10 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from exai.errors import ExaiError
-from exai.mcp.jsonrpc import INTERNAL_ERROR, RpcError
-from exai.mcp.protocol import CallContext
-from exai.mcp.tasks import Task
-from exai.mcp.tools import ToolResult, call_result, error_result
+from exai.mcp.core.jsonrpc import INTERNAL_ERROR, RpcError
+from exai.mcp.core.protocol import CallContext
+from exai.mcp.features.tasks import Task
+from exai.mcp.features.tools import ToolResult, call_result, error_result
 from exai.models import Owner
 
 

@@ -11,9 +11,9 @@ from typing import Any
 from alembic import command
 from alembic.script import ScriptDirectory
 
-from exai.db.address import parse_address
-from exai.db.migrate import migration_config
-from exai.db.pool import OneTrip, connect
+from exai.db.driver.address import parse_address
+from exai.db.driver.pool import OneTrip, connect
+from exai.db.migrations.migrate import migration_config
 
 
 def revisions() -> list[str]:

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from exai.db.pool import OneTrip
+from exai.db.driver.pool import OneTrip
 from tests.support.migrations import run, session
 
 ROLES = ("anon", "authenticated", "service_role")

@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
-from exai.db.address import Address, parse_address
+from exai.db.driver.address import Address, parse_address
 
 SSL_REQUEST, GSS_REQUEST, CANCEL_REQUEST = 80877103, 80877104, 80877102
 MAX_PACKET = 64 * 1_048_576

@@ -14,7 +14,7 @@ import struct
 from collections import Counter
 from types import TracebackType
 
-from exai.db.address import parse_address
+from exai.db.driver.address import parse_address
 from tests.support.pg_wire import (
     CANCEL_REQUEST,
     Streams,

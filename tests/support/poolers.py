@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TypeVar, get_args
 
-from exai.db.address import parse_address
+from exai.db.driver.address import parse_address
 from tests.support.backend import NoBackend
 from tests.support.fault_proxy import FaultProxy
 from tests.support.pg_wire import first_host, through

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from exai.db.pool import OneTrip
+from exai.db.driver.pool import OneTrip
 
 SCHEMAS: Final = ["exai", "monitoring", "public"]
 HEADING: Final = "-- What all migrations together make: generated, read for review, never run."

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from exai.mcp.eras import META_CAPABILITIES, META_VERSION, MODERN, TASKS
+from exai.mcp.core.versions import META_CAPABILITIES, META_VERSION, MODERN, TASKS
 
 KNOWS_TASKS: Mapping[str, Any] = {"extensions": {TASKS: {}}}
 LIMIT_S = 20.0

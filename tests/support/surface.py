@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
-from exai.mcp.tools import ToolSpec
+from exai.mcp.features.tools import ToolSpec
 from exai.tools.chat import chat_tool
 from exai.tools.conversations import conversation_tools
-from exai.tools.curation import curation_tools
 from exai.tools.files import file_tools
+from exai.tools.lifecycle import curation_tools
 from exai.tools.status import status_tools
 
 ONE, TWO = str(UUID(int=1)), str(UUID(int=2))

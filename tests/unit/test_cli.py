@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import structlog
 
-from exai import __version__, cli
-from exai.config import load_settings
+from exai import __version__
+from exai.cli import main as cli
 from exai.errors import (
     ConfigError,
     DatabaseUnavailable,
@@ -22,8 +22,9 @@ from exai.errors import (
     SchemaMismatch,
     StartupError,
 )
-from exai.mcp.serve import program_name
+from exai.mcp.transport.listener import program_name
 from exai.models import Started
+from exai.settings.load import load_settings
 
 COMMANDS = ("serve", "connect", "migrate", "health", "config", "doctor", "chat", "search", "show", "version")
 KEY = "sk-0123456789abcdef"
@@ -261,7 +262,7 @@ class TestConnect:
     def test_nothing_heavy_is_imported(self) -> None:
         """Facts on the bridge: start-up under 0.2 s, which one settings library alone would use up."""
         code = (
-            "import sys; from exai.cli import main; status = main(['connect', '--url', 'ws://127.0.0.1:1/']); "
+            "import sys; from exai.cli.main import main; status = main(['connect', '--url', 'ws://127.0.0.1:1/']); "
             "heavy = {'pydantic', 'pydantic_settings', 'structlog', 'starlette', 'uvicorn', 'asyncpg', 'sqlalchemy',"
             " 'prometheus_client', 'httpx', 'redis'}; print(status, sorted(heavy & set(sys.modules)))"
         )

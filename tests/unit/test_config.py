@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from exai.config import OLDER_NAMES, Settings, describe, load_settings, show, variables
 from exai.errors import ConfigError
+from exai.settings.load import OLDER_NAMES, Settings, describe, load_settings, show, variables
 
 HOME = {"HOME": "/home/ada"}
 EXAMPLE = Path(__file__).parents[2] / ".env.example"

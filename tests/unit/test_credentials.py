@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from exai import environment
-from exai.config import load_settings
-from exai.credentials import check_daemon_token
-from exai.environment import checkout_env_file, read_environment
 from exai.errors import ConfigError
+from exai.settings import environment
+from exai.settings.credentials import check_daemon_token
+from exai.settings.environment import checkout_env_file, read_environment
+from exai.settings.load import load_settings
 
 KEY = "sk-0123456789abcdef"
 TOKEN = "0123456789abcdef"
@@ -188,7 +188,9 @@ def test_bridge_reads_the_checkouts_file_or_a_named_one(project: Path, monkeypat
     own = checkout_env_file()
     assert own is not None
     assert own.parent == Path(__file__).parents[2]
-    monkeypatch.setattr(environment, "__file__", str(project / "site-packages" / "exai" / "environment.py"))
+    monkeypatch.setattr(
+        environment, "__file__", str(project / "site-packages" / "exai" / "settings" / "environment.py")
+    )
     assert checkout_env_file() is None, "an installed package has no checkout, whatever directory it is in"
 
 
@@ -198,5 +200,5 @@ def test_checkouts_own_file_is_trusted_in_its_directory(project: Path, monkeypat
     (project / "exai").mkdir()
     for name in ("pyproject.toml", "alembic.ini"):
         (project / name).touch()
-    monkeypatch.setattr(environment, "__file__", str(project / "exai" / "environment.py"))
+    monkeypatch.setattr(environment, "__file__", str(project / "exai" / "settings" / "environment.py"))
     assert load_settings({"HOME": "/h", "KIMI_API_KEY": KEY}).providers.kimi.base_url == EVIL

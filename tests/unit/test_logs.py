@@ -13,8 +13,6 @@ from itertools import product
 import pytest
 import structlog
 
-from exai.addresses import redact as redact_address
-from exai.config import LogSettings
 from exai.logs import (
     _ADDRESS,
     _SECRET_TEXT,
@@ -24,6 +22,8 @@ from exai.logs import (
     info_each,
     redact_text,
 )
+from exai.settings.addresses import redact as redact_address
+from exai.settings.load import LogSettings
 
 KEY = "sk-0123456789abcdef"
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZSJ9.c2lnbmF0dXJlLXBhcnQ"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from exai.errors import ConfigError, InvalidArgument
-from exai.paths import Roots
+from exai.files.paths import Roots
 
 LIMIT = 1_000
 

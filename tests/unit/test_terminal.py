@@ -6,9 +6,9 @@ import io
 
 import pytest
 
-from exai.config import load_settings
+from exai.cli.chat import read_prompt
 from exai.errors import InvalidArgument
-from exai.terminal import read_prompt
+from exai.settings.load import load_settings
 
 SETTINGS = load_settings({"HOME": "/h", "EXAI_LIMITS__MESSAGE_BYTES": "1024"}, None)
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exai.terminal_text import printable, shown
+from exai.cli.terminal_text import printable, shown
 
 
 class Terminal(io.StringIO):

@@ -22,7 +22,6 @@ import asyncpg
 import pytest
 import redis
 
-from exai import cli
 from exai.app import App
 from exai.bench.command import bench, bench_cloud
 from exai.bench.contestants import UNSAMPLED, open_contestants, seed
@@ -46,6 +45,7 @@ from exai.bench.plan import QUICK, Texts
 from exai.bench.postgres_floor import OWNER, remove_all
 from exai.bench.servers import OWN_STATEMENTS, ServerAddresses, through_wire
 from exai.bench.wire import LatencyProxy
+from exai.cli import main as cli
 from exai.errors import ConfigError
 from tests.support.pg_proxy import PgProxy
 from tests.support.redis_proxy import RedisProxy

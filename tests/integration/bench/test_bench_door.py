@@ -9,11 +9,11 @@ import json
 
 import pytest
 
-from exai import cli
 from exai.bench.door import CALL_HTTP, CALL_WEBSOCKET, DoorPlan, run_door
 from exai.bench.door_client import HttpCaller, WebSocketCaller, call_all, open_callers
 from exai.bench.door_report import door_as_json, door_as_text
 from exai.bench.door_server import open_door
+from exai.cli import main as cli
 from exai.errors import StartupError
 
 SMALL = DoorPlan(rounds=1, calls=((2, 20),), idle=5, settling_s=0.0, idle_s=0.1, crowd=3, crowd_calls=30)

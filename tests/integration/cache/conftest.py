@@ -11,8 +11,8 @@ from contextlib import AsyncExitStack
 import pytest
 
 from exai.cache.conversations import ConversationCache, open_cache
-from exai.cache.licence import ChangedRevisions
-from exai.config import CacheSettings
+from exai.cache.reconciliation import ChangedRevisions
+from exai.settings.load import CacheSettings
 from tests.integration.cache.stored import Stored
 from tests.support.counters import Counters
 from tests.support.valkey import Valkey

@@ -21,17 +21,17 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from exai.cache.client import RedisClient
 from exai.cache.conversations import ConversationCache
 from exai.cache.entry import anchor, place
-from exai.cache.faults import CacheDown
-from exai.cache.licence import ChangedRevisions, Licence
+from exai.cache.reconciliation import ChangedRevisions, Licence
 from exai.cache.records import Hit, Loaded, Miss, Warm
-from exai.cache.scripts import Script, Scripts
-from exai.cache.topology import Topology
-from exai.config import CacheSettings
+from exai.cache.redis.client import RedisClient
+from exai.cache.redis.faults import CacheDown
+from exai.cache.redis.scripts import Script, Scripts
+from exai.cache.redis.topology import Topology
 from exai.errors import CacheError
 from exai.models import LOCAL_OWNER, ContinuationId, Conversation, ConversationId, Message
+from exai.settings.load import CacheSettings
 from tests.integration.cache.stage import Stage
 from tests.support.counters import Counters
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exai.cache.conversations import ConversationCache
-from exai.cache.licence import ChangedRevisions
+from exai.cache.reconciliation import ChangedRevisions
 from exai.cache.records import CacheStatus
 from exai.models import ConversationId
 from tests.integration.cache.conftest import OpenCache

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from exai.cache.conversations import ConversationCache
-from exai.cache.licence import ChangedRevisions
+from exai.cache.reconciliation import ChangedRevisions
 from exai.cache.records import Miss, Warm
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import apply, expect_current, fill, hit, miss

@@ -8,10 +8,10 @@ import pytest
 
 from exai.cache.conversations import open_cache
 from exai.cache.entry import place
-from exai.cache.licence import ChangedRevisions
+from exai.cache.reconciliation import ChangedRevisions
 from exai.cache.records import Miss
-from exai.config import CacheSettings
 from exai.models import LOCAL_OWNER, ContinuationId, Owner
+from exai.settings.load import CacheSettings
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import age, expect_current, fill, hit, miss
 from tests.integration.cache.stored import NAME, Stored

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from exai.cache.address import parse_address
-from exai.cache.scripts import Scripts, load_scripts
-from exai.cache.topology import Topology, open_topology
+from exai.cache.redis.address import parse_address
+from exai.cache.redis.scripts import Scripts, load_scripts
+from exai.cache.redis.topology import Topology, open_topology
 from tests.integration.cache.simulation import FAULTS, REAL_TIME, Broken, Plan, simulate
 from tests.support.counters import Counters
 from tests.support.valkey import Valkey

@@ -6,14 +6,14 @@ import asyncio
 
 import pytest
 
-from exai.cache.address import parse_address
-from exai.cache.client import RedisClient
 from exai.cache.conversations import ConversationCache
 from exai.cache.entry import place
-from exai.cache.faults import CacheLost, CacheRefused
-from exai.cache.scripts import Script
-from exai.cache.together import MOST_BYTES, MOST_CALLS, ScriptBatcher
-from exai.cache.topology import open_topology
+from exai.cache.redis.address import parse_address
+from exai.cache.redis.batching import MOST_BYTES, MOST_CALLS, ScriptBatcher
+from exai.cache.redis.client import RedisClient
+from exai.cache.redis.faults import CacheLost, CacheRefused
+from exai.cache.redis.scripts import Script
+from exai.cache.redis.topology import open_topology
 from exai.models import LOCAL_OWNER, ContinuationId
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import apply, expect_current, fill, miss

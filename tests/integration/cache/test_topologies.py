@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from exai.cache.conversations import ConversationCache
 from exai.cache.entry import anchor, place
-from exai.cache.licence import ChangedRevisions
+from exai.cache.reconciliation import ChangedRevisions
 from exai.cache.records import Hit, Unavailable
-from exai.cache.topology import CLUSTER_GROUPS
+from exai.cache.redis.topology import CLUSTER_GROUPS
 from exai.models import ContinuationId
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import apply, expect_current, fill, hit

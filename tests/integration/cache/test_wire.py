@@ -8,10 +8,10 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from exai.cache.address import dial, parse_address
-from exai.cache.faults import CacheAway, CacheDown, CacheLost, CacheRefused, ReplyError
-from exai.cache.topology import OneServer, open_topology
-from exai.cache.wire import LONG_BYTES, MAX_WAITING, RedisConnection
+from exai.cache.redis.address import dial, parse_address
+from exai.cache.redis.connection import LONG_BYTES, MAX_WAITING, RedisConnection
+from exai.cache.redis.faults import CacheAway, CacheDown, CacheLost, CacheRefused, ReplyError
+from exai.cache.redis.topology import OneServer, open_topology
 from tests.support.counters import Counters
 from tests.support.redis_proxy import RedisProxy
 from tests.support.valkey import Valkey

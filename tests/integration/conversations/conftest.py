@@ -13,9 +13,16 @@ import pytest
 from pydantic import SecretStr
 
 from exai.app import App, open_app
-from exai.config import CacheSettings, DatabaseSettings, EndpointSettings, ProviderSettings, ProvidersSettings, Settings
 from exai.conversations import AppendRequest
 from exai.models import NewMessage, Owner
+from exai.settings.load import (
+    CacheSettings,
+    DatabaseSettings,
+    EndpointSettings,
+    ProviderSettings,
+    ProvidersSettings,
+    Settings,
+)
 from tests.support.pg_proxy import PgProxy
 from tests.support.pooler import Pooler
 from tests.support.provider_server import ProviderServer

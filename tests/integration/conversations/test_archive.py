@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from exai.archive import open_text, read_parts
+from exai.cli.archive import open_text, read_parts
 from exai.conversations import AppendRequest
 from exai.conversations.formats import ExportItem, Format, read_lines, read_markdown
 from exai.conversations.transfer import EMBEDDED_BYTES, ImportProgress
-from exai.db.address import parse_address
 from exai.db.contents import PART_BYTES
-from exai.db.pool import connect
+from exai.db.driver.address import parse_address
+from exai.db.driver.pool import connect
 from exai.errors import Conflict, InvalidArgument
-from exai.files import FileContent
+from exai.files.service import FileContent
 from exai.models import LOCAL_OWNER, ContinuationId, Message, NewMessage, Owner
 from tests.integration.conversations.conftest import Rig, open_rig
 from tests.support.daemon import ROOT, environment

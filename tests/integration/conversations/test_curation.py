@@ -11,7 +11,7 @@ import pytest
 
 from exai.conversations import AppendRequest, ChatRequest
 from exai.conversations.formats import Format, read_lines, read_markdown
-from exai.db.curation import ConversationUpdate
+from exai.db.lifecycle import ConversationUpdate
 from exai.db.search import SearchQuery
 from exai.errors import Conflict, InvalidArgument, NotFound
 from exai.models import LOCAL_OWNER, ContinuationId, Message, NewMessage, Owner

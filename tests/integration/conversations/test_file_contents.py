@@ -13,15 +13,15 @@ import pytest
 from exai.account import Account, request_account
 from exai.blobs.base import storage_path
 from exai.blobs.local import LocalBlobs
-from exai.config import FileSettings, LimitSettings
 from exai.conversations import AppendRequest, ChatRequest
 from exai.db.contents import PART_BYTES
-from exai.db.pool import connect
+from exai.db.driver.pool import connect
 from exai.errors import BlobError, InvalidArgument, Overloaded
-from exai.files import FileContent, FilePath, FileService
+from exai.files.moving import move
+from exai.files.paths import Roots
+from exai.files.service import FileContent, FilePath, FileService
 from exai.models import LOCAL_OWNER, FileId, NewMessage, Owner
-from exai.moving import move
-from exai.paths import Roots
+from exai.settings.load import FileSettings, LimitSettings
 from tests.integration.conversations.conftest import Rig, open_rig
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from exai.config import FileSettings, LimitSettings
 from exai.conversations import AppendRequest, ChatRequest
-from exai.db.pool import connect
+from exai.db.driver.pool import connect
 from exai.errors import InvalidArgument, NotConfigured, NotFound
-from exai.files import FileContent, FilePath, FileService
+from exai.files.paths import Roots
+from exai.files.service import FileContent, FilePath, FileService
 from exai.models import LOCAL_OWNER, ContinuationId, FileId, NewMessage, Owner
-from exai.paths import Roots
+from exai.settings.load import FileSettings, LimitSettings
 from tests.integration.conversations.conftest import Rig, open_rig
 
 

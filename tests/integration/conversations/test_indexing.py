@@ -12,13 +12,13 @@ import structlog
 from pydantic import SecretStr
 
 from exai.app import App, open_app
-from exai.config import CacheSettings, DatabaseSettings, Settings
 from exai.conversations import AppendRequest
 from exai.conversations.indexing import Indexing
 from exai.db.conversations import ConversationRepository
 from exai.db.search import PORTION, Indexed, SearchQuery, SearchRepository
 from exai.errors import DatabaseBusy
 from exai.models import LOCAL_OWNER, NewMessage
+from exai.settings.load import CacheSettings, DatabaseSettings, Settings
 from tests.support.counters import Counters
 from tests.support.database import conversation_of
 from tests.support.database import opened as database

@@ -9,10 +9,10 @@ from typing import NoReturn
 import pytest
 
 from exai.conversations import AppendRequest, ChatRequest
-from exai.conversations.notices import ChangePoller, Notice, Notices
+from exai.conversations.changes import ChangePoller, Notice, Notices
 from exai.db.conversations import ConversationRepository
-from exai.db.curation import ConversationUpdate
-from exai.db.pool import connect
+from exai.db.driver.pool import connect
+from exai.db.lifecycle import ConversationUpdate
 from exai.models import LOCAL_OWNER, NewMessage, Owner
 from tests.integration.conversations.conftest import Rig, open_rig
 from tests.support.database import conversation_of

@@ -14,19 +14,19 @@ import pytest
 
 from exai.app import App, open_app
 from exai.blobs.local import LocalBlobs
-from exai.config import CacheSettings
 from exai.conversations import AppendRequest, ChatRequest
 from exai.conversations.attachments import Attachments
-from exai.conversations.notices import Notices
+from exai.conversations.changes import Notices
 from exai.conversations.turn import ChatTurns
 from exai.db.conversations import ConversationRepository
+from exai.db.driver.pool import connect
 from exai.db.files import FileRepository
-from exai.db.pool import connect
 from exai.errors import Conflict, ExaiError, ShuttingDown
-from exai.mcp.protocol import CallContext
-from exai.mcp.tasks import Task
-from exai.mcp.tools import ToolResult, call_result, error_result
+from exai.mcp.core.protocol import CallContext
+from exai.mcp.features.tasks import Task
+from exai.mcp.features.tools import ToolResult, call_result, error_result
 from exai.models import LOCAL_OWNER, NewMessage, Owner
+from exai.settings.load import CacheSettings
 from exai.tools.chat import ChatArguments, answer, chat_tool
 from exai.tools.tasks import TurnTasks
 from tests.integration.conversations.conftest import Rig, open_rig

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from exai.conversations import AppendRequest, ChatRequest
-from exai.mcp.tools import call_result
+from exai.mcp.features.tools import call_result
 from exai.models import LOCAL_OWNER, NewMessage
 from exai.tools.chat import answer
 from tests.integration.conversations.conftest import Rig, open_rig

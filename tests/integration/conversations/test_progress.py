@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from exai.mcp.protocol import CallContext
+from exai.mcp.core.protocol import CallContext
 from exai.models import LOCAL_OWNER
 from exai.tools.chat import ChatArguments, chat_tool
 from tests.integration.conversations.conftest import Rig, open_rig

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from exai.app import App, open_app
-from exai.config import CacheSettings
 from exai.conversations import AppendRequest, ChatRequest
-from exai.db.pool import RETRIES, connect
+from exai.db.driver.pool import RETRIES, connect
 from exai.db.search import SearchQuery
 from exai.errors import AnswerNotStored, Conflict, DeadlineExceeded, InvalidArgument, NotFound, ProviderAuthFailed
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
 from exai.resilience import with_deadline
+from exai.settings.load import CacheSettings
 from tests.integration.conversations.conftest import Rig, open_rig
 from tests.support.provider_server import chunk, event, failure, hang_after_first_token, kimi_answer, stream
 from tests.support.waiting import wait_until

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from exai.db.conversations import ConversationRepository
-from exai.db.pool import Database
+from exai.db.driver.pool import Database
 from tests.support.database import opened
 
 

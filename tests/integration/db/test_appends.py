@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from exai.db.conversations import ConversationRepository
+from exai.db.driver.pool import Database, connect
 from exai.db.files import FileRepository
-from exai.db.pool import Database, connect
 from exai.errors import InvalidArgument, NotFound
 from exai.models import LOCAL_OWNER, ContinuationId, FileId, NewMessage, Owner, TurnId
 from tests.support.database import (

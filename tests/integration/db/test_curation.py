@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from exai.db.conversations import CachedRange, ConversationRepository
-from exai.db.curation import ConversationUpdate, CurationRepository, Forked
-from exai.db.pool import Database, connect
+from exai.db.driver.pool import Database, connect
+from exai.db.lifecycle import ConversationUpdate, CurationRepository, Forked
 from exai.db.transfer import TransferRepository
 from exai.errors import InvalidArgument, NotFound
 from exai.models import LOCAL_OWNER, ContinuationId, Conversation, ConversationId, NewMessage, Owner

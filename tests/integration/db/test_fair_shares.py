@@ -9,14 +9,14 @@ from typing import TypeVar
 
 import pytest
 
-from exai.config import DatabaseSettings
+from exai.db.batching.appends import MOST_APPENDS
 from exai.db.conversations import ConversationRepository
-from exai.db.grouping import MOST_APPENDS
-from exai.db.pool import Database, OneTrip, connect, open_pool
+from exai.db.driver.pool import Database, OneTrip, connect, open_pool
 from exai.db.search import SearchQuery, SearchRepository
 from exai.errors import DatabaseBusy
 from exai.fairness import request_owner
 from exai.models import Owner
+from exai.settings.load import DatabaseSettings
 from tests.support.counters import Counters
 from tests.support.database import appending
 from tests.support.waiting import wait_until

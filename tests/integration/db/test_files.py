@@ -10,8 +10,8 @@ import pytest
 
 from exai.db.contents import PART_BYTES, PostgresBlobs
 from exai.db.conversations import ConversationRepository
+from exai.db.driver.pool import Database
 from exai.db.files import FileRepository, NewFile
-from exai.db.pool import Database
 from exai.errors import InvalidArgument
 from exai.models import LOCAL_OWNER, ContinuationId, FileId, Owner, StoredFile
 from tests.support.database import appending, new_id, opened

@@ -8,10 +8,10 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from exai.db.address import parse_address
+from exai.db.batching.appends import MOST_APPENDS, MOST_CHARS
 from exai.db.conversations import AppendResult, AppendStart, ConversationRepository
-from exai.db.grouping import MOST_APPENDS, MOST_CHARS
-from exai.db.pool import OneTrip, connect
+from exai.db.driver.address import parse_address
+from exai.db.driver.pool import OneTrip, connect
 from exai.errors import DatabaseError, DeadlineExceeded, InvalidArgument, OutcomeUnknown
 from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, FileId, NewMessage, Owner
 from exai.resilience import with_deadline

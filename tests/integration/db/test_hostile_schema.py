@@ -15,9 +15,9 @@ from typing import Final
 import pytest
 from asyncpg.exceptions import PostgresError, RaiseError
 
-from exai.db.migrate import upgrade
-from exai.db.pool import OneTrip
-from exai.db.statements import load_statements
+from exai.db.driver.pool import OneTrip
+from exai.db.driver.statements import load_statements
+from exai.db.migrations.migrate import upgrade
 from tests.support.database import opened
 from tests.support.everything import use
 from tests.support.migrations import run, session, value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exai.db.conversations import ConversationRepository
-from exai.db.pool import Database
+from exai.db.driver.pool import Database
 from exai.db.search import SearchPage, SearchQuery, SearchRepository
 from exai.models import LOCAL_OWNER
 from tests.support.database import conversation_of

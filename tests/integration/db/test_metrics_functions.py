@@ -12,7 +12,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from exai.db.pool import OneTrip
+from exai.db.driver.pool import OneTrip
 from tests.support.migrations import session
 
 Row = asyncpg.Record
@@ -353,7 +353,7 @@ async def test_days_begin_in_utc_wherever_the_session_is(db: OneTrip) -> None:
 
 async def test_a_service_role_may_do_what_it_needs_and_no_more(empty_postgres_url: str) -> None:
     """Metrics tell about all owners, so the roles of the public interface see none of them."""
-    from exai.db.migrate import upgrade
+    from exai.db.migrations.migrate import upgrade
 
     async with session(empty_postgres_url) as connection:
         for role in ("anon", "authenticated", "service_role"):

@@ -10,8 +10,8 @@ import orjson
 import pytest
 
 from exai.db.conversations import CachedRange, ConversationRepository
-from exai.db.curation import CurationRepository
-from exai.db.pool import Database, OneTrip, connect
+from exai.db.driver.pool import Database, OneTrip, connect
+from exai.db.lifecycle import CurationRepository
 from exai.models import LOCAL_OWNER, ConversationId
 from tests.support.database import appending, beginning, contents_of, conversation_of, new_id, once
 

@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 
 import pytest
 
+from exai.db.batching.page_reads import MOST_READS
 from exai.db.conversations import LIST_BYTES
+from exai.db.driver.pool import Database, OneTrip, connect
+from exai.db.driver.statements import load_statements
 from exai.db.filters import ALL, part_of
-from exai.db.pool import Database, OneTrip, connect
-from exai.db.reading import MOST_READS
-from exai.db.statements import load_statements
 from exai.models import PAGE_BYTES
 from tests.support.database import new_id
 

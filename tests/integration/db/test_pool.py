@@ -9,9 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 
-from exai.config import DatabaseSettings
 from exai.db.conversations import ConversationRepository
-from exai.db.pool import Database, OneTrip, connect, open_pool
+from exai.db.driver.pool import Database, OneTrip, connect, open_pool
 from exai.errors import (
     ConfigError,
     DatabaseBusy,
@@ -23,6 +22,7 @@ from exai.errors import (
 )
 from exai.models import LOCAL_OWNER
 from exai.resilience import with_deadline
+from exai.settings.load import DatabaseSettings
 from tests.support.counters import Counters
 from tests.support.database import POOL_SIZE, appending, contents_of, conversation_of, opened
 from tests.support.pg_proxy import PgProxy

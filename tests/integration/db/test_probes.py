@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from exai.db.conversations import ConversationRepository
-from exai.db.migrate import upgrade
+from exai.db.migrations.migrate import upgrade
 from exai.db.search import SearchQuery, SearchRepository
 from exai.models import LOCAL_OWNER, Owner
 from tests.support.database import appending, conversation_of, new_id, opened

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from exai.batching import _Entry
-from exai.db.address import parse_address
+from exai.db.batching.page_reads import MOST_READS
 from exai.db.conversations import ConversationRepository, StoredPage
-from exai.db.curation import CurationRepository
-from exai.db.pool import RETRIES, Database, OneTrip, connect
-from exai.db.reading import MOST_READS
+from exai.db.driver.address import parse_address
+from exai.db.driver.pool import RETRIES, Database, OneTrip, connect
+from exai.db.lifecycle import CurationRepository
 from exai.errors import DatabaseBusy, DatabaseError, DatabaseUnavailable, DeadlineExceeded, NotFound, ShuttingDown
 from exai.models import LOCAL_OWNER, PAGE_MESSAGES, ContinuationId, ConversationId, Owner
 from exai.resilience import with_deadline

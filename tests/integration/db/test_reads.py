@@ -11,9 +11,9 @@ import orjson
 import pytest
 
 from exai.db.conversations import CHANGES_LIMIT, ConversationRepository
-from exai.db.curation import ConversationUpdate, CurationRepository, IdempotencyKey
+from exai.db.driver.pool import Database, connect
 from exai.db.filters import ListFilter
-from exai.db.pool import Database, connect
+from exai.db.lifecycle import ConversationUpdate, CurationRepository, IdempotencyKey
 from exai.errors import InvalidArgument, NotFound
 from exai.models import (
     LOCAL_OWNER,

@@ -8,11 +8,11 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from exai.db.address import parse_address
+from exai.db.batching.page_reads import MOST_READS
 from exai.db.conversations import ConversationRepository
-from exai.db.curation import ConversationUpdate, CurationRepository
-from exai.db.pool import connect
-from exai.db.reading import MOST_READS
+from exai.db.driver.address import parse_address
+from exai.db.driver.pool import connect
+from exai.db.lifecycle import ConversationUpdate, CurationRepository
 from exai.db.search import SearchQuery, SearchRepository
 from exai.db.transfer import TransferRepository
 from exai.db.turns import TurnRepository

@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from exai.db.conversations import ConversationRepository
-from exai.db.curation import ConversationUpdate, CurationRepository
-from exai.db.pool import Database
+from exai.db.driver.pool import Database
+from exai.db.lifecycle import ConversationUpdate, CurationRepository
 from exai.db.search import SearchHit, SearchPage, SearchQuery, SearchRepository
 from exai.errors import InvalidArgument
 from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, Owner

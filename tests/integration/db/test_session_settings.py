@@ -7,9 +7,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from exai.config import DatabaseSettings
 from exai.db.conversations import ConversationRepository
 from exai.db.diagnose import diagnose
+from exai.settings.load import DatabaseSettings
 from tests.support.counters import Counters
 from tests.support.database import appending, contents_of, conversation_of, opened
 from tests.support.everything import use

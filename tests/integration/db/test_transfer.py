@@ -9,21 +9,21 @@ import pytest
 
 from exai.blobs.base import Blobs
 from exai.cache.conversations import open_cache
-from exai.config import CacheSettings, FileSettings, LimitSettings
+from exai.conversations.changes import Notices
 from exai.conversations.formats import ConversationText, MessageText
-from exai.conversations.notices import Notices
 from exai.conversations.transfer import Transfer
 from exai.db.contents import PostgresBlobs
 from exai.db.conversations import ConversationRepository
-from exai.db.curation import CurationRepository
+from exai.db.driver.pool import Database, connect
 from exai.db.files import FileRepository
-from exai.db.pool import Database, connect
+from exai.db.lifecycle import CurationRepository
 from exai.db.search import SearchQuery, SearchRepository
 from exai.db.transfer import ImportBatch, TransferRepository
 from exai.errors import InvalidArgument, NotFound
-from exai.files import FileService
+from exai.files.paths import Roots
+from exai.files.service import FileService
 from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, TurnId
-from exai.paths import Roots
+from exai.settings.load import CacheSettings, FileSettings, LimitSettings
 from tests.support.counters import Counters
 from tests.support.database import appending, beginning, contents_of, conversation_of, ending, new_id, once
 

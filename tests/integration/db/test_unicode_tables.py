@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from exai.db.pool import Database, OneTrip, connect
+from exai.db.driver.pool import Database, OneTrip, connect
 
 TABLES = (14, 0)
 CHUNK = 10_000

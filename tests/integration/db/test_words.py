@@ -9,10 +9,10 @@ import asyncpg
 import pytest
 
 from exai.db.conversations import ConversationRepository
-from exai.db.curation import CurationRepository
-from exai.db.pool import Database, OneTrip, connect
+from exai.db.driver.pool import Database, OneTrip, connect
+from exai.db.driver.statements import load_statements
+from exai.db.lifecycle import CurationRepository
 from exai.db.search import Indexed, SearchQuery, SearchRepository
-from exai.db.statements import load_statements
 from exai.db.transfer import ImportBatch, TransferRepository
 from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, Owner, TurnId
 from tests.support.database import appending, beginning, conversation_of, ending, new_id, once, opened

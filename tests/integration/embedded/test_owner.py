@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import redis.asyncio
 
-from exai.config import DatabaseSettings
-from exai.db.migrate import upgrade
-from exai.db.pool import open_pool
+from exai.db.driver.pool import open_pool
+from exai.db.migrations.migrate import upgrade
 from exai.embedded.launcher import start_embedded
 from exai.embedded.ownership import ServerRecord, accepts, claim, locked, outlast_leftovers, read_running, try_lock
 from exai.embedded.postgres import PostgresBinaries
 from exai.embedded.process import Launch, ServerProcess
 from exai.errors import StartupError
 from exai.monitoring.metrics import MetricsRecorder
+from exai.settings.load import DatabaseSettings
 from tests.integration.embedded.test_start import answer, execute, socket_dir_of
 from tests.support.programs import Program, descendants, gone, parent_ids, program
 from tests.support.waiting import wait_until

@@ -18,14 +18,14 @@ from pydantic import SecretStr
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from exai.config import JwtSettings
-from exai.mcp.auth import authenticator
-from exai.mcp.edge import Admitted, AuthRefusal
-from exai.mcp.eras import TOKEN_EXPIRED
-from exai.mcp.jwks import MAX_BYTES, fetch_text
-from exai.mcp.session import EXPIRED
-from exai.mcp.signed import LEEWAY_S
+from exai.mcp.auth.jwks import MAX_BYTES, fetch_text
+from exai.mcp.auth.jwt import LEEWAY_S
+from exai.mcp.auth.tokens import authenticator
+from exai.mcp.core.versions import TOKEN_EXPIRED
+from exai.mcp.identity import Admitted, AuthRefusal
+from exai.mcp.session.session import EXPIRED
 from exai.models import Owner
+from exai.settings.load import JwtSettings
 from tests.support.mcp_server import WAIT_S, Running, fast_settings, modern, request, running_server, tool_call
 from tests.support.tokens import ISSUER, SECRET, ec_key, published, signed, signed_by
 

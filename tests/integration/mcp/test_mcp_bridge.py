@@ -17,11 +17,11 @@ from mcp import ClientSession, StdioServerParameters
 from mcp.client.stdio import stdio_client
 from websockets.asyncio.server import Server, ServerConnection, serve
 
-from exai.mcp import eras
-from exai.mcp.asgi import build_asgi
-from exai.mcp.bridge import DISCONNECTED
-from exai.mcp.edge import Admitted, AuthRefusal
-from exai.mcp.serve import bind_sockets, open_server
+from exai.mcp.core import versions
+from exai.mcp.identity import Admitted, AuthRefusal
+from exai.mcp.stdio.bridge import DISCONNECTED
+from exai.mcp.transport.asgi import build_asgi
+from exai.mcp.transport.listener import bind_sockets, open_server
 from exai.models import Owner
 from tests.support.mcp_server import (
     WAIT_S,
@@ -37,7 +37,7 @@ from tests.support.mcp_server import (
 )
 
 PROGRAM = (
-    "import sys; from exai.mcp.bridge import run_bridge; "
+    "import sys; from exai.mcp.stdio.bridge import run_bridge; "
     "sys.exit(run_bridge(sys.argv[1], headers={HEADERS}, patience_s={PATIENCE}))"
 )
 PATIENCE_S = 15.0
@@ -358,12 +358,21 @@ async def _flood(connection: ServerConnection, note: str, times: int) -> None:
 
 def test_its_error_is_none_of_the_daemons() -> None:
     """A program can tell a lost connection from an expired token."""
-    assert DISCONNECTED not in {eras.OVERLOADED, eras.SHUTTING_DOWN, eras.TOKEN_EXPIRED}
+    assert DISCONNECTED not in {versions.OVERLOADED, versions.SHUTTING_DOWN, versions.TOKEN_EXPIRED}
 
 
 def test_nothing_heavy_is_imported() -> None:
     """One runs in every editor window, and starts while the user waits."""
-    listing = "import sys; import exai.mcp.bridge; print(' '.join(sys.modules))"
+    listing = "import sys; import exai.mcp.stdio.bridge; print(' '.join(sys.modules))"
     done = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    assert not loaded & {"pydantic", "starlette", "uvicorn", "structlog", "mcp", "httpx", "exai.config", "exai.errors"}
+    assert not loaded & {
+        "pydantic",
+        "starlette",
+        "uvicorn",
+        "structlog",
+        "mcp",
+        "httpx",
+        "exai.settings.load",
+        "exai.errors",
+    }

@@ -20,12 +20,12 @@ from pydantic import SecretStr
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import serve
 
-from exai.mcp.asgi import build_asgi
-from exai.mcp.auth import authenticator
-from exai.mcp.bridge import DISCONNECTED
-from exai.mcp.eras import MESSAGE_MAX_HEADER, OVERLOADED
-from exai.mcp.jsonrpc import MAX_VALUES
-from exai.mcp.serve import bind_sockets, open_server
+from exai.mcp.auth.tokens import authenticator
+from exai.mcp.core.jsonrpc import MAX_VALUES
+from exai.mcp.core.versions import MESSAGE_MAX_HEADER, OVERLOADED
+from exai.mcp.stdio.bridge import DISCONNECTED
+from exai.mcp.transport.asgi import build_asgi
+from exai.mcp.transport.listener import bind_sockets, open_server
 from tests.integration.mcp.test_mcp_bridge import bridge, received, scripted
 from tests.support.bridge import END_LIMIT_S, carried, carry
 from tests.support.mcp_server import (
@@ -205,7 +205,7 @@ async def test_end_of_input_is_bounded_without_a_daemon() -> None:
 
 async def test_end_of_input_is_bounded_with_a_client_that_reads_nothing() -> None:
     """It closed its end for writing and keeps the other one open, full and unread."""
-    program = "import sys; from exai.mcp.bridge import run_bridge; sys.exit(run_bridge(sys.argv[1]))"
+    program = "import sys; from exai.mcp.stdio.bridge import run_bridge; sys.exit(run_bridge(sys.argv[1]))"
     async with scripted() as (_, url):
         with subprocess.Popen(
             [sys.executable, "-c", program, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -225,7 +225,7 @@ async def test_daemon_that_was_away_for_long_is_asked_again_at_once() -> None:
     (taken,) = bind_sockets(fast_settings())
     port = taken.getsockname()[1]
     taken.close()
-    no_other = "import exai.mcp.bridge as b; b.RETRY_FIRST_S = b.RETRY_LAST_S = 3_600; b.KNOWN_FOR_S = 0; "
+    no_other = "import exai.mcp.stdio.bridge as b; b.RETRY_FIRST_S = b.RETRY_LAST_S = 3_600; b.KNOWN_FOR_S = 0; "
     async with bridge(f"ws://127.0.0.1:{port}/", patience_s=0.1, first=no_other) as peer:
         assert "error" in await peer.ask(request("away", "ping"))
         settings = fast_settings(port=port)

@@ -16,8 +16,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from exai.errors import StartupError
-from exai.mcp.asgi import build_asgi
-from exai.mcp.serve import bind_sockets, open_server
+from exai.mcp.transport.asgi import build_asgi
+from exai.mcp.transport.listener import bind_sockets, open_server
 from tests.support.mcp_server import (
     WAIT_S,
     Running,

@@ -17,10 +17,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from exai.mcp.asgi import build_asgi
-from exai.mcp.edge import Admitted, AuthRefusal
-from exai.mcp.eras import META_VERSION
-from exai.mcp.serve import open_server
+from exai.mcp.core.versions import META_VERSION
+from exai.mcp.identity import Admitted, AuthRefusal
+from exai.mcp.transport.asgi import build_asgi
+from exai.mcp.transport.listener import open_server
 from exai.models import Owner
 from tests.support.mcp_server import (
     WAIT_S,

@@ -11,7 +11,7 @@ import orjson
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
-from exai.mcp.tools import Arguments, CallContext, ToolResult, ToolSpec
+from exai.mcp.features.tools import Arguments, CallContext, ToolResult, ToolSpec
 from tests.support.mcp_server import WAIT_S, Recording, Running, modern, running_server, tool_call
 
 

@@ -13,7 +13,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from exai.mcp.edge import Admitted
+from exai.mcp.identity import Admitted
 from exai.models import Owner
 from tests.support.mcp_server import WAIT_S, Running, fast_settings, modern, running_server, tool_call
 from tests.support.raw_peer import raw_peer

@@ -13,12 +13,12 @@ import orjson
 import pytest
 from starlette.applications import Starlette
 
-from exai.cli_arguments import build_parser
-from exai.mcp.asgi import build_asgi
-from exai.mcp.auth import authenticator
-from exai.mcp.edge import Edge
-from exai.mcp.page import page_route
-from exai.mcp.serve import open_server
+from exai.cli.arguments import build_parser
+from exai.mcp.admission import Edge
+from exai.mcp.auth.tokens import authenticator
+from exai.mcp.transport.asgi import build_asgi
+from exai.mcp.transport.listener import open_server
+from exai.web.page import page_route
 from tests.support.mcp_server import (
     Running,
     Tools,

@@ -9,8 +9,8 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
-from exai.mcp.auth import authenticator
-from exai.mcp.pending import KEEP_ALIVE_S, LOG_INTERVAL_S, PendingConnections
+from exai.mcp.auth.tokens import authenticator
+from exai.mcp.transport.pending import KEEP_ALIVE_S, LOG_INTERVAL_S, PendingConnections
 from tests.support.mcp_server import WAIT_S, fast_settings, handshake, running_server
 from tests.support.plain_socket import plain_socket
 from tests.support.raw_peer import RawPeer, raw_peer

@@ -12,10 +12,10 @@ import pytest
 from pydantic import SecretStr
 from starlette.types import Receive, Scope, Send
 
-from exai.config import ServerSettings
-from exai.mcp.asgi import McpApp
-from exai.mcp.auth import authenticator
-from exai.mcp.serve import RunningServer, open_server
+from exai.mcp.auth.tokens import authenticator
+from exai.mcp.transport.asgi import McpApp
+from exai.mcp.transport.listener import RunningServer, open_server
+from exai.settings.load import ServerSettings
 from tests.support.mcp_server import WAIT_S, Tools, fast_settings, modern, new_server, request, tool_call
 from tests.support.raw_peer import RawPeer, raw_peer
 

@@ -13,9 +13,9 @@ import pytest
 from pydantic import SecretStr
 from websockets.asyncio.client import ClientConnection, connect
 
-from exai.mcp.auth import authenticator
-from exai.mcp.eras import META_CAPABILITIES
-from exai.mcp.tools import CallContext, ToolResult, ToolSpec
+from exai.mcp.auth.tokens import authenticator
+from exai.mcp.core.versions import META_CAPABILITIES
+from exai.mcp.features.tools import CallContext, ToolResult, ToolSpec
 from exai.models import LOCAL_OWNER
 from tests.support.mcp_server import (
     WAIT_S,

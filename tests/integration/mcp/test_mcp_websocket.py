@@ -15,9 +15,9 @@ from mcp import ClientSession, McpError
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from exai.mcp.edge import Admitted, AuthRefusal
-from exai.mcp.jsonrpc import Json
-from exai.mcp.protocol import Call, Method
+from exai.mcp.core.jsonrpc import Json
+from exai.mcp.core.protocol import Call, Method
+from exai.mcp.identity import Admitted, AuthRefusal
 from exai.models import LOCAL_OWNER, Owner
 from tests.support.mcp_server import (
     WAIT_S,

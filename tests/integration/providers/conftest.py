@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 import pytest
 
-from exai.config import LimitSettings, ProvidersSettings
 from exai.models import Completion, CompletionRequest, Delta, OnDelta, Prompt
 from exai.monitoring.metrics import MetricsRecorder
 from exai.providers.base import Clocks
 from exai.providers.registry import Providers, open_providers
+from exai.settings.load import LimitSettings, ProvidersSettings
 from tests.support.provider_server import ProviderServer
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from exai.errors import ProviderError, ProviderRefused, ProviderTooLong, Provide
 from exai.fairness import request_owner
 from exai.models import Owner, Prompt
 from exai.monitoring.metrics import MetricsRecorder
-from exai.providers.chat_api import MAX_CONNECTIONS
+from exai.providers.completion.client import MAX_CONNECTIONS
 from exai.providers.gates import MAX_PAUSE_S
 from exai.resilience import with_deadline
 from tests.integration.providers.conftest import Asker, Heard, OpenProviders, Pauses, soon

@@ -7,10 +7,10 @@ from decimal import Decimal
 
 import pytest
 
-from exai.config import LimitSettings
 from exai.errors import InvalidArgument, ProviderBroken
 from exai.models import Delta, Prompt, Usage
 from exai.monitoring.metrics import MetricsRecorder
+from exai.settings.load import LimitSettings
 from tests.integration.providers.conftest import KEY, Asker, Heard, OpenProviders, soon
 from tests.support.provider_server import (
     ProviderServer,

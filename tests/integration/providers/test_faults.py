@@ -22,7 +22,7 @@ from exai.errors import (
 )
 from exai.models import CompletionRequest, Prompt
 from exai.monitoring.metrics import MetricsRecorder
-from exai.providers.chat_api import MAX_CONNECTIONS
+from exai.providers.completion.client import MAX_CONNECTIONS
 from exai.resilience import with_deadline
 from tests.integration.providers.conftest import KEY, Asker, Heard, OpenProviders, Pauses, soon
 from tests.support.provider_server import (

@@ -23,7 +23,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, multi
 from exai.cache.entry import same_json
 from exai.conversations import AppendRequest, ChatRequest
 from exai.conversations.formats import Format, read_lines, read_markdown
-from exai.db.curation import ConversationUpdate
+from exai.db.lifecycle import ConversationUpdate
 from exai.db.search import SearchQuery
 from exai.errors import Conflict, NotFound
 from exai.models import Appended, ContinuationId, Message, NewMessage, Owner, Page

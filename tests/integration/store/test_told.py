@@ -11,7 +11,7 @@ import pytest
 
 from exai.conversations import AppendRequest, ChatRequest
 from exai.conversations.formats import ConversationText, MessageText
-from exai.db.curation import ConversationUpdate
+from exai.db.lifecycle import ConversationUpdate
 from exai.errors import InvalidArgument, NotFound
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage
 from tests.fault.service import NO_PASS_S, Servers, Service

@@ -6,7 +6,7 @@ import ssl
 
 import pytest
 
-from exai.cache.address import RedisAddress, RedisServer, parse_address
+from exai.cache.redis.address import RedisAddress, RedisServer, parse_address
 from exai.errors import ConfigError
 
 

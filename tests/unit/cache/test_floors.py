@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from exai.cache.floors import MAX_FLOORS, Floors
+from exai.cache.min_revisions import MAX_FLOORS, Floors
 
 
 class Clock:

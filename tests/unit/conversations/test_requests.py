@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from exai.config import LimitSettings
 from exai.conversations.requests import (
     ChatRequest,
     check_files,
@@ -16,6 +15,7 @@ from exai.conversations.requests import (
 from exai.conversations.titles import OPENING_CHARS
 from exai.errors import InvalidArgument
 from exai.models import LOCAL_OWNER, FileId, NewMessage
+from exai.settings.load import LimitSettings
 
 LIMITS = LimitSettings(message_bytes=2_048, append_bytes=4_096, append_messages=3)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exai.db.address import parse_address
+from exai.db.driver.address import parse_address
 from exai.errors import ConfigError
 
 SUPABASE = "postgresql://postgres.abcdefgh:p%40ss%2Fw%23rd%3A@aws-0-eu-central-1.pooler.supabase.com:6543/postgres"

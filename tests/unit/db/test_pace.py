@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exai.db.pace import WHOLE_CROWD, WINDOW_S, ConcurrencyLimit, NetworkFloor, PoolShare
+from exai.db.concurrency import WHOLE_CROWD, WINDOW_S, ConcurrencyLimit, NetworkFloor, PoolShare
 
 NEAR_S, FAR_S = 0.0003, 0.02
 

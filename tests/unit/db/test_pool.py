@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from exai.db.pool import TICK_S, _final
-from exai.db.statements import load_statements
-from exai.db.translate import judge
+from exai.db.driver.pool import TICK_S, _final
+from exai.db.driver.statements import load_statements
+from exai.db.driver.translate import judge
 from exai.errors import DatabaseUnavailable, DeadlineExceeded
 from exai.resilience import with_deadline
 

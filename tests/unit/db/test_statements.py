@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from exai.db.statements import load_statements, parse_statements
+from exai.db.driver.statements import load_statements, parse_statements
 
 
 def test_every_parameter_is_cast_in_the_text() -> None:

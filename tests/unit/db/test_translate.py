@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 from exai import errors
-from exai.db.translate import judge
+from exai.db.driver.translate import judge
 
 
 def postgres_error(sqlstate: str) -> Exception:

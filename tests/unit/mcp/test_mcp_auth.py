@@ -14,11 +14,19 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import SecretStr
 
-from exai.config import JwtSettings, ServerSettings
-from exai.mcp.auth import MAX_TOKEN_CHARS, authenticator
-from exai.mcp.edge import Admitted, AuthRefusal
-from exai.mcp.jwks import EMPTY_INTERVAL_S, FETCH_INTERVAL_S, KEYS_KEPT_S, KEYS_MAX_AGE_S, KeySet, NoKeys, public_keys
-from exai.mcp.signed import LEEWAY_S, JwtVerifier
+from exai.mcp.auth.jwks import (
+    EMPTY_INTERVAL_S,
+    FETCH_INTERVAL_S,
+    KEYS_KEPT_S,
+    KEYS_MAX_AGE_S,
+    KeySet,
+    NoKeys,
+    public_keys,
+)
+from exai.mcp.auth.jwt import LEEWAY_S, JwtVerifier
+from exai.mcp.auth.tokens import MAX_TOKEN_CHARS, authenticator
+from exai.mcp.identity import Admitted, AuthRefusal
+from exai.settings.load import JwtSettings, ServerSettings
 from tests.support.tokens import ISSUER, SECRET, Key, claims, confused, ec_key, published, rsa_key, signed, signed_by
 
 ALICE, BOB, OWN = "token-of-alice-0123456789", "token-of-bob-0123456789ab", "token-of-the-local-owner"

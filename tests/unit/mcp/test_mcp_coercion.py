@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exai.errors import InvalidArgument
-from exai.mcp.coercion import Plain, understood
-from exai.mcp.schemas import portable_schema
+from exai.mcp.features.coercion import Plain, understood
+from exai.mcp.features.schemas import portable_schema
 from tests.support.surface import CALLS, ONE, TWO, all_tools
 
 TOOLS = all_tools()

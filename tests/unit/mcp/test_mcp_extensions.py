@@ -8,11 +8,11 @@ from typing import Any
 import orjson
 import pytest
 
-from exai.mcp.eras import META_CAPABILITIES, META_SERVER, MODERN, TASKS, declares
-from exai.mcp.eras import declared as kept_of
-from exai.mcp.headers import legacy_version
-from exai.mcp.jsonrpc import Json, RpcError, parse
-from exai.mcp.protocol import Action, Call, CallContext, Connection, Feature, Method, Send, Start, Surface
+from exai.mcp.core.jsonrpc import Json, RpcError, parse
+from exai.mcp.core.protocol import Action, Call, CallContext, Connection, Feature, Method, Send, Start, Surface
+from exai.mcp.core.versions import META_CAPABILITIES, META_SERVER, MODERN, TASKS, declares
+from exai.mcp.core.versions import declared as kept_of
+from exai.mcp.transport.http.headers import legacy_version
 from tests.support.mcp_server import Tools, handshake, modern, request, tool_call
 from tests.support.stateless import KNOWS_TASKS
 

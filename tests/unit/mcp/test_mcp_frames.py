@@ -6,7 +6,7 @@ import pytest
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side
 
-from exai.mcp.frames import MAX_SHORT_BYTES, only_text, read_through, short_text
+from exai.mcp.transport.frames import MAX_SHORT_BYTES, only_text, read_through, short_text
 
 SIZES = (0, 1, 125, 126, 127, 128, 255, 256, 65_535)
 

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from exai.mcp.eras import META_CAPABILITIES, META_VERSION, TASKS
-from exai.mcp.jsonrpc import Json, JsonRpcMessage, Malformed, parse
-from exai.mcp.protocol import Call, CallContext, Cancel, Connection, Feature, Ignore, Method, Send, Start, Surface
+from exai.mcp.core.jsonrpc import Json, JsonRpcMessage, Malformed, parse
+from exai.mcp.core.protocol import Call, CallContext, Cancel, Connection, Feature, Ignore, Method, Send, Start, Surface
+from exai.mcp.core.versions import META_CAPABILITIES, META_VERSION, TASKS
 from tests.support.mcp_server import Tools
 from tests.support.stateless import KNOWS_TASKS
 

@@ -7,7 +7,7 @@ import time
 import orjson
 import pytest
 
-from exai.mcp.jsonrpc import (
+from exai.mcp.core.jsonrpc import (
     MAX_DEPTH,
     MAX_VALUES,
     Malformed,

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from exai.mcp import eras
-from exai.mcp.jsonrpc import Json, RpcError
-from exai.mcp.prompts import PromptArgument, PromptRegistry, PromptSpec, completion_feature
-from exai.mcp.protocol import Call, CallContext, ClientInfo, Feature, Surface
-from exai.mcp.resources import ResourceContents, ResourceRegistry, ResourceSpec
+from exai.mcp.core import versions
+from exai.mcp.core.jsonrpc import Json, RpcError
+from exai.mcp.core.protocol import Call, CallContext, ClientInfo, Feature, Surface
+from exai.mcp.features.prompts import PromptArgument, PromptRegistry, PromptSpec, completion_feature
+from exai.mcp.features.resources import ResourceContents, ResourceRegistry, ResourceSpec
 from exai.models import LOCAL_OWNER
 
 
@@ -19,7 +19,7 @@ async def silent(message: str) -> None:
     pass
 
 
-async def ask(feature: Feature, name: str, params: dict[str, Any], version: str = eras.MODERN) -> Any:
+async def ask(feature: Feature, name: str, params: dict[str, Any], version: str = versions.MODERN) -> Any:
     method = next(method for method in feature.methods if method.name == name)
     call = Call(1, method, params, version, ClientInfo())
     if method.answer is not None:
@@ -64,7 +64,7 @@ class TestResources:
         blob = await ask(self.FEATURE, "resources/read", {"uri": "exai://bytes"})
         assert blob["contents"][0]["blob"] == "AP8="
 
-    @pytest.mark.parametrize(("version", "code"), [(eras.MODERN, -32602), ("2025-11-25", -32002)])
+    @pytest.mark.parametrize(("version", "code"), [(versions.MODERN, -32602), ("2025-11-25", -32002)])
     async def test_an_unknown_address_is_an_error_that_names_it(self, version: str, code: int) -> None:
         """SEP-2164; the code changed with 2026-07-28."""
         with pytest.raises(RpcError) as caught:

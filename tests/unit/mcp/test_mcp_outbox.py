@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from exai.mcp.outbox import Outbox
-from exai.mcp.protocol import Send
+from exai.mcp.core.protocol import Send
+from exai.mcp.session.outbox import Outbox
 from tests.support.mcp_server import WAIT_S
 
 

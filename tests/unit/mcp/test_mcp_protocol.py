@@ -8,10 +8,10 @@ import orjson
 import pytest
 
 from exai.errors import DatabaseBusy, DeadlineExceeded, NotFound, ShuttingDown
-from exai.mcp.eras import META_CAPABILITIES, META_SERVER, META_SUBSCRIPTION, META_VERSION
-from exai.mcp.jsonrpc import Json, RpcError
-from exai.mcp.paging import paged
-from exai.mcp.protocol import Call, CallContext, Cancel, Connection, Feature, Ignore, Method, Send, Start, Surface
+from exai.mcp.core.jsonrpc import Json, RpcError
+from exai.mcp.core.protocol import Call, CallContext, Cancel, Connection, Feature, Ignore, Method, Send, Start, Surface
+from exai.mcp.core.versions import META_CAPABILITIES, META_SERVER, META_SUBSCRIPTION, META_VERSION
+from exai.mcp.features.paging import paged
 from tests.support.mcp_server import Tools, handshake, modern, request, tool_call
 
 

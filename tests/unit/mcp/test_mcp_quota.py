@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exai.errors import Overloaded
-from exai.mcp.quota import (
+from exai.mcp.session.quota import (
     ALONE_AFTER_S,
     BARRED_S,
     BURST_S,

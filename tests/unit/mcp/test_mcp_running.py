@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from exai.mcp.protocol import Call, ClientInfo, Method
-from exai.mcp.running import RunningCall, Timeouts
+from exai.mcp.core.protocol import Call, ClientInfo, Method
+from exai.mcp.session.timeouts import RunningCall, Timeouts
 from tests.support.mcp_server import WAIT_S
 
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import orjson
 
-from exai.mcp.edge import Admitted
-from exai.mcp.jsonrpc import parse
-from exai.mcp.session import Session
+from exai.mcp.core.jsonrpc import parse
+from exai.mcp.identity import Admitted
+from exai.mcp.session.session import Session
 from exai.models import LOCAL_OWNER
 from exai.monitoring.metrics import MetricsRecorder
 from tests.support.mcp_server import WAIT_S, Tools, fast_settings, modern, new_server, tool_call

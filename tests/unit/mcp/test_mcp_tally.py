@@ -7,7 +7,7 @@ import asyncio
 import structlog
 from structlog.testing import capture_logs
 
-from exai.mcp.tally import Tally
+from exai.mcp.session.accounting import Tally
 from exai.models import Owner
 from exai.monitoring.metrics import MetricsRecorder
 

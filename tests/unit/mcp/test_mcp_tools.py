@@ -8,11 +8,11 @@ import orjson
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from exai.mcp import eras
-from exai.mcp.jsonrpc import RpcError
-from exai.mcp.protocol import Call, CallContext, ClientInfo, Method
-from exai.mcp.schemas import output_schema, portable_schema
-from exai.mcp.tools import Arguments, ToolRegistry, ToolResult, ToolSpec
+from exai.mcp.core import versions
+from exai.mcp.core.jsonrpc import RpcError
+from exai.mcp.core.protocol import Call, CallContext, ClientInfo, Method
+from exai.mcp.features.schemas import output_schema, portable_schema
+from exai.mcp.features.tools import Arguments, ToolRegistry, ToolResult, ToolSpec
 from exai.models import LOCAL_OWNER
 from tests.support.mcp_server import Nothing, Tools, tool_call
 
@@ -26,7 +26,7 @@ async def call(registry: ToolRegistry, params: dict[str, Any]) -> Any:
     method = next(method for method in registry.feature().methods if method.name == "tools/call")
     assert method.work is not None
     context = CallContext(LOCAL_OWNER, "r", silent)
-    return await method.work(Call(1, method, params, eras.MODERN, ClientInfo()), context)
+    return await method.work(Call(1, method, params, versions.MODERN, ClientInfo()), context)
 
 
 async def problems(name: str, **arguments: Any) -> list[dict[str, str]]:
@@ -149,7 +149,7 @@ def test_the_list_is_in_order_of_registration() -> None:
     names = [spec.name for spec in Tools().registry]
     method = Method("tools/list")
     lists = [
-        feature_list(Call(1, method, {}, eras.MODERN, ClientInfo()))["tools"]
+        feature_list(Call(1, method, {}, versions.MODERN, ClientInfo()))["tools"]
         for feature_list in [next(m.answer for m in Tools().registry.feature().methods if m.answer) for _ in range(2)]
     ]
     assert [tool["name"] for tool in lists[0]] == names

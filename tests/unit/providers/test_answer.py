@@ -8,8 +8,8 @@ import orjson
 import pytest
 
 from exai.models import Delta, Usage
-from exai.providers.answer import AnswerAssembler, ErrorInStream, UnusableAnswer
-from exai.providers.sse import Event
+from exai.providers.reply.answer import AnswerAssembler, ErrorInStream, UnusableAnswer
+from exai.providers.reply.sse import Event
 
 
 def answer() -> AnswerAssembler:

@@ -12,7 +12,7 @@ from exai.errors import ConfigError
 from exai.models import Usage
 from exai.providers.base import Family
 from exai.providers.catalogue import MAX_FILE_BYTES, Catalogue, load_catalogue
-from exai.providers.sites import NAMED
+from exai.providers.endpoints import NAMED
 
 OLLAMA = Family("ollama", "http://localhost:11434/v1", "KEY", limit_field="max_tokens", stream_usage=True)
 FAMILIES = {**NAMED, "ollama": OLLAMA}

@@ -21,10 +21,10 @@ from exai.models import Completion, CompletionRequest, Prompt
 from exai.monitoring.metrics import MetricsRecorder
 from exai.providers.base import Clocks, ProviderCall
 from exai.providers.catalogue import load_catalogue
-from exai.providers.chat_api import MAX_CONNECTIONS, ChatApi
+from exai.providers.completion.client import MAX_CONNECTIONS, ChatApi
+from exai.providers.endpoints import NAMED
 from exai.providers.kimi import KIMI
-from exai.providers.sites import NAMED
-from exai.providers.sse import Event
+from exai.providers.reply.sse import Event
 from exai.resilience import OPEN_S, RETRY_TOKENS, Attempt, with_deadline
 
 MODEL = load_catalogue(None, NAMED).models["kimi-k3"]

@@ -10,7 +10,7 @@ import pytest
 from exai.errors import ProviderError, ProviderLimited
 from exai.models import Prompt
 from exai.providers.base import Family
-from exai.providers.failures import (
+from exai.providers.completion.failures import (
     Failure,
     clean_request_id,
     decode_body,

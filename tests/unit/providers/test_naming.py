@@ -10,13 +10,13 @@ from typing import Any
 import httpx
 import pytest
 
-from exai.config import ProvidersSettings
 from exai.errors import InvalidArgument, NotConfigured
 from exai.providers.base import Clocks
 from exai.providers.catalogue import UNKNOWN_WINDOW, load_catalogue
 from exai.providers.discovery import Discovery
+from exai.providers.endpoints import read_sites
 from exai.providers.naming import ModelNames
-from exai.providers.sites import read_sites
+from exai.settings.load import ProvidersSettings
 
 KIMI_KEY = {"kimi": {"api_key": "sk-1"}}
 GLM_KEY = {"glm": {"api_key": "g-1"}}

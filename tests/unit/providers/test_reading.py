@@ -9,12 +9,12 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from exai.providers.answer import AnswerAssembler, ErrorInStream, UnusableAnswer
-from exai.providers.bodies import Body, BodyTooLarge, BrokenCompression
-from exai.providers.failures import decode_body, read_failure
-from exai.providers.reading import MAX_TOKENS, TextJoiner, decode, tokens, values_of
-from exai.providers.sse import EventTooLarge
-from exai.providers.windows import too_long
+from exai.providers.completion.failures import decode_body, read_failure
+from exai.providers.completion.windows import too_long
+from exai.providers.reply.answer import AnswerAssembler, ErrorInStream, UnusableAnswer
+from exai.providers.reply.bodies import Body, BodyTooLarge, BrokenCompression
+from exai.providers.reply.reading import MAX_TOKENS, TextJoiner, decode, tokens, values_of
+from exai.providers.reply.sse import EventTooLarge
 
 NAMES = st.sampled_from(
     (

@@ -11,8 +11,8 @@ from exai.errors import InvalidArgument
 from exai.models import CompletionRequest, Prompt, Thinking
 from exai.providers.base import Family
 from exai.providers.catalogue import bare_model, load_catalogue
-from exai.providers.request import build_body, encode_body
-from exai.providers.sites import NAMED
+from exai.providers.completion.request import build_body, encode_body
+from exai.providers.endpoints import NAMED
 
 CATALOGUE = load_catalogue(None, NAMED)
 ASK = (Prompt("user", "hello"),)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exai.models import Prompt, Role
-from exai.providers.shaping import BEFORE_AN_ANSWER, shaped
+from exai.providers.completion.shaping import BEFORE_AN_ANSWER, shaped
 
 ROLES: dict[str, Role] = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
 

@@ -6,9 +6,9 @@ import pytest
 
 from exai.errors import ProviderTooLong
 from exai.providers.base import Model
-from exai.providers.failures import read_failure
-from exai.providers.sizing import MAX_FACTOR, Sizing
-from exai.providers.windows import TooLong, too_long
+from exai.providers.completion.failures import read_failure
+from exai.providers.completion.sizing import MAX_FACTOR, Sizing
+from exai.providers.completion.windows import TooLong, too_long
 
 MODEL = Model("local/m", "local", "m", 8_000, 8_000)
 

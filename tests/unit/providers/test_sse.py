@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exai.providers.sse import Event, EventTooLarge, SseParser
+from exai.providers.reply.sse import Event, EventTooLarge, SseParser
 
 LIMIT = 1_000
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from exai.db.search import SearchPage
-from exai.tools.curation import SOME_WORDS, UNREAD, search_text
+from exai.tools.lifecycle import SOME_WORDS, UNREAD, search_text
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from exai.errors import InvalidArgument
 from exai.models import ContinuationId, Conversation, ConversationId, Message, Owner, Page
-from exai.tools.paging import MAX_ANSWER_BYTES, MAX_ANSWER_CHARS, cut, fitting, page_facts, room, size_of
+from exai.tools.limits import MAX_ANSWER_BYTES, MAX_ANSWER_CHARS, cut, fitting, page_facts, room, size_of
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TEXT = st.text(st.sampled_from('a"\\\n\x01é漢😀'), max_size=400)

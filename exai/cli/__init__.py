@@ -1,0 +1,1 @@
+"""The `exai` command: its arguments, its subcommands and what they print."""

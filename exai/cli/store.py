@@ -1,0 +1,98 @@
+"""The commands that work on stored conversations: `chat`, `search`, `show`, `export`, `import`, `prune`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from exai.cli.command import OK, read_settings, run
+from exai.cli.terminal_text import shown
+from exai.errors import ConfigError
+from exai.models import LOCAL_OWNER, Owner
+
+OWNER_MAX_CHARS = 255
+
+
+def chat(options: argparse.Namespace) -> int:
+    """Ask a model once or interactively; `--list` lists conversations."""
+    from exai.cli.chat import ChatOptions, Streams, run_chat
+
+    settings = read_settings(errors_only=True)
+    asked = ChatOptions(
+        tuple(options.prompt),
+        options.continuation_id,
+        options.model,
+        options.list_only,
+        called_as(),
+        options.last,
+        owner_of(options),
+    )
+    return run(run_chat(settings, asked, Streams(sys.stdin, sys.stdout, sys.stderr)))
+
+
+def search(options: argparse.Namespace) -> int:
+    """Search messages by words."""
+    from exai.cli.browse import Output
+    from exai.cli.browse import search as find
+    from exai.db.search import SearchQuery
+
+    output = Output(sys.stdout, sys.stderr, called_as())
+    query = SearchQuery(owner_of(options), " ".join(options.words), tags=options.tag)
+    run(find(read_settings(errors_only=True), query, options.limit, output))
+    return OK
+
+
+def show(options: argparse.Namespace) -> int:
+    """Print the newest messages of a conversation."""
+    from exai.cli.browse import Output
+    from exai.cli.browse import show as write
+
+    output = Output(sys.stdout, sys.stderr, called_as())
+    run(write(read_settings(errors_only=True), owner_of(options), options.name, options.limit, output))
+    return OK
+
+
+def owner_of(options: argparse.Namespace) -> Owner:
+    """Return the owner whose conversations are used. Raises ConfigError."""
+    if options.owner is None:
+        return LOCAL_OWNER
+    name: str = options.owner
+    if not 0 < len(name) <= OWNER_MAX_CHARS or not name.isprintable() or name != name.strip():
+        raise ConfigError("--owner", "cannot be an owner's name", f"Use up to {OWNER_MAX_CHARS} printable characters")
+    return Owner(name)
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write a conversation to a file or to standard output."""
+    from exai.cli.archive import export as write
+
+    run(write(read_settings(), options.name, options.target, options.format, owner_of(options)))
+    return OK
+
+
+def import_file(options: argparse.Namespace) -> int:
+    """Store an exported conversation."""
+    from exai.cli.archive import import_file as store
+
+    done = run(store(read_settings(), options.source, options.format, options.as_name, owner_of(options)))
+    print(shown(done, sys.stdout))
+    return OK
+
+
+def prune(options: argparse.Namespace) -> int:
+    """Remove deleted conversations and files whose retention has passed."""
+    from exai.cli.archive import prune as remove
+
+    print(run(remove(read_settings(), options.idle_days)))
+    return OK
+
+
+def called_as() -> str:
+    """Return the command by which the user can call this program again, quoted for a shell."""
+    called = sys.argv[0]
+    if Path(called).name != "exai" or shutil.which("exai") == called:
+        return "exai"
+    return shlex.quote(called)

@@ -1,0 +1,1 @@
+"""The daemon: the application on its port, its workers and the order of its shutdown."""

@@ -1,0 +1,241 @@
+"""The daemon: all of `open_app`, served on one port until a signal stops it.
+
+Invariant: the shutdown keeps this order: not ready, no new connections, calls finished or answered, sockets closed,
+every outcome stored, and only then pools and servers closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import structlog
+from starlette.routing import Route
+
+from exai import __version__
+from exai.app import BLOBS, App, open_app
+from exai.conversations.changes import Notice
+from exai.embedded.launcher import Embedded
+from exai.files.moving import moving
+from exai.mcp.auth.tokens import authenticator
+from exai.mcp.features.tools import ToolRegistry
+from exai.mcp.session.server import GOING_AWAY, SERVICE_RESTART, McpServer
+from exai.mcp.transport.asgi import build_asgi
+from exai.mcp.transport.listener import open_server
+from exai.models import Started
+from exai.monitoring.memory import watch_memory
+from exai.monitoring.stalls import watch_loop
+from exai.settings.addresses import redact
+from exai.settings.load import Settings
+from exai.tools.chat import answer as chat_answer
+from exai.tools.chat import chat_tool
+from exai.tools.completion import argument_completion
+from exai.tools.conversations import conversation_tools
+from exai.tools.files import file_tools
+from exai.tools.lifecycle import curation_tools
+from exai.tools.prompts import conversation_uri, prompt_feature
+from exai.tools.resources import resource_feature
+from exai.tools.status import status_tools
+from exai.tools.tasks import TurnTasks
+from exai.web.monitoring import monitoring_routes
+from exai.web.page import page_route
+
+INSTRUCTIONS = (
+    "EXAI asks models and stores every conversation. Pass the continuation_id of an answer to continue its "
+    "conversation, today or weeks later; conversation_list and conversation_search find earlier ones. The first line "
+    "of an answer's text holds what the next call needs."
+)
+
+RETIRE = b"r"
+"""The message by which a parent asks a worker to finish and exit, because another one has replaced it."""
+
+RECENT_S = 300.0
+
+log = structlog.get_logger(__name__)
+
+
+async def serve(
+    settings: Settings,
+    announce: Callable[[Started], None],
+    *,
+    sockets: Sequence[socket.socket] | None = None,
+    parent: socket.socket | None = None,
+) -> None:
+    """Run the daemon until SIGTERM or SIGINT, then drain; a second signal shortens the grace period.
+
+    `announce` is called once, when the port accepts connections. A worker receives bound `sockets` and its `parent`,
+    which requests its replacement and whose end ends it; the parent forwards Ctrl-C of a terminal.
+    Raises as `open_app`, and `StartupError` for the port.
+    """
+    with _signals() as (stop, hurry), _parent_watched(parent, stop) as retired, _ended_by(stop) as started:
+        async with (
+            open_app(settings) as app,
+            moving(app.files),
+            watch_loop(app.recorder),
+            watch_memory(app.recorder),
+        ):
+            started()
+            server = _mcp_server(app)
+            asgi = build_asgi(server, _routes(app, server))
+            async with open_server(asgi, settings.server, sockets=sockets) as running:
+                announce(_started(app, running.port))
+                await stop.wait()
+                # The first step of the shutdown: health reports not ready before the port closes.
+                app.health.stop_accepting()
+                log.info("stopping", grace_s=settings.server.shutdown_grace_s)
+                code = SERVICE_RESTART if retired.is_set() else GOING_AWAY
+                await running.serve_until(stop, hurry=hurry, code=code)
+
+
+def _mcp_server(app: App) -> McpServer:
+    async def health() -> dict[str, object]:
+        return {**app.health.report().as_json(), **figures(app)}
+
+    tools = ToolRegistry(
+        (
+            chat_tool(app.conversations, app.files),
+            *conversation_tools(app.conversations, app.files),
+            *curation_tools(app.conversations),
+            *file_tools(app.files),
+            *status_tools(app.providers, health),
+        )
+    )
+    server = McpServer(
+        "exai",
+        __version__,
+        tools=tools,
+        instructions=INSTRUCTIONS,
+        settings=app.settings.server,
+        tool_timeout_s=app.settings.tool_timeout_s,
+        authenticate=authenticator(app.settings.server),
+        recorder=app.recorder,
+        features=(
+            resource_feature(app.conversations, app.files),
+            prompt_feature(app.conversations),
+            argument_completion(app.conversations, app.files, app.providers),
+        ),
+        task_store=TurnTasks(app.conversations, {"chat": chat_answer}),
+    )
+    app.conversations.notices.listen(lambda notice: _pass_on(notice, server), lambda: server.news.is_wanted)
+    return server
+
+
+def _routes(app: App, server: McpServer) -> list[Route]:
+    monitoring = monitoring_routes(
+        app.health, app.recorder, facts=lambda: figures(app), may_see_details=server.edge.may_see_details
+    )
+    return [page_route(__version__, is_guarded=app.settings.server.is_guarded), *monitoring]
+
+
+def _pass_on(notice: Notice, server: McpServer) -> None:
+    server.news.add(notice.owner, conversation_uri(notice.continuation_id), is_listed=notice.is_listed)
+
+
+def figures(app: App) -> dict[str, Any]:
+    """Return what health and the status tool show beside the components: process, limits, recent activity."""
+    reads = {labels[0][1]: int(count) for labels, count in app.recorder.labelled("cache_reads_total").items()}
+    statements = app.recorder.quantiles("db_statement_seconds", RECENT_S)
+    return {
+        "pid": os.getpid(),
+        "staleness_bound_s": app.settings.cache.max_staleness_s,
+        "cache_reads": reads,
+        "statement_ms": statements
+        and {"p50": round(statements.p50 * 1000, 2), "p99": round(statements.p99 * 1000, 2), "seen": statements.count},
+    }
+
+
+def _started(app: App, port: int) -> Started:
+    settings, embedded = app.settings, app.embedded
+    return Started(
+        host=settings.server.host,
+        port=port,
+        database=database_words(embedded) if embedded and embedded.postgres_url else app.database.address.shown,
+        cache=cache_words(settings, embedded),
+        files="in the database" if settings.files.store == "postgres" else str(settings.data_dir / BLOBS),
+        providers=tuple(each.name for each in app.providers.status() if each.configured),
+        notes=app.notes,
+    )
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
+    """Set `stop` on the first SIGTERM, SIGINT or SIGHUP, and `hurry` on the second.
+
+    A closed terminal sends SIGHUP; if it is ignored, as under nohup, it stays ignored.
+    """
+    stop, hurry = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        (hurry if stop.is_set() else stop).set()
+
+    hangup = (signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else ()
+    numbers = (signal.SIGTERM, signal.SIGINT, *hangup)
+    for number in numbers:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield stop, hurry
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def _ended_by(stop: asyncio.Event) -> Iterator[Callable[[], object]]:
+    """Let `stop` cancel a start that still waits for its servers, until the yielded function is called."""
+    starting = asyncio.current_task()
+    watch = asyncio.create_task(stop.wait(), name="stop-while-starting")
+    watch.add_done_callback(lambda done: starting.cancel() if starting and not done.cancelled() else None)
+    try:
+        yield watch.cancel
+    except asyncio.CancelledError:
+        if watch.cancelled() or not watch.done():
+            raise
+    finally:
+        watch.cancel()
+
+
+@contextlib.contextmanager
+def _parent_watched(parent: socket.socket | None, stop: asyncio.Event) -> Iterator[asyncio.Event]:
+    """Set `stop` when the parent is gone, and also the yielded event when it wants this process replaced."""
+    retired = asyncio.Event()
+    if parent is None:
+        yield retired
+        return
+    loop = asyncio.get_running_loop()
+
+    def heard() -> None:
+        with contextlib.suppress(BlockingIOError):
+            if parent.recv(len(RETIRE)) == RETIRE:
+                retired.set()
+            else:
+                loop.remove_reader(parent)
+            stop.set()
+
+    ignored = (signal.SIGINT, signal.SIGHUP)
+    for number in ignored:
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
+    loop.add_reader(parent, heard)
+    try:
+        yield retired
+    finally:
+        loop.remove_reader(parent)
+
+
+def database_words(embedded: Embedded) -> str:
+    """Return a description of the embedded Postgres and its data directory."""
+    return f"embedded Postgres {embedded.postgres_version} in {embedded.data_dir}"
+
+
+def cache_words(settings: Settings, embedded: Embedded | None) -> str:
+    """Return a description of the cache, without its password."""
+    if embedded and embedded.valkey_url:
+        return f"embedded Valkey {embedded.valkey_version} in {embedded.data_dir}"
+    given = settings.cache.url
+    return "off" if given is None or isinstance(given, str) else redact(given.get_secret_value())

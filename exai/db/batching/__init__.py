@@ -1,0 +1,1 @@
+"""Statements that serve several callers at once."""

@@ -1,0 +1,192 @@
+"""Forks, names, deletion and retention of conversations; each method is one statement and one round trip."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import orjson
+
+from exai.db.driver.pool import Database
+from exai.db.rows import check_text, conversation_of, json_of
+from exai.errors import InvalidArgument
+from exai.models import ContinuationId, Conversation, ConversationId, Owner, TurnId
+
+ForkStatus = Literal["forked", "duplicate", "not_found", "out_of_range", "too_deep", "conflict_key"]
+ChangeStatus = Literal["changed", "unchanged", "duplicate", "not_found", "conflict_revision", "conflict_key"]
+
+MAX_TAGS: Final = 64
+MAX_TAG_CHARS: Final = 200
+DAY_S: Final = 86_400.0
+PURGE_AFTER_S: Final = 7 * DAY_S
+"""How long a deleted conversation can be brought back; longer than any cache may hold it."""
+
+FORGET_REMOVED_S: Final = 7 * DAY_S
+BATCH: Final = 100
+"""Conversations per statement, so that one with many messages still ends within the statement's limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class IdempotencyKey:
+    """Identifies a change for deduplication: a request with the same `key` and `digest` returns the first result.
+
+    `tool` is the name recorded with the change, `turn_id` the id of this attempt.
+    """
+
+    key: str
+    digest: str
+    tool: str
+    turn_id: TurnId
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """`conversation` is the fork, for `forked` and `duplicate`; `last_seq` the source's last number, `out_of_range`."""
+
+    status: ForkStatus
+    conversation: Conversation | None
+    last_seq: int | None
+    inc: str
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """What a change did; `conversation` is as the change left it, None for `not_found` and `conflict_key`.
+
+    For a `duplicate` the revisions are the conversation's own by now.
+    """
+
+    status: ChangeStatus
+    conversation: Conversation | None
+    base_revision: int
+    revision: int
+    inc: str
+
+
+@dataclass(frozen=True, slots=True)
+class ConversationUpdate:
+    """The values to set; None leaves a value unchanged, an empty title removes it."""
+
+    title: str | None = None
+    metadata: Mapping[str, Any] | None = None
+    tags: Sequence[str] | None = None
+
+    def document(self) -> dict[str, Any]:
+        """Return the changes as a JSON object. Raises `InvalidArgument` for a value that cannot be stored."""
+        document: dict[str, Any] = {}
+        if self.title is not None:
+            check_text("title", self.title)
+            document["title"] = self.title or None
+        if self.metadata is not None:
+            json_of("metadata", self.metadata)
+            document["metadata"] = dict(self.metadata)
+        if self.tags is not None:
+            document["tags"] = _tags(self.tags)
+        return document
+
+
+class CurationRepository:
+    """Forks, changes, deletes and purges conversations."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def fork(
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        request: IdempotencyKey,
+        *,
+        new_conversation_id: ConversationId,
+        at_seq: int | None = None,
+        title: str | None = None,
+    ) -> Forked:
+        """Make a conversation that begins as this one was after message `at_seq` (None: as it is).
+
+        The messages are shared, not copied. Raises `InvalidArgument` or a `DatabaseError`.
+        """
+        check_text("continuation_id", continuation_id)
+        check_text("title", title)
+        identity = (owner, continuation_id, new_conversation_id, request.turn_id, request.key, request.digest)
+        head = _head(await self._database.fetch("fork", *identity, at_seq, title))
+        return Forked(head["status"], _conversation(head), head["last_seq"], head["inc"])
+
+    async def change(
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        request: IdempotencyKey,
+        change: ConversationUpdate,
+        *,
+        expected_revision: int | None = None,
+    ) -> Changed:
+        """Change title, metadata or tags. Raises `InvalidArgument` or a `DatabaseError`."""
+        return await self._change(owner, continuation_id, request, change.document(), expected_revision)
+
+    async def mark_deleted(
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        request: IdempotencyKey,
+        *,
+        deleted: bool,
+        expected_revision: int | None = None,
+    ) -> Changed:
+        """Mark a conversation as deleted, which hides it until the purge after `PURGE_AFTER_S`, or remove the mark."""
+        return await self._change(owner, continuation_id, request, {"deleted": deleted}, expected_revision)
+
+    async def purge(self, *, after_s: float = PURGE_AFTER_S, limit: int = BATCH) -> int:
+        """Remove at most `limit` conversations that have been deleted for `after_s`, with everything in them.
+
+        A conversation that a fork reads from is kept until the fork is gone. Less than `limit`: nothing is left to do.
+        """
+        return int((await self._database.fetch("purge_conversations", after_s, limit))[0]["removed"])
+
+    async def expire_idle(self, owner: Owner | None, *, idle_s: float, limit: int = BATCH) -> int:
+        """Mark at most `limit` conversations as deleted that have not changed for `idle_s`; None: of all owners."""
+        return int((await self._database.fetch("expire_idle", owner, idle_s, limit))[0]["marked"])
+
+    async def prune_removed(self, *, after_s: float = FORGET_REMOVED_S) -> int:
+        """Delete the records of purged conversations once no cache can contain them any more."""
+        return int((await self._database.fetch("prune_removed", after_s))[0]["removed"])
+
+    async def _change(
+        self,
+        owner: Owner,
+        continuation_id: ContinuationId,
+        request: IdempotencyKey,
+        document: dict[str, Any],
+        expected: int | None,
+    ) -> Changed:
+        check_text("continuation_id", continuation_id)
+        identity = (owner, continuation_id, request.turn_id, request.key, request.digest, request.tool)
+        text = json_of("change", document)
+        head = _head(await self._database.fetch("change_conversation", *identity, text, expected))
+        return Changed(
+            head["status"],
+            _conversation(head),
+            head.get("base_revision") or 0,
+            head.get("revision") or 0,
+            head["inc"],
+        )
+
+
+def _tags(tags: Sequence[str]) -> list[str]:
+    if len(tags) > MAX_TAGS:
+        raise InvalidArgument("tags", f"are {len(tags)}", f"Use at most {MAX_TAGS}")
+    for index, tag in enumerate(tags):
+        check_text(f"tags[{index}]", tag)
+        if not tag.strip() or len(tag) > MAX_TAG_CHARS:
+            raise InvalidArgument(f"tags[{index}]", "is empty or too long", f"Use 1 to {MAX_TAG_CHARS} characters")
+    return list(dict.fromkeys(tags))
+
+
+def _head(rows: Sequence[Any]) -> dict[str, Any]:
+    head: dict[str, Any] = orjson.loads(rows[-1]["data"])
+    return head
+
+
+def _conversation(head: Mapping[str, Any]) -> Conversation | None:
+    header = head.get("conversation")
+    return conversation_of(header) if header else None

@@ -1,0 +1,70 @@
+"""Compares the database's revision with the one this release was written for.
+
+A database may be ahead: migrations run while the previous release is still live. It may not be behind.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from exai.db.driver.address import parse_address
+from exai.db.driver.pool import Database, OneTrip, connect
+from exai.db.driver.translate import DEPENDENCY, MIGRATE
+from exai.db.migrations.migrate import scripts_directory
+from exai.errors import SchemaMismatch
+
+CONNECT_LIMIT_S: Final = 5.0
+
+IS_MIGRATED: Final = "select (pg_catalog.to_regclass('exai.alembic_version') is not null)::bool"
+REVISION: Final = "select pg_catalog.max(version_num)::text from exai.alembic_version"
+
+_NAME: Final = re.compile(r"^(\d{4})_\w+\.py$")
+
+
+def expected_revision() -> str:
+    """The newest revision of this installation."""
+    names = (_NAME.match(entry.name) for entry in (scripts_directory() / "versions").iterdir())
+    return max(match.group(1) for match in names if match)
+
+
+async def check_revision(database: Database) -> str:
+    """The database's revision, which is ours or a later one.
+
+    Raises:
+        SchemaMismatch: it is behind, or was never migrated.
+        DatabaseError: it cannot be asked.
+
+    """
+    rows = await database.fetch("revision")
+    found = str(rows[0]["revision"]) if rows else ""
+    if found < expected_revision():
+        raise _behind(found)
+    return found
+
+
+async def found_revision(connection: OneTrip) -> str:
+    """The revision of a database that may never have been migrated, and then is at an empty one."""
+    if not await connection.fetchval(IS_MIGRATED):
+        return ""
+    return await connection.fetchval(REVISION) or ""
+
+
+async def explain_mismatch(url: str, error: SchemaMismatch) -> SchemaMismatch:
+    """Return the revision as the reason why a statement does not fit the database at `url`, or `error` if it is not.
+
+    Raises:
+        DatabaseError: the database cannot be asked any more.
+
+    """
+    connection = await connect(parse_address(url), timeout_s=CONNECT_LIMIT_S)
+    try:
+        found = await found_revision(connection)
+    finally:
+        connection.terminate()
+    return _behind(found) if found < expected_revision() else error
+
+
+def _behind(found: str) -> SchemaMismatch:
+    state = f"at revision {found}" if found else "not migrated"
+    return SchemaMismatch(DEPENDENCY, f"the database is {state}, this release needs {expected_revision()}", MIGRATE)

@@ -1,0 +1,1 @@
+"""Files of conversations: the service, the local roots that may be read, and the move into the database."""

@@ -1,0 +1,1 @@
+"""The features of MCP: tools, resources, prompts and tasks."""

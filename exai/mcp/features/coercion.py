@@ -1,0 +1,422 @@
+"""Coerces arguments as clients send them to the types of a tool's schema.
+
+Clients send arrays and objects as JSON text, numbers and booleans as text, "" and null for an omitted value, one text
+for a list, an empty list for an empty object (PHP) or the reverse (Lua), names in camelCase, and a resource's URI for
+an id; models use argument names of other tools. Invariant: a value that fits its schema is changed only if it is an
+optional one that stands for an omitted value, or an id given as the URI of its resource. Free-form values (the content
+of objects without named properties) are never changed, and ambiguous ones are refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeGuard
+from urllib.parse import unquote
+from uuid import UUID
+
+import orjson
+
+from exai.errors import InvalidArgument, shown
+from exai.mcp.core.jsonrpc import Json
+
+SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
+    "prompt": ("question", "query", "message", "input", "text", "user_prompt", "instruction", "step"),
+    "query": ("q", "words", "search", "search_query", "prompt", "text", "keywords"),
+    "continuation_id": ("conversation_id", "conversation", "thread_id", "chat_id", "session_id", "id"),
+    "file_id": ("id", "file"),
+    "file_ids": ("files", "ids", "file_id"),
+    "files": ("file_ids", "file", "file_id", "paths", "path", "file_paths", "absolute_file_paths", "relevant_files"),
+    "system": ("system_prompt", "system_message", "instructions"),
+    "model": ("model_name", "model_id"),
+    "max_output_tokens": ("max_tokens", "max_completion_tokens"),
+    "thinking": ("thinking_mode", "reasoning_effort", "effort"),
+    "content": ("text", "body", "data"),
+    "content_base64": ("base64", "data_base64", "blob"),
+    "name": ("filename", "file_name"),
+    "path": ("file_path", "filepath"),
+    "part": ("title", "query", "search", "text", "name"),
+    "media_type": ("mime_type", "content_type"),
+    "messages": ("message",),
+    "text": ("content", "data", "export", "markdown", "jsonl"),
+    "limit": ("max_results", "count", "page_size", "top_k"),
+    "cursor": ("next_cursor", "page_token"),
+    "before_seq": ("next_before_seq",),
+    "after_seq": ("next_after_seq",),
+    "after": ("next_after",),
+    "char_offset": ("next_char_offset", "next_offset"),
+    "offset": ("next_offset",),
+    "tags": ("tag", "labels"),
+    "title": ("name",),
+    "at_seq": ("seq",),
+    "expected_revision": ("revision",),
+    "since": ("after", "from", "start"),
+    "until": ("before", "to", "end"),
+    "role": ("sender", "author"),
+}
+"""Synonyms that models use for an argument, most likely first."""
+
+ROLES: Final[Mapping[str, str]] = {
+    "human": "user",
+    "ai": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "developer": "system",
+    "function": "tool",
+}
+KINDS: Final[Mapping[str, str]] = {
+    "continuation_id": "conversations",
+    "file_id": "files",
+    "file_ids": "files",
+    "files": "files",
+}
+"""The kind of resource whose URI is accepted for the id in these arguments."""
+
+OFF: Final = ("false", "none", "disabled", "no")
+WRAPPERS: Final = ("arguments", "args", "kwargs", "params", "parameters", "input", "tool_input")
+NOTHING: Final = ("null", "NULL", "None", "undefined")
+MAX_DEPTH: Final = 16
+_NUMBER = re.compile(r"[+-]?\d{1,40}(\.0*)?")
+_ADDRESS = re.compile(r"\s*(?:@[\w.-]+:)?exai://(conversations|files)/(.*[^/\s])[/\s]*", re.IGNORECASE | re.DOTALL)
+"""A resource's URI, also in the form in which clients mention it: prefixed with `@` and the server's name."""
+
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
+
+@dataclass(slots=True)
+class _Coercion:
+    """Notes about the coercions made so far, and the names of texts that may be empty."""
+
+    keeps_empty: frozenset[str]
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, path: str, sentence: str) -> None:
+        self.notes.append(f"{path}: {sentence}")
+
+
+class Plain:
+    """A cheap test of whether arguments already have the schema's types, as most do.
+
+    It never holds for arguments that `understood` would change or add a note for; False means that it has to run.
+    """
+
+    __slots__ = ("_tests",)
+
+    def __init__(self, schema: Json, keeps_empty: frozenset[str] = frozenset()) -> None:
+        required = schema.get("required", ())
+        self._tests: dict[str, _Test] = {}
+        for name, part in schema.get("properties", {}).items():
+            test = _test(part, may_be_empty=name in required or name in keeps_empty, is_required=name in required)
+            if test is not None:
+                self._tests[name] = test if name not in KINDS else (test[0], _names_no_resource(test[1]))
+
+    def holds(self, given: Json) -> bool:
+        """Return whether every argument is in the schema and needs no coercion."""
+        for name, value in given.items():
+            test = self._tests.get(name)
+            if test is None or type(value) is not test[0]:
+                return False
+            if test[1] is not None and not test[1](value):
+                return False
+        return True
+
+
+_Test = tuple[type, Callable[[Any], bool] | None]
+"""The one type accepted as it is, and a further condition."""
+
+
+def _test(schema: Json, *, may_be_empty: bool, is_required: bool) -> _Test | None:
+    kind = schema.get("type")
+    if kind == "string":
+        if "enum" in schema:
+            choices = frozenset(each for each in schema["enum"] if may_be_empty or each.strip())
+            return str, choices.__contains__
+        return str, None if may_be_empty else _says_something
+    if kind == "integer":
+        return int, None if is_required or "default" in schema or schema.get("minimum", 0) <= 0 else bool
+    if kind == "boolean":
+        return bool, None
+    if kind == "array":
+        part = schema.get("items", {})
+        return (list, _are_texts) if part.get("type") == "string" and "enum" not in part else None
+    return (dict, None) if kind == "object" and "properties" not in schema else None
+
+
+def _names_no_resource(condition: Callable[[Any], bool] | None) -> Callable[[Any], bool]:
+    """Return `condition` for an argument that also takes URIs of resources: it does not hold for what may be one."""
+
+    def holds(value: str | list[str]) -> bool:
+        if condition is not None and not condition(value):
+            return False
+        return "://" not in value if isinstance(value, str) else not any("://" in each for each in value)
+
+    return holds
+
+
+def _says_something(text: str) -> bool:
+    bare = text.strip()
+    return bare != "" and bare not in NOTHING
+
+
+def _are_texts(values: list[object]) -> bool:
+    return all(type(each) is str and _says_something(each) for each in values)
+
+
+def understood(schema: Json, given: object, keeps_empty: frozenset[str] = frozenset()) -> tuple[object, list[str]]:
+    """Return arguments coerced to the schema, and a note for each one that was not taken literally.
+
+    A value that cannot be coerced is kept for validation to refuse. Raises `InvalidArgument` for an ambiguous
+    value.
+    """
+    if given is None or given == [] or (isinstance(given, str) and given.strip() in ("", "[]", *NOTHING)):
+        return {}, []
+    given = _decoded(given, dict)
+    if not isinstance(given, dict):
+        return given, []
+    reading = _Coercion(keeps_empty)
+    return _object(schema, _unwrapped(schema, given, reading), "", reading, 0), reading.notes
+
+
+def _unwrapped(schema: Json, given: Json, reading: _Coercion) -> Json:
+    """Return the arguments from within an object that holds nothing else."""
+    if len(given) != 1:
+        return given
+    ((name, value),) = given.items()
+    inner = _decoded(value, dict)
+    if name not in WRAPPERS or name in schema.get("properties", {}) or not isinstance(inner, dict):
+        return given
+    reading.note(name, "taken as the arguments themselves")
+    return inner
+
+
+def _object(schema: Json, given: Json, path: str, reading: _Coercion, depth: int) -> Json:
+    properties: Json = schema.get("properties", {})
+    required = schema.get("required", ())
+    found: dict[str, Any] = {}
+    for name, value in _named(properties, given, path, reading).items():
+        part = properties.get(name)
+        if part is None:
+            found[name] = value
+            continue
+        here = f"{path}.{name}" if path else name
+        if name not in required and _is_left_out(part, value, name, here, reading):
+            continue
+        taken = _id(name, _value(part, value, here, reading, depth + 1), here, reading)
+        if name in required or taken is not _LEFT_OUT:
+            found[name] = [] if taken is _LEFT_OUT else taken
+    return found
+
+
+def _named(properties: Json, given: Json, path: str, reading: _Coercion) -> Json:
+    """Return the arguments under the schema's names; unknown ones keep their own."""
+    if given.keys() <= properties.keys():
+        return given
+    found: dict[str, Any] = {name: value for name, value in given.items() if name in properties}
+    strange = {name: value for name, value in given.items() if name not in properties}
+    left: dict[str, Any] = {}
+    for name, value in strange.items():
+        # Two spellings of one name: equal or empty values are tolerated, different ones are ambiguous.
+        plain = _plain(name)
+        if plain not in properties:
+            left[name] = value
+        elif plain in found and not _same(found[plain], value) and value not in (None, ""):
+            raise _twice(name, plain, path)
+        elif found.get(plain) in (None, ""):
+            found[plain] = value
+    for name, value in left.items():
+        # Synonyms come after all spellings of the schema's own names, which take precedence.
+        target = _synonym(_plain(name), properties, found)
+        if target is None:
+            if value is not None and value != "":
+                found[name] = value
+        else:
+            found[target] = value
+            if value not in (None, ""):
+                reading.note(f"{path}.{name}" if path else name, f"taken as {target}")
+    return found
+
+
+def _synonym(name: str, properties: Json, found: Json) -> str | None:
+    """Return the unused argument with this synonym; the most likely one if there are several."""
+    free = [target for target in properties if found.get(target) in (None, "")]
+    targets = [target for target in free if name in SYNONYMS.get(target, ())]
+    ranks = [SYNONYMS[target].index(name) for target in targets]
+    return targets[ranks.index(min(ranks))] if ranks else None
+
+
+def _is_left_out(schema: Json, value: object, name: str, path: str, reading: _Coercion) -> bool:
+    """Return whether an optional argument's value stands for an omitted one."""
+    if value is None:
+        return True
+    if isinstance(value, str) and name not in reading.keeps_empty:
+        if not value.strip():
+            return True
+        if value.strip() in NOTHING and value.strip() not in schema.get("enum", ()):
+            reading.note(path, f"{shown(value)} taken as left out")
+            return True
+    if value in (0, "0") and value is not False and schema.get("minimum", 0) > 0 and "default" not in schema:
+        reading.note(path, "0 taken as left out")
+        return True
+    return False
+
+
+def _id(name: str, value: object, path: str, reading: _Coercion) -> object:
+    """Return the id from a resource's URI if the argument takes such an id; else the value itself."""
+    if isinstance(value, list):
+        return [_id(name, each, f"{path}[{index}]", reading) for index, each in enumerate(value)]
+    address = _ADDRESS.fullmatch(value) if name in KINDS and isinstance(value, str) else None
+    if address is None or address[1].lower() != KINDS[name]:
+        return value
+    reading.note(path, "the address taken as the id in it")
+    return unquote(address[2])
+
+
+_LEFT_OUT: Final = object()
+
+
+def _value(schema: Json, value: object, path: str, reading: _Coercion, depth: int) -> object:
+    kind = schema.get("type")
+    if depth > MAX_DEPTH:
+        return value
+    if kind == "object":
+        value = {} if value in ([], "[]") else _decoded(value, dict)
+        if isinstance(value, dict) and "properties" in schema:
+            return _object(schema, value, path, reading, depth)
+    elif kind == "array":
+        return _array(schema, value, path, reading, depth)
+    elif kind == "string":
+        return _text(schema, value, path, reading)
+    elif kind in ("integer", "number"):
+        return _number(value)
+    return value
+
+
+def _array(schema: Json, value: object, path: str, reading: _Coercion, depth: int) -> object:
+    part: Json = schema.get("items", {})
+    if value in ({}, "{}"):
+        return []
+    if isinstance(value, str):
+        value = _listed(part, value, path, reading)
+    elif isinstance(value, dict) and part.get("type") == "object":
+        reading.note(path, "one object taken as a list of one")
+        value = [value]
+    if not isinstance(value, list):
+        return value
+    if part.get("type") == "string":
+        kept = [each for each in value if each is not None and each != ""]
+        if value and all(isinstance(each, str) and each.strip() in ("", *NOTHING) for each in kept):
+            return _LEFT_OUT
+        value = kept
+    return [_value(part, each, f"{path}[{index}]", reading, depth + 1) for index, each in enumerate(value)]
+
+
+def _listed(part: Json, text: str, path: str, reading: _Coercion) -> object:
+    """Return the list that a text represents."""
+    decoded = _decoded(text, list)
+    if isinstance(decoded, list):
+        return decoded
+    if part.get("type") == "object":
+        decoded = _decoded(text, dict)
+        return [decoded] if isinstance(decoded, dict) else text
+    if part.get("type") != "string":
+        return text
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 1:
+        reading.note(path, f"{len(lines)} lines taken as a list")
+        return lines
+    pieces = [piece.strip() for piece in text.split(",") if piece.strip()]
+    if len(pieces) > 1:
+        if not all(_is_uuid(piece) or _ADDRESS.fullmatch(piece) for piece in pieces):
+            raise InvalidArgument(
+                path,
+                "one text with commas can be one item or several",
+                f"Give it a list, such as {orjson.dumps([piece[:40] for piece in pieces[:3]]).decode()}",
+            )
+        reading.note(path, f"{len(pieces)} ids taken as a list")
+        return pieces
+    reading.note(path, "one text taken as a list of one")
+    return [text]
+
+
+def _text(schema: Json, value: object, path: str, reading: _Coercion) -> object:
+    choices = schema.get("enum", ())
+    if isinstance(value, bool):
+        value = "true" if value else "false"
+    elif isinstance(value, int):
+        value = str(value)
+    elif _is_text_part(value):
+        value = value["text"]
+    elif isinstance(value, list) and value and all(map(_is_text_part, value)):
+        reading.note(path, "parts of text joined")
+        value = "".join(each["text"] for each in value)
+    return _choice(choices, value, path, reading) if choices and isinstance(value, str) else value
+
+
+def _choice(choices: Sequence[str], value: str, path: str, reading: _Coercion) -> str:
+    """Return the choice that a value spells differently or names by a synonym."""
+    if value in choices:
+        return value
+    word = value.strip().lower()
+    if word in choices:
+        return word
+    if word in OFF and "off" in choices:
+        return "off"
+    if (role := ROLES.get(word)) in choices and role is not None and "user" in choices:
+        reading.note(path, f"{shown(value)} taken as {role}")
+        return role
+    return value
+
+
+def _number(value: object) -> object:
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        return int(value.strip().partition(".")[0])
+    return value
+
+
+def _decoded(value: object, wanted: type) -> object:
+    """Return the decoded JSON text if it has the wanted type, even if encoded twice; else the value itself."""
+    found = value
+    for _ in range(2):
+        if not isinstance(found, str):
+            break
+        text = found.strip().removeprefix("\ufeff")
+        if text.startswith("```") and text.endswith("```"):
+            text = text[3:-3].partition("\n")[2].strip()
+        if not text.startswith(("[", "{", '"')):
+            return value
+        try:
+            found = orjson.loads(text)
+        except orjson.JSONDecodeError:
+            return value
+    return found if isinstance(found, wanted) else value
+
+
+def _plain(name: str) -> str:
+    """Return a name in the spelling of this project's schemas."""
+    return _CAMEL.sub("_", name.strip()).replace("-", "_").replace(" ", "_").lower()
+
+
+def _same(one: object, other: object) -> bool:
+    return one == other or str(one) == str(other) or one in (None, "")
+
+
+def _twice(name: str, known: str, path: str) -> InvalidArgument:
+    where = f"{path}.{name[:64]}" if path else name[:64]
+    return InvalidArgument(where, f"comes with another value than {known}", f"Give {known} only")
+
+
+def _is_uuid(text: str) -> bool:
+    try:
+        UUID(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_text_part(part: object) -> TypeGuard[Json]:
+    return (
+        isinstance(part, dict)
+        and part.get("type") in ("text", "input_text", "output_text")
+        and isinstance(part.get("text"), str)
+    )

@@ -1,0 +1,356 @@
+"""Tools: their declaration, the validation of their arguments, and the results that clients receive.
+
+Invariant: an error that a model can cure by calling differently is a result with `isError` whose text names the
+field, the problem and the cure. Only an unknown tool, a malformed request and a defect of EXAI are JSON-RPC errors.
+Tools are listed in the order of their registration, the same for every connection.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import partial
+from typing import Any, ClassVar
+
+import orjson
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from exai.errors import ExaiError, InvalidArgument
+from exai.mcp.core import versions
+from exai.mcp.core.errors import error_facts
+from exai.mcp.core.jsonrpc import INVALID_PARAMS, Json, RpcError
+from exai.mcp.core.protocol import Call, CallContext, Feature, Method
+from exai.mcp.core.versions import Cacheable
+from exai.mcp.features.coercion import Plain, understood
+from exai.mcp.features.paging import paged
+from exai.mcp.features.schemas import portable_schema
+from exai.mcp.features.texts import NOTES, headed, headed_facts
+
+__all__ = ["Arguments", "CallContext", "ToolRegistry", "ToolResult", "ToolSpec"]
+
+MAX_REPORTED_ERRORS = 10
+IDEMPOTENCY_KEY = "idempotency_key"
+LIST_CACHE = Cacheable(300_000, "public")
+MAX_REPEATED_BYTES = 480_000
+"""Maximum error content repeated as text; a longer one does not fit into a message twice."""
+
+ABOUT_ERRORS = frozenset({"name", "model", "title", "metadata"})
+"""Fields of an error that identify its subject, as its sentence does; no next call needs them."""
+
+STORE_TIMEOUT_S = 30.0
+"""Timeout of tools that read or write one item: several times the database's limit including all retries."""
+
+TRANSFER_TIMEOUT_S = 120.0
+"""Timeout of tools that transfer as much as a message can hold."""
+
+NAME = re.compile(r"[a-z][a-z0-9_]{0,40}")
+
+_KINDS = {
+    "string": "a string",
+    "int": "an integer",
+    "float": "a number",
+    "bool": "true or false",
+    "list": "a list",
+    "tuple": "a list",
+    "dict": "an object",
+    "model": "an object",
+    "uuid": "a UUID",
+    "datetime": "a time in ISO 8601",
+}
+
+
+BoundHandler = Callable[[CallContext], Awaitable[Json]]
+RunAsTask = Callable[[Call, CallContext, BoundHandler], Awaitable[Json]]
+"""Runs a call's work, and may return a handle before it has ended; see `exai.mcp.features.tasks`."""
+
+
+class Arguments(BaseModel):
+    """Base of all tool arguments: immutable; an unknown name is an error."""
+
+    KEEPS_EMPTY: ClassVar[frozenset[str]] = frozenset()
+    """Optional texts for which "" is a value; in all others it means that the argument is omitted."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=False)
+
+
+@dataclass(slots=True)
+class ToolResult:
+    """The result of a tool: `structured` for programs, `text` for people and models.
+
+    Some clients show a model only one of the two, so each has to be a complete answer. The text is sent
+    after a head made from the structure (`exai.mcp.features.texts`), to which `head` adds fields. `content` holds
+    further MCP content blocks (images, links).
+    """
+
+    structured: Json | None
+    text: str
+    head: Json = field(default_factory=dict)
+    content: Sequence[Json] = ()
+    is_error: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ToolSpec:
+    """One tool. `arguments` must forbid unknown names; `output_schema` must describe `ToolResult.structured`."""
+
+    name: str
+    title: str
+    description: str
+    arguments: type[Arguments]
+    handler: Callable[[Any, CallContext], Awaitable[ToolResult]]
+    output_schema: Json | None = None
+    read_only: bool = False
+    idempotent: bool = False
+    destructive: bool = False
+    open_world: bool = False
+    joins_identical: bool = False
+    """Whether a call with the same arguments, sent on the same connection while the first one runs, is treated as a
+    repetition by the client. A call with an idempotency key never is."""
+
+    timeout_s: float | None = STORE_TIMEOUT_S
+    """Ends a call before the server's limit for all tools; None for tools that ask a model."""
+
+    outlasts: bool = False
+    """Whether the handler reports the id under which it has `begun`, so that the answer may be a task's handle."""
+
+    meta: Json = field(default_factory=dict)
+    input_schema: Json | None = None
+    """Replaces the schema generated from `arguments` if that cannot express it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Common properties of the calls of one tool or method: a label for logs and metrics, a timeout, joinability."""
+
+    label: str
+    timeout_s: float | None = None
+    joins_identical: bool = False
+
+
+UNKNOWN = Terms("unknown")
+"""Terms of an unknown tool: a peer must not be able to create labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A registered tool with values that are computed once instead of for each call."""
+
+    spec: ToolSpec
+    schema: Json
+    plain: Plain
+    terms: Terms
+    validate: Callable[[object], Any]
+    """The function behind `model_validate`, which first processes options that are not used here."""
+
+
+class ToolRegistry:
+    """The tools of one server, in order of registration."""
+
+    def __init__(self, specs: Iterable[ToolSpec] = (), *, announces_changes: bool = False) -> None:
+        self._known: dict[str, _Known] = {}
+        self._described: list[Json] = []
+        self._announces_changes = announces_changes
+        for spec in specs:
+            self.add(spec)
+
+    def __iter__(self) -> Iterator[ToolSpec]:
+        return (known.spec for known in self._known.values())
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def add(self, spec: ToolSpec) -> None:
+        """Register a tool. Raises `ValueError` or `TypeError` for one that clients could not use."""
+        if spec.name in self._known:
+            raise ValueError(f"two tools are named {spec.name}")
+        if NAME.fullmatch(spec.name) is None:
+            raise ValueError(f"{spec.name}: a tool's name is up to 41 of a-z, 0-9 and _, beginning with a letter")
+        if spec.arguments.model_config.get("extra") != "forbid":
+            raise TypeError(f"{spec.name}: {spec.arguments.__name__} must forbid unknown arguments")
+        description = _description(spec)
+        self._described.append(description)
+        schema = description["inputSchema"]
+        self._known[spec.name] = _Known(
+            spec,
+            schema,
+            Plain(schema, spec.arguments.KEEPS_EMPTY),
+            Terms(spec.name, spec.timeout_s, spec.joins_identical),
+            spec.arguments.__pydantic_validator__.validate_python,
+        )
+
+    def feature(self, run_as_task: RunAsTask | None = None) -> Feature:
+        """Return the methods and the capability of these tools; `run_as_task` runs those that may outlast it."""
+        capability = {"listChanged": True} if self._announces_changes else {}
+        return Feature(
+            {"tools": capability},
+            (
+                Method("tools/list", answer=self._list, cacheable=LIST_CACHE),
+                Method("tools/call", work=partial(self._call, run_as_task), as_result=error_result),
+            ),
+        )
+
+    def _list(self, call: Call) -> Json:
+        return paged(self._described, call.params, "tools")
+
+    async def _call(self, run_as_task: RunAsTask | None, call: Call, context: CallContext) -> Json:
+        known, given = self._named(call.params), call.params.get("arguments")
+        spec = known.spec
+        notes: Sequence[str] = ()
+        if type(given) is not dict or not known.plain.holds(given):
+            given, notes = understood(known.schema, given, spec.arguments.KEEPS_EMPTY)
+            if not isinstance(given, dict):
+                raise RpcError(INVALID_PARAMS, "Invalid params: arguments must be an object")
+        try:
+            arguments = known.validate(given)
+        except ValidationError as error:
+            return invalid_arguments(spec, error)
+        if not spec.outlasts or run_as_task is None:
+            return call_result(noted(await spec.handler(arguments, context), notes))
+
+        async def work(context: CallContext) -> Json:
+            return call_result(noted(await spec.handler(arguments, context), notes))
+
+        return await run_as_task(call, context, work)
+
+    def terms(self, call: Call) -> Terms:
+        """Return the terms of the called tool."""
+        name = call.params.get("name")
+        known = self._known.get(name) if isinstance(name, str) else None
+        return UNKNOWN if known is None else known.terms
+
+    def joining_key(self, call: Call) -> bytes | None:
+        """Return the key that identical calls of one session share, or None if the tool's calls are not joined."""
+        given = call.params.get("arguments")
+        if not isinstance(given, dict) or given.get(IDEMPOTENCY_KEY) not in (None, ""):
+            return None
+        # A call whose answer may be a task's handle must not be joined with one of a client without tasks.
+        knows_tasks = versions.declares(call.version, call.client.capabilities, versions.TASKS)
+        return orjson.dumps([call.params["name"], given, knows_tasks], option=orjson.OPT_SORT_KEYS)
+
+    def _named(self, params: Json) -> _Known:
+        name = params.get("name")
+        if not isinstance(name, str):
+            raise RpcError(INVALID_PARAMS, "Invalid params: name must be the name of a tool")
+        known = self._known.get(name)
+        if known is None:
+            near = get_close_matches(name[:64], self._known, n=3)
+            hint = f". Did you mean {' or '.join(near)}?" if near else ". tools/list names all tools"
+            raise RpcError(INVALID_PARAMS, f"Unknown tool: {name[:64]}{hint}")
+        return known
+
+
+def noted(result: ToolResult, notes: Sequence[str]) -> ToolResult:
+    """Return a result with notes on how its arguments were understood."""
+    if notes and result.structured is not None:
+        result.structured = {**result.structured, NOTES: [*notes, *result.structured.get(NOTES, ())]}
+    return result
+
+
+def call_result(result: ToolResult) -> Json:
+    """Return the `CallToolResult` for a handler's result."""
+    facts = result.structured
+    text = headed(facts, result.text, result.head) if facts is not None or result.head else result.text
+    structured = None if facts is None else headed_facts(facts)
+    shape: dict[str, Any] = {"content": [{"type": "text", "text": text}] if text else []}
+    if result.content:
+        shape["content"] += result.content
+    if structured is not None:
+        shape["structuredContent"] = structured
+    shape["isError"] = result.is_error
+    return shape
+
+
+def error_result(error: ExaiError) -> Json:
+    """Return the `CallToolResult` for a deliberate error of a tool."""
+    return failed_result(error_facts(error))
+
+
+def failed_result(facts: Json) -> Json:
+    """Return the `CallToolResult` for an error's facts; an answer that exists only in the error is repeated as text."""
+    text, content = str(facts["message"]), facts.get("content")
+    if isinstance(content, str) and len(orjson.dumps(content)) <= MAX_REPEATED_BYTES:
+        text = f"{text}\n\n{content}".strip()
+    head = {name: value for name, value in facts.items() if name not in ABOUT_ERRORS}
+    return call_result(ToolResult({"error": facts}, text, head, is_error=True))
+
+
+def invalid_arguments(spec: ToolSpec, error: ValidationError) -> Json:
+    """Return the `CallToolResult` that explains to a model how to call this tool correctly."""
+    details = error.errors(include_url=False, include_input=False, include_context=True)
+    found = [_explained(spec, detail) for detail in details[:MAX_REPORTED_ERRORS]]
+    facts = error_facts(found[0])
+    facts["message"] = "\n".join(map(str, found))
+    facts["errors"] = [{"field": each.field, "problem": each.problem, "cure": each.cure} for each in found]
+    return failed_result(facts)
+
+
+def _explained(spec: ToolSpec, detail: ErrorDetails) -> InvalidArgument:
+    path = _path(detail["loc"])
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind == "missing":
+        return InvalidArgument(path, "this argument is required", f"Give it {_expected(spec, detail['loc'])}")
+    if kind == "extra_forbidden":
+        return _unknown_argument(spec, detail["loc"], path)
+    if kind in ("literal_error", "enum"):
+        return InvalidArgument(path, "not one of the possible values", f"Use {context.get('expected', 'one of them')}")
+    if kind == "value_error":
+        return InvalidArgument(path, str(context.get("error", detail["msg"])), "Correct it and call again")
+    name = kind.removesuffix("_type").removesuffix("_parsing")
+    if name in _KINDS:
+        return InvalidArgument(path, "this has the wrong type", f"Give it {_KINDS[name]}")
+    message = detail["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return InvalidArgument(path, message[0].lower() + message[1:], "Correct it and call again")
+
+
+def _unknown_argument(spec: ToolSpec, location: Sequence[int | str], path: str) -> InvalidArgument:
+    schema = _schema_at(spec, location[:-1])
+    names = list(schema.get("properties", {}))
+    near = get_close_matches(str(location[-1])[:64], names, n=1, cutoff=0.5)
+    cure = f"Did you mean {near[0]}? " if near else ""
+    known = f"The arguments are {', '.join(names)}" if names else "It takes none"
+    return InvalidArgument(path, "there is no such argument", cure + known)
+
+
+def _expected(spec: ToolSpec, location: Sequence[int | str]) -> str:
+    schema = _schema_at(spec, location)
+    if "enum" in schema:
+        return "one of " + ", ".join(map(repr, schema["enum"]))
+    kind = {"string": "a string", "integer": "an integer", "array": "a list", "object": "an object"}
+    words = kind.get(schema.get("type", ""), "a value")
+    return f"{words}: {schema['description']}" if "description" in schema else words
+
+
+def _schema_at(spec: ToolSpec, location: Sequence[int | str]) -> Json:
+    schema: Json = spec.input_schema or portable_schema(spec.arguments)
+    for part in location:
+        schema = schema.get("items", {}) if isinstance(part, int) else schema.get("properties", {}).get(part, {})
+    return schema
+
+
+def _path(location: Sequence[int | str]) -> str:
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part[:64]}"
+    return path.removeprefix(".") or "arguments"
+
+
+def _description(spec: ToolSpec) -> Json:
+    annotations = {"readOnlyHint": spec.read_only, "openWorldHint": spec.open_world}
+    annotations["idempotentHint"] = spec.read_only or spec.idempotent
+    if not spec.read_only:
+        annotations["destructiveHint"] = spec.destructive
+    described: dict[str, Any] = {
+        "name": spec.name,
+        "title": spec.title,
+        "description": spec.description,
+        "inputSchema": spec.input_schema or portable_schema(spec.arguments),
+        "annotations": annotations,
+    }
+    if spec.output_schema is not None:
+        described["outputSchema"] = spec.output_schema
+    if spec.meta:
+        described["_meta"] = spec.meta
+    return described

@@ -1,0 +1,1 @@
+"""Sessions and the server that owns them, independent of the transport."""

@@ -1,0 +1,69 @@
+"""Runs identical concurrent calls of one session as one piece of work.
+
+At least one client repeats a running `tools/call` under a new id. Invariant: the work ends with the last call
+that waits for it, so cancelling one of several calls does not affect the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from exai.mcp.core.jsonrpc import Json
+from exai.mcp.core.protocol import Call, CallContext
+
+SendProgress = Callable[[str], Awaitable[None]]
+
+
+class _Shared:
+    """One piece of work, and the progress callbacks of the calls that wait for it."""
+
+    def __init__(self) -> None:
+        self.waiting: list[SendProgress] = []
+        self.task: asyncio.Task[Json] | None = None
+
+    async def say(self, message: str) -> None:
+        """Report progress to every waiting call."""
+        for progress in list(self.waiting):
+            await progress(message)
+
+
+class Joining:
+    """The joinable calls of one session, by the key that makes them identical."""
+
+    def __init__(self) -> None:
+        self._running: dict[bytes, _Shared] = {}
+
+    def is_running(self, key: bytes) -> bool:
+        """Return whether a call with this key would join a running one."""
+        return key in self._running
+
+    async def run(self, key: bytes, call: Call, context: CallContext) -> Json:
+        """Run the work of `call`, or wait for the identical call that is running; both get the same outcome."""
+        shared = self._running.get(key)
+        if shared is None:
+            shared = self._running[key] = _Shared()
+        task = shared.task or self._begin(key, shared, call, context)
+        shared.waiting.append(context.progress)
+        try:
+            # Shielded: the cancellation of one call must not end the work that others wait for.
+            return await asyncio.shield(task)
+        finally:
+            shared.waiting.remove(context.progress)
+            if not shared.waiting and not task.done():
+                self._forget(key, shared)
+                task.cancel()
+                # Wait for the cancelled work to unwind: its last acts, such as storing an outcome, belong to this call.
+                await asyncio.wait({task})
+
+    def _begin(self, key: bytes, shared: _Shared, call: Call, context: CallContext) -> asyncio.Task[Json]:
+        assert call.method.work is not None  # noqa: S101 - methods without work are answered by the protocol
+        work = call.method.work(call, replace(context, progress=shared.say))
+        shared.task = asyncio.ensure_future(work)
+        shared.task.add_done_callback(lambda _: self._forget(key, shared))
+        return shared.task
+
+    def _forget(self, key: bytes, shared: _Shared) -> None:
+        if self._running.get(key) is shared:
+            del self._running[key]

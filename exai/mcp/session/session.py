@@ -1,0 +1,367 @@
+"""One peer's session: runs the calls that its protocol connection admits, and queues the answers.
+
+Invariant: every task of a session is in its tracked set and is awaited when the session ends. Processing a message
+never waits for a call, only for room in the outbox; within `send_timeout_s` the transport makes room or closes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from contextvars import Context, ContextVar, copy_context
+from typing import TYPE_CHECKING
+
+import structlog
+from structlog.contextvars import STRUCTLOG_KEY_PREFIX
+
+from exai.account import request_account
+from exai.errors import DeadlineExceeded, ExaiError, Overloaded, ShuttingDown
+from exai.fairness import request_owner
+from exai.mcp.core import versions
+from exai.mcp.core.errors import rpc_error
+from exai.mcp.core.jsonrpc import INTERNAL_ERROR, Json, JsonRpcMessage, Request, RequestId, RpcError
+from exai.mcp.core.protocol import Action, Call, CallContext, Cancel, Connection, Send, Start, refusal
+from exai.mcp.identity import Admitted
+from exai.mcp.session.deduplication import Joining
+from exai.mcp.session.outbox import Outbox
+from exai.mcp.session.timeouts import RunningCall
+from exai.models import Owner
+from exai.resilience import end_by
+
+if TYPE_CHECKING:
+    from exai.mcp.features.tools import Terms
+    from exai.mcp.session.server import McpServer
+
+DEADLINE_MARGIN_S = 2.0
+"""Delay between a call's deadline and the cancellation of its task, so that a typed error from within comes first."""
+
+UNWIND_TIMEOUT_S = 10.0
+"""Time for cancelled calls to store their outcome before the session ends without them."""
+
+EXPIRED = 4401
+"""Close code after the expiry of the token: 401 in the range for applications."""
+
+EXPIRY_LOOK_S = 3_600.0
+"""Interval of checks for a distant expiry, since clocks are adjusted and timers stop while the machine sleeps."""
+
+_REQUEST: ContextVar[str] = ContextVar(f"{STRUCTLOG_KEY_PREFIX}request")
+_OWNER: ContextVar[Owner] = ContextVar(f"{STRUCTLOG_KEY_PREFIX}owner")
+"""The owner on the log lines of a call; setting it takes a third of the time of `bind_contextvars`."""
+
+_PROCESS = secrets.token_hex(4)
+_numbers = itertools.count(1)
+
+log = structlog.get_logger(__name__)
+
+
+class Session:
+    """The session of one WebSocket, or of one HTTP request."""
+
+    def __init__(
+        self,
+        server: McpServer,
+        connection: Connection,
+        admitted: Admitted,
+        *,
+        peer: str,
+        outbox: Outbox | None = None,
+    ) -> None:
+        self.server = server
+        self.connection = connection
+        self.owner = admitted.owner
+        self.quota = server.quotas.of(admitted.owner)
+        self.peer = peer
+        self.outbox = Outbox(account=self.quota.account) if outbox is None else outbox
+        self.close_code = 1000
+        # Whether the last message exceeded its owner's rate.
+        self.is_over_rate = False
+        self._loop = asyncio.get_running_loop()
+        self._running: dict[RequestId, RunningCall] = {}
+        self._unwinding: set[asyncio.Task[None]] = set()
+        self._joining = Joining()
+        self._expires_at = admitted.expires_at
+        self._is_expired = False
+        # Called once no call runs or unwinds.
+        self.when_quiet: Callable[[], None] | None = None
+        self._expiry: asyncio.TimerHandle | None = None
+        self._context: Context | None = None
+        self._watch_expiry()
+
+    def _common_context(self) -> Context:
+        """Return the context that all calls share, made once; a copy of it costs no more than a task's own."""
+        context = self._context = copy_context()
+        context.run(self._identify)
+        return context
+
+    def _identify(self) -> None:
+        _OWNER.set(self.owner)
+        request_owner.set(self.owner)
+        request_account.set(self.quota.account)
+
+    @property
+    def is_idle(self) -> bool:
+        """Return whether no call is running; subscriptions do not count."""
+        return not self._running
+
+    async def receive(self, message: JsonRpcMessage, size_bytes: int = 0) -> Action:
+        """Process one message as soon as there is room for its answer."""
+        if not self.outbox.has_room:
+            await self.outbox.room()
+        return self.take(message, size_bytes)
+
+    def take(self, message: JsonRpcMessage, size_bytes: int) -> Action:
+        """Process one message of this size and carry out the resulting action; the outbox must have room."""
+        self.is_over_rate = False
+        try:
+            if isinstance(message, Request):
+                self.quota.take(size_bytes)
+            else:
+                # Carried out even over the rate, because a cancellation frees resources.
+                self.is_over_rate = not self.quota.spend(size_bytes)
+            action = self.connection.accept(message)
+        except Overloaded as error:
+            self.is_over_rate = True
+            action = refusal(message.id if isinstance(message, Request) else None, rpc_error(error))
+        except Exception:  # The error boundary for methods that are answered synchronously.
+            request_id = _next_request_id()
+            log.exception("internal error", request=request_id)
+            key = message.id if isinstance(message, Request) else None
+            action = refusal(key, _internal(request_id))
+        self._act(action, size_bytes)
+        return action
+
+    def _act(self, action: Action, size_bytes: int) -> None:
+        if isinstance(action, Start):
+            self._start(action.call, size_bytes)
+        elif isinstance(action, Send):
+            if action.error is not None:
+                self.server.recorder.count("mcp_messages_refused_total", code=str(action.error.code))
+            self.outbox.push(action)
+        elif isinstance(action, Cancel):
+            self._stop(action.id)
+
+    def tell(self, messages: list[bytes]) -> None:
+        """Send notifications."""
+        for data in messages:
+            self.outbox.force(Send(data))
+
+    def refuse_rest(self) -> None:
+        """Cancel the running calls and answer them with "shutting down"."""
+        for call in list(self.connection.in_flight.values()):
+            if (answer := self.connection.fail(call, ShuttingDown())) is not None:
+                self.outbox.force(answer)
+            self._stop(call.id)
+
+    def finish(self, code: int) -> None:
+        """End the subscriptions; the transport then sends what is queued and closes with `code`."""
+        self.tell(self.connection.end_listening())
+        self.close_code = code
+        self.outbox.close()
+
+    async def end(self) -> None:
+        """Stop all work of a disconnected peer. Returns when the calls have unwound."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self.when_quiet = None
+        self.outbox.close(discard=True)
+        self.outbox.send_now = None  # Breaks the reference cycle of connection and session.
+        self.connection.end()
+        # After `connection.end`, so that the cancelled calls produce no answers.
+        for key in list(self._running):
+            self._stop(key)
+        if self._unwinding:
+            _, late = await asyncio.wait(self._unwinding, timeout=UNWIND_TIMEOUT_S)
+            if late:
+                log.error("calls did not stop when cancelled", calls=len(late), peer=self.peer)
+        self.server.forget(self)
+
+    def _start(self, call: Call, size_bytes: int) -> None:
+        if self.server.is_draining:
+            self._refuse(call, ShuttingDown())
+            return
+        if self._is_expired:
+            problem = "the token of this connection has expired; connect again with a new one"
+            self._refuse(call, RpcError(versions.TOKEN_EXPIRED, problem))
+            return
+        try:
+            self.quota.begin(size_bytes)
+        except Overloaded as error:
+            self._refuse(call, rpc_error(error))
+            return
+        context = self._context or self._common_context()
+        running = self._running[call.id] = RunningCall(call, size_bytes)
+        running.task = self._loop.create_task(
+            self._run(running), name=f"mcp {call.method.name}", context=context.copy()
+        )
+
+    def _refuse(self, call: Call, error: RpcError | ExaiError) -> None:
+        if (answer := self.connection.fail(call, error)) is not None:
+            self.outbox.push(answer)
+
+    def _stop(self, key: RequestId) -> None:
+        """Cancel a call. Its id can be used again at once, while the cancelled work unwinds."""
+        running = self._running.pop(key, None)
+        if running is None or running.task is None:
+            return
+        running.task.cancel()
+        if running.has_begun:
+            self._unwinding.add(running.task)
+        else:
+            # A task that is cancelled before its first step never runs `_run`, so nothing else releases the call.
+            self._forget(running)
+
+    def _forget(self, running: RunningCall) -> None:
+        """Release a call that has ended, or that was cancelled before its first step."""
+        self.quota.end(running.size_bytes)
+        if self._running.get(running.call.id) is running:
+            del self._running[running.call.id]
+        elif running.task is not None:
+            self._unwinding.discard(running.task)
+        if self._is_expired and self.is_idle:
+            self.finish(EXPIRED)
+        if self.when_quiet is not None and not self._running and not self._unwinding:
+            self.when_quiet()
+        self.server.quieter()
+
+    def _watch_expiry(self) -> None:
+        """Refuse new calls once the token has expired, let running ones answer, and then close."""
+        if self._expires_at is None:
+            return
+        left_s = self._expires_at - time.time()
+        if left_s > 0:
+            self._expiry = self._loop.call_later(min(left_s, EXPIRY_LOOK_S), self._watch_expiry)
+            return
+        self._is_expired = True
+        log.info("token expired", peer=self.peer, owner=self.owner, running=len(self._running))
+        if self.is_idle:
+            self.finish(EXPIRED)
+
+    async def _run(self, running: RunningCall) -> None:
+        """Run the call, answer it, and report its outcome. This is the one error boundary of calls."""
+        running.has_begun = True
+        call, server = running.call, self.server
+        request_id = _next_request_id()
+        terms = server.terms(call)
+        _REQUEST.set(request_id)
+        started_s = time.perf_counter()
+        outcome = "cancelled"
+        reporter = Reporter(self, call) if call.progress_token is not None else None
+        context = CallContext(self.owner, request_id, _say_nothing if reporter is None else reporter.say, call.client)
+        try:
+            outcome = await self._outcome(running, context, terms)
+        except asyncio.CancelledError:
+            # If the handler raised this by itself, the call was not cancelled and still needs an answer.
+            self._force(self.connection.fail(call, _internal(request_id)))
+            raise
+        except Exception:
+            log.exception("internal error")
+            outcome = "internal"
+            self._force(self.connection.fail(call, _internal(request_id)))
+        finally:
+            if reporter is not None:
+                reporter.stop()
+            took_s = time.perf_counter() - started_s
+            server.tally.add((self.owner, call.method.name, terms.label, outcome), request_id, took_s, self._loop)
+            self._forget(running)
+
+    async def _outcome(self, running: RunningCall, context: CallContext, terms: Terms) -> str:
+        """Run the call within its timeout and queue its answer; return the outcome for the metrics."""
+        call, watch = running.call, self.server.watch
+        limit_s = self.server.timeout_s(terms)
+        end_s = self._loop.time() + limit_s
+        end_by(end_s)
+        watch.begin(running, end_s + DEADLINE_MARGIN_S, self._loop)
+        try:
+            try:
+                result = await self._work(call, context, terms)
+            except asyncio.CancelledError as error:
+                if running.undo_stop():
+                    raise DeadlineExceeded(terms.label or call.method.name, limit_s) from error
+                raise
+            finally:
+                watch.end(running)
+                # The work suppressed its cancellation: reset the task's count, or later timeouts would misread it.
+                if running.is_late:
+                    running.undo_stop()
+            answer = self.connection.complete(call, result)
+            outcome = "error" if result.get("isError") else "ok"
+        except ExaiError as error:
+            log.info("refused", code=error.code, reason=str(error))
+            answer, outcome = self.connection.fail(call, error), error.code
+        except RpcError as error:
+            answer, outcome = self.connection.fail(call, error), "refused"
+        if answer is not None and not self.outbox.put_now(answer):
+            await self.outbox.put(answer)
+        return outcome
+
+    def _work(self, call: Call, context: CallContext, terms: Terms) -> Awaitable[Json]:
+        """Start the work of a call, or join the identical one that is running."""
+        assert call.method.work is not None  # noqa: S101 - methods without work are answered by the protocol
+        key = self.server.tools.joining_key(call) if terms.joins_identical else None
+        if key is None:
+            return call.method.work(call, context)
+        if self._joining.is_running(key):
+            self.server.recorder.count("mcp_calls_deduplicated_total", tool=terms.label)
+        return self._joining.run(key, call, context)
+
+    def _force(self, answer: Send | None) -> None:
+        if answer is not None:
+            self.outbox.force(answer)
+
+
+def _next_request_id() -> str:
+    """Return a request id unique across processes: a random process prefix and a counter. Cheaper than uuid4."""
+    return f"{_PROCESS}{next(_numbers):08x}"
+
+
+def _internal(request_id: str) -> RpcError:
+    problem = f"internal error; the logs have it under request {request_id}"
+    return RpcError(INTERNAL_ERROR, problem, {"request_id": request_id})
+
+
+async def _say_nothing(message: str) -> None:
+    """Do nothing: the client did not ask for progress."""
+
+
+class Reporter:
+    """Progress reports of a call: increasing numbers, and a periodic report while the handler sends none."""
+
+    def __init__(self, session: Session, call: Call) -> None:
+        self._session = session
+        self._call = call
+        self._count = 0
+        self._latest = "working"
+        self._loop = asyncio.get_running_loop()
+        self._started = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        self._arm()
+
+    async def say(self, message: str) -> None:
+        """Report to the client; the report is dropped if the client reads too slowly."""
+        self._latest = message
+        if self._timer is not None:
+            self._timer.cancel()
+            self._report(message)
+            self._arm()
+
+    def stop(self) -> None:
+        """Stop reporting."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self) -> None:
+        interval_s = self._session.server.settings.progress_interval_s
+        self._timer = self._loop.call_later(interval_s, self._tick)
+
+    def _tick(self) -> None:
+        self._report(f"{self._latest} ({self._loop.time() - self._started:.0f} s)")
+        self._arm()
+
+    def _report(self, message: str) -> None:
+        data = self._session.connection.progress(self._call, self._count + 1, message)
+        if data is not None and self._session.outbox.offer(Send(data)):
+            self._count += 1

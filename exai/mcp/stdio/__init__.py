@@ -1,0 +1,1 @@
+"""`exai connect`: MCP over standard input and output, relayed to a daemon."""

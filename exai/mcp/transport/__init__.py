@@ -1,0 +1,1 @@
+"""WebSocket and Streamable HTTP on one port."""

@@ -1,0 +1,1 @@
+"""One chat completion: its request, its exchange over HTTP, and the meaning of its failures."""

@@ -1,0 +1,410 @@
+"""Exchange one request with a provider: send one POST, read its stream, and translate every failure.
+
+Nothing is retried here. Every exit, including cancellation, closes the upstream response. No httpx type leaves this
+module. There are limits for connecting, for the first piece of the answer, for the gap between pieces, and for the
+sizes below. The caller enforces the request's deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
+
+import httpx
+
+from exai import __version__
+from exai.errors import (
+    ProviderAuthFailed,
+    ProviderBroken,
+    ProviderError,
+    ProviderLimited,
+    ProviderTooLong,
+    ProviderUnavailable,
+    ProviderUnreachable,
+)
+from exai.models import Delta, Recorder
+from exai.providers.base import Clocks, Family, ProviderCall, ProviderRefusal
+from exai.providers.completion.failures import (
+    Failure,
+    clean_request_id,
+    decode_body,
+    error_of,
+    parse_retry_after,
+    read_failure,
+    safe_excerpt,
+    verdict_of,
+)
+from exai.providers.completion.windows import too_long
+from exai.providers.reply.answer import ErrorInStream, UnusableAnswer
+from exai.providers.reply.bodies import MAX_FOREIGN_BYTES, Body, BodyTooLarge, BrokenCompression, Unpacker
+from exai.providers.reply.sse import Event, EventTooLarge
+from exai.resilience import Attempt, expiry
+from exai.settings.addresses import is_loopback
+from exai.settings.load import ProvidersSettings
+
+KEEPALIVE_S: Final = 15.0
+MAX_EVENT_BYTES: Final = 1_048_576
+MAX_WIRE_BYTES: Final = 256 * 1_048_576
+"""Maximum size of a stream, which far exceeds its answer: the framing of a token is about fifty times its size."""
+
+MAX_ERROR_BYTES: Final = 65_536
+ERROR_BODY_S: Final = 5.0
+TAIL_S: Final = 5.0
+"""How long usage may follow the finish reason."""
+
+DRAIN_S: Final = 0.25
+"""How long the server may take to end the response after its last event; ended responses free their connection."""
+
+_CAUSES_EXAMINED: Final = 8
+
+ALIVE_PAUSE_S: Final = 10.0
+"""Between two reports of a provider that sends signs of life and no answer."""
+
+GOOD_STATUSES: Final = range(200, 204)
+READABLE_ENCODINGS: Final = frozenset({"", "identity", "gzip", "x-gzip", "deflate"})
+
+ReadPhase = Literal["first", "stream", "tail", "drain", "told"]
+
+
+def open_client(base_url: str, settings: ProvidersSettings, verify: ssl.SSLContext) -> httpx.AsyncClient:
+    """Return a client for one provider, so that a hung one cannot take the connections of the others.
+
+    Proxies come from the environment as usual, except on the way to this machine itself.
+    """
+    return httpx.AsyncClient(
+        verify=verify,
+        trust_env=not is_loopback(httpx.URL(base_url).host),
+        follow_redirects=False,
+        timeout=httpx.Timeout(None, connect=settings.connect_timeout_s, pool=settings.connect_timeout_s),
+        # `ChatApi` shares the connections between owners before one is asked for here.
+        limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_S),
+    )
+
+
+def headers_for(key: str, accept: str) -> dict[str, str]:
+    """Headers of every request; compression is declined because its result has no size until it is unpacked."""
+    headers = {
+        "Accept": accept,
+        "Accept-Encoding": "identity",
+        "Content-Type": "application/json",
+        "User-Agent": f"exai/{__version__}",
+    }
+    return headers | {"Authorization": f"Bearer {key}"} if key else headers
+
+
+@dataclass(slots=True)
+class _ReplyState:
+    """How far the reading of one reply is; `armed` is what the limit in force is for."""
+
+    call: ProviderCall
+    attempt: Attempt
+    scope: asyncio.Timeout
+    started: float
+    armed: ReadPhase = "first"
+    has_begun: bool = False
+    is_over: bool = False
+    told_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.told_at = self.started
+
+
+class HttpTransport:
+    """The transport over HTTP to one provider; `client` belongs to the caller."""
+
+    def __init__(
+        self,
+        family: Family,
+        client: httpx.AsyncClient,
+        *,
+        base_url: str,
+        key: str,
+        settings: ProvidersSettings,
+        recorder: Recorder,
+        clocks: Clocks,
+    ) -> None:
+        self._family, self._client, self._key = family, client, key
+        self._url = f"{base_url}/chat/completions"
+        self._headers = headers_for(key, "text/event-stream")
+        self._settings, self._recorder, self._clocks = settings, recorder, clocks
+
+    async def run(self, call: ProviderCall, attempt: Attempt) -> None:
+        """Fill `call.answer`; when this returns, the provider has said that it is whole.
+
+        If the connection or the provider failed after that, before the stream's end, `call.answer.lost` says so.
+        """
+        scope = asyncio.timeout(self._settings.first_token_timeout_s)
+        started = self._clocks.monotonic()
+        reading = _ReplyState(call, attempt, scope, started)
+        responded = False
+        try:
+            async with (
+                scope,
+                self._client.stream("POST", self._url, content=call.body, headers=self._headers) as response,
+            ):
+                responded = True
+                await self._read_whole(response, reading, await self._check(response, call, scope))
+        except TimeoutError:
+            if not scope.expired():
+                raise
+            if not call.answer.whole:
+                raise self._too_slow(call) from expiry(scope, self._family.name)
+            self._end_is_missing(call, "the stream did not end")
+        except httpx.TransportError as error:
+            if not call.answer.whole:
+                raise self._lost(call, error, responded=responded) from error
+            self._end_is_missing(call, f"the connection broke ({_reason(error)})")
+        reading.is_over = True
+        await self._pass_on(call.answer.settle(), reading)
+        if not call.answer.whole:
+            unread = call.answer.unread
+            facts = f"; {unread} of its events could not be read" if unread else ""
+            raise self._broken(call, f"the stream ended before the answer did{facts}", may_repeat=not unread)
+
+    def _end_is_missing(self, call: ProviderCall, reason: str) -> None:
+        if not call.answer.done:
+            call.answer.lost = reason
+
+    async def _check(self, response: httpx.Response, call: ProviderCall, scope: asyncio.Timeout) -> Body:
+        """Return what reads the body if it may hold an answer, otherwise raise what the reply means."""
+        headers = response.headers
+        call.request_id = next(filter(None, map(clean_request_id, self._request_ids(headers))), None)
+        call.retry_after_s = parse_retry_after(headers.get("retry-after"), self._clocks.now())
+        status = response.status_code
+        encoding = headers.get("content-encoding", "identity").strip().lower()
+        if 300 <= status < 400:
+            raise self._broken(call, f"HTTP {status} redirects elsewhere", "Set the base URL it redirects to", status)
+        readable = encoding in READABLE_ENCODINGS
+        if status in GOOD_STATUSES and not readable:
+            raise self._broken(call, "the reply is compressed although that was declined", status=status)
+        body = Body(_media_type(response), encoding, max_event_bytes=MAX_EVENT_BYTES, max_bytes=MAX_WIRE_BYTES)
+        if status in GOOD_STATUSES:
+            return body
+        # The body has its own timeout, so that a body that never ends does not hide the status.
+        scope.reschedule(None)
+        raise self._refusal(response, call, await self._error_body(response, encoding) if readable else b"")
+
+    def _refusal(self, response: httpx.Response, call: ProviderCall, body: bytes) -> ProviderError:
+        """Return what a reply without an answer means."""
+        status = response.status_code
+        document, seen = decode_body(body)
+        failure = read_failure(document, status=status, request_id=call.request_id, retry_after_s=call.retry_after_s)
+        failure = replace(failure, message=failure.message or seen)
+        words = self._excerpt(call, failure.message)
+        if verdict_of(self._family, failure) is None:
+            media_type = _media_type(response)
+            kind = media_type if media_type.isascii() and len(media_type) < 60 else "something else"
+            said = f": {words}" if words else ""
+            problem = f"HTTP {status} with {kind or 'no content type'} instead of an event stream{said}"
+            return self._broken(call, problem, "Check the provider's base URL", status)
+        return self._meaning(call, failure, words)
+
+    def _meaning(self, call: ProviderCall, failure: Failure, words: str) -> ProviderError:
+        """Return the error for a failure, and keep what another request could do about it."""
+        error = error_of(self._family, failure, words)
+        if (long := too_long(failure)) is not None:
+            return ProviderTooLong(
+                error.provider,
+                error.problem,
+                "Send less, or use a model with a larger window",
+                status=error.status,
+                request_id=error.request_id,
+                limit_tokens=long.limit_tokens,
+                sent_tokens=long.sent_tokens,
+            )
+        if not isinstance(error, ProviderAuthFailed | ProviderLimited):
+            call.refusal = ProviderRefusal(failure.status, failure.message, failure.params)
+        return error
+
+    def _request_ids(self, headers: Mapping[str, str]) -> list[str | None]:
+        return [headers.get(name) for name in self._family.request_id_headers]
+
+    async def _error_body(self, response: httpx.Response, encoding: str) -> bytes:
+        """As much of an error's body as comes quickly; the status alone is enough to go on."""
+        body = b""
+        unpacker = Unpacker(encoding)
+        try:
+            async with asyncio.timeout(min(ERROR_BODY_S, self._settings.stream_idle_timeout_s)):
+                async for chunk in response.aiter_raw():
+                    for piece in unpacker.feed(chunk):
+                        body += piece
+                        if len(body) >= MAX_ERROR_BYTES:
+                            return body[:MAX_ERROR_BYTES]
+        except (TimeoutError, httpx.TransportError, BrokenCompression):
+            pass
+        return body + unpacker.end()
+
+    async def _read_whole(self, response: httpx.Response, reading: _ReplyState, body: Body) -> None:
+        """Read the answer to the end of the body, and say what in the body is at fault."""
+        call = reading.call
+        try:
+            await self._read(response, reading, body)
+        except EventTooLarge as error:
+            raise self._broken(call, f"an event of the stream is larger than {MAX_EVENT_BYTES:,} bytes") from error
+        except BodyTooLarge as error:
+            raise self._broken(call, f"the stream is larger than {MAX_WIRE_BYTES:,} bytes") from error
+        except BrokenCompression as error:
+            raise self._broken(call, "the reply is not compressed as its header says") from error
+        except UnusableAnswer as error:
+            raise self._broken(call, str(error)) from error
+        except ErrorInStream as error:
+            failed = self._error_in_stream(call, error)
+            if not call.answer.whole:
+                raise failed from None
+            self._end_is_missing(call, failed.problem)
+
+    async def _read(self, response: httpx.Response, reading: _ReplyState, body: Body) -> None:
+        answer = reading.call.answer
+        async for chunk in response.aiter_raw():
+            alive = body.alive
+            for event in body.feed(chunk):
+                await self._hear(event, reading)
+            if body.form == "foreign" and len(body.foreign) >= MAX_FOREIGN_BYTES:
+                break
+            if body.alive > alive and not answer.started:
+                await self._say_alive(reading)
+            self._arm(reading, is_alive=body.alive > alive)
+        for event in body.close():
+            await self._hear(event, reading)
+        if body.foreign or (body.form != "events" and not answer.whole):
+            raise self._refusal(response, reading.call, body.foreign)
+        if body.is_one_document:
+            answer.done = True
+        is_framed = "content-length" in response.headers or "transfer-encoding" in response.headers
+        if not body.ended or (answer.goes_on and not is_framed):
+            self._end_is_missing(reading.call, "the stream ended without its end marker")
+
+    async def _hear(self, event: Event, reading: _ReplyState) -> None:
+        await self._pass_on(reading.call.answer.take(event), reading)
+
+    async def _pass_on(self, delta: Delta | None, reading: _ReplyState) -> None:
+        """Tell the caller of a piece of the answer."""
+        call = reading.call
+        if delta is None:
+            return
+        if not reading.has_begun:
+            reading.has_begun = True
+            reading.attempt.answered()
+            self._recorder.observe(
+                "provider_first_token_seconds",
+                self._clocks.monotonic() - reading.started,
+                provider=self._family.name,
+                model=call.model.label,
+            )
+        await self._tell(delta, reading)
+
+    async def _say_alive(self, reading: _ReplyState) -> None:
+        """Tell the caller from time to time that a model that has said nothing yet is at work."""
+        now = self._clocks.monotonic()
+        if now - reading.told_at >= ALIVE_PAUSE_S:
+            reading.told_at = now
+            waited_s = now - reading.started
+            await self._tell(Delta(note=f"{self._family.name} has been at work for {waited_s:.0f} s"), reading)
+
+    async def _tell(self, delta: Delta, reading: _ReplyState) -> None:
+        if reading.call.on_delta is not None:
+            # The caller's time to process a piece does not count towards the provider's limit.
+            if not reading.is_over:
+                reading.armed = "told"
+                reading.scope.reschedule(None)
+            await reading.call.on_delta(delta)
+
+    def _arm(self, reading: _ReplyState, *, is_alive: bool) -> None:
+        """Set the timeout of the next phase.
+
+        After the finish reason, further bytes do not extend the timeout, so a server cannot delay the end. Before the
+        first piece each line extends it, so that a model that reasons without output may use the request's whole time.
+        """
+        now = asyncio.get_running_loop().time()
+        answer, armed = reading.call.answer, reading.armed
+        phase: ReadPhase = "first"
+        limit_s = self._settings.first_token_timeout_s
+        if answer.done:
+            phase, limit_s = "drain", DRAIN_S
+        elif answer.finish_reason is not None:
+            is_sure = not (answer.may_go_on or answer.goes_on)
+            phase, limit_s = "tail", TAIL_S if is_sure else self._settings.stream_idle_timeout_s
+            is_alive = is_alive and not is_sure
+        elif answer.started:
+            phase, limit_s, is_alive = "stream", self._settings.stream_idle_timeout_s, True
+        if phase != armed or (is_alive and phase != "drain"):
+            reading.armed = phase
+            reading.scope.reschedule(now + limit_s)
+
+    def _too_slow(self, call: ProviderCall) -> ProviderError:
+        if call.answer.started:
+            return self._broken(call, f"the answer stopped: nothing for {self._settings.stream_idle_timeout_s:g} s")
+        # The provider has received the request and may be processing it, so a retry would only double its load.
+        call.may_repeat = False
+        return ProviderUnavailable(
+            self._family.name,
+            f"no answer began within {self._settings.first_token_timeout_s:g} s",
+            "Try again, or use a model of another provider",
+            request_id=call.request_id,
+        )
+
+    def _lost(self, call: ProviderCall, error: httpx.TransportError, *, responded: bool) -> ProviderError:
+        if responded:
+            return self._broken(call, f"the connection broke during the answer ({_reason(error)})", may_repeat=True)
+        return ProviderUnreachable(
+            self._family.name,
+            f"cannot be reached at {httpx.URL(self._url).host} ({_reason(error)})",
+            "Check the network, the proxy settings and the base URL",
+        )
+
+    def _error_in_stream(self, call: ProviderCall, error: ErrorInStream) -> ProviderError:
+        request_id = call.request_id or call.answer.request_id
+        failure = read_failure(error.document, status=None, request_id=request_id)
+        is_known = verdict_of(self._family, failure) is not None or too_long(failure) is not None
+        if not is_known or call.answer.started:
+            names = " ".join(name for name in (failure.kind, failure.code) if name)
+            words = self._excerpt(call, failure.message)
+            return self._broken(call, "an error came instead of the answer's end" + _colon(names) + _colon(words))
+        return self._meaning(call, failure, self._excerpt(call, failure.message))
+
+    def _broken(
+        self,
+        call: ProviderCall,
+        problem: str,
+        cure: str = "Try again, or use a model of another provider",
+        status: int | None = None,
+        *,
+        may_repeat: bool = False,
+    ) -> ProviderBroken:
+        call.may_repeat = may_repeat
+        request_id = call.request_id or call.answer.request_id
+        return ProviderBroken(
+            self._family.name, problem, cure, status=status, request_id=request_id, partial=call.answer.content
+        )
+
+    def _excerpt(self, call: ProviderCall, message: str) -> str:
+        return safe_excerpt(message, call.request.messages, self._key)
+
+
+def _media_type(response: httpx.Response) -> str:
+    media_type: str = response.headers.get("content-type", "")
+    return media_type.partition(";")[0].strip().lower()
+
+
+def _reason(error: BaseException) -> str:
+    """What the operating system or TLS says at the bottom of httpx's error, in a few words."""
+    reason = type(error).__name__
+    cause: BaseException | None = error
+    for _ in range(_CAUSES_EXAMINED):
+        if cause is None:
+            break
+        if isinstance(cause, ssl.SSLError):
+            return cause.reason or "TLS error"
+        if isinstance(cause, OSError) and cause.strerror:
+            # asyncio puts its own sentence, with the address, where the system's word would be; resolvers do not.
+            return os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return reason
+
+
+def _colon(text: str) -> str:
+    return f": {text}" if text else ""

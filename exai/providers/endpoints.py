@@ -1,0 +1,52 @@
+"""The providers of this installation: Kimi, GLM and the named endpoints, each with its address and key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from pydantic import SecretStr
+
+from exai.providers.base import Family
+from exai.providers.glm import GLM
+from exai.providers.kimi import KIMI
+from exai.settings.load import EndpointSettings, ProvidersSettings
+
+NAMED: Final[Mapping[str, Family]] = {KIMI.name: KIMI, GLM.name: GLM}
+
+_METHOD: Final = "/chat/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One provider as configured here; `base_url` has no slash at its end. `endpoint` is None for Kimi and GLM."""
+
+    family: Family
+    base_url: str
+    key: str
+    configured: bool
+    endpoint: EndpointSettings | None = None
+
+
+def read_sites(settings: ProvidersSettings) -> dict[str, Site]:
+    """Return every provider by name, Kimi and GLM first, configured or not."""
+    sites: dict[str, Site] = {}
+    for family, section in ((KIMI, settings.kimi), (GLM, settings.glm)):
+        key = _text(section.api_key)
+        sites[family.name] = Site(family, _base(section.base_url or family.base_url), key, configured=bool(key))
+    for name, endpoint in settings.endpoints.items():
+        base_url = _base(endpoint.base_url)
+        key_setting = f"EXAI_PROVIDERS__ENDPOINTS__{name.upper()}__API_KEY"
+        family = Family(name, base_url, key_setting, limit_field="max_tokens", stream_usage=True)
+        sites[name] = Site(family, base_url, _text(endpoint.api_key), configured=True, endpoint=endpoint)
+    return sites
+
+
+def _base(url: str) -> str:
+    # People copy the address of the one method from the provider's manual.
+    return url.rstrip("/").removesuffix(_METHOD).rstrip("/")
+
+
+def _text(secret: SecretStr | None) -> str:
+    return secret.get_secret_value() if secret is not None else ""

@@ -1,0 +1,104 @@
+"""Decides to which addresses a credential may be sent, by the origins of both.
+
+A `.env` in the working directory belongs to any project there, so it is less trusted than the environment, the
+command line and an explicitly named file. Invariant: no password, key or token is sent to an address that such a file
+chose, unless the same file holds the credential too; no program is started that such a file names, and no server with
+data that such a file chose.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from urllib.parse import unquote
+
+from exai.errors import ConfigError
+from exai.settings.environment import ENV_FILE_VARIABLE, Reading
+
+CURE = f"If you trust the file, name it with --env-file or {ENV_FILE_VARIABLE}; otherwise remove the setting from it"
+
+ENDPOINTS = "EXAI_PROVIDERS__ENDPOINTS"
+DAEMON_ADDRESS = ("EXAI_SERVER__HOST", "EXAI_SERVER__PORT")
+
+
+def check_credentials(reading: Reading) -> Iterator[ConfigError]:
+    """Yield an error for every setting that must not be used because of its origin."""
+    for provider in ("KIMI", "GLM"):
+        name = f"EXAI_PROVIDERS__{provider}"
+        yield from refusals(reading, (f"{name}__BASE_URL",), f"{name}__API_KEY")
+    for name in reading.values:
+        if name.startswith(f"{ENDPOINTS}__") and name.endswith("__API_KEY"):
+            address = f"{name.removesuffix('API_KEY')}BASE_URL"
+            yield from refusals(reading, (address if address in reading.values else ENDPOINTS,), name)
+    for name in reading.values:
+        key = f"{name.removesuffix('BASE_URL')}API_KEY"
+        if name.startswith(f"{ENDPOINTS}__") and name.endswith("__BASE_URL") and key not in reading.values:
+            yield from refusals(reading, (name,), ENDPOINTS)
+    for name in ("EXAI_DATABASE__URL", "EXAI_DATABASE__MIGRATION_URL"):
+        yield from _borrowed_password(reading, name)
+    program = reading.find("EXAI_PG_BIN")
+    if program is not None and program.is_found:
+        yield ConfigError(program.name, f"is set in {program.origin} and names programs to be started", CURE)
+
+
+def refusals(reading: Reading, addresses: Sequence[str], secret: str) -> Iterator[ConfigError]:
+    """Yield an error for each of `addresses` that may not receive `secret`; all are variable names."""
+    key = reading.find(secret)
+    if key is None or key.is_found:
+        return
+    for variable in addresses:
+        address = reading.find(variable)
+        if address is not None and address.is_found:
+            problem = f"is set in {address.origin}, and would receive {key.name} of the {key.origin}"
+            yield ConfigError(address.name, problem, CURE)
+
+
+def check_daemon_token(reading: Reading, secret: str) -> None:
+    """Raise ConfigError if this machine's daemon, as configured, may not receive the token `secret`."""
+    for refused in refusals(reading, DAEMON_ADDRESS, secret):
+        raise refused
+
+
+def check_data_dir(reading: Reading) -> Iterator[ConfigError]:
+    """Yield the errors that forbid the embedded servers on this data: a cluster's contents can execute commands."""
+    chosen = reading.find("EXAI_DATA_DIR")
+    if chosen is not None and chosen.is_found:
+        yield ConfigError(chosen.name, f"is set in {chosen.origin} and names data that EXAI's servers would run", CURE)
+
+
+def _borrowed_password(reading: Reading, variable: str) -> Iterator[ConfigError]:
+    """Yield errors for addresses without a password, for which drivers take a password from elsewhere."""
+    address = reading.find(variable)
+    if address is None or not address.is_found:
+        return
+    authority, query = _split(address.text)
+    parameters = {unquote(name): unquote(value) for name, _, value in (part.partition("=") for part in query)}
+    if parameters.get("password") or authority.partition("@")[0].partition(":")[2]:
+        return
+    if os.environ.get("PGPASSWORD"):
+        lent = "PGPASSWORD of the environment"
+    elif service := parameters.get("service") or os.environ.get("PGSERVICE"):
+        lent = f"the password of the service {service}"
+    elif (passwords := _passwords_for_all_hosts(parameters.get("passfile"))) is not None:
+        lent = f"a password that {passwords} has for every host"
+    else:
+        return
+    yield ConfigError(address.name, f"is set in {address.origin}, and would receive {lent}", CURE)
+
+
+def _split(url: str) -> tuple[str, list[str]]:
+    """Return the authority of a URL, empty without user information, and its parameters."""
+    rest, _, query = url.partition("://")[2].partition("?")
+    authority = rest.partition("/")[0]
+    return (authority if "@" in authority else ""), query.split("&")
+
+
+def _passwords_for_all_hosts(named: str | None) -> Path | None:
+    """Return libpq's password file if it has an entry for every host."""
+    file = Path(named or os.environ.get("PGPASSFILE") or "~/.pgpass")
+    try:
+        lines = file.expanduser().read_text("utf-8", "replace").splitlines()
+    except (OSError, RuntimeError):
+        return None
+    return file if any(line.startswith("*:") for line in lines) else None

@@ -1,0 +1,238 @@
+"""The sections of the settings, with the defaults and valid values of each field.
+
+Invariant: a section that exists is valid and never shows a secret, however it was created. `exai.settings.load`
+reads the variables, and the rest of EXAI imports the sections from there.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+from exai.settings.addresses import (
+    UnusableAddress,
+    check_header,
+    check_host,
+    check_http,
+    check_key_url,
+    check_postgres,
+    check_redis,
+    check_websocket,
+)
+
+TOKEN_MIN_CHARS = 16
+JWT_SECRET_MIN_CHARS = 32
+"""Minimum length of an HS256 secret that gives the algorithm its full strength."""
+
+OWNER_MAX_CHARS = 255
+ENDPOINT_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
+LEVELS = {"warn": "warning", "critical": "error", "fatal": "error", "trace": "debug"}
+"""Other programs' names of log levels, since they share LOG_LEVEL with EXAI."""
+
+
+def _secret(check: Callable[[str], str]) -> AfterValidator:
+    return AfterValidator(lambda secret: SecretStr(check(secret.get_secret_value())))
+
+
+def _check_token(token: str) -> str:
+    if len(token) < TOKEN_MIN_CHARS:
+        raise UnusableAddress(
+            f"is shorter than {TOKEN_MIN_CHARS} characters",
+            "Make one with: python3 -c 'import secrets; print(secrets.token_urlsafe(32))'",
+        )
+    return check_header(token)
+
+
+def _check_jwt_secret(secret: str) -> str:
+    if len(secret) < JWT_SECRET_MIN_CHARS:
+        raise UnusableAddress(
+            f"is shorter than {JWT_SECRET_MIN_CHARS} characters", "Copy the JWT secret whole, not a key made with it"
+        )
+    if secret.count(".") == 2 and secret.startswith("eyJ"):
+        raise UnusableAddress("is itself a signed token", "In Supabase the secret is under JWT Keys, not API Keys")
+    return secret
+
+
+def _check_owner(name: str) -> str:
+    if not 0 < len(name) <= OWNER_MAX_CHARS or not name.isprintable() or name != name.strip():
+        raise UnusableAddress("cannot be an owner's name", f"Use up to {OWNER_MAX_CHARS} printable characters")
+    return name
+
+
+def _check_endpoint_name(name: str) -> str:
+    if not ENDPOINT_NAME.fullmatch(name.lower()) or name.lower() in ("kimi", "glm"):
+        raise UnusableAddress("cannot be an endpoint's name", "Use letters, digits, -, _ and .; kimi and glm are taken")
+    return name.lower()
+
+
+def _level(value: Any) -> Any:
+    return LEVELS.get(value.strip().lower(), value.strip().lower()) if isinstance(value, str) else value
+
+
+def _off(value: Any) -> Any:
+    return value.lower() if isinstance(value, str) else value
+
+
+DatabaseUrl = Annotated[SecretStr, _secret(check_postgres)]
+CacheUrl = Annotated[SecretStr, _secret(check_redis)]
+BaseUrl = Annotated[str, AfterValidator(check_http)]
+ApiKey = Annotated[SecretStr, _secret(check_header)]
+Token = Annotated[SecretStr, _secret(_check_token)]
+JwtSecret = Annotated[SecretStr, _secret(_check_jwt_secret)]
+JwksUrl = Annotated[str, AfterValidator(check_key_url)]
+OwnerName = Annotated[str, AfterValidator(_check_owner)]
+Directory = Annotated[Path, AfterValidator(lambda path: path.expanduser())]
+
+
+class Section(BaseModel):
+    """Base of the sections: immutable; unknown names are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DatabaseSettings(Section):
+    """Postgres. Without a URL the embedded server is started."""
+
+    url: DatabaseUrl | None = None
+    migration_url: DatabaseUrl | None = None
+    pool_size: int = Field(default=10, ge=1, le=200)
+    acquire_timeout_s: float = Field(default=1.0, gt=0)
+    statement_timeout_s: float = Field(default=6.0, gt=0)
+    connect_timeout_s: float = Field(default=5.0, gt=0)
+    index_pause_s: float = Field(default=1.0, gt=0, le=3_600)
+
+
+class CacheSettings(Section):
+    """Redis or Valkey. `off` means none, `embedded` EXAI's own, the default beside the embedded database."""
+
+    url: Annotated[Literal["off", "embedded"], BeforeValidator(_off)] | CacheUrl | None = Field(
+        default=None, union_mode="left_to_right"
+    )
+    idle_hours: float = Field(default=24.0, gt=0)
+    max_staleness_s: float = Field(default=2.0, gt=0, le=60)
+    reconcile_interval_s: float = Field(default=0.5, gt=0)
+    timeout_s: float = Field(default=0.2, gt=0)
+    entry_max_bytes: int = Field(default=1_048_576, ge=1024, le=1_048_576)
+    verify_one_in: int = Field(default=1_000, ge=0)
+
+
+class JwtSettings(Section):
+    """Signed tokens of one issuer: HS256 by `secret`, or ES256 and RS256 by the keys at `jwks_url`, never both."""
+
+    secret: JwtSecret | None = None
+    jwks_url: JwksUrl | None = None
+    issuer: str | None = None
+    audience: str = "authenticated"
+    allow_anonymous: bool = False
+
+    @property
+    def is_on(self) -> bool:
+        """Return whether signed tokens are accepted."""
+        return self.secret is not None or self.jwks_url is not None
+
+
+class ServerSettings(Section):
+    """The one port. Without `token`, `tokens` and `jwt` every caller is admitted, and only on a loopback address.
+
+    A caller with `token` is the local owner; a caller with one of `tokens` is the owner of its key.
+    """
+
+    host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
+    port: int = Field(default=8079, ge=0, le=65535)
+    token: Token | None = None
+    tokens: dict[OwnerName, Token] = Field(default={}, examples=['{"alice": "a token of 16 characters or more"}'])
+    jwt: JwtSettings = JwtSettings()
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    message_max_bytes: int = Field(default=8_388_608, ge=1024)
+    reply_max_bytes: int = Field(default=1_048_576, ge=1024)
+    max_connections: int = Field(default=10_000, ge=1)
+    max_in_flight: int = Field(default=32, ge=1)
+    max_handshakes_per_address: int = Field(default=1_024, ge=1)
+    owner_max_connections: int = Field(default=5_000, ge=1)
+    owner_max_in_flight: int = Field(default=512, ge=1)
+    owner_max_in_flight_bytes: int = Field(default=134_217_728, ge=1024)
+    owner_requests_per_s: float = Field(default=2_000.0, gt=0)
+    owner_bytes_per_s: int = Field(default=67_108_864, ge=1024)
+    handshake_timeout_s: float = Field(default=10.0, gt=0)
+    send_timeout_s: float = Field(default=10.0, gt=0)
+    ping_interval_s: float = Field(default=20.0, gt=0)
+    ping_timeout_s: float = Field(default=20.0, gt=0)
+    progress_interval_s: float = Field(default=8.0, gt=0)
+    shutdown_grace_s: float = Field(default=25.0, ge=0)
+    task_after_s: float = Field(default=5.0, ge=0)
+    owner_max_tasks: int = Field(default=64, ge=1)
+
+    @property
+    def is_guarded(self) -> bool:
+        """Return whether callers must authenticate."""
+        return self.token is not None or bool(self.tokens) or self.jwt.is_on
+
+
+class ProviderSettings(Section):
+    """Kimi or GLM; without a key the provider is disabled."""
+
+    api_key: ApiKey | None = None
+    base_url: BaseUrl | None = None
+
+
+class EndpointSettings(Section):
+    """One named OpenAI-compatible endpoint; `models` may be empty when the endpoint lists its own."""
+
+    base_url: BaseUrl
+    api_key: ApiKey | None = None
+    models: tuple[str, ...] = ()
+    context_window: int | None = Field(default=None, ge=256)
+
+
+class ProvidersSettings(Section):
+    """The model providers."""
+
+    kimi: ProviderSettings = ProviderSettings()
+    glm: ProviderSettings = ProviderSettings()
+    endpoints: dict[Annotated[str, AfterValidator(_check_endpoint_name)], EndpointSettings] = Field(
+        default={}, examples=['{"name": {"base_url": "http://host/v1"}}']
+    )
+    default_model: str | None = None
+    models_file: Directory | None = None
+    connect_timeout_s: float = Field(default=5.0, gt=0)
+    first_token_timeout_s: float = Field(default=60.0, gt=0)
+    stream_idle_timeout_s: float = Field(default=30.0, gt=0)
+    max_attempts: int = Field(default=3, ge=1, le=10)
+
+
+class LimitSettings(Section):
+    """Maximum sizes of requests."""
+
+    message_bytes: int = Field(default=4 * 1_048_576, ge=1024)
+    append_bytes: int = Field(default=16 * 1_048_576, ge=1024)
+    append_messages: int = Field(default=1_000, ge=1)
+    append_files: int = Field(default=200, ge=1)
+
+
+class FileSettings(Section):
+    """Files. Without roots no file of this machine is read by its path."""
+
+    store: Literal["postgres", "directory"] = "postgres"
+    roots: tuple[Directory, ...] = ()
+    max_bytes: int = Field(default=32 * 1_048_576, ge=1024, le=1_073_741_824)
+    call_max_bytes: int = Field(default=128 * 1_048_576, ge=1024)
+    orphan_grace_s: float = Field(default=3_600.0, ge=60)
+
+
+class LogSettings(Section):
+    """The log, which is written to standard error."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_level)] = "info"
+    format: Literal["auto", "text", "json"] = "auto"
+
+
+class ConnectSettings(Section):
+    """The daemon that `exai connect` dials; by default the one of this machine, with the server's own token."""
+
+    url: Annotated[str, AfterValidator(check_websocket)] | None = None
+    token: ApiKey | None = None

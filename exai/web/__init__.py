@@ -1,0 +1,1 @@
+"""HTTP routes beside MCP: health, metrics and the page that says how to connect."""

@@ -1,22 +1,40 @@
-"""Decides to which addresses a credential may be sent, by the origins of both.
+"""Decides which settings a `.env` in the working directory may make, by their origin.
 
-A `.env` in the working directory belongs to any project there, so it is less trusted than the environment, the
-command line and an explicitly named file. Invariant: no password, key or token is sent to an address that such a file
-chose, unless the same file holds the credential too; no program is started that such a file names, and no server with
-data that such a file chose.
+Such a file belongs to any project there, so it is less trusted than the environment, the command line and an explicitly
+named file. Invariant: no password, key or token is sent to an address that such a file chose, unless the same file
+holds the credential too; no program is started that such a file names, and no server with data that such a file chose;
+and such a file does not widen what may be read of the user's files and conversations, or who may connect.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Final
 from urllib.parse import unquote
 
 from exai.errors import ConfigError
-from exai.settings.environment import ENV_FILE_VARIABLE, Reading
+from exai.settings.addresses import is_loopback
+from exai.settings.environment import ENV_FILE_VARIABLE, Reading, Value
 
 CURE = f"If you trust the file, name it with --env-file or {ENV_FILE_VARIABLE}; otherwise remove the setting from it"
+
+ACCESS: Final[Mapping[str, str]] = {
+    "EXAI_FILES__ROOTS": "decides which files of this machine may be read",
+    "EXAI_SERVER__ALLOWED_HOSTS": "decides by which host names clients may connect",
+    "EXAI_SERVER__ALLOWED_ORIGINS": "decides which web pages may connect",
+    "EXAI_SERVER__TOKENS": "decides who may connect as which owner",
+    "EXAI_SERVER__JWT__SECRET": "decides who may connect as which owner",
+    "EXAI_SERVER__JWT__JWKS_URL": "decides who may connect as which owner",
+    "EXAI_SERVER__JWT__ISSUER": "decides who may connect as which owner",
+    "EXAI_SERVER__JWT__AUDIENCE": "decides who may connect as which owner",
+    "EXAI_SERVER__JWT__ALLOW_ANONYMOUS": "decides who may connect as which owner",
+}
+"""Settings that widen what may be read or who may connect, whatever their value is."""
+
+HOST: Final = "EXAI_SERVER__HOST"
+OTHER_CREDENTIALS: Final = ("EXAI_SERVER__TOKENS", "EXAI_SERVER__JWT__SECRET", "EXAI_SERVER__JWT__JWKS_URL")
 
 ENDPOINTS = "EXAI_PROVIDERS__ENDPOINTS"
 DAEMON_ADDRESS = ("EXAI_SERVER__HOST", "EXAI_SERVER__PORT")
@@ -40,6 +58,43 @@ def check_credentials(reading: Reading) -> Iterator[ConfigError]:
     program = reading.find("EXAI_PG_BIN")
     if program is not None and program.is_found:
         yield ConfigError(program.name, f"is set in {program.origin} and names programs to be started", CURE)
+
+
+def check_access(reading: Reading) -> Iterator[ConfigError]:
+    """Yield an error for every setting of a found file that widens what may be read or who may connect."""
+    for name, decides in ACCESS.items():
+        if (value := _found(reading, name)) is not None:
+            yield _widens(value, name, decides)
+    host, token = reading.find(HOST), _found(reading, "EXAI_SERVER__TOKEN")
+    is_exposed = host is not None and not is_loopback(host.text)
+    if host is not None and host.is_found and is_exposed:
+        yield _widens(host, HOST, "lets other machines connect")
+    elif token is not None and (is_exposed or any(_is_trusted(reading, name) for name in OTHER_CREDENTIALS)):
+        # Without another credential, on a loopback address, a token only keeps callers out.
+        yield _widens(token, "EXAI_SERVER__TOKEN", "decides who may connect")
+    data, roots = _found(reading, "EXAI_DATA_DIR"), reading.find("EXAI_FILES__ROOTS")
+    if data is not None and roots is not None:
+        yield _widens(data, "EXAI_DATA_DIR", f"decides which data of EXAI is kept out of {roots.name}")
+    cache, database = _found(reading, "EXAI_CACHE__URL"), reading.find("EXAI_DATABASE__URL")
+    if cache is not None and "://" in cache.text and (database is None or not database.is_found):
+        whose = f"{database.name} of the {database.origin}" if database else "EXAI's own Postgres"
+        yield _widens(cache, "EXAI_CACHE__URL", f"would receive the conversations of {whose}")
+
+
+def _found(reading: Reading, variable: str) -> Value | None:
+    value = reading.find(variable)
+    return value if value is not None and value.is_found else None
+
+
+def _is_trusted(reading: Reading, variable: str) -> bool:
+    value = reading.find(variable)
+    return value is not None and not value.is_found
+
+
+def _widens(value: Value, variable: str, effect: str) -> ConfigError:
+    return ConfigError(
+        value.name, f"is set in {value.origin} and {effect}", f"{CURE}, or set {variable} in the environment"
+    )
 
 
 def refusals(reading: Reading, addresses: Sequence[str], secret: str) -> Iterator[ConfigError]:

@@ -25,7 +25,7 @@ from pydantic_core import ErrorDetails
 
 from exai.errors import ConfigError
 from exai.settings.addresses import UnusableAddress, is_loopback, redact
-from exai.settings.credentials import check_credentials, check_data_dir
+from exai.settings.credentials import check_access, check_credentials, check_data_dir
 from exai.settings.environment import ENV_FILE_VARIABLE, OLDER_NAMES, Reading, Search, Value, read_environment
 from exai.settings.sections import (
     CacheSettings,
@@ -204,7 +204,7 @@ def load_settings(
     Raises ConfigError, which names every invalid variable as it was written.
     """
     reading = read_environment(environ, env_file, overrides)
-    errors = [*_unknown(reading), *check_credentials(reading)]
+    errors = [*_unknown(reading), *check_credentials(reading), *check_access(reading)]
     given: dict[tuple[str, ...], Value] = {}
     nested: dict[str, Any] = {}
     for variable in variables():

@@ -119,6 +119,17 @@ def test_key_is_not_shown_to_the_provider_of_a_project(project: Path, trap: Trap
     assert not (project.parent / "data").exists()
 
 
+@pytest.mark.parametrize("line", ["EXAI_FILES__ROOTS=/", "EXAI_SERVER__ALLOWED_ORIGINS=https://evil.example"])
+def test_daemon_does_not_start_with_access_that_a_project_grants(line: str, project: Path) -> None:
+    """The variable, the file and the cure are named, and nothing is started."""
+    (project / ".env").write_text(line)
+    done = run(project, {}, "serve", "--port", "0")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert f"{line.partition('=')[0]}: is set in .env and decides".encode() in done.stderr
+    assert b"--env-file" in done.stderr
+    assert not (project.parent / "data").exists()
+
+
 def test_worker_takes_no_modules_of_the_working_directory(project: Path) -> None:
     """A project may have a module of any name, on purpose or not."""
     from exai.daemon.workers import PROGRAM

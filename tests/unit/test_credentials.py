@@ -9,9 +9,10 @@ import pytest
 
 from exai.errors import ConfigError
 from exai.settings import environment
+from exai.settings.credentials import ACCESS as ACCESS_SETTINGS
 from exai.settings.credentials import check_daemon_token
 from exai.settings.environment import checkout_env_file, read_environment
-from exai.settings.load import load_settings
+from exai.settings.load import load_settings, variables
 
 KEY = "sk-0123456789abcdef"
 TOKEN = "0123456789abcdef"
@@ -157,6 +158,76 @@ def test_embedded_servers_do_not_run_on_data_that_a_found_file_chose(project: Pa
     load_settings({"HOME": "/h", "DATABASE_URL": "postgresql://u:p@h/d"})
     load_settings({"HOME": "/h", "EXAI_ENV_FILE": str(file)})
     assert load_settings({"HOME": "/h", "EXAI_DATA_DIR": "/mine"}).data_dir == Path("/mine")
+
+
+ISSUER = "https://evil.example/auth"
+ACCESS = [
+    ({}, "EXAI_FILES__ROOTS=/home", "EXAI_FILES__ROOTS"),
+    ({}, f"EXAI_SERVER__ALLOWED_ORIGINS={EVIL}", "EXAI_SERVER__ALLOWED_ORIGINS"),
+    ({}, "EXAI_SERVER__ALLOWED_HOSTS=evil.example", "EXAI_SERVER__ALLOWED_HOSTS"),
+    ({}, f'EXAI_SERVER__TOKENS={{"alice":"{TOKEN}"}}', "EXAI_SERVER__TOKENS"),
+    ({}, f"EXAI_SERVER__JWT__SECRET={TOKEN * 2}\nEXAI_SERVER__JWT__ISSUER={ISSUER}", "EXAI_SERVER__JWT__SECRET"),
+    ({}, f"EXAI_SERVER__JWT__JWKS_URL={ISSUER}\nEXAI_SERVER__JWT__ISSUER={ISSUER}", "EXAI_SERVER__JWT__JWKS_URL"),
+    ({}, f"EXAI_SERVER__HOST=0.0.0.0\nEXAI_SERVER__TOKEN={TOKEN}", "EXAI_SERVER__HOST"),
+    ({}, f"EXAI_WS_HOST=::\nEXAI_SERVER__TOKEN={TOKEN}", "EXAI_WS_HOST"),
+    ({"EXAI_SERVER__HOST": "0.0.0.0"}, f"EXAI_SERVER__TOKEN={TOKEN}", "EXAI_SERVER__TOKEN"),
+    ({"EXAI_SERVER__TOKENS": '{"bob":"bobs-token-0123456"}'}, f"EXAI_SERVER__TOKEN={TOKEN}", "EXAI_SERVER__TOKEN"),
+    (
+        {"EXAI_SERVER__JWT__SECRET": TOKEN * 2, "EXAI_SERVER__JWT__ISSUER": "https://h/auth"},
+        "EXAI_SERVER__JWT__ALLOW_ANONYMOUS=true",
+        "EXAI_SERVER__JWT__ALLOW_ANONYMOUS",
+    ),
+    (
+        {"EXAI_SERVER__JWT__SECRET": TOKEN * 2, "EXAI_SERVER__JWT__ISSUER": "https://h/auth"},
+        "EXAI_SERVER__JWT__AUDIENCE=other",
+        "EXAI_SERVER__JWT__AUDIENCE",
+    ),
+    (
+        {"EXAI_FILES__ROOTS": "/h", "DATABASE_URL": "postgresql://u:p@h/d"},
+        "EXAI_DATA_DIR=./data",
+        "EXAI_DATA_DIR",
+    ),
+    ({}, "REDIS_URL=redis://evil.example", "REDIS_URL"),
+    ({"DATABASE_URL": "postgresql://u:p@h/d"}, "EXAI_CACHE__URL=redis://:own@evil.example", "EXAI_CACHE__URL"),
+]
+
+
+@pytest.mark.parametrize(("environ", "line", "name"), ACCESS)
+def test_found_file_does_not_widen_what_is_read_or_who_connects(
+    environ: dict[str, str], line: str, name: str, project: Path
+) -> None:
+    """The error names the variable, the file and the cure; the named file and the environment may set everything."""
+    file = write(project, *line.split("\n"))
+    with pytest.raises(ConfigError, match=rf"{name}: is set in \.env and .*--env-file.*in the environment") as caught:
+        load_settings({"HOME": "/h", **environ})
+    assert TOKEN not in str(caught.value)
+    assert "own@" not in str(caught.value)
+    load_settings({"HOME": "/h", **environ}, file)
+    load_settings({"HOME": "/h", "EXAI_ENV_FILE": str(file), **environ})
+    write(project, "")
+    load_settings({"HOME": "/h", **environ, **dict(each.split("=", 1) for each in line.split("\n"))})
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [f"EXAI_SERVER__TOKEN={TOKEN}", "EXAI_SERVER__HOST=::1"],
+        ["DATABASE_URL=postgresql://u:p@h/d", "REDIS_URL=redis://h"],
+        ["DATABASE_URL=postgresql://u:p@h/d", "EXAI_DATA_DIR=./data"],
+        ["EXAI_CACHE__URL=off"],
+    ],
+)
+def test_found_file_may_narrow_access_and_bring_stores_of_its_own(lines: list[str], project: Path) -> None:
+    """A token on a loopback address keeps callers out; a project's own database may have the project's cache."""
+    write(project, *lines)
+    load_settings({"HOME": "/h"})
+
+
+def test_every_setting_that_decides_about_access_is_covered() -> None:
+    """A new field of the JWT section, or a new list of what is allowed, is trusted only on purpose."""
+    names = {each.name for each in variables()}
+    deciding = {name for name in names if "__JWT__" in name or "ALLOW" in name or name.endswith(("__ROOTS", "TOKENS"))}
+    assert deciding == set(ACCESS_SETTINGS)
 
 
 def test_programs_are_not_taken_from_a_found_file(project: Path) -> None:

@@ -52,6 +52,10 @@ CACHE_NOT_GIVEN = (
 )
 
 RETRY_START_S = 1.0
+CACHE_CONNECT_ATTEMPTS = 20
+"""Each lasts for the time limit of a command, EXAI_CACHE__TIMEOUT_S."""
+
+CACHE_RETRY_S = 0.05
 
 T = TypeVar("T")
 
@@ -227,8 +231,16 @@ def not_reached(url: str, setting: str, error: DatabaseUnavailable) -> StartupEr
 
 
 async def _check_cache(cache: ConversationCache, url: str | None) -> None:
-    """Raise if the cache cannot be reached: at start that is a wrong setting, later only a miss and a counter."""
+    """Raise if the cache cannot be reached: at start that is a wrong setting, later only a miss and a counter.
+
+    The time limit of a command is short, because a miss is cheaper than a wait. The first connection may take longer.
+    """
     status = await cache.status()
+    for _ in range(CACHE_CONNECT_ATTEMPTS):
+        if not status.is_late:
+            break
+        await asyncio.sleep(CACHE_RETRY_S)
+        status = await cache.status()
     if status.state == "down":
         raise StartupError(
             redact(url or ""),

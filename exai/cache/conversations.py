@@ -52,6 +52,7 @@ from exai.cache.redis.address import parse_address
 from exai.cache.redis.batching import ScriptBatcher
 from exai.cache.redis.client import RedisClient
 from exai.cache.redis.connection import Argument, RedisReply
+from exai.cache.redis.faults import CacheAway
 from exai.cache.redis.scripts import Scripts, load_scripts
 from exai.cache.redis.topology import open_topology
 from exai.cache.singleflight import Flight, SingleFlight
@@ -253,7 +254,8 @@ class ConversationCache:
             clock = await self._client.clock()
             server = await self._client.version()
         except CacheError as error:
-            return CacheStatus("down", breaker=self._client.breaker_state, problem=str(error), **facts)
+            is_late = isinstance(error, CacheAway) and error.is_late
+            return CacheStatus("down", breaker=self._client.breaker_state, problem=str(error), is_late=is_late, **facts)
         age_s = self._licence.age_s
         licensed = age_s is not None and age_s < self._settings.max_staleness_s
         return CacheStatus(

@@ -85,7 +85,10 @@ class Warm:
 
 @dataclass(frozen=True, slots=True)
 class CacheStatus:
-    """State of the cache for health and doctor. `clock_ahead_s` is Redis's time minus ours. Unknown values are None."""
+    """State of the cache for health and doctor. `clock_ahead_s` is Redis's time minus ours. Unknown values are None.
+
+    `is_late`: it is down because a time limit ended, not because it refused.
+    """
 
     state: CacheState
     max_staleness_s: float
@@ -95,3 +98,4 @@ class CacheStatus:
     licence_age_s: float | None = None
     server: str | None = None
     problem: str | None = None
+    is_late: bool = False

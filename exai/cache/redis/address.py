@@ -171,7 +171,7 @@ async def dial(server: RedisServer, limit_s: float) -> RedisConnection:
                     raise CacheDown(f"{server} answered {answer.code} to {name}")
     except TimeoutError as error:
         _abandon(wire)
-        raise CacheDown(f"no connection to {server} within {limit_s:g} s") from error
+        raise CacheDown(f"no connection to {server} within {limit_s:g} s", is_late=True) from error
     except OSError as error:
         raise CacheDown(f"no connection to {server}: {error.strerror or type(error).__name__}") from error
     except BaseException:

@@ -135,9 +135,9 @@ class RedisConnection(asyncio.Protocol):
             self._overdue = True
             self._timer = self._loop.call_later(self._grace_s, self._look)
         else:
-            self._lose(f"no answer within {self._limit_s + self._grace_s:g} s")
+            self._lose(f"no answer within {self._limit_s + self._grace_s:g} s", is_late=True)
 
-    def _lose(self, cause: str) -> None:
+    def _lose(self, cause: str, *, is_late: bool = False) -> None:
         if self.lost is not None:
             return
         self.lost = cause
@@ -149,7 +149,7 @@ class RedisConnection(asyncio.Protocol):
         fault: type[CacheAway] = CacheDown
         for future, _ in waiting:
             if not future.done():
-                future.set_exception(fault(cause))
+                future.set_exception(fault(cause, is_late=is_late))
                 fault = CacheLost
 
 

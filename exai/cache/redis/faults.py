@@ -19,10 +19,14 @@ DOWN_CODES: Final = frozenset(
 
 
 class CacheAway(CacheError):
-    """No reply was received; raised as `CacheDown` or `CacheLost`."""
+    """No reply was received; raised as `CacheDown` or `CacheLost`.
 
-    def __init__(self, problem: str) -> None:
+    `is_late` says that a time limit ended or that the breaker is open, so that a later attempt can succeed.
+    """
+
+    def __init__(self, problem: str, *, is_late: bool = False) -> None:
         super().__init__(REDIS, problem)
+        self.is_late = is_late
 
 
 class CacheDown(CacheAway):

@@ -45,7 +45,8 @@ class Node:
             async with self.breaker.attempt():
                 return await self._call(command)
         except BreakerOpen as error:
-            raise CacheLost(f"not called for {error.retry_after_s:.1f} s, because it failed repeatedly") from error
+            problem = f"not called for {error.retry_after_s:.1f} s, because it failed repeatedly"
+            raise CacheLost(problem, is_late=True) from error
 
     async def close(self) -> None:
         """Close the connection; also one that is being made."""
@@ -76,7 +77,7 @@ class Node:
             task.add_done_callback(self._dialled)
         await asyncio.wait({task}, timeout=self._limit_s)
         if not task.done():
-            raise CacheLost("still connecting")
+            raise CacheLost("still connecting", is_late=True)
         error = None if task.cancelled() else task.exception()
         if task.cancelled():
             raise CacheLost("closed")

@@ -24,7 +24,7 @@ from exai.bench.door_client import allow_open_files
 from exai.bench.http_floor import open_answer, open_echo
 from exai.logs import configure_logging
 from exai.mcp.features.tools import Arguments, CallContext, ToolRegistry, ToolResult, ToolSpec
-from exai.mcp.session.server import McpServer
+from exai.mcp.server import McpServer
 from exai.mcp.transport.asgi import build_asgi
 from exai.mcp.transport.listener import open_server
 from exai.monitoring.metrics import MetricsRecorder

@@ -24,7 +24,7 @@ from exai.embedded.launcher import Embedded
 from exai.files.moving import moving
 from exai.mcp.auth.tokens import authenticator
 from exai.mcp.features.tools import ToolRegistry
-from exai.mcp.session.server import GOING_AWAY, SERVICE_RESTART, McpServer
+from exai.mcp.server import GOING_AWAY, SERVICE_RESTART, McpServer
 from exai.mcp.transport.asgi import build_asgi
 from exai.mcp.transport.listener import open_server
 from exai.models import Started
@@ -121,7 +121,7 @@ def _mcp_server(app: App) -> McpServer:
         ),
         task_store=TurnTasks(app.conversations, {"chat": chat_answer}),
     )
-    app.conversations.notices.listen(lambda notice: _pass_on(notice, server), lambda: server.news.is_wanted)
+    app.conversations.notices.listen(lambda notice: _pass_on(notice, server), lambda: server.notifier.is_wanted)
     return server
 
 
@@ -133,7 +133,7 @@ def _routes(app: App, server: McpServer) -> list[Route]:
 
 
 def _pass_on(notice: Notice, server: McpServer) -> None:
-    server.news.add(notice.owner, conversation_uri(notice.continuation_id), is_listed=notice.is_listed)
+    server.notifier.add(notice.owner, conversation_uri(notice.continuation_id), is_listed=notice.is_listed)
 
 
 def figures(app: App) -> dict[str, Any]:

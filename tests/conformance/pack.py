@@ -17,7 +17,7 @@ from exai.mcp.core.jsonrpc import INTERNAL_ERROR, Json, RpcError
 from exai.mcp.features.prompts import PromptArgument, PromptRegistry, PromptSpec, completion_feature
 from exai.mcp.features.resources import ResourceContents, ResourceRegistry, ResourceSpec
 from exai.mcp.features.tools import Arguments, CallContext, ToolRegistry, ToolResult, ToolSpec
-from exai.mcp.session.server import McpServer
+from exai.mcp.server import McpServer
 from tests.support.mcp_server import fast_settings
 from tests.support.memory_tasks import MemoryTasks
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from exai.errors import DatabaseBusy, InvalidArgument
 from exai.mcp.core.versions import META_CAPABILITIES, META_VERSION, MODERN
 from exai.mcp.features.tools import Arguments, CallContext, ToolRegistry, ToolResult, ToolSpec
-from exai.mcp.session.server import McpServer
+from exai.mcp.server import McpServer
 from exai.mcp.transport.asgi import build_asgi
 from exai.mcp.transport.listener import RunningServer, open_server
 from exai.resilience import bounded

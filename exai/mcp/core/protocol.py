@@ -82,6 +82,22 @@ class CallContext:
     begun: Callable[[str, datetime], None] = lambda _id, _since: None
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Common properties of the calls of one method or tool: a label for logs and metrics, a timeout, a join key.
+
+    `timeout_s` limits the work if it is shorter than the server's own limit. `join_key` returns the key that identical
+    calls of one session share, or None for a call that runs by itself; without it calls are never joined.
+    """
+
+    label: str = ""
+    timeout_s: float | None = None
+    join_key: Callable[[Call], bytes | None] | None = None
+
+
+READ_TERMS = Terms(timeout_s=READ_TIMEOUT_S)
+NO_TERMS = Terms()
+
 SyncHandler: TypeAlias = Callable[[Call], Json]
 AsyncHandler: TypeAlias = Callable[[Call, CallContext], Awaitable[Json]]
 
@@ -91,8 +107,8 @@ class Method:
     """How one method is served: `answer` synchronously, or `work` in a task of its own.
 
     `as_result` converts an `ExaiError` raised by the work into a result; without it a JSON-RPC error is sent.
-    `timeout_s` limits the work if it is shorter than the server's own limit. A method of an `extension` is served only
-    to clients of the stateless era that declare the extension.
+    `terms` apply to all its calls, unless `terms_of` returns those of a single call. A method of an `extension` is
+    served only to clients of the stateless era that declare the extension.
     """
 
     name: str
@@ -100,7 +116,8 @@ class Method:
     work: AsyncHandler | None = None
     cacheable: Cacheable | None = None
     as_result: Callable[[ExaiError], Json] | None = None
-    timeout_s: float | None = None
+    terms: Terms = NO_TERMS
+    terms_of: Callable[[Call], Terms] | None = None
     extension: str | None = None
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from exai.mcp.core.jsonrpc import INVALID_PARAMS, Json, RpcError
-from exai.mcp.core.protocol import READ_TIMEOUT_S, Call, CallContext, Feature, Method
+from exai.mcp.core.protocol import READ_TERMS, Call, CallContext, Feature, Method
 from exai.mcp.core.versions import Cacheable
 from exai.mcp.features.coercion import understood
 from exai.mcp.features.paging import paged
@@ -53,7 +53,7 @@ class PromptRegistry:
             {"prompts": {"listChanged": True} if self._announces_changes else {}},
             (
                 Method("prompts/list", answer=self._list, cacheable=LIST_CACHE),
-                Method("prompts/get", work=self._get, timeout_s=READ_TIMEOUT_S),
+                Method("prompts/get", work=self._get, terms=READ_TERMS),
             ),
         )
 
@@ -89,7 +89,7 @@ def completion_feature(complete: Completer) -> Feature:
         shown = values[:MAX_COMPLETIONS]
         return {"completion": {"values": shown, "total": len(values), "hasMore": len(shown) < len(values)}}
 
-    return Feature({"completions": {}}, (Method("completion/complete", work=answer, timeout_s=READ_TIMEOUT_S),))
+    return Feature({"completions": {}}, (Method("completion/complete", work=answer, terms=READ_TERMS),))
 
 
 def _checked(spec: PromptSpec, sent: object) -> Mapping[str, str]:

@@ -13,7 +13,7 @@ from typing import Any
 from exai.errors import MAX_SHOWN_CHARS, bounded
 from exai.mcp.core import versions
 from exai.mcp.core.jsonrpc import INVALID_PARAMS, Json, RpcError
-from exai.mcp.core.protocol import READ_TIMEOUT_S, Call, CallContext, Feature, Method
+from exai.mcp.core.protocol import READ_TERMS, Call, CallContext, Feature, Method
 from exai.mcp.core.subscriptions import MAX_URI_CHARS
 from exai.mcp.core.versions import Cacheable
 from exai.mcp.features.paging import paged
@@ -89,11 +89,9 @@ class ResourceRegistry:
             (
                 Method("resources/list", answer=self._list, cacheable=LIST_CACHE)
                 if self._listing is None
-                else Method(
-                    "resources/list", work=self._list_live, cacheable=LIVE_LIST_CACHE, timeout_s=READ_TIMEOUT_S
-                ),
+                else Method("resources/list", work=self._list_live, cacheable=LIVE_LIST_CACHE, terms=READ_TERMS),
                 Method("resources/templates/list", answer=self._list_templates, cacheable=LIST_CACHE),
-                Method("resources/read", work=self._answer, cacheable=READ_CACHE, timeout_s=READ_TIMEOUT_S),
+                Method("resources/read", work=self._answer, cacheable=READ_CACHE, terms=READ_TERMS),
             ),
             self._schemes,
         )

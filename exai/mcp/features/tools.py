@@ -22,7 +22,7 @@ from exai.errors import ExaiError, InvalidArgument
 from exai.mcp.core import versions
 from exai.mcp.core.errors import error_facts
 from exai.mcp.core.jsonrpc import INVALID_PARAMS, Json, RpcError
-from exai.mcp.core.protocol import Call, CallContext, Feature, Method
+from exai.mcp.core.protocol import Call, CallContext, Feature, Method, Terms
 from exai.mcp.core.versions import Cacheable
 from exai.mcp.features.coercion import Plain, understood
 from exai.mcp.features.paging import paged
@@ -121,15 +121,6 @@ class ToolSpec:
     """Replaces the schema generated from `arguments` if that cannot express it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """Common properties of the calls of one tool or method: a label for logs and metrics, a timeout, joinability."""
-
-    label: str
-    timeout_s: float | None = None
-    joins_identical: bool = False
-
-
 UNKNOWN = Terms("unknown")
 """Terms of an unknown tool: a peer must not be able to create labels."""
 
@@ -177,7 +168,7 @@ class ToolRegistry:
             spec,
             schema,
             Plain(schema, spec.arguments.KEEPS_EMPTY),
-            Terms(spec.name, spec.timeout_s, spec.joins_identical),
+            Terms(spec.name, spec.timeout_s, _join_key if spec.joins_identical else None),
             spec.arguments.__pydantic_validator__.validate_python,
         )
 
@@ -188,7 +179,12 @@ class ToolRegistry:
             {"tools": capability},
             (
                 Method("tools/list", answer=self._list, cacheable=LIST_CACHE),
-                Method("tools/call", work=partial(self._call, run_as_task), as_result=error_result),
+                Method(
+                    "tools/call",
+                    work=partial(self._call, run_as_task),
+                    as_result=error_result,
+                    terms_of=self._terms_of,
+                ),
             ),
         )
 
@@ -215,20 +211,10 @@ class ToolRegistry:
 
         return await run_as_task(call, context, work)
 
-    def terms(self, call: Call) -> Terms:
-        """Return the terms of the called tool."""
+    def _terms_of(self, call: Call) -> Terms:
         name = call.params.get("name")
         known = self._known.get(name) if isinstance(name, str) else None
         return UNKNOWN if known is None else known.terms
-
-    def joining_key(self, call: Call) -> bytes | None:
-        """Return the key that identical calls of one session share, or None if the tool's calls are not joined."""
-        given = call.params.get("arguments")
-        if not isinstance(given, dict) or given.get(IDEMPOTENCY_KEY) not in (None, ""):
-            return None
-        # A call whose answer may be a task's handle must not be joined with one of a client without tasks.
-        knows_tasks = versions.declares(call.version, call.client.capabilities, versions.TASKS)
-        return orjson.dumps([call.params["name"], given, knows_tasks], option=orjson.OPT_SORT_KEYS)
 
     def _named(self, params: Json) -> _Known:
         name = params.get("name")
@@ -240,6 +226,16 @@ class ToolRegistry:
             hint = f". Did you mean {' or '.join(near)}?" if near else ". tools/list names all tools"
             raise RpcError(INVALID_PARAMS, f"Unknown tool: {name[:64]}{hint}")
         return known
+
+
+def _join_key(call: Call) -> bytes | None:
+    """Return the key that identical calls share, or None for a call with an idempotency key, which is not joined."""
+    given = call.params.get("arguments")
+    if not isinstance(given, dict) or given.get(IDEMPOTENCY_KEY) not in (None, ""):
+        return None
+    # A call whose answer may be a task's handle must not be joined with one of a client without tasks.
+    knows_tasks = versions.declares(call.version, call.client.capabilities, versions.TASKS)
+    return orjson.dumps([call.params["name"], given, knows_tasks], option=orjson.OPT_SORT_KEYS)
 
 
 def noted(result: ToolResult, notes: Sequence[str]) -> ToolResult:

@@ -1,1 +1,1 @@
-"""Sessions and the server that owns them, independent of the transport."""
+"""Sessions and what they share, independent of the transport and of what the server offers."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable
 from contextvars import Context
 from typing import TypeAlias
 
@@ -19,10 +18,10 @@ CallKey: TypeAlias = tuple[Owner, str, str, str]
 """Common properties of requests: owner, method, tool, outcome."""
 
 
-class Tally:
+class Accounting:
     """The ended calls of one server that have not been reported yet."""
 
-    def __init__(self, recorder: Callable[[], Recorder]) -> None:
+    def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
         self._ended: defaultdict[CallKey, list[tuple[str, float]]] = defaultdict(list)
         # An empty context: no single call's context applies to all of them.
@@ -31,15 +30,14 @@ class Tally:
     def add(self, kind: CallKey, request: str, duration_s: float, loop: asyncio.AbstractEventLoop) -> None:
         """Add a call to the report of this iteration, which groups calls by kind."""
         if not self._ended:
-            loop.call_soon(self._tell, context=self._context)
+            loop.call_soon(self._report, context=self._context)
         self._ended[kind].append((request, duration_s))
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         ended, self._ended = self._ended, defaultdict(list)
-        recorder = self._recorder()
         for (owner, method, tool, outcome), requests in ended.items():
-            recorder.count("mcp_requests_total", len(requests), method=method, tool=tool, outcome=outcome)
-            recorder.observe("mcp_request_seconds", *[each[1] for each in requests], method=method, tool=tool)
+            self._recorder.count("mcp_requests_total", len(requests), method=method, tool=tool, outcome=outcome)
+            self._recorder.observe("mcp_request_seconds", *[each[1] for each in requests], method=method, tool=tool)
             common = {"owner": owner, "method": method, "tool": tool, "outcome": outcome}
             info_each("exai.mcp.session.session", "request", common, map(_own, requests))
 

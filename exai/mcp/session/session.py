@@ -12,7 +12,6 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from contextvars import Context, ContextVar, copy_context
-from typing import TYPE_CHECKING
 
 import structlog
 from structlog.contextvars import STRUCTLOG_KEY_PREFIX
@@ -23,17 +22,14 @@ from exai.fairness import request_owner
 from exai.mcp.core import versions
 from exai.mcp.core.errors import rpc_error
 from exai.mcp.core.jsonrpc import INTERNAL_ERROR, Json, JsonRpcMessage, Request, RequestId, RpcError
-from exai.mcp.core.protocol import Action, Call, CallContext, Cancel, Connection, Send, Start, refusal
+from exai.mcp.core.protocol import Action, Call, CallContext, Cancel, Connection, Send, Start, Terms, refusal
 from exai.mcp.identity import Admitted
 from exai.mcp.session.deduplication import Joining
 from exai.mcp.session.outbox import Outbox
+from exai.mcp.session.runtime import Runtime
 from exai.mcp.session.timeouts import RunningCall
 from exai.models import Owner
 from exai.resilience import end_by
-
-if TYPE_CHECKING:
-    from exai.mcp.features.tools import Terms
-    from exai.mcp.session.server import McpServer
 
 DEADLINE_MARGIN_S = 2.0
 """Delay between a call's deadline and the cancellation of its task, so that a typed error from within comes first."""
@@ -62,17 +58,18 @@ class Session:
 
     def __init__(
         self,
-        server: McpServer,
+        runtime: Runtime,
         connection: Connection,
-        admitted: Admitted,
+        identity: Admitted,
         *,
         peer: str,
+        on_end: Callable[[Session], None],
         outbox: Outbox | None = None,
     ) -> None:
-        self.server = server
+        self.runtime = runtime
         self.connection = connection
-        self.owner = admitted.owner
-        self.quota = server.quotas.of(admitted.owner)
+        self.owner = identity.owner
+        self.quota = runtime.quotas.of(identity.owner)
         self.peer = peer
         self.outbox = Outbox(account=self.quota.account) if outbox is None else outbox
         self.close_code = 1000
@@ -82,7 +79,8 @@ class Session:
         self._running: dict[RequestId, RunningCall] = {}
         self._unwinding: set[asyncio.Task[None]] = set()
         self._joining = Joining()
-        self._expires_at = admitted.expires_at
+        self._on_end = on_end
+        self._expires_at = identity.expires_at
         self._is_expired = False
         # Called once no call runs or unwinds.
         self.when_quiet: Callable[[], None] | None = None
@@ -138,7 +136,7 @@ class Session:
             self._start(action.call, size_bytes)
         elif isinstance(action, Send):
             if action.error is not None:
-                self.server.recorder.count("mcp_messages_refused_total", code=str(action.error.code))
+                self.runtime.recorder.count("mcp_messages_refused_total", code=str(action.error.code))
             self.outbox.push(action)
         elif isinstance(action, Cancel):
             self._stop(action.id)
@@ -176,10 +174,10 @@ class Session:
             _, late = await asyncio.wait(self._unwinding, timeout=UNWIND_TIMEOUT_S)
             if late:
                 log.error("calls did not stop when cancelled", calls=len(late), peer=self.peer)
-        self.server.forget(self)
+        self._on_end(self)
 
     def _start(self, call: Call, size_bytes: int) -> None:
-        if self.server.is_draining:
+        if self.runtime.is_draining:
             self._refuse(call, ShuttingDown())
             return
         if self._is_expired:
@@ -224,7 +222,7 @@ class Session:
             self.finish(EXPIRED)
         if self.when_quiet is not None and not self._running and not self._unwinding:
             self.when_quiet()
-        self.server.quieter()
+        self.runtime.activity.set()
 
     def _watch_expiry(self) -> None:
         """Refuse new calls once the token has expired, let running ones answer, and then close."""
@@ -242,9 +240,10 @@ class Session:
     async def _run(self, running: RunningCall) -> None:
         """Run the call, answer it, and report its outcome. This is the one error boundary of calls."""
         running.has_begun = True
-        call, server = running.call, self.server
+        call = running.call
         request_id = _next_request_id()
-        terms = server.terms(call)
+        method = call.method
+        terms = method.terms if method.terms_of is None else method.terms_of(call)
         _REQUEST.set(request_id)
         started_s = time.perf_counter()
         outcome = "cancelled"
@@ -264,16 +263,16 @@ class Session:
             if reporter is not None:
                 reporter.stop()
             took_s = time.perf_counter() - started_s
-            server.tally.add((self.owner, call.method.name, terms.label, outcome), request_id, took_s, self._loop)
+            self.runtime.accounting.add((self.owner, method.name, terms.label, outcome), request_id, took_s, self._loop)
             self._forget(running)
 
     async def _outcome(self, running: RunningCall, context: CallContext, terms: Terms) -> str:
         """Run the call within its timeout and queue its answer; return the outcome for the metrics."""
-        call, watch = running.call, self.server.watch
-        limit_s = self.server.timeout_s(terms)
+        call, timeouts = running.call, self.runtime.timeouts
+        limit_s = self.runtime.timeout_s(terms)
         end_s = self._loop.time() + limit_s
         end_by(end_s)
-        watch.begin(running, end_s + DEADLINE_MARGIN_S, self._loop)
+        timeouts.begin(running, end_s + DEADLINE_MARGIN_S, self._loop)
         try:
             try:
                 result = await self._work(call, context, terms)
@@ -282,7 +281,7 @@ class Session:
                     raise DeadlineExceeded(terms.label or call.method.name, limit_s) from error
                 raise
             finally:
-                watch.end(running)
+                timeouts.end(running)
                 # The work suppressed its cancellation: reset the task's count, or later timeouts would misread it.
                 if running.is_late:
                     running.undo_stop()
@@ -300,11 +299,11 @@ class Session:
     def _work(self, call: Call, context: CallContext, terms: Terms) -> Awaitable[Json]:
         """Start the work of a call, or join the identical one that is running."""
         assert call.method.work is not None  # noqa: S101 - methods without work are answered by the protocol
-        key = self.server.tools.joining_key(call) if terms.joins_identical else None
+        key = None if terms.join_key is None else terms.join_key(call)
         if key is None:
             return call.method.work(call, context)
         if self._joining.is_running(key):
-            self.server.recorder.count("mcp_calls_deduplicated_total", tool=terms.label)
+            self.runtime.recorder.count("mcp_calls_deduplicated_total", tool=terms.label)
         return self._joining.run(key, call, context)
 
     def _force(self, answer: Send | None) -> None:
@@ -354,7 +353,7 @@ class Reporter:
             self._timer = None
 
     def _arm(self) -> None:
-        interval_s = self._session.server.settings.progress_interval_s
+        interval_s = self._session.runtime.settings.progress_interval_s
         self._timer = self._loop.call_later(interval_s, self._tick)
 
     def _tick(self) -> None:

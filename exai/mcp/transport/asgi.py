@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
 from exai.mcp.admission import Rejection, header_map
-from exai.mcp.session.server import McpServer
+from exai.mcp.server import McpServer
 from exai.mcp.transport.cors import answer_preflight, is_preflight, with_cors
 from exai.mcp.transport.http.short_http import ShortHttp
 from exai.mcp.transport.http.streamable import HttpDoor

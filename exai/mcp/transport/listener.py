@@ -18,7 +18,7 @@ from pathlib import Path
 import structlog
 
 from exai.errors import StartupError
-from exai.mcp.session.server import GOING_AWAY
+from exai.mcp.server import GOING_AWAY
 from exai.mcp.transport.asgi import McpApp
 from exai.mcp.transport.descriptors import connections_possible
 from exai.mcp.transport.library_parts import Config, ServerState

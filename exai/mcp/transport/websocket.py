@@ -27,7 +27,7 @@ from exai.mcp.core.jsonrpc import JsonRpcMessage as Incoming
 from exai.mcp.core.jsonrpc import Malformed, parse
 from exai.mcp.core.versions import MESSAGE_MAX_HEADER
 from exai.mcp.identity import Admitted
-from exai.mcp.session.server import McpServer
+from exai.mcp.server import McpServer
 from exai.mcp.session.session import Session
 from exai.mcp.transport.extensions import Direct, abort_of, direct_of, peer_of
 from exai.mcp.transport.metering import POLICY_VIOLATION, TRY_AGAIN_LATER

@@ -279,11 +279,10 @@ class TestCalls:
             server.tools.gate.open.set()
             assert {(await client.receive())["id"] for _ in range(2)} == {0, 1}
 
-    async def test_failures_of_tools_are_results_and_defects_are_errors(self, server: Running) -> None:
+    async def test_failures_of_tools_are_results_and_defects_are_errors(self) -> None:
         """A defect says nothing but where the logs have it."""
         recording = Recording()
-        server.server.recorder = recording
-        async with peer(server) as client:
+        async with running_server(recorder=recording) as server, peer(server) as client:
             busy = await client.ask(modern(1, "tools/call", tool_call("busy")))
             assert busy["result"]["isError"] is True
             assert busy["result"]["structuredContent"]["error"]["waited_s"] == 1

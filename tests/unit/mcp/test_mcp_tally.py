@@ -7,7 +7,7 @@ import asyncio
 import structlog
 from structlog.testing import capture_logs
 
-from exai.mcp.session.accounting import Tally
+from exai.mcp.session.accounting import Accounting
 from exai.models import Owner
 from exai.monitoring.metrics import MetricsRecorder
 
@@ -15,17 +15,17 @@ from exai.monitoring.metrics import MetricsRecorder
 async def test_each_call_of_a_turn_is_told_once_and_as_its_own() -> None:
     """Style: one line per request; the context of one call is not that of another."""
     recorder = MetricsRecorder()
-    tally, loop = Tally(lambda: recorder), asyncio.get_running_loop()
+    accounting, loop = Accounting(recorder), asyncio.get_running_loop()
     with (
         capture_logs() as lines,
         structlog.contextvars.bound_contextvars(peer="x"),
     ):
         structlog.get_config()["processors"].insert(0, structlog.contextvars.merge_contextvars)
         for number, outcome in enumerate(("ok", "ok", "error")):
-            tally.add((Owner(f"o{number}"), "tools/call", "chat", outcome), f"r{number}", 0.25, loop)
+            accounting.add((Owner(f"o{number}"), "tools/call", "chat", outcome), f"r{number}", 0.25, loop)
         assert not lines
         await asyncio.sleep(0)
-        tally.add((Owner("o3"), "prompts/get", "", "ok"), "r3", 0.5, loop)
+        accounting.add((Owner("o3"), "prompts/get", "", "ok"), "r3", 0.5, loop)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     assert [(line["request"], line["owner"], line["outcome"]) for line in lines] == [

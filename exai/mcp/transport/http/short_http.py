@@ -17,9 +17,9 @@ from exai.mcp.core import jsonrpc
 from exai.mcp.core.jsonrpc import Request, RpcError
 from exai.mcp.core.protocol import Send, Start
 from exai.mcp.identity import Admitted
+from exai.mcp.server import McpServer
 from exai.mcp.session.outbox import Outbox
 from exai.mcp.session.quota import Quota
-from exai.mcp.session.server import McpServer
 from exai.mcp.session.session import Session
 from exai.mcp.session.timeouts import Timeouts
 from exai.mcp.transport.http.headers import legacy_version

@@ -25,7 +25,7 @@ from exai.mcp.core import jsonrpc, versions
 from exai.mcp.core.jsonrpc import Fault, JsonRpcMessage, Malformed, RpcError
 from exai.mcp.core.protocol import Ignore, Send, Start
 from exai.mcp.identity import Admitted
-from exai.mcp.session.server import McpServer
+from exai.mcp.server import McpServer
 from exai.mcp.session.session import Session
 from exai.mcp.transport.extensions import abort_of, peer_of
 from exai.mcp.transport.http.headers import legacy_version

@@ -13,16 +13,14 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from exai.mcp.admission import Edge
-from exai.mcp.core.protocol import Call, Connection, Feature, ListKind, Surface
+from exai.mcp.core.protocol import Connection, Feature, ListKind, Surface
 from exai.mcp.features.tasks import Tasks, TaskStore
-from exai.mcp.features.tools import Terms, ToolRegistry
+from exai.mcp.features.tools import ToolRegistry
 from exai.mcp.identity import Admitted, Authenticator, everybody_is_local
-from exai.mcp.session.accounting import Tally
 from exai.mcp.session.notifier import Notifier
 from exai.mcp.session.outbox import Outbox
-from exai.mcp.session.quota import Quotas
+from exai.mcp.session.runtime import Runtime
 from exai.mcp.session.session import Session
-from exai.mcp.session.timeouts import Timeouts
 from exai.models import Recorder
 from exai.settings.load import ServerSettings
 
@@ -55,25 +53,25 @@ class McpServer:
         task_store: TaskStore | None = None,
     ) -> None:
         self.settings = settings
-        self.tools = tools
-        self._tool_timeout_s = tool_timeout_s
         self.edge = Edge(settings, authenticate)
-        self.quotas = Quotas(settings)
-        self.recorder = recorder or _Unrecorded()
-        self._tasks = None if task_store is None else Tasks(task_store, settings, self.recorder, self.quieter)
+        self.runtime = Runtime(settings, recorder or _Unrecorded(), tool_timeout_s)
+        self.quotas, self.recorder = self.runtime.quotas, self.runtime.recorder
+        activity = self.runtime.activity
+        self._tasks = None if task_store is None else Tasks(task_store, settings, self.recorder, activity.set)
         offered = (
             (tools.feature(), *features)
             if self._tasks is None
             else (tools.feature(self._tasks.run), *features, self._tasks.feature())
         )
         self.surface = Surface(name, version, offered, instructions=instructions)
-        self.is_draining = False
-        self.watch = Timeouts()
-        self.tally = Tally(lambda: self.recorder)
         self._sessions: set[Session] = set()
         self._is_count_due = False
-        self.news = Notifier(lambda: self._sessions)
-        self._quiet = asyncio.Event()
+        self.notifier = Notifier(lambda: self._sessions)
+
+    @property
+    def is_draining(self) -> bool:
+        """Return whether shutdown has begun, so that no new call is started."""
+        return self.runtime.is_draining
 
     def open_session(self, admitted: Admitted, *, peer: str, version: str | None = None) -> Session:
         """Start a session; the transport must `end` it."""
@@ -92,7 +90,7 @@ class McpServer:
             version=version,
             budget=self.quotas.of(admitted.owner),
         )
-        return Session(self, connection, admitted, peer=peer, outbox=outbox)
+        return Session(self.runtime, connection, admitted, peer=peer, on_end=self.forget, outbox=outbox)
 
     def enlist(self, session: Session) -> None:
         """Count a session that starts, or that takes another request."""
@@ -103,30 +101,17 @@ class McpServer:
         """Stop counting a session that has ended, or that waits for another request."""
         self._sessions.discard(session)
         self._count()
-        self.quieter()
+        self.runtime.activity.set()
 
     def _count(self) -> None:
         """Schedule the update of the session gauge for the end of this iteration, in which many may start and end."""
         if not self._is_count_due:
             self._is_count_due = True
-            asyncio.get_running_loop().call_soon(self._tell_count)
+            asyncio.get_running_loop().call_soon(self._report_count)
 
-    def _tell_count(self) -> None:
+    def _report_count(self) -> None:
         self._is_count_due = False
         self.recorder.gauge("mcp_sessions", len(self._sessions))
-
-    def quieter(self) -> None:
-        """Wake up `drain` to check again: a call or a session has ended."""
-        self._quiet.set()
-
-    def terms(self, call: Call) -> Terms:
-        """Return the terms of the called tool, or of another method; the label of the latter is empty."""
-        return self.tools.terms(call) if call.method.name == "tools/call" else Terms("", call.method.timeout_s)
-
-    def timeout_s(self, terms: Terms) -> float:
-        """Return the timeout of such a call: the server's limit, or a shorter one of its tool or method."""
-        own = terms.timeout_s
-        return self._tool_timeout_s if own is None or own > self._tool_timeout_s else own
 
     def changed(self, change: ListKind) -> None:
         """Notify every subscribed peer that a list changed."""
@@ -140,8 +125,8 @@ class McpServer:
 
     async def drain(self, grace_s: float, code: int, hurry: asyncio.Event | None = None) -> None:
         """Let running calls finish for `grace_s` (or until `hurry`), fail the rest, and close every session."""
-        self.is_draining = True
-        self.news.stop()
+        self.runtime.is_draining = True
+        self.notifier.stop()
         hurry = hurry or asyncio.Event()
         hurried = asyncio.create_task(self._look_again_when(hurry), name="mcp drain hurry")
         try:
@@ -165,7 +150,7 @@ class McpServer:
 
     async def _look_again_when(self, event: asyncio.Event) -> None:
         await event.wait()
-        self._quiet.set()
+        self.runtime.activity.set()
 
     async def _closing_idle(self, done: Callable[[], bool], limit_s: float, code: int) -> None:
         """Wait until `done` for at most `limit_s`, and close sessions as they become idle."""
@@ -178,8 +163,8 @@ class McpServer:
                     # No await between the check and `clear`, so a call that ends cannot be missed.
                     if done():
                         return
-                    self._quiet.clear()
-                    await self._quiet.wait()
+                    self.runtime.activity.clear()
+                    await self.runtime.activity.wait()
 
 
 class _Unrecorded:

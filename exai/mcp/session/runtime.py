@@ -1,0 +1,39 @@
+"""What all sessions of one server share: settings, limits and reports, but no session.
+
+Invariant: nothing here refers to a server, a session or a feature, so sessions depend on it and it on none of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from exai.mcp.core.protocol import Terms
+from exai.mcp.session.accounting import Accounting
+from exai.mcp.session.quota import Quotas
+from exai.mcp.session.timeouts import Timeouts
+from exai.models import Recorder
+from exai.settings.load import ServerSettings
+
+
+@dataclass(slots=True)
+class Runtime:
+    """One per server. `activity` is set when a call or a session has ended, for those that wait until none is left."""
+
+    settings: ServerSettings
+    recorder: Recorder
+    default_timeout_s: float
+    quotas: Quotas = field(init=False)
+    accounting: Accounting = field(init=False)
+    timeouts: Timeouts = field(default_factory=Timeouts)
+    activity: asyncio.Event = field(default_factory=asyncio.Event)
+    is_draining: bool = False
+
+    def __post_init__(self) -> None:
+        self.quotas = Quotas(self.settings)
+        self.accounting = Accounting(self.recorder)
+
+    def timeout_s(self, terms: Terms) -> float:
+        """Return the timeout of a call on these terms: the server's limit, or a shorter one of the tool or method."""
+        own = terms.timeout_s
+        return self.default_timeout_s if own is None or own > self.default_timeout_s else own

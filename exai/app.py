@@ -39,6 +39,7 @@ from exai.files.paths import Roots
 from exai.files.service import FileService
 from exai.monitoring.health import Component, Health, Probe, Probed, open_health
 from exai.monitoring.metrics import MetricsRecorder
+from exai.program import program
 from exai.providers.registry import Providers, open_providers
 from exai.settings.addresses import redact
 from exai.settings.load import Settings, default_data_dir
@@ -227,7 +228,7 @@ def not_reached(url: str, setting: str, error: DatabaseUnavailable) -> StartupEr
     cause = error.__cause__
     said = f" ({cause.strerror or cause})" if isinstance(cause, OSError) else ""
     cure = error.cure if isinstance(cause, Exception) and not isinstance(cause, OSError) else "Start it"
-    return StartupError(where, f"{error.problem}{said}", f"{cure}, or correct {setting}; see `exai doctor`")
+    return StartupError(where, f"{error.problem}{said}", f"{cure}, or correct {setting}; see `{program()} doctor`")
 
 
 async def _check_cache(cache: ConversationCache, url: str | None) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from exai.app import open_app
-from exai.cli.browse import whole_id
+from exai.cli.browse import check_owner, whole_id
 from exai.cli.terminal_text import printable
 from exai.conversations.formats import ExportItem, Format, read_lines, read_markdown
 from exai.errors import InvalidArgument, NotFound
@@ -42,10 +42,11 @@ BEGINNINGS = (
 
 async def export(settings: Settings, name: str, target: str, kind: Format | None, owner: Owner = LOCAL_OWNER) -> None:
     """Write a conversation to a file, or to standard output for `-`, a page at a time. Raises `InvalidArgument`."""
-    shape = kind or SUFFIXES.get(Path(target).suffix.lower(), "jsonl")
+    shape = kind or _shape_of(target)
     if target != STANDARD:
         _check_target(target)
     async with open_app(settings) as app:
+        await check_owner(app, settings, owner)
         parts = app.conversations.export(owner, await whole_id(app, owner, name), shape)
         if target == STANDARD:
             await _print(parts)
@@ -104,6 +105,16 @@ async def _print(parts: AsyncIterator[str]) -> None:
     async for part in parts:
         await asyncio.to_thread(sys.stdout.buffer.write, part.encode())
     sys.stdout.buffer.flush()
+
+
+def _shape_of(target: str) -> Format:
+    """Return the format that the ending of a file's name stands for; a name without an ending is JSON Lines."""
+    suffix = Path(target).suffix.lower()
+    if suffix and suffix not in SUFFIXES:
+        known = ", ".join(f"{each} ({kind})" for each, kind in SUFFIXES.items())
+        problem = f"{target} has an ending that is no format of exports; known are {known}"
+        raise InvalidArgument("FILE", problem, "Use one of these endings, or say which format with --format")
+    return SUFFIXES.get(suffix, "jsonl")
 
 
 def _check_target(target: str) -> None:

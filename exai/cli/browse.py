@@ -13,7 +13,7 @@ from typing import TextIO
 
 from exai.app import App, open_app
 from exai.cli.terminal_text import shown
-from exai.db.filters import ListFilter
+from exai.db.filters import ALL, ListFilter
 from exai.db.search import SearchQuery
 from exai.errors import InvalidArgument, NotFound
 from exai.models import LOCAL_OWNER, ContinuationId, Conversation, Owner
@@ -45,6 +45,7 @@ class Output:
 async def show(settings: Settings, owner: Owner, name: str, limit: int, output: Output) -> None:
     """Write the newest messages of one conversation, oldest first."""
     async with open_app(settings) as app:
+        await check_owner(app, settings, owner)
         found = await whole_id(app, owner, name, output.program)
         page = await app.conversations.read(owner, found, limit=limit)
     output.write(line_of(page.conversation))
@@ -60,6 +61,8 @@ async def search(settings: Settings, query: SearchQuery, limit: int, output: Out
     """Write the best matching messages, each with its conversation."""
     async with open_app(settings) as app:
         page = await app.conversations.search(query, limit=limit)
+        if not page.hits:
+            await check_owner(app, settings, query.owner)
     for hit in page.hits:
         title = " ".join((hit.title or "").split())
         output.write(f"{hit.continuation_id}  [{hit.seq}]  {_time(hit.created_at)}  {title}".rstrip())
@@ -87,6 +90,17 @@ async def list_newest(app: App, owner: Owner, output: Output) -> None:
         output.say(f"(the {LISTED} newest; there are more)")
     elif not page.conversations:
         output.say("no conversations yet")
+
+
+async def check_owner(app: App, settings: Settings, owner: Owner) -> None:
+    """Raise `NotFound` for an owner without conversations that is not configured either, as after a typing error."""
+    if owner == LOCAL_OWNER or owner in settings.server.tokens:
+        return
+    for only in (ALL, ListFilter(deleted=True)):
+        if (await app.conversations.list(owner, limit=1, only=only)).conversations:
+            return
+    cure = "An owner is a name in EXAI_SERVER__TOKENS or the sub of a signed token; correct --owner"
+    raise NotFound("conversation of owner", owner, cure)
 
 
 async def newest_id(app: App, owner: Owner) -> ContinuationId:

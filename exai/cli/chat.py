@@ -16,11 +16,12 @@ from dataclasses import dataclass, replace
 from typing import TextIO
 
 from exai.app import App, open_app
-from exai.cli.browse import Output, list_newest, newest_id, owner_option, whole_id
+from exai.cli.browse import Output, check_owner, list_newest, newest_id, owner_option, whole_id
 from exai.cli.terminal_text import shown
 from exai.conversations import ChatRequest
 from exai.errors import ExaiError, InvalidArgument
 from exai.models import LOCAL_OWNER, ContinuationId, Delta, Owner
+from exai.program import program
 from exai.settings.load import Settings
 
 PROMPT = "> "
@@ -58,6 +59,7 @@ async def run_chat(settings: Settings, options: ChatOptions, streams: Streams) -
     interactive = not options.words and not options.list_only and streams.input.isatty()
     prompt = None if interactive or options.list_only else read_prompt(options.words, streams.input, settings)
     async with open_app(settings) as app:
+        await check_owner(app, settings, options.owner)
         if options.list_only:
             await list_newest(app, options.owner, Output(streams.output, streams.error))
             return 0
@@ -92,7 +94,7 @@ def read_prompt(words: tuple[str, ...], source: TextIO, settings: Settings) -> s
     prompt = "\n\n".join(part for part in (*parts, " ".join(spoken)) if part)
     if not prompt.strip():
         raise InvalidArgument(
-            "prompt", "is empty", 'Write it after the command, exai chat "..."; - reads standard input'
+            "prompt", "is empty", f'Write it after the command, {program()} chat "..."; - reads standard input'
         )
     if len(prompt) > limit:
         raise InvalidArgument(

@@ -24,6 +24,7 @@ from exai.embedded.valkey import find_valkey
 from exai.errors import ConfigError, ExaiError, StartupError
 from exai.logs import redact_text
 from exai.models import Finding, Recorder
+from exai.program import program
 from exai.providers.diagnose import diagnose as diagnose_providers
 from exai.settings.credentials import check_daemon_token
 from exai.settings.load import Settings, describe
@@ -117,7 +118,9 @@ async def _port(settings: Settings, _: Recorder) -> list[Finding]:
         seen = f"{address} is held by EXAI{version}: {answer.body.get('status')}"
         if answer.healthy:
             return [Finding(part, "ok", seen)]
-        return [Finding(part, "fail", seen, "`exai health` says which part is down; what follows here says why")]
+        return [
+            Finding(part, "fail", seen, f"`{program()} health` says which part is down; what follows here says why")
+        ]
     except ConfigError as error:
         return [Finding(part, "warn", f"{address}: {error.problem}", error.cure)]
     except StartupError:
@@ -161,7 +164,7 @@ def _embedded_address(settings: Settings, part: str) -> str | Finding:
     """Return the address of a running embedded server, or the finding that explains its absence."""
     running = read_running(settings.embedded_dir)
     if running is None:
-        return Finding(part, "off", "embedded, not running now; `exai serve` starts it")
+        return Finding(part, "off", f"embedded, not running now; `{program()} serve` starts it")
     if not running.answers():
         return Finding(
             part,

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from exai.errors import ConfigError, StartupError
+from exai.program import program
 
 TIMEOUT_S = 5.0
 MAX_REPLY_BYTES = 1_048_576
@@ -60,7 +61,9 @@ def ask_health(url: str, token: str | None = None, timeout_s: float = TIMEOUT_S)
         raise StartupError(url, f"no answer within {timeout_s:g} s", "Is the daemon overloaded or stopped?") from error
     except (OSError, http.client.HTTPException) as error:
         problem = getattr(error, "strerror", None) or type(error).__name__
-        raise StartupError(url, f"cannot be reached ({problem})", "Start the daemon with `exai serve`") from error
+        raise StartupError(
+            url, f"cannot be reached ({problem})", f"Start the daemon with `{program()} serve`"
+        ) from error
     finally:
         connection.close()
     if reply.status in (401, 403):

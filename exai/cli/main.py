@@ -29,6 +29,7 @@ from exai.cli.command import (
 )
 from exai.cli.terminal_text import shown
 from exai.errors import ConfigError, DatabaseUnavailable, ExaiError
+from exai.program import program
 from exai.settings.environment import ENV_FILE_VARIABLE
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _migrate(_: argparse.Namespace) -> int:
     if url is None:
         print(
             "No database address is configured (EXAI_DATABASE__URL, SUPABASE_DB_URL or DATABASE_URL).\n"
-            f"The embedded Postgres in {settings.data_dir} is migrated by `exai serve` whenever it starts."
+            f"The embedded Postgres in {settings.data_dir} is migrated by `{program()} serve` whenever it starts."
         )
         return OK
     from exai.app import not_reached

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import shlex
-import shutil
 import sys
-from pathlib import Path
 
 from exai.cli.command import OK, read_settings, run
 from exai.cli.terminal_text import shown
 from exai.errors import ConfigError
 from exai.models import LOCAL_OWNER, Owner
+from exai.program import program
 
 OWNER_MAX_CHARS = 255
 
@@ -26,7 +24,7 @@ def chat(options: argparse.Namespace) -> int:
         options.continuation_id,
         options.model,
         options.list_only,
-        called_as(),
+        program(),
         options.last,
         owner_of(options),
     )
@@ -39,7 +37,7 @@ def search(options: argparse.Namespace) -> int:
     from exai.cli.browse import search as find
     from exai.db.search import SearchQuery
 
-    output = Output(sys.stdout, sys.stderr, called_as())
+    output = Output(sys.stdout, sys.stderr, program())
     query = SearchQuery(owner_of(options), " ".join(options.words), tags=options.tag)
     run(find(read_settings(errors_only=True), query, options.limit, output))
     return OK
@@ -50,7 +48,7 @@ def show(options: argparse.Namespace) -> int:
     from exai.cli.browse import Output
     from exai.cli.browse import show as write
 
-    output = Output(sys.stdout, sys.stderr, called_as())
+    output = Output(sys.stdout, sys.stderr, program())
     run(write(read_settings(errors_only=True), owner_of(options), options.name, options.limit, output))
     return OK
 
@@ -88,11 +86,3 @@ def prune(options: argparse.Namespace) -> int:
 
     print(run(remove(read_settings(), options.idle_days)))
     return OK
-
-
-def called_as() -> str:
-    """Return the command by which the user can call this program again, quoted for a shell."""
-    called = sys.argv[0]
-    if Path(called).name != "exai" or shutil.which("exai") == called:
-        return "exai"
-    return shlex.quote(called)

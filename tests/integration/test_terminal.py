@@ -187,6 +187,41 @@ async def test_operator_names_the_owner(settings: Settings, environ: dict[str, s
     assert (status, "--owner" in error) == (2, True)
 
 
+async def test_owner_without_conversations_is_an_error_and_asks_no_model(
+    settings: Settings, environ: dict[str, str], provider: ProviderServer, tmp_path: Path
+) -> None:
+    """A typing error must not look like an empty store, nor begin a conversation that its owner will not see."""
+    await stored(settings, "mine", "a secret word", owner="alice")
+    file = tmp_path / "mine.jsonl"
+    for arguments in (
+        ("chat", "--list"),
+        ("chat", "--last", "hello"),
+        ("chat", "--continue", "mine", "hello"),
+        ("chat", "hello"),
+        ("search", "secret"),
+        ("show", "mine"),
+        ("export", "mine", str(file)),
+    ):
+        status, out, error = await asyncio.to_thread(run_command, environ, *arguments, "--owner", "alise")
+        assert (status, out) == (1, "")
+        assert "there is no conversation of owner 'alise'" in error
+        assert "correct --owner" in error
+    assert provider.chats == []
+    assert not file.exists()
+
+
+async def test_owner_of_a_token_may_begin_at_the_terminal(
+    environ: dict[str, str], settings: Settings, provider: ProviderServer
+) -> None:
+    """The owner is known, although nothing is stored yet."""
+    known = {**environ, "EXAI_SERVER__TOKENS": '{"alice": "a-token-of-alice-0123"}'}
+    status, out, _ = await asyncio.to_thread(run_command, known, "chat", "--list", "--owner", "alice")
+    assert (status, out) == (0, "")
+    status, out, error = await asyncio.to_thread(run_command, known, "chat", "hello", "--owner", "alice")
+    assert (status, len(provider.chats)) == (0, 1)
+    assert "--owner alice --continue" in error
+
+
 @pytest.mark.parametrize("encoding", ["cp1252", "gbk", "ascii"])
 async def test_every_terminal_shows_what_it_can(
     encoding: str, settings: Settings, environ: dict[str, str], provider: ProviderServer
@@ -246,6 +281,8 @@ async def test_first_question_that_fails_says_how_to_continue(settings: Settings
 
 async def test_commands_to_repeat_name_the_owner(settings: Settings, provider: ProviderServer) -> None:
     """Without the owner, the printed command would not find the conversation."""
+    for owner in ("alice", "alice b"):
+        await stored(settings, "known", "hello", owner=owner)
     _, error = await chat(settings, "hello", owner=Owner("alice b"))
     assert "continue with: exai chat --owner 'alice b' --continue " in error
     with pytest.raises(NotFound, match="`exai chat --owner alice --list` lists"):
@@ -322,7 +359,7 @@ async def test_person_at_a_terminal_talks_line_by_line(program: Program, provide
     program.type("sure?\n")
     await program.shows(r"As I said\.\r\n> ")
     program.type("\x04")
-    await program.shows(r"continue with: exai chat --continue \S+\r\n")
+    await program.shows(r"continue with: \S+ -m exai chat --continue \S+\r\n")
     assert await program.ends() == 0
     assert program.echoes()
     contents = [message["content"] for message in provider.chats[-1].body["messages"]]

@@ -25,6 +25,7 @@ from exai.errors import (
     ShuttingDown,
     StorageFull,
 )
+from exai.program import program
 
 DEPENDENCY: Final = "postgres"
 
@@ -33,7 +34,7 @@ StatementPhase = Literal["connecting", "waiting", "sent"]
 """State of the statement at the failure: opening a connection, waiting for a free one, or sent."""
 
 NO_REPLY: Final = "no reply came in time"
-MIGRATE: Final = "Run `exai migrate` (or `alembic upgrade head`) with this release"
+MIGRATE: Final = f"Run `{program()} migrate` (or `alembic upgrade head`) with this release"
 
 
 @dataclass(frozen=True, slots=True)

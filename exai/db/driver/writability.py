@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from exai.program import program
+
 READ_ONLY_CURE: Final = (
     "If the server's disk is full (Supabase then sets this), free space or enlarge it; else reset "
     "default_transaction_read_only of the database and the role"
 )
 REPLICA_CURE: Final = "Give the primary's address"
-RIGHTS_CURE: Final = "Grant them, or use the role that ran `exai migrate`"
+RIGHTS_CURE: Final = f"Grant them, or use the role that ran `{program()} migrate`"
 
 
 @dataclass(frozen=True, slots=True)

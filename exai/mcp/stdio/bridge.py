@@ -34,6 +34,7 @@ from exai.mcp.core.jsonrpc import (
 from exai.mcp.core.versions import MESSAGE_MAX_HEADER, META_SUBSCRIPTION, OVERLOADED
 from exai.mcp.stdio.messages import error_of, refusal_of, too_large, understood
 from exai.mcp.stdio.pipes import InputLine, start_reading, start_writing
+from exai.program import program
 from exai.settings.addresses import is_loopback
 
 PATIENCE_S = 8.0
@@ -64,7 +65,7 @@ FRAMES_AHEAD = 64
 STDIN, STDOUT = 0, 1
 BUSY_STATUSES = (429, 503)
 REDIRECTS = range(300, 400)
-START_CURE = "Start the daemon with `exai serve`, or set EXAI_URL to its address"
+START_CURE = f"Start the daemon with `{program()} serve`, or set EXAI_URL to its address"
 ADDRESS_CURE = "Set EXAI_URL to the address of an EXAI daemon, such as ws://127.0.0.1:8079/"
 CURES = {
     401: "Set EXAI_TOKEN in the environment of this command to a token of the daemon",

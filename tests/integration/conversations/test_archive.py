@@ -330,6 +330,11 @@ async def test_ordinary_mistakes_with_files_are_one_line(
         (("import", "no-zone.jsonl"), "line 3, created_at: has no time zone"),
         (("import", "binary.jsonl"), "line 1"),
         (("export", name, "directory.jsonl"), "is a directory"),
+        (
+            ("export", name, "x.pdf"),
+            "FILE: x.pdf has an ending that is no format of exports; known are .jsonl (jsonl), .md",
+        ),
+        (("export", name, "x.json"), "say which format with --format"),
         (("export", name, "nowhere/x.jsonl"), "there is no directory nowhere"),
         (("export", "nobody", "x.jsonl"), "there is no conversation"),
     ):

@@ -90,8 +90,8 @@ class Body:
     """Feed it the chunks of a reply that said it was well; it answers with the events they complete.
 
     `form` is what the body turned out to be. A `foreign` one gives no events; `foreign` has its beginning. `alive`
-    counts the lines so far, or the pieces of a document: a server that sends some is at work. `is_one_document`: the
-    body was one JSON value to its end, and not lines of which the last may be missing.
+    counts the lines so far, or the pieces of a document: a server that sends some is at work. `is_one_document`, known
+    after `close`: the body was one JSON value to its end, and not lines of which the last may be missing.
     """
 
     def __init__(self, media_type: str, encoding: str, *, max_event_bytes: int, max_bytes: int) -> None:
@@ -100,7 +100,8 @@ class Body:
         self._parser = SseParser(max_event_bytes)
         self._is_stream = media_type == "text/event-stream"
         self._held = bytearray()
-        self._pieces = 0
+        self._pieces = self._lines = 0
+        self._may_be_lines = True
         self.form: Form = "unknown"
         self.is_one_document = False
 
@@ -130,7 +131,7 @@ class Body:
             events += self._decide(bytes(self._held).lstrip(_SPACE))
         if self.form == "events":
             return events + self._parser.close()
-        return self._documents() if self.form == "document" else events
+        return events + self._documents() if self.form == "document" else events
 
     def _take(self, piece: bytes) -> list[Event]:
         self._left_bytes -= len(piece)
@@ -142,34 +143,65 @@ class Body:
         self._pieces += self.form != "foreign"
         if self.form == "unknown":
             head = bytes(self._held[:MAX_FOREIGN_BYTES]).lstrip(_SPACE)
-            return self._decide(head) if len(head) >= _SNIFFED_BYTES or b"\n" in head else []
+            if len(head) < _SNIFFED_BYTES and b"\n" not in head:
+                return []
+            return self._decide(head)
+        events = self._complete_lines() if self.form == "document" and b"\n" in piece else []
         limit = MAX_FOREIGN_BYTES if self.form == "foreign" else MAX_DOCUMENT_BYTES
         if len(self._held) > limit:
             if self.form == "document":
                 raise EventTooLarge
             del self._held[limit:]
-        return []
+        return events
 
     def _decide(self, head: bytes) -> list[Event]:
         if head.startswith((b"{", b"[")) and not head.startswith(b"[DONE]"):
             self.form = "document"
-        elif self._is_stream or head.lower().startswith(_FIELDS):
+            return self._complete_lines()
+        if self._is_stream or head.lower().startswith(_FIELDS):
             self.form = "events"
             held = bytes(self._held)
             self._held.clear()
             return self._parser.feed(held)
-        elif head:
+        if head:
             self.form = "foreign"
         return []
 
+    def _complete_lines(self) -> list[Event]:
+        """Return one event for each complete line if the first of them is a JSON value of its own.
+
+        Lines are not held until the end of the body, so that the text of a connection that breaks is not lost.
+        """
+        end = self._held.rfind(b"\n") + 1
+        if not end or not self._may_be_lines:
+            return []
+        lines = _lines_of(self._held[:end])
+        if lines and not self._lines and not _is_json(lines[0]):
+            self._may_be_lines = False
+            return []
+        del self._held[:end]
+        self._lines += len(lines)
+        return [Event(line.removeprefix("data:")) for line in lines]
+
     def _documents(self) -> list[Event]:
-        """Return one event for a JSON document, or one for each of several lines."""
+        """Return one event for a JSON document, or one for each line that has not been returned yet."""
+        lines = _lines_of(self._held)
         text = bytes(self._held).decode(errors="replace")
         self._held.clear()
-        try:
-            decode(text.strip().lstrip("\ufeff"))
-        except ValueError:
-            lines = filter(None, map(str.strip, text.split("\n")))
-            return [Event(line.removeprefix("data:")) for line in lines]
-        self.is_one_document = True
-        return [Event(text)]
+        if not self._lines and _is_json(text):
+            self.is_one_document = True
+            return [Event(text)]
+        self.is_one_document = self._lines == 1 and not lines
+        return [Event(line.removeprefix("data:")) for line in lines]
+
+
+def _lines_of(held: bytearray) -> list[str]:
+    return list(filter(None, map(str.strip, bytes(held).decode(errors="replace").split("\n"))))
+
+
+def _is_json(text: str) -> bool:
+    try:
+        decode(text.strip().lstrip("\ufeff"))
+    except ValueError:
+        return False
+    return True

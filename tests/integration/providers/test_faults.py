@@ -6,6 +6,7 @@ The cases are those of the fault list: hangs, cuts, drips, refusals, storms, rep
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 
 import pytest
@@ -140,6 +141,25 @@ async def test_cut_in_the_middle_is_not_taken_for_the_end(server: ProviderServer
     with pytest.raises(ProviderBroken) as broken:
         await call
     assert broken.value.partial == "Hel"
+    assert len(server.chats) == 1
+    await recovers(ask)
+
+
+@pytest.mark.parametrize("how", ["fin", "rst"])
+@pytest.mark.parametrize("pieces", [["Hel"], ["He", "l"]])
+async def test_cut_inside_json_lines_keeps_the_text_so_far(
+    server: ProviderServer, ask: Asker, how: Break, pieces: list[str]
+) -> None:
+    """Each line is an answer's piece when it is complete, as an event is."""
+    lines = [json.dumps({"message": {"content": each}, "done": False}).encode() + b"\n" for each in pieces]
+    server.script(Reply([*lines, b'{"mess', "gate", how], headers={"content-type": "application/x-ndjson"}))
+    heard = Heard()
+    call = asyncio.create_task(ask("kimi-k3", heard))
+    await soon(heard.first.wait())
+    server.gate.set()
+    with pytest.raises(ProviderBroken, match="the connection broke") as broken:
+        await call
+    assert broken.value.partial == "".join(piece.content for piece in heard.pieces) == "Hel"
     assert len(server.chats) == 1
     await recovers(ask)
 

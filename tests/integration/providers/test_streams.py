@@ -243,6 +243,22 @@ CASES: dict[str, Case] = {
         )
     ),
     "JSON lines without an end": Case(reply_as("\n".join(said(D, N)).encode(), "application/x-ndjson"), ProviderBroken),
+    "one JSON document on a line": Case(reply_as(json.dumps(MESSAGE | {"usage": USAGE}).encode() + b"\n")),
+    "one JSON document on many lines": Case(reply_as(json.dumps(MESSAGE | {"usage": USAGE}, indent=1).encode())),
+    "JSON lines, reset before the end": Case(
+        Reply(
+            [f"{each}\n".encode() for each in said(D, N)] + [0.05, "rst"], headers={"content-type": "application/json"}
+        ),
+        ProviderBroken,
+    ),
+    "JSON lines, reset after the reason": Case(
+        Reply(
+            [f"{each}\n".encode() for each in said(D, N, finish="stop")] + [0.05, "rst"],
+            headers={"content-type": "application/x-ndjson"},
+        ),
+        partial=True,
+        note="the connection broke",
+    ),
     "lines without data:": raw(f": hello\n\n{PLAIN}".replace("data: {", "{")),
     # Finish.
     "no [DONE]": Case(stream(*TEXT, STOP)),

@@ -61,6 +61,14 @@ alter table exai.message_words enable row level security;
 
 CREATE INDEX message_words_words_idx ON exai.message_words USING gin (words) WITH (gin_pending_list_limit='16384');
 
+create table exai.quarantine (
+    table_name text not null,
+    reason text not null,
+    row jsonb not null,
+    quarantined_at timestamp with time zone not null default now()
+);
+alter table exai.quarantine enable row level security;
+
 create table exai.removed_conversations (
     owner text not null,
     continuation_id text not null,
@@ -69,14 +77,6 @@ create table exai.removed_conversations (
     constraint removed_conversations_pkey PRIMARY KEY (changed_xid, owner, continuation_id)
 );
 alter table exai.removed_conversations enable row level security;
-
-create table exai.set_aside (
-    table_name text not null,
-    reason text not null,
-    row jsonb not null,
-    set_aside_at timestamp with time zone not null default now()
-);
-alter table exai.set_aside enable row level security;
 
 create table exai.unindexed_messages (
     conversation_id uuid not null,
@@ -90,10 +90,10 @@ create table monitoring.metrics_1hour (
     bucket timestamp with time zone not null,
     type text not null,
     labels jsonb not null default '{}'::jsonb,
-    n bigint not null,
-    total double precision,
-    smallest double precision,
-    largest double precision,
+    count bigint not null,
+    sum double precision,
+    min double precision,
+    max double precision,
     constraint metrics_1hour_key PRIMARY KEY (bucket, type, labels)
 );
 alter table monitoring.metrics_1hour enable row level security;
@@ -102,10 +102,10 @@ create table monitoring.metrics_1min (
     bucket timestamp with time zone not null,
     type text not null,
     labels jsonb not null default '{}'::jsonb,
-    n bigint not null,
-    total double precision,
-    smallest double precision,
-    largest double precision,
+    count bigint not null,
+    sum double precision,
+    min double precision,
+    max double precision,
     constraint metrics_1min_key PRIMARY KEY (bucket, type, labels)
 );
 alter table monitoring.metrics_1min enable row level security;
@@ -200,7 +200,7 @@ CREATE INDEX conversations_parent_idx ON public.conversations USING btree (paren
 
 CREATE INDEX conversations_recent_idx ON public.conversations USING btree (owner, updated_at DESC, id DESC);
 
-CREATE TRIGGER exai_clock BEFORE INSERT OR UPDATE OF updated_at ON public.conversations FOR EACH ROW WHEN ((new.updated_at > clock_timestamp())) EXECUTE FUNCTION exai.clock_change_v1();
+CREATE TRIGGER exai_clock BEFORE INSERT OR UPDATE OF updated_at ON public.conversations FOR EACH ROW WHEN ((new.updated_at > clock_timestamp())) EXECUTE FUNCTION exai.clamp_updated_at_v1();
 
 CREATE TRIGGER exai_fill BEFORE INSERT OR UPDATE ON public.conversations FOR EACH ROW WHEN (((new.continuation_id IS NULL) OR (new.metadata IS NULL) OR (new.created_at IS NULL) OR (new.updated_at IS NULL))) EXECUTE FUNCTION exai.fill_conversation_v1();
 
@@ -256,7 +256,7 @@ CREATE INDEX messages_created_idx ON public.messages USING btree (conversation_i
 
 CREATE INDEX messages_system_idx ON public.messages USING btree (conversation_id, seq DESC) WHERE (role = 'system'::text);
 
-CREATE TRIGGER exai_fix_number BEFORE UPDATE OF conversation_id, seq ON public.messages FOR EACH ROW WHEN (((old.seq IS NOT NULL) AND ((old.seq IS DISTINCT FROM new.seq) OR (old.conversation_id IS DISTINCT FROM new.conversation_id)))) EXECUTE FUNCTION exai.fix_number_v1();
+CREATE TRIGGER exai_fix_number BEFORE UPDATE OF conversation_id, seq ON public.messages FOR EACH ROW WHEN (((old.seq IS NOT NULL) AND ((old.seq IS DISTINCT FROM new.seq) OR (old.conversation_id IS DISTINCT FROM new.conversation_id)))) EXECUTE FUNCTION exai.forbid_renumbering_v1();
 
 CREATE TRIGGER exai_note_delete AFTER DELETE ON public.messages REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION exai.note_edit_v1();
 -- It fires always.
@@ -314,8 +314,8 @@ alter table public.turns enable row level security;
 
 CREATE INDEX turns_conversation_idx ON public.turns USING btree (conversation_id);
 
-CREATE OR REPLACE FUNCTION exai.append_group_v1(p_owners text[], p_names text[], p_new_ids uuid[], p_turn_ids uuid[], p_keys text[], p_hashes text[], p_tools text[], p_titles text[], p_expected bigint[], p_counts bigint[], p_of integer[], p_places bigint[], p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_file_of integer[], p_files uuid[])
- RETURNS TABLE(number integer, base_revision bigint, first_seq bigint, created_at timestamp with time zone, header text, inc text)
+CREATE OR REPLACE FUNCTION exai.append_batch_v1(p_owners text[], p_names text[], p_new_ids uuid[], p_turn_ids uuid[], p_keys text[], p_hashes text[], p_tools text[], p_titles text[], p_expected bigint[], p_counts bigint[], p_of integer[], p_places bigint[], p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_file_of integer[], p_files uuid[])
+ RETURNS TABLE(number integer, base_revision bigint, first_seq bigint, created_at timestamp with time zone, header text, server_epoch text)
  LANGUAGE plpgsql
  ROWS 16
  SET lock_timeout TO '2s'
@@ -393,7 +393,7 @@ begin
     from claimed c;
   -- Again one of its own: triggers that others have on messages may change the conversations after it.
   return query
-  select c.number, c.base, c.next_seq, c.at, exai.header_v1(v)::text, exai.incarnation_v1()::text
+  select c.number, c.base, c.next_seq, c.at, exai.header_v1(v)::text, exai.server_epoch_v1()::text
     from unnest(v_numbers, v_ids, v_nexts, v_bases, v_times) c(number, id, next_seq, base, at)
     join public.conversations v on v.id = c.id;
 end
@@ -423,7 +423,7 @@ begin
       'status', case when v.deleted_at is not null then 'deleted' when t.id = p_turn_id then 'appended'
                      else 'duplicate' end, 'turn_id', t.id,
       'base_revision', t.revision - 1, 'revision', t.revision, 'first_seq', t.first_seq, 'last_seq', t.last_seq,
-      'inc', exai.incarnation_v1(), 'conversation', exai.header_v1(v))::text;
+      'server_epoch', exai.server_epoch_v1(), 'conversation', exai.header_v1(v))::text;
     return query
       select 'stored', m.seq, m.role, m.content, m.created_at, m.kind, m.turn_id::text, nullif(m.metadata, '{}')::text
         from public.messages m
@@ -434,34 +434,8 @@ begin
   return query select 'head', null::bigint, null, null, s.o_now, null, null, pg_catalog.json_build_object(
     'status', case s.o_status when 'new' then 'appended' else s.o_status end, 'turn_id', s.o_turn_id,
     'base_revision', s.o_base, 'revision', s.o_revision, 'first_seq', s.o_first, 'last_seq', s.o_last,
-    'inc', exai.incarnation_v1(), 'detail', s.o_detail,
+    'server_epoch', exai.server_epoch_v1(), 'detail', s.o_detail,
     'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
-end
-$function$
-;
-
-CREATE OR REPLACE FUNCTION exai.bare_v1(p_text text)
- RETURNS text
- LANGUAGE plpgsql
- IMMUTABLE PARALLEL SAFE
- SET search_path TO 'pg_catalog', 'pg_temp'
- SET standard_conforming_strings TO 'on'
-AS $function$
-declare
-  v_text text collate "C" := p_text;
-begin
-  if octet_length(v_text) = length(v_text)
-     or v_text !~ E'[\u00C0-\u024F\u0300-\u036F\u0370-\u052F\u0590-\u06FF\u1E00-\u1FFF]' then
-    return v_text;
-  end if;
-  v_text := normalize(v_text, NFD);
-  v_text := regexp_replace(
-    v_text,
-    E'[\u0300-\u036F\u0591-\u05BD\u05BF\u05C1\u05C2\u05C4\u05C5\u05C7\u064B-\u065F\u0670\u06D6-\u06DC]+', '', 'g');
-  v_text := normalize(v_text, NFC);
-  v_text := replace(replace(v_text, E'\u00E6', 'ae'), E'\u0153', 'oe');
-  -- o, d, h, l and t with a stroke, eth, dotless i.
-  return translate(v_text, E'\u00F8\u0111\u0127\u0142\u0167\u00F0\u0131', 'odhltdi');
 end
 $function$
 ;
@@ -602,7 +576,7 @@ begin
     'revision', case when s.o_status <> 'new' and v_status = 'started' then t.revision
                      else coalesce(v.revision, s.o_revision) end,
     'first_seq', coalesce(t.first_seq, s.o_first), 'last_seq', coalesce(t.last_seq, s.o_last),
-    'full', coalesce(v_full, true), 'inc', exai.incarnation_v1(), 'detail', s.o_detail,
+    'full', coalesce(v_full, true), 'server_epoch', exai.server_epoch_v1(), 'detail', s.o_detail,
     'conversation', case when v.id is not null then exai.header_v1(v) end,
     'turn', case when t.id is not null then exai.turn_v1(t) end)::text;
 end
@@ -648,12 +622,12 @@ begin
       else 'duplicate' end;
     return query select 'head', pg_catalog.json_build_object(
       'status', v_status, 'base_revision', case v_status when 'changed' then t.revision - 1 else v.revision end,
-      'revision', v.revision, 'inc', exai.incarnation_v1(),
+      'revision', v.revision, 'server_epoch', exai.server_epoch_v1(),
       'conversation', case when v_status <> 'conflict_key' then t.metadata -> 'conversation'::text end)::text;
     return;
   end if;
   if v.id is null or (v.deleted_at is not null and not p_change ? 'deleted'::text) then
-    return query select 'head', pg_catalog.json_build_object('status', 'not_found', 'inc', exai.incarnation_v1())::text;
+    return query select 'head', pg_catalog.json_build_object('status', 'not_found', 'server_epoch', exai.server_epoch_v1())::text;
     return;
   end if;
   n := v;
@@ -700,13 +674,13 @@ begin
      where c.id = v.id;
   end if;
   return query select 'head', pg_catalog.json_build_object(
-    'status', v_status, 'base_revision', v.revision, 'revision', n.revision, 'inc', exai.incarnation_v1(),
+    'status', v_status, 'base_revision', v.revision, 'revision', n.revision, 'server_epoch', exai.server_epoch_v1(),
     'conversation', case when v_status <> 'conflict_key' then exai.header_v1(n) end)::text;
 end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.clock_change_v1()
+CREATE OR REPLACE FUNCTION exai.clamp_updated_at_v1()
  RETURNS trigger
  LANGUAGE plpgsql
  SECURITY DEFINER
@@ -715,6 +689,34 @@ AS $function$
 begin
   new.updated_at := clock_timestamp();
   return new;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.combine_terms_v1(p_terms tsquery[], p_level integer, p_most integer)
+ RETURNS tsquery
+ LANGUAGE plpgsql
+ IMMUTABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+  v_number numeric := 1;
+begin
+  for i in 1 .. p_level loop
+    v_number := v_number * (cardinality(p_terms) - p_level + i) / i;
+  end loop;
+  if v_number > p_most and p_level > 1 then
+    return null;
+  end if;
+  return (
+    with recursive chosen(last, number, term) as (
+      select i, 1, '(' || p_terms[i]::text || ')' from generate_subscripts(p_terms, 1) i
+       union all
+      select i, c.number + 1, c.term || ' & (' || p_terms[i]::text || ')'
+        from chosen c
+       cross join generate_series(c.last + 1, cardinality(p_terms)) i
+       where c.number < p_level)
+    select string_agg('(' || c.term || ')', ' | ')::tsquery from chosen c where c.number = p_level);
 end
 $function$
 ;
@@ -767,7 +769,7 @@ begin
     exit when v_step > 0 and v_start + v_step * c_step >= v_length;
     v_slice := substr(v_text, v_start + v_step * c_step + 1, c_step + c_overlap);
     v_folded := case when octet_length(v_slice) = length(v_slice) then lower(v_slice)
-                     else exai.bare_v1(exai.fold_v1(v_slice)) end;
+                     else exai.strip_marks_v1(exai.fold_v1(v_slice)) end;
     foreach v_word in array coalesce(p_words, '{}') loop
       v_first := null;
       v_from := 1;
@@ -825,6 +827,79 @@ begin
   end if;
   return new;
 end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.filter_match_v1(p_conversation_id uuid, p_seq bigint, p_owner text, p_shared boolean, p_role text, p_tool text, p_model text, p_tags text[], p_metadata jsonb)
+ RETURNS TABLE(continuation_id text, title text)
+ LANGUAGE sql
+ STABLE ROWS 1
+AS $function$
+  select c.continuation_id, c.title
+    from public.conversations c
+   where c.id = p_conversation_id and c.owner = p_owner and (p_shared or c.deleted_at is null)
+     and (p_tags is null or c.tags operator(pg_catalog.@>) p_tags)
+     and (p_metadata is null or c.metadata operator(pg_catalog.@>) p_metadata)
+     and ((p_role is null and p_tool is null and p_model is null) or exists (
+       select from (
+         -- A range in its order is found by the primary key even where the planner takes the conversation for a short one.
+         select x.seq, x.role, x.turn_id from public.messages x
+          where x.conversation_id = p_conversation_id and x.seq >= p_seq
+          order by x.seq
+          limit 1) m
+         left join public.turns t on t.id = m.turn_id
+        where m.seq = p_seq and (p_role is null or m.role = p_role)
+          and (p_tool is null or t.tool = p_tool) and (p_model is null or t.model = p_model)))
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.find_matches_v1(p_query tsquery, p_long tsquery, p_terms tsquery[], p_groups integer[], p_excluded boolean[], p_missing integer, p_waiting_ids uuid[], p_waiting_seqs bigint[], p_waiting_ats timestamp with time zone[], p_waiting_words tsvector[], p_waiting_which text[], p_ids uuid[], p_up_to bigint[], p_since timestamp with time zone, p_until timestamp with time zone, p_as_of timestamp with time zone)
+ RETURNS TABLE(conversation_id uuid, seq bigint, created_at timestamp with time zone, at tid, words tsvector, which integer[])
+ LANGUAGE sql
+ STABLE ROWS 5000
+AS $function$
+  select n.conversation_id, n.seq, n.created_at, n.at, n.words, n.which
+    from (
+      select w.conversation_id, w.seq, w.created_at, w.ctid as at, null::pg_catalog.tsvector as words,
+             null::integer[] as which
+        from exai.message_words w
+       where w.words operator(pg_catalog.@@) p_query
+         -- Out of date. Most conversations have nothing that waits, which one look into a hash tells.
+         and (w.conversation_id not in (select u.conversation_id from exai.unindexed_messages u)
+              or not exists (
+                select from exai.unindexed_messages u
+                 where u.conversation_id = w.conversation_id and w.seq between u.first_seq and u.last_seq))
+       union all
+      select l.conversation_id, l.seq, l.created_at, (pg_catalog.array_agg(l.at order by l.i))[1], null,
+             pg_catalog.array_agg(distinct l.i)
+        from (
+          select x.conversation_id, x.seq, x.created_at, x.at, t.i::integer as i
+            from pg_catalog.unnest(p_terms) with ordinality t(term, i)
+           -- Planned by itself, so that each term is looked up in the index.
+           cross join lateral (
+             select w.conversation_id, w.seq, w.created_at, w.ctid as at
+               from exai.message_words w
+              where w.words operator(pg_catalog.@@) (t.term operator(pg_catalog.&&) p_long) offset 0) x
+           where p_long is not null
+             and not exists (
+               select from exai.unindexed_messages u
+                where u.conversation_id = x.conversation_id and x.seq between u.first_seq and u.last_seq)) l
+       group by l.conversation_id, l.seq, l.created_at
+      having exai.has_terms_v1(pg_catalog.array_agg(distinct l.i), p_groups, p_excluded, p_missing)
+       union all
+      select u.id, u.seq, u.created_at, null, u.words, u.which
+        from (
+          select x.id, x.seq, x.created_at, x.words, pg_catalog.string_to_array(x.which, ',')::integer[] as which
+            from rows from (
+                   pg_catalog.unnest(p_waiting_ids), pg_catalog.unnest(p_waiting_seqs), pg_catalog.unnest(p_waiting_ats),
+                   pg_catalog.unnest(p_waiting_words), pg_catalog.unnest(p_waiting_which))
+                 x(id, seq, created_at, words, which)) u
+       where exai.has_terms_v1(u.which, p_groups, p_excluded, p_missing)) n
+   where (p_ids is null or (n.seq > 0 and n.seq <= p_up_to[pg_catalog.array_position(p_ids, n.conversation_id)])
+          or (n.seq = 0 and n.conversation_id = p_ids[1]))
+     and (p_since is null or n.created_at >= p_since)
+     and (p_until is null or n.created_at < p_until)
+     and (p_as_of is null or n.created_at <= p_as_of)
 $function$
 ;
 
@@ -893,21 +968,8 @@ begin
   return query select 'head', null::bigint, null, null, v_now, null, null, pg_catalog.json_build_object(
     'status', v_status, 'first_seq', case when v_status <> 'superseded' then t.reply_first_seq end,
     'seq', case when v_status <> 'superseded' then t.reply_last_seq end,
-    'base_revision', coalesce(v_base, v.revision), 'revision', coalesce(v_revision, v.revision), 'inc', exai.incarnation_v1(),
+    'base_revision', coalesce(v_base, v.revision), 'revision', coalesce(v_revision, v.revision), 'server_epoch', exai.server_epoch_v1(),
     'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
-end
-$function$
-;
-
-CREATE OR REPLACE FUNCTION exai.fix_number_v1()
- RETURNS trigger
- LANGUAGE plpgsql
- SECURITY DEFINER
- SET search_path TO 'pg_catalog', 'pg_temp'
-AS $function$
-begin
-  raise exception 'a message keeps its number and its conversation'
-    using hint = 'Insert it anew and delete the old one.', errcode = '23514';
 end
 $function$
 ;
@@ -1190,6 +1252,19 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.forbid_renumbering_v1()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+begin
+  raise exception 'a message keeps its number and its conversation'
+    using hint = 'Insert it anew and delete the old one.', errcode = '23514';
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.fork_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_at_seq bigint, p_title text)
  RETURNS TABLE(part text, data text)
  LANGUAGE plpgsql
@@ -1264,7 +1339,7 @@ begin
       else 'duplicate' end;
   end if;
   return query select 'head', pg_catalog.json_build_object(
-    'status', v_status, 'last_seq', v.next_seq - 1, 'inc', exai.incarnation_v1(),
+    'status', v_status, 'last_seq', v.next_seq - 1, 'server_epoch', exai.server_epoch_v1(),
     'conversation', case when v_status in ('forked', 'duplicate') then exai.header_v1(n) end)::text;
 end
 $function$
@@ -1391,23 +1466,9 @@ begin
   end if;
   return query select 'head', pg_catalog.json_build_object(
     'status', v_status, 'stored', v_stored, 'restored', v_restored, 'base_revision', v.revision - 1,
-    'revision', v.revision, 'inc', exai.incarnation_v1(),
+    'revision', v.revision, 'server_epoch', exai.server_epoch_v1(),
     'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
 end
-$function$
-;
-
-CREATE OR REPLACE FUNCTION exai.incarnation_v1()
- RETURNS text
- LANGUAGE sql
- STABLE
-AS $function$
-select pg_catalog.concat_ws(' ',
-  extract(epoch from pg_catalog.pg_postmaster_start_time()),
-  case when pg_catalog.current_setting('server_version_num')::integer >= 150000
-       then extract(epoch from pg_catalog.pg_stat_get_bgwriter_stat_reset_time()) end,
-  pg_catalog.pg_relation_filenode('public.conversations'::regclass),
-  pg_catalog.pg_relation_filenode('public.messages'::regclass))
 $function$
 ;
 
@@ -1472,7 +1533,7 @@ begin
       select s.conversation_id, s.seq, s.seq, s.done + c_segment from said s where length(s.content) > s.done + c_segment),
     made as materialized (
       select s.conversation_id, s.seq, s.created_at, (least(s.done / c_segment, c_last_segment) * c_parts + w.part)::smallint as part,
-             case when length(s.content) > c_segment then w.words || exai.long_mark_v1(exai.owner_key_v1(s.owner))
+             case when length(s.content) > c_segment then w.words || exai.segment_mark_v1(exai.owner_key_v1(s.owner))
                   else w.words end as words
         from said s
        cross join lateral exai.words_v1(
@@ -1499,65 +1560,6 @@ begin
   select coalesce(sum(q.last_seq - q.first_seq + 1), 0)::bigint into o_left
     from (select u.first_seq, u.last_seq from exai.unindexed_messages u limit c_look) q;
 end
-$function$
-;
-
-CREATE OR REPLACE FUNCTION exai.long_mark_v1(p_key text)
- RETURNS tsvector
- LANGUAGE sql
- IMMUTABLE PARALLEL SAFE
-AS $function$
-  select pg_catalog.array_to_tsvector(array[p_key operator(pg_catalog.||) '+'])
-$function$
-;
-
-CREATE OR REPLACE FUNCTION exai.matches_v1(p_query tsquery, p_long tsquery, p_terms tsquery[], p_groups integer[], p_excluded boolean[], p_missing integer, p_waiting_ids uuid[], p_waiting_seqs bigint[], p_waiting_ats timestamp with time zone[], p_waiting_words tsvector[], p_waiting_which text[], p_ids uuid[], p_up_to bigint[], p_since timestamp with time zone, p_until timestamp with time zone, p_as_of timestamp with time zone)
- RETURNS TABLE(conversation_id uuid, seq bigint, created_at timestamp with time zone, at tid, words tsvector, which integer[])
- LANGUAGE sql
- STABLE ROWS 5000
-AS $function$
-  select n.conversation_id, n.seq, n.created_at, n.at, n.words, n.which
-    from (
-      select w.conversation_id, w.seq, w.created_at, w.ctid as at, null::pg_catalog.tsvector as words,
-             null::integer[] as which
-        from exai.message_words w
-       where w.words operator(pg_catalog.@@) p_query
-         -- Out of date. Most conversations have nothing that waits, which one look into a hash tells.
-         and (w.conversation_id not in (select u.conversation_id from exai.unindexed_messages u)
-              or not exists (
-                select from exai.unindexed_messages u
-                 where u.conversation_id = w.conversation_id and w.seq between u.first_seq and u.last_seq))
-       union all
-      select l.conversation_id, l.seq, l.created_at, (pg_catalog.array_agg(l.at order by l.i))[1], null,
-             pg_catalog.array_agg(distinct l.i)
-        from (
-          select x.conversation_id, x.seq, x.created_at, x.at, t.i::integer as i
-            from pg_catalog.unnest(p_terms) with ordinality t(term, i)
-           -- Planned by itself, so that each term is looked up in the index.
-           cross join lateral (
-             select w.conversation_id, w.seq, w.created_at, w.ctid as at
-               from exai.message_words w
-              where w.words operator(pg_catalog.@@) (t.term operator(pg_catalog.&&) p_long) offset 0) x
-           where p_long is not null
-             and not exists (
-               select from exai.unindexed_messages u
-                where u.conversation_id = x.conversation_id and x.seq between u.first_seq and u.last_seq)) l
-       group by l.conversation_id, l.seq, l.created_at
-      having exai.has_terms_v1(pg_catalog.array_agg(distinct l.i), p_groups, p_excluded, p_missing)
-       union all
-      select u.id, u.seq, u.created_at, null, u.words, u.which
-        from (
-          select x.id, x.seq, x.created_at, x.words, pg_catalog.string_to_array(x.which, ',')::integer[] as which
-            from rows from (
-                   pg_catalog.unnest(p_waiting_ids), pg_catalog.unnest(p_waiting_seqs), pg_catalog.unnest(p_waiting_ats),
-                   pg_catalog.unnest(p_waiting_words), pg_catalog.unnest(p_waiting_which))
-                 x(id, seq, created_at, words, which)) u
-       where exai.has_terms_v1(u.which, p_groups, p_excluded, p_missing)) n
-   where (p_ids is null or (n.seq > 0 and n.seq <= p_up_to[pg_catalog.array_position(p_ids, n.conversation_id)])
-          or (n.seq = 0 and n.conversation_id = p_ids[1]))
-     and (p_since is null or n.created_at >= p_since)
-     and (p_until is null or n.created_at < p_until)
-     and (p_as_of is null or n.created_at <= p_as_of)
 $function$
 ;
 
@@ -1865,7 +1867,7 @@ begin
     return;
   end if;
   return query select 'head', null::bigint, null, null, null::timestamptz, null, null,
-    json_build_object('conversation', exai.header_v1(v), 'inc', exai.incarnation_v1())::text;
+    json_build_object('conversation', exai.header_v1(v), 'server_epoch', exai.server_epoch_v1())::text;
   -- From the root down: which conversation holds the numbers up to which end.
   v_end := least(coalesce(p_up_to_seq, v.next_seq - 1), v.next_seq - 1);
   for v_depth in 0 .. c_max_depth loop
@@ -1931,7 +1933,7 @@ begin
   if not found then
     return;
   end if;
-  v_head := json_build_object('conversation', exai.header_v1(v), 'inc', exai.incarnation_v1())::text;
+  v_head := json_build_object('conversation', exai.header_v1(v), 'server_epoch', exai.server_epoch_v1())::text;
   v_before := least(p_before_seq, v.next_seq - p_skip);
   if v.parent_id is null and p_char_offset = 0 then
     v_first := greatest(v_before - p_limit, 1);
@@ -2038,7 +2040,7 @@ begin
       v_last := v_chunk.last;
     end loop;
     if term is not null then
-      needle := exai.bare_v1((select w from unnest(words) w order by length(w) desc limit 1));
+      needle := exai.strip_marks_v1((select w from unnest(words) w order by length(w) desc limit 1));
       return next;
     end if;
   end loop;
@@ -2076,7 +2078,7 @@ begin
   return query
   with newest as materialized (
     select m.conversation_id, m.seq, m.created_at, m.at, m.words, m.which
-      from exai.matches_v1(
+      from exai.find_matches_v1(
         p_found, p_long, p_terms, p_groups, p_excluded, p_missing, p_waiting_ids, p_waiting_seqs, p_waiting_ats,
         p_waiting_words, p_waiting_which, p_ids, p_up_to, p_since, p_until, p_as_of) m
      where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
@@ -2086,7 +2088,7 @@ begin
   seen as materialized (
     select n.conversation_id, n.seq, n.created_at, n.at, n.words, n.which
       from (select w.* from newest w order by w.created_at desc, w.conversation_id desc, w.seq desc limit p_ranked) n
-     cross join lateral exai.searched_v1(
+     cross join lateral exai.filter_match_v1(
        n.conversation_id, n.seq, p_owner, p_ids is not null, p_role, p_tool, p_model, p_tags, p_metadata) s
      where not (select c.are_few from counted c)),
   found as materialized (
@@ -2101,12 +2103,12 @@ begin
     (select m.conversation_id, m.seq, m.created_at, m.at, m.words, m.which, coalesce(p_ids[1], m.conversation_id)
        from (
          select m.conversation_id, m.seq, m.created_at, m.at, m.words, m.which
-           from exai.matches_v1(
+           from exai.find_matches_v1(
              p_found, p_long, p_terms, p_groups, p_excluded, p_missing, p_waiting_ids, p_waiting_seqs, p_waiting_ats,
              p_waiting_words, p_waiting_which, p_ids, p_up_to, p_since, p_until, p_as_of) m
           where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
           order by m.created_at desc, m.conversation_id desc, m.seq desc) m
-      cross join lateral exai.searched_v1(
+      cross join lateral exai.filter_match_v1(
         m.conversation_id, m.seq, p_owner, p_ids is not null, p_role, p_tool, p_model, p_tags, p_metadata) s
       where not (select c.are_few from counted c) and (select count(*) from seen) < p_ranked
       order by m.created_at desc, m.conversation_id desc, m.seq desc
@@ -2145,7 +2147,7 @@ begin
           from ranked x
          where p_rank is null or (x.rank, x.conversation_id, x.seq) < (p_rank, p_after_id, p_after_seq)
          order by x.rank desc, x.conversation_id desc, x.seq desc) r
-     cross join lateral exai.searched_v1(
+     cross join lateral exai.filter_match_v1(
        r.conversation_id, r.seq, p_owner, p_ids is not null, p_role, p_tool, p_model, p_tags, p_metadata) s
      order by r.rank desc, r.conversation_id desc, r.seq desc
      limit p_limit)
@@ -2164,6 +2166,143 @@ begin
     left join public.turns t on t.id = m.turn_id
    where p.seq = 0 or m.seq is not null
    order by p.rank desc, p.conversation_id desc, p.seq desc;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.search_unindexed_v1(p_owner text, p_terms tsquery[], p_groups integer[], p_excluded boolean[], p_needles text[], p_missing integer, p_ids uuid[], p_up_to bigint[], p_since timestamp with time zone, p_until timestamp with time zone, p_as_of timestamp with time zone, p_work bigint, p_stop timestamp with time zone, OUT o_ids uuid[], OUT o_seqs bigint[], OUT o_ats timestamp with time zone[], OUT o_words tsvector[], OUT o_which text[], OUT o_unread bigint, OUT o_work bigint)
+ RETURNS record
+ LANGUAGE plpgsql
+ STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET plan_cache_mode TO 'force_generic_plan'
+AS $function$
+declare
+  c_segment constant integer := 50000;
+  c_overlap constant integer := 500;
+  v_key constant text := exai.owner_key_v1(p_owner);
+  v_are_any_excluded constant boolean := true = any(p_excluded);
+  v_work bigint := 0;
+  v_row record;
+  v_part record;
+  v_text text collate "C";
+  v_folded text collate "C";
+  v_bytes bytea;
+  v_size bigint;
+  v_last integer;
+  v_segment integer;
+  v_is_ascii boolean;
+  v_is_held boolean;
+  v_is_found boolean;
+  v_is_cut boolean;
+  v_segments integer[];
+  v_present integer[];
+  v_which integer[];
+  v_words tsvector;
+begin
+  o_unread := 0;
+  for v_row in
+    select l.conversation_id, l.seq, l.created_at, l.content
+      from (
+        select distinct on (u.conversation_id, m.seq) u.conversation_id, m.seq, m.created_at, m.content
+          from exai.unindexed_messages u
+          join public.conversations c on c.id = u.conversation_id and c.owner = p_owner
+         cross join lateral (
+           select 0 as seq, c.created_at, c.title as content where u.first_seq = 0 and c.title is not null
+            union all
+           -- A range in its order is found by the primary key even where the planner takes it for a short one.
+           (select x.seq, x.created_at, x.content
+              from public.messages x
+             where x.conversation_id = u.conversation_id and x.seq between u.first_seq and u.last_seq
+             order by x.seq
+             limit u.last_seq - u.first_seq + 1)) m
+         where p_ids is null or u.conversation_id = any(p_ids)
+         order by u.conversation_id, m.seq) l
+     where (p_ids is null or (l.seq > 0 and l.seq <= p_up_to[array_position(p_ids, l.conversation_id)])
+            or (l.seq = 0 and l.conversation_id = p_ids[1]))
+       and (p_since is null or l.created_at >= p_since)
+       and (p_until is null or l.created_at < p_until)
+       and (p_as_of is null or l.created_at <= p_as_of)
+     order by octet_length(l.content), l.created_at desc
+  loop
+    v_size := octet_length(v_row.content);
+    if v_work + v_size / 32 > p_work or clock_timestamp() > p_stop then
+      o_unread := o_unread + 1;
+      continue;
+    end if;
+    -- Read from where it is stored once, not at each use.
+    v_text := v_row.content || '';
+    v_is_ascii := length(v_text) = v_size;
+    v_last := greatest(length(v_text) - 1, 0) / c_segment;
+    v_bytes := case when v_is_ascii and v_last > 0 then convert_to(v_text, 'UTF8') end;
+    v_work := v_work + 30;
+    v_is_cut := false;
+    v_segments := '{}';
+    v_present := '{}';
+    for v_segment in 0 .. v_last loop
+      v_folded := case when v_last = 0 then v_text
+                       when v_is_ascii then convert_from(
+                         substring(v_bytes from v_segment * c_segment + 1 for c_segment + c_overlap), 'UTF8')
+                       else substr(v_text, v_segment * c_segment + 1, c_segment + c_overlap) end;
+      v_work := v_work + case when v_is_ascii then length(v_folded) / 32 else length(v_folded) / 2 end;
+      v_is_cut := v_segment > 0 and (v_work > p_work or clock_timestamp() > p_stop);
+      exit when v_is_cut;
+      v_folded := case when v_is_ascii then lower(v_folded) else exai.strip_marks_v1(exai.fold_v1(v_folded)) end;
+      v_is_held := false;
+      for i in 1 .. cardinality(p_needles) loop
+        if strpos(v_folded, p_needles[i]) > 0 then
+          v_is_held := true;
+          if not p_excluded[i] and not i = any(v_present) then
+            v_present := v_present || i;
+          end if;
+        end if;
+      end loop;
+      if v_is_held then
+        v_segments := v_segments || v_segment;
+      end if;
+    end loop;
+    if v_is_cut then
+      o_unread := o_unread + 1;
+      continue;
+    end if;
+    continue when v_present = '{}' or not exai.has_terms_v1(v_present, p_groups, p_excluded, p_missing);
+    v_which := '{}';
+    v_words := null;
+    v_is_found := false;
+    foreach v_segment in array v_segments loop
+      v_folded := case when v_last = 0 then v_text
+                       when v_is_ascii then convert_from(
+                         substring(v_bytes from v_segment * c_segment + 1 for c_segment + c_overlap), 'UTF8')
+                       else substr(v_text, v_segment * c_segment + 1, c_segment + c_overlap) end;
+      v_work := v_work + case when v_is_ascii then length(v_folded) / 3 else length(v_folded) * 2 end;
+      v_is_cut := v_work > p_work or clock_timestamp() > p_stop;
+      exit when v_is_cut;
+      for v_part in select w.words from exai.words_v1(v_key, v_folded) w loop
+        for i in 1 .. cardinality(p_terms) loop
+          if not i = any(v_which) and v_part.words @@ p_terms[i] then
+            v_which := v_which || i;
+            if v_words is null and not p_excluded[i] then
+              v_words := v_part.words;
+            end if;
+          end if;
+        end loop;
+      end loop;
+      v_is_found := exai.has_terms_v1(v_which, p_groups, p_excluded, p_missing);
+      exit when v_is_found and p_missing = 0 and not v_are_any_excluded;
+    end loop;
+    v_is_found := v_is_found and not (v_is_cut and v_are_any_excluded);
+    if v_is_cut and not (v_is_found and p_missing = 0) then
+      o_unread := o_unread + 1;
+    end if;
+    if v_is_found then
+      o_ids := o_ids || v_row.conversation_id;
+      o_seqs := o_seqs || v_row.seq;
+      o_ats := o_ats || v_row.created_at;
+      o_words := o_words || v_words;
+      o_which := o_which || array_to_string(v_which, ',');
+    end if;
+  end loop;
+  o_work := v_work;
 end
 $function$
 ;
@@ -2215,7 +2354,7 @@ begin
          (select count(*) from groups g),
          array_agg(t.term order by t.i), array_agg(t.or_group order by t.i), array_agg(t.is_excluded order by t.i),
          array_agg(t.label order by t.i), array_agg(t.needle order by t.i),
-         (select array_agg(distinct exai.bare_v1(w)) from terms t cross join unnest(t.words) w where not t.is_excluded),
+         (select array_agg(distinct exai.strip_marks_v1(w)) from terms t cross join unnest(t.words) w where not t.is_excluded),
          array_agg(t.term order by t.i) filter (where not t.is_excluded),
          string_agg('!(' || t.term::text || ')', ' & ') filter (where t.is_excluded)::tsquery
     into v_query, v_alternatives, v_terms, v_groups, v_excluded, v_labels, v_needles, v_words, v_wanted, v_unwanted
@@ -2239,13 +2378,13 @@ begin
     end if;
   end if;
   if cardinality(v_terms) > 1 then
-    v_long := exai.long_mark_v1(exai.owner_key_v1(p_owner));
+    v_long := exai.segment_mark_v1(exai.owner_key_v1(p_owner));
   end if;
   v_count := case when v_alternatives = 1 then cardinality(v_wanted) else 1 end;
   v_level := coalesce(p_level, v_count);
   while v_level > 0 loop
     if v_level < v_count then
-      v_query := exai.some_terms_v1(v_wanted, v_level, c_most_queries);
+      v_query := exai.combine_terms_v1(v_wanted, v_level, c_most_queries);
       if v_unwanted is not null then
         v_query := v_query && v_unwanted;
       end if;
@@ -2255,7 +2394,7 @@ begin
       if v_is_any is distinct from (v_level < v_count) then
         v_is_any := v_level < v_count;
         select w.* into v_waiting
-          from exai.waiting_v1(
+          from exai.search_unindexed_v1(
             p_owner, v_terms, v_groups, v_excluded, v_needles, case when v_is_any then v_count else 0 end, v_ids, v_up_to,
             p_since, p_until, p_as_of, v_work, v_stop) w;
         v_work := greatest(v_work - v_waiting.o_work, c_least_work);
@@ -2294,54 +2433,26 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.searched_v1(p_conversation_id uuid, p_seq bigint, p_owner text, p_shared boolean, p_role text, p_tool text, p_model text, p_tags text[], p_metadata jsonb)
- RETURNS TABLE(continuation_id text, title text)
+CREATE OR REPLACE FUNCTION exai.segment_mark_v1(p_key text)
+ RETURNS tsvector
  LANGUAGE sql
- STABLE ROWS 1
+ IMMUTABLE PARALLEL SAFE
 AS $function$
-  select c.continuation_id, c.title
-    from public.conversations c
-   where c.id = p_conversation_id and c.owner = p_owner and (p_shared or c.deleted_at is null)
-     and (p_tags is null or c.tags operator(pg_catalog.@>) p_tags)
-     and (p_metadata is null or c.metadata operator(pg_catalog.@>) p_metadata)
-     and ((p_role is null and p_tool is null and p_model is null) or exists (
-       select from (
-         -- A range in its order is found by the primary key even where the planner takes the conversation for a short one.
-         select x.seq, x.role, x.turn_id from public.messages x
-          where x.conversation_id = p_conversation_id and x.seq >= p_seq
-          order by x.seq
-          limit 1) m
-         left join public.turns t on t.id = m.turn_id
-        where m.seq = p_seq and (p_role is null or m.role = p_role)
-          and (p_tool is null or t.tool = p_tool) and (p_model is null or t.model = p_model)))
+  select pg_catalog.array_to_tsvector(array[p_key operator(pg_catalog.||) '+'])
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.some_terms_v1(p_terms tsquery[], p_level integer, p_most integer)
- RETURNS tsquery
- LANGUAGE plpgsql
- IMMUTABLE
- SET search_path TO 'pg_catalog', 'pg_temp'
+CREATE OR REPLACE FUNCTION exai.server_epoch_v1()
+ RETURNS text
+ LANGUAGE sql
+ STABLE
 AS $function$
-declare
-  v_number numeric := 1;
-begin
-  for i in 1 .. p_level loop
-    v_number := v_number * (cardinality(p_terms) - p_level + i) / i;
-  end loop;
-  if v_number > p_most and p_level > 1 then
-    return null;
-  end if;
-  return (
-    with recursive chosen(last, number, term) as (
-      select i, 1, '(' || p_terms[i]::text || ')' from generate_subscripts(p_terms, 1) i
-       union all
-      select i, c.number + 1, c.term || ' & (' || p_terms[i]::text || ')'
-        from chosen c
-       cross join generate_series(c.last + 1, cardinality(p_terms)) i
-       where c.number < p_level)
-    select string_agg('(' || c.term || ')', ' | ')::tsquery from chosen c where c.number = p_level);
-end
+select pg_catalog.concat_ws(' ',
+  extract(epoch from pg_catalog.pg_postmaster_start_time()),
+  case when pg_catalog.current_setting('server_version_num')::integer >= 150000
+       then extract(epoch from pg_catalog.pg_stat_get_bgwriter_stat_reset_time()) end,
+  pg_catalog.pg_relation_filenode('public.conversations'::regclass),
+  pg_catalog.pg_relation_filenode('public.messages'::regclass))
 $function$
 ;
 
@@ -2467,6 +2578,32 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.strip_marks_v1(p_text text)
+ RETURNS text
+ LANGUAGE plpgsql
+ IMMUTABLE PARALLEL SAFE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET standard_conforming_strings TO 'on'
+AS $function$
+declare
+  v_text text collate "C" := p_text;
+begin
+  if octet_length(v_text) = length(v_text)
+     or v_text !~ E'[\u00C0-\u024F\u0300-\u036F\u0370-\u052F\u0590-\u06FF\u1E00-\u1FFF]' then
+    return v_text;
+  end if;
+  v_text := normalize(v_text, NFD);
+  v_text := regexp_replace(
+    v_text,
+    E'[\u0300-\u036F\u0591-\u05BD\u05BF\u05C1\u05C2\u05C4\u05C5\u05C7\u064B-\u065F\u0670\u06D6-\u06DC]+', '', 'g');
+  v_text := normalize(v_text, NFC);
+  v_text := replace(replace(v_text, E'\u00E6', 'ae'), E'\u0153', 'oe');
+  -- o, d, h, l and t with a stroke, eth, dotless i.
+  return translate(v_text, E'\u00F8\u0111\u0127\u0142\u0167\u00F0\u0131', 'odhltdi');
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.sweep_contents_v1(p_grace interval, p_limit integer)
  RETURNS TABLE(contents bigint, blobs bigint)
  LANGUAGE plpgsql
@@ -2522,7 +2659,7 @@ begin
   end if;
   select c.* into v from public.conversations c where c.id = t.conversation_id;
   return query select 'head', null::bigint, null, null, null::timestamptz, null, null, json_build_object(
-    'turn', exai.turn_v1(t), 'conversation', exai.header_v1(v), 'inc', exai.incarnation_v1())::text;
+    'turn', exai.turn_v1(t), 'conversation', exai.header_v1(v), 'server_epoch', exai.server_epoch_v1())::text;
   return query
     select 'reply', x.seq, x.role, x.content, x.created_at, x.kind, x.turn_id::text, nullif(x.metadata, '{}')::text
       from public.messages x
@@ -2653,143 +2790,6 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.waiting_v1(p_owner text, p_terms tsquery[], p_groups integer[], p_excluded boolean[], p_needles text[], p_missing integer, p_ids uuid[], p_up_to bigint[], p_since timestamp with time zone, p_until timestamp with time zone, p_as_of timestamp with time zone, p_work bigint, p_stop timestamp with time zone, OUT o_ids uuid[], OUT o_seqs bigint[], OUT o_ats timestamp with time zone[], OUT o_words tsvector[], OUT o_which text[], OUT o_unread bigint, OUT o_work bigint)
- RETURNS record
- LANGUAGE plpgsql
- STABLE
- SET search_path TO 'pg_catalog', 'pg_temp'
- SET plan_cache_mode TO 'force_generic_plan'
-AS $function$
-declare
-  c_segment constant integer := 50000;
-  c_overlap constant integer := 500;
-  v_key constant text := exai.owner_key_v1(p_owner);
-  v_are_any_excluded constant boolean := true = any(p_excluded);
-  v_work bigint := 0;
-  v_row record;
-  v_part record;
-  v_text text collate "C";
-  v_folded text collate "C";
-  v_bytes bytea;
-  v_size bigint;
-  v_last integer;
-  v_segment integer;
-  v_is_ascii boolean;
-  v_is_held boolean;
-  v_is_found boolean;
-  v_is_cut boolean;
-  v_segments integer[];
-  v_present integer[];
-  v_which integer[];
-  v_words tsvector;
-begin
-  o_unread := 0;
-  for v_row in
-    select l.conversation_id, l.seq, l.created_at, l.content
-      from (
-        select distinct on (u.conversation_id, m.seq) u.conversation_id, m.seq, m.created_at, m.content
-          from exai.unindexed_messages u
-          join public.conversations c on c.id = u.conversation_id and c.owner = p_owner
-         cross join lateral (
-           select 0 as seq, c.created_at, c.title as content where u.first_seq = 0 and c.title is not null
-            union all
-           -- A range in its order is found by the primary key even where the planner takes it for a short one.
-           (select x.seq, x.created_at, x.content
-              from public.messages x
-             where x.conversation_id = u.conversation_id and x.seq between u.first_seq and u.last_seq
-             order by x.seq
-             limit u.last_seq - u.first_seq + 1)) m
-         where p_ids is null or u.conversation_id = any(p_ids)
-         order by u.conversation_id, m.seq) l
-     where (p_ids is null or (l.seq > 0 and l.seq <= p_up_to[array_position(p_ids, l.conversation_id)])
-            or (l.seq = 0 and l.conversation_id = p_ids[1]))
-       and (p_since is null or l.created_at >= p_since)
-       and (p_until is null or l.created_at < p_until)
-       and (p_as_of is null or l.created_at <= p_as_of)
-     order by octet_length(l.content), l.created_at desc
-  loop
-    v_size := octet_length(v_row.content);
-    if v_work + v_size / 32 > p_work or clock_timestamp() > p_stop then
-      o_unread := o_unread + 1;
-      continue;
-    end if;
-    -- Read from where it is stored once, not at each use.
-    v_text := v_row.content || '';
-    v_is_ascii := length(v_text) = v_size;
-    v_last := greatest(length(v_text) - 1, 0) / c_segment;
-    v_bytes := case when v_is_ascii and v_last > 0 then convert_to(v_text, 'UTF8') end;
-    v_work := v_work + 30;
-    v_is_cut := false;
-    v_segments := '{}';
-    v_present := '{}';
-    for v_segment in 0 .. v_last loop
-      v_folded := case when v_last = 0 then v_text
-                       when v_is_ascii then convert_from(
-                         substring(v_bytes from v_segment * c_segment + 1 for c_segment + c_overlap), 'UTF8')
-                       else substr(v_text, v_segment * c_segment + 1, c_segment + c_overlap) end;
-      v_work := v_work + case when v_is_ascii then length(v_folded) / 32 else length(v_folded) / 2 end;
-      v_is_cut := v_segment > 0 and (v_work > p_work or clock_timestamp() > p_stop);
-      exit when v_is_cut;
-      v_folded := case when v_is_ascii then lower(v_folded) else exai.bare_v1(exai.fold_v1(v_folded)) end;
-      v_is_held := false;
-      for i in 1 .. cardinality(p_needles) loop
-        if strpos(v_folded, p_needles[i]) > 0 then
-          v_is_held := true;
-          if not p_excluded[i] and not i = any(v_present) then
-            v_present := v_present || i;
-          end if;
-        end if;
-      end loop;
-      if v_is_held then
-        v_segments := v_segments || v_segment;
-      end if;
-    end loop;
-    if v_is_cut then
-      o_unread := o_unread + 1;
-      continue;
-    end if;
-    continue when v_present = '{}' or not exai.has_terms_v1(v_present, p_groups, p_excluded, p_missing);
-    v_which := '{}';
-    v_words := null;
-    v_is_found := false;
-    foreach v_segment in array v_segments loop
-      v_folded := case when v_last = 0 then v_text
-                       when v_is_ascii then convert_from(
-                         substring(v_bytes from v_segment * c_segment + 1 for c_segment + c_overlap), 'UTF8')
-                       else substr(v_text, v_segment * c_segment + 1, c_segment + c_overlap) end;
-      v_work := v_work + case when v_is_ascii then length(v_folded) / 3 else length(v_folded) * 2 end;
-      v_is_cut := v_work > p_work or clock_timestamp() > p_stop;
-      exit when v_is_cut;
-      for v_part in select w.words from exai.words_v1(v_key, v_folded) w loop
-        for i in 1 .. cardinality(p_terms) loop
-          if not i = any(v_which) and v_part.words @@ p_terms[i] then
-            v_which := v_which || i;
-            if v_words is null and not p_excluded[i] then
-              v_words := v_part.words;
-            end if;
-          end if;
-        end loop;
-      end loop;
-      v_is_found := exai.has_terms_v1(v_which, p_groups, p_excluded, p_missing);
-      exit when v_is_found and p_missing = 0 and not v_are_any_excluded;
-    end loop;
-    v_is_found := v_is_found and not (v_is_cut and v_are_any_excluded);
-    if v_is_cut and not (v_is_found and p_missing = 0) then
-      o_unread := o_unread + 1;
-    end if;
-    if v_is_found then
-      o_ids := o_ids || v_row.conversation_id;
-      o_seqs := o_seqs || v_row.seq;
-      o_ats := o_ats || v_row.created_at;
-      o_words := o_words || v_words;
-      o_which := o_which || array_to_string(v_which, ',');
-    end if;
-  end loop;
-  o_work := v_work;
-end
-$function$
-;
-
 CREATE OR REPLACE FUNCTION exai.words_v1(p_key text, p_text text)
  RETURNS TABLE(part smallint, words tsvector)
  LANGUAGE plpgsql
@@ -2833,7 +2833,7 @@ begin
        union all
       select b.word, u.place
         from units u
-       cross join lateral (select exai.bare_v1(u.word) as word offset 0) b
+       cross join lateral (select exai.strip_marks_v1(u.word) as word offset 0) b
        where octet_length(u.word) > length(u.word) and b.word <> u.word and b.word <> '')
     select 0::smallint, string_agg('''' || p_key || f.word || ''':' || f.place, ' ')::tsvector
       from forms f
@@ -2847,7 +2847,7 @@ begin
      union all
     select b.word, u.place
       from units u
-     cross join lateral (select exai.bare_v1(u.word) as word offset 0) b
+     cross join lateral (select exai.strip_marks_v1(u.word) as word offset 0) b
      where octet_length(u.word) > length(u.word) and b.word <> u.word and b.word <> '')
   select array_agg(f.word), array_agg(f.place) into v_words, v_places from forms f;
   if v_words is null then
@@ -2886,7 +2886,7 @@ begin
      group by p.part, p.word)
   select w.part::smallint,
          string_agg('''' || p_key || w.word || ''':' || w.places, ' ')::tsvector
-         || case when count(*) over () > 1 then exai.long_mark_v1(p_key) else '' end
+         || case when count(*) over () > 1 then exai.segment_mark_v1(p_key) else '' end
     from words w
    group by w.part;
 end
@@ -3223,35 +3223,35 @@ begin
                 when octet_length((f.data -> 'labels')::text) > c_labels_bytes then '{"labels": "too long"}'::jsonb
                 else f.data -> 'labels' end as labels,
            case when monitoring.read_number_v1(f.data -> 'count') between 0 and 1e15
-                then monitoring.read_number_v1(f.data -> 'count')::bigint else 1 end as n,
+                then monitoring.read_number_v1(f.data -> 'count')::bigint else 1 end as number,
            coalesce(monitoring.read_number_v1(f.data -> 'sum'), monitoring.read_number_v1(f.data -> 'value')) as total,
            coalesce(monitoring.read_number_v1(f.data -> 'min'), monitoring.read_number_v1(f.data -> 'value')) as low,
            coalesce(monitoring.read_number_v1(f.data -> 'max'), monitoring.read_number_v1(f.data -> 'value')) as high
       from fresh f
      where isfinite(f."timestamp")),
   minutes as (
-    insert into monitoring.metrics_1min as k (bucket, type, labels, n, total, smallest, largest)
-    select date_bin('1 minute', c.at, c_epoch), c.type, coalesce(c.labels, '{}'), sum(c.n), sum(c.total), min(c.low),
+    insert into monitoring.metrics_1min as k (bucket, type, labels, count, sum, min, max)
+    select date_bin('1 minute', c.at, c_epoch), c.type, coalesce(c.labels, '{}'), sum(c.number), sum(c.total), min(c.low),
            max(c.high)
       from counted c
      group by 1, 2, 3
      order by 1, 2, 3
     on conflict (bucket, type, labels) do update
-      set n = k.n + excluded.n,
-          total = case when k.total is null then excluded.total else k.total + coalesce(excluded.total, 0) end,
-          smallest = least(k.smallest, excluded.smallest),
-          largest = greatest(k.largest, excluded.largest))
-  insert into monitoring.metrics_1hour as k (bucket, type, labels, n, total, smallest, largest)
-  select date_bin('1 hour', c.at, c_epoch), c.type, coalesce(c.labels, '{}'), sum(c.n), sum(c.total), min(c.low),
+      set count = k.count + excluded.count,
+          sum = case when k.sum is null then excluded.sum else k.sum + coalesce(excluded.sum, 0) end,
+          min = least(k.min, excluded.min),
+          max = greatest(k.max, excluded.max))
+  insert into monitoring.metrics_1hour as k (bucket, type, labels, count, sum, min, max)
+  select date_bin('1 hour', c.at, c_epoch), c.type, coalesce(c.labels, '{}'), sum(c.number), sum(c.total), min(c.low),
          max(c.high)
     from counted c
    group by 1, 2, 3
    order by 1, 2, 3
   on conflict (bucket, type, labels) do update
-    set n = k.n + excluded.n,
-        total = case when k.total is null then excluded.total else k.total + coalesce(excluded.total, 0) end,
-        smallest = least(k.smallest, excluded.smallest),
-        largest = greatest(k.largest, excluded.largest);
+    set count = k.count + excluded.count,
+        sum = case when k.sum is null then excluded.sum else k.sum + coalesce(excluded.sum, 0) end,
+        min = least(k.min, excluded.min),
+        max = greatest(k.max, excluded.max);
   return null;
 end
 $function$

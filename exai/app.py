@@ -267,7 +267,7 @@ def changes_of(repository: ConversationRepository) -> ChangesSince:
             (each.owner, each.continuation_id, NO_REVISION if each.revision is None else each.revision)
             for each in found.changed
         ]
-        return ChangedRevisions(found.xmin, found.inc, rows, overflow=found.truncated)
+        return ChangedRevisions(found.xmin, found.server_epoch, rows, overflow=found.truncated)
 
     return changes
 
@@ -293,7 +293,7 @@ def components(database: Database, cache: ConversationCache, providers: Provider
             return Probed("off", "every read is one database round trip")
         if status.state == "down":
             return Probed("down", status.problem or "no answer")
-        starting = status.licence_age_s is None and status.problem is None
+        starting = status.watermark_age_s is None and status.problem is None
         clock = "" if status.clock_ahead_s is None else f", clock {status.clock_ahead_s:+.2f} s"
         bound = f"{status.server}, at most {status.max_staleness_s:g} s stale{clock}"
         if status.state == "ok" or starting:

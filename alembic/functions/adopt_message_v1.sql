@@ -5,8 +5,8 @@ language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-  new.metadata := exai.fitted_metadata_v1(new.metadata, new.role, new.content, null);
-  new.role := exai.fitted_role_v1(new.role);
+  new.metadata := exai.adopted_metadata_v1(new.metadata, new.role, new.content, null);
+  new.role := exai.adopted_role_v1(new.role);
   new.content := coalesce(new.content, '');
   new.created_at := coalesce(new.created_at, now());
   return new;

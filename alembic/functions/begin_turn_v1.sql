@@ -143,7 +143,7 @@ begin
     'revision', case when s.o_status <> 'new' and v_status = 'started' then t.revision
                      else coalesce(v.revision, s.o_revision) end,
     'first_seq', coalesce(t.first_seq, s.o_first), 'last_seq', coalesce(t.last_seq, s.o_last),
-    'full', coalesce(v_full, true), 'inc', exai.incarnation_v1(), 'detail', s.o_detail,
+    'full', coalesce(v_full, true), 'server_epoch', exai.server_epoch_v1(), 'detail', s.o_detail,
     'conversation', case when v.id is not null then exai.header_v1(v) end,
     'turn', case when t.id is not null then exai.turn_v1(t) end)::text;
 end

@@ -32,12 +32,12 @@ begin
       else 'duplicate' end;
     return query select 'head', pg_catalog.json_build_object(
       'status', v_status, 'base_revision', case v_status when 'changed' then t.revision - 1 else v.revision end,
-      'revision', v.revision, 'inc', exai.incarnation_v1(),
+      'revision', v.revision, 'server_epoch', exai.server_epoch_v1(),
       'conversation', case when v_status <> 'conflict_key' then t.metadata -> 'conversation'::text end)::text;
     return;
   end if;
   if v.id is null or (v.deleted_at is not null and not p_change ? 'deleted'::text) then
-    return query select 'head', pg_catalog.json_build_object('status', 'not_found', 'inc', exai.incarnation_v1())::text;
+    return query select 'head', pg_catalog.json_build_object('status', 'not_found', 'server_epoch', exai.server_epoch_v1())::text;
     return;
   end if;
   n := v;
@@ -84,7 +84,7 @@ begin
      where c.id = v.id;
   end if;
   return query select 'head', pg_catalog.json_build_object(
-    'status', v_status, 'base_revision', v.revision, 'revision', n.revision, 'inc', exai.incarnation_v1(),
+    'status', v_status, 'base_revision', v.revision, 'revision', n.revision, 'server_epoch', exai.server_epoch_v1(),
     'conversation', case when v_status <> 'conflict_key' then exai.header_v1(n) end)::text;
 end
 $$

@@ -46,7 +46,7 @@ begin
     exit when v_step > 0 and v_start + v_step * c_step >= v_length;
     v_slice := substr(v_text, v_start + v_step * c_step + 1, c_step + c_overlap);
     v_folded := case when octet_length(v_slice) = length(v_slice) then lower(v_slice)
-                     else exai.bare_v1(exai.fold_v1(v_slice)) end;
+                     else exai.strip_marks_v1(exai.fold_v1(v_slice)) end;
     foreach v_word in array coalesce(p_words, '{}') loop
       v_first := null;
       v_from := 1;

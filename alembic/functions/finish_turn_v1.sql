@@ -69,7 +69,7 @@ begin
   return query select 'head', null::bigint, null, null, v_now, null, null, pg_catalog.json_build_object(
     'status', v_status, 'first_seq', case when v_status <> 'superseded' then t.reply_first_seq end,
     'seq', case when v_status <> 'superseded' then t.reply_last_seq end,
-    'base_revision', coalesce(v_base, v.revision), 'revision', coalesce(v_revision, v.revision), 'inc', exai.incarnation_v1(),
+    'base_revision', coalesce(v_base, v.revision), 'revision', coalesce(v_revision, v.revision), 'server_epoch', exai.server_epoch_v1(),
     'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
 end
 $$

@@ -77,7 +77,7 @@ begin
       else 'duplicate' end;
   end if;
   return query select 'head', pg_catalog.json_build_object(
-    'status', v_status, 'last_seq', v.next_seq - 1, 'inc', exai.incarnation_v1(),
+    'status', v_status, 'last_seq', v.next_seq - 1, 'server_epoch', exai.server_epoch_v1(),
     'conversation', case when v_status in ('forked', 'duplicate') then exai.header_v1(n) end)::text;
 end
 $$

@@ -99,7 +99,7 @@ begin
   end if;
   return query select 'head', pg_catalog.json_build_object(
     'status', v_status, 'stored', v_stored, 'restored', v_restored, 'base_revision', v.revision - 1,
-    'revision', v.revision, 'inc', exai.incarnation_v1(),
+    'revision', v.revision, 'server_epoch', exai.server_epoch_v1(),
     'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
 end
 $$

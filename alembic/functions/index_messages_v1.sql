@@ -64,7 +64,7 @@ begin
       select s.conversation_id, s.seq, s.seq, s.done + c_segment from said s where length(s.content) > s.done + c_segment),
     made as materialized (
       select s.conversation_id, s.seq, s.created_at, (least(s.done / c_segment, c_last_segment) * c_parts + w.part)::smallint as part,
-             case when length(s.content) > c_segment then w.words || exai.long_mark_v1(exai.owner_key_v1(s.owner))
+             case when length(s.content) > c_segment then w.words || exai.segment_mark_v1(exai.owner_key_v1(s.owner))
                   else w.words end as words
         from said s
        cross join lateral exai.words_v1(

@@ -26,7 +26,7 @@ begin
     return;
   end if;
   return query select 'head', null::bigint, null, null, null::timestamptz, null, null,
-    json_build_object('conversation', exai.header_v1(v), 'inc', exai.incarnation_v1())::text;
+    json_build_object('conversation', exai.header_v1(v), 'server_epoch', exai.server_epoch_v1())::text;
   -- From the root down: which conversation holds the numbers up to which end.
   v_end := least(coalesce(p_up_to_seq, v.next_seq - 1), v.next_seq - 1);
   for v_depth in 0 .. c_max_depth loop

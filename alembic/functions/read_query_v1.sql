@@ -63,7 +63,7 @@ begin
       v_last := v_chunk.last;
     end loop;
     if term is not null then
-      needle := exai.bare_v1((select w from unnest(words) w order by length(w) desc limit 1));
+      needle := exai.strip_marks_v1((select w from unnest(words) w order by length(w) desc limit 1));
       return next;
     end if;
   end loop;

@@ -25,7 +25,7 @@ begin
   return query
   with newest as materialized (
     select m.conversation_id, m.seq, m.created_at, m.at, m.words, m.which
-      from exai.matches_v1(
+      from exai.find_matches_v1(
         p_found, p_long, p_terms, p_groups, p_excluded, p_missing, p_waiting_ids, p_waiting_seqs, p_waiting_ats,
         p_waiting_words, p_waiting_which, p_ids, p_up_to, p_since, p_until, p_as_of) m
      where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
@@ -35,7 +35,7 @@ begin
   seen as materialized (
     select n.conversation_id, n.seq, n.created_at, n.at, n.words, n.which
       from (select w.* from newest w order by w.created_at desc, w.conversation_id desc, w.seq desc limit p_ranked) n
-     cross join lateral exai.searched_v1(
+     cross join lateral exai.filter_match_v1(
        n.conversation_id, n.seq, p_owner, p_ids is not null, p_role, p_tool, p_model, p_tags, p_metadata) s
      where not (select c.are_few from counted c)),
   found as materialized (
@@ -50,12 +50,12 @@ begin
     (select m.conversation_id, m.seq, m.created_at, m.at, m.words, m.which, coalesce(p_ids[1], m.conversation_id)
        from (
          select m.conversation_id, m.seq, m.created_at, m.at, m.words, m.which
-           from exai.matches_v1(
+           from exai.find_matches_v1(
              p_found, p_long, p_terms, p_groups, p_excluded, p_missing, p_waiting_ids, p_waiting_seqs, p_waiting_ats,
              p_waiting_words, p_waiting_which, p_ids, p_up_to, p_since, p_until, p_as_of) m
           where m.seq > 0 or (p_role is null and p_tool is null and p_model is null)
           order by m.created_at desc, m.conversation_id desc, m.seq desc) m
-      cross join lateral exai.searched_v1(
+      cross join lateral exai.filter_match_v1(
         m.conversation_id, m.seq, p_owner, p_ids is not null, p_role, p_tool, p_model, p_tags, p_metadata) s
       where not (select c.are_few from counted c) and (select count(*) from seen) < p_ranked
       order by m.created_at desc, m.conversation_id desc, m.seq desc
@@ -94,7 +94,7 @@ begin
           from ranked x
          where p_rank is null or (x.rank, x.conversation_id, x.seq) < (p_rank, p_after_id, p_after_seq)
          order by x.rank desc, x.conversation_id desc, x.seq desc) r
-     cross join lateral exai.searched_v1(
+     cross join lateral exai.filter_match_v1(
        r.conversation_id, r.seq, p_owner, p_ids is not null, p_role, p_tool, p_model, p_tags, p_metadata) s
      order by r.rank desc, r.conversation_id desc, r.seq desc
      limit p_limit)

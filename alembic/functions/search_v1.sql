@@ -61,7 +61,7 @@ begin
          (select count(*) from groups g),
          array_agg(t.term order by t.i), array_agg(t.or_group order by t.i), array_agg(t.is_excluded order by t.i),
          array_agg(t.label order by t.i), array_agg(t.needle order by t.i),
-         (select array_agg(distinct exai.bare_v1(w)) from terms t cross join unnest(t.words) w where not t.is_excluded),
+         (select array_agg(distinct exai.strip_marks_v1(w)) from terms t cross join unnest(t.words) w where not t.is_excluded),
          array_agg(t.term order by t.i) filter (where not t.is_excluded),
          string_agg('!(' || t.term::text || ')', ' & ') filter (where t.is_excluded)::tsquery
     into v_query, v_alternatives, v_terms, v_groups, v_excluded, v_labels, v_needles, v_words, v_wanted, v_unwanted
@@ -85,13 +85,13 @@ begin
     end if;
   end if;
   if cardinality(v_terms) > 1 then
-    v_long := exai.long_mark_v1(exai.owner_key_v1(p_owner));
+    v_long := exai.segment_mark_v1(exai.owner_key_v1(p_owner));
   end if;
   v_count := case when v_alternatives = 1 then cardinality(v_wanted) else 1 end;
   v_level := coalesce(p_level, v_count);
   while v_level > 0 loop
     if v_level < v_count then
-      v_query := exai.some_terms_v1(v_wanted, v_level, c_most_queries);
+      v_query := exai.combine_terms_v1(v_wanted, v_level, c_most_queries);
       if v_unwanted is not null then
         v_query := v_query && v_unwanted;
       end if;
@@ -101,7 +101,7 @@ begin
       if v_is_any is distinct from (v_level < v_count) then
         v_is_any := v_level < v_count;
         select w.* into v_waiting
-          from exai.waiting_v1(
+          from exai.search_unindexed_v1(
             p_owner, v_terms, v_groups, v_excluded, v_needles, case when v_is_any then v_count else 0 end, v_ids, v_up_to,
             p_since, p_until, p_as_of, v_work, v_stop) w;
         v_work := greatest(v_work - v_waiting.o_work, c_least_work);

@@ -15,7 +15,7 @@ begin
   end if;
   select c.* into v from public.conversations c where c.id = t.conversation_id;
   return query select 'head', null::bigint, null, null, null::timestamptz, null, null, json_build_object(
-    'turn', exai.turn_v1(t), 'conversation', exai.header_v1(v), 'inc', exai.incarnation_v1())::text;
+    'turn', exai.turn_v1(t), 'conversation', exai.header_v1(v), 'server_epoch', exai.server_epoch_v1())::text;
   return query
     select 'reply', x.seq, x.role, x.content, x.created_at, x.kind, x.turn_id::text, nullif(x.metadata, '{}')::text
       from public.messages x

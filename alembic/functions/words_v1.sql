@@ -42,7 +42,7 @@ begin
        union all
       select b.word, u.place
         from units u
-       cross join lateral (select exai.bare_v1(u.word) as word offset 0) b
+       cross join lateral (select exai.strip_marks_v1(u.word) as word offset 0) b
        where octet_length(u.word) > length(u.word) and b.word <> u.word and b.word <> '')
     select 0::smallint, string_agg('''' || p_key || f.word || ''':' || f.place, ' ')::tsvector
       from forms f
@@ -56,7 +56,7 @@ begin
      union all
     select b.word, u.place
       from units u
-     cross join lateral (select exai.bare_v1(u.word) as word offset 0) b
+     cross join lateral (select exai.strip_marks_v1(u.word) as word offset 0) b
      where octet_length(u.word) > length(u.word) and b.word <> u.word and b.word <> '')
   select array_agg(f.word), array_agg(f.place) into v_words, v_places from forms f;
   if v_words is null then
@@ -95,7 +95,7 @@ begin
      group by p.part, p.word)
   select w.part::smallint,
          string_agg('''' || p_key || w.word || ''':' || w.places, ' ')::tsvector
-         || case when count(*) over () > 1 then exai.long_mark_v1(p_key) else '' end
+         || case when count(*) over () > 1 then exai.segment_mark_v1(p_key) else '' end
     from words w
    group by w.part;
 end

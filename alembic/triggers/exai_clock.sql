@@ -2,4 +2,4 @@
 create or replace trigger exai_clock
     before insert or update of updated_at on public.conversations for each row
     when (new.updated_at > clock_timestamp())
-    execute function exai.clock_change_v1()
+    execute function exai.clamp_updated_at_v1()

@@ -35,7 +35,7 @@ TABLES = (
     "public.files",
     "public.conversation_files",
     "exai.removed_conversations",
-    "exai.set_aside",
+    "exai.quarantine",
     "exai.blobs",
     "exai.blob_parts",
     "exai.contents",
@@ -54,18 +54,18 @@ OURS_ALONE = ("public.turns",)
 """An older table of this name is not adopted."""
 
 TEXT_FUNCTIONS = (
-    "fold_v1", "bare_v1", "units_v1", "long_mark_v1", "words_v1", "owner_key_v1", "read_query_v1", "some_terms_v1",
-    "excerpt_v1", "has_terms_v1",
+    "fold_v1", "strip_marks_v1", "units_v1", "segment_mark_v1", "words_v1", "owner_key_v1", "read_query_v1",
+    "combine_terms_v1", "excerpt_v1", "has_terms_v1",
 )  # fmt: skip
 """They refer to no table, so they are created before tables are locked."""
 
 FUNCTIONS = (
-    "incarnation_v1", "header_v1", "turn_v1", "message_line_v1", "read_page_v1", "read_forward_v1",
-    "store_turn_v1", "append_v1", "append_group_v1", "begin_turn_v1", "finish_turn_v1", "turn_state_v1",
+    "server_epoch_v1", "header_v1", "turn_v1", "message_line_v1", "read_page_v1", "read_forward_v1",
+    "store_turn_v1", "append_v1", "append_batch_v1", "begin_turn_v1", "finish_turn_v1", "turn_state_v1",
     "fork_v1", "change_conversation_v1", "import_v1",
-    "waiting_v1", "matches_v1", "searched_v1", "search_page_v1", "search_v1", "index_messages_v1",
+    "search_unindexed_v1", "find_matches_v1", "filter_match_v1", "search_page_v1", "search_v1", "index_messages_v1",
     "blob_size_v1", "put_files_v1", "sweep_contents_v1",
-    "number_message_v1", "fill_conversation_v1", "fix_number_v1", "clock_change_v1",
+    "number_message_v1", "fill_conversation_v1", "forbid_renumbering_v1", "clamp_updated_at_v1",
     "note_edit_v1", "note_change_v1", "note_removal_v1", "note_truncation_v1",
     "queue_words_v1", "requeue_words_v1", "queue_title_v1",
 )  # fmt: skip
@@ -124,7 +124,7 @@ DURING = {
     """,
     ("messages", "exai_home"): """
         before insert on public.messages for each row when (new.turn_id is null and {homeless})
-        execute function exai.home_message_v1()
+        execute function exai.recover_parent_v1()
     """,
     ("conversations", "exai_adopt"): """
         before insert or update of continuation_id, metadata on public.conversations for each row
@@ -139,24 +139,24 @@ DURING = {
         before update on public.conversations for each row
         when ((old.next_seq is null and new.next_seq is not null)
               or new.continuation_id = old.continuation_id || '~' || old.id)
-        execute function exai.keep_time_v1()
+        execute function exai.preserve_updated_at_v1()
     """,
-    ("conversation_files", "exai_set_aside"): """
+    ("conversation_files", "exai_quarantine"): """
         before insert on public.conversation_files for each row
-        execute function exai.set_aside_link_v1({arguments})
+        execute function exai.quarantine_link_v1({arguments})
     """,
 }
 """On older tables only. They fire in the order of their names; revision 0003 drops all but `exai_adopt`."""
 
 FITTING = (
-    "fitted_role_v1",
-    "fitted_metadata_v1",
+    "adopted_role_v1",
+    "adopted_metadata_v1",
     "adopt_message_v1",
     "recover_conversation_v1",
-    "home_message_v1",
+    "recover_parent_v1",
     "name_conversation_v1",
-    "keep_time_v1",
-    "set_aside_link_v1",
+    "preserve_updated_at_v1",
+    "quarantine_link_v1",
 )
 
 HAS_KEY = """
@@ -201,7 +201,7 @@ select distinct r.relname::text, pg_get_indexdef(i.indexrelid)
  where i.indrelid = $1::text::regclass and not i.indisunique and i.indisvalid
 """
 REMEMBER_INDEX = """
-insert into exai.set_aside (table_name, reason, row)
+insert into exai.quarantine (table_name, reason, row)
 values ($1::text, 'index to be built again', jsonb_build_object('definition', $2::text))
 """
 BAD_IDS = "select 1 from public.{table} group by id having count(*) > 1 or id is null limit 1"
@@ -266,7 +266,7 @@ def prepare(table: str) -> None:
     columns = columns_of(op.get_bind(), table)
     changed = [name for name in WANTED[table] if name in columns and columns[name].type == TIMES[1]]
     for name, definition in op.get_bind().exec_driver_sql(INDEXES_ON, (f"public.{table}", changed)).fetchall():
-        op.execute(read_script("tables", "set_aside"))
+        op.execute(read_script("tables", "quarantine"))
         op.get_bind().exec_driver_sql(REMEMBER_INDEX, (table, definition))
         drop_index("public", name)
 
@@ -293,7 +293,7 @@ def fit(old: tuple[str, ...]) -> None:
         }
         arguments = [reason for reason, given in reasons.items() if given]
         if arguments:
-            names.append((table, "exai_set_aside"))
+            names.append((table, "exai_quarantine"))
     values = {"arguments": ", ".join(arguments), "homeless": homeless}
     in_one_trip([f"create trigger {key[1]} {DURING[key].format(**values)}" for key in names if key[0] in old])
 

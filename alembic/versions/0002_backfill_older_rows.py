@@ -3,7 +3,7 @@
 Does nothing without older tables. Readers and writers go on; an interrupted run is run again and continues. The rules:
 a message without a time comes last; one without a conversation gets one; a role or content that EXAI does not know is
 mapped, and kept as it was under `adopted` in the metadata; of conversations with one name the one used last keeps it; a
-link to nothing, or a second copy of one, is kept as JSON in exai.set_aside; a last change in the future becomes now.
+link to nothing, or a second copy of one, is kept as JSON in exai.quarantine; a last change in the future becomes now.
 
 Words are made by the functions by which `exai.index_messages_v1` makes them; revision 0004 builds the index on them.
 Triggers queue a message that is stored, edited or deleted meanwhile. A long message, and a message of a conversation
@@ -106,9 +106,9 @@ begin
     update public.messages m
        set seq = v_next + u.n,
            created_at = coalesce({time}, c.updated_at, c.created_at, pg_catalog.now()),
-           metadata = exai.fitted_metadata_v1(m.metadata, m.role, m.content,
+           metadata = exai.adopted_metadata_v1(m.metadata, m.role, m.content,
                                               case when {created} is null then m.created_at::text end),
-           role = exai.fitted_role_v1(m.role),
+           role = exai.adopted_role_v1(m.role),
            content = coalesce(m.content, '')
       from pg_catalog.unnest(v_at) with ordinality u(at, n)
      where m.ctid = u.at;
@@ -185,7 +185,7 @@ select pg_catalog.count(*) from renamed
 """
 """The one that was used last keeps the name; the others stay whole under a name of their own."""
 
-SET_ASIDE_LINKS = """
+QUARANTINE_LINKS = """
 with bad as materialized (
   select l.ctid as at, 'refers to nothing' as reason from public.conversation_files l
    where l.conversation_id is null or l.file_id is null
@@ -205,7 +205,7 @@ gone as (
    where l.ctid = any(array(select k.at from locked k))
   returning l.ctid as at, pg_catalog.to_jsonb(l) as row),
 kept as (
-  insert into exai.set_aside (table_name, reason, row)
+  insert into exai.quarantine (table_name, reason, row)
   select 'conversation_files', (select pg_catalog.min(b.reason) from bad b where b.at = g.at), g.row from gone g
   returning 1)
 select pg_catalog.count(*) from kept
@@ -328,7 +328,7 @@ def mend(*tables: str) -> None:
     if "files" in tables:
         work_off(FILL_FILES)
     if "conversation_files" in tables:
-        work_off(SET_ASIDE_LINKS)
+        work_off(QUARANTINE_LINKS)
 
 
 def number() -> None:

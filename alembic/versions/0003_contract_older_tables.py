@@ -60,10 +60,10 @@ BROKEN = ("23502", "23503", "23505", "23514")
 """Older clients go on doing what they could not do once the rule is there."""
 
 HELPING = {
-    "exai_home": ("messages", "home_message_v1"),
+    "exai_home": ("messages", "recover_parent_v1"),
     "exai_name": ("conversations", "name_conversation_v1"),
-    "zz_exai_keep": ("conversations", "keep_time_v1"),
-    "exai_set_aside": ("conversation_files", "set_aside_link_v1"),
+    "zz_exai_keep": ("conversations", "preserve_updated_at_v1"),
+    "exai_quarantine": ("conversation_files", "quarantine_link_v1"),
 }
 TRIGGERS = (
     "exai_fix_number", "exai_note_update", "exai_note_delete", "exai_note_truncate", "exai_note_change",

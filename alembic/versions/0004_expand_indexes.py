@@ -47,8 +47,8 @@ select 1 from pg_catalog.pg_index x
 """
 
 
-UNTIED = "select row ->> 'definition' from exai.set_aside where reason = 'index to be built again'"
-BUILT = "delete from exai.set_aside where reason = 'index to be built again'"
+UNTIED = "select row ->> 'definition' from exai.quarantine where reason = 'index to be built again'"
+BUILT = "delete from exai.quarantine where reason = 'index to be built again'"
 
 
 def upgrade() -> None:

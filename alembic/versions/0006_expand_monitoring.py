@@ -37,10 +37,10 @@ SUMS = """
         bucket timestamptz not null,
         type text not null,
         labels jsonb not null default '{{}}',
-        n bigint not null,
-        total double precision,
-        smallest double precision,
-        largest double precision,
+        count bigint not null,
+        sum double precision,
+        min double precision,
+        max double precision,
         constraint {name}_key primary key (bucket, type, labels)
     )
 """

@@ -1,7 +1,7 @@
 """Counts what a client asks of Postgres and of Redis, from the bytes it sends; no I/O.
 
 A round trip begins when a client starts to send after the server has spoken: whoever waits for every answer shows
-exactly its round trips. What the service sends on its own account (a licence pass, a health probe) is named
+exactly its round trips. What the service sends on its own account (a cache reconciliation, a health probe) is named
 beforehand as background and is counted neither as statement nor as round trip of an operation.
 """
 

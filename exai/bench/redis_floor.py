@@ -12,7 +12,7 @@ from typing import Any, Final
 import orjson
 from redis.asyncio import Redis
 
-from exai.cache.entry import place
+from exai.cache.entry import cache_keys
 from exai.models import ContinuationId, Message, Owner
 from exai.pages import encode_page
 
@@ -41,8 +41,8 @@ class CacheFloor:
 
     async def forget(self, owner: Owner, continuation_ids: Iterable[ContinuationId]) -> None:
         """Let the cache of one server have no entries of these conversations, so that the next reads are misses."""
-        places = [place(owner, each, groups=1) for each in continuation_ids]
-        await self._client.delete(*(key for each in places for key in (each.entry, each.lease)))
+        keys = [cache_keys(owner, each, groups=1) for each in continuation_ids]
+        await self._client.delete(*(key for each in keys for key in (each.entry, each.lease)))
 
     async def remove(self, names: Iterable[str]) -> None:
         """Remove the pages put here."""

@@ -16,11 +16,11 @@ from typing import Any, Final
 from exai.app import App
 from exai.bench.batch import run_batch
 from exai.bench.contestants import UNSAMPLED, open_contestants
-from exai.bench.filling import DEEP_ID, Filling, open_filling, wide_id
 from exai.bench.plan import Plan, Texts
 from exai.bench.postgres_floor import OWNER, make_tables, remove_all
 from exai.bench.report import Target, columns, target_lines
 from exai.bench.run import ReportProgress, machine
+from exai.bench.seed_data import DEEP_ID, SeedData, open_seed_data, wide_id
 from exai.bench.servers import ServerAddresses, open_servers
 from exai.conversations import AppendRequest
 from exai.db.conversations import ConversationRepository
@@ -111,10 +111,10 @@ class _Scale:
     async def run(self) -> ScaleReport:
         await make_tables(self._servers.postgres_url)
         (few, many), (short, long) = self._sizes.conversations, self._sizes.messages
-        async with open_filling(self._servers.postgres_url, self._texts.words) as filling:
-            await self._fill(filling, (1, few), (1, short), (0.0, 0.02))
+        async with open_seed_data(self._servers.postgres_url, self._texts.words) as seed:
+            await self._fill(seed, (1, few), (1, short), (0.0, 0.02))
             little = await self._measure(few, 0.05)
-            await self._fill(filling, (few + 1, many), (short + 1, long), (0.1, 0.7))
+            await self._fill(seed, (few + 1, many), (short + 1, long), (0.1, 0.7))
             much = await self._measure(many, 0.85)
             self._progress(0.9, "reading one cold conversation from everywhere")
             cold_reads = await self._cold_reads()
@@ -123,17 +123,17 @@ class _Scale:
         return ScaleReport(self._sizes, self._servers.shown, machine(), little, much, cold_reads, grown_mib)
 
     async def _fill(
-        self, filling: Filling, conversations: tuple[int, int], messages: tuple[int, int], share: tuple[float, float]
+        self, seed: SeedData, conversations: tuple[int, int], messages: tuple[int, int], share: tuple[float, float]
     ) -> None:
         """Make the conversations and the messages of one of them, from the first to the last of each."""
         first, last = conversations
-        async for seq in filling.deep(*messages):
+        async for seq in seed.deep(*messages):
             self._progress(share[0], f"{seq:,} messages of one conversation")
-        async for number in filling.wide(first, last):
+        async for number in seed.wide(first, last):
             done = (number - first) / (last - first + 1)
             self._progress(share[0] + done * (share[1] - share[0]), f"{number:,} conversations")
         self._progress(share[1], "letting the server tidy up")
-        await filling.settle()
+        await seed.settle()
 
     async def _measure(self, conversations: int, share: float) -> dict[str, float]:
         found = {}

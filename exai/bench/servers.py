@@ -116,7 +116,13 @@ def _redis_upstream(url: str) -> Upstream:
     if server.tls is not None:
         raise ConfigError("EXAI_CACHE__URL", "asks for encryption", "Round trips can be counted without it only")
     scripts = load_scripts()
-    background = (*OWN_COMMANDS, scripts.anchor.sha, scripts.renew.sha, scripts.anchor.text, scripts.renew.text)
+    background = (
+        *OWN_COMMANDS,
+        scripts.watermark.sha,
+        scripts.advance.sha,
+        scripts.watermark.text,
+        scripts.advance.text,
+    )
     return Upstream("redis", server.host, server.port, server.path, background=background)
 
 

@@ -2,23 +2,24 @@
 
 A read returns no page older than a change that was applied to Redis, or that this process knows to be committed. If
 another daemon failed to apply its change, a page is stale for at most one staleness bound. The protocol is called
-lease, version, licence. Its invariants, each of which builds on those before it:
+lease, version, watermark. Its invariants, each of which builds on those before it:
 
 1. An entry at revision r holds exactly the newest page of the conversation at r.
 2. A conversation has at most one live lease, granted before the database snapshot of the page stored under it.
 3. After a change to revision r is applied, the entry is absent or at least at r, and no lease granted before is alive.
    While Redis is reachable, no read therefore returns a page older than an acknowledged change.
 4. An entry's time is not later than the database snapshot it was read from.
-5. A licence of generation g, as of time t, states that every change visible to a snapshot taken after t is in every
-   entry of generation g. An entry is served until one bound after its own time or its licence's, whichever is later.
-6. A change not visible to a pass's snapshot has, in the same incarnation of the database, a transaction id not below
-   the snapshot's xmin. The next pass starts there and sees it, however long its commit took. A recovery may assign ids
-   again that never reached the disk, so it begins a new incarnation, even if the postmaster stays the same. A new
-   incarnation begins a new generation, which covers no entry stored before.
-7. Licence, entries and leases of a slot group are stored in one Redis and are lost, or rolled back, together.
+5. A watermark of generation g, as of time t, states that every change visible to a snapshot taken after t is in every
+   entry of generation g. An entry is served until one staleness bound after its own time or its watermark's,
+   whichever is later.
+6. A change not visible to a reconciliation's snapshot has, in the same server epoch, a transaction id not below the
+   snapshot's xmin. The next reconciliation starts there and sees it, however long its commit took. A recovery may
+   assign ids again that never reached the disk, so it begins a new server epoch, even if the postmaster stays the
+   same. A new server epoch begins a new generation, which covers no entry stored before.
+7. Watermark, entries and leases of a slot group are stored in one Redis and are lost, or rolled back, together.
 
-A Redis error counts as a miss. A change that could not be applied is remembered in this process for one bound
-(`exai.cache.min_revisions`).
+A Redis error counts as a miss. A change that could not be applied is remembered in this process for one
+staleness bound (`exai.cache.min_revisions`).
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ import structlog
 from exai.background import running
 from exai.cache.entry import (
     Origin,
+    cache_keys,
     decode_header,
     encode_entry,
     encode_header,
-    place,
     same_page,
 )
-from exai.cache.min_revisions import Floors
-from exai.cache.reconciliation import ChangesSince, Licence
-from exai.cache.records import CacheLookup, CacheStatus, Hit, Load, Loaded, Miss, Unavailable, Wait, Warm
+from exai.cache.min_revisions import MinRevisions
+from exai.cache.reconciliation import ChangesSince, Reconciler
+from exai.cache.records import CacheLookup, CacheStatus, Hit, Load, Loaded, Miss, PreloadedPage, Unavailable, Wait
 from exai.cache.redis.address import parse_address
 from exai.cache.redis.batching import ScriptBatcher
 from exai.cache.redis.client import RedisClient
@@ -92,7 +93,7 @@ class ConversationCache:
     def __init__(
         self,
         client: RedisClient | None,
-        licence: Licence | None,
+        reconciler: Reconciler | None,
         settings: CacheSettings,
         scripts: Scripts,
         recorder: Recorder,
@@ -100,15 +101,15 @@ class ConversationCache:
         rand: Random = random.random,
         clock: Clock = time.monotonic,
     ) -> None:
-        self._client, self._licence, self._settings = client, licence, settings
+        self._client, self._reconciler, self._settings = client, reconciler, settings
         self._applies = ScriptBatcher(client, scripts.apply) if client is not None else None
         self._scripts, self._recorder, self._rand = scripts, recorder, rand
-        self._floors: Floors[Key] = Floors(settings.max_staleness_s, clock=clock)
+        self._min_revisions: MinRevisions[Key] = MinRevisions(settings.max_staleness_s, clock=clock)
         self._flights: SingleFlight[Key, Loaded] = SingleFlight()
         self._checking: asyncio.Task[None] | None = None
         self._token_stem = secrets.token_hex(8)
         self._tokens = itertools.count(1)
-        self._bound_us = round(settings.max_staleness_s * MICROSECOND)
+        self._max_staleness_us = round(settings.max_staleness_s * MICROSECOND)
         self._entry_bytes = settings.entry_max_bytes
 
     async def read_through(
@@ -149,13 +150,13 @@ class ConversationCache:
 
         A `Miss` holds the conversation's lease, which the caller should use or release.
         """
-        floor = self._floors.least((owner, continuation_id))
+        minimum = self._min_revisions.minimum((owner, continuation_id))
         if self._client is None:
             found: CacheLookup = Unavailable("off")
-        elif floor is None:
+        elif minimum is None:
             found = Unavailable("bypassed")
         else:
-            found = await self._read(self._client, owner, continuation_id, max(floor, min_revision))
+            found = await self._read(self._client, owner, continuation_id, max(minimum, min_revision))
         self._recorder.count("cache_reads_total", result=type(found).__name__.lower())
         return found
 
@@ -166,7 +167,7 @@ class ConversationCache:
             await self.release(owner, continuation_id, miss)
             self._recorder.count("cache_fills_total", result="unfit")
             return False
-        where = place(owner, continuation_id, self._client.groups)
+        where = cache_keys(owner, continuation_id, self._client.groups)
         args = (miss.token, self._ttl_ms(), *fields)
         try:
             stored = await self._client.run(self._scripts.fill, where.group, (where.entry, where.lease), args) == 1
@@ -180,7 +181,7 @@ class ConversationCache:
         """Release a lease without storing a page: 1 Redis round trip."""
         if self._client is None:
             return
-        where = place(owner, continuation_id, self._client.groups)
+        where = cache_keys(owner, continuation_id, self._client.groups)
         # On failure the lease expires after `LEASE_MS`; until then other readers only wait a little longer.
         with suppress(CacheError):
             await self._client.run(self._scripts.release, where.group, (where.lease,), (miss.token,))
@@ -192,10 +193,10 @@ class ConversationCache:
         *,
         base_revision: int,
         revision: int,
-        inc: str,
+        server_epoch: str,
         delta: Sequence[Message] | None = None,
         conversation: Conversation | None = None,
-        warm: Warm | None = None,
+        preloaded: PreloadedPage | None = None,
     ) -> bool:
         """Apply a committed change to Redis before it is acknowledged: 1 Redis round trip, shared by concurrent calls.
 
@@ -205,50 +206,55 @@ class ConversationCache:
         """
         if self._client is None or self._applies is None:
             return True
-        where = place(owner, continuation_id, self._client.groups)
+        where = cache_keys(owner, continuation_id, self._client.groups)
         args = self._change(
-            base_revision=base_revision, revision=revision, inc=inc, delta=delta, conversation=conversation, warm=warm
+            base_revision=base_revision,
+            revision=revision,
+            server_epoch=server_epoch,
+            delta=delta,
+            conversation=conversation,
+            preloaded=preloaded,
         )
-        told = False
+        is_applied = False
         try:
             reply = await self._applies.run(where.group, (where.entry, where.lease), args)
-            told = True
+            is_applied = True
             self._recorder.count("cache_applies_total", result=APPLIED.get(cast("int", reply), "unknown"))
         except CacheError:
             self._recorder.count("cache_applies_total", result="failed")
         finally:
             # In `finally`, because a cancelled call may or may not have reached Redis.
-            if not told:
-                self._floors.note((owner, continuation_id), revision)
-        return told
+            if not is_applied:
+                self._min_revisions.note((owner, continuation_id), revision)
+        return is_applied
 
     async def read_uncovered(
         self, owner: Owner, continuation_id: ContinuationId, *, max_age_s: float = UNCOVERED_MAX_AGE_S
     ) -> Hit | None:
-        """Return an entry regardless of its licence, for an answer marked as stale; 1 Redis round trip.
+        """Return an entry regardless of its watermark, for an answer marked as stale; 1 Redis round trip.
 
         A write must not be based on it. Returns None without an entry, or if it is older than `max_age_s` or than a
         change that this process knows to be committed.
         """
-        floor = self._floors.least((owner, continuation_id))
-        if self._client is None or floor is None:
+        minimum = self._min_revisions.minimum((owner, continuation_id))
+        if self._client is None or minimum is None:
             return None
-        where = place(owner, continuation_id, self._client.groups)
+        where = cache_keys(owner, continuation_id, self._client.groups)
         try:
-            reply = await self._client.run(self._scripts.peek, where.group, (where.entry, where.anchor), ())
+            reply = await self._client.run(self._scripts.peek, where.group, (where.entry, where.watermark), ())
             hit = _decode(owner, continuation_id, reply) if isinstance(reply, list) else None
         except (CacheError, Undecodable):
             return None
-        fit = hit is not None and hit.age_s <= max_age_s and hit.revision >= floor
+        fit = hit is not None and hit.age_s <= max_age_s and hit.revision >= minimum
         return hit if fit else None
 
     async def status(self) -> CacheStatus:
         """Return the state of the cache, from a read of the server's clock: 1 Redis round trip. Never raises."""
-        if self._client is None or self._licence is None:
+        if self._client is None or self._reconciler is None:
             return CacheStatus("off", self._settings.max_staleness_s)
         facts: dict[str, Any] = {
             "max_staleness_s": self._settings.max_staleness_s,
-            "licence_age_s": self._licence.age_s,
+            "watermark_age_s": self._reconciler.age_s,
         }
         try:
             clock = await self._client.clock()
@@ -256,15 +262,15 @@ class ConversationCache:
         except CacheError as error:
             is_late = isinstance(error, CacheAway) and error.is_late
             return CacheStatus("down", breaker=self._client.breaker_state, problem=str(error), is_late=is_late, **facts)
-        age_s = self._licence.age_s
+        age_s = self._reconciler.age_s
         licensed = age_s is not None and age_s < self._settings.max_staleness_s
         return CacheStatus(
-            "ok" if licensed else "unlicensed",
+            "ok" if licensed else "unreconciled",
             breaker=self._client.breaker_state,
             latency_s=clock.latency_s,
             clock_ahead_s=clock.ahead_s,
             server=server,
-            problem=self._licence.problem,
+            problem=self._reconciler.problem,
             **facts,
         )
 
@@ -284,11 +290,13 @@ class ConversationCache:
     async def _read(
         self, client: RedisClient, owner: Owner, continuation_id: ContinuationId, least: int
     ) -> CacheLookup:
-        where = place(owner, continuation_id, client.groups)
-        keys = (where.entry, where.lease, where.anchor)
+        where = cache_keys(owner, continuation_id, client.groups)
+        keys = (where.entry, where.lease, where.watermark)
         token = f"{self._token_stem}{next(self._tokens)}".encode()
         try:
-            reply = await client.run(self._scripts.read, where.group, keys, (token, LEASE_MS, self._bound_us, least))
+            reply = await client.run(
+                self._scripts.read, where.group, keys, (token, LEASE_MS, self._max_staleness_us, least)
+            )
         except CacheError:
             return Unavailable("down")
         match reply:
@@ -313,7 +321,7 @@ class ConversationCache:
         A live lease proves only that the page contains the changes applied to Redis. It proves nothing about a floor,
         which is a change that could not be applied, nor about a revision that the caller demands.
         """
-        return min_revision == ANY_REVISION and self._floors.least(key) == ANY_REVISION
+        return min_revision == ANY_REVISION and self._min_revisions.minimum(key) == ANY_REVISION
 
     def _flight(self, key: Key, found: Wait) -> Flight[Loaded] | None:
         """Return this process's read under the lease just seen alive, None if it began more than one bound ago."""
@@ -332,10 +340,10 @@ class ConversationCache:
         *,
         base_revision: int,
         revision: int,
-        inc: str,
+        server_epoch: str,
         delta: Sequence[Message] | None,
         conversation: Conversation | None,
-        warm: Warm | None,
+        preloaded: PreloadedPage | None,
     ) -> tuple[Argument, ...]:
         """Return the arguments of APPLY; a change that cannot be encoded is sent without a delta."""
         header, page, count = b"", b"", -1
@@ -344,24 +352,26 @@ class ConversationCache:
         if conversation is not None and conversation.revision != revision:
             # The answer to a repeated request carries the conversation's current header, which is newer than the
             # change. Header and delta do not match, so the change must not be stored as an addition.
-            delta, warm = None, None
+            delta, preloaded = None, None
         if conversation is not None and delta is not None:
             try:
                 header, page, count = encode_header(conversation), encode_page(delta), len(delta)
             except Unencodable:
                 self._recorder.count("cache_unencodable_total")
-        if warm is not None and conversation is not None:
-            whole = self._fields(Loaded(conversation, warm.messages, warm.complete, inc), warm.miss)
-            token = warm.miss.token if whole is not None else b""
+        if preloaded is not None and conversation is not None:
+            whole = self._fields(
+                Loaded(conversation, preloaded.messages, preloaded.complete, server_epoch), preloaded.miss
+            )
+            token = preloaded.miss.token if whole is not None else b""
         id_ = conversation.id if conversation is not None else ""
         limits = (self._ttl_ms(), PAGE_MESSAGES, self._entry_bytes)
-        return (base_revision, revision, inc, id_, *limits, count, header, page, token, *(whole or ()))
+        return (base_revision, revision, server_epoch, id_, *limits, count, header, page, token, *(whole or ()))
 
     def _fields(self, loaded: Loaded, miss: Miss) -> tuple[Argument, ...] | None:
         # A page cut by a byte budget is not the newest page, as which the entry would be served for hours.
         if not loaded.is_whole:
             return None
-        origin = Origin(miss.generation, miss.asof_us, loaded.inc)
+        origin = Origin(miss.generation, miss.asof_us, loaded.server_epoch)
         return encode_entry(
             loaded.conversation,
             loaded.messages,
@@ -458,7 +468,7 @@ def _decode(owner: Owner, continuation_id: ContinuationId, entry: list[RedisRepl
 async def open_cache(
     settings: CacheSettings, url: str | None, *, recorder: Recorder, changes: ChangesSince
 ) -> AsyncIterator[ConversationCache]:
-    """Open the cache at `url` and run passes in the background; without a URL every read is `Unavailable("off")`.
+    """Open the cache at `url` and reconcile it in the background; without a URL every read is `Unavailable("off")`.
 
     `changes` queries the primary database for changed conversations, about every `reconcile_interval_s` seconds. Redis
     need not be reachable yet. Raises `ConfigError` for an invalid address.
@@ -468,10 +478,10 @@ async def open_cache(
         yield ConversationCache(None, None, settings, scripts, recorder)
         return
     client = RedisClient(open_topology(parse_address(url), settings.timeout_s, recorder), recorder)
-    licence = Licence(client, scripts, changes, settings, recorder)
-    cache = ConversationCache(client, licence, settings, scripts, recorder)
+    reconciler = Reconciler(client, scripts, changes, settings, recorder)
+    cache = ConversationCache(client, reconciler, settings, scripts, recorder)
     try:
-        async with running("cache-passes", licence.keep()):
+        async with running("cache-reconciliation", reconciler.run()):
             yield cache
     finally:
         await cache.close()

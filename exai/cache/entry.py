@@ -28,32 +28,32 @@ from exai.pages import Undecodable, Unencodable, encode_json, encode_page
 FORMAT: Final = 2
 """Part of every key. A release with another encoding uses other keys and so never reads entries of this one."""
 
-PLACES: Final = 4_096
+MAX_CACHED_KEYS: Final = 4_096
 """Number of conversations whose key names are cached, because building them costs more than their use."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class CacheKeys:
     """The keys of one conversation. All keys of a slot group share a hash tag, and therefore a server and its clock."""
 
     group: int
     entry: str
     lease: str
-    anchor: str
+    watermark: str
 
 
-@functools.lru_cache(maxsize=PLACES)
-def place(owner: Owner, continuation_id: ContinuationId, groups: int) -> Place:
+@functools.lru_cache(maxsize=MAX_CACHED_KEYS)
+def cache_keys(owner: Owner, continuation_id: ContinuationId, groups: int) -> CacheKeys:
     """Return the keys of a conversation; the same for every process and release of this format."""
     name = f"{_quoted(owner)}:{_quoted(continuation_id)}"
     group = zlib.crc32(name.encode()) % groups if groups > 1 else 0
     stem = f"exai:{FORMAT}:{{g{group}}}:"
-    return Place(group, f"{stem}{name}:e", f"{stem}{name}:z", f"{stem}anchor")
+    return CacheKeys(group, f"{stem}{name}:e", f"{stem}{name}:z", f"{stem}watermark")
 
 
-def anchor(group: int) -> str:
-    """Return the key of a group's licence."""
-    return f"exai:{FORMAT}:{{g{group}}}:anchor"
+def watermark_key(group: int) -> str:
+    """Return the key of a group's watermark."""
+    return f"exai:{FORMAT}:{{g{group}}}:watermark"
 
 
 def encode_header(conversation: Conversation) -> bytes:
@@ -109,11 +109,11 @@ def decode_header(blob: bytes, owner: Owner, continuation_id: ContinuationId, re
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Origin of a page: generation and time of the READ that granted its lease, and the database's incarnation."""
+    """Origin of a page: generation and time of the READ that granted its lease, and the server epoch."""
 
     generation: bytes
     asof_us: int
-    inc: str
+    server_epoch: str
 
 
 def encode_entry(
@@ -138,7 +138,7 @@ def encode_entry(
     if len(header) + len(page) > max_bytes:
         return None
     return (
-        *("rev", conversation.revision, "gen", origin.generation, "asof", origin.asof_us, "inc", origin.inc),
+        *("rev", conversation.revision, "gen", origin.generation, "asof", origin.asof_us, "epoch", origin.server_epoch),
         *("id", conversation.id, "older", int(not complete), "count", len(messages), "header", header),
         *("tail", b"", "page", page),
     )

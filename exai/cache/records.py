@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from exai.models import PAGE_MESSAGES, ContentPart, Conversation, Message
 
-CacheState = Literal["off", "ok", "unlicensed", "down"]
+CacheState = Literal["off", "ok", "unreconciled", "down"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Loaded:
     conversation: Conversation
     messages: tuple[Message, ...]
     complete: bool
-    inc: str
+    server_epoch: str
     page: bytes | None = None
     part: ContentPart | None = None
 
@@ -34,7 +34,7 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """The newest page from the cache; `age_s` is the time since its fill or its licence, whichever is later."""
+    """The newest page from the cache; `age_s` is the time since its fill or its watermark, whichever is later."""
 
     conversation: Conversation
     messages: tuple[Message, ...]
@@ -75,7 +75,7 @@ Load: TypeAlias = Callable[[], Awaitable[Loaded]]
 
 
 @dataclass(frozen=True, slots=True)
-class Warm:
+class PreloadedPage:
     """A lease held by a writer, and the newest page that its statement returned together with the change."""
 
     miss: Miss
@@ -95,7 +95,7 @@ class CacheStatus:
     breaker: str = "closed"
     latency_s: float | None = None
     clock_ahead_s: float | None = None
-    licence_age_s: float | None = None
+    watermark_age_s: float | None = None
     server: str | None = None
     problem: str | None = None
     is_late: bool = False

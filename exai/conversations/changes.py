@@ -68,18 +68,18 @@ class Notices:
         self._listeners.append((listener, is_wanting))
         self.have_listeners.set()
 
-    def tell(
+    def notify_change(
         self, owner: Owner, continuation_id: ContinuationId, base_revision: int, revision: int, *, listed: bool = False
     ) -> None:
         """Notify of a change committed by this process. A repeated request, which changed nothing, has no notice."""
         if revision != base_revision:
             self.have_changed.set()
-            self.hear(owner, continuation_id, revision, listed=listed or base_revision == 0)
+            self.notify(owner, continuation_id, revision, listed=listed or base_revision == 0)
 
-    def hear(self, owner: Owner, continuation_id: ContinuationId, revision: int, *, listed: bool) -> None:
+    def notify(self, owner: Owner, continuation_id: ContinuationId, revision: int, *, listed: bool) -> None:
         """Notify of a revision unless listeners were already notified of it or a later one."""
-        told, told_listed = self._latest.get((owner, continuation_id), (-1, False))
-        if revision < told or (revision == told and (told_listed or not listed)):
+        notified, notified_listed = self._latest.get((owner, continuation_id), (-1, False))
+        if revision < notified or (revision == notified and (notified_listed or not listed)):
             return
         self._latest[owner, continuation_id] = (revision, listed)
         self._latest.move_to_end((owner, continuation_id))
@@ -96,10 +96,10 @@ class ChangePoller:
     def __init__(self, repository: ConversationRepository, notices: Notices, recorder: Recorder) -> None:
         self._repository, self._notices, self._recorder = repository, notices, recorder
         self._since: str | None = None
-        self._inc: str | None = None
+        self._server_epoch: str | None = None
         self._looked_at = -math.inf
 
-    async def keep(self) -> None:
+    async def run(self) -> None:
         """Poll from the first listener on until cancelled. While the database is away notices are delayed, not lost."""
         await self._notices.have_listeners.wait()
         while True:
@@ -120,9 +120,9 @@ class ChangePoller:
             return
         news = await self._repository.news(self._since)
         # After a recovery, changes since the last poll may have ids below `_since`, so the range is read again from
-        # further back. `hear` suppresses revisions that were already notified.
-        if self._since is not None and news.inc != self._inc:
+        # further back. `notify` suppresses revisions that were already notified.
+        if self._since is not None and news.server_epoch != self._server_epoch:
             news = await self._repository.news(str(max(FIRST_XID, int(self._since) - LOST_XIDS)))
-        self._since, self._inc, self._looked_at = news.xmin, news.inc, now
+        self._since, self._server_epoch, self._looked_at = news.xmin, news.server_epoch, now
         for each in news.changed if is_wanted else ():
-            self._notices.hear(each.owner, each.continuation_id, each.revision, listed=each.is_listed)
+            self._notices.notify(each.owner, each.continuation_id, each.revision, listed=each.is_listed)

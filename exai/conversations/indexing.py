@@ -49,7 +49,7 @@ class Indexing:
         self._portion = PORTION
         self._failures = 0
 
-    async def keep(self) -> None:
+    async def run(self) -> None:
         """Index until cancelled: after stores and searches of this process, and at least every `IDLE_S`."""
         while True:
             # Messages stored during the pause share a statement. `wanted` is cleared before the statement, so that a

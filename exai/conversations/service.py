@@ -184,12 +184,14 @@ class ConversationService:
             conversation.continuation_id,
             base_revision=result.base_revision,
             revision=result.revision,
-            inc=result.inc,
+            server_epoch=result.server_epoch,
             delta=result.stored,
             conversation=conversation,
         )
         if result.status == "appended":
-            self.notices.tell(request.owner, conversation.continuation_id, result.base_revision, result.revision)
+            self.notices.notify_change(
+                request.owner, conversation.continuation_id, result.base_revision, result.revision
+            )
         return Appended(
             continuation_id=conversation.continuation_id,
             first_seq=result.first_seq or 0,
@@ -245,7 +247,7 @@ class ConversationService:
         async def load() -> Loaded:
             stored = await self._repository.read_page(owner, continuation_id, limit=PAGE_MESSAGES)
             complete = not stored.has_older
-            return Loaded(stored.conversation, stored.messages, complete, stored.inc, stored.page, stored.part)
+            return Loaded(stored.conversation, stored.messages, complete, stored.server_epoch, stored.page, stored.part)
 
         try:
             found, source = await self._cache.read_through(owner, continuation_id, load)
@@ -319,7 +321,7 @@ class ConversationService:
             raise InvalidArgument("continuation_id", "is a fork of too many forks", "Export it and import it anew")
         if forked.conversation is None:
             raise refusal(forked.status, continuation_id, 0, None)
-        self.notices.tell(owner, forked.conversation.continuation_id, 0, forked.conversation.revision)
+        self.notices.notify_change(owner, forked.conversation.continuation_id, 0, forked.conversation.revision)
         return forked.conversation
 
     async def change(
@@ -431,9 +433,9 @@ class ConversationService:
             continuation_id,
             base_revision=changed.base_revision,
             revision=changed.revision,
-            inc=changed.inc,
+            server_epoch=changed.server_epoch,
         )
-        self.notices.tell(owner, continuation_id, changed.base_revision, changed.revision, listed=True)
+        self.notices.notify_change(owner, continuation_id, changed.base_revision, changed.revision, listed=True)
         return changed.conversation
 
     @asynccontextmanager
@@ -441,8 +443,8 @@ class ConversationService:
         """Run lease renewal, change polling and indexing; on exit, wait until outcomes in flight are written."""
         async with (
             running("turn-leases", self._turns.keep_leases()),
-            running("conversation-watch", self._watch.keep()),
-            running("word-indexing", self._indexing.keep()),
+            running("conversation-watch", self._watch.run()),
+            running("word-indexing", self._indexing.run()),
         ):
             try:
                 yield

@@ -214,10 +214,14 @@ class Transfer:
             if imported.status not in ("stored", "duplicate"):
                 raise _refused(name, batch)
             await self._cache.apply(
-                owner, name, base_revision=imported.base_revision, revision=imported.revision, inc=imported.inc
+                owner,
+                name,
+                base_revision=imported.base_revision,
+                revision=imported.revision,
+                server_epoch=imported.server_epoch,
             )
             if imported.status == "stored" or imported.restored:
-                self._notices.tell(owner, name, imported.base_revision, imported.revision, listed=seen == 0)
+                self._notices.notify_change(owner, name, imported.base_revision, imported.revision, listed=seen == 0)
             seen += len(batch)
             stored += imported.stored
             restored = restored or imported.restored

@@ -1,7 +1,7 @@
 """Run one chat turn: store the question, call the model, store the answer, and update the cache after each commit.
 
 A turn costs two statements and three Redis calls. Two Redis calls would suffice, but the question is applied at once,
-because a licence pass during the model's answer would otherwise drop the entry of every conversation with a running
+because a reconciliation during the model's answer would otherwise drop the entry of every conversation with a running
 turn.
 
 Invariant: the outcome of every turn that has begun is written, whether it ends by an answer, a provider's error, a
@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import structlog
 
 from exai.cache.conversations import ConversationCache
-from exai.cache.records import Hit, Miss, Warm
+from exai.cache.records import Hit, Miss, PreloadedPage
 from exai.conversations.attachments import Attachments
 from exai.conversations.changes import Notices
 from exai.conversations.prompt import Asked, check_fits
@@ -77,15 +77,15 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """A turn that has begun. `told` is the task that applies its question to the cache, `heard` the answer so far."""
+    """A turn that has begun. `publication` is the task that applies its question to the cache."""
 
     request: ChatRequest
     model: Model
     begun: TurnBegun
     conversation: Conversation
     cached: Hit | Miss | None
-    told: asyncio.Task[None]
-    heard: _Heard
+    publication: asyncio.Task[None]
+    received: _ReceivedText
 
 
 class ChatTurns:
@@ -123,8 +123,8 @@ class ChatTurns:
             return result_of(begun.reply, name, begun.revision, duration_s=seconds, duplicate=True)
         # Not awaited: the cache is updated while the model answers. `_tell_finished` waits for it, because the answer's
         # delta can only be added to an entry that contains the question.
-        told = self._aside(self._tell_begun(request, begun, begun.conversation, cached), "cache-begun")
-        turn = _Turn(request, model, begun, begun.conversation, cached, told, _Heard(on_delta))
+        publication = self._aside(self._publish_begun(request, begun, begun.conversation, cached), "cache-begun")
+        turn = _Turn(request, model, begun, begun.conversation, cached, publication, _ReceivedText(on_delta))
         completion, finished, facts = await self._answer(turn, room_tokens)
         return ChatResult(
             content=completion.content,
@@ -251,7 +251,7 @@ class ChatTurns:
             completion, asked = await self._leased_answer(turn, room_tokens)
         except BaseException as error:
             if isinstance(error, ExaiError):
-                error.continuation_id, error.notes = continuation_id, (kept_of(turn.heard.text),)
+                error.continuation_id, error.notes = continuation_id, (kept_of(turn.received.text),)
             await self._write(self._fail(turn, error))
             raise
         facts = facts_of(completion, asked)
@@ -320,7 +320,7 @@ class ChatTurns:
             thinking=turn.request.thinking,
         )
         with with_deadline(remaining_s(OUTCOME_RESERVE_S)):
-            completion = await self._providers.complete(turn.model, asked, turn.heard)
+            completion = await self._providers.complete(turn.model, asked, turn.received)
         if not completion.content.strip():
             said = "".join(f"; {note}" for note in completion.notes)
             raise ProviderBroken(
@@ -355,12 +355,12 @@ class ChatTurns:
         return finished
 
     async def _fail(self, turn: _Turn, error: BaseException) -> None:
-        finished = await self._record(failure_of(turn.request, turn.model, turn.begun, turn.heard.text, error))
+        finished = await self._record(failure_of(turn.request, turn.model, turn.begun, turn.received.text, error))
         if finished is not None and finished.stored:
             await self._tell_finished(turn, finished)
         # The error says that the question is stored, and the caller may read the conversation at once, so the cache
         # must contain the question before the error is raised.
-        await asyncio.wait({turn.told})
+        await asyncio.wait({turn.publication})
 
     async def _record(self, failure: TurnEnd) -> TurnFinished | None:
         """Write a failure. An error of this write is only logged, because the caller receives the original error."""
@@ -385,7 +385,7 @@ class ChatTurns:
                     raise
             await asyncio.sleep(pause_s)
 
-    async def _tell_begun(
+    async def _publish_begun(
         self, request: ChatRequest, begun: TurnBegun, conversation: Conversation, cached: Hit | Miss | None
     ) -> None:
         """Apply the question to the cache; after a miss, store the complete newest page under the miss's lease."""
@@ -393,21 +393,21 @@ class ChatTurns:
             if isinstance(cached, Miss):
                 await self._cache.release(request.owner, conversation.continuation_id, cached)
             return
-        warm = None
+        preloaded = None
         if isinstance(cached, Miss) and begun.full:
             newest = (*begun.history, *begun.stored)[-PAGE_MESSAGES:]
-            warm = Warm(cached, newest, complete=newest[0].seq == 1)
+            preloaded = PreloadedPage(cached, newest, complete=newest[0].seq == 1)
         await self._cache.apply(
             request.owner,
             conversation.continuation_id,
             base_revision=begun.base_revision,
             revision=begun.revision,
-            inc=begun.inc,
+            server_epoch=begun.server_epoch,
             delta=begun.stored,
             conversation=conversation,
-            warm=warm,
+            preloaded=preloaded,
         )
-        self._notices.tell(request.owner, conversation.continuation_id, begun.base_revision, begun.revision)
+        self._notices.notify_change(request.owner, conversation.continuation_id, begun.base_revision, begun.revision)
 
     async def _tell_repeated(self, request: ChatRequest, begun: TurnBegun, conversation: Conversation) -> None:
         """Apply the conversation's revision to the cache; the process that answered first may have died before that."""
@@ -416,23 +416,23 @@ class ChatTurns:
             conversation.continuation_id,
             base_revision=begun.base_revision,
             revision=begun.revision,
-            inc=begun.inc,
+            server_epoch=begun.server_epoch,
             conversation=conversation,
         )
 
     async def _tell_finished(self, turn: _Turn, finished: TurnFinished) -> None:
-        await asyncio.wait({turn.told})
+        await asyncio.wait({turn.publication})
         await self._cache.apply(
             turn.request.owner,
             turn.conversation.continuation_id,
             base_revision=finished.base_revision,
             revision=finished.revision,
-            inc=finished.inc,
+            server_epoch=finished.server_epoch,
             delta=finished.stored,
             conversation=finished.conversation,
         )
         owner, name = turn.request.owner, turn.conversation.continuation_id
-        self._notices.tell(owner, name, finished.base_revision, finished.revision)
+        self._notices.notify_change(owner, name, finished.base_revision, finished.revision)
 
     def _aside(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """Run `work` as a tracked task with its own deadline, independent of the request's."""
@@ -463,7 +463,7 @@ class ChatTurns:
             raise
 
 
-class _Heard:
+class _ReceivedText:
     """Forwards deltas to the caller and collects the text, which is stored if the answer breaks off."""
 
     def __init__(self, on_delta: OnDelta | None) -> None:

@@ -109,7 +109,7 @@ class Worker:
             await self.wait()
 
 
-class Crew:
+class WorkerPool:
     """The workers of one parent."""
 
     def __init__(
@@ -259,15 +259,15 @@ async def serve_with_workers(
         for each in sockets:
             stack.enter_context(each)
         async with own_servers(settings) as embedded, open_background() as background:
-            crew = Crew(settings, sockets, {**given, **_addresses(settings, embedded)}, background=background)
-            with _signals(crew, background) as stop:
+            pool = WorkerPool(settings, sockets, {**given, **_addresses(settings, embedded)}, background=background)
+            with _signals(pool, background) as stop:
                 try:
-                    started, status = await crew.start(count)
+                    started, status = await pool.start(count)
                     if started is not None:
                         announce(_described(started, settings, embedded, count))
                         await stop.wait()
                 finally:
-                    await crew.stop()
+                    await pool.stop()
     return status
 
 
@@ -284,7 +284,7 @@ async def work(settings: Settings, sockets: Sequence[int], control: int) -> None
 
 
 @contextlib.contextmanager
-def _signals(crew: Crew, background: Background) -> Iterator[asyncio.Event]:
+def _signals(pool: WorkerPool, background: Background) -> Iterator[asyncio.Event]:
     """Set the event on SIGTERM or SIGINT, and pass a second one on to the workers; on SIGHUP replace the workers."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -292,13 +292,13 @@ def _signals(crew: Crew, background: Background) -> Iterator[asyncio.Event]:
 
     def on_stop() -> None:
         if stop.is_set():
-            crew.signal(signal.SIGTERM)
+            pool.signal(signal.SIGTERM)
         stop.set()
 
     def on_hangup() -> None:
         # One waiting replacement is enough: it starts workers with the settings at that time.
         if len(rolls) < 2 and not stop.is_set():
-            roll = background.start("replace workers", crew.roll())
+            roll = background.start("replace workers", pool.roll())
             rolls.add(roll)
             roll.add_done_callback(rolls.discard)
 

@@ -140,7 +140,9 @@ class ConversationRepository:
         has_older = bool(messages) and messages[0].seq > 1
         last = rows[-1]["head"] if len(rows) > 1 else None
         part = ContentPart(char_offset, orjson.loads(last)["chars"]) if last else None
-        return StoredPage(conversation_of(head["conversation"]), messages, has_older, head["inc"], page, part=part)
+        return StoredPage(
+            conversation_of(head["conversation"]), messages, has_older, head["server_epoch"], page, part=part
+        )
 
     async def append(self, start: AppendStart) -> AppendResult:
         """Store messages as one block, once per request key; see `AppendResult` for the outcomes.
@@ -171,7 +173,7 @@ class ConversationRepository:
             base_revision=head["base_revision"] or 0,
             revision=head["revision"] or 0,
             stored=stored,
-            inc=head["inc"],
+            server_epoch=head["server_epoch"],
             missing=head.get("detail"),
         )
 
@@ -211,7 +213,7 @@ class ConversationRepository:
             history=tuple(reversed(answer.part("message"))),
             full=head["full"],
             system=system[0] if system else None,
-            inc=head["inc"],
+            server_epoch=head["server_epoch"],
             reply=reply_of(turn, answer.part("reply")) if status == "finished" else None,
             error=turn["error"] if turn else None,
             missing=head["detail"],
@@ -250,7 +252,7 @@ class ConversationRepository:
             base_revision=head["base_revision"] or 0,
             revision=head["revision"] or 0,
             stored=_just_stored(end.messages, answer, end.turn_id) if fresh else tuple(answer.part("stored")),
-            inc=head["inc"],
+            server_epoch=head["server_epoch"],
         )
 
     async def read_turn_state(self, owner: Owner, request_key: str) -> TurnSeen | None:
@@ -308,7 +310,7 @@ class ConversationRepository:
             for row in rows[1:]
         )
         truncated = len(changed) > CHANGES_LIMIT
-        return Changes(rows[0]["xmin"], rows[0]["inc"], changed[:CHANGES_LIMIT], truncated)
+        return Changes(rows[0]["xmin"], rows[0]["server_epoch"], changed[:CHANGES_LIMIT], truncated)
 
     async def news(self, since_xmin: str | None) -> ChangeEvents:
         """Return the current snapshot, and for subscribers each conversation changed since `since_xmin`'s."""
@@ -317,7 +319,7 @@ class ConversationRepository:
             ChangeEvent(Owner(row["owner"]), ContinuationId(row["continuation_id"]), row["revision"], row["listed"])
             for row in rows[1:]
         )
-        return ChangeEvents(rows[0]["xmin"], rows[0]["inc"], changed)
+        return ChangeEvents(rows[0]["xmin"], rows[0]["server_epoch"], changed)
 
 
 def write_cursor(cursor: Cursor) -> str:

@@ -47,7 +47,7 @@ class Forked:
     status: ForkStatus
     conversation: Conversation | None
     last_seq: int | None
-    inc: str
+    server_epoch: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Changed:
     conversation: Conversation | None
     base_revision: int
     revision: int
-    inc: str
+    server_epoch: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,7 @@ class CurationRepository:
         check_text("title", title)
         identity = (owner, continuation_id, new_conversation_id, request.turn_id, request.key, request.digest)
         head = _head(await self._database.fetch("fork", *identity, at_seq, title))
-        return Forked(head["status"], _conversation(head), head["last_seq"], head["inc"])
+        return Forked(head["status"], _conversation(head), head["last_seq"], head["server_epoch"])
 
     async def change(
         self,
@@ -168,7 +168,7 @@ class CurationRepository:
             _conversation(head),
             head.get("base_revision") or 0,
             head.get("revision") or 0,
-            head["inc"],
+            head["server_epoch"],
         )
 
 

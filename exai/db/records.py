@@ -50,7 +50,7 @@ class CachedRange:
 
 @dataclass(frozen=True, slots=True)
 class StoredPage:
-    """Consecutive messages, oldest first; `inc` is the incarnation of the database that answered.
+    """Consecutive messages, oldest first; `server_epoch` is that of the snapshot.
 
     `page` holds the messages in the cache's encoding if they were read in it. `has_files` is set on the first page of a
     forward read. `part` is set if the only message holds a part of its content.
@@ -59,7 +59,7 @@ class StoredPage:
     conversation: Conversation
     messages: tuple[Message, ...]
     has_older: bool
-    inc: str
+    server_epoch: str
     page: bytes | None = None
     has_files: bool = False
     part: ContentPart | None = None
@@ -87,8 +87,7 @@ class AppendResult:
     """The result of an append. `conversation` and the numbers are set for `appended` and `duplicate`.
 
     `revision` is the one created by this append (for a duplicate, by the first one), for `conflict_revision` the
-    current one. `conversation.revision` is always the current one. `missing` lists the files of `file_not_found`. `inc`
-    is the incarnation of the database.
+    current one. `conversation.revision` is always the current one. `missing` lists the files of `file_not_found`.
     """
 
     status: AppendStatus
@@ -98,7 +97,7 @@ class AppendResult:
     base_revision: int
     revision: int
     stored: tuple[Message, ...]
-    inc: str
+    server_epoch: str
     missing: str | None = None
 
 
@@ -159,7 +158,7 @@ class TurnBegun:
     history: tuple[Message, ...]
     full: bool
     system: Message | None
-    inc: str
+    server_epoch: str
     reply: StoredReply | None = None
     error: Mapping[str, Any] | None = None
     missing: str | None = None
@@ -196,7 +195,7 @@ class TurnFinished:
     base_revision: int
     revision: int
     stored: tuple[Message, ...]
-    inc: str
+    server_epoch: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +233,7 @@ class Changes:
     """Changes since a snapshot. `truncated` means that there were more than the limit and `changed` is incomplete."""
 
     xmin: str
-    inc: str
+    server_epoch: str
     changed: tuple[ConversationChange, ...]
     truncated: bool
 
@@ -254,7 +253,7 @@ class ChangeEvents:
     """Changes since a snapshot, for subscribers."""
 
     xmin: str
-    inc: str
+    server_epoch: str
     changed: tuple[ChangeEvent, ...]
 
 

@@ -62,7 +62,7 @@ class Imported:
     conversation: Conversation | None
     base_revision: int
     revision: int
-    inc: str
+    server_epoch: str
 
 
 class TransferRepository:
@@ -95,7 +95,7 @@ class TransferRepository:
         if conversation is None:
             raise NotFound("conversation", continuation_id, "conversation_list lists them")
         messages, has_files = tuple(answer.part("message")), bool(answer.part("files"))
-        return StoredPage(conversation, messages, after_seq > 0, answer.head["inc"], has_files=has_files)
+        return StoredPage(conversation, messages, after_seq > 0, answer.head["server_epoch"], has_files=has_files)
 
     async def export(self, owner: Owner, continuation_id: ContinuationId) -> AsyncIterator[StoredPage]:
         """All pages of a conversation as it was when this began, oldest first, each read when it is asked for.
@@ -135,7 +135,7 @@ class TransferRepository:
             conversation=conversation_of(header) if header else None,
             base_revision=head["base_revision"] or 0,
             revision=head["revision"] or 0,
-            inc=head["inc"],
+            server_epoch=head["server_epoch"],
         )
 
 

@@ -28,7 +28,7 @@ MAX_TRIES = 200
 
 
 @pytest.fixture
-def crew(provider: ProviderServer, postgres_url: str, redis_url: str, tmp_path: Path) -> Iterator[Daemon]:
+def workers(provider: ProviderServer, postgres_url: str, redis_url: str, tmp_path: Path) -> Iterator[Daemon]:
     """Two workers on the suite's servers."""
     settings = {
         "EXAI_DATA_DIR": str(tmp_path),
@@ -72,10 +72,12 @@ async def a_socket_on_each(daemon: Daemon) -> AsyncIterator[Mapping[int, ClientC
         yield found
 
 
-async def test_a_killed_worker_is_nothing_to_the_other_and_is_replaced(crew: Daemon, provider: ProviderServer) -> None:
+async def test_a_killed_worker_is_nothing_to_the_other_and_is_replaced(
+    workers: Daemon, provider: ProviderServer
+) -> None:
     """kill -9 of one while a chat runs on the other; any worker then serves the conversation of the dead one."""
     provider.script(stream("gate", *kimi_answer("Still here.").steps))
-    async with a_socket_on_each(crew) as sockets:
+    async with a_socket_on_each(workers) as sockets:
         (victim, lost), (survivor, kept) = sockets.items()
         stored = await frames.call(
             lost, "conversation_append", messages=[{"role": "user", "content": "kept by Postgres"}]
@@ -84,7 +86,7 @@ async def test_a_killed_worker_is_nothing_to_the_other_and_is_replaced(crew: Dae
         await provider.arrived(1)
         os.kill(victim, signal.SIGKILL)
         await wait_until(
-            lambda: len(pids_of(crew) - {victim}) == 2, lambda: f"no new worker:\n{crew.output}", START_LIMIT_S
+            lambda: len(pids_of(workers) - {victim}) == 2, lambda: f"no new worker:\n{workers.output}", START_LIMIT_S
         )
         provider.gate.set()
         assert (await chat)["content"] == "Still here."
@@ -93,22 +95,24 @@ async def test_a_killed_worker_is_nothing_to_the_other_and_is_replaced(crew: Dae
         assert page["messages"][0]["content"] == "kept by Postgres"
         with pytest.raises(ConnectionClosed):
             await frames.call(lost, "status")
-    assert crew.output.count("a worker died and is started again") == 1
-    workers = pids_of(crew)
-    assert crew.stop() == 0
+    assert workers.output.count("a worker died and is started again") == 1
+    workers = pids_of(workers)
+    assert workers.stop() == 0
     assert not [pid for pid in workers if is_running(pid)]
 
 
-async def test_a_hangup_replaces_all_workers_and_drops_no_running_call(crew: Daemon, provider: ProviderServer) -> None:
+async def test_a_hangup_replaces_all_workers_and_drops_no_running_call(
+    workers: Daemon, provider: ProviderServer
+) -> None:
     """One after the other, each after its successor serves; a call that runs is answered before its worker goes."""
     provider.script(stream("gate", *kimi_answer("Answered.").steps))
-    async with a_socket_on_each(crew) as sockets:
+    async with a_socket_on_each(workers) as sockets:
         before = set(sockets)
-    async with dial(crew.url, proxy=None) as socket:
+    async with dial(workers.url, proxy=None) as socket:
         chat = asyncio.create_task(frames.call(socket, "chat", prompt="Hello?"))
         await provider.arrived(1)
-        crew.process.send_signal(signal.SIGHUP)
-        await wait_until(lambda: bool(pids_of(crew) - before), lambda: crew.output, START_LIMIT_S)
+        workers.process.send_signal(signal.SIGHUP)
+        await wait_until(lambda: bool(pids_of(workers) - before), lambda: workers.output, START_LIMIT_S)
         provider.gate.set()
         answer = await chat
         async with asyncio.timeout(START_LIMIT_S):
@@ -116,15 +120,15 @@ async def test_a_hangup_replaces_all_workers_and_drops_no_running_call(crew: Dae
         assert socket.close_code == 1012, "clients are told that it is a restart"
     assert answer["content"] == "Answered."
     await wait_until(
-        lambda: not [pid for pid in before if is_running(pid)] and len(pids_of(crew)) == 2,
-        lambda: crew.output,
+        lambda: not [pid for pid in before if is_running(pid)] and len(pids_of(workers)) == 2,
+        lambda: workers.output,
         START_LIMIT_S,
     )
-    async with connect(crew.url) as session:
+    async with connect(workers.url) as session:
         page = await call(session, "conversation_get", continuation_id=answer["continuation_id"])
         assert [each["content"] for each in page["messages"]] == ["Hello?", "Answered."]
-    assert "a worker died" not in crew.output
-    assert crew.stop() == 0
+    assert "a worker died" not in workers.output
+    assert workers.stop() == 0
 
 
 async def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:

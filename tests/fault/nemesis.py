@@ -102,7 +102,7 @@ async def redis_flushed(cluster: Cluster, rng: random.Random) -> None:
 
 @fault
 async def redis_evicts(cluster: Cluster, rng: random.Random) -> None:
-    """Any keys are gone: entries, leases, the licence."""
+    """Any keys are gone: entries, leases, the watermark."""
     for _ in range(rng.randint(1, 10)):
         keys = await cluster.redis.keys("*")
         if keys:
@@ -203,7 +203,7 @@ async def acknowledgements_lost(cluster: Cluster, rng: random.Random) -> None:
     """A statement is carried out, and nobody hears of it."""
     for _ in range(rng.randint(1, 6)):
         member = rng.choice(cluster.members)
-        statement = rng.choice((b"append_v1", b"append_group_v1", b"begin_turn_v1", b"finish_turn_v1", b"read_page_v1"))
+        statement = rng.choice((b"append_v1", b"append_batch_v1", b"begin_turn_v1", b"finish_turn_v1", b"read_page_v1"))
         lost = member.to_postgres.drop_reply_to(statement)
         with suppress(TimeoutError):
             async with asyncio.timeout(0.5):

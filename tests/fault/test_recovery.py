@@ -1,6 +1,7 @@
 """Postgres recovers under the same first process after one backend was killed, as the out-of-memory killer does.
 
-Transaction ids that were given out and never reached the disk are given out again then, below the passes' cursor.
+Transaction ids that were given out and never reached the disk are given out again then,
+below the reconciliation's cursor.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from exai.cache.entry import place
+from exai.cache.entry import cache_keys
 from exai.errors import DatabaseError
 from exai.models import LOCAL_OWNER, ContinuationId
 from tests.fault.service import Service, servers
@@ -51,20 +52,20 @@ async def test_change_after_a_recovery_is_not_missed_however_low_its_transaction
         async with servers(slow_log.url, valkey.url, tmp_path) as rig:
             writer, reader = await rig.open(reconcile_interval_s=0.1), await rig.open(reconcile_interval_s=0.1)
             name = (await writer.append(None, "0")).continuation_id
-            keys = place(LOCAL_OWNER, name, 1)
+            keys = cache_keys(LOCAL_OWNER, name, 1)
 
             def cursor() -> int:
-                return int(valkey.do("HGET", keys.anchor, "xmin") or 0)
+                return int(valkey.do("HGET", keys.watermark, "xmin") or 0)
 
             for number in range(1, TRIES + 1):
-                await wait_until(lambda: valkey.do("EXISTS", keys.anchor) == 1)
+                await wait_until(lambda: valkey.do("EXISTS", keys.watermark) == 1)
                 assert len(await reader.contents(name)) == number
                 # Nobody but this test uses the server, so nothing flushes what it leaves in memory.
                 async with admin(slow_log) as connection:
                     last = await lose_ids(connection)
                     await wait_until(lambda last=last: cursor() > last)  # type: ignore[misc]
                     before = cursor()
-                    # A pass between the recovery and the change would find the lower cursor by itself.
+                    # A reconciliation between the recovery and the change would find the lower cursor by itself.
                     writer.cache.mode = reader.database.mode = "reset"
                     await recover(connection)
                 await appended(writer, name, str(number))
@@ -72,8 +73,8 @@ async def test_change_after_a_recovery_is_not_missed_however_low_its_transaction
                 async with admin(slow_log) as connection:
                     xid = await connection.fetchval("select changed_xid::text::bigint from public.conversations")
                 reused += xid < before
-                await passed(reader)
-                # As one bound later: the entry's own time covers it no more, and only the licence could.
+                await reconciled(reader)
+                # As one staleness bound later: the entry's own time no longer covers it; only the watermark could.
                 if valkey.do("EXISTS", keys.entry):
                     valkey.do("HINCRBY", keys.entry, "asof", -LATER_S * 1_000_000)
                 assert len(await reader.contents(name)) == number + 1, f"the older page, in try {number}"
@@ -136,11 +137,11 @@ async def appended(service: Service, name: ContinuationId, content: str) -> None
         pass
 
 
-async def passed(service: Service) -> None:
-    """Wait until a pass that began after this call has ended."""
+async def reconciled(service: Service) -> None:
+    """Wait until a reconciliation that began after this call has ended."""
 
     def made() -> int:
-        return service.count("cache_reconciliations_total", outcome="renewed") + service.count(
+        return service.count("cache_reconciliations_total", outcome="advanced") + service.count(
             "cache_reconciliations_total", outcome="generation"
         )
 

@@ -131,7 +131,7 @@ async def test_every_row_survives_in_order_and_the_service_works_on_it(empty_pos
     await upgrade(url)
     assert await value(url, "select coalesce(array_agg(content order by content), '{}') from messages") == messages
     assert await value(url, "select count(*) from conversation_files") == older.links
-    assert await value(url, "select count(*) from exai.set_aside") == older.set_aside
+    assert await value(url, "select count(*) from exai.quarantine") == older.quarantined
     async with opened(url) as database:
         repository, curation = ConversationRepository(database), CurationRepository(database)
         listed = await repository.list_conversations(LOCAL_OWNER)
@@ -213,7 +213,7 @@ STAGES = (
     "select to_regclass('exai.adopted_tables') is not null",
     "select count(*) > 0 from messages where seq is not null",
     "select count(*) = 0 from messages where seq is null",
-    "select count(*) > 0 from exai.set_aside",
+    "select count(*) > 0 from exai.quarantine",
     "select count(*) > 0 from pg_constraint where conname = 'messages_role_check'",
     "select to_regclass('public.messages_created_idx') is not null",
     "select to_regclass('monitoring.metrics_raw_adopted_key') is not null",

@@ -45,7 +45,7 @@ LONG_SHARE = 10
 MOST_AT_ONCE = {
     "public.messages": 2_000,
     "public.conversations": 1_000,
-    "exai.set_aside": 2_000,
+    "exai.quarantine": 2_000,
     "exai.message_words": 1_000,
 }
 PARTS = Parts(time="timestamp", link_key=False, references=False, touching=True)
@@ -286,7 +286,7 @@ STAGES = (
     "select count(*) > 2500 from messages where seq is not null",
     "select count(*) = 0 from messages where seq is null",
     "select count(*) > 0 from pg_index where indrelid = 'messages'::regclass and not indisvalid",
-    "select count(*) > 0 from exai.set_aside",
+    "select count(*) > 0 from exai.quarantine",
     "select count(*) > 0 from pg_constraint where conname = 'messages_role_check'",
     "select to_regclass('public.messages_created_idx') is not null",
     "select to_regclass('monitoring.metrics_raw_adopted_key') is not null",

@@ -109,7 +109,7 @@ async def test_older_clients_may_break_every_rule_until_all_are_there(empty_post
     await upgrade(url)
     for revision in odd:
         kept = [await value(url, f"select count(*) from {table} where mark = $1::text", revision) for table in TABLES]
-        aside = await value(url, "select count(*) from exai.set_aside where row ->> 'mark' = $1::text", revision)
+        aside = await value(url, "select count(*) from exai.quarantine where row ->> 'mark' = $1::text", revision)
         assert (kept, aside) == ([1, 3, 0, 0], 2)
         renamed = await value(
             url, "select metadata ->> 'duplicate_of' from conversations where mark = $1::text", revision

@@ -88,7 +88,7 @@ async def test_no_row_is_lost_and_writers_go_on(empty_postgres_url: str, older: 
     await run(url, older.insert, "select monitoring.insert_metric('ours')")
     assert await value(url, "select count(*) from monitoring.metrics_raw") == older.rows + 2
     assert await value(url, "select min(id) from monitoring.metrics_raw where type in ('new', 'ours')") > max(ids)
-    assert await value(url, "select sum(n)::int from monitoring.metrics_1min") == 2
+    assert await value(url, "select sum(count)::int from monitoring.metrics_1min") == 2
     duplicates = "select count(*) from (select id from monitoring.metrics_raw group by id having count(*) > 1) x"
     assert await value(url, duplicates) == 0
 

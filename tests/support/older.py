@@ -106,11 +106,11 @@ class Older:
     sql: str
     conversations: dict[str, list[str]]
     links: int = 0
-    set_aside: int = 0
+    quarantined: int = 0
 
 
 OLDER = {
-    "like Supabase": Older(LIKE_SUPABASE, {"a": ["a1", "a2", "a3"], "b": ["b1"], "c": []}, links=2, set_aside=2),
+    "like Supabase": Older(LIKE_SUPABASE, {"a": ["a1", "a2", "a3"], "b": ["b1"], "c": []}, links=2, quarantined=2),
     "without any rules": Older(
         WITHOUT_ANY_RULES,
         {
@@ -122,7 +122,7 @@ OLDER = {
             "recovered": ["nowhere 1", "nowhere 2"],
         },
         links=2,
-        set_aside=3,
+        quarantined=3,
     ),
     "with counted ids": Older(WITH_COUNTED_IDS, {"a": ["a1", "a2"], "b": ["b1", "b2", "b3"]}),
     "conversations alone": Older(CONVERSATIONS_ALONE, {"a": []}),

@@ -234,7 +234,7 @@ async def check_nothing_is_lost(url: str, before: Before, parts: Parts) -> None:
             table: {row["mark"]: row for row in await rows_of(connection, table) if row["mark"]}
             for table in ("conversations", "messages", "files", "conversation_files")
         }
-        aside = {row["row"]["mark"]: row["row"] for row in await rows_of(connection, "exai.set_aside")}
+        aside = {row["row"]["mark"]: row["row"] for row in await rows_of(connection, "exai.quarantine")}
     for row in before.files:
         assert now["files"][row["mark"]].items() >= row.items()
     for row in before.conversations:

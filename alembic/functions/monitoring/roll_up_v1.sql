@@ -16,35 +16,35 @@ begin
                 when octet_length((f.data -> 'labels')::text) > c_labels_bytes then '{"labels": "too long"}'::jsonb
                 else f.data -> 'labels' end as labels,
            case when monitoring.read_number_v1(f.data -> 'count') between 0 and 1e15
-                then monitoring.read_number_v1(f.data -> 'count')::bigint else 1 end as n,
+                then monitoring.read_number_v1(f.data -> 'count')::bigint else 1 end as number,
            coalesce(monitoring.read_number_v1(f.data -> 'sum'), monitoring.read_number_v1(f.data -> 'value')) as total,
            coalesce(monitoring.read_number_v1(f.data -> 'min'), monitoring.read_number_v1(f.data -> 'value')) as low,
            coalesce(monitoring.read_number_v1(f.data -> 'max'), monitoring.read_number_v1(f.data -> 'value')) as high
       from fresh f
      where isfinite(f."timestamp")),
   minutes as (
-    insert into monitoring.metrics_1min as k (bucket, type, labels, n, total, smallest, largest)
-    select date_bin('1 minute', c.at, c_epoch), c.type, coalesce(c.labels, '{}'), sum(c.n), sum(c.total), min(c.low),
+    insert into monitoring.metrics_1min as k (bucket, type, labels, count, sum, min, max)
+    select date_bin('1 minute', c.at, c_epoch), c.type, coalesce(c.labels, '{}'), sum(c.number), sum(c.total), min(c.low),
            max(c.high)
       from counted c
      group by 1, 2, 3
      order by 1, 2, 3
     on conflict (bucket, type, labels) do update
-      set n = k.n + excluded.n,
-          total = case when k.total is null then excluded.total else k.total + coalesce(excluded.total, 0) end,
-          smallest = least(k.smallest, excluded.smallest),
-          largest = greatest(k.largest, excluded.largest))
-  insert into monitoring.metrics_1hour as k (bucket, type, labels, n, total, smallest, largest)
-  select date_bin('1 hour', c.at, c_epoch), c.type, coalesce(c.labels, '{}'), sum(c.n), sum(c.total), min(c.low),
+      set count = k.count + excluded.count,
+          sum = case when k.sum is null then excluded.sum else k.sum + coalesce(excluded.sum, 0) end,
+          min = least(k.min, excluded.min),
+          max = greatest(k.max, excluded.max))
+  insert into monitoring.metrics_1hour as k (bucket, type, labels, count, sum, min, max)
+  select date_bin('1 hour', c.at, c_epoch), c.type, coalesce(c.labels, '{}'), sum(c.number), sum(c.total), min(c.low),
          max(c.high)
     from counted c
    group by 1, 2, 3
    order by 1, 2, 3
   on conflict (bucket, type, labels) do update
-    set n = k.n + excluded.n,
-        total = case when k.total is null then excluded.total else k.total + coalesce(excluded.total, 0) end,
-        smallest = least(k.smallest, excluded.smallest),
-        largest = greatest(k.largest, excluded.largest);
+    set count = k.count + excluded.count,
+        sum = case when k.sum is null then excluded.sum else k.sum + coalesce(excluded.sum, 0) end,
+        min = least(k.min, excluded.min),
+        max = greatest(k.max, excluded.max);
   return null;
 end
 $$

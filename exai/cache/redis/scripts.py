@@ -29,8 +29,8 @@ class Scripts:
     fill: Script
     release: Script
     apply: Script
-    anchor: Script
-    renew: Script
+    watermark: Script
+    advance: Script
     peek: Script
 
 

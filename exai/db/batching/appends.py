@@ -105,7 +105,7 @@ def _note_doubt(append: _Append, error: ExaiError) -> None:
 def _chooser() -> Callable[[_Append], Fit]:
     """Choose appends of distinct conversations and distinct request keys.
 
-    `append_group_v1` handles all appends of a batch at once, so one could not see a row that another stores.
+    `append_batch_v1` handles all appends of a batch at once, so one could not see a row that another stores.
     """
     taken: set[tuple[str, Owner, str]] = set()
 
@@ -165,5 +165,5 @@ def _result(start: AppendStart, row: asyncpg.Record) -> AppendResult:
         base_revision=base_revision,
         revision=base_revision + 1,
         stored=stored_of(start.messages, first_seq, row["created_at"], start.turn_id),
-        inc=row["inc"],
+        server_epoch=row["server_epoch"],
     )

@@ -25,8 +25,8 @@ select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at:
 -- Stores the appends of several callers at once. An append without a row in the result is sent in a statement of its
 -- own, which detects by its key whether it was stored. Locks the conversations, skipping those locked by others.
 select p.number::integer, p.base_revision::bigint, p.first_seq::bigint, p.created_at::timestamptz, p.header::text,
-       p.inc::text
-  from exai.append_group_v1($1::text[], $2::text[], $3::text[]::uuid[], $4::text[]::uuid[], $5::text[], $6::text[],
+       p.server_epoch::text
+  from exai.append_batch_v1($1::text[], $2::text[], $3::text[]::uuid[], $4::text[]::uuid[], $5::text[], $6::text[],
                             $7::text[], $8::text[], $9::bigint[], $10::bigint[], $11::integer[], $12::bigint[],
                             $13::text[], $14::text[], $15::text[], $16::text[], $17::integer[],
                             $18::text[]::uuid[]) p;
@@ -97,7 +97,7 @@ select exai.header_v1(c)::text as header, c.updated_at, c.id, c.deleted_at,
 -- What has changed since a snapshot began, for the caches: one row of this snapshot, then conversations (null revision:
 -- removed). By conversations_changed_idx. Transaction ids that the server has not assigned yet come from another server
 -- (a restored dump) and are not changes here. Without a start, only the snapshot is returned.
--- The time at which statistics were reset indicates a recovery; from Postgres 15 on incarnation_v1 includes it.
+-- The time at which statistics were reset indicates a recovery; from Postgres 15 on server_epoch_v1 includes it.
 with snapshot as materialized (
   select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) as xmin,
          pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) as xmax),
@@ -112,8 +112,8 @@ removed as (
    where r.changed_xid >= $1::text::xid8 and r.changed_xid < (select s.xmax from snapshot s)
    limit $2::integer)
 select s.xmin::text as xmin,
-       pg_catalog.concat_ws(' ', exai.incarnation_v1(),
-                            extract(epoch from pg_catalog.pg_stat_get_bgwriter_stat_reset_time()))::text as inc,
+       pg_catalog.concat_ws(' ', exai.server_epoch_v1(),
+                            extract(epoch from pg_catalog.pg_stat_get_bgwriter_stat_reset_time()))::text as server_epoch,
        null::text as owner, null::text as continuation_id, null::bigint as revision
   from snapshot s
 union all
@@ -130,8 +130,8 @@ with snapshot as materialized (
   select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) as xmin,
          pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) as xmax)
 select s.xmin::text as xmin,
-       pg_catalog.concat_ws(' ', exai.incarnation_v1(),
-                            extract(epoch from pg_catalog.pg_stat_get_bgwriter_stat_reset_time()))::text as inc,
+       pg_catalog.concat_ws(' ', exai.server_epoch_v1(),
+                            extract(epoch from pg_catalog.pg_stat_get_bgwriter_stat_reset_time()))::text as server_epoch,
        null::text as owner, null::text as continuation_id, null::bigint as revision, null::boolean as listed
   from snapshot s
 union all

@@ -148,7 +148,7 @@ async def test_another_proxy_counts_the_same(
     postgres_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bench's counting is not trusted on its own word: the tests' proxies stand behind it."""
-    # Those proxies count everything, so the service's own passes must not come between.
+    # Those proxies count everything, so the service's own reconciliations must not come between.
     monkeypatch.setenv("EXAI_CACHE__RECONCILE_INTERVAL_S", "59")
     monkeypatch.setenv("EXAI_CACHE__MAX_STALENESS_S", "60")
     monkeypatch.setenv("EXAI_DATABASE__INDEX_PAUSE_S", "60")
@@ -195,7 +195,7 @@ async def test_report_is_complete_and_nothing_is_left(
     assert printed["indexing_us"] > 0
     assert await rows_left(postgres_url) == []
     with redis.Redis.from_url(redis_url) as client:
-        assert [key for key in client.keys() if b"anchor" not in key] == []
+        assert [key for key in client.keys() if b"watermark" not in key] == []
 
 
 async def test_callers_with_a_far_database_are_compared_with_one(

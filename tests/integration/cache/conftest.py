@@ -54,11 +54,11 @@ def stored() -> Stored:
 
 @pytest.fixture
 async def cache_at(recorder: Counters, stored: Stored) -> AsyncIterator[OpenCache]:
-    """Opens a daemon's cache at an address; passes only where the test gives it a `changes` of its own."""
+    """Opens a daemon's cache at an address; reconciled only if the test passes its own `changes`."""
     async with AsyncExitStack() as stack:
 
         async def never(_: str | None) -> ChangedRevisions:
-            raise TimeoutError("this test has no passes")
+            raise TimeoutError("this test has no reconciliation")
 
         async def open_at(
             url: str | None, *, changes: Callable[..., Awaitable[ChangedRevisions]] = never, **settings: float

@@ -22,9 +22,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from exai.cache.conversations import ConversationCache
-from exai.cache.entry import anchor, place
-from exai.cache.reconciliation import ChangedRevisions, Licence
-from exai.cache.records import Hit, Loaded, Miss, Warm
+from exai.cache.entry import cache_keys, watermark_key
+from exai.cache.reconciliation import ChangedRevisions, Reconciler
+from exai.cache.records import Hit, Loaded, Miss, PreloadedPage
 from exai.cache.redis.client import RedisClient
 from exai.cache.redis.faults import CacheDown
 from exai.cache.redis.scripts import Script, Scripts
@@ -47,7 +47,7 @@ SHARES = (0.3, 1.0, 3.0)
 RESTS = (0, 5, 20)
 PACES = ((0.1, 0.3), (0.3, 0.8), (0.3, 1.3, 2.1))
 FAULTS = (
-    *("evict entry", "evict lease", "evict licence", "flush", "roll back", "restart", "failover", "recover"),
+    *("evict entry", "evict lease", "evict watermark", "flush", "roll back", "restart", "failover", "recover"),
     *("clock back", "cut", "die"),
 )
 
@@ -70,9 +70,9 @@ class Version:
     committed_us: int
     xid: int
     order: int
-    inc: str
+    server_epoch: str
 
-    def loaded(self, inc: str) -> Loaded:
+    def loaded(self, server_epoch: str) -> Loaded:
         conversation = Conversation(
             ConversationId(f"id-{self.name}"),
             self.name,
@@ -84,7 +84,7 @@ class Version:
             NOW,
             NOW,
         )
-        return Loaded(conversation, self.messages[-50:], len(self.messages) <= 50, inc)
+        return Loaded(conversation, self.messages[-50:], len(self.messages) <= 50, server_epoch)
 
 
 class World:
@@ -94,7 +94,7 @@ class World:
         self.client, self.rng, self.cursor, self.names_recoveries = client, rng, cursor, names_recoveries
         self.now_us = 1_000 * SECOND
         self.behind_us = self.stepped_us = 0
-        self.inc_number = 1
+        self.epoch_number = 1
         self._orders, self._words = itertools.count(), itertools.count()
         self.next_xid = 100
         self.active: dict[int, ContinuationId] = {}
@@ -103,7 +103,7 @@ class World:
         self.names = NAMES[: rng.choice((1, 1, 2))]
         for name in self.names:
             first = tuple(self.message(seq) for seq in range(1, size + 1))
-            self.log[name] = [Version(name, 1, first, 0, 1, next(self._orders), self.inc)]
+            self.log[name] = [Version(name, 1, first, 0, 1, next(self._orders), self.server_epoch)]
         self.told: dict[ContinuationId, int] = dict.fromkeys(NAMES, 0)
         self.own: dict[tuple[int, ContinuationId], int] = {}
         self.told_since: set[ContinuationId] = set()
@@ -112,8 +112,8 @@ class World:
         self.saved: list[tuple[bytes, bytes, list[bytes]]] | None = None
 
     @property
-    def inc(self) -> str:
-        return f"inc-{self.inc_number}"
+    def server_epoch(self) -> str:
+        return f"epoch-{self.epoch_number}"
 
     def message(self, seq: int) -> Message:
         return Message(seq, "user", f"word {next(self._words)}", NOW)
@@ -137,18 +137,20 @@ class World:
             messages = (*before.messages[:-1], changed)
         else:
             messages = (*before.messages, self.message(len(before.messages) + 1))
-        after = Version(name, before.revision + 1, messages, self.now_us, xid, next(self._orders), self.inc)
+        after = Version(name, before.revision + 1, messages, self.now_us, xid, next(self._orders), self.server_epoch)
         self.log[name].append(after)
         return before, after
 
     def changes(self, since: str | None) -> ChangedRevisions:
-        """What the pass asks the database, in one snapshot."""
+        """The changes that a reconciliation reads, from one snapshot."""
         xmin = self.next_xid if self.cursor == "xmax" else min(self.active, default=self.next_xid)
         newest = [versions[-1] for versions in self.log.values()]
         rows = [] if since is None else [each for each in newest if each.xid >= int(since)]
         if self.cursor == "first row only":
             rows = rows[:1]
-        return ChangedRevisions(str(xmin), self.inc, [(LOCAL_OWNER, each.name, each.revision) for each in rows])
+        return ChangedRevisions(
+            str(xmin), self.server_epoch, [(LOCAL_OWNER, each.name, each.revision) for each in rows]
+        )
 
     def acknowledge(self, daemon: int, version: Version, *, told: bool) -> None:
         """The writer has its answer; from now on it may be asked for."""
@@ -159,7 +161,7 @@ class World:
         if told:
             self.told[version.name] = max(self.told[version.name], version.revision)
             # Telling of a change that was committed before the failover says nothing of what was lost in it.
-            if version.inc == self.inc:
+            if version.server_epoch == self.server_epoch:
                 self.told_since.add(version.name)
 
     def promise(self, daemon: int, name: ContinuationId) -> tuple[int, int]:
@@ -174,13 +176,13 @@ class World:
         self.losses += 1
 
     def restart(self) -> None:
-        self.inc_number += 1
+        self.epoch_number += 1
         self.active.clear()
 
     def recover(self) -> None:
         """One backend is killed: what was committed stays, ids of other transactions are given out again."""
         if self.names_recoveries:
-            self.inc_number += 1
+            self.epoch_number += 1
         self.active.clear()
         self.next_xid = max(99, *(versions[-1].xid for versions in self.log.values())) + 1
 
@@ -272,14 +274,14 @@ class GatedClient(RedisClient):
 
 @dataclass
 class Daemon:
-    """One process: its cache object, its licence object, its readers, writers and passes."""
+    """One process: its cache object, its reconciler, readers, writers and reconciliations."""
 
     number: int
     world: World
     stage: Stage
     client: GatedClient
     cache: ConversationCache
-    licence: Licence
+    reconciler: Reconciler
     faults: frozenset[str]
     warm: bool
     rest: int
@@ -300,7 +302,7 @@ class Daemon:
             self.world.check(found, name, promise)
         elif isinstance(found, Miss):
             await self.stage.gate()
-            loaded = self.world.log[name][-1].loaded(self.world.inc)
+            loaded = self.world.log[name][-1].loaded(self.world.server_epoch)
             await self.pause(self.slow)
             if not self.dies():
                 await self.cache.fill(LOCAL_OWNER, name, found, loaded)
@@ -317,27 +319,29 @@ class Daemon:
             before, after = self.world.commit(xid, edit=edit)
         except Aborted:
             return
-        loaded = after.loaded(self.world.inc)
+        loaded = after.loaded(self.world.server_epoch)
         if self.dies():
             return
         delta = None if edit else after.messages[len(before.messages) :]
         await self.pause(self.slow)
-        warm = Warm(found, loaded.messages, loaded.complete) if isinstance(found, Miss) and not edit else None
+        preloaded = (
+            PreloadedPage(found, loaded.messages, loaded.complete) if isinstance(found, Miss) and not edit else None
+        )
         told = await self.cache.apply(
             LOCAL_OWNER,
             name,
             base_revision=before.revision,
             revision=after.revision,
-            inc=loaded.inc,
+            server_epoch=loaded.server_epoch,
             delta=delta,
             conversation=loaded.conversation,
-            warm=warm,
+            preloaded=preloaded,
         )
         self.world.acknowledge(self.number, after, told=told)
 
     async def poll(self) -> None:
         try:
-            await self.licence.renew()
+            await self.reconciler.reconcile()
         except CacheError:
             pass
 
@@ -349,7 +353,7 @@ class Plan:
     mutate: Callable[[str, str], str] = lambda _name, text: text
     cursor: str = "xmin"
     names_recoveries: bool = True
-    floors: bool = True
+    min_revisions: bool = True
     faults: frozenset[str] | None = None
 
 
@@ -386,8 +390,8 @@ async def simulate(topology: Topology, scripts: Scripts, seed: int, plan: Plan, 
     settings = CacheSettings(max_staleness_s=BOUND_S, verify_one_in=0)
     mutated = simulated(scripts, plan)
     if rng.random() < 0.8:
-        licence_now = ("gen", "first", "xmin", "100", "inc", world.inc, "asof", world.now_us)
-        await client.call(0, "HSET", anchor(0), *licence_now)
+        watermark_now = ("gen", "first", "xmin", "100", "epoch", world.server_epoch, "asof", world.now_us)
+        await client.call(0, "HSET", watermark_key(0), *watermark_now)
     daemons = []
     for number in range(2):
         gated = GatedClient(topology, stage)
@@ -409,10 +413,10 @@ async def simulate(topology: Topology, scripts: Scripts, seed: int, plan: Plan, 
             settings,
             mutated,
             Counters(),
-            clock=(lambda: world.now_us / SECOND) if plan.floors else lambda expired=expired: next(expired),
+            clock=(lambda: world.now_us / SECOND) if plan.min_revisions else lambda expired=expired: next(expired),
         )
-        licence = Licence(gated, mutated, changes, settings, Counters())
-        daemons.append(Daemon(number, world, stage, gated, cache, licence, faults, warm, rest, slow))
+        reconciler = Reconciler(gated, mutated, changes, settings, Counters())
+        daemons.append(Daemon(number, world, stage, gated, cache, reconciler, faults, warm, rest, slow))
     for daemon in daemons:
         for work, share in zip((daemon.read, daemon.read, daemon.write, daemon.poll), shares, strict=True):
             stage.enter(again(work), share)
@@ -433,14 +437,14 @@ async def disturb(world: World, daemons: list[Daemon], faults: frozenset[str], p
     if rng.random() < 0.6 or not faults:
         await world.advance(rng.choice(pace))
         return
-    where = place(LOCAL_OWNER, rng.choice(world.names), 1)
+    where = cache_keys(LOCAL_OWNER, rng.choice(world.names), 1)
     match rng.choice(sorted(faults)):
         case "evict entry":
             await world.client.call(0, "DEL", where.entry)
         case "evict lease":
             await world.client.call(0, "DEL", where.lease)
-        case "evict licence":
-            await world.client.call(0, "DEL", where.anchor)
+        case "evict watermark":
+            await world.client.call(0, "DEL", where.watermark)
         case "flush":
             await world.client.call(0, "FLUSHDB")
             await world.advance(0)

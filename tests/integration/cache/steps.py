@@ -1,13 +1,13 @@
 """Single steps of the protocol as tests take them, each asserting what it expects to find.
 
-Invariant: `age` and `licence` change what Redis holds behind the cache's back; everything else goes through the cache.
+Invariant: `age` and `set_watermark` change Redis directly; everything else goes through the cache.
 """
 
 from __future__ import annotations
 
 from exai.cache.conversations import ConversationCache
-from exai.cache.entry import anchor
-from exai.cache.records import Hit, Miss, Warm
+from exai.cache.entry import watermark_key
+from exai.cache.records import Hit, Miss, PreloadedPage
 from exai.models import Message
 from tests.integration.cache.stored import Stored
 from tests.support.valkey import Valkey
@@ -25,17 +25,17 @@ async def apply(
     delta: tuple[Message, ...] | None,
     *,
     base_revision: int | None = None,
-    warm: Warm | None = None,
+    preloaded: PreloadedPage | None = None,
 ) -> bool:
     return await cache.apply(
         stored.owner,
         stored.name,
         base_revision=stored.revision - 1 if base_revision is None else base_revision,
         revision=stored.revision,
-        inc=stored.inc,
+        server_epoch=stored.server_epoch,
         delta=delta,
         conversation=stored.conversation(),
-        warm=warm,
+        preloaded=preloaded,
     )
 
 
@@ -60,11 +60,11 @@ async def expect_current(cache: ConversationCache, stored: Stored) -> Hit:
 
 
 def age(valkey: Valkey, key: str, by_s: int) -> None:
-    """Make an entry or a licence so much older."""
+    """Make an entry or a watermark so much older."""
     valkey.do("HINCRBY", key, "asof", -by_s * 1_000_000)
 
 
-def licence(valkey: Valkey, generation: str) -> None:
+def set_watermark(valkey: Valkey, generation: str) -> None:
     seconds, micros = valkey.do("TIME")
     asof = int(seconds) * 1_000_000 + int(micros)
-    valkey.do("HSET", anchor(0), "gen", generation, "xmin", 1, "inc", "inc-1", "asof", asof)
+    valkey.do("HSET", watermark_key(0), "gen", generation, "xmin", 1, "epoch", "epoch-1", "asof", asof)

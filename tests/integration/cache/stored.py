@@ -21,7 +21,7 @@ class Stored:
     """`append` and `edit` commit a change; `load` is what the service gives to `read_through`."""
 
     def __init__(self, size: int = 3, *, owner: Owner = LOCAL_OWNER, name: ContinuationId = NAME) -> None:
-        self.owner, self.name, self.inc, self.revision = owner, name, "inc-1", 1
+        self.owner, self.name, self.server_epoch, self.revision = owner, name, "epoch-1", 1
         self.id = ConversationId("0198c0de-0000-7000-8000-000000000001")
         self.messages = [message(seq) for seq in range(1, size + 1)]
         self.loads = 0
@@ -44,7 +44,7 @@ class Stored:
         )
 
     def page(self) -> Loaded:
-        return Loaded(self.conversation(), tuple(self.messages[-50:]), len(self.messages) <= 50, self.inc)
+        return Loaded(self.conversation(), tuple(self.messages[-50:]), len(self.messages) <= 50, self.server_epoch)
 
     async def load(self) -> Loaded:
         """One statement: the snapshot is taken at once, the answer may be held up."""

@@ -18,7 +18,7 @@ from tests.support.waiting import wait_until
 
 async def nothing_changed(_: str | None) -> ChangedRevisions:
     """Whatever happens: a database whose triggers are missing, say."""
-    return ChangedRevisions("100", "inc-1")
+    return ChangedRevisions("100", "epoch-1")
 
 
 @pytest.fixture
@@ -137,14 +137,14 @@ class TestSampling:
 
 class TestStatus:
     async def test_working_cache_shows_what_doctor_and_health_need(self, cache: ConversationCache) -> None:
-        """State, latency, bound, age of the licence, server and clock."""
+        """State, latency, bound, age of the watermark, server and clock."""
         status = await cache.status()
         assert status == CacheStatus(
             state="ok",
             max_staleness_s=1.0,
             latency_s=status.latency_s,
             clock_ahead_s=status.clock_ahead_s,
-            licence_age_s=status.licence_age_s,
+            watermark_age_s=status.watermark_age_s,
             server=status.server,
         )
         assert status.server is not None
@@ -160,7 +160,7 @@ class TestStatus:
         cache = await cache_at(valkey.url)
         await wait_until(lambda: recorder["cache_reconciliations_total", "failed"] >= 1)
         status = await cache.status()
-        assert (status.state, status.problem) == ("unlicensed", "this test has no passes")
+        assert (status.state, status.problem) == ("unreconciled", "this test has no reconciliation")
 
     async def test_server_that_is_away_is_down_with_its_cause(self, cache_at: OpenCache, valkey: Valkey) -> None:
         """Never an exception."""

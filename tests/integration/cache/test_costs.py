@@ -8,7 +8,7 @@ import pytest
 
 from exai.cache.conversations import ConversationCache
 from exai.cache.reconciliation import ChangedRevisions
-from exai.cache.records import Miss, Warm
+from exai.cache.records import Miss, PreloadedPage
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import apply, expect_current, fill, hit, miss
 from tests.integration.cache.stored import Stored
@@ -26,7 +26,7 @@ async def proxy(valkey: Valkey) -> AsyncIterator[RedisProxy]:
 
 @pytest.fixture
 async def cache(cache_at: OpenCache, proxy: RedisProxy, stored: Stored) -> ConversationCache:
-    """Connected, with all scripts known to the server and no pass under way."""
+    """Connected, with all scripts known to the server and no reconciliation under way."""
     opened = await cache_at(proxy.url, reconcile_interval_s=3_600)
     await fill(opened, stored)
     await apply(opened, stored, stored.append("one"))
@@ -78,7 +78,7 @@ async def test_chat_turn_is_three_round_trips_and_leaves_the_page_cached(
     found = await cache.read(stored.owner, stored.name)
     assert isinstance(found, Miss)
     question = stored.append("question")
-    await apply(cache, stored, question, warm=Warm(found, tuple(stored.messages), complete=True))
+    await apply(cache, stored, question, preloaded=PreloadedPage(found, tuple(stored.messages), complete=True))
     await apply(cache, stored, stored.append("answer"))
     assert proxy.round_trips == 3
     await expect_current(cache, stored)
@@ -93,7 +93,7 @@ async def test_pass_is_two_round_trips_and_one_database_query(
     async def changes(since: str | None) -> ChangedRevisions:
         asked.append(since)
         many = [Stored(name=f"thread {number}") for number in range(500)]
-        return ChangedRevisions("100", "inc-1", [(each.owner, each.name, 7) for each in many])
+        return ChangedRevisions("100", "epoch-1", [(each.owner, each.name, 7) for each in many])
 
     await cache_at(proxy.url, changes=changes, reconcile_interval_s=3_600)
     await wait_until(lambda: recorder["cache_reconciliations_total", "generation"] == 1)
@@ -105,7 +105,7 @@ async def test_only_commands_of_redis_7_0_are_used(cache_at: OpenCache, valkey: 
     """Redis 7, Redis 8 and Valkey all serve."""
 
     async def changes(_: str | None) -> ChangedRevisions:
-        return ChangedRevisions("100", "inc-1", [(stored.owner, stored.name, 0)])
+        return ChangedRevisions("100", "epoch-1", [(stored.owner, stored.name, 0)])
 
     valkey.do("CONFIG", "RESETSTAT")
     cache = await cache_at(valkey.url, changes=changes)

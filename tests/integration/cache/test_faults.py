@@ -16,7 +16,7 @@ import pytest
 import redis
 
 from exai.cache.conversations import ConversationCache
-from exai.cache.entry import place
+from exai.cache.entry import cache_keys
 from exai.cache.records import Hit, Unavailable, Wait
 from exai.models import LOCAL_OWNER
 from tests.integration.cache.conftest import OpenCache
@@ -27,7 +27,7 @@ from tests.support.redis_proxy import RedisProxy
 from tests.support.valkey import Valkey
 from tests.support.waiting import wait_until
 
-KEYS = place(LOCAL_OWNER, NAME, 1)
+KEYS = cache_keys(LOCAL_OWNER, NAME, 1)
 LIMIT_S = 0.2
 
 
@@ -109,7 +109,13 @@ class TestWriterCutOff:
         header = stored.conversation()
         telling = asyncio.create_task(
             slow.apply(
-                stored.owner, stored.name, base_revision=1, revision=2, inc=stored.inc, delta=late, conversation=header
+                stored.owner,
+                stored.name,
+                base_revision=1,
+                revision=2,
+                server_epoch=stored.server_epoch,
+                delta=late,
+                conversation=header,
             )
         )
         await apply(other, stored, stored.append("two"))
@@ -154,7 +160,7 @@ class TestServerLost:
     async def test_crash_that_lost_the_last_writes_is_late_for_the_bound_only(
         self, cache_at: OpenCache, valkey: Valkey, stored: Stored
     ) -> None:
-        """Fault 6: what comes back is old altogether, lease and licence too, and ends with the bound."""
+        """Fault 6: what comes back is old altogether, lease and watermark too, and ends with the bound."""
         max_staleness_s = 1.0
         cache = await cache_at(valkey.url, max_staleness_s=max_staleness_s, reconcile_interval_s=0.4)
         await fill(cache, stored)

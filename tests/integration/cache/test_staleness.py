@@ -70,7 +70,7 @@ def mutant(seed: int, faults: str, script: str, line: str, instead: str) -> Muta
 
 
 FILL_DATED_NOW = f"{REAL_TIME}\nredis.call('HSET', KEYS[1], 'asof', string.format('%.0f', now))\n"
-FILL_OF_NOW = "redis.call('HSET', KEYS[1], 'gen', redis.call('HGET', 'exai:2:{g0}:anchor', 'gen') or '')\n"
+FILL_OF_NOW = "redis.call('HSET', KEYS[1], 'gen', redis.call('HGET', 'exai:2:{g0}:watermark', 'gen') or '')\n"
 MUTANTS = {
     "a page is stored without its lease": mutant(
         5, "", "fill", "if redis.call('GET', KEYS[2]) ~= ARGV[1] then", "if false then"
@@ -94,45 +94,45 @@ MUTANTS = {
     ),
     "an entry is served for ever": mutant(7, "die", "read", "covered + bound > now", "true"),
     "a reader takes less than it knows": mutant(49, "cut", "read", "tonumber(entry[1]) >= tonumber(ARGV[4])", "true"),
-    "a licence covers any generation": mutant(8, "die, evict licence", "read", "licence[1] == entry[2]", "true"),
-    "a licence never lapses": mutant(28, "die", "read", "covered = renewed\n", "covered = now\n"),
-    "a licence is renewed for ever": mutant(
+    "a watermark covers any generation": mutant(8, "die, evict watermark", "read", "watermark[1] == entry[2]", "true"),
+    "a watermark never expires": mutant(28, "die", "read", "covered = advanced\n", "covered = now\n"),
+    "a watermark is advanced for ever": mutant(
         8,
         "die",
-        "renew",
+        "advance",
         "redis.call('HSET', KEYS[1], 'xmin', ARGV[6], 'asof', ARGV[8])",
         "redis.call('HSET', KEYS[1], 'xmin', ARGV[6], 'asof', string.format('%.0f', ARGV[8] + 9000000))",
     ),
     "an entry has no bound of its own": mutant(
-        8, "die, evict licence", "read", "local covered = tonumber(entry[3])", "local covered = now"
+        8, "die, evict watermark", "read", "local covered = tonumber(entry[3])", "local covered = now"
     ),
     "a page is dated when stored": mutant(
         5, "die", "fill", "redis.call('PEXPIRE'", f"{FILL_DATED_NOW}redis.call('PEXPIRE'"
     ),
     "a page is of the generation when stored": mutant(
-        8, "die, evict licence", "fill", "redis.call('PEXPIRE'", f"{FILL_OF_NOW}redis.call('PEXPIRE'"
+        8, "die, evict watermark", "fill", "redis.call('PEXPIRE'", f"{FILL_OF_NOW}redis.call('PEXPIRE'"
     ),
-    "a pass leaves leases alive": mutant(119, "die", "renew", "redis.call('DEL', KEYS[i + 1])", ""),
-    "a pass leaves old entries": mutant(4, "die", "renew", "    redis.call('DEL', KEYS[i])\n", ""),
-    "a pass renews a licence it did not begin with": mutant(142, "roll back", "renew", "return {0, 0}", ""),
-    "a licence is dated at the end of the pass": mutant(
+    "a reconciliation leaves leases alive": mutant(119, "die", "advance", "redis.call('DEL', KEYS[i + 1])", ""),
+    "a reconciliation leaves old entries": mutant(4, "die", "advance", "    redis.call('DEL', KEYS[i])\n", ""),
+    "a reconciliation advances a watermark it did not read": mutant(142, "roll back", "advance", "return {0, 0}", ""),
+    "a watermark is dated at the end of the reconciliation": mutant(
         10,
         "die",
-        "renew",
+        "advance",
         "local removed = 0",
         f"{REAL_TIME}\nARGV[8] = string.format('%.0f', now)\nlocal removed = 0",
     ),
-    "a new licence is of the old generation": mutant(
-        0, "die, evict licence", "renew", "'gen', ARGV[5]", "'gen', 'first'"
+    "a new watermark is of the old generation": mutant(
+        0, "die, evict watermark", "advance", "'gen', ARGV[5]", "'gen', 'first'"
     ),
-    "a licence outlives the database's incarnation": mutant(4, "failover", "renew", "or anchor[3] ~= ARGV[7]", ""),
-    "a pass starts at the newest transaction": Mutant(Plan(cursor="xmax", faults=frozenset({"die"})), 4),
+    "a watermark outlives the server epoch": mutant(4, "failover", "advance", "or watermark[3] ~= ARGV[7]", ""),
+    "a reconciliation starts at the newest transaction": Mutant(Plan(cursor="xmax", faults=frozenset({"die"})), 4),
     "the cursor is not kept in Redis": Mutant(Plan(cursor="in memory", faults=frozenset({"roll back"})), 1),
-    "a recovery does not change the incarnation": Mutant(
+    "a recovery does not change the server epoch": Mutant(
         Plan(names_recoveries=False, faults=frozenset({"die", "recover"})), 141
     ),
-    "a pass is told of some rows only": Mutant(Plan(cursor="first row only", faults=frozenset({"die"})), 44),
-    "a process forgets what Redis was not told": Mutant(Plan(floors=False, faults=frozenset({"cut"})), 49),
+    "a reconciliation sees some rows only": Mutant(Plan(cursor="first row only", faults=frozenset({"die"})), 44),
+    "a process forgets the changes that Redis lacks": Mutant(Plan(min_revisions=False, faults=frozenset({"cut"})), 49),
 }
 
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from exai.cache.conversations import ConversationCache
-from exai.cache.entry import place
+from exai.cache.entry import cache_keys
 from exai.cache.redis.address import parse_address
 from exai.cache.redis.batching import MOST_BYTES, MOST_CALLS, ScriptBatcher
 from exai.cache.redis.client import RedisClient
@@ -34,7 +34,7 @@ def conversations(number: int) -> list[Stored]:
 
 
 def key_of(stored: Stored) -> str:
-    return place(LOCAL_OWNER, stored.name, 1).entry
+    return cache_keys(LOCAL_OWNER, stored.name, 1).entry
 
 
 async def fill_all(cache: ConversationCache, each: list[Stored]) -> None:
@@ -143,8 +143,8 @@ async def test_changes_of_one_conversation_may_go_together(cache: ConversationCa
         await asyncio.gather(
             *(
                 cache.apply(
-                    stored.owner, stored.name, base_revision=revision - 1, revision=revision, inc=stored.inc,
-                    delta=delta, conversation=conversation,
+                    stored.owner, stored.name, base_revision=revision - 1, revision=revision,
+                    server_epoch=stored.server_epoch, delta=delta, conversation=conversation,
                 )
                 for delta, revision, conversation in ordered
             )

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from exai.cache.conversations import ConversationCache
-from exai.cache.entry import anchor, place
+from exai.cache.entry import cache_keys, watermark_key
 from exai.cache.reconciliation import ChangedRevisions
 from exai.cache.records import Hit, Unavailable
 from exai.cache.redis.topology import CLUSTER_GROUPS
@@ -34,7 +34,7 @@ SLOTS = 16_384
 
 
 async def unchanged(_: str | None) -> ChangedRevisions:
-    return ChangedRevisions("100", "inc-1")
+    return ChangedRevisions("100", "epoch-1")
 
 
 async def eventually_cached(cache: ConversationCache, stored: Stored) -> None:
@@ -120,7 +120,7 @@ class TestCluster:
         found: dict[int, Stored] = {}
         for number in range(200):
             each = Stored(name=ContinuationId(f"thread {number}"))
-            found.setdefault(place(each.owner, each.name, CLUSTER_GROUPS).group, each)
+            found.setdefault(cache_keys(each.owner, each.name, CLUSTER_GROUPS).group, each)
         assert len(found) == CLUSTER_GROUPS
         return list(found.values())
 
@@ -132,7 +132,7 @@ class TestCluster:
 
         async def changes(since: str | None) -> ChangedRevisions:
             asked.append(since)
-            return ChangedRevisions("100", "inc-1")
+            return ChangedRevisions("100", "epoch-1")
 
         cache = await cache_at(
             f"redis+cluster://127.0.0.1:{nodes[1].port}", changes=changes, reconcile_interval_s=3_600
@@ -146,7 +146,7 @@ class TestCluster:
         assert asked == [None]
         kept = [len(node.do("KEYS", "*:e")) for node in nodes]
         assert (sum(kept), min(kept) > 0) == (CLUSTER_GROUPS, True)
-        assert sum(len(node.do("KEYS", "*anchor")) for node in nodes) == CLUSTER_GROUPS
+        assert sum(len(node.do("KEYS", "*watermark")) for node in nodes) == CLUSTER_GROUPS
         before = sum(moved(node) for node in nodes)
         for each in many:
             await hit(cache, each)
@@ -178,7 +178,7 @@ class TestCluster:
         """Also when their command is redirected, as the first of most groups is."""
         cache = await cache_at(f"redis+cluster://127.0.0.1:{nodes[0].port}")
         many = [Stored(name=ContinuationId(f"thread {number}")) for number in range(6 * CLUSTER_GROUPS)]
-        assert len({place(each.owner, each.name, CLUSTER_GROUPS).group for each in many}) == CLUSTER_GROUPS
+        assert len({cache_keys(each.owner, each.name, CLUSTER_GROUPS).group for each in many}) == CLUSTER_GROUPS
         told = await asyncio.gather(*(apply(cache, each, each.append("one")) for each in many))
         assert (told, recorder["cache_calls_total", "apply", "ok"]) == ([True] * len(many), CLUSTER_GROUPS)
         assert sum(moved(node) for node in nodes) > 0
@@ -193,8 +193,8 @@ class TestCluster:
         """Its keys stayed behind, so it is cold; then it is cached in its new place."""
         cache = await cache_at(f"redis+cluster://127.0.0.1:{nodes[0].port}")
         await fill(cache, stored)
-        where = place(stored.owner, stored.name, CLUSTER_GROUPS)
-        slot = nodes[0].do("CLUSTER", "KEYSLOT", anchor(where.group))
+        where = cache_keys(stored.owner, stored.name, CLUSTER_GROUPS)
+        slot = nodes[0].do("CLUSTER", "KEYSLOT", watermark_key(where.group))
         old = slot * 3 // SLOTS
         target = nodes[(old + 1) % 3]
         nodes[old].do("DEL", where.entry)

@@ -1,20 +1,20 @@
-"""Every transition of a conversation's state in Redis: empty, leased, cached, uncovered; and of the licence."""
+"""Every transition of a conversation's state in Redis: empty, leased, cached, uncovered; and of the watermark."""
 
 from __future__ import annotations
 
 import pytest
 
 from exai.cache.conversations import ConversationCache
-from exai.cache.entry import place
-from exai.cache.records import Loaded, Unavailable, Wait, Warm
+from exai.cache.entry import cache_keys
+from exai.cache.records import Loaded, PreloadedPage, Unavailable, Wait
 from exai.models import LOCAL_OWNER, ContentPart, ContinuationId, ConversationId, Owner
 from tests.integration.cache.conftest import OpenCache
-from tests.integration.cache.steps import age, apply, expect_current, fill, hit, licence, miss
+from tests.integration.cache.steps import age, apply, expect_current, fill, hit, miss, set_watermark
 from tests.integration.cache.stored import NAME, NOW, Stored
 from tests.support.counters import Counters
 from tests.support.valkey import Valkey
 
-KEYS = place(LOCAL_OWNER, NAME, 1)
+KEYS = cache_keys(LOCAL_OWNER, NAME, 1)
 
 AT = '"2026-01-02T03:04:05.678901+00:00"'
 MESSAGES = [
@@ -114,7 +114,7 @@ class TestLeased:
         """The warm path: it saves the next reader's miss."""
         token = await miss(cache, stored)
         delta = stored.append("new")
-        await apply(cache, stored, delta, warm=Warm(token, tuple(stored.messages), complete=True))
+        await apply(cache, stored, delta, preloaded=PreloadedPage(token, tuple(stored.messages), complete=True))
         await expect_current(cache, stored)
 
     async def test_writer_whose_lease_was_ended_stores_nothing(self, cache: ConversationCache, stored: Stored) -> None:
@@ -123,8 +123,9 @@ class TestLeased:
         delta, page, header = stored.append("mine"), tuple(stored.messages), stored.conversation()
         await apply(cache, stored, stored.append("theirs"))
         await cache.apply(
-            stored.owner, stored.name, base_revision=1, revision=2, inc=stored.inc, delta=delta, conversation=header,
-            warm=Warm(token, page, complete=True),
+            stored.owner, stored.name, base_revision=1, revision=2,
+            server_epoch=stored.server_epoch, delta=delta, conversation=header,
+            preloaded=PreloadedPage(token, page, complete=True),
         )  # fmt: skip
         await miss(cache, stored)
 
@@ -132,7 +133,7 @@ class TestLeased:
         """A prompt's budget may end a history early; that is not the newest page."""
         token = await miss(cache, stored)
         delta = stored.append("new")
-        await apply(cache, stored, delta, warm=Warm(token, delta, complete=False))
+        await apply(cache, stored, delta, preloaded=PreloadedPage(token, delta, complete=False))
         await miss(cache, stored)
 
 
@@ -193,7 +194,7 @@ class TestCached:
         await apply(cache, stored, stored.append("two"))
         for conversation in (header, stored.conversation(), None):
             await cache.apply(
-                stored.owner, stored.name, base_revision=1, revision=2, inc=stored.inc, delta=delta,
+                stored.owner, stored.name, base_revision=1, revision=2, server_epoch=stored.server_epoch, delta=delta,
                 conversation=conversation if conversation is not None else stored.conversation(),
             )  # fmt: skip
             await expect_current(cache, stored)
@@ -201,7 +202,7 @@ class TestCached:
     async def test_other_incarnation_removes_the_entry(self, cache: ConversationCache, stored: Stored) -> None:
         """After a failover the same revision may mean something else."""
         await fill(cache, stored)
-        stored.inc = "inc-2"
+        stored.server_epoch = "epoch-2"
         await apply(cache, stored, stored.append("one"))
         await miss(cache, stored)
 
@@ -298,7 +299,7 @@ class TestSizes:
 
         async def load() -> Loaded:
             messages = tuple(stored.messages[-3:]) if part is None else (stored.messages[0],)
-            return Loaded(stored.conversation(), messages, part is not None, stored.inc, part=part)
+            return Loaded(stored.conversation(), messages, part is not None, stored.server_epoch, part=part)
 
         await cache.read_through(stored.owner, stored.name, load)
         await cache.wait_settled()
@@ -314,7 +315,7 @@ class TestSizes:
 
 
 class TestCoverage:
-    """CACHED and UNCOVERED: by the entry's own time, or by the licence."""
+    """CACHED and UNCOVERED: by the entry's own time, or by the watermark."""
 
     async def test_entry_serves_for_the_bound_after_its_fill_without_any_pass(
         self, cache_at: OpenCache, stored: Stored, valkey: Valkey
@@ -330,22 +331,22 @@ class TestCoverage:
     async def test_licence_of_its_generation_covers_an_old_entry(
         self, cache: ConversationCache, stored: Stored, valkey: Valkey
     ) -> None:
-        """Rule b: `asof` of the licence counts like the entry's own."""
-        licence(valkey, "g1")
+        """Rule b: `asof` of the watermark counts like the entry's own."""
+        set_watermark(valkey, "g1")
         await fill(cache, stored)
         age(valkey, KEYS.entry, 3_600)
         assert (await hit(cache, stored)).age_s < 60
-        age(valkey, KEYS.anchor, 61)
+        age(valkey, KEYS.watermark, 61)
         await miss(cache, stored)
 
     async def test_licence_of_another_generation_covers_nothing(
         self, cache: ConversationCache, stored: Stored, valkey: Valkey
     ) -> None:
-        """A lost licence begins a new generation."""
-        licence(valkey, "g1")
+        """A lost watermark begins a new generation."""
+        set_watermark(valkey, "g1")
         await fill(cache, stored)
         age(valkey, KEYS.entry, 3_600)
-        licence(valkey, "g2")
+        set_watermark(valkey, "g2")
         await miss(cache, stored)
 
     async def test_entry_filled_without_a_licence_is_not_covered_by_the_next(
@@ -354,11 +355,11 @@ class TestCoverage:
         """It carries the generation of its READ: none."""
         await fill(cache, stored)
         age(valkey, KEYS.entry, 3_600)
-        licence(valkey, "g1")
+        set_watermark(valkey, "g1")
         await miss(cache, stored)
 
     async def test_each_reader_applies_its_own_bound(self, cache_at: OpenCache, stored: Stored, valkey: Valkey) -> None:
-        """A licence says as of when, not until when: a daemon with a longer bound cannot lengthen another's."""
+        """A watermark says as of when, not until when: a daemon with a longer bound cannot lengthen another's."""
         patient, strict = await cache_at(valkey.url), await cache_at(valkey.url, max_staleness_s=10)
         await fill(patient, stored)
         age(valkey, KEYS.entry, 30)

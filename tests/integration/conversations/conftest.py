@@ -31,7 +31,7 @@ from tests.support.redis_proxy import RedisProxy
 WARM_UP = Owner("warm-up")
 
 NO_PASS_S = 3_600.0
-"""A pass of the cache's licence, or of the index, costs a statement; here only what a call costs is counted."""
+"""A reconciliation of the cache, or word indexing, costs a statement; only the cost of a call is counted here."""
 
 
 @dataclass

@@ -97,7 +97,7 @@ async def test_long_messages_are_indexed_in_smaller_portions(postgres_url: str) 
         indexing = Indexing(Slow(pool), asyncio.Event(), recorder, pause_s=0.001)
         with pytest.raises(DatabaseBusy):
             await indexing.finish()
-        task = asyncio.create_task(indexing.keep())
+        task = asyncio.create_task(indexing.run())
         await wait_until(lambda: recorder[INDEXED] == 40)
         task.cancel()
         await asyncio.wait({task})

@@ -71,7 +71,7 @@ async def test_whoever_begins_to_listen_has_missed_nothing_of_the_last_moment(ri
 
 
 async def test_changes_after_a_recovery_of_the_database_are_heard(rig: Rig) -> None:
-    """Their transaction ids may be below that of the last look; here a rewritten table stands for the incarnation."""
+    """Their transaction ids may be below that of the last look; here a rewritten table stands for the server epoch."""
     service, other = rig.app.conversations, Other(rig)
     made = await service.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", "a")]))
     await other.hears()
@@ -94,11 +94,11 @@ def test_a_revision_is_told_once_however_it_is_heard_of() -> None:
     notices.listen(heard.append, lambda: True)
     owner, name = LOCAL_OWNER, AppendRequest(LOCAL_OWNER, [], "c").continuation_id
     assert name is not None
-    notices.hear(owner, name, 5, listed=False)
-    notices.tell(owner, name, 4, 5, listed=True)
-    notices.hear(owner, name, 5, listed=True)
-    notices.hear(owner, name, 4, listed=True)
-    notices.tell(owner, name, 5, 5)
+    notices.notify(owner, name, 5, listed=False)
+    notices.notify_change(owner, name, 4, 5, listed=True)
+    notices.notify(owner, name, 5, listed=True)
+    notices.notify(owner, name, 4, listed=True)
+    notices.notify_change(owner, name, 5, 5)
     assert [each.is_listed for each in heard] == [False, True]
 
 

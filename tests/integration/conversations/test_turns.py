@@ -151,7 +151,7 @@ async def test_repeated_turn_gives_its_lease_back(rig: Rig) -> None:
     continuation_id = await _conversation(rig)
     request = ChatRequest(LOCAL_OWNER, "Go on", continuation_id=continuation_id, idempotency_key="key")
     await rig.app.conversations.chat(request)
-    await rig.app.cache.apply(LOCAL_OWNER, continuation_id, base_revision=99, revision=99, inc="none")
+    await rig.app.cache.apply(LOCAL_OWNER, continuation_id, base_revision=99, revision=99, server_epoch="none")
     await rig.app.conversations.chat(request)
     rig.reset()
     await rig.app.conversations.read(LOCAL_OWNER, continuation_id)

@@ -48,7 +48,7 @@ async def test_what_an_append_reports_is_what_a_read_returns(repository: Convers
     page = await repository.read_page(LOCAL_OWNER, result.conversation.continuation_id)
     assert result.stored == page.messages
     assert result.conversation == page.conversation
-    assert result.inc == page.inc
+    assert result.server_epoch == page.server_epoch
 
 
 async def test_a_repeated_key_answers_as_the_first_time(repository: ConversationRepository) -> None:

@@ -84,7 +84,7 @@ async def test_appends_that_come_together_are_one_statement(rig: Rig) -> None:
         page = await rig.repository.read_page(LOCAL_OWNER, name)
         assert page.messages[1:] == answer.stored
         assert page.conversation == answer.conversation
-        assert page.inc == answer.inc
+        assert page.server_epoch == answer.server_epoch
 
 
 async def test_an_append_that_comes_alone_is_sent_at_once(rig: Rig) -> None:
@@ -174,7 +174,7 @@ async def test_one_that_fails_fails_alone(rig: Rig) -> None:
 
 async def test_a_lost_reply_is_settled_by_each_key(rig: Rig) -> None:
     """All were stored by the group whose answer was lost; nobody's is stored again, and no caller asked twice."""
-    rig.proxy.lose_reply_to("append_group_v1")
+    rig.proxy.lose_reply_to("append_batch_v1")
     answers = results(await rig.append(*(appending(name, "two") for name in rig.names)))
     assert rig.proxy.lost.is_set()
     assert [(answer.status, answer.first_seq) for answer in answers] == [("appended", 2)] * NUMBER
@@ -184,7 +184,7 @@ async def test_a_lost_reply_is_settled_by_each_key(rig: Rig) -> None:
 
 async def test_doubt_stays_doubt(rig: Rig) -> None:
     """Nobody is told that nothing was written when the group's answer was lost and the server then went away."""
-    rig.proxy.lose_reply_to("append_group_v1")
+    rig.proxy.lose_reply_to("append_batch_v1")
     tasks = [asyncio.create_task(rig.repository.append(appending(name, "two"))) for name in rig.names]
     await rig.proxy.lost.wait()
     rig.proxy.refuse()

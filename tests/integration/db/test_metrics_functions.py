@@ -37,8 +37,8 @@ async def counts(db: OneTrip) -> dict[str, int]:
     """Rows of raw metrics and what the sums say there are."""
     return {
         "raw": await db.fetchval("select count(*) from monitoring.metrics_raw"),
-        "minutes": await db.fetchval("select coalesce(sum(n), 0)::int from monitoring.metrics_1min"),
-        "hours": await db.fetchval("select coalesce(sum(n), 0)::int from monitoring.metrics_1hour"),
+        "minutes": await db.fetchval("select coalesce(sum(count), 0)::int from monitoring.metrics_1min"),
+        "hours": await db.fetchval("select coalesce(sum(count), 0)::int from monitoring.metrics_1hour"),
     }
 
 
@@ -101,12 +101,9 @@ async def test_a_batch_is_stored_and_summed_up(db: OneTrip) -> None:
     assert await counts(db) == {"raw": 6, "minutes": 6, "hours": 6}
     hours = await db.fetch("select * from monitoring.metrics_1hour order by labels")
     assert [
-        (row["bucket"], row["type"], row["labels"], row["n"], row["total"], row["smallest"], row["largest"])
-        for row in hours
+        (row["bucket"], row["type"], row["labels"], row["count"], row["sum"], row["min"], row["max"]) for row in hours
     ] == [(noon, "latency", json.dumps({"op": op}), 3, 7.5, 1.0, 4.0) for op in ("read", "write")]
-    minutes = await db.fetch(
-        "select bucket, total from monitoring.metrics_1min where labels->>'op' = 'read' order by 1"
-    )
+    minutes = await db.fetch("select bucket, sum from monitoring.metrics_1min where labels->>'op' = 'read' order by 1")
     assert [tuple(row) for row in minutes] == [
         (noon + timedelta(minutes=n), value) for n, value in enumerate((1, 2.5, 4))
     ]
@@ -117,7 +114,7 @@ async def test_what_was_summed_before_it_came_is_added_as_it_is(db: OneTrip) -> 
     one = {"type": "latency", "data": {"count": 10, "sum": 5.0, "min": 0.1, "max": 2.0}}
     await aggregate(db, [one, one, {"type": "latency", "value": 9}, {"type": "latency", "data": {"value": "slow"}}])
     row = await db.fetchrow(
-        "select sum(n)::int n, sum(total) t, min(smallest) s, max(largest) l from monitoring.metrics_1hour"
+        "select sum(count)::int n, sum(sum) t, min(min) s, max(max) l from monitoring.metrics_1hour"
     )
     assert tuple(row) == (22, 19.0, 0.1, 9.0)
 
@@ -179,7 +176,7 @@ async def test_no_value_makes_a_batch_fail(db: OneTrip, data: dict[str, str]) ->
     ((name, value),) = data.items()
     answer = await aggregate(db, f'[{{"type": "a", "data": {{"{name}": {value}}}}}, {{"type": "a", "value": 1}}]')
     assert (answer["status"], answer["stored"]) == ("stored", 2)
-    assert await db.fetchval("select sum(n) from monitoring.metrics_1min") >= 1
+    assert await db.fetchval("select sum(count) from monitoring.metrics_1min") >= 1
 
 
 async def test_a_repeated_batch_is_stored_once(db: OneTrip) -> None:
@@ -211,7 +208,7 @@ async def test_concurrent_batches_count_exactly(postgres_url: str) -> None:
 async def test_a_failure_is_answered_logged_and_free_to_be_tried_again(db: OneTrip) -> None:
     """The log of a function that raises is rolled back with it; so this one answers, and the batch id stays free."""
     batch = str(uuid.uuid4())
-    await db.execute("alter table monitoring.metrics_1min add constraint broken check (n < 0) not valid")
+    await db.execute("alter table monitoring.metrics_1min add constraint broken check (count < 0) not valid")
     answer = await aggregate(db, [{"type": "a"}], batch)
     assert (answer["status"], answer["stored"]) == ("failed", 0)
     assert "broken" in answer["error"] and "23514" in answer["error"]
@@ -229,7 +226,7 @@ async def test_rows_that_others_insert_are_summed_up_too(db: OneTrip) -> None:
         " select 'direct', jsonb_build_object('value', n), now() from generate_series(1, 100) n"
     )
     assert await counts(db) == {"raw": 100, "minutes": 100, "hours": 100}
-    assert await db.fetchval("select sum(total) from monitoring.metrics_1hour") == 5050
+    assert await db.fetchval("select sum(sum) from monitoring.metrics_1hour") == 5050
     before = await db.fetch("select xmin::text, k.* from monitoring.metrics_1min k")
     await db.execute("select monitoring.refresh_metrics_views()")
     assert await db.fetch("select xmin::text, k.* from monitoring.metrics_1min k") == before
@@ -296,11 +293,11 @@ async def test_retention_drops_whole_days_and_old_rows_in_batches(db: OneTrip) -
         )
     await aggregate(db, [{"type": "a", "timestamp": at(days=days)} for days in (0, 2, 5)])
     await db.execute(
-        "insert into monitoring.metrics_1min (bucket, type, n)"
+        "insert into monitoring.metrics_1min (bucket, type, count)"
         " select now() - interval '31 days' - n * interval '1 minute', 'a', 1 from generate_series(1, 25) n"
     )
     await db.execute(
-        "insert into monitoring.metrics_1hour (bucket, type, n) values (now() - interval '401 days', 'a', 1)"
+        "insert into monitoring.metrics_1hour (bucket, type, count) values (now() - interval '401 days', 'a', 1)"
     )
     await db.execute("update monitoring.metrics_processing_log set processed_at = now() - interval '8 days'")
     await db.execute(
@@ -375,7 +372,7 @@ async def test_a_service_role_may_do_what_it_needs_and_no_more(empty_postgres_ur
         assert (await aggregate(connection, [{"type": "a"}]))["status"] == "stored"
         assert len(await connection.fetch("select * from monitoring.get_recent_metrics()")) == 1
         await connection.execute("select monitoring.refresh_metrics_views(), monitoring.apply_retention()")
-        assert await connection.fetchval("select sum(n) from monitoring.metrics_1hour") == 2
-        for forbidden in ("delete from monitoring.metrics_raw", "update monitoring.metrics_1hour set n = 0"):
+        assert await connection.fetchval("select sum(count) from monitoring.metrics_1hour") == 2
+        for forbidden in ("delete from monitoring.metrics_raw", "update monitoring.metrics_1hour set count = 0"):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await connection.execute(forbidden)

@@ -165,12 +165,12 @@ async def test_new_files_of_a_table_are_a_new_incarnation(
     before = await repository.changes(None)
     page = await repository.read_page(LOCAL_OWNER, conversation.continuation_id)
     appended = await repository.append(appending(conversation.continuation_id, "two"))
-    assert appended.inc == page.inc
-    assert (await repository.changes(None)).inc == before.inc
+    assert appended.server_epoch == page.server_epoch
+    assert (await repository.changes(None)).server_epoch == before.server_epoch
     await sql.execute(role + change)
-    assert (await repository.changes(None)).inc != before.inc
+    assert (await repository.changes(None)).server_epoch != before.server_epoch
     other = await repository.append(appending(None, "three"))
-    assert other.inc != page.inc
+    assert other.server_epoch != page.server_epoch
 
 
 async def test_our_own_writes_do_not_bump_twice(repository: ConversationRepository) -> None:

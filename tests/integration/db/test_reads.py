@@ -260,7 +260,7 @@ async def test_a_foreign_cursor_is_an_argument_to_correct(repository: Conversati
 
 
 async def test_changes_since_a_snapshot_miss_nothing(repository: ConversationRepository, database: Database) -> None:
-    """The licence of the caches rests on this: also a transaction that was open then and committed later is told."""
+    """The watermark of the caches rests on this: also a transaction that was open then and committed later is told."""
     slow = await connect(database.address, timeout_s=5)
     try:
         before = await conversation_of(repository, "before")
@@ -279,7 +279,7 @@ async def test_changes_since_a_snapshot_miss_nothing(repository: ConversationRep
             # While any older transaction is open on the server, also another test's, the same changes are told again.
             while later.changed:
                 later = await repository.changes(later.xmin)
-        assert (later.inc, start.changed, told.truncated) == (start.inc, (), False)
+        assert (later.server_epoch, start.changed, told.truncated) == (start.server_epoch, (), False)
     finally:
         await slow.close()
 

@@ -1,4 +1,4 @@
-"""The tables of `fold_v1`, `bare_v1` and `units_v1`, beside Python's Unicode data: every code point, in portions.
+"""The tables of `fold_v1`, `strip_marks_v1` and `units_v1`, beside Python's Unicode data: all code points, in portions.
 
 The tables are of Unicode 14. A Python with later data compares only what Unicode 3.2 had. To bring the tables up to
 date, let `known` take everything and add to the functions what the tests print.
@@ -114,7 +114,7 @@ async def test_a_letter_without_its_accents_is_its_base(sql: OneTrip) -> None:
         and all("\u0300" <= mark <= "\u036f" for mark in parts[1:])
     ]
     assert len(accented) > 700
-    rows = await sql.fetch("select c, exai.bare_v1(exai.fold_v1(c)) as bare from unnest($1::text[]) c", accented)
+    rows = await sql.fetch("select c, exai.strip_marks_v1(exai.fold_v1(c)) as bare from unnest($1::text[]) c", accented)
     wrong = [
         (f"U+{ord(row['c']):04X}", row["bare"])
         for row in rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import redis
 
-from exai.cache.entry import place
+from exai.cache.entry import cache_keys
 from exai.conversations import ChatRequest
 from exai.errors import DatabaseError, DatabaseUnavailable
 from exai.models import LOCAL_OWNER
@@ -40,8 +40,8 @@ async def test_cached_pages_outlive_the_database_marked_with_their_age(rig: Serv
             await service.conversations.chat(ChatRequest(LOCAL_OWNER, "never", continuation_id=name))
     assert rig.provider.chats == []
     with redis.Redis.from_url(redis_url) as client:
-        where = place(LOCAL_OWNER, name, 1)
-        client.delete(where.anchor)
+        where = cache_keys(LOCAL_OWNER, name, 1)
+        client.delete(where.watermark)
         client.hincrby(where.entry, "asof", -TOO_OLD_US)
     with pytest.raises(DatabaseUnavailable):
         await uncovered.read(name)

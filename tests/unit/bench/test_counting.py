@@ -92,7 +92,7 @@ def test_connecting_is_not_counted() -> None:
 
 
 def test_background_statements_are_not_counted() -> None:
-    """A licence pass that happens to fall into an operation is not the operation's cost."""
+    """A reconciliation that happens to fall into an operation is not the operation's cost."""
     count = Count()
     converse(connected(count), [statement(OWN), statement("select 1"), statement(OWN)], [])
     assert (count.requests, count.round_trips) == (1, 1)

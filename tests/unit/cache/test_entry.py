@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from exai.cache.entry import (
     Origin,
+    cache_keys,
     decode_header,
     encode_entry,
     encode_header,
-    place,
     same_json,
 )
 from exai.models import ContinuationId, Conversation, ConversationId, Message, Owner
@@ -22,7 +22,7 @@ from exai.pages import JOINT, Undecodable, Unencodable, decode_page, encode_page
 
 OWNER, NAME = Owner("me"), ContinuationId("thread")
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
-ORIGIN = Origin(b"generation", 1_000_000, "inc-1")
+ORIGIN = Origin(b"generation", 1_000_000, "epoch-1")
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 times = st.datetimes(timezones=st.just(UTC))
@@ -158,23 +158,23 @@ class TestPlaces:
     @given(texts, texts, texts, texts)
     def test_two_conversations_never_share_a_key(self, owner: str, name: str, other: str, other_name: str) -> None:
         """Isolation of owners rests on it."""
-        one = place(Owner(owner), ContinuationId(name), 16)
-        two = place(Owner(other), ContinuationId(other_name), 16)
+        one = cache_keys(Owner(owner), ContinuationId(name), 16)
+        two = cache_keys(Owner(other), ContinuationId(other_name), 16)
         assert (one.entry == two.entry) == ((owner, name) == (other, other_name))
 
     @given(texts, texts, st.sampled_from([1, 16]))
     def test_keys_of_a_conversation_share_one_slot(self, owner: str, name: str, groups: int) -> None:
         """A script may only touch keys of one slot; the tag is what the first braces hold."""
-        where = place(Owner(owner), ContinuationId(name), groups)
-        tags = {re.search(r"\{([^}]*)\}", key)[1] for key in (where.entry, where.lease, where.anchor)}  # type: ignore[index]
+        where = cache_keys(Owner(owner), ContinuationId(name), groups)
+        tags = {re.search(r"\{([^}]*)\}", key)[1] for key in (where.entry, where.lease, where.watermark)}  # type: ignore[index]
         assert tags == {f"g{where.group}"}
 
     def test_places_never_change(self) -> None:
         """Daemons of two releases share one Redis; this format's keys are fixed."""
-        where = place(Owner("a b"), ContinuationId("c:d/é"), 16)
+        where = cache_keys(Owner("a b"), ContinuationId("c:d/é"), 16)
         assert where.entry == "exai:2:{g9}:a%20b:c%3Ad%2F%C3%A9:e"
         assert where.lease == "exai:2:{g9}:a%20b:c%3Ad%2F%C3%A9:z"
-        assert where.anchor == "exai:2:{g9}:anchor"
+        assert where.watermark == "exai:2:{g9}:watermark"
 
 
 def as_dict(fields: object) -> dict[str, object]:

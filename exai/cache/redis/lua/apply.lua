@@ -1,6 +1,6 @@
 -- APPLY: afterwards no lease granted before it is alive, and the entry is absent or at least as new as the committed
 -- change. The delta is added only to an entry at the change's base revision. Any other entry that is older, of another
--- database incarnation, or of another conversation under the same name is removed, and so is an entry that exceeds the
+-- server epoch, or of another conversation under the same name is removed, and so is an entry that exceeds the
 -- byte limit, because an entry holds the complete newest page. A writer that took the lease before its statement, and
 -- still holds it, may store the page that the statement returned.
 --
@@ -11,7 +11,7 @@
 --
 -- KEYS entry and lease, for each change
 -- ARGV for each change the number of its arguments, then these:
---      1 base revision, 2 revision, 3 incarnation, 4 conversation id, 5 ttl in ms, 6 most messages, 7 most bytes,
+--      1 base revision, 2 revision, 3 server epoch, 4 conversation id, 5 ttl in ms, 6 most messages, 7 most bytes,
 --      8 messages in the delta or -1 for none, 9 header, 10 delta, 11 token or '',
 --      12... fields of the whole entry as name and value, with a token only
 -- Returns for each change 1 appended | 2 stored whole | 3 current already | 4 absent | 5 removed, or an error
@@ -39,7 +39,7 @@ local function apply(KEYS, ARGV)
     return write({unpack(ARGV, 12)}) or 2
   end
 
-  local entry = redis.call('HMGET', entry_key, 'rev', 'inc', 'id', 'older', 'count', 'tail')
+  local entry = redis.call('HMGET', entry_key, 'rev', 'epoch', 'id', 'older', 'count', 'tail')
   if not entry[1] then
     return 4
   end
@@ -84,10 +84,10 @@ local function apply(KEYS, ARGV)
     'page', string.sub(page, start), 'tail', ''}) or 1
 end
 
-local told, before = {}, 0
+local replies, before = {}, 0
 for i = 1, #KEYS, 2 do
   local first = before + 2
   before = before + 1 + tonumber(ARGV[before + 1])
-  told[#told + 1] = apply({KEYS[i], KEYS[i + 1]}, {unpack(ARGV, first, before)})
+  replies[#replies + 1] = apply({KEYS[i], KEYS[i + 1]}, {unpack(ARGV, first, before)})
 end
-return told
+return replies

@@ -2,7 +2,7 @@
 -- metadata are the conversation's.
 -- p_shared: shared by a fork, whose parent may have been deleted.
 -- To be written into the statement that uses it, so it may have no settings of its own.
-create or replace function exai.searched_v1(
+create or replace function exai.filter_match_v1(
   p_conversation_id uuid, p_seq bigint, p_owner text, p_shared boolean, p_role text, p_tool text, p_model text,
   p_tags text[], p_metadata jsonb)
 returns table (continuation_id text, title text)

@@ -1,6 +1,6 @@
 -- Keeps the time of a conversation's last change while it is numbered or renamed: a trigger of the older system's may set
 -- it to the present on every update. Where there was none, it is that of the last message.
-create or replace function exai.keep_time_v1() returns trigger
+create or replace function exai.preserve_updated_at_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$

@@ -1,6 +1,6 @@
 -- A folded text without the marks that many leave out when they type: accents, the vowel points of Hebrew and Arabic. The
 -- marks of scripts that cannot be read without them (Indic, Thai, Japanese) stay.
-create or replace function exai.bare_v1(p_text text) returns text
+create or replace function exai.strip_marks_v1(p_text text) returns text
 language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on

@@ -1,6 +1,6 @@
 -- Sets a link aside that the keys to come would refuse, while an older system's tables are taken over: one that is there
 -- already, or that leads to nothing. Its arguments say which of these nothing had refused so far.
-create or replace function exai.set_aside_link_v1() returns trigger
+create or replace function exai.quarantine_link_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$
@@ -23,7 +23,7 @@ begin
   if v_reason is null then
     return new;
   end if;
-  insert into exai.set_aside (table_name, reason, row) values (tg_table_name, v_reason, to_jsonb(new));
+  insert into exai.quarantine (table_name, reason, row) values (tg_table_name, v_reason, to_jsonb(new));
   return null;
 end
 $$

@@ -6,11 +6,11 @@
 -- Arrays from p_owners to p_counts have one element for each append (p_names is null for a new conversation, whose id is
 -- in p_new_ids), those from p_of to p_metadata one for each message, the last two one for each file: p_of and p_file_of
 -- are numbers of appends, from 1, p_places is a message's place in its append, from 0.
-create or replace function exai.append_group_v1(
+create or replace function exai.append_batch_v1(
   p_owners text[], p_names text[], p_new_ids uuid[], p_turn_ids uuid[], p_keys text[], p_hashes text[], p_tools text[],
   p_titles text[], p_expected bigint[], p_counts bigint[], p_of integer[], p_places bigint[], p_roles text[],
   p_contents text[], p_kinds text[], p_metadata text[], p_file_of integer[], p_files uuid[])
-returns table (number integer, base_revision bigint, first_seq bigint, created_at timestamptz, header text, inc text)
+returns table (number integer, base_revision bigint, first_seq bigint, created_at timestamptz, header text, server_epoch text)
 language plpgsql rows 16
 set lock_timeout = '2s'
 -- Planned once, for whatever number of appends, and by the keys: estimates of arrays' lengths are guesses.
@@ -88,7 +88,7 @@ begin
     from claimed c;
   -- Again one of its own: triggers that others have on messages may change the conversations after it.
   return query
-  select c.number, c.base, c.next_seq, c.at, exai.header_v1(v)::text, exai.incarnation_v1()::text
+  select c.number, c.base, c.next_seq, c.at, exai.header_v1(v)::text, exai.server_epoch_v1()::text
     from unnest(v_numbers, v_ids, v_nexts, v_bases, v_times) c(number, id, next_seq, base, at)
     join public.conversations v on v.id = c.id;
 end

@@ -1,5 +1,5 @@
 -- Refuses to renumber or move a message: its number is how caches, turns and forks know it.
-create or replace function exai.fix_number_v1() returns trigger
+create or replace function exai.forbid_renumbering_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
 as $$

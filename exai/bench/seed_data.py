@@ -61,8 +61,8 @@ def wide_id(number: int) -> ContinuationId:
     return ContinuationId(f"exai-bench-{number}")
 
 
-class Filling:
-    """A connection beside the service's; made by `open_filling`."""
+class SeedData:
+    """A connection beside the service's; made by `open_seed_data`."""
 
     def __init__(self, connection: asyncpg.Connection, words: Sequence[str]) -> None:
         self._connection, self._words = connection, list(words)
@@ -92,10 +92,10 @@ class Filling:
 
 
 @asynccontextmanager
-async def open_filling(url: str, words: Sequence[str]) -> AsyncIterator[Filling]:
+async def open_seed_data(url: str, words: Sequence[str]) -> AsyncIterator[SeedData]:
     """Open a connection of its own; messages are made of these words, the first of them most often."""
     connection = await asyncpg.connect(command_timeout=LIMIT_S, **parse_address(url).connect_arguments())
     try:
-        yield Filling(connection, words)
+        yield SeedData(connection, words)
     finally:
         await connection.close()

@@ -1,10 +1,10 @@
 -- Every message (and title: seq 0) of this owner that matches, up to p_as_of: those that are indexed, found by
 -- message_words_words_idx (its row's place in at, so that the words themselves need not be carried along), and of those that
--- wait for it what waiting_v1 found. With p_ids, of those conversations and up to those numbers only; of the title of the first.
+-- wait for it what search_unindexed_v1 found. With p_ids, of those conversations and up to those numbers only; of the title of the first.
 -- A message of several rows is found by p_long beside each of the terms and judged as a whole, so p_query leaves it out; where
 -- p_long is null p_query finds it, once for each row. which: the terms it has, where these had to be found out.
 -- To be written into the statement that uses it, so it may have no settings of its own.
-create or replace function exai.matches_v1(
+create or replace function exai.find_matches_v1(
   p_query tsquery, p_long tsquery, p_terms tsquery[], p_groups integer[], p_excluded boolean[], p_missing integer,
   p_waiting_ids uuid[], p_waiting_seqs bigint[], p_waiting_ats timestamptz[], p_waiting_words tsvector[],
   p_waiting_which text[], p_ids uuid[], p_up_to bigint[], p_since timestamptz, p_until timestamptz, p_as_of timestamptz)

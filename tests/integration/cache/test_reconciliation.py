@@ -1,4 +1,4 @@
-"""The licence: how passes begin, renew, lose and withhold it, and that nothing ends them."""
+"""The reconciliation: how it begins, advances, loses and withholds the watermark, and survives every fault."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from exai.cache.conversations import open_cache
-from exai.cache.entry import place
+from exai.cache.entry import cache_keys
 from exai.cache.reconciliation import ChangedRevisions
 from exai.cache.records import Miss
 from exai.models import LOCAL_OWNER, ContinuationId, Owner
@@ -19,7 +19,7 @@ from tests.support.counters import Counters
 from tests.support.valkey import Valkey
 from tests.support.waiting import WAIT_LIMIT_S, wait_until
 
-KEYS = place(LOCAL_OWNER, NAME, 1)
+KEYS = cache_keys(LOCAL_OWNER, NAME, 1)
 
 
 class TestPasses:
@@ -27,36 +27,36 @@ class TestPasses:
         self, cache_at: OpenCache, stored: Stored, valkey: Valkey
     ) -> None:
         """NO LICENCE -> LICENSED -> LAPSED -> LICENSED, of the same generation all along."""
-        passes = Passes()
-        cache = await cache_at(valkey.url, changes=passes, reconcile_interval_s=0.01)
-        await passes.made(2)
+        changes = ScriptedChanges()
+        cache = await cache_at(valkey.url, changes=changes, reconcile_interval_s=0.01)
+        await changes.made(2)
         await fill(cache, stored)
-        generation = valkey.do("HGET", KEYS.anchor, "gen")
+        generation = valkey.do("HGET", KEYS.watermark, "gen")
         age(valkey, KEYS.entry, 3_600)
-        passes.hold.clear()
-        await passes.held.wait()
-        age(valkey, KEYS.anchor, 3_600)
+        changes.hold.clear()
+        await changes.held.wait()
+        age(valkey, KEYS.watermark, 3_600)
         assert isinstance(await cache.read(stored.owner, stored.name), Miss)
         valkey.do("DEL", KEYS.lease)
-        passes.hold.set()
-        # The pass that was held finds another licence than the one it began with, and does nothing.
-        await passes.made(3)
+        changes.hold.set()
+        # The reconciliation that was held finds another watermark than the one it began with, and does nothing.
+        await changes.made(3)
         await hit(cache, stored)
-        assert valkey.do("HGET", KEYS.anchor, "gen") == generation
+        assert valkey.do("HGET", KEYS.watermark, "gen") == generation
 
     async def test_pass_removes_what_redis_was_never_told(
         self, cache_at: OpenCache, stored: Stored, valkey: Valkey, recorder: Counters
     ) -> None:
         """A writer that died between its commit and Redis."""
-        passes = Passes()
-        cache = await cache_at(valkey.url, changes=passes, reconcile_interval_s=0.01)
-        await passes.made(2)
+        changes = ScriptedChanges()
+        cache = await cache_at(valkey.url, changes=changes, reconcile_interval_s=0.01)
+        await changes.made(2)
         await fill(cache, stored)
         stored.append("never told")
-        passes.rows = [(stored.owner, stored.name, stored.revision)]
-        await passes.made(2)
-        passes.rows = []
-        await passes.made(2)
+        changes.rows = [(stored.owner, stored.name, stored.revision)]
+        await changes.made(2)
+        changes.rows = []
+        await changes.made(2)
         await fill(cache, stored)
         await expect_current(cache, stored)
         assert recorder["cache_repaired_total"] == 1
@@ -65,47 +65,47 @@ class TestPasses:
         self, cache_at: OpenCache, stored: Stored, valkey: Valkey
     ) -> None:
         """What the old one covered is covered no more."""
-        passes = Passes()
-        cache = await cache_at(valkey.url, changes=passes, reconcile_interval_s=0.01)
-        await passes.made(2)
+        changes = ScriptedChanges()
+        cache = await cache_at(valkey.url, changes=changes, reconcile_interval_s=0.01)
+        await changes.made(2)
         await fill(cache, stored)
-        generation = valkey.do("HGET", KEYS.anchor, "gen")
-        valkey.do("DEL", KEYS.anchor)
+        generation = valkey.do("HGET", KEYS.watermark, "gen")
+        valkey.do("DEL", KEYS.watermark)
         age(valkey, KEYS.entry, 3_600)
-        await passes.made(2)
-        assert valkey.do("HGET", KEYS.anchor, "gen") != generation
+        await changes.made(2)
+        assert valkey.do("HGET", KEYS.watermark, "gen") != generation
         await miss(cache, stored)
 
     async def test_restarted_database_begins_a_new_generation(
         self, cache_at: OpenCache, stored: Stored, valkey: Valkey
     ) -> None:
         """It may have come back from a copy that lacks the last commits."""
-        passes = Passes()
-        cache = await cache_at(valkey.url, changes=passes, reconcile_interval_s=0.01)
-        await passes.made(2)
+        changes = ScriptedChanges()
+        cache = await cache_at(valkey.url, changes=changes, reconcile_interval_s=0.01)
+        await changes.made(2)
         await fill(cache, stored)
-        passes.inc = "inc-2"
-        await passes.made(2)
+        changes.server_epoch = "epoch-2"
+        await changes.made(2)
         age(valkey, KEYS.entry, 3_600)
         await miss(cache, stored)
 
     async def test_licence_is_renewed_at_once_after_the_clock_was_set_back(
         self, cache_at: OpenCache, stored: Stored, valkey: Valkey, recorder: Counters
     ) -> None:
-        """It is dated in the future then, and what was changed meanwhile is removed by the very next pass."""
-        passes = Passes()
-        cache = await cache_at(valkey.url, changes=passes, reconcile_interval_s=0.01)
-        await passes.made(2)
+        """It is dated in the future then, and what was changed meanwhile is removed by the next reconciliation."""
+        changes = ScriptedChanges()
+        cache = await cache_at(valkey.url, changes=changes, reconcile_interval_s=0.01)
+        await changes.made(2)
         await fill(cache, stored)
-        passes.hold.clear()
-        await passes.held.wait()
-        age(valkey, KEYS.anchor, -3_600)
+        changes.hold.clear()
+        await changes.held.wait()
+        age(valkey, KEYS.watermark, -3_600)
         age(valkey, KEYS.entry, -3_600)
         stored.append("never told")
-        passes.rows = [(stored.owner, stored.name, stored.revision)]
-        passes.hold.set()
-        await passes.made(3)
-        assert int(valkey.do("HGET", KEYS.anchor, "asof")) < (int(valkey.do("TIME")[0]) + 1) * 1_000_000
+        changes.rows = [(stored.owner, stored.name, stored.revision)]
+        changes.hold.set()
+        await changes.made(3)
+        assert int(valkey.do("HGET", KEYS.watermark, "asof")) < (int(valkey.do("TIME")[0]) + 1) * 1_000_000
         assert recorder["cache_repaired_total"] == 1
 
     async def test_entry_dated_in_the_future_is_not_served(
@@ -121,26 +121,26 @@ class TestPasses:
     async def test_cursor_of_the_licence_is_where_the_next_pass_starts(
         self, cache_at: OpenCache, valkey: Valkey
     ) -> None:
-        """Invariant 7: it is kept in Redis, and None without a licence."""
-        passes = Passes()
-        await cache_at(valkey.url, changes=passes, reconcile_interval_s=0.01)
-        await passes.made(2)
-        passes.xmin = "250"
-        await passes.made(3)
-        assert (passes.asked[0], passes.asked[-1]) == (None, "250")
+        """Invariant 7: it is kept in Redis, and None without a watermark."""
+        changes = ScriptedChanges()
+        await cache_at(valkey.url, changes=changes, reconcile_interval_s=0.01)
+        await changes.made(2)
+        changes.xmin = "250"
+        await changes.made(3)
+        assert (changes.asked[0], changes.asked[-1]) == (None, "250")
 
     async def test_more_changes_than_a_pass_enforces_make_everything_cold(
         self, cache_at: OpenCache, stored: Stored, valkey: Valkey, recorder: Counters
     ) -> None:
-        """The overload valve: the licence goes, entries serve out their own bound."""
-        passes = Passes()
-        cache = await cache_at(valkey.url, changes=passes, reconcile_interval_s=0.01)
-        await passes.made(2)
+        """The overload valve: the watermark goes, entries serve out their own bound."""
+        changes = ScriptedChanges()
+        cache = await cache_at(valkey.url, changes=changes, reconcile_interval_s=0.01)
+        await changes.made(2)
         await fill(cache, stored)
         age(valkey, KEYS.entry, 3_600)
         await hit(cache, stored)
-        passes.overflow = True
-        await passes.made(2)
+        changes.overflow = True
+        await changes.made(2)
         await miss(cache, stored)
         assert recorder["cache_reconciliations_total", "overflow"] >= 1
 
@@ -148,15 +148,15 @@ class TestPasses:
         self, cache_at: OpenCache, stored: Stored, valkey: Valkey, recorder: Counters
     ) -> None:
         """A side task that ends in silence would let everything go cold unseen."""
-        passes = Passes()
-        cache = await cache_at(valkey.url, changes=passes, reconcile_interval_s=0.01)
-        await passes.made(2)
+        changes = ScriptedChanges()
+        cache = await cache_at(valkey.url, changes=changes, reconcile_interval_s=0.01)
+        await changes.made(2)
         assert (await cache.status()).state == "ok"
-        passes.error = ZeroDivisionError("a defect of our own")
-        await passes.made(2)
+        changes.error = ZeroDivisionError("a defect of our own")
+        await changes.made(2)
         assert "a defect" in str((await cache.status()).problem)
-        passes.error = None
-        await passes.made(2)
+        changes.error = None
+        await changes.made(2)
         assert (await cache.status()).problem is None
         assert recorder["cache_reconciliations_total", "failed"] >= 1
 
@@ -164,21 +164,21 @@ class TestPasses:
         self, cache_at: OpenCache, valkey: Valkey, recorder: Counters
     ) -> None:
         """However many daemons: about one database query per interval."""
-        passes = Passes()
-        await cache_at(valkey.url, changes=passes, reconcile_interval_s=30)
+        changes = ScriptedChanges()
+        await cache_at(valkey.url, changes=changes, reconcile_interval_s=30)
         await wait_until(lambda: recorder["cache_reconciliations_total", "generation"] == 1)
-        others = Passes()
+        others = ScriptedChanges()
         await cache_at(valkey.url, changes=others, reconcile_interval_s=30)
         await wait_until(lambda: recorder["cache_reconciliations_total", "skipped"] == 1)
         assert others.asked == []
 
 
-class Passes:
-    """Stands for the database's answer to a pass, which can be held up, changed, or made to fail."""
+class ScriptedChanges:
+    """Stands for the database's answer to a reconciliation, which can be held up, changed, or made to fail."""
 
     def __init__(self) -> None:
         self.rows: list[tuple[Owner, ContinuationId, int]] = []
-        self.xmin, self.inc, self.overflow = "100", "inc-1", False
+        self.xmin, self.server_epoch, self.overflow = "100", "epoch-1", False
         self.error: Exception | None = None
         self.asked: list[str | None] = []
         self.hold, self.held = asyncio.Event(), asyncio.Event()
@@ -194,17 +194,17 @@ class Passes:
             await self.hold.wait()
         if self.error is not None:
             raise self.error
-        return ChangedRevisions(self.xmin, self.inc, list(self.rows), overflow=self.overflow)
+        return ChangedRevisions(self.xmin, self.server_epoch, list(self.rows), overflow=self.overflow)
 
     async def made(self, count: int) -> None:
-        """Wait until so many passes have begun from now on; all but the last have ended by then."""
+        """Wait until so many reconciliations have begun from now on; all but the last have ended by then."""
         target = len(self.asked) + count
         async with asyncio.timeout(5), self._begun:
             await self._begun.wait_for(lambda: len(self.asked) >= target)
 
 
 async def test_a_defect_of_the_passes_ends_the_cache(valkey: Valkey) -> None:
-    """What a pass fails with is counted; a defect around it must not leave entries to lapse in silence."""
+    """An error of a reconciliation is counted; a defect around it must not leave the watermark to expire in silence."""
 
     class Broken(Counters):
         def count(self, name: str, value: float = 1, /, **labels: str) -> None:

@@ -1,6 +1,6 @@
 -- A query for what has p_level of these terms, at least; null if that takes more than p_most combinations, unless the level
 -- is 1.
-create or replace function exai.some_terms_v1(p_terms tsquery[], p_level integer, p_most integer) returns tsquery
+create or replace function exai.combine_terms_v1(p_terms tsquery[], p_level integer, p_most integer) returns tsquery
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $$

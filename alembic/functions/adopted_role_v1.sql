@@ -1,5 +1,5 @@
 -- The role of a message that an older system knew by another name; of what is unknown, somebody's words to the model.
-create or replace function exai.fitted_role_v1(p_role text) returns text
+create or replace function exai.adopted_role_v1(p_role text) returns text
 language sql immutable parallel safe
 as $$
 select case when p_role in ('system', 'user', 'assistant', 'tool') then p_role

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from exai.background import open_background
-from exai.daemon.workers import Crew
+from exai.daemon.workers import WorkerPool
 from exai.settings.load import load_settings
 
 WAIT_S = 5.0
@@ -33,17 +33,17 @@ signal.pause() if gate.read_text() == "deaf" else control.recv(1)
 class Rig:
     """Two workers; those that start later wait for the gate."""
 
-    def __init__(self, crew: Crew, gate: Path) -> None:
-        self.crew, self.gate = crew, gate
-        self.first = next(iter(crew._workers))
-        self.watches = set(crew._watches)
+    def __init__(self, pool: WorkerPool, gate: Path) -> None:
+        self.pool, self.gate = pool, gate
+        self.first = next(iter(pool._workers))
+        self.watches = set(pool._watches)
 
     async def first_dies_while_its_successor_starts(self) -> asyncio.Task[None]:
         """Returns the replacing of all, which goes on when the gate is there again."""
         self.gate.unlink()
-        roll = asyncio.create_task(self.crew.roll())
+        roll = asyncio.create_task(self.pool.roll())
         async with asyncio.timeout(WAIT_S):
-            while len(self.crew._workers) < 3:
+            while len(self.pool._workers) < 3:
                 await asyncio.sleep(0)
             self.first.signal(signal.SIGKILL)
             await self.first.wait()
@@ -59,21 +59,21 @@ async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
 @asynccontextmanager
 async def opened(gate: Path, says: str = "") -> AsyncIterator[Rig]:
     gate.write_text(says)
-    async with opened_crew(gate) as crew:
+    async with opened_pool(gate) as pool:
         async with asyncio.timeout(WAIT_S):
-            started, _ = await crew.start(2)
+            started, _ = await pool.start(2)
         assert started is not None
-        yield Rig(crew, gate)
+        yield Rig(pool, gate)
 
 
 @asynccontextmanager
-async def opened_crew(gate: Path, program: str = WORKER) -> AsyncIterator[Crew]:
+async def opened_pool(gate: Path, program: str = WORKER) -> AsyncIterator[WorkerPool]:
     async with open_background() as background:
-        crew = Crew(load_settings({}), (), {}, (sys.executable, "-c", program, str(gate)), background=background)
+        pool = WorkerPool(load_settings({}), (), {}, (sys.executable, "-c", program, str(gate)), background=background)
         try:
-            yield crew
+            yield pool
         finally:
-            await crew.stop()
+            await pool.stop()
 
 
 async def test_a_worker_that_is_killed_before_it_hears_that_it_is_replaced_has_ended_all_the_same(
@@ -94,8 +94,8 @@ async def test_a_worker_that_dies_while_its_successor_starts_is_replaced_once(ri
     async with asyncio.timeout(WAIT_S):
         await roll
         await asyncio.wait(rig.watches)
-    assert len(rig.crew._workers) == 2
-    assert rig.first not in rig.crew._workers
+    assert len(rig.pool._workers) == 2
+    assert rig.first not in rig.pool._workers
 
 
 async def test_a_worker_that_dies_beside_a_successor_that_cannot_start_is_started_again(rig: Rig) -> None:
@@ -106,7 +106,7 @@ async def test_a_worker_that_dies_beside_a_successor_that_cannot_start_is_starte
     async with asyncio.timeout(WAIT_S):
         await roll
         rig.gate.write_text("")
-        while len(rig.crew._workers) < 2:
+        while len(rig.pool._workers) < 2:
             await asyncio.sleep(0.005)
 
 
@@ -118,13 +118,13 @@ async def test_later_worker_that_cannot_start_is_tried_again_and_the_first_serve
     program = WORKER.replace(
         "control.send(", 'gate.with_suffix(".shut").exists() or gate.write_text("refuse")\ncontrol.send('
     )
-    async with opened_crew(gate, program) as crew, asyncio.timeout(3 * WAIT_S):
-        started, status = await crew.start(2)
+    async with opened_pool(gate, program) as pool, asyncio.timeout(3 * WAIT_S):
+        started, status = await pool.start(2)
         assert started is not None
         assert status == 0
         gate.with_suffix(".shut").touch()
         gate.write_text("")
-        while len(running := [each for each in crew._workers if each.process.poll() is None]) < 2:
+        while len(running := [each for each in pool._workers if each.process.poll() is None]) < 2:
             await asyncio.sleep(0.005)
         assert all([await each.wait_started() for each in running])
 
@@ -133,5 +133,5 @@ async def test_settings_that_let_no_worker_start_end_it(tmp_path: Path) -> None:
     """The first worker decides whether they are right."""
     gate = tmp_path / "gate"
     gate.write_text("refuse")
-    async with opened_crew(gate) as crew:
-        assert await crew.start(2) == (None, 1)
+    async with opened_pool(gate) as pool:
+        assert await pool.start(2) == (None, 1)

@@ -3,7 +3,7 @@
 -- as they would be indexed, segment by segment, of what holds a word of a term (p_needles) somewhere.
 -- The small ones come first, and the work is bounded: about p_work microseconds, and until p_stop. o_unread of them were not
 -- looked through, or not to their end.
-create or replace function exai.waiting_v1(
+create or replace function exai.search_unindexed_v1(
   p_owner text, p_terms tsquery[], p_groups integer[], p_excluded boolean[], p_needles text[], p_missing integer,
   p_ids uuid[], p_up_to bigint[], p_since timestamptz, p_until timestamptz, p_as_of timestamptz,
   p_work bigint, p_stop timestamptz,
@@ -83,7 +83,7 @@ begin
       v_work := v_work + case when v_is_ascii then length(v_folded) / 32 else length(v_folded) / 2 end;
       v_is_cut := v_segment > 0 and (v_work > p_work or clock_timestamp() > p_stop);
       exit when v_is_cut;
-      v_folded := case when v_is_ascii then lower(v_folded) else exai.bare_v1(exai.fold_v1(v_folded)) end;
+      v_folded := case when v_is_ascii then lower(v_folded) else exai.strip_marks_v1(exai.fold_v1(v_folded)) end;
       v_is_held := false;
       for i in 1 .. cardinality(p_needles) loop
         if strpos(v_folded, p_needles[i]) > 0 then

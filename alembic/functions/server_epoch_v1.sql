@@ -5,8 +5,8 @@
 --   discarded, which every recovery does; somebody's pg_stat_reset_shared changes it too, which only makes caches cold;
 --   at restore into the same server, truncation and rewrite, by the files of the tables.
 -- Every role may read all of it, from memory. Before Postgres 15 statistics come from a file that every reader waits for,
--- so there only the passes of caches look at them. Seconds, because the text of a time depends on session settings.
-create or replace function exai.incarnation_v1() returns text
+-- so there only the reconciliation of caches reads them. Seconds, because the text of a time depends on session settings.
+create or replace function exai.server_epoch_v1() returns text
 language sql stable
 as $$
 select pg_catalog.concat_ws(' ',

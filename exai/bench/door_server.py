@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvloop
 
@@ -23,7 +23,8 @@ from exai import __version__
 from exai.bench.door_client import allow_open_files
 from exai.bench.http_floor import open_answer, open_echo
 from exai.logs import configure_logging
-from exai.mcp.features.tools import Arguments, CallContext, ToolRegistry, ToolResult, ToolSpec
+from exai.mcp.features.results import ToolOutput
+from exai.mcp.features.tools import Arguments, CallContext, ToolRegistry, ToolSpec
 from exai.mcp.server import McpServer
 from exai.mcp.transport.asgi import build_asgi
 from exai.mcp.transport.listener import open_server
@@ -55,14 +56,29 @@ class Said(Arguments):
     text: str
 
 
-async def _nothing(arguments: Said, context: CallContext) -> ToolResult:  # noqa: ARG001
-    return ToolResult(None, arguments.text)
+class Repeated(ToolOutput):
+    """The text again, and no structured answer."""
+
+    text: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return nothing: the text is the whole answer."""
+        return {}
+
+    def as_text(self) -> str:
+        """Return the text."""
+        return self.text
+
+
+async def _nothing(arguments: Said, context: CallContext) -> Repeated:  # noqa: ARG001
+    return Repeated(text=arguments.text)
 
 
 @asynccontextmanager
 async def open_door() -> AsyncIterator[int]:
     """Serve EXAI's doors on a port of their own."""
-    tools = ToolRegistry((ToolSpec(TOOL, "Nothing", "Says back what it is told.", Said, _nothing, read_only=True),))
+    spec = ToolSpec(TOOL, "Nothing", "Says back what it is told.", Said, Repeated, _nothing, read_only=True)
+    tools = ToolRegistry((spec,))
     server = McpServer(
         "exai",
         __version__,

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import structlog
 from starlette.routing import Route
@@ -23,25 +21,17 @@ from exai.conversations.changes import Notice
 from exai.embedded.launcher import Embedded
 from exai.files.moving import moving
 from exai.mcp.auth.tokens import authenticator
-from exai.mcp.features.tools import ToolRegistry
 from exai.mcp.server import GOING_AWAY, SERVICE_RESTART, McpServer
 from exai.mcp.transport.asgi import build_asgi
 from exai.mcp.transport.listener import open_server
 from exai.models import Started
+from exai.monitoring.figures import figures
 from exai.monitoring.memory import watch_memory
 from exai.monitoring.stalls import watch_loop
 from exai.settings.addresses import redact
 from exai.settings.load import Settings
-from exai.tools.chat import answer as chat_answer
-from exai.tools.chat import chat_tool
-from exai.tools.completion import argument_completion
-from exai.tools.conversations import conversation_tools
-from exai.tools.files import file_tools
-from exai.tools.lifecycle import curation_tools
-from exai.tools.prompts import conversation_uri, prompt_feature
-from exai.tools.resources import resource_feature
-from exai.tools.status import status_tools
-from exai.tools.tasks import TurnTasks
+from exai.tools.prompts import conversation_uri
+from exai.tools.registry import build_features, build_tasks, build_tools
 from exai.web.monitoring import monitoring_routes
 from exai.web.page import page_route
 
@@ -53,8 +43,6 @@ INSTRUCTIONS = (
 
 RETIRE = b"r"
 """The message by which a parent asks a worker to finish and exit, because another one has replaced it."""
-
-RECENT_S = 300.0
 
 log = structlog.get_logger(__name__)
 
@@ -93,18 +81,7 @@ async def serve(
 
 
 def _mcp_server(app: App) -> McpServer:
-    async def health() -> dict[str, object]:
-        return {**app.health.report().as_json(), **figures(app)}
-
-    tools = ToolRegistry(
-        (
-            chat_tool(app.conversations, app.files),
-            *conversation_tools(app.conversations, app.files),
-            *curation_tools(app.conversations),
-            *file_tools(app.files),
-            *status_tools(app.providers, health),
-        )
-    )
+    tools = build_tools(app)
     server = McpServer(
         "exai",
         __version__,
@@ -114,12 +91,8 @@ def _mcp_server(app: App) -> McpServer:
         tool_timeout_s=app.settings.tool_timeout_s,
         authenticate=authenticator(app.settings.server),
         recorder=app.recorder,
-        features=(
-            resource_feature(app.conversations, app.files),
-            prompt_feature(app.conversations),
-            argument_completion(app.conversations, app.files, app.providers),
-        ),
-        task_store=TurnTasks(app.conversations, {"chat": chat_answer}),
+        features=build_features(app),
+        task_store=build_tasks(app, tools),
     )
     app.conversations.notices.listen(lambda notice: _pass_on(notice, server), lambda: server.notifier.is_wanted)
     return server
@@ -127,26 +100,16 @@ def _mcp_server(app: App) -> McpServer:
 
 def _routes(app: App, server: McpServer) -> list[Route]:
     monitoring = monitoring_routes(
-        app.health, app.recorder, facts=lambda: figures(app), may_see_details=server.edge.may_see_details
+        app.health,
+        app.recorder,
+        facts=lambda: figures(app.recorder, app.settings.cache.max_staleness_s),
+        may_see_details=server.edge.may_see_details,
     )
     return [page_route(__version__, is_guarded=app.settings.server.is_guarded), *monitoring]
 
 
 def _pass_on(notice: Notice, server: McpServer) -> None:
     server.notifier.add(notice.owner, conversation_uri(notice.continuation_id), is_listed=notice.is_listed)
-
-
-def figures(app: App) -> dict[str, Any]:
-    """Return what health and the status tool show beside the components: process, limits, recent activity."""
-    reads = {labels[0][1]: int(count) for labels, count in app.recorder.labelled("cache_reads_total").items()}
-    statements = app.recorder.quantiles("db_statement_seconds", RECENT_S)
-    return {
-        "pid": os.getpid(),
-        "staleness_bound_s": app.settings.cache.max_staleness_s,
-        "cache_reads": reads,
-        "statement_ms": statements
-        and {"p50": round(statements.p50 * 1000, 2), "p99": round(statements.p99 * 1000, 2), "seen": statements.count},
-    }
 
 
 def _started(app: App, port: int) -> Started:

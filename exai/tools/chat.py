@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal, Self
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from exai.conversations import ChatRequest, ChatResult, ConversationService
 from exai.files.service import FileService
-from exai.mcp.features.schemas import output_schema
-from exai.mcp.features.tools import Arguments, CallContext, ToolResult, ToolSpec
+from exai.mcp.features.results import ToolOutput
+from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
 from exai.models import Delta, FileId
-from exai.tools.conversations import optional_id
-from exai.tools.limits import cut, room
-
-NEVER_DEFERRED = {"anthropic/alwaysLoad": True}
-"""The `_meta` of a tool whose schema Claude Code should always load."""
+from exai.tools.conversations.outputs import optional_id
+from exai.tools.limits import ALWAYS_LOADED, size_limit, take_text
 
 PROGRESS_PAUSE_S = 0.5
 """Minimum time between two progress reports: an answer has thousands of parts, and a report is larger than a part."""
@@ -41,7 +39,8 @@ class ChatArguments(Arguments):
     )
 
 
-class UsageOutput(BaseModel):
+@dataclass
+class UsageOutput:
     """Token counts as the provider reported them."""
 
     input_tokens: int
@@ -50,8 +49,8 @@ class UsageOutput(BaseModel):
     reasoning_tokens: int
 
 
-class ChatOutput(BaseModel):
-    """structuredContent of `chat`."""
+class ChatOutput(ToolOutput):
+    """Answer of `chat`, and of other tools that ask a model."""
 
     content: str
     next_offset: int | None = Field(description="Where a long answer continues; null when content is complete.")
@@ -68,12 +67,41 @@ class ChatOutput(BaseModel):
     left_out: int = Field(description="Number of older messages that did not fit the model's window.")
     partial: bool = Field(description="True when the model may have said more than content holds.")
     unread_events: int = Field(description="Number of parts of the model's stream that could not be read.")
+    notes: list[str]
+
+    @classmethod
+    def of(cls, result: ChatResult) -> Self:
+        """Make the output for the result of a turn; a long answer is cut to the size of an answer."""
+        usage = result.usage
+        content, next_offset = take_text(result.content, 0, size_limit())
+        return cls(
+            content=content,
+            next_offset=next_offset,
+            continuation_id=result.continuation_id,
+            model=result.model,
+            provider=result.provider,
+            seq=result.seq,
+            revision=result.revision,
+            usage=UsageOutput(usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.reasoning_tokens),
+            finish_reason=result.finish_reason,
+            duration_ms=round(result.duration_ms, 1),
+            duplicate=result.duplicate,
+            prompt_tokens_left=result.prompt_tokens_left,
+            left_out=result.left_out,
+            partial=result.partial,
+            unread_events=result.unread_events,
+            notes=_notes(result, next_offset),
+        )
+
+    def as_text(self) -> str:
+        """Return the model's answer."""
+        return self.content
 
 
 def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpec:
     """Make the `chat` tool."""
 
-    async def handle(arguments: ChatArguments, context: CallContext) -> ToolResult:
+    async def handle(arguments: ChatArguments, context: CallContext) -> ChatOutput:
         heard = 0
         said_at = -math.inf
 
@@ -90,7 +118,7 @@ def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpe
 
         given = await files.resolve(context.owner, arguments.files or ())
         result = await conversations.chat(_request(arguments, context, given), on_delta, context.begun)
-        return answer(result)
+        return ChatOutput.of(result)
 
     return ToolSpec(
         name="chat",
@@ -101,26 +129,18 @@ def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpe
             "conversation_get with the continuation_id, the seq, and next_offset as char_offset."
         ),
         arguments=ChatArguments,
-        output_schema=output_schema(ChatOutput),
+        output=ChatOutput,
         handler=handle,
+        lists_output=True,
         open_world=True,
         joins_identical=True,
-        outlasts=True,
+        answer_from=ChatOutput.of,
         timeout_s=None,
-        meta=NEVER_DEFERRED,
+        meta=ALWAYS_LOADED,
     )
 
 
-def answer(result: ChatResult) -> ToolResult:
-    """Return the tool's result for a chat, used for immediate and for deferred answers."""
-    facts = structured(result)
-    return ToolResult(facts, facts["content"])
-
-
-def structured(result: ChatResult) -> dict[str, Any]:
-    """Return the structured answer common to all tools that ask a model."""
-    usage = result.usage
-    content, next_offset = cut(result.content, 0, room())
+def _notes(result: ChatResult, next_offset: int | None) -> list[str]:
     notes = list(result.notes)
     if result.finish_reason == "length":
         notes.append("the answer was cut by the output limit; ask the model to go on, or allow more output tokens")
@@ -131,29 +151,7 @@ def structured(result: ChatResult) -> dict[str, Any]:
             f"this is only the beginning; conversation_get with this continuation_id, seq {result.seq} and "
             f"char_offset {next_offset} has the rest"
         )
-    return {
-        "content": content,
-        "next_offset": next_offset,
-        "continuation_id": result.continuation_id,
-        "model": result.model,
-        "provider": result.provider,
-        "seq": result.seq,
-        "revision": result.revision,
-        "usage": {
-            "input_tokens": usage.input_tokens,
-            "output_tokens": usage.output_tokens,
-            "cached_tokens": usage.cached_tokens,
-            "reasoning_tokens": usage.reasoning_tokens,
-        },
-        "finish_reason": result.finish_reason,
-        "duration_ms": round(result.duration_ms, 1),
-        "duplicate": result.duplicate,
-        "prompt_tokens_left": result.prompt_tokens_left,
-        "left_out": result.left_out,
-        "partial": result.partial,
-        "unread_events": result.unread_events,
-        "notes": notes,
-    }
+    return notes
 
 
 def _request(arguments: ChatArguments, context: CallContext, files: tuple[FileId, ...]) -> ChatRequest:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from exai.errors import InvalidArgument
 from exai.files.service import FileContent, FilePart, FilePath, FileService
-from exai.mcp.features.schemas import output_schema
+from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.texts import items
-from exai.mcp.features.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolResult, ToolSpec
+from exai.mcp.features.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolSpec
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, StoredFile
-from exai.tools.conversations import optional_id
-from exai.tools.limits import ANSWER_CHARS, SHOW_WHOLE, cut, fitting, room
+from exai.tools.conversations.outputs import optional_id
+from exai.tools.limits import ANSWER_CHARS, LARGE_ANSWERS, size_limit, take_rows, take_text
 
 PAGE_CHARS = 38_000
 """Characters of a file in one answer; clients truncate much longer ones."""
@@ -47,7 +47,7 @@ class PutArguments(Arguments):
         return given
 
 
-class FileOutput(BaseModel):
+class FileOutput(ToolOutput):
     """A stored file."""
 
     file_id: str
@@ -57,11 +57,28 @@ class FileOutput(BaseModel):
     sha256: str
     created_at: str
 
+    @classmethod
+    def of(cls, file: StoredFile, **more: Any) -> Self:
+        """Make the output for a file; `more` holds the fields that a subclass adds."""
+        return cls(
+            file_id=file.id,
+            name=file.name,
+            media_type=file.media_type,
+            size_bytes=file.size_bytes,
+            sha256=file.sha256,
+            created_at=file.created_at.isoformat(),
+            **more,
+        )
+
 
 class PutOutput(FileOutput):
-    """structuredContent of `file_put`."""
+    """Answer of `file_put`."""
 
     created: bool = Field(description="False when this content was stored before, with this name and media type.")
+
+    def as_text(self) -> str:
+        """Say whether this call stored the content."""
+        return "The file is stored." if self.created else "This content had been stored before."
 
 
 class FileGetArguments(Arguments):
@@ -73,13 +90,17 @@ class FileGetArguments(Arguments):
 
 
 class FileGetOutput(FileOutput):
-    """structuredContent of `file_get`."""
+    """Answer of `file_get`. A note states the encoding of a text, and what could not be decoded."""
 
     encoding: Literal["text", "base64"]
     charset: str | None = Field(description="Encoding from which the text was decoded; null for other contents.")
-    notes: list[str] = Field(description="Encoding of a text, and what could not be decoded.")
+    notes: list[str]
     content: str
     next_offset: int | None = Field(description="Where the next part begins; null when this is the last.")
+
+    def as_text(self) -> str:
+        """Return the part of the content."""
+        return self.content
 
 
 class FileListArguments(Arguments):
@@ -90,11 +111,15 @@ class FileListArguments(Arguments):
     cursor: str | None = Field(None, description="next_cursor of the previous page.")
 
 
-class FileListOutput(BaseModel):
-    """structuredContent of `file_list`."""
+class FileListOutput(ToolOutput):
+    """Answer of `file_list`."""
 
     files: list[FileOutput] = Field(description="Newest first.")
     next_cursor: str | None
+
+    def as_text(self) -> str:
+        """Return one line for each file."""
+        return items(map(vars, self.files), LINE) or "There are no files."
 
 
 class LinkArguments(Arguments):
@@ -104,10 +129,32 @@ class LinkArguments(Arguments):
     file_ids: list[str] = Field(min_length=1, max_length=200)
 
 
+class LinkOutput(ToolOutput):
+    """Answer of `file_link`."""
+
+    continuation_id: str
+    linked: int
+
+    def as_text(self) -> str:
+        """State the number of links that did not exist before."""
+        return f"{self.linked} new links."
+
+
 class FileDeleteArguments(Arguments):
     """Arguments of `file_delete`."""
 
     file_id: str
+
+
+class FileDeleteOutput(ToolOutput):
+    """Answer of `file_delete`."""
+
+    file_id: str
+    deleted: Literal[True] = True
+
+    def as_text(self) -> str:
+        """Confirm the deletion."""
+        return "The file is deleted."
 
 
 def file_tools(files: FileService) -> tuple[ToolSpec, ...]:
@@ -116,7 +163,7 @@ def file_tools(files: FileService) -> tuple[ToolSpec, ...]:
 
 
 def _put_tool(files: FileService) -> ToolSpec:
-    async def handle(arguments: PutArguments, context: CallContext) -> ToolResult:
+    async def handle(arguments: PutArguments, context: CallContext) -> PutOutput:
         given = [arguments.content, arguments.content_base64, arguments.path]
         if sum(each is not None for each in given) != 1:
             raise InvalidArgument("content", "one of content, content_base64 and path is needed", "Give exactly one")
@@ -128,95 +175,96 @@ def _put_tool(files: FileService) -> ToolSpec:
                 raise InvalidArgument("name", "is missing", "Say what the file is called")
             content = FileContent(arguments.name, bytes_of(arguments), arguments.media_type)
             (file,) = await files.put(context.owner, [content])
-        text = "The file is stored." if file.created else "This content had been stored before."
-        return ToolResult({**_file(file), "created": file.created}, text)
+        return PutOutput.of(file, created=file.created)
 
     return ToolSpec(
         name="file_put",
         title="Store a file",
         description="Store a file. Pass the file_id to chat, conversation_append or file_link.",
         arguments=PutArguments,
-        output_schema=output_schema(PutOutput),
+        output=PutOutput,
         handler=handle,
+        lists_output=True,
         idempotent=True,
         timeout_s=TRANSFER_TIMEOUT_S,
     )
 
 
 def _get_tool(files: FileService) -> ToolSpec:
-    async def handle(arguments: FileGetArguments, context: CallContext) -> ToolResult:
+    async def handle(arguments: FileGetArguments, context: CallContext) -> FileGetOutput:
         part = await files.read_part(
             context.owner, FileId(arguments.file_id), arguments.offset, min(arguments.limit, MAX_PAGE_CHARS)
         )
         encoding, content, next_offset = _shown(part, arguments.offset, arguments.limit)
-        structured = {
-            **_file(part.file),
-            "encoding": encoding,
-            "charset": None if part.text is None else part.file.encoding,
-            "notes": [part.note] if part.note else [],
-            "content": content,
-            "next_offset": next_offset,
-        }
-        return ToolResult(structured, content)
+        return FileGetOutput.of(
+            part.file,
+            encoding=encoding,
+            charset=None if part.text is None else part.file.encoding,
+            notes=[part.note] if part.note else [],
+            content=content,
+            next_offset=next_offset,
+        )
 
     return ToolSpec(
         name="file_get",
         title="Read a file",
         description="Read a stored file; a long one in parts, by offset.",
         arguments=FileGetArguments,
-        output_schema=output_schema(FileGetOutput),
+        output=FileGetOutput,
         handler=handle,
+        lists_output=True,
         read_only=True,
-        meta=SHOW_WHOLE,
+        meta=LARGE_ANSWERS,
     )
 
 
 def _list_tool(files: FileService) -> ToolSpec:
-    async def handle(arguments: FileListArguments, context: CallContext) -> ToolResult:
+    async def handle(arguments: FileListArguments, context: CallContext) -> FileListOutput:
         within = optional_id(arguments.continuation_id)
         page = await files.list(context.owner, continuation_id=within, limit=arguments.limit, cursor=arguments.cursor)
-        shown = fitting(page.files, _file, room())
-        structured = {"files": shown, "next_cursor": page.cursor_after(len(shown))}
-        return ToolResult(structured, items(shown, LINE) or "There are no files.")
+        shown = take_rows(page.files, FileOutput.of, size_limit())
+        return FileListOutput(files=shown, next_cursor=page.cursor_after(len(shown)))
 
     return ToolSpec(
         name="file_list",
         title="List files",
         description="List stored files, newest first.",
         arguments=FileListArguments,
-        output_schema=output_schema(FileListOutput),
+        output=FileListOutput,
         handler=handle,
+        lists_output=True,
         read_only=True,
     )
 
 
 def _link_tool(files: FileService) -> ToolSpec:
-    async def handle(arguments: LinkArguments, context: CallContext) -> ToolResult:
+    async def handle(arguments: LinkArguments, context: CallContext) -> LinkOutput:
         ids = [FileId(each) for each in arguments.file_ids]
         linked = await files.link(context.owner, ContinuationId(arguments.continuation_id), ids)
-        structured = {"continuation_id": arguments.continuation_id, "linked": linked}
-        return ToolResult(structured, f"{linked} new links.")
+        return LinkOutput(continuation_id=arguments.continuation_id, linked=linked)
 
     return ToolSpec(
         name="file_link",
         title="Link files",
         description="Link files to a conversation, all or none; existing links stay.",
         arguments=LinkArguments,
+        output=LinkOutput,
         handler=handle,
         idempotent=True,
     )
 
 
 def _delete_tool(files: FileService) -> ToolSpec:
-    async def handle(arguments: FileDeleteArguments, context: CallContext) -> ToolResult:
+    async def handle(arguments: FileDeleteArguments, context: CallContext) -> FileDeleteOutput:
         await files.delete(context.owner, FileId(arguments.file_id))
-        return ToolResult({"file_id": arguments.file_id, "deleted": True}, "The file is deleted.")
+        return FileDeleteOutput(file_id=arguments.file_id)
 
     return ToolSpec(
         name="file_delete",
         title="Delete a file",
         description="Delete a file and its links to conversations.",
         arguments=FileDeleteArguments,
+        output=FileDeleteOutput,
         handler=handle,
         destructive=True,
     )
@@ -249,21 +297,10 @@ def _decoded(text: str) -> bytes:
 
 def _shown(part: FilePart, offset: int, limit: int) -> tuple[Literal["text", "base64"], str, int | None]:
     """Return the encoding, the part that fits, and the next offset, in characters of a text and otherwise in bytes."""
-    within = room(max(ANSWER_CHARS, limit))
+    within = size_limit(max(ANSWER_CHARS, limit))
     if part.text is None:
         data = part.data[: within.chars * 3 // 4]
         more = part.next_offset if len(data) == len(part.data) else offset + len(data)
         return "base64", base64.b64encode(data).decode(), more
-    content, rest = cut(part.text, 0, within, "offset")
+    content, rest = take_text(part.text, 0, within, "offset")
     return "text", content, part.next_offset if rest is None else offset + rest
-
-
-def _file(file: StoredFile) -> dict[str, Any]:
-    return {
-        "file_id": file.id,
-        "name": file.name,
-        "media_type": file.media_type,
-        "size_bytes": file.size_bytes,
-        "sha256": file.sha256,
-        "created_at": file.created_at.isoformat(),
-    }

@@ -14,9 +14,9 @@ from typing import Any, Final, TypeVar
 import orjson
 
 from exai.errors import InvalidArgument
-from exai.models import ContentPart, Message, Page
 
-T = TypeVar("T")
+Item = TypeVar("Item")
+Row = TypeVar("Row")
 
 ANSWER_CHARS: Final = 38_000
 """Maximum size of an answer together with its frame: clients that show their model only the beginning and the end of
@@ -28,8 +28,11 @@ MAX_ANSWER_CHARS: Final = 400_000
 MAX_ANSWER_BYTES: Final = 480_000
 """Maximum size of any answer, which is sent twice, as text and as structure, in a message of at most 1 MiB."""
 
-SHOW_WHOLE: Final[Mapping[str, Any]] = {"anthropic/maxResultSizeChars": 500_000}
+LARGE_ANSWERS: Final[Mapping[str, Any]] = {"anthropic/maxResultSizeChars": 500_000}
 """The `_meta` of tools that accept a larger limit than `ANSWER_CHARS`: Claude Code then shows its model everything."""
+
+ALWAYS_LOADED: Final[Mapping[str, Any]] = {"anthropic/alwaysLoad": True}
+"""The `_meta` of tools whose schema Claude Code should load at its start instead of on demand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,100 +53,48 @@ class Size:
         return max(value.chars / self.chars, value.size_bytes / self.size_bytes)
 
 
-def room(chars: int = ANSWER_CHARS) -> Size:
+def size_limit(chars: int = ANSWER_CHARS) -> Size:
     """Return the maximum size of an answer of so many characters."""
     return Size(chars, MAX_ANSWER_BYTES)
 
 
 def size_of(value: object) -> Size:
-    """Return the size of a JSON value."""
-    encoded = orjson.dumps(value)
+    """Return the size of a value as JSON; the value may hold dataclasses and pydantic models."""
+    encoded = orjson.dumps(value, default=vars)
     return Size(len(encoded.decode().encode("utf-16-le")) // 2, len(encoded))
 
 
-def cut(text: str, offset: int, within: Size, field: str = "char_offset") -> tuple[str, int | None]:
+def surely_fits(value: object, limit: Size) -> bool:
+    """Return whether a value certainly fits. Cheap, and true of nearly every answer: UTF-8 bytes >= UTF-16 units."""
+    return len(orjson.dumps(value, default=vars)) <= min(limit.chars, limit.size_bytes)
+
+
+def take_text(text: str, offset: int, limit: Size, field: str = "char_offset") -> tuple[str, int | None]:
     """Return the part of `text` from character `offset` on that fits, and the next offset, or None at the end.
 
     Raises `InvalidArgument` for the argument `field` if the offset exceeds the text.
     """
     check_offset(offset, len(text), field)
-    take = min(len(text) - offset, within.chars)
-    while take > 1 and (excess := within.excess(size_of(text[offset : offset + take]))) > 1:
+    take = min(len(text) - offset, limit.chars)
+    while take > 1 and (excess := limit.excess(size_of(text[offset : offset + take]))) > 1:
         take = max(1, min(take - 1, int(take / excess)))
     end = offset + take
     return text[offset:end], end if end < len(text) else None
 
 
-def fitting(items: Sequence[T], facts: Callable[[T], Mapping[str, Any]], within: Size) -> list[Mapping[str, Any]]:
-    """Return the facts of as many leading items as fit, and of at least one if there are any."""
-    all_facts = [facts(item) for item in items]
-    if _fits_surely(all_facts, within):
-        return all_facts
-    shown: list[Mapping[str, Any]] = []
+def take_rows(items: Sequence[Item], row: Callable[[Item], Row], limit: Size) -> list[Row]:
+    """Return the rows of as many leading items as fit, and of at least one if there are any."""
+    rows = [row(item) for item in items]
+    if surely_fits(rows, limit):
+        return rows
+    taken: list[Row] = []
     used = Size(0, 0)
-    for described in all_facts:
-        used += size_of(described)
-        if shown and within.excess(used) > 1:
+    for each in rows:
+        used += size_of(each)
+        if taken and limit.excess(used) > 1:
             break
-        shown.append(described)
-    return shown
-
-
-def _fits_surely(value: object, within: Size) -> bool:
-    """Return whether a value certainly fits. Cheap, and true of nearly every answer: UTF-8 bytes >= UTF-16 units."""
-    return len(orjson.dumps(value)) <= min(within.chars, within.size_bytes)
-
-
-def message_facts(message: Message) -> dict[str, Any]:
-    """Return the fields of one whole message in answers of tools."""
-    return {
-        "seq": message.seq,
-        "role": message.role,
-        "content": message.content,
-        "next_offset": None,
-        "created_at": message.created_at.isoformat(),
-        "kind": message.kind,
-        "turn_id": message.turn_id,
-        "metadata": message.metadata,
-    }
-
-
-def page_facts(page: Page, within: Size, offset: int = 0) -> tuple[list[dict[str, Any]], int | None]:
-    """Return the newest messages that fit, oldest first, and the cursor of the older ones.
-
-    If the newest message does not fit, or `offset` is given, return a part of that message.
-    """
-    if page.part is not None:
-        return [part_facts(message, offset, within, page.part) for message in page.messages], page.next_before_seq
-    if not offset and _fits_surely(whole := [message_facts(message) for message in page.messages], within):
-        return whole, page.next_before_seq
-    shown: list[dict[str, Any]] = []
-    used = Size(0, 0)
-    for message in reversed(page.messages):
-        facts = message_facts(message) if not offset else part_facts(message, offset, within)
-        used += size_of(facts)
-        if within.excess(used) > 1:
-            if shown:
-                return shown[::-1], int(shown[-1]["seq"])
-            facts = part_facts(message, offset, within)
-        shown.append(facts)
-    return shown[::-1], page.next_before_seq
-
-
-def part_facts(message: Message, offset: int, within: Size, part: ContentPart | None = None) -> dict[str, Any]:
-    """Return a message with the part of its content that fits; metadata is omitted if it takes too much room.
-
-    `part` describes the part of the content that `message` holds; None means all of it.
-    """
-    facts = message_facts(message._replace(content=""))
-    if within.excess(size_of(message.metadata)) > 0.5:
-        facts["metadata"] = None
-    start, chars = (part.offset, part.chars) if part else (0, len(message.content))
-    check_offset(offset, chars, "char_offset")
-    facts["content"], _ = cut(message.content, offset - start, within - size_of(facts))
-    end = offset + len(facts["content"])
-    facts["next_offset"] = end if end < chars else None
-    return facts
+        taken.append(each)
+    return taken
 
 
 def check_offset(offset: int, chars: int, field: str) -> None:

@@ -16,8 +16,8 @@ from exai.mcp.core.jsonrpc import Json
 from exai.mcp.core.protocol import CallContext, Feature
 from exai.mcp.features.prompts import PromptArgument, PromptRegistry, PromptSpec
 from exai.models import ContinuationId, Owner, Page
-from exai.tools.conversations import conversation_facts
-from exai.tools.limits import page_facts, room
+from exai.tools.conversations.outputs import ConversationOutput, take_messages
+from exai.tools.limits import size_limit
 
 CONVERSATION = "exai://conversations/"
 JSON_TYPE = "application/json"
@@ -67,8 +67,9 @@ def prompt_feature(conversations: ConversationService) -> Feature:
     async def go_on(given: Mapping[str, str], context: CallContext) -> Sequence[Json]:
         page, question = await _find(conversations, context.owner, given["continuation_id"].strip())
         name = page.conversation.continuation_id
-        messages, next_before_seq = page_facts(page, room(SHOWN_CHARS))
-        facts = {**conversation_facts(page.conversation), "next_before_seq": next_before_seq, "messages": messages}
+        messages, next_before_seq = take_messages(page, size_limit(SHOWN_CHARS))
+        conversation = ConversationOutput.of(page.conversation).as_json()
+        facts = {**conversation, "next_before_seq": next_before_seq, "messages": messages}
         resource = {"uri": conversation_uri(name), "mimeType": JSON_TYPE, "text": orjson.dumps(facts).decode()}
         question = question or (
             "If <command-args> or the command shows words after the continuation_id, they are my question. Otherwise "

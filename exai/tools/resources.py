@@ -19,8 +19,8 @@ from exai.mcp.core.jsonrpc import INVALID_PARAMS, RpcError
 from exai.mcp.core.protocol import CallContext, Feature
 from exai.mcp.features.resources import Listing, ResourceContents, ResourceRegistry, ResourceSpec
 from exai.models import ContinuationId, Conversation, FileId, Owner, Page
-from exai.tools.conversations import conversation_facts
-from exai.tools.limits import page_facts, room
+from exai.tools.conversations.outputs import ConversationOutput, take_messages
+from exai.tools.limits import size_limit
 from exai.tools.prompts import CONVERSATION, JSON_TYPE, conversation_uri
 
 FILE = "exai://files/"
@@ -99,9 +99,9 @@ def _listed(conversation: Conversation) -> ResourceSpec:
 
 
 def _bounded(page: Page) -> dict[str, Any]:
-    shown, next_before_seq = page_facts(page, room(CONVERSATION_CHARS))
+    shown, next_before_seq = take_messages(page, size_limit(CONVERSATION_CHARS))
     return {
-        **conversation_facts(page.conversation),
+        **ConversationOutput.of(page.conversation).as_json(),
         "next_before_seq": next_before_seq,
         "messages": shown,
         "stale_s": page.stale_s,

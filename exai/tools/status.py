@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from exai import __version__
 from exai.errors import InvalidArgument
+from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.texts import items
-from exai.mcp.features.tools import Arguments, CallContext, ToolResult, ToolSpec
+from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
 from exai.providers.base import ModelInfo
 from exai.providers.naming import SET_A_KEY
 from exai.providers.registry import Providers
-from exai.tools.limits import fitting, room
+from exai.tools.limits import size_limit, take_rows
 
 LINE = (
     "name",
@@ -31,7 +33,7 @@ LINE = (
 COMPONENT = ("component", "state", "latency_ms", "detail")
 """Fields of a component of EXAI in the text."""
 
-ReadHealth = Callable[[], Awaitable[dict[str, Any]]]
+ReadHealth = Callable[[], Mapping[str, Any]]
 
 
 class NoArguments(Arguments):
@@ -45,62 +47,133 @@ class ListModelsArguments(Arguments):
     after: str | None = Field(None, description="next_after of the previous page.")
 
 
+@dataclass
+class PriceOutput:
+    """Prices of a model, in USD per million tokens."""
+
+    input: float
+    cached: float
+    output: float
+
+
+@dataclass
+class ModelOutput:
+    """A model of the list."""
+
+    name: str
+    provider: str
+    configured: bool
+    default: bool
+    aliases: list[str]
+    context_window: int
+    max_output_tokens: int
+    thinking: list[str]
+    usd_per_million_tokens: PriceOutput | None
+    retires: str | None
+    successor: str | None
+
+
+class ListModelsOutput(ToolOutput):
+    """Answer of `listmodels`."""
+
+    models: list[ModelOutput]
+    default: str | None
+    next_after: str | None
+
+    def as_text(self) -> str:
+        """Return one line for each model, preceded by the default, or by the cure if no model can be asked."""
+        is_none_usable = self.default is None and not any(each.configured for each in self.models)
+        missing = f"No model is configured. {SET_A_KEY}\n" if is_none_usable else ""
+        return f"{missing}default: {self.default}\n{items(map(vars, self.models), LINE)}"
+
+
+class StatusOutput(ToolOutput):
+    """Answer of `status`: the report of `GET /health` and the figures beside it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: str
+    ready: bool
+    accepting: bool
+    uptime_s: float
+    age_s: float | None
+    components: dict[str, dict[str, Any]]
+    pid: int
+    staleness_bound_s: float
+    cache_reads: dict[str, int]
+    statement_ms: dict[str, Any] | None
+
+    def as_text(self) -> str:
+        """Return one line for each component."""
+        parts = ({"component": name, **facts} for name, facts in self.components.items())
+        return f"status: {self.status}\n{items(parts, COMPONENT)}"
+
+
+class VersionOutput(ToolOutput):
+    """Answer of `version`."""
+
+    name: str
+    version: str
+    python: str
+
+    def as_text(self) -> str:
+        """Return name and version."""
+        return f"{self.name} {self.version}"
+
+
 def status_tools(providers: Providers, health: ReadHealth) -> tuple[ToolSpec, ...]:
     """Make the tools that show the service itself."""
     return (_listmodels_tool(providers), _status_tool(health), _version_tool())
 
 
 def _listmodels_tool(providers: Providers) -> ToolSpec:
-    async def handle(arguments: ListModelsArguments, _context: CallContext) -> ToolResult:
+    async def handle(arguments: ListModelsArguments, _context: CallContext) -> ListModelsOutput:
         await providers.discover()
         infos = [info for info in providers.models() if arguments.provider in (None, info.provider)]
         rest = infos[_begin(infos, arguments.after) :]
-        shown = fitting(rest, _model, room())
-        default = next((info.name for info in infos if info.default), None)
-        facts = {
-            "models": shown,
-            "default": default,
-            "next_after": shown[-1]["name"] if len(shown) < len(rest) else None,
-        }
-        missing = "" if any(info.configured for info in infos) else f"No model is configured. {SET_A_KEY}\n"
-        return ToolResult(facts, f"{missing}default: {default}\n{items(shown, LINE)}")
+        shown = take_rows(rest, _model, size_limit())
+        return ListModelsOutput(
+            models=shown,
+            default=next((info.name for info in infos if info.default), None),
+            next_after=shown[-1].name if len(shown) < len(rest) else None,
+        )
 
     return ToolSpec(
         name="listmodels",
         title="List models",
         description="List models with windows, prices and aliases, and whether they are configured.",
         arguments=ListModelsArguments,
+        output=ListModelsOutput,
         handler=handle,
         read_only=True,
     )
 
 
 def _status_tool(health: ReadHealth) -> ToolSpec:
-    async def handle(_arguments: NoArguments, _context: CallContext) -> ToolResult:
-        report = await health()
-        parts = ({"component": name, **facts} for name, facts in report.get("components", {}).items())
-        return ToolResult(report, f"status: {report['status']}\n{items(parts, COMPONENT)}")
+    async def handle(_arguments: NoArguments, _context: CallContext) -> StatusOutput:
+        return StatusOutput(**health())
 
     return ToolSpec(
         name="status",
         title="Status",
         description="Show the state and latency of every component: database, cache, providers.",
         arguments=NoArguments,
+        output=StatusOutput,
         handler=handle,
         read_only=True,
     )
 
 
 def _version_tool() -> ToolSpec:
-    async def handle(_arguments: NoArguments, _context: CallContext) -> ToolResult:
-        facts = {"name": "exai", "version": __version__, "python": platform.python_version()}
-        return ToolResult(structured=facts, text=f"exai {__version__}")
+    async def handle(_arguments: NoArguments, _context: CallContext) -> VersionOutput:
+        return VersionOutput(name="exai", version=__version__, python=platform.python_version())
 
     return ToolSpec(
         name="version",
         title="Version",
         description="Show EXAI's version.",
         arguments=NoArguments,
+        output=VersionOutput,
         handler=handle,
         read_only=True,
     )
@@ -115,19 +188,19 @@ def _begin(infos: Sequence[ModelInfo], after: str | None) -> int:
     return found + 1
 
 
-def _model(info: ModelInfo) -> dict[str, Any]:
+def _model(info: ModelInfo) -> ModelOutput:
     price = info.price
-    return {
-        "name": info.name,
-        "provider": info.provider,
-        "configured": info.configured,
-        "default": info.default,
-        "aliases": list(info.aliases),
-        "context_window": info.context_window,
-        "max_output_tokens": info.max_output_tokens,
-        "thinking": list(info.thinking),
-        "usd_per_million_tokens": price
-        and {"input": float(price.input), "cached": float(price.cached), "output": float(price.output)},
-        "retires": info.retires.isoformat() if info.retires else None,
-        "successor": info.successor,
-    }
+    usd = None if price is None else PriceOutput(float(price.input), float(price.cached), float(price.output))
+    return ModelOutput(
+        name=info.name,
+        provider=info.provider,
+        configured=info.configured,
+        default=info.default,
+        aliases=list(info.aliases),
+        context_window=info.context_window,
+        max_output_tokens=info.max_output_tokens,
+        thinking=list(info.thinking),
+        usd_per_million_tokens=usd,
+        retires=info.retires.isoformat() if info.retires else None,
+        successor=info.successor,
+    )

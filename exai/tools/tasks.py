@@ -16,12 +16,12 @@ from exai.conversations.turn_result import TurnOutcome
 from exai.errors import ShuttingDown
 from exai.mcp.core import versions
 from exai.mcp.core.jsonrpc import INTERNAL_ERROR, RpcError
+from exai.mcp.features.results import ToolOutput, call_result, failed_result
 from exai.mcp.features.tasks import Task
-from exai.mcp.features.tools import ToolResult, call_result, failed_result
 from exai.models import Owner
 
-Answers = Mapping[str, Callable[[ChatResult], ToolResult]]
-"""Functions that make a tool's result, by the names of the tools whose calls can be tasks."""
+Answers = Mapping[str, Callable[[ChatResult], ToolOutput]]
+"""Functions that make a tool's output, by the names of the tools whose calls can be tasks."""
 
 
 class TurnTasks:
@@ -42,7 +42,7 @@ class TurnTasks:
         return await self._conversations.cancel(owner, task_id)
 
 
-def _task(outcome: TurnOutcome, answer: Callable[[ChatResult], ToolResult]) -> Task:
+def _task(outcome: TurnOutcome, answer: Callable[[ChatResult], ToolOutput]) -> Task:
     name = outcome.continuation_id
     since, at = outcome.started_at, outcome.ended_at or outcome.started_at
     task = Task(outcome.turn_id, "working", since, at, f"the model is being asked, in conversation {name}")

@@ -16,10 +16,11 @@ from exai.mcp.core import versions
 from exai.mcp.core.jsonrpc import INTERNAL_ERROR, Json, RpcError
 from exai.mcp.features.prompts import PromptArgument, PromptRegistry, PromptSpec, completion_feature
 from exai.mcp.features.resources import ResourceContents, ResourceRegistry, ResourceSpec
-from exai.mcp.features.tools import Arguments, CallContext, ToolRegistry, ToolResult, ToolSpec
+from exai.mcp.features.tools import Arguments, CallContext, ToolRegistry, ToolSpec
 from exai.mcp.server import McpServer
 from tests.support.mcp_server import fast_settings
 from tests.support.memory_tasks import MemoryTasks
+from tests.support.outputs import Fixed
 
 STEP_S = 0.02
 
@@ -57,28 +58,28 @@ class Nothing(Arguments):
 
 
 def _fixed(text: str, *content: Json) -> Any:
-    async def handler(arguments: Nothing, context: CallContext) -> ToolResult:
-        return ToolResult(None, text, content=content)
+    async def handler(arguments: Nothing, context: CallContext) -> Fixed:
+        return Fixed.of(None, text, content)
 
     return handler
 
 
-async def _error(arguments: Nothing, context: CallContext) -> ToolResult:
+async def _error(arguments: Nothing, context: CallContext) -> Fixed:
     raise InvalidArgument("anything", "This tool intentionally returns an error for testing", "There is no cure")
 
 
-async def _progress(arguments: Nothing, context: CallContext) -> ToolResult:
+async def _progress(arguments: Nothing, context: CallContext) -> Fixed:
     for percent in (0, 50, 100):
         await context.progress(f"{percent} of 100")
         await asyncio.sleep(STEP_S)
-    return ToolResult(None, "done")
+    return Fixed.of(None, "done")
 
 
-async def _needs_sampling(arguments: Nothing, context: CallContext) -> ToolResult:
+async def _needs_sampling(arguments: Nothing, context: CallContext) -> Fixed:
     if "sampling" not in context.client.capabilities:
         facts = {"requiredCapabilities": {"sampling": {}}}
         raise RpcError(versions.MISSING_CAPABILITY, "Missing required client capability", facts)
-    return ToolResult(None, "declared")
+    return Fixed.of(None, "declared")
 
 
 SCHEMA_2020_12: Json = {
@@ -166,41 +167,41 @@ class Deletion(Arguments):
     filename: str
 
 
-async def _greet(arguments: Greeting, context: CallContext) -> ToolResult:
-    return ToolResult(None, f"Hello, {arguments.name}!")
+async def _greet(arguments: Greeting, context: CallContext) -> Fixed:
+    return Fixed.of(None, f"Hello, {arguments.name}!")
 
 
 def _outlasting(tasks: MemoryTasks) -> list[ToolSpec]:
     """The tools that may be answered with a handle."""
 
-    async def compute(arguments: Computation, context: CallContext) -> ToolResult:
-        async def work() -> ToolResult:
+    async def compute(arguments: Computation, context: CallContext) -> Fixed:
+        async def work() -> Fixed:
             await asyncio.sleep(arguments.seconds)
-            return ToolResult(None, "computed")
+            return Fixed.of(None, "computed")
 
         return await tasks.do(context, work())
 
-    async def fail(arguments: Nothing, context: CallContext) -> ToolResult:
+    async def fail(arguments: Nothing, context: CallContext) -> Fixed:
         """The suite takes this one for a tool that cannot be called but as a task."""
         versions.require_extension(context.client.capabilities, versions.TASKS)
 
-        async def work() -> ToolResult:
+        async def work() -> Fixed:
             await asyncio.sleep(1)
             raise InvalidArgument("anything", "This job intentionally fails", "There is no cure")
 
         return await tasks.do(context, work())
 
-    async def crash(arguments: Nothing, context: CallContext) -> ToolResult:
-        async def work() -> ToolResult:
+    async def crash(arguments: Nothing, context: CallContext) -> Fixed:
+        async def work() -> Fixed:
             await asyncio.sleep(STEP_S * 5)
             raise RpcError(INTERNAL_ERROR, "This job intentionally has a defect")
 
         return await tasks.do(context, work())
 
-    async def delete(arguments: Deletion, context: CallContext) -> ToolResult:
-        async def work() -> ToolResult:
+    async def delete(arguments: Deletion, context: CallContext) -> Fixed:
+        async def work() -> Fixed:
             await asyncio.sleep(STEP_S * 5)
-            return ToolResult(None, f"{arguments.filename} is deleted without a question")
+            return Fixed.of(None, f"{arguments.filename} is deleted without a question")
 
         return await tasks.do(context, work())
 
@@ -211,19 +212,19 @@ def _outlasting(tasks: MemoryTasks) -> list[ToolSpec]:
         ("confirm_delete", Deletion, delete),
     ]
     return [
-        ToolSpec(name, name, f"Conformance: {name}.", arguments, handler, outlasts=True)
+        ToolSpec(name, name, f"Conformance: {name}.", arguments, Fixed, handler, answer_from=Fixed.model_validate)
         for name, arguments, handler in tools
     ]
 
 
 def _tools(server: list[McpServer], tasks: MemoryTasks) -> ToolRegistry:
-    async def change_tools(arguments: Nothing, context: CallContext) -> ToolResult:
+    async def change_tools(arguments: Nothing, context: CallContext) -> Fixed:
         server[0].changed("tools")
-        return ToolResult(None, "changed")
+        return Fixed.of(None, "changed")
 
-    async def change_prompts(arguments: Nothing, context: CallContext) -> ToolResult:
+    async def change_prompts(arguments: Nothing, context: CallContext) -> Fixed:
         server[0].changed("prompts")
-        return ToolResult(None, "changed")
+        return Fixed.of(None, "changed")
 
     mixed = (IMAGE, _embedded("test://mixed-content-resource", "application/json", '{"test":"data","value":123}'))
     embedded = _embedded("test://embedded-resource", "text/plain", "This is an embedded resource content.")
@@ -243,14 +244,20 @@ def _tools(server: list[McpServer], tasks: MemoryTasks) -> ToolRegistry:
         "test_trigger_prompt_change": change_prompts,
     }
     registry = ToolRegistry(
-        (ToolSpec(name, name, f"Conformance: {name}.", Nothing, handler) for name, handler in handlers.items()),
+        (ToolSpec(name, name, f"Conformance: {name}.", Nothing, Fixed, handler) for name, handler in handlers.items()),
         announces_changes=True,
     )
-    for spec in (ToolSpec("greet", "greet", "Conformance: greet.", Greeting, _greet), *_outlasting(tasks)):
+    for spec in (ToolSpec("greet", "greet", "Conformance: greet.", Greeting, Fixed, _greet), *_outlasting(tasks)):
         registry.add(spec)
     registry.add(
         ToolSpec(
-            "json_schema_2020_12_tool", "Schema", "Conformance.", Nothing, _fixed("ok"), input_schema=SCHEMA_2020_12
+            "json_schema_2020_12_tool",
+            "Schema",
+            "Conformance.",
+            Nothing,
+            Fixed,
+            _fixed("ok"),
+            input_schema=SCHEMA_2020_12,
         )
     )
     return registry

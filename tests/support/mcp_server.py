@@ -11,12 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from exai.errors import DatabaseBusy, InvalidArgument
 from exai.mcp.core.versions import META_CAPABILITIES, META_VERSION, MODERN
-from exai.mcp.features.tools import Arguments, CallContext, ToolRegistry, ToolResult, ToolSpec
+from exai.mcp.features.tools import Arguments, CallContext, ToolRegistry, ToolSpec
 from exai.mcp.server import McpServer
 from exai.mcp.transport.asgi import build_asgi
 from exai.mcp.transport.listener import RunningServer, open_server
 from exai.resilience import bounded
 from exai.settings.load import ServerSettings
+from tests.support.outputs import Fixed
 
 ENVELOPE: dict[str, Any] = {META_VERSION: MODERN, META_CAPABILITIES: {}}
 
@@ -75,26 +76,30 @@ class Tools:
         self.contexts: list[CallContext] = []
         self.registry = ToolRegistry(
             (
-                ToolSpec("echo", "Echo", "Says back what it is told.", EchoArguments, self._echo, read_only=True),
-                ToolSpec("slow", "Slow", "Waits at the gate.", Nothing, self._slow),
-                ToolSpec("hasty", "Hasty", "Waits at the gate, not for long.", Nothing, self._hasty, timeout_s=0.01),
-                ToolSpec("steps", "Steps", "Reports three steps.", Nothing, self._steps),
-                ToolSpec("busy", "Busy", "Fails as a dependency does.", Nothing, self._busy),
-                ToolSpec("refuse", "Refuse", "Refuses its arguments.", Nothing, self._refuse),
-                ToolSpec("crash", "Crash", "Has a defect.", Nothing, self._crash),
-                ToolSpec("unsound", "Unsound", "Returns what JSON cannot hold.", Nothing, self._unsound),
-                ToolSpec("vanish", "Vanish", "Is cancelled from inside.", Nothing, self._vanish),
-                ToolSpec("big", "Big", "Returns a text of the size asked for.", SizeArguments, self._big),
-                ToolSpec("nested", "Nested", "Takes nested arguments.", NestedArguments, self._nested),
+                ToolSpec(
+                    "echo", "Echo", "Says back what it is told.", EchoArguments, Fixed, self._echo, read_only=True
+                ),
+                ToolSpec("slow", "Slow", "Waits at the gate.", Nothing, Fixed, self._slow),
+                ToolSpec(
+                    "hasty", "Hasty", "Waits at the gate, not for long.", Nothing, Fixed, self._hasty, timeout_s=0.01
+                ),
+                ToolSpec("steps", "Steps", "Reports three steps.", Nothing, Fixed, self._steps),
+                ToolSpec("busy", "Busy", "Fails as a dependency does.", Nothing, Fixed, self._busy),
+                ToolSpec("refuse", "Refuse", "Refuses its arguments.", Nothing, Fixed, self._refuse),
+                ToolSpec("crash", "Crash", "Has a defect.", Nothing, Fixed, self._crash),
+                ToolSpec("unsound", "Unsound", "Returns what JSON cannot hold.", Nothing, Fixed, self._unsound),
+                ToolSpec("vanish", "Vanish", "Is cancelled from inside.", Nothing, Fixed, self._vanish),
+                ToolSpec("big", "Big", "Returns a text of the size asked for.", SizeArguments, Fixed, self._big),
+                ToolSpec("nested", "Nested", "Takes nested arguments.", NestedArguments, Fixed, self._nested),
             )
         )
 
-    async def _echo(self, arguments: EchoArguments, context: CallContext) -> ToolResult:
+    async def _echo(self, arguments: EchoArguments, context: CallContext) -> Fixed:
         self.contexts.append(context)
         text = arguments.text * arguments.times
-        return ToolResult({"text": text}, text)
+        return Fixed.of({"text": text}, text)
 
-    async def _slow(self, arguments: Nothing, context: CallContext) -> ToolResult:
+    async def _slow(self, arguments: Nothing, context: CallContext) -> Fixed:
         self.contexts.append(context)
         self.gate.arrivals.release()
         try:
@@ -102,37 +107,37 @@ class Tools:
         except asyncio.CancelledError:
             self.gate.cancellations.release()
             raise
-        return ToolResult({"done": True}, "done")
+        return Fixed.of({"done": True}, "done")
 
-    async def _hasty(self, arguments: Nothing, context: CallContext) -> ToolResult:
+    async def _hasty(self, arguments: Nothing, context: CallContext) -> Fixed:
         await bounded(self.gate.open.wait(), None, "the gate")
-        return ToolResult({"done": True}, "done")
+        return Fixed.of({"done": True}, "done")
 
-    async def _steps(self, arguments: Nothing, context: CallContext) -> ToolResult:
+    async def _steps(self, arguments: Nothing, context: CallContext) -> Fixed:
         for step in ("one", "two", "three"):
             await context.progress(step)
-        return ToolResult({"steps": 3}, "three steps")
+        return Fixed.of({"steps": 3}, "three steps")
 
-    async def _busy(self, arguments: Nothing, context: CallContext) -> ToolResult:
+    async def _busy(self, arguments: Nothing, context: CallContext) -> Fixed:
         raise DatabaseBusy("database", "no connection was free", "Try again", waited_s=1)
 
-    async def _refuse(self, arguments: Nothing, context: CallContext) -> ToolResult:
+    async def _refuse(self, arguments: Nothing, context: CallContext) -> Fixed:
         raise InvalidArgument("conversation", "there is none of that name", "Use conversation_list")
 
-    async def _crash(self, arguments: Nothing, context: CallContext) -> ToolResult:
+    async def _crash(self, arguments: Nothing, context: CallContext) -> Fixed:
         raise RuntimeError("a secret that must not leave")
 
-    async def _unsound(self, arguments: Nothing, context: CallContext) -> ToolResult:
-        return ToolResult({"object": object()}, "unsound")
+    async def _unsound(self, arguments: Nothing, context: CallContext) -> Fixed:
+        return Fixed.of({"object": object()}, "unsound")
 
-    async def _vanish(self, arguments: Nothing, context: CallContext) -> ToolResult:
+    async def _vanish(self, arguments: Nothing, context: CallContext) -> Fixed:
         raise asyncio.CancelledError
 
-    async def _big(self, arguments: SizeArguments, context: CallContext) -> ToolResult:
-        return ToolResult(None, "x" * arguments.size)
+    async def _big(self, arguments: SizeArguments, context: CallContext) -> Fixed:
+        return Fixed.of(None, "x" * arguments.size)
 
-    async def _nested(self, arguments: NestedArguments, context: CallContext) -> ToolResult:
-        return ToolResult({"parts": len(arguments.parts)}, "nested")
+    async def _nested(self, arguments: NestedArguments, context: CallContext) -> Fixed:
+        return Fixed.of({"parts": len(arguments.parts)}, "nested")
 
 
 class Recording:

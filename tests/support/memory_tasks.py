@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from exai.errors import ExaiError
 from exai.mcp.core.jsonrpc import INTERNAL_ERROR, RpcError
 from exai.mcp.core.protocol import CallContext
+from exai.mcp.features.results import call_result, error_result
 from exai.mcp.features.tasks import Task
-from exai.mcp.features.tools import ToolResult, call_result, error_result
 from exai.models import Owner
+from tests.support.outputs import Fixed
 
 
 class MemoryTasks:
@@ -31,7 +32,7 @@ class MemoryTasks:
         self.calls.append("cancel")
         return (owner, task_id) in self.tasks
 
-    async def do(self, context: CallContext, work: Awaitable[ToolResult]) -> ToolResult:
+    async def do(self, context: CallContext, work: Awaitable[Fixed]) -> Fixed:
         """Do the work of one call under an id of its own and remember what became of it."""
         now = datetime.now(UTC)
         key = (context.owner, str(uuid.uuid4()))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import Mock
 from uuid import UUID
 
+from exai.app import App
 from exai.mcp.features.tools import ToolSpec
-from exai.tools.chat import chat_tool
-from exai.tools.conversations import conversation_tools
-from exai.tools.files import file_tools
-from exai.tools.lifecycle import curation_tools
-from exai.tools.status import status_tools
+from exai.tools.registry import build_tools
 
 ONE, TWO = str(UUID(int=1)), str(UUID(int=2))
 
@@ -51,12 +49,5 @@ CALLS: dict[str, dict[str, Any]] = {
 
 def all_tools() -> dict[str, ToolSpec]:
     """Return every tool by name; none can be called."""
-    absent: Any = None
-    specs = (
-        chat_tool(absent, absent),
-        *conversation_tools(absent, absent),
-        *curation_tools(absent),
-        *file_tools(absent),
-        *status_tools(absent, absent),
-    )
-    return {spec.name: spec for spec in specs}
+    app: Any = Mock(spec=[*App.__slots__])
+    return {spec.name: spec for spec in build_tools(app)}

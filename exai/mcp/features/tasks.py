@@ -20,7 +20,7 @@ from exai.mcp.core import versions
 from exai.mcp.core.errors import ErrorTooLarge, ReplyTooLarge
 from exai.mcp.core.jsonrpc import INVALID_PARAMS, Json, RpcError
 from exai.mcp.core.protocol import Call, CallContext, Feature, Method
-from exai.mcp.features.tools import error_result
+from exai.mcp.features.results import error_result
 from exai.models import Owner, Recorder
 from exai.resilience import remaining_s
 from exai.settings.load import ServerSettings

@@ -1,4 +1,4 @@
-"""Tools: their declaration, the validation of their arguments, and the results that clients receive.
+"""Tools: their declaration, the validation of their arguments, and the calls of clients.
 
 Invariant: an error that a model can cure by calling differently is a result with `isError` whose text names the
 field, the problem and the cure. Only an unknown tool, a malformed request and a defect of EXAI are JSON-RPC errors.
@@ -18,7 +18,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
-from exai.errors import ExaiError, InvalidArgument
+from exai.errors import InvalidArgument
 from exai.mcp.core import versions
 from exai.mcp.core.errors import error_facts
 from exai.mcp.core.jsonrpc import INVALID_PARAMS, Json, RpcError
@@ -26,20 +26,14 @@ from exai.mcp.core.protocol import Call, CallContext, Feature, Method, Terms
 from exai.mcp.core.versions import Cacheable
 from exai.mcp.features.coercion import Plain, understood
 from exai.mcp.features.paging import paged
-from exai.mcp.features.schemas import portable_schema
-from exai.mcp.features.texts import NOTES, headed, headed_facts
+from exai.mcp.features.results import ToolOutput, call_result, error_result, failed_result
+from exai.mcp.features.schemas import output_schema, portable_schema
 
-__all__ = ["Arguments", "CallContext", "ToolRegistry", "ToolResult", "ToolSpec"]
+__all__ = ["Arguments", "CallContext", "ToolRegistry", "ToolSpec"]
 
 MAX_REPORTED_ERRORS = 10
 IDEMPOTENCY_KEY = "idempotency_key"
 LIST_CACHE = Cacheable(300_000, "public")
-MAX_REPEATED_BYTES = 480_000
-"""Maximum error content repeated as text; a longer one does not fit into a message twice."""
-
-ABOUT_ERRORS = frozenset({"name", "model", "title", "metadata"})
-"""Fields of an error that identify its subject, as its sentence does; no next call needs them."""
-
 STORE_TIMEOUT_S = 30.0
 """Timeout of tools that read or write one item: several times the database's limit including all retries."""
 
@@ -76,32 +70,19 @@ class Arguments(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=False)
 
 
-@dataclass(slots=True)
-class ToolResult:
-    """The result of a tool: `structured` for programs, `text` for people and models.
-
-    Some clients show a model only one of the two, so each has to be a complete answer. The text is sent
-    after a head made from the structure (`exai.mcp.features.texts`), to which `head` adds fields. `content` holds
-    further MCP content blocks (images, links).
-    """
-
-    structured: Json | None
-    text: str
-    head: Json = field(default_factory=dict)
-    content: Sequence[Json] = ()
-    is_error: bool = False
-
-
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """One tool. `arguments` must forbid unknown names; `output_schema` must describe `ToolResult.structured`."""
+    """One tool. `arguments` must forbid unknown names; `handler` receives them and returns an `output`."""
 
     name: str
     title: str
     description: str
     arguments: type[Arguments]
-    handler: Callable[[Any, CallContext], Awaitable[ToolResult]]
-    output_schema: Json | None = None
+    output: type[ToolOutput]
+    handler: Callable[[Any, CallContext], Awaitable[ToolOutput]]
+    lists_output: bool = False
+    """Whether `tools/list` contains the schema of the output: about 300 bytes that most clients never show a model."""
+
     read_only: bool = False
     idempotent: bool = False
     destructive: bool = False
@@ -113,8 +94,9 @@ class ToolSpec:
     timeout_s: float | None = STORE_TIMEOUT_S
     """Ends a call before the server's limit for all tools; None for tools that ask a model."""
 
-    outlasts: bool = False
-    """Whether the handler reports the id under which it has `begun`, so that the answer may be a task's handle."""
+    answer_from: Callable[[Any], ToolOutput] | None = None
+    """Makes the output from the stored result of a call that outlasted it. Given for a handler that reports the id
+    under which it has `begun`, so that the answer may be a task's handle."""
 
     meta: Json = field(default_factory=dict)
     input_schema: Json | None = None
@@ -203,11 +185,11 @@ class ToolRegistry:
             arguments = known.validate(given)
         except ValidationError as error:
             return invalid_arguments(spec, error)
-        if not spec.outlasts or run_as_task is None:
-            return call_result(noted(await spec.handler(arguments, context), notes))
+        if spec.answer_from is None or run_as_task is None:
+            return call_result(await spec.handler(arguments, context), notes)
 
         async def work(context: CallContext) -> Json:
-            return call_result(noted(await spec.handler(arguments, context), notes))
+            return call_result(await spec.handler(arguments, context), notes)
 
         return await run_as_task(call, context, work)
 
@@ -236,41 +218,6 @@ def _join_key(call: Call) -> bytes | None:
     # A call whose answer may be a task's handle must not be joined with one of a client without tasks.
     knows_tasks = versions.declares(call.version, call.client.capabilities, versions.TASKS)
     return orjson.dumps([call.params["name"], given, knows_tasks], option=orjson.OPT_SORT_KEYS)
-
-
-def noted(result: ToolResult, notes: Sequence[str]) -> ToolResult:
-    """Return a result with notes on how its arguments were understood."""
-    if notes and result.structured is not None:
-        result.structured = {**result.structured, NOTES: [*notes, *result.structured.get(NOTES, ())]}
-    return result
-
-
-def call_result(result: ToolResult) -> Json:
-    """Return the `CallToolResult` for a handler's result."""
-    facts = result.structured
-    text = headed(facts, result.text, result.head) if facts is not None or result.head else result.text
-    structured = None if facts is None else headed_facts(facts)
-    shape: dict[str, Any] = {"content": [{"type": "text", "text": text}] if text else []}
-    if result.content:
-        shape["content"] += result.content
-    if structured is not None:
-        shape["structuredContent"] = structured
-    shape["isError"] = result.is_error
-    return shape
-
-
-def error_result(error: ExaiError) -> Json:
-    """Return the `CallToolResult` for a deliberate error of a tool."""
-    return failed_result(error_facts(error))
-
-
-def failed_result(facts: Json) -> Json:
-    """Return the `CallToolResult` for an error's facts; an answer that exists only in the error is repeated as text."""
-    text, content = str(facts["message"]), facts.get("content")
-    if isinstance(content, str) and len(orjson.dumps(content)) <= MAX_REPEATED_BYTES:
-        text = f"{text}\n\n{content}".strip()
-    head = {name: value for name, value in facts.items() if name not in ABOUT_ERRORS}
-    return call_result(ToolResult({"error": facts}, text, head, is_error=True))
 
 
 def invalid_arguments(spec: ToolSpec, error: ValidationError) -> Json:
@@ -345,8 +292,8 @@ def _description(spec: ToolSpec) -> Json:
         "inputSchema": spec.input_schema or portable_schema(spec.arguments),
         "annotations": annotations,
     }
-    if spec.output_schema is not None:
-        described["outputSchema"] = spec.output_schema
+    if spec.lists_output:
+        described["outputSchema"] = output_schema(spec.output)
     if spec.meta:
         described["_meta"] = spec.meta
     return described

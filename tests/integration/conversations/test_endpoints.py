@@ -13,7 +13,7 @@ import pytest
 from exai.conversations import AppendRequest, ChatRequest
 from exai.db.driver.pool import connect
 from exai.errors import AnswerNotStored, ExaiError, ProviderRefused, ProviderTooLong, ProviderUnavailable
-from exai.mcp.features.tools import error_result
+from exai.mcp.features.results import error_result
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage
 from tests.integration.conversations.conftest import Rig, open_rig
 from tests.support.provider_server import ProviderServer, Reply, chunk, event, failure, kimi_answer, stream

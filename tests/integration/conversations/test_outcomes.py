@@ -23,11 +23,12 @@ from exai.db.driver.pool import connect
 from exai.db.files import FileRepository
 from exai.errors import Conflict, ExaiError, ShuttingDown
 from exai.mcp.core.protocol import CallContext
+from exai.mcp.features.results import call_result, error_result
 from exai.mcp.features.tasks import Task
-from exai.mcp.features.tools import ToolResult, call_result, error_result
 from exai.models import LOCAL_OWNER, NewMessage, Owner
 from exai.settings.load import CacheSettings
-from exai.tools.chat import ChatArguments, answer, chat_tool
+from exai.tools.chat import ChatArguments, ChatOutput
+from exai.tools.registry import build_tasks, build_tools
 from exai.tools.tasks import TurnTasks
 from tests.integration.conversations.conftest import Rig, open_rig
 from tests.support.provider_server import chunk, event, failure, hang_after_first_token, kimi_answer, stream
@@ -52,7 +53,7 @@ async def elsewhere(rig: Rig) -> AsyncIterator[App]:
 class Chat:
     """A call of the tool `chat` that runs, and what its client was told of it."""
 
-    work: asyncio.Task[ToolResult]
+    work: asyncio.Task[ChatOutput]
     named: asyncio.Event = field(default_factory=asyncio.Event)
     id: str = ""
     since: datetime | None = None
@@ -60,7 +61,7 @@ class Chat:
 
 async def chatting(app: App, **arguments: Any) -> Chat:
     """Begin a chat; returns once its question is stored."""
-    spec = chat_tool(app.conversations, app.files)
+    spec = next(each for each in build_tools(app) if each.name == "chat")
     chat: Chat
 
     def begun(turn_id: str, since: datetime) -> None:
@@ -80,7 +81,7 @@ async def _silent(sentence: str) -> None:
 
 
 def tasks_of(app: App) -> TurnTasks:
-    return TurnTasks(app.conversations, {"chat": answer})
+    return build_tasks(app, build_tools(app))
 
 
 async def task_of(app: App, task_id: str, owner: Owner = LOCAL_OWNER) -> Task:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from exai.conversations import AppendRequest, ChatRequest
-from exai.mcp.features.tools import call_result
+from exai.mcp.features.results import call_result
 from exai.models import LOCAL_OWNER, NewMessage
-from exai.tools.chat import answer
+from exai.tools.chat import ChatOutput
 from tests.integration.conversations.conftest import Rig, open_rig
 from tests.support.provider_server import chunk, event, kimi_answer, stream
 
@@ -36,7 +36,7 @@ async def test_answer_without_its_end_is_kept_and_marked_wherever_it_is_read(rig
     assert (again.content, again.partial, again.notes, again.duplicate) == (first.content, True, first.notes, True)
     stored = (await service.read(LOCAL_OWNER, first.continuation_id)).messages[-1]
     assert (stored.kind, stored.metadata["notes"]) == ("partial", list(first.notes))
-    shown = call_result(answer(first))
+    shown = call_result(ChatOutput.of(first))
     assert shown["structuredContent"]["partial"] is True
     assert "note: the answer may be incomplete" in shown["content"][0]["text"]
     await service.chat(ChatRequest(LOCAL_OWNER, "Well?", continuation_id=first.continuation_id))

@@ -9,7 +9,8 @@ import pytest
 
 from exai.mcp.core.protocol import CallContext
 from exai.models import LOCAL_OWNER
-from exai.tools.chat import ChatArguments, chat_tool
+from exai.tools.chat import ChatArguments
+from exai.tools.registry import build_tools
 from tests.integration.conversations.conftest import Rig, open_rig
 from tests.support.provider_server import chunk, event, stream
 
@@ -32,8 +33,8 @@ async def test_progress_comes_far_less_often_than_the_pieces_of_an_answer(rig: R
 
     pieces = [chunk({"content": "word "}) for _ in range(PIECES)]
     rig.provider.script(stream(*pieces, chunk({}, finish="stop"), event("[DONE]")))
-    spec = chat_tool(rig.app.conversations, rig.app.files)
+    spec = next(each for each in build_tools(rig.app) if each.name == "chat")
     result = await spec.handler(ChatArguments(prompt="Hi"), CallContext(LOCAL_OWNER, "1", progress))
-    assert result.text == "word " * PIECES
+    assert result.as_text() == "word " * PIECES
     assert said[0] == "answering, 5 characters so far"
     assert len(said) < PIECES / 5

@@ -11,8 +11,9 @@ import orjson
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 
-from exai.mcp.features.tools import Arguments, CallContext, ToolResult, ToolSpec
+from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
 from tests.support.mcp_server import WAIT_S, Recording, Running, modern, running_server, tool_call
+from tests.support.outputs import Fixed
 
 
 class AskArguments(Arguments):
@@ -26,10 +27,10 @@ class Asked:
     def __init__(self, server: Running, socket: ClientConnection) -> None:
         self.gate, self._server, self._socket = server.tools.gate, server, socket
         server.tools.registry.add(
-            ToolSpec("ask", "Ask", "Waits at the gate.", AskArguments, self._ask, joins_identical=True)
+            ToolSpec("ask", "Ask", "Waits at the gate.", AskArguments, Fixed, self._ask, joins_identical=True)
         )
 
-    async def _ask(self, arguments: AskArguments, context: CallContext) -> ToolResult:
+    async def _ask(self, arguments: AskArguments, context: CallContext) -> Fixed:
         self.gate.arrivals.release()
         await context.progress("begun")
         try:
@@ -37,7 +38,7 @@ class Asked:
         except asyncio.CancelledError:
             self.gate.cancellations.release()
             raise
-        return ToolResult({"prompt": arguments.prompt}, arguments.prompt)
+        return Fixed.of({"prompt": arguments.prompt}, arguments.prompt)
 
     async def call(self, key: int, **arguments: Any) -> None:
         message = modern(key, "tools/call", tool_call("ask", **arguments))

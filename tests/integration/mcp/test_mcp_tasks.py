@@ -15,7 +15,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from exai.mcp.auth.tokens import authenticator
 from exai.mcp.core.versions import META_CAPABILITIES
-from exai.mcp.features.tools import CallContext, ToolResult, ToolSpec
+from exai.mcp.features.tools import CallContext, ToolSpec
 from exai.models import LOCAL_OWNER
 from tests.support.mcp_server import (
     WAIT_S,
@@ -31,6 +31,7 @@ from tests.support.mcp_server import (
     tool_call,
 )
 from tests.support.memory_tasks import MemoryTasks
+from tests.support.outputs import Fixed
 from tests.support.stateless import KNOWS_TASKS, Stateless, stateless
 
 DECLARED = {META_CAPABILITIES: KNOWS_TASKS}
@@ -47,12 +48,14 @@ class Rig:
             ("quick", Nothing, self._quick),
             ("large", SizeArguments, self._large),
         ):
-            server.tools.registry.add(ToolSpec(name, name, "A tool.", arguments, handler, outlasts=True))
+            server.tools.registry.add(
+                ToolSpec(name, name, "A tool.", arguments, Fixed, handler, answer_from=Fixed.model_validate)
+            )
 
-    async def _long(self, arguments: Nothing, context: CallContext) -> ToolResult:
+    async def _long(self, arguments: Nothing, context: CallContext) -> Fixed:
         return await self.tasks.do(context, self._waiting(context))
 
-    async def _waiting(self, context: CallContext) -> ToolResult:
+    async def _waiting(self, context: CallContext) -> Fixed:
         await context.progress("begun")
         self.gate.arrivals.release()
         try:
@@ -61,18 +64,18 @@ class Rig:
             self.gate.cancellations.release()
             raise
         await context.progress("done")
-        return ToolResult({"done": True}, "done")
+        return Fixed.of({"done": True}, "done")
 
-    async def _quick(self, arguments: Nothing, context: CallContext) -> ToolResult:
-        async def work() -> ToolResult:
-            return ToolResult({"quick": True}, "quick")
+    async def _quick(self, arguments: Nothing, context: CallContext) -> Fixed:
+        async def work() -> Fixed:
+            return Fixed.of({"quick": True}, "quick")
 
         return await self.tasks.do(context, work())
 
-    async def _large(self, arguments: SizeArguments, context: CallContext) -> ToolResult:
-        async def work() -> ToolResult:
+    async def _large(self, arguments: SizeArguments, context: CallContext) -> Fixed:
+        async def work() -> Fixed:
             await self.gate.open.wait()
-            return ToolResult(None, "x" * arguments.size)
+            return Fixed.of(None, "x" * arguments.size)
 
         return await self.tasks.do(context, work())
 
@@ -267,14 +270,16 @@ async def test_a_task_that_crashes_is_counted_and_leaves_nothing_behind() -> Non
     async with running_server(given, task_store=tasks, recorder=recorder) as server:
         made = Rig(server, tasks)
 
-        async def crash(arguments: Nothing, context: CallContext) -> ToolResult:
-            async def work() -> ToolResult:
+        async def crash(arguments: Nothing, context: CallContext) -> Fixed:
+            async def work() -> Fixed:
                 await made.gate.open.wait()
                 raise RuntimeError("a secret that must not leave")
 
             return await tasks.do(context, work())
 
-        server.tools.registry.add(ToolSpec("crashes", "Crashes", "Has a defect.", Nothing, crash, outlasts=True))
+        server.tools.registry.add(
+            ToolSpec("crashes", "Crashes", "Has a defect.", Nothing, Fixed, crash, answer_from=Fixed.model_validate)
+        )
         async with stateless(server.http) as client:
             handle = await client.call("crashes")
             made.gate.open.set()
@@ -299,11 +304,13 @@ async def test_two_calls_that_are_one_piece_of_work_get_one_handle(rig: Rig) -> 
     """A client that sends a call again while the first waits must not end up with two tasks."""
     stored = asyncio.Event()
 
-    async def slowly_begun(arguments: Nothing, context: CallContext) -> ToolResult:
+    async def slowly_begun(arguments: Nothing, context: CallContext) -> Fixed:
         await stored.wait()
         return await rig._long(arguments, context)
 
-    spec = ToolSpec("asked", "Asked", "Joins.", Nothing, slowly_begun, joins_identical=True, outlasts=True)
+    spec = ToolSpec(
+        "asked", "Asked", "Joins.", Nothing, Fixed, slowly_begun, joins_identical=True, answer_from=Fixed.model_validate
+    )
     rig.server.tools.registry.add(spec)
     async with connect(rig.server.url, proxy=None) as socket:
         for key in (1, 2):
@@ -318,7 +325,9 @@ async def test_two_calls_that_are_one_piece_of_work_get_one_handle(rig: Rig) -> 
 
 async def test_a_call_that_knows_no_tasks_joins_none_that_may_become_one(rig: Rig) -> None:
     """A handle would be no answer for it, whatever identical call of its connection came first."""
-    spec = ToolSpec("asked", "Asked", "Joins.", Nothing, rig._long, joins_identical=True, outlasts=True)
+    spec = ToolSpec(
+        "asked", "Asked", "Joins.", Nothing, Fixed, rig._long, joins_identical=True, answer_from=Fixed.model_validate
+    )
     rig.server.tools.registry.add(spec)
     async with connect(rig.server.url, proxy=None) as socket:
         await say(socket, handshake())

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exai.errors import AnswerNotStored, Conflict
+from exai.mcp.features.results import MAX_REPEATED_BYTES, error_result
 from exai.mcp.features.texts import headed, items
-from exai.mcp.features.tools import MAX_REPEATED_BYTES, error_result
 from tests.support.heads import head_of, rows_of
 
 VALUES = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=60)

@@ -12,9 +12,10 @@ from exai.mcp.core import versions
 from exai.mcp.core.jsonrpc import RpcError
 from exai.mcp.core.protocol import Call, CallContext, ClientInfo, Method
 from exai.mcp.features.schemas import output_schema, portable_schema
-from exai.mcp.features.tools import Arguments, ToolRegistry, ToolResult, ToolSpec
+from exai.mcp.features.tools import Arguments, ToolRegistry, ToolSpec
 from exai.models import LOCAL_OWNER
 from tests.support.mcp_server import Nothing, Tools, tool_call
+from tests.support.outputs import Fixed
 
 
 async def silent(message: str) -> None:
@@ -118,10 +119,10 @@ async def test_own_rules_of_a_model_are_quoted() -> None:
                 raise ValueError("must be even")
             return value
 
-    async def handler(arguments: Even, context: CallContext) -> ToolResult:
-        return ToolResult(None, "")
+    async def handler(arguments: Even, context: CallContext) -> Fixed:
+        return Fixed.of(None, "")
 
-    registry = ToolRegistry([ToolSpec("even", "Even", "", Even, handler)])
+    registry = ToolRegistry([ToolSpec("even", "Even", "", Even, Fixed, handler)])
     result = await call(registry, tool_call("even", number=3))
     assert result["structuredContent"]["error"]["errors"][0]["problem"] == "must be even"
 
@@ -161,7 +162,7 @@ def test_names_that_clients_cut_or_refuse_are_not_registered(name: str) -> None:
     """Some clients prefix names with the server's and cut at 63 characters."""
     spec = next(iter(Tools().registry))
     with pytest.raises(ValueError, match="name"):
-        ToolRegistry([ToolSpec(name, "", "", Nothing, spec.handler)])
+        ToolRegistry([ToolSpec(name, "", "", Nothing, Fixed, spec.handler)])
 
 
 def test_a_name_is_registered_once_and_arguments_are_closed() -> None:
@@ -174,7 +175,7 @@ def test_a_name_is_registered_once_and_arguments_are_closed() -> None:
         text: str
 
     with pytest.raises(TypeError, match="forbid"):
-        ToolRegistry([ToolSpec("open", "", "", Open, spec.handler)])
+        ToolRegistry([ToolSpec("open", "", "", Open, Fixed, spec.handler)])
 
 
 class Inner(BaseModel):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from exai.errors import InvalidArgument
 from exai.models import ContinuationId, Conversation, ConversationId, Message, Owner, Page
-from exai.tools.limits import MAX_ANSWER_BYTES, MAX_ANSWER_CHARS, cut, fitting, page_facts, room, size_of
+from exai.tools.conversations.outputs import take_messages
+from exai.tools.limits import MAX_ANSWER_BYTES, MAX_ANSWER_CHARS, size_limit, size_of, take_rows, take_text
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TEXT = st.text(st.sampled_from('a"\\\n\x01é漢😀'), max_size=400)
@@ -34,7 +35,7 @@ def test_parts_fit_and_joined_are_the_text(text: str, chars: int) -> None:
     parts: list[str] = []
     offset: int | None = 0
     while offset is not None:
-        part, offset = cut(text, offset, room(chars))
+        part, offset = take_text(text, offset, size_limit(chars))
         assert len(part) == 1 or size_of(part).chars <= chars or not text
         parts.append(part)
     assert "".join(parts) == text
@@ -43,50 +44,50 @@ def test_parts_fit_and_joined_are_the_text(text: str, chars: int) -> None:
 def test_sizes_are_as_clients_count() -> None:
     """JavaScript counts an emoji as two; the limit on bytes holds besides."""
     assert size_of("😀").chars == len('"12"')
-    part, rest = cut("漢" * 500_000, 0, room(MAX_ANSWER_CHARS))
+    part, rest = take_text("漢" * 500_000, 0, size_limit(MAX_ANSWER_CHARS))
     assert rest is not None
     assert MAX_ANSWER_BYTES * 0.9 < len(orjson.dumps(part)) <= MAX_ANSWER_BYTES
 
 
 def test_an_offset_beyond_the_text_is_refused_by_its_name() -> None:
     """There is nothing to show, and an empty answer would say that there is no more."""
-    assert cut("", 0, room()) == ("", None)
+    assert take_text("", 0, size_limit()) == ("", None)
     with pytest.raises(InvalidArgument, match=r"^offset: is 3, the text has 3 characters"):
-        cut("abc", 3, room(), "offset")
+        take_text("abc", 3, size_limit(), "offset")
 
 
 def test_as_many_items_as_fit_and_one_at_least() -> None:
     """A page that shows nothing would never end."""
     facts = [{"x": "a" * 10}, {"x": "b" * 10}, {"x": "c" * 10}]
-    assert fitting(facts, dict, room(40)) == facts[:2]
-    assert fitting(facts, dict, room(1)) == facts[:1]
-    assert fitting([], dict, room(1)) == []
+    assert take_rows(facts, dict, size_limit(40)) == facts[:2]
+    assert take_rows(facts, dict, size_limit(1)) == facts[:1]
+    assert take_rows([], dict, size_limit(1)) == []
 
 
 def test_a_page_shows_the_newest_that_fit_and_where_the_rest_is() -> None:
     """Oldest first, as whole messages."""
-    shown, before = page_facts(page(*(message(seq, "x" * 300) for seq in range(4, 10)), older=4), room(1_000))
-    assert [each["seq"] for each in shown] == [8, 9]
+    shown, before = take_messages(page(*(message(seq, "x" * 300) for seq in range(4, 10)), older=4), size_limit(1_000))
+    assert [each.seq for each in shown] == [8, 9]
     assert before == 8
-    shown, before = page_facts(page(message(1, "a"), message(2, "b")), room(1_000))
-    assert ([each["content"] for each in shown], before) == (["a", "b"], None)
+    shown, before = take_messages(page(message(1, "a"), message(2, "b")), size_limit(1_000))
+    assert ([each.content for each in shown], before) == (["a", "b"], None)
 
 
 def test_a_message_too_long_for_a_page_comes_in_parts() -> None:
     """The newest begins; older ones are for the next page."""
     long = "0123456789" * 200
-    shown, before = page_facts(page(message(1, "old"), message(2, long, {"a": 1})), room(1_000))
+    shown, before = take_messages(page(message(1, "old"), message(2, long, {"a": 1})), size_limit(1_000))
     (only,) = shown
-    assert (only["seq"], before, only["metadata"]) == (2, 2, {"a": 1})
-    content, offset = only["content"], only["next_offset"]
+    assert (only.seq, before, only.metadata) == (2, 2, {"a": 1})
+    content, offset = only.content, only.next_offset
     while offset is not None:
-        (only,), _ = page_facts(page(message(2, long)), room(1_000), offset)
+        (only,), _ = take_messages(page(message(2, long)), size_limit(1_000), offset)
         assert size_of(only).chars <= 1_000
-        content, offset = content + only["content"], only["next_offset"]
+        content, offset = content + only.content, only.next_offset
     assert content == long
 
 
 def test_metadata_too_large_is_left_out_and_said_to_be() -> None:
     """Null, which no stored metadata is."""
-    (only,), _ = page_facts(page(message(1, "short", {"blob": "x" * 5_000})), room(1_000))
-    assert (only["content"], only["next_offset"], only["metadata"]) == ("short", None, None)
+    (only,), _ = take_messages(page(message(1, "short", {"blob": "x" * 5_000})), size_limit(1_000))
+    assert (only.content, only.next_offset, only.metadata) == ("short", None, None)

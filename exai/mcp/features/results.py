@@ -1,0 +1,92 @@
+"""Results of tool calls: an output model is declared once and gives the schema, the structured answer and the text.
+
+Invariant: structure and text are each a complete answer, because some clients show their model only one of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import orjson
+from pydantic import BaseModel, ConfigDict
+
+from exai.errors import ExaiError
+from exai.mcp.core.errors import error_facts
+from exai.mcp.core.jsonrpc import Json
+from exai.mcp.features.texts import NOTES, headed, headed_facts
+
+MAX_REPEATED_BYTES: Final = 480_000
+"""Maximum error content repeated as text; a longer one does not fit into a message twice."""
+
+ABOUT_ERRORS: Final = frozenset({"name", "model", "title", "metadata"})
+"""Fields of an error that identify its subject, as its sentence does; no next call needs them."""
+
+
+class ToolOutput(BaseModel):
+    """Base of the answers of all tools. Its fields, in order, are the structured answer.
+
+    A field holds JSON, a dataclass or another output. Lists of many rows hold dataclasses without slots: orjson writes
+    them as fast as dicts, and making a pydantic model costs ten times as much. A model with notes for its caller
+    declares `notes: list[str]`; every other answer receives that field if arguments had to be converted.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the structured answer; it is empty for a tool that answers with text alone."""
+        return {name: _plain(value) for name, value in self.__dict__.items()}
+
+    def as_text(self) -> str:
+        """Return the content of the text, which follows the head and the notes (`exai.mcp.features.texts`)."""
+        raise NotImplementedError
+
+    def head(self) -> Json:
+        """Return fields for the head of the text that are not at the top of the structured answer."""
+        return {}
+
+    def blocks(self) -> Sequence[Json]:
+        """Return MCP content blocks after the text, such as images and links."""
+        return ()
+
+
+def call_result(output: ToolOutput, notes: Sequence[str] = ()) -> Json:
+    """Return the `CallToolResult` for a handler's output; `notes` say how the arguments were understood."""
+    facts = output.as_json()
+    if notes and facts:
+        facts[NOTES] = [*notes, *facts.get(NOTES, ())]
+    return _shape(facts, output.as_text(), output.head(), output.blocks())
+
+
+def error_result(error: ExaiError) -> Json:
+    """Return the `CallToolResult` for a deliberate error of a tool."""
+    return failed_result(error_facts(error))
+
+
+def failed_result(facts: Json) -> Json:
+    """Return the `CallToolResult` for an error's facts; an answer that exists only in the error is repeated as text."""
+    text, content = str(facts["message"]), facts.get("content")
+    if isinstance(content, str) and len(orjson.dumps(content)) <= MAX_REPEATED_BYTES:
+        text = f"{text}\n\n{content}".strip()
+    head = {name: value for name, value in facts.items() if name not in ABOUT_ERRORS}
+    return _shape({"error": facts}, text, head, is_error=True)
+
+
+def _shape(
+    facts: Json, text: str, head: Json, blocks: Sequence[Json] = (), *, is_error: bool = False
+) -> dict[str, Any]:
+    if facts or head:
+        text = headed(facts, text, head)
+    shape: dict[str, Any] = {"content": [{"type": "text", "text": text}, *blocks] if text else [*blocks]}
+    if facts:
+        shape["structuredContent"] = headed_facts(facts)
+    shape["isError"] = is_error
+    return shape
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, ToolOutput):
+        return value.as_json()
+    if isinstance(value, list) and value and isinstance(value[0], ToolOutput):
+        return [each.as_json() for each in value]
+    return value

@@ -1,0 +1,23 @@
+"""Figures of this process that `GET /health` and the tool `status` show beside the components."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final
+
+from exai.monitoring.metrics import MetricsRecorder
+
+RECENT_S: Final = 300.0
+
+
+def figures(recorder: MetricsRecorder, staleness_bound_s: float) -> dict[str, Any]:
+    """Return process id, limits, and recent activity from the metrics."""
+    reads = {labels[0][1]: int(count) for labels, count in recorder.labelled("cache_reads_total").items()}
+    statements = recorder.quantiles("db_statement_seconds", RECENT_S)
+    return {
+        "pid": os.getpid(),
+        "staleness_bound_s": staleness_bound_s,
+        "cache_reads": reads,
+        "statement_ms": statements
+        and {"p50": round(statements.p50 * 1000, 2), "p99": round(statements.p99 * 1000, 2), "seen": statements.count},
+    }

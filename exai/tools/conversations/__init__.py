@@ -1,0 +1,1 @@
+"""The tools for conversations: append, read, search, change and transfer."""

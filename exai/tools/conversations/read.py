@@ -1,0 +1,203 @@
+"""The tools `conversation_get` and `conversation_list`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import orjson
+from pydantic import Field
+
+from exai.conversations import ConversationService
+from exai.db.filters import ListFilter
+from exai.errors import InvalidArgument, NotFound
+from exai.mcp.core.jsonrpc import Json
+from exai.mcp.features.results import ToolOutput
+from exai.mcp.features.texts import items
+from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
+from exai.models import MAX_PAGE_MESSAGES, PAGE_MESSAGES, ContinuationId, Conversation, Page
+from exai.tools.conversations.outputs import (
+    ConversationOutput,
+    MessageOutput,
+    metadata_that_fits,
+    take_messages,
+)
+from exai.tools.limits import ANSWER_CHARS, LARGE_ANSWERS, MAX_ANSWER_CHARS, Size, size_limit, size_of, take_rows
+
+MAX_LIST = 200
+MAX_SEQ = 2**53
+MOST_CHAR_BYTES = 4
+
+LINE = (
+    "continuation_id",
+    "title",
+    "messages",
+    "newest_kind",
+    "tags",
+    "metadata",
+    "revision",
+    "updated_at",
+    "deleted_at",
+)
+"""Fields of a conversation in the text of a list."""
+
+USUAL_KIND = "message"
+
+ABOUT_ANSWERS = frozenset({"model", "provider", "finish_reason"})
+"""Metadata fields that every answer has."""
+
+
+class ConversationGetArguments(Arguments):
+    """Arguments of `conversation_get`."""
+
+    continuation_id: str
+    limit: int = Field(PAGE_MESSAGES, ge=1, le=MAX_PAGE_MESSAGES, description="Messages in the page.")
+    before_seq: int | None = Field(None, ge=1, description="next_before_seq of the previous page, for older messages.")
+    offset: int = Field(0, ge=0, description="Or: skip this number of newest messages.")
+    seq: int | None = Field(None, ge=1, le=MAX_SEQ, description="Or: only this message.")
+    char_offset: int = Field(0, ge=0, description="With seq: its next_offset, for the rest of a long message.")
+    max_chars: int = Field(ANSWER_CHARS, ge=1_000, le=MAX_ANSWER_CHARS, description="Limit of the whole answer.")
+
+
+class ConversationGetOutput(ToolOutput):
+    """Answer of `conversation_get`."""
+
+    continuation_id: str
+    title: str | None
+    tags: list[str]
+    metadata: Mapping[str, Any] | None = Field(description="Null if too large.")
+    revision: int
+    messages: list[MessageOutput] = Field(description="Oldest first.")
+    next_before_seq: int | None = Field(description="Cursor of the next older page; null when this is the oldest.")
+    source: Literal["cache", "database"]
+    stale_s: float | None = Field(description="Age, if the database is unreachable and this may be outdated.")
+
+    def as_text(self) -> str:
+        """Return the messages, oldest first."""
+        return "\n\n".join(map(_message_text, self.messages)) or "There are no messages."
+
+    def head(self) -> Json:
+        """Return where the rest of a message begins of which the page holds a part."""
+        parts = (each for each in self.messages if each.next_offset)
+        return next(({"seq": each.seq, "next_offset": each.next_offset} for each in parts), {})
+
+
+class ConversationListArguments(Arguments):
+    """Arguments of `conversation_list`."""
+
+    limit: int = Field(PAGE_MESSAGES, ge=1, le=MAX_LIST)
+    cursor: str | None = Field(None, description="next_cursor of the previous page.")
+    tags: list[str] | None = Field(None, description="Only conversations with all of these tags.")
+    metadata: dict[str, Any] | None = Field(None, description="Only conversations whose metadata contains this.")
+    part: str | None = Field(None, description="Only those whose title contains this, or whose id begins with it.")
+    deleted: bool = Field(False, description="List deleted conversations, which conversation_delete can restore.")
+
+
+class ListedOutput(ConversationOutput):
+    """A conversation of a list."""
+
+    newest_kind: str = Field(description="Of the newest message; failed: the first question got no answer.")
+
+
+class ConversationListOutput(ToolOutput):
+    """Answer of `conversation_list`."""
+
+    conversations: list[ListedOutput] = Field(description="Latest change first.")
+    next_cursor: str | None
+
+    def as_text(self) -> str:
+        """Return one line for each conversation."""
+        return items(map(vars, self.conversations), LINE) or "There are no conversations."
+
+
+def get_tool(conversations: ConversationService) -> ToolSpec:
+    """Make the tool `conversation_get`."""
+
+    async def handle(arguments: ConversationGetArguments, context: CallContext) -> ConversationGetOutput:
+        _check_choice(arguments)
+        page = await conversations.read(
+            context.owner,
+            ContinuationId(arguments.continuation_id),
+            limit=arguments.limit if arguments.seq is None else 1,
+            before_seq=arguments.before_seq if arguments.seq is None else arguments.seq + 1,
+            offset=arguments.offset,
+            char_offset=arguments.char_offset,
+            budget_bytes=arguments.max_chars * MOST_CHAR_BYTES,
+        )
+        if arguments.seq is not None and [each.seq for each in page.messages] != [arguments.seq]:
+            raise NotFound("message", str(arguments.seq), f"The newest one is {page.conversation.last_seq}")
+        return _page(page, size_limit(arguments.max_chars), arguments.char_offset)
+
+    return ToolSpec(
+        name="conversation_get",
+        title="Read a conversation",
+        description=(
+            "Read the newest messages of a conversation, an older page by before_seq, or the rest of a long message "
+            "by seq and char_offset."
+        ),
+        arguments=ConversationGetArguments,
+        output=ConversationGetOutput,
+        handler=handle,
+        lists_output=True,
+        read_only=True,
+        meta=LARGE_ANSWERS,
+    )
+
+
+def list_tool(conversations: ConversationService) -> ToolSpec:
+    """Make the tool `conversation_list`."""
+
+    async def handle(arguments: ConversationListArguments, context: CallContext) -> ConversationListOutput:
+        only = ListFilter(
+            arguments.deleted, arguments.tags or (), arguments.metadata or {}, (arguments.part or "").strip()
+        )
+        page = await conversations.list(context.owner, limit=arguments.limit, cursor=arguments.cursor, only=only)
+        shown = take_rows(page.conversations, _listed, size_limit())
+        return ConversationListOutput(conversations=shown, next_cursor=page.cursor_after(len(shown)))
+
+    return ToolSpec(
+        name="conversation_list",
+        title="List conversations",
+        description="List stored conversations, latest change first: all, by tags, metadata or title, or deleted ones.",
+        arguments=ConversationListArguments,
+        output=ConversationListOutput,
+        handler=handle,
+        lists_output=True,
+        read_only=True,
+    )
+
+
+def _check_choice(arguments: ConversationGetArguments) -> None:
+    if arguments.seq is not None and (arguments.before_seq is not None or arguments.offset):
+        raise InvalidArgument("seq", "comes with before_seq or offset", "Use one of the three")
+    if arguments.char_offset and arguments.seq is None:
+        raise InvalidArgument("char_offset", "comes without seq", "Say of which message")
+
+
+def _page(page: Page, limit: Size, char_offset: int) -> ConversationGetOutput:
+    conversation = page.conversation
+    metadata = metadata_that_fits(conversation.metadata)
+    beside = size_of([conversation.tags, metadata])
+    messages, next_before_seq = take_messages(page, limit - beside, char_offset)
+    return ConversationGetOutput(
+        continuation_id=conversation.continuation_id,
+        title=conversation.title,
+        tags=list(conversation.tags),
+        metadata=metadata,
+        revision=conversation.revision,
+        messages=messages,
+        next_before_seq=next_before_seq,
+        source=page.source,
+        stale_s=page.stale_s,
+    )
+
+
+def _message_text(message: MessageOutput) -> str:
+    kind = "" if message.kind == USUAL_KIND else f" ({message.kind})"
+    metadata = {name: value for name, value in (message.metadata or {}).items() if name not in ABOUT_ANSWERS}
+    beside = f"\nmetadata: {orjson.dumps(metadata).decode()}" if metadata else ""
+    return f"#{message.seq} {message.role}{kind}: {message.content}{beside}"
+
+
+def _listed(conversation: Conversation) -> ListedOutput:
+    return ListedOutput.of(conversation, newest_kind=conversation.newest_kind or USUAL_KIND)

@@ -1,0 +1,29 @@
+"""The output of tools that exist only in tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from exai.mcp.features.results import ToolOutput
+
+
+class Fixed(ToolOutput):
+    """A structured answer, a text and further blocks that a test gives."""
+
+    facts: Any
+    body: str
+    further: list[Any]
+
+    @classmethod
+    def of(cls, facts: Any, body: str, further: Sequence[Any] = ()) -> Fixed:
+        return cls.model_construct(facts=facts, body=body, further=list(further))
+
+    def as_json(self) -> dict[str, Any]:
+        return dict(self.facts or {})
+
+    def as_text(self) -> str:
+        return self.body
+
+    def blocks(self) -> Sequence[Any]:
+        return self.further

@@ -31,15 +31,9 @@ from exai.monitoring.stalls import watch_loop
 from exai.settings.addresses import redact
 from exai.settings.load import Settings
 from exai.tools.prompts import conversation_uri
-from exai.tools.registry import build_features, build_tasks, build_tools
+from exai.tools.registry import INSTRUCTIONS, build_features, build_tasks, build_tools
 from exai.web.monitoring import monitoring_routes
 from exai.web.page import page_route
-
-INSTRUCTIONS = (
-    "EXAI asks models and stores every conversation. Pass the continuation_id of an answer to continue its "
-    "conversation, today or weeks later; conversation_list and conversation_search find earlier ones. The first line "
-    "of an answer's text holds what the next call needs."
-)
 
 RETIRE = b"r"
 """The message by which a parent asks a worker to finish and exit, because another one has replaced it."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -13,12 +11,9 @@ from exai.conversations import ChatRequest, ChatResult, ConversationService
 from exai.files.service import FileService
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
-from exai.models import Delta, FileId
-from exai.tools.conversations.outputs import optional_id
+from exai.models import ContinuationId, FileId
 from exai.tools.limits import ALWAYS_LOADED, size_limit, take_text
-
-PROGRESS_PAUSE_S = 0.5
-"""Minimum time between two progress reports: an answer has thousands of parts, and a report is larger than a part."""
+from exai.tools.progress import AnswerProgress
 
 
 class ChatArguments(Arguments):
@@ -26,7 +21,7 @@ class ChatArguments(Arguments):
 
     prompt: str = Field(description="The question or instruction.")
     model: str | None = Field(None, description="Model or alias, see listmodels. Left out: the configured default.")
-    continuation_id: str | None = Field(None, description="Continue this conversation. Left out: a new one.")
+    continuation_id: ContinuationId | None = Field(None, description="Continue this conversation. Left out: a new one.")
     system: str | None = Field(None, description="System prompt; applies to the conversation until replaced.")
     idempotency_key: str | None = Field(
         None, description="A call repeated with the same key is one turn and one model call."
@@ -102,22 +97,9 @@ def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpe
     """Make the `chat` tool."""
 
     async def handle(arguments: ChatArguments, context: CallContext) -> ChatOutput:
-        heard = 0
-        said_at = -math.inf
-
-        async def on_delta(delta: Delta) -> None:
-            nonlocal heard, said_at
-            if delta.note:
-                await context.progress(delta.note)
-                return
-            heard += len(delta.content) + len(delta.reasoning)
-            now = time.monotonic()
-            if now - said_at >= PROGRESS_PAUSE_S:
-                said_at = now
-                await context.progress(f"{'answering' if delta.content else 'thinking'}, {heard:,} characters so far")
-
+        progress = AnswerProgress(context)
         given = await files.resolve(context.owner, arguments.files or ())
-        result = await conversations.chat(_request(arguments, context, given), on_delta, context.begun)
+        result = await conversations.chat(_request(arguments, context, given), progress.on_delta, context.begun)
         return ChatOutput.of(result)
 
     return ToolSpec(
@@ -159,7 +141,7 @@ def _request(arguments: ChatArguments, context: CallContext, files: tuple[FileId
         owner=context.owner,
         prompt=arguments.prompt,
         model=arguments.model,
-        continuation_id=optional_id(arguments.continuation_id),
+        continuation_id=arguments.continuation_id,
         system=arguments.system,
         idempotency_key=arguments.idempotency_key,
         expected_revision=arguments.expected_revision,

@@ -14,14 +14,9 @@ from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.texts import items
 from exai.mcp.features.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolSpec
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, StoredFile
-from exai.tools.conversations.outputs import optional_id
-from exai.tools.limits import ANSWER_CHARS, LARGE_ANSWERS, size_limit, take_rows, take_text
-
-PAGE_CHARS = 38_000
-"""Characters of a file in one answer; clients truncate much longer ones."""
+from exai.tools.limits import ANSWER_CHARS, LARGE_ANSWERS, MAX_LIST, size_limit, take_rows, take_text
 
 MAX_PAGE_CHARS = 200_000
-MAX_LIST = 200
 _URL_ALPHABET = str.maketrans("-_", "+/")
 LINE = ("file_id", "name", "media_type", "size_bytes", "created_at")
 """Fields of a file in the text of a list."""
@@ -84,9 +79,9 @@ class PutOutput(FileOutput):
 class FileGetArguments(Arguments):
     """Arguments of `file_get`."""
 
-    file_id: str
+    file_id: FileId
     offset: int = Field(0, ge=0, description="In characters of a text, in bytes of other contents.")
-    limit: int = Field(PAGE_CHARS, ge=1, le=MAX_PAGE_CHARS)
+    limit: int = Field(ANSWER_CHARS, ge=1, le=MAX_PAGE_CHARS)
 
 
 class FileGetOutput(FileOutput):
@@ -106,7 +101,7 @@ class FileGetOutput(FileOutput):
 class FileListArguments(Arguments):
     """Arguments of `file_list`."""
 
-    continuation_id: str | None = Field(None, description="Only files of this conversation.")
+    continuation_id: ContinuationId | None = Field(None, description="Only files of this conversation.")
     limit: int = Field(PAGE_MESSAGES, ge=1, le=MAX_LIST)
     cursor: str | None = Field(None, description="next_cursor of the previous page.")
 
@@ -125,8 +120,8 @@ class FileListOutput(ToolOutput):
 class LinkArguments(Arguments):
     """Arguments of `file_link`."""
 
-    continuation_id: str
-    file_ids: list[str] = Field(min_length=1, max_length=200)
+    continuation_id: ContinuationId
+    file_ids: list[FileId] = Field(min_length=1, max_length=200)
 
 
 class LinkOutput(ToolOutput):
@@ -143,7 +138,7 @@ class LinkOutput(ToolOutput):
 class FileDeleteArguments(Arguments):
     """Arguments of `file_delete`."""
 
-    file_id: str
+    file_id: FileId
 
 
 class FileDeleteOutput(ToolOutput):
@@ -193,7 +188,7 @@ def _put_tool(files: FileService) -> ToolSpec:
 def _get_tool(files: FileService) -> ToolSpec:
     async def handle(arguments: FileGetArguments, context: CallContext) -> FileGetOutput:
         part = await files.read_part(
-            context.owner, FileId(arguments.file_id), arguments.offset, min(arguments.limit, MAX_PAGE_CHARS)
+            context.owner, arguments.file_id, arguments.offset, min(arguments.limit, MAX_PAGE_CHARS)
         )
         encoding, content, next_offset = _shown(part, arguments.offset, arguments.limit)
         return FileGetOutput.of(
@@ -220,8 +215,12 @@ def _get_tool(files: FileService) -> ToolSpec:
 
 def _list_tool(files: FileService) -> ToolSpec:
     async def handle(arguments: FileListArguments, context: CallContext) -> FileListOutput:
-        within = optional_id(arguments.continuation_id)
-        page = await files.list(context.owner, continuation_id=within, limit=arguments.limit, cursor=arguments.cursor)
+        page = await files.list(
+            context.owner,
+            continuation_id=arguments.continuation_id,
+            limit=arguments.limit,
+            cursor=arguments.cursor,
+        )
         shown = take_rows(page.files, FileOutput.of, size_limit())
         return FileListOutput(files=shown, next_cursor=page.cursor_after(len(shown)))
 
@@ -239,8 +238,7 @@ def _list_tool(files: FileService) -> ToolSpec:
 
 def _link_tool(files: FileService) -> ToolSpec:
     async def handle(arguments: LinkArguments, context: CallContext) -> LinkOutput:
-        ids = [FileId(each) for each in arguments.file_ids]
-        linked = await files.link(context.owner, ContinuationId(arguments.continuation_id), ids)
+        linked = await files.link(context.owner, arguments.continuation_id, arguments.file_ids)
         return LinkOutput(continuation_id=arguments.continuation_id, linked=linked)
 
     return ToolSpec(
@@ -256,7 +254,7 @@ def _link_tool(files: FileService) -> ToolSpec:
 
 def _delete_tool(files: FileService) -> ToolSpec:
     async def handle(arguments: FileDeleteArguments, context: CallContext) -> FileDeleteOutput:
-        await files.delete(context.owner, FileId(arguments.file_id))
+        await files.delete(context.owner, arguments.file_id)
         return FileDeleteOutput(file_id=arguments.file_id)
 
     return ToolSpec(

@@ -28,6 +28,9 @@ MAX_ANSWER_CHARS: Final = 400_000
 MAX_ANSWER_BYTES: Final = 480_000
 """Maximum size of any answer, which is sent twice, as text and as structure, in a message of at most 1 MiB."""
 
+MAX_LIST: Final = 200
+"""Maximum number of rows that a caller may request of a list."""
+
 LARGE_ANSWERS: Final[Mapping[str, Any]] = {"anthropic/maxResultSizeChars": 500_000}
 """The `_meta` of tools that accept a larger limit than `ANSWER_CHARS`: Claude Code then shows its model everything."""
 

@@ -22,6 +22,12 @@ from exai.tools.resources import resource_feature
 from exai.tools.status import status_tools
 from exai.tools.tasks import TurnTasks
 
+INSTRUCTIONS = (
+    "EXAI asks models and stores every conversation. Pass the continuation_id of an answer to continue its "
+    "conversation, today or weeks later; conversation_list and conversation_search find earlier ones. The first line "
+    "of an answer's text holds what the next call needs."
+)
+
 
 def build_tools(app: App) -> ToolRegistry:
     """Make all tools, in the order in which they are listed."""

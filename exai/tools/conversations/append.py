@@ -10,8 +10,7 @@ from exai.conversations import AppendRequest, ConversationService
 from exai.files.service import FileService
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
-from exai.models import NewMessage
-from exai.tools.conversations.outputs import optional_id
+from exai.models import ContinuationId, NewMessage
 
 
 class MessageArgument(Arguments):
@@ -26,7 +25,7 @@ class AppendArguments(Arguments):
     """Arguments of `conversation_append`."""
 
     messages: list[MessageArgument] = Field(description="Oldest first; stored together.")
-    continuation_id: str | None = Field(None, description="Conversation to append to. Left out: a new one.")
+    continuation_id: ContinuationId | None = Field(None, description="Conversation to append to. Left out: a new one.")
     title: str | None = Field(None, description="Title of a new conversation.")
     idempotency_key: str | None = Field(None, description="A repeated call with the same key is stored once.")
     expected_revision: int | None = Field(None, ge=0, description="Refuse if the conversation has another revision.")
@@ -55,7 +54,7 @@ def append_tool(conversations: ConversationService, files: FileService) -> ToolS
             AppendRequest(
                 owner=context.owner,
                 messages=[NewMessage(m.role, m.content, metadata=m.metadata or {}) for m in arguments.messages],
-                continuation_id=optional_id(arguments.continuation_id),
+                continuation_id=arguments.continuation_id,
                 title=arguments.title,
                 idempotency_key=arguments.idempotency_key,
                 expected_revision=arguments.expected_revision,

@@ -22,7 +22,7 @@ TITLE_KEPT = "the empty title is taken as left out; to remove the title, give it
 class ForkArguments(Arguments):
     """Arguments of `conversation_fork`."""
 
-    continuation_id: str
+    continuation_id: ContinuationId
     at_seq: int | None = Field(None, ge=1, description="Last message to keep. Left out: all.")
     title: str | None = None
     idempotency_key: str | None = Field(None, description="A repeated call with the same key returns the same fork.")
@@ -41,7 +41,7 @@ class UpdateArguments(Arguments):
 
     KEEPS_EMPTY = frozenset({"title"})
 
-    continuation_id: str
+    continuation_id: ContinuationId
     title: str | None = Field(None, description="New title; empty removes it.")
     tags: list[str] | None = Field(None, description="Replaces all tags.")
     metadata: dict[str, Any] | None = Field(None, description="Replaces the metadata.")
@@ -62,7 +62,7 @@ class UpdateOutput(ConversationOutput):
 class ConversationDeleteArguments(Arguments):
     """Arguments of `conversation_delete`."""
 
-    continuation_id: str
+    continuation_id: ContinuationId
     restore: bool = Field(False, description="Restore a deleted conversation instead, within 7 days.")
     expected_revision: int | None = Field(None, ge=0)
     idempotency_key: str | None = None
@@ -86,7 +86,7 @@ def fork_tool(conversations: ConversationService) -> ToolSpec:
     async def handle(arguments: ForkArguments, context: CallContext) -> ForkOutput:
         fork = await conversations.fork(
             context.owner,
-            ContinuationId(arguments.continuation_id),
+            arguments.continuation_id,
             at_seq=arguments.at_seq,
             title=arguments.title,
             idempotency_key=arguments.idempotency_key,
@@ -117,7 +117,7 @@ def update_tool(conversations: ConversationService) -> ToolSpec:
             raise InvalidArgument("title", "nothing is to be changed", "Give a title, tags or metadata")
         changed = await conversations.change(
             context.owner,
-            ContinuationId(arguments.continuation_id),
+            arguments.continuation_id,
             change,
             expected_revision=arguments.expected_revision,
             idempotency_key=arguments.idempotency_key,
@@ -140,8 +140,7 @@ def delete_tool(conversations: ConversationService) -> ToolSpec:
     """Make the tool `conversation_delete`."""
 
     async def handle(arguments: ConversationDeleteArguments, context: CallContext) -> DeleteOutput:
-        name = ContinuationId(arguments.continuation_id)
-        expected, key = arguments.expected_revision, arguments.idempotency_key
+        name, expected, key = arguments.continuation_id, arguments.expected_revision, arguments.idempotency_key
         work = conversations.restore if arguments.restore else conversations.delete
         marked = await work(context.owner, name, expected_revision=expected, idempotency_key=key)
         return DeleteOutput(continuation_id=name, revision=marked.revision, deleted=not arguments.restore)

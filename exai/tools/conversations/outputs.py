@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field
 
 from exai.mcp.features.results import ToolOutput
-from exai.models import ContentPart, ContinuationId, Conversation, Message, Page
+from exai.models import ContentPart, Conversation, Message, Page
 from exai.tools.limits import Size, check_offset, size_of, surely_fits, take_text
 
 METADATA_CHARS = 4_000
@@ -66,11 +66,6 @@ class MessageOutput:
 def metadata_that_fits(metadata: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """Return a conversation's metadata, or None if it would leave too little room for other fields."""
     return metadata if size_of(metadata).chars <= METADATA_CHARS else None
-
-
-def optional_id(value: str | None) -> ContinuationId | None:
-    """Return the continuation id of an optional argument, or None if it is omitted."""
-    return ContinuationId(value) if value is not None else None
 
 
 def take_messages(page: Page, limit: Size, offset: int = 0) -> tuple[list[MessageOutput], int | None]:

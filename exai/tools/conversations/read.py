@@ -22,9 +22,17 @@ from exai.tools.conversations.outputs import (
     metadata_that_fits,
     take_messages,
 )
-from exai.tools.limits import ANSWER_CHARS, LARGE_ANSWERS, MAX_ANSWER_CHARS, Size, size_limit, size_of, take_rows
+from exai.tools.limits import (
+    ANSWER_CHARS,
+    LARGE_ANSWERS,
+    MAX_ANSWER_CHARS,
+    MAX_LIST,
+    Size,
+    size_limit,
+    size_of,
+    take_rows,
+)
 
-MAX_LIST = 200
 MAX_SEQ = 2**53
 MOST_CHAR_BYTES = 4
 
@@ -50,7 +58,7 @@ ABOUT_ANSWERS = frozenset({"model", "provider", "finish_reason"})
 class ConversationGetArguments(Arguments):
     """Arguments of `conversation_get`."""
 
-    continuation_id: str
+    continuation_id: ContinuationId
     limit: int = Field(PAGE_MESSAGES, ge=1, le=MAX_PAGE_MESSAGES, description="Messages in the page.")
     before_seq: int | None = Field(None, ge=1, description="next_before_seq of the previous page, for older messages.")
     offset: int = Field(0, ge=0, description="Or: skip this number of newest messages.")
@@ -117,7 +125,7 @@ def get_tool(conversations: ConversationService) -> ToolSpec:
         _check_choice(arguments)
         page = await conversations.read(
             context.owner,
-            ContinuationId(arguments.continuation_id),
+            arguments.continuation_id,
             limit=arguments.limit if arguments.seq is None else 1,
             before_seq=arguments.before_seq if arguments.seq is None else arguments.seq + 1,
             offset=arguments.offset,

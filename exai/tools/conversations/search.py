@@ -13,11 +13,10 @@ from exai.db.search import SearchHit, SearchQuery
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.texts import items
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
-from exai.tools.conversations.outputs import optional_id
-from exai.tools.limits import size_limit, take_rows
+from exai.models import ContinuationId
+from exai.tools.limits import MAX_LIST, size_limit, take_rows
 
 SEARCH_HITS = 20
-MAX_HITS = 200
 HIT = ("continuation_id", "title", "seq", "role", "created_at", "tool", "model", "snippet", "missing")
 """Fields of a search hit in the text."""
 
@@ -31,7 +30,7 @@ class SearchArguments(Arguments):
     """Arguments of `conversation_search`."""
 
     query: str = Field(description='Words; "quoted phrase", or, -without, begin*.')
-    continuation_id: str | None = Field(None, description="Only in this conversation.")
+    continuation_id: ContinuationId | None = Field(None, description="Only in this conversation.")
     role: Literal["system", "user", "assistant", "tool"] | None = None
     tool: str | None = Field(None, description="Only messages that this tool stored.")
     model: str | None = Field(None, description="Only turns of this model.")
@@ -39,7 +38,7 @@ class SearchArguments(Arguments):
     until: datetime | None = None
     tags: list[str] | None = Field(None, description="Only in conversations with all of these tags.")
     metadata: dict[str, Any] | None = Field(None, description="Only in conversations whose metadata contains this.")
-    limit: int = Field(SEARCH_HITS, ge=1, le=MAX_HITS)
+    limit: int = Field(SEARCH_HITS, ge=1, le=MAX_LIST)
     cursor: str | None = Field(None, description="next_cursor of the previous page.")
 
 
@@ -81,7 +80,7 @@ def search_tool(conversations: ConversationService) -> ToolSpec:
         query = SearchQuery(
             owner=context.owner,
             text=arguments.query,
-            continuation_id=optional_id(arguments.continuation_id),
+            continuation_id=arguments.continuation_id,
             role=arguments.role,
             tool=arguments.tool,
             model=arguments.model,

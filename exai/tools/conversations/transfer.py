@@ -11,14 +11,13 @@ from exai.conversations.formats import read_lines, read_markdown
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolSpec
 from exai.models import ContinuationId
-from exai.tools.conversations.outputs import optional_id
 from exai.tools.limits import ANSWER_CHARS, LARGE_ANSWERS, MAX_ANSWER_CHARS, size_limit, size_of, take_text
 
 
 class ExportArguments(Arguments):
     """Arguments of `conversation_export`."""
 
-    continuation_id: str
+    continuation_id: ContinuationId
     format: Literal["jsonl", "markdown"] = "markdown"
     after_seq: int = Field(0, ge=0, description="next_after_seq of the previous part.")
     char_offset: int = Field(0, ge=0, description="next_char_offset of the previous part.")
@@ -43,7 +42,7 @@ class ImportArguments(Arguments):
 
     text: str = Field(description="A complete export: all parts joined.")
     format: Literal["jsonl", "markdown"] = "markdown"
-    continuation_id: str | None = Field(None, description="Store it with this id instead of its own.")
+    continuation_id: ContinuationId | None = Field(None, description="Store it with this id instead of its own.")
 
 
 class ImportOutput(ToolOutput):
@@ -70,7 +69,7 @@ def export_tool(conversations: ConversationService) -> ToolSpec:
     async def handle(arguments: ExportArguments, context: CallContext) -> ExportOutput:
         part = await conversations.export_part(
             context.owner,
-            ContinuationId(arguments.continuation_id),
+            arguments.continuation_id,
             arguments.format,
             after_seq=arguments.after_seq,
             budget_bytes=arguments.max_chars,
@@ -105,9 +104,7 @@ def import_tool(conversations: ConversationService) -> ToolSpec:
         text = arguments.text.removeprefix("\ufeff")
         parts = read_lines(text.split("\n")) if arguments.format == "jsonl" else read_markdown(text)
         last = None
-        async for progress in conversations.import_text(
-            context.owner, parts, as_name=optional_id(arguments.continuation_id)
-        ):
+        async for progress in conversations.import_text(context.owner, parts, as_name=arguments.continuation_id):
             last = progress
             await context.progress(f"{progress.seen} messages read, {progress.stored} stored")
         if last is None:

@@ -1,0 +1,53 @@
+"""The declarations of the tools: all that a client receives of an answer comes from its output model."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+
+import pytest
+
+from exai.mcp.features.results import ToolOutput
+from exai.mcp.features.tools import ToolRegistry, ToolSpec
+from tests.support.outputs import Fixed
+from tests.support.surface import all_tools
+
+TOOLS = all_tools()
+IN_ORDER = [
+    "chat",
+    *(f"conversation_{what}" for what in ("append", "get", "list", "search", "fork", "update", "delete")),
+    "conversation_export",
+    "conversation_import",
+    *(f"file_{what}" for what in ("put", "get", "list", "link", "delete")),
+    *("listmodels", "status", "version"),
+]
+
+
+def test_the_order_of_the_list_is_kept() -> None:
+    """It is part of the prompt that clients' providers cache: a new tool comes behind or between, none moves."""
+    assert list(TOOLS) == IN_ORDER
+
+
+@pytest.mark.parametrize("spec", TOOLS.values(), ids=list(TOOLS))
+def test_a_handler_returns_the_output_that_its_tool_declares(spec: ToolSpec) -> None:
+    """The annotation is what mypy checked the handler's returns against."""
+    handler = inspect.unwrap(spec.handler)
+    module = inspect.getmodule(handler)
+    assert vars(module)[handler.__annotations__["return"]] is spec.output
+    assert issubclass(spec.output, ToolOutput)
+    if spec.answer_from is not None:
+        made = typing.get_type_hints(spec.answer_from, vars(module))["return"]
+        assert made in (spec.output, typing.Self)
+        assert typing.cast("typing.Any", spec.answer_from).__self__ is spec.output
+
+
+def test_an_output_without_a_text_is_refused_at_start() -> None:
+    """Half of the clients would show their model nothing."""
+
+    class Silent(ToolOutput):
+        count: int
+
+    spec = TOOLS["version"]
+    with pytest.raises(TypeError, match="Silent must define as_text"):
+        ToolRegistry([ToolSpec("silent", "", "", spec.arguments, Silent, spec.handler)])
+    ToolRegistry([ToolSpec("audible", "", "", spec.arguments, Fixed, spec.handler)])

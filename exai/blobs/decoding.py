@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from exai.blobs.guessing import guess
+from exai.blobs.guessing import LEAST_BYTES, guess
 
 BINARY: Final = "binary"
 """In place of an encoding: the file is no text."""
@@ -33,19 +33,30 @@ MARKS: Final = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 NAMES: Final = {
+    "gb18030": "gb18030",
+    "big5": "big5",
     "cp932": "shift_jis",
     "cp949": "euc-kr",
     "euc_jp": "euc-jp",
     "koi8_r": "koi8-r",
+    "koi8_u": "koi8-u",
     "cp874": "windows-874",
-    "cp866": "ibm866",
     "iso2022_jp": "iso-2022-jp",
-    **{f"cp125{n}": f"windows-125{n}" for n in range(7)},
+    "mac_roman": "macintosh",
+    **{f"cp125{n}": f"windows-125{n}" for n in range(9)},
+    **{f"cp{n}": f"ibm{n}" for n in (437, 850, 852, 857, 866, 1125)},
+    **{f"iso8859_{n}": f"iso-8859-{n}" for n in (2, 5, 7, 15)},
 }
-CODECS: Final = {DAMAGED_UTF_8: UTF_8, MARKED_UTF_8: UTF_8} | {name: codec for codec, name in NAMES.items()}
+UNCERTAIN: Final = " (uncertain)"
+"""Behind the name of an encoding if others yield plausible texts, too."""
+
+CODECS: Final = {DAMAGED_UTF_8: UTF_8, MARKED_UTF_8: UTF_8} | {
+    f"{name}{suffix}": codec for codec, name in NAMES.items() for suffix in ("", UNCERTAIN)
+}
 """The usual names, and Python's."""
 
-ONE_BYTE: Final = frozenset(NAMES[codec] for codec in NAMES if codec.startswith(("cp125", "koi8", "cp874", "cp866")))
+WIDE_CODECS: Final = frozenset(["gb18030", "big5", "cp932", "cp949", "euc_jp", "iso2022_jp"])
+ONE_BYTE: Final = frozenset(name for name, codec in CODECS.items() if codec in NAMES and codec not in WIDE_CODECS)
 """Encodings in which the place of a character is the place of a byte."""
 
 SAMPLE_BYTES: Final = 32_768
@@ -122,13 +133,22 @@ def decode(data: bytes, encoding: str | None = None) -> Decoded | None:
     text = data[len(mark) :].decode(CODECS.get(name, name), errors="exai-lenient")
     if name == DAMAGED_UTF_8:
         text = text.removeprefix("\ufeff")
-    notes = [f"decoded from {name}"] if name not in PLAIN_UTF_8 else []
+    notes = [_source_of(name)] if name not in PLAIN_UTF_8 else []
     if name not in PLAIN_UTF_8 and (broken := text.count("\ufffd")):
         notes.append(f"{broken:,} bytes or sequences could not be decoded and are shown as U+FFFD")
     if "\0" in text:
         notes.append(f"NUL characters ({text.count(chr(0)):,}) are shown as {NUL_SHOWN}")
         text = text.replace("\0", NUL_SHOWN)
     return Decoded(text, name, "; ".join(notes) or None)
+
+
+def _source_of(name: str) -> str:
+    if not name.endswith(UNCERTAIN):
+        return f"decoded from {name}"
+    plain = name.removesuffix(UNCERTAIN)
+    return (
+        f"decoded from {plain}, which is a guess: the bytes may be text in another encoding. Store it as UTF-8 if wrong"
+    )
 
 
 def _lenient(error: UnicodeError) -> tuple[str, int]:
@@ -208,10 +228,10 @@ def _guessed(data: bytes) -> str:
     sample = _sample(data, runs)
     if _is_damaged(sample):
         return DAMAGED_UTF_8
-    for codec in guess(sample):
-        if _broken(data, codec) <= max(2, high * MOST_BROKEN):
-            return NAMES.get(codec, codec)
-    return SINGLE_BYTE
+    for codec, is_certain in guess(sample):
+        if codec in NAMES and _broken(data, codec) <= max(2, high * MOST_BROKEN):
+            return NAMES[codec] + ("" if is_certain else UNCERTAIN)
+    return SINGLE_BYTE + (UNCERTAIN if high >= LEAST_BYTES else "")
 
 
 def _is_damaged(data: bytes) -> bool:

@@ -1,16 +1,19 @@
 """Guess an encoding by the plausibility of its characters: common ones, in words of one script.
 
 Each encoding has a byte range for its common characters, so that a few Chinese words are not taken for rare Korean
-ones. Text that fits no range is passed to `charset-normalizer`.
+ones. Single-byte encodings are ranked by the language of the text that they yield. Text that fits nothing is passed to
+`charset-normalizer`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, NamedTuple
 
 from charset_normalizer import from_bytes
+
+from exai.blobs.single_byte import Ranked, is_certain, rank
 
 ENOUGH: Final = 0.8
 """Share of the non-ASCII bytes that must be plausible in an encoding for it to be chosen."""
@@ -21,8 +24,17 @@ FEW: Final = 6
 LEAST_BYTES: Final = 3
 """Beyond ASCII, from which on it is worth asking further."""
 
+FEW_BYTES: Final = 4
+"""Up to this size characters of several bytes may as well be single-byte ones."""
+
 DOUBT: Final = 0.7
 """Factor applied to a score if the distribution of characters contradicts the encoding."""
+
+WIDE: Final = frozenset(["gb18030", "cp932", "big5", "cp949", "euc_jp"])
+THAI_CODEC: Final = "cp874"
+MOST_SCATTERED: Final = 0.5
+SCATTERED: Final = re.compile(r"([A-Za-z]?)([^\0-\x7f]+)(?=([A-Za-z]?))")
+"""Characters beyond ASCII, with the Latin letters on both sides."""
 
 OTHERS: Final = (
     "gb18030", "big5", "cp932", "euc_jp", "cp949", "cp1250", "cp1251", "cp1252", "cp1253", "cp1254", "cp1255", "cp1256",
@@ -60,15 +72,49 @@ VOWELS: Final = frozenset(b"\xe0\xe5\xe8\xee\xf3\xfb\xfd\xfe\xff\xb8")
 LEAST_VOWELS: Final = 0.3
 
 
-def guess(sample: bytes) -> list[str]:
-    """Return Python's names of the encodings that a text may have, the likeliest first; none if nothing fits."""
+class Guess(NamedTuple):
+    """Python's name of an encoding; `is_certain` is false if another one yields another plausible text."""
+
+    encoding: str
+    is_certain: bool = True
+
+
+def guess(sample: bytes) -> Iterator[Guess]:
+    """Yield the encodings that a text may have, the likeliest first; none if nothing fits."""
     scores = {name: score(sample) for name, score in SCORES.items()}
-    natural = [name for name, score in scores.items() if score >= ENOUGH]
+    natural = [name for name, score in scores.items() if score >= ENOUGH and not _is_scattered(sample, name)]
     natural.sort(key=lambda name: -scores[name])
-    if not natural and sum(map(len, RUN.findall(sample))) < LEAST_BYTES:
-        return []
+    runs = list(RUN.finditer(sample))
+    size = sum(len(match.group()) for match in runs)
+    is_short = size < LEAST_BYTES
+    if not is_short or all(_touches_letter(sample, match) for match in runs):
+        ranked = rank(sample)
+        if ranked[0].is_plain and not (natural and _is_likelier(natural[0], ranked[0])):
+            yield Guess(ranked[0].encoding, is_certain(ranked, sample))
+    yield from (Guess(name, is_certain=name not in WIDE or size > FEW_BYTES) for name in natural)
+    if is_short:
+        return
     others = from_bytes(sample, cp_isolation=list(OTHERS), threshold=0.5, preemptive_behaviour=False)
-    return list(dict.fromkeys([*natural, *(each.encoding for each in others)]))
+    yield from (Guess(each.encoding, is_certain=False) for each in others)
+
+
+def _is_likelier(natural: str, ranked: Ranked) -> bool:
+    """Return whether an encoding by its ranges is likelier than the first of the single-byte ones by their language.
+
+    Characters of an encoding with several bytes that are read as Latin letters look like a language by chance.
+    """
+    if ranked.is_drawn:
+        return False
+    return natural == THAI_CODEC or (natural in WIDE and (ranked.is_latin or not ranked.is_sure))
+
+
+def _is_scattered(sample: bytes, encoding: str) -> bool:
+    """Return whether the characters of an encoding with several bytes are single ones within Latin words."""
+    if encoding not in WIDE:
+        return False
+    runs = SCATTERED.findall(sample.decode(encoding, errors="replace"))
+    inside = sum(len(run) <= bool(before) + bool(after) for before, run, after in runs)
+    return inside > len(runs) * MOST_SCATTERED
 
 
 def _chinese(sample: bytes) -> float:

@@ -82,6 +82,37 @@ class Conversation:
     """Kind of the newest message; set only in lists, and None if that message is inherited."""
 
 
+class ConversationKey(NamedTuple):
+    """The identity of a conversation: names are unique per owner."""
+
+    owner: Owner
+    continuation_id: ContinuationId
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """A committed change of one conversation, from `base_revision` to `revision`; equal if nothing was changed.
+
+    `conversation` is the header. Its own revision is later than `revision` if a repeated request is answered with the
+    revision of the first one. `added` holds the messages by which the revisions differ, None if the change was not an
+    addition of messages. `is_listed` states that the list of conversations changed: one is new, gone or renamed.
+    `is_repeated` states that an earlier request made the change. `server_epoch` is that of the statement.
+    """
+
+    conversation: Conversation
+    base_revision: int
+    revision: int
+    server_epoch: str
+    added: tuple[Message, ...] | None = None
+    is_listed: bool = False
+    is_repeated: bool = False
+
+    @property
+    def key(self) -> ConversationKey:
+        """The identity of the changed conversation."""
+        return ConversationKey(self.conversation.owner, self.conversation.continuation_id)
+
+
 @dataclass(frozen=True, slots=True)
 class ContentPart:
     """The part of its content that a message holds: from character `offset` on, out of `chars`."""

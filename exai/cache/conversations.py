@@ -30,10 +30,10 @@ import itertools
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, cast
 
 import structlog
 
@@ -58,7 +58,7 @@ from exai.cache.redis.scripts import Scripts, load_scripts
 from exai.cache.redis.topology import open_topology
 from exai.cache.singleflight import Flight, SingleFlight
 from exai.errors import CacheError, ExaiError, NotFound
-from exai.models import PAGE_MESSAGES, ContinuationId, Conversation, Message, Owner, Recorder, Source
+from exai.models import PAGE_MESSAGES, Commit, ContinuationId, ConversationKey, Owner, Recorder, Source
 from exai.pages import Undecodable, Unencodable, decode_page, encode_page
 from exai.resilience import Clock, Random
 from exai.settings.load import CacheSettings
@@ -78,8 +78,6 @@ MICROSECOND: Final = 1_000_000
 CHECK_MARGIN: Final = 1.5
 
 APPLIED: Final = {1: "appended", 2: "stored", 3: "current", 4: "absent", 5: "removed"}
-
-Key: TypeAlias = tuple[Owner, ContinuationId]
 
 log = structlog.get_logger(__name__)
 
@@ -104,8 +102,8 @@ class ConversationCache:
         self._client, self._reconciler, self._settings = client, reconciler, settings
         self._applies = ScriptBatcher(client, scripts.apply) if client is not None else None
         self._scripts, self._recorder, self._rand = scripts, recorder, rand
-        self._min_revisions: MinRevisions[Key] = MinRevisions(settings.max_staleness_s, clock=clock)
-        self._flights: SingleFlight[Key, Loaded] = SingleFlight()
+        self._min_revisions: MinRevisions[ConversationKey] = MinRevisions(settings.max_staleness_s, clock=clock)
+        self._flights: SingleFlight[ConversationKey, Loaded] = SingleFlight()
         self._checking: asyncio.Task[None] | None = None
         self._token_stem = secrets.token_hex(8)
         self._tokens = itertools.count(1)
@@ -120,7 +118,7 @@ class ConversationCache:
         A hit costs 1 Redis round trip, a miss 2 and the load; the caller does not wait for the second one. Raises the
         errors of `load`, and `DeadlineExceeded`.
         """
-        key = (owner, continuation_id)
+        key = ConversationKey(owner, continuation_id)
         found = await self.read(owner, continuation_id, min_revision=min_revision)
         for pause_s in WAITS_S:
             if not isinstance(found, Wait):
@@ -150,7 +148,7 @@ class ConversationCache:
 
         A `Miss` holds the conversation's lease, which the caller should use or release.
         """
-        minimum = self._min_revisions.minimum((owner, continuation_id))
+        minimum = self._min_revisions.minimum(ConversationKey(owner, continuation_id))
         if self._client is None:
             found: CacheLookup = Unavailable("off")
         elif minimum is None:
@@ -186,35 +184,16 @@ class ConversationCache:
         with suppress(CacheError):
             await self._client.run(self._scripts.release, where.group, (where.lease,), (miss.token,))
 
-    async def apply(
-        self,
-        owner: Owner,
-        continuation_id: ContinuationId,
-        *,
-        base_revision: int,
-        revision: int,
-        server_epoch: str,
-        delta: Sequence[Message] | None = None,
-        conversation: Conversation | None = None,
-        preloaded: PreloadedPage | None = None,
-    ) -> bool:
+    async def apply(self, commit: Commit, *, preloaded: PreloadedPage | None = None) -> bool:
         """Apply a committed change to Redis before it is acknowledged: 1 Redis round trip, shared by concurrent calls.
 
-        `delta` holds the messages added to `base_revision`, and `conversation` the header as of `revision`. If either
-        is missing the change is not an addition, and an older entry is removed. Returns whether Redis was updated; if
-        not, other processes may read the older page for up to one bound, but not this one. Cancelling is safe.
+        An older entry is removed unless the change added messages to it. Returns whether Redis was updated; if not,
+        other processes may read the older page for up to one staleness bound, but not this one. Cancelling is safe.
         """
         if self._client is None or self._applies is None:
             return True
-        where = cache_keys(owner, continuation_id, self._client.groups)
-        args = self._change(
-            base_revision=base_revision,
-            revision=revision,
-            server_epoch=server_epoch,
-            delta=delta,
-            conversation=conversation,
-            preloaded=preloaded,
-        )
+        where = cache_keys(*commit.key, self._client.groups)
+        args = self._change(commit, preloaded)
         is_applied = False
         try:
             reply = await self._applies.run(where.group, (where.entry, where.lease), args)
@@ -225,7 +204,7 @@ class ConversationCache:
         finally:
             # In `finally`, because a cancelled call may or may not have reached Redis.
             if not is_applied:
-                self._min_revisions.note((owner, continuation_id), revision)
+                self._min_revisions.note(commit.key, commit.revision)
         return is_applied
 
     async def read_uncovered(
@@ -236,7 +215,7 @@ class ConversationCache:
         A write must not be based on it. Returns None without an entry, or if it is older than `max_age_s` or than a
         change that this process knows to be committed.
         """
-        minimum = self._min_revisions.minimum((owner, continuation_id))
+        minimum = self._min_revisions.minimum(ConversationKey(owner, continuation_id))
         if self._client is None or minimum is None:
             return None
         where = cache_keys(owner, continuation_id, self._client.groups)
@@ -315,7 +294,7 @@ class ConversationCache:
             case _:
                 return Unavailable("down")
 
-    def _vouched(self, key: Key, min_revision: int) -> bool:
+    def _vouched(self, key: ConversationKey, min_revision: int) -> bool:
         """Return whether a page read under a live lease is recent enough for this caller.
 
         A live lease proves only that the page contains the changes applied to Redis. It proves nothing about a floor,
@@ -323,7 +302,7 @@ class ConversationCache:
         """
         return min_revision == ANY_REVISION and self._min_revisions.minimum(key) == ANY_REVISION
 
-    def _flight(self, key: Key, found: Wait) -> Flight[Loaded] | None:
+    def _flight(self, key: ConversationKey, found: Wait) -> Flight[Loaded] | None:
         """Return this process's read under the lease just seen alive, None if it began more than one bound ago."""
         flight = self._flights.find(key, found.token)
         young = (
@@ -331,41 +310,32 @@ class ConversationCache:
         )
         return flight if young else None
 
-    async def _fill_or_release(self, key: Key, miss: Miss, loaded: Loaded | None) -> None:
+    async def _fill_or_release(self, key: ConversationKey, miss: Miss, loaded: Loaded | None) -> None:
         """Store the page of a read, or release its lease if the read failed, so that other readers do not wait."""
         await (self.release(*key, miss) if loaded is None else self.fill(*key, miss, loaded))
 
-    def _change(
-        self,
-        *,
-        base_revision: int,
-        revision: int,
-        server_epoch: str,
-        delta: Sequence[Message] | None,
-        conversation: Conversation | None,
-        preloaded: PreloadedPage | None,
-    ) -> tuple[Argument, ...]:
-        """Return the arguments of APPLY; a change that cannot be encoded is sent without a delta."""
+    def _change(self, commit: Commit, preloaded: PreloadedPage | None) -> tuple[Argument, ...]:
+        """Return the arguments of APPLY; a change that cannot be encoded is sent without its messages."""
+        conversation, added = commit.conversation, commit.added
         header, page, count = b"", b"", -1
         token: bytes = b""
         whole: tuple[Argument, ...] | None = None
-        if conversation is not None and conversation.revision != revision:
+        if conversation.revision != commit.revision:
             # The answer to a repeated request carries the conversation's current header, which is newer than the
-            # change. Header and delta do not match, so the change must not be stored as an addition.
-            delta, preloaded = None, None
-        if conversation is not None and delta is not None:
+            # change. Header and messages do not match, so the change must not be stored as an addition.
+            added, preloaded = None, None
+        if added is not None:
             try:
-                header, page, count = encode_header(conversation), encode_page(delta), len(delta)
+                header, page, count = encode_header(conversation), encode_page(added), len(added)
             except Unencodable:
                 self._recorder.count("cache_unencodable_total")
-        if preloaded is not None and conversation is not None:
-            whole = self._fields(
-                Loaded(conversation, preloaded.messages, preloaded.complete, server_epoch), preloaded.miss
-            )
+        if preloaded is not None:
+            loaded = Loaded(conversation, preloaded.messages, preloaded.complete, commit.server_epoch)
+            whole = self._fields(loaded, preloaded.miss)
             token = preloaded.miss.token if whole is not None else b""
-        id_ = conversation.id if conversation is not None else ""
+        identity = (commit.base_revision, commit.revision, commit.server_epoch, conversation.id)
         limits = (self._ttl_ms(), PAGE_MESSAGES, self._entry_bytes)
-        return (base_revision, revision, server_epoch, id_, *limits, count, header, page, token, *(whole or ()))
+        return (*identity, *limits, count, header, page, token, *(whole or ()))
 
     def _fields(self, loaded: Loaded, miss: Miss) -> tuple[Argument, ...] | None:
         # A page cut by a byte budget is not the newest page, as which the entry would be served for hours.
@@ -385,14 +355,14 @@ class ConversationCache:
         # Jitter, so that entries stored at the same time do not expire at the same time.
         return round(self._settings.idle_hours * 3_600_000 * (0.9 + 0.1 * self._rand()))
 
-    def _sample(self, key: Key, hit: Hit, load: Load) -> None:
+    def _sample(self, key: ConversationKey, hit: Hit, load: Load) -> None:
         """Compare one in `verify_one_in` hits with the database, in a background task, one at a time."""
         one_in = self._settings.verify_one_in
         idle = self._checking is None or self._checking.done()
         if one_in and idle and self._rand() * one_in < 1:
             self._checking = asyncio.create_task(self._compare(key, hit, load), name="cache-check", context=Context())
 
-    async def _compare(self, key: Key, hit: Hit, load: Load) -> None:
+    async def _compare(self, key: ConversationKey, hit: Hit, load: Load) -> None:
         """Count the check, and count and log the hit if it was stale."""
         try:
             reason = await self._stale_reason(key, hit, load)
@@ -404,7 +374,7 @@ class ConversationCache:
             self._recorder.count("cache_stale_total", reason=reason)
             log.error("cache_stale", owner=key[0], continuation_id=key[1], reason=reason)
 
-    async def _stale_reason(self, key: Key, hit: Hit, load: Load) -> str | None:
+    async def _stale_reason(self, key: ConversationKey, hit: Hit, load: Load) -> str | None:
         """Return how a hit differs from the database, None if it agrees.
 
         A difference counts only if it persists for more than one bound, since staleness within the bound is allowed.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from exai.db.conversations import ConversationRepository
 from exai.errors import ExaiError
-from exai.models import ContinuationId, Owner, Recorder
+from exai.models import Commit, ContinuationId, ConversationKey, Owner, Recorder
 
 WATCH_S = 2.0
 """Interval between polls for changes by other daemons while there is a subscriber."""
@@ -54,7 +54,7 @@ class Notices:
 
     def __init__(self) -> None:
         self._listeners: list[tuple[Listener, Callable[[], bool]]] = []
-        self._latest: OrderedDict[tuple[Owner, ContinuationId], tuple[int, bool]] = OrderedDict()
+        self._latest: OrderedDict[ConversationKey, tuple[int, bool]] = OrderedDict()
         self.have_listeners = asyncio.Event()
         self.have_changed = asyncio.Event()
 
@@ -68,24 +68,22 @@ class Notices:
         self._listeners.append((listener, is_wanting))
         self.have_listeners.set()
 
-    def notify_change(
-        self, owner: Owner, continuation_id: ContinuationId, base_revision: int, revision: int, *, listed: bool = False
-    ) -> None:
+    def announce(self, commit: Commit) -> None:
         """Notify of a change committed by this process. A repeated request, which changed nothing, has no notice."""
-        if revision != base_revision:
+        if commit.revision != commit.base_revision and not commit.is_repeated:
             self.have_changed.set()
-            self.notify(owner, continuation_id, revision, listed=listed or base_revision == 0)
+            self.notify(commit.key, commit.revision, is_listed=commit.is_listed)
 
-    def notify(self, owner: Owner, continuation_id: ContinuationId, revision: int, *, listed: bool) -> None:
+    def notify(self, key: ConversationKey, revision: int, *, is_listed: bool) -> None:
         """Notify of a revision unless listeners were already notified of it or a later one."""
-        notified, notified_listed = self._latest.get((owner, continuation_id), (-1, False))
-        if revision < notified or (revision == notified and (notified_listed or not listed)):
+        latest, was_listed = self._latest.get(key, (-1, False))
+        if revision < latest or (revision == latest and (was_listed or not is_listed)):
             return
-        self._latest[owner, continuation_id] = (revision, listed)
-        self._latest.move_to_end((owner, continuation_id))
+        self._latest[key] = (revision, is_listed)
+        self._latest.move_to_end(key)
         if len(self._latest) > MAX_REMEMBERED:
             self._latest.popitem(last=False)
-        notice = Notice(owner, continuation_id, listed)
+        notice = Notice(key.owner, key.continuation_id, is_listed)
         for listener, _ in self._listeners:
             listener(notice)
 
@@ -125,4 +123,6 @@ class ChangePoller:
             news = await self._repository.news(str(max(FIRST_XID, int(self._since) - LOST_XIDS)))
         self._since, self._server_epoch, self._looked_at = news.xmin, news.server_epoch, now
         for each in news.changed if is_wanted else ():
-            self._notices.notify(each.owner, each.continuation_id, each.revision, listed=each.is_listed)
+            self._notices.notify(
+                ConversationKey(each.owner, each.continuation_id), each.revision, is_listed=each.is_listed
+            )

@@ -19,6 +19,7 @@ from exai.conversations.attachments import Attachments
 from exai.conversations.changes import ChangePoller, Notices
 from exai.conversations.formats import ExportItem, Format
 from exai.conversations.indexing import Indexing
+from exai.conversations.publishing import Publisher
 from exai.conversations.requests import (
     AppendRequest,
     ChatRequest,
@@ -102,9 +103,10 @@ class ConversationService:
         self.notices = Notices()
         self._watch = ChangePoller(stores.conversations, self.notices, recorder)
         self._indexing = Indexing(stores.search, self.notices.have_changed, recorder, pause_s=index_pause_s)
-        self._transfer = Transfer(stores.transfer, cache, limits, self.notices, files)
+        self._publisher = Publisher(cache, self.notices)
+        self._transfer = Transfer(stores.transfer, self._publisher, limits, files)
         self._cache, self._limits = cache, limits
-        self._turns = ChatTurns(stores.conversations, cache, providers, attachments, self.notices)
+        self._turns = ChatTurns(stores.conversations, cache, providers, attachments, self._publisher)
         self._recorder = recorder
 
     async def chat(
@@ -176,27 +178,14 @@ class ConversationService:
                 expected_revision=request.expected_revision,
             )
         )
-        conversation = result.conversation
-        if result.status not in ("appended", "duplicate") or conversation is None:
-            raise refusal(result.status, request.continuation_id, result.revision, result.missing)
-        await self._cache.apply(
-            request.owner,
-            conversation.continuation_id,
-            base_revision=result.base_revision,
-            revision=result.revision,
-            server_epoch=result.server_epoch,
-            delta=result.stored,
-            conversation=conversation,
-        )
-        if result.status == "appended":
-            self.notices.notify_change(
-                request.owner, conversation.continuation_id, result.base_revision, result.revision
-            )
+        if result.commit is None:
+            raise refusal(result.status, request.continuation_id, result.current_revision, result.missing)
+        await self._publisher.publish(result.commit)
         return Appended(
-            continuation_id=conversation.continuation_id,
+            continuation_id=result.commit.conversation.continuation_id,
             first_seq=result.first_seq or 0,
             last_seq=result.last_seq or 0,
-            revision=result.revision,
+            revision=result.commit.revision,
             duplicate=result.status == "duplicate",
         )
 
@@ -319,10 +308,10 @@ class ConversationService:
             raise InvalidArgument("at_seq", f"is {at_seq}", f"Use 1 to {forked.last_seq}")
         if forked.status == "too_deep":
             raise InvalidArgument("continuation_id", "is a fork of too many forks", "Export it and import it anew")
-        if forked.conversation is None:
+        if forked.commit is None:
             raise refusal(forked.status, continuation_id, 0, None)
-        self.notices.notify_change(owner, forked.conversation.continuation_id, 0, forked.conversation.revision)
-        return forked.conversation
+        self._publisher.announce(forked.commit)
+        return forked.commit.conversation
 
     async def change(
         self,
@@ -346,7 +335,7 @@ class ConversationService:
         changed = await self._curation.change(
             owner, continuation_id, request, change, expected_revision=expected_revision
         )
-        return await self._publish_change(owner, continuation_id, changed)
+        return await self._publish_change(continuation_id, changed)
 
     async def delete(
         self,
@@ -419,24 +408,17 @@ class ConversationService:
         marked = await self._curation.mark_deleted(
             owner, continuation_id, request, deleted=deleted, expected_revision=expected
         )
-        return await self._publish_change(owner, continuation_id, marked)
+        return await self._publish_change(continuation_id, marked)
 
-    async def _publish_change(self, owner: Owner, continuation_id: ContinuationId, changed: Changed) -> Conversation:
-        """Apply a change other than an append to the cache, or raise the reason why it was not made.
+    async def _publish_change(self, continuation_id: ContinuationId, changed: Changed) -> Conversation:
+        """Publish a change other than an append, or raise the reason why it was not made.
 
-        Applied even if nothing changed: a first attempt whose reply was lost may have made the change.
+        Published even if nothing changed: a first attempt whose reply was lost may have made the change.
         """
-        if changed.status in ("not_found", "conflict_revision", "conflict_key") or changed.conversation is None:
-            raise refusal(changed.status, continuation_id, changed.revision, None)
-        await self._cache.apply(
-            owner,
-            continuation_id,
-            base_revision=changed.base_revision,
-            revision=changed.revision,
-            server_epoch=changed.server_epoch,
-        )
-        self.notices.notify_change(owner, continuation_id, changed.base_revision, changed.revision, listed=True)
-        return changed.conversation
+        if changed.commit is None:
+            raise refusal(changed.status, continuation_id, changed.current_revision, None)
+        await self._publisher.publish(changed.commit)
+        return changed.commit.conversation
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -18,8 +18,6 @@ from itertools import chain
 from typing import Protocol
 
 from exai.blobs.base import PART_BYTES, digest
-from exai.cache.conversations import ConversationCache
-from exai.conversations.changes import Notices
 from exai.conversations.formats import (
     ConversationText,
     ExportItem,
@@ -30,6 +28,7 @@ from exai.conversations.formats import (
     write_header,
     write_message,
 )
+from exai.conversations.publishing import Publisher
 from exai.conversations.requests import check_json, check_messages, check_names, content_hash
 from exai.db.files import FileList
 from exai.db.transfer import ImportBatch, TransferRepository
@@ -96,18 +95,16 @@ class ExportPart:
 
 
 class Transfer:
-    """Exports and imports conversations as text. Bypasses the cache, in which an import only invalidates entries."""
+    """Exports and imports conversations as text. Reads bypass the cache; an import removes older entries from it."""
 
     def __init__(
         self,
         repository: TransferRepository,
-        cache: ConversationCache,
+        publisher: Publisher,
         limits: LimitSettings,
-        notices: Notices,
         files: Shelf,
     ) -> None:
-        self._repository, self._cache, self._limits, self._notices = repository, cache, limits, notices
-        self._files = files
+        self._repository, self._publisher, self._limits, self._files = repository, publisher, limits, files
 
     async def export(self, owner: Owner, continuation_id: ContinuationId, kind: Format) -> AsyncIterator[str]:
         """Yield a conversation with its files as text, a page at a time, each page and part of a file 1 round trip.
@@ -211,21 +208,13 @@ class Transfer:
             if batch:
                 check_messages([each.message for each in batch], self._limits)
             imported = await self._repository.store_batch(_import_batch(owner, name, header, batch, files.names))
-            if imported.status not in ("stored", "duplicate"):
+            if imported.commit is None:
                 raise _refused(name, batch)
-            await self._cache.apply(
-                owner,
-                name,
-                base_revision=imported.base_revision,
-                revision=imported.revision,
-                server_epoch=imported.server_epoch,
-            )
-            if imported.status == "stored" or imported.restored:
-                self._notices.notify_change(owner, name, imported.base_revision, imported.revision, listed=seen == 0)
+            await self._publisher.publish(imported.commit)
             seen += len(batch)
             stored += imported.stored
             restored = restored or imported.restored
-            yield ImportProgress(name, seen, stored, imported.revision, restored, tuple(files.notes))
+            yield ImportProgress(name, seen, stored, imported.commit.revision, restored, tuple(files.notes))
         await files.link(name)
 
 

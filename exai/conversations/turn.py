@@ -23,8 +23,8 @@ import structlog
 from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Miss, PreloadedPage
 from exai.conversations.attachments import Attachments
-from exai.conversations.changes import Notices
 from exai.conversations.prompt import Asked, check_fits
+from exai.conversations.publishing import Publisher
 from exai.conversations.requests import ChatRequest, ChatResult, refusal
 from exai.conversations.turn_request import LEASE_S, history_of, turn_start, whole_prompt_tokens
 from exai.conversations.turn_result import answer_of, facts_of, failure_of, kept_of, result_of
@@ -39,9 +39,9 @@ from exai.errors import (
 )
 from exai.models import (
     PAGE_MESSAGES,
+    Commit,
     Completion,
     CompletionRequest,
-    Conversation,
     Delta,
     OnDelta,
     Prompt,
@@ -77,12 +77,12 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """A turn that has begun. `publication` is the task that applies its question to the cache."""
+    """A turn that has begun. `publication` is the task that publishes its question."""
 
     request: ChatRequest
     model: Model
     begun: TurnBegun
-    conversation: Conversation
+    commit: Commit
     cached: Hit | Miss | None
     publication: asyncio.Task[None]
     received: _ReceivedText
@@ -97,10 +97,10 @@ class ChatTurns:
         cache: ConversationCache,
         providers: Providers,
         attachments: Attachments,
-        notices: Notices,
+        publisher: Publisher,
     ) -> None:
         self._repository, self._cache, self._providers = repository, cache, providers
-        self._attachments, self._notices = attachments, notices
+        self._attachments, self._publisher = attachments, publisher
         self._leased: dict[TurnId, asyncio.Timeout] = {}
         self._side_tasks: set[asyncio.Task[Any]] = set()
 
@@ -115,23 +115,25 @@ class ChatTurns:
         check_fits(request.prompt, request.system, room_tokens)
         cached = await self._read_cache(request)
         begun = await self._begin(request, model, turn_start(request, model, room_tokens, cached), cached, on_begun)
-        if begun.conversation is None:
+        commit = begun.commit
+        if commit is None:
             raise AssertionError("a turn that was begun has a conversation")
         if begun.reply is not None:
-            await self._tell_repeated(request, begun, begun.conversation)
-            name, seconds = begun.conversation.continuation_id, time.monotonic() - started
-            return result_of(begun.reply, name, begun.revision, duration_s=seconds, duplicate=True)
-        # Not awaited: the cache is updated while the model answers. `_tell_finished` waits for it, because the answer's
-        # delta can only be added to an entry that contains the question.
-        publication = self._aside(self._publish_begun(request, begun, begun.conversation, cached), "cache-begun")
-        turn = _Turn(request, model, begun, begun.conversation, cached, publication, _ReceivedText(on_delta))
-        completion, finished, facts = await self._answer(turn, room_tokens)
+            # The process that answered first may have died before it updated the cache.
+            await self._publisher.publish(commit)
+            name, seconds = commit.conversation.continuation_id, time.monotonic() - started
+            return result_of(begun.reply, name, commit.revision, duration_s=seconds, duplicate=True)
+        # Not awaited: the cache is updated while the model answers. `_publish_finished` waits for it, since the answer
+        # can only be added to an entry that contains the question.
+        publication = self._aside(self._publish_begun(begun, commit, cached), "cache-begun")
+        turn = _Turn(request, model, begun, commit, cached, publication, _ReceivedText(on_delta))
+        completion, seq, finished, facts = await self._answer(turn, room_tokens)
         return ChatResult(
             content=completion.content,
-            continuation_id=turn.conversation.continuation_id,
+            continuation_id=turn.commit.conversation.continuation_id,
             model=model.name,
             provider=completion.provider,
-            seq=finished.seq or 0,
+            seq=seq,
             revision=finished.revision,
             usage=completion.usage,
             finish_reason=completion.finish_reason,
@@ -198,7 +200,7 @@ class ChatTurns:
                     break
                 await self._wait_for_first_attempt(start, begun)
             if begun.status not in ("started", "resumed", "finished"):
-                raise refusal(begun.status, start.continuation_id, begun.revision, begun.missing)
+                raise refusal(begun.status, start.continuation_id, begun.current_revision, begun.missing)
         except BaseException:
             if isinstance(cached, Miss) and start.continuation_id is not None:
                 self._aside(self._cache.release(start.owner, start.continuation_id, cached), "cache-release")
@@ -216,8 +218,8 @@ class ChatTurns:
                     "the first request with this idempotency key is still running",
                     "Call again later with the same key to get its answer",
                 )
-                if begun.conversation is not None:
-                    still_running.continuation_id = begun.conversation.continuation_id
+                if begun.commit is not None:
+                    still_running.continuation_id = begun.commit.conversation.continuation_id
                 raise still_running
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, POLL_MOST_S)
@@ -245,8 +247,8 @@ class ChatTurns:
         if begun.status in ("started", "resumed"):
             await self._record(failure_of(request, model, begun, "", error))
 
-    async def _answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, TurnFinished, dict[str, Any]]:
-        continuation_id = turn.conversation.continuation_id
+    async def _answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, int, Commit, dict[str, Any]]:
+        continuation_id = turn.commit.conversation.continuation_id
         try:
             completion, asked = await self._leased_answer(turn, room_tokens)
         except BaseException as error:
@@ -256,7 +258,7 @@ class ChatTurns:
             raise
         facts = facts_of(completion, asked)
         try:
-            finished = await self._write(self._finish(turn, completion, facts))
+            seq, finished = await self._write(self._finish(turn, completion, facts))
         except Conflict as error:
             error.continuation_id = continuation_id
             raise
@@ -270,7 +272,7 @@ class ChatTurns:
             if not isinstance(error, ExaiError) or not error.retryable:
                 await self._write(self._fail(turn, not_stored))
             raise not_stored from error
-        return completion, finished, facts
+        return completion, seq, finished, facts
 
     async def _leased_answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, Asked]:
         """Call the model under the turn's lease; return answer and prompt. Raises `Conflict` if ended elsewhere."""
@@ -331,7 +333,7 @@ class ChatTurns:
             )
         return completion
 
-    async def _finish(self, turn: _Turn, completion: Completion, facts: dict[str, Any]) -> TurnFinished:
+    async def _finish(self, turn: _Turn, completion: Completion, facts: dict[str, Any]) -> tuple[int, Commit]:
         finished = await self._store_end(
             TurnEnd(
                 owner=turn.request.owner,
@@ -345,19 +347,19 @@ class ChatTurns:
                 metadata=facts,
             )
         )
-        if finished.status == "superseded":
+        if finished.commit is None:
             raise Conflict(
                 "superseded",
                 "a later attempt with the same idempotency key has taken this turn over",
                 "Call again with the same key to get its answer",
             )
-        await self._tell_finished(turn, finished)
-        return finished
+        await self._publish_finished(turn, finished.commit)
+        return finished.seq or 0, finished.commit
 
     async def _fail(self, turn: _Turn, error: BaseException) -> None:
         finished = await self._record(failure_of(turn.request, turn.model, turn.begun, turn.received.text, error))
-        if finished is not None and finished.stored:
-            await self._tell_finished(turn, finished)
+        if finished is not None and finished.commit is not None and finished.commit.added:
+            await self._publish_finished(turn, finished.commit)
         # The error says that the question is stored, and the caller may read the conversation at once, so the cache
         # must contain the question before the error is raised.
         await asyncio.wait({turn.publication})
@@ -385,54 +387,21 @@ class ChatTurns:
                     raise
             await asyncio.sleep(pause_s)
 
-    async def _publish_begun(
-        self, request: ChatRequest, begun: TurnBegun, conversation: Conversation, cached: Hit | Miss | None
-    ) -> None:
-        """Apply the question to the cache; after a miss, store the complete newest page under the miss's lease."""
+    async def _publish_begun(self, begun: TurnBegun, commit: Commit, cached: Hit | Miss | None) -> None:
+        """Publish the question; after a miss, store the complete newest page under the miss's lease."""
         if begun.status != "started":
             if isinstance(cached, Miss):
-                await self._cache.release(request.owner, conversation.continuation_id, cached)
+                await self._cache.release(*commit.key, cached)
             return
         preloaded = None
         if isinstance(cached, Miss) and begun.full:
-            newest = (*begun.history, *begun.stored)[-PAGE_MESSAGES:]
+            newest = (*begun.history, *(commit.added or ()))[-PAGE_MESSAGES:]
             preloaded = PreloadedPage(cached, newest, complete=newest[0].seq == 1)
-        await self._cache.apply(
-            request.owner,
-            conversation.continuation_id,
-            base_revision=begun.base_revision,
-            revision=begun.revision,
-            server_epoch=begun.server_epoch,
-            delta=begun.stored,
-            conversation=conversation,
-            preloaded=preloaded,
-        )
-        self._notices.notify_change(request.owner, conversation.continuation_id, begun.base_revision, begun.revision)
+        await self._publisher.publish(commit, preloaded=preloaded)
 
-    async def _tell_repeated(self, request: ChatRequest, begun: TurnBegun, conversation: Conversation) -> None:
-        """Apply the conversation's revision to the cache; the process that answered first may have died before that."""
-        await self._cache.apply(
-            request.owner,
-            conversation.continuation_id,
-            base_revision=begun.base_revision,
-            revision=begun.revision,
-            server_epoch=begun.server_epoch,
-            conversation=conversation,
-        )
-
-    async def _tell_finished(self, turn: _Turn, finished: TurnFinished) -> None:
+    async def _publish_finished(self, turn: _Turn, commit: Commit) -> None:
         await asyncio.wait({turn.publication})
-        await self._cache.apply(
-            turn.request.owner,
-            turn.conversation.continuation_id,
-            base_revision=finished.base_revision,
-            revision=finished.revision,
-            server_epoch=finished.server_epoch,
-            delta=finished.stored,
-            conversation=finished.conversation,
-        )
-        owner, name = turn.request.owner, turn.conversation.continuation_id
-        self._notices.notify_change(owner, name, finished.base_revision, finished.revision)
+        await self._publisher.publish(commit)
 
     def _aside(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
         """Run `work` as a tracked task with its own deadline, independent of the request's."""

@@ -63,4 +63,5 @@ def _known(cached: Hit | Miss | None) -> CachedRange | None:
 def history_of(begun: TurnBegun, cached: Hit | Miss | None) -> tuple[Message, ...]:
     """Return the history before the question: the cached messages, unless superseded, and those of the statement."""
     known = cached.messages if isinstance(cached, Hit) and not begun.full else ()
-    return (*known, *begun.history, *begun.stored)
+    question = begun.commit.added or () if begun.commit is not None else ()
+    return (*known, *begun.history, *question)

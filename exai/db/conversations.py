@@ -49,6 +49,7 @@ from exai.db.rows import (
     check_texts,
     check_time,
     columns_of,
+    commit_of,
     conversation_of,
     json_of,
     reply_of,
@@ -165,15 +166,13 @@ class ConversationRepository:
         stored = tuple(answer.part("stored"))
         if status == "appended" and not stored:
             stored = _just_stored(start.messages, answer, start.turn_id)
+        is_stored = status in {"appended", "duplicate"}
         return AppendResult(
             status=status,
-            conversation=answer.conversation if status in {"appended", "duplicate"} else None,
+            commit=commit_of(answer.head, stored, is_repeated=status == "duplicate") if is_stored else None,
             first_seq=head["first_seq"],
             last_seq=head["last_seq"],
-            base_revision=head["base_revision"] or 0,
-            revision=head["revision"] or 0,
-            stored=stored,
-            server_epoch=head["server_epoch"],
+            current_revision=head["revision"] or 0,
             missing=head.get("detail"),
         )
 
@@ -197,23 +196,24 @@ class ConversationRepository:
         head, status = answer.head, answer.head["status"]
         turn = head["turn"]
         system = answer.part("system")
+        # A retried statement that detects its earlier execution returns the stored rows, with their original time.
+        question = tuple(answer.part("stored"))
+        if status == "started" and not question:
+            question = _just_stored(start.messages, answer, start.turn_id)
+        is_begun = status in {"started", "resumed", "finished", "pending"}
+        # The answer to a finished turn lacks the messages between the revisions, so that it is not an addition.
+        added = None if status == "finished" else question
         return TurnBegun(
             status=status,
-            conversation=answer.conversation if status in {"started", "resumed", "finished", "pending"} else None,
+            commit=commit_of(answer.head, added, is_repeated=status != "started") if is_begun else None,
             turn_id=TurnId(head["turn_id"] or start.turn_id),
             attempt=head["attempt"],
-            base_revision=head["base_revision"] or 0,
-            revision=head["revision"] or 0,
             first_seq=head["first_seq"],
             last_seq=head["last_seq"],
-            # A retried statement that detects its earlier execution returns the stored rows, with their original time.
-            stored=_just_stored(start.messages, answer, start.turn_id)
-            if status == "started" and not answer.part("stored")
-            else tuple(answer.part("stored")),
             history=tuple(reversed(answer.part("message"))),
             full=head["full"],
             system=system[0] if system else None,
-            server_epoch=head["server_epoch"],
+            current_revision=head["revision"] or 0,
             reply=reply_of(turn, answer.part("reply")) if status == "finished" else None,
             error=turn["error"] if turn else None,
             missing=head["detail"],
@@ -244,16 +244,10 @@ class ConversationRepository:
             )
         )  # fmt: skip
         head, status = answer.head, answer.head["status"]
-        fresh = status == "finished"
-        return TurnFinished(
-            status=status,
-            conversation=answer.conversation,
-            seq=head["seq"],
-            base_revision=head["base_revision"] or 0,
-            revision=head["revision"] or 0,
-            stored=_just_stored(end.messages, answer, end.turn_id) if fresh else tuple(answer.part("stored")),
-            server_epoch=head["server_epoch"],
-        )
+        is_fresh = status == "finished"
+        stored = _just_stored(end.messages, answer, end.turn_id) if is_fresh else tuple(answer.part("stored"))
+        commit = None if status == "superseded" else commit_of(answer.head, stored)
+        return TurnFinished(status=status, commit=commit, seq=head["seq"])
 
     async def read_turn_state(self, owner: Owner, request_key: str) -> TurnSeen | None:
         """Read how far the turn with this key has come; None when there is none."""

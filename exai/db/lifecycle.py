@@ -9,9 +9,9 @@ from typing import Any, Final, Literal
 import orjson
 
 from exai.db.driver.pool import Database
-from exai.db.rows import check_text, conversation_of, json_of
+from exai.db.rows import check_text, commit_of, conversation_of, json_of
 from exai.errors import InvalidArgument
-from exai.models import ContinuationId, Conversation, ConversationId, Owner, TurnId
+from exai.models import Commit, ContinuationId, ConversationId, Owner, TurnId
 
 ForkStatus = Literal["forked", "duplicate", "not_found", "out_of_range", "too_deep", "conflict_key"]
 ChangeStatus = Literal["changed", "unchanged", "duplicate", "not_found", "conflict_revision", "conflict_key"]
@@ -42,26 +42,27 @@ class IdempotencyKey:
 
 @dataclass(frozen=True, slots=True)
 class Forked:
-    """`conversation` is the fork, for `forked` and `duplicate`; `last_seq` the source's last number, `out_of_range`."""
+    """The result of a fork. `commit` holds the new conversation, for `forked` and `duplicate`.
+
+    `last_seq` is the source's last number, for `out_of_range`.
+    """
 
     status: ForkStatus
-    conversation: Conversation | None
+    commit: Commit | None
     last_seq: int | None
-    server_epoch: str
 
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """What a change did; `conversation` is as the change left it, None for `not_found` and `conflict_key`.
+    """The result of a change. `commit` holds the header as the change left it; it is set unless the change was refused.
 
-    For a `duplicate` the revisions are the conversation's own by now.
+    For a `duplicate` the revisions are the conversation's current one. `current_revision` is set for a
+    `conflict_revision`.
     """
 
     status: ChangeStatus
-    conversation: Conversation | None
-    base_revision: int
-    revision: int
-    server_epoch: str
+    commit: Commit | None
+    current_revision: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,13 @@ class CurationRepository:
         check_text("title", title)
         identity = (owner, continuation_id, new_conversation_id, request.turn_id, request.key, request.digest)
         head = _head(await self._database.fetch("fork", *identity, at_seq, title))
-        return Forked(head["status"], _conversation(head), head["last_seq"], head["server_epoch"])
+        header = head["conversation"]
+        if not header:
+            return Forked(head["status"], None, head["last_seq"])
+        fork = conversation_of(header)
+        is_repeated = head["status"] == "duplicate"
+        commit = Commit(fork, 0, fork.revision, head["server_epoch"], is_listed=True, is_repeated=is_repeated)
+        return Forked(head["status"], commit, head["last_seq"])
 
     async def change(
         self,
@@ -163,13 +170,10 @@ class CurationRepository:
         identity = (owner, continuation_id, request.turn_id, request.key, request.digest, request.tool)
         text = json_of("change", document)
         head = _head(await self._database.fetch("change_conversation", *identity, text, expected))
-        return Changed(
-            head["status"],
-            _conversation(head),
-            head.get("base_revision") or 0,
-            head.get("revision") or 0,
-            head["server_epoch"],
-        )
+        status: ChangeStatus = head["status"]
+        is_refused = status in ("not_found", "conflict_revision", "conflict_key")
+        commit = None if is_refused else commit_of(head, is_listed=True, is_repeated=status == "duplicate")
+        return Changed(status, commit, head.get("revision") or 0)
 
 
 def _tags(tags: Sequence[str]) -> list[str]:
@@ -185,8 +189,3 @@ def _tags(tags: Sequence[str]) -> list[str]:
 def _head(rows: Sequence[Any]) -> dict[str, Any]:
     head: dict[str, Any] = orjson.loads(rows[-1]["data"])
     return head
-
-
-def _conversation(head: Mapping[str, Any]) -> Conversation | None:
-    header = head.get("conversation")
-    return conversation_of(header) if header else None

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, Final, Literal
 
 from exai.models import (
+    Commit,
     ContentPart,
     ContinuationId,
     Conversation,
@@ -84,20 +85,17 @@ class AppendStart:
 
 @dataclass(frozen=True, slots=True)
 class AppendResult:
-    """The result of an append. `conversation` and the numbers are set for `appended` and `duplicate`.
+    """The result of an append. `commit` and the numbers are set for `appended` and `duplicate`.
 
-    `revision` is the one created by this append (for a duplicate, by the first one), for `conflict_revision` the
-    current one. `conversation.revision` is always the current one. `missing` lists the files of `file_not_found`.
+    The commit's revision is the one created by this append, for a duplicate by the first one. `current_revision` is the
+    conversation's for `conflict_revision`. `missing` lists the files of `file_not_found`.
     """
 
     status: AppendStatus
-    conversation: Conversation | None
+    commit: Commit | None
     first_seq: int | None
     last_seq: int | None
-    base_revision: int
-    revision: int
-    stored: tuple[Message, ...]
-    server_epoch: str
+    current_revision: int = 0
     missing: str | None = None
 
 
@@ -139,26 +137,24 @@ class StoredReply:
 
 @dataclass(frozen=True, slots=True)
 class TurnBegun:
-    """The result of beginning a turn. `conversation` is set for `started`, `resumed`, `finished` and `pending`.
+    """The result of beginning a turn. `commit` is set for `started`, `resumed`, `finished` and `pending`.
 
-    `history` is oldest first and ends before `stored`. `full` means that it is complete within the budget, so that
+    Only a turn that `started` changed something; the commit of a `resumed` one also holds its question. `history` is
+    oldest first and ends before the question. `full` means that it is complete within the budget, so that
     cached messages must be ignored. `system` is the newest system message older than all returned or known messages.
     `error` is the failure of the earlier attempt of a resumed turn, if one was recorded.
     """
 
     status: BegunStatus
-    conversation: Conversation | None
+    commit: Commit | None
     turn_id: TurnId
     attempt: int
-    base_revision: int
-    revision: int
     first_seq: int | None
     last_seq: int | None
-    stored: tuple[Message, ...]
     history: tuple[Message, ...]
     full: bool
     system: Message | None
-    server_epoch: str
+    current_revision: int = 0
     reply: StoredReply | None = None
     error: Mapping[str, Any] | None = None
     missing: str | None = None
@@ -184,18 +180,14 @@ class TurnEnd:
 
 @dataclass(frozen=True, slots=True)
 class TurnFinished:
-    """`seq` is the last stored message's number, None when nothing was stored.
+    """The result of ending an attempt; `commit` is None for a `superseded` one, which changed nothing.
 
-    `conversation` is None only for `superseded` turns that do not exist; its revision is the current one.
+    `seq` is the number of the last stored message, None if none was stored.
     """
 
     status: FinishedStatus
-    conversation: Conversation | None
+    commit: Commit | None
     seq: int | None
-    base_revision: int
-    revision: int
-    stored: tuple[Message, ...]
-    server_epoch: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ import orjson
 
 from exai.db.records import StoredReply
 from exai.errors import InvalidArgument
-from exai.models import ContinuationId, Conversation, ConversationId, Message, NewMessage, Owner, Usage
+from exai.models import Commit, ContinuationId, Conversation, ConversationId, Message, NewMessage, Owner, Usage
 
 NO_METADATA: Final[Mapping[str, Any]] = Message._field_defaults["metadata"]
 MAX_METADATA_BYTES: Final = 262_144
@@ -77,6 +77,29 @@ def conversation_of(header: Mapping[str, Any]) -> Conversation:
         tags=tuple(header["tags"]),
         parent_id=header["parent_id"],
         parent_seq=header["parent_seq"],
+    )
+
+
+def commit_of(
+    head: Mapping[str, Any],
+    added: tuple[Message, ...] | None = None,
+    *,
+    is_listed: bool = False,
+    is_repeated: bool = False,
+) -> Commit | None:
+    """Return the commit that the document of a writing function describes, None if it has no conversation."""
+    header = head.get("conversation")
+    if not header:
+        return None
+    base_revision = head["base_revision"] or 0
+    return Commit(
+        conversation=conversation_of(header),
+        base_revision=base_revision,
+        revision=head["revision"] or 0,
+        server_epoch=head["server_epoch"],
+        added=added,
+        is_listed=is_listed or base_revision == 0,
+        is_repeated=is_repeated,
     )
 
 

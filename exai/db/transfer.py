@@ -14,9 +14,9 @@ import orjson
 
 from exai.db.driver.pool import Database
 from exai.db.records import StoredPage
-from exai.db.rows import RowsByPart, check_text, check_texts, columns_of, conversation_of, json_of
+from exai.db.rows import RowsByPart, check_text, check_texts, columns_of, commit_of, json_of
 from exai.errors import InvalidArgument, NotFound
-from exai.models import ContinuationId, Conversation, ConversationId, NewMessage, Owner, TurnId
+from exai.models import Commit, ContinuationId, ConversationId, NewMessage, Owner, TurnId
 
 EXPORT_PAGE_MESSAGES: Final = 500
 EXPORT_PAGE_BYTES: Final = 4 * 1_048_576
@@ -50,19 +50,16 @@ class ImportBatch:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What a batch did; `conversation` is as it is now, None when there is none.
+    """The result of a batch. `commit` is set for `stored` and `duplicate`.
 
-    `stored`: so many of its messages are new. `exists`: the name holds other messages. `gap`: an earlier batch is
-    missing, from `conversation.last_seq` on. `restored`: the conversation had been deleted, and is there again.
+    `stored` is the number of its messages that are new. `exists`: the conversation holds other messages. `gap`: an
+    earlier batch is missing. `restored`: the conversation had been deleted and was brought back.
     """
 
     status: ImportStatus
     stored: int
     restored: bool
-    conversation: Conversation | None
-    base_revision: int
-    revision: int
-    server_epoch: str
+    commit: Commit | None
 
 
 class TransferRepository:
@@ -127,16 +124,12 @@ class TransferRepository:
             *columns_of(batch.messages), [at.isoformat() if at else None for at in batch.times],
         )  # fmt: skip
         head = orjson.loads(rows[0]["data"])
-        header = head["conversation"]
-        return Imported(
-            status=head["status"],
-            stored=head["stored"],
-            restored=head["restored"],
-            conversation=conversation_of(header) if header else None,
-            base_revision=head["base_revision"] or 0,
-            revision=head["revision"] or 0,
-            server_epoch=head["server_epoch"],
-        )
+        status: ImportStatus = head["status"]
+        restored: bool = head["restored"]
+        # The first batch alone creates a conversation or brings one back.
+        is_repeated = status != "stored" and not restored
+        commit = commit_of(head, is_listed=batch.first_seq == 1, is_repeated=is_repeated)
+        return Imported(status, head["stored"], restored, commit if status in ("stored", "duplicate") else None)
 
 
 def _header(batch: ImportBatch) -> dict[str, Any]:

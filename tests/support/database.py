@@ -95,8 +95,8 @@ def ending(turn_id: str, *contents: str, attempt: int = 1, **other: Any) -> Turn
 async def conversation_of(repository: ConversationRepository, *contents: str) -> Conversation:
     """A new conversation that holds these user messages."""
     result = await repository.append(appending(None, *contents))
-    assert result.conversation is not None
-    return result.conversation
+    assert result.commit is not None
+    return result.commit.conversation
 
 
 async def contents_of(repository: ConversationRepository, continuation_id: str, limit: int = 500) -> list[str]:

@@ -21,8 +21,8 @@ async def use(database: Database) -> None:
     repository, curation = ConversationRepository(database), CurationRepository(database)
     files, transfer, search = FileRepository(database), TransferRepository(database), SearchRepository(database)
     appended = await repository.append(appending(None, "the first words"))
-    assert appended.conversation is not None
-    name = appended.conversation.continuation_id
+    assert appended.commit is not None
+    name = appended.commit.conversation.continuation_id
     await repository.append(appending(name, "x" * 100_000))
     await asyncio.gather(*(repository.append(appending(None, "one of several")) for _ in range(20)))
     started = await repository.begin_turn(beginning(name, "a question"))
@@ -39,8 +39,8 @@ async def use(database: Database) -> None:
             LOCAL_OWNER, name, once(), ConversationUpdate(title="renamed", tags=("a", "b"), metadata={"k": 1})
         )
     fork = await curation.fork(LOCAL_OWNER, name, once(), new_conversation_id=ConversationId(new_id()))
-    assert fork.conversation is not None
-    assert len(await contents_of(repository, fork.conversation.continuation_id)) == 4
+    assert fork.commit is not None
+    assert len(await contents_of(repository, fork.commit.conversation.continuation_id)) == 4
     assert [page async for page in transfer.export(LOCAL_OWNER, name)]
     imported = await transfer.store_batch(importing("imported", "one", "two"))
     assert imported.status == "stored"

@@ -23,7 +23,7 @@ from exai.db.driver.translate import DEPENDENCY, NO_REPLY, unknown_outcome
 from exai.db.records import AppendResult, AppendStart
 from exai.db.rows import Columns, columns_of, conversation_of, stored_of
 from exai.errors import DatabaseError, DeadlineExceeded, ExaiError, OutcomeUnknown, ShuttingDown
-from exai.models import Owner
+from exai.models import Commit, Owner
 
 MOST_APPENDS: Final = 16
 """Maximum number of appends in one batch."""
@@ -159,11 +159,14 @@ def _result(start: AppendStart, row: asyncpg.Record) -> AppendResult:
     first_seq, base_revision = row["first_seq"], row["base_revision"]
     return AppendResult(
         status="appended",
-        conversation=conversation_of(orjson.loads(row["header"])),
+        commit=Commit(
+            conversation=conversation_of(orjson.loads(row["header"])),
+            base_revision=base_revision,
+            revision=base_revision + 1,
+            server_epoch=row["server_epoch"],
+            added=stored_of(start.messages, first_seq, row["created_at"], start.turn_id),
+            is_listed=base_revision == 0,
+        ),
         first_seq=first_seq,
         last_seq=first_seq + len(start.messages) - 1,
-        base_revision=base_revision,
-        revision=base_revision + 1,
-        stored=stored_of(start.messages, first_seq, row["created_at"], start.turn_id),
-        server_epoch=row["server_epoch"],
     )

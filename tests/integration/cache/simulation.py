@@ -30,7 +30,7 @@ from exai.cache.redis.faults import CacheDown
 from exai.cache.redis.scripts import Script, Scripts
 from exai.cache.redis.topology import Topology
 from exai.errors import CacheError
-from exai.models import LOCAL_OWNER, ContinuationId, Conversation, ConversationId, Message
+from exai.models import LOCAL_OWNER, Commit, ContinuationId, Conversation, ConversationId, Message
 from exai.settings.load import CacheSettings
 from tests.integration.cache.stage import Stage
 from tests.support.counters import Counters
@@ -327,16 +327,8 @@ class Daemon:
         preloaded = (
             PreloadedPage(found, loaded.messages, loaded.complete) if isinstance(found, Miss) and not edit else None
         )
-        told = await self.cache.apply(
-            LOCAL_OWNER,
-            name,
-            base_revision=before.revision,
-            revision=after.revision,
-            server_epoch=loaded.server_epoch,
-            delta=delta,
-            conversation=loaded.conversation,
-            preloaded=preloaded,
-        )
+        commit = Commit(loaded.conversation, before.revision, after.revision, loaded.server_epoch, delta)
+        told = await self.cache.apply(commit, preloaded=preloaded)
         self.world.acknowledge(self.number, after, told=told)
 
     async def poll(self) -> None:

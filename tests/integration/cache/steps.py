@@ -8,7 +8,7 @@ from __future__ import annotations
 from exai.cache.conversations import ConversationCache
 from exai.cache.entry import watermark_key
 from exai.cache.records import Hit, Miss, PreloadedPage
-from exai.models import Message
+from exai.models import Commit, Message
 from tests.integration.cache.stored import Stored
 from tests.support.valkey import Valkey
 
@@ -27,16 +27,9 @@ async def apply(
     base_revision: int | None = None,
     preloaded: PreloadedPage | None = None,
 ) -> bool:
-    return await cache.apply(
-        stored.owner,
-        stored.name,
-        base_revision=stored.revision - 1 if base_revision is None else base_revision,
-        revision=stored.revision,
-        server_epoch=stored.server_epoch,
-        delta=delta,
-        conversation=stored.conversation(),
-        preloaded=preloaded,
-    )
+    base_revision = stored.revision - 1 if base_revision is None else base_revision
+    commit = Commit(stored.conversation(), base_revision, stored.revision, stored.server_epoch, delta)
+    return await cache.apply(commit, preloaded=preloaded)
 
 
 async def miss(cache: ConversationCache, stored: Stored) -> Miss:

@@ -18,7 +18,7 @@ import redis
 from exai.cache.conversations import ConversationCache
 from exai.cache.entry import cache_keys
 from exai.cache.records import Hit, Unavailable, Wait
-from exai.models import LOCAL_OWNER
+from exai.models import LOCAL_OWNER, Commit
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import apply, expect_current, fill, hit, miss
 from tests.integration.cache.stored import NAME, Stored
@@ -107,17 +107,7 @@ class TestWriterCutOff:
         filling = asyncio.create_task(slow.fill(stored.owner, stored.name, token, page))
         late = stored.append("one")
         header = stored.conversation()
-        telling = asyncio.create_task(
-            slow.apply(
-                stored.owner,
-                stored.name,
-                base_revision=1,
-                revision=2,
-                server_epoch=stored.server_epoch,
-                delta=late,
-                conversation=header,
-            )
-        )
+        telling = asyncio.create_task(slow.apply(Commit(header, 1, 2, stored.server_epoch, late)))
         await apply(other, stored, stored.append("two"))
         await fill(other, stored)
         proxy.mode = "pass"

@@ -14,7 +14,7 @@ from exai.cache.redis.client import RedisClient
 from exai.cache.redis.faults import CacheLost, CacheRefused
 from exai.cache.redis.scripts import Script
 from exai.cache.redis.topology import open_topology
-from exai.models import LOCAL_OWNER, ContinuationId
+from exai.models import LOCAL_OWNER, Commit, ContinuationId
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import apply, expect_current, fill, miss
 from tests.integration.cache.stored import Stored
@@ -142,10 +142,7 @@ async def test_changes_of_one_conversation_may_go_together(cache: ConversationCa
         before = commands(recorder)
         await asyncio.gather(
             *(
-                cache.apply(
-                    stored.owner, stored.name, base_revision=revision - 1, revision=revision,
-                    server_epoch=stored.server_epoch, delta=delta, conversation=conversation,
-                )
+                cache.apply(Commit(conversation, revision - 1, revision, stored.server_epoch, delta))
                 for delta, revision, conversation in ordered
             )
         )  # fmt: skip

@@ -7,7 +7,7 @@ import pytest
 from exai.cache.conversations import ConversationCache
 from exai.cache.entry import cache_keys
 from exai.cache.records import Loaded, PreloadedPage, Unavailable, Wait
-from exai.models import LOCAL_OWNER, ContentPart, ContinuationId, ConversationId, Owner
+from exai.models import LOCAL_OWNER, Commit, ContentPart, ContinuationId, ConversationId, Owner
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import age, apply, expect_current, fill, hit, miss, set_watermark
 from tests.integration.cache.stored import NAME, NOW, Stored
@@ -122,11 +122,8 @@ class TestLeased:
         token = await miss(cache, stored)
         delta, page, header = stored.append("mine"), tuple(stored.messages), stored.conversation()
         await apply(cache, stored, stored.append("theirs"))
-        await cache.apply(
-            stored.owner, stored.name, base_revision=1, revision=2,
-            server_epoch=stored.server_epoch, delta=delta, conversation=header,
-            preloaded=PreloadedPage(token, page, complete=True),
-        )  # fmt: skip
+        commit = Commit(header, 1, 2, stored.server_epoch, delta)
+        await cache.apply(commit, preloaded=PreloadedPage(token, page, complete=True))
         await miss(cache, stored)
 
     async def test_writer_stores_no_page_that_is_cut_short(self, cache: ConversationCache, stored: Stored) -> None:
@@ -192,11 +189,8 @@ class TestCached:
         await apply(cache, stored, delta)
         header = stored.conversation()
         await apply(cache, stored, stored.append("two"))
-        for conversation in (header, stored.conversation(), None):
-            await cache.apply(
-                stored.owner, stored.name, base_revision=1, revision=2, server_epoch=stored.server_epoch, delta=delta,
-                conversation=conversation if conversation is not None else stored.conversation(),
-            )  # fmt: skip
+        for conversation in (header, stored.conversation()):
+            await cache.apply(Commit(conversation, 1, 2, stored.server_epoch, delta))
             await expect_current(cache, stored)
 
     async def test_other_incarnation_removes_the_entry(self, cache: ConversationCache, stored: Stored) -> None:

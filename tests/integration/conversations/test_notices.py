@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,7 +15,7 @@ from exai.conversations.changes import ChangePoller, Notice, Notices
 from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import connect
 from exai.db.lifecycle import ConversationUpdate
-from exai.models import LOCAL_OWNER, NewMessage, Owner
+from exai.models import LOCAL_OWNER, Commit, ContinuationId, Conversation, ConversationId, NewMessage, Owner
 from tests.integration.conversations.conftest import Rig, open_rig
 from tests.support.database import conversation_of
 
@@ -92,13 +94,16 @@ def test_a_revision_is_told_once_however_it_is_heard_of() -> None:
     heard: list[Notice] = []
     notices = Notices()
     notices.listen(heard.append, lambda: True)
-    owner, name = LOCAL_OWNER, AppendRequest(LOCAL_OWNER, [], "c").continuation_id
-    assert name is not None
-    notices.notify(owner, name, 5, listed=False)
-    notices.notify_change(owner, name, 4, 5, listed=True)
-    notices.notify(owner, name, 5, listed=True)
-    notices.notify(owner, name, 4, listed=True)
-    notices.notify_change(owner, name, 5, 5)
+    conversation = Conversation(
+        ConversationId("c"), ContinuationId("c"), LOCAL_OWNER, None, {}, 1, 5, datetime.now(UTC), datetime.now(UTC)
+    )
+    commit = Commit(conversation, 4, 5, "epoch", is_listed=True)
+    notices.notify(commit.key, 5, is_listed=False)
+    notices.announce(replace(commit, is_repeated=True))
+    notices.announce(commit)
+    notices.notify(commit.key, 5, is_listed=True)
+    notices.notify(commit.key, 4, is_listed=True)
+    notices.announce(replace(commit, base_revision=5))
     assert [each.is_listed for each in heard] == [False, True]
 
 

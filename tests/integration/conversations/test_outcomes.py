@@ -17,6 +17,7 @@ from exai.blobs.local import LocalBlobs
 from exai.conversations import AppendRequest, ChatRequest
 from exai.conversations.attachments import Attachments
 from exai.conversations.changes import Notices
+from exai.conversations.publishing import Publisher
 from exai.conversations.turn import ChatTurns
 from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import connect
@@ -167,8 +168,9 @@ async def test_a_task_cancelled_elsewhere_stops_with_its_next_lease(rig: Rig, el
     """The daemon that asks the model learns of it when it renews, and stops paying."""
     rig.provider.script(hang_after_first_token("Half"))
     attachments = Attachments(FileRepository(rig.app.database), LocalBlobs(rig.app.settings.data_dir / "files"))
+    publisher = Publisher(rig.app.cache, Notices())
     turns = ChatTurns(
-        ConversationRepository(rig.app.database), rig.app.cache, rig.app.providers, attachments, Notices()
+        ConversationRepository(rig.app.database), rig.app.cache, rig.app.providers, attachments, publisher
     )
     heard, named = asyncio.Event(), []
 

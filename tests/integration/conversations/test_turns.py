@@ -13,7 +13,7 @@ from exai.conversations import AppendRequest, ChatRequest
 from exai.db.driver.pool import RETRIES, connect
 from exai.db.search import SearchQuery
 from exai.errors import AnswerNotStored, Conflict, DeadlineExceeded, InvalidArgument, NotFound, ProviderAuthFailed
-from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
+from exai.models import LOCAL_OWNER, Commit, ContinuationId, NewMessage, Owner
 from exai.resilience import with_deadline
 from exai.settings.load import CacheSettings
 from tests.integration.conversations.conftest import Rig, open_rig
@@ -151,7 +151,8 @@ async def test_repeated_turn_gives_its_lease_back(rig: Rig) -> None:
     continuation_id = await _conversation(rig)
     request = ChatRequest(LOCAL_OWNER, "Go on", continuation_id=continuation_id, idempotency_key="key")
     await rig.app.conversations.chat(request)
-    await rig.app.cache.apply(LOCAL_OWNER, continuation_id, base_revision=99, revision=99, server_epoch="none")
+    conversation = (await rig.app.conversations.read(LOCAL_OWNER, continuation_id)).conversation
+    await rig.app.cache.apply(Commit(conversation, base_revision=99, revision=99, server_epoch="none"))
     await rig.app.conversations.chat(request)
     rig.reset()
     await rig.app.conversations.read(LOCAL_OWNER, continuation_id)

@@ -30,10 +30,14 @@ async def test_an_append_without_a_name_makes_a_conversation(repository: Convers
     start = appending(None, "one", "two", title="Title")
     result = await repository.append(start)
     assert result.status == "appended"
-    assert result.conversation is not None
-    assert result.conversation.continuation_id == start.new_conversation_id
-    assert (result.conversation.title, result.conversation.last_seq, result.conversation.revision) == ("Title", 2, 1)
-    assert (result.base_revision, result.revision, result.first_seq, result.last_seq) == (0, 1, 1, 2)
+    assert result.commit is not None
+    assert result.commit.conversation.continuation_id == start.new_conversation_id
+    assert (
+        result.commit.conversation.title,
+        result.commit.conversation.last_seq,
+        result.commit.conversation.revision,
+    ) == ("Title", 2, 1)
+    assert (result.commit.base_revision, result.commit.revision, result.first_seq, result.last_seq) == (0, 1, 1, 2)
 
 
 async def test_what_an_append_reports_is_what_a_read_returns(repository: ConversationRepository) -> None:
@@ -44,26 +48,26 @@ async def test_what_an_append_reports_is_what_a_read_returns(repository: Convers
         NewMessage("tool", ""),
     ]
     result = await repository.append(appending(None, messages=messages))
-    assert result.conversation is not None
-    page = await repository.read_page(LOCAL_OWNER, result.conversation.continuation_id)
-    assert result.stored == page.messages
-    assert result.conversation == page.conversation
-    assert result.server_epoch == page.server_epoch
+    assert result.commit is not None
+    page = await repository.read_page(LOCAL_OWNER, result.commit.conversation.continuation_id)
+    assert result.commit.added == page.messages
+    assert result.commit.conversation == page.conversation
+    assert result.commit.server_epoch == page.server_epoch
 
 
 async def test_a_repeated_key_answers_as_the_first_time(repository: ConversationRepository) -> None:
     """Promise 6, also when the conversation has moved on meanwhile."""
     start = appending(None, "one", "two")
     first = await repository.append(start)
-    assert first.conversation is not None
-    name = first.conversation.continuation_id
+    assert first.commit is not None
+    name = first.commit.conversation.continuation_id
     await repository.append(appending(name, "three"))
     again = await repository.append(appending(None, "one", "two", key=start.request_key))
     assert again.status == "duplicate"
-    assert (again.first_seq, again.last_seq, again.base_revision, again.revision) == (1, 2, 0, 1)
-    assert again.stored == first.stored
-    assert again.conversation is not None
-    assert again.conversation.revision == 2
+    assert (again.first_seq, again.last_seq, again.commit.base_revision, again.commit.revision) == (1, 2, 0, 1)
+    assert again.commit.added == first.commit.added
+    assert again.commit is not None
+    assert again.commit.conversation.revision == 2
     assert await contents_of(repository, name) == ["one", "two", "three"]
 
 
@@ -108,7 +112,8 @@ async def test_expected_revision_lets_exactly_one_of_many_through(repository: Co
         *(repository.append(appending(name, f"{i}", expected_revision=revision)) for i in range(8))
     )
     assert sorted(result.status for result in results) == ["appended", *["conflict_revision"] * 7]
-    assert {result.revision for result in results} == {revision + 1}
+    revisions = {result.commit.revision if result.commit else result.current_revision for result in results}
+    assert revisions == {revision + 1}
     assert len(await contents_of(repository, name)) == 2
 
 
@@ -132,7 +137,7 @@ async def test_interleaved_writers_leave_no_hole_and_keep_their_blocks_whole(
         for block in range(10):
             result = await repository.append(appending(name, *(f"{writer}.{block}.{part}" for part in range(3))))
             assert result.status == "appended"
-            assert result.revision == result.base_revision + 1
+            assert result.commit.revision == result.commit.base_revision + 1
 
     await asyncio.gather(*(write(writer) for writer in range(6)))
     page = await repository.read_page(LOCAL_OWNER, name, limit=500)
@@ -157,7 +162,7 @@ async def test_concurrent_duplicates_store_once(repository: ConversationReposito
         key = new_id()
         results = await asyncio.gather(*(repository.append(appending(name, f"{round_}", key=key)) for _ in range(4)))
         assert sorted(result.status for result in results) == ["appended", *["duplicate"] * 3]
-        assert len({(result.first_seq, result.revision) for result in results}) == 1
+        assert len({(result.first_seq, result.commit.revision) for result in results}) == 1
     assert await contents_of(repository, name) == ["start", *(f"{i}" for i in range(10))]
 
 
@@ -167,7 +172,7 @@ async def test_concurrent_duplicates_make_one_conversation(repository: Conversat
         key = new_id()
         results = await asyncio.gather(*(repository.append(appending(None, "x", key=key)) for _ in range(4)))
         assert sorted(result.status for result in results) == ["appended", *["duplicate"] * 3]
-        assert len({result.conversation.id for result in results if result.conversation}) == 1
+        assert len({result.commit.conversation.id for result in results if result.commit}) == 1
     assert len((await repository.list_conversations(LOCAL_OWNER)).conversations) == 10
 
 
@@ -176,8 +181,8 @@ async def test_identical_statements_at_once_store_once(repository: ConversationR
     for _ in range(10):
         start = appending(None, "x")
         results = await asyncio.gather(*(repository.append(start) for _ in range(4)))
-        assert [(each.status, each.first_seq, each.revision) for each in results] == [("appended", 1, 1)] * 4
-        assert all(each.stored == results[0].stored for each in results)
+        assert [(each.status, each.first_seq, each.commit.revision) for each in results] == [("appended", 1, 1)] * 4
+        assert all(each.commit.added == results[0].commit.added for each in results)
     assert len((await repository.list_conversations(LOCAL_OWNER)).conversations) == 10
 
 
@@ -187,8 +192,8 @@ async def test_files_are_linked_once_with_the_messages(repository: ConversationR
     theirs = await make_file(database, OTHER)
     result = await repository.append(appending(None, "one", file_ids=[mine, mine]))
     assert result.status == "appended"
-    assert result.conversation is not None
-    name = result.conversation.continuation_id
+    assert result.commit is not None
+    name = result.commit.conversation.continuation_id
     refused = await repository.append(appending(name, "two", file_ids=[mine, theirs]))
     assert (refused.status, refused.missing) == ("file_not_found", theirs)
     again = await repository.append(appending(name, "two", file_ids=[mine]))
@@ -255,5 +260,5 @@ async def test_an_append_without_messages_only_links(repository: ConversationRep
     conversation = await conversation_of(repository, "one")
     file_id = await make_file(database, LOCAL_OWNER)
     result = await repository.append(appending(conversation.continuation_id, file_ids=[file_id]))
-    assert (result.status, result.first_seq, result.last_seq, result.stored) == ("appended", None, None, ())
-    assert result.revision == conversation.revision + 1
+    assert (result.status, result.first_seq, result.last_seq, result.commit.added) == ("appended", None, None, ())
+    assert result.commit.revision == conversation.revision + 1

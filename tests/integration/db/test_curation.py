@@ -35,8 +35,8 @@ async def forked(curation: CurationRepository, source: Conversation, at_seq: int
         LOCAL_OWNER, source.continuation_id, once(), new_conversation_id=ConversationId(new_id()), at_seq=at_seq
     )
     assert result.status == "forked"
-    assert result.conversation is not None
-    return result.conversation
+    assert result.commit is not None
+    return result.commit.conversation
 
 
 async def test_a_fork_goes_its_own_way(repository: ConversationRepository, curation: CurationRepository) -> None:
@@ -65,7 +65,7 @@ async def test_pages_and_turns_go_on_into_the_parents(
     assert [message.content for message in page.messages] == everything[16:23]
     begun = await repository.begin_turn(beginning(name, "question"))
     assert [message.content for message in begun.history] == everything
-    known = CachedRange(begun.revision, 36, 51, 100)
+    known = CachedRange(begun.commit.revision, 36, 51, 100)
     begun = await repository.begin_turn(beginning(name, "question", known=known))
     assert [message.content for message in begun.history] == everything[:35]
     assert not begun.full
@@ -78,8 +78,8 @@ async def test_the_system_message_of_a_parent_counts(
     result = await repository.append(
         appending(None, messages=[NewMessage("system", "rules"), *[NewMessage("user", "x" * 84)] * 20])
     )
-    assert result.conversation is not None
-    fork = await forked(curation, result.conversation)
+    assert result.commit is not None
+    fork = await forked(curation, result.commit.conversation)
     begun = await repository.begin_turn(beginning(fork.continuation_id, "q", budget_bytes=500))
     assert begun.system is not None
     assert begun.system.content == "rules"
@@ -110,11 +110,11 @@ async def test_the_same_fork_again_is_the_same_fork(
     await repository.append(appending(source.continuation_id, "2"))
     again = await fork("key")
     assert (first.status, again.status) == ("forked", "duplicate")
-    assert first.conversation == again.conversation
+    assert first.commit.conversation == again.commit.conversation
     assert (await fork("key", "other")).status == "conflict_key"
     at_once = await asyncio.gather(*(fork("another") for _ in range(4)))
     assert sorted(each.status for each in at_once) == ["duplicate"] * 3 + ["forked"]
-    assert len({each.conversation.id for each in at_once if each.conversation}) == 1
+    assert len({each.commit.conversation.id for each in at_once if each.commit}) == 1
     assert len((await repository.list_conversations(LOCAL_OWNER)).conversations) == 3
 
 
@@ -166,17 +166,17 @@ async def test_a_change_is_one_revision_and_no_appends_of_it_are_known(
     source = await conversation_of(repository, "1")
     change = ConversationUpdate(title="new", metadata={"a": 1}, tags=["x", "y", "x"])
     changed = await curation.change(LOCAL_OWNER, source.continuation_id, once(), change)
-    assert (changed.status, changed.base_revision, changed.revision) == ("changed", 1, 2)
-    assert changed.conversation is not None
-    assert changed.conversation.title == "new"
-    assert (changed.conversation.metadata, changed.conversation.tags) == ({"a": 1}, ("x", "y"))
+    assert (changed.status, changed.commit.base_revision, changed.commit.revision) == ("changed", 1, 2)
+    assert changed.commit is not None
+    assert changed.commit.conversation.title == "new"
+    assert (changed.commit.conversation.metadata, changed.commit.conversation.tags) == ({"a": 1}, ("x", "y"))
     page = await repository.read_page(LOCAL_OWNER, source.continuation_id)
-    assert page.conversation == changed.conversation
+    assert page.conversation == changed.commit.conversation
     again = await curation.change(LOCAL_OWNER, source.continuation_id, once(), change)
-    assert (again.status, again.revision) == ("unchanged", 2)
+    assert (again.status, again.commit.revision) == ("unchanged", 2)
     cleared = await curation.change(LOCAL_OWNER, source.continuation_id, once(), ConversationUpdate(title="", tags=[]))
-    assert cleared.conversation is not None
-    assert (cleared.conversation.title, cleared.conversation.tags) == (None, ())
+    assert cleared.commit is not None
+    assert (cleared.commit.conversation.title, cleared.commit.conversation.tags) == (None, ())
 
 
 async def test_a_change_of_another_state_is_a_conflict(
@@ -187,7 +187,7 @@ async def test_a_change_of_another_state_is_a_conflict(
     await repository.append(appending(source.continuation_id, "2"))
     name = source.continuation_id
     refused = await curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title="new"), expected_revision=1)
-    assert (refused.status, refused.revision) == ("conflict_revision", 2)
+    assert (refused.status, refused.current_revision) == ("conflict_revision", 2)
     assert (
         await curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title="new"), expected_revision=2)
     ).status == "changed"
@@ -208,7 +208,11 @@ async def test_a_repeated_change_undoes_no_later_one(
     again = await curation.change(
         LOCAL_OWNER, name, once("key"), ConversationUpdate(title="first"), expected_revision=1
     )
-    assert (again.status, again.conversation, again.revision) == ("duplicate", first.conversation, 3)
+    assert (again.status, again.commit.conversation, again.commit.revision) == (
+        "duplicate",
+        first.commit.conversation,
+        3,
+    )
     page = await repository.read_page(LOCAL_OWNER, name)
     assert (page.conversation.title, page.conversation.revision) == ("second", 3)
     assert (
@@ -266,7 +270,7 @@ async def test_a_deleted_conversation_is_nowhere_until_it_is_brought_back(
     name = source.continuation_id
     fork = await forked(curation, source)
     deleted = await curation.mark_deleted(LOCAL_OWNER, name, once(), deleted=True)
-    assert (deleted.status, deleted.revision) == ("changed", 2)
+    assert (deleted.status, deleted.commit.revision) == ("changed", 2)
     assert (await curation.mark_deleted(LOCAL_OWNER, name, once(), deleted=True)).status == "unchanged"
     with pytest.raises(NotFound):
         await repository.read_page(LOCAL_OWNER, name)
@@ -276,7 +280,7 @@ async def test_a_deleted_conversation_is_nowhere_until_it_is_brought_back(
     listed = await repository.list_conversations(LOCAL_OWNER)
     assert [conversation.id for conversation in listed.conversations] == [fork.id]
     assert await contents_of(repository, fork.continuation_id) == ["1"]
-    assert (await curation.mark_deleted(LOCAL_OWNER, name, once(), deleted=False)).revision == 3
+    assert (await curation.mark_deleted(LOCAL_OWNER, name, once(), deleted=False)).commit.revision == 3
     assert await contents_of(repository, name) == ["1"]
 
 

@@ -83,8 +83,8 @@ async def test_searches_that_hang_leave_the_pool_to_other_owners(shared: Databas
             await wait_until(lambda: shared.usage()[0] == SIZE // 2 - 1)
             for _ in range(20):
                 appended = await as_owner(BOB, lambda: repository.append(appending(None, "mine", owner=BOB)))
-                assert appended.conversation is not None
-                name = appended.conversation.continuation_id
+                assert appended.commit is not None
+                name = appended.commit.conversation.continuation_id
                 page = await as_owner(BOB, lambda: repository.read_page(BOB, name))  # noqa: B023
                 assert [message.content for message in page.messages] == ["mine"]
             assert shared.usage()[0] == SIZE // 2 - 1
@@ -100,8 +100,8 @@ async def test_statements_that_wait_for_a_lock_leave_places_to_other_owners(shar
     """Writers of one owner that wait for each other hold no more than three quarters of a shared pool."""
     repository = ConversationRepository(shared)
     appended = await as_owner(MALLORY, lambda: repository.append(appending(None, "one", owner=MALLORY)))
-    assert appended.conversation is not None
-    name = appended.conversation.continuation_id
+    assert appended.commit is not None
+    name = appended.commit.conversation.continuation_id
     async with beside(shared) as other:
         await other.execute("select from public.conversations where continuation_id = $1 for update", name)
         # Too large to go in a group, so each is a statement of its own.

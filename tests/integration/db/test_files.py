@@ -35,8 +35,8 @@ async def put(files: FileRepository, owner: Owner, *contents: NewFile) -> list[S
 
 async def conversation(database: Database) -> ContinuationId:
     made = await ConversationRepository(database).append(appending(None, "hello"))
-    assert made.conversation is not None
-    return made.conversation.continuation_id
+    assert made.commit is not None
+    return made.commit.conversation.continuation_id
 
 
 async def test_same_content_name_and_media_type_is_one_file_per_owner(postgres_url: str) -> None:

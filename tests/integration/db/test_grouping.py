@@ -78,13 +78,13 @@ async def test_appends_that_come_together_are_one_statement(rig: Rig) -> None:
     assert (rig.proxy.round_trips, len(rig.proxy.statements)) == (1, 1)
     for i, (name, answer) in enumerate(zip(rig.names, answers, strict=True)):
         assert (answer.status, answer.first_seq, answer.last_seq) == ("appended", 2, 2 + i)
-        assert (answer.base_revision, answer.revision) == (1, 2)
-        assert answer.conversation is not None
-        assert (answer.conversation.continuation_id, answer.conversation.revision) == (name, 2)
+        assert (answer.commit.base_revision, answer.commit.revision) == (1, 2)
+        assert answer.commit is not None
+        assert (answer.commit.conversation.continuation_id, answer.commit.conversation.revision) == (name, 2)
         page = await rig.repository.read_page(LOCAL_OWNER, name)
-        assert page.messages[1:] == answer.stored
-        assert page.conversation == answer.conversation
-        assert page.server_epoch == answer.server_epoch
+        assert page.messages[1:] == answer.commit.added
+        assert page.conversation == answer.commit.conversation
+        assert page.server_epoch == answer.commit.server_epoch
 
 
 async def test_an_append_that_comes_alone_is_sent_at_once(rig: Rig) -> None:
@@ -178,7 +178,7 @@ async def test_a_lost_reply_is_settled_by_each_key(rig: Rig) -> None:
     answers = results(await rig.append(*(appending(name, "two") for name in rig.names)))
     assert rig.proxy.lost.is_set()
     assert [(answer.status, answer.first_seq) for answer in answers] == [("appended", 2)] * NUMBER
-    assert [[message.content for message in answer.stored] for answer in answers] == [["two"]] * NUMBER
+    assert [[message.content for message in answer.commit.added] for answer in answers] == [["two"]] * NUMBER
     assert [each[1:] for each in await rig.contents()] == [["two"]] * NUMBER
 
 
@@ -288,16 +288,16 @@ async def test_new_conversations_are_made_together(rig: Rig) -> None:
     answers = results(await rig.append(*starts, appending(rig.names[0], "more")))
     assert rig.sent() == (1, 0)
     for n, (start, answer) in enumerate(zip(starts, answers[:4], strict=True)):
-        assert (answer.status, answer.first_seq, answer.last_seq, answer.base_revision) == ("appended", 1, 2, 0)
+        assert (answer.status, answer.first_seq, answer.last_seq, answer.commit.base_revision) == ("appended", 1, 2, 0)
         page = await rig.repository.read_page(LOCAL_OWNER, ContinuationId(start.new_conversation_id))
-        assert page.conversation == answer.conversation
+        assert page.conversation == answer.commit.conversation
         assert page.conversation.title == (f"title {n}" if n else None)
-        assert page.messages == answer.stored
+        assert page.messages == answer.commit.added
     assert (answers[4].status, answers[4].first_seq) == ("appended", 2)
     again = [appending(None, f"new {n}", "two", key=f"key {n}", title=None) for n in range(4)]
     repeated = results(await rig.append(*again))
     assert [answer.status for answer in repeated] == ["duplicate"] * 4
-    assert [answer.conversation for answer in repeated] == [answer.conversation for answer in answers[:4]]
+    assert [answer.commit.conversation for answer in repeated] == [answer.commit.conversation for answer in answers[:4]]
     assert await rig.sql.fetchval("select count(*) from conversations") == NUMBER + 4
 
 
@@ -375,9 +375,9 @@ async def test_what_triggers_of_others_make_of_a_conversation_is_told(rig: Rig) 
     answers = results(await rig.append(*(appending(name, "x") for name in [*rig.names[1:], None])))
     assert rig.sent() == (1, 0)
     for answer in answers:
-        assert answer.conversation is not None
-        page = await rig.repository.read_page(LOCAL_OWNER, answer.conversation.continuation_id)
-        assert page.conversation == answer.conversation
+        assert answer.commit is not None
+        page = await rig.repository.read_page(LOCAL_OWNER, answer.commit.conversation.continuation_id)
+        assert page.conversation == answer.commit.conversation
         assert page.conversation.metadata == {"counted": True}
 
 

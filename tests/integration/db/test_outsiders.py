@@ -165,12 +165,12 @@ async def test_new_files_of_a_table_are_a_new_incarnation(
     before = await repository.changes(None)
     page = await repository.read_page(LOCAL_OWNER, conversation.continuation_id)
     appended = await repository.append(appending(conversation.continuation_id, "two"))
-    assert appended.server_epoch == page.server_epoch
+    assert appended.commit.server_epoch == page.server_epoch
     assert (await repository.changes(None)).server_epoch == before.server_epoch
     await sql.execute(role + change)
     assert (await repository.changes(None)).server_epoch != before.server_epoch
     other = await repository.append(appending(None, "three"))
-    assert other.server_epoch != page.server_epoch
+    assert other.commit.server_epoch != page.server_epoch
 
 
 async def test_our_own_writes_do_not_bump_twice(repository: ConversationRepository) -> None:
@@ -241,8 +241,8 @@ async def test_forks_notice_a_message_that_is_put_back(
     async def fork(at_seq: int) -> str:
         new = ConversationId(new_id())
         made = await curation.fork(LOCAL_OWNER, source.continuation_id, once(), new_conversation_id=new, at_seq=at_seq)
-        assert made.conversation is not None
-        return made.conversation.continuation_id
+        assert made.commit is not None
+        return made.commit.conversation.continuation_id
 
     reading, ending_before = await fork(3), await fork(1)
     await sql.execute("delete from messages where conversation_id = $1::text::uuid and seq = 2", source.id)

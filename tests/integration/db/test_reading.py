@@ -84,8 +84,8 @@ class Rig:
         forked = await CurationRepository(self.database).fork(
             LOCAL_OWNER, source, once(), new_conversation_id=ConversationId(new_id())
         )
-        assert forked.conversation is not None
-        return forked.conversation.continuation_id
+        assert forked.commit is not None
+        return forked.commit.conversation.continuation_id
 
     @asynccontextmanager
     async def troubled(self) -> AsyncIterator[None]:

@@ -66,8 +66,8 @@ async def odd_page(repository: ConversationRepository, *more: str) -> tuple[str,
     """A conversation with messages that are hard to write down, and those messages as they were stored."""
     messages = [*ODD, *(NewMessage("user", content) for content in more)]
     result = await repository.append(appending(None, messages=messages))
-    assert result.conversation is not None
-    return result.conversation.continuation_id, result.stored
+    assert result.commit is not None
+    return result.commit.conversation.continuation_id, result.commit.added
 
 
 @pytest.mark.parametrize("more", [(), (LONG,), (LONG, "short")])
@@ -148,8 +148,8 @@ async def fork_of(database: Database, name: ContinuationId) -> ContinuationId:
     """A fork of the whole conversation."""
     new = ConversationId(new_id())
     forked = await CurationRepository(database).fork(LOCAL_OWNER, name, once(), new_conversation_id=new)
-    assert forked.conversation is not None
-    return forked.conversation.continuation_id
+    assert forked.commit is not None
+    return forked.commit.conversation.continuation_id
 
 
 async def test_a_page_has_what_fits_into_its_bytes_and_a_cursor_for_the_rest(

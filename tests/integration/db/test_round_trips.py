@@ -109,7 +109,7 @@ async def test_a_lost_reply_of_an_append_is_repeated_and_found_done(proxy: PgPro
         result = await repository.append(appending(name, "two"))
         assert proxy.lost.is_set()
         assert (result.status, result.first_seq, result.last_seq) == ("appended", 2, 2)
-        assert [message.content for message in result.stored] == ["two"]
+        assert [message.content for message in result.commit.added] == ["two"]
         assert recorder["db_retries_total", "append"] == 1
         page = await repository.read_page(LOCAL_OWNER, name)
         assert [message.content for message in page.messages] == ["one", "two"]
@@ -125,7 +125,7 @@ async def test_a_lost_reply_of_either_half_of_a_turn_is_repeated_and_found_done(
         begun = await repository.begin_turn(start)
         assert (begun.status, begun.attempt, begun.first_seq) == ("started", 1, 2)
         assert [message.content for message in begun.history] == ["one"]
-        assert [message.content for message in begun.stored] == ["question"]
+        assert [message.content for message in begun.commit.added] == ["question"]
         proxy.lose_reply_to("finish_turn_v1")
         finished = await repository.finish_turn(
             ending(

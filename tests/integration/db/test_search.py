@@ -106,8 +106,8 @@ async def test_filters_narrow_the_search(repository: ConversationRepository, sea
     first = await conversation_of(repository, "word one")
     begun = await repository.begin_turn(beginning(None, "word two"))
     await repository.finish_turn(ending(begun.turn_id, "word answer"))
-    assert begun.conversation is not None
-    chat = begun.conversation.continuation_id
+    assert begun.commit is not None
+    chat = begun.commit.conversation.continuation_id
     assert where(await search.search(words("word", continuation_id=first.continuation_id), limit=9)) == {
         (first.continuation_id, 1)
     }
@@ -140,9 +140,9 @@ async def test_a_conversation_is_not_found_twice_for_its_title(
     """Titles are mostly how a question begins: they are hits where no message is one, on all pages of a search."""
     named = [await repository.append(appending(None, "blue whale", title="Blue whale")) for _ in range(3)]
     other = await repository.append(appending(None, "nothing", title="Whale watching"))
-    names = {each.conversation.continuation_id for each in named if each.conversation}
-    assert other.conversation is not None
-    expected = {(name, 1) for name in names} | {(other.conversation.continuation_id, 0)}
+    names = {each.commit.conversation.continuation_id for each in named if each.commit}
+    assert other.commit is not None
+    expected = {(name, 1) for name in names} | {(other.commit.conversation.continuation_id, 0)}
     seen: list[SearchHit] = []
     cursor = None
     while True:
@@ -153,7 +153,7 @@ async def test_a_conversation_is_not_found_twice_for_its_title(
             break
     assert len(seen) == len(expected)
     assert {(hit.continuation_id, hit.seq) for hit in seen} == expected
-    name = named[0].conversation.continuation_id if named[0].conversation else None
+    name = named[0].commit.conversation.continuation_id if named[0].commit else None
     assert where(await search.search(words("whale", continuation_id=name), limit=9)) == {(name, 1)}
 
 
@@ -165,8 +165,8 @@ async def test_a_fork_is_searched_with_what_it_shares(
     source = await conversation_of(repository, "needle 1", "hay", "needle 3")
     new = ConversationId(new_id())
     forked = await curation.fork(LOCAL_OWNER, source.continuation_id, once(), new_conversation_id=new, at_seq=2)
-    assert forked.conversation is not None
-    fork = forked.conversation.continuation_id
+    assert forked.commit is not None
+    fork = forked.commit.conversation.continuation_id
     await repository.append(appending(fork, "needle 3'"))
     assert where(await search.search(words("needle", continuation_id=fork), limit=9)) == {(fork, 1), (fork, 3)}
     assert len((await search.search(words("needle"), limit=9)).hits) == 3
@@ -228,9 +228,9 @@ async def labelled(
     owner: Owner = LOCAL_OWNER,
 ) -> ContinuationId:
     made = await repository.append(appending(None, "needle one", "hay", "needle two", title=title, owner=owner))
-    assert made.conversation is not None
-    await curation.change(owner, made.conversation.continuation_id, once(), change)
-    return made.conversation.continuation_id
+    assert made.commit is not None
+    await curation.change(owner, made.commit.conversation.continuation_id, once(), change)
+    return made.commit.conversation.continuation_id
 
 
 async def test_tags_and_metadata_narrow(
@@ -291,8 +291,8 @@ async def test_what_a_fork_shares_is_found_by_the_forks_own_tags(
     curation = CurationRepository(database)
     source = await labelled(repository, curation, "t", ConversationUpdate(tags=["old"]))
     forked = await curation.fork(LOCAL_OWNER, source, once(), new_conversation_id=ConversationId(new_id()))
-    assert forked.conversation is not None
-    fork = forked.conversation.continuation_id
+    assert forked.commit is not None
+    fork = forked.commit.conversation.continuation_id
     await curation.change(LOCAL_OWNER, fork, once(), ConversationUpdate(tags=["new"], metadata={"a": 1}))
     only = {"continuation_id": fork}
     shared = {(fork, 1), (fork, 3)}
@@ -368,8 +368,8 @@ async def test_titles_are_searched_by_the_same_words(
     """After it was changed by the new one only, whoever changed it."""
     curation = CurationRepository(database)
     made = await repository.append(appending(None, "nothing", title="数据库连接池 getUserName"))
-    assert made.conversation is not None
-    name = made.conversation.continuation_id
+    assert made.commit is not None
+    name = made.commit.conversation.continuation_id
     for text in ("数据库", "user", "getUserName"):
         assert where(await search.search(words(text), limit=9)) == {(name, 0)}
     await curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title="Another café"))

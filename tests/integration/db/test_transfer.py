@@ -11,6 +11,7 @@ from exai.blobs.base import Blobs
 from exai.cache.conversations import open_cache
 from exai.conversations.changes import Notices
 from exai.conversations.formats import ConversationText, MessageText
+from exai.conversations.publishing import Publisher
 from exai.conversations.transfer import Transfer
 from exai.db.contents import PostgresBlobs
 from exai.db.conversations import ConversationRepository
@@ -60,7 +61,7 @@ async def test_an_import_keeps_times_and_header(
 ) -> None:
     """It is a copy, not a new conversation that says the same."""
     stored = await transfer.store_batch(batch(1, "a", "b"))
-    assert (stored.status, stored.base_revision, stored.revision) == ("stored", 0, 1)
+    assert (stored.status, stored.commit.base_revision, stored.commit.revision) == ("stored", 0, 1)
     page = await repository.read_page(LOCAL_OWNER, NAME)
     assert [(m.content, m.created_at, m.metadata) for m in page.messages] == [
         ("a", THEN + timedelta(hours=1), {"n": "a"}),
@@ -135,8 +136,8 @@ async def test_batches_follow_each_other_and_may_come_again(
     assert await contents_of(repository, NAME) == ["a", "b", "c", "d", "e"]
     gap = await transfer.store_batch(batch(9, "x"))
     assert gap.status == "gap"
-    assert gap.conversation is not None
-    assert gap.conversation.last_seq == 5
+    assert gap.commit is None
+    assert (await repository.read_page(LOCAL_OWNER, NAME)).conversation.last_seq == 5
 
 
 async def test_an_import_into_something_else_is_refused(
@@ -207,7 +208,7 @@ async def test_an_import_goes_in_batches_that_an_append_may_have(
     async with open_cache(CacheSettings(), None, recorder=Counters(), changes=repository.changes) as cache:  # type: ignore[arg-type]
         blobs = Blobs(PostgresBlobs(database))
         files = FileService(FileRepository(database), blobs, FileSettings(), limits=limits, roots=Roots([]))
-        service = Transfer(transfer, cache, limits, Notices(), files)
+        service = Transfer(transfer, Publisher(cache, Notices()), limits, files)
         assert [each.seen async for each in service.import_text(LOCAL_OWNER, text)] == [1, 3, 5, 6]
     stored = (await repository.read_page(LOCAL_OWNER, NAME)).messages
     assert [len(each.content) for each in stored] == sizes

@@ -22,13 +22,18 @@ async def test_a_turn_stores_question_and_answer(repository: ConversationReposit
     begun = await repository.begin_turn(beginning(name, "question"))
     assert (begun.status, begun.attempt, begun.full) == ("started", 1, True)
     assert contents(begun.history) == ["one", "two"]
-    assert contents(begun.stored) == ["question"]
-    assert (begun.first_seq, begun.last_seq, begun.base_revision, begun.revision) == (3, 3, 1, 2)
+    assert contents(begun.commit.added) == ["question"]
+    assert (begun.first_seq, begun.last_seq, begun.commit.base_revision, begun.commit.revision) == (3, 3, 1, 2)
     finished = await repository.finish_turn(ending(begun.turn_id, "answer"))
-    assert (finished.status, finished.seq, finished.base_revision, finished.revision) == ("finished", 4, 2, 3)
+    assert (finished.status, finished.seq, finished.commit.base_revision, finished.commit.revision) == (
+        "finished",
+        4,
+        2,
+        3,
+    )
     page = await repository.read_page(LOCAL_OWNER, name)
-    assert page.messages[2:] == (*begun.stored, *finished.stored)
-    assert page.conversation == finished.conversation
+    assert page.messages[2:] == (*begun.commit.added, *finished.commit.added)
+    assert page.conversation == finished.commit.conversation
     assert page.messages[3].turn_id == begun.turn_id
 
 
@@ -36,7 +41,7 @@ async def test_a_turn_without_a_name_makes_a_conversation(repository: Conversati
     """System message and question are one block."""
     messages = [NewMessage("system", "rules"), NewMessage("user", "question")]
     begun = await repository.begin_turn(beginning(None, messages=messages))
-    assert (begun.status, begun.base_revision, begun.revision, begun.first_seq, begun.last_seq) == (
+    assert (begun.status, begun.commit.base_revision, begun.commit.revision, begun.first_seq, begun.last_seq) == (
         "started",
         0,
         1,
@@ -44,7 +49,7 @@ async def test_a_turn_without_a_name_makes_a_conversation(repository: Conversati
         2,
     )
     assert (begun.history, begun.system) == ((), None)
-    assert begun.conversation is not None
+    assert begun.commit is not None
 
 
 async def test_a_finished_key_returns_the_reply(repository: ConversationRepository) -> None:
@@ -61,8 +66,8 @@ async def test_a_finished_key_returns_the_reply(repository: ConversationReposito
     assert (again.reply.usage, again.reply.cost_usd) == (usage, Decimal("0.001234"))
     assert (again.reply.provider, again.reply.model) == ("kimi", "model")
     assert again.reply.metadata == {"finish_reason": "stop"}
-    assert again.conversation is not None
-    assert len(await contents_of(repository, again.conversation.continuation_id)) == 2
+    assert again.commit is not None
+    assert len(await contents_of(repository, again.commit.conversation.continuation_id)) == 2
 
 
 async def test_an_outcome_repeated_later_is_told_with_the_conversation_as_it_is(
@@ -72,12 +77,16 @@ async def test_an_outcome_repeated_later_is_told_with_the_conversation_as_it_is(
     begun = await repository.begin_turn(beginning(None, "question"))
     end = ending(begun.turn_id, "answer")
     first = await repository.finish_turn(end)
-    assert first.conversation is not None
-    later = await repository.append(appending(first.conversation.continuation_id, "later"))
+    assert first.commit is not None
+    later = await repository.append(appending(first.commit.conversation.continuation_id, "later"))
     again = await repository.finish_turn(end)
-    assert again.conversation is not None
-    assert (again.status, again.base_revision, again.revision) == ("duplicate", first.base_revision, first.revision)
-    assert (again.conversation.last_seq, again.conversation.revision) == (3, later.revision)
+    assert again.commit is not None
+    assert (again.status, again.commit.base_revision, again.commit.revision) == (
+        "duplicate",
+        first.commit.base_revision,
+        first.commit.revision,
+    )
+    assert (again.commit.conversation.last_seq, again.commit.conversation.revision) == (3, later.commit.revision)
 
 
 async def test_a_running_key_is_pending_for_everybody_else(repository: ConversationRepository) -> None:
@@ -85,7 +94,7 @@ async def test_a_running_key_is_pending_for_everybody_else(repository: Conversat
     key = new_id()
     begun = await repository.begin_turn(beginning(None, "question", key=key))
     other = await repository.begin_turn(beginning(None, "question", key=key))
-    assert (other.status, other.turn_id, other.stored) == ("pending", begun.turn_id, ())
+    assert (other.status, other.turn_id, other.commit.added) == ("pending", begun.turn_id, ())
     assert other.lease_left_s is not None
     assert 0 < other.lease_left_s <= 60
 
@@ -113,8 +122,8 @@ async def test_a_failed_turn_is_resumed_without_storing_the_question_again(repos
     assert (again.status, again.attempt, again.full) == ("resumed", 2, True)
     assert again.error == {"code": "provider_broken"}
     assert contents(again.history) == ["one"]
-    assert contents(again.stored) == ["question"]
-    assert again.base_revision == again.revision == failed.revision
+    assert contents(again.commit.added) == ["question"]
+    assert again.commit.base_revision == again.commit.revision == failed.commit.revision
     finished = await repository.finish_turn(ending(again.turn_id, "answer", attempt=2))
     assert finished.status == "finished"
     assert await contents_of(repository, name) == ["one", "question", "half an ans", "answer"]
@@ -124,8 +133,8 @@ async def test_a_failure_without_text_leaves_the_revision(repository: Conversati
     """Nothing a reader sees has changed."""
     begun = await repository.begin_turn(beginning(None, "question"))
     failed = await repository.finish_turn(ending(begun.turn_id, state="failed", error={"code": "x"}))
-    assert (failed.status, failed.seq, failed.stored) == ("finished", None, ())
-    assert failed.base_revision == failed.revision == begun.revision
+    assert (failed.status, failed.seq, failed.commit.added) == ("finished", None, ())
+    assert failed.commit.base_revision == failed.commit.revision == begun.commit.revision
 
 
 async def test_an_attempt_whose_lease_ran_out_is_superseded(repository: ConversationRepository) -> None:
@@ -135,7 +144,7 @@ async def test_an_attempt_whose_lease_ran_out_is_superseded(repository: Conversa
     taken_over = await repository.begin_turn(beginning(None, "question", key=key))
     assert (taken_over.status, taken_over.attempt, taken_over.turn_id) == ("resumed", 2, begun.turn_id)
     late = await repository.finish_turn(ending(begun.turn_id, "late", attempt=1))
-    assert (late.status, late.seq, late.stored) == ("superseded", None, ())
+    assert (late.status, late.seq, late.commit) == ("superseded", None, None)
     assert (await repository.finish_turn(ending(begun.turn_id, "answer", attempt=2))).status == "finished"
     assert (await repository.finish_turn(ending(begun.turn_id, "late", attempt=1))).status == "superseded"
 
@@ -165,14 +174,18 @@ async def test_a_failed_turn_asked_again_by_the_same_request_is_a_new_attempt(
 async def test_a_repeated_finish_gets_the_same_answer(repository: ConversationRepository) -> None:
     """Whatever has happened to the conversation meanwhile."""
     begun = await repository.begin_turn(beginning(None, "question"))
-    assert begun.conversation is not None
+    assert begun.commit is not None
     end = ending(begun.turn_id, "answer")
     first = await repository.finish_turn(end)
-    await repository.append(appending(begun.conversation.continuation_id, "more"))
+    await repository.append(appending(begun.commit.conversation.continuation_id, "more"))
     again = await repository.finish_turn(end)
     assert again.status == "duplicate"
-    assert (again.seq, again.base_revision, again.revision) == (first.seq, first.base_revision, first.revision)
-    assert again.stored == first.stored
+    assert (again.seq, again.commit.base_revision, again.commit.revision) == (
+        first.seq,
+        first.commit.base_revision,
+        first.commit.revision,
+    )
+    assert again.commit.added == first.commit.added
 
 
 async def test_concurrent_finishes_store_one_reply(repository: ConversationRepository) -> None:
@@ -245,8 +258,8 @@ async def test_the_newest_system_message_beyond_the_budget_comes_along(repositor
         *[NewMessage("user", "x" * 84)] * 20,
     ]
     result = await repository.append(appending(None, messages=messages))
-    assert result.conversation is not None
-    name = result.conversation.continuation_id
+    assert result.commit is not None
+    name = result.commit.conversation.continuation_id
     begun = await repository.begin_turn(beginning(name, "question", budget_bytes=1000))
     assert begun.system is not None
     assert (begun.system.content, begun.system.seq) == ("rules", 3)
@@ -261,7 +274,7 @@ async def test_expected_revision_guards_a_turn(repository: ConversationRepositor
     name = conversation.continuation_id
     await repository.append(appending(name, "two"))
     refused = await repository.begin_turn(beginning(name, "q", expected_revision=conversation.revision))
-    assert (refused.status, refused.revision, refused.conversation) == ("conflict_revision", 2, None)
+    assert (refused.status, refused.current_revision, refused.commit) == ("conflict_revision", 2, None)
     assert await contents_of(repository, name) == ["one", "two"]
 
 

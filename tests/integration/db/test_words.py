@@ -50,8 +50,8 @@ async def test_a_message_is_found_before_and_after_it_is_indexed(
     curation = CurationRepository(database)
     new = ConversationId(new_id())
     forked = await curation.fork(LOCAL_OWNER, name, once(), new_conversation_id=new, at_seq=3)
-    assert forked.conversation is not None
-    await repository.append(appending(forked.conversation.continuation_id, "word four'"))
+    assert forked.commit is not None
+    await repository.append(appending(forked.commit.conversation.continuation_id, "word four'"))
     await TransferRepository(database).store_batch(importing("word 1", "word 2"))
     await sql.execute(
         "insert into messages (conversation_id, role, content) select id, 'user', 'word' from conversations"

@@ -25,7 +25,9 @@ as $$
 #variable_conflict use_column
 declare
   c_most_queries constant integer := 70;
+  -- What the second pass may take although the first used up the bounds. Small messages are read first.
   c_least_work constant bigint := 200000;
+  c_least_time constant interval := '300 ms';
   v_terms tsquery[];
   v_groups integer[];
   v_excluded boolean[];
@@ -103,7 +105,7 @@ begin
         select w.* into v_waiting
           from exai.search_unindexed_v1(
             p_owner, v_terms, v_groups, v_excluded, v_needles, case when v_is_any then v_count else 0 end, v_ids, v_up_to,
-            p_since, p_until, p_as_of, v_work, v_stop) w;
+            p_since, p_until, p_as_of, v_work, greatest(v_stop, clock_timestamp() + c_least_time)) w;
         v_work := greatest(v_work - v_waiting.o_work, c_least_work);
         v_unread := greatest(v_unread, v_waiting.o_unread);
       end if;

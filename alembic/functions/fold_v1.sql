@@ -8,7 +8,7 @@ set search_path = pg_catalog, pg_temp
 set standard_conforming_strings = on
 as $$
 declare
-  v_text text collate "C" := translate(p_text, E'\x01', ' ');
+  v_text text collate "C" := replace(p_text, E'\x01', ' ');
   v_ascii constant boolean := octet_length(p_text) = length(p_text);
 begin
   if not v_ascii then
@@ -27,17 +27,12 @@ begin
     end if;
   end if;
   if p_marked then
-    if v_text ~ '[a-z0-9][A-Z]' then
-      v_text := regexp_replace(v_text, '([a-z0-9])([A-Z])', E'\\1\x01\\2', 'g');
-    end if;
-    if v_text ~ '[A-Z][A-Z][a-z]' then
-      v_text := regexp_replace(v_text, '([A-Z])([A-Z][a-z])', E'\\1\x01\\2', 'g');
-    end if;
-    if v_text ~ '[A-Za-z][0-9]' then
-      v_text := regexp_replace(v_text, '([A-Za-z][A-Za-z]|\m[vV])([0-9])', E'\\1\x01\\2', 'g');
-    end if;
-    if v_text ~ '[0-9][A-Za-z]' then
-      v_text := regexp_replace(v_text, '([0-9])([A-Za-z][A-Za-z])', E'\\1\x01\\2', 'g');
+    -- Most texts have none of these, which one look tells.
+    if v_text ~ '[a-z0-9][A-Z]|[A-Z][A-Z][a-z]|[A-Za-z][0-9]|[0-9][A-Za-z]' then
+      v_text := regexp_replace(v_text, '[a-z0-9](?=[A-Z])', E'\\&\x01', 'g');
+      v_text := regexp_replace(v_text, '(?<=[A-Z])[A-Z][a-z]', E'\x01\\&', 'g');
+      v_text := regexp_replace(v_text, '(?:[A-Za-z][A-Za-z]|\m[vV])(?=[0-9])', E'\\&\x01', 'g');
+      v_text := regexp_replace(v_text, '[0-9](?=[A-Za-z][A-Za-z])', E'\\&\x01', 'g');
     end if;
     if not v_ascii and v_text ~ E'[\u0430-\u044F][\u0410-\u042F]|[\u00DF-\u00FF][A-Z]|[a-z][\u00C0-\u00DE]' then
       v_text := regexp_replace(

@@ -7,7 +7,6 @@ set search_path = pg_catalog, pg_temp
 as $$
 #variable_conflict use_column
 declare
-  c_short_bytes constant integer := 500;
   c_long_bytes constant integer := 100000;
   c_places constant integer := 16000;
   c_long_places constant integer := 4000;
@@ -20,37 +19,17 @@ declare
   v_places bigint[];
   v_places_of_part integer;
 begin
-  if octet_length(p_text) < c_short_bytes then
-    -- Plain ASCII without parts of words, as most prose is: what units_v1 would say, in a third of the time.
-    if octet_length(p_text) = length(p_text) then
-      v_text := exai.fold_v1(p_text, true);
-      if position(E'\x01' in v_text) = 0 then
-        return query
-        select 0::smallint, string_agg('''' || p_key || left(w.word, 128) || ''':' || w.place, ' ')::tsvector
-          from string_to_table(btrim(regexp_replace(v_text, '[^a-z0-9]+', ' ', 'g'), ' '), ' ')
-               with ordinality w(word, place)
-         where w.word <> ''
-        having count(*) > 0;
-        return;
-      end if;
+  v_text := exai.spaced_v1(p_text);
+  if octet_length(p_text) < c_long_bytes then
+    part := 0;
+    words := exai.spaced_words_v1(p_key, v_text);
+    if words is not null then
+      return next;
+      return;
     end if;
-    return query
-    with units as materialized (
-      select u.word, u.place from exai.units_v1(p_text) u),
-    forms as (
-      select u.word, u.place from units u
-       union all
-      select b.word, u.place
-        from units u
-       cross join lateral (select exai.strip_marks_v1(u.word) as word offset 0) b
-       where octet_length(u.word) > length(u.word) and b.word <> u.word and b.word <> '')
-    select 0::smallint, string_agg('''' || p_key || f.word || ''':' || f.place, ' ')::tsvector
-      from forms f
-    having count(*) > 0;
-    return;
   end if;
   with units as materialized (
-    select u.word, u.place from exai.units_v1(p_text) u),
+    select u.word, u.place from exai.spaced_units_v1(v_text) u),
   forms as (
     select u.word, u.place from units u
      union all

@@ -54,8 +54,8 @@ OURS_ALONE = ("public.turns",)
 """An older table of this name is not adopted."""
 
 TEXT_FUNCTIONS = (
-    "fold_v1", "strip_marks_v1", "units_v1", "segment_mark_v1", "words_v1", "owner_key_v1", "read_query_v1",
-    "combine_terms_v1", "excerpt_v1", "has_terms_v1",
+    "fold_v1", "strip_marks_v1", "spaced_v1", "spaced_units_v1", "units_v1", "lexemes_v1", "spaced_words_v1",
+    "segment_mark_v1", "words_v1", "owner_key_v1", "read_query_v1", "combine_terms_v1", "excerpt_v1", "has_terms_v1",
 )  # fmt: skip
 """They refer to no table, so they are created before tables are locked."""
 

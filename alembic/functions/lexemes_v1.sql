@@ -1,7 +1,7 @@
--- The words of a text and their places, as a tsvector is written; the words are folded, have one space between them and at
--- most 128 characters, and the text does not hold zq. The server's parser makes them, in a fraction of the time that a row
--- for each word takes. It sees ASCII only, for what it takes for letters depends on the locale: the bytes of other letters
--- are written as numbers, and what would begin a number (1e5) as part of a word.
+-- The words of a text and their places, in the text form of a tsvector. The words are folded, separated by one space and at most
+-- 128 characters long; the text does not contain zq. The server's parser makes them, in a fraction of the time of a row for each
+-- word. It receives ASCII only, because which other characters are letters depends on the locale: their bytes are encoded as
+-- numbers, and a word that begins like a floating-point number (1e5) gets a prefix.
 create or replace function exai.lexemes_v1(p_text text) returns text
 language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp

@@ -1,4 +1,4 @@
--- The units of a text (units_v1) that spaced_v1 has folded and spaced.
+-- The units (units_v1) of a text that spaced_v1 has separated.
 create or replace function exai.spaced_units_v1(p_spaced text)
 returns table (place bigint, chunk bigint, word text, form text)
 language plpgsql immutable parallel safe rows 300

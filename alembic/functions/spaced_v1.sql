@@ -1,5 +1,5 @@
--- A folded text with one space between its words, and U+0001 between the parts of a word. Letters, digits and marks make
--- words; everything else separates them. Encoded data is cut after its first 250 characters.
+-- A text, folded, with one space between its words and U+0001 between the parts of a word. Words consist of letters, digits and
+-- marks; everything else separates them. Encoded data is cut after its first 250 characters.
 create or replace function exai.spaced_v1(p_text text) returns text
 language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp

@@ -1,6 +1,6 @@
--- The words of a text that spaced_v1 has folded and spaced as one tsvector, with a key in front of each; null where each of
--- them has to be looked at, which takes several times as long: those of scripts without spaces, very long ones, and where
--- one tsvector would not hold all their places.
+-- The words of a text that spaced_v1 has separated, as one tsvector, with a key before each; null if a row for each word is
+-- needed, which takes several times as long: for scripts without spaces, for very long words, and if one tsvector cannot hold
+-- all places.
 create or replace function exai.spaced_words_v1(p_key text, p_spaced text) returns tsvector
 language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp
@@ -8,7 +8,7 @@ as $$
 declare
   c_places constant integer := 16000;
   c_same constant integer := 220;
-  -- A script without spaces, an empty part of a word, a word that is too long.
+  -- A script without spaces, an empty part of a word, a word that is cut.
   c_others constant text collate "C" :=
     E'[\u0E01-\u1DFF\u2000-\U0010FFFF]|(?:^| )\x01|\x01(?:[\x01 ]|$)|[^ ]{129}';
   c_unsplit constant text collate "C" := E'(?:\x01[^\x01 ]+){10}|(?:^| )[0-9a-f\x01]{20,}(?: |$)';

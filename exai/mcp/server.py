@@ -116,12 +116,12 @@ class McpServer:
     def changed(self, change: ListKind) -> None:
         """Notify every subscribed peer that a list changed."""
         for session in self._sessions:
-            session.tell(session.connection.changed(change))
+            session.notify(session.connection.changed(change))
 
     def updated(self, uri: str) -> None:
         """Notify every subscribed peer that a resource changed."""
         for session in self._sessions:
-            session.tell(session.connection.updated(uri))
+            session.notify(session.connection.updated(uri))
 
     async def drain(self, grace_s: float, code: int, hurry: asyncio.Event | None = None) -> None:
         """Let running calls finish for `grace_s` (or until `hurry`), fail the rest, and close every session."""

@@ -42,20 +42,20 @@ class Notifier:
         if is_listed:
             self._lists.add(owner)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(GATHER_S, self._tell)
+            self._timer = asyncio.get_running_loop().call_later(GATHER_S, self._notify)
 
     def stop(self) -> None:
         """Stop sending notifications."""
         if self._timer is not None:
             self._timer.cancel()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         uris, lists = self._uris, self._lists
         # Reset before sending, so that a change noted meanwhile starts the next interval.
         self._uris, self._lists, self._gathered, self._timer = {}, set(), 0, None
         for session in self._sessions():
             if session.owner in uris:
                 for uri in session.connection.subscribed(uris[session.owner]):
-                    session.tell(session.connection.updated(uri))
+                    session.notify(session.connection.updated(uri))
             if session.owner in lists:
-                session.tell(session.connection.changed("resources"))
+                session.notify(session.connection.changed("resources"))

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextvars import Context, ContextVar, copy_context
 
 import structlog
@@ -24,8 +24,9 @@ from exai.mcp.core.errors import rpc_error
 from exai.mcp.core.jsonrpc import INTERNAL_ERROR, Json, JsonRpcMessage, Request, RequestId, RpcError
 from exai.mcp.core.protocol import Action, Call, CallContext, Cancel, Connection, Send, Start, Terms, refusal
 from exai.mcp.identity import Admitted
-from exai.mcp.session.deduplication import Joining
+from exai.mcp.session.deduplication import SharedWork
 from exai.mcp.session.outbox import Outbox
+from exai.mcp.session.progress import ProgressReporter, ignore_progress
 from exai.mcp.session.runtime import Runtime
 from exai.mcp.session.timeouts import RunningCall
 from exai.models import Owner
@@ -73,12 +74,11 @@ class Session:
         self.peer = peer
         self.outbox = Outbox(account=self.quota.account) if outbox is None else outbox
         self.close_code = 1000
-        # Whether the last message exceeded its owner's rate.
-        self.is_over_rate = False
         self._loop = asyncio.get_running_loop()
         self._running: dict[RequestId, RunningCall] = {}
+        # Cancelled calls, whose ids may be in use again already.
         self._unwinding: set[asyncio.Task[None]] = set()
-        self._joining = Joining()
+        self._shared_work = SharedWork()
         self._on_end = on_end
         self._expires_at = identity.expires_at
         self._is_expired = False
@@ -89,7 +89,9 @@ class Session:
         self._watch_expiry()
 
     def _common_context(self) -> Context:
-        """Return the context that all calls share, made once; a copy of it costs no more than a task's own."""
+        """Return the context that all calls start with."""
+        # A new task copies some context in any case. Copying one that names the owner already saves setting three
+        # variables for every call. It is made for the first call, since many sessions never make one.
         context = self._context = copy_context()
         context.run(self._identify)
         return context
@@ -104,34 +106,37 @@ class Session:
         """Return whether no call is running; subscriptions do not count."""
         return not self._running
 
-    async def receive(self, message: JsonRpcMessage, size_bytes: int = 0) -> Action:
-        """Process one message as soon as there is room for its answer."""
+    async def receive(self, message: JsonRpcMessage, size_bytes: int = 0) -> tuple[Action, bool]:
+        """Process one message like `process`, as soon as there is room for its answer."""
         if not self.outbox.has_room:
             await self.outbox.room()
-        return self.take(message, size_bytes)
+        return self.process(message, size_bytes)
 
-    def take(self, message: JsonRpcMessage, size_bytes: int) -> Action:
-        """Process one message of this size and carry out the resulting action; the outbox must have room."""
-        self.is_over_rate = False
+    def process(self, message: JsonRpcMessage, size_bytes: int) -> tuple[Action, bool]:
+        """Process one message of this size and carry out the resulting action; the outbox must have room.
+
+        Returns the action, and whether the message was within its owner's rate.
+        """
+        is_within_rate = True
         try:
             if isinstance(message, Request):
                 self.quota.take(size_bytes)
             else:
                 # Carried out even over the rate, because a cancellation frees resources.
-                self.is_over_rate = not self.quota.spend(size_bytes)
+                is_within_rate = self.quota.spend(size_bytes)
             action = self.connection.accept(message)
         except Overloaded as error:
-            self.is_over_rate = True
+            is_within_rate = False
             action = refusal(message.id if isinstance(message, Request) else None, rpc_error(error))
         except Exception:  # The error boundary for methods that are answered synchronously.
             request_id = _next_request_id()
             log.exception("internal error", request=request_id)
             key = message.id if isinstance(message, Request) else None
             action = refusal(key, _internal(request_id))
-        self._act(action, size_bytes)
-        return action
+        self._carry_out(action, size_bytes)
+        return action, is_within_rate
 
-    def _act(self, action: Action, size_bytes: int) -> None:
+    def _carry_out(self, action: Action, size_bytes: int) -> None:
         if isinstance(action, Start):
             self._start(action.call, size_bytes)
         elif isinstance(action, Send):
@@ -141,21 +146,21 @@ class Session:
         elif isinstance(action, Cancel):
             self._stop(action.id)
 
-    def tell(self, messages: list[bytes]) -> None:
-        """Send notifications."""
+    def notify(self, messages: Iterable[bytes]) -> None:
+        """Send notifications, which wait for no room: they are small, and are collected before they come here."""
         for data in messages:
             self.outbox.force(Send(data))
 
     def refuse_rest(self) -> None:
         """Cancel the running calls and answer them with "shutting down"."""
         for call in list(self.connection.in_flight.values()):
-            if (answer := self.connection.fail(call, ShuttingDown())) is not None:
-                self.outbox.force(answer)
+            # Answered first: the cancelled call then finds no request to answer.
+            self._force(self.connection.fail(call, ShuttingDown()))
             self._stop(call.id)
 
     def finish(self, code: int) -> None:
         """End the subscriptions; the transport then sends what is queued and closes with `code`."""
-        self.tell(self.connection.end_listening())
+        self.notify(self.connection.end_listening())
         self.close_code = code
         self.outbox.close()
 
@@ -190,6 +195,7 @@ class Session:
             self._refuse(call, rpc_error(error))
             return
         context = self._context or self._common_context()
+        # Created before its task, because the task refers to it.
         running = self._running[call.id] = RunningCall(call, size_bytes)
         running.task = self._loop.create_task(
             self._run(running), name=f"mcp {call.method.name}", context=context.copy()
@@ -214,6 +220,7 @@ class Session:
     def _forget(self, running: RunningCall) -> None:
         """Release a call that has ended, or that was cancelled before its first step."""
         self.quota.end(running.size_bytes)
+        # After a cancellation a new call may have taken the id, which then stays in use.
         if self._running.get(running.call.id) is running:
             del self._running[running.call.id]
         elif running.task is not None:
@@ -247,12 +254,14 @@ class Session:
         _REQUEST.set(request_id)
         started_s = time.perf_counter()
         outcome = "cancelled"
-        reporter = Reporter(self, call) if call.progress_token is not None else None
-        context = CallContext(self.owner, request_id, _say_nothing if reporter is None else reporter.say, call.client)
+        reporter = None if call.progress_token is None else self._progress_reporter(call)
+        report_progress = ignore_progress if reporter is None else reporter.report
+        context = CallContext(self.owner, request_id, report_progress, call.client)
         try:
-            outcome = await self._outcome(running, context, terms)
+            outcome = await self._answer(running, context, terms)
         except asyncio.CancelledError:
-            # If the handler raised this by itself, the call was not cancelled and still needs an answer.
+            # If the handler raised this by itself, the call was not cancelled and still needs an answer. It is forced,
+            # since a task that is being cancelled must not wait for room.
             self._force(self.connection.fail(call, _internal(request_id)))
             raise
         except Exception:
@@ -266,25 +275,14 @@ class Session:
             self.runtime.accounting.add((self.owner, method.name, terms.label, outcome), request_id, took_s, self._loop)
             self._forget(running)
 
-    async def _outcome(self, running: RunningCall, context: CallContext, terms: Terms) -> str:
-        """Run the call within its timeout and queue its answer; return the outcome for the metrics."""
-        call, timeouts = running.call, self.runtime.timeouts
-        limit_s = self.runtime.timeout_s(terms)
-        end_s = self._loop.time() + limit_s
-        end_by(end_s)
-        timeouts.begin(running, end_s + DEADLINE_MARGIN_S, self._loop)
+    def _progress_reporter(self, call: Call) -> ProgressReporter:
+        return ProgressReporter(call, self.connection, self.outbox, self.runtime.settings.progress_interval_s)
+
+    async def _answer(self, running: RunningCall, context: CallContext, terms: Terms) -> str:
+        """Run the call and queue its result or error; return the outcome for the metrics."""
+        call = running.call
         try:
-            try:
-                result = await self._work(call, context, terms)
-            except asyncio.CancelledError as error:
-                if running.undo_stop():
-                    raise DeadlineExceeded(terms.label or call.method.name, limit_s) from error
-                raise
-            finally:
-                timeouts.end(running)
-                # The work suppressed its cancellation: reset the task's count, or later timeouts would misread it.
-                if running.is_late:
-                    running.undo_stop()
+            result = await self._result(running, context, terms)
             answer = self.connection.complete(call, result)
             outcome = "error" if result.get("isError") else "ok"
         except ExaiError as error:
@@ -296,15 +294,33 @@ class Session:
             await self.outbox.put(answer)
         return outcome
 
-    def _work(self, call: Call, context: CallContext, terms: Terms) -> Awaitable[Json]:
-        """Start the work of a call, or join the identical one that is running."""
-        assert call.method.work is not None  # noqa: S101 - methods without work are answered by the protocol
+    async def _result(self, running: RunningCall, context: CallContext, terms: Terms) -> Json:
+        """Do the work of a call within its timeout. Raises `DeadlineExceeded` if the timeout ended it."""
+        call, timeouts = running.call, self.runtime.timeouts
+        work = call.method.work
+        assert work is not None  # noqa: S101 - methods without work are answered by the protocol
         key = None if terms.join_key is None else terms.join_key(call)
-        if key is None:
-            return call.method.work(call, context)
-        if self._joining.is_running(key):
+        limit_s = self.runtime.timeout_s(terms)
+        end_s = self._loop.time() + limit_s
+        end_by(end_s)
+        timeouts.begin(running, end_s + DEADLINE_MARGIN_S, self._loop)
+        try:
+            return await (work(call, context) if key is None else self._join(key, call, context, terms))
+        except asyncio.CancelledError as error:
+            if running.is_stopped_by_timeout_only:
+                raise DeadlineExceeded(terms.label or call.method.name, limit_s) from error
+            raise
+        finally:
+            timeouts.end(running)
+            # Even if the work suppressed its cancellation: later timeouts in this task would misread the count.
+            if running.is_late:
+                running.undo_stop()
+
+    def _join(self, key: bytes, call: Call, context: CallContext, terms: Terms) -> Awaitable[Json]:
+        """Join the identical call that is running, or start the work that later ones join."""
+        if self._shared_work.is_running(key):
             self.runtime.recorder.count("mcp_calls_deduplicated_total", tool=terms.label)
-        return self._joining.run(key, call, context)
+        return self._shared_work.run(key, call, context)
 
     def _force(self, answer: Send | None) -> None:
         if answer is not None:
@@ -319,48 +335,3 @@ def _next_request_id() -> str:
 def _internal(request_id: str) -> RpcError:
     problem = f"internal error; the logs have it under request {request_id}"
     return RpcError(INTERNAL_ERROR, problem, {"request_id": request_id})
-
-
-async def _say_nothing(message: str) -> None:
-    """Do nothing: the client did not ask for progress."""
-
-
-class Reporter:
-    """Progress reports of a call: increasing numbers, and a periodic report while the handler sends none."""
-
-    def __init__(self, session: Session, call: Call) -> None:
-        self._session = session
-        self._call = call
-        self._count = 0
-        self._latest = "working"
-        self._loop = asyncio.get_running_loop()
-        self._started = self._loop.time()
-        self._timer: asyncio.TimerHandle | None = None
-        self._arm()
-
-    async def say(self, message: str) -> None:
-        """Report to the client; the report is dropped if the client reads too slowly."""
-        self._latest = message
-        if self._timer is not None:
-            self._timer.cancel()
-            self._report(message)
-            self._arm()
-
-    def stop(self) -> None:
-        """Stop reporting."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _arm(self) -> None:
-        interval_s = self._session.runtime.settings.progress_interval_s
-        self._timer = self._loop.call_later(interval_s, self._tick)
-
-    def _tick(self) -> None:
-        self._report(f"{self._latest} ({self._loop.time() - self._started:.0f} s)")
-        self._arm()
-
-    def _report(self, message: str) -> None:
-        data = self._session.connection.progress(self._call, self._count + 1, message)
-        if data is not None and self._session.outbox.offer(Send(data)):
-            self._count += 1

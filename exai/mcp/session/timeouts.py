@@ -38,12 +38,16 @@ class RunningCall:
             self.is_late = True
             self.task.cancel()
 
-    def undo_stop(self) -> bool:
-        """Take back the cancellation by `stop_late`; return whether the timeout was the only cause of it."""
-        if not self.is_late or self.task is None:
-            return False
-        self.is_late = False
-        return self.task.uncancel() == 0
+    @property
+    def is_stopped_by_timeout_only(self) -> bool:
+        """Return whether the task was cancelled because of the timeout and for no other reason."""
+        return self.is_late and self.task is not None and self.task.cancelling() == 1
+
+    def undo_stop(self) -> None:
+        """Take back the cancellation by `stop_late`, if there was one; others stay in effect."""
+        if self.is_late and self.task is not None:
+            self.is_late = False
+            self.task.uncancel()
 
 
 class Timeouts:

@@ -138,9 +138,9 @@ class _Taking:
             return False
         if not self._session.outbox.is_closed:  # With a closed outbox a call could not be answered.
             message = parse(data)
-            self._session.take(message, len(data))
-            if self._malformed or self._excess_bytes or self._session.is_over_rate or isinstance(message, Malformed):
-                self._judge(message, len(data))
+            _, is_within_rate = self._session.process(message, len(data))
+            if self._malformed or self._excess_bytes or not is_within_rate or isinstance(message, Malformed):
+                self._judge(message, len(data), is_within_rate=is_within_rate)
         return True
 
     async def in_turn(self, data: bytes) -> None:
@@ -150,10 +150,10 @@ class _Taking:
         self._is_waiting = False
         self.at_once(data)
 
-    def _judge(self, message: Incoming, size_bytes: int) -> None:
+    def _judge(self, message: Incoming, size_bytes: int, *, is_within_rate: bool) -> None:
         self._malformed = self._malformed + 1 if isinstance(message, Malformed) else 0
         counted = size_bytes + REFUSAL_BYTES
-        if self._session.is_over_rate:
+        if not is_within_rate:
             self._excess_bytes += counted
         elif self._excess_bytes:
             self._excess_bytes = max(0, self._excess_bytes - counted)

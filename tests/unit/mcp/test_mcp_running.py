@@ -55,7 +55,8 @@ async def test_a_call_stopped_for_two_reasons_was_not_only_late() -> None:
         try:
             await asyncio.Event().wait()
         except asyncio.CancelledError:
-            found.append(running.undo_stop())
+            found.append(running.is_stopped_by_timeout_only)
+            running.undo_stop()
 
     for cancels in (False, True):
         running = RunningCall(Call(1, Method("tools/call"), {}, "", ClientInfo()), 10)

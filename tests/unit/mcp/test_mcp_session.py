@@ -28,7 +28,7 @@ async def open_session(tools: Tools, *, recorder: MetricsRecorder, max_in_flight
 
 def take(session: Session, message: dict[str, Any]) -> None:
     data = orjson.dumps(message)
-    session.take(parse(data), len(data))
+    session.process(parse(data), len(data))
 
 
 async def answered(session: Session) -> dict[str, Any]:

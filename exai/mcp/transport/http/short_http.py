@@ -144,8 +144,8 @@ class Exchange(Outbox):
         # One session serves consecutive POSTs, which may be of different revisions.
         session.connection.version = version
         self._way.server.enlist(session)
-        # An answer pushed during `take` is kept by `push`: its status depends on the action that `take` returns.
-        action = session.take(message, len(post.body))
+        # An answer pushed during `process` is kept by `push`: its status depends on the action that is returned.
+        action, _ = session.process(message, len(post.body))
         self._is_beginning = False
         if self._refusal is not None:
             refusal, self._refusal = self._refusal, None

@@ -176,9 +176,9 @@ class HttpDoor:
         if session.outbox.is_closed:
             await reply.text(expired())
             return
-        action = await session.receive(posted.message, posted.size_bytes)
+        action, is_within_rate = await session.receive(posted.message, posted.size_bytes)
         if isinstance(action, Ignore):
-            await (reply.text(_OVER_RATE) if session.is_over_rate else reply.empty(202))
+            await (reply.empty(202) if is_within_rate else reply.text(_OVER_RATE))
             return
         # Without a call the answer is the protocol's own, whose errors have HTTP statuses of their own.
         at_the_door = not isinstance(action, Start)

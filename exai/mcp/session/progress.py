@@ -1,0 +1,57 @@
+"""Progress notifications of one call.
+
+Invariant: the numbers of a call's notifications increase; nothing is sent once the call has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from exai.mcp.core.protocol import Call, Connection, Send
+from exai.mcp.session.outbox import Outbox
+
+
+class ProgressReporter:
+    """Reports the progress of a call, and repeats the last report periodically while the handler sends none."""
+
+    def __init__(self, call: Call, connection: Connection, outbox: Outbox, interval_s: float) -> None:
+        self._call = call
+        self._connection = connection
+        self._outbox = outbox
+        self._interval_s = interval_s
+        self._count = 0
+        self._latest = "working"
+        self._loop = asyncio.get_running_loop()
+        self._started_s = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = self._repeat_later()
+
+    async def report(self, message: str) -> None:
+        """Send a notification; it is dropped if the client reads too slowly."""
+        self._latest = message
+        if self._timer is not None:
+            self._timer.cancel()
+            self._send(message)
+            self._timer = self._repeat_later()
+
+    def stop(self) -> None:
+        """Stop reporting."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _repeat_later(self) -> asyncio.TimerHandle:
+        return self._loop.call_later(self._interval_s, self._repeat)
+
+    def _repeat(self) -> None:
+        self._send(f"{self._latest} ({self._loop.time() - self._started_s:.0f} s)")
+        self._timer = self._repeat_later()
+
+    def _send(self, message: str) -> None:
+        data = self._connection.progress(self._call, self._count + 1, message)
+        # Counted only if it was sent, so that the numbers which the client receives have no gaps.
+        if data is not None and self._outbox.offer(Send(data)):
+            self._count += 1
+
+
+async def ignore_progress(message: str) -> None:
+    """Do nothing: the client did not ask for progress."""

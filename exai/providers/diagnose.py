@@ -9,7 +9,7 @@ from typing import Final
 import httpx
 
 from exai.models import Finding
-from exai.providers.completion.exchange import headers_for, open_client
+from exai.providers.completion.http_client import headers_for, open_client
 from exai.providers.endpoints import Site, read_sites
 from exai.settings.load import ProvidersSettings
 

@@ -18,7 +18,7 @@ import orjson
 import structlog
 
 from exai.providers.base import Clocks, Family
-from exai.providers.completion.exchange import headers_for
+from exai.providers.completion.http_client import headers_for
 from exai.providers.reply.reading import decode, tokens
 
 LIST_LIMIT_S: Final = 5.0

@@ -21,7 +21,8 @@ from exai.models import Completion, CompletionRequest, OnDelta, Recorder, Thinki
 from exai.providers.base import Clocks, Model, ModelInfo, ProviderStatus
 from exai.providers.catalogue import load_catalogue
 from exai.providers.completion.client import ChatApi
-from exai.providers.completion.exchange import HttpTransport, open_client
+from exai.providers.completion.exchange import HttpTransport
+from exai.providers.completion.http_client import open_client
 from exai.providers.completion.request import check_options
 from exai.providers.completion.sizing import Sizing
 from exai.providers.discovery import Discovery

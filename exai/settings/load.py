@@ -14,7 +14,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, get_origin
@@ -24,7 +24,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from exai.errors import ConfigError
-from exai.settings.addresses import UnusableAddress, is_loopback, redact
+from exai.settings.addresses import UnusableAddress, redact
+from exai.settings.contradictions import contradictions
 from exai.settings.credentials import check_access, check_credentials, check_data_dir
 from exai.settings.environment import ENV_FILE_VARIABLE, OLDER_NAMES, Reading, Search, Value, read_environment
 from exai.settings.sections import (
@@ -223,7 +224,7 @@ def load_settings(
     except ValidationError as error:
         errors += _explain(error, given)
     else:
-        errors += _contradictions(settings, given)
+        errors += contradictions(settings.server, settings.database, settings.cache, _names_of(given))
         if any(settings.embedded_servers):
             errors += check_data_dir(reading)
         settings._reading = reading
@@ -336,14 +337,14 @@ def _explain(error: ValidationError, given: Mapping[tuple[str, ...], Value]) -> 
     """Yield one sentence per variable from pydantic's errors, under the name as written."""
     # The literal branch of a union only reports that the value differs; the other branch is more specific.
     found = sorted(error.errors(include_url=False), key=lambda details: details["type"] == "literal_error")
-    told = set()
+    reported = set()
     for details in found:
         path = tuple(str(part) for part in details["loc"])
         variable = next(each for each in variables() if path[: len(each.path)] == each.path)
         inside = path[len(variable.path) :] if isinstance(variable.field.default, dict) else ()
-        if (variable.name, inside) in told:
+        if (variable.name, inside) in reported:
             continue
-        told.add((variable.name, inside))
+        reported.add((variable.name, inside))
         problem, cure = _sentence(details, variable)
         own = given.get(path[: len(variable.path) + 2])
         value = own or given.get(variable.path)
@@ -362,64 +363,10 @@ def _sentence(details: ErrorDetails, variable: Variable) -> tuple[str, str]:
     )
 
 
-def _contradictions(settings: Settings, given: Mapping[tuple[str, ...], Value]) -> Iterator[ConfigError]:
-    """Yield violations of the rules that involve more than one setting."""
+def _names_of(given: Mapping[tuple[str, ...], Value]) -> Callable[..., str]:
+    """Return a function that names the variable of a setting: as written if it is set, else by its current name."""
 
-    def written(*path: str) -> str:
+    def name_of(*path: str) -> str:
         return given[path].name if path in given else next(each.name for each in variables() if each.path == path)
 
-    if not is_loopback(settings.server.host) and not settings.server.is_guarded:
-        yield ConfigError(
-            written("server", "host"),
-            f"{settings.server.host} can be reached from other machines, and no authentication is configured",
-            "Set EXAI_SERVER__TOKEN (or EXAI_SERVER__TOKENS, or EXAI_SERVER__JWT__...) as well, or bind to 127.0.0.1",
-        )
-    yield from _shared_tokens(settings.server)
-    yield from _jwt_contradictions(settings.server.jwt)
-    if settings.database.migration_url and not settings.database.url:
-        yield ConfigError(
-            written("database", "migration_url"),
-            "is set, but the database itself is not",
-            "Set EXAI_DATABASE__URL too, or remove both to use the embedded Postgres",
-        )
-    cache = settings.cache
-    if cache.reconcile_interval_s >= cache.max_staleness_s:
-        yield ConfigError(
-            written("cache", "reconcile_interval_s"),
-            f"({cache.reconcile_interval_s:g}) is not below EXAI_CACHE__MAX_STALENESS_S ({cache.max_staleness_s:g})",
-            "Set it to a quarter of EXAI_CACHE__MAX_STALENESS_S",
-        )
-
-
-def _shared_tokens(server: ServerSettings) -> Iterator[ConfigError]:
-    """Yield an error for a token of two owners: which one it admits would depend on their order."""
-    holders: dict[str, str] = {}
-    if server.token is not None:
-        holders[server.token.get_secret_value()] = "EXAI_SERVER__TOKEN"
-    for owner, token in server.tokens.items():
-        other = holders.setdefault(token.get_secret_value(), owner)
-        if other != owner:
-            yield ConfigError(
-                "EXAI_SERVER__TOKENS", f"{owner} has the same token as {other}", "Give every owner one of its own"
-            )
-
-
-def _jwt_contradictions(jwt: JwtSettings) -> Iterator[ConfigError]:
-    if jwt.secret is not None and jwt.jwks_url is not None:
-        yield ConfigError(
-            "EXAI_SERVER__JWT__SECRET and EXAI_SERVER__JWT__JWKS_URL",
-            "are both set, so that either could vouch for a token",
-            "Keep JWKS_URL if the issuer publishes keys, else SECRET",
-        )
-    if jwt.is_on and not jwt.issuer:
-        yield ConfigError(
-            "EXAI_SERVER__JWT__ISSUER",
-            "is missing, so tokens of any issuer with that key would do",
-            "Set it to the iss of the tokens; Supabase's is https://REF.supabase.co/auth/v1",
-        )
-    if jwt.issuer and not jwt.is_on:
-        yield ConfigError(
-            "EXAI_SERVER__JWT__ISSUER",
-            "is set, but nothing to verify its tokens with",
-            "Set EXAI_SERVER__JWT__JWKS_URL or EXAI_SERVER__JWT__SECRET too",
-        )
+    return name_of

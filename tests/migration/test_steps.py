@@ -280,5 +280,5 @@ def test_the_revisions_are_found_from_a_wheel_too(tmp_path: Path, monkeypatch: p
     """A wheel carries them inside the package, a checkout beside it."""
     package = tmp_path / "exai" / "db"
     (package / "alembic").mkdir(parents=True)
-    monkeypatch.setattr(migrate, "__file__", str(package / "migrate.py"))
+    monkeypatch.setattr(migrate, "__file__", str(package / "migrations" / "migrate.py"))
     assert migrate.scripts_directory() == package / "alembic"

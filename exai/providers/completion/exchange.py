@@ -8,15 +8,12 @@ sizes below. The caller enforces the request's deadline.
 from __future__ import annotations
 
 import asyncio
-import os
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import httpx
 
-from exai import __version__
 from exai.errors import (
     ProviderAuthFailed,
     ProviderBroken,
@@ -38,15 +35,14 @@ from exai.providers.completion.failures import (
     safe_excerpt,
     verdict_of,
 )
+from exai.providers.completion.http_client import headers_for, reason_of
 from exai.providers.completion.windows import too_long
 from exai.providers.reply.answer import ErrorInStream, UnusableAnswer
 from exai.providers.reply.bodies import MAX_FOREIGN_BYTES, Body, BodyTooLarge, BrokenCompression, Unpacker
 from exai.providers.reply.sse import Event, EventTooLarge
 from exai.resilience import Attempt, expiry
-from exai.settings.addresses import is_loopback
 from exai.settings.load import ProvidersSettings
 
-KEEPALIVE_S: Final = 15.0
 MAX_EVENT_BYTES: Final = 1_048_576
 MAX_WIRE_BYTES: Final = 256 * 1_048_576
 """Maximum size of a stream, which far exceeds its answer: the framing of a token is about fifty times its size."""
@@ -59,46 +55,18 @@ TAIL_S: Final = 5.0
 DRAIN_S: Final = 0.25
 """How long the server may take to end the response after its last event; ended responses free their connection."""
 
-_CAUSES_EXAMINED: Final = 8
-
 ALIVE_PAUSE_S: Final = 10.0
-"""Between two reports of a provider that sends signs of life and no answer."""
+"""Interval between reports of a provider that sends bytes but no text."""
 
 GOOD_STATUSES: Final = range(200, 204)
 READABLE_ENCODINGS: Final = frozenset({"", "identity", "gzip", "x-gzip", "deflate"})
 
-ReadPhase = Literal["first", "stream", "tail", "drain", "told"]
-
-
-def open_client(base_url: str, settings: ProvidersSettings, verify: ssl.SSLContext) -> httpx.AsyncClient:
-    """Return a client for one provider, so that a hung one cannot take the connections of the others.
-
-    Proxies come from the environment as usual, except on the way to this machine itself.
-    """
-    return httpx.AsyncClient(
-        verify=verify,
-        trust_env=not is_loopback(httpx.URL(base_url).host),
-        follow_redirects=False,
-        timeout=httpx.Timeout(None, connect=settings.connect_timeout_s, pool=settings.connect_timeout_s),
-        # `ChatApi` shares the connections between owners before one is asked for here.
-        limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_S),
-    )
-
-
-def headers_for(key: str, accept: str) -> dict[str, str]:
-    """Headers of every request; compression is declined because its result has no size until it is unpacked."""
-    headers = {
-        "Accept": accept,
-        "Accept-Encoding": "identity",
-        "Content-Type": "application/json",
-        "User-Agent": f"exai/{__version__}",
-    }
-    return headers | {"Authorization": f"Bearer {key}"} if key else headers
+ReadPhase = Literal["first", "stream", "tail", "drain", "delivery"]
 
 
 @dataclass(slots=True)
 class _ReplyState:
-    """How far the reading of one reply is; `armed` is what the limit in force is for."""
+    """Progress of reading one reply; `armed` is the phase whose timeout is running."""
 
     call: ProviderCall
     attempt: Attempt
@@ -107,14 +75,14 @@ class _ReplyState:
     armed: ReadPhase = "first"
     has_begun: bool = False
     is_over: bool = False
-    told_at: float = field(init=False)
+    reported_at: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.told_at = self.started
+        self.reported_at = self.started
 
 
 class HttpTransport:
-    """The transport over HTTP to one provider; `client` belongs to the caller."""
+    """The HTTP transport to one provider; the caller closes `client`."""
 
     def __init__(
         self,
@@ -133,9 +101,10 @@ class HttpTransport:
         self._settings, self._recorder, self._clocks = settings, recorder, clocks
 
     async def run(self, call: ProviderCall, attempt: Attempt) -> None:
-        """Fill `call.answer`; when this returns, the provider has said that it is whole.
+        """Fill `call.answer`; it is complete when this returns.
 
-        If the connection or the provider failed after that, before the stream's end, `call.answer.lost` says so.
+        If the connection or the provider failed after the answer but before the stream's end, `call.answer.lost` is the
+        reason.
         """
         scope = asyncio.timeout(self._settings.first_token_timeout_s)
         started = self._clocks.monotonic()
@@ -157,9 +126,9 @@ class HttpTransport:
         except httpx.TransportError as error:
             if not call.answer.whole:
                 raise self._lost(call, error, responded=responded) from error
-            self._end_is_missing(call, f"the connection broke ({_reason(error)})")
+            self._end_is_missing(call, f"the connection broke ({reason_of(error)})")
         reading.is_over = True
-        await self._pass_on(call.answer.settle(), reading)
+        await self._deliver_piece(call.answer.settle(), reading)
         if not call.answer.whole:
             unread = call.answer.unread
             facts = f"; {unread} of its events could not be read" if unread else ""
@@ -170,7 +139,7 @@ class HttpTransport:
             call.answer.lost = reason
 
     async def _check(self, response: httpx.Response, call: ProviderCall, scope: asyncio.Timeout) -> Body:
-        """Return what reads the body if it may hold an answer, otherwise raise what the reply means."""
+        """Return a reader of the body if it may hold an answer; otherwise raise the error that the reply stands for."""
         headers = response.headers
         call.request_id = next(filter(None, map(clean_request_id, self._request_ids(headers))), None)
         call.retry_after_s = parse_retry_after(headers.get("retry-after"), self._clocks.now())
@@ -189,7 +158,7 @@ class HttpTransport:
         raise self._refusal(response, call, await self._error_body(response, encoding) if readable else b"")
 
     def _refusal(self, response: httpx.Response, call: ProviderCall, body: bytes) -> ProviderError:
-        """Return what a reply without an answer means."""
+        """Return the error that a reply without an answer stands for."""
         status = response.status_code
         document, seen = decode_body(body)
         failure = read_failure(document, status=status, request_id=call.request_id, retry_after_s=call.retry_after_s)
@@ -204,7 +173,7 @@ class HttpTransport:
         return self._meaning(call, failure, words)
 
     def _meaning(self, call: ProviderCall, failure: Failure, words: str) -> ProviderError:
-        """Return the error for a failure, and keep what another request could do about it."""
+        """Return the error for a failure; `call.refusal` receives the parameters it refuses, for the next request."""
         error = error_of(self._family, failure, words)
         if (long := too_long(failure)) is not None:
             return ProviderTooLong(
@@ -224,7 +193,7 @@ class HttpTransport:
         return [headers.get(name) for name in self._family.request_id_headers]
 
     async def _error_body(self, response: httpx.Response, encoding: str) -> bytes:
-        """As much of an error's body as comes quickly; the status alone is enough to go on."""
+        """Read the body of an error within its limits; it may be incomplete, because the status alone suffices."""
         body = b""
         unpacker = Unpacker(encoding)
         try:
@@ -239,7 +208,7 @@ class HttpTransport:
         return body + unpacker.end()
 
     async def _read_whole(self, response: httpx.Response, reading: _ReplyState, body: Body) -> None:
-        """Read the answer to the end of the body, and say what in the body is at fault."""
+        """Read the answer to the end of the body; translate violations of its format into errors."""
         call = reading.call
         try:
             await self._read(response, reading, body)
@@ -262,14 +231,14 @@ class HttpTransport:
         async for chunk in response.aiter_raw():
             alive = body.alive
             for event in body.feed(chunk):
-                await self._hear(event, reading)
+                await self._take(event, reading)
             if body.form == "foreign" and len(body.foreign) >= MAX_FOREIGN_BYTES:
                 break
             if body.alive > alive and not answer.started:
-                await self._say_alive(reading)
+                await self._report_alive(reading)
             self._arm(reading, is_alive=body.alive > alive)
         for event in body.close():
-            await self._hear(event, reading)
+            await self._take(event, reading)
         if body.foreign or (body.form != "events" and not answer.whole):
             raise self._refusal(response, reading.call, body.foreign)
         if body.is_one_document:
@@ -278,11 +247,11 @@ class HttpTransport:
         if not body.ended or (answer.goes_on and not is_framed):
             self._end_is_missing(reading.call, "the stream ended without its end marker")
 
-    async def _hear(self, event: Event, reading: _ReplyState) -> None:
-        await self._pass_on(reading.call.answer.take(event), reading)
+    async def _take(self, event: Event, reading: _ReplyState) -> None:
+        await self._deliver_piece(reading.call.answer.take(event), reading)
 
-    async def _pass_on(self, delta: Delta | None, reading: _ReplyState) -> None:
-        """Tell the caller of a piece of the answer."""
+    async def _deliver_piece(self, delta: Delta | None, reading: _ReplyState) -> None:
+        """Deliver a piece of the answer to the caller, and record the time of the first one."""
         call = reading.call
         if delta is None:
             return
@@ -295,21 +264,21 @@ class HttpTransport:
                 provider=self._family.name,
                 model=call.model.label,
             )
-        await self._tell(delta, reading)
+        await self._deliver(delta, reading)
 
-    async def _say_alive(self, reading: _ReplyState) -> None:
-        """Tell the caller from time to time that a model that has said nothing yet is at work."""
+    async def _report_alive(self, reading: _ReplyState) -> None:
+        """Report periodically to the caller that a model that has sent no text yet is still working."""
         now = self._clocks.monotonic()
-        if now - reading.told_at >= ALIVE_PAUSE_S:
-            reading.told_at = now
+        if now - reading.reported_at >= ALIVE_PAUSE_S:
+            reading.reported_at = now
             waited_s = now - reading.started
-            await self._tell(Delta(note=f"{self._family.name} has been at work for {waited_s:.0f} s"), reading)
+            await self._deliver(Delta(note=f"{self._family.name} has been at work for {waited_s:.0f} s"), reading)
 
-    async def _tell(self, delta: Delta, reading: _ReplyState) -> None:
+    async def _deliver(self, delta: Delta, reading: _ReplyState) -> None:
         if reading.call.on_delta is not None:
             # The caller's time to process a piece does not count towards the provider's limit.
             if not reading.is_over:
-                reading.armed = "told"
+                reading.armed = "delivery"
                 reading.scope.reschedule(None)
             await reading.call.on_delta(delta)
 
@@ -349,10 +318,10 @@ class HttpTransport:
 
     def _lost(self, call: ProviderCall, error: httpx.TransportError, *, responded: bool) -> ProviderError:
         if responded:
-            return self._broken(call, f"the connection broke during the answer ({_reason(error)})", may_repeat=True)
+            return self._broken(call, f"the connection broke during the answer ({reason_of(error)})", may_repeat=True)
         return ProviderUnreachable(
             self._family.name,
-            f"cannot be reached at {httpx.URL(self._url).host} ({_reason(error)})",
+            f"cannot be reached at {httpx.URL(self._url).host} ({reason_of(error)})",
             "Check the network, the proxy settings and the base URL",
         )
 
@@ -388,22 +357,6 @@ class HttpTransport:
 def _media_type(response: httpx.Response) -> str:
     media_type: str = response.headers.get("content-type", "")
     return media_type.partition(";")[0].strip().lower()
-
-
-def _reason(error: BaseException) -> str:
-    """What the operating system or TLS says at the bottom of httpx's error, in a few words."""
-    reason = type(error).__name__
-    cause: BaseException | None = error
-    for _ in range(_CAUSES_EXAMINED):
-        if cause is None:
-            break
-        if isinstance(cause, ssl.SSLError):
-            return cause.reason or "TLS error"
-        if isinstance(cause, OSError) and cause.strerror:
-            # asyncio puts its own sentence, with the address, where the system's word would be; resolvers do not.
-            return os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror
-        cause = cause.__cause__ or cause.__context__
-    return reason
 
 
 def _colon(text: str) -> str:

@@ -14,6 +14,16 @@ from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
 from exai.models import Delta, FinishReason, Usage
+from exai.providers.reply.chunks import (
+    END_FLAGS,
+    LOOSE_FIELDS,
+    choices_of,
+    error_beside,
+    has_choices,
+    is_error,
+    says_something,
+    usage_after,
+)
 from exai.providers.reply.reading import DONE, ParsedPiece, TextJoiner, clean_name, read_message, tokens, values_of
 from exai.providers.reply.sse import Event
 
@@ -47,24 +57,11 @@ _BROKEN_OFF: Final = frozenset(
 
 _PLAIN_DELTA: Final = frozenset({"role", "content"})
 _PLAIN_CHOICE: Final = frozenset({"index", "delta", "finish_reason", "logprobs"})
-_COUNTING_FIELDS: Final = frozenset(
-    {"usage", "x_groq", "message", "response", "timings", "eval_count", "prompt_eval_count"}
-)
 _IDLE_EVENTS: Final = frozenset({"ping", "pong", "keepalive", "keep-alive", "keep_alive", "heartbeat"})
 _END_EVENTS: Final = frozenset({"done", "end", "close", "complete", "finish", "finished"})
 _END_TYPES: Final = frozenset({"message_stop", "response.completed", "response.done"})
-_END_FLAGS: Final = ("done", "stop", "is_finished", "finished")
-"""Fields that are true in the last piece from servers that send no finish reason."""
-
 _ENVELOPES: Final = ("data", "result", "response")
-_GOOD_CODES: Final = (None, False, "", 0, "0", 200, "200", "ok", "OK", "success")
-_LOOSE_FIELDS: Final = ("delta", "message", "text", "content", "output_text", "response")
-"""Fields that may hold the text of a chunk without choices."""
-
 _REASON_FIELDS: Final = ("finish_reason", "stop_reason", "done_reason")
-_ENDED: Final = (".done", ".completed", "_stop", "_start", ".created", ".in_progress")
-"""Suffixes of event types that repeat text or hold none."""
-
 _UNKNOWN_TEXT_FIELDS: Final = (
     "token",
     "generated_text",
@@ -105,11 +102,11 @@ class AnswerAssembler:
 
     def __init__(self, max_bytes: int, max_content_bytes: int) -> None:
         self._max_bytes, self._max_content_bytes = max_bytes, max_content_bytes
-        self._bytes = self._content_bytes = self._aside_bytes = 0
+        self._bytes = self._content_bytes = self._spare_bytes = 0
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._content_joiner, self._reasoning_joiner = TextJoiner(), TextJoiner()
-        self._aside: list[Mapping[str, Any]] = []
+        self._spare: list[Mapping[str, Any]] = []
         self._has_own_choice = self._has_deltas = False
         self.finish_reason: FinishReason | None = None
         self.done = False
@@ -164,9 +161,9 @@ class AnswerAssembler:
         """Return the delta that can only be determined at the end of the stream. Raises as `take`."""
         added = ParsedPiece()
         if not self._has_own_choice:
-            for choice in self._aside:
+            for choice in self._spare:
                 self._take_own_choice(choice, added)
-        self._aside.clear()
+        self._spare.clear()
         delta = self._add(added) or Delta()
         content, reasoning = self._content_joiner.end(), self._reasoning_joiner.end()
         self._content.append(content)
@@ -181,25 +178,25 @@ class AnswerAssembler:
             self.unread += 1
 
     def _take_chunk(self, chunk: Mapping[str, Any], name: str, added: ParsedPiece) -> None:
-        inner = next(filter(_has_choices, map(chunk.get, _ENVELOPES)), None)
+        inner = next(filter(has_choices, map(chunk.get, _ENVELOPES)), None)
         if isinstance(inner, dict) and "choices" not in chunk:
             chunk = inner
-        if _is_error(chunk, name):
+        if is_error(chunk, name):
             self._fail(chunk, added)
         self._take_facts(chunk)
-        for choice in _choices(chunk):
+        for choice in choices_of(chunk):
             if isinstance(choice, str):
                 added.content += choice
             elif not isinstance(choice, dict):
                 self.unread += 1
-            elif choice is not chunk and tokens(choice.get("index")) and _says_something(choice):
-                self._set_aside(choice)
+            elif choice is not chunk and tokens(choice.get("index")) and says_something(choice):
+                self._keep_spare(choice)
             else:
                 self._has_own_choice = True
                 self._take_own_choice(choice, added)
         if "choices" not in chunk and any(chunk.get(field) for field in _UNKNOWN_TEXT_FIELDS):
             self.unread += 1
-        if (late := _error_beside(chunk)) is not None:
+        if (late := error_beside(chunk)) is not None:
             self._fail({"error": late}, added)
         kind = chunk.get("type")
         self.done = self.done or (isinstance(kind, str) and kind in _END_TYPES)
@@ -209,14 +206,14 @@ class AnswerAssembler:
         self._add(added)
         raise ErrorInStream(document)
 
-    def _set_aside(self, choice: Mapping[str, Any]) -> None:
-        """Set aside a choice of another index, which is used only if the stream has no other choice."""
-        first = self._aside[0].get("index") if self._aside else choice.get("index")
+    def _keep_spare(self, choice: Mapping[str, Any]) -> None:
+        """Keep a choice of another index, which is used only if the stream has no choice of index 0."""
+        first = self._spare[0].get("index") if self._spare else choice.get("index")
         if self._has_own_choice or choice.get("index") != first:
             return
-        self._aside_bytes += len(str(choice))
-        if self._aside_bytes <= self._max_bytes:
-            self._aside.append(choice)
+        self._spare_bytes += len(str(choice))
+        if self._spare_bytes <= self._max_bytes:
+            self._spare.append(choice)
         else:
             self.unread += 1
 
@@ -252,7 +249,7 @@ class AnswerAssembler:
         elif isinstance(message, dict):
             found = self._rest_of(read_message(message))
         elif not found.named and not found.unread:
-            loose = {name: choice[name] for name in _LOOSE_FIELDS[2:] if choice.get(name)}
+            loose = {name: choice[name] for name in LOOSE_FIELDS[2:] if choice.get(name)}
             found = read_message(loose)
         return found
 
@@ -276,14 +273,7 @@ class AnswerAssembler:
         model = chunk.get("model")
         if isinstance(model, str) and model and model != self._model_said:
             self._model_said, self.model = model, clean_name(model)
-        choices = _choices(chunk)
-        if not (
-            chunk.keys() & _COUNTING_FIELDS or (choices and isinstance(choices[0], dict) and "usage" in choices[0])
-        ):
-            return
-        inner = (chunk.get(name) for name in ("x_groq", "message", "response"))
-        places = [chunk, *(choice for choice in choices[:1] if isinstance(choice, dict)), *inner]
-        self.usage = _usage([place.get("usage") for place in places if isinstance(place, dict)], chunk, self.usage)
+        self.usage = usage_after(chunk, self.usage)
 
     def _name(self, things: list[str]) -> None:
         for thing in things:
@@ -311,7 +301,7 @@ class AnswerAssembler:
     def _take_finish(self, choice: Mapping[str, Any], added: ParsedPiece) -> None:
         places = [place for place in (choice, choice.get("delta")) if isinstance(place, dict)]
         word = next(filter(None, (_word(place.get(name)) for place in places for name in _REASON_FIELDS)), "")
-        if not word and any(choice.get(flag) is True for flag in _END_FLAGS):
+        if not word and any(choice.get(flag) is True for flag in END_FLAGS):
             word = "length" if choice.get("stopped_limit") is True else "stop"
         if not word:
             return
@@ -324,65 +314,6 @@ class AnswerAssembler:
             self.may_go_on = True
 
 
-def _is_error(chunk: Mapping[str, Any], name: str) -> bool:
-    if _is_reported(chunk.get("error")) or name == "error":
-        return True
-    if any(chunk.get(field) for field in ("choices", *_LOOSE_FIELDS[:1])) or chunk.get("usage"):
-        return False
-    words = (chunk.get("object"), chunk.get("type"), chunk.get("status"))
-    code = chunk.get("code")
-    failed = not _is_good(code)
-    return "choices" not in chunk and (failed or "error" in words or chunk.get("success") is False or _detail(chunk))
-
-
-def _is_good(code: Any) -> bool:
-    return any(code is good or code == good for good in _GOOD_CODES)
-
-
-def _is_reported(error: Any) -> bool:
-    """Return whether the error field holds an error; some servers always send the field, with a code of 0."""
-    return not all(map(_is_good, error.values())) if isinstance(error, dict) else bool(error)
-
-
-def _error_beside(chunk: Mapping[str, Any]) -> Any:
-    """Return an error that Groq or MiniMax sends beside the choices of a chunk."""
-    groq, reply = chunk.get("x_groq"), chunk.get("base_resp")
-    if isinstance(groq, dict) and groq.get("error"):
-        return groq["error"]
-    if isinstance(reply, dict) and not _is_good(reply.get("status_code")):
-        return {"code": reply.get("status_code"), "message": reply.get("status_msg")}
-    return None
-
-
-def _has_choices(value: Any) -> bool:
-    return isinstance(value, dict) and "choices" in value
-
-
-def _detail(chunk: Mapping[str, Any]) -> bool:
-    return bool(chunk.get("detail") or chunk.get("errors"))
-
-
-def _choices(chunk: Mapping[str, Any]) -> list[Any]:
-    choices = chunk.get("choices")
-    if isinstance(choices, dict):
-        choices = [choices] if choices.keys() & {"delta", "message", "text"} else list(choices.values())
-    if isinstance(choices, list) and choices:
-        return choices
-    kind = chunk.get("type")
-    if isinstance(kind, str) and kind.endswith(_ENDED):
-        return []
-    ends = chunk.get("done_reason") or any(chunk.get(flag) is True for flag in _END_FLAGS)
-    return [chunk] if ends or _holds_text(chunk) else []
-
-
-def _says_something(choice: Mapping[str, Any]) -> bool:
-    return _holds_text(choice) or bool(choice.get("finish_reason"))
-
-
-def _holds_text(choice: Mapping[str, Any]) -> bool:
-    return any(choice.get(name) for name in _LOOSE_FIELDS)
-
-
 def _word(reason: Any) -> str:
     if isinstance(reason, dict):
         reason = reason.get("type")
@@ -391,34 +322,3 @@ def _word(reason: Any) -> str:
 
 def _size_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
-
-
-def _usage(reports: list[Any], chunk: Mapping[str, Any], before: Usage) -> Usage:
-    """Return the usage after a chunk: values of a later report replace those of an earlier one unless missing."""
-    input_tokens, output_tokens = before.input_tokens, before.output_tokens
-    cached_tokens, reasoning_tokens = before.cached_tokens, before.reasoning_tokens
-    timings = chunk.get("timings")
-    native = {"input_tokens": chunk.get("prompt_eval_count"), "output_tokens": chunk.get("eval_count")}
-    if isinstance(timings, dict):
-        native = {"input_tokens": timings.get("prompt_n"), "output_tokens": timings.get("predicted_n")}
-    found = [usage for usage in reports if isinstance(usage, dict)]
-    for usage in found or [native]:
-        prompt, completion = (
-            details if isinstance(details, dict) else {}
-            for details in (
-                usage.get("prompt_tokens_details") or usage.get("input_tokens_details"),
-                usage.get("completion_tokens_details") or usage.get("output_tokens_details"),
-            )
-        )
-        input_tokens = tokens(usage.get("prompt_tokens")) or tokens(usage.get("input_tokens")) or input_tokens
-        output_tokens = tokens(usage.get("completion_tokens")) or tokens(usage.get("output_tokens")) or output_tokens
-        cached_tokens = (
-            tokens(prompt.get("cached_tokens"))
-            or tokens(usage.get("cached_tokens"))
-            or tokens(usage.get("prompt_cache_hit_tokens"))
-            or cached_tokens
-        )
-        reasoning_tokens = (
-            tokens(completion.get("reasoning_tokens")) or tokens(usage.get("reasoning_tokens")) or reasoning_tokens
-        )
-    return Usage(input_tokens, output_tokens, cached_tokens, reasoning_tokens)

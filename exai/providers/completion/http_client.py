@@ -1,0 +1,58 @@
+"""Open the HTTP client of one provider: its connections, its headers, and the reason for a connection that failed."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from typing import Final
+
+import httpx
+
+from exai import __version__
+from exai.settings.addresses import is_loopback
+from exai.settings.load import ProvidersSettings
+
+KEEPALIVE_S: Final = 15.0
+_CAUSES_EXAMINED: Final = 8
+
+
+def open_client(base_url: str, settings: ProvidersSettings, verify: ssl.SSLContext) -> httpx.AsyncClient:
+    """Return a client for one provider, so that a hung one cannot take the connections of the others.
+
+    Proxies come from the environment as usual, except on the way to this machine itself.
+    """
+    return httpx.AsyncClient(
+        verify=verify,
+        trust_env=not is_loopback(httpx.URL(base_url).host),
+        follow_redirects=False,
+        timeout=httpx.Timeout(None, connect=settings.connect_timeout_s, pool=settings.connect_timeout_s),
+        # `ChatApi` shares the connections between owners before one is asked for here.
+        limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_S),
+    )
+
+
+def headers_for(key: str, accept: str) -> dict[str, str]:
+    """Headers of every request; compression is declined because its result has no size until it is unpacked."""
+    headers = {
+        "Accept": accept,
+        "Accept-Encoding": "identity",
+        "Content-Type": "application/json",
+        "User-Agent": f"exai/{__version__}",
+    }
+    return headers | {"Authorization": f"Bearer {key}"} if key else headers
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the reason for a failed connection, as the operating system or TLS states it, in a few words."""
+    reason = type(error).__name__
+    cause: BaseException | None = error
+    for _ in range(_CAUSES_EXAMINED):
+        if cause is None:
+            break
+        if isinstance(cause, ssl.SSLError):
+            return cause.reason or "TLS error"
+        if isinstance(cause, OSError) and cause.strerror:
+            # asyncio puts its own sentence, with the address, where the system's word would be; resolvers do not.
+            return os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror
+        cause = cause.__cause__ or cause.__context__
+    return reason

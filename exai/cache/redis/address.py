@@ -13,37 +13,29 @@ from __future__ import annotations
 import asyncio
 import ssl
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, cast
-from urllib.parse import parse_qs, urlsplit
-
-from redis.asyncio.connection import SSLConnection, parse_url
-from redis.exceptions import RedisError
+from typing import Final, Literal, cast
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from exai.cache.redis.connection import Argument, RedisConnection
 from exai.cache.redis.faults import CacheDown, ReplyError
+from exai.cache.redis.tls import TLS_OPTIONS, tls_context
 from exai.errors import ConfigError
 
 Mode = Literal["standalone", "sentinel", "cluster"]
 
 SETTING: Final = "EXAI_CACHE__URL"
 MAX_SERVERS: Final = 16
-"""Servers one address may name."""
+"""Maximum number of servers in one address."""
 
 PORT: Final = 6379
 SENTINEL_PORT: Final = 26379
 
-_TLS_OPTIONS: Final = frozenset(
-    {
-        *("ssl_ca_certs", "ssl_ca_path", "ssl_ca_data", "ssl_certfile", "ssl_keyfile", "ssl_password"),
-        *("ssl_cert_reqs", "ssl_check_hostname", "ssl_min_version", "ssl_ciphers"),
-    }
-)
 _SENTINEL_OPTIONS: Final = frozenset({"sentinel_username", "sentinel_password"})
 
 
 @dataclass(frozen=True, slots=True)
 class RedisServer:
-    """One server to connect to: a socket's `path`, or `host` and `port`; `greeting` is what is sent first."""
+    """One server: a socket's `path`, or `host` and `port`; `greeting` holds the first commands of a connection."""
 
     host: str = "localhost"
     port: int = PORT
@@ -55,13 +47,13 @@ class RedisServer:
         return self.path or f"{self.host}:{self.port}"
 
     def at(self, host: str, port: int) -> RedisServer:
-        """The same way to connect, elsewhere."""
+        """Return the server at another address, with the same credentials and TLS context."""
         return replace(self, host=host, port=port)
 
 
 @dataclass(frozen=True, slots=True)
 class RedisAddress:
-    """A whole setting. For Sentinel `servers` are the sentinels and `primary` is the template of what they name."""
+    """A parsed address. For Sentinel, `primary` is the template of the server that the sentinels (`servers`) name."""
 
     mode: Mode
     servers: tuple[RedisServer, ...]
@@ -70,7 +62,7 @@ class RedisAddress:
 
 
 def parse_address(url: str) -> RedisAddress:
-    """Read the setting. Raises ConfigError."""
+    """Parse the setting. Raises `ConfigError`."""
     scheme, _, rest = url.partition("://")
     base, _, kind = scheme.lower().partition("+")
     if kind not in ("", "sentinel", "cluster") or base not in ("redis", "rediss", "unix"):
@@ -82,7 +74,7 @@ def parse_address(url: str) -> RedisAddress:
         return _parse(mode, base, rest)
     except OSError:
         raise _refused("names a certificate or key that cannot be used", "Check its ssl_ options") from None
-    except (ValueError, TypeError, RedisError):
+    except ValueError:
         # Chained to nothing: a parser's message quotes the text that it could not read.
         raise _refused("cannot be read as an address", "Percent-encode special characters of the password") from None
 
@@ -101,22 +93,24 @@ def _parse(mode: Mode, base: str, rest: str) -> RedisAddress:
         service, path = path, ""
         if not service:
             raise _refused("names no service", "It looks like redis+sentinel://host:26379/service")
-    url = f"{base}://{user}{at}{names[0]}{slash}{path}{question}{query}"
-    options: dict[str, Any] = {**parse_url(url)}
-    _check_options(query or urlsplit(url).query, mode)
-    if mode == "cluster" and options.get("db"):
+    parsed = urlsplit(f"{base}://{user}{at}{names[0]}{slash}{path}{question}{query}")
+    options = {name: values[0] for name, values in parse_qs(parsed.query).items()}
+    _check_options(parsed.query, mode)
+    # redis-py reads the number of the database from `?db=` first, then from the path.
+    number = "" if base == "unix" else unquote(parsed.path).strip("/")
+    database = int(options.get("db") or number or 0)
+    if mode == "cluster" and database:
         raise _refused("names a database, and a cluster has only number 0", "Leave it out")
-    tls = _tls(options) if base == "rediss" else None
     primary = RedisServer(
-        host=str(options.get("host", "localhost")),
-        port=int(options.get("port", PORT)),
-        path=str(options.get("path", "")),
-        tls=tls,
-        greeting=_greeting(options.get("username"), options.get("password"), int(options.get("db", 0))),
+        host=unquote(parsed.hostname or "localhost"),
+        port=parsed.port or PORT,
+        path=unquote(parsed.path) if base == "unix" else "",
+        tls=tls_context(options) if base == "rediss" else None,
+        greeting=_greeting(unquote(parsed.username or ""), unquote(parsed.password or ""), database),
     )
     template = primary
     if mode == "sentinel":
-        greeting = _greeting(options.get("sentinel_username"), options.get("sentinel_password"), 0)
+        greeting = _greeting(options.get("sentinel_username", ""), options.get("sentinel_password", ""), 0)
         template = replace(primary, greeting=greeting)
     servers = tuple(_at(template, name, SENTINEL_PORT if mode == "sentinel" else PORT) for name in names)
     return RedisAddress(mode, (primary,) if mode == "standalone" else servers, primary, service)
@@ -127,22 +121,17 @@ def _at(template: RedisServer, name: str, port: int) -> RedisServer:
     return template.at(parts.hostname or "localhost", parts.port or port)
 
 
-def _greeting(username: Any, password: Any, database: int) -> tuple[tuple[Argument, ...], ...]:
+def _greeting(username: str, password: str, database: int) -> tuple[tuple[Argument, ...], ...]:
     greeting: list[tuple[Argument, ...]] = []
-    if password is not None:
-        greeting.append(("AUTH", str(username), str(password)) if username else ("AUTH", str(password)))
+    if password:
+        greeting.append(("AUTH", username, password) if username else ("AUTH", password))
     if database:
         greeting.append(("SELECT", database))
     return tuple(greeting)
 
 
-def _tls(options: dict[str, Any]) -> ssl.SSLContext:
-    connection = SSLConnection(**{name: value for name, value in options.items() if name in _TLS_OPTIONS})
-    return connection.ssl_context.get()
-
-
 def _check_options(query: str, mode: Mode) -> None:
-    known = {"db"} | _TLS_OPTIONS | (_SENTINEL_OPTIONS if mode == "sentinel" else frozenset())
+    known = {"db"} | TLS_OPTIONS | (_SENTINEL_OPTIONS if mode == "sentinel" else frozenset())
     unknown = sorted(parse_qs(query, keep_blank_values=True).keys() - known)
     if unknown:
         raise _refused(f"has the unknown option {unknown[0]}", f"Known are {', '.join(sorted(known))}")

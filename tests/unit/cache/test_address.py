@@ -28,7 +28,7 @@ from exai.errors import ConfigError
     ],
 )
 def test_one_server(url: str, server: RedisServer) -> None:
-    """The forms redis-py knows."""
+    """The forms that redis-py accepts."""
     assert parse_address(url) == RedisAddress("standalone", (server,), server)
 
 
@@ -81,6 +81,9 @@ def test_tls_checks_certificate_and_name_unless_told_otherwise(url: str) -> None
         ("redis+sentinel://a:26379", "names no service"),
         ("redis://me:se:cret@host:port", "cannot be read"),
         ("rediss://:secret@host?ssl_cert_reqs=perhaps", "cannot be read"),
+        ("rediss://:secret@host?ssl_min_version=1.2", "cannot be read"),
+        ("rediss://:secret@host?ssl_ciphers=none-such", "certificate or key"),
+        ("redis://:secret@host/first", "cannot be read"),
         ("rediss://:secret@host?ssl_ca_certs=/no/such/file", "certificate or key"),
         ("unix://", "names no socket"),
     ],

@@ -88,7 +88,7 @@ def _mcp_server(app: App) -> McpServer:
         features=build_features(app),
         task_store=build_tasks(app, tools),
     )
-    app.conversations.notices.listen(lambda notice: _pass_on(notice, server), lambda: server.notifier.is_wanted)
+    app.conversations.notices.listen(lambda notice: _pass_on(notice, server), lambda: server.notifier.has_subscribers)
     return server
 
 
@@ -103,7 +103,7 @@ def _routes(app: App, server: McpServer) -> list[Route]:
 
 
 def _pass_on(notice: Notice, server: McpServer) -> None:
-    server.notifier.add(notice.owner, conversation_uri(notice.continuation_id), is_listed=notice.is_listed)
+    server.notifier.add_change(notice.owner, conversation_uri(notice.continuation_id), is_listed=notice.is_listed)
 
 
 def _started(app: App, port: int) -> Started:

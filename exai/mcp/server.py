@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 import structlog
 
 from exai.mcp.admission import Edge
-from exai.mcp.core.protocol import Connection, Feature, ListKind, Surface
+from exai.mcp.core.connection import Connection
+from exai.mcp.core.protocol import Feature, Surface
 from exai.mcp.features.tasks import Tasks, TaskStore
 from exai.mcp.features.tools import ToolRegistry
 from exai.mcp.identity import Admitted, Authenticator, everybody_is_local
@@ -112,16 +113,6 @@ class McpServer:
     def _report_count(self) -> None:
         self._is_count_due = False
         self.recorder.gauge("mcp_sessions", len(self._sessions))
-
-    def changed(self, change: ListKind) -> None:
-        """Notify every subscribed peer that a list changed."""
-        for session in self._sessions:
-            session.notify(session.connection.changed(change))
-
-    def updated(self, uri: str) -> None:
-        """Notify every subscribed peer that a resource changed."""
-        for session in self._sessions:
-            session.notify(session.connection.updated(uri))
 
     async def drain(self, grace_s: float, code: int, hurry: asyncio.Event | None = None) -> None:
         """Let running calls finish for `grace_s` (or until `hurry`), fail the rest, and close every session."""

@@ -47,7 +47,7 @@ TEMPLATES = (
 def resource_feature(conversations: ConversationService, files: FileService) -> Feature:
     """Make the feature with the resources."""
     reading = _ResourceLister(conversations, files)
-    return ResourceRegistry(TEMPLATES, reading.read, listing=reading.list, announces=True).feature()
+    return ResourceRegistry(TEMPLATES, reading.read, reading.list, announces=True).feature()
 
 
 class _ResourceLister:

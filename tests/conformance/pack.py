@@ -9,16 +9,18 @@ import re
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from exai.errors import InvalidArgument
 from exai.mcp.core import versions
 from exai.mcp.core.jsonrpc import INTERNAL_ERROR, Json, RpcError
+from exai.mcp.core.protocol import Call, Surface
 from exai.mcp.features.prompts import PromptArgument, PromptRegistry, PromptSpec, completion_feature
-from exai.mcp.features.resources import ResourceContents, ResourceRegistry, ResourceSpec
+from exai.mcp.features.resources import Listing, ResourceContents, ResourceRegistry, ResourceSpec
 from exai.mcp.features.tools import Arguments, CallContext, ToolRegistry, ToolSpec
 from exai.mcp.server import McpServer
-from tests.support.mcp_server import fast_settings
+from tests.support.mcp_server import fast_settings, notify_list_changed
 from tests.support.memory_tasks import MemoryTasks
 from tests.support.outputs import Fixed
 
@@ -219,11 +221,11 @@ def _outlasting(tasks: MemoryTasks) -> list[ToolSpec]:
 
 def _tools(server: list[McpServer], tasks: MemoryTasks) -> ToolRegistry:
     async def change_tools(arguments: Nothing, context: CallContext) -> Fixed:
-        server[0].changed("tools")
+        notify_list_changed(server[0], "tools")
         return Fixed.of(None, "changed")
 
     async def change_prompts(arguments: Nothing, context: CallContext) -> Fixed:
-        server[0].changed("prompts")
+        notify_list_changed(server[0], "prompts")
         return Fixed.of(None, "changed")
 
     mixed = (IMAGE, _embedded("test://mixed-content-resource", "application/json", '{"test":"data","value":123}'))
@@ -245,32 +247,36 @@ def _tools(server: list[McpServer], tasks: MemoryTasks) -> ToolRegistry:
     }
     registry = ToolRegistry(
         (ToolSpec(name, name, f"Conformance: {name}.", Nothing, Fixed, handler) for name, handler in handlers.items()),
-        announces_changes=True,
     )
     for spec in (ToolSpec("greet", "greet", "Conformance: greet.", Greeting, Fixed, _greet), *_outlasting(tasks)):
         registry.add(spec)
-    registry.add(
-        ToolSpec(
-            "json_schema_2020_12_tool",
-            "Schema",
-            "Conformance.",
-            Nothing,
-            Fixed,
-            _fixed("ok"),
-            input_schema=SCHEMA_2020_12,
-        )
-    )
     return registry
+
+
+async def _list_resources(cursor: str | None, context: CallContext) -> Listing:
+    return Listing([ResourceSpec(uri, uri[7:], uri[7:], "Conformance.", kind) for uri, (_, kind) in RESOURCES.items()])
+
+
+def _list_schema_tool(surface: Surface) -> None:
+    """Add the tool whose schema EXAI's own tools cannot have to `tools/list`."""
+    described = {"name": "json_schema_2020_12_tool", "description": "Conformance.", "inputSchema": SCHEMA_2020_12}
+    method = surface.methods["tools/list"]
+    assert method.answer is not None
+    listing = method.answer
+
+    def answer(call: Call) -> Json:
+        page = listing(call)
+        return {**page, "tools": [*page["tools"], described]}
+
+    surface.methods["tools/list"] = replace(method, answer=answer)
 
 
 def conformance_server() -> McpServer:
     """A server that offers everything the suite asks for and EXAI means to serve."""
     resources = ResourceRegistry(
-        [
-            *(ResourceSpec(uri, uri[7:], uri[7:], "Conformance.", kind) for uri, (_, kind) in RESOURCES.items()),
-            ResourceSpec("test://template/{id}/data", "template", "Template", "Conformance.", "application/json"),
-        ],
+        [ResourceSpec("test://template/{id}/data", "template", "Template", "Conformance.", "application/json")],
         _read,
+        _list_resources,
         announces=True,
     )
     prompts = PromptRegistry(
@@ -291,8 +297,7 @@ def conformance_server() -> McpServer:
                 (PromptArgument("resourceUri"),),
             ),
             PromptSpec("test_prompt_with_image", "Image", "Conformance.", _prompt_with_image),
-        ],
-        announces_changes=True,
+        ]
     )
     known: list[McpServer] = []
     tasks = MemoryTasks()
@@ -306,5 +311,8 @@ def conformance_server() -> McpServer:
         features=(resources.feature(), prompts.feature(), completion_feature(_complete)),
         task_store=tasks,
     )
+    for kind in ("tools", "prompts"):
+        server.surface.capabilities[kind] = {"listChanged": True}
+    _list_schema_tool(server.surface)
     known.append(server)
     return server

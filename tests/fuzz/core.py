@@ -18,17 +18,9 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["exai.mcp"]):
-    from exai.mcp.core.jsonrpc import request_id
-    from exai.mcp.core.protocol import (
-        MAX_SUBSCRIPTIONS,
-        Call,
-        Cancel,
-        Connection,
-        Ignore,
-        Send,
-        Start,
-        Surface,
-    )
+    from exai.mcp.core.connection import MAX_SUBSCRIPTIONS, Connection
+    from exai.mcp.core.jsonrpc import parse, request_id
+    from exai.mcp.core.protocol import Call, Cancel, Ignore, Send, Start, Surface
     from exai.mcp.core.subscriptions import MAX_SUBSCRIBED_URIS
 
 import orjson
@@ -68,7 +60,7 @@ class Peer:
                 self.finish(next(iter(self.running)))
             return
         asked = asked_id(line)
-        action = self.connection.receive(line)
+        action = self.connection.accept(parse(line))
         if isinstance(action, Start):
             assert action.call.id == asked
             assert asked not in self.running
@@ -111,7 +103,7 @@ class Peer:
         for key in list(self.running):
             self.finish(key)
         for change in ("tools", "prompts", "resources"):
-            self.connection.changed(change)
+            self.connection.list_changed(change)
         ended = self.connection.end_listening()
         assert all("result" in orjson.loads(each) for each in ended)
         assert not self.connection.listening

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from exai.errors import DatabaseBusy, InvalidArgument
+from exai.mcp.core.protocol import ListKind
 from exai.mcp.core.versions import META_CAPABILITIES, META_VERSION, MODERN
 from exai.mcp.features.tools import Arguments, CallContext, ToolRegistry, ToolSpec
 from exai.mcp.server import McpServer
@@ -164,6 +165,12 @@ def fast_settings(**changes: Any) -> ServerSettings:
 def new_server(tools: Tools, settings: ServerSettings, **options: Any) -> McpServer:
     given: dict[str, Any] = {"instructions": "Test tools.", "tool_timeout_s": 30.0, **options}
     return McpServer("exai-test", "1.2.3", tools=tools.registry, settings=settings, **given)
+
+
+def notify_list_changed(server: McpServer, kind: ListKind) -> None:
+    """Notify every subscribed peer that a list changed; EXAI's own lists of tools and prompts never do."""
+    for session in server._sessions:
+        session.notify(session.connection.list_changed(kind))
 
 
 class Running:

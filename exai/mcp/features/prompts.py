@@ -43,14 +43,13 @@ class PromptSpec:
 class PromptRegistry:
     """The prompts of one server, in order of registration."""
 
-    def __init__(self, specs: Iterable[PromptSpec], *, announces_changes: bool = False) -> None:
+    def __init__(self, specs: Iterable[PromptSpec]) -> None:
         self._specs = {spec.name: spec for spec in specs}
-        self._announces_changes = announces_changes
 
     def feature(self) -> Feature:
         """Return the methods and the capability of these prompts."""
         return Feature(
-            {"prompts": {"listChanged": True} if self._announces_changes else {}},
+            {"prompts": {}},
             (
                 Method("prompts/list", answer=self._list, cacheable=LIST_CACHE),
                 Method("prompts/get", work=self._get, terms=READ_TERMS),

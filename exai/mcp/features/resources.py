@@ -60,23 +60,22 @@ ResourceReader = Callable[[str, CallContext], Awaitable[Sequence[ResourceContent
 
 
 class ResourceRegistry:
-    """The resources of one server: fixed `specs`, or those that `listing` returns page by page.
+    """The resources of one server: `listing` returns them page by page, `templates` describe families of URIs.
 
     `announces` enables subscriptions and the notification that the list has changed.
     """
 
     def __init__(
         self,
-        specs: Iterable[ResourceSpec],
+        templates: Iterable[ResourceSpec],
         read: ResourceReader,
+        listing: Lister,
         *,
-        listing: Lister | None = None,
         announces: bool = False,
     ) -> None:
-        specs = tuple(specs)
-        self._listed = [_description(spec, "uri") for spec in specs if "{" not in spec.uri]
-        self._templates = [_description(spec, "uriTemplate") for spec in specs if "{" in spec.uri]
-        self._schemes = frozenset(spec.uri.partition("://")[0] for spec in specs)
+        templates = tuple(templates)
+        self._templates = [_description(spec, "uriTemplate") for spec in templates]
+        self._schemes = frozenset(spec.uri.partition("://")[0] for spec in templates)
         self._read = read
         self._listing = listing
         self._announces = announces
@@ -87,20 +86,14 @@ class ResourceRegistry:
         return Feature(
             {"resources": capability},
             (
-                Method("resources/list", answer=self._list, cacheable=LIST_CACHE)
-                if self._listing is None
-                else Method("resources/list", work=self._list_live, cacheable=LIVE_LIST_CACHE, terms=READ_TERMS),
+                Method("resources/list", work=self._list, cacheable=LIVE_LIST_CACHE, terms=READ_TERMS),
                 Method("resources/templates/list", answer=self._list_templates, cacheable=LIST_CACHE),
                 Method("resources/read", work=self._answer, cacheable=READ_CACHE, terms=READ_TERMS),
             ),
             self._schemes,
         )
 
-    def _list(self, call: Call) -> Json:
-        return paged(self._listed, call.params, "resources")
-
-    async def _list_live(self, call: Call, context: CallContext) -> Json:
-        assert self._listing is not None  # noqa: S101 - `feature` looked
+    async def _list(self, call: Call, context: CallContext) -> Json:
         cursor = call.params.get("cursor")
         if cursor is not None and not isinstance(cursor, str):
             raise RpcError(INVALID_PARAMS, "Invalid params: unknown cursor; begin again without one")

@@ -99,8 +99,6 @@ class ToolSpec:
     under which it has `begun`, so that the answer may be a task's handle."""
 
     meta: Json = field(default_factory=dict)
-    input_schema: Json | None = None
-    """Replaces the schema generated from `arguments` if that cannot express it."""
 
 
 UNKNOWN = Terms("unknown")
@@ -122,10 +120,9 @@ class _Known:
 class ToolRegistry:
     """The tools of one server, in order of registration."""
 
-    def __init__(self, specs: Iterable[ToolSpec] = (), *, announces_changes: bool = False) -> None:
+    def __init__(self, specs: Iterable[ToolSpec] = ()) -> None:
         self._known: dict[str, _Known] = {}
         self._described: list[Json] = []
-        self._announces_changes = announces_changes
         for spec in specs:
             self.add(spec)
 
@@ -158,9 +155,8 @@ class ToolRegistry:
 
     def feature(self, run_as_task: RunAsTask | None = None) -> Feature:
         """Return the methods and the capability of these tools; `run_as_task` runs those that may outlast it."""
-        capability = {"listChanged": True} if self._announces_changes else {}
         return Feature(
-            {"tools": capability},
+            {"tools": {}},
             (
                 Method("tools/list", answer=self._list, cacheable=LIST_CACHE),
                 Method(
@@ -269,7 +265,7 @@ def _expected(spec: ToolSpec, location: Sequence[int | str]) -> str:
 
 
 def _schema_at(spec: ToolSpec, location: Sequence[int | str]) -> Json:
-    schema: Json = spec.input_schema or portable_schema(spec.arguments)
+    schema: Json = portable_schema(spec.arguments)
     for part in location:
         schema = schema.get("items", {}) if isinstance(part, int) else schema.get("properties", {}).get(part, {})
     return schema
@@ -291,7 +287,7 @@ def _description(spec: ToolSpec) -> Json:
         "name": spec.name,
         "title": spec.title,
         "description": spec.description,
-        "inputSchema": spec.input_schema or portable_schema(spec.arguments),
+        "inputSchema": portable_schema(spec.arguments),
         "annotations": annotations,
     }
     if spec.lists_output:

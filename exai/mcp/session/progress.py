@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 
-from exai.mcp.core.protocol import Call, Connection, Send
+from exai.mcp.core.connection import Connection
+from exai.mcp.core.protocol import Call, Send
 from exai.mcp.session.outbox import Outbox
 
 

@@ -20,9 +20,10 @@ from exai.account import request_account
 from exai.errors import DeadlineExceeded, ExaiError, Overloaded, ShuttingDown
 from exai.fairness import request_owner
 from exai.mcp.core import versions
+from exai.mcp.core.connection import Connection
 from exai.mcp.core.errors import rpc_error
 from exai.mcp.core.jsonrpc import INTERNAL_ERROR, Json, JsonRpcMessage, Request, RequestId, RpcError
-from exai.mcp.core.protocol import Action, Call, CallContext, Cancel, Connection, Send, Start, Terms, refusal
+from exai.mcp.core.protocol import Action, Call, CallContext, Cancel, Send, Start, Terms, refusal
 from exai.mcp.identity import Admitted
 from exai.mcp.session.deduplication import SharedWork
 from exai.mcp.session.outbox import Outbox

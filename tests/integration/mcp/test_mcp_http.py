@@ -30,6 +30,7 @@ from tests.support.mcp_server import (
     handshake,
     modern,
     new_server,
+    notify_list_changed,
     request,
     running_server,
     tool_call,
@@ -203,7 +204,7 @@ class TestStatelessEra:
             async for line in lines:
                 if line.startswith("data: "):
                     methods.append(orjson.loads(line[6:])["method"])
-                    server.server.changed("tools")
+                    notify_list_changed(server.server, "tools")
                 if len(methods) == 2:
                     break
         assert methods == ["notifications/subscriptions/acknowledged", "notifications/tools/list_changed"]

@@ -26,6 +26,7 @@ from tests.support.mcp_server import (
     fast_settings,
     handshake,
     modern,
+    notify_list_changed,
     request,
     running_server,
     tool_call,
@@ -441,7 +442,7 @@ async def test_subscriptions_live_on_the_socket() -> None:
         async with peer(server) as client:
             asked = modern("s", "subscriptions/listen", {"notifications": {"toolsListChanged": True}})
             assert (await client.ask(asked))["method"] == "notifications/subscriptions/acknowledged"
-            server.server.changed("tools")
+            notify_list_changed(server.server, "tools")
             assert (await client.receive())["method"] == "notifications/tools/list_changed"
             closing = asyncio.create_task(server.running.close(code=1012))
             assert (await client.receive())["id"] == "s"

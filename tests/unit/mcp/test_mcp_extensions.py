@@ -8,8 +8,9 @@ from typing import Any
 import orjson
 import pytest
 
+from exai.mcp.core.connection import Connection
 from exai.mcp.core.jsonrpc import Json, RpcError, parse
-from exai.mcp.core.protocol import Action, Call, CallContext, Connection, Feature, Method, Send, Start, Surface
+from exai.mcp.core.protocol import Action, Call, CallContext, Feature, Method, Send, Start, Surface
 from exai.mcp.core.versions import META_CAPABILITIES, META_SERVER, MODERN, TASKS, declares
 from exai.mcp.core.versions import declared as kept_of
 from exai.mcp.transport.http.headers import legacy_version
@@ -44,7 +45,7 @@ def connection(*features: Feature) -> Connection:
 
 
 def give(peer: Connection, message: object) -> Action:
-    return peer.receive(orjson.dumps(message))
+    return peer.accept(parse(orjson.dumps(message)))
 
 
 def said(action: Action) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from exai.mcp.core.connection import Connection
 from exai.mcp.core.jsonrpc import Json, JsonRpcMessage, Malformed, parse
-from exai.mcp.core.protocol import Call, CallContext, Cancel, Connection, Feature, Ignore, Method, Send, Start, Surface
+from exai.mcp.core.protocol import Call, CallContext, Cancel, Feature, Ignore, Method, Send, Start, Surface
 from exai.mcp.core.versions import META_CAPABILITIES, META_VERSION, TASKS
 from tests.support.mcp_server import Tools
 from tests.support.stateless import KNOWS_TASKS
@@ -111,7 +112,7 @@ def test_no_damage_to_a_message_raises(data: bytes, damage: st.DataObject) -> No
     """Bytes flipped, cut and repeated in the middle of something plausible."""
     start = damage.draw(st.integers(0, len(data)))
     end = damage.draw(st.integers(start, len(data)))
-    new_connection().receive(data[:start] + damage.draw(st.binary(max_size=5)) + data[end:])
+    new_connection().accept(parse(data[:start] + damage.draw(st.binary(max_size=5)) + data[end:]))
 
 
 @PATIENT
@@ -136,12 +137,12 @@ class OnePeer(RuleBasedStateMachine):
 
     @rule(message=MESSAGES)
     def send_anything(self, message: Any) -> None:
-        self.note(self.connection.receive(encoded(message)))
+        self.note(self.connection.accept(parse(encoded(message))))
 
     @rule(message=GOOD_REQUESTS)
     def send_a_request(self, message: Any) -> None:
         busy = message["id"] in self.connection.in_flight or message["id"] in self.connection.listening
-        action = self.connection.receive(encoded(message))
+        action = self.connection.accept(parse(encoded(message)))
         self.note(action)
         if isinstance(action, Start):
             assert not busy
@@ -160,7 +161,7 @@ class OnePeer(RuleBasedStateMachine):
     @rule(key=st.sampled_from([0, 1, 2, "0", "x"]))
     def cancel(self, key: Any) -> None:
         message = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": key}}
-        self.note(self.connection.receive(encoded(message)))
+        self.note(self.connection.accept(parse(encoded(message))))
 
     @rule(result=JSON, choice=st.integers(0, 10))
     def finish_one(self, result: Any, choice: int) -> None:

@@ -11,7 +11,7 @@ from exai.mcp.core import versions
 from exai.mcp.core.jsonrpc import Json, RpcError
 from exai.mcp.core.protocol import Call, CallContext, ClientInfo, Feature, Surface
 from exai.mcp.features.prompts import PromptArgument, PromptRegistry, PromptSpec, completion_feature
-from exai.mcp.features.resources import ResourceContents, ResourceRegistry, ResourceSpec
+from exai.mcp.features.resources import Listing, ResourceContents, ResourceRegistry, ResourceSpec
 from exai.models import LOCAL_OWNER
 
 
@@ -33,15 +33,15 @@ async def read(uri: str, context: CallContext) -> Sequence[ResourceContents]:
     return [ResourceContents(uri, known[uri])] if uri in known else []
 
 
-SPECS = [
-    ResourceSpec("exai://text", "text", "Text", "Some words."),
-    ResourceSpec("exai://bytes", "bytes"),
-    ResourceSpec("exai://chats/{id}", "chat"),
-]
+async def listing(cursor: str | None, context: CallContext) -> Listing:
+    return Listing([ResourceSpec("exai://text", "text", "Text", "Some words."), ResourceSpec("exai://bytes", "bytes")])
+
+
+TEMPLATES = [ResourceSpec("exai://chats/{id}", "chat")]
 
 
 class TestResources:
-    FEATURE = ResourceRegistry(SPECS, read).feature()
+    FEATURE = ResourceRegistry(TEMPLATES, read, listing).feature()
 
     async def test_resources_and_templates_are_listed_apart(self) -> None:
         """resources/list holds what can be read as it stands."""
@@ -81,7 +81,7 @@ class TestResources:
     def test_changes_are_announced_only_when_asked_for(self) -> None:
         """What is not announced cannot be subscribed to."""
         assert Surface("a", "1", [self.FEATURE]).has_subscriptions is False
-        surface = Surface("a", "1", [ResourceRegistry(SPECS, read, announces=True).feature()])
+        surface = Surface("a", "1", [ResourceRegistry(TEMPLATES, read, listing, announces=True).feature()])
         assert surface.capabilities == {"resources": {"subscribe": True, "listChanged": True}}
         assert surface.has_subscriptions is True
 

@@ -8,8 +8,9 @@ import orjson
 import pytest
 
 from exai.errors import DatabaseBusy, DeadlineExceeded, NotFound, ShuttingDown
-from exai.mcp.core.jsonrpc import Json, RpcError
-from exai.mcp.core.protocol import Call, CallContext, Cancel, Connection, Feature, Ignore, Method, Send, Start, Surface
+from exai.mcp.core.connection import Connection
+from exai.mcp.core.jsonrpc import Json, RpcError, parse
+from exai.mcp.core.protocol import Call, CallContext, Cancel, Feature, Ignore, Method, Send, Start, Surface
 from exai.mcp.core.versions import META_CAPABILITIES, META_SERVER, META_SUBSCRIPTION, META_VERSION
 from exai.mcp.features.paging import paged
 from tests.support.mcp_server import Tools, handshake, modern, request, tool_call
@@ -27,12 +28,12 @@ def connect(version: str | None = "2025-11-25", *features: Feature, **limits: in
     surface = Surface("exai-test", "1.2.3", (Tools().registry.feature(), *features), instructions="Test tools.")
     connection = Connection(surface, **{"max_in_flight": 4, "reply_max_bytes": 10_000, **limits})
     if version is not None:
-        connection.receive(orjson.dumps(handshake(version)))
+        connection.accept(parse(orjson.dumps(handshake(version))))
     return connection
 
 
 def give(connection: Connection, message: object) -> Any:
-    return connection.receive(orjson.dumps(message))
+    return connection.accept(parse(orjson.dumps(message)))
 
 
 def answer(action: object) -> dict[str, Any]:
@@ -394,18 +395,18 @@ class TestSubscriptions:
     def test_changes_carry_the_id_of_the_subscription(self) -> None:
         """Only of what was asked for and granted."""
         connection = self.listening()
-        assert connection.changed("tools") == []
-        (data,) = connection.changed("resources")
+        assert connection.list_changed("tools") == []
+        (data,) = connection.list_changed("resources")
         assert orjson.loads(data)["params"] == {"_meta": {META_SUBSCRIPTION: 3}}
-        assert connection.updated("b") == []
-        (data,) = connection.updated("a")
+        assert connection.resource_updated("b") == []
+        (data,) = connection.resource_updated("a")
         assert orjson.loads(data)["params"] == {"uri": "a", "_meta": {META_SUBSCRIPTION: 3}}
 
     def test_a_cancelled_subscription_is_silent(self) -> None:
         """Cancellation of a listen request ends its stream."""
         connection = self.listening()
         give(connection, {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 3}})
-        assert connection.changed("resources") == []
+        assert connection.list_changed("resources") == []
         assert connection.end_listening() == []
 
     def test_the_server_ends_a_subscription_with_a_result(self) -> None:
@@ -435,13 +436,13 @@ class TestSubscriptions:
     def test_legacy_peers_are_told_after_a_handshake(self) -> None:
         """resources/subscribe of the initialize era."""
         connection = connect("2025-11-25", LISTENABLE)
-        assert [orjson.loads(data) for data in connection.changed("resources")] == [
+        assert [orjson.loads(data) for data in connection.list_changed("resources")] == [
             {"jsonrpc": "2.0", "method": "notifications/resources/list_changed", "params": {}}
         ]
         assert answer(give(connection, request(1, "resources/subscribe", {"uri": "a"})))["result"] == {}
-        assert len(connection.updated("a")) == 1
+        assert len(connection.resource_updated("a")) == 1
         give(connection, request(2, "resources/unsubscribe", {"uri": "a"}))
-        assert connection.updated("a") == []
+        assert connection.resource_updated("a") == []
 
 
 class TestPages:

@@ -79,12 +79,11 @@ class ListModelsOutput(ToolOutput):
     models: list[ModelOutput]
     default: str | None
     next_after: str | None
+    notes: list[str]
 
     def as_text(self) -> str:
-        """Return one line for each model, preceded by the default, or by the cure if no model can be asked."""
-        is_none_usable = self.default is None and not any(each.configured for each in self.models)
-        missing = f"No model is configured. {SET_A_KEY}\n" if is_none_usable else ""
-        return f"{missing}default: {self.default}\n{items(map(vars, self.models), LINE)}"
+        """Return the default, and one line for each model."""
+        return f"default: {self.default}\n{items(map(vars, self.models), LINE)}"
 
 
 class StatusOutput(ToolOutput):
@@ -136,6 +135,7 @@ def _listmodels_tool(providers: Providers) -> ToolSpec:
             models=shown,
             default=next((info.name for info in infos if info.default), None),
             next_after=shown[-1].name if len(shown) < len(rest) else None,
+            notes=[] if any(info.configured for info in infos) else [f"No model is configured. {SET_A_KEY}"],
         )
 
     return ToolSpec(

@@ -56,11 +56,11 @@ class ImportOutput(ToolOutput):
     notes: list[str]
 
     def as_text(self) -> str:
-        """Say how many messages were new, and what could not be stored."""
+        """Say how many messages were new."""
         others = "" if self.stored == self.messages else "; the others existed already"
         lines = [f"{self.stored} of {self.messages} messages were stored{others}."]
         lines += ["The conversation was deleted and has been restored."] if self.restored else []
-        return "\n".join([*lines, *self.notes])
+        return "\n".join(lines)
 
 
 def export_tool(conversations: ConversationService) -> ToolSpec:

@@ -338,7 +338,7 @@ begin
       select w.number from unnest(p_file_of, p_files) w(number, id)
        where not exists (select from public.files f where f.id = w.id and f.owner = p_owners[w.number]));
   end if;
-  -- A statement of its own: the next one's snapshot is younger than every lock, as in store_turn_v1.
+  -- A separate statement, so that the snapshot of the next one is newer than every lock, as in store_turn_v1.
   select pg_catalog.array_agg(l.number), pg_catalog.array_agg(l.id), pg_catalog.array_agg(l.next_seq), pg_catalog.array_agg(l.revision),
          pg_catalog.array_agg(pg_catalog.clock_timestamp())
     into v_numbers, v_ids, v_nexts, v_bases, v_times
@@ -391,7 +391,7 @@ begin
   select pg_catalog.array_agg(c.number), pg_catalog.array_agg(c.id), pg_catalog.array_agg(c.next_seq), pg_catalog.array_agg(c.base), pg_catalog.array_agg(c.at)
     into v_numbers, v_ids, v_nexts, v_bases, v_times
     from claimed c;
-  -- Again one of its own: triggers that others have on messages may change the conversations after it.
+  -- Again a separate statement: triggers of other programs on messages may change the conversations after it.
   return query
   select c.number, c.base, c.next_seq, c.at, exai.header_v1(v)::text, exai.server_epoch_v1()::text
     from unnest(v_numbers, v_ids, v_nexts, v_bases, v_times) c(number, id, next_seq, base, at)
@@ -469,7 +469,7 @@ begin
                           p_lease_s, p_provider, p_model, p_roles, p_contents, p_kinds, p_metadata, p_files, p_expected);
   v_status := case s.o_status when 'new' then 'started' when 'deleted' then 'not_found' else s.o_status end;
   if s.o_status = 'old' then
-    -- The conversation first, as everywhere; a new one was not locked by the claim.
+    -- Conversations are always locked before turns; a new one was not locked by the claim.
     perform 1 from public.conversations c where c.id = s.o_conversation_id for no key update;
     update public.turns x
        set state = 'pending', attempt = x.attempt + 1, claimed_by = p_turn_id, finished_at = null,
@@ -479,7 +479,7 @@ begin
        and (x.state = 'failed'
             or (x.state = 'pending' and x.claimed_by <> p_turn_id and x.lease_until <= pg_catalog.clock_timestamp()));
     select x.* into t from public.turns x where x.id = s.o_turn_id;
-    -- The same claimant again did not hear the first answer; it is told again, with all that it may have missed.
+    -- The same claimant again lost the first reply; it receives the reply again, with everything it may lack.
     v_status := case when t.state = 'finished' then 'finished'
                      when t.claimed_by <> p_turn_id then 'pending'
                      when t.attempt = 1 then 'started'
@@ -514,7 +514,7 @@ begin
         loop
           v_left := v_left - pg_catalog.octet_length(m.content) - c_message_overhead;
           if v_left < 0 then
-            -- What the caller knows would be cut off from what is newer, so it is of no use.
+            -- The messages in the caller's cache would not be adjacent to the newer ones, so they are not used.
             v_full := v_full or v_floor > 0;
             exit walk;
           end if;
@@ -615,7 +615,7 @@ begin
     select x.* into t from public.turns x where x.owner = p_owner and x.request_key = p_key;
   end if;
   if t.id is not null then
-    -- The same turn again is the same caller, who missed the answer.
+    -- The same turn id again comes from the same caller, which lost the reply.
     v_status := case
       when t.request_hash <> p_hash or t.conversation_id <> v.id then 'conflict_key'
       when t.id = p_turn_id then 'changed'
@@ -662,7 +662,7 @@ begin
             pg_catalog.jsonb_build_object('conversation', exai.header_v1(n)), v_now)
     on conflict do nothing;
     if not found then
-      -- Somebody has just used the key for another conversation.
+      -- A concurrent request has used the key for another conversation.
       v_status := 'conflict_key';
       n := v;
     end if;
@@ -734,7 +734,7 @@ declare
   c_step constant integer := 4000;
   c_overlap constant integer := 100;
   c_steps constant integer := 8;
-  -- Of a word that is also part of others, so many of its places are looked at.
+  -- Occurrences of a word that are examined where it is also part of other words.
   c_tries constant integer := 8;
   v_text text collate "C" := p_text;
   v_length constant integer := length(p_text);
@@ -754,7 +754,7 @@ begin
     return;
   end if;
   if v_length > c_step then
-    -- Where a word is written as it was asked for, that place is found by a plain look.
+    -- A word that is written exactly as in the search is found by position().
     select min(f.at) into v_at
       from unnest(p_words) w
      cross join lateral (
@@ -842,7 +842,7 @@ AS $function$
      and (p_metadata is null or c.metadata operator(pg_catalog.@>) p_metadata)
      and ((p_role is null and p_tool is null and p_model is null) or exists (
        select from (
-         -- A range in its order is found by the primary key even where the planner takes the conversation for a short one.
+         -- An ordered range uses the primary key even if the planner estimates the conversation to be short.
          select x.seq, x.role, x.turn_id from public.messages x
           where x.conversation_id = p_conversation_id and x.seq >= p_seq
           order by x.seq
@@ -864,7 +864,7 @@ AS $function$
              null::integer[] as which
         from exai.message_words w
        where w.words operator(pg_catalog.@@) p_query
-         -- Out of date. Most conversations have nothing that waits, which one look into a hash tells.
+         -- Outdated words. Most conversations have no waiting messages, which one hash lookup determines.
          and (w.conversation_id not in (select u.conversation_id from exai.unindexed_messages u)
               or not exists (
                 select from exai.unindexed_messages u
@@ -875,7 +875,7 @@ AS $function$
         from (
           select x.conversation_id, x.seq, x.created_at, x.at, t.i::integer as i
             from pg_catalog.unnest(p_terms) with ordinality t(term, i)
-           -- Planned by itself, so that each term is looked up in the index.
+           -- `offset 0` prevents flattening, so that each term is looked up in the index.
            cross join lateral (
              select w.conversation_id, w.seq, w.created_at, w.ctid as at
                from exai.message_words w
@@ -1321,7 +1321,7 @@ begin
       insert into public.conversation_files (conversation_id, file_id)
       select p_new_id, f.file_id from c cross join public.conversation_files f
        where f.conversation_id = v.id order by f.file_id;
-      -- Finds ours, or that of whoever came with the same key while we waited.
+      -- Finds this request's fork, or that of a concurrent request with the same key.
       select x.* into t from public.turns x where x.owner = p_owner and x.request_key = p_key;
     end if;
   end if;
@@ -1411,7 +1411,7 @@ begin
   elsif v.id is null or (v.deleted_at is not null and p_first_seq > 1) or v.next_seq < p_first_seq then
     v_status := 'gap';
   else
-    -- How many of the messages are here under their numbers, and how many of those say the same.
+    -- How many of the messages exist under their numbers, and how many of those are equal.
     v_end := least(v.next_seq, p_first_seq + v_count) - 1;
     v_here := v_end - p_first_seq + 1;
     w := v;
@@ -1432,7 +1432,7 @@ begin
                      when v_here = v_count and (v_count > 0 or v_base > 0) then 'duplicate'
                      else 'stored' end;
     if v_status = 'stored' then
-      -- The same turn again is the same caller, who missed the answer.
+      -- The same turn id again comes from the same caller, which lost the reply.
       v_stored := case when t.id = p_turn_id then coalesce(t.last_seq - t.first_seq + 1, 0) else v_count - v_here end;
     end if;
     v_restored := v_status <> 'exists' and v.deleted_at is not null;
@@ -1490,7 +1490,7 @@ begin
   if pg_try_advisory_xact_lock(c_lock) then
     with waiting as materialized (
       select u.ctid as at, u.conversation_id, u.first_seq, u.last_seq, u.done from exai.unindexed_messages u limit p_limit),
-    -- The foreign key would wait for whoever deletes a conversation, and then fail: what is held is for the next time.
+    -- The foreign key would wait for a session that deletes the conversation, and then fail; locked ones are left for the next call.
     held as materialized (
       select c.id from public.conversations c
        where c.id = any(array(select w.conversation_id from waiting w))
@@ -1516,7 +1516,7 @@ begin
          select t.conversation_id, 0::bigint as seq, c.created_at, c.title as content
           where t.first_seq = 0 and c.title is not null
           union all
-         -- A range in its order is found by the primary key even where the planner takes the conversation for a short one.
+         -- An ordered range uses the primary key even if the planner estimates the conversation to be short.
          (select x.conversation_id, x.seq, x.created_at, x.content
             from public.messages x
            where x.conversation_id = t.conversation_id and x.seq between t.first_seq and t.last_seq - t.too_many
@@ -1703,7 +1703,7 @@ begin
          updated_at = clock_timestamp()
    where c.id = new.conversation_id;
   if new.seq is not null then
-    -- It was deleted and is put back, also for the forks that read it.
+    -- A deleted message is inserted again, which also concerns the forks that read it.
     with recursive touched(id) as (
       select c.id from public.conversations c where c.parent_id = new.conversation_id and c.parent_seq >= new.seq
       union
@@ -1746,7 +1746,7 @@ declare
   v_known text[];
   v_here text[];
 begin
-  -- What is not here has no row to lock: of callers that bring the same new content, the later ones wait and find it.
+  -- A new content has no row to lock: of concurrent callers with the same one, the later ones wait and find it.
   perform pg_catalog.pg_advisory_xact_lock(k.key)
      from (select distinct pg_catalog.hashtextextended(p_owner || pg_catalog.left(d.sha256, 1), 1702388073) as key
              from pg_catalog.unnest(v_digests) d(sha256)
@@ -1787,7 +1787,7 @@ begin
      where c.owner = p_owner and c.sha256 = any(v_digests)
        and c.used_at = v_now);
 
-  -- A file from before its content was here.
+  -- A file stored before its content was in this database.
   update public.files f set storage_path = null
     from exai.contents c
    where f.owner = p_owner and f.sha256 = any(v_here) and f.storage_path is not null
@@ -1891,7 +1891,7 @@ begin
   end if;
   return query select 'head', null::bigint, null, null, null::timestamptz, null, null,
     json_build_object('conversation', exai.header_v1(v), 'server_epoch', exai.server_epoch_v1())::text;
-  -- From the root down: which conversation holds the numbers up to which end.
+  -- From the root down: each conversation and the last number that it holds.
   v_end := least(coalesce(p_up_to_seq, v.next_seq - 1), v.next_seq - 1);
   for v_depth in 0 .. c_max_depth loop
     v_ids := v.id || v_ids;
@@ -2095,7 +2095,7 @@ CREATE OR REPLACE FUNCTION exai.search_page_v1(p_owner text, p_query tsquery, p_
 AS $function$
 #variable_conflict use_column
 declare
-  -- What takes too long to read of each match is not ranked.
+  -- Matches whose words would take too long to read are not ranked.
   c_large constant integer := 100000;
 begin
   return query
@@ -2151,7 +2151,7 @@ begin
              select array_agg(t.i::integer) from unnest(p_terms) with ordinality t(term, i) where w.words @@ t.term
            )) end as which
       from worded w),
-  -- The segments of a long message count together.
+  -- The ranks of the segments of a long message are combined.
   joined as (
     select t.conversation_id, t.seq, t.created_at, t.shown_id, max(t.rank) as rank,
            case when p_missing > 0 then (
@@ -2233,7 +2233,7 @@ begin
          cross join lateral (
            select 0 as seq, c.created_at, c.title as content where u.first_seq = 0 and c.title is not null
             union all
-           -- A range in its order is found by the primary key even where the planner takes it for a short one.
+           -- An ordered range uses the primary key even if the planner estimates the conversation to be short.
            (select x.seq, x.created_at, x.content
               from public.messages x
              where x.conversation_id = u.conversation_id and x.seq between u.first_seq and u.last_seq
@@ -2253,7 +2253,7 @@ begin
       o_unread := o_unread + 1;
       continue;
     end if;
-    -- Read from where it is stored once, not at each use.
+    -- Detoasts the content once, not at each use.
     v_text := v_row.content || '';
     v_is_ascii := length(v_text) = v_size;
     v_last := greatest(length(v_text) - 1, 0) / c_segment;
@@ -2341,7 +2341,7 @@ AS $function$
 #variable_conflict use_column
 declare
   c_most_queries constant integer := 70;
-  -- What the second pass may take although the first used up the bounds. Small messages are read first.
+  -- Work that the second pass may do after the first one has reached the limits. Small messages are read first.
   c_least_work constant bigint := 200000;
   c_least_time constant interval := '300 ms';
   v_terms tsquery[];
@@ -2363,7 +2363,7 @@ declare
   v_is_any boolean;
   v_is_found boolean := false;
   v_unread bigint := 0;
-  -- What looking through what waits to be indexed may take of this search, whatever it finds.
+  -- Limit on the time for messages that wait to be indexed.
   v_work bigint := 1500000;
   v_stop constant timestamptz := clock_timestamp() + interval '2.5 s';
 begin
@@ -2415,7 +2415,7 @@ begin
       end if;
     end if;
     if v_query is not null then
-      -- Once for all terms, and once for any number of them.
+      -- One pass for all terms, one for any number of them.
       if v_is_any is distinct from (v_level < v_count) then
         v_is_any := v_level < v_count;
         select w.* into v_waiting
@@ -2438,7 +2438,7 @@ begin
                v_long, v_terms, v_groups, v_excluded, v_count - v_level, v_waiting.o_ids, v_waiting.o_seqs,
                v_waiting.o_ats, v_waiting.o_words, v_waiting.o_which, v_ids, v_up_to, p_role, p_since, p_until, p_tool,
                p_model,
-               -- Of one conversation that was looked at before; what it shares with others is its own, whatever they have.
+               -- The searched conversation itself, which was checked before; messages shared with ancestors count as its own.
                case when p_continuation_id is null then p_tags end,
                case when p_continuation_id is null then p_metadata end, p_rank, p_after_id, p_after_seq, p_as_of, p_ranked,
                p_limit) s
@@ -2678,7 +2678,7 @@ declare
   v_hash text;
   v_owned uuid;
 begin
-  -- What a repeated request was stored with may be gone by now.
+  -- The files of a repeated request may have been deleted since.
   if pg_catalog.cardinality(p_files) > 0
      and not exists (select from public.turns t where t.owner = p_owner and t.request_key = p_key) then
     select pg_catalog.string_agg(w.id, ', ') into o_detail from pg_catalog.unnest(p_files) w(id)
@@ -3169,7 +3169,7 @@ begin
                      v_name, v_day, v_day + 1);
       v_made := v_made + 1;
     exception when invalid_object_definition then
-      -- The day is covered already: by the table of an older system.
+      -- The partition of an older system's table already covers the day.
       null;
     end;
   end loop;

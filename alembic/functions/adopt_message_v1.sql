@@ -1,5 +1,5 @@
--- Fits a message that an older client wrote to what a message has to be, instead of turning the client away.
--- Only there where an older system's tables were taken over.
+-- Adapts a message of an older client to the rules of public.messages instead of rejecting it. Exists only where an
+-- older system's tables were adopted.
 create or replace function exai.adopt_message_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp

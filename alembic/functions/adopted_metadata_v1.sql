@@ -1,4 +1,4 @@
--- The metadata of an older system's message, with what had to be changed of it as it was, under `adopted`.
+-- Returns the metadata of an older system's message; original values that had to be changed are kept under `adopted`.
 create or replace function exai.adopted_metadata_v1(p_metadata jsonb, p_role text, p_content text, p_time text)
 returns jsonb
 language sql immutable parallel safe

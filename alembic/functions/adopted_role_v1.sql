@@ -1,4 +1,4 @@
--- The role of a message that an older system knew by another name; of what is unknown, somebody's words to the model.
+-- Maps a role of an older system to one of EXAI's; an unknown role becomes `user`.
 create or replace function exai.adopted_role_v1(p_role text) returns text
 language sql immutable parallel safe
 as $$

@@ -1,11 +1,13 @@
--- Stores several appends, each to a conversation of its own, in one statement and one commit: what append_v1 does when
--- nothing stands in its way. One row for each that was stored; an append without a row changed nothing and is to be
--- sent by itself, which waits and says why. Nobody waits for a conversation in here, so that one held elsewhere delays
--- no other; keys are claimed in their order, so that two groups never wait for each other.
+-- Stores several appends, each to a conversation of its own, in one statement and one commit, as append_v1 stores
+-- one. Returns one row for each stored append. An append without a row changed nothing; the caller sends it in a
+-- statement of its own, which waits for locks and returns the reason. No append waits for a conversation's row lock
+-- here, so a conversation that is locked elsewhere delays no other append. Keys are claimed in order, so two batches
+-- cannot deadlock.
 --
--- Arrays from p_owners to p_counts have one element for each append (p_names is null for a new conversation, whose id is
--- in p_new_ids), those from p_of to p_metadata one for each message, the last two one for each file: p_of and p_file_of
--- are numbers of appends, from 1, p_places is a message's place in its append, from 0.
+-- The arrays from p_owners to p_counts have one element for each append (p_names is null for a new conversation,
+-- whose id is in p_new_ids), those from p_of to p_metadata one for each message, and the last two one for each file.
+-- p_of and p_file_of hold the numbers of appends, from 1; p_places holds the position of a message in its append,
+-- from 0.
 create or replace function exai.append_batch_v1(
   p_owners text[], p_names text[], p_new_ids uuid[], p_turn_ids uuid[], p_keys text[], p_hashes text[], p_tools text[],
   p_titles text[], p_expected bigint[], p_counts bigint[], p_of integer[], p_places bigint[], p_roles text[],
@@ -13,7 +15,7 @@ create or replace function exai.append_batch_v1(
 returns table (number integer, base_revision bigint, first_seq bigint, created_at timestamptz, header text, server_epoch text)
 language plpgsql rows 16
 set lock_timeout = '2s'
--- Planned once, for whatever number of appends, and by the keys: estimates of arrays' lengths are guesses.
+-- A generic plan by the keys, for any number of appends: the planner cannot estimate the lengths of the arrays.
 set plan_cache_mode = 'force_generic_plan'
 set enable_seqscan = off
 set enable_hashjoin = off
@@ -33,7 +35,7 @@ begin
       select w.number from unnest(p_file_of, p_files) w(number, id)
        where not exists (select from public.files f where f.id = w.id and f.owner = p_owners[w.number]));
   end if;
-  -- A statement of its own: the next one's snapshot is younger than every lock, as in store_turn_v1.
+  -- A separate statement, so that the snapshot of the next one is newer than every lock, as in store_turn_v1.
   select pg_catalog.array_agg(l.number), pg_catalog.array_agg(l.id), pg_catalog.array_agg(l.next_seq), pg_catalog.array_agg(l.revision),
          pg_catalog.array_agg(pg_catalog.clock_timestamp())
     into v_numbers, v_ids, v_nexts, v_bases, v_times
@@ -86,7 +88,7 @@ begin
   select pg_catalog.array_agg(c.number), pg_catalog.array_agg(c.id), pg_catalog.array_agg(c.next_seq), pg_catalog.array_agg(c.base), pg_catalog.array_agg(c.at)
     into v_numbers, v_ids, v_nexts, v_bases, v_times
     from claimed c;
-  -- Again one of its own: triggers that others have on messages may change the conversations after it.
+  -- Again a separate statement: triggers of other programs on messages may change the conversations after it.
   return query
   select c.number, c.base, c.next_seq, c.at, exai.header_v1(v)::text, exai.server_epoch_v1()::text
     from unnest(v_numbers, v_ids, v_nexts, v_bases, v_times) c(number, id, next_seq, base, at)

@@ -1,6 +1,6 @@
--- Stores messages as one block and links files, once per request key. One row 'head'; for a repeated request the rows
--- 'stored' bring back what the first one stored. The same turn again is the same caller, who missed the answer: that is
--- no duplicate.
+-- Stores messages as one block and links files, once per request key. Returns one row 'head'; for a repeated request,
+-- rows 'stored' hold the messages of the first one. A repetition with the same turn id comes from a caller that lost
+-- the reply, and is not reported as a duplicate.
 create or replace function exai.append_v1(
   p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_tool text,
   p_title text, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_files text[],

@@ -1,9 +1,10 @@
--- Claims a turn, stores its question, and brings what of the history the caller does not have.
--- Rows: 'message' (history, newest first), 'system' (the newest system message older than everything returned or
--- known), 'stored' (the question of a resumed turn), 'reply' (of a finished one), and one 'head', last.
--- The history ends where p_budget bytes are used up: it is walked from the newest message backwards through the
--- primary key and never read whole. Each message counts 16 bytes more than its content, so that many empty ones end too.
--- Metadata, of which a model sees little, has a limit of its own.
+-- Claims a turn, stores its question, and returns the history that the caller lacks. Rows: 'message' (history, newest
+-- first), 'system' (the newest system message older than all returned and cached ones), 'stored' (the question of a
+-- resumed turn), 'reply' (of a finished turn), and one 'head', last.
+--
+-- The history ends when p_budget bytes are used: it is read from the newest message backwards through the primary
+-- key, never as a whole. Each message counts 16 bytes more than its content, so that many empty messages also reach
+-- the limit. Metadata has a limit of its own.
 create or replace function exai.begin_turn_v1(
   p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_tool text,
   p_title text, p_lease_s double precision, p_provider text, p_model text,
@@ -36,7 +37,7 @@ begin
                           p_lease_s, p_provider, p_model, p_roles, p_contents, p_kinds, p_metadata, p_files, p_expected);
   v_status := case s.o_status when 'new' then 'started' when 'deleted' then 'not_found' else s.o_status end;
   if s.o_status = 'old' then
-    -- The conversation first, as everywhere; a new one was not locked by the claim.
+    -- Conversations are always locked before turns; a new one was not locked by the claim.
     perform 1 from public.conversations c where c.id = s.o_conversation_id for no key update;
     update public.turns x
        set state = 'pending', attempt = x.attempt + 1, claimed_by = p_turn_id, finished_at = null,
@@ -46,7 +47,7 @@ begin
        and (x.state = 'failed'
             or (x.state = 'pending' and x.claimed_by <> p_turn_id and x.lease_until <= pg_catalog.clock_timestamp()));
     select x.* into t from public.turns x where x.id = s.o_turn_id;
-    -- The same claimant again did not hear the first answer; it is told again, with all that it may have missed.
+    -- The same claimant again lost the first reply; it receives the reply again, with everything it may lack.
     v_status := case when t.state = 'finished' then 'finished'
                      when t.claimed_by <> p_turn_id then 'pending'
                      when t.attempt = 1 then 'started'
@@ -81,7 +82,7 @@ begin
         loop
           v_left := v_left - pg_catalog.octet_length(m.content) - c_message_overhead;
           if v_left < 0 then
-            -- What the caller knows would be cut off from what is newer, so it is of no use.
+            -- The messages in the caller's cache would not be adjacent to the newer ones, so they are not used.
             v_full := v_full or v_floor > 0;
             exit walk;
           end if;

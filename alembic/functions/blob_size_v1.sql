@@ -1,4 +1,5 @@
--- How many bytes of a blob are there, null when there is no such blob. The size of a part is read without its bytes.
+-- Returns the number of bytes stored for a blob, null for an unknown blob. Reads the size of each part, not its
+-- bytes.
 create or replace function exai.blob_size_v1(p_id uuid)
 returns bigint
 language sql stable

@@ -1,8 +1,9 @@
--- Changes title, metadata or tags (those that p_change holds), or marks as deleted and back; once per request key.
--- o_status: changed | unchanged (it was like that already) | duplicate (the key was seen before with the same hash; the
---   conversation is told as it was then, the revision as it is now) | not_found | conflict_revision | conflict_key.
--- Only undeleting sees deleted conversations. Locks the conversation, then looks for the key, so that a repetition that
--- waited for the first one finds it.
+-- Changes title, metadata or tags (those in p_change), deletes or restores a conversation; once per request key.
+-- o_status: changed | unchanged (the values were already so) | duplicate (the key was used before with the same hash;
+-- the conversation as of then, the revision as of now) | not_found | conflict_revision | conflict_key.
+--
+-- Only restoring sees deleted conversations. Locks the conversation before it looks up the key, so a repetition that
+-- waited for the first request finds it.
 create or replace function exai.change_conversation_v1(
   p_owner text, p_continuation_id text, p_turn_id uuid, p_key text, p_hash text, p_tool text, p_change jsonb,
   p_expected bigint)
@@ -25,7 +26,7 @@ begin
     select x.* into t from public.turns x where x.owner = p_owner and x.request_key = p_key;
   end if;
   if t.id is not null then
-    -- The same turn again is the same caller, who missed the answer.
+    -- The same turn id again comes from the same caller, which lost the reply.
     v_status := case
       when t.request_hash <> p_hash or t.conversation_id <> v.id then 'conflict_key'
       when t.id = p_turn_id then 'changed'
@@ -72,7 +73,7 @@ begin
             pg_catalog.jsonb_build_object('conversation', exai.header_v1(n)), v_now)
     on conflict do nothing;
     if not found then
-      -- Somebody has just used the key for another conversation.
+      -- A concurrent request has used the key for another conversation.
       v_status := 'conflict_key';
       n := v;
     end if;

@@ -1,6 +1,6 @@
--- Forgets files that no conversation has and nobody has used for p_grace, at most p_limit of them, and tells which, so
--- that the caller can remove their bytes. Locks, then looks again: a link made meanwhile is seen, and none can be made
--- any more. `not exists`, because one null in a `not in` list would make it delete nothing.
+-- Deletes at most p_limit files that are linked to no conversation and have not been used for p_grace, and returns
+-- them, so that the caller can remove their bytes. Locks, then checks again: a link made meanwhile is seen, and none
+-- can be made afterwards. `not exists`, because one null in a `not in` list would make it delete nothing.
 create or replace function public.cleanup_orphaned_files(p_grace interval default interval '1 hour', p_limit integer default 1000)
 returns table (id uuid, owner text, sha256 text, storage_path text)
 language plpgsql

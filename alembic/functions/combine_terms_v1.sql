@@ -1,5 +1,5 @@
--- A query for what has p_level of these terms, at least; null if that takes more than p_most combinations, unless the level
--- is 1.
+-- Returns a query for texts that contain at least p_level of the terms; null if it would need more than p_most
+-- combinations, except for level 1.
 create or replace function exai.combine_terms_v1(p_terms tsquery[], p_level integer, p_most integer) returns tsquery
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp

@@ -1,5 +1,6 @@
--- Part of a text around the first of these words (folded and without marks), from the beginning where none is near. Looks
--- through a bounded part of the text only, so that what a hit costs does not grow with what is stored.
+-- Returns the part of a text around the first of the words (folded and without marks), or its beginning if none is
+-- found in the examined part. The examined part is bounded, so the cost of a hit does not depend on the length of the
+-- message.
 create or replace function exai.excerpt_v1(p_text text, p_words text[], out o_excerpt text, out o_cut_before boolean, out o_cut_after boolean)
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp
@@ -11,7 +12,7 @@ declare
   c_step constant integer := 4000;
   c_overlap constant integer := 100;
   c_steps constant integer := 8;
-  -- Of a word that is also part of others, so many of its places are looked at.
+  -- Occurrences of a word that are examined where it is also part of other words.
   c_tries constant integer := 8;
   v_text text collate "C" := p_text;
   v_length constant integer := length(p_text);
@@ -31,7 +32,7 @@ begin
     return;
   end if;
   if v_length > c_step then
-    -- Where a word is written as it was asked for, that place is found by a plain look.
+    -- A word that is written exactly as in the search is found by position().
     select min(f.at) into v_at
       from unnest(p_words) w
      cross join lateral (

@@ -1,5 +1,5 @@
--- Fills in what somebody else left empty in a conversation, and mends what clients could not use: a name that is too
--- long to be asked for, metadata that is no object. What that was is kept under `adopted`.
+-- Fills columns that another program left empty in a conversation, and corrects values that clients could not use: a
+-- name longer than a request may name, metadata that is not an object. Original values are kept under `adopted`.
 create or replace function exai.fill_conversation_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp

@@ -1,7 +1,8 @@
--- The message's conversation, if a search of this owner with these filters may show the message (or the title: 0). Tags and
--- metadata are the conversation's.
--- p_shared: shared by a fork, whose parent may have been deleted.
--- To be written into the statement that uses it, so it may have no settings of its own.
+-- Returns the conversation of a message (or title: seq 0) if it passes the filters of a search by this owner. Tags
+-- and metadata are those of the conversation. p_shared: the message is shared by a fork, whose parent may have been
+-- deleted.
+--
+-- Inlined into the calling statement, so it cannot have settings of its own.
 create or replace function exai.filter_match_v1(
   p_conversation_id uuid, p_seq bigint, p_owner text, p_shared boolean, p_role text, p_tool text, p_model text,
   p_tags text[], p_metadata jsonb)
@@ -15,7 +16,7 @@ as $$
      and (p_metadata is null or c.metadata operator(pg_catalog.@>) p_metadata)
      and ((p_role is null and p_tool is null and p_model is null) or exists (
        select from (
-         -- A range in its order is found by the primary key even where the planner takes the conversation for a short one.
+         -- An ordered range uses the primary key even if the planner estimates the conversation to be short.
          select x.seq, x.role, x.turn_id from public.messages x
           where x.conversation_id = p_conversation_id and x.seq >= p_seq
           order by x.seq

@@ -1,9 +1,12 @@
--- Every message (and title: seq 0) of this owner that matches, up to p_as_of: those that are indexed, found by
--- message_words_words_idx (its row's place in at, so that the words themselves need not be carried along), and of those that
--- wait for it what search_unindexed_v1 found. With p_ids, of those conversations and up to those numbers only; of the title of the first.
--- A message of several rows is found by p_long beside each of the terms and judged as a whole, so p_query leaves it out; where
--- p_long is null p_query finds it, once for each row. which: the terms it has, where these had to be found out.
--- To be written into the statement that uses it, so it may have no settings of its own.
+-- Returns every message (and title: seq 0) of the owner that matches, up to p_as_of: indexed ones through
+-- message_words_words_idx (at: the ctid of the row, so that its words are not carried along), and those waiting to be
+-- indexed that search_unindexed_v1 found. With p_ids, only messages of these conversations up to these numbers, and
+-- the title of the first one.
+--
+-- A message of several rows is found by p_long beside each term and evaluated as a whole, so p_query excludes it; if
+-- p_long is null, p_query finds it once for each row. which: the terms it contains, if they had to be determined.
+--
+-- Inlined into the calling statement, so it cannot have settings of its own.
 create or replace function exai.find_matches_v1(
   p_query tsquery, p_long tsquery, p_terms tsquery[], p_groups integer[], p_excluded boolean[], p_missing integer,
   p_waiting_ids uuid[], p_waiting_seqs bigint[], p_waiting_ats timestamptz[], p_waiting_words tsvector[],
@@ -17,7 +20,7 @@ as $$
              null::integer[] as which
         from exai.message_words w
        where w.words operator(pg_catalog.@@) p_query
-         -- Out of date. Most conversations have nothing that waits, which one look into a hash tells.
+         -- Outdated words. Most conversations have no waiting messages, which one hash lookup determines.
          and (w.conversation_id not in (select u.conversation_id from exai.unindexed_messages u)
               or not exists (
                 select from exai.unindexed_messages u
@@ -28,7 +31,7 @@ as $$
         from (
           select x.conversation_id, x.seq, x.created_at, x.at, t.i::integer as i
             from pg_catalog.unnest(p_terms) with ordinality t(term, i)
-           -- Planned by itself, so that each term is looked up in the index.
+           -- `offset 0` prevents flattening, so that each term is looked up in the index.
            cross join lateral (
              select w.conversation_id, w.seq, w.created_at, w.ctid as at
                from exai.message_words w

@@ -1,6 +1,6 @@
--- Writes the outcome of one attempt: state, usage, cause, and the reply's messages if any.
--- Locks the conversation before the turn, as every writer does. A repeated call of the same attempt gets the same
--- answer again; an attempt that has been taken over gets 'superseded' and writes nothing.
+-- Stores the outcome of one attempt: state, usage, cause, and the messages of the reply, if any. Locks the
+-- conversation before the turn, as every writer does. A repeated call for the same attempt returns the same result;
+-- for an attempt that another one has taken over it returns 'superseded' and writes nothing.
 create or replace function exai.finish_turn_v1(
   p_owner text, p_turn_id uuid, p_attempt integer, p_state text,
   p_roles text[], p_contents text[], p_kinds text[], p_metadata text[],

@@ -1,4 +1,4 @@
--- Refuses to renumber or move a message: its number is how caches, turns and forks know it.
+-- Rejects a change of a message's number or conversation, by which caches, turns and forks refer to it.
 create or replace function exai.forbid_renumbering_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp

@@ -1,7 +1,9 @@
--- Makes a conversation that begins as another one was at p_at_seq (null: as it is), sharing its messages; once per
--- request key. o_status: forked | duplicate (the key was seen before with the same hash: its fork) | not_found
---   | out_of_range | too_deep | conflict_key.
--- A fork at a point that the source itself only reads from its parent hangs on that parent, so that chains stay short.
+-- Creates a conversation that shares the messages of another one up to p_at_seq (null: all of them); once per request
+-- key. o_status: forked | duplicate (the key was used before with the same hash: its fork) | not_found | out_of_range
+-- | too_deep | conflict_key.
+--
+-- A fork at a message that the source itself reads from its parent becomes a fork of that parent, so that chains stay
+-- short.
 create or replace function exai.fork_v1(
   p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_at_seq bigint,
   p_title text)
@@ -64,7 +66,7 @@ begin
       insert into public.conversation_files (conversation_id, file_id)
       select p_new_id, f.file_id from c cross join public.conversation_files f
        where f.conversation_id = v.id order by f.file_id;
-      -- Finds ours, or that of whoever came with the same key while we waited.
+      -- Finds this request's fork, or that of a concurrent request with the same key.
       select x.* into t from public.turns x where x.owner = p_owner and x.request_key = p_key;
     end if;
   end if;

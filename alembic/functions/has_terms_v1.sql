@@ -1,5 +1,5 @@
--- Whether these terms, by their numbers, are what a search wants: of one of its alternatives none that is excluded, and all
--- others but p_missing, at least one.
+-- Returns whether these terms, given by number, satisfy a search: for one of its alternatives, no excluded term, and
+-- all others but p_missing, at least one.
 create or replace function exai.has_terms_v1(
   p_which integer[], p_groups integer[], p_excluded boolean[], p_missing integer) returns boolean
 language sql immutable parallel safe

@@ -1,4 +1,4 @@
--- What every statement tells about a conversation.
+-- Returns the fields of a conversation that every statement returns.
 create or replace function exai.header_v1(v public.conversations) returns json
 language sql stable
 as $$

@@ -1,9 +1,10 @@
--- Stores one batch of an import, once per request key, with the times the messages had.
--- status: stored (so many of its messages; the others were here already) | duplicate (all of them were) | exists (other
---   messages are here) | gap (an earlier batch is missing) | conflict_key.
--- The first batch (p_first_seq 1) makes the conversation as p_header describes it, or brings back the same conversation
--- if it was deleted. Messages are the same if their role, kind and content are; a fork's are compared where they are. A
--- last change that is still to come is kept in the metadata: the time of a change in here is the clock's.
+-- Stores one batch of an import, once per request key, with the original times of the messages. status: stored (some
+-- of its messages; the others existed) | duplicate (all of them existed) | exists (other messages have these numbers)
+-- | gap (an earlier batch is missing) | conflict_key.
+--
+-- The first batch (p_first_seq 1) creates the conversation from p_header, or restores the same conversation if it was
+-- deleted. Messages are equal if their role, kind and content are; a fork's are compared in the ancestors that hold
+-- them. An updated_at in the future is kept in the metadata, because the time of a change is the database's.
 create or replace function exai.import_v1(
   p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_header jsonb,
   p_first_seq bigint, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_times text[])
@@ -49,7 +50,7 @@ begin
   elsif v.id is null or (v.deleted_at is not null and p_first_seq > 1) or v.next_seq < p_first_seq then
     v_status := 'gap';
   else
-    -- How many of the messages are here under their numbers, and how many of those say the same.
+    -- How many of the messages exist under their numbers, and how many of those are equal.
     v_end := least(v.next_seq, p_first_seq + v_count) - 1;
     v_here := v_end - p_first_seq + 1;
     w := v;
@@ -70,7 +71,7 @@ begin
                      when v_here = v_count and (v_count > 0 or v_base > 0) then 'duplicate'
                      else 'stored' end;
     if v_status = 'stored' then
-      -- The same turn again is the same caller, who missed the answer.
+      -- The same turn id again comes from the same caller, which lost the reply.
       v_stored := case when t.id = p_turn_id then coalesce(t.last_seq - t.first_seq + 1, 0) else v_count - v_here end;
     end if;
     v_restored := v_status <> 'exists' and v.deleted_at is not null;

@@ -1,10 +1,12 @@
--- Indexes the words of at most p_limit of the messages and titles that wait for it, those that wait longest first.
--- o_left: how many wait still, as far as a short look tells. Nothing indexed and something left: another one is at it.
--- A long message is indexed segment by segment, in a call each; done is how many of its characters are. Segments overlap, so
--- that a phrase is in one of them.
--- One at a time, by an advisory lock that nobody waits for. Taken out of the queue and indexed in one transaction, so a
--- message is always in exactly one of the two, or in the queue and with words that are out of date. The words go from the
--- index's list of what is pending into the index itself, which searches would otherwise read from end to end.
+-- Indexes the words of at most p_limit waiting messages and titles, the longest-waiting ones first. o_left: an
+-- estimate of how many still wait. If nothing was indexed and some are left, another session is indexing.
+--
+-- A long message is indexed in segments, one per call; done is the number of its characters that are indexed.
+-- Segments overlap, so that each phrase is within one of them.
+--
+-- One session at a time, by an advisory lock that no session waits for. Messages leave the queue and enter the index
+-- in one transaction, so a message is in exactly one of the two, or in the queue and with outdated words. Merges the
+-- pending list of the GIN index, which searches would otherwise read sequentially.
 create or replace function exai.index_messages_v1(p_limit integer, out o_indexed integer, out o_left bigint)
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -26,7 +28,7 @@ begin
   if pg_try_advisory_xact_lock(c_lock) then
     with waiting as materialized (
       select u.ctid as at, u.conversation_id, u.first_seq, u.last_seq, u.done from exai.unindexed_messages u limit p_limit),
-    -- The foreign key would wait for whoever deletes a conversation, and then fail: what is held is for the next time.
+    -- The foreign key would wait for a session that deletes the conversation, and then fail; locked ones are left for the next call.
     held as materialized (
       select c.id from public.conversations c
        where c.id = any(array(select w.conversation_id from waiting w))
@@ -52,7 +54,7 @@ begin
          select t.conversation_id, 0::bigint as seq, c.created_at, c.title as content
           where t.first_seq = 0 and c.title is not null
           union all
-         -- A range in its order is found by the primary key even where the planner takes the conversation for a short one.
+         -- An ordered range uses the primary key even if the planner estimates the conversation to be short.
          (select x.conversation_id, x.seq, x.created_at, x.content
             from public.messages x
            where x.conversation_id = t.conversation_id and x.seq between t.first_seq and t.last_seq - t.too_many

@@ -1,6 +1,6 @@
--- A message as one line of JSON, as exai/pages.py reads it; times are in the zone of whoever calls, which is to be UTC.
--- What others wrote may be a time that no program can hold; it comes as the first or the last one that can be held. Their
--- metadata may be no object; it comes as the value of one.
+-- Returns a message as one line of JSON in the format of exai/pages.py; times are in the session's time zone, which
+-- must be UTC. A time written by another program that Python cannot represent becomes the first or last one that it
+-- can; metadata that is not an object becomes the value of one.
 create or replace function exai.message_line_v1(m public.messages) returns text
 language sql stable
 as $$

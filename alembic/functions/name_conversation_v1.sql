@@ -1,5 +1,5 @@
--- Gives a conversation whose name is taken one of its own, while an older system's tables are taken over: nothing had
--- kept its clients from using a name twice so far. The lock makes two that use it at once see each other.
+-- Gives a conversation whose name is taken another name while an older system's tables are adopted, because its
+-- clients could use a name twice until then. The lock makes two concurrent uses of a name see each other.
 create or replace function exai.name_conversation_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp

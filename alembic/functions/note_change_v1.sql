@@ -1,5 +1,5 @@
--- Before somebody else's change of a conversation's visible columns: it gets a new revision like any other change.
--- A conversation that is renamed out of its key is noted as removed under the old one.
+-- Before another program changes visible columns of a conversation: increases its revision, as EXAI's own changes do.
+-- A conversation whose key changes is recorded as removed under the old key.
 create or replace function exai.note_change_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp

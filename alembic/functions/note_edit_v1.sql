@@ -1,5 +1,5 @@
--- After messages were changed or deleted: their conversations, and the forks that read them, have a new revision, so
--- that no cache goes on serving the old text. Locks in the order of ids, since several conversations may be concerned.
+-- After messages were changed or deleted: increases the revisions of their conversations and of the forks that read
+-- them, so that caches do not serve the old text. Locks conversations in the order of their ids.
 create or replace function exai.note_edit_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp

@@ -1,4 +1,5 @@
--- After a conversation's row is gone there is nothing left to see its revision in, so caches learn of it from here.
+-- After a conversation's row was deleted: records the removal for caches, since no row remains that could hold a
+-- revision.
 create or replace function exai.note_removal_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp

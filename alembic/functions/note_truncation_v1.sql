@@ -1,4 +1,4 @@
--- After all messages were removed at once: every conversation that had some has a new revision, as if they had been
+-- After messages was truncated: increases the revision of every conversation that had messages, as if they had been
 -- deleted one by one.
 create or replace function exai.note_truncation_v1() returns trigger
 language plpgsql security definer

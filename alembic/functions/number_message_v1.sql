@@ -1,7 +1,8 @@
--- Numbers a message that somebody else wrote (a dashboard, an older client), and fills in what they left empty: our own
--- always carry their turn.
--- A conversation whose next_seq is null has not been numbered yet; its messages stay without a number until it is.
--- The lock makes the numbering wait for messages in flight, and them for it.
+-- Numbers a message written by another program (a dashboard, an older client) and fills the columns it left empty.
+-- EXAI's own messages always have a turn.
+--
+-- A conversation whose next_seq is null has not been numbered yet; its messages get no number until it is. The lock
+-- makes the numbering wait for messages in flight, and the other way round.
 create or replace function exai.number_message_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -28,7 +29,7 @@ begin
          updated_at = clock_timestamp()
    where c.id = new.conversation_id;
   if new.seq is not null then
-    -- It was deleted and is put back, also for the forks that read it.
+    -- A deleted message is inserted again, which also concerns the forks that read it.
     with recursive touched(id) as (
       select c.id from public.conversations c where c.parent_id = new.conversation_id and c.parent_seq >= new.seq
       union

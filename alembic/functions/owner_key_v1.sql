@@ -1,4 +1,4 @@
--- What the words of an owner begin with in the index.
+-- Returns the prefix of an owner's words in the index.
 create or replace function exai.owner_key_v1(p_owner text) returns text
 language sql immutable parallel safe
 as $$

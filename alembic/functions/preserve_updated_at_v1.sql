@@ -1,5 +1,5 @@
--- Keeps the time of a conversation's last change while it is numbered or renamed: a trigger of the older system's may set
--- it to the present on every update. Where there was none, it is that of the last message.
+-- Keeps a conversation's updated_at while it is numbered or renamed, because a trigger of the older system may set it
+-- on every update. If it was null, it becomes the time of the last message.
 create or replace function exai.preserve_updated_at_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp

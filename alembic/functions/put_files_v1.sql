@@ -1,10 +1,13 @@
--- Stores files: their contents, each once for an owner, and a row for each name and media type that a content has.
--- p_files: objects with place, file_id, sha256, size_bytes, media_type, name, encoding, storage_path (in another store
---   than this database), blob_id, and, where the bytes come along, at (their first byte in p_data) and characters.
--- A content that is not here and did not come along must be in the blob blob_id, whole; otherwise its files are not
--- stored, and their rows come back without an id.
--- The row of a content is locked before anything is looked up, in the order of the digests: two callers with the same
--- files make one row of each and do not wait for each other in a circle.
+-- Stores files: each content once per owner, and a row for each name and media type of a content. p_files: objects
+-- with place, file_id, sha256, size_bytes, media_type, name, encoding, storage_path (if the bytes are in another
+-- store than this database), blob_id, and, if the bytes are part of the call, at (their first byte in p_data) and
+-- characters.
+--
+-- A content that is neither stored nor part of the call must be in the blob blob_id, complete; otherwise its files
+-- are not stored, and their rows are returned without an id.
+--
+-- Locks the rows of contents before anything is looked up, in the order of the digests: two callers with the same
+-- files create one row for each content and cannot deadlock.
 create or replace function exai.put_files_v1(p_owner text, p_store text, p_files jsonb, p_data bytea)
 returns table (place integer, id uuid, sha256 text, size_bytes bigint, media_type text, name text,
                created_at timestamptz, store text, encoding text, created boolean)
@@ -19,7 +22,7 @@ declare
   v_known text[];
   v_here text[];
 begin
-  -- What is not here has no row to lock: of callers that bring the same new content, the later ones wait and find it.
+  -- A new content has no row to lock: of concurrent callers with the same one, the later ones wait and find it.
   perform pg_catalog.pg_advisory_xact_lock(k.key)
      from (select distinct pg_catalog.hashtextextended(p_owner || pg_catalog.left(d.sha256, 1), 1702388073) as key
              from pg_catalog.unnest(v_digests) d(sha256)
@@ -60,7 +63,7 @@ begin
      where c.owner = p_owner and c.sha256 = any(v_digests)
        and c.used_at = v_now);
 
-  -- A file from before its content was here.
+  -- A file stored before its content was in this database.
   update public.files f set storage_path = null
     from exai.contents c
    where f.owner = p_owner and f.sha256 = any(v_here) and f.storage_path is not null

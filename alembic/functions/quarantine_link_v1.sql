@@ -1,5 +1,5 @@
--- Sets a link aside that the keys to come would refuse, while an older system's tables are taken over: one that is there
--- already, or that leads to nothing. Its arguments say which of these nothing had refused so far.
+-- Moves a link that the future keys would reject to exai.quarantine while an older system's tables are adopted: a
+-- duplicate, or a link to a missing row. Its arguments name the violations that the older tables allow.
 create or replace function exai.quarantine_link_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp

@@ -1,4 +1,4 @@
--- After a conversation received a title, another one, or another owner: its words are to be indexed by and by.
+-- After a conversation received a title, a different one, or another owner: queues its words for indexing.
 create or replace function exai.queue_title_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp

@@ -1,7 +1,6 @@
--- After messages were stored or deleted, by whomever: their words are to be indexed, or forgotten, by and by.
--- One row for each conversation, whatever is between its first and its last message. A conversation that is deleted
--- takes its words along. A message without a number, as there may be while an older system's tables are adopted, is queued
--- when it is numbered.
+-- After messages were stored or deleted by any program: queues their words for indexing or removal. One row for each
+-- conversation, with the range from its first to its last message. Deleting a conversation deletes its words. A
+-- message without a number, possible while an older system's tables are adopted, is queued when it is numbered.
 create or replace function exai.queue_words_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp

@@ -1,5 +1,6 @@
--- The messages after p_after_seq up to p_up_to_seq (null: to the end), oldest first, after one row 'head': at most
--- p_limit of them, and no more than p_budget bytes once there is one. A fork's are read from the ancestors they are in.
+-- Returns the messages after p_after_seq up to p_up_to_seq (null: to the end), oldest first, after one row 'head': at
+-- most p_limit, and at most p_budget bytes beyond the first one. A fork's messages are read from the ancestors that
+-- hold them.
 create or replace function exai.read_forward_v1(
   p_owner text, p_continuation_id text, p_after_seq bigint, p_up_to_seq bigint, p_limit integer, p_budget bigint)
 returns table (part text, seq bigint, role text, content text, created_at timestamptz, kind text, turn_id text, data text)
@@ -27,7 +28,7 @@ begin
   end if;
   return query select 'head', null::bigint, null, null, null::timestamptz, null, null,
     json_build_object('conversation', exai.header_v1(v), 'server_epoch', exai.server_epoch_v1())::text;
-  -- From the root down: which conversation holds the numbers up to which end.
+  -- From the root down: each conversation and the last number that it holds.
   v_end := least(coalesce(p_up_to_seq, v.next_seq - 1), v.next_seq - 1);
   for v_depth in 0 .. c_max_depth loop
     v_ids := v.id || v_ids;

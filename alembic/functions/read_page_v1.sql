@@ -1,11 +1,13 @@
--- The newest p_limit messages before p_before_seq (null: the newest of all), without the p_skip newest ones, as JSON: at
--- least one if there is one, else within p_budget bytes. A fork goes on into its parents. Stable, so that all of it is
--- read from the caller's one snapshot.
--- Mostly one row: the conversation in `head`, and in `messages` one line for each, oldest first, joined as
--- exai/pages.py has it, which is half the work for the caller. For a fork, where one message is long, and where others
--- removed some, `messages` is null there and each has a row of its own, newest first.
--- Of a message that alone is longer than the budget, and with p_char_offset of any, a part comes, with the number of its
--- characters in `head`. No other content is read that is not returned.
+-- Returns the newest p_limit messages before p_before_seq (null: the newest of all), without the p_skip newest ones,
+-- as JSON: at least one if there is one, otherwise within p_budget bytes. A fork continues into its parents. Stable,
+-- so that everything is read from the caller's snapshot.
+--
+-- Usually returns one row: the conversation in `head`, and in `messages` one line for each message, oldest first,
+-- joined as in exai/pages.py, which halves the caller's work. For a fork, for a page with a long message, and where
+-- rows were removed, `messages` is null in that row, and each message has a row of its own, newest first.
+--
+-- Of a message that alone exceeds the budget, and with p_char_offset of any message, only a part is returned, with
+-- its number of characters in `head`. Contents that are not returned are not read.
 create or replace function exai.read_page_v1(
   p_owner text, p_continuation_id text, p_before_seq bigint, p_skip bigint, p_limit integer, p_budget bigint,
   p_char_offset integer)

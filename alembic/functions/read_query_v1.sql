@@ -1,8 +1,8 @@
--- The terms of a search as a person types them into a search box: words, "phrases", -excluded ones, `or` between alternatives,
--- and a word's beginning with an asterisk after it. A word of several parts, such as a path or an address, is found as these
--- parts one after the other. or_group counts the alternatives; in each of them everything is wanted. If nothing but
--- exclusions is given they are words. needle: what a text with the term holds somewhere, without marks; the longest
--- of its words, which the fewest texts hold.
+-- Parses a search as users type it: words, "phrases", -excluded terms, `or` between alternatives, and prefixes with a
+-- trailing asterisk. A word of several parts, such as a path or an address, becomes a phrase of these parts. or_group
+-- numbers the alternatives; within one all terms are required. If only exclusions are given, they are treated as
+-- words. needle: a substring, without marks, of every text with the term; its longest word, which the fewest texts
+-- contain.
 create or replace function exai.read_query_v1(p_key text, p_query text)
 returns table (term tsquery, or_group integer, is_excluded boolean, label text, needle text, words text[])
 language plpgsql immutable rows 3

@@ -1,5 +1,5 @@
--- Makes the conversation that messages refer to and that is not there, with the times of the first and the last of them;
--- 1 if it was made. Messages that refer to none share one. If its name is taken, it gets one of its own.
+-- Creates the missing conversation that messages refer to, with the times of the first and last of them; returns 1 if
+-- it was created. Messages without a conversation id share one. If its name is taken, it gets another one.
 create or replace function exai.recover_conversation_v1(p_id uuid, p_first timestamptz, p_last timestamptz)
 returns integer
 language plpgsql
@@ -13,7 +13,7 @@ begin
   if exists (select from public.conversations c where c.continuation_id = v_name) then
     v_name := v_name || '~' || p_id;
   end if;
-  -- Not numbered yet if messages are waiting for it.
+  -- Not numbered yet if messages refer to it.
   insert into public.conversations (id, continuation_id, title, metadata, created_at, updated_at, next_seq)
   values (p_id, v_name, case p_id when c_nameless then 'Messages without a conversation' else 'Recovered' end,
           '{"adopted": {"conversation": "missing"}}', coalesce(p_first, now()), coalesce(p_last, now()),

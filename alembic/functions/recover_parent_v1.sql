@@ -1,5 +1,5 @@
--- Gives a message whose conversation is missing one, while an older system's tables are taken over: nothing had kept
--- its clients from writing such messages so far, and what they wrote before is kept the same way.
+-- Creates the missing conversation of a message while an older system's tables are adopted, because its clients could
+-- write such messages until then; earlier ones are treated the same way.
 create or replace function exai.recover_parent_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp

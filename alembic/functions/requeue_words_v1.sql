@@ -1,4 +1,4 @@
--- After somebody else changed what a message says, or when it was said.
+-- After another program changed a message's content or time: queues its words for indexing.
 create or replace function exai.requeue_words_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp

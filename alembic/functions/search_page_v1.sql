@@ -1,8 +1,10 @@
--- A page of what matches, for search_v1: p_found finds it in the index and p_query ranks it. If terms may be missing, what has
--- more of them comes first, and has says which.
--- The indexes know no order. Where there are few matches all of them are ranked, and only those on the page are looked up;
--- else the newest are looked up, and only if some of them are not to be seen, one after the other.
--- Planned once: that would take as long as the search itself.
+-- Returns a page of matches for search_v1: p_found finds them in the index and p_query ranks them. If terms may be
+-- missing, matches with more of them come first, and `has` lists them.
+--
+-- The indexes have no order. If there are few matches, all of them are ranked, and only those on the page are looked
+-- up; otherwise the newest are looked up, and individually only if filters exclude some of them.
+--
+-- Uses a generic plan, because planning takes as long as the search.
 create or replace function exai.search_page_v1(
   p_owner text, p_query tsquery, p_found tsquery, p_long tsquery, p_terms tsquery[], p_groups integer[],
   p_excluded boolean[], p_missing integer, p_waiting_ids uuid[], p_waiting_seqs bigint[], p_waiting_ats timestamptz[],
@@ -19,7 +21,7 @@ set jit = off
 as $$
 #variable_conflict use_column
 declare
-  -- What takes too long to read of each match is not ranked.
+  -- Matches whose words would take too long to read are not ranked.
   c_large constant integer := 100000;
 begin
   return query
@@ -75,7 +77,7 @@ begin
              select array_agg(t.i::integer) from unnest(p_terms) with ordinality t(term, i) where w.words @@ t.term
            )) end as which
       from worded w),
-  -- The segments of a long message count together.
+  -- The ranks of the segments of a long message are combined.
   joined as (
     select t.conversation_id, t.seq, t.created_at, t.shown_id, max(t.rank) as rank,
            case when p_missing > 0 then (

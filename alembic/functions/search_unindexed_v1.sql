@@ -1,8 +1,9 @@
--- The messages (and titles: seq 0) of this owner that wait to be indexed and have what is searched for, with the numbers of the
--- terms each of them has (o_which) and its words, or those of a long one's first segment that has a term. Their words are made
--- as they would be indexed, segment by segment, of what holds a word of a term (p_needles) somewhere.
--- The small ones come first, and the work is bounded: about p_work microseconds, and until p_stop. o_unread of them were not
--- looked through, or not to their end.
+-- Returns the messages (and titles: seq 0) of the owner that wait to be indexed and match, with the numbers of the
+-- terms each contains (o_which) and its words, or those of the first segment of a long message that contains a term.
+-- Words are made as for the index, segment by segment, only from texts that contain a term's substring (p_needles).
+--
+-- Small messages come first, and the work is bounded by about p_work microseconds and by p_stop. o_unread: how many
+-- were not examined, or not completely.
 create or replace function exai.search_unindexed_v1(
   p_owner text, p_terms tsquery[], p_groups integer[], p_excluded boolean[], p_needles text[], p_missing integer,
   p_ids uuid[], p_up_to bigint[], p_since timestamptz, p_until timestamptz, p_as_of timestamptz,
@@ -46,7 +47,7 @@ begin
          cross join lateral (
            select 0 as seq, c.created_at, c.title as content where u.first_seq = 0 and c.title is not null
             union all
-           -- A range in its order is found by the primary key even where the planner takes it for a short one.
+           -- An ordered range uses the primary key even if the planner estimates the conversation to be short.
            (select x.seq, x.created_at, x.content
               from public.messages x
              where x.conversation_id = u.conversation_id and x.seq between u.first_seq and u.last_seq
@@ -66,7 +67,7 @@ begin
       o_unread := o_unread + 1;
       continue;
     end if;
-    -- Read from where it is stored once, not at each use.
+    -- Detoasts the content once, not at each use.
     v_text := v_row.content || '';
     v_is_ascii := length(v_text) = v_size;
     v_last := greatest(length(v_text) - 1, 0) / c_segment;

@@ -1,13 +1,15 @@
--- A page of the messages that match, and of the titles (seq 0) of conversations of which no message does, best first, with
--- an excerpt around the first match. The newest p_ranked matches up to p_as_of (null: up to now, by this server's clock)
--- are ranked. (A title counts as no newer than its conversation's messages, so those are among them if it is.) In one
--- conversation what it shares with those it was forked from is searched too. p_tags, p_metadata: of conversations with all
--- of these tags, and whose metadata holds this.
--- If nothing has all terms, what has most of them is found: all but one, all but two and so on. level is how many terms
--- every hit has, and p_level makes the next page one of the same search (null: the first page).
--- unread: messages that wait to be indexed and that were not looked through, for that took too long; in a row of nothing else
+-- Returns a page of the matching messages, and of the titles (seq 0) of conversations without a matching message,
+-- best first, with an excerpt around the first match. The newest p_ranked matches up to p_as_of (null: now, by this
+-- server's clock) are ranked; a title counts as no newer than its conversation's messages. A search of one
+-- conversation includes the messages that it shares with its ancestors. p_tags, p_metadata: only conversations with
+-- all of these tags and with this metadata.
+--
+-- If no message contains all terms, messages with most of them are returned: all but one, all but two, and so on.
+-- level is the number of terms in every hit, and p_level continues the same search on the next page (null: first
+-- page). unread: how many messages that wait to be indexed were not examined within the limits; in a row of its own
 -- if nothing was found.
--- Stable: all of it is read from the caller's one snapshot, in which each message is either indexed or waiting, and
+--
+-- Stable: everything is read from the caller's snapshot, in which each message is either indexed or waiting, and
 -- nothing is written.
 create or replace function exai.search_v1(
   p_owner text, p_query text, p_continuation_id text, p_role text, p_since timestamptz, p_until timestamptz, p_tool text,
@@ -25,7 +27,7 @@ as $$
 #variable_conflict use_column
 declare
   c_most_queries constant integer := 70;
-  -- What the second pass may take although the first used up the bounds. Small messages are read first.
+  -- Work that the second pass may do after the first one has reached the limits. Small messages are read first.
   c_least_work constant bigint := 200000;
   c_least_time constant interval := '300 ms';
   v_terms tsquery[];
@@ -47,7 +49,7 @@ declare
   v_is_any boolean;
   v_is_found boolean := false;
   v_unread bigint := 0;
-  -- What looking through what waits to be indexed may take of this search, whatever it finds.
+  -- Limit on the time for messages that wait to be indexed.
   v_work bigint := 1500000;
   v_stop constant timestamptz := clock_timestamp() + interval '2.5 s';
 begin
@@ -99,7 +101,7 @@ begin
       end if;
     end if;
     if v_query is not null then
-      -- Once for all terms, and once for any number of them.
+      -- One pass for all terms, one for any number of them.
       if v_is_any is distinct from (v_level < v_count) then
         v_is_any := v_level < v_count;
         select w.* into v_waiting
@@ -122,7 +124,7 @@ begin
                v_long, v_terms, v_groups, v_excluded, v_count - v_level, v_waiting.o_ids, v_waiting.o_seqs,
                v_waiting.o_ats, v_waiting.o_words, v_waiting.o_which, v_ids, v_up_to, p_role, p_since, p_until, p_tool,
                p_model,
-               -- Of one conversation that was looked at before; what it shares with others is its own, whatever they have.
+               -- The searched conversation itself, which was checked before; messages shared with ancestors count as its own.
                case when p_continuation_id is null then p_tags end,
                case when p_continuation_id is null then p_metadata end, p_rank, p_after_id, p_after_seq, p_as_of, p_ranked,
                p_limit) s

@@ -1,4 +1,4 @@
--- What stands beside the words of an owner in each row of a message that has several: no letter, so that it is no word.
+-- Returns the lexeme that marks each row of a message with several rows; it contains no letter, so it equals no word.
 create or replace function exai.segment_mark_v1(p_key text) returns tsvector
 language sql immutable parallel safe
 as $$

@@ -1,11 +1,12 @@
--- Which life of the server, and of our tables in it, answers. It changes when transaction ids may be given out again,
--- when commits may be lost, and when rows were removed without a trace in other rows:
---   at restart, failover and restore on another server, by the time at which the first process started;
---   at recovery under the same first process, as after the kill of one backend, by the time at which statistics were
---   discarded, which every recovery does; somebody's pg_stat_reset_shared changes it too, which only makes caches cold;
---   at restore into the same server, truncation and rewrite, by the files of the tables.
--- Every role may read all of it, from memory. Before Postgres 15 statistics come from a file that every reader waits for,
--- so there only the reconciliation of caches reads them. Seconds, because the text of a time depends on session settings.
+-- Identifies the state of the server and of EXAI's tables in it. Changes whenever transaction ids may be assigned
+-- again, commits may be lost, or rows were removed without a trace in other rows:
+--   restart, failover, restore to another server: by the start time of the postmaster;
+--   recovery under the same postmaster, as after the kill of one backend: by the time of the last reset of
+--     statistics, which every recovery discards; pg_stat_reset_shared changes it too, which only empties caches;
+--   restore into the same server, truncation and rewrite: by the files of the tables.
+-- Readable by every role, from memory. Before Postgres 15 statistics are read from a file that every reader waits
+-- for, so there only the reconciliation of caches reads them. In seconds, because the text of a time depends on
+-- session settings.
 create or replace function exai.server_epoch_v1() returns text
 language sql stable
 as $$

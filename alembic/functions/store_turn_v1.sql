@@ -1,8 +1,9 @@
--- Claims a request key and stores its messages, once: the part that append_v1 and begin_turn_v1 share.
--- o_status: new | old (the key was seen before with the same hash: look at the turn) | not_found | deleted
---   | conflict_key | conflict_revision | file_not_found (o_detail: which).
--- Locks the conversation, then looks: each statement in here has a fresh snapshot, so what another writer committed
--- while we waited is seen. A conversation that does not exist yet cannot be locked; there the key decides.
+-- Claims a request key and stores its messages, once; shared by append_v1 and begin_turn_v1. o_status: new | old (the
+-- key was used before with the same hash: see the turn) | not_found | deleted | conflict_key | conflict_revision |
+-- file_not_found (o_detail: which).
+--
+-- Locks the conversation before it looks up anything: each statement here has a fresh snapshot, so it sees what
+-- another writer committed meanwhile. A conversation that does not exist yet cannot be locked; there the key decides.
 create or replace function exai.store_turn_v1(
   p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_tool text,
   p_title text, p_state text, p_lease_s double precision, p_provider text, p_model text,
@@ -19,7 +20,7 @@ declare
   v_hash text;
   v_owned uuid;
 begin
-  -- What a repeated request was stored with may be gone by now.
+  -- The files of a repeated request may have been deleted since.
   if pg_catalog.cardinality(p_files) > 0
      and not exists (select from public.turns t where t.owner = p_owner and t.request_key = p_key) then
     select pg_catalog.string_agg(w.id, ', ') into o_detail from pg_catalog.unnest(p_files) w(id)

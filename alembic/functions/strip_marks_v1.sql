@@ -1,5 +1,5 @@
--- A folded text without the marks that many leave out when they type: accents, the vowel points of Hebrew and Arabic. The
--- marks of scripts that cannot be read without them (Indic, Thai, Japanese) stay.
+-- Returns a folded text without the marks that are often omitted in typing: accents, the vowel points of Hebrew and
+-- Arabic. Marks of scripts that cannot be read without them (Indic, Thai, Japanese) are kept.
 create or replace function exai.strip_marks_v1(p_text text) returns text
 language plpgsql immutable parallel safe
 set search_path = pg_catalog, pg_temp

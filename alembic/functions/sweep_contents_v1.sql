@@ -1,5 +1,5 @@
--- Removes contents that no file has and nobody has stored for p_grace, then bytes that no content has; at most p_limit
--- of each. Locks, then looks again: a file that was stored meanwhile is seen, and none can be stored any more.
+-- Deletes contents without a file that were not stored within p_grace, then bytes without a content; at most p_limit
+-- of each. Locks, then checks again: a file stored meanwhile is seen, and none can be stored afterwards.
 create or replace function exai.sweep_contents_v1(p_grace interval, p_limit integer)
 returns table (contents bigint, blobs bigint)
 language plpgsql rows 1

@@ -1,4 +1,4 @@
--- How far the turn with this request key has come; rows 'reply' with its reply once it is finished, no rows if unknown.
+-- Returns the state of the turn with this request key; rows 'reply' hold its reply once it is finished, no row if unknown.
 create or replace function exai.turn_state_v1(p_owner text, p_key text)
 returns table (part text, seq bigint, role text, content text, created_at timestamptz, kind text, turn_id text, data text)
 language plpgsql stable rows 2

@@ -1,4 +1,4 @@
--- What is told about a turn.
+-- Returns the fields of a turn that statements return.
 create or replace function exai.turn_v1(t public.turns) returns json
 language sql stable
 as $$

@@ -1,4 +1,4 @@
--- The table empties as it fills: autovacuum is to run after every thousand rows, however large the table once was.
+-- A queue: autovacuum runs after every thousand deleted rows, regardless of the size of the table.
 create table exai.unindexed_messages (
     conversation_id uuid not null,
     first_seq bigint not null,

@@ -1,12 +1,12 @@
-"""Create the schema, or extend the tables of an older system so that they hold EXAI's rows.
+"""Create the schema, or extend the tables of an older system so that they can hold EXAI's rows.
 
-In an older table nothing is removed: columns are added, limits of length are lifted, values that only the older system
-writes become optional. The next revision numbers its rows; rows written from here on are numbered at once. Until
-revision 0003 nothing that older clients could write before is refused: triggers change it to fit, or set it aside.
+Nothing is removed from an older table: columns are added, length limits are lifted, and columns that only the older
+system writes become optional. Rows written from now on are numbered at once; the next revision numbers the older ones.
+Until revision 0003 every row that older clients could write before is accepted: triggers adapt it or quarantine it.
 
-Locks: each older table exclusively, for as long as adding columns, functions and triggers takes; its rows are neither
-read nor written. An index that a change of a column's type would rebuild under that lock is dropped before, and built
-again by revision 0004.
+Locks: each older table exclusively while columns, functions and triggers are added; its rows are neither read nor
+written. An index that a change of a column's type would rebuild under that lock is dropped first, and built again by
+revision 0004.
 """
 
 from alembic import op
@@ -43,11 +43,11 @@ TABLES = (
     "exai.unindexed_messages",
 )
 DERIVED = ("exai.message_words", "exai.unindexed_messages")
-"""What they hold can be made again from messages."""
+"""Their contents can be derived from messages."""
 
 SETTINGS = (
     "alter table exai.blob_parts alter column data set storage external",
-    # It has no key; where all tables are published, no row could be deleted otherwise.
+    # The table has no key; if all tables are published, its rows could not be deleted otherwise.
     "alter table exai.unindexed_messages replica identity full",
 )
 OURS_ALONE = ("public.turns",)
@@ -69,7 +69,7 @@ FUNCTIONS = (
     "note_edit_v1", "note_change_v1", "note_removal_v1", "note_truncation_v1",
     "queue_words_v1", "requeue_words_v1", "queue_title_v1",
 )  # fmt: skip
-"""In an order in which each refers to earlier ones."""
+"""Each refers only to earlier ones."""
 
 FIRST_TRIGGERS = ("exai_number", "exai_fill", "exai_clock")
 LATER_TRIGGERS = (
@@ -87,7 +87,7 @@ ALWAYS = {
     "exai_note_change": "conversations",
     "exai_note_removal": "conversations",
 }
-"""They fire in sessions that replicate, too, in which ordinary triggers do not."""
+"""These triggers also fire in sessions with session_replication_role = replica, in which ordinary ones do not."""
 
 CLEANUP = "public.cleanup_orphaned_files"
 OLDER_CLEANUP = """
@@ -214,7 +214,7 @@ select 1 from pg_catalog.pg_class c
                  join pg_catalog.pg_publication p on p.pubname = t.pubname
                 where (t.schemaname, t.tablename) = ('public', $1::text) and (p.pubupdate or p.pubdelete))
 """
-"""A published table without a key takes neither updates nor deletions."""
+"""A published table without a key rejects updates and deletions."""
 
 
 def upgrade() -> None:
@@ -254,9 +254,9 @@ def upgrade() -> None:
 
 
 def prepare(table: str) -> None:
-    """Do what takes long before the locks are taken, without blocking other sessions."""
+    """Do the long steps before the locks are taken, without blocking other sessions."""
     bind = op.get_bind()
-    # What refers to it needs its key.
+    # Foreign keys that refer to the table need its key.
     if table in ("conversations", "files") and not bind.exec_driver_sql(HAS_KEY, (f"public.{table}",)).fetchall():
         with patiently() as bind:
             bad = bind.exec_driver_sql(BAD_IDS.format(table=table)).fetchall()
@@ -272,7 +272,7 @@ def prepare(table: str) -> None:
 
 
 def fit(old: tuple[str, ...]) -> None:
-    """Let what older clients write fit, but keep refusing what their own rules refuse."""
+    """Adapt the rows that older clients write, but keep rejecting the ones that the older rules reject."""
 
     def found(query: str, table: str, *parameters: object) -> bool:
         return bool(op.get_bind().exec_driver_sql(query, (f"public.{table}", *parameters)).fetchall())

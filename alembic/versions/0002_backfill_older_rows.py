@@ -1,18 +1,19 @@
 """Number the messages of an older system by time and then by id, conversation by conversation, and index their words.
 
-Does nothing without older tables. Readers and writers go on; an interrupted run is run again and continues. The rules:
-a message without a time comes last; one without a conversation gets one; a role or content that EXAI does not know is
-mapped, and kept as it was under `adopted` in the metadata; of conversations with one name the one used last keeps it; a
-link to nothing, or a second copy of one, is kept as JSON in exai.quarantine; a last change in the future becomes now.
+Does nothing without older tables. Readers and writers continue; an interrupted run continues when it is run again.
+The rules: a message without a time comes last; one without a conversation gets one; an unknown role or content is
+mapped, and the original kept under `adopted` in the metadata; of conversations with one name, the one used last keeps
+it; a duplicate link, or a link to a missing row, is moved to exai.quarantine as JSON; a future updated_at becomes
+now.
 
-Words are made by the functions by which `exai.index_messages_v1` makes them; revision 0004 builds the index on them.
-Triggers queue a message that is stored, edited or deleted meanwhile. A long message, and a message of a conversation
-that another session has locked, is queued for the daemon.
+Words are made by the functions that `exai.index_messages_v1` uses; revision 0004 builds the index on them. Triggers
+queue messages that are stored, edited or deleted meanwhile. A long message, and a message of a conversation that
+another session has locked, is queued for the daemon.
 
 Locks: at most two thousand messages of two hundred conversations at a time, each batch in a transaction of its own. A
-batch waits for no row while it holds others: a row that a client has locked is left for later, so no client waits
-longer than a batch takes, and no client is ever aborted by a deadlock. Creating the triggers waits for writers of
-messages and conversations and blocks them for that moment. A batch of words delays the deletion of its conversations.
+batch waits for no row while it holds others: a locked row is left for a later batch, so no client waits longer than a
+batch takes, and no client is aborted by a deadlock. Creating the triggers waits for writers of messages and
+conversations and blocks them for that moment. A batch of words delays the deletion of its conversations.
 """
 
 import time
@@ -50,7 +51,7 @@ moved as (
   returning 1)
 select pg_catalog.count(*) from moved
 """
-"""Both at once would not satisfy the key, which is checked at the end of the statement: it is there by then."""
+"""The foreign key is checked at the end of the statement, when the conversation exists."""
 
 RECOVER_ORPHANS = """
 select coalesce(pg_catalog.sum(exai.recover_conversation_v1(x.conversation_id, x.first, x.last)), 0)
@@ -88,7 +89,7 @@ begin
        for no key update skip locked
   loop
     o_seen := o_seen + 1;
-    -- Locked first, so that nobody moves a row between its being numbered and its being written.
+    -- Locked first, so that no other session moves a row between its numbering and its update.
     begin
       v_at := array(
         select m.ctid from public.messages m
@@ -97,7 +98,7 @@ begin
          limit v_left
            for update nowait);
     exception when lock_not_available then
-      -- Somebody is changing one of them: this conversation is for the next time round.
+      -- Another session has locked one of the messages: the conversation is left for the next round.
       o_from := c.id;
       continue;
     end;
@@ -117,10 +118,10 @@ begin
       raise exception 'a message moved while it was numbered' using errcode = '40001';
     end if;
     o_done := o_done + v_count;
-    -- What is left of a long conversation is for the next batch, which begins with it.
+    -- The next batch begins with the rest of a long conversation.
     exit when v_count = v_left;
     v_left := v_left - v_count;
-    -- The metadata are set to themselves, so that a trigger looks at them.
+    -- Sets the metadata to itself, so that a trigger checks it.
     update public.conversations x
        set next_seq = v_next + v_count + 1,
            metadata = x.metadata,
@@ -149,15 +150,15 @@ again as (
   returning 1)
 select pg_catalog.count(*) from again
 """
-"""A conversation that its client made anew after its messages had lost it."""
+"""A conversation that its client created again after its messages had lost it."""
 
 LOCKED = ("55P03", "40P01", "40001")
 LOCK_S = 0.3
-"""For a whole table that somebody holds; for rows nobody waits."""
+"""Wait for a lock on a whole table; there is no wait for rows."""
 
 WAIT_S = 0.5
 MAX_WAITS = 240
-"""In a row, without anything having been done meanwhile."""
+"""Consecutive pauses without progress."""
 
 FILL_FILES = """
 with empty as (
@@ -183,7 +184,7 @@ renamed as (
   returning 1)
 select pg_catalog.count(*) from renamed
 """
-"""The one that was used last keeps the name; the others stay whole under a name of their own."""
+"""The conversation used last keeps the name; the others get a name of their own and lose nothing."""
 
 QUARANTINE_LINKS = """
 with bad as materialized (
@@ -309,7 +310,7 @@ def upgrade() -> None:
 
 
 def walk(statement: str, last: tuple[object, ...]) -> None:
-    """Run a statement for the rows after `last`, which returns the last row it has seen, until there are none."""
+    """Run a statement repeatedly for the rows after `last`, which it returns, until there are none left."""
     with patiently(lock_s=4) as bind:
         for _ in range(migrate.MAX_BATCHES):
             rows = bind.exec_driver_sql(statement, last).fetchall()
@@ -320,7 +321,7 @@ def walk(statement: str, last: tuple[object, ...]) -> None:
 
 
 def mend(*tables: str) -> None:
-    """Make the rows of an older system's tables keep the rules that the next revision holds them to."""
+    """Make the rows of an older system's tables satisfy the constraints that the next revision adds."""
     if {"conversations", "messages"} & {*tables}:
         number()
     if "conversations" in tables:
@@ -341,7 +342,7 @@ def number() -> None:
     create_index("public", "conversations_unnumbered_idx", "public.conversations (id) where next_seq is null")
     with patiently():
         op.execute(NUMBER.format(time=expression, created=created, tie="m.id" if "id" in columns else "m.ctid"))
-    # Gone where the last revision was taken back.
+    # Missing after a downgrade of the last revision.
     create_functions(["recover_conversation_v1"])
     work_off(RECOVER_NAMELESS.format(time=expression))
     work_off(RECOVER_ORPHANS.format(time=expression))
@@ -355,7 +356,7 @@ def number() -> None:
 
 
 def number_all() -> None:
-    """Number until nothing is left, coming back to what somebody else holds."""
+    """Number all conversations; those that other sessions have locked are tried again."""
     waited = 0
     with patiently(lock_s=LOCK_S) as bind:
         while bind.exec_driver_sql(UNNUMBERED).scalar():
@@ -363,7 +364,7 @@ def number_all() -> None:
 
 
 def number_once(bind: Connection) -> int:
-    """Go through the conversations once, and number those that nobody holds; 0 if nothing could be done."""
+    """Number the conversations that are not locked, in one round; return 0 if nothing could be done."""
     start, seen, total = FIRST, 1, 0
     try:
         while seen:
@@ -375,7 +376,7 @@ def number_once(bind: Connection) -> int:
 
 
 def work_off(statement: str) -> int:
-    """Run a statement that works in batches until nothing is left for it, coming back to what somebody else holds."""
+    """Run a statement in batches until no rows are left for it; locked rows are tried again."""
     total = waited = 0
     with patiently(lock_s=LOCK_S) as bind:
         while True:
@@ -391,9 +392,11 @@ def work_off(statement: str) -> int:
 
 
 def wait(waited: int) -> int:
-    """Give others time; says how often it has done so in a row."""
+    """Pause, so that other sessions can finish; returns the number of consecutive pauses."""
     if waited == MAX_WAITS:
-        raise CommandError("somebody holds a conversation for too long; run the migration again")
+        raise CommandError(
+            "another session has kept a conversation locked for too long; end that session or run the migration again"
+        )
     time.sleep(WAIT_S)
     return waited + 1
 
@@ -404,4 +407,4 @@ def check_is_locked(error: DBAPIError) -> None:
 
 
 def downgrade() -> None:
-    """The numbers stay."""
+    """Keep the numbers, which older clients do not read."""

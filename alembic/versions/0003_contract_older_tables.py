@@ -1,12 +1,13 @@
-"""Hold the tables an older system left behind to the keys and rules of new ones.
+"""Add the keys and constraints of new tables to the tables of an older system.
 
-Each rule is added for new rows first, then proved for the old ones without holding anybody back, then made final. Where
-older clients have broken a rule meanwhile, what the revision before did to the rows is done again. A key that a table
-has stays what it is, since older clients and others' references rely on it; one that has none gets ours.
+Each constraint is added for new rows first, then validated for the older ones without blocking other sessions, then
+completed. If older clients have violated one meanwhile, the corresponding step of revision 0002 runs again. An
+existing key remains, since older clients and foreign keys of other tables rely on it; a table without one gets
+EXAI's.
 
-In the end the triggers that helped older clients are dropped, and those that note changes for caches are created. From
-then on a message without a conversation, a name used twice and a link that is there already are refused, as in new
-tables; roles and contents that older clients write are still changed to fit.
+At the end the triggers that helped older clients are dropped, and those that record changes for caches are created.
+From then on a message without a conversation, a duplicate name and a duplicate link are rejected, as in new tables;
+roles and contents of older clients are still adapted.
 
 Locks: short exclusive ones. Does nothing without older tables.
 """
@@ -57,7 +58,7 @@ CHECKS = {
 }
 ATTEMPTS = 5
 BROKEN = ("23502", "23503", "23505", "23514")
-"""Older clients go on doing what they could not do once the rule is there."""
+"""Triggers for older clients, dropped once the constraint exists that each stands for."""
 
 HELPING = {
     "exai_home": ("messages", "recover_parent_v1"),
@@ -158,7 +159,7 @@ def make_rules(table: str) -> None:
 
 
 def require(table: str, column: str) -> None:
-    """Make a column not null; a check that is proved already spares the search for nulls under an exclusive lock."""
+    """Make a column not null; a validated check makes the scan for nulls under an exclusive lock unnecessary."""
     if columns_of(op.get_bind(), table)[column].not_null:
         return
     name = f"{table}_{column}_present"
@@ -173,7 +174,7 @@ def drop_constraints(table: str, query: str, *parameters: str) -> None:
     names = [row[0] for row in op.get_bind().exec_driver_sql(query, parameters).fetchall()]
     if not names:
         return
-    # A foreign key is a matter of both its tables.
+    # A foreign key locks both of its tables.
     with holding(*dict.fromkeys((table, "files", "conversations"))):
         for name in names:
             op.execute(f'alter table public.{table} drop constraint "{name}"')
@@ -181,7 +182,7 @@ def drop_constraints(table: str, query: str, *parameters: str) -> None:
 
 def add_constraint(table: str, name: str, definition: str) -> None:
     if not op.get_bind().exec_driver_sql(HAS_CONSTRAINT, (f"public.{table}", name)).fetchall():
-        # A foreign key is a matter of both its tables.
+        # A foreign key locks both of its tables.
         others = [other for other in ("files", "conversations") if f"public.{other}" in definition]
         with holding(*dict.fromkeys((table, *others))):
             op.execute(f"alter table public.{table} add constraint {name} {definition} not valid")
@@ -210,7 +211,7 @@ def make_key(table: str, name: str, columns: str) -> None:
 
 
 def mending(table: str, step: Callable[[], None]) -> None:
-    """Do what proves something of all rows; where it cannot be proved, mend the rows and try again."""
+    """Validate a constraint for all rows; if rows violate it, correct them and try again."""
     backfill = op.get_context().script.get_revision("0002").module
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -223,4 +224,4 @@ def mending(table: str, step: Callable[[], None]) -> None:
 
 
 def downgrade() -> None:
-    """The rules stay: every row keeps them, and going back needs none of them gone."""
+    """Keep the constraints: every row satisfies them, and the previous revision does not forbid them."""

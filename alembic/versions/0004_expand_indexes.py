@@ -1,6 +1,6 @@
-"""Make the indexes the statements rely on.
+"""Create the indexes that the statements rely on.
 
-Locks: built concurrently, so writers go on; outside a transaction, and safe to run again after a failure.
+Locks: built concurrently, so writers continue; outside a transaction, and safe to run again after a failure.
 """
 
 from alembic import op
@@ -35,7 +35,7 @@ OLDER = {
     "idx_files_storage_path": ("files", ["storage_path"]),
     "idx_conversation_files_file_id": ("conversation_files", ["file_id"]),
 }
-"""Indexes an older system made, each the same as one of ours or its beginning: they would only cost every write."""
+"""Indexes of an older system, each equal to one of EXAI's or to its prefix, which would only slow down writes."""
 
 IS_AS_EXPECTED = """
 select 1 from pg_catalog.pg_index x
@@ -55,7 +55,7 @@ def upgrade() -> None:
     for name, definition in (INDEXES | UNIQUE).items():
         create_index(definition.split(".")[0], name, definition, unique=name in UNIQUE)
     for (definition,) in op.get_bind().exec_driver_sql(UNTIED).fetchall():
-        # As the server itself writes it down: CREATE INDEX name ON schema.table USING ...
+        # The form of pg_get_indexdef: CREATE INDEX name ON schema.table USING ...
         name, rest = definition.removeprefix("CREATE INDEX ").split(" ON ", 1)
         create_index("public", name, rest)
     op.execute(BUILT)

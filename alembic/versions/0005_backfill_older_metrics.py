@@ -1,10 +1,11 @@
-"""Make the metrics an older system left behind fit to be one partition of ours; the next revision takes them over.
+"""Prepare the raw metrics of an older system to become a partition; the next revision attaches it.
 
-There were two shapes of `monitoring.metrics_raw`, with and without `type` and `timestamp`. Both get what they lack, in
-batches, while their writers go on; a table of any other shape is left alone and later set aside under another name.
-Does nothing where there was none, and goes on where it was broken off.
+`monitoring.metrics_raw` existed in two shapes, with and without `type` and `timestamp`. Both receive the missing
+columns and values, in batches, while their writers continue; a table of any other shape is later renamed and left
+unchanged. Does nothing without an older table, and continues where an interrupted run ended.
 
-Locks: an instant's exclusive lock for each kind of change; a thousand rows at a time; indexes are built concurrently.
+Locks: an exclusive lock for a moment for each kind of change; a thousand rows at a time; indexes are built
+concurrently.
 """
 
 from alembic import op
@@ -71,7 +72,7 @@ moved as (
   returning 1)
 select pg_catalog.count(*) from moved
 """
-"""A time that has not come yet would keep the partition open till then; what it was is kept in the data."""
+"""A future time would keep the partition open until then; the original is kept in the data."""
 
 
 def upgrade() -> None:
@@ -95,7 +96,7 @@ def upgrade() -> None:
 
 
 def can_be_attached() -> bool:
-    """Whether the table of an older system is there, and such that it can be a partition."""
+    """Return whether the table of an older system exists and can become a partition."""
     bind = op.get_bind()
     if not bind.exec_driver_sql(IS_PLAIN).fetchall():
         return False
@@ -109,9 +110,9 @@ def fits(columns: dict[str, Column], name: str, types: tuple[str, ...]) -> bool:
 
 
 def widen() -> None:
-    """Columns are added, limits are lifted; no row is read or written."""
+    """Add columns and lift length limits; no row is read or written."""
     columns = columns_of(op.get_bind(), "metrics_raw", "monitoring")
-    # Times without a zone are read as UTC, and then the rows can stay as they are.
+    # Times without a zone are taken as UTC, so that the rows need not be rewritten.
     op.execute("select set_config('timezone', 'UTC', true)")
     for name, (definition, default) in ADDED.items():
         found = columns.get(name.strip('"'))
@@ -127,7 +128,7 @@ def widen() -> None:
         if name not in {"id", "type", "data", "timestamp", "created_at"} and not found.filled:
             quoted = '"' + name.replace('"', '""') + '"'
             op.execute(f"alter table {TABLE} alter column {quoted} drop not null")
-    # Writers that know nothing of a type go on.
+    # Older writers, which do not set a type, continue.
     op.execute(read_script("functions/monitoring", "fill_metric_v1"))
     op.execute("revoke all on function monitoring.fill_metric_v1() from public")
     op.execute(f"""
@@ -138,9 +139,9 @@ def widen() -> None:
 
 
 def require() -> None:
-    """Hold every row to what the partition needs: proved first, without holding anybody back."""
+    """Add the constraints of a partition, validated first without blocking other sessions."""
     present = " and ".join(f"{name} is not null" for name in REQUIRED)
-    # A week more than the time until the next revision takes over: nobody is turned away if that has to wait.
+    # A week more than the next revision needs, so that rows are accepted even if it has to wait.
     bound = op.get_bind().exec_driver_sql("select (current_date + 8)::text || ' 00:00:00+00'").scalar()
     with holding(TABLE):
         for name, rule in {"metrics_raw_present": present, BOUND: f"\"timestamp\" < '{bound}'"}.items():
@@ -155,4 +156,4 @@ def require() -> None:
 
 
 def downgrade() -> None:
-    """What was filled in stays."""
+    """Keep the values that were filled in."""

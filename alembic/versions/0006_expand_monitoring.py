@@ -1,12 +1,12 @@
-"""Keep metrics: raw rows by day, and sums by minute and hour that every insert adds to.
+"""Store metrics: raw rows by day, and sums by minute and hour that every insert updates.
 
-Raw rows are in partitions of `monitoring.metrics_raw`, so that forgetting a day is dropping a table. The table of an
-older system becomes the partition of all days until a week from now, rows and all; what else has one of our names is
-kept under that name with `_adopted` behind it. Metrics from before are not in the sums.
+Raw rows are in partitions of `monitoring.metrics_raw`, so that a day is deleted by dropping a table. The table of an
+older system becomes the partition of all days until a week from now; other objects with EXAI's names are renamed with
+the suffix `_adopted`. Metrics of the older system are not part of the sums.
 
-Only the owner, and `service_role` where there is one, can read or write any of it: metrics tell about all owners.
+Only the owner, and `service_role` if it exists, can read or write the schema, because metrics describe all owners.
 
-Locks: an old table is taken over in one short exclusive lock; its rows are not read.
+Locks: an older table is attached under one short exclusive lock; its rows are not read.
 """
 
 from alembic import op
@@ -30,7 +30,7 @@ FUNCTIONS = {
     "refresh_metrics_views": "()",
 }
 OFFERED = [name for name in FUNCTIONS if not name.endswith("_v1")]
-"""What others call, and an older system had under the same names."""
+"""Functions for other programs, which an older system had under the same names."""
 
 SUMS = """
     create table monitoring.{name} (
@@ -82,7 +82,7 @@ INDEXES = (
     " where status = 'stored'",
     "create index metrics_processing_log_time_idx on monitoring.metrics_processing_log (processed_at)",
 )
-"""On tables that are empty, or that bring the same index along."""
+"""Created on empty tables, or on ones that have the same index."""
 
 DEFAULT_PARTITION = "create table monitoring.metrics_raw_default partition of monitoring.metrics_raw default"
 ROLL_UP = """
@@ -94,7 +94,7 @@ FILL = """
     when (new.type is null or new.data is null or new.created_at is null)
     execute function monitoring.fill_metric_v1()
 """
-"""An empty time would need another partition by then, which no trigger can give it."""
+"""A trigger cannot set an empty time, because the partition has been chosen by then."""
 
 OLD_FUNCTIONS = """
 select format('drop %s %s', case p.prokind when 'p' then 'procedure' else 'function' end, p.oid::regprocedure)
@@ -139,7 +139,7 @@ begin
 end
 $$
 """
-"""Whoever used the old table goes on using the new one, except those to whom everybody's metrics were never due."""
+"""Roles keep the rights they had on the old table, except those that must not read all owners' metrics."""
 
 GRANT = """
 do $$
@@ -203,7 +203,7 @@ def upgrade() -> None:
 
 
 def attach(previous: object) -> None:
-    """Make the old table a partition, in this transaction: nobody sees a time without metrics."""
+    """Attach the old table as a partition in this transaction, so that metrics are readable at any time."""
     bind = op.get_bind()
     old = "monitoring.metrics_raw_adopted"
     for name, type_ in bind.exec_driver_sql(OTHER_COLUMNS).fetchall():

@@ -1,9 +1,9 @@
--- Stores a JSON array of metrics ({"type", "data", "timestamp"}; without "data" the other members are the data) in one
--- trip and says what became of it, once per batch id:
--- status: stored | duplicate (this batch was stored before: the same counts again) | refused (what was given is no
---   array, or too long a one) | failed (the database's own reason, in error).
--- It answers instead of raising, because whatever it had written to the log would be rolled back with an exception, and
--- a transaction of its own is not to be had without an extension. So the log holds every failure.
+-- Stores a JSON array of metrics ({"type", "data", "timestamp"}; without "data" the other members are the data) in
+-- one round trip, once per batch id, and returns the result. status: stored | duplicate (this batch was stored
+-- before: the same counts) | refused (not an array, or too long) | failed (the database's error, in error).
+--
+-- Returns errors instead of raising them, because an exception would roll back the row of the processing log, and an
+-- autonomous transaction needs an extension. So the log holds every failure.
 create or replace function monitoring.aggregate_metrics(
   p_metrics jsonb, p_batch_id uuid default null, p_source text default null)
 returns table (status text, batch_id uuid, received integer, stored integer, rejected integer, late integer,

@@ -1,6 +1,6 @@
--- Forgets raw metrics by dropping whole partitions once their last row is older than p_raw, and what else has grown old
--- at most p_limit rows of each kind at a time: call it again while it removes that many. The table that an older system
--- left is its owner's to drop. One run at a time; another returns no rows.
+-- Drops the partitions of raw metrics whose last row is older than p_raw, and deletes at most p_limit expired rows of
+-- each other kind; call it again while it deletes that many. The table that an older system left is dropped by its
+-- owner only. One run at a time; a concurrent one returns no rows.
 create or replace function monitoring.apply_retention(
   p_raw interval default '7 days', p_1min interval default '30 days', p_1hour interval default '400 days',
   p_limit integer default 10000)

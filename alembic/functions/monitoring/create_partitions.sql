@@ -1,6 +1,6 @@
--- Makes the partitions of metrics_raw of today and p_days ahead that are not there yet; returns how many.
--- Days begin in UTC. A partition is made beside the table and then attached, which does not hold back writers. Rows that
--- came before their partition are in the default one and move along. One run at a time; another returns 0 at once.
+-- Creates the missing partitions of metrics_raw for today and the next p_days days; returns how many. Days begin in
+-- UTC. A partition is created as a table and then attached, which does not block writers. Rows that arrived before
+-- their partition are moved to it from the default one. One run at a time; a concurrent one returns 0.
 create or replace function monitoring.create_partitions(p_days integer default 7) returns integer
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp
@@ -37,7 +37,7 @@ begin
                      v_name, v_day, v_day + 1);
       v_made := v_made + 1;
     exception when invalid_object_definition then
-      -- The day is covered already: by the table of an older system.
+      -- The partition of an older system's table already covers the day.
       null;
     end;
   end loop;

@@ -1,4 +1,4 @@
--- Fills in what writers from before left out of a metric; only there where their table was taken over.
+-- Fills columns that older clients leave empty in a metric; exists only where their table was adopted.
 create or replace function monitoring.fill_metric_v1() returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp

@@ -1,5 +1,5 @@
--- The newest metrics of the last p_minutes, newest first, at most p_limit and never more than 1000; of one type, or of
--- all (null). By metrics_raw_recent_idx within the partitions of those minutes.
+-- Returns the newest metrics of the last p_minutes, newest first, at most p_limit and never more than 1000; of one
+-- type, or of all (null). Uses metrics_raw_recent_idx of the partitions of those minutes.
 create or replace function monitoring.get_recent_metrics(
   p_type text default null, p_minutes integer default 60, p_limit integer default 100)
 returns table (id bigint, type text, data jsonb, "timestamp" timestamptz, created_at timestamptz)

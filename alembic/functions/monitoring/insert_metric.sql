@@ -1,5 +1,5 @@
--- Stores one metric and returns its id. A time outside what is kept (older than the raw rows are, or more than five
--- minutes ahead) is moved to that bound, and the processing log says so.
+-- Stores one metric and returns its id. A time beyond the limits (older than raw rows are kept, or more than five
+-- minutes ahead) is moved to the limit, and recorded in the processing log.
 create or replace function monitoring.insert_metric(
   p_type text, p_data jsonb default '{}', p_at timestamptz default clock_timestamp())
 returns bigint

@@ -1,5 +1,5 @@
--- A JSON number as a float, null for anything else. A number that no float can hold counts as none, because one odd
--- value must not lose a batch.
+-- Returns a JSON number as double precision, null for anything else. A number out of range is null too, because one
+-- such value must not fail a batch.
 create or replace function monitoring.read_number_v1(p_value jsonb) returns double precision
 language sql immutable parallel safe
 set search_path = pg_catalog, pg_temp

@@ -1,4 +1,5 @@
--- A metric's time: text as Postgres reads it, in UTC unless it says otherwise, or seconds since 1970; null if it is none.
+-- Returns a metric's time: a text that Postgres parses, in UTC unless it names a zone, or seconds since 1970; null if
+-- it is neither.
 create or replace function monitoring.read_time_v1(p_value jsonb) returns timestamptz
 language plpgsql stable
 set search_path = pg_catalog, pg_temp

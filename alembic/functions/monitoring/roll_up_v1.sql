@@ -1,6 +1,6 @@
--- Adds what one statement inserted to the minute's and the hour's sums, whoever inserted it. Nothing is read again.
--- Rows are taken in the order of their key, so that writers of the same minute wait for each other and never in a ring.
--- With the rights of its owner, so that whoever may insert metrics needs no right to change sums.
+-- Adds the rows of one insert to the sums of their minute and hour, for every writer. No stored row is read again.
+-- Rows are locked in the order of their key, so writers of the same minute wait for each other without deadlocks.
+-- Runs with the rights of its owner, so that writers of metrics need no rights on the sums.
 create or replace function monitoring.roll_up_v1() returns trigger
 language plpgsql security definer
 set search_path = pg_catalog, pg_temp

@@ -16,9 +16,9 @@ from starlette.types import Receive, Scope, Send
 from exai.mcp.admission import Rejection, header_map
 from exai.mcp.server import McpServer
 from exai.mcp.transport.cors import answer_preflight, is_preflight, with_cors
-from exai.mcp.transport.http.short_http import ShortHttp
-from exai.mcp.transport.http.streamable import HttpDoor
-from exai.mcp.transport.websocket import WebSocketDoor, reject
+from exai.mcp.transport.http.fast_path import FastPosts
+from exai.mcp.transport.http.streamable import StreamableHttp
+from exai.mcp.transport.websocket import WebSocketTransport, reject
 
 WEBSOCKET_PATHS = frozenset({"/", "/ws", "/mcp"})
 HTTP_PATH = "/mcp"
@@ -34,9 +34,9 @@ class McpApp:
 
     def __init__(self, server: McpServer, routes: Sequence[BaseRoute], open_paths: Sequence[str]) -> None:
         self.server = server
-        self._websocket = WebSocketDoor(server)
-        self._http = HttpDoor(server)
-        self.short_http = ShortHttp(server, self._http)
+        self._websocket = WebSocketTransport(server)
+        self._http = StreamableHttp(server)
+        self.fast_posts = FastPosts(server, self._http)
         self._others = Starlette(routes=list(routes))
         self._open_paths = tuple(open_paths)
 

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 from exai.mcp.transport.metering import Meter
 
 ABORT = "exai.abort"
-"""The ASGI extension in which `exai.mcp.transport.uvicorn_protocols` passes a function that aborts the connection."""
+"""The ASGI extension in which a protocol passes a function that aborts the connection."""
 
 DIRECT = "exai.direct"
-"""The ASGI extension in which `exai.mcp.transport.uvicorn_protocols` passes its `Direct`."""
+"""The ASGI extension in which a WebSocket protocol passes its `Direct`."""
 
 
 class Direct(Protocol):

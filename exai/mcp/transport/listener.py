@@ -21,8 +21,9 @@ from exai.errors import StartupError
 from exai.mcp.server import GOING_AWAY
 from exai.mcp.transport.asgi import McpApp
 from exai.mcp.transport.descriptors import connections_possible
+from exai.mcp.transport.http.protocol import http_protocol
 from exai.mcp.transport.library_parts import Config, ServerState
-from exai.mcp.transport.uvicorn_protocols import http_protocol, websocket_protocol
+from exai.mcp.transport.websocket_protocol import websocket_protocol
 from exai.settings.load import ServerSettings
 
 BACKLOG = 512
@@ -63,7 +64,7 @@ class RunningServer:
         """Start to accept connections."""
         self._config.load()
         loop = asyncio.get_running_loop()
-        protocol = http_protocol(self._settings, self._app.short_http)
+        protocol = http_protocol(self._settings, self._app.fast_posts)
         for each in self._sockets:
             listener = await loop.create_server(
                 lambda: protocol(self._config, self._state, {}), sock=each, backlog=BACKLOG

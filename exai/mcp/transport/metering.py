@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Generator
 from typing import Protocol
 
 from exai.account import Account
 from exai.errors import Overloaded
-from exai.mcp.transport.frames import read_through
-from exai.mcp.transport.library_parts import ASGIReceiveEvent, Frame, WebSocketsSansIOProtocol
+from exai.mcp.transport.library_parts import ASGIReceiveEvent, Frame, StreamReader, WebSocketsSansIOProtocol
+from exai.mcp.transport.library_parts import Protocol as Peer
 from exai.settings.load import ServerSettings
 
 SLICE_BYTES = 4_096
@@ -49,6 +50,29 @@ class Meter(Protocol):
 
     def spent_s(self, seconds: float) -> float:
         """Count processor time; return the delay in seconds before the owner's next input."""
+
+
+class FrameReader(StreamReader):
+    """The parser's source, which knows whether the parser is at the start of a frame."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_between_frames = False
+
+    def at_eof(self) -> Generator[None, None, bool]:
+        """Note that the parser is between two frames: it calls this method there, and nowhere else."""
+        self.is_between_frames = True
+        has_ended = yield from super().at_eof()
+        self.is_between_frames = False
+        return has_ended
+
+
+def read_through(conn: Peer) -> FrameReader:
+    """Replace the source of a connection that has received nothing with a `FrameReader`, and return the reader."""
+    reader = conn.reader = FrameReader()
+    conn.parser = conn.parse()
+    next(conn.parser)
+    return reader
 
 
 class Arriving(WebSocketsSansIOProtocol):

@@ -44,7 +44,7 @@ REFUSAL_BYTES = PATIENCE_BYTES // 1_000
 log = structlog.get_logger(__name__)
 
 
-class WebSocketDoor:
+class WebSocketTransport:
     """The ASGI application for scopes of type websocket."""
 
     def __init__(self, server: McpServer) -> None:

@@ -6,7 +6,8 @@ import pytest
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol, Side
 
-from exai.mcp.transport.frames import MAX_SHORT_BYTES, only_text, read_through, short_text
+from exai.mcp.transport.metering import read_through
+from exai.mcp.transport.websocket_fast_path import MAX_SHORT_BYTES, only_text, short_text
 
 SIZES = (0, 1, 125, 126, 127, 128, 255, 256, 65_535)
 

@@ -29,13 +29,13 @@ from exai.mcp.server import McpServer
 from exai.mcp.session.session import Session
 from exai.mcp.transport.extensions import abort_of, peer_of
 from exai.mcp.transport.http.headers import legacy_version
-from exai.mcp.transport.http.posting import JSON_TYPE
 from exai.mcp.transport.metering import SLICE_BYTES
 from exai.mcp.transport.pending import admit
 
 BODY_PATIENCE = 6.0
 """Timeout of a body as a multiple of that of a head: a body has up to 8 MiB."""
 
+JSON_TYPE = b"application/json"
 STREAM_TYPE = b"text/event-stream"
 _COMMENT = b":\n\n"
 
@@ -48,7 +48,7 @@ _STATUS = {
     versions.OVERLOADED: 429,
     versions.SHUTTING_DOWN: 503,
 }
-_STATUS_AT_THE_DOOR = {**_STATUS, jsonrpc.METHOD_NOT_FOUND: 404, jsonrpc.INVALID_PARAMS: 400}
+_OWN_STATUS = {**_STATUS, jsonrpc.METHOD_NOT_FOUND: 404, jsonrpc.INVALID_PARAMS: 400}
 
 _OVER_RATE = Rejection(
     429, "beyond EXAI_SERVER__OWNER_REQUESTS_PER_S or EXAI_SERVER__OWNER_BYTES_PER_S", ((b"retry-after", b"1"),)
@@ -70,7 +70,7 @@ class _Posted:
     accept: str
 
 
-class HttpDoor:
+class StreamableHttp:
     """The ASGI application of the MCP endpoint."""
 
     def __init__(self, server: McpServer) -> None:
@@ -150,7 +150,7 @@ class HttpDoor:
         except RpcError as error:
             found = message.id if isinstance(message, jsonrpc.Request | Malformed) else None
             fault = Fault(error.code, error.data)
-            await reply.json(status_of(fault, at_the_door=True), jsonrpc.encode_error(found, error))
+            await reply.json(status_of(fault, from_method=False), jsonrpc.encode_error(found, error))
             return None
         return self._server.open_session(admitted, peer=peer, version=version)
 
@@ -181,7 +181,7 @@ class HttpDoor:
             await (reply.empty(202) if is_within_rate else reply.text(_OVER_RATE))
             return
         # Without a call the answer is the protocol's own, whose errors have HTTP statuses of their own.
-        at_the_door = not isinstance(action, Start)
+        from_method = isinstance(action, Start)
         may_stream = takes_streams(posted.accept)
         if session.connection.listening:
             await self._stream(session, None, reply)
@@ -189,7 +189,7 @@ class HttpDoor:
         first = await self._first(session, wait_s=self.quiet_s if may_stream else None)
         # Plain JSON only for the final answer: a first message before it, such as progress, begins a stream.
         if first is not None and not session.connection.in_flight and not len(session.outbox):
-            await reply.json(status_of(first.error, at_the_door=at_the_door), first.data, retry_after(first.error))
+            await reply.json(status_of(first.error, from_method=from_method), first.data, retry_after(first.error))
         elif not may_stream:
             await self._only_answer(session, first, reply)
         else:
@@ -212,7 +212,7 @@ class HttpDoor:
             message = await session.outbox.get()
             if message is None:
                 raise Gone
-        await reply.json(status_of(message.error, at_the_door=False), message.data)
+        await reply.json(status_of(message.error, from_method=True), message.data)
 
     async def _stream(self, session: Session, first: Send | None, reply: HttpReply) -> None:
         await reply.begin_stream()
@@ -314,11 +314,11 @@ def unfit(method: str, headers: dict[str, str], max_bytes: int) -> Rejection | N
     return None
 
 
-def status_of(error: Fault | None, *, at_the_door: bool) -> int:
+def status_of(error: Fault | None, *, from_method: bool) -> int:
     """Return the HTTP status: errors of transport and envelope have their own, errors of methods are sent with 200."""
     if error is None:
         return 200
-    return (_STATUS_AT_THE_DOOR if at_the_door else _STATUS).get(error.code, 200)
+    return (_STATUS if from_method else _OWN_STATUS).get(error.code, 200)
 
 
 def retry_after(error: Fault | None) -> tuple[tuple[bytes, bytes], ...]:

@@ -1,9 +1,10 @@
-"""The short way of a post: which take it, the same answers as by the long way, and nothing that outlives a post."""
+"""The fast path of `POST /mcp`: which requests take it, the same answers as on the regular path, nothing left after."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -13,8 +14,10 @@ from pydantic import SecretStr
 from starlette.types import Receive, Scope, Send
 
 from exai.mcp.auth.tokens import authenticator
+from exai.mcp.identity import INVALID, Admitted, Authenticator, AuthRefusal
 from exai.mcp.transport.asgi import McpApp
 from exai.mcp.transport.listener import RunningServer, open_server
+from exai.models import Owner
 from exai.settings.load import ServerSettings
 from tests.support.mcp_server import WAIT_S, Tools, fast_settings, modern, new_server, request, tool_call
 from tests.support.raw_peer import RawPeer, raw_peer
@@ -28,10 +31,10 @@ TOKENS = {
 class Counted(McpApp):
     """The application, which counts what comes to it by ASGI."""
 
-    long_ways = 0
+    asgi_calls = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.long_ways += 1
+        self.asgi_calls += 1
         await super().__call__(scope, receive, send)
 
 
@@ -41,17 +44,17 @@ class Served:
 
 
 @asynccontextmanager
-async def served(**changes: Any) -> AsyncIterator[Served]:
+async def served(authenticate: Authenticator | None = None, **changes: Any) -> AsyncIterator[Served]:
     settings: ServerSettings = fast_settings(**changes)
     tools = Tools()
-    server = new_server(tools, settings, authenticate=authenticator(settings))
+    server = new_server(tools, settings, authenticate=authenticate or authenticator(settings))
     app = Counted(server, (), ())
     async with open_server(app, settings) as running:
         yield Served(app, tools, running)
 
 
 def posted(message: dict[str, Any], *fields: bytes, chunked: bool = False) -> bytes:
-    """A request byte by byte; in chunks it goes the long way."""
+    """A request byte by byte; in chunks it takes the regular path."""
     body = orjson.dumps(message)
     framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(body)
     head = [b"POST /mcp HTTP/1.1", b"Host: localhost", b"Content-Type: application/json", *fields, framing, b"", b""]
@@ -63,6 +66,12 @@ async def answer(peer: RawPeer) -> bytes:
     size = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
     async with asyncio.timeout(WAIT_S):
         return head + await peer.reader.readexactly(size)
+
+
+async def first_line(peer: RawPeer) -> bytes:
+    """The status line of an answer; empty if the connection is closed without one."""
+    async with asyncio.timeout(WAIT_S):
+        return await peer.reader.readline()
 
 
 def bearer(owner: str) -> bytes:
@@ -85,18 +94,18 @@ POSTS: dict[str, tuple[dict[str, Any], tuple[bytes, ...]]] = {
 
 @pytest.mark.parametrize("name", POSTS)
 async def test_both_ways_give_the_same_bytes(name: str) -> None:
-    """Which way a post goes is no client's business."""
+    """A client cannot see which path its request takes."""
     message, fields = POSTS[name]
     async with served() as server:
         async with raw_peer(server.running.port) as peer:
             await peer.send(posted(message, *fields))
             short = await answer(peer)
-        assert server.app.long_ways == 0
+        assert server.app.asgi_calls == 0
         assert not server.app.server._sessions
         async with raw_peer(server.running.port) as peer:
             await peer.send(posted(message, *fields, chunked=True))
             assert await answer(peer) == short
-        assert server.app.long_ways == 1
+        assert server.app.asgi_calls == 1
 
 
 @pytest.mark.parametrize(
@@ -115,16 +124,16 @@ async def test_both_ways_give_the_same_bytes(name: str) -> None:
         ({"jsonrpc": "1.0"}, ()),
     ],
 )
-async def test_what_is_not_usual_goes_the_long_way(message: dict[str, Any], fields: tuple[bytes, ...]) -> None:
+async def test_what_is_not_usual_takes_the_regular_path(message: dict[str, Any], fields: tuple[bytes, ...]) -> None:
     """What changes a session, streams, is large, or is refused by HTTP."""
     async with served() as server, raw_peer(server.running.port) as peer:
         await peer.send(posted(message, *fields))
         assert await peer.head()
-        assert server.app.long_ways == 1
+        assert server.app.asgi_calls == 1
 
 
 async def test_a_post_in_pieces_is_answered_as_well() -> None:
-    """A head alone waits for its body the long way."""
+    """A head alone waits for its body on the regular path."""
     whole = posted(POSTS["a call"][0])
     async with served() as server, raw_peer(server.running.port) as peer:
         await peer.send(whole)
@@ -144,7 +153,7 @@ async def test_each_post_of_a_connection_is_its_own_owners() -> None:
             await peer.send(posted(message, bearer(owner)))
             assert (await answer(peer)).startswith(b"HTTP/1.1 200 ")
         assert [each.owner for each in server.tools.contexts] == ["ann", "ann", "bob", "ann"]
-        assert server.app.long_ways == 0
+        assert server.app.asgi_calls == 0
         await peer.send(posted(message))
         assert (await answer(peer)).startswith(b"HTTP/1.1 401 ")
         assert len(server.tools.contexts) == 4
@@ -168,9 +177,9 @@ async def test_a_client_that_goes_away_cancels_its_call() -> None:
             await server.tools.gate.arrived()
         await server.tools.gate.cancelled()
         async with asyncio.timeout(WAIT_S):
-            while server.app.short_http.unwinding:
-                await asyncio.wait(set(server.app.short_http.unwinding))
-        assert server.app.long_ways == 0
+            while server.app.fast_posts.unwinding:
+                await asyncio.wait(set(server.app.fast_posts.unwinding))
+        assert server.app.asgi_calls == 0
         assert not server.app.server._sessions
         assert server.app.server.quotas.of(next(iter(server.app.server.quotas._known))).is_idle
 
@@ -185,4 +194,127 @@ async def test_a_call_that_takes_long_goes_on_as_a_stream() -> None:
             assert b'"done"' in await peer.reader.readuntil(b"0\r\n\r\n")
         await peer.send(posted(POSTS["a call"][0]))
         assert b'"a"' in await answer(peer)
-        assert server.app.long_ways == 0
+        assert server.app.asgi_calls == 0
+
+
+def call(text: str, *fields: bytes) -> bytes:
+    return posted(request(1, "tools/call", tool_call("echo", text=text)), *fields)
+
+
+async def test_repeated_heads_with_bodies_of_any_length_get_the_answers_of_first_ones() -> None:
+    """A head that repeats the connection's last one is not parsed again, whatever number stands in its length."""
+    texts = ["a" * size for size in (1, 2, 30, 800, 3, 3_500, 1)]
+    async with served() as server, raw_peer(server.running.port) as peer:
+        for text in texts:
+            await peer.send(call(text))
+            repeated = await answer(peer)
+            async with raw_peer(server.running.port) as fresh:
+                await fresh.send(call(text))
+                assert await answer(fresh) == repeated
+        await peer.send(call("a" * 5_000))
+        assert b"a" * 5_000 in await answer(peer)
+        assert server.app.asgi_calls == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"POST /mcp", b"POST /nothing"),
+        (b"POST /mcp", b"PUT /mcp"),
+        (b"HTTP/1.1", b"HTTP/1.0"),
+        (b"Host: localhost", b"Host: example.com"),
+        (b"application/json", b"text/plain"),
+        (b"Content-Length: ", b"Content-Length: +"),
+        (b"Content-Length: ", b"Content-Length: 9"),
+        (b"Content-Length: ", b"Content-Length: x"),
+        (b"Content-Length: ", b"Content-Length: 0"),
+        (b"Content-Length: ", b"Transfer-Encoding: chunked\r\nContent-Length: "),
+        (b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"),
+        (b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+        (b"\r\n\r\n", b"\r\n bad\r\n\r\n"),
+        (b"\r\n\r\n", b"\n\n"),
+    ],
+)
+async def test_a_head_that_differs_from_the_last_one_is_parsed(old: bytes, new: bytes) -> None:
+    """It gets the status that it gets on a connection of its own."""
+    changed = call("b").replace(old, new, 1)
+    async with served(handshake_timeout_s=0.2) as server:
+        async with raw_peer(server.running.port) as fresh:
+            await fresh.send(changed)
+            expected = await first_line(fresh)
+        async with raw_peer(server.running.port) as peer:
+            for _ in range(2):
+                await peer.send(call("a"))
+                await answer(peer)
+            await peer.send(changed)
+            assert await first_line(peer) == expected
+
+
+async def test_a_repeated_head_in_pieces_or_with_a_second_request_is_parsed() -> None:
+    """Only input that is one whole request bypasses the parser, between two requests."""
+    whole = call("a")
+    async with served() as server, raw_peer(server.running.port) as peer:
+        await peer.send(whole)
+        expected = await answer(peer)
+        for cut in (1, len(whole) - 1, whole.index(b"\r\n\r\n") + 2):
+            await peer.send(whole[:cut])
+            await asyncio.sleep(0)
+            await peer.send(whole[cut:])
+            assert await answer(peer) == expected
+        await peer.send(whole * 2)
+        assert [await answer(peer), await answer(peer)] == [expected, expected]
+        await peer.send(whole + whole[:9])
+        assert await answer(peer) == expected
+        await peer.send(whole[9:])
+        assert await answer(peer) == expected
+
+
+async def test_a_whole_post_inside_an_incomplete_head_is_a_part_of_that_head() -> None:
+    """Bytes that look like the last request do not begin one while a head is incomplete."""
+    async with served() as server, raw_peer(server.running.port) as peer:
+        await peer.send(call("a"))
+        await answer(peer)
+        await peer.send(b"GET /nothing HTTP/1.1\r\nHost: localhost\r\nX-Part: ")
+        await asyncio.sleep(0)
+        await peer.send(call("a"))
+        # It has two Host fields then.
+        assert (await peer.head()).startswith(b"HTTP/1.1 421 ")
+        assert len(server.tools.contexts) == 1
+
+
+async def test_a_second_head_in_pieces_keeps_its_fields_while_the_first_answer_becomes_a_stream() -> None:
+    """The start of a stream does not touch what the parser has read of the next request."""
+    async with served(progress_interval_s=0.05) as server, raw_peer(server.running.port) as peer:
+        second = call("b")
+        cut = second.index(b"Content-Length")
+        await peer.send(posted(request(1, "tools/call", tool_call("slow"))) + second[:cut])
+        assert b"text/event-stream" in await peer.head()
+        await peer.send(second[cut:])
+        server.tools.gate.open.set()
+        async with asyncio.timeout(WAIT_S):
+            assert b'"done"' in await peer.reader.readuntil(b"0\r\n\r\n")
+        assert b'"b"' in await answer(peer)
+
+
+class Expired:
+    """Admits every caller with a token that is expired by the time its request is processed."""
+
+    asked = 0
+
+    def at_once(self, headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | None:
+        return Admitted(Owner("alice"), time.time())
+
+    async def __call__(self, headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | AuthRefusal:
+        self.asked += 1
+        return AuthRefusal("the token has expired", INVALID)
+
+
+async def test_a_token_that_has_expired_since_its_headers_were_checked_is_verified_again() -> None:
+    """The headers of a connection are checked once, but their token expires meanwhile."""
+    authenticate = Expired()
+    async with served(authenticate) as server, raw_peer(server.running.port) as peer:
+        for _ in range(2):
+            await peer.send(call("a"))
+            assert (await answer(peer)).startswith(b"HTTP/1.1 401 ")
+        assert (authenticate.asked, server.app.asgi_calls) == (2, 2)
+        assert not server.tools.contexts

@@ -1,36 +1,21 @@
-"""Subclasses of uvicorn's protocols with the limits that a server open to unknown clients needs.
+"""uvicorn's HTTP protocol with the limits that a server open to unknown clients needs.
 
 Invariant: a connection costs bounded time and memory whatever its peer sends. Heads must arrive whole within the
-handshake timeout and stay small; a peer that stops reading is aborted, not waited for; a message that is too large or
-not UTF-8 is answered with its close code before the socket is closed.
+handshake timeout and stay small; a peer that stops reading is aborted, not waited for.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
-from exai.mcp.transport.extensions import ABORT, DIRECT
-from exai.mcp.transport.frames import MAX_SHORT_BYTES, is_utf8, only_text, short_text
+from exai.mcp.transport.extensions import ABORT
+from exai.mcp.transport.http.fast_path import FastPosts
 from exai.mcp.transport.http.flow import Flow
 from exai.mcp.transport.http.older_http import UnchunkedCycle
-from exai.mcp.transport.http.posting import Door, Posting
-from exai.mcp.transport.library_parts import (
-    OPEN_MESSAGE_BYTES,
-    ASGISendEvent,
-    ClientDisconnected,
-    Config,
-    Frame,
-    HttpToolsProtocol,
-    InvalidState,
-    Request,
-    ServerState,
-    State,
-    WebSocketsSansIOProtocol,
-)
-from exai.mcp.transport.metering import Arriving, Meter
-from exai.mcp.transport.pending import KEEP_ALIVE_S, STATE, PendingConnection, PendingConnections, admit
+from exai.mcp.transport.http.post_protocol import PostProtocol
+from exai.mcp.transport.library_parts import Config, HttpToolsProtocol, ServerState
+from exai.mcp.transport.pending import KEEP_ALIVE_S, STATE, PendingConnection, PendingConnections
 from exai.settings.load import ServerSettings
 
 MAX_HEAD_BYTES = 65_536
@@ -46,33 +31,21 @@ SLICE_BYTES = 16_384
 FRAMING_SHARE = 8
 """Maximum ratio of content to framing (chunk sizes, extensions, trailers) of a body, beyond one head's size."""
 
-CLOSE_TIMEOUT_S = 5.0
 MAX_TURNED_AWAY = 256
 """Number of excess connections that are answered with 503 at a time; further ones are aborted without an answer."""
-
-INVALID_UTF8 = 1007
 
 _FULL = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\nretry-after: 5\r\ncontent-length: 0\r\n\r\n"
 _BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 _HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
-def http_protocol(settings: ServerSettings, posts: Door) -> type[HttpToolsProtocol]:
+def http_protocol(settings: ServerSettings, posts: FastPosts) -> type[HttpToolsProtocol]:
     """Return uvicorn's HTTP protocol with the limits of `settings`, and with `posts` as its fast path."""
 
     class Limited(_Http):
         limits = settings
         pending = PendingConnections()
-        door = posts
-
-    return Limited
-
-
-def websocket_protocol(settings: ServerSettings) -> type[WebSocketsSansIOProtocol]:
-    """Return uvicorn's WebSocket protocol with the limits of `settings`."""
-
-    class Limited(_WebSocket):
-        limits = settings
+        fast_posts = posts
 
     return Limited
 
@@ -81,7 +54,7 @@ class _Refused(Exception):
     """Ends the parser from within one of its callbacks."""
 
 
-class _Http(Posting):
+class _Http(PostProtocol):
     """Adds limits on connections, heads, framing, waiting requests, unwanted bodies, and peers that do not read."""
 
     limits: ServerSettings
@@ -155,6 +128,8 @@ class _Http(Posting):
         if self.transport.is_closing() or self._is_refused:
             return
         if not self._is_message_open and not self._is_head_awaited:
+            if self.answer_repeated(data):
+                return
             self._have_patience()
             self._head_bytes = 0
             self._is_head_awaited = True
@@ -172,6 +147,7 @@ class _Http(Posting):
 
     def _parse(self, data: bytes) -> None:
         if self._is_head_awaited:
+            self.first_data = None if self._head_bytes else data
             self._head_bytes += len(data)
         self._framing_bytes += len(data)
         super().data_received(data)
@@ -308,171 +284,3 @@ class _Http(Posting):
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
-
-
-class _WebSocket(Arriving):
-    """Adds a handshake timer, abortion of peers that do not read, and close frames that the peer can still read."""
-
-    take: Callable[[bytes], bool] | None = None
-    pong = b""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.max_short_bytes = min(MAX_SHORT_BYTES, self.limits.message_max_bytes)
-        self.close_timeout = min(CLOSE_TIMEOUT_S, self.limits.send_timeout_s)
-        self._handshake_timer = self.loop.call_later(self.limits.handshake_timeout_s, self._handshake_is_late)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._handshake_timer.cancel()
-        pending = self.app_state.pop(STATE, None)
-        if isinstance(pending, PendingConnection):
-            pending.leave()
-        super().connection_lost(exc)
-        # Break the reference cycle, which otherwise lasts until the next collection.
-        self.take = None
-        if self.handshake_initiated and self.response.status_code == 101:
-            self.scope["extensions"] = {}
-
-    def shutdown(self) -> None:
-        """Do nothing: `McpServer.drain` drains and closes the sessions before the server stops."""
-
-    def data_received(self, data: bytes) -> None:
-        conn = self.conn
-        is_free = not self.unfed and not self.is_refused
-        if (
-            self.take is not None
-            and self.reader.is_between_frames
-            and getattr(conn, OPEN_MESSAGE_BYTES) is None
-            and is_free
-        ):
-            text = only_text(data, self.max_short_bytes) if conn.state is State.OPEN else None
-            if text is not None:
-                self.curr_msg_data_type = "text"
-                self._process_message(text)
-                return
-        if conn.parser_exc is None:
-            super().data_received(data)
-
-    def handle_connect(self, event: Request) -> None:
-        super().handle_connect(event)
-        if not self.handshake_complete:
-            # The application's task has not run yet, so it finds this extension in its scope.
-            own: dict[str, dict[object, object]] = {
-                ABORT: {ABORT: self.transport.abort},
-                DIRECT: {DIRECT: self},
-            }
-            self.scope["extensions"] = {**(self.scope["extensions"] or {}), **own}
-            self.transport.pause_reading()  # Until the owner is known, whose account counts the input.
-
-    def send_receive_event_to_app(self) -> None:
-        data = self.frames[0] if len(self.frames) == 1 else b"".join(self.frames)
-        self.frames = []
-        self._process_message(data)
-
-    def _process_message(self, data: bytes) -> None:
-        """Process a complete message."""
-        if self._held_bytes or self._late is not None:
-            self.message_ended()
-        if self.is_refused:
-            return
-        if self.curr_msg_data_type == "text" and not self.close_sent and not is_utf8(data):
-            self.conn.fail(INVALID_UTF8, "text is not UTF-8")
-            self.handle_parser_exception()
-            return
-        if self.take is not None and not self.close_sent and self.queue.empty() and self.take(data):
-            return
-        self.message_queued(len(data))
-        self.frames = [data]
-        self.curr_msg_data_type = "bytes"
-        super().send_receive_event_to_app()
-
-    def handle_parser_exception(self) -> None:
-        """Send the close frame, then discard input: closing at once would reset the socket and lose the frame."""
-        if self.close_sent:
-            return
-        closing = self.conn.close_sent
-        code, reason = (closing.code, closing.reason) if closing is not None else (1006, "")
-        self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
-        self.close_sent = True
-        self.stop_keepalive()
-        if self.read_paused:
-            self.read_paused = False
-            self.transport.resume_reading()
-        self.transport.write(b"".join(self.conn.data_to_send()))
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
-
-    def keepalive_timeout(self) -> None:
-        super().keepalive_timeout()
-        # Closing waits for the peer to take buffered output, and this peer has not answered a ping.
-        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
-
-    def handle_ping(self) -> None:
-        """Answer; while the peer does not read, keep only the latest pong, which acknowledges all earlier pings."""
-        if self.writable.is_set():
-            super().handle_ping()
-        else:
-            self.pong = (self.conn.data_to_send() or [self.pong])[-1]
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        if self.pong and not self.close_sent and not self.transport.is_closing():
-            self.transport.write(self.pong)
-        self.pong = b""
-
-    def handle_close(self, event: Frame) -> None:
-        super().handle_close(event)
-        self._wait_if_closing()
-
-    def on_task_complete(self, task: asyncio.Task[None]) -> None:
-        super().on_task_complete(task)
-        self._wait_if_closing()
-
-    async def send(self, message: ASGISendEvent) -> None:
-        await self.writable.wait()
-        if self.close_sent:
-            # The connection was failed while the application waited, which is not the application's error.
-            raise ClientDisconnected
-        await super().send(message)
-        if message["type"] == "websocket.accept":
-            admit(self.app_state)
-            if not self.transport.is_closing():
-                self.transport.resume_reading()
-        if message["type"] == "websocket.http.response.body":
-            self.handshake_complete = (
-                True  # A refusal completes the handshake; otherwise uvicorn logs an application error.
-            )
-        if message["type"] == "websocket.close" and self.close_timer is not None:
-            self.close_timer.cancel()
-            self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
-            if self.is_refused:
-                self.read_no_more()
-                self.hurry_close()
-
-    def offer_to(self, take: Callable[[bytes], bool], meter: Meter) -> None:
-        """See `exai.mcp.transport.extensions.Direct`."""
-        self.take, self.meter = take, meter
-
-    def send_now(self, data: bytes) -> bool:
-        """Send a text frame, unless earlier output is still buffered or the connection is closing."""
-        if not self.writable.is_set() or not self.handshake_complete or self.close_sent or self.disconnected:
-            return False
-        if len(data) <= MAX_SHORT_BYTES and self.conn.state is State.OPEN:
-            self.transport.write(short_text(data))
-            return True
-        try:
-            self.conn.send_text(data)
-        except InvalidState:
-            return False
-        self.transport.write(b"".join(self.conn.data_to_send()))
-        return True
-
-    def _wait_if_closing(self) -> None:
-        """Limit the time for which a closing connection waits for the peer to take buffered output."""
-        if self.close_timer is None and self.transport.is_closing() and not self.disconnected:
-            self.close_timer = self.loop.call_later(self.close_timeout, self.transport.abort)
-
-    def _handshake_is_late(self) -> None:
-        if not self.handshake_complete:
-            self.transport.abort()

@@ -18,6 +18,7 @@ TurnId = NewType("TurnId", str)
 FileId = NewType("FileId", str)
 
 LOCAL_OWNER = Owner("local")
+MAX_OWNER_CHARS = 255
 
 Role = Literal["system", "user", "assistant", "tool"]
 TurnState = Literal["pending", "finished", "failed"]
@@ -35,6 +36,11 @@ PAGE_BYTES = 2 * 1_048_576
 conversation, so that a cached page is never longer than the database's."""
 
 MAX_PAGE_MESSAGES = 500
+
+
+def is_owner_name(name: str) -> bool:
+    """Return whether a configuration or a command may name an owner so."""
+    return 0 < len(name) <= MAX_OWNER_CHARS and name.isprintable() and name == name.strip()
 
 
 class Message(NamedTuple):

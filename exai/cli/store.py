@@ -8,10 +8,8 @@ import sys
 from exai.cli.command import OK, read_settings, run
 from exai.cli.terminal_text import shown
 from exai.errors import ConfigError
-from exai.models import LOCAL_OWNER, Owner
+from exai.models import LOCAL_OWNER, MAX_OWNER_CHARS, Owner, is_owner_name
 from exai.program import program
-
-OWNER_MAX_CHARS = 255
 
 
 def chat(options: argparse.Namespace) -> int:
@@ -58,8 +56,8 @@ def owner_of(options: argparse.Namespace) -> Owner:
     if options.owner is None:
         return LOCAL_OWNER
     name: str = options.owner
-    if not 0 < len(name) <= OWNER_MAX_CHARS or not name.isprintable() or name != name.strip():
-        raise ConfigError("--owner", "cannot be an owner's name", f"Use up to {OWNER_MAX_CHARS} printable characters")
+    if not is_owner_name(name):
+        raise ConfigError("--owner", "cannot be an owner's name", f"Use up to {MAX_OWNER_CHARS} printable characters")
     return Owner(name)
 
 

@@ -15,10 +15,10 @@ from exai.account import hold
 from exai.blobs.base import Blobs
 from exai.blobs.decoding import BINARY, ONE_BYTE, Decoded, decode
 from exai.conversations.prompt import BYTES_PER_TOKEN, Asked, choose, count_left_out, estimate_tokens
-from exai.conversations.requests import is_file_id
 from exai.db.files import FileRepository
 from exai.errors import InvalidArgument
 from exai.models import FILE_IDS, FileId, Message, Owner, Prompt, StoredFile
+from exai.validation import is_file_id
 
 MAX_FILES = 200
 """Maximum number of files considered per message, and queried for all messages together."""

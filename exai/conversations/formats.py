@@ -14,18 +14,19 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, get_args
+from math import isfinite
+from typing import Any, Literal
 
-from exai.db.rows import check_time
 from exai.errors import InvalidArgument, shown
-from exai.models import Conversation, Message, NewMessage, Role, StoredFile
+from exai.models import Conversation, Message, NewMessage, StoredFile
+from exai.validation import MAX_NUMBER, ROLES, check_list, check_text, check_time
 
 Format = Literal["jsonl", "markdown"]
 
 FORMAT = "exai-conversation"
 VERSION = 1
 COMMENT = re.compile(r"<!-- exai (conversation|file|message) (\{.*?\}) -->\n", re.DOTALL)
-ROLES: tuple[Role, ...] = get_args(Role)
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NUMBER = re.compile(r"-?\d{9,}(\.\d+)?")
@@ -37,7 +38,7 @@ UNITS = ((10**17, 1_000), (10**14, 1), (10**11, 1 / 1_000), (0, 1 / 1_000_000))
 
 @dataclass(frozen=True, slots=True)
 class ConversationText:
-    """What a text says about its conversation."""
+    """What a text says about its conversation; `where` names its place for errors."""
 
     continuation_id: str
     title: str | None = None
@@ -45,6 +46,7 @@ class ConversationText:
     tags: tuple[str, ...] = ()
     created_at: datetime | None = None
     updated_at: datetime | None = None
+    where: str = field(default="line 1", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,19 +199,30 @@ def _conversation(facts: Mapping[str, Any], where: str) -> ConversationText:
     if facts.get("format") != FORMAT or facts.get("version") != VERSION:
         raise InvalidArgument(where, "is not the beginning of an exported conversation", "Export it with EXAI")
     continuation_id, title = facts.get("continuation_id"), facts.get("title")
-    metadata, tags = facts.get("metadata") or {}, facts.get("tags") or []
+    tags = facts.get("tags") or []
     if not isinstance(continuation_id, str) or not continuation_id:
         raise InvalidArgument(f"{where}, continuation_id", "is missing", "Export it again")
-    if not isinstance(metadata, dict) or not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-        raise InvalidArgument(where, "metadata must be an object and tags a list of texts", "Correct it")
+    if title is not None:
+        check_text(f"{where}, title", title, MAX_NUMBER)
+    check_list(f"{where}, tags", tags, MAX_NUMBER)
+    for position, tag in enumerate(tags):
+        check_text(f"{where}, tags[{position}]", tag, MAX_NUMBER)
     return ConversationText(
         continuation_id,
-        title if isinstance(title, str) else None,
-        metadata,
+        title,
+        _metadata(facts, where),
         tuple(tags),
         _time(facts, "created_at", where),
         _time(facts, "updated_at", where),
+        where,
     )
+
+
+def _metadata(facts: Mapping[str, Any], where: str) -> dict[str, Any]:
+    metadata = facts.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise InvalidArgument(f"{where}, metadata", "is not an object", "Give an object or leave it out")
+    return metadata
 
 
 def _file(facts: Mapping[str, Any], form: Any, content: Any, where: str) -> FileText:
@@ -227,11 +240,15 @@ def _file(facts: Mapping[str, Any], form: Any, content: Any, where: str) -> File
         raise InvalidArgument(where, "the file's content is damaged", "Export it again") from None
     file_id, name, media_type, sha256 = map(str, texts)
     size_bytes, offset = (int(each or 0) for each in numbers)
+    if not SHA256.fullmatch(sha256):
+        raise InvalidArgument(f"{where}, sha256", "is not a SHA-256 digest in hexadecimal digits", "Export it again")
+    if size_bytes > MAX_NUMBER:
+        raise InvalidArgument(f"{where}, size_bytes", f"is {shown(size_bytes)}", f"Use 0 to {MAX_NUMBER}")
     return FileText(file_id, name, media_type, sha256, size_bytes, offset, data, where)
 
 
 def _message(facts: Mapping[str, Any], content: Any, where: str) -> MessageText:
-    seq, role, kind, metadata = facts.get("seq"), facts.get("role"), facts.get("kind", "message"), facts.get("metadata")
+    seq, role, kind = facts.get("seq"), facts.get("role"), facts.get("kind", "message")
     if isinstance(seq, float) and seq.is_integer():
         seq = int(seq)
     if type(seq) is not int or seq < 1:
@@ -239,11 +256,9 @@ def _message(facts: Mapping[str, Any], content: Any, where: str) -> MessageText:
     known_role = next((each for each in ROLES if each == role), None)
     if known_role is None:
         raise InvalidArgument(f"{where}, role", f"is {shown(role)}", f"Use one of {', '.join(ROLES)}")
-    if not isinstance(content, str) or not isinstance(kind, str):
-        raise InvalidArgument(f"{where}, content", "is not text", "Give it as a text")
-    if not isinstance(metadata or {}, dict):
-        raise InvalidArgument(f"{where}, metadata", "is not an object", "Give an object or leave it out")
-    message = NewMessage(known_role, content, kind, metadata or {})
+    check_text(f"{where}, content", content, MAX_NUMBER)
+    check_text(f"{where}, kind", kind, MAX_NUMBER)
+    message = NewMessage(known_role, content, kind, _metadata(facts, where))
     return MessageText(seq, message, _time(facts, "created_at", where), where)
 
 
@@ -276,7 +291,7 @@ def _moment(given: Any) -> datetime:
         if not NUMBER.fullmatch(text):
             return datetime.fromisoformat(OFFSET_APART.sub("", UTC_NAMES.sub("+00:00", text)))
         given = float(text) if "." in text else int(text)
-    if isinstance(given, bool) or not isinstance(given, int | float):
+    if isinstance(given, bool) or not isinstance(given, int | float) or not isfinite(given):
         raise TypeError("neither a text nor a number")
     per_microsecond = next(each for least, each in UNITS if abs(given) >= least)
     return EPOCH + timedelta(microseconds=round(given / per_microsecond))

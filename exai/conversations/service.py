@@ -10,32 +10,19 @@ import uuid
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 from exai.background import running
 from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Loaded
 from exai.conversations.attachments import Attachments
 from exai.conversations.changes import ChangePoller, Notices
+from exai.conversations.deduplication import content_hash, request_key
 from exai.conversations.formats import ExportItem, Format
 from exai.conversations.indexing import Indexing
 from exai.conversations.publishing import Publisher
-from exai.conversations.requests import (
-    AppendRequest,
-    ChatRequest,
-    ChatResult,
-    ConversationPage,
-    check_files,
-    check_json,
-    check_messages,
-    check_names,
-    check_number,
-    check_question,
-    content_hash,
-    refusal,
-    request_key,
-    with_files,
-)
+from exai.conversations.refusals import refusal
+from exai.conversations.requests import AppendRequest, ChatRequest, ChatResult, ConversationPage, with_files
 from exai.conversations.transfer import ExportPart, ImportProgress, Shelf, Transfer
 from exai.conversations.turn import ChatTurns, OnBegun
 from exai.conversations.turn_result import ENDED, TurnOutcome, outcome_of
@@ -64,8 +51,19 @@ from exai.models import (
 )
 from exai.providers.registry import Providers
 from exai.settings.load import LimitSettings
+from exai.validation import (
+    MAX_KEY_CHARS,
+    MAX_TITLE_CHARS,
+    check_choice,
+    check_conversation,
+    check_duration,
+    check_number,
+    check_optional_name,
+    check_optional_number,
+    check_owner,
+    check_page,
+)
 
-MAX_LIST = 200
 MAX_IDLE_DAYS = 36_500
 
 
@@ -121,12 +119,7 @@ class ConversationService:
         Raises `InvalidArgument`, `NotFound`, `Conflict`, `NotConfigured`, a `ProviderError`, a `DatabaseError` or
         `DeadlineExceeded`.
         """
-        check_names(request.continuation_id, request.idempotency_key, request.title)
-        check_number("expected_revision", request.expected_revision)
-        if not request.prompt.strip():
-            raise InvalidArgument("prompt", "is empty", "Say what the model is to answer")
-        check_files(request.files, self._limits)
-        check_question(request, self._limits)
+        request.validate(self._limits)
         return await self._turns.run(request, on_delta, on_begun)
 
     async def outcome(self, owner: Owner, turn_id: str) -> TurnOutcome | None:
@@ -134,6 +127,7 @@ class ConversationService:
 
         None if this owner has no turn with that id, or its conversation is deleted. Raises `DatabaseError`.
         """
+        check_owner(owner)
         turn = await self._stored_turns.read(owner, turn_id)
         return None if turn is None else outcome_of(turn)
 
@@ -142,6 +136,7 @@ class ConversationService:
 
         Returns False if this owner has no turn with that id. Raises `DatabaseError`.
         """
+        check_owner(owner)
         return await self._stored_turns.cancel(owner, turn_id, ENDED)
 
     async def append(self, request: AppendRequest) -> Appended:
@@ -150,10 +145,7 @@ class ConversationService:
         A repeated `idempotency_key` with the same content answers as the first time, with `duplicate` set.
         Raises `InvalidArgument`, `NotFound`, `Conflict` or a `DatabaseError`.
         """
-        check_names(request.continuation_id, request.idempotency_key, request.title)
-        check_number("expected_revision", request.expected_revision)
-        check_files(request.files, self._limits)
-        check_messages(request.messages, self._limits)
+        request.validate(self._limits)
         # One id names the turn, the request where its caller did not, and a conversation that begins with it.
         turn_id = str(uuid.uuid4())
         *earlier, last = request.messages
@@ -208,12 +200,12 @@ class ConversationService:
         appended meanwhile. The newest page costs no database round trip if it is cached, any other page 1. Raises
         `NotFound`, `InvalidArgument` or a `DatabaseError`.
         """
-        check_names(continuation_id, None, None)
-        if not 1 <= limit <= MAX_PAGE_MESSAGES:
-            raise InvalidArgument("limit", f"is {limit}", f"Use 1 to {MAX_PAGE_MESSAGES}")
-        check_number("before_seq", before_seq, least=1)
+        check_conversation(owner, continuation_id)
+        check_number("limit", limit, 1, MAX_PAGE_MESSAGES)
+        check_optional_number("before_seq", before_seq, least=1)
         check_number("offset", offset)
         check_number("char_offset", char_offset)
+        check_number("budget_bytes", budget_bytes, least=1)
         if offset and before_seq is not None:
             raise InvalidArgument("offset", "comes with before_seq", "Use one of the two")
         if before_seq is None and limit <= PAGE_MESSAGES and not offset and not char_offset:
@@ -253,8 +245,9 @@ class ConversationService:
         self, owner: Owner, *, limit: int = PAGE_MESSAGES, cursor: str | None = None, only: ListFilter = ALL
     ) -> ConversationPage:
         """List conversations, latest change first: 1 database round trip per page, with any filter."""
-        if not 1 <= limit <= MAX_LIST:
-            raise InvalidArgument("limit", f"is {limit}", f"Use 1 to {MAX_LIST}")
+        check_owner(owner)
+        check_page(limit, cursor)
+        only.validate(self._limits)
         found = await self._repository.list_conversations(owner, limit=limit, cursor=cursor, only=only)
         return ConversationPage(found.conversations, found.next_cursor)
 
@@ -265,10 +258,8 @@ class ConversationService:
 
         Raises `InvalidArgument`, or `DatabaseBusy` if the statement timed out, which very common words can cause.
         """
-        if not query.text.strip():
-            raise InvalidArgument("query", "is empty", "Say which words to look for")
-        if not 1 <= limit <= MAX_LIST:
-            raise InvalidArgument("limit", f"is {limit}", f"Use 1 to {MAX_LIST}")
+        query.validate(self._limits)
+        check_page(limit, cursor)
         # Other clients of the database may have stored messages, which searches read one by one until they are indexed.
         self.notices.have_changed.set()
         return await self._search.search(query, limit=limit, cursor=cursor)
@@ -294,8 +285,10 @@ class ConversationService:
         The messages up to there are shared, not copied. A repeated `idempotency_key` gives the same fork again.
         Raises `NotFound`, `Conflict` or `InvalidArgument`.
         """
-        check_names(continuation_id, idempotency_key, title)
-        check_number("at_seq", at_seq, least=1)
+        check_conversation(owner, continuation_id)
+        check_optional_name("idempotency_key", idempotency_key, MAX_KEY_CHARS)
+        check_optional_name("title", title, MAX_TITLE_CHARS)
+        check_optional_number("at_seq", at_seq, least=1)
         forked = await self._curation.fork(
             owner,
             continuation_id,
@@ -327,11 +320,9 @@ class ConversationService:
         A repeated `idempotency_key` changes nothing and returns the first result, also after later changes.
         Raises `NotFound`, `Conflict` or `InvalidArgument`.
         """
-        check_names(continuation_id, idempotency_key, change.title or None)
-        check_number("expected_revision", expected_revision)
-        if change.metadata is not None:
-            check_json("metadata", change.metadata, self._limits.message_bytes)
-        request = _once(idempotency_key, "conversation_update", continuation_id, change.document())
+        _check_change(owner, continuation_id, expected_revision, idempotency_key)
+        metadata = change.validate(self._limits)
+        request = _once(idempotency_key, "conversation_update", continuation_id, change.title, change.tags, metadata)
         changed = await self._curation.change(
             owner, continuation_id, request, change, expected_revision=expected_revision
         )
@@ -361,13 +352,18 @@ class ConversationService:
 
     def export(self, owner: Owner, continuation_id: ContinuationId, kind: Format = "jsonl") -> AsyncIterator[str]:
         """Yield a whole conversation as text, page by page; see `Transfer.export`."""
+        check_conversation(owner, continuation_id)
+        check_choice("kind", kind, get_args(Format))
         return self._transfer.export(owner, continuation_id, kind)
 
     async def export_part(
         self, owner: Owner, continuation_id: ContinuationId, kind: Format, *, after_seq: int, budget_bytes: int
     ) -> ExportPart:
         """Return one part of a conversation's text: 1 database round trip; see `Transfer.export_part`."""
+        check_conversation(owner, continuation_id)
+        check_choice("kind", kind, get_args(Format))
         check_number("after_seq", after_seq)
+        check_number("budget_bytes", budget_bytes, least=1)
         return await self._transfer.export_part(
             owner, continuation_id, kind, after_seq=after_seq, budget_bytes=budget_bytes
         )
@@ -389,8 +385,7 @@ class ConversationService:
         Raises `InvalidArgument` for a number of days that would delete everything, or nothing ever.
         """
         if idle_days is not None:
-            if not 0 < idle_days <= MAX_IDLE_DAYS:
-                raise InvalidArgument("idle_days", f"is {idle_days:g}", f"Use more than 0, and at most {MAX_IDLE_DAYS}")
+            check_duration("idle_days", idle_days, MAX_IDLE_DAYS)
             while await self._curation.expire_idle(None, idle_s=idle_days * DAY_S) >= BATCH:
                 pass
         removed = 0
@@ -402,8 +397,7 @@ class ConversationService:
     async def _mark(
         self, owner: Owner, continuation_id: ContinuationId, deleted: bool, expected: int | None, key: str | None
     ) -> Conversation:
-        check_names(continuation_id, key, None)
-        check_number("expected_revision", expected)
+        _check_change(owner, continuation_id, expected, key)
         request = _once(key, "conversation_delete", continuation_id, deleted)
         marked = await self._curation.mark_deleted(
             owner, continuation_id, request, deleted=deleted, expected_revision=expected
@@ -432,6 +426,12 @@ class ConversationService:
                 yield
             finally:
                 await self._turns.drain()
+
+
+def _check_change(owner: Owner, continuation_id: str, expected_revision: int | None, key: str | None) -> None:
+    check_conversation(owner, continuation_id)
+    check_optional_number("expected_revision", expected_revision)
+    check_optional_name("idempotency_key", key, MAX_KEY_CHARS)
 
 
 def _once(key: str | None, tool: str, *parts: Any) -> IdempotencyKey:

@@ -18,6 +18,7 @@ from itertools import chain
 from typing import Protocol
 
 from exai.blobs.base import PART_BYTES, digest
+from exai.conversations.deduplication import content_hash
 from exai.conversations.formats import (
     ConversationText,
     ExportItem,
@@ -29,16 +30,25 @@ from exai.conversations.formats import (
     write_message,
 )
 from exai.conversations.publishing import Publisher
-from exai.conversations.requests import check_json, check_messages, check_names, content_hash
 from exai.db.files import FileList
 from exai.db.transfer import ImportBatch, TransferRepository
 from exai.errors import BlobError, Conflict, InvalidArgument, shown
 from exai.models import FILE_IDS, ContinuationId, ConversationId, FileId, NewMessage, Owner, StoredFile, TurnId
 from exai.settings.load import LimitSettings
+from exai.validation import (
+    MAX_CONTINUATION_CHARS,
+    MAX_LIST,
+    MAX_TITLE_CHARS,
+    check_json,
+    check_message,
+    check_name,
+    check_optional_name,
+    check_owner,
+    check_tags,
+)
 
 BATCH_MESSAGES = 500
 BATCH_BYTES = 4 * 1_048_576
-LIST_PAGE = 200
 
 EMBEDDED_BYTES = 100_000
 """Bytes of file content in one part of an export, which a model reads; further files are listed without content."""
@@ -147,7 +157,7 @@ class Transfer:
         cursor: str | None = None
         left_bytes = most_bytes
         while True:
-            page = await self._files.list(owner, continuation_id=continuation_id, limit=LIST_PAGE, cursor=cursor)
+            page = await self._files.list(owner, continuation_id=continuation_id, limit=MAX_LIST, cursor=cursor)
             for file in page.files:
                 if left_bytes is not None and file.size_bytes > left_bytes:
                     yield write_file(file, 0, None, kind)
@@ -193,8 +203,12 @@ class Transfer:
         if not isinstance(header, ConversationText):
             raise InvalidArgument("line 1", "is not the beginning of an exported conversation", "Export it with EXAI")
         name = as_name or ContinuationId(header.continuation_id)
-        check_names(name, None, header.title or None)
-        check_json("line 1, metadata", header.metadata, self._limits.message_bytes)
+        check_owner(owner)
+        where = header.where
+        check_name("continuation_id" if as_name else f"{where}, continuation_id", name, MAX_CONTINUATION_CHARS)
+        check_optional_name(f"{where}, title", header.title or None, MAX_TITLE_CHARS)
+        check_json(f"{where}, metadata", header.metadata, self._limits.metadata_bytes)
+        check_tags(header.tags, f"{where}, tags")
         files = _Files(self._files, owner)
         first = next(source, None)
         while isinstance(first, FileText):
@@ -205,8 +219,6 @@ class Transfer:
         seen = stored = 0
         restored = False
         for batch in _batches(rest, self._limits):
-            if batch:
-                check_messages([each.message for each in batch], self._limits)
             imported = await self._repository.store_batch(_import_batch(owner, name, header, batch, files.names))
             if imported.commit is None:
                 raise _refused(name, batch)
@@ -263,8 +275,8 @@ class _Files:
     async def link(self, name: ContinuationId) -> None:
         """Link the files to the conversation."""
         ids = list(dict.fromkeys(self.names.values()))
-        for start in range(0, len(ids), LIST_PAGE):
-            await self._shelf.link(self._owner, name, ids[start : start + LIST_PAGE])
+        for start in range(0, len(ids), MAX_LIST):
+            await self._shelf.link(self._owner, name, ids[start : start + MAX_LIST])
 
 
 def _batches(source: Iterator[ExportItem], limits: LimitSettings) -> Iterator[list[MessageText]]:
@@ -280,7 +292,7 @@ def _batches(source: Iterator[ExportItem], limits: LimitSettings) -> Iterator[li
         if part.seq != expected:
             raise InvalidArgument(f"{part.where}, seq", f"is {part.seq}, not {expected}", "Number the messages 1, 2, 3")
         expected += 1
-        part_bytes = len(part.message.content.encode(errors="surrogatepass"))
+        part_bytes = check_message(part.where, part.message, limits, separator=", ")
         if batch and size_bytes + part_bytes > limits.append_bytes:
             yield batch
             batch, size_bytes, any_batch = [], 0, True

@@ -25,7 +25,8 @@ from exai.cache.records import Hit, Miss, PreloadedPage
 from exai.conversations.attachments import Attachments
 from exai.conversations.prompt import Asked, check_fits
 from exai.conversations.publishing import Publisher
-from exai.conversations.requests import ChatRequest, ChatResult, refusal
+from exai.conversations.refusals import refusal
+from exai.conversations.requests import ChatRequest, ChatResult
 from exai.conversations.turn_request import LEASE_S, history_of, turn_start, whole_prompt_tokens
 from exai.conversations.turn_result import answer_of, facts_of, failure_of, kept_of, result_of
 from exai.db.conversations import ConversationRepository, TurnBegun, TurnEnd, TurnFinished, TurnStart

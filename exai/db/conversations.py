@@ -45,9 +45,6 @@ from exai.db.records import (
 from exai.db.rows import (
     Columns,
     RowsByPart,
-    check_text,
-    check_texts,
-    check_time,
     columns_of,
     commit_of,
     conversation_of,
@@ -59,6 +56,7 @@ from exai.db.rows import (
 from exai.errors import InvalidArgument, NotFound
 from exai.models import PAGE_BYTES, PAGE_MESSAGES, ContentPart, ContinuationId, Message, NewMessage, Owner, TurnId
 from exai.pages import JOINT, decode_page
+from exai.validation import check_time
 
 __all__ = [
     "AppendResult",
@@ -121,11 +119,9 @@ class ConversationRepository:
 
         Raises:
             NotFound: no such conversation, or it is deleted.
-            InvalidArgument: the name cannot be one.
             DatabaseError: as `Database.fetch`.
 
         """
-        check_text("continuation_id", continuation_id)
         rows: Sequence[Record]
         if (before_seq, skip, limit, budget_bytes, char_offset) == NEWEST:
             rows = await self._page_reads.read(owner, continuation_id)
@@ -151,12 +147,10 @@ class ConversationRepository:
         Concurrent small appends may share a statement; an append that the batch cannot store costs a second one.
 
         Raises:
-            InvalidArgument: something cannot be stored.
             DatabaseError: `OutcomeUnknown` asks for the same call again.
             DeadlineExceeded: the request's time was over before anything was written.
 
         """
-        _check_start(start)
         return await self._appends.append(start)
 
     async def _append_one(self, start: AppendStart, columns: Columns) -> AppendResult:
@@ -180,11 +174,9 @@ class ConversationRepository:
         """Claim a turn, store its question, and return the history that `start.known` lacks.
 
         Raises:
-            InvalidArgument: something cannot be stored.
             DatabaseError: `OutcomeUnknown` asks for the same call again.
 
         """
-        _check_start(start)
         known = start.known
         answer = RowsByPart(
             await self._database.fetch(
@@ -225,12 +217,10 @@ class ConversationRepository:
         """Write the outcome of one attempt. A repeated call returns the same result.
 
         Raises:
-            InvalidArgument: something cannot be stored.
             DatabaseError: `OutcomeUnknown` asks for the same call again.
 
         """
         usage = end.usage
-        check_text("model", end.model)
         answer = RowsByPart(
             await self._database.fetch(
                 "finish_turn", end.owner, end.turn_id, end.attempt, end.state, *columns_of(end.messages), end.model,
@@ -239,8 +229,8 @@ class ConversationRepository:
                 usage.cached_tokens if usage else None,
                 usage.reasoning_tokens if usage else None,
                 None if end.cost_usd is None else str(end.cost_usd),
-                json_of("error", end.error) if end.error is not None else None,
-                json_of("metadata", end.metadata) if end.metadata else None,
+                json_of(end.error) if end.error is not None else None,
+                json_of(end.metadata) if end.metadata else None,
             )
         )  # fmt: skip
         head, status = answer.head, answer.head["status"]
@@ -251,7 +241,6 @@ class ConversationRepository:
 
     async def read_turn_state(self, owner: Owner, request_key: str) -> TurnSeen | None:
         """Read how far the turn with this key has come; None when there is none."""
-        check_text("idempotency_key", request_key)
         answer = RowsByPart(await self._database.fetch("turn_state", owner, request_key))
         conversation = answer.conversation
         if conversation is None:
@@ -278,7 +267,7 @@ class ConversationRepository:
         """Return an owner's conversations, latest change first: at most `limit`, fewer if their headers are large.
 
         Raises:
-            InvalidArgument: the cursor is not one of ours, or `only` cannot be stored.
+            InvalidArgument: the cursor is not one of a list.
 
         """
         after = read_cursor(cursor) if cursor else FIRST_PAGE
@@ -335,22 +324,6 @@ def read_cursor(text: str) -> Cursor:
     except (ValueError, binascii.Error):
         raise InvalidArgument("cursor", "is not one this list gave", "Use next_cursor of the page before") from None
     return cursor
-
-
-def _check_start(start: AppendStart | TurnStart) -> None:
-    check_texts(
-        (
-            ("continuation_id", start.continuation_id),
-            ("idempotency_key", start.request_key),
-            ("title", start.title),
-            ("owner", start.owner),
-        )
-    )
-    for index, file_id in enumerate(start.file_ids):
-        try:
-            UUID(file_id)
-        except ValueError:
-            raise InvalidArgument(f"file_ids[{index}]", "is not a file's id", "Use the id file_put returned") from None
 
 
 def _identity(start: AppendStart | TurnStart) -> tuple[str | None, ...]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
-from uuid import UUID
 
 import asyncpg
 import orjson
@@ -14,8 +13,6 @@ from exai.db.conversations import read_cursor, write_cursor
 from exai.db.driver.pool import Database
 from exai.db.filters import part_of
 from exai.db.records import FIRST_PAGE, Cursor
-from exai.db.rows import check_texts
-from exai.errors import InvalidArgument
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, Owner, StoredFile
 
 DIRECTORY: Final = "directory"
@@ -85,8 +82,6 @@ class FileRepository:
 
         None stands for a file whose content is neither here nor given; it is not stored.
         """
-        for index, file in enumerate(files):
-            check_texts(((f"files[{index}].name", file.name), (f"files[{index}].media_type", file.media_type)))
         described, data = [], bytearray()
         for place, file in enumerate(files):
             described.append(_described(place, file, None if file.data is None else len(data) + 1))
@@ -96,7 +91,6 @@ class FileRepository:
 
     async def get(self, owner: Owner, file_ids: Sequence[FileId]) -> dict[FileId, StoredFile]:
         """Return those of the files that exist, by id."""
-        check_ids(file_ids)
         rows = await self._database.fetch("get_files", owner, list(file_ids))
         return {FileId(row["id"]): _file_of(row) for row in rows}
 
@@ -125,14 +119,12 @@ class FileRepository:
 
     async def link(self, owner: Owner, continuation_id: ContinuationId, file_ids: Sequence[FileId]) -> Linked:
         """Link files to a conversation, all of them or, when one is missing, none."""
-        check_ids(file_ids)
         rows = await self._database.fetch("link_files", owner, continuation_id, sorted(set(file_ids)))
         row = rows[0]
         return Linked(row["conversation"], tuple(FileId(each) for each in row["missing"]), row["linked"])
 
     async def delete(self, owner: Owner, file_id: FileId) -> bool:
         """Delete a file and its links; return False if it does not exist. The sweep removes its content."""
-        check_ids([file_id])
         return bool(await self._database.fetch("delete_file", owner, file_id))
 
     async def cleanup_orphans(self, grace_s: float) -> tuple[Orphan, ...]:
@@ -149,17 +141,6 @@ class FileRepository:
         """Return those of the storage paths that belong to a content; for the sweep of bytes, so for all owners."""
         rows = await self._database.fetch("known_files", list(storage_paths))
         return frozenset(row["storage_path"] for row in rows)
-
-
-def check_ids(file_ids: Sequence[FileId]) -> None:
-    """Raise `InvalidArgument` for a text that is not a file id."""
-    for index, file_id in enumerate(file_ids):
-        try:
-            UUID(file_id)
-        except ValueError:
-            raise InvalidArgument(
-                f"files[{index}]", "is not a file's id", "Use the id that file_put returned"
-            ) from None
 
 
 def _described(place: int, file: NewFile, at: int | None) -> dict[str, object]:

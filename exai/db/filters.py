@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from exai.db.rows import check_text, json_of
-from exai.errors import InvalidArgument
+from exai.db.rows import json_of
+from exai.settings.load import LimitSettings
+from exai.validation import check_flag, check_json, check_tags, check_text
 
-MAX_TAGS: Final = 64
 MAX_PART_CHARS: Final = 200
 
 
@@ -30,8 +30,15 @@ class ListFilter:
     metadata: Mapping[str, Any] = field(default_factory=dict)
     part: str = ""
 
+    def validate(self, limits: LimitSettings) -> None:
+        """Raise `InvalidArgument` for a value that Postgres cannot compare with stored ones."""
+        check_flag("deleted", self.deleted)
+        check_tags(self.tags)
+        check_json("metadata", self.metadata, limits.metadata_bytes)
+        check_text("part", self.part, limits.message_bytes)
+
     def arguments(self) -> tuple[bool, list[str] | None, str | None, str | None, str | None]:
-        """Return the statement's arguments, None for each unused filter. Raises `InvalidArgument`."""
+        """Return the statement's arguments, None for each unused filter."""
         return (self.deleted, *labels_of(self.tags, self.metadata), *part_of(self.part))
 
 
@@ -39,18 +46,13 @@ ALL: Final = ListFilter()
 
 
 def labels_of(tags: Sequence[str], metadata: Mapping[str, Any]) -> tuple[list[str] | None, str | None]:
-    """Return tags and metadata as statement arguments, None for an unused filter. Raises `InvalidArgument`."""
-    if len(tags) > MAX_TAGS:
-        raise InvalidArgument("tags", f"are {len(tags)}", f"Use at most {MAX_TAGS}")
-    for index, tag in enumerate(tags):
-        check_text(f"tags[{index}]", tag)
-    return list(tags) or None, json_of("metadata", metadata) if metadata else None
+    """Return tags and metadata as statement arguments, None for an unused filter."""
+    return list(tags) or None, json_of(metadata) if metadata else None
 
 
 def part_of(part: str) -> tuple[str, str] | tuple[None, None]:
-    """Return how an id begins, and the pattern of a name or title. Raises `InvalidArgument`."""
+    """Return how an id begins, and the pattern of a name or title."""
     part = part.strip()
-    check_text("part", part)
     return (part[:MAX_PART_CHARS], pattern_of(part[:MAX_PART_CHARS])) if part else (None, None)
 
 

@@ -9,15 +9,14 @@ from typing import Any, Final, Literal
 import orjson
 
 from exai.db.driver.pool import Database
-from exai.db.rows import check_text, commit_of, conversation_of, json_of
-from exai.errors import InvalidArgument
+from exai.db.rows import commit_of, conversation_of, json_of
 from exai.models import Commit, ContinuationId, ConversationId, Owner, TurnId
+from exai.settings.load import LimitSettings
+from exai.validation import MAX_TITLE_CHARS, check_json, check_optional_name, check_tags, check_text
 
 ForkStatus = Literal["forked", "duplicate", "not_found", "out_of_range", "too_deep", "conflict_key"]
 ChangeStatus = Literal["changed", "unchanged", "duplicate", "not_found", "conflict_revision", "conflict_key"]
 
-MAX_TAGS: Final = 64
-MAX_TAG_CHARS: Final = 200
 DAY_S: Final = 86_400.0
 PURGE_AFTER_S: Final = 7 * DAY_S
 """How long a deleted conversation can be brought back; longer than any cache may hold it."""
@@ -73,17 +72,24 @@ class ConversationUpdate:
     metadata: Mapping[str, Any] | None = None
     tags: Sequence[str] | None = None
 
+    def validate(self, limits: LimitSettings) -> str | None:
+        """Raise `InvalidArgument` for a value that cannot be stored. Return the metadata as JSON, None if unchanged."""
+        if self.title is not None:
+            check_text("title", self.title, limits.message_bytes)
+            check_optional_name("title", self.title or None, MAX_TITLE_CHARS)
+        if self.tags is not None:
+            check_tags(self.tags)
+        return None if self.metadata is None else check_json("metadata", self.metadata, limits.metadata_bytes).decode()
+
     def document(self) -> dict[str, Any]:
-        """Return the changes as a JSON object. Raises `InvalidArgument` for a value that cannot be stored."""
+        """Return the changes as a JSON object."""
         document: dict[str, Any] = {}
         if self.title is not None:
-            check_text("title", self.title)
             document["title"] = self.title or None
         if self.metadata is not None:
-            json_of("metadata", self.metadata)
-            document["metadata"] = dict(self.metadata)
+            document["metadata"] = self.metadata
         if self.tags is not None:
-            document["tags"] = _tags(self.tags)
+            document["tags"] = list(dict.fromkeys(self.tags))
         return document
 
 
@@ -105,10 +111,8 @@ class CurationRepository:
     ) -> Forked:
         """Make a conversation that begins as this one was after message `at_seq` (None: as it is).
 
-        The messages are shared, not copied. Raises `InvalidArgument` or a `DatabaseError`.
+        The messages are shared, not copied. Raises a `DatabaseError`.
         """
-        check_text("continuation_id", continuation_id)
-        check_text("title", title)
         identity = (owner, continuation_id, new_conversation_id, request.turn_id, request.key, request.digest)
         head = _head(await self._database.fetch("fork", *identity, at_seq, title))
         header = head["conversation"]
@@ -128,7 +132,7 @@ class CurationRepository:
         *,
         expected_revision: int | None = None,
     ) -> Changed:
-        """Change title, metadata or tags. Raises `InvalidArgument` or a `DatabaseError`."""
+        """Change title, metadata or tags. Raises a `DatabaseError`."""
         return await self._change(owner, continuation_id, request, change.document(), expected_revision)
 
     async def mark_deleted(
@@ -166,24 +170,13 @@ class CurationRepository:
         document: dict[str, Any],
         expected: int | None,
     ) -> Changed:
-        check_text("continuation_id", continuation_id)
         identity = (owner, continuation_id, request.turn_id, request.key, request.digest, request.tool)
-        text = json_of("change", document)
+        text = json_of(document)
         head = _head(await self._database.fetch("change_conversation", *identity, text, expected))
         status: ChangeStatus = head["status"]
         is_refused = status in ("not_found", "conflict_revision", "conflict_key")
         commit = None if is_refused else commit_of(head, is_listed=True, is_repeated=status == "duplicate")
         return Changed(status, commit, head.get("revision") or 0)
-
-
-def _tags(tags: Sequence[str]) -> list[str]:
-    if len(tags) > MAX_TAGS:
-        raise InvalidArgument("tags", f"are {len(tags)}", f"Use at most {MAX_TAGS}")
-    for index, tag in enumerate(tags):
-        check_text(f"tags[{index}]", tag)
-        if not tag.strip() or len(tag) > MAX_TAG_CHARS:
-            raise InvalidArgument(f"tags[{index}]", "is empty or too long", f"Use 1 to {MAX_TAG_CHARS} characters")
-    return list(dict.fromkeys(tags))
 
 
 def _head(rows: Sequence[Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Decode the rows returned by the functions of schema `exai`, and validate their arguments.
+"""Decode the rows returned by the functions of schema `exai`, and encode their arguments.
 
 Most functions answer in one shape: rows of eight columns told apart by the first, `part`. The row `head` carries a JSON
 document of facts in the last column, every other row is a message.
@@ -6,7 +6,7 @@ document of facts in the last column, every other row is a message.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final, TypeAlias
@@ -15,11 +15,9 @@ import asyncpg
 import orjson
 
 from exai.db.records import StoredReply
-from exai.errors import InvalidArgument
 from exai.models import Commit, ContinuationId, Conversation, ConversationId, Message, NewMessage, Owner, Usage
 
 NO_METADATA: Final[Mapping[str, Any]] = Message._field_defaults["metadata"]
-MAX_METADATA_BYTES: Final = 262_144
 
 Columns: TypeAlias = tuple[list[str], list[str], list[str], list[str | None]]
 """Roles, contents, kinds and metadata of messages."""
@@ -109,24 +107,6 @@ def time_of(text: str) -> datetime:
     return at if at.tzinfo is UTC else at.astimezone(UTC)
 
 
-def check_time(field: str, value: datetime | None) -> None:
-    """Refuse a time that says no moment, or one before or after those that can be compared with stored ones.
-
-    Raises:
-        InvalidArgument: naming `field`.
-
-    """
-    if value is None:
-        return
-    cure = "Write it with an offset, like 2026-01-02T03:04:05Z"
-    if value.tzinfo is None:
-        raise InvalidArgument(field, "has no time zone", cure)
-    try:
-        value.astimezone(UTC)
-    except OverflowError:
-        raise InvalidArgument(field, "is outside the years 1 to 9999 in UTC", cure) from None
-
-
 def reply_of(turn: Mapping[str, Any], messages: Sequence[Message]) -> StoredReply:
     """Return the reply of a finished turn; the last message is the answer."""
     last = messages[-1] if messages else None
@@ -164,75 +144,15 @@ def stored_of(messages: Sequence[NewMessage], first_seq: int, at: datetime, turn
 
 
 def columns_of(messages: Sequence[NewMessage]) -> Columns:
-    """Return messages as the four arrays that the functions take.
-
-    Raises:
-        InvalidArgument: a field cannot be stored, and which.
-
-    """
-    metadata: list[str | None] = []
-    for index, message in enumerate(messages):
-        check_text(f"messages[{index}].content", message.content)
-        check_text(f"messages[{index}].kind", message.kind)
-        metadata.append(json_of(f"messages[{index}].metadata", message.metadata) if message.metadata else None)
+    """Return messages as the four arrays that the functions take."""
     return (
         [message.role for message in messages],
         [message.content for message in messages],
         [message.kind for message in messages],
-        metadata,
+        [json_of(message.metadata) if message.metadata else None for message in messages],
     )
 
 
-def check_text(field: str, value: str | None) -> None:
-    """Refuse text that Postgres cannot store.
-
-    Raises:
-        InvalidArgument: naming `field`.
-
-    """
-    if value is None:
-        return
-    if "\0" in value:
-        raise InvalidArgument(field, "holds a NUL character", "Remove it; text cannot hold one")
-    if not value.isascii():
-        try:
-            value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise InvalidArgument(
-                field, f"holds half of a surrogate pair at position {error.start}", "Send well-formed Unicode"
-            ) from None
-
-
-def check_texts(values: Iterable[tuple[str, str | None]]) -> None:
-    """`check_text` for several fields."""
-    for field, value in values:
-        check_text(field, value)
-
-
-def json_of(field: str, value: Mapping[str, Any]) -> str:
-    """Return metadata as JSON text.
-
-    Raises:
-        InvalidArgument: it is not JSON, too large, or holds what Postgres cannot store.
-
-    """
-    try:
-        encoded = orjson.dumps(value)
-    except TypeError as error:
-        raise InvalidArgument(field, f"cannot be written as JSON ({error})", "Use plain JSON values") from None
-    if len(encoded) > MAX_METADATA_BYTES:
-        raise InvalidArgument(field, f"is {len(encoded)} bytes of JSON", f"Use at most {MAX_METADATA_BYTES}")
-    if b"\\u0000" in encoded and _holds_nul(value):
-        raise InvalidArgument(field, "holds a NUL character", "Remove it; text cannot hold one")
-    return encoded.decode()
-
-
-def _holds_nul(value: object) -> bool:
-    # The recursion is bounded: orjson refuses values nested deeper than 254 levels.
-    if isinstance(value, str):
-        return "\0" in value
-    if isinstance(value, Mapping):
-        return any(_holds_nul(key) or _holds_nul(item) for key, item in value.items())
-    if isinstance(value, (list, tuple)):
-        return any(_holds_nul(item) for item in value)
-    return False
+def json_of(value: Mapping[str, Any]) -> str:
+    """Return a document as JSON text."""
+    return orjson.dumps(value).decode()

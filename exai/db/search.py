@@ -19,10 +19,25 @@ from exai.db.driver.pool import Database
 from exai.db.driver.translate import DEPENDENCY
 from exai.db.excerpts import mark
 from exai.db.filters import labels_of
-from exai.db.rows import check_text, check_time
 from exai.errors import DatabaseBusy, InvalidArgument
 from exai.fairness import Places
 from exai.models import ContinuationId, Owner, Role
+from exai.settings.load import LimitSettings
+from exai.validation import (
+    MAX_CONTINUATION_CHARS,
+    MAX_KIND_CHARS,
+    MAX_MODEL_CHARS,
+    MAX_NUMBER,
+    ROLES,
+    check_choice,
+    check_json,
+    check_name,
+    check_not_blank,
+    check_optional_name,
+    check_owner,
+    check_tags,
+    check_time,
+)
 
 RANKED: Final = 500
 """Number of newest matches that are ranked. Without it a very common word would rank the owner's whole table."""
@@ -33,7 +48,6 @@ PORTION: Final = 500
 Matched = Literal["all", "some"]
 
 MAX_QUERY_CHARS: Final = 1_000
-MAX_SEQ: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +73,21 @@ class SearchQuery:
     until: datetime | None = None
     tags: Sequence[str] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+    def validate(self, limits: LimitSettings) -> None:
+        """Raise `InvalidArgument` for a value that no search can have."""
+        check_owner(self.owner)
+        check_not_blank("query", self.text, "Give the words to search for")
+        check_name("query", self.text, MAX_QUERY_CHARS)
+        check_optional_name("continuation_id", self.continuation_id, MAX_CONTINUATION_CHARS)
+        if self.role is not None:
+            check_choice("role", self.role, ROLES)
+        check_optional_name("tool", self.tool, MAX_KIND_CHARS)
+        check_optional_name("model", self.model, MAX_MODEL_CHARS)
+        check_time("since", self.since)
+        check_time("until", self.until)
+        check_tags(self.tags)
+        check_json("metadata", self.metadata, limits.metadata_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +169,11 @@ class SearchRepository:
         """Return the next `limit` hits; 1 round trip.
 
         Raises:
-            InvalidArgument: the query or the cursor is invalid.
+            InvalidArgument: the cursor is not one of a search.
             DatabaseError: `DatabaseBusy` if the statement timed out, which very common words can cause, or if no place
                 for a search became free within the statement timeout.
 
         """
-        _check(query)
         try:
             async with self._places.hold(query.owner, self._database.statement_timeout_s, "a place for a search"):
                 return await self._page(query, limit, cursor)
@@ -198,20 +226,6 @@ class SearchRepository:
         return used < max(size - 1, 1)
 
 
-def _check(query: SearchQuery) -> None:
-    for name, value in (
-        ("query", query.text),
-        ("continuation_id", query.continuation_id),
-        ("tool", query.tool),
-        ("model", query.model),
-    ):
-        check_text(name, value)
-    if len(query.text) > MAX_QUERY_CHARS:
-        raise InvalidArgument("query", f"is {len(query.text)} characters long", f"Use at most {MAX_QUERY_CHARS}")
-    check_time("since", query.since)
-    check_time("until", query.until)
-
-
 def _write(cursor: SearchPlace) -> str:
     as_of = cursor.as_of
     text = f"{as_of and as_of.isoformat()} {cursor.level} {cursor.rank} {cursor.conversation_id} {cursor.seq}"
@@ -223,7 +237,7 @@ def _read(text: str) -> SearchPlace:
         as_of, level, rank, conversation_id, seq = base64.urlsafe_b64decode(text.encode()).decode().split(" ")
         at, terms, score, number = datetime.fromisoformat(as_of), int(level), float(rank), int(seq)
         check_time("cursor", at)
-        if not isfinite(score) or not 0 <= number <= MAX_SEQ or not 1 <= terms <= MAX_QUERY_CHARS:
+        if not isfinite(score) or not 0 <= number <= MAX_NUMBER or not 1 <= terms <= MAX_QUERY_CHARS:
             raise ValueError(text)
         return SearchPlace(at, terms, f"{score:.6f}", str(UUID(conversation_id)), number)
     except (ValueError, binascii.Error):

@@ -14,8 +14,8 @@ import orjson
 
 from exai.db.driver.pool import Database
 from exai.db.records import StoredPage
-from exai.db.rows import RowsByPart, check_text, check_texts, columns_of, commit_of, json_of
-from exai.errors import InvalidArgument, NotFound
+from exai.db.rows import RowsByPart, columns_of, commit_of, json_of
+from exai.errors import NotFound
 from exai.models import Commit, ContinuationId, ConversationId, NewMessage, Owner, TurnId
 
 EXPORT_PAGE_MESSAGES: Final = 500
@@ -82,7 +82,6 @@ class TransferRepository:
 
         `has_older` says whether there is anything before the page. Raises `NotFound` or a `DatabaseError`.
         """
-        check_text("continuation_id", continuation_id)
         answer = RowsByPart(
             await self._database.fetch(
                 "read_forward", owner, continuation_id, after_seq, up_to_seq, limit, budget_bytes
@@ -108,19 +107,10 @@ class TransferRepository:
             page = await self.read_forward(owner, continuation_id, after_seq=page.messages[-1].seq, up_to_seq=up_to_seq)
 
     async def store_batch(self, batch: ImportBatch) -> Imported:
-        """Store one batch, once per request key. Raises `InvalidArgument` or a `DatabaseError`."""
-        check_texts(
-            (
-                ("continuation_id", batch.continuation_id),
-                ("title", batch.title),
-                *((f"tags[{index}]", tag) for index, tag in enumerate(batch.tags)),
-            )
-        )
-        if len(batch.times) != len(batch.messages):
-            raise InvalidArgument("times", "are not as many as the messages", "Give one, or null, for each message")
+        """Store one batch, once per request key. Raises a `DatabaseError`."""
         rows = await self._database.fetch(
             "import_batch", batch.owner, batch.continuation_id, batch.new_conversation_id, batch.turn_id,
-            batch.request_key, batch.request_hash, json_of("metadata", _header(batch)), batch.first_seq,
+            batch.request_key, batch.request_hash, json_of(_header(batch)), batch.first_seq,
             *columns_of(batch.messages), [at.isoformat() if at else None for at in batch.times],
         )  # fmt: skip
         head = orjson.loads(rows[0]["data"])

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from uuid import UUID
 
 import orjson
 
@@ -14,6 +13,7 @@ from exai.db.driver.pool import Database
 from exai.db.records import StoredReply
 from exai.db.rows import json_of, reply_of, time_of
 from exai.models import ContinuationId, Message, Owner, TurnId, TurnState
+from exai.validation import is_canonical_uuid
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class TurnRepository:
 
     async def read(self, owner: Owner, turn_id: str) -> StoredTurn | None:
         """Return a turn with its answer, None if this owner has no turn with that id. Raises `DatabaseError`."""
-        if not is_id(turn_id):
+        if not is_canonical_uuid(turn_id):
             return None
         rows = await self._database.fetch("read_turn", owner, turn_id)
         if not rows:
@@ -66,15 +66,7 @@ class TurnRepository:
 
     async def cancel(self, owner: Owner, turn_id: str, cause: Mapping[str, Any]) -> bool:
         """Mark a pending turn as failed with `cause`; return False if this owner has no turn with that id."""
-        if not is_id(turn_id):
+        if not is_canonical_uuid(turn_id):
             return False
-        rows = await self._database.fetch("cancel_turn", owner, turn_id, json_of("cause", cause))
+        rows = await self._database.fetch("cancel_turn", owner, turn_id, json_of(cause))
         return int(rows[0]["found"]) > 0
-
-
-def is_id(text: str) -> bool:
-    """Return whether a text is a UUID in the form Postgres writes; any other text names no row."""
-    try:
-        return str(UUID(text)) == text
-    except ValueError:
-        return False

@@ -8,39 +8,40 @@ many are stored with one call; reading, hashing and decoding run in a thread.
 from __future__ import annotations
 
 import asyncio
-import mimetypes
-import unicodedata
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from uuid import UUID
 
 from exai.account import hold
 from exai.blobs.base import PART_BYTES, Blobs, characters_in, digest
-from exai.blobs.decoding import BINARY, MARKED_UTF_8, ONE_BYTE, PLAIN_UTF_8, decode, encoding_of
+from exai.blobs.decoding import encoding_of
 from exai.db.files import FileList, FileRepository, NewFile
-from exai.db.rows import check_text
 from exai.errors import BlobError, InvalidArgument, NotFound
-from exai.files.paths import Roots, too_large
+from exai.files.names import MAX_NAME_CHARS, checked_media_type, checked_name, shown_media_type, shown_name
+from exai.files.parts import FilePart, read_part
+from exai.files.paths import MAX_PATH_CHARS, Roots, too_large
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, Owner, StoredFile
 from exai.settings.load import FileSettings, LimitSettings
-
-MAX_NAME_CHARS = 255
-MAX_MEDIA_TYPE_CHARS = 255
-DEFAULT_MEDIA_TYPE = "application/octet-stream"
-DEFAULT_NAME = "file"
-
-BREAKING = ("Cc", "Cs", "Zl", "Zp")
-TURNING = frozenset(map(chr, (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))))
-"""Characters that a name must not contain: categories that end a line or are no text, and bidirectional controls."""
+from exai.validation import (
+    MAX_CONTINUATION_CHARS,
+    MAX_LIST,
+    check_conversation,
+    check_items,
+    check_list,
+    check_name,
+    check_number,
+    check_optional_name,
+    check_owner,
+    check_page,
+    check_text,
+    file_id_of,
+    is_uuid,
+)
 
 STATEMENT_BYTES = PART_BYTES
 """Maximum size of the contents sent with the rows of one statement."""
-
-BYTES_PER_CHARACTER = 4
-"""Maximum in UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,20 +60,6 @@ class FilePath:
     path: str
     name: str | None = None
     media_type: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class FilePart:
-    """A part of a file. `text` is None for binary content, and `data` then holds the bytes.
-
-    Offsets count characters of a text, otherwise bytes; `next_offset` is None at the end. `note` names the decoding.
-    """
-
-    file: StoredFile
-    text: str | None
-    data: bytes
-    next_offset: int | None
-    note: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +94,24 @@ class FileService:
         bytes that are new. The same content, name and media type again is the same file. Raises `InvalidArgument`,
         `BlobError` or a `DatabaseError`.
         """
+        check_items("files", contents, FileContent)
         sources = [_Source(f"files[{index}]", partial(_same, content)) for index, content in enumerate(contents)]
         return await self._put(owner, sources)
 
     async def put_paths(self, owner: Owner, paths: Sequence[FilePath]) -> tuple[StoredFile, ...]:
         """Store files of this machine, each below an allowed root. Also raises `NotConfigured` if there is no root."""
+        check_items("files", paths, FilePath)
+        for index, path in enumerate(paths):
+            check_name(f"files[{index}].path", path.path, MAX_PATH_CHARS)
         return await self._put(owner, [self._at(f"files[{index}]", path) for index, path in enumerate(paths)])
 
     async def resolve(self, owner: Owner, references: Sequence[str]) -> tuple[FileId, ...]:
         """Return the ids of files given by id or by path, each once; paths are stored first, as by `put`."""
-        if len(references) > self._limits.append_files:
-            raise InvalidArgument(
-                "files", f"has {len(references)} files; the limit is {self._limits.append_files}", "Give fewer at once"
-            )
-        places = {each: place for place, each in reversed([*enumerate(references)]) if not _is_id(each)}
+        check_owner(owner)
+        check_list("files", references, self._limits.append_files, "Give them with several messages")
+        for place, reference in enumerate(references):
+            check_name(f"files[{place}]", reference, MAX_PATH_CHARS)
+        places = {each: place for place, each in reversed([*enumerate(references)]) if not is_uuid(each)}
         found: dict[str, str] = {}
         for reference, place in sorted(places.items(), key=lambda item: item[1]):
             resolved, _ = await asyncio.to_thread(self._roots.find, f"files[{place}]", reference)
@@ -128,12 +119,13 @@ class FileService:
         wanted = {found[each]: place for each, place in places.items()}
         sources = [self._at(f"files[{place}]", FilePath(path)) for path, place in wanted.items()]
         stored = dict(zip(wanted, await self._put(owner, sources), strict=True)) if sources else {}
-        ids = [stored[found[each]].id if each in found else _id("files", each) for each in references]
+        ids = [stored[found[each]].id if each in found else file_id_of("files", each) for each in references]
         return tuple(dict.fromkeys(ids))
 
     async def get(self, owner: Owner, file_id: FileId) -> StoredFile:
         """Return a file's row, without its bytes: 1 database round trip. Raises `NotFound`."""
-        known = _id("file_id", file_id)
+        check_owner(owner)
+        known = file_id_of("file_id", file_id)
         file = (await self.repository.get(owner, [known])).get(known)
         if file is None:
             raise _no_file(file_id)
@@ -151,21 +143,9 @@ class FileService:
         Text in a variable-width encoding other than UTF-8 is decoded from the start.
         Raises as `read`, and `InvalidArgument` for an offset beyond the end of a text.
         """
-        file = await self.get(owner, file_id)
-        if file.encoding == BINARY or file.encoding in ONE_BYTE:
-            data = await self.blobs.read(owner, file, offset, limit)
-            end = offset + len(data)
-            next_offset = end if end < file.size_bytes else None
-            if file.encoding == BINARY:
-                return FilePart(file, None, data, next_offset)
-            _check_offset(offset, file.size_bytes)
-            decoded = decode(data, file.encoding)
-            return FilePart(file, decoded.text if decoded else "", b"", next_offset, decoded.note if decoded else None)
-        if file.encoding in PLAIN_UTF_8 and file.size_bytes > PART_BYTES:
-            return await self._long_part(owner, file, offset, limit)
-        with hold(file.size_bytes, "files being read"):
-            data = await self.blobs.get(owner, file)
-            return await asyncio.to_thread(_part_of, file, data, offset, limit)
+        check_number("offset", offset)
+        check_number("limit", limit, least=1)
+        return await read_part(self.blobs, owner, await self.get(owner, file_id), offset, limit)
 
     async def read_bytes(self, owner: Owner, file: StoredFile, offset: int, size_bytes: int) -> bytes:
         """Return `size_bytes` bytes of a file from `offset` on. Raises `BlobError` or a `DatabaseError`."""
@@ -173,14 +153,14 @@ class FileService:
 
     async def store(self, owner: Owner, name: str, media_type: str, data: bytes) -> FileId:
         """Store one file of an export; see `put`. Characters of its name that cannot be shown are replaced."""
-        (file,) = await self.put(owner, [FileContent(_shown_name(name), data, _shown_type(media_type))])
+        (file,) = await self.put(owner, [FileContent(shown_name(name), data, shown_media_type(media_type))])
         return file.id
 
     async def store_known(
         self, owner: Owner, name: str, media_type: str, sha256: str, size_bytes: int
     ) -> FileId | None:
         """Store a file if this owner has its content already, else return None: 1 database round trip."""
-        shown = _shown_type(media_type), _shown_name(name)
+        shown = shown_media_type(media_type), shown_name(name)
         new = NewFile(str(uuid.uuid4()), sha256, size_bytes, *shown, str(uuid.uuid4()))
         (file,) = await self.repository.put(owner, self.blobs.chosen.name, [new])
         return file.id if file else None
@@ -194,17 +174,23 @@ class FileService:
         cursor: str | None = None,
     ) -> FileList:
         """Return an owner's files, or one conversation's, newest first: 1 database round trip a page."""
-        check_text("continuation_id", continuation_id)
+        check_owner(owner)
+        check_optional_name("continuation_id", continuation_id, MAX_CONTINUATION_CHARS)
+        check_page(limit, cursor)
         return await self.repository.list(owner, continuation_id=continuation_id, limit=limit, cursor=cursor)
 
     async def find(self, owner: Owner, part: str, limit: int) -> FileList:
         """Return the newest files whose id begins with `part` or whose name contains it: 1 database round trip."""
+        check_owner(owner)
+        check_text("part", part, self._limits.message_bytes)
+        check_page(limit, None)
         return await self.repository.list(owner, limit=limit, part=part)
 
     async def link(self, owner: Owner, continuation_id: ContinuationId, file_ids: Sequence[FileId]) -> int:
         """Link files to a conversation, all or none, and return the number of new links: 1 database round trip."""
-        check_text("continuation_id", continuation_id)
-        ids = [_id(f"file_ids[{index}]", file_id) for index, file_id in enumerate(file_ids)]
+        check_conversation(owner, continuation_id)
+        check_list("file_ids", file_ids, MAX_LIST, "Link them with several calls")
+        ids = [file_id_of(f"file_ids[{index}]", file_id) for index, file_id in enumerate(file_ids)]
         linked = await self.repository.link(owner, continuation_id, ids)
         if not linked.conversation:
             raise NotFound("conversation", continuation_id, "conversation_list lists them")
@@ -214,7 +200,8 @@ class FileService:
 
     async def delete(self, owner: Owner, file_id: FileId) -> None:
         """Delete a file and its links; a sweep removes its content if no other file has it. Raises `NotFound`."""
-        if not await self.repository.delete(owner, _id("file_id", file_id)):
+        check_owner(owner)
+        if not await self.repository.delete(owner, file_id_of("file_id", file_id)):
             raise _no_file(file_id)
 
     async def sweep(self) -> tuple[int, int]:
@@ -241,6 +228,7 @@ class FileService:
 
     async def _put(self, owner: Owner, sources: Sequence[_Source]) -> tuple[StoredFile, ...]:
         """Store the sources in turn: first the known and the small ones, then the bytes that proved to be new."""
+        check_owner(owner)
         chosen = self.blobs.chosen
         stored: dict[int, StoredFile] = {}
         batch: dict[int, NewFile] = {}
@@ -304,17 +292,13 @@ class FileService:
     def _ready(self, source: _Source) -> tuple[NewFile, bytes]:
         """Load a file, check it, and determine the values of its row; blocks."""
         content = source.load()
+        if not isinstance(content.data, bytes):
+            raise InvalidArgument(f"{source.field}.data", f"is a {type(content.data).__name__}", "Give bytes")
         size_bytes = len(content.data)
         if size_bytes > self._settings.max_bytes:
             raise too_large(source.field, size_bytes, self._settings.max_bytes)
-        name = content.name.strip()
-        if not _is_name(name):
-            cure = f"Use 1 to {MAX_NAME_CHARS} characters, none of them a control character"
-            raise InvalidArgument(f"{source.field}.name", "is not a file name", cure)
-        media_type = content.media_type or mimetypes.guess_type(name)[0] or DEFAULT_MEDIA_TYPE
-        if not _is_media_type(media_type):
-            cure = f"Use 1 to {MAX_MEDIA_TYPE_CHARS} printable characters"
-            raise InvalidArgument(f"{source.field}.media_type", "is not a media type", cure)
+        name = checked_name(f"{source.field}.name", content.name)
+        media_type = checked_media_type(f"{source.field}.media_type", content.media_type, name)
         new = NewFile(
             id=str(uuid.uuid4()),
             sha256=digest(content.data),
@@ -327,85 +311,9 @@ class FileService:
         )
         return new, content.data
 
-    async def _long_part(self, owner: Owner, file: StoredFile, offset: int, limit: int) -> FilePart:
-        """Read from the start of the part that contains the first character."""
-        counts = await self.blobs.of(file).characters(owner, file.sha256)
-        mark = file.encoding == MARKED_UTF_8
-        _check_offset(offset, sum(counts) - mark)
-        before = number = 0
-        while number < len(counts) - 1 and before + counts[number] <= offset + mark:
-            before += counts[number]
-            number += 1
-        skipped = offset + mark - before
-        wanted = min(skipped * BYTES_PER_CHARACTER, PART_BYTES) + (limit + 1) * BYTES_PER_CHARACTER
-        data = await self.blobs.read(owner, file, number * PART_BYTES, wanted)
-        text = await asyncio.to_thread(_characters_of, data, skipped, limit)
-        end = offset + len(text)
-        return FilePart(file, text, b"", end if end < sum(counts) - mark else None)
-
 
 def _same(content: FileContent) -> FileContent:
     return content
-
-
-def _part_of(file: StoredFile, data: bytes, offset: int, limit: int) -> FilePart:
-    decoded = decode(data, file.encoding)
-    if decoded is None:
-        end = offset + limit
-        return FilePart(file, None, data[offset:end], end if end < len(data) else None)
-    _check_offset(offset, len(decoded.text))
-    end = offset + limit
-    return FilePart(file, decoded.text[offset:end], b"", end if end < len(decoded.text) else None, decoded.note)
-
-
-def _characters_of(data: bytes, skipped: int, limit: int) -> str:
-    """Decode UTF-8 whose first and last characters may be incomplete."""
-    begin = next((place for place, byte in enumerate(data[:BYTES_PER_CHARACTER]) if byte & 0xC0 != 0x80), 0)
-    text = data[begin:].decode(errors="ignore")[skipped : skipped + limit]
-    return text.replace("\0", "\u2400")
-
-
-def _check_offset(offset: int, size: int) -> None:
-    if offset > size or (offset == size and offset > 0):
-        raise InvalidArgument("offset", f"is {offset}, the text has {size} characters", "Use the one that was given")
-
-
-def _is_name(text: str) -> bool:
-    return 0 < len(text) <= MAX_NAME_CHARS and any(map(str.isprintable, text)) and all(map(_may_be_shown, text))
-
-
-def _may_be_shown(char: str) -> bool:
-    """Return whether a name may contain a character; joiners, any spaces and emoji unknown to Python are allowed."""
-    return char.isprintable() or (unicodedata.category(char) not in BREAKING and char not in TURNING)
-
-
-def _shown_name(name: str) -> str:
-    shown = "".join(filter(_may_be_shown, name[:MAX_NAME_CHARS])).strip()
-    return shown if _is_name(shown) else DEFAULT_NAME
-
-
-def _is_media_type(text: str) -> bool:
-    return 0 < len(text) <= MAX_MEDIA_TYPE_CHARS and text.isprintable()
-
-
-def _shown_type(media_type: str) -> str:
-    return media_type if _is_media_type(media_type) else DEFAULT_MEDIA_TYPE
-
-
-def _is_id(reference: str) -> bool:
-    try:
-        UUID(reference)
-    except ValueError:
-        return False
-    return True
-
-
-def _id(field: str, given: str) -> FileId:
-    """Return an id in its stored form, from any spelling of a UUID. Raises `InvalidArgument`."""
-    try:
-        return FileId(str(UUID(given)))
-    except ValueError:
-        raise InvalidArgument(field, "is not a file's id", "Use the id that file_put returned") from None
 
 
 def _no_file(name: str) -> NotFound:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
+from exai.models import MAX_OWNER_CHARS, is_owner_name
 from exai.settings.addresses import (
     UnusableAddress,
     check_header,
@@ -28,7 +29,6 @@ TOKEN_MIN_CHARS = 16
 JWT_SECRET_MIN_CHARS = 32
 """Minimum length of an HS256 secret that gives the algorithm its full strength."""
 
-OWNER_MAX_CHARS = 255
 ENDPOINT_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 LEVELS = {"warn": "warning", "critical": "error", "fatal": "error", "trace": "debug"}
 """Other programs' names of log levels, since they share LOG_LEVEL with EXAI."""
@@ -58,8 +58,8 @@ def _check_jwt_secret(secret: str) -> str:
 
 
 def _check_owner(name: str) -> str:
-    if not 0 < len(name) <= OWNER_MAX_CHARS or not name.isprintable() or name != name.strip():
-        raise UnusableAddress("cannot be an owner's name", f"Use up to {OWNER_MAX_CHARS} printable characters")
+    if not is_owner_name(name):
+        raise UnusableAddress("cannot be an owner's name", f"Use up to {MAX_OWNER_CHARS} printable characters")
     return name
 
 
@@ -212,6 +212,7 @@ class LimitSettings(Section):
     append_bytes: int = Field(default=16 * 1_048_576, ge=1024)
     append_messages: int = Field(default=1_000, ge=1)
     append_files: int = Field(default=200, ge=1)
+    metadata_bytes: int = Field(default=262_144, ge=1024)
 
 
 class FileSettings(Section):

@@ -9,12 +9,14 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from exai.errors import InvalidArgument
-from exai.files.service import FileContent, FilePart, FilePath, FileService
+from exai.files.parts import FilePart
+from exai.files.service import FileContent, FilePath, FileService
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.texts import items
 from exai.mcp.features.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolSpec
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, StoredFile
-from exai.tools.limits import ANSWER_CHARS, LARGE_ANSWERS, MAX_LIST, size_limit, take_rows, take_text
+from exai.tools.limits import ANSWER_CHARS, LARGE_ANSWERS, size_limit, take_rows, take_text
+from exai.validation import MAX_LIST, utf8_of
 
 MAX_PAGE_CHARS = 200_000
 _URL_ALPHABET = str.maketrans("-_", "+/")
@@ -121,7 +123,7 @@ class LinkArguments(Arguments):
     """Arguments of `file_link`."""
 
     continuation_id: ContinuationId
-    file_ids: list[FileId] = Field(min_length=1, max_length=200)
+    file_ids: list[FileId] = Field(min_length=1, max_length=MAX_LIST)
 
 
 class LinkOutput(ToolOutput):
@@ -271,12 +273,7 @@ def _delete_tool(files: FileService) -> ToolSpec:
 def bytes_of(arguments: PutArguments) -> bytes:
     """Return the content of the arguments as bytes. Raises InvalidArgument."""
     if arguments.content is not None:
-        try:
-            return arguments.content.encode()
-        except UnicodeEncodeError:
-            raise InvalidArgument(
-                "content", "holds a lone surrogate", "Send valid text, or use content_base64"
-            ) from None
+        return utf8_of("content", arguments.content)
     try:
         return _decoded(arguments.content_base64 or "")
     except (binascii.Error, ValueError):

@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 import orjson
 
-from exai.errors import InvalidArgument
+from exai.validation import check_offset
 
 Item = TypeVar("Item")
 Row = TypeVar("Row")
@@ -27,9 +27,6 @@ MAX_ANSWER_CHARS: Final = 400_000
 
 MAX_ANSWER_BYTES: Final = 480_000
 """Maximum size of any answer, which is sent twice, as text and as structure, in a message of at most 1 MiB."""
-
-MAX_LIST: Final = 200
-"""Maximum number of rows that a caller may request of a list."""
 
 LARGE_ANSWERS: Final[Mapping[str, Any]] = {"anthropic/maxResultSizeChars": 500_000}
 """The `_meta` of tools that accept a larger limit than `ANSWER_CHARS`: Claude Code then shows its model everything."""
@@ -77,7 +74,7 @@ def take_text(text: str, offset: int, limit: Size, field: str = "char_offset") -
 
     Raises `InvalidArgument` for the argument `field` if the offset exceeds the text.
     """
-    check_offset(offset, len(text), field)
+    check_offset(field, offset, len(text))
     take = min(len(text) - offset, limit.chars)
     while take > 1 and (excess := limit.excess(size_of(text[offset : offset + take]))) > 1:
         take = max(1, min(take - 1, int(take / excess)))
@@ -98,9 +95,3 @@ def take_rows(items: Sequence[Item], row: Callable[[Item], Row], limit: Size) ->
             break
         taken.append(each)
     return taken
-
-
-def check_offset(offset: int, chars: int, field: str) -> None:
-    """Raise `InvalidArgument` for the argument `field` if the offset exceeds a text of `chars` characters."""
-    if offset > chars or (offset == chars and offset > 0):
-        raise InvalidArgument(field, f"is {offset}, the text has {chars} characters", "Use the one that was given")

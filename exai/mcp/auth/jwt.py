@@ -14,8 +14,8 @@ import structlog
 
 from exai.mcp.auth.jwks import KeySet, NoKeys, PublicKey
 from exai.mcp.identity import INVALID, Admitted, AuthRefusal
-from exai.models import LOCAL_OWNER, Owner
-from exai.settings.sections import OWNER_MAX_CHARS, JwtSettings
+from exai.models import LOCAL_OWNER, MAX_OWNER_CHARS, Owner
+from exai.settings.sections import JwtSettings
 
 LEEWAY_S = 60
 """Maximum difference between this machine's clock and the issuer's."""
@@ -78,7 +78,7 @@ class JwtVerifier:
 
     def _admitted(self, claims: dict[str, Any]) -> Admitted | AuthRefusal:
         subject = claims["sub"]
-        if not 0 < len(subject) <= OWNER_MAX_CHARS or not subject.isprintable():
+        if not 0 < len(subject) <= MAX_OWNER_CHARS or not subject.isprintable():
             return AuthRefusal("the token's subject cannot be an owner's name", INVALID)
         if subject in self._reserved:
             # Otherwise a user who can choose the subject could act as an owner with a configured token.

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from exai.mcp.features.results import ToolOutput
 from exai.models import ContentPart, Conversation, Message, Page
-from exai.tools.limits import Size, check_offset, size_of, surely_fits, take_text
+from exai.tools.limits import Size, size_of, surely_fits, take_text
+from exai.validation import check_offset
 
 METADATA_CHARS = 4_000
 """Maximum size of a conversation's metadata in an answer."""
@@ -113,7 +114,7 @@ def _part(message: Message, offset: int, limit: Size, part: ContentPart | None =
     if limit.excess(size_of(message.metadata)) > 0.5:
         shown = replace(shown, metadata=None)
     start, chars = (part.offset, part.chars) if part else (0, len(message.content))
-    check_offset(offset, chars, "char_offset")
+    check_offset("char_offset", offset, chars)
     content, _ = take_text(message.content, offset - start, limit - size_of(shown))
     end = offset + len(content)
     return replace(shown, content=content, next_offset=end if end < chars else None)

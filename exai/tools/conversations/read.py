@@ -26,12 +26,12 @@ from exai.tools.limits import (
     ANSWER_CHARS,
     LARGE_ANSWERS,
     MAX_ANSWER_CHARS,
-    MAX_LIST,
     Size,
     size_limit,
     size_of,
     take_rows,
 )
+from exai.validation import MAX_LIST
 
 MAX_SEQ = 2**53
 MOST_CHAR_BYTES = 4

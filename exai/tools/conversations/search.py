@@ -14,7 +14,8 @@ from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.texts import items
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
 from exai.models import ContinuationId
-from exai.tools.limits import MAX_LIST, size_limit, take_rows
+from exai.tools.limits import size_limit, take_rows
+from exai.validation import MAX_LIST
 
 SEARCH_HITS = 20
 HIT = ("continuation_id", "title", "seq", "role", "created_at", "tool", "model", "snippet", "missing")

@@ -10,8 +10,8 @@ import pytest
 from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import Database, connect
 from exai.db.files import FileRepository
-from exai.errors import InvalidArgument, NotFound
-from exai.models import LOCAL_OWNER, ContinuationId, FileId, NewMessage, Owner, TurnId
+from exai.errors import NotFound
+from exai.models import LOCAL_OWNER, FileId, NewMessage, Owner, TurnId
 from tests.support.database import (
     appending,
     assert_consecutive,
@@ -226,33 +226,6 @@ async def make_file(database: Database, owner: str) -> str:
         return str(await connection.fetchval("insert into files (owner) values ($1) returning id::text", owner))
     finally:
         await connection.close()
-
-
-@pytest.mark.parametrize(
-    ("field", "change"),
-    [
-        ("messages[0].content", {"messages": [NewMessage("user", "a\0")]}),
-        ("messages[0].metadata", {"messages": [NewMessage("user", "a", metadata={"k": "\ud800"})]}),
-        ("title", {"title": "\0"}),
-        ("idempotency_key", {"request_key": "\udfff"}),
-        ("file_ids[0]", {"file_ids": ["no-uuid"]}),
-    ],
-)
-async def test_what_cannot_be_stored_is_refused_by_field(
-    repository: ConversationRepository, field: str, change: dict[str, object]
-) -> None:
-    """Before anything is sent: never an internal error, never half an append."""
-    with pytest.raises(InvalidArgument) as caught:
-        await repository.append(appending(None, "x", **change))
-    assert caught.value.field == field
-
-
-async def test_a_name_that_cannot_be_one_is_refused(repository: ConversationRepository) -> None:
-    """Names come from clients."""
-    for call in (repository.append(appending("\0", "x")), repository.read_page(LOCAL_OWNER, ContinuationId("\ud800"))):
-        with pytest.raises(InvalidArgument) as caught:
-            await call
-        assert caught.value.field == "continuation_id"
 
 
 async def test_an_append_without_messages_only_links(repository: ConversationRepository, database: Database) -> None:

@@ -10,8 +10,8 @@ from exai.db.conversations import CachedRange, ConversationRepository
 from exai.db.driver.pool import Database, connect
 from exai.db.lifecycle import ConversationUpdate, CurationRepository, Forked
 from exai.db.transfer import TransferRepository
-from exai.errors import InvalidArgument, NotFound
-from exai.models import LOCAL_OWNER, ContinuationId, Conversation, ConversationId, NewMessage, Owner
+from exai.errors import NotFound
+from exai.models import LOCAL_OWNER, Conversation, ConversationId, NewMessage, Owner
 from tests.support.database import appending, assert_consecutive, beginning, contents_of, conversation_of, new_id, once
 
 LONG_AGO = "update conversations set deleted_at = now() - interval '8 days' where deleted_at is not null"
@@ -253,13 +253,6 @@ async def test_a_repeated_deletion_does_not_delete_what_was_brought_back(
     late = await curation.mark_deleted(LOCAL_OWNER, name, once("delete"), deleted=True)
     assert late.status == "duplicate"
     assert await contents_of(repository, name) == ["1"]
-
-
-@pytest.mark.parametrize("tags", [[""], ["x" * 201], ["x"] * 65, ["\0"]])
-async def test_tags_have_limits(curation: CurationRepository, tags: list[str]) -> None:
-    """They are sent with every page."""
-    with pytest.raises(InvalidArgument):
-        await curation.change(LOCAL_OWNER, ContinuationId("x"), once(), ConversationUpdate(tags=tags))
 
 
 async def test_a_deleted_conversation_is_nowhere_until_it_is_brought_back(

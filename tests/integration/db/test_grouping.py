@@ -12,7 +12,7 @@ from exai.db.batching.appends import MOST_APPENDS, MOST_CHARS
 from exai.db.conversations import AppendResult, AppendStart, ConversationRepository
 from exai.db.driver.address import parse_address
 from exai.db.driver.pool import OneTrip, connect
-from exai.errors import DatabaseError, DeadlineExceeded, InvalidArgument, OutcomeUnknown
+from exai.errors import DatabaseError, DeadlineExceeded, OutcomeUnknown
 from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, FileId, NewMessage, Owner
 from exai.resilience import with_deadline
 from tests.support.counters import Counters
@@ -272,14 +272,6 @@ async def test_large_ones_go_alone(rig: Rig) -> None:
     laden = appending(rig.names[1], messages=[NewMessage("user", "x", "message", {"x": "x" * MOST_CHARS})])
     await rig.append(large, laden, appending(rig.names[2], "x"))
     assert rig.sent() == (0, 3)
-
-
-async def test_what_cannot_be_stored_is_refused_before_it_joins(rig: Rig) -> None:
-    """The others do not even lose their group."""
-    answers = await rig.append(appending(rig.names[0], "\0"), *(appending(name, "x") for name in rig.names[1:]))
-    assert isinstance(answers[0], InvalidArgument)
-    assert len(results(answers)) == NUMBER - 1
-    assert rig.sent() == (1, 0)
 
 
 async def test_new_conversations_are_made_together(rig: Rig) -> None:

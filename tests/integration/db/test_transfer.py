@@ -20,7 +20,7 @@ from exai.db.files import FileRepository
 from exai.db.lifecycle import CurationRepository
 from exai.db.search import SearchQuery, SearchRepository
 from exai.db.transfer import ImportBatch, TransferRepository
-from exai.errors import InvalidArgument, NotFound
+from exai.errors import NotFound
 from exai.files.paths import Roots
 from exai.files.service import FileService
 from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, TurnId
@@ -185,16 +185,6 @@ async def test_nothing_to_export_is_not_found(transfer: TransferRepository) -> N
     """A typed error with the name."""
     with pytest.raises(NotFound, match="nobody"):
         await transfer.read_forward(LOCAL_OWNER, ContinuationId("nobody"))
-
-
-async def test_times_must_be_as_many_as_messages(transfer: TransferRepository) -> None:
-    """Anything else is a defect in the file that is imported."""
-    broken = batch(1, "a")
-    with pytest.raises(InvalidArgument) as caught:
-        await transfer.store_batch(
-            ImportBatch(**{name: getattr(broken, name) for name in broken.__slots__} | {"times": []})
-        )
-    assert caught.value.field == "times"
 
 
 async def test_an_import_goes_in_batches_that_an_append_may_have(

@@ -1,0 +1,19 @@
+"""Request keys and digests, by which a repeated request is recognised."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from typing import Any
+
+import orjson
+
+
+def request_key(key: str | None) -> str:
+    """Return the caller's key, or one that only this call's own retries share."""
+    return key if key is not None else str(uuid.uuid4())
+
+
+def content_hash(*parts: Any) -> str:
+    """Digest of what a request key stands for: two requests with one key must agree in it."""
+    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()

@@ -19,9 +19,6 @@ def refusal(status: str, continuation_id: str | None, revision: int, missing: st
                 "Use a new key for a new request",
             )
         case "conflict_revision":
-            if continuation_id is None:
-                cure = "Leave expected_revision out, or say in continuation_id which conversation was read"
-                return Conflict("revision", "a new conversation has no earlier revision", cure)
             return Conflict(
                 "revision",
                 f"conversation {shown(continuation_id)} has moved on to revision {revision}",

@@ -276,7 +276,13 @@ async def test_first_question_that_fails_says_how_to_continue(settings: Settings
     streams = Streams(io.StringIO(), io.StringIO(), io.StringIO())
     with pytest.raises(ProviderError) as caught:
         await run_chat(settings, ChatOptions(("hello",)), streams)
-    assert id_in(streams.error.getvalue()) == caught.value.continuation_id  # type: ignore[attr-defined]
+    name = id_in(streams.error.getvalue())  # type: ignore[attr-defined]
+    assert name == caught.value.continuation_id
+    (line,) = (await chat(settings, list_only=True))[0].splitlines()
+    assert line.startswith(name)
+    assert line.endswith("(failed)  hello")
+    await chat(settings, "again", continuation_id=name)
+    assert "(failed)" not in (await chat(settings, list_only=True))[0]
 
 
 async def test_commands_to_repeat_name_the_owner(settings: Settings, provider: ProviderServer) -> None:

@@ -245,6 +245,18 @@ async def test_unknown_conversation_and_those_of_others_are_not_found(rig: Rig, 
     assert rig.provider.chats == []
 
 
+async def test_request_whose_first_attempt_is_still_running_names_its_conversation(rig: Rig) -> None:
+    """The caller of a new conversation may not know it yet."""
+    rig.provider.script(stream("gate", chunk({"content": "once"}, finish="stop"), event("[DONE]")))
+    request = ChatRequest(LOCAL_OWNER, "Hello", idempotency_key="k")
+    first = asyncio.create_task(rig.app.conversations.chat(request))
+    await asyncio.wait_for(rig.provider.arrived(1), 5)
+    with pytest.raises(Conflict, match="still running") as refused, with_deadline(2):
+        await rig.app.conversations.chat(request)
+    rig.provider.gate.set()
+    assert refused.value.report()["continuation_id"] == (await first).continuation_id
+
+
 async def test_expected_revision_lets_one_of_two_writers_win(rig: Rig) -> None:
     """Optimistic writers are told that somebody was faster."""
     continuation_id = await _conversation(rig)

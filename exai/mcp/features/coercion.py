@@ -20,51 +20,8 @@ import orjson
 
 from exai.errors import InvalidArgument, shown
 from exai.mcp.core.jsonrpc import Json
+from exai.mcp.features.synonyms import ROLES, argument_for, own_spelling
 
-SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
-    "prompt": ("question", "query", "message", "input", "text", "user_prompt", "instruction", "step"),
-    "query": ("q", "words", "search", "search_query", "prompt", "text", "keywords"),
-    "continuation_id": ("conversation_id", "conversation", "thread_id", "chat_id", "session_id", "id"),
-    "file_id": ("id", "file"),
-    "file_ids": ("files", "ids", "file_id"),
-    "files": ("file_ids", "file", "file_id", "paths", "path", "file_paths", "absolute_file_paths", "relevant_files"),
-    "system": ("system_prompt", "system_message", "instructions"),
-    "model": ("model_name", "model_id"),
-    "max_output_tokens": ("max_tokens", "max_completion_tokens"),
-    "thinking": ("thinking_mode", "reasoning_effort", "effort"),
-    "content": ("text", "body", "data"),
-    "content_base64": ("base64", "data_base64", "blob"),
-    "name": ("filename", "file_name"),
-    "path": ("file_path", "filepath"),
-    "part": ("title", "query", "search", "text", "name"),
-    "media_type": ("mime_type", "content_type"),
-    "messages": ("message",),
-    "text": ("content", "data", "export", "markdown", "jsonl"),
-    "limit": ("max_results", "count", "page_size", "top_k"),
-    "cursor": ("next_cursor", "page_token"),
-    "before_seq": ("next_before_seq",),
-    "after_seq": ("next_after_seq",),
-    "after": ("next_after",),
-    "char_offset": ("next_char_offset", "next_offset"),
-    "offset": ("next_offset",),
-    "tags": ("tag", "labels"),
-    "title": ("name",),
-    "at_seq": ("seq",),
-    "expected_revision": ("revision",),
-    "since": ("after", "from", "start"),
-    "until": ("before", "to", "end"),
-    "role": ("sender", "author"),
-}
-"""Synonyms that models use for an argument, most likely first."""
-
-ROLES: Final[Mapping[str, str]] = {
-    "human": "user",
-    "ai": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "developer": "system",
-    "function": "tool",
-}
 KINDS: Final[Mapping[str, str]] = {
     "continuation_id": "conversations",
     "file_id": "files",
@@ -80,8 +37,6 @@ MAX_DEPTH: Final = 16
 _NUMBER = re.compile(r"[+-]?\d{1,40}(\.0*)?")
 _ADDRESS = re.compile(r"\s*(?:@[\w.-]+:)?exai://(conversations|files)/(.*[^/\s])[/\s]*", re.IGNORECASE | re.DOTALL)
 """A resource's URI, also in the form in which clients mention it: prefixed with `@` and the server's name."""
-
-_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
 @dataclass(slots=True)
@@ -217,7 +172,7 @@ def _named(properties: Json, given: Json, path: str, reading: _Coercion) -> Json
     left: dict[str, Any] = {}
     for name, value in strange.items():
         # Two spellings of one name: equal or empty values are tolerated, different ones are ambiguous.
-        plain = _plain(name)
+        plain = own_spelling(name)
         if plain not in properties:
             left[name] = value
         elif plain in found and not _same(found[plain], value) and value not in (None, ""):
@@ -226,7 +181,7 @@ def _named(properties: Json, given: Json, path: str, reading: _Coercion) -> Json
             found[plain] = value
     for name, value in left.items():
         # Synonyms come after all spellings of the schema's own names, which take precedence.
-        target = _synonym(_plain(name), properties, found)
+        target = argument_for(own_spelling(name), properties, found)
         if target is None:
             if value is not None and value != "":
                 found[name] = value
@@ -235,14 +190,6 @@ def _named(properties: Json, given: Json, path: str, reading: _Coercion) -> Json
             if value not in (None, ""):
                 reading.note(f"{path}.{name}" if path else name, f"taken as {target}")
     return found
-
-
-def _synonym(name: str, properties: Json, found: Json) -> str | None:
-    """Return the unused argument with this synonym; the most likely one if there are several."""
-    free = [target for target in properties if found.get(target) in (None, "")]
-    targets = [target for target in free if name in SYNONYMS.get(target, ())]
-    ranks = [SYNONYMS[target].index(name) for target in targets]
-    return targets[ranks.index(min(ranks))] if ranks else None
 
 
 def _is_left_out(schema: Json, value: object, name: str, path: str, reading: _Coercion) -> bool:
@@ -390,11 +337,6 @@ def _decoded(value: object, wanted: type) -> object:
         except orjson.JSONDecodeError:
             return value
     return found if isinstance(found, wanted) else value
-
-
-def _plain(name: str) -> str:
-    """Return a name in the spelling of this project's schemas."""
-    return _CAMEL.sub("_", name.strip()).replace("-", "_").replace(" ", "_").lower()
 
 
 def _same(one: object, other: object) -> bool:

@@ -14,7 +14,7 @@ from exai.mcp.core.versions import OVERLOADED
 from exai.mcp.stdio.pipes import InputLine, OverlongLine
 
 
-def understood(line: InputLine) -> tuple[JsonRpcMessage, bytes, bytes | None]:
+def classify(line: InputLine) -> tuple[JsonRpcMessage, bytes, bytes | None]:
     """Return a line's message, the bytes to forward, and the id as the client wrote it for a refusal.
 
     Clients may write an integer as 7.0 and compare ids as numbers, so such an id is forwarded as an integer.

@@ -225,7 +225,9 @@ async def test_daemon_that_was_away_for_long_is_asked_again_at_once() -> None:
     (taken,) = bind_sockets(fast_settings())
     port = taken.getsockname()[1]
     taken.close()
-    no_other = "import exai.mcp.stdio.bridge as b; b.RETRY_FIRST_S = b.RETRY_LAST_S = 3_600; b.KNOWN_FOR_S = 0; "
+    no_other = (
+        "import exai.mcp.stdio.daemon_connection as b; b.RETRY_FIRST_S = b.RETRY_LAST_S = 3_600; b.KNOWN_FOR_S = 0; "
+    )
     async with bridge(f"ws://127.0.0.1:{port}/", patience_s=0.1, first=no_other) as peer:
         assert "error" in await peer.ask(request("away", "ping"))
         settings = fast_settings(port=port)

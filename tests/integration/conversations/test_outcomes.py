@@ -26,6 +26,7 @@ from exai.errors import Conflict, ExaiError, ShuttingDown
 from exai.mcp.core.protocol import CallContext
 from exai.mcp.features.results import call_result, error_result
 from exai.mcp.features.tasks import Task
+from exai.mcp.features.tools import ToolSpec
 from exai.models import LOCAL_OWNER, NewMessage, Owner
 from exai.settings.load import CacheSettings
 from exai.tools.chat import ChatArguments, ChatOutput
@@ -114,6 +115,34 @@ async def test_an_answer_is_asked_for_from_any_daemon(rig: Rig, elsewhere: App) 
         assert result["structuredContent"].pop("duration_ms") > 0
     assert (done.status, later) == ("completed", direct)
     assert working.created_at == done.created_at < done.updated_at
+
+
+class Opinion(ChatOutput):
+    """The answer of another tool that asks a model."""
+
+    def as_text(self) -> str:
+        return f"In my opinion: {self.content}"
+
+
+async def test_each_tool_makes_the_answer_of_its_own_tasks(rig: Rig, elsewhere: App) -> None:
+    """What a tool declares is enough; a turn of a tool that declares nothing is no task."""
+
+    async def handle(arguments: ChatArguments, context: CallContext) -> Opinion:
+        return Opinion.of(await rig.app.conversations.chat(asked, on_begun=context.begun))
+
+    asked = ChatRequest(LOCAL_OWNER, "Two and two?", tool="opinion")
+    begun: list[str] = []
+    context = CallContext(LOCAL_OWNER, "1", _silent, begun=lambda turn_id, since: begun.append(turn_id))
+    tools = build_tools(rig.app)
+    tools.add(ToolSpec("opinion", "", "", ChatArguments, Opinion, handle, answer_from=Opinion.of))
+    rig.provider.script(kimi_answer("Four."))
+    direct: Any = call_result(await handle(ChatArguments(prompt="Two and two?"), context))
+    found = await build_tasks(elsewhere, tools).get(LOCAL_OWNER, begun[0])
+    assert found is not None
+    later: Any = found.result
+    assert later["content"] == direct["content"]
+    assert later["content"][0]["text"].endswith("In my opinion: Four.")
+    assert await tasks_of(elsewhere).get(LOCAL_OWNER, begun[0]) is None
 
 
 async def test_a_task_costs_what_a_chat_costs_and_each_question_one_round_trip(rig: Rig) -> None:

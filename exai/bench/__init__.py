@@ -1,1 +1,1 @@
-"""`exai bench`: what each operation costs, counted on the wire and timed beside the least that could be done."""
+"""`exai bench`: the cost of each operation, counted on the wire and timed beside a minimal implementation of it."""

@@ -1,7 +1,7 @@
-"""One timed batch of an operation: so many callers at once, so many operations between them.
+"""Time one batch of an operation: a number of operations shared by a number of concurrent callers.
 
-The invariant is that it needs nothing but Python, so that other stores are timed by the very same lines in
-environments of their own.
+Invariant: only the standard library is imported, so that other stores are timed by the same code in environments of
+their own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from statistics import median
 
 Run = Callable[[int], Awaitable[bool]]
-"""Does the n-th operation, and says whether it was what its name says."""
+"""Runs the n-th operation; returns whether it was of the kind that its name states, such as a cache hit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Figures:
 
 
 async def run_batch(run: Run, callers: int, number: int) -> Batch:
-    """Do the operations 0 to `number` - 1 and return what that took."""
+    """Run the operations 0 to `number` - 1 and return their figures."""
     numbers = iter(range(number))
     latencies: list[float] = []
     as_named = 0
@@ -54,7 +54,7 @@ async def run_batch(run: Run, callers: int, number: int) -> Batch:
             latencies.append(time.perf_counter() - started)
             as_named += done_as_named
 
-    # What earlier batches left to collect is not this one's cost.
+    # Garbage of earlier batches must not be collected in this one.
     gc.collect()
     cpu_s, started = time.process_time(), time.perf_counter()
     async with asyncio.TaskGroup() as group:
@@ -72,7 +72,7 @@ async def run_batch(run: Run, callers: int, number: int) -> Batch:
 
 
 def figures_of(batches: Sequence[Batch]) -> Figures:
-    """Take the medians."""
+    """Return the medians of the batches."""
     ops_s = median(each.ops_s for each in batches)
     return Figures(
         ops_s,

@@ -1,7 +1,7 @@
 """`exai bench --cloud`: operations at several callers, with the database far away and Redis on the daemon's own host.
 
 Invariant: numbers of callers alternate within each round, and a ratio to one caller is the median of the ratios of
-rounds. So it shows what callers cost each other, whatever else the machine does meanwhile.
+rounds. So it shows the cost of concurrency, independently of other load on the machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CLOUD_MS: Final = 10.0
 """Latency of the database each way: another provider's data centre in the same part of the world."""
 
 BOUNDS: Final = {APPEND: 1.15, FULL: 1.25}
-"""How many times as long as one caller's an operation's median may take beside others."""
+"""Maximum ratio of an operation's median latency at several callers to that of one caller."""
 
 FULL_CLOUD: Final = replace(FULL_PLAN, operations=((1, 40), (16, 160), (64, 640)))
 QUICK_CLOUD: Final = replace(QUICK_PLAN, operations=((1, 4), (16, 16), (64, 64)))
@@ -46,24 +46,24 @@ class ConcurrentFigures:
 
 @dataclass(frozen=True, slots=True)
 class CloudReport:
-    """Everything a run found."""
+    """The results of a run."""
 
     plan: Plan
     latency_ms: float
     servers: str
     machine: str
-    crowds: tuple[ConcurrentFigures, ...]
+    concurrent: tuple[ConcurrentFigures, ...]
 
 
 @asynccontextmanager
 async def far_database(servers: ServerAddresses, latency_ms: float) -> AsyncIterator[ServerAddresses]:
-    """Put the database `latency_ms` away each way, and leave Redis where it is. Raises as `through_wire`."""
+    """Add `latency_ms` each way to the database; Redis is unchanged. Raises as `through_wire`."""
     async with through_wire(replace(servers, redis_url=None), latency_ms) as (far, _):
         yield replace(far, redis_url=servers.redis_url)
 
 
 async def run_cloud(plan: Plan, *, here: bool, latency_ms: float, progress: ReportProgress) -> CloudReport:
-    """Measure everything and return it. Raises as `exai.bench.run.run_bench`."""
+    """Run all measurements. Raises as `exai.bench.run.run_bench`."""
     texts = Texts(plan.message_bytes)
     async with open_servers(load_settings(), here=here) as servers:
         await remove_all(servers.postgres_url)
@@ -76,12 +76,12 @@ async def run_cloud(plan: Plan, *, here: bool, latency_ms: float, progress: Repo
                 open_contestants(far, plan.messages + 1_000_000) as contestants,
             ):
                 ours = Operations(contestants, data, texts)
-                crowds = await _measure(ours, plan, progress)
+                concurrent = await _measure(ours, plan, progress)
                 await ours.clean()
         finally:
             await remove_all(servers.postgres_url)
     progress(1.0, "done")
-    return CloudReport(plan, latency_ms, servers.shown, machine(), crowds)
+    return CloudReport(plan, latency_ms, servers.shown, machine(), concurrent)
 
 
 async def _measure(ours: Operations, plan: Plan, progress: ReportProgress) -> tuple[ConcurrentFigures, ...]:
@@ -90,7 +90,7 @@ async def _measure(ours: Operations, plan: Plan, progress: ReportProgress) -> tu
         Operation(APPEND, ours.append, ours.warm, settle=ours.settle),
         Operation(FULL, ours.full, ours.warm, settle=ours.settle),
     )
-    crowds: list[ConcurrentFigures] = []
+    concurrent: list[ConcurrentFigures] = []
     for place, operation in enumerate(listed):
         timed: dict[int, list[Batch]] = {callers: [] for callers, _ in plan.operations}
         for round_ in range(plan.rounds + 1):
@@ -103,26 +103,26 @@ async def _measure(ours: Operations, plan: Plan, progress: ReportProgress) -> tu
                 if round_:
                     timed[callers].append(batch)
         one = [each.p50_ms for each in timed[min(timed)]]
-        crowds += [
+        concurrent += [
             ConcurrentFigures(
                 operation.name, callers, figures_of(batches), ratio([each.p50_ms for each in batches], one)
             )
             for callers, batches in timed.items()
         ]
-    return tuple(crowds)
+    return tuple(concurrent)
 
 
 def targets(report: CloudReport) -> tuple[Target, ...]:
-    """Return every promise with what was seen of it."""
+    """Return every target with the measured value."""
     return tuple(
         Target(f"{each.operation}, {each.callers} at once: median of one caller", bound, "most", each.latency_ratio)
-        for each in report.crowds
+        for each in report.concurrent
         if each.callers > 1 and (bound := BOUNDS.get(each.operation)) is not None
     )
 
 
 def as_json(report: CloudReport) -> dict[str, Any]:
-    """Return everything, with plain values."""
+    """Return the report as plain values."""
     verdicts = [{**asdict(each), "verdict": each.verdict} for each in targets(report)]
     return {"version": __version__, **asdict(report), "targets": verdicts}
 
@@ -132,7 +132,7 @@ def as_text(report: CloudReport) -> str:
     rows: list[tuple[str, ...]] = [
         ("operation", "at once", "ops/s", "p50 ms", "p99 ms", "CPU us", "one caller", "noise")
     ]
-    for each in report.crowds:
+    for each in report.concurrent:
         figures = each.figures
         speeds = (f"{figures.ops_s:,.0f}", f"{figures.p50_ms:.2f}", f"{figures.p99_ms:.2f}", f"{figures.cpu_us:,.0f}")
         rows.append((each.operation, str(each.callers), *speeds, f"{each.latency_ratio:.2f} x", f"{figures.noise:.0%}"))

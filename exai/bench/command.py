@@ -1,4 +1,4 @@
-"""The `exai bench` command: options in, a table or JSON on standard output, progress on a terminal's standard error."""
+"""The `exai bench` command: a table or JSON on standard output, progress on standard error if it is a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from exai.bench.run import Options, ReportProgress, run_bench
 async def bench(
     *, here: bool, quick: bool, latency_ms: float, at_scale: bool, as_json_text: bool, error: TextIO
 ) -> str:
-    """Run the bench and return what to print. Raises as `run_bench`."""
+    """Run the bench and return its output. Raises as `run_bench`."""
     progress = _progress_on(error)
     if at_scale:
         found = await scale.run_scale(scale.QUICK if quick else scale.FULL, here=here, progress=progress)
@@ -26,7 +26,7 @@ async def bench(
 
 
 async def bench_cloud(*, here: bool, quick: bool, latency_ms: float, as_json_text: bool, error: TextIO) -> str:
-    """Run the bench with a far database and return what to print. Raises as `run_cloud`."""
+    """Run the bench with a far database and return its output. Raises as `run_cloud`."""
     plan = cloud.QUICK_CLOUD if quick else cloud.FULL_CLOUD
     found = await cloud.run_cloud(
         plan, here=here, latency_ms=latency_ms or cloud.CLOUD_MS, progress=_progress_on(error)
@@ -35,7 +35,7 @@ async def bench_cloud(*, here: bool, quick: bool, latency_ms: float, as_json_tex
 
 
 async def bench_door(*, quick: bool, as_json_text: bool, error: TextIO) -> str:
-    """Run the door's bench and return what to print. Raises as `run_door`."""
+    """Run the bench of the transports and return its output. Raises as `run_door`."""
     report = await door.run_door(door.QUICK if quick else door.FULL, _progress_on(error))
     return json.dumps(door_as_json(report), indent=2) if as_json_text else door_as_text(report)
 

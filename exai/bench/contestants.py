@@ -1,6 +1,6 @@
-"""Opens what is measured, and makes the data it is measured on.
+"""Open the service and its lower bounds on the same servers, and create their data.
 
-The invariant is that the service is opened as a daemon opens it, and that everything belongs to the bench's own owner.
+Invariant: the service is opened as a daemon opens it, and all rows belong to the owner of the bench.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from exai.models import ContinuationId, FileId
 from exai.settings.load import load_settings
 
 AT_ONCE: Final = 8
-"""Conversations made, or read into the cache, at the same time."""
+"""Number of conversations created, or read into the cache, concurrently."""
 
 PATIENT: Final = {"EXAI_DATABASE__ACQUIRE_TIMEOUT_S": "60", "EXAI_CACHE__TIMEOUT_S": "5"}
-"""A daemon sheds load that it cannot take; here every operation is to be done, however busy the machine."""
+"""A daemon sheds excess load; here every operation has to complete, also on a busy machine."""
 
 UNSAMPLED: Final = {"EXAI_CACHE__VERIFY_ONE_IN": "0"}
-"""For counting: one cached read in a thousand is otherwise compared with the database behind the caller's back."""
+"""For counting: otherwise one cached read in a thousand is also verified in the database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Contestants:
-    """The service and the floors, open on the same servers; `cache` is None where there is none."""
+    """The service and its lower bounds, open on the same servers; `cache` is None without a Redis."""
 
     app: App
     database: DatabaseFloor
@@ -48,7 +48,7 @@ class Contestants:
 
 
 async def seed(app: App, servers: ServerAddresses, plan: Plan, texts: Texts) -> Data:
-    """Make the conversations and files that everything else uses."""
+    """Create the conversations and files of a run."""
     continuation_ids: list[ContinuationId] = []
 
     async def make() -> None:
@@ -71,7 +71,7 @@ def batched_range(number: int) -> list[range]:
 async def open_contestants(
     servers: ServerAddresses, first_seq: int, overrides: Mapping[str, str] | None = None
 ) -> AsyncIterator[Contestants]:
-    """Open the service and its floors at these addresses, patient, and otherwise as the environment says.
+    """Open the service and its lower bounds with long timeouts and otherwise the environment's settings.
 
     Rows that the floor inserts are numbered from `first_seq`. Raises as `open_app`.
     """

@@ -1,8 +1,8 @@
-"""Counts what a client asks of Postgres and of Redis, from the bytes it sends; no I/O.
+"""Count a client's requests to Postgres and Redis from the bytes on the wire; no I/O.
 
-A round trip begins when a client starts to send after the server has spoken: whoever waits for every answer shows
-exactly its round trips. What the service sends on its own account (a cache reconciliation, a health probe) is named
-beforehand as background and is counted neither as statement nor as round trip of an operation.
+A round trip begins when a client sends after the server has answered, so the count is exact for a client that waits for
+every answer. Requests of the service's background tasks (cache reconciliation, health probes) are declared in advance
+and count neither as statements nor as round trips of an operation.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ PARSE, BIND, EXECUTE, QUERY, TERMINATE = (ord(each) for each in "PBEQX")
 
 @dataclass(slots=True)
 class Count:
-    """What operations cost since the count began: `requests` are statements, or commands."""
+    """Costs since the count began; `requests` are statements, or commands."""
 
     requests: int = 0
     round_trips: int = 0
 
 
 class Counter(Protocol):
-    """Watches one connection."""
+    """Counts the requests of one connection."""
 
     def sent(self, data: bytes) -> None:
-        """The client sent this."""
+        """Process bytes from the client."""
 
     def received(self, data: bytes) -> None:
-        """The server sent this."""
+        """Process bytes from the server."""
 
 
 def digest(text: bytes) -> str:
-    """What a statement is told apart by, whatever its length."""
+    """Length of the prefix by which statements are distinguished."""
     return hashlib.sha256(text).hexdigest()
 
 
 class _Trips:
-    """Turns who speaks when into round trips."""
+    """Derives round trips from the order of requests and answers."""
 
     def __init__(self, count: Count) -> None:
         self.count = count
@@ -48,23 +48,23 @@ class _Trips:
         self._counted = False
 
     def begins(self) -> None:
-        """A request's first byte leaves."""
+        """Record the first byte of a request."""
         if self._server_spoke:
             self._server_spoke, self._counted = False, False
 
     def is_of_operation(self) -> None:
-        """The request that leaves is not background."""
+        """Count the current request, because it is not a background request."""
         if not self._counted:
             self._counted = True
             self.count.round_trips += 1
 
     def server_spoke(self) -> None:
-        """Something came back."""
+        """Record an answer."""
         self._server_spoke = True
 
 
 class PostgresCounter:
-    """One connection of a Postgres client; what comes before the first ready-for-query is the price of connecting."""
+    """One connection of a Postgres client; requests before the first ready-for-query belong to connecting."""
 
     def __init__(self, count: Count, background: Iterable[str]) -> None:
         self._trips = _Trips(count)
@@ -80,7 +80,7 @@ class PostgresCounter:
             if not self._started:
                 self._started = True
             elif self._connected:
-                self._heard(*message)
+                self._on_message(*message)
 
     def received(self, data: bytes) -> None:
         """Implement `Counter`."""
@@ -93,7 +93,7 @@ class PostgresCounter:
         if self._connected:
             self._received.clear()
 
-    def _heard(self, kind: int, body: bytes) -> None:
+    def _on_message(self, kind: int, body: bytes) -> None:
         if kind == TERMINATE:
             return
         self._trips.begins()
@@ -112,7 +112,7 @@ class PostgresCounter:
 
 
 def _take_message(buffer: bytearray, *, has_kind: bool) -> tuple[int, bytes] | None:
-    """Take one whole message off the front; the first message of a client has no kind."""
+    """Remove one complete message from the front; the first message of a client has no kind."""
     start = 1 if has_kind else 0
     if len(buffer) < start + 4:
         return None
@@ -150,7 +150,7 @@ class RedisCounter:
 
 
 def _take_command(buffer: bytearray) -> list[bytes] | None:
-    """Take one whole command, an array of strings, off the front."""
+    """Remove one complete command, an array of strings, from the front."""
     line_end = buffer.find(b"\r\n")
     if line_end < 0:
         return None

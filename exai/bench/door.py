@@ -1,7 +1,7 @@
-"""`exai bench --door`: what a call costs the doors beside bare servers, what idle connections cost, and who waits.
+"""`exai bench --door`: the cost of calls and idle connections for each transport, and fairness between connections.
 
-The invariant is that processor time and memory are the server's own, told by the server, and that the doors and the
-bare servers are called in turn by the same callers with the same bytes.
+Invariant: processor time and memory are those that the server reports for itself, and EXAI and the bare servers are
+called alternately by the same callers with the same bytes.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ QUICK: Final = replace(FULL, rounds=1, calls=((1, 100), (32, 320)), idle=100, id
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """Connections that say nothing but pongs. `bytes_each` is None where the system does not tell."""
+    """Idle connections, which only answer pings. `bytes_each` is None if the system does not report memory."""
 
     connections: int
     seconds: float
@@ -77,7 +77,7 @@ class Idle:
 
 @dataclass(frozen=True, slots=True)
 class Crowd:
-    """Connections that call without a pause. The shares are of one connection's fair share of all calls."""
+    """Connections that call without pauses. Shares are relative to an equal share of all calls."""
 
     connections: int
     ops_s: float
@@ -89,7 +89,7 @@ class Crowd:
 
 @dataclass(frozen=True, slots=True)
 class DoorReport:
-    """Everything a run found. `idle_of_echo` is for information; `notes` say what was not as planned."""
+    """The results of a run. `idle_of_echo` is for information; `notes` state deviations from the plan."""
 
     plan: DoorPlan
     machine: str
@@ -108,15 +108,15 @@ class BenchServer:
         self.port = 0
 
     async def wait_started(self) -> None:
-        """Wait until it listens. Raises `StartupError`."""
+        """Wait until the server listens. Raises `StartupError`."""
         self.port = int((await self._read_report())["port"] or 0)
 
     async def cpu_s(self) -> float:
-        """Ask how much processor time it has used so far. Raises `StartupError` when it is gone."""
+        """Return the server's processor time so far. Raises `StartupError` if it has ended."""
         return float((await self._ask(CPU))["cpu_s"] or 0.0)
 
     async def memory_bytes(self) -> float | None:
-        """Ask how much memory it uses, None where the system does not tell. Raises `StartupError` when it is gone."""
+        """Return the server's memory, None if the system does not report it. Raises `StartupError` if it has ended."""
         return (await self._ask(MEMORY))["memory_bytes"]
 
     async def _ask(self, what: str) -> dict[str, float | None]:
@@ -129,13 +129,13 @@ class BenchServer:
         line = await self._process.stdout.readline()
         if not line:
             raise StartupError("bench", "a server it started has ended", "Run it again; if that fails, look into it")
-        told: dict[str, float | None] = json.loads(line)
-        return told
+        figures: dict[str, float | None] = json.loads(line)
+        return figures
 
 
 @asynccontextmanager
 async def open_servers() -> AsyncIterator[tuple[BenchServer, BenchServer, BenchServer]]:
-    """Start the doors, the echo and the answer by HTTP, each in a process of its own that ends with the context."""
+    """Start EXAI, the WebSocket echo and the HTTP server, each in a process that ends with the context."""
     async with _open_server(DOOR) as door, _open_server(BARE) as echo, _open_server(BARE_HTTP) as answer:
         yield door, echo, answer
 
@@ -163,7 +163,7 @@ async def _open_server(kind: str) -> AsyncIterator[BenchServer]:
 
 
 async def run_door(plan: DoorPlan, progress: ReportProgress) -> DoorReport:
-    """Measure everything and return it. Raises `StartupError` for what the machine cannot do."""
+    """Run all measurements. Raises `StartupError` if the machine's limits are too low."""
     files = allow_open_files()
     number = max(1, min(plan.idle, files - SPARE_FILES))
     notes: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
-"""Callers of a door that cost next to nothing themselves: each sends the same bytes again when the answer has come.
+"""Call a transport with minimal cost of the client: each caller sends the same bytes again after each answer.
 
-The invariant is that what is sent is what any client would send, and every answer is looked at far enough to be told
-from an error.
+Invariant: requests are those of an ordinary client, and every answer is parsed far enough to distinguish it from an
+error.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _HANDSHAKE: Final = (
 
 
 class Broken(Exception):
-    """The server closed a connection or answered what it should not; `str` says what."""
+    """The server closed a connection or sent an unexpected answer."""
 
 
 class Caller(ABC, asyncio.Protocol):
-    """One connection with at most one call under way. `answers` is how many came, `latencies` how long each took."""
+    """One connection with at most one call in flight; counts its `answers` and records their `latencies`."""
 
     def __init__(self, message: bytes) -> None:
         self._message = self.framed(message)
@@ -48,48 +48,48 @@ class Caller(ABC, asyncio.Protocol):
         self.latencies: list[float] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin the handshake, where there is one."""
+        """Begin the handshake, if the transport has one."""
         self._transport = cast("asyncio.Transport", transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell who waits."""
+        """Wake the waiting task."""
         self._fail(Broken(f"the server closed a connection{f': {exc}' if exc else ''}"))
 
     def data_received(self, data: bytes) -> None:
-        """Take answers."""
+        """Process answers."""
         self._data = self._data + data if self._data else data
         while (answer := self.taken()) is not None:
             self._answer(answer)
 
     async def call(self, left: list[int]) -> None:
-        """Call again and again while `left`, which callers share, has calls in it. Raises `Broken`."""
+        """Call repeatedly until the shared iterator `left` is exhausted. Raises `Broken`."""
         self._left = left
         self._answered = asyncio.get_running_loop().create_future()
         self._next()
         await self._answered
 
     async def ask(self, message: bytes) -> None:
-        """Send another message than the usual one and wait for its answer."""
+        """Send a different message and wait for its answer."""
         usual, self._message = self._message, self.framed(message)
         await self.call([1])
         self._message = usual
         self.latencies.clear()
 
     def close(self) -> None:
-        """Cut the connection."""
+        """Abort the connection."""
         if self._transport is not None:
             self._transport.abort()
 
     @abstractmethod
     def framed(self, message: bytes) -> bytes:
-        """Return what goes out for a message."""
+        """Return the bytes of a message."""
 
     @abstractmethod
     def taken(self) -> bytes | None:
-        """Take one whole answer off the front of what came, None when there is none yet."""
+        """Remove one complete answer from the input; None if there is none yet."""
 
     def write(self, data: bytes) -> None:
-        """Send bytes as they are."""
+        """Send bytes unchanged."""
         if self._transport is not None:
             self._transport.write(data)
 
@@ -115,19 +115,19 @@ class Caller(ABC, asyncio.Protocol):
 
 
 class WebSocketCaller(Caller):
-    """Text frames, masked with zeros: the cheapest mask to make, and as dear to take off as any."""
+    """Text frames with a mask of zeros, which is free for the client and costs the server as much as any other."""
 
     def __init__(self, message: bytes) -> None:
         super().__init__(message)
         self._is_open: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask for the upgrade."""
+        """Request the upgrade."""
         super().connection_made(transport)
         self.write(_HANDSHAKE)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell who waits."""
+        """Wake the waiting task."""
         super().connection_lost(exc)
         if not self._is_open.done():
             self._is_open.set_exception(Broken("the server closed a connection during its handshake"))
@@ -143,7 +143,7 @@ class WebSocketCaller(Caller):
         return bytes([_TEXT]) + length + bytes(4) + message
 
     def taken(self) -> bytes | None:
-        """Take one text frame; pings are answered on the way."""
+        """Remove one text frame; answers pings."""
         if not self._is_open.done():
             head, found, self._data = self._data.partition(b"\r\n\r\n")
             if not found:
@@ -158,7 +158,7 @@ class WebSocketCaller(Caller):
             if kind == _TEXT:
                 return payload
             if kind == _PING:
-                # The payload comes back as it was, under a mask of zeros.
+                # The payload of the ping is returned, with a mask of zeros.
                 self.write(_PONG[:1] + bytes([0x80 | len(payload)]) + bytes(4) + payload)
         return None
 
@@ -181,7 +181,7 @@ class HttpCaller(Caller):
     """`POST /mcp` on one connection that stays open."""
 
     async def opened(self) -> None:
-        """Nothing: there is no handshake."""
+        """Do nothing: HTTP has no handshake."""
 
     def framed(self, message: bytes) -> bytes:
         """Return one request."""
@@ -193,7 +193,7 @@ class HttpCaller(Caller):
         return head.encode() + message
 
     def taken(self) -> bytes | None:
-        """Take one response's body."""
+        """Remove one response; return its body."""
         head, found, rest = self._data.partition(b"\r\n\r\n")
         if not found:
             return None
@@ -206,7 +206,7 @@ class HttpCaller(Caller):
 
 
 def allow_open_files() -> int:
-    """Let this process open as many files as it may; returns how many that is."""
+    """Raise the limit of open files as far as possible; return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -220,7 +220,7 @@ CallerType = type[WebSocketCaller] | type[HttpCaller]
 async def open_callers(
     kind: CallerType, port: int, number: int, message: bytes, first: bytes | None = None
 ) -> AsyncIterator[list[Caller]]:
-    """Open that many connections, and say `first` on each. Raises `StartupError`."""
+    """Open connections and send `first` on each. Raises `StartupError`."""
     loop = asyncio.get_running_loop()
     callers: list[Caller] = []
 
@@ -246,7 +246,7 @@ async def open_callers(
 
 
 async def call_all(callers: Sequence[Caller], number: int) -> tuple[list[float], list[int], float]:
-    """Do that many calls between them; returns their latencies in order of size, each one's share, and the time taken.
+    """Share calls between callers; return their sorted latencies, the share of each caller, and the time taken.
 
     Raises `StartupError` for a server that fails a call.
     """

@@ -1,6 +1,6 @@
-"""What a run of `exai bench --door` found, as a table for people and as JSON for programs.
+"""Render the results of `exai bench --door` as a table or as JSON.
 
-The invariant is the one of `report`: a target is shown with what was measured for it, met or not.
+Invariant: the one of `report`: a target is shown with what was measured for it, met or not.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KB: Final = 1_000
 
 
 def door_targets(report: DoorReport) -> tuple[Target, ...]:
-    """Return every promise with what was seen of it."""
+    """Return every target with the measured value."""
     by_socket, by_http = (
         max((each for each in report.comparisons if each.operation == name), key=lambda each: each.callers)
         for name in (CALL_WEBSOCKET, CALL_HTTP)
@@ -39,7 +39,7 @@ def door_targets(report: DoorReport) -> tuple[Target, ...]:
 
 
 def door_as_json(report: DoorReport) -> dict[str, Any]:
-    """Return everything, with plain values."""
+    """Return the report as plain values."""
     return {
         "version": __version__,
         **asdict(report),
@@ -48,7 +48,7 @@ def door_as_json(report: DoorReport) -> dict[str, Any]:
 
 
 def door_as_text(report: DoorReport) -> str:
-    """Return tables: calls beside the echo, connections that idle and that crowd, targets."""
+    """Return tables of calls, idle connections, concurrent connections and targets."""
     plan, crowd = report.plan, report.crowd
     rows = [
         ("idle connections", "number", "kB each", "of a core"),

@@ -1,7 +1,7 @@
-"""A server of the door's bench, alone in its process: EXAI's doors with a tool that does nothing, or a bare server.
+"""A server of `exai bench --door` in its own process: EXAI's transports with an echo tool, or a bare server.
 
-The invariant is that EXAI's is built, logs and records as the daemon does; what is changed is that one caller may use
-all of it. It tells its port, then what it uses whenever it is asked, until its standard input ends.
+Invariant: EXAI is assembled, logs and records as in the daemon, except that one caller may use all of it. The process
+prints its port, and its usage for each line of input, until its standard input ends.
 """
 
 from __future__ import annotations
@@ -47,22 +47,22 @@ UNHINDERED: Final = ServerSettings(
     owner_requests_per_s=1e9,
     owner_bytes_per_s=10**12,
 )
-"""One owner is everybody here, from one address."""
+"""All connections belong to one owner and come from one address."""
 
 
 class Said(Arguments):
-    """What the tool is told."""
+    """Arguments of the echo tool."""
 
     text: str
 
 
 class Repeated(ToolOutput):
-    """The text again, and no structured answer."""
+    """The text, without a structured answer."""
 
     text: str
 
     def as_json(self) -> dict[str, Any]:
-        """Return nothing: the text is the whole answer."""
+        """Return nothing: the answer is the text."""
         return {}
 
     def as_text(self) -> str:
@@ -76,8 +76,8 @@ async def _nothing(arguments: Said, context: CallContext) -> Repeated:  # noqa: 
 
 @asynccontextmanager
 async def open_door() -> AsyncIterator[int]:
-    """Serve EXAI's doors on a port of their own."""
-    spec = ToolSpec(TOOL, "Nothing", "Says back what it is told.", Said, Repeated, _nothing, read_only=True)
+    """Serve EXAI's transports on a free port."""
+    spec = ToolSpec(TOOL, "Nothing", "Returns its argument.", Said, Repeated, _nothing, read_only=True)
     tools = ToolRegistry((spec,))
     server = McpServer(
         "exai",
@@ -93,10 +93,10 @@ async def open_door() -> AsyncIterator[int]:
 
 
 def used(what: str) -> dict[str, float | None]:
-    """Return the processor time so far, or the memory now, where the system tells."""
+    """Return the processor time so far, or the current memory, if the system reports it."""
     if what == CPU:
         return {"cpu_s": time.process_time()}
-    # What is still to be collected is nobody's memory.
+    # Uncollected garbage does not count as memory of connections.
     gc.collect()
     return {"memory_bytes": _memory_bytes()}
 
@@ -117,7 +117,7 @@ _SERVERS: Final[Mapping[str, Callable[[], AbstractAsyncContextManager[int]]]] = 
 
 
 async def main(kind: str) -> None:
-    """Serve until nobody asks any more."""
+    """Serve until standard input ends."""
     asked = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(asked), sys.stdin)
     async with _SERVERS[kind]() as port:

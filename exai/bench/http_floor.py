@@ -1,6 +1,6 @@
-"""The least a server can do with a call, for comparison only: `orjson` on `websockets`, or on uvicorn for HTTP.
+"""Minimal servers for comparison: `orjson` on `websockets`, or on uvicorn for HTTP.
 
-The invariant is that they do nothing that any server of these calls on the same library could leave out.
+Invariant: they do nothing that any server of these calls on the same library could leave out.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ HOST = "127.0.0.1"
 
 @asynccontextmanager
 async def open_echo() -> AsyncIterator[int]:
-    """Answer every message with the `text` of its arguments, on a port of its own."""
+    """Answer every message with the `text` of its arguments, on a free port."""
     async with serve(_echo, HOST, 0, compression=None) as server:
         yield next(iter(server.sockets)).getsockname()[1]
 
 
 @asynccontextmanager
 async def open_answer() -> AsyncIterator[int]:
-    """Answer every POST with the `text` of its arguments, on a port of its own, by uvicorn as it is."""
+    """Answer every POST with the `text` of its arguments, on a free port, by unmodified uvicorn."""
     config = Config(
         _answer,
         interface="asgi3",

@@ -1,6 +1,6 @@
-"""Times batches of an operation and its floor in turn, and counts what one operation costs on the wire.
+"""Time batches of an operation and of its lower bound alternately, and count the cost of one operation on the wire.
 
-The invariant is that the contestants alternate within each round, so that whatever else the machine does meanwhile
+Invariant: the contestants alternate within each round, so that whatever else the machine does meanwhile
 falls on both, and that a ratio is the median of the ratios of rounds, never a ratio of figures minutes apart.
 """
 
@@ -17,12 +17,12 @@ from exai.bench.wire import LatencyProxy
 from exai.errors import StartupError
 
 COUNT_TRIES: Final = 5
-"""A read is not a hit when the machine stood still for longer than the staleness bound; then it is tried again."""
+"""Attempts at a cache hit, which fails if the machine was blocked for longer than the staleness bound."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """An operation and its floor with that many callers at once; ratios are the operation's over the floor's."""
+    """An operation and its lower bound at one number of callers; ratios are those of the operation to the bound."""
 
     operation: str
     floor: str
@@ -36,7 +36,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one operation costs on the wire, as the largest number seen; None for a server there is none of."""
+    """Cost of one operation on the wire, the maximum over its runs; None for a server that is not used."""
 
     operation: str
     statements: int
@@ -46,9 +46,9 @@ class Cost:
 
 
 async def compare(pair: Pair, callers: int, number: int, rounds: int, on_batch: Callable[[], None]) -> Comparison:
-    """Run operation and floor in turn, `number` of each a round."""
+    """Run operation and lower bound alternately, `number` of each per round."""
     for contestant in (pair.operation, pair.floor):
-        # As many callers as later open as many connections, and load what is loaded when first used.
+        # A warm-up with the same number of callers opens the connections and loads lazily loaded code.
         await _batch(contestant, callers, callers)
     timed: tuple[list[Batch], list[Batch]] = ([], [])
     for _ in range(rounds):
@@ -76,7 +76,7 @@ async def _batch(operation: Operation, callers: int, number: int) -> Batch:
 
 
 async def count(operation: Operation, wire: LatencyProxy, number: int) -> Cost:
-    """Do the operation one by one and return what it cost on the wire. Raises `StartupError`."""
+    """Run the operation sequentially and return its cost on the wire. Raises `StartupError`."""
     await operation.prepare()
     seen = [await _count_one(operation, wire, each) for each in range(number)]
     await operation.settle()

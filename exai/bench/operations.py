@@ -1,6 +1,6 @@
-"""What is measured: each operation of the service, and the least that could be done for the same result.
+"""The measured operations of the service, each with a lower bound: the minimal requests for the same result.
 
-The invariant is that an operation and its floor move the same content, between the same processes, the same way.
+Invariant: an operation and its floor move the same content, between the same processes, the same way.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from exai.db.search import SearchQuery
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, NewMessage, Source
 
 EXCHANGES: Final = 512
-"""Different exchanges that are appended; made beforehand, so that making them is nobody's cost."""
+"""Number of different exchanges to append; created in advance, so that their creation is not measured."""
 
 HIT, MISS, UNCACHED = "load, cached", "load, missed", "load, no cache"
 APPEND, APPEND_FILES, FULL = "append", f"append, {FILES_PER_APPEND} files", "full request"
@@ -37,7 +37,7 @@ async def nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """Something to do many times. `run(n)` does the n-th and says whether it was what its name says.
+    """An operation to repeat. `run(n)` runs the n-th and returns whether it was of the kind that its name states.
 
     `prepare` comes before each batch and `settle` after it, and neither is timed. With `once` a batch does it at most
     once per conversation. `finish` waits for what an operation still does when its caller has the answer.
@@ -53,7 +53,7 @@ class Operation:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An operation of the service and its floor."""
+    """An operation of the service and its lower bound."""
 
     operation: Operation
     floor: Operation
@@ -79,7 +79,7 @@ class Operations:
         self._rows = [[(message.role, message.content) for message in each] for each in self._exchanges]
 
     async def prepare(self) -> None:
-        """Put into Redis what the floor reads there."""
+        """Store the pages that the lower bound reads in Redis."""
         if self._cache_floor is not None:
             for continuation_id in self._data.continuation_ids:
                 page = await self._service.read(OWNER, continuation_id)
@@ -118,7 +118,7 @@ class Operations:
         )
 
     def far(self) -> tuple[Pair | Absent, ...]:
-        """Return what is looked at from afar: a whole request beside nothing but its round trips."""
+        """Return the pair measured with a far database: a full request and its bare round trips."""
         if self._cache_floor is None:
             return (Absent(FULL, NO_CACHE),)
         return (Pair(Operation(FULL, self.full, self.warm, settle=self.settle), Operation(TRIPS, self._trips)),)
@@ -142,12 +142,12 @@ class Operations:
         return (await self._service.read(OWNER, self._id(number))).source
 
     async def warm(self) -> None:
-        """Let every conversation be cached."""
+        """Load every conversation into the cache."""
         for each in batched_range(len(self._data.continuation_ids)):
             await asyncio.gather(*(self._read(number) for number in each))
 
     async def settle(self) -> None:
-        """Let what an append puts off be done: whoever comes next is not to pay for it, and searches not to wait."""
+        """Index the words of appended messages, so that the next operation does not pay for it."""
         await self._service.index_words()
 
     async def _chill(self) -> None:
@@ -156,7 +156,7 @@ class Operations:
             await self._cache_floor.forget(OWNER, self._data.continuation_ids)
 
     async def hit(self, number: int) -> bool:
-        """Read the newest page; true when the cache had it."""
+        """Read the newest page; return whether it came from the cache."""
         return await self._read(number) == "cache"
 
     async def _miss(self, number: int) -> bool:
@@ -177,7 +177,7 @@ class Operations:
         return True
 
     async def full(self, number: int) -> bool:
-        """Read, then store; true when the cache had the page."""
+        """Read, then store; return whether the page came from the cache."""
         source = await self._read(number)
         await self.append(number)
         return source == "cache" or self._cache_floor is None

@@ -1,6 +1,6 @@
-"""What a run of `exai bench` measures: how much data, how many callers, how many rounds.
+"""The plan of a run of `exai bench`: sizes of data, numbers of callers and rounds.
 
-The invariant is that one plan fixes every number that the figures depend on, and is printed with them.
+Invariant: one plan fixes every number that the figures depend on, and is printed with them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from exai.models import PAGE_MESSAGES, NewMessage
 
 FILES_PER_APPEND: Final = 8
 FAR_MS: Final = 2.0
-"""Latency each way at which the promise about a whole request is looked at."""
+"""Latency each way for the target on a full request."""
 
 TARGET_CALLERS: Final = 16
 SEED: Final = 8_079
@@ -53,10 +53,10 @@ QUICK: Final = replace(
 
 
 class Texts:
-    """Messages as people and models write them, as far as an index of words can tell; the same in every run."""
+    """Random messages with the word frequencies of natural text; the same in every run."""
 
     def __init__(self, size_bytes: int) -> None:
-        # Not for secrets: what matters is that every run gets the same.
+        # A fixed seed, so that every run uses the same texts.
         self._random = random.Random(SEED)  # noqa: S311
         letters = "etaoinshrdlucmfwypvbgkjqxz"
         self.words = [

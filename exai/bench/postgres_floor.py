@@ -1,6 +1,6 @@
-"""The least a Postgres client can do for the same rows: what `exai bench` compares the service with.
+"""Minimal Postgres statements for the same rows: the lower bounds of `exai bench`.
 
-The invariant is that nothing stands between the caller and the driver: statements described once, in the driver's own
+Invariant: nothing stands between the caller and the driver: statements described once, in the driver's own
 pool of connections like the service's, so that they too cost one round trip behind any pooler; plain rows out.
 Everything made here belongs to the owner `OWNER` or lives in the schema `exai_bench`, and both are gone after
 `remove_all`.
@@ -33,10 +33,10 @@ ANALYZE: Final = "analyze public.conversations, public.messages, public.turns, p
 
 REMOVE_SCHEMA: Final = "drop schema if exists exai_bench cascade"
 REMOVE_ROWS: Final = (
-    # So many at a time that each statement ends within its limit.
+    # In batches, so that each statement ends within its time limit.
     "delete from public.conversations where id in (select id from public.conversations where owner = $1 limit 5000)",
     "delete from public.files where owner = $1",
-    # Nobody's cache holds this owner's conversations, so nobody has to hear that they are gone.
+    # No cache holds this owner's conversations, so the record of their removal is not needed.
     "delete from exai.removed_conversations where owner = $1",
 )
 MAKE_FILES: Final = """
@@ -106,7 +106,7 @@ class DatabaseFloor:
             await self._pool.execute(INSERT, *arguments)
 
     async def round_trip(self) -> None:
-        """Ask and be answered, with no work in between."""
+        """Make one round trip without work."""
         await self._pool.fetchval("select 1")
 
 
@@ -131,7 +131,7 @@ async def open_database_floor(url: str, size: int, last_seq: int) -> AsyncIterat
 
 
 async def make_tables(url: str) -> None:
-    """Make the floor's own tables, and let the planner know what the tables hold, as it would within minutes.
+    """Create the tables of the lower bounds, and analyze all tables, as autovacuum would within minutes.
 
     Raises `ConfigError` or `DatabaseError`.
     """

@@ -1,6 +1,6 @@
-"""The least a Redis client can do for the same bytes: what `exai bench` compares cached reads with.
+"""Minimal Redis commands for the same bytes: the lower bound of cached reads in `exai bench`.
 
-The invariant is that it is what anybody would write: `redis.asyncio` with its own pool, one GET, one `orjson.loads`.
+Invariant: it is the obvious implementation: `redis.asyncio` with its own pool, one GET, one `orjson.loads`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from exai.models import ContinuationId, Message, Owner
 from exai.pages import encode_page
 
 EXPIRY_S: Final = 3_600
-"""What a killed run leaves behind goes away by itself."""
+"""Keys of a killed run expire."""
 
 
 class CacheFloor:
@@ -36,11 +36,11 @@ class CacheFloor:
         return len(orjson.loads(found))
 
     async def round_trip(self) -> None:
-        """Ask and be answered, with no work in between."""
+        """Make one round trip without work."""
         await self._client.ping()
 
     async def forget(self, owner: Owner, continuation_ids: Iterable[ContinuationId]) -> None:
-        """Let the cache of one server have no entries of these conversations, so that the next reads are misses."""
+        """Delete the cache entries of these conversations, so that the next reads are misses."""
         keys = [cache_keys(owner, each, groups=1) for each in continuation_ids]
         await self._client.delete(*(key for each in keys for key in (each.entry, each.lease)))
 

@@ -1,6 +1,6 @@
-"""What a run found, as a table for people and as JSON for programs.
+"""Render the results of a run as a table or as JSON.
 
-The invariant is that a target is shown with what was measured for it, met or not, and nothing unmeasured is left out.
+Invariant: a target is shown with what was measured for it, met or not, and nothing unmeasured is left out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CLEAR: Final = "\r\033[K"
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A ratio to a floor, or another figure, that EXAI promises; `seen` is None when it was not measured."""
+    """A target for a ratio or another figure; `seen` is None if it was not measured."""
 
     promise: str
     bound: float
@@ -31,14 +31,14 @@ class Target:
 
     @property
     def verdict(self) -> str:
-        """One word."""
+        """The verdict in one word."""
         if self.seen is None:
             return "not measured"
         return "met" if (self.seen >= self.bound if self.at == "least" else self.seen <= self.bound) else "missed"
 
 
 def targets(report: Report) -> tuple[Target, ...]:
-    """Return every promise with what was seen of it."""
+    """Return every target with the measured value."""
     near = _Found(report.sections[0].comparisons)
     far = _Found(report.sections[1].comparisons if len(report.sections) > 1 else ())
     return (
@@ -51,7 +51,7 @@ def targets(report: Report) -> tuple[Target, ...]:
 
 
 class _Found:
-    """Looks ratios up in a section; None for what is not there."""
+    """Looks up ratios in a section; None if one is missing."""
 
     def __init__(self, comparisons: Iterable[Comparison]) -> None:
         self._found = {(each.operation, each.callers): each for each in comparisons}
@@ -70,7 +70,7 @@ class _Found:
 
 
 def as_json(report: Report) -> dict[str, Any]:
-    """Return everything, with plain values."""
+    """Return the report as plain values."""
     return {
         "version": __version__,
         "servers": report.servers,
@@ -143,7 +143,7 @@ def _time_row(each: Comparison) -> tuple[str, ...]:
 
 
 def target_lines(promised: Iterable[Target]) -> list[str]:
-    """Return a table of promises, each with what was seen of it."""
+    """Return a table of targets with the measured values."""
     rows = [("target", "bound", "seen", "")]
     for each in promised:
         seen = "-" if each.seen is None else f"{each.seen:.2f}"

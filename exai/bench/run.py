@@ -1,6 +1,6 @@
-"""`exai bench` from beginning to end: servers, data, counting, timing, and nothing left behind.
+"""A complete run of `exai bench`: servers, data, counting, timing and removal of the data.
 
-The invariant is that a run which ends, well or badly, has removed its rows, its tables and its cached pages.
+Invariant: a run which ends, well or badly, has removed its rows, its tables and its cached pages.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from exai.errors import ConfigError
 from exai.settings.load import load_settings
 
 ReportProgress = Callable[[float, str], None]
-"""Told the share that is done and what comes next."""
+"""Receives the share that is done and the name of the next step."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What was asked for on the command line."""
+    """Options of the command line."""
 
     plan: Plan
     here: bool = False
@@ -35,7 +35,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class LatencySection:
-    """Operations compared with their floors at one latency each way."""
+    """Operations compared with their lower bounds at one latency each way."""
 
     latency_ms: float
     comparisons: tuple[Comparison, ...]
@@ -43,7 +43,7 @@ class LatencySection:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything a run found. `uncounted` says why round trips could not be counted, where they could not.
+    """The results of a run. `uncounted` is the reason if round trips could not be counted.
 
     `indexing_us` is what an append puts off: the time of the statements that index a message's words, per message.
     """
@@ -60,7 +60,7 @@ class Report:
 
 
 async def run_bench(options: Options, progress: ReportProgress) -> Report:
-    """Measure everything and return it. Raises as `open_app`, and `ConfigError` for what cannot be measured."""
+    """Run all measurements. Raises as `open_app`, and `ConfigError` for servers that cannot be measured."""
     plan, texts = options.plan, Texts(options.plan.message_bytes)
     async with open_servers(load_settings(), here=options.here) as servers:
         await remove_all(servers.postgres_url)
@@ -90,7 +90,7 @@ async def _measure(
 
 
 def machine() -> str:
-    """Say what it ran on, and how busy that was: figures of a busy machine are worth less than their ratios."""
+    """Describe the machine and its load, on which absolute figures depend more than ratios."""
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     return f"Python {platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} CPUs{load}"
 
@@ -115,7 +115,7 @@ class _Run:
         try:
             async with through_wire(self._servers, 0.0) as (servers, wire), self._open(servers, counting=True) as ours:
                 pairs = [each for each in ours.all() if isinstance(each, Pair)]
-                # The first use of anything may cost more: connecting, preparing, loading a script.
+                # First uses cost more: connecting, preparing, loading a script.
                 for pair in pairs:
                     for operation in (pair.operation, pair.floor):
                         await operation.prepare()
@@ -156,7 +156,7 @@ class _Run:
     def _number(self, pair: Pair, callers: int, number: int) -> int:
         if not pair.operation.once:
             return number
-        # Whole turns of all callers, so that none of them idles at the end of a batch.
+        # A multiple of the callers, so that none of them idles at the end of a batch.
         whole = self._plan.conversations // callers * callers or self._plan.conversations
         return min(number, whole)
 
@@ -173,7 +173,7 @@ class _Run:
         self, servers: ServerAddresses, *, counting: bool = False, indexing: bool = False
     ) -> AsyncIterator[Operations]:
         async with open_contestants(servers, self._floor_seq, UNSAMPLED if counting else None) as contestants:
-            # Rows of an earlier way in keep their numbers; the next one starts far above them.
+            # Rows of earlier contestants keep their numbers; the next ones start far above them.
             self._floor_seq += 1_000_000
             operations = Operations(contestants, self._data, self._texts)
             await operations.prepare()

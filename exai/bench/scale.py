@@ -1,6 +1,6 @@
-"""`exai bench --scale`: what an operation costs when little is stored, and when very much is.
+"""`exai bench --scale`: the cost of operations on a small and on a very large database.
 
-The invariant is that both are measured in one run, on the same servers, by the same lines; only what is stored differs.
+Invariant: both are measured in one run, on the same servers, by the same lines; only what is stored differs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ MIB: Final = 1_048_576
 READS: Final = ("read_page", "read_pages")
 
 GROWTH: Final = 1.5
-"""What may be between little and much: one more level of an index, and a colder page."""
+"""Maximum ratio of large to small: one more index level, and a colder page."""
 
 SEARCH_BOUND: Final = 20.0
 MEMORY_MIB: Final = 16.0
@@ -51,7 +51,7 @@ SEARCH: Final = "search"
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is little and how much is much."""
+    """Sizes of the small and the large database."""
 
     conversations: tuple[int, int] = (1_000, 1_000_000)
     messages: tuple[int, int] = (100, 100_000)
@@ -64,7 +64,7 @@ QUICK: Final = Sizes((200, 20_000), (100, 5_000), 2_000)
 
 @dataclass(frozen=True, slots=True)
 class ScaleReport:
-    """Best p50 of the rounds in ms, with little and with much; reads of a cold conversation; memory."""
+    """Best p50 of the rounds in ms, small and large; database reads of an uncached conversation; memory."""
 
     sizes: Sizes
     servers: str
@@ -75,7 +75,7 @@ class ScaleReport:
     grown_mib: float
 
     def targets(self) -> tuple[Target, ...]:
-        """Return what is promised, with what was seen."""
+        """Return every target with the measured value."""
         grown = [
             Target(f"{name}: times of little stored", GROWTH, "most", self.much_ms[name] / self.little_ms[name])
             for name in (LOAD_DEEP, APPEND_DEEP, LOAD, APPEND, LIST)
@@ -96,7 +96,7 @@ async def run_scale(sizes: Sizes, *, here: bool, progress: ReportProgress) -> Sc
         try:
             return await _Scale(sizes, servers, progress).run()
         finally:
-            # Servers of our own go away with everything in them.
+            # Embedded servers are removed with their data.
             if here:
                 progress(0.99, "removing everything")
                 await remove_all(servers.postgres_url)
@@ -142,7 +142,7 @@ class _Scale:
             for name, run in runs.items():
                 self._progress(share, name)
                 await run_batch(run, 1, OPERATIONS // 4)
-                # What the operation before put off is not this one's cost.
+                # Deferred work of the previous operation must not be measured here.
                 await contestants.app.conversations.index_words()
                 found[name] = min([(await run_batch(run, 1, OPERATIONS)).p50_ms for _ in range(ROUNDS)])
         return found
@@ -151,7 +151,7 @@ class _Scale:
         repository, service = ConversationRepository(app.database), app.conversations
 
         def one(number: int) -> ContinuationId:
-            # A stride that visits all of them before it repeats one, wherever they are stored.
+            # A stride that visits all of them before it repeats one.
             return wide_id(1 + number * 7_919 % conversations)
 
         def load(name: Callable[[int], ContinuationId]) -> Callable[[int], Awaitable[bool]]:
@@ -184,7 +184,7 @@ class _Scale:
         }
 
     async def _cold_reads(self) -> int:
-        """Let three daemons' readers ask for a conversation that nobody has cached; the most database reads seen."""
+        """Read an uncached conversation from three daemons at once; return the maximum number of database reads."""
         async with AsyncExitStack() as stack:
             apps = [
                 (await stack.enter_async_context(open_contestants(self._servers, 0, UNSAMPLED))).app
@@ -200,7 +200,7 @@ class _Scale:
             return most
 
     async def _growth(self) -> float:
-        """Read very many conversations, one after the other, and return by how much this process has grown."""
+        """Read a large number of conversations sequentially; return the growth of this process in MiB."""
         async with open_contestants(self._servers, 0, UNSAMPLED) as contestants:
             service = contestants.app.conversations
             for number in range(1, WARM_UP + 1):
@@ -221,7 +221,7 @@ def _resident_mib() -> float:
 
 
 def as_json(report: ScaleReport) -> dict[str, Any]:
-    """Return everything, with plain values."""
+    """Return the report as plain values."""
     return {
         "servers": report.servers,
         "machine": report.machine,
@@ -236,7 +236,7 @@ def as_json(report: ScaleReport) -> dict[str, Any]:
 
 
 def as_text(report: ScaleReport) -> str:
-    """Return a table for people."""
+    """Return the report as a table."""
     few, many = report.sizes.conversations
     short, long = report.sizes.messages
     head = ("p50 ms, one caller", "little stored", "much stored")

@@ -1,6 +1,6 @@
-"""Fills a database with more conversations and messages than any test has, for `exai bench --scale`.
+"""Create large numbers of conversations and messages for `exai bench --scale`.
 
-The invariant is that what is stored looks as if the service had stored it, and belongs to the bench's own owner.
+Invariant: rows are as if stored by the service, and belong to the owner of the bench.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from exai.models import ContinuationId
 
 BATCH: Final = 10_000
 WORDS: Final = 24
-"""In each message; about 160 bytes."""
+"""Words per message; about 160 bytes."""
 
 LIMIT_S: Final = 600.0
 
@@ -68,17 +68,17 @@ class SeedData:
         self._connection, self._words = connection, list(words)
 
     async def wide(self, first: int, last: int) -> AsyncIterator[int]:
-        """Make the conversations `first` to `last`, of one message each, and yield how far it is."""
+        """Make the conversations `first` to `last`, of one message each, and yield the progress."""
         async for done in self._batches(WIDE, first, last):
             yield done
 
     async def deep(self, first: int, last: int) -> AsyncIterator[int]:
-        """Make the messages `first` to `last` of one conversation, and yield how far it is."""
+        """Make the messages `first` to `last` of one conversation, and yield the progress."""
         async for done in self._batches(DEEP, first, last):
             yield done
 
     async def settle(self) -> None:
-        """Do what the server would do by itself within minutes."""
+        """Vacuum and analyze, as autovacuum would within minutes."""
         for statement in SETTLE:
             await self._connection.execute(statement)
 

@@ -1,6 +1,6 @@
-"""The servers a run is measured on, and the way to them: direct, or through the counting and delaying proxy.
+"""The servers of a run, connected directly or through the proxy that counts and delays.
 
-The invariant is that EXAI and what it is compared with go the same way to the same servers.
+Invariant: EXAI and what it is compared with go the same way to the same servers.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from exai.settings.addresses import redact
 from exai.settings.load import Settings
 
 OWN_STATEMENTS: Final = ("changes", "index_messages", "news", "ping", "revision", "renew_leases")
-"""What the service asks Postgres on its own account."""
+"""Statements of the service's background tasks."""
 
 OWN_COMMANDS: Final = ("TIME", "INFO")
 DIRECTORY: Final = "/var/run/postgresql"
@@ -34,7 +34,7 @@ DIRECTORY: Final = "/var/run/postgresql"
 
 @dataclass(frozen=True, slots=True)
 class ServerAddresses:
-    """Addresses, and how to name them to a person. Without a cache `redis_url` is None."""
+    """Addresses, and their description for a report. Without a cache `redis_url` is None."""
 
     postgres_url: str
     redis_url: str | None
@@ -43,7 +43,7 @@ class ServerAddresses:
 
 @asynccontextmanager
 async def open_servers(settings: Settings, *, here: bool) -> AsyncIterator[ServerAddresses]:
-    """Name the configured servers when `here`, else start embedded ones in a directory that goes away with them.
+    """Return the configured servers if `here`, else start embedded ones in a temporary directory.
 
     Raises `ConfigError` or `StartupError`.
     """
@@ -77,7 +77,7 @@ def configured(settings: Settings) -> ServerAddresses:
 async def through_wire(
     servers: ServerAddresses, delay_ms: float
 ) -> AsyncIterator[tuple[ServerAddresses, LatencyProxy]]:
-    """Put the proxy in front of the servers. Raises `ConfigError` when it could not read along, or `StartupError`."""
+    """Put the proxy in front of the servers. Raises `ConfigError` if the traffic is encrypted, or `StartupError`."""
     upstreams = [_postgres_upstream(servers.postgres_url)]
     if servers.redis_url is not None:
         upstreams.append(_redis_upstream(servers.redis_url))

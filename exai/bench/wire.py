@@ -1,7 +1,7 @@
 """A proxy in front of both servers that counts round trips and adds latency, in a process of its own.
 
-The invariant is that it costs the measured process nothing: it has its own interpreter, is told what to do and asked
-what it counted over its standard streams, and ends when its input does.
+Invariant: it uses no time of the measured process: it runs in a separate process, receives commands and returns counts
+over its standard streams, and ends with its input.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from exai.errors import StartupError
 START_LIMIT_S: Final = 20.0
 ANSWER_LIMIT_S: Final = 20.0
 MAX_HELD_BYTES: Final = 64 * 1_048_576
-"""Bytes on their way in one direction of one connection; a client that has more of them is cut off."""
+"""Maximum number of bytes in transit in one direction of a connection; beyond it the connection is closed."""
 
 HOST: Final = "127.0.0.1"
 
@@ -31,7 +31,7 @@ ServerKind = Literal["postgres", "redis"]
 
 @dataclass(frozen=True, slots=True)
 class Upstream:
-    """A server to stand in front of: a socket's `path`, or `host` and `port`; `background` as the counters say."""
+    """A server behind the proxy: a socket's `path`, or `host` and `port`; `background` as the counters say."""
 
     kind: ServerKind
     host: str = ""
@@ -48,7 +48,7 @@ class LatencyProxy:
         self.ports: dict[str, int] = {}
 
     async def take_counts(self) -> dict[str, Count]:
-        """Return what was counted since the last call, by kind of server."""
+        """Return the counts since the last call, by kind of server."""
         if self._process.stdin is None:
             raise AssertionError("the proxy was started with a pipe")
         self._process.stdin.write(b"\n")
@@ -67,7 +67,7 @@ class LatencyProxy:
 
 @asynccontextmanager
 async def open_wire(upstreams: tuple[Upstream, ...], *, delay_ms: float) -> AsyncIterator[LatencyProxy]:
-    """Stand in front of the servers; every byte arrives `delay_ms` after it was sent, either way.
+    """Start the proxy in front of the servers; every byte arrives `delay_ms` after it was sent, either way.
 
     Raises `StartupError`.
     """
@@ -97,9 +97,9 @@ async def open_wire(upstreams: tuple[Upstream, ...], *, delay_ms: float) -> Asyn
 class _End(asyncio.Protocol):
     """One end of a connection through the proxy; what it receives is delivered to `other` after the delay."""
 
-    def __init__(self, delay_s: float, heard: Callable[[bytes], None]) -> None:
+    def __init__(self, delay_s: float, on_data: Callable[[bytes], None]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._delay_s, self._heard = delay_s, heard
+        self._delay_s, self._on_data = delay_s, on_data
         self._held: deque[tuple[float, bytes]] = deque()
         self._held_bytes = 0
         self._ended = False
@@ -111,7 +111,7 @@ class _End(asyncio.Protocol):
             self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self._heard(data)
+        self._on_data(data)
         self._hold(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -122,7 +122,7 @@ class _End(asyncio.Protocol):
             self._deliver()
 
     def joined(self) -> None:
-        """The other end is there now."""
+        """Connect to the other end."""
         self._deliver()
 
     def _hold(self, data: bytes) -> None:
@@ -134,7 +134,7 @@ class _End(asyncio.Protocol):
             self._deliver()
 
     def _deliver(self) -> None:
-        """Hand over what is due; what is not is looked at again when it will be, in the order in which it came."""
+        """Deliver the pieces that are due, in order, and schedule the next delivery."""
         target = self.other._transport if self.other is not None else None
         if self.other is None:
             return

@@ -1,7 +1,7 @@
 """A model for other people's clients: it speaks four APIs and goes through one conversation with the tool `chat`.
 
 It asks, reads the `continuation_id` in whatever its client shows it of the answer, asks again with it, and then says
-that it is done. `seen` holds what it was shown. The invariant is that it knows nothing which was not shown to it.
+that it is done. `seen` holds what it was shown. Invariant: it knows nothing which was not shown to it.
 """
 
 from __future__ import annotations

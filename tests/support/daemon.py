@@ -1,6 +1,6 @@
 """Starts `exai serve` as a user would, in a process of its own, and tells when it answers.
 
-The invariant is that no daemon outlives its test: leaving the context kills the whole process group.
+Invariant: no daemon outlives its test: leaving the context kills the whole process group.
 """
 
 from __future__ import annotations

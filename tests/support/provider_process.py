@@ -1,6 +1,6 @@
 """Runs `provider_server.py` as a program of its own, for tests without an event loop and for daemons they start.
 
-The invariant is that the program does not outlive its context.
+Invariant: the program does not outlive its context.
 """
 
 from __future__ import annotations

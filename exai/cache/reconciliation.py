@@ -21,7 +21,7 @@ import structlog
 
 from exai.cache.entry import cache_keys, watermark_key
 from exai.cache.redis.client import RedisClient
-from exai.cache.redis.faults import REDIS, CacheRefused
+from exai.cache.redis.faults import DEPENDENCY, CacheRefused
 from exai.cache.redis.scripts import Scripts
 from exai.errors import CacheError
 from exai.models import ContinuationId, Owner, Recorder
@@ -158,7 +158,7 @@ class Reconciler:
             case [int() as now_us, bytes() as generation, bytes() as xmin, bytes() as server_epoch, bytes() as asof]:
                 return Watermark(group, now_us, generation, xmin, server_epoch, asof)
             case _:
-                raise CacheError(REDIS, "holds a watermark that cannot be read")
+                raise CacheError(DEPENDENCY, "holds a watermark that cannot be read")
 
     async def _advance(self, found: Watermark, changes: ChangedRevisions) -> ReconciliationOutcome:
         if changes.overflow or len(changes.rows) > MAX_ROWS:
@@ -182,7 +182,7 @@ class Reconciler:
                 outcomes: tuple[ReconciliationOutcome, ...] = ("lost", "advanced", "generation")
                 return outcomes[verdict]
             case _:
-                raise CacheError(REDIS, "returned an unexpected reply to a reconciliation")
+                raise CacheError(DEPENDENCY, "returned an unexpected reply to a reconciliation")
 
     def _log_failure(self, error: Exception) -> None:
         problem = f"{error.reply_code}" if isinstance(error, CacheRefused) else str(error) or type(error).__name__

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from exai.cache.redis.connection import Argument, RedisReply
-from exai.cache.redis.faults import CacheAway, CacheRefused
+from exai.cache.redis.faults import DEPENDENCY, CacheAway, CacheRefused
 from exai.cache.redis.scripts import Script
 from exai.cache.redis.topology import Topology
 from exai.errors import CacheError
@@ -88,7 +88,7 @@ class RedisClient:
             case [bytes() as seconds, bytes() as micros]:
                 return ClockReading(latency_s, int(seconds) + int(micros) / 1e6 - (sent_at + latency_s / 2))
             case _:
-                raise CacheError("redis", "answered TIME with something else")
+                raise CacheError(DEPENDENCY, "answered TIME with something else")
 
     async def version(self) -> str:
         """Name and version of the server, asked for once. Raises `CacheError`."""

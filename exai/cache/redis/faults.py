@@ -10,6 +10,7 @@ from typing import Final
 
 from exai.errors import CacheError
 
+DEPENDENCY: Final = "cache"
 REDIS: Final = "redis"
 
 DOWN_CODES: Final = frozenset(
@@ -25,7 +26,7 @@ class CacheAway(CacheError):
     """
 
     def __init__(self, problem: str, *, is_late: bool = False) -> None:
-        super().__init__(REDIS, problem)
+        super().__init__(DEPENDENCY, problem)
         self.is_late = is_late
 
 
@@ -41,7 +42,7 @@ class CacheRefused(CacheError):
     """The server is up but refuses the command: out of memory, read-only, disk errors, or a moved slot."""
 
     def __init__(self, code: str, text: str) -> None:
-        super().__init__(REDIS, f"answered {code}")
+        super().__init__(DEPENDENCY, f"answered {code}")
         self.reply_code, self.text = code, text
 
 

@@ -27,7 +27,7 @@ from exai.errors import (
 )
 from exai.program import program
 
-DEPENDENCY: Final = "postgres"
+DEPENDENCY: Final = "database"
 
 CommitOutcome = Literal["nothing", "unknown"]
 StatementPhase = Literal["connecting", "waiting", "sent"]

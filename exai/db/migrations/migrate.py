@@ -177,7 +177,7 @@ async def _lock(address: Address) -> AsyncIterator[None]:
                 break
             await transaction.rollback()
             if asyncio.get_running_loop().time() > give_up_at:
-                raise DatabaseBusy("postgres", "another migration is running", "Wait until it has ended")
+                raise DatabaseBusy(DEPENDENCY, "another migration is running", "Wait until it has ended")
             await asyncio.sleep(LOCK_POLL_S)
         yield
         await transaction.rollback()

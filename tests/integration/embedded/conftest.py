@@ -49,7 +49,7 @@ def public_copy(binaries: PostgresBinaries) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="exai-public-") as made:
         top = Path(made)
         top.chmod(0o755)
-        parts = ("exai/__init__.py", "exai/errors.py", "exai/background.py", "exai/embedded")
+        parts = ("exai/__init__.py", "exai/errors", "exai/background.py", "exai/embedded")
         for part in (*parts, "tests/support/embedded_program.py"):
             target = top / part
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,122 @@
+"""All errors that EXAI raises deliberately, as this tree shows them; a module in brackets defines those of its own.
+
+    ExaiError
+    |-- ConfigError              a setting is wrong, missing or unknown; the process does not start
+    |-- StartupError             a port, directory or embedded server cannot be had; the process does not start
+    |-- RequestError             avoidable with better arguments; the message tells the caller (a model) how
+    |   |-- InvalidArgument
+    |   |-- NotFound
+    |   |-- Conflict             another write came first, or a request key was used for other content
+    |   |-- NotConfigured        the call needs something that is switched off
+    |   |-- ReplyTooLarge        the answer exceeds the largest reply [exai.mcp.core.errors]
+    |   `-- ErrorTooLarge        as ReplyTooLarge, for the description of an error [exai.mcp.core.errors]
+    |-- DependencyError          Postgres, Redis, a provider or the blob store failed
+    |   |-- DatabaseError
+    |   |   |-- DatabaseUnavailable
+    |   |   |-- DatabaseBusy     timed out, locked, or out of connections; nothing was written
+    |   |   |-- StorageFull
+    |   |   |-- OutcomeUnknown   the write may or may not have happened; repeat it with the same key
+    |   |   |-- AnswerNotStored  a model's answer could not be stored; the error contains it
+    |   |   `-- SchemaMismatch   the database is not at this release's revision
+    |   |-- CacheError           stops inside exai.cache; a caller only ever sees a miss
+    |   |   |-- CacheAway        no reply: CacheDown or CacheLost [exai.cache.redis.faults]
+    |   |   `-- CacheRefused     an error reply [exai.cache.redis.faults]
+    |   |-- BlobError
+    |   |-- BreakerOpen          not called, because it failed repeatedly [exai.resilience]
+    |   `-- ProviderError
+    |       |-- ProviderRefused  4xx: the request is wrong for this model, or its content was refused
+    |       |   `-- ProviderTooLong  the prompt does not fit into the model's window
+    |       |-- ProviderAuthFailed
+    |       |-- ProviderLimited  429: rate, quota or balance
+    |       |-- ProviderUnavailable  5xx, an open breaker
+    |       |   `-- ProviderUnreachable  no connection to the endpoint: none of its models can be asked
+    |       `-- ProviderBroken   a reply that cannot be used: broken stream, not SSE, no finish marker
+    |-- DeadlineExceeded
+    |   `-- Unanswered           a batch in flight was not answered in time [exai.batching]
+    |-- Overloaded               a limit of this process; try again shortly
+    `-- ShuttingDown
+
+Constructors take facts and `__str__` makes the sentence, which states the cure if there is one.
+`code` is stable and sent to clients; `retryable` states whether the very same request may succeed later.
+Texts never hold message content, keys or passwords.
+"""
+
+from __future__ import annotations
+
+from exai.errors.base import (
+    MAX_SHOWN_CHARS,
+    ExaiError,
+    bounded,
+    shown,
+)
+from exai.errors.dependencies import (
+    AnswerNotStored,
+    BlobError,
+    CacheError,
+    DatabaseBusy,
+    DatabaseError,
+    DatabaseUnavailable,
+    DependencyError,
+    OutcomeUnknown,
+    SchemaMismatch,
+    StorageFull,
+)
+from exai.errors.process import (
+    ConfigError,
+    DeadlineExceeded,
+    Overloaded,
+    ShuttingDown,
+    StartupError,
+)
+from exai.errors.providers import (
+    ProviderAuthFailed,
+    ProviderBroken,
+    ProviderError,
+    ProviderLimited,
+    ProviderRefused,
+    ProviderTooLong,
+    ProviderUnavailable,
+    ProviderUnreachable,
+)
+from exai.errors.requests import (
+    Conflict,
+    InvalidArgument,
+    NotConfigured,
+    NotFound,
+    RequestError,
+)
+
+__all__ = [
+    "MAX_SHOWN_CHARS",
+    "AnswerNotStored",
+    "BlobError",
+    "CacheError",
+    "ConfigError",
+    "Conflict",
+    "DatabaseBusy",
+    "DatabaseError",
+    "DatabaseUnavailable",
+    "DeadlineExceeded",
+    "DependencyError",
+    "ExaiError",
+    "InvalidArgument",
+    "NotConfigured",
+    "NotFound",
+    "OutcomeUnknown",
+    "Overloaded",
+    "ProviderAuthFailed",
+    "ProviderBroken",
+    "ProviderError",
+    "ProviderLimited",
+    "ProviderRefused",
+    "ProviderTooLong",
+    "ProviderUnavailable",
+    "ProviderUnreachable",
+    "RequestError",
+    "SchemaMismatch",
+    "ShuttingDown",
+    "StartupError",
+    "StorageFull",
+    "bounded",
+    "shown",
+]

@@ -1,0 +1,84 @@
+"""Errors that the caller can avoid with other arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from exai.errors.base import MAX_SENTENCE_CHARS, MAX_SHOWN_CHARS, ExaiError, bounded
+
+
+class RequestError(ExaiError):
+    """The caller can avoid this error with other arguments."""
+
+    code = "request"
+
+
+class InvalidArgument(RequestError):
+    """An argument is invalid. `field` is its path (`messages[3].content`); `problem` and `cure` are clauses."""
+
+    code = "invalid_argument"
+
+    def __init__(self, field: str, problem: str, cure: str) -> None:
+        super().__init__(field, problem, cure)
+        self.field = bounded(field, MAX_SHOWN_CHARS)
+        self.problem, self.cure = bounded(problem, MAX_SENTENCE_CHARS), bounded(cure, MAX_SENTENCE_CHARS)
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}. {self.cure}"
+
+    def details(self) -> dict[str, Any]:
+        return {"field": self.field}
+
+
+class NotFound(RequestError):
+    """The item does not exist for this owner; items of other owners count as nonexistent."""
+
+    code = "not_found"
+
+    def __init__(self, kind: str, name: str, cure: str) -> None:
+        super().__init__(kind, name, cure)
+        self.kind, self.name, self.cure = kind, bounded(name, MAX_SHOWN_CHARS), cure
+
+    def __str__(self) -> str:
+        return f"there is no {self.kind} {self.name!r}. {self.cure}"
+
+    def details(self) -> dict[str, Any]:
+        return {"kind": self.kind, "name": self.name}
+
+
+class Conflict(RequestError):
+    """The request cannot be applied to the stored state. `reason` is one of a closed set, stable for programs.
+
+    `key_reused`: the idempotency key belongs to a request with other content.
+    `still_running`: the first request with this key has not ended yet.
+    `revision`: the conversation has moved on from `expected_revision`.
+    `cancelled`: another call ended this request while it ran.
+    `superseded`: a later attempt of the same turn has taken over.
+    `exists`: the name is taken.
+    """
+
+    code = "conflict"
+
+    def __init__(self, reason: str, problem: str, cure: str, **facts: Any) -> None:
+        super().__init__(reason, problem, cure)
+        self.reason, self.problem, self.cure, self.facts = reason, problem, cure, facts
+
+    def __str__(self) -> str:
+        return f"{self.problem}. {self.cure}"
+
+    def details(self) -> dict[str, Any]:
+        return {"reason": self.reason, **self.facts}
+
+
+class NotConfigured(RequestError):
+    """The call needs a part that is not configured; `cure` names the variables that enable it."""
+
+    code = "not_configured"
+    exit_status = 2
+
+    def __init__(self, what: str, cure: str) -> None:
+        super().__init__(what, cure)
+        self.what, self.cure = what, cure
+
+    def __str__(self) -> str:
+        return f"{self.what} is not configured. {self.cure}"

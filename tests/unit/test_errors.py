@@ -1,0 +1,40 @@
+"""The tree of errors is the one that the code has."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+
+import exai
+from exai import errors
+from exai.errors import DependencyError, ExaiError
+
+
+def descendants(of: type[ExaiError]) -> set[type[ExaiError]]:
+    return {of}.union(*map(descendants, of.__subclasses__()))
+
+
+def test_tree_shows_every_error() -> None:
+    """Whoever handles errors reads the tree, not 300 modules."""
+    for module in pkgutil.walk_packages(exai.__path__, "exai."):
+        if not module.name.startswith(("exai.bench", "exai.__main__", "exai.db.alembic")):
+            importlib.import_module(module.name)
+    tree = set(re.findall(r"\w+", errors.__doc__ or ""))
+    ours = {each for each in descendants(ExaiError) if each.__module__.startswith("exai.")}
+    assert {each.__name__ for each in ours} - tree == set()
+    assert {each.__name__ for each in ours if each.__module__.startswith("exai.errors.")} <= set(errors.__all__)
+
+
+def test_failed_dependency_is_named_as_health_names_it() -> None:
+    """An operator looks the name up there."""
+    from exai.cache.redis.faults import CacheDown, CacheRefused
+    from exai.db.driver.translate import judge
+    from exai.errors import AnswerNotStored
+
+    translated = judge(TimeoutError(), "waiting")
+    assert translated is not None
+    assert isinstance(translated.error, DependencyError)
+    database = {translated.error.dependency, AnswerNotStored("x", "y", "z").dependency}
+    assert database == {"database"}
+    assert {CacheDown("x").dependency, CacheRefused("OOM", "x").dependency} == {"cache"}

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from exai.errors import Overloaded
-from exai.mcp.identity import INVALID, Admitted, Authenticator, AuthRefusal, Immediate, everybody_is_local
+from exai.mcp.identity import INVALID, Admitted, Authenticator, AuthRefusal, Immediate, admit_local_owner
 from exai.models import LOCAL_OWNER
 from exai.settings.load import ServerSettings
 
@@ -38,11 +38,11 @@ class Rejection:
 _NO_QUERY: Mapping[str, str] = {}
 
 
-def _nobody(headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | None:  # noqa: ARG001
+def _admit_none(headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | None:  # noqa: ARG001
     return None
 
 
-def _the_local_owner(headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | None:  # noqa: ARG001
+def _admit_local_owner(headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | None:  # noqa: ARG001
     return Admitted(LOCAL_OWNER)
 
 
@@ -51,9 +51,9 @@ class Edge:
 
     def __init__(self, settings: ServerSettings, authenticate: Authenticator) -> None:
         self._authenticate = authenticate
-        self._at_once = authenticate.at_once if isinstance(authenticate, Immediate) else _nobody
-        if authenticate is everybody_is_local:
-            self._at_once = _the_local_owner
+        self._at_once = authenticate.at_once if isinstance(authenticate, Immediate) else _admit_none
+        if authenticate is admit_local_owner:
+            self._at_once = _admit_local_owner
         self._is_open = not settings.is_guarded
         own = set() if settings.host in WILDCARD_ADDRESSES else {settings.host.lower()}
         self._any_host = "*" in settings.allowed_hosts

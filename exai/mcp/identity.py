@@ -14,7 +14,7 @@ INVALID = 'Bearer error="invalid_token"'
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """An authenticated owner. `until` is in seconds since 1970; None means for as long as the daemon runs."""
+    """An authenticated owner, until `expires_at` in seconds since 1970; None means for as long as the daemon runs."""
 
     owner: Owner
     expires_at: float | None = None
@@ -41,7 +41,7 @@ class Immediate(Protocol):
         """Return the owner if the authenticator would admit the caller without waiting; else None."""
 
 
-async def everybody_is_local(
+async def admit_local_owner(
     headers: Mapping[str, str],  # noqa: ARG001
     query: Mapping[str, str],  # noqa: ARG001
 ) -> Admitted | AuthRefusal:

@@ -17,7 +17,7 @@ from exai.mcp.core.connection import Connection
 from exai.mcp.core.protocol import Feature, Surface
 from exai.mcp.features.tasks import Tasks, TaskStore
 from exai.mcp.features.tools import ToolRegistry
-from exai.mcp.identity import Admitted, Authenticator, everybody_is_local
+from exai.mcp.identity import Admitted, Authenticator, admit_local_owner
 from exai.mcp.session.notifier import Notifier
 from exai.mcp.session.outbox import Outbox
 from exai.mcp.session.runtime import Runtime
@@ -48,7 +48,7 @@ class McpServer:
         instructions: str,
         settings: ServerSettings,
         tool_timeout_s: float,
-        authenticate: Authenticator = everybody_is_local,
+        authenticate: Authenticator = admit_local_owner,
         recorder: Recorder | None = None,
         features: Iterable[Feature] = (),
         task_store: TaskStore | None = None,

@@ -18,7 +18,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from exai.mcp.admission import Edge, header_map
 from exai.mcp.core.jsonrpc import Request as RpcRequest
 from exai.mcp.core.jsonrpc import RpcError, encode_error, parse
-from exai.mcp.identity import everybody_is_local
+from exai.mcp.identity import admit_local_owner
 from exai.mcp.transport.http.headers import legacy_version
 from tests.support.mcp_server import fast_settings
 
@@ -27,7 +27,7 @@ STATUS = {-32601: 404, -32602: 400, -32600: 400, -32700: 400, -32020: 400, -3202
 
 def shim(url: str) -> Starlette:
     """An application that passes every POST on to the WebSocket at `url`."""
-    edge = Edge(fast_settings(), everybody_is_local)
+    edge = Edge(fast_settings(), admit_local_owner)
 
     async def post(request: Request) -> Response:
         headers = header_map(request.scope["headers"])

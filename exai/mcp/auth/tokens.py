@@ -11,7 +11,7 @@ import hmac
 from collections.abc import Mapping
 
 from exai.mcp.auth.jwt import JwtVerifier
-from exai.mcp.identity import INVALID, Admitted, Authenticator, AuthRefusal, everybody_is_local
+from exai.mcp.identity import INVALID, Admitted, Authenticator, AuthRefusal, admit_local_owner
 from exai.models import LOCAL_OWNER, Owner
 from exai.settings.load import ServerSettings
 
@@ -25,7 +25,7 @@ MAX_TOKEN_CHARS = 16_384
 def authenticator(settings: ServerSettings) -> Authenticator:
     """Return the authenticator for these settings: configured and signed tokens, or the local owner (loopback)."""
     if not settings.is_guarded:
-        return everybody_is_local
+        return admit_local_owner
     return _Tokens(settings)
 
 

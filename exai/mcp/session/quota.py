@@ -62,14 +62,14 @@ class Bucket:
         self._left = self._left - wanted if self._left > wanted else 0.0
 
 
-class Lately:
+class RecentSenders:
     """The two owners that sent last: enough to decide whether an owner is alone."""
 
     def __init__(self) -> None:
         self._last: tuple[Quota | None, float] = (None, -inf)
         self._before: tuple[Quota | None, float] = (None, -inf)
 
-    def spoke(self, owner: Quota, now: float) -> None:
+    def note(self, owner: Quota, now: float) -> None:
         """Note that an owner has sent something."""
         if self._last[0] is not owner:
             self._before = self._last
@@ -77,15 +77,15 @@ class Lately:
 
     def is_shared(self, owner: Quota, now: float) -> bool:
         """Return whether another owner has sent something within `ALONE_AFTER_S`."""
-        _, spoke_at = self._before if self._last[0] is owner else self._last
-        return now - spoke_at < ALONE_AFTER_S
+        _, sent_at = self._before if self._last[0] is owner else self._last
+        return now - sent_at < ALONE_AFTER_S
 
 
 class Quota:
     """The limits and usage of one owner; made by `Quotas`."""
 
-    def __init__(self, limits: ServerSettings, clock: Clock, lately: Lately) -> None:
-        self._limits, self._clock, self._lately = limits, clock, lately
+    def __init__(self, limits: ServerSettings, clock: Clock, senders: RecentSenders) -> None:
+        self._limits, self._clock, self._senders = limits, clock, senders
         self._connections = 0
         self._running = 0
         self._addresses = 0
@@ -102,7 +102,7 @@ class Quota:
         return not self._connections and not self._running and not self.account.held_bytes
 
     @contextmanager
-    def connected(self) -> Iterator[None]:
+    def hold_connection(self) -> Iterator[None]:
         """Count one WebSocket or HTTP request while the block runs. Raises `Overloaded`."""
         if not self.connect():
             most = self._limits.owner_max_connections
@@ -142,7 +142,7 @@ class Quota:
         if (wait_s := self._bytes.wait_s(size_bytes, now)) > 0:
             limit = "EXAI_SERVER__OWNER_BYTES_PER_S of one owner's bytes a second"
             raise Overloaded(limit, self._limits.owner_bytes_per_s, retry_after_s=wait_s)
-        self._lately.spoke(self, now)
+        self._senders.note(self, now)
         self._requests.take(1)
         self._bytes.take(size_bytes)
 
@@ -155,12 +155,12 @@ class Quota:
         self._bytes.take(size_bytes)
         return is_within
 
-    def spent_s(self, seconds: float) -> float:
+    def charge_time(self, seconds: float) -> float:
         """Count processor time; return the seconds that the owner's next input waits so that others get their share."""
         now = self._clock()
         self._debt_s = max(0.0, self._debt_s - (now - self._debt_at) * TIME_SHARE) + seconds
         self._debt_at = now
-        if self._debt_s <= TIME_BURST_S or not self._lately.is_shared(self, now):
+        if self._debt_s <= TIME_BURST_S or not self._senders.is_shared(self, now):
             # Time used while alone is not held against the owner when another one arrives.
             self._debt_s = min(self._debt_s, TIME_BURST_S)
             return 0.0
@@ -197,7 +197,7 @@ class Quotas:
 
     def __init__(self, limits: ServerSettings, clock: Clock = time.monotonic) -> None:
         self._limits, self._clock = limits, clock
-        self._lately = Lately()
+        self._senders = RecentSenders()
         self._known: OrderedDict[Owner, Quota] = OrderedDict()
 
     def __len__(self) -> int:
@@ -206,15 +206,15 @@ class Quotas:
     def of(self, owner: Owner) -> Quota:
         """Return an owner's quota: the same object for as long as it has usage to remember."""
         now = self._clock()
-        self._forget_quiet(now)
+        self._forget_idle(now)
         quota = self._known.get(owner)
         if quota is None:
-            quota = self._known[owner] = Quota(self._limits, self._clock, self._lately)
+            quota = self._known[owner] = Quota(self._limits, self._clock, self._senders)
         quota.used_at = now
         self._known.move_to_end(owner)
         return quota
 
-    def _forget_quiet(self, now: float) -> None:
+    def _forget_idle(self, now: float) -> None:
         for _ in range(_LOOKED_AT):
             owner = next(iter(self._known), None)
             if owner is None or self._known[owner].used_at + BURST_S > now:

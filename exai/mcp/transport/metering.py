@@ -48,7 +48,7 @@ class Meter(Protocol):
     def bar(self) -> None:
         """Refuse new connections of the owner for a while."""
 
-    def spent_s(self, seconds: float) -> float:
+    def charge_time(self, seconds: float) -> float:
         """Count processor time; return the delay in seconds before the owner's next input."""
 
 
@@ -213,7 +213,7 @@ class Arriving(WebSocketsSansIOProtocol):
             if self._odd_frames:
                 self._count()
             now_s = time.thread_time()
-        pause_s = 0.0 if self.meter is None else self.meter.spent_s(now_s - began_s)
+        pause_s = 0.0 if self.meter is None else self.meter.charge_time(now_s - began_s)
         self._weigh()
         if self.is_refused or self.read_paused:
             return

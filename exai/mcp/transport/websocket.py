@@ -64,7 +64,7 @@ class WebSocketTransport:
             try:
                 quota = self._server.quotas.of(admitted.owner)
                 quota.check_barred()
-                stack.enter_context(quota.connected())
+                stack.enter_context(quota.hold_connection())
             except Overloaded as error:
                 await reject(send, too_many(error))
                 return

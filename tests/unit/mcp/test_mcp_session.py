@@ -1,4 +1,4 @@
-"""One session without a door: calls that never begin, and how each that did is told of."""
+"""One session without a transport: its calls, their terms and outcomes, and its owner's rate."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ from typing import Any
 
 import orjson
 
-from exai.mcp.core.jsonrpc import parse
+from exai.errors import DeadlineExceeded
+from exai.mcp.core.connection import Connection
+from exai.mcp.core.jsonrpc import Json, parse
+from exai.mcp.core.protocol import Call, CallContext, Cancel, Feature, Method, Send, Surface, Terms
+from exai.mcp.core.versions import OVERLOADED
 from exai.mcp.identity import Admitted
+from exai.mcp.session.runtime import Runtime
 from exai.mcp.session.session import Session
 from exai.models import LOCAL_OWNER
 from exai.monitoring.metrics import MetricsRecorder
@@ -23,7 +28,7 @@ async def open_session(tools: Tools, *, recorder: MetricsRecorder, max_in_flight
     session = server.open_session(Admitted(LOCAL_OWNER), peer="test")
     yield session
     await session.end()
-    await asyncio.sleep(0)  # What has ended is told at the end of a turn of the event loop.
+    await asyncio.sleep(0)  # Ended calls are reported at the end of an iteration of the event loop.
 
 
 def take(session: Session, message: dict[str, Any]) -> None:
@@ -81,3 +86,94 @@ async def test_every_outcome_is_counted_and_timed_once() -> None:
     rendered = recorder.render().decode()
     for name in called:
         assert f'exai_mcp_request_seconds_count{{method="tools/call",tool="{name}"}} 1.0' in rendered
+
+
+class Waiting:
+    """A method that is no tool: its calls state their label, wait for `open`, and are identical if their key is.
+
+    A "stubborn" call answers its cancellation with a result.
+    """
+
+    def __init__(self, *, timeout_s: float | None = None) -> None:
+        self.open = asyncio.Event()
+        self.begun = 0
+        self.tasks: list[asyncio.Task[Any] | None] = []
+        self._timeout_s = timeout_s
+        self.feature = Feature({}, [Method("wait", work=self._work, terms_of=self._terms_of)])
+
+    def _terms_of(self, call: Call) -> Terms:
+        return Terms(
+            str(call.params["label"]), self._timeout_s, lambda call: bytes(call.params["key"], "ascii") or None
+        )
+
+    async def _work(self, call: Call, context: CallContext) -> Json:
+        self.begun += 1
+        self.tasks.append(asyncio.current_task())
+        try:
+            await self.open.wait()
+        except asyncio.CancelledError:
+            if call.params["label"] == "stubborn":
+                return {"late": True}
+            raise
+        return {}
+
+
+def session_of(feature: Feature, recorder: MetricsRecorder, ended: list[Session]) -> Session:
+    """A session without a server: the methods and the runtime are all that it knows."""
+    settings = fast_settings()
+    connection = Connection(Surface("t", "1", [feature]), max_in_flight=10, reply_max_bytes=settings.reply_max_bytes)
+    runtime = Runtime(settings, recorder, 30.0)
+    return Session(runtime, connection, Admitted(LOCAL_OWNER), peer="test", on_end=ended.append)
+
+
+async def test_methods_state_their_own_terms_and_a_session_needs_no_server() -> None:
+    """Labels and identity of calls are the method's, whichever feature it belongs to."""
+    waiting, recorder, ended = Waiting(), MetricsRecorder(), list[Session]()
+    session = session_of(waiting.feature, recorder, ended)
+    for key, (label, identity) in enumerate((("a", "same"), ("a", "same"), ("b", ""))):
+        take(session, modern(key, "wait", {"label": label, "key": identity}))
+    await asyncio.sleep(0)
+    waiting.open.set()
+    assert {(await answered(session))["id"] for _ in range(3)} == {0, 1, 2}
+    assert waiting.begun == 2
+    await session.end()
+    await asyncio.sleep(0)
+    assert ended == [session]
+    assert recorder.value("mcp_calls_deduplicated_total", tool="a") == 1
+    assert recorder.value("mcp_requests_total", method="wait", tool="a", outcome="ok") == 2
+    assert recorder.value("mcp_requests_total", method="wait", tool="b", outcome="ok") == 1
+
+
+async def test_timeout_ends_a_call_and_leaves_its_task_uncancelled_if_the_work_went_on() -> None:
+    """A timeout that stays counted would be taken for one of a later wait in the same task."""
+    waiting, recorder = Waiting(timeout_s=-2.0), MetricsRecorder()
+    session = session_of(waiting.feature, recorder, [])
+    take(session, modern(1, "wait", {"label": "patient", "key": ""}))
+    take(session, modern(2, "wait", {"label": "stubborn", "key": ""}))
+    found = {answer["id"]: answer for answer in (await answered(session), await answered(session))}
+    assert found[1]["error"]["data"]["code"] == DeadlineExceeded.code
+    assert found[2]["result"]["late"] is True
+    assert [task.cancelling() for task in waiting.tasks if task is not None] == [0, 0]
+    await session.end()
+
+
+async def test_process_returns_the_action_and_whether_the_message_was_within_its_rate() -> None:
+    """A transport closes a connection by it; a cancellation is carried out even over the rate."""
+    tools, recorder = Tools(), MetricsRecorder()
+    server = new_server(tools, fast_settings(owner_requests_per_s=0.2), recorder=recorder)
+    session = server.open_session(Admitted(LOCAL_OWNER), peer="test")
+
+    def processed(message: dict[str, Any]) -> tuple[object, bool]:
+        data = orjson.dumps(message)
+        return session.process(parse(data), len(data))
+
+    _, is_within_rate = processed(modern("slow", "tools/call", tool_call("slow")))
+    assert is_within_rate
+    while is_within_rate:
+        action, is_within_rate = processed(modern("listed", "tools/list"))
+    assert isinstance(action, Send)
+    assert action.error is not None
+    assert action.error.code == OVERLOADED
+    cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": "slow"}}
+    assert processed(cancel) == (Cancel("slow"), False)
+    await session.end()

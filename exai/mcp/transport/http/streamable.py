@@ -88,7 +88,7 @@ class StreamableHttp:
                 await reply.text(admitted)
                 return
             admit(scope.get("state"))
-            with self._server.quotas.of(admitted.owner).connected():
+            with self._server.quotas.of(admitted.owner).hold_connection():
                 await self._exchange(scope, headers, admitted, receive, reply)
         except Overloaded as error:
             await reply.text(too_many(error))
@@ -112,7 +112,7 @@ class StreamableHttp:
         # Parsing blocks the event loop, so the time for a long body is charged to its owner, whose request then waits.
         began_s = time.thread_time()
         message = jsonrpc.parse(body)
-        if len(body) > SLICE_BYTES and (pause_s := quota.spent_s(time.thread_time() - began_s)):
+        if len(body) > SLICE_BYTES and (pause_s := quota.charge_time(time.thread_time() - began_s)):
             with quota.account.hold(len(body), "messages that arrive"):
                 await asyncio.sleep(pause_s)
         session = await self._session(message, headers, admitted, peer_of(scope), reply)

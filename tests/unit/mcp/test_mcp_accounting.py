@@ -1,4 +1,4 @@
-"""What is told of the calls that end in one turn of the event loop: each once, and each as itself."""
+"""The report of the calls that end in one iteration of the event loop: each once, and each as itself."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from exai.models import Owner
 from exai.monitoring.metrics import MetricsRecorder
 
 
-async def test_each_call_of_a_turn_is_told_once_and_as_its_own() -> None:
+async def test_each_call_of_an_iteration_is_reported_once_and_as_its_own() -> None:
     """Style: one line per request; the context of one call is not that of another."""
     recorder = MetricsRecorder()
     accounting, loop = Accounting(recorder), asyncio.get_running_loop()

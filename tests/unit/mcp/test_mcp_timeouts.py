@@ -1,4 +1,4 @@
-"""The watch over running calls: whose time is up is stopped, nobody else, with one timer."""
+"""The timeouts of running calls: a call is stopped at its own, no other is, and all share one timer."""
 
 from __future__ import annotations
 

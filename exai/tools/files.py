@@ -14,7 +14,7 @@ from exai.files.service import FileContent, FilePath, FileService
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.texts import items
 from exai.mcp.features.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolSpec
-from exai.models import PAGE_MESSAGES, ContinuationId, FileId, StoredFile
+from exai.models import PAGE_MESSAGES, ContinuationId, FileId, Owner, StoredFile
 from exai.tools.limits import ANSWER_CHARS, LARGE_ANSWERS, size_limit, take_rows, take_text
 from exai.validation import MAX_LIST, utf8_of
 
@@ -164,15 +164,20 @@ def _put_tool(files: FileService) -> ToolSpec:
         given = [arguments.content, arguments.content_base64, arguments.path]
         if sum(each is not None for each in given) != 1:
             raise InvalidArgument("content", "one of content, content_base64 and path is needed", "Give exactly one")
-        if arguments.path is not None:
-            given_path = FilePath(arguments.path, arguments.name, arguments.media_type)
-            (file,) = await files.put_paths(context.owner, [given_path])
-        else:
-            if arguments.name is None:
-                raise InvalidArgument("name", "is missing", "Say what the file is called")
-            content = FileContent(arguments.name, bytes_of(arguments), arguments.media_type)
-            (file,) = await files.put(context.owner, [content])
+        try:
+            file = await put(arguments, context.owner)
+        except InvalidArgument as error:
+            raise _as_argument(error, "content" if arguments.path is None else "path") from None
         return PutOutput.of(file, created=file.created)
+
+    async def put(arguments: PutArguments, owner: Owner) -> StoredFile:
+        if arguments.path is not None:
+            (file,) = await files.put_paths(owner, [FilePath(arguments.path, arguments.name, arguments.media_type)])
+            return file
+        if arguments.name is None:
+            raise InvalidArgument("name", "is missing", "Give the file's name")
+        (file,) = await files.put(owner, [FileContent(arguments.name, bytes_of(arguments), arguments.media_type)])
+        return file
 
     return ToolSpec(
         name="file_put",
@@ -268,6 +273,15 @@ def _delete_tool(files: FileService) -> ToolSpec:
         handler=handle,
         destructive=True,
     )
+
+
+def _as_argument(error: InvalidArgument, content: str) -> InvalidArgument:
+    """Return an error of the service about its list of files as one about the arguments of the only file."""
+    if not error.field.startswith("files"):
+        return error
+    field = error.field.partition(".")[2]
+    cure = error.cure.removesuffix(", or a file_id")
+    return InvalidArgument(field if field in ("name", "media_type") else content, error.problem, cure)
 
 
 def bytes_of(arguments: PutArguments) -> bytes:

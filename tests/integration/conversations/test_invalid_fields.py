@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from exai.app import App
 from exai.conversations import AppendRequest, ChatRequest
@@ -23,8 +24,11 @@ from exai.db.lifecycle import ConversationUpdate
 from exai.db.search import SearchQuery
 from exai.errors import InvalidArgument
 from exai.files.service import FileContent, FilePath
+from exai.mcp.core.protocol import CallContext
+from exai.mcp.features.tools import invalid_arguments
 from exai.models import LOCAL_OWNER, NewMessage
 from exai.settings.load import LimitSettings
+from exai.tools.registry import build_tools
 from tests.integration.conversations.conftest import Rig, open_rig
 
 LIMITS = LimitSettings()
@@ -353,3 +357,124 @@ async def test_bad_value_in_an_import_is_refused_by_line_and_field(rig: Rig) -> 
             parts = read_lines(map(json.dumps, (HEADER, MESSAGE)))
             found = await failure(rig, consume(rig.app.conversations.import_text(LOCAL_OWNER, parts, as_name=bad)))
             assert found == "continuation_id", bad
+
+
+SHORT = ("a\0", "\ud800", "x" * 5_000)
+LONG = ("a\0", "\ud800", "x" * (LIMITS.message_bytes + 1))
+JSON = ({"a": "\0"}, {"a": "\ud800"}, {"a": 2**64}, nested(300), {"a": "x" * LIMITS.metadata_bytes})
+BAD_TAGS = (["x"] * 65,)
+HUGE = (2**63, 2**70, -1)
+ONE: dict[str, Any] = {"continuation_id": NAME}
+TOOL_ARGUMENTS: Mapping[str, tuple[dict[str, Any], dict[str, Iterable[Any]]]] = {
+    "chat": (
+        {"prompt": "hi"},
+        {
+            "prompt": LONG,
+            "system": LONG,
+            "model": SHORT,
+            "continuation_id": SHORT,
+            "idempotency_key": SHORT,
+            "expected_revision": HUGE,
+            "max_output_tokens": HUGE,
+            "files": ([ID] * 201,),
+            "files[0]": [[each] for each in SHORT],
+        },
+    ),
+    "conversation_append": (
+        {"messages": [{"role": "user", "content": "x"}]},
+        {
+            "messages[0].content": [[{"role": "user", "content": each}] for each in LONG],
+            "messages[0].metadata": [[{"role": "user", "content": "x", "metadata": each}] for each in JSON],
+            "messages": ([], [{"role": "user", "content": "x"}] * 1_001),
+            "title": SHORT,
+            "continuation_id": SHORT,
+            "idempotency_key": SHORT,
+            "expected_revision": HUGE,
+            "files": ([ID] * 201,),
+        },
+    ),
+    "conversation_get": (
+        ONE,
+        {"continuation_id": SHORT, "limit": HUGE, "before_seq": HUGE, "offset": HUGE, "seq": HUGE, "max_chars": HUGE},
+    ),
+    "conversation_list": ({}, {"limit": HUGE, "cursor": SHORT, "tags": BAD_TAGS, "metadata": JSON}),
+    "conversation_search": (
+        {"query": "x"},
+        {
+            "query": SHORT,
+            "continuation_id": SHORT,
+            "tool": SHORT,
+            "model": SHORT,
+            "limit": HUGE,
+            "cursor": SHORT,
+            "since": ("2026-01-01T00:00:00", "x"),
+            "until": ("0001-01-01T00:00:00+14:00",),
+            "tags": BAD_TAGS,
+            "tags[0]": [[each] for each in SHORT],
+            "metadata": JSON,
+        },
+    ),
+    "conversation_fork": (
+        ONE,
+        {"continuation_id": SHORT, "at_seq": HUGE, "title": SHORT, "idempotency_key": SHORT},
+    ),
+    "conversation_update": (
+        ONE | {"title": "new"},
+        {
+            "continuation_id": SHORT,
+            "title": SHORT,
+            "tags": BAD_TAGS,
+            "tags[0]": [[each] for each in SHORT],
+            "metadata": JSON,
+            "expected_revision": HUGE,
+            "idempotency_key": SHORT,
+        },
+    ),
+    "conversation_delete": (ONE, {"continuation_id": SHORT, "expected_revision": HUGE, "idempotency_key": SHORT}),
+    "conversation_export": (ONE, {"continuation_id": SHORT, "after_seq": HUGE, "max_chars": HUGE}),
+    "conversation_import": (
+        {"text": "\n".join(map(json.dumps, (HEADER, MESSAGE))), "format": "jsonl"},
+        {"continuation_id": SHORT},
+    ),
+    "file_put": (
+        {"name": "a.txt", "content": "x"},
+        {"name": SHORT, "media_type": SHORT, "content": ("\ud800",)},
+    ),
+    "file_get": ({"file_id": ID}, {"file_id": SHORT, "offset": HUGE, "limit": HUGE}),
+    "file_list": ({}, {"continuation_id": SHORT, "limit": HUGE, "cursor": SHORT}),
+    "file_link": (
+        ONE | {"file_ids": [ID]},
+        {"continuation_id": SHORT, "file_ids": ([ID] * 201, []), "file_ids[0]": [[each] for each in SHORT]},
+    ),
+    "file_delete": ({"file_id": ID}, {"file_id": SHORT}),
+}
+
+
+async def test_bad_argument_of_a_tool_is_refused_by_its_name(rig: Rig) -> None:
+    """By its schema or by the service: a model corrects the argument that the error names."""
+
+    async def progress(_: str) -> None:
+        raise AssertionError("nothing is done")
+
+    context, wrong = CallContext(LOCAL_OWNER, "1", progress), []
+    specs = {spec.name: spec for spec in build_tools(rig.app)}
+    for tool, (usual, fields) in TOOL_ARGUMENTS.items():
+        for field, values in fields.items():
+            for value in values:
+
+                async def attempt(
+                    tool: str = tool, field: str = field, value: Any = value, usual: Any = usual
+                ) -> object:
+                    given = usual | {field.partition("[")[0]: value}
+                    try:
+                        arguments = specs[tool].arguments.model_validate(given)
+                    except ValidationError as error:
+                        problem = invalid_arguments(specs[tool], error)["structuredContent"]["error"]
+                        raise InvalidArgument(problem["field"], "x", "y") from None
+                    return await specs[tool].handler(arguments, context)
+
+                found = await failure(rig, attempt())
+                rig.reset()
+                if found != field:
+                    wrong.append(f"{tool}: {field} = {repr(value)[:60]}: {found}")
+    assert wrong == []

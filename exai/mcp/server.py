@@ -119,9 +119,9 @@ class McpServer:
         self.runtime.is_draining = True
         self.notifier.stop()
         hurry = hurry or asyncio.Event()
-        hurried = asyncio.create_task(self._look_again_when(hurry), name="mcp drain hurry")
+        hurried = asyncio.create_task(self._wake_drain_at(hurry), name="mcp drain hurry")
         try:
-            await self._closing_idle(lambda: hurry.is_set() or not self._is_busy, grace_s, code)
+            await self._close_idle_until(lambda: hurry.is_set() or not self._is_busy, grace_s, code)
             if self._tasks is not None:
                 self._tasks.stop()
             # Answered before the sessions are closed: what `refuse_rest` queues is still sent.
@@ -129,7 +129,7 @@ class McpServer:
                 session.refuse_rest()
                 session.finish(code)
             flush_s = HURRIED_FLUSH_TIMEOUT_S if hurry.is_set() else FLUSH_TIMEOUT_S
-            await self._closing_idle(lambda: not self._is_busy, flush_s, code)
+            await self._close_idle_until(lambda: not self._is_busy, flush_s, code)
         finally:
             hurried.cancel()
         if self._sessions:
@@ -139,11 +139,11 @@ class McpServer:
     def _is_busy(self) -> bool:
         return bool(self._sessions) or (self._tasks is not None and self._tasks.are_running)
 
-    async def _look_again_when(self, event: asyncio.Event) -> None:
+    async def _wake_drain_at(self, event: asyncio.Event) -> None:
         await event.wait()
         self.runtime.activity.set()
 
-    async def _closing_idle(self, done: Callable[[], bool], limit_s: float, code: int) -> None:
+    async def _close_idle_until(self, done: Callable[[], bool], limit_s: float, code: int) -> None:
         """Wait until `done` for at most `limit_s`, and close sessions as they become idle."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):

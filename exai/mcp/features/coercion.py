@@ -10,7 +10,7 @@ of objects without named properties) are never changed, and ambiguous ones are r
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeGuard
 from urllib.parse import unquote
@@ -50,75 +50,7 @@ class _Coercion:
         self.notes.append(f"{path}: {sentence}")
 
 
-class Plain:
-    """A cheap test of whether arguments already have the schema's types, as most do.
-
-    It never holds for arguments that `understood` would change or add a note for; False means that it has to run.
-    """
-
-    __slots__ = ("_tests",)
-
-    def __init__(self, schema: Json, keeps_empty: frozenset[str] = frozenset()) -> None:
-        required = schema.get("required", ())
-        self._tests: dict[str, _Test] = {}
-        for name, part in schema.get("properties", {}).items():
-            test = _test(part, may_be_empty=name in required or name in keeps_empty, is_required=name in required)
-            if test is not None:
-                self._tests[name] = test if name not in KINDS else (test[0], _names_no_resource(test[1]))
-
-    def holds(self, given: Json) -> bool:
-        """Return whether every argument is in the schema and needs no coercion."""
-        for name, value in given.items():
-            test = self._tests.get(name)
-            if test is None or type(value) is not test[0]:
-                return False
-            if test[1] is not None and not test[1](value):
-                return False
-        return True
-
-
-_Test = tuple[type, Callable[[Any], bool] | None]
-"""The one type accepted as it is, and a further condition."""
-
-
-def _test(schema: Json, *, may_be_empty: bool, is_required: bool) -> _Test | None:
-    kind = schema.get("type")
-    if kind == "string":
-        if "enum" in schema:
-            choices = frozenset(each for each in schema["enum"] if may_be_empty or each.strip())
-            return str, choices.__contains__
-        return str, None if may_be_empty else _says_something
-    if kind == "integer":
-        return int, None if is_required or "default" in schema or schema.get("minimum", 0) <= 0 else bool
-    if kind == "boolean":
-        return bool, None
-    if kind == "array":
-        part = schema.get("items", {})
-        return (list, _are_texts) if part.get("type") == "string" and "enum" not in part else None
-    return (dict, None) if kind == "object" and "properties" not in schema else None
-
-
-def _names_no_resource(condition: Callable[[Any], bool] | None) -> Callable[[Any], bool]:
-    """Return `condition` for an argument that also takes URIs of resources: it does not hold for what may be one."""
-
-    def holds(value: str | list[str]) -> bool:
-        if condition is not None and not condition(value):
-            return False
-        return "://" not in value if isinstance(value, str) else not any("://" in each for each in value)
-
-    return holds
-
-
-def _says_something(text: str) -> bool:
-    bare = text.strip()
-    return bare != "" and bare not in NOTHING
-
-
-def _are_texts(values: list[object]) -> bool:
-    return all(type(each) is str and _says_something(each) for each in values)
-
-
-def understood(schema: Json, given: object, keeps_empty: frozenset[str] = frozenset()) -> tuple[object, list[str]]:
+def coerce(schema: Json, given: object, keeps_empty: frozenset[str] = frozenset()) -> tuple[object, list[str]]:
     """Return arguments coerced to the schema, and a note for each one that was not taken literally.
 
     A value that cannot be coerced is kept for validation to refuse. Raises `InvalidArgument` for an ambiguous
@@ -129,11 +61,11 @@ def understood(schema: Json, given: object, keeps_empty: frozenset[str] = frozen
     given = _decoded(given, dict)
     if not isinstance(given, dict):
         return given, []
-    reading = _Coercion(keeps_empty)
-    return _object(schema, _unwrapped(schema, given, reading), "", reading, 0), reading.notes
+    coercion = _Coercion(keeps_empty)
+    return _object(schema, _unwrapped(schema, given, coercion), "", coercion, 0), coercion.notes
 
 
-def _unwrapped(schema: Json, given: Json, reading: _Coercion) -> Json:
+def _unwrapped(schema: Json, given: Json, coercion: _Coercion) -> Json:
     """Return the arguments from within an object that holds nothing else."""
     if len(given) != 1:
         return given
@@ -141,29 +73,29 @@ def _unwrapped(schema: Json, given: Json, reading: _Coercion) -> Json:
     inner = _decoded(value, dict)
     if name not in WRAPPERS or name in schema.get("properties", {}) or not isinstance(inner, dict):
         return given
-    reading.note(name, "taken as the arguments themselves")
+    coercion.note(name, "taken as the arguments themselves")
     return inner
 
 
-def _object(schema: Json, given: Json, path: str, reading: _Coercion, depth: int) -> Json:
+def _object(schema: Json, given: Json, path: str, coercion: _Coercion, depth: int) -> Json:
     properties: Json = schema.get("properties", {})
     required = schema.get("required", ())
     found: dict[str, Any] = {}
-    for name, value in _named(properties, given, path, reading).items():
+    for name, value in _named(properties, given, path, coercion).items():
         part = properties.get(name)
         if part is None:
             found[name] = value
             continue
         here = f"{path}.{name}" if path else name
-        if name not in required and _is_left_out(part, value, name, here, reading):
+        if name not in required and _is_left_out(part, value, name, here, coercion):
             continue
-        taken = _id(name, _value(part, value, here, reading, depth + 1), here, reading)
+        taken = _id(name, _value(part, value, here, coercion, depth + 1), here, coercion)
         if name in required or taken is not _LEFT_OUT:
             found[name] = [] if taken is _LEFT_OUT else taken
     return found
 
 
-def _named(properties: Json, given: Json, path: str, reading: _Coercion) -> Json:
+def _named(properties: Json, given: Json, path: str, coercion: _Coercion) -> Json:
     """Return the arguments under the schema's names; unknown ones keep their own."""
     if given.keys() <= properties.keys():
         return given
@@ -188,65 +120,65 @@ def _named(properties: Json, given: Json, path: str, reading: _Coercion) -> Json
         else:
             found[target] = value
             if value not in (None, ""):
-                reading.note(f"{path}.{name}" if path else name, f"taken as {target}")
+                coercion.note(f"{path}.{name}" if path else name, f"taken as {target}")
     return found
 
 
-def _is_left_out(schema: Json, value: object, name: str, path: str, reading: _Coercion) -> bool:
+def _is_left_out(schema: Json, value: object, name: str, path: str, coercion: _Coercion) -> bool:
     """Return whether an optional argument's value stands for an omitted one."""
     if value is None:
         return True
-    if isinstance(value, str) and name not in reading.keeps_empty:
+    if isinstance(value, str) and name not in coercion.keeps_empty:
         if not value.strip():
             return True
         if value.strip() in NOTHING and value.strip() not in schema.get("enum", ()):
-            reading.note(path, f"{shown(value)} taken as left out")
+            coercion.note(path, f"{shown(value)} taken as left out")
             return True
     if value in (0, "0") and value is not False and schema.get("minimum", 0) > 0 and "default" not in schema:
-        reading.note(path, "0 taken as left out")
+        coercion.note(path, "0 taken as left out")
         return True
     return False
 
 
-def _id(name: str, value: object, path: str, reading: _Coercion) -> object:
+def _id(name: str, value: object, path: str, coercion: _Coercion) -> object:
     """Return the id from a resource's URI if the argument takes such an id; else the value itself."""
     if isinstance(value, list):
-        return [_id(name, each, f"{path}[{index}]", reading) for index, each in enumerate(value)]
+        return [_id(name, each, f"{path}[{index}]", coercion) for index, each in enumerate(value)]
     address = _ADDRESS.fullmatch(value) if name in KINDS and isinstance(value, str) else None
     if address is None or address[1].lower() != KINDS[name]:
         return value
-    reading.note(path, "the address taken as the id in it")
+    coercion.note(path, "the address taken as the id in it")
     return unquote(address[2])
 
 
 _LEFT_OUT: Final = object()
 
 
-def _value(schema: Json, value: object, path: str, reading: _Coercion, depth: int) -> object:
+def _value(schema: Json, value: object, path: str, coercion: _Coercion, depth: int) -> object:
     kind = schema.get("type")
     if depth > MAX_DEPTH:
         return value
     if kind == "object":
         value = {} if value in ([], "[]") else _decoded(value, dict)
         if isinstance(value, dict) and "properties" in schema:
-            return _object(schema, value, path, reading, depth)
+            return _object(schema, value, path, coercion, depth)
     elif kind == "array":
-        return _array(schema, value, path, reading, depth)
+        return _array(schema, value, path, coercion, depth)
     elif kind == "string":
-        return _text(schema, value, path, reading)
+        return _text(schema, value, path, coercion)
     elif kind in ("integer", "number"):
         return _number(value)
     return value
 
 
-def _array(schema: Json, value: object, path: str, reading: _Coercion, depth: int) -> object:
+def _array(schema: Json, value: object, path: str, coercion: _Coercion, depth: int) -> object:
     part: Json = schema.get("items", {})
     if value in ({}, "{}"):
         return []
     if isinstance(value, str):
-        value = _listed(part, value, path, reading)
+        value = _listed(part, value, path, coercion)
     elif isinstance(value, dict) and part.get("type") == "object":
-        reading.note(path, "one object taken as a list of one")
+        coercion.note(path, "one object taken as a list of one")
         value = [value]
     if not isinstance(value, list):
         return value
@@ -255,10 +187,10 @@ def _array(schema: Json, value: object, path: str, reading: _Coercion, depth: in
         if value and all(isinstance(each, str) and each.strip() in ("", *NOTHING) for each in kept):
             return _LEFT_OUT
         value = kept
-    return [_value(part, each, f"{path}[{index}]", reading, depth + 1) for index, each in enumerate(value)]
+    return [_value(part, each, f"{path}[{index}]", coercion, depth + 1) for index, each in enumerate(value)]
 
 
-def _listed(part: Json, text: str, path: str, reading: _Coercion) -> object:
+def _listed(part: Json, text: str, path: str, coercion: _Coercion) -> object:
     """Return the list that a text represents."""
     decoded = _decoded(text, list)
     if isinstance(decoded, list):
@@ -270,7 +202,7 @@ def _listed(part: Json, text: str, path: str, reading: _Coercion) -> object:
         return text
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if len(lines) > 1:
-        reading.note(path, f"{len(lines)} lines taken as a list")
+        coercion.note(path, f"{len(lines)} lines taken as a list")
         return lines
     pieces = [piece.strip() for piece in text.split(",") if piece.strip()]
     if len(pieces) > 1:
@@ -280,13 +212,13 @@ def _listed(part: Json, text: str, path: str, reading: _Coercion) -> object:
                 "one text with commas can be one item or several",
                 f"Give it a list, such as {orjson.dumps([piece[:40] for piece in pieces[:3]]).decode()}",
             )
-        reading.note(path, f"{len(pieces)} ids taken as a list")
+        coercion.note(path, f"{len(pieces)} ids taken as a list")
         return pieces
-    reading.note(path, "one text taken as a list of one")
+    coercion.note(path, "one text taken as a list of one")
     return [text]
 
 
-def _text(schema: Json, value: object, path: str, reading: _Coercion) -> object:
+def _text(schema: Json, value: object, path: str, coercion: _Coercion) -> object:
     choices = schema.get("enum", ())
     if isinstance(value, bool):
         value = "true" if value else "false"
@@ -295,12 +227,12 @@ def _text(schema: Json, value: object, path: str, reading: _Coercion) -> object:
     elif _is_text_part(value):
         value = value["text"]
     elif isinstance(value, list) and value and all(map(_is_text_part, value)):
-        reading.note(path, "parts of text joined")
+        coercion.note(path, "parts of text joined")
         value = "".join(each["text"] for each in value)
-    return _choice(choices, value, path, reading) if choices and isinstance(value, str) else value
+    return _choice(choices, value, path, coercion) if choices and isinstance(value, str) else value
 
 
-def _choice(choices: Sequence[str], value: str, path: str, reading: _Coercion) -> str:
+def _choice(choices: Sequence[str], value: str, path: str, coercion: _Coercion) -> str:
     """Return the choice that a value spells differently or names by a synonym."""
     if value in choices:
         return value
@@ -310,7 +242,7 @@ def _choice(choices: Sequence[str], value: str, path: str, reading: _Coercion) -
     if word in OFF and "off" in choices:
         return "off"
     if (role := ROLES.get(word)) in choices and role is not None and "user" in choices:
-        reading.note(path, f"{shown(value)} taken as {role}")
+        coercion.note(path, f"{shown(value)} taken as {role}")
         return role
     return value
 

@@ -13,7 +13,7 @@ from typing import Any
 from exai.mcp.core.jsonrpc import INVALID_PARAMS, Json, RpcError
 from exai.mcp.core.protocol import READ_TERMS, Call, CallContext, Feature, Method
 from exai.mcp.core.versions import Cacheable
-from exai.mcp.features.coercion import understood
+from exai.mcp.features.coercion import coerce
 from exai.mcp.features.paging import paged
 
 LIST_CACHE = Cacheable(300_000, "public")
@@ -95,7 +95,7 @@ def _checked(spec: PromptSpec, sent: object) -> Mapping[str, str]:
     """Return the arguments, coerced like those of tools."""
     texts = {argument.name: {"type": "string"} for argument in spec.arguments}
     required = [argument.name for argument in spec.arguments if argument.required]
-    given, _ = understood({"properties": texts, "required": required}, sent)
+    given, _ = coerce({"properties": texts, "required": required}, sent)
     if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
         raise RpcError(INVALID_PARAMS, "Invalid params: arguments must be an object of texts")
     names = {argument.name for argument in spec.arguments}

@@ -24,9 +24,10 @@ from exai.mcp.core.errors import error_facts
 from exai.mcp.core.jsonrpc import INVALID_PARAMS, Json, RpcError
 from exai.mcp.core.protocol import Call, CallContext, Feature, Method, Terms
 from exai.mcp.core.versions import Cacheable
-from exai.mcp.features.coercion import Plain, understood
+from exai.mcp.features.coercion import coerce
 from exai.mcp.features.paging import paged
 from exai.mcp.features.results import ToolOutput, call_result, error_result, failed_result
+from exai.mcp.features.schema_fit import SchemaFit
 from exai.mcp.features.schemas import output_schema, portable_schema
 
 __all__ = ["Arguments", "CallContext", "ToolRegistry", "ToolSpec"]
@@ -111,7 +112,7 @@ class _Known:
 
     spec: ToolSpec
     schema: Json
-    plain: Plain
+    fit: SchemaFit
     terms: Terms
     validate: Callable[[object], Any]
     """The function behind `model_validate`, which first processes options that are not used here."""
@@ -148,7 +149,7 @@ class ToolRegistry:
         self._known[spec.name] = _Known(
             spec,
             schema,
-            Plain(schema, spec.arguments.KEEPS_EMPTY),
+            SchemaFit(schema, spec.arguments.KEEPS_EMPTY),
             Terms(spec.name, spec.timeout_s, _join_key if spec.joins_identical else None),
             spec.arguments.__pydantic_validator__.validate_python,
         )
@@ -175,8 +176,8 @@ class ToolRegistry:
         known, given = self._named(call.params), call.params.get("arguments")
         spec = known.spec
         notes: Sequence[str] = ()
-        if type(given) is not dict or not known.plain.holds(given):
-            given, notes = understood(known.schema, given, spec.arguments.KEEPS_EMPTY)
+        if type(given) is not dict or not known.fit.holds(given):
+            given, notes = coerce(known.schema, given, spec.arguments.KEEPS_EMPTY)
             if not isinstance(given, dict):
                 raise RpcError(INVALID_PARAMS, "Invalid params: arguments must be an object")
         try:

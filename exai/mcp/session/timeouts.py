@@ -56,30 +56,30 @@ class Timeouts:
     def __init__(self) -> None:
         self._ends: dict[Timed, float] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._looks_at = inf
+        self._timer_at_s = inf
 
     def begin(self, running: Timed, end_s: float, loop: asyncio.AbstractEventLoop) -> None:
         """Watch a call, and stop it at `end_s` unless `end` is called before."""
         self._ends[running] = end_s
-        if end_s < self._looks_at:
-            self._look_at(end_s, loop)
+        if end_s < self._timer_at_s:
+            self._set_timer(end_s, loop)
 
     def end(self, running: Timed) -> None:
         """Stop watching a call. The timer stays set: the next call's timeout is not earlier."""
         self._ends.pop(running, None)
 
-    def _look_at(self, at_s: float, loop: asyncio.AbstractEventLoop) -> None:
+    def _set_timer(self, at_s: float, loop: asyncio.AbstractEventLoop) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._looks_at = at_s
-        self._timer = loop.call_at(at_s, self._look, loop)
+        self._timer_at_s = at_s
+        self._timer = loop.call_at(at_s, self._stop_overdue, loop)
 
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _stop_overdue(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
-        self._timer, self._looks_at = None, inf
+        self._timer, self._timer_at_s = None, inf
         for running in [each for each, end_s in self._ends.items() if end_s <= now]:
             # Removed first, so that a stopped call is not stopped again before it calls `end`.
             del self._ends[running]
             running.stop_late()
         if self._ends:
-            self._look_at(min(self._ends.values()), loop)
+            self._set_timer(min(self._ends.values()), loop)

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from exai.errors import InvalidArgument
-from exai.mcp.features.coercion import Plain, understood
+from exai.mcp.features.coercion import coerce
+from exai.mcp.features.schema_fit import SchemaFit
 from exai.mcp.features.schemas import portable_schema
 from tests.support.surface import CALLS, ONE, TWO, all_tools
 
@@ -22,7 +23,7 @@ TOOLS = all_tools()
 def read(tool: str, arguments: object) -> tuple[dict[str, Any], list[str]]:
     """What a handler gets, without what was left out, and the notes."""
     spec = TOOLS[tool]
-    found, notes = understood(portable_schema(spec.arguments), arguments, spec.arguments.KEEPS_EMPTY)
+    found, notes = coerce(portable_schema(spec.arguments), arguments, spec.arguments.KEEPS_EMPTY)
     return spec.arguments.model_validate(found).model_dump(exclude_unset=True), notes
 
 
@@ -100,7 +101,7 @@ def test_every_tool_has_a_call() -> None:
 def test_what_fits_is_left_alone_and_needs_no_note(tool: str) -> None:
     """Byte for byte; also texts that look like JSON or like nothing where a text is wanted."""
     schema = portable_schema(TOOLS[tool].arguments)
-    assert understood(schema, CALLS[tool]) == (CALLS[tool], [])
+    assert coerce(schema, CALLS[tool]) == (CALLS[tool], [])
 
 
 @given(st.text(max_size=30) | st.sampled_from(['["a"]', '{"a": 1}', "null", "", "None", "0", "true", " x "]))
@@ -214,7 +215,7 @@ def test_what_could_mean_two_things_is_refused_with_the_cure(tool: str, given: o
 def test_what_cannot_be_understood_is_left_to_validation(given: object) -> None:
     """Which names the field and what it should be."""
     spec = TOOLS["chat"]
-    assert understood(portable_schema(spec.arguments), given)[0] == given
+    assert coerce(portable_schema(spec.arguments), given)[0] == given
 
 
 JSON = st.recursive(
@@ -237,15 +238,15 @@ def test_whatever_is_sent_is_understood_refused_or_left(data: st.DataObject) -> 
     names = [*schema["properties"], *map(camel_name, schema["properties"]), "id", "question", "x"]
     given = data.draw(JSON | st.dictionaries(st.sampled_from(names), JSON, max_size=5))
     try:
-        found, _ = understood(schema, given)
+        found, _ = coerce(schema, given)
     except InvalidArgument as error:
         assert error.field
         return
-    assert understood(schema, found)[0] == found
+    assert coerce(schema, found)[0] == found
 
 
 @given(st.data())
-def test_what_is_taken_as_plain_would_be_understood_as_itself(data: st.DataObject) -> None:
+def test_arguments_that_fit_would_be_coerced_to_themselves(data: st.DataObject) -> None:
     """The short test leaves nothing out that the long way would alter, refuse or take a note of."""
     spec = TOOLS[data.draw(st.sampled_from(sorted(TOOLS)))]
     schema = portable_schema(spec.arguments)
@@ -254,8 +255,8 @@ def test_what_is_taken_as_plain_would_be_understood_as_itself(data: st.DataObjec
     given = data.draw(
         st.dictionaries(st.sampled_from([*schema["properties"], "input", "question"]), values, max_size=4)
     )
-    if Plain(schema, spec.arguments.KEEPS_EMPTY).holds(given):
-        assert understood(schema, given, spec.arguments.KEEPS_EMPTY) == (given, [])
+    if SchemaFit(schema, spec.arguments.KEEPS_EMPTY).holds(given):
+        assert coerce(schema, given, spec.arguments.KEEPS_EMPTY) == (given, [])
 
 
 @pytest.mark.parametrize(
@@ -268,7 +269,7 @@ def test_what_is_taken_as_plain_would_be_understood_as_itself(data: st.DataObjec
 )
 def test_usual_arguments_are_seen_to_be_plain_at_once(tool: str, given: dict[str, Any]) -> None:
     """Nearly all calls are such, and understanding one costs more than everything else about its arguments."""
-    assert Plain(portable_schema(TOOLS[tool].arguments), TOOLS[tool].arguments.KEEPS_EMPTY).holds(given)
+    assert SchemaFit(portable_schema(TOOLS[tool].arguments), TOOLS[tool].arguments.KEEPS_EMPTY).holds(given)
 
 
 def camel_name(name: str) -> str:

@@ -59,10 +59,10 @@ select coalesce(pg_catalog.sum(exai.recover_conversation_v1(x.conversation_id, x
           from public.messages m
          where m.conversation_id is not null
            and not exists (select from public.conversations c where c.id = m.conversation_id)
-         group by m.conversation_id
-         limit 1000) x
+         group by m.conversation_id limit 1000) x
 """
 
+ROLES = "'system', 'user', 'assistant', 'tool'"
 NUMBER = """
 create or replace function exai.number_older(
   p_from uuid, p_inclusive boolean, p_conversations integer, p_messages integer,
@@ -107,9 +107,13 @@ begin
     update public.messages m
        set seq = v_next + u.n,
            created_at = coalesce({time}, c.updated_at, c.created_at, pg_catalog.now()),
-           metadata = exai.adopted_metadata_v1(m.metadata, m.role, m.content,
-                                              case when {created} is null then m.created_at::text end),
-           role = exai.adopted_role_v1(m.role),
+           -- Most rows need neither function; their calls took as long as the rest of the update.
+           metadata = case when m.role in ({roles}) and m.content is not null and {kept}
+                                and coalesce(pg_catalog.jsonb_typeof(m.metadata), 'object') = 'object'
+                           then coalesce(m.metadata, '{{}}')
+                           else exai.adopted_metadata_v1(m.metadata, m.role, m.content,
+                                                         case when {created} is null then m.created_at::text end) end,
+           role = case when m.role in ({roles}) then m.role else exai.adopted_role_v1(m.role) end,
            content = coalesce(m.content, '')
       from pg_catalog.unnest(v_at) with ordinality u(at, n)
      where m.ctid = u.at;
@@ -207,7 +211,8 @@ gone as (
   returning l.ctid as at, pg_catalog.to_jsonb(l) as row),
 kept as (
   insert into exai.quarantine (table_name, reason, row)
-  select 'conversation_files', (select pg_catalog.min(b.reason) from bad b where b.at = g.at), g.row from gone g
+  select 'conversation_files', b.reason, g.row
+    from gone g join (select x.at, pg_catalog.min(x.reason) as reason from bad x group by x.at) b on b.at = g.at
   returning 1)
 select pg_catalog.count(*) from kept
 """
@@ -217,9 +222,7 @@ PUT_BACK = """
 with ahead as materialized (
   select c.id from public.conversations c
    where c.id > $1::text::uuid and c.updated_at > pg_catalog.now()
-   order by c.id
-   limit 1000
-     for no key update skip locked),
+   order by c.id limit 1000 for no key update skip locked),
 moved as (
   update public.conversations c set updated_at = pg_catalog.now() from ahead a where c.id = a.id)
 select a.id::text from ahead a order by a.id desc limit 1
@@ -235,63 +238,50 @@ with messages as (
   select m.conversation_id, m.seq, m.created_at, m.content,
          pg_catalog.sum(pg_catalog.octet_length(m.content)) over (order by m.conversation_id, m.seq)
          operator(pg_catalog.-) pg_catalog.octet_length(m.content) as preceding
-    from (select x.conversation_id, x.seq, x.created_at, x.content
-            from public.messages x
+    from (select x.conversation_id, x.seq, x.created_at, x.content from public.messages x
            where (x.conversation_id, x.seq) > ($1::text::uuid, $2::bigint)
-           order by x.conversation_id, x.seq
-           limit 1000) m),
+           order by x.conversation_id, x.seq limit 1000) m),
 batch as materialized (
   select m.conversation_id, m.seq, m.created_at, m.content from messages m where m.preceding < 1000000),
 -- Who deletes a conversation is not waited for.
 held as materialized (
-  select c.id, c.owner from public.conversations c
-   where c.id = any(array(select b.conversation_id from batch b))
-     for key share skip locked),
+  select c.id, exai.owner_key_v1(c.owner) as key from public.conversations c
+   where c.id = any(array(select b.conversation_id from batch b)) for key share skip locked),
 missing as materialized (
-  select b.conversation_id, b.seq, b.created_at, b.content, h.owner,
+  select b.conversation_id, b.seq, b.created_at, b.content, h.key,
          case when h.id is null then 0 when pg_catalog.length(b.content) > 50000 then b.seq end as queued
     from batch b
     left join held h on h.id = b.conversation_id
-   where not exists (
-     select from exai.message_words w where w.conversation_id = b.conversation_id and w.seq = b.seq)),
+   where not exists (select from exai.message_words w where w.conversation_id = b.conversation_id and w.seq = b.seq)),
 put_off as (
   insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
   select m.conversation_id, pg_catalog.min(m.seq), pg_catalog.max(m.seq)
-    from missing m
-   where m.queued is not null
-   group by m.conversation_id, m.queued),
+    from missing m where m.queued is not null group by m.conversation_id, m.queued),
 stored as (
   insert into exai.message_words (conversation_id, seq, part, created_at, words)
   select m.conversation_id, m.seq, w.part, m.created_at, w.words
-    from missing m
-   cross join lateral exai.words_v1(exai.owner_key_v1(m.owner), m.content) w
-   where m.queued is null
+    from missing m cross join lateral exai.words_v1(m.key, m.content) w where m.queued is null
   on conflict do nothing)
 select b.conversation_id::text, b.seq from batch b order by b.conversation_id desc, b.seq desc limit 1
 """
 INDEX_TITLES = """
 with batch as materialized (
   select c.id, c.created_at, c.owner, c.title
-    from public.conversations c
-   where c.id > $1::text::uuid
-   order by c.id
-   limit 500),
+    from public.conversations c where c.id > $1::text::uuid order by c.id limit 500),
 titled as materialized (
   select b.id, b.created_at, b.owner, b.title from batch b
    where b.title is not null
      and not exists (select from exai.message_words w where w.conversation_id = b.id and w.seq = 0)),
 held as materialized (
   select c.id from public.conversations c
-   where c.id = any(array(select t.id from titled t))
-     for key share skip locked),
+   where c.id = any(array(select t.id from titled t)) for key share skip locked),
 put_off as (
   insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
   select t.id, 0, 0 from titled t where t.id not in (select h.id from held h)),
 stored as (
   insert into exai.message_words (conversation_id, seq, part, created_at, words)
   select t.id, 0, w.part, t.created_at, w.words
-    from titled t
-   cross join lateral exai.words_v1(exai.owner_key_v1(t.owner), t.title) w
+    from titled t cross join lateral exai.words_v1(exai.owner_key_v1(t.owner), t.title) w
    where t.id in (select h.id from held h)
   on conflict do nothing)
 select b.id::text from batch b order by b.id desc limit 1
@@ -341,7 +331,8 @@ def number() -> None:
     create_index("public", "messages_unnumbered_idx", f"public.messages ({', '.join(keys)}) where seq is null")
     create_index("public", "conversations_unnumbered_idx", "public.conversations (id) where next_seq is null")
     with patiently():
-        op.execute(NUMBER.format(time=expression, created=created, tie="m.id" if "id" in columns else "m.ctid"))
+        kept, tie = f"({created} is not null or m.created_at is null)", "m.id" if "id" in columns else "m.ctid"
+        op.execute(NUMBER.format(time=expression, created=created, kept=kept, tie=tie, roles=ROLES))
     # Missing after a downgrade of the last revision.
     create_functions(["recover_conversation_v1"])
     work_off(RECOVER_NAMELESS.format(time=expression))

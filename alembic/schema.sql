@@ -2618,6 +2618,7 @@ declare
   v_wholes text collate "C";
   v_lexemes text collate "C";
   v_words tsvector;
+  v_gaps integer;
 begin
   if v_text = '' or v_text ~ c_others
      or position('zq' in v_text) > 0 and (octet_length(v_text) > length(v_text) or v_text ~ '[0-9]e[0-9]')
@@ -2644,7 +2645,8 @@ begin
      where p.i > 1;
     v_text := replace(v_text, E'\x01', ' ');
   end if;
-  if length(v_text) - length(replace(v_text, ' ', '')) >= c_places then
+  v_gaps := length(v_text) - length(replace(v_text, ' ', ''));
+  if v_gaps >= c_places then
     return null;
   end if;
   v_lexemes := concat(exai.lexemes_v1(v_text), v_wholes);
@@ -2658,7 +2660,7 @@ begin
     end if;
   end if;
   v_words := replace(' ' || v_lexemes, ' ''', ' ''' || p_key)::tsvector;
-  if length(v_text) > c_same and exists (select from unnest(v_words) w where cardinality(w.positions) > c_same) then
+  if v_gaps >= c_same and exists (select from unnest(v_words) w where cardinality(w.positions) > c_same) then
     return null;
   end if;
   return v_words;

@@ -56,13 +56,11 @@ select pg_catalog.count(*) from moved
 RECOVER_ORPHANS = """
 select coalesce(pg_catalog.sum(exai.recover_conversation_v1(x.conversation_id, x.first, x.last)), 0)
   from (select m.conversation_id, pg_catalog.min({time}) as first, pg_catalog.max({time}) as last
-          from public.messages m
-         where m.conversation_id is not null
+          from public.messages m where m.conversation_id is not null
            and not exists (select from public.conversations c where c.id = m.conversation_id)
          group by m.conversation_id limit 1000) x
 """
 
-ROLES = "'system', 'user', 'assistant', 'tool'"
 NUMBER = """
 create or replace function exai.number_older(
   p_from uuid, p_inclusive boolean, p_conversations integer, p_messages integer,
@@ -82,8 +80,7 @@ begin
   o_done := 0;
   for c in
     select x.id, x.created_at, x.updated_at
-      from public.conversations x
-     where x.next_seq is null and x.id >= p_from and (p_inclusive or x.id > p_from)
+      from public.conversations x where x.next_seq is null and x.id >= p_from and (p_inclusive or x.id > p_from)
      order by x.id
      limit p_conversations
        for no key update skip locked
@@ -102,18 +99,20 @@ begin
       o_from := c.id;
       continue;
     end;
-    select coalesce(pg_catalog.max(m.seq), 0) into v_next
-      from public.messages m where m.conversation_id = c.id and m.seq is not null;
+    select coalesce(pg_catalog.max(m.seq), 0) into v_next from public.messages m
+     where m.conversation_id = c.id and m.seq is not null;
     update public.messages m
        set seq = v_next + u.n,
            created_at = coalesce({time}, c.updated_at, c.created_at, pg_catalog.now()),
            -- Most rows need neither function; their calls took as long as the rest of the update.
-           metadata = case when m.role in ({roles}) and m.content is not null and {kept}
-                                and coalesce(pg_catalog.jsonb_typeof(m.metadata), 'object') = 'object'
+           metadata = case when m.role in ('system', 'user', 'assistant', 'tool') and m.content is not null
+                                and ({created} is not null or m.created_at is null) and coalesce(
+                                  pg_catalog.jsonb_typeof(m.metadata), 'object') = 'object'
                            then coalesce(m.metadata, '{{}}')
                            else exai.adopted_metadata_v1(m.metadata, m.role, m.content,
                                                          case when {created} is null then m.created_at::text end) end,
-           role = case when m.role in ({roles}) then m.role else exai.adopted_role_v1(m.role) end,
+           role = case when m.role in ('system', 'user', 'assistant', 'tool') then m.role
+                       else exai.adopted_role_v1(m.role) end,
            content = coalesce(m.content, '')
       from pg_catalog.unnest(v_at) with ordinality u(at, n)
      where m.ctid = u.at;
@@ -221,8 +220,8 @@ select pg_catalog.count(*) from kept
 PUT_BACK = """
 with ahead as materialized (
   select c.id from public.conversations c
-   where c.id > $1::text::uuid and c.updated_at > pg_catalog.now()
-   order by c.id limit 1000 for no key update skip locked),
+   where c.id > $1::text::uuid and c.updated_at > pg_catalog.now() order by c.id limit 1000
+     for no key update skip locked),
 moved as (
   update public.conversations c set updated_at = pg_catalog.now() from ahead a where c.id = a.id)
 select a.id::text from ahead a order by a.id desc limit 1
@@ -331,8 +330,7 @@ def number() -> None:
     create_index("public", "messages_unnumbered_idx", f"public.messages ({', '.join(keys)}) where seq is null")
     create_index("public", "conversations_unnumbered_idx", "public.conversations (id) where next_seq is null")
     with patiently():
-        kept, tie = f"({created} is not null or m.created_at is null)", "m.id" if "id" in columns else "m.ctid"
-        op.execute(NUMBER.format(time=expression, created=created, kept=kept, tie=tie, roles=ROLES))
+        op.execute(NUMBER.format(time=expression, created=created, tie="m.id" if "id" in columns else "m.ctid"))
     # Missing after a downgrade of the last revision.
     create_functions(["recover_conversation_v1"])
     work_off(RECOVER_NAMELESS.format(time=expression))

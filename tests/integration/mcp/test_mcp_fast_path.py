@@ -42,6 +42,11 @@ class Served:
     def __init__(self, app: Counted, tools: Tools, running: RunningServer) -> None:
         self.app, self.tools, self.running = app, tools, running
 
+    def protocol(self) -> Any:
+        """The protocol of the only connection."""
+        [protocol] = self.running._state.connections
+        return protocol
+
 
 @asynccontextmanager
 async def served(authenticate: Authenticator | None = None, **changes: Any) -> AsyncIterator[Served]:
@@ -318,3 +323,69 @@ async def test_a_token_that_has_expired_since_its_headers_were_checked_is_verifi
             assert (await answer(peer)).startswith(b"HTTP/1.1 401 ")
         assert (authenticate.asked, server.app.asgi_calls) == (2, 2)
         assert not server.tools.contexts
+
+
+def in_two(data: bytes) -> tuple[bytes, bytes]:
+    head, end, body = data.partition(b"\r\n\r\n")
+    return head + end, body
+
+
+async def two_sends(peer: RawPeer, server: Served, first: bytes, second: bytes) -> None:
+    """Send the second part once the server has read the first one."""
+    await peer.send(first)
+    protocol = server.protocol()
+    async with asyncio.timeout(WAIT_S):
+        while not (protocol._held or protocol._is_message_open):
+            await asyncio.sleep(0)
+    await peer.send(second)
+
+
+async def test_a_head_and_a_body_sent_separately_take_the_fast_path_from_the_second_time_on() -> None:
+    """httpx and others write them separately; the first head is parsed before its body has arrived."""
+    head, body = in_two(call("a"))
+    async with served() as server, raw_peer(server.running.port) as peer, asyncio.timeout(WAIT_S):
+        regular = None
+        # On a busy machine a body may be late, and then takes the regular path.
+        while regular != server.app.asgi_calls:
+            regular = server.app.asgi_calls
+            await two_sends(peer, server, head, body)
+            assert b'"a"' in await answer(peer)
+        assert regular
+
+
+async def test_a_held_head_whose_body_is_late_or_in_pieces_takes_the_regular_path() -> None:
+    """Its body then has the time of any other body."""
+    head, body = in_two(call("a"))
+    async with served() as server, raw_peer(server.running.port) as peer:
+        await peer.send(head + body)
+        expected = await answer(peer)
+        await peer.send(head)
+        async with asyncio.timeout(WAIT_S):
+            while server.app.asgi_calls < 1:
+                await asyncio.sleep(0)
+        await peer.send(body)
+        assert await answer(peer) == expected
+        await two_sends(peer, server, head, body[:5])
+        await peer.send(body[5:])
+        assert await answer(peer) == expected
+        assert server.app.asgi_calls == 2
+        await two_sends(peer, server, head, body + head + body)
+        assert [await answer(peer), await answer(peer)] == [expected, expected]
+
+
+async def test_a_connection_lost_with_a_held_head_leaves_nothing() -> None:
+    """The timer of the hold belongs to the connection."""
+    head, body = in_two(call("a"))
+    async with served() as server:
+        async with raw_peer(server.running.port) as peer:
+            await peer.send(head + body)
+            await answer(peer)
+            protocol = server.protocol()
+            await peer.send(head)
+            async with asyncio.timeout(WAIT_S):
+                while not (protocol._held or protocol._is_message_open):
+                    await asyncio.sleep(0)
+        async with asyncio.timeout(WAIT_S):
+            while server.running.connections:
+                await asyncio.sleep(0)
+        assert (protocol._held, protocol._holding) == (b"", None)

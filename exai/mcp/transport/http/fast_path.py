@@ -127,17 +127,30 @@ class ConnectionPosts:
 
         The parser has accepted such a head, so it need not see this one.
         """
-        start = len(self._before)
-        if not start or not data.startswith(self._before):
-            return None
-        end = data.find(b"\r", start, start + MAX_LENGTH_DIGITS + 1)
-        if end < 0 or not data.startswith(self._after, end):
+        end = self._length_end(data)
+        if end < 0:
             return None
         body = data[end + len(self._after) :]
-        return body if data[start:end] == b"%d" % len(body) and len(body) <= MAX_POST_BYTES else None
+        is_whole = data[len(self._before) : end] == b"%d" % len(body)
+        return body if is_whole and len(body) <= MAX_POST_BYTES else None
+
+    def is_repeated_head(self, data: bytes) -> bool:
+        """Return whether this is a head that repeats the last one's, and no part of its body has arrived."""
+        end = self._length_end(data)
+        return end >= 0 and end + len(self._after) == len(data) and data[len(self._before) : end].isdigit()
+
+    def _length_end(self, data: bytes) -> int:
+        """Return the end of the number in the Content-Length of a repeated head; -1 if it is none."""
+        start = len(self._before)
+        if not start or not data.startswith(self._before):
+            return -1
+        end = data.find(b"\r", start, start + MAX_LENGTH_DIGITS + 1)
+        return end if data.startswith(self._after, end) else -1
 
     def keep(self, data: bytes, body: bytes) -> None:
-        """Keep the head of a request that was taken, if `data` is the whole request and nothing else."""
+        """Keep the head of a request whose headers were checked, if `data` is exactly that head and `body`."""
+        if self._before:
+            return
         size = len(data) - len(body)
         found = None
         if size <= MAX_KEPT_HEAD_BYTES and data.find(_HEAD_END) + len(_HEAD_END) == size:
@@ -145,11 +158,6 @@ class ConnectionPosts:
         # The spaces after the number are left to the parser.
         if found is not None and found[2].startswith(b"\r"):
             self._before, self._after = found[1], found[2]
-
-    @property
-    def has_kept(self) -> bool:
-        """Return whether there is a head to repeat."""
-        return bool(self._before)
 
     def reads(self, protocol: HttpToolsProtocol) -> bool:
         """Check the headers of a request; False if it has to take the regular path."""

@@ -48,14 +48,19 @@ class PostProtocol(AnsweringProtocol):
             self._idle_since = None
         return True
 
+    def is_repeated_head(self, data: bytes) -> bool:
+        """Return whether this is the head of a POST that `answer_repeated` may take once its body has arrived."""
+        return self._posts is not None and self._posts.is_repeated_head(data)
+
     def data_received(self, data: bytes) -> None:
         """Pass a request that has not arrived whole to the regular path."""
         super().data_received(data)
-        self.first_data = None
         if self.is_deferred:
             self.is_deferred = False
             if not self.transport.is_closing():
+                self._keep_lone_head()
                 self._take_regular_path()
+        self.first_data = None
 
     def on_message_begin(self) -> None:
         """Defer the creation of ASGI's scope to the regular path."""
@@ -83,14 +88,12 @@ class PostProtocol(AnsweringProtocol):
             super().on_message_complete()
             return
         self.is_deferred = False
-        if self._posts is None and self.fast_posts is not None:
-            self._posts = ConnectionPosts(self.fast_posts)
-        posts, body = self._posts, self._body
+        posts, body = self._connection_posts(), self._body
         keep_alive = self.parser.should_keep_alive()
         is_short = posts is not None and len(body) <= MAX_POST_BYTES
         if posts is not None and is_short and posts.reads(self) and posts.take(self, body, keep_alive=keep_alive):
             self._body = b""
-            if self.first_data is not None and keep_alive and not posts.has_kept:
+            if self.first_data is not None and keep_alive:
                 posts.keep(self.first_data, body)
             return
         self._take_regular_path()
@@ -139,6 +142,18 @@ class PostProtocol(AnsweringProtocol):
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
             self.timeout_keep_alive_task = None
+
+    def _keep_lone_head(self) -> None:
+        """Keep a head that arrived without its body. Many clients send them separately, and the next head is held."""
+        posts = self._connection_posts()
+        is_lone = self.first_data is not None and not self._body and self.parser.should_keep_alive()
+        if posts is not None and self.first_data is not None and is_lone and posts.reads(self):
+            posts.keep(self.first_data, b"")
+
+    def _connection_posts(self) -> ConnectionPosts | None:
+        if self._posts is None and self.fast_posts is not None:
+            self._posts = ConnectionPosts(self.fast_posts)
+        return self._posts
 
     def _is_ordinary(self) -> bool:
         parser = self.parser

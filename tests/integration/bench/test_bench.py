@@ -207,9 +207,9 @@ async def test_callers_with_a_far_database_are_compared_with_one(
     printed = json.loads(
         await bench_cloud(here=True, quick=True, latency_ms=1.0, as_json_text=True, error=io.StringIO())
     )
-    cells = {(each["operation"], each["callers"]) for each in printed["crowds"]}
+    cells = {(each["operation"], each["callers"]) for each in printed["concurrent"]}
     assert cells == {(name, callers) for name in (HIT, APPEND, FULL) for callers in (1, 16, 64)}
-    assert all(each["latency_ratio"] == 1 for each in printed["crowds"] if each["callers"] == 1)
+    assert all(each["latency_ratio"] == 1 for each in printed["concurrent"] if each["callers"] == 1)
     assert len(printed["targets"]) == 4
     assert all(each["verdict"] in ("met", "missed") for each in printed["targets"])
     assert await rows_left(postgres_url) == []

@@ -1,7 +1,7 @@
 """Time batches of an operation and of its lower bound alternately, and count the cost of one operation on the wire.
 
-Invariant: the contestants alternate within each round, so that whatever else the machine does meanwhile
-falls on both, and that a ratio is the median of the ratios of rounds, never a ratio of figures minutes apart.
+Invariant: the contestants alternate within each round, so that other load on the machine affects both, and a ratio is
+the median of the ratios of rounds, never a ratio of figures measured minutes apart.
 """
 
 from __future__ import annotations

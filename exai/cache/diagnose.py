@@ -48,9 +48,7 @@ async def _look(client: RedisClient, settings: CacheSettings, found: list[Findin
     found.append(_memory(facts))
     found.append(_persistence(facts, await _snapshots(client)))
     found.append(_clock(clock.ahead_s))
-    found.append(
-        Finding("staleness bound", "ok", f"{settings.max_staleness_s:g} s while Redis cannot be told of a change")
-    )
+    found.append(Finding("staleness bound", "ok", f"{settings.max_staleness_s:g} s if an update of Redis fails"))
 
 
 async def _info(client: RedisClient) -> Mapping[str, str]:

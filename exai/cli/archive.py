@@ -1,7 +1,7 @@
 """Implements `exai export`, `exai import` and `exai prune`, which access the stores directly, like a daemon.
 
 Invariant: a file under its final name is a complete export, since it is written beside its place and then renamed.
-Text is UTF-8 with line feeds, whatever the terminal's encoding; it is read in any Unicode encoding.
+Text is written in UTF-8 with line feeds, independently of the terminal's encoding, and read in any Unicode encoding.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ def _parent_watched(parent: socket.socket | None, stop: asyncio.Event) -> Iterat
         return
     loop = asyncio.get_running_loop()
 
-    def heard() -> None:
+    def on_closed() -> None:
         with contextlib.suppress(BlockingIOError):
             if parent.recv(len(RETIRE)) == RETIRE:
                 retired.set()
@@ -178,7 +178,7 @@ def _parent_watched(parent: socket.socket | None, stop: asyncio.Event) -> Iterat
     for number in ignored:
         loop.remove_signal_handler(number)
         signal.signal(number, signal.SIG_IGN)
-    loop.add_reader(parent, heard)
+    loop.add_reader(parent, on_closed)
     try:
         yield retired
     finally:

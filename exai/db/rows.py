@@ -1,7 +1,7 @@
 """Decode the rows returned by the functions of schema `exai`, and encode their arguments.
 
-Most functions answer in one shape: rows of eight columns told apart by the first, `part`. The row `head` carries a JSON
-document of facts in the last column, every other row is a message.
+Most functions answer in one shape: rows of eight columns, distinguished by the first, `part`. The row `head` carries a
+JSON document of facts in the last column, every other row is a message.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def check_key_url(url: str) -> str:
     if "@" in parts.netloc:
         raise UnusableAddress("holds a user name or password", "Published keys need none")
     if parts.scheme.lower() == "http" and not is_loopback(parts.hostname):
-        raise UnusableAddress("is not https, so anybody on the way could change the keys", f"Use {example}")
+        raise UnusableAddress("is not https, so an attacker on the network could replace the keys", f"Use {example}")
     return url
 
 

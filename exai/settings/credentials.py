@@ -31,7 +31,7 @@ ACCESS: Final[Mapping[str, str]] = {
     "EXAI_SERVER__JWT__AUDIENCE": "decides who may connect as which owner",
     "EXAI_SERVER__JWT__ALLOW_ANONYMOUS": "decides who may connect as which owner",
 }
-"""Settings that widen what may be read or who may connect, whatever their value is."""
+"""Settings that widen access with any value."""
 
 HOST: Final = "EXAI_SERVER__HOST"
 OTHER_CREDENTIALS: Final = ("EXAI_SERVER__TOKENS", "EXAI_SERVER__JWT__SECRET", "EXAI_SERVER__JWT__JWKS_URL")

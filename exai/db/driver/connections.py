@@ -245,7 +245,7 @@ class Connections:
         while not self._closing:
             try:
                 fresh = await self._open()
-            except Exception as error:  # noqa: BLE001 - whatever the driver makes of half an answer, the place is mended
+            except Exception as error:  # noqa: BLE001 - the driver may raise anything for half an answer
                 self.last_error = error
                 if self._away_since is None and not self.live:
                     self._away_since = self.clock()

@@ -207,10 +207,6 @@ class Database:
         """Connections in use, open, and allowed."""
         return self._connections.in_use, self._connections.live, self._connections.size
 
-    def renew_connections(self) -> None:
-        """Replace every connection before its next use. Call after a migration, which makes descriptions stale."""
-        self._connections.renew()
-
 
 class _Failed(Exception):
     def __init__(self, verdict: TranslatedError) -> None:

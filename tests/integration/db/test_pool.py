@@ -196,14 +196,6 @@ async def test_a_black_hole_ends_in_an_unknown_outcome_for_a_write_and_not_for_a
         assert "one" in await contents_of(repository, name)
 
 
-async def test_connections_are_replaced_when_asked(database: Database) -> None:
-    """After a migration the descriptions the client remembers may be out of date."""
-    before = await database.fetch("ping")
-    database.renew_connections()
-    await wait_until(lambda: database.usage() == (0, POOL_SIZE, POOL_SIZE))
-    assert await database.fetch("ping") == before
-
-
 async def test_a_closed_pool_says_that_we_are_stopping(postgres_url: str) -> None:
     """And not that the database is ill."""
     async with opened(postgres_url) as database:

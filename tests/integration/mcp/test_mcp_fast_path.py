@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -331,7 +332,8 @@ def in_two(data: bytes) -> tuple[bytes, bytes]:
 
 
 async def two_sends(peer: RawPeer, server: Served, first: bytes, second: bytes) -> None:
-    """Send the second part once the server has read the first one."""
+    """Send the second part once the server has read the first one, without waiting for its acknowledgement."""
+    peer.writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     await peer.send(first)
     protocol = server.protocol()
     async with asyncio.timeout(WAIT_S):

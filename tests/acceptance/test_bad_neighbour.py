@@ -1,4 +1,4 @@
-"""One client's rubbish is answered or its socket closed; a call of another client that runs meanwhile is not harmed."""
+"""Invalid input of one client is answered, or its socket closed, without effect on a running call of another client."""
 
 from __future__ import annotations
 

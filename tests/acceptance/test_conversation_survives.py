@@ -1,4 +1,4 @@
-"""The main job, end to end: a real client, a real daemon, a real provider call, and a power cut in the middle."""
+"""A conversation survives a power cut: a real client, daemon and provider call, end to end."""
 
 from __future__ import annotations
 

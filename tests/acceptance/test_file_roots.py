@@ -1,4 +1,4 @@
-"""Roots as a daemon starts with them: what could not be read at all is a setting to correct, found by doctor too."""
+"""Roots that cannot be read at all are configuration errors at start, which `exai doctor` reports, too."""
 
 from __future__ import annotations
 

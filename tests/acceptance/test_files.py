@@ -1,4 +1,4 @@
-"""Files over the socket: what a client sees in fields, and what its model sees in the text alone."""
+"""Files over the socket: the structured answer, and the text alone."""
 
 from __future__ import annotations
 

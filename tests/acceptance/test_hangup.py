@@ -1,4 +1,4 @@
-"""What a closed terminal means to a daemon, and a cache of its own beside a given database."""
+"""SIGHUP of a closed terminal, and an own cache beside a given database."""
 
 from __future__ import annotations
 

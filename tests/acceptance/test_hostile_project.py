@@ -1,4 +1,4 @@
-"""Commands in the directory of a project whose `.env` wants the user's keys: nothing of theirs reaches its address."""
+"""A `.env` of the current directory cannot obtain the user's keys: none is sent to an address that it chose."""
 
 from __future__ import annotations
 

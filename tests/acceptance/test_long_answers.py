@@ -1,4 +1,4 @@
-"""What is longer than a client shows comes in parts; only the handle and the arguments know where it goes on."""
+"""Results longer than clients show come in parts, which are requested by ids and positions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two owners on one daemon: whatever tool the one calls, what the other has is not seen, guessed or touched.
+"""Two owners on one daemon: no tool of one shows, reveals or changes anything of the other.
 
 The tools come from the daemon itself, so that a tool without an attempt below fails here.
 """

@@ -1,4 +1,4 @@
-"""Whatever a provider does, the caller learns it, the question and the failure are stored, the conversation goes on."""
+"""Every provider fault is reported, the question and the failure are stored, and the conversation continues."""
 
 from __future__ import annotations
 

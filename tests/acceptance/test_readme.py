@@ -1,4 +1,4 @@
-"""The README is the truth: what it shows as a program is run."""
+"""The programs shown in the README run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a refusal says of a caller's values: where they were, what was wrong with them, and little of themselves."""
+"""Errors state where a value was and what was wrong with it, and repeat little of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever keeps the daemon from starting is one clear message and a documented exit status, never a traceback."""
+"""Every obstacle to a start is one clear message and a documented exit status, never a traceback."""
 
 from __future__ import annotations
 

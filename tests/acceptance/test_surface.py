@@ -1,4 +1,4 @@
-"""What the product offers, as a client sees it before it calls anything."""
+"""The capabilities and lists that the product offers to a client."""
 
 from __future__ import annotations
 

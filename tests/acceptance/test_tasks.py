@@ -1,4 +1,4 @@
-"""A chat as a task, end to end: begun on one daemon, which then dies, and asked for on another."""
+"""A chat as a task, end to end: started on one daemon, which is killed, and polled on another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model that is shown nothing but the text of an answer can do whatever the tools can do, with every tool."""
+"""A model that sees only the texts of results can use every tool."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What clients show their model of an answer, each modelled by what it was seen to do; any of it is enough to go on.
+"""The parts of a result that clients show their model, as observed: each part is sufficient to continue.
 
 Claude Code shows the structure, Codex the structure cut in the middle, Gemini CLI the text cut after its first fifth,
 OpenAI's Agents SDK and LangChain the text; others show both, or the first block, or cut at some length.

@@ -1,4 +1,4 @@
-"""Messages as real clients write them, through both doors of a daemon: one answer each, with their id."""
+"""Messages as real clients write them, over both transports: one answer each, with their id."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several workers on one port: what happens to one is nothing to the others, and all end together."""
+"""Several workers on one port: a failure of one does not affect the others, and all stop together."""
 
 from __future__ import annotations
 

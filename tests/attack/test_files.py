@@ -1,4 +1,4 @@
-"""Files that a client stores or reads cost what is asked for, and never reach what EXAI keeps of all owners."""
+"""Files that a client stores or reads cost in proportion to the request, and never reach EXAI's own files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""WebSockets with frames of next to nothing, and messages that never end."""
+"""WebSockets with tiny frames, and messages that never end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading costs what is answered, however large what is stored is."""
+"""The cost of a read depends on its answer, not on the size of the stored messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that are sent without waiting for answers cost a bounded amount of memory, and nobody else's time."""
+"""Requests sent without waiting for answers use bounded memory, and no other owner's time."""
 
 from __future__ import annotations
 

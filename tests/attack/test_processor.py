@@ -1,4 +1,4 @@
-"""Input that is dear to parse: an owner gets no more than its share of the processor while another is there."""
+"""Input that is expensive to parse: an owner gets at most its share of the processor while another is active."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Subscriptions are as large as an address may be, and no more than an owner's share."""
+"""The size of a subscription's address, and the number of an owner's subscriptions, are limited."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done to a cluster: each fault breaks something for a while and then mends exactly that.
+"""The faults of a cluster: each one breaks something for a while, and then repairs exactly that.
 
 Invariant: the seed alone decides which faults come, against what, in which order and for how long.
 """

@@ -1,4 +1,4 @@
-"""Daemons that are killed, stopped, hurried, left without servers or given a wrong clock, as their clients see them."""
+"""Daemons that are killed, stopped, overloaded, cut off or given a wrong clock, as seen by their clients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files when writers meet, the database goes away, and the sweep comes at the worst moment: bytes and rows agree."""
+"""Files under concurrent writers, a database outage and concurrent sweeps: bytes and rows agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checker of recorded histories: a good one passes, and every kind of broken promise is found."""
+"""The checker of recorded histories accepts a correct one, and finds every kind of violation."""
 
 from __future__ import annotations
 

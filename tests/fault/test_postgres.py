@@ -1,4 +1,4 @@
-"""Postgres and the way to it fail: nothing acknowledged is lost, nothing is written twice, and every error is true."""
+"""Postgres and the network to it fail: nothing acknowledged is lost, nothing is written twice, every error is true."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Redis and the way to it fail under the service: nobody gets an error, and nobody an older page than promised.
+"""Redis and the network to it fail: no request fails, and no page is older than promised.
 
 What the cache itself does in each case is proved in `tests/integration/cache`; these go through whole applications.
 """

@@ -1,4 +1,4 @@
-"""Where the fuzzer begins: talks of a peer with the core, one message a line, and the words they are made of."""
+"""Seeds of the fuzzer: conversations of a peer with the core, one message a line, and their vocabulary."""
 
 from __future__ import annotations
 

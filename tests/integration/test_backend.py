@@ -1,4 +1,4 @@
-"""Which servers the test suite itself takes, and how it says so."""
+"""The choice of servers for the test suite, and its report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The container files, as far as they can be held to their rules without a Docker engine."""
+"""The container files, as far as they can be checked without a Docker engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`exai doctor` and `exai health` against servers that are well, ill, silent, or somebody else."""
+"""`exai doctor` and `exai health` with servers that work, fail, do not answer, or are another program's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`exai doctor` and `exai health` about a daemon and embedded servers that are not well."""
+"""`exai doctor` and `exai health` for a failing daemon and failing embedded servers."""
 
 from __future__ import annotations
 

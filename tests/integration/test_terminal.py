@@ -1,4 +1,4 @@
-"""`exai chat` with real servers and a scripted provider: what comes out where, and what is kept."""
+"""`exai chat` with real servers and a scripted provider: its output, and the stored conversation."""
 
 from __future__ import annotations
 

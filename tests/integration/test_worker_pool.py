@@ -1,4 +1,4 @@
-"""Which workers there are, whatever happens to some of them: with a small program in their place."""
+"""The worker pool replaces and stops workers; a small program stands in for them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The older system's database is taken over in place, whichever parts it has: nothing is lost, everything is ours.
+"""The older system's database is adopted in place, with any of its parts: no row is lost.
 
 A million messages are taken over in test_adoption_at_scale.py.
 """

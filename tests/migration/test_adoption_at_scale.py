@@ -1,4 +1,4 @@
-"""A million messages are taken over while the older system's clients go on: killed in the middle, and run again."""
+"""A million messages are adopted while older clients continue; the migration is killed and run again."""
 
 from __future__ import annotations
 

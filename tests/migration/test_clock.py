@@ -1,4 +1,4 @@
-"""Times that older rows bring do not go ahead of the clock."""
+"""Times of older rows never set updated_at ahead of the clock."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The older system's clients go on while their database is taken over, and afterwards; nobody is turned away."""
+"""Older clients continue during and after the adoption of their database; no write is rejected."""
 
 from __future__ import annotations
 

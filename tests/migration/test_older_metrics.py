@@ -1,4 +1,4 @@
-"""Metrics of the older system are taken over in place, whichever shape their table had: no row is lost or moved."""
+"""Metrics of the older system are adopted in place, in every shape of their table: no row is lost or moved."""
 
 from __future__ import annotations
 

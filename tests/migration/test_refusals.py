@@ -1,4 +1,4 @@
-"""What a migration cannot carry through is refused before anything was changed, each object with its cure."""
+"""A migration that cannot complete is refused before any change; each obstacle is named with its cure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Migrations: from nothing to the newest, again, at once, back, and as every kind of user, on every kind of address."""
+"""Migrations: from empty to the newest, repeated, concurrent, down, as every kind of user, on every kind of address."""
 
 from __future__ import annotations
 

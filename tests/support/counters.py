@@ -1,4 +1,4 @@
-"""A recorder that keeps what it is told, for asserting cost as well as result."""
+"""A recorder that stores all counts, for asserting costs as well as results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One use of everything that the repositories do, for tests of what surrounds them."""
+"""One call of every repository method, for tests of the environment of statements."""
 
 from __future__ import annotations
 

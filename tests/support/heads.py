@@ -1,4 +1,4 @@
-"""Reads the head and the rows of an answer's text, as a model that is shown nothing else does."""
+"""Parses the first line and the rows of a result's text, as a model that sees only the text does."""
 
 from __future__ import annotations
 

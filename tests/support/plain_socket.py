@@ -1,4 +1,4 @@
-"""A WebSocket client that hides nothing: messages as they are, notices beside the answers."""
+"""A WebSocket client that returns messages unchanged, and notifications beside the answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A transaction-mode pooler that is as unkind as a pooler may be.
+"""A transaction-mode pooler with the least favourable permitted behaviour.
 
 After each transaction its client goes on with another server connection, wherever one is free. A client that leans on
 anything a session holds (named statements, settings, advisory locks, temporary tables) fails on it at once, alone and

@@ -1,4 +1,4 @@
-"""A peer on a bare TCP socket: it can do what no proper client does, such as reading nothing."""
+"""A peer on a bare TCP socket, which can misbehave in ways that client libraries prevent."""
 
 from __future__ import annotations
 

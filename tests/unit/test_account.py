@@ -1,4 +1,4 @@
-"""The bytes that one owner makes the process hold."""
+"""The memory held for one owner."""
 
 from __future__ import annotations
 

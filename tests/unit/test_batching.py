@@ -1,4 +1,4 @@
-"""When items are sent together, when alone, and what becomes of them."""
+"""When items are sent together or alone, and their outcomes."""
 
 from __future__ import annotations
 

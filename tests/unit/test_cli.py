@@ -1,4 +1,4 @@
-"""The `exai` command: what it prints, where, and with which exit status."""
+"""The `exai` command: its output, and its exit statuses."""
 
 from __future__ import annotations
 

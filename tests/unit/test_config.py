@@ -1,4 +1,4 @@
-"""Settings: where values come from, what wins, and what each refusal says."""
+"""Settings: their sources, precedence, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Places are shared between owners: every one used, nobody beyond half while others wait, each owner in its order."""
+"""Places shared by owners: all are used, at most half per owner while others wait, each owner in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading files of this machine: only below the roots, and never what EXAI keeps of all owners, whatever the root."""
+"""Reading local files: only below the roots, and never EXAI's own files, for any root."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command that errors advise is one that the user can type."""
+"""The commands in error messages can be typed as they are."""
 
 from __future__ import annotations
 

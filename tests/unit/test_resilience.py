@@ -1,4 +1,4 @@
-"""Deadlines, backoff, retry budget and breaker, with a clock that only the tests move."""
+"""Deadlines, backoff, retry budget and breaker, with a clock that the tests move."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`exai chat`: how a prompt is put together."""
+"""`exai chat`: assembling a prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a terminal would act on is shown instead."""
+"""Control characters are shown instead of sent to the terminal."""
 
 from __future__ import annotations
 

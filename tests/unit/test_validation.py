@@ -1,4 +1,4 @@
-"""What is refused before any I/O, each with the field's path and a cure."""
+"""Invalid values are refused before any I/O, each with the field's path and a cure."""
 
 from __future__ import annotations
 

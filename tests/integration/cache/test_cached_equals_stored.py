@@ -1,4 +1,4 @@
-"""After every kind of change the cached page is the very page that the database would answer with."""
+"""After every kind of change the cached page equals the page in the database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache watches itself: sampled hits are compared with the database, and its state is there to be seen."""
+"""The cache verifies itself: sampled hits are compared with the database, and its state is reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the cache costs, counted on the wire."""
+"""The cost of the cache, counted on the wire."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Redis can do to a cache, and what that costs: no error, bounded time, never an old answer, and recovery.
+"""Faults of Redis: no errors, bounded time, never an outdated answer, and recovery.
 
 Each test ends with the server well again and the cache in use again.
 """

@@ -1,4 +1,4 @@
-"""What is added to a cached page is kept beside it, and is the newest page all the same."""
+"""Messages added to a cached page are stored beside it, and are part of the newest page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sentinel, Cluster and TLS: the same cache, found by other ways, and found again when servers change places."""
+"""Sentinel, Cluster and TLS: the same cache, which follows its servers when they move."""
 
 from __future__ import annotations
 

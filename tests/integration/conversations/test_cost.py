@@ -1,4 +1,4 @@
-"""What a call costs, counted on the wire: the promises that EXAI is made of."""
+"""The cost of a call, counted on the wire: the promised round trips."""
 
 from __future__ import annotations
 

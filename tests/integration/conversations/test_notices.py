@@ -1,4 +1,4 @@
-"""What another daemon changed is heard of at the next look; both share a database and nothing else."""
+"""Changes by another daemon are noticed at the next poll; both share only a database."""
 
 from __future__ import annotations
 

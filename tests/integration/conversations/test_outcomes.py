@@ -1,4 +1,4 @@
-"""What became of a turn, asked of another daemon than the one that ran it: the state behind every task."""
+"""The outcome of a turn, requested from another daemon than the one that ran it: the state behind every task."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers that may hold less than the model said, and prompts that hold less than the conversation: both are said."""
+"""Incomplete answers, and prompts that omit messages, are marked."""
 
 from __future__ import annotations
 

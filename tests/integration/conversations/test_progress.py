@@ -1,4 +1,4 @@
-"""What a client hears while a model answers."""
+"""Progress notifications while a model answers."""
 
 from __future__ import annotations
 

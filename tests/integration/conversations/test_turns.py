@@ -1,4 +1,4 @@
-"""Turns when something goes wrong or comes twice: the outcome is always written, and once."""
+"""Failed and repeated turns: the outcome is always stored, and only once."""
 
 from __future__ import annotations
 

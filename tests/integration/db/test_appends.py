@@ -1,4 +1,4 @@
-"""Appends: whole blocks, numbered without hole or repeat, once per request key."""
+"""Appends: contiguous blocks, numbered without gaps or repetitions, once per request key."""
 
 from __future__ import annotations
 

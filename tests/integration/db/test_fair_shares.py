@@ -1,4 +1,4 @@
-"""An owner that floods the database does not make the requests of others fail."""
+"""An owner that floods the database does not make requests of other owners fail."""
 
 from __future__ import annotations
 

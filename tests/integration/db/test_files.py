@@ -1,4 +1,4 @@
-"""Files in Postgres: each content once per owner, links that may be repeated, orphans that are given time."""
+"""Files in Postgres: each content once per owner, repeatable links, and a grace period for orphans."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Nothing that another role creates in schema public is called by EXAI (CVE-2018-1058).
+"""EXAI calls nothing that another role creates in schema public (CVE-2018-1058).
 
 Up to Postgres 14, and in databases upgraded from there, every role may create there. A function or operator whose
 argument types match exactly is preferred to a polymorphic one of pg_catalog, and would run with EXAI's rights.

@@ -1,4 +1,4 @@
-"""Long messages are searched as a whole, and messages that wait to be indexed as they will be found afterwards."""
+"""Long messages are searched as a whole; messages that wait to be indexed match as they will afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The functions that keep metrics, as SQL on a real server: what each promises in its heading."""
+"""The metrics functions, called as SQL on a real server: the guarantees of their descriptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What others write (a dashboard, older clients, SQL by hand) is numbered and noticed like our own."""
+"""Rows written by other programs (a dashboard, older clients, SQL) are numbered and noticed like EXAI's own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The statements touch what they return and no more, in a database large enough for the planner to care.
+"""Statements read only what they return, in a database large enough for realistic plans.
 
 Counted by the server itself, inside one transaction: rows fetched through indexes, and tables read from end to end. A
 sort over a conversation, or a plan that filters one, would show as thousands of rows fetched.

@@ -1,4 +1,4 @@
-"""What a word is: the same in every database, before and after it is indexed, in languages and in code."""
+"""The definition of a word: the same in every database, before and after indexing, in languages and in code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pages, lists and changes: by key, without hole or repeat, whatever happens meanwhile."""
+"""Pages, lists and changes: by key, without gaps or repetitions under concurrent writes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A database that stops taking writes: what callers, health and `exai doctor` say, and that the cure takes effect."""
+"""A database that rejects writes: the errors, health and `exai doctor`, and recovery."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Export and import: everything comes out a page at a time, and goes in once however often it is sent."""
+"""Export and import: everything is exported in pages, and imported once however often it is sent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Chat turns: two statements, taken up again after a failure, answered again after a success."""
+"""Chat turns: two statements, resumed after a failure, answered again after a success."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Words are indexed after a message was stored, and found before and after, whoever stored or changed it."""
+"""Words are indexed after a message was stored, and found before and after, for every writer."""
 
 from __future__ import annotations
 

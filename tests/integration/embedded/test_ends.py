@@ -1,4 +1,4 @@
-"""What is left when a program with embedded servers ends, in every way that a program can end."""
+"""The remains of a program with embedded servers, for every way in which a program can end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The servers that the other tests are given."""
+"""The servers of the other tests' fixtures."""
 
 from __future__ import annotations
 

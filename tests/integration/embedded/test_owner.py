@@ -1,4 +1,4 @@
-"""One program owns the servers of a data directory; what a second one meets."""
+"""One program owns the servers of a data directory, and a second one uses them."""
 
 from __future__ import annotations
 

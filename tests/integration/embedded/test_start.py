@@ -1,4 +1,4 @@
-"""Starting embedded servers: cold, warm, in odd places, as anybody, and the reasons why not."""
+"""Starting embedded servers: first and later starts, unusual paths and users, and the reasons of refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever a client writes to the bridge: each readable request gets one answer with its id, and the bridge lives."""
+"""Arbitrary input to the bridge: each readable request gets one answer with its id, and the bridge continues."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same call again while the first still runs: one piece of work, an answer for each."""
+"""A repetition of a running call: one execution, an answer for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Coming and going: the port, its refusals, and a stop that loses no answer."""
+"""Start and stop: the port, its refusals, and a stop that loses no answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peers that do what no proper client does: each costs bounded time and memory, and harms nobody else."""
+"""Misbehaving peers: each costs bounded time and memory, and does not affect others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Streamable HTTP door over a real socket: both eras, headers against body, streams, refusals."""
+"""Streamable HTTP over a real socket: both eras, headers against body, streams, refusals."""
 
 from __future__ import annotations
 

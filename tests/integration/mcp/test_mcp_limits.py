@@ -1,4 +1,4 @@
-"""What one owner or one address may ask for, through both doors, and that nobody else notices."""
+"""Limits of one owner and of one address, over both transports, without effect on others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What browsers, older clients and inexact addresses meet: the page, preflights, HTTP/1.0, further slashes."""
+"""Browsers, older clients and inexact addresses: the page, preflights, HTTP/1.0, extra slashes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls that are answered with a handle: the tasks extension through both doors, its state in memory."""
+"""Calls answered with a handle: the tasks extension over both transports, with its state in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The WebSocket door over a real socket, with a plain client and with the official SDK's."""
+"""The WebSocket transport over a real socket, with a plain client and with the official SDK's."""
 
 from __future__ import annotations
 

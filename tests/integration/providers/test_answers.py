@@ -1,4 +1,4 @@
-"""Whole answers over real HTTP: what the provider receives, and what comes back of it."""
+"""Complete answers over real HTTP: the request that the provider receives, and the completion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a provider can do wrong on the wire, each over real HTTP, each followed by a request that succeeds.
+"""Faults of a provider over real HTTP, each followed by a request that succeeds.
 
 The cases are those of the fault list: hangs, cuts, drips, refusals, storms, replies that are no answers, cancellation.
 """

@@ -1,4 +1,4 @@
-"""Streams as servers really send them, over real HTTP: the text is never silently less than the model said."""
+"""Streams as servers send them, over real HTTP: no part of the text is lost silently."""
 
 from __future__ import annotations
 

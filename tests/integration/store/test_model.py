@@ -1,4 +1,4 @@
-"""The store against a model that is nothing but lists: whatever is done to it, it shows what the model shows.
+"""The store compared with a model of lists: after every operation both show the same.
 
 EXAI_TEST_MODEL_EXAMPLES=n tries n random histories instead of the few that every run can afford, as `make fault` does.
 """

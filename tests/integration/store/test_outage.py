@@ -1,4 +1,4 @@
-"""The database is away: what is cached is still read, marked with its age where nothing vouches for it, and no more."""
+"""The database is down: cached conversations are still read, marked with their age once it exceeds the bound."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How files are read as text: by their mark, as UTF-8, else by what their bytes say; what is lost is said."""
+"""Decoding of files: by byte order mark, as UTF-8, or by detection; losses are noted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The local blob store: whole or absent, checked when read, out of reach of names."""
+"""The local blob store: files are complete or absent, verified when read, and confined to its directory."""
 
 from __future__ import annotations
 

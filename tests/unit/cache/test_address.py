@@ -1,4 +1,4 @@
-"""Reading the cache's address: used in full or refused, and never shown with its password."""
+"""Parsing the cache's address: used in full or refused, and never shown with its password."""
 
 from __future__ import annotations
 

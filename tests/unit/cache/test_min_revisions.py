@@ -1,4 +1,4 @@
-"""What a process remembers of changes that Redis was not told of."""
+"""Committed changes that are missing in Redis, remembered by the process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who may share a database read with whom."""
+"""Which callers may share a database read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts that are not what an export writes are refused by their place, and large ones are read in one go."""
+"""Texts that are not exports are refused with the position of the error; large ones are read in one pass."""
 
 from __future__ import annotations
 

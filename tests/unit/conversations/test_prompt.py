@@ -1,4 +1,4 @@
-"""The array a model is asked with: newest that fits, oldest first, nothing twice."""
+"""The message array: the newest messages that fit, oldest first, without repetitions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What becomes of a statement that got no answer."""
+"""Statements without an answer."""
 
 from __future__ import annotations
 

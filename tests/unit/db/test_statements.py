@@ -1,4 +1,4 @@
-"""The named statements: found once, one statement each, every parameter cast."""
+"""The named statements: unique names, one statement each, every parameter cast."""
 
 from __future__ import annotations
 

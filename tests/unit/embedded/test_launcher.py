@@ -1,4 +1,4 @@
-"""What a failed start means to the user."""
+"""Error messages of a failed start."""
 
 from __future__ import annotations
 

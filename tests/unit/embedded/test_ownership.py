@@ -1,4 +1,4 @@
-"""Where sockets can be, decided without making any."""
+"""Selection of socket paths, without creating sockets."""
 
 from __future__ import annotations
 

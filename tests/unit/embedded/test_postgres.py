@@ -1,4 +1,4 @@
-"""What embedded Postgres says and decides without a server."""
+"""Embedded Postgres without a server: its messages and decisions."""
 
 from __future__ import annotations
 

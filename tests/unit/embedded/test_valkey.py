@@ -1,4 +1,4 @@
-"""What embedded Valkey says and decides without a server."""
+"""Embedded Valkey without a server: its messages and decisions."""
 
 from __future__ import annotations
 

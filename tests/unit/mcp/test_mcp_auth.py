@@ -1,4 +1,4 @@
-"""Who a caller is: configured tokens, signed tokens, and everything that is refused."""
+"""Identification of a caller: configured tokens, signed tokens, and every refusal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments as clients send them: what is understood, what is noted, what is refused, and what is left alone."""
+"""Arguments as clients send them: conversions, notes, refusals, and values left unchanged."""
 
 from __future__ import annotations
 

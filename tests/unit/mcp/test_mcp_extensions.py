@@ -1,4 +1,4 @@
-"""The tasks extension in the core: who is told of it, who may use it, and how a handle goes out."""
+"""The tasks extension in the core: its announcement, its use, and the form of a handle."""
 
 from __future__ import annotations
 

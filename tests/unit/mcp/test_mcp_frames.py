@@ -1,4 +1,4 @@
-"""Frames read and written without the library: the same bytes mean the same, or are left to it."""
+"""Frames read and written without the library: equivalent to the library, or left to it."""
 
 from __future__ import annotations
 

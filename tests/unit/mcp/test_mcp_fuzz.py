@@ -1,4 +1,4 @@
-"""Anything at all goes into the core: it never raises, and every request that can be told apart gets one answer."""
+"""Arbitrary input to the core: it never raises, and every identifiable request gets one answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes of bytes: a message, or a refusal with the id where one could be read."""
+"""Parsing of bytes: a message, or a refusal with the id if it could be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resources, prompts and completion: what is listed, what is read, what is refused."""
+"""Resources, prompts and completion: lists, reads and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The queue in front of one peer: its limit, its order, what is dropped and what waits."""
+"""The queue of one peer: its limit, its order, dropped and waiting messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What one owner may ask for, with a clock that stands still."""
+"""Limits of one owner, with a clock that stands still."""
 
 from __future__ import annotations
 

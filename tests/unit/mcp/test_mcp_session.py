@@ -1,4 +1,4 @@
-"""One session without a transport: its calls, their terms and outcomes, and its owner's rate."""
+"""One session without a transport: calls that never begin, and the report of each that did."""
 
 from __future__ import annotations
 

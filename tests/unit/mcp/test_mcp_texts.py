@@ -1,4 +1,4 @@
-"""The head of an answer's text: what it holds, and that it can be read back."""
+"""The first line of a result's text: its contents, and that it can be parsed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tools: how arguments are checked and explained, what schemas look like, what is refused at registration."""
+"""Tools: validation of arguments, schemas, and refusals at registration."""
 
 from __future__ import annotations
 

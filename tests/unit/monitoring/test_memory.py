@@ -1,4 +1,4 @@
-"""When memory is collected, with a clock and a memory that a test sets."""
+"""Garbage collection by memory growth, with a clock and a memory that a test sets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recorder: right numbers, bounded memory, and no exception whatever it is given."""
+"""The recorder: correct numbers, bounded memory, and no exception for any value."""
 
 from __future__ import annotations
 

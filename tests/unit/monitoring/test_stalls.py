@@ -1,4 +1,4 @@
-"""A stalled event loop names its culprit; fault 24 of a daemon that stands still by its own doing."""
+"""A blocked event loop is logged with the stack of the code that blocks it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Putting an answer together from the events of a stream, wherever the providers put things."""
+"""Assembling an answer from the events of a stream, in all forms of known providers."""
 
 from __future__ import annotations
 

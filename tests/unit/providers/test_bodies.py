@@ -1,4 +1,4 @@
-"""The forms of a reply's body, whatever pieces it comes in."""
+"""The forms of a reply's body, in pieces of any size."""
 
 from __future__ import annotations
 

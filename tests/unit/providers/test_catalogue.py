@@ -1,4 +1,4 @@
-"""Model facts as data: EXAI's own file, the user's over it, and what makes either unusable."""
+"""Model facts: EXAI's own file, the user's overrides, and errors in either."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an endpoint answers to a question about its models ends no more than that question."""
+"""Errors of an endpoint's list of models affect only the query of that list."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a failed reply means, and what of it may be shown."""
+"""Classification of failed replies, and the parts of them that may be shown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From names to models, without any I/O; the calendar is the test's."""
+"""From names to models, without I/O; the test sets the calendar."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever JSON a provider sends: it is read, named or counted, and nothing else happens."""
+"""Arbitrary JSON from a provider is read, named or counted, without errors."""
 
 from __future__ import annotations
 

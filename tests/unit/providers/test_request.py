@@ -1,4 +1,4 @@
-"""What is sent for a request, model by model."""
+"""The request body for each model."""
 
 from __future__ import annotations
 

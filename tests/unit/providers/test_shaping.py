@@ -1,4 +1,4 @@
-"""The array that is sent: acceptable to every template, and nothing of the text lost."""
+"""The message array: accepted by every chat template, without loss of text."""
 
 from __future__ import annotations
 

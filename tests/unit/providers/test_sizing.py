@@ -1,4 +1,4 @@
-"""How much is sent: what counts and refusals teach."""
+"""The size of a prompt, as learned from token counts and refusals."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The event stream parser, cut everywhere."""
+"""The event stream parser, with input cut at every position."""
 
 from __future__ import annotations
 

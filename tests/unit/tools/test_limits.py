@@ -1,4 +1,4 @@
-"""Cutting what does not fit: every part fits, and the parts are the whole."""
+"""Truncation: every part fits, and the parts are the whole."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the text of a search says before its hits."""
+"""The text of a search result before its hits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many statements are in flight at once to a database that is near, and to one that is far."""
+"""The number of statements in flight to a near and to a far database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Appends that come together go together, and none of them notices the others."""
+"""Concurrent appends share a statement, and are independent of each other."""
 
 from __future__ import annotations
 

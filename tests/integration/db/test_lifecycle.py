@@ -1,4 +1,4 @@
-"""Forks, names, deletion, retention: shared messages stay readable, what is deleted is gone, what is kept is kept."""
+"""Forks, names, deletion, retention: shared messages stay readable, deleted ones are gone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever changes a conversation is told to Redis before it is acknowledged: no reader sees an older one after that.
+"""Every change of a conversation is applied to Redis before it is acknowledged: no later read is older.
 
 Passes are off and the bound is a minute, so that nothing else could make up for a change that was not told.
 """

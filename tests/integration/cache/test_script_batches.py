@@ -1,4 +1,4 @@
-"""Changes that are told to Redis at the same time: one command, and to each its own answer."""
+"""Concurrent applies share one command, and each receives its own reply."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Authentication over real sockets: before the upgrade, until the token expires, and never in the way of others."""
+"""Authentication over real sockets: before the upgrade, and until the token expires."""
 
 from __future__ import annotations
 

@@ -368,6 +368,9 @@ async def test_a_held_head_whose_body_is_late_or_in_pieces_takes_the_regular_pat
         await peer.send(body)
         assert await answer(peer) == expected
         await two_sends(peer, server, head, body[:5])
+        async with asyncio.timeout(WAIT_S):
+            while not server.protocol()._is_message_open:
+                await asyncio.sleep(0)
         await peer.send(body[5:])
         assert await answer(peer) == expected
         assert server.app.asgi_calls == 2

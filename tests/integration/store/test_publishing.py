@@ -68,6 +68,8 @@ async def test_change_is_seen_by_the_next_reader_who(
     writer, reader = await two(rig)
     name = (await writer.append(None, "one")).continuation_id
     before = await reader.read(name)
+    # A miss is stored in Redis after the reader was answered.
+    await reader.app.cache.wait_settled()
     assert (await reader.read(name)).source == "cache"
     await change(writer, name)
     after = await reader.read(name)

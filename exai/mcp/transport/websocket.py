@@ -76,7 +76,7 @@ class WebSocketTransport:
         headers = [(MESSAGE_MAX_HEADER.encode(), limit)]
         await send({"type": "websocket.accept", "subprotocol": chosen, "headers": headers})
         session = self._server.open_session(admitted, peer=peer_of(scope))
-        log.info("connected", peer=session.peer, owner=session.owner, door="websocket")
+        log.info("connected", peer=session.peer, owner=session.owner, transport="websocket")
         direct = direct_of(scope)
         if direct is not None:
             session.outbox.send_now = direct.send_now
@@ -109,7 +109,7 @@ class WebSocketTransport:
                 await send({"type": "websocket.close", "code": session.close_code})
         except TimeoutError:
             log.warning("dropped a peer that does not read", peer=session.peer, send_timeout_s=timeout_s)
-            self._server.recorder.count("mcp_slow_peers_total", door="websocket")
+            self._server.recorder.count("mcp_slow_peers_total", transport="websocket")
             abort()
         except OSError:
             pass  # The connection is lost; the reading loop receives the disconnect as well.

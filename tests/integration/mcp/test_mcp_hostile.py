@@ -202,7 +202,7 @@ class TestSlowReaders:
             await works(server)
         recorder = server.server.recorder
         assert isinstance(recorder, Recording)
-        assert ("mcp_slow_peers_total", {"door": "websocket"}) in recorder.counts
+        assert ("mcp_slow_peers_total", {"transport": "websocket"}) in recorder.counts
 
     async def test_progress_is_dropped_before_answers(self) -> None:
         """A slow reader that recovers has every answer and gaps in its progress at worst."""

@@ -1,5 +1,11 @@
 """The fast path of `POST /mcp`: answers a complete POST of a common request without ASGI's scope, queues and tasks.
 
+It saves four fifths of the processor time of a call on the regular path, which `exai bench --door` measures with 32
+connections. Each part was measured by disabling it in turn, as a share of a call: not parsing a head that repeats the
+connection's last one 25 %, checking equal headers once 22 % (where the head is parsed), one session and outbox for the
+POSTs of a connection 22 %, one timer for all pauses of a connection (`post_protocol`) 5 %. A head that arrives before
+its body is held (`protocol`), because otherwise no call of httpx would take this path.
+
 Invariant: a request on the fast path is checked and answered as in `streamable`, with the same bytes. A request that
 `streamable` would refuse, delay or stream from the start goes there before anything is counted or started. What is kept
 from a connection's last POST is what a repetition of its head would produce again.

@@ -208,11 +208,7 @@ class _Http(PostProtocol):
         super().on_message_begin()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # Does what uvicorn does, without the call.
-        name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
-            self.expect_100_continue = True
-        self.headers.append((name, value))
+        super().on_header(name, value)
         if len(self.headers) > MAX_HEADERS:
             self._refusal = _HEAD_TOO_LARGE
             raise _Refused

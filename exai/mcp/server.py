@@ -66,6 +66,8 @@ class McpServer:
         )
         self.surface = Surface(name, version, offered, instructions=instructions)
         self._sessions: set[Session] = set()
+        # Bound once: a method bound for every session would be kept by each of them.
+        self._on_session_end = self.forget
         self._is_count_due = False
         self.notifier = Notifier(lambda: self._sessions)
 
@@ -91,7 +93,7 @@ class McpServer:
             version=version,
             budget=self.quotas.of(admitted.owner),
         )
-        return Session(self.runtime, connection, admitted, peer=peer, on_end=self.forget, outbox=outbox)
+        return Session(self.runtime, connection, admitted, peer=peer, on_end=self._on_session_end, outbox=outbox)
 
     def enlist(self, session: Session) -> None:
         """Count a session that starts, or that takes another request."""

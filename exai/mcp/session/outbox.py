@@ -46,10 +46,10 @@ class Outbox:
         """Return whether a message may be pushed without waiting."""
         return self._size_bytes < self._max_bytes or self.is_closed
 
-    async def room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Wait for room; as with `put`, the reader makes room or closes the outbox."""
         while not self.has_room:
-            await self._more_room()
+            await self._wait_for_more_room()
 
     async def put(self, message: Send) -> None:
         """Wait for room, then queue the message. It is dropped if the outbox is closed, because the peer is gone.
@@ -57,9 +57,9 @@ class Outbox:
         The wait has no timeout of its own: the reader either makes room or closes the outbox.
         """
         while not self.put_now(message):
-            await self._more_room()
+            await self._wait_for_more_room()
 
-    async def _more_room(self) -> None:
+    async def _wait_for_more_room(self) -> None:
         if self._room is None:
             self._room = asyncio.Event()
         self._room.clear()

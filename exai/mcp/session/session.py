@@ -110,7 +110,7 @@ class Session:
     async def receive(self, message: JsonRpcMessage, size_bytes: int = 0) -> tuple[Action, bool]:
         """Process one message like `process`, as soon as there is room for its answer."""
         if not self.outbox.has_room:
-            await self.outbox.room()
+            await self.outbox.wait_for_room()
         return self.process(message, size_bytes)
 
     def process(self, message: JsonRpcMessage, size_bytes: int) -> tuple[Action, bool]:

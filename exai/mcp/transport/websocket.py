@@ -146,7 +146,7 @@ class _Taking:
     async def in_turn(self, data: bytes) -> None:
         """Process a message once there is room for its answer."""
         self._is_waiting = True
-        await self._session.outbox.room()
+        await self._session.outbox.wait_for_room()
         self._is_waiting = False
         self.at_once(data)
 

@@ -25,7 +25,7 @@ from exai.errors import ConfigError, StartupError
 from exai.settings.addresses import redact
 from exai.settings.load import Settings
 
-OWN_STATEMENTS: Final = ("changes", "index_messages", "news", "ping", "revision", "renew_leases")
+OWN_STATEMENTS: Final = ("changes", "index_messages", "ping", "revision", "renew_leases")
 """Statements of the service's background tasks."""
 
 OWN_COMMANDS: Final = ("TIME", "INFO")

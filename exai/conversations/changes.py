@@ -116,13 +116,14 @@ class ChangePoller:
         is_wanted = self._notices.are_wanted
         if not is_wanted and now - self._looked_at < UNWANTED_WATCH_S:
             return
-        news = await self._repository.news(self._since)
+        changes = await self._repository.changes(self._since)
         # After a recovery, changes since the last poll may have ids below `_since`, so the range is read again from
         # further back. `notify` suppresses revisions that were already notified.
-        if self._since is not None and news.server_epoch != self._server_epoch:
-            news = await self._repository.news(str(max(FIRST_XID, int(self._since) - LOST_XIDS)))
-        self._since, self._server_epoch, self._looked_at = news.xmin, news.server_epoch, now
-        for each in news.changed if is_wanted else ():
-            self._notices.notify(
-                ConversationKey(each.owner, each.continuation_id), each.revision, is_listed=each.is_listed
-            )
+        if self._since is not None and changes.server_epoch != self._server_epoch:
+            changes = await self._repository.changes(str(max(FIRST_XID, int(self._since) - LOST_XIDS)))
+        self._since, self._server_epoch, self._looked_at = changes.xmin, changes.server_epoch, now
+        for each in changes.changed if is_wanted else ():
+            # A removed conversation was announced when it was marked as deleted.
+            if each.revision is not None:
+                key = ConversationKey(each.owner, each.continuation_id)
+                self._notices.notify(key, each.revision, is_listed=each.is_listed)

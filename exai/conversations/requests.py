@@ -7,12 +7,9 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 from exai.conversations.titles import opening
-from exai.db.conversations import write_cursor
-from exai.db.records import Cursor
 from exai.models import (
     FILE_IDS,
     ContinuationId,
-    Conversation,
     FileId,
     FinishReason,
     NewMessage,
@@ -123,21 +120,6 @@ class AppendRequest:
         """Raise `InvalidArgument` for a value that cannot be stored."""
         _check_write(self, limits)
         check_messages(self.messages, limits)
-
-
-@dataclass(frozen=True, slots=True)
-class ConversationPage:
-    """Conversations by latest change first; `next_cursor` is opaque, None at the end."""
-
-    conversations: tuple[Conversation, ...]
-    next_cursor: str | None
-
-    def cursor_after(self, number: int) -> str | None:
-        """Return the cursor of a page that holds only so many of these, one at least."""
-        if number >= len(self.conversations):
-            return self.next_cursor
-        last = self.conversations[number - 1]
-        return write_cursor(Cursor(last.updated_at, last.id))
 
 
 def chat_messages(request: ChatRequest) -> tuple[NewMessage, ...]:

@@ -22,13 +22,14 @@ from exai.conversations.formats import ExportItem, Format
 from exai.conversations.indexing import Indexing
 from exai.conversations.publishing import Publisher
 from exai.conversations.refusals import refusal
-from exai.conversations.requests import AppendRequest, ChatRequest, ChatResult, ConversationPage, with_files
+from exai.conversations.requests import AppendRequest, ChatRequest, ChatResult, with_files
 from exai.conversations.transfer import ExportPart, ImportProgress, Shelf, Transfer
 from exai.conversations.turn import ChatTurns, OnBegun
 from exai.conversations.turn_result import ENDED, TurnOutcome, outcome_of
-from exai.db.conversations import AppendStart, ConversationRepository
+from exai.db.conversations import ConversationPage, ConversationRepository
 from exai.db.filters import ALL, ListFilter
 from exai.db.lifecycle import BATCH, DAY_S, Changed, ConversationUpdate, CurationRepository, IdempotencyKey
+from exai.db.records import AppendStart
 from exai.db.search import SearchPage, SearchQuery, SearchRepository
 from exai.db.transfer import TransferRepository
 from exai.db.turns import TurnRepository
@@ -104,7 +105,7 @@ class ConversationService:
         self._publisher = Publisher(cache, self.notices)
         self._transfer = Transfer(stores.transfer, self._publisher, limits, files)
         self._cache, self._limits = cache, limits
-        self._turns = ChatTurns(stores.conversations, cache, providers, attachments, self._publisher)
+        self._turns = ChatTurns(stores.turns, cache, providers, attachments, self._publisher)
         self._recorder = recorder
 
     async def chat(
@@ -248,8 +249,7 @@ class ConversationService:
         check_owner(owner)
         check_page(limit, cursor)
         only.validate(self._limits)
-        found = await self._repository.list_conversations(owner, limit=limit, cursor=cursor, only=only)
-        return ConversationPage(found.conversations, found.next_cursor)
+        return await self._repository.list_conversations(owner, limit=limit, cursor=cursor, only=only)
 
     async def search(self, query: SearchQuery, *, limit: int = PAGE_MESSAGES, cursor: str | None = None) -> SearchPage:
         """Find messages by their words, best match first: 1 database round trip a page.

@@ -29,7 +29,8 @@ from exai.conversations.refusals import refusal
 from exai.conversations.requests import ChatRequest, ChatResult
 from exai.conversations.turn_request import LEASE_S, history_of, turn_start, whole_prompt_tokens
 from exai.conversations.turn_result import answer_of, facts_of, failure_of, kept_of, result_of
-from exai.db.conversations import ConversationRepository, TurnBegun, TurnEnd, TurnFinished, TurnStart
+from exai.db.records import TurnBegun, TurnEnd, TurnFinished, TurnStart
+from exai.db.turns import TurnRepository
 from exai.errors import (
     AnswerNotStored,
     Conflict,
@@ -94,7 +95,7 @@ class ChatTurns:
 
     def __init__(
         self,
-        repository: ConversationRepository,
+        repository: TurnRepository,
         cache: ConversationCache,
         providers: Providers,
         attachments: Attachments,
@@ -224,13 +225,14 @@ class ChatTurns:
                 raise still_running
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, POLL_MOST_S)
-            seen = await self._repository.read_turn_state(start.owner, start.request_key)
-            if seen is None or seen.state != "pending" or seen.lease_left_s <= 0:
+            seen = await self._repository.state(start.owner, start.request_key)
+            state, lease_left_s = seen or ("failed", 0.0)
+            if state != "pending" or lease_left_s <= 0:
                 return
 
     async def _begin_once(self, request: ChatRequest, model: Model, start: TurnStart) -> TurnBegun:
         """Begin a turn. If the caller is cancelled meanwhile, record the turn's failure once it is known to exist."""
-        task = self._aside(self._repository.begin_turn(start), "turn-begin")
+        task = self._aside(self._repository.begin(start), "turn-begin")
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError as error:
@@ -381,7 +383,7 @@ class ChatTurns:
             attempt += 1
             pause_s = backoff_s(attempt, OUTCOME_PAUSE_FIRST_S, OUTCOME_PAUSE_MOST_S)
             try:
-                return await self._repository.finish_turn(end)
+                return await self._repository.finish(end)
             except DatabaseError as error:
                 left_s = remaining_s()
                 if not error.retryable or left_s is None or left_s <= pause_s:

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 
 from exai.conversations.prompt import FINISH_REASON, Asked
 from exai.conversations.requests import ChatRequest, ChatResult
-from exai.db.conversations import StoredReply, TurnBegun, TurnEnd
+from exai.db.records import StoredReply, TurnBegun, TurnEnd
 from exai.db.turns import StoredTurn
 from exai.errors import ExaiError, ShuttingDown
 from exai.models import Completion, ContinuationId, NewMessage, TurnId

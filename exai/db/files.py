@@ -9,10 +9,9 @@ from typing import Final
 import asyncpg
 import orjson
 
-from exai.db.conversations import read_cursor, write_cursor
+from exai.db.cursors import FIRST_PAGE, Cursor, read_cursor, write_cursor
 from exai.db.driver.pool import Database
 from exai.db.filters import part_of
-from exai.db.records import FIRST_PAGE, Cursor
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, Owner, StoredFile
 
 DIRECTORY: Final = "directory"

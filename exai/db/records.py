@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
-from typing import Any, Final, Literal
+from typing import Any, Literal
 
 from exai.models import (
     Commit,
@@ -19,7 +19,6 @@ from exai.models import (
     NewMessage,
     Owner,
     TurnId,
-    TurnState,
     Usage,
 )
 
@@ -191,71 +190,26 @@ class TurnFinished:
 
 
 @dataclass(frozen=True, slots=True)
-class TurnSeen:
-    """The state of a turn."""
-
-    turn_id: TurnId
-    state: TurnState
-    attempt: int
-    lease_left_s: float
-    conversation: Conversation
-    reply: StoredReply | None
-    error: Mapping[str, Any] | None
-
-
-@dataclass(frozen=True, slots=True)
-class ConversationList:
-    """A page of conversations, latest change first; `next_cursor` is None on the last one."""
-
-    conversations: tuple[Conversation, ...]
-    next_cursor: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class ConversationChange:
-    """A conversation changed; `revision` None when it is gone."""
+    """A changed conversation; `revision` is None if it was removed.
+
+    `is_listed` states that the list of conversations changed: it is new, or one of its last two changes was an edit.
+    """
 
     owner: Owner
     continuation_id: ContinuationId
     revision: int | None
+    is_listed: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Changes since a snapshot. `truncated` means that there were more than the limit and `changed` is incomplete."""
+    """Changes since a snapshot, seen by a newer one with `xmin`, the latest first.
+
+    `truncated` means that there were more than the limit.
+    """
 
     xmin: str
     server_epoch: str
     changed: tuple[ConversationChange, ...]
     truncated: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ChangeEvent:
-    """A conversation changed; `is_listed` when a list of conversations reads differently."""
-
-    owner: Owner
-    continuation_id: ContinuationId
-    revision: int
-    is_listed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class ChangeEvents:
-    """Changes since a snapshot, for subscribers."""
-
-    xmin: str
-    server_epoch: str
-    changed: tuple[ChangeEvent, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Cursor:
-    """Where the next page of a list begins."""
-
-    updated_at: datetime
-    id: str
-
-
-FIRST_PAGE: Final = Cursor(datetime.max.replace(tzinfo=UTC), "ffffffff-ffff-ffff-ffff-ffffffffffff")
-"""Before everything that a list, the latest first, can hold."""

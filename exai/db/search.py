@@ -6,20 +6,17 @@ cover. The index affects only the speed.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from math import isfinite
 from typing import Any, Final, Literal
-from uuid import UUID
 
+from exai.db.cursors import SearchPlace, read_search_cursor, write_search_cursor
 from exai.db.driver.pool import Database
 from exai.db.driver.translate import DEPENDENCY
 from exai.db.excerpts import mark
 from exai.db.filters import labels_of
-from exai.errors import DatabaseBusy, InvalidArgument
+from exai.errors import DatabaseBusy
 from exai.fairness import Places
 from exai.models import ContinuationId, Owner, Role
 from exai.settings.load import LimitSettings
@@ -27,7 +24,6 @@ from exai.validation import (
     MAX_CONTINUATION_CHARS,
     MAX_KIND_CHARS,
     MAX_MODEL_CHARS,
-    MAX_NUMBER,
     ROLES,
     check_choice,
     check_json,
@@ -112,21 +108,6 @@ class SearchHit:
 
 
 @dataclass(frozen=True, slots=True)
-class SearchPlace:
-    """The position after a hit, encoded in a cursor.
-
-    All pages of one search rank the same matches, those stored at `as_of` by the server's clock. `level` is the number
-    of terms in each of them.
-    """
-
-    as_of: datetime | None = None
-    level: int | None = None
-    rank: str | None = None
-    conversation_id: str | None = None
-    seq: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class SearchPage:
     """Hits, best first; `next_cursor` is None on the last page. `places` holds the position after each hit.
 
@@ -142,7 +123,7 @@ class SearchPage:
 
     def cursor_after(self, number: int) -> str | None:
         """Return the cursor after the first `number` hits (at least 1), for a page that is cut to them."""
-        return self.next_cursor if number >= len(self.hits) else _write(self.places[number - 1])
+        return self.next_cursor if number >= len(self.hits) else write_search_cursor(self.places[number - 1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +162,7 @@ class SearchRepository:
             raise DatabaseBusy(DEPENDENCY, "too many searches at once", "Try again shortly") from error
 
     async def _page(self, query: SearchQuery, limit: int, cursor: str | None) -> SearchPage:
-        after = _read(cursor) if cursor else SearchPlace()
+        after = read_search_cursor(cursor) if cursor else SearchPlace()
         rows = await self._database.fetch(
             "search_messages", query.owner, query.text, query.continuation_id, query.role, query.since, query.until,
             query.tool, query.model, *labels_of(query.tags, query.metadata), after.level, after.rank,
@@ -210,7 +191,7 @@ class SearchRepository:
             for row in rows[:limit]
         )
         matched: Matched = "some" if any(hit.missing for hit in hits) else "all"
-        return SearchPage(hits, _write(places[-1]) if len(rows) > limit else None, places, matched, unread)
+        return SearchPage(hits, write_search_cursor(places[-1]) if len(rows) > limit else None, places, matched, unread)
 
     async def index(self, limit: int = PORTION) -> Indexed:
         """Index the words of at most `limit` queued messages, unless another daemon is indexing; 1 round trip.
@@ -224,21 +205,3 @@ class SearchRepository:
         """Return whether the pool keeps a free connection while one more statement runs."""
         used, _, size = self._database.usage()
         return used < max(size - 1, 1)
-
-
-def _write(cursor: SearchPlace) -> str:
-    as_of = cursor.as_of
-    text = f"{as_of and as_of.isoformat()} {cursor.level} {cursor.rank} {cursor.conversation_id} {cursor.seq}"
-    return base64.urlsafe_b64encode(text.encode()).decode()
-
-
-def _read(text: str) -> SearchPlace:
-    try:
-        as_of, level, rank, conversation_id, seq = base64.urlsafe_b64decode(text.encode()).decode().split(" ")
-        at, terms, score, number = datetime.fromisoformat(as_of), int(level), float(rank), int(seq)
-        check_time("cursor", at)
-        if not isfinite(score) or not 0 <= number <= MAX_NUMBER or not 1 <= terms <= MAX_QUERY_CHARS:
-            raise ValueError(text)
-        return SearchPlace(at, terms, f"{score:.6f}", str(UUID(conversation_id)), number)
-    except (ValueError, binascii.Error):
-        raise InvalidArgument("cursor", "is not one this search gave", "Use next_cursor of the page before") from None

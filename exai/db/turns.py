@@ -1,17 +1,21 @@
-"""Read and cancel turns by id; each method is one statement and one round trip."""
+"""Begin, finish, read and cancel turns; each method is one statement and one round trip.
+
+`Database.fetch` retries a statement as its `repeat` header in `sql/turns.sql` permits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import orjson
 
+from exai.db.conversations import identity_of, just_stored
 from exai.db.driver.pool import Database
-from exai.db.records import StoredReply
-from exai.db.rows import json_of, reply_of, time_of
+from exai.db.records import StoredReply, TurnBegun, TurnEnd, TurnFinished, TurnStart
+from exai.db.rows import RowsByPart, columns_of, commit_of, json_of, reply_of, time_of
 from exai.models import ContinuationId, Message, Owner, TurnId, TurnState
 from exai.validation import is_canonical_uuid
 
@@ -37,10 +41,89 @@ class StoredTurn:
 
 
 class TurnRepository:
-    """Turns of conversations that are not deleted. Each method is confined to one owner."""
+    """Turns, in Postgres. Methods with an owner access only that owner's rows."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    async def begin(self, start: TurnStart) -> TurnBegun:
+        """Claim a turn, store its question, and return the history that `start.known` lacks.
+
+        Raises:
+            DatabaseError: `OutcomeUnknown` asks for the same call again.
+
+        """
+        known = start.known
+        answer = RowsByPart(
+            await self._database.fetch(
+                "begin_turn", *identity_of(start), start.title, start.lease_s, start.provider, start.model,
+                *columns_of(start.messages), list(start.file_ids), start.expected_revision, start.budget_bytes,
+                *((known.revision, known.low_seq, known.high_seq, known.size_bytes) if known else (None,) * 4),
+            )
+        )  # fmt: skip
+        head, status = answer.head, answer.head["status"]
+        turn = head["turn"]
+        system = answer.part("system")
+        # A retried statement that detects its earlier execution returns the stored rows, with their original time.
+        question = tuple(answer.part("stored"))
+        if status == "started" and not question:
+            question = just_stored(start.messages, answer, start.turn_id)
+        is_begun = status in {"started", "resumed", "finished", "pending"}
+        # The answer to a finished turn lacks the messages between the revisions, so that it is not an addition.
+        added = None if status == "finished" else question
+        return TurnBegun(
+            status=status,
+            commit=commit_of(answer.head, added, is_repeated=status != "started") if is_begun else None,
+            turn_id=TurnId(head["turn_id"] or start.turn_id),
+            attempt=head["attempt"],
+            first_seq=head["first_seq"],
+            last_seq=head["last_seq"],
+            history=tuple(reversed(answer.part("message"))),
+            full=head["full"],
+            system=system[0] if system else None,
+            current_revision=head["revision"] or 0,
+            reply=reply_of(turn, answer.part("reply")) if status == "finished" else None,
+            error=turn["error"] if turn else None,
+            missing=head["detail"],
+            lease_left_s=turn["lease_left_s"] if turn else None,
+            started_at=time_of(turn["started_at"]) if turn else answer.at,
+        )
+
+    async def finish(self, end: TurnEnd) -> TurnFinished:
+        """Write the outcome of one attempt. A repeated call returns the same result.
+
+        Raises:
+            DatabaseError: `OutcomeUnknown` asks for the same call again.
+
+        """
+        usage = end.usage
+        answer = RowsByPart(
+            await self._database.fetch(
+                "finish_turn", end.owner, end.turn_id, end.attempt, end.state, *columns_of(end.messages), end.model,
+                usage.input_tokens if usage else None,
+                usage.output_tokens if usage else None,
+                usage.cached_tokens if usage else None,
+                usage.reasoning_tokens if usage else None,
+                None if end.cost_usd is None else str(end.cost_usd),
+                json_of(end.error) if end.error is not None else None,
+                json_of(end.metadata) if end.metadata else None,
+            )
+        )  # fmt: skip
+        head, status = answer.head, answer.head["status"]
+        is_fresh = status == "finished"
+        stored = just_stored(end.messages, answer, end.turn_id) if is_fresh else tuple(answer.part("stored"))
+        commit = None if status == "superseded" else commit_of(answer.head, stored)
+        return TurnFinished(status=status, commit=commit, seq=head["seq"])
+
+    async def state(self, owner: Owner, request_key: str) -> tuple[TurnState, float] | None:
+        """Return the state of the turn with this key, and its remaining lease in seconds; None if there is none."""
+        rows = await self._database.fetch("turn_state", owner, request_key)
+        return (rows[0]["state"], rows[0]["lease_left_s"]) if rows else None
+
+    async def renew_leases(self, turn_ids: Sequence[TurnId], *, lease_s: float) -> frozenset[TurnId]:
+        """Extend the leases of pending turns to `lease_s` from now; return the turns that are still pending."""
+        rows = await self._database.fetch("renew_leases", list(turn_ids), lease_s)
+        return frozenset(TurnId(row["id"]) for row in rows)
 
     async def read(self, owner: Owner, turn_id: str) -> StoredTurn | None:
         """Return a turn with its answer, None if this owner has no turn with that id. Raises `DatabaseError`."""

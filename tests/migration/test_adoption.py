@@ -22,6 +22,7 @@ from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import OneTrip
 from exai.db.lifecycle import CurationRepository
 from exai.db.migrations.migrate import upgrade
+from exai.db.turns import TurnRepository
 from exai.errors import SchemaMismatch
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage
 from exai.settings.load import CacheSettings, DatabaseSettings, ProviderSettings, ProvidersSettings, Settings
@@ -134,15 +135,16 @@ async def test_every_row_survives_in_order_and_the_service_works_on_it(empty_pos
     assert await value(url, "select count(*) from exai.quarantine") == older.quarantined
     async with opened(url) as database:
         repository, curation = ConversationRepository(database), CurationRepository(database)
+        turns = TurnRepository(database)
         listed = await repository.list_conversations(LOCAL_OWNER)
         assert {each.continuation_id for each in listed.conversations} == set(older.conversations)
         for name, contents in older.conversations.items():
             assert await contents_of(repository, name) == contents
             result = await repository.append(appending(name, "new"))
             assert (result.status, result.first_seq) == ("appended", len(contents) + 1)
-            begun = await repository.begin_turn(beginning(name, "question"))
+            begun = await turns.begin(beginning(name, "question"))
             assert [message.content for message in begun.history] == [*contents, "new"]
-            finished = await repository.finish_turn(ending(begun.turn_id, "answer"))
+            finished = await turns.finish(ending(begun.turn_id, "answer"))
             assert finished.status == "finished"
             gone = await curation.mark_deleted(LOCAL_OWNER, ContinuationId(name), once(), deleted=True)
             assert gone.status == "changed"

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from exai.db.conversations import AppendStart, ConversationRepository, TurnEnd, TurnStart
+from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import Database, open_pool
 from exai.db.lifecycle import IdempotencyKey
+from exai.db.records import AppendStart, TurnEnd, TurnStart
 from exai.models import LOCAL_OWNER, ContinuationId, Conversation, ConversationId, Message, NewMessage, TurnId
 from exai.resilience import Clock
 from exai.settings.load import DatabaseSettings

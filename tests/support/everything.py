@@ -19,21 +19,21 @@ from tests.support.database import appending, beginning, contents_of, ending, ne
 async def use(database: Database) -> None:
     """Append alone and in groups, read, chat, change, fork, import, export, link, search and prune."""
     repository, curation = ConversationRepository(database), CurationRepository(database)
+    turns = TurnRepository(database)
     files, transfer, search = FileRepository(database), TransferRepository(database), SearchRepository(database)
     appended = await repository.append(appending(None, "the first words"))
     assert appended.commit is not None
     name = appended.commit.conversation.continuation_id
     await repository.append(appending(name, "x" * 100_000))
     await asyncio.gather(*(repository.append(appending(None, "one of several")) for _ in range(20)))
-    started = await repository.begin_turn(beginning(name, "a question"))
-    await repository.finish_turn(ending(started.turn_id, "an answer"))
-    await TurnRepository(database).read(LOCAL_OWNER, started.turn_id)
-    await TurnRepository(database).cancel(LOCAL_OWNER, started.turn_id, {"code": "x"})
+    started = await turns.begin(beginning(name, "a question"))
+    await turns.finish(ending(started.turn_id, "an answer"))
+    await turns.read(LOCAL_OWNER, started.turn_id)
+    await turns.cancel(LOCAL_OWNER, started.turn_id, {"code": "x"})
     assert len(await contents_of(repository, name)) == 4
     await repository.list_conversations(LOCAL_OWNER, limit=10)
-    await repository.renew_leases([started.turn_id], lease_s=10)
+    await turns.renew_leases([started.turn_id], lease_s=10)
     await repository.changes((await repository.changes(None)).xmin)
-    await repository.news((await repository.news(None)).xmin)
     for _ in range(2):
         await curation.change(
             LOCAL_OWNER, name, once(), ConversationUpdate(title="renamed", tags=("a", "b"), metadata={"k": 1})

@@ -31,40 +31,6 @@ select p.number::integer, p.base_revision::bigint, p.first_seq::bigint, p.create
                             $13::text[], $14::text[], $15::text[], $16::text[], $17::integer[],
                             $18::text[]::uuid[]) p;
 
--- name: begin_turn
--- repeat: keyed
--- Claims a turn, stores its question and brings the history the caller lacks; locks the conversation.
-select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
-       p.turn_id::text, p.data::text
-  from exai.begin_turn_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::text, $8::text,
-                          $9::double precision, $10::text, $11::text, $12::text[], $13::text[], $14::text[],
-                          $15::text[], $16::text[], $17::bigint, $18::bigint, $19::bigint, $20::bigint, $21::bigint,
-                          $22::bigint) p;
-
--- name: finish_turn
--- repeat: keyed
--- Writes the outcome of one attempt of a turn; locks the conversation, then the turn.
-select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
-       p.turn_id::text, p.data::text
-  from exai.finish_turn_v1($1::text, $2::text::uuid, $3::integer, $4::text, $5::text[], $6::text[], $7::text[],
-                           $8::text[], $9::text, $10::bigint, $11::bigint, $12::bigint, $13::bigint,
-                           $14::text::numeric, $15::text, $16::text) p;
-
--- name: turn_state
--- repeat: read
--- How far the turn with a request key has come, and its reply once finished; by turns_owner_key.
-select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
-       p.turn_id::text, p.data::text
-  from exai.turn_state_v1($1::text, $2::text) p;
-
--- name: renew_leases
--- repeat: keyed
--- Keeps pending turns from being taken over; returns those that still are pending. By turns_pkey.
-update public.turns t
-   set lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $2::double precision)
- where t.id = any($1::text[]::uuid[]) and t.state = 'pending'
-returning t.id::text as id;
-
 -- name: list_conversations
 -- repeat: read
 -- A page of an owner's conversations, latest change first, by conversations_recent_idx. Filters are applied in this
@@ -94,17 +60,20 @@ select exai.header_v1(c)::text as header, c.updated_at, c.id, c.deleted_at,
 
 -- name: changes
 -- repeat: read
--- What has changed since a snapshot began, for the caches: one row of this snapshot, then conversations (null revision:
--- removed). By conversations_changed_idx. Transaction ids that the server has not assigned yet come from another server
--- (a restored dump) and are not changes here. Without a start, only the snapshot is returned.
+-- What has changed since a snapshot began, for the caches and for listeners: one row of this snapshot, then conversations
+-- (null revision: removed), the latest changes if there are more than the limit. By conversations_changed_idx. The list
+-- of conversations changed if one is new, gone, or one of its last two changes was an edit. Transaction ids that the
+-- server has not assigned yet come from another server (a restored dump) and are not changes here. Without a start, only
+-- the snapshot is returned.
 -- The time at which statistics were reset indicates a recovery; from Postgres 15 on server_epoch_v1 includes it.
 with snapshot as materialized (
   select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) as xmin,
          pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) as xmax),
 changed as (
-  select c.owner, c.continuation_id, c.revision
+  select c.owner, c.continuation_id, c.revision, c.revision <= 2 or c.edited_revision >= c.revision - 1 as listed
     from public.conversations c
    where c.changed_xid >= $1::text::xid8 and c.changed_xid < (select s.xmax from snapshot s)
+   order by c.changed_xid desc
    limit $2::integer),
 removed as (
   select r.owner, r.continuation_id
@@ -114,30 +83,10 @@ removed as (
 select s.xmin::text as xmin,
        pg_catalog.concat_ws(' ', exai.server_epoch_v1(),
                             extract(epoch from pg_catalog.pg_stat_get_bgwriter_stat_reset_time()))::text as server_epoch,
-       null::text as owner, null::text as continuation_id, null::bigint as revision
-  from snapshot s
-union all
-select null::text, null::text, c.owner::text, c.continuation_id::text, c.revision::bigint from changed c
-union all
-select null::text, null::text, r.owner::text, r.continuation_id::text, null::bigint from removed r;
-
--- name: news
--- repeat: read
--- What has changed since a snapshot began, for subscribers: one row of this snapshot, then conversations, and whether
--- the list of conversations changed, because one is new or one of its last two changes was an edit. If there are more
--- than the limit, the latest ones. Otherwise as changes.
-with snapshot as materialized (
-  select pg_catalog.pg_snapshot_xmin(pg_catalog.pg_current_snapshot()) as xmin,
-         pg_catalog.pg_snapshot_xmax(pg_catalog.pg_current_snapshot()) as xmax)
-select s.xmin::text as xmin,
-       pg_catalog.concat_ws(' ', exai.server_epoch_v1(),
-                            extract(epoch from pg_catalog.pg_stat_get_bgwriter_stat_reset_time()))::text as server_epoch,
        null::text as owner, null::text as continuation_id, null::bigint as revision, null::boolean as listed
   from snapshot s
 union all
-(select null::text, null::text, c.owner::text, c.continuation_id::text, c.revision::bigint,
-        (c.revision <= 2 or c.edited_revision >= c.revision - 1)::boolean
-   from public.conversations c
-  where c.changed_xid >= $1::text::xid8 and c.changed_xid < (select s.xmax from snapshot s)
-  order by c.changed_xid desc
-  limit $2::integer);
+select null::text, null::text, c.owner::text, c.continuation_id::text, c.revision::bigint, c.listed::boolean
+  from changed c
+union all
+select null::text, null::text, r.owner::text, r.continuation_id::text, null::bigint, true::boolean from removed r;

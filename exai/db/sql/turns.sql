@@ -1,3 +1,39 @@
+-- name: begin_turn
+-- repeat: keyed
+-- Claims a turn, stores its question and brings the history the caller lacks; locks the conversation.
+select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
+       p.turn_id::text, p.data::text
+  from exai.begin_turn_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::text, $8::text,
+                          $9::double precision, $10::text, $11::text, $12::text[], $13::text[], $14::text[],
+                          $15::text[], $16::text[], $17::bigint, $18::bigint, $19::bigint, $20::bigint, $21::bigint,
+                          $22::bigint) p;
+
+-- name: finish_turn
+-- repeat: keyed
+-- Writes the outcome of one attempt of a turn; locks the conversation, then the turn.
+select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
+       p.turn_id::text, p.data::text
+  from exai.finish_turn_v1($1::text, $2::text::uuid, $3::integer, $4::text, $5::text[], $6::text[], $7::text[],
+                           $8::text[], $9::text, $10::bigint, $11::bigint, $12::bigint, $13::bigint,
+                           $14::text::numeric, $15::text, $16::text) p;
+
+-- name: turn_state
+-- repeat: read
+-- The state of the turn with a request key, and what is left of its lease; by turns_owner_key.
+select t.state::text as state,
+       extract(epoch from t.lease_until operator(pg_catalog.-) pg_catalog.clock_timestamp())::double precision
+         as lease_left_s
+  from public.turns t
+ where t.owner = $1::text and t.request_key = $2::text;
+
+-- name: renew_leases
+-- repeat: keyed
+-- Keeps pending turns from being taken over; returns those that still are pending. By turns_pkey.
+update public.turns t
+   set lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => $2::double precision)
+ where t.id = any($1::text[]::uuid[]) and t.state = 'pending'
+returning t.id::text as id;
+
 -- name: read_turn
 -- repeat: read
 -- One turn with the answer it ended with, by turns_pkey and the primary key of messages; none of a deleted conversation.

@@ -19,9 +19,9 @@ from exai.conversations.attachments import Attachments
 from exai.conversations.changes import Notices
 from exai.conversations.publishing import Publisher
 from exai.conversations.turn import ChatTurns
-from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import connect
 from exai.db.files import FileRepository
+from exai.db.turns import TurnRepository
 from exai.errors import Conflict, ExaiError, ShuttingDown
 from exai.mcp.core.protocol import CallContext
 from exai.mcp.features.results import call_result, error_result
@@ -198,9 +198,7 @@ async def test_a_task_cancelled_elsewhere_stops_with_its_next_lease(rig: Rig, el
     rig.provider.script(hang_after_first_token("Half"))
     attachments = Attachments(FileRepository(rig.app.database), LocalBlobs(rig.app.settings.data_dir / "files"))
     publisher = Publisher(rig.app.cache, Notices())
-    turns = ChatTurns(
-        ConversationRepository(rig.app.database), rig.app.cache, rig.app.providers, attachments, publisher
-    )
+    turns = ChatTurns(TurnRepository(rig.app.database), rig.app.cache, rig.app.providers, attachments, publisher)
     heard, named = asyncio.Event(), []
 
     async def on_delta(_: object) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import Database
+from exai.db.turns import TurnRepository
 from tests.support.database import opened
 
 
@@ -20,3 +21,8 @@ async def database(postgres_url: str) -> AsyncIterator[Database]:
 @pytest.fixture
 def repository(database: Database) -> ConversationRepository:
     return ConversationRepository(database)
+
+
+@pytest.fixture
+def turns(database: Database) -> TurnRepository:
+    return TurnRepository(database)

@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 import pytest
 
 from exai.db.batching.appends import MOST_APPENDS, MOST_CHARS
-from exai.db.conversations import AppendResult, AppendStart, ConversationRepository
+from exai.db.conversations import ConversationRepository
 from exai.db.driver.address import parse_address
 from exai.db.driver.pool import OneTrip, connect
+from exai.db.records import AppendResult, AppendStart
 from exai.errors import DatabaseError, DeadlineExceeded, OutcomeUnknown
 from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, FileId, NewMessage, Owner
 from exai.resilience import with_deadline

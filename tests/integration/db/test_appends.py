@@ -10,6 +10,7 @@ import pytest
 from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import Database, connect
 from exai.db.files import FileRepository
+from exai.db.turns import TurnRepository
 from exai.errors import NotFound
 from exai.models import LOCAL_OWNER, FileId, NewMessage, Owner, TurnId
 from tests.support.database import (
@@ -202,18 +203,18 @@ async def test_files_are_linked_once_with_the_messages(repository: ConversationR
 
 
 async def test_a_repeated_key_is_answered_although_its_file_is_gone(
-    repository: ConversationRepository, database: Database
+    repository: ConversationRepository, turns: TurnRepository, database: Database
 ) -> None:
     """Promise 6: what was stored stays stored, whatever became of its files since."""
     file_id = await make_file(database, LOCAL_OWNER)
     key, turn_key = new_id(), new_id()
     first = await repository.append(appending(None, "one", key=key, file_ids=[file_id]))
-    begun = await repository.begin_turn(beginning(None, "two", key=turn_key, file_ids=[file_id]))
-    await repository.finish_turn(ending(begun.turn_id, "answer"))
+    begun = await turns.begin(beginning(None, "two", key=turn_key, file_ids=[file_id]))
+    await turns.finish(ending(begun.turn_id, "answer"))
     assert await FileRepository(database).delete(LOCAL_OWNER, FileId(file_id))
     again = await repository.append(appending(None, "one", key=key, file_ids=[file_id]))
     assert (again.status, again.last_seq) == ("duplicate", first.last_seq)
-    answered = await repository.begin_turn(beginning(None, "two", key=turn_key, file_ids=[file_id]))
+    answered = await turns.begin(beginning(None, "two", key=turn_key, file_ids=[file_id]))
     assert answered.reply is not None
     assert answered.reply.content == "answer"
     new = await repository.append(appending(None, "one", file_ids=[file_id]))

@@ -6,10 +6,12 @@ import asyncio
 
 import pytest
 
-from exai.db.conversations import CachedRange, ConversationRepository
+from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import Database, connect
 from exai.db.lifecycle import ConversationUpdate, CurationRepository, Forked
+from exai.db.records import CachedRange
 from exai.db.transfer import TransferRepository
+from exai.db.turns import TurnRepository
 from exai.errors import NotFound
 from exai.models import LOCAL_OWNER, Conversation, ConversationId, NewMessage, Owner
 from tests.support.database import appending, assert_consecutive, beginning, contents_of, conversation_of, new_id, once
@@ -51,7 +53,7 @@ async def test_a_fork_goes_its_own_way(repository: ConversationRepository, curat
 
 
 async def test_pages_and_turns_go_on_into_the_parents(
-    repository: ConversationRepository, curation: CurationRepository
+    repository: ConversationRepository, turns: TurnRepository, curation: CurationRepository
 ) -> None:
     """Across any number of forks, without hole or repeat."""
     conversation = await conversation_of(repository, *(f"0.{i}" for i in range(10)))
@@ -63,16 +65,16 @@ async def test_pages_and_turns_go_on_into_the_parents(
     assert await contents_of(repository, name) == everything
     page = await repository.read_page(LOCAL_OWNER, name, limit=7, before_seq=24)
     assert [message.content for message in page.messages] == everything[16:23]
-    begun = await repository.begin_turn(beginning(name, "question"))
+    begun = await turns.begin(beginning(name, "question"))
     assert [message.content for message in begun.history] == everything
     known = CachedRange(begun.commit.revision, 36, 51, 100)
-    begun = await repository.begin_turn(beginning(name, "question", known=known))
+    begun = await turns.begin(beginning(name, "question", known=known))
     assert [message.content for message in begun.history] == everything[:35]
     assert not begun.full
 
 
 async def test_the_system_message_of_a_parent_counts(
-    repository: ConversationRepository, curation: CurationRepository
+    repository: ConversationRepository, turns: TurnRepository, curation: CurationRepository
 ) -> None:
     """Rules are inherited."""
     result = await repository.append(
@@ -80,7 +82,7 @@ async def test_the_system_message_of_a_parent_counts(
     )
     assert result.commit is not None
     fork = await forked(curation, result.commit.conversation)
-    begun = await repository.begin_turn(beginning(fork.continuation_id, "q", budget_bytes=500))
+    begun = await turns.begin(beginning(fork.continuation_id, "q", budget_bytes=500))
     assert begun.system is not None
     assert begun.system.content == "rules"
 
@@ -256,7 +258,7 @@ async def test_a_repeated_deletion_does_not_delete_what_was_brought_back(
 
 
 async def test_a_deleted_conversation_is_nowhere_until_it_is_brought_back(
-    repository: ConversationRepository, curation: CurationRepository
+    repository: ConversationRepository, turns: TurnRepository, curation: CurationRepository
 ) -> None:
     """Not read, not listed, not appended to, not asked; its forks go on."""
     source = await conversation_of(repository, "1")
@@ -268,7 +270,7 @@ async def test_a_deleted_conversation_is_nowhere_until_it_is_brought_back(
     with pytest.raises(NotFound):
         await repository.read_page(LOCAL_OWNER, name)
     assert (await repository.append(appending(name, "2"))).status == "deleted"
-    assert (await repository.begin_turn(beginning(name, "2"))).status == "not_found"
+    assert (await turns.begin(beginning(name, "2"))).status == "not_found"
     assert (await curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title="x"))).status == "not_found"
     listed = await repository.list_conversations(LOCAL_OWNER)
     assert [conversation.id for conversation in listed.conversations] == [fork.id]

@@ -9,9 +9,11 @@ import asyncpg
 import orjson
 import pytest
 
-from exai.db.conversations import CachedRange, ConversationRepository
+from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import Database, OneTrip, connect
 from exai.db.lifecycle import CurationRepository
+from exai.db.records import CachedRange
+from exai.db.turns import TurnRepository
 from exai.models import LOCAL_OWNER, ConversationId
 from tests.support.database import appending, beginning, contents_of, conversation_of, new_id, once
 
@@ -59,13 +61,15 @@ async def test_outside_and_inside_writers_interleave(repository: ConversationRep
     assert len(await contents_of(repository, conversation.continuation_id)) == 61
 
 
-async def test_a_plain_insert_is_an_append_for_caches(repository: ConversationRepository, sql: OneTrip) -> None:
+async def test_a_plain_insert_is_an_append_for_caches(
+    repository: ConversationRepository, turns: TurnRepository, sql: OneTrip
+) -> None:
     """What a cache knew stays good; only the new message is fetched."""
     conversation = await conversation_of(repository, "one")
     await sql.execute(
         "insert into messages (conversation_id, role, content) values ($1::text::uuid, 'user', 'two')", conversation.id
     )
-    begun = await repository.begin_turn(beginning(conversation.continuation_id, "q", known=CachedRange(1, 1, 1, 3)))
+    begun = await turns.begin(beginning(conversation.continuation_id, "q", known=CachedRange(1, 1, 1, 3)))
     assert ([message.content for message in begun.history], begun.full) == (["two"], False)
 
 
@@ -81,7 +85,7 @@ async def test_a_plain_insert_is_an_append_for_caches(repository: ConversationRe
     ],
 )
 async def test_an_edit_from_outside_makes_what_caches_know_void(
-    repository: ConversationRepository, sql: OneTrip, change: str
+    repository: ConversationRepository, turns: TurnRepository, sql: OneTrip, change: str
 ) -> None:
     """It has a new revision, it is told as a change, and a turn gets the whole history anew."""
     conversation = await conversation_of(repository, "one", "two")
@@ -89,7 +93,7 @@ async def test_an_edit_from_outside_makes_what_caches_know_void(
     await sql.execute(change)
     assert await revision_of(repository, conversation.continuation_id) == 2
     assert [told.revision for told in (await repository.changes(start.xmin)).changed] == [2]
-    begun = await repository.begin_turn(beginning(conversation.continuation_id, "q", known=CachedRange(1, 1, 2, 6)))
+    begun = await turns.begin(beginning(conversation.continuation_id, "q", known=CachedRange(1, 1, 2, 6)))
     assert begun.full
 
 
@@ -211,7 +215,7 @@ async def test_a_renamed_conversation_is_gone_under_its_old_name(
 
 @pytest.mark.parametrize("value", ["[1, 2]", '"text"', "7", "null"])
 async def test_metadata_that_is_no_object_is_read_as_the_value_of_one(
-    repository: ConversationRepository, sql: OneTrip, value: str
+    repository: ConversationRepository, turns: TurnRepository, sql: OneTrip, value: str
 ) -> None:
     """Everything that reads metadata looks for its fields."""
     conversation = await conversation_of(repository, "one")
@@ -219,7 +223,7 @@ async def test_metadata_that_is_no_object_is_read_as_the_value_of_one(
     expected = {"value": orjson.loads(value)}
     page = await repository.read_page(LOCAL_OWNER, conversation.continuation_id)
     assert [message.metadata for message in page.messages] == [expected]
-    begun = await repository.begin_turn(beginning(conversation.continuation_id, "q"))
+    begun = await turns.begin(beginning(conversation.continuation_id, "q"))
     assert [message.metadata for message in begun.history] == [expected]
 
 

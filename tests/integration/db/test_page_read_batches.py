@@ -13,10 +13,11 @@ import pytest
 
 from exai.batching import _Entry
 from exai.db.batching.page_reads import MOST_READS
-from exai.db.conversations import ConversationRepository, StoredPage
+from exai.db.conversations import ConversationRepository
 from exai.db.driver.address import parse_address
 from exai.db.driver.pool import RETRIES, Database, OneTrip, connect
 from exai.db.lifecycle import CurationRepository
+from exai.db.records import StoredPage
 from exai.errors import DatabaseBusy, DatabaseError, DatabaseUnavailable, DeadlineExceeded, NotFound, ShuttingDown
 from exai.models import LOCAL_OWNER, PAGE_MESSAGES, ContinuationId, ConversationId, Owner
 from exai.resilience import with_deadline

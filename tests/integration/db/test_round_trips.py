@@ -39,6 +39,7 @@ async def test_every_method_is_one_round_trip(proxy: PgProxy) -> None:
     recorder = Counters()
     async with opened(proxy.url, recorder=recorder) as database:
         repository, curation = ConversationRepository(database), CurationRepository(database)
+        turns = TurnRepository(database)
         setup = await conversation_of(repository, "one", "two")
         name = setup.continuation_id
         turn = beginning(name, "question")
@@ -46,21 +47,20 @@ async def test_every_method_is_one_round_trip(proxy: PgProxy) -> None:
             "read_page": lambda r: r.read_page(LOCAL_OWNER, name),
             "read_pages": lambda r: asyncio.gather(*(r.read_page(LOCAL_OWNER, name) for _ in range(MOST_READS))),
             "append": lambda r: r.append(appending(name, *["text"] * 1000)),
-            "begin_turn": lambda r: r.begin_turn(turn),
-            "renew_leases": lambda r: r.renew_leases([turn.turn_id], lease_s=60),
-            "finish_turn": lambda r: r.finish_turn(ending(turn.turn_id, "answer")),
-            "turn_state": lambda r: r.read_turn_state(LOCAL_OWNER, turn.request_key),
+            "begin_turn": lambda _: turns.begin(turn),
+            "renew_leases": lambda _: turns.renew_leases([turn.turn_id], lease_s=60),
+            "finish_turn": lambda _: turns.finish(ending(turn.turn_id, "answer")),
+            "turn_state": lambda _: turns.state(LOCAL_OWNER, turn.request_key),
             "list_conversations": lambda r: r.list_conversations(LOCAL_OWNER),
             "changes": lambda r: r.changes("3"),
-            "news": lambda r: r.news("3"),
             "search_messages": lambda _: SearchRepository(database).search(SearchQuery(LOCAL_OWNER, "one"), limit=9),
             "fork": lambda _: curation.fork(LOCAL_OWNER, name, once(), new_conversation_id=ConversationId(new_id())),
             "change_conversation": lambda _: curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title="x")),
             "read_forward": lambda _: TransferRepository(database).read_forward(LOCAL_OWNER, name),
             "purge_conversations": lambda _: curation.purge(),
             "expire_idle": lambda _: curation.expire_idle(None, idle_s=1e9),
-            "read_turn": lambda _: TurnRepository(database).read(LOCAL_OWNER, turn.turn_id),
-            "cancel_turn": lambda _: TurnRepository(database).cancel(LOCAL_OWNER, turn.turn_id, {}),
+            "read_turn": lambda _: turns.read(LOCAL_OWNER, turn.turn_id),
+            "cancel_turn": lambda _: turns.cancel(LOCAL_OWNER, turn.turn_id, {}),
             "prune_removed": lambda _: curation.prune_removed(),
         }
         for statement, call in calls.items():
@@ -118,16 +118,16 @@ async def test_a_lost_reply_of_an_append_is_repeated_and_found_done(proxy: PgPro
 async def test_a_lost_reply_of_either_half_of_a_turn_is_repeated_and_found_done(proxy: PgProxy) -> None:
     """The repeat is known by its turn id as the attempt that holds the lease, and is told all it has missed."""
     async with opened(proxy.url) as database:
-        repository = ConversationRepository(database)
+        repository, turns = ConversationRepository(database), TurnRepository(database)
         name = (await conversation_of(repository, "one")).continuation_id
         start = beginning(name, "question")
         proxy.lose_reply_to("begin_turn_v1")
-        begun = await repository.begin_turn(start)
+        begun = await turns.begin(start)
         assert (begun.status, begun.attempt, begun.first_seq) == ("started", 1, 2)
         assert [message.content for message in begun.history] == ["one"]
         assert [message.content for message in begun.commit.added] == ["question"]
         proxy.lose_reply_to("finish_turn_v1")
-        finished = await repository.finish_turn(
+        finished = await turns.finish(
             ending(
                 begun.turn_id,
                 "answer",

@@ -11,6 +11,7 @@ from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import Database
 from exai.db.lifecycle import ConversationUpdate, CurationRepository
 from exai.db.search import SearchHit, SearchPage, SearchQuery, SearchRepository
+from exai.db.turns import TurnRepository
 from exai.errors import InvalidArgument
 from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, Owner
 from tests.support.database import appending, beginning, conversation_of, ending, new_id, once
@@ -101,11 +102,13 @@ async def test_pages_join_without_hole_or_repeat(repository: ConversationReposit
     assert sorted(hit.seq for hit in seen) == list(range(1, 46))
 
 
-async def test_filters_narrow_the_search(repository: ConversationRepository, search: SearchRepository) -> None:
+async def test_filters_narrow_the_search(
+    repository: ConversationRepository, turns: TurnRepository, search: SearchRepository
+) -> None:
     """By conversation, role, tool, model and time."""
     first = await conversation_of(repository, "word one")
-    begun = await repository.begin_turn(beginning(None, "word two"))
-    await repository.finish_turn(ending(begun.turn_id, "word answer"))
+    begun = await turns.begin(beginning(None, "word two"))
+    await turns.finish(ending(begun.turn_id, "word answer"))
     assert begun.commit is not None
     chat = begun.commit.conversation.continuation_id
     assert where(await search.search(words("word", continuation_id=first.continuation_id), limit=9)) == {

@@ -20,6 +20,7 @@ from exai.db.files import FileRepository
 from exai.db.lifecycle import CurationRepository
 from exai.db.search import SearchQuery, SearchRepository
 from exai.db.transfer import ImportBatch, TransferRepository
+from exai.db.turns import TurnRepository
 from exai.errors import NotFound
 from exai.files.paths import Roots
 from exai.files.service import FileService
@@ -84,7 +85,11 @@ async def now(database: Database) -> datetime:
 
 @pytest.mark.parametrize("late", [datetime(9999, 12, 31, 23, tzinfo=UTC), datetime.now(UTC) + timedelta(days=1)])
 async def test_a_time_that_is_still_to_come_is_kept_as_data_and_never_becomes_the_clock(
-    repository: ConversationRepository, transfer: TransferRepository, database: Database, late: datetime
+    repository: ConversationRepository,
+    turns: TurnRepository,
+    transfer: TransferRepository,
+    database: Database,
+    late: datetime,
 ) -> None:
     """Whatever time an import says it has: what is stored afterwards has the time at which it was stored."""
     first = replace(batch(1, "a"), updated_at=late, times=[late])
@@ -94,8 +99,8 @@ async def test_a_time_that_is_still_to_come_is_kept_as_data_and_never_becomes_th
     assert datetime.fromisoformat(listed.metadata["imported"]["updated_at"]) == late
     before = await now(database)
     await repository.append(appending(NAME, "b"))
-    begun = await repository.begin_turn(beginning(NAME, "c"))
-    await repository.finish_turn(ending(begun.turn_id, "d"))
+    begun = await turns.begin(beginning(NAME, "c"))
+    await turns.finish(ending(begun.turn_id, "d"))
     after = await now(database)
     messages = (await repository.read_page(LOCAL_OWNER, NAME)).messages
     assert messages[0].created_at == late
@@ -110,15 +115,14 @@ async def test_a_time_that_is_still_to_come_is_kept_as_data_and_never_becomes_th
 
 
 async def test_leases_and_deletions_go_by_the_clock_too(
-    repository: ConversationRepository, transfer: TransferRepository, database: Database
+    repository: ConversationRepository, turns: TurnRepository, transfer: TransferRepository, database: Database
 ) -> None:
     """A lease that ends tomorrow would keep a broken turn from being taken up again."""
     late = await now(database) + timedelta(days=1)
     await transfer.store_batch(replace(batch(1, "a"), updated_at=late, times=[late]))
-    await repository.begin_turn(beginning(NAME, "q", key="turn"))
-    seen = await repository.read_turn_state(LOCAL_OWNER, "turn")
-    assert seen is not None
-    assert seen.lease_left_s <= 60
+    await turns.begin(beginning(NAME, "q", key="turn"))
+    _, lease_left_s = await turns.state(LOCAL_OWNER, "turn")
+    assert lease_left_s <= 60
     await CurationRepository(database).mark_deleted(LOCAL_OWNER, NAME, once(), deleted=True)
     assert await CurationRepository(database).purge(after_s=-1) == 1
 

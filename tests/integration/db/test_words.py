@@ -14,6 +14,7 @@ from exai.db.driver.statements import load_statements
 from exai.db.lifecycle import CurationRepository
 from exai.db.search import Indexed, SearchQuery, SearchRepository
 from exai.db.transfer import ImportBatch, TransferRepository
+from exai.db.turns import TurnRepository
 from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, Owner, TurnId
 from tests.support.database import appending, beginning, conversation_of, ending, new_id, once, opened
 from tests.support.waiting import wait_until
@@ -41,12 +42,16 @@ async def found(search: SearchRepository, text: str) -> list[int]:
 
 
 async def test_a_message_is_found_before_and_after_it_is_indexed(
-    repository: ConversationRepository, search: SearchRepository, sql: OneTrip, database: Database
+    repository: ConversationRepository,
+    turns: TurnRepository,
+    search: SearchRepository,
+    sql: OneTrip,
+    database: Database,
 ) -> None:
     """Whichever way it was stored; the hits are the same, in the same order, with the same ranks."""
     name = (await conversation_of(repository, "word one", "nothing")).continuation_id
-    begun = await repository.begin_turn(beginning(name, "word three"))
-    await repository.finish_turn(ending(begun.turn_id, "a word, a word"))
+    begun = await turns.begin(beginning(name, "word three"))
+    await turns.finish(ending(begun.turn_id, "a word, a word"))
     curation = CurationRepository(database)
     new = ConversationId(new_id())
     forked = await curation.fork(LOCAL_OWNER, name, once(), new_conversation_id=new, at_seq=3)

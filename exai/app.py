@@ -16,13 +16,19 @@ from typing import TypeVar
 
 import structlog
 
+from exai.background import running
 from exai.blobs.base import Blobs
 from exai.blobs.local import LocalBlobs
 from exai.cache.conversations import NO_REVISION, ConversationCache, open_cache
 from exai.cache.reconciliation import ChangedRevisions, ChangesSince
-from exai.conversations import ConversationService
+from exai.conversations import ChatService, ConversationStore, Transfer
 from exai.conversations.attachments import Attachments
-from exai.conversations.service import Stores
+from exai.conversations.changes import ChangePoller, Notices
+from exai.conversations.indexing import Indexing
+from exai.conversations.maintenance import Maintenance
+from exai.conversations.publishing import Publisher
+from exai.conversations.store import Repositories
+from exai.conversations.turn import ChatTurns
 from exai.db.contents import PostgresBlobs
 from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import Database, open_pool
@@ -68,7 +74,11 @@ class App:
     """All open resources; valid inside `async with open_app(settings) as app`."""
 
     settings: Settings
-    conversations: ConversationService
+    chat: ChatService
+    conversations: ConversationStore
+    transfer: Transfer
+    maintenance: Maintenance
+    notices: Notices
     files: FileService
     providers: Providers
     database: Database
@@ -104,25 +114,43 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         blobs = _blobs(settings, database)
         file_repository = FileRepository(database)
         files = FileService(file_repository, blobs, settings.files, limits=settings.limits, roots=roots)
-        conversations = ConversationService(
-            Stores(
-                repository,
-                SearchRepository(database),
-                CurationRepository(database),
-                TransferRepository(database),
-                TurnRepository(database),
-            ),
-            cache,
-            providers,
-            Attachments(file_repository, blobs),
-            files,
-            limits=settings.limits,
-            recorder=recorder,
-            index_pause_s=settings.database.index_pause_s,
+        notices = Notices()
+        publisher = Publisher(cache, notices)
+        search, curation, turn_repository = (
+            SearchRepository(database),
+            CurationRepository(database),
+            TurnRepository(database),
         )
-        await stack.enter_async_context(conversations.running())
+        indexing = Indexing(search, notices.have_changed, recorder, pause_s=settings.database.index_pause_s)
+        turns = ChatTurns(turn_repository, cache, providers, Attachments(file_repository, blobs), publisher)
+        chat = ChatService(turns, turn_repository, settings.limits)
+        repositories = Repositories(repository, search, curation)
+        conversations = ConversationStore(
+            repositories, cache, publisher, indexing, limits=settings.limits, recorder=recorder
+        )
+        transfer = Transfer(TransferRepository(database), publisher, settings.limits, files)
+        await stack.enter_async_context(
+            running("conversation-watch", ChangePoller(repository, notices, recorder).run())
+        )
+        await stack.enter_async_context(running("word-indexing", indexing.run()))
+        await stack.enter_async_context(chat.running())
         notes = embedded.notes if embedded else (CACHE_NOT_GIVEN,) if settings.cache.url is None else ()
-        yield App(settings, conversations, files, providers, database, cache, embedded, recorder, health, notes)
+        yield App(
+            settings=settings,
+            chat=chat,
+            conversations=conversations,
+            transfer=transfer,
+            maintenance=Maintenance(curation, indexing),
+            notices=notices,
+            files=files,
+            providers=providers,
+            database=database,
+            cache=cache,
+            embedded=embedded,
+            recorder=recorder,
+            health=health,
+            notes=notes,
+        )
 
 
 @asynccontextmanager

@@ -57,7 +57,7 @@ async def seed(app: App, servers: ServerAddresses, plan: Plan, texts: Texts) -> 
 
     for each in batched_range(plan.conversations):
         await asyncio.gather(*(make() for _ in each))
-    await app.conversations.index_words()
+    await app.maintenance.index_words()
     await make_tables(servers.postgres_url)
     return Data(tuple(continuation_ids), tuple(await make_files(servers.postgres_url, plan.files)))
 

@@ -72,6 +72,7 @@ class Operations:
 
     def __init__(self, contestants: Contestants, data: Data, texts: Texts) -> None:
         self._service, self._filled = contestants.app.conversations, contestants.app.cache.wait_settled
+        self._maintenance = contestants.app.maintenance
         self._repository = ConversationRepository(contestants.app.database)
         self._database_floor, self._cache_floor = contestants.database, contestants.cache
         self._data, self._texts = data, texts
@@ -148,7 +149,7 @@ class Operations:
 
     async def settle(self) -> None:
         """Index the words of appended messages, so that the next operation does not pay for it."""
-        await self._service.index_words()
+        await self._maintenance.index_words()
 
     async def _chill(self) -> None:
         await self._filled()

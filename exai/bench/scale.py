@@ -143,7 +143,7 @@ class _Scale:
                 self._progress(share, name)
                 await run_batch(run, 1, OPERATIONS // 4)
                 # Deferred work of the previous operation must not be measured here.
-                await contestants.app.conversations.index_words()
+                await contestants.app.maintenance.index_words()
                 found[name] = min([(await run_batch(run, 1, OPERATIONS)).p50_ms for _ in range(ROUNDS)])
         return found
 

@@ -47,7 +47,7 @@ async def export(settings: Settings, name: str, target: str, kind: Format | None
         _check_target(target)
     async with open_app(settings) as app:
         await check_owner(app, settings, owner)
-        parts = app.conversations.export(owner, await whole_id(app, owner, name), shape)
+        parts = app.transfer.export(owner, await whole_id(app, owner, name), shape)
         if target == STANDARD:
             await _print(parts)
             return
@@ -73,7 +73,7 @@ async def import_file(
     progress = None
     with open_text(source) as stream:
         async with open_app(settings) as app:
-            async for progress in app.conversations.import_text(owner, read_parts(stream, shape), as_name=name):
+            async for progress in app.transfer.import_text(owner, read_parts(stream, shape), as_name=name):
                 if sys.stderr.isatty():
                     sys.stderr.write(f"\r{progress.seen:,} messages read, {progress.stored:,} stored")
     if sys.stderr.isatty():
@@ -89,7 +89,7 @@ async def import_file(
 async def prune(settings: Settings, idle_days: float | None) -> str:
     """Remove conversations and files whose retention has passed, and unused files. Returns a summary."""
     async with open_app(settings) as app:
-        conversations = await app.conversations.prune(idle_days=idle_days)
+        conversations = await app.maintenance.prune(idle_days=idle_days)
         orphans, blobs = await app.files.sweep()
     return f"removed {conversations} deleted conversations, {orphans} orphaned files and the bytes of {blobs}"
 

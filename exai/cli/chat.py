@@ -162,9 +162,7 @@ class _Talk:
 
         request = ChatRequest(self._options.owner, prompt, model=self._options.model)
         try:
-            result = await self._app.conversations.chat(
-                replace(request, continuation_id=self._continuation_id), on_delta
-            )
+            result = await self._app.chat.run(replace(request, continuation_id=self._continuation_id), on_delta)
             self._continuation_id = result.continuation_id
             if not written:
                 # A repeated answer, which had been stored before, arrives whole, without streaming.

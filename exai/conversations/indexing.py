@@ -49,6 +49,10 @@ class Indexing:
         self._portion = PORTION
         self._failures = 0
 
+    def request(self) -> None:
+        """Index soon: another client of the database may have stored messages, which searches read one by one."""
+        self._wanted.set()
+
     async def run(self) -> None:
         """Index until cancelled: after stores and searches of this process, and at least every `IDLE_S`."""
         while True:

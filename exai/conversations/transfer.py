@@ -15,7 +15,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Protocol
+from typing import Protocol, get_args
 
 from exai.blobs.base import PART_BYTES, digest
 from exai.conversations.deduplication import content_hash
@@ -39,9 +39,12 @@ from exai.validation import (
     MAX_CONTINUATION_CHARS,
     MAX_LIST,
     MAX_TITLE_CHARS,
+    check_choice,
+    check_conversation,
     check_json,
     check_message,
     check_name,
+    check_number,
     check_optional_name,
     check_owner,
     check_tags,
@@ -116,11 +119,16 @@ class Transfer:
     ) -> None:
         self._repository, self._publisher, self._limits, self._files = repository, publisher, limits, files
 
-    async def export(self, owner: Owner, continuation_id: ContinuationId, kind: Format) -> AsyncIterator[str]:
+    def export(self, owner: Owner, continuation_id: ContinuationId, kind: Format = "jsonl") -> AsyncIterator[str]:
         """Yield a conversation with its files as text, a page at a time, each page and part of a file 1 round trip.
 
-        Raises `NotFound`, or `BlobError` for a file whose bytes have changed.
+        Raises `InvalidArgument` at once, and `NotFound`, or `BlobError` for a file whose bytes have changed, later.
         """
+        check_conversation(owner, continuation_id)
+        check_choice("kind", kind, get_args(Format))
+        return self._pages(owner, continuation_id, kind)
+
+    async def _pages(self, owner: Owner, continuation_id: ContinuationId, kind: Format) -> AsyncIterator[str]:
         first = True
         async for page in self._repository.export(owner, continuation_id):
             header = write_header(page.conversation, kind) if first else ""
@@ -139,6 +147,10 @@ class Transfer:
 
         Files are in the first part, small ones whole and others only named, which costs round trips of its own.
         """
+        check_conversation(owner, continuation_id)
+        check_choice("kind", kind, get_args(Format))
+        check_number("after_seq", after_seq)
+        check_number("budget_bytes", budget_bytes, least=1)
         page = await self._repository.read_forward(
             owner, continuation_id, after_seq=after_seq, budget_bytes=budget_bytes
         )

@@ -5,15 +5,14 @@ because a reconciliation during the model's answer would otherwise drop the entr
 turn.
 
 Invariant: the outcome of every turn that has begun is written, whether it ends by an answer, a provider's error, a
-deadline or the caller's cancellation. Each write is a task of its own, shielded from the caller's cancellation and
-limited to `OUTCOME_LIMIT_S`.
+deadline or the caller's cancellation (`exai.conversations.outcomes`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -23,18 +22,19 @@ import structlog
 from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Miss, PreloadedPage
 from exai.conversations.attachments import Attachments
+from exai.conversations.leases import TurnLeases
+from exai.conversations.outcomes import OutcomeWriter
 from exai.conversations.prompt import Asked, check_fits
 from exai.conversations.publishing import Publisher
 from exai.conversations.refusals import refusal
 from exai.conversations.requests import ChatRequest, ChatResult
-from exai.conversations.turn_request import LEASE_S, history_of, turn_start, whole_prompt_tokens
+from exai.conversations.turn_request import history_of, turn_start, whole_prompt_tokens
 from exai.conversations.turn_result import answer_of, facts_of, failure_of, kept_of, result_of
-from exai.db.records import TurnBegun, TurnEnd, TurnFinished, TurnStart
+from exai.db.records import TurnBegun, TurnEnd, TurnStart
 from exai.db.turns import TurnRepository
 from exai.errors import (
     AnswerNotStored,
     Conflict,
-    DatabaseError,
     ExaiError,
     ProviderBroken,
     ProviderTooLong,
@@ -51,17 +51,11 @@ from exai.models import (
 )
 from exai.providers.base import Model
 from exai.providers.registry import Providers
-from exai.resilience import backoff_s, remaining_s, request_deadline, with_deadline
+from exai.resilience import remaining_s, with_deadline
 
 OUTCOME_RESERVE_S = 2.0
 """Part of a request's time reserved for writing the outcome; the provider's deadline is earlier by it."""
 
-OUTCOME_LIMIT_S = 10.0
-"""Time limit of a write that must not be lost, including its retries, also after the caller's cancellation."""
-
-OUTCOME_PAUSE_FIRST_S = 0.1
-OUTCOME_PAUSE_MOST_S = 1.0
-"""First and longest backoff between attempts to write an outcome."""
 
 MAX_SHRINKS = 5
 """How often one turn shortens a prompt that is too long for its model."""
@@ -91,7 +85,7 @@ class _Turn:
 
 
 class ChatTurns:
-    """Runs chat turns and renews the leases of those that wait for a model."""
+    """Runs chat turns. `leases` renews the leases of those that wait for a model; `outcomes` writes their outcomes."""
 
     def __init__(
         self,
@@ -103,11 +97,10 @@ class ChatTurns:
     ) -> None:
         self._repository, self._cache, self._providers = repository, cache, providers
         self._attachments, self._publisher = attachments, publisher
-        self._leased: dict[TurnId, asyncio.Timeout] = {}
-        self._side_tasks: set[asyncio.Task[Any]] = set()
+        self.leases, self.outcomes = TurnLeases(repository), OutcomeWriter(repository)
 
     async def run(self, request: ChatRequest, on_delta: OnDelta | None, on_begun: OnBegun | None = None) -> ChatResult:
-        """Answer one question. Guarantees and errors are those of `ConversationService.chat`."""
+        """Answer one question. Guarantees and errors are those of `ChatService.run`."""
         started = time.monotonic()
         model = await self._providers.find(request.model)
         model = await self._providers.prepare(model, prompt_tokens=whole_prompt_tokens(request))
@@ -127,7 +120,7 @@ class ChatTurns:
             return result_of(begun.reply, name, commit.revision, duration_s=seconds, duplicate=True)
         # Not awaited: the cache is updated while the model answers. `_publish_finished` waits for it, since the answer
         # can only be added to an entry that contains the question.
-        publication = self._aside(self._publish_begun(begun, commit, cached), "cache-begun")
+        publication = self.outcomes.start(self._publish_begun(begun, commit, cached), "cache-begun")
         turn = _Turn(request, model, begun, commit, cached, publication, _ReceivedText(on_delta))
         completion, seq, finished, facts = await self._answer(turn, room_tokens)
         return ChatResult(
@@ -147,36 +140,6 @@ class ChatTurns:
             unread_events=completion.unread_events,
             notes=tuple(facts.get("notes", ())),
         )
-
-    async def drain(self) -> None:
-        """Wait until all outcome and cache writes in flight have ended."""
-        while self._side_tasks:
-            await asyncio.wait(self._side_tasks)
-
-    async def keep_leases(self) -> None:
-        """Renew the leases of waiting turns until cancelled; no statement is sent while there are none."""
-        while True:
-            await asyncio.sleep(LEASE_S / 3)
-            if self._leased:
-                try:
-                    await self.renew_leases()
-                except ExaiError as error:
-                    log.warning("lease_renewal_failed", turns=len(self._leased), error=str(error))
-                except Exception:
-                    # Continue after a defect as well: without this task every turn longer than a lease could be taken
-                    # over by a repeated request, and its answer paid for twice.
-                    log.exception("lease_renewal_failed", turns=len(self._leased))
-
-    async def renew_leases(self) -> None:
-        """Renew the leases of this process's turns, and cancel those that were ended elsewhere: 1 round trip."""
-        # A copy, because turns come and go while the statement runs.
-        held = dict(self._leased)
-        pending = await self._repository.renew_leases(tuple(held), lease_s=LEASE_S)
-        for turn_id in held.keys() - pending:
-            # The identity check leaves out a turn that has ended meanwhile, and a new attempt of the same turn, which
-            # the statement may not have seen. Rescheduling to now makes the turn's `asyncio.timeout` expire at once.
-            if self._leased.get(turn_id) is held[turn_id]:
-                held[turn_id].reschedule(asyncio.get_running_loop().time())
 
     async def _read_cache(self, request: ChatRequest) -> Hit | Miss | None:
         if request.continuation_id is None:
@@ -205,7 +168,7 @@ class ChatTurns:
                 raise refusal(begun.status, start.continuation_id, begun.current_revision, begun.missing)
         except BaseException:
             if isinstance(cached, Miss) and start.continuation_id is not None:
-                self._aside(self._cache.release(start.owner, start.continuation_id, cached), "cache-release")
+                self.outcomes.start(self._cache.release(start.owner, start.continuation_id, cached), "cache-release")
             raise
         return begun
 
@@ -232,11 +195,11 @@ class ChatTurns:
 
     async def _begin_once(self, request: ChatRequest, model: Model, start: TurnStart) -> TurnBegun:
         """Begin a turn. If the caller is cancelled meanwhile, record the turn's failure once it is known to exist."""
-        task = self._aside(self._repository.begin(start), "turn-begin")
+        task = self.outcomes.start(self._repository.begin(start), "turn-begin")
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError as error:
-            await self._write(self._record_abandoned(request, model, task, error))
+            await self.outcomes.complete(self._record_abandoned(request, model, task, error))
             raise
 
     async def _record_abandoned(
@@ -248,7 +211,7 @@ class ChatTurns:
             return
         begun = beginning.result()
         if begun.status in ("started", "resumed"):
-            await self._record(failure_of(request, model, begun, "", error))
+            await self.outcomes.record(failure_of(request, model, begun, "", error))
 
     async def _answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, int, Commit, dict[str, Any]]:
         continuation_id = turn.commit.conversation.continuation_id
@@ -257,11 +220,11 @@ class ChatTurns:
         except BaseException as error:
             if isinstance(error, ExaiError):
                 error.continuation_id, error.notes = continuation_id, (kept_of(turn.received.text),)
-            await self._write(self._fail(turn, error))
+            await self.outcomes.complete(self._fail(turn, error))
             raise
         facts = facts_of(completion, asked)
         try:
-            seq, finished = await self._write(self._finish(turn, completion, facts))
+            seq, finished = await self.outcomes.complete(self._finish(turn, completion, facts))
         except Conflict as error:
             error.continuation_id = continuation_id
             raise
@@ -273,28 +236,14 @@ class ChatTurns:
             # After a retryable error no failure is written: the answer may be stored already (unknown outcome), or the
             # database may be away. A repeated request resumes a turn that is still pending once its lease has expired.
             if not isinstance(error, ExaiError) or not error.retryable:
-                await self._write(self._fail(turn, not_stored))
+                await self.outcomes.complete(self._fail(turn, not_stored))
             raise not_stored from error
         return completion, seq, finished, facts
 
     async def _leased_answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, Asked]:
         """Call the model under the turn's lease; return answer and prompt. Raises `Conflict` if ended elsewhere."""
-        turn_id = turn.begun.turn_id
-        scope = self._leased[turn_id] = asyncio.timeout(None)
-        try:
-            async with scope:
-                return await self._fitting_answer(turn, room_tokens)
-        except TimeoutError as error:
-            # Only `renew_leases` makes the scope expire; any other `TimeoutError` comes from inside.
-            if not scope.expired():
-                raise
-            raise Conflict(
-                "cancelled", "this request was cancelled meanwhile", "Call again with the same key to run it again"
-            ) from error
-        finally:
-            # Another attempt of the same turn in this process may have registered its own scope.
-            if self._leased.get(turn_id) is scope:
-                del self._leased[turn_id]
+        async with self.leases.hold(turn.begun.turn_id):
+            return await self._fitting_answer(turn, room_tokens)
 
     async def _fitting_answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, Asked]:
         """Call the model, and again with less history while it refuses the prompt as too long and it can be cut."""
@@ -337,7 +286,7 @@ class ChatTurns:
         return completion
 
     async def _finish(self, turn: _Turn, completion: Completion, facts: dict[str, Any]) -> tuple[int, Commit]:
-        finished = await self._store_end(
+        finished = await self.outcomes.store(
             TurnEnd(
                 owner=turn.request.owner,
                 turn_id=turn.begun.turn_id,
@@ -360,35 +309,14 @@ class ChatTurns:
         return finished.seq or 0, finished.commit
 
     async def _fail(self, turn: _Turn, error: BaseException) -> None:
-        finished = await self._record(failure_of(turn.request, turn.model, turn.begun, turn.received.text, error))
+        finished = await self.outcomes.record(
+            failure_of(turn.request, turn.model, turn.begun, turn.received.text, error)
+        )
         if finished is not None and finished.commit is not None and finished.commit.added:
             await self._publish_finished(turn, finished.commit)
         # The error says that the question is stored, and the caller may read the conversation at once, so the cache
         # must contain the question before the error is raised.
         await asyncio.wait({turn.publication})
-
-    async def _record(self, failure: TurnEnd) -> TurnFinished | None:
-        """Write a failure. An error of this write is only logged, because the caller receives the original error."""
-        try:
-            return await self._store_end(failure)
-        except ExaiError as error:
-            # The turn's lease expires, after which its request key can be used again.
-            log.error("turn_outcome_not_written", turn=failure.turn_id, error=str(error))
-            return None
-
-    async def _store_end(self, end: TurnEnd) -> TurnFinished:
-        """Write an outcome, with retries until the deadline, because the answer may have been paid for."""
-        attempt = 0
-        while True:
-            attempt += 1
-            pause_s = backoff_s(attempt, OUTCOME_PAUSE_FIRST_S, OUTCOME_PAUSE_MOST_S)
-            try:
-                return await self._repository.finish(end)
-            except DatabaseError as error:
-                left_s = remaining_s()
-                if not error.retryable or left_s is None or left_s <= pause_s:
-                    raise
-            await asyncio.sleep(pause_s)
 
     async def _publish_begun(self, begun: TurnBegun, commit: Commit, cached: Hit | Miss | None) -> None:
         """Publish the question; after a miss, store the complete newest page under the miss's lease."""
@@ -405,34 +333,6 @@ class ChatTurns:
     async def _publish_finished(self, turn: _Turn, commit: Commit) -> None:
         await asyncio.wait({turn.publication})
         await self._publisher.publish(commit)
-
-    def _aside(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
-        """Run `work` as a tracked task with its own deadline, independent of the request's."""
-
-        async def bounded() -> T:
-            request_deadline.set(None)
-            with with_deadline(OUTCOME_LIMIT_S):
-                return await work
-
-        task = asyncio.create_task(bounded(), name=name)
-        self._side_tasks.add(task)
-        task.add_done_callback(self._discard_task)
-        return task
-
-    def _discard_task(self, task: asyncio.Task[Any]) -> None:
-        self._side_tasks.discard(task)
-        if not task.cancelled():
-            # Awaiting callers have received the exception. Retrieving it keeps asyncio from logging it a second time.
-            task.exception()
-
-    async def _write(self, outcome: Coroutine[Any, Any, T]) -> T:
-        """Complete the write of an outcome even if the caller is cancelled meanwhile."""
-        task = self._aside(outcome, "turn-outcome")
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait({task}, timeout=OUTCOME_LIMIT_S)
-            raise
 
 
 class _ReceivedText:

@@ -88,7 +88,7 @@ def _mcp_server(app: App) -> McpServer:
         features=build_features(app),
         task_store=build_tasks(app, tools),
     )
-    app.conversations.notices.listen(lambda notice: _pass_on(notice, server), lambda: server.notifier.has_subscribers)
+    app.notices.listen(lambda notice: _pass_on(notice, server), lambda: server.notifier.has_subscribers)
     return server
 
 

@@ -7,7 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from exai.conversations import ChatRequest, ChatResult, ConversationService
+from exai.conversations import ChatRequest, ChatResult, ChatService
 from exai.files.service import FileService
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
@@ -93,13 +93,13 @@ class ChatOutput(ToolOutput):
         return self.content
 
 
-def chat_tool(conversations: ConversationService, files: FileService) -> ToolSpec:
+def chat_tool(chat: ChatService, files: FileService) -> ToolSpec:
     """Make the `chat` tool."""
 
     async def handle(arguments: ChatArguments, context: CallContext) -> ChatOutput:
         progress = AnswerProgress(context)
         given = await files.resolve(context.owner, arguments.files or ())
-        result = await conversations.chat(_request(arguments, context, given), progress.on_delta, context.begun)
+        result = await chat.run(_request(arguments, context, given), progress.on_delta, context.begun)
         return ChatOutput.of(result)
 
     return ToolSpec(

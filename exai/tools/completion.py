@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from exai.conversations import ConversationService
+from exai.conversations import ConversationStore
 from exai.db.filters import ListFilter
 from exai.files.service import FileService
 from exai.mcp.core.jsonrpc import INVALID_PARAMS, Json, RpcError
@@ -18,13 +18,13 @@ from exai.tools.prompts import PROMPTS
 from exai.tools.resources import TEMPLATES
 
 
-def argument_completion(conversations: ConversationService, files: FileService, providers: Providers) -> Feature:
+def argument_completion(conversations: ConversationStore, files: FileService, providers: Providers) -> Feature:
     """Make the completion of the arguments of prompts and resources."""
     return completion_feature(_Completing(conversations, files, providers).complete)
 
 
 class _Completing:
-    def __init__(self, conversations: ConversationService, files: FileService, providers: Providers) -> None:
+    def __init__(self, conversations: ConversationStore, files: FileService, providers: Providers) -> None:
         self._conversations = conversations
         self._files = files
         self._providers = providers

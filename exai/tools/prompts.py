@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import orjson
 
-from exai.conversations import ConversationService
+from exai.conversations import ConversationStore
 from exai.errors import InvalidArgument, NotFound
 from exai.mcp.core.jsonrpc import Json
 from exai.mcp.core.protocol import CallContext, Feature
@@ -54,7 +54,7 @@ def conversation_uri(continuation_id: ContinuationId) -> str:
     return CONVERSATION + quote(continuation_id, safe="")
 
 
-def prompt_feature(conversations: ConversationService) -> Feature:
+def prompt_feature(conversations: ConversationStore) -> Feature:
     """Make the feature with the prompts."""
 
     async def ask(given: Mapping[str, str], _context: CallContext) -> Sequence[Json]:
@@ -89,7 +89,7 @@ def prompt_feature(conversations: ConversationService) -> Feature:
     ).feature()
 
 
-async def _find(conversations: ConversationService, owner: Owner, typed: str) -> tuple[Page, str]:
+async def _find(conversations: ConversationStore, owner: Owner, typed: str) -> tuple[Page, str]:
     """Return the named conversation, and the question that a client may have put into the same argument."""
     try:
         return await conversations.read(owner, ContinuationId(typed)), ""

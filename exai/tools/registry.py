@@ -33,7 +33,7 @@ def build_tools(app: App) -> ToolRegistry:
     """Make all tools, in the order in which they are listed."""
     return ToolRegistry(
         (
-            chat_tool(app.conversations, app.files),
+            chat_tool(app.chat, app.files),
             append_tool(app.conversations, app.files),
             get_tool(app.conversations),
             list_tool(app.conversations),
@@ -41,8 +41,8 @@ def build_tools(app: App) -> ToolRegistry:
             fork_tool(app.conversations),
             update_tool(app.conversations),
             delete_tool(app.conversations),
-            export_tool(app.conversations),
-            import_tool(app.conversations),
+            export_tool(app.transfer),
+            import_tool(app.transfer),
             *file_tools(app.files),
             *status_tools(app.providers, lambda: health_report(app)),
         )
@@ -61,7 +61,7 @@ def build_features(app: App) -> Sequence[Feature]:
 def build_tasks(app: App, tools: ToolRegistry) -> TurnTasks:
     """Make the store of the calls that outlast their connection, for all tools whose answer can be made later."""
     answers = {spec.name: spec.answer_from for spec in tools if spec.answer_from is not None}
-    return TurnTasks(app.conversations, answers)
+    return TurnTasks(app.chat, answers)
 
 
 def health_report(app: App) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 
 import orjson
 
-from exai.conversations import ConversationService
+from exai.conversations import ConversationStore
 from exai.errors import InvalidArgument, NotFound
 from exai.files.service import FileService
 from exai.mcp.core.jsonrpc import INVALID_PARAMS, RpcError
@@ -44,14 +44,14 @@ TEMPLATES = (
 )
 
 
-def resource_feature(conversations: ConversationService, files: FileService) -> Feature:
+def resource_feature(conversations: ConversationStore, files: FileService) -> Feature:
     """Make the feature with the resources."""
     reading = _ResourceLister(conversations, files)
     return ResourceRegistry(TEMPLATES, reading.read, reading.list, announces=True).feature()
 
 
 class _ResourceLister:
-    def __init__(self, conversations: ConversationService, files: FileService) -> None:
+    def __init__(self, conversations: ConversationStore, files: FileService) -> None:
         self._conversations = conversations
         self._files = files
 

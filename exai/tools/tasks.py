@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from exai.conversations import ChatResult, ConversationService
+from exai.conversations import ChatResult, ChatService
 from exai.conversations.turn_result import TurnOutcome
 from exai.errors import ShuttingDown
 from exai.mcp.core import versions
@@ -27,19 +27,19 @@ Answers = Mapping[str, Callable[[ChatResult], ToolOutput]]
 class TurnTasks:
     """The turns of the tools in `answers`, as tasks."""
 
-    def __init__(self, conversations: ConversationService, answers: Answers) -> None:
-        self._conversations, self._answers = conversations, answers
+    def __init__(self, chat: ChatService, answers: Answers) -> None:
+        self._chat, self._answers = chat, answers
 
     async def get(self, owner: Owner, task_id: str) -> Task | None:
         """Return this owner's task, or None: 1 database round trip."""
-        outcome = await self._conversations.outcome(owner, task_id)
+        outcome = await self._chat.result(owner, task_id)
         if outcome is None or outcome.tool not in self._answers:
             return None
         return _task(outcome, self._answers[outcome.tool])
 
     async def cancel(self, owner: Owner, task_id: str) -> bool:
         """End a task early unless it has ended. Returns False if there is none: 1 database round trip."""
-        return await self._conversations.cancel(owner, task_id)
+        return await self._chat.cancel(owner, task_id)
 
 
 def _task(outcome: TurnOutcome, answer: Callable[[ChatResult], ToolOutput]) -> Task:

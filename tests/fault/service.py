@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from exai.app import App, open_app
-from exai.conversations import AppendRequest, ConversationService
+from exai.conversations import AppendRequest, ConversationStore
 from exai.db.driver.address import parse_address
 from exai.models import LOCAL_OWNER, Appended, ContinuationId, NewMessage, Page
 from exai.settings.load import CacheSettings, DatabaseSettings, ProviderSettings, ProvidersSettings, Settings
@@ -78,7 +78,7 @@ class Service:
     cache: RedisProxy
 
     @property
-    def conversations(self) -> ConversationService:
+    def conversations(self) -> ConversationStore:
         return self.app.conversations
 
     def count(self, name: str, **labels: str) -> int:

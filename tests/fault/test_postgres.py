@@ -43,7 +43,7 @@ async def test_page_cached_after_a_lost_reply_is_the_stored_one(rig: Servers, st
     if statement == b"append_v1":
         await service.append(name, "two")
     else:
-        await service.conversations.chat(ChatRequest(LOCAL_OWNER, "two", continuation_id=name))
+        await service.app.chat.run(ChatRequest(LOCAL_OWNER, "two", continuation_id=name))
     assert lost.done()
     cached = await service.read(name)
     stored = await service.conversations.read(LOCAL_OWNER, name, before_seq=100)
@@ -56,7 +56,7 @@ async def test_first_try_of_a_caller_is_no_duplicate_however_often_the_service_s
     """The reply to the service's own statement was lost; the caller asked once."""
     service = await rig.open()
     heard: list[Notice] = []
-    service.conversations.notices.listen(heard.append, lambda: True)
+    service.app.notices.listen(heard.append, lambda: True)
     lost = [service.database.drop_reply_to(b"append_v1")]
     first = await service.append(None, "one", key="one")
     lost.append(service.database.drop_reply_to(b"append_v1"))
@@ -66,9 +66,9 @@ async def test_first_try_of_a_caller_is_no_duplicate_however_often_the_service_s
         LOCAL_OWNER, first.continuation_id, ConversationUpdate(title="new"), idempotency_key="new"
     )
     lost.append(service.database.drop_reply_to(b"import_v1"))
-    text = [part async for part in service.conversations.export(LOCAL_OWNER, first.continuation_id)]
+    text = [part async for part in service.app.transfer.export(LOCAL_OWNER, first.continuation_id)]
     parts = read_lines("".join(text).splitlines(keepends=True))
-    imported = [each async for each in service.conversations.import_text(LOCAL_OWNER, parts, as_name=OTHER_NAME)]
+    imported = [each async for each in service.app.transfer.import_text(LOCAL_OWNER, parts, as_name=OTHER_NAME)]
     assert all(each.done() for each in lost)
     assert [(each.duplicate, each.first_seq) for each in (first, second)] == [(False, 1), (False, 2)]
     assert [(each.seen, each.stored) for each in imported] == [(2, 2)]

@@ -102,7 +102,7 @@ async def test_sessions_terminated_between_question_and_answer_cost_nobody_anyth
     service = await rig.open()
     name = (await service.append(None, "one")).continuation_id
     rig.provider.script(stream("gate", chunk({"content": "two"}, finish="stop"), event("[DONE]")))
-    asking = asyncio.create_task(service.conversations.chat(ChatRequest(LOCAL_OWNER, "what?", continuation_id=name)))
+    asking = asyncio.create_task(service.app.chat.run(ChatRequest(LOCAL_OWNER, "what?", continuation_id=name)))
     await rig.provider.arrived(1)
     async with admin(rig.postgres_url) as connection:
         ended = await connection.fetchval(
@@ -207,7 +207,7 @@ async def test_pooler_that_deals_out_sessions_anew_leaks_nothing_between_callers
         owners = [Owner(f"owner {number}") for number in range(8)]
 
         async def one(owner: Owner, number: int) -> None:
-            first = await service.conversations.chat(ChatRequest(owner, f"{owner} asks {number}"))
+            first = await service.app.chat.run(ChatRequest(owner, f"{owner} asks {number}"))
             page = await service.conversations.read(owner, first.continuation_id)
             assert page.messages[0].content == f"{owner} asks {number}"
             older = await service.conversations.read(owner, first.continuation_id, before_seq=2)
@@ -308,9 +308,7 @@ async def test_stall_of_our_own_is_nobodys_failure(rig: Servers) -> None:
     name = (await service.append(None, "one")).continuation_id
     rig.provider.script(stream("gate", chunk({"content": "two"}, finish="stop"), event("[DONE]")))
     with with_deadline(30.0):
-        asking = asyncio.create_task(
-            service.conversations.chat(ChatRequest(LOCAL_OWNER, "what?", continuation_id=name))
-        )
+        asking = asyncio.create_task(service.app.chat.run(ChatRequest(LOCAL_OWNER, "what?", continuation_id=name)))
         await rig.provider.arrived(1)
         reading = [asyncio.create_task(service.read(name)) for _ in range(20)]
         for _ in range(3):

@@ -58,7 +58,7 @@ async def test_writer_cut_off_from_redis_writes_on_and_the_others_are_late_for_t
     for mode in ("stall", "reset"):
         writer.cache.mode = mode  # type: ignore[assignment]
         await writer.append(name, mode)
-        answer = await writer.conversations.chat(ChatRequest(LOCAL_OWNER, f"{mode}?", continuation_id=name))
+        answer = await writer.app.chat.run(ChatRequest(LOCAL_OWNER, f"{mode}?", continuation_id=name))
         seen = await writer.contents(name)
         assert seen[-3:] == [mode, f"{mode}?", answer.content]
         await converges(reader, name, seen)
@@ -114,7 +114,7 @@ async def test_primary_that_becomes_a_replica_costs_reads_and_writes_nothing(own
     valkey.do("REPLICAOF", "127.0.0.1", "1")
     await service.append(name, "two")
     assert await service.contents(name) == ["one", "two"]
-    await service.conversations.chat(ChatRequest(LOCAL_OWNER, "three", continuation_id=name))
+    await service.app.chat.run(ChatRequest(LOCAL_OWNER, "three", continuation_id=name))
     expected = await service.contents(name)
     assert expected[:3] == ["one", "two", "three"]
     valkey.do("REPLICAOF", "NO", "ONE")

@@ -102,7 +102,7 @@ async def stored(
     about = ConversationText(continuation_id, title=f"Title of {continuation_id}", tags=tags)
     texts = [MessageText(seq, NewMessage("user", each), None, str(seq)) for seq, each in enumerate(contents, 1)]
     async with open_app(settings) as app:
-        async for _ in app.conversations.import_text(Owner(owner), iter([about, *texts])):
+        async for _ in app.transfer.import_text(Owner(owner), iter([about, *texts])):
             pass
 
 

@@ -175,7 +175,7 @@ async def test_the_service_goes_on_with_an_adopted_conversation(
         assert count == 160
         assert [message.seq for message in page.messages] == list(range(count - len(page.messages) + 1, count + 1))
         provider.script(kimi_answer("Hello again"))
-        answer = await app.conversations.chat(ChatRequest(LOCAL_OWNER, "Do you remember?", continuation_id=name))
+        answer = await app.chat.run(ChatRequest(LOCAL_OWNER, "Do you remember?", continuation_id=name))
         assert (answer.content, answer.seq) == ("Hello again", count + 2)
         asked = provider.chats[-1].body["messages"]
         assert len(asked) > 100

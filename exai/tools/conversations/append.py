@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from exai.conversations import AppendRequest, ConversationService
+from exai.conversations import AppendRequest, ConversationStore
 from exai.files.service import FileService
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
@@ -46,7 +46,7 @@ class AppendOutput(ToolOutput):
         return "These messages had been stored before." if self.duplicate else "The messages are stored."
 
 
-def append_tool(conversations: ConversationService, files: FileService) -> ToolSpec:
+def append_tool(conversations: ConversationStore, files: FileService) -> ToolSpec:
     """Make the tool."""
 
     async def handle(arguments: AppendArguments, context: CallContext) -> AppendOutput:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from exai.conversations import ConversationService
+from exai.conversations import ConversationStore
 from exai.db.lifecycle import ConversationUpdate
 from exai.errors import InvalidArgument
 from exai.mcp.features.results import ToolOutput
@@ -80,7 +80,7 @@ class DeleteOutput(ToolOutput):
         return DELETED if self.deleted else RESTORED
 
 
-def fork_tool(conversations: ConversationService) -> ToolSpec:
+def fork_tool(conversations: ConversationStore) -> ToolSpec:
     """Make the tool `conversation_fork`."""
 
     async def handle(arguments: ForkArguments, context: CallContext) -> ForkOutput:
@@ -104,7 +104,7 @@ def fork_tool(conversations: ConversationService) -> ToolSpec:
     )
 
 
-def update_tool(conversations: ConversationService) -> ToolSpec:
+def update_tool(conversations: ConversationStore) -> ToolSpec:
     """Make the tool `conversation_update`."""
 
     async def handle(arguments: UpdateArguments, context: CallContext) -> UpdateOutput:
@@ -136,7 +136,7 @@ def update_tool(conversations: ConversationService) -> ToolSpec:
     )
 
 
-def delete_tool(conversations: ConversationService) -> ToolSpec:
+def delete_tool(conversations: ConversationStore) -> ToolSpec:
     """Make the tool `conversation_delete`."""
 
     async def handle(arguments: ConversationDeleteArguments, context: CallContext) -> DeleteOutput:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import orjson
 from pydantic import Field
 
-from exai.conversations import ConversationService
+from exai.conversations import ConversationStore
 from exai.db.filters import ListFilter
 from exai.errors import InvalidArgument, NotFound
 from exai.mcp.core.jsonrpc import Json
@@ -118,7 +118,7 @@ class ConversationListOutput(ToolOutput):
         return items(map(vars, self.conversations), LINE) or "There are no conversations."
 
 
-def get_tool(conversations: ConversationService) -> ToolSpec:
+def get_tool(conversations: ConversationStore) -> ToolSpec:
     """Make the tool `conversation_get`."""
 
     async def handle(arguments: ConversationGetArguments, context: CallContext) -> ConversationGetOutput:
@@ -152,7 +152,7 @@ def get_tool(conversations: ConversationService) -> ToolSpec:
     )
 
 
-def list_tool(conversations: ConversationService) -> ToolSpec:
+def list_tool(conversations: ConversationStore) -> ToolSpec:
     """Make the tool `conversation_list`."""
 
     async def handle(arguments: ConversationListArguments, context: CallContext) -> ConversationListOutput:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from exai.conversations import ConversationService
+from exai.conversations import ConversationStore
 from exai.db.search import SearchHit, SearchQuery
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.texts import items
@@ -74,7 +74,7 @@ class SearchOutput(ToolOutput):
         return "\n".join((*lines, items(map(vars, self.hits), HIT) or "Nothing was found."))
 
 
-def search_tool(conversations: ConversationService) -> ToolSpec:
+def search_tool(conversations: ConversationStore) -> ToolSpec:
     """Make the tool."""
 
     async def handle(arguments: SearchArguments, context: CallContext) -> SearchOutput:

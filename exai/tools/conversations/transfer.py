@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from exai.conversations import ConversationService
+from exai.conversations import Transfer
 from exai.conversations.formats import read_lines, read_markdown
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolSpec
@@ -63,11 +63,11 @@ class ImportOutput(ToolOutput):
         return "\n".join(lines)
 
 
-def export_tool(conversations: ConversationService) -> ToolSpec:
+def export_tool(transfer: Transfer) -> ToolSpec:
     """Make the tool `conversation_export`."""
 
     async def handle(arguments: ExportArguments, context: CallContext) -> ExportOutput:
-        part = await conversations.export_part(
+        part = await transfer.export_part(
             context.owner,
             arguments.continuation_id,
             arguments.format,
@@ -97,14 +97,14 @@ def export_tool(conversations: ConversationService) -> ToolSpec:
     )
 
 
-def import_tool(conversations: ConversationService) -> ToolSpec:
+def import_tool(transfer: Transfer) -> ToolSpec:
     """Make the tool `conversation_import`."""
 
     async def handle(arguments: ImportArguments, context: CallContext) -> ImportOutput:
         text = arguments.text.removeprefix("\ufeff")
         parts = read_lines(text.split("\n")) if arguments.format == "jsonl" else read_markdown(text)
         last = None
-        async for progress in conversations.import_text(context.owner, parts, as_name=arguments.continuation_id):
+        async for progress in transfer.import_text(context.owner, parts, as_name=arguments.continuation_id):
             last = progress
             await context.progress(f"{progress.seen} messages read, {progress.stored} stored")
         if last is None:

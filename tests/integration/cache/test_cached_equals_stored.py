@@ -25,7 +25,7 @@ async def append(rig: Rig, continuation_id: ContinuationId | None, count: int) -
 
 
 async def chat(rig: Rig, continuation_id: ContinuationId) -> None:
-    await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hello", continuation_id=continuation_id))
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hello", continuation_id=continuation_id))
 
 
 async def expect_same(rig: Rig, continuation_id: ContinuationId) -> None:

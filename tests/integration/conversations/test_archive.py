@@ -50,7 +50,7 @@ async def stored(rig: Rig, *contents: str, title: str | None = None) -> Continua
 
 
 async def exported(rig: Rig, name: ContinuationId, kind: Format = "jsonl", owner: Owner = LOCAL_OWNER) -> str:
-    return "".join([part async for part in rig.app.conversations.export(owner, name, kind)])
+    return "".join([part async for part in rig.app.transfer.export(owner, name, kind)])
 
 
 def parts(text: str, kind: Format = "jsonl") -> Iterator[ExportItem]:
@@ -61,7 +61,7 @@ async def imported(
     rig: Rig, text: str, kind: Format = "jsonl", owner: Owner = LOCAL_OWNER, as_name: str | None = None
 ) -> ImportProgress:
     name = ContinuationId(as_name) if as_name else None
-    return [each async for each in rig.app.conversations.import_text(owner, parts(text, kind), as_name=name)][-1]
+    return [each async for each in rig.app.transfer.import_text(owner, parts(text, kind), as_name=name)][-1]
 
 
 async def messages_of(rig: Rig, name: ContinuationId, owner: Owner = LOCAL_OWNER) -> tuple[Message, ...]:
@@ -158,7 +158,7 @@ async def test_damaged_files_are_refused_by_their_place(rig: Rig, kind: Format) 
 async def test_parts_for_a_model_carry_small_files_and_name_the_others(rig: Rig) -> None:
     """Joined they can be imported where the contents are, and say what is missing elsewhere."""
     name = await with_files(rig)
-    part = await rig.app.conversations.export_part(LOCAL_OWNER, name, "jsonl", after_seq=0, budget_bytes=1_000)
+    part = await rig.app.transfer.export_part(LOCAL_OWNER, name, "jsonl", after_seq=0, budget_bytes=1_000)
     text = part.header + part.text
     assert len(text) < EMBEDDED_BYTES * 2
     assert "# Notes" in text

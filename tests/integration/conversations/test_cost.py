@@ -61,7 +61,7 @@ async def test_chat_turn_costs_two_database_round_trips_warm_and_cold(rig: Rig) 
     continuation_id = await stored(rig, 60)
     for _ in ("cold", "warm"):
         rig.reset()
-        await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "And now?", continuation_id=continuation_id))
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "And now?", continuation_id=continuation_id))
         assert rig.cost() == (2, 3)
     asked = rig.provider.chats[-1].body["messages"]
     assert len(asked) == 63
@@ -72,7 +72,7 @@ async def test_chat_turn_costs_two_database_round_trips_warm_and_cold(rig: Rig) 
 async def test_first_chat_of_a_conversation_costs_two_database_round_trips(rig: Rig) -> None:
     """Creating the conversation is part of the first statement."""
     rig.reset()
-    await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hello"))
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hello"))
     assert rig.database.round_trips == 2
 
 
@@ -80,7 +80,7 @@ async def test_conversation_read_after_a_turn_is_a_hit_with_the_answer_in_it(rig
     """The turn tells the cache of both of its messages, so the next read costs no database."""
     continuation_id = await stored(rig)
     await rig.app.conversations.read(LOCAL_OWNER, continuation_id)
-    result = await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hi", continuation_id=continuation_id))
+    result = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hi", continuation_id=continuation_id))
     rig.reset()
     page = await rig.app.conversations.read(LOCAL_OWNER, continuation_id)
     assert (page.source, rig.cost()) == ("cache", (0, 1))

@@ -58,11 +58,11 @@ async def test_failed_turn_does_not_end_a_conversation_with_an_alternating_model
     """The question of the failed turn stays, and goes with the next one."""
     service = rig.app.conversations
     rig.provider.default = alternating
-    first = await service.chat(ChatRequest(LOCAL_OWNER, "One"))
+    first = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "One"))
     rig.provider.script(failure(401))
     with pytest.raises(ExaiError):
-        await service.chat(ChatRequest(LOCAL_OWNER, "Two", continuation_id=first.continuation_id))
-    again = await service.chat(ChatRequest(LOCAL_OWNER, "Three", continuation_id=first.continuation_id))
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Two", continuation_id=first.continuation_id))
+    again = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Three", continuation_id=first.continuation_id))
     assert again.content == "fine"
     sent = [message["content"] for message in rig.provider.chats[-1].body["messages"]]
     assert sent == ["One", "fine", "Two\n\nThree"]
@@ -86,7 +86,7 @@ async def test_whatever_was_appended_an_alternating_model_accepts_it(rig: Rig, g
     rig.provider.default = alternating
     begun = await service.append(AppendRequest(LOCAL_OWNER, [NewMessage(role, content) for role, content in given]))
     assert (
-        await service.chat(ChatRequest(LOCAL_OWNER, "Go on", continuation_id=begun.continuation_id))
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Go on", continuation_id=begun.continuation_id))
     ).content == "fine"
     stored = (await service.read(LOCAL_OWNER, begun.continuation_id)).messages
     assert [(message.role, message.content) for message in stored[: len(given)]] == given
@@ -100,26 +100,25 @@ async def test_less_is_sent_after_a_refusal_for_length(rig: Rig, says_numbers: b
     talk = [NewMessage("user" if number % 2 == 0 else "assistant", "0a" * 1_000) for number in range(20)]
     begun = await service.append(AppendRequest(LOCAL_OWNER, talk))
     request = ChatRequest(LOCAL_OWNER, "just say hello", model=SMALL, continuation_id=begun.continuation_id)
-    first = await service.chat(request)
+    first = await rig.app.chat.run(request)
     assert first.content == "fine"
     assert 0 < first.left_out < len(talk)
     assert f"{first.left_out} older messages" in first.notes[0]
     tries = len(rig.provider.chats)
     assert 1 < tries <= 6
-    await service.chat(request)
+    await rig.app.chat.run(request)
     assert len(rig.provider.chats) == tries + 1
 
 
 async def test_question_too_long_by_itself_does_not_end_its_conversation(rig: Rig) -> None:
     """It is refused, with its conversation's name; the next one is asked without it."""
-    service = rig.app.conversations
     rig.provider.default = strict(1.0, says_numbers=True)
     with pytest.raises(ProviderTooLong) as refused:
-        await service.chat(ChatRequest(LOCAL_OWNER, "0a" * 6_000, model=SMALL))
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "0a" * 6_000, model=SMALL))
     assert len(rig.provider.chats) == 1
     name = refused.value.continuation_id
     assert name is not None
-    later = await service.chat(
+    later = await rig.app.chat.run(
         ChatRequest(LOCAL_OWNER, "just say hello", model=SMALL, continuation_id=ContinuationId(name))
     )
     assert later.content == "fine"
@@ -131,7 +130,7 @@ async def test_failed_first_chat_names_its_conversation_and_is_marked_where_it_i
     service = rig.app.conversations
     rig.provider.script(failure(400, {"error": {"message": "no such model"}}))
     with pytest.raises(ProviderRefused) as refused:
-        await service.chat(ChatRequest(LOCAL_OWNER, "Hello"))
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hello"))
     shown = error_result(refused.value)
     name = shown["structuredContent"]["error"]["continuation_id"]
     assert f"continuation_id: {name}" in shown["content"][0]["text"].splitlines()[0]
@@ -142,7 +141,7 @@ async def test_failed_first_chat_names_its_conversation_and_is_marked_where_it_i
     (listed,) = (await service.list(LOCAL_OWNER)).conversations
     assert listed.newest_kind == "failed"
     fork = await service.fork(LOCAL_OWNER, ContinuationId(name))
-    await service.chat(ChatRequest(LOCAL_OWNER, "Again", continuation_id=name))
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Again", continuation_id=name))
     kinds = {each.continuation_id: each.newest_kind for each in (await service.list(LOCAL_OWNER)).conversations}
     assert kinds == {name: "message", fork.continuation_id: None}
     assert [message["content"] for message in rig.provider.chats[-1].body["messages"]] == ["Hello", "Again"]
@@ -151,7 +150,7 @@ async def test_failed_first_chat_names_its_conversation_and_is_marked_where_it_i
 async def test_refused_first_chat_leaves_nothing_behind(rig: Rig) -> None:
     """What can be refused before anything is stored is."""
     with pytest.raises(ExaiError) as refused:
-        await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "x" * 60_000, model=SMALL))
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "x" * 60_000, model=SMALL))
     assert refused.value.continuation_id is None
     assert (await rig.app.conversations.list(LOCAL_OWNER)).conversations == ()
 
@@ -170,7 +169,7 @@ async def test_refused_first_chat_leaves_nothing_behind(rig: Rig) -> None:
 async def test_odd_characters_and_numbers_of_a_provider_lose_no_answer(rig: Rig, steps: list[bytes]) -> None:
     """What cannot be stored as it came is stored as it can be."""
     rig.provider.script(stream(*steps, chunk({}, finish="stop"), event("[DONE]"), headers={"x-trace-id": "a\x7fb"}))
-    result = await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hi", model="kimi-k2.6"))
+    result = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hi", model="kimi-k2.6"))
     assert result.content == "kept"
     stored = (await rig.app.conversations.read(LOCAL_OWNER, result.continuation_id)).messages
     assert stored[-1].content == "kept"
@@ -186,20 +185,20 @@ async def test_any_error_of_storing_an_answer_hands_it_over_and_ends_the_turn(ri
     rig.provider.gate.set()
     request = ChatRequest(LOCAL_OWNER, "Hello", idempotency_key="key")
     with pytest.raises(AnswerNotStored) as caught:
-        await rig.app.conversations.chat(request)
+        await rig.app.chat.run(request)
     assert caught.value.report()["content"] == "paid for"
     assert caught.value.report()["continuation_id"]
     assert await connection.fetchval("select state from public.turns where request_key = 'key'") == "failed"
     await connection.execute("alter table public.messages drop constraint no_answers")
     await connection.close()
-    assert (await rig.app.conversations.chat(request)).duplicate is False
+    assert (await rig.app.chat.run(request)).duplicate is False
 
 
 async def test_unreachable_provider_names_the_conversation_too(rig: Rig) -> None:
     """Every error after the question was stored does."""
     await rig.provider.stop()
     with pytest.raises(ProviderUnavailable) as failed:
-        await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hello"))
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hello"))
     assert failed.value.continuation_id is not None
 
 
@@ -222,7 +221,7 @@ async def test_first_question_to_an_endpoint_does_not_wait_for_its_list_of_model
     slow_rig: Rig, slow_list: ProviderServer
 ) -> None:
     """A short question of a new conversation fits every window, so that nothing has to be known of the model."""
-    asked = slow_rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hello", model="local/m"))
+    asked = slow_rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hello", model="local/m"))
     assert "Hello" in (await asyncio.wait_for(asked, 5)).content
     assert len(slow_list.chats) == 1
     assert not slow_list.gate.is_set()
@@ -242,7 +241,7 @@ async def test_question_that_needs_the_list_of_models_waits_for_it(
     slow_rig: Rig, slow_list: ProviderServer, request_of_it: ChatRequest
 ) -> None:
     """At the start of a daemon such a question is delayed; it is not refused for what is not known yet."""
-    asked = asyncio.create_task(slow_rig.app.conversations.chat(request_of_it))
+    asked = asyncio.create_task(slow_rig.app.chat.run(request_of_it))
     for _ in range(20):
         await asyncio.sleep(0)
     assert not asked.done()

@@ -64,12 +64,12 @@ async def test_file_put_at_one_daemon_is_read_by_the_model_of_another(
             await stack.enter_async_context(open_rig(postgres_url, redis_url, tmp_path / name)) for name in ("1", "2")
         ]
         small, long = await put(one, b"The launch code is 1234."), await put(one, large("long"))
-        first = await other.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Read.", files=[small]))
+        first = await other.app.chat.run(ChatRequest(LOCAL_OWNER, "Read.", files=[small]))
         assert "The launch code is 1234." in asked(other)[0]
         assert (await other.app.files.read(LOCAL_OWNER, long))[1] == large("long")
         fork = await other.app.conversations.fork(LOCAL_OWNER, first.continuation_id)
         await other.app.files.delete(LOCAL_OWNER, long)
-        await one.app.conversations.chat(ChatRequest(LOCAL_OWNER, "And?", continuation_id=fork.continuation_id))
+        await one.app.chat.run(ChatRequest(LOCAL_OWNER, "And?", continuation_id=fork.continuation_id))
         assert "The launch code is 1234." in asked(one)[0]
     assert list(tmp_path.rglob("files/*")) == []
 
@@ -125,7 +125,7 @@ async def test_turn_with_many_files_is_two_statements_more(rig: Rig) -> None:
     """One for what is known about them, one for their bytes."""
     stored = await rig.app.files.put(LOCAL_OWNER, [FileContent(f"{n}.txt", b"text %d" % n) for n in range(20)])
     rig.reset()
-    await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Read.", files=[file.id for file in stored]))
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Read.", files=[file.id for file in stored]))
     assert rig.database.round_trips == 4
     assert all(f"text {n}" in asked(rig)[0] for n in range(20))
 
@@ -186,7 +186,7 @@ async def test_file_from_before_is_read_from_its_directory_and_moves_when_it_is_
     )
     assert (await rig.app.files.read(LOCAL_OWNER, file_id))[1] == b"before"
     assert (await rig.app.files.read_part(LOCAL_OWNER, file_id, 1, 3)).text == "efo"
-    await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Read.", files=[file_id]))
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Read.", files=[file_id]))
     assert "before" in asked(rig)[0]
     assert await put(rig, b"before") == file_id
     (tmp_path / "files" / path).unlink()
@@ -274,8 +274,8 @@ async def test_answer_says_which_files_the_model_did_not_see_and_how_others_were
     plain = await put(rig, b"plain", "plain.txt")
     await execute(rig, "delete from exai.blob_parts where octet_length(data) = 6")
     request = ChatRequest(LOCAL_OWNER, "Read.", files=[binary, stolen, chinese, plain, gone], idempotency_key="k")
-    first = await rig.app.conversations.chat(request)
-    again = await rig.app.conversations.chat(request)
+    first = await rig.app.chat.run(request)
+    again = await rig.app.chat.run(request)
     assert again.duplicate
     assert first.notes == again.notes
     assert first.notes == (
@@ -285,7 +285,7 @@ async def test_answer_says_which_files_the_model_did_not_see_and_how_others_were
     )
     assert "请解释一下数据库连接池的工作原理。" in asked(rig)[0]
     await rig.app.files.delete(LOCAL_OWNER, gone)
-    later = await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "And?", continuation_id=first.continuation_id))
+    later = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "And?", continuation_id=first.continuation_id))
     assert f"file {gone} has been deleted" in later.notes
     assert not any("decoded" in note for note in later.notes)
 
@@ -295,9 +295,7 @@ async def test_made_up_file_ids_cost_a_prompt_nothing_worth_mentioning(rig: Rig)
     ids = [f"00000000-0000-4000-8000-{n:012d}" for n in range(3_000)]
     new = AppendRequest(LOCAL_OWNER, [NewMessage("user", "Before", metadata={"file_ids": ids + ids[:100]})])
     name = (await rig.app.conversations.append(new)).continuation_id
-    result = await rig.app.conversations.chat(
-        ChatRequest(LOCAL_OWNER, "And?", model="moonshot-v1-8k", continuation_id=name)
-    )
+    result = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "And?", model="moonshot-v1-8k", continuation_id=name))
     assert sum(map(len, asked(rig))) < 30_000
     assert len(result.notes) <= 21
 

@@ -36,8 +36,8 @@ def asked(rig: Rig) -> list[str]:
 async def test_model_reads_the_file_where_it_was_given_in_every_later_turn(rig: Rig) -> None:
     """The content as stored, once, at the message it came with."""
     file_id = await put(rig, "The launch code is 1234.")
-    first = await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Read this.", files=[file_id]))
-    await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "And?", continuation_id=first.continuation_id))
+    first = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Read this.", files=[file_id]))
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "And?", continuation_id=first.continuation_id))
     shown = asked(rig)
     assert "The launch code is 1234." in shown[0]
     assert shown[0].startswith("Read this.")
@@ -96,12 +96,12 @@ async def test_files_of_earlier_turns_give_way_before_turns_do(rig: Rig) -> None
     """Files crowded out half of the turns in an ancestor of this service."""
     model = "moonshot-v1-8k"
     big = await put(rig, "x" * 15_000, "big.txt")
-    first = await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Read.", model=model, files=[big]))
+    first = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Read.", model=model, files=[big]))
     rig_id = first.continuation_id
     await rig.app.conversations.append(
         AppendRequest(LOCAL_OWNER, [NewMessage("user", "y" * 9_000), NewMessage("assistant", "noted")], rig_id)
     )
-    await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "So?", model=model, continuation_id=rig_id))
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "So?", model=model, continuation_id=rig_id))
     shown = asked(rig)
     assert len(shown) == 5
     assert 'note="no room left for it"' in shown[0]
@@ -112,7 +112,7 @@ async def test_question_whose_own_files_do_not_fit_is_refused_by_name(rig: Rig) 
     """Half a file would be worse than none."""
     big = await put(rig, "x" * 60_000)
     with pytest.raises(InvalidArgument) as caught:
-        await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Read.", model="moonshot-v1-8k", files=[big]))
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Read.", model="moonshot-v1-8k", files=[big]))
     assert caught.value.field == "files"
     assert rig.provider.chats == []
 
@@ -121,9 +121,9 @@ async def test_binary_and_deleted_files_are_named_and_not_shown(rig: Rig) -> Non
     """A model is told that there is something it cannot read."""
     (binary,) = await rig.app.files.put(LOCAL_OWNER, [FileContent("x.bin", b"\x00\x01")])
     gone = await put(rig, "gone")
-    first = await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "See.", files=[binary.id, gone]))
+    first = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "See.", files=[binary.id, gone]))
     await rig.app.files.delete(LOCAL_OWNER, gone)
-    await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "And?", continuation_id=first.continuation_id))
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "And?", continuation_id=first.continuation_id))
     assert "not text, 2 bytes" in asked(rig)[0]
     assert "deleted since" in asked(rig)[0]
 
@@ -135,7 +135,7 @@ async def test_files_of_others_do_not_exist(rig: Rig) -> None:
     with pytest.raises(NotFound):
         await rig.app.files.read(other, mine)
     with pytest.raises(NotFound):
-        await rig.app.conversations.chat(ChatRequest(other, "Read.", files=[mine]))
+        await rig.app.chat.run(ChatRequest(other, "Read.", files=[mine]))
     with pytest.raises(NotFound):
         await rig.app.files.delete(other, mine)
 
@@ -145,7 +145,7 @@ async def test_file_ids_that_a_writer_made_up_do_not_end_a_conversation(rig: Rig
     made_up = {"file_ids": ["not an id", 7, "urn:uuid:e8a10000-0000-4000-8000-000000000000"]}
     new = AppendRequest(LOCAL_OWNER, [NewMessage("user", "Before", metadata=made_up)])
     name = (await rig.app.conversations.append(new)).continuation_id
-    await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "And now?", continuation_id=name))
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "And now?", continuation_id=name))
     assert asked(rig) == ["Before", "And now?"]
 
 

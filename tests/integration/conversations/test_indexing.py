@@ -62,7 +62,7 @@ async def test_whoever_wants_it_done_now_waits_for_it(postgres_url: str, tmp_pat
     """Before searches are measured, or after very much was imported."""
     async with opened(postgres_url, tmp_path, 3_600) as app:
         await append(app, *["word"] * 999)
-        await app.conversations.index_words()
+        await app.maintenance.index_words()
         assert app.recorder.value(INDEXED) == 999
     assert await value(postgres_url, "select count(*) from exai.message_words") == 999
 

@@ -40,7 +40,7 @@ async def test_prune_refuses_a_number_of_days_that_would_delete_everything(rig: 
     """A slip of the hand must not mark every conversation of every owner as deleted."""
     name = await stored(rig, "one")
     with pytest.raises(InvalidArgument):
-        await rig.app.conversations.prune(idle_days=days)
+        await rig.app.maintenance.prune(idle_days=days)
     assert len(await messages_of(rig, name)) == 1
 
 
@@ -65,7 +65,7 @@ async def test_fork_shares_history_and_goes_its_own_way(rig: Rig) -> None:
     rig.reset()
     fork = await rig.app.conversations.fork(LOCAL_OWNER, name, at_seq=2, title="Other way")
     assert rig.database.round_trips == 1
-    await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "instead", continuation_id=fork.continuation_id))
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "instead", continuation_id=fork.continuation_id))
     assert [part["content"] for part in rig.provider.chats[-1].body["messages"]] == ["one", "two", "instead"]
     forked = await messages_of(rig, fork.continuation_id)
     assert [message.content for message in forked][:3] == ["one", "two", "instead"]
@@ -119,10 +119,10 @@ async def test_deleted_conversation_is_gone_for_everybody_and_can_be_restored(ri
     with pytest.raises(NotFound):
         await rig.app.conversations.read(LOCAL_OWNER, name)
     with pytest.raises(NotFound):
-        await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hi", continuation_id=name))
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hi", continuation_id=name))
     assert (await rig.app.conversations.list(LOCAL_OWNER)).conversations == ()
     assert (await rig.app.conversations.search(SearchQuery(LOCAL_OWNER, "findable"))).hits == ()
-    assert await rig.app.conversations.prune() == 0
+    assert await rig.app.maintenance.prune() == 0
 
     restored = await rig.app.conversations.restore(LOCAL_OWNER, name)
     assert restored.continuation_id == name
@@ -137,22 +137,22 @@ async def test_export_and_import_are_exact_idempotent_and_can_be_resumed(rig: Ri
     await rig.app.conversations.append(
         AppendRequest(LOCAL_OWNER, [NewMessage("user", text, metadata={"n": 1.5}) for text in contents[1_000:]], name)
     )
-    text = "".join([part async for part in rig.app.conversations.export(LOCAL_OWNER, name, kind)])
+    text = "".join([part async for part in rig.app.transfer.export(LOCAL_OWNER, name, kind)])
 
     def parts() -> object:
         return read_lines(text.split("\n")) if kind == "jsonl" else read_markdown(text)
 
     copy = ContinuationId("copy")
-    begun = rig.app.conversations.import_text(LOCAL_OWNER, parts(), as_name=copy)  # type: ignore[arg-type]
+    begun = rig.app.transfer.import_text(LOCAL_OWNER, parts(), as_name=copy)  # type: ignore[arg-type]
     first = await anext(begun)
     await begun.aclose()  # type: ignore[attr-defined]
     assert 0 < first.stored < 1_200
-    progress = [p async for p in rig.app.conversations.import_text(LOCAL_OWNER, parts(), as_name=copy)]  # type: ignore[arg-type]
+    progress = [p async for p in rig.app.transfer.import_text(LOCAL_OWNER, parts(), as_name=copy)]  # type: ignore[arg-type]
     assert (progress[-1].seen, progress[-1].stored) == (1_200, 1_200 - first.stored)
-    again = [p async for p in rig.app.conversations.import_text(LOCAL_OWNER, parts(), as_name=copy)]  # type: ignore[arg-type]
+    again = [p async for p in rig.app.transfer.import_text(LOCAL_OWNER, parts(), as_name=copy)]  # type: ignore[arg-type]
     assert again[-1].stored == 0
 
-    exported = "".join([part async for part in rig.app.conversations.export(LOCAL_OWNER, copy, kind)])
+    exported = "".join([part async for part in rig.app.transfer.export(LOCAL_OWNER, copy, kind)])
     assert exported.split("\n", 2)[2] == text.split("\n", 2)[2]
     assert exported.count('"copy"') == 1
 
@@ -160,10 +160,10 @@ async def test_export_and_import_are_exact_idempotent_and_can_be_resumed(rig: Ri
 async def test_import_over_another_conversation_is_a_conflict_and_changes_nothing(rig: Rig) -> None:
     """Two conversations are never mixed."""
     name = await stored(rig, "mine")
-    text = "".join([part async for part in rig.app.conversations.export(LOCAL_OWNER, name)])
+    text = "".join([part async for part in rig.app.transfer.export(LOCAL_OWNER, name)])
     other = text.replace('"mine"', '"yours"')
     with pytest.raises(Conflict) as caught:
-        async for _ in rig.app.conversations.import_text(LOCAL_OWNER, read_lines(other.split("\n"))):
+        async for _ in rig.app.transfer.import_text(LOCAL_OWNER, read_lines(other.split("\n"))):
             pass
     assert caught.value.reason == "exists"
     assert [message.content for message in await messages_of(rig, name)] == ["mine"]

@@ -45,7 +45,7 @@ async def test_changes_by_others_are_heard_once_with_what_they_do_to_the_list(ri
     service, other = rig.app.conversations, Other(rig)
     assert await other.hears() == []
     made = await service.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", "a")]))
-    chat = await service.chat(ChatRequest(Owner("alice"), "Hello?"))
+    chat = await rig.app.chat.run(ChatRequest(Owner("alice"), "Hello?"))
     rig.reset()
     assert await other.hears() == sorted([("local", made.continuation_id, True), ("alice", chat.continuation_id, True)])
     assert rig.cost() == (1, 0)
@@ -116,7 +116,7 @@ async def test_a_defect_of_the_watch_ends_the_application(postgres_url: str, red
     with pytest.raises(ZeroDivisionError) as caught:
         async with open_rig(postgres_url, redis_url, tmp_path) as rig:
             other = ConversationRepository(rig.app.database)
-            rig.app.conversations.notices.listen(fail, lambda: True)
+            rig.app.notices.listen(fail, lambda: True)
             async with asyncio.timeout(WAIT_S):
                 while True:
                     await conversation_of(other, "by another daemon")

@@ -206,11 +206,11 @@ async def test_a_task_cancelled_elsewhere_stops_with_its_next_lease(rig: Rig, el
 
     work = asyncio.create_task(turns.run(ChatRequest(LOCAL_OWNER, "Hi"), on_delta, lambda *begun: named.append(begun)))
     await heard.wait()
-    await turns.renew_leases()
+    await turns.leases.renew()
     assert await tasks_of(elsewhere).cancel(LOCAL_OWNER, named[0][0])
     assert (await task_of(rig.app, named[0][0])).status == "cancelled"
     assert not work.done()
-    await turns.renew_leases()
+    await turns.leases.renew()
     with pytest.raises(Conflict) as caught:
         await work
     assert caught.value.reason == "cancelled"
@@ -251,13 +251,13 @@ async def test_work_that_is_stopped_says_by_whom(rig: Rig, elsewhere: App) -> No
 async def test_a_defect_is_told_as_one(rig: Rig, elsewhere: App) -> None:
     """Without its text, which is for the logs."""
     rig.provider.script(stream(chunk({"content": "x"}), event("[DONE]")))
-    conversations, named = rig.app.conversations, []
+    named = []
 
     async def on_delta(_: object) -> None:
         raise RuntimeError("a secret that must not leave")
 
     with pytest.raises(RuntimeError):
-        await conversations.chat(ChatRequest(LOCAL_OWNER, "Hi"), on_delta, lambda *begun: named.append(begun))
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hi"), on_delta, lambda *begun: named.append(begun))
     found = await task_of(elsewhere, named[0][0])
     assert found.error is not None
     assert (found.status, found.error.code, found.error.data) == ("failed", -32603, None)
@@ -308,5 +308,5 @@ async def test_pruning_a_conversation_forgets_its_tasks(rig: Rig) -> None:
         await sql.execute(
             "update public.conversations set deleted_at = now() - interval '8 days' where owner = 'local'"
         )
-        assert await rig.app.conversations.prune() == 1
+        assert await rig.app.maintenance.prune() == 1
         assert await sql.fetchval("select count(*) from public.turns where id = $1::uuid", chat.id) == 0

@@ -30,16 +30,16 @@ async def test_answer_without_its_end_is_kept_and_marked_wherever_it_is_read(rig
     rig.provider.script(CUT, kimi_answer("Deleted nothing."))
     service = rig.app.conversations
     asked = ChatRequest(LOCAL_OWNER, "Delete it?", idempotency_key="key")
-    first = await service.chat(asked)
+    first = await rig.app.chat.run(asked)
     assert (first.content, first.partial, first.duplicate) == ("Do NOT delete", True, False)
-    again = await service.chat(asked)
+    again = await rig.app.chat.run(asked)
     assert (again.content, again.partial, again.notes, again.duplicate) == (first.content, True, first.notes, True)
     stored = (await service.read(LOCAL_OWNER, first.continuation_id)).messages[-1]
     assert (stored.kind, stored.metadata["notes"]) == ("partial", list(first.notes))
     shown = call_result(ChatOutput.of(first))
     assert shown["structuredContent"]["partial"] is True
     assert "note: the answer may be incomplete" in shown["content"][0]["text"]
-    await service.chat(ChatRequest(LOCAL_OWNER, "Well?", continuation_id=first.continuation_id))
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Well?", continuation_id=first.continuation_id))
     sent = [message["content"] for message in rig.provider.chats[-1].body["messages"]]
     assert sent == ["Delete it?", "Do NOT delete", "Well?"]
 
@@ -49,7 +49,7 @@ async def test_what_could_not_be_read_is_counted_in_the_result(rig: Rig) -> None
     rig.provider.script(
         stream(chunk({"content": "a"}), b'data: {"choi\n\n', chunk({"content": "c"}, finish="stop"), event("[DONE]"))
     )
-    result = await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hi"))
+    result = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hi"))
     assert (result.content, result.partial, result.unread_events) == ("ac", True, 1)
     assert "1 events" in result.notes[0]
 
@@ -67,10 +67,10 @@ async def test_number_of_messages_left_out_is_told(rig: Rig) -> None:
         system="Be brief.",
         idempotency_key="key",
     )
-    result = await service.chat(asked)
+    result = await rig.app.chat.run(asked)
     sent = rig.provider.chats[-1].body["messages"]
     assert result.left_out == len(old) - (len(sent) - 2) > 0
     assert f"{result.left_out} older messages" in result.notes[0]
-    assert (await service.chat(asked)).left_out == result.left_out
-    whole = await service.chat(ChatRequest(LOCAL_OWNER, "Hi", continuation_id=begun.continuation_id))
+    assert (await rig.app.chat.run(asked)).left_out == result.left_out
+    whole = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hi", continuation_id=begun.continuation_id))
     assert (whole.left_out, whole.notes) == (0, ())

@@ -39,9 +39,9 @@ async def test_same_key_twice_at_once_is_one_turn_and_one_model_call(rig: Rig) -
     """A client that lost its reply repeats the call while the first is still running; both get the one answer."""
     rig.provider.script(stream("gate", chunk({"content": "once"}, finish="stop"), event("[DONE]")))
     request = ChatRequest(LOCAL_OWNER, "Hello", idempotency_key="the key")
-    first = asyncio.create_task(rig.app.conversations.chat(request))
+    first = asyncio.create_task(rig.app.chat.run(request))
     await rig.provider.arrived(1)
-    second = asyncio.create_task(rig.app.conversations.chat(request))
+    second = asyncio.create_task(rig.app.chat.run(request))
     await asyncio.sleep(0)
     rig.provider.gate.set()
     answers = await asyncio.gather(first, second)
@@ -53,9 +53,9 @@ async def test_same_key_twice_at_once_is_one_turn_and_one_model_call(rig: Rig) -
 
 async def test_same_key_with_other_content_is_a_conflict(rig: Rig) -> None:
     """A key stands for one content; the second one must not silently get the first one's answer."""
-    await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "One", idempotency_key="key"))
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "One", idempotency_key="key"))
     with pytest.raises(Conflict) as caught:
-        await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Two", idempotency_key="key"))
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Two", idempotency_key="key"))
     assert caught.value.reason == "key_reused"
 
 
@@ -63,10 +63,10 @@ async def test_conversation_is_listed_by_how_its_first_question_begins(rig: Rig)
     """So that a person finds it again; a title that was given stays, and a key repeated later still is the same."""
     service = rig.app.conversations
     asked = ChatRequest(LOCAL_OWNER, "\n  What is\ttwo?\nAnd three?", idempotency_key="k")
-    first = await service.chat(asked)
-    await service.chat(ChatRequest(LOCAL_OWNER, "Four?", continuation_id=first.continuation_id))
-    await service.chat(ChatRequest(LOCAL_OWNER, "Five?", title="Numbers"))
-    assert (await service.chat(asked)).duplicate
+    first = await rig.app.chat.run(asked)
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Four?", continuation_id=first.continuation_id))
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Five?", title="Numbers"))
+    assert (await rig.app.chat.run(asked)).duplicate
     listed = (await service.list(LOCAL_OWNER)).conversations
     assert [each.title for each in listed] == ["Numbers", "What is two?"]
     found = await service.search(SearchQuery(LOCAL_OWNER, "two"))
@@ -84,7 +84,7 @@ async def test_cancelled_turn_is_recorded_with_what_was_heard(rig: Rig) -> None:
         heard.set()
 
     request = ChatRequest(LOCAL_OWNER, "Go on", continuation_id=continuation_id)
-    task = asyncio.create_task(rig.app.conversations.chat(request, on_delta))
+    task = asyncio.create_task(rig.app.chat.run(request, on_delta))
     await heard.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -103,14 +103,14 @@ async def test_turn_cancelled_while_its_question_is_being_stored_does_not_stay_p
     rig.reset()
     rig.database.stall()
     request = ChatRequest(LOCAL_OWNER, "Hello", idempotency_key="key")
-    task = asyncio.create_task(rig.app.conversations.chat(request))
+    task = asyncio.create_task(rig.app.chat.run(request))
     await wait_until(lambda: any("begin_turn_v1" in text for text in rig.database.statements))
     task.cancel()
     await asyncio.sleep(0)
     rig.database.open.set()
     with pytest.raises(asyncio.CancelledError):
         await task
-    answer = await rig.app.conversations.chat(request)
+    answer = await rig.app.chat.run(request)
     assert answer.duplicate is False
     assert len(rig.provider.chats) == 1
 
@@ -120,7 +120,7 @@ async def test_turn_cancelled_twice_while_its_question_is_being_stored_does_not_
     rig.reset()
     rig.database.stall()
     request = ChatRequest(LOCAL_OWNER, "Hello", idempotency_key="key")
-    task = asyncio.create_task(rig.app.conversations.chat(request))
+    task = asyncio.create_task(rig.app.chat.run(request))
     await wait_until(lambda: any("begin_turn_v1" in text for text in rig.database.statements))
     for _ in range(2):
         task.cancel()
@@ -129,7 +129,7 @@ async def test_turn_cancelled_twice_while_its_question_is_being_stored_does_not_
     with pytest.raises(asyncio.CancelledError):
         await task
     async with asyncio.timeout(5):
-        answer = await rig.app.conversations.chat(request)
+        answer = await rig.app.chat.run(request)
     assert answer.duplicate is False
     assert len(rig.provider.chats) == 1
 
@@ -139,8 +139,8 @@ async def test_repeated_turn_is_acknowledged_only_when_the_cache_has_heard_of_it
     continuation_id = await _conversation(rig)
     await rig.app.conversations.read(LOCAL_OWNER, continuation_id)
     request = ChatRequest(LOCAL_OWNER, "Go on", continuation_id=continuation_id, idempotency_key="key")
-    first = await quiet.conversations.chat(request)
-    again = await rig.app.conversations.chat(request)
+    first = await quiet.chat.run(request)
+    again = await rig.app.chat.run(request)
     assert (again.duplicate, again.seq) == (True, first.seq)
     page = await rig.app.conversations.read(LOCAL_OWNER, continuation_id)
     assert page.messages[-1].seq == first.seq
@@ -150,10 +150,10 @@ async def test_repeated_turn_gives_its_lease_back(rig: Rig) -> None:
     """Whoever reads next must not wait for a lease that nobody will use."""
     continuation_id = await _conversation(rig)
     request = ChatRequest(LOCAL_OWNER, "Go on", continuation_id=continuation_id, idempotency_key="key")
-    await rig.app.conversations.chat(request)
+    await rig.app.chat.run(request)
     conversation = (await rig.app.conversations.read(LOCAL_OWNER, continuation_id)).conversation
     await rig.app.cache.apply(Commit(conversation, base_revision=99, revision=99, server_epoch="none"))
-    await rig.app.conversations.chat(request)
+    await rig.app.chat.run(request)
     rig.reset()
     await rig.app.conversations.read(LOCAL_OWNER, continuation_id)
     await rig.app.cache.wait_settled()
@@ -166,7 +166,7 @@ async def test_failed_turn_is_reported_only_when_the_cache_was_told_of_its_quest
     rig.cache.mode = "stall_down"
     told = rig.app.recorder.value("cache_applies_total")
     with pytest.raises(ProviderAuthFailed):
-        await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hello"))
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hello"))
     # Of the question, and of the message that says why no answer follows it.
     assert rig.app.recorder.value("cache_applies_total") == told + 2
 
@@ -174,7 +174,7 @@ async def test_failed_turn_is_reported_only_when_the_cache_was_told_of_its_quest
 async def test_answer_waits_for_a_database_that_is_away_for_a_moment(rig: Rig) -> None:
     """A restart of Postgres takes longer than the pause between two attempts, and the answer has been paid for."""
     rig.provider.script(stream("gate", chunk({"content": "paid for"}, finish="stop"), event("[DONE]")))
-    task = asyncio.create_task(rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hello")))
+    task = asyncio.create_task(rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hello")))
     await rig.provider.arrived(1)
     rig.database.refuse()
     rig.provider.gate.set()
@@ -190,8 +190,8 @@ async def test_deadline_ends_the_wait_and_leaves_time_to_write_the_outcome(rig: 
     rig.provider.script(hang_after_first_token("Half"), kimi_answer("whole"))
     request = ChatRequest(LOCAL_OWNER, "Hello", idempotency_key="key")
     with with_deadline(3.0), pytest.raises(DeadlineExceeded):
-        await rig.app.conversations.chat(request)
-    again = await rig.app.conversations.chat(request)
+        await rig.app.chat.run(request)
+    again = await rig.app.chat.run(request)
     page = await rig.app.conversations.read(LOCAL_OWNER, again.continuation_id)
     assert [(m.role, m.kind) for m in page.messages] == [
         ("user", "message"),
@@ -211,7 +211,7 @@ async def test_lost_reply_of_the_database_is_found_by_repeating(rig: Rig) -> Non
 async def test_answer_that_cannot_be_stored_is_handed_over_with_the_error(rig: Rig) -> None:
     """A paid answer is not thrown away because the database will not have it, as after somebody's change of it."""
     rig.provider.script(stream("gate", chunk({"content": "paid for"}, finish="stop"), event("[DONE]")))
-    task = asyncio.create_task(rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hello")))
+    task = asyncio.create_task(rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hello")))
     await rig.provider.arrived(1)
     connection = await connect(rig.app.database.address, timeout_s=5)
     await connection.execute("alter function exai.finish_turn_v1 rename to finish_turn_gone")
@@ -224,8 +224,8 @@ async def test_answer_that_cannot_be_stored_is_handed_over_with_the_error(rig: R
 
 async def test_system_prompt_stays_in_force_for_later_turns(rig: Rig) -> None:
     """It is stored with the first question and leads every later prompt."""
-    first = await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hi", system="Answer in French."))
-    await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Bye", continuation_id=first.continuation_id))
+    first = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hi", system="Answer in French."))
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Bye", continuation_id=first.continuation_id))
     roles = [part["role"] for part in rig.provider.chats[-1].body["messages"]]
     assert roles == ["system", "user", "assistant", "user"]
 
@@ -239,7 +239,7 @@ async def test_unknown_conversation_and_those_of_others_are_not_found(rig: Rig, 
     with pytest.raises(NotFound):
         await rig.app.conversations.read(owner, asked)
     with pytest.raises(NotFound):
-        await rig.app.conversations.chat(ChatRequest(owner, "Hi", continuation_id=asked))
+        await rig.app.chat.run(ChatRequest(owner, "Hi", continuation_id=asked))
     with pytest.raises(NotFound):
         await rig.app.conversations.append(AppendRequest(owner, [NewMessage("user", "x")], asked))
     assert rig.provider.chats == []
@@ -274,7 +274,7 @@ async def test_expected_revision_lets_one_of_two_writers_win(rig: Rig) -> None:
     outcomes = await asyncio.gather(*(write(f"writer {n}") for n in range(8)))
     assert outcomes.count("revision") == 7
     with pytest.raises(Conflict, match=continuation_id):
-        await rig.app.conversations.chat(
+        await rig.app.chat.run(
             ChatRequest(LOCAL_OWNER, "Hi", continuation_id=continuation_id, expected_revision=revision)
         )
     assert rig.provider.chats == []
@@ -284,9 +284,9 @@ async def test_question_that_no_model_could_read_stores_nothing(rig: Rig) -> Non
     """What is refused is refused before the first statement."""
     rig.reset()
     with pytest.raises(InvalidArgument):
-        await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "x" * 4_000_000))
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "x" * 4_000_000))
     with pytest.raises(InvalidArgument):
-        await rig.app.conversations.chat(ChatRequest(LOCAL_OWNER, "Hi", model="no-such-model"))
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hi", model="no-such-model"))
     assert rig.cost() == (0, 0)
 
 

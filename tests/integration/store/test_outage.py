@@ -37,7 +37,7 @@ async def test_cached_pages_outlive_the_database_marked_with_their_age(rig: Serv
         with pytest.raises(DatabaseError):
             await service.append(name, "never")
         with pytest.raises(DatabaseError):
-            await service.conversations.chat(ChatRequest(LOCAL_OWNER, "never", continuation_id=name))
+            await service.app.chat.run(ChatRequest(LOCAL_OWNER, "never", continuation_id=name))
     assert rig.provider.chats == []
     with redis.Redis.from_url(redis_url) as client:
         where = cache_keys(LOCAL_OWNER, name, 1)

@@ -33,7 +33,7 @@ async def appends(writer: Service, name: ContinuationId) -> None:
 
 
 async def chats(writer: Service, name: ContinuationId) -> None:
-    await writer.conversations.chat(ChatRequest(LOCAL_OWNER, "more?", continuation_id=name))
+    await writer.app.chat.run(ChatRequest(LOCAL_OWNER, "more?", continuation_id=name))
 
 
 async def renames(writer: Service, name: ContinuationId) -> None:
@@ -94,7 +94,7 @@ async def test_each_batch_of_an_import_is_seen_by_the_next_reader(rig: Servers) 
     writer, reader = await two(rig)
     name = ContinuationId("imported")
     seen = []
-    async for progress in writer.conversations.import_text(LOCAL_OWNER, text_of(name, MANY)):
+    async for progress in writer.app.transfer.import_text(LOCAL_OWNER, text_of(name, MANY)):
         page = await reader.read(name)
         seen.append((page.conversation.last_seq, page.messages[-1].seq))
         assert page.conversation.revision == progress.revision

@@ -1,4 +1,4 @@
-"""The public API of conversations, used by the MCP tools, the command line and programs that import EXAI.
+"""Stored conversations, for the MCP tools, the command line and programs that import EXAI.
 
 Invariant: every method takes an owner, accesses only that owner's rows, and costs at most the round trips that its
 docstring states.
@@ -7,32 +7,21 @@ docstring states.
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, get_args
+from typing import Any
 
-from exai.background import running
 from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Loaded
-from exai.conversations.attachments import Attachments
-from exai.conversations.changes import ChangePoller, Notices
 from exai.conversations.deduplication import content_hash, request_key
-from exai.conversations.formats import ExportItem, Format
 from exai.conversations.indexing import Indexing
 from exai.conversations.publishing import Publisher
 from exai.conversations.refusals import refusal
-from exai.conversations.requests import AppendRequest, ChatRequest, ChatResult, with_files
-from exai.conversations.transfer import ExportPart, ImportProgress, Shelf, Transfer
-from exai.conversations.turn import ChatTurns, OnBegun
-from exai.conversations.turn_result import ENDED, TurnOutcome, outcome_of
+from exai.conversations.requests import AppendRequest, with_files
 from exai.db.conversations import ConversationPage, ConversationRepository
 from exai.db.filters import ALL, ListFilter
-from exai.db.lifecycle import BATCH, DAY_S, Changed, ConversationUpdate, CurationRepository, IdempotencyKey
+from exai.db.lifecycle import Changed, ConversationUpdate, CurationRepository, IdempotencyKey
 from exai.db.records import AppendStart
 from exai.db.search import SearchPage, SearchQuery, SearchRepository
-from exai.db.transfer import TransferRepository
-from exai.db.turns import TurnRepository
 from exai.errors import DatabaseUnavailable, InvalidArgument
 from exai.models import (
     MAX_PAGE_MESSAGES,
@@ -43,21 +32,17 @@ from exai.models import (
     Conversation,
     ConversationId,
     Message,
-    OnDelta,
     Owner,
     Page,
     Recorder,
     Source,
     TurnId,
 )
-from exai.providers.registry import Providers
 from exai.settings.load import LimitSettings
 from exai.validation import (
     MAX_KEY_CHARS,
     MAX_TITLE_CHARS,
-    check_choice,
     check_conversation,
-    check_duration,
     check_number,
     check_optional_name,
     check_optional_number,
@@ -65,80 +50,36 @@ from exai.validation import (
     check_page,
 )
 
-MAX_IDLE_DAYS = 36_500
-
 
 @dataclass(frozen=True, slots=True)
-class Stores:
-    """The repositories behind the service, all on one pool."""
+class Repositories:
+    """The repositories behind the store, on one pool."""
 
     conversations: ConversationRepository
     search: SearchRepository
     curation: CurationRepository
-    transfer: TransferRepository
-    turns: TurnRepository
 
 
-class ConversationService:
-    """Chat turns, appends, reads, lists, search, forks, names, deletion, export and import.
+class ConversationStore:
+    """Appends, reads, lists, searches, forks, changes, deletes and restores conversations.
 
     Built by `exai.app.open_app`; safe for any number of tasks of one event loop.
     """
 
     def __init__(
         self,
-        stores: Stores,
+        repositories: Repositories,
         cache: ConversationCache,
-        providers: Providers,
-        attachments: Attachments,
-        files: Shelf,
+        publisher: Publisher,
+        indexing: Indexing,
         *,
         limits: LimitSettings,
         recorder: Recorder,
-        index_pause_s: float,
     ) -> None:
-        self._repository, self._search, self._curation = stores.conversations, stores.search, stores.curation
-        self._stored_turns = stores.turns
-        self.notices = Notices()
-        self._watch = ChangePoller(stores.conversations, self.notices, recorder)
-        self._indexing = Indexing(stores.search, self.notices.have_changed, recorder, pause_s=index_pause_s)
-        self._publisher = Publisher(cache, self.notices)
-        self._transfer = Transfer(stores.transfer, self._publisher, limits, files)
-        self._cache, self._limits = cache, limits
-        self._turns = ChatTurns(stores.turns, cache, providers, attachments, self._publisher)
-        self._recorder = recorder
-
-    async def chat(
-        self, request: ChatRequest, on_delta: OnDelta | None = None, on_begun: OnBegun | None = None
-    ) -> ChatResult:
-        """Call a model and store question and answer: 2 database round trips, independent of the conversation's length.
-
-        The answer is committed on return. If the model fails, the question stays, the failure is recorded with the
-        turn, and the conversation can continue; a request with the same `idempotency_key` runs the turn again.
-        `on_delta` receives the answer as it streams, `on_begun` the turn id for `outcome` and `cancel` on any daemon.
-
-        Raises `InvalidArgument`, `NotFound`, `Conflict`, `NotConfigured`, a `ProviderError`, a `DatabaseError` or
-        `DeadlineExceeded`.
-        """
-        request.validate(self._limits)
-        return await self._turns.run(request, on_delta, on_begun)
-
-    async def outcome(self, owner: Owner, turn_id: str) -> TurnOutcome | None:
-        """Return the outcome of a turn, on whichever daemon it runs: 1 database round trip.
-
-        None if this owner has no turn with that id, or its conversation is deleted. Raises `DatabaseError`.
-        """
-        check_owner(owner)
-        turn = await self._stored_turns.read(owner, turn_id)
-        return None if turn is None else outcome_of(turn)
-
-    async def cancel(self, owner: Owner, turn_id: str) -> bool:
-        """Cancel a running turn: 1 database round trip. Its daemon stops the model call at its next lease renewal.
-
-        Returns False if this owner has no turn with that id. Raises `DatabaseError`.
-        """
-        check_owner(owner)
-        return await self._stored_turns.cancel(owner, turn_id, ENDED)
+        self._repository, self._search = repositories.conversations, repositories.search
+        self._curation = repositories.curation
+        self._cache, self._publisher, self._indexing = cache, publisher, indexing
+        self._limits, self._recorder = limits, recorder
 
     async def append(self, request: AppendRequest) -> Appended:
         """Store messages as one block, numbered without holes: 1 database round trip for any number of them.
@@ -260,16 +201,8 @@ class ConversationService:
         """
         query.validate(self._limits)
         check_page(limit, cursor)
-        # Other clients of the database may have stored messages, which searches read one by one until they are indexed.
-        self.notices.have_changed.set()
+        self._indexing.request()
         return await self._search.search(query, limit=limit, cursor=cursor)
-
-    async def index_words(self) -> None:
-        """Index all queued messages now instead of in the background, so that searches are fast afterwards.
-
-        Raises `DatabaseError`.
-        """
-        await self._indexing.finish()
 
     async def fork(
         self,
@@ -350,50 +283,6 @@ class ConversationService:
         """Bring a deleted conversation back, as long as it has not been purged. Raises as `change`."""
         return await self._mark(owner, continuation_id, False, expected_revision, idempotency_key)
 
-    def export(self, owner: Owner, continuation_id: ContinuationId, kind: Format = "jsonl") -> AsyncIterator[str]:
-        """Yield a whole conversation as text, page by page; see `Transfer.export`."""
-        check_conversation(owner, continuation_id)
-        check_choice("kind", kind, get_args(Format))
-        return self._transfer.export(owner, continuation_id, kind)
-
-    async def export_part(
-        self, owner: Owner, continuation_id: ContinuationId, kind: Format, *, after_seq: int, budget_bytes: int
-    ) -> ExportPart:
-        """Return one part of a conversation's text: 1 database round trip; see `Transfer.export_part`."""
-        check_conversation(owner, continuation_id)
-        check_choice("kind", kind, get_args(Format))
-        check_number("after_seq", after_seq)
-        check_number("budget_bytes", budget_bytes, least=1)
-        return await self._transfer.export_part(
-            owner, continuation_id, kind, after_seq=after_seq, budget_bytes=budget_bytes
-        )
-
-    def import_text(
-        self,
-        owner: Owner,
-        parts: Iterable[ExportItem],
-        *,
-        as_name: ContinuationId | None = None,
-    ) -> AsyncIterator[ImportProgress]:
-        """Store an exported conversation; may be run again at any point; see `Transfer.import_text`."""
-        return self._transfer.import_text(owner, parts, as_name=as_name)
-
-    async def prune(self, *, idle_days: float | None = None) -> int:
-        """Purge conversations deleted long enough ago; with `idle_days` mark idle conversations as deleted first.
-
-        Returns the number of purged conversations. Used by `exai prune`; every step is one bounded statement.
-        Raises `InvalidArgument` for a number of days that would delete everything, or nothing ever.
-        """
-        if idle_days is not None:
-            check_duration("idle_days", idle_days, MAX_IDLE_DAYS)
-            while await self._curation.expire_idle(None, idle_s=idle_days * DAY_S) >= BATCH:
-                pass
-        removed = 0
-        while (batch := await self._curation.purge()) > 0:
-            removed += batch
-        await self._curation.prune_removed()
-        return removed
-
     async def _mark(
         self, owner: Owner, continuation_id: ContinuationId, deleted: bool, expected: int | None, key: str | None
     ) -> Conversation:
@@ -413,19 +302,6 @@ class ConversationService:
             raise refusal(changed.status, continuation_id, changed.current_revision, None)
         await self._publisher.publish(changed.commit)
         return changed.commit.conversation
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Run lease renewal, change polling and indexing; on exit, wait until outcomes in flight are written."""
-        async with (
-            running("turn-leases", self._turns.keep_leases()),
-            running("conversation-watch", self._watch.run()),
-            running("word-indexing", self._indexing.run()),
-        ):
-            try:
-                yield
-            finally:
-                await self._turns.drain()
 
 
 def _check_change(owner: Owner, continuation_id: str, expected_revision: int | None, key: str | None) -> None:

@@ -1,0 +1,67 @@
+"""Chat turns: ask a model, read the result of a turn on any daemon, cancel it.
+
+Invariant: every method takes an owner, accesses only that owner's rows, and costs at most the round trips that its
+docstring states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from exai.background import running
+from exai.conversations.requests import ChatRequest, ChatResult
+from exai.conversations.turn import ChatTurns, OnBegun
+from exai.conversations.turn_result import ENDED, TurnOutcome, outcome_of
+from exai.db.turns import TurnRepository
+from exai.models import OnDelta, Owner
+from exai.settings.load import LimitSettings
+from exai.validation import check_owner
+
+
+class ChatService:
+    """Chat turns, from their validation on. Safe for any number of tasks of one event loop."""
+
+    def __init__(self, turns: ChatTurns, repository: TurnRepository, limits: LimitSettings) -> None:
+        self._turns, self._repository, self._limits = turns, repository, limits
+
+    async def run(
+        self, request: ChatRequest, on_delta: OnDelta | None = None, on_begun: OnBegun | None = None
+    ) -> ChatResult:
+        """Call a model and store question and answer: 2 database round trips, independent of the conversation's length.
+
+        The answer is committed on return. If the model fails, the question stays, the failure is recorded with the
+        turn, and the conversation can continue; a request with the same `idempotency_key` runs the turn again.
+        `on_delta` receives the answer as it streams, `on_begun` the turn id for `result` and `cancel` on any daemon.
+
+        Raises `InvalidArgument`, `NotFound`, `Conflict`, `NotConfigured`, a `ProviderError`, a `DatabaseError` or
+        `DeadlineExceeded`.
+        """
+        request.validate(self._limits)
+        return await self._turns.run(request, on_delta, on_begun)
+
+    async def result(self, owner: Owner, turn_id: str) -> TurnOutcome | None:
+        """Return the state and the result of a turn, on whichever daemon it runs: 1 database round trip.
+
+        None if this owner has no turn with that id, or its conversation is deleted. Raises `DatabaseError`.
+        """
+        check_owner(owner)
+        turn = await self._repository.read(owner, turn_id)
+        return None if turn is None else outcome_of(turn)
+
+    async def cancel(self, owner: Owner, turn_id: str) -> bool:
+        """Cancel a running turn: 1 database round trip. Its daemon stops the model call at its next lease renewal.
+
+        Returns False if this owner has no turn with that id. Raises `DatabaseError`.
+        """
+        check_owner(owner)
+        return await self._repository.cancel(owner, turn_id, ENDED)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Renew the leases of turns; on exit, wait until outcomes in flight are written."""
+        async with running("turn-leases", self._turns.leases.run()):
+            try:
+                yield
+            finally:
+                await self._turns.outcomes.drain()

@@ -32,7 +32,6 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from contextvars import Context
 from typing import Any, Final, cast
 
 import structlog
@@ -44,7 +43,6 @@ from exai.cache.entry import (
     decode_header,
     encode_entry,
     encode_header,
-    same_page,
 )
 from exai.cache.min_revisions import MinRevisions
 from exai.cache.reconciliation import ChangesSince, Reconciler
@@ -57,7 +55,8 @@ from exai.cache.redis.faults import CacheAway
 from exai.cache.redis.scripts import Scripts, load_scripts
 from exai.cache.redis.topology import open_topology
 from exai.cache.singleflight import Flight, SingleFlight
-from exai.errors import CacheError, ExaiError, NotFound
+from exai.cache.verification import Verifier
+from exai.errors import CacheError
 from exai.models import PAGE_MESSAGES, Commit, ContinuationId, ConversationKey, Owner, Recorder, Source
 from exai.pages import Undecodable, Unencodable, decode_page, encode_page
 from exai.resilience import Clock, Random
@@ -75,7 +74,6 @@ NO_REVISION: Final = 2**53 - 1
 """Greater than any revision: the largest integer that Lua, whose numbers are doubles, compares exactly."""
 
 MICROSECOND: Final = 1_000_000
-CHECK_MARGIN: Final = 1.5
 
 APPLIED: Final = {1: "appended", 2: "stored", 3: "current", 4: "absent", 5: "removed"}
 
@@ -104,7 +102,9 @@ class ConversationCache:
         self._scripts, self._recorder, self._rand = scripts, recorder, rand
         self._min_revisions: MinRevisions[ConversationKey] = MinRevisions(settings.max_staleness_s, clock=clock)
         self._flights: SingleFlight[ConversationKey, Loaded] = SingleFlight()
-        self._checking: asyncio.Task[None] | None = None
+        self._verifier = Verifier(
+            lambda key: self.read(*key), lambda key, miss: self.release(*key, miss), settings, recorder, rand=rand
+        )
         self._token_stem = secrets.token_hex(8)
         self._tokens = itertools.count(1)
         self._max_staleness_us = round(settings.max_staleness_s * MICROSECOND)
@@ -130,7 +130,7 @@ class ConversationCache:
             found = await self.read(owner, continuation_id, min_revision=min_revision)
         match found:
             case Hit():
-                self._sample(key, found, load)
+                self._verifier.sample(key, found, load)
                 return found, "cache"
             case Miss():
                 after = functools.partial(self._fill_or_release, key, found)
@@ -259,9 +259,7 @@ class ConversationCache:
 
     async def close(self) -> None:
         """Cancel the reads in flight; `open_cache` closes the connections."""
-        if self._checking is not None:
-            self._checking.cancel()
-            await asyncio.wait({self._checking})
+        await self._verifier.close()
         await self._flights.close()
         if self._applies is not None:
             await self._applies.close()
@@ -354,66 +352,6 @@ class ConversationCache:
     def _ttl_ms(self) -> int:
         # Jitter, so that entries stored at the same time do not expire at the same time.
         return round(self._settings.idle_hours * 3_600_000 * (0.9 + 0.1 * self._rand()))
-
-    def _sample(self, key: ConversationKey, hit: Hit, load: Load) -> None:
-        """Compare one in `verify_one_in` hits with the database, in a background task, one at a time."""
-        one_in = self._settings.verify_one_in
-        idle = self._checking is None or self._checking.done()
-        if one_in and idle and self._rand() * one_in < 1:
-            self._checking = asyncio.create_task(self._compare(key, hit, load), name="cache-check", context=Context())
-
-    async def _compare(self, key: ConversationKey, hit: Hit, load: Load) -> None:
-        """Count the check, and count and log the hit if it was stale."""
-        try:
-            reason = await self._stale_reason(key, hit, load)
-        except ExaiError:
-            # The database is unavailable, which its own metrics report.
-            return
-        self._recorder.count("cache_checks_total")
-        if reason is not None:
-            self._recorder.count("cache_stale_total", reason=reason)
-            log.error("cache_stale", owner=key[0], continuation_id=key[1], reason=reason)
-
-    async def _stale_reason(self, key: ConversationKey, hit: Hit, load: Load) -> str | None:
-        """Return how a hit differs from the database, None if it agrees.
-
-        A difference counts only if it persists for more than one bound, since staleness within the bound is allowed.
-        """
-        then = await _load(load)
-        if _difference(hit, then) is None:
-            return None
-        await asyncio.sleep(self._settings.max_staleness_s * CHECK_MARGIN)
-        again = await self.read(*key)
-        if isinstance(again, Miss):
-            await self.release(*key, again)
-        if not isinstance(again, Hit):
-            return None
-        # The entry must contain by now what it lacked a bound ago. If the conversation was missing in the database, it
-        # may since have been restored, at a later revision, or created anew with another id.
-        is_there = then is not None and then.conversation.id == hit.conversation.id
-        least = then.conversation.revision if then is not None and is_there else hit.revision + 1
-        if again.conversation.id == hit.conversation.id and again.revision < least:
-            return "old"
-        reason = _difference(again, await _load(load))
-        return None if reason == "old" else reason
-
-
-async def _load(load: Load) -> Loaded | None:
-    """Return the page from the database, None for a missing conversation."""
-    try:
-        return await load()
-    except NotFound:
-        return None
-
-
-def _difference(hit: Hit, loaded: Loaded | None) -> str | None:
-    """Return how a hit differs from the database: "old", "ahead", or "differs" at the same revision; None if equal."""
-    if loaded is None or loaded.conversation.id != hit.conversation.id:
-        return "old"
-    if loaded.conversation.revision != hit.revision:
-        return "ahead" if loaded.conversation.revision < hit.revision else "old"
-    is_same = same_page((hit.conversation, hit.messages), (loaded.conversation, loaded.messages))
-    return None if is_same else "differs"
 
 
 def _decode(owner: Owner, continuation_id: ContinuationId, entry: list[RedisReply]) -> Hit:

@@ -80,7 +80,7 @@ async def consume(parts: AsyncIterator[object]) -> None:
 
 def chat(name: str) -> Call:
     def call(app: App, value: Any) -> Awaitable[object]:
-        return app.conversations.chat(replace(ChatRequest(LOCAL_OWNER, "hi"), **{name: value}))
+        return app.chat.run(replace(ChatRequest(LOCAL_OWNER, "hi"), **{name: value}))
 
     return call
 
@@ -102,12 +102,13 @@ def message(name: str) -> Call:
 
 
 def method(name: str, field: str, **arguments: Any) -> Call:
-    """Call a method of the service by the names of its arguments."""
+    """Call a method of a service by the names of its arguments."""
 
     def call(app: App, value: Any) -> Awaitable[object]:
         given = {"owner": LOCAL_OWNER, **arguments, field: value}
         owner = given.pop("owner")
-        result: Awaitable[object] = getattr(app.conversations, name)(owner, **given)
+        service = {"export_part": app.transfer, "result": app.chat}.get(name, app.conversations)
+        result: Awaitable[object] = getattr(service, name)(owner, **given)
         return result
 
     return call
@@ -144,7 +145,7 @@ def change(name: str) -> Call:
 def export(name: str) -> Call:
     async def call(app: App, value: Any) -> object:
         given = {"owner": LOCAL_OWNER, "continuation_id": NAME, "kind": "jsonl", name: value}
-        return await consume(app.conversations.export(**given))
+        return await consume(app.transfer.export(**given))
 
     return call
 
@@ -231,7 +232,7 @@ OPERATIONS: Mapping[str, Cases] = {
         "tags[0]": ([[each] for each in NO_TAG], change("tags")),
         "expected_revision": (NO_NUMBERS, method("delete", "expected_revision", continuation_id=NAME)),
         "idempotency_key": (OPTIONAL_NAMES, method("restore", "idempotency_key", continuation_id=NAME)),
-        "idle_days": ((0, -1, nan, inf, True, "1", 2**63), lambda app, v: app.conversations.prune(idle_days=v)),
+        "idle_days": ((0, -1, nan, inf, True, "1", 2**63), lambda app, v: app.maintenance.prune(idle_days=v)),
     },
     "export": {
         "owner": (REQUIRED_NAMES, export("owner")),
@@ -247,7 +248,7 @@ OPERATIONS: Mapping[str, Cases] = {
         ),
     },
     "turns": {
-        "owner": (REQUIRED_NAMES, method("outcome", "owner", turn_id=ID)),
+        "owner": (REQUIRED_NAMES, method("result", "owner", turn_id=ID)),
     },
     "files": {
         "owner": (REQUIRED_NAMES, lambda app, value: app.files.put(value, [FileContent("a.txt", b"x")])),
@@ -347,7 +348,7 @@ async def test_bad_value_in_an_import_is_refused_by_line_and_field(rig: Rig) -> 
     for field, (values, lines) in LINES.items():
         for value in values:
             text = [json.dumps(line) for line in lines(value)]
-            found = await failure(rig, consume(rig.app.conversations.import_text(LOCAL_OWNER, read_lines(text))))
+            found = await failure(rig, consume(rig.app.transfer.import_text(LOCAL_OWNER, read_lines(text))))
             rig.reset()
             if found != field:
                 wrong.append(f"{field} = {repr(value)[:60]}: {found}")
@@ -355,7 +356,7 @@ async def test_bad_value_in_an_import_is_refused_by_line_and_field(rig: Rig) -> 
     for bad in NAMES:
         if bad:
             parts = read_lines(map(json.dumps, (HEADER, MESSAGE)))
-            found = await failure(rig, consume(rig.app.conversations.import_text(LOCAL_OWNER, parts, as_name=bad)))
+            found = await failure(rig, consume(rig.app.transfer.import_text(LOCAL_OWNER, parts, as_name=bad)))
             assert found == "continuation_id", bad
 
 

@@ -249,10 +249,10 @@ async def test_request_whose_first_attempt_is_still_running_names_its_conversati
     """The caller of a new conversation may not know it yet."""
     rig.provider.script(stream("gate", chunk({"content": "once"}, finish="stop"), event("[DONE]")))
     request = ChatRequest(LOCAL_OWNER, "Hello", idempotency_key="k")
-    first = asyncio.create_task(rig.app.conversations.chat(request))
+    first = asyncio.create_task(rig.app.chat.run(request))
     await asyncio.wait_for(rig.provider.arrived(1), 5)
     with pytest.raises(Conflict, match="still running") as refused, with_deadline(2):
-        await rig.app.conversations.chat(request)
+        await rig.app.chat.run(request)
     rig.provider.gate.set()
     assert refused.value.report()["continuation_id"] == (await first).continuation_id
 

@@ -17,7 +17,7 @@ from exai.bench.postgres_floor import OWNER
 from exai.conversations import AppendRequest
 from exai.db.conversations import ConversationRepository
 from exai.db.search import SearchQuery
-from exai.models import PAGE_MESSAGES, ContinuationId, FileId, NewMessage, Source
+from exai.models import PAGE_MESSAGES, ContinuationId, ConversationKey, FileId, NewMessage, Source
 
 EXCHANGES: Final = 512
 """Number of different exchanges to append; created in advance, so that their creation is not measured."""
@@ -164,7 +164,7 @@ class Operations:
         return await self._read(number) == "database"
 
     async def _read_database(self, number: int) -> bool:
-        page = await self._repository.read_page(OWNER, self._id(number), limit=PAGE_MESSAGES)
+        page = await self._repository.read_page(ConversationKey(OWNER, self._id(number)), limit=PAGE_MESSAGES)
         return len(page.messages) == PAGE_MESSAGES
 
     async def append(self, number: int) -> bool:

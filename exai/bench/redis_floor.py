@@ -13,7 +13,7 @@ import orjson
 from redis.asyncio import Redis
 
 from exai.cache.entry import cache_keys
-from exai.models import ContinuationId, Message, Owner
+from exai.models import ContinuationId, ConversationKey, Message, Owner
 from exai.pages import encode_page
 
 EXPIRY_S: Final = 3_600
@@ -41,7 +41,7 @@ class CacheFloor:
 
     async def forget(self, owner: Owner, continuation_ids: Iterable[ContinuationId]) -> None:
         """Delete the cache entries of these conversations, so that the next reads are misses."""
-        keys = [cache_keys(owner, each, groups=1) for each in continuation_ids]
+        keys = [cache_keys(ConversationKey(owner, each), groups=1) for each in continuation_ids]
         await self._client.delete(*(key for each in keys for key in (each.entry, each.lease)))
 
     async def remove(self, names: Iterable[str]) -> None:

@@ -25,7 +25,7 @@ from exai.bench.servers import ServerAddresses, open_servers
 from exai.conversations import AppendRequest
 from exai.db.conversations import ConversationRepository
 from exai.db.search import SearchQuery
-from exai.models import PAGE_MESSAGES, ContinuationId, NewMessage
+from exai.models import PAGE_MESSAGES, ContinuationId, ConversationKey, NewMessage
 from exai.settings.load import load_settings
 
 ROUNDS: Final = 5
@@ -156,7 +156,8 @@ class _Scale:
 
         def load(name: Callable[[int], ContinuationId]) -> Callable[[int], Awaitable[bool]]:
             async def run(number: int) -> bool:
-                return bool((await repository.read_page(OWNER, name(number), limit=PAGE_MESSAGES)).messages)
+                page = await repository.read_page(ConversationKey(OWNER, name(number)), limit=PAGE_MESSAGES)
+                return bool(page.messages)
 
             return run
 

@@ -57,7 +57,7 @@ from exai.cache.redis.topology import open_topology
 from exai.cache.singleflight import Flight, SingleFlight
 from exai.cache.verification import Verifier
 from exai.errors import CacheError
-from exai.models import PAGE_MESSAGES, Commit, ContinuationId, ConversationKey, Owner, Recorder, Source
+from exai.models import PAGE_MESSAGES, Commit, ConversationKey, Recorder, Source
 from exai.pages import Undecodable, Unencodable, decode_page, encode_page
 from exai.resilience import Clock, Random
 from exai.settings.load import CacheSettings
@@ -102,24 +102,21 @@ class ConversationCache:
         self._scripts, self._recorder, self._rand = scripts, recorder, rand
         self._min_revisions: MinRevisions[ConversationKey] = MinRevisions(settings.max_staleness_s, clock=clock)
         self._flights: SingleFlight[ConversationKey, Loaded] = SingleFlight()
-        self._verifier = Verifier(
-            lambda key: self.read(*key), lambda key, miss: self.release(*key, miss), settings, recorder, rand=rand
-        )
+        self._verifier = Verifier(self.read, self.release, settings, recorder, rand=rand)
         self._token_stem = secrets.token_hex(8)
         self._tokens = itertools.count(1)
         self._max_staleness_us = round(settings.max_staleness_s * MICROSECOND)
         self._entry_bytes = settings.entry_max_bytes
 
     async def read_through(
-        self, owner: Owner, continuation_id: ContinuationId, load: Load, *, min_revision: int = ANY_REVISION
+        self, key: ConversationKey, load: Load, *, min_revision: int = ANY_REVISION
     ) -> tuple[Hit | Loaded, Source]:
         """Return the newest page from the cache, else from one `load` that concurrent callers share.
 
         A hit costs 1 Redis round trip, a miss 2 and the load; the caller does not wait for the second one. Raises the
         errors of `load`, and `DeadlineExceeded`.
         """
-        key = ConversationKey(owner, continuation_id)
-        found = await self.read(owner, continuation_id, min_revision=min_revision)
+        found = await self.read(key, min_revision=min_revision)
         for pause_s in WAITS_S:
             if not isinstance(found, Wait):
                 break
@@ -127,7 +124,7 @@ class ConversationCache:
             if flight is not None:
                 return await flight.result(), "database"
             await asyncio.sleep(pause_s * (0.5 + self._rand()))
-            found = await self.read(owner, continuation_id, min_revision=min_revision)
+            found = await self.read(key, min_revision=min_revision)
         match found:
             case Hit():
                 self._verifier.sample(key, found, load)
@@ -141,31 +138,29 @@ class ConversationCache:
             case Wait() | Unavailable():
                 return await self._flights.later(key, load), "database"
 
-    async def read(
-        self, owner: Owner, continuation_id: ContinuationId, *, min_revision: int = ANY_REVISION
-    ) -> CacheLookup:
+    async def read(self, key: ConversationKey, *, min_revision: int = ANY_REVISION) -> CacheLookup:
         """Read the newest page, at `min_revision` or later: 1 Redis round trip.
 
         A `Miss` holds the conversation's lease, which the caller should use or release.
         """
-        minimum = self._min_revisions.minimum(ConversationKey(owner, continuation_id))
+        minimum = self._min_revisions.minimum(key)
         if self._client is None:
             found: CacheLookup = Unavailable("off")
         elif minimum is None:
             found = Unavailable("bypassed")
         else:
-            found = await self._read(self._client, owner, continuation_id, max(minimum, min_revision))
+            found = await self._read(self._client, key, max(minimum, min_revision))
         self._recorder.count("cache_reads_total", result=type(found).__name__.lower())
         return found
 
-    async def fill(self, owner: Owner, continuation_id: ContinuationId, miss: Miss, loaded: Loaded) -> bool:
+    async def fill(self, key: ConversationKey, miss: Miss, loaded: Loaded) -> bool:
         """Store a page read under a lease: 1 Redis round trip. Return whether it was stored; False is no error."""
         fields = self._fields(loaded, miss)
         if self._client is None or fields is None:
-            await self.release(owner, continuation_id, miss)
+            await self.release(key, miss)
             self._recorder.count("cache_fills_total", result="unfit")
             return False
-        where = cache_keys(owner, continuation_id, self._client.groups)
+        where = cache_keys(key, self._client.groups)
         args = (miss.token, self._ttl_ms(), *fields)
         try:
             stored = await self._client.run(self._scripts.fill, where.group, (where.entry, where.lease), args) == 1
@@ -175,11 +170,11 @@ class ConversationCache:
         self._recorder.count("cache_fills_total", result="stored" if stored else "refused")
         return stored
 
-    async def release(self, owner: Owner, continuation_id: ContinuationId, miss: Miss) -> None:
+    async def release(self, key: ConversationKey, miss: Miss) -> None:
         """Release a lease without storing a page: 1 Redis round trip."""
         if self._client is None:
             return
-        where = cache_keys(owner, continuation_id, self._client.groups)
+        where = cache_keys(key, self._client.groups)
         # On failure the lease expires after `LEASE_MS`; until then other readers only wait a little longer.
         with suppress(CacheError):
             await self._client.run(self._scripts.release, where.group, (where.lease,), (miss.token,))
@@ -192,7 +187,7 @@ class ConversationCache:
         """
         if self._client is None or self._applies is None:
             return True
-        where = cache_keys(*commit.key, self._client.groups)
+        where = cache_keys(commit.key, self._client.groups)
         args = self._change(commit, preloaded)
         is_applied = False
         try:
@@ -207,21 +202,19 @@ class ConversationCache:
                 self._min_revisions.note(commit.key, commit.revision)
         return is_applied
 
-    async def read_uncovered(
-        self, owner: Owner, continuation_id: ContinuationId, *, max_age_s: float = UNCOVERED_MAX_AGE_S
-    ) -> Hit | None:
+    async def read_uncovered(self, key: ConversationKey, *, max_age_s: float = UNCOVERED_MAX_AGE_S) -> Hit | None:
         """Return an entry regardless of its watermark, for an answer marked as stale; 1 Redis round trip.
 
         A write must not be based on it. Returns None without an entry, or if it is older than `max_age_s` or than a
         change that this process knows to be committed.
         """
-        minimum = self._min_revisions.minimum(ConversationKey(owner, continuation_id))
+        minimum = self._min_revisions.minimum(key)
         if self._client is None or minimum is None:
             return None
-        where = cache_keys(owner, continuation_id, self._client.groups)
+        where = cache_keys(key, self._client.groups)
         try:
             reply = await self._client.run(self._scripts.peek, where.group, (where.entry, where.watermark), ())
-            hit = _decode(owner, continuation_id, reply) if isinstance(reply, list) else None
+            hit = _decode(key, reply) if isinstance(reply, list) else None
         except (CacheError, Undecodable):
             return None
         fit = hit is not None and hit.age_s <= max_age_s and hit.revision >= minimum
@@ -264,10 +257,8 @@ class ConversationCache:
         if self._applies is not None:
             await self._applies.close()
 
-    async def _read(
-        self, client: RedisClient, owner: Owner, continuation_id: ContinuationId, least: int
-    ) -> CacheLookup:
-        where = cache_keys(owner, continuation_id, client.groups)
+    async def _read(self, client: RedisClient, key: ConversationKey, least: int) -> CacheLookup:
+        where = cache_keys(key, client.groups)
         keys = (where.entry, where.lease, where.watermark)
         token = f"{self._token_stem}{next(self._tokens)}".encode()
         try:
@@ -279,12 +270,12 @@ class ConversationCache:
         match reply:
             case [1, *entry]:
                 try:
-                    return _decode(owner, continuation_id, entry)
+                    return _decode(key, entry)
                 except Undecodable:
                     self._recorder.count("cache_undecodable_total")
                 # Demanding `NO_REVISION` treats the entry as too old: the reply is a miss or a wait, never this entry
                 # again, so the recursion ends, and the fill replaces the entry.
-                return await self._read(client, owner, continuation_id, NO_REVISION)
+                return await self._read(client, key, NO_REVISION)
             case [2, bytes() as generation, int() as now_us]:
                 return Miss(token, generation, now_us)
             case [3, bytes() as holder]:
@@ -310,7 +301,7 @@ class ConversationCache:
 
     async def _fill_or_release(self, key: ConversationKey, miss: Miss, loaded: Loaded | None) -> None:
         """Store the page of a read, or release its lease if the read failed, so that other readers do not wait."""
-        await (self.release(*key, miss) if loaded is None else self.fill(*key, miss, loaded))
+        await (self.release(key, miss) if loaded is None else self.fill(key, miss, loaded))
 
     def _change(self, commit: Commit, preloaded: PreloadedPage | None) -> tuple[Argument, ...]:
         """Return the arguments of APPLY; a change that cannot be encoded is sent without its messages."""
@@ -354,7 +345,7 @@ class ConversationCache:
         return round(self._settings.idle_hours * 3_600_000 * (0.9 + 0.1 * self._rand()))
 
 
-def _decode(owner: Owner, continuation_id: ContinuationId, entry: list[RedisReply]) -> Hit:
+def _decode(key: ConversationKey, entry: list[RedisReply]) -> Hit:
     match entry:
         case [
             int() as revision,
@@ -364,7 +355,7 @@ def _decode(owner: Owner, continuation_id: ContinuationId, entry: list[RedisRepl
             bytes() as page,
             bytes() as tail,
         ]:
-            conversation, messages = decode_header(header, owner, continuation_id, revision), decode_page(page, tail)
+            conversation, messages = decode_header(header, key, revision), decode_page(page, tail)
             # Page and tail together may hold more than the newest page. The surplus messages are older ones.
             complete = older == b"0" and len(messages) <= PAGE_MESSAGES
             return Hit(conversation, messages[-PAGE_MESSAGES:], complete, max(age_us, 0) / MICROSECOND)

@@ -22,7 +22,7 @@ from urllib.parse import quote
 import orjson
 
 from exai.cache.redis.connection import Argument
-from exai.models import PAGE_MESSAGES, ContinuationId, Conversation, ConversationId, Message, Owner
+from exai.models import PAGE_MESSAGES, Conversation, ConversationId, ConversationKey, Message
 from exai.pages import Undecodable, Unencodable, encode_json, encode_page
 
 FORMAT: Final = 2
@@ -43,9 +43,9 @@ class CacheKeys:
 
 
 @functools.lru_cache(maxsize=MAX_CACHED_KEYS)
-def cache_keys(owner: Owner, continuation_id: ContinuationId, groups: int) -> CacheKeys:
+def cache_keys(key: ConversationKey, groups: int) -> CacheKeys:
     """Return the keys of a conversation; the same for every process and release of this format."""
-    name = f"{_quoted(owner)}:{_quoted(continuation_id)}"
+    name = f"{_quoted(key.owner)}:{_quoted(key.continuation_id)}"
     group = zlib.crc32(name.encode()) % groups if groups > 1 else 0
     stem = f"exai:{FORMAT}:{{g{group}}}:"
     return CacheKeys(group, f"{stem}{name}:e", f"{stem}{name}:z", f"{stem}watermark")
@@ -73,7 +73,7 @@ def encode_header(conversation: Conversation) -> bytes:
     )
 
 
-def decode_header(blob: bytes, owner: Owner, continuation_id: ContinuationId, revision: int) -> Conversation:
+def decode_header(blob: bytes, key: ConversationKey, revision: int) -> Conversation:
     """Return the encoded conversation. Raises `Undecodable`."""
     try:
         id_, title, metadata, tags, last_seq, created_at, updated_at, parent_id, parent_seq = orjson.loads(blob)
@@ -91,8 +91,8 @@ def decode_header(blob: bytes, owner: Owner, continuation_id: ContinuationId, re
             raise Undecodable("header")
         return Conversation(
             id=ConversationId(id_),
-            continuation_id=continuation_id,
-            owner=owner,
+            continuation_id=key.continuation_id,
+            owner=key.owner,
             title=title,
             metadata=metadata,
             last_seq=last_seq,

@@ -24,7 +24,7 @@ from exai.cache.redis.client import RedisClient
 from exai.cache.redis.faults import DEPENDENCY, CacheRefused
 from exai.cache.redis.scripts import Scripts
 from exai.errors import CacheError
-from exai.models import ContinuationId, Owner, Recorder
+from exai.models import ContinuationId, ConversationKey, Owner, Recorder
 from exai.resilience import Random
 from exai.settings.load import CacheSettings
 
@@ -166,7 +166,7 @@ class Reconciler:
             return "overflow"
         keys, revisions = [watermark_key(found.group)], []
         for owner, continuation_id, revision in changes.rows:
-            where = cache_keys(owner, continuation_id, self.client.groups)
+            where = cache_keys(ConversationKey(owner, continuation_id), self.client.groups)
             if where.group == found.group:
                 keys += [where.entry, where.lease]
                 revisions.append(revision)

@@ -31,6 +31,7 @@ from exai.models import (
     ContinuationId,
     Conversation,
     ConversationId,
+    ConversationKey,
     Message,
     Owner,
     Page,
@@ -153,8 +154,7 @@ class ConversationStore:
         if before_seq is None and limit <= PAGE_MESSAGES and not offset and not char_offset:
             return await self._newest(owner, continuation_id, limit)
         stored = await self._repository.read_page(
-            owner,
-            continuation_id,
+            ConversationKey(owner, continuation_id),
             limit=limit,
             before_seq=before_seq,
             skip=offset,
@@ -168,14 +168,14 @@ class ConversationStore:
         """Answer from the cached page. A miss loads the complete page, even if the caller wants a part of it."""
 
         async def load() -> Loaded:
-            stored = await self._repository.read_page(owner, continuation_id, limit=PAGE_MESSAGES)
+            stored = await self._repository.read_page(ConversationKey(owner, continuation_id), limit=PAGE_MESSAGES)
             complete = not stored.has_older
             return Loaded(stored.conversation, stored.messages, complete, stored.server_epoch, stored.page, stored.part)
 
         try:
-            found, source = await self._cache.read_through(owner, continuation_id, load)
+            found, source = await self._cache.read_through(ConversationKey(owner, continuation_id), load)
         except DatabaseUnavailable:
-            stale = await self._cache.read_uncovered(owner, continuation_id)
+            stale = await self._cache.read_uncovered(ConversationKey(owner, continuation_id))
             if stale is None:
                 raise
             self._recorder.count("stale_reads_total")
@@ -223,8 +223,7 @@ class ConversationStore:
         check_optional_name("title", title, MAX_TITLE_CHARS)
         check_optional_number("at_seq", at_seq, least=1)
         forked = await self._curation.fork(
-            owner,
-            continuation_id,
+            ConversationKey(owner, continuation_id),
             _once(idempotency_key, "conversation_fork", continuation_id, at_seq, title),
             new_conversation_id=ConversationId(str(uuid.uuid4())),
             at_seq=at_seq,
@@ -257,7 +256,7 @@ class ConversationStore:
         metadata = change.validate(self._limits)
         request = _once(idempotency_key, "conversation_update", continuation_id, change.title, change.tags, metadata)
         changed = await self._curation.change(
-            owner, continuation_id, request, change, expected_revision=expected_revision
+            ConversationKey(owner, continuation_id), request, change, expected_revision=expected_revision
         )
         return await self._publish_change(continuation_id, changed)
 
@@ -289,7 +288,7 @@ class ConversationStore:
         _check_change(owner, continuation_id, expected, key)
         request = _once(key, "conversation_delete", continuation_id, deleted)
         marked = await self._curation.mark_deleted(
-            owner, continuation_id, request, deleted=deleted, expected_revision=expected
+            ConversationKey(owner, continuation_id), request, deleted=deleted, expected_revision=expected
         )
         return await self._publish_change(continuation_id, marked)
 

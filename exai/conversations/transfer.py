@@ -33,7 +33,17 @@ from exai.conversations.publishing import Publisher
 from exai.db.files import FileList
 from exai.db.transfer import ImportBatch, TransferRepository
 from exai.errors import BlobError, Conflict, InvalidArgument, shown
-from exai.models import FILE_IDS, ContinuationId, ConversationId, FileId, NewMessage, Owner, StoredFile, TurnId
+from exai.models import (
+    FILE_IDS,
+    ContinuationId,
+    ConversationId,
+    ConversationKey,
+    FileId,
+    NewMessage,
+    Owner,
+    StoredFile,
+    TurnId,
+)
 from exai.settings.load import LimitSettings
 from exai.validation import (
     MAX_CONTINUATION_CHARS,
@@ -130,7 +140,7 @@ class Transfer:
 
     async def _pages(self, owner: Owner, continuation_id: ContinuationId, kind: Format) -> AsyncIterator[str]:
         first = True
-        async for page in self._repository.export(owner, continuation_id):
+        async for page in self._repository.export(ConversationKey(owner, continuation_id)):
             header = write_header(page.conversation, kind) if first else ""
             if page.has_files:
                 yield header
@@ -152,7 +162,7 @@ class Transfer:
         check_number("after_seq", after_seq)
         check_number("budget_bytes", budget_bytes, least=1)
         page = await self._repository.read_forward(
-            owner, continuation_id, after_seq=after_seq, budget_bytes=budget_bytes
+            ConversationKey(owner, continuation_id), after_seq=after_seq, budget_bytes=budget_bytes
         )
         header = write_header(page.conversation, kind) if after_seq == 0 else ""
         text = "".join(write_message(message, kind) for message in page.messages)

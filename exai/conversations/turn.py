@@ -44,6 +44,7 @@ from exai.models import (
     Commit,
     Completion,
     CompletionRequest,
+    ConversationKey,
     Delta,
     OnDelta,
     Prompt,
@@ -144,7 +145,7 @@ class ChatTurns:
     async def _read_cache(self, request: ChatRequest) -> Hit | Miss | None:
         if request.continuation_id is None:
             return None
-        found = await self._cache.read(request.owner, request.continuation_id)
+        found = await self._cache.read(ConversationKey(request.owner, request.continuation_id))
         return found if isinstance(found, Hit | Miss) else None
 
     async def _begin(
@@ -168,7 +169,8 @@ class ChatTurns:
                 raise refusal(begun.status, start.continuation_id, begun.current_revision, begun.missing)
         except BaseException:
             if isinstance(cached, Miss) and start.continuation_id is not None:
-                self.outcomes.start(self._cache.release(start.owner, start.continuation_id, cached), "cache-release")
+                key = ConversationKey(start.owner, start.continuation_id)
+                self.outcomes.start(self._cache.release(key, cached), "cache-release")
             raise
         return begun
 
@@ -322,7 +324,7 @@ class ChatTurns:
         """Publish the question; after a miss, store the complete newest page under the miss's lease."""
         if begun.status != "started":
             if isinstance(cached, Miss):
-                await self._cache.release(*commit.key, cached)
+                await self._cache.release(commit.key, cached)
             return
         preloaded = None
         if isinstance(cached, Miss) and begun.full:

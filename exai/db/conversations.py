@@ -32,6 +32,7 @@ from exai.models import (
     ContentPart,
     ContinuationId,
     Conversation,
+    ConversationKey,
     Message,
     NewMessage,
     Owner,
@@ -78,8 +79,7 @@ class ConversationRepository:
 
     async def read_page(
         self,
-        owner: Owner,
-        continuation_id: ContinuationId,
+        key: ConversationKey,
         *,
         limit: int = PAGE_MESSAGES,
         before_seq: int | None = None,
@@ -100,12 +100,12 @@ class ConversationRepository:
         """
         rows: Sequence[Record]
         if (before_seq, skip, limit, budget_bytes, char_offset) == NEWEST:
-            rows = await self._page_reads.read(owner, continuation_id)
+            rows = await self._page_reads.read(key)
         else:
             where = (before_seq, skip, limit, budget_bytes, min(char_offset, MAX_OFFSET))
-            rows = await self._database.fetch("read_page", owner, continuation_id, *where)
+            rows = await self._database.fetch("read_page", *key, *where)
         if not rows:
-            raise NotFound("conversation", continuation_id, "conversation_list lists them")
+            raise NotFound("conversation", key.continuation_id, "conversation_list lists them")
         head = orjson.loads(rows[0]["head"])
         page: bytes = rows[0]["messages"] or JOINT.join([row["messages"] for row in rows[:0:-1]])
         messages = decode_page(page)

@@ -10,7 +10,7 @@ import orjson
 
 from exai.db.driver.pool import Database
 from exai.db.rows import commit_of, conversation_of, json_of
-from exai.models import Commit, ContinuationId, ConversationId, Owner, TurnId
+from exai.models import Commit, ConversationId, ConversationKey, Owner, TurnId
 from exai.settings.load import LimitSettings
 from exai.validation import MAX_TITLE_CHARS, check_json, check_optional_name, check_tags, check_text
 
@@ -101,8 +101,7 @@ class CurationRepository:
 
     async def fork(
         self,
-        owner: Owner,
-        continuation_id: ContinuationId,
+        key: ConversationKey,
         request: IdempotencyKey,
         *,
         new_conversation_id: ConversationId,
@@ -113,7 +112,7 @@ class CurationRepository:
 
         The messages are shared, not copied. Raises a `DatabaseError`.
         """
-        identity = (owner, continuation_id, new_conversation_id, request.turn_id, request.key, request.digest)
+        identity = (*key, new_conversation_id, request.turn_id, request.key, request.digest)
         head = _head(await self._database.fetch("fork", *identity, at_seq, title))
         header = head["conversation"]
         if not header:
@@ -125,27 +124,25 @@ class CurationRepository:
 
     async def change(
         self,
-        owner: Owner,
-        continuation_id: ContinuationId,
+        key: ConversationKey,
         request: IdempotencyKey,
         change: ConversationUpdate,
         *,
         expected_revision: int | None = None,
     ) -> Changed:
         """Change title, metadata or tags. Raises a `DatabaseError`."""
-        return await self._change(owner, continuation_id, request, change.document(), expected_revision)
+        return await self._change(key, request, change.document(), expected_revision)
 
     async def mark_deleted(
         self,
-        owner: Owner,
-        continuation_id: ContinuationId,
+        key: ConversationKey,
         request: IdempotencyKey,
         *,
         deleted: bool,
         expected_revision: int | None = None,
     ) -> Changed:
         """Mark a conversation as deleted, which hides it until the purge after `PURGE_AFTER_S`, or remove the mark."""
-        return await self._change(owner, continuation_id, request, {"deleted": deleted}, expected_revision)
+        return await self._change(key, request, {"deleted": deleted}, expected_revision)
 
     async def purge(self, *, after_s: float = PURGE_AFTER_S, limit: int = BATCH) -> int:
         """Remove at most `limit` conversations that have been deleted for `after_s`, with everything in them.
@@ -164,13 +161,12 @@ class CurationRepository:
 
     async def _change(
         self,
-        owner: Owner,
-        continuation_id: ContinuationId,
+        key: ConversationKey,
         request: IdempotencyKey,
         document: dict[str, Any],
         expected: int | None,
     ) -> Changed:
-        identity = (owner, continuation_id, request.turn_id, request.key, request.digest, request.tool)
+        identity = (*key, request.turn_id, request.key, request.digest, request.tool)
         text = json_of(document)
         head = _head(await self._database.fetch("change_conversation", *identity, text, expected))
         status: ChangeStatus = head["status"]

@@ -16,7 +16,7 @@ from exai.db.driver.pool import Database
 from exai.db.records import StoredPage
 from exai.db.rows import RowsByPart, columns_of, commit_of, json_of
 from exai.errors import NotFound
-from exai.models import Commit, ContinuationId, ConversationId, NewMessage, Owner, TurnId
+from exai.models import Commit, ContinuationId, ConversationId, ConversationKey, NewMessage, Owner, TurnId
 
 EXPORT_PAGE_MESSAGES: Final = 500
 EXPORT_PAGE_BYTES: Final = 4 * 1_048_576
@@ -70,8 +70,7 @@ class TransferRepository:
 
     async def read_forward(
         self,
-        owner: Owner,
-        continuation_id: ContinuationId,
+        key: ConversationKey,
         *,
         after_seq: int = 0,
         up_to_seq: int | None = None,
@@ -82,29 +81,25 @@ class TransferRepository:
 
         `has_older` says whether there is anything before the page. Raises `NotFound` or a `DatabaseError`.
         """
-        answer = RowsByPart(
-            await self._database.fetch(
-                "read_forward", owner, continuation_id, after_seq, up_to_seq, limit, budget_bytes
-            )
-        )
+        answer = RowsByPart(await self._database.fetch("read_forward", *key, after_seq, up_to_seq, limit, budget_bytes))
         conversation = answer.conversation
         if conversation is None:
-            raise NotFound("conversation", continuation_id, "conversation_list lists them")
+            raise NotFound("conversation", key.continuation_id, "conversation_list lists them")
         messages, has_files = tuple(answer.part("message")), bool(answer.part("files"))
         return StoredPage(conversation, messages, after_seq > 0, answer.head["server_epoch"], has_files=has_files)
 
-    async def export(self, owner: Owner, continuation_id: ContinuationId) -> AsyncIterator[StoredPage]:
+    async def export(self, key: ConversationKey) -> AsyncIterator[StoredPage]:
         """All pages of a conversation as it was when this began, oldest first, each read when it is asked for.
 
         There is at least one page, for an empty conversation an empty one. Raises as `read_forward`.
         """
-        page = await self.read_forward(owner, continuation_id)
+        page = await self.read_forward(key)
         up_to_seq = page.conversation.last_seq
         while True:
             yield page
             if not page.messages or page.messages[-1].seq >= up_to_seq:
                 return
-            page = await self.read_forward(owner, continuation_id, after_seq=page.messages[-1].seq, up_to_seq=up_to_seq)
+            page = await self.read_forward(key, after_seq=page.messages[-1].seq, up_to_seq=up_to_seq)
 
     async def store_batch(self, batch: ImportBatch) -> Imported:
         """Store one batch, once per request key. Raises a `DatabaseError`."""

@@ -17,7 +17,7 @@ import pytest
 
 from exai.cache.entry import cache_keys
 from exai.errors import DatabaseError
-from exai.models import LOCAL_OWNER, ContinuationId
+from exai.models import LOCAL_OWNER, ContinuationId, ConversationKey
 from tests.fault.service import Service, servers
 from tests.support.backend import FaultServer
 from tests.support.valkey import Valkey
@@ -52,7 +52,7 @@ async def test_change_after_a_recovery_is_not_missed_however_low_its_transaction
         async with servers(slow_log.url, valkey.url, tmp_path) as rig:
             writer, reader = await rig.open(reconcile_interval_s=0.1), await rig.open(reconcile_interval_s=0.1)
             name = (await writer.append(None, "0")).continuation_id
-            keys = cache_keys(LOCAL_OWNER, name, 1)
+            keys = cache_keys(ConversationKey(LOCAL_OWNER, name), 1)
 
             def cursor() -> int:
                 return int(valkey.do("HGET", keys.watermark, "xmin") or 0)

@@ -24,7 +24,7 @@ from exai.db.lifecycle import CurationRepository
 from exai.db.migrations.migrate import upgrade
 from exai.db.turns import TurnRepository
 from exai.errors import SchemaMismatch
-from exai.models import LOCAL_OWNER, ContinuationId, NewMessage
+from exai.models import LOCAL_OWNER, ContinuationId, ConversationKey, NewMessage
 from exai.settings.load import CacheSettings, DatabaseSettings, ProviderSettings, ProvidersSettings, Settings
 from tests.support.database import appending, beginning, contents_of, ending, once, opened
 from tests.support.migrations import downgrade, revisions, run, session, value
@@ -146,7 +146,7 @@ async def test_every_row_survives_in_order_and_the_service_works_on_it(empty_pos
             assert [message.content for message in begun.history] == [*contents, "new"]
             finished = await turns.finish(ending(begun.turn_id, "answer"))
             assert finished.status == "finished"
-            gone = await curation.mark_deleted(LOCAL_OWNER, ContinuationId(name), once(), deleted=True)
+            gone = await curation.mark_deleted(ConversationKey(LOCAL_OWNER, ContinuationId(name)), once(), deleted=True)
             assert gone.status == "changed"
         await run(url, "update conversations set deleted_at = now() - interval '9 days' where deleted_at is not null")
         while await curation.purge():

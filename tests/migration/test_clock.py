@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from exai.db.conversations import ConversationRepository
 from exai.db.migrations.migrate import upgrade
-from exai.models import LOCAL_OWNER, ContinuationId
+from exai.models import LOCAL_OWNER, ContinuationId, ConversationKey
 from tests.support.database import appending, opened
 from tests.support.migrations import run, value
 from tests.support.older import LIKE_SUPABASE
@@ -34,6 +34,6 @@ async def test_rows_with_local_times_do_not_set_the_time_of_later_messages(empty
     async with opened(url) as database:
         repository = ConversationRepository(database)
         await repository.append(appending("old", "two"))
-        page = await repository.read_page(LOCAL_OWNER, ContinuationId("old"))
+        page = await repository.read_page(ConversationKey(LOCAL_OWNER, ContinuationId("old")))
     assert [message.content for message in page.messages] == ["one", "two"]
     assert page.messages[1].created_at <= await value(url, "select clock_timestamp()") < kept

@@ -12,7 +12,16 @@ from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import Database, open_pool
 from exai.db.lifecycle import IdempotencyKey
 from exai.db.records import AppendStart, TurnEnd, TurnStart
-from exai.models import LOCAL_OWNER, ContinuationId, Conversation, ConversationId, Message, NewMessage, TurnId
+from exai.models import (
+    LOCAL_OWNER,
+    ContinuationId,
+    Conversation,
+    ConversationId,
+    ConversationKey,
+    Message,
+    NewMessage,
+    TurnId,
+)
 from exai.resilience import Clock
 from exai.settings.load import DatabaseSettings
 from tests.support.counters import Counters
@@ -101,7 +110,7 @@ async def conversation_of(repository: ConversationRepository, *contents: str) ->
 
 
 async def contents_of(repository: ConversationRepository, continuation_id: str, limit: int = 500) -> list[str]:
-    page = await repository.read_page(LOCAL_OWNER, ContinuationId(continuation_id), limit=limit)
+    page = await repository.read_page(ConversationKey(LOCAL_OWNER, ContinuationId(continuation_id)), limit=limit)
     assert_consecutive(page.messages)
     return [message.content for message in page.messages]
 

@@ -12,7 +12,7 @@ from exai.db.lifecycle import ConversationUpdate, CurationRepository
 from exai.db.search import SearchQuery, SearchRepository
 from exai.db.transfer import ImportBatch, TransferRepository
 from exai.db.turns import TurnRepository
-from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, TurnId
+from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, ConversationKey, NewMessage, TurnId
 from tests.support.database import appending, beginning, contents_of, ending, new_id, once
 
 
@@ -36,12 +36,14 @@ async def use(database: Database) -> None:
     await repository.changes((await repository.changes(None)).xmin)
     for _ in range(2):
         await curation.change(
-            LOCAL_OWNER, name, once(), ConversationUpdate(title="renamed", tags=("a", "b"), metadata={"k": 1})
+            ConversationKey(LOCAL_OWNER, name),
+            once(),
+            ConversationUpdate(title="renamed", tags=("a", "b"), metadata={"k": 1}),
         )
-    fork = await curation.fork(LOCAL_OWNER, name, once(), new_conversation_id=ConversationId(new_id()))
+    fork = await curation.fork(ConversationKey(LOCAL_OWNER, name), once(), new_conversation_id=ConversationId(new_id()))
     assert fork.commit is not None
     assert len(await contents_of(repository, fork.commit.conversation.continuation_id)) == 4
-    assert [page async for page in transfer.export(LOCAL_OWNER, name)]
+    assert [page async for page in transfer.export(ConversationKey(LOCAL_OWNER, name))]
     imported = await transfer.store_batch(importing("imported", "one", "two"))
     assert imported.status == "stored"
     await search.index()
@@ -50,7 +52,7 @@ async def use(database: Database) -> None:
     assert (await search.search(SearchQuery(LOCAL_OWNER, "words", **labels), limit=5)).hits
     assert (await search.search(SearchQuery(LOCAL_OWNER, "words", continuation_id=name, **labels), limit=5)).hits
     await files.cleanup_orphans(0)
-    await curation.mark_deleted(LOCAL_OWNER, name, once(), deleted=True)
+    await curation.mark_deleted(ConversationKey(LOCAL_OWNER, name), once(), deleted=True)
     await curation.purge(after_s=0)
     await curation.expire_idle(None, idle_s=3_600)
     await curation.prune_removed(after_s=0)

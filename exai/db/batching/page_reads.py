@@ -18,7 +18,7 @@ from exai.db.concurrency import ConcurrencyLimit, PoolShare
 from exai.db.driver.pool import Database, Record
 from exai.db.driver.translate import DEPENDENCY
 from exai.errors import DatabaseBusy, DatabaseUnavailable, ExaiError, ShuttingDown
-from exai.models import PAGE_BYTES, PAGE_MESSAGES, ContinuationId, Owner
+from exai.models import PAGE_BYTES, PAGE_MESSAGES, ConversationKey
 from exai.resilience import with_deadline
 
 MOST_READS: Final = 8
@@ -35,7 +35,7 @@ class PageReadBatcher:
 
     def __init__(self, database: Database, share: PoolShare) -> None:
         self._database = database
-        self._batcher: Batcher[_Read, Sequence[Record]] = Batcher(
+        self._batcher: Batcher[ConversationKey, Sequence[Record]] = Batcher(
             ConcurrencyLimit(share, least=LEAST_AT_ONCE),
             self._send,
             self._send_alone,
@@ -46,12 +46,12 @@ class PageReadBatcher:
             is_read=True,
         )
 
-    async def read(self, owner: Owner, continuation_id: ContinuationId) -> Sequence[Record]:
+    async def read(self, key: ConversationKey) -> Sequence[Record]:
         """Return the rows of a newest page, none for a missing conversation. Raises as `Database.fetch`."""
-        return await self._batcher.run(owner, (owner, continuation_id))
+        return await self._batcher.run(key.owner, key)
 
-    async def _send(self, reads: Sequence[_Read]) -> list[Sequence[Record] | None]:
-        owners, names = [owner for owner, _ in reads], [name for _, name in reads]
+    async def _send(self, reads: Sequence[ConversationKey]) -> list[Sequence[Record] | None]:
+        owners, names = [key.owner for key in reads], [key.continuation_id for key in reads]
         # Limited to the time of one attempt: behind a pooler only the client's timeout ends a slow statement, and
         # without this limit `fetch` would retry the whole batch, so that one slow page delayed all others.
         with with_deadline(self._database.statement_timeout_s):
@@ -61,14 +61,11 @@ class PageReadBatcher:
             pages[row["number"] - 1].append(row)
         return [*pages]
 
-    async def _send_alone(self, read: _Read) -> Sequence[Record]:
+    async def _send_alone(self, read: ConversationKey) -> Sequence[Record]:
         return await self._database.fetch("read_page", *read, None, 0, PAGE_MESSAGES, PAGE_BYTES, 0)
 
 
-_Read = tuple[Owner, ContinuationId]
-
-
-def _shared_failure(_: _Read, error: ExaiError) -> ExaiError | None:
+def _shared_failure(_: ConversationKey, error: ExaiError) -> ExaiError | None:
     """Return a copy of an error that every page would meet again, None for an error that one page may have caused.
 
     Such errors are an unavailable database, shutdown, and a pool without a free connection, which is a `DatabaseBusy`

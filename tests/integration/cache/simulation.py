@@ -30,7 +30,7 @@ from exai.cache.redis.faults import CacheDown
 from exai.cache.redis.scripts import Script, Scripts
 from exai.cache.redis.topology import Topology
 from exai.errors import CacheError
-from exai.models import LOCAL_OWNER, Commit, ContinuationId, Conversation, ConversationId, Message
+from exai.models import LOCAL_OWNER, Commit, ContinuationId, Conversation, ConversationId, ConversationKey, Message
 from exai.settings.load import CacheSettings
 from tests.integration.cache.stage import Stage
 from tests.support.counters import Counters
@@ -297,7 +297,7 @@ class Daemon:
     async def read(self) -> None:
         name = self.stage.rng.choice(self.world.names)
         promise = self.world.promise(self.number, name)
-        found = await self.cache.read(LOCAL_OWNER, name)
+        found = await self.cache.read(ConversationKey(LOCAL_OWNER, name))
         if isinstance(found, Hit):
             self.world.check(found, name, promise)
         elif isinstance(found, Miss):
@@ -305,13 +305,17 @@ class Daemon:
             loaded = self.world.log[name][-1].loaded(self.world.server_epoch)
             await self.pause(self.slow)
             if not self.dies():
-                await self.cache.fill(LOCAL_OWNER, name, found, loaded)
+                await self.cache.fill(ConversationKey(LOCAL_OWNER, name), found, loaded)
 
     async def write(self) -> None:
         await self.pause(self.rest)
         name = self.stage.rng.choice(self.world.names)
         edit = self.stage.rng.random() < 0.2
-        found = await self.cache.read(LOCAL_OWNER, name) if self.warm and self.stage.rng.random() < 0.7 else None
+        found = (
+            await self.cache.read(ConversationKey(LOCAL_OWNER, name))
+            if self.warm and self.stage.rng.random() < 0.7
+            else None
+        )
         while (xid := self.world.begin(name)) is None:
             await self.stage.gate()
         await self.stage.gate()
@@ -429,7 +433,7 @@ async def disturb(world: World, daemons: list[Daemon], faults: frozenset[str], p
     if rng.random() < 0.6 or not faults:
         await world.advance(rng.choice(pace))
         return
-    where = cache_keys(LOCAL_OWNER, rng.choice(world.names), 1)
+    where = cache_keys(ConversationKey(LOCAL_OWNER, rng.choice(world.names)), 1)
     match rng.choice(sorted(faults)):
         case "evict entry":
             await world.client.call(0, "DEL", where.entry)

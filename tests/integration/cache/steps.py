@@ -14,7 +14,7 @@ from tests.support.valkey import Valkey
 
 
 async def fill(cache: ConversationCache, stored: Stored) -> None:
-    found, source = await cache.read_through(stored.owner, stored.name, stored.load)
+    found, source = await cache.read_through(stored.key, stored.load)
     assert (found.messages, source) == (tuple(stored.messages[-50:]), "database")
     await cache.wait_settled()
 
@@ -33,13 +33,13 @@ async def apply(
 
 
 async def miss(cache: ConversationCache, stored: Stored) -> Miss:
-    found = await cache.read(stored.owner, stored.name)
+    found = await cache.read(stored.key)
     assert isinstance(found, Miss)
     return found
 
 
 async def hit(cache: ConversationCache, stored: Stored) -> Hit:
-    found = await cache.read(stored.owner, stored.name)
+    found = await cache.read(stored.key)
     assert isinstance(found, Hit)
     return found
 

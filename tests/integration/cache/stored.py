@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from exai.cache.records import Loaded
 from exai.errors import NotFound
-from exai.models import LOCAL_OWNER, ContinuationId, Conversation, ConversationId, Message, Owner
+from exai.models import LOCAL_OWNER, ContinuationId, Conversation, ConversationId, ConversationKey, Message, Owner
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 NAME = ContinuationId("thread")
@@ -28,6 +28,10 @@ class Stored:
         self.is_gone = False
         self.gate: asyncio.Event | None = None
         self.loading = asyncio.Event()
+
+    @property
+    def key(self) -> ConversationKey:
+        return ConversationKey(self.owner, self.name)
 
     def conversation(self) -> Conversation:
         return Conversation(

@@ -35,7 +35,7 @@ async def cache(cache_at: OpenCache, valkey: Valkey, recorder: Counters, stored:
 async def checked(cache: ConversationCache, stored: Stored, recorder: Counters) -> None:
     """A hit, and the check of it has ended."""
     before = recorder["cache_checks_total"]
-    _, source = await cache.read_through(stored.owner, stored.name, stored.load)
+    _, source = await cache.read_through(stored.key, stored.load)
     assert source == "cache"
     await wait_until(lambda: recorder["cache_checks_total"] > before)
 
@@ -62,7 +62,7 @@ class TestSampling:
     ) -> None:
         """The hit came before it."""
         delta = stored.append("told a moment later")
-        _, source = await cache.read_through(stored.owner, stored.name, stored.load)
+        _, source = await cache.read_through(stored.key, stored.load)
         assert source == "cache"
         await apply(cache, stored, delta)
         await wait_until(lambda: recorder["cache_checks_total"] == 1)
@@ -92,7 +92,7 @@ class TestSampling:
         """The check saw it deleted, and what is served a bound later is what was restored."""
         stored.is_gone = True
         stored.revision += 2
-        _, source = await cache.read_through(stored.owner, stored.name, stored.load)
+        _, source = await cache.read_through(stored.key, stored.load)
         assert source == "cache"
         await wait_until(lambda: stored.loads == 2)
         stored.is_gone = False
@@ -108,7 +108,7 @@ class TestSampling:
         stored.append("more")
         await apply(cache, stored, None)
         await fill(cache, stored)
-        _, source = await cache.read_through(stored.owner, stored.name, stored.load)
+        _, source = await cache.read_through(stored.key, stored.load)
         assert source == "cache"
         stored.id, stored.revision = ConversationId("another"), 1
         await apply(cache, stored, None)
@@ -131,7 +131,7 @@ class TestSampling:
         cache = await cache_at(valkey.url, verify_one_in=0)
         await fill(cache, stored)
         for _ in range(20):
-            await cache.read_through(stored.owner, stored.name, stored.load)
+            await cache.read_through(stored.key, stored.load)
         assert (stored.loads, recorder["cache_checks_total"]) == (1, 0)
 
 

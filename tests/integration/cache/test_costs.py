@@ -32,7 +32,7 @@ async def cache(cache_at: OpenCache, proxy: RedisProxy, stored: Stored) -> Conve
     await apply(opened, stored, stored.append("one"))
     stored.edit("another")
     await apply(opened, stored, None)
-    await opened.release(stored.owner, stored.name, await miss(opened, stored))
+    await opened.release(stored.key, await miss(opened, stored))
     proxy.reset_counters()
     return opened
 
@@ -75,7 +75,7 @@ async def test_chat_turn_is_three_round_trips_and_leaves_the_page_cached(
     cache: ConversationCache, proxy: RedisProxy, stored: Stored
 ) -> None:
     """READ, one change for the question and one for the answer; here the first stores the page whole."""
-    found = await cache.read(stored.owner, stored.name)
+    found = await cache.read(stored.key)
     assert isinstance(found, Miss)
     question = stored.append("question")
     await apply(cache, stored, question, preloaded=PreloadedPage(found, tuple(stored.messages), complete=True))
@@ -112,7 +112,7 @@ async def test_only_commands_of_redis_7_0_are_used(cache_at: OpenCache, valkey: 
     await fill(cache, stored)
     await hit(cache, stored)
     await apply(cache, stored, stored.append("one"))
-    await cache.read_uncovered(stored.owner, stored.name)
+    await cache.read_uncovered(stored.key)
     await cache.status()
     used = {name.removeprefix("cmdstat_").partition("|")[0] for name in valkey.do("INFO", "commandstats")}
     ours = {"eval", "evalsha", "time", "hmget", "hget", "hset", "set", "get", "del", "hstrlen", "pexpire"}

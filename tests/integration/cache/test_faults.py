@@ -18,7 +18,7 @@ import redis
 from exai.cache.conversations import ConversationCache
 from exai.cache.entry import cache_keys
 from exai.cache.records import Hit, Unavailable, Wait
-from exai.models import LOCAL_OWNER, Commit
+from exai.models import LOCAL_OWNER, Commit, ConversationKey
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import apply, expect_current, fill, hit, miss
 from tests.integration.cache.stored import NAME, Stored
@@ -27,7 +27,7 @@ from tests.support.redis_proxy import RedisProxy
 from tests.support.valkey import Valkey
 from tests.support.waiting import wait_until
 
-KEYS = cache_keys(LOCAL_OWNER, NAME, 1)
+KEYS = cache_keys(ConversationKey(LOCAL_OWNER, NAME), 1)
 LIMIT_S = 0.2
 
 
@@ -44,13 +44,13 @@ async def cache(cache_at: OpenCache, proxy: RedisProxy) -> ConversationCache:
 
 async def read_down(cache: ConversationCache, stored: Stored) -> None:
     """The read is answered by the database, and nothing is stored."""
-    found, source = await cache.read_through(stored.owner, stored.name, stored.load)
+    found, source = await cache.read_through(stored.key, stored.load)
     assert (found.conversation.revision, source) == (stored.revision, "database")
 
 
 async def read_current(cache: ConversationCache, stored: Stored) -> None:
     """The read is answered, by whomever."""
-    found, _ = await cache.read_through(stored.owner, stored.name, stored.load)
+    found, _ = await cache.read_through(stored.key, stored.load)
     assert found.conversation.revision == stored.revision
 
 
@@ -78,7 +78,7 @@ class TestWriterCutOff:
         # Where only the replies are held the change does arrive, and only the writer does not know.
         assert not told
         proxy.mode = "pass"
-        await cut_off.release(stored.owner, stored.name, await miss(cut_off, stored))
+        await cut_off.release(stored.key, await miss(cut_off, stored))
         await expect_late_for_at_most(max_staleness_s, committed_at, other, stored)
         await expect_current(cut_off, stored)
 
@@ -104,7 +104,7 @@ class TestWriterCutOff:
         slow, other = await cache_at(proxy.url, timeout_s=30), await cache_at(valkey.url)
         token, page = await miss(slow, stored), stored.page()
         proxy.mode = "stall"
-        filling = asyncio.create_task(slow.fill(stored.owner, stored.name, token, page))
+        filling = asyncio.create_task(slow.fill(stored.key, token, page))
         late = stored.append("one")
         header = stored.conversation()
         telling = asyncio.create_task(slow.apply(Commit(header, 1, 2, stored.server_epoch, late)))
@@ -213,7 +213,7 @@ class TestSlowServer:
         """Every command is refused while a script runs for ever, or while the files are read."""
         await fill(cache, stored)
         with busy(valkey) if code == "BUSY" else loading(valkey):
-            assert await cache.read(stored.owner, stored.name) == Unavailable("down")
+            assert await cache.read(stored.key) == Unavailable("down")
             await read_down(cache, stored)
         await eventually_hits(cache, stored)
 
@@ -257,7 +257,7 @@ class TestFullServer:
         await hit(cache, stored)
         await read_down(cache, other)
         assert await apply(cache, stored, stored.append("one"))
-        found = await cache.read(stored.owner, stored.name)
+        found = await cache.read(stored.key)
         assert isinstance(found, Unavailable) or (isinstance(found, Hit) and found.revision == stored.revision)
         assert recorder["breaker_calls_total", "redis", "failure"] == 0
         valkey.do("CONFIG", "SET", "maxmemory", 0)
@@ -273,7 +273,7 @@ class TestFullServer:
         many = [Stored(20, name=f"thread {number}") for number in range(100)]
         for _ in range(3):
             for each in many:
-                found, _source = await cache.read_through(each.owner, each.name, each.load)
+                found, _source = await cache.read_through(each.key, each.load)
                 assert found.conversation.revision == each.revision
                 await apply(cache, each, each.append("x" * 2_000))
 
@@ -311,10 +311,10 @@ class TestColdConversation:
     ) -> None:
         """The lease of that read is gone, so the reader gets one of its own."""
         stored.gate = asyncio.Event()
-        early = asyncio.create_task(cache.read_through(stored.owner, stored.name, stored.load))
+        early = asyncio.create_task(cache.read_through(stored.key, stored.load))
         await stored.loading.wait()
         await apply(cache, stored, stored.append("acknowledged"))
-        late = asyncio.create_task(cache.read_through(stored.owner, stored.name, stored.load))
+        late = asyncio.create_task(cache.read_through(stored.key, stored.load))
         await wait_until(lambda: stored.loads == 2)
         stored.gate.set()
         assert ((await early)[0].conversation.revision, (await late)[0].conversation.revision) == (1, 2)
@@ -327,13 +327,13 @@ class TestColdConversation:
         """The change was committed and could not be told; the lease says nothing about it."""
         cache = await cache_at(proxy.url, timeout_s=LIMIT_S)
         stored.gate = asyncio.Event()
-        early = asyncio.create_task(cache.read_through(stored.owner, stored.name, stored.load))
+        early = asyncio.create_task(cache.read_through(stored.key, stored.load))
         await stored.loading.wait()
         proxy.mode = "stall"
         assert not await apply(cache, stored, stored.append("not told"))
         proxy.mode = "pass"
         assert valkey.do("EXISTS", KEYS.lease) == 1
-        late = asyncio.create_task(cache.read_through(stored.owner, stored.name, stored.load))
+        late = asyncio.create_task(cache.read_through(stored.key, stored.load))
         await wait_until(lambda: stored.loads == 2 or late.done())
         stored.gate.set()
         await early
@@ -349,7 +349,7 @@ class TestColdConversation:
             await failing.wait()
             raise ConnectionError("no database")
 
-        readers = [asyncio.create_task(cache.read_through(stored.owner, stored.name, fail)) for _ in range(5)]
+        readers = [asyncio.create_task(cache.read_through(stored.key, fail)) for _ in range(5)]
         await asyncio.sleep(0.01)
         failing.set()
         results = await asyncio.gather(*readers, return_exceptions=True)
@@ -362,9 +362,9 @@ class TestColdConversation:
     ) -> None:
         """And to the cache."""
         stored.gate = asyncio.Event()
-        first = asyncio.create_task(cache.read_through(stored.owner, stored.name, stored.load))
+        first = asyncio.create_task(cache.read_through(stored.key, stored.load))
         await stored.loading.wait()
-        second = asyncio.create_task(cache.read_through(stored.owner, stored.name, stored.load))
+        second = asyncio.create_task(cache.read_through(stored.key, stored.load))
         await asyncio.sleep(0.005)
         first.cancel()
         stored.gate.set()
@@ -380,7 +380,7 @@ class TestColdConversation:
         dead, alive = await cache_at(valkey.url), await cache_at(valkey.url)
         await miss(dead, stored)
         await read_down(alive, stored)
-        assert isinstance(await alive.read(stored.owner, stored.name), Wait)
+        assert isinstance(await alive.read(stored.key), Wait)
         valkey.do("PEXPIRE", KEYS.lease, 0)
         await fill(alive, stored)
         await hit(alive, stored)
@@ -389,7 +389,7 @@ class TestColdConversation:
 async def eventually_hits(cache: ConversationCache, stored: Stored) -> None:
     """The server is well again: so is the cache, as soon as the breaker lets it be seen."""
     async with asyncio.timeout(15):
-        while not isinstance(await cache.read(stored.owner, stored.name), Hit):
+        while not isinstance(await cache.read(stored.key), Hit):
             await asyncio.sleep(0.02)
 
 
@@ -400,7 +400,7 @@ async def expect_late_for_at_most(
     async with asyncio.timeout(15):
         while True:
             begun = time.monotonic()
-            found, source = await cache.read_through(stored.owner, stored.name, stored.load)
+            found, source = await cache.read_through(stored.key, stored.load)
             if found.conversation.revision < stored.revision:
                 assert begun - since < max_staleness_s
             elif source == "cache":

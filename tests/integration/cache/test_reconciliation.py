@@ -10,7 +10,7 @@ from exai.cache.conversations import open_cache
 from exai.cache.entry import cache_keys
 from exai.cache.reconciliation import ChangedRevisions
 from exai.cache.records import Miss
-from exai.models import LOCAL_OWNER, ContinuationId, Owner
+from exai.models import LOCAL_OWNER, ContinuationId, ConversationKey, Owner
 from exai.settings.load import CacheSettings
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import age, expect_current, fill, hit, miss
@@ -19,7 +19,7 @@ from tests.support.counters import Counters
 from tests.support.valkey import Valkey
 from tests.support.waiting import WAIT_LIMIT_S, wait_until
 
-KEYS = cache_keys(LOCAL_OWNER, NAME, 1)
+KEYS = cache_keys(ConversationKey(LOCAL_OWNER, NAME), 1)
 
 
 class TestPasses:
@@ -36,7 +36,7 @@ class TestPasses:
         changes.hold.clear()
         await changes.held.wait()
         age(valkey, KEYS.watermark, 3_600)
-        assert isinstance(await cache.read(stored.owner, stored.name), Miss)
+        assert isinstance(await cache.read(stored.key), Miss)
         valkey.do("DEL", KEYS.lease)
         changes.hold.set()
         # The reconciliation that was held finds another watermark than the one it began with, and does nothing.
@@ -115,7 +115,7 @@ class TestPasses:
         cache = await cache_at(valkey.url)
         await fill(cache, stored)
         age(valkey, KEYS.entry, -3_600)
-        assert await cache.read_uncovered(stored.owner, stored.name) is None
+        assert await cache.read_uncovered(stored.key) is None
         await miss(cache, stored)
 
     async def test_cursor_of_the_licence_is_where_the_next_pass_starts(

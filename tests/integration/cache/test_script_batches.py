@@ -14,7 +14,7 @@ from exai.cache.redis.client import RedisClient
 from exai.cache.redis.faults import CacheLost, CacheRefused
 from exai.cache.redis.scripts import Script
 from exai.cache.redis.topology import open_topology
-from exai.models import LOCAL_OWNER, Commit, ContinuationId
+from exai.models import LOCAL_OWNER, Commit, ContinuationId, ConversationKey
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import apply, expect_current, fill, miss
 from tests.integration.cache.stored import Stored
@@ -34,7 +34,7 @@ def conversations(number: int) -> list[Stored]:
 
 
 def key_of(stored: Stored) -> str:
-    return cache_keys(LOCAL_OWNER, stored.name, 1).entry
+    return cache_keys(ConversationKey(LOCAL_OWNER, stored.name), 1).entry
 
 
 async def fill_all(cache: ConversationCache, each: list[Stored]) -> None:
@@ -86,7 +86,7 @@ async def test_each_has_an_answer_of_its_own(cache: ConversationCache, recorder:
     assert results == {"appended": 1, "absent": 1, "removed": 2, "current": 1}
     await expect_current(cache, appended)
     for stored in each:
-        found, _ = await cache.read_through(stored.owner, stored.name, stored.load)
+        found, _ = await cache.read_through(stored.key, stored.load)
         assert found.messages == tuple(stored.messages)
 
 
@@ -96,7 +96,7 @@ async def test_every_lease_is_ended(cache: ConversationCache) -> None:
     missed = [(stored, await miss(cache, stored), stored.page()) for stored in each]
     await append_all(cache, each)
     for stored, found, page in missed:
-        assert not await cache.fill(stored.owner, stored.name, found, page)
+        assert not await cache.fill(stored.key, found, page)
 
 
 async def test_key_that_holds_something_else_is_the_trouble_of_one(
@@ -112,7 +112,7 @@ async def test_key_that_holds_something_else_is_the_trouble_of_one(
     assert commands(recorder) == 1 + len(each)
     for stored in (*each[:2], *each[3:]):
         await expect_current(cache, stored)
-    found, source = await cache.read_through(odd.owner, odd.name, odd.load)
+    found, source = await cache.read_through(odd.key, odd.load)
     assert (found.conversation.revision, source) == (odd.revision, "database")
 
 
@@ -148,7 +148,7 @@ async def test_changes_of_one_conversation_may_go_together(cache: ConversationCa
         )  # fmt: skip
         assert commands(recorder) == before + 1
     await expect_current(cache, forwards)
-    found, source = await cache.read_through(backwards.owner, backwards.name, backwards.load)
+    found, source = await cache.read_through(backwards.key, backwards.load)
     assert (found.conversation.revision, source) == (backwards.revision, "database")
 
 
@@ -175,7 +175,7 @@ async def test_one_who_leaves_takes_nobody_along(cache_at: OpenCache, valkey: Va
         assert int(keys) == 2 * (len(each) if sent else len(each) - 1)
         for stored in (each[0], *each[2:]):
             await expect_current(cache, stored)
-        found, _ = await cache.read_through(each[1].owner, each[1].name, each[1].load)
+        found, _ = await cache.read_through(ConversationKey(each[1].owner, each[1].name), each[1].load)
         assert found.conversation.revision == each[1].revision
 
 
@@ -191,7 +191,7 @@ async def test_lost_command_is_noted_for_each(cache_at: OpenCache, valkey: Valke
         assert recorder["breaker_calls_total", "redis", "failure"] == 1
         proxy.mode = "pass"
         for stored in each:
-            found, _ = await cache.read_through(stored.owner, stored.name, stored.load)
+            found, _ = await cache.read_through(stored.key, stored.load)
             assert found.conversation.revision == stored.revision
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from exai.cache.conversations import ConversationCache
 from exai.cache.entry import cache_keys
+from exai.models import ConversationKey
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import apply, expect_current, fill
 from tests.integration.cache.stored import NAME, Stored
@@ -43,7 +44,7 @@ async def test_change_that_adds_nothing_keeps_what_was_added_before(cache: Conve
 
 async def test_small_append_writes_what_it_brings(cache: ConversationCache, valkey: Valkey) -> None:
     """The append-only file grows by the messages and not by the page; this is also most of the server's time."""
-    stored, entry = Stored(size=50), cache_keys(Stored().owner, NAME, 1).entry
+    stored, entry = Stored(size=50), cache_keys(ConversationKey(Stored().owner, NAME), 1).entry
     await fill(cache, stored)
     page = valkey.do("HGET", entry, "page")
     await apply(cache, stored, stored.append("one more"))
@@ -55,7 +56,7 @@ async def test_small_append_writes_what_it_brings(cache: ConversationCache, valk
 async def test_entry_stays_within_its_limit(cache_at: OpenCache, valkey: Valkey) -> None:
     """Page and tail together are at most as large as an entry may be."""
     cache, stored = await cache_at(valkey.url, entry_max_bytes=4_096), Stored(size=0)
-    entry = cache_keys(stored.owner, stored.name, 1).entry
+    entry = cache_keys(stored.key, 1).entry
     await fill(cache, stored)
     for _ in range(APPENDS):
         await apply(cache, stored, stored.append("x" * 700))

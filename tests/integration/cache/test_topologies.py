@@ -39,7 +39,7 @@ async def unchanged(_: str | None) -> ChangedRevisions:
 
 async def eventually_cached(cache: ConversationCache, stored: Stored) -> None:
     async with asyncio.timeout(20):
-        while (await cache.read_through(stored.owner, stored.name, stored.load))[1] != "cache":
+        while (await cache.read_through(stored.key, stored.load))[1] != "cache":
             await asyncio.sleep(0.02)
 
 
@@ -85,7 +85,7 @@ class TestSentinel:
         watch, primary, _ = sentinel
         primary.do("REPLICAOF", "127.0.0.1", "1")
         cache = await cache_at(f"redis+sentinel://127.0.0.1:{watch.port}/{SERVICE}", timeout_s=0.5)
-        assert await cache.read(stored.owner, stored.name) == Unavailable("down")
+        assert await cache.read(stored.key) == Unavailable("down")
         assert "does not say that it is the primary" in str((await cache.status()).problem)
 
     async def test_service_that_no_sentinel_knows_is_named(
@@ -93,7 +93,7 @@ class TestSentinel:
     ) -> None:
         """A misspelled name is seen in the status."""
         cache = await cache_at(f"redis+sentinel://127.0.0.1:{sentinel[0].port}/exia", timeout_s=0.5)
-        assert await cache.read(stored.owner, stored.name) == Unavailable("down")
+        assert await cache.read(stored.key) == Unavailable("down")
         assert "no sentinel names a primary of exia" in str((await cache.status()).problem)
 
 
@@ -120,7 +120,7 @@ class TestCluster:
         found: dict[int, Stored] = {}
         for number in range(200):
             each = Stored(name=ContinuationId(f"thread {number}"))
-            found.setdefault(cache_keys(each.owner, each.name, CLUSTER_GROUPS).group, each)
+            found.setdefault(cache_keys(each.key, CLUSTER_GROUPS).group, each)
         assert len(found) == CLUSTER_GROUPS
         return list(found.values())
 
@@ -165,7 +165,7 @@ class TestCluster:
         nodes[0].kill()
         end = time.monotonic() + 2.0
         while time.monotonic() < end:
-            results = [await cache.read_through(each.owner, each.name, each.load) for each in many]
+            results = [await cache.read_through(each.key, each.load) for each in many]
             assert all(found.conversation.revision == 1 for found, _ in results)
         warm = [source for _, source in results].count("cache")
         assert 0 < warm < CLUSTER_GROUPS
@@ -178,7 +178,7 @@ class TestCluster:
         """Also when their command is redirected, as the first of most groups is."""
         cache = await cache_at(f"redis+cluster://127.0.0.1:{nodes[0].port}")
         many = [Stored(name=ContinuationId(f"thread {number}")) for number in range(6 * CLUSTER_GROUPS)]
-        assert len({cache_keys(each.owner, each.name, CLUSTER_GROUPS).group for each in many}) == CLUSTER_GROUPS
+        assert len({cache_keys(each.key, CLUSTER_GROUPS).group for each in many}) == CLUSTER_GROUPS
         told = await asyncio.gather(*(apply(cache, each, each.append("one")) for each in many))
         assert (told, recorder["cache_calls_total", "apply", "ok"]) == ([True] * len(many), CLUSTER_GROUPS)
         assert sum(moved(node) for node in nodes) > 0
@@ -193,7 +193,7 @@ class TestCluster:
         """Its keys stayed behind, so it is cold; then it is cached in its new place."""
         cache = await cache_at(f"redis+cluster://127.0.0.1:{nodes[0].port}")
         await fill(cache, stored)
-        where = cache_keys(stored.owner, stored.name, CLUSTER_GROUPS)
+        where = cache_keys(stored.key, CLUSTER_GROUPS)
         slot = nodes[0].do("CLUSTER", "KEYSLOT", watermark_key(where.group))
         old = slot * 3 // SLOTS
         target = nodes[(old + 1) % 3]
@@ -246,12 +246,12 @@ class TestTls:
             await fill(cache, stored)
             await expect_current(cache, stored)
             doubting = await cache_at(f"rediss://127.0.0.1:{port}/0")
-            assert await doubting.read(stored.owner, stored.name) == Unavailable("down")
+            assert await doubting.read(stored.key) == Unavailable("down")
             assert "certificate" in str((await doubting.status()).problem).lower()
 
 
 async def covered(cache: ConversationCache, stored: Stored) -> bool:
-    found = await cache.read(stored.owner, stored.name)
+    found = await cache.read(stored.key)
     return isinstance(found, Hit) and found.age_s < 1.0
 
 

@@ -7,14 +7,14 @@ import pytest
 from exai.cache.conversations import ConversationCache
 from exai.cache.entry import cache_keys
 from exai.cache.records import Loaded, PreloadedPage, Unavailable, Wait
-from exai.models import LOCAL_OWNER, Commit, ContentPart, ContinuationId, ConversationId, Owner
+from exai.models import LOCAL_OWNER, Commit, ContentPart, ContinuationId, ConversationId, ConversationKey, Owner
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import age, apply, expect_current, fill, hit, miss, set_watermark
 from tests.integration.cache.stored import NAME, NOW, Stored
 from tests.support.counters import Counters
 from tests.support.valkey import Valkey
 
-KEYS = cache_keys(LOCAL_OWNER, NAME, 1)
+KEYS = cache_keys(ConversationKey(LOCAL_OWNER, NAME), 1)
 
 AT = '"2026-01-02T03:04:05.678901+00:00"'
 MESSAGES = [
@@ -59,7 +59,7 @@ class TestEmpty:
     ) -> None:
         """Invariant 2: at most one live lease."""
         first = await miss(cache, stored)
-        assert await cache.read(stored.owner, stored.name) == Wait(first.token)
+        assert await cache.read(stored.key) == Wait(first.token)
 
     async def test_lease_ends_by_itself(self, cache: ConversationCache, stored: Stored, valkey: Valkey) -> None:
         """A reader that dies must not keep others from filling for longer than the lease."""
@@ -68,7 +68,7 @@ class TestEmpty:
 
     async def test_released_lease_can_be_had_again(self, cache: ConversationCache, stored: Stored) -> None:
         """A read that failed gives its lease back."""
-        await cache.release(stored.owner, stored.name, await miss(cache, stored))
+        await cache.release(stored.key, await miss(cache, stored))
         await miss(cache, stored)
 
     async def test_only_the_holder_can_release(self, cache: ConversationCache, stored: Stored, valkey: Valkey) -> None:
@@ -76,8 +76,8 @@ class TestEmpty:
         late = await miss(cache, stored)
         valkey.do("DEL", KEYS.lease)
         holder = await miss(cache, stored)
-        await cache.release(stored.owner, stored.name, late)
-        assert await cache.read(stored.owner, stored.name) == Wait(holder.token)
+        await cache.release(stored.key, late)
+        assert await cache.read(stored.key) == Wait(holder.token)
 
     async def test_change_to_what_is_not_cached_stores_nothing(self, cache: ConversationCache, stored: Stored) -> None:
         """A writer without a lease never stores."""
@@ -88,14 +88,14 @@ class TestEmpty:
 class TestLeased:
     async def test_page_read_under_the_lease_is_stored(self, cache: ConversationCache, stored: Stored) -> None:
         """FILL with its token alive."""
-        assert await cache.fill(stored.owner, stored.name, await miss(cache, stored), stored.page())
+        assert await cache.fill(stored.key, await miss(cache, stored), stored.page())
         await expect_current(cache, stored)
 
     async def test_change_ends_the_lease(self, cache: ConversationCache, stored: Stored) -> None:
         """Invariant 3: what was read before a change must not be stored after it."""
         token, old = await miss(cache, stored), stored.page()
         await apply(cache, stored, stored.append("new"))
-        assert not await cache.fill(stored.owner, stored.name, token, old)
+        assert not await cache.fill(stored.key, token, old)
         await miss(cache, stored)
 
     @pytest.mark.parametrize("command", [("DEL", KEYS.lease), ("FLUSHALL",)])
@@ -105,7 +105,7 @@ class TestLeased:
         """Expired, evicted, or gone with a restart: all look the same."""
         token = await miss(cache, stored)
         valkey.do(*command)
-        assert not await cache.fill(stored.owner, stored.name, token, stored.page())
+        assert not await cache.fill(stored.key, token, stored.page())
         await miss(cache, stored)
 
     async def test_writer_with_the_lease_stores_the_page_of_its_statement(
@@ -230,7 +230,7 @@ class TestCached:
         """`min_revision` makes an older entry a miss, and the fill of that miss replaces it."""
         await fill(cache, stored)
         stored.append("never told")
-        found, source = await cache.read_through(stored.owner, stored.name, stored.load, min_revision=stored.revision)
+        found, source = await cache.read_through(stored.key, stored.load, min_revision=stored.revision)
         assert (found.conversation.revision, source) == (2, "database")
         await expect_current(cache, stored)
 
@@ -295,7 +295,7 @@ class TestSizes:
             messages = tuple(stored.messages[-3:]) if part is None else (stored.messages[0],)
             return Loaded(stored.conversation(), messages, part is not None, stored.server_epoch, part=part)
 
-        await cache.read_through(stored.owner, stored.name, load)
+        await cache.read_through(stored.key, load)
         await cache.wait_settled()
         assert recorder["cache_fills_total", "unfit"] == 1
         assert valkey.do("KEYS", "exai:*") == []
@@ -373,17 +373,17 @@ class TestUncovered:
             raise ConnectionError
 
         with pytest.raises(ConnectionError):
-            await cache.read_through(stored.owner, stored.name, down)
-        found = await cache.read_uncovered(stored.owner, stored.name)
+            await cache.read_through(stored.key, down)
+        found = await cache.read_uncovered(stored.key)
         assert found is not None
         assert (found.messages, 300 <= found.age_s < 330) == (tuple(stored.messages), True)
 
     async def test_too_old_or_absent_is_nothing(self, cache: ConversationCache, stored: Stored, valkey: Valkey) -> None:
         """At most ten minutes by default."""
-        assert await cache.read_uncovered(stored.owner, stored.name) is None
+        assert await cache.read_uncovered(stored.key) is None
         await fill(cache, stored)
         age(valkey, KEYS.entry, 601)
-        assert await cache.read_uncovered(stored.owner, stored.name) is None
+        assert await cache.read_uncovered(stored.key) is None
 
 
 class TestOwners:
@@ -413,11 +413,11 @@ class TestOff:
         """Promise 10: what is off is shown as off."""
         cache = await cache_at(None)
         assert (await cache.status()).state == "off"
-        assert await cache.read(stored.owner, stored.name) == Unavailable("off")
+        assert await cache.read(stored.key) == Unavailable("off")
         await fill(cache, stored)
         await fill(cache, stored)
         assert await apply(cache, stored, stored.append("one"))
-        assert await cache.read_uncovered(stored.owner, stored.name) is None
+        assert await cache.read_uncovered(stored.key) is None
 
 
 def test_times_survive_to_the_microsecond() -> None:

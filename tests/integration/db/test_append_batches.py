@@ -14,7 +14,7 @@ from exai.db.driver.address import parse_address
 from exai.db.driver.pool import OneTrip, connect
 from exai.db.records import AppendResult, AppendStart
 from exai.errors import DatabaseError, DeadlineExceeded, OutcomeUnknown
-from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, FileId, NewMessage, Owner
+from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, ConversationKey, FileId, NewMessage, Owner
 from exai.resilience import with_deadline
 from tests.support.counters import Counters
 from tests.support.database import POOL_SIZE, appending, contents_of, conversation_of, new_id, opened
@@ -82,7 +82,7 @@ async def test_appends_that_come_together_are_one_statement(rig: Rig) -> None:
         assert (answer.commit.base_revision, answer.commit.revision) == (1, 2)
         assert answer.commit is not None
         assert (answer.commit.conversation.continuation_id, answer.commit.conversation.revision) == (name, 2)
-        page = await rig.repository.read_page(LOCAL_OWNER, name)
+        page = await rig.repository.read_page(ConversationKey(LOCAL_OWNER, name))
         assert page.messages[1:] == answer.commit.added
         assert page.conversation == answer.commit.conversation
         assert page.server_epoch == answer.commit.server_epoch
@@ -105,7 +105,7 @@ async def test_everything_of_a_message_is_kept(rig: Rig) -> None:
     await rig.append(*(appending(name, messages=said[i]) for i, name in enumerate(rig.names)))
     assert rig.sent() == (1, 0)
     for i, name in enumerate(rig.names):
-        page = await rig.repository.read_page(LOCAL_OWNER, name)
+        page = await rig.repository.read_page(ConversationKey(LOCAL_OWNER, name))
         found = [NewMessage(m.role, m.content, m.kind, dict(m.metadata)) for m in page.messages[1:]]
         assert found == said[i]
 
@@ -282,7 +282,7 @@ async def test_new_conversations_are_made_together(rig: Rig) -> None:
     assert rig.sent() == (1, 0)
     for n, (start, answer) in enumerate(zip(starts, answers[:4], strict=True)):
         assert (answer.status, answer.first_seq, answer.last_seq, answer.commit.base_revision) == ("appended", 1, 2, 0)
-        page = await rig.repository.read_page(LOCAL_OWNER, ContinuationId(start.new_conversation_id))
+        page = await rig.repository.read_page(ConversationKey(LOCAL_OWNER, ContinuationId(start.new_conversation_id)))
         assert page.conversation == answer.commit.conversation
         assert page.conversation.title == (f"title {n}" if n else None)
         assert page.messages == answer.commit.added
@@ -369,7 +369,7 @@ async def test_what_triggers_of_others_make_of_a_conversation_is_told(rig: Rig) 
     assert rig.sent() == (1, 0)
     for answer in answers:
         assert answer.commit is not None
-        page = await rig.repository.read_page(LOCAL_OWNER, answer.commit.conversation.continuation_id)
+        page = await rig.repository.read_page(ConversationKey(LOCAL_OWNER, answer.commit.conversation.continuation_id))
         assert page.conversation == answer.commit.conversation
         assert page.conversation.metadata == {"counted": True}
 

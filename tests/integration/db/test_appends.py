@@ -12,7 +12,7 @@ from exai.db.driver.pool import Database, connect
 from exai.db.files import FileRepository
 from exai.db.turns import TurnRepository
 from exai.errors import NotFound
-from exai.models import LOCAL_OWNER, FileId, NewMessage, Owner, TurnId
+from exai.models import LOCAL_OWNER, ConversationKey, FileId, NewMessage, Owner, TurnId
 from tests.support.database import (
     appending,
     assert_consecutive,
@@ -50,7 +50,7 @@ async def test_what_an_append_reports_is_what_a_read_returns(repository: Convers
     ]
     result = await repository.append(appending(None, messages=messages))
     assert result.commit is not None
-    page = await repository.read_page(LOCAL_OWNER, result.commit.conversation.continuation_id)
+    page = await repository.read_page(ConversationKey(LOCAL_OWNER, result.commit.conversation.continuation_id))
     assert result.commit.added == page.messages
     assert result.commit.conversation == page.conversation
     assert result.commit.server_epoch == page.server_epoch
@@ -95,7 +95,7 @@ async def test_another_owner_sees_nothing(repository: ConversationRepository) ->
     """Things of other owners do not exist."""
     name = (await conversation_of(repository, "secret")).continuation_id
     with pytest.raises(NotFound):
-        await repository.read_page(OTHER, name)
+        await repository.read_page(ConversationKey(OTHER, name))
     assert (await repository.append(appending(name, "x", owner=OTHER))).status == "not_found"
     assert (await repository.list_conversations(OTHER)).conversations == ()
 
@@ -141,7 +141,7 @@ async def test_interleaved_writers_leave_no_hole_and_keep_their_blocks_whole(
             assert result.commit.revision == result.commit.base_revision + 1
 
     await asyncio.gather(*(write(writer) for writer in range(6)))
-    page = await repository.read_page(LOCAL_OWNER, name, limit=500)
+    page = await repository.read_page(ConversationKey(LOCAL_OWNER, name), limit=500)
     assert len(page.messages) == 1 + 6 * 10 * 3
     assert_consecutive(page.messages)
     assert page.conversation.revision == 61

@@ -15,7 +15,7 @@ from exai.db.driver.pool import Database, OneTrip, connect, open_pool
 from exai.db.search import SearchQuery, SearchRepository
 from exai.errors import DatabaseBusy
 from exai.fairness import request_owner
-from exai.models import Owner
+from exai.models import ConversationKey, Owner
 from exai.settings.load import DatabaseSettings
 from tests.support.counters import Counters
 from tests.support.database import appending
@@ -85,7 +85,7 @@ async def test_searches_that_hang_leave_the_pool_to_other_owners(shared: Databas
                 appended = await as_owner(BOB, lambda: repository.append(appending(None, "mine", owner=BOB)))
                 assert appended.commit is not None
                 name = appended.commit.conversation.continuation_id
-                page = await as_owner(BOB, lambda: repository.read_page(BOB, name))  # noqa: B023
+                page = await as_owner(BOB, lambda: repository.read_page(ConversationKey(BOB, name)))  # noqa: B023
                 assert [message.content for message in page.messages] == ["mine"]
             assert shared.usage()[0] == SIZE // 2 - 1
             bobs = asyncio.create_task(

@@ -13,7 +13,7 @@ from exai.db.records import CachedRange
 from exai.db.transfer import TransferRepository
 from exai.db.turns import TurnRepository
 from exai.errors import NotFound
-from exai.models import LOCAL_OWNER, Conversation, ConversationId, NewMessage, Owner
+from exai.models import LOCAL_OWNER, Conversation, ConversationId, ConversationKey, NewMessage, Owner
 from tests.support.database import appending, assert_consecutive, beginning, contents_of, conversation_of, new_id, once
 
 LONG_AGO = "update conversations set deleted_at = now() - interval '8 days' where deleted_at is not null"
@@ -34,7 +34,10 @@ async def execute(database: Database, sql: str, *args: object) -> None:
 
 async def forked(curation: CurationRepository, source: Conversation, at_seq: int | None = None) -> Conversation:
     result = await curation.fork(
-        LOCAL_OWNER, source.continuation_id, once(), new_conversation_id=ConversationId(new_id()), at_seq=at_seq
+        ConversationKey(LOCAL_OWNER, source.continuation_id),
+        once(),
+        new_conversation_id=ConversationId(new_id()),
+        at_seq=at_seq,
     )
     assert result.status == "forked"
     assert result.commit is not None
@@ -63,7 +66,7 @@ async def test_pages_and_turns_go_on_into_the_parents(
     name = conversation.continuation_id
     everything = [f"{depth}.{i}" for depth in range(5) for i in range(10)]
     assert await contents_of(repository, name) == everything
-    page = await repository.read_page(LOCAL_OWNER, name, limit=7, before_seq=24)
+    page = await repository.read_page(ConversationKey(LOCAL_OWNER, name), limit=7, before_seq=24)
     assert [message.content for message in page.messages] == everything[16:23]
     begun = await turns.begin(beginning(name, "question"))
     assert [message.content for message in begun.history] == everything
@@ -106,7 +109,9 @@ async def test_the_same_fork_again_is_the_same_fork(
 
     async def fork(key: str, digest: str = "hash") -> Forked:
         new = ConversationId(new_id())
-        return await curation.fork(LOCAL_OWNER, source.continuation_id, once(key, digest), new_conversation_id=new)
+        return await curation.fork(
+            ConversationKey(LOCAL_OWNER, source.continuation_id), once(key, digest), new_conversation_id=new
+        )
 
     first = await fork("key")
     await repository.append(appending(source.continuation_id, "2"))
@@ -127,11 +132,14 @@ async def test_a_fork_beyond_the_end_or_of_nothing_is_refused(
     source = await conversation_of(repository, "1", "2")
     for at_seq in (3, -1):
         result = await curation.fork(
-            LOCAL_OWNER, source.continuation_id, once(), new_conversation_id=ConversationId(new_id()), at_seq=at_seq
+            ConversationKey(LOCAL_OWNER, source.continuation_id),
+            once(),
+            new_conversation_id=ConversationId(new_id()),
+            at_seq=at_seq,
         )
         assert (result.status, result.last_seq) == ("out_of_range", 2)
     other = await curation.fork(
-        Owner("o"), source.continuation_id, once(), new_conversation_id=ConversationId(new_id())
+        ConversationKey(Owner("o"), source.continuation_id), once(), new_conversation_id=ConversationId(new_id())
     )
     assert other.status == "not_found"
 
@@ -144,7 +152,7 @@ async def test_chains_of_forks_are_bounded(repository: ConversationRepository, c
         await repository.append(appending(conversation.continuation_id, str(depth + 1)))
     assert await contents_of(repository, conversation.continuation_id) == [str(i) for i in range(65)]
     result = await curation.fork(
-        LOCAL_OWNER, conversation.continuation_id, once(), new_conversation_id=ConversationId(new_id())
+        ConversationKey(LOCAL_OWNER, conversation.continuation_id), once(), new_conversation_id=ConversationId(new_id())
     )
     assert result.status == "too_deep"
 
@@ -167,16 +175,18 @@ async def test_a_change_is_one_revision_and_no_appends_of_it_are_known(
     """Title, metadata and tags are part of what caches hold."""
     source = await conversation_of(repository, "1")
     change = ConversationUpdate(title="new", metadata={"a": 1}, tags=["x", "y", "x"])
-    changed = await curation.change(LOCAL_OWNER, source.continuation_id, once(), change)
+    changed = await curation.change(ConversationKey(LOCAL_OWNER, source.continuation_id), once(), change)
     assert (changed.status, changed.commit.base_revision, changed.commit.revision) == ("changed", 1, 2)
     assert changed.commit is not None
     assert changed.commit.conversation.title == "new"
     assert (changed.commit.conversation.metadata, changed.commit.conversation.tags) == ({"a": 1}, ("x", "y"))
-    page = await repository.read_page(LOCAL_OWNER, source.continuation_id)
+    page = await repository.read_page(ConversationKey(LOCAL_OWNER, source.continuation_id))
     assert page.conversation == changed.commit.conversation
-    again = await curation.change(LOCAL_OWNER, source.continuation_id, once(), change)
+    again = await curation.change(ConversationKey(LOCAL_OWNER, source.continuation_id), once(), change)
     assert (again.status, again.commit.revision) == ("unchanged", 2)
-    cleared = await curation.change(LOCAL_OWNER, source.continuation_id, once(), ConversationUpdate(title="", tags=[]))
+    cleared = await curation.change(
+        ConversationKey(LOCAL_OWNER, source.continuation_id), once(), ConversationUpdate(title="", tags=[])
+    )
     assert cleared.commit is not None
     assert (cleared.commit.conversation.title, cleared.commit.conversation.tags) == (None, ())
 
@@ -188,13 +198,19 @@ async def test_a_change_of_another_state_is_a_conflict(
     source = await conversation_of(repository, "1")
     await repository.append(appending(source.continuation_id, "2"))
     name = source.continuation_id
-    refused = await curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title="new"), expected_revision=1)
+    refused = await curation.change(
+        ConversationKey(LOCAL_OWNER, name), once(), ConversationUpdate(title="new"), expected_revision=1
+    )
     assert (refused.status, refused.current_revision) == ("conflict_revision", 2)
     assert (
-        await curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title="new"), expected_revision=2)
+        await curation.change(
+            ConversationKey(LOCAL_OWNER, name), once(), ConversationUpdate(title="new"), expected_revision=2
+        )
     ).status == "changed"
     assert (
-        await curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title="new"), expected_revision=2)
+        await curation.change(
+            ConversationKey(LOCAL_OWNER, name), once(), ConversationUpdate(title="new"), expected_revision=2
+        )
     ).status == "unchanged"
 
 
@@ -204,27 +220,27 @@ async def test_a_repeated_change_undoes_no_later_one(
     """A repetition that was held up is answered as the first time and changes nothing, whatever was done since."""
     name = (await conversation_of(repository, "1")).continuation_id
     first = await curation.change(
-        LOCAL_OWNER, name, once("key"), ConversationUpdate(title="first"), expected_revision=1
+        ConversationKey(LOCAL_OWNER, name), once("key"), ConversationUpdate(title="first"), expected_revision=1
     )
-    await curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title="second"))
+    await curation.change(ConversationKey(LOCAL_OWNER, name), once(), ConversationUpdate(title="second"))
     again = await curation.change(
-        LOCAL_OWNER, name, once("key"), ConversationUpdate(title="first"), expected_revision=1
+        ConversationKey(LOCAL_OWNER, name), once("key"), ConversationUpdate(title="first"), expected_revision=1
     )
     assert (again.status, again.commit.conversation, again.commit.revision) == (
         "duplicate",
         first.commit.conversation,
         3,
     )
-    page = await repository.read_page(LOCAL_OWNER, name)
+    page = await repository.read_page(ConversationKey(LOCAL_OWNER, name))
     assert (page.conversation.title, page.conversation.revision) == ("second", 3)
     assert (
-        await curation.change(LOCAL_OWNER, name, once("key", "other"), ConversationUpdate(title="x"))
+        await curation.change(ConversationKey(LOCAL_OWNER, name), once("key", "other"), ConversationUpdate(title="x"))
     ).status == "conflict_key"
     other = (await conversation_of(repository, "1")).continuation_id
     assert (
-        await curation.change(LOCAL_OWNER, other, once("key"), ConversationUpdate(title="first"))
+        await curation.change(ConversationKey(LOCAL_OWNER, other), once("key"), ConversationUpdate(title="first"))
     ).status == "conflict_key"
-    unchanged = await repository.read_page(LOCAL_OWNER, other)
+    unchanged = await repository.read_page(ConversationKey(LOCAL_OWNER, other))
     assert (unchanged.conversation.title, unchanged.conversation.revision) == (None, 1)
 
 
@@ -235,12 +251,12 @@ async def test_a_key_is_of_one_request_whatever_kind_it_was(
     name = (await conversation_of(repository, "1")).continuation_id
     await repository.append(appending(name, "2", key="key"))
     assert (
-        await curation.change(LOCAL_OWNER, name, once("key", "x"), ConversationUpdate(title="x"))
+        await curation.change(ConversationKey(LOCAL_OWNER, name), once("key", "x"), ConversationUpdate(title="x"))
     ).status == "conflict_key"
     new = ConversationId(new_id())
-    fork = await curation.fork(LOCAL_OWNER, name, once("key", "x"), new_conversation_id=new)
+    fork = await curation.fork(ConversationKey(LOCAL_OWNER, name), once("key", "x"), new_conversation_id=new)
     assert fork.status == "conflict_key"
-    await curation.change(LOCAL_OWNER, name, once("other", "x"), ConversationUpdate(title="x"))
+    await curation.change(ConversationKey(LOCAL_OWNER, name), once("other", "x"), ConversationUpdate(title="x"))
     assert (await repository.append(appending(name, "3", key="other"))).status == "conflict_key"
 
 
@@ -250,9 +266,9 @@ async def test_a_repeated_deletion_does_not_delete_what_was_brought_back(
     """The mark is set once per key."""
     name = (await conversation_of(repository, "1")).continuation_id
     for _ in range(2):
-        await curation.mark_deleted(LOCAL_OWNER, name, once("delete"), deleted=True)
-    await curation.mark_deleted(LOCAL_OWNER, name, once("restore"), deleted=False)
-    late = await curation.mark_deleted(LOCAL_OWNER, name, once("delete"), deleted=True)
+        await curation.mark_deleted(ConversationKey(LOCAL_OWNER, name), once("delete"), deleted=True)
+    await curation.mark_deleted(ConversationKey(LOCAL_OWNER, name), once("restore"), deleted=False)
+    late = await curation.mark_deleted(ConversationKey(LOCAL_OWNER, name), once("delete"), deleted=True)
     assert late.status == "duplicate"
     assert await contents_of(repository, name) == ["1"]
 
@@ -264,18 +280,20 @@ async def test_a_deleted_conversation_is_nowhere_until_it_is_brought_back(
     source = await conversation_of(repository, "1")
     name = source.continuation_id
     fork = await forked(curation, source)
-    deleted = await curation.mark_deleted(LOCAL_OWNER, name, once(), deleted=True)
+    deleted = await curation.mark_deleted(ConversationKey(LOCAL_OWNER, name), once(), deleted=True)
     assert (deleted.status, deleted.commit.revision) == ("changed", 2)
-    assert (await curation.mark_deleted(LOCAL_OWNER, name, once(), deleted=True)).status == "unchanged"
+    assert (await curation.mark_deleted(ConversationKey(LOCAL_OWNER, name), once(), deleted=True)).status == "unchanged"
     with pytest.raises(NotFound):
-        await repository.read_page(LOCAL_OWNER, name)
+        await repository.read_page(ConversationKey(LOCAL_OWNER, name))
     assert (await repository.append(appending(name, "2"))).status == "deleted"
     assert (await turns.begin(beginning(name, "2"))).status == "not_found"
-    assert (await curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title="x"))).status == "not_found"
+    assert (
+        await curation.change(ConversationKey(LOCAL_OWNER, name), once(), ConversationUpdate(title="x"))
+    ).status == "not_found"
     listed = await repository.list_conversations(LOCAL_OWNER)
     assert [conversation.id for conversation in listed.conversations] == [fork.id]
     assert await contents_of(repository, fork.continuation_id) == ["1"]
-    assert (await curation.mark_deleted(LOCAL_OWNER, name, once(), deleted=False)).commit.revision == 3
+    assert (await curation.mark_deleted(ConversationKey(LOCAL_OWNER, name), once(), deleted=False)).commit.revision == 3
     assert await contents_of(repository, name) == ["1"]
 
 
@@ -288,7 +306,7 @@ async def test_a_purge_takes_what_was_deleted_long_ago_and_no_fork_needs(
     lonely = await conversation_of(repository, "2")
     kept = await conversation_of(repository, "3")
     for each in (source, lonely):
-        await curation.mark_deleted(LOCAL_OWNER, each.continuation_id, once(), deleted=True)
+        await curation.mark_deleted(ConversationKey(LOCAL_OWNER, each.continuation_id), once(), deleted=True)
     assert await curation.purge() == 0
     await execute(
         database, "update conversations set deleted_at = now() - interval '8 days' where deleted_at is not null"
@@ -296,7 +314,7 @@ async def test_a_purge_takes_what_was_deleted_long_ago_and_no_fork_needs(
     assert await curation.purge(limit=1) == 1
     assert await curation.purge() == 0
     assert await contents_of(repository, fork.continuation_id) == ["1"]
-    await curation.mark_deleted(LOCAL_OWNER, fork.continuation_id, once(), deleted=True)
+    await curation.mark_deleted(ConversationKey(LOCAL_OWNER, fork.continuation_id), once(), deleted=True)
     await execute(
         database, "update conversations set deleted_at = now() - interval '8 days' where deleted_at is not null"
     )
@@ -332,10 +350,13 @@ async def test_appending_and_deleting_at_once_do_not_wait_for_each_other_for_eve
     name = source.continuation_id
     await asyncio.gather(
         *(repository.append(appending(name, "x")) for _ in range(10)),
-        *(curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title=str(i))) for i in range(10)),
+        *(
+            curation.change(ConversationKey(LOCAL_OWNER, name), once(), ConversationUpdate(title=str(i)))
+            for i in range(10)
+        ),
         *(forked(curation, source) for _ in range(10)),
     )
-    page = await repository.read_page(LOCAL_OWNER, name)
+    page = await repository.read_page(ConversationKey(LOCAL_OWNER, name))
     assert_consecutive(page.messages)
     assert page.conversation.revision == 21
 
@@ -351,7 +372,9 @@ async def test_an_export_reads_forks_from_the_beginning(
     seen: list[str] = []
     after = 0
     while True:
-        page = await transfer.read_forward(LOCAL_OWNER, conversation.continuation_id, after_seq=after, limit=26)
+        page = await transfer.read_forward(
+            ConversationKey(LOCAL_OWNER, conversation.continuation_id), after_seq=after, limit=26
+        )
         if not page.messages:
             break
         assert len(page.messages) <= 26

@@ -14,7 +14,7 @@ from exai.db.driver.pool import Database, OneTrip, connect
 from exai.db.lifecycle import CurationRepository
 from exai.db.records import CachedRange
 from exai.db.turns import TurnRepository
-from exai.models import LOCAL_OWNER, ConversationId
+from exai.models import LOCAL_OWNER, ConversationId, ConversationKey
 from tests.support.database import appending, beginning, contents_of, conversation_of, new_id, once
 
 
@@ -26,7 +26,7 @@ async def sql(database: Database) -> AsyncIterator[OneTrip]:
 
 
 async def revision_of(repository: ConversationRepository, name: str) -> int:
-    return (await repository.read_page(LOCAL_OWNER, name)).conversation.revision  # type: ignore[arg-type]
+    return (await repository.read_page(ConversationKey(LOCAL_OWNER, name))).conversation.revision  # type: ignore[arg-type]
 
 
 async def test_a_message_without_a_number_gets_the_next_one(repository: ConversationRepository, sql: OneTrip) -> None:
@@ -167,7 +167,7 @@ async def test_new_files_of_a_table_are_a_new_incarnation(
     """Rows that go without a trace leave nothing that a pass could read, so caches begin anew."""
     conversation = await conversation_of(repository, "one")
     before = await repository.changes(None)
-    page = await repository.read_page(LOCAL_OWNER, conversation.continuation_id)
+    page = await repository.read_page(ConversationKey(LOCAL_OWNER, conversation.continuation_id))
     appended = await repository.append(appending(conversation.continuation_id, "two"))
     assert appended.commit.server_epoch == page.server_epoch
     assert (await repository.changes(None)).server_epoch == before.server_epoch
@@ -221,7 +221,7 @@ async def test_metadata_that_is_no_object_is_read_as_the_value_of_one(
     conversation = await conversation_of(repository, "one")
     await sql.execute(f"update messages set metadata = '{value}'")
     expected = {"value": orjson.loads(value)}
-    page = await repository.read_page(LOCAL_OWNER, conversation.continuation_id)
+    page = await repository.read_page(ConversationKey(LOCAL_OWNER, conversation.continuation_id))
     assert [message.metadata for message in page.messages] == [expected]
     begun = await turns.begin(beginning(conversation.continuation_id, "q"))
     assert [message.metadata for message in begun.history] == [expected]
@@ -244,7 +244,9 @@ async def test_forks_notice_a_message_that_is_put_back(
 
     async def fork(at_seq: int) -> str:
         new = ConversationId(new_id())
-        made = await curation.fork(LOCAL_OWNER, source.continuation_id, once(), new_conversation_id=new, at_seq=at_seq)
+        made = await curation.fork(
+            ConversationKey(LOCAL_OWNER, source.continuation_id), once(), new_conversation_id=new, at_seq=at_seq
+        )
         assert made.commit is not None
         return made.commit.conversation.continuation_id
 

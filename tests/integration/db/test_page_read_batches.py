@@ -19,7 +19,7 @@ from exai.db.driver.pool import RETRIES, Database, OneTrip, connect
 from exai.db.lifecycle import CurationRepository
 from exai.db.records import StoredPage
 from exai.errors import DatabaseBusy, DatabaseError, DatabaseUnavailable, DeadlineExceeded, NotFound, ShuttingDown
-from exai.models import LOCAL_OWNER, PAGE_MESSAGES, ContinuationId, ConversationId, Owner
+from exai.models import LOCAL_OWNER, PAGE_MESSAGES, ContinuationId, ConversationId, ConversationKey, Owner
 from exai.resilience import with_deadline
 from tests.support.counters import Counters
 from tests.support.database import (
@@ -71,7 +71,7 @@ class Rig:
         return sum(n for key, n in self.recorder.counts.items() if key[:2] == ("db_errors_total", statement))
 
     async def alone(self, name: str, owner: Owner = LOCAL_OWNER) -> StoredPage:
-        return await self.repository.read_page(owner, ContinuationId(name))
+        return await self.repository.read_page(ConversationKey(owner, ContinuationId(name)))
 
     async def read(self, names: Iterable[str]) -> list[StoredPage | BaseException]:
         return await asyncio.gather(*map(self.alone, names), return_exceptions=True)
@@ -83,7 +83,7 @@ class Rig:
 
     async def fork(self, source: ContinuationId) -> ContinuationId:
         forked = await CurationRepository(self.database).fork(
-            LOCAL_OWNER, source, once(), new_conversation_id=ConversationId(new_id())
+            ConversationKey(LOCAL_OWNER, source), once(), new_conversation_id=ConversationId(new_id())
         )
         assert forked.commit is not None
         return forked.commit.conversation.continuation_id
@@ -156,8 +156,8 @@ async def test_other_pages_are_read_as_ever(rig: Rig) -> None:
     """Older ones, and those of another length."""
     name = rig.names[0]
     await asyncio.gather(
-        *(rig.repository.read_page(LOCAL_OWNER, name, before_seq=2) for _ in range(2)),
-        *(rig.repository.read_page(LOCAL_OWNER, name, limit=PAGE_MESSAGES - 1) for _ in range(2)),
+        *(rig.repository.read_page(ConversationKey(LOCAL_OWNER, name), before_seq=2) for _ in range(2)),
+        *(rig.repository.read_page(ConversationKey(LOCAL_OWNER, name), limit=PAGE_MESSAGES - 1) for _ in range(2)),
     )
     assert rig.sent() == (0, 4)
 

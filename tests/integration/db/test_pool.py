@@ -20,7 +20,7 @@ from exai.errors import (
     SchemaMismatch,
     ShuttingDown,
 )
-from exai.models import LOCAL_OWNER
+from exai.models import LOCAL_OWNER, ConversationKey
 from exai.resilience import with_deadline
 from exai.settings.load import DatabaseSettings
 from tests.support.counters import Counters
@@ -78,7 +78,7 @@ async def test_an_exhausted_pool_is_busy_within_its_limit(postgres_url: str) -> 
             while await waiting_for_a_lock(observer) < POOL_SIZE:
                 await asyncio.sleep(0)
             with pytest.raises(DatabaseBusy, match="all connections"):
-                await repository.read_page(LOCAL_OWNER, name)
+                await repository.read_page(ConversationKey(LOCAL_OWNER, name))
             assert database.usage() == (POOL_SIZE, POOL_SIZE, POOL_SIZE)
         assert {(await task).status for task in tasks} == {"appended"}
         assert len(await contents_of(repository, name)) == 1 + POOL_SIZE
@@ -189,7 +189,7 @@ async def test_a_black_hole_ends_in_an_unknown_outcome_for_a_write_and_not_for_a
         with with_deadline(0.5), pytest.raises(OutcomeUnknown):
             await repository.append(appending(name, "two"))
         with with_deadline(0.5), pytest.raises((DatabaseUnavailable, DeadlineExceeded)):
-            await repository.read_page(LOCAL_OWNER, name)
+            await repository.read_page(ConversationKey(LOCAL_OWNER, name))
         proxy.drop()
         proxy.open.set()
         await wait_until(lambda: database.usage() == (0, POOL_SIZE, POOL_SIZE))

@@ -21,6 +21,7 @@ from exai.models import (
     ContentPart,
     ContinuationId,
     ConversationId,
+    ConversationKey,
     Message,
     NewMessage,
     Owner,
@@ -34,11 +35,11 @@ from tests.support.waiting import WAIT_LIMIT_S
 async def test_pages_join_without_hole_or_repeat(repository: ConversationRepository) -> None:
     """Also while somebody appends: pages go by number, not by offset."""
     name = (await conversation_of(repository, *(str(i) for i in range(1, 121)))).continuation_id
-    page = await repository.read_page(LOCAL_OWNER, name, limit=50)
+    page = await repository.read_page(ConversationKey(LOCAL_OWNER, name), limit=50)
     pages = [page]
     while page.has_older:
         await repository.append(appending(name, "newer"))
-        page = await repository.read_page(LOCAL_OWNER, name, limit=50, before_seq=page.messages[0].seq)
+        page = await repository.read_page(ConversationKey(LOCAL_OWNER, name), limit=50, before_seq=page.messages[0].seq)
         pages.insert(0, page)
     messages = tuple(message for page in pages for message in page.messages)
     assert_consecutive(messages)
@@ -49,7 +50,7 @@ async def test_pages_join_without_hole_or_repeat(repository: ConversationReposit
 async def test_a_page_before_the_beginning_is_empty(repository: ConversationRepository) -> None:
     """And says that nothing is older."""
     name = (await conversation_of(repository, "one")).continuation_id
-    page = await repository.read_page(LOCAL_OWNER, name, before_seq=1)
+    page = await repository.read_page(ConversationKey(LOCAL_OWNER, name), before_seq=1)
     assert (page.messages, page.has_older) == ((), False)
 
 
@@ -74,11 +75,11 @@ async def odd_page(repository: ConversationRepository, *more: str) -> tuple[str,
 async def test_a_page_is_what_was_stored(repository: ConversationRepository, more: tuple[str, ...]) -> None:
     """Also where a long message makes it come in many rows; and what the cache gets are the same messages."""
     name, stored = await odd_page(repository, *more)
-    page = await repository.read_page(LOCAL_OWNER, name)  # type: ignore[arg-type]
+    page = await repository.read_page(ConversationKey(LOCAL_OWNER, name))  # type: ignore[arg-type]
     assert page.messages == stored
     assert page.page is not None
     assert decode_page(page.page) == stored
-    assert (await repository.read_page(LOCAL_OWNER, name, limit=2)).messages == stored[-2:]  # type: ignore[arg-type]
+    assert (await repository.read_page(ConversationKey(LOCAL_OWNER, name), limit=2)).messages == stored[-2:]  # type: ignore[arg-type]
 
 
 async def test_a_fork_reads_the_same_as_its_source(repository: ConversationRepository, database: Database) -> None:
@@ -89,8 +90,8 @@ async def test_a_fork_reads_the_same_as_its_source(repository: ConversationRepos
         "insert into conversations (continuation_id, parent_id, parent_seq, next_seq)"
         " select 'fork', id, 3, 4 from conversations",
     )
-    assert (await repository.read_page(LOCAL_OWNER, "fork")).messages == stored[:3]  # type: ignore[arg-type]
-    assert (await repository.read_page(LOCAL_OWNER, name)).messages == stored  # type: ignore[arg-type]
+    assert (await repository.read_page(ConversationKey(LOCAL_OWNER, "fork"))).messages == stored[:3]  # type: ignore[arg-type]
+    assert (await repository.read_page(ConversationKey(LOCAL_OWNER, name))).messages == stored  # type: ignore[arg-type]
 
 
 async def test_messages_that_somebody_removed_leave_a_full_page(
@@ -99,7 +100,7 @@ async def test_messages_that_somebody_removed_leave_a_full_page(
     """The newest of those that are left, however far back they are."""
     name = (await conversation_of(repository, *(str(i) for i in range(1, 31)))).continuation_id
     await execute(database, "delete from messages where seq between 15 and 28 or seq = 30")
-    page = await repository.read_page(LOCAL_OWNER, name, limit=4)
+    page = await repository.read_page(ConversationKey(LOCAL_OWNER, name), limit=4)
     assert [message.content for message in page.messages] == ["12", "13", "14", "29"]
     assert page.has_older
 
@@ -109,7 +110,7 @@ async def test_times_are_in_utc_and_can_be_held(repository: ConversationReposito
     name = (await conversation_of(repository, "early", "late", "now")).continuation_id
     for seq, when in ((1, "-infinity"), (2, "infinity")):
         await execute(database, f"update messages set created_at = '{when}' where seq = {seq}")
-    first, last, now = (await repository.read_page(LOCAL_OWNER, name)).messages
+    first, last, now = (await repository.read_page(ConversationKey(LOCAL_OWNER, name))).messages
     assert (first.created_at, last.created_at) == (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
     connection = await connect(database.address, timeout_s=5)
     try:
@@ -129,7 +130,7 @@ async def test_times_are_in_utc_and_can_be_held(repository: ConversationReposito
 async def test_an_unknown_conversation_is_not_found(repository: ConversationRepository) -> None:
     """A typed error with the name."""
     with pytest.raises(NotFound, match="nobody"):
-        await repository.read_page(LOCAL_OWNER, "nobody")  # type: ignore[arg-type]
+        await repository.read_page(ConversationKey(LOCAL_OWNER, "nobody"))  # type: ignore[arg-type]
 
 
 async def test_a_list_pages_by_latest_change_without_repeat(repository: ConversationRepository) -> None:
@@ -147,7 +148,9 @@ async def test_a_list_pages_by_latest_change_without_repeat(repository: Conversa
 async def fork_of(database: Database, name: ContinuationId) -> ContinuationId:
     """A fork of the whole conversation."""
     new = ConversationId(new_id())
-    forked = await CurationRepository(database).fork(LOCAL_OWNER, name, once(), new_conversation_id=new)
+    forked = await CurationRepository(database).fork(
+        ConversationKey(LOCAL_OWNER, name), once(), new_conversation_id=new
+    )
     assert forked.commit is not None
     return forked.commit.conversation.continuation_id
 
@@ -159,13 +162,15 @@ async def test_a_page_has_what_fits_into_its_bytes_and_a_cursor_for_the_rest(
     name = (await conversation_of(repository, *(str(n) + "x" * 300_000 for n in range(10)))).continuation_id
     forked = await fork_of(database, name)
     for each in (name, forked):
-        newest = await repository.read_page(LOCAL_OWNER, each)
+        newest = await repository.read_page(ConversationKey(LOCAL_OWNER, each))
         assert [message.seq for message in newest.messages] == [5, 6, 7, 8, 9, 10]
         assert (newest.has_older, newest.part) == (True, None)
         seen: list[int] = []
         before = None
         while before != 1:
-            page = await repository.read_page(LOCAL_OWNER, each, limit=500, before_seq=before, budget_bytes=1_000_000)
+            page = await repository.read_page(
+                ConversationKey(LOCAL_OWNER, each), limit=500, before_seq=before, budget_bytes=1_000_000
+            )
             assert len(page.messages) in (1, 3)
             assert page.has_older is (page.messages[0].seq > 1)
             seen = [*(message.seq for message in page.messages), *seen]
@@ -178,7 +183,7 @@ async def test_a_page_counts_metadata_as_well(repository: ConversationRepository
     messages = [NewMessage("user", str(n), metadata={"x": "y" * 200_000}) for n in range(20)]
     name = (await conversation_of(repository)).continuation_id
     await repository.append(appending(name, messages=messages))
-    page = await repository.read_page(LOCAL_OWNER, name)
+    page = await repository.read_page(ConversationKey(LOCAL_OWNER, name))
     assert [message.seq for message in page.messages] == list(range(11, 21))
     assert sum(len(message.metadata["x"]) for message in page.messages) <= PAGE_BYTES
 
@@ -191,28 +196,32 @@ async def test_a_message_longer_than_a_page_comes_in_parts(
     name = (await conversation_of(repository, "first", text, "last")).continuation_id
     forked = await fork_of(database, name)
     for each in (name, forked):
-        newest = await repository.read_page(LOCAL_OWNER, each)
+        newest = await repository.read_page(ConversationKey(LOCAL_OWNER, each))
         assert ([message.content for message in newest.messages], newest.has_older) == (["last"], True)
         read, parts = "", 0
         while len(read) < len(text):
-            page = await repository.read_page(LOCAL_OWNER, each, limit=1, before_seq=3, char_offset=len(read))
+            page = await repository.read_page(
+                ConversationKey(LOCAL_OWNER, each), limit=1, before_seq=3, char_offset=len(read)
+            )
             assert page.part == ContentPart(len(read), len(text))
             (message,) = page.messages
             assert 0 < len(message.content.encode()) <= PAGE_BYTES
             read, parts = read + message.content, parts + 1
         assert read == text
         assert parts > 1
-        beyond = await repository.read_page(LOCAL_OWNER, each, limit=1, before_seq=3, char_offset=2**53)
+        beyond = await repository.read_page(
+            ConversationKey(LOCAL_OWNER, each), limit=1, before_seq=3, char_offset=2**53
+        )
         assert beyond.messages[0].content == ""
 
 
 async def test_the_newest_can_be_left_out(repository: ConversationRepository) -> None:
     """One round trip, whatever their number."""
     name = (await conversation_of(repository, *map(str, range(600)))).continuation_id
-    page = await repository.read_page(LOCAL_OWNER, name, limit=2, skip=550)
+    page = await repository.read_page(ConversationKey(LOCAL_OWNER, name), limit=2, skip=550)
     assert [message.content for message in page.messages] == ["48", "49"]
     for skip in (600, 700):
-        assert (await repository.read_page(LOCAL_OWNER, name, limit=2, skip=skip)).messages == ()
+        assert (await repository.read_page(ConversationKey(LOCAL_OWNER, name), limit=2, skip=skip)).messages == ()
 
 
 async def test_a_list_ends_where_its_headers_have_been_too_large(
@@ -222,7 +231,9 @@ async def test_a_list_ends_where_its_headers_have_been_too_large(
     curation = CurationRepository(database)
     names = [(await conversation_of(repository, str(n))).continuation_id for n in range(12)]
     for name in names:
-        await curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(metadata={"x": "y" * 200_000}))
+        await curation.change(
+            ConversationKey(LOCAL_OWNER, name), once(), ConversationUpdate(metadata={"x": "y" * 200_000})
+        )
     seen: list[str] = []
     cursor, pages = None, 0
     while pages == 0 or cursor is not None:
@@ -350,7 +361,9 @@ async def test_a_list_is_narrowed_by_tags_metadata_and_a_part_of_the_title(
     for title, mark in marks.items():
         name = names[title] = (await conversation_of(repository, "one")).continuation_id
         request = IdempotencyKey(new_id(), "d", "t", TurnId(new_id()))
-        await CurationRepository(database).change(LOCAL_OWNER, name, request, ConversationUpdate(title=title, **mark))
+        await CurationRepository(database).change(
+            ConversationKey(LOCAL_OWNER, name), request, ConversationUpdate(title=title, **mark)
+        )
     first, second, third = marks
     assert await listed(repository) == {first, second, third}
     assert await listed(repository, tags=["a"]) == {first, second}
@@ -375,7 +388,7 @@ async def test_deleted_conversations_are_listed_when_they_are_asked_for(
     """With the time of their deletion, until they are purged; other owners have none."""
     kept, gone = [(await conversation_of(repository, "one")).continuation_id for _ in range(2)]
     request = IdempotencyKey(new_id(), "d", "t", TurnId(new_id()))
-    await CurationRepository(database).mark_deleted(LOCAL_OWNER, gone, request, deleted=True)
+    await CurationRepository(database).mark_deleted(ConversationKey(LOCAL_OWNER, gone), request, deleted=True)
     (only,) = (await repository.list_conversations(LOCAL_OWNER, only=ListFilter(deleted=True))).conversations
     assert only.continuation_id == gone
     assert only.deleted_at is not None

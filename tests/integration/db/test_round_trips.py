@@ -16,7 +16,7 @@ from exai.db.lifecycle import ConversationUpdate, CurationRepository
 from exai.db.search import SearchQuery, SearchRepository
 from exai.db.transfer import TransferRepository
 from exai.db.turns import TurnRepository
-from exai.models import LOCAL_OWNER, ConversationId
+from exai.models import LOCAL_OWNER, ConversationId, ConversationKey
 from tests.support.counters import Counters
 from tests.support.database import appending, beginning, conversation_of, ending, new_id, once, opened
 from tests.support.pg_proxy import PgProxy
@@ -44,8 +44,10 @@ async def test_every_method_is_one_round_trip(proxy: PgProxy) -> None:
         name = setup.continuation_id
         turn = beginning(name, "question")
         calls: dict[str, Call] = {
-            "read_page": lambda r: r.read_page(LOCAL_OWNER, name),
-            "read_pages": lambda r: asyncio.gather(*(r.read_page(LOCAL_OWNER, name) for _ in range(MOST_READS))),
+            "read_page": lambda r: r.read_page(ConversationKey(LOCAL_OWNER, name)),
+            "read_pages": lambda r: asyncio.gather(
+                *(r.read_page(ConversationKey(LOCAL_OWNER, name)) for _ in range(MOST_READS))
+            ),
             "append": lambda r: r.append(appending(name, *["text"] * 1000)),
             "begin_turn": lambda _: turns.begin(turn),
             "renew_leases": lambda _: turns.renew_leases([turn.turn_id], lease_s=60),
@@ -54,9 +56,13 @@ async def test_every_method_is_one_round_trip(proxy: PgProxy) -> None:
             "list_conversations": lambda r: r.list_conversations(LOCAL_OWNER),
             "changes": lambda r: r.changes("3"),
             "search_messages": lambda _: SearchRepository(database).search(SearchQuery(LOCAL_OWNER, "one"), limit=9),
-            "fork": lambda _: curation.fork(LOCAL_OWNER, name, once(), new_conversation_id=ConversationId(new_id())),
-            "change_conversation": lambda _: curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title="x")),
-            "read_forward": lambda _: TransferRepository(database).read_forward(LOCAL_OWNER, name),
+            "fork": lambda _: curation.fork(
+                ConversationKey(LOCAL_OWNER, name), once(), new_conversation_id=ConversationId(new_id())
+            ),
+            "change_conversation": lambda _: curation.change(
+                ConversationKey(LOCAL_OWNER, name), once(), ConversationUpdate(title="x")
+            ),
+            "read_forward": lambda _: TransferRepository(database).read_forward(ConversationKey(LOCAL_OWNER, name)),
             "purge_conversations": lambda _: curation.purge(),
             "expire_idle": lambda _: curation.expire_idle(None, idle_s=1e9),
             "read_turn": lambda _: turns.read(LOCAL_OWNER, turn.turn_id),
@@ -111,7 +117,7 @@ async def test_a_lost_reply_of_an_append_is_repeated_and_found_done(proxy: PgPro
         assert (result.status, result.first_seq, result.last_seq) == ("appended", 2, 2)
         assert [message.content for message in result.commit.added] == ["two"]
         assert recorder["db_retries_total", "append"] == 1
-        page = await repository.read_page(LOCAL_OWNER, name)
+        page = await repository.read_page(ConversationKey(LOCAL_OWNER, name))
         assert [message.content for message in page.messages] == ["one", "two"]
 
 
@@ -134,7 +140,7 @@ async def test_a_lost_reply_of_either_half_of_a_turn_is_repeated_and_found_done(
             )
         )
         assert (finished.status, finished.seq) == ("duplicate", 3)
-        page = await repository.read_page(LOCAL_OWNER, name)
+        page = await repository.read_page(ConversationKey(LOCAL_OWNER, name))
         assert [message.content for message in page.messages] == ["one", "question", "answer"]
 
 
@@ -145,4 +151,4 @@ async def test_connections_come_back_after_the_network_failed(proxy: PgProxy) ->
         name = (await conversation_of(repository, "one")).continuation_id
         for _ in range(3):
             proxy.drop()
-            assert len((await repository.read_page(LOCAL_OWNER, name)).messages) == 1
+            assert len((await repository.read_page(ConversationKey(LOCAL_OWNER, name))).messages) == 1

@@ -13,7 +13,7 @@ from exai.db.lifecycle import ConversationUpdate, CurationRepository
 from exai.db.search import SearchHit, SearchPage, SearchQuery, SearchRepository
 from exai.db.turns import TurnRepository
 from exai.errors import InvalidArgument
-from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, Owner
+from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, ConversationKey, NewMessage, Owner
 from tests.support.database import appending, beginning, conversation_of, ending, new_id, once
 
 
@@ -167,13 +167,15 @@ async def test_a_fork_is_searched_with_what_it_shares(
     curation = CurationRepository(database)
     source = await conversation_of(repository, "needle 1", "hay", "needle 3")
     new = ConversationId(new_id())
-    forked = await curation.fork(LOCAL_OWNER, source.continuation_id, once(), new_conversation_id=new, at_seq=2)
+    forked = await curation.fork(
+        ConversationKey(LOCAL_OWNER, source.continuation_id), once(), new_conversation_id=new, at_seq=2
+    )
     assert forked.commit is not None
     fork = forked.commit.conversation.continuation_id
     await repository.append(appending(fork, "needle 3'"))
     assert where(await search.search(words("needle", continuation_id=fork), limit=9)) == {(fork, 1), (fork, 3)}
     assert len((await search.search(words("needle"), limit=9)).hits) == 3
-    await curation.mark_deleted(LOCAL_OWNER, source.continuation_id, once(), deleted=True)
+    await curation.mark_deleted(ConversationKey(LOCAL_OWNER, source.continuation_id), once(), deleted=True)
     assert where(await search.search(words("needle", continuation_id=fork), limit=9)) == {(fork, 1), (fork, 3)}
     other = words("needle", continuation_id=fork, owner=Owner("other"))
     assert (await search.search(other, limit=9)).hits == ()
@@ -185,7 +187,9 @@ async def test_others_and_deleted_conversations_are_not_searched(
     """Things of other owners do not exist, deleted ones neither."""
     await repository.append(appending(None, "word", owner=Owner("other")))
     gone = await conversation_of(repository, "word")
-    await CurationRepository(database).mark_deleted(LOCAL_OWNER, gone.continuation_id, once(), deleted=True)
+    await CurationRepository(database).mark_deleted(
+        ConversationKey(LOCAL_OWNER, gone.continuation_id), once(), deleted=True
+    )
     assert (await search.search(words("word"), limit=9)).hits == ()
 
 
@@ -215,7 +219,7 @@ async def labelled(
 ) -> ContinuationId:
     made = await repository.append(appending(None, "needle one", "hay", "needle two", title=title, owner=owner))
     assert made.commit is not None
-    await curation.change(owner, made.commit.conversation.continuation_id, once(), change)
+    await curation.change(ConversationKey(owner, made.commit.conversation.continuation_id), once(), change)
     return made.commit.conversation.continuation_id
 
 
@@ -274,10 +278,14 @@ async def test_what_a_fork_shares_is_found_by_the_forks_own_tags(
     """In one conversation its tags and metadata count, for all that it shows."""
     curation = CurationRepository(database)
     source = await labelled(repository, curation, "t", ConversationUpdate(tags=["old"]))
-    forked = await curation.fork(LOCAL_OWNER, source, once(), new_conversation_id=ConversationId(new_id()))
+    forked = await curation.fork(
+        ConversationKey(LOCAL_OWNER, source), once(), new_conversation_id=ConversationId(new_id())
+    )
     assert forked.commit is not None
     fork = forked.commit.conversation.continuation_id
-    await curation.change(LOCAL_OWNER, fork, once(), ConversationUpdate(tags=["new"], metadata={"a": 1}))
+    await curation.change(
+        ConversationKey(LOCAL_OWNER, fork), once(), ConversationUpdate(tags=["new"], metadata={"a": 1})
+    )
     only = {"continuation_id": fork}
     shared = {(fork, 1), (fork, 3)}
     assert where(await search.search(words("needle", tags=["new"], metadata={"a": 1}, **only), limit=9)) == shared
@@ -356,8 +364,8 @@ async def test_titles_are_searched_by_the_same_words(
     name = made.commit.conversation.continuation_id
     for text in ("数据库", "user", "getUserName"):
         assert where(await search.search(words(text), limit=9)) == {(name, 0)}
-    await curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title="Another café"))
+    await curation.change(ConversationKey(LOCAL_OWNER, name), once(), ConversationUpdate(title="Another café"))
     assert where(await search.search(words("cafe"), limit=9)) == {(name, 0)}
     assert where(await search.search(words("数据库"), limit=9)) == set()
-    await curation.change(LOCAL_OWNER, name, once(), ConversationUpdate(title=""))
+    await curation.change(ConversationKey(LOCAL_OWNER, name), once(), ConversationUpdate(title=""))
     assert where(await search.search(words("cafe"), limit=9)) == set()

@@ -24,7 +24,7 @@ from exai.db.turns import TurnRepository
 from exai.errors import NotFound
 from exai.files.paths import Roots
 from exai.files.service import FileService
-from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, TurnId
+from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, ConversationKey, NewMessage, TurnId
 from exai.settings.load import CacheSettings, FileSettings, LimitSettings
 from tests.support.counters import Counters
 from tests.support.database import appending, beginning, contents_of, conversation_of, ending, new_id, once
@@ -63,7 +63,7 @@ async def test_an_import_keeps_times_and_header(
     """It is a copy, not a new conversation that says the same."""
     stored = await transfer.store_batch(batch(1, "a", "b"))
     assert (stored.status, stored.commit.base_revision, stored.commit.revision) == ("stored", 0, 1)
-    page = await repository.read_page(LOCAL_OWNER, NAME)
+    page = await repository.read_page(ConversationKey(LOCAL_OWNER, NAME))
     assert [(m.content, m.created_at, m.metadata) for m in page.messages] == [
         ("a", THEN + timedelta(hours=1), {"n": "a"}),
         ("b", THEN + timedelta(hours=2), {"n": "b"}),
@@ -102,7 +102,7 @@ async def test_a_time_that_is_still_to_come_is_kept_as_data_and_never_becomes_th
     begun = await turns.begin(beginning(NAME, "c"))
     await turns.finish(ending(begun.turn_id, "d"))
     after = await now(database)
-    messages = (await repository.read_page(LOCAL_OWNER, NAME)).messages
+    messages = (await repository.read_page(ConversationKey(LOCAL_OWNER, NAME))).messages
     assert messages[0].created_at == late
     times = [message.created_at for message in messages[1:]]
     assert times == sorted(times)
@@ -123,7 +123,7 @@ async def test_leases_and_deletions_go_by_the_clock_too(
     await turns.begin(beginning(NAME, "q", key="turn"))
     _, lease_left_s = await turns.state(LOCAL_OWNER, "turn")
     assert lease_left_s <= 60
-    await CurationRepository(database).mark_deleted(LOCAL_OWNER, NAME, once(), deleted=True)
+    await CurationRepository(database).mark_deleted(ConversationKey(LOCAL_OWNER, NAME), once(), deleted=True)
     assert await CurationRepository(database).purge(after_s=-1) == 1
 
 
@@ -141,7 +141,7 @@ async def test_batches_follow_each_other_and_may_come_again(
     gap = await transfer.store_batch(batch(9, "x"))
     assert gap.status == "gap"
     assert gap.commit is None
-    assert (await repository.read_page(LOCAL_OWNER, NAME)).conversation.last_seq == 5
+    assert (await repository.read_page(ConversationKey(LOCAL_OWNER, NAME))).conversation.last_seq == 5
 
 
 async def test_an_import_into_something_else_is_refused(
@@ -158,7 +158,7 @@ async def test_an_import_into_something_else_is_refused(
 async def test_an_empty_conversation_can_be_imported_and_exported(transfer: TransferRepository) -> None:
     """It exists, even without words."""
     assert (await transfer.store_batch(batch(1))).status == "stored"
-    pages = [page async for page in transfer.export(LOCAL_OWNER, NAME)]
+    pages = [page async for page in transfer.export(ConversationKey(LOCAL_OWNER, NAME))]
     assert [page.messages for page in pages] == [()]
 
 
@@ -168,7 +168,7 @@ async def test_an_export_is_as_it_was_when_it_began(
     """What is appended meanwhile belongs to the next one."""
     name = (await conversation_of(repository, *(str(i) for i in range(1000)))).continuation_id
     seen: list[str] = []
-    async for page in transfer.export(LOCAL_OWNER, name):
+    async for page in transfer.export(ConversationKey(LOCAL_OWNER, name)):
         await repository.append(appending(name, "later"))
         seen += [message.content for message in page.messages]
     assert seen == [str(i) for i in range(1000)]
@@ -179,16 +179,16 @@ async def test_a_page_of_an_export_is_bounded_in_bytes(
 ) -> None:
     """But holds one message at least, or it would never end."""
     name = (await conversation_of(repository, *["x" * 1000] * 5)).continuation_id
-    page = await transfer.read_forward(LOCAL_OWNER, name, budget_bytes=2500)
+    page = await transfer.read_forward(ConversationKey(LOCAL_OWNER, name), budget_bytes=2500)
     assert len(page.messages) == 2
-    page = await transfer.read_forward(LOCAL_OWNER, name, after_seq=2, budget_bytes=10)
+    page = await transfer.read_forward(ConversationKey(LOCAL_OWNER, name), after_seq=2, budget_bytes=10)
     assert [message.seq for message in page.messages] == [3]
 
 
 async def test_nothing_to_export_is_not_found(transfer: TransferRepository) -> None:
     """A typed error with the name."""
     with pytest.raises(NotFound, match="nobody"):
-        await transfer.read_forward(LOCAL_OWNER, ContinuationId("nobody"))
+        await transfer.read_forward(ConversationKey(LOCAL_OWNER, ContinuationId("nobody")))
 
 
 async def test_an_import_goes_in_batches_that_an_append_may_have(
@@ -204,5 +204,5 @@ async def test_an_import_goes_in_batches_that_an_append_may_have(
         files = FileService(FileRepository(database), blobs, FileSettings(), limits=limits, roots=Roots([]))
         service = Transfer(transfer, Publisher(cache, Notices()), limits, files)
         assert [each.seen async for each in service.import_text(LOCAL_OWNER, text)] == [1, 3, 5, 6]
-    stored = (await repository.read_page(LOCAL_OWNER, NAME)).messages
+    stored = (await repository.read_page(ConversationKey(LOCAL_OWNER, NAME))).messages
     assert [len(each.content) for each in stored] == sizes

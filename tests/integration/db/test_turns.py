@@ -10,7 +10,7 @@ import pytest
 from exai.db.conversations import ConversationRepository
 from exai.db.records import CachedRange
 from exai.db.turns import TurnRepository
-from exai.models import LOCAL_OWNER, Message, NewMessage, Usage
+from exai.models import LOCAL_OWNER, ConversationKey, Message, NewMessage, Usage
 from tests.support.database import appending, beginning, contents_of, conversation_of, ending, new_id
 
 
@@ -33,7 +33,7 @@ async def test_a_turn_stores_question_and_answer(repository: ConversationReposit
         2,
         3,
     )
-    page = await repository.read_page(LOCAL_OWNER, name)
+    page = await repository.read_page(ConversationKey(LOCAL_OWNER, name))
     assert page.messages[2:] == (*begun.commit.added, *finished.commit.added)
     assert page.conversation == finished.commit.conversation
     assert page.messages[3].turn_id == begun.turn_id

@@ -15,7 +15,7 @@ from exai.db.lifecycle import CurationRepository
 from exai.db.search import Indexed, SearchQuery, SearchRepository
 from exai.db.transfer import ImportBatch, TransferRepository
 from exai.db.turns import TurnRepository
-from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, NewMessage, Owner, TurnId
+from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, ConversationKey, NewMessage, Owner, TurnId
 from tests.support.database import appending, beginning, conversation_of, ending, new_id, once, opened
 from tests.support.waiting import wait_until
 
@@ -54,7 +54,7 @@ async def test_a_message_is_found_before_and_after_it_is_indexed(
     await turns.finish(ending(begun.turn_id, "a word, a word"))
     curation = CurationRepository(database)
     new = ConversationId(new_id())
-    forked = await curation.fork(LOCAL_OWNER, name, once(), new_conversation_id=new, at_seq=3)
+    forked = await curation.fork(ConversationKey(LOCAL_OWNER, name), once(), new_conversation_id=new, at_seq=3)
     assert forked.commit is not None
     await repository.append(appending(forked.commit.conversation.continuation_id, "word four'"))
     await TransferRepository(database).store_batch(importing("word 1", "word 2"))
@@ -190,7 +190,7 @@ async def test_a_purged_conversation_leaves_no_words(
         name = (await conversation_of(repository, "word", "word")).continuation_id
         if indexed:
             await search.index()
-        await curation.mark_deleted(LOCAL_OWNER, name, once(), deleted=True)
+        await curation.mark_deleted(ConversationKey(LOCAL_OWNER, name), once(), deleted=True)
         assert await curation.purge(after_s=-1) == 1
         await search.index()
         assert (await sql.fetchval(WAITING), await sql.fetchval(WORDS)) == (0, 0)

@@ -8,7 +8,7 @@ import redis
 from exai.cache.entry import cache_keys
 from exai.conversations import ChatRequest
 from exai.errors import DatabaseError, DatabaseUnavailable
-from exai.models import LOCAL_OWNER
+from exai.models import LOCAL_OWNER, ConversationKey
 from tests.fault.service import NO_PASS_S, POOL_SIZE, Servers
 from tests.support.waiting import wait_until
 
@@ -40,7 +40,7 @@ async def test_cached_pages_outlive_the_database_marked_with_their_age(rig: Serv
             await service.app.chat.run(ChatRequest(LOCAL_OWNER, "never", continuation_id=name))
     assert rig.provider.chats == []
     with redis.Redis.from_url(redis_url) as client:
-        where = cache_keys(LOCAL_OWNER, name, 1)
+        where = cache_keys(ConversationKey(LOCAL_OWNER, name), 1)
         client.delete(where.watermark)
         client.hincrby(where.entry, "asof", -TOO_OLD_US)
     with pytest.raises(DatabaseUnavailable):

@@ -17,7 +17,7 @@ from exai.cache.entry import (
     encode_header,
     same_json,
 )
-from exai.models import ContinuationId, Conversation, ConversationId, Message, Owner
+from exai.models import ContinuationId, Conversation, ConversationId, ConversationKey, Message, Owner
 from exai.pages import JOINT, Undecodable, Unencodable, decode_page, encode_page
 
 OWNER, NAME = Owner("me"), ContinuationId("thread")
@@ -120,7 +120,10 @@ class TestHeaders:
     @given(conversations)
     def test_header_comes_back_as_it_was(self, conversation: Conversation) -> None:
         """With the key's and the entry's own facts put back."""
-        assert decode_header(encode_header(conversation), OWNER, NAME, conversation.revision) == conversation
+        assert (
+            decode_header(encode_header(conversation), ConversationKey(OWNER, NAME), conversation.revision)
+            == conversation
+        )
 
     def test_time_of_another_zone_is_the_same_time(self) -> None:
         """Postgres answers in UTC; nothing depends on it."""
@@ -131,7 +134,7 @@ class TestHeaders:
     def test_what_this_release_did_not_write_is_not_read(self, blob: bytes) -> None:
         """A broken entry becomes a miss."""
         with pytest.raises(Undecodable):
-            decode_header(blob, OWNER, NAME, 1)
+            decode_header(blob, ConversationKey(OWNER, NAME), 1)
 
 
 class TestEntries:
@@ -158,20 +161,20 @@ class TestPlaces:
     @given(texts, texts, texts, texts)
     def test_two_conversations_never_share_a_key(self, owner: str, name: str, other: str, other_name: str) -> None:
         """Isolation of owners rests on it."""
-        one = cache_keys(Owner(owner), ContinuationId(name), 16)
-        two = cache_keys(Owner(other), ContinuationId(other_name), 16)
+        one = cache_keys(ConversationKey(Owner(owner), ContinuationId(name)), 16)
+        two = cache_keys(ConversationKey(Owner(other), ContinuationId(other_name)), 16)
         assert (one.entry == two.entry) == ((owner, name) == (other, other_name))
 
     @given(texts, texts, st.sampled_from([1, 16]))
     def test_keys_of_a_conversation_share_one_slot(self, owner: str, name: str, groups: int) -> None:
         """A script may only touch keys of one slot; the tag is what the first braces hold."""
-        where = cache_keys(Owner(owner), ContinuationId(name), groups)
+        where = cache_keys(ConversationKey(Owner(owner), ContinuationId(name)), groups)
         tags = {re.search(r"\{([^}]*)\}", key)[1] for key in (where.entry, where.lease, where.watermark)}  # type: ignore[index]
         assert tags == {f"g{where.group}"}
 
     def test_places_never_change(self) -> None:
         """Daemons of two releases share one Redis; this format's keys are fixed."""
-        where = cache_keys(Owner("a b"), ContinuationId("c:d/é"), 16)
+        where = cache_keys(ConversationKey(Owner("a b"), ContinuationId("c:d/é")), 16)
         assert where.entry == "exai:2:{g9}:a%20b:c%3Ad%2F%C3%A9:e"
         assert where.lease == "exai:2:{g9}:a%20b:c%3Ad%2F%C3%A9:z"
         assert where.watermark == "exai:2:{g9}:watermark"

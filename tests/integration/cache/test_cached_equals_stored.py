@@ -46,7 +46,7 @@ async def test_page_is_the_same_however_it_came_to_be_cached(
     """Filled by a read, moved on by an append and by a turn, and stored whole by a turn that found nothing."""
     async with open_rig(postgres_url, redis_url, tmp_path) as rig:
         name = await append(rig, None, size)
-        await rig.app.conversations.read(ConversationKey(LOCAL_OWNER, name))
+        await rig.app.conversations.read(LOCAL_OWNER, name)
         await expect_same(rig, name)
         await append(rig, name, 2)
         await expect_same(rig, name)
@@ -66,7 +66,7 @@ async def test_page_is_the_same_however_little_an_entry_may_hold(
         name = await append(rig, None, 1)
         sources = set()
         for number in range(1, 70):
-            read = await rig.app.conversations.read(ConversationKey(LOCAL_OWNER, name))
+            read = await rig.app.conversations.read(LOCAL_OWNER, name)
             sources.add(read.source)
             assert len(read.messages) == min(number, PAGE_MESSAGES)
             assert (read.next_before_seq is None) == (number <= PAGE_MESSAGES)

@@ -128,7 +128,7 @@ async def test_each_tool_makes_the_answer_of_its_own_tasks(rig: Rig, elsewhere: 
     """What a tool declares is enough; a turn of a tool that declares nothing is no task."""
 
     async def handle(arguments: ChatArguments, context: CallContext) -> Opinion:
-        return Opinion.of(await rig.app.conversations.chat(asked, on_begun=context.begun))
+        return Opinion.of(await rig.app.chat.run(asked, on_begun=context.begun))
 
     asked = ChatRequest(LOCAL_OWNER, "Two and two?", tool="opinion")
     begun: list[str] = []

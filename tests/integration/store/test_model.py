@@ -139,9 +139,9 @@ class Store(RuleBasedStateMachine):
         request = ChatRequest(self.owner, word := self._word(), continuation_id=ContinuationId(name))
         if talk.deleted:
             with pytest.raises(NotFound):
-                self.run(self._at(at).chat(request))
+                self.run(self.services[at].app.chat.run(request))
             return
-        told = self.run(self._at(at).chat(request))
+        told = self.run(self.services[at].app.chat.run(request))
         seq = len(talk.lines) + 1
         assert (told.seq, told.revision) == (seq + 1, talk.revision + 2)
         talk.lines.append(Line("user", word, None, word, (name, seq)))
@@ -321,11 +321,16 @@ class Store(RuleBasedStateMachine):
         assert (told.last_seq, told.revision, told.duplicate) == (len(talk.lines), talk.revision, False)
 
     async def _exported(self, at: int, name: str, kind: Format) -> str:
-        return "".join([part async for part in self._at(at).export(self.owner, ContinuationId(name), kind)])
+        return "".join(
+            [part async for part in self.services[at].app.transfer.export(self.owner, ContinuationId(name), kind)]
+        )
 
     async def _imported(self, at: int, text: str, kind: Format, name: ContinuationId) -> int:
         parts = read_lines(text.split("\n")) if kind == "jsonl" else read_markdown(text)
-        return [progress.revision async for progress in self._at(at).import_text(self.owner, parts, as_name=name)][-1]  # type: ignore[no-any-return]
+        return [
+            progress.revision
+            async for progress in self.services[at].app.transfer.import_text(self.owner, parts, as_name=name)
+        ][-1]  # type: ignore[no-any-return]
 
     def _same_metadata(self, talk: Talk, messages: tuple[Message, ...]) -> None:
         for message in messages:

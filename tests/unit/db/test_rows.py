@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from exai.db.conversations import read_cursor, write_cursor
-from exai.db.records import Cursor
+from exai.db.cursors import Cursor, read_cursor, write_cursor
 from exai.db.rows import time_of
 from exai.errors import InvalidArgument
 

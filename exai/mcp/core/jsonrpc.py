@@ -138,9 +138,14 @@ def _id_in(data: bytes) -> EchoedId | None:
     if found is None or found.value is None:
         return None
     kept = found.value if isinstance(found.value, str) else found.as_integer
-    if request_id(kept):
+    if request_id(kept) and not _has_surrogate(kept):
         return kept
-    return orjson.Fragment(found.raw) if len(found.raw) <= MAX_ID_CHARS else None
+    # Half of a surrogate pair can be echoed as its escape, but not encoded.
+    return orjson.Fragment(found.raw) if len(found.raw) <= MAX_ID_CHARS and found.raw.isascii() else None
+
+
+def _has_surrogate(key: RequestId) -> bool:
+    return isinstance(key, str) and any("\ud800" <= character <= "\udfff" for character in key)
 
 
 def encode_result(id: RequestId, result: Json) -> bytes:  # noqa: A002

@@ -178,3 +178,13 @@ def test_large_floats_pass_and_long_integers_do_not(number: bytes) -> None:
     text = b'{"jsonrpc":"2.0","id":7,"method":"a","params":{"x":[0,%s],"t":"[12345678901234567890]"}}'
     assert isinstance(parse(text % number), Request)
     assert refused(text % b"12345678901234567890123")[0] == -32600
+
+
+def test_id_with_half_of_a_surrogate_pair_is_echoed_as_its_escape() -> None:
+    """It is a string that JSON can write and UTF-8 cannot; as raw bytes it is no JSON at all."""
+    for raw, echoed in ((b'"\\ud800"', b'"\\ud800"'), (b'"\xed\xa0\x80"', None)):
+        message = parse(b'{"jsonrpc":"2.0","id":' + raw + b',"method":"ping"}')
+        assert isinstance(message, Malformed)
+        answer = encode_error(message.id, message.error)
+        assert (b'"id":' in answer) == (echoed is not None)
+        assert echoed is None or b'"id":' + echoed in answer

@@ -22,40 +22,40 @@ PART_BYTES: Final = 1_048_576
 
 CONTINUATION: Final = bytes(range(0x80, 0xC0))
 
-Known = Callable[[Sequence[str]], Awaitable[frozenset[str]]]
-"""Which of these storage paths belong to a content."""
+FindUsedPaths = Callable[[Sequence[str]], Awaitable[frozenset[str]]]
+"""Returns those of the storage paths that belong to a content."""
 
 
 class BlobStore(Protocol):
     """Bytes by owner and SHA-256. Methods raise `BlobError` or a `DatabaseError`; each may be repeated."""
 
     name: ClassVar[str]
-    """As the row of a content names its store."""
+    """Name of the store in the row of a content."""
 
     inline_bytes: ClassVar[int]
-    """Bytes up to this size travel in the statement that stores their row; `put` is for more. 0: for all."""
+    """Bytes up to this size are stored by the statement that stores their row; `put` is for more. 0: for all."""
 
     async def put(self, owner: Owner, sha256: str, data: bytes, blob_id: str) -> str | None:
-        """Keep `data`; when this returns it survives a power cut. Return its storage path, None in the database.
+        """Store `data` durably. Return its storage path, None in the database.
 
-        `blob_id` names this attempt, so that what another one left behind is never mixed with it.
+        `blob_id` names this attempt, so that it is never mixed with the remains of another one.
         """
 
     async def read(self, owner: Owner, sha256: str, offset: int, size_bytes: int) -> bytes:
         """Return the bytes from `offset` on, fewer at the end; nothing else is read."""
 
     async def read_all(self, owner: Owner, sizes: Mapping[str, int]) -> Mapping[str, bytes | BlobError]:
-        """Return whole contents by SHA-256, those that are there, or the error of one that cannot be read."""
+        """Return the existing contents by SHA-256, or the error of one that cannot be read."""
 
     async def characters(self, owner: Owner, sha256: str) -> Sequence[int]:
         """Return how many characters of UTF-8 begin in each part of `PART_BYTES`."""
 
-    async def sweep(self, age_s: float, known: Known) -> int:
+    async def sweep(self, age_s: float, find_used: FindUsedPaths) -> int:
         """Remove bytes that belong to no content and were not stored for `age_s`; return of how many contents."""
 
 
 class Blobs:
-    """The stores: the chosen one, and those that hold what was stored before it was chosen."""
+    """The configured store, and the others, which are still read."""
 
     def __init__(self, chosen: BlobStore, *others: BlobStore) -> None:
         self.chosen = chosen
@@ -90,9 +90,9 @@ class Blobs:
             raise BlobError("files", f"the bytes of {file.sha256} are not all there", "Restore them from a backup")
         return data
 
-    async def sweep(self, age_s: float, known: Known) -> int:
+    async def sweep(self, age_s: float, find_used: FindUsedPaths) -> int:
         """Remove bytes without a content from every store; see `BlobStore.sweep`."""
-        return sum([await store.sweep(age_s, known) for store in self._stores.values()])
+        return sum([await store.sweep(age_s, find_used) for store in self._stores.values()])
 
     def of(self, file: StoredFile) -> BlobStore:
         """Return the store that holds a file. Raises `BlobError` for one that this daemon does not have."""

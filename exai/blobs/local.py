@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from exai.blobs.base import PART_BYTES, Known, characters_in, storage_path
+from exai.blobs.base import PART_BYTES, FindUsedPaths, characters_in, storage_path
 from exai.errors import BlobError
 from exai.models import Owner
 
@@ -61,13 +61,13 @@ class LocalBlobs:
         """Count the characters of each part; reads all of the blob, a part at a time."""
         return await self._run(_characters, self.root / storage_path(owner, sha256))
 
-    async def sweep(self, age_s: float, known: Known) -> int:
+    async def sweep(self, age_s: float, find_used: FindUsedPaths) -> int:
         """Remove blobs without a content that were not touched for `age_s`."""
         found = await self._run(self._untouched_since, time.time() - age_s)
         removed = 0
         for start in range(0, len(found), SWEEP_BATCH):
             places = {place.relative_to(self.root).as_posix(): place for place in found[start : start + SWEEP_BATCH]}
-            for key in places.keys() - await known(list(places)):
+            for key in places.keys() - await find_used(list(places)):
                 removed += await self._run(self._remove, places[key], time.time() - age_s)
         return removed
 

@@ -75,9 +75,9 @@ class PostgresBlobs:
         """Return how many characters begin in each part: 1 round trip, no bytes."""
         return [row["characters"] for row in await self._database.fetch("part_characters", owner, sha256)]
 
-    async def sweep(self, age_s: float, known: Callable[[Sequence[str]], Awaitable[frozenset[str]]]) -> int:
+    async def sweep(self, age_s: float, find_used: Callable[[Sequence[str]], Awaitable[frozenset[str]]]) -> int:
         """Remove contents without a file and bytes without a content; returns of how many contents."""
-        del known
+        del find_used
         removed = 0
         while True:
             (row,) = await self._database.fetch("sweep_contents", age_s, SWEEP_BATCH)

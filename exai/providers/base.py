@@ -29,14 +29,14 @@ _TOKENS_PER_PRICE = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """US dollars per million tokens."""
+    """Prices in US dollars per million tokens."""
 
     input: Decimal
     output: Decimal
     cached: Decimal
 
     def cost_usd(self, usage: Usage) -> Decimal:
-        """What the provider charges for `usage`; cached input has its own price."""
+        """Return the price of `usage`; cached input has its own."""
         cached = min(usage.cached_tokens, usage.input_tokens)
         total = (usage.input_tokens - cached) * self.input + cached * self.cached + usage.output_tokens * self.output
         return total / _TOKENS_PER_PRICE
@@ -44,7 +44,7 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model as EXAI addresses it; `wire_name` is what its provider calls it.
+    """One model; `wire_name` is its name in requests to the provider.
 
     `thinking` maps each level the model can honour to the fields that ask for it, `temperature` is the range it
     accepts, None when it accepts none. `known` is false for a name that only an endpoint can judge.
@@ -68,7 +68,7 @@ class Model:
 
     @property
     def label(self) -> str:
-        """The model's name in metrics; names that callers invent share one label, so that series stay few."""
+        """The model's label in metrics; names invented by callers share one, which limits the number of series."""
         return self.name if self.known else f"{self.provider}/*"
 
 
@@ -147,7 +147,7 @@ class ProviderRefusal:
 
 @dataclass(slots=True)
 class ProviderCall:
-    """One request; what the current attempt has brought so far is in `answer`.
+    """One request; `answer` holds the answer of the current attempt so far.
 
     `until` is when the caller's time ends (`loop.time()`). `may_repeat` and `retry_after_s` say what the provider's
     last reply means for another attempt, `refusal` what it said. `notes` are sentences for the caller, who knows of
@@ -174,4 +174,4 @@ class Transport(Protocol):
     """Makes one attempt at an answer. Tests replace a provider by implementing this interface."""
 
     async def run(self, call: ProviderCall, attempt: Attempt) -> None:
-        """Fill `call.answer` until it is whole, telling `attempt` of the first piece. Raises a `ProviderError`."""
+        """Fill `call.answer` until it is complete; notifies `attempt` of the first piece. Raises a `ProviderError`."""

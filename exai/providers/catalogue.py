@@ -89,7 +89,7 @@ class _File(_CatalogueEntry):
 
 @dataclass(frozen=True, slots=True)
 class Retired:
-    """A name that stopped answering."""
+    """A name that its provider has retired."""
 
     name: str
     provider: str
@@ -124,7 +124,7 @@ def load_catalogue(models_file: Path | None, families: Mapping[str, Family]) -> 
 
 
 def bare_model(family: Family, name: str, context_window: int | None, *, known: bool) -> Model:
-    """A model of an endpoint that no file describes; only its name is known, and perhaps its window."""
+    """Return a model that no file describes; only its name, and perhaps its window, is known."""
     window = context_window or UNKNOWN_WINDOW
     return Model(
         name=f"{family.name}/{name}",
@@ -171,7 +171,7 @@ def _overlay(own: dict[str, Any], added: dict[str, Any], families: Mapping[str, 
 
 
 def _full_name(name: str, entry: Mapping[str, Any], families: Mapping[str, Family]) -> str:
-    """An endpoint's models are called `endpoint/model`; the file may leave the first part out."""
+    """Return a model's full name, `endpoint/model`; the file may omit the first part."""
     provider = entry.get("provider")
     if not isinstance(provider, str) or provider not in families or provider in NAMED:
         return name
@@ -253,7 +253,7 @@ def _key(model: str, field: str) -> str:
 
 
 def _quoted(part: int | str) -> str:
-    """A key as TOML would spell it."""
+    """Return a key in TOML's notation."""
     text = str(part)
     return text if text.replace("_", "").replace("-", "").isalnum() else f'"{text}"'
 

@@ -1,4 +1,4 @@
-"""What `exai doctor` says about the model providers: whether each answers and takes its key; no token is spent."""
+"""Check the model providers for `exai doctor`: whether each answers and accepts its key; uses no tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from exai.settings.load import ProvidersSettings
 PATH: Final = "/models"
 MAX_PROVIDERS: Final = 32
 REFUSED: Final = frozenset({401, 403})
-"""Statuses that say the key is wrong."""
+"""Statuses for an invalid key."""
 
 
 async def diagnose(settings: ProvidersSettings, *, timeout_s: float = 5.0) -> list[Finding]:
@@ -65,7 +65,7 @@ def _judge(site: Site, status: int, seen: str) -> Finding:
     if status >= 500 or status == 429:
         return Finding(part, "warn", f"{seen}: answers HTTP {status}", "Try again later")
     if status >= 400:
-        # Some compatible servers have no list; that they answer with the key is what can be known.
+        # Some compatible servers have no list of models; an answer is all that can be checked.
         return Finding(part, "ok", f"{seen}: answers, without a list of models (HTTP {status})")
     if status >= 300:
         return Finding(part, "fail", f"{seen}: redirects (HTTP {status})", "Give the address it redirects to")

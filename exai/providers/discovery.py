@@ -44,7 +44,7 @@ _WINDOW_FIELDS: Final = (
     "inputTokenLimit",
     "max_seq_len",
 )
-"""Where servers say it: LM Studio, vLLM and SGLang, many, many, LM Studio, llama.cpp, LiteLLM, Gemini, TabbyAPI."""
+"""Fields of the window: LM Studio, vLLM and SGLang, many, many, LM Studio, llama.cpp, LiteLLM, Gemini, TabbyAPI."""
 
 _PLACES: Final = ("meta", "model_info", "top_provider", "limits", "default_generation_settings", "status", "metadata")
 _NUM_CTX: Final = re.compile(r"^\s*num_ctx\s+(\d{1,9})", re.MULTILINE)
@@ -163,7 +163,7 @@ class Discovery:
         return self.base_url.removesuffix("/v1")
 
     async def _document(self, method: str, url: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Return the JSON object at an address that only some servers have; {} where there is none."""
+        """Return the JSON object at an address that only some servers have; {} if it does not exist."""
         try:
             document = decode(await self._get(url, method, body))
         except (_NoList, ValueError):
@@ -185,7 +185,7 @@ class Discovery:
 
 
 class _NoList(Exception):
-    """The endpoint does not list its models in a way we understand."""
+    """The endpoint's list of models is in an unknown form."""
 
 
 def _windows(body: bytes) -> dict[str, int | None]:
@@ -205,7 +205,7 @@ def _is_name(value: object) -> bool:
 
 
 def _window(entry: Mapping[str, Any]) -> int | None:
-    """Return the smallest window an entry names, at its top or in one of the places where servers put it."""
+    """Return the smallest window in an entry, at its top level or in one of the known fields."""
     loaded = _plausible(entry.get(_WINDOW_FIELDS[0]))
     return loaded or min(_named_windows(entry), default=None)
 

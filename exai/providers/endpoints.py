@@ -44,7 +44,7 @@ def read_sites(settings: ProvidersSettings) -> dict[str, Site]:
 
 
 def _base(url: str) -> str:
-    # People copy the address of the one method from the provider's manual.
+    # Users copy the address of the chat method from the provider's manual.
     return url.rstrip("/").removesuffix(_METHOD).rstrip("/")
 
 

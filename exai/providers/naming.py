@@ -26,7 +26,7 @@ MAX_NEAR_NAMES: Final = 3
 
 
 class ModelNames:
-    """Names of the models of `sites`; what `discoveries` learn later is seen at once."""
+    """Names of the models of `sites`; later results of `discoveries` take effect at once."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class ModelNames:
         self._default_model, self._clocks = default_model, clocks
 
     def resolve(self, model: str | None) -> Model:
-        """As `Providers.resolve`."""
+        """Resolve a name as `Providers.resolve` does."""
         if not any(site.configured for site in self._sites.values()):
             raise NotConfigured("a model provider", SET_A_KEY)
         name = (model or "").strip()
@@ -61,7 +61,7 @@ class ModelNames:
         return found
 
     def find(self, name: str) -> Model | None:
-        """The model `name` means, configured or not. Raises `InvalidArgument` for an ambiguous or retired name."""
+        """Return the model of a name, configured or not. Raises `InvalidArgument` for an ambiguous or retired name."""
         known = self._catalogued(name)
         if known is not None and self._sites[known.provider].configured:
             return known
@@ -82,7 +82,7 @@ class ModelNames:
         return None
 
     def unknown(self, name: str) -> InvalidArgument:
-        """The refusal of a name that means nothing, with the nearest names and what there is."""
+        """Return the error for an unknown name, with the nearest and the available names."""
         candidates: dict[str, str] = {}
         for model in self._callable():
             for spelling in (model.name, model.wire_name, *model.aliases):
@@ -93,7 +93,7 @@ class ModelNames:
         return InvalidArgument("model", f"there is no model {shown(name)}", near + self._available())
 
     def listed(self) -> Iterator[Model]:
-        """Every model that still answers, those of providers without a key included."""
+        """Return every model that is not retired, including those of providers without a key."""
         for model in self._catalogue.models.values():
             if model.provider in NAMED and self.answers(model):
                 yield model
@@ -123,7 +123,7 @@ class ModelNames:
         return None if canonical is None else self._catalogue.models[canonical]
 
     def _of_site(self, site: Site, rest: str) -> Model | None:
-        """The model `rest` of one provider; an endpoint without a model list is trusted with any name."""
+        """Return the model `rest` of one provider; an endpoint without a list of models accepts any name."""
         if site.endpoint is None:
             known = self._catalogued(rest)
             return known if known is not None and known.provider == site.family.name else None
@@ -133,7 +133,7 @@ class ModelNames:
         return None if site.endpoint.models else self._endpoint_model(site, rest, known=False)
 
     def _names_of(self, site: Site) -> list[str]:
-        """Names of an endpoint's models: those described in the models file, then those listed or discovered."""
+        """Return the names of an endpoint's models: described in the models file, then listed or discovered."""
         if site.endpoint is None:
             return []
         described = [model.wire_name for model in self._catalogue.models.values() if model.provider == site.family.name]
@@ -162,7 +162,7 @@ class ModelNames:
     def _available(self) -> str:
         names = [model.name for model in self._callable()]
         if not names:
-            # Endpoints that list no models are trusted with any name.
+            # Endpoints without a list of models accept any name.
             names = [f"{name}/MODEL" for name, site in self._sites.items() if site.configured]
         more = f" and {len(names) - MAX_NAMES_SHOWN} more" if len(names) > MAX_NAMES_SHOWN else ""
         return f"Available: {', '.join(names[:MAX_NAMES_SHOWN])}{more}"

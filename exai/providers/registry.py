@@ -105,11 +105,11 @@ class Providers:
         return self._names.find(model.name) or model
 
     def cost_usd(self, model: Model, usage: Usage) -> Decimal | None:
-        """What `usage` costs, or None when the model's price is not known."""
+        """Return the price of `usage`, None if the model's prices are unknown."""
         return None if model.price is None else model.price.cost_usd(usage)
 
     def models(self) -> list[ModelInfo]:
-        """Every model that still answers, callable ones first."""
+        """Return every model that is not retired, callable ones first."""
         try:
             default = self._names.resolve(None).name
         except (InvalidArgument, NotConfigured):
@@ -126,7 +126,7 @@ class Providers:
         )
 
     async def discover(self) -> None:
-        """Ask endpoints for the models and windows that are not configured, every few minutes; never raises for it."""
+        """Query endpoints periodically for models and windows that are not configured; errors are not raised."""
         await asyncio.gather(*(discovery.refresh() for discovery in self._discoveries.values()))
 
     def _info(self, model: Model, default: str | None) -> ModelInfo:
@@ -182,7 +182,7 @@ class Providers:
 async def open_providers(
     settings: ProvidersSettings, *, recorder: Recorder, limits: LimitSettings, clocks: Clocks | None = None
 ) -> AsyncIterator[Providers]:
-    """Open a client for every configured provider; no provider is asked for anything but, aside, its model list.
+    """Open a client for every configured provider; a background task queries their lists of models.
 
     Raises `ConfigError` naming the variable or the key of the models file that is wrong.
     """

@@ -54,7 +54,7 @@ log = structlog.get_logger(__name__)
 
 
 class ChatApi:
-    """Asks one provider through `transport`; safe for any number of tasks of one event loop."""
+    """Client of one provider through `transport`; safe for any number of tasks of one event loop."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class ChatApi:
         return self._completion(call, attempts, self._clocks.monotonic() - started)
 
     async def _attempts(self, call: ProviderCall) -> int:
-        """Make attempts until one succeeds; return how many it took."""
+        """Make attempts until one succeeds; return their number."""
         self._budget.request()
         gate = self.gates.of(call.model)
         attempt, lessons = 1, 0

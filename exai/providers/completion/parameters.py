@@ -17,7 +17,7 @@ from exai.providers.completion.shaping import alternates
 
 MAX_MODELS: Final = 500
 MAX_LESSONS: Final = 5
-"""How often one request is changed for its endpoint."""
+"""Maximum number of changes to one request for its endpoint."""
 
 STREAM_OPTIONS: Final = "stream_options"
 _REQUIRED: Final = frozenset({"model", "messages", "stream"})
@@ -57,7 +57,7 @@ _ORDER: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """How requests to one model differ from what they would be: names left out, and names exchanged."""
+    """Changes to the requests for one model: omitted and replaced fields."""
 
     dropped: frozenset[str] = frozenset()
     limit_field: LimitField | None = None
@@ -69,7 +69,7 @@ AS_IT_IS: Final = Accepted()
 
 
 class Lessons:
-    """What one endpoint has taught, by model; what concerns no model in particular holds for all of them.
+    """Adaptations to one endpoint, by model; those that concern no particular model apply to all.
 
     An endpoint that `is_known`, or has answered, takes `stream_options`; of any other a refusal without a reason is
     taken for one of them, until the request without them is refused as well.
@@ -86,7 +86,7 @@ class Lessons:
         return replace(own, dropped=own.dropped | self._dropped) if self._dropped else own
 
     def learn(self, model: Model, body: Mapping[str, Any], status: int | None, said: str, named: Iterable[str]) -> bool:
-        """Learn from a refusal of `body`; return whether a changed request may be accepted.
+        """Adapt to a refusal of `body`; return whether a changed request may be accepted.
 
         `said` is the server's whole sentence, `named` are the fields that its reply names apart from it.
         """
@@ -105,7 +105,7 @@ class Lessons:
             learned = replace(own, system_role=False)
         may_be_order = _ORDER.search(said) and not own.strictly and not alternates(body["messages"])
         if learned == own and may_be_order:
-            # Templates say this in their own words, or in those of the language they are written in.
+            # Chat templates report this in wording of their own, or in the terms of the template language.
             learned = replace(own, strictly=True)
         is_guess = learned == own and STREAM_OPTIONS not in fields and self._may_be_options(status, said)
         if STREAM_OPTIONS in body and (STREAM_OPTIONS in fields or is_guess):
@@ -119,11 +119,11 @@ class Lessons:
         return True
 
     def answered(self) -> None:
-        """Note that a request, as it is sent now, was accepted."""
+        """Record that a request was accepted in its current form."""
         self._is_known, self._is_guess = True, False
 
     def refused(self) -> None:
-        """Note that a request was refused for good: what was only guessed is forgotten."""
+        """Record that a request was finally refused; unconfirmed adaptations are removed."""
         if self._is_guess:
             self._dropped -= {STREAM_OPTIONS}
             self._is_guess = False

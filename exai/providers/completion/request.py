@@ -17,7 +17,7 @@ from exai.providers.base import Family, Model
 from exai.providers.completion.parameters import AS_IT_IS, Accepted
 from exai.providers.completion.shaping import shaped
 
-# GLM's own client keeps this far from both ends of its range.
+# Distance that GLM's own client keeps from both ends of the range.
 TEMPERATURE_MARGIN: Final = 0.01
 
 

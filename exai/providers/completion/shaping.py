@@ -41,7 +41,7 @@ def shaped(messages: Sequence[Prompt], *, strictly: bool = True, system_role: bo
 
 
 def alternates(messages: Sequence[Mapping[str, str]]) -> bool:
-    """Whether shaping the messages of a body strictly would leave them as they are."""
+    """Return whether strict shaping would leave the messages of a body unchanged."""
     roles = [message["role"] for message in messages]
     return roles in (_alternating(len(roles)), ["system", *_alternating(len(roles) - 1)])
 
@@ -55,7 +55,7 @@ def _encoded(messages: Iterable[Prompt]) -> list[dict[str, str]]:
 
 
 def _merged(messages: Iterable[Prompt]) -> list[Prompt]:
-    """Return the messages with neighbours of one role joined."""
+    """Return the messages with adjacent ones of the same role joined."""
     groups: list[tuple[Role, list[str]]] = []
     for message in messages:
         if groups and groups[-1][0] == message.role:

@@ -14,25 +14,25 @@ from exai.errors import ProviderTooLong
 from exai.providers.base import Model
 
 MIN_OUTPUT_TOKENS: Final = 1_024
-"""Room for an answer that is kept free in every window, unless the caller asked for less."""
+"""Tokens reserved for the answer in every window, unless the caller requested fewer."""
 
 MIN_LEARNED_TOKENS: Final = 500
-"""Shorter prompts say more about the provider's own additions than about the text."""
+"""In shorter prompts the provider's own additions outweigh the text."""
 
 MIN_FACTOR: Final = 0.7
 MAX_FACTOR: Final = 4.0
 MIN_COUNTS: Final = 3
-"""Prompts that have to be counted before more is sent than the estimate allows."""
+"""Number of counted prompts before more is sent than the estimate allows."""
 
 MARGIN: Final = 1.1
 """Safety margin on the factor, which is an average that about half of the prompts exceed."""
 
 NEWEST_SHARE: Final = 0.3
 REFUSED_FACTOR: Final = 1.5
-"""By how much the estimate grows after a refusal without numbers."""
+"""Growth of the estimate after a refusal without numbers."""
 
 REFUSED_SHARE: Final = 0.75
-"""The part of a refused prompt that is sent next, at most."""
+"""Maximum share of a refused prompt that is sent next."""
 
 MIN_WINDOW: Final = 512
 MAX_MODELS: Final = 1_000
@@ -47,7 +47,7 @@ class _Learned:
 
 
 class Sizing:
-    """What was learned of the models of one process; those used longest ago are forgotten beyond a number."""
+    """Measured token counts by model, in this process; the least recently used are dropped beyond a limit."""
 
     def __init__(self) -> None:
         self._models: OrderedDict[str, _Learned] = OrderedDict()
@@ -58,7 +58,7 @@ class Sizing:
         return min(model.context_window, learned.window or model.context_window) if learned else model.context_window
 
     def factor(self, model: Model) -> float:
-        """Return the tokens of this model for each one of the estimate, to be on the safe side."""
+        """Return the tokens of this model per estimated token, with a safety margin."""
         learned = self._models.get(model.name)
         if learned is None or (learned.factor is None and not learned.floor):
             return 1.0
@@ -72,7 +72,7 @@ class Sizing:
         return int(max(window - reserve, window // 2) / self.factor(model))
 
     def learn(self, model: Model, estimated: int, counted: int) -> None:
-        """Note what the provider counted of a prompt that was accepted."""
+        """Record the provider's token count of an accepted prompt."""
         if estimated < MIN_LEARNED_TOKENS or counted <= 0:
             return
         learned = self._learned(model)
@@ -83,7 +83,7 @@ class Sizing:
         learned.floor = max(0.0, learned.floor - NEWEST_SHARE * (learned.floor - seen)) if learned.floor else 0.0
 
     def less_room(self, model: Model, estimated: int, error: ProviderTooLong, max_output_tokens: int | None) -> int:
-        """Learn from a prompt that was refused for its length; return the room to try next, always less than it was."""
+        """Adapt to a prompt refused for its length; return the next limit, always smaller than the last."""
         learned = self._learned(model)
         if error.limit_tokens is not None and MIN_WINDOW <= error.limit_tokens < self.window(model):
             learned.window = error.limit_tokens

@@ -1,4 +1,4 @@
-"""Whether a refusal says that a prompt is too long for its model, and the numbers it names; no I/O.
+"""Recognize refusals of prompts that are too long for their model, and the numbers in them; no I/O.
 
 Half of the servers have no code for this, so that the sentences they are known to use decide too. They are looked for
 in refusals only: what they change is how much is sent next.
@@ -81,14 +81,14 @@ _SENT: Final = tuple(
 
 @dataclass(frozen=True, slots=True)
 class TooLong:
-    """A refusal of a prompt for its length: what may be sent and what was, in tokens, where the server says so."""
+    """A refusal of a prompt for its length: its limit and its size in tokens, if the server states them."""
 
     limit_tokens: int | None
     sent_tokens: int | None
 
 
 def too_long(failure: Failure) -> TooLong | None:
-    """Return what a failure says about the length of the prompt; None when it is about something else."""
+    """Return the refusal of a prompt for its length, None for any other failure."""
     said = failure.message[:MAX_READ_CHARS]
     named = failure.code in _CODES or failure.kind in _CODES or failure.status == 413
     is_said = _WORDS.search(said) or (_BEYOND.search(said) and not _OF_THE_OUTPUT.search(said))
@@ -97,7 +97,7 @@ def too_long(failure: Failure) -> TooLong | None:
     limit = failure.limit_tokens or _first(_LIMITS, said)
     sent = failure.sent_tokens or _first(_SENT, said)
     if limit is not None and sent is not None and sent < limit:
-        # The output asked for counts too, or a number was misread; neither says how long the prompt was.
+        # The number includes the requested output or was misread, so it is not the length of the prompt.
         sent = None
     return TooLong(limit, sent)
 

@@ -38,7 +38,7 @@ class BodyTooLarge(Exception):
 
 
 class Unpacker:
-    """Undoes gzip and deflate; other data passes unchanged. What comes out comes in pieces of bounded size.
+    """Undoes gzip and deflate; other data passes unchanged. The output is in pieces of bounded size.
 
     Data that is compressed with gzip says so in its first bytes, with or without a header.
     """
@@ -51,7 +51,7 @@ class Unpacker:
 
     @property
     def ended(self) -> bool:
-        """Whether the compressed data has come to its own end, where it has one."""
+        """Whether the end of the compressed data was reached, if it has one."""
         return self._decoder is None or self._decoder.eof
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
@@ -73,7 +73,7 @@ class Unpacker:
             raise BrokenCompression(str(error)) from error
 
     def end(self) -> bytes:
-        """Return what was too short to be looked at, and what the decoder still holds."""
+        """Return the data still held: too short to examine, or inside the decoder."""
         return self._head if self._decoder is None else self._decoder.flush()
 
     def _decoder_for(self, head: bytes) -> zlib._Decompress | None:
@@ -87,7 +87,7 @@ class Unpacker:
 
 
 class Body:
-    """Feed it the chunks of a reply that said it was well; it answers with the events they complete.
+    """Parser of a successful reply: accepts its chunks and returns the events that they complete.
 
     `form` is what the body turned out to be. A `foreign` one gives no events; `foreign` has its beginning. `alive`
     counts the lines so far, or the pieces of a document: a server that sends some is at work. `is_one_document`, known
@@ -107,17 +107,17 @@ class Body:
 
     @property
     def alive(self) -> int:
-        """How many lines or pieces have come."""
+        """Number of lines or pieces received."""
         return self._parser.lines + self._pieces
 
     @property
     def ended(self) -> bool:
-        """Whether compressed data, if it is any, has come to its own end."""
+        """Whether the end of the compressed data, if any, was reached."""
         return self._unpacker.ended
 
     @property
     def foreign(self) -> bytes:
-        """The beginning of a body that is none of the known forms."""
+        """The beginning of a body in none of the known forms."""
         return bytes(self._held[:MAX_FOREIGN_BYTES]) if self.form in ("foreign", "unknown") else b""
 
     def feed(self, chunk: bytes) -> list[Event]:
@@ -125,7 +125,7 @@ class Body:
         return [event for piece in self._unpacker.feed(chunk) for event in self._take(piece)]
 
     def close(self) -> list[Event]:
-        """Return what the end of the body completes."""
+        """Return the events completed by the end of the body."""
         events = self._take(self._unpacker.end())
         if self.form == "unknown":
             events += self._decide(bytes(self._held).lstrip(_SPACE))

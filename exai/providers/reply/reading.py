@@ -148,7 +148,7 @@ def decode(text: str | bytes) -> Any:
 
 
 def read_message(message: Mapping[str, Any]) -> ParsedPiece:
-    """Return what a delta or a message says, under whichever names its provider uses."""
+    """Return the contents of a delta or message, in the fields of any known provider."""
     found = ParsedPiece()
     for name in _CONTENT_FIELDS:
         if message.get(name) not in (None, "", [], {}):
@@ -190,7 +190,7 @@ def _read_the_unknown(message: Mapping[str, Any], found: ParsedPiece) -> None:
 
 
 def tokens(value: Any) -> int:
-    """Return a count of tokens; nonsense is 0."""
+    """Return a count of tokens; 0 for an invalid value."""
     if isinstance(value, str) and len(value) < _MAX_DIGITS:
         try:
             value = float(value)
@@ -202,12 +202,12 @@ def tokens(value: Any) -> int:
 
 
 def clean_name(value: str) -> str:
-    """Return a provider's name for something, as it may be stored, logged and shown."""
+    """Return a name from a provider, cleaned for storage, logs and display."""
     return "".join(char if char.isprintable() else "\ufffd" for char in value[:MAX_NAME_CHARS])
 
 
 class TextJoiner:
-    """Makes storable text of the pieces of one stream of text.
+    """Joins the pieces of one stream of text, which may split surrogate pairs.
 
     A piece may end with half a surrogate pair whose other half begins the next one. What cannot be stored, NUL and
     halves without their other half, is replaced.
@@ -229,7 +229,7 @@ class TextJoiner:
         return _paired(text).replace("\x00", "\ufffd")
 
     def end(self) -> str:
-        """Return what stands for a half that stayed alone."""
+        """Return the replacement of an unpaired half."""
         left, self._half = self._half, ""
         return "\ufffd" if left else ""
 
@@ -298,7 +298,7 @@ def _read_part(part: Mapping[str, Any], found: ParsedPiece, depth: int) -> None:
             _read_content(part[name], found, depth + 1)
             return
     if any(name in part for name in _PART_FIELDS):
-        # The place of the text is there, and empty.
+        # The text field exists, and is empty.
         return
     if word is not None:
         found.named.append(_NAMES[word])

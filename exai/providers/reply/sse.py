@@ -1,4 +1,4 @@
-"""Server-sent events without I/O: bytes in, events out, however the bytes are cut.
+"""Parse server-sent events from chunks of bytes of any size; no I/O.
 
 Lines end with CR LF, LF or CR; comments and unknown fields are skipped; several `data` lines are joined by newlines.
 A line that is a JSON object without a field's name is an event of its own, as some servers send it.
@@ -27,7 +27,7 @@ class Event:
 
 
 class SseParser:
-    """Feed it chunks as they come; it answers with the events they complete."""
+    """Parser of a stream: accepts chunks and returns the events that they complete."""
 
     def __init__(self, max_event_bytes: int) -> None:
         self._max_bytes = max_event_bytes
@@ -40,7 +40,7 @@ class SseParser:
         self.lines = 0
 
     def feed(self, chunk: bytes) -> list[Event]:
-        """Return the events completed by `chunk`. Raises `EventTooLarge`; the parser is of no use afterwards."""
+        """Return the events completed by `chunk`. Raises `EventTooLarge`, after which the parser must not be used."""
         if self._skip_lf and chunk:
             # A CR ended the last chunk and was taken for a line end; an LF right after it belongs to the same end.
             chunk = chunk.removeprefix(_LF)
@@ -56,7 +56,7 @@ class SseParser:
         return events
 
     def close(self) -> list[Event]:
-        """Return what an end of stream completes: servers exist that leave out the last blank line."""
+        """Return the event completed by the end of the stream, because some servers omit the last blank line."""
         events: list[Event] = []
         if self._partial:
             self._end_of_line(events)

@@ -1,1 +1,1 @@
-"""The MCP server: a protocol core without I/O, and the doors on it."""
+"""The MCP server: a protocol core without I/O, and its transports."""

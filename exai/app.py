@@ -22,13 +22,13 @@ from exai.blobs.local import LocalBlobs
 from exai.cache.conversations import NO_REVISION, ConversationCache, open_cache
 from exai.cache.reconciliation import ChangedRevisions, ChangesSince
 from exai.conversations import ChatService, ConversationStore, Transfer
-from exai.conversations.attachments import Attachments
 from exai.conversations.changes import ChangePoller, Notices
 from exai.conversations.indexing import Indexing
 from exai.conversations.maintenance import Maintenance
 from exai.conversations.publishing import Publisher
 from exai.conversations.store import Repositories
-from exai.conversations.turn import ChatTurns
+from exai.conversations.turns.attachments import Attachments
+from exai.conversations.turns.turn import ChatTurns
 from exai.db.contents import PostgresBlobs
 from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import Database, open_pool

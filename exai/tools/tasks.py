@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from exai.conversations import ChatResult, ChatService
-from exai.conversations.turn_result import TurnOutcome
+from exai.conversations.turns.result import TurnOutcome
 from exai.errors import ShuttingDown
 from exai.mcp.core import versions
 from exai.mcp.core.jsonrpc import INTERNAL_ERROR, RpcError

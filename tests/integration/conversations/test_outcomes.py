@@ -15,10 +15,10 @@ import pytest
 from exai.app import App, open_app
 from exai.blobs.local import LocalBlobs
 from exai.conversations import AppendRequest, ChatRequest
-from exai.conversations.attachments import Attachments
 from exai.conversations.changes import Notices
 from exai.conversations.publishing import Publisher
-from exai.conversations.turn import ChatTurns
+from exai.conversations.turns.attachments import Attachments
+from exai.conversations.turns.turn import ChatTurns
 from exai.db.driver.pool import connect
 from exai.db.files import FileRepository
 from exai.db.turns import TurnRepository

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from exai.conversations.prompt import check_fits, choose, count_left_out, estimate_tokens
+from exai.conversations.turns.prompt import check_fits, choose, count_left_out, estimate_tokens
 from exai.errors import InvalidArgument
 from exai.models import Message, Prompt, Role
 

@@ -5,7 +5,7 @@ because a reconciliation during the model's answer would otherwise drop the entr
 turn.
 
 Invariant: the outcome of every turn that has begun is written, whether it ends by an answer, a provider's error, a
-deadline or the caller's cancellation (`exai.conversations.outcomes`).
+deadline or the caller's cancellation (`exai.conversations.turns.outcomes`).
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ import structlog
 
 from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Miss, PreloadedPage
-from exai.conversations.attachments import Attachments
-from exai.conversations.leases import TurnLeases
-from exai.conversations.outcomes import OutcomeWriter
-from exai.conversations.prompt import Asked, check_fits
 from exai.conversations.publishing import Publisher
 from exai.conversations.refusals import refusal
 from exai.conversations.requests import ChatRequest, ChatResult
-from exai.conversations.turn_request import history_of, turn_start, whole_prompt_tokens
-from exai.conversations.turn_result import answer_of, facts_of, failure_of, kept_of, result_of
+from exai.conversations.turns.attachments import Attachments
+from exai.conversations.turns.leases import TurnLeases
+from exai.conversations.turns.outcomes import OutcomeWriter
+from exai.conversations.turns.prompt import Asked, check_fits
+from exai.conversations.turns.request import history_of, turn_start, whole_prompt_tokens
+from exai.conversations.turns.result import answer_of, facts_of, failure_of, kept_of, result_of
 from exai.db.records import TurnBegun, TurnEnd, TurnStart
 from exai.db.turns import TurnRepository
 from exai.errors import (

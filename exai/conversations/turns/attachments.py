@@ -14,7 +14,7 @@ from itertools import islice
 from exai.account import hold
 from exai.blobs.base import Blobs
 from exai.blobs.decoding import BINARY, ONE_BYTE, Decoded, decode
-from exai.conversations.prompt import BYTES_PER_TOKEN, Asked, choose, count_left_out, estimate_tokens
+from exai.conversations.turns.prompt import BYTES_PER_TOKEN, Asked, choose, count_left_out, estimate_tokens
 from exai.db.files import FileRepository
 from exai.errors import InvalidArgument
 from exai.models import FILE_IDS, FileId, Message, Owner, Prompt, StoredFile

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 
-from exai.conversations.turn_request import LEASE_S
+from exai.conversations.turns.request import LEASE_S
 from exai.db.turns import TurnRepository
 from exai.errors import Conflict, ExaiError
 from exai.models import TurnId

@@ -6,8 +6,8 @@ import uuid
 
 from exai.cache.records import Hit, Miss
 from exai.conversations.deduplication import content_hash, request_key
-from exai.conversations.prompt import BYTES_PER_TOKEN, estimate_tokens
 from exai.conversations.requests import ChatRequest, chat_messages
+from exai.conversations.turns.prompt import BYTES_PER_TOKEN, estimate_tokens
 from exai.db.records import CachedRange, TurnBegun, TurnStart
 from exai.models import ConversationId, Message, TurnId
 from exai.providers.base import Model

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from exai.conversations.prompt import FINISH_REASON, Asked
 from exai.conversations.requests import ChatRequest, ChatResult
+from exai.conversations.turns.prompt import FINISH_REASON, Asked
 from exai.db.records import StoredReply, TurnBegun, TurnEnd
 from exai.db.turns import StoredTurn
 from exai.errors import ExaiError, ShuttingDown

@@ -247,7 +247,9 @@ async def test_a_million_messages_are_taken_over_while_clients_go_on(large_url: 
     assert [line for client in clients for line in client.refused] == []
     assert await value(url, "select deadlocks from pg_stat_database where datname = current_database()") == 0
     for table, most in MOST_AT_ONCE.items():
-        at_once = f"select max(n) from (select count(*) as n from {table} group by xmin::text) x"
+        # One update of a client changes all messages that clients have added to a conversation.
+        ours = "having bool_or(mark = 'bulk')" if table == "public.messages" else ""
+        at_once = f"select max(n) from (select count(*) as n from {table} group by xmin::text {ours}) x"
         assert await value(url, at_once) <= most, table
     assert await value(url, f"select x::text from ({KEPT}) x") == kept
     assert [await value(url, query) for query in (OUT_OF_ORDER, GAPS, WORDLESS)] == [0, 0, 0]

@@ -14,11 +14,11 @@ from typing import Any, Final
 from exai import __version__
 from exai.bench.batch import Batch, Figures, figures_of, ratio, run_batch
 from exai.bench.contestants import open_contestants, seed
+from exai.bench.floors.postgres import remove_all
 from exai.bench.operations import APPEND, FULL, HIT, Operation, Operations
 from exai.bench.plan import FULL as FULL_PLAN
 from exai.bench.plan import QUICK as QUICK_PLAN
 from exai.bench.plan import Plan, Texts
-from exai.bench.postgres_floor import remove_all
 from exai.bench.report import Target, columns, target_lines
 from exai.bench.run import ReportProgress, machine
 from exai.bench.servers import ServerAddresses, open_servers, through_wire

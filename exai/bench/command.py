@@ -6,8 +6,9 @@ import json
 import shutil
 from typing import TextIO
 
-from exai.bench import cloud, door, scale
-from exai.bench.door_report import door_as_json, door_as_text
+from exai.bench import cloud, scale
+from exai.bench.door import run as door
+from exai.bench.door.report import door_as_json, door_as_text
 from exai.bench.plan import FULL, QUICK
 from exai.bench.report import CLEAR, as_json, as_text, bar
 from exai.bench.run import Options, ReportProgress, run_bench

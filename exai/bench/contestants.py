@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from exai.app import App, open_app
+from exai.bench.floors.postgres import OWNER, DatabaseFloor, make_files, make_tables, open_database_floor
+from exai.bench.floors.redis import CacheFloor, open_cache_floor
 from exai.bench.plan import Plan, Texts
-from exai.bench.postgres_floor import OWNER, DatabaseFloor, make_files, make_tables, open_database_floor
-from exai.bench.redis_floor import CacheFloor, open_cache_floor
 from exai.bench.servers import ServerAddresses
 from exai.conversations import AppendRequest
 from exai.models import ContinuationId, FileId

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from exai.bench.batch import Batch, Figures, figures_of, ratio, run_batch
-from exai.bench.counting import Count
 from exai.bench.operations import Operation, Pair
-from exai.bench.wire import LatencyProxy
+from exai.bench.proxy.counting import Count
+from exai.bench.proxy.wire import LatencyProxy
 from exai.errors import StartupError
 
 COUNT_TRIES: Final = 5

@@ -12,8 +12,8 @@ from typing import Final
 
 from exai.bench.batch import Run
 from exai.bench.contestants import Contestants, Data, batched_range
+from exai.bench.floors.postgres import OWNER
 from exai.bench.plan import FILES_PER_APPEND, Texts
-from exai.bench.postgres_floor import OWNER
 from exai.conversations import AppendRequest
 from exai.db.conversations import ConversationRepository
 from exai.db.search import SearchQuery

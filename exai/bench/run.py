@@ -12,10 +12,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from exai.bench.contestants import UNSAMPLED, Data, open_contestants, seed
+from exai.bench.floors.postgres import remove_all
 from exai.bench.measure import Comparison, Cost, compare, count
 from exai.bench.operations import Absent, Operations, Pair
 from exai.bench.plan import FAR_MS, Plan, Texts
-from exai.bench.postgres_floor import remove_all
 from exai.bench.servers import ServerAddresses, open_servers, through_wire
 from exai.errors import ConfigError
 from exai.settings.load import load_settings

@@ -16,11 +16,11 @@ from typing import Any, Final
 from exai.app import App
 from exai.bench.batch import run_batch
 from exai.bench.contestants import UNSAMPLED, open_contestants
+from exai.bench.floors.postgres import OWNER, make_tables, remove_all
+from exai.bench.floors.seed_data import DEEP_ID, SeedData, open_seed_data, wide_id
 from exai.bench.plan import Plan, Texts
-from exai.bench.postgres_floor import OWNER, make_tables, remove_all
 from exai.bench.report import Target, columns, target_lines
 from exai.bench.run import ReportProgress, machine
-from exai.bench.seed_data import DEEP_ID, SeedData, open_seed_data, wide_id
 from exai.bench.servers import ServerAddresses, open_servers
 from exai.conversations import AppendRequest
 from exai.db.conversations import ConversationRepository

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlencode
 
-from exai.bench.counting import digest
-from exai.bench.wire import HOST, LatencyProxy, Upstream, open_wire
+from exai.bench.proxy.counting import digest
+from exai.bench.proxy.wire import HOST, LatencyProxy, Upstream, open_wire
 from exai.cache.redis.address import parse_address as parse_redis
 from exai.cache.redis.scripts import load_scripts
 from exai.db.driver.address import parse_address as parse_postgres

@@ -25,6 +25,7 @@ import redis
 from exai.app import App
 from exai.bench.command import bench, bench_cloud
 from exai.bench.contestants import UNSAMPLED, open_contestants, seed
+from exai.bench.floors.postgres import OWNER, remove_all
 from exai.bench.measure import Cost, count
 from exai.bench.operations import (
     APPEND,
@@ -42,9 +43,8 @@ from exai.bench.operations import (
     Pair,
 )
 from exai.bench.plan import QUICK, Texts
-from exai.bench.postgres_floor import OWNER, remove_all
+from exai.bench.proxy.wire import LatencyProxy
 from exai.bench.servers import OWN_STATEMENTS, ServerAddresses, through_wire
-from exai.bench.wire import LatencyProxy
 from exai.cli import main as cli
 from exai.errors import ConfigError
 from tests.support.pg_proxy import PgProxy

@@ -9,10 +9,10 @@ import json
 
 import pytest
 
-from exai.bench.door import CALL_HTTP, CALL_WEBSOCKET, DoorPlan, run_door
-from exai.bench.door_client import HttpCaller, WebSocketCaller, call_all, open_callers
-from exai.bench.door_report import door_as_json, door_as_text
-from exai.bench.door_server import open_door
+from exai.bench.door.client import HttpCaller, WebSocketCaller, call_all, open_callers
+from exai.bench.door.report import door_as_json, door_as_text
+from exai.bench.door.run import CALL_HTTP, CALL_WEBSOCKET, DoorPlan, run_door
+from exai.bench.door.server import open_door
 from exai.cli import main as cli
 from exai.errors import StartupError
 

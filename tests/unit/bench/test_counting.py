@@ -9,7 +9,7 @@ import hiredis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exai.bench.counting import Count, Counter, PostgresCounter, RedisCounter, digest
+from exai.bench.proxy.counting import Count, Counter, PostgresCounter, RedisCounter, digest
 
 STARTUP = struct.pack("!II", 8, 196608)
 OWN = "select 'the service itself'"

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from exai import __version__
-from exai.bench.door import CALL_HTTP, CALL_WEBSOCKET, TEXT_BYTES, DoorReport, Idle
+from exai.bench.door.run import CALL_HTTP, CALL_WEBSOCKET, TEXT_BYTES, DoorReport, Idle
 from exai.bench.report import Target, columns, target_lines, time_lines
 
 CPU_RATIO: Final = 1.5

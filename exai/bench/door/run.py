@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from exai.bench.batch import Batch, Figures, figures_of, ratio
-from exai.bench.door_client import (
+from exai.bench.door.client import (
     CallerType,
     HttpCaller,
     WebSocketCaller,
@@ -24,7 +24,7 @@ from exai.bench.door_client import (
     call_all,
     open_callers,
 )
-from exai.bench.door_server import BARE, BARE_HTTP, CPU, DOOR, MEMORY, TOOL
+from exai.bench.door.server import BARE, BARE_HTTP, CPU, DOOR, MEMORY, TOOL
 from exai.bench.measure import Comparison
 from exai.bench.run import ReportProgress, machine
 from exai.errors import StartupError
@@ -143,7 +143,7 @@ async def open_servers() -> AsyncIterator[tuple[BenchServer, BenchServer, BenchS
 @asynccontextmanager
 async def _open_server(kind: str) -> AsyncIterator[BenchServer]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "exai.bench.door_server", kind),
+        *(sys.executable, "-m", "exai.bench.door.server", kind),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,  # one line for each call

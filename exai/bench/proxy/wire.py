@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-from exai.bench.counting import Count, Counter, PostgresCounter, RedisCounter
+from exai.bench.proxy.counting import Count, Counter, PostgresCounter, RedisCounter
 from exai.errors import StartupError
 
 START_LIMIT_S: Final = 20.0
@@ -73,7 +73,7 @@ async def open_wire(upstreams: tuple[Upstream, ...], *, delay_ms: float) -> Asyn
     """
     plan = json.dumps({"delay_s": delay_ms / 1000, "upstreams": [asdict(each) for each in upstreams]})
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "exai.bench.wire", plan),
+        *(sys.executable, "-m", "exai.bench.proxy.wire", plan),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,  # so that an interrupt at the terminal reaches the one who can unwind

@@ -11,7 +11,7 @@ from typing import Final
 
 import asyncpg
 
-from exai.bench.postgres_floor import OWNER
+from exai.bench.floors.postgres import OWNER
 from exai.db.driver.address import parse_address
 from exai.models import ContinuationId
 

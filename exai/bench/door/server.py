@@ -20,8 +20,8 @@ from typing import Any, Final
 import uvloop
 
 from exai import __version__
-from exai.bench.door_client import allow_open_files
-from exai.bench.http_floor import open_answer, open_echo
+from exai.bench.door.client import allow_open_files
+from exai.bench.floors.http import open_answer, open_echo
 from exai.logs import configure_logging
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.tools import Arguments, CallContext, ToolRegistry, ToolSpec

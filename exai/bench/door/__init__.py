@@ -1,0 +1,1 @@
+"""`exai bench --door`: the cost of calls and connections on each transport."""

@@ -1,0 +1,1 @@
+"""The lower bounds beside which EXAI is measured: minimal clients and servers for the same data."""

@@ -1,0 +1,1 @@
+"""A proxy process that counts round trips and adds latency."""

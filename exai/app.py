@@ -28,6 +28,7 @@ from exai.conversations.maintenance import Maintenance
 from exai.conversations.publishing import Publisher
 from exai.conversations.store import Repositories
 from exai.conversations.turns.attachments import Attachments
+from exai.conversations.turns.prompt import estimate_tokens
 from exai.conversations.turns.turn import ChatTurns
 from exai.db.contents import PostgresBlobs
 from exai.db.conversations import ConversationRepository
@@ -43,6 +44,7 @@ from exai.embedded.launcher import Embedded, start_embedded
 from exai.errors import DatabaseUnavailable, SchemaMismatch, StartupError
 from exai.files.paths import Roots
 from exai.files.service import FileService
+from exai.files.sources import SourceReader
 from exai.monitoring.health import Component, Health, Probe, Probed, open_health
 from exai.monitoring.metrics import MetricsRecorder
 from exai.program import program
@@ -80,6 +82,7 @@ class App:
     maintenance: Maintenance
     notices: Notices
     files: FileService
+    sources: SourceReader
     providers: Providers
     database: Database
     cache: ConversationCache
@@ -143,6 +146,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             maintenance=Maintenance(curation, indexing),
             notices=notices,
             files=files,
+            sources=SourceReader(files, roots, estimate_tokens),
             providers=providers,
             database=database,
             cache=cache,

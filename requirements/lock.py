@@ -27,7 +27,7 @@ COMPILE = (
     "--python-version",
     "3.11",
 )
-EXTRAS = ("--extra", "server", "--extra", "embedded")
+EXTRAS = ("--extra", "server", "--extra", "embedded", "--extra", "documents")
 RUN = (*EXTRAS, "--group", "build")
 LOCKS = {
     "run": ["pyproject.toml", *RUN],

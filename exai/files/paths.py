@@ -81,6 +81,19 @@ class Roots:
             raise self._outside(field, path)
         return resolved, max(within, key=lambda root: len(root.parts))
 
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """Return the roots, with their links resolved."""
+        return tuple(dict.fromkeys(root.resolve() for root in self._roots))
+
+    def allows(self, path: Path) -> bool:
+        """Return whether the target of a path may be read, whether or not anything exists there."""
+        try:
+            self.find("path", str(path))
+        except (InvalidArgument, NotConfigured):
+            return False
+        return True
+
     def _outside(self, field: str, path: str) -> InvalidArgument:
         # The same error whether or not the file exists: nothing is disclosed about files outside.
         roots = ", ".join(str(root.resolve()) for root in self._roots)

@@ -1,0 +1,63 @@
+"""The limits of one reading of source files, which runs in a thread.
+
+Invariant: every loop over files, directories and a program's output asks `is_over`, so that the thread ends soon after
+its time is over or its caller has left.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Final
+
+from exai.resilience import Clock
+
+TIME_S: Final = 15.0
+MAX_ENTRIES: Final = 50_000
+"""Directory entries examined."""
+
+MAX_BYTES: Final = 64 * 1_048_576
+"""Bytes read of files that are perhaps left out."""
+
+MAX_DEPTH: Final = 40
+MAX_FILES: Final = 150
+"""Files that one reading returns; a message may have 200."""
+
+
+@dataclass(slots=True)
+class Bounds:
+    """What is left of the limits."""
+
+    clock: Clock
+    end_s: float
+    entries: int = MAX_ENTRIES
+    bytes: int = MAX_BYTES
+    _stopped: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether nothing more may be examined."""
+        return self.entries <= 0 or self.bytes <= 0 or self.is_late
+
+    @property
+    def is_late(self) -> bool:
+        """Return whether the time is over, or the caller has left."""
+        return self._stopped.is_set() or self.clock() >= self.end_s
+
+    @property
+    def left_s(self) -> float:
+        """Return the seconds that are left."""
+        return 0.0 if self._stopped.is_set() else max(self.end_s - self.clock(), 0.0)
+
+    def stop(self) -> None:
+        """End the reading; may be called from any thread."""
+        self._stopped.set()
+
+    def reason(self) -> str:
+        """Return which limit was reached."""
+        if self.is_late:
+            return "the time limit was reached"
+        return f"more than {MAX_ENTRIES if self.entries <= 0 else MAX_BYTES:,} {self._unit()} were examined"
+
+    def _unit(self) -> str:
+        return "directory entries" if self.entries <= 0 else "bytes"

@@ -1,0 +1,253 @@
+"""Fills the token budget with files, in the order in which they are added, and says what was read and what was not.
+
+Invariant: a file is either in `read` or in `left_out` with the reason. In the text that a model is shown every tenth
+line begins with its number, so that the model can name lines.
+"""
+
+from __future__ import annotations
+
+import mimetypes
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from exai.blobs.decoding import BINARY, decode, encoding_of
+from exai.errors import InvalidArgument
+from exai.files.names import MAX_NAME_CHARS, shown_name
+from exai.files.paths import Roots
+from exai.files.service import FileContent
+from exai.files.sources.bounds import MAX_FILES, Bounds
+from exai.files.sources.entries import LineRange
+from exai.files.sources.skipping import MAX_FILE_BYTES, reason_by_content, reason_by_name, size_shown
+
+NUMBERED_EVERY: Final = 10
+WRAPPING_TOKENS: Final = 40
+"""Of the lines around a file in a prompt."""
+
+LEAST_CUT_TOKENS: Final = 200
+"""A smaller beginning of a file is not worth its place."""
+
+RANGE_FILE_BYTES: Final = 32 * 1_048_576
+"""Maximum size of a file of which some lines are read."""
+
+MOST_BYTES_PER_TOKEN: Final = 32
+"""A file with more bytes for each token that is left is not read."""
+
+MAX_SAID: Final = 60
+TEXT: Final = "text/plain"
+
+Estimate = Callable[[str], int]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file to add. One that the caller named is read whatever its name and content say, and cut if it is too long.
+
+    `data` is its content if that is not the one on the disk.
+    """
+
+    path: Path
+    shown: str
+    field: str = "files"
+    lines: LineRange | None = None
+    is_named: bool = False
+    data: bytes | None = None
+
+
+@dataclass(slots=True)
+class LeftOut:
+    """What was not read and why: the first in full, the others by their number."""
+
+    said: list[str] = field(default_factory=list)
+    _more: Counter[str] = field(default_factory=Counter)
+
+    def add(self, shown: str, reason: str) -> None:
+        """Add one file or directory."""
+        if len(self.said) < MAX_SAID:
+            self.said.append(f"{shown} ({reason})")
+        else:
+            self._more[reason] += 1
+
+    def add_said(self, sentences: Iterable[str]) -> None:
+        """Add what names its reason already."""
+        for each in sentences:
+            name, _, reason = each.rpartition(" (")
+            self.add(name, reason.removesuffix(")"))
+
+    def sentences(self) -> tuple[str, ...]:
+        """Return everything, with a limited number of lines."""
+        return (*self.said, *(f"{number:,} more ({reason})" for reason, number in self._more.items()))
+
+
+class Filling:
+    """The files of one reading so far; blocks."""
+
+    def __init__(self, roots: Roots, bounds: Bounds, estimate: Estimate, budget_tokens: int) -> None:
+        self._roots, self._bounds, self._estimate = roots, bounds, estimate
+        self.left_tokens = budget_tokens
+        self.contents: list[FileContent] = []
+        self.read: list[str] = []
+        self.left_out = LeftOut()
+        self._seen: set[tuple[Path, LineRange | None]] = set()
+
+    @property
+    def is_full(self) -> bool:
+        """Return whether no further file can be added."""
+        return len(self.contents) >= MAX_FILES or self.left_tokens < WRAPPING_TOKENS or self._bounds.is_over
+
+    def add(self, file: SourceFile) -> None:
+        """Add a file unless it was added before. Raises `InvalidArgument` for a named one that cannot be read."""
+        if self.is_full:
+            self.left_out.add(file.shown, self._why_full())
+            return
+        try:
+            target, _ = self._roots.find(file.field, str(file.path))
+            if self._is_known(target, file.lines):
+                return
+            if reason := self._reason_before(file, target):
+                self.left_out.add(file.shown, reason)
+                return
+            data = self._data(file)
+        except FileNotFoundError:
+            return
+        except InvalidArgument as error:
+            if file.is_named:
+                raise
+            self.left_out.add(file.shown, _without_path(error))
+            return
+        self._bounds.bytes -= len(data)
+        self._seen.add((target, file.lines))
+        self._add_data(file, data)
+
+    def add_text(self, shown: str, name: str, text: str, *, media_type: str = TEXT, tokens: int | None = None) -> None:
+        """Add a text that fits."""
+        self.left_tokens -= self.tokens(text) if tokens is None else tokens
+        self.contents.append(FileContent(_stored_name(name), text.encode(errors="replace"), media_type))
+        self.read.append(shown)
+
+    def tokens(self, text: str) -> int:
+        """Estimate the tokens of a text with the lines around it."""
+        return self._estimate(text) + WRAPPING_TOKENS
+
+    def _is_known(self, target: Path, lines: LineRange | None) -> bool:
+        """Return whether the file, or this part of it, was added; a scan does not repeat a file that was named."""
+        if lines is not None:
+            return not self._seen.isdisjoint({(target, lines), (target, None)})
+        return any(path == target for path, _ in self._seen)
+
+    def _reason_before(self, file: SourceFile, target: Path) -> str | None:
+        """Return why a file is left out, as far as its name and size say it. Raises `FileNotFoundError`."""
+        size_bytes = len(file.data) if file.data is not None else _size(target)
+        if not file.is_named:
+            if target.is_dir():
+                return "link to a directory"
+            if reason := reason_by_name(file.shown):
+                return reason
+            if size_bytes > self.left_tokens * MOST_BYTES_PER_TOKEN:
+                return f"outside the token budget: {size_shown(size_bytes)}"
+        if size_bytes > MAX_FILE_BYTES and file.lines is None:
+            cure = f"; name a range of its lines, such as {file.shown}:1-500" if file.is_named else ""
+            return f"{size_shown(size_bytes)}, over the limit of {size_shown(MAX_FILE_BYTES)}{cure}"
+        return None
+
+    def _data(self, file: SourceFile) -> bytes:
+        if file.data is not None:
+            return file.data
+        limit = RANGE_FILE_BYTES if file.lines else MAX_FILE_BYTES
+        return self._roots.read(file.field, str(file.path), limit)[1]
+
+    def _add_data(self, file: SourceFile, data: bytes) -> None:
+        encoding = encoding_of(data)
+        decoded = None if encoding == BINARY else decode(data, encoding)
+        if decoded is None:
+            self.left_out.add(file.shown, f"binary, {size_shown(len(data))}")
+            return
+        if not file.is_named and (reason := reason_by_content(file.shown, data)):
+            self.left_out.add(file.shown, reason)
+            return
+        note = f"; {decoded.note}" if decoded.note else ""
+        self._add_lines(file, decoded.text, note)
+
+    def _add_lines(self, file: SourceFile, text: str, note: str) -> None:
+        lines = lines_of(text)
+        first, last = 1, len(lines)
+        if file.lines is not None:
+            first, last = file.lines.first, min(file.lines.last, last)
+            if first > last:
+                self.left_out.add(f"{file.shown}:{file.lines}", f"has only {len(lines):,} lines")
+                return
+        if not lines:
+            self.read.append(f"{file.shown} (empty)")
+            return
+        numbered = number(lines[first - 1 : last], first)
+        tokens = self.tokens("".join(numbered))
+        why = ""
+        if tokens > self.left_tokens:
+            kept = self._fitting(numbered) if file.is_named else 0
+            if kept == 0:
+                self.left_out.add(file.shown, f"outside the token budget: about {tokens:,} tokens")
+                return
+            numbered, last = numbered[:kept], first + kept - 1
+            tokens, why = self.tokens("".join(numbered)), ", the rest is outside the token budget"
+        is_part = (first, last) != (1, len(lines))
+        extent = f"lines {first:,}-{last:,} of {len(lines):,}" if is_part else _count(len(lines))
+        name = f"{file.shown}:{first}-{last}" if is_part else file.shown
+        shown = f"{file.shown} ({extent}{why}{note})"
+        self.add_text(shown, name, "".join(numbered), media_type=_media_type(file.shown), tokens=tokens)
+
+    def _fitting(self, lines: list[str]) -> int:
+        """Return how many lines fit the budget; 0 if they are not worth it."""
+        fits = bisect_right(
+            range(1, len(lines) + 1), self.left_tokens, key=lambda count: self.tokens("".join(lines[:count]))
+        )
+        return fits if fits and self.tokens("".join(lines[:fits])) >= LEAST_CUT_TOKENS else 0
+
+    def _why_full(self) -> str:
+        if self._bounds.is_over:
+            return self._bounds.reason()
+        if len(self.contents) >= MAX_FILES:
+            return f"over the limit of {MAX_FILES} files"
+        return "outside the token budget"
+
+
+def lines_of(text: str) -> list[str]:
+    """Return the lines of a text with their ends, as editors and git count them."""
+    lines = text.split("\n")
+    return [f"{line}\n" for line in lines[:-1]] + ([lines[-1]] if lines[-1] else [])
+
+
+def number(lines: list[str], first: int) -> list[str]:
+    """Return lines with the number of every tenth at its beginning, and of the first one of a part."""
+    places = (first + place for place in range(len(lines)))
+    return [
+        f"{place}\t{line}" if place % NUMBERED_EVERY == 0 or (place == first and first > 1) else line
+        for place, line in zip(places, lines, strict=True)
+    ]
+
+
+def _count(lines: int) -> str:
+    return "1 line" if lines == 1 else f"{lines:,} lines"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _without_path(error: InvalidArgument) -> str:
+    """Return what is wrong with a file, whose path stands before it already."""
+    for problem in ("is not below an allowed root", "cannot be read", "was replaced"):
+        if problem in error.problem:
+            return {"is not below an allowed root": "leads outside the allowed roots"}.get(problem, problem)
+    return "is not a regular file" if "regular file" in error.problem else "cannot be read"
+
+
+def _stored_name(name: str) -> str:
+    return shown_name(name[-MAX_NAME_CHARS:])
+
+
+def _media_type(name: str) -> str:
+    guessed = mimetypes.guess_type(name)[0] or TEXT
+    return guessed if guessed.startswith("text/") else TEXT

@@ -1,0 +1,231 @@
+"""Runs git on a repository below an allowed root, as a reader that the repository cannot make run anything.
+
+Invariant: no program that a repository's configuration or attributes name is started, nothing is fetched, no lock is
+taken, and the user's own configuration has no effect. Every command ends with its time or output limit.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Final
+
+from exai.errors import InvalidArgument, NotConfigured
+from exai.files.paths import ROOTS_SETTING, Roots
+from exai.files.sources.bounds import Bounds
+
+LISTING_BYTES: Final = 8 * 1_048_576
+ANSWER_BYTES: Final = 65_536
+PIECE_BYTES: Final = 65_536
+POLL_S: Final = 0.05
+NOT_STARTED: Final = -1
+MAX_ALTERNATES: Final = 20
+
+SETTINGS: Final = {
+    "core.fsmonitor": "false",
+    "core.hooksPath": os.devnull,
+    "core.attributesFile": os.devnull,
+    "core.excludesFile": os.devnull,
+    "core.quotePath": "false",
+    "diff.external": "",
+    "diff.orderFile": os.devnull,
+    "diff.submodule": "short",
+    "protocol.allow": "never",
+    # The roots decide what may be read; a mounted repository often belongs to another user.
+    "safe.directory": "*",
+}
+ENVIRONMENT: Final = {
+    "GIT_ALLOW_PROTOCOL": "",
+    "GIT_ATTR_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_SYSTEM": os.devnull,
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_NO_REPLACE_OBJECTS": "1",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_TERMINAL_PROMPT": "0",
+    "HOME": os.devnull,
+    "LC_ALL": "C",
+    "XDG_CONFIG_HOME": os.devnull,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class GitOutput:
+    """What a command wrote to standard output; `is_cut` if a limit ended it."""
+
+    status: int
+    data: bytes
+    is_cut: bool = False
+
+    @property
+    def line(self) -> str:
+        """Return the only line of a short answer."""
+        return os.fsdecode(self.data.removesuffix(b"\n"))
+
+    @property
+    def items(self) -> list[str]:
+        """Return the items that NUL ends; an incomplete last one is left out."""
+        return [os.fsdecode(item) for item in self.data.split(b"\0")[:-1]]
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A work tree and the settings that switch off the filters of its configuration."""
+
+    top: Path
+    settings: tuple[str, ...] = ()
+
+
+class Git:
+    """The program `git`; blocks, so it belongs into a thread."""
+
+    def __init__(self, roots: Roots, bounds: Bounds) -> None:
+        self._roots, self._bounds = roots, bounds
+        self._program = shutil.which("git")
+
+    @property
+    def is_installed(self) -> bool:
+        """Return whether there is a program to run."""
+        return self._program is not None
+
+    def require(self) -> None:
+        """Raise `NotConfigured` if git is not installed."""
+        if self._program is None:
+            raise NotConfigured("reading a git diff", "Install git on the daemon's machine, or name the files instead")
+
+    def find(self, directory: Path) -> Repository | None:
+        """Return the repository that holds a directory below a root; None if there is none below that root.
+
+        Raises `InvalidArgument` for a repository whose objects or work tree are elsewhere.
+        """
+        if not self.is_installed:
+            return None
+        answer = self.run(directory, "rev-parse", "--show-toplevel", "--absolute-git-dir", "--git-common-dir")
+        places = answer.line.split("\n")
+        if answer.status != 0 or len(places) != 3:
+            return None
+        top, own, common = (Path(directory, place).resolve() for place in places)
+        for place in (top, own, common, common / "objects", *_alternates(common / "objects")):
+            if not self._roots.allows(place):
+                raise InvalidArgument(
+                    "diff",
+                    f"the repository of {directory} has its work tree or its objects outside the allowed roots",
+                    f"Add that directory to {ROOTS_SETTING}, or name the files instead",
+                )
+        if not directory.is_relative_to(top):
+            return None
+        return Repository(top, self._without_filters(directory))
+
+    def run(
+        self,
+        directory: Path,
+        *arguments: str,
+        settings: Sequence[str] = (),
+        limit_bytes: int = ANSWER_BYTES,
+        given: bytes = b"",
+    ) -> GitOutput:
+        """Run a command in a directory; `given` is its standard input, less than a pipe holds.
+
+        An answer without a status of 0 if it cannot be started.
+        """
+        if self._program is None:
+            return GitOutput(NOT_STARTED, b"")
+        command = [self._program, "--no-pager", "--literal-pathspecs"]
+        for setting in (*(f"{name}={value}" for name, value in SETTINGS.items()), *settings):
+            command += ["-c", setting]
+        try:
+            process = subprocess.Popen(  # noqa: S603 - the program is git, and no argument of a caller is an option
+                [*command, *arguments],
+                cwd=directory,
+                env={**_inherited(), **ENVIRONMENT, "GIT_CEILING_DIRECTORIES": self._ceiling(directory)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError:
+            return GitOutput(NOT_STARTED, b"")
+        return _output(process, given, limit_bytes, self._bounds)
+
+    def _ceiling(self, directory: Path) -> str:
+        """Return the directory from which on git looks no further upwards: the one above the root."""
+        _, root = self._roots.find("directory", str(directory))
+        return str(root.parent)
+
+    def _without_filters(self, directory: Path) -> tuple[str, ...]:
+        """Return settings that make every configured filter empty: a diff of the work tree would run them."""
+        found = self.run(directory, "config", "-z", "--name-only", "--get-regexp", r"^filter\.")
+        drivers = {name.rpartition(".")[0] for name in found.items}
+        if found.is_cut or any("=" in driver for driver in drivers):
+            raise InvalidArgument(
+                "diff", "the repository's configuration has filters that cannot be switched off", "Name the files"
+            )
+        keys = ("clean=", "smudge=", "process=", "required=false")
+        return tuple(f"{driver}.{key}" for driver in sorted(drivers) for key in keys)
+
+
+def _output(process: subprocess.Popen[bytes], given: bytes, limit_bytes: int, bounds: Bounds) -> GitOutput:
+    """Read a process's output up to the limit. The process and its children have ended on return."""
+    done = threading.Event()
+    watch = threading.Thread(target=_kill_when_late, args=(process, bounds, done), name="exai-git-limit", daemon=True)
+    watch.start()
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        with _open(process.stdin) as stdin, suppress(OSError):
+            stdin.write(given)
+        with _open(process.stdout) as stdout:
+            while size <= limit_bytes and (piece := os.read(stdout.fileno(), PIECE_BYTES)):
+                pieces.append(piece)
+                size += len(piece)
+    finally:
+        if size > limit_bytes:
+            _kill(process)
+        status = process.wait()
+        done.set()
+        watch.join()
+    return GitOutput(status, b"".join(pieces)[:limit_bytes], size > limit_bytes or bounds.is_late)
+
+
+def _open(stream: IO[bytes] | None) -> IO[bytes]:
+    if stream is None:
+        raise RuntimeError("the process was started without this pipe")
+    return stream
+
+
+def _kill_when_late(process: subprocess.Popen[bytes], bounds: Bounds, done: threading.Event) -> None:
+    while not done.wait(POLL_S):
+        if bounds.is_late:
+            _kill(process)
+            return
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    with suppress(OSError):
+        if os.name == "posix":
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+
+
+def _inherited() -> dict[str, str]:
+    """Return the variables that a program needs to start; all others could change what git does."""
+    return {name: os.environ[name] for name in ("PATH", "SYSTEMROOT", "TMPDIR") if name in os.environ}
+
+
+def _alternates(objects: Path) -> list[Path]:
+    """Return the directories from which a repository borrows objects."""
+    try:
+        with (objects / "info" / "alternates").open("rb") as stream:
+            lines = stream.read(ANSWER_BYTES).splitlines()
+    except OSError:
+        return []
+    return [Path(objects, os.fsdecode(line)).resolve() for line in lines[:MAX_ALTERNATES] if line]

@@ -1,0 +1,136 @@
+"""Reads what the caller of a tool names as its material, and stores it as files of the owner.
+
+Invariant: only files below the allowed roots are read. Everything that was named is in the result: read, left out with
+the reason, or an error. All work on the file system runs in threads of its own, within limits of time and size.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from exai.errors import DeadlineExceeded, InvalidArgument, shown
+from exai.fairness import Places
+from exai.files.paths import MAX_PATH_CHARS, Roots
+from exai.files.service import FileService
+from exai.files.sources.bounds import TIME_S, Bounds
+from exai.files.sources.collecting import Collected, collect
+from exai.files.sources.filling import Estimate
+from exai.models import FileId, Owner
+from exai.resilience import Clock, bounded
+from exai.validation import MAX_LIST, check_list, check_name, check_number, check_owner, file_id_of, is_uuid
+
+THREADS: Final = 3
+GRACE_S: Final = 5.0
+"""How much longer than its limits a reading may take before its caller stops waiting for the file system."""
+
+MAX_DIFF_CHARS: Final = 500
+BYTES_PER_TOKEN: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class SourceRequest:
+    """What to read. An entry is a path, directory or glob, `path:10-80`, or a file id.
+
+    `diff` is `uncommitted`, `staged`, `unstaged`, or a revision or range of git. `directory` is the caller's, in which
+    relative paths begin; without it they are looked for below the roots.
+    """
+
+    entries: tuple[str, ...] = ()
+    diff: str | None = None
+    directory: Path | None = None
+    budget_tokens: int = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class SourcesRead:
+    """The stored files; `read` and `left_out` say what they are and lack, `notes` how entries were understood."""
+
+    files: tuple[FileId, ...] = ()
+    read: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class SourceReader:
+    """Reads sources; safe for any number of tasks of one event loop."""
+
+    def __init__(self, files: FileService, roots: Roots, estimate: Estimate, *, clock: Clock = time.monotonic) -> None:
+        self._files, self._roots, self._estimate, self._clock = files, roots, estimate, clock
+        self._places = Places(THREADS)
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="exai-sources")
+
+    async def read(self, owner: Owner, request: SourceRequest) -> SourcesRead:
+        """Read and store the sources: 1 database round trip, and one more for file ids and each further MiB.
+
+        Raises `InvalidArgument` for an entry that means no file or several, and if nothing at all could be read;
+        `NotFound` for an unknown file id, `NotConfigured`, `DeadlineExceeded`, `BlobError` or a `DatabaseError`.
+        """
+        check_owner(owner)
+        _check(request)
+        if not request.entries and request.diff is None:
+            return SourcesRead()
+        ids = tuple(dict.fromkeys(file_id_of("files", each) for each in request.entries if is_uuid(each)))
+        known = [await self._files.get(owner, each) for each in ids]
+        left = request.budget_tokens - sum(file.size_bytes // BYTES_PER_TOKEN for file in known)
+        collected = Collected()
+        if len(ids) < len(request.entries) or request.diff is not None:
+            collected = await self._in_thread(owner, partial(self._collect, request, max(left, 0)))
+        stored = await self._files.put(owner, collected.contents) if collected.contents else ()
+        read = tuple(f"{file.name} (stored file, {file.size_bytes:,} bytes)" for file in known)
+        result = SourcesRead(
+            tuple(dict.fromkeys((*ids, *(file.id for file in stored)))),
+            (*read, *collected.read),
+            collected.left_out,
+            collected.notes,
+        )
+        if not result.read:
+            raise _nothing(request, result)
+        return result
+
+    def _collect(self, request: SourceRequest, budget_tokens: int, bounds: Bounds) -> Collected:
+        return collect(
+            self._roots,
+            bounds,
+            self._estimate,
+            entries={f"files[{place}]": each for place, each in enumerate(request.entries) if not is_uuid(each)},
+            diff=request.diff,
+            directory=request.directory,
+            budget_tokens=budget_tokens,
+        )
+
+    async def _in_thread(self, owner: Owner, work: Callable[[Bounds], Collected]) -> Collected:
+        """Run blocking work in a thread, which ends soon after its caller has left."""
+        async with self._places.hold(owner, what="a thread that reads files"):
+            bounds = Bounds(self._clock, self._clock() + TIME_S)
+            running = asyncio.get_running_loop().run_in_executor(self._threads, work, bounds)
+            try:
+                return await bounded(running, TIME_S + GRACE_S, "the file system")
+            except TimeoutError as error:
+                raise DeadlineExceeded("the file system", TIME_S + GRACE_S) from error
+            finally:
+                bounds.stop()
+
+
+def _check(request: SourceRequest) -> None:
+    check_list("files", request.entries, MAX_LIST, "Give a directory or a glob instead")
+    for place, entry in enumerate(request.entries):
+        check_name(f"files[{place}]", entry, MAX_PATH_CHARS)
+        if not entry.strip():
+            raise InvalidArgument(f"files[{place}]", "is blank", "Give a path, directory, glob or file_id")
+    if request.diff is not None:
+        check_name("diff", request.diff, MAX_DIFF_CHARS)
+    check_number("budget_tokens", request.budget_tokens)
+
+
+def _nothing(request: SourceRequest, result: SourcesRead) -> InvalidArgument:
+    named: Sequence[str] = (*request.entries, *(() if request.diff is None else (f"diff {request.diff}",)))
+    why = "; ".join((*result.left_out, *result.notes)) or "they are empty"
+    field = "files" if request.entries else "diff"
+    return InvalidArgument(field, f"nothing could be read of {shown(', '.join(named))}: {why}", "Name other files")

@@ -154,6 +154,7 @@ def banner(settings: Settings, started: Started) -> str:
             "  To ask models, set one of these and start again:",
             "    KIMI_API_KEY=...    Moonshot AI",
             "    GLM_API_KEY=...     Z.ai",
+            "    DEEPSEEK_API_KEY=..., OPENROUTER_API_KEY=..., DASHSCOPE_API_KEY=...    DeepSeek, OpenRouter, Qwen",
             "    EXAI_PROVIDERS__ENDPOINTS__OLLAMA__BASE_URL=http://localhost:11434/v1    any OpenAI-compatible server",
         ]
     token_option = ' --header "Authorization: Bearer YOUR-TOKEN"' if header else ""

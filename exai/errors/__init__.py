@@ -25,7 +25,8 @@
     |   |-- BreakerOpen          not called, because it failed repeatedly [exai.resilience]
     |   `-- ProviderError
     |       |-- ProviderRefused  4xx: the request is wrong for this model, or its content was refused
-    |       |   `-- ProviderTooLong  the prompt does not fit into the model's window
+    |       |   |-- ProviderTooLong  the prompt does not fit into the model's window
+    |       |   `-- ProviderUnknownModel  the provider does not serve the model
     |       |-- ProviderAuthFailed
     |       |-- ProviderLimited  429: rate, quota or balance
     |       |-- ProviderUnavailable  5xx, an open breaker
@@ -76,6 +77,7 @@ from exai.errors.providers import (
     ProviderRefused,
     ProviderTooLong,
     ProviderUnavailable,
+    ProviderUnknownModel,
     ProviderUnreachable,
 )
 from exai.errors.requests import (
@@ -111,6 +113,7 @@ __all__ = [
     "ProviderRefused",
     "ProviderTooLong",
     "ProviderUnavailable",
+    "ProviderUnknownModel",
     "ProviderUnreachable",
     "RequestError",
     "SchemaMismatch",

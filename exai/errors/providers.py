@@ -60,6 +60,12 @@ class ProviderTooLong(ProviderRefused):
         return super().details() | {name: value for name, value in facts.items() if value is not None}
 
 
+class ProviderUnknownModel(ProviderRefused):
+    """The provider does not serve the model, or not to this account."""
+
+    code = "provider_unknown_model"
+
+
 class ProviderAuthFailed(ProviderError):
     """The key was not accepted."""
 
@@ -68,7 +74,10 @@ class ProviderAuthFailed(ProviderError):
 
 
 class ProviderLimited(ProviderError):
-    """Too many requests, or no quota or balance left. `retry_after_s` is the provider's value, or None."""
+    """Too many requests, or no quota or balance left. `retry_after_s` is the provider's value, or None.
+
+    `overloaded`: of all its customers; otherwise the key has a limit of its own.
+    """
 
     code = "provider_limited"
 
@@ -80,10 +89,11 @@ class ProviderLimited(ProviderError):
         *,
         retry_after_s: float | None = None,
         exhausted: bool = False,
+        overloaded: bool = False,
         **reply: Unpack[ReplyFacts],
     ) -> None:
         super().__init__(provider, problem, cure, **reply)
-        self.retry_after_s, self.exhausted = retry_after_s, exhausted
+        self.retry_after_s, self.exhausted, self.overloaded = retry_after_s, exhausted, overloaded
 
     def details(self) -> dict[str, Any]:
         facts = super().details()

@@ -21,10 +21,11 @@ from exai.resilience import Attempt, BreakerState, Clock, Random
 
 LimitField = Literal["max_tokens", "max_completion_tokens"]
 
-FailureKind = Literal["refused", "auth", "limited", "exhausted", "unavailable"]
-"""Meaning of an error: invalid request, invalid key, rate limit, no quota or balance, provider failure."""
+FailureKind = Literal["refused", "unknown_model", "auth", "limited", "exhausted", "overloaded", "unavailable"]
+"""Meaning of an error: invalid request, no such model, invalid key, rate limit of the key, no quota or balance, too
+much load of all callers, provider failure."""
 
-_TOKENS_PER_PRICE = 1_000_000
+TOKENS_PER_PRICE = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Price:
         """Return the price of `usage`; cached input has its own."""
         cached = min(usage.cached_tokens, usage.input_tokens)
         total = (usage.input_tokens - cached) * self.input + cached * self.cached + usage.output_tokens * self.output
-        return total / _TOKENS_PER_PRICE
+        return total / TOKENS_PER_PRICE
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ class ModelInfo:
     price: Price | None
     retires: date | None
     successor: str | None
+    served: bool | None = None
+    """Whether the provider lists it; None if there is no list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,9 @@ class Family:
 
     `key_setting` names the variables that hold the key. `needs_user_message`: a list without one is rejected.
     `open_temperature_range`: the ends of the range are rejected. `takes_any_order`: messages of one role may follow
-    each other, and the first may be the model's.
+    each other, and the first may be the model's. `takes_any_name`: models that the catalogue does not name may be
+    asked before the provider's list is read. `is_optional`: without a key it is not reported. `thinking` asks models
+    that the catalogue does not describe; `with_options` is sent with thinking or temperature.
     """
 
     name: str
@@ -121,6 +126,10 @@ class Family:
     needs_user_message: bool = False
     open_temperature_range: bool = False
     takes_any_order: bool = False
+    takes_any_name: bool = False
+    is_optional: bool = False
+    thinking: Mapping[Thinking, Mapping[str, Any]] = field(default_factory=dict)
+    with_options: Mapping[str, Any] = field(default_factory=dict)
     verdicts: Mapping[str, FailureKind] = field(default_factory=dict)
     statuses: Mapping[int, FailureKind] = field(default_factory=dict)
     request_id_headers: tuple[str, ...] = ("x-request-id", "x-trace-id")

@@ -123,8 +123,10 @@ def load_catalogue(models_file: Path | None, families: Mapping[str, Family]) -> 
     return _catalogue(read, origin, families)
 
 
-def bare_model(family: Family, name: str, context_window: int | None, *, known: bool) -> Model:
-    """Return a model that no file describes; only its name, and perhaps its window, is known."""
+def bare_model(
+    family: Family, name: str, context_window: int | None, *, known: bool, price: Price | None = None
+) -> Model:
+    """Return a model that no file describes; only its name is known, and perhaps what its server states."""
     window = context_window or UNKNOWN_WINDOW
     return Model(
         name=f"{family.name}/{name}",
@@ -132,9 +134,11 @@ def bare_model(family: Family, name: str, context_window: int | None, *, known: 
         wire_name=name,
         context_window=window,
         max_output_tokens=window,
+        thinking=family.thinking,
         temperature=(0.0, 2.0),
         limit_field=family.limit_field,
         stream_usage=family.stream_usage,
+        price=price,
         known=known,
     )
 

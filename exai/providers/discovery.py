@@ -11,21 +11,25 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
 import httpx
 import orjson
 import structlog
 
-from exai.providers.base import Clocks, Family
+from exai.providers.base import TOKENS_PER_PRICE, Clocks, Family, Price
 from exai.providers.completion.http_client import headers_for
 from exai.providers.reply.reading import decode, tokens
 
 LIST_LIMIT_S: Final = 5.0
-MAX_LIST_BYTES: Final = 1_048_576
-MAX_MODELS: Final = 500
+MAX_LIST_BYTES: Final = 8 * 1_048_576
+MAX_MODELS: Final = 2_000
 MAX_NAME_CHARS: Final = 200
 FRESH_S: Final = 300.0
+DAY_S: Final = 86_400.0
+"""Age at which the list of a provider that EXAI describes is read again."""
+
 RETRY_S: Final = 30.0
 MAX_SHOWN_MODELS: Final = 8
 """Maximum number of models that are queried individually from Ollama."""
@@ -54,7 +58,8 @@ _NUM_CTX: Final = re.compile(r"^\s*num_ctx\s+(\d{1,9})", re.MULTILINE)
 class Discovery:
     """The models of one endpoint; `windows` maps each to its context window in tokens, None if unknown.
 
-    `wanted` are the configured models; if it is empty, the endpoint's own list is queried.
+    `wanted` are the configured models; if it is empty, the endpoint's own list is queried. `listed` are the names of
+    the last list, None without one. With `is_described` only the list is queried, once a day.
     """
 
     family: Family
@@ -63,23 +68,27 @@ class Discovery:
     client: httpx.AsyncClient
     clocks: Clocks
     windows: dict[str, int | None] = field(default_factory=dict)
+    prices: dict[str, Price] = field(default_factory=dict)
+    listed: frozenset[str] | None = None
+    is_described: bool = False
     problem: str | None = None
     wanted: tuple[str, ...] = ()
     limit_s: float = LIST_LIMIT_S
     has_answered: bool = False
     _is_unsure: bool = False
     _due: float = 0.0
+    _asked: float = 0.0
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
-        self._due = self.clocks.monotonic()
+        self._due = self._asked = self.clocks.monotonic()
 
     async def refresh(self) -> None:
         """Query the endpoint unless the last result is recent. Concurrent callers share one query; errors are kept."""
         async with self._lock:
             if not self.is_due:
                 return
-            self._is_unsure = False
+            self._is_unsure, self._asked = False, self.clocks.monotonic()
             try:
                 async with asyncio.timeout(self.limit_s):
                     await self._ask()
@@ -90,7 +99,17 @@ class Discovery:
                 log.warning("provider_list_unreadable", url=self.base_url, exc_info=True)
                 self.problem = f"the answer cannot be read ({type(error).__name__})"
             self.has_answered = True
-            self._due = self.clocks.monotonic() + (RETRY_S if self.problem or self._is_unsure else FRESH_S)
+            fresh_s = DAY_S if self.is_described else FRESH_S
+            self._due = self.clocks.monotonic() + (RETRY_S if self.problem or self._is_unsure else fresh_s)
+
+    def expire(self) -> None:
+        """Let the next refresh query the endpoint, unless the last query is very recent."""
+        self._due = min(self._due, self._asked + RETRY_S)
+
+    @property
+    def no_list(self) -> tuple[str, ...]:
+        """Problems that are no defect: not every provider that EXAI describes lists its models to every key."""
+        return ("HTTP 404", "HTTP 405") if self.is_described else ()
 
     @property
     def is_due(self) -> bool:
@@ -99,10 +118,15 @@ class Discovery:
 
     async def _ask(self) -> None:
         try:
-            self.windows, self.problem = _windows(await self._get(f"{self.base_url}/models")), None
+            entries = _entries(await self._get(f"{self.base_url}/models"))
+            self.windows = {name: _window(entry) for name, entry in entries.items()}
+            self.prices = {name: price for name, entry in entries.items() if (price := _price(entry)) is not None}
+            # A list without models is of no use, and some gateways answer with one.
+            self.listed, self.problem = frozenset(entries) or None, None
         except _NoList as error:
             self.problem = str(error)
-        await self._ask_for_windows()
+        if not self.is_described:
+            await self._ask_for_windows()
 
     async def _ask_for_windows(self) -> None:
         """Query server-specific APIs, each one only while a window is unknown."""
@@ -188,7 +212,15 @@ class _NoList(Exception):
     """The endpoint's list of models is in an unknown form."""
 
 
-def _windows(body: bytes) -> dict[str, int | None]:
+def read_list(body: bytes) -> frozenset[str] | None:
+    """Return the names in a list of models; None for a body that is none, or lists nothing."""
+    try:
+        return frozenset(_entries(body)) or None
+    except _NoList:
+        return None
+
+
+def _entries(body: bytes) -> dict[str, Mapping[str, Any]]:
     try:
         document = decode(body)
     except ValueError:
@@ -197,7 +229,30 @@ def _windows(body: bytes) -> dict[str, int | None]:
     if not isinstance(entries, list):
         raise _NoList("no list of models")
     named = [entry for entry in entries if isinstance(entry, dict) and _is_name(entry.get("id"))]
-    return {entry["id"]: _window(entry) for entry in named[:MAX_MODELS]}
+    return {entry["id"]: entry for entry in named[:MAX_MODELS]}
+
+
+def _price(entry: Mapping[str, Any]) -> Price | None:
+    """Return the price that OpenRouter states with a model, in dollars per token."""
+    pricing = entry.get("pricing")
+    if not isinstance(pricing, Mapping):
+        return None
+    given, output = _dollars(pricing.get("prompt")), _dollars(pricing.get("completion"))
+    if given is None or output is None:
+        return None
+    cached = _dollars(pricing.get("input_cache_read"))
+    return Price(given, output, given if cached is None else cached)
+
+
+def _dollars(value: object) -> Decimal | None:
+    """Return dollars per million tokens; None for no amount, and for -1, which stands for a price that varies."""
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        return None
+    try:
+        amount = Decimal(str(value)[:MAX_NAME_CHARS])
+    except InvalidOperation:
+        return None
+    return amount * TOKENS_PER_PRICE if amount.is_finite() and 0 <= amount <= 1 else None
 
 
 def _is_name(value: object) -> bool:

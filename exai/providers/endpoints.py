@@ -1,4 +1,4 @@
-"""The providers of this installation: Kimi, GLM and the named endpoints, each with its address and key."""
+"""The providers of this installation: those EXAI describes and the named endpoints, each with its address and key."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from typing import Final
 from pydantic import SecretStr
 
 from exai.providers.base import Family
+from exai.providers.deepseek import DEEPSEEK
 from exai.providers.glm import GLM
 from exai.providers.kimi import KIMI
+from exai.providers.openrouter import OPENROUTER
+from exai.providers.qwen import QWEN
 from exai.settings.load import EndpointSettings, ProvidersSettings
 
-NAMED: Final[Mapping[str, Family]] = {KIMI.name: KIMI, GLM.name: GLM}
+NAMED: Final[Mapping[str, Family]] = {each.name: each for each in (KIMI, GLM, DEEPSEEK, OPENROUTER, QWEN)}
 
 _METHOD: Final = "/chat/completions"
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One provider as configured here; `base_url` has no slash at its end. `endpoint` is None for Kimi and GLM."""
+    """One provider as configured here; `base_url` has no slash at its end. `endpoint` is None for those of `NAMED`."""
 
     family: Family
     base_url: str
@@ -28,11 +31,17 @@ class Site:
     configured: bool
     endpoint: EndpointSettings | None = None
 
+    @property
+    def is_reported(self) -> bool:
+        """Return whether its state is worth a line: an optional provider without a key is not in use."""
+        return self.configured or not self.family.is_optional
+
 
 def read_sites(settings: ProvidersSettings) -> dict[str, Site]:
-    """Return every provider by name, Kimi and GLM first, configured or not."""
+    """Return every provider by name, those EXAI describes first, configured or not."""
     sites: dict[str, Site] = {}
-    for family, section in ((KIMI, settings.kimi), (GLM, settings.glm)):
+    sections = (settings.kimi, settings.glm, settings.deepseek, settings.openrouter, settings.qwen)
+    for family, section in zip(NAMED.values(), sections, strict=True):
         key = _text(section.api_key)
         sites[family.name] = Site(family, _base(section.base_url or family.base_url), key, configured=bool(key))
     for name, endpoint in settings.endpoints.items():

@@ -14,10 +14,13 @@ from exai.providers.base import FailureKind, Family
 _CODES: Final[dict[FailureKind, Iterable[int]]] = {
     # 1110 to 1112, 1120 and 1121: the account is inactive, unknown, locked or banned; no retry cures that.
     "auth": (*range(1000, 1005), 1100, 1110, 1111, 1112, 1120, 1121, 1220),
-    "refused": (1200, *range(1210, 1216), 1221, 1222, 1231, 1261, 1300, 1301, 1311),
+    "refused": (1200, 1210, 1212, 1213, 1214, 1215, 1221, 1222, 1231, 1261, 1300, 1301, 1311),
+    "unknown_model": (1211,),
     # 1113 arrears, 1304 the day's quota, 1308 and 1310 the plan's quota, 1309 its end, 1313 its terms.
     "exhausted": (1113, 1304, 1308, 1309, 1310, 1313),
-    "limited": (1302, 1303, 1305, 1312),
+    "limited": (1302, 1303),
+    # The model is busy with the requests of all customers.
+    "overloaded": (1305, 1312),
     "unavailable": (500, 1230, 1234),
 }
 

@@ -1,7 +1,7 @@
 """The configured providers behind one object, which the rest of EXAI uses for models and completions.
 
-A request that names no model gets EXAI_PROVIDERS__DEFAULT_MODEL, else the catalogue's default for Kimi, then for GLM,
-then the first model of the first endpoint. Nothing falls back in silence: a provider that fails is an error.
+A request that names no model gets EXAI_PROVIDERS__DEFAULT_MODEL, else the catalogue's default for the first configured
+provider, then the first model of the first endpoint. Nothing falls back in silence: a provider that fails is an error.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Final
 import httpx
 
 from exai.background import Background, open_background
-from exai.errors import ConfigError, InvalidArgument, NotConfigured
+from exai.errors import ConfigError, InvalidArgument, NotConfigured, ProviderUnknownModel
 from exai.models import Completion, CompletionRequest, OnDelta, Recorder, Thinking, Usage
 from exai.providers.base import Clocks, Model, ModelInfo, ProviderStatus
 from exai.providers.catalogue import load_catalogue
@@ -32,6 +32,9 @@ from exai.settings.addresses import is_loopback
 from exai.settings.load import LimitSettings, ProvidersSettings
 
 RETIRES_SOON: Final = timedelta(days=60)
+LISTS_PAUSE_S: Final = 86_400.0
+"""How often the providers' lists of models are read in the background."""
+
 FITS_EVERY_WINDOW_TOKENS: Final = 1_024
 """Size of a prompt that is sent without knowing the window: half of 2,048 tokens, the smallest default of a server."""
 
@@ -48,11 +51,12 @@ class Providers:
         clocks: Clocks,
         *,
         background: Background,
+        named: tuple[str, ...] = (),
     ) -> None:
         self._sites, self._names, self._chats = sites, names, chats
         self._discoveries, self._clocks = discoveries, clocks
         self.sizing = Sizing()
-        self._background = background
+        self._background, self._named = background, named
         self._refreshing: asyncio.Task[None] | None = None
 
     def resolve(self, model: str | None) -> Model:
@@ -76,7 +80,14 @@ class Providers:
 
     async def complete(self, model: Model, request: CompletionRequest, on_delta: OnDelta | None) -> Completion:
         """Call `model`, a result of `resolve`. Guarantees and errors are those of `ChatApi.complete`."""
-        return await self._chats[model.provider].complete(model, request, on_delta)
+        try:
+            return await self._chats[model.provider].complete(model, request, on_delta)
+        except ProviderUnknownModel as error:
+            self._refresh(model.provider)
+            nearest = self._names.nearest(model)
+            if nearest:
+                error.cure = f"Use {' or '.join(nearest)}"
+            raise
 
     async def find(self, model: str | None) -> Model:
         """Return what `resolve` returns; a name that is not known yet waits for the first query of the endpoints."""
@@ -98,6 +109,9 @@ class Providers:
         if discovery is None:
             return model
         if not discovery.has_answered:
+            # The catalogue's data of a model suffices, so the list of its provider is not waited for.
+            if discovery.is_described and not self._names.is_bare(model):
+                return model
             if prompt_tokens is None or prompt_tokens > FITS_EVERY_WINDOW_TOKENS:
                 await discovery.refresh()
         elif discovery.is_due and (self._refreshing is None or self._refreshing.done()):
@@ -123,11 +137,26 @@ class Providers:
         return tuple(
             self._status(site, [model for model in models if model.provider == name])
             for name, site in self._sites.items()
+            if site.is_reported
         )
 
     async def discover(self) -> None:
         """Query endpoints periodically for models and windows that are not configured; errors are not raised."""
         await asyncio.gather(*(discovery.refresh() for discovery in self._discoveries.values()))
+
+    async def keep_lists(self) -> None:
+        """Read the lists of models now and every day, until cancelled."""
+        while True:
+            await self.discover()
+            await asyncio.sleep(LISTS_PAUSE_S)
+
+    def _refresh(self, provider: str) -> None:
+        """Read a provider's list again in the background: it did not serve a model."""
+        discovery = self._discoveries.get(provider)
+        if discovery is not None:
+            discovery.expire()
+            if self._refreshing is None or self._refreshing.done():
+                self._refreshing = self._background.start("provider-refresh", self.discover())
 
     def _info(self, model: Model, default: str | None) -> ModelInfo:
         return ModelInfo(
@@ -143,6 +172,7 @@ class Providers:
             price=model.price,
             retires=model.retires,
             successor=model.successor,
+            served=self._names.is_served(model),
         )
 
     def _status(self, site: Site, models: list[Model]) -> ProviderStatus:
@@ -162,15 +192,17 @@ class Providers:
     def _notes(self, site: Site, models: list[Model]) -> list[str]:
         soon = self._clocks.now().date() + RETIRES_SOON
         notes = [
-            f"{model.name} retires after {model.retires}" + (f"; use {model.successor}" if model.successor else "")
+            f"{model.name} {'was to retire' if self._names.is_past(model) else 'retires'} after {model.retires}"
+            + (f"; use {model.successor}" if model.successor else "")
             for model in models
-            if model.retires is not None and model.retires <= soon
+            if model.retires is not None and model.retires <= soon and self._names.is_served(model) is not False
         ]
+        notes += self._names.warnings(site.family.name, self._named)
         chat = self._chats.get(site.family.name)
         if chat is not None and chat.gates.state == "closed":
             notes += [f"{name} is left alone for now, because it failed repeatedly" for name in chat.gates.failing()]
         discovery = self._discoveries.get(site.family.name)
-        if discovery is not None and not discovery.wanted and discovery.problem is not None:
+        if discovery is not None and not discovery.wanted and discovery.problem not in (None, *discovery.no_list):
             notes.append(f"its list of models could not be read: {discovery.problem}")
         url = httpx.URL(site.base_url)
         if site.key and url.scheme == "http" and not is_loopback(url.host):
@@ -216,22 +248,24 @@ async def open_providers(
                 place_limit_s=settings.connect_timeout_s,
             )
             endpoint = site.endpoint
-            if endpoint is not None and (not endpoint.models or endpoint.context_window is None):
+            if endpoint is None or not endpoint.models or endpoint.context_window is None:
                 discoveries[name] = Discovery(
                     site.family,
                     site.base_url,
                     site.key,
                     client,
                     clocks,
-                    wanted=endpoint.models,
+                    wanted=endpoint.models if endpoint is not None else (),
+                    is_described=endpoint is None,
                     limit_s=settings.connect_timeout_s,
                 )
         names = ModelNames(sites, catalogue, discoveries, default_model=settings.default_model, clocks=clocks)
         is_open_ended = any(site.endpoint is not None and not site.endpoint.models for site in sites.values())
         _check_default(settings, names, open_ended=is_open_ended)
         background = await stack.enter_async_context(open_background())
-        providers = Providers(sites, names, chats, discoveries, clocks, background=background)
-        background.start("provider-discovery", providers.discover())
+        named = names.named_in(settings)
+        providers = Providers(sites, names, chats, discoveries, clocks, background=background, named=named)
+        background.start("provider-lists", providers.keep_lists())
         yield providers
 
 

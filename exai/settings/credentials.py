@@ -16,7 +16,7 @@ from urllib.parse import unquote
 
 from exai.errors import ConfigError
 from exai.settings.addresses import is_loopback
-from exai.settings.environment import ENV_FILE_VARIABLE, Reading, Value
+from exai.settings.environment import DESCRIBED, ENV_FILE_VARIABLE, Reading, Value
 
 CURE = f"If you trust the file, name it with --env-file or {ENV_FILE_VARIABLE}; otherwise remove the setting from it"
 
@@ -42,8 +42,8 @@ DAEMON_ADDRESS = ("EXAI_SERVER__HOST", "EXAI_SERVER__PORT")
 
 def check_credentials(reading: Reading) -> Iterator[ConfigError]:
     """Yield an error for every setting that must not be used because of its origin."""
-    for provider in ("KIMI", "GLM"):
-        name = f"EXAI_PROVIDERS__{provider}"
+    for provider in DESCRIBED:
+        name = f"EXAI_PROVIDERS__{provider.upper()}"
         yield from refusals(reading, (f"{name}__BASE_URL",), f"{name}__API_KEY")
     for name in reading.values:
         if name.startswith(f"{ENDPOINTS}__") and name.endswith("__API_KEY"):

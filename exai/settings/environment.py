@@ -27,6 +27,9 @@ MAX_ENV_FILE_BYTES = 1_048_576
 Search: TypeAlias = Literal["working directory", "checkout"]
 """Where to look for a `.env` if none is named: `checkout` is the directory of EXAI's own source, if it has one."""
 
+DESCRIBED: Final = ("kimi", "glm", "deepseek", "openrouter", "qwen")
+"""Providers that need only a key; an endpoint has another name."""
+
 OLDER_NAMES: Mapping[str, tuple[str, ...]] = {
     "EXAI_DATABASE__URL": ("SUPABASE_DB_URL", "DATABASE_URL"),
     "EXAI_CACHE__URL": ("REDIS_URL",),
@@ -35,6 +38,9 @@ OLDER_NAMES: Mapping[str, tuple[str, ...]] = {
     "EXAI_SERVER__PORT": ("EXAI_WS_PORT",),
     "EXAI_PROVIDERS__KIMI__API_KEY": ("KIMI_API_KEY", "MOONSHOT_API_KEY"),
     "EXAI_PROVIDERS__GLM__API_KEY": ("GLM_API_KEY", "ZAI_API_KEY", "ZHIPUAI_API_KEY"),
+    "EXAI_PROVIDERS__DEEPSEEK__API_KEY": ("DEEPSEEK_API_KEY",),
+    "EXAI_PROVIDERS__OPENROUTER__API_KEY": ("OPENROUTER_API_KEY",),
+    "EXAI_PROVIDERS__QWEN__API_KEY": ("DASHSCOPE_API_KEY",),
     "EXAI_LOG__LEVEL": ("LOG_LEVEL",),
     "EXAI_TOOL_TIMEOUT_S": ("WORKFLOW_TOOL_TIMEOUT_SECS",),
 }

@@ -24,6 +24,7 @@ from exai.settings.addresses import (
     check_redis,
     check_websocket,
 )
+from exai.settings.environment import DESCRIBED
 
 TOKEN_MIN_CHARS = 16
 JWT_SECRET_MIN_CHARS = 32
@@ -64,8 +65,11 @@ def _check_owner(name: str) -> str:
 
 
 def _check_endpoint_name(name: str) -> str:
-    if not ENDPOINT_NAME.fullmatch(name.lower()) or name.lower() in ("kimi", "glm"):
-        raise UnusableAddress("cannot be an endpoint's name", "Use letters, digits, -, _ and .; kimi and glm are taken")
+    if name.lower() in DESCRIBED:
+        cure = f"Choose another name, or set EXAI_PROVIDERS__{name.upper()}__API_KEY and __BASE_URL"
+        raise UnusableAddress("is the name of a provider that EXAI describes", cure)
+    if not ENDPOINT_NAME.fullmatch(name.lower()):
+        raise UnusableAddress("cannot be an endpoint's name", "Use letters, digits, -, _ and .")
     return name.lower()
 
 
@@ -174,7 +178,7 @@ class ServerSettings(Section):
 
 
 class ProviderSettings(Section):
-    """Kimi or GLM; without a key the provider is disabled."""
+    """A provider that EXAI describes; without a key it is disabled."""
 
     api_key: ApiKey | None = None
     base_url: BaseUrl | None = None
@@ -194,10 +198,14 @@ class ProvidersSettings(Section):
 
     kimi: ProviderSettings = ProviderSettings()
     glm: ProviderSettings = ProviderSettings()
+    deepseek: ProviderSettings = ProviderSettings()
+    openrouter: ProviderSettings = ProviderSettings()
+    qwen: ProviderSettings = ProviderSettings()
     endpoints: dict[Annotated[str, AfterValidator(_check_endpoint_name)], EndpointSettings] = Field(
         default={}, examples=['{"name": {"base_url": "http://host/v1"}}']
     )
     default_model: str | None = None
+    fallback: tuple[str, ...] = Field(default=(), max_length=8)
     models_file: Directory | None = None
     connect_timeout_s: float = Field(default=5.0, gt=0)
     first_token_timeout_s: float = Field(default=60.0, gt=0)

@@ -21,7 +21,6 @@ from exai.tools.prompts import prompt_feature
 from exai.tools.resources import resource_feature
 from exai.tools.status import status_tools
 from exai.tools.tasks import TurnTasks
-from exai.tools.usage import usage_tool
 
 INSTRUCTIONS = (
     "EXAI asks models and stores every conversation. Pass the continuation_id of an answer to continue its "
@@ -46,7 +45,6 @@ def build_tools(app: App) -> ToolRegistry:
             import_tool(app.transfer),
             *file_tools(app.files),
             *status_tools(app.providers, lambda: health_report(app)),
-            usage_tool(app.ledger),
         )
     )
 

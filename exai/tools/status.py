@@ -29,6 +29,7 @@ LINE = (
     "thinking",
     "retires",
     "successor",
+    "served",
 )
 COMPONENT = ("component", "state", "latency_ms", "detail")
 """Fields of a component of EXAI in the text."""
@@ -71,6 +72,7 @@ class ModelOutput:
     usd_per_million_tokens: PriceOutput | None
     retires: str | None
     successor: str | None
+    served: bool | None = Field(description="Whether its provider lists it; null without a list.")
 
 
 class ListModelsOutput(ToolOutput):
@@ -83,7 +85,7 @@ class ListModelsOutput(ToolOutput):
 
     def as_text(self) -> str:
         """Return the default, and one line for each model."""
-        return f"default: {self.default}\n{items(map(vars, self.models), LINE)}"
+        return "\n".join([f"default: {self.default}", items(map(vars, self.models), LINE), *self.notes])
 
 
 class StatusOutput(ToolOutput):
@@ -135,7 +137,7 @@ def _listmodels_tool(providers: Providers) -> ToolSpec:
             models=shown,
             default=next((info.name for info in infos if info.default), None),
             next_after=shown[-1].name if len(shown) < len(rest) else None,
-            notes=[] if any(info.configured for info in infos) else [f"No model is configured. {SET_A_KEY}"],
+            notes=_notes(providers, infos),
         )
 
     return ToolSpec(
@@ -179,6 +181,14 @@ def _version_tool() -> ToolSpec:
     )
 
 
+def _notes(providers: Providers, infos: Sequence[ModelInfo]) -> list[str]:
+    """Return what the providers' own lists say about the models, and what to set if none is configured."""
+    if not any(info.configured for info in infos):
+        return [f"No model is configured. {SET_A_KEY}"]
+    shown = {info.provider for info in infos}
+    return [note for status in providers.status() if status.name in shown for note in status.notes]
+
+
 def _begin(infos: Sequence[ModelInfo], after: str | None) -> int:
     if after is None:
         return 0
@@ -203,4 +213,5 @@ def _model(info: ModelInfo) -> ModelOutput:
         usd_per_million_tokens=usd,
         retires=info.retires.isoformat() if info.retires else None,
         successor=info.successor,
+        served=info.served,
     )

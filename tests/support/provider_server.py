@@ -244,7 +244,7 @@ class ProviderServer:
         self.port = 0
         self.connections = 0
         self._script: deque[Reply] = deque()
-        self._arrived = asyncio.Condition()
+        self.changed = asyncio.Condition()
         self._handlers: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
@@ -269,8 +269,8 @@ class ProviderServer:
 
     async def arrived(self, count: int) -> Received:
         """Wait until `count` chat requests have come; return the last of them."""
-        async with self._arrived:
-            await self._arrived.wait_for(lambda: len(self.chats) >= count)
+        async with self.changed:
+            await self.changed.wait_for(lambda: len(self.chats) >= count)
         return self.chats[count - 1]
 
     async def start(self, port: int = 0) -> None:
@@ -314,8 +314,8 @@ class ProviderServer:
         else:
             self.received.append(request)
             reply = self._reply(request)
-            async with self._arrived:
-                self._arrived.notify_all()
+            async with self.changed:
+                self.changed.notify_all()
         listening = asyncio.create_task(reader.read(1))
         speaking = asyncio.create_task(self._speak(reply, writer))
         try:

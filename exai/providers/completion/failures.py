@@ -20,6 +20,7 @@ from exai.errors import (
     ProviderLimited,
     ProviderRefused,
     ProviderUnavailable,
+    ProviderUnknownModel,
 )
 from exai.models import Prompt
 from exai.providers.base import FailureKind, Family
@@ -63,9 +64,18 @@ MIN_SECRET_CHARS: Final = 12
 """A shorter key is a placeholder such as "ollama", which stands in ordinary words."""
 _TITLE: Final = re.compile(r"<title[^>]*>([^<]{1,300})", re.IGNORECASE)
 
+_NO_SUCH_MODEL: Final = re.compile(
+    r"\bmodels?\b.{0,200}(?:not\s+(?:be\s+)?(?:found|exist)|does\s*n[o'].?t\s+exist|unknown|no\s+longer\s+(?:available|served))"
+    r"|(?:unknown|not\s+found\s+the|no\s+such|not\s+a\s+valid|nonexistent)\s+model\b|no\s+endpoints\s+found\s+for",
+    re.IGNORECASE | re.DOTALL,
+)
+_MODEL_STATUSES: Final = frozenset({400, 404, 410, 422})
+_MODEL_CHARS: Final = 500
+"""Part of a message that is examined for the name of a model."""
+
 _GENERIC: Final[Mapping[str, FailureKind]] = {
     "invalid_request_error": "refused",
-    "model_not_found": "refused",
+    "model_not_found": "unknown_model",
     "context_length_exceeded": "refused",
     "content_filter": "refused",
     "authentication_error": "auth",
@@ -200,14 +210,23 @@ def verdict_of(family: Family, failure: Failure) -> FailureKind | None:
             return verdict
     if status is None or status < 400:
         return None
-    if status >= 500:
-        return "unavailable"
-    return family.statuses.get(status) or _STATUSES.get(status, "refused")
+    if status in family.statuses:
+        return family.statuses[status]
+    return "unavailable" if status >= 500 else _STATUSES.get(status, "refused")
+
+
+def _is_unknown_model(verdict: FailureKind | None, failure: Failure) -> bool:
+    """Whether a refusal is for the model's name, which most servers state only in words."""
+    if verdict != "refused" or failure.status not in _MODEL_STATUSES:
+        return verdict == "unknown_model"
+    return bool(_NO_SUCH_MODEL.search(failure.message[:_MODEL_CHARS]))
 
 
 def error_of(family: Family, failure: Failure, excerpt: str) -> ProviderError:
     """The error to raise for `failure`; `excerpt` is what may be shown of the provider's words."""
     verdict = verdict_of(family, failure)
+    if _is_unknown_model(verdict, failure):
+        verdict = "unknown_model"
     said = f": {excerpt}" if excerpt else ""
     names = [f"HTTP {failure.status}"] if failure.status is not None else []
     names += [name for name in (failure.kind, failure.code) if name]
@@ -224,13 +243,18 @@ def error_of(family: Family, failure: Failure, excerpt: str) -> ProviderError:
             return ProviderRefused(
                 family.name, problem, "Change the request or choose another model", status=status, request_id=request_id
             )
+        case "unknown_model":
+            problem = f"does not serve this model{facts}{said}"
+            return ProviderUnknownModel(
+                family.name, problem, "Choose another model", status=status, request_id=request_id
+            )
         case "auth":
             problem = f"did not accept the key or the account{facts}{said}"
             return ProviderAuthFailed(
                 family.name, problem, f"Check {family.key_setting}", status=status, request_id=request_id
             )
-        case "limited" | "exhausted":
-            return _limited(family, failure, facts + said, exhausted=verdict == "exhausted")
+        case "limited" | "exhausted" | "overloaded":
+            return _limited(family, failure, facts + said, verdict)
         case "unavailable":
             problem = f"is not able to answer now{facts}{said}"
             return ProviderUnavailable(
@@ -244,12 +268,12 @@ def error_of(family: Family, failure: Failure, excerpt: str) -> ProviderError:
             assert_never(verdict)
 
 
-def _limited(family: Family, failure: Failure, facts: str, *, exhausted: bool) -> ProviderLimited:
+def _limited(family: Family, failure: Failure, facts: str, verdict: FailureKind) -> ProviderLimited:
     wait_s = failure.retry_after_s
-    if exhausted:
+    if verdict == "exhausted":
         problem, cure = "has no quota or balance left", "Top the account up, or use a model of another provider"
     else:
-        problem = "asks for fewer requests"
+        problem = "is overloaded" if verdict == "overloaded" else "asks for fewer requests"
         cure = "Try again shortly" if wait_s is None else f"Try again in {wait_s:.0f} s"
     return ProviderLimited(
         family.name,
@@ -258,7 +282,8 @@ def _limited(family: Family, failure: Failure, facts: str, *, exhausted: bool) -
         status=failure.status,
         request_id=failure.request_id,
         retry_after_s=wait_s,
-        exhausted=exhausted,
+        exhausted=verdict == "exhausted",
+        overloaded=verdict == "overloaded",
     )
 
 

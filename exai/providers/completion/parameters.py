@@ -20,7 +20,7 @@ MAX_LESSONS: Final = 5
 """Maximum number of changes to one request for its endpoint."""
 
 STREAM_OPTIONS: Final = "stream_options"
-_REQUIRED: Final = frozenset({"model", "messages", "stream"})
+_REQUIRED: Final = frozenset({"model", "messages", "stream", "provider"})
 _LIMIT_FIELDS: Final[Mapping[str, LimitField]] = {
     "max_tokens": "max_completion_tokens",
     "max_completion_tokens": "max_tokens",

@@ -90,6 +90,8 @@ def build_body(
         body["temperature"] = _temperature(family, model.temperature, request.temperature)
     if request.thinking is not None:
         body.update(model.thinking[request.thinking])
+    if family.with_options and (request.thinking is not None or "temperature" in body):
+        body.update(family.with_options)
     if not body["messages"]:
         raise InvalidArgument("messages", "is empty", "Send at least one user message")
     return {name: value for name, value in body.items() if name not in accepted.dropped}

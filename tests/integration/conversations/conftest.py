@@ -85,12 +85,21 @@ async def open_rig(
                 kimi=ProviderSettings(api_key=None if endpoint else SecretStr("sk-test"), base_url=provider.base_url),
                 endpoints={"local": EndpointSettings(base_url=endpoint.base_url)} if endpoint else {},
                 connect_timeout_s=60.0 if endpoint else 5.0,
+                models_file=_small_model(data_dir),
             ),
             data_dir=data_dir,
         )
         app = await stack.enter_async_context(open_app(settings))
         await load_scripts(app)
         yield Rig(app, database, cache, provider)
+
+
+def _small_model(data_dir: Path) -> Path:
+    """Describe a model of Kimi's whose window is filled by little text."""
+    path = data_dir / "models.toml"
+    data_dir.mkdir(parents=True, exist_ok=True)
+    path.write_text('[models.small-8k]\nprovider = "kimi"\ncontext_window = 8192\nmax_output_tokens = 8192\n')
+    return path
 
 
 async def load_scripts(app: App) -> None:

@@ -19,7 +19,7 @@ from tests.integration.conversations.conftest import Rig, open_rig
 from tests.support.provider_server import ProviderServer, Reply, chunk, event, failure, kimi_answer, stream
 
 WINDOW = 8_192
-SMALL = "moonshot-v1-8k"
+SMALL = "small-8k"
 ODD_NAMES = '{"id": "a\\u0000", "model": "\\u0000\\ud800", "choices": [{"index": 0, "delta": {"content": "kept"}}]}'
 
 
@@ -137,7 +137,7 @@ async def test_failed_first_chat_names_its_conversation_and_is_marked_where_it_i
     stored = (await service.read(LOCAL_OWNER, name)).messages
     assert [(message.role, message.kind) for message in stored] == [("user", "message"), ("assistant", "failed")]
     assert "no such model" in stored[1].content
-    assert stored[1].metadata["error"] == "provider_refused"
+    assert stored[1].metadata["error"] == "provider_unknown_model"
     (listed,) = (await service.list(LOCAL_OWNER)).conversations
     assert listed.newest_kind == "failed"
     fork = await service.fork(LOCAL_OWNER, ContinuationId(name))

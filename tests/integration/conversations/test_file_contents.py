@@ -295,7 +295,7 @@ async def test_made_up_file_ids_cost_a_prompt_nothing_worth_mentioning(rig: Rig)
     ids = [f"00000000-0000-4000-8000-{n:012d}" for n in range(3_000)]
     new = AppendRequest(LOCAL_OWNER, [NewMessage("user", "Before", metadata={"file_ids": ids + ids[:100]})])
     name = (await rig.app.conversations.append(new)).continuation_id
-    result = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "And?", model="moonshot-v1-8k", continuation_id=name))
+    result = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "And?", model="small-8k", continuation_id=name))
     assert sum(map(len, asked(rig))) < 30_000
     assert len(result.notes) <= 21
 

@@ -94,7 +94,7 @@ async def test_storing_many_files_is_one_round_trip(rig: Rig) -> None:
 
 async def test_files_of_earlier_turns_give_way_before_turns_do(rig: Rig) -> None:
     """Files crowded out half of the turns in an ancestor of this service."""
-    model = "moonshot-v1-8k"
+    model = "small-8k"
     big = await put(rig, "x" * 15_000, "big.txt")
     first = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Read.", model=model, files=[big]))
     rig_id = first.continuation_id
@@ -112,7 +112,7 @@ async def test_question_whose_own_files_do_not_fit_is_refused_by_name(rig: Rig) 
     """Half a file would be worse than none."""
     big = await put(rig, "x" * 60_000)
     with pytest.raises(InvalidArgument) as caught:
-        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Read.", model="moonshot-v1-8k", files=[big]))
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Read.", model="small-8k", files=[big]))
     assert caught.value.field == "files"
     assert rig.provider.chats == []
 

@@ -62,7 +62,7 @@ async def test_number_of_messages_left_out_is_told(rig: Rig) -> None:
     asked = ChatRequest(
         LOCAL_OWNER,
         "Hi",
-        model="moonshot-v1-8k",
+        model="small-8k",
         continuation_id=begun.continuation_id,
         system="Be brief.",
         idempotency_key="key",

@@ -106,6 +106,7 @@ def opened(server: ProviderServer, recorder: MetricsRecorder, pauses: Pauses) ->
 @pytest.fixture
 async def ask(opened: OpenProviders) -> AsyncIterator[Asker]:
     async with opened() as providers:
+        await providers.discover()
         yield Asker(providers)
 
 
@@ -113,4 +114,5 @@ async def ask(opened: OpenProviders) -> AsyncIterator[Asker]:
 async def ask_impatiently(opened: OpenProviders) -> AsyncIterator[Asker]:
     """With limits that pass quickly, for tests in which one must."""
     async with opened(first_token_timeout_s=0.3, stream_idle_timeout_s=0.3) as providers:
+        await providers.discover()
         yield Asker(providers)

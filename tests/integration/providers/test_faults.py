@@ -20,6 +20,7 @@ from exai.errors import (
     ProviderRefused,
     ProviderTooLong,
     ProviderUnavailable,
+    ProviderUnknownModel,
 )
 from exai.models import CompletionRequest, Prompt
 from exai.monitoring.metrics import MetricsRecorder
@@ -332,7 +333,7 @@ async def test_failing_provider_does_not_touch_the_other(server: ProviderServer,
         (kimi_error(403, "exceeded_current_quota_error"), ProviderLimited, "balance"),
         (kimi_error(400, "invalid_request_error", "max tokens is too large"), ProviderRefused, "max tokens is too"),
         (kimi_error(400, "content_filter"), ProviderRefused, "content_filter"),
-        (failure(404, {"error": {"message": "no such model"}}), ProviderRefused, "no such model"),
+        (failure(404, {"error": {"message": "no such model"}}), ProviderUnknownModel, "no such model"),
         (failure(413, "<html><title>Too Large</title></html>"), ProviderTooLong, "Too Large"),
         (failure(307, headers={"location": "http://127.0.0.1:1/"}), ProviderBroken, "redirects elsewhere"),
         (failure(204, ""), ProviderBroken, "204"),
@@ -425,7 +426,8 @@ async def test_request_beyond_the_connections_of_a_provider_waits_for_one(
 ) -> None:
     """The provider never sees more connections than the limit, and the waiting request is answered afterwards."""
     server.default = lambda body: stream("gate", chunk({"content": "x"}, finish="stop"))
-    async with opened(connect_timeout_s=60.0) as providers:
+    async with opened(connect_timeout_s=60.0, glm={}) as providers:
+        await providers.discover()
         model = providers.resolve("kimi-k3")
         request = CompletionRequest(model.name, [Prompt("user", "hello")])
         calls = [asyncio.create_task(providers.complete(model, request, None)) for _ in range(MAX_CONNECTIONS + 1)]

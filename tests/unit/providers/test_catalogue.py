@@ -37,7 +37,8 @@ def test_own_catalogue_is_sound_and_has_the_current_models() -> None:
     assert {"kimi-k3.1-pro", "kimi-k3", "kimi-k2.6", "glm-5.3", "glm-5.2", "glm-4.7"} <= set(catalogue.models)
     assert catalogue.models["kimi-k3"].context_window == 1_048_576
     assert catalogue.models["kimi-k3"].temperature is None
-    assert catalogue.defaults == {"kimi": "kimi-k3.1-pro", "glm": "glm-5.3"}
+    assert list(catalogue.defaults) == list(NAMED)
+    assert (catalogue.defaults["kimi"], catalogue.defaults["glm"]) == ("kimi-k3.1-pro", "glm-5.3")
     assert all(catalogue.models[retired.successor] for retired in catalogue.retired.values())
 
 

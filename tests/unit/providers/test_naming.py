@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,11 @@ BOTH = {**KIMI_KEY, **GLM_KEY}
 
 
 def names(
-    settings: Mapping[str, Any], *, today: str = "2026-11-21", discovered: Mapping[str, Mapping[str, int | None]] = {}
+    settings: Mapping[str, Any],
+    *,
+    today: str = "2026-11-21",
+    discovered: Mapping[str, Mapping[str, int | None]] = {},
+    lists: Mapping[str, Sequence[str]] = {},
 ) -> ModelNames:
     read = ProvidersSettings.model_validate(settings)
     sites = read_sites(read)
@@ -34,6 +38,11 @@ def names(
         for name, site in sites.items()
         if name in discovered
     }
+    for name, listed in lists.items():
+        site, windows = sites[name], dict.fromkeys(listed)
+        made = Discovery(site.family, site.base_url, site.key, httpx.AsyncClient(), clocks, windows)
+        made.listed, made.is_described = frozenset(listed), True
+        discoveries[name] = made
     catalogue = load_catalogue(read.models_file, {name: site.family for name, site in sites.items()})
     return ModelNames(sites, catalogue, discoveries, default_model=read.default_model, clocks=clocks)
 
@@ -176,12 +185,76 @@ def test_described_endpoint_model_has_the_facts_of_the_models_file(tmp_path: Pat
     assert [model.name for model in names(settings).listed() if model.provider == "local"] == ["local/m"]
 
 
-def test_model_answers_on_its_last_day_and_not_after_it() -> None:
-    """The K2 series ends with the year; the clock is injected."""
-    assert names(KIMI_KEY, today="2026-12-31").resolve("kimi-k2.6").successor == "kimi-k3.1-pro"
-    with pytest.raises(InvalidArgument, match=r"retired\. Use kimi-k3\.1-pro"):
-        names(KIMI_KEY, today="2027-01-01").resolve("kimi-k2.6")
-    assert "kimi-k2.6" not in {model.name for model in names(KIMI_KEY, today="2027-01-01").listed()}
+def test_announced_last_day_refuses_only_a_model_that_its_provider_does_not_list() -> None:
+    """The K2 series is announced to end with the year; the provider may serve it longer, and decides."""
+    late = "2027-01-01"
+    for served in ({}, {"kimi": ["kimi-k3.1-pro", "kimi-k2.6"]}):
+        asked = names(KIMI_KEY, today=late, lists=served)
+        assert asked.resolve("kimi-k2.6").successor == "kimi-k3.1-pro"
+        assert asked.is_past(asked.resolve("kimi-k2.6"))
+    gone = {"kimi": ["kimi-k3.1-pro"]}
+    assert names(KIMI_KEY, today="2026-12-31", lists=gone).resolve("kimi-k2.6")
+    with pytest.raises(InvalidArgument, match=r"does not list it any more\. Use kimi-k3\.1-pro"):
+        names(KIMI_KEY, today=late, lists=gone).resolve("kimi-k2.6")
+    assert "kimi-k2.6" not in {model.name for model in names(KIMI_KEY, today=late, lists=gone).listed()}
+
+
+def test_model_that_is_not_listed_is_a_warning_with_the_nearest_that_is() -> None:
+    """A default that the key's account does not have would otherwise be found out by the first question."""
+    settings = {**KIMI_KEY, "default_model": "kimi-k3"}
+    asked = names(settings, lists={"kimi": ["kimi-k3.2", "kimi-k2.6"]})
+    said = list(asked.warnings("kimi", ["kimi-k3", "glm-5.3", "nonsense"]))
+    assert said[0] == "kimi-k3 is configured, and kimi does not list it; nearest: kimi/kimi-k3.2, kimi-k2.6"
+    assert "kimi does not list kimi-k3.1-pro, kimi-k3.1-pro-highspeed, kimi-k2.7-code" in said[1]
+    assert list(names(settings).warnings("kimi", ["kimi-k3"])) == []
+    assert asked.is_served(asked.resolve("kimi-k2.6"))
+    assert names(settings).is_served(names(settings).resolve("kimi-k2.6")) is None
+
+
+def test_listed_model_that_no_file_describes_is_asked_with_cautious_defaults() -> None:
+    """A model of next month must not wait for a release of EXAI."""
+    asked = names(KIMI_KEY, lists={"kimi": ["kimi-k4"]})
+    for name in ("kimi-k4", "Kimi-K4", "kimi/kimi-k4"):
+        model = asked.resolve(name)
+        assert (model.name, model.wire_name, model.context_window) == ("kimi/kimi-k4", "kimi-k4", UNKNOWN_WINDOW)
+        assert (model.thinking, model.limit_field, model.price) == ({}, "max_completion_tokens", None)
+    assert "kimi/kimi-k4" in {model.name for model in asked.listed()}
+
+
+def test_retired_name_is_refused_by_provider_and_asked_where_it_is_listed() -> None:
+    """kimi-k2.5 has answered 404 at its maker since 2026-08-31; other hosts still serve it."""
+    hosts = {**KIMI_KEY, "qwen": {"api_key": "q-1"}}
+    for name in ("kimi-k2.5", "kimi/kimi-k2.5", "moonshot-v1-8k"):
+        with pytest.raises(InvalidArgument, match=r"2026-08-31 and is retired\. Use kimi-k3\.1-pro"):
+            names(hosts).resolve(name)
+    assert names(hosts).resolve("qwen/kimi-k2.5").provider == "qwen"
+    assert names(hosts, lists={"qwen": ["kimi-k2.5"]}).resolve("kimi-k2.5").name == "qwen/kimi-k2.5"
+    assert names(hosts, lists={"kimi": ["kimi-k2.5"]}).resolve("kimi-k2.5").name == "kimi/kimi-k2.5"
+
+
+@pytest.mark.parametrize(
+    ("provider", "default"),
+    [("deepseek", "deepseek-v4-pro"), ("openrouter", "openrouter/openrouter/auto"), ("qwen", "qwen-plus")],
+)
+def test_key_alone_switches_a_described_provider_on(provider: str, default: str) -> None:
+    """Its default answers a request without a name; without the key its models name the variable."""
+    only = names({provider: {"api_key": "k-1"}})
+    assert only.resolve(None).name == default
+    with pytest.raises(NotConfigured, match=f"EXAI_PROVIDERS__{provider.upper()}__API_KEY"):
+        names(KIMI_KEY).resolve(default)
+
+
+def test_any_model_of_openrouter_is_named_by_its_maker() -> None:
+    """Its list is long, so that it is asked for names and not shown."""
+    settings = {"openrouter": {"api_key": "o-1"}}
+    model = names(settings).resolve("openrouter/z-ai/glm-5.3")
+    assert (model.wire_name, model.known, model.context_window) == ("z-ai/glm-5.3", False, UNKNOWN_WINDOW)
+    assert model.thinking["high"] == {"reasoning": {"effort": "high"}}
+    many = [f"maker/model-{number}" for number in range(400)]
+    asked = names(settings, lists={"openrouter": many})
+    assert asked.resolve("maker/model-7").name == "openrouter/maker/model-7"
+    assert [each.name for each in asked.listed() if each.provider == "openrouter"] == ["openrouter/openrouter/auto"]
+    assert asked.resolve("openrouter/auto").wire_name == "openrouter/auto"
 
 
 @pytest.mark.parametrize("settings", [KIMI_KEY, GLM_KEY])
@@ -204,5 +277,8 @@ def test_provider_is_configured_by_its_key_and_an_endpoint_by_its_address() -> N
     assert {name: (site.key, site.configured) for name, site in sites.items()} == {
         "kimi": ("sk-1", True),
         "glm": ("", False),
+        "deepseek": ("", False),
+        "openrouter": ("", False),
+        "qwen": ("", False),
         "a": ("", True),
     }

@@ -61,7 +61,7 @@ def test_temperature_is_left_out_where_the_model_takes_none() -> None:
     """K3 answers 400 to any but its own."""
     assert "temperature" not in body("kimi-k3", temperature=0.2)
     assert "temperature" not in body("kimi-k2.6", temperature=0.2)
-    assert body("moonshot-v1-8k", temperature=0.2)["temperature"] == 0.2
+    assert body("glm-4.7", temperature=0.2)["temperature"] == 0.2
 
 
 def test_glm_temperature_stays_inside_its_open_range() -> None:
@@ -83,7 +83,6 @@ def test_temperature_out_of_range_is_refused() -> None:
         ("kimi-k2.7-code", "max", {}),
         ("kimi-k2.6", "off", {"thinking": {"type": "disabled"}}),
         ("kimi-k2.6", "high", {"thinking": {"type": "enabled"}}),
-        ("moonshot-v1-8k", "off", {}),
         ("glm-5.3", "high", {"reasoning_effort": "high"}),
         ("glm-5.2", "off", {"thinking": {"type": "disabled"}}),
         ("glm-5.2", "high", {"thinking": {"type": "enabled"}, "reasoning_effort": "high"}),
@@ -104,7 +103,6 @@ def test_thinking_is_said_in_each_models_own_way(name: str, level: Thinking, fie
         ("glm-5.2", "low", "off or high or max"),
         ("kimi-k2.6", "low", "off or high or max"),
         ("kimi-k2.7-code", "off", "max"),
-        ("moonshot-v1-8k", "max", "off"),
     ],
 )
 def test_thinking_a_model_cannot_honour_is_refused_with_what_it_can(name: str, level: Thinking, possible: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import get_args
 
 from exai.conversations.titles import opening
@@ -15,6 +16,7 @@ from exai.models import (
     NewMessage,
     Owner,
     Thinking,
+    TurnId,
     Usage,
 )
 from exai.settings.load import LimitSettings
@@ -75,6 +77,17 @@ class ChatRequest:
     def title_or_opening(self) -> str | None:
         """What a new conversation is called: by its title if one was given, else by how its question begins."""
         return self.title if self.title is not None else opening(self.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class RunningTurn:
+    """A turn whose question is stored. A request with `request_key` as its idempotency key waits for its answer."""
+
+    turn_id: TurnId
+    started_at: datetime
+    continuation_id: ContinuationId
+    request_key: str
+    model: str
 
 
 @dataclass(frozen=True, slots=True)

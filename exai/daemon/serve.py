@@ -32,6 +32,7 @@ from exai.settings.addresses import redact
 from exai.settings.load import Settings
 from exai.tools.prompts import conversation_uri
 from exai.tools.registry import INSTRUCTIONS, build_features, build_tasks, build_tools
+from exai.tools.unfinished import UnfinishedOutput
 from exai.web.monitoring import monitoring_routes
 from exai.web.page import page_route
 
@@ -87,6 +88,7 @@ def _mcp_server(app: App) -> McpServer:
         recorder=app.recorder,
         features=build_features(app),
         task_store=build_tasks(app, tools),
+        unfinished=UnfinishedOutput.of,
     )
     app.notices.listen(lambda notice: _pass_on(notice, server), lambda: server.notifier.has_subscribers)
     return server

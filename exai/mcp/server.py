@@ -15,7 +15,7 @@ import structlog
 from exai.mcp.admission import Edge
 from exai.mcp.core.connection import Connection
 from exai.mcp.core.protocol import Feature, Surface
-from exai.mcp.features.tasks import Tasks, TaskStore
+from exai.mcp.features.tasks import Tasks, TaskStore, Unfinished
 from exai.mcp.features.tools import ToolRegistry
 from exai.mcp.identity import Admitted, Authenticator, admit_local_owner
 from exai.mcp.session.notifier import Notifier
@@ -52,13 +52,16 @@ class McpServer:
         recorder: Recorder | None = None,
         features: Iterable[Feature] = (),
         task_store: TaskStore | None = None,
+        unfinished: Unfinished | None = None,
     ) -> None:
         self.settings = settings
         self.edge = Edge(settings, authenticate)
         self.runtime = Runtime(settings, recorder or _Unrecorded(), tool_timeout_s)
         self.quotas, self.recorder = self.runtime.quotas, self.runtime.recorder
         activity = self.runtime.activity
-        self._tasks = None if task_store is None else Tasks(task_store, settings, self.recorder, activity.set)
+        self._tasks = (
+            None if task_store is None else Tasks(task_store, settings, self.recorder, activity.set, unfinished)
+        )
         offered = (
             (tools.feature(), *features)
             if self._tasks is None

@@ -7,9 +7,9 @@ reads the variables, and the rest of EXAI imports the sections from there.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
@@ -29,6 +29,16 @@ from exai.settings.environment import DESCRIBED
 TOKEN_MIN_CHARS = 16
 JWT_SECRET_MIN_CHARS = 32
 """Minimum length of an HS256 secret that gives the algorithm its full strength."""
+
+CALL_DEADLINES: Final[Mapping[str, float]] = {
+    "claude-code": 3_600.0,
+    "gemini-cli": 580.0,
+    "codex": 280.0,
+    "*": 55.0,
+}
+"""Seconds within which a call is answered, by the beginning of the client's name. Each is below the client's own limit:
+Codex ends a call after 300 s, Gemini CLI after 600 s, claude.ai and most others after 60 s. Claude Code waits as long
+as it receives progress."""
 
 ENDPOINT_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
 LEVELS = {"warn": "warning", "critical": "error", "fatal": "error", "trace": "debug"}
@@ -170,6 +180,23 @@ class ServerSettings(Section):
     shutdown_grace_s: float = Field(default=25.0, ge=0)
     task_after_s: float = Field(default=5.0, ge=0)
     owner_max_tasks: int = Field(default=64, ge=1)
+    call_deadlines: dict[str, Annotated[float, Field(gt=0)]] = Field(default={}, examples=['{"codex": 280, "*": 55}'])
+
+    def call_deadline_s(self, client: str) -> float:
+        """Return the time within which a call of the client with this name must be answered."""
+        known = self._deadlines
+        name = client.strip().lower()
+        given = [each for each in known if name.startswith(each.lower())]
+        return known[max(given, key=len, default="*")]
+
+    @property
+    def shortest_call_deadline_s(self) -> float:
+        """Return the shortest time within which a call of any client must be answered."""
+        return min(self._deadlines.values())
+
+    @property
+    def _deadlines(self) -> Mapping[str, float]:
+        return {**CALL_DEADLINES, **self.call_deadlines}
 
     @property
     def is_guarded(self) -> bool:

@@ -99,7 +99,7 @@ def chat_tool(chat: ChatService, files: FileService) -> ToolSpec:
     async def handle(arguments: ChatArguments, context: CallContext) -> ChatOutput:
         progress = AnswerProgress(context)
         given = await files.resolve(context.owner, arguments.files or ())
-        result = await chat.run(_request(arguments, context, given), progress.on_delta, context.begun)
+        result = await chat.run(_request(arguments, context, given), progress.on_delta, progress.on_begun)
         return ChatOutput.of(result)
 
     return ToolSpec(
@@ -113,7 +113,6 @@ def chat_tool(chat: ChatService, files: FileService) -> ToolSpec:
         arguments=ChatArguments,
         output=ChatOutput,
         handler=handle,
-        lists_output=True,
         open_world=True,
         joins_identical=True,
         answer_from=ChatOutput.of,

@@ -6,20 +6,39 @@ import math
 import time
 from typing import Final
 
-from exai.mcp.core.protocol import CallContext
+from exai.conversations import RunningTurn
+from exai.mcp.core.protocol import BegunWork, CallContext
 from exai.models import Delta
 
 PAUSE_S: Final = 0.5
 """Minimum time between two reports: an answer has thousands of parts, and a report is larger than a part."""
 
+THOUSAND: Final = 1_000
+
 
 class AnswerProgress:
-    """Reports how much of one answer has arrived; notes, such as on a retry, are passed on at once."""
+    """Reports which model does what, and how much has arrived; notes, such as on a retry, are passed on at once.
 
-    def __init__(self, context: CallContext) -> None:
+    `step` names the tool or the step that the model is asked for.
+    """
+
+    def __init__(self, context: CallContext, step: str = "") -> None:
         self._context = context
+        self._step = f"{step}: " if step else ""
+        self._model = ""
         self._chars = 0
         self._reported_at = -math.inf
+
+    def on_begun(self, turn: RunningTurn) -> None:
+        """Declare that the turn is durable. From now on the periodic report names its model."""
+        self._model = turn.model
+        facts = {
+            "continuation_id": turn.continuation_id,
+            "idempotency_key": turn.request_key,
+            "model": turn.model,
+        }
+        self._context.begun(BegunWork(turn.turn_id, turn.started_at, facts))
+        self._context.doing(f"{self._step}waiting for {turn.model}")
 
     async def on_delta(self, delta: Delta) -> None:
         """Report a part of the answer, unless the last report was a moment ago."""
@@ -27,8 +46,12 @@ class AnswerProgress:
             await self._context.progress(delta.note)
             return
         self._chars += len(delta.content) + len(delta.reasoning)
+        sentence = f"{self._step}{self._model} {'answering' if delta.content else 'thinking'}, {_size(self._chars)}"
         now = time.monotonic()
         if now - self._reported_at >= PAUSE_S:
             self._reported_at = now
-            doing = "answering" if delta.content else "thinking"
-            await self._context.progress(f"{doing}, {self._chars:,} characters so far")
+            await self._context.progress(sentence.strip())
+
+
+def _size(chars: int) -> str:
+    return f"{chars} characters" if chars < THOUSAND else f"{chars // THOUSAND}k characters"

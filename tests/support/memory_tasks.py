@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from exai.errors import ExaiError
 from exai.mcp.core.jsonrpc import INTERNAL_ERROR, RpcError
-from exai.mcp.core.protocol import CallContext
+from exai.mcp.core.protocol import BegunWork, CallContext
 from exai.mcp.features.results import call_result, error_result
 from exai.mcp.features.tasks import Task
 from exai.models import Owner
@@ -37,7 +37,7 @@ class MemoryTasks:
         now = datetime.now(UTC)
         key = (context.owner, str(uuid.uuid4()))
         self.tasks[key] = Task(key[1], "working", now, now)
-        context.begun(key[1], now)
+        context.begun(BegunWork(key[1], now, {"turn": key[1]}))
         try:
             result = await work
         except ExaiError as error:

@@ -14,7 +14,6 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, TypeVar
 
 import structlog
@@ -23,7 +22,7 @@ from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Miss, PreloadedPage
 from exai.conversations.publishing import Publisher
 from exai.conversations.refusals import refusal
-from exai.conversations.requests import ChatRequest, ChatResult
+from exai.conversations.requests import ChatRequest, ChatResult, RunningTurn
 from exai.conversations.turns.attachments import Attachments
 from exai.conversations.turns.leases import TurnLeases
 from exai.conversations.turns.outcomes import OutcomeWriter
@@ -48,7 +47,6 @@ from exai.models import (
     Delta,
     OnDelta,
     Prompt,
-    TurnId,
 )
 from exai.providers.base import Model
 from exai.providers.registry import Providers
@@ -66,8 +64,8 @@ POLL_MOST_S = 2.0
 """First and longest pause between two polls of a repeated request for the end of the first attempt."""
 
 T = TypeVar("T")
-OnBegun = Callable[[TurnId, datetime], None]
-"""Called with a turn's id and start time once its question is committed; any daemon can then find the turn by id."""
+OnBegun = Callable[[RunningTurn], None]
+"""Called once a turn's question is committed; any daemon can then find the turn by its id."""
 
 log = structlog.get_logger(__name__)
 
@@ -160,8 +158,9 @@ class ChatTurns:
         try:
             while True:
                 begun = await self._begin_once(request, model, start)
-                if on_begun is not None and begun.started_at is not None:
-                    on_begun(begun.turn_id, begun.started_at)
+                if on_begun is not None and begun.started_at is not None and begun.commit is not None:
+                    name = begun.commit.conversation.continuation_id
+                    on_begun(RunningTurn(begun.turn_id, begun.started_at, name, start.request_key, model.name))
                 if begun.status != "pending":
                     break
                 await self._wait_for_first_attempt(start, begun)

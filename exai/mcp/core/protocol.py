@@ -50,32 +50,47 @@ class Call:
     progress_token: RequestId | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class BegunWork:
+    """Durable work whose outcome can be requested by `id` from now on, even if this process ends.
+
+    `facts` are those that a client needs to find the outcome, for an answer that comes before it.
+    """
+
+    id: str
+    since: datetime
+    facts: Json = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class CallContext:
     """What a handler receives besides its arguments.
 
     `request_id` is EXAI's own id of this request, as it appears in the logs. `await progress("sentence")` reports
-    progress to the client; it does nothing if the client did not ask for progress, and never fails. `begun(id, since)`
-    declares the id under which the outcome can be requested from then on, even if this process ends.
+    progress to the client; `doing("sentence")` only sets what the periodic report says. Neither does anything if the
+    client did not ask for progress, and neither fails. `begun` declares that the call's work has become durable.
     """
 
     owner: Owner
     request_id: str
     progress: Callable[[str], Awaitable[None]]
     client: ClientInfo = ClientInfo()
-    begun: Callable[[str, datetime], None] = lambda _id, _since: None
+    begun: Callable[[BegunWork], None] = lambda _work: None
+    doing: Callable[[str], None] = lambda _sentence: None
 
 
 @dataclass(frozen=True, slots=True)
 class Terms:
     """Common properties of the calls of one method or tool: a label for logs and metrics, a timeout, a join key.
 
-    `timeout_s` limits the work if it is shorter than the server's own limit. `join_key` returns the key that identical
-    calls of one session share, or None for a call that runs by itself; without it calls are never joined.
+    `timeout_s` limits the work if it is shorter than the server's own limit; `may_go_on` means that the call can be
+    answered before its work has ended, so that the client's limit does not end the work. `join_key` returns the key
+    that identical calls of one session share, or None for a call that runs by itself; without it none are joined.
     """
 
     label: str = ""
     timeout_s: float | None = None
+    may_go_on: bool = False
     join_key: Callable[[Call], bytes | None] | None = None
 
 

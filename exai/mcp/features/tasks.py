@@ -1,7 +1,9 @@
-"""The Tasks extension: a long call is answered with a handle, whose outcome any daemon can return later.
+"""Calls that are answered before their work has ended: any daemon can return the outcome later.
 
-Invariant: a handle is issued only once its work is durable and its outcome will be stored, so this process holds
-nothing but the running work. A handle is no credential: every request for it looks up the task of the requesting owner.
+A client of the Tasks extension receives a handle after some seconds. Any other client receives an unfinished answer
+before its own limit, and asks for the stored outcome. Invariant: either is given only once the work is durable and its
+outcome will be stored, so this process holds nothing but the running work. A handle is no credential: every request for
+it looks up the task of the requesting owner.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ from typing import Any, Literal, Protocol
 import orjson
 import structlog
 
-from exai.errors import ExaiError, ShuttingDown
+from exai.errors import DeadlineExceeded, ExaiError, Overloaded, ShuttingDown
 from exai.mcp.core import versions
 from exai.mcp.core.errors import ErrorTooLarge, ReplyTooLarge
 from exai.mcp.core.jsonrpc import INVALID_PARAMS, Json, RpcError
-from exai.mcp.core.protocol import Call, CallContext, Feature, Method
-from exai.mcp.features.results import error_result
+from exai.mcp.core.protocol import BegunWork, Call, CallContext, Feature, Method
+from exai.mcp.features.results import ToolOutput, call_result, error_result
 from exai.models import Owner, Recorder
 from exai.resilience import remaining_s
 from exai.settings.load import ServerSettings
@@ -36,6 +38,9 @@ ENVELOPE_BYTES = 2_048
 """Maximum size of an answer of `tasks/get` without its result: the task's fields and the JSON-RPC message."""
 
 MAX_ID_CHARS = 100
+
+Unfinished = Callable[[BegunWork], ToolOutput]
+"""Makes the answer of a call whose work goes on; it states how to get the outcome."""
 
 Status = Literal["working", "completed", "failed", "cancelled"]
 
@@ -69,14 +74,21 @@ class Tasks:
     """The tasks of one server: the work that runs in this process, and the methods for all tasks.
 
     A call is answered with a handle once it has run for `task_after_s` and its work has reported that it has `begun`.
-    For an owner with `owner_max_tasks` running tasks in this process, the call waits for its answer instead.
+    For an owner with `owner_max_tasks` running tasks in this process, the call waits for its answer instead. A call of
+    a client without the extension is answered with `unfinished` at the client's deadline, or ends with an error if
+    nothing is durable yet or the owner has no room.
     """
 
     def __init__(
-        self, store: TaskStore, settings: ServerSettings, recorder: Recorder, when_one_ends: Callable[[], None]
+        self,
+        store: TaskStore,
+        settings: ServerSettings,
+        recorder: Recorder,
+        when_one_ends: Callable[[], None],
+        unfinished: Unfinished | None = None,
     ) -> None:
         self._store, self._settings, self._recorder = store, settings, recorder
-        self._when_one_ends = when_one_ends
+        self._when_one_ends, self._unfinished = when_one_ends, unfinished
         self._doing: set[asyncio.Task[Json]] = set()
         self._handed: dict[asyncio.Task[Json], tuple[Owner, str]] = {}
 
@@ -94,30 +106,61 @@ class Tasks:
         )
 
     async def run(self, call: Call, context: CallContext, work: Callable[[CallContext], Awaitable[Json]]) -> Json:
-        """Run the work and return its result, or its handle if it takes long and the client supports tasks."""
-        if not versions.declares(call.version, call.client.capabilities, versions.TASKS):
+        """Run the work and return its result, or an earlier answer in the form that the client understands."""
+        knows_tasks = versions.declares(call.version, call.client.capabilities, versions.TASKS)
+        deadline_s, left_s = self._settings.call_deadline_s(call.client.name), remaining_s()
+        if not knows_tasks and (self._unfinished is None or (left_s is not None and left_s <= deadline_s)):
             return await work(context)
-        begun: asyncio.Future[Task] = asyncio.get_running_loop().create_future()
+        begun: asyncio.Future[BegunWork] = asyncio.get_running_loop().create_future()
 
-        def note(task_id: str, since: datetime) -> None:
+        def note(durable: BegunWork) -> None:
             if not begun.done():
-                begun.set_result(Task(task_id, "working", since, since))
+                begun.set_result(durable)
 
         doing = asyncio.create_task(_run_bounded(work(replace(context, begun=note))), name="mcp task")
         self._doing.add(doing)
         doing.add_done_callback(self._doing.discard)
         try:
-            await asyncio.wait({doing}, timeout=self._settings.task_after_s)
+            if knows_tasks:
+                return await self._result_or_handle(doing, begun, context.owner)
+            return await self._result_by(deadline_s, doing, begun, call, context.owner)
+        except BaseException:
             if not doing.done():
-                either: set[asyncio.Future[Any]] = {doing, begun}
-                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not doing.done() and self._has_room(context.owner):
-                return self._hand_over(doing, begun.result(), context.owner)
-            return await doing
-        except asyncio.CancelledError:
-            doing.cancel()
-            await asyncio.wait({doing})
+                doing.cancel()
+                await asyncio.wait({doing})
             raise
+
+    async def _result_or_handle(
+        self, doing: asyncio.Task[Json], begun: asyncio.Future[BegunWork], owner: Owner
+    ) -> Json:
+        await asyncio.wait({doing}, timeout=self._settings.task_after_s)
+        if not doing.done():
+            either: set[asyncio.Future[Any]] = {doing, begun}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if doing.done() or not self._has_room(owner):
+            return await doing
+        durable = begun.result()
+        self._hand_over(doing, durable, owner)
+        return {"resultType": "task", **_shape(Task(durable.id, "working", durable.since, durable.since))}
+
+    async def _result_by(
+        self,
+        deadline_s: float,
+        doing: asyncio.Task[Json],
+        begun: asyncio.Future[BegunWork],
+        call: Call,
+        owner: Owner,
+    ) -> Json:
+        """Return the result, or at the client's deadline an unfinished answer while the work goes on."""
+        await asyncio.wait({doing}, timeout=deadline_s)
+        if doing.done():
+            return await doing
+        if not begun.done() or self._unfinished is None:
+            raise DeadlineExceeded(str(call.params.get("name", call.method.name)), deadline_s)
+        if not self._has_room(owner):
+            raise Overloaded("calls that go on after their answer", self._settings.owner_max_tasks)
+        self._hand_over(doing, begun.result(), owner)
+        return call_result(self._unfinished(begun.result()))
 
     def stop(self) -> None:
         """Cancel all work that has a handle; each task stores the reason."""
@@ -127,11 +170,11 @@ class Tasks:
     def _has_room(self, owner: Owner) -> bool:
         return sum(each == owner for each, _ in self._handed.values()) < self._settings.owner_max_tasks
 
-    def _hand_over(self, doing: asyncio.Task[Json], task: Task, owner: Owner) -> Json:
-        self._handed[doing] = (owner, task.id)
+    def _hand_over(self, doing: asyncio.Task[Json], durable: BegunWork, owner: Owner) -> None:
+        """Let the work go on without its call."""
+        self._handed[doing] = (owner, durable.id)
         doing.add_done_callback(self._log_end)
         self._recorder.gauge("mcp_tasks", len(self._handed))
-        return {"resultType": "task", **_shape(task)}
 
     def _log_end(self, doing: asyncio.Task[Json]) -> None:
         """Log the outcome of detached work, since no call reports it."""

@@ -7,26 +7,28 @@ that waits for it, so cancelling one of several calls does not affect the others
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from exai.mcp.core.jsonrpc import Json
 from exai.mcp.core.protocol import Call, CallContext
-
-ProgressCallback = Callable[[str], Awaitable[None]]
 
 
 class _Work:
     """One piece of work, and the progress callbacks of the calls that wait for it."""
 
     def __init__(self) -> None:
-        self.waiting: list[ProgressCallback] = []
+        self.waiting: list[CallContext] = []
         self.task: asyncio.Task[Json] | None = None
 
     async def report(self, message: str) -> None:
         """Report progress to every waiting call."""
-        for progress in list(self.waiting):
-            await progress(message)
+        for context in list(self.waiting):
+            await context.progress(message)
+
+    def note(self, message: str) -> None:
+        """Set the periodic report of every waiting call."""
+        for context in self.waiting:
+            context.doing(message)
 
 
 class SharedWork:
@@ -45,13 +47,13 @@ class SharedWork:
         if shared is None:
             shared = self._running[key] = _Work()
         task = shared.task or self._begin(key, shared, call, context)
-        shared.waiting.append(context.progress)
+        shared.waiting.append(context)
         # The task inherits the deadline and the log context of the first call; the others have timeouts of their own.
         try:
             # Shielded: the cancellation of one call must not end the work that others wait for.
             return await asyncio.shield(task)
         finally:
-            shared.waiting.remove(context.progress)
+            shared.waiting.remove(context)
             if not shared.waiting and not task.done():
                 self._forget(key, shared)
                 task.cancel()
@@ -60,7 +62,7 @@ class SharedWork:
 
     def _begin(self, key: bytes, shared: _Work, call: Call, context: CallContext) -> asyncio.Task[Json]:
         assert call.method.work is not None  # noqa: S101 - methods without work are answered by the protocol
-        work = call.method.work(call, replace(context, progress=shared.report))
+        work = call.method.work(call, replace(context, progress=shared.report, doing=shared.note))
         shared.task = asyncio.ensure_future(work)
         shared.task.add_done_callback(lambda _: self._forget(key, shared))
         return shared.task

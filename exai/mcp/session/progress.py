@@ -34,6 +34,10 @@ class ProgressReporter:
             self._send(message)
             self._timer = self._repeat_later()
 
+    def note(self, message: str) -> None:
+        """Let the periodic report say this from now on."""
+        self._latest = message
+
     def stop(self) -> None:
         """Stop reporting."""
         if self._timer is not None:

@@ -256,8 +256,9 @@ class Session:
         started_s = time.perf_counter()
         outcome = "cancelled"
         reporter = None if call.progress_token is None else self._progress_reporter(call)
-        report_progress = ignore_progress if reporter is None else reporter.report
-        context = CallContext(self.owner, request_id, report_progress, call.client)
+        context = CallContext(self.owner, request_id, ignore_progress, call.client)
+        if reporter is not None:
+            context.progress, context.doing = reporter.report, reporter.note
         try:
             outcome = await self._answer(running, context, terms)
         except asyncio.CancelledError:
@@ -301,7 +302,7 @@ class Session:
         work = call.method.work
         assert work is not None  # noqa: S101 - methods without work are answered by the protocol
         key = None if terms.join_key is None else terms.join_key(call)
-        limit_s = self.runtime.timeout_s(terms)
+        limit_s = self.runtime.timeout_s(terms, call.client)
         end_s = self._loop.time() + limit_s
         end_by(end_s)
         timeouts.begin(running, end_s + DEADLINE_MARGIN_S, self._loop)

@@ -30,6 +30,7 @@ from exai.mcp.features.tools import ToolSpec
 from exai.models import LOCAL_OWNER, NewMessage, Owner
 from exai.settings.load import CacheSettings
 from exai.tools.chat import ChatArguments, ChatOutput
+from exai.tools.progress import AnswerProgress
 from exai.tools.registry import build_tasks, build_tools
 from exai.tools.tasks import TurnTasks
 from tests.integration.conversations.conftest import Rig, open_rig
@@ -128,11 +129,11 @@ async def test_each_tool_makes_the_answer_of_its_own_tasks(rig: Rig, elsewhere: 
     """What a tool declares is enough; a turn of a tool that declares nothing is no task."""
 
     async def handle(arguments: ChatArguments, context: CallContext) -> Opinion:
-        return Opinion.of(await rig.app.chat.run(asked, on_begun=context.begun))
+        return Opinion.of(await rig.app.chat.run(asked, on_begun=AnswerProgress(context).on_begun))
 
     asked = ChatRequest(LOCAL_OWNER, "Two and two?", tool="opinion")
     begun: list[str] = []
-    context = CallContext(LOCAL_OWNER, "1", _silent, begun=lambda turn_id, since: begun.append(turn_id))
+    context = CallContext(LOCAL_OWNER, "1", _silent, begun=lambda work: begun.append(work.id))
     tools = build_tools(rig.app)
     tools.add(ToolSpec("opinion", "", "", ChatArguments, Opinion, handle, answer_from=Opinion.of))
     rig.provider.script(kimi_answer("Four."))

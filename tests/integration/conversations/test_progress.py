@@ -36,5 +36,5 @@ async def test_progress_comes_far_less_often_than_the_pieces_of_an_answer(rig: R
     spec = next(each for each in build_tools(rig.app) if each.name == "chat")
     result = await spec.handler(ChatArguments(prompt="Hi"), CallContext(LOCAL_OWNER, "1", progress))
     assert result.as_text() == "word " * PIECES
-    assert said[0] == "answering, 5 characters so far"
+    assert said[0] == f"{result.model} answering, 5 characters"
     assert len(said) < PIECES / 5

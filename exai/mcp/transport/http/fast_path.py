@@ -25,7 +25,7 @@ from starlette.types import Send as AsgiSend
 from exai.mcp.admission import header_map
 from exai.mcp.core import jsonrpc
 from exai.mcp.core.jsonrpc import Request, RpcError
-from exai.mcp.core.protocol import Send, Start
+from exai.mcp.core.protocol import ClientInfo, Send, Start
 from exai.mcp.identity import Admitted
 from exai.mcp.server import McpServer
 from exai.mcp.session.outbox import Outbox
@@ -33,7 +33,7 @@ from exai.mcp.session.quota import Quota
 from exai.mcp.session.session import Session
 from exai.mcp.session.timeouts import Timeouts
 from exai.mcp.transport.extensions import peer_of
-from exai.mcp.transport.http.headers import legacy_version
+from exai.mcp.transport.http.headers import agent_of, legacy_version
 from exai.mcp.transport.http.streamable import (
     JSON_TYPE,
     HttpReply,
@@ -123,6 +123,7 @@ class ConnectionPosts:
         self._headers: dict[str, str] = {}
         self._admitted: Admitted | None = None
         self._version: str | None = None
+        self._client = ClientInfo()
         self._may_stream = False
         self._exchange: Exchange | None = None
         # The last head before and after the number in its Content-Length; empty if there is none to repeat.
@@ -189,6 +190,7 @@ class ConnectionPosts:
         except RpcError:
             self._version = None
         self._may_stream = takes_streams(headers.get("accept", "*/*"))
+        self._client = agent_of(headers)
         return True
 
     def take(self, protocol: AnsweringProtocol, body: bytes, *, keep_alive: bool) -> bool:
@@ -218,6 +220,7 @@ class ConnectionPosts:
             self.end()
             peer = peer_of({"client": protocol.client})
             exchange = self._exchange = Exchange(self._shared, quota, admitted, peer)
+        exchange.client = self._client
         exchange.keep_alive = keep_alive
         exchange.begin(protocol, message, len(body), version, may_stream=self._may_stream)
         return True
@@ -240,6 +243,7 @@ class Exchange(Outbox):
         super().__init__(account=quota.account)
         self._shared, self.quota = shared, quota
         self.keep_alive = True
+        self.client = ClientInfo()
         self.response_complete = True
         self.disconnected = False
         self._protocol: AnsweringProtocol | None = None
@@ -288,7 +292,7 @@ class Exchange(Outbox):
         self._is_running = self._is_beginning = True
         self.is_closed = self.response_complete = False
         # One session serves consecutive POSTs, which may be of different revisions.
-        session.connection.version = version
+        session.connection.version, session.connection.client = version, self.client
         self._shared.server.enlist(session)
         # An answer pushed during `process` is kept by `push`: its status depends on the action that is returned.
         action, _ = session.process(message, size_bytes)

@@ -12,10 +12,13 @@ from collections.abc import Mapping
 
 from exai.mcp.core import versions
 from exai.mcp.core.jsonrpc import INVALID_PARAMS, METHOD_NOT_FOUND, Json, Request, RpcError
+from exai.mcp.core.protocol import ClientInfo
 
 VERSION = "mcp-protocol-version"
 METHOD = "mcp-method"
 NAME = "mcp-name"
+
+MAX_NAME_CHARS = 100
 
 _NAMED = {
     "tools/call": "name",
@@ -53,6 +56,11 @@ def legacy_version(headers: Mapping[str, str], message: object) -> str | None:
         return None
     facts = {"supported": [*versions.MODERN_VERSIONS, *versions.LEGACY_VERSIONS], "requested": stated[:64]}
     raise RpcError(versions.UNSUPPORTED_VERSION, "Unsupported protocol version", facts)
+
+
+def agent_of(headers: Mapping[str, str]) -> ClientInfo:
+    """Return the client that the headers name. In the initialize era a POST has no other description of its client."""
+    return ClientInfo(headers.get("user-agent", "").partition("/")[0].strip()[:MAX_NAME_CHARS])
 
 
 def _envelope_version(message: object) -> object:

@@ -28,7 +28,7 @@ from exai.mcp.identity import Admitted
 from exai.mcp.server import McpServer
 from exai.mcp.session.session import Session
 from exai.mcp.transport.extensions import abort_of, peer_of
-from exai.mcp.transport.http.headers import legacy_version
+from exai.mcp.transport.http.headers import agent_of, legacy_version
 from exai.mcp.transport.metering import SLICE_BYTES
 from exai.mcp.transport.pending import admit
 
@@ -152,7 +152,9 @@ class StreamableHttp:
             fault = Fault(error.code, error.data)
             await reply.json(status_of(fault, from_method=False), jsonrpc.encode_error(found, error))
             return None
-        return self._server.open_session(admitted, peer=peer, version=version)
+        session = self._server.open_session(admitted, peer=peer, version=version)
+        session.connection.client = agent_of(headers)
+        return session
 
     async def _serve(self, session: Session, posted: _Posted, receive: Receive, reply: HttpReply) -> None:
         await self._while_there(session, receive, self._answer(session, posted, reply))

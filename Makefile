@@ -119,7 +119,7 @@ $(shell test -x .venv/bin/python || rm -f .venv/run.done .venv/dev.done .venv/pe
 	@test -x .venv/newest/bin/python || $(PY) -m venv --without-pip .venv/newest
 	@$(PY) requirements/lock.py --tools >.venv/newest/tools.txt
 	@$(PIP) --python .venv/newest/bin/python install --no-compile --upgrade --upgrade-strategy eager -r .venv/newest/tools.txt \
-		"$$(echo .venv/dist/exai-*.whl)[server,embedded]"
+		"$$(echo .venv/dist/exai-*.whl)[server,embedded,documents]"
 	@$(PIP) --python .venv/newest/bin/python uninstall -y exai
 	@touch $@
 

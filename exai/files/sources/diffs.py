@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 from exai.errors import InvalidArgument, shown
-from exai.files.sources.git import Git, GitOutput, Repository
+from exai.files.sources.git import Git, Repository
+from exai.files.sources.programs import ProgramOutput
 from exai.files.sources.skipping import MAX_FILE_BYTES
 
 UNCOMMITTED: Final = "uncommitted"
@@ -204,7 +205,7 @@ class Differ:
             notes.append(f"diff: {len(changes):,} files have changed; the first {MAX_CHANGES:,} were considered")
         return tuple(changes[:MAX_CHANGES]), tuple(notes)
 
-    def _run(self, *arguments: str, given: bytes = b"", limit_bytes: int = 65_536) -> GitOutput:
+    def _run(self, *arguments: str, given: bytes = b"", limit_bytes: int = 65_536) -> ProgramOutput:
         settings = self._repository.settings
         return self._git.run(self._repository.top, *arguments, settings=settings, given=given, limit_bytes=limit_bytes)
 

@@ -11,17 +11,19 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Final
 
 from exai.blobs.decoding import BINARY, decode, encoding_of
 from exai.errors import InvalidArgument
+from exai.files.images import ImageFacts, image_of
 from exai.files.names import MAX_NAME_CHARS, shown_name
 from exai.files.paths import Roots
 from exai.files.service import FileContent
 from exai.files.sources.bounds import MAX_FILES, Bounds
+from exai.files.sources.documents import MAX_DOCUMENT_BYTES, kind_of, text_of
 from exai.files.sources.entries import LineRange
-from exai.files.sources.skipping import MAX_FILE_BYTES, reason_by_content, reason_by_name, size_shown
+from exai.files.sources.skipping import DOCUMENTS, IMAGES, MAX_FILE_BYTES, reason_by_content, reason_by_name, size_shown
 
 NUMBERED_EVERY: Final = 10
 WRAPPING_TOKENS: Final = 40
@@ -30,6 +32,10 @@ WRAPPING_TOKENS: Final = 40
 LEAST_CUT_TOKENS: Final = 200
 """A smaller beginning of a file is not worth its place."""
 
+IMAGE_TOKENS: Final = 1_500
+"""About what a large image costs in any model."""
+
+MAX_IMAGE_BYTES: Final = 8 * 1_048_576
 RANGE_FILE_BYTES: Final = 32 * 1_048_576
 """Maximum size of a file of which some lines are read."""
 
@@ -148,18 +154,29 @@ class Filling:
                 return reason
             if size_bytes > self.left_tokens * MOST_BYTES_PER_TOKEN:
                 return f"outside the token budget: {size_shown(size_bytes)}"
-        if size_bytes > MAX_FILE_BYTES and file.lines is None:
-            cure = f"; name a range of its lines, such as {file.shown}:1-500" if file.is_named else ""
-            return f"{size_shown(size_bytes)}, over the limit of {size_shown(MAX_FILE_BYTES)}{cure}"
+        most_bytes = _most_bytes(file)
+        if size_bytes > most_bytes:
+            is_text = file.is_named and most_bytes == MAX_FILE_BYTES
+            cure = f"; name a range of its lines, such as {file.shown}:1-500" if is_text else ""
+            return f"{size_shown(size_bytes)}, over the limit of {size_shown(most_bytes)}{cure}"
         return None
 
     def _data(self, file: SourceFile) -> bytes:
         if file.data is not None:
             return file.data
-        limit = RANGE_FILE_BYTES if file.lines else MAX_FILE_BYTES
-        return self._roots.read(file.field, str(file.path), limit)[1]
+        return self._roots.read(file.field, str(file.path), _most_bytes(file))[1]
 
     def _add_data(self, file: SourceFile, data: bytes) -> None:
+        if (image := image_of(data)) is not None:
+            self._add_image(file, data, image)
+            return
+        if (kind := kind_of(file.shown, data)) is not None:
+            found = text_of(kind, data, self._bounds)
+            if found.text is None:
+                self.left_out.add(file.shown, found.note)
+            else:
+                self._add_lines(file, found.text, f"; {found.note}")
+            return
         encoding = encoding_of(data)
         decoded = None if encoding == BINARY else decode(data, encoding)
         if decoded is None:
@@ -170,6 +187,16 @@ class Filling:
             return
         note = f"; {decoded.note}" if decoded.note else ""
         self._add_lines(file, decoded.text, note)
+
+    def _add_image(self, file: SourceFile, data: bytes, image: ImageFacts) -> None:
+        if not file.is_named:
+            self.left_out.add(file.shown, "image")
+        elif self.left_tokens < IMAGE_TOKENS:
+            self.left_out.add(file.shown, f"outside the token budget: about {IMAGE_TOKENS:,} tokens")
+        else:
+            self.left_tokens -= IMAGE_TOKENS
+            self.contents.append(FileContent(_stored_name(file.shown), data, image.media_type))
+            self.read.append(f"{file.shown} ({image.media_type}, {image.width} x {image.height} pixels)")
 
     def _add_lines(self, file: SourceFile, text: str, note: str) -> None:
         lines = lines_of(text)
@@ -211,6 +238,16 @@ class Filling:
         if len(self.contents) >= MAX_FILES:
             return f"over the limit of {MAX_FILES} files"
         return "outside the token budget"
+
+
+def _most_bytes(file: SourceFile) -> int:
+    """Return the limit for the size of a file; a larger one is left out."""
+    suffix = PurePath(file.shown).suffix.lower()
+    if file.is_named and suffix in DOCUMENTS:
+        return MAX_DOCUMENT_BYTES
+    if file.is_named and suffix in IMAGES:
+        return MAX_IMAGE_BYTES
+    return RANGE_FILE_BYTES if file.lines else MAX_FILE_BYTES
 
 
 def lines_of(text: str) -> list[str]:

@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
-import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 from exai.errors import InvalidArgument, NotConfigured
 from exai.files.paths import ROOTS_SETTING, Roots
 from exai.files.sources.bounds import Bounds
+from exai.files.sources.programs import NOT_STARTED, ProgramOutput, inherited, run
 
 LISTING_BYTES: Final = 8 * 1_048_576
 ANSWER_BYTES: Final = 65_536
-PIECE_BYTES: Final = 65_536
-POLL_S: Final = 0.05
-NOT_STARTED: Final = -1
 MAX_ALTERNATES: Final = 20
 
 SETTINGS: Final = {
@@ -55,25 +49,6 @@ ENVIRONMENT: Final = {
     "LC_ALL": "C",
     "XDG_CONFIG_HOME": os.devnull,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class GitOutput:
-    """What a command wrote to standard output; `is_cut` if a limit ended it."""
-
-    status: int
-    data: bytes
-    is_cut: bool = False
-
-    @property
-    def line(self) -> str:
-        """Return the only line of a short answer."""
-        return os.fsdecode(self.data.removesuffix(b"\n"))
-
-    @property
-    def items(self) -> list[str]:
-        """Return the items that NUL ends; an incomplete last one is left out."""
-        return [os.fsdecode(item) for item in self.data.split(b"\0")[:-1]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,29 +106,18 @@ class Git:
         settings: Sequence[str] = (),
         limit_bytes: int = ANSWER_BYTES,
         given: bytes = b"",
-    ) -> GitOutput:
+    ) -> ProgramOutput:
         """Run a command in a directory; `given` is its standard input, less than a pipe holds.
 
         An answer without a status of 0 if it cannot be started.
         """
         if self._program is None:
-            return GitOutput(NOT_STARTED, b"")
+            return ProgramOutput(NOT_STARTED, b"")
         command = [self._program, "--no-pager", "--literal-pathspecs"]
         for setting in (*(f"{name}={value}" for name, value in SETTINGS.items()), *settings):
             command += ["-c", setting]
-        try:
-            process = subprocess.Popen(  # noqa: S603 - the program is git, and no argument of a caller is an option
-                [*command, *arguments],
-                cwd=directory,
-                env={**_inherited(), **ENVIRONMENT, "GIT_CEILING_DIRECTORIES": self._ceiling(directory)},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        except OSError:
-            return GitOutput(NOT_STARTED, b"")
-        return _output(process, given, limit_bytes, self._bounds)
+        environment = {**inherited(), **ENVIRONMENT, "GIT_CEILING_DIRECTORIES": self._ceiling(directory)}
+        return run([*command, *arguments], directory, environment, self._bounds, given=given, limit_bytes=limit_bytes)
 
     def _ceiling(self, directory: Path) -> str:
         """Return the directory from which on git looks no further upwards: the one above the root."""
@@ -170,55 +134,6 @@ class Git:
             )
         keys = ("clean=", "smudge=", "process=", "required=false")
         return tuple(f"{driver}.{key}" for driver in sorted(drivers) for key in keys)
-
-
-def _output(process: subprocess.Popen[bytes], given: bytes, limit_bytes: int, bounds: Bounds) -> GitOutput:
-    """Read a process's output up to the limit. The process and its children have ended on return."""
-    done = threading.Event()
-    watch = threading.Thread(target=_kill_when_late, args=(process, bounds, done), name="exai-git-limit", daemon=True)
-    watch.start()
-    pieces: list[bytes] = []
-    size = 0
-    try:
-        with _open(process.stdin) as stdin, suppress(OSError):
-            stdin.write(given)
-        with _open(process.stdout) as stdout:
-            while size <= limit_bytes and (piece := os.read(stdout.fileno(), PIECE_BYTES)):
-                pieces.append(piece)
-                size += len(piece)
-    finally:
-        if size > limit_bytes:
-            _kill(process)
-        status = process.wait()
-        done.set()
-        watch.join()
-    return GitOutput(status, b"".join(pieces)[:limit_bytes], size > limit_bytes or bounds.is_late)
-
-
-def _open(stream: IO[bytes] | None) -> IO[bytes]:
-    if stream is None:
-        raise RuntimeError("the process was started without this pipe")
-    return stream
-
-
-def _kill_when_late(process: subprocess.Popen[bytes], bounds: Bounds, done: threading.Event) -> None:
-    while not done.wait(POLL_S):
-        if bounds.is_late:
-            _kill(process)
-            return
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    with suppress(OSError):
-        if os.name == "posix":
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
-
-
-def _inherited() -> dict[str, str]:
-    """Return the variables that a program needs to start; all others could change what git does."""
-    return {name: os.environ[name] for name in ("PATH", "SYSTEMROOT", "TMPDIR") if name in os.environ}
 
 
 def _alternates(objects: Path) -> list[Path]:

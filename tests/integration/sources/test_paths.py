@@ -391,3 +391,13 @@ def test_reading_leaves_no_thread(tree: Tree) -> None:
     tree.write("a.txt")
     tree.read(".")
     assert threading.active_count() == before
+
+
+def test_named_image_is_stored_as_it_is(tree: Tree) -> None:
+    """For models that take images; a directory's images are only named."""
+    data = b"GIF89a\x05\x00\x04\x00\x80\x00\x00" + b"\0" * 20
+    tree.write("a/shot.gif", data)
+    read = tree.read("a/shot.gif")
+    assert read.read == ("a/shot.gif (image/gif, 5 x 4 pixels)",)
+    assert [(content.data, content.media_type) for content in read.contents] == [(data, "image/gif")]
+    assert tree.read("a").left_out == ("a/shot.gif (image)",)

@@ -2365,7 +2365,9 @@ declare
   v_unread bigint := 0;
   -- Limit on the time for messages that wait to be indexed.
   v_work bigint := 1500000;
-  v_stop constant timestamptz := clock_timestamp() + interval '2.5 s';
+  -- The time is a setting, so that a server that is busy for other reasons can be given more.
+  v_stop constant timestamptz :=
+    clock_timestamp() + coalesce(nullif(current_setting('exai.search_time', true), '')::interval, interval '2.5 s');
 begin
   with terms as materialized (
     select t.* from exai.read_query_v1(exai.owner_key_v1(p_owner), p_query) with ordinality t(

@@ -10,11 +10,16 @@ from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import Database
 from exai.db.turns import TurnRepository
 from tests.support.database import opened
+from tests.support.migrations import session
 
 
 @pytest.fixture
 async def database(postgres_url: str) -> AsyncIterator[Database]:
-    async with opened(postgres_url) as database:
+    # A search stops after a time that a busy machine may need for its first message. Work is bounded by other counts.
+    async with session(postgres_url) as connection:
+        name = await connection.fetchval("select quote_ident(current_database())")
+        await connection.execute(f"alter database {name} set exai.search_time = '30 s'")
+    async with opened(postgres_url, statement_timeout_s=60) as database:
         yield database
 
 

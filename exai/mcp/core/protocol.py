@@ -90,8 +90,8 @@ class Terms:
 
     label: str = ""
     timeout_s: float | None = None
-    may_go_on: bool = False
     join_key: Callable[[Call], bytes | None] | None = None
+    may_go_on: bool = False
 
 
 READ_TERMS = Terms(timeout_s=READ_TIMEOUT_S)

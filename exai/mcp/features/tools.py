@@ -150,7 +150,12 @@ class ToolRegistry:
             spec,
             schema,
             SchemaFit(schema, spec.arguments.KEEPS_EMPTY),
-            Terms(spec.name, spec.timeout_s, spec.answer_from is not None, _join_key if spec.joins_identical else None),
+            Terms(
+                spec.name,
+                spec.timeout_s,
+                _join_key if spec.joins_identical else None,
+                may_go_on=spec.answer_from is not None,
+            ),
             spec.arguments.__pydantic_validator__.validate_python,
         )
 

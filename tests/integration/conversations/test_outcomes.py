@@ -23,7 +23,7 @@ from exai.db.driver.pool import connect
 from exai.db.files import FileRepository
 from exai.db.turns import TurnRepository
 from exai.errors import Conflict, ExaiError, ShuttingDown
-from exai.mcp.core.protocol import CallContext
+from exai.mcp.core.protocol import BegunWork, CallContext
 from exai.mcp.features.results import call_result, error_result
 from exai.mcp.features.tasks import Task
 from exai.mcp.features.tools import ToolSpec
@@ -67,8 +67,8 @@ async def chatting(app: App, **arguments: Any) -> Chat:
     spec = next(each for each in build_tools(app) if each.name == "chat")
     chat: Chat
 
-    def begun(turn_id: str, since: datetime) -> None:
-        chat.id, chat.since = turn_id, since
+    def begun(work: BegunWork) -> None:
+        chat.id, chat.since = work.id, work.since
         chat.named.set()
 
     context = CallContext(LOCAL_OWNER, "1", _silent, begun=begun)
@@ -205,11 +205,11 @@ async def test_a_task_cancelled_elsewhere_stops_with_its_next_lease(rig: Rig, el
     async def on_delta(_: object) -> None:
         heard.set()
 
-    work = asyncio.create_task(turns.run(ChatRequest(LOCAL_OWNER, "Hi"), on_delta, lambda *begun: named.append(begun)))
+    work = asyncio.create_task(turns.run(ChatRequest(LOCAL_OWNER, "Hi"), on_delta, named.append))
     await heard.wait()
     await turns.leases.renew()
-    assert await tasks_of(elsewhere).cancel(LOCAL_OWNER, named[0][0])
-    assert (await task_of(rig.app, named[0][0])).status == "cancelled"
+    assert await tasks_of(elsewhere).cancel(LOCAL_OWNER, named[0].turn_id)
+    assert (await task_of(rig.app, named[0].turn_id)).status == "cancelled"
     assert not work.done()
     await turns.leases.renew()
     with pytest.raises(Conflict) as caught:
@@ -217,7 +217,7 @@ async def test_a_task_cancelled_elsewhere_stops_with_its_next_lease(rig: Rig, el
     assert caught.value.reason == "cancelled"
     async with asyncio.timeout(5):
         await rig.provider.chats[0].gone.wait()
-    found = await task_of(rig.app, named[0][0])
+    found = await task_of(rig.app, named[0].turn_id)
     assert (found.status, found.message) == ("cancelled", "cancelled on request")
 
 
@@ -258,8 +258,8 @@ async def test_a_defect_is_told_as_one(rig: Rig, elsewhere: App) -> None:
         raise RuntimeError("a secret that must not leave")
 
     with pytest.raises(RuntimeError):
-        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hi"), on_delta, lambda *begun: named.append(begun))
-    found = await task_of(elsewhere, named[0][0])
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hi"), on_delta, named.append)
+    found = await task_of(elsewhere, named[0].turn_id)
     assert found.error is not None
     assert (found.status, found.error.code, found.error.data) == ("failed", -32603, None)
     assert "secret" not in found.message

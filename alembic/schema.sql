@@ -295,6 +295,9 @@ create table public.turns (
     cached_tokens bigint,
     reasoning_tokens bigint,
     cost numeric,
+    earlier_cost numeric,
+    reserved numeric,
+    is_estimated boolean not null default false,
     error jsonb,
     metadata jsonb not null default '{}'::jsonb,
     first_seq bigint,
@@ -311,6 +314,8 @@ create table public.turns (
     constraint turns_state_check CHECK ((state = ANY (ARRAY['pending'::text, 'finished'::text, 'failed'::text])))
 );
 alter table public.turns enable row level security;
+
+CREATE INDEX turns_asked_idx ON public.turns USING btree (owner, started_at) WHERE (model IS NOT NULL);
 
 CREATE INDEX turns_conversation_idx ON public.turns USING btree (conversation_id);
 
@@ -474,7 +479,8 @@ begin
     update public.turns x
        set state = 'pending', attempt = x.attempt + 1, claimed_by = p_turn_id, finished_at = null,
            lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => p_lease_s),
-           provider = p_provider, model = p_model
+           provider = p_provider, model = p_model, cost = null,
+           earlier_cost = coalesce(x.earlier_cost + x.cost, x.earlier_cost, x.cost)
      where x.id = s.o_turn_id
        and (x.state = 'failed'
             or (x.state = 'pending' and x.claimed_by <> p_turn_id and x.lease_until <= pg_catalog.clock_timestamp()));
@@ -903,7 +909,7 @@ AS $function$
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.finish_turn_v1(p_owner text, p_turn_id uuid, p_attempt integer, p_state text, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_model text, p_input_tokens bigint, p_output_tokens bigint, p_cached_tokens bigint, p_reasoning_tokens bigint, p_cost numeric, p_error text, p_turn_metadata text)
+CREATE OR REPLACE FUNCTION exai.finish_turn_v1(p_owner text, p_turn_id uuid, p_attempt integer, p_state text, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_model text, p_input_tokens bigint, p_output_tokens bigint, p_cached_tokens bigint, p_reasoning_tokens bigint, p_cost numeric, p_error text, p_turn_metadata text, p_is_estimated boolean)
  RETURNS TABLE(part text, seq bigint, role text, content text, created_at timestamp with time zone, kind text, turn_id text, data text)
  LANGUAGE plpgsql
  ROWS 1
@@ -952,7 +958,7 @@ begin
     update public.turns x
        set state = p_state, finished_at = v_now, model = coalesce(p_model, x.model), input_tokens = p_input_tokens,
            output_tokens = p_output_tokens, cached_tokens = p_cached_tokens, reasoning_tokens = p_reasoning_tokens,
-           cost = p_cost, error = p_error::jsonb, metadata = coalesce(p_turn_metadata::jsonb, '{}'),
+           cost = p_cost, is_estimated = x.is_estimated or p_is_estimated, reserved = null, error = p_error::jsonb, metadata = coalesce(p_turn_metadata::jsonb, '{}'),
            reply_first_seq = t.reply_first_seq, reply_last_seq = t.reply_last_seq, reply_revision = v.revision
      where x.id = p_turn_id;
   end if;
@@ -2877,6 +2883,55 @@ CREATE OR REPLACE FUNCTION exai.units_v1(p_text text)
  IMMUTABLE PARALLEL SAFE ROWS 300
 AS $function$
   select u.place, u.chunk, u.word, u.form from exai.spaced_units_v1(exai.spaced_v1(p_text)) u
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.usage_v1(p_owner text, p_by text, p_since timestamp with time zone, p_until timestamp with time zone, p_continuation_id text, p_limit integer)
+ RETURNS TABLE(o_part text, o_key text, o_title text, o_turns bigint, o_failed bigint, o_pending bigint, o_input bigint, o_cached bigint, o_output bigint, o_reasoning bigint, o_cost numeric, o_estimated bigint, o_unpriced bigint, o_groups bigint, o_named boolean)
+ LANGUAGE sql
+ STABLE ROWS 20
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+  with asked as (
+    select t.* from public.turns t
+     where p_continuation_id is null and t.owner = p_owner and t.model is not null
+       and t.started_at >= coalesce(p_since, '-infinity') and t.started_at < coalesce(p_until, 'infinity')
+    union all
+    select t.* from public.conversations c join public.turns t on t.conversation_id = c.id
+     where p_continuation_id is not null and c.owner = p_owner and c.continuation_id = p_continuation_id
+       and t.model is not null
+       and t.started_at >= coalesce(p_since, '-infinity') and t.started_at < coalesce(p_until, 'infinity')),
+  keyed as (
+    select case p_by when 'model' then a.model
+                     when 'tool' then a.tool
+                     when 'day' then to_char(a.started_at at time zone 'UTC', 'YYYY-MM-DD')
+                     else a.conversation_id::text end as key, a.*
+      from asked a),
+  sums as (
+    select k.key, grouping(k.key) as is_total, count(*) as turns, count(*) filter (where k.state = 'failed') as failed,
+           count(*) filter (where k.state = 'pending') as pending, sum(k.input_tokens)::bigint as input,
+           sum(k.cached_tokens)::bigint as cached, sum(k.output_tokens)::bigint as output,
+           sum(k.reasoning_tokens)::bigint as reasoning,
+           sum(coalesce(k.cost, 0) + coalesce(k.earlier_cost, 0)) as cost,
+           count(*) filter (where k.is_estimated) as estimated,
+           count(*) filter (where k.cost is null and k.input_tokens > 0) as unpriced
+      from keyed k
+     group by grouping sets ((k.key), ())),
+  shown as (
+    select s.*, row_number() over (order by s.is_total, case when p_by = 'day' then s.key end desc, s.cost desc,
+                                            s.input desc nulls last, s.key) as place
+      from sums s)
+  select case s.is_total when 1 then 'total' else 'group' end, coalesce(c.continuation_id, s.key),
+         case when c.deleted_at is null then c.title end, s.turns, s.failed, s.pending,
+         coalesce(s.input, 0), coalesce(s.cached, 0), coalesce(s.output, 0), coalesce(s.reasoning, 0),
+         coalesce(s.cost, 0), s.estimated, s.unpriced, (select count(*) from sums x where x.is_total = 0),
+         p_continuation_id is null or exists (
+           select from public.conversations n where n.owner = p_owner and n.continuation_id = p_continuation_id)
+    from shown s
+    left join public.conversations c
+      on c.id = case when p_by = 'conversation' and s.is_total = 0 then s.key::uuid end
+   where s.place <= p_limit or s.is_total = 1
+   order by s.place
 $function$
 ;
 

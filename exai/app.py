@@ -24,6 +24,7 @@ from exai.cache.reconciliation import ChangedRevisions, ChangesSince
 from exai.conversations import ChatService, ConversationStore, Transfer
 from exai.conversations.changes import ChangePoller, Notices
 from exai.conversations.indexing import Indexing
+from exai.conversations.ledger import Ledger
 from exai.conversations.maintenance import Maintenance
 from exai.conversations.publishing import Publisher
 from exai.conversations.store import Repositories
@@ -34,6 +35,7 @@ from exai.db.contents import PostgresBlobs
 from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import Database, open_pool
 from exai.db.files import FileRepository
+from exai.db.ledger import LedgerRepository
 from exai.db.lifecycle import CurationRepository
 from exai.db.migrations.migrate import upgrade
 from exai.db.migrations.revision import check_revision, explain_mismatch
@@ -80,6 +82,7 @@ class App:
     conversations: ConversationStore
     transfer: Transfer
     maintenance: Maintenance
+    ledger: Ledger
     notices: Notices
     files: FileService
     sources: SourceReader
@@ -144,6 +147,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             conversations=conversations,
             transfer=transfer,
             maintenance=Maintenance(curation, indexing),
+            ledger=Ledger(LedgerRepository(database)),
             notices=notices,
             files=files,
             sources=SourceReader(files, roots, estimate_tokens),

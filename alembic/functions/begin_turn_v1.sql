@@ -42,7 +42,8 @@ begin
     update public.turns x
        set state = 'pending', attempt = x.attempt + 1, claimed_by = p_turn_id, finished_at = null,
            lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => p_lease_s),
-           provider = p_provider, model = p_model
+           provider = p_provider, model = p_model, cost = null,
+           earlier_cost = coalesce(x.earlier_cost + x.cost, x.earlier_cost, x.cost)
      where x.id = s.o_turn_id
        and (x.state = 'failed'
             or (x.state = 'pending' and x.claimed_by <> p_turn_id and x.lease_until <= pg_catalog.clock_timestamp()));

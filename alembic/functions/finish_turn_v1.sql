@@ -5,7 +5,7 @@ create or replace function exai.finish_turn_v1(
   p_owner text, p_turn_id uuid, p_attempt integer, p_state text,
   p_roles text[], p_contents text[], p_kinds text[], p_metadata text[],
   p_model text, p_input_tokens bigint, p_output_tokens bigint, p_cached_tokens bigint, p_reasoning_tokens bigint,
-  p_cost numeric, p_error text, p_turn_metadata text)
+  p_cost numeric, p_error text, p_turn_metadata text, p_is_estimated boolean)
 returns table (part text, seq bigint, role text, content text, created_at timestamptz, kind text, turn_id text, data text)
 language plpgsql rows 1
 set lock_timeout = '2s'
@@ -53,7 +53,7 @@ begin
     update public.turns x
        set state = p_state, finished_at = v_now, model = coalesce(p_model, x.model), input_tokens = p_input_tokens,
            output_tokens = p_output_tokens, cached_tokens = p_cached_tokens, reasoning_tokens = p_reasoning_tokens,
-           cost = p_cost, error = p_error::jsonb, metadata = coalesce(p_turn_metadata::jsonb, '{}'),
+           cost = p_cost, is_estimated = x.is_estimated or p_is_estimated, reserved = null, error = p_error::jsonb, metadata = coalesce(p_turn_metadata::jsonb, '{}'),
            reply_first_seq = t.reply_first_seq, reply_last_seq = t.reply_last_seq, reply_revision = v.revision
      where x.id = p_turn_id;
   end if;

@@ -163,7 +163,10 @@ class TurnBegun:
 
 @dataclass(frozen=True, slots=True)
 class TurnEnd:
-    """The outcome of one attempt. `messages` is the reply, or the partial text of a failure, or nothing."""
+    """The outcome of one attempt. `messages` is the reply, or the partial text of a failure, or nothing.
+
+    `is_estimated` states that usage and cost are EXAI's estimate, because the provider did not report them.
+    """
 
     owner: Owner
     turn_id: TurnId
@@ -173,6 +176,7 @@ class TurnEnd:
     model: str | None = None
     usage: Usage | None = None
     cost_usd: Decimal | float | None = None
+    is_estimated: bool = False
     error: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 

@@ -107,6 +107,7 @@ class TurnRepository:
                 None if end.cost_usd is None else str(end.cost_usd),
                 json_of(end.error) if end.error is not None else None,
                 json_of(end.metadata) if end.metadata else None,
+                end.is_estimated,
             )
         )  # fmt: skip
         head, status = answer.head, answer.head["status"]

@@ -21,6 +21,7 @@ from exai.tools.prompts import prompt_feature
 from exai.tools.resources import resource_feature
 from exai.tools.status import status_tools
 from exai.tools.tasks import TurnTasks
+from exai.tools.usage import usage_tool
 
 INSTRUCTIONS = (
     "EXAI asks models and stores every conversation. Pass the continuation_id of an answer to continue its "
@@ -45,6 +46,7 @@ def build_tools(app: App) -> ToolRegistry:
             import_tool(app.transfer),
             *file_tools(app.files),
             *status_tools(app.providers, lambda: health_report(app)),
+            usage_tool(app.ledger),
         )
     )
 

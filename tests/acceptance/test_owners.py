@@ -173,6 +173,12 @@ async def file_delete(world: World) -> None:
     await world.not_found("file_delete", file_id=world.their_file)
 
 
+async def usage(world: World) -> None:
+    await world.not_found("usage", continuation_id=world.theirs)
+    for by in ("conversation", "tool"):
+        assert world.theirs not in json.dumps(await call(world.bob, "usage", by=by))
+
+
 def tells_nothing(tool: str) -> Callable[[World], Awaitable[None]]:
     """For tools about the service itself: both owners are told the same things, and nothing of Alice's."""
 
@@ -253,6 +259,7 @@ ATTEMPTS: dict[str, Callable[[World], Awaitable[None]]] = {
     "file_list": file_list,
     "file_link": link,
     "file_delete": file_delete,
+    "usage": usage,
     **{name: tells_nothing(name) for name in ("listmodels", "status", "version")},
     "conversation_import": import_same_name,  # the last: from then on Bob has a conversation of the same name
 }

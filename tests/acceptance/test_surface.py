@@ -57,7 +57,7 @@ async def test_tools_are_few_words_and_say_what_they_do_to_the_world(daemon: Dae
         assert tool["inputSchema"]["type"] == "object"
     reads = {name for name, tool in tools.items() if tool["annotations"]["readOnlyHint"]}
     assert {"conversation_get", "conversation_list", "conversation_search", "conversation_export"} <= reads
-    assert {"file_get", "file_list", "listmodels", "status", "version"} <= reads
+    assert {"file_get", "file_list", "listmodels", "status", "version", "usage"} <= reads
     assert not reads & {"chat", "conversation_append", "conversation_import", "conversation_delete", "file_put"}
     assert {name for name, tool in tools.items() if tool["annotations"].get("destructiveHint")} == {
         "conversation_delete",

@@ -261,12 +261,22 @@ async def version(model: Model) -> None:
     assert (await model.call("version")).startswith("exai ")
 
 
+async def usage(model: Model) -> None:
+    answer = head_of(await model.call("chat", prompt="Hello?"))
+    total, *rows = rows_of(await model.call("usage", by="conversation"))
+    assert total["key"] == "total by conversation"
+    assert float(total["cost_usd"]) == float(rows[0]["cost_usd"]) > 0
+    name = rows[0]["key"]
+    assert name == answer["continuation_id"]
+    await model.call("conversation_get", continuation_id=name)
+
+
 SCENARIOS: dict[str, Callable[[Model], Awaitable[None]]] = {
     each.__name__: each
     for each in (
         chat, conversation_append, conversation_get, conversation_list, conversation_search, conversation_fork,
         conversation_update, conversation_delete, conversation_export, conversation_import, file_put, file_get,
-        file_list, file_link, file_delete, listmodels, status, version,
+        file_list, file_link, file_delete, listmodels, status, version, usage,
     )
 }  # fmt: skip
 

@@ -43,6 +43,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "listmodels": {"provider": "kimi"},
     "status": {},
     "version": {},
+    "usage": {"by": "day", "since": "2026-01-01"},
 }
 """By tool, arguments as its schema asks for them."""
 

@@ -7,7 +7,7 @@ sort over a conversation, or a plan that filters one, would show as thousands of
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -105,6 +105,22 @@ async def test_a_turn_that_knows_all_reads_nothing(sql: OneTrip) -> None:
     counts = await touched(sql, "begin_turn", *turn(budget=10_000, known=(0, 1, MESSAGES, 9000)))
     assert all(scans == 0 for scans, _ in counts.values()), counts
     assert counts.get("messages", (0, 0))[1] <= 2, counts
+
+
+async def test_a_report_of_costs_reads_the_turns_it_sums(sql: OneTrip) -> None:
+    """Not those of other days, nor of other conversations."""
+    await sql.execute(
+        "update turns set model = 'm', started_at = case when request_key = 'long' then now() - interval '9 days'"
+        " else now() end where request_key = 'long' or request_key like 'c1%'"
+    )
+    await sql.execute("analyze turns")
+    ago = datetime.now(UTC) - timedelta(days=8)
+    for by in ("model", "tool", "day"):
+        counts = await touched(sql, "usage", "local", by, None, ago, None, 100)
+        assert counts == {"turns": (0, 1)}, by
+    counts = await touched(sql, "usage", "local", "conversation", None, None, "long", 100)
+    assert all(scans == 0 for scans, _ in counts.values()), counts
+    assert counts["turns"][1] <= 3
 
 
 async def test_an_append_reads_no_messages(sql: OneTrip) -> None:

@@ -19,7 +19,7 @@ IN_ORDER = [
     "conversation_export",
     "conversation_import",
     *(f"file_{what}" for what in ("put", "get", "list", "link", "delete")),
-    *("listmodels", "status", "version"),
+    *("listmodels", "status", "version", "usage"),
 ]
 
 

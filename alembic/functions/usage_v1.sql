@@ -1,0 +1,54 @@
+-- Returns the tokens and the cost of an owner's turns that asked a model, by 'model', 'tool', 'day' (UTC) or
+-- 'conversation': rows 'group', the latest day or the highest cost first, and one row 'total', last, that also covers the
+-- groups beyond p_limit. o_named is false if there is no conversation p_continuation_id.
+--
+-- The turns are read by turns_asked_idx, or those of one conversation by turns_conversation_idx.
+create or replace function exai.usage_v1(
+  p_owner text, p_by text, p_since timestamptz, p_until timestamptz, p_continuation_id text, p_limit integer)
+returns table (o_part text, o_key text, o_title text, o_turns bigint, o_failed bigint, o_pending bigint,
+               o_input bigint, o_cached bigint, o_output bigint, o_reasoning bigint, o_cost numeric,
+               o_estimated bigint, o_unpriced bigint, o_groups bigint, o_named boolean)
+language sql stable rows 20
+set search_path = pg_catalog, pg_temp
+as $$
+  with asked as (
+    select t.* from public.turns t
+     where p_continuation_id is null and t.owner = p_owner and t.model is not null
+       and t.started_at >= coalesce(p_since, '-infinity') and t.started_at < coalesce(p_until, 'infinity')
+    union all
+    select t.* from public.conversations c join public.turns t on t.conversation_id = c.id
+     where p_continuation_id is not null and c.owner = p_owner and c.continuation_id = p_continuation_id
+       and t.model is not null
+       and t.started_at >= coalesce(p_since, '-infinity') and t.started_at < coalesce(p_until, 'infinity')),
+  keyed as (
+    select case p_by when 'model' then a.model
+                     when 'tool' then a.tool
+                     when 'day' then to_char(a.started_at at time zone 'UTC', 'YYYY-MM-DD')
+                     else a.conversation_id::text end as key, a.*
+      from asked a),
+  sums as (
+    select k.key, grouping(k.key) as is_total, count(*) as turns, count(*) filter (where k.state = 'failed') as failed,
+           count(*) filter (where k.state = 'pending') as pending, sum(k.input_tokens)::bigint as input,
+           sum(k.cached_tokens)::bigint as cached, sum(k.output_tokens)::bigint as output,
+           sum(k.reasoning_tokens)::bigint as reasoning,
+           sum(coalesce(k.cost, 0) + coalesce(k.earlier_cost, 0)) as cost,
+           count(*) filter (where k.is_estimated) as estimated,
+           count(*) filter (where k.cost is null and k.input_tokens > 0) as unpriced
+      from keyed k
+     group by grouping sets ((k.key), ())),
+  shown as (
+    select s.*, row_number() over (order by s.is_total, case when p_by = 'day' then s.key end desc, s.cost desc,
+                                            s.input desc nulls last, s.key) as place
+      from sums s)
+  select case s.is_total when 1 then 'total' else 'group' end, coalesce(c.continuation_id, s.key),
+         case when c.deleted_at is null then c.title end, s.turns, s.failed, s.pending,
+         coalesce(s.input, 0), coalesce(s.cached, 0), coalesce(s.output, 0), coalesce(s.reasoning, 0),
+         coalesce(s.cost, 0), s.estimated, s.unpriced, (select count(*) from sums x where x.is_total = 0),
+         p_continuation_id is null or exists (
+           select from public.conversations n where n.owner = p_owner and n.continuation_id = p_continuation_id)
+    from shown s
+    left join public.conversations c
+      on c.id = case when p_by = 'conversation' and s.is_total = 0 then s.key::uuid end
+   where s.place <= p_limit or s.is_total = 1
+   order by s.place
+$$

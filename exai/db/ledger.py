@@ -1,0 +1,108 @@
+"""The ledger: tokens and money of an owner's turns, which the rows of the turns hold.
+
+Invariant: a report is one statement, and its total covers every turn that the query selects, listed or not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Final, Literal, get_args
+
+import asyncpg
+
+from exai.db.driver.pool import Database
+from exai.models import ContinuationId, Owner
+from exai.validation import MAX_CONTINUATION_CHARS, check_choice, check_optional_name, check_owner, check_time
+
+UsageKey = Literal["model", "tool", "day", "conversation"]
+
+MAX_GROUPS: Final = 200
+"""Maximum number of groups in a report; its total also covers the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class UsageQuery:
+    """A report by `by`, of the turns started from `since` (inclusive) to `until` (exclusive)."""
+
+    owner: Owner
+    by: UsageKey = "model"
+    since: datetime | None = None
+    until: datetime | None = None
+    continuation_id: ContinuationId | None = None
+
+    def validate(self) -> None:
+        """Raise `InvalidArgument` for a value that no report can have."""
+        check_owner(self.owner)
+        check_choice("by", self.by, get_args(UsageKey))
+        check_time("since", self.since)
+        check_time("until", self.until)
+        check_optional_name("continuation_id", self.continuation_id, MAX_CONTINUATION_CHARS)
+
+
+@dataclass(frozen=True, slots=True)
+class UsageSum:
+    """The sum of some turns. `key` is what they have in common, None for all; `title` that of a conversation.
+
+    `failed` and `pending` count turns without an answer. `estimated` counts turns whose tokens the provider did not
+    report, `unpriced` those of models without a known price, which the cost lacks.
+    """
+
+    key: str | None
+    title: str | None
+    turns: int
+    failed: int
+    pending: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    cost_usd: Decimal
+    estimated: int
+    unpriced: int
+
+
+@dataclass(frozen=True, slots=True)
+class UsageReport:
+    """Sums by group, the latest day or the highest cost first, and the sum of all. `groups` counts also unlisted ones.
+
+    `named` is false if the owner has no conversation of the query's name.
+    """
+
+    sums: tuple[UsageSum, ...]
+    total: UsageSum
+    groups: int
+    named: bool
+
+
+class LedgerRepository:
+    """Reads the ledger, in Postgres; each method accesses only the given owner's rows."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def report(self, query: UsageQuery) -> UsageReport:
+        """Return the sums that the query asks for: 1 round trip. Raises `DatabaseError`."""
+        rows = await self._database.fetch(
+            "usage", query.owner, query.by, query.since, query.until, query.continuation_id, MAX_GROUPS
+        )
+        *groups, total = rows
+        return UsageReport(tuple(map(_sum, groups)), _sum(total), total["groups"], total["named"])
+
+
+def _sum(row: asyncpg.Record) -> UsageSum:
+    return UsageSum(
+        key=row["key"],
+        title=row["title"],
+        turns=row["turns"],
+        failed=row["failed"],
+        pending=row["pending"],
+        input_tokens=row["input_tokens"],
+        cached_tokens=row["cached_tokens"],
+        output_tokens=row["output_tokens"],
+        reasoning_tokens=row["reasoning_tokens"],
+        cost_usd=Decimal(row["cost"]),
+        estimated=row["estimated"],
+        unpriced=row["unpriced"],
+    )

@@ -1,0 +1,158 @@
+"""The tool `usage`: tokens and money of the caller's turns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from exai.conversations.ledger import Ledger
+from exai.db.ledger import UsageKey, UsageQuery, UsageSum
+from exai.errors import InvalidArgument
+from exai.mcp.features.results import ToolOutput
+from exai.mcp.features.texts import items
+from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
+from exai.models import ContinuationId
+from exai.tools.limits import size_limit, take_rows
+
+ROW = (
+    "key",
+    "title",
+    "cost_usd",
+    "turns",
+    "failed",
+    "pending",
+    "input_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "estimated",
+    "unpriced",
+)
+"""Fields of a sum in the text."""
+
+
+class UsageArguments(Arguments):
+    """Arguments of `usage`."""
+
+    by: UsageKey = "model"
+    since: str | None = Field(None, description="ISO date or time, UTC unless it has an offset.")
+    until: str | None = Field(None, description="As since; a date includes its day.")
+    continuation_id: ContinuationId | None = Field(None, description="Only this conversation.")
+
+
+@dataclass
+class UsageRowOutput:
+    """The sum of some turns."""
+
+    key: Annotated[str | None, Field(description="Model, tool, day or continuation_id; null for the total.")]
+    title: str | None
+    turns: int
+    failed: int
+    pending: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    cost_usd: float
+    estimated: int
+    unpriced: int
+
+
+class UsageReportOutput(ToolOutput):
+    """Answer of `usage`. The total covers all turns, listed or not."""
+
+    by: Literal["model", "tool", "day", "conversation"]
+    total: UsageRowOutput
+    rows: list[UsageRowOutput]
+    notes: list[str]
+
+    def as_text(self) -> str:
+        """Return the total, and one line for each sum."""
+        total = items([{**vars(self.total), "key": f"total by {self.by}", "cost_usd": _usd(self.total)}], ROW)
+        rows = items(({**vars(row), "cost_usd": _usd(row)} for row in self.rows), ROW)
+        return f"{total}\n{rows}" if rows else f"{total}\nNo model was asked."
+
+
+def usage_tool(ledger: Ledger) -> ToolSpec:
+    """Make the tool."""
+
+    async def handle(arguments: UsageArguments, context: CallContext) -> UsageReportOutput:
+        query = UsageQuery(
+            owner=context.owner,
+            by=arguments.by,
+            since=_moment("since", arguments.since),
+            until=_moment("until", arguments.until, ends_day=True),
+            continuation_id=arguments.continuation_id,
+        )
+        report = await ledger.report(query)
+        rows = take_rows(report.sums, _row, size_limit())
+        return UsageReportOutput(
+            by=arguments.by, total=_row(report.total), rows=rows, notes=_notes(report.total, report.groups - len(rows))
+        )
+
+    return ToolSpec(
+        name="usage",
+        title="Usage and cost",
+        description="Show what models cost: tokens and US dollars by model, tool, day or conversation, with a total.",
+        arguments=UsageArguments,
+        output=UsageReportOutput,
+        handler=handle,
+        read_only=True,
+    )
+
+
+def _moment(field: str, given: str | None, *, ends_day: bool = False) -> datetime | None:
+    """Return the time that an argument denotes; a date is its midnight, or the next one if the day is included."""
+    if given is None:
+        return None
+    try:
+        day = date.fromisoformat(given.strip())
+    except ValueError:
+        pass
+    else:
+        midnight = datetime.combine(day, time(tzinfo=UTC))
+        return midnight + timedelta(days=1) if ends_day and day < date.max else midnight
+    try:
+        at = datetime.fromisoformat(given.strip())
+    except ValueError:
+        cure = "Write a date or a time, such as 2026-01-31 or 2026-01-31T12:00:00Z"
+        raise InvalidArgument(field, "is not a date or time of ISO 8601", cure) from None
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)
+
+
+def _row(total: UsageSum) -> UsageRowOutput:
+    return UsageRowOutput(
+        key=total.key,
+        title=total.title,
+        turns=total.turns,
+        failed=total.failed,
+        pending=total.pending,
+        input_tokens=total.input_tokens,
+        cached_tokens=total.cached_tokens,
+        output_tokens=total.output_tokens,
+        reasoning_tokens=total.reasoning_tokens,
+        cost_usd=round(float(total.cost_usd), 6),
+        estimated=total.estimated,
+        unpriced=total.unpriced,
+    )
+
+
+def _usd(row: UsageRowOutput) -> str:
+    """Return an amount in decimals, never in powers of ten."""
+    return f"{row.cost_usd:.6f}".rstrip("0").rstrip(".")
+
+
+def _notes(total: UsageSum, unlisted: int) -> list[str]:
+    notes = []
+    if unlisted:
+        notes.append(f"{unlisted:,} more are in the total only; narrow the report with since, until or continuation_id")
+    if total.unpriced:
+        notes.append(f"{total.unpriced:,} turns used models without a known price; cost_usd lacks them")
+    if total.estimated:
+        notes.append(f"{total.estimated:,} turns ended without a report of their tokens; theirs are estimates")
+    if total.pending:
+        notes.append(f"{total.pending:,} turns have not ended yet and are not in the sums")
+    return notes

@@ -1,0 +1,88 @@
+"""What models have cost, as the rows of the turns hold it and reports sum it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from exai.conversations import AppendRequest, ChatRequest
+from exai.db.ledger import UsageKey, UsageQuery, UsageReport
+from exai.errors import InvalidArgument, NotFound, ProviderAuthFailed
+from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
+from tests.integration.conversations.conftest import Rig, open_rig
+from tests.support.provider_server import KIMI_USAGE, failure, kimi_answer
+
+ONE_USD = Decimal(11 - 4) * 2 / 1_000_000 + Decimal(4) * Decimal("0.2") / 1_000_000 + Decimal(7) * 10 / 1_000_000
+"""The price of an answer with `KIMI_USAGE` from the default model."""
+
+
+@pytest.fixture
+async def rig(postgres_url: str, redis_url: str, tmp_path: Path) -> AsyncIterator[Rig]:
+    async with open_rig(postgres_url, redis_url, tmp_path) as opened:
+        yield opened
+
+
+async def report(rig: Rig, by: UsageKey, owner: Owner = LOCAL_OWNER, **other: Any) -> UsageReport:
+    return await rig.app.ledger.report(UsageQuery(owner, by, **other))
+
+
+async def test_costs_are_summed_by_model_tool_day_and_conversation_in_one_statement(rig: Rig) -> None:
+    """An append asks no model, so it is no turn of the ledger."""
+    rig.provider.script(*[kimi_answer()] * 2)
+    first = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "One?", title="First"))
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Two?", continuation_id=first.continuation_id))
+    rig.provider.script(kimi_answer(usage={**KIMI_USAGE, "prompt_tokens": 1_000_011}))
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Three?", model="kimi-k3", tool="debug", title="Second"))
+    await rig.app.conversations.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", "only stored")]))
+    await rig.app.chat.run(ChatRequest(Owner("other"), "Not mine"))
+    rig.reset()
+    by_model = await report(rig, "model")
+    assert rig.cost() == (1, 0)
+    assert [(each.key, each.turns) for each in by_model.sums] == [("kimi-k3", 1), ("kimi-k3.1-pro", 2)]
+    assert by_model.sums[1].cost_usd == 2 * ONE_USD
+    total = by_model.total
+    assert (total.key, total.turns) == (None, 3)
+    assert (total.failed, total.pending, total.estimated, total.unpriced) == (0, 0, 0, 0)
+    assert (total.input_tokens, total.cached_tokens, total.output_tokens) == (1_000_033, 12, 21)
+    assert total.cost_usd == sum(each.cost_usd for each in by_model.sums) > 3
+    assert {each.key: each.turns for each in (await report(rig, "tool")).sums} == {"chat": 2, "debug": 1}
+    assert [each.key for each in (await report(rig, "day")).sums] == [f"{datetime.now(UTC):%Y-%m-%d}"]
+    by_name = await report(rig, "conversation")
+    assert [each.title for each in by_name.sums] == ["Second", "First"]
+    assert by_name.sums[1].key == first.continuation_id
+    assert {by_name.total, total} == {total}
+
+
+async def test_a_report_is_bounded_by_time_and_conversation(rig: Rig) -> None:
+    """`since` is inclusive, `until` is not; a conversation that does not exist is an error, not a zero."""
+    rig.provider.script(*[kimi_answer()] * 2)
+    first = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "One?"))
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Two?"))
+    now = datetime.now(UTC) + timedelta(seconds=60)
+    assert (await report(rig, "model", until=now)).total.turns == 2
+    for bounds in ({"since": now}, {"until": now - timedelta(days=1)}):
+        empty = await report(rig, "model", **bounds)
+        assert (empty.sums, empty.total.turns, empty.total.cost_usd) == ((), 0, 0)
+    only = await report(rig, "day", continuation_id=first.continuation_id)
+    assert (only.total.turns, only.total.cost_usd) == (1, ONE_USD)
+    with pytest.raises(NotFound):
+        await report(rig, "day", continuation_id=ContinuationId("nowhere"))
+    with pytest.raises(NotFound):
+        await report(rig, "day", owner=Owner("other"), continuation_id=first.continuation_id)
+    weather: Any = "weather"
+    with pytest.raises(InvalidArgument, match="by"):
+        await report(rig, weather)
+
+
+async def test_a_refused_turn_counts_as_failed_and_costs_nothing(rig: Rig) -> None:
+    """A provider bills nothing for a request that it refuses."""
+    rig.provider.script(failure(401))
+    with pytest.raises(ProviderAuthFailed):
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "One?"))
+    total = (await report(rig, "model")).total
+    assert (total.turns, total.failed, total.input_tokens, total.cost_usd) == (1, 1, 0, 0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Literal, NamedTuple, NewType, Protocol
 
 Owner = NewType("Owner", str)
@@ -176,12 +177,16 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of one completion as the provider reported them; `output_tokens` includes `reasoning_tokens`."""
+    """Token counts of one completion as the provider reported them; `output_tokens` includes `reasoning_tokens`.
+
+    `cost_usd` is the price that the provider reported, None if it reports none.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0
+    cost_usd: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)

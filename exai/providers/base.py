@@ -48,7 +48,8 @@ class Model:
     """One model; `wire_name` is its name in requests to the provider.
 
     `thinking` maps each level the model can honour to the fields that ask for it, `temperature` is the range it
-    accepts, None when it accepts none. `known` is false for a name that only an endpoint can judge.
+    accepts, None when it accepts none. `known` is false for a name that only an endpoint can judge. `later_prices` hold
+    the first day of each price after `price`, in the order of the days.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Model:
     limit_field: LimitField = "max_tokens"
     stream_usage: bool = True
     price: Price | None = None
+    later_prices: tuple[tuple[date, Price], ...] = ()
     aliases: tuple[str, ...] = ()
     retires: date | None = None
     successor: str | None = None
@@ -71,6 +73,11 @@ class Model:
     def label(self) -> str:
         """The model's label in metrics; names invented by callers share one, which limits the number of series."""
         return self.name if self.known else f"{self.provider}/*"
+
+    def price_on(self, day: date) -> Price | None:
+        """Return the price on a day, None if it is not known."""
+        valid = [price for first_day, price in self.later_prices if first_day <= day]
+        return valid[-1] if valid else self.price
 
 
 @dataclass(frozen=True, slots=True)

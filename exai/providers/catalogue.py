@@ -43,6 +43,10 @@ class _PriceEntry(_CatalogueEntry):
     cached: Amount | None = None
 
 
+class _LaterPriceEntry(_PriceEntry):
+    valid_from: date = Field(alias="from")
+
+
 class _ThinkingEntry(_CatalogueEntry):
     default: Thinking | None = None
     off: dict[str, Any] | None = None
@@ -69,6 +73,7 @@ class _ModelEntry(_CatalogueEntry):
     limit_field: LimitField | None = None
     stream_usage: bool | None = None
     price: _PriceEntry | None = None
+    later_prices: tuple[_LaterPriceEntry, ...] = ()
     aliases: tuple[str, ...] = ()
     retires: date | None = None
     successor: str | None = None
@@ -236,6 +241,7 @@ def _model(name: str, entry: _ModelEntry, read: _File, origin: str, families: Ma
         limit_field=entry.limit_field or family.limit_field,
         stream_usage=family.stream_usage if entry.stream_usage is None else entry.stream_usage,
         price=_price(entry.price),
+        later_prices=_later_prices(entry),
         aliases=entry.aliases,
         retires=entry.retires,
         successor=entry.successor,
@@ -246,6 +252,13 @@ def _price(entry: _PriceEntry | None) -> Price | None:
     if entry is None:
         return None
     return Price(entry.input, entry.output, entry.input if entry.cached is None else entry.cached)
+
+
+def _later_prices(entry: _ModelEntry) -> tuple[tuple[date, Price], ...]:
+    priced = (
+        (later.valid_from, _price(later)) for later in sorted(entry.later_prices, key=lambda each: each.valid_from)
+    )
+    return tuple((first_day, price) for first_day, price in priced if price is not None)
 
 
 def _listed(names: Collection[str]) -> str:

@@ -35,6 +35,7 @@ RETIRES_SOON: Final = timedelta(days=60)
 LISTS_PAUSE_S: Final = 86_400.0
 """How often the providers' lists of models are read in the background."""
 
+REPORTS_COST: Final = "openrouter"
 FITS_EVERY_WINDOW_TOKENS: Final = 1_024
 """Size of a prompt that is sent without knowing the window: half of 2,048 tokens, the smallest default of a server."""
 
@@ -119,8 +120,15 @@ class Providers:
         return self._names.find(model.name) or model
 
     def cost_usd(self, model: Model, usage: Usage) -> Decimal | None:
-        """Return the price of `usage`, None if the model's prices are unknown."""
-        return None if model.price is None else model.price.cost_usd(usage)
+        """Return the price of `usage` today, None if it is unknown.
+
+        What OpenRouter reports is what it charges. The amount that another endpoint reports may be in another currency,
+        so it is used only for models without a price of their own.
+        """
+        price = model.price_on(self._clocks.now().date())
+        if price is None or (usage.cost_usd is not None and model.provider == REPORTS_COST):
+            return usage.cost_usd
+        return price.cost_usd(usage)
 
     def models(self) -> list[ModelInfo]:
         """Return every model that is not retired, callable ones first."""
@@ -169,7 +177,7 @@ class Providers:
             thinking=tuple(model.thinking),
             default_thinking=model.default_thinking,
             aliases=model.aliases,
-            price=model.price,
+            price=model.price_on(self._clocks.now().date()),
             retires=model.retires,
             successor=model.successor,
             served=self._names.is_served(model),

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import structlog
@@ -29,6 +29,7 @@ from exai.conversations.turns.outcomes import OutcomeWriter
 from exai.conversations.turns.prompt import Asked, check_fits
 from exai.conversations.turns.request import history_of, turn_start, whole_prompt_tokens
 from exai.conversations.turns.result import answer_of, facts_of, failure_of, kept_of, result_of
+from exai.conversations.turns.tally import TurnTally
 from exai.db.records import TurnBegun, TurnEnd, TurnStart
 from exai.db.turns import TurnRepository
 from exai.errors import (
@@ -44,7 +45,6 @@ from exai.models import (
     Completion,
     CompletionRequest,
     ConversationKey,
-    Delta,
     OnDelta,
     Prompt,
 )
@@ -80,7 +80,7 @@ class _Turn:
     commit: Commit
     cached: Hit | Miss | None
     publication: asyncio.Task[None]
-    received: _ReceivedText
+    tally: TurnTally
 
 
 class ChatTurns:
@@ -120,7 +120,7 @@ class ChatTurns:
         # Not awaited: the cache is updated while the model answers. `_publish_finished` waits for it, since the answer
         # can only be added to an entry that contains the question.
         publication = self.outcomes.start(self._publish_begun(begun, commit, cached), "cache-begun")
-        turn = _Turn(request, model, begun, commit, cached, publication, _ReceivedText(on_delta))
+        turn = _Turn(request, model, begun, commit, cached, publication, TurnTally(on_delta))
         completion, seq, finished, facts = await self._answer(turn, room_tokens)
         return ChatResult(
             content=completion.content,
@@ -220,7 +220,7 @@ class ChatTurns:
             completion, asked = await self._leased_answer(turn, room_tokens)
         except BaseException as error:
             if isinstance(error, ExaiError):
-                error.continuation_id, error.notes = continuation_id, (kept_of(turn.received.text),)
+                error.continuation_id, error.notes = continuation_id, (kept_of(turn.tally.text),)
             await self.outcomes.complete(self._fail(turn, error))
             raise
         facts = facts_of(completion, asked)
@@ -252,6 +252,7 @@ class ChatTurns:
         asked = await self._attachments.prompt(owner, history, turn.begun.system, room_tokens)
         for _ in range(MAX_SHRINKS):
             try:
+                turn.tally.sent(int((room_tokens - asked.left_tokens) * sizing.factor(turn.model)))
                 completion = await self._ask(turn, asked.messages)
             except ProviderTooLong as error:
                 sent_tokens = room_tokens - asked.left_tokens
@@ -275,7 +276,8 @@ class ChatTurns:
             thinking=turn.request.thinking,
         )
         with with_deadline(remaining_s(OUTCOME_RESERVE_S)):
-            completion = await self._providers.complete(turn.model, asked, turn.received)
+            completion = await self._providers.complete(turn.model, asked, turn.tally)
+        turn.tally.reported(completion.usage)
         if not completion.content.strip():
             said = "".join(f"; {note}" for note in completion.notes)
             raise ProviderBroken(
@@ -310,9 +312,14 @@ class ChatTurns:
         return finished.seq or 0, finished.commit
 
     async def _fail(self, turn: _Turn, error: BaseException) -> None:
-        finished = await self.outcomes.record(
-            failure_of(turn.request, turn.model, turn.begun, turn.received.text, error)
+        usage, is_estimated = turn.tally.spent(error)
+        failure = replace(
+            failure_of(turn.request, turn.model, turn.begun, turn.tally.text, error),
+            usage=usage,
+            cost_usd=None if usage is None else self._providers.cost_usd(turn.model, usage),
+            is_estimated=is_estimated,
         )
+        finished = await self.outcomes.record(failure)
         if finished is not None and finished.commit is not None and finished.commit.added:
             await self._publish_finished(turn, finished.commit)
         # The error says that the question is stored, and the caller may read the conversation at once, so the cache
@@ -334,21 +341,3 @@ class ChatTurns:
     async def _publish_finished(self, turn: _Turn, commit: Commit) -> None:
         await asyncio.wait({turn.publication})
         await self._publisher.publish(commit)
-
-
-class _ReceivedText:
-    """Forwards deltas to the caller and collects the text, which is stored if the answer breaks off."""
-
-    def __init__(self, on_delta: OnDelta | None) -> None:
-        self._on_delta = on_delta
-        self._pieces: list[str] = []
-
-    @property
-    def text(self) -> str:
-        return "".join(self._pieces)
-
-    async def __call__(self, delta: Delta) -> None:
-        if delta.content:
-            self._pieces.append(delta.content)
-        if self._on_delta is not None:
-            await self._on_delta(delta)

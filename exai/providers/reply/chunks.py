@@ -6,11 +6,13 @@ Invariant: these functions keep nothing between two chunks; `AnswerAssembler` ho
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Final
 
 from exai.models import Usage
 from exai.providers.reply.reading import tokens
 
+MAX_COST_USD: Final = 1_000_000
 _COUNTING_FIELDS: Final = frozenset(
     {"usage", "x_groq", "message", "response", "timings", "eval_count", "prompt_eval_count"}
 )
@@ -101,6 +103,7 @@ def usage_after(chunk: Mapping[str, Any], before: Usage) -> Usage:
 def _merged(reports: list[Any], chunk: Mapping[str, Any], before: Usage) -> Usage:
     input_tokens, output_tokens = before.input_tokens, before.output_tokens
     cached_tokens, reasoning_tokens = before.cached_tokens, before.reasoning_tokens
+    cost_usd = before.cost_usd
     timings = chunk.get("timings")
     native = {"input_tokens": chunk.get("prompt_eval_count"), "output_tokens": chunk.get("eval_count")}
     if isinstance(timings, dict):
@@ -125,4 +128,13 @@ def _merged(reports: list[Any], chunk: Mapping[str, Any], before: Usage) -> Usag
         reasoning_tokens = (
             tokens(completion.get("reasoning_tokens")) or tokens(usage.get("reasoning_tokens")) or reasoning_tokens
         )
-    return Usage(input_tokens, output_tokens, cached_tokens, reasoning_tokens)
+        reported_usd = _amount(usage.get("cost"))
+        cost_usd = cost_usd if reported_usd is None else reported_usd
+    return Usage(input_tokens, output_tokens, cached_tokens, reasoning_tokens, cost_usd)
+
+
+def _amount(value: object) -> Decimal | None:
+    """Return an amount of money; None for anything but a number that can be one."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_COST_USD:
+        return None
+    return Decimal(repr(value))

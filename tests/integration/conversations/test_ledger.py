@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -12,10 +13,10 @@ import pytest
 
 from exai.conversations import AppendRequest, ChatRequest
 from exai.db.ledger import UsageKey, UsageQuery, UsageReport
-from exai.errors import InvalidArgument, NotFound, ProviderAuthFailed
+from exai.errors import InvalidArgument, NotFound, ProviderAuthFailed, ProviderBroken
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
 from tests.integration.conversations.conftest import Rig, open_rig
-from tests.support.provider_server import KIMI_USAGE, failure, kimi_answer
+from tests.support.provider_server import KIMI_USAGE, failure, hang_after_first_token, kimi_answer
 
 ONE_USD = Decimal(11 - 4) * 2 / 1_000_000 + Decimal(4) * Decimal("0.2") / 1_000_000 + Decimal(7) * 10 / 1_000_000
 """The price of an answer with `KIMI_USAGE` from the default model."""
@@ -77,6 +78,39 @@ async def test_a_report_is_bounded_by_time_and_conversation(rig: Rig) -> None:
     weather: Any = "weather"
     with pytest.raises(InvalidArgument, match="by"):
         await report(rig, weather)
+
+
+async def test_a_cancelled_turn_costs_what_it_took_by_estimate(rig: Rig) -> None:
+    """The provider bills what it has read and written until then, and reports nothing of it."""
+    rig.provider.script(hang_after_first_token("Half of the answer"))
+    heard = asyncio.Event()
+
+    async def on_delta(_: object) -> None:
+        heard.set()
+
+    task = asyncio.create_task(rig.app.chat.run(ChatRequest(LOCAL_OWNER, "word " * 1_000), on_delta))
+    await heard.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    total = (await report(rig, "model")).total
+    assert (total.turns, total.failed, total.estimated) == (1, 1, 1)
+    assert 500 < total.input_tokens < 3_000
+    assert 0 < total.output_tokens < 40
+    assert total.cost_usd > Decimal("0.001")
+
+
+async def test_a_turn_without_an_answer_costs_what_was_reported(rig: Rig) -> None:
+    """Also an attempt before the one that succeeded."""
+    rig.provider.script(kimi_answer(content=()), kimi_answer())
+    request = ChatRequest(LOCAL_OWNER, "One?", idempotency_key="key")
+    with pytest.raises(ProviderBroken):
+        await rig.app.chat.run(request)
+    failed = (await report(rig, "model")).total
+    assert (failed.failed, failed.estimated, failed.input_tokens, failed.cost_usd) == (1, 0, 11, ONE_USD)
+    await rig.app.chat.run(request)
+    both = (await report(rig, "model")).total
+    assert (both.turns, both.failed, both.cost_usd) == (1, 0, 2 * ONE_USD)
 
 
 async def test_a_refused_turn_counts_as_failed_and_costs_nothing(rig: Rig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import orjson
@@ -80,6 +81,11 @@ def test_usage_is_found_wherever_it_stands(last: Event) -> None:
         ({"prompt_tokens": 10.0, "completion_tokens": 1e300, "cached_tokens": "many"}, Usage(10, 2**53)),
         ({"prompt_tokens": 2**63, "completion_tokens": float("inf")}, Usage(2**53)),
         ({}, Usage()),
+        ({**USAGE, "cost": 0.00125}, Usage(10, 5, cost_usd=Decimal("0.00125"))),
+        ({**USAGE, "cost": {"total_cost": 1}}, Usage(10, 5)),
+        ({**USAGE, "cost": -1}, Usage(10, 5)),
+        ({**USAGE, "cost": float("inf")}, Usage(10, 5)),
+        ({**USAGE, "cost": True}, Usage(10, 5)),
     ],
 )
 def test_usage_details_are_read_and_nonsense_is_zero(usage: dict[str, Any], expected: Usage) -> None:

@@ -127,6 +127,18 @@ def test_file_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     assert "larger than" in problem(tmp_path, "#" * (MAX_FILE_BYTES + 1))
 
 
+def test_later_prices_are_valid_from_their_day_on(tmp_path: Path) -> None:
+    """In any order of the file; before the first one the price is the undated one."""
+    file = tmp_path / "models.toml"
+    file.write_text(
+        '[models."kimi-k3"]\nlater_prices = [{ from = 2027-03-01, input = 5, output = 50 },'
+        " { from = 2027-01-01, input = 4, output = 40 }]"
+    )
+    model = load_catalogue(file, NAMED).models["kimi-k3"]
+    days = (date(2026, 12, 31), date(2027, 1, 1), date(2027, 2, 28), date(2027, 3, 1))
+    assert [price.input for day in days if (price := model.price_on(day))] == [3, 4, 4, 5]
+
+
 def test_cost_counts_cached_input_at_its_own_price() -> None:
     """Prices are per million tokens; reasoning is part of the output."""
     price = load_catalogue(None, NAMED).models["kimi-k3.1-pro"].price

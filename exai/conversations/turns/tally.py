@@ -1,0 +1,55 @@
+"""What a turn has received from its model so far, in text and in tokens."""
+
+from __future__ import annotations
+
+import asyncio
+
+from exai.conversations.turns.prompt import estimate_tokens
+from exai.errors import DeadlineExceeded, ProviderBroken, ShuttingDown
+from exai.models import Delta, OnDelta, Usage
+
+_WORKED = (asyncio.CancelledError, DeadlineExceeded, ProviderBroken, ShuttingDown)
+"""Ends of a call that the provider has accepted and bills; it bills nothing for a request that it refuses."""
+
+
+class TurnTally:
+    """Forwards deltas to the caller, keeps the text for an answer that breaks off, and counts for the ledger."""
+
+    def __init__(self, on_delta: OnDelta | None) -> None:
+        self._on_delta = on_delta
+        self._pieces: list[str] = []
+        self._reasoning: list[str] = []
+        self._sent_tokens: int | None = None
+        self._reported: Usage | None = None
+
+    @property
+    def text(self) -> str:
+        """The text of the answer."""
+        return "".join(self._pieces)
+
+    def sent(self, tokens: int) -> None:
+        """Note that a prompt of an estimated size goes to the model."""
+        self._sent_tokens = tokens
+
+    def reported(self, usage: Usage) -> None:
+        """Note the provider's own report."""
+        self._reported = usage
+
+    def spent(self, error: BaseException) -> tuple[Usage | None, bool]:
+        """Return the tokens of a call that ended in `error`, None if not billed, and whether they are estimated."""
+        if self._reported is not None and self._reported.input_tokens:
+            return self._reported, False
+        is_answered = bool(self._pieces or self._reasoning)
+        if self._sent_tokens is None or not (is_answered or isinstance(error, _WORKED)):
+            return None, False
+        reasoning = estimate_tokens("".join(self._reasoning))
+        return Usage(self._sent_tokens, estimate_tokens(self.text) + reasoning, 0, reasoning), True
+
+    async def __call__(self, delta: Delta) -> None:
+        """Take a part of the answer."""
+        if delta.content:
+            self._pieces.append(delta.content)
+        if delta.reasoning:
+            self._reasoning.append(delta.reasoning)
+        if self._on_delta is not None:
+            await self._on_delta(delta)

@@ -112,6 +112,14 @@ class Roots:
         return any(os.path.samestat(each, other) for each in _stats((resolved, *resolved.parents)) for other in closed)
 
 
+def is_directory(path: Path) -> bool:
+    """Return whether a directory exists there; False also if that cannot be found out."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 def too_large(field: str, size_bytes: int, limit_bytes: int) -> InvalidArgument:
     """Return the error for a file over the limit."""
     return InvalidArgument(field, f"is {size_bytes:,} bytes; the limit is {limit_bytes:,}", "Give a smaller file")

@@ -131,6 +131,14 @@ class FileService:
             raise _no_file(file_id)
         return file
 
+    async def get_all(self, owner: Owner, file_ids: Sequence[FileId]) -> tuple[StoredFile, ...]:
+        """Return the rows of files in the same order: 1 database round trip for all. Raises `NotFound`."""
+        check_owner(owner)
+        found = await self.repository.get(owner, list(file_ids)) if file_ids else {}
+        if missing := [file_id for file_id in file_ids if file_id not in found]:
+            raise _no_file(", ".join(missing))
+        return tuple(found[file_id] for file_id in file_ids)
+
     async def read(self, owner: Owner, file_id: FileId) -> tuple[StoredFile, bytes]:
         """Return a file and all its bytes, verified against their digest. Raises `NotFound` or `BlobError`."""
         file = await self.get(owner, file_id)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from exai.errors import InvalidArgument
-from exai.files.paths import Roots
+from exai.files.paths import Roots, is_directory
 from exai.files.sources.diffs import Change, ChangeSet, Differ
 from exai.files.sources.filling import RANGE_FILE_BYTES, Filling, SourceFile
 from exai.files.sources.git import Git, Repository
@@ -28,7 +28,7 @@ def repository_of(git: Git, roots: Roots, directory: Path | None, named: Sequenc
     Raises `InvalidArgument` for none or several, `NotConfigured` without git.
     """
     git.require()
-    given = [directory] if directory else [path if path.is_dir() else path.parent for path in named]
+    given = [directory] if directory else [path if is_directory(path) else path.parent for path in named]
     places = list(dict.fromkeys(given or roots.directories))
     found = {each.top: each for each in (git.find(place) for place in places) if each is not None}
     if len(found) == 1:
@@ -94,14 +94,15 @@ class ChangedFiles:
         for change in kept:
             if not change.patch:
                 continue
-            text = _text(change.patch)
-            size = self._filling.tokens(text)
-            if tokens + size > self._filling.left_tokens:
+            hunks = _text(change.patch).split("\n@@ ")
+            text, kept_hunks = self._fitting(hunks, self._filling.left_tokens - tokens)
+            if kept_hunks < len(hunks) - 1:
                 shown = f"changes of {self._shown(found.top, change.path)}"
-                self._filling.left_out.add(shown, f"outside the token budget: about {size:,} tokens")
-                continue
-            sections.append(text)
-            tokens += size
+                number = f"{len(hunks) - 1 - kept_hunks:,} of {len(hunks) - 1:,} places"
+                self._filling.left_out.add(shown, f"outside the token budget: {number}")
+            if text:
+                sections.append(text)
+                tokens += self._filling.tokens(text)
         if sections:
             text = "".join(sections)
             signs = [sign[1] for sign in LINE.finditer(text)]
@@ -110,6 +111,19 @@ class ChangedFiles:
             shown = f"diff {found.title} ({files}, {counts})"
             name = f"diff {found.title}".replace("/", "-")
             self._filling.add_text(shown, name, text, media_type=PATCH_TYPE, tokens=tokens)
+
+    def _fitting(self, hunks: Sequence[str], left_tokens: int) -> tuple[str, int]:
+        """Return the head of a file's patch with the hunks that fit, and their number; nothing if none does."""
+        text, *following = hunks
+        kept = 0
+        for hunk in following:
+            longer = f"{text}\n@@ {hunk}"
+            if self._filling.tokens(longer) > left_tokens:
+                break
+            text, kept = longer, kept + 1
+        if self._filling.tokens(text) > left_tokens or (following and not kept):
+            return "", 0
+        return text if text.endswith("\n") else f"{text}\n", kept
 
     def _shown(self, top: Path, name: str) -> str:
         path = top / name

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exai.errors import InvalidArgument, shown
-from exai.files.paths import Roots
+from exai.files.paths import Roots, is_directory
 from exai.files.service import FileContent
 from exai.files.sources.bounds import Bounds
 from exai.files.sources.changed import ChangedFiles, repository_of
@@ -77,7 +77,7 @@ def collect(
 
 def _directory(roots: Roots, directory: Path) -> Path:
     top, _ = roots.find("directory", path_of(str(directory)))
-    if not top.is_dir():
+    if not is_directory(top):
         raise InvalidArgument("directory", f"{shown(str(directory))} is not a directory", "Give an existing directory")
     return top
 
@@ -125,7 +125,7 @@ class _Collecting:
 
     def _at(self, field: str, path: Path, lines: LineRange | None = None) -> SourceFile | _Scan:
         name = self._resolver.shown(path)
-        if not path.is_dir():
+        if not is_directory(path):
             return SourceFile(path, name, field, lines, is_named=True)
         if lines is not None:
             raise InvalidArgument(field, f"{shown(name)} is a directory, which has no lines", "Give a file")

@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from pathlib import PureWindowsPath
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 RANGE: Final = re.compile(
     r"(?P<path>.+?)(?::(?P<first>\d{1,9})(?:-(?P<last>\d{1,9})|:\d{1,9})?:?|#L(?P<from>\d{1,9})(?:-L?(?P<to>\d{1,9}))?)"
@@ -35,7 +35,8 @@ def path_of(entry: str) -> str:
     """Return the path that an entry means; an address of a file, and a path of Windows on Linux, are translated."""
     text = entry.strip()
     if text.lower().startswith("file://"):
-        text = unquote(urlsplit(text).path)
+        # The name of a host stands before the path; it is this machine's.
+        text = "/" + unquote(text[len("file://") :].partition("/")[2])
     if os.name == "nt":
         return text
     if found := SHARE.fullmatch(text):

@@ -18,7 +18,7 @@ from exai.blobs.decoding import BINARY, decode, encoding_of
 from exai.errors import InvalidArgument
 from exai.files.images import ImageFacts, image_of
 from exai.files.names import MAX_NAME_CHARS, shown_name
-from exai.files.paths import Roots
+from exai.files.paths import Roots, is_directory
 from exai.files.service import FileContent
 from exai.files.sources.bounds import MAX_FILES, Bounds
 from exai.files.sources.documents import MAX_DOCUMENT_BYTES, kind_of, text_of
@@ -118,6 +118,11 @@ class Filling:
                 return
             data = self._data(file)
         except FileNotFoundError:
+            if file.is_named:
+                self.left_out.add(file.shown, "a link to nothing, or gone since")
+            return
+        except OSError as error:
+            self.left_out.add(file.shown, f"cannot be read: {error.strerror}")
             return
         except InvalidArgument as error:
             if file.is_named:
@@ -148,7 +153,7 @@ class Filling:
         """Return why a file is left out, as far as its name and size say it. Raises `FileNotFoundError`."""
         size_bytes = len(file.data) if file.data is not None else _size(target)
         if not file.is_named:
-            if target.is_dir():
+            if file.data is None and is_directory(target):
                 return "link to a directory"
             if reason := reason_by_name(file.shown):
                 return reason

@@ -15,7 +15,7 @@ from typing import Final
 from pathspec import GitIgnoreSpec
 
 from exai.errors import InvalidArgument
-from exai.files.paths import Roots
+from exai.files.paths import Roots, is_directory
 from exai.files.sources.bounds import MAX_DEPTH, Bounds
 from exai.files.sources.git import LISTING_BYTES, Git
 
@@ -99,7 +99,7 @@ class TreeLister:
                 break
             path = place / name
             # A repository inside this one, or a submodule, is listed as a directory.
-            if name.endswith("/") or (path.is_dir() and not path.is_symlink()):
+            if name.endswith("/") or (is_directory(path) and not path.is_symlink()):
                 if depth < MAX_DEPTH and path.resolve() != tree.top and self._roots.allows(path):
                     self._by_git(tree, inner / name, depth + 1)
             else:
@@ -114,12 +114,12 @@ class TreeLister:
                 tree.cut = self._bounds.reason()
                 return
             rules = (*_rules_of(directory), *above)
-            for name, is_directory in self._entries(tree, directory):
+            for name, is_dir in self._entries(tree, directory):
                 path = directory / name
                 relative = path.relative_to(tree.top).as_posix()
-                if _is_ignored(path, rules, is_directory=is_directory):
+                if _is_ignored(path, rules, is_dir=is_dir):
                     continue
-                if not is_directory:
+                if not is_dir:
                     tree.files.append(relative)
                 elif name in USUALLY_IGNORED:
                     tree.left_out.append(f"{relative}/ (dependencies or caches)")
@@ -138,11 +138,11 @@ class TreeLister:
                     if self._bounds.is_over:
                         tree.cut = self._bounds.reason()
                         break
-                    is_directory = entry.is_dir(follow_symlinks=False)
+                    is_dir = entry.is_dir(follow_symlinks=False)
                     if entry.name not in NEVER and (
-                        is_directory or entry.is_file(follow_symlinks=False) or entry.is_symlink()
+                        is_dir or entry.is_file(follow_symlinks=False) or entry.is_symlink()
                     ):
-                        found.append((entry.name, is_directory))
+                        found.append((entry.name, is_dir))
         except OSError as error:
             relative = directory.relative_to(tree.top).as_posix()
             tree.left_out.append(f"{relative if relative != '.' else ''}/ (cannot be read: {error.strerror})")
@@ -176,10 +176,10 @@ def _spec(directory: Path, lines: Sequence[str]) -> Rules:
         return tuple(rule for line in reversed(lines) for rule in _spec(directory, [line])) if len(lines) > 1 else ()
 
 
-def _is_ignored(path: Path, rules: Rules, *, is_directory: bool) -> bool:
+def _is_ignored(path: Path, rules: Rules, *, is_dir: bool) -> bool:
     """Ask the rules of the nearest directory first; the first that says anything decides."""
     for directory, spec in rules:
-        relative = path.relative_to(directory).as_posix() + ("/" if is_directory else "")
+        relative = path.relative_to(directory).as_posix() + ("/" if is_dir else "")
         included = spec.check_file(relative).include
         if included is not None:
             return included

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from exai.account import hold
 from exai.errors import DeadlineExceeded, InvalidArgument, shown
 from exai.fairness import Places
 from exai.files.paths import MAX_PATH_CHARS, Roots
@@ -22,7 +23,7 @@ from exai.files.service import FileService
 from exai.files.sources.bounds import TIME_S, Bounds
 from exai.files.sources.collecting import Collected, collect
 from exai.files.sources.filling import Estimate
-from exai.models import FileId, Owner
+from exai.models import FileId, Owner, StoredFile
 from exai.resilience import Clock, bounded
 from exai.validation import MAX_LIST, check_list, check_name, check_number, check_owner, file_id_of, is_uuid
 
@@ -77,17 +78,16 @@ class SourceReader:
         if not request.entries and request.diff is None:
             return SourcesRead()
         ids = tuple(dict.fromkeys(file_id_of("files", each) for each in request.entries if is_uuid(each)))
-        known = [await self._files.get(owner, each) for each in ids]
-        left = request.budget_tokens - sum(file.size_bytes // BYTES_PER_TOKEN for file in known)
-        collected = Collected()
-        if len(ids) < len(request.entries) or request.diff is not None:
-            collected = await self._in_thread(owner, partial(self._collect, request, max(left, 0)))
-        stored = await self._files.put(owner, collected.contents) if collected.contents else ()
-        read = tuple(f"{file.name} (stored file, {file.size_bytes:,} bytes)" for file in known)
+        known, too_long, left_tokens = _fitting(await self._files.get_all(owner, ids), request.budget_tokens)
+        with hold(left_tokens * BYTES_PER_TOKEN, "sources being read"):
+            collected = Collected()
+            if any(not is_uuid(each) for each in request.entries) or request.diff is not None:
+                collected = await self._in_thread(owner, partial(self._collect, request, left_tokens))
+            stored = await self._files.put(owner, collected.contents) if collected.contents else ()
         result = SourcesRead(
-            tuple(dict.fromkeys((*ids, *(file.id for file in stored)))),
-            (*read, *collected.read),
-            collected.left_out,
+            tuple(dict.fromkeys(file.id for file in (*known, *stored))),
+            (*(f"{file.name} (stored file, {file.size_bytes:,} bytes)" for file in known), *collected.read),
+            (*(f"{file.name} (outside the token budget)" for file in too_long), *collected.left_out),
             collected.notes,
         )
         if not result.read:
@@ -116,6 +116,17 @@ class SourceReader:
                 raise DeadlineExceeded("the file system", TIME_S + GRACE_S) from error
             finally:
                 bounds.stop()
+
+
+def _fitting(files: Sequence[StoredFile], budget_tokens: int) -> tuple[list[StoredFile], list[StoredFile], int]:
+    """Divide stored files into those that fit and the others; return also the tokens that are left."""
+    known: list[StoredFile] = []
+    too_long: list[StoredFile] = []
+    for file in files:
+        tokens = file.size_bytes // BYTES_PER_TOKEN
+        (known if tokens <= budget_tokens else too_long).append(file)
+        budget_tokens -= tokens if tokens <= budget_tokens else 0
+    return known, too_long, budget_tokens
 
 
 def _check(request: SourceRequest) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from exai.errors import InvalidArgument, shown
-from exai.files.paths import Roots
+from exai.files.paths import Roots, is_directory
 from exai.files.sources.listing import TreeLister
 
 MAX_LISTED: Final = 10
@@ -40,7 +40,7 @@ class Resolver:
 
     def directories(self, field: str, path: str) -> list[Path]:
         """Return every directory that a relative or absolute path means; the bases for an empty one."""
-        return [each for each in dict.fromkeys(self._targets(field, path)) if each.is_dir()]
+        return [each for each in dict.fromkeys(self._targets(field, path)) if is_directory(each)]
 
     def search(self, field: str, path: str) -> Path:
         """Return the only file or directory whose path ends with `path`. Raises `InvalidArgument` for none or several.
@@ -51,8 +51,11 @@ class Resolver:
         if "\\" in path and (found := self.existing(field, path.replace("\\", "/"))):
             return found
         meant = list(dict.fromkeys(self._variants(field, path)))
+        cut = None
         if not meant and not Path(path).is_absolute():
-            meant = self._ending(wanted)
+            meant, cut = self._ending(wanted)
+        if cut:
+            raise _unknown(field, path, meant, cut)
         if len(meant) == 1:
             return meant[0]
         raise _ambiguous(field, path, meant) if meant else _missing(field, path, self._similar(wanted))
@@ -80,26 +83,29 @@ class Resolver:
                 places = [variant for place in places for variant in _named(place, name)][:MAX_VARIANTS]
             yield from (place for place in places if self._roots.allows(place))
 
-    def _ending(self, wanted: str) -> list[Path]:
-        """Return the files and directories below the bases whose path ends with `wanted`."""
-        inner, found = f"/{wanted}/", []
+    def _ending(self, wanted: str) -> tuple[list[Path], str | None]:
+        """Return the files and directories below the bases whose path ends with `wanted`, and why some may lack."""
+        inner, found, cut = f"/{wanted}/", [], None
         for base in self.bases:
-            for name in self._lister.list(base).files:
+            tree = self._lister.list(base)
+            cut = cut or tree.cut
+            for name in tree.files:
                 end = f"/{name}/".find(inner)
                 if end >= 0:
                     found.append(base / name[: end + len(wanted)])
-        return list(dict.fromkeys(found))
+        return [path for path in dict.fromkeys(found) if self._roots.allows(path)], cut
 
     def _similar(self, wanted: str) -> list[Path]:
         """Return files of the same name elsewhere below the roots, in letters of any case."""
         last = wanted.rpartition("/")[2].casefold()
         tops = dict.fromkeys((*self.bases, *self._roots.directories))
-        return [
+        found = (
             top / name
             for top in tops
             for name in self._lister.list(top).files
             if name.rpartition("/")[2].casefold() == last
-        ]
+        )
+        return [path for path in found if self._roots.allows(path)]
 
 
 def _named(directory: Path, name: str) -> list[Path]:
@@ -123,6 +129,12 @@ def _exists(path: Path) -> bool:
 
 def _ambiguous(field: str, path: str, found: list[Path]) -> InvalidArgument:
     return InvalidArgument(field, f"{shown(path)} can be {len(found)} files", f"Give one of: {_listed(found)}")
+
+
+def _unknown(field: str, path: str, found: list[Path], cut: str) -> InvalidArgument:
+    there_are = f"; there are: {_listed(found)}" if found else ""
+    problem = f"{shown(path)} was looked for in too many files: {cut}"
+    return InvalidArgument(field, problem, f"Give its absolute path, or the directory it is in{there_are}")
 
 
 def _missing(field: str, path: str, similar: list[Path]) -> InvalidArgument:

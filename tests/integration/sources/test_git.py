@@ -237,7 +237,42 @@ def test_diff_beyond_the_budget_keeps_the_files_that_fit(repository: Tree) -> No
     repository.write("app.py", "short\n")
     read = repository.read(diff="uncommitted", directory=repository.top, budget_tokens=600)
     assert names(read) == ["diff uncommitted", "app.py"]
-    assert read.left_out[0].startswith("changes of lib/util.py (outside the token budget")
+    assert read.left_out[0] == "changes of lib/util.py (outside the token budget: 1 of 1 places)"
+
+
+def test_patch_of_one_file_beyond_the_budget_is_cut_between_its_places(repository: Tree) -> None:
+    repository.write("long.py", "".join(f"{n:07}\n" for n in range(2_000)))
+    repository.commit()
+    repository.write("long.py", "".join(f"{n:07}{' changed' * (n % 100 == 50)}\n" for n in range(2_000)))
+    read = repository.read(diff="uncommitted", directory=repository.top, budget_tokens=400)
+    assert read.read == ("diff uncommitted (1 file, +13 -13)",)
+    assert read.left_out[0] == "changes of long.py (outside the token budget: 7 of 20 places)"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may give files away")
+def test_repository_of_another_user_is_read(repository: Tree) -> None:
+    """As one that is mounted into a container; git alone refuses it."""
+    for directory, _, files in os.walk(repository.top):
+        for name in (".", *files):
+            os.lchown(Path(directory, name), 65_534, 65_534)
+    repository.write("new.py", "x\n")
+    with pytest.raises(subprocess.CalledProcessError):
+        repository.git("status")
+    assert names(repository.read(diff="uncommitted")) == ["new.py"]
+
+
+def test_submodule_is_listed_and_its_own_changes_are_not_looked_for(repository: Tree, tmp_path: Path) -> None:
+    """Git would run itself in it, by its configuration."""
+    inner = Tree(tmp_path / "root" / "inner")
+    inner.write("i.py", "x\n")
+    inner.git("init", "-q", "-b", "main")
+    inner.commit()
+    repository.commit()
+    inner.write("i.py", "changed\n")
+    inner.git("config", "core.fsmonitor", f"touch {tmp_path}/ran")
+    assert repository.read(diff="uncommitted").left_out == (f"diff uncommitted (no changes in {repository.top})",)
+    assert "inner/i.py" in names(repository.read("."))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_conflict_is_read(repository: Tree) -> None:

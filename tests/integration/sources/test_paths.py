@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from exai.errors import InvalidArgument, NotConfigured
 from exai.files.paths import Roots
@@ -239,10 +243,34 @@ def test_pipes_are_not_waited_for(tree: Tree) -> None:
         tree.read("a/pipe")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_unreadable_files_are_said(tree: Tree) -> None:
-    tree.write("a/b.txt").chmod(0)
-    assert tree.read("a").left_out == ("a/b.txt (cannot be read)",)
+@pytest.fixture
+def restricted() -> Iterator[Tree]:
+    """A tree that the process reads as a user without rights."""
+    with tempfile.TemporaryDirectory() as top:
+        Path(top).chmod(0o755)
+        yield Tree(Path(top))
+        if os.getuid() == 0:
+            os.seteuid(0)
+
+
+def test_unreadable_files_and_directories_are_said(restricted: Tree) -> None:
+    restricted.write("a/b.txt").chmod(0)
+    restricted.write("a/c.txt")
+    closed = restricted.write("a/closed/d.txt").parent
+    closed.chmod(0)
+    if os.getuid() == 0:
+        os.seteuid(65_534)
+    read = restricted.read("a")
+    assert names(read) == ["a/c.txt"]
+    assert set(read.left_out) == {"a/b.txt (cannot be read)", "a/closed/ (cannot be read: Permission denied)"}
+    with pytest.raises(InvalidArgument, match=r"files\[0\]: .* cannot be read \(Permission denied"):
+        restricted.read("a/b.txt")
+    with pytest.raises(InvalidArgument, match="is not there"):
+        restricted.read("a/closed/d.txt")
+    assert "matches nothing" in restricted.read("a/closed/*.txt").left_out[0]
+    if os.getuid() == 0:
+        os.seteuid(0)
+    closed.chmod(0o755)
 
 
 def test_names_that_are_no_text_are_shown(tree: Tree) -> None:
@@ -401,3 +429,46 @@ def test_named_image_is_stored_as_it_is(tree: Tree) -> None:
     assert read.read == ("a/shot.gif (image/gif, 5 x 4 pixels)",)
     assert [(content.data, content.media_type) for content in read.contents] == [(data, "image/gif")]
     assert tree.read("a").left_out == ("a/shot.gif (image)",)
+
+
+def test_search_in_too_many_files_is_refused(tree: Tree) -> None:
+    """The only match found is not known to be the only one."""
+    for n in range(300):
+        tree.write(f"a/{n:03}.py", "")
+    tree.bounds.entries = 200
+    with pytest.raises(InvalidArgument, match="looked for in too many files"):
+        tree.read("000.py")
+
+
+def test_link_to_nothing_is_said(tree: Tree) -> None:
+    (tree.top / "gone.py").symlink_to(tree.top / "nothing.py")
+    assert tree.read("gone.py").left_out == ("gone.py (a link to nothing, or gone since)",)
+
+
+ODD = st.one_of(
+    st.text("ab/.*?[]{},:#L0123-~$\\ \n\t\udcff\u202eé", max_size=30),
+    st.sampled_from(
+        ["a" * 300, "a/" * 3_000, "*" * 300, "[" * 50, "{" * 100 + "," * 20, "/" * 50, "a" * 300 + "/*.py"]
+    ),
+    st.sampled_from(
+        ["a.py:9" * 30, "file://[", "file:///%00", "//", "/..", "C:", "C:\\", "\\\\wsl$\\x\\", "\0", "a\0.py", "a/*\0"]
+    ),
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ODD)
+def test_any_entry_is_read_or_said_or_refused(tree: Tree, entry: str) -> None:
+    """Never another error, and nothing of the machine outside the root."""
+    tree.write("a.py")
+    tree.write("b/a.py")
+    tree.bounds.entries = 10_000
+    try:
+        read = tree.read(entry)
+    except InvalidArgument as error:
+        assert error.field == "files[0]"
+        str(error).encode(errors="strict")
+        return
+    assert read.read or read.left_out
+    assert all(content.data in (b"text\n", b"1\ttext\n") for content in read.contents)
+    str(read.read + read.left_out + read.notes).encode()

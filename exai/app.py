@@ -53,6 +53,7 @@ from exai.program import program
 from exai.providers.registry import Providers, open_providers
 from exai.settings.addresses import redact
 from exai.settings.load import Settings, default_data_dir
+from exai.workflows import WorkflowService
 
 BLOBS = "files"
 """The directory below the data directory that holds the bytes of files, unless the database does."""
@@ -86,6 +87,7 @@ class App:
     notices: Notices
     files: FileService
     sources: SourceReader
+    workflows: WorkflowService
     providers: Providers
     database: Database
     cache: ConversationCache
@@ -120,6 +122,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         blobs = _blobs(settings, database)
         file_repository = FileRepository(database)
         files = FileService(file_repository, blobs, settings.files, limits=settings.limits, roots=roots)
+        sources = SourceReader(files, roots, estimate_tokens)
         notices = Notices()
         publisher = Publisher(cache, notices)
         search, curation, turn_repository = (
@@ -150,7 +153,8 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             ledger=Ledger(LedgerRepository(database)),
             notices=notices,
             files=files,
-            sources=SourceReader(files, roots, estimate_tokens),
+            sources=sources,
+            workflows=WorkflowService(chat, conversations, providers, sources=sources, limits=settings.limits),
             providers=providers,
             database=database,
             cache=cache,

@@ -29,6 +29,9 @@ Source = Literal["cache", "database"]
 FILE_IDS = "file_ids"
 """The field of a message's metadata with the ids of its files."""
 
+DERIVED_KINDS = frozenset({"finding", "verdict", "plan"})
+"""Kinds of an assistant's messages that repeat parts of the answer after them, so that no model is sent them."""
+
 PAGE_MESSAGES = 50
 """Maximum number of messages in the newest page, which is the part of a conversation that the cache holds."""
 
@@ -147,13 +150,17 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """The result of an append; `duplicate` is true if the request key had been served before."""
+    """The result of an append; `duplicate` is true if the request key had been served before.
+
+    `step` is its number among the appends and turns of its tool in the conversation, if it was asked for.
+    """
 
     continuation_id: ContinuationId
     first_seq: int
     last_seq: int
     revision: int
     duplicate: bool
+    step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import get_args
+from decimal import Decimal
+from typing import Any, get_args
 
 from exai.conversations.titles import opening
 from exai.models import (
     FILE_IDS,
+    Completion,
     ContinuationId,
     FileId,
     FinishReason,
+    Message,
     NewMessage,
     Owner,
     Thinking,
@@ -39,6 +42,27 @@ from exai.validation import (
 
 
 @dataclass(frozen=True, slots=True)
+class Guidance:
+    """How a tool other than `chat` runs its turn: the instructions for the model, and the rows beside the question.
+
+    `instructions` are the system prompt of this turn, and are not stored. `preceding` are stored before the question,
+    whose kind is `kind`; `read_answer` makes the rows that are stored before the answer. `select` chooses what the
+    model is shown of the history. `effort` is used if the model supports it and the request names none. `facts` are
+    stored with the outcome and returned with it. `identity` is what a repetition with the same key must have in common.
+    """
+
+    instructions: str
+    identity: tuple[Any, ...]
+    preceding: tuple[NewMessage, ...] = ()
+    kind: str = "step"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    effort: Thinking | None = None
+    read_answer: Callable[[Completion], Sequence[NewMessage]] | None = None
+    select: Callable[[Sequence[Message]], Sequence[Message]] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
     """One question to a model, in a new conversation or a continued one.
 
@@ -58,6 +82,7 @@ class ChatRequest:
     expected_revision: int | None = None
     files: Sequence[FileId] = ()
     tool: str = "chat"
+    guidance: Guidance | None = None
 
     def validate(self, limits: LimitSettings) -> None:
         """Raise `InvalidArgument` for a value that cannot be stored. Whether the model accepts it is not checked."""
@@ -97,6 +122,7 @@ class ChatResult:
     `prompt_tokens_left` is what the model's window still holds after this turn, by estimate. `left_out` counts older
     messages that the model was not shown. `partial` is true when the model may have said more than `content` holds,
     `unread_events` counts events of its stream that could not be parsed, and `notes` holds sentences for the caller.
+    `facts` are those of the request's guidance, with the number of its `step`.
     """
 
     content: str
@@ -114,11 +140,17 @@ class ChatResult:
     partial: bool = False
     unread_events: int = 0
     notes: tuple[str, ...] = ()
+    cost_usd: Decimal | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class AppendRequest:
-    """Messages to store as one block, in a new conversation (`continuation_id` None) or an existing one."""
+    """Messages to store as one block, in a new conversation (`continuation_id` None) or an existing one.
+
+    `counts_steps` asks for the number of this append among those of its tool. `identity` is what a repetition with the
+    same key must have in common, by default everything.
+    """
 
     owner: Owner
     messages: Sequence[NewMessage]
@@ -128,6 +160,8 @@ class AppendRequest:
     expected_revision: int | None = None
     files: Sequence[FileId] = ()
     tool: str = "conversation_append"
+    counts_steps: bool = False
+    identity: tuple[Any, ...] | None = None
 
     def validate(self, limits: LimitSettings) -> None:
         """Raise `InvalidArgument` for a value that cannot be stored."""
@@ -137,8 +171,12 @@ class AppendRequest:
 
 def chat_messages(request: ChatRequest) -> tuple[NewMessage, ...]:
     """Return what a chat turn stores before the model is asked."""
-    question = with_files(NewMessage("user", request.prompt), request.files)
-    return (NewMessage("system", request.system), question) if request.system else (question,)
+    system = (NewMessage("system", request.system),) if request.system else ()
+    guidance = request.guidance
+    if guidance is None:
+        return (*system, with_files(NewMessage("user", request.prompt), request.files))
+    question = NewMessage("user", request.prompt, guidance.kind, guidance.metadata)
+    return (*system, *guidance.preceding, with_files(question, request.files))
 
 
 def with_files(message: NewMessage, files: Sequence[FileId]) -> NewMessage:

@@ -100,7 +100,9 @@ class ConversationStore:
                 new_conversation_id=ConversationId(turn_id),
                 turn_id=TurnId(turn_id),
                 request_key=request.idempotency_key or turn_id,
-                request_hash=content_hash(
+                request_hash=content_hash(request.tool, request.continuation_id, *request.identity)
+                if request.identity is not None
+                else content_hash(
                     request.tool,
                     request.continuation_id,
                     request.title,
@@ -111,6 +113,7 @@ class ConversationStore:
                 messages=messages,
                 file_ids=request.files,
                 expected_revision=request.expected_revision,
+                counts_steps=request.counts_steps,
             )
         )
         if result.commit is None:
@@ -122,6 +125,7 @@ class ConversationStore:
             last_seq=result.last_seq or 0,
             revision=result.commit.revision,
             duplicate=result.status == "duplicate",
+            step=result.step,
         )
 
     async def read(

@@ -21,6 +21,7 @@ from exai.db.records import AppendResult, AppendStart, Changes, ConversationChan
 from exai.db.rows import (
     Columns,
     RowsByPart,
+    columns_of,
     commit_of,
     conversation_of,
     stored_of,
@@ -120,17 +121,20 @@ class ConversationRepository:
     async def append(self, start: AppendStart) -> AppendResult:
         """Store messages as one block, once per request key; see `AppendResult` for the outcomes.
 
-        Concurrent small appends may share a statement; an append that the batch cannot store costs a second one.
+        Concurrent small appends may share a statement, except those that count steps; an append that the batch cannot
+        store costs a second one.
 
         Raises:
             DatabaseError: `OutcomeUnknown` asks for the same call again.
             DeadlineExceeded: the request's time was over before anything was written.
 
         """
+        if start.counts_steps:
+            return await self._append_one(start, columns_of(start.messages))
         return await self._appends.append(start)
 
     async def _append_one(self, start: AppendStart, columns: Columns) -> AppendResult:
-        rest = (*columns, list(start.file_ids), start.expected_revision)
+        rest = (*columns, list(start.file_ids), start.expected_revision, start.counts_steps)
         answer = RowsByPart(await self._database.fetch("append", *identity_of(start), start.title, *rest))
         head, status = answer.head, answer.head["status"]
         stored = tuple(answer.part("stored"))
@@ -144,6 +148,7 @@ class ConversationRepository:
             last_seq=head["last_seq"],
             current_revision=head["revision"] or 0,
             missing=head.get("detail"),
+            step=answer.step,
         )
 
     async def list_conversations(

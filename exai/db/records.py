@@ -67,7 +67,10 @@ class StoredPage:
 
 @dataclass(frozen=True, slots=True)
 class AppendStart:
-    """An append. If `continuation_id` is None a conversation is created with id and name `new_conversation_id`."""
+    """An append. If `continuation_id` is None a conversation is created with id and name `new_conversation_id`.
+
+    `counts_steps` asks for the number of this append among those of its tool in the conversation.
+    """
 
     owner: Owner
     continuation_id: ContinuationId | None
@@ -80,6 +83,7 @@ class AppendStart:
     title: str | None = None
     file_ids: Sequence[FileId] = ()
     expected_revision: int | None = None
+    counts_steps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ class AppendResult:
     """The result of an append. `commit` and the numbers are set for `appended` and `duplicate`.
 
     The commit's revision is the one created by this append, for a duplicate by the first one. `current_revision` is the
-    conversation's for `conflict_revision`. `missing` lists the files of `file_not_found`.
+    conversation's for `conflict_revision`. `missing` lists the files of `file_not_found`. `step` is set on request.
     """
 
     status: AppendStatus
@@ -96,11 +100,15 @@ class AppendResult:
     last_seq: int | None
     current_revision: int = 0
     missing: str | None = None
+    step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TurnStart:
-    """A turn to begin. `budget_bytes` limits the returned history, from which messages in `known` are omitted."""
+    """A turn to begin. `budget_bytes` limits the returned history, from which messages in `known` are omitted.
+
+    `counts_steps` asks for the number of this turn among those of its tool in the conversation.
+    """
 
     owner: Owner
     continuation_id: ContinuationId | None
@@ -118,6 +126,7 @@ class TurnStart:
     file_ids: Sequence[FileId] = ()
     expected_revision: int | None = None
     known: CachedRange | None = None
+    counts_steps: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +168,7 @@ class TurnBegun:
     missing: str | None = None
     lease_left_s: float | None = None
     started_at: datetime | None = None
+    step: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,6 +48,12 @@ class RowsByPart:
         return self.parts.get(name, [])
 
     @property
+    def step(self) -> int | None:
+        """Return the number of the turn among those of its tool, None if it was not asked for."""
+        rows = self.parts.get("step")
+        return rows[0].seq if rows else None
+
+    @property
     def conversation(self) -> Conversation | None:
         """Return the conversation, None if the answer has no header."""
         header = self.head.get("conversation")

@@ -59,6 +59,7 @@ class TurnRepository:
                 "begin_turn", *identity_of(start), start.title, start.lease_s, start.provider, start.model,
                 *columns_of(start.messages), list(start.file_ids), start.expected_revision, start.budget_bytes,
                 *((known.revision, known.low_seq, known.high_seq, known.size_bytes) if known else (None,) * 4),
+                start.counts_steps,
             )
         )  # fmt: skip
         head, status = answer.head, answer.head["status"]
@@ -87,6 +88,7 @@ class TurnRepository:
             missing=head["detail"],
             lease_left_s=turn["lease_left_s"] if turn else None,
             started_at=time_of(turn["started_at"]) if turn else answer.at,
+            step=answer.step,
         )
 
     async def finish(self, end: TurnEnd) -> TurnFinished:

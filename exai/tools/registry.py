@@ -22,6 +22,7 @@ from exai.tools.resources import resource_feature
 from exai.tools.status import status_tools
 from exai.tools.tasks import TurnTasks
 from exai.tools.usage import usage_tool
+from exai.tools.workflow import workflow_tools
 
 INSTRUCTIONS = (
     "EXAI asks models and stores every conversation. Pass the continuation_id of an answer to continue its "
@@ -47,6 +48,7 @@ def build_tools(app: App) -> ToolRegistry:
             *file_tools(app.files),
             *status_tools(app.providers, lambda: health_report(app)),
             usage_tool(app.ledger),
+            *workflow_tools(app.workflows),
         )
     )
 

@@ -14,6 +14,7 @@ import pytest
 from mcp import ClientSession
 
 from exai.mcp.features.texts import HEAD, USUAL
+from exai.workflows import load_workflows
 from tests.support.client import connect
 from tests.support.daemon import Daemon, start_daemon
 from tests.support.heads import body_of, head_of, notes_of, rows_of
@@ -271,14 +272,38 @@ async def usage(model: Model) -> None:
     await model.call("conversation_get", continuation_id=name)
 
 
+def expert(tool: str) -> Callable[[Model], Awaitable[None]]:
+    """Make the scenario of a tool that asks as an expert: it goes on from another tool's answer, and is read on."""
+
+    async def scenario(model: Model) -> None:
+        name = head_of(await model.call("chat", prompt="It hangs."))["continuation_id"]
+        model.provider.script(kimi_answer(f"Because. {LONG}", reasoning=""))
+        given = {} if tool == "challenge" else {"prompt": "Why?"}
+        head = head_of(await model.call(tool, continuation_id=name, **given))
+        assert head["continuation_id"] == name
+        assert head["next"].startswith("The answer continues")
+        where = {"seq": head["seq"], "char_offset": head["next_offset"]}
+        assert body_of(await model.call("conversation_get", continuation_id=name, **where))
+
+    return scenario
+
+
+async def precommit(model: Model) -> None:
+    """Without a directory that may be read there is no change to check, but a step can be recorded."""
+    head = head_of(await model.call("precommit", prompt="Split it.", findings="low: long", ask_model=False))
+    assert (head["step"], "next" in head) == ("1", True)
+    assert "low: long" in await model.call("conversation_get", continuation_id=head["continuation_id"])
+    assert "allowed root" in await model.call("precommit", fails=True, prompt="May it go?")
+
+
 SCENARIOS: dict[str, Callable[[Model], Awaitable[None]]] = {
     each.__name__: each
     for each in (
         chat, conversation_append, conversation_get, conversation_list, conversation_search, conversation_fork,
         conversation_update, conversation_delete, conversation_export, conversation_import, file_put, file_get,
-        file_list, file_link, file_delete, listmodels, status, version, usage,
+        file_list, file_link, file_delete, listmodels, status, version, usage, precommit,
     )
-}  # fmt: skip
+} | {name: expert(name) for name in load_workflows() if name != "precommit"}  # fmt: skip
 
 
 @pytest.fixture

@@ -44,6 +44,18 @@ CALLS: dict[str, dict[str, Any]] = {
     "status": {},
     "version": {},
     "usage": {"by": "day", "since": "2026-01-01"},
+    "analyze": {"prompt": "How does it work?", "files": ["src", "a.py:10-80"], "focus": "the cache"},
+    "challenge": {"prompt": "It is never None.", "continuation_id": ONE, "files": [ONE], "model": "kimi-k3"},
+    "codereview": {"prompt": "Is it right?", "files": [ONE], "findings": ["high: x (a.py:3)"], "diff": "main...HEAD"},
+    "debug": {"prompt": "Why?", "hypothesis": "A race.", "findings": ["it hangs", "alone"], "ask_model": False},
+    "docgen": {"prompt": "Document it.", "files": [TWO], "model": "kimi-k3"},
+    "planner": {"prompt": "Plan it.", "continuation_id": ONE, "revises": 3, "branch": "other"},
+    "precommit": {"prompt": "May it go?", "files": [ONE, TWO], "diff": "staged", "ask_model": True},
+    "refactor": {"prompt": "Split it.", "files": ["src/*.py"], "focus": "size"},
+    "secaudit": {"prompt": "Is it safe?", "files": ["src"], "continuation_id": ONE},
+    "testgen": {"prompt": "Test it.", "files": ["src"], "findings": ["no test of (a.py)"]},
+    "thinkdeep": {"prompt": "Which way?", "focus": "cost", "ask_model": True},
+    "tracer": {"prompt": "Who calls it?", "target": "open_app", "files": ["src"]},
 }
 """By tool, arguments as its schema asks for them."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from exai.errors import InvalidArgument
-from exai.models import Message, Prompt
+from exai.models import DERIVED_KINDS, Message, Prompt
 
 BYTES_PER_TOKEN = 3
 """UTF-8 bytes assumed per token: fewer than English has, about what Chinese has; errs on the safe side."""
@@ -49,6 +49,13 @@ def check_fits(prompt: str, system: str | None, available_tokens: int) -> None:
         )
 
 
+def instructed(messages: list[Prompt], instructions: str) -> list[Prompt]:
+    """Return an array with the instructions of its turn in the system message, after those of the conversation."""
+    if messages and messages[0].role == "system":
+        return [Prompt("system", f"{messages[0].content}\n\n{instructions}"), *messages[1:]]
+    return [Prompt("system", instructions), *messages]
+
+
 def choose(messages: Iterable[Message], system: Message | None, available_tokens: int) -> tuple[list[Message], int]:
     """Choose messages from the newest backwards until the window is full.
 
@@ -85,7 +92,7 @@ def count_left_out(history: Sequence[Message], system: Message | None, chosen: S
 
 
 def _is_sent(message: Message) -> bool:
-    if message.role == "system":
+    if message.role == "system" or (message.role == "assistant" and message.kind in DERIVED_KINDS):
         return False
     return message.kind not in ("partial", "failed") or FINISH_REASON in message.metadata
 

@@ -24,16 +24,7 @@ def turn_start(request: ChatRequest, model: Model, room_tokens: int, cached: Hit
         new_conversation_id=ConversationId(str(uuid.uuid4())),
         turn_id=TurnId(str(uuid.uuid4())),
         request_key=request_key(request.idempotency_key),
-        request_hash=content_hash(
-            request.tool,
-            request.continuation_id,
-            request.prompt,
-            request.system,
-            request.model,
-            request.max_output_tokens,
-            request.thinking,
-            request.files,
-        ),
+        request_hash=_request_hash(request),
         tool=request.tool,
         provider=model.provider,
         model=model.name,
@@ -44,14 +35,31 @@ def turn_start(request: ChatRequest, model: Model, room_tokens: int, cached: Hit
         file_ids=request.files,
         expected_revision=request.expected_revision,
         known=_known(cached),
+        counts_steps=request.guidance is not None,
     )
 
 
 def whole_prompt_tokens(request: ChatRequest) -> int | None:
-    """Return the size of everything the model will receive; None if it depends on history, files or a given limit."""
-    if request.continuation_id is not None or request.files or request.max_output_tokens is not None:
+    """Return the size of all that the model will receive; None if it depends on more than question and system."""
+    depends = request.continuation_id is not None or request.files or request.guidance is not None
+    if depends or request.max_output_tokens is not None:
         return None
     return estimate_tokens(request.prompt) + (estimate_tokens(request.system) if request.system else 0)
+
+
+def _request_hash(request: ChatRequest) -> str:
+    if request.guidance is not None:
+        return content_hash(request.tool, request.continuation_id, *request.guidance.identity)
+    return content_hash(
+        request.tool,
+        request.continuation_id,
+        request.prompt,
+        request.system,
+        request.model,
+        request.max_output_tokens,
+        request.thinking,
+        request.files,
+    )
 
 
 def _known(cached: Hit | Miss | None) -> CachedRange | None:

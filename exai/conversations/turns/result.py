@@ -22,6 +22,9 @@ from exai.providers.base import Model
 
 Stage = Literal["running", "answered", "failed", "cancelled", "lost"]
 
+GUIDANCE: Final = "guidance"
+"""The field of a turn's metadata with the facts of its request's guidance."""
+
 CANCELLED: Final = {"code": "cancelled", "message": "the caller cancelled the request or went away"}
 MAX_CAUSE_CHARS: Final = 1_000
 ENDED: Final = {"code": "cancelled", "message": "cancelled on request"}
@@ -88,10 +91,12 @@ def result_of(
         partial=reply.metadata.get("partial", False),
         unread_events=reply.metadata.get("unread_events", 0),
         notes=tuple(reply.metadata.get("notes", ())),
+        cost_usd=reply.cost_usd,
+        facts=reply.metadata.get(GUIDANCE, {}),
     )
 
 
-def facts_of(completion: Completion, asked: Asked) -> dict[str, Any]:
+def facts_of(completion: Completion, asked: Asked, guidance: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the metadata stored with an answer, from which a repeated request is answered."""
     facts: dict[str, Any] = {
         FINISH_REASON: completion.finish_reason,
@@ -103,11 +108,12 @@ def facts_of(completion: Completion, asked: Asked) -> dict[str, Any]:
         "partial": completion.is_partial,
         "unread_events": completion.unread_events,
         "notes": [*_said_of(asked), *completion.notes],
+        GUIDANCE: guidance,
     }
     return facts | {name: value for name, value in optional.items() if value}
 
 
-def answer_of(completion: Completion) -> NewMessage:
+def answer_of(completion: Completion, kind: str = "message") -> NewMessage:
     """Return the message to store for an answer, with kind `partial` if the answer may be incomplete."""
     facts: dict[str, Any] = {
         "model": completion.model,
@@ -115,7 +121,7 @@ def answer_of(completion: Completion) -> NewMessage:
         FINISH_REASON: completion.finish_reason,
     }
     if not completion.is_partial:
-        return NewMessage("assistant", completion.content, metadata=facts)
+        return NewMessage("assistant", completion.content, kind, facts)
     return NewMessage("assistant", completion.content, "partial", {**facts, "notes": list(completion.notes)})
 
 

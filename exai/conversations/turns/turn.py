@@ -26,9 +26,9 @@ from exai.conversations.requests import ChatRequest, ChatResult, RunningTurn
 from exai.conversations.turns.attachments import Attachments
 from exai.conversations.turns.leases import TurnLeases
 from exai.conversations.turns.outcomes import OutcomeWriter
-from exai.conversations.turns.prompt import Asked, check_fits
+from exai.conversations.turns.prompt import Asked, check_fits, estimate_tokens, instructed
 from exai.conversations.turns.request import history_of, turn_start, whole_prompt_tokens
-from exai.conversations.turns.result import answer_of, facts_of, failure_of, kept_of, result_of
+from exai.conversations.turns.result import GUIDANCE, answer_of, facts_of, failure_of, kept_of, result_of
 from exai.conversations.turns.tally import TurnTally
 from exai.db.records import TurnBegun, TurnEnd, TurnStart
 from exai.db.turns import TurnRepository
@@ -47,6 +47,7 @@ from exai.models import (
     ConversationKey,
     OnDelta,
     Prompt,
+    Thinking,
 )
 from exai.providers.base import Model
 from exai.providers.registry import Providers
@@ -106,7 +107,8 @@ class ChatTurns:
         self._providers.check(model, max_output_tokens=request.max_output_tokens, thinking=request.thinking)
         sizing = self._providers.sizing
         room_tokens = sizing.room(model, request.max_output_tokens)
-        check_fits(request.prompt, request.system, room_tokens)
+        instructions = request.guidance.instructions if request.guidance else None
+        check_fits(request.prompt, "\n".join(filter(None, (request.system, instructions))), room_tokens)
         cached = await self._read_cache(request)
         begun = await self._begin(request, model, turn_start(request, model, room_tokens, cached), cached, on_begun)
         commit = begun.commit
@@ -138,6 +140,8 @@ class ChatTurns:
             partial=completion.is_partial,
             unread_events=completion.unread_events,
             notes=tuple(facts.get("notes", ())),
+            cost_usd=self._providers.cost_usd(model, completion.usage),
+            facts=facts.get(GUIDANCE, {}),
         )
 
     async def _read_cache(self, request: ChatRequest) -> Hit | Miss | None:
@@ -223,7 +227,8 @@ class ChatTurns:
                 error.continuation_id, error.notes = continuation_id, (kept_of(turn.tally.text),)
             await self.outcomes.complete(self._fail(turn, error))
             raise
-        facts = facts_of(completion, asked)
+        guidance = turn.request.guidance
+        facts = facts_of(completion, asked, {**guidance.facts, "step": turn.begun.step} if guidance else None)
         try:
             seq, finished = await self.outcomes.complete(self._finish(turn, completion, facts))
         except Conflict as error:
@@ -248,8 +253,8 @@ class ChatTurns:
 
     async def _fitting_answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, Asked]:
         """Call the model, and again with less history while it refuses the prompt as too long and it can be cut."""
-        owner, history, sizing = turn.request.owner, history_of(turn.begun, turn.cached), self._providers.sizing
-        asked = await self._attachments.prompt(owner, history, turn.begun.system, room_tokens)
+        sizing = self._providers.sizing
+        asked = await self._prompt(turn, room_tokens)
         for _ in range(MAX_SHRINKS):
             try:
                 turn.tally.sent(int((room_tokens - asked.left_tokens) * sizing.factor(turn.model)))
@@ -257,7 +262,7 @@ class ChatTurns:
             except ProviderTooLong as error:
                 sent_tokens = room_tokens - asked.left_tokens
                 room_tokens = sizing.less_room(turn.model, sent_tokens, error, turn.request.max_output_tokens)
-                less = await self._attachments.prompt(owner, history, turn.begun.system, room_tokens)
+                less = await self._prompt(turn, room_tokens)
                 if less.messages == asked.messages:
                     raise
                 asked = less
@@ -267,13 +272,23 @@ class ChatTurns:
                 return completion, asked._replace(left_tokens=left_tokens)
         return await self._ask(turn, asked.messages), asked
 
+    async def _prompt(self, turn: _Turn, room_tokens: int) -> Asked:
+        """Return what the model is asked with, including the instructions of this turn."""
+        history, guidance = history_of(turn.begun, turn.cached), turn.request.guidance
+        if guidance is None:
+            return await self._attachments.prompt(turn.request.owner, history, turn.begun.system, room_tokens)
+        shown = guidance.select(history) if guidance.select else history
+        room_tokens -= estimate_tokens(guidance.instructions)
+        asked = await self._attachments.prompt(turn.request.owner, shown, turn.begun.system, room_tokens)
+        return asked._replace(messages=instructed(asked.messages, guidance.instructions))
+
     async def _ask(self, turn: _Turn, prompt: list[Prompt]) -> Completion:
         """Call the model within the request's deadline minus `OUTCOME_RESERVE_S`. Raises for an empty answer."""
         asked = CompletionRequest(
             model=turn.model.name,
             messages=prompt,
             max_output_tokens=turn.request.max_output_tokens,
-            thinking=turn.request.thinking,
+            thinking=_thinking(turn.request, turn.model),
         )
         with with_deadline(remaining_s(OUTCOME_RESERVE_S)):
             completion = await self._providers.complete(turn.model, asked, turn.tally)
@@ -289,13 +304,16 @@ class ChatTurns:
         return completion
 
     async def _finish(self, turn: _Turn, completion: Completion, facts: dict[str, Any]) -> tuple[int, Commit]:
+        guidance = turn.request.guidance
+        derived = guidance.read_answer(completion) if guidance and guidance.read_answer else ()
+        answer = answer_of(completion, "answer" if guidance else "message")
         finished = await self.outcomes.store(
             TurnEnd(
                 owner=turn.request.owner,
                 turn_id=turn.begun.turn_id,
                 attempt=turn.begun.attempt,
                 state="finished",
-                messages=(answer_of(completion),),
+                messages=(*derived, answer),
                 model=turn.model.name,
                 usage=completion.usage,
                 cost_usd=self._providers.cost_usd(turn.model, completion.usage),
@@ -341,3 +359,9 @@ class ChatTurns:
     async def _publish_finished(self, turn: _Turn, commit: Commit) -> None:
         await asyncio.wait({turn.publication})
         await self._publisher.publish(commit)
+
+
+def _thinking(request: ChatRequest, model: Model) -> Thinking | None:
+    """Return the level of reasoning to ask for: the one named, else the preferred one if the model supports it."""
+    preferred = request.guidance.effort if request.guidance else None
+    return request.thinking or (preferred if preferred in model.thinking else None)

@@ -14,11 +14,16 @@ select a.number::integer as number, p.head::text, p.messages::bytea
 
 -- name: append
 -- repeat: keyed
--- Stores messages and file links once per request key; locks the conversation.
+-- Stores messages and file links once per request key; locks the conversation. On request a last row has the turn's
+-- number among those of its tool.
 select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
        p.turn_id::text, p.data::text
   from exai.append_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::text, $8::text,
-                      $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bigint) p;
+                      $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bigint) p
+union all
+select 'step'::text, exai.count_steps_v1($1::text, $5::text)::bigint, null::text, null::text, null::timestamptz,
+       null::text, null::text, null::text
+ where $15::boolean;
 
 -- name: append_group
 -- repeat: never

@@ -20,7 +20,7 @@ import orjson
 
 from exai.errors import InvalidArgument, shown
 from exai.mcp.core.jsonrpc import Json
-from exai.mcp.features.synonyms import ROLES, argument_for, own_spelling
+from exai.mcp.features.synonyms import OLDER_ARGUMENTS, ROLES, WANTS_NO_MODEL, argument_for, own_spelling
 
 KINDS: Final[Mapping[str, str]] = {
     "continuation_id": "conversations",
@@ -33,6 +33,12 @@ KINDS: Final[Mapping[str, str]] = {
 OFF: Final = ("false", "none", "disabled", "no")
 WRAPPERS: Final = ("arguments", "args", "kwargs", "params", "parameters", "input", "tool_input")
 NOTHING: Final = ("null", "NULL", "None", "undefined")
+ASK_MODEL: Final = "ask_model"
+"""The argument of workflow tools, to which alone the arguments of older ones are translated."""
+
+PROSE: Final = frozenset({"findings"})
+"""Lists of sentences, in which a comma divides nothing."""
+
 MAX_DEPTH: Final = 16
 _NUMBER = re.compile(r"[+-]?\d{1,40}(\.0*)?")
 _ADDRESS = re.compile(r"\s*(?:@[\w.-]+:)?exai://(conversations|files)/(.*[^/\s])[/\s]*", re.IGNORECASE | re.DOTALL)
@@ -114,7 +120,9 @@ def _named(properties: Json, given: Json, path: str, coercion: _Coercion) -> Jso
     for name, value in left.items():
         # Synonyms come after all spellings of the schema's own names, which take precedence.
         target = argument_for(own_spelling(name), properties, found)
-        if target is None:
+        if target is None and ASK_MODEL in properties and own_spelling(name) in OLDER_ARGUMENTS:
+            _older_argument(own_spelling(name), value, found, coercion)
+        elif target is None:
             if value is not None and value != "":
                 found[name] = value
         else:
@@ -122,6 +130,15 @@ def _named(properties: Json, given: Json, path: str, coercion: _Coercion) -> Jso
             if value not in (None, ""):
                 coercion.note(f"{path}.{name}" if path else name, f"taken as {target}")
     return found
+
+
+def _older_argument(name: str, value: object, found: dict[str, Any], coercion: _Coercion) -> None:
+    """Translate or ignore an argument of another system's workflow tools."""
+    if name not in WANTS_NO_MODEL:
+        coercion.note(name, "ignored")
+    elif value is True or (isinstance(value, str) and value.strip().lower() in ("true", "yes", "1")):
+        found[ASK_MODEL] = False
+        coercion.note(name, f"taken as {ASK_MODEL} false")
 
 
 def _is_left_out(schema: Json, value: object, name: str, path: str, coercion: _Coercion) -> bool:
@@ -186,8 +203,21 @@ def _array(schema: Json, value: object, path: str, coercion: _Coercion, depth: i
         kept = [each for each in value if each is not None and each != ""]
         if value and all(isinstance(each, str) and each.strip() in ("", *NOTHING) for each in kept):
             return _LEFT_OUT
-        value = kept
+        value = [_sentence(each) for each in kept] if path in PROSE else kept
     return [_value(part, each, f"{path}[{index}]", coercion, depth + 1) for index, each in enumerate(value)]
+
+
+def _sentence(value: object) -> object:
+    """Return a finding in words that is given as an object with its severity and description."""
+    if not isinstance(value, dict):
+        return value
+    text = next((value[name] for name in ("description", "text", "issue", "title") if value.get(name)), None)
+    if not isinstance(text, str):
+        return value
+    place = value.get("file") or value.get("path")
+    line = f":{value['line']}" if place and value.get("line") else ""
+    severity = f"{value['severity']}: " if value.get("severity") else ""
+    return f"{severity}{text} ({place}{line})" if place else f"{severity}{text}"
 
 
 def _listed(part: Json, text: str, path: str, coercion: _Coercion) -> object:
@@ -204,7 +234,7 @@ def _listed(part: Json, text: str, path: str, coercion: _Coercion) -> object:
     if len(lines) > 1:
         coercion.note(path, f"{len(lines)} lines taken as a list")
         return lines
-    pieces = [piece.strip() for piece in text.split(",") if piece.strip()]
+    pieces = [piece.strip() for piece in text.split(",") if piece.strip()] if path not in PROSE else []
     if len(pieces) > 1:
         if not all(_is_uuid(piece) or _ADDRESS.fullmatch(piece) for piece in pieces):
             raise InvalidArgument(

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from exai.errors import ExaiError
 from exai.mcp.core.errors import error_facts
 from exai.mcp.core.jsonrpc import Json
-from exai.mcp.features.texts import NOTES, headed, headed_facts
+from exai.mcp.features.texts import NOTES, UNDERSTOOD, headed, headed_facts
 
 MAX_REPEATED_BYTES: Final = 480_000
 """Maximum error content repeated as text; a longer one does not fit into a message twice."""
@@ -54,7 +54,8 @@ def call_result(output: ToolOutput, notes: Sequence[str] = ()) -> Json:
     """Return the `CallToolResult` for a handler's output; `notes` say how the arguments were understood."""
     facts = output.as_json()
     if notes and facts:
-        facts[NOTES] = [*notes, *facts.get(NOTES, ())]
+        place = UNDERSTOOD if UNDERSTOOD in facts else NOTES
+        facts[place] = [*notes, *facts.get(place, ())]
     return _shape(facts, output.as_text(), output.head(), output.blocks())
 
 

@@ -9,12 +9,34 @@ from typing import Final
 from exai.mcp.core.jsonrpc import Json
 
 SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
-    "prompt": ("question", "query", "message", "input", "text", "user_prompt", "instruction", "step"),
+    "prompt": (
+        "question",
+        "query",
+        "message",
+        "input",
+        "text",
+        "user_prompt",
+        "instruction",
+        "step",
+        "problem",
+        "task",
+        "claim",
+        "statement",
+        "thought",
+    ),
     "query": ("q", "words", "search", "search_query", "prompt", "text", "keywords"),
     "continuation_id": ("conversation_id", "conversation", "thread_id", "chat_id", "session_id", "id"),
     "file_id": ("id", "file"),
     "file_ids": ("files", "ids", "file_id"),
     "files": ("file_ids", "file", "file_id", "paths", "path", "file_paths", "absolute_file_paths", "relevant_files"),
+    "focus": ("focus_on", "focus_areas", "review_focus", "audit_focus", "review_type", "analysis_type"),
+    "findings": ("issues_found", "issues", "finding"),
+    "ask_model": ("use_assistant_model",),
+    "diff": ("git_diff", "compare_to", "range", "base_ref"),
+    "hypothesis": ("theory", "suspected_cause"),
+    "target": ("target_description", "symbol", "function"),
+    "revises": ("revises_step_number", "revises_step", "revises_thought"),
+    "branch": ("branch_id", "branch_name"),
     "system": ("system_prompt", "system_message", "instructions"),
     "model": ("model_name", "model_id"),
     "max_output_tokens": ("max_tokens", "max_completion_tokens"),
@@ -43,6 +65,30 @@ SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
     "role": ("sender", "author"),
 }
 """Synonyms that models use for an argument, most likely first."""
+
+OLDER_ARGUMENTS: Final = frozenset(
+    {
+        *(
+            "step_number",
+            "total_steps",
+            "thought_number",
+            "total_thoughts",
+            "next_step_required",
+            "next_thought_needed",
+        ),
+        *("more_steps_needed", "needs_more_thoughts", "confidence", "files_checked", "relevant_context", "temperature"),
+        *("backtrack_from_step", "is_step_revision", "is_revision", "is_branch_point", "branch_from_step"),
+        *("branch_from_thought", "severity_filter", "standards", "threat_level", "security_scope", "trace_mode"),
+        *("compliance_requirements", "refactor_type", "output_format", "style_guide_examples", "include_staged"),
+        *("include_unstaged", "precommit_type", "review_validation_type", "problem_context", "images", "websearch"),
+        *("use_websearch", "thinking_mode", "hypothesis", "document_complexity", "document_flow", "update_existing"),
+        *("comments_on_complex_logic", "num_files_documented", "total_files_to_document"),
+    }
+)
+"""Arguments of the workflow tools of other systems that have no meaning here, because the server counts and reads."""
+
+WANTS_NO_MODEL: Final = ("next_step_required", "next_thought_needed")
+"""Those of them that ask, if true, for another step before a model is asked."""
 
 ROLES: Final[Mapping[str, str]] = {
     "human": "user",

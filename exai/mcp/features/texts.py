@@ -14,7 +14,10 @@ import orjson
 
 HEAD: Final = (
     "continuation_id",
+    "next",
     "seq",
+    "step",
+    "verdict",
     "first_seq",
     "last_seq",
     "revision",
@@ -46,6 +49,9 @@ _RANKS: Final[Mapping[str, int]] = {
 """Positions of fields in the head; all `next_...` fields share the position between."""
 
 NEXT: Final = "next_"
+UNDERSTOOD: Final = "understood"
+"""The field of those structured answers that state apart which arguments were understood as what."""
+
 NOTES: Final = "notes"
 """The field of a structured answer with sentences for the caller, each on a line after the head."""
 
@@ -71,7 +77,8 @@ def headed(facts: Mapping[str, Any] | None, body: str, beside: Mapping[str, Any]
     head = one_line([(name, known[name]) for name in names]) if names else ""
     if not head and NOTES not in known:
         return body
-    notes = [f"note: {' '.join(str(note).split())}" for note in known.get(NOTES) or ()]
+    taken = [f"understood: {'; '.join(known[UNDERSTOOD])}"] if known.get(UNDERSTOOD) else []
+    notes = [f"note: {' '.join(str(note).split())}" for note in (*taken, *(known.get(NOTES) or ()))]
     first = "\n".join([head, *notes] if head else notes)
     return "\n\n".join(part for part in (first, body) if part)
 

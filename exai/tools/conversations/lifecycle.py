@@ -100,7 +100,6 @@ def fork_tool(conversations: ConversationStore) -> ToolSpec:
         arguments=ForkArguments,
         output=ForkOutput,
         handler=handle,
-        lists_output=True,
     )
 
 
@@ -131,7 +130,6 @@ def update_tool(conversations: ConversationStore) -> ToolSpec:
         arguments=UpdateArguments,
         output=UpdateOutput,
         handler=handle,
-        lists_output=True,
         idempotent=True,
     )
 

@@ -146,7 +146,6 @@ def get_tool(conversations: ConversationStore) -> ToolSpec:
         arguments=ConversationGetArguments,
         output=ConversationGetOutput,
         handler=handle,
-        lists_output=True,
         read_only=True,
         meta=LARGE_ANSWERS,
     )
@@ -170,7 +169,6 @@ def list_tool(conversations: ConversationStore) -> ToolSpec:
         arguments=ConversationListArguments,
         output=ConversationListOutput,
         handler=handle,
-        lists_output=True,
         read_only=True,
     )
 

@@ -103,7 +103,6 @@ def search_tool(conversations: ConversationStore) -> ToolSpec:
         arguments=SearchArguments,
         output=SearchOutput,
         handler=handle,
-        lists_output=True,
         read_only=True,
     )
 

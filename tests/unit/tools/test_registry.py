@@ -20,6 +20,8 @@ IN_ORDER = [
     "conversation_import",
     *(f"file_{what}" for what in ("put", "get", "list", "link", "delete")),
     *("listmodels", "status", "version", "usage"),
+    *("analyze", "challenge", "codereview", "debug", "docgen", "planner", "precommit", "refactor", "secaudit"),
+    *("testgen", "thinkdeep", "tracer"),
 ]
 
 

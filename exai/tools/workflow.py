@@ -1,0 +1,210 @@
+"""The tools that ask a model as an expert: one for each workflow, with one contract.
+
+Invariant: every tool takes the same few arguments, of which only `prompt` is required, and returns the same fields,
+whether a model was asked, a step was recorded, or a stored turn is read later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+from pydantic import Field, create_model
+from pydantic.json_schema import SkipJsonSchema
+
+from exai.conversations import ChatResult
+from exai.mcp.features.results import ToolOutput
+from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
+from exai.models import ContinuationId
+from exai.tools.limits import ALWAYS_LOADED, size_limit, size_of, take_rows, take_text
+from exai.tools.progress import AnswerProgress
+from exai.workflows import Workflow, WorkflowRequest, WorkflowResult, WorkflowService, load_workflows
+from exai.workflows.findings import Severity, Verdict
+from exai.workflows.requests import FindingRow
+from exai.workflows.rows import WORKFLOW, result_of_turn
+
+LISTED_CHARS: Final = 6_000
+"""Maximum size of each of the lists beside the content: findings, what was read, what was left out."""
+
+ALWAYS: Final = frozenset({"codereview"})
+"""Workflows whose schema clients should load at their start."""
+
+COMMON: Final[Mapping[str, Any]] = {
+    "files": (
+        list[str] | None,
+        Field(None, description="Paths, directories, globs, path:10-80 or file_ids; the server reads them."),
+    ),
+    "focus": (str | None, Field(None, description="What matters most, in words.")),
+    "findings": (
+        list[str] | None,
+        Field(None, description="What you found, one line each: 'high: SQL from input (db.py:42)'."),
+    ),
+    "continuation_id": (
+        ContinuationId | None,
+        Field(None, description="Continue this conversation, of any tool."),
+    ),
+    "model": (str | None, Field(None, description="Left out: the default.")),
+    "ask_model": (bool, Field(True, description="false: only record this as a step.")),
+}
+FURTHER: Final[Mapping[str, Any]] = {
+    "diff": (
+        str | None,
+        Field(
+            None,
+            description="'uncommitted', 'staged', 'unstaged' or a git range such as main...HEAD; the server reads it.",
+        ),
+    ),
+    "hypothesis": (str | None, Field(None, description="The cause you suspect.")),
+    "target": (str | None, Field(None, description="Function, class or module to trace.")),
+    "revises": (int | None, Field(None, ge=1, description="Number of the plan step that this replaces.")),
+    "branch": (str | None, Field(None, description="Name of an alternative to plan beside the main one.")),
+}
+PROMPT: Final = "What is wanted and why; later, what you found since."
+DIFF_DEFAULT: Final = " Left out: {diff}."
+
+
+class WorkflowArguments(Arguments):
+    """Base of the arguments: what is accepted but not listed, because every client pays for a listed schema."""
+
+    idempotency_key: SkipJsonSchema[str | None] = None
+
+
+@dataclass
+class FindingOutput:
+    """One finding; `by` is model or caller."""
+
+    id: int
+    severity: Severity | None
+    text: str
+    file: str | None
+    line: int | None
+    by: str
+
+    @classmethod
+    def of(cls, row: FindingRow) -> Self:
+        """Make the output for a finding."""
+        found = row.finding
+        return cls(row.id, found.severity, found.text, found.file, found.line, row.by)
+
+
+class WorkflowOutput(ToolOutput):
+    """Answer of every tool that asks a model as an expert."""
+
+    content: str
+    next: str = Field(description="What to do now.")
+    continuation_id: str
+    seq: int
+    step: int | None = Field(description="How many times this tool was called in the conversation.")
+    complete: bool
+    model: str | None
+    verdict: Verdict | None
+    findings: list[FindingOutput]
+    read: list[str]
+    left_out: list[str]
+    understood: list[str]
+    next_offset: int | None
+    cost_usd: float | None
+    duplicate: bool
+    notes: list[str]
+
+    @classmethod
+    def of(cls, result: WorkflowResult) -> Self:
+        """Make the output for a result; what exceeds the size of an answer is cut."""
+        findings = take_rows(result.findings, FindingOutput.of, size_limit(LISTED_CHARS))
+        read, left_out = _some(result.read), _some(result.left_out)
+        rest = size_of([findings, read, left_out, list(result.notes), result.next])
+        content, next_offset = take_text(result.content, 0, size_limit() - rest)
+        continued = "" if next_offset is None else (
+            f"The answer continues: call conversation_get with this continuation_id, seq {result.seq} and char_offset "
+            f"{next_offset}. Then: "
+        )  # fmt: skip
+        return cls(
+            content=content,
+            next=continued + result.next,
+            continuation_id=result.continuation_id,
+            seq=result.seq,
+            step=result.step,
+            complete=True,
+            model=result.model,
+            verdict=result.verdict,
+            findings=findings,
+            read=read,
+            left_out=left_out,
+            understood=[],
+            next_offset=next_offset,
+            cost_usd=None if result.cost_usd is None else float(result.cost_usd),
+            duplicate=result.duplicate,
+            notes=list(result.notes),
+        )
+
+    @classmethod
+    def of_turn(cls, turn: ChatResult) -> Self:
+        """Make the output for a stored turn."""
+        return cls.of(result_of_turn(load_workflows()[turn.facts[WORKFLOW]], turn))
+
+    def as_text(self) -> str:
+        """Return the answer, and after it what was read."""
+        return "\n\n".join([self.content, *self._after()])
+
+    def _after(self) -> Iterator[str]:
+        if self.read:
+            yield f"Read: {'; '.join(self.read)}"
+        if self.left_out:
+            yield f"Left out: {'; '.join(self.left_out)}"
+
+
+def workflow_tools(service: WorkflowService) -> tuple[ToolSpec, ...]:
+    """Make the tools of all workflows."""
+    return tuple(_tool(workflow, service) for workflow in load_workflows().values())
+
+
+def _tool(workflow: Workflow, service: WorkflowService) -> ToolSpec:
+    async def handle(arguments: Arguments, context: CallContext) -> WorkflowOutput:
+        progress = AnswerProgress(context, workflow.name)
+        request = _request(arguments, context)
+        return WorkflowOutput.of(await service.run(workflow.name, request, progress.on_delta, progress.on_begun))
+
+    return ToolSpec(
+        name=workflow.name,
+        title=workflow.header.title,
+        description=workflow.header.description,
+        arguments=arguments_of(workflow),
+        output=WorkflowOutput,
+        handler=handle,
+        open_world=True,
+        joins_identical=True,
+        answer_from=WorkflowOutput.of_turn,
+        timeout_s=None,
+        meta=ALWAYS_LOADED if workflow.name in ALWAYS else {},
+    )
+
+
+def arguments_of(workflow: Workflow) -> type[Arguments]:
+    """Return the arguments of a workflow's tool: the common ones that it has, and its own."""
+    header = workflow.header
+    prompt: Any = (str, Field(description=PROMPT))
+    if header.prompt is not None:
+        prompt = (str | None, Field(None, description=header.prompt))
+    own = {name: FURTHER[name] for name in header.also}
+    if header.diff_default is not None:
+        kind, described = own["diff"]
+        default = DIFF_DEFAULT.format(diff=header.diff_default)
+        own["diff"] = (kind, Field(None, description=described.description.removesuffix(".") + "." + default))
+    common = {name: declared for name, declared in COMMON.items() if name not in header.without}
+    name = f"{workflow.name.title()}Arguments"
+    made: type[Arguments] = create_model(name, __base__=WorkflowArguments, prompt=prompt, **common, **own)
+    return made
+
+
+def _request(arguments: Arguments, context: CallContext) -> WorkflowRequest:
+    given = {name: value for name, value in dict(arguments).items() if value is not None}
+    for name in ("files", "findings"):
+        given[name] = tuple(given.get(name, ()))
+    return WorkflowRequest(owner=context.owner, **given)
+
+
+def _some(lines: tuple[str, ...]) -> list[str]:
+    """Return as many lines as fit, with the number of the others."""
+    shown = take_rows(lines, str, size_limit(LISTED_CHARS))
+    return shown if len(shown) == len(lines) else [*shown, f"and {len(lines) - len(shown):,} more"]

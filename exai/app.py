@@ -50,6 +50,7 @@ from exai.files.sources import SourceReader
 from exai.monitoring.health import Component, Health, Probe, Probed, open_health
 from exai.monitoring.metrics import MetricsRecorder
 from exai.program import program
+from exai.providers.base import ProviderStatus
 from exai.providers.registry import Providers, open_providers
 from exai.settings.addresses import redact
 from exai.settings.load import Settings, default_data_dir
@@ -62,6 +63,9 @@ CACHE_NOT_GIVEN = (
     "no cache: a database is configured and no Redis, so every read is one database round trip. "
     "Set EXAI_CACHE__URL to a Redis or Valkey, to embedded, or to off to silence this"
 )
+
+MAX_TOKEN_FACTORS = 8
+"""Number of models whose token counts the health of a provider states."""
 
 RETRY_START_S = 1.0
 CACHE_CONNECT_ATTEMPTS = 20
@@ -347,9 +351,16 @@ def components(database: Database, cache: ConversationCache, providers: Provider
                 return Probed("off", "no key")
             if status.breaker != "closed":
                 return Probed("degraded", f"breaker {status.breaker}: {status.last_error}")
-            return Probed("ok", "; ".join((status.base_url, *status.notes)))
+            return Probed("ok", "; ".join((status.base_url, *status.notes)) + _token_factors(status))
 
         return probe
 
     watched = [Component("database", partial(probe_database, database), required=True), Component("cache", probe_cache)]
     return watched + [Component(each.name, provider_probe(each.name)) for each in providers.status()]
+
+
+def _token_factors(status: ProviderStatus) -> str:
+    """Return how far the token counts of a provider's models are from the estimate."""
+    newest = status.token_factors[-MAX_TOKEN_FACTORS:]
+    factors = (f"{each.model} x{each.factor:.2f} +-{each.spread:.0%}" for each in newest)
+    return f"; tokens per estimated token: {', '.join(factors)}" if newest else ""

@@ -101,6 +101,16 @@ class ModelInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenFactor:
+    """The tokens that a model counts per estimated one: mean of `counts` prompts, and its mean relative deviation."""
+
+    model: str
+    factor: float
+    spread: float
+    counts: int
+
+
+@dataclass(frozen=True, slots=True)
 class ProviderStatus:
     """The state of a provider. `notes` are sentences for the operator, for example about models that retire soon."""
 
@@ -112,6 +122,7 @@ class ProviderStatus:
     last_error: str | None
     models: int
     notes: tuple[str, ...]
+    token_factors: tuple[TokenFactor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

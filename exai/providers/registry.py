@@ -195,6 +195,7 @@ class Providers:
             last_error=None if chat is None else chat.last_error,
             models=len(models),
             notes=tuple(self._notes(site, models)) if site.configured else (),
+            token_factors=self.sizing.learned(name),
         )
 
     def _notes(self, site: Site, models: list[Model]) -> list[str]:

@@ -14,7 +14,7 @@ from itertools import islice
 from exai.account import hold
 from exai.blobs.base import Blobs
 from exai.blobs.decoding import BINARY, ONE_BYTE, Decoded, decode
-from exai.conversations.turns.prompt import BYTES_PER_TOKEN, Asked, choose, count_left_out, estimate_tokens
+from exai.conversations.turns.prompt import Asked, choose, count_left_out, estimate_tokens
 from exai.db.files import FileRepository
 from exai.errors import InvalidArgument
 from exai.models import FILE_IDS, FileId, Message, Owner, Prompt, StoredFile
@@ -22,6 +22,9 @@ from exai.validation import is_file_id
 
 MAX_FILES = 200
 """Maximum number of files considered per message, and queried for all messages together."""
+
+FILE_BYTES_PER_TOKEN = 3
+"""UTF-8 bytes assumed per token of a file whose content is not read yet."""
 
 MAX_NOTES = 20
 
@@ -156,7 +159,7 @@ def _tokens(file: StoredFile) -> int:
     if file.encoding == BINARY:
         return WRAPPING_TOKENS
     growth = 1 if file.encoding is None or file.encoding.startswith("utf-") else MOST_GROWTH[file.encoding in ONE_BYTE]
-    return int(file.size_bytes * growth) // BYTES_PER_TOKEN + WRAPPING_TOKENS
+    return int(file.size_bytes * growth) // FILE_BYTES_PER_TOKEN + WRAPPING_TOKENS
 
 
 def _label(file: StoredFile) -> str:

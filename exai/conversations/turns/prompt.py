@@ -1,6 +1,8 @@
 """Choose the messages of a prompt: the newest history that fits the model's window, oldest first.
 
-Invariant: each stored message appears at most once and unchanged, so the prompt grows linearly with the conversation.
+Invariant: each stored message appears at most once and unchanged, so the prompt grows linearly with the conversation,
+and the array of a turn begins with that of the previous one. History that no longer fits is left out in blocks, so that
+many turns begin with the same message and the provider's cache of the prefix applies to them.
 """
 
 from __future__ import annotations
@@ -10,9 +12,13 @@ from typing import NamedTuple
 
 from exai.errors import InvalidArgument
 from exai.models import DERIVED_KINDS, Message, Prompt
+from exai.token_estimate import text_tokens
 
-BYTES_PER_TOKEN = 3
-"""UTF-8 bytes assumed per token: fewer than English has, about what Chinese has; errs on the safe side."""
+MAX_BYTES_PER_TOKEN = 5
+"""UTF-8 bytes that the history read for one token may have: slightly more than those of English prose."""
+
+KEPT_SHARE = 0.7
+"""Share of the room that history fills at least after a block of it was left out."""
 
 MESSAGE_OVERHEAD_TOKENS = 8
 """Tokens a provider's template adds around one message."""
@@ -34,8 +40,8 @@ class Asked(NamedTuple):
 
 
 def estimate_tokens(text: str) -> int:
-    """Return an upper estimate of the tokens of `text` in any provider's tokenizer."""
-    return len(text.encode()) // BYTES_PER_TOKEN + 1 + MESSAGE_OVERHEAD_TOKENS
+    """Return the estimated tokens of a message with this content."""
+    return text_tokens(text) + 1 + MESSAGE_OVERHEAD_TOKENS
 
 
 def check_fits(prompt: str, system: str | None, available_tokens: int) -> None:
@@ -56,6 +62,11 @@ def instructed(messages: list[Prompt], instructions: str) -> list[Prompt]:
     return [Prompt("system", instructions), *messages]
 
 
+def system_of(messages: Iterable[Message], older: Message | None) -> Message | None:
+    """Return the system message in force: the newest one, which may be older than the messages read."""
+    return max((message for message in messages if message.role == "system"), key=lambda each: each.seq, default=older)
+
+
 def choose(messages: Iterable[Message], system: Message | None, available_tokens: int) -> tuple[list[Message], int]:
     """Choose messages from the newest backwards until the window is full.
 
@@ -65,22 +76,45 @@ def choose(messages: Iterable[Message], system: Message | None, available_tokens
     because the model did not complete them.
     """
     ordered = sorted(messages, key=lambda message: message.seq, reverse=True)
-    system = next((message for message in ordered if message.role == "system"), system)
+    system = system_of(ordered, system)
     left = available_tokens - (estimate_tokens(system.content) if system else 0)
-    chosen: list[Message] = []
-    for message in ordered:
-        if not _is_sent(message):
-            continue
-        cost = estimate_tokens(message.content)
-        if cost > left and chosen:
-            _drop_headless_answers(chosen)
-            break
-        left -= cost
-        chosen.append(message)
+    sent = [(message, estimate_tokens(message.content)) for message in ordered if is_sent(message)]
+    is_whole = not ordered or ordered[-1].seq == 1
+    first_seq = first_shown([(message.seq, tokens) for message, tokens in sent], left, is_whole=is_whole)
+    chosen = [message for message, _ in sent if message.seq >= first_seq]
+    if len(chosen) < len(sent) or not is_whole:
+        _drop_headless_answers(chosen)
+    left -= sum(tokens for message, tokens in sent[: len(chosen)])
     if system:
         chosen.append(system)
     chosen.reverse()
     return chosen, max(left, 0)
+
+
+def first_shown(sizes: Sequence[tuple[int, int]], available_tokens: int, *, is_whole: bool) -> int:
+    """Return the number of the oldest message to show, given number and tokens of each, newest first.
+
+    All are shown if they fit and are `is_whole`, with nothing older. Otherwise the result is the number divisible by
+    the highest power of two between the oldest message that fits and the oldest that leaves a part of the room free.
+    It is the same for many turns, and needs no memory of the previous one.
+    """
+    oldest_fitting = oldest_kept = sizes[0][0] if sizes else 1
+    most = min(available_tokens, sum(tokens for _, tokens in sizes))
+    used = 0
+    for seq, tokens in sizes:
+        used += tokens
+        if used > available_tokens:
+            break
+        oldest_fitting = seq
+        if used <= most * KEPT_SHARE:
+            oldest_kept = seq
+    else:
+        if is_whole:
+            return oldest_fitting
+    step = 1 << oldest_kept.bit_length()
+    while step > 1 and oldest_kept // step * step < oldest_fitting:
+        step //= 2
+    return oldest_kept // step * step
 
 
 def count_left_out(history: Sequence[Message], system: Message | None, chosen: Sequence[Message]) -> int:
@@ -88,10 +122,11 @@ def count_left_out(history: Sequence[Message], system: Message | None, chosen: S
     oldest_chosen = min((message.seq for message in chosen if message.role != "system"), default=0)
     oldest_read = min((message.seq for message in history), default=1)
     unread = max(oldest_read - 1, 0) - (system is not None and 0 < system.seq < oldest_read)
-    return unread + sum(message.seq < oldest_chosen for message in history if _is_sent(message))
+    return unread + sum(message.seq < oldest_chosen for message in history if is_sent(message))
 
 
-def _is_sent(message: Message) -> bool:
+def is_sent(message: Message) -> bool:
+    """Return whether a model is shown this message; the system message in force is chosen apart."""
     if message.role == "system" or (message.role == "assistant" and message.kind in DERIVED_KINDS):
         return False
     return message.kind not in ("partial", "failed") or FINISH_REASON in message.metadata

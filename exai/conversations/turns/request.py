@@ -7,7 +7,7 @@ import uuid
 from exai.cache.records import Hit, Miss
 from exai.conversations.deduplication import content_hash, request_key
 from exai.conversations.requests import ChatRequest, chat_messages
-from exai.conversations.turns.prompt import BYTES_PER_TOKEN, estimate_tokens
+from exai.conversations.turns.prompt import MAX_BYTES_PER_TOKEN, estimate_tokens
 from exai.db.records import CachedRange, TurnBegun, TurnStart
 from exai.models import ConversationId, Message, TurnId
 from exai.providers.base import Model
@@ -30,7 +30,7 @@ def turn_start(request: ChatRequest, model: Model, room_tokens: int, cached: Hit
         model=model.name,
         messages=chat_messages(request),
         lease_s=LEASE_S,
-        budget_bytes=room_tokens * BYTES_PER_TOKEN,
+        budget_bytes=room_tokens * MAX_BYTES_PER_TOKEN,
         title=request.title_or_opening,
         file_ids=request.files,
         expected_revision=request.expected_revision,

@@ -108,7 +108,8 @@ class ChatTurns:
         sizing = self._providers.sizing
         room_tokens = sizing.room(model, request.max_output_tokens)
         instructions = request.guidance.instructions if request.guidance else None
-        check_fits(request.prompt, "\n".join(filter(None, (request.system, instructions))), room_tokens)
+        limit_tokens = sizing.limit(model, request.max_output_tokens)
+        check_fits(request.prompt, "\n".join(filter(None, (request.system, instructions))), limit_tokens)
         cached = await self._read_cache(request)
         begun = await self._begin(request, model, turn_start(request, model, room_tokens, cached), cached, on_begun)
         commit = begun.commit

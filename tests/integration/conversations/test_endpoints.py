@@ -94,10 +94,10 @@ async def test_whatever_was_appended_an_alternating_model_accepts_it(rig: Rig, g
 
 @pytest.mark.parametrize("says_numbers", [True, False])
 async def test_less_is_sent_after_a_refusal_for_length(rig: Rig, says_numbers: bool) -> None:
-    """Hexadecimal text has more tokens than bytes suggest; the conversation goes on, and the estimate learns."""
+    """A vocabulary may lack the words of a text; the conversation goes on, and the estimate learns."""
     service = rig.app.conversations
     rig.provider.default = strict(1.0, says_numbers=says_numbers)
-    talk = [NewMessage("user" if number % 2 == 0 else "assistant", "0a" * 1_000) for number in range(20)]
+    talk = [NewMessage("user" if number % 2 == 0 else "assistant", "ho" * 1_000) for number in range(20)]
     begun = await service.append(AppendRequest(LOCAL_OWNER, talk))
     request = ChatRequest(LOCAL_OWNER, "just say hello", model=SMALL, continuation_id=begun.continuation_id)
     first = await rig.app.chat.run(request)
@@ -114,7 +114,7 @@ async def test_question_too_long_by_itself_does_not_end_its_conversation(rig: Ri
     """It is refused, with its conversation's name; the next one is asked without it."""
     rig.provider.default = strict(1.0, says_numbers=True)
     with pytest.raises(ProviderTooLong) as refused:
-        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "0a" * 6_000, model=SMALL))
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "ho" * 6_000, model=SMALL))
     assert len(rig.provider.chats) == 1
     name = refused.value.continuation_id
     assert name is not None

@@ -284,7 +284,7 @@ async def test_question_that_no_model_could_read_stores_nothing(rig: Rig) -> Non
     """What is refused is refused before the first statement."""
     rig.reset()
     with pytest.raises(InvalidArgument):
-        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "x" * 4_000_000))
+        await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "7" * 4_000_000))
     with pytest.raises(InvalidArgument):
         await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hi", model="no-such-model"))
     assert rig.cost() == (0, 0)

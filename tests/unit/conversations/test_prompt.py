@@ -79,11 +79,6 @@ def test_partial_answers_are_not_put_into_the_mouth_of_the_model() -> None:
     assert prompt == [Prompt("user", "a"), Prompt("user", "b")]
 
 
-def test_estimate_never_counts_fewer_tokens_than_chinese_needs() -> None:
-    """Chinese takes about one token a character, and three bytes."""
-    assert estimate_tokens("好" * 1_000) >= 1_000
-
-
 def test_question_larger_than_the_window_is_refused_before_anything_is_stored() -> None:
     """The error names the field and the cure."""
     with pytest.raises(InvalidArgument, match="larger window") as caught:
@@ -94,10 +89,10 @@ def test_question_larger_than_the_window_is_refused_before_anything_is_stored() 
 def test_older_messages_are_counted_whether_they_were_read_or_not() -> None:
     """The store reads only as much as may fit; numbers have no holes, so that the rest is known all the same."""
     system = message(1, "system", "s")
-    read = [message(seq, "user" if seq % 2 else "assistant", "x" * 300) for seq in range(5, 10)]
-    chosen, _ = choose(read, system, 3 * estimate_tokens("x" * 300) + estimate_tokens("s"))
-    assert [each.seq for each in chosen] == [1, 7, 8, 9]
-    assert count_left_out(read, system, chosen) == len([2, 3, 4, 5, 6])
+    read = [message(seq, "user" if seq % 2 else "assistant", "x" * 300) for seq in range(5, 26)]
+    chosen, _ = choose(read, system, 12 * estimate_tokens("x" * 300) + estimate_tokens("s"))
+    assert [each.seq for each in chosen] == [1, *range(17, 26)]
+    assert count_left_out(read, system, chosen) == len(range(2, 17))
     assert count_left_out(read[:1], None, read[:1]) == 4
 
 
@@ -113,3 +108,32 @@ def test_what_was_kept_of_a_failed_turn_is_not_sent_but_an_answer_without_its_en
     chosen, _ = choose(history, None, 10_000)
     assert [each.seq for each in chosen] == [1, 4, 5]
     assert count_left_out(history, None, chosen) == 0
+
+
+def talk(last: int) -> list[Message]:
+    return [
+        message(seq, "user" if seq % 2 else "assistant", "x" * (100 + seq * 37 % 400)) for seq in range(1, last + 1)
+    ]
+
+
+@pytest.mark.parametrize("room", [1_500, 4_000])
+def test_long_history_begins_with_the_same_message_for_many_turns(room: int) -> None:
+    """Each turn that begins with another message pays the whole prompt at the full price."""
+    begins, shown = [], []
+    for last in range(1, 802, 2):
+        chosen, left = choose(talk(last), None, room)
+        assert chosen[-1].seq == last
+        assert chosen[0].role == "user"
+        assert left >= 0
+        begins.append(chosen[0].seq)
+        shown.append(len(chosen))
+    assert begins == sorted(begins)
+    typical = max(shown)
+    assert len(set(begins)) - 1 <= 801 / (typical * 0.12)
+    assert min(shown[typical:]) >= typical // 2
+
+
+def test_history_of_which_only_a_part_was_read_begins_with_the_same_message_too() -> None:
+    """The store reads a number of bytes, so that the oldest message read is another one in each turn."""
+    begins = {choose(talk(last)[-60:], None, 100_000)[0][0].seq for last in range(301, 341, 2)}
+    assert len(begins) <= 4

@@ -19,15 +19,45 @@ def refused(limit: int | None = None, sent: int | None = None) -> ProviderTooLon
 
 def test_answer_room_is_kept_but_never_more_than_half_the_window() -> None:
     """A huge max_output_tokens must not leave a prompt without room."""
-    assert Sizing().room(MODEL, None) == 8_000 - 1_024
-    assert Sizing().room(MODEL, 7_900) == 4_000
+    assert Sizing().limit(MODEL, None) == 8_000 - 1_024
+    assert Sizing().limit(MODEL, 7_900) == 4_000
+
+
+def test_history_leaves_a_tenth_of_the_window_free() -> None:
+    """The estimate of a single text errs by about that much in both directions."""
+    assert Sizing().room(MODEL, None) == int((8_000 - 1_024) * 0.9)
+    assert Sizing().room(MODEL, 7_900) == 3_600
 
 
 def test_text_with_more_tokens_than_estimated_gets_less_room() -> None:
-    """Hexadecimal text has two tokens for each one of the estimate."""
+    """The mean of the counts is taken, within limits: one odd count must not halve the window."""
     sizing = Sizing()
-    sizing.learn(MODEL, 3_000, 6_000)
-    assert sizing.room(MODEL, None) == int((8_000 - 1_024) / 2.2)
+    sizing.learn(MODEL, 3_000, 3_600)
+    assert sizing.limit(MODEL, None) == int((8_000 - 1_024) / 1.2)
+    for _ in range(20):
+        sizing.learn(MODEL, 3_000, 12_000)
+    assert sizing.limit(MODEL, None) == int((8_000 - 1_024) / 1.5)
+
+
+def test_room_changes_in_steps() -> None:
+    """A room that changed with each count would move the oldest message sent, and end the provider's cached prefix."""
+    sizing, rooms = Sizing(), set()
+    for counted in (3_010, 3_040, 3_090, 3_020, 3_070, 3_060):
+        sizing.learn(MODEL, 3_000, counted)
+        rooms.add(sizing.room(MODEL, None))
+    assert len(rooms) == 1
+
+
+def test_what_was_learned_is_reported_with_its_spread() -> None:
+    """An operator sees how far the estimate is from the counts of each model."""
+    sizing = Sizing()
+    for counted in (3_300, 2_700, 3_300, 2_700):
+        sizing.learn(MODEL, 3_000, counted)
+    (learned,) = sizing.learned("local")
+    assert (learned.model, learned.counts) == ("local/m", 4)
+    assert 0.9 < learned.factor < 1.1
+    assert 0.05 < learned.spread < 0.2
+    assert sizing.learned("kimi") == ()
 
 
 def test_more_room_is_given_only_after_several_counts() -> None:
@@ -35,9 +65,9 @@ def test_more_room_is_given_only_after_several_counts() -> None:
     sizing = Sizing()
     for _ in range(2):
         sizing.learn(MODEL, 3_000, 2_100)
-        assert sizing.room(MODEL, None) == 8_000 - 1_024
+        assert sizing.limit(MODEL, None) == 8_000 - 1_024
     sizing.learn(MODEL, 3_000, 2_100)
-    assert sizing.room(MODEL, None) > 8_000
+    assert sizing.limit(MODEL, None) > 8_000
 
 
 def test_short_prompts_and_missing_counts_teach_nothing() -> None:
@@ -51,7 +81,7 @@ def test_short_prompts_and_missing_counts_teach_nothing() -> None:
 def test_refusal_with_numbers_teaches_window_and_factor() -> None:
     """What the server says of itself goes before what was assumed."""
     sizing = Sizing()
-    assert sizing.less_room(MODEL, 6_000, refused(4_096, 9_000), None) == int((4_096 - 1_024) / 1.5)
+    assert sizing.less_room(MODEL, 6_000, refused(4_096, 9_000), None) == int((4_096 - 1_024) * 0.9 / 1.5)
     assert sizing.window(MODEL) == 4_096
 
 
@@ -75,7 +105,7 @@ def test_what_a_refusal_taught_fades_with_accepted_prompts() -> None:
     for _ in range(20):
         sizing.learn(MODEL, 3_000, 3_000)
     assert before == 2
-    assert sizing.factor(MODEL) == pytest.approx(1.1)
+    assert sizing.factor(MODEL) == pytest.approx(1.05)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_origin
+from typing import Any, Literal, NamedTuple, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
@@ -102,6 +102,7 @@ class Settings(BaseModel):
     pg_bin: Directory | None = None
     tool_timeout_s: float = Field(default=600.0, gt=0)
     start_wait_s: float = Field(default=0.0, ge=0)
+    tools: Literal["all", "core"] = "all"
 
     _reading: Reading = PrivateAttr(default=Reading({}, None))
 

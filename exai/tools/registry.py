@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
 from exai.app import App
 from exai.mcp.core.protocol import Feature
-from exai.mcp.features.tools import ToolRegistry
+from exai.mcp.features.tools import ToolRegistry, ToolSpec
 from exai.monitoring.figures import figures
 from exai.tools.chat import chat_tool
 from exai.tools.completion import argument_completion
@@ -25,15 +25,30 @@ from exai.tools.usage import usage_tool
 from exai.tools.workflow import workflow_tools
 
 INSTRUCTIONS = (
-    "EXAI asks models and stores every conversation. Pass the continuation_id of an answer to continue its "
-    "conversation, today or weeks later; conversation_list and conversation_search find earlier ones. The first line "
-    "of an answer's text holds what the next call needs."
+    "EXAI asks Kimi, GLM and other models, and stores every conversation.\n"
+    "One contract for every tool that asks a model: prompt says what is wanted and why; files names paths, "
+    "directories, globs, parts (a.py:10-80) or file_ids, which the server reads itself; continuation_id continues "
+    "a conversation that any of these tools began, today or weeks later. So debug, chat, codereview and precommit "
+    "can share one conversation. Nothing on disk is changed.\n"
+    "Choose by the task: chat for a question or a second opinion, debug for why something fails, codereview for "
+    "changes or files, precommit before a commit, planner for a plan, secaudit for vulnerabilities, consensus for "
+    "several models at once. One call is a whole analysis; ask_model false records a step without a model.\n"
+    "The first line of an answer's text holds what the next call needs; next says what to do. complete: false "
+    "means that the model still works: read the answer later with conversation_get. conversation_search and "
+    "conversation_list find earlier conversations."
 )
+"""What clients tell their model about the server; Claude Code shows the first 2 KB."""
+
+CORE: Final = frozenset(
+    ("chat", "codereview", "debug", "consensus", "conversation_get", "conversation_search", "listmodels")
+)
+"""The tools of `EXAI_TOOLS=core`, for clients that limit the number of tools and for models with small windows."""
 
 
 def build_tools(app: App) -> ToolRegistry:
     """Make all tools, in the order in which they are listed."""
-    return ToolRegistry(
+    return _offered(
+        app,
         (
             chat_tool(app.chat, app.files),
             append_tool(app.conversations, app.files),
@@ -49,8 +64,13 @@ def build_tools(app: App) -> ToolRegistry:
             *status_tools(app.providers, lambda: health_report(app)),
             usage_tool(app.ledger),
             *workflow_tools(app.workflows),
-        )
+        ),
     )
+
+
+def _offered(app: App, tools: Iterable[ToolSpec]) -> ToolRegistry:
+    only_core = app.settings.tools == "core"
+    return ToolRegistry(each for each in tools if each.name in CORE or not only_core)
 
 
 def build_features(app: App) -> Sequence[Feature]:

@@ -60,7 +60,8 @@ CALLS: dict[str, dict[str, Any]] = {
 """By tool, arguments as its schema asks for them."""
 
 
-def all_tools() -> dict[str, ToolSpec]:
-    """Return every tool by name; none can be called."""
+def all_tools(tools: str = "all") -> dict[str, ToolSpec]:
+    """Return every tool by name, or those of another setting; none can be called."""
     app: Any = Mock(spec=[*App.__slots__])
+    app.settings.tools = tools
     return {spec.name: spec for spec in build_tools(app)}

@@ -23,6 +23,7 @@ from exai.tools.conversations.outputs import (
     take_messages,
 )
 from exai.tools.limits import (
+    ALWAYS_LOADED,
     ANSWER_CHARS,
     LARGE_ANSWERS,
     MAX_ANSWER_CHARS,
@@ -147,7 +148,7 @@ def get_tool(conversations: ConversationStore) -> ToolSpec:
         output=ConversationGetOutput,
         handler=handle,
         read_only=True,
-        meta=LARGE_ANSWERS,
+        meta={**LARGE_ANSWERS, **ALWAYS_LOADED},
     )
 
 

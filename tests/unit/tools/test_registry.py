@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
 import typing
 
 import pytest
 
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.tools import ToolRegistry, ToolSpec
+from exai.tools.registry import CORE, INSTRUCTIONS
 from tests.support.outputs import Fixed
 from tests.support.surface import all_tools
 
@@ -28,6 +30,26 @@ IN_ORDER = [
 def test_the_order_of_the_list_is_kept() -> None:
     """It is part of the prompt that clients' providers cache: a new tool comes behind or between, none moves."""
     assert list(TOOLS) == IN_ORDER
+
+
+def test_the_core_tools_are_offered_in_the_same_order() -> None:
+    """A client with room for few tools still asks, reviews, reads and finds."""
+    core = list(all_tools("core"))
+    assert core == [name for name in TOOLS if name in CORE]
+    assert {"chat", "conversation_get", "conversation_search", "listmodels"} <= set(core)
+
+
+def test_the_tools_that_clients_should_load_at_their_start() -> None:
+    """Claude Code finds the others by search; each of these costs every conversation its schema."""
+    loaded = {name for name, spec in TOOLS.items() if spec.meta.get("anthropic/alwaysLoad") is True}
+    assert loaded == {"chat", "codereview", "consensus", "conversation_get"} & set(TOOLS)
+
+
+def test_the_instructions_fit_what_clients_show_and_name_tools_that_exist() -> None:
+    """Claude Code cuts them at 2 KB."""
+    assert len(INSTRUCTIONS.encode()) < 2_000
+    named = set(re.findall(r"\b[a-z]+_[a-z]+\b", INSTRUCTIONS)) - {"continuation_id", "file_ids", "ask_model"}
+    assert named <= set(TOOLS)
 
 
 @pytest.mark.parametrize("spec", TOOLS.values(), ids=list(TOOLS))

@@ -223,7 +223,8 @@ class Completion:
     """A whole answer. `model` is the provider's name for the model it used; `request_id` is the provider's own.
 
     `is_partial` is true if the model may have produced more than `content`; `unread_events` counts events that could
-    not be parsed, and `notes` are sentences for the caller.
+    not be parsed, and `notes` are sentences for the caller. `answered_by` is EXAI's name for the model, `instead_of`
+    that of the model that was asked first and could not answer.
     """
 
     content: str
@@ -238,6 +239,8 @@ class Completion:
     is_partial: bool = False
     unread_events: int = 0
     notes: tuple[str, ...] = ()
+    answered_by: str | None = None
+    instead_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,6 +123,7 @@ class ChatResult:
     messages that the model was not shown. `partial` is true when the model may have said more than `content` holds,
     `unread_events` counts events of its stream that could not be parsed, and `notes` holds sentences for the caller.
     `facts` are those of the request's guidance, with the number of its `step`.
+    `instead_of` is the model that was asked first, if `model` answered because that one could not.
     """
 
     content: str
@@ -142,6 +143,7 @@ class ChatResult:
     notes: tuple[str, ...] = ()
     cost_usd: Decimal | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    instead_of: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,8 +177,8 @@ class ProviderCall:
     """One request; `answer` holds the answer of the current attempt so far.
 
     `until` is when the caller's time ends (`loop.time()`). `may_repeat` and `retry_after_s` say what the provider's
-    last reply means for another attempt, `refusal` what it said. `notes` are sentences for the caller, who knows of
-    waits that end before `told_until` (monotonic).
+    last reply means for another attempt, `refusal` what it said. `patience_s` limits the pauses that are waited for.
+    `notes` are sentences for the caller, who knows of waits that end before `told_until` (monotonic).
     """
 
     model: Model
@@ -195,6 +195,7 @@ class ProviderCall:
     was_refused_here: bool = False
     notes: dict[str, None] = field(default_factory=dict)
     told_until: float = 0.0
+    patience_s: float | None = None
 
 
 class Transport(Protocol):

@@ -30,6 +30,7 @@ class Site:
     key: str
     configured: bool
     endpoint: EndpointSettings | None = None
+    max_concurrent: int | None = None
 
     @property
     def is_reported(self) -> bool:
@@ -43,12 +44,25 @@ def read_sites(settings: ProvidersSettings) -> dict[str, Site]:
     sections = (settings.kimi, settings.glm, settings.deepseek, settings.openrouter, settings.qwen)
     for family, section in zip(NAMED.values(), sections, strict=True):
         key = _text(section.api_key)
-        sites[family.name] = Site(family, _base(section.base_url or family.base_url), key, configured=bool(key))
+        sites[family.name] = Site(
+            family,
+            _base(section.base_url or family.base_url),
+            key,
+            configured=bool(key),
+            max_concurrent=section.max_concurrent,
+        )
     for name, endpoint in settings.endpoints.items():
         base_url = _base(endpoint.base_url)
         key_setting = f"EXAI_PROVIDERS__ENDPOINTS__{name.upper()}__API_KEY"
         family = Family(name, base_url, key_setting, limit_field="max_tokens", stream_usage=True)
-        sites[name] = Site(family, base_url, _text(endpoint.api_key), configured=True, endpoint=endpoint)
+        sites[name] = Site(
+            family,
+            base_url,
+            _text(endpoint.api_key),
+            configured=True,
+            endpoint=endpoint,
+            max_concurrent=endpoint.max_concurrent,
+        )
     return sites
 
 

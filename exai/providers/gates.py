@@ -1,7 +1,7 @@
 """Decide whether a model may be called: by the breaker of its endpoint, its own breaker, and a Retry-After.
 
 Failed connections concern every model of an endpoint. Server errors and Retry-After concern one model, so that a
-failing model does not block the others.
+failing model does not block the others; a Retry-After whose cause is not the key concerns one owner.
 
 Invariant: after a pause shorter than the requested one, and while a breaker is half open, a single request probes the
 model; all others wait for its result.
@@ -23,11 +23,13 @@ from exai.errors import (
     ProviderUnavailable,
     ProviderUnreachable,
 )
+from exai.fairness import Holder
 from exai.models import Recorder
 from exai.providers.base import Clocks, Family, Model
 from exai.resilience import Attempt, Breaker, BreakerState
 
 MAX_MODELS: Final = 256
+MAX_PAUSED_OWNERS: Final = 1_000
 MAX_PAUSE_S: Final = 120.0
 """Longest pause for a Retry-After, after which one request probes the model."""
 
@@ -71,11 +73,47 @@ class Pause:
 
 
 class ModelGate:
-    """The breaker and the pause of one model."""
+    """The breaker and the pauses of one model: one for all owners, and one for each owner that was asked to wait.
 
-    def __init__(self, breaker: Breaker, pause: Pause) -> None:
-        self.breaker, self.pause = breaker, pause
+    A limit of the key concerns all owners. An overloaded or failing server asks only the owner whose request it met,
+    so that others find out by themselves whether it answers them.
+    """
+
+    def __init__(self, breaker: Breaker, clocks: Clocks) -> None:
+        self.breaker, self.pause = breaker, Pause(clocks)
         self.last_error: str | None = None
+        self._clocks = clocks
+        self._owners: OrderedDict[Holder, Pause] = OrderedDict()
+
+    def left_s(self, owner: Holder) -> float:
+        """Return the seconds until this owner may send a request."""
+        own = self._owners.get(owner)
+        return max(self.pause.left_s, own.left_s if own is not None else 0.0)
+
+    def ask(self, pause_s: float, owner: Holder, *, of_key: bool) -> None:
+        """Record a requested pause, for this owner or, if it is a limit of the key, for all."""
+        if of_key:
+            self.pause.ask(pause_s)
+            return
+        own = self._owners.setdefault(owner, Pause(self._clocks))
+        own.ask(pause_s)
+        self._owners.move_to_end(owner)
+        while len(self._owners) > MAX_PAUSED_OWNERS:
+            self._owners.popitem(last=False)
+
+    def begin(self, request: object, owner: Holder) -> None:
+        """Record that a request of this owner is sent."""
+        for pause in self._pauses(owner):
+            pause.begin(request)
+
+    def end(self, request: object, owner: Holder, *, answered: bool) -> None:
+        """Record that a request of this owner has ended, or that its answer has begun."""
+        for pause in self._pauses(owner):
+            pause.end(request, answered=answered)
+
+    def _pauses(self, owner: Holder) -> tuple[Pause, ...]:
+        own = self._owners.get(owner)
+        return (self.pause,) if own is None else (self.pause, own)
 
 
 class Gates:
@@ -106,7 +144,7 @@ class Gates:
                 clock=self._clocks.monotonic,
                 rand=self._clocks.rand,
             )
-            gate = self._models[model.wire_name] = ModelGate(breaker, Pause(self._clocks))
+            gate = self._models[model.wire_name] = ModelGate(breaker, self._clocks)
         self._models.move_to_end(model.wire_name)
         while len(self._models) > MAX_MODELS:
             self._models.popitem(last=False)

@@ -7,7 +7,7 @@ provider, then the first model of the first endpoint. Nothing falls back in sile
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from decimal import Decimal
@@ -27,6 +27,8 @@ from exai.providers.completion.request import check_options
 from exai.providers.completion.sizing import Sizing
 from exai.providers.discovery import Discovery
 from exai.providers.endpoints import Site, read_sites
+from exai.providers.fallback import SETTING as FALLBACK_SETTING
+from exai.providers.fallback import FallbackChain
 from exai.providers.naming import DEFAULT_SETTING, ModelNames
 from exai.settings.addresses import is_loopback
 from exai.settings.load import LimitSettings, ProvidersSettings
@@ -53,10 +55,12 @@ class Providers:
         *,
         background: Background,
         named: tuple[str, ...] = (),
+        fallback: tuple[str, ...] = (),
     ) -> None:
         self._sites, self._names, self._chats = sites, names, chats
         self._discoveries, self._clocks = discoveries, clocks
         self.sizing = Sizing()
+        self._fallback = FallbackChain(fallback, names.resolve, self.sizing.room)
         self._background, self._named = background, named
         self._refreshing: asyncio.Task[None] | None = None
 
@@ -80,9 +84,22 @@ class Providers:
         check_options(model, max_output_tokens=max_output_tokens, thinking=thinking, temperature=temperature)
 
     async def complete(self, model: Model, request: CompletionRequest, on_delta: OnDelta | None) -> Completion:
-        """Call `model`, a result of `resolve`. Guarantees and errors are those of `ChatApi.complete`."""
+        """Call `model`, a result of `resolve`, and others of the chain that the user has set if it cannot answer.
+
+        Guarantees and errors are those of `ChatApi.complete`, and of `FallbackChain.complete`.
+        """
+        return await self._fallback.complete(model, request, on_delta, self._ask)
+
+    def answered(self, model: Model, completion: Completion) -> Model:
+        """Return the model that made `completion`, for which `model` was asked."""
+        name = completion.answered_by
+        return model if name in (None, model.name) else self._names.find(name or "") or model
+
+    async def _ask(
+        self, model: Model, request: CompletionRequest, on_delta: OnDelta | None, patience_s: float | None
+    ) -> Completion:
         try:
-            return await self._chats[model.provider].complete(model, request, on_delta)
+            return await self._chats[model.provider].complete(model, request, on_delta, patience_s)
         except ProviderUnknownModel as error:
             self._refresh(model.provider)
             nearest = self._names.nearest(model)
@@ -255,6 +272,7 @@ async def open_providers(
                 recorder=recorder,
                 clocks=clocks,
                 place_limit_s=settings.connect_timeout_s,
+                max_concurrent=site.max_concurrent,
             )
             endpoint = site.endpoint
             if endpoint is None or not endpoint.models or endpoint.context_window is None:
@@ -270,23 +288,25 @@ async def open_providers(
                 )
         names = ModelNames(sites, catalogue, discoveries, default_model=settings.default_model, clocks=clocks)
         is_open_ended = any(site.endpoint is not None and not site.endpoint.models for site in sites.values())
-        _check_default(settings, names, open_ended=is_open_ended)
+        if not is_open_ended:
+            _check_named(DEFAULT_SETTING, filter(None, [settings.default_model]), names)
+            _check_named(FALLBACK_SETTING, settings.fallback, names)
         background = await stack.enter_async_context(open_background())
         named = names.named_in(settings)
-        providers = Providers(sites, names, chats, discoveries, clocks, background=background, named=named)
+        providers = Providers(
+            sites, names, chats, discoveries, clocks, background=background, named=named, fallback=settings.fallback
+        )
         background.start("provider-lists", providers.keep_lists())
         yield providers
 
 
-def _check_default(settings: ProvidersSettings, names: ModelNames, *, open_ended: bool) -> None:
-    """Refuse a default model that no provider can have. A retired one, or one without a key, fails when requested."""
-    name = settings.default_model
-    if name is None or open_ended:
-        return
-    try:
-        found = names.find(name)
-    except InvalidArgument:
-        return
-    if found is None:
-        unknown = names.unknown(name)
-        raise ConfigError(DEFAULT_SETTING, unknown.problem, unknown.cure)
+def _check_named(setting: str, chosen: Iterable[str], names: ModelNames) -> None:
+    """Refuse a configured name that no provider can have. A retired one, or one without a key, fails when requested."""
+    for name in chosen:
+        try:
+            found = names.find(name)
+        except InvalidArgument:
+            continue
+        if found is None:
+            unknown = names.unknown(name)
+            raise ConfigError(setting, unknown.problem, unknown.cure)

@@ -209,6 +209,7 @@ class ProviderSettings(Section):
 
     api_key: ApiKey | None = None
     base_url: BaseUrl | None = None
+    max_concurrent: int | None = Field(default=None, ge=1, le=1_000)
 
 
 class EndpointSettings(Section):
@@ -218,6 +219,7 @@ class EndpointSettings(Section):
     api_key: ApiKey | None = None
     models: tuple[str, ...] = ()
     context_window: int | None = Field(default=None, ge=256)
+    max_concurrent: int | None = Field(default=None, ge=1, le=1_000)
 
 
 class ProvidersSettings(Section):

@@ -62,6 +62,7 @@ class ChatOutput(ToolOutput):
     left_out: int = Field(description="Number of older messages that did not fit the model's window.")
     partial: bool = Field(description="True when the model may have said more than content holds.")
     unread_events: int = Field(description="Number of parts of the model's stream that could not be read.")
+    instead_of: str | None = Field(description="Model that was asked first and could not answer; notes say why.")
     notes: list[str]
 
     @classmethod
@@ -85,12 +86,16 @@ class ChatOutput(ToolOutput):
             left_out=result.left_out,
             partial=result.partial,
             unread_events=result.unread_events,
+            instead_of=result.instead_of,
             notes=_notes(result, next_offset),
         )
 
     def as_text(self) -> str:
-        """Return the model's answer."""
-        return self.content
+        """Return the model's answer, and which model gave it if another one was asked."""
+        if self.instead_of is None:
+            return self.content
+        why = next((note for note in self.notes if note.startswith(f"{self.model} answered instead of")), "")
+        return f"{self.content}\n\n({why})"
 
 
 def chat_tool(chat: ChatService, files: FileService) -> ToolSpec:

@@ -79,7 +79,7 @@ def result_of(
         content=reply.content,
         continuation_id=continuation_id,
         model=reply.model or "",
-        provider=reply.provider or "",
+        provider=reply.metadata.get("provider") or reply.provider or "",
         seq=reply.seq or 0,
         revision=revision,
         usage=reply.usage,
@@ -93,6 +93,7 @@ def result_of(
         notes=tuple(reply.metadata.get("notes", ())),
         cost_usd=reply.cost_usd,
         facts=reply.metadata.get(GUIDANCE, {}),
+        instead_of=reply.metadata.get("instead_of"),
     )
 
 
@@ -107,6 +108,9 @@ def facts_of(completion: Completion, asked: Asked, guidance: Mapping[str, Any] |
         "left_out": asked.left_out,
         "partial": completion.is_partial,
         "unread_events": completion.unread_events,
+        "instead_of": completion.instead_of,
+        # The turn's row names the provider that was asked first.
+        "provider": completion.provider if completion.instead_of else None,
         "notes": [*_said_of(asked), *completion.notes],
         GUIDANCE: guidance,
     }

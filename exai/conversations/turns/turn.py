@@ -128,7 +128,7 @@ class ChatTurns:
         return ChatResult(
             content=completion.content,
             continuation_id=turn.commit.conversation.continuation_id,
-            model=model.name,
+            model=self._providers.answered(model, completion).name,
             provider=completion.provider,
             seq=seq,
             revision=finished.revision,
@@ -141,8 +141,9 @@ class ChatTurns:
             partial=completion.is_partial,
             unread_events=completion.unread_events,
             notes=tuple(facts.get("notes", ())),
-            cost_usd=self._providers.cost_usd(model, completion.usage),
+            cost_usd=self._providers.cost_usd(self._providers.answered(model, completion), completion.usage),
             facts=facts.get(GUIDANCE, {}),
+            instead_of=completion.instead_of,
         )
 
     async def _read_cache(self, request: ChatRequest) -> Hit | Miss | None:
@@ -268,7 +269,8 @@ class ChatTurns:
                     raise
                 asked = less
             else:
-                sizing.learn(turn.model, room_tokens - asked.left_tokens, completion.usage.input_tokens)
+                if completion.instead_of is None:
+                    sizing.learn(turn.model, room_tokens - asked.left_tokens, completion.usage.input_tokens)
                 left_tokens = int(asked.left_tokens * sizing.factor(turn.model))
                 return completion, asked._replace(left_tokens=left_tokens)
         return await self._ask(turn, asked.messages), asked
@@ -308,6 +310,7 @@ class ChatTurns:
         guidance = turn.request.guidance
         derived = guidance.read_answer(completion) if guidance and guidance.read_answer else ()
         answer = answer_of(completion, "answer" if guidance else "message")
+        model = self._providers.answered(turn.model, completion)
         finished = await self.outcomes.store(
             TurnEnd(
                 owner=turn.request.owner,
@@ -315,9 +318,9 @@ class ChatTurns:
                 attempt=turn.begun.attempt,
                 state="finished",
                 messages=(*derived, answer),
-                model=turn.model.name,
+                model=model.name,
                 usage=completion.usage,
-                cost_usd=self._providers.cost_usd(turn.model, completion.usage),
+                cost_usd=self._providers.cost_usd(model, completion.usage),
                 metadata=facts,
             )
         )

@@ -66,6 +66,7 @@ class ChatApi:
         recorder: Recorder,
         clocks: Clocks,
         place_limit_s: float | None = None,
+        max_concurrent: int | None = None,
     ) -> None:
         self.family, self._transport = family, transport
         self.last_error: str | None = None
@@ -73,15 +74,20 @@ class ChatApi:
         self._max_attempts, self._max_content_bytes = max_attempts, max_content_bytes
         self._budget = RetryBudget(clock=clocks.monotonic)
         self._lessons = Lessons(is_known=family.takes_any_order)
-        self._places = Places(MAX_CONNECTIONS, reserve=RESERVED_CONNECTIONS)
-        self._place_limit_s = place_limit_s
+        # A limit that the user has set is a queue: whoever waits in it is not refused before the request's deadline.
+        size = MAX_CONNECTIONS if max_concurrent is None else max_concurrent
+        self._places = Places(size, reserve=min(RESERVED_CONNECTIONS, size // 4))
+        self._place_limit_s = place_limit_s if max_concurrent is None else None
         self.gates = Gates(family, recorder, clocks)
 
-    async def complete(self, model: Model, request: CompletionRequest, on_delta: OnDelta | None) -> Completion:
+    async def complete(
+        self, model: Model, request: CompletionRequest, on_delta: OnDelta | None, patience_s: float | None = None
+    ) -> Completion:
         """Return the complete answer; `on_delta` has received each piece as it arrived.
 
         Raises `InvalidArgument` before anything is sent, a `ProviderError`, `Overloaded`, or `DeadlineExceeded` when
-        the request's own time ended; errors after the first piece carry the text so far as `partial`.
+        the request's own time ended; errors after the first piece carry the text so far as `partial`. A pause that the
+        provider asks for and that is longer than `patience_s` is an error at once.
         """
         fields = build_body(model, self.family, request, self._lessons.of(model))
         body = encode_body(fields)
@@ -91,7 +97,7 @@ class ChatApi:
         until = now + MAX_TOTAL_S if deadline is None else deadline
         if until <= now:
             raise DeadlineExceeded(f"provider {self.family.name}")
-        call = ProviderCall(model, request, fields, body, on_delta, until, self._empty_answer())
+        call = ProviderCall(model, request, fields, body, on_delta, until, self._empty_answer(), patience_s=patience_s)
         scope = asyncio.timeout_at(until)
         try:
             async with scope:
@@ -108,6 +114,7 @@ class ChatApi:
         self._budget.request()
         gate = self.gates.of(call.model)
         attempt, lessons = 1, 0
+        owner = request_owner.get()
         while True:
             await self._wait_while_slowed(call, gate)
             try:
@@ -123,7 +130,7 @@ class ChatApi:
                 pause_s = self._pause_s(call, gate, error, attempt)
                 if pause_s is None:
                     raise
-                await self._say(call, error.problem, max(pause_s, gate.pause.left_s))
+                await self._say(call, error.problem, max(pause_s, gate.left_s(owner)))
                 call.answer = self._empty_answer()
                 self._recorder.count("provider_retries_total", provider=self.family.name)
                 await self._clocks.sleep(pause_s)
@@ -141,7 +148,7 @@ class ChatApi:
         answered = False
         try:
             async with self._place(), self.gates.passing(call.model) as attempt:
-                gate.pause.begin(call)
+                gate.begin(call, request_owner.get())
                 await self._transport.run(call, attempt)
             outcome, answered = "ok", True
         except BreakerOpen as refused:
@@ -156,7 +163,7 @@ class ChatApi:
             answered = not isinstance(error, ProviderLimited)
             raise
         finally:
-            gate.pause.end(call, answered=answered)
+            gate.end(call, request_owner.get(), answered=answered)
             self._record(call, outcome, self._clocks.monotonic() - started)
 
     @asynccontextmanager
@@ -166,7 +173,7 @@ class ChatApi:
         try:
             await self._places.take(owner, self._place_limit_s, what)
         except TimeoutError as error:
-            raise Overloaded(what, MAX_CONNECTIONS) from error
+            raise Overloaded(what, self._places.size) from error
         try:
             yield
         finally:
@@ -188,7 +195,8 @@ class ChatApi:
 
     async def _wait_while_slowed(self, call: ProviderCall, gate: ModelGate) -> None:
         """Wait until the model may be called again; raise at once if that exceeds the request's deadline."""
-        while (wait_s := gate.pause.left_s) > 0:
+        owner = request_owner.get()
+        while (wait_s := gate.left_s(owner)) > 0:
             if not self._fits(call, wait_s):
                 raise ProviderLimited(
                     self.family.name,
@@ -215,18 +223,21 @@ class ChatApi:
         if isinstance(error, ProviderLimited) and error.exhausted:
             repeatable = False
         if repeatable and call.retry_after_s is not None:
-            gate.pause.ask(call.retry_after_s)
+            # A limit of the key holds for every owner; overload or a failure may have met only this request.
+            is_of_key = isinstance(error, ProviderLimited) and not error.overloaded
+            gate.ask(call.retry_after_s, request_owner.get(), of_key=is_of_key)
         if not repeatable or not call.may_repeat or call.answer.started or attempt >= self._max_attempts:
             return None
         pause_s = 0.0
         if call.retry_after_s is None:
             pause_s = backoff_s(attempt, RETRY_BASE_S, RETRY_CAP_S, rand=self._clocks.rand)
-        if not self._fits(call, max(pause_s, gate.pause.left_s)) or not self._budget.take():
+        if not self._fits(call, max(pause_s, gate.left_s(request_owner.get()))) or not self._budget.take():
             return None
         return pause_s
 
     def _fits(self, call: ProviderCall, wait_s: float) -> bool:
-        return asyncio.get_running_loop().time() + wait_s < call.until
+        is_short = call.patience_s is None or wait_s <= call.patience_s
+        return is_short and asyncio.get_running_loop().time() + wait_s < call.until
 
     def _left_alone(self, gate: ModelGate, refused: BreakerOpen) -> ProviderUnavailable:
         last_error = self.last_error if refused.dependency == self.family.name else gate.last_error
@@ -266,6 +277,7 @@ class ChatApi:
             attempts=attempts,
             is_partial=answer.is_partial,
             unread_events=unread,
+            answered_by=call.model.name,
             notes=(*self._left_out(call), *call.notes, *_notes(answer)),
         )
 

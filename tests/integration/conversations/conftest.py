@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +61,7 @@ async def open_rig(
     *,
     pooled: bool = False,
     endpoint: ProviderServer | None = None,
+    fallback: Sequence[str] = (),
     **cache_settings: Any,
 ) -> AsyncIterator[Rig]:
     """Open the application on proxies; with `pooled` a transaction-mode pooler stands in front of the database.
@@ -85,6 +86,7 @@ async def open_rig(
                 kimi=ProviderSettings(api_key=None if endpoint else SecretStr("sk-test"), base_url=provider.base_url),
                 endpoints={"local": EndpointSettings(base_url=endpoint.base_url)} if endpoint else {},
                 connect_timeout_s=60.0 if endpoint else 5.0,
+                fallback=tuple(fallback),
                 models_file=_small_model(data_dir),
             ),
             data_dir=data_dir,

@@ -17,7 +17,8 @@ from exai.errors import (
     ProviderRefused,
     ProviderUnavailable,
 )
-from exai.models import Completion, CompletionRequest, Prompt
+from exai.fairness import request_owner
+from exai.models import Completion, CompletionRequest, Owner, Prompt
 from exai.monitoring.metrics import MetricsRecorder
 from exai.providers.base import Clocks, ProviderCall
 from exai.providers.catalogue import load_catalogue
@@ -208,6 +209,34 @@ async def test_retry_after_of_an_overloaded_server_is_obeyed_too(make: Make, tim
     script = Script(fails(DOWN, retry_after_s=2))
     await ask(make(script))
     assert time.slept == [0.0, 2.25]
+
+
+OVERLOADED = ProviderLimited("kimi", "is overloaded", status=429, overloaded=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "stops_others"),
+    [(LIMITED, True), (OVERLOADED, False), (DOWN, False), (ProviderBroken("kimi", "x"), False)],
+)
+async def test_retry_after_of_one_owner_stops_others_only_if_the_key_is_its_cause(
+    make: Make, time: Time, error: Exception, *, stops_others: bool
+) -> None:
+    """Minutes asked of one owner by an overloaded server are not asked of the others; a limit of the key is."""
+    script = Script(fails(error, retry_after_s=110))
+    chat = make(script, max_attempts=1)
+
+    async def asks(owner: str) -> float:
+        request_owner.set(Owner(owner))
+        before = time.now
+        with suppress(type(error)):
+            await ask(chat)
+        return time.now - before
+
+    alice, bob, again = [await asyncio.create_task(asks(owner)) for owner in ("alice", "bob", "alice")]
+    assert alice == 0
+    assert (bob > 100) is stops_others
+    assert (again > 100) is not stops_others
+    assert script.sent == 3
 
 
 async def test_too_many_requests_do_not_open_the_breaker(make: Make) -> None:

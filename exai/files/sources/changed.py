@@ -13,7 +13,7 @@ from typing import Final
 from exai.errors import InvalidArgument
 from exai.files.paths import Roots, is_directory
 from exai.files.sources.diffs import Change, ChangeSet, Differ
-from exai.files.sources.filling import RANGE_FILE_BYTES, Filling, SourceFile
+from exai.files.sources.filling import LEAST_CUT_TOKENS, RANGE_FILE_BYTES, Filling, SourceFile
 from exai.files.sources.git import Git, Repository
 from exai.files.sources.skipping import reason_by_name
 
@@ -116,6 +116,10 @@ class ChangedFiles:
         """Return the head of a file's patch with the hunks that fit, and their number; nothing if none does."""
         text, *following = hunks
         kept = 0
+        if left_tokens < LEAST_CUT_TOKENS:
+            return "", 0
+        if self._filling.tokens(whole := "\n@@ ".join(hunks)) <= left_tokens:
+            return whole, len(following)
         for hunk in following:
             longer = f"{text}\n@@ {hunk}"
             if self._filling.tokens(longer) > left_tokens:

@@ -75,7 +75,7 @@ class LeftOut:
         if len(self.said) < MAX_SAID:
             self.said.append(f"{shown} ({reason})")
         else:
-            self._more[reason] += 1
+            self._more[reason.partition(":")[0]] += 1
 
     def add_said(self, sentences: Iterable[str]) -> None:
         """Add what names its reason already."""

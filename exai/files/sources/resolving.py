@@ -128,7 +128,7 @@ def _exists(path: Path) -> bool:
 
 
 def _ambiguous(field: str, path: str, found: list[Path]) -> InvalidArgument:
-    return InvalidArgument(field, f"{shown(path)} can be {len(found)} files", f"Give one of: {_listed(found)}")
+    return InvalidArgument(field, f"{shown(path)} has {len(found)} meanings", f"Give one of: {_listed(found)}")
 
 
 def _unknown(field: str, path: str, found: list[Path], cut: str) -> InvalidArgument:

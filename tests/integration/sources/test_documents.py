@@ -162,9 +162,9 @@ def test_process_that_does_not_end_is_ended(tree: Tree, tmp_path: Path, monkeypa
     assert tree.read("a.pdf").left_out == ("a.pdf (pdf that takes too long to read)",)
 
 
-def test_without_its_package_a_pdf_names_the_cure(tree: Tree, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "path", [place for place in sys.path if "site-packages" not in place])
-    monkeypatch.setattr(sys, "executable", sys._base_executable)  # type: ignore[attr-defined]
+def test_without_its_package_a_pdf_names_the_cure(tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pypdf.py").write_text("raise ImportError\n")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     tree.write("a.pdf", pdf("Text"))
     assert 'pip install "exai[documents]"' in tree.read("a.pdf").left_out[0]
 

@@ -319,14 +319,14 @@ def test_part_of_a_path_means_the_only_file_that_ends_with_it(tree: Tree) -> Non
 def test_path_with_several_meanings_is_refused_with_all_of_them(tree: Tree) -> None:
     tree.write("one/pool.py")
     tree.write("two/pool.py")
-    with pytest.raises(InvalidArgument, match="can be 2 files") as refused:
+    with pytest.raises(InvalidArgument, match="has 2 meanings") as refused:
         tree.read("pool.py")
     assert f"{tree.top}/one/pool.py, {tree.top}/two/pool.py" in str(refused.value)
 
 
 def test_same_name_below_two_roots_is_refused_with_both(tree: Tree) -> None:
     one, two = tree.write("one/a.py").parent, tree.write("two/a.py").parent
-    with pytest.raises(InvalidArgument, match="can be 2 files"):
+    with pytest.raises(InvalidArgument, match="has 2 meanings"):
         tree.read("a.py", roots=[one, two])
     assert names(tree.read("*.py", roots=[one, two])) == [str(one / "a.py"), str(two / "a.py")]
 
@@ -342,7 +342,7 @@ def test_case_of_letters_counts_where_files_differ_in_it(tree: Tree) -> None:
     tree.write("src/ReadMe.md", "upper\n")
     assert names(tree.read("SRC/readme.md")) == ["src/ReadMe.md"]
     tree.write("src/readme.MD", "lower\n")
-    with pytest.raises(InvalidArgument, match="can be 2 files"):
+    with pytest.raises(InvalidArgument, match="has 2 meanings"):
         tree.read("src/README.md")
     assert texts(tree.read("src/readme.MD")) == {"src/readme.MD": "lower\n"}
     assert sorted(names(tree.read("src"))) == ["src/ReadMe.md", "src/readme.MD"]

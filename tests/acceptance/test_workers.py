@@ -96,9 +96,9 @@ async def test_a_killed_worker_is_nothing_to_the_other_and_is_replaced(
         with pytest.raises(ConnectionClosed):
             await frames.call(lost, "status")
     assert workers.output.count("a worker died and is started again") == 1
-    workers = pids_of(workers)
+    pids = pids_of(workers)
     assert workers.stop() == 0
-    assert not [pid for pid in workers if is_running(pid)]
+    assert not [pid for pid in pids if is_running(pid)]
 
 
 async def test_a_hangup_replaces_all_workers_and_drops_no_running_call(

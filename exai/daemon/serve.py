@@ -86,7 +86,7 @@ def _mcp_server(app: App) -> McpServer:
         tool_timeout_s=app.settings.tool_timeout_s,
         authenticate=authenticator(app.settings.server),
         recorder=app.recorder,
-        features=build_features(app),
+        features=build_features(app, tools),
         task_store=build_tasks(app, tools),
         unfinished=UnfinishedOutput.of,
     )

@@ -5,7 +5,7 @@ Invariant: a prompt shows its owner what the tools would show, and none calls a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import quote
 
 import orjson
@@ -15,6 +15,7 @@ from exai.errors import InvalidArgument, NotFound
 from exai.mcp.core.jsonrpc import Json
 from exai.mcp.core.protocol import CallContext, Feature
 from exai.mcp.features.prompts import PromptArgument, PromptRegistry, PromptSpec
+from exai.mcp.features.tools import ToolSpec
 from exai.models import ContinuationId, Owner, Page
 from exai.tools.conversations.outputs import ConversationOutput, take_messages
 from exai.tools.limits import size_limit
@@ -43,6 +44,9 @@ PROMPTS: Mapping[str, tuple[str, str, tuple[PromptArgument, ...]]] = {
 }
 """One argument each: Claude Code splits the input at spaces and assigns one word to each argument."""
 
+WHAT = PromptArgument("prompt", "What is wanted; the id of a conversation to continue may come first.", required=False)
+"""The argument of the prompts of tools."""
+
 CUT_WORDS = (
     "(The client may have passed on only the first word of what I typed. If <command-args> or the command shows more "
     "words, all of them are meant.)"
@@ -54,8 +58,26 @@ def conversation_uri(continuation_id: ContinuationId) -> str:
     return CONVERSATION + quote(continuation_id, safe="")
 
 
-def prompt_feature(conversations: ConversationStore) -> Feature:
-    """Make the feature with the prompts."""
+def prompts_of_tools(tools: Iterable[ToolSpec]) -> Sequence[PromptSpec]:
+    """Make a prompt for each tool that asks a model as an expert."""
+    return [_prompt_of(spec) for spec in tools if spec.answer_from is not None and spec.name != "chat"]
+
+
+def _prompt_of(spec: ToolSpec) -> PromptSpec:
+    async def render(given: Mapping[str, str], _context: CallContext) -> Sequence[Json]:
+        words = (
+            f"Use the tool {spec.name} of EXAI for the following. Name the files that it needs; it reads them itself. "
+            "If the id of a conversation comes first, pass it as continuation_id. Do what next in the answer says, and "
+            "tell me the outcome and the continuation_id."
+        )
+        asked = given.get(WHAT.name, "").strip()
+        return [_said(f"{words}\n\n{_whole(asked) if asked else 'It is about what we are working on.'}")]
+
+    return PromptSpec(spec.name, spec.title, spec.description, render, (WHAT,))
+
+
+def prompt_feature(conversations: ConversationStore, tools: Iterable[ToolSpec]) -> Feature:
+    """Make the feature with the prompts, of which some are tools."""
 
     async def ask(given: Mapping[str, str], _context: CallContext) -> Sequence[Json]:
         words = (
@@ -83,10 +105,11 @@ def prompt_feature(conversations: ConversationStore) -> Feature:
         return [_said(f"{words}, with the continuation_id of each conversation:\n\n{_whole(given['words'])}")]
 
     render = {"ask": ask, "continue": go_on, "find": find}
-    return PromptRegistry(
+    own = [
         PromptSpec(name, title, description, render[name], arguments)
         for name, (title, description, arguments) in PROMPTS.items()
-    ).feature()
+    ]
+    return PromptRegistry([*own, *prompts_of_tools(tools)]).feature()
 
 
 async def _find(conversations: ConversationStore, owner: Owner, typed: str) -> tuple[Page, str]:

@@ -73,12 +73,12 @@ def _offered(app: App, tools: Iterable[ToolSpec]) -> ToolRegistry:
     return ToolRegistry(each for each in tools if each.name in CORE or not only_core)
 
 
-def build_features(app: App) -> Sequence[Feature]:
-    """Make what clients are offered beside tools."""
+def build_features(app: App, tools: ToolRegistry) -> Sequence[Feature]:
+    """Make what clients are offered beside `tools`."""
     return (
         resource_feature(app.conversations, app.files),
-        prompt_feature(app.conversations),
-        argument_completion(app.conversations, app.files, app.providers),
+        prompt_feature(app.conversations, tools),
+        argument_completion(app.conversations, app.files, app.providers, tools),
     )
 
 

@@ -47,12 +47,21 @@ async def test_prompts_and_their_arguments_in_both_eras(daemon: Daemon) -> None:
         await socket.ask(handshake())
         for era in (request, modern):
             listed = (await asked(socket, era, "prompts/list", {}))["prompts"]
-            assert [each["name"] for each in listed] == ["ask", "continue", "find"]
+            names = [each["name"] for each in listed]
+            assert names[:3] == ["ask", "continue", "find"]
+            assert {"codereview", "debug", "planner", "precommit"} <= set(names[3:])
             assert all(each["title"] and each["description"] for each in listed)
             prompt = {"type": "ref/prompt", "name": "continue"}
             assert await completed(socket, era, prompt, "continuation_id", "PLANETS") == [key]
             assert await completed(socket, era, prompt, "continuation_id", key[:8]) == [key]
             assert await completed(socket, era, {"type": "ref/prompt", "name": "ask"}, "question", "w") == []
+            review = {"type": "ref/prompt", "name": "codereview"}
+            assert await completed(socket, era, review, "prompt", "planets") == [key]
+            for typed in ({"prompt": f"{key} Is it right?"}, {}):
+                asking = {"name": "codereview", "arguments": typed}
+                (only,) = (await asked(socket, era, "prompts/get", asking))["messages"]
+                assert "tool codereview of EXAI" in only["content"]["text"]
+                assert only["content"]["text"].endswith(typed.get("prompt", "what we are working on."))
             given = {"question": "Why is it so?"}
             (only,) = (await asked(socket, era, "prompts/get", {"name": "ask", "arguments": given}))["messages"]
             assert only["role"] == "user"

@@ -7,7 +7,7 @@ from typing import Any
 
 from exai.errors import MAX_SHOWN_CHARS
 from exai.mcp.features.schemas import portable_schema
-from exai.mcp.features.texts import NOTES
+from exai.mcp.features.texts import UNDERSTOOD
 from tests.support.client import connect
 from tests.support.daemon import Daemon
 from tests.support.heads import head_of, notes_of
@@ -66,9 +66,9 @@ async def test_an_answer_says_how_its_arguments_were_understood(daemon: Daemon) 
         (content,) = result.content
         assert content.type == "text"
         assert result.structuredContent is not None
-        notes = result.structuredContent[NOTES]
-        assert notes[:2] == ["question: taken as prompt", "model: 'null' taken as left out"]
-        assert notes_of(content.text) == notes
+        understood = result.structuredContent[UNDERSTOOD]
+        assert understood[:2] == ["question: taken as prompt", "model: 'null' taken as left out"]
+        assert notes_of(content.text)[0] == f"understood: {'; '.join(understood)}"
         name = head_of(content.text)["continuation_id"]
         for tool, given in (
             ("conversation_get", {"continuationId": name, "limit": "5"}),
@@ -83,4 +83,4 @@ async def test_an_answer_says_how_its_arguments_were_understood(daemon: Daemon) 
             result = await session.call_tool(tool, given)
             assert not result.isError, (tool, result.content)
             assert result.structuredContent is not None
-            assert bool(result.structuredContent.get(NOTES)) is (tool != "conversation_get"), tool
+            assert bool(result.structuredContent.get(UNDERSTOOD)) is (tool != "conversation_get"), tool

@@ -158,7 +158,7 @@ async def test_the_address_of_a_resource_is_taken_as_its_id(daemon: Daemon) -> N
         for address in (*addresses, f"@exai:{addresses[0]}"):
             read = await call(session, "conversation_get", continuation_id=address)
             assert read["continuation_id"] in {kept["continuation_id"], "a/b c"}
-            assert read["notes"] == ["continuation_id: the address taken as the id in it"]
+            assert read["understood"] == ["continuation_id: the address taken as the id in it"]
             assert (await call(session, "file_list", continuation_id=address))["files"][0]["file_id"] == file
         assert (await call(session, "file_get", file_id=f"exai://files/{file}"))["content"] == "a"
 

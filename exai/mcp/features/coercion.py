@@ -33,8 +33,11 @@ KINDS: Final[Mapping[str, str]] = {
 OFF: Final = ("false", "none", "disabled", "no")
 WRAPPERS: Final = ("arguments", "args", "kwargs", "params", "parameters", "input", "tool_input")
 NOTHING: Final = ("null", "NULL", "None", "undefined")
+PROMPT: Final = "prompt"
+"""The argument that only tools have that ask a model; they accept the arguments of other systems' workflow tools."""
+
 ASK_MODEL: Final = "ask_model"
-"""The argument of workflow tools, to which alone the arguments of older ones are translated."""
+"""The argument of workflow tools to which some of those are translated."""
 
 PROSE: Final = frozenset({"findings"})
 """Lists of sentences, in which a comma divides nothing."""
@@ -120,8 +123,8 @@ def _named(properties: Json, given: Json, path: str, coercion: _Coercion) -> Jso
     for name, value in left.items():
         # Synonyms come after all spellings of the schema's own names, which take precedence.
         target = argument_for(own_spelling(name), properties, found)
-        if target is None and ASK_MODEL in properties and own_spelling(name) in OLDER_ARGUMENTS:
-            _older_argument(own_spelling(name), value, found, coercion)
+        if target is None and PROMPT in properties and own_spelling(name) in OLDER_ARGUMENTS:
+            _older_argument(own_spelling(name), value, ASK_MODEL in properties, found, coercion)
         elif target is None:
             if value is not None and value != "":
                 found[name] = value
@@ -132,13 +135,30 @@ def _named(properties: Json, given: Json, path: str, coercion: _Coercion) -> Jso
     return found
 
 
-def _older_argument(name: str, value: object, found: dict[str, Any], coercion: _Coercion) -> None:
-    """Translate or ignore an argument of another system's workflow tools."""
-    if name not in WANTS_NO_MODEL:
+def _older_argument(
+    name: str,
+    value: object,
+    may_ask_none: bool,
+    found: dict[str, Any],
+    coercion: _Coercion,
+) -> None:
+    """Translate or ignore an argument of another system's workflow tools. Raises if it contradicts `ask_model`."""
+    if value in (None, ""):
+        return
+    if not may_ask_none or name not in WANTS_NO_MODEL or WANTS_NO_MODEL[name] is not _truth(value):
         coercion.note(name, "ignored")
-    elif value is True or (isinstance(value, str) and value.strip().lower() in ("true", "yes", "1")):
-        found[ASK_MODEL] = False
-        coercion.note(name, f"taken as {ASK_MODEL} false")
+        return
+    if _truth(found.get(ASK_MODEL)):
+        problem = f"{shown(value)} asks for a step without a model, and {ASK_MODEL} for the model"
+        raise InvalidArgument(name, problem, f"Give {ASK_MODEL} only")
+    found[ASK_MODEL] = False
+    coercion.note(name, f"taken as {ASK_MODEL} false")
+
+
+def _truth(value: object) -> bool | None:
+    """Return the truth value that an argument states in any form; None if it states none."""
+    word = str(value).strip().lower()
+    return True if word in ("true", "yes", "1") else False if word in ("false", "no", "0") else None
 
 
 def _is_left_out(schema: Json, value: object, name: str, path: str, coercion: _Coercion) -> bool:

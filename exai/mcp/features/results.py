@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from exai.errors import ExaiError
 from exai.mcp.core.errors import error_facts
 from exai.mcp.core.jsonrpc import Json
-from exai.mcp.features.texts import NOTES, UNDERSTOOD, headed, headed_facts
+from exai.mcp.features.texts import UNDERSTOOD, headed, headed_facts
 
 MAX_REPEATED_BYTES: Final = 480_000
 """Maximum error content repeated as text; a longer one does not fit into a message twice."""
@@ -28,7 +28,7 @@ class ToolOutput(BaseModel):
 
     A field holds JSON, a dataclass or another output. Lists of many rows hold dataclasses without slots: orjson writes
     them as fast as dicts, and making a pydantic model costs ten times as much. A model with notes for its caller
-    declares `notes: list[str]`; every other answer receives that field if arguments had to be converted.
+    declares `notes: list[str]`; every answer receives `understood` if arguments were not taken literally.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -54,8 +54,7 @@ def call_result(output: ToolOutput, notes: Sequence[str] = ()) -> Json:
     """Return the `CallToolResult` for a handler's output; `notes` say how the arguments were understood."""
     facts = output.as_json()
     if notes and facts:
-        place = UNDERSTOOD if UNDERSTOOD in facts else NOTES
-        facts[place] = [*notes, *facts.get(place, ())]
+        facts[UNDERSTOOD] = [*notes, *facts.get(UNDERSTOOD, ())]
     return _shape(facts, output.as_text(), output.head(), output.blocks())
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from exai.mcp.features.texts import NOTES
+from exai.mcp.features.texts import NOTES, UNDERSTOOD
 
 MAX_INLINE_DEPTH = 16
 _DROPPED = frozenset({"$defs", "title", "discriminator"})
@@ -26,10 +26,11 @@ def portable_schema(model: type[BaseModel]) -> dict[str, Any]:
 def output_schema(model: type[BaseModel]) -> dict[str, Any]:
     """Return the schema of a tool's structured answer. Null is an allowed value there, since clients validate it.
 
-    Every answer may contain notes for its caller.
+    Every answer may contain notes for its caller, and how its arguments were understood.
     """
     schema = _object(model, model.model_json_schema(mode="serialization"), nulls=True)
-    schema["properties"][NOTES] = {"type": "array", "items": {"type": "string"}}
+    for name in (NOTES, UNDERSTOOD):
+        schema["properties"][name] = {"type": "array", "items": {"type": "string"}}
     return schema
 
 

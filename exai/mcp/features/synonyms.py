@@ -31,7 +31,6 @@ SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
     "files": ("file_ids", "file", "file_id", "paths", "path", "file_paths", "absolute_file_paths", "relevant_files"),
     "focus": ("focus_on", "focus_areas", "review_focus", "audit_focus", "review_type", "analysis_type"),
     "findings": ("issues_found", "issues", "finding"),
-    "ask_model": ("use_assistant_model",),
     "diff": ("git_diff", "compare_to", "range", "base_ref"),
     "hypothesis": ("theory", "suspected_cause"),
     "target": ("target_description", "symbol", "function"),
@@ -75,6 +74,7 @@ OLDER_ARGUMENTS: Final = frozenset(
             "total_thoughts",
             "next_step_required",
             "next_thought_needed",
+            "use_assistant_model",
         ),
         *("more_steps_needed", "needs_more_thoughts", "confidence", "files_checked", "relevant_context", "temperature"),
         *("backtrack_from_step", "is_step_revision", "is_revision", "is_branch_point", "branch_from_step"),
@@ -87,8 +87,12 @@ OLDER_ARGUMENTS: Final = frozenset(
 )
 """Arguments of the workflow tools of other systems that have no meaning here, because the server counts and reads."""
 
-WANTS_NO_MODEL: Final = ("next_step_required", "next_thought_needed")
-"""Those of them that ask, if true, for another step before a model is asked."""
+WANTS_NO_MODEL: Final[Mapping[str, bool]] = {
+    "next_step_required": True,
+    "next_thought_needed": True,
+    "use_assistant_model": False,
+}
+"""Those of them that ask for a step without a model, with the value by which they do."""
 
 ROLES: Final[Mapping[str, str]] = {
     "human": "user",

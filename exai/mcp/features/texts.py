@@ -50,7 +50,7 @@ _RANKS: Final[Mapping[str, int]] = {
 
 NEXT: Final = "next_"
 UNDERSTOOD: Final = "understood"
-"""The field of those structured answers that state apart which arguments were understood as what."""
+"""The field of a structured answer that states which arguments were understood as what; one line of the text."""
 
 NOTES: Final = "notes"
 """The field of a structured answer with sentences for the caller, each on a line after the head."""
@@ -75,7 +75,7 @@ def headed(facts: Mapping[str, Any] | None, body: str, beside: Mapping[str, Any]
     known = {**beside, **(facts or {})} if beside else facts or {}
     names = _names(known)
     head = one_line([(name, known[name]) for name in names]) if names else ""
-    if not head and NOTES not in known:
+    if not head and NOTES not in known and UNDERSTOOD not in known:
         return body
     taken = [f"understood: {'; '.join(known[UNDERSTOOD])}"] if known.get(UNDERSTOOD) else []
     notes = [f"note: {' '.join(str(note).split())}" for note in (*taken, *(known.get(NOTES) or ()))]

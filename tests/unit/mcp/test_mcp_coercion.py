@@ -79,6 +79,21 @@ FORMS: dict[str, Callable[[str, dict[str, Any]], object]] = {
         },
         **given,
     },
+    "beside the older systems' counters": lambda tool, given: (
+        given
+        if "prompt" not in given
+        else {
+            **{name: value for name, value in given.items() if name != "prompt"},
+            "step": given["prompt"],
+            "step_number": "1",
+            "totalSteps": 3,
+            "next_step_required": "false",
+            "use_assistant_model": True,
+            "confidence": "certain",
+            "files_checked": ["a.py"],
+            "temperature": 0.2,
+        }
+    ),
     "wrapped": lambda tool, given: {"arguments": given} if given else given,
     "wrapped as a text": lambda tool, given: {"kwargs": json.dumps(given)} if given else given,
 }
@@ -90,6 +105,43 @@ def test_every_form_of_a_call_is_the_same_call(tool: str, form: str) -> None:
     """Forms that clients were seen to send; see the issues of Claude Code, Codex and Gemini CLI."""
     wanted, _ = read(tool, CALLS[tool])
     assert read(tool, FORMS[form](tool, CALLS[tool]))[0] == wanted
+
+
+WORKFLOWS = [name for name, spec in TOOLS.items() if "ask_model" in spec.arguments.model_fields]
+
+
+@pytest.mark.parametrize("tool", WORKFLOWS)
+@pytest.mark.parametrize(
+    "older",
+    [
+        {"next_step_required": True},
+        {"next_step_required": "true", "step_number": 1, "total_steps": "4", "use_assistant_model": True},
+        {"nextThoughtNeeded": True, "thoughtNumber": 1, "totalThoughts": 5},
+        {"use_assistant_model": "False", "next_step_required": False},
+    ],
+    ids=repr,
+)
+def test_a_step_of_an_older_system_asks_no_model(tool: str, older: dict[str, Any]) -> None:
+    """Prompts written for it work, and the answer states what became of each argument."""
+    found, notes = read(tool, {"prompt": "p", **older})
+    assert found == {"prompt": "p", "ask_model": False}
+    assert len(notes) == len(older)
+    assert [note for note in notes if note.endswith("taken as ask_model false")]
+
+
+@pytest.mark.parametrize("tool", WORKFLOWS)
+def test_another_step_and_the_model_at_once_are_refused(tool: str) -> None:
+    """One of the two would be dropped in silence, and the model costs money."""
+    with pytest.raises(InvalidArgument) as caught:
+        read(tool, {"prompt": "p", "ask_model": "true", "next_step_required": True})
+    assert caught.value.field == "next_step_required"
+    assert str(caught.value).endswith("Give ask_model only")
+
+
+@pytest.mark.parametrize("tool", [name for name, spec in TOOLS.items() if "prompt" not in spec.arguments.model_fields])
+def test_only_tools_that_ask_a_model_accept_what_an_older_systems_tools_took(tool: str) -> None:
+    """Elsewhere an unknown name is a mistake."""
+    assert "step_number" in coerce(portable_schema(TOOLS[tool].arguments), {"step_number": 1})[0]  # type: ignore[operator]
 
 
 def test_every_tool_has_a_call() -> None:

@@ -22,6 +22,17 @@ UNCOMMITTED: Final = "uncommitted"
 STAGED: Final = "staged"
 UNSTAGED: Final = "unstaged"
 RANGE: Final = re.compile(r"(?P<left>.*?)(?P<dots>\.{2,3})(?P<right>.*)", re.DOTALL)
+OTHER_WORDS: Final = {
+    "uncommitted": UNCOMMITTED,
+    "working tree": UNCOMMITTED,
+    "worktree": UNCOMMITTED,
+    "staged": STAGED,
+    "--staged": STAGED,
+    "--cached": STAGED,
+    "unstaged": UNSTAGED,
+}
+"""What else models write for the three."""
+
 OWN: Final = "^!"
 """Behind a commit: its own changes."""
 
@@ -131,7 +142,8 @@ class Differ:
         return dict(_objects(self._run("cat-file", "--batch", given=given, limit_bytes=BLOB_BYTES).data))
 
     def _sides(self, spec: str) -> _Sides:
-        text = spec.strip()
+        text = spec.strip().removeprefix("git diff ").strip()
+        text = OTHER_WORDS.get(text.lower().removesuffix(" changes"), text)
         if text.lower() == UNCOMMITTED:
             return _Sides(self._head())
         if text.lower() == STAGED:

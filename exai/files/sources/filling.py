@@ -29,6 +29,7 @@ NUMBERED_EVERY: Final = 10
 WRAPPING_TOKENS: Final = 40
 """Of the lines around a file in a prompt."""
 
+BYTES_PER_TOKEN: Final = 4
 LEAST_CUT_TOKENS: Final = 200
 """A smaller beginning of a file is not worth its place."""
 
@@ -141,7 +142,8 @@ class Filling:
 
     def tokens(self, text: str) -> int:
         """Estimate the tokens of a text with the lines around it."""
-        return self._estimate(text) + WRAPPING_TOKENS
+        # Where a prompt is made, the size of a stored file stands for its text, which is more for much blank space.
+        return max(self._estimate(text), len(text.encode(errors="replace")) // BYTES_PER_TOKEN) + WRAPPING_TOKENS
 
     def _is_known(self, target: Path, lines: LineRange | None) -> bool:
         """Return whether the file, or this part of it, was added; a scan does not repeat a file that was named."""

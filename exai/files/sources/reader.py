@@ -22,7 +22,7 @@ from exai.files.paths import MAX_PATH_CHARS, Roots
 from exai.files.service import FileService
 from exai.files.sources.bounds import TIME_S, Bounds
 from exai.files.sources.collecting import Collected, collect
-from exai.files.sources.filling import Estimate
+from exai.files.sources.filling import BYTES_PER_TOKEN, Estimate
 from exai.models import FileId, Owner, StoredFile
 from exai.resilience import Clock, bounded
 from exai.validation import MAX_LIST, check_list, check_name, check_number, check_owner, file_id_of, is_uuid
@@ -32,7 +32,6 @@ GRACE_S: Final = 5.0
 """How much longer than its limits a reading may take before its caller stops waiting for the file system."""
 
 MAX_DIFF_CHARS: Final = 500
-BYTES_PER_TOKEN: Final = 4
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,21 @@ def test_first_commit_and_repository_without_one_are_compared_with_nothing(tree:
     assert "+a\n" in texts(tree.read(diff="HEAD^!", directory=tree.top))["diff HEAD^!"]
 
 
+@pytest.mark.parametrize("spec", ["--cached", "--staged", "git diff --staged", "Staged changes", " staged "])
+def test_other_words_for_staged_changes(repository: Tree, spec: str) -> None:
+    repository.write("staged.py", "a = 1\n")
+    repository.git("add", "staged.py")
+    repository.write("new.py", "b = 2\n")
+    (patch,) = texts(repository.read(diff=spec, directory=repository.top)).values()
+    assert "+++ b/staged.py" in patch
+
+
+def test_range_as_an_argument_of_git(repository: Tree) -> None:
+    repository.write("app.py", "two\n")
+    repository.commit("second")
+    assert "app.py" in texts(repository.read(diff="git diff HEAD~1..HEAD", directory=repository.top))
+
+
 def test_no_changes_are_said(repository: Tree) -> None:
     read = repository.read("app.py", diff="uncommitted", directory=repository.top)
     assert names(read) == ["app.py"]

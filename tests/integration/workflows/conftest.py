@@ -32,8 +32,14 @@ async def quiet(_: str) -> None:
     """Report nothing."""
 
 
+BUILT: dict[int, tuple[App, dict[str, ToolSpec]]] = {}
+"""The tools of an application, which are built once, as a daemon does; the application is kept so that its id is."""
+
+
 def tools_of(app: App) -> dict[str, ToolSpec]:
-    return {spec.name: spec for spec in build_tools(app)}
+    if id(app) not in BUILT:
+        BUILT[id(app)] = (app, {spec.name: spec for spec in build_tools(app)})
+    return BUILT[id(app)][1]
 
 
 async def call(app: App, tool: str, owner: Owner = LOCAL_OWNER, **given: Any) -> Json:

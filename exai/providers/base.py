@@ -133,7 +133,8 @@ class Family:
     `open_temperature_range`: the ends of the range are rejected. `takes_any_order`: messages of one role may follow
     each other, and the first may be the model's. `takes_any_name`: models that the catalogue does not name may be
     asked before the provider's list is read. `is_optional`: without a key it is not reported. `thinking` asks models
-    that the catalogue does not describe; `with_options` is sent with thinking or temperature.
+    that the catalogue does not describe; `with_options` is sent with thinking or temperature. `count_path` is
+    where the provider counts the tokens of a prompt.
     """
 
     name: str
@@ -150,6 +151,7 @@ class Family:
     with_options: Mapping[str, Any] = field(default_factory=dict)
     verdicts: Mapping[str, FailureKind] = field(default_factory=dict)
     statuses: Mapping[int, FailureKind] = field(default_factory=dict)
+    count_path: str | None = None
     request_id_headers: tuple[str, ...] = ("x-request-id", "x-trace-id")
 
 

@@ -14,6 +14,7 @@ KIMI = Family(
     limit_field="max_completion_tokens",
     stream_usage=True,
     takes_any_order=True,
+    count_path="/tokenizers/estimate-token-count",
     verdicts={
         "content_filter": "refused",
         "invalid_request_error": "refused",

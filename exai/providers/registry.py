@@ -7,7 +7,7 @@ provider, then the first model of the first endpoint. Nothing falls back in sile
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from decimal import Decimal
@@ -17,10 +17,11 @@ import httpx
 
 from exai.background import Background, open_background
 from exai.errors import ConfigError, InvalidArgument, NotConfigured, ProviderUnknownModel
-from exai.models import Completion, CompletionRequest, OnDelta, Recorder, Thinking, Usage
+from exai.models import Completion, CompletionRequest, OnDelta, Prompt, Recorder, Thinking, Usage
 from exai.providers.base import Clocks, Model, ModelInfo, ProviderStatus
 from exai.providers.catalogue import load_catalogue
 from exai.providers.completion.client import ChatApi
+from exai.providers.completion.counting import TokenCounter
 from exai.providers.completion.exchange import HttpTransport
 from exai.providers.completion.http_client import open_client
 from exai.providers.completion.request import check_options
@@ -89,6 +90,11 @@ class Providers:
         Guarantees and errors are those of `ChatApi.complete`, and of `FallbackChain.complete`.
         """
         return await self._fallback.complete(model, request, on_delta, self._ask)
+
+    async def count_tokens(self, model: Model, messages: Sequence[Prompt]) -> int | None:
+        """Return the provider's own count of the tokens of a prompt; None if it offers none. Raises `CountFailed`."""
+        counter = self._chats[model.provider].counter
+        return None if counter is None else await counter.count(model, messages)
 
     def answered(self, model: Model, completion: Completion) -> Model:
         """Return the model that made `completion`, for which `model` was asked."""
@@ -273,6 +279,7 @@ async def open_providers(
                 clocks=clocks,
                 place_limit_s=settings.connect_timeout_s,
                 max_concurrent=site.max_concurrent,
+                counter=_counter(site, client, recorder),
             )
             endpoint = site.endpoint
             if endpoint is None or not endpoint.models or endpoint.context_window is None:
@@ -298,6 +305,10 @@ async def open_providers(
         )
         background.start("provider-lists", providers.keep_lists())
         yield providers
+
+
+def _counter(site: Site, client: httpx.AsyncClient, recorder: Recorder) -> TokenCounter | None:
+    return TokenCounter(site.family, client, site.base_url, site.key, recorder) if site.family.count_path else None
 
 
 def _check_named(setting: str, chosen: Iterable[str], names: ModelNames) -> None:

@@ -61,6 +61,7 @@ class Received:
     path: str
     headers: dict[str, str]
     body: Any
+    raw: bytes = b""
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -444,7 +445,7 @@ async def _read_request(reader: asyncio.StreamReader, early: bytes) -> Received 
             assert request is not None
             headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
             decoded = json.loads(bytes(body)) if body else None
-            return Received(request.method.decode(), request.target.decode(), headers, decoded)
+            return Received(request.method.decode(), request.target.decode(), headers, decoded, bytes(body))
         else:
             return None
 

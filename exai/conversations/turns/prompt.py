@@ -8,11 +8,13 @@ many turns begin with the same message and the provider's cache of the prefix ap
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 from exai.errors import InvalidArgument
-from exai.models import DERIVED_KINDS, Message, Prompt
+from exai.models import DERIVED_KINDS, FILE_IDS, FileId, Message, Prompt
 from exai.token_estimate import text_tokens
+from exai.validation import is_file_id
 
 MAX_BYTES_PER_TOKEN = 5
 """UTF-8 bytes that the history read for one token may have: slightly more than those of English prose."""
@@ -22,6 +24,12 @@ KEPT_SHARE = 0.7
 
 MESSAGE_OVERHEAD_TOKENS = 8
 """Tokens a provider's template adds around one message."""
+
+MAX_FILES = 200
+"""Maximum number of files considered per message."""
+
+WRAPPING_TOKENS = 40
+"""Maximum number of tokens of the lines around a file's content, or of the line about a file that is not shown."""
 
 FINISH_REASON = "finish_reason"
 """The field of an answer's metadata that says how the model ended it; an answer that broke off has none."""
@@ -42,6 +50,17 @@ class Asked(NamedTuple):
 def estimate_tokens(text: str) -> int:
     """Return the estimated tokens of a message with this content."""
     return text_tokens(text) + 1 + MESSAGE_OVERHEAD_TOKENS
+
+
+def message_tokens(message: Message) -> int:
+    """Return the estimated tokens of a message with the lines about its files, without their contents."""
+    return estimate_tokens(message.content) + WRAPPING_TOKENS * len(file_ids_of(message))
+
+
+def file_ids_of(message: Message) -> tuple[FileId, ...]:
+    """Return the file ids in a message's metadata, which may be malformed because callers of append write it freely."""
+    ids = message.metadata.get(FILE_IDS, ())
+    return tuple(dict.fromkeys(islice(filter(is_file_id, ids), MAX_FILES))) if isinstance(ids, list | tuple) else ()
 
 
 def check_fits(prompt: str, system: str | None, available_tokens: int) -> None:
@@ -78,7 +97,7 @@ def choose(messages: Iterable[Message], system: Message | None, available_tokens
     ordered = sorted(messages, key=lambda message: message.seq, reverse=True)
     system = system_of(ordered, system)
     left = available_tokens - (estimate_tokens(system.content) if system else 0)
-    sent = [(message, estimate_tokens(message.content)) for message in ordered if is_sent(message)]
+    sent = [(message, message_tokens(message)) for message in ordered if is_sent(message)]
     is_whole = not ordered or ordered[-1].seq == 1
     first_seq = first_shown([(message.seq, tokens) for message, tokens in sent], left, is_whole=is_whole)
     chosen = [message for message, _ in sent if message.seq >= first_seq]

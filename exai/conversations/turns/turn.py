@@ -50,6 +50,7 @@ from exai.models import (
     Thinking,
 )
 from exai.providers.base import Model
+from exai.providers.completion.counting import CountFailed
 from exai.providers.registry import Providers
 from exai.resilience import remaining_s, with_deadline
 
@@ -259,6 +260,7 @@ class ChatTurns:
         asked = await self._prompt(turn, room_tokens)
         for _ in range(MAX_SHRINKS):
             try:
+                asked = await self._counted(turn, asked, room_tokens - asked.left_tokens)
                 turn.tally.sent(int((room_tokens - asked.left_tokens) * sizing.factor(turn.model)))
                 completion = await self._ask(turn, asked.messages)
             except ProviderTooLong as error:
@@ -275,14 +277,32 @@ class ChatTurns:
                 return completion, asked._replace(left_tokens=left_tokens)
         return await self._ask(turn, asked.messages), asked
 
+    async def _counted(self, turn: _Turn, asked: Asked, sent_tokens: int) -> Asked:
+        """Let the provider count a prompt near the limit, if it offers that. Raises `ProviderTooLong` if it is over."""
+        sizing, most = self._providers.sizing, turn.request.max_output_tokens
+        if not sizing.is_near_limit(turn.model, sent_tokens, most):
+            return asked
+        try:
+            counted = await self._providers.count_tokens(turn.model, asked.messages)
+        except CountFailed as error:
+            note = f"the prompt's size is an estimate, because {turn.model.provider} did not count it: {error}"
+            return asked._replace(notes=(*asked.notes, note))
+        if counted is not None and (refused := sizing.exceeds(turn.model, counted, most)) is not None:
+            raise refused
+        return asked
+
     async def _prompt(self, turn: _Turn, room_tokens: int) -> Asked:
         """Return what the model is asked with, including the instructions of this turn."""
         history, guidance = history_of(turn.begun, turn.cached), turn.request.guidance
+        owner, system = turn.request.owner, turn.begun.system
+        limit_tokens = self._providers.sizing.limit(turn.model, turn.request.max_output_tokens)
         if guidance is None:
-            return await self._attachments.prompt(turn.request.owner, history, turn.begun.system, room_tokens)
+            return await self._attachments.prompt(owner, history, system, room_tokens, limit_tokens)
         shown = guidance.select(history) if guidance.select else history
-        room_tokens -= estimate_tokens(guidance.instructions)
-        asked = await self._attachments.prompt(turn.request.owner, shown, turn.begun.system, room_tokens)
+        taken_tokens = estimate_tokens(guidance.instructions)
+        asked = await self._attachments.prompt(
+            owner, shown, system, room_tokens - taken_tokens, limit_tokens - taken_tokens
+        )
         return asked._replace(messages=instructed(asked.messages, guidance.instructions))
 
     async def _ask(self, turn: _Turn, prompt: list[Prompt]) -> Completion:

@@ -28,6 +28,7 @@ from exai.errors import (
 from exai.fairness import Places, request_owner
 from exai.models import Completion, CompletionRequest, Delta, OnDelta, Recorder
 from exai.providers.base import Clocks, Family, Model, ProviderCall, Transport
+from exai.providers.completion.counting import TokenCounter
 from exai.providers.completion.parameters import MAX_LESSONS, STREAM_OPTIONS, Lessons
 from exai.providers.completion.request import build_body, encode_body
 from exai.providers.gates import Gates, ModelGate
@@ -67,9 +68,11 @@ class ChatApi:
         clocks: Clocks,
         place_limit_s: float | None = None,
         max_concurrent: int | None = None,
+        counter: TokenCounter | None = None,
     ) -> None:
         self.family, self._transport = family, transport
         self.last_error: str | None = None
+        self.counter = counter
         self._recorder, self._clocks = recorder, clocks
         self._max_attempts, self._max_content_bytes = max_attempts, max_content_bytes
         self._budget = RetryBudget(clock=clocks.monotonic)

@@ -21,6 +21,9 @@ MIN_OUTPUT_TOKENS: Final = 1_024
 MIN_LEARNED_TOKENS: Final = 500
 """In shorter prompts the provider's own additions outweigh the text."""
 
+LEAST_COUNTED_SHARE: Final = 0.3
+"""A count below this share of the estimate is not one of the whole prompt: some servers leave out cached tokens."""
+
 MIN_FACTOR: Final = 0.7
 MAX_LEARNED_FACTOR: Final = 1.5
 """Largest factor that token counts of accepted prompts give."""
@@ -33,6 +36,9 @@ MIN_COUNTS: Final = 3
 
 FREE_SHARE: Final = 0.1
 """Share of the window that history leaves free, because the estimate of single texts errs in both directions."""
+
+NEAR_SHARE: Final = 0.9
+"""Share of the room from which the provider is asked for its own count, if it offers that."""
 
 FACTOR_STEP: Final = 0.05
 """The factor is rounded up to such steps, so that the room, and with it the oldest message sent, changes rarely."""
@@ -86,9 +92,25 @@ class Sizing:
         """Return how many tokens of the estimate a prompt with its history may have, less than the limit."""
         return int(self._available(model, max_output_tokens) * (1 - FREE_SHARE) / self.factor(model))
 
+    def is_near_limit(self, model: Model, estimated: int, max_output_tokens: int | None) -> bool:
+        """Return whether only the provider's own count can say if a prompt fits."""
+        return estimated > self.room(model, max_output_tokens) * NEAR_SHARE
+
+    def exceeds(self, model: Model, counted: int, max_output_tokens: int | None) -> ProviderTooLong | None:
+        """Return the refusal of a prompt that the provider has counted and that leaves no room for the answer."""
+        available = self._available(model, max_output_tokens)
+        if counted <= available:
+            return None
+        return ProviderTooLong(
+            model.provider,
+            f"counts {counted:,} tokens in the prompt; {model.name} can read {available:,} beside its answer",
+            "Send less, ask for less output, or use a model with a larger window",
+            sent_tokens=counted,
+        )
+
     def learn(self, model: Model, estimated: int, counted: int) -> None:
         """Record the provider's token count of an accepted prompt."""
-        if estimated < MIN_LEARNED_TOKENS or counted <= 0:
+        if estimated < MIN_LEARNED_TOKENS or counted < estimated * LEAST_COUNTED_SHARE:
             return
         learned = self._learned(model)
         ratio = counted / estimated

@@ -95,11 +95,11 @@ async def test_storing_many_files_is_one_round_trip(rig: Rig) -> None:
 async def test_files_of_earlier_turns_give_way_before_turns_do(rig: Rig) -> None:
     """Files crowded out half of the turns in an ancestor of this service."""
     model = "small-8k"
-    big = await put(rig, "x" * 15_000, "big.txt")
+    big = await put(rig, "x" * 22_000, "big.txt")
     first = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Read.", model=model, files=[big]))
     rig_id = first.continuation_id
     await rig.app.conversations.append(
-        AppendRequest(LOCAL_OWNER, [NewMessage("user", "y" * 9_000), NewMessage("assistant", "noted")], rig_id)
+        AppendRequest(LOCAL_OWNER, [NewMessage("user", "y" * 12_000), NewMessage("assistant", "noted")], rig_id)
     )
     await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "So?", model=model, continuation_id=rig_id))
     shown = asked(rig)

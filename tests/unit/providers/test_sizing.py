@@ -60,6 +60,18 @@ def test_what_was_learned_is_reported_with_its_spread() -> None:
     assert sizing.learned("kimi") == ()
 
 
+def test_only_a_prompt_near_the_limit_needs_the_providers_count() -> None:
+    """A count is one more request."""
+    sizing = Sizing()
+    room = sizing.room(MODEL, None)
+    assert not sizing.is_near_limit(MODEL, int(room * 0.89), None)
+    assert sizing.is_near_limit(MODEL, int(room * 0.91), None)
+    refused = sizing.exceeds(MODEL, 7_000, None)
+    assert refused is not None
+    assert "7,000" in str(refused)
+    assert sizing.exceeds(MODEL, 6_900, None) is None
+
+
 def test_more_room_is_given_only_after_several_counts() -> None:
     """English has fewer tokens than estimated; one prompt does not prove it."""
     sizing = Sizing()

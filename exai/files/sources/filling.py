@@ -99,6 +99,7 @@ class Filling:
         self.read: list[str] = []
         self.left_out = LeftOut()
         self._seen: set[tuple[Path, LineRange | None]] = set()
+        self._seen_paths: set[Path] = set()
 
     @property
     def is_full(self) -> bool:
@@ -112,7 +113,7 @@ class Filling:
             return
         try:
             target, _ = self._roots.find(file.field, str(file.path))
-            if self._is_known(target, file.lines):
+            if self._is_known(file, target):
                 return
             if reason := self._reason_before(file, target):
                 self.left_out.add(file.shown, reason)
@@ -132,6 +133,7 @@ class Filling:
             return
         self._bounds.bytes -= len(data)
         self._seen.add((target, file.lines))
+        self._seen_paths.add(target)
         self._add_data(file, data)
 
     def add_text(self, shown: str, name: str, text: str, *, media_type: str = TEXT, tokens: int | None = None) -> None:
@@ -145,11 +147,11 @@ class Filling:
         # Where a prompt is made, the size of a stored file stands for its text, which is more for much blank space.
         return max(self._estimate(text), len(text.encode(errors="replace")) // BYTES_PER_TOKEN) + WRAPPING_TOKENS
 
-    def _is_known(self, target: Path, lines: LineRange | None) -> bool:
-        """Return whether the file, or this part of it, was added; a scan does not repeat a file that was named."""
-        if lines is not None:
-            return not self._seen.isdisjoint({(target, lines), (target, None)})
-        return any(path == target for path, _ in self._seen)
+    def _is_known(self, file: SourceFile, target: Path) -> bool:
+        """Return whether the file was added; a scan does not repeat a file of which lines were named either."""
+        if file.is_named:
+            return not self._seen.isdisjoint({(target, file.lines), (target, None)})
+        return target in self._seen_paths
 
     def _reason_before(self, file: SourceFile, target: Path) -> str | None:
         """Return why a file is left out, as far as its name and size say it. Raises `FileNotFoundError`."""
@@ -211,7 +213,7 @@ class Filling:
         if file.lines is not None:
             first, last = file.lines.first, min(file.lines.last, last)
             if first > last:
-                self.left_out.add(f"{file.shown}:{file.lines}", f"has only {len(lines):,} lines")
+                self.left_out.add(f"{file.shown}:{file.lines}", f"has only {_count(len(lines))}")
                 return
         if not lines:
             self.read.append(f"{file.shown} (empty)")
@@ -227,8 +229,9 @@ class Filling:
             numbered, last = numbered[:kept], first + kept - 1
             tokens, why = self.tokens("".join(numbered)), ", the rest is outside the token budget"
         is_part = (first, last) != (1, len(lines))
-        extent = f"lines {first:,}-{last:,} of {len(lines):,}" if is_part else _count(len(lines))
-        name = f"{file.shown}:{first}-{last}" if is_part else file.shown
+        part = f"line {first:,}" if first == last else f"lines {first:,}-{last:,}"
+        extent = f"{part} of {len(lines):,}" if is_part else _count(len(lines))
+        name = f"{file.shown}:{LineRange(first, last)}" if is_part else file.shown
         shown = f"{file.shown} ({extent}{why}{note})"
         self.add_text(shown, name, "".join(numbered), media_type=_media_type(file.shown), tokens=tokens)
 

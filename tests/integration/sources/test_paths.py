@@ -41,13 +41,13 @@ def test_range_of_lines_begins_with_its_number(tree: Tree, form: str) -> None:
 def test_single_line_and_line_with_a_column(tree: Tree, form: str, line: int) -> None:
     """As compilers and grep write places."""
     tree.write("a.py", "".join(f"x = {n}\n" for n in range(1, 22)))
-    assert texts(tree.read(form))[f"a.py:{line}-{line}"].endswith(f"x = {line}\n")
+    assert texts(tree.read(form))[f"a.py:{line}"].endswith(f"x = {line}\n")
 
 
 def test_range_beyond_the_end_is_said(tree: Tree) -> None:
     tree.write("a.py", "x\n")
     read = tree.read("a.py:400-410")
-    assert (read.read, read.left_out) == ((), ("a.py:400-410 (has only 1 lines)",))
+    assert (read.read, read.left_out) == ((), ("a.py:400-410 (has only 1 line)",))
 
 
 @pytest.mark.parametrize("name", ["a.py:10", "[id].tsx", "a*b.txt", "{a,b}.txt", "a b?.txt", "x#L1"])
@@ -167,6 +167,14 @@ def test_named_files_come_first_and_directories_last(tree: Tree) -> None:
     assert names(tree.read("a", "b.py")) == ["b.py", "a/1.py", "a/2.py"]
     assert names(tree.read("a", "a/2.py")) == ["a/2.py", "a/1.py"]
     assert names(tree.read("a/1.py", "./a/1.py", str(tree.top / "a/1.py"))) == ["a/1.py"]
+
+
+def test_file_and_its_lines_are_read_once(tree: Tree) -> None:
+    """A whole file that is named behind some of its lines is read, one that a directory holds is not."""
+    tree.write("a/b.py", "".join(f"x = {n}\n" for n in range(1, 22)))
+    assert tree.read("a/b.py:1-2", "a/b.py").read == ("a/b.py (lines 1-2 of 21)", "a/b.py (21 lines)")
+    assert tree.read("a/b.py", "a/b.py:1-2").read == ("a/b.py (21 lines)",)
+    assert tree.read("a", "a/b.py:1-2", "a/b.py:3").read == ("a/b.py (lines 1-2 of 21)", "a/b.py (line 3 of 21)")
 
 
 def test_files_beyond_the_budget_are_said_and_smaller_ones_still_read(tree: Tree) -> None:

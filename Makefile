@@ -66,7 +66,7 @@ test-clients: .venv/dev.done .venv/referees/done .venv/clients/done .venv/node-c
 fuzz: .venv/fuzz/done ## fuzz the MCP core with corrupted sessions, guided by coverage (Linux; EXAI_FUZZ_SECONDS=60)
 	@PYTHONPATH=. .venv/fuzz/bin/python -m tests.fuzz.core .venv/fuzz/found "$${EXAI_FUZZ_SECONDS:-60}"
 
-bench: .venv/run.done ## measure every operation beside its lower bound (ARGS="--quick", "--here", "--door", "--cloud")
+bench: .venv/run.done ## measure every operation beside its lower bound (ARGS="--quick", "--here", "--door", "--cloud", "--chat")
 	@$(PY) -m exai bench $(ARGS)
 
 bench-peers: .venv/run.done .venv/peers/done ## run the same workload on other conversation stores and the same servers (ARGS="--cloud")

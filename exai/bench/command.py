@@ -7,6 +7,7 @@ import shutil
 from typing import TextIO
 
 from exai.bench import cloud, scale
+from exai.bench.chat import run as chat
 from exai.bench.door import run as door
 from exai.bench.door.report import door_as_json, door_as_text
 from exai.bench.plan import FULL, QUICK
@@ -39,6 +40,12 @@ async def bench_door(*, quick: bool, as_json_text: bool, error: TextIO) -> str:
     """Run the bench of the transports and return its output. Raises as `run_door`."""
     report = await door.run_door(door.QUICK if quick else door.FULL, _progress_on(error))
     return json.dumps(door_as_json(report), indent=2) if as_json_text else door_as_text(report)
+
+
+async def bench_chat(*, here: bool, quick: bool, as_json_text: bool, error: TextIO) -> str:
+    """Run the bench of chats and return its output. Raises as `run_chat`."""
+    report = await chat.run_chat(chat.QUICK if quick else chat.FULL, here=here, progress=_progress_on(error))
+    return json.dumps(chat.chat_as_json(report), indent=2) if as_json_text else chat.chat_as_text(report)
 
 
 def _progress_on(error: TextIO) -> ReportProgress:

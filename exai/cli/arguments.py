@@ -171,4 +171,7 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument(
         "--cloud", action="store_true", help="measure 1 to 64 callers with the database 10 ms (or --latency-ms) away"
     )
+    bench.add_argument(
+        "--chat", action="store_true", help="measure what EXAI adds to a model's answer, and reads beside 200 chats"
+    )
     bench.add_argument("--json", action="store_true", help="print the results as JSON")

@@ -321,7 +321,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _bench(options: argparse.Namespace) -> int:
     require_server("bench")
-    from exai.bench.command import bench, bench_cloud, bench_door
+    from exai.bench.command import bench, bench_chat, bench_cloud, bench_door
     from exai.logs import configure_logging
     from exai.settings.load import LogSettings
 
@@ -331,7 +331,12 @@ def _bench(options: argparse.Namespace) -> int:
         raise ConfigError("--door", "needs no servers", "Leave out --here, --scale and --latency-ms")
     if options.cloud and (options.door or options.scale):
         raise ConfigError("--cloud", "is a measurement of its own", "Leave out --door and --scale")
+    if options.chat and (options.door or options.scale or options.cloud or options.latency_ms):
+        raise ConfigError("--chat", "is a measurement of its own", "Leave out the other measurements and --latency-ms")
     configure_logging(LogSettings(level="error"))
+    if options.chat:
+        print(run(bench_chat(here=options.here, quick=options.quick, as_json_text=options.json, error=sys.stderr)))
+        return OK
     if options.cloud:
         plan = {"here": options.here, "quick": options.quick, "latency_ms": options.latency_ms}
         print(run(bench_cloud(**plan, as_json_text=options.json, error=sys.stderr)))

@@ -1,7 +1,7 @@
 """The limits of one reading of source files, which runs in a thread.
 
-Invariant: every loop over files, directories and a program's output asks `is_over`, so that the thread ends soon after
-its time is over or its caller has left.
+Invariant: every loop over files, directories and a program's output asks for the limits, so that the thread ends soon
+after its time is over or its caller has left.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from exai.resilience import Clock
 
 TIME_S: Final = 15.0
 MAX_ENTRIES: Final = 50_000
-"""Directory entries examined."""
+"""Entries examined for one list of a directory's files."""
 
 MAX_BYTES: Final = 64 * 1_048_576
 """Bytes read of files that are perhaps left out."""
@@ -30,14 +30,20 @@ class Bounds:
 
     clock: Clock
     end_s: float
-    entries: int = MAX_ENTRIES
+    listing_entries: int = MAX_ENTRIES
     bytes: int = MAX_BYTES
+    entries: int = MAX_ENTRIES
     _stopped: threading.Event = field(default_factory=threading.Event)
 
     @property
     def is_over(self) -> bool:
-        """Return whether nothing more may be examined."""
-        return self.entries <= 0 or self.bytes <= 0 or self.is_late
+        """Return whether no more entries may be examined for this list."""
+        return self.entries <= 0 or self.is_late
+
+    @property
+    def is_spent(self) -> bool:
+        """Return whether no more files may be read."""
+        return self.bytes <= 0 or self.is_late
 
     @property
     def is_late(self) -> bool:
@@ -57,7 +63,10 @@ class Bounds:
         """Return which limit was reached."""
         if self.is_late:
             return "the time limit was reached"
-        return f"more than {MAX_ENTRIES if self.entries <= 0 else MAX_BYTES:,} {self._unit()} were examined"
+        if self.bytes <= 0:
+            return f"more than {MAX_BYTES:,} bytes were read"
+        return f"more than {self.listing_entries:,} entries of directories were examined"
 
-    def _unit(self) -> str:
-        return "directory entries" if self.entries <= 0 else "bytes"
+    def begin_listing(self) -> None:
+        """Begin to count entries anew."""
+        self.entries = self.listing_entries

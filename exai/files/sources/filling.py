@@ -104,7 +104,7 @@ class Filling:
     @property
     def is_full(self) -> bool:
         """Return whether no further file can be added."""
-        return len(self.contents) >= MAX_FILES or self.left_tokens < WRAPPING_TOKENS or self._bounds.is_over
+        return len(self.read) >= MAX_FILES or self.left_tokens < WRAPPING_TOKENS or self._bounds.is_spent
 
     def add(self, file: SourceFile) -> None:
         """Add a file unless it was added before. Raises `InvalidArgument` for a named one that cannot be read."""
@@ -243,9 +243,9 @@ class Filling:
         return fits if fits and self.tokens("".join(lines[:fits])) >= LEAST_CUT_TOKENS else 0
 
     def _why_full(self) -> str:
-        if self._bounds.is_over:
+        if self._bounds.is_spent:
             return self._bounds.reason()
-        if len(self.contents) >= MAX_FILES:
+        if len(self.read) >= MAX_FILES:
             return f"over the limit of {MAX_FILES} files"
         return "outside the token budget"
 

@@ -71,6 +71,7 @@ class TreeLister:
         """Return the files below a directory that is below a root."""
         if top not in self._known:
             tree = self._known[top] = Tree(top)
+            self._bounds.begin_listing()
             if not self._by_git(tree, Path(), 0):
                 self._by_walking(tree)
             tree.files = sorted(dict.fromkeys(tree.files), key=lambda name: name.split("/"))

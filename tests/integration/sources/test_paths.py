@@ -206,11 +206,23 @@ def test_number_of_files_is_limited(tree: Tree) -> None:
 
 
 def test_directory_of_very_many_files_is_cut_and_said(tree: Tree) -> None:
+    """The files that were found are read, and those of other directories."""
     for n in range(300):
-        tree.write(f"a/{n}", "")
-    tree.bounds.entries = 100
-    read = tree.read("a")
-    assert any("is incomplete" in note for note in read.notes)
+        tree.write(f"a/{n:03}", "")
+    tree.write("b/c.py")
+    tree.bounds.listing_entries = 100
+    read = tree.read("a", "b")
+    assert read.notes == (
+        "a/: the list of its files is incomplete, because more than 100 entries of directories were examined",
+    )
+    assert len(read.read) == 100
+    assert read.read[-1] == "b/c.py (1 line)"
+
+
+def test_number_of_empty_files_is_limited_too(tree: Tree) -> None:
+    for n in range(MAX_FILES + 10):
+        tree.write(f"a/{n:04}", "")
+    assert len(tree.read("a").read) == MAX_FILES
 
 
 def test_time_limit_ends_the_reading(tree: Tree) -> None:
@@ -443,7 +455,7 @@ def test_search_in_too_many_files_is_refused(tree: Tree) -> None:
     """The only match found is not known to be the only one."""
     for n in range(300):
         tree.write(f"a/{n:03}.py", "")
-    tree.bounds.entries = 200
+    tree.bounds.listing_entries = 200
     with pytest.raises(InvalidArgument, match="looked for in too many files"):
         tree.read("000.py")
 
@@ -470,7 +482,6 @@ def test_any_entry_is_read_or_said_or_refused(tree: Tree, entry: str) -> None:
     """Never another error, and nothing of the machine outside the root."""
     tree.write("a.py")
     tree.write("b/a.py")
-    tree.bounds.entries = 10_000
     try:
         read = tree.read(entry)
     except InvalidArgument as error:

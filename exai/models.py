@@ -213,6 +213,14 @@ class CompletionRequest:
     max_output_tokens: int | None = None
     thinking: Thinking | None = None
     temperature: float | None = None
+    web_search: bool = False
+
+
+class WebSource(NamedTuple):
+    """A page that a provider's web search found."""
+
+    title: str
+    url: str
 
 
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls", "other"]
@@ -224,7 +232,8 @@ class Completion:
 
     `is_partial` is true if the model may have produced more than `content`; `unread_events` counts events that could
     not be parsed, and `notes` are sentences for the caller. `answered_by` is EXAI's name for the model, `instead_of`
-    that of the model that was asked first and could not answer.
+    that of the model that was asked first and could not answer. `searches` counts searches of the web, `sources` are
+    what they found, and `search_usd` is their price, None if it is not known.
     """
 
     content: str
@@ -241,6 +250,9 @@ class Completion:
     notes: tuple[str, ...] = ()
     answered_by: str | None = None
     instead_of: str | None = None
+    sources: tuple[WebSource, ...] = ()
+    searches: int = 0
+    search_usd: Decimal | None = None
 
 
 @dataclass(frozen=True, slots=True)

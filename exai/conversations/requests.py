@@ -21,6 +21,7 @@ from exai.models import (
     Thinking,
     TurnId,
     Usage,
+    WebSource,
 )
 from exai.settings.load import LimitSettings
 from exai.validation import (
@@ -83,6 +84,7 @@ class ChatRequest:
     files: Sequence[FileId] = ()
     tool: str = "chat"
     guidance: Guidance | None = None
+    web_search: bool = False
 
     def validate(self, limits: LimitSettings) -> None:
         """Raise `InvalidArgument` for a value that cannot be stored. Whether the model accepts it is not checked."""
@@ -124,6 +126,7 @@ class ChatResult:
     `unread_events` counts events of its stream that could not be parsed, and `notes` holds sentences for the caller.
     `facts` are those of the request's guidance, with the number of its `step`.
     `instead_of` is the model that was asked first, if `model` answered because that one could not.
+    `sources` are the pages that a search of the web found.
     """
 
     content: str
@@ -144,6 +147,7 @@ class ChatResult:
     cost_usd: Decimal | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     instead_of: str | None = None
+    sources: tuple[WebSource, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

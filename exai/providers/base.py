@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, Literal, Protocol
 
-from exai.models import CompletionRequest, OnDelta, Thinking, Usage
+from exai.models import CompletionRequest, OnDelta, Thinking, Usage, WebSource
 from exai.providers.reply.answer import AnswerAssembler
 from exai.resilience import Attempt, BreakerState, Clock, Random
 
@@ -24,6 +24,9 @@ LimitField = Literal["max_tokens", "max_completion_tokens"]
 FailureKind = Literal["refused", "unknown_model", "auth", "limited", "exhausted", "overloaded", "unavailable"]
 """Meaning of an error: invalid request, no such model, invalid key, rate limit of the key, no quota or balance, too
 much load of all callers, provider failure."""
+
+WEB_SEARCH = "moonshot/web-search:latest"
+"""Kimi's tool for the web."""
 
 TOKENS_PER_PRICE = 1_000_000
 
@@ -133,8 +136,9 @@ class Family:
     `open_temperature_range`: the ends of the range are rejected. `takes_any_order`: messages of one role may follow
     each other, and the first may be the model's. `takes_any_name`: models that the catalogue does not name may be
     asked before the provider's list is read. `is_optional`: without a key it is not reported. `thinking` asks models
-    that the catalogue does not describe; `with_options` is sent with thinking or temperature. `count_path` is
-    where the provider counts the tokens of a prompt.
+    that the catalogue does not describe; `with_options` is sent with thinking or temperature. `count_path` is where the
+    provider counts the tokens of a prompt. `search_fields` ask for a search of the web, or `search_formula` names the
+    tool that does it; `search_usd` is the price of one search.
     """
 
     name: str
@@ -149,10 +153,18 @@ class Family:
     is_optional: bool = False
     thinking: Mapping[Thinking, Mapping[str, Any]] = field(default_factory=dict)
     with_options: Mapping[str, Any] = field(default_factory=dict)
+    search_fields: Mapping[str, Any] = field(default_factory=dict)
+    search_formula: str | None = None
+    search_usd: Decimal | None = None
     verdicts: Mapping[str, FailureKind] = field(default_factory=dict)
     statuses: Mapping[int, FailureKind] = field(default_factory=dict)
     count_path: str | None = None
     request_id_headers: tuple[str, ...] = ("x-request-id", "x-trace-id")
+
+    @property
+    def can_search(self) -> bool:
+        """Return whether its models can be asked to search the web."""
+        return bool(self.search_fields) or self.search_formula is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +192,8 @@ class ProviderCall:
 
     `until` is when the caller's time ends (`loop.time()`). `may_repeat` and `retry_after_s` say what the provider's
     last reply means for another attempt, `refusal` what it said. `patience_s` limits the pauses that are waited for.
-    `notes` are sentences for the caller, who knows of waits that end before `told_until` (monotonic).
+    `notes` are sentences for the caller, who knows of waits that end before `told_until` (monotonic). `tools` are
+    offered to the model; `tail` holds its calls of them and their results, `earlier` the answers that made them.
     """
 
     model: Model
@@ -198,6 +211,11 @@ class ProviderCall:
     notes: dict[str, None] = field(default_factory=dict)
     told_until: float = 0.0
     patience_s: float | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
+    tail: list[Mapping[str, Any]] = field(default_factory=list)
+    earlier: list[AnswerAssembler] = field(default_factory=list)
+    sources: dict[str, WebSource] = field(default_factory=dict)
+    searches: int = 0
 
 
 class Transport(Protocol):

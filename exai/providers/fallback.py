@@ -62,9 +62,13 @@ class FallbackChain:
     """The models that are asked, in order, when another one cannot answer."""
 
     def __init__(
-        self, names: Sequence[str], resolve: Callable[[str], Model], room: Callable[[Model, int | None], int]
+        self,
+        names: Sequence[str],
+        resolve: Callable[[str], Model],
+        room: Callable[[Model, int | None], int],
+        can_search: Callable[[Model], bool],
     ) -> None:
-        self._names, self._resolve, self._room = names, resolve, room
+        self._names, self._resolve, self._room, self._can_search = names, resolve, room, can_search
 
     async def complete(
         self, model: Model, request: CompletionRequest, on_delta: OnDelta | None, ask: Ask
@@ -88,6 +92,9 @@ class FallbackChain:
         failed: list[str] = []
         for position, model in enumerate(rest):
             adapted, changes = _adapted(request, model)
+            if request.web_search and not self._can_search(model):
+                adapted = replace(adapted, web_search=False)
+                changes.append(f"{model.name} cannot search the web, so that it answered without")
             if _size_tokens(request) > self._room(model, adapted.max_output_tokens):
                 failed.append(f"{model.name} was not asked, because the prompt does not fit its window")
                 continue

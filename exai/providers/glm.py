@@ -34,6 +34,7 @@ GLM = Family(
     needs_user_message=True,
     takes_any_order=True,
     open_temperature_range=True,
+    search_fields={"tools": [{"type": "web_search", "web_search": {"enable": True, "search_result": True}}]},
     verdicts={str(code): verdict for verdict, codes in _CODES.items() for code in codes},
     statuses={434: "auth", 435: "refused"},
     request_id_headers=("x-request-id", "x-log-id", "x-trace-id"),

@@ -5,7 +5,9 @@ Keys belong to one region: `https://api.moonshot.cn/v1` is set as base URL by th
 
 from __future__ import annotations
 
-from exai.providers.base import Family
+from decimal import Decimal
+
+from exai.providers.base import WEB_SEARCH, Family
 
 KIMI = Family(
     name="kimi",
@@ -15,6 +17,9 @@ KIMI = Family(
     stream_usage=True,
     takes_any_order=True,
     count_path="/tokenizers/estimate-token-count",
+    search_formula=WEB_SEARCH,
+    # The published price is about 0.03 yuan.
+    search_usd=Decimal("0.005"),
     verdicts={
         "content_filter": "refused",
         "invalid_request_error": "refused",

@@ -24,6 +24,7 @@ OPENROUTER = Family(
     },
     # Otherwise a host that ignores the option may be chosen.
     with_options={"provider": {"require_parameters": True}},
+    search_fields={"plugins": [{"id": "web"}]},
     verdicts={
         "400": "refused",
         "401": "auth",

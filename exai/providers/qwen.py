@@ -16,6 +16,7 @@ QWEN = Family(
     stream_usage=True,
     is_optional=True,
     takes_any_name=True,
+    search_fields={"enable_search": True, "search_options": {"enable_source": True}},
     verdicts={
         "Arrearage": "exhausted",
         "AllocationQuota.FreeTierOnly": "exhausted",

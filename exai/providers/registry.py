@@ -23,8 +23,10 @@ from exai.providers.catalogue import load_catalogue
 from exai.providers.completion.client import ChatApi
 from exai.providers.completion.counting import TokenCounter
 from exai.providers.completion.exchange import HttpTransport
+from exai.providers.completion.formula import FormulaTools
 from exai.providers.completion.http_client import open_client
 from exai.providers.completion.request import check_options
+from exai.providers.completion.search import ToolSearch
 from exai.providers.completion.sizing import Sizing
 from exai.providers.discovery import Discovery
 from exai.providers.endpoints import Site, read_sites
@@ -61,7 +63,7 @@ class Providers:
         self._sites, self._names, self._chats = sites, names, chats
         self._discoveries, self._clocks = discoveries, clocks
         self.sizing = Sizing()
-        self._fallback = FallbackChain(fallback, names.resolve, self.sizing.room)
+        self._fallback = FallbackChain(fallback, names.resolve, self.sizing.room, self._can_search)
         self._background, self._named = background, named
         self._refreshing: asyncio.Task[None] | None = None
 
@@ -80,9 +82,17 @@ class Providers:
         max_output_tokens: int | None = None,
         thinking: Thinking | None = None,
         temperature: float | None = None,
+        web_search: bool = False,
     ) -> None:
         """Raise `InvalidArgument` for an option the model cannot honour, before anything is stored or sent."""
         check_options(model, max_output_tokens=max_output_tokens, thinking=thinking, temperature=temperature)
+        if web_search and not self._can_search(model):
+            able = [name for name, site in self._sites.items() if site.configured and site.family.can_search]
+            cure = f"Use a model of {' or '.join(able)}, or leave it out" if able else "Leave it out"
+            raise InvalidArgument("web_search", f"{model.name} cannot search the web", cure)
+
+    def _can_search(self, model: Model) -> bool:
+        return self._sites[model.provider].family.can_search
 
     async def complete(self, model: Model, request: CompletionRequest, on_delta: OnDelta | None) -> Completion:
         """Call `model`, a result of `resolve`, and others of the chain that the user has set if it cannot answer.
@@ -141,6 +151,13 @@ class Providers:
         elif discovery.is_due and (self._refreshing is None or self._refreshing.done()):
             self._refreshing = self._background.start("provider-refresh", self.discover())
         return self._names.find(model.name) or model
+
+    def total_usd(self, model: Model, completion: Completion) -> Decimal | None:
+        """What `completion` cost that `model` was asked for: its tokens at the price of the model that answered, and
+        its searches of the web; None when the price of the tokens is not known.
+        """
+        tokens_usd = self.cost_usd(self.answered(model, completion), completion.usage)
+        return tokens_usd if tokens_usd is None else tokens_usd + (completion.search_usd or 0)
 
     def cost_usd(self, model: Model, usage: Usage) -> Decimal | None:
         """Return the price of `usage` today, None if it is unknown.
@@ -280,6 +297,7 @@ async def open_providers(
                 place_limit_s=settings.connect_timeout_s,
                 max_concurrent=site.max_concurrent,
                 counter=_counter(site, client, recorder),
+                search=_tool_search(site, client),
             )
             endpoint = site.endpoint
             if endpoint is None or not endpoint.models or endpoint.context_window is None:
@@ -309,6 +327,11 @@ async def open_providers(
 
 def _counter(site: Site, client: httpx.AsyncClient, recorder: Recorder) -> TokenCounter | None:
     return TokenCounter(site.family, client, site.base_url, site.key, recorder) if site.family.count_path else None
+
+
+def _tool_search(site: Site, client: httpx.AsyncClient) -> ToolSearch | None:
+    uri = site.family.search_formula
+    return None if uri is None else ToolSearch(FormulaTools(client, site.base_url, site.key, uri))
 
 
 def _check_named(setting: str, chosen: Iterable[str], names: ModelNames) -> None:

@@ -29,9 +29,18 @@ class ChatArguments(Arguments):
     expected_revision: int | None = Field(None, ge=0, description="Refuse if the conversation has another revision.")
     max_output_tokens: int | None = Field(None, ge=1, description="Limit of the answer, reasoning included.")
     thinking: Literal["off", "low", "high", "max"] | None = Field(None, description="Amount of reasoning.")
+    web_search: bool = Field(False, description="Let the model search the web, if its provider can.")
     files: list[str] | None = Field(
         None, description="Each a file_id or an absolute path below an allowed root; the model reads them."
     )
+
+
+@dataclass
+class SourceOutput:
+    """A page that a search of the web found."""
+
+    title: str
+    url: str
 
 
 @dataclass
@@ -63,6 +72,7 @@ class ChatOutput(ToolOutput):
     partial: bool = Field(description="True when the model may have said more than content holds.")
     unread_events: int = Field(description="Number of parts of the model's stream that could not be read.")
     instead_of: str | None = Field(description="Model that was asked first and could not answer; notes say why.")
+    sources: list[SourceOutput]
     notes: list[str]
 
     @classmethod
@@ -87,15 +97,19 @@ class ChatOutput(ToolOutput):
             partial=result.partial,
             unread_events=result.unread_events,
             instead_of=result.instead_of,
+            sources=[SourceOutput(each.title, each.url) for each in result.sources],
             notes=_notes(result, next_offset),
         )
 
     def as_text(self) -> str:
-        """Return the model's answer, and which model gave it if another one was asked."""
-        if self.instead_of is None:
-            return self.content
-        why = next((note for note in self.notes if note.startswith(f"{self.model} answered instead of")), "")
-        return f"{self.content}\n\n({why})"
+        """Return the answer, which model gave it if another one was asked, and the pages that a search found."""
+        parts = [self.content]
+        if self.instead_of is not None:
+            begun = f"{self.model} answered instead of"
+            parts += [f"({note})" for note in self.notes if note.startswith(begun)]
+        if self.sources:
+            parts.append("\n".join(["Sources:", *(f"- {each.title} {each.url}" for each in self.sources)]))
+        return "\n\n".join(parts)
 
 
 def chat_tool(chat: ChatService, files: FileService) -> ToolSpec:
@@ -152,4 +166,5 @@ def _request(arguments: ChatArguments, context: CallContext, files: tuple[FileId
         max_output_tokens=arguments.max_output_tokens,
         thinking=arguments.thinking,
         files=files,
+        web_search=arguments.web_search,
     )

@@ -50,6 +50,8 @@ def whole_prompt_tokens(request: ChatRequest) -> int | None:
 def _request_hash(request: ChatRequest) -> str:
     if request.guidance is not None:
         return content_hash(request.tool, request.continuation_id, *request.guidance.identity)
+    # Left out of the digest unless asked for, so that a request without it keeps its digest.
+    searches = ("web_search",) if request.web_search else ()
     return content_hash(
         request.tool,
         request.continuation_id,
@@ -59,6 +61,7 @@ def _request_hash(request: ChatRequest) -> str:
         request.max_output_tokens,
         request.thinking,
         request.files,
+        *searches,
     )
 
 

@@ -17,7 +17,7 @@ from exai.conversations.turns.prompt import FINISH_REASON, Asked
 from exai.db.records import StoredReply, TurnBegun, TurnEnd
 from exai.db.turns import StoredTurn
 from exai.errors import ExaiError, ShuttingDown
-from exai.models import Completion, ContinuationId, NewMessage, TurnId
+from exai.models import Completion, ContinuationId, NewMessage, TurnId, WebSource
 from exai.providers.base import Model
 
 Stage = Literal["running", "answered", "failed", "cancelled", "lost"]
@@ -94,6 +94,7 @@ def result_of(
         cost_usd=reply.cost_usd,
         facts=reply.metadata.get(GUIDANCE, {}),
         instead_of=reply.metadata.get("instead_of"),
+        sources=tuple(WebSource(*each) for each in reply.metadata.get("sources", ())),
     )
 
 
@@ -109,9 +110,11 @@ def facts_of(completion: Completion, asked: Asked, guidance: Mapping[str, Any] |
         "partial": completion.is_partial,
         "unread_events": completion.unread_events,
         "instead_of": completion.instead_of,
+        "sources": [list(each) for each in completion.sources],
+        "web_search": _searches(completion),
         # The turn's row names the provider that was asked first.
         "provider": completion.provider if completion.instead_of else None,
-        "notes": [*_said_of(asked), *completion.notes],
+        "notes": [*_said_of(asked), *completion.notes, *_said_of_search(completion)],
         GUIDANCE: guidance,
     }
     return facts | {name: value for name, value in optional.items() if value}
@@ -127,6 +130,20 @@ def answer_of(completion: Completion, kind: str = "message") -> NewMessage:
     if not completion.is_partial:
         return NewMessage("assistant", completion.content, kind, facts)
     return NewMessage("assistant", completion.content, "partial", {**facts, "notes": list(completion.notes)})
+
+
+def _searches(completion: Completion) -> dict[str, Any] | None:
+    """Return the searches of the web as an item of their own of what the turn cost."""
+    if not completion.searches:
+        return None
+    usd = completion.search_usd
+    return {"searches": completion.searches, "cost_usd": None if usd is None else float(usd)}
+
+
+def _said_of_search(completion: Completion) -> Iterator[str]:
+    if completion.searches:
+        price = f" for about ${completion.search_usd:.3f}" if completion.search_usd is not None else ""
+        yield f"the web was searched{price}; searches: {completion.searches}, sources: {len(completion.sources)}"
 
 
 def _said_of(asked: Asked) -> Iterator[str]:

@@ -105,7 +105,12 @@ class ChatTurns:
         started = time.monotonic()
         model = await self._providers.find(request.model)
         model = await self._providers.prepare(model, prompt_tokens=whole_prompt_tokens(request))
-        self._providers.check(model, max_output_tokens=request.max_output_tokens, thinking=request.thinking)
+        self._providers.check(
+            model,
+            max_output_tokens=request.max_output_tokens,
+            thinking=request.thinking,
+            web_search=request.web_search,
+        )
         sizing = self._providers.sizing
         room_tokens = sizing.room(model, request.max_output_tokens)
         instructions = request.guidance.instructions if request.guidance else None
@@ -142,9 +147,10 @@ class ChatTurns:
             partial=completion.is_partial,
             unread_events=completion.unread_events,
             notes=tuple(facts.get("notes", ())),
-            cost_usd=self._providers.cost_usd(self._providers.answered(model, completion), completion.usage),
+            cost_usd=self._providers.total_usd(model, completion),
             facts=facts.get(GUIDANCE, {}),
             instead_of=completion.instead_of,
+            sources=completion.sources,
         )
 
     async def _read_cache(self, request: ChatRequest) -> Hit | Miss | None:
@@ -312,6 +318,7 @@ class ChatTurns:
             messages=prompt,
             max_output_tokens=turn.request.max_output_tokens,
             thinking=_thinking(turn.request, turn.model),
+            web_search=turn.request.web_search,
         )
         with with_deadline(remaining_s(OUTCOME_RESERVE_S)):
             completion = await self._providers.complete(turn.model, asked, turn.tally)
@@ -340,7 +347,7 @@ class ChatTurns:
                 messages=(*derived, answer),
                 model=model.name,
                 usage=completion.usage,
-                cost_usd=self._providers.cost_usd(model, completion.usage),
+                cost_usd=self._providers.total_usd(turn.model, completion),
                 metadata=facts,
             )
         )

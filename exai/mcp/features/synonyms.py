@@ -62,6 +62,7 @@ SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
     "since": ("after", "from", "start"),
     "until": ("before", "to", "end"),
     "role": ("sender", "author"),
+    "web_search": ("use_websearch", "websearch", "use_web_search", "search_web"),
 }
 """Synonyms that models use for an argument, most likely first."""
 

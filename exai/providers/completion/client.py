@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from decimal import Decimal
 from typing import Final
 
 import structlog
@@ -26,11 +27,12 @@ from exai.errors import (
     ProviderUnavailable,
 )
 from exai.fairness import Places, request_owner
-from exai.models import Completion, CompletionRequest, Delta, OnDelta, Recorder
+from exai.models import Completion, CompletionRequest, Delta, OnDelta, Recorder, Usage
 from exai.providers.base import Clocks, Family, Model, ProviderCall, Transport
 from exai.providers.completion.counting import TokenCounter
 from exai.providers.completion.parameters import MAX_LESSONS, STREAM_OPTIONS, Lessons
-from exai.providers.completion.request import build_body, encode_body
+from exai.providers.completion.request import ToolRounds, build_body, encode_body
+from exai.providers.completion.search import ToolSearch
 from exai.providers.gates import Gates, ModelGate
 from exai.providers.reply.answer import AnswerAssembler
 from exai.resilience import BreakerOpen, RetryBudget, backoff_s, request_deadline
@@ -69,6 +71,7 @@ class ChatApi:
         place_limit_s: float | None = None,
         max_concurrent: int | None = None,
         counter: TokenCounter | None = None,
+        search: ToolSearch | None = None,
     ) -> None:
         self.family, self._transport = family, transport
         self.last_error: str | None = None
@@ -81,6 +84,7 @@ class ChatApi:
         size = MAX_CONNECTIONS if max_concurrent is None else max_concurrent
         self._places = Places(size, reserve=min(RESERVED_CONNECTIONS, size // 4))
         self._place_limit_s = place_limit_s if max_concurrent is None else None
+        self._search = search
         self.gates = Gates(family, recorder, clocks)
 
     async def complete(
@@ -104,12 +108,15 @@ class ChatApi:
         scope = asyncio.timeout_at(until)
         try:
             async with scope:
-                attempts = await self._attempts(call)
+                if request.web_search and self._search is not None:
+                    attempts = await self._search.run(call, self._attempts, self._rebuild)
+                else:
+                    attempts = await self._attempts(call)
         except TimeoutError as error:
             if not scope.expired():
                 raise
             waited_s = round(self._clocks.monotonic() - started, 1)
-            raise DeadlineExceeded(f"provider {self.family.name}", waited_s, partial=call.answer.content) from error
+            raise DeadlineExceeded(f"provider {self.family.name}", waited_s, partial=text_of(call)) from error
         return self._completion(call, attempts, self._clocks.monotonic() - started)
 
     async def _attempts(self, call: ProviderCall) -> int:
@@ -189,12 +196,18 @@ class ChatApi:
             return False
         if not self._lessons.learn(call.model, call.fields, refusal.status, refusal.said, refusal.params):
             return False
-        fields = build_body(call.model, self.family, call.request, self._lessons.of(call.model))
-        if fields == call.fields:
+        before = call.fields
+        self._rebuild(call)
+        if call.fields == before:
             return False
         log.info("provider_request_adapted", provider=error.provider, model=call.model.label, reason=error.problem)
-        call.fields, call.body, call.answer = fields, encode_body(fields), self._empty_answer()
         return True
+
+    def _rebuild(self, call: ProviderCall) -> None:
+        """Make the body of a call anew, from what the endpoint accepts and what its tools have answered."""
+        search = ToolRounds(call.tools, call.tail)
+        call.fields = build_body(call.model, self.family, call.request, self._lessons.of(call.model), search)
+        call.body, call.answer = encode_body(call.fields), self._empty_answer()
 
     async def _wait_while_slowed(self, call: ProviderCall, gate: ModelGate) -> None:
         """Wait until the model may be called again; raise at once if that exceeds the request's deadline."""
@@ -255,12 +268,12 @@ class ChatApi:
         return AnswerAssembler(MAX_ANSWER_BYTES, self._max_content_bytes)
 
     def _completion(self, call: ProviderCall, attempts: int, duration_s: float) -> Completion:
-        answer = call.answer
+        answer, usage = call.answer, usage_of(call)
         for kind, tokens in (
-            ("input", answer.usage.input_tokens),
-            ("output", answer.usage.output_tokens),
-            ("cached", answer.usage.cached_tokens),
-            ("reasoning", answer.usage.reasoning_tokens),
+            ("input", usage.input_tokens),
+            ("output", usage.output_tokens),
+            ("cached", usage.cached_tokens),
+            ("reasoning", usage.reasoning_tokens),
         ):
             self._recorder.count(
                 "provider_tokens_total", tokens, provider=self.family.name, model=call.model.label, kind=kind
@@ -268,11 +281,13 @@ class ChatApi:
         unread = answer.unread + len(answer.named)
         if unread:
             self._recorder.count("provider_unread_total", unread, provider=self.family.name, model=call.model.label)
+        sources = call.sources | answer.sources if call.request.web_search else {}
+        searches = call.searches or int(bool(sources))
         return Completion(
-            content=answer.content,
-            reasoning=answer.reasoning,
+            content=text_of(call),
+            reasoning="".join(each.reasoning for each in (*call.earlier, answer)),
             finish_reason=answer.finish_reason or "other",
-            usage=answer.usage,
+            usage=usage,
             provider=self.family.name,
             model=answer.model or call.model.wire_name,
             request_id=call.request_id or answer.request_id,
@@ -281,6 +296,9 @@ class ChatApi:
             is_partial=answer.is_partial,
             unread_events=unread,
             answered_by=call.model.name,
+            sources=tuple(sources.values()),
+            searches=searches,
+            search_usd=None if self.family.search_usd is None else searches * self.family.search_usd,
             notes=(*self._left_out(call), *call.notes, *_notes(answer)),
         )
 
@@ -289,7 +307,7 @@ class ChatApi:
         request, accepted = call.request, self._lessons.of(call.model)
         if not accepted.dropped:
             return
-        wanted = build_body(call.model, self.family, request)
+        wanted = build_body(call.model, self.family, request, search=ToolRounds(call.tools))
         for name in sorted(wanted.keys() & accepted.dropped - {"stream", STREAM_OPTIONS}):
             yield f"{self.family.name} does not accept {name}, so that it was not sent"
 
@@ -298,6 +316,24 @@ class ChatApi:
         self._recorder.count("provider_requests_total", outcome=outcome, **labels)
         if outcome != "not_sent":
             self._recorder.observe("provider_seconds", duration_s, **labels)
+
+
+def text_of(call: ProviderCall) -> str:
+    """Return the text of all answers of a call, which its caller has received piece by piece."""
+    return "".join(each.content for each in (*call.earlier, call.answer))
+
+
+def usage_of(call: ProviderCall) -> Usage:
+    """Return what all requests of a call have used."""
+    used = [each.usage for each in (*call.earlier, call.answer)]
+    reported = [each.cost_usd for each in used if each.cost_usd is not None]
+    return Usage(
+        sum(each.input_tokens for each in used),
+        sum(each.output_tokens for each in used),
+        sum(each.cached_tokens for each in used),
+        sum(each.reasoning_tokens for each in used),
+        sum(reported, Decimal(0)) if reported else None,
+    )
 
 
 def _notes(answer: AnswerAssembler) -> Iterator[str]:

@@ -7,7 +7,7 @@ an option it cannot honour is refused before anything is sent.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -19,6 +19,16 @@ from exai.providers.completion.shaping import shaped
 
 # Distance that GLM's own client keeps from both ends of the range.
 TEMPERATURE_MARGIN: Final = 0.01
+
+
+class ToolRounds(NamedTuple):
+    """The tools that a model may call to search the web, and its calls so far with their results."""
+
+    tools: Sequence[Mapping[str, Any]] = ()
+    tail: Sequence[Mapping[str, Any]] = ()
+
+
+NO_SEARCH: Final = ToolRounds()
 
 
 def check_options(
@@ -60,9 +70,15 @@ def check_messages(family: Family, messages: Sequence[Prompt]) -> None:
 
 
 def build_body(
-    model: Model, family: Family, request: CompletionRequest, accepted: Accepted = AS_IT_IS
+    model: Model,
+    family: Family,
+    request: CompletionRequest,
+    accepted: Accepted = AS_IT_IS,
+    search: ToolRounds = NO_SEARCH,
 ) -> dict[str, Any]:
     """Return the body for `request`, without the parameters that the endpoint has refused before.
+
+    The messages of `search` follow those of the request.
 
     Raises `InvalidArgument` for an option that the model does not support.
     """
@@ -90,6 +106,11 @@ def build_body(
         body["temperature"] = _temperature(family, model.temperature, request.temperature)
     if request.thinking is not None:
         body.update(model.thinking[request.thinking])
+    if request.web_search:
+        body.update(family.search_fields)
+    if search.tools:
+        body["tools"] = list(search.tools)
+    body["messages"] += search.tail
     if family.with_options and (request.thinking is not None or "temperature" in body):
         body.update(family.with_options)
     if not body["messages"]:

@@ -10,10 +10,11 @@ counted in `unread`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NoReturn
 
-from exai.models import Delta, FinishReason, Usage
+from exai.models import Delta, FinishReason, Usage, WebSource
+from exai.providers.reply.calls import ToolCall, take_calls
 from exai.providers.reply.chunks import (
     END_FLAGS,
     LOOSE_FIELDS,
@@ -25,6 +26,7 @@ from exai.providers.reply.chunks import (
     usage_after,
 )
 from exai.providers.reply.reading import DONE, ParsedPiece, TextJoiner, clean_name, read_message, tokens, values_of
+from exai.providers.reply.sources import FIELDS, MAX_SOURCES, sources_in, sources_of
 from exai.providers.reply.sse import Event
 
 _FINISH_REASONS: Final[Mapping[str, FinishReason]] = {
@@ -119,6 +121,8 @@ class AnswerAssembler:
         self.unread = 0
         self.named: dict[str, None] = {}
         self.lost: str | None = None
+        self.calls: dict[int, ToolCall] = {}
+        self.sources: dict[str, WebSource] = {}
 
     @property
     def content(self) -> str:
@@ -228,6 +232,10 @@ class AnswerAssembler:
                 return
         if choice.get("error"):
             self._fail({"error": choice["error"]}, added)
+        for message in (delta, choice.get("message")):
+            if isinstance(message, dict):
+                take_calls(message, self.calls)
+                self._take_sources(sources_of(message.get("annotations")))
         found = self._read_choice(choice)
         if found.content and self.finish_reason is not None:
             self.goes_on = True
@@ -274,6 +282,13 @@ class AnswerAssembler:
         if isinstance(model, str) and model and model != self._model_said:
             self._model_said, self.model = model, clean_name(model)
         self.usage = usage_after(chunk, self.usage)
+        if not FIELDS.isdisjoint(chunk):
+            self._take_sources(sources_in(chunk))
+
+    def _take_sources(self, found: Iterable[WebSource]) -> None:
+        for source in found:
+            if len(self.sources) < MAX_SOURCES:
+                self.sources.setdefault(source.url, source)
 
     def _name(self, things: list[str]) -> None:
         for thing in things:

@@ -9,7 +9,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
 ARGS ?=
 
-.PHONY: attack bench bench-peers help run test test-adoption test-lowest test-newest test-clients test-poolers check conformance fault fuzz format lock clean
+.PHONY: attack bench bench-peers eval help run test test-adoption test-lowest test-newest test-clients test-poolers check conformance fault fuzz format lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -62,6 +62,9 @@ conformance: .venv/dev.done ## run the official MCP suite, inspector and TypeScr
 
 test-clients: .venv/dev.done .venv/referees/done .venv/clients/done .venv/node-clients/done ## run third-party clients through a conversation (minutes; some from npm)
 	@$(PY) -m pytest -n 0 -m heavy tests/clients $(ARGS)
+
+eval: .venv/dev.done ## score a configured model's findings on planted defects, with its key from the environment (MODEL=kimi-k3; costs one call each)
+	@$(PY) -m tests.eval.run "$(MODEL)" $(ARGS)
 
 fuzz: .venv/fuzz/done ## fuzz the MCP core with corrupted sessions, guided by coverage (Linux; EXAI_FUZZ_SECONDS=60)
 	@PYTHONPATH=. .venv/fuzz/bin/python -m tests.fuzz.core .venv/fuzz/found "$${EXAI_FUZZ_SECONDS:-60}"

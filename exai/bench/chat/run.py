@@ -10,7 +10,7 @@ import asyncio
 import json
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from statistics import median, quantiles
@@ -18,14 +18,14 @@ from typing import Any, Final
 
 from exai.app import App, open_app
 from exai.bench.chat.provider import AT_ONCE, HOST, STEADY
-from exai.bench.contestants import PATIENT
+from exai.bench.contestants import PATIENT, batched_range
 from exai.bench.floors.postgres import OWNER, remove_all
 from exai.bench.plan import Texts
 from exai.bench.run import ReportProgress, machine
 from exai.bench.servers import ServerAddresses, open_servers
-from exai.conversations import AppendRequest, ChatRequest
+from exai.conversations import AppendRequest, ChatRequest, ChatResult
 from exai.errors import StartupError
-from exai.models import ContinuationId, Delta
+from exai.models import ContinuationId, Delta, OnDelta
 from exai.settings.load import load_settings
 
 ENDPOINT: Final = "bench"
@@ -169,36 +169,54 @@ async def _reads(app: App, plan: ChatPlan, names: Sequence[ContinuationId]) -> l
 
 async def _reads_beside(app: App, plan: ChatPlan, names: Sequence[ContinuationId]) -> tuple[list[float], float]:
     """Read while chats stream; return the times, and the words a second that arrived meanwhile."""
-    words, all_begun, streaming = 0, asyncio.Event(), set[int]()
+    words, chats = _Words(), list[asyncio.Task[ChatResult]]()
+    try:
+        # A few at a time: their beginning is not what is measured.
+        for numbers in batched_range(plan.streams):
+            begun = [asyncio.Event() for _ in numbers]
+            for each in begun:
+                asking = app.chat.run(ChatRequest(OWNER, "Tell me.", model=STEADY), words.counting(each))
+                chats.append(asyncio.create_task(asking))
+            await _all_streaming(begun, chats)
+        words.count, started = 0, time.perf_counter()
+        seconds = await _reads(app, plan, names)
+        return seconds, words.count / (time.perf_counter() - started)
+    finally:
+        for chat in chats:
+            chat.cancel()
+        await asyncio.gather(*chats, return_exceptions=True)
 
-    def counting(number: int) -> Callable[[Delta], Awaitable[None]]:
+
+async def _all_streaming(begun: Sequence[asyncio.Event], chats: Sequence[asyncio.Task[ChatResult]]) -> None:
+    """Wait for the first word of each. Raises `StartupError` if a chat ends."""
+
+    async def all_begun() -> None:
+        for each in begun:
+            await each.wait()
+
+    waiting = asyncio.create_task(all_begun())
+    either: set[asyncio.Task[Any]] = {waiting, *chats}
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if not waiting.done():
+        waiting.cancel()
+        problem = next((str(chat.exception() or "it ended") for chat in chats if chat.done()), "")
+        raise StartupError("bench", f"a chat did not stream: {problem}", "Run it with less other work")
+
+
+class _Words:
+    """Counts the words of all chats."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def counting(self, begun: asyncio.Event) -> OnDelta:
+        """Return what counts the words of one chat, and sets `begun` at the first."""
+
         async def on_delta(delta: Delta) -> None:
-            nonlocal words
-            words += bool(delta.content)
-            streaming.add(number)
-            if len(streaming) == plan.streams:
-                all_begun.set()
+            self.count += bool(delta.content)
+            begun.set()
 
         return on_delta
-
-    chats = [
-        asyncio.create_task(app.chat.run(ChatRequest(OWNER, "Tell me.", model=STEADY), counting(number)))
-        for number in range(plan.streams)
-    ]
-    try:
-        begun = asyncio.create_task(all_begun.wait())
-        await asyncio.wait({begun, *chats}, return_when=asyncio.FIRST_COMPLETED)
-        if not all_begun.is_set():
-            begun.cancel()
-            problem = next((str(each.exception()) for each in chats if each.done()), "a chat ended")
-            raise StartupError("bench", f"not all chats streamed: {problem}", "Run it with less other work")
-        words, started = 0, time.perf_counter()
-        seconds = await _reads(app, plan, names)
-        return seconds, words / (time.perf_counter() - started)
-    finally:
-        for each in chats:
-            each.cancel()
-        await asyncio.gather(*chats, return_exceptions=True)
 
 
 async def _times(port: int) -> list[tuple[float, float]]:

@@ -55,6 +55,9 @@ from exai.providers.registry import Providers, open_providers
 from exai.settings.addresses import redact
 from exai.settings.load import Settings, default_data_dir
 from exai.workflows import WorkflowService
+from exai.workflows.consensus import ConsensusService
+from exai.workflows.consensus.panel import PanelChoice
+from exai.workflows.consensus.turns import PanelTurns
 
 BLOBS = "files"
 """The directory below the data directory that holds the bytes of files, unless the database does."""
@@ -92,6 +95,7 @@ class App:
     files: FileService
     sources: SourceReader
     workflows: WorkflowService
+    consensus: ConsensusService
     providers: Providers
     database: Database
     cache: ConversationCache
@@ -135,11 +139,21 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             TurnRepository(database),
         )
         indexing = Indexing(search, notices.have_changed, recorder, pause_s=settings.database.index_pause_s)
-        turns = ChatTurns(turn_repository, cache, providers, Attachments(file_repository, blobs), publisher)
+        attachments = Attachments(file_repository, blobs)
+        turns = ChatTurns(turn_repository, cache, providers, attachments, publisher)
         chat = ChatService(turns, turn_repository, settings.limits)
         repositories = Repositories(repository, search, curation)
         conversations = ConversationStore(
             repositories, cache, publisher, indexing, limits=settings.limits, recorder=recorder
+        )
+        sources = SourceReader(files, roots, estimate_tokens)
+        consensus = ConsensusService(
+            PanelTurns(turn_repository, turns.leases, turns.outcomes, publisher, providers),
+            providers,
+            attachments,
+            sources,
+            PanelChoice(providers, settings.providers.panel, settings.providers.arbiter),
+            limits=settings.limits,
         )
         transfer = Transfer(TransferRepository(database), publisher, settings.limits, files)
         await stack.enter_async_context(
@@ -159,6 +173,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             files=files,
             sources=sources,
             workflows=WorkflowService(chat, conversations, providers, sources=sources, limits=settings.limits),
+            consensus=consensus,
             providers=providers,
             database=database,
             cache=cache,

@@ -32,6 +32,9 @@ FILE_IDS = "file_ids"
 DERIVED_KINDS = frozenset({"finding", "verdict", "plan"})
 """Kinds of an assistant's messages that repeat parts of the answer after them, so that no model is sent them."""
 
+PANEL_KINDS = frozenset({"opinion", "ranking"})
+"""Kinds of the messages from which a consensus was made. Other models are sent only the consensus."""
+
 PAGE_MESSAGES = 50
 """Maximum number of messages in the newest page, which is the part of a conversation that the cache holds."""
 

@@ -235,6 +235,8 @@ class ProvidersSettings(Section):
     )
     default_model: str | None = None
     fallback: tuple[str, ...] = Field(default=(), max_length=8)
+    panel: tuple[str, ...] = ()
+    arbiter: str | None = None
     models_file: Directory | None = None
     connect_timeout_s: float = Field(default=5.0, gt=0)
     first_token_timeout_s: float = Field(default=60.0, gt=0)

@@ -11,6 +11,7 @@ from exai.mcp.features.tools import ToolRegistry, ToolSpec
 from exai.monitoring.figures import figures
 from exai.tools.chat import chat_tool
 from exai.tools.completion import argument_completion
+from exai.tools.consensus import consensus_tool
 from exai.tools.conversations.append import append_tool
 from exai.tools.conversations.lifecycle import delete_tool, fork_tool, update_tool
 from exai.tools.conversations.read import get_tool, list_tool
@@ -64,6 +65,7 @@ def build_tools(app: App) -> ToolRegistry:
             *status_tools(app.providers, lambda: health_report(app)),
             usage_tool(app.ledger),
             *workflow_tools(app.workflows),
+            consensus_tool(app.consensus),
         ),
     )
 

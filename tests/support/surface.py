@@ -56,6 +56,15 @@ CALLS: dict[str, dict[str, Any]] = {
     "testgen": {"prompt": "Test it.", "files": ["src"], "findings": ["no test of (a.py)"]},
     "thinkdeep": {"prompt": "Which way?", "focus": "cost", "ask_model": True},
     "tracer": {"prompt": "Who calls it?", "target": "open_app", "files": ["src"]},
+    "consensus": {
+        "prompt": "Postgres or SQLite?",
+        "models": ["kimi-k3", "glm-5.3"],
+        "continuation_id": ONE,
+        "stances": "for_against",
+        "rank": True,
+        "files": [ONE, TWO],
+        "focus": "cost",
+    },
 }
 """By tool, arguments as its schema asks for them."""
 

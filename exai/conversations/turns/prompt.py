@@ -12,7 +12,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from exai.errors import InvalidArgument
-from exai.models import DERIVED_KINDS, FILE_IDS, FileId, Message, Prompt
+from exai.models import DERIVED_KINDS, FILE_IDS, PANEL_KINDS, FileId, Message, Prompt
 from exai.token_estimate import text_tokens
 from exai.validation import is_file_id
 
@@ -146,7 +146,7 @@ def count_left_out(history: Sequence[Message], system: Message | None, chosen: S
 
 def is_sent(message: Message) -> bool:
     """Return whether a model is shown this message; the system message in force is chosen apart."""
-    if message.role == "system" or (message.role == "assistant" and message.kind in DERIVED_KINDS):
+    if message.role == "system" or (message.role == "assistant" and message.kind in DERIVED_KINDS | PANEL_KINDS):
         return False
     return message.kind not in ("partial", "failed") or FINISH_REASON in message.metadata
 

@@ -39,6 +39,9 @@ PROMPT: Final = "prompt"
 ASK_MODEL: Final = "ask_model"
 """The argument of workflow tools to which some of those are translated."""
 
+PANEL: Final = "models"
+"""The argument of the tool that asks several models, whose names never contain a comma."""
+
 PROSE: Final = frozenset({"findings"})
 """Lists of sentences, in which a comma divides nothing."""
 
@@ -256,7 +259,7 @@ def _listed(part: Json, text: str, path: str, coercion: _Coercion) -> object:
         return lines
     pieces = [piece.strip() for piece in text.split(",") if piece.strip()] if path not in PROSE else []
     if len(pieces) > 1:
-        if not all(_is_uuid(piece) or _ADDRESS.fullmatch(piece) for piece in pieces):
+        if path != PANEL and not all(_is_uuid(piece) or _ADDRESS.fullmatch(piece) for piece in pieces):
             raise InvalidArgument(
                 path,
                 "one text with commas can be one item or several",

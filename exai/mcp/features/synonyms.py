@@ -83,6 +83,7 @@ OLDER_ARGUMENTS: Final = frozenset(
         *("compliance_requirements", "refactor_type", "output_format", "style_guide_examples", "include_staged"),
         *("include_unstaged", "precommit_type", "review_validation_type", "problem_context", "images", "websearch"),
         *("use_websearch", "thinking_mode", "hypothesis", "document_complexity", "document_flow", "update_existing"),
+        *("current_model_index", "model_responses", "consensus_prompt"),
         *("comments_on_complex_logic", "num_files_documented", "total_files_to_document"),
     }
 )

@@ -32,7 +32,7 @@ IN_ORDER = [
     *(f"file_{what}" for what in ("put", "get", "list", "link", "delete")),
     *("listmodels", "status", "version", "usage"),
     *("analyze", "challenge", "codereview", "debug", "docgen", "planner", "precommit", "refactor", "secaudit"),
-    *("testgen", "thinkdeep", "tracer"),
+    *("testgen", "thinkdeep", "tracer", "consensus"),
 ]
 
 

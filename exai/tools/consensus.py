@@ -1,0 +1,201 @@
+"""The `consensus` tool: one question to several models at once, and what another model concludes from their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Self
+
+from pydantic import Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from exai.conversations import ChatResult
+from exai.mcp.features.results import ToolOutput
+from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
+from exai.models import ContinuationId
+from exai.tools.chat import UsageOutput
+from exai.tools.limits import ALWAYS_LOADED, size_limit, size_of, take_rows, take_text
+from exai.tools.progress import AnswerProgress
+from exai.workflows.consensus import ConsensusRequest, ConsensusResult, ConsensusService, PanelAnswer
+from exai.workflows.consensus.requests import stored_result
+from exai.workflows.consensus.watch import PanelWatch
+
+LISTED_CHARS: Final = 4_000
+"""Maximum size of each list of what was read and left out."""
+
+NOT_SHOWN: Final = "findings: ignored, because the panel answers from the question and its files alone"
+
+SIDES: Final[Mapping[str, int]] = {"for": 0, "against": 1}
+"""Stances of single models, in the order in which they are given out."""
+
+
+class ConsensusArguments(Arguments):
+    """Arguments of `consensus`."""
+
+    prompt: str = Field(description="The question or proposal, with all that the panel must know.")
+    files: list[str] | None = Field(
+        None, description="Paths, directories, globs, path:10-80 or file_ids; the server reads them."
+    )
+    focus: str | None = Field(None, description="What matters most, in words.")
+    continuation_id: ContinuationId | None = Field(
+        None, description="Continue this conversation, of any tool; the panel does not see it."
+    )
+    models: list[str] | None = Field(None, description="2 to 5, also the same twice. Left out: the best configured.")
+    stances: Literal["none", "for_against"] = Field(
+        "none", description="for_against: the first argues for, the second against, others weigh."
+    )
+    rank: bool = Field(False, description="Let each also rank the others' answers; one more call per model.")
+    idempotency_key: SkipJsonSchema[str | None] = None
+    findings: SkipJsonSchema[Any] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of(cls, given: Any) -> Any:
+        """Accept models as objects with name and stance, as other systems ask for them."""
+        models = given.get("models") if isinstance(given, dict) else None
+        if not isinstance(models, list) or not any(isinstance(each, dict) for each in models):
+            return given
+        seats = [each if isinstance(each, dict) else {"model": each} for each in models]
+        seats.sort(key=lambda each: SIDES.get(str(each.get("stance")), len(SIDES)))
+        taken = {**given, "models": [each.get("model", each.get("name")) for each in seats]}
+        if [each.get("stance") for each in seats[: len(SIDES)]] == list(SIDES):
+            taken.setdefault("stances", "for_against")
+        return taken
+
+
+@dataclass
+class PanelAnswerOutput:
+    """One panellist: `answered`, `failed` or `late`, and how its answer begins."""
+
+    label: str
+    model: str
+    seq: int | None
+    state: str
+    stance: str | None
+    error: str | None
+    problem: str | None
+    opening: str
+    mean_rank: float | None
+    judges: int
+    cost_usd: float | None
+
+    @classmethod
+    def of(cls, answer: PanelAnswer) -> Self:
+        """Make the output for a panellist."""
+        names = cls.__dataclass_fields__
+        return cls(**{name: getattr(answer, name) for name in names})
+
+
+class ConsensusOutput(ToolOutput):
+    """Answer of `consensus`."""
+
+    content: str
+    next: str
+    continuation_id: str
+    seq: int
+    complete: bool
+    model: str | None
+    answers: list[PanelAnswerOutput]
+    read: list[str]
+    left_out: list[str]
+    understood: list[str]
+    next_offset: int | None
+    cost_usd: float | None
+    usage: UsageOutput
+    duplicate: bool
+    notes: list[str]
+
+    @classmethod
+    def of(cls, result: ConsensusResult) -> Self:
+        """Make the output for a result; a long synthesis is cut to the size of an answer."""
+        usage = result.usage
+        answers = [PanelAnswerOutput.of(each) for each in result.answers]
+        read = take_rows(result.read, str, size_limit(LISTED_CHARS))
+        left_out = take_rows(result.left_out, str, size_limit(LISTED_CHARS))
+        beside = [answers, answers, read, read, left_out, left_out, result.next, list(result.notes)]
+        content, next_offset = take_text(result.content, 0, size_limit() - size_of(beside))
+        following = result.next
+        if next_offset is not None:
+            following = (
+                f"The synthesis continues: conversation_get with this continuation_id, seq {result.seq} and "
+                f"char_offset {next_offset} has the rest. {following}"
+            )
+        return cls(
+            content=content,
+            next=following,
+            continuation_id=result.continuation_id,
+            seq=result.seq,
+            complete=True,
+            model=result.model,
+            answers=answers,
+            read=read,
+            left_out=left_out,
+            understood=[],
+            next_offset=next_offset,
+            cost_usd=None if result.cost_usd is None else float(result.cost_usd),
+            usage=UsageOutput(usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.reasoning_tokens),
+            duplicate=result.duplicate,
+            notes=list(result.notes),
+        )
+
+    @classmethod
+    def of_turn(cls, turn: ChatResult) -> Self:
+        """Make the output for a stored turn."""
+        return cls.of(stored_result(turn.facts, turn.content, turn.continuation_id, turn.seq, duplicate=turn.duplicate))
+
+    def as_text(self) -> str:
+        """Return the synthesis, who answered, and what was read."""
+        return "\n\n".join([f"Next: {self.next}", self.content, *self._after()])
+
+    def _after(self) -> Iterator[str]:
+        yield "The panel:\n" + "\n".join(_line(each) for each in self.answers)
+        if self.read:
+            yield f"Read: {'; '.join(self.read)}"
+        if self.left_out:
+            yield f"Left out: {'; '.join(self.left_out)}"
+
+
+def consensus_tool(service: ConsensusService) -> ToolSpec:
+    """Make the `consensus` tool."""
+
+    async def handle(arguments: ConsensusArguments, context: CallContext) -> ConsensusOutput:
+        watch = PanelWatch(context.progress, context.doing)
+        on_begun = AnswerProgress(context, "consensus").on_begun
+        result = await service.run(_consensus_request(arguments, context), watch, on_begun)
+        output = ConsensusOutput.of(result)
+        return output.model_copy(update={"understood": [NOT_SHOWN]}) if arguments.findings else output
+
+    return ToolSpec(
+        name="consensus",
+        title="Ask several models",
+        description=(
+            "Second opinion of several models at once: 2 to 5 answer the same question without seeing each other or "
+            "the conversation, and another model says where they agree, where they differ and what to dismiss. For "
+            "decisions, designs, disputed claims. Nothing is changed on disk. A model that fails does not stop the "
+            "others; each answer can be read by its seq with conversation_get."
+        ),
+        arguments=ConsensusArguments,
+        output=ConsensusOutput,
+        handler=handle,
+        open_world=True,
+        joins_identical=True,
+        answer_from=ConsensusOutput.of_turn,
+        timeout_s=None,
+        meta=ALWAYS_LOADED,
+    )
+
+
+def _consensus_request(arguments: ConsensusArguments, context: CallContext) -> ConsensusRequest:
+    given: dict[str, Any] = {name: value for name, value in dict(arguments).items() if value is not None}
+    given.pop("findings", None)
+    for name in ("files", "models"):
+        given[name] = tuple(given.get(name, ()))
+    return ConsensusRequest(owner=context.owner, **given)
+
+
+def _line(answer: PanelAnswerOutput) -> str:
+    stance = f", {answer.stance}" if answer.stance else ""
+    if answer.state != "answered":
+        return f"- {answer.model}{stance}: {answer.state} ({answer.error}): {answer.problem}"
+    rank = f", mean rank {answer.mean_rank:.1f} of {answer.judges} judges" if answer.mean_rank is not None else ""
+    return f"- {answer.label} = {answer.model}{stance}, seq {answer.seq}{rank}"

@@ -1,0 +1,198 @@
+"""Run a consensus: a blind panel in parallel, an optional ranking, and the synthesis of an arbiter.
+
+Each call of a model is a turn of the one conversation: the question and the synthesis are one, each panellist's answer
+and each ranking another. A call therefore costs 2 database round trips, and 2 more for each panellist and judge.
+
+Invariant: nothing is kept in the process between two calls, and no panellist is shown the conversation, another
+answer, or anything but the question and its files.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import structlog
+
+from exai.conversations.deduplication import content_hash, request_key
+from exai.conversations.requests import RunningTurn, with_files
+from exai.conversations.titles import opening
+from exai.conversations.turns.attachments import Attachments
+from exai.conversations.turns.prompt import FINISH_REASON
+from exai.conversations.turns.request import LEASE_S
+from exai.conversations.turns.result import GUIDANCE
+from exai.conversations.turns.turn import OnBegun
+from exai.db.records import TurnBegun, TurnEnd, TurnStart
+from exai.errors import AnswerNotStored, DatabaseError, ExaiError, ProviderUnavailable
+from exai.files.sources import SourceReader, SourceRequest, SourcesRead
+from exai.models import ConversationId, FileId, Message, NewMessage, TurnId
+from exai.providers.base import Clocks
+from exai.providers.registry import Providers
+from exai.settings.load import LimitSettings
+from exai.workflows.consensus.asking import MIN_ANSWERS, PanelAsker, turn_of
+from exai.workflows.consensus.panel import Panel, PanelChoice
+from exai.workflows.consensus.prompts import question_text
+from exai.workflows.consensus.requests import TOOL, ConsensusRequest, ConsensusResult, stored_result
+from exai.workflows.consensus.results import ConsensusRun
+from exai.workflows.consensus.turns import PaidAnswer, PanelTurns
+from exai.workflows.consensus.watch import PanelWatch
+
+MATERIAL_SHARE: Final = 0.6
+"""Share of the smallest window of the panel that files may fill."""
+
+
+log = structlog.get_logger(__name__)
+
+
+class ConsensusService:
+    """Runs consensus calls. Built by `exai.app.open_app`; safe for any number of tasks of one event loop."""
+
+    def __init__(
+        self,
+        turns: PanelTurns,
+        providers: Providers,
+        attachments: Attachments,
+        sources: SourceReader,
+        choice: PanelChoice,
+        *,
+        limits: LimitSettings,
+        clocks: Clocks | None = None,
+    ) -> None:
+        self._turns, self._providers, self._attachments = turns, providers, attachments
+        self._sources, self._choice, self._limits = sources, choice, limits
+        self._clocks = clocks or Clocks()
+        self._asker = PanelAsker(turns, providers, self._clocks)
+
+    async def run(
+        self, request: ConsensusRequest, watch: PanelWatch | None = None, on_begun: OnBegun | None = None
+    ) -> ConsensusResult:
+        """Ask the panel, and the arbiter once at least two have answered.
+
+        A repeated key asks only the panellists that failed, and then the arbiter again if one of them has answered.
+        Raises `InvalidArgument`, `NotConfigured`, `NotFound`, `Conflict`, a `DatabaseError`, or `ProviderUnavailable`
+        if nobody answered. `on_begun` receives the id of the turn with question and synthesis.
+        """
+        request.validate(self._limits)
+        panel = await self._choice.choose(request)
+        rooms = [self._providers.sizing.room(seat.model, None) for seat in panel.seats if seat.model is not None]
+        budget_tokens = int(min(rooms) * MATERIAL_SHARE)
+        found = await self._sources.read(request.owner, SourceRequest(request.files, budget_tokens=budget_tokens))
+        question = await self._question(request, found.files, max(rooms))
+        start = self._main_start(request, panel, found)
+        main = await self._turns.begin(start)
+        if main.commit is None:
+            raise AssertionError("a turn that was begun has a conversation")
+        name = main.commit.conversation.continuation_id
+        if on_begun is not None and main.started_at is not None:
+            asked = f"a panel of {len(panel.seats)} models"
+            on_begun(RunningTurn(main.turn_id, main.started_at, name, start.request_key, asked))
+        watch = watch or PanelWatch()
+        run = ConsensusRun(
+            request, panel, question, found, start.request_key, main, name, watch, notes=[*found.notes, *panel.notes]
+        )
+        if main.reply is not None:
+            return await self._repeated(run)
+        try:
+            async with self._turns.leases.hold(main.turn_id):
+                answer, result = await self._consult(run)
+        except BaseException as error:
+            if isinstance(error, ExaiError):
+                error.continuation_id = name
+                error.notes = (f"the question and {len(run.answers)} answers are stored in this conversation",)
+            await self._turns.outcomes.complete(self._turns.fail(start, main, error))
+            raise
+        return await self._turns.outcomes.complete(self._stored(run, start, main, answer, result))
+
+    async def _repeated(self, run: ConsensusRun) -> ConsensusResult:
+        """Return the stored result; if calls had failed, ask those again first."""
+        reply = run.main.reply
+        assert reply is not None  # noqa: S101 - asked for by the caller
+        first = stored_result(reply.metadata[GUIDANCE], reply.content, run.name, reply.seq or 0, duplicate=True)
+        if first.is_complete:
+            return first
+        await self._asker.ask(run)
+        before = sum(answer.state == "answered" for answer in first.answers)
+        if len(run.answers) == before and (first.model is not None or before < MIN_ANSWERS):
+            return first
+        start = turn_of(run, "synthesis", str(sorted(run.answers)), run.panel.arbiter)
+        begun = await self._turns.begin(start)
+        if begun.reply is not None:
+            reply = begun.reply
+            return stored_result(reply.metadata[GUIDANCE], reply.content, run.name, reply.seq or 0, duplicate=True)
+        try:
+            async with self._turns.leases.hold(begun.turn_id):
+                answer, result = await self._asker.conclude(run)
+        except BaseException as error:
+            await self._turns.outcomes.complete(self._turns.fail(start, begun, error))
+            raise
+        if run.arbiter_error is not None:
+            await self._turns.outcomes.complete(self._turns.fail(start, begun, run.arbiter_error))
+            return replace(result, seq=first.seq)
+        return await self._turns.outcomes.complete(self._stored(run, start, begun, answer, result))
+
+    async def _consult(self, run: ConsensusRun) -> tuple[PaidAnswer | None, ConsensusResult]:
+        await self._asker.ask(run)
+        if not run.answers:
+            said = "; ".join(f"{run.panel.seats[index].name}: {error}" for index, error in sorted(run.failures.items()))
+            cure = f"Call again with the same arguments and idempotency_key {run.key}, or with other models"
+            raise ProviderUnavailable("the panel", f"none of its {len(run.panel.seats)} models answered ({said})", cure)
+        return await self._asker.conclude(run)
+
+    async def _question(self, request: ConsensusRequest, files: Sequence[FileId], room_tokens: int) -> str:
+        """Return the one text that all members are sent: the question with the texts of its files."""
+        message = with_files(NewMessage("user", question_text(request.prompt, request.focus)), files)
+        asked = Message(1, "user", message.content, datetime.now(UTC), metadata=message.metadata)
+        prompt = await self._attachments.prompt(request.owner, [asked], None, room_tokens, room_tokens)
+        return prompt.messages[-1].content
+
+    def _main_start(self, request: ConsensusRequest, panel: Panel, found: SourcesRead) -> TurnStart:
+        arbiter = panel.arbiter
+        facts: dict[str, Any] = {"workflow": TOOL, "panel": [seat.name for seat in panel.seats]}
+        facts |= {"read": list(found.read)} if found.read else {}
+        facts |= {"left_out": list(found.left_out)} if found.left_out else {}
+        question = NewMessage("user", question_text(request.prompt, request.focus), "step", facts)
+        return TurnStart(
+            owner=request.owner,
+            continuation_id=request.continuation_id,
+            new_conversation_id=ConversationId(str(uuid.uuid4())),
+            turn_id=TurnId(str(uuid.uuid4())),
+            request_key=request_key(request.idempotency_key),
+            request_hash=content_hash(TOOL, *request.identity()),
+            tool=TOOL,
+            provider=arbiter.provider if arbiter else None,
+            model=arbiter.name if arbiter else None,
+            messages=(with_files(question, found.files),),
+            lease_s=LEASE_S,
+            budget_bytes=0,
+            title=opening(request.prompt),
+            file_ids=found.files,
+        )
+
+    async def _stored(
+        self, run: ConsensusRun, start: TurnStart, begun: TurnBegun, answer: PaidAnswer | None, result: ConsensusResult
+    ) -> ConsensusResult:
+        """Store a result as the outcome of its turn."""
+        facts: dict[str, Any] = {"workflow": TOOL, FINISH_REASON: result.finish_reason}
+        if answer is not None:
+            facts["model"] = answer.model
+        try:
+            seq = await self._turns.finish(
+                TurnEnd(
+                    start.owner,
+                    begun.turn_id,
+                    begun.attempt,
+                    "finished",
+                    (NewMessage("assistant", result.content, "answer", facts),),
+                    model=answer.model if answer else None,
+                    usage=answer.usage if answer else None,
+                    cost_usd=answer.cost_usd if answer else None,
+                    metadata={FINISH_REASON: result.finish_reason, GUIDANCE: result.as_facts()},
+                )
+            )
+        except DatabaseError as error:
+            log.error("consensus_not_stored", turn=begun.turn_id, error=str(error))
+            raise AnswerNotStored(str(error), result.content, run.name) from error
+        return replace(result, seq=seq)

@@ -1,0 +1,96 @@
+"""The arguments of `consensus`, in the forms that clients send them, and the size of its answer."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import orjson
+import pytest
+
+from exai.mcp.features.coercion import coerce
+from exai.mcp.features.results import call_result
+from exai.mcp.features.schemas import portable_schema
+from exai.models import ContinuationId
+from exai.tools.consensus import ConsensusArguments, ConsensusOutput
+from exai.tools.limits import ANSWER_CHARS
+from exai.workflows.consensus import ConsensusResult, PanelAnswer
+
+MEANT = ConsensusArguments(prompt="A or B?", files=["a.py"], models=["kimi", "glm"], stances="for_against", rank=True)
+
+
+def understood(given: dict[str, Any]) -> ConsensusArguments:
+    arguments, _ = coerce(portable_schema(ConsensusArguments), given, ConsensusArguments.KEEPS_EMPTY)
+    return ConsensusArguments.model_validate(arguments)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"prompt": "A or B?", "files": ["a.py"], "models": ["kimi", "glm"], "stances": "for_against", "rank": True},
+        {
+            "prompt": "A or B?",
+            "files": '["a.py"]',
+            "models": '["kimi", "glm"]',
+            "stances": "for_against",
+            "rank": "true",
+        },
+        {
+            "prompt": "A or B?",
+            "files": "a.py",
+            "models": "kimi\nglm",
+            "stances": "for_against",
+            "rank": "True",
+            "focus": "",
+            "continuation_id": None,
+        },
+        {"prompt": "A or B?", "files": ["a.py"], "models": ["kimi", "glm"], "stances": "for_against", "rank": True,
+         "focus": "null", "continuationId": "null"},
+        {"Prompt": "A or B?", "files": ["a.py"], "models": ["kimi", "glm"], "stances": "for_against", "rank": True},
+        {"prompt": "A or B?", "files": ["a.py"], "models": "kimi, glm", "stances": "for_against", "rank": True},
+    ],
+    ids=["native", "strings", "lines and empty", "null", "camel case", "commas"],
+)  # fmt: skip
+def test_all_forms_of_one_call_are_the_same_call(given: dict[str, Any]) -> None:
+    assert understood(given) == MEANT
+
+
+def test_the_arguments_of_an_older_consensus_are_understood() -> None:
+    older = {
+        "step": "A or B?",
+        "step_number": 1,
+        "total_steps": 3,
+        "next_step_required": True,
+        "findings": "None yet.",
+        "relevant_files": ["a.py"],
+        "models": [
+            {"model": "kimi", "stance": "for"},
+            {"model": "glm", "stance": "against"},
+        ],
+        "current_model_index": 0,
+        "model_responses": [],
+        "images": [],
+    }
+    assert understood(older) == MEANT.model_copy(update={"rank": False, "findings": "None yet."})
+
+
+def test_the_largest_answer_fits_with_next_and_continuation_id_first() -> None:
+    answers = [PanelAnswer("kimi", "answered", label, seq=3, opening='"' * 600, cost_usd=0.1) for label in "ABCDE"]
+    result = ConsensusResult(
+        content="x" * 200_000,
+        next="Decide yourself.",
+        continuation_id=ContinuationId("c"),
+        seq=9,
+        model="glm",
+        answers=tuple(answers),
+        is_complete=True,
+        retry_key="k",
+        read=tuple(f"file {number}.py (10 lines)" for number in range(1_000)),
+        cost_usd=Decimal("0.5"),
+    )
+    shape = call_result(ConsensusOutput.of(result))
+    text = shape["content"][0]["text"]
+    assert len(text) <= ANSWER_CHARS + 2_000
+    assert len(orjson.dumps(shape["structuredContent"])) <= ANSWER_CHARS + 2_000
+    assert text.index("continuation_id: c") < 200
+    assert text.index("Next: The synthesis continues") < 400

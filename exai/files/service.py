@@ -87,6 +87,11 @@ class FileService:
         self.repository, self.blobs, self._settings, self._limits = repository, blobs, settings, limits
         self._roots = roots
 
+    @property
+    def max_bytes(self) -> int:
+        """Return the maximum size of a file."""
+        return self._settings.max_bytes
+
     async def put(self, owner: Owner, contents: Sequence[FileContent]) -> tuple[StoredFile, ...]:
         """Store files and return them in the same order.
 

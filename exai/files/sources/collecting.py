@@ -16,7 +16,7 @@ from exai.files.sources.bounds import Bounds
 from exai.files.sources.changed import ChangedFiles, repository_of
 from exai.files.sources.diffs import Differ
 from exai.files.sources.entries import LineRange, path_of, range_of
-from exai.files.sources.filling import Estimate, Filling, SourceFile
+from exai.files.sources.filling import RANGE_FILE_BYTES, Estimate, Filling, SourceFile
 from exai.files.sources.git import Git
 from exai.files.sources.globs import ANY_DEPTH, alternatives, fixed_part, is_glob, matches
 from exai.files.sources.listing import Tree, TreeLister
@@ -51,15 +51,16 @@ def collect(
     diff: str | None,
     directory: Path | None,
     budget_tokens: int,
+    limit_bytes: int = RANGE_FILE_BYTES,
 ) -> Collected:
-    """Read the entries, by the field that each is in, and the diff; blocks.
+    """Read the entries, by the field that each is in, and the diff, without texts over `limit_bytes`; blocks.
 
     Raises `InvalidArgument` or `NotConfigured`.
     """
     git = Git(roots, bounds)
     lister = TreeLister(roots, git, bounds)
     top = _directory(roots, directory) if directory is not None else None
-    filling = Filling(roots, bounds, estimate, budget_tokens)
+    filling = Filling(roots, bounds, estimate, budget_tokens, limit_bytes)
     collecting = _Collecting(Resolver(roots, lister, top), lister, filling)
     found = [each for field, entry in entries.items() for each in collecting.understand(field, entry)]
     named = [each for each in found if isinstance(each, SourceFile)]

@@ -92,9 +92,11 @@ class LeftOut:
 class Filling:
     """The files of one reading so far; blocks."""
 
-    def __init__(self, roots: Roots, bounds: Bounds, estimate: Estimate, budget_tokens: int) -> None:
+    def __init__(
+        self, roots: Roots, bounds: Bounds, estimate: Estimate, budget_tokens: int, limit_bytes: int = RANGE_FILE_BYTES
+    ) -> None:
         self._roots, self._bounds, self._estimate = roots, bounds, estimate
-        self.left_tokens = budget_tokens
+        self.left_tokens, self._limit_bytes = budget_tokens, limit_bytes
         self.contents: list[FileContent] = []
         self.read: list[str] = []
         self.left_out = LeftOut()
@@ -137,9 +139,17 @@ class Filling:
         self._add_data(file, data)
 
     def add_text(self, shown: str, name: str, text: str, *, media_type: str = TEXT, tokens: int | None = None) -> None:
-        """Add a text that fits."""
-        self.left_tokens -= self.tokens(text) if tokens is None else tokens
-        self.contents.append(FileContent(_stored_name(name), text.encode(errors="replace"), media_type))
+        """Add a text that fits the budget; `shown` says what of it is read."""
+        used = self.tokens(text) if tokens is None else tokens
+        self._store(FileContent(_stored_name(name), text.encode(errors="replace"), media_type), shown, used)
+
+    def _store(self, content: FileContent, shown: str, tokens: int) -> None:
+        """Add a file to be stored, unless it is larger than any file may be."""
+        if len(content.data) > self._limit_bytes:
+            self.left_out.add(shown.partition(" (")[0], f"over the limit of {size_shown(self._limit_bytes)} for files")
+            return
+        self.left_tokens -= tokens
+        self.contents.append(content)
         self.read.append(shown)
 
     def tokens(self, text: str) -> int:
@@ -203,9 +213,8 @@ class Filling:
         elif self.left_tokens < IMAGE_TOKENS:
             self.left_out.add(file.shown, f"outside the token budget: about {IMAGE_TOKENS:,} tokens")
         else:
-            self.left_tokens -= IMAGE_TOKENS
-            self.contents.append(FileContent(_stored_name(file.shown), data, image.media_type))
-            self.read.append(f"{file.shown} ({image.media_type}, {image.width} x {image.height} pixels)")
+            shown = f"{file.shown} ({image.media_type}, {image.width} x {image.height} pixels)"
+            self._store(FileContent(_stored_name(file.shown), data, image.media_type), shown, IMAGE_TOKENS)
 
     def _add_lines(self, file: SourceFile, text: str, note: str) -> None:
         lines = lines_of(text)

@@ -102,6 +102,7 @@ class SourceReader:
             diff=request.diff,
             directory=request.directory,
             budget_tokens=budget_tokens,
+            limit_bytes=self._files.max_bytes,
         )
 
     async def _in_thread(self, owner: Owner, work: Callable[[Bounds], Collected]) -> Collected:

@@ -13,9 +13,10 @@ from exai.conversations import ChatRequest
 from exai.conversations.turns.prompt import estimate_tokens
 from exai.errors import InvalidArgument, NotFound
 from exai.files.paths import Roots
-from exai.files.service import FileContent
+from exai.files.service import FileContent, FileService
 from exai.files.sources import SourceReader, SourceRequest, SourcesRead
 from exai.models import LOCAL_OWNER, Owner
+from exai.settings.load import FileSettings, LimitSettings
 from tests.integration.conversations.conftest import Rig, open_rig
 
 
@@ -100,3 +101,18 @@ async def test_caller_that_leaves_ends_the_reading(rig: Rig, root: Path) -> None
     # Another reading of the same owner finds a free thread.
     assert (await reader(rig, root).read(LOCAL_OWNER, SourceRequest(("src",)))).read
     assert len(seen) <= 2
+
+
+async def test_files_over_the_limit_of_the_settings_are_left_out(rig: Rig, root: Path) -> None:
+    """Rather than an error about files that the caller did not name one by one."""
+    (root / "src" / "c.py").write_text("third = 3\n" * 200)
+    limited = FileService(
+        rig.app.files.repository,
+        rig.app.files.blobs,
+        FileSettings(max_bytes=1_024),
+        limits=LimitSettings(),
+        roots=Roots([root]),
+    )
+    read = await SourceReader(limited, Roots([root]), estimate_tokens).read(LOCAL_OWNER, SourceRequest(("src",)))
+    assert len(read.files) == 2
+    assert read.left_out == ("src/c.py (over the limit of 1.0 kB for files)",)

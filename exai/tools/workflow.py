@@ -68,6 +68,7 @@ class WorkflowArguments(Arguments):
     """Base of the arguments: what is accepted but not listed, because every client pays for a listed schema."""
 
     idempotency_key: SkipJsonSchema[str | None] = None
+    expected_revision: SkipJsonSchema[int | None] = None
 
 
 @dataclass
@@ -163,6 +164,7 @@ def _tool(workflow: Workflow, service: WorkflowService) -> ToolSpec:
     async def handle(arguments: Arguments, context: CallContext) -> WorkflowOutput:
         progress = AnswerProgress(context, workflow.name)
         request = _request(arguments, context)
+        context.doing(f"{workflow.name}: reading files" if request.files or request.diff else workflow.name)
         return WorkflowOutput.of(await service.run(workflow.name, request, progress.on_delta, progress.on_begun))
 
     return ToolSpec(

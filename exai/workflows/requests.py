@@ -51,6 +51,7 @@ class WorkflowRequest:
     branch: str | None = None
     directory: Path | None = None
     idempotency_key: str | None = None
+    expected_revision: int | None = None
 
     def validate(self, limits: LimitSettings, *, needs_prompt: bool) -> None:
         """Raise `InvalidArgument` for a value that the engine cannot use; the rest is checked with the turn."""
@@ -70,7 +71,7 @@ class WorkflowRequest:
 
     def identity(self) -> tuple[Any, ...]:
         """Return what a repetition with the same key must have in common: the arguments, not the texts of files."""
-        others = ("owner", "continuation_id", "idempotency_key", "directory")
+        others = ("owner", "continuation_id", "idempotency_key", "expected_revision", "directory")
         values = (getattr(self, each.name) for each in fields(self) if each.name not in others)
         return tuple(list(value) if isinstance(value, tuple) else value for value in values)
 

@@ -34,6 +34,9 @@ __all__ = ["Arguments", "CallContext", "ToolRegistry", "ToolSpec"]
 
 MAX_REPORTED_ERRORS = 10
 IDEMPOTENCY_KEY = "idempotency_key"
+OF_META = {IDEMPOTENCY_KEY: "exai/idempotencyKey", "expected_revision": "exai/expectedRevision"}
+"""Arguments that a program may give in `_meta` of its call, to every tool that takes them, listed or not."""
+
 LIST_CACHE = Cacheable(300_000, "public")
 STORE_TIMEOUT_S = 30.0
 """Timeout of tools that read or write one item: several times the database's limit including all retries."""
@@ -186,7 +189,7 @@ class ToolRegistry:
             if not isinstance(given, dict):
                 raise RpcError(INVALID_PARAMS, "Invalid params: arguments must be an object")
         try:
-            arguments = known.validate(given)
+            arguments = known.validate(_with_meta(spec, given, call.params))
         except ValidationError as error:
             return invalid_arguments(spec, error)
         if spec.answer_from is None or run_as_task is None:
@@ -214,10 +217,19 @@ class ToolRegistry:
         return known
 
 
+def _with_meta(spec: ToolSpec, given: Json, params: Json) -> Json:
+    """Return the arguments with those that the call has in `_meta`; one among the arguments takes precedence."""
+    meta = params.get("_meta") or {}
+    found = {name: meta[key] for name, key in OF_META.items() if key in meta and name in spec.arguments.model_fields}
+    return {**found, **given} if found else given
+
+
 def _join_key(call: Call) -> bytes | None:
     """Return the key that identical calls share, or None for a call with an idempotency key, which is not joined."""
     given = call.params.get("arguments")
     if not isinstance(given, dict) or given.get(IDEMPOTENCY_KEY) not in (None, ""):
+        return None
+    if OF_META[IDEMPOTENCY_KEY] in (call.params.get("_meta") or {}):
         return None
     # A call whose answer may be a task's handle must not be joined with one of a client without tasks.
     knows_tasks = versions.declares(call.version, call.client.capabilities, versions.TASKS)

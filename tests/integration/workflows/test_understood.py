@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from exai.errors import Conflict
+from exai.mcp.core.protocol import Call, CallContext, ClientInfo
 from exai.models import LOCAL_OWNER, Message
+from exai.tools.registry import build_tools
 from exai.workflows import load_workflows
 from tests.integration.conversations.conftest import Rig
-from tests.integration.workflows.conftest import called, rows_of
+from tests.integration.workflows.conftest import called, quiet, rows_of
 
 NATIVE: dict[str, Any] = {
     "prompt": "Why does it hang, and when?",
@@ -129,3 +132,27 @@ async def test_an_argument_that_nobody_knows_is_refused_by_its_name(rig: Rig) ->
     with pytest.raises(ValueError, match="depth_of_field"):
         await called(rig.app, "debug", {"prompt": "Why?", "depth_of_field": 3})
     assert (await rig.app.conversations.list(LOCAL_OWNER)).conversations == ()
+
+
+async def test_keys_and_revisions_may_come_in_meta(rig: Rig) -> None:
+    """A program's idempotency key costs no client a line of schema; the revision protects what was read."""
+    registry = build_tools(rig.app)
+    method = next(each for each in registry.feature().methods if each.name == "tools/call")
+    assert method.work is not None
+
+    async def send(meta: dict[str, Any], **arguments: Any) -> dict[str, Any]:
+        params = {"name": "debug", "arguments": arguments, "_meta": meta}
+        return await method.work(Call(1, method, params, "", ClientInfo()), CallContext(LOCAL_OWNER, "r", quiet))
+
+    first = await send({"exai/idempotencyKey": "k"}, prompt="Why?")
+    again = await send({"exai/idempotencyKey": "k"}, prompt="Why?")
+    assert (again["structuredContent"]["duplicate"], len(rig.provider.chats)) == (True, 1)
+    key = first["structuredContent"]["continuation_id"]
+    with pytest.raises(Conflict, match="revision"):
+        await send({"exai/expectedRevision": 1}, prompt="And?", continuation_id=key)
+    assert method.terms_of is not None
+    terms = method.terms_of(Call(1, method, {"name": "debug"}, "", ClientInfo()))
+    assert terms.join_key is not None
+    for meta, joined in (({}, True), ({"exai/idempotencyKey": "k"}, False)):
+        params = {"name": "debug", "arguments": {"prompt": "x"}, "_meta": meta}
+        assert (terms.join_key(Call(1, method, params, "", ClientInfo())) is not None) == joined

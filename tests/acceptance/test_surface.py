@@ -64,7 +64,9 @@ async def test_tools_are_few_words_and_say_what_they_do_to_the_world(daemon: Dae
         "file_delete",
     }
     for name in ("conversation_get", "conversation_export", "file_get"):
-        assert tools[name]["_meta"] == {"anthropic/maxResultSizeChars": 500_000}
+        assert tools[name]["_meta"]["anthropic/maxResultSizeChars"] == 500_000
+    for name in ("chat", "codereview", "conversation_get"):
+        assert tools[name]["_meta"]["anthropic/alwaysLoad"] is True
 
 
 async def test_closing_the_socket_lets_the_model_go_and_stores_no_answer(

@@ -23,12 +23,12 @@ from exai.errors import (
 )
 from exai.models import Completion, CompletionRequest, Delta, OnDelta
 from exai.providers.base import Model
+from exai.token_estimate import text_tokens
 
 SETTING: Final = "EXAI_PROVIDERS__FALLBACK"
 PATIENCE_S: Final = 5.0
 """Longest pause that a provider may ask for while another model is left to ask."""
 
-BYTES_PER_TOKEN: Final = 3
 MAX_REASON_CHARS: Final = 160
 
 Ask = Callable[[Model, CompletionRequest, OnDelta | None, float | None], Awaitable[Completion]]
@@ -161,7 +161,7 @@ def _takes_temperature(model: Model, value: float | None) -> bool:
 
 
 def _size_tokens(request: CompletionRequest) -> int:
-    return sum(len(message.content.encode()) for message in request.messages) // BYTES_PER_TOKEN
+    return sum(text_tokens(message.content) for message in request.messages)
 
 
 def _reason(error: ProviderError | Overloaded) -> str:

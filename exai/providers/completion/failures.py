@@ -65,7 +65,7 @@ MIN_SECRET_CHARS: Final = 12
 _TITLE: Final = re.compile(r"<title[^>]*>([^<]{1,300})", re.IGNORECASE)
 
 _NO_SUCH_MODEL: Final = re.compile(
-    r"\bmodels?\b.{0,200}(?:not\s+(?:be\s+)?(?:found|exist)|does\s*n[o'].?t\s+exist|unknown|no\s+longer\s+(?:available|served))"
+    r"\bmodels?\b.{0,120}(?:not\s+(?:be\s+)?(?:found|exist)|does\s*n[o'].?t\s+exist|no\s+longer\s+(?:available|served))"
     r"|(?:unknown|not\s+found\s+the|no\s+such|not\s+a\s+valid|nonexistent)\s+model\b|no\s+endpoints\s+found\s+for",
     re.IGNORECASE | re.DOTALL,
 )

@@ -17,9 +17,11 @@ from exai.errors import (
     ProviderUnknownModel,
 )
 from exai.models import Prompt
+from exai.providers.diagnose import diagnose
 from exai.providers.registry import Providers
+from exai.settings.load import ProvidersSettings
 from tests.integration.providers.conftest import Asker, OpenProviders, soon
-from tests.support.provider_server import ProviderServer, Reply, chunk, event, failure, stream
+from tests.support.provider_server import Break, ProviderServer, Reply, chunk, event, failure, stream
 
 
 def only(opened: OpenProviders, server: ProviderServer, provider: str) -> AbstractAsyncContextManager[Providers]:
@@ -303,3 +305,41 @@ async def test_lists_are_read_again_every_day(
         async with server.changed:
             await soon(server.changed.wait_for(lambda: len(server.received) >= 3))
     assert {request.path for request in server.received} == {"/v1/models"}
+
+
+ANSWERS = {"deepseek": deepseek_answer, "openrouter": openrouter_answer}
+
+
+@pytest.mark.parametrize("provider", ANSWERS)
+@pytest.mark.parametrize("how", ["fin", "rst"])
+async def test_stream_that_breaks_at_any_point_is_never_taken_for_a_whole_answer(
+    server: ProviderServer, opened: OpenProviders, provider: str, how: Break
+) -> None:
+    """Before the first piece the request may be sent again; after it the error has the text so far."""
+    steps = list(ANSWERS[provider]().steps)
+    async with only(opened, server, provider) as providers:
+        ask = Asker(providers)
+        for cut in range(len(steps)):
+            server.script(stream(*steps[:cut], how))
+            server.default = lambda _body: stream(*steps)
+            try:
+                completion = await ask(None)
+            except ProviderError as error:
+                assert getattr(error, "partial", "") in ("", "yes")
+            else:
+                assert completion.content == "yes"
+                assert completion.finish_reason == "stop"
+
+
+async def test_doctor_warns_about_a_configured_model_that_is_not_listed(server: ProviderServer) -> None:
+    """With the nearest that is; a provider without a key is mentioned only if it is one of the first two."""
+    server.models = [{"id": "kimi-k3.1-pro"}, {"id": "kimi-k3.2"}]
+    site = {"api_key": "sk-key-of-test", "base_url": server.base_url}
+    settings = ProvidersSettings.model_validate({"kimi": site, "default_model": "kimi-k3"})
+    found = await soon(diagnose(settings))
+    said = {(each.part, each.state): each.detail for each in found}
+    assert "kimi does not list" in said["provider kimi", "warn"]
+    warnings = [each.detail for each in found if each.state == "warn"]
+    assert warnings[0].startswith("kimi-k3 is configured, and kimi does not list it; nearest: ")
+    assert "kimi-k3.1-pro" in warnings[0] or "kimi/kimi-k3.2" in warnings[0]
+    assert [each.part for each in found if each.state == "off"] == ["provider glm"]

@@ -39,5 +39,5 @@ class UnfinishedOutput(ToolOutput):
         )
 
     def as_text(self) -> str:
-        """Return that the answer is not complete, and what to do."""
-        return f"complete: false\nnext: {self.next}\n\n{self.content}"
+        """Return that the answer is not complete; the head says what to do."""
+        return f"complete: false\n\n{self.content}"

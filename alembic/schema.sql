@@ -445,7 +445,7 @@ end
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.begin_turn_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_tool text, p_title text, p_lease_s double precision, p_provider text, p_model text, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_files text[], p_expected bigint, p_budget bigint, p_known_revision bigint, p_known_low bigint, p_known_high bigint, p_known_size bigint)
+CREATE OR REPLACE FUNCTION exai.begin_turn_v1(p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_tool text, p_title text, p_lease_s double precision, p_provider text, p_model text, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_files text[], p_expected bigint, p_budget bigint, p_known_revision bigint, p_known_low bigint, p_known_high bigint, p_known_size bigint, p_claim text)
  RETURNS TABLE(part text, seq bigint, role text, content text, created_at timestamp with time zone, kind text, turn_id text, data text)
  LANGUAGE plpgsql
  ROWS 10
@@ -479,8 +479,9 @@ begin
     update public.turns x
        set state = 'pending', attempt = x.attempt + 1, claimed_by = p_turn_id, finished_at = null,
            lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => p_lease_s),
-           provider = p_provider, model = p_model, cost = null,
-           earlier_cost = coalesce(x.earlier_cost + x.cost, x.earlier_cost, x.cost)
+           provider = p_provider, model = p_model, cost = null, reserved = null,
+           is_estimated = x.is_estimated or (x.cost is null and x.reserved is not null),
+           earlier_cost = coalesce(x.earlier_cost, 0) + coalesce(x.cost, x.reserved, 0)
      where x.id = s.o_turn_id
        and (x.state = 'failed'
             or (x.state = 'pending' and x.claimed_by <> p_turn_id and x.lease_until <= pg_catalog.clock_timestamp()));
@@ -559,6 +560,10 @@ begin
       v_before := least(v_before, w.parent_seq + 1);
       select c.* into w from public.conversations c where c.id = w.parent_id;
     end loop;
+  end if;
+
+  if p_claim is not null and v_status in ('started', 'resumed') and t.reserved is null then
+    perform exai.reserve_v1(p_owner, coalesce(t.id, s.o_turn_id), v.id, p_claim::jsonb, p_budget - v_left, p_budget);
   end if;
 
   if t.id is not null and v_status in ('started', 'resumed') then
@@ -989,8 +994,17 @@ begin
     update public.turns x
        set state = p_state, finished_at = v_now, model = coalesce(p_model, x.model), input_tokens = p_input_tokens,
            output_tokens = p_output_tokens, cached_tokens = p_cached_tokens, reasoning_tokens = p_reasoning_tokens,
-           cost = p_cost, is_estimated = x.is_estimated or p_is_estimated, reserved = null, error = p_error::jsonb, metadata = coalesce(p_turn_metadata::jsonb, '{}'),
+           cost = p_cost, is_estimated = x.is_estimated or p_is_estimated, reserved = null, error = p_error::jsonb,
+           metadata = coalesce(p_turn_metadata::jsonb, '{}'),
            reply_first_seq = t.reply_first_seq, reply_last_seq = t.reply_last_seq, reply_revision = v.revision
+     where x.id = p_turn_id;
+  end if;
+  if v_status <> 'finished' and t.attempt = p_attempt and t.state = 'failed' and t.input_tokens is null then
+    -- Another client cancelled the turn, so that only its cost remains to be stored.
+    update public.turns x
+       set input_tokens = p_input_tokens, output_tokens = p_output_tokens, cached_tokens = p_cached_tokens,
+           reasoning_tokens = p_reasoning_tokens, cost = p_cost, reserved = null,
+           is_estimated = x.is_estimated or p_is_estimated
      where x.id = p_turn_id;
   end if;
   if v_status = 'duplicate' then
@@ -2118,6 +2132,63 @@ begin
   insert into exai.unindexed_messages (conversation_id, first_seq, last_seq)
   values (new.conversation_id, new.seq, new.seq);
   return null;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.reserve_v1(p_owner text, p_turn_id uuid, p_conversation_id uuid, p_claim jsonb, p_bytes bigint, p_most bigint)
+ RETURNS void
+ LANGUAGE plpgsql
+AS $function$
+declare
+  c_lock_class constant bigint := 5272091;
+  v_now timestamptz;
+  v_day timestamptz;
+  v_files bigint;
+  v_needed numeric;
+  v_name text;
+  v_limit numeric;
+  v_spent numeric;
+  v_reserved numeric;
+begin
+  perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(p_owner, c_lock_class));
+  v_now := pg_catalog.clock_timestamp();
+  v_day := pg_catalog.date_trunc('day', v_now, 'UTC');
+  select coalesce(pg_catalog.sum(f.size_bytes), 0)::bigint into v_files
+    from public.conversation_files l join public.files f on f.id = l.file_id
+   where l.conversation_id = p_conversation_id;
+  v_needed := (p_claim ->> 'fixed_usd'::text)::numeric
+              + (p_claim ->> 'byte_usd'::text)::numeric * least(p_bytes + v_files, p_most)::numeric;
+  select x.name, x.most, x.spent, x.reserved into v_name, v_limit, v_spent, v_reserved
+    from (select 'conversation'::text as name, (p_claim ->> 'conversation_usd'::text)::numeric as most,
+                 coalesce(pg_catalog.sum(b.spent), 0::numeric) as spent,
+                 coalesce(pg_catalog.sum(b.reserved), 0::numeric) as reserved
+            from (select coalesce(t.earlier_cost, 0::numeric)
+                         + case when t.id <> p_turn_id then coalesce(t.cost, 0::numeric) else 0::numeric end as spent,
+                         case when t.id <> p_turn_id and t.cost is null then t.reserved end as reserved
+                    from public.turns t
+                   where p_claim ->> 'conversation_usd'::text is not null and t.conversation_id = p_conversation_id) b
+          union all
+          select p.name, p.most, coalesce(pg_catalog.sum(b.spent) filter (where b.started_at >= p.since), 0::numeric),
+                 coalesce(pg_catalog.sum(b.reserved) filter (where b.started_at >= p.since), 0::numeric)
+            from (values ('day'::text, (p_claim ->> 'day_usd'::text)::numeric, v_day),
+                         ('month'::text, (p_claim ->> 'month_usd'::text)::numeric,
+                          pg_catalog.date_trunc('month', v_now, 'UTC'))) p(name, most, since)
+            left join lateral (
+                  select t.started_at, coalesce(t.earlier_cost, 0::numeric)
+                         + case when t.id <> p_turn_id then coalesce(t.cost, 0::numeric) else 0::numeric end as spent,
+                         case when t.id <> p_turn_id and t.cost is null then t.reserved end as reserved
+                    from public.turns t
+                   where t.owner = p_owner and t.model is not null and t.started_at >= p.since) b on true
+           where p.most is not null
+           group by p.name, p.most) x
+   where x.spent + x.reserved + v_needed > x.most
+   limit 1;
+  if v_name is not null then
+    raise exception using errcode = 'EXB01', message = 'budget', detail = pg_catalog.json_build_object(
+      'budget', v_name, 'limit_usd', v_limit, 'spent_usd', v_spent, 'reserved_usd', v_reserved, 'needed_usd', v_needed)::text;
+  end if;
+  update public.turns x set reserved = v_needed where x.id = p_turn_id;
 end
 $function$
 ;

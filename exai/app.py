@@ -29,6 +29,7 @@ from exai.conversations.maintenance import Maintenance
 from exai.conversations.publishing import Publisher
 from exai.conversations.store import Repositories
 from exai.conversations.turns.attachments import Attachments
+from exai.conversations.turns.budgets import Budgets
 from exai.conversations.turns.prompt import estimate_tokens
 from exai.conversations.turns.turn import ChatTurns
 from exai.db.contents import PostgresBlobs
@@ -140,7 +141,8 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         )
         indexing = Indexing(search, notices.have_changed, recorder, pause_s=settings.database.index_pause_s)
         attachments = Attachments(file_repository, blobs)
-        turns = ChatTurns(turn_repository, cache, providers, attachments, publisher)
+        budgets = Budgets(settings.budgets, providers)
+        turns = ChatTurns(turn_repository, cache, providers, attachments, publisher, budgets=budgets)
         chat = ChatService(turns, turn_repository, settings.limits)
         repositories = Repositories(repository, search, curation)
         conversations = ConversationStore(

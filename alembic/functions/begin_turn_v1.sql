@@ -9,7 +9,8 @@ create or replace function exai.begin_turn_v1(
   p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_tool text,
   p_title text, p_lease_s double precision, p_provider text, p_model text,
   p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_files text[], p_expected bigint,
-  p_budget bigint, p_known_revision bigint, p_known_low bigint, p_known_high bigint, p_known_size bigint)
+  p_budget bigint, p_known_revision bigint, p_known_low bigint, p_known_high bigint, p_known_size bigint,
+  p_claim text)
 returns table (part text, seq bigint, role text, content text, created_at timestamptz, kind text, turn_id text, data text)
 language plpgsql rows 10
 set lock_timeout = '2s'
@@ -42,8 +43,9 @@ begin
     update public.turns x
        set state = 'pending', attempt = x.attempt + 1, claimed_by = p_turn_id, finished_at = null,
            lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => p_lease_s),
-           provider = p_provider, model = p_model, cost = null,
-           earlier_cost = coalesce(x.earlier_cost + x.cost, x.earlier_cost, x.cost)
+           provider = p_provider, model = p_model, cost = null, reserved = null,
+           is_estimated = x.is_estimated or (x.cost is null and x.reserved is not null),
+           earlier_cost = coalesce(x.earlier_cost, 0) + coalesce(x.cost, x.reserved, 0)
      where x.id = s.o_turn_id
        and (x.state = 'failed'
             or (x.state = 'pending' and x.claimed_by <> p_turn_id and x.lease_until <= pg_catalog.clock_timestamp()));
@@ -122,6 +124,10 @@ begin
       v_before := least(v_before, w.parent_seq + 1);
       select c.* into w from public.conversations c where c.id = w.parent_id;
     end loop;
+  end if;
+
+  if p_claim is not null and v_status in ('started', 'resumed') and t.reserved is null then
+    perform exai.reserve_v1(p_owner, coalesce(t.id, s.o_turn_id), v.id, p_claim::jsonb, p_budget - v_left, p_budget);
   end if;
 
   if t.id is not null and v_status in ('started', 'resumed') then

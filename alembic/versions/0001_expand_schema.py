@@ -61,7 +61,8 @@ TEXT_FUNCTIONS = (
 
 FUNCTIONS = (
     "server_epoch_v1", "header_v1", "turn_v1", "message_line_v1", "read_page_v1", "read_forward_v1",
-    "store_turn_v1", "append_v1", "append_batch_v1", "begin_turn_v1", "finish_turn_v1", "count_steps_v1",
+    "store_turn_v1", "append_v1", "append_batch_v1", "reserve_v1", "begin_turn_v1", "finish_turn_v1",
+    "count_steps_v1",
     "fork_v1", "change_conversation_v1", "import_v1",
     "search_unindexed_v1", "find_matches_v1", "filter_match_v1", "search_page_v1", "search_v1", "index_messages_v1",
     "usage_v1", "blob_size_v1", "put_files_v1", "sweep_contents_v1",

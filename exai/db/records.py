@@ -8,6 +8,8 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
+import orjson
+
 from exai.models import (
     Commit,
     ContentPart,
@@ -104,10 +106,36 @@ class AppendResult:
 
 
 @dataclass(frozen=True, slots=True)
+class BudgetClaim:
+    """The cost that a turn reserves, `byte_usd` for each byte of history, and the budgets, None if unset.
+
+    Budgets are for one conversation, and for an owner's turns of a day and of a month in UTC.
+    """
+
+    fixed_usd: Decimal
+    byte_usd: Decimal
+    conversation_usd: float | None
+    day_usd: float | None
+    month_usd: float | None
+
+    def as_json(self) -> str:
+        """Return the claim as the statement takes it; amounts are texts, so that none is rounded."""
+        amounts: dict[str, Decimal | float | None] = {
+            "fixed_usd": self.fixed_usd,
+            "byte_usd": self.byte_usd,
+            "conversation_usd": self.conversation_usd,
+            "day_usd": self.day_usd,
+            "month_usd": self.month_usd,
+        }
+        return orjson.dumps({name: None if each is None else str(each) for name, each in amounts.items()}).decode()
+
+
+@dataclass(frozen=True, slots=True)
 class TurnStart:
     """A turn to begin. `budget_bytes` limits the returned history, from which messages in `known` are omitted.
 
     `counts_steps` asks for the number of this turn among those of its tool in the conversation.
+    `claim` is the cost to reserve; without it no budget is checked.
     """
 
     owner: Owner
@@ -127,6 +155,7 @@ class TurnStart:
     expected_revision: int | None = None
     known: CachedRange | None = None
     counts_steps: bool = False
+    claim: BudgetClaim | None = None
 
 
 @dataclass(frozen=True, slots=True)

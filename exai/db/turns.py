@@ -60,6 +60,7 @@ class TurnRepository:
                 *columns_of(start.messages), list(start.file_ids), start.expected_revision, start.budget_bytes,
                 *((known.revision, known.low_seq, known.high_seq, known.size_bytes) if known else (None,) * 4),
                 start.counts_steps,
+                None if start.claim is None else start.claim.as_json(),
             )
         )  # fmt: skip
         head, status = answer.head, answer.head["status"]

@@ -6,6 +6,7 @@
     |-- RequestError             avoidable with better arguments; the message tells the caller (a model) how
     |   |-- InvalidArgument
     |   |-- NotFound
+    |   |-- BudgetExceeded       a budget does not cover the question's cost; nothing was stored
     |   |-- Conflict             another write came first, or a request key was used for other content
     |   |-- NotConfigured        the call needs something that is switched off
     |   |-- ReplyTooLarge        the answer exceeds the largest reply [exai.mcp.core.errors]
@@ -81,6 +82,7 @@ from exai.errors.providers import (
     ProviderUnreachable,
 )
 from exai.errors.requests import (
+    BudgetExceeded,
     Conflict,
     InvalidArgument,
     NotConfigured,
@@ -92,6 +94,7 @@ __all__ = [
     "MAX_SHOWN_CHARS",
     "AnswerNotStored",
     "BlobError",
+    "BudgetExceeded",
     "CacheError",
     "ConfigError",
     "Conflict",

@@ -70,6 +70,42 @@ class Conflict(RequestError):
         return {"reason": self.reason, **self.facts}
 
 
+class BudgetExceeded(RequestError):
+    """A budget does not cover the highest likely cost of a question, which was not stored."""
+
+    code = "budget"
+
+    def __init__(self, budget: str, limit_usd: float, spent_usd: float, reserved_usd: float, needed_usd: float) -> None:
+        super().__init__(budget, limit_usd, spent_usd, reserved_usd, needed_usd)
+        self.budget, self.limit_usd, self.spent_usd = budget, limit_usd, spent_usd
+        self.reserved_usd, self.needed_usd = reserved_usd, needed_usd
+
+    def __str__(self) -> str:
+        scope, setting, wait = _BUDGETS[self.budget]
+        return (
+            f"the budget of {scope} is {self.limit_usd:g} USD: {self.spent_usd:.4f} USD are spent, "
+            f"{self.reserved_usd:.4f} USD reserved by running calls, and this question may cost {self.needed_usd:.4f} "
+            f"USD. Set a lower max_output_tokens, use a cheaper model, {wait}, or raise {setting}"
+        )
+
+    def details(self) -> dict[str, Any]:
+        return {
+            "budget": self.budget,
+            "limit_usd": self.limit_usd,
+            "spent_usd": self.spent_usd,
+            "reserved_usd": self.reserved_usd,
+            "needed_usd": self.needed_usd,
+        }
+
+
+_BUDGETS = {
+    "conversation": ("this conversation", "EXAI_BUDGETS__CONVERSATION_USD", "begin a new conversation"),
+    "day": ("this owner for today", "EXAI_BUDGETS__OWNER_DAY_USD", "wait until 00:00 UTC"),
+    "month": ("this owner for this month", "EXAI_BUDGETS__OWNER_MONTH_USD", "wait for the next month"),
+}
+"""By budget: its scope, its setting, and what else helps."""
+
+
 class NotConfigured(RequestError):
     """The call needs a part that is not configured; `cure` names the variables that enable it."""
 

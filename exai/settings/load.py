@@ -29,6 +29,7 @@ from exai.settings.contradictions import contradictions
 from exai.settings.credentials import check_access, check_credentials, check_data_dir
 from exai.settings.environment import ENV_FILE_VARIABLE, OLDER_NAMES, Reading, Search, Value, read_environment
 from exai.settings.sections import (
+    BudgetSettings,
     CacheSettings,
     ConnectSettings,
     DatabaseSettings,
@@ -46,6 +47,7 @@ from exai.settings.sections import (
 
 __all__ = [
     "OLDER_NAMES",
+    "BudgetSettings",
     "CacheSettings",
     "ConnectSettings",
     "DatabaseSettings",
@@ -95,6 +97,7 @@ class Settings(BaseModel):
     server: ServerSettings = ServerSettings()
     providers: ProvidersSettings = ProvidersSettings()
     limits: LimitSettings = LimitSettings()
+    budgets: BudgetSettings = BudgetSettings()
     files: FileSettings = FileSettings()
     log: LogSettings = LogSettings()
     connect: ConnectSettings = ConnectSettings()

@@ -244,6 +244,15 @@ class ProvidersSettings(Section):
     max_attempts: int = Field(default=3, ge=1, le=10)
 
 
+class BudgetSettings(Section):
+    """Budgets in US dollars; unset: unlimited. Days and months are those of UTC."""
+
+    conversation_usd: float | None = Field(default=None, gt=0)
+    owner_day_usd: float | None = Field(default=None, gt=0)
+    owner_month_usd: float | None = Field(default=None, gt=0)
+    answer_tokens: int = Field(default=32_768, ge=256)
+
+
 class LimitSettings(Section):
     """Maximum sizes of requests."""
 

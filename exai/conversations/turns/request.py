@@ -8,7 +8,7 @@ from exai.cache.records import Hit, Miss
 from exai.conversations.deduplication import content_hash, request_key
 from exai.conversations.requests import ChatRequest, chat_messages
 from exai.conversations.turns.prompt import MAX_BYTES_PER_TOKEN, estimate_tokens
-from exai.db.records import CachedRange, TurnBegun, TurnStart
+from exai.db.records import BudgetClaim, CachedRange, TurnBegun, TurnStart
 from exai.models import ConversationId, Message, TurnId
 from exai.providers.base import Model
 
@@ -16,7 +16,13 @@ LEASE_S = 60.0
 """Duration of a turn lease, after which a request with the same idempotency key can resume a dead daemon's turn."""
 
 
-def turn_start(request: ChatRequest, model: Model, room_tokens: int, cached: Hit | Miss | None) -> TurnStart:
+def turn_start(
+    request: ChatRequest,
+    model: Model,
+    room_tokens: int,
+    cached: Hit | Miss | None,
+    claim: BudgetClaim | None = None,
+) -> TurnStart:
     """Return the claim of a turn, with a generated key if the caller gave none and the messages that the cache has."""
     return TurnStart(
         owner=request.owner,
@@ -36,6 +42,7 @@ def turn_start(request: ChatRequest, model: Model, room_tokens: int, cached: Hit
         expected_revision=request.expected_revision,
         known=_known(cached),
         counts_steps=request.guidance is not None,
+        claim=claim,
     )
 
 

@@ -24,6 +24,7 @@ from exai.conversations.publishing import Publisher
 from exai.conversations.refusals import refusal
 from exai.conversations.requests import ChatRequest, ChatResult, RunningTurn
 from exai.conversations.turns.attachments import Attachments
+from exai.conversations.turns.budgets import Budgets
 from exai.conversations.turns.leases import TurnLeases
 from exai.conversations.turns.outcomes import OutcomeWriter
 from exai.conversations.turns.prompt import Asked, check_fits, estimate_tokens, instructed
@@ -95,9 +96,11 @@ class ChatTurns:
         providers: Providers,
         attachments: Attachments,
         publisher: Publisher,
+        *,
+        budgets: Budgets,
     ) -> None:
         self._repository, self._cache, self._providers = repository, cache, providers
-        self._attachments, self._publisher = attachments, publisher
+        self._attachments, self._publisher, self._budgets = attachments, publisher, budgets
         self.leases, self.outcomes = TurnLeases(repository), OutcomeWriter(repository)
 
     async def run(self, request: ChatRequest, on_delta: OnDelta | None, on_begun: OnBegun | None = None) -> ChatResult:
@@ -112,12 +115,14 @@ class ChatTurns:
             web_search=request.web_search,
         )
         sizing = self._providers.sizing
-        room_tokens = sizing.room(model, request.max_output_tokens)
+        bounded = self._budgets.bounded(request, model)
+        room_tokens = sizing.room(model, bounded.max_output_tokens)
         instructions = request.guidance.instructions if request.guidance else None
         limit_tokens = sizing.limit(model, request.max_output_tokens)
         check_fits(request.prompt, "\n".join(filter(None, (request.system, instructions))), limit_tokens)
         cached = await self._read_cache(request)
-        begun = await self._begin(request, model, turn_start(request, model, room_tokens, cached), cached, on_begun)
+        start = turn_start(request, model, room_tokens, cached, self._budgets.claim(bounded, model))
+        begun = await self._begin(request, model, start, cached, on_begun)
         commit = begun.commit
         if commit is None:
             raise AssertionError("a turn that was begun has a conversation")
@@ -129,7 +134,7 @@ class ChatTurns:
         # Not awaited: the cache is updated while the model answers. `_publish_finished` waits for it, since the answer
         # can only be added to an entry that contains the question.
         publication = self.outcomes.start(self._publish_begun(begun, commit, cached), "cache-begun")
-        turn = _Turn(request, model, begun, commit, cached, publication, TurnTally(on_delta))
+        turn = _Turn(bounded, model, begun, commit, cached, publication, TurnTally(on_delta))
         completion, seq, finished, facts = await self._answer(turn, room_tokens)
         return ChatResult(
             content=completion.content,

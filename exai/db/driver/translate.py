@@ -12,10 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, Literal
 
+import orjson
 from asyncpg.exceptions import InterfaceError, InternalClientError, PostgresConnectionError, PostgresError
 
 from exai.db.driver.writability import READ_ONLY_CURE, RIGHTS_CURE
 from exai.errors import (
+    BudgetExceeded,
     DatabaseBusy,
     DatabaseError,
     DatabaseUnavailable,
@@ -107,6 +109,9 @@ def _defect(error: BaseException) -> DatabaseError:
     return DatabaseError(DEPENDENCY, f"the driver refused the statement ({type(error).__name__})")
 
 
+OVER_BUDGET: Final = "EXB01"
+"""The sqlstate by which `exai.reserve_v1` refuses; its detail holds the facts."""
+
 READ_ONLY: Final = "25006"
 
 _AGAIN: Final = frozenset({"23503", "40001", "40P01", "53300", "57P03"})
@@ -143,6 +148,8 @@ def _by_sqlstate(error: Exception, phase: StatementPhase) -> TranslatedError:
         return _connection_lost(phase)
     if state in _REFUSING and (phase == "sent" or state not in _ENTRY):
         return TranslatedError(_unavailable(*_REFUSING[state]), "nothing", again=state in _AGAIN)
+    if state == OVER_BUDGET:
+        return TranslatedError(BudgetExceeded(**orjson.loads(getattr(error, "detail", ""))), "nothing", again=False)
     if state in {"53100", "58030"}:
         full = StorageFull(DEPENDENCY, "the disk is full or cannot be written", "Free space; reads go on")
         return TranslatedError(full, "nothing", again=False)

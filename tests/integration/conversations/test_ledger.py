@@ -13,10 +13,10 @@ import pytest
 
 from exai.conversations import AppendRequest, ChatRequest
 from exai.db.ledger import UsageKey, UsageQuery, UsageReport
-from exai.errors import InvalidArgument, NotFound, ProviderAuthFailed, ProviderBroken
+from exai.errors import Conflict, InvalidArgument, NotFound, ProviderAuthFailed, ProviderBroken
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
 from tests.integration.conversations.conftest import Rig, open_rig
-from tests.support.provider_server import KIMI_USAGE, failure, hang_after_first_token, kimi_answer
+from tests.support.provider_server import KIMI_USAGE, chunk, event, failure, hang_after_first_token, kimi_answer, stream
 
 ONE_USD = Decimal(11 - 4) * 2 / 1_000_000 + Decimal(4) * Decimal("0.2") / 1_000_000 + Decimal(7) * 10 / 1_000_000
 """The price of an answer with `KIMI_USAGE` from the default model."""
@@ -98,6 +98,22 @@ async def test_a_cancelled_turn_costs_what_it_took_by_estimate(rig: Rig) -> None
     assert 500 < total.input_tokens < 3_000
     assert 0 < total.output_tokens < 40
     assert total.cost_usd > Decimal("0.001")
+
+
+async def test_a_turn_that_another_client_cancels_keeps_its_cost(rig: Rig) -> None:
+    """Its daemon knows the tokens only afterwards, and the outcome is no longer its own to write."""
+    rig.provider.script(stream("gate", chunk({"content": "late"}, finish="stop", usage=KIMI_USAGE), event("[DONE]")))
+    ids: list[str] = []
+    request = ChatRequest(LOCAL_OWNER, "One?")
+    task = asyncio.create_task(rig.app.chat.run(request, on_begun=lambda turn: ids.append(turn.turn_id)))
+    await rig.provider.arrived(1)
+    assert await rig.app.chat.cancel(LOCAL_OWNER, ids[0])
+    rig.provider.gate.set()
+    with pytest.raises(Conflict):
+        await task
+    total = (await report(rig, "model")).total
+    assert (total.failed, total.input_tokens, total.output_tokens) == (1, 11, 7)
+    assert total.cost_usd > 0
 
 
 async def test_a_turn_without_an_answer_costs_what_was_reported(rig: Rig) -> None:

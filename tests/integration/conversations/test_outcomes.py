@@ -18,6 +18,7 @@ from exai.conversations import AppendRequest, ChatRequest
 from exai.conversations.changes import Notices
 from exai.conversations.publishing import Publisher
 from exai.conversations.turns.attachments import Attachments
+from exai.conversations.turns.budgets import Budgets
 from exai.conversations.turns.turn import ChatTurns
 from exai.db.driver.pool import connect
 from exai.db.files import FileRepository
@@ -28,7 +29,7 @@ from exai.mcp.features.results import call_result, error_result
 from exai.mcp.features.tasks import Task
 from exai.mcp.features.tools import ToolSpec
 from exai.models import LOCAL_OWNER, NewMessage, Owner
-from exai.settings.load import CacheSettings
+from exai.settings.load import BudgetSettings, CacheSettings
 from exai.tools.chat import ChatArguments, ChatOutput
 from exai.tools.progress import AnswerProgress
 from exai.tools.registry import build_tasks, build_tools
@@ -199,7 +200,14 @@ async def test_a_task_cancelled_elsewhere_stops_with_its_next_lease(rig: Rig, el
     rig.provider.script(hang_after_first_token("Half"))
     attachments = Attachments(FileRepository(rig.app.database), LocalBlobs(rig.app.settings.data_dir / "files"))
     publisher = Publisher(rig.app.cache, Notices())
-    turns = ChatTurns(TurnRepository(rig.app.database), rig.app.cache, rig.app.providers, attachments, publisher)
+    turns = ChatTurns(
+        TurnRepository(rig.app.database),
+        rig.app.cache,
+        rig.app.providers,
+        attachments,
+        publisher,
+        budgets=Budgets(BudgetSettings(), rig.app.providers),
+    )
     heard, named = asyncio.Event(), []
 
     async def on_delta(_: object) -> None:

@@ -20,7 +20,10 @@ DONE = "All is asked."
 
 
 class ModelServer(ThreadingHTTPServer):
-    """The model on loopback. `seen` is what the newest request showed of each answer, `asked` every request's body."""
+    """The model on loopback. `seen` is what the newest request showed of each answer, `asked` every request's body.
+
+    `calls` are the tools that it calls one after the other, each with its arguments.
+    """
 
     daemon_threads = True
 
@@ -29,6 +32,7 @@ class ModelServer(ThreadingHTTPServer):
         self.seen: list[str] = []
         self.asked: list[tuple[str, Any]] = []
         self.said: list[str] = []
+        self.calls: list[tuple[str, dict[str, Any]]] = [("chat", {"prompt": question}) for question in QUESTIONS]
 
     @property
     def url(self) -> str:
@@ -36,19 +40,20 @@ class ModelServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def next(self, shown: list[str], tool: str | None) -> tuple[str, dict[str, Any]] | str:
-        """Return a call of the tool, or the last words."""
+        """Return the next call, or the last words; `tool` is the name under which the client offers `chat`."""
         self.seen = shown or self.seen
-        if tool is None or len(shown) >= len(QUESTIONS):
+        if tool is None or len(shown) >= len(self.calls):
             self.said.append(DONE)
             return DONE
-        arguments: dict[str, Any] = {"prompt": QUESTIONS[len(shown)]}
+        name, given = self.calls[len(shown)]
+        arguments = dict(given)
         if shown:
             found = CONTINUATION.search(shown[-1])
             if found is None:
                 self.said.append("no continuation_id was shown")
                 return self.said[-1]
             arguments["continuation_id"] = found[1]
-        return tool, arguments
+        return re.sub(r"chat\b", name, tool), arguments
 
 
 @contextmanager

@@ -6,13 +6,15 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.clients.model_server import DONE, QUESTIONS, ModelServer
-from tests.support.daemon import ROOT, Daemon
+from tests.support.daemon import ROOT, Daemon, start_daemon
+from tests.support.provider_server import ProviderServer, kimi_answer
 
 MODULES = ROOT / ".venv" / "node-clients" / "node_modules"
 LIMIT_S = 120.0
@@ -82,6 +84,47 @@ async def test_claude_code_goes_on(daemon: Daemon, model: ModelServer, tmp_path:
     """Over both doors, which are two eras of the protocol to it."""
     command, environment = claude(daemon, model, tmp_path, "Go on.", kind)
     assert_went_on(model, await run(command, tmp_path, environment))
+
+
+async def test_claude_code_goes_from_a_failure_to_its_commit(
+    provider: ProviderServer, model: ModelServer, postgres_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """Debug, chat, codereview and precommit on one conversation and a real repository."""
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "stats.py").write_text("def mean(values):\n    return sum(values) / len(values)\n")
+    for command in ("init -q", "add .", "-c user.name=t -c user.email=t@example.invalid commit -qm Begin"):
+        subprocess.run(["git", *command.split()], cwd=project, check=True)
+    (project / "stats.py").write_text("def mean(values):\n    return sum(values) / (len(values) or 1)\n")
+    model.calls = [
+        ("debug", {"prompt": "mean([]) fails.", "ask_model": False}),
+        ("debug", {"prompt": "Why?", "files": [str(project / "stats.py")]}),
+        ("chat", {"prompt": "What should it return?"}),
+        ("codereview", {"prompt": "Is it right?", "files": [str(project / "stats.py")]}),
+        ("precommit", {"prompt": "May it go?"}),
+    ]
+    answer = "Yes.\n\n```findings\nlow: 0 hides missing data (stats.py:2)\n```\n\nVERDICT: pass"
+    provider.script(*[kimi_answer(answer)] * 4)
+    settings = {
+        "EXAI_DATA_DIR": str(tmp_path / "data"),
+        "EXAI_DATABASE__URL": postgres_url,
+        "EXAI_CACHE__URL": redis_url,
+        "EXAI_FILES__ROOTS": str(project),
+        "KIMI_API_KEY": "sk-test",
+        "EXAI_PROVIDERS__KIMI__BASE_URL": provider.base_url,
+    }
+    home = tmp_path / "home"
+    home.mkdir()
+    with start_daemon(settings) as daemon:
+        command, environment = claude(daemon, model, home, "Go on.")
+        printed = await run(command, home, environment)
+    assert model.said[-1:] == [DONE], (printed, model.said, model.seen)
+    assert len(model.seen) == len(model.calls)
+    assert "Step 1 of debug recorded" in model.seen[0]
+    for shown in model.seen[3:]:
+        assert "verdict" in shown
+        assert "pass" in shown
+    assert "len(values) or 1" in json.dumps(provider.chats[-1].body["messages"])
 
 
 async def test_all_words_of_a_command_reach_the_model_of_claude_code(

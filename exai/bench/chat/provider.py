@@ -14,8 +14,10 @@ from typing import Any, Final
 
 HOST: Final = "127.0.0.1"
 AT_ONCE: Final = "at-once"
-STEADY: Final = "steady"
-"""The models: one sends its whole answer at once, the other a word at a time until it is stopped."""
+"""The model that sends its whole answer at once."""
+
+STEADY: Final = ("steady-1", "steady-2", "steady-3", "steady-4")
+"""Models that send a word at a time until they are stopped, one for each endpoint: an endpoint has 100 connections."""
 
 WORDS: Final = 20
 PAUSE_S: Final = 0.05
@@ -46,7 +48,7 @@ class StreamingProvider:
             _send(writer, b"application/json", json.dumps(self.times).encode(), b"")
             self.times = []
         elif path.endswith("/models"):
-            listed = {"object": "list", "data": [{"id": name, "object": "model"} for name in (AT_ONCE, STEADY)]}
+            listed = {"object": "list", "data": [{"id": name, "object": "model"} for name in (AT_ONCE, *STEADY)]}
             _send(writer, b"application/json", json.dumps(listed).encode(), b"")
         elif not path.endswith("/chat/completions"):
             writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")

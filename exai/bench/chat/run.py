@@ -28,7 +28,6 @@ from exai.errors import StartupError
 from exai.models import ContinuationId, Delta, OnDelta
 from exai.settings.load import load_settings
 
-ENDPOINT: Final = "bench"
 START_TIMEOUT_S: Final = 20.0
 MESSAGE_BYTES: Final = 800
 CONVERSATIONS: Final = 16
@@ -88,11 +87,12 @@ async def run_chat(plan: ChatPlan, *, here: bool, progress: ReportProgress) -> C
 
 
 async def _measure(plan: ChatPlan, servers: ServerAddresses, port: int, progress: ReportProgress) -> ChatReport:
-    endpoint = {ENDPOINT: {"base_url": f"http://{HOST}:{port}/v1", "models": [AT_ONCE, STEADY]}}
+    url = f"http://{HOST}:{port}/v1"
+    endpoints = {f"bench-{model}": {"base_url": url, "models": [model]} for model in (AT_ONCE, *STEADY)}
     addresses = {
         "EXAI_DATABASE__URL": servers.postgres_url,
         "EXAI_CACHE__URL": servers.redis_url or "off",
-        "EXAI_PROVIDERS__ENDPOINTS": json.dumps(endpoint),
+        "EXAI_PROVIDERS__ENDPOINTS": json.dumps(endpoints),
     }
     async with open_app(load_settings(overrides={**addresses, **PATIENT})) as app:
         progress(0.0, "making conversations")
@@ -174,8 +174,9 @@ async def _reads_beside(app: App, plan: ChatPlan, names: Sequence[ContinuationId
         # A few at a time: their beginning is not what is measured.
         for numbers in batched_range(plan.streams):
             begun = [asyncio.Event() for _ in numbers]
-            for each in begun:
-                asking = app.chat.run(ChatRequest(OWNER, "Tell me.", model=STEADY), words.counting(each))
+            for number, each in zip(numbers, begun, strict=True):
+                request = ChatRequest(OWNER, "Tell me.", model=STEADY[number % len(STEADY)])
+                asking = app.chat.run(request, words.counting(each))
                 chats.append(asyncio.create_task(asking))
             await _all_streaming(begun, chats)
         words.count, started = 0, time.perf_counter()

@@ -94,11 +94,16 @@ class Providers:
     def _can_search(self, model: Model) -> bool:
         return self._sites[model.provider].family.can_search
 
-    async def complete(self, model: Model, request: CompletionRequest, on_delta: OnDelta | None) -> Completion:
+    async def complete(
+        self, model: Model, request: CompletionRequest, on_delta: OnDelta | None, *, may_replace: bool = True
+    ) -> Completion:
         """Call `model`, a result of `resolve`, and others of the chain that the user has set if it cannot answer.
 
+        Without `may_replace` no other model is asked: the voices of a panel are independent, and each is one model.
         Guarantees and errors are those of `ChatApi.complete`, and of `FallbackChain.complete`.
         """
+        if not may_replace:
+            return await self._ask(model, request, on_delta, None)
         return await self._fallback.complete(model, request, on_delta, self._ask)
 
     async def count_tokens(self, model: Model, messages: Sequence[Prompt]) -> int | None:

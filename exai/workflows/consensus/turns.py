@@ -199,7 +199,7 @@ class PanelTurns:
         effort = call.effort if call.effort in call.model.thinking else None
         request = CompletionRequest(call.model.name, call.messages, thinking=effort)
         with with_deadline(remaining_s(RESERVE_S)):
-            completion = await self._providers.complete(call.model, request, tally)
+            completion = await self._providers.complete(call.model, request, tally, may_replace=False)
         tally.reported(completion.usage)
         if not completion.content.strip() or completion.finish_reason == "content_filter":
             raise ProviderBroken(

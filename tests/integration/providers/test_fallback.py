@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from exai.errors import ConfigError, ProviderAuthFailed, ProviderError, ProviderLimited, ProviderUnavailable
-from exai.models import Prompt
+from exai.models import CompletionRequest, Prompt
 from tests.integration.providers.conftest import KEY, Asker, Heard, OpenProviders, Pauses
 from tests.support.provider_server import (
     ProviderServer,
@@ -112,6 +112,19 @@ async def test_without_a_chain_the_failure_is_the_answer(
     async with chained(opened, second, fallback=[]) as providers:
         with pytest.raises(ProviderUnavailable):
             await Asker(providers)("kimi-k3.1-pro")
+    assert asked(second) == []
+
+
+async def test_voice_of_a_panel_is_not_replaced(
+    server: ProviderServer, second: ProviderServer, opened: OpenProviders
+) -> None:
+    """Another model of the panel would speak twice, as if two had agreed."""
+    server.script(failure(503))
+    async with chained(opened, second) as providers:
+        model = providers.resolve("kimi-k3")
+        request = CompletionRequest(model.name, [Prompt("user", "hello")])
+        with pytest.raises(ProviderUnavailable):
+            await providers.complete(model, request, None, may_replace=False)
     assert asked(second) == []
 
 

@@ -200,11 +200,30 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptImage:
+    """An image that is sent with a message."""
+
+    media_type: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """The reasoning behind an answer, as its provider takes it back: the name of the field, and the text."""
+
+    provider: str
+    field: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Prompt:
-    """One message of the array that is sent to a model."""
+    """One message of the array that is sent to a model. Only a model that demands its reasoning back receives it."""
 
     role: Role
     content: str
+    images: tuple[PromptImage, ...] = ()
+    reasoning: Reasoning | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,6 +275,8 @@ class Completion:
     sources: tuple[WebSource, ...] = ()
     searches: int = 0
     search_usd: Decimal | None = None
+    returned_reasoning: Reasoning | None = None
+    """The reasoning, if the endpoint demands it back with later questions."""
 
 
 @dataclass(frozen=True, slots=True)

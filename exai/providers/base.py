@@ -47,6 +47,14 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """How many images a model reads in one request, and the size of each."""
+
+    count: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """One model; `wire_name` is its name in requests to the provider.
 
@@ -71,6 +79,9 @@ class Model:
     retires: date | None = None
     successor: str | None = None
     known: bool = True
+    images: ImageLimits | None = None
+    returns_reasoning: bool = False
+    """Whether the endpoint demands the reasoning of earlier answers with a question."""
 
     @property
     def label(self) -> str:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from exai.errors import ConfigError
 from exai.models import Thinking
-from exai.providers.base import Family, LimitField, Model, Price
+from exai.providers.base import Family, ImageLimits, LimitField, Model, Price
 from exai.providers.endpoints import NAMED
 
 SETTING: Final = "EXAI_PROVIDERS__MODELS_FILE"
@@ -64,6 +64,11 @@ class _ThinkingEntry(_CatalogueEntry):
         return {level: fields for level, fields in offered if fields is not None}
 
 
+class _ImagesEntry(_CatalogueEntry):
+    count: Annotated[int, Field(ge=1)]
+    size_bytes: Annotated[int, Field(ge=1)]
+
+
 class _ModelEntry(_CatalogueEntry):
     provider: str
     context_window: Annotated[int, Field(ge=256)]
@@ -72,6 +77,8 @@ class _ModelEntry(_CatalogueEntry):
     temperature: tuple[Annotated[float, Field(ge=0, le=2)], Annotated[float, Field(ge=0, le=2)]] | None = None
     limit_field: LimitField | None = None
     stream_usage: bool | None = None
+    images: _ImagesEntry | None = None
+    returns_reasoning: bool = False
     price: _PriceEntry | None = None
     later_prices: tuple[_LaterPriceEntry, ...] = ()
     aliases: tuple[str, ...] = ()
@@ -240,6 +247,8 @@ def _model(name: str, entry: _ModelEntry, read: _File, origin: str, families: Ma
         temperature=entry.temperature,
         limit_field=entry.limit_field or family.limit_field,
         stream_usage=family.stream_usage if entry.stream_usage is None else entry.stream_usage,
+        images=ImageLimits(entry.images.count, entry.images.size_bytes) if entry.images else None,
+        returns_reasoning=entry.returns_reasoning,
         price=_price(entry.price),
         later_prices=_later_prices(entry),
         aliases=entry.aliases,

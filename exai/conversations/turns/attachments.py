@@ -8,6 +8,7 @@ same for many turns, so that the array of a turn begins with that of the previou
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -23,10 +24,12 @@ from exai.conversations.turns.prompt import (
     estimate_tokens,
     file_ids_of,
     first_shown,
+    reasoning_of,
 )
 from exai.db.files import FileRepository
 from exai.errors import InvalidArgument
-from exai.models import FileId, Message, Owner, Prompt, StoredFile
+from exai.models import FileId, Message, Owner, Prompt, PromptImage, StoredFile
+from exai.providers.base import Model
 from exai.token_estimate import text_tokens
 
 MAX_KNOWN_FILES = 2_000
@@ -40,15 +43,26 @@ LIKELY_BYTES_PER_TOKEN = 8
 MOST_BYTES_PER_TOKEN = 32
 """A file of the question with more bytes for each token of the window is refused unread."""
 
+IMAGE_TOKENS = 1_500
+"""Tokens assumed for an image: Kimi counts 1,024 for each, others by its size."""
+
+IMAGE_KINDS = {
+    "image/png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "image/jpeg": re.compile(rb"\xff\xd8\xff"),
+    "image/webp": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "image/gif": re.compile(rb"GIF8[79]a"),
+}
+"""The beginnings of the kinds of images that models read."""
+
 LONG_HISTORY_CHARS = 500_000
 """Length from which the tokens of a history are estimated in a thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Content:
-    """A file as text with its estimated tokens; `decoded` is the reason if it is not shown."""
+    """A file as text or image with its estimated tokens; `decoded` is the reason if it is not shown."""
 
-    decoded: Decoded | str
+    decoded: Decoded | PromptImage | str
     tokens: int = 0
 
 
@@ -59,9 +73,18 @@ class Attachments:
         self._files, self._blobs = files, blobs
 
     async def prompt(
-        self, owner: Owner, history: Sequence[Message], system: Message | None, room_tokens: int, limit_tokens: int
+        self,
+        owner: Owner,
+        history: Sequence[Message],
+        system: Message | None,
+        room_tokens: int,
+        *,
+        limit_tokens: int,
+        model: Model | None = None,
     ) -> Asked:
         """Return what a model is asked with: history up to `room_tokens`, and a question up to `limit_tokens`.
+
+        Without a `model`, for a text that several receive, images are named only.
 
         One statement if any message has files, and one for each 4 MiB of them that are read; none otherwise. Raises
         `InvalidArgument` when the files of the newest message alone do not fit.
@@ -72,7 +95,12 @@ class Attachments:
         least_tokens = sum(file.size_bytes for file in own if file.encoding != BINARY) // MOST_BYTES_PER_TOKEN
         if least_tokens > limit_tokens:
             raise _too_large(least_tokens, limit_tokens)
-        contents = await self._contents(owner, _candidates(history, facts, own, room_tokens))
+        limits = model.images if model else None
+        if model and limits and sum(map(is_image, own)) > limits.count:
+            raise InvalidArgument(
+                "files", f"hold more than the {limits.count} images that {model.name} reads", "Give fewer images"
+            )
+        contents = await self._contents(owner, _candidates(history, facts, own, room_tokens, model), model)
         own_tokens = sum(contents[file.id].tokens for file in own)
         if own_tokens and own_tokens > limit_tokens - estimate_tokens(newest.content):
             raise _too_large(own_tokens, limit_tokens)
@@ -80,7 +108,7 @@ class Attachments:
             chosen, left_tokens = await asyncio.to_thread(choose, history, system, room_tokens - own_tokens)
         else:
             chosen, left_tokens = choose(history, system, room_tokens - own_tokens)
-        showing = _Showing(facts, contents, newest, left_tokens)
+        showing = _Showing(facts, contents, newest, left_tokens, limits.count if limits else 0)
         showing.first_seq = showing.first_with_files(chosen)
         messages = [showing.part(message) for message in chosen]
         left_out = count_left_out(history, system, chosen)
@@ -91,14 +119,18 @@ class Attachments:
         ids = dict.fromkeys(file_id for message in newest_first for file_id in file_ids_of(message))
         return await self._files.get(owner, list(islice(ids, MAX_KNOWN_FILES))) if ids else {}
 
-    async def _contents(self, owner: Owner, files: Sequence[StoredFile]) -> Mapping[FileId, _Content]:
+    async def _contents(
+        self, owner: Owner, files: Sequence[StoredFile], model: Model | None
+    ) -> Mapping[FileId, _Content]:
         """Return these files as a model is shown them, or why it is not."""
         if not files:
             return {}
-        wanted = [file for file in files if file.encoding != BINARY]
+        wanted = [file for file in files if file.encoding != BINARY or _is_readable(file, model)]
         with hold(sum(file.size_bytes for file in wanted), "files being read"):
             found = await self._blobs.get_all(owner, wanted) if wanted else {}
-            return await asyncio.to_thread(lambda: {file.id: _content(file, found.get(file.sha256)) for file in files})
+            return await asyncio.to_thread(
+                lambda: {file.id: _content(file, found.get(file.sha256), model) for file in files}
+            )
 
 
 class _Showing:
@@ -115,7 +147,9 @@ class _Showing:
         contents: Mapping[FileId, _Content],
         newest: Message,
         left_tokens: int,
+        max_images: int,
     ) -> None:
+        self._max_images = max_images
         self._facts, self._contents, self._newest, self.left_tokens = facts, contents, newest, left_tokens
         self._own = frozenset(file_ids_of(newest))
         self._room_tokens = left_tokens
@@ -124,13 +158,22 @@ class _Showing:
 
     def first_with_files(self, chosen: Sequence[Message]) -> int:
         """Return the number of the oldest message whose files fit with those of all newer ones."""
-        seen, sizes = set(self._own), []
+        seen, sizes, images = set(self._own), [], []
+        left_images = self._max_images - sum(self._is_image(file_id) for file_id in self._own)
         for message in reversed(chosen):
             if message.role != "system":
-                new = [file_id for file_id in file_ids_of(message) if file_id not in seen and self._may_fit(file_id)]
+                new = [file_id for file_id in file_ids_of(message) if file_id not in seen]
                 seen.update(new)
-                sizes.append((message.seq, sum(self._contents[file_id].tokens for file_id in new)))
-        return first_shown(sizes, self._room_tokens, is_whole=True)
+                fitting = [self._contents[file_id].tokens for file_id in new if self._may_fit(file_id)]
+                sizes.append((message.seq, sum(fitting)))
+                images.append((message.seq, sum(self._is_image(file_id) for file_id in new)))
+        by_tokens = first_shown(sizes, self._room_tokens, is_whole=True)
+        return (
+            max(by_tokens, first_shown(images, max(left_images, 0), is_whole=True)) if self._max_images else by_tokens
+        )
+
+    def _is_image(self, file_id: FileId) -> bool:
+        return file_id in self._facts and is_image(self._facts[file_id])
 
     def _may_fit(self, file_id: FileId) -> bool:
         content = self._contents.get(file_id)
@@ -138,23 +181,29 @@ class _Showing:
 
     def part(self, message: Message) -> Prompt:
         """Return a message with its files."""
-        parts = [message.content]
+        parts, images = [message.content], []
         for file_id in file_ids_of(message):
             file, content = self._facts.get(file_id), self._contents.get(file_id)
             decoded = content.decoded if content else None
+            if isinstance(decoded, PromptImage) and message.role != "user":
+                decoded = "an image, which models read only in a message of the user"
             is_shown = message.seq >= self.first_seq and self._may_fit(file_id) and file_id not in self._placed
-            if file is not None and content is not None and isinstance(content.decoded, Decoded) and is_shown:
+            if file is not None and content is not None and not isinstance(decoded, str | None) and is_shown:
                 self._placed.add(file_id)
                 self._left_out.pop(file_id, None)
                 if file_id not in self._own:
                     self.left_tokens = max(self.left_tokens - content.tokens, 0)
-                note = f' note="{escape(content.decoded.note)}"' if content.decoded.note else ""
-                parts.append(f"<file {_label(file)}{note}>\n{content.decoded.text}\n</file>")
+                if isinstance(decoded, PromptImage):
+                    images.append(decoded)
+                    parts.append(f'<file {_label(file)} note="image {len(images)} of this message"/>')
+                    continue
+                note = f' note="{escape(decoded.note)}"' if decoded.note else ""
+                parts.append(f"<file {_label(file)}{note}>\n{decoded.text}\n</file>")
             else:
                 parts.append(self._line(file_id, file, decoded))
-        return Prompt(message.role, "\n\n".join(parts))
+        return Prompt(message.role, "\n\n".join(parts), tuple(images), reasoning_of(message))
 
-    def _line(self, file_id: FileId, file: StoredFile | None, content: Decoded | str | None) -> str:
+    def _line(self, file_id: FileId, file: StoredFile | None, content: Decoded | PromptImage | str | None) -> str:
         if file is None:
             self._left_out[file_id] = f"file {file_id} has been deleted"
             return f'<file id="{file_id}" note="deleted since"/>'
@@ -172,7 +221,7 @@ class _Showing:
             file = self._facts[file_id]
             if isinstance(content.decoded, str):
                 said[file_id] = f"file {file.name} ({file_id}) was not shown to the model: {content.decoded}"
-            elif content.decoded.note and file_id in self._own:
+            elif isinstance(content.decoded, Decoded) and content.decoded.note and file_id in self._own:
                 said[file_id] = f"file {file.name} ({file_id}): {content.decoded.note}"
         yield from islice(said.values(), MAX_NOTES)
         if len(said) > MAX_NOTES:
@@ -180,23 +229,59 @@ class _Showing:
 
 
 def _candidates(
-    history: Sequence[Message], facts: Mapping[FileId, StoredFile], own: Sequence[StoredFile], room_tokens: int
+    history: Sequence[Message],
+    facts: Mapping[FileId, StoredFile],
+    own: Sequence[StoredFile],
+    room_tokens: int,
+    model: Model | None,
 ) -> list[StoredFile]:
     """Return the files to read: those of the question, and the newest of earlier turns that may fit."""
     chosen = {file.id: file for file in own}
     left_bytes = room_tokens * LIKELY_BYTES_PER_TOKEN
+    left_images = model.images.count if model and model.images else 0
     for message in sorted(history, key=lambda message: message.seq, reverse=True):
         for file in _known(message, facts):
-            if file.id not in chosen and (file.encoding == BINARY or file.size_bytes <= left_bytes):
+            if file.id in chosen:
+                continue
+            if _is_readable(file, model):
+                left_images -= 1
+                if left_images < 0:
+                    continue
+            if file.encoding == BINARY or file.size_bytes <= left_bytes:
                 chosen[file.id] = file
                 left_bytes -= 0 if file.encoding == BINARY else file.size_bytes
     return list(chosen.values())
 
 
-def _content(file: StoredFile, found: bytes | str | None) -> _Content:
-    """Return a file as text; otherwise the reason why it is not shown."""
+def is_image(file: StoredFile) -> bool:
+    """Return whether a file was given as an image that is not text."""
+    return file.encoding == BINARY and file.media_type.startswith("image/")
+
+
+def _is_readable(file: StoredFile, model: Model | None) -> bool:
+    return (
+        is_image(file) and model is not None and model.images is not None and file.size_bytes <= model.images.size_bytes
+    )
+
+
+def _image(file: StoredFile, found: bytes | None, model: Model | None) -> _Content:
+    """Return an image as the model receives it; otherwise the reason why it is not shown."""
+    if model is None or model.images is None:
+        return _Content(f"an image, and {model.name if model else 'a panel'} reads none")
+    if file.size_bytes > model.images.size_bytes:
+        return _Content(f"an image larger than the {model.images.size_bytes:,} bytes that {model.name} reads")
+    kind = next((kind for kind, begin in IMAGE_KINDS.items() if found and begin.match(found)), None)
+    if found is None or kind is None:
+        return _Content(f"not a PNG, JPEG, WebP or GIF image, {file.size_bytes} bytes")
+    return _Content(PromptImage(kind, found), IMAGE_TOKENS)
+
+
+def _content(file: StoredFile, found: bytes | str | None, model: Model | None) -> _Content:
+    """Return a file as text or image; otherwise the reason why it is not shown."""
     if isinstance(found, str):
         return _Content(found)
+    if is_image(file):
+        return _image(file, found, model)
     decoded = None if found is None else decode(found, file.encoding)
     if decoded is None:
         return _Content(f"not text, {file.size_bytes} bytes")

@@ -12,7 +12,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from exai.errors import InvalidArgument
-from exai.models import DERIVED_KINDS, FILE_IDS, PANEL_KINDS, FileId, Message, Prompt
+from exai.models import DERIVED_KINDS, FILE_IDS, PANEL_KINDS, FileId, Message, Prompt, Reasoning
+from exai.providers.completion.shaping import RETURNED_FIELDS
 from exai.token_estimate import text_tokens
 from exai.validation import is_file_id
 
@@ -35,6 +36,10 @@ FINISH_REASON = "finish_reason"
 """The field of an answer's metadata that says how the model ended it; an answer that broke off has none."""
 
 
+REASONING = "reasoning"
+"""The field of an answer's metadata with reasoning that its endpoint demands back."""
+
+
 class Asked(NamedTuple):
     """What a model is asked with, oldest first, and the tokens left of its window.
 
@@ -46,6 +51,11 @@ class Asked(NamedTuple):
     left_out: int = 0
     notes: tuple[str, ...] = ()
 
+    @property
+    def has_images(self) -> bool:
+        """Whether images, whose tokens are not those of a text, are among the messages."""
+        return any(message.images for message in self.messages)
+
 
 def estimate_tokens(text: str) -> int:
     """Return the estimated tokens of a message with this content."""
@@ -54,13 +64,24 @@ def estimate_tokens(text: str) -> int:
 
 def message_tokens(message: Message) -> int:
     """Return the estimated tokens of a message with the lines about its files, without their contents."""
-    return estimate_tokens(message.content) + WRAPPING_TOKENS * len(file_ids_of(message))
+    reasoning = reasoning_of(message)
+    text_and_lines = estimate_tokens(message.content) + WRAPPING_TOKENS * len(file_ids_of(message))
+    return text_and_lines + (text_tokens(reasoning.text) if reasoning else 0)
 
 
 def file_ids_of(message: Message) -> tuple[FileId, ...]:
     """Return the file ids in a message's metadata, which may be malformed because callers of append write it freely."""
     ids = message.metadata.get(FILE_IDS, ())
     return tuple(dict.fromkeys(islice(filter(is_file_id, ids), MAX_FILES))) if isinstance(ids, list | tuple) else ()
+
+
+def reasoning_of(message: Message) -> Reasoning | None:
+    """Return the stored reasoning of an answer, if its endpoint demands it back."""
+    kept, provider = message.metadata.get(REASONING), message.metadata.get("provider")
+    if not isinstance(kept, dict) or kept.get("field") not in RETURNED_FIELDS or not isinstance(provider, str):
+        return None
+    text = kept.get("text")
+    return Reasoning(provider, kept["field"], text) if isinstance(text, str) else None
 
 
 def check_fits(prompt: str, system: str | None, available_tokens: int) -> None:

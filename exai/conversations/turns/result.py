@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Final, Literal
 
 from exai.conversations.requests import ChatRequest, ChatResult
-from exai.conversations.turns.prompt import FINISH_REASON, Asked
+from exai.conversations.turns.prompt import FINISH_REASON, REASONING, Asked
 from exai.db.records import StoredReply, TurnBegun, TurnEnd
 from exai.db.turns import StoredTurn
 from exai.errors import ExaiError, ShuttingDown
@@ -127,6 +127,8 @@ def answer_of(completion: Completion, kind: str = "message") -> NewMessage:
         "provider": completion.provider,
         FINISH_REASON: completion.finish_reason,
     }
+    if completion.returned_reasoning is not None:
+        facts[REASONING] = {"field": completion.returned_reasoning.field, "text": completion.returned_reasoning.text}
     if not completion.is_partial:
         return NewMessage("assistant", completion.content, kind, facts)
     return NewMessage("assistant", completion.content, "partial", {**facts, "notes": list(completion.notes)})

@@ -58,7 +58,6 @@ from exai.resilience import remaining_s, with_deadline
 OUTCOME_RESERVE_S = 2.0
 """Part of a request's time reserved for writing the outcome; the provider's deadline is earlier by it."""
 
-
 MAX_SHRINKS = 5
 """How often one turn shortens a prompt that is too long for its model."""
 
@@ -282,7 +281,7 @@ class ChatTurns:
                     raise
                 asked = less
             else:
-                if completion.instead_of is None:
+                if completion.instead_of is None and not asked.has_images:
                     sizing.learn(turn.model, room_tokens - asked.left_tokens, completion.usage.input_tokens)
                 left_tokens = int(asked.left_tokens * sizing.factor(turn.model))
                 return completion, asked._replace(left_tokens=left_tokens)
@@ -291,7 +290,7 @@ class ChatTurns:
     async def _counted(self, turn: _Turn, asked: Asked, sent_tokens: int) -> Asked:
         """Let the provider count a prompt near the limit, if it offers that. Raises `ProviderTooLong` if it is over."""
         sizing, most = self._providers.sizing, turn.request.max_output_tokens
-        if not sizing.is_near_limit(turn.model, sent_tokens, most):
+        if asked.has_images or not sizing.is_near_limit(turn.model, sent_tokens, most):
             return asked
         try:
             counted = await self._providers.count_tokens(turn.model, asked.messages)
@@ -308,11 +307,13 @@ class ChatTurns:
         owner, system = turn.request.owner, turn.begun.system
         limit_tokens = self._providers.sizing.limit(turn.model, turn.request.max_output_tokens)
         if guidance is None:
-            return await self._attachments.prompt(owner, history, system, room_tokens, limit_tokens)
+            return await self._attachments.prompt(
+                owner, history, system, room_tokens, limit_tokens=limit_tokens, model=turn.model
+            )
         shown = guidance.select(history) if guidance.select else history
         taken_tokens = estimate_tokens(guidance.instructions)
         asked = await self._attachments.prompt(
-            owner, shown, system, room_tokens - taken_tokens, limit_tokens - taken_tokens
+            owner, shown, system, room_tokens - taken_tokens, limit_tokens=limit_tokens - taken_tokens, model=turn.model
         )
         return asked._replace(messages=instructed(asked.messages, guidance.instructions))
 

@@ -27,12 +27,13 @@ from exai.errors import (
     ProviderUnavailable,
 )
 from exai.fairness import Places, request_owner
-from exai.models import Completion, CompletionRequest, Delta, OnDelta, Recorder, Usage
+from exai.models import Completion, CompletionRequest, Delta, OnDelta, Reasoning, Recorder, Usage
 from exai.providers.base import Clocks, Family, Model, ProviderCall, Transport
 from exai.providers.completion.counting import TokenCounter
 from exai.providers.completion.parameters import MAX_LESSONS, STREAM_OPTIONS, Lessons
 from exai.providers.completion.request import ToolRounds, build_body, encode_body
 from exai.providers.completion.search import ToolSearch
+from exai.providers.completion.shaping import REASONING_FIELD, RETURNED_FIELDS
 from exai.providers.gates import Gates, ModelGate
 from exai.providers.reply.answer import AnswerAssembler
 from exai.resilience import BreakerOpen, RetryBudget, backoff_s, request_deadline
@@ -281,9 +282,12 @@ class ChatApi:
         unread = answer.unread + len(answer.named)
         if unread:
             self._recorder.count("provider_unread_total", unread, provider=self.family.name, model=call.model.label)
+        returns = call.model.returns_reasoning or self._lessons.of(call.model).returns_reasoning
+        field = answer.reasoning_field if answer.reasoning_field in RETURNED_FIELDS else REASONING_FIELD
         sources = call.sources | answer.sources if call.request.web_search else {}
         searches = call.searches or int(bool(sources))
         return Completion(
+            returned_reasoning=Reasoning(self.family.name, field, answer.reasoning) if returns else None,
             content=text_of(call),
             reasoning="".join(each.reasoning for each in (*call.earlier, answer)),
             finish_reason=answer.finish_reason or "other",

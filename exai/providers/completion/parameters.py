@@ -49,6 +49,10 @@ _NO_STREAM: Final = re.compile(
     r"|unsupported.{0,20}\bstream",
     re.IGNORECASE | re.DOTALL,
 )
+_RETURNED: Final = re.compile(
+    r"reasoning(?:_content|_details)?\b.{0,80}(?:must\s+be|missing|required|pass(?:ed)?\s+back)",
+    re.IGNORECASE | re.DOTALL,
+)
 _ORDER: Final = re.compile(
     r"role|alternat|template|jinja|consecutive|sequence|order|messages?\b|assistant|\buser\b|conversation|empty",
     re.IGNORECASE,
@@ -63,6 +67,7 @@ class Accepted:
     limit_field: LimitField | None = None
     system_role: bool = True
     strictly: bool = False
+    returns_reasoning: bool = False
 
 
 AS_IT_IS: Final = Accepted()
@@ -93,6 +98,10 @@ class Lessons:
         if status is not None and status not in _STATUSES:
             return False
         own = self._models.get(model.wire_name, AS_IT_IS)
+        has_answer = any(message["role"] == "assistant" for message in body["messages"])
+        if has_answer and not own.returns_reasoning and _RETURNED.search(said):
+            self._keep(model, replace(own, returns_reasoning=True))
+            return True
         fields = set(_mentioned(body, f"{said} {' '.join(named)}"))
         learned = own
         for field in fields:
@@ -113,10 +122,13 @@ class Lessons:
             self._is_guess = is_guess
         elif learned == own:
             return False
+        self._keep(model, learned)
+        return True
+
+    def _keep(self, model: Model, learned: Accepted) -> None:
         self._models[model.wire_name] = learned
         while len(self._models) > MAX_MODELS:
             self._models.popitem(last=False)
-        return True
 
     def answered(self) -> None:
         """Record that a request was accepted in its current form."""

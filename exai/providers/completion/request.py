@@ -95,6 +95,8 @@ def build_body(
             request.messages,
             strictly=accepted.strictly or not family.takes_any_order,
             system_role=accepted.system_role,
+            reasoning_to=model.provider if model.returns_reasoning or accepted.returns_reasoning else None,
+            takes_images=model.images is not None,
         ),
         "stream": True,
     }

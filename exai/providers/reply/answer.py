@@ -110,6 +110,7 @@ class AnswerAssembler:
         self._content_joiner, self._reasoning_joiner = TextJoiner(), TextJoiner()
         self._spare: list[Mapping[str, Any]] = []
         self._has_own_choice = self._has_deltas = False
+        self.reasoning_field = ""
         self.finish_reason: FinishReason | None = None
         self.done = False
         self.started = False
@@ -241,6 +242,7 @@ class AnswerAssembler:
             self.goes_on = True
         added.content += found.content
         added.reasoning += found.reasoning
+        self.reasoning_field = self.reasoning_field or found.reasoning_field
         self.unread += found.unread
         self._name(found.named)
         self._take_finish(choice, added)

@@ -98,6 +98,7 @@ class ParsedPiece:
 
     content: str = ""
     reasoning: str = ""
+    reasoning_field: str = ""
     unread: int = 0
     named: list[str] = field(default_factory=list)
 
@@ -167,6 +168,7 @@ def read_message(message: Mapping[str, Any]) -> ParsedPiece:
     for name in _REASONING_FIELDS:
         if thought := _thought(message.get(name), 0):
             found.reasoning += thought
+            found.reasoning_field = name
             break
     if message.get("images"):
         found.named.append("an image")

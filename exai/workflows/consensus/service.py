@@ -145,7 +145,7 @@ class ConsensusService:
         """Return the one text that all members are sent: the question with the texts of its files."""
         message = with_files(NewMessage("user", question_text(request.prompt, request.focus)), files)
         asked = Message(1, "user", message.content, datetime.now(UTC), metadata=message.metadata)
-        prompt = await self._attachments.prompt(request.owner, [asked], None, room_tokens, room_tokens)
+        prompt = await self._attachments.prompt(request.owner, [asked], None, room_tokens, limit_tokens=room_tokens)
         return prompt.messages[-1].content
 
     def _main_start(self, request: ConsensusRequest, panel: Panel, found: SourcesRead) -> TurnStart:

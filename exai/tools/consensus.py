@@ -13,7 +13,7 @@ from exai.conversations import ChatResult
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
 from exai.models import ContinuationId
-from exai.tools.chat import UsageOutput
+from exai.tools.chat import SourceOutput, UsageOutput
 from exai.tools.limits import ALWAYS_LOADED, size_limit, size_of, take_rows, take_text
 from exai.tools.progress import AnswerProgress
 from exai.workflows.consensus import ConsensusRequest, ConsensusResult, ConsensusService, PanelAnswer
@@ -45,6 +45,7 @@ class ConsensusArguments(Arguments):
         "none", description="for_against: the first argues for, the second against, others weigh."
     )
     rank: bool = Field(False, description="Let each also rank the others' answers; one more call per model.")
+    web_search: bool = Field(False, description="Let those search the web whose provider can.")
     idempotency_key: SkipJsonSchema[str | None] = None
     findings: SkipJsonSchema[Any] = None
 
@@ -102,6 +103,7 @@ class ConsensusOutput(ToolOutput):
     next_offset: int | None
     cost_usd: float | None
     usage: UsageOutput
+    sources: list[SourceOutput]
     duplicate: bool
     notes: list[str]
 
@@ -112,7 +114,18 @@ class ConsensusOutput(ToolOutput):
         answers = [PanelAnswerOutput.of(each) for each in result.answers]
         read = take_rows(result.read, str, size_limit(LISTED_CHARS))
         left_out = take_rows(result.left_out, str, size_limit(LISTED_CHARS))
-        beside = [answers, answers, read, read, left_out, left_out, result.next, list(result.notes)]
+        beside = [
+            answers,
+            answers,
+            read,
+            read,
+            left_out,
+            left_out,
+            result.sources,
+            result.sources,
+            result.next,
+            list(result.notes),
+        ]
         content, next_offset = take_text(result.content, 0, size_limit() - size_of(beside))
         following = result.next
         if next_offset is not None:
@@ -134,6 +147,7 @@ class ConsensusOutput(ToolOutput):
             next_offset=next_offset,
             cost_usd=None if result.cost_usd is None else float(result.cost_usd),
             usage=UsageOutput(usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.reasoning_tokens),
+            sources=[SourceOutput(each.title, each.url) for each in result.sources],
             duplicate=result.duplicate,
             notes=list(result.notes),
         )
@@ -151,6 +165,8 @@ class ConsensusOutput(ToolOutput):
         yield "The panel:\n" + "\n".join(_line(each) for each in self.answers)
         if self.read:
             yield f"Read: {'; '.join(self.read)}"
+        if self.sources:
+            yield "\n".join(["Sources:", *(f"- {each.title} {each.url}" for each in self.sources)])
         if self.left_out:
             yield f"Left out: {'; '.join(self.left_out)}"
 

@@ -95,6 +95,7 @@ class PanelAsker:
             {"workflow": TOOL, "panellist": seat.index, **({"stance": seat.stance} if seat.stance else {})},
             "high",
             run.watch.begin(key),
+            self._searches(run, seat.model),
         )
         try:
             answer = await self._turns.ask(call, run.cut)
@@ -107,6 +108,17 @@ class PanelAsker:
         run.answers[seat.index] = answer
         run.paid.append(answer)
         await run.watch.end(key, "answered")
+
+    def _searches(self, run: ConsensusRun, model: Model) -> bool:
+        """Return whether a member is to search the web; one whose provider cannot is asked without."""
+        if not run.request.web_search:
+            return False
+        try:
+            self._providers.check(model, web_search=True)
+        except InvalidArgument:
+            run.notes.append(f"{model.name} cannot search the web, and answered without")
+            return False
+        return True
 
     async def conclude(self, run: ConsensusRun) -> tuple[PaidAnswer | None, ConsensusResult]:
         """Rank the answers if asked to, and let the arbiter write the synthesis; with one answer there is none."""

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from typing import Any, Final, Literal, get_args
 
-from exai.models import ContinuationId, Owner, Usage
+from exai.models import ContinuationId, Owner, Usage, WebSource
 from exai.settings.load import LimitSettings
 from exai.validation import (
     MAX_CONTINUATION_CHARS,
@@ -51,6 +51,7 @@ class ConsensusRequest:
     models: tuple[str, ...] = ()
     stances: Stances = "none"
     rank: bool = False
+    web_search: bool = False
     idempotency_key: str | None = None
 
     def validate(self, limits: LimitSettings) -> None:
@@ -69,6 +70,7 @@ class ConsensusRequest:
             check_name(f"models[{place}]", name, MAX_MODEL_CHARS)
         check_choice("stances", self.stances, get_args(Stances))
         check_flag("rank", self.rank)
+        check_flag("web_search", self.web_search)
 
     def identity(self) -> tuple[Any, ...]:
         """Return what a repetition with the same key must have in common: the arguments, not the texts of files."""
@@ -80,6 +82,7 @@ class ConsensusRequest:
             list(self.models),
             self.stances,
             self.rank,
+            self.web_search,
         )
 
 
@@ -124,6 +127,7 @@ class ConsensusResult:
     read: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    sources: tuple[WebSource, ...] = ()
     cost_usd: Decimal | None = None
     usage: Usage = field(default_factory=Usage)
     finish_reason: str = "stop"
@@ -140,6 +144,7 @@ class ConsensusResult:
             "read": list(self.read),
             "left_out": list(self.left_out),
             "notes": list(self.notes),
+            "sources": [list(each) for each in self.sources],
             "cost_usd": None if self.cost_usd is None else str(self.cost_usd),
             "usage": asdict(self.usage),
             "finish_reason": self.finish_reason,
@@ -163,6 +168,7 @@ def stored_result(
         read=tuple(facts["read"]),
         left_out=tuple(facts["left_out"]),
         notes=tuple(facts["notes"]),
+        sources=tuple(WebSource(*each) for each in facts["sources"]),
         cost_usd=None if cost is None else Decimal(cost),
         usage=Usage(**facts["usage"]),
         finish_reason=facts["finish_reason"],

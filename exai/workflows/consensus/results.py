@@ -105,6 +105,7 @@ def _result(run: ConsensusRun, labelled: Sequence[LabelledAnswer], content: str,
         read=run.found.read,
         left_out=run.found.left_out,
         notes=tuple(run.notes),
+        sources=tuple(dict.fromkeys(source for each in run.paid for source in each.sources)),
         cost_usd=sum(costs, Decimal(0)) if costs else None,
         usage=_sum([each.usage for each in run.paid]),
     )

@@ -24,7 +24,7 @@ from exai.conversations.turns.tally import TurnTally
 from exai.db.records import TurnBegun, TurnEnd, TurnFinished, TurnStart
 from exai.db.turns import TurnRepository
 from exai.errors import Conflict, DatabaseError, ExaiError, ProviderBroken
-from exai.models import Completion, CompletionRequest, Delta, NewMessage, Prompt, Thinking, Usage
+from exai.models import Completion, CompletionRequest, Delta, NewMessage, Prompt, Thinking, Usage, WebSource
 from exai.providers.base import Model
 from exai.providers.registry import Providers
 from exai.resilience import remaining_s, with_deadline
@@ -48,6 +48,7 @@ class PaidAnswer:
     usage: Usage
     cost_usd: Decimal | None
     finish_reason: str = "stop"
+    sources: tuple[WebSource, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class ModelCall:
     facts: dict[str, Any]
     effort: Thinking
     on_chars: Callable[[int], None]
+    web_search: bool = False
 
 
 class PanelTurns:
@@ -197,7 +199,7 @@ class PanelTurns:
     async def complete(self, call: ModelCall, tally: TurnTally) -> Completion:
         """Call the model. Raises `ProviderBroken` for an answer that is none."""
         effort = call.effort if call.effort in call.model.thinking else None
-        request = CompletionRequest(call.model.name, call.messages, thinking=effort)
+        request = CompletionRequest(call.model.name, call.messages, thinking=effort, web_search=call.web_search)
         with with_deadline(remaining_s(RESERVE_S)):
             completion = await self._providers.complete(call.model, request, tally, may_replace=False)
         tally.reported(completion.usage)
@@ -236,8 +238,11 @@ class PanelTurns:
 
     def _paid(self, call: ModelCall, completion: Completion, seq: int | None) -> PaidAnswer:
         model = self._providers.answered(call.model, completion)
-        cost = self._providers.cost_usd(model, completion.usage)
-        return PaidAnswer(completion.content, model.name, seq, completion.usage, cost, completion.finish_reason)
+        cost = self._providers.total_usd(call.model, completion)
+        sources = tuple(completion.sources)
+        return PaidAnswer(
+            completion.content, model.name, seq, completion.usage, cost, completion.finish_reason, sources
+        )
 
     async def _fail_call(self, call: ModelCall, begun: TurnBegun, tally: TurnTally, error: BaseException) -> None:
         text, (usage, is_estimated) = tally.text, tally.spent(error)

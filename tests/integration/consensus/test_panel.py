@@ -12,8 +12,12 @@ from exai.app import open_app
 from exai.conversations import AppendRequest, ChatRequest
 from exai.errors import Conflict, InvalidArgument, NotConfigured, ProviderUnavailable
 from exai.files.service import FileContent
+from exai.mcp.core.protocol import CallContext
+from exai.mcp.features.results import call_result
 from exai.models import LOCAL_OWNER, NewMessage
 from exai.resilience import with_deadline
+from exai.tools.consensus import ConsensusArguments
+from exai.tools.registry import build_tasks, build_tools
 from tests.integration.consensus.conftest import (
     GLM,
     KIMI,
@@ -29,6 +33,8 @@ from tests.integration.consensus.conftest import (
 from tests.support.provider_server import (
     Reply,
     break_after_first_token,
+    event,
+    glm_answer,
     glm_error,
     hang_after_first_token,
     kimi_answer,
@@ -408,3 +414,30 @@ async def test_the_files_reach_every_member_and_the_arbiter(stage: Stage) -> Non
     result = await stage.ask(files=(str(stored.id),))
     assert all("heron" in text_sent(request) for request in stage.chats())
     assert result.read
+
+
+async def test_a_member_searches_the_web_if_its_provider_can(stage: Stage) -> None:
+    page = {"title": "Postgres", "link": "http://127.0.0.1/postgres"}
+    answer = glm_answer("Found.", model=GLM)
+    stage.glm.script(stream(event({"choices": [], "web_search": [page]}), *answer.steps))
+    result = await stage.ask(models=(GLM, "local/other"), web_search=True)
+    [asked] = stage.glm.chats
+    assert asked.body["tools"][0]["type"] == "web_search"
+    assert "tools" not in stage.local.chats[0].body
+    assert [source.url for source in result.sources] == [page["link"]]
+    assert any("local/other cannot search" in note for note in result.notes)
+
+
+async def test_the_result_of_a_task_is_that_of_the_call_on_any_daemon(stage: Stage) -> None:
+    spec = next(each for each in build_tools(stage.app) if each.name == "consensus")
+    begun: list[str] = []
+    context = CallContext(LOCAL_OWNER, "1", stage.report, begun=lambda work: begun.append(work.id))
+    arguments = ConsensusArguments(prompt="Postgres or SQLite?", models=[KIMI, GLM])
+    direct = call_result(await spec.handler(arguments, context))
+    async with open_app(stage.app.settings) as other:
+        task = await build_tasks(other, build_tools(other)).get(LOCAL_OWNER, begun[0])
+    assert task is not None
+    assert task.result == direct
+    text = direct["content"][0]["text"]
+    assert text.index("continuation_id") < text.index("Next: Decide yourself") < text.index("## Answer")
+    assert f"= {KIMI}, seq" in text

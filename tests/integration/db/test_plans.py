@@ -251,4 +251,4 @@ async def test_one_message_of_a_long_conversation_is_one_row_among_short_ones(da
 
 def turn(budget: int, known: tuple[int, int, int, int] | tuple[None, ...] = (None,) * 4) -> tuple[object, ...]:
     identity = ("local", "long", new_id(), new_id(), new_id(), "h", "chat", None, 60.0, "kimi", "model")
-    return (*identity, ["user"], ["q"], ["message"], [None], [], None, budget, *known)
+    return (*identity, ["user"], ["q"], ["message"], [None], [], None, budget, *known, False, None)

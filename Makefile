@@ -114,7 +114,8 @@ $(shell test -x .venv/bin/python || rm -f .venv/run.done .venv/dev.done .venv/pe
 .venv/lowest/done: requirements/lowest.lock | .venv/bin/python
 	@echo "installing the oldest versions allowed into an environment of their own (once)"
 	@test -x .venv/lowest/bin/python || $(PY) -m venv --without-pip .venv/lowest
-	@$(PIP) --python .venv/lowest/bin/python install --no-compile --require-hashes -r requirements/lowest.lock
+	@# The lock is complete. Some releases of pip do not see its pin of `pyjwt` in a requirement of `pyjwt[crypto]`.
+	@$(PIP) --python .venv/lowest/bin/python install --no-compile --no-deps --require-hashes -r requirements/lowest.lock
 	@touch $@
 
 .venv/newest/done: pyproject.toml .venv/dist/done

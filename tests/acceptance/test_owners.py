@@ -17,6 +17,7 @@ from mcp import ClientSession, McpError
 from mcp.types import PromptReference, ResourceTemplateReference
 from pydantic import AnyUrl
 
+from exai.workflows import load_workflows
 from tests.support.backend import flush
 from tests.support.client import call, connect, refused
 from tests.support.daemon import Daemon, start_daemon
@@ -244,8 +245,22 @@ async def nothing_by_listening(world: World, url: str) -> None:
         assert strange.notices == []
 
 
+def expert(tool: str) -> Callable[[World], Awaitable[None]]:
+    """Make the attempt with a tool that asks as an expert: at a conversation, asked and recorded, and at a file."""
+
+    async def attempt(world: World) -> None:
+        if tool != "precommit":
+            await world.not_found(tool, prompt="What did I say?", continuation_id=world.theirs, files=[world.own_file])
+        await world.not_found(tool, prompt="What is in it?", files=[world.their_file])
+        if tool not in ("challenge", "consensus"):
+            await world.not_found(tool, prompt="Mine.", continuation_id=world.theirs, ask_model=False)
+
+    return attempt
+
+
 ATTEMPTS: dict[str, Callable[[World], Awaitable[None]]] = {
     "chat": chat,
+    **{name: expert(name) for name in (*load_workflows(), "consensus")},
     "conversation_append": append,
     "conversation_get": get,
     "conversation_list": list_all,

@@ -214,13 +214,15 @@ async def nothing_by_address(world: World) -> None:
 async def nothing_by_prompt(world: World) -> None:
     """A prompt shows a conversation, and its arguments are completed."""
     prompts = {each.name: each.arguments or [] for each in (await world.bob.list_prompts()).prompts}
-    assert prompts.keys() == {"ask", "continue", "find"}, "every prompt needs an attempt here"
+    assert prompts.keys() == {"ask", "continue", "find", *load_workflows(), "consensus"}, "a prompt lacks its attempt"
     for name, arguments in prompts.items():
         reference = PromptReference(type="ref/prompt", name=name)
         for argument in arguments:
-            for typed in ("same", MARKER, world.theirs[:8] if argument.name != "continuation_id" else MARKER):
+            # By now Bob has a conversation of the same name, whose id completes these two.
+            completes_ids = argument.name in ("continuation_id", "prompt")
+            for typed in ("same", MARKER, MARKER if completes_ids else world.theirs[:8]):
                 found = await world.bob.complete(reference, {"name": argument.name, "value": typed})
-                assert found.completion.values == []
+                assert found.completion.values == [], (name, argument.name, typed)
         given = {each.name: world.theirs for each in arguments if each.required}
         # Bob has a conversation of the same name by now.
         assert MARKER not in (await world.bob.get_prompt(name, given)).model_dump_json()

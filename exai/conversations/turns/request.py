@@ -9,7 +9,7 @@ from exai.conversations.deduplication import content_hash, request_key
 from exai.conversations.requests import ChatRequest, chat_messages
 from exai.conversations.turns.prompt import MAX_BYTES_PER_TOKEN, estimate_tokens
 from exai.db.records import BudgetClaim, CachedRange, TurnBegun, TurnStart
-from exai.models import ConversationId, Message, TurnId
+from exai.models import ConversationId, Message, Thinking, TurnId
 from exai.providers.base import Model
 
 LEASE_S = 60.0
@@ -84,3 +84,9 @@ def history_of(begun: TurnBegun, cached: Hit | Miss | None) -> tuple[Message, ..
     known = cached.messages if isinstance(cached, Hit) and not begun.full else ()
     question = begun.commit.added or () if begun.commit is not None else ()
     return (*known, *begun.history, *question)
+
+
+def thinking_of(request: ChatRequest, model: Model) -> Thinking | None:
+    """Return the level of reasoning to ask for: the one named, else the preferred one if the model supports it."""
+    preferred = request.guidance.effort if request.guidance else None
+    return request.thinking or (preferred if preferred in model.thinking else None)

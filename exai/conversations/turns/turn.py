@@ -28,7 +28,7 @@ from exai.conversations.turns.budgets import Budgets
 from exai.conversations.turns.leases import TurnLeases
 from exai.conversations.turns.outcomes import OutcomeWriter
 from exai.conversations.turns.prompt import Asked, check_fits, estimate_tokens, instructed
-from exai.conversations.turns.request import history_of, turn_start, whole_prompt_tokens
+from exai.conversations.turns.request import history_of, thinking_of, turn_start, whole_prompt_tokens
 from exai.conversations.turns.result import GUIDANCE, answer_of, facts_of, failure_of, kept_of, result_of
 from exai.conversations.turns.tally import TurnTally
 from exai.db.records import TurnBegun, TurnEnd, TurnStart
@@ -48,7 +48,6 @@ from exai.models import (
     ConversationKey,
     OnDelta,
     Prompt,
-    Thinking,
 )
 from exai.providers.base import Model
 from exai.providers.completion.counting import CountFailed
@@ -323,7 +322,7 @@ class ChatTurns:
             model=turn.model.name,
             messages=prompt,
             max_output_tokens=turn.request.max_output_tokens,
-            thinking=_thinking(turn.request, turn.model),
+            thinking=thinking_of(turn.request, turn.model),
             web_search=turn.request.web_search,
         )
         with with_deadline(remaining_s(OUTCOME_RESERVE_S)):
@@ -396,9 +395,3 @@ class ChatTurns:
     async def _publish_finished(self, turn: _Turn, commit: Commit) -> None:
         await asyncio.wait({turn.publication})
         await self._publisher.publish(commit)
-
-
-def _thinking(request: ChatRequest, model: Model) -> Thinking | None:
-    """Return the level of reasoning to ask for: the one named, else the preferred one if the model supports it."""
-    preferred = request.guidance.effort if request.guidance else None
-    return request.thinking or (preferred if preferred in model.thinking else None)

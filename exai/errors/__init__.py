@@ -35,6 +35,7 @@
     |       `-- ProviderBroken   a reply that cannot be used: broken stream, not SSE, no finish marker
     |-- DeadlineExceeded
     |   `-- Unanswered           a batch in flight was not answered in time [exai.batching]
+    |-- TooLate                  a model of a panel did not answer in time [exai.workflows.consensus.turns]
     |-- Overloaded               a limit of this process; try again shortly
     `-- ShuttingDown
 

@@ -296,12 +296,19 @@ async def precommit(model: Model) -> None:
     assert "allowed root" in await model.call("precommit", fails=True, prompt="May it go?")
 
 
+async def consensus(model: Model) -> None:
+    head = head_of(await model.call("consensus", prompt="Which one?", models=["kimi-k3", "kimi-k3"]))
+    assert head["next"]
+    assert "Which one?" in await model.call("conversation_get", continuation_id=head["continuation_id"])
+    assert await model.call("chat", prompt="Why?", continuation_id=head["continuation_id"])
+
+
 SCENARIOS: dict[str, Callable[[Model], Awaitable[None]]] = {
     each.__name__: each
     for each in (
         chat, conversation_append, conversation_get, conversation_list, conversation_search, conversation_fork,
         conversation_update, conversation_delete, conversation_export, conversation_import, file_put, file_get,
-        file_list, file_link, file_delete, listmodels, status, version, usage, precommit,
+        file_list, file_link, file_delete, listmodels, status, version, usage, precommit, consensus,
     )
 } | {name: expert(name) for name in load_workflows() if name != "precommit"}  # fmt: skip
 

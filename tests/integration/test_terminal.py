@@ -365,7 +365,7 @@ async def test_person_at_a_terminal_talks_line_by_line(program: Program, provide
     program.type("sure?\n")
     await program.shows(r"As I said\.\r\n> ")
     program.type("\x04")
-    await program.shows(r"continue with: \S+ -m exai chat --continue \S+\r\n")
+    await program.shows(r"continue with: [^\r]+ -m exai chat --continue \S+\r\n")
     assert await program.ends() == 0
     assert program.echoes()
     contents = [message["content"] for message in provider.chats[-1].body["messages"]]

@@ -94,7 +94,7 @@ async def stopped(client: Client) -> None:
     begun = asyncio.Event()
 
     async def heard(progress: float, total: float | None, message: str | None) -> None:
-        if message is not None and message.startswith("answering"):
+        if message is not None and " answering" in message:
             begun.set()
 
     call = asyncio.create_task(client.call_tool("chat", {"prompt": "hang"}, progress_callback=heard))

@@ -226,7 +226,9 @@ def test_found_file_may_narrow_access_and_bring_stores_of_its_own(lines: list[st
 def test_every_setting_that_decides_about_access_is_covered() -> None:
     """A new field of the JWT section, or a new list of what is allowed, is trusted only on purpose."""
     names = {each.name for each in variables()}
-    deciding = {name for name in names if "__JWT__" in name or "ALLOW" in name or name.endswith(("__ROOTS", "TOKENS"))}
+    deciding = {
+        name for name in names if "__JWT__" in name or "ALLOW" in name or name.endswith(("__ROOTS", "__TOKENS"))
+    }
     assert deciding == set(ACCESS_SETTINGS)
 
 

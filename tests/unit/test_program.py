@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -78,4 +79,4 @@ def test_error_of_a_command_advises_the_command_that_was_used(tmp_path: Path) ->
         timeout=60,
     )
     assert done.returncode == 3
-    assert f"Start the daemon with `{sys.executable} -m exai serve`" in done.stderr
+    assert f"Start the daemon with `{shlex.quote(sys.executable)} -m exai serve`" in done.stderr

@@ -12,6 +12,8 @@ from exai.db.turns import TurnRepository
 from tests.support.database import opened
 from tests.support.migrations import session
 
+STATEMENT_TIMEOUT_S = 60.0
+
 
 @pytest.fixture
 async def database(postgres_url: str) -> AsyncIterator[Database]:
@@ -19,7 +21,7 @@ async def database(postgres_url: str) -> AsyncIterator[Database]:
     async with session(postgres_url) as connection:
         name = await connection.fetchval("select quote_ident(current_database())")
         await connection.execute(f"alter database {name} set exai.search_time = '30 s'")
-    async with opened(postgres_url, statement_timeout_s=60) as database:
+    async with opened(postgres_url, statement_timeout_s=STATEMENT_TIMEOUT_S) as database:
         yield database
 
 

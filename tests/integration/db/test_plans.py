@@ -126,7 +126,7 @@ async def test_a_report_of_costs_reads_the_turns_it_sums(sql: OneTrip) -> None:
 async def test_an_append_reads_no_messages(sql: OneTrip) -> None:
     """Numbers come from the conversation's row."""
     args = ("local", "long", new_id(), new_id(), new_id(), "h", "append", None, ["user"], ["x"], ["message"], [None])
-    counts = await touched(sql, "append", *args, [], None)
+    counts = await touched(sql, "append", *args, [], None, False)
     assert all(scans == 0 for scans, _ in counts.values()), counts
     assert counts.get("messages", (0, 0))[1] <= 1
 

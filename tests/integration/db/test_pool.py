@@ -23,6 +23,7 @@ from exai.errors import (
 from exai.models import LOCAL_OWNER, ConversationKey
 from exai.resilience import with_deadline
 from exai.settings.load import DatabaseSettings
+from tests.integration.db.conftest import STATEMENT_TIMEOUT_S
 from tests.support.counters import Counters
 from tests.support.database import POOL_SIZE, appending, contents_of, conversation_of, opened
 from tests.support.pg_proxy import PgProxy
@@ -230,7 +231,7 @@ async def test_statements_time_out_on_the_server_first(database: Database) -> No
     async with session(database) as observer:
         assert await observer.fetchval("show statement_timeout") == "0"
     rows = await database.fetch("server_limit")
-    assert rows[0]["statement_timeout_ms"] == 4800
+    assert rows[0]["statement_timeout_ms"] == 0.8 * 1000 * STATEMENT_TIMEOUT_S
 
 
 async def test_an_unmigrated_database_is_named_as_that(empty_postgres_url: str) -> None:

@@ -148,7 +148,6 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         conversations = ConversationStore(
             repositories, cache, publisher, indexing, limits=settings.limits, recorder=recorder
         )
-        sources = SourceReader(files, roots, estimate_tokens)
         consensus = ConsensusService(
             PanelTurns(turn_repository, turns.leases, turns.outcomes, publisher, providers),
             providers,

@@ -2,7 +2,7 @@
 
 Runs as a script, with one JSON argument and only the standard library, in a process of its own: the work between
 fork and exec (a death signal, another identity) is done here after an exec, where it is safe however many threads the
-program has. Invariant: once the program has ended, for whatever reason, the server is stopped.
+program has. Invariant: once the program has ended, also by a signal, the server is stopped.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Starts EXAI's own Postgres and Valkey for a data directory, or attaches to those that another program runs there.
 
-Invariant: the servers live exactly as long as the program that started them. When it ends, for whatever reason, one of
+Invariant: the servers live exactly as long as the program that started them. When it ends, also by a signal, one of
 the attached programs restarts them at the same addresses with all acknowledged data.
 """
 

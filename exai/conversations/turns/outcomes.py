@@ -1,6 +1,6 @@
 """Write the outcomes of turns in tasks of their own, which the cancellation of their callers does not interrupt.
 
-Invariant: a task started here runs to its end, or to `OUTCOME_LIMIT_S`, whatever happens to the request it came from.
+Invariant: a task started here runs to its end, or to `OUTCOME_LIMIT_S`, also if its request is cancelled.
 """
 
 from __future__ import annotations

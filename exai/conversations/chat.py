@@ -11,8 +11,9 @@ from contextlib import asynccontextmanager
 
 from exai.background import running
 from exai.conversations.requests import ChatRequest, ChatResult
+from exai.conversations.turns.beginning import OnBegun
 from exai.conversations.turns.result import ENDED, TurnOutcome, outcome_of
-from exai.conversations.turns.turn import ChatTurns, OnBegun
+from exai.conversations.turns.turn import ChatTurns
 from exai.db.turns import TurnRepository
 from exai.models import OnDelta, Owner
 from exai.settings.load import LimitSettings

@@ -13,7 +13,7 @@ from typing import Final
 from exai.conversations import AppendRequest, ChatRequest, ChatResult, ChatService, ConversationStore
 from exai.conversations.requests import Guidance
 from exai.conversations.titles import opening
-from exai.conversations.turns.turn import OnBegun
+from exai.conversations.turns.beginning import OnBegun
 from exai.files.sources import SourceReader, SourceRequest, SourcesRead
 from exai.models import OnDelta
 from exai.providers.registry import Providers

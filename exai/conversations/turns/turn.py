@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -21,9 +20,9 @@ import structlog
 from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Miss, PreloadedPage
 from exai.conversations.publishing import Publisher
-from exai.conversations.refusals import refusal
-from exai.conversations.requests import ChatRequest, ChatResult, RunningTurn
+from exai.conversations.requests import ChatRequest, ChatResult
 from exai.conversations.turns.attachments import Attachments
+from exai.conversations.turns.beginning import OUTCOME_RESERVE_S, Beginning, OnBegun
 from exai.conversations.turns.budgets import Budgets
 from exai.conversations.turns.leases import TurnLeases
 from exai.conversations.turns.outcomes import OutcomeWriter
@@ -31,7 +30,7 @@ from exai.conversations.turns.prompt import Asked, check_fits, estimate_tokens, 
 from exai.conversations.turns.request import history_of, thinking_of, turn_start, whole_prompt_tokens
 from exai.conversations.turns.result import GUIDANCE, answer_of, facts_of, failure_of, kept_of, result_of
 from exai.conversations.turns.tally import TurnTally
-from exai.db.records import TurnBegun, TurnEnd, TurnStart
+from exai.db.records import TurnBegun, TurnEnd
 from exai.db.turns import TurnRepository
 from exai.errors import (
     AnswerNotStored,
@@ -54,20 +53,10 @@ from exai.providers.completion.counting import CountFailed
 from exai.providers.registry import Providers
 from exai.resilience import remaining_s, with_deadline
 
-OUTCOME_RESERVE_S = 2.0
-"""Part of a request's time reserved for writing the outcome; the provider's deadline is earlier by it."""
-
 MAX_SHRINKS = 5
 """How often one turn shortens a prompt that is too long for its model."""
 
-POLL_FIRST_S = 0.1
-POLL_MOST_S = 2.0
-"""First and longest pause between two polls of a repeated request for the end of the first attempt."""
-
 T = TypeVar("T")
-OnBegun = Callable[[RunningTurn], None]
-"""Called once a turn's question is committed; any daemon can then find the turn by its id."""
-
 log = structlog.get_logger(__name__)
 
 
@@ -100,6 +89,7 @@ class ChatTurns:
         self._repository, self._cache, self._providers = repository, cache, providers
         self._attachments, self._publisher, self._budgets = attachments, publisher, budgets
         self.leases, self.outcomes = TurnLeases(repository), OutcomeWriter(repository)
+        self._beginning = Beginning(repository, cache, self.outcomes)
 
     async def run(self, request: ChatRequest, on_delta: OnDelta | None, on_begun: OnBegun | None = None) -> ChatResult:
         """Answer one question. Guarantees and errors are those of `ChatService.run`."""
@@ -120,7 +110,7 @@ class ChatTurns:
         check_fits(request.prompt, "\n".join(filter(None, (request.system, instructions))), limit_tokens)
         cached = await self._read_cache(request)
         start = turn_start(request, model, room_tokens, cached, self._budgets.claim(bounded, model))
-        begun = await self._begin(request, model, start, cached, on_begun)
+        begun = await self._beginning.begin(request, model, start, cached, on_begun)
         commit = begun.commit
         if commit is None:
             raise AssertionError("a turn that was begun has a conversation")
@@ -161,74 +151,6 @@ class ChatTurns:
             return None
         found = await self._cache.read(ConversationKey(request.owner, request.continuation_id))
         return found if isinstance(found, Hit | Miss) else None
-
-    async def _begin(
-        self,
-        request: ChatRequest,
-        model: Model,
-        start: TurnStart,
-        cached: Hit | Miss | None,
-        on_begun: OnBegun | None,
-    ) -> TurnBegun:
-        """Store the question; a repeated request waits for the first attempt, or resumes it after its lease expired."""
-        try:
-            while True:
-                begun = await self._begin_once(request, model, start)
-                if on_begun is not None and begun.started_at is not None and begun.commit is not None:
-                    name = begun.commit.conversation.continuation_id
-                    on_begun(RunningTurn(begun.turn_id, begun.started_at, name, start.request_key, model.name))
-                if begun.status != "pending":
-                    break
-                await self._wait_for_first_attempt(start, begun)
-            if begun.status not in ("started", "resumed", "finished"):
-                raise refusal(begun.status, start.continuation_id, begun.current_revision, begun.missing)
-        except BaseException:
-            if isinstance(cached, Miss) and start.continuation_id is not None:
-                key = ConversationKey(start.owner, start.continuation_id)
-                self.outcomes.start(self._cache.release(key, cached), "cache-release")
-            raise
-        return begun
-
-    async def _wait_for_first_attempt(self, start: TurnStart, begun: TurnBegun) -> None:
-        """Wait until the attempt that holds the request key has ended or its lease has expired."""
-        pause_s = POLL_FIRST_S
-        while True:
-            left_s = remaining_s(OUTCOME_RESERVE_S)
-            if left_s is not None and left_s <= pause_s:
-                still_running = Conflict(
-                    "still_running",
-                    "the first request with this idempotency key is still running",
-                    "Call again later with the same key to get its answer",
-                )
-                if begun.commit is not None:
-                    still_running.continuation_id = begun.commit.conversation.continuation_id
-                raise still_running
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, POLL_MOST_S)
-            seen = await self._repository.state(start.owner, start.request_key)
-            state, lease_left_s = seen or ("failed", 0.0)
-            if state != "pending" or lease_left_s <= 0:
-                return
-
-    async def _begin_once(self, request: ChatRequest, model: Model, start: TurnStart) -> TurnBegun:
-        """Begin a turn. If the caller is cancelled meanwhile, record the turn's failure once it is known to exist."""
-        task = self.outcomes.start(self._repository.begin(start), "turn-begin")
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            await self.outcomes.complete(self._record_abandoned(request, model, task, error))
-            raise
-
-    async def _record_abandoned(
-        self, request: ChatRequest, model: Model, beginning: asyncio.Task[TurnBegun], error: BaseException
-    ) -> None:
-        """Wait for `beginning`, and record the failure of a turn that it has begun for a cancelled caller."""
-        await asyncio.wait({beginning})
-        if beginning.cancelled() or beginning.exception() is not None:
-            return
-        begun = beginning.result()
-        if begun.status in ("started", "resumed"):
-            await self.outcomes.record(failure_of(request, model, begun, "", error))
 
     async def _answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, int, Commit, dict[str, Any]]:
         continuation_id = turn.commit.conversation.continuation_id

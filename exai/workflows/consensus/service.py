@@ -21,10 +21,10 @@ from exai.conversations.deduplication import content_hash, request_key
 from exai.conversations.requests import RunningTurn, with_files
 from exai.conversations.titles import opening
 from exai.conversations.turns.attachments import Attachments
+from exai.conversations.turns.beginning import OnBegun
 from exai.conversations.turns.prompt import FINISH_REASON
 from exai.conversations.turns.request import LEASE_S
 from exai.conversations.turns.result import GUIDANCE
-from exai.conversations.turns.turn import OnBegun
 from exai.db.records import TurnBegun, TurnEnd, TurnStart
 from exai.errors import AnswerNotStored, DatabaseError, ExaiError, ProviderUnavailable
 from exai.files.sources import SourceReader, SourceRequest, SourcesRead

@@ -56,7 +56,11 @@ _IN_RUN: Final = bytes(b"a"[0] if byte in _LETTERS + _DIGITS + b"+/-_=" else b" 
 
 def text_tokens(text: str) -> int:
     """Return the estimated number of tokens of `text` in a model's vocabulary."""
-    encoded = text.encode(errors="replace")
+    return utf8_tokens(text.encode(errors="replace"))
+
+
+def utf8_tokens(encoded: bytes) -> int:
+    """Return the estimated number of tokens of a text in UTF-8."""
     return (sum(encoded.translate(_TABLE)) + _excess_of_runs(encoded)) // _SCALE
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import Field
 
 from exai.conversations import ChatRequest, ChatResult, ChatService
 from exai.files.service import FileService
+from exai.mcp.core.protocol import ClientInfo
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
-from exai.models import ContinuationId, FileId
-from exai.tools.limits import ALWAYS_LOADED, size_limit, take_text
+from exai.models import ContinuationId, FileId, WebSource
+from exai.tools.limits import ALWAYS_LOADED, NO_CLIENT, answer_limit, size_of, take_rows, take_text
 from exai.tools.progress import AnswerProgress
+
+LISTED: Final = 0.2
+"""Largest share of an answer that the pages found by a search take."""
 
 
 class ChatArguments(Arguments):
@@ -41,6 +45,11 @@ class SourceOutput:
 
     title: str
     url: str
+
+    @classmethod
+    def of(cls, source: WebSource) -> Self:
+        """Make the output for a page."""
+        return cls(source.title, source.url)
 
 
 @dataclass
@@ -76,10 +85,11 @@ class ChatOutput(ToolOutput):
     notes: list[str]
 
     @classmethod
-    def of(cls, result: ChatResult) -> Self:
-        """Make the output for the result of a turn; a long answer is cut to the size of an answer."""
-        usage = result.usage
-        content, next_offset = take_text(result.content, 0, size_limit())
+    def of(cls, result: ChatResult, client: ClientInfo = NO_CLIENT) -> Self:
+        """Make the output for the result of a turn; a long answer is cut to what the client shows."""
+        usage, limit = result.usage, answer_limit(client)
+        sources = take_rows(result.sources, SourceOutput.of, limit.share(LISTED))
+        content, next_offset = take_text(result.content, 0, limit - size_of([sources, result.notes]))
         return cls(
             content=content,
             next_offset=next_offset,
@@ -97,8 +107,8 @@ class ChatOutput(ToolOutput):
             partial=result.partial,
             unread_events=result.unread_events,
             instead_of=result.instead_of,
-            sources=[SourceOutput(each.title, each.url) for each in result.sources],
-            notes=_notes(result, next_offset),
+            sources=sources,
+            notes=_notes(result, next_offset, len(result.sources) - len(sources)),
         )
 
     def as_text(self) -> str:
@@ -119,7 +129,7 @@ def chat_tool(chat: ChatService, files: FileService) -> ToolSpec:
         progress = AnswerProgress(context)
         given = await files.resolve(context.owner, arguments.files or ())
         result = await chat.run(_request(arguments, context, given), progress.on_delta, progress.on_begun)
-        return ChatOutput.of(result)
+        return ChatOutput.of(result, context.client)
 
     return ToolSpec(
         name="chat",
@@ -140,8 +150,10 @@ def chat_tool(chat: ChatService, files: FileService) -> ToolSpec:
     )
 
 
-def _notes(result: ChatResult, next_offset: int | None) -> list[str]:
+def _notes(result: ChatResult, next_offset: int | None, unlisted: int) -> list[str]:
     notes = list(result.notes)
+    if unlisted:
+        notes.append(f"{unlisted:,} more sources are left out; conversation_get has them in the metadata of the answer")
     if result.finish_reason == "length":
         notes.append("the answer was cut by the output limit; ask the model to go on, or allow more output tokens")
     elif result.finish_reason == "content_filter":

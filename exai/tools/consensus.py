@@ -10,18 +10,20 @@ from pydantic import Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from exai.conversations import ChatResult
+from exai.mcp.core.protocol import ClientInfo
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
 from exai.models import ContinuationId
 from exai.tools.chat import SourceOutput, UsageOutput
-from exai.tools.limits import ALWAYS_LOADED, size_limit, size_of, take_rows, take_text
+from exai.tools.limits import ALWAYS_LOADED, NO_CLIENT, answer_limit, size_of, take_rows, take_text
 from exai.tools.progress import AnswerProgress
+from exai.tools.workflow import some_lines
 from exai.workflows.consensus import ConsensusRequest, ConsensusResult, ConsensusService, PanelAnswer
 from exai.workflows.consensus.requests import stored_result
 from exai.workflows.consensus.watch import PanelWatch
 
-LISTED_CHARS: Final = 4_000
-"""Maximum size of each list of what was read and left out."""
+LISTED: Final = 0.1
+"""Largest share of an answer that each list takes: what was read, what was left out, the pages of searches."""
 
 NOT_SHOWN: Final = "findings: ignored, because the panel answers from the question and its files alone"
 
@@ -108,25 +110,19 @@ class ConsensusOutput(ToolOutput):
     notes: list[str]
 
     @classmethod
-    def of(cls, result: ConsensusResult) -> Self:
-        """Make the output for a result; a long synthesis is cut to the size of an answer."""
+    def of(cls, result: ConsensusResult, client: ClientInfo = NO_CLIENT) -> Self:
+        """Make the output for a result; a long synthesis is cut to what the client shows."""
         usage = result.usage
         answers = [PanelAnswerOutput.of(each) for each in result.answers]
-        read = take_rows(result.read, str, size_limit(LISTED_CHARS))
-        left_out = take_rows(result.left_out, str, size_limit(LISTED_CHARS))
-        beside = [
-            answers,
-            answers,
-            read,
-            read,
-            left_out,
-            left_out,
-            result.sources,
-            result.sources,
-            result.next,
-            list(result.notes),
-        ]
-        content, next_offset = take_text(result.content, 0, size_limit() - size_of(beside))
+        limit = answer_limit(client)
+        listed = limit.share(LISTED)
+        read, left_out = some_lines(result.read, listed), some_lines(result.left_out, listed)
+        sources = take_rows(result.sources, SourceOutput.of, listed)
+        notes = list(result.notes)
+        if len(sources) < len(result.sources):
+            notes.append(f"{len(result.sources) - len(sources):,} more sources are left out; the answers name them")
+        beside = size_of([answers, read, left_out, sources, result.next, notes])
+        content, next_offset = take_text(result.content, 0, limit - beside)
         following = result.next
         if next_offset is not None:
             following = (
@@ -147,19 +143,20 @@ class ConsensusOutput(ToolOutput):
             next_offset=next_offset,
             cost_usd=None if result.cost_usd is None else float(result.cost_usd),
             usage=UsageOutput(usage.input_tokens, usage.output_tokens, usage.cached_tokens, usage.reasoning_tokens),
-            sources=[SourceOutput(each.title, each.url) for each in result.sources],
+            sources=sources,
             duplicate=result.duplicate,
-            notes=list(result.notes),
+            notes=notes,
         )
 
     @classmethod
-    def of_turn(cls, turn: ChatResult) -> Self:
+    def of_turn(cls, turn: ChatResult, client: ClientInfo = NO_CLIENT) -> Self:
         """Make the output for a stored turn."""
-        return cls.of(stored_result(turn.facts, turn.content, turn.continuation_id, turn.seq, duplicate=turn.duplicate))
+        result = stored_result(turn.facts, turn.content, turn.continuation_id, turn.seq, duplicate=turn.duplicate)
+        return cls.of(result, client)
 
     def as_text(self) -> str:
         """Return the synthesis, who answered, and what was read."""
-        return "\n\n".join([f"Next: {self.next}", self.content, *self._after()])
+        return "\n\n".join([self.content, *self._after()])
 
     def _after(self) -> Iterator[str]:
         yield "The panel:\n" + "\n".join(_line(each) for each in self.answers)
@@ -178,7 +175,7 @@ def consensus_tool(service: ConsensusService) -> ToolSpec:
         watch = PanelWatch(context.progress, context.doing)
         on_begun = AnswerProgress(context, "consensus").on_begun
         result = await service.run(_consensus_request(arguments, context), watch, on_begun)
-        output = ConsensusOutput.of(result)
+        output = ConsensusOutput.of(result, context.client)
         return output.model_copy(update={"understood": [NOT_SHOWN]}) if arguments.findings else output
 
     return ToolSpec(

@@ -15,7 +15,7 @@ from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.texts import items
 from exai.mcp.features.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolSpec
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, Owner, StoredFile
-from exai.tools.limits import ANSWER_CHARS, LARGE_ANSWERS, size_limit, take_rows, take_text
+from exai.tools.limits import LARGE_ANSWERS, Size, answer_limit, size_of, take_rows, take_text
 from exai.validation import MAX_LIST, utf8_of
 
 MAX_PAGE_CHARS = 200_000
@@ -83,7 +83,7 @@ class FileGetArguments(Arguments):
 
     file_id: FileId
     offset: int = Field(0, ge=0, description="In characters of a text, in bytes of other contents.")
-    limit: int = Field(ANSWER_CHARS, ge=1, le=MAX_PAGE_CHARS)
+    limit: int | None = Field(None, ge=1, le=MAX_PAGE_CHARS, description="Left out: what clients show.")
 
 
 class FileGetOutput(FileOutput):
@@ -194,10 +194,11 @@ def _put_tool(files: FileService) -> ToolSpec:
 
 def _get_tool(files: FileService) -> ToolSpec:
     async def handle(arguments: FileGetArguments, context: CallContext) -> FileGetOutput:
-        part = await files.read_part(
-            context.owner, arguments.file_id, arguments.offset, min(arguments.limit, MAX_PAGE_CHARS)
-        )
-        encoding, content, next_offset = _shown(part, arguments.offset, arguments.limit)
+        shown = answer_limit(context.client)
+        limit = shown.chars if arguments.limit is None else min(arguments.limit, MAX_PAGE_CHARS)
+        part = await files.read_part(context.owner, arguments.file_id, arguments.offset, limit)
+        within = answer_limit(context.client, max(shown.chars, limit))
+        encoding, content, next_offset = _shown(part, arguments.offset, within)
         return FileGetOutput.of(
             part.file,
             encoding=encoding,
@@ -228,7 +229,7 @@ def _list_tool(files: FileService) -> ToolSpec:
             limit=arguments.limit,
             cursor=arguments.cursor,
         )
-        shown = take_rows(page.files, FileOutput.of, size_limit())
+        shown = take_rows(page.files, FileOutput.of, answer_limit(context.client))
         return FileListOutput(files=shown, next_cursor=page.cursor_after(len(shown)))
 
     return ToolSpec(
@@ -304,12 +305,13 @@ def _decoded(text: str) -> bytes:
     return base64.b64decode(text if text.endswith("=") else text + "=" * (-len(text) % 4), validate=True)
 
 
-def _shown(part: FilePart, offset: int, limit: int) -> tuple[Literal["text", "base64"], str, int | None]:
+def _shown(part: FilePart, offset: int, within: Size) -> tuple[Literal["text", "base64"], str, int | None]:
     """Return the encoding, the part that fits, and the next offset, in characters of a text and otherwise in bytes."""
-    within = size_limit(max(ANSWER_CHARS, limit))
     if part.text is None:
-        data = part.data[: within.chars * 3 // 4]
-        more = part.next_offset if len(data) == len(part.data) else offset + len(data)
-        return "base64", base64.b64encode(data).decode(), more
+        take = min(len(part.data), within.chars * 3 // 4)
+        while take > 3 and (excess := within.excess(size_of(base64.b64encode(part.data[:take]).decode()))) > 1:
+            take = max(3, min(take - 3, int(take / excess)) // 3 * 3)
+        more = part.next_offset if take == len(part.data) else offset + take
+        return "base64", base64.b64encode(part.data[:take]).decode(), more
     content, rest = take_text(part.text, 0, within, "offset")
     return "text", content, part.next_offset if rest is None else offset + rest

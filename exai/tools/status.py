@@ -17,7 +17,7 @@ from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
 from exai.providers.base import ModelInfo
 from exai.providers.naming import SET_A_KEY
 from exai.providers.registry import Providers
-from exai.tools.limits import size_limit, take_rows
+from exai.tools.limits import answer_limit, size_of, take_rows
 
 LINE = (
     "name",
@@ -128,16 +128,17 @@ def status_tools(providers: Providers, health: ReadHealth) -> tuple[ToolSpec, ..
 
 
 def _listmodels_tool(providers: Providers) -> ToolSpec:
-    async def handle(arguments: ListModelsArguments, _context: CallContext) -> ListModelsOutput:
+    async def handle(arguments: ListModelsArguments, context: CallContext) -> ListModelsOutput:
         await providers.discover()
         infos = [info for info in providers.models() if arguments.provider in (None, info.provider)]
         rest = infos[_begin(infos, arguments.after) :]
-        shown = take_rows(rest, _model, size_limit())
+        notes = _notes(providers, infos)
+        shown = take_rows(rest, _model, answer_limit(context.client) - size_of(notes))
         return ListModelsOutput(
             models=shown,
             default=next((info.name for info in infos if info.default), None),
             next_after=shown[-1].name if len(shown) < len(rest) else None,
-            notes=_notes(providers, infos),
+            notes=notes,
         )
 
     return ToolSpec(

@@ -16,11 +16,16 @@ from exai.conversations.turns.result import TurnOutcome
 from exai.errors import ShuttingDown
 from exai.mcp.core import versions
 from exai.mcp.core.jsonrpc import INTERNAL_ERROR, RpcError
+from exai.mcp.core.protocol import ClientInfo
 from exai.mcp.features.results import ToolOutput, call_result, failed_result
 from exai.mcp.features.tasks import Task
 from exai.models import Owner
+from exai.tools.limits import NO_CLIENT
 
-Answers = Mapping[str, Callable[[ChatResult], ToolOutput]]
+AnswerFrom = Callable[[ChatResult, ClientInfo], ToolOutput]
+"""Makes the output of a tool for a client."""
+
+Answers = Mapping[str, AnswerFrom]
 """Functions that make a tool's output, by the names of the tools whose calls can be tasks."""
 
 
@@ -30,12 +35,13 @@ class TurnTasks:
     def __init__(self, chat: ChatService, answers: Answers) -> None:
         self._chat, self._answers = chat, answers
 
-    async def get(self, owner: Owner, task_id: str) -> Task | None:
-        """Return this owner's task, or None: 1 database round trip."""
+    async def get(self, owner: Owner, task_id: str, client: ClientInfo = NO_CLIENT) -> Task | None:
+        """Return this owner's task with its result for `client`, or None: 1 database round trip."""
         outcome = await self._chat.result(owner, task_id)
         if outcome is None or outcome.tool not in self._answers:
             return None
-        return _task(outcome, self._answers[outcome.tool])
+        answer = self._answers[outcome.tool]
+        return _task(outcome, lambda result: answer(result, client))
 
     async def cancel(self, owner: Owner, task_id: str) -> bool:
         """End a task early unless it has ended. Returns False if there is none: 1 database round trip."""

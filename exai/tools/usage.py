@@ -15,7 +15,7 @@ from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.texts import items
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
 from exai.models import ContinuationId
-from exai.tools.limits import size_limit, take_rows
+from exai.tools.limits import answer_limit, take_rows
 
 ROW = (
     "key",
@@ -88,7 +88,7 @@ def usage_tool(ledger: Ledger) -> ToolSpec:
             continuation_id=arguments.continuation_id,
         )
         report = await ledger.report(query)
-        rows = take_rows(report.sums, _row, size_limit())
+        rows = take_rows(report.sums, _row, answer_limit(context.client))
         return UsageReportOutput(
             by=arguments.by, total=_row(report.total), rows=rows, notes=_notes(report.total, report.groups - len(rows))
         )

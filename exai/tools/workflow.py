@@ -6,7 +6,7 @@ whether a model was asked, a step was recorded, or a stored turn is read later.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -14,18 +14,19 @@ from pydantic import Field, create_model
 from pydantic.json_schema import SkipJsonSchema
 
 from exai.conversations import ChatResult
+from exai.mcp.core.protocol import ClientInfo
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
 from exai.models import ContinuationId
-from exai.tools.limits import ALWAYS_LOADED, size_limit, size_of, take_rows, take_text
+from exai.tools.limits import ALWAYS_LOADED, NO_CLIENT, Size, answer_limit, size_of, take_rows, take_text
 from exai.tools.progress import AnswerProgress
 from exai.workflows import Workflow, WorkflowRequest, WorkflowResult, WorkflowService, load_workflows
 from exai.workflows.findings import Severity, Verdict
 from exai.workflows.requests import FindingRow
 from exai.workflows.rows import WORKFLOW, result_of_turn
 
-LISTED_CHARS: Final = 6_000
-"""Maximum size of each of the lists beside the content: findings, what was read, what was left out."""
+LISTED: Final = 0.16
+"""Largest share of an answer that each of the lists beside the content takes: findings, what was read and left out."""
 
 ALWAYS: Final = frozenset({"codereview"})
 """Workflows whose schema clients should load at their start."""
@@ -110,12 +111,16 @@ class WorkflowOutput(ToolOutput):
     notes: list[str]
 
     @classmethod
-    def of(cls, result: WorkflowResult) -> Self:
-        """Make the output for a result; what exceeds the size of an answer is cut."""
-        findings = take_rows(result.findings, FindingOutput.of, size_limit(LISTED_CHARS))
-        read, left_out = _some(result.read), _some(result.left_out)
-        rest = size_of([findings, read, left_out, list(result.notes), result.next])
-        content, next_offset = take_text(result.content, 0, size_limit() - rest)
+    def of(cls, result: WorkflowResult, client: ClientInfo = NO_CLIENT) -> Self:
+        """Make the output for a result; what exceeds the answers that the client shows is cut."""
+        limit = answer_limit(client)
+        listed = limit.share(LISTED)
+        findings = take_rows(result.findings, FindingOutput.of, listed)
+        read, left_out = some_lines(result.read, listed), some_lines(result.left_out, listed)
+        notes = [*result.notes, *_unlisted(result, len(findings))]
+        content, next_offset = take_text(
+            result.content, 0, limit - size_of([findings, read, left_out, notes, result.next])
+        )
         continued = "" if next_offset is None else (
             f"The answer continues: call conversation_get with this continuation_id, seq {result.seq} and char_offset "
             f"{next_offset}. Then: "
@@ -136,13 +141,13 @@ class WorkflowOutput(ToolOutput):
             next_offset=next_offset,
             cost_usd=None if result.cost_usd is None else float(result.cost_usd),
             duplicate=result.duplicate,
-            notes=list(result.notes),
+            notes=notes,
         )
 
     @classmethod
-    def of_turn(cls, turn: ChatResult) -> Self:
+    def of_turn(cls, turn: ChatResult, client: ClientInfo = NO_CLIENT) -> Self:
         """Make the output for a stored turn."""
-        return cls.of(result_of_turn(load_workflows()[turn.facts[WORKFLOW]], turn))
+        return cls.of(result_of_turn(load_workflows()[turn.facts[WORKFLOW]], turn), client)
 
     def as_text(self) -> str:
         """Return the answer, and after it what was read."""
@@ -165,7 +170,8 @@ def _tool(workflow: Workflow, service: WorkflowService) -> ToolSpec:
         progress = AnswerProgress(context, workflow.name)
         request = _request(arguments, context)
         context.doing(f"{workflow.name}: reading files" if request.files or request.diff else workflow.name)
-        return WorkflowOutput.of(await service.run(workflow.name, request, progress.on_delta, progress.on_begun))
+        result = await service.run(workflow.name, request, progress.on_delta, progress.on_begun)
+        return WorkflowOutput.of(result, context.client)
 
     return ToolSpec(
         name=workflow.name,
@@ -206,7 +212,17 @@ def _request(arguments: Arguments, context: CallContext) -> WorkflowRequest:
     return WorkflowRequest(owner=context.owner, **given)
 
 
-def _some(lines: tuple[str, ...]) -> list[str]:
-    """Return as many lines as fit, with the number of the others."""
-    shown = take_rows(lines, str, size_limit(LISTED_CHARS))
-    return shown if len(shown) == len(lines) else [*shown, f"and {len(lines) - len(shown):,} more"]
+def some_lines(lines: Sequence[str], limit: Size) -> list[str]:
+    """Return as many lines as fit, with the number of the others and where they are."""
+    shown = take_rows(lines, str, limit)
+    if len(shown) == len(lines):
+        return shown
+    return [*shown, f"and {len(lines) - len(shown):,} more, in the metadata of the question (conversation_export)"]
+
+
+def _unlisted(result: WorkflowResult, listed: int) -> Iterator[str]:
+    if listed < len(result.findings):
+        yield (
+            f"{len(result.findings) - listed:,} more findings are messages of their own; conversation_get with this "
+            f"continuation_id and before_seq {result.seq} has them"
+        )

@@ -6,8 +6,11 @@ import base64
 import json
 from typing import Any
 
+import pytest
 from mcp import ClientSession
+from mcp.types import CallToolResult, TextContent
 
+from exai.token_estimate import text_tokens
 from tests.support.client import connect
 from tests.support.daemon import Daemon
 from tests.support.provider_server import ProviderServer, kimi_answer
@@ -132,3 +135,56 @@ async def test_lists_come_in_pages_that_fit(daemon: Daemon) -> None:
                 pages, cursor = pages + 1, listed["next_cursor"]
             assert (len(seen), len(set(seen))) == (expected, expected)
             assert pages > 1
+
+
+DENSE = {"hex": "".join(f"{number:08x}" for number in range(20_000)), "Han": "漢字仮名交文" * 10_000}
+CLIENTS = {"someone": (40_000, 10_000), "codex-mcp-client": (40_000, 10_000), "claude-code": (49_900, 25_000)}
+"""Characters and tokens that a client shows of an answer."""
+
+
+def fits(result: CallToolResult, client: str) -> bool:
+    """Return whether text and structure are shown whole."""
+    (text,) = result.content
+    assert isinstance(text, TextContent)
+    chars, tokens = CLIENTS[client]
+    shown = (text.text, json.dumps(result.structuredContent, ensure_ascii=False, separators=(",", ":")))
+    return all(
+        len(each.encode("utf-16-le")) // 2 <= chars and max(text_tokens(each), len(each.encode()) // 4) <= tokens
+        for each in shown
+    )
+
+
+@pytest.mark.parametrize("client", CLIENTS)
+@pytest.mark.parametrize("dense", DENSE.values(), ids=DENSE)
+async def test_answers_of_every_long_tool_fit_what_their_client_shows(
+    daemon: Daemon, provider: ProviderServer, client: str, dense: str
+) -> None:
+    """Though a token may be two characters only; the parts still are the whole."""
+    rows = [{"role": "user", "content": f"needle {dense[place : place + 900]}"} for place in range(0, 90_000, 900)]
+    async with connect(daemon.url, client=client) as session:
+
+        async def fitting(tool: str, **arguments: Any) -> dict[str, Any]:
+            result = await session.call_tool(tool, arguments)
+            assert not result.isError, result.content
+            assert fits(result, client), (tool, result.content[0].text[:300])
+            assert result.structuredContent is not None
+            return result.structuredContent
+
+        name = (await fitting("conversation_append", messages=rows))["continuation_id"]
+        assert (await fitting("conversation_get", continuation_id=name, limit=200))["next_before_seq"]
+        assert (await fitting("conversation_export", continuation_id=name))["next_after_seq"] is not None
+        assert (await fitting("conversation_search", query="needle", limit=200))["hits"]
+        file = (await fitting("file_put", name="dense", content=dense))["file_id"]
+        assert (await fitting("file_get", file_id=file))["next_offset"]
+        binary = base64.b64encode(bytes(range(256)) * 400).decode()
+        file = (await fitting("file_put", name="binary", content_base64=binary))["file_id"]
+        assert (await fitting("file_get", file_id=file))["next_offset"]
+        for tool in ("chat", "analyze", "codereview"):
+            provider.script(kimi_answer(dense, reasoning=""))
+            answer = await fitting(tool, prompt="Tell me everything.")
+            content, offset = answer["content"], answer["next_offset"]
+            while offset is not None:
+                where = {"seq": answer["seq"], "char_offset": offset}
+                page = await fitting("conversation_get", continuation_id=answer["continuation_id"], **where)
+                content, offset = content + page["messages"][0]["content"], page["messages"][0]["next_offset"]
+            assert content == dense

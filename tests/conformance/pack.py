@@ -214,7 +214,7 @@ def _outlasting(tasks: MemoryTasks) -> list[ToolSpec]:
         ("confirm_delete", Deletion, delete),
     ]
     return [
-        ToolSpec(name, name, f"Conformance: {name}.", arguments, Fixed, handler, answer_from=Fixed.model_validate)
+        ToolSpec(name, name, f"Conformance: {name}.", arguments, Fixed, handler, answer_from=Fixed.answer_from)
         for name, arguments, handler in tools
     ]
 

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from mcp import ClientSession
-from mcp.types import CallToolResult
+from mcp.types import CallToolResult, Implementation
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -16,12 +16,15 @@ with warnings.catch_warnings():
 
 
 @asynccontextmanager
-async def connect(url: str) -> AsyncIterator[ClientSession]:
+async def connect(url: str, client: str = "mcp") -> AsyncIterator[ClientSession]:
     """Open a socket and an initialised session on it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         opened = websocket_client(url)
-    async with opened as (read, write), ClientSession(read, write) as session:
+    async with (
+        opened as (read, write),
+        ClientSession(read, write, client_info=Implementation(name=client, version="1")) as session,
+    ):
         await session.initialize()
         yield session
 

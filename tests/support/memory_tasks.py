@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from exai.errors import ExaiError
 from exai.mcp.core.jsonrpc import INTERNAL_ERROR, RpcError
-from exai.mcp.core.protocol import BegunWork, CallContext
+from exai.mcp.core.protocol import BegunWork, CallContext, ClientInfo
 from exai.mcp.features.results import call_result, error_result
 from exai.mcp.features.tasks import Task
 from exai.models import Owner
@@ -24,7 +24,7 @@ class MemoryTasks:
         self.tasks: dict[tuple[Owner, str], Task] = {}
         self.calls: list[str] = []
 
-    async def get(self, owner: Owner, task_id: str) -> Task | None:
+    async def get(self, owner: Owner, task_id: str, _client: ClientInfo) -> Task | None:
         self.calls.append("get")
         return self.tasks.get((owner, task_id))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from exai.mcp.core.protocol import ClientInfo
 from exai.mcp.features.results import ToolOutput
 
 
@@ -18,6 +19,10 @@ class Fixed(ToolOutput):
     @classmethod
     def of(cls, facts: Any, body: str, further: Sequence[Any] = ()) -> Fixed:
         return cls.model_construct(facts=facts, body=body, further=list(further))
+
+    @classmethod
+    def answer_from(cls, stored: Any, _client: ClientInfo) -> Fixed:
+        return cls.model_validate(stored)
 
     def as_json(self) -> dict[str, Any]:
         return dict(self.facts or {})

@@ -21,7 +21,7 @@ from exai.errors import DeadlineExceeded, ExaiError, Overloaded, ShuttingDown
 from exai.mcp.core import versions
 from exai.mcp.core.errors import ErrorTooLarge, ReplyTooLarge
 from exai.mcp.core.jsonrpc import INVALID_PARAMS, Json, RpcError
-from exai.mcp.core.protocol import BegunWork, Call, CallContext, Feature, Method
+from exai.mcp.core.protocol import BegunWork, Call, CallContext, ClientInfo, Feature, Method
 from exai.mcp.features.results import ToolOutput, call_result, error_result
 from exai.models import Owner, Recorder
 from exai.resilience import remaining_s
@@ -63,8 +63,8 @@ class Task:
 class TaskStore(Protocol):
     """The durable store of tasks and their outcomes, shared by all daemons."""
 
-    async def get(self, owner: Owner, task_id: str) -> Task | None:
-        """Return this owner's task, or None."""
+    async def get(self, owner: Owner, task_id: str, client: ClientInfo) -> Task | None:
+        """Return this owner's task with its result for `client`, or None."""
 
     async def cancel(self, owner: Owner, task_id: str) -> bool:
         """End a task early unless it has ended. Returns False if this owner has no task of that id."""
@@ -226,7 +226,7 @@ class Tasks:
 
     async def _read_task(self, call: Call, context: CallContext) -> Task:
         task_id = _task_id(call)
-        task = await self._store.get(context.owner, task_id)
+        task = await self._store.get(context.owner, task_id, call.client)
         if task is None:
             raise _unknown(task_id)
         return task

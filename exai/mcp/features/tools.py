@@ -22,7 +22,7 @@ from exai.errors import InvalidArgument
 from exai.mcp.core import versions
 from exai.mcp.core.errors import error_facts
 from exai.mcp.core.jsonrpc import INVALID_PARAMS, Json, RpcError
-from exai.mcp.core.protocol import Call, CallContext, Feature, Method, Terms
+from exai.mcp.core.protocol import Call, CallContext, ClientInfo, Feature, Method, Terms
 from exai.mcp.core.versions import Cacheable
 from exai.mcp.features.coercion import coerce
 from exai.mcp.features.paging import paged
@@ -98,9 +98,9 @@ class ToolSpec:
     timeout_s: float | None = STORE_TIMEOUT_S
     """Ends a call before the server's limit for all tools; None for tools that ask a model."""
 
-    answer_from: Callable[[Any], ToolOutput] | None = None
-    """Makes the output from the stored result of a call that outlasted it. Given for a handler that reports the id
-    under which it has `begun`, so that the answer may be a task's handle."""
+    answer_from: Callable[[Any, ClientInfo], ToolOutput] | None = None
+    """Makes the output for a client from the stored result of a call that outlasted it. Given for a handler that
+    reports the id under which it has `begun`, so that the answer may be a task's handle."""
 
     meta: Json = field(default_factory=dict)
 

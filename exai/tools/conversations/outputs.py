@@ -10,7 +10,7 @@ from pydantic import Field
 
 from exai.mcp.features.results import ToolOutput
 from exai.models import ContentPart, Conversation, Message, Page
-from exai.tools.limits import Size, size_of, surely_fits, take_text
+from exai.tools.limits import COMMA, NOTHING, Size, size_of, surely_fits, take_text
 from exai.validation import check_offset
 
 METADATA_CHARS = 4_000
@@ -79,10 +79,10 @@ def take_messages(page: Page, limit: Size, offset: int = 0) -> tuple[list[Messag
     if not offset and surely_fits(whole := [_whole(message) for message in page.messages], limit):
         return whole, page.next_before_seq
     taken: list[MessageOutput] = []
-    used = Size(0, 0)
+    used = NOTHING
     for message in reversed(page.messages):
         shown = _whole(message) if not offset else _part(message, offset, limit)
-        used += size_of(shown)
+        used += size_of(shown) + COMMA
         if limit.excess(used) > 1:
             if taken:
                 return taken[::-1], taken[-1].seq

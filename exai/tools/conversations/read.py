@@ -24,11 +24,10 @@ from exai.tools.conversations.outputs import (
 )
 from exai.tools.limits import (
     ALWAYS_LOADED,
-    ANSWER_CHARS,
     LARGE_ANSWERS,
     MAX_ANSWER_CHARS,
     Size,
-    size_limit,
+    answer_limit,
     size_of,
     take_rows,
 )
@@ -65,7 +64,9 @@ class ConversationGetArguments(Arguments):
     offset: int = Field(0, ge=0, description="Or: skip this number of newest messages.")
     seq: int | None = Field(None, ge=1, le=MAX_SEQ, description="Or: only this message.")
     char_offset: int = Field(0, ge=0, description="With seq: its next_offset, for the rest of a long message.")
-    max_chars: int = Field(ANSWER_CHARS, ge=1_000, le=MAX_ANSWER_CHARS, description="Limit of the whole answer.")
+    max_chars: int | None = Field(
+        None, ge=1_000, le=MAX_ANSWER_CHARS, description="Limit of the whole answer; left out: what clients show."
+    )
 
 
 class ConversationGetOutput(ToolOutput):
@@ -124,6 +125,7 @@ def get_tool(conversations: ConversationStore) -> ToolSpec:
 
     async def handle(arguments: ConversationGetArguments, context: CallContext) -> ConversationGetOutput:
         _check_choice(arguments)
+        limit = answer_limit(context.client, arguments.max_chars)
         page = await conversations.read(
             context.owner,
             arguments.continuation_id,
@@ -131,11 +133,11 @@ def get_tool(conversations: ConversationStore) -> ToolSpec:
             before_seq=arguments.before_seq if arguments.seq is None else arguments.seq + 1,
             offset=arguments.offset,
             char_offset=arguments.char_offset,
-            budget_bytes=arguments.max_chars * MOST_CHAR_BYTES,
+            budget_bytes=limit.chars * MOST_CHAR_BYTES,
         )
         if arguments.seq is not None and [each.seq for each in page.messages] != [arguments.seq]:
             raise NotFound("message", str(arguments.seq), f"The newest one is {page.conversation.last_seq}")
-        return _page(page, size_limit(arguments.max_chars), arguments.char_offset)
+        return _page(page, limit, arguments.char_offset)
 
     return ToolSpec(
         name="conversation_get",
@@ -160,7 +162,7 @@ def list_tool(conversations: ConversationStore) -> ToolSpec:
             arguments.deleted, arguments.tags or (), arguments.metadata or {}, (arguments.part or "").strip()
         )
         page = await conversations.list(context.owner, limit=arguments.limit, cursor=arguments.cursor, only=only)
-        shown = take_rows(page.conversations, _listed, size_limit())
+        shown = take_rows(page.conversations, _listed, answer_limit(context.client))
         return ConversationListOutput(conversations=shown, next_cursor=page.cursor_after(len(shown)))
 
     return ToolSpec(

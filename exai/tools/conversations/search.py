@@ -14,7 +14,7 @@ from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.texts import items
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
 from exai.models import ContinuationId
-from exai.tools.limits import size_limit, take_rows
+from exai.tools.limits import answer_limit, take_rows
 from exai.validation import MAX_LIST
 
 SEARCH_HITS = 20
@@ -91,7 +91,7 @@ def search_tool(conversations: ConversationStore) -> ToolSpec:
             metadata=arguments.metadata or {},
         )
         page = await conversations.search(query, limit=arguments.limit, cursor=arguments.cursor)
-        shown = take_rows(page.hits, _hit, size_limit())
+        shown = take_rows(page.hits, _hit, answer_limit(context.client))
         return SearchOutput(
             matched=page.matched, hits=shown, next_cursor=page.cursor_after(len(shown)), unread=page.unread
         )

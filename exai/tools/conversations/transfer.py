@@ -11,7 +11,7 @@ from exai.conversations.formats import read_lines, read_markdown
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.tools import TRANSFER_TIMEOUT_S, Arguments, CallContext, ToolSpec
 from exai.models import ContinuationId
-from exai.tools.limits import ANSWER_CHARS, LARGE_ANSWERS, MAX_ANSWER_CHARS, size_limit, size_of, take_text
+from exai.tools.limits import LARGE_ANSWERS, MAX_ANSWER_CHARS, answer_limit, size_of, take_text
 
 
 class ExportArguments(Arguments):
@@ -21,7 +21,9 @@ class ExportArguments(Arguments):
     format: Literal["jsonl", "markdown"] = "markdown"
     after_seq: int = Field(0, ge=0, description="next_after_seq of the previous part.")
     char_offset: int = Field(0, ge=0, description="next_char_offset of the previous part.")
-    max_chars: int = Field(ANSWER_CHARS, ge=1_000, le=MAX_ANSWER_CHARS, description="Limit of the whole answer.")
+    max_chars: int | None = Field(
+        None, ge=1_000, le=MAX_ANSWER_CHARS, description="Limit of the whole answer; left out: what clients show."
+    )
 
 
 class ExportOutput(ToolOutput):
@@ -67,16 +69,16 @@ def export_tool(transfer: Transfer) -> ToolSpec:
     """Make the tool `conversation_export`."""
 
     async def handle(arguments: ExportArguments, context: CallContext) -> ExportOutput:
+        limit = answer_limit(context.client, arguments.max_chars)
         part = await transfer.export_part(
             context.owner,
             arguments.continuation_id,
             arguments.format,
             after_seq=arguments.after_seq,
-            budget_bytes=arguments.max_chars,
+            budget_bytes=limit.chars,
         )
         header = part.header if not arguments.char_offset else ""
-        limit = size_limit(arguments.max_chars) - size_of(header)
-        text, rest = take_text(part.text, arguments.char_offset, limit)
+        text, rest = take_text(part.text, arguments.char_offset, limit - size_of(header))
         return ExportOutput(
             continuation_id=arguments.continuation_id,
             text=header + text,

@@ -42,9 +42,7 @@ class Rig:
         self.server, self.tasks, self.gate = server, tasks, server.tools.gate
         for name, handler in (("long", self._long), ("never_begun", self._never_begun)):
             server.tools.registry.add(
-                ToolSpec(
-                    name, name, "A tool.", Nothing, Fixed, handler, timeout_s=None, answer_from=Fixed.model_validate
-                )
+                ToolSpec(name, name, "A tool.", Nothing, Fixed, handler, timeout_s=None, answer_from=Fixed.answer_from)
             )
         server.tools.registry.add(ToolSpec("store", "Store", "A tool.", Nothing, Fixed, self._never_begun))
 

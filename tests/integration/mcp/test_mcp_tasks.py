@@ -49,7 +49,7 @@ class Rig:
             ("large", SizeArguments, self._large),
         ):
             server.tools.registry.add(
-                ToolSpec(name, name, "A tool.", arguments, Fixed, handler, answer_from=Fixed.model_validate)
+                ToolSpec(name, name, "A tool.", arguments, Fixed, handler, answer_from=Fixed.answer_from)
             )
 
     async def _long(self, arguments: Nothing, context: CallContext) -> Fixed:
@@ -278,7 +278,7 @@ async def test_a_task_that_crashes_is_counted_and_leaves_nothing_behind() -> Non
             return await tasks.do(context, work())
 
         server.tools.registry.add(
-            ToolSpec("crashes", "Crashes", "Has a defect.", Nothing, Fixed, crash, answer_from=Fixed.model_validate)
+            ToolSpec("crashes", "Crashes", "Has a defect.", Nothing, Fixed, crash, answer_from=Fixed.answer_from)
         )
         async with stateless(server.http) as client:
             handle = await client.call("crashes")
@@ -309,7 +309,7 @@ async def test_two_calls_that_are_one_piece_of_work_get_one_handle(rig: Rig) -> 
         return await rig._long(arguments, context)
 
     spec = ToolSpec(
-        "asked", "Asked", "Joins.", Nothing, Fixed, slowly_begun, joins_identical=True, answer_from=Fixed.model_validate
+        "asked", "Asked", "Joins.", Nothing, Fixed, slowly_begun, joins_identical=True, answer_from=Fixed.answer_from
     )
     rig.server.tools.registry.add(spec)
     async with connect(rig.server.url, proxy=None) as socket:
@@ -326,7 +326,7 @@ async def test_two_calls_that_are_one_piece_of_work_get_one_handle(rig: Rig) -> 
 async def test_a_call_that_knows_no_tasks_joins_none_that_may_become_one(rig: Rig) -> None:
     """A handle would be no answer for it, whatever identical call of its connection came first."""
     spec = ToolSpec(
-        "asked", "Asked", "Joins.", Nothing, Fixed, rig._long, joins_identical=True, answer_from=Fixed.model_validate
+        "asked", "Asked", "Joins.", Nothing, Fixed, rig._long, joins_identical=True, answer_from=Fixed.answer_from
     )
     rig.server.tools.registry.add(spec)
     async with connect(rig.server.url, proxy=None) as socket:

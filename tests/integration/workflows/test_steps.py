@@ -8,6 +8,7 @@ import pytest
 from exai.app import open_app
 from exai.db.search import SearchQuery
 from exai.errors import Conflict, InvalidArgument
+from exai.mcp.core.protocol import ClientInfo
 from exai.models import LOCAL_OWNER
 from exai.settings.load import FileSettings
 from exai.workflows import load_workflows
@@ -155,7 +156,7 @@ async def test_a_stored_turn_gives_the_result_that_its_caller_had(rig: Rig) -> N
         stored = await other.chat.result(LOCAL_OWNER, turn or "")
     assert stored is not None
     assert spec.answer_from is not None
-    made = orjson.loads(orjson.dumps(spec.answer_from(stored.result).as_json()))
+    made = orjson.loads(orjson.dumps(spec.answer_from(stored.result, ClientInfo()).as_json()))
     assert made == answer
 
 

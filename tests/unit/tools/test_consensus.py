@@ -93,4 +93,4 @@ def test_the_largest_answer_fits_with_next_and_continuation_id_first() -> None:
     assert len(text) <= ANSWER_CHARS + 2_000
     assert len(orjson.dumps(shape["structuredContent"])) <= ANSWER_CHARS + 2_000
     assert text.index("continuation_id: c") < 200
-    assert text.index("Next: The synthesis continues") < 400
+    assert text.index("next: The synthesis continues") < 400

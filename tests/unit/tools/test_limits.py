@@ -11,9 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exai.errors import InvalidArgument
+from exai.mcp.core.protocol import ClientInfo
 from exai.models import ContinuationId, Conversation, ConversationId, Message, Owner, Page
+from exai.token_estimate import utf8_tokens
 from exai.tools.conversations.outputs import take_messages
-from exai.tools.limits import MAX_ANSWER_BYTES, MAX_ANSWER_CHARS, size_limit, size_of, take_rows, take_text
+from exai.tools.limits import (
+    MAX_ANSWER_BYTES,
+    MAX_ANSWER_CHARS,
+    Size,
+    answer_limit,
+    size_limit,
+    size_of,
+    surely_fits,
+    take_rows,
+    take_text,
+)
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 TEXT = st.text(st.sampled_from('a"\\\n\x01é漢😀'), max_size=400)
@@ -49,11 +61,44 @@ def test_sizes_are_as_clients_count() -> None:
     assert MAX_ANSWER_BYTES * 0.9 < len(orjson.dumps(part)) <= MAX_ANSWER_BYTES
 
 
+@pytest.mark.parametrize(
+    "dense", ["0f3a9c" * 20_000, "漢字" * 40_000, "QmFzZTY0" * 15_000, "😀" * 40_000, "\x01" * 40_000]
+)
+@pytest.mark.parametrize(
+    ("client", "chars", "tokens"),
+    [("", 38_000, 9_500), ("codex-mcp-client", 38_000, 9_500), ("claude-code", 47_900, 23_750)],
+)
+def test_what_has_few_letters_is_cut_by_its_tokens(dense: str, client: str, chars: int, tokens: int) -> None:
+    """Whatever the unit in which its client counts: characters, tokens, or four bytes for a token."""
+    limit = answer_limit(ClientInfo(client))
+    part, rest = take_text(dense, 0, limit)
+    encoded = orjson.dumps(part)
+    assert rest is not None
+    assert len(encoded.decode().encode("utf-16-le")) // 2 <= chars
+    assert max(utf8_tokens(encoded), len(encoded) // 4) <= tokens
+    assert limit.excess(size_of(part)) > 0.9
+
+
+def test_a_caller_may_ask_for_more_than_its_client_shows_but_fewer_characters_are_no_more_tokens() -> None:
+    assert answer_limit(ClientInfo("codex"), 100_000) == size_limit(100_000)
+    assert answer_limit(ClientInfo("codex"), 20_000) == Size(20_000, MAX_ANSWER_BYTES, 9_500)
+    assert answer_limit(ClientInfo("Claude-Code"), 20_000).tokens == 23_750
+    assert answer_limit() == answer_limit(ClientInfo(), 38_000)
+
+
+def test_rows_of_digits_are_as_many_as_their_tokens_allow() -> None:
+    rows = [{"sha256": f"{number:064x}"} for number in range(1_000)]
+    taken = take_rows(rows, dict, answer_limit())
+    assert size_of(taken).tokens <= 9_500 < size_of(rows[: len(taken) + len(taken) // 5]).tokens
+    assert not surely_fits(rows[:400], answer_limit())
+    assert surely_fits(rows[:5], answer_limit())
+
+
 def test_an_offset_beyond_the_text_is_refused_by_its_name() -> None:
     """There is nothing to show, and an empty answer would say that there is no more."""
-    assert take_text("", 0, size_limit()) == ("", None)
+    assert take_text("", 0, answer_limit()) == ("", None)
     with pytest.raises(InvalidArgument, match=r"^offset: is 3, the text has 3 characters"):
-        take_text("abc", 3, size_limit(), "offset")
+        take_text("abc", 3, answer_limit(), "offset")
 
 
 def test_as_many_items_as_fit_and_one_at_least() -> None:

@@ -30,6 +30,7 @@ from exai.conversations.publishing import Publisher
 from exai.conversations.store import Repositories
 from exai.conversations.turns.attachments import Attachments
 from exai.conversations.turns.budgets import Budgets
+from exai.conversations.turns.instructions import Instructions
 from exai.conversations.turns.prompt import estimate_tokens
 from exai.conversations.turns.turn import ChatTurns
 from exai.db.contents import PostgresBlobs
@@ -55,7 +56,7 @@ from exai.providers.base import ProviderStatus
 from exai.providers.registry import Providers, open_providers
 from exai.settings.addresses import redact
 from exai.settings.load import Settings, default_data_dir
-from exai.workflows import WorkflowService
+from exai.workflows import WorkflowService, instructions_by_name
 from exai.workflows.consensus import ConsensusService
 from exai.workflows.consensus.panel import PanelChoice
 from exai.workflows.consensus.turns import PanelTurns
@@ -140,7 +141,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             TurnRepository(database),
         )
         indexing = Indexing(search, notices.have_changed, recorder, pause_s=settings.database.index_pause_s)
-        attachments = Attachments(file_repository, blobs)
+        attachments = Attachments(file_repository, blobs, Instructions(instructions_by_name()))
         budgets = Budgets(settings.budgets, providers)
         turns = ChatTurns(turn_repository, cache, providers, attachments, publisher, budgets=budgets)
         chat = ChatService(turns, turn_repository, settings.limits)

@@ -46,10 +46,11 @@ from exai.validation import (
 class Guidance:
     """How a tool other than `chat` runs its turn: the instructions for the model, and the rows beside the question.
 
-    `instructions` are the system prompt of this turn, and are not stored. `preceding` are stored before the question,
-    whose kind is `kind`; `read_answer` makes the rows that are stored before the answer. `select` chooses what the
-    model is shown of the history. `effort` is used if the model supports it and the request names none. `facts` are
-    stored with the outcome and returned with it. `identity` is what a repetition with the same key must have in common.
+    `instructions` are those that the question is sent with: its metadata, or that which `select` returns, names them.
+    `preceding` are stored before the question, whose kind is `kind`; `read_answer` makes the rows that are stored
+    before the answer. `select` chooses what the model is shown of the history. `effort` is used if the model supports
+    it and the request names none. `facts` are stored with the outcome and returned with it. `identity` is what a
+    repetition with the same key must have in common.
     """
 
     instructions: str

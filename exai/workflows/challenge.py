@@ -1,7 +1,8 @@
 """Find the claim that is to be judged, and a judge that did not make it.
 
 Invariant: the judge sees the claim and the conversation's evidence (questions, files, findings), never the other
-answers of the conversation, whose reasoning it would repeat.
+answers of the conversation, whose reasoning it would repeat, nor the instructions of other questions. No later model
+sees those of the judge.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from exai.conversations import ConversationStore
+from exai.conversations.turns.instructions import with_instructions
 from exai.errors import InvalidArgument, NotConfigured
 from exai.models import DERIVED_KINDS, Message
 from exai.providers.registry import Providers
@@ -25,8 +27,9 @@ SAME_MODEL: Final = "the claim was judged by the model that made it, because no 
 
 @dataclass(frozen=True, slots=True)
 class JudgedClaim:
-    """A claim to judge. `question` is stored; `shown` is shown to the judge after it."""
+    """A claim to judge. `question` is stored; `shown` is shown to the judge after it, then its `instructions`."""
 
+    instructions: str
     question: str
     shown: str
     judge: str | None
@@ -35,12 +38,11 @@ class JudgedClaim:
 
     def select(self, history: Sequence[Message]) -> Sequence[Message]:
         """Return the evidence in a history, with the claim in its question."""
-        evidence = [message for message in history if message.role != "assistant"]
-        if not self.shown:
-            return evidence
+        evidence = [with_instructions(message, None) for message in history if message.role != "assistant"]
         newest = max(evidence, key=lambda message: message.seq)
         others = [message for message in evidence if message.seq != newest.seq]
-        return [*others, newest._replace(content=f"{newest.content}\n\n<claim>\n{self.shown}\n</claim>")]
+        claim = f"\n\n<claim>\n{self.shown}\n</claim>" if self.shown else ""
+        return [*others, with_instructions(newest._replace(content=newest.content + claim), self.instructions)]
 
 
 class Challenges:
@@ -59,9 +61,9 @@ class Challenges:
             raise InvalidArgument("prompt", "is missing, and no answer was found to judge", "Give the claim as prompt")
         judge, notes = self._judge(request.model, newest)
         if request.prompt is not None or newest is None:
-            return JudgedClaim(f"Judge this claim: {request.prompt}", "", judge, {}, notes)
+            return JudgedClaim(workflow, f"Judge this claim: {request.prompt}", "", judge, {}, notes)
         question = f"Judge message {newest.seq} of this conversation."
-        return JudgedClaim(question, newest.content, judge, {CLAIM_OF: newest.seq}, notes)
+        return JudgedClaim(workflow, question, newest.content, judge, {CLAIM_OF: newest.seq}, notes)
 
     async def _newest_answer(self, workflow: str, request: WorkflowRequest) -> Message | None:
         if request.continuation_id is None:

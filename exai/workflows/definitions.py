@@ -61,7 +61,7 @@ class WorkflowHeader(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Workflow:
-    """One workflow. `instructions` is the system prompt of its turns, which is never stored."""
+    """One workflow. `instructions` are sent with its questions, and are never stored."""
 
     name: str
     header: WorkflowHeader
@@ -75,6 +75,11 @@ def load_workflows() -> Mapping[str, Workflow]:
     texts = {item.name.removesuffix(".md"): item.read_text("utf-8") for item in found.iterdir() if item.is_file()}
     shared = {item.name.removesuffix(".md"): item.read_text("utf-8") for item in (found / "shared").iterdir()}
     return {name: parse_workflow(name, text, shared) for name, text in sorted(texts.items())}
+
+
+def instructions_by_name() -> Mapping[str, str]:
+    """Return the instructions of all workflows."""
+    return {name: workflow.instructions for name, workflow in load_workflows().items()}
 
 
 def parse_workflow(name: str, text: str, shared: Mapping[str, str]) -> Workflow:

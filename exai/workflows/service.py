@@ -14,6 +14,7 @@ from exai.conversations import AppendRequest, ChatRequest, ChatResult, ChatServi
 from exai.conversations.requests import Guidance
 from exai.conversations.titles import opening
 from exai.conversations.turns.beginning import OnBegun
+from exai.conversations.turns.instructions import INSTRUCTIONS
 from exai.files.sources import SourceReader, SourceRequest, SourcesRead
 from exai.models import OnDelta
 from exai.providers.registry import Providers
@@ -120,7 +121,8 @@ class WorkflowService:
             instructions=workflow.instructions,
             identity=request.identity(),
             preceding=preceding_rows(workflow, request),
-            metadata=step_metadata(workflow, request, found) | (claim.metadata if claim else {}),
+            metadata=step_metadata(workflow, request, found)
+            | (claim.metadata if claim else {INSTRUCTIONS: workflow.name}),
             effort=workflow.header.effort,
             read_answer=partial(answer_rows, workflow, request),
             select=claim.select if claim else None,

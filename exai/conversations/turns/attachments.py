@@ -11,13 +11,16 @@ import asyncio
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from itertools import islice
 
 from exai.account import hold
 from exai.blobs.base import Blobs
 from exai.blobs.decoding import BINARY, Decoded, decode
+from exai.conversations.turns.instructions import Instructions
 from exai.conversations.turns.prompt import (
+    NO_INSTRUCTIONS,
     Asked,
     choose,
     count_left_out,
@@ -67,10 +70,10 @@ class _Content:
 
 
 class Attachments:
-    """Puts the contents of files into prompts; a conversation without files costs nothing here."""
+    """Puts instructions and the contents of files into prompts; without files no statement is needed."""
 
-    def __init__(self, files: FileRepository, blobs: Blobs) -> None:
-        self._files, self._blobs = files, blobs
+    def __init__(self, files: FileRepository, blobs: Blobs, instructions: Instructions = NO_INSTRUCTIONS) -> None:
+        self._files, self._blobs, self._instructions = files, blobs, instructions
 
     async def prompt(
         self,
@@ -102,13 +105,20 @@ class Attachments:
             )
         contents = await self._contents(owner, _candidates(history, facts, own, room_tokens, model), model)
         own_tokens = sum(contents[file.id].tokens for file in own)
-        if own_tokens and own_tokens > limit_tokens - estimate_tokens(newest.content):
+        question_tokens = estimate_tokens(newest.content) + self._instructions.tokens_of(newest)
+        if own_tokens and own_tokens > limit_tokens - question_tokens:
             raise _too_large(own_tokens, limit_tokens)
-        if sum(len(message.content) for message in history) > LONG_HISTORY_CHARS:
-            chosen, left_tokens = await asyncio.to_thread(choose, history, system, room_tokens - own_tokens)
-        else:
-            chosen, left_tokens = choose(history, system, room_tokens - own_tokens)
-        showing = _Showing(facts, contents, newest, left_tokens, limits.count if limits else 0)
+        choosing = partial(choose, history, system, room_tokens - own_tokens, self._instructions)
+        is_long = sum(len(message.content) for message in history) > LONG_HISTORY_CHARS
+        chosen, left_tokens = await asyncio.to_thread(choosing) if is_long else choosing()
+        showing = _Showing(
+            facts,
+            contents,
+            newest,
+            left_tokens,
+            max_images=limits.count if limits else 0,
+            instructions=self._instructions,
+        )
         showing.first_seq = showing.first_with_files(chosen)
         messages = [showing.part(message) for message in chosen]
         left_out = count_left_out(history, system, chosen)
@@ -147,9 +157,11 @@ class _Showing:
         contents: Mapping[FileId, _Content],
         newest: Message,
         left_tokens: int,
+        *,
         max_images: int,
+        instructions: Instructions,
     ) -> None:
-        self._max_images = max_images
+        self._max_images, self._instructions = max_images, instructions
         self._facts, self._contents, self._newest, self.left_tokens = facts, contents, newest, left_tokens
         self._own = frozenset(file_ids_of(newest))
         self._room_tokens = left_tokens
@@ -180,7 +192,7 @@ class _Showing:
         return content is not None and (file_id in self._own or content.tokens <= self._room_tokens)
 
     def part(self, message: Message) -> Prompt:
-        """Return a message with its files."""
+        """Return a message with its files, and with the instructions for its answer at the end."""
         parts, images = [message.content], []
         for file_id in file_ids_of(message):
             file, content = self._facts.get(file_id), self._contents.get(file_id)
@@ -201,6 +213,8 @@ class _Showing:
                 parts.append(f"<file {_label(file)}{note}>\n{decoded.text}\n</file>")
             else:
                 parts.append(self._line(file_id, file, decoded))
+        if (instructions := self._instructions.block_of(message)) is not None:
+            parts.append(instructions)
         return Prompt(message.role, "\n\n".join(parts), tuple(images), reasoning_of(message))
 
     def _line(self, file_id: FileId, file: StoredFile | None, content: Decoded | PromptImage | str | None) -> str:

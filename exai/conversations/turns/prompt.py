@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
+from exai.conversations.turns.instructions import Instructions
 from exai.errors import InvalidArgument
 from exai.models import DERIVED_KINDS, FILE_IDS, PANEL_KINDS, FileId, Message, Prompt, Reasoning
 from exai.providers.completion.shaping import RETURNED_FIELDS
@@ -40,6 +41,9 @@ REASONING = "reasoning"
 """The field of an answer's metadata with reasoning that its endpoint demands back."""
 
 
+NO_INSTRUCTIONS = Instructions()
+
+
 class Asked(NamedTuple):
     """What a model is asked with, oldest first, and the tokens left of its window.
 
@@ -62,11 +66,11 @@ def estimate_tokens(text: str) -> int:
     return text_tokens(text) + 1 + MESSAGE_OVERHEAD_TOKENS
 
 
-def message_tokens(message: Message) -> int:
-    """Return the estimated tokens of a message with the lines about its files, without their contents."""
+def message_tokens(message: Message, instructions: Instructions) -> int:
+    """Return the estimated tokens of a message with its instructions and lines about its files, without contents."""
     reasoning = reasoning_of(message)
     text_and_lines = estimate_tokens(message.content) + WRAPPING_TOKENS * len(file_ids_of(message))
-    return text_and_lines + (text_tokens(reasoning.text) if reasoning else 0)
+    return text_and_lines + instructions.tokens_of(message) + (text_tokens(reasoning.text) if reasoning else 0)
 
 
 def file_ids_of(message: Message) -> tuple[FileId, ...]:
@@ -95,19 +99,17 @@ def check_fits(prompt: str, system: str | None, available_tokens: int) -> None:
         )
 
 
-def instructed(messages: list[Prompt], instructions: str) -> list[Prompt]:
-    """Return an array with the instructions of its turn in the system message, after those of the conversation."""
-    if messages and messages[0].role == "system":
-        return [Prompt("system", f"{messages[0].content}\n\n{instructions}"), *messages[1:]]
-    return [Prompt("system", instructions), *messages]
-
-
 def system_of(messages: Iterable[Message], older: Message | None) -> Message | None:
     """Return the system message in force: the newest one, which may be older than the messages read."""
     return max((message for message in messages if message.role == "system"), key=lambda each: each.seq, default=older)
 
 
-def choose(messages: Iterable[Message], system: Message | None, available_tokens: int) -> tuple[list[Message], int]:
+def choose(
+    messages: Iterable[Message],
+    system: Message | None,
+    available_tokens: int,
+    instructions: Instructions = NO_INSTRUCTIONS,
+) -> tuple[list[Message], int]:
     """Choose messages from the newest backwards until the window is full.
 
     Returns them oldest first, and the number of tokens left.
@@ -118,7 +120,7 @@ def choose(messages: Iterable[Message], system: Message | None, available_tokens
     ordered = sorted(messages, key=lambda message: message.seq, reverse=True)
     system = system_of(ordered, system)
     left = available_tokens - (estimate_tokens(system.content) if system else 0)
-    sent = [(message, message_tokens(message)) for message in ordered if is_sent(message)]
+    sent = [(message, message_tokens(message, instructions)) for message in ordered if is_sent(message)]
     is_whole = not ordered or ordered[-1].seq == 1
     first_seq = first_shown([(message.seq, tokens) for message, tokens in sent], left, is_whole=is_whole)
     chosen = [message for message, _ in sent if message.seq >= first_seq]

@@ -26,7 +26,7 @@ from exai.conversations.turns.beginning import OUTCOME_RESERVE_S, Beginning, OnB
 from exai.conversations.turns.budgets import Budgets
 from exai.conversations.turns.leases import TurnLeases
 from exai.conversations.turns.outcomes import OutcomeWriter
-from exai.conversations.turns.prompt import Asked, check_fits, estimate_tokens, instructed
+from exai.conversations.turns.prompt import Asked, check_fits
 from exai.conversations.turns.request import history_of, thinking_of, turn_start, whole_prompt_tokens
 from exai.conversations.turns.result import GUIDANCE, answer_of, facts_of, failure_of, kept_of, result_of
 from exai.conversations.turns.tally import TurnTally
@@ -223,20 +223,16 @@ class ChatTurns:
         return asked
 
     async def _prompt(self, turn: _Turn, room_tokens: int) -> Asked:
-        """Return what the model is asked with, including the instructions of this turn."""
+        """Return what the model is asked with."""
         history, guidance = history_of(turn.begun, turn.cached), turn.request.guidance
-        owner, system = turn.request.owner, turn.begun.system
-        limit_tokens = self._providers.sizing.limit(turn.model, turn.request.max_output_tokens)
-        if guidance is None:
-            return await self._attachments.prompt(
-                owner, history, system, room_tokens, limit_tokens=limit_tokens, model=turn.model
-            )
-        shown = guidance.select(history) if guidance.select else history
-        taken_tokens = estimate_tokens(guidance.instructions)
-        asked = await self._attachments.prompt(
-            owner, shown, system, room_tokens - taken_tokens, limit_tokens=limit_tokens - taken_tokens, model=turn.model
+        return await self._attachments.prompt(
+            turn.request.owner,
+            guidance.select(history) if guidance and guidance.select else history,
+            turn.begun.system,
+            room_tokens,
+            limit_tokens=self._providers.sizing.limit(turn.model, turn.request.max_output_tokens),
+            model=turn.model,
         )
-        return asked._replace(messages=instructed(asked.messages, guidance.instructions))
 
     async def _ask(self, turn: _Turn, prompt: list[Prompt]) -> Completion:
         """Call the model within the request's deadline minus `OUTCOME_RESERVE_S`. Raises for an empty answer."""

@@ -105,20 +105,26 @@ async def test_steps_of_a_fork_go_on_counting_those_it_inherited(rig: Rig) -> No
     assert again["step"] == 3
 
 
-async def test_instructions_are_the_system_prompt_of_the_turn_and_are_not_stored(rig: Rig) -> None:
-    """Neither in the conversation nor, doubled, in the next tool's request."""
+async def test_instructions_end_the_question_they_are_for_and_are_not_stored(rig: Rig) -> None:
+    """They stay with their question when another tool asks, each once; the conversation has their name."""
+    rig.provider.default = lambda _: kimi_answer("Fine.")
     answer = await call(rig.app, "secaudit", prompt="Is it safe?")
-    first = rig.provider.chats[-1].body["messages"]
-    assert first[0] == {"role": "system", "content": load_workflows()["secaudit"].instructions}
-    assert [message["role"] for message in first] == ["system", "user"]
+    (first,) = rig.provider.chats[-1].body["messages"]
+    assert first["role"] == "user"
+    assert first["content"].startswith("Is it safe?\n\n<instructions ")
+    assert first["content"].endswith(f"\n{load_workflows()['secaudit'].instructions}\n</instructions>")
     key = answer["continuation_id"]
     await call(rig.app, "chat", prompt="Thanks.", system="Be brief.", continuation_id=key)
     assert rig.provider.chats[-1].body["messages"][0]["content"] == "Be brief."
     await call(rig.app, "tracer", prompt="Trace.", target="f", continuation_id=key)
     system, *others = (message["content"] for message in rig.provider.chats[-1].body["messages"])
-    assert system == f"Be brief.\n\n{load_workflows()['tracer'].instructions}"
-    assert not any("You audit code" in content for content in others)
-    assert not any(row.content.startswith("You ") for row in await rows_of(rig.app, key))
+    assert system == "Be brief."
+    assert [content.count("<instructions ") for content in others] == [1, 0, 0, 0, 1]
+    assert others[0] == first["content"]
+    assert load_workflows()["tracer"].instructions in others[-1]
+    rows = await rows_of(rig.app, key)
+    assert [row.metadata.get("instructions") for row in rows if row.kind == "step"] == ["secaudit", "tracer"]
+    assert not any("You audit code" in row.content for row in rows)
 
 
 async def test_effort_is_asked_for_where_the_model_has_it(rig: Rig) -> None:

@@ -14,6 +14,7 @@ from exai.conversations import AppendRequest
 from exai.errors import InvalidArgument
 from exai.models import LOCAL_OWNER, NewMessage
 from exai.settings.load import FileSettings, ProviderSettings
+from exai.workflows import load_workflows
 from tests.integration.conversations.conftest import Rig
 from tests.integration.workflows.conftest import call, called, rows_of
 from tests.support.provider_server import ProviderServer, kimi_answer
@@ -46,7 +47,9 @@ async def test_the_newest_answer_is_judged_by_a_model_of_another_provider(rig: R
     asked = rig.provider.chats[-1].body
     assert asked["model"].startswith("glm")
     assert judged["model"] == asked["model"]
-    assert {message["role"] for message in asked["messages"]} == {"system", "user"}
+    assert {message["role"] for message in asked["messages"]} == {"user"}
+    assert shown(rig.provider).count("<instructions ") == 1
+    assert shown(rig.provider).endswith(f"\n{load_workflows()['challenge'].instructions}\n</instructions>")
     for evidence in ("question-one", "finding-one", "question-two", "claim-two"):
         assert shown(rig.provider).count(evidence) == 1
     assert "withheld-one" not in shown(rig.provider)
@@ -56,6 +59,8 @@ async def test_the_newest_answer_is_judged_by_a_model_of_another_provider(rig: R
     again = await call(both, "challenge", continuation_id=key)
     assert (await rows_of(both, key))[-2].metadata["claim_seq"] == claim["seq"]
     assert again["notes"] == []
+    await call(both, "chat", prompt="Thanks.", continuation_id=key)
+    assert load_workflows()["challenge"].instructions not in shown(rig.provider)
 
 
 async def test_a_claim_in_words_is_judged_on_the_evidence(rig: Rig, both: App) -> None:

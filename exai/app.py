@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -37,6 +36,7 @@ from exai.db.contents import PostgresBlobs
 from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import Database, open_pool
 from exai.db.files import FileRepository
+from exai.db.history import HistoryRepository
 from exai.db.ledger import LedgerRepository
 from exai.db.lifecycle import CurationRepository
 from exai.db.migrations.migrate import upgrade
@@ -49,10 +49,11 @@ from exai.errors import DatabaseUnavailable, SchemaMismatch, StartupError
 from exai.files.paths import Roots
 from exai.files.service import FileService
 from exai.files.sources import SourceReader
-from exai.monitoring.health import Component, Health, Probe, Probed, open_health
+from exai.monitoring.health import Health, open_health
+from exai.monitoring.live import Live
 from exai.monitoring.metrics import MetricsRecorder
+from exai.probes import components, provider_states
 from exai.program import program
-from exai.providers.base import ProviderStatus
 from exai.providers.registry import Providers, open_providers
 from exai.settings.addresses import redact
 from exai.settings.load import Settings, default_data_dir
@@ -68,9 +69,6 @@ CACHE_NOT_GIVEN = (
     "no cache: a database is configured and no Redis, so every read is one database round trip. "
     "Set EXAI_CACHE__URL to a Redis or Valkey, to embedded, or to off to silence this"
 )
-
-MAX_TOKEN_FACTORS = 8
-"""Number of models whose token counts the health of a provider states."""
 
 RETRY_START_S = 1.0
 CACHE_CONNECT_ATTEMPTS = 20
@@ -104,6 +102,8 @@ class App:
     embedded: Embedded | None
     recorder: MetricsRecorder
     health: Health
+    live: Live
+    history: HistoryRepository
     notes: tuple[str, ...]
 
 
@@ -182,6 +182,13 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             embedded=embedded,
             recorder=recorder,
             health=health,
+            live=Live(
+                recorder,
+                pool=database.usage,
+                providers=lambda: provider_states(providers),
+                running=lambda: turns.leases.count,
+            ),
+            history=HistoryRepository(database),
             notes=notes,
         )
 
@@ -331,53 +338,3 @@ def changes_of(repository: ConversationRepository) -> ChangesSince:
         return ChangedRevisions(found.xmin, found.server_epoch, rows, overflow=found.truncated)
 
     return changes
-
-
-async def probe_database(database: Database) -> Probed:
-    """Probe whether the database accepts writes. A read-only one is down, since most calls end with a write."""
-    obstacle = await database.obstacle()
-    used, size, most = database.usage()
-    detail = f"{database.address.shown}, {used} of {size} connections in use (at most {most})"
-    if obstacle is not None:
-        return Probed("down", f"{detail}: {obstacle}")
-    if database.refusal is not None:
-        return Probed("degraded", f"{detail}: a write was refused: {database.refusal}")
-    return Probed("ok", detail)
-
-
-def components(database: Database, cache: ConversationCache, providers: Providers) -> list[Component]:
-    """Return the components that health probes. Only the database is required: the loss of each other one is stated."""
-
-    async def probe_cache() -> Probed:
-        status = await cache.status()
-        if status.state == "off":
-            return Probed("off", "every read is one database round trip")
-        if status.state == "down":
-            return Probed("down", status.problem or "no answer")
-        starting = status.watermark_age_s is None and status.problem is None
-        clock = "" if status.clock_ahead_s is None else f", clock {status.clock_ahead_s:+.2f} s"
-        bound = f"{status.server}, at most {status.max_staleness_s:g} s stale{clock}"
-        if status.state == "ok" or starting:
-            return Probed("ok", bound)
-        return Probed("degraded", f"{bound}, entries live that long only: {status.problem}")
-
-    def provider_probe(name: str) -> Probe:
-        async def probe() -> Probed:
-            status = next(each for each in providers.status() if each.name == name)
-            if not status.configured:
-                return Probed("off", "no key")
-            if status.breaker != "closed":
-                return Probed("degraded", f"breaker {status.breaker}: {status.last_error}")
-            return Probed("ok", "; ".join((status.base_url, *status.notes)) + _token_factors(status))
-
-        return probe
-
-    watched = [Component("database", partial(probe_database, database), required=True), Component("cache", probe_cache)]
-    return watched + [Component(each.name, provider_probe(each.name)) for each in providers.status()]
-
-
-def _token_factors(status: ProviderStatus) -> str:
-    """Return how far the token counts of a provider's models are from the estimate."""
-    newest = status.token_factors[-MAX_TOKEN_FACTORS:]
-    factors = (f"{each.model} x{each.factor:.2f} +-{each.spread:.0%}" for each in newest)
-    return f"; tokens per estimated token: {', '.join(factors)}" if newest else ""

@@ -1,5 +1,6 @@
 """Store metrics: raw rows by day, and sums by minute and hour that every insert updates.
 
+A sum holds the number of values in each range of values, so that quantiles of any time can be estimated from it.
 Raw rows are in partitions of `monitoring.metrics_raw`, so that a day is deleted by dropping a table. The table of an
 older system becomes the partition of all days until a week from now; other objects with EXAI's names are renamed with
 the suffix `_adopted`. Metrics of the older system are not part of the sums.
@@ -20,6 +21,7 @@ down_revision = "0005"
 FUNCTIONS = {
     "read_number_v1": "(jsonb)",
     "read_time_v1": "(jsonb)",
+    "sum_buckets_v1": "(jsonb)",
     "fill_metric_v1": "()",
     "roll_up_v1": "()",
     "insert_metric": "(text, jsonb, timestamptz)",
@@ -28,6 +30,7 @@ FUNCTIONS = {
     "create_partitions": "(integer)",
     "apply_retention": "(interval, interval, interval, integer)",
     "refresh_metrics_views": "()",
+    "history_v1": "(text, timestamptz, timestamptz, interval, text[], jsonb, text, integer)",
 }
 OFFERED = [name for name in FUNCTIONS if not name.endswith("_v1")]
 """Functions for other programs, which an older system had under the same names."""
@@ -41,7 +44,8 @@ SUMS = """
         sum double precision,
         min double precision,
         max double precision,
-        constraint {name}_key primary key (bucket, type, labels)
+        buckets jsonb,
+        constraint {name}_key primary key (type, bucket, labels)
     )
 """
 TABLES = {
@@ -81,6 +85,8 @@ INDEXES = (
     "create unique index metrics_processing_log_batch_idx on monitoring.metrics_processing_log (batch_id)"
     " where status = 'stored'",
     "create index metrics_processing_log_time_idx on monitoring.metrics_processing_log (processed_at)",
+    "create index metrics_1min_time_idx on monitoring.metrics_1min (bucket)",
+    "create index metrics_1hour_time_idx on monitoring.metrics_1hour (bucket)",
 )
 """Created on empty tables, or on ones that have the same index."""
 

@@ -21,6 +21,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from exai import __version__
+from exai.distribution import SECONDS_BOUNDS
 
 PREFIX = "exai_"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -33,27 +34,6 @@ RECENT_SLOT_S = 5
 RECENT_SLOTS = 60
 RECENT_VALUES = 256
 
-SECONDS_BUCKETS = (
-    0.0005,
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1,
-    2.5,
-    5,
-    10,
-    30,
-    60,
-    120,
-    300,
-    600,
-)
 BYTES_BUCKETS = tuple(float(256 * 4**power) for power in range(10))
 NUMBER_BUCKETS = (1.0, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 10_000, 100_000)
 
@@ -152,14 +132,16 @@ class MetricsRecorder:
 
     def quantiles(self, name: str, window_s: float = 300, /, **labels: str) -> Quantiles | None:
         """Return quantiles of a histogram's latest observations within `window_s`, or None if there are none."""
-        oldest = self._clock() - window_s
-        values = sorted(
-            value for _, series in self._matching(name, labels) for when, value in series.recent if when >= oldest
-        )
+        values = sorted(self.latest(name, window_s, **labels))
         if not values:
             return None
         p50, p95, p99 = (values[min(int(len(values) * share), len(values) - 1)] for share in (0.5, 0.95, 0.99))
         return Quantiles(len(values), p50, p95, p99, values[-1])
+
+    def latest(self, name: str, window_s: float = 300, /, **labels: str) -> list[float]:
+        """Return the latest observations of a histogram within `window_s`; at most 256 of each series."""
+        oldest = self._clock() - window_s
+        return [value for _, series in self._matching(name, labels) for when, value in series.recent if when >= oldest]
 
     def labelled(self, name: str) -> dict[tuple[tuple[str, str], ...], float]:
         """Return every series of a metric by its labels, for tests that count statements and for the status tool."""
@@ -231,7 +213,7 @@ def _bounds(kind: MetricKind, name: str) -> tuple[float, ...]:
     if kind != "histogram":
         return ()
     if name.endswith("_seconds"):
-        return SECONDS_BUCKETS
+        return SECONDS_BOUNDS
     return BYTES_BUCKETS if name.endswith("_bytes") else NUMBER_BUCKETS
 
 

@@ -19,13 +19,14 @@ begin
                 then monitoring.read_number_v1(f.data -> 'count')::bigint else 1 end as number,
            coalesce(monitoring.read_number_v1(f.data -> 'sum'), monitoring.read_number_v1(f.data -> 'value')) as total,
            coalesce(monitoring.read_number_v1(f.data -> 'min'), monitoring.read_number_v1(f.data -> 'value')) as low,
-           coalesce(monitoring.read_number_v1(f.data -> 'max'), monitoring.read_number_v1(f.data -> 'value')) as high
+           coalesce(monitoring.read_number_v1(f.data -> 'max'), monitoring.read_number_v1(f.data -> 'value')) as high,
+           case when jsonb_typeof(f.data -> 'buckets') = 'array' then f.data -> 'buckets' end as buckets
       from fresh f
      where isfinite(f."timestamp")),
   minutes as (
-    insert into monitoring.metrics_1min as k (bucket, type, labels, count, sum, min, max)
+    insert into monitoring.metrics_1min as k (bucket, type, labels, count, sum, min, max, buckets)
     select date_bin('1 minute', c.at, c_epoch), c.type, coalesce(c.labels, '{}'), sum(c.number), sum(c.total), min(c.low),
-           max(c.high)
+           max(c.high), monitoring.sum_buckets_v1(jsonb_agg(c.buckets) filter (where c.buckets is not null))
       from counted c
      group by 1, 2, 3
      order by 1, 2, 3
@@ -33,10 +34,12 @@ begin
       set count = k.count + excluded.count,
           sum = case when k.sum is null then excluded.sum else k.sum + coalesce(excluded.sum, 0) end,
           min = least(k.min, excluded.min),
-          max = greatest(k.max, excluded.max))
-  insert into monitoring.metrics_1hour as k (bucket, type, labels, count, sum, min, max)
+          max = greatest(k.max, excluded.max),
+          buckets = case when k.buckets is null or excluded.buckets is null then coalesce(k.buckets, excluded.buckets)
+                         else monitoring.sum_buckets_v1(jsonb_build_array(k.buckets, excluded.buckets)) end)
+  insert into monitoring.metrics_1hour as k (bucket, type, labels, count, sum, min, max, buckets)
   select date_bin('1 hour', c.at, c_epoch), c.type, coalesce(c.labels, '{}'), sum(c.number), sum(c.total), min(c.low),
-         max(c.high)
+         max(c.high), monitoring.sum_buckets_v1(jsonb_agg(c.buckets) filter (where c.buckets is not null))
     from counted c
    group by 1, 2, 3
    order by 1, 2, 3
@@ -44,7 +47,9 @@ begin
     set count = k.count + excluded.count,
         sum = case when k.sum is null then excluded.sum else k.sum + coalesce(excluded.sum, 0) end,
         min = least(k.min, excluded.min),
-        max = greatest(k.max, excluded.max);
+        max = greatest(k.max, excluded.max),
+        buckets = case when k.buckets is null or excluded.buckets is null then coalesce(k.buckets, excluded.buckets)
+                       else monitoring.sum_buckets_v1(jsonb_build_array(k.buckets, excluded.buckets)) end;
   return null;
 end
 $$

@@ -27,6 +27,11 @@ class TurnLeases:
         self._repository = repository
         self._held: dict[TurnId, asyncio.Timeout] = {}
 
+    @property
+    def count(self) -> int:
+        """Number of turns of this process that wait for a model."""
+        return len(self._held)
+
     @asynccontextmanager
     async def hold(self, turn_id: TurnId) -> AsyncIterator[None]:
         """Renew a turn's lease while the block runs. Raises `Conflict` if the turn was ended elsewhere."""

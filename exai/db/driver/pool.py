@@ -283,7 +283,7 @@ async def open_pool(
     is_shared: bool = False,
     clock: Clock = time.monotonic,
 ) -> AsyncIterator[Database]:
-    """Open the process's pool at `url`, default `settings.url`, and describe all statements on each connection.
+    """Open the process's pool at `url`, default `settings.url`, and describe the statements on each connection.
 
     If `is_shared`, a quarter of the connections is reserved for owners that hold few, so that slow statements of one
     owner cannot occupy the whole pool.
@@ -296,6 +296,7 @@ async def open_pool(
     """
     address = parse_address(url or (settings.url.get_secret_value() if settings.url else ""))
     statements = load_statements()
+    described = [each for each in statements.values() if each.is_described_at_start]
     timeout_ms = f"{settings.statement_timeout_s * SERVER_SHARE * 1000:.0f}"
 
     network = NetworkFloor(clock)
@@ -306,7 +307,7 @@ async def open_pool(
                 address, timeout_s=settings.connect_timeout_s, statement_cache_size=STATEMENT_CACHE
             )
             try:
-                for statement in statements.values():
+                for statement in described:
                     asked = time.perf_counter()
                     await connection._get_statement(statement.text, None)
                     network.observe(time.perf_counter() - asked)

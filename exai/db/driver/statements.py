@@ -2,6 +2,8 @@
 
 A statement begins with `-- name: NAME` and `-- repeat: read | keyed | never`, which says what may be done when a reply
 was lost: a read changes nothing, a keyed write finds its own earlier work by its key, the rest must not be sent again.
+`-- described: at first use` is for statements that no request needs: a connection is open without their description,
+and a role without rights on their objects can use all others.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Final, Literal, get_args
 
 Repeat = Literal["read", "keyed", "never"]
 
-_HEAD: Final = re.compile(r"^-- name: (\w+)\n-- repeat: (\w+)\n", re.MULTILINE)
+_HEAD: Final = re.compile(r"^-- name: (\w+)\n-- repeat: (\w+)\n(-- described: at first use\n)?", re.MULTILINE)
 _REPEATS: Final[tuple[Repeat, ...]] = get_args(Repeat)
 
 
@@ -24,6 +26,7 @@ class Statement:
     name: str
     repeat: Repeat
     text: str
+    is_described_at_start: bool = True
 
 
 def load_statements() -> dict[str, Statement]:
@@ -46,10 +49,10 @@ def parse_statements(source: str) -> list[Statement]:
 
 
 def _statement(head: re.Match[str], body: str) -> Statement:
-    name, word = head.groups()
+    name, word, late = head.groups()
     repeat = next((repeat for repeat in _REPEATS if repeat == word), None)
     lines = [line for line in body.splitlines() if line.strip() and not line.lstrip().startswith("--")]
     text = "\n".join(lines).rstrip().removesuffix(";")
     if repeat is None or not text or ";" in text:
         raise ValueError(f"statement {name} is not one statement with a known repeat rule")
-    return Statement(name, repeat, text)
+    return Statement(name, repeat, text, is_described_at_start=late is None)

@@ -9,12 +9,12 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
-from exai.app import probe_database
 from exai.db.conversations import ConversationRepository
 from exai.db.diagnose import diagnose, may_create
 from exai.db.driver.pool import REFUSAL_COUNTS_S, RENEW_AFTER_S, Database
 from exai.errors import DatabaseUnavailable
 from exai.models import Finding
+from exai.probes import probe_database
 from exai.settings.load import DatabaseSettings
 from tests.support.database import appending, contents_of, conversation_of, opened
 from tests.support.migrations import run, session

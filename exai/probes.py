@@ -1,0 +1,82 @@
+"""What health and the live numbers ask of the parts of the application.
+
+Invariant: only the database is required; the loss of each other part is stated.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from exai.cache.conversations import ConversationCache
+from exai.db.driver.pool import Database
+from exai.monitoring.health import Component, Probe, Probed
+from exai.providers.base import ProviderStatus
+from exai.providers.registry import Providers
+
+MAX_TOKEN_FACTORS = 8
+"""Number of models whose token counts the health of a provider states."""
+
+
+async def probe_database(database: Database) -> Probed:
+    """Probe whether the database accepts writes. A read-only one is down, since most calls end with a write."""
+    obstacle = await database.obstacle()
+    used, size, most = database.usage()
+    detail = f"{database.address.shown}, {used} of {size} connections in use (at most {most})"
+    if obstacle is not None:
+        return Probed("down", f"{detail}: {obstacle}")
+    if database.refusal is not None:
+        return Probed("degraded", f"{detail}: a write was refused: {database.refusal}")
+    return Probed("ok", detail)
+
+
+def components(database: Database, cache: ConversationCache, providers: Providers) -> list[Component]:
+    """Return the components that health probes. Only the database is required: the loss of each other one is stated."""
+
+    async def probe_cache() -> Probed:
+        status = await cache.status()
+        if status.state == "off":
+            return Probed("off", "every read is one database round trip")
+        if status.state == "down":
+            return Probed("down", status.problem or "no answer")
+        starting = status.watermark_age_s is None and status.problem is None
+        clock = "" if status.clock_ahead_s is None else f", clock {status.clock_ahead_s:+.2f} s"
+        bound = f"{status.server}, at most {status.max_staleness_s:g} s stale{clock}"
+        if status.state == "ok" or starting:
+            return Probed("ok", bound)
+        return Probed("degraded", f"{bound}, entries live that long only: {status.problem}")
+
+    def provider_probe(name: str) -> Probe:
+        async def probe() -> Probed:
+            status = next(each for each in providers.status() if each.name == name)
+            if not status.configured:
+                return Probed("off", "no key")
+            if status.breaker != "closed":
+                return Probed("degraded", f"breaker {status.breaker}: {status.last_error}")
+            return Probed("ok", "; ".join((status.base_url, *status.notes)) + _token_factors(status))
+
+        return probe
+
+    watched = [Component("database", partial(probe_database, database), required=True), Component("cache", probe_cache)]
+    return watched + [Component(each.name, provider_probe(each.name)) for each in providers.status()]
+
+
+def _token_factors(status: ProviderStatus) -> str:
+    """Return how far the token counts of a provider's models are from the estimate."""
+    newest = status.token_factors[-MAX_TOKEN_FACTORS:]
+    factors = (f"{each.model} x{each.factor:.2f} +-{each.spread:.0%}" for each in newest)
+    return f"; tokens per estimated token: {', '.join(factors)}" if newest else ""
+
+
+def provider_states(providers: Providers) -> list[dict[str, Any]]:
+    """Return the state of every provider for the live numbers."""
+    return [
+        {
+            "name": each.name,
+            "configured": each.configured,
+            "state": "off" if not each.configured else "ok" if each.breaker == "closed" else "degraded",
+            "breaker": each.breaker,
+            "detail": each.last_error or "",
+        }
+        for each in providers.status()
+    ]

@@ -186,6 +186,8 @@ create table public.conversations (
     next_seq bigint not null default 1,
     revision bigint not null default 0,
     edited_revision bigint not null default 0,
+    reply_seq bigint,
+    reply_kind text,
     changed_xid xid8 not null default pg_current_xact_id(),
     deleted_at timestamp with time zone,
     created_at timestamp with time zone not null default now(),
@@ -985,7 +987,8 @@ begin
       v.updated_at := v_now;
       with c as (
         update public.conversations c
-           set next_seq = v.next_seq, revision = v.revision, changed_xid = pg_catalog.pg_current_xact_id(), updated_at = v_now
+           set next_seq = v.next_seq, revision = v.revision, changed_xid = pg_catalog.pg_current_xact_id(),
+               updated_at = v_now, reply_seq = v.next_seq - 1, reply_kind = p_kinds[v_count]
          where c.id = v.id)
       insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
       select v.id, v.next_seq - v_count + u.ord - 1, p_turn_id, u.role, u.kind, u.content,
@@ -1511,6 +1514,8 @@ begin
     update public.conversations c
        set next_seq = v.next_seq + case when t.id is null then v_stored else 0 end, revision = v.revision + 1,
            edited_revision = case when v_restored then v.revision + 1 else c.edited_revision end,
+           reply_seq = case when v_stored > 0 then p_first_seq + v_count - 1 else c.reply_seq end,
+           reply_kind = case when v_stored > 0 then p_kinds[v_count] else c.reply_kind end,
            updated_at = case when v_restored then v_now else c.updated_at end,
            deleted_at = null, changed_xid = pg_catalog.pg_current_xact_id()
      where c.id = v.id

@@ -92,7 +92,7 @@ class Conversation:
     """Set only in lists of deleted conversations."""
 
     newest_kind: str | None = None
-    """Kind of the newest message; set only in lists, and None if that message is inherited."""
+    """Kind of the newest message if it is the outcome of a turn; set only in lists."""
 
 
 class ConversationKey(NamedTuple):

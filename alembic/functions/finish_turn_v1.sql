@@ -1,6 +1,7 @@
 -- Stores the outcome of one attempt: state, usage, cause, and the messages of the reply, if any. Locks the
 -- conversation before the turn, as every writer does. A repeated call for the same attempt returns the same result;
--- for an attempt that another one has taken over it returns 'superseded' and writes nothing.
+-- for an attempt that another one has taken over it returns 'superseded' and writes nothing. The conversation's
+-- reply_seq and reply_kind are the number and the kind of the last message of its newest outcome, for lists.
 create or replace function exai.finish_turn_v1(
   p_owner text, p_turn_id uuid, p_attempt integer, p_state text,
   p_roles text[], p_contents text[], p_kinds text[], p_metadata text[],
@@ -38,7 +39,8 @@ begin
       v.updated_at := v_now;
       with c as (
         update public.conversations c
-           set next_seq = v.next_seq, revision = v.revision, changed_xid = pg_catalog.pg_current_xact_id(), updated_at = v_now
+           set next_seq = v.next_seq, revision = v.revision, changed_xid = pg_catalog.pg_current_xact_id(),
+               updated_at = v_now, reply_seq = v.next_seq - 1, reply_kind = p_kinds[v_count]
          where c.id = v.id)
       insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
       select v.id, v.next_seq - v_count + u.ord - 1, p_turn_id, u.role, u.kind, u.content,

@@ -93,6 +93,8 @@ begin
     update public.conversations c
        set next_seq = v.next_seq + case when t.id is null then v_stored else 0 end, revision = v.revision + 1,
            edited_revision = case when v_restored then v.revision + 1 else c.edited_revision end,
+           reply_seq = case when v_stored > 0 then p_first_seq + v_count - 1 else c.reply_seq end,
+           reply_kind = case when v_stored > 0 then p_kinds[v_count] else c.reply_kind end,
            updated_at = case when v_restored then v_now else c.updated_at end,
            deleted_at = null, changed_xid = pg_catalog.pg_current_xact_id()
      where c.id = v.id

@@ -10,6 +10,8 @@ create table public.conversations (
     next_seq bigint not null default 1,
     revision bigint not null default 0,
     edited_revision bigint not null default 0,
+    reply_seq bigint,
+    reply_kind text,
     changed_xid xid8 not null default pg_current_xact_id(),
     deleted_at timestamptz,
     created_at timestamptz not null default now(),

@@ -222,7 +222,7 @@ async def test_pooler_that_deals_out_sessions_anew_leaks_nothing_between_callers
 
 
 async def test_statement_that_takes_too_long_is_ended_and_others_go_on(rig: Servers) -> None:
-    """The table of messages is held: reads of it end at the statement's limit, and cached pages do not wait."""
+    """While the table of messages is locked its reads end at the statement timeout; cached pages and lists work."""
     service = await rig.open(database={"statement_timeout_s": 1.0})
     name = (await service.append(None, "one")).continuation_id
     cold = (await service.append(None, "cold")).continuation_id
@@ -232,6 +232,8 @@ async def test_statement_that_takes_too_long_is_ended_and_others_go_on(rig: Serv
         slow = asyncio.create_task(service.read(cold))
         await wait_until(lambda: service.app.database.usage()[0] > 0)
         assert await service.contents(name) == ["one"]
+        listed = await service.conversations.list(LOCAL_OWNER)
+        assert [each.continuation_id for each in listed.conversations] == [cold, name]
         with pytest.raises(DatabaseBusy):
             await slow
     assert await service.contents(cold) == ["cold"]

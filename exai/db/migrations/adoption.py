@@ -72,6 +72,8 @@ CONVERSATIONS: Final = {
     "next_seq": ExpectedColumn("bigint", default="1"),
     "revision": ExpectedColumn("bigint", "0", "0"),
     "edited_revision": ExpectedColumn("bigint", "0", "0"),
+    "reply_seq": ExpectedColumn("bigint"),
+    "reply_kind": ExpectedColumn("text"),
     # A constant first, because a volatile default would rewrite the whole table.
     "changed_xid": ExpectedColumn("xid8", "'3'", "pg_current_xact_id()"),
     "deleted_at": ExpectedColumn("timestamp with time zone"),

@@ -41,17 +41,17 @@ select p.number::integer, p.base_revision::bigint, p.first_seq::bigint, p.create
 -- A page of an owner's conversations, latest change first, by conversations_recent_idx. Filters are applied in this
 -- order to the owner's rows only, so that the duration reveals nothing about other owners. If the headers before a row
 -- exceed the byte limit, the row has no header, which indicates that the list continues. The kind of each one's newest
--- message is read by the primary key of the messages; it is null if that message is inherited, as in a new fork.
+-- message is that of the outcome of a turn; it is null if another message is the newest. No messages are read.
 select case when l.preceding <= $10::bigint then l.header end::text as header, l.deleted_at::timestamptz as deleted_at,
-       (select m.kind from public.messages m
-         where m.conversation_id = l.id and m.seq = l.last_seq)::text as newest_kind
+       l.newest_kind::text as newest_kind
   from (
-select f.header, f.deleted_at, f.updated_at, f.id, f.last_seq,
+select f.header, f.deleted_at, f.updated_at, f.id, f.newest_kind,
        pg_catalog.sum(pg_catalog.octet_length(f.header)) over (order by f.updated_at desc, f.id desc)
        operator(pg_catalog.-) pg_catalog.octet_length(f.header) as preceding
   from (
 select exai.header_v1(c)::text as header, c.updated_at, c.id, c.deleted_at,
-       c.next_seq operator(pg_catalog.-) 1 as last_seq
+       case when c.reply_seq operator(pg_catalog.=) (c.next_seq operator(pg_catalog.-) 1) then c.reply_kind end
+         as newest_kind
   from public.conversations c
  where c.owner = $1::text and (c.deleted_at is not null) = $5::boolean
    and (c.updated_at, c.id) < ($3::timestamptz, $4::text::uuid)

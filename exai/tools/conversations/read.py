@@ -106,7 +106,7 @@ class ConversationListArguments(Arguments):
 class ListedOutput(ConversationOutput):
     """A conversation of a list."""
 
-    newest_kind: str = Field(description="Of the newest message; failed: the first question got no answer.")
+    newest_kind: str = Field(description="Of an answer that is newest; failed: the first question got no answer.")
 
 
 class ConversationListOutput(ToolOutput):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import fresh
+from tests.support.backend import Backend
 from tests.support.daemon import Daemon, start_daemon
 from tests.support.provider_server import ProviderServer
 
@@ -36,3 +38,16 @@ def daemon(provider: ProviderServer, postgres_url: str, redis_url: str, tmp_path
     }
     with start_daemon(settings) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def shared_daemon(backend: Backend, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """A daemon without a cache or a provider for all tests of a module, which neither configure nor stop it."""
+    for url in fresh(backend.databases, migrated=True):
+        settings = {
+            "EXAI_DATA_DIR": str(tmp_path_factory.mktemp("data")),
+            "EXAI_DATABASE__URL": url,
+            "EXAI_CACHE__URL": "off",
+        }
+        with start_daemon(settings) as running:
+            yield running

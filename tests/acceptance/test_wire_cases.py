@@ -69,15 +69,15 @@ async def answers(daemon: Daemon, message: bytes) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("message", REFUSED, ids=range(len(REFUSED)))
-async def test_a_refused_request_is_answered_with_its_id(daemon: Daemon, message: bytes) -> None:
+async def test_a_refused_request_is_answered_with_its_id(shared_daemon: Daemon, message: bytes) -> None:
     """Else its client waits until its timeout."""
-    for answer in await answers(daemon, message):
+    for answer in await answers(shared_daemon, message):
         assert answer["id"] == id_of(message)
         assert "error" in answer
 
 
 @pytest.mark.parametrize("message", ACCEPTED, ids=range(len(ACCEPTED)))
-async def test_a_request_is_understood_as_clients_write_it(daemon: Daemon, message: bytes) -> None:
-    for answer in await answers(daemon, message):
+async def test_a_request_is_understood_as_clients_write_it(shared_daemon: Daemon, message: bytes) -> None:
+    for answer in await answers(shared_daemon, message):
         assert answer["id"] == 7
         assert not answer["result"].get("isError"), answer

@@ -42,6 +42,8 @@ from tests.support.mcp_server import (
 BOM = b"\xef\xbb\xbf"
 PING = b'{"jsonrpc":"2.0","id":"last","method":"ping"}\n'
 WAIT_S = 15.0
+SHORT_END = "import exai.mcp.stdio.bridge as b; b.LAST_ANSWERS_TIMEOUT_S = b.FLUSH_TIMEOUT_S = 1.0; "
+"""For tests in which the bridge must wait in vain at the end of its input."""
 
 
 @pytest.fixture
@@ -174,7 +176,7 @@ async def test_end_of_input_leaves_answers_only(server: Running) -> None:
     for each in steps:
         each["params"]["_meta"]["progressToken"] = each["id"]
     lines = [orjson.dumps(each) for each in (slow, *steps)]
-    async with bridge(server.url) as peer:
+    async with bridge(server.url, first=SHORT_END) as peer:
         for line in lines:
             await peer.line(line)
         await server.tools.gate.arrived()
@@ -205,7 +207,7 @@ async def test_end_of_input_is_bounded_without_a_daemon() -> None:
 
 async def test_end_of_input_is_bounded_with_a_client_that_reads_nothing() -> None:
     """It closed its end for writing and keeps the other one open, full and unread."""
-    program = "import sys; from exai.mcp.stdio.bridge import run_bridge; sys.exit(run_bridge(sys.argv[1]))"
+    program = f"{SHORT_END}import sys; sys.exit(b.run_bridge(sys.argv[1], patience_s=1.0))"
     async with scripted() as (_, url):
         with subprocess.Popen(
             [sys.executable, "-c", program, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -35,9 +36,10 @@ def nodes(path: Path, *, at_import: bool) -> Iterator[ast.AST]:
         waiting += ast.iter_child_nodes(node)
 
 
-def imported(path: Path, *, at_import: bool = False) -> set[str]:
+@cache
+def imported(path: Path, *, at_import: bool = False) -> frozenset[str]:
     """Every dotted name that may be a module."""
-    found = set()
+    found: set[str] = set()
     package = ".".join(path.relative_to(ROOT).with_suffix("").parts[:-1])
     for node in nodes(path, at_import=at_import):
         if isinstance(node, ast.Import):
@@ -45,4 +47,4 @@ def imported(path: Path, *, at_import: bool = False) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             module = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
             found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
-    return found
+    return frozenset(found)

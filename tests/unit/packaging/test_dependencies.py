@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -47,9 +49,15 @@ DOCUMENTS = declared(PROJECT["optional-dependencies"]["documents"])
 EMBEDDED = declared(PROJECT["optional-dependencies"]["embedded"])
 
 
+@cache
+def installed() -> Mapping[str, list[str]]:
+    """Return the distributions of each importable name; reading the metadata of all of them takes a second."""
+    return packages_distributions()
+
+
 def distributions(names: set[str]) -> set[str]:
-    """The distributions that third-party names come from."""
-    known = packages_distributions()
+    """Return the distributions that third-party names come from."""
+    known = installed()
     tops = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"exai"}
     return {normal(known[top][0]) if top in known else top for top in tops}
 
@@ -73,7 +81,7 @@ SAME_AS = {"pydantic-core": "pydantic"}
 
 
 def used(paths: list[Path], *, at_import: bool = False) -> set[str]:
-    found = set().union(*(distributions(imported(path, at_import=at_import)) for path in paths))
+    found = distributions(set().union(*(imported(path, at_import=at_import) for path in paths)))
     return {SAME_AS.get(name, name) for name in found}
 
 

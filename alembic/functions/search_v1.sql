@@ -52,8 +52,8 @@ declare
   -- Limit on the time for messages that wait to be indexed.
   v_work bigint := 1500000;
   -- The time is a setting, so that a server that is busy for other reasons can be given more.
-  v_stop constant timestamptz :=
-    clock_timestamp() + coalesce(nullif(current_setting('exai.search_time', true), '')::interval, interval '2.5 s');
+  v_time constant interval := coalesce(nullif(current_setting('exai.search_time', true), '')::interval, interval '2.5 s');
+  v_stop constant timestamptz := clock_timestamp() + v_time;
 begin
   with terms as materialized (
     select t.* from exai.read_query_v1(exai.owner_key_v1(p_owner), p_query) with ordinality t(
@@ -109,7 +109,7 @@ begin
         select w.* into v_waiting
           from exai.search_unindexed_v1(
             p_owner, v_terms, v_groups, v_excluded, v_needles, case when v_is_any then v_count else 0 end, v_ids, v_up_to,
-            p_since, p_until, p_as_of, v_work, greatest(v_stop, clock_timestamp() + c_least_time)) w;
+            p_since, p_until, p_as_of, v_work, greatest(v_stop, clock_timestamp() + least(c_least_time, v_time))) w;
         v_work := greatest(v_work - v_waiting.o_work, c_least_work);
         v_unread := greatest(v_unread, v_waiting.o_unread);
       end if;

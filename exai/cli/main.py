@@ -180,6 +180,7 @@ def _program() -> str:
 def _connect(options: argparse.Namespace) -> int:
     require_server("connect")
     from exai.mcp.stdio.bridge import run_bridge
+    from exai.mcp.stdio.daemon_connection import directory_of_client
     from exai.settings.addresses import UnusableAddress, check_websocket
     from exai.settings.environment import read_environment
 
@@ -205,7 +206,8 @@ def _connect(options: argparse.Namespace) -> int:
         check_websocket(url)
     except UnusableAddress as error:
         raise ConfigError("--url" if options.url else "EXAI_URL", error.problem, error.cure) from None
-    return run_bridge(url, headers={"Authorization": f"Bearer {token}"} if token else None)
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return run_bridge(url, headers={**headers, **directory_of_client(url)})
 
 
 def _migrate(_: argparse.Namespace) -> int:

@@ -99,7 +99,7 @@ class Roots:
         roots = ", ".join(str(root.resolve()) for root in self._roots)
         if not Path(path).is_absolute():
             other = ", or a file_id" if field.startswith("files") else ""
-            cure = f"Give an absolute path below {roots}{other}"
+            cure = f"Give an absolute path below {roots}, start `exai connect` in the directory that is meant{other}"
             return InvalidArgument(field, f"{shown(path)} is not an absolute path", cure)
         cure = f"Give a path below {roots}, or add a directory to {ROOTS_SETTING}"
         return InvalidArgument(field, f"{shown(path)} is not below an allowed root", cure)
@@ -110,6 +110,11 @@ class Roots:
             return True
         closed = list(_stats(self._closed))
         return any(os.path.samestat(each, other) for each in _stats((resolved, *resolved.parents)) for other in closed)
+
+
+def joined(directory: str, path: str) -> str:
+    """Return a path below the directory in which its caller works; unchanged if it is absolute or "" is given."""
+    return path if not directory or Path(path).is_absolute() else str(Path(directory, path))
 
 
 def is_directory(path: Path) -> bool:

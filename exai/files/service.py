@@ -21,7 +21,7 @@ from exai.db.files import FileList, FileRepository, NewFile
 from exai.errors import BlobError, InvalidArgument, NotFound
 from exai.files.names import MAX_NAME_CHARS, checked_media_type, checked_name, shown_media_type, shown_name
 from exai.files.parts import FilePart, read_part
-from exai.files.paths import MAX_PATH_CHARS, Roots, too_large
+from exai.files.paths import MAX_PATH_CHARS, Roots, joined, too_large
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, Owner, StoredFile
 from exai.settings.load import FileSettings, LimitSettings
 from exai.validation import (
@@ -110,8 +110,11 @@ class FileService:
             check_name(f"files[{index}].path", path.path, MAX_PATH_CHARS)
         return await self._put(owner, [self._at(f"files[{index}]", path) for index, path in enumerate(paths)])
 
-    async def resolve(self, owner: Owner, references: Sequence[str]) -> tuple[FileId, ...]:
-        """Return the ids of files given by id or by path, each once; paths are stored first, as by `put`."""
+    async def resolve(self, owner: Owner, references: Sequence[str], directory: str = "") -> tuple[FileId, ...]:
+        """Return the ids of files given by id or by path, each once; paths are stored first, as by `put`.
+
+        Relative paths begin in `directory`, and are refused without one.
+        """
         check_owner(owner)
         check_list("files", references, self._limits.append_files, "Give them with several messages")
         for place, reference in enumerate(references):
@@ -119,7 +122,7 @@ class FileService:
         places = {each: place for place, each in reversed([*enumerate(references)]) if not is_uuid(each)}
         found: dict[str, str] = {}
         for reference, place in sorted(places.items(), key=lambda item: item[1]):
-            resolved, _ = await asyncio.to_thread(self._roots.find, f"files[{place}]", reference)
+            resolved, _ = await asyncio.to_thread(self._roots.find, f"files[{place}]", joined(directory, reference))
             found[reference] = str(resolved)
         wanted = {found[each]: place for each, place in places.items()}
         sources = [self._at(f"files[{place}]", FilePath(path)) for path, place in wanted.items()]

@@ -35,7 +35,7 @@ class ChatArguments(Arguments):
     thinking: Literal["off", "low", "high", "max"] | None = Field(None, description="Amount of reasoning.")
     web_search: bool = Field(False, description="Let the model search the web, if its provider can.")
     files: list[str] | None = Field(
-        None, description="Each a file_id or an absolute path below an allowed root; the model reads them."
+        None, description="Each a file_id or a path below an allowed root; the model reads them."
     )
 
 
@@ -127,7 +127,7 @@ def chat_tool(chat: ChatService, files: FileService) -> ToolSpec:
 
     async def handle(arguments: ChatArguments, context: CallContext) -> ChatOutput:
         progress = AnswerProgress(context)
-        given = await files.resolve(context.owner, arguments.files or ())
+        given = await files.resolve(context.owner, arguments.files or (), context.directory)
         result = await chat.run(_request(arguments, context, given), progress.on_delta, progress.on_begun)
         return ChatOutput.of(result, context.client)
 

@@ -17,7 +17,7 @@ from exai.models import ContinuationId
 from exai.tools.chat import SourceOutput, UsageOutput
 from exai.tools.limits import ALWAYS_LOADED, NO_CLIENT, answer_limit, size_of, take_rows, take_text
 from exai.tools.progress import AnswerProgress
-from exai.tools.workflow import some_lines
+from exai.tools.workflow import directory_of_caller, some_lines
 from exai.workflows.consensus import ConsensusRequest, ConsensusResult, ConsensusService, PanelAnswer
 from exai.workflows.consensus.requests import stored_result
 from exai.workflows.consensus.watch import PanelWatch
@@ -203,7 +203,7 @@ def _consensus_request(arguments: ConsensusArguments, context: CallContext) -> C
     given.pop("findings", None)
     for name in ("files", "models"):
         given[name] = tuple(given.get(name, ()))
-    return ConsensusRequest(owner=context.owner, **given)
+    return ConsensusRequest(owner=context.owner, directory=directory_of_caller(context), **given)
 
 
 def _line(answer: PanelAnswerOutput) -> str:

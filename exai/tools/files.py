@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from exai.errors import InvalidArgument
 from exai.files.parts import FilePart
+from exai.files.paths import joined
 from exai.files.service import FileContent, FilePath, FileService
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.texts import items
@@ -32,7 +33,7 @@ class PutArguments(Arguments):
     name: str | None = Field(None, description="File name; required with content, by default that of path.")
     content: str | None = Field(None, description="The content, as text.")
     content_base64: str | None = Field(None, description="The content in base64, if it is not text.")
-    path: str | None = Field(None, description="Or an absolute path on the daemon's machine, below an allowed root.")
+    path: str | None = Field(None, description="Or a path on the daemon's machine, below an allowed root.")
     media_type: str | None = Field(None, description="Such as text/markdown; default: by the name.")
 
     @model_validator(mode="before")
@@ -165,14 +166,15 @@ def _put_tool(files: FileService) -> ToolSpec:
         if sum(each is not None for each in given) != 1:
             raise InvalidArgument("content", "one of content, content_base64 and path is needed", "Give exactly one")
         try:
-            file = await put(arguments, context.owner)
+            file = await put(arguments, context.owner, context.directory)
         except InvalidArgument as error:
             raise _as_argument(error, "content" if arguments.path is None else "path") from None
         return PutOutput.of(file, created=file.created)
 
-    async def put(arguments: PutArguments, owner: Owner) -> StoredFile:
+    async def put(arguments: PutArguments, owner: Owner, directory: str) -> StoredFile:
         if arguments.path is not None:
-            (file,) = await files.put_paths(owner, [FilePath(arguments.path, arguments.name, arguments.media_type)])
+            path = joined(directory, arguments.path)
+            (file,) = await files.put_paths(owner, [FilePath(path, arguments.name, arguments.media_type)])
             return file
         if arguments.name is None:
             raise InvalidArgument("name", "is missing", "Give the file's name")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Self
 
 from pydantic import Field, create_model
@@ -209,7 +210,12 @@ def _request(arguments: Arguments, context: CallContext) -> WorkflowRequest:
     given = {name: value for name, value in dict(arguments).items() if value is not None}
     for name in ("files", "findings"):
         given[name] = tuple(given.get(name, ()))
-    return WorkflowRequest(owner=context.owner, **given)
+    return WorkflowRequest(owner=context.owner, directory=directory_of_caller(context), **given)
+
+
+def directory_of_caller(context: CallContext) -> Path | None:
+    """Return the directory in which the client works, if it is known."""
+    return Path(context.directory) if context.directory else None
 
 
 def some_lines(lines: Sequence[str], limit: Size) -> list[str]:

@@ -59,7 +59,9 @@ def collect(
     """
     git = Git(roots, bounds)
     lister = TreeLister(roots, git, bounds)
-    top = _directory(roots, directory) if directory is not None else None
+    texts = [path_of(each) for each in entries.values()]
+    needs_directory = not all(Path(each).is_absolute() for each in texts) or (diff is not None and not entries)
+    top = _directory(roots, directory, is_needed=needs_directory) if directory is not None else None
     filling = Filling(roots, bounds, estimate, budget_tokens, limit_bytes)
     collecting = _Collecting(Resolver(roots, lister, top), lister, filling)
     found = [each for field, entry in entries.items() for each in collecting.understand(field, entry)]
@@ -76,10 +78,17 @@ def collect(
     return collecting.result()
 
 
-def _directory(roots: Roots, directory: Path) -> Path:
-    top, _ = roots.find("directory", path_of(str(directory)))
-    if not is_directory(top):
-        raise InvalidArgument("directory", f"{shown(str(directory))} is not a directory", "Give an existing directory")
+def _directory(roots: Roots, directory: Path, *, is_needed: bool) -> Path | None:
+    """Return the caller's directory. Raises `InvalidArgument` for one that may not be read, unless it is not needed."""
+    try:
+        top, _ = roots.find("directory", path_of(str(directory)))
+        if not is_directory(top):
+            cure = "Give an existing directory, or absolute paths"
+            raise InvalidArgument("directory", f"{shown(str(directory))} is not a directory", cure)
+    except InvalidArgument:
+        if is_needed:
+            raise
+        return None
     return top
 
 

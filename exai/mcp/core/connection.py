@@ -41,6 +41,7 @@ class Connection:
     """The protocol state of one peer: of a WebSocket for its lifetime, of an HTTP request for that request.
 
     `version` is given if the transport knows the legacy revision without a handshake (HTTP); else `initialize` sets it.
+    `directory` is set by the transport, if the client names one.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Connection:
         self.surface = surface
         self.version = version
         self.client = ClientInfo()
+        self.directory = ""
         self.in_flight: dict[RequestId, Call] = {}
         self.listening: dict[RequestId, Json] = {}
         self._subscriptions = Subscriptions(budget, surface.schemes)

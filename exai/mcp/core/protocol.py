@@ -69,6 +69,7 @@ class CallContext:
     `request_id` is EXAI's own id of this request, as it appears in the logs. `await progress("sentence")` reports
     progress to the client; `doing("sentence")` only sets what the periodic report says. Neither does anything if the
     client did not ask for progress, and neither fails. `begun` declares that the call's work has become durable.
+    `directory` is where the client works, which gives relative paths their meaning; "" if it is unknown.
     """
 
     owner: Owner
@@ -77,6 +78,7 @@ class CallContext:
     client: ClientInfo = ClientInfo()
     begun: Callable[[BegunWork], None] = lambda _work: None
     doing: Callable[[str], None] = lambda _sentence: None
+    directory: str = ""
 
 
 @dataclass(frozen=True, slots=True)

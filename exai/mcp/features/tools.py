@@ -20,6 +20,7 @@ from pydantic_core import ErrorDetails
 
 from exai.errors import InvalidArgument
 from exai.mcp.core import versions
+from exai.mcp.core.directories import META_DIRECTORY, directory_of_call
 from exai.mcp.core.errors import error_facts
 from exai.mcp.core.jsonrpc import INVALID_PARAMS, Json, RpcError
 from exai.mcp.core.protocol import Call, CallContext, ClientInfo, Feature, Method, Terms
@@ -192,6 +193,8 @@ class ToolRegistry:
             arguments = known.validate(_with_meta(spec, given, call.params))
         except ValidationError as error:
             return invalid_arguments(spec, error)
+        if "_meta" in call.params:
+            context.directory = directory_of_call(call.params, context.directory)
         if spec.answer_from is None or run_as_task is None:
             return call_result(await spec.handler(arguments, context), notes)
 
@@ -229,11 +232,13 @@ def _join_key(call: Call) -> bytes | None:
     given = call.params.get("arguments")
     if not isinstance(given, dict) or given.get(IDEMPOTENCY_KEY) not in (None, ""):
         return None
-    if OF_META[IDEMPOTENCY_KEY] in (call.params.get("_meta") or {}):
+    meta = call.params.get("_meta") or {}
+    if OF_META[IDEMPOTENCY_KEY] in meta:
         return None
     # A call whose answer may be a task's handle must not be joined with one of a client without tasks.
     knows_tasks = versions.declares(call.version, call.client.capabilities, versions.TASKS)
-    return orjson.dumps([call.params["name"], given, knows_tasks], option=orjson.OPT_SORT_KEYS)
+    asked = [call.params["name"], given, meta.get(META_DIRECTORY), knows_tasks]
+    return orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
 
 
 def invalid_arguments(spec: ToolSpec, error: ValidationError) -> Json:

@@ -256,7 +256,7 @@ class Session:
         started_s = time.perf_counter()
         outcome = "cancelled"
         reporter = None if call.progress_token is None else self._progress_reporter(call)
-        context = CallContext(self.owner, request_id, ignore_progress, call.client)
+        context = CallContext(self.owner, request_id, ignore_progress, call.client, directory=self.connection.directory)
         if reporter is not None:
             context.progress, context.doing = reporter.report, reporter.note
         try:

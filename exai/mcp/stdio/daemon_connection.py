@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -16,6 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, W
 from websockets.protocol import State
 from websockets.typing import Subprotocol
 
+from exai.mcp.core.directories import directory_header
 from exai.mcp.core.versions import MESSAGE_MAX_HEADER
 from exai.settings.addresses import is_loopback
 
@@ -44,6 +47,19 @@ NEVER = float("-inf")
 """The time of loss of a daemon for which waiting is useless."""
 
 UseSocket = Callable[[ClientConnection], Awaitable[None]]
+
+PROJECT_VARIABLE = "CLAUDE_PROJECT_DIR"
+"""Claude Code's variable for the directory of the open project."""
+
+
+def directory_of_client(url: str) -> dict[str, str]:
+    """Return the header that tells a daemon of this machine where the client works; others have no such directory."""
+    if not is_loopback(urlsplit(url).hostname or ""):
+        return {}
+    try:
+        return directory_header(os.environ.get(PROJECT_VARIABLE) or str(Path.cwd()))
+    except OSError:
+        return {}  # The working directory was removed.
 
 
 class Dial(connect):

@@ -22,7 +22,8 @@ import structlog
 from starlette.types import Message, Receive, Scope, Send
 
 from exai.errors import Overloaded
-from exai.mcp.admission import Rejection, too_many
+from exai.mcp.admission import Rejection, header_map, too_many
+from exai.mcp.core.directories import directory_of
 from exai.mcp.core.jsonrpc import JsonRpcMessage as Incoming
 from exai.mcp.core.jsonrpc import Malformed, parse
 from exai.mcp.core.versions import MESSAGE_MAX_HEADER
@@ -76,6 +77,7 @@ class WebSocketTransport:
         headers = [(MESSAGE_MAX_HEADER.encode(), limit)]
         await send({"type": "websocket.accept", "subprotocol": chosen, "headers": headers})
         session = self._server.open_session(admitted, peer=peer_of(scope))
+        session.connection.directory = directory_of(header_map(scope["headers"]))
         log.info("connected", peer=session.peer, owner=session.owner, transport="websocket")
         direct = direct_of(scope)
         if direct is not None:

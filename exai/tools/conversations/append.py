@@ -29,7 +29,9 @@ class AppendArguments(Arguments):
     title: str | None = Field(None, description="Title of a new conversation.")
     idempotency_key: str | None = Field(None, description="A repeated call with the same key is stored once.")
     expected_revision: int | None = Field(None, ge=0, description="Refuse if the conversation has another revision.")
-    files: list[str] | None = Field(None, description="Files of the last message; file_id or allowed absolute path.")
+    files: list[str] | None = Field(
+        None, description="Files of the last message; file_id or path below an allowed root."
+    )
 
 
 class AppendOutput(ToolOutput):
@@ -58,7 +60,7 @@ def append_tool(conversations: ConversationStore, files: FileService) -> ToolSpe
                 title=arguments.title,
                 idempotency_key=arguments.idempotency_key,
                 expected_revision=arguments.expected_revision,
-                files=await files.resolve(context.owner, arguments.files or ()),
+                files=await files.resolve(context.owner, arguments.files or (), context.directory),
             )
         )
         return AppendOutput(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
 from exai.models import ContinuationId, Owner, Usage, WebSource
@@ -38,7 +39,8 @@ SeatState = Literal["answered", "failed", "late"]
 
 @dataclass(frozen=True, slots=True)
 class ConsensusRequest:
-    """One question to a panel. `models` are its members, by default the configured panel; `files` paths and file ids.
+    """One question to a panel. `models` are its members, by default the configured panel; `files` paths and file ids,
+    of which relative ones begin in `directory`.
 
     A repeated `idempotency_key` asks only what failed before.
     """
@@ -53,6 +55,7 @@ class ConsensusRequest:
     rank: bool = False
     web_search: bool = False
     idempotency_key: str | None = None
+    directory: Path | None = None
 
     def validate(self, limits: LimitSettings) -> None:
         """Raise `InvalidArgument` for a value that cannot be used."""

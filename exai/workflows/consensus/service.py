@@ -79,7 +79,8 @@ class ConsensusService:
         panel = await self._choice.choose(request)
         rooms = [self._providers.sizing.room(seat.model, None) for seat in panel.seats if seat.model is not None]
         budget_tokens = int(min(rooms) * MATERIAL_SHARE)
-        found = await self._sources.read(request.owner, SourceRequest(request.files, budget_tokens=budget_tokens))
+        material = SourceRequest(request.files, directory=request.directory, budget_tokens=budget_tokens)
+        found = await self._sources.read(request.owner, material)
         question = await self._question(request, found.files, max(rooms))
         start = self._main_start(request, panel, found)
         main = await self._turns.begin(start)

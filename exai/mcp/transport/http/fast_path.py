@@ -24,6 +24,7 @@ from starlette.types import Send as AsgiSend
 
 from exai.mcp.admission import header_map
 from exai.mcp.core import jsonrpc
+from exai.mcp.core.directories import directory_of
 from exai.mcp.core.jsonrpc import Request, RpcError
 from exai.mcp.core.protocol import ClientInfo, Send, Start
 from exai.mcp.identity import Admitted
@@ -123,7 +124,7 @@ class ConnectionPosts:
         self._headers: dict[str, str] = {}
         self._admitted: Admitted | None = None
         self._version: str | None = None
-        self._client = ClientInfo()
+        self._client, self._directory = ClientInfo(), ""
         self._may_stream = False
         self._exchange: Exchange | None = None
         # The last head before and after the number in its Content-Length; empty if there is none to repeat.
@@ -190,7 +191,7 @@ class ConnectionPosts:
         except RpcError:
             self._version = None
         self._may_stream = takes_streams(headers.get("accept", "*/*"))
-        self._client = agent_of(headers)
+        self._client, self._directory = agent_of(headers), directory_of(headers)
         return True
 
     def take(self, protocol: AnsweringProtocol, body: bytes, *, keep_alive: bool) -> bool:
@@ -220,7 +221,7 @@ class ConnectionPosts:
             self.end()
             peer = peer_of({"client": protocol.client})
             exchange = self._exchange = Exchange(self._shared, quota, admitted, peer)
-        exchange.client = self._client
+        exchange.client, exchange.directory = self._client, self._directory
         exchange.keep_alive = keep_alive
         exchange.begin(protocol, message, len(body), version, may_stream=self._may_stream)
         return True
@@ -243,7 +244,7 @@ class Exchange(Outbox):
         super().__init__(account=quota.account)
         self._shared, self.quota = shared, quota
         self.keep_alive = True
-        self.client = ClientInfo()
+        self.client, self.directory = ClientInfo(), ""
         self.response_complete = True
         self.disconnected = False
         self._protocol: AnsweringProtocol | None = None
@@ -292,7 +293,8 @@ class Exchange(Outbox):
         self._is_running = self._is_beginning = True
         self.is_closed = self.response_complete = False
         # One session serves consecutive POSTs, which may be of different revisions.
-        session.connection.version, session.connection.client = version, self.client
+        connection = session.connection
+        connection.version, connection.client, connection.directory = version, self.client, self.directory
         self._shared.server.enlist(session)
         # An answer pushed during `process` is kept by `push`: its status depends on the action that is returned.
         action, _ = session.process(message, size_bytes)

@@ -22,6 +22,7 @@ from exai.account import Account
 from exai.errors import Overloaded
 from exai.mcp.admission import Rejection, expired, header_map, too_many
 from exai.mcp.core import jsonrpc, versions
+from exai.mcp.core.directories import directory_of
 from exai.mcp.core.jsonrpc import Fault, JsonRpcMessage, Malformed, RpcError
 from exai.mcp.core.protocol import Ignore, Send, Start
 from exai.mcp.identity import Admitted
@@ -153,7 +154,7 @@ class StreamableHttp:
             await reply.json(status_of(fault, from_method=False), jsonrpc.encode_error(found, error))
             return None
         session = self._server.open_session(admitted, peer=peer, version=version)
-        session.connection.client = agent_of(headers)
+        session.connection.client, session.connection.directory = agent_of(headers), directory_of(headers)
         return session
 
     async def _serve(self, session: Session, posted: _Posted, receive: Receive, reply: HttpReply) -> None:

@@ -27,6 +27,7 @@ from exai.conversations.ledger import Ledger
 from exai.conversations.maintenance import Maintenance
 from exai.conversations.publishing import Publisher
 from exai.conversations.store import Repositories
+from exai.conversations.turns.answers import AnswerCache
 from exai.conversations.turns.attachments import Attachments
 from exai.conversations.turns.budgets import Budgets
 from exai.conversations.turns.instructions import Instructions
@@ -143,7 +144,8 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         indexing = Indexing(search, notices.have_changed, recorder, pause_s=settings.database.index_pause_s)
         attachments = Attachments(file_repository, blobs, Instructions(instructions_by_name()))
         budgets = Budgets(settings.budgets, providers)
-        turns = ChatTurns(turn_repository, cache, providers, attachments, publisher, budgets=budgets)
+        answers = AnswerCache(cache.answers, providers, settings.answers, recorder)
+        turns = ChatTurns(turn_repository, cache, providers, attachments, publisher, budgets=budgets, answers=answers)
         chat = ChatService(turns, turn_repository, settings.limits)
         repositories = Repositories(repository, search, curation)
         conversations = ConversationStore(

@@ -25,6 +25,8 @@ Role = Literal["system", "user", "assistant", "tool"]
 TurnState = Literal["pending", "finished", "failed"]
 Thinking = Literal["off", "low", "high", "max"]
 Source = Literal["cache", "database"]
+CacheUse = Literal["use", "refresh", "off"]
+"""What a call does with the answer cache: ask it and keep the answer, only keep the answer, or neither."""
 
 FILE_IDS = "file_ids"
 """The field of a message's metadata with the ids of its files."""
@@ -245,6 +247,14 @@ class WebSource(NamedTuple):
     url: str
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerOrigin:
+    """Where an answer of the answer cache comes from: when which model gave it."""
+
+    answered_at: datetime
+    model: str
+
+
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls", "other"]
 
 
@@ -275,6 +285,9 @@ class Completion:
     sources: tuple[WebSource, ...] = ()
     searches: int = 0
     search_usd: Decimal | None = None
+    origin: AnswerOrigin | None = None
+    """Where the answer was first given, if it comes from the answer cache."""
+
     returned_reasoning: Reasoning | None = None
     """The reasoning, if the endpoint demands it back with later questions."""
 

@@ -37,6 +37,7 @@ from typing import Any, Final, cast
 import structlog
 
 from exai.background import running
+from exai.cache.answers import AnswerEntries
 from exai.cache.entry import (
     Origin,
     cache_keys,
@@ -107,6 +108,7 @@ class ConversationCache:
         self._tokens = itertools.count(1)
         self._max_staleness_us = round(settings.max_staleness_s * MICROSECOND)
         self._entry_bytes = settings.entry_max_bytes
+        self.answers = AnswerEntries(client, scripts)
 
     async def read_through(
         self, key: ConversationKey, load: Load, *, min_revision: int = ANY_REVISION

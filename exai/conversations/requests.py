@@ -11,6 +11,8 @@ from typing import Any, get_args
 from exai.conversations.titles import opening
 from exai.models import (
     FILE_IDS,
+    AnswerOrigin,
+    CacheUse,
     Completion,
     ContinuationId,
     FileId,
@@ -69,7 +71,8 @@ class ChatRequest:
     """One question to a model, in a new conversation or a continued one.
 
     `idempotency_key` makes the request safe to repeat: the same key and content is one turn and one model call, for
-    ever. Without it every call is a turn of its own.
+    ever. Without it every call is a turn of its own. `cache` says whether the answer may be one that was given before,
+    and whether it may be given again.
     """
 
     owner: Owner
@@ -86,6 +89,7 @@ class ChatRequest:
     tool: str = "chat"
     guidance: Guidance | None = None
     web_search: bool = False
+    cache: CacheUse = "off"
 
     def validate(self, limits: LimitSettings) -> None:
         """Raise `InvalidArgument` for a value that cannot be stored. Whether the model accepts it is not checked."""
@@ -99,6 +103,7 @@ class ChatRequest:
         check_optional_number("max_output_tokens", self.max_output_tokens, least=1)
         if self.thinking is not None:
             check_choice("thinking", self.thinking, get_args(Thinking))
+        check_choice("cache", self.cache, get_args(CacheUse))
         check_messages(chat_messages(self), limits)
 
     @property
@@ -127,7 +132,7 @@ class ChatResult:
     `unread_events` counts events of its stream that could not be parsed, and `notes` holds sentences for the caller.
     `facts` are those of the request's guidance, with the number of its `step`.
     `instead_of` is the model that was asked first, if `model` answered because that one could not.
-    `sources` are the pages that a search of the web found.
+    `sources` are the pages that a search of the web found. `origin` is set if the answer comes from the answer cache.
     """
 
     content: str
@@ -149,6 +154,7 @@ class ChatResult:
     facts: Mapping[str, Any] = field(default_factory=dict)
     instead_of: str | None = None
     sources: tuple[WebSource, ...] = ()
+    origin: AnswerOrigin | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import orjson
 
 from exai.db.conversations import identity_of, just_stored
 from exai.db.driver.pool import Database
-from exai.db.records import StoredReply, TurnBegun, TurnEnd, TurnFinished, TurnStart
+from exai.db.records import BudgetClaim, StoredReply, TurnBegun, TurnEnd, TurnFinished, TurnStart
 from exai.db.rows import RowsByPart, columns_of, commit_of, json_of, reply_of, time_of
 from exai.models import ContinuationId, Message, Owner, TurnId, TurnState
 from exai.validation import is_canonical_uuid
@@ -91,6 +91,21 @@ class TurnRepository:
             started_at=time_of(turn["started_at"]) if turn else answer.at,
             step=answer.step,
         )
+
+    async def reserve(self, start: TurnStart, begun: TurnBegun, claim: BudgetClaim, history_bytes: int) -> None:
+        """Reserve the likely cost of a turn that was begun without a claim, as `begin` does with one.
+
+        Raises:
+            BudgetExceeded: The turn stays as it is.
+            DatabaseError: The same call can be repeated.
+
+        """
+        if begun.commit is None:
+            raise AssertionError("a turn that was begun has a conversation")
+        await self._database.fetch(
+            "reserve_turn", start.owner, begun.turn_id, begun.commit.conversation.id, claim.as_json(),
+            history_bytes, start.budget_bytes,
+        )  # fmt: skip
 
     async def finish(self, end: TurnEnd) -> TurnFinished:
         """Write the outcome of one attempt. A repeated call returns the same result.

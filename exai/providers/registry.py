@@ -25,6 +25,7 @@ from exai.providers.completion.counting import TokenCounter
 from exai.providers.completion.exchange import HttpTransport
 from exai.providers.completion.formula import FormulaTools
 from exai.providers.completion.http_client import open_client
+from exai.providers.completion.identity import identity_of
 from exai.providers.completion.request import check_options
 from exai.providers.completion.search import ToolSearch
 from exai.providers.completion.sizing import Sizing
@@ -111,6 +112,11 @@ class Providers:
         counter = self._chats[model.provider].counter
         return None if counter is None else await counter.count(model, messages)
 
+    def identity(self, model: Model, request: CompletionRequest) -> str:
+        """Return the digest of all that the answer of `model` depends on. Raises as `complete`, before it asks."""
+        site = self._sites[model.provider]
+        return identity_of(site.family, site.base_url, model, request)
+
     def answered(self, model: Model, completion: Completion) -> Model:
         """Return the model that made `completion`, for which `model` was asked."""
         name = completion.answered_by
@@ -159,8 +165,10 @@ class Providers:
 
     def total_usd(self, model: Model, completion: Completion) -> Decimal | None:
         """What `completion` cost that `model` was asked for: its tokens at the price of the model that answered, and
-        its searches of the web; None when the price of the tokens is not known.
+        its searches of the web; None when the price of the tokens is not known. An answer of the answer cache is free.
         """
+        if completion.origin is not None:
+            return Decimal(0)
         tokens_usd = self.cost_usd(self.answered(model, completion), completion.usage)
         return tokens_usd if tokens_usd is None else tokens_usd + (completion.search_usd or 0)
 

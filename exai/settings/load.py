@@ -29,6 +29,7 @@ from exai.settings.contradictions import contradictions
 from exai.settings.credentials import check_access, check_credentials, check_data_dir
 from exai.settings.environment import ENV_FILE_VARIABLE, OLDER_NAMES, Reading, Search, Value, read_environment
 from exai.settings.sections import (
+    AnswerSettings,
     BudgetSettings,
     CacheSettings,
     ConnectSettings,
@@ -47,6 +48,7 @@ from exai.settings.sections import (
 
 __all__ = [
     "OLDER_NAMES",
+    "AnswerSettings",
     "BudgetSettings",
     "CacheSettings",
     "ConnectSettings",
@@ -98,6 +100,7 @@ class Settings(BaseModel):
     providers: ProvidersSettings = ProvidersSettings()
     limits: LimitSettings = LimitSettings()
     budgets: BudgetSettings = BudgetSettings()
+    answers: AnswerSettings = AnswerSettings()
     files: FileSettings = FileSettings()
     log: LogSettings = LogSettings()
     connect: ConnectSettings = ConnectSettings()

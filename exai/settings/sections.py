@@ -253,6 +253,14 @@ class BudgetSettings(Section):
     answer_tokens: int = Field(default=32_768, ge=256)
 
 
+class AnswerSettings(Section):
+    """The answer cache, for calls that ask for it."""
+
+    ttl_hours: float = Field(default=24.0, gt=0, le=8_760)
+    entry_max_bytes: int = Field(default=262_144, ge=1024, le=1_048_576)
+    owner_max_bytes: int = Field(default=16 * 1_048_576, ge=1024)
+
+
 class LimitSettings(Section):
     """Maximum sizes of requests."""
 

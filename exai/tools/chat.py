@@ -13,6 +13,7 @@ from exai.mcp.core.protocol import ClientInfo
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
 from exai.models import ContinuationId, FileId, WebSource
+from exai.tools.answers import CacheArgument, OriginOutput
 from exai.tools.limits import ALWAYS_LOADED, NO_CLIENT, answer_limit, size_of, take_rows, take_text
 from exai.tools.progress import AnswerProgress
 
@@ -34,6 +35,9 @@ class ChatArguments(Arguments):
     max_output_tokens: int | None = Field(None, ge=1, description="Limit of the answer, reasoning included.")
     thinking: Literal["off", "low", "high", "max"] | None = Field(None, description="Amount of reasoning.")
     web_search: bool = Field(False, description="Let the model search the web, if its provider can.")
+    cache: CacheArgument = Field(
+        "off", description="use: reuse an answer given to the same prompt; refresh: replace it."
+    )
     files: list[str] | None = Field(
         None, description="Each a file_id or a path below an allowed root; the model reads them."
     )
@@ -82,6 +86,7 @@ class ChatOutput(ToolOutput):
     unread_events: int = Field(description="Number of parts of the model's stream that could not be read.")
     instead_of: str | None = Field(description="Model that was asked first and could not answer; notes say why.")
     sources: list[SourceOutput]
+    from_cache: OriginOutput | None = Field(description="Set if the answer was not asked for now.")
     notes: list[str]
 
     @classmethod
@@ -108,6 +113,7 @@ class ChatOutput(ToolOutput):
             unread_events=result.unread_events,
             instead_of=result.instead_of,
             sources=sources,
+            from_cache=OriginOutput.of(result.origin),
             notes=_notes(result, next_offset, len(result.sources) - len(sources)),
         )
 
@@ -179,4 +185,5 @@ def _request(arguments: ChatArguments, context: CallContext, files: tuple[FileId
         thinking=arguments.thinking,
         files=files,
         web_search=arguments.web_search,
+        cache=arguments.cache,
     )

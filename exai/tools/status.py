@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from exai import __version__
 from exai.errors import InvalidArgument
 from exai.mcp.features.results import ToolOutput
-from exai.mcp.features.texts import items
+from exai.mcp.features.texts import items, one_line
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
 from exai.providers.base import ModelInfo
 from exai.providers.naming import SET_A_KEY
@@ -102,12 +102,15 @@ class StatusOutput(ToolOutput):
     pid: int
     staleness_bound_s: float
     cache_reads: dict[str, int]
+    answer_cache: dict[str, dict[str, int]]
     statement_ms: dict[str, Any] | None
 
     def as_text(self) -> str:
         """Return one line for each component."""
         parts = ({"component": name, **facts} for name, facts in self.components.items())
-        return f"status: {self.status}\n{items(parts, COMPONENT)}"
+        counts = [f"{part}: {one_line(results.items())}" for part, results in self.answer_cache.items() if results]
+        answers = "\n".join(["", *(f"answer cache {line}" for line in counts)])
+        return f"status: {self.status}\n{items(parts, COMPONENT)}{answers}"
 
 
 class VersionOutput(ToolOutput):

@@ -19,6 +19,7 @@ from exai.mcp.core.protocol import ClientInfo
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
 from exai.models import ContinuationId
+from exai.tools.answers import CacheArgument, OriginOutput
 from exai.tools.limits import ALWAYS_LOADED, NO_CLIENT, Size, answer_limit, size_of, take_rows, take_text
 from exai.tools.progress import AnswerProgress
 from exai.workflows import Workflow, WorkflowRequest, WorkflowResult, WorkflowService, load_workflows
@@ -71,6 +72,7 @@ class WorkflowArguments(Arguments):
 
     idempotency_key: SkipJsonSchema[str | None] = None
     expected_revision: SkipJsonSchema[int | None] = None
+    cache: SkipJsonSchema[CacheArgument | None] = None
 
 
 @dataclass
@@ -109,6 +111,7 @@ class WorkflowOutput(ToolOutput):
     next_offset: int | None
     cost_usd: float | None
     duplicate: bool
+    from_cache: OriginOutput | None
     notes: list[str]
 
     @classmethod
@@ -142,6 +145,7 @@ class WorkflowOutput(ToolOutput):
             next_offset=next_offset,
             cost_usd=None if result.cost_usd is None else float(result.cost_usd),
             duplicate=result.duplicate,
+            from_cache=OriginOutput.of(result.turn.origin if result.turn else None),
             notes=notes,
         )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from exai.conversations.requests import ChatResult
-from exai.models import ContinuationId, Owner
+from exai.models import CacheUse, ContinuationId, Owner
 from exai.settings.load import LimitSettings
 from exai.validation import (
     MAX_MODEL_CHARS,
@@ -52,6 +52,7 @@ class WorkflowRequest:
     directory: Path | None = None
     idempotency_key: str | None = None
     expected_revision: int | None = None
+    cache: CacheUse = "off"
 
     def validate(self, limits: LimitSettings, *, needs_prompt: bool) -> None:
         """Raise `InvalidArgument` for a value that the engine cannot use; the rest is checked with the turn."""
@@ -71,7 +72,7 @@ class WorkflowRequest:
 
     def identity(self) -> tuple[Any, ...]:
         """Return what a repetition with the same key must have in common: the arguments, not the texts of files."""
-        others = ("owner", "continuation_id", "idempotency_key", "expected_revision", "directory")
+        others = ("owner", "continuation_id", "idempotency_key", "expected_revision", "directory", "cache")
         values = (getattr(self, each.name) for each in fields(self) if each.name not in others)
         return tuple(list(value) if isinstance(value, tuple) else value for value in values)
 

@@ -140,6 +140,7 @@ class WorkflowService:
                 files=found.files,
                 tool=workflow.name,
                 guidance=guidance,
+                cache=request.cache,
             ),
             on_delta,
             on_begun,

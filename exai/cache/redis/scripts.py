@@ -32,6 +32,8 @@ class Scripts:
     watermark: Script
     advance: Script
     peek: Script
+    find_answer: Script
+    keep_answer: Script
 
 
 def load_scripts() -> Scripts:

@@ -9,7 +9,7 @@ from exai.conversations.deduplication import content_hash, request_key
 from exai.conversations.requests import ChatRequest, chat_messages
 from exai.conversations.turns.prompt import MAX_BYTES_PER_TOKEN, estimate_tokens
 from exai.db.records import BudgetClaim, CachedRange, TurnBegun, TurnStart
-from exai.models import ConversationId, Message, Thinking, TurnId
+from exai.models import CompletionRequest, ConversationId, Message, Prompt, Thinking, TurnId
 from exai.providers.base import Model
 
 LEASE_S = 60.0
@@ -84,6 +84,17 @@ def history_of(begun: TurnBegun, cached: Hit | Miss | None) -> tuple[Message, ..
     known = cached.messages if isinstance(cached, Hit) and not begun.full else ()
     question = begun.commit.added or () if begun.commit is not None else ()
     return (*known, *begun.history, *question)
+
+
+def completion_request(request: ChatRequest, model: Model, messages: list[Prompt]) -> CompletionRequest:
+    """Return what `model` is asked with these messages."""
+    return CompletionRequest(
+        model=model.name,
+        messages=messages,
+        max_output_tokens=request.max_output_tokens,
+        thinking=thinking_of(request, model),
+        web_search=request.web_search,
+    )
 
 
 def thinking_of(request: ChatRequest, model: Model) -> Thinking | None:

@@ -17,13 +17,16 @@ from exai.conversations.turns.prompt import FINISH_REASON, REASONING, Asked
 from exai.db.records import StoredReply, TurnBegun, TurnEnd
 from exai.db.turns import StoredTurn
 from exai.errors import ExaiError, ShuttingDown
-from exai.models import Completion, ContinuationId, NewMessage, TurnId, WebSource
+from exai.models import AnswerOrigin, Completion, ContinuationId, NewMessage, TurnId, WebSource
 from exai.providers.base import Model
 
 Stage = Literal["running", "answered", "failed", "cancelled", "lost"]
 
 GUIDANCE: Final = "guidance"
 """The field of a turn's metadata with the facts of its request's guidance."""
+
+FROM_CACHE: Final = "from_cache"
+"""The field of the metadata of a turn and of its answer with the origin of an answer of the answer cache."""
 
 CANCELLED: Final = {"code": "cancelled", "message": "the caller cancelled the request or went away"}
 MAX_CAUSE_CHARS: Final = 1_000
@@ -95,6 +98,7 @@ def result_of(
         facts=reply.metadata.get(GUIDANCE, {}),
         instead_of=reply.metadata.get("instead_of"),
         sources=tuple(WebSource(*each) for each in reply.metadata.get("sources", ())),
+        origin=_origin(reply.metadata.get(FROM_CACHE)),
     )
 
 
@@ -112,6 +116,7 @@ def facts_of(completion: Completion, asked: Asked, guidance: Mapping[str, Any] |
         "instead_of": completion.instead_of,
         "sources": [list(each) for each in completion.sources],
         "web_search": _searches(completion),
+        FROM_CACHE: _stored_origin(completion.origin),
         # The turn's row names the provider that was asked first.
         "provider": completion.provider if completion.instead_of else None,
         "notes": [*_said_of(asked), *completion.notes, *_said_of_search(completion)],
@@ -127,11 +132,21 @@ def answer_of(completion: Completion, kind: str = "message") -> NewMessage:
         "provider": completion.provider,
         FINISH_REASON: completion.finish_reason,
     }
+    if completion.origin is not None:
+        facts[FROM_CACHE] = _stored_origin(completion.origin)
     if completion.returned_reasoning is not None:
         facts[REASONING] = {"field": completion.returned_reasoning.field, "text": completion.returned_reasoning.text}
     if not completion.is_partial:
         return NewMessage("assistant", completion.content, kind, facts)
     return NewMessage("assistant", completion.content, "partial", {**facts, "notes": list(completion.notes)})
+
+
+def _stored_origin(origin: AnswerOrigin | None) -> dict[str, Any] | None:
+    return None if origin is None else {"answered_at": origin.answered_at.isoformat(), "model": origin.model}
+
+
+def _origin(stored: Mapping[str, Any] | None) -> AnswerOrigin | None:
+    return None if stored is None else AnswerOrigin(datetime.fromisoformat(stored["answered_at"]), stored["model"])
 
 
 def _searches(completion: Completion) -> dict[str, Any] | None:

@@ -21,16 +21,17 @@ from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Miss, PreloadedPage
 from exai.conversations.publishing import Publisher
 from exai.conversations.requests import ChatRequest, ChatResult
+from exai.conversations.turns.answers import AnswerCache, Recalled
 from exai.conversations.turns.attachments import Attachments
 from exai.conversations.turns.beginning import OUTCOME_RESERVE_S, Beginning, OnBegun
 from exai.conversations.turns.budgets import Budgets
 from exai.conversations.turns.leases import TurnLeases
 from exai.conversations.turns.outcomes import OutcomeWriter
 from exai.conversations.turns.prompt import Asked, check_fits
-from exai.conversations.turns.request import history_of, thinking_of, turn_start, whole_prompt_tokens
+from exai.conversations.turns.request import completion_request, history_of, turn_start, whole_prompt_tokens
 from exai.conversations.turns.result import GUIDANCE, answer_of, facts_of, failure_of, kept_of, result_of
 from exai.conversations.turns.tally import TurnTally
-from exai.db.records import TurnBegun, TurnEnd
+from exai.db.records import BudgetClaim, TurnBegun, TurnEnd, TurnStart
 from exai.db.turns import TurnRepository
 from exai.errors import (
     AnswerNotStored,
@@ -43,8 +44,8 @@ from exai.models import (
     PAGE_MESSAGES,
     Commit,
     Completion,
-    CompletionRequest,
     ConversationKey,
+    Delta,
     OnDelta,
     Prompt,
 )
@@ -62,10 +63,15 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """A turn that has begun. `publication` is the task that publishes its question."""
+    """A turn that has begun. `publication` is the task that publishes its question.
+
+    `claim` is the cost that is still to be reserved before the model is asked.
+    """
 
     request: ChatRequest
     model: Model
+    start: TurnStart
+    claim: BudgetClaim | None
     begun: TurnBegun
     commit: Commit
     cached: Hit | Miss | None
@@ -85,9 +91,11 @@ class ChatTurns:
         publisher: Publisher,
         *,
         budgets: Budgets,
+        answers: AnswerCache,
     ) -> None:
         self._repository, self._cache, self._providers = repository, cache, providers
         self._attachments, self._publisher, self._budgets = attachments, publisher, budgets
+        self._answers = answers
         self.leases, self.outcomes = TurnLeases(repository), OutcomeWriter(repository)
         self._beginning = Beginning(repository, cache, self.outcomes)
 
@@ -109,7 +117,10 @@ class ChatTurns:
         limit_tokens = sizing.limit(model, request.max_output_tokens)
         check_fits(request.prompt, "\n".join(filter(None, (request.system, instructions))), limit_tokens)
         cached = await self._read_cache(request)
-        start = turn_start(request, model, room_tokens, cached, self._budgets.claim(bounded, model))
+        claim = self._budgets.claim(bounded, model)
+        # An answer of the answer cache costs nothing, so that it needs no budget.
+        claim, later = (None, claim) if self._answers.may_find(request) else (claim, None)
+        start = turn_start(request, model, room_tokens, cached, claim)
         begun = await self._beginning.begin(request, model, start, cached, on_begun)
         commit = begun.commit
         if commit is None:
@@ -122,7 +133,7 @@ class ChatTurns:
         # Not awaited: the cache is updated while the model answers. `_publish_finished` waits for it, since the answer
         # can only be added to an entry that contains the question.
         publication = self.outcomes.start(self._publish_begun(begun, commit, cached), "cache-begun")
-        turn = _Turn(bounded, model, begun, commit, cached, publication, TurnTally(on_delta))
+        turn = _Turn(bounded, model, start, later, begun, commit, cached, publication, TurnTally(on_delta))
         completion, seq, finished, facts = await self._answer(turn, room_tokens)
         return ChatResult(
             content=completion.content,
@@ -144,6 +155,7 @@ class ChatTurns:
             facts=facts.get(GUIDANCE, {}),
             instead_of=completion.instead_of,
             sources=completion.sources,
+            origin=completion.origin,
         )
 
     async def _read_cache(self, request: ChatRequest) -> Hit | Miss | None:
@@ -155,7 +167,7 @@ class ChatTurns:
     async def _answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, int, Commit, dict[str, Any]]:
         continuation_id = turn.commit.conversation.continuation_id
         try:
-            completion, asked = await self._leased_answer(turn, room_tokens)
+            completion, asked, recalled = await self._leased_answer(turn, room_tokens)
         except BaseException as error:
             if isinstance(error, ExaiError):
                 error.continuation_id, error.notes = continuation_id, (kept_of(turn.tally.text),)
@@ -178,17 +190,39 @@ class ChatTurns:
             if not isinstance(error, ExaiError) or not error.retryable:
                 await self.outcomes.complete(self._fail(turn, not_stored))
             raise not_stored from error
-        return completion, seq, finished, facts
+        not_kept = await self._answers.keep(turn.request, recalled, completion, turn.model)
+        return completion, seq, finished, {**facts, "notes": [*facts.get("notes", ()), *filter(None, [not_kept])]}
 
-    async def _leased_answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, Asked]:
-        """Call the model under the turn's lease; return answer and prompt. Raises `Conflict` if ended elsewhere."""
+    async def _leased_answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, Asked, Recalled]:
+        """Call the model under the turn's lease, unless the answer cache has the answer; return answer and prompt.
+
+        Raises `Conflict` if the turn was ended elsewhere.
+        """
         async with self.leases.hold(turn.begun.turn_id):
-            return await self._fitting_answer(turn, room_tokens)
+            asked = await self._prompt(turn, room_tokens)
+            recalled = await self._recalled(turn, asked.messages)
+            if recalled.completion is not None:
+                await turn.tally(Delta(content=recalled.completion.content))
+                return recalled.completion, asked, recalled
+            completion, sent = await self._fitting_answer(turn, asked, room_tokens)
+        if sent.messages != asked.messages:
+            recalled = replace(recalled, name=None)
+        return completion, sent._replace(notes=(*sent.notes, *recalled.notes)), recalled
 
-    async def _fitting_answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, Asked]:
+    async def _recalled(self, turn: _Turn, messages: list[Prompt]) -> Recalled:
+        """Ask the answer cache; reserve the cost of the turn after a miss. Raises `BudgetExceeded`."""
+        recalled = await self._answers.find(
+            turn.request, turn.model, completion_request(turn.request, turn.model, messages)
+        )
+        if turn.claim is not None and recalled.completion is None:
+            history = history_of(turn.begun, turn.cached)
+            size_bytes = sum(len(each.content.encode()) for each in history if each.seq < (turn.begun.first_seq or 1))
+            await self._repository.reserve(turn.start, turn.begun, turn.claim, size_bytes)
+        return recalled
+
+    async def _fitting_answer(self, turn: _Turn, asked: Asked, room_tokens: int) -> tuple[Completion, Asked]:
         """Call the model, and again with less history while it refuses the prompt as too long and it can be cut."""
         sizing = self._providers.sizing
-        asked = await self._prompt(turn, room_tokens)
         for _ in range(MAX_SHRINKS):
             try:
                 asked = await self._counted(turn, asked, room_tokens - asked.left_tokens)
@@ -236,13 +270,7 @@ class ChatTurns:
 
     async def _ask(self, turn: _Turn, prompt: list[Prompt]) -> Completion:
         """Call the model within the request's deadline minus `OUTCOME_RESERVE_S`. Raises for an empty answer."""
-        asked = CompletionRequest(
-            model=turn.model.name,
-            messages=prompt,
-            max_output_tokens=turn.request.max_output_tokens,
-            thinking=thinking_of(turn.request, turn.model),
-            web_search=turn.request.web_search,
-        )
+        asked = completion_request(turn.request, turn.model, prompt)
         with with_deadline(remaining_s(OUTCOME_RESERVE_S)):
             completion = await self._providers.complete(turn.model, asked, turn.tally)
         turn.tally.reported(completion.usage)

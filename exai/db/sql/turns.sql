@@ -13,6 +13,11 @@ select 'step'::text, exai.count_steps_v1($1::text, $5::text)::bigint, null::text
        null::text, null::text, null::text
  where $23::boolean;
 
+-- name: reserve_turn
+-- repeat: keyed
+-- Reserves the likely cost of a turn that was begun without; takes the owner's lock, and reads as begin_turn does.
+select exai.reserve_v1($1::text, $2::text::uuid, $3::text::uuid, $4::text::jsonb, $5::bigint, $6::bigint)::text as reserved;
+
 -- name: finish_turn
 -- repeat: keyed
 -- Writes the outcome of one attempt of a turn; locks the conversation, then the turn.

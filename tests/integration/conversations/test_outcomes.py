@@ -17,6 +17,7 @@ from exai.blobs.local import LocalBlobs
 from exai.conversations import AppendRequest, ChatRequest
 from exai.conversations.changes import Notices
 from exai.conversations.publishing import Publisher
+from exai.conversations.turns.answers import AnswerCache
 from exai.conversations.turns.attachments import Attachments
 from exai.conversations.turns.budgets import Budgets
 from exai.conversations.turns.turn import ChatTurns
@@ -29,7 +30,7 @@ from exai.mcp.features.results import call_result, error_result
 from exai.mcp.features.tasks import Task
 from exai.mcp.features.tools import ToolSpec
 from exai.models import LOCAL_OWNER, NewMessage, Owner
-from exai.settings.load import BudgetSettings, CacheSettings
+from exai.settings.load import AnswerSettings, BudgetSettings, CacheSettings
 from exai.tools.chat import ChatArguments, ChatOutput
 from exai.tools.progress import AnswerProgress
 from exai.tools.registry import build_tasks, build_tools
@@ -207,6 +208,7 @@ async def test_a_task_cancelled_elsewhere_stops_with_its_next_lease(rig: Rig, el
         attachments,
         publisher,
         budgets=Budgets(BudgetSettings(), rig.app.providers),
+        answers=AnswerCache(rig.app.cache.answers, rig.app.providers, AnswerSettings(), rig.app.recorder),
     )
     heard, named = asyncio.Event(), []
 

@@ -1,0 +1,177 @@
+"""The answer cache: give an answer again that was given to the same prompt, for calls that ask for it.
+
+An answer is kept in Redis under a digest of all that it depends on: the address and the model, every parameter, and
+every message that was sent.
+
+Invariant: an answer that is given again was complete, was given by the model that is asked, and to the same owner. A
+fault of the cache never fails a call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import orjson
+
+from exai.cache.answers import AnswerEntries, AnswerLimits
+from exai.conversations.requests import ChatRequest
+from exai.errors import CacheError
+from exai.models import AnswerOrigin, Completion, CompletionRequest, Reasoning, Recorder, Usage, WebSource
+from exai.providers.base import Model
+from exai.providers.completion.identity import digest_of
+from exai.providers.registry import Providers
+from exai.settings.load import AnswerSettings
+
+NOT_ON: Final = "the answer cache was not asked, because there is no Redis (EXAI_CACHE__URL)"
+NOT_ASKED: Final = "the answer cache was not asked, because Redis cannot be reached"
+NOT_KEPT: Final = "the answer was not kept in the answer cache, because Redis did not store it"
+TOO_LARGE: Final = (
+    "the answer was not kept in the answer cache, because it is larger than EXAI_ANSWERS__ENTRY_MAX_BYTES"
+)
+
+LONG_PROMPT_CHARS: Final = 500_000
+"""Length from which the digest of a prompt is computed in a thread, as for any prompt with images."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recalled:
+    """What the answer cache knows of a prompt: an answer, or the name under which one can be kept, and notes.
+
+    Without a name no answer is kept, such as that to a shorter prompt.
+    """
+
+    completion: Completion | None = None
+    name: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+class AnswerCache:
+    """Finds and keeps answers. Never raises, except for cancellation."""
+
+    def __init__(
+        self, entries: AnswerEntries, providers: Providers, settings: AnswerSettings, recorder: Recorder
+    ) -> None:
+        self._entries, self._providers, self._recorder = entries, providers, recorder
+        self._limits = AnswerLimits(settings.ttl_hours * 3_600, settings.owner_max_bytes)
+        self._entry_max_bytes = settings.entry_max_bytes
+
+    def may_find(self, request: ChatRequest) -> bool:
+        """Return whether an answer can be found for a request, so that its cost is reserved only after a miss."""
+        return request.cache == "use" and self._entries.is_on
+
+    async def find(self, request: ChatRequest, model: Model, asked: CompletionRequest) -> Recalled:
+        """Return an answer to `asked` that was given before: 1 Redis round trip if the request wants one, else none."""
+        if request.cache == "off":
+            return Recalled()
+        if not self._entries.is_on:
+            return self._missed("off", Recalled(notes=(NOT_ON,)))
+        name = await self._name(request, model, asked)
+        if request.cache == "refresh":
+            return self._missed("refresh", Recalled(name=name))
+        try:
+            kept = await self._entries.find(request.owner, name, self._limits)
+        except CacheError:
+            return self._missed("down", Recalled(name=name, notes=(NOT_ASKED,)))
+        completion = None if kept is None else decode_answer(kept)
+        if completion is None:
+            return self._missed("miss", Recalled(name=name))
+        self._recorder.count("answer_cache_reads_total", result="hit")
+        return Recalled(completion, name)
+
+    async def keep(self, request: ChatRequest, recalled: Recalled, completion: Completion, model: Model) -> str | None:
+        """Keep the answer of a turn that missed: 1 Redis round trip, none for an answer that is unfit.
+
+        Returns a sentence for the caller if the answer should be kept and was not.
+        """
+        if recalled.name is None or recalled.completion is not None:
+            return None
+        if not is_fit(request, completion):
+            return self._not_kept("unfit", None)
+        entry = encode_answer(completion, model, datetime.now(UTC))
+        if len(entry) > self._entry_max_bytes:
+            return self._not_kept("too_large", TOO_LARGE)
+        if not await self._entries.keep(request.owner, recalled.name, entry, self._limits):
+            return self._not_kept("failed", None if recalled.notes else NOT_KEPT)
+        self._recorder.count("answer_cache_stores_total", result="stored")
+        return None
+
+    async def _name(self, request: ChatRequest, model: Model, asked: CompletionRequest) -> str:
+        is_long = sum(len(message.content) for message in asked.messages) > LONG_PROMPT_CHARS
+        if is_long or any(message.images for message in asked.messages):
+            identity = await asyncio.to_thread(self._providers.identity, model, asked)
+        else:
+            identity = self._providers.identity(model, asked)
+        return digest_of((request.owner.encode(errors="surrogatepass"), identity.encode()))
+
+    def _missed(self, result: str, recalled: Recalled) -> Recalled:
+        self._recorder.count("answer_cache_reads_total", result=result)
+        return recalled
+
+    def _not_kept(self, result: str, note: str | None) -> str | None:
+        self._recorder.count("answer_cache_stores_total", result=result)
+        return note
+
+
+def is_fit(request: ChatRequest, completion: Completion) -> bool:
+    """Return whether an answer may be given again: complete, by the model that was asked, with the search it wanted."""
+    is_whole = completion.finish_reason == "stop" and not completion.is_partial and not completion.unread_events
+    has_searched = not (request.web_search and completion.notes)
+    return is_whole and completion.instead_of is None and has_searched and bool(completion.content.strip())
+
+
+def encode_answer(completion: Completion, model: Model, now: datetime) -> bytes:
+    """Return an answer as it is kept, with its time and the name of its model."""
+    reasoning = completion.returned_reasoning
+    return orjson.dumps(
+        {
+            "content": completion.content,
+            "provider": completion.provider,
+            "model": model.name,
+            "wire_model": completion.model,
+            "answered_at": now.isoformat(),
+            "sources": [list(each) for each in completion.sources],
+            "notes": list(completion.notes),
+            "reasoning": [reasoning.provider, reasoning.field, reasoning.text] if reasoning else None,
+        }
+    )
+
+
+def decode_answer(kept: bytes) -> Completion | None:
+    """Return a kept answer as one that has cost nothing; None if it cannot be read."""
+    try:
+        found: Mapping[str, Any] = orjson.loads(kept)
+        reasoning = found["reasoning"]
+        origin = AnswerOrigin(datetime.fromisoformat(found["answered_at"]), found["model"])
+        texts = [found["content"], found["provider"], found["wire_model"], origin.model, *found["notes"]]
+        if {*map(type, texts)} != {str} or origin.answered_at.tzinfo is None:
+            return None
+        return Completion(
+            content=found["content"],
+            reasoning="",
+            finish_reason="stop",
+            usage=Usage(),
+            provider=found["provider"],
+            model=found["wire_model"],
+            request_id=None,
+            duration_ms=0.0,
+            attempts=0,
+            notes=(said_of(origin), *found["notes"]),
+            sources=tuple(WebSource(*each) for each in found["sources"]),
+            origin=origin,
+            returned_reasoning=None if reasoning is None else Reasoning(*reasoning),
+        )
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def said_of(origin: AnswerOrigin) -> str:
+    """Return the sentence about an answer that comes from the answer cache."""
+    at = origin.answered_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return (
+        f"from the answer cache: {origin.model} gave this answer to the same prompt on {at}; "
+        "cache: refresh asks the model again"
+    )

@@ -112,6 +112,14 @@ def check_optional_number(field: str, value: object, least: int = 0, most: int =
         check_number(field, value, least, most)
 
 
+def check_revision_of(continuation_id: str | None, expected_revision: object) -> None:
+    """Check an expected revision: a whole number that may be absent, and 0 at most for a new conversation."""
+    check_optional_number("expected_revision", expected_revision)
+    if expected_revision and continuation_id is None:
+        cure = "Give the continuation_id of the conversation that has this revision, or leave expected_revision out"
+        raise InvalidArgument("expected_revision", f"is {expected_revision} without a continuation_id", cure)
+
+
 def check_duration(field: str, value: object, most: float) -> None:
     """Check a length of time, of any unit, that is above 0."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:

@@ -40,6 +40,7 @@ from exai.validation import (
     check_optional_name,
     check_optional_number,
     check_owner,
+    check_revision_of,
     check_text,
 )
 
@@ -203,6 +204,6 @@ def _check_write(request: ChatRequest | AppendRequest, limits: LimitSettings) ->
     check_optional_name("continuation_id", request.continuation_id, MAX_CONTINUATION_CHARS)
     check_optional_name("idempotency_key", request.idempotency_key, MAX_KEY_CHARS)
     check_optional_name("title", request.title, MAX_TITLE_CHARS)
-    check_optional_number("expected_revision", request.expected_revision)
+    check_revision_of(request.continuation_id, request.expected_revision)
     check_file_ids(request.files, limits)
     check_name("tool", request.tool, MAX_KIND_CHARS)

@@ -19,6 +19,7 @@ from exai.validation import (
     check_not_blank,
     check_optional_name,
     check_optional_number,
+    check_revision_of,
     check_text,
 )
 from exai.workflows.findings import CodeFinding, Verdict
@@ -67,6 +68,7 @@ class WorkflowRequest:
         for place, finding in enumerate(self.findings):
             check_text(f"findings[{place}]", finding, limits.message_bytes)
         check_optional_number("revises", self.revises, 1, MAX_PLAN_STEPS)
+        check_revision_of(self.continuation_id, self.expected_revision)
         check_optional_name("model", self.model, MAX_MODEL_CHARS)
         check_flag("ask_model", self.ask_model)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import orjson
 import pytest
 
-from exai.app import App
+from exai.app import App, open_app
 from exai.mcp.core.jsonrpc import Json
 from exai.mcp.core.protocol import CallContext
 from exai.mcp.features.coercion import coerce
@@ -17,6 +18,7 @@ from exai.mcp.features.results import call_result
 from exai.mcp.features.schemas import portable_schema
 from exai.mcp.features.tools import ToolSpec
 from exai.models import LOCAL_OWNER, ContinuationId, Message, Owner
+from exai.settings.load import FileSettings
 from exai.tools.registry import build_tools
 from tests.integration.conversations.conftest import Rig, open_rig
 
@@ -26,6 +28,27 @@ async def rig(postgres_url: str, redis_url: str, tmp_path: Path) -> AsyncIterato
     """Directly on the database."""
     async with open_rig(postgres_url, redis_url, tmp_path) as opened:
         yield opened
+
+
+@pytest.fixture
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with a committed file, a change of it, and a new file."""
+    root = tmp_path_factory.mktemp("repository")
+    (root / "app.py").write_text("def add(a, b):\n    return a + b\n")
+    git = ("git", "-C", str(root), "-c", "user.name=t", "-c", "user.email=t@example.com")
+    for command in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-q", "-m", "Begin"]):
+        subprocess.run([*git, *command], check=True)
+    (root / "app.py").write_text("def add(a, b):\n    return a - b  # planted\n")
+    (root / "new.py").write_text("NEW = 'planted too'\n")
+    return root
+
+
+@pytest.fixture
+async def rooted(rig: Rig, repository: Path) -> AsyncIterator[App]:
+    """An application that may read the repository."""
+    settings = rig.app.settings.model_copy(update={"files": FileSettings(roots=(repository,))})
+    async with open_app(settings) as app:
+        yield app
 
 
 async def quiet(_: str) -> None:
@@ -48,11 +71,11 @@ async def call(app: App, tool: str, owner: Owner = LOCAL_OWNER, **given: Any) ->
     return found
 
 
-async def called(app: App, tool: str, given: Any, owner: Owner = LOCAL_OWNER) -> Json:
+async def called(app: App, tool: str, given: Any, owner: Owner = LOCAL_OWNER, directory: str = "") -> Json:
     """Call a tool as a client does; return the whole result."""
     spec = tools_of(app)[tool]
     arguments, notes = coerce(portable_schema(spec.arguments), given, spec.arguments.KEEPS_EMPTY)
-    context = CallContext(owner, "r", quiet)
+    context = CallContext(owner, "r", quiet, directory=directory)
     result = call_result(await spec.handler(spec.arguments.model_validate(arguments), context), notes)
     sent: Json = orjson.loads(orjson.dumps(result))
     return sent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from exai.app import App, open_app
 from exai.conversations import AppendRequest
 from exai.errors import InvalidArgument
 from exai.models import LOCAL_OWNER, NewMessage
-from exai.settings.load import FileSettings, ProviderSettings
+from exai.settings.load import ProviderSettings
 from exai.workflows import load_workflows
 from tests.integration.conversations.conftest import Rig
 from tests.integration.workflows.conftest import call, called, rows_of
@@ -127,27 +126,6 @@ async def test_a_plan_of_the_callers_own_is_one_row_for_each_step(rig: Rig) -> N
         ("plan", "Plan step 2: Act\nand check", 2),
     ]
     assert rig.provider.chats == []
-
-
-@pytest.fixture
-def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with a committed file, a change of it, and a new file."""
-    root = tmp_path_factory.mktemp("repository")
-    (root / "app.py").write_text("def add(a, b):\n    return a + b\n")
-    git = ("git", "-C", str(root), "-c", "user.name=t", "-c", "user.email=t@example.com")
-    for command in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-q", "-m", "Begin"]):
-        subprocess.run([*git, *command], check=True)
-    (root / "app.py").write_text("def add(a, b):\n    return a - b  # planted\n")
-    (root / "new.py").write_text("NEW = 'planted too'\n")
-    return root
-
-
-@pytest.fixture
-async def rooted(rig: Rig, repository: Path) -> AsyncIterator[App]:
-    """An application that may read the repository."""
-    settings = rig.app.settings.model_copy(update={"files": FileSettings(roots=(repository,))})
-    async with open_app(settings) as app:
-        yield app
 
 
 async def test_precommit_reads_the_uncommitted_diff_by_itself(rig: Rig, rooted: App) -> None:

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
-from exai.errors import Conflict
+from exai.app import App
+from exai.errors import Conflict, InvalidArgument
 from exai.mcp.core.protocol import Call, CallContext, ClientInfo
+from exai.mcp.features.schemas import portable_schema
+from exai.mcp.features.tools import Arguments
 from exai.models import LOCAL_OWNER, Message
+from exai.tools.chat import ChatArguments
+from exai.tools.consensus import ConsensusArguments
 from exai.tools.registry import build_tools
+from exai.tools.workflow import arguments_of as arguments_of_workflow
 from exai.workflows import load_workflows
 from tests.integration.conversations.conftest import Rig
 from tests.integration.workflows.conftest import called, quiet, rows_of
 
 NATIVE: dict[str, Any] = {
     "prompt": "Why does it hang, and when?",
+    "files": ["app.py", "new.py:1"],
     "focus": "locks",
     "findings": ["high: it waits, it seems (a.py:3)", "alone it ends"],
     "model": "kimi-k3",
@@ -27,34 +36,57 @@ OWN: dict[str, dict[str, Any]] = {
     "debug": {"hypothesis": "A lock is held twice."},
     "tracer": {"target": "open_app"},
     "planner": {"revises": 2, "branch": "other"},
+    "codereview": {"diff": "uncommitted"},
+    "precommit": {"diff": "unstaged"},
+}
+CHAT: dict[str, Any] = {
+    **{name: NATIVE[name] for name in ("prompt", "model")},
+    "files": ["app.py", "new.py"],
+    "system": "Be short.",
+    "max_output_tokens": 4_000,
+    "thinking": "high",
+    "web_search": False,
+}
+CONSENSUS: dict[str, Any] = {
+    **{name: NATIVE[name] for name in ("prompt", "files", "focus")},
+    "models": ["kimi-k3", "kimi-k3"],
+    "stances": "for_against",
+    "rank": False,
 }
 CAMEL = {"askModel": "ask_model", "Focus": "focus", "Prompt": "prompt", "Findings": "findings", "Model": "model"}
+CAMEL |= {"Files": "files", "maxOutputTokens": "max_output_tokens", "webSearch": "web_search", "Models": "models"}
 OLDER = {"step": "prompt", "focus_on": "focus", "use_assistant_model": "ask_model", "revises_step_number": "revises"}
-OLDER |= {"branch_id": "branch", "target_description": "target"}
+OLDER |= {"branch_id": "branch", "target_description": "target", "relevant_files": "files", "compare_to": "diff"}
+OLDER_CHAT = {"absolute_file_paths": "files", "thinking_mode": "thinking", "use_websearch": "web_search"}
 COUNTERS = {"step_number": 1, "total_steps": 3, "next_step_required": False, "confidence": "certain"}
 COUNTERS |= {"files_checked": ["a.py"], "relevant_context": [], "is_step_revision": False}
+PANEL_COUNTERS = {"current_model_index": 0, "model_responses": [], "images": [], "findings": "None yet."}
+EMPTY = ("", None, "null")
+ARBITER = b"You decide between answers"
+EXPERTS = [name for name, workflow in load_workflows().items() if "files" not in workflow.header.without]
 
 
 def arguments_of(tool: str) -> dict[str, Any]:
+    if tool in ("chat", "consensus"):
+        return CHAT if tool == "chat" else CONSENSUS
     without = load_workflows()[tool].header.without
     return {name: value for name, value in NATIVE.items() if name not in without} | OWN.get(tool, {})
 
 
 def as_strings(native: Mapping[str, Any]) -> dict[str, Any]:
     """Each value as text: what a client sends that never saw the schema."""
-    return {
-        name: "\n".join(value) if isinstance(value, list) else "true" if value is True else str(value)
-        for name, value in native.items()
-    }
+    texts = {name: str(value).lower() if value in (True, False) else str(value) for name, value in native.items()}
+    return texts | {name: "\n".join(value) for name, value in native.items() if isinstance(value, list)}
 
 
 def as_json_texts(native: Mapping[str, Any]) -> dict[str, Any]:
     return {name: json.dumps(value) if isinstance(value, list) else value for name, value in native.items()}
 
 
-def with_nothing(native: Mapping[str, Any]) -> dict[str, Any]:
-    """What is left out is sent as "", null and "null"."""
-    return {**native, "continuation_id": "", "files": None, "diff": "null"}
+def with_nothing(tool: str, native: Mapping[str, Any]) -> dict[str, Any]:
+    """All that is left out is sent as "", null and "null"."""
+    names = portable_schema(TOOLS[tool])["properties"].keys() - native.keys()
+    return {**native, **{name: EMPTY[place % len(EMPTY)] for place, name in enumerate(sorted(names))}}
 
 
 def renamed(native: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -62,21 +94,31 @@ def renamed(native: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, An
     return {back.get(name, name): value for name, value in native.items()}
 
 
+def as_older(tool: str, native: Mapping[str, Any]) -> dict[str, Any]:
+    """The call of the same tool of the system that EXAI replaces."""
+    if tool == "chat":
+        return renamed(native, OLDER_CHAT)
+    counters = {**COUNTERS, **PANEL_COUNTERS} if tool == "consensus" else COUNTERS
+    return {**renamed(native, OLDER), **({} if tool == "challenge" else counters)}
+
+
 def forms(tool: str) -> dict[str, dict[str, Any]]:
     native = arguments_of(tool)
-    nothing = with_nothing(native)
-    if "diff" not in load_workflows()[tool].header.also:
-        del nothing["diff"]
-    if "files" in load_workflows()[tool].header.without:
-        del nothing["files"]
-    older = {**renamed(native, OLDER), **COUNTERS} if tool != "challenge" else renamed(native, OLDER)
     return {
+        "native": native,
         "strings": as_strings(native),
         "json": as_json_texts(native),
-        "nothing": nothing,
+        "nothing": with_nothing(tool, native),
         "camel": renamed(native, CAMEL),
-        "older": older,
+        "older": as_older(tool, native),
     }
+
+
+TOOLS: dict[str, type[Arguments]] = {
+    **{name: arguments_of_workflow(workflow) for name, workflow in load_workflows().items()},
+    "chat": ChatArguments,
+    "consensus": ConsensusArguments,
+}
 
 
 def turn_of(rows: tuple[Message, ...]) -> list[Any]:
@@ -84,20 +126,26 @@ def turn_of(rows: tuple[Message, ...]) -> list[Any]:
     return [(row.seq, row.role, row.kind, row.content, dict(row.metadata)) for row in rows]
 
 
-@pytest.mark.parametrize("tool", [name for name in load_workflows() if name != "precommit"])
-async def test_six_forms_of_the_arguments_are_one_turn(rig: Rig, tool: str) -> None:
+@pytest.mark.parametrize("tool", TOOLS)
+async def test_six_forms_of_the_arguments_are_one_turn(rig: Rig, rooted: App, repository: Path, tool: str) -> None:
     """Facts of real clients: every one of these has been sent by one."""
     turns = []
-    for form, given in {"native": arguments_of(tool), **forms(tool)}.items():
-        result = await called(rig.app, tool, given)
+    for form, given in forms(tool).items():
+        before = len(rig.provider.chats)
+        result = await called(rooted, tool, given, directory=str(repository))
         answer = result["structuredContent"]
-        rows = await rows_of(rig.app, answer["continuation_id"])
-        asked = rig.provider.chats[-1].body
-        turns.append((turn_of(rows), asked["model"], asked["messages"], answer["findings"], answer["next"]))
+        asked = sorted(orjson.dumps(each.body) for each in rig.provider.chats[before:])
+        if tool == "consensus":
+            # What the arbiter is asked names the answers by their numbers, which are those of their ends.
+            asked = [each for each in asked if ARBITER not in each]
+        rows = () if tool == "consensus" else turn_of(await rows_of(rooted, answer["continuation_id"]))
+        turns.append((rows, asked, answer.get("findings"), answer.get("next"), answer.get("read")))
         assert turns[-1] == turns[0], form
         if form == "older":
             assert answer["understood"], form
             assert "note: understood: " in result["content"][0]["text"], form
+    if tool in (*EXPERTS, "consensus"):
+        assert any("app.py" in each for each in turns[0][4])
 
 
 @pytest.mark.parametrize("given", [{"next_step_required": True}, {"next_step_required": "true"}])
@@ -156,3 +204,15 @@ async def test_keys_and_revisions_may_come_in_meta(rig: Rig) -> None:
     for meta, joined in (({}, True), ({"exai/idempotencyKey": "k"}, False)):
         params = {"name": "debug", "arguments": {"prompt": "x"}, "_meta": meta}
         assert (terms.join_key(Call(1, method, params, "", ClientInfo())) is not None) == joined
+
+
+@pytest.mark.parametrize("tool", [*load_workflows(), "chat", "conversation_append"])
+async def test_a_revision_without_its_conversation_is_refused(rig: Rig, tool: str) -> None:
+    """Rather than ignored: the caller believes that the call is protected. 0 is that of a new conversation."""
+    given = {"messages": [{"role": "user", "content": "x"}]} if tool == "conversation_append" else {"prompt": "What?"}
+    with pytest.raises(InvalidArgument, match=r"^expected_revision: is 3 without a continuation_id\. Give the"):
+        await called(rig.app, tool, {**given, "expected_revision": 3})
+    assert rig.provider.chats == []
+    assert (await rig.app.conversations.list(LOCAL_OWNER)).conversations == ()
+    if tool in ("chat", "conversation_append"):
+        await called(rig.app, tool, {**given, "expected_revision": 0})

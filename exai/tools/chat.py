@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field
 
@@ -66,27 +66,32 @@ class UsageOutput:
     reasoning_tokens: int
 
 
+@dataclass
 class ChatOutput(ToolOutput):
     """Answer of `chat`, and of other tools that ask a model."""
 
     content: str
-    next_offset: int | None = Field(description="Where a long answer continues; null when content is complete.")
+    next_offset: Annotated[
+        int | None, Field(description="Where a long answer continues; null when content is complete.")
+    ]
     continuation_id: str
     model: str
     provider: str
-    seq: int = Field(description="Number of the answer in its conversation.")
+    seq: Annotated[int, Field(description="Number of the answer in its conversation.")]
     revision: int
     usage: UsageOutput
     finish_reason: str
     duration_ms: float
-    duplicate: bool = Field(description="True when a call with this idempotency key was answered before.")
-    prompt_tokens_left: int | None = Field(description="Estimated room left in the model's window.")
-    left_out: int = Field(description="Number of older messages that did not fit the model's window.")
-    partial: bool = Field(description="True when the model may have said more than content holds.")
-    unread_events: int = Field(description="Number of parts of the model's stream that could not be read.")
-    instead_of: str | None = Field(description="Model that was asked first and could not answer; notes say why.")
+    duplicate: Annotated[bool, Field(description="True when a call with this idempotency key was answered before.")]
+    prompt_tokens_left: Annotated[int | None, Field(description="Estimated room left in the model's window.")]
+    left_out: Annotated[int, Field(description="Number of older messages that did not fit the model's window.")]
+    partial: Annotated[bool, Field(description="True when the model may have said more than content holds.")]
+    unread_events: Annotated[int, Field(description="Number of parts of the model's stream that could not be read.")]
+    instead_of: Annotated[
+        str | None, Field(description="Model that was asked first and could not answer; notes say why.")
+    ]
     sources: list[SourceOutput]
-    from_cache: OriginOutput | None = Field(description="Set if the answer was not asked for now.")
+    from_cache: Annotated[OriginOutput | None, Field(description="Set if the answer was not asked for now.")]
     notes: list[str]
 
     @classmethod

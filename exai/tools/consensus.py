@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, Self
 
 from pydantic import Field, model_validator
@@ -89,6 +89,7 @@ class PanelAnswerOutput:
         return cls(**{name: getattr(answer, name) for name in names})
 
 
+@dataclass
 class ConsensusOutput(ToolOutput):
     """Answer of `consensus`."""
 
@@ -176,7 +177,7 @@ def consensus_tool(service: ConsensusService) -> ToolSpec:
         on_begun = AnswerProgress(context, "consensus").on_begun
         result = await service.run(_consensus_request(arguments, context), watch, on_begun)
         output = ConsensusOutput.of(result, context.client)
-        return output.model_copy(update={"understood": [NOT_SHOWN]}) if arguments.findings else output
+        return replace(output, understood=[NOT_SHOWN]) if arguments.findings else output
 
     return ToolSpec(
         name="consensus",

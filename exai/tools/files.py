@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -45,6 +46,7 @@ class PutArguments(Arguments):
         return given
 
 
+@dataclass
 class FileOutput(ToolOutput):
     """A stored file."""
 
@@ -69,10 +71,13 @@ class FileOutput(ToolOutput):
         )
 
 
+@dataclass
 class PutOutput(FileOutput):
     """Answer of `file_put`."""
 
-    created: bool = Field(description="False when this content was stored before, with this name and media type.")
+    created: Annotated[
+        bool, Field(description="False when this content was stored before, with this name and media type.")
+    ]
 
     def as_text(self) -> str:
         """Say whether this call stored the content."""
@@ -87,14 +92,17 @@ class FileGetArguments(Arguments):
     limit: int | None = Field(None, ge=1, le=MAX_PAGE_CHARS, description="Left out: what clients show.")
 
 
+@dataclass
 class FileGetOutput(FileOutput):
     """Answer of `file_get`. A note states the encoding of a text, and what could not be decoded."""
 
     encoding: Literal["text", "base64"]
-    charset: str | None = Field(description="Encoding from which the text was decoded; null for other contents.")
+    charset: Annotated[
+        str | None, Field(description="Encoding from which the text was decoded; null for other contents.")
+    ]
     notes: list[str]
     content: str
-    next_offset: int | None = Field(description="Where the next part begins; null when this is the last.")
+    next_offset: Annotated[int | None, Field(description="Where the next part begins; null when this is the last.")]
 
     def as_text(self) -> str:
         """Return the part of the content."""
@@ -109,10 +117,11 @@ class FileListArguments(Arguments):
     cursor: str | None = Field(None, description="next_cursor of the previous page.")
 
 
+@dataclass
 class FileListOutput(ToolOutput):
     """Answer of `file_list`."""
 
-    files: list[FileOutput] = Field(description="Newest first.")
+    files: Annotated[list[FileOutput], Field(description="Newest first.")]
     next_cursor: str | None
 
     def as_text(self) -> str:
@@ -127,6 +136,7 @@ class LinkArguments(Arguments):
     file_ids: list[FileId] = Field(min_length=1, max_length=MAX_LIST)
 
 
+@dataclass
 class LinkOutput(ToolOutput):
     """Answer of `file_link`."""
 
@@ -144,6 +154,7 @@ class FileDeleteArguments(Arguments):
     file_id: FileId
 
 
+@dataclass
 class FileDeleteOutput(ToolOutput):
     """Answer of `file_delete`."""
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from exai import __version__
 from exai.errors import InvalidArgument
@@ -72,9 +72,10 @@ class ModelOutput:
     usd_per_million_tokens: PriceOutput | None
     retires: str | None
     successor: str | None
-    served: bool | None = Field(description="Whether its provider lists it; null without a list.")
+    served: Annotated[bool | None, Field(description="Whether its provider lists it; null without a list.")]
 
 
+@dataclass
 class ListModelsOutput(ToolOutput):
     """Answer of `listmodels`."""
 
@@ -88,10 +89,9 @@ class ListModelsOutput(ToolOutput):
         return "\n".join([f"default: {self.default}", items(map(vars, self.models), LINE), *self.notes])
 
 
+@dataclass
 class StatusOutput(ToolOutput):
     """Answer of `status`: the report of `GET /health` and the figures beside it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     status: str
     ready: bool
@@ -113,6 +113,7 @@ class StatusOutput(ToolOutput):
         return f"status: {self.status}\n{items(parts, COMPONENT)}{answers}"
 
 
+@dataclass
 class VersionOutput(ToolOutput):
     """Answer of `version`."""
 

@@ -5,12 +5,14 @@ Invariant: the turn goes on and is stored, and the answer names the calls that r
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Self
 
 from exai.mcp.core.protocol import BegunWork
 from exai.mcp.features.results import ToolOutput
 
 
+@dataclass
 class UnfinishedOutput(ToolOutput):
     """Answer of every tool that asks a model, at the deadline of its client."""
 

@@ -61,6 +61,7 @@ class UsageRowOutput:
     unpriced: int
 
 
+@dataclass
 class UsageReportOutput(ToolOutput):
     """Answer of `usage`. The total covers all turns, listed or not."""
 

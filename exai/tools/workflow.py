@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Annotated, Any, Final, Self
 
 from pydantic import Field, create_model
 from pydantic.json_schema import SkipJsonSchema
@@ -93,14 +93,15 @@ class FindingOutput:
         return cls(row.id, found.severity, found.text, found.file, found.line, row.by)
 
 
+@dataclass
 class WorkflowOutput(ToolOutput):
     """Answer of every tool that asks a model as an expert."""
 
     content: str
-    next: str = Field(description="What to do now.")
+    next: Annotated[str, Field(description="What to do now.")]
     continuation_id: str
     seq: int
-    step: int | None = Field(description="How many times this tool was called in the conversation.")
+    step: Annotated[int | None, Field(description="How many times this tool was called in the conversation.")]
     complete: bool
     model: str | None
     verdict: Verdict | None

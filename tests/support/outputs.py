@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from exai.mcp.core.protocol import ClientInfo
 from exai.mcp.features.results import ToolOutput
 
 
+@dataclass
 class Fixed(ToolOutput):
     """A structured answer, a text and further blocks that a test gives."""
 
@@ -18,11 +20,11 @@ class Fixed(ToolOutput):
 
     @classmethod
     def of(cls, facts: Any, body: str, further: Sequence[Any] = ()) -> Fixed:
-        return cls.model_construct(facts=facts, body=body, further=list(further))
+        return cls(facts, body, list(further))
 
     @classmethod
     def answer_from(cls, stored: Any, _client: ClientInfo) -> Fixed:
-        return cls.model_validate(stored)
+        return cls.of({}, stored.content)
 
     def as_json(self) -> dict[str, Any]:
         return dict(self.facts or {})

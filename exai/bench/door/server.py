@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,6 +57,7 @@ class Said(Arguments):
     text: str
 
 
+@dataclass
 class Repeated(ToolOutput):
     """The text, without a structured answer."""
 

@@ -1,4 +1,4 @@
-"""Results of tool calls: an output model is declared once and gives the schema, the structured answer and the text.
+"""Results of tool calls: an output is declared once and gives the schema, the structured answer and the text.
 
 Invariant: structure and text are each a complete answer, because some clients show their model only one of the two.
 """
@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import orjson
-from pydantic import BaseModel, ConfigDict
 
 from exai.errors import ExaiError
 from exai.mcp.core.errors import error_facts
@@ -23,19 +22,18 @@ ABOUT_ERRORS: Final = frozenset({"name", "model", "title", "metadata"})
 """Fields of an error that identify its subject, as its sentence does; no next call needs them."""
 
 
-class ToolOutput(BaseModel):
-    """Base of the answers of all tools. Its fields, in order, are the structured answer.
+class ToolOutput:
+    """Base of the answers of all tools, which are dataclasses. The fields, in order, are the structured answer.
 
-    A field holds JSON, a dataclass or another output. Lists of many rows hold dataclasses without slots: orjson writes
-    them as fast as dicts, and making a pydantic model costs ten times as much. A model with notes for its caller
-    declares `notes: list[str]`; every answer receives `understood` if arguments were not taken literally.
+    A field holds JSON or another dataclass; `Annotated` gives it a description. Handlers make the values, so these are
+    not validated. None of the dataclasses has slots, because orjson writes those without them as fast as dicts. An
+    output with notes for its caller declares `notes: list[str]`; every answer receives `understood` if arguments were
+    not taken literally.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     def as_json(self) -> dict[str, Any]:
         """Return the structured answer; it is empty for a tool that answers with text alone."""
-        return {name: _plain(value) for name, value in self.__dict__.items()}
+        return dict(self.__dict__)
 
     def as_text(self) -> str:
         """Return the content of the text, which follows the head and the notes (`exai.mcp.features.texts`)."""
@@ -82,11 +80,3 @@ def _shape(
         shape["structuredContent"] = headed_facts(facts)
     shape["isError"] = is_error
     return shape
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, ToolOutput):
-        return value.as_json()
-    if isinstance(value, list) and value and isinstance(value[0], ToolOutput):
-        return [each.as_json() for each in value]
-    return value

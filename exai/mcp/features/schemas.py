@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from exai.mcp.features.texts import NOTES, UNDERSTOOD
 
@@ -23,18 +23,18 @@ def portable_schema(model: type[BaseModel]) -> dict[str, Any]:
     return _object(model, model.model_json_schema(mode="validation"), nulls=False)
 
 
-def output_schema(model: type[BaseModel]) -> dict[str, Any]:
+def output_schema(output: type[object]) -> dict[str, Any]:
     """Return the schema of a tool's structured answer. Null is an allowed value there, since clients validate it.
 
     Every answer may contain notes for its caller, and how its arguments were understood.
     """
-    schema = _object(model, model.model_json_schema(mode="serialization"), nulls=True)
+    schema = _object(output, TypeAdapter(output).json_schema(mode="serialization"), nulls=True)
     for name in (NOTES, UNDERSTOOD):
         schema["properties"][name] = {"type": "array", "items": {"type": "string"}}
     return schema
 
 
-def _object(model: type[BaseModel], raw: dict[str, Any], *, nulls: bool) -> dict[str, Any]:
+def _object(model: type[object], raw: dict[str, Any], *, nulls: bool) -> dict[str, Any]:
     schema = _inlined(raw, raw.get("$defs", {}), model.__name__, 0, nulls=nulls)
     if schema.get("type") != "object":
         raise TypeError(f"{model.__name__}: this must be one object")

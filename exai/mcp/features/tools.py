@@ -145,6 +145,8 @@ class ToolRegistry:
             raise ValueError(f"{spec.name}: a tool's name is up to 41 of a-z, 0-9 and _, beginning with a letter")
         if spec.arguments.model_config.get("extra") != "forbid":
             raise TypeError(f"{spec.name}: {spec.arguments.__name__} must forbid unknown arguments")
+        if "__dataclass_fields__" not in vars(spec.output):
+            raise TypeError(f"{spec.name}: {spec.output.__name__} must be a dataclass")
         if spec.output.as_text is ToolOutput.as_text:
             raise TypeError(f"{spec.name}: {spec.output.__name__} must define as_text")
         description = _description(spec)

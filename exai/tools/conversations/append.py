@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field
@@ -34,6 +35,7 @@ class AppendArguments(Arguments):
     )
 
 
+@dataclass
 class AppendOutput(ToolOutput):
     """Answer of `conversation_append`."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import Field
@@ -28,6 +29,7 @@ class ForkArguments(Arguments):
     idempotency_key: str | None = Field(None, description="A repeated call with the same key returns the same fork.")
 
 
+@dataclass
 class ForkOutput(ConversationOutput):
     """Answer of `conversation_fork`."""
 
@@ -49,6 +51,7 @@ class UpdateArguments(Arguments):
     idempotency_key: str | None = None
 
 
+@dataclass
 class UpdateOutput(ConversationOutput):
     """Answer of `conversation_update`."""
 
@@ -68,6 +71,7 @@ class ConversationDeleteArguments(Arguments):
     idempotency_key: str | None = None
 
 
+@dataclass
 class DeleteOutput(ToolOutput):
     """Answer of `conversation_delete`."""
 

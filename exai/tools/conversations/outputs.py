@@ -17,6 +17,7 @@ METADATA_CHARS = 4_000
 """Maximum size of a conversation's metadata in an answer."""
 
 
+@dataclass
 class ConversationOutput(ToolOutput):
     """A conversation without its messages."""
 
@@ -24,7 +25,7 @@ class ConversationOutput(ToolOutput):
     title: str | None
     messages: int
     tags: list[str]
-    metadata: Mapping[str, Any] | None = Field(description="Null if too large.")
+    metadata: Annotated[Mapping[str, Any] | None, Field(description="Null if too large.")]
     revision: int
     created_at: str
     updated_at: str

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import Field
@@ -69,18 +70,21 @@ class ConversationGetArguments(Arguments):
     )
 
 
+@dataclass
 class ConversationGetOutput(ToolOutput):
     """Answer of `conversation_get`."""
 
     continuation_id: str
     title: str | None
     tags: list[str]
-    metadata: Mapping[str, Any] | None = Field(description="Null if too large.")
+    metadata: Annotated[Mapping[str, Any] | None, Field(description="Null if too large.")]
     revision: int
-    messages: list[MessageOutput] = Field(description="Oldest first.")
-    next_before_seq: int | None = Field(description="Cursor of the next older page; null when this is the oldest.")
+    messages: Annotated[list[MessageOutput], Field(description="Oldest first.")]
+    next_before_seq: Annotated[
+        int | None, Field(description="Cursor of the next older page; null when this is the oldest.")
+    ]
     source: Literal["cache", "database"]
-    stale_s: float | None = Field(description="Age, if the database is unreachable and this may be outdated.")
+    stale_s: Annotated[float | None, Field(description="Age, if the database is unreachable and this may be outdated.")]
 
     def as_text(self) -> str:
         """Return the messages, oldest first."""
@@ -103,16 +107,20 @@ class ConversationListArguments(Arguments):
     deleted: bool = Field(False, description="List deleted conversations, which conversation_delete can restore.")
 
 
+@dataclass
 class ListedOutput(ConversationOutput):
     """A conversation of a list."""
 
-    newest_kind: str = Field(description="Of an answer that is newest; failed: the first question got no answer.")
+    newest_kind: Annotated[
+        str, Field(description="Of an answer that is newest; failed: the first question got no answer.")
+    ]
 
 
+@dataclass
 class ConversationListOutput(ToolOutput):
     """Answer of `conversation_list`."""
 
-    conversations: list[ListedOutput] = Field(description="Latest change first.")
+    conversations: Annotated[list[ListedOutput], Field(description="Latest change first.")]
     next_cursor: str | None
 
     def as_text(self) -> str:

@@ -59,13 +59,16 @@ class HitOutput:
     missing: Annotated[list[str], Field(description="Words that it does not contain.")]
 
 
+@dataclass
 class SearchOutput(ToolOutput):
     """Answer of `conversation_search`."""
 
-    matched: Literal["all", "some"] = Field(description="some: no message has all words; these have most of them.")
-    hits: list[HitOutput] = Field(description="Best first; **matches** are marked.")
+    matched: Annotated[
+        Literal["all", "some"], Field(description="some: no message has all words; these have most of them.")
+    ]
+    hits: Annotated[list[HitOutput], Field(description="Best first; **matches** are marked.")]
     next_cursor: str | None
-    unread: int = Field(description="Messages just stored, not looked through yet; search again shortly.")
+    unread: Annotated[int, Field(description="Messages just stored, not looked through yet; search again shortly.")]
 
     def as_text(self) -> str:
         """Return one line for each hit, preceded by notes on anything unexpected about them."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -26,13 +27,16 @@ class ExportArguments(Arguments):
     )
 
 
+@dataclass
 class ExportOutput(ToolOutput):
     """Answer of `conversation_export`."""
 
     continuation_id: str
     text: str
-    next_after_seq: int | None = Field(description="Where the next part begins; null at the end.")
-    next_char_offset: int = Field(description="Offset in that message; not 0 when it is too long for one part.")
+    next_after_seq: Annotated[int | None, Field(description="Where the next part begins; null at the end.")]
+    next_char_offset: Annotated[
+        int, Field(description="Offset in that message; not 0 when it is too long for one part.")
+    ]
 
     def as_text(self) -> str:
         """Return the part, so that the texts of all parts are the export."""
@@ -47,14 +51,15 @@ class ImportArguments(Arguments):
     continuation_id: ContinuationId | None = Field(None, description="Store it with this id instead of its own.")
 
 
+@dataclass
 class ImportOutput(ToolOutput):
     """Answer of `conversation_import`."""
 
     continuation_id: str
     messages: int
-    stored: int = Field(description="Number of messages that were new.")
+    stored: Annotated[int, Field(description="Number of messages that were new.")]
     revision: int
-    restored: bool = Field(description="True when a deleted conversation was restored.")
+    restored: Annotated[bool, Field(description="True when a deleted conversation was restored.")]
     notes: list[str]
 
     def as_text(self) -> str:

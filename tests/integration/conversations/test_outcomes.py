@@ -120,6 +120,7 @@ async def test_an_answer_is_asked_for_from_any_daemon(rig: Rig, elsewhere: App) 
     assert working.created_at == done.created_at < done.updated_at
 
 
+@dataclass
 class Opinion(ChatOutput):
     """The answer of another tool that asks a model."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import typing
+from dataclasses import dataclass
 
 import orjson
 import pytest
@@ -77,6 +78,7 @@ def test_a_handler_returns_the_output_that_its_tool_declares(spec: ToolSpec) -> 
 def test_an_output_without_a_text_is_refused_at_start() -> None:
     """Half of the clients would show their model nothing."""
 
+    @dataclass
     class Silent(ToolOutput):
         count: int
 
@@ -84,6 +86,17 @@ def test_an_output_without_a_text_is_refused_at_start() -> None:
     with pytest.raises(TypeError, match="Silent must define as_text"):
         ToolRegistry([ToolSpec("silent", "", "", spec.arguments, Silent, spec.handler)])
     ToolRegistry([ToolSpec("audible", "", "", spec.arguments, Fixed, spec.handler)])
+
+
+def test_an_output_that_is_no_dataclass_of_its_own_is_refused_at_start() -> None:
+    """It would inherit the constructor of its base, without its own fields."""
+
+    class Undeclared(Fixed):
+        count: int
+
+    spec = TOOLS["version"]
+    with pytest.raises(TypeError, match="Undeclared must be a dataclass"):
+        ToolRegistry([ToolSpec("undeclared", "", "", spec.arguments, Undeclared, spec.handler)])
 
 
 def test_the_list_of_all_tools_stays_small() -> None:

@@ -61,6 +61,26 @@ alter table exai.message_words enable row level security;
 
 CREATE INDEX message_words_words_idx ON exai.message_words USING gin (words) WITH (gin_pending_list_limit='16384');
 
+create table exai.purged_turns (
+    owner text not null,
+    started_at timestamp with time zone not null,
+    turn_id uuid not null,
+    conversation_id uuid not null,
+    continuation_id text not null,
+    tool text not null,
+    state text not null,
+    provider text,
+    model text not null,
+    input_tokens bigint,
+    output_tokens bigint,
+    cached_tokens bigint,
+    reasoning_tokens bigint,
+    cost numeric,
+    is_estimated boolean not null,
+    constraint purged_turns_pkey PRIMARY KEY (owner, started_at, turn_id)
+);
+alter table exai.purged_turns enable row level security;
+
 create table exai.quarantine (
     table_name text not null,
     reason text not null,
@@ -212,6 +232,8 @@ CREATE TRIGGER exai_clock BEFORE INSERT OR UPDATE OF updated_at ON public.conver
 
 CREATE TRIGGER exai_fill BEFORE INSERT OR UPDATE ON public.conversations FOR EACH ROW WHEN (((new.continuation_id IS NULL) OR (new.metadata IS NULL) OR (new.created_at IS NULL) OR (new.updated_at IS NULL))) EXECUTE FUNCTION exai.fill_conversation_v1();
 
+CREATE TRIGGER exai_keep_usage BEFORE DELETE ON public.conversations FOR EACH ROW EXECUTE FUNCTION exai.keep_usage_v1();
+
 CREATE TRIGGER exai_note_change BEFORE UPDATE ON public.conversations FOR EACH ROW WHEN (((new.revision = old.revision) AND ((new.owner IS DISTINCT FROM old.owner) OR (new.continuation_id IS DISTINCT FROM old.continuation_id) OR (new.title IS DISTINCT FROM old.title) OR (new.metadata IS DISTINCT FROM old.metadata) OR (new.tags IS DISTINCT FROM old.tags) OR (new.deleted_at IS DISTINCT FROM old.deleted_at) OR (new.parent_id IS DISTINCT FROM old.parent_id) OR (new.parent_seq IS DISTINCT FROM old.parent_seq)))) EXECUTE FUNCTION exai.note_change_v1();
 -- It fires always.
 
@@ -305,6 +327,7 @@ create table public.turns (
     cost numeric,
     earlier_cost numeric,
     reserved numeric,
+    reserved_prompt numeric,
     is_estimated boolean not null default false,
     error jsonb,
     metadata jsonb not null default '{}'::jsonb,
@@ -487,9 +510,9 @@ begin
     update public.turns x
        set state = 'pending', attempt = x.attempt + 1, claimed_by = p_turn_id, finished_at = null,
            lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => p_lease_s),
-           provider = p_provider, model = p_model, cost = null, reserved = null,
+           provider = p_provider, model = p_model, cost = null, reserved = null, reserved_prompt = null,
            is_estimated = x.is_estimated or (x.cost is null and x.reserved is not null),
-           earlier_cost = coalesce(x.earlier_cost, 0) + coalesce(x.cost, x.reserved, 0)
+           earlier_cost = coalesce(x.earlier_cost, 0) + coalesce(x.cost, x.reserved_prompt, 0)
      where x.id = s.o_turn_id
        and (x.state = 'failed'
             or (x.state = 'pending' and x.claimed_by <> p_turn_id and x.lease_until <= pg_catalog.clock_timestamp()));
@@ -610,6 +633,38 @@ CREATE OR REPLACE FUNCTION exai.blob_size_v1(p_id uuid)
 AS $function$
 select coalesce((select sum(octet_length(p.data)) from exai.blob_parts p where p.blob_id = b.id), 0)::bigint
   from exai.blobs b where b.id = p_id
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.budgets_v1(p_owner text, p_conversation_id uuid, p_limits jsonb, p_now timestamp with time zone)
+ RETURNS TABLE(o_name text, o_limit numeric, o_spent numeric, o_reserved numeric, o_resets_at timestamp with time zone)
+ LANGUAGE sql
+ STABLE ROWS 3
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+  select w.name, w.most, coalesce(s.spent, 0), coalesce(s.reserved, 0), w.resets_at
+    from (values ('conversation', (p_limits ->> 'conversation_usd')::numeric, null::timestamptz, null::timestamptz),
+                 ('day', (p_limits ->> 'day_usd')::numeric, date_trunc('day', p_now, 'UTC'),
+                  (date_trunc('day', p_now at time zone 'UTC') + interval '1 day') at time zone 'UTC'),
+                 ('month', (p_limits ->> 'month_usd')::numeric, date_trunc('month', p_now, 'UTC'),
+                  (date_trunc('month', p_now at time zone 'UTC') + interval '1 month') at time zone 'UTC'))
+         w(name, most, since, resets_at)
+    left join lateral (
+      select sum(coalesce(b.earlier_cost, 0)
+                 + coalesce(b.cost, case when b.lease_until <= p_now then b.reserved_prompt end, 0)) as spent,
+             sum(b.reserved) filter (where b.cost is null and b.lease_until > p_now) as reserved
+        from (select t.earlier_cost, t.cost, t.reserved, t.reserved_prompt, t.lease_until
+                from public.turns t
+               where w.since is null and t.conversation_id = p_conversation_id
+              union all
+              select t.earlier_cost, t.cost, t.reserved, t.reserved_prompt, t.lease_until
+                from public.turns t
+               where t.owner = p_owner and t.model is not null and t.started_at >= w.since
+              union all
+              select null, p.cost, null, null, null
+                from exai.purged_turns p
+               where p.owner = p_owner and p.started_at >= w.since) b) s on true
+   where w.most is not null and (w.since is not null or p_conversation_id is not null)
 $function$
 ;
 
@@ -1003,7 +1058,7 @@ begin
     update public.turns x
        set state = p_state, finished_at = v_now, model = coalesce(p_model, x.model), input_tokens = p_input_tokens,
            output_tokens = p_output_tokens, cached_tokens = p_cached_tokens, reasoning_tokens = p_reasoning_tokens,
-           cost = p_cost, is_estimated = x.is_estimated or p_is_estimated, reserved = null, error = p_error::jsonb,
+           cost = p_cost, is_estimated = x.is_estimated or p_is_estimated, reserved = null, reserved_prompt = null, error = p_error::jsonb,
            metadata = coalesce(p_turn_metadata::jsonb, '{}'),
            reply_first_seq = t.reply_first_seq, reply_last_seq = t.reply_last_seq, reply_revision = v.revision
      where x.id = p_turn_id;
@@ -1012,7 +1067,7 @@ begin
     -- Another client cancelled the turn, so that only its cost remains to be stored.
     update public.turns x
        set input_tokens = p_input_tokens, output_tokens = p_output_tokens, cached_tokens = p_cached_tokens,
-           reasoning_tokens = p_reasoning_tokens, cost = p_cost, reserved = null,
+           reasoning_tokens = p_reasoning_tokens, cost = p_cost, reserved = null, reserved_prompt = null,
            is_estimated = x.is_estimated or p_is_estimated
      where x.id = p_turn_id;
   end if;
@@ -1620,6 +1675,29 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.keep_usage_v1()
+ RETURNS trigger
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+begin
+  insert into exai.purged_turns (owner, started_at, turn_id, conversation_id, continuation_id, tool, state, provider,
+                                 model, input_tokens, output_tokens, cached_tokens, reasoning_tokens, cost, is_estimated)
+  select t.owner, t.started_at, t.id, t.conversation_id, old.continuation_id, t.tool,
+         case when t.state = 'pending' then 'failed' else t.state end, t.provider, t.model, t.input_tokens,
+         t.output_tokens, t.cached_tokens, t.reasoning_tokens,
+         case when coalesce(t.cost, t.reserved_prompt, t.earlier_cost) is not null
+              then coalesce(t.cost, t.reserved_prompt, 0) + coalesce(t.earlier_cost, 0) end,
+         t.is_estimated or (t.cost is null and t.reserved is not null)
+    from public.turns t
+   where t.conversation_id = old.id and t.model is not null
+  on conflict do nothing;
+  return old;
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.lexemes_v1(p_text text)
  RETURNS text
  LANGUAGE plpgsql
@@ -2153,53 +2231,30 @@ CREATE OR REPLACE FUNCTION exai.reserve_v1(p_owner text, p_turn_id uuid, p_conve
 AS $function$
 declare
   c_lock_class constant bigint := 5272091;
-  v_now timestamptz;
-  v_day timestamptz;
   v_files bigint;
+  v_prompt numeric;
   v_needed numeric;
-  v_name text;
-  v_limit numeric;
-  v_spent numeric;
-  v_reserved numeric;
+  b record;
 begin
   perform pg_catalog.pg_advisory_xact_lock(pg_catalog.hashtextextended(p_owner, c_lock_class));
-  v_now := pg_catalog.clock_timestamp();
-  v_day := pg_catalog.date_trunc('day', v_now, 'UTC');
   select coalesce(pg_catalog.sum(f.size_bytes), 0)::bigint into v_files
     from public.conversation_files l join public.files f on f.id = l.file_id
    where l.conversation_id = p_conversation_id;
-  v_needed := (p_claim ->> 'fixed_usd'::text)::numeric
+  v_prompt := (p_claim ->> 'prompt_usd'::text)::numeric
               + (p_claim ->> 'byte_usd'::text)::numeric * least(p_bytes + v_files, p_most)::numeric;
-  select x.name, x.most, x.spent, x.reserved into v_name, v_limit, v_spent, v_reserved
-    from (select 'conversation'::text as name, (p_claim ->> 'conversation_usd'::text)::numeric as most,
-                 coalesce(pg_catalog.sum(b.spent), 0::numeric) as spent,
-                 coalesce(pg_catalog.sum(b.reserved), 0::numeric) as reserved
-            from (select coalesce(t.earlier_cost, 0::numeric)
-                         + case when t.id <> p_turn_id then coalesce(t.cost, 0::numeric) else 0::numeric end as spent,
-                         case when t.id <> p_turn_id and t.cost is null then t.reserved end as reserved
-                    from public.turns t
-                   where p_claim ->> 'conversation_usd'::text is not null and t.conversation_id = p_conversation_id) b
-          union all
-          select p.name, p.most, coalesce(pg_catalog.sum(b.spent) filter (where b.started_at >= p.since), 0::numeric),
-                 coalesce(pg_catalog.sum(b.reserved) filter (where b.started_at >= p.since), 0::numeric)
-            from (values ('day'::text, (p_claim ->> 'day_usd'::text)::numeric, v_day),
-                         ('month'::text, (p_claim ->> 'month_usd'::text)::numeric,
-                          pg_catalog.date_trunc('month', v_now, 'UTC'))) p(name, most, since)
-            left join lateral (
-                  select t.started_at, coalesce(t.earlier_cost, 0::numeric)
-                         + case when t.id <> p_turn_id then coalesce(t.cost, 0::numeric) else 0::numeric end as spent,
-                         case when t.id <> p_turn_id and t.cost is null then t.reserved end as reserved
-                    from public.turns t
-                   where t.owner = p_owner and t.model is not null and t.started_at >= p.since) b on true
-           where p.most is not null
-           group by p.name, p.most) x
-   where x.spent + x.reserved + v_needed > x.most
-   limit 1;
-  if v_name is not null then
+  v_needed := v_prompt + (p_claim ->> 'answer_usd'::text)::numeric;
+  for b in
+    select x.o_name, x.o_limit, x.o_spent, x.o_reserved, x.o_resets_at
+      from exai.budgets_v1(p_owner, p_conversation_id, p_claim, pg_catalog.clock_timestamp()) x
+     where x.o_spent + x.o_reserved + v_needed > x.o_limit
+     order by x.o_resets_at desc nulls first
+     limit 1
+  loop
     raise exception using errcode = 'EXB01', message = 'budget', detail = pg_catalog.json_build_object(
-      'budget', v_name, 'limit_usd', v_limit, 'spent_usd', v_spent, 'reserved_usd', v_reserved, 'needed_usd', v_needed)::text;
-  end if;
-  update public.turns x set reserved = v_needed where x.id = p_turn_id;
+      'budget', b.o_name, 'limit_usd', b.o_limit, 'spent_usd', b.o_spent, 'reserved_usd', b.o_reserved,
+      'needed_usd', v_needed, 'resets_at', b.o_resets_at)::text;
+  end loop;
+  update public.turns x set reserved = v_needed, reserved_prompt = v_prompt where x.id = p_turn_id;
 end
 $function$
 ;
@@ -3006,27 +3061,45 @@ CREATE OR REPLACE FUNCTION exai.usage_v1(p_owner text, p_by text, p_since timest
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
   with asked as (
-    select t.* from public.turns t
+    select t.conversation_id, null as name, t.tool, t.model, t.started_at, t.input_tokens, t.cached_tokens,
+           t.output_tokens, t.reasoning_tokens, t.cost, t.earlier_cost, t.reserved_prompt, t.is_estimated, t.state,
+           t.lease_until
+      from public.turns t
      where p_continuation_id is null and t.owner = p_owner and t.model is not null
        and t.started_at >= coalesce(p_since, '-infinity') and t.started_at < coalesce(p_until, 'infinity')
     union all
-    select t.* from public.conversations c join public.turns t on t.conversation_id = c.id
+    select t.conversation_id, null, t.tool, t.model, t.started_at, t.input_tokens, t.cached_tokens,
+           t.output_tokens, t.reasoning_tokens, t.cost, t.earlier_cost, t.reserved_prompt, t.is_estimated, t.state,
+           t.lease_until
+      from public.conversations c join public.turns t on t.conversation_id = c.id
      where p_continuation_id is not null and c.owner = p_owner and c.continuation_id = p_continuation_id
        and t.model is not null
-       and t.started_at >= coalesce(p_since, '-infinity') and t.started_at < coalesce(p_until, 'infinity')),
+       and t.started_at >= coalesce(p_since, '-infinity') and t.started_at < coalesce(p_until, 'infinity')
+    union all
+    select p.conversation_id, p.continuation_id, p.tool, p.model, p.started_at, p.input_tokens, p.cached_tokens,
+           p.output_tokens, p.reasoning_tokens, p.cost, null, null, p.is_estimated, p.state, '-infinity'
+      from exai.purged_turns p
+     where p_continuation_id is null and p.owner = p_owner
+       and p.started_at >= coalesce(p_since, '-infinity') and p.started_at < coalesce(p_until, 'infinity')),
+  settled as (
+    -- The turn of a lost daemon, whose lease has ended, has failed, and cost its prompt.
+    select a.*, a.state = 'pending' and a.lease_until <= now() as is_lost,
+           case when a.lease_until <= now() then a.reserved_prompt end as lost_usd
+      from asked a),
   keyed as (
     select case p_by when 'model' then a.model
                      when 'tool' then a.tool
                      when 'day' then to_char(a.started_at at time zone 'UTC', 'YYYY-MM-DD')
                      else a.conversation_id::text end as key, a.*
-      from asked a),
+      from settled a),
   sums as (
-    select k.key, grouping(k.key) as is_total, count(*) as turns, count(*) filter (where k.state = 'failed') as failed,
-           count(*) filter (where k.state = 'pending') as pending, sum(k.input_tokens)::bigint as input,
+    select k.key, grouping(k.key) as is_total, max(k.name) as name, count(*) as turns,
+           count(*) filter (where k.state = 'failed' or k.is_lost) as failed,
+           count(*) filter (where k.state = 'pending' and not k.is_lost) as pending, sum(k.input_tokens)::bigint as input,
            sum(k.cached_tokens)::bigint as cached, sum(k.output_tokens)::bigint as output,
            sum(k.reasoning_tokens)::bigint as reasoning,
-           sum(coalesce(k.cost, 0) + coalesce(k.earlier_cost, 0)) as cost,
-           count(*) filter (where k.is_estimated) as estimated,
+           sum(coalesce(k.cost, k.lost_usd, 0) + coalesce(k.earlier_cost, 0)) as cost,
+           count(*) filter (where k.is_estimated or (k.cost is null and k.lost_usd is not null)) as estimated,
            count(*) filter (where k.cost is null and k.input_tokens > 0) as unpriced
       from keyed k
      group by grouping sets ((k.key), ())),
@@ -3034,7 +3107,8 @@ AS $function$
     select s.*, row_number() over (order by s.is_total, case when p_by = 'day' then s.key end desc, s.cost desc,
                                             s.input desc nulls last, s.key) as place
       from sums s)
-  select case s.is_total when 1 then 'total' else 'group' end, coalesce(c.continuation_id, s.key),
+  select case s.is_total when 1 then 'total' else 'group' end,
+         coalesce(c.continuation_id, case when p_by = 'conversation' and s.is_total = 0 then s.name end, s.key),
          case when c.deleted_at is null then c.title end, s.turns, s.failed, s.pending,
          coalesce(s.input, 0), coalesce(s.cached, 0), coalesce(s.output, 0), coalesce(s.reasoning, 0),
          coalesce(s.cost, 0), s.estimated, s.unpriced, (select count(*) from sums x where x.is_total = 0),

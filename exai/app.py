@@ -29,7 +29,7 @@ from exai.conversations.publishing import Publisher
 from exai.conversations.store import Repositories
 from exai.conversations.turns.answers import AnswerCache
 from exai.conversations.turns.attachments import Attachments
-from exai.conversations.turns.budgets import Budgets
+from exai.conversations.turns.budgets import Budgets, limits_of, pricing_of
 from exai.conversations.turns.instructions import Instructions
 from exai.conversations.turns.prompt import estimate_tokens
 from exai.conversations.turns.turn import ChatTurns
@@ -127,7 +127,9 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         )
         await patience.until_open(lambda: _check_cache(cache, cache_url))
         providers = await stack.enter_async_context(
-            open_providers(settings.providers, recorder=recorder, limits=settings.limits)
+            open_providers(
+                settings.providers, recorder=recorder, limits=settings.limits, pricing=pricing_of(settings.budgets)
+            )
         )
         health = await stack.enter_async_context(open_health(components(database, cache, providers), recorder=recorder))
         blobs = _blobs(settings, database)
@@ -152,7 +154,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             repositories, cache, publisher, indexing, limits=settings.limits, recorder=recorder
         )
         consensus = ConsensusService(
-            PanelTurns(turn_repository, turns.leases, turns.outcomes, publisher, providers),
+            PanelTurns(turn_repository, turns.leases, turns.outcomes, publisher, providers, budgets=budgets),
             providers,
             attachments,
             sources,
@@ -172,7 +174,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             conversations=conversations,
             transfer=transfer,
             maintenance=Maintenance(curation, indexing),
-            ledger=Ledger(LedgerRepository(database)),
+            ledger=Ledger(LedgerRepository(database), limits_of(settings.budgets)),
             notices=notices,
             files=files,
             sources=sources,

@@ -43,9 +43,9 @@ begin
     update public.turns x
        set state = 'pending', attempt = x.attempt + 1, claimed_by = p_turn_id, finished_at = null,
            lease_until = pg_catalog.clock_timestamp() + pg_catalog.make_interval(secs => p_lease_s),
-           provider = p_provider, model = p_model, cost = null, reserved = null,
+           provider = p_provider, model = p_model, cost = null, reserved = null, reserved_prompt = null,
            is_estimated = x.is_estimated or (x.cost is null and x.reserved is not null),
-           earlier_cost = coalesce(x.earlier_cost, 0) + coalesce(x.cost, x.reserved, 0)
+           earlier_cost = coalesce(x.earlier_cost, 0) + coalesce(x.cost, x.reserved_prompt, 0)
      where x.id = s.o_turn_id
        and (x.state = 'failed'
             or (x.state = 'pending' and x.claimed_by <> p_turn_id and x.lease_until <= pg_catalog.clock_timestamp()));

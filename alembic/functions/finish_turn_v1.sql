@@ -55,7 +55,7 @@ begin
     update public.turns x
        set state = p_state, finished_at = v_now, model = coalesce(p_model, x.model), input_tokens = p_input_tokens,
            output_tokens = p_output_tokens, cached_tokens = p_cached_tokens, reasoning_tokens = p_reasoning_tokens,
-           cost = p_cost, is_estimated = x.is_estimated or p_is_estimated, reserved = null, error = p_error::jsonb,
+           cost = p_cost, is_estimated = x.is_estimated or p_is_estimated, reserved = null, reserved_prompt = null, error = p_error::jsonb,
            metadata = coalesce(p_turn_metadata::jsonb, '{}'),
            reply_first_seq = t.reply_first_seq, reply_last_seq = t.reply_last_seq, reply_revision = v.revision
      where x.id = p_turn_id;
@@ -64,7 +64,7 @@ begin
     -- Another client cancelled the turn, so that only its cost remains to be stored.
     update public.turns x
        set input_tokens = p_input_tokens, output_tokens = p_output_tokens, cached_tokens = p_cached_tokens,
-           reasoning_tokens = p_reasoning_tokens, cost = p_cost, reserved = null,
+           reasoning_tokens = p_reasoning_tokens, cost = p_cost, reserved = null, reserved_prompt = null,
            is_estimated = x.is_estimated or p_is_estimated
      where x.id = p_turn_id;
   end if;

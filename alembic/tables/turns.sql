@@ -18,6 +18,7 @@ create table public.turns (
     cost numeric,
     earlier_cost numeric,
     reserved numeric,
+    reserved_prompt numeric,
     is_estimated boolean not null default false,
     error jsonb,
     metadata jsonb not null default '{}',

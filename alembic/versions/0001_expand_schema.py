@@ -35,6 +35,7 @@ TABLES = (
     "public.files",
     "public.conversation_files",
     "exai.removed_conversations",
+    "exai.purged_turns",
     "exai.quarantine",
     "exai.blobs",
     "exai.blob_parts",
@@ -61,18 +62,18 @@ TEXT_FUNCTIONS = (
 
 FUNCTIONS = (
     "server_epoch_v1", "header_v1", "turn_v1", "message_line_v1", "read_page_v1", "read_forward_v1",
-    "store_turn_v1", "append_v1", "append_batch_v1", "reserve_v1", "begin_turn_v1", "finish_turn_v1",
+    "store_turn_v1", "append_v1", "append_batch_v1", "budgets_v1", "reserve_v1", "begin_turn_v1", "finish_turn_v1",
     "count_steps_v1",
     "fork_v1", "change_conversation_v1", "import_v1",
     "search_unindexed_v1", "find_matches_v1", "filter_match_v1", "search_page_v1", "search_v1", "index_messages_v1",
     "usage_v1", "blob_size_v1", "put_files_v1", "sweep_contents_v1",
     "number_message_v1", "fill_conversation_v1", "forbid_renumbering_v1", "clamp_updated_at_v1",
     "note_edit_v1", "note_change_v1", "note_removal_v1", "note_truncation_v1",
-    "queue_words_v1", "requeue_words_v1", "queue_title_v1",
+    "queue_words_v1", "requeue_words_v1", "queue_title_v1", "keep_usage_v1",
 )  # fmt: skip
 """Each refers only to earlier ones."""
 
-FIRST_TRIGGERS = ("exai_number", "exai_fill", "exai_clock")
+FIRST_TRIGGERS = ("exai_number", "exai_fill", "exai_clock", "exai_keep_usage")
 LATER_TRIGGERS = (
     "exai_queue_insert", "exai_queue_update", "exai_queue_delete", "exai_queue_truncate", "exai_queue_title",
     "exai_queue_new_title",

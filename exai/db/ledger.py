@@ -5,6 +5,7 @@ Invariant: a report is one statement, and its total covers every turn that the q
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -13,6 +14,7 @@ from typing import Final, Literal, get_args
 import asyncpg
 
 from exai.db.driver.pool import Database
+from exai.db.records import BudgetLimits
 from exai.models import ContinuationId, Owner
 from exai.validation import MAX_CONTINUATION_CHARS, check_choice, check_optional_name, check_owner, check_time
 
@@ -64,16 +66,31 @@ class UsageSum:
 
 
 @dataclass(frozen=True, slots=True)
+class BudgetState:
+    """A budget: 'conversation', 'day' or 'month'. `spent_usd` and `reserved_usd` are None without a conversation.
+
+    Running turns have reserved `reserved_usd`. The period ends, and the next begins with nothing spent, at `resets_at`.
+    """
+
+    name: str
+    limit_usd: Decimal
+    spent_usd: Decimal | None = None
+    reserved_usd: Decimal | None = None
+    resets_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class UsageReport:
     """Sums by group, the latest day or the highest cost first, and the sum of all. `groups` counts also unlisted ones.
 
-    `named` is false if the owner has no conversation of the query's name.
+    `named` is false if the owner has no conversation of the query's name. `budgets` are those that are set.
     """
 
     sums: tuple[UsageSum, ...]
     total: UsageSum
     groups: int
     named: bool
+    budgets: tuple[BudgetState, ...]
 
 
 class LedgerRepository:
@@ -82,13 +99,37 @@ class LedgerRepository:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def report(self, query: UsageQuery) -> UsageReport:
-        """Return the sums that the query asks for: 1 round trip. Raises `DatabaseError`."""
+    async def report(self, query: UsageQuery, limits: BudgetLimits) -> UsageReport:
+        """Return the sums of the query and the state of the budgets: 1 round trip. Raises `DatabaseError`."""
         rows = await self._database.fetch(
-            "usage", query.owner, query.by, query.since, query.until, query.continuation_id, MAX_GROUPS
+            "usage",
+            query.owner,
+            query.by,
+            query.since,
+            query.until,
+            query.continuation_id,
+            MAX_GROUPS,
+            limits.as_json() if limits.are_set else None,
         )
-        *groups, total = rows
-        return UsageReport(tuple(map(_sum, groups)), _sum(total), total["groups"], total["named"])
+        *groups, total = [row for row in rows if row["part"] != "budget"]
+        states = _states([row for row in rows if row["part"] == "budget"], limits)
+        return UsageReport(tuple(map(_sum, groups)), _sum(total), total["groups"], total["named"], states)
+
+    async def budgets(self, owner: Owner, limits: BudgetLimits) -> tuple[BudgetState, ...]:
+        """Return the state of an owner's budgets: 1 round trip, none if no budget is set. Raises `DatabaseError`."""
+        if not limits.are_set:
+            return ()
+        return _states(await self._database.fetch("budgets", owner, limits.as_json()), limits)
+
+
+def _states(rows: Sequence[asyncpg.Record], limits: BudgetLimits) -> tuple[BudgetState, ...]:
+    found = tuple(
+        BudgetState(row["key"], Decimal(row["cost"]), Decimal(row["spent"]), Decimal(row["reserved"]), row["resets_at"])
+        for row in rows
+    )
+    if limits.conversation_usd is None or any(each.name == "conversation" for each in found):
+        return found
+    return (BudgetState("conversation", Decimal(str(limits.conversation_usd))), *found)
 
 
 def _sum(row: asyncpg.Record) -> UsageSum:

@@ -106,28 +106,41 @@ class AppendResult:
 
 
 @dataclass(frozen=True, slots=True)
-class BudgetClaim:
-    """The cost that a turn reserves, `byte_usd` for each byte of history, and the budgets, None if unset.
+class BudgetLimits:
+    """Budgets for one conversation, and for an owner's turns of a day and of a month in UTC; None if unset."""
 
-    Budgets are for one conversation, and for an owner's turns of a day and of a month in UTC.
-    """
+    conversation_usd: float | None = None
+    day_usd: float | None = None
+    month_usd: float | None = None
 
-    fixed_usd: Decimal
-    byte_usd: Decimal
-    conversation_usd: float | None
-    day_usd: float | None
-    month_usd: float | None
+    @property
+    def are_set(self) -> bool:
+        """Return whether there is a budget."""
+        return (self.conversation_usd, self.day_usd, self.month_usd) != (None, None, None)
 
-    def as_json(self) -> str:
-        """Return the claim as the statement takes it; amounts are texts, so that none is rounded."""
+    def as_json(self, **claimed: Decimal) -> str:
+        """Return the limits as statements take them; amounts are texts, so that none is rounded."""
         amounts: dict[str, Decimal | float | None] = {
-            "fixed_usd": self.fixed_usd,
-            "byte_usd": self.byte_usd,
             "conversation_usd": self.conversation_usd,
             "day_usd": self.day_usd,
             "month_usd": self.month_usd,
+            **claimed,
         }
         return orjson.dumps({name: None if each is None else str(each) for name, each in amounts.items()}).decode()
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetClaim:
+    """The cost that a turn reserves for its prompt, for its answer, and for each byte of history."""
+
+    prompt_usd: Decimal
+    answer_usd: Decimal
+    byte_usd: Decimal
+    limits: BudgetLimits
+
+    def as_json(self) -> str:
+        """Return the claim as the statement takes it."""
+        return self.limits.as_json(prompt_usd=self.prompt_usd, answer_usd=self.answer_usd, byte_usd=self.byte_usd)
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,7 @@ from exai.errors.providers import (
     ProviderUnreachable,
 )
 from exai.errors.requests import (
+    BUDGETS,
     BudgetExceeded,
     Conflict,
     InvalidArgument,
@@ -92,6 +93,7 @@ from exai.errors.requests import (
 )
 
 __all__ = [
+    "BUDGETS",
     "MAX_SHOWN_CHARS",
     "AnswerNotStored",
     "BlobError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 from exai.errors.base import MAX_SENTENCE_CHARS, MAX_SHOWN_CHARS, ExaiError, bounded
@@ -75,17 +76,34 @@ class BudgetExceeded(RequestError):
 
     code = "budget"
 
-    def __init__(self, budget: str, limit_usd: float, spent_usd: float, reserved_usd: float, needed_usd: float) -> None:
-        super().__init__(budget, limit_usd, spent_usd, reserved_usd, needed_usd)
+    def __init__(
+        self,
+        budget: str,
+        limit_usd: float,
+        spent_usd: float,
+        *,
+        reserved_usd: float,
+        needed_usd: float,
+        resets_at: str | None = None,
+    ) -> None:
+        super().__init__(budget, limit_usd, spent_usd, reserved_usd, needed_usd, resets_at)
         self.budget, self.limit_usd, self.spent_usd = budget, limit_usd, spent_usd
         self.reserved_usd, self.needed_usd = reserved_usd, needed_usd
+        self.resets_at = None if resets_at is None else datetime.fromisoformat(resets_at).astimezone(UTC)
 
     def __str__(self) -> str:
-        scope, setting, wait = _BUDGETS[self.budget]
+        scope, setting = BUDGETS[self.budget]
+        cures = ["Set a lower max_output_tokens", "use a cheaper model"]
+        if self.needed_usd <= self.limit_usd:
+            # A question that costs more than the whole budget is not cheaper later.
+            if self.reserved_usd and self.needed_usd + self.spent_usd <= self.limit_usd:
+                cures.append("wait until the running calls have ended")
+            wait = "begin a new conversation"
+            cures.append(f"wait until {self.resets_at:%Y-%m-%d %H:%M} UTC" if self.resets_at else wait)
         return (
             f"the budget of {scope} is {self.limit_usd:g} USD: {self.spent_usd:.4f} USD are spent, "
             f"{self.reserved_usd:.4f} USD reserved by running calls, and this question may cost {self.needed_usd:.4f} "
-            f"USD. Set a lower max_output_tokens, use a cheaper model, {wait}, or raise {setting}"
+            f"USD. {', '.join(cures)}, or raise {setting}"
         )
 
     def details(self) -> dict[str, Any]:
@@ -95,15 +113,16 @@ class BudgetExceeded(RequestError):
             "spent_usd": self.spent_usd,
             "reserved_usd": self.reserved_usd,
             "needed_usd": self.needed_usd,
+            "resets_at": None if self.resets_at is None else self.resets_at.isoformat(),
         }
 
 
-_BUDGETS = {
-    "conversation": ("this conversation", "EXAI_BUDGETS__CONVERSATION_USD", "begin a new conversation"),
-    "day": ("this owner for today", "EXAI_BUDGETS__OWNER_DAY_USD", "wait until 00:00 UTC"),
-    "month": ("this owner for this month", "EXAI_BUDGETS__OWNER_MONTH_USD", "wait for the next month"),
+BUDGETS = {
+    "conversation": ("this conversation", "EXAI_BUDGETS__CONVERSATION_USD"),
+    "day": ("this owner for today", "EXAI_BUDGETS__OWNER_DAY_USD"),
+    "month": ("this owner for this month", "EXAI_BUDGETS__OWNER_MONTH_USD"),
 }
-"""By budget: its scope, its setting, and what else helps."""
+"""By budget: its scope and its setting."""
 
 
 class NotConfigured(RequestError):

@@ -47,6 +47,14 @@ class Price:
 
 
 @dataclass(frozen=True, slots=True)
+class Pricing:
+    """For models without a known price: the `assumed` one, or whether they are refused."""
+
+    assumed: Price | None = None
+    is_required: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ImageLimits:
     """How many images a model reads in one request, and the size of each."""
 

@@ -67,8 +67,10 @@ class FallbackChain:
         resolve: Callable[[str], Model],
         room: Callable[[Model, int | None], int],
         can_search: Callable[[Model], bool],
+        is_affordable: Callable[[Model], bool],
     ) -> None:
-        self._names, self._resolve, self._room, self._can_search = names, resolve, room, can_search
+        self._names, self._resolve, self._room = names, resolve, room
+        self._can_search, self._is_affordable = can_search, is_affordable
 
     async def complete(
         self, model: Model, request: CompletionRequest, on_delta: OnDelta | None, ask: Ask
@@ -77,7 +79,7 @@ class FallbackChain:
 
         Raises the error of `model` if none answers; its problem then names the others that were asked.
         """
-        rest = self._after(model)
+        rest = self.after(model)
         watched = _Watched(on_delta)
         try:
             return await ask(model, request, watched if rest else on_delta, PATIENCE_S if rest else None)
@@ -95,6 +97,9 @@ class FallbackChain:
             if request.web_search and not self._can_search(model):
                 adapted = replace(adapted, web_search=False)
                 changes.append(f"{model.name} cannot search the web, so that it answered without")
+            if not self._is_affordable(model):
+                failed.append(f"{model.name} was not asked, because a budget is set and it has no known price")
+                continue
             if _size_tokens(request) > self._room(model, adapted.max_output_tokens):
                 failed.append(f"{model.name} was not asked, because the prompt does not fit its window")
                 continue
@@ -113,7 +118,7 @@ class FallbackChain:
             first.problem = "; ".join([first.problem, *failed])
         raise first
 
-    def _after(self, model: Model) -> list[Model]:
+    def after(self, model: Model) -> list[Model]:
         """Return the models to ask after `model`: the chain without it, and without those that are not configured."""
         found: dict[str, Model] = {}
         for name in self._names:

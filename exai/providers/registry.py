@@ -18,7 +18,7 @@ import httpx
 from exai.background import Background, open_background
 from exai.errors import ConfigError, InvalidArgument, NotConfigured, ProviderUnknownModel
 from exai.models import Completion, CompletionRequest, OnDelta, Prompt, Recorder, Thinking, Usage
-from exai.providers.base import Clocks, Model, ModelInfo, ProviderStatus
+from exai.providers.base import Clocks, Model, ModelInfo, Price, Pricing, ProviderStatus
 from exai.providers.catalogue import load_catalogue
 from exai.providers.completion.client import ChatApi
 from exai.providers.completion.counting import TokenCounter
@@ -27,7 +27,7 @@ from exai.providers.completion.formula import FormulaTools
 from exai.providers.completion.http_client import open_client
 from exai.providers.completion.identity import identity_of
 from exai.providers.completion.request import check_options
-from exai.providers.completion.search import ToolSearch
+from exai.providers.completion.search import MAX_SEARCHES, ToolSearch
 from exai.providers.completion.sizing import Sizing
 from exai.providers.discovery import Discovery
 from exai.providers.endpoints import Site, read_sites
@@ -60,11 +60,13 @@ class Providers:
         background: Background,
         named: tuple[str, ...] = (),
         fallback: tuple[str, ...] = (),
+        pricing: Pricing,
     ) -> None:
         self._sites, self._names, self._chats = sites, names, chats
         self._discoveries, self._clocks = discoveries, clocks
-        self.sizing = Sizing()
-        self._fallback = FallbackChain(fallback, names.resolve, self.sizing.room, self._can_search)
+        self.sizing, self._pricing = Sizing(), pricing
+        is_affordable = (lambda model: self.price(model) is not None) if pricing.is_required else (lambda _model: True)
+        self._fallback = FallbackChain(fallback, names.resolve, self.sizing.room, self._can_search, is_affordable)
         self._background, self._named = background, named
         self._refreshing: asyncio.Task[None] | None = None
 
@@ -179,9 +181,28 @@ class Providers:
         so it is used only for models without a price of their own.
         """
         price = model.price_on(self._clocks.now().date())
-        if price is None or (usage.cost_usd is not None and model.provider == REPORTS_COST):
+        if usage.cost_usd is not None and (price is None or model.provider == REPORTS_COST):
             return usage.cost_usd
-        return price.cost_usd(usage)
+        price = price or self._pricing.assumed
+        return None if price is None else price.cost_usd(usage)
+
+    def price(self, model: Model) -> Price | None:
+        """Return the price of a model today, or the one that is assumed for models without."""
+        return model.price_on(self._clocks.now().date()) or self._pricing.assumed
+
+    def is_assumed(self, model: Model, usage: Usage) -> bool:
+        """Return whether the cost of `usage` rests on the assumed price."""
+        own = model.price_on(self._clocks.now().date())
+        return own is None and usage.cost_usd is None and self._pricing.assumed is not None
+
+    def may_answer(self, model: Model) -> list[Model]:
+        """Return the models that may answer when `model` is asked: itself, and those of the chain."""
+        return [model, *self._fallback.after(model)]
+
+    def most_search_usd(self, model: Model) -> Decimal:
+        """Return the highest cost of the searches of one answer."""
+        family = self._sites[model.provider].family
+        return (family.search_usd or Decimal(0)) * (MAX_SEARCHES if family.search_formula else 1)
 
     def models(self) -> list[ModelInfo]:
         """Return every model that is not retired, callable ones first."""
@@ -274,7 +295,12 @@ class Providers:
 
 @asynccontextmanager
 async def open_providers(
-    settings: ProvidersSettings, *, recorder: Recorder, limits: LimitSettings, clocks: Clocks | None = None
+    settings: ProvidersSettings,
+    *,
+    recorder: Recorder,
+    limits: LimitSettings,
+    clocks: Clocks | None = None,
+    pricing: Pricing | None = None,
 ) -> AsyncIterator[Providers]:
     """Open a client for every configured provider; a background task queries their lists of models.
 
@@ -332,7 +358,15 @@ async def open_providers(
         background = await stack.enter_async_context(open_background())
         named = names.named_in(settings)
         providers = Providers(
-            sites, names, chats, discoveries, clocks, background=background, named=named, fallback=settings.fallback
+            sites,
+            names,
+            chats,
+            discoveries,
+            clocks,
+            background=background,
+            named=named,
+            fallback=settings.fallback,
+            pricing=pricing or Pricing(),
         )
         background.start("provider-lists", providers.keep_lists())
         yield providers

@@ -245,12 +245,18 @@ class ProvidersSettings(Section):
 
 
 class BudgetSettings(Section):
-    """Budgets in US dollars; unset: unlimited. Days and months are those of UTC."""
+    """Budgets in US dollars; unset: unlimited. Days and months are those of UTC.
+
+    While one is set, a model without a known price is refused, or counted at `unpriced_input_usd` and
+    `unpriced_output_usd` per million tokens; one of them alone holds for both.
+    """
 
     conversation_usd: float | None = Field(default=None, gt=0)
     owner_day_usd: float | None = Field(default=None, gt=0)
     owner_month_usd: float | None = Field(default=None, gt=0)
     answer_tokens: int = Field(default=32_768, ge=256)
+    unpriced_input_usd: float | None = Field(default=None, ge=0)
+    unpriced_output_usd: float | None = Field(default=None, ge=0)
 
 
 class AnswerSettings(Section):

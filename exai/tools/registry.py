@@ -62,7 +62,7 @@ def build_tools(app: App) -> ToolRegistry:
             export_tool(app.transfer),
             import_tool(app.transfer),
             *file_tools(app.files),
-            *status_tools(app.providers, lambda: health_report(app)),
+            *status_tools(app.providers, lambda: health_report(app), app.ledger.budgets),
             usage_tool(app.ledger),
             *workflow_tools(app.workflows),
             consensus_tool(app.consensus),

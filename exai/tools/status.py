@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field
 
 from exai import __version__
-from exai.errors import InvalidArgument
+from exai.db.ledger import BudgetState
+from exai.errors import DatabaseError, InvalidArgument
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.texts import items, one_line
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
+from exai.models import Owner
 from exai.providers.base import ModelInfo
 from exai.providers.naming import SET_A_KEY
 from exai.providers.registry import Providers
 from exai.tools.limits import answer_limit, size_of, take_rows
+from exai.tools.usage import BudgetOutput, budget_lines, budget_output
 
 LINE = (
     "name",
@@ -35,6 +38,7 @@ COMPONENT = ("component", "state", "latency_ms", "detail")
 """Fields of a component of EXAI in the text."""
 
 ReadHealth = Callable[[], Mapping[str, Any]]
+ReadBudgets = Callable[[Owner], Awaitable[Sequence[BudgetState]]]
 
 
 class NoArguments(Arguments):
@@ -104,13 +108,16 @@ class StatusOutput(ToolOutput):
     cache_reads: dict[str, int]
     answer_cache: dict[str, dict[str, int]]
     statement_ms: dict[str, Any] | None
+    budgets: Annotated[
+        list[BudgetOutput] | None, Field(description="Of the caller; null if the database cannot be asked.")
+    ]
 
     def as_text(self) -> str:
-        """Return one line for each component."""
+        """Return one line for each component and each budget."""
         parts = ({"component": name, **facts} for name, facts in self.components.items())
         counts = [f"{part}: {one_line(results.items())}" for part, results in self.answer_cache.items() if results]
-        answers = "\n".join(["", *(f"answer cache {line}" for line in counts)])
-        return f"status: {self.status}\n{items(parts, COMPONENT)}{answers}"
+        lines = [f"status: {self.status}", items(parts, COMPONENT), *(f"answer cache {line}" for line in counts)]
+        return "\n".join(filter(None, [*lines, budget_lines(self.budgets or ())]))
 
 
 @dataclass
@@ -126,9 +133,9 @@ class VersionOutput(ToolOutput):
         return f"{self.name} {self.version}"
 
 
-def status_tools(providers: Providers, health: ReadHealth) -> tuple[ToolSpec, ...]:
+def status_tools(providers: Providers, health: ReadHealth, budgets: ReadBudgets) -> tuple[ToolSpec, ...]:
     """Make the tools that show the service itself."""
-    return (_listmodels_tool(providers), _status_tool(health), _version_tool())
+    return (_listmodels_tool(providers), _status_tool(health, budgets), _version_tool())
 
 
 def _listmodels_tool(providers: Providers) -> ToolSpec:
@@ -156,14 +163,18 @@ def _listmodels_tool(providers: Providers) -> ToolSpec:
     )
 
 
-def _status_tool(health: ReadHealth) -> ToolSpec:
-    async def handle(_arguments: NoArguments, _context: CallContext) -> StatusOutput:
-        return StatusOutput(**health())
+def _status_tool(health: ReadHealth, budgets: ReadBudgets) -> ToolSpec:
+    async def handle(_arguments: NoArguments, context: CallContext) -> StatusOutput:
+        try:
+            found = [budget_output(each) for each in await budgets(context.owner)]
+        except DatabaseError:
+            return StatusOutput(**health(), budgets=None)
+        return StatusOutput(**health(), budgets=found)
 
     return ToolSpec(
         name="status",
         title="Status",
-        description="Show the state and latency of every component: database, cache, providers.",
+        description="Show the state and latency of every component (database, cache, providers), and your budgets.",
         arguments=NoArguments,
         output=StatusOutput,
         handler=handle,

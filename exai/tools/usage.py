@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Literal
@@ -9,8 +10,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from exai.conversations.ledger import Ledger
-from exai.db.ledger import UsageKey, UsageQuery, UsageSum
-from exai.errors import InvalidArgument
+from exai.db.ledger import BudgetState, UsageKey, UsageQuery, UsageSum
+from exai.errors import BUDGETS, InvalidArgument
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.texts import items
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
@@ -32,6 +33,9 @@ ROW = (
     "unpriced",
 )
 """Fields of a sum in the text."""
+
+BUDGET = ("budget", "limit_usd", "spent_usd", "reserved_usd", "resets_at", "setting")
+"""Fields of a budget in the text."""
 
 
 class UsageArguments(Arguments):
@@ -62,19 +66,32 @@ class UsageRowOutput:
 
 
 @dataclass
+class BudgetOutput:
+    """A budget; running calls have reserved `reserved_usd`. Spent and reserved are null without a conversation."""
+
+    budget: str
+    limit_usd: float
+    spent_usd: float | None
+    reserved_usd: float | None
+    resets_at: str | None
+    setting: str
+
+
+@dataclass
 class UsageReportOutput(ToolOutput):
     """Answer of `usage`. The total covers all turns, listed or not."""
 
     by: Literal["model", "tool", "day", "conversation"]
     total: UsageRowOutput
     rows: list[UsageRowOutput]
+    budgets: list[BudgetOutput]
     notes: list[str]
 
     def as_text(self) -> str:
         """Return the total, and one line for each sum."""
         total = items([{**vars(self.total), "key": f"total by {self.by}", "cost_usd": _usd(self.total)}], ROW)
         rows = items(({**vars(row), "cost_usd": _usd(row)} for row in self.rows), ROW)
-        return f"{total}\n{rows}" if rows else f"{total}\nNo model was asked."
+        return "\n".join(filter(None, [total, rows or "No model was asked.", budget_lines(self.budgets)]))
 
 
 def usage_tool(ledger: Ledger) -> ToolSpec:
@@ -91,17 +108,41 @@ def usage_tool(ledger: Ledger) -> ToolSpec:
         report = await ledger.report(query)
         rows = take_rows(report.sums, _row, answer_limit(context.client))
         return UsageReportOutput(
-            by=arguments.by, total=_row(report.total), rows=rows, notes=_notes(report.total, report.groups - len(rows))
+            by=arguments.by,
+            total=_row(report.total),
+            rows=rows,
+            budgets=[budget_output(each) for each in report.budgets],
+            notes=_notes(report.total, report.groups - len(rows)),
         )
 
     return ToolSpec(
         name="usage",
         title="Usage and cost",
-        description="Show what models cost: tokens and US dollars by model, tool, day or conversation, with a total.",
+        description="Show what models cost: tokens and US dollars by model, tool, day or conversation; and budgets.",
         arguments=UsageArguments,
         output=UsageReportOutput,
         handler=handle,
         read_only=True,
+    )
+
+
+def budget_output(state: BudgetState) -> BudgetOutput:
+    """Return the state of a budget as tools show it."""
+    return BudgetOutput(
+        budget=state.name,
+        limit_usd=float(state.limit_usd),
+        spent_usd=None if state.spent_usd is None else round(float(state.spent_usd), 6),
+        reserved_usd=None if state.reserved_usd is None else round(float(state.reserved_usd), 6),
+        resets_at=None if state.resets_at is None else f"{state.resets_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
+        setting=BUDGETS[state.name][1],
+    )
+
+
+def budget_lines(budgets: Iterable[BudgetOutput]) -> str:
+    """Return one line for each budget."""
+    amounts = ("limit_usd", "spent_usd", "reserved_usd")
+    return items(
+        ({**vars(each), **{name: _decimals(vars(each)[name]) for name in amounts}} for each in budgets), BUDGET
     )
 
 
@@ -143,7 +184,11 @@ def _row(total: UsageSum) -> UsageRowOutput:
 
 def _usd(row: UsageRowOutput) -> str:
     """Return an amount in decimals, never in powers of ten."""
-    return f"{row.cost_usd:.6f}".rstrip("0").rstrip(".")
+    return _decimals(row.cost_usd) or "0"
+
+
+def _decimals(amount: float | None) -> str | None:
+    return None if amount is None else f"{amount:.6f}".rstrip("0").rstrip(".")
 
 
 def _notes(total: UsageSum, unlisted: int) -> list[str]:
@@ -153,7 +198,7 @@ def _notes(total: UsageSum, unlisted: int) -> list[str]:
     if total.unpriced:
         notes.append(f"{total.unpriced:,} turns used models without a known price; cost_usd lacks them")
     if total.estimated:
-        notes.append(f"{total.estimated:,} turns ended without a report of their tokens; theirs are estimates")
+        notes.append(f"{total.estimated:,} turns lack a report of their tokens or a known price; theirs are estimates")
     if total.pending:
         notes.append(f"{total.pending:,} turns have not ended yet and are not in the sums")
     return notes

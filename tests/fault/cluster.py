@@ -11,7 +11,7 @@ import itertools
 import signal
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -274,6 +274,7 @@ async def open_cluster(
     daemons: int = DAEMONS,
     pooled: bool = False,
     pauses: tuple[float, ...] = (0.0,),
+    settings: Mapping[str, str] = {},
 ) -> AsyncIterator[Cluster]:
     """Daemons that answer; with `pooled` a transaction-mode pooler is between them and Postgres."""
     async with AsyncExitStack() as stack:
@@ -297,6 +298,7 @@ async def open_cluster(
                 "KIMI_API_KEY": "sk-test",
                 "EXAI_PROVIDERS__KIMI__BASE_URL": provider.base_url,
                 "EXAI_LOG__LEVEL": "warning",
+                **settings,
             }
             member = Member(number, to_postgres, to_redis, env)
             stack.push_async_callback(member.close)

@@ -11,7 +11,7 @@ from exai.db.driver.pool import Database
 from exai.db.files import FileRepository
 from exai.db.ledger import LedgerRepository, UsageQuery
 from exai.db.lifecycle import ConversationUpdate, CurationRepository
-from exai.db.records import BudgetClaim
+from exai.db.records import BudgetClaim, BudgetLimits
 from exai.db.search import SearchQuery, SearchRepository
 from exai.db.transfer import ImportBatch, TransferRepository
 from exai.db.turns import TurnRepository
@@ -29,7 +29,7 @@ async def use(database: Database) -> None:
     name = appended.commit.conversation.continuation_id
     await repository.append(appending(name, "x" * 100_000))
     await asyncio.gather(*(repository.append(appending(None, "one of several")) for _ in range(20)))
-    claim = BudgetClaim(Decimal("0.1"), Decimal("0.0000001"), 10.0, 10.0, 10.0)
+    claim = BudgetClaim(Decimal("0.1"), Decimal("0.1"), Decimal("0.0000001"), BudgetLimits(10.0, 10.0, 10.0))
     started = await turns.begin(beginning(name, "a question", claim=claim))
     await turns.finish(ending(started.turn_id, "an answer"))
     await turns.read(LOCAL_OWNER, started.turn_id)
@@ -57,7 +57,9 @@ async def use(database: Database) -> None:
     assert (await search.search(SearchQuery(LOCAL_OWNER, "words", continuation_id=name, **labels), limit=5)).hits
     await files.cleanup_orphans(0)
     await curation.mark_deleted(ConversationKey(LOCAL_OWNER, name), once(), deleted=True)
-    assert (await LedgerRepository(database).report(UsageQuery(LOCAL_OWNER, "conversation"))).total.turns
+    ledger = LedgerRepository(database)
+    assert (await ledger.report(UsageQuery(LOCAL_OWNER, "conversation"), claim.limits)).total.turns
+    assert await ledger.budgets(LOCAL_OWNER, claim.limits)
     await curation.purge(after_s=0)
     await curation.expire_idle(None, idle_s=3_600)
     await curation.prune_removed(after_s=0)

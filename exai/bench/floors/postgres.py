@@ -38,6 +38,7 @@ REMOVE_ROWS: Final = (
     "delete from public.files where owner = $1",
     # No cache holds this owner's conversations, so the record of their removal is not needed.
     "delete from exai.removed_conversations where owner = $1",
+    "delete from exai.purged_turns where owner = $1",
 )
 MAKE_FILES: Final = """
 insert into public.files (owner, sha256, size_bytes, media_type, name)

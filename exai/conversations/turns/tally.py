@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from exai.conversations.turns.prompt import estimate_tokens
 from exai.errors import DeadlineExceeded, ProviderBroken, ShuttingDown
-from exai.models import Delta, OnDelta, Usage
+from exai.models import Completion, Delta, OnDelta, Usage
 
 _WORKED = (asyncio.CancelledError, DeadlineExceeded, ProviderBroken, ShuttingDown)
 """Ends of a call that the provider has accepted and bills; it bills nothing for a request that it refuses."""
@@ -21,6 +22,8 @@ class TurnTally:
         self._reasoning: list[str] = []
         self._sent_tokens: int | None = None
         self._reported: Usage | None = None
+        self.is_estimated = False
+        """Whether the tokens of the answer are estimates."""
 
     @property
     def text(self) -> str:
@@ -35,6 +38,14 @@ class TurnTally:
         """Note the provider's own report."""
         self._reported = usage
 
+    def counted(self, completion: Completion) -> Completion:
+        """Return the answer, with estimates of its tokens if the provider has reported none."""
+        usage = completion.usage
+        if self._sent_tokens is None or usage.input_tokens or usage.output_tokens or usage.cost_usd is not None:
+            return completion
+        self.is_estimated = True
+        return replace(completion, usage=_estimated(self._sent_tokens, completion.content, completion.reasoning))
+
     def spent(self, error: BaseException) -> tuple[Usage | None, bool]:
         """Return the tokens of a call that ended in `error`, None if not billed, and whether they are estimated."""
         if self._reported is not None and self._reported.input_tokens:
@@ -42,8 +53,7 @@ class TurnTally:
         is_answered = bool(self._pieces or self._reasoning)
         if self._sent_tokens is None or not (is_answered or isinstance(error, _WORKED)):
             return None, False
-        reasoning = estimate_tokens("".join(self._reasoning))
-        return Usage(self._sent_tokens, estimate_tokens(self.text) + reasoning, 0, reasoning), True
+        return _estimated(self._sent_tokens, self.text, "".join(self._reasoning)), True
 
     async def __call__(self, delta: Delta) -> None:
         """Take a part of the answer."""
@@ -53,3 +63,8 @@ class TurnTally:
             self._reasoning.append(delta.reasoning)
         if self._on_delta is not None:
             await self._on_delta(delta)
+
+
+def _estimated(sent_tokens: int, content: str, reasoning: str) -> Usage:
+    reasoning_tokens = estimate_tokens(reasoning) if reasoning else 0
+    return Usage(sent_tokens, estimate_tokens(content) + reasoning_tokens, 0, reasoning_tokens)

@@ -168,6 +168,7 @@ class ChatTurns:
         continuation_id = turn.commit.conversation.continuation_id
         try:
             completion, asked, recalled = await self._leased_answer(turn, room_tokens)
+            completion = turn.tally.counted(completion)
         except BaseException as error:
             if isinstance(error, ExaiError):
                 error.continuation_id, error.notes = continuation_id, (kept_of(turn.tally.text),)
@@ -299,6 +300,8 @@ class ChatTurns:
                 model=model.name,
                 usage=completion.usage,
                 cost_usd=self._providers.total_usd(turn.model, completion),
+                is_estimated=turn.tally.is_estimated
+                or (completion.origin is None and self._providers.is_assumed(model, completion.usage)),
                 metadata=facts,
             )
         )
@@ -317,7 +320,7 @@ class ChatTurns:
             failure_of(turn.request, turn.model, turn.begun, turn.tally.text, error),
             usage=usage,
             cost_usd=None if usage is None else self._providers.cost_usd(turn.model, usage),
-            is_estimated=is_estimated,
+            is_estimated=is_estimated or (usage is not None and self._providers.is_assumed(turn.model, usage)),
         )
         finished = await self.outcomes.record(failure)
         if finished is not None and finished.commit is not None and finished.commit.added:

@@ -22,14 +22,14 @@ from exai.conversations.requests import RunningTurn, with_files
 from exai.conversations.titles import opening
 from exai.conversations.turns.attachments import Attachments
 from exai.conversations.turns.beginning import OnBegun
-from exai.conversations.turns.prompt import FINISH_REASON
+from exai.conversations.turns.prompt import FINISH_REASON, estimate_tokens
 from exai.conversations.turns.request import LEASE_S
 from exai.conversations.turns.result import GUIDANCE
 from exai.db.records import TurnBegun, TurnEnd, TurnStart
-from exai.errors import AnswerNotStored, DatabaseError, ExaiError, ProviderUnavailable
+from exai.errors import AnswerNotStored, BudgetExceeded, DatabaseError, ExaiError, ProviderUnavailable
 from exai.files.sources import SourceReader, SourceRequest, SourcesRead
-from exai.models import ConversationId, FileId, Message, NewMessage, TurnId
-from exai.providers.base import Clocks
+from exai.models import ConversationId, FileId, Message, NewMessage, TurnId, Usage
+from exai.providers.base import Clocks, Model
 from exai.providers.registry import Providers
 from exai.settings.load import LimitSettings
 from exai.workflows.consensus.asking import MIN_ANSWERS, PanelAsker, turn_of
@@ -82,7 +82,10 @@ class ConsensusService:
         material = SourceRequest(request.files, directory=request.directory, budget_tokens=budget_tokens)
         found = await self._sources.read(request.owner, material)
         question = await self._question(request, found.files, max(rooms))
-        start = self._main_start(request, panel, found)
+        asked_tokens = estimate_tokens(question)
+        start = self._turns.claiming(
+            self._main_start(request, panel, found), self._judge(panel), asked_tokens, len(panel.seats)
+        )
         main = await self._turns.begin(start)
         if main.commit is None:
             raise AssertionError("a turn that was begun has a conversation")
@@ -119,6 +122,10 @@ class ConsensusService:
         if len(run.answers) == before and (first.model is not None or before < MIN_ANSWERS):
             return first
         start = turn_of(run, "synthesis", str(sorted(run.answers)), run.panel.arbiter)
+        sent_tokens = estimate_tokens(run.question) + sum(
+            estimate_tokens(each.content) for each in run.answers.values()
+        )
+        start = self._turns.claiming(start, self._judge(run.panel), sent_tokens)
         begun = await self._turns.begin(start)
         if begun.reply is not None:
             reply = begun.reply
@@ -134,9 +141,20 @@ class ConsensusService:
             return replace(result, seq=first.seq)
         return await self._turns.outcomes.complete(self._stored(run, start, begun, answer, result))
 
+    def _judge(self, panel: Panel) -> Model:
+        """Return the arbiter; without one, the dearest member of the panel, which may have to be it."""
+        members = [seat.model for seat in panel.seats if seat.model is not None]
+        priced = [model for model in members if self._providers.price(model) is not None]
+        one = Usage(1, 1)
+        dearest = max(priced or members, key=lambda model: self._providers.cost_usd(model, one) or 0)
+        return panel.arbiter or dearest
+
     async def _consult(self, run: ConsensusRun) -> tuple[PaidAnswer | None, ConsensusResult]:
         await self._asker.ask(run)
         if not run.answers:
+            first = next(iter(run.failures.values()))
+            if all(isinstance(error, BudgetExceeded) for error in run.failures.values()):
+                raise first
             said = "; ".join(f"{run.panel.seats[index].name}: {error}" for index, error in sorted(run.failures.items()))
             cure = f"Call again with the same arguments and idempotency_key {run.key}, or with other models"
             raise ProviderUnavailable("the panel", f"none of its {len(run.panel.seats)} models answered ({said})", cure)
@@ -190,6 +208,7 @@ class ConsensusService:
                     model=answer.model if answer else None,
                     usage=answer.usage if answer else None,
                     cost_usd=answer.cost_usd if answer else None,
+                    is_estimated=answer.is_estimated if answer else False,
                     metadata={FINISH_REASON: result.finish_reason, GUIDANCE: result.as_facts()},
                 )
             )

@@ -16,6 +16,7 @@ import structlog
 
 from exai.conversations.publishing import Publisher
 from exai.conversations.refusals import refusal
+from exai.conversations.turns.budgets import Budgets
 from exai.conversations.turns.leases import TurnLeases
 from exai.conversations.turns.outcomes import OutcomeWriter
 from exai.conversations.turns.prompt import FINISH_REASON, estimate_tokens
@@ -49,6 +50,7 @@ class PaidAnswer:
     cost_usd: Decimal | None
     finish_reason: str = "stop"
     sources: tuple[WebSource, ...] = ()
+    is_estimated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +86,22 @@ class PanelTurns:
         outcomes: OutcomeWriter,
         publisher: Publisher,
         providers: Providers,
+        *,
+        budgets: Budgets,
     ) -> None:
         self._repository, self.leases, self.outcomes = repository, leases, outcomes
-        self._publisher, self._providers = publisher, providers
+        self._publisher, self._providers, self._budgets = publisher, providers, budgets
+
+    def claiming(
+        self, start: TurnStart, model: Model, sent_tokens: int, answers: int = 0, *, web_search: bool = False
+    ) -> TurnStart:
+        """Return the start of a turn with what its call has to reserve, for a prompt that also holds `answers`.
+
+        Raises `InvalidArgument` for a model without a price while a budget is set.
+        """
+        tokens = sent_tokens + answers * (self._budgets.answer_tokens(model) or 0)
+        claim = self._budgets.claim_of(model, tokens, web_search=web_search)
+        return start if claim is None else replace(start, claim=claim, provider=model.provider, model=model.name)
 
     async def begin(self, start: TurnStart) -> TurnBegun:
         """Begin a turn; a repeated request waits for the first attempt. Raises if it is refused."""
@@ -175,31 +190,38 @@ class PanelTurns:
 
         Raises `TooLate` once `cut` has been made; otherwise as `Providers.complete`.
         """
-        begun = await self.begin(call.start)
+        tokens = sum(estimate_tokens(message.content) for message in call.messages)
+        begun = await self.begin(self.claiming(call.start, call.model, tokens, web_search=call.web_search))
         if begun.reply is not None:
             reply = begun.reply
             finish_reason = reply.metadata.get(FINISH_REASON, "stop")
             return PaidAnswer(
                 reply.content, reply.model or "", reply.seq, reply.usage, reply.cost_usd, str(finish_reason)
             )
-        tally = _tally_of(call)
+        tally = _tally_of(call, tokens)
         try:
             async with self.leases.hold(begun.turn_id), cut.limit(call.model.name):
                 completion = await self.complete(call, tally)
         except BaseException as error:
             await self.outcomes.complete(self._fail_call(call, begun, tally, error))
             raise
-        return await self.outcomes.complete(self._store(call, begun, completion))
+        return await self.outcomes.complete(self._store(call, begun, tally.counted(completion), tally))
 
     async def answer_of(self, call: ModelCall) -> PaidAnswer:
         """Ask a model within a turn that the caller ends itself."""
-        completion = await self.complete(call, _tally_of(call))
-        return self._paid(call, completion, None)
+        tally = _tally_of(call, sum(estimate_tokens(message.content) for message in call.messages))
+        return self._paid(call, tally.counted(await self.complete(call, tally)), tally)
 
     async def complete(self, call: ModelCall, tally: TurnTally) -> Completion:
         """Call the model. Raises `ProviderBroken` for an answer that is none."""
         effort = call.effort if call.effort in call.model.thinking else None
-        request = CompletionRequest(call.model.name, call.messages, thinking=effort, web_search=call.web_search)
+        request = CompletionRequest(
+            call.model.name,
+            call.messages,
+            max_output_tokens=self._budgets.answer_tokens(call.model),
+            thinking=effort,
+            web_search=call.web_search,
+        )
         with with_deadline(remaining_s(RESERVE_S)):
             completion = await self._providers.complete(call.model, request, tally, may_replace=False)
         tally.reported(completion.usage)
@@ -213,8 +235,8 @@ class PanelTurns:
             )
         return completion
 
-    async def _store(self, call: ModelCall, begun: TurnBegun, completion: Completion) -> PaidAnswer:
-        paid = self._paid(call, completion, None)
+    async def _store(self, call: ModelCall, begun: TurnBegun, completion: Completion, tally: TurnTally) -> PaidAnswer:
+        paid = self._paid(call, completion, tally)
         facts = {"model": completion.model, "provider": completion.provider, **call.facts}
         try:
             seq = await self.finish(
@@ -227,6 +249,7 @@ class PanelTurns:
                     model=paid.model,
                     usage=paid.usage,
                     cost_usd=paid.cost_usd,
+                    is_estimated=paid.is_estimated,
                     metadata={FINISH_REASON: completion.finish_reason, "request_id": completion.request_id},
                 )
             )
@@ -236,16 +259,23 @@ class PanelTurns:
             return paid
         return replace(paid, seq=seq)
 
-    def _paid(self, call: ModelCall, completion: Completion, seq: int | None) -> PaidAnswer:
+    def _paid(self, call: ModelCall, completion: Completion, tally: TurnTally) -> PaidAnswer:
         model = self._providers.answered(call.model, completion)
         cost = self._providers.total_usd(call.model, completion)
-        sources = tuple(completion.sources)
         return PaidAnswer(
-            completion.content, model.name, seq, completion.usage, cost, completion.finish_reason, sources
+            completion.content,
+            model.name,
+            None,
+            completion.usage,
+            cost,
+            completion.finish_reason,
+            tuple(completion.sources),
+            tally.is_estimated or self._providers.is_assumed(model, completion.usage),
         )
 
     async def _fail_call(self, call: ModelCall, begun: TurnBegun, tally: TurnTally, error: BaseException) -> None:
         text, (usage, is_estimated) = tally.text, tally.spent(error)
+        is_estimated = is_estimated or (usage is not None and self._providers.is_assumed(call.model, usage))
         spent = Spent(usage, self._providers.cost_usd(call.model, usage) if usage else None, is_estimated)
         if isinstance(error, asyncio.CancelledError) and not text.strip():
             await self.fail(call.start, begun, error, spent=spent)
@@ -295,10 +325,10 @@ class Cut:
             self._scopes.discard(scope)
 
 
-def _tally_of(call: ModelCall) -> TurnTally:
+def _tally_of(call: ModelCall, sent_tokens: int) -> TurnTally:
     async def count(delta: Delta) -> None:
         call.on_chars(len(delta.content) + len(delta.reasoning))
 
     tally = TurnTally(count)
-    tally.sent(sum(estimate_tokens(message.content) for message in call.messages))
+    tally.sent(sent_tokens)
     return tally

@@ -10,12 +10,13 @@ import pytest
 
 from exai.app import open_app
 from exai.conversations import AppendRequest, ChatRequest
-from exai.errors import Conflict, InvalidArgument, NotConfigured, ProviderUnavailable
+from exai.errors import BudgetExceeded, Conflict, InvalidArgument, NotConfigured, ProviderUnavailable
 from exai.files.service import FileContent
 from exai.mcp.core.protocol import CallContext
 from exai.mcp.features.results import call_result
 from exai.models import LOCAL_OWNER, NewMessage
 from exai.resilience import with_deadline
+from exai.settings.load import BudgetSettings
 from exai.tools.consensus import ConsensusArguments
 from exai.tools.registry import build_tasks, build_tools
 from tests.integration.consensus.conftest import (
@@ -441,3 +442,32 @@ async def test_the_result_of_a_task_is_that_of_the_call_on_any_daemon(stage: Sta
     text = direct["content"][0]["text"]
     assert text.index("continuation_id") < text.index("Next: Decide yourself") < text.index("## Answer")
     assert f"= {KIMI}, seq" in text
+
+
+async def test_budgets_hold_for_each_call_of_a_consensus(stage: Stage) -> None:
+    """The arbiter's part is reserved with the question, so that nobody is asked if it is not covered."""
+    budgets = BudgetSettings(owner_day_usd=0.10, answer_tokens=1_000, unpriced_output_usd=0.0)
+    async with open_app(stage.app.settings.model_copy(update={"budgets": budgets})) as app:
+        limited = Stage(app, stage.kimi, stage.glm, stage.local)
+        result = await limited.ask()
+        assert [answer.state for answer in result.answers] == ["answered"] * 2
+        assert [each.body["max_completion_tokens"] for each in stage.kimi.chats] == [1_000]
+        assert [each.body["max_tokens"] for each in stage.glm.chats] == [1_000]
+        day = (await app.ledger.budgets(LOCAL_OWNER))[0]
+        assert (day.spent_usd, day.reserved_usd) == (result.cost_usd, 0)
+    asked = len(stage.chats())
+    budgets = BudgetSettings(owner_day_usd=0.001, answer_tokens=1_000, unpriced_output_usd=0.0)
+    async with open_app(stage.app.settings.model_copy(update={"budgets": budgets})) as app:
+        with pytest.raises(BudgetExceeded):
+            await Stage(app, stage.kimi, stage.glm, stage.local).ask()
+    assert len(stage.chats()) == asked
+
+
+async def test_a_member_without_a_price_is_not_asked_while_a_budget_is_set(stage: Stage) -> None:
+    """The others are; the arbiter has to have one."""
+    arbiter = stage.app.settings.providers.model_copy(update={"arbiter": GLM})
+    budgets = BudgetSettings(owner_day_usd=1.0, answer_tokens=1_000)
+    async with open_app(stage.app.settings.model_copy(update={"budgets": budgets, "providers": arbiter})) as app:
+        result = await Stage(app, stage.kimi, stage.glm, stage.local).ask(models=(KIMI, GLM, "local/other"))
+    assert [answer.state for answer in result.answers] == ["answered", "answered", "failed"]
+    assert stage.local.chats == []

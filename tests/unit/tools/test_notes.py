@@ -19,10 +19,14 @@ async def _silent(sentence: str) -> None:
     pass
 
 
+async def _no_budgets(owner: str) -> tuple[()]:
+    return ()
+
+
 async def test_both_forms_of_the_list_of_models_say_how_to_configure_one() -> None:
     """Clients that show the structure alone would show a model nothing that it can advise."""
     async with open_providers(ProvidersSettings(), recorder=Recording(), limits=LimitSettings()) as providers:
-        spec = status_tools(providers, dict)[0]
+        spec = status_tools(providers, dict, _no_budgets)[0]
         result: Any = call_result(await spec.handler(ListModelsArguments(), CallContext(LOCAL_OWNER, "1", _silent)))
     note = f"No model is configured. {SET_A_KEY}"
     assert result["structuredContent"]["notes"] == [note]

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from exai.errors import InvalidArgument
-from exai.tools.usage import UsageReportOutput, UsageRowOutput, _moment
+from exai.tools.usage import BudgetOutput, UsageReportOutput, UsageRowOutput, _moment
 
 
 def test_times_are_read_as_dates_or_times_in_utc() -> None:
@@ -24,8 +24,11 @@ def test_times_are_read_as_dates_or_times_in_utc() -> None:
 def test_the_text_holds_the_total_and_each_sum() -> None:
     """Small amounts are written in decimals."""
     row = UsageRowOutput("kimi-k3", None, 2, 0, 0, 22, 8, 14, 0, 0.000017, 0, 0)
-    text = UsageReportOutput(by="model", total=row, rows=[row], notes=[]).as_text()
+    day = BudgetOutput("day", 1.0, 0.000017, 0.0, "2026-12-02T00:00:00Z", "EXAI_BUDGETS__OWNER_DAY_USD")
+    text = UsageReportOutput(by="model", total=row, rows=[row], budgets=[day], notes=[]).as_text()
     assert text.splitlines() == [
         "key: total by model | cost_usd: 0.000017 | turns: 2 | input_tokens: 22 | cached_tokens: 8 | output_tokens: 14",
         "key: kimi-k3 | cost_usd: 0.000017 | turns: 2 | input_tokens: 22 | cached_tokens: 8 | output_tokens: 14",
+        "budget: day | limit_usd: 1 | spent_usd: 0.000017 | reserved_usd: 0 | resets_at: 2026-12-02T00:00:00Z"
+        " | setting: EXAI_BUDGETS__OWNER_DAY_USD",
     ]

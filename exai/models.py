@@ -294,11 +294,15 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A part of a streaming answer; either text may be empty. `note` states what is being waited for."""
+    """A part of a streaming answer; either text may be empty. `note` states what is being waited for.
+
+    `model` is set when another model than before is asked from now on.
+    """
 
     content: str = ""
     reasoning: str = ""
     note: str = ""
+    model: str = ""
 
 
 OnDelta = Callable[[Delta], Awaitable[None]]

@@ -103,7 +103,8 @@ class FallbackChain:
             if _size_tokens(request) > self._room(model, adapted.max_output_tokens):
                 failed.append(f"{model.name} was not asked, because the prompt does not fit its window")
                 continue
-            await watched(Delta(note=f"asking {model.name}, because {asked.model.name} did not answer: {why}"))
+            note = f"asking {model.name}, because {asked.model.name} did not answer: {why}"
+            await watched(Delta(note=note, model=model.name))
             patience_s = PATIENCE_S if position + 1 < len(rest) else None
             try:
                 completion = await asked.ask(model, adapted, watched, patience_s)
@@ -159,6 +160,9 @@ def _unfit(request: CompletionRequest, model: Model) -> Iterator[str]:
         yield f"{model.name} cannot be asked for thinking {request.thinking!r}, so that it was left out"
     if request.temperature is not None and not _takes_temperature(model, request.temperature):
         yield f"{model.name} does not take the temperature, so that it was left out"
+    images = sum(len(message.images) for message in request.messages)
+    if images and model.images is None:
+        yield f"{model.name} reads no images, so that the {images} of the prompt were left out"
 
 
 def _takes_temperature(model: Model, value: float | None) -> bool:

@@ -27,6 +27,11 @@ LISTED: Final = 0.1
 
 NOT_SHOWN: Final = "findings: ignored, because the panel answers from the question and its files alone"
 
+EXPECTED: Final = (
+    "its message of kind answer will be the synthesis; messages of kind opinion are the panel's answers, and one of "
+    "kind failed states why there is none"
+)
+
 SIDES: Final[Mapping[str, int]] = {"for": 0, "against": 1}
 """Stances of single models, in the order in which they are given out."""
 
@@ -174,7 +179,7 @@ def consensus_tool(service: ConsensusService) -> ToolSpec:
 
     async def handle(arguments: ConsensusArguments, context: CallContext) -> ConsensusOutput:
         watch = PanelWatch(context.progress, context.doing)
-        on_begun = AnswerProgress(context, "consensus").on_begun
+        on_begun = AnswerProgress(context, expects=EXPECTED).on_begun
         result = await service.run(_consensus_request(arguments, context), watch, on_begun)
         output = ConsensusOutput.of(result, context.client)
         return replace(output, understood=[NOT_SHOWN]) if arguments.findings else output

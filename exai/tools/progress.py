@@ -14,16 +14,17 @@ PAUSE_S: Final = 0.5
 """Minimum time between two reports: an answer has thousands of parts, and a report is larger than a part."""
 
 THOUSAND: Final = 1_000
+NEWEST: Final = "its newest message will be the answer, or will state why there is none"
 
 
 class AnswerProgress:
     """Reports which model does what, and how much has arrived; notes, such as on a retry, are passed on at once.
 
-    `step` names the tool or the step that the model is asked for.
+    `step` names the tool that asks the model. `expects` says which message of the conversation will be the answer.
     """
 
-    def __init__(self, context: CallContext, step: str = "") -> None:
-        self._context = context
+    def __init__(self, context: CallContext, step: str = "", expects: str = NEWEST) -> None:
+        self._context, self._expects = context, expects
         self._step = f"{step}: " if step else ""
         self._model = ""
         self._chars = 0
@@ -36,12 +37,16 @@ class AnswerProgress:
             "continuation_id": turn.continuation_id,
             "idempotency_key": turn.request_key,
             "model": turn.model,
+            "expects": self._expects,
         }
         self._context.begun(BegunWork(turn.turn_id, turn.started_at, facts))
         self._context.doing(f"{self._step}waiting for {turn.model}")
 
     async def on_delta(self, delta: Delta) -> None:
         """Report a part of the answer, unless the last report was a moment ago."""
+        if delta.model:
+            self._model = delta.model
+            self._context.doing(f"{self._step}waiting for {self._model}")
         if delta.note:
             await self._context.progress(delta.note)
             return

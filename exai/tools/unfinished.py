@@ -27,11 +27,11 @@ class UnfinishedOutput(ToolOutput):
     def of(cls, work: BegunWork) -> Self:
         """Make the output for a turn that goes on."""
         name, key, model = (work.facts[each] for each in ("continuation_id", "idempotency_key", "model"))
+        expects = work.facts["expects"]
         return cls(
             next=(
-                f"Do not ask again. In about a minute call conversation_get with continuation_id {name}: its newest "
-                "message will be the answer, or will state why there is none. Or repeat this call with "
-                f"idempotency_key {key}, which waits for the answer."
+                f"Do not ask again. In about a minute call conversation_get with continuation_id {name}: {expects}. "
+                f"Or repeat this call with idempotency_key {key}, which waits for the answer."
             ),
             continuation_id=name,
             complete=False,

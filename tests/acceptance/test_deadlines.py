@@ -78,3 +78,26 @@ async def test_a_failure_after_the_clients_deadline_is_found_in_the_conversation
         assert early["complete"] is False
         provider.gate.set()
         assert (await newest(client, early["continuation_id"], 2))["kind"] == "failed"
+
+
+async def test_a_consensus_after_the_clients_deadline_is_stored_and_read_later(
+    provider: ProviderServer, daemon: Daemon
+) -> None:
+    """What it says of the rest is true while only a member has answered."""
+    for number in (1, 2):
+        provider.script(stream("gate", *kimi_answer(f"Opinion {number}.").steps))
+    provider.script(kimi_answer("The synthesis."))
+    asked = {"prompt": "Postgres or SQLite?", "models": ["kimi-k3", "kimi-k3"]}
+    async with stateless(f"http://127.0.0.1:{daemon.port}", capabilities={}) as client:
+        found = await client.call("consensus", **asked)
+        early = found["structuredContent"]
+        assert (early["complete"], found["isError"]) == (False, False)
+        assert "message of kind answer will be the synthesis" in early["next"]
+        provider.gate.set()
+        read = await newest(client, early["continuation_id"], 4)
+        assert (read["kind"], read["content"]) == ("answer", "The synthesis.")
+        again = await client.call("consensus", **asked, idempotency_key=early["idempotency_key"])
+        whole = again["structuredContent"]
+        assert (whole["complete"], whole["duplicate"], whole["seq"]) == (True, True, 4)
+        assert (whole["content"], [each["state"] for each in whole["answers"]]) == ("The synthesis.", ["answered"] * 2)
+    assert len(provider.chats) == 3

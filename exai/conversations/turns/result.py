@@ -115,7 +115,7 @@ def facts_of(completion: Completion, asked: Asked, guidance: Mapping[str, Any] |
         "unread_events": completion.unread_events,
         "instead_of": completion.instead_of,
         "sources": [list(each) for each in completion.sources],
-        "web_search": _searches(completion),
+        "web_search": searches_of(completion),
         FROM_CACHE: _stored_origin(completion.origin),
         # The turn's row names the provider that was asked first.
         "provider": completion.provider if completion.instead_of else None,
@@ -149,7 +149,7 @@ def _origin(stored: Mapping[str, Any] | None) -> AnswerOrigin | None:
     return None if stored is None else AnswerOrigin(datetime.fromisoformat(stored["answered_at"]), stored["model"])
 
 
-def _searches(completion: Completion) -> dict[str, Any] | None:
+def searches_of(completion: Completion) -> dict[str, Any] | None:
     """Return the searches of the web as an item of their own of what the turn cost."""
     if not completion.searches:
         return None

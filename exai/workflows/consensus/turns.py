@@ -20,7 +20,7 @@ from exai.conversations.turns.budgets import Budgets
 from exai.conversations.turns.leases import TurnLeases
 from exai.conversations.turns.outcomes import OutcomeWriter
 from exai.conversations.turns.prompt import FINISH_REASON, estimate_tokens
-from exai.conversations.turns.result import MAX_CAUSE_CHARS, cause_of
+from exai.conversations.turns.result import MAX_CAUSE_CHARS, cause_of, searches_of
 from exai.conversations.turns.tally import TurnTally
 from exai.db.records import TurnBegun, TurnEnd, TurnFinished, TurnStart
 from exai.db.turns import TurnRepository
@@ -250,7 +250,11 @@ class PanelTurns:
                     usage=paid.usage,
                     cost_usd=paid.cost_usd,
                     is_estimated=paid.is_estimated,
-                    metadata={FINISH_REASON: completion.finish_reason, "request_id": completion.request_id},
+                    metadata={
+                        FINISH_REASON: completion.finish_reason,
+                        "request_id": completion.request_id,
+                        "web_search": searches_of(completion),
+                    },
                 )
             )
         except DatabaseError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -427,6 +428,8 @@ async def test_a_member_searches_the_web_if_its_provider_can(stage: Stage) -> No
     assert "tools" not in stage.local.chats[0].body
     assert [source.url for source in result.sources] == [page["link"]]
     assert any("local/other cannot search" in note for note in result.notes)
+    searched = [json.loads(turn["metadata"] or "{}").get("web_search") for turn in await stage.turns()]
+    assert [each["searches"] for each in searched if each] == [1]
 
 
 async def test_the_result_of_a_task_is_that_of_the_call_on_any_daemon(stage: Stage) -> None:
@@ -440,7 +443,7 @@ async def test_the_result_of_a_task_is_that_of_the_call_on_any_daemon(stage: Sta
     assert task is not None
     assert task.result == direct
     text = direct["content"][0]["text"]
-    assert text.index("continuation_id") < text.index("Next: Decide yourself") < text.index("## Answer")
+    assert text.index("continuation_id") < text.index("next: Decide yourself") < text.index("## Answer")
     assert f"= {KIMI}, seq" in text
 
 

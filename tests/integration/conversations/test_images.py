@@ -15,6 +15,7 @@ from exai.files.service import FileContent
 from exai.models import LOCAL_OWNER, ContinuationId, FileId
 from tests.integration.conversations.conftest import Rig, open_rig
 from tests.integration.conversations.test_prefix import prefix_changes
+from tests.support.provider_server import kimi_error
 
 PNG = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR" + bytes(range(256))
 SEES, BLIND = "kimi-k3", "small-8k"
@@ -91,3 +92,15 @@ async def test_no_more_images_are_sent_than_the_model_reads(rig: Rig) -> None:
     sent = images_of(rig.provider.chats[1].body)
     assert len(sent) == 30
     assert sent[-1].endswith(base64.b64encode(PNG + bytes([59])).decode())
+
+
+async def test_another_model_of_the_chain_that_reads_no_images_is_noted(
+    postgres_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """The answer is about a picture that its model has not seen."""
+    async with open_rig(postgres_url, redis_url, tmp_path, fallback=[BLIND]) as rig:
+        rig.provider.script(kimi_error(404, "resource_not_found_error"))
+        result = await ask(rig, SEES, [await put(rig, PNG)])
+        assert (result.model, result.instead_of) == (BLIND, SEES)
+        assert "small-8k reads no images, so that the 1 of the prompt were left out" in result.notes
+        assert images_of(rig.provider.chats[1].body) == []

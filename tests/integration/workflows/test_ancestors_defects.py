@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
 
 from exai.app import open_app
 from exai.errors import NotFound
+from exai.files.service import FileContent
 from exai.models import LOCAL_OWNER, ContinuationId, Owner
 from exai.workflows import load_workflows
 from tests.integration.conversations.conftest import Rig
@@ -21,6 +24,18 @@ TOOLS = [name for name in load_workflows() if name not in ("precommit", "challen
 def shown(provider: ProviderServer) -> str:
     """Everything that the model was shown by the last request."""
     return "\n---\n".join(message["content"] for message in provider.chats[-1].body["messages"])
+
+
+def test_start_up() -> None:
+    """The server starts whatever MCP library is installed beside it, because it uses none."""
+    program = (
+        "import sys\n"
+        "sys.modules['mcp'] = None\n"
+        "import exai.cli.main, exai.daemon.serve, exai.tools.registry, exai.mcp.server, exai.mcp.stdio.bridge\n"
+        "print(sorted(name for name in sys.modules if name.partition('.')[0] == 'mcp'))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "['mcp']\n"), done.stderr
 
 
 async def test_history_doubling(rig: Rig) -> None:
@@ -80,6 +95,23 @@ async def test_blocking(rig: Rig) -> None:
     rig.provider.gate.set()
     answers = await asyncio.gather(*calls)
     assert len({each["continuation_id"] for each in answers}) == 4
+
+
+async def test_files_crowd_out_turns(rig: Rig) -> None:
+    """Four files of 93 kB leave room for all turns before, which together are a small part of the window."""
+    key = None
+    for number in range(10):
+        rig.provider.script(kimi_answer(f"reply {number}."))
+        asked = {"prompt": f"question {number}.", "model": "kimi-k3", "continuation_id": key}
+        key = (await call(rig.app, "chat", **asked))["continuation_id"]
+    contents = [FileContent(f"{name}.txt", f"{name} ".encode() * 46_500) for name in "abcd"]
+    files = [file.id for file in await rig.app.files.put(LOCAL_OWNER, contents)]
+    for tool in ("chat", "debug"):
+        answer = await call(rig.app, tool, prompt="And now?", model="kimi-k3", continuation_id=key, files=files)
+        assert all(f"question {number}." in shown(rig.provider) for number in range(10))
+        assert all(f"reply {number}." in shown(rig.provider) for number in range(10))
+        assert all(f"{name} {name} {name}" in shown(rig.provider) for name in "abcd")
+        assert not answer["left_out"]
 
 
 async def test_suffix_replayed(rig: Rig) -> None:

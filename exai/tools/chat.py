@@ -146,9 +146,10 @@ def chat_tool(chat: ChatService, files: FileService) -> ToolSpec:
         name="chat",
         title="Chat with a model",
         description=(
-            "Ask Kimi, GLM or another configured model. The exchange is stored; pass the returned continuation_id "
-            "to continue it at any time, from any client. If next_offset is not null, the answer continues: call "
-            "conversation_get with the continuation_id, the seq, and next_offset as char_offset."
+            "Ask Kimi, GLM or another model a question, or for a second opinion, with files, images or a search of the "
+            "web. The exchange is stored; pass the returned continuation_id to continue it at any time, from any "
+            "client. If next_offset is not null, the answer continues: call conversation_get with the "
+            "continuation_id, the seq, and next_offset as char_offset."
         ),
         arguments=ChatArguments,
         output=ChatOutput,

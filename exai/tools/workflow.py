@@ -47,7 +47,7 @@ COMMON: Final[Mapping[str, Any]] = {
         ContinuationId | None,
         Field(None, description="Continue this conversation, of any tool."),
     ),
-    "model": (str | None, Field(None, description="Left out: the default.")),
+    "model": (str | None, Field(None, description="A name of listmodels. Left out: the default.")),
     "ask_model": (bool, Field(True, description="false: only record this as a step.")),
 }
 FURTHER: Final[Mapping[str, Any]] = {

@@ -102,7 +102,7 @@ def search_tool(conversations: ConversationStore) -> ToolSpec:
     return ToolSpec(
         name="conversation_search",
         title="Search conversations",
-        description="Find stored messages and titles by their words, best match first.",
+        description="Find what was said earlier: stored messages and titles by their words, best match first.",
         arguments=SearchArguments,
         output=SearchOutput,
         handler=handle,

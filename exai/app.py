@@ -31,6 +31,7 @@ from exai.conversations.turns.answers import AnswerCache
 from exai.conversations.turns.attachments import Attachments
 from exai.conversations.turns.budgets import Budgets, limits_of, pricing_of
 from exai.conversations.turns.instructions import Instructions
+from exai.conversations.turns.metrics import TurnMetrics
 from exai.conversations.turns.prompt import estimate_tokens
 from exai.conversations.turns.turn import ChatTurns
 from exai.db.contents import PostgresBlobs
@@ -50,6 +51,7 @@ from exai.errors import DatabaseUnavailable, SchemaMismatch, StartupError
 from exai.files.paths import Roots
 from exai.files.service import FileService
 from exai.files.sources import SourceReader
+from exai.monitoring.events import EventRecorder
 from exai.monitoring.health import Health, open_health
 from exai.monitoring.live import Live
 from exai.monitoring.metrics import MetricsRecorder
@@ -102,6 +104,7 @@ class App:
     cache: ConversationCache
     embedded: Embedded | None
     recorder: MetricsRecorder
+    events: EventRecorder
     health: Health
     live: Live
     history: HistoryRepository
@@ -115,6 +118,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
     Raises `StartupError`, `ConfigError`, `DatabaseUnavailable` or `SchemaMismatch`.
     """
     recorder = MetricsRecorder()
+    events = EventRecorder(recorder)
     roots = roots_of(settings)
     async with AsyncExitStack() as stack:
         embedded = await _open_embedded(stack, settings)
@@ -131,7 +135,9 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
                 settings.providers, recorder=recorder, limits=settings.limits, pricing=pricing_of(settings.budgets)
             )
         )
-        health = await stack.enter_async_context(open_health(components(database, cache, providers), recorder=recorder))
+        health = await stack.enter_async_context(
+            open_health(components(database, cache, providers), recorder=recorder, on_change=events.health_change)
+        )
         blobs = _blobs(settings, database)
         file_repository = FileRepository(database)
         files = FileService(file_repository, blobs, settings.files, limits=settings.limits, roots=roots)
@@ -147,7 +153,16 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
         attachments = Attachments(file_repository, blobs, Instructions(instructions_by_name()))
         budgets = Budgets(settings.budgets, providers)
         answers = AnswerCache(cache.answers, providers, settings.answers, recorder)
-        turns = ChatTurns(turn_repository, cache, providers, attachments, publisher, budgets=budgets, answers=answers)
+        turns = ChatTurns(
+            turn_repository,
+            cache,
+            providers,
+            attachments,
+            publisher,
+            budgets=budgets,
+            answers=answers,
+            on_end=TurnMetrics(recorder, events).ended,
+        )
         chat = ChatService(turns, turn_repository, settings.limits)
         repositories = Repositories(repository, search, curation)
         conversations = ConversationStore(
@@ -185,6 +200,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
             cache=cache,
             embedded=embedded,
             recorder=recorder,
+            events=events,
             health=health,
             live=Live(
                 recorder,

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import structlog
 from starlette.routing import Route
 
 from exai import __version__
 from exai.app import BLOBS, App, open_app
+from exai.background import running
 from exai.conversations.changes import Notice
 from exai.embedded.launcher import Embedded
 from exai.files.moving import moving
@@ -26,8 +28,10 @@ from exai.mcp.transport.asgi import build_asgi
 from exai.mcp.transport.listener import open_server
 from exai.models import Started
 from exai.monitoring.figures import figures
+from exai.monitoring.flushing import open_history
 from exai.monitoring.memory import watch_memory
 from exai.monitoring.stalls import watch_loop
+from exai.monitoring.upkeep import Upkeep
 from exai.settings.addresses import redact
 from exai.settings.load import Settings
 from exai.tools.prompts import conversation_uri
@@ -58,6 +62,7 @@ async def serve(
     with _signals() as (stop, hurry), _parent_watched(parent, stop) as retired, _ended_by(stop) as started:
         async with (
             open_app(settings) as app,
+            _history(app),
             moving(app.files),
             watch_loop(app.recorder),
             watch_memory(app.recorder),
@@ -65,14 +70,30 @@ async def serve(
             started()
             server = _mcp_server(app)
             asgi = build_asgi(server, _routes(app, server))
-            async with open_server(asgi, settings.server, sockets=sockets) as running:
-                announce(_started(app, running.port))
+            async with open_server(asgi, settings.server, sockets=sockets) as listening:
+                announce(_started(app, listening.port))
                 await stop.wait()
                 # The first step of the shutdown: health reports not ready before the port closes.
                 app.health.stop_accepting()
                 log.info("stopping", grace_s=settings.server.shutdown_grace_s)
                 code = SERVICE_RESTART if retired.is_set() else GOING_AWAY
-                await running.serve_until(stop, hurry=hurry, code=code)
+                await listening.serve_until(stop, hurry=hurry, code=code)
+
+
+@contextlib.asynccontextmanager
+async def _history(app: App) -> AsyncIterator[None]:
+    """Store the events of this process, and remove expired ones, until the block ends."""
+
+    def has_room() -> bool:
+        in_use, _, size = app.database.usage()
+        return in_use < size
+
+    source = f"{socket.gethostname()}:{os.getpid()}"
+    async with (
+        open_history(app.events, app.history.store, app.recorder, source=source, has_room=has_room),
+        running("metrics-upkeep", Upkeep(app.history, app.recorder).run()),
+    ):
+        yield
 
 
 def _mcp_server(app: App) -> McpServer:

@@ -217,7 +217,8 @@ class TurnBegun:
 class TurnEnd:
     """The outcome of one attempt. `messages` is the reply, or the partial text of a failure, or nothing.
 
-    `is_estimated` states that usage and cost are EXAI's estimate, because the provider did not report them.
+    `is_estimated` states that usage and cost are EXAI's estimate, because the provider did not report them. `took_s` is
+    for the metrics only.
     """
 
     owner: Owner
@@ -231,6 +232,7 @@ class TurnEnd:
     is_estimated: bool = False
     error: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    took_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

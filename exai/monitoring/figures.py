@@ -25,6 +25,11 @@ def figures(recorder: MetricsRecorder, staleness_bound_s: float) -> dict[str, An
             "reads": results("answer_cache_reads_total"),
             "stores": results("answer_cache_stores_total"),
         },
+        "recorder": {
+            "waiting": int(recorder.value("recorder_queue")),
+            "stored": int(recorder.value("recorder_events_total", outcome="stored")),
+            "dropped": int(recorder.value("recorder_dropped_total")),
+        },
         "statement_ms": statements
         and {"p50": round(statements.p50 * 1000, 2), "p99": round(statements.p99 * 1000, 2), "seen": statements.count},
     }

@@ -34,6 +34,8 @@ class Probed:
 
 
 Probe = Callable[[], Awaitable[Probed]]
+OnChange = Callable[[str, str, str, str], None]
+"""Called when a component enters another state, with its name, the state, the one before and the detail."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +99,13 @@ class Health:
         components: Sequence[Component],
         *,
         recorder: Recorder,
+        on_change: OnChange | None = None,
         timeout_s: float = PROBE_TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._components = tuple(components)
-        self._recorder = recorder
+        self._recorder, self._on_change = recorder, on_change
         self._timeout_s = timeout_s
         self._clock, self._now = clock, now
         self._started = clock()
@@ -148,6 +151,8 @@ class Health:
             before = self._health[health.name]
             same = before.state == health.state and self._probed_at is not None
             self._health[health.name] = replace(health, since=before.since) if same else health
+            if before.state != health.state and self._probed_at is not None and self._on_change is not None:
+                self._on_change(health.name, health.state, before.state, health.detail)
         self._probed_at = self._clock()
         self._conclude(all(each.state != "down" for each in found if each.required))
 
@@ -184,10 +189,14 @@ class Health:
 
 @asynccontextmanager
 async def open_health(
-    components: Sequence[Component], *, recorder: Recorder, interval_s: float = PROBE_INTERVAL_S
+    components: Sequence[Component],
+    *,
+    recorder: Recorder,
+    interval_s: float = PROBE_INTERVAL_S,
+    on_change: OnChange | None = None,
 ) -> AsyncIterator[Health]:
     """Probe once, then in the background until the block ends; a failure of the background task ends the block."""
-    health = Health(components, recorder=recorder)
+    health = Health(components, recorder=recorder, on_change=on_change)
     await health.probe_all()
     async with running("health probes", health.run(interval_s)):
         yield health

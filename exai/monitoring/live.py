@@ -161,10 +161,6 @@ class Live:
             },
         )
 
-    def snapshot(self) -> LiveSnapshot:
-        """Return the numbers of this process."""
-        return self._snapshot([self.numbers()])
-
     async def gather(self) -> LiveSnapshot:
         """Return the numbers of all processes of this daemon."""
         own = self.numbers()

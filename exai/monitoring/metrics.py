@@ -61,6 +61,23 @@ class _Family:
 
 
 @dataclass(frozen=True, slots=True)
+class Sums:
+    """What a counter or histogram has counted: how many, their sum, and how many in each range; None without values."""
+
+    count: int
+    sum: float | None = None
+    buckets: list[int] | None = None
+
+    def less(self, before: Sums) -> Sums:
+        """Return the difference to earlier sums of the same series."""
+        total = None if self.sum is None else self.sum - (before.sum or 0.0)
+        if self.buckets is None:
+            return Sums(self.count - before.count, total)
+        earlier = before.buckets or [0] * len(self.buckets)
+        return Sums(self.count - before.count, total, [n - m for n, m in zip(self.buckets, earlier, strict=True)])
+
+
+@dataclass(frozen=True, slots=True)
 class Quantiles:
     """Quantiles of the observations of a recent window; `count` is the number of observations."""
 
@@ -78,6 +95,7 @@ class MetricsRecorder:
         self._clock = clock
         self._families: dict[str, _Family] = {}
         self._known: dict[tuple[object, ...], _Series] = {}
+        self._watched: list[Callable[[], None]] = []
         self.registry = CollectorRegistry()
         self.registry.register(_Exporter(self))
         ProcessCollector(registry=self.registry)
@@ -119,6 +137,10 @@ class MetricsRecorder:
         series.sum = value
         return None
 
+    def watch(self, report: Callable[[], None]) -> None:
+        """Call `report`, which sets gauges, whenever the metrics are read."""
+        self._watched.append(report)
+
     def value(self, name: str, /, **labels: str) -> float:
         """Return the sum over all series with these labels: a counter's total, a gauge, a histogram's sum."""
         return sum(series.sum for _, series in self._matching(name, labels))
@@ -147,12 +169,24 @@ class MetricsRecorder:
         """Return every series of a metric by its labels, for tests that count statements and for the status tool."""
         return {tuple(labels.items()): series.sum for labels, series in self._matching(name, {})}
 
+    def sums(self, name: str) -> Iterator[tuple[tuple[tuple[str, str], ...], Sums]]:
+        """Yield what every series of a counter or histogram has counted, by its labels."""
+        family = self._families.get(name)
+        for values, series in family.series.items() if family else ():
+            labels = tuple(zip(family.labels if family else (), values, strict=True))
+            if family and family.kind == "histogram":
+                yield labels, Sums(series.count, series.sum, list(series.buckets))
+            else:
+                yield labels, Sums(int(series.sum))
+
     def render(self) -> bytes:
         """Return all metrics in the Prometheus text format."""
         return generate_latest(self.registry)
 
     def families(self) -> Iterator[Metric]:
         """Yield the metrics as prometheus_client's objects, for its registry."""
+        for report in self._watched:
+            report()
         for name, family in self._families.items():
             yield _export(PREFIX + name, family)
 

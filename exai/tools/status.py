@@ -107,6 +107,7 @@ class StatusOutput(ToolOutput):
     staleness_bound_s: float
     cache_reads: dict[str, int]
     answer_cache: dict[str, dict[str, int]]
+    recorder: dict[str, int]
     statement_ms: dict[str, Any] | None
     budgets: Annotated[
         list[BudgetOutput] | None, Field(description="Of the caller; null if the database cannot be asked.")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import Database
 from exai.db.files import FileRepository
+from exai.db.history import HistoryQuery, HistoryRepository
 from exai.db.ledger import LedgerRepository, UsageQuery
 from exai.db.lifecycle import ConversationUpdate, CurationRepository
 from exai.db.records import BudgetClaim, BudgetLimits
@@ -57,6 +59,14 @@ async def use(database: Database) -> None:
     assert (await search.search(SearchQuery(LOCAL_OWNER, "words", continuation_id=name, **labels), limit=5)).hits
     await files.cleanup_orphans(0)
     await curation.mark_deleted(ConversationKey(LOCAL_OWNER, name), once(), deleted=True)
+    history, now = HistoryRepository(database), datetime.now(UTC)
+    assert (await history.store(b'[{"type": "a", "data": {"value": 1, "buckets": [1]}}]', new_id(), "x")).stored
+    for step_s in (60, 3_600):
+        since = (now - timedelta(hours=2)).replace(minute=0, second=0, microsecond=0)
+        assert await history.read(HistoryQuery("a", since, now + timedelta(hours=1), step_s, ("x",), {}, LOCAL_OWNER))
+    assert await history.recent("a")
+    await history.create_partitions()
+    assert await history.apply_retention()
     ledger = LedgerRepository(database)
     assert (await ledger.report(UsageQuery(LOCAL_OWNER, "conversation"), claim.limits)).total.turns
     assert await ledger.budgets(LOCAL_OWNER, claim.limits)

@@ -16,6 +16,7 @@ from exai.cache.redis.scripts import Script
 from exai.cache.redis.topology import Topology
 from exai.errors import CacheError
 from exai.models import Recorder
+from exai.slowness import SLOW_S, note_slow
 
 MAX_REDIRECTS: Final = 3
 
@@ -62,7 +63,10 @@ class RedisClient:
             return reply
         finally:
             self._recorder.count("cache_calls_total", script=script.name, outcome=outcome)
-            self._recorder.observe("cache_call_seconds", time.perf_counter() - started, script=script.name)
+            took_s = time.perf_counter() - started
+            self._recorder.observe("cache_call_seconds", took_s, script=script.name)
+            if took_s >= SLOW_S:
+                note_slow(self._recorder, f"cache {script.name}", took_s, {}, "cache")
 
     async def call(self, group: int, *command: Argument) -> RedisReply:
         """Send one command to the server of a group. Raises `CacheError`."""

@@ -6,7 +6,7 @@ Invariant: a task started here runs to its end, or to `OUTCOME_LIMIT_S`, also if
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 import structlog
@@ -24,6 +24,8 @@ OUTCOME_PAUSE_MOST_S = 1.0
 """First and longest backoff between attempts to write an outcome."""
 
 T = TypeVar("T")
+OnTurnEnd = Callable[[TurnEnd], None]
+"""Called with every outcome that has been written."""
 
 log = structlog.get_logger(__name__)
 
@@ -31,8 +33,8 @@ log = structlog.get_logger(__name__)
 class OutcomeWriter:
     """Runs and tracks the tasks that must end after their caller was cancelled."""
 
-    def __init__(self, repository: TurnRepository) -> None:
-        self._repository = repository
+    def __init__(self, repository: TurnRepository, on_end: OnTurnEnd | None = None) -> None:
+        self._repository, self._on_end = repository, on_end
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def start(self, work: Coroutine[Any, Any, T], name: str) -> asyncio.Task[T]:
@@ -64,11 +66,15 @@ class OutcomeWriter:
             attempt += 1
             pause_s = backoff_s(attempt, OUTCOME_PAUSE_FIRST_S, OUTCOME_PAUSE_MOST_S)
             try:
-                return await self._repository.finish(end)
+                finished = await self._repository.finish(end)
             except DatabaseError as error:
                 left_s = remaining_s()
                 if not error.retryable or left_s is None or left_s <= pause_s:
                     raise
+            else:
+                if self._on_end is not None and finished.commit is not None:
+                    self._on_end(end)
+                return finished
             await asyncio.sleep(pause_s)
 
     async def record(self, failure: TurnEnd) -> TurnFinished | None:

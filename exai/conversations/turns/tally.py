@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import replace
 
 from exai.conversations.turns.prompt import estimate_tokens
@@ -18,12 +19,18 @@ class TurnTally:
 
     def __init__(self, on_delta: OnDelta | None) -> None:
         self._on_delta = on_delta
+        self._began = time.monotonic()
         self._pieces: list[str] = []
         self._reasoning: list[str] = []
         self._sent_tokens: int | None = None
         self._reported: Usage | None = None
         self.is_estimated = False
         """Whether the tokens of the answer are estimates."""
+
+    @property
+    def took_s(self) -> float:
+        """Seconds since the turn began."""
+        return time.monotonic() - self._began
 
     @property
     def text(self) -> str:

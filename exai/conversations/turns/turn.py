@@ -26,7 +26,7 @@ from exai.conversations.turns.attachments import Attachments
 from exai.conversations.turns.beginning import OUTCOME_RESERVE_S, Beginning, OnBegun
 from exai.conversations.turns.budgets import Budgets
 from exai.conversations.turns.leases import TurnLeases
-from exai.conversations.turns.outcomes import OutcomeWriter
+from exai.conversations.turns.outcomes import OnTurnEnd, OutcomeWriter
 from exai.conversations.turns.prompt import Asked, check_fits
 from exai.conversations.turns.request import completion_request, history_of, turn_start, whole_prompt_tokens
 from exai.conversations.turns.result import GUIDANCE, answer_of, facts_of, failure_of, kept_of, result_of
@@ -92,11 +92,12 @@ class ChatTurns:
         *,
         budgets: Budgets,
         answers: AnswerCache,
+        on_end: OnTurnEnd | None = None,
     ) -> None:
         self._repository, self._cache, self._providers = repository, cache, providers
         self._attachments, self._publisher, self._budgets = attachments, publisher, budgets
         self._answers = answers
-        self.leases, self.outcomes = TurnLeases(repository), OutcomeWriter(repository)
+        self.leases, self.outcomes = TurnLeases(repository), OutcomeWriter(repository, on_end)
         self._beginning = Beginning(repository, cache, self.outcomes)
 
     async def run(self, request: ChatRequest, on_delta: OnDelta | None, on_begun: OnBegun | None = None) -> ChatResult:
@@ -303,6 +304,7 @@ class ChatTurns:
                 is_estimated=turn.tally.is_estimated
                 or (completion.origin is None and self._providers.is_assumed(model, completion.usage)),
                 metadata=facts,
+                took_s=turn.tally.took_s,
             )
         )
         if finished.commit is None:
@@ -321,6 +323,7 @@ class ChatTurns:
             usage=usage,
             cost_usd=None if usage is None else self._providers.cost_usd(turn.model, usage),
             is_estimated=is_estimated or (usage is not None and self._providers.is_assumed(turn.model, usage)),
+            took_s=turn.tally.took_s,
         )
         finished = await self.outcomes.record(failure)
         if finished is not None and finished.commit is not None and finished.commit.added:

@@ -33,6 +33,7 @@ from exai.fairness import Holder, request_owner
 from exai.models import Recorder
 from exai.resilience import Clock, backoff_s, remaining_s
 from exai.settings.load import DatabaseSettings
+from exai.slowness import SLOW_S, note_slow
 
 __all__ = ["Database", "OneTrip", "Record", "connect", "open_pool"]
 
@@ -87,12 +88,23 @@ class Database:
 
         """
         statement = self._statements[name]
+        waits: dict[str, float] = {}
+        began = time.perf_counter()
+        try:
+            return await self._fetch(statement, args, waits)
+        finally:
+            took_s = time.perf_counter() - began
+            if took_s >= SLOW_S:
+                note_slow(self._recorder, name, took_s, waits, "server")
+
+    async def _fetch(self, statement: Statement, args: tuple[object, ...], waits: dict[str, float]) -> list[Record]:
+        name = statement.name
         attempt = 1
         doubt: TranslatedError | None = None
         while True:
             started = time.perf_counter()
             try:
-                rows = await self._run(statement, args)
+                rows = await self._run(statement, args, waits)
             except _Failed as failed:
                 verdict, cause = failed.verdict, failed.__cause__
             except (DeadlineExceeded, ShuttingDown) as error:
@@ -112,16 +124,16 @@ class Database:
                 # This attempt may have committed. A later attempt that fails, even with "nothing written", proves
                 # nothing about it, so the first unknown outcome is kept until an attempt returns rows.
                 doubt = doubt or verdict
-            if not await self._wait_to_repeat(statement, verdict, attempt):
+            if not await self._wait_to_repeat(statement, verdict, attempt, waits):
                 self._note(statement, verdict, cause)
                 raise _final(statement, doubt or verdict) from cause
             attempt += 1
 
-    async def _run(self, statement: Statement, args: tuple[object, ...]) -> list[Record]:
+    async def _run(self, statement: Statement, args: tuple[object, ...], waits: dict[str, float]) -> list[Record]:
         limit_s = self._limit_s(statement)
         connections = self._connections
         owner = request_owner.get()
-        connection = connections.take_nowait(owner) or await self._take(owner, limit_s)
+        connection = connections.take_nowait(owner) or await self._take(owner, limit_s, waits)
         try:
             if connection.is_read_committed or statement.repeat == "read":
                 rows: list[Record] = await connection.fetch(statement.text, *args, timeout=limit_s)
@@ -138,13 +150,18 @@ class Database:
         connections.give(connection)
         return rows
 
-    async def _take(self, owner: Holder, limit_s: float) -> OneTrip:
+    async def _take(self, owner: Holder, limit_s: float, waits: dict[str, float]) -> OneTrip:
+        began = time.perf_counter()
         try:
             return await self._connections.take(owner, min(limit_s, self._settings.acquire_timeout_s))
         except TimeoutError as error:
             whole = self._connections.in_use == self._connections.size
             cause = self._connections.last_error or error
             raise _failed(cause, "waiting" if whole else "connecting") from cause
+        finally:
+            waited_s = time.perf_counter() - began
+            waits["connection"] = waits.get("connection", 0.0) + waited_s
+            self._recorder.observe("db_pool_wait_seconds", waited_s)
 
     def _limit_s(self, statement: Statement) -> float:
         left_s = remaining_s()
@@ -154,7 +171,9 @@ class Database:
             raise DeadlineExceeded(f"{DEPENDENCY} ({statement.name})")
         return min(left_s, self._settings.statement_timeout_s)
 
-    async def _wait_to_repeat(self, statement: Statement, verdict: TranslatedError, attempt: int) -> bool:
+    async def _wait_to_repeat(
+        self, statement: Statement, verdict: TranslatedError, attempt: int, waits: dict[str, float]
+    ) -> bool:
         """Return whether to retry, after sleeping for the backoff."""
         if attempt > RETRIES or not (verdict.again or verdict.outcome == "unknown"):
             return False
@@ -165,6 +184,7 @@ class Database:
         if left_s is not None and left_s <= wait_s:
             return False
         self._recorder.count("db_retries_total", statement=statement.name)
+        waits["retry"] = waits.get("retry", 0.0) + wait_s
         await asyncio.sleep(wait_s)
         return True
 

@@ -37,7 +37,8 @@ class Accounting:
         ended, self._ended = self._ended, defaultdict(list)
         for (owner, method, tool, outcome), requests in ended.items():
             self._recorder.count("mcp_requests_total", len(requests), method=method, tool=tool, outcome=outcome)
-            self._recorder.observe("mcp_request_seconds", *[each[1] for each in requests], method=method, tool=tool)
+            durations = [each[1] for each in requests]
+            self._recorder.observe("mcp_request_seconds", *durations, method=method, tool=tool, outcome=outcome)
             common = {"owner": owner, "method": method, "tool": tool, "outcome": outcome}
             info_each("exai.mcp.session.session", "request", common, map(_own, requests))
 

@@ -316,8 +316,8 @@ class ChatApi:
             yield f"{self.family.name} does not accept {name}, so that it was not sent"
 
     def _record(self, call: ProviderCall, outcome: str, duration_s: float) -> None:
-        labels = {"provider": self.family.name, "model": call.model.label}
-        self._recorder.count("provider_requests_total", outcome=outcome, **labels)
+        labels = {"provider": self.family.name, "model": call.model.label, "outcome": outcome}
+        self._recorder.count("provider_requests_total", **labels)
         if outcome != "not_sent":
             self._recorder.observe("provider_seconds", duration_s, **labels)
 

@@ -200,7 +200,7 @@ async def test_what_was_done_is_recorded(server: ProviderServer, ask: Asker, rec
     assert recorder.value("provider_tokens_total", kind="reasoning", **labels) == 3
     text = recorder.render().decode()
     assert 'exai_provider_first_token_seconds_count{model="glm-5.3",provider="glm"} 2' in text
-    assert 'exai_provider_seconds_count{model="glm-5.3",provider="glm"} 2' in text
+    assert 'exai_provider_seconds_count{model="glm-5.3",outcome="ok",provider="glm"} 2' in text
 
 
 async def test_cost_follows_from_the_usage(server: ProviderServer, ask: Asker) -> None:

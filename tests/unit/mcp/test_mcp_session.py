@@ -84,8 +84,9 @@ async def test_every_outcome_is_counted_and_timed_once() -> None:
         (("method", "tools/call"), ("outcome", outcome), ("tool", name)): 1 for name, outcome in called.items()
     }
     rendered = recorder.render().decode()
-    for name in called:
-        assert f'exai_mcp_request_seconds_count{{method="tools/call",tool="{name}"}} 1.0' in rendered
+    for name, outcome in called.items():
+        labels = f'method="tools/call",outcome="{outcome}",tool="{name}"'
+        assert f"exai_mcp_request_seconds_count{{{labels}}} 1.0" in rendered
 
 
 class Waiting:

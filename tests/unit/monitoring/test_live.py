@@ -20,14 +20,14 @@ def call(recorder: MetricsRecorder, tool: str, outcome: str, *seconds: float, me
     recorder.observe("mcp_request_seconds", *seconds, method=method, tool=tool)
 
 
-def test_calls_of_tools_are_counted_and_other_methods_are_not() -> None:
+async def test_calls_of_tools_are_counted_and_other_methods_are_not() -> None:
     """A cancelled call is no error."""
     recorder = MetricsRecorder()
     call(recorder, "chat", "ok", 1.0, 3.0)
     call(recorder, "chat", "timeout", 5.0)
     call(recorder, "status", "cancelled", 0.001)
     call(recorder, "", "ok", 9.0, method="tools/list")
-    seen = live(recorder).snapshot()
+    seen = await live(recorder).gather()
     assert (seen.requests, seen.errors, seen.errors_recent) == (4, 1, 1)
     chat, status = seen.tools
     assert (chat.tool, chat.calls, chat.errors, chat.recent) == ("chat", 3, 1, 3)
@@ -35,9 +35,9 @@ def test_calls_of_tools_are_counted_and_other_methods_are_not() -> None:
     assert (status.tool, status.errors, status.p50_ms) == ("status", 0, 1.0)
 
 
-def test_a_new_daemon_has_numbers_too() -> None:
+async def test_a_new_daemon_has_numbers_too() -> None:
     """No rate is made of nothing."""
-    seen = live(MetricsRecorder()).snapshot()
+    seen = await live(MetricsRecorder()).gather()
     assert (seen.requests, seen.tools, seen.cache["hit_rate"], seen.running) == (0, (), None, 2)
     assert json.loads(json.dumps(seen.as_json()))["pool"] == {"in_use": 1, "open": 4, "size": 4}
 

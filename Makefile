@@ -9,7 +9,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
 ARGS ?=
 
-.PHONY: attack bench bench-peers eval help run test test-adoption test-lowest test-newest test-clients test-poolers check conformance fault fuzz format lock clean
+.PHONY: attack bench bench-peers browser eval help page run test test-adoption test-lowest test-newest test-clients test-poolers check conformance fault fuzz format lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -68,6 +68,16 @@ eval: .venv/dev.done ## score a configured model's findings on planted defects, 
 
 fuzz: .venv/fuzz/done ## fuzz the MCP core with corrupted sessions, guided by coverage (Linux; EXAI_FUZZ_SECONDS=60)
 	@PYTHONPATH=. .venv/fuzz/bin/python -m tests.fuzz.core .venv/fuzz/found "$${EXAI_FUZZ_SECONDS:-60}"
+
+browser: .venv/dev.done ## install what the tests of the page need: Playwright, and Chromium where apt can bring it
+	@$(PIP) install --require-hashes -r requirements/browser.lock
+	@for p in chromium chromium-browser google-chrome chrome; do command -v $$p >/dev/null && exit 0; done; \
+		echo "installing Chromium (once)"; \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null || { \
+		echo "no Chromium: install one, or name one with EXAI_TEST_BROWSER" >&2; exit 1; }
+
+page: .venv/dev.done ## bundle the packages that the page uses again, as requirements/page pins them (npm)
+	@$(PY) requirements/page/build.py .venv/page
 
 bench: .venv/run.done ## measure every operation beside its lower bound (ARGS="--quick", "--here", "--door", "--cloud", "--chat")
 	@$(PY) -m exai bench $(ARGS)

@@ -32,17 +32,22 @@ RUN = (*EXTRAS, "--group", "build")
 LOCKS = {
     "run": ["pyproject.toml", *RUN],
     "dev": ["pyproject.toml", *RUN, "--group", "dev"],
+    "browser": ["--group", "browser"],
     "referees": ["--group", "referees"],
     "clients": ["--group", "clients"],
     "fuzz": ["pyproject.toml", "--extra", "server", "--group", "fuzz"],
     "peers": ["--group", "peers"],
 }
-HELD = ("dev", "fuzz")
+HELD = ("dev", "browser", "fuzz")
 OLDEST_PLATFORM = ("--python-platform", "linux")
 LOWEST = "lowest"
 """The oldest direct versions that pyproject.toml allows, with the test tools of today, for Linux and the oldest Python:
 old releases have no wheels for newer ones."""
-NPM_LOCKS = ("tests/conformance/package-lock.json", "tests/clients/package-lock.json")
+NPM_LOCKS = (
+    "requirements/page/package-lock.json",
+    "tests/conformance/package-lock.json",
+    "tests/clients/package-lock.json",
+)
 
 
 def inputs_digest() -> str:

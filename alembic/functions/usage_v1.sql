@@ -1,6 +1,6 @@
--- Returns the tokens and the cost of an owner's turns that asked a model, by 'model', 'tool', 'day' (UTC) or
--- 'conversation': rows 'group', the latest day or the highest cost first, and one row 'total', last, that also covers the
--- groups beyond p_limit. o_named is false if there is no conversation p_continuation_id.
+-- Returns the tokens and the cost of an owner's turns that asked a model, by 'model', 'tool', 'day' (UTC), 'conversation'
+-- or 'turn': rows 'group', the latest day or turn or the highest cost first, and one row 'total', last, that also covers
+-- the groups beyond p_limit. o_named is false if there is no conversation p_continuation_id.
 --
 -- The turns are read by turns_asked_idx, or those of one conversation by turns_conversation_idx; those of conversations
 -- that were purged by the key of exai.purged_turns.
@@ -13,14 +13,14 @@ language sql stable rows 20
 set search_path = pg_catalog, pg_temp
 as $$
   with asked as (
-    select t.conversation_id, null as name, t.tool, t.model, t.started_at, t.input_tokens, t.cached_tokens,
+    select t.id, t.conversation_id, null as name, t.tool, t.model, t.started_at, t.input_tokens, t.cached_tokens,
            t.output_tokens, t.reasoning_tokens, t.cost, t.earlier_cost, t.reserved_prompt, t.is_estimated, t.state,
            t.lease_until
       from public.turns t
      where p_continuation_id is null and t.owner = p_owner and t.model is not null
        and t.started_at >= coalesce(p_since, '-infinity') and t.started_at < coalesce(p_until, 'infinity')
     union all
-    select t.conversation_id, null, t.tool, t.model, t.started_at, t.input_tokens, t.cached_tokens,
+    select t.id, t.conversation_id, null, t.tool, t.model, t.started_at, t.input_tokens, t.cached_tokens,
            t.output_tokens, t.reasoning_tokens, t.cost, t.earlier_cost, t.reserved_prompt, t.is_estimated, t.state,
            t.lease_until
       from public.conversations c join public.turns t on t.conversation_id = c.id
@@ -28,7 +28,7 @@ as $$
        and t.model is not null
        and t.started_at >= coalesce(p_since, '-infinity') and t.started_at < coalesce(p_until, 'infinity')
     union all
-    select p.conversation_id, p.continuation_id, p.tool, p.model, p.started_at, p.input_tokens, p.cached_tokens,
+    select p.turn_id, p.conversation_id, p.continuation_id, p.tool, p.model, p.started_at, p.input_tokens, p.cached_tokens,
            p.output_tokens, p.reasoning_tokens, p.cost, null, null, p.is_estimated, p.state, '-infinity'
       from exai.purged_turns p
      where p_continuation_id is null and p.owner = p_owner
@@ -42,10 +42,12 @@ as $$
     select case p_by when 'model' then a.model
                      when 'tool' then a.tool
                      when 'day' then to_char(a.started_at at time zone 'UTC', 'YYYY-MM-DD')
+                     when 'turn' then a.id::text
                      else a.conversation_id::text end as key, a.*
       from settled a),
   sums as (
-    select k.key, grouping(k.key) as is_total, max(k.name) as name, count(*) as turns,
+    select k.key, grouping(k.key) as is_total, max(k.started_at) as latest, max(k.name) as name,
+           min(case when p_by in ('conversation', 'turn') then k.conversation_id::text end) as conversation, count(*) as turns,
            count(*) filter (where k.state = 'failed' or k.is_lost) as failed,
            count(*) filter (where k.state = 'pending' and not k.is_lost) as pending, sum(k.input_tokens)::bigint as input,
            sum(k.cached_tokens)::bigint as cached, sum(k.output_tokens)::bigint as output,
@@ -56,11 +58,11 @@ as $$
       from keyed k
      group by grouping sets ((k.key), ())),
   shown as (
-    select s.*, row_number() over (order by s.is_total, case when p_by = 'day' then s.key end desc, s.cost desc,
-                                            s.input desc nulls last, s.key) as place
+    select s.*, row_number() over (order by s.is_total, case when p_by in ('day', 'turn') then s.latest end desc,
+                                            s.cost desc, s.input desc nulls last, s.key) as place
       from sums s)
   select case s.is_total when 1 then 'total' else 'group' end,
-         coalesce(c.continuation_id, case when p_by = 'conversation' and s.is_total = 0 then s.name end, s.key),
+         case when p_by = 'conversation' and s.is_total = 0 then coalesce(c.continuation_id, s.name, s.key) else s.key end,
          case when c.deleted_at is null then c.title end, s.turns, s.failed, s.pending,
          coalesce(s.input, 0), coalesce(s.cached, 0), coalesce(s.output, 0), coalesce(s.reasoning, 0),
          coalesce(s.cost, 0), s.estimated, s.unpriced, (select count(*) from sums x where x.is_total = 0),
@@ -68,7 +70,7 @@ as $$
            select from public.conversations n where n.owner = p_owner and n.continuation_id = p_continuation_id)
     from shown s
     left join public.conversations c
-      on c.id = case when p_by = 'conversation' and s.is_total = 0 then s.key::uuid end
+      on c.id = case when s.is_total = 0 then s.conversation::uuid end
    where s.place <= p_limit or s.is_total = 1
    order by s.place
 $$

@@ -38,7 +38,7 @@ from exai.tools.prompts import conversation_uri
 from exai.tools.registry import INSTRUCTIONS, build_features, build_tasks, build_tools
 from exai.tools.unfinished import UnfinishedOutput
 from exai.web.monitoring import monitoring_routes
-from exai.web.page import page_route
+from exai.web.page import page_routes
 
 RETIRE = b"r"
 """The message by which a parent asks a worker to finish and exit, because another one has replaced it."""
@@ -122,7 +122,7 @@ def _routes(app: App, server: McpServer) -> list[Route]:
         facts=lambda: figures(app.recorder, app.settings.cache.max_staleness_s),
         may_see_details=server.edge.may_see_details,
     )
-    return [page_route(__version__, is_guarded=app.settings.server.is_guarded), *monitoring]
+    return [*page_routes(__version__, is_guarded=app.settings.server.is_guarded), *monitoring]
 
 
 def _pass_on(notice: Notice, server: McpServer) -> None:

@@ -9,11 +9,21 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final
 
 from exai.db.rows import json_of
 from exai.settings.load import LimitSettings
-from exai.validation import check_flag, check_json, check_tags, check_text
+from exai.validation import (
+    MAX_KIND_CHARS,
+    MAX_MODEL_CHARS,
+    check_flag,
+    check_json,
+    check_optional_name,
+    check_tags,
+    check_text,
+    check_time,
+)
 
 MAX_PART_CHARS: Final = 200
 
@@ -22,13 +32,18 @@ MAX_PART_CHARS: Final = 200
 class ListFilter:
     """Conversations that are `deleted` or not, have all of `tags`, and whose metadata holds `metadata`.
 
-    `part` is the beginning of a conversation's name, or a part of its title.
+    `part` is the beginning of a conversation's name, or a part of its title. `tool` and `model` are those of one of its
+    turns. `since` (inclusive) and `until` (exclusive) bound the time of its last change.
     """
 
     deleted: bool = False
     tags: Sequence[str] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
     part: str = ""
+    tool: str | None = None
+    model: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
 
     def validate(self, limits: LimitSettings) -> None:
         """Raise `InvalidArgument` for a value that Postgres cannot compare with stored ones."""
@@ -36,10 +51,15 @@ class ListFilter:
         check_tags(self.tags)
         check_json("metadata", self.metadata, limits.metadata_bytes)
         check_text("part", self.part, limits.message_bytes)
+        check_optional_name("tool", self.tool, MAX_KIND_CHARS)
+        check_optional_name("model", self.model, MAX_MODEL_CHARS)
+        check_time("since", self.since)
+        check_time("until", self.until)
 
-    def arguments(self) -> tuple[bool, list[str] | None, str | None, str | None, str | None]:
+    def arguments(self) -> tuple[Any, ...]:
         """Return the statement's arguments, None for each unused filter."""
-        return (self.deleted, *labels_of(self.tags, self.metadata), *part_of(self.part))
+        labels, part = labels_of(self.tags, self.metadata), part_of(self.part)
+        return (self.deleted, *labels, *part, self.tool, self.model, self.since, self.until)
 
 
 ALL: Final = ListFilter()

@@ -18,7 +18,7 @@ from exai.db.records import BudgetLimits
 from exai.models import ContinuationId, Owner
 from exai.validation import MAX_CONTINUATION_CHARS, check_choice, check_optional_name, check_owner, check_time
 
-UsageKey = Literal["model", "tool", "day", "conversation"]
+UsageKey = Literal["model", "tool", "day", "conversation", "turn"]
 
 MAX_GROUPS: Final = 200
 """Maximum number of groups in a report; its total also covers the others."""
@@ -45,7 +45,7 @@ class UsageQuery:
 
 @dataclass(frozen=True, slots=True)
 class UsageSum:
-    """The sum of some turns. `key` is what they have in common, None for all; `title` that of a conversation.
+    """The sum of some turns. `key` is what they have in common, None for all; `title` that of its conversation.
 
     `failed` and `pending` count turns without an answer. `estimated` counts turns whose tokens the provider did not
     report, `unpriced` those of models without a known price, which the cost lacks.
@@ -81,9 +81,10 @@ class BudgetState:
 
 @dataclass(frozen=True, slots=True)
 class UsageReport:
-    """Sums by group, the latest day or the highest cost first, and the sum of all. `groups` counts also unlisted ones.
+    """Sums by group, the latest day or turn or the highest cost first, and the sum of all.
 
-    `named` is false if the owner has no conversation of the query's name. `budgets` are those that are set.
+    `groups` counts also unlisted ones. `named` is false if the owner has no conversation of the query's name. `budgets`
+    are those that are set.
     """
 
     sums: tuple[UsageSum, ...]

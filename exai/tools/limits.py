@@ -27,9 +27,12 @@ longer ones do so above 40,000 characters or 10,000 tokens."""
 ANSWER_TOKENS: Final = 9_500
 """Maximum number of tokens of an answer. Hexadecimal digits and base64 reach it before the number of characters."""
 
-CLIENT_ANSWERS: Final[Mapping[str, tuple[int, int]]] = {"claude-code": (47_900, 23_750)}
+CLIENT_ANSWERS: Final[Mapping[str, tuple[int, int]]] = {
+    "claude-code": (47_900, 23_750),
+    "exai-page": (400_000, 480_000),
+}
 """Larger limits of clients, in characters and tokens, by the beginning of the client's name. Claude Code shows its
-model 49,900 characters and 25,000 tokens."""
+model 49,900 characters and 25,000 tokens. The page has no model."""
 
 BYTES_PER_TOKEN: Final = 4
 """Bytes that Codex counts as one token, whatever they are."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
@@ -51,7 +51,7 @@ class UsageArguments(Arguments):
 class UsageRowOutput:
     """The sum of some turns."""
 
-    key: Annotated[str | None, Field(description="Model, tool, day or continuation_id; null for the total.")]
+    key: Annotated[str | None, Field(description="Model, tool, day, continuation_id or turn_id; null for the total.")]
     title: str | None
     turns: int
     failed: int
@@ -81,7 +81,7 @@ class BudgetOutput:
 class UsageReportOutput(ToolOutput):
     """Answer of `usage`. The total covers all turns, listed or not."""
 
-    by: Literal["model", "tool", "day", "conversation"]
+    by: UsageKey
     total: UsageRowOutput
     rows: list[UsageRowOutput]
     budgets: list[BudgetOutput]
@@ -118,7 +118,7 @@ def usage_tool(ledger: Ledger) -> ToolSpec:
     return ToolSpec(
         name="usage",
         title="Usage and cost",
-        description="Show what models cost: tokens and US dollars by model, tool, day or conversation; and budgets.",
+        description="Show what models cost: tokens and US dollars by model, tool, day, conversation or turn; budgets.",
         arguments=UsageArguments,
         output=UsageReportOutput,
         handler=handle,

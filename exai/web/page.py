@@ -1,85 +1,97 @@
-"""The page at `GET /`: how to connect a client. It has no script and shows no data.
+"""The page at `GET /` and its files: static, the same for everyone, without any data.
 
-Invariant: the page consists of this text and the requested address, escaped; browsers load or run nothing else for
-it.
+Invariant: what the page shows it reads as an MCP client over `POST /mcp`, with the token of the person who looks at it.
+A browser runs only the scripts that are served here, and no text is ever parsed as a script or as HTML with scripts.
 """
 
 from __future__ import annotations
 
-import base64
+import asyncio
 import hashlib
 import html
+import re
+from typing import Final
 
+import orjson
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-_STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:46rem;margin:2rem auto;padding:0 1rem}"
-    "pre{background:#8882;padding:.7rem;overflow-x:auto;border-radius:4px}h2{font-size:1.1rem;margin-top:1.6rem}"
-    ":root{color-scheme:light dark}"
-)
-_DIGEST = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
+from exai.web.assets import Asset, Assets, read_assets
+from exai.web.snippets import Snippet, snippets_for
 
-HEADERS = {
-    "Content-Security-Policy": (
-        f"default-src 'none'; style-src 'sha256-{_DIGEST}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
+FILES: Final = "/page"
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types dompurify"
+)
+"""Images of other sites are refused, because the address of one can carry what a conversation says."""
+
+HEADERS: Final = {
+    "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-store",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
+_PLACE = re.compile(r"\{(\w+)\}")
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>EXAI</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>EXAI {version}</h1>
-<p>This is a Model Context Protocol (MCP) server. It asks models and stores every conversation in Postgres.
-Connect to it with an MCP client, not with a browser.{token_words}</p>
-
-<h2>Streamable HTTP</h2>
-<p>The address for most clients:</p>
-<pre>{http}</pre>
-<p>Claude Code:</p>
-<pre>claude mcp add --transport http exai {http}{token_option}</pre>
-
-<h2>WebSocket</h2>
-<p>For Claude Code in <code>.mcp.json</code>, and for clients that speak MCP over a WebSocket:</p>
-<pre>{{"mcpServers": {{"exai": {{"type": "ws", "url": "{ws}"{token_json}}}}}}}</pre>
-
-<h2>Standard input and output</h2>
-<p>For clients that start their servers, on a machine with a checkout of EXAI:</p>
-<pre>{{"mcpServers": {{"exai": {{"command": "{program}", "args": ["connect", "--url", "{ws}"]{token_env}}}}}}}</pre>
-
-<p>State: <a href="/health">/health</a>. Metrics: <a href="/metrics">/metrics</a>.</p>
-</body>
-</html>
-"""
+REVALIDATED: Final = "no-cache"
+KEPT: Final = "public, max-age=31536000, immutable"
 
 
-def page_route(version: str, *, is_guarded: bool) -> Route:
-    """Return the route of GET /. With `is_guarded` the page shows where to put a token."""
+def page_routes(version: str, *, is_guarded: bool) -> list[Route]:
+    """Return GET / and the routes of the page's files. With `is_guarded` the page asks for a token."""
 
     async def show(request: Request) -> Response:
-        secure = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
-        host = request.headers.get("host", "127.0.0.1")
-        content = _PAGE.format(
-            style=_STYLE,
-            version=version,
-            program="/path/to/exai/.venv/bin/exai",
-            http=html.escape(f"{'https' if secure else 'http'}://{host}/mcp"),
-            ws=html.escape(f"{'wss' if secure else 'ws'}://{host}/"),
-            token_words=" Clients need a bearer token, which the operator of the server issues." if is_guarded else "",
-            token_option=' --header "Authorization: Bearer TOKEN"' if is_guarded else "",
-            token_json=', "headers": {"Authorization": "Bearer TOKEN"}' if is_guarded else "",
-            token_env=', "env": {"EXAI_TOKEN": "TOKEN"}' if is_guarded else "",
-        )
-        return Response(content, media_type="text/html", headers=HEADERS)
+        assets = await asyncio.to_thread(read_assets)
+        content = _page(assets, request, version, is_guarded=is_guarded)
+        tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        headers = {**HEADERS, "Cache-Control": REVALIDATED, "ETag": tag, "Vary": "Host"}
+        if tag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return Response(content, media_type="text/html", headers=headers)
 
-    return Route("/", show, methods=["GET"])
+    async def show_file(request: Request) -> Response:
+        assets = await asyncio.to_thread(read_assets)
+        asset = assets.files.get(request.path_params["name"])
+        if asset is None or request.path_params["digest"] != assets.digest:
+            return PlainTextResponse("no such file; load the page again\n", 404, {"Cache-Control": "no-store"})
+        return _file(asset, request)
+
+    return [
+        Route("/", show, methods=["GET"]),
+        Route(FILES + "/{digest}/{name}", show_file, methods=["GET"]),
+    ]
+
+
+def _page(assets: Assets, request: Request, version: str, *, is_guarded: bool) -> bytes:
+    secure = request.url.scheme == "https" or request.headers.get("x-forwarded-proto") == "https"
+    snippets = snippets_for(request.headers.get("host", "127.0.0.1"), secure=secure, is_guarded=is_guarded)
+    base = f"{FILES}/{assets.digest}"
+    facts = {"version": version, "guarded": is_guarded, "snippets": snippets}
+    preloads = "\n".join(f'<link rel="modulepreload" href="{base}/{name}">' for name in assets.modules)
+    values = {
+        "base": base,
+        "version": html.escape(version),
+        "preloads": preloads,
+        # Nothing in it can end the element that holds it.
+        "facts": orjson.dumps(facts).decode().replace("<", "\\u003c"),
+        "snippets": "\n".join(map(_plain, snippets)),
+        "token_words": " They need a bearer token, which the operator of the server issues." if is_guarded else "",
+    }
+    # In one pass, because a value may look like a place.
+    return _PLACE.sub(lambda place: values[place[1]], assets.template).encode()
+
+
+def _plain(snippet: Snippet) -> str:
+    title, words, code = (html.escape(each) for each in (snippet.title, snippet.words, snippet.code))
+    return f"<h2>{title}</h2>\n<p>{words}</p>\n<pre>{code}</pre>"
+
+
+def _file(asset: Asset, request: Request) -> Response:
+    headers = {**HEADERS, "Cache-Control": KEPT, "Vary": "Accept-Encoding"}
+    if asset.compressed is not None and "gzip" in request.headers.get("accept-encoding", ""):
+        return Response(asset.compressed, media_type=asset.media_type, headers={**headers, "Content-Encoding": "gzip"})
+    return Response(asset.content, media_type=asset.media_type, headers=headers)

@@ -176,6 +176,13 @@ def hang_after_first_token(token: str = "Hel") -> Reply:
     return stream(chunk({"content": token}), "hang")
 
 
+def gated_answer(first: str = "Hel", rest: str = "lo", reasoning: str = "") -> Reply:
+    """A first piece, the rest of the answer when the gate opens."""
+    begin = [chunk({"reasoning_content": reasoning})] if reasoning else []
+    end = chunk({}, finish="stop", choice_usage=KIMI_USAGE)
+    return stream(*begin, chunk({"content": first}), "gate", chunk({"content": rest}), end, event("[DONE]"))
+
+
 def drip(token: str = "Hel", pause_s: float = 0.005) -> Reply:
     """A first piece, then one byte of a comment after another, for as long as the client listens."""
     steps: list[Step] = [chunk({"content": token})]
@@ -208,6 +215,7 @@ REPLIES: dict[str, Callable[..., Reply]] = {
         break_before_headers,
         break_after_first_token,
         hang_after_first_token,
+        gated_answer,
         drip,
         gzip_bomb,
         huge_line,

@@ -1,6 +1,6 @@
 -- name: usage
 -- repeat: read
--- Tokens and cost of an owner's turns, by model, tool, day or conversation, and the state of the budgets; by
+-- Tokens and cost of an owner's turns, by model, tool, day, conversation or turn, and the state of the budgets; by
 -- turns_asked_idx or turns_conversation_idx.
 select u.o_part::text as part, u.o_key::text as key, u.o_title::text as title, u.o_turns::bigint as turns,
        u.o_failed::bigint as failed, u.o_pending::bigint as pending, u.o_input::bigint as input_tokens,

@@ -249,13 +249,18 @@ class Connection:
             error = rpc_error(error)
         return refusal(call.id, error) if self._remove_call(call) else None
 
-    def progress(self, call: Call, count: int, message: str) -> bytes | None:
-        """Return a progress notification, or None if the client did not ask for progress or the call has ended."""
+    def progress(self, call: Call, count: int, message: str, part: Json | None = None) -> bytes | None:
+        """Return a progress notification, or None if the client did not ask for progress or the call has ended.
+
+        `part` is a part of the answer, for a client that takes parts.
+        """
         if call.progress_token is None or self.in_flight.get(call.id) is not call:
             return None
         params: dict[str, Any] = {"progressToken": call.progress_token, "progress": count}
         if call.version >= "2025-03-26":
             params["message"] = message
+        if part is not None:
+            params["_meta"] = {versions.META_PART: part}
         return jsonrpc.encode_notification("notifications/progress", params)
 
     def list_changed(self, change: ListKind) -> list[bytes]:

@@ -70,6 +70,8 @@ class CallContext:
     progress to the client; `doing("sentence")` only sets what the periodic report says. Neither does anything if the
     client did not ask for progress, and neither fails. `begun` declares that the call's work has become durable.
     `directory` is where the client works, which gives relative paths their meaning; "" if it is unknown.
+    `offer_part` sends a part of the answer to a client that asked for parts, and returns false if it was not sent; it
+    is None for all other clients.
     """
 
     owner: Owner
@@ -79,6 +81,7 @@ class CallContext:
     begun: Callable[[BegunWork], None] = lambda _work: None
     doing: Callable[[str], None] = lambda _sentence: None
     directory: str = ""
+    offer_part: Callable[[Json], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,12 @@ META_CAPABILITIES = "io.modelcontextprotocol/clientCapabilities"
 META_CLIENT = "io.modelcontextprotocol/clientInfo"
 META_SERVER = "io.modelcontextprotocol/serverInfo"
 META_SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
+META_PARTS = "exai/parts"
+"""True in the `_meta` of a request with a progress token: the client takes parts of the answer before its end."""
+
+META_PART = "exai/part"
+"""A part of an answer, in the `_meta` of a progress notification."""
+
 
 MESSAGE_MAX_HEADER = "exai-message-max-bytes"
 """Header in the answer to an upgrade: the largest message that the daemon accepts, for the bridge to observe."""

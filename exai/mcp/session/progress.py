@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 
 from exai.mcp.core.connection import Connection
+from exai.mcp.core.jsonrpc import Json
 from exai.mcp.core.protocol import Call, Send
+from exai.mcp.core.versions import META_PARTS
 from exai.mcp.session.outbox import Outbox
 
 
@@ -38,6 +40,10 @@ class ProgressReporter:
         """Let the periodic report say this from now on."""
         self._latest = message
 
+    def offer_part(self, part: Json) -> bool:
+        """Send a part of the answer; returns false if the client reads too slowly, or the call has ended."""
+        return self._timer is not None and self._send(self._latest, part)
+
     def stop(self) -> None:
         """Stop reporting."""
         if self._timer is not None:
@@ -51,11 +57,19 @@ class ProgressReporter:
         self._send(f"{self._latest} ({self._loop.time() - self._started_s:.0f} s)")
         self._timer = self._repeat_later()
 
-    def _send(self, message: str) -> None:
-        data = self._connection.progress(self._call, self._count + 1, message)
+    def _send(self, message: str, part: Json | None = None) -> bool:
+        data = self._connection.progress(self._call, self._count + 1, message, part)
         # Counted only if it was sent, so that the numbers which the client receives have no gaps.
-        if data is not None and self._outbox.offer(Send(data)):
-            self._count += 1
+        if data is None or not self._outbox.offer(Send(data)):
+            return False
+        self._count += 1
+        return True
+
+
+def takes_parts(call: Call) -> bool:
+    """Return whether the client of a call takes parts of its answer."""
+    meta = call.params.get("_meta")
+    return isinstance(meta, dict) and meta.get(META_PARTS) is True
 
 
 async def ignore_progress(message: str) -> None:

@@ -27,7 +27,7 @@ from exai.mcp.core.protocol import Action, Call, CallContext, Cancel, Send, Star
 from exai.mcp.identity import Admitted
 from exai.mcp.session.deduplication import SharedWork
 from exai.mcp.session.outbox import Outbox
-from exai.mcp.session.progress import ProgressReporter, ignore_progress
+from exai.mcp.session.progress import ProgressReporter, ignore_progress, takes_parts
 from exai.mcp.session.runtime import Runtime
 from exai.mcp.session.timeouts import RunningCall
 from exai.models import Owner
@@ -259,6 +259,7 @@ class Session:
         context = CallContext(self.owner, request_id, ignore_progress, call.client, directory=self.connection.directory)
         if reporter is not None:
             context.progress, context.doing = reporter.report, reporter.note
+            context.offer_part = reporter.offer_part if takes_parts(call) else None
         try:
             outcome = await self._answer(running, context, terms)
         except asyncio.CancelledError:

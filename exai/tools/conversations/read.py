@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
 from exai.conversations import ConversationStore
 from exai.db.filters import ListFilter
@@ -97,13 +99,17 @@ class ConversationGetOutput(ToolOutput):
 
 
 class ConversationListArguments(Arguments):
-    """Arguments of `conversation_list`."""
+    """Arguments of `conversation_list`; every client pays for a listed schema, so only the most usual are listed."""
 
     limit: int = Field(PAGE_MESSAGES, ge=1, le=MAX_LIST)
     cursor: str | None = Field(None, description="next_cursor of the previous page.")
     tags: list[str] | None = Field(None, description="Only conversations with all of these tags.")
     metadata: dict[str, Any] | None = Field(None, description="Only conversations whose metadata contains this.")
     part: str | None = Field(None, description="Only those whose title contains this, or whose id begins with it.")
+    tool: SkipJsonSchema[str | None] = None
+    model: SkipJsonSchema[str | None] = None
+    since: SkipJsonSchema[datetime | None] = None
+    until: SkipJsonSchema[datetime | None] = None
     deleted: bool = Field(False, description="List deleted conversations, which conversation_delete can restore.")
 
 
@@ -167,7 +173,14 @@ def list_tool(conversations: ConversationStore) -> ToolSpec:
 
     async def handle(arguments: ConversationListArguments, context: CallContext) -> ConversationListOutput:
         only = ListFilter(
-            arguments.deleted, arguments.tags or (), arguments.metadata or {}, (arguments.part or "").strip()
+            deleted=arguments.deleted,
+            tags=arguments.tags or (),
+            metadata=arguments.metadata or {},
+            part=(arguments.part or "").strip(),
+            tool=arguments.tool,
+            model=arguments.model,
+            since=arguments.since,
+            until=arguments.until,
         )
         page = await conversations.list(context.owner, limit=arguments.limit, cursor=arguments.cursor, only=only)
         shown = take_rows(page.conversations, _listed, answer_limit(context.client))

@@ -200,6 +200,10 @@ OPERATIONS: Mapping[str, Cases] = {
         "tags[0]": ([[each] for each in NO_TAG], listing("tags")),
         "metadata": (OBJECTS, listing("metadata")),
         "part": ((*TEXTS, None), listing("part")),
+        "tool": (OPTIONAL_NAMES, listing("tool")),
+        "model": (OPTIONAL_NAMES, listing("model")),
+        "since": (NO_TIMES, listing("since")),
+        "until": (NO_TIMES, listing("until")),
     },
     "search": {
         "owner": (REQUIRED_NAMES, search("owner")),

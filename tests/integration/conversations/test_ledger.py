@@ -32,7 +32,7 @@ async def report(rig: Rig, by: UsageKey, owner: Owner = LOCAL_OWNER, **other: An
     return await rig.app.ledger.report(UsageQuery(owner, by, **other))
 
 
-async def test_costs_are_summed_by_model_tool_day_and_conversation_in_one_statement(rig: Rig) -> None:
+async def test_costs_are_summed_by_model_tool_day_conversation_and_turn_in_one_statement(rig: Rig) -> None:
     """An append asks no model, so it is no turn of the ledger."""
     rig.provider.script(*[kimi_answer()] * 2)
     first = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "One?", title="First"))
@@ -56,6 +56,10 @@ async def test_costs_are_summed_by_model_tool_day_and_conversation_in_one_statem
     by_name = await report(rig, "conversation")
     assert [each.title for each in by_name.sums] == ["Second", "First"]
     assert by_name.sums[1].key == first.continuation_id
+    by_turn = await report(rig, "turn", continuation_id=first.continuation_id)
+    pages = await rig.app.conversations.read(LOCAL_OWNER, first.continuation_id)
+    assert [each.key for each in by_turn.sums] == [pages.messages[seq].turn_id for seq in (3, 1)]
+    assert {(each.title, each.turns, each.cost_usd) for each in by_turn.sums} == {("First", 1, ONE_USD)}
     assert {by_name.total, total} == {total}
 
 

@@ -18,7 +18,7 @@ from exai.mcp.admission import Edge
 from exai.mcp.auth.tokens import authenticator
 from exai.mcp.transport.asgi import build_asgi
 from exai.mcp.transport.listener import open_server
-from exai.web.page import page_route
+from exai.web.page import page_routes
 from tests.support.mcp_server import (
     Running,
     Tools,
@@ -32,6 +32,11 @@ from tests.support.mcp_server import (
 )
 from tests.support.plain_socket import plain_socket
 from tests.support.raw_peer import raw_peer
+
+MAX_PAGE_BYTES = 300_000
+"""Of everything that a browser loads for the page, unpacked."""
+
+MAX_PACKED_BYTES = 110_000
 
 ORIGIN = "https://app.example.com"
 TOKEN = "a-token-of-alice-long-enough"
@@ -151,35 +156,94 @@ async def test_an_answer_in_one_piece_has_its_length_for_http_1_0(server: Runnin
         assert json.loads(await peer.rest())["id"] == 0
 
 
+@pytest.fixture
+async def page(client: httpx.AsyncClient) -> AsyncIterator[str]:
+    """The address of a server with the page."""
+    settings = fast_settings()
+    app = build_asgi(new_server(Tools(), settings), page_routes("1.2.3", is_guarded=False))
+    async with open_server(app, settings) as running:
+        yield f"http://127.0.0.1:{running.port}"
+
+
+def facts_of(text: str) -> Any:
+    """What the page tells its scripts."""
+    (found,) = re.findall(r'<script type="application/json" id="facts">(.*?)</script>', text)
+    return json.loads(found)
+
+
 @pytest.mark.parametrize("is_guarded", [False, True])
 async def test_the_page_says_how_to_connect(client: httpx.AsyncClient, is_guarded: bool) -> None:
-    """HTTP first, in one line for Claude Code; then the WebSocket, then the bridge. Nothing is loaded or run for it."""
+    """In one line for Claude Code first; then HTTP, the WebSocket and the bridge. Without scripts too."""
     settings = fast_settings()
-    app = build_asgi(new_server(Tools(), settings), [page_route("1.2.3", is_guarded=is_guarded)])
+    app = build_asgi(new_server(Tools(), settings), page_routes("1.2.3", is_guarded=is_guarded))
     async with open_server(app, settings) as running:
         answer = await client.get(f"http://127.0.0.1:{running.port}/")
         foreign = await client.get(f"http://127.0.0.1:{running.port}/", headers={"host": "evil.example"})
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     where = f"127.0.0.1:{running.port}"
-    command = f"claude mcp add --transport http exai http://{where}/mcp"
-    places = [answer.text.index(text) for text in (command, f"ws://{where}/", '"connect"')]
-    snippets = [json.loads(html.unescape(each)) for each in re.findall(r"<pre>(\{.*?)</pre>", answer.text)]
-    bridge = build_parser().parse_args(snippets[1]["mcpServers"]["exai"]["args"])
+    facts = facts_of(answer.text)
+    codes = [each["code"] for each in facts["snippets"]]
+    assert codes == [html.unescape(each) for each in re.findall(r"<pre>(.*?)</pre>", answer.text)]
+    assert codes[0].startswith(f"claude mcp add --transport http exai http://{where}/mcp")
+    servers = [json.loads(each)["mcpServers"]["exai"] for each in codes[1:]]
+    assert [each.get("url") for each in servers] == [f"http://{where}/mcp", f"ws://{where}/", None]
+    bridge = build_parser().parse_args(servers[2]["args"])
     assert (bridge.command, bridge.url) == ("connect", f"ws://{where}/")
-    assert places == sorted(places)
-    assert ("Bearer TOKEN" in answer.text) == is_guarded
-    policy = answer.headers["content-security-policy"]
-    assert policy.startswith("default-src 'none'; style-src 'sha256-")
-    assert "<script" not in answer.text
+    assert (facts["guarded"], all("TOKEN" in each for each in codes)) == (is_guarded, is_guarded)
     assert foreign.status_code == 421
 
 
+async def test_the_policy_of_the_page_allows_only_its_own_scripts(client: httpx.AsyncClient, page: str) -> None:
+    """No inline script, no evaluation, no other site, and no text becomes HTML without being sanitized."""
+    answer = await client.get(page)
+    policy = dict(each.split(" ", 1) for each in answer.headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == policy["frame-ancestors"] == policy["base-uri"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
+    assert policy["img-src"] == "'self' data: blob:"
+    assert policy["require-trusted-types-for"] == "'script'"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["referrer-policy"] == "no-referrer"
+    scripts = re.findall(r"<script([^>]*)>", answer.text)
+    assert all("src=" in each or "application/json" in each for each in scripts)
+
+
 async def test_the_page_escapes_the_name_it_was_asked_under(client: httpx.AsyncClient) -> None:
-    transport = httpx.ASGITransport(Starlette(routes=[page_route("1", is_guarded=False)]))
+    transport = httpx.ASGITransport(Starlette(routes=page_routes("1", is_guarded=False)))
+    name = "<img src=x></script><pre>{facts}"
     async with httpx.AsyncClient(transport=transport, base_url="http://exai") as inside:
-        answer = await inside.get("/", headers={"host": "<img src=x>"})
+        answer = await inside.get("/", headers={"host": name})
     assert "<img" not in answer.text
+    assert name in facts_of(answer.text)["snippets"][0]["code"]
+
+
+async def test_files_of_the_page_are_kept_by_the_browser_and_small_on_the_way(
+    client: httpx.AsyncClient, page: str
+) -> None:
+    """Addresses change with the content; the page itself is asked for again, and is then not sent again."""
+    first = await client.get(page)
+    addresses = re.findall(r'(?:href|src)="(/page/[^"]+)"', first.text)
+    assert len(addresses) > 10
+    packed = plain = 0
+    for address in set(addresses):
+        answer = await client.get(page + address, headers={"accept-encoding": "gzip"})
+        assert answer.status_code == 200, address
+        assert "immutable" in answer.headers["cache-control"]
+        assert "require-trusted-types-for" in answer.headers["content-security-policy"]
+        packed += int(answer.headers["content-length"])
+        plain += len(answer.content)
+        bare = await client.get(page + address, headers={"accept-encoding": "identity"})
+        assert (bare.content, "content-encoding" in bare.headers) == (answer.content, False)
+    assert plain + len(first.content) < MAX_PAGE_BYTES
+    assert packed < MAX_PACKED_BYTES
+    again = await client.get(page, headers={"if-none-match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+@pytest.mark.parametrize("path", ["/page/0123456789abcdef/app.js", "/page/x/../../page.py", "/page/x/..%2fpage.py"])
+async def test_there_are_no_other_files(client: httpx.AsyncClient, page: str, path: str) -> None:
+    answer = await client.get(page + path)
+    assert answer.status_code == 404
 
 
 def scope_of(client: str, headers: dict[str, str], server: str = "10.0.0.5") -> dict[str, Any]:

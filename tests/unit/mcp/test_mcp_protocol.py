@@ -11,7 +11,7 @@ from exai.errors import DatabaseBusy, DeadlineExceeded, NotFound, ShuttingDown
 from exai.mcp.core.connection import Connection
 from exai.mcp.core.jsonrpc import Json, RpcError, parse
 from exai.mcp.core.protocol import Call, CallContext, Cancel, Feature, Ignore, Method, Send, Start, Surface
-from exai.mcp.core.versions import META_CAPABILITIES, META_SERVER, META_SUBSCRIPTION, META_VERSION
+from exai.mcp.core.versions import META_CAPABILITIES, META_PART, META_SERVER, META_SUBSCRIPTION, META_VERSION
 from exai.mcp.features.paging import paged
 from tests.support.mcp_server import Tools, handshake, modern, request, tool_call
 
@@ -259,6 +259,14 @@ class TestProgress:
             "method": "notifications/progress",
             "params": {"progressToken": 0, "progress": 1, "message": "asking the model"},
         }
+
+    def test_a_part_of_an_answer_stands_beside_the_message(self) -> None:
+        """EXAI's own extension, in `_meta` as the specification wants it."""
+        connection = connect()
+        call = started(give(connection, request(2, "tools/call", tool_call("slow"), progressToken="t")))
+        sent = orjson.loads(connection.progress(call, 1, "answering", {"content": "Hel"}) or b"")
+        assert sent["params"]["_meta"] == {META_PART: {"content": "Hel"}}
+        assert sent["params"]["message"] == "answering"
 
     def test_none_follows_the_answer(self) -> None:
         """Progress, behaviour requirements."""

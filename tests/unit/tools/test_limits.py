@@ -61,6 +61,12 @@ def test_sizes_are_as_clients_count() -> None:
     assert MAX_ANSWER_BYTES * 0.9 < len(orjson.dumps(part)) <= MAX_ANSWER_BYTES
 
 
+def test_the_page_is_shown_as_much_as_a_message_holds() -> None:
+    """Its reader is a person, who does not pay by the token."""
+    limit = answer_limit(ClientInfo("exai-page", "0.1.0"))
+    assert (limit.chars, limit.size_bytes) == (MAX_ANSWER_CHARS, MAX_ANSWER_BYTES)
+
+
 @pytest.mark.parametrize(
     "dense", ["0f3a9c" * 20_000, "漢字" * 40_000, "QmFzZTY0" * 15_000, "😀" * 40_000, "\x01" * 40_000]
 )

@@ -1,0 +1,121 @@
+// Asking a model: a new question, its answer while it grows, and what to do when there is none.
+
+import { useEffect, useRef, useState } from "./vendor.js";
+import { html } from "./dom.js";
+import { Markdown } from "./markdown.js";
+import { callTool } from "./mcp.js";
+import { Reasoning } from "./message.js";
+import { models, readModels } from "./models.js";
+import { addressOf, go } from "./route.js";
+import { complain, useStore } from "./state.js";
+
+/** A longer answer is shown as plain text until it is complete. */
+const MAX_GROWING_MARKDOWN = 30_000;
+const MAX_ROWS_PX = 320;
+
+/** The field for a question, below it nothing, above it the answer that is being given. */
+export function Composer({ conversation = "", onChange }) {
+  const [text, setText] = useState("");
+  const [model, setModel] = useState("");
+  const [asked, setAsked] = useState(null);
+  const known = useStore(models);
+  useEffect(() => {
+    readModels().catch(complain);
+  }, []);
+
+  const ask = async (question) => {
+    const control = new AbortController();
+    const show = (change) => setAsked((now) => ({ ...now, ...change }));
+    setAsked({ ...question, control, content: "", reasoning: "", progress: "", error: null });
+    try {
+      const answer = await askModel(question, conversation, control.signal, show);
+      await onChange?.();
+      setAsked(answer.complete === false ? { ...question, control, note: answer.content } : null);
+      if (!conversation) go(addressOf(answer.continuation_id));
+    } catch (error) {
+      if (error.kind === "aborted") setAsked(null);
+      else show({ error, control: null });
+      onChange?.();
+    }
+  };
+  const onSubmit = (event) => {
+    event?.preventDefault();
+    if (!text.trim() || asked?.control) return;
+    setText("");
+    // The key makes a repetition of this question, after a lost answer too, one turn.
+    ask({ prompt: text, model: model || undefined, key: crypto.randomUUID?.() ?? `page-${Date.now()}-${Math.random()}` });
+  };
+
+  return html`<div class="composer-place">
+    ${asked && html`<${Answering} asked=${asked} onRetry=${() => ask({ prompt: asked.prompt, model: asked.model, key: asked.key })} />`}
+    ${known && !known.configured.length
+      ? html`<div class="failure"><p>${known.notes[0] ?? "No model is configured."}</p></div>`
+      : html`<form class="composer" onSubmit=${onSubmit}>
+          <${Question} text=${text} onInput=${setText} onSubmit=${onSubmit} isNew=${!conversation} />
+          <div class="composer-bar">
+            <label class="off-screen" for="model">Model</label>
+            <select id="model" value=${model} onChange=${(event) => setModel(event.currentTarget.value)}>
+              <option value="">${known ? `${known.byDefault} (default)` : "Default model"}</option>
+              ${known?.configured.filter((each) => !each.default).map((each) => html`<option key=${each.name} value=${each.name}>${each.name}</option>`)}
+            </select>
+            ${asked?.control
+              ? html`<button type="button" onClick=${() => asked.control.abort()}>Stop</button>`
+              : html`<button type="submit" class="primary" disabled=${!text.trim()}>Send</button>`}
+          </div>
+        </form>`}
+  </div>`;
+}
+
+function Question({ text, onInput, onSubmit, isNew }) {
+  const place = useRef(null);
+  useEffect(() => {
+    place.current.style.height = "auto";
+    place.current.style.height = `${Math.min(place.current.scrollHeight, MAX_ROWS_PX)}px`;
+  }, [text]);
+  const onKey = (event) => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && matchMedia("(pointer: fine)").matches) onSubmit(event);
+  };
+  const label = isNew ? "Ask a model" : "Continue this conversation";
+  return html`<textarea ref=${place} rows="1" value=${text} aria-label=${label} placeholder="${label}…"
+    onInput=${(event) => onInput(event.currentTarget.value)} onKeyDown=${onKey}></textarea>`;
+}
+
+/** The question that was asked, and its answer as far as it has come. */
+function Answering({ asked, onRetry }) {
+  const { prompt, content, reasoning, progress, error, note, control } = asked;
+  const place = useRef(null);
+  useEffect(() => {
+    place.current?.scrollIntoView({ block: "nearest" });
+  }, [content, reasoning, error]);
+  return html`<div class="answering" ref=${place} aria-busy=${Boolean(control && !note)}>
+    <article class="message user"><header><span class="who">You</span></header><div class="plain-text">${prompt}</div></article>
+    ${(reasoning || content) && html`<article class="message assistant">
+      ${reasoning && html`<${Reasoning} text=${reasoning} isOpen=${!content} />`}
+      ${content && (content.length > MAX_GROWING_MARKDOWN
+        ? html`<div class="plain-text">${content}</div>`
+        : html`<${Markdown} text=${content} isGrowing />`)}
+    </article>`}
+    ${control && !note && html`<p class="progress" role="status">${progress || "Sending…"}</p>`}
+    ${note && html`<p class="note" role="status">${note}</p>`}
+    ${error && html`<div class="failure" role="alert">
+      <p>${error.message}</p>
+      <button type="button" onClick=${onRetry}>Try again</button>
+    </div>`}
+  </div>`;
+}
+
+async function askModel({ prompt, model, key }, conversation, signal, show) {
+  let content = "";
+  let reasoning = "";
+  const onNotice = ({ params }) => {
+    const part = params?._meta?.["exai/part"];
+    if (part) {
+      content += part.content ?? "";
+      reasoning += part.reasoning ?? "";
+    }
+    show({ content, reasoning, progress: params?.message ?? "" });
+  };
+  const given = { prompt, model, continuation_id: conversation || undefined, idempotency_key: key };
+  const meta = { progressToken: key, "exai/parts": true };
+  return callTool("chat", given, { signal, onNotice, meta });
+}

@@ -1,0 +1,32 @@
+// How clients connect, with lines to copy.
+
+import { html } from "./dom.js";
+import { CopyButton } from "./copy.js";
+import { facts } from "./state.js";
+
+/** The snippets that the daemon made for the name under which it was asked. */
+export function Snippets() {
+  return html`<div class="snippets">
+    ${facts.snippets.map(
+      ({ title, words, code }) => html`<section class="card">
+        <h2>${title}</h2>
+        <p>${words}</p>
+        <div class="code">
+          <div class="code-bar"><span>${code.startsWith("{") ? "json" : "bash"}</span><${CopyButton} text=${code} /></div>
+          <pre tabindex="0"><code>${code}</code></pre>
+        </div>
+      </section>`,
+    )}
+  </div>`;
+}
+
+export function Connect() {
+  return html`<main class="page" id="main">
+    <h1>Connect a client</h1>
+    <p class="lead">
+      EXAI is a Model Context Protocol server. Every client that connects to it shares these conversations.
+      ${facts.guarded && html` Put your token in place of <code>TOKEN</code>.`}
+    </p>
+    <${Snippets} />
+  </main>`;
+}

@@ -1,0 +1,23 @@
+// What the page's own modules import from other people's packages; `make page` bundles it as exai/web/static/vendor.js.
+
+import hljs from "highlight.js/lib/core";
+import bash from "highlight.js/lib/languages/bash";
+import diff from "highlight.js/lib/languages/diff";
+import javascript from "highlight.js/lib/languages/javascript";
+import json from "highlight.js/lib/languages/json";
+import python from "highlight.js/lib/languages/python";
+import sql from "highlight.js/lib/languages/sql";
+import xml from "highlight.js/lib/languages/xml";
+import yaml from "highlight.js/lib/languages/yaml";
+
+const languages = { bash, diff, javascript, json, python, sql, xml, yaml };
+for (const [name, language] of Object.entries(languages)) hljs.registerLanguage(name, language);
+hljs.registerAliases(["ts", "tsx", "typescript"], { languageName: "javascript" });
+
+export { hljs };
+export { h, render } from "preact";
+export { useEffect, useRef, useState } from "preact/hooks";
+export { default as htm } from "htm";
+export { default as uPlot } from "uplot";
+export { Marked } from "marked";
+export { default as DOMPurify } from "dompurify";

@@ -57,6 +57,7 @@ REMOVED_METHODS = frozenset({"ping", "logging/setLevel", "resources/subscribe", 
 _TITLES_SINCE = "2025-06-18"
 _ICONS_SINCE = "2025-11-25"
 _ANNOTATIONS_SINCE = "2025-03-26"
+_REPEATED_MAX_CHARS = 9_500
 _LISTS = ("tools", "prompts", "resources", "resourceTemplates")
 
 
@@ -135,9 +136,11 @@ def _downgraded(result: dict[str, Any], version: str) -> dict[str, Any]:
     if "content" in result:
         result["content"] = _blocks(result["content"], version)
     if version < _TITLES_SINCE and "structuredContent" in result:
-        # These clients read only the content, so it has to hold the whole answer.
-        whole = orjson.dumps(result.pop("structuredContent")).decode()
-        result["content"] = [*result.get("content", []), {"type": "text", "text": whole}]
+        # These clients read only the content, so it holds the whole answer. One that would be longer than they show
+        # together with its text, which is complete by itself, is not repeated.
+        whole, content = orjson.dumps(result.pop("structuredContent")).decode(), result.get("content", [])
+        if not content or len(whole) + sum(len(block.get("text", "")) for block in content) <= _REPEATED_MAX_CHARS:
+            result["content"] = [*content, {"type": "text", "text": whole}]
     if "messages" in result:
         result["messages"] = [
             {**message, "content": _block(message["content"], version)} for message in result["messages"]

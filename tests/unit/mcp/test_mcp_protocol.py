@@ -369,6 +369,14 @@ class TestRevisions:
         assert found["content"][1]["text"] == "one: exai://1"
         assert orjson.loads(found["content"][3]["text"]) == {"answer": 42}
 
+    def test_a_long_answer_is_not_sent_twice_to_older_ones(self) -> None:
+        """The text is complete by itself; with the structure it would be longer than clients show."""
+        connection = connect("2025-03-26")
+        call = started(give(connection, request(1, "tools/call", tool_call("slow"))))
+        text = {"type": "text", "text": "x" * 9_000}
+        long = {"content": [text], "structuredContent": {"answer": "x" * 9_000}, "isError": False}
+        assert settled(connection.complete(call, long))["result"] == {"content": [text], "isError": False}
+
     def test_the_oldest_has_no_audio(self) -> None:
         """Audio came with 2025-03-26."""
         assert {block["type"] for block in self.result("2024-11-05")["content"]} == {"text"}

@@ -8,10 +8,12 @@ from typing import Any
 import orjson
 import pytest
 
+from exai.mcp.core.protocol import ClientInfo
 from exai.mcp.features.coercion import coerce
 from exai.mcp.features.results import call_result
 from exai.mcp.features.schemas import portable_schema
-from exai.models import ContinuationId
+from exai.models import ContinuationId, WebSource
+from exai.token_estimate import text_tokens
 from exai.tools.consensus import ConsensusArguments, ConsensusOutput
 from exai.tools.limits import ANSWER_CHARS
 from exai.workflows.consensus import ConsensusResult, PanelAnswer
@@ -94,3 +96,28 @@ def test_the_largest_answer_fits_with_next_and_continuation_id_first() -> None:
     assert len(orjson.dumps(shape["structuredContent"])) <= ANSWER_CHARS + 2_000
     assert text.index("continuation_id: c") < 200
     assert text.index("next: The synthesis continues") < 400
+
+
+@pytest.mark.parametrize("dense", ["0f3a" * 30_000, "漢字" * 60_000], ids=["hex", "Han"])
+@pytest.mark.parametrize(("client", "tokens"), [("", 10_000), ("claude-code", 25_000)])
+def test_the_densest_answer_has_no_more_tokens_than_its_client_shows(dense: str, client: str, tokens: int) -> None:
+    """Openings, names of files, sources and the synthesis together."""
+    answers = [PanelAnswer("kimi", "answered", label, seq=3, opening=dense[:600]) for label in "ABCDE"]
+    result = ConsensusResult(
+        content=dense,
+        next="Decide yourself.",
+        continuation_id=ContinuationId("c"),
+        seq=9,
+        model="glm",
+        answers=tuple(answers),
+        is_complete=True,
+        retry_key="k",
+        read=(dense[:100],) * 1_000,
+        left_out=(dense[:100],) * 1_000,
+        sources=(WebSource("page", f"https://example.com/{dense[:100]}"),) * 500,
+    )
+    shape = call_result(ConsensusOutput.of(result, ClientInfo(client)))
+    for shown in (shape["content"][0]["text"], orjson.dumps(shape["structuredContent"]).decode()):
+        assert max(text_tokens(shown), len(shown.encode()) // 4) <= tokens
+    assert shape["structuredContent"]["next_offset"] > 1_000
+    assert "more, in the metadata of the question" in shape["structuredContent"]["read"][-1]

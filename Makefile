@@ -41,7 +41,7 @@ test-adoption: .venv/dev.done ## migrate a million messages of an older system w
 
 # The quick parts: tests that depend on the releases of other packages, without timing, faults and attacks.
 VERSION_TESTS := tests/unit tests/integration/mcp tests/integration/db tests/integration/cache tests/integration/providers
-test-lowest: .venv/dev.done .venv/lowest/done .venv/dist/done ## run the suite's quick parts on the oldest allowed versions, with the wheel and its extras
+test-lowest: .venv/dev.done .venv/lowest/exai ## run the suite's quick parts on the oldest allowed versions, with the wheel and its extras
 	@.venv/lowest/bin/python -m pytest -q $(VERSION_TESTS) $(ARGS)
 	@EXAI_TEST_WHEELS=.venv/dist EXAI_TEST_VERSIONS=requirements/lowest.lock $(PY) -m pytest -n 0 -q -m heavy tests/packaging
 
@@ -128,13 +128,16 @@ $(shell test -x .venv/bin/python || rm -f .venv/run.done .venv/dev.done .venv/pe
 	@$(PIP) --python .venv/lowest/bin/python install --no-compile --no-deps --require-hashes -r requirements/lowest.lock
 	@touch $@
 
+.venv/lowest/exai: .venv/lowest/done .venv/dist/done
+	@$(PIP) --python .venv/lowest/bin/python install --no-compile --no-deps --no-index --force-reinstall .venv/dist/exai-*.whl
+	@touch $@
+
 .venv/newest/done: pyproject.toml .venv/dist/done
 	@echo "installing the newest versions allowed into an environment of their own"
 	@test -x .venv/newest/bin/python || $(PY) -m venv --without-pip .venv/newest
 	@$(PY) requirements/lock.py --tools >.venv/newest/tools.txt
 	@$(PIP) --python .venv/newest/bin/python install --no-compile --upgrade --upgrade-strategy eager -r .venv/newest/tools.txt \
 		"$$(echo .venv/dist/exai-*.whl)[server,embedded,documents]"
-	@$(PIP) --python .venv/newest/bin/python uninstall -y exai
 	@touch $@
 
 .venv/referees/done: requirements/referees.lock | .venv/bin/python

@@ -260,7 +260,9 @@ class Connections:
 async def _settle(connection: OneTrip) -> bool:
     """Return whether the server acknowledged the cancellation, for which the driver waits before the next statement."""
     try:
-        await connection.execute("select 1", timeout=SETTLE_LIMIT_S)
+        # asyncpg before 0.32 does not apply its own timeout to the wait for the cancellation.
+        async with asyncio.timeout(SETTLE_LIMIT_S):
+            await connection.execute("select 1")
     except Exception:  # noqa: BLE001 - the driver raises undocumented types, and any error means not settled
         return False
     return _is_usable(connection)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -111,106 +111,134 @@ class App:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """Servers, pools and providers, which the services use."""
+
+    settings: Settings
+    roots: Roots
+    recorder: MetricsRecorder
+    events: EventRecorder
+    embedded: Embedded | None
+    database: Database
+    repository: ConversationRepository
+    cache: ConversationCache
+    providers: Providers
+    health: Health
+
+
 @asynccontextmanager
 async def open_app(settings: Settings) -> AsyncIterator[App]:
     """Open servers, pools and providers in order; on exit, all work in flight is stored first.
 
     Raises `StartupError`, `ConfigError`, `DatabaseUnavailable` or `SchemaMismatch`.
     """
+    async with AsyncExitStack() as stack:
+        app, tasks = _build(await _open_backends(stack, settings))
+        for task in tasks:
+            await stack.enter_async_context(task)
+        yield app
+
+
+async def _open_backends(stack: AsyncExitStack, settings: Settings) -> Backends:
     recorder = MetricsRecorder()
     events = EventRecorder(recorder)
     roots = roots_of(settings)
-    async with AsyncExitStack() as stack:
-        embedded = await _open_embedded(stack, settings)
-        patience = _Patience(settings.start_wait_s)
-        database = await patience.until_open(lambda: _open_database(stack, settings, embedded, recorder))
-        repository = ConversationRepository(database)
-        cache_url = _cache_url(settings, embedded)
-        cache = await stack.enter_async_context(
-            open_cache(settings.cache, cache_url, recorder=recorder, changes=changes_of(repository))
+    embedded = await _open_embedded(stack, settings)
+    patience = _Patience(settings.start_wait_s)
+    database = await patience.until_open(lambda: _open_database(stack, settings, embedded, recorder))
+    repository = ConversationRepository(database)
+    cache_url = _cache_url(settings, embedded)
+    cache = await stack.enter_async_context(
+        open_cache(settings.cache, cache_url, recorder=recorder, changes=changes_of(repository))
+    )
+    await patience.until_open(lambda: _check_cache(cache, cache_url))
+    providers = await stack.enter_async_context(
+        open_providers(
+            settings.providers, recorder=recorder, limits=settings.limits, pricing=pricing_of(settings.budgets)
         )
-        await patience.until_open(lambda: _check_cache(cache, cache_url))
-        providers = await stack.enter_async_context(
-            open_providers(
-                settings.providers, recorder=recorder, limits=settings.limits, pricing=pricing_of(settings.budgets)
-            )
-        )
-        health = await stack.enter_async_context(
-            open_health(components(database, cache, providers), recorder=recorder, on_change=events.health_change)
-        )
-        blobs = _blobs(settings, database)
-        file_repository = FileRepository(database)
-        files = FileService(file_repository, blobs, settings.files, limits=settings.limits, roots=roots)
-        sources = SourceReader(files, roots, estimate_tokens)
-        notices = Notices()
-        publisher = Publisher(cache, notices)
-        search, curation, turn_repository = (
-            SearchRepository(database),
-            CurationRepository(database),
-            TurnRepository(database),
-        )
-        indexing = Indexing(search, notices.have_changed, recorder, pause_s=settings.database.index_pause_s)
-        attachments = Attachments(file_repository, blobs, Instructions(instructions_by_name()))
-        budgets = Budgets(settings.budgets, providers)
-        answers = AnswerCache(cache.answers, providers, settings.answers, recorder)
-        turns = ChatTurns(
-            turn_repository,
-            cache,
-            providers,
-            attachments,
-            publisher,
-            budgets=budgets,
-            answers=answers,
-            on_end=TurnMetrics(recorder, events).ended,
-        )
-        chat = ChatService(turns, turn_repository, settings.limits)
-        repositories = Repositories(repository, search, curation)
-        conversations = ConversationStore(
-            repositories, cache, publisher, indexing, limits=settings.limits, recorder=recorder
-        )
-        consensus = ConsensusService(
-            PanelTurns(turn_repository, turns.leases, turns.outcomes, publisher, providers, budgets=budgets),
-            providers,
-            attachments,
-            sources,
-            PanelChoice(providers, settings.providers.panel, settings.providers.arbiter),
-            limits=settings.limits,
-        )
-        transfer = Transfer(TransferRepository(database), publisher, settings.limits, files)
-        await stack.enter_async_context(
-            running("conversation-watch", ChangePoller(repository, notices, recorder).run())
-        )
-        await stack.enter_async_context(running("word-indexing", indexing.run()))
-        await stack.enter_async_context(chat.running())
-        notes = embedded.notes if embedded else (CACHE_NOT_GIVEN,) if settings.cache.url is None else ()
-        yield App(
-            settings=settings,
-            chat=chat,
-            conversations=conversations,
-            transfer=transfer,
-            maintenance=Maintenance(curation, indexing),
-            ledger=Ledger(LedgerRepository(database), limits_of(settings.budgets)),
-            notices=notices,
-            files=files,
-            sources=sources,
-            workflows=WorkflowService(chat, conversations, providers, sources=sources, limits=settings.limits),
-            consensus=consensus,
-            providers=providers,
-            database=database,
-            cache=cache,
-            embedded=embedded,
-            recorder=recorder,
-            events=events,
-            health=health,
-            live=Live(
-                recorder,
-                pool=database.usage,
-                providers=lambda: provider_states(providers),
-                running=lambda: turns.leases.count,
-            ),
-            history=HistoryRepository(database),
-            notes=notes,
-        )
+    )
+    health = await stack.enter_async_context(
+        open_health(components(database, cache, providers), recorder=recorder, on_change=events.health_change)
+    )
+    return Backends(settings, roots, recorder, events, embedded, database, repository, cache, providers, health)
+
+
+def _build(opened: Backends) -> tuple[App, Sequence[AbstractAsyncContextManager[None]]]:
+    """Return the application and its background tasks, in the order in which they start."""
+    settings, limits, database, recorder = opened.settings, opened.settings.limits, opened.database, opened.recorder
+    cache, providers = opened.cache, opened.providers
+    blobs = _blobs(settings, database)
+    file_repository = FileRepository(database)
+    files = FileService(file_repository, blobs, settings.files, limits=limits, roots=opened.roots)
+    sources = SourceReader(files, opened.roots, estimate_tokens)
+    notices = Notices()
+    publisher = Publisher(cache, notices)
+    search, curation, turn_repository = (
+        SearchRepository(database),
+        CurationRepository(database),
+        TurnRepository(database),
+    )
+    indexing = Indexing(search, notices.have_changed, recorder, pause_s=settings.database.index_pause_s)
+    attachments = Attachments(file_repository, blobs, Instructions(instructions_by_name()))
+    budgets = Budgets(settings.budgets, providers)
+    answers = AnswerCache(cache.answers, providers, settings.answers, recorder)
+    turns = ChatTurns(
+        turn_repository,
+        cache,
+        providers,
+        attachments,
+        publisher,
+        budgets=budgets,
+        answers=answers,
+        on_end=TurnMetrics(recorder, opened.events).ended,
+    )
+    chat = ChatService(turns, turn_repository, limits)
+    repositories = Repositories(opened.repository, search, curation)
+    conversations = ConversationStore(repositories, cache, publisher, indexing, limits=limits, recorder=recorder)
+    panel_turns = PanelTurns(turn_repository, turns.leases, turns.outcomes, publisher, providers, budgets=budgets)
+    choice = PanelChoice(providers, settings.providers.panel, settings.providers.arbiter)
+    poller = ChangePoller(opened.repository, notices, recorder)
+    app = App(
+        settings=settings,
+        chat=chat,
+        conversations=conversations,
+        transfer=Transfer(TransferRepository(database), publisher, limits, files),
+        maintenance=Maintenance(curation, indexing),
+        ledger=Ledger(LedgerRepository(database), limits_of(settings.budgets)),
+        notices=notices,
+        files=files,
+        sources=sources,
+        workflows=WorkflowService(chat, conversations, providers, sources=sources, limits=limits),
+        consensus=ConsensusService(panel_turns, providers, attachments, sources, choice, limits=limits),
+        providers=providers,
+        database=database,
+        cache=cache,
+        embedded=opened.embedded,
+        recorder=recorder,
+        events=opened.events,
+        health=opened.health,
+        live=_live(recorder, database, providers, turns),
+        history=HistoryRepository(database),
+        notes=_notes(settings, opened.embedded),
+    )
+    tasks = [running("conversation-watch", poller.run()), running("word-indexing", indexing.run()), chat.running()]
+    return app, tasks
+
+
+def _live(recorder: MetricsRecorder, database: Database, providers: Providers, turns: ChatTurns) -> Live:
+    return Live(
+        recorder,
+        pool=database.usage,
+        providers=lambda: provider_states(providers),
+        running=lambda: turns.leases.count,
+    )
+
+
+def _notes(settings: Settings, embedded: Embedded | None) -> tuple[str, ...]:
+    if embedded is not None:
+        return embedded.notes
+    return (CACHE_NOT_GIVEN,) if settings.cache.url is None else ()
 
 
 @asynccontextmanager

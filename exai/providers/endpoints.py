@@ -9,11 +9,11 @@ from typing import Final
 from pydantic import SecretStr
 
 from exai.providers.base import Family
-from exai.providers.deepseek import DEEPSEEK
-from exai.providers.glm import GLM
-from exai.providers.kimi import KIMI
-from exai.providers.openrouter import OPENROUTER
-from exai.providers.qwen import QWEN
+from exai.providers.families.deepseek import DEEPSEEK
+from exai.providers.families.glm import GLM
+from exai.providers.families.kimi import KIMI
+from exai.providers.families.openrouter import OPENROUTER
+from exai.providers.families.qwen import QWEN
 from exai.settings.load import EndpointSettings, ProvidersSettings
 
 NAMED: Final[Mapping[str, Family]] = {each.name: each for each in (KIMI, GLM, DEEPSEEK, OPENROUTER, QWEN)}

@@ -23,11 +23,11 @@ from exai.providers.catalogue import load_catalogue
 from exai.providers.completion.client import ChatApi
 from exai.providers.completion.counting import TokenCounter
 from exai.providers.completion.exchange import HttpTransport
-from exai.providers.completion.formula import FormulaTools
 from exai.providers.completion.http_client import open_client
 from exai.providers.completion.identity import identity_of
 from exai.providers.completion.request import check_options
-from exai.providers.completion.search import MAX_SEARCHES, ToolSearch
+from exai.providers.completion.search.formula import FormulaTools
+from exai.providers.completion.search.tool_search import MAX_SEARCHES, ToolSearch
 from exai.providers.completion.sizing import Sizing
 from exai.providers.discovery import Discovery
 from exai.providers.endpoints import Site, read_sites
@@ -338,18 +338,8 @@ async def open_providers(
                 counter=_counter(site, client, recorder),
                 search=_tool_search(site, client),
             )
-            endpoint = site.endpoint
-            if endpoint is None or not endpoint.models or endpoint.context_window is None:
-                discoveries[name] = Discovery(
-                    site.family,
-                    site.base_url,
-                    site.key,
-                    client,
-                    clocks,
-                    wanted=endpoint.models if endpoint is not None else (),
-                    is_described=endpoint is None,
-                    limit_s=settings.connect_timeout_s,
-                )
+            if (discovery := _discovery(site, client, clocks, settings.connect_timeout_s)) is not None:
+                discoveries[name] = discovery
         names = ModelNames(sites, catalogue, discoveries, default_model=settings.default_model, clocks=clocks)
         is_open_ended = any(site.endpoint is not None and not site.endpoint.models for site in sites.values())
         if not is_open_ended:
@@ -370,6 +360,23 @@ async def open_providers(
         )
         background.start("provider-lists", providers.keep_lists())
         yield providers
+
+
+def _discovery(site: Site, client: httpx.AsyncClient, clocks: Clocks, limit_s: float) -> Discovery | None:
+    """Return the queries for the models of a provider; None if the settings describe all of them."""
+    endpoint = site.endpoint
+    if endpoint is not None and endpoint.models and endpoint.context_window is not None:
+        return None
+    return Discovery(
+        site.family,
+        site.base_url,
+        site.key,
+        client,
+        clocks,
+        wanted=endpoint.models if endpoint is not None else (),
+        is_described=endpoint is None,
+        limit_s=limit_s,
+    )
 
 
 def _counter(site: Site, client: httpx.AsyncClient, recorder: Recorder) -> TokenCounter | None:

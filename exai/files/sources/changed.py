@@ -12,9 +12,9 @@ from typing import Final
 
 from exai.errors import InvalidArgument
 from exai.files.paths import Roots, is_directory
-from exai.files.sources.diffs import Change, ChangeSet, Differ
 from exai.files.sources.filling import LEAST_CUT_TOKENS, RANGE_FILE_BYTES, Filling, SourceFile
-from exai.files.sources.git import Git, Repository
+from exai.files.sources.git.diffs import Change, ChangeSet, Differ
+from exai.files.sources.git.repository import Git, Repository
 from exai.files.sources.skipping import reason_by_name
 
 PATCH_TYPE: Final = "text/x-diff"

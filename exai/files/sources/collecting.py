@@ -14,10 +14,10 @@ from exai.files.paths import Roots, is_directory
 from exai.files.service import FileContent
 from exai.files.sources.bounds import Bounds
 from exai.files.sources.changed import ChangedFiles, repository_of
-from exai.files.sources.diffs import Differ
 from exai.files.sources.entries import LineRange, path_of, range_of
 from exai.files.sources.filling import RANGE_FILE_BYTES, Estimate, Filling, SourceFile
-from exai.files.sources.git import Git
+from exai.files.sources.git.diffs import Differ
+from exai.files.sources.git.repository import Git
 from exai.files.sources.globs import ANY_DEPTH, alternatives, fixed_part, is_glob, matches
 from exai.files.sources.listing import Tree, TreeLister
 from exai.files.sources.resolving import Resolver

@@ -17,7 +17,7 @@ from pathspec import GitIgnoreSpec
 from exai.errors import InvalidArgument
 from exai.files.paths import Roots, is_directory
 from exai.files.sources.bounds import MAX_DEPTH, Bounds
-from exai.files.sources.git import LISTING_BYTES, Git
+from exai.files.sources.git.repository import LISTING_BYTES, Git
 
 IGNORE_FILE: Final = ".gitignore"
 IGNORE_BYTES: Final = 65_536

@@ -32,7 +32,7 @@ from exai.providers.base import Clocks, Family, Model, ProviderCall, Transport
 from exai.providers.completion.counting import TokenCounter
 from exai.providers.completion.parameters import MAX_LESSONS, STREAM_OPTIONS, Lessons
 from exai.providers.completion.request import ToolRounds, build_body, encode_body
-from exai.providers.completion.search import ToolSearch
+from exai.providers.completion.search.tool_search import ToolSearch
 from exai.providers.completion.shaping import REASONING_FIELD, RETURNED_FIELDS
 from exai.providers.gates import Gates, ModelGate
 from exai.providers.reply.answer import AnswerAssembler

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from exai.files.paths import Roots
 from exai.files.sources.bounds import Bounds
-from exai.files.sources.git import Git
+from exai.files.sources.git.repository import Git
 from exai.files.sources.listing import TreeLister
 from tests.integration.sources.conftest import Tree
 

@@ -24,7 +24,7 @@ from exai.providers.base import Clocks, ProviderCall
 from exai.providers.catalogue import load_catalogue
 from exai.providers.completion.client import MAX_CONNECTIONS, ChatApi
 from exai.providers.endpoints import NAMED
-from exai.providers.kimi import KIMI
+from exai.providers.families.kimi import KIMI
 from exai.providers.reply.sse import Event
 from exai.resilience import OPEN_S, RETRY_TOKENS, Attempt, with_deadline
 

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from exai.providers.base import Clocks
 from exai.providers.discovery import Discovery
-from exai.providers.kimi import KIMI
+from exai.providers.families.kimi import KIMI
 
 
 @pytest.mark.parametrize("error", [httpx.DecodingError("bad gzip"), httpx.ConnectError("gone"), ZeroDivisionError("x")])

@@ -20,8 +20,8 @@ from exai.providers.completion.failures import (
     safe_excerpt,
     verdict_of,
 )
-from exai.providers.glm import GLM
-from exai.providers.kimi import KIMI
+from exai.providers.families.glm import GLM
+from exai.providers.families.kimi import KIMI
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
 PLAIN = Family("local", "http://x", "KEY", limit_field="max_tokens", stream_usage=True)

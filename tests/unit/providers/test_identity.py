@@ -7,7 +7,7 @@ from dataclasses import replace
 from exai.models import CompletionRequest, Prompt, PromptImage
 from exai.providers.base import ImageLimits, Model
 from exai.providers.completion.identity import digest_of, identity_of
-from exai.providers.kimi import KIMI
+from exai.providers.families.kimi import KIMI
 
 MODEL = Model("m", "kimi", "m-1", 8_192, 1_024, temperature=(0.0, 1.0), images=ImageLimits(4, 1_000))
 REQUEST = CompletionRequest("m", [Prompt("user", "Hi")])

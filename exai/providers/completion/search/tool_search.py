@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from exai.models import Delta
 from exai.providers.base import ProviderCall
-from exai.providers.completion.formula import FormulaFailed, FormulaTools
+from exai.providers.completion.search.formula import FormulaFailed, FormulaTools
 from exai.providers.reply.calls import ToolCall
 
 MAX_SEARCHES: Final = 8

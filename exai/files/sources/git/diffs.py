@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from exai.errors import InvalidArgument, shown
-from exai.files.sources.git import Git, Repository
+from exai.files.sources.git.repository import Git, Repository
 from exai.files.sources.programs import ProgramOutput
 from exai.files.sources.skipping import MAX_FILE_BYTES
 

@@ -1,0 +1,1 @@
+"""Git as a source: commands that are safe in any repository, and what changed."""

@@ -1,0 +1,1 @@
+"""The providers whose APIs differ from each other: one `Family` in each module."""

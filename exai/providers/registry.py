@@ -23,7 +23,7 @@ from exai.providers.catalogue import load_catalogue
 from exai.providers.completion.client import ChatApi
 from exai.providers.completion.counting import TokenCounter
 from exai.providers.completion.exchange import HttpTransport
-from exai.providers.completion.http_client import open_client
+from exai.providers.completion.http_client import HttpClients
 from exai.providers.completion.identity import identity_of
 from exai.providers.completion.request import check_options
 from exai.providers.completion.search.formula import FormulaTools
@@ -312,11 +312,11 @@ async def open_providers(
     async with AsyncExitStack() as stack:
         chats: dict[str, ChatApi] = {}
         discoveries: dict[str, Discovery] = {}
-        verify = httpx.create_ssl_context()
+        clients = HttpClients(settings)
         for name, site in sites.items():
             if not site.configured:
                 continue
-            client = await stack.enter_async_context(open_client(site.base_url, settings, verify))
+            client = await stack.enter_async_context(clients.open(site.base_url))
             exchange = HttpTransport(
                 site.family,
                 client,

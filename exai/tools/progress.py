@@ -60,10 +60,10 @@ class AnswerProgress:
         if self._parts is not None:
             self._parts.add(delta)
         self._chars += len(delta.content) + len(delta.reasoning)
-        sentence = f"{self._step}{self._model} {'answering' if delta.content else 'thinking'}, {_size(self._chars)}"
         now = time.monotonic()
         if now - self._reported_at >= PAUSE_S:
             self._reported_at = now
+            sentence = f"{self._step}{self._model} {'answering' if delta.content else 'thinking'}, {_size(self._chars)}"
             await self._context.progress(sentence.strip())
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
@@ -37,9 +38,10 @@ from exai.providers.completion.failures import (
 )
 from exai.providers.completion.http_client import headers_for, reason_of
 from exai.providers.completion.windows import too_long
+from exai.providers.network.limits import MovingLimit
 from exai.providers.reply.answer import ErrorInStream, UnusableAnswer
 from exai.providers.reply.bodies import MAX_FOREIGN_BYTES, Body, BodyTooLarge, BrokenCompression, Unpacker
-from exai.providers.reply.sse import Event, EventTooLarge
+from exai.providers.reply.sse import EventTooLarge
 from exai.resilience import Attempt, expiry
 from exai.settings.load import ProvidersSettings
 
@@ -70,7 +72,7 @@ class _ReplyState:
 
     call: ProviderCall
     attempt: Attempt
-    scope: asyncio.Timeout
+    limit: MovingLimit
     started: float
     armed: ReadPhase = "first"
     has_begun: bool = False
@@ -106,17 +108,19 @@ class HttpTransport:
         If the connection or the provider failed after the answer but before the stream's end, `call.answer.lost` is the
         reason.
         """
-        scope = asyncio.timeout(self._settings.first_token_timeout_s)
-        started = self._clocks.monotonic()
-        reading = _ReplyState(call, attempt, scope, started)
+        scope = asyncio.timeout(None)
+        limit = MovingLimit(scope)
+        limit.move(asyncio.get_running_loop().time() + self._settings.first_token_timeout_s)
+        reading = _ReplyState(call, attempt, limit, self._clocks.monotonic())
         responded = False
         try:
-            async with (
-                scope,
-                self._client.stream("POST", self._url, content=call.body, headers=self._headers) as response,
-            ):
-                responded = True
-                await self._read_whole(response, reading, await self._check(response, call, scope))
+            with closing(limit):
+                async with (
+                    scope,
+                    self._client.stream("POST", self._url, content=call.body, headers=self._headers) as response,
+                ):
+                    responded = True
+                    await self._read_whole(response, reading, await self._check(response, call, limit))
         except TimeoutError:
             if not scope.expired():
                 raise
@@ -138,7 +142,7 @@ class HttpTransport:
         if not call.answer.done:
             call.answer.lost = reason
 
-    async def _check(self, response: httpx.Response, call: ProviderCall, scope: asyncio.Timeout) -> Body:
+    async def _check(self, response: httpx.Response, call: ProviderCall, limit: MovingLimit) -> Body:
         """Return a reader of the body if it may hold an answer; otherwise raise the error that the reply stands for."""
         headers = response.headers
         call.request_id = next(filter(None, map(clean_request_id, self._request_ids(headers))), None)
@@ -154,7 +158,7 @@ class HttpTransport:
         if status in GOOD_STATUSES:
             return body
         # The body has its own timeout, so that a body that never ends does not hide the status.
-        scope.reschedule(None)
+        limit.move(None)
         raise self._refusal(response, call, await self._error_body(response, encoding) if readable else b"")
 
     def _refusal(self, response: httpx.Response, call: ProviderCall, body: bytes) -> ProviderError:
@@ -231,14 +235,15 @@ class HttpTransport:
         async for chunk in response.aiter_raw():
             alive = body.alive
             for event in body.feed(chunk):
-                await self._take(event, reading)
+                if (delta := answer.take(event)) is not None:
+                    await self._deliver_piece(delta, reading)
             if body.form == "foreign" and len(body.foreign) >= MAX_FOREIGN_BYTES:
                 break
             if body.alive > alive and not answer.started:
                 await self._report_alive(reading)
             self._arm(reading, is_alive=body.alive > alive)
         for event in body.close():
-            await self._take(event, reading)
+            await self._deliver_piece(answer.take(event), reading)
         if body.foreign or (body.form != "events" and not answer.whole):
             raise self._refusal(response, reading.call, body.foreign)
         if body.is_one_document:
@@ -246,9 +251,6 @@ class HttpTransport:
         is_framed = "content-length" in response.headers or "transfer-encoding" in response.headers
         if not body.ended or (answer.goes_on and not is_framed):
             self._end_is_missing(reading.call, "the stream ended without its end marker")
-
-    async def _take(self, event: Event, reading: _ReplyState) -> None:
-        await self._deliver_piece(reading.call.answer.take(event), reading)
 
     async def _deliver_piece(self, delta: Delta | None, reading: _ReplyState) -> None:
         """Deliver a piece of the answer to the caller, and record the time of the first one."""
@@ -279,7 +281,7 @@ class HttpTransport:
             # The caller's time to process a piece does not count towards the provider's limit.
             if not reading.is_over:
                 reading.armed = "delivery"
-                reading.scope.reschedule(None)
+                reading.limit.move(None)
             await reading.call.on_delta(delta)
 
     def _arm(self, reading: _ReplyState, *, is_alive: bool) -> None:
@@ -302,7 +304,7 @@ class HttpTransport:
             phase, limit_s, is_alive = "stream", self._settings.stream_idle_timeout_s, True
         if phase != armed or (is_alive and phase != "drain"):
             reading.armed = phase
-            reading.scope.reschedule(now + limit_s)
+            reading.limit.move(now + limit_s)
 
     def _too_slow(self, call: ProviderCall) -> ProviderError:
         if call.answer.started:

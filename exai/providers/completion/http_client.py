@@ -9,6 +9,8 @@ from typing import Final
 import httpx
 
 from exai import __version__
+from exai.providers.network.transport import PacedTransport, has_proxy
+from exai.providers.network.turns import ReadTurns
 from exai.settings.addresses import is_loopback
 from exai.settings.load import ProvidersSettings
 
@@ -16,18 +18,35 @@ KEEPALIVE_S: Final = 15.0
 _CAUSES_EXAMINED: Final = 8
 
 
-def open_client(base_url: str, settings: ProvidersSettings, verify: ssl.SSLContext) -> httpx.AsyncClient:
+class HttpClients:
+    """Opens the clients of all providers, which share certificates and the order in which their streams are read."""
+
+    def __init__(self, settings: ProvidersSettings) -> None:
+        self._settings, self._verify, self._turns = settings, httpx.create_ssl_context(), ReadTurns()
+
+    def open(self, base_url: str) -> httpx.AsyncClient:
+        """Return a client for one provider."""
+        return open_client(base_url, self._settings, self._verify, self._turns)
+
+
+def open_client(
+    base_url: str, settings: ProvidersSettings, verify: ssl.SSLContext, turns: ReadTurns | None = None
+) -> httpx.AsyncClient:
     """Return a client for one provider, so that a hung one cannot take the connections of the others.
 
-    Proxies come from the environment as usual, except on the way to this machine itself.
+    Proxies come from the environment as usual, except on the way to this machine itself. `turns` are shared by the
+    clients of all providers.
     """
+    # `ChatApi` shares the connections between owners before one is asked for here.
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_S)
+    is_direct = is_loopback(httpx.URL(base_url).host) or not has_proxy()
     return httpx.AsyncClient(
+        transport=PacedTransport(verify, limits, turns or ReadTurns()) if is_direct else None,
         verify=verify,
-        trust_env=not is_loopback(httpx.URL(base_url).host),
+        limits=limits,
+        trust_env=not is_direct,
         follow_redirects=False,
         timeout=httpx.Timeout(None, connect=settings.connect_timeout_s, pool=settings.connect_timeout_s),
-        # `ChatApi` shares the connections between owners before one is asked for here.
-        limits=httpx.Limits(max_connections=None, keepalive_expiry=KEEPALIVE_S),
     )
 
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, NoReturn
 
+import orjson
+
 from exai.models import Delta, FinishReason, Usage, WebSource
 from exai.providers.reply.calls import ToolCall, take_calls
 from exai.providers.reply.chunks import (
@@ -58,6 +60,11 @@ _BROKEN_OFF: Final = frozenset(
 """Finish reasons that say the generation did not finish."""
 
 _PLAIN_DELTA: Final = frozenset({"role", "content"})
+_PLAIN_REASONING: Final = "reasoning_content"
+_PLAIN_THOUGHT: Final = frozenset({"role", "content", _PLAIN_REASONING})
+_PLAIN_CHUNK: Final = frozenset(
+    {"id", "object", "created", "model", "choices", "system_fingerprint", "service_tier", "request_id", "usage"}
+)
 _PLAIN_CHOICE: Final = frozenset({"index", "delta", "finish_reason", "logprobs"})
 _IDLE_EVENTS: Final = frozenset({"ping", "pong", "keepalive", "keep-alive", "keep_alive", "heartbeat"})
 _END_EVENTS: Final = frozenset({"done", "end", "close", "complete", "finish", "finished"})
@@ -150,6 +157,8 @@ class AnswerAssembler:
         name = event.name.strip().lower()
         if self.done or name in _IDLE_EVENTS:
             return None
+        if not name and event.data.startswith('{"') and (piece := self._plain_piece(event.data)) is not None:
+            return self._add(piece)
         values, unread = values_of(event.data)
         self.unread += unread
         added = ParsedPiece()
@@ -161,6 +170,41 @@ class AnswerAssembler:
                 self._take_value(chunk, name, added)
         self.done = self.done or name in _END_EVENTS
         return self._add(added)
+
+    def _plain_piece(self, data: str) -> ParsedPiece | None:
+        """Return the piece of a chunk that holds a part of the text or of the reasoning, and nothing new beside it.
+
+        Nearly all chunks have this form. None for any other, which is read field by field.
+        """
+        try:
+            chunk = orjson.loads(data)
+            choice, *others = chunk["choices"]
+            delta, is_known = choice["delta"], chunk["model"] == self._model_said
+        except (ValueError, KeyError, TypeError):
+            return None
+        is_plain = (
+            is_known
+            and not others
+            and type(delta) is dict
+            and self.request_id is not None
+            and self.finish_reason is None
+            and choice.get("finish_reason") is None
+            and choice.get("index") == 0
+            and choice.keys() <= _PLAIN_CHOICE
+            and chunk.keys() <= _PLAIN_CHUNK
+            and chunk.get("usage") is None
+        )
+        if not is_plain:
+            return None
+        content, reasoning = delta.get("content"), delta.get(_PLAIN_REASONING)
+        if type(content) is str and content and delta.keys() <= _PLAIN_DELTA:
+            self._has_own_choice = self._has_deltas = True
+            return ParsedPiece(content)
+        is_thought = type(reasoning) is str and reasoning and self.reasoning_field == _PLAIN_REASONING
+        if is_thought and content in (None, "") and delta.keys() <= _PLAIN_THOUGHT:
+            self._has_own_choice = self._has_deltas = True
+            return ParsedPiece("", reasoning)
+        return None
 
     def settle(self) -> Delta | None:
         """Return the delta that can only be determined at the end of the stream. Raises as `take`."""

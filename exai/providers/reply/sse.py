@@ -12,6 +12,7 @@ from typing import Final
 
 _BOM: Final = b"\xef\xbb\xbf"
 _CR, _LF = b"\r", b"\n"
+_PLAIN: Final = b"data: "
 
 
 class EventTooLarge(Exception):
@@ -45,6 +46,9 @@ class SseParser:
             # A CR ended the last chunk and was taken for a line end; an LF right after it belongs to the same end.
             chunk = chunk.removeprefix(_LF)
             self._skip_lf = False
+        if self._is_plain_event(chunk):
+            self.lines += 1
+            return [Event(chunk[len(_PLAIN) : -2].decode(errors="replace"))]
         events: list[Event] = []
         for line in chunk.splitlines(keepends=True):
             self._partial += line
@@ -54,6 +58,17 @@ class SseParser:
             if line.endswith((_CR, _LF)):
                 self._end_of_line(events)
         return events
+
+    def _is_plain_event(self, chunk: bytes) -> bool:
+        """Return whether a chunk is one whole event of one line, as nearly all are; the parser is skipped for it."""
+        return (
+            chunk.startswith(_PLAIN)
+            and chunk.endswith(b"\n\n")
+            and chunk.find(b"\n") == len(chunk) - 2
+            and b"\r" not in chunk
+            and len(chunk) <= self._max_bytes
+            and not (self._partial or self._data or self._name or self._at_start)
+        )
 
     def close(self) -> list[Event]:
         """Return the event completed by the end of the stream, because some servers omit the last blank line."""

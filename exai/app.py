@@ -41,8 +41,7 @@ from exai.db.files import FileRepository
 from exai.db.history import HistoryRepository
 from exai.db.ledger import LedgerRepository
 from exai.db.lifecycle import CurationRepository
-from exai.db.migrations.migrate import upgrade
-from exai.db.migrations.revision import check_revision, explain_mismatch
+from exai.db.migrations.revision import check_revision, expected_revision, explain_mismatch, revision_at
 from exai.db.search import SearchRepository
 from exai.db.transfer import TransferRepository
 from exai.db.turns import TurnRepository
@@ -251,7 +250,7 @@ async def own_servers(settings: Settings) -> AsyncIterator[Embedded | None]:
     async with AsyncExitStack() as stack:
         embedded = await _open_embedded(stack, settings)
         if embedded is not None and embedded.postgres_url is not None:
-            await upgrade(embedded.postgres_url)
+            await _migrate(embedded.postgres_url)
         yield embedded
 
 
@@ -316,7 +315,7 @@ async def _open_database(
     """Open the pool. The embedded database is migrated; a given one is only checked."""
     url = embedded.postgres_url if embedded else None
     if url is not None:
-        await upgrade(url)
+        await _migrate(url)
     is_shared = bool(settings.server.tokens) or settings.server.jwt.is_on
     async with AsyncExitStack() as own:
         try:
@@ -329,6 +328,16 @@ async def _open_database(
             raise not_reached(_given_url(settings), "EXAI_DATABASE__URL", error) from error
         stack.push_async_exit(own.pop_all())
     return database
+
+
+async def _migrate(url: str) -> None:
+    """Migrate the embedded database at `url`, if its revision is not this release's. Raises as `upgrade`."""
+    if await revision_at(url) == expected_revision():
+        return
+    # Imported here: Alembic and SQLAlchemy take a quarter of the processor time of all imports of a start.
+    from exai.db.migrations.migrate import upgrade
+
+    await upgrade(url)
 
 
 def _given_url(settings: Settings) -> str:

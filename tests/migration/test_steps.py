@@ -12,7 +12,7 @@ import pytest
 from alembic.util import CommandError
 
 from exai.db.conversations import ConversationRepository
-from exai.db.migrations import migrate
+from exai.db.migrations import revision as own_revision
 from exai.db.migrations.migrate import upgrade
 from exai.db.migrations.revision import check_revision, expected_revision
 from exai.errors import ConfigError, SchemaMismatch
@@ -280,5 +280,5 @@ def test_the_revisions_are_found_from_a_wheel_too(tmp_path: Path, monkeypatch: p
     """A wheel carries them inside the package, a checkout beside it."""
     package = tmp_path / "exai" / "db"
     (package / "alembic").mkdir(parents=True)
-    monkeypatch.setattr(migrate, "__file__", str(package / "migrations" / "migrate.py"))
-    assert migrate.scripts_directory() == package / "alembic"
+    monkeypatch.setattr(own_revision, "__file__", str(package / "migrations" / "revision.py"))
+    assert own_revision.scripts_directory() == package / "alembic"

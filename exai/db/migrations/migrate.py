@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 from alembic import command, op
@@ -34,6 +33,7 @@ from exai.db.driver.pool import connect
 from exai.db.driver.session import SAFE_PATH, WITHIN, encoded, settle
 from exai.db.driver.translate import DEPENDENCY, judge
 from exai.db.migrations.preflight import check
+from exai.db.migrations.revision import scripts_directory
 from exai.errors import ConfigError, DatabaseBusy, DatabaseError, ExaiError, SchemaMismatch
 from exai.settings.environment import read_environment
 
@@ -97,13 +97,6 @@ def migration_config() -> Config:
     config = Config()
     config.set_main_option("script_location", str(scripts_directory()).replace("%", "%%"))
     return config
-
-
-def scripts_directory() -> Path:
-    """Where `env.py` is."""
-    here = Path(__file__).resolve().parents[1]
-    installed, checkout = here / "alembic", here.parents[1] / "alembic"
-    return installed if installed.is_dir() else checkout
 
 
 def address_of(config: Config) -> Address:

@@ -6,12 +6,12 @@ A database may be ahead: migrations run while the previous release is still live
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Final
 
 from exai.db.driver.address import parse_address
 from exai.db.driver.pool import Database, OneTrip, connect
 from exai.db.driver.translate import DEPENDENCY, MIGRATE
-from exai.db.migrations.migrate import scripts_directory
 from exai.errors import SchemaMismatch
 
 CONNECT_LIMIT_S: Final = 5.0
@@ -20,6 +20,13 @@ IS_MIGRATED: Final = "select (pg_catalog.to_regclass('exai.alembic_version') is 
 REVISION: Final = "select pg_catalog.max(version_num)::text from exai.alembic_version"
 
 _NAME: Final = re.compile(r"^(\d{4})_\w+\.py$")
+
+
+def scripts_directory() -> Path:
+    """Where `env.py` is."""
+    here = Path(__file__).resolve().parents[1]
+    installed, checkout = here / "alembic", here.parents[1] / "alembic"
+    return installed if installed.is_dir() else checkout
 
 
 def expected_revision() -> str:
@@ -50,6 +57,20 @@ async def found_revision(connection: OneTrip) -> str:
     return await connection.fetchval(REVISION) or ""
 
 
+async def revision_at(url: str) -> str:
+    """The revision of the database at `url`, empty if it was never migrated.
+
+    Raises:
+        DatabaseError: the database cannot be asked.
+
+    """
+    connection = await connect(parse_address(url), timeout_s=CONNECT_LIMIT_S)
+    try:
+        return await found_revision(connection)
+    finally:
+        connection.terminate()
+
+
 async def explain_mismatch(url: str, error: SchemaMismatch) -> SchemaMismatch:
     """Return the revision as the reason why a statement does not fit the database at `url`, or `error` if it is not.
 
@@ -57,11 +78,7 @@ async def explain_mismatch(url: str, error: SchemaMismatch) -> SchemaMismatch:
         DatabaseError: the database cannot be asked any more.
 
     """
-    connection = await connect(parse_address(url), timeout_s=CONNECT_LIMIT_S)
-    try:
-        found = await found_revision(connection)
-    finally:
-        connection.terminate()
+    found = await revision_at(url)
     return _behind(found) if found < expected_revision() else error
 
 

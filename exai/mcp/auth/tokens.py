@@ -9,11 +9,14 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from exai.mcp.auth.jwt import JwtVerifier
 from exai.mcp.identity import INVALID, Admitted, Authenticator, AuthRefusal, admit_local_owner
 from exai.models import LOCAL_OWNER, Owner
 from exai.settings.load import ServerSettings
+
+if TYPE_CHECKING:
+    from exai.mcp.auth.jwt import JwtVerifier
 
 QUERY_TOKEN = "token"  # noqa: S105
 """The query parameter for clients that cannot set a header on their WebSocket."""
@@ -29,12 +32,19 @@ def authenticator(settings: ServerSettings) -> Authenticator:
     return _Tokens(settings)
 
 
+def _verifier(settings: ServerSettings) -> JwtVerifier:
+    # Imported here, as few installations use signed tokens: cryptography takes 3 % of the time of all imports.
+    from exai.mcp.auth.jwt import JwtVerifier
+
+    return JwtVerifier(settings.jwt, reserved=settings.tokens)
+
+
 class _Tokens:
     """Admits callers with a configured token or a signed one."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._known = _KnownTokens(settings)
-        self._signed = JwtVerifier(settings.jwt, reserved=settings.tokens) if settings.jwt.is_on else None
+        self._signed = _verifier(settings) if settings.jwt.is_on else None
 
     async def __call__(self, headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | AuthRefusal:
         token = _given(headers, query)

@@ -84,7 +84,7 @@ async def sends_a_duplicate_id(socket: ClientConnection) -> None:
 
 
 async def says_nothing(socket: ClientConnection) -> None:
-    """An idle socket costs nobody anything."""
+    """An idle socket has no effect on other connections."""
     await socket.ping()
 
 

@@ -14,7 +14,7 @@ from tests.support.provider_server import ProviderServer, Reply, glm_answer, kim
 
 @pytest.mark.parametrize(("family", "answer"), [("KIMI", kimi_answer), ("GLM", glm_answer)])
 async def test_conversation_continues_after_sigkill(family: str, answer: Callable[..., Reply], tmp_path: Path) -> None:
-    """Everything acknowledged before the kill is there afterwards, and the model hears it exactly once, in order."""
+    """Acknowledged messages survive the kill, and the model receives each exactly once, in order."""
     async with ProviderServer() as provider:
         settings = {
             "EXAI_DATA_DIR": str(tmp_path / "data"),

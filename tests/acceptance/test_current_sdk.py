@@ -23,7 +23,7 @@ def answer(body: Any) -> Reply:
 
 
 async def test_the_current_client_does_everything_in_both_eras(daemon: Daemon, provider: ProviderServer) -> None:
-    """List, call, progress, errors, cancellation, chat and resources; a cancelled chat lets the model go."""
+    """List, call, progress, errors, cancellation, chat and resources; cancelling a chat cancels the provider's call."""
     assert PYTHON.exists(), "the client is not installed; `make .venv/referees/done` does it"
     provider.default = answer
     bridge = (sys.executable, "-m", "exai", "connect", "--url", daemon.url)

@@ -46,7 +46,7 @@ async def newest(client: Stateless, name: str, count: int) -> dict[str, Any]:
 async def test_an_answer_after_the_clients_deadline_is_stored_and_read_later(
     provider: ProviderServer, daemon: Daemon
 ) -> None:
-    """The call ends in time with what the next one needs; the model is asked once."""
+    """The call ends in time with the handle for the next one; the model is asked once."""
     provider.script(stream("gate", *kimi_answer("Four.").steps))
     async with stateless(f"http://127.0.0.1:{daemon.port}", capabilities={}) as client:
         found = await client.call("chat", prompt="Two and two?")
@@ -83,7 +83,7 @@ async def test_a_failure_after_the_clients_deadline_is_found_in_the_conversation
 async def test_a_consensus_after_the_clients_deadline_is_stored_and_read_later(
     provider: ProviderServer, daemon: Daemon
 ) -> None:
-    """What it says of the rest is true while only a member has answered."""
+    """The number of missing answers in the reply is correct while only one member has answered."""
     for number in (1, 2):
         provider.script(stream("gate", *kimi_answer(f"Opinion {number}.").steps))
     provider.script(kimi_answer("The synthesis."))

@@ -10,7 +10,7 @@ from tests.support.provider_server import ProviderServer, kimi_answer, stream
 
 
 async def test_a_chat_sent_twice_is_one_turn_and_one_model_call(daemon: Daemon, provider: ProviderServer) -> None:
-    """No idempotency key: the client does not know that it repeats itself."""
+    """The client repeats the call without an idempotency key."""
     provider.script(stream("gate", *kimi_answer("Four.").steps))
     async with connect(daemon.url) as session:
         first = asyncio.create_task(call(session, "chat", prompt="Two and two?"))

@@ -21,7 +21,7 @@ LIMIT_S = 40.0
 async def test_daemon_serves_on_when_the_owner_of_its_servers_is_gone(
     number: signal.Signals | None, tmp_path: Path
 ) -> None:
-    """`exai chat` was there first; what was acknowledged before is read afterwards, by the same process."""
+    """`exai chat` started the servers; the same daemon process reads what was acknowledged before."""
     with program({"data_dir": str(tmp_path)}) as owner:
         with start_daemon({"EXAI_DATA_DIR": str(tmp_path)}) as daemon:
             async with connect(daemon.url) as session:

@@ -43,7 +43,7 @@ async def daemons(
 async def test_file_of_one_daemon_is_read_and_explained_by_another(
     daemons: tuple[Daemon, Daemon, ProviderServer],
 ) -> None:
-    """In an encoding of its own; the answer's text says how it was read, and which file was not."""
+    """The file has a legacy encoding; the answer names the encoding, and the file that was not read."""
     one, two, provider = daemons
     async with connect(one.url) as first, connect(two.url) as second:
         chinese = await call(

@@ -20,7 +20,7 @@ LIMIT_S = 60.0
 
 
 class Trap:
-    """A server that keeps what it is sent and answers nothing of use."""
+    """A server that records requests and answers none of them usefully."""
 
     def __init__(self) -> None:
         self.received: list[bytes] = []
@@ -90,8 +90,8 @@ def run(project: Path, variables: Mapping[str, str], *arguments: str) -> subproc
     )
 
 
-def test_bridge_does_not_dial_what_a_project_says(project: Path, trap: Trap) -> None:
-    """Neither its address nor its proxies; a named file is trusted."""
+def test_bridge_does_not_connect_to_the_address_or_proxy_of_a_project(project: Path, trap: Trap) -> None:
+    """A file named on the command line is trusted."""
     variables = [{name: TOKEN, "EXAI_WS_PORT": "1"} for name in ("EXAI_TOKEN", "EXAI_SERVER__TOKEN")]
     # Each tries for seconds to reach a daemon, so they run at the same time.
     with ThreadPoolExecutor() as pool:

@@ -69,7 +69,7 @@ async def test_a_long_answer_is_read_on_by_its_handle(daemon: Daemon, provider: 
 
 
 async def test_exports_come_in_parts_that_fit(daemon: Daemon) -> None:
-    """Joined they are imported again as they were, whatever the conversation is called meanwhile."""
+    """The joined parts can be imported, even if the conversation was renamed meanwhile."""
     messages = [{"role": "user", "content": part} for part in ("short", LONG, "\x01" * 50_000, "last")]
     async with connect(daemon.url) as session:
         stored = await bounded(session, "conversation_append", messages=messages)
@@ -113,7 +113,7 @@ async def test_files_come_in_parts_that_fit(daemon: Daemon) -> None:
 
 
 async def test_lists_come_in_pages_that_fit(daemon: Daemon) -> None:
-    """Without a gap or a repetition, whatever the page that was asked for."""
+    """Pages have no gap and no repetition, for any requested size."""
     async with connect(daemon.url) as session:
         for number in range(8):
             titled = {"title": f"{number} " + "😀" * 240, "messages": [{"role": "user", "content": "a"}]}

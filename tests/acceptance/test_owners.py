@@ -58,7 +58,7 @@ class World:
         return [{name: value for name, value in page.items() if name != "source"} for page in pages]
 
     async def not_found(self, tool: str, **arguments: Any) -> None:
-        """Bob is told what he would be told of a thing that does not exist at all, word by word."""
+        """The error is literally that for an object that does not exist."""
         told = await refused(self.bob, tool, **arguments)
         assert told["code"] == "not_found", told
         other = arguments
@@ -131,7 +131,7 @@ async def export(world: World) -> None:
 
 
 async def import_same_name(world: World) -> None:
-    """The same name for both: two conversations, also in the cache, whoever reads first and whatever becomes of one."""
+    """Two owners use the same name for two conversations, also in the cache, in any order of reads and changes."""
     text = (await call(world.bob, "conversation_export", continuation_id=world.own))["text"]
     await call(world.bob, "conversation_import", text=text, continuation_id=world.theirs)
     for _ in range(2):
@@ -180,8 +180,8 @@ async def usage(world: World) -> None:
         assert world.theirs not in json.dumps(await call(world.bob, "usage", by=by))
 
 
-def tells_nothing(tool: str) -> Callable[[World], Awaitable[None]]:
-    """For tools about the service itself: both owners are told the same things, and nothing of Alice's."""
+def shows_nothing(tool: str) -> Callable[[World], Awaitable[None]]:
+    """Tools about the service show both owners the same, and nothing that belongs to Alice."""
 
     async def attempt(world: World) -> None:
         seen = await call(world.bob, tool)
@@ -192,7 +192,7 @@ def tells_nothing(tool: str) -> Callable[[World], Awaitable[None]]:
 
 
 async def nothing_by_address(world: World) -> None:
-    """Resources and completion are doors to the same things."""
+    """Resources and completions reach the same objects."""
     addresses = [f"exai://conversations/{world.theirs}", f"exai://files/{world.their_file}"]
     assert MARKER in (await world.alice.read_resource(AnyUrl(addresses[0]))).model_dump_json()
     assert MARKER in (await world.alice.read_resource(AnyUrl(addresses[1]))).model_dump_json()
@@ -231,7 +231,7 @@ async def nothing_by_prompt(world: World) -> None:
 
 
 async def nothing_by_listening(world: World, url: str) -> None:
-    """Whoever subscribes to an address of somebody else hears nothing; a third owner, who has nothing of that name."""
+    """A subscription to an address of another owner receives nothing, nor does that of an owner without the object."""
     address = f"exai://conversations/{world.theirs}"
     listen = {"notifications": {"resourcesListChanged": True, "resourceSubscriptions": [address]}}
     third = f"{url}?token={signed('carol')}"
@@ -277,7 +277,7 @@ ATTEMPTS: dict[str, Callable[[World], Awaitable[None]]] = {
     "file_link": link,
     "file_delete": file_delete,
     "usage": usage,
-    **{name: tells_nothing(name) for name in ("listmodels", "status", "version")},
+    **{name: shows_nothing(name) for name in ("listmodels", "status", "version")},
     "conversation_import": import_same_name,  # the last: from then on Bob has a conversation of the same name
 }
 

@@ -91,13 +91,13 @@ async def test_prompts_and_their_arguments_in_both_eras(daemon: Daemon) -> None:
 
 
 def as_claude_code(prompt: dict[str, Any], typed: str) -> dict[str, Any]:
-    """The params of prompts/get for what is typed after a command: a word for each argument, the rest for none."""
+    """The params of prompts/get for a typed command: one word for each argument, the rest dropped."""
     names = [each["name"] for each in prompt["arguments"]]
     return {"name": prompt["name"], "arguments": dict(zip(names, typed.split(), strict=False))}
 
 
 async def test_no_word_of_a_command_becomes_another_argument(daemon: Daemon) -> None:
-    """Claude Code splits at spaces and shows its model what was typed; other clients pass all of it on."""
+    """Claude Code splits at spaces and shows its model the typed text; other clients send all of it."""
     typed = "what is the capital of France"
     async with connect(daemon.url) as session, plain_socket(daemon.url) as socket:
         key = await stored(session, "The answer is 42.", "Of planets")
@@ -132,7 +132,7 @@ async def changes(session: ClientSession, key: str, change: str) -> None:
         await call(session, "conversation_delete", continuation_id=key, restore=change == "restore")
 
 
-async def test_whoever_listens_hears_that_the_list_or_a_conversation_changed(daemon: Daemon) -> None:
+async def test_subscribers_are_notified_of_changes_of_the_list_and_of_a_conversation(daemon: Daemon) -> None:
     """Both eras; an append changes the conversation and not the list, a repeated one nothing."""
     async with connect(daemon.url) as session, plain_socket(daemon.url) as old, plain_socket(daemon.url) as new:
         initialised = (await old.ask(handshake()))["result"]
@@ -160,10 +160,10 @@ async def test_whoever_listens_hears_that_the_list_or_a_conversation_changed(dae
             assert (await socket.notice())["method"] == LIST_CHANGED, "of the repetition nothing was told"
 
 
-async def test_what_another_daemon_changed_is_heard_too(
+async def test_subscribers_are_notified_of_changes_by_another_daemon(
     daemon: Daemon, postgres_url: str, redis_url: str, tmp_path: Path
 ) -> None:
-    """They share a database, and a client is told wherever it is connected."""
+    """The daemons share a database; the notice arrives at whichever the client uses."""
     settings = {"EXAI_DATABASE__URL": postgres_url, "EXAI_CACHE__URL": redis_url, "EXAI_DATA_DIR": str(tmp_path)}
     with start_daemon(settings) as other:
         async with connect(other.url) as session, plain_socket(daemon.url) as socket:
@@ -176,7 +176,7 @@ async def test_what_another_daemon_changed_is_heard_too(
 
 
 @pytest.mark.parametrize("era", [request, modern])
-async def test_an_http_request_brings_nothing_but_its_answer(daemon: Daemon, era: Era) -> None:
+async def test_an_http_response_contains_only_its_answer(daemon: Daemon, era: Era) -> None:
     """A chat changes the list while it is answered, and that is no reason to stream."""
     import httpx
 

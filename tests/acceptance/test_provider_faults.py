@@ -49,10 +49,10 @@ OUTCOMES = "select state, error ->> 'code' as code from public.turns where tool 
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_failed_turn_is_told_stored_and_survived(
+async def test_failed_turn_is_reported_and_stored_and_the_conversation_continues(
     fault: str, daemon: Daemon, provider: ProviderServer, postgres_url: str
 ) -> None:
-    """The invariant of a turn: its outcome is written whatever ends it, and the question stays."""
+    """Invariant of a turn: its outcome is stored for every kind of end, and the question stays."""
     replies, code, partial, facts = FAULTS[fault]
     script = [*replies, kimi_answer("Better now.", reasoning="")]
     provider.script(kimi_answer("Hello.", reasoning=""), *script)

@@ -38,7 +38,7 @@ def test_library_example_prints_what_it_stored(postgres_url: str, redis_url: str
 
 
 def test_screen_of_the_readme_is_what_a_start_prints() -> None:
-    """Line by line, with the versions that are installed and the paths of somebody who checked it out at home."""
+    """Compared line by line, with the installed versions and the paths of a checkout in a home directory."""
     screen = re.search(r"```\n(EXAI .*?)\n```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     valkey = find_valkey()
     assert screen is not None

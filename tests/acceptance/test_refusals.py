@@ -32,7 +32,7 @@ def spoilt(tool: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 async def test_refusals_repeat_little_of_what_was_sent(daemon: Daemon) -> None:
-    """Every argument of every tool; what is accepted all the same is no matter here."""
+    """Every argument of every tool; calls that are accepted are not examined."""
     odd: list[tuple[str, dict[str, Any]]] = [
         ("conversation_append", {"messages": [{"role": HUGE, "content": "a"}]}),
         ("conversation_append", {"messages": [{"role": "user", "content": "a", HUGE: 1}]}),

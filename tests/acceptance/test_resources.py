@@ -72,7 +72,7 @@ async def test_conversations_are_listed_by_recency_and_read_as_json(daemon: Daem
 
 
 async def test_a_long_conversation_is_read_from_its_end_and_says_where_the_rest_is(daemon: Daemon) -> None:
-    """Bounded in size; before_seq of conversation_get goes on from there, and a giant is cut, not refused."""
+    """Limited in size; before_seq of conversation_get continues there, and a very long message is truncated."""
     async with connect(daemon.url) as session:
         parts = [{"role": "user", "content": f"{number} " + "x" * 30_000} for number in range(6)]
         long = (await call(session, "conversation_append", messages=parts))["continuation_id"]
@@ -131,7 +131,7 @@ def test_an_unknown_address_is_an_error_that_names_it(daemon: Daemon, uri: str) 
 
 
 async def test_all_files_are_completed(daemon: Daemon) -> None:
-    """By the beginning of the id or a part of the name in any case, however many are newer."""
+    """By the beginning of the id or a part of the name in any case, also if many files are newer."""
     async with connect(daemon.url) as session:
         old = (await call(session, "file_put", name="Größen_100%.md", content="old"))["file_id"]
         for number in range(101):

@@ -38,7 +38,7 @@ def run_exai(settings: Mapping[str, str], *arguments: str) -> subprocess.Complet
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], status: int, *words: str) -> None:
-    """One message on standard error that says what is wrong and what to do."""
+    """Assert one message on standard error with the problem and its cure."""
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     assert len([line for line in done.stderr.splitlines() if line.startswith("exai: ")]) == 1, done.stderr
@@ -70,7 +70,7 @@ def test_unreachable_redis_is_an_error(postgres_url: str, tmp_path: Path) -> Non
 
 
 def test_patient_start_says_what_it_waits_for_and_can_be_stopped(tmp_path: Path) -> None:
-    """Until the limit is over nothing is refused, and nobody has to kill it."""
+    """SIGTERM ends the wait; nothing is refused before the limit."""
     settings = {
         "EXAI_DATABASE__URL": f"postgresql://exai@{CLOSED}/exai",
         "EXAI_DATA_DIR": str(tmp_path),

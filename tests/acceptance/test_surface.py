@@ -69,10 +69,10 @@ async def test_tools_are_few_words_and_say_what_they_do_to_the_world(daemon: Dae
         assert tools[name]["_meta"]["anthropic/alwaysLoad"] is True
 
 
-async def test_closing_the_socket_lets_the_model_go_and_stores_no_answer(
+async def test_closing_the_socket_cancels_the_providers_call_and_stores_no_answer(
     daemon: Daemon, provider: ProviderServer
 ) -> None:
-    """The question stays, and what had been heard as a part; the conversation goes on afterwards."""
+    """The question and the received part of the answer stay, and the conversation continues."""
     provider.script(hang_after_first_token("Half"))
     async with connect(daemon.url) as session:
         message = [{"role": "user", "content": "Before"}]

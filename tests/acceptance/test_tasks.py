@@ -44,7 +44,7 @@ async def ended(client: Stateless, task_id: str) -> dict[str, Any]:
 async def test_tasks_outlive_their_daemon(
     provider: ProviderServer, settings: dict[str, str], postgres_url: str
 ) -> None:
-    """What it answered is there; what it left is said to be working while its lease lasts, and then to have failed."""
+    """A finished task has its answer; an unfinished one is working until its lease expires, then failed."""
     provider.script(GATED, stream("hang"), stream("hang"), kimi_answer("Four after all."), stream("hang"))
     with start_daemon(settings) as first, start_daemon(settings) as second:
         async with stateless(address(first)) as one, stateless(address(second)) as other:

@@ -44,7 +44,7 @@ class Model:
         return content.text
 
     async def pages(self, tool: str, cursors: dict[str, str], **arguments: Any) -> list[str]:
-        """Call until the text names no cursor any more; `cursors` says in which argument each one is passed."""
+        """Call until the text has no cursor; `cursors` maps each cursor's name to the argument that takes it."""
         texts = [await self.call(tool, **arguments)]
         while given := {cursors[name]: value for name, value in head_of(texts[-1]).items() if name in cursors}:
             texts.append(await self.call(tool, **{**arguments, **given}))
@@ -52,13 +52,13 @@ class Model:
         return texts
 
     async def stored(self, *contents: str, **arguments: Any) -> str:
-        """Store messages and return the conversation's name, as the text tells it."""
+        """Store messages and return the conversation's name as it stands in the text."""
         messages = [{"role": "user", "content": each} for each in contents]
         return head_of(await self.call("conversation_append", messages=messages, **arguments))["continuation_id"]
 
 
 async def chat(model: Model) -> None:
-    """A long answer is read to its end, and the conversation goes on."""
+    """A long answer is read to its end, and the conversation continues."""
     model.provider.script(kimi_answer(LONG, reasoning=""))
     told = await model.call("chat", prompt="Tell me everything.")
     head = head_of(told)
@@ -273,7 +273,7 @@ async def usage(model: Model) -> None:
 
 
 def expert(tool: str) -> Callable[[Model], Awaitable[None]]:
-    """Make the scenario of a tool that asks as an expert: it goes on from another tool's answer, and is read on."""
+    """Make the scenario of an expert tool: it continues from another tool's answer, which is read to its end."""
 
     async def scenario(model: Model) -> None:
         name = head_of(await model.call("chat", prompt="It hangs."))["continuation_id"]

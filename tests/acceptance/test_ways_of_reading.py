@@ -97,8 +97,8 @@ class Reader:
         return self._way(await self._session.call_tool(tool, arguments))
 
 
-def told(shown: str, name: str) -> str | None:
-    """Find a field in a text or in JSON, as a model does, whatever is broken off around it."""
+def found_field(shown: str, name: str) -> str | None:
+    """Find a field in a text or in JSON, as a model does, also if the surroundings are cut off."""
     found = re.search(rf'"?\b{name}"?:\s*"?([^"|,}}\s]+)', shown)
     return None if found is None or found[1] == "null" else found[1]
 
@@ -115,21 +115,21 @@ def content_of(shown: str) -> str:
 
 
 @pytest.mark.parametrize("way", WAYS)
-async def test_a_model_goes_on_with_what_its_client_shows(daemon: Daemon, provider: ProviderServer, way: str) -> None:
-    """A long answer is read to its end in parts its client shows whole, and lists are, and the conversation goes on."""
+async def test_a_model_continues_with_what_its_client_shows(daemon: Daemon, provider: ProviderServer, way: str) -> None:
+    """Long answers and lists are read to their end in parts that are shown whole, and the conversation continues."""
     provider.script(kimi_answer(LONG, reasoning=""))
     async with connect(daemon.url) as session:
         reader = Reader(session, WAYS[way])
         shown = await reader.call("chat", prompt="Tell me everything.")
-        name, seq = told(shown, "continuation_id"), told(shown, "seq")
-        assert (seq, told(shown, "next_offset") is not None) == ("2", True)
+        name, seq = found_field(shown, "continuation_id"), found_field(shown, "seq")
+        assert (seq, found_field(shown, "next_offset") is not None) == ("2", True)
         answer, offset = "", "0"
         while offset is not None:
             where = {"continuation_id": name, "seq": seq, "char_offset": offset, "max_chars": 20 * PAGE_CHARS}
             small = {**where, "max_chars": PAGE_CHARS} if "2,000" in way or "little" in way else where
             small |= {"max_chars": 6 * PAGE_CHARS} if way == "Codex, other models" else {}
             shown = await reader.call("conversation_get", **small)
-            answer, offset = answer + content_of(shown), told(shown, "next_offset")
+            answer, offset = answer + content_of(shown), found_field(shown, "next_offset")
             if len(answer) > 20_000 and small["max_chars"] < 20 * PAGE_CHARS:
                 break
         assert LONG.startswith(answer)
@@ -143,8 +143,8 @@ async def test_a_model_goes_on_with_what_its_client_shows(daemon: Daemon, provid
         seen, cursor = "", ""
         while cursor is not None:
             shown = await reader.call("conversation_list", limit=2, cursor=cursor)
-            seen, cursor = seen + shown, told(shown, "next_cursor")
+            seen, cursor = seen + shown, found_field(shown, "next_cursor")
         assert all(f"Number {number}" in seen for number in range(5))
         refused = await reader.call("conversation_append", messages=[{"role": "user", "content": "x"}],
                                     continuation_id=name, expected_revision=1)  # fmt: skip
-        assert told(refused, "revision") == "4"
+        assert found_field(refused, "revision") == "4"

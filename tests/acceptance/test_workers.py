@@ -72,7 +72,7 @@ async def a_socket_on_each(daemon: Daemon) -> AsyncIterator[Mapping[int, ClientC
         yield found
 
 
-async def test_a_killed_worker_is_nothing_to_the_other_and_is_replaced(
+async def test_a_killed_worker_does_not_affect_the_other_and_is_replaced(
     workers: Daemon, provider: ProviderServer
 ) -> None:
     """kill -9 of one while a chat runs on the other; any worker then serves the conversation of the dead one."""
@@ -104,7 +104,7 @@ async def test_a_killed_worker_is_nothing_to_the_other_and_is_replaced(
 async def test_a_hangup_replaces_all_workers_and_drops_no_running_call(
     workers: Daemon, provider: ProviderServer
 ) -> None:
-    """One after the other, each after its successor serves; a call that runs is answered before its worker goes."""
+    """One after the other, each when its successor is ready; a running call is answered before its worker exits."""
     provider.script(stream("gate", *kimi_answer("Answered.").steps))
     async with a_socket_on_each(workers) as sockets:
         before = set(sockets)
@@ -132,7 +132,7 @@ async def test_a_hangup_replaces_all_workers_and_drops_no_running_call(
 
 
 async def test_workers_end_when_their_parent_is_killed(tmp_path: Path) -> None:
-    """Nobody is left on the port; the embedded servers were the parent's, too."""
+    """No process listens on the port any more, and the parent's embedded servers have ended."""
     with start_daemon({"EXAI_DATA_DIR": str(tmp_path)}, ["--workers", "2"]) as daemon:
         async with connect(daemon.url) as session:
             await call(session, "conversation_append", messages=[{"role": "user", "content": "a"}])

@@ -62,7 +62,7 @@ def shown_to_model(provider: ProviderServer) -> str:
 async def test_from_a_failure_to_its_commit_across_a_killed_daemon(
     provider: ProviderServer, settings: dict[str, str], repository: Path
 ) -> None:
-    """Each tool continues where the one before ended, whichever daemon serves it."""
+    """Each tool continues where the previous one ended, on either daemon."""
     provider.script(*map(kimi_answer, (CAUSE, "Return 0.0.", REVIEW, GO)))
     with start_daemon(settings) as first:
         async with connect(first.url) as session:

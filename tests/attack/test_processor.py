@@ -45,7 +45,7 @@ async def test_messages_that_are_dear_to_parse_leave_others_their_share(target: 
 
 
 async def test_a_refused_call_with_large_arguments_is_reported_as_refused(target: Target) -> None:
-    """The error repeats its input only in part, and says nowhere that the call was carried out."""
+    """The error repeats only a part of the input and does not imply that the call was executed."""
     huge = "x" * 600_000
     calls = [
         (

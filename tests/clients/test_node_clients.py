@@ -26,7 +26,7 @@ pytestmark = [
 
 
 async def run(command: Sequence[str], home: Path, environment: Mapping[str, str]) -> str:
-    """Run a client with a home of its own; returns what it printed."""
+    """Run a client in a home directory of its own; return its output."""
     kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
     process = await asyncio.create_subprocess_exec(
         *command,
@@ -48,7 +48,7 @@ async def run(command: Sequence[str], home: Path, environment: Mapping[str, str]
 
 
 def assert_went_on(model: ModelServer, printed: str) -> None:
-    """The model asked twice, the second time in the conversation of the first, and its client said so."""
+    """The model asked twice, the second time in the same conversation, and its client showed the answer."""
     assert model.said[-1:] == [DONE], (printed, model.said, model.seen, [path for path, _ in model.asked])
     assert DONE in printed, printed
     assert len(model.seen) == len(QUESTIONS)
@@ -81,7 +81,7 @@ def claude(
 
 @pytest.mark.parametrize("kind", ["http", "ws"])
 async def test_claude_code_goes_on(daemon: Daemon, model: ModelServer, tmp_path: Path, kind: str) -> None:
-    """Over both doors, which are two eras of the protocol to it."""
+    """Over both transports, for which it uses different eras of the protocol."""
     command, environment = claude(daemon, model, tmp_path, "Go on.", kind)
     assert_went_on(model, await run(command, tmp_path, environment))
 
@@ -130,7 +130,7 @@ async def test_claude_code_goes_from_a_failure_to_its_commit(
 async def test_all_words_of_a_command_reach_the_model_of_claude_code(
     daemon: Daemon, model: ModelServer, tmp_path: Path
 ) -> None:
-    """It passes the first word on as the argument, and shows its model what was typed."""
+    """It passes the first word as the argument and shows its model the whole command."""
     command, environment = claude(daemon, model, tmp_path, "/mcp__exai__ask what is the capital of France")
     await run(command, tmp_path, environment)
     asked = [json.dumps(body["messages"]) for path, body in model.asked if "/messages" in path and "messages" in body]

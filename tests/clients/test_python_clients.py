@@ -48,7 +48,7 @@ def assert_conversation(shown: list[str]) -> None:
     ids=lambda each: each.removesuffix(".py") if isinstance(each, str) else "",
 )
 async def test_what_a_client_shows_is_enough_for_the_next_turn(daemon: Daemon, python: Path, program: str) -> None:
-    """The program passes on what it read in what a model is shown, and nothing else."""
+    """The program sends only values that its model was shown."""
     shown = json.loads(await output_of(python, program, address(daemon)))
     for number in range(0, len(shown), len(QUESTIONS)):
         assert_conversation(shown[number : number + len(QUESTIONS)])
@@ -56,7 +56,7 @@ async def test_what_a_client_shows_is_enough_for_the_next_turn(daemon: Daemon, p
 
 @pytest.mark.parametrize("results", ["text", "structured"])
 async def test_an_agent_of_openai_goes_on(daemon: Daemon, model: ModelServer, results: str) -> None:
-    """With the texts, as it does unless it is told otherwise, and with the structure."""
+    """With the texts, its default, and with structured answers."""
     said = await output_of(CLIENTS, "agents_sdk.py", address(daemon), model.url, results)
     assert said.strip() == DONE
     assert_conversation(model.seen)

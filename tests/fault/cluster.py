@@ -111,7 +111,7 @@ class Member:
         return await self._end(signal.SIGTERM)
 
     async def ended(self) -> int:
-        """Wait until it has ended by itself, or for what was sent to it; returns the exit status."""
+        """Wait until the process has ended; return the exit status."""
         return await self._end(None)
 
     def signal(self, number: int) -> None:
@@ -130,7 +130,7 @@ class Member:
         await asyncio.to_thread(self._process.close)
 
     def check_alive(self) -> None:
-        """Fail if the daemon ended although nobody ended it."""
+        """Fail if the daemon ended without being stopped."""
         daemon = self.daemon
         if daemon is not None and daemon.process.poll() is not None:
             raise AssertionError(f"daemon {self.name} ended by itself:\n{daemon.output}")
@@ -192,7 +192,7 @@ class Cluster:
             connection.terminate()
 
     async def restart_valkey(self) -> None:
-        """Kill it and start it on its files. What it had not written yet is forgotten."""
+        """Kill Valkey and start it on its files; unwritten data is lost."""
         await asyncio.to_thread(self.valkey.kill)
         await self.start_valkey()
 
@@ -211,7 +211,7 @@ class Cluster:
         await self.postgres.start()
 
     async def heal(self) -> None:
-        """Every server and daemon runs, every way is open, every limit is what it was."""
+        """Start every server and daemon, open every connection and reset every limit."""
         await self.start_postgres()
         await self.start_valkey()
         for member in self.members:
@@ -226,7 +226,7 @@ class Cluster:
         return list(itertools.chain.from_iterable(member.to_redis.told for member in self.members))
 
     async def logs(self) -> dict[str, Log]:
-        """What is really stored, in the order of its numbers."""
+        """The stored messages, in the order of their numbers."""
         async with self.admin() as connection:
             heads = await connection.fetch("select id, continuation_id, next_seq, revision from public.conversations")
             logs = {}

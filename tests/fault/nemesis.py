@@ -47,7 +47,7 @@ class Nemesis:
         self.done: Counter[str] = Counter()
 
     async def run(self, until: asyncio.Event) -> None:
-        """Break and mend until told to stop."""
+        """Break and repair until `stop` is set."""
         while not until.is_set():
             kind = self._random.choice(self.kinds)
             self.done[kind] += 1
@@ -140,7 +140,7 @@ async def redis_paused(cluster: Cluster, rng: random.Random) -> None:
 
 @fault
 async def redis_scripts_forgotten(cluster: Cluster, rng: random.Random) -> None:
-    """NOSCRIPT for everybody."""
+    """SCRIPT FLUSH: every daemon receives NOSCRIPT."""
     await cluster.redis.script_flush()
 
 
@@ -200,7 +200,7 @@ async def replies_of_postgres_cut(cluster: Cluster, rng: random.Random) -> None:
 
 @fault
 async def acknowledgements_lost(cluster: Cluster, rng: random.Random) -> None:
-    """A statement is carried out, and nobody hears of it."""
+    """Statements are executed, and their replies are lost."""
     for _ in range(rng.randint(1, 6)):
         member = rng.choice(cluster.members)
         statement = rng.choice((b"append_v1", b"append_batch_v1", b"begin_turn_v1", b"finish_turn_v1", b"read_page_v1"))
@@ -211,8 +211,8 @@ async def acknowledgements_lost(cluster: Cluster, rng: random.Random) -> None:
 
 
 @fault
-async def tellings_lost(cluster: Cluster, rng: random.Random) -> None:
-    """What was written is not told to Redis, and everything else goes on as if nothing had happened."""
+async def applies_lost(cluster: Cluster, rng: random.Random) -> None:
+    """Changes are not applied to Redis; everything else works."""
     for _ in range(rng.randint(2, 10)):
         rng.choice(cluster.members).to_redis.lose_request(cluster.apply_sha)
         await asyncio.sleep(rng.uniform(0.05, 0.3))
@@ -220,7 +220,7 @@ async def tellings_lost(cluster: Cluster, rng: random.Random) -> None:
 
 @fault
 async def torn_apart(cluster: Cluster, rng: random.Random) -> None:
-    """One daemon writes and cannot tell Redis; the others read from Redis and cannot look into Postgres."""
+    """One daemon writes and cannot reach Redis; the others read from Redis and cannot reach Postgres."""
     # Everything that is read shall be cached before.
     await asyncio.sleep(WARM_S)
     writer, *readers = rng.sample(cluster.members, len(cluster.members))
@@ -277,7 +277,7 @@ async def sessions_terminated(cluster: Cluster, rng: random.Random) -> None:
 
 @fault
 async def conversation_held(cluster: Cluster, rng: random.Random) -> None:
-    """Somebody holds the rows of some conversations, up to beyond the lock timeout."""
+    """Another session locks the rows of some conversations, for longer than the lock timeout."""
     async with cluster.admin() as connection, connection.transaction():
         await connection.execute(
             "select from public.conversations where random() < $1::float8 for update", rng.choice((0.3, 1.0))
@@ -297,6 +297,6 @@ async def table_held(cluster: Cluster, rng: random.Random) -> None:
 
 
 async def undo(cluster: Cluster) -> None:
-    """Mend what a fault that was interrupted may have left in the servers themselves."""
+    """Repair what an interrupted fault may have left in the servers."""
     with suppress(redis.exceptions.RedisError):
         await cluster.redis.client_unpause()

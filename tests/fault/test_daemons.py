@@ -75,7 +75,7 @@ async def append(member: Member, name: str | None, *contents: str, key: str | No
 
 
 async def contents(member: Member, name: str) -> list[str]:
-    """What a daemon shows."""
+    """Return the contents that a daemon shows."""
     page = await member.call("conversation_get", continuation_id=name)
     return [message["content"] for message in page["messages"]]
 
@@ -173,12 +173,12 @@ async def test_stop_lets_calls_finish_turns_away_the_next_and_ends_well(one: Clu
 
 
 def ready(daemon: Daemon) -> bool:
-    """Whether a balancer would send work here; a closed door says no as well."""
+    """Whether the daemon is ready; a refused connection counts as not ready."""
     return status_of(daemon, "/health/ready") == 200
 
 
 def status_of(daemon: Daemon, path: str) -> int:
-    """The HTTP status of a path, 0 when nobody answers."""
+    """The HTTP status of a path, 0 if the connection is refused."""
     connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=5)
     try:
         connection.request("GET", path)
@@ -190,7 +190,7 @@ def status_of(daemon: Daemon, path: str) -> int:
 
 
 def metrics_of(daemon: Daemon) -> str:
-    """What it has counted."""
+    """The metrics of a daemon."""
     connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=5)
     try:
         connection.request("GET", "/metrics")
@@ -200,7 +200,7 @@ def metrics_of(daemon: Daemon) -> str:
 
 
 async def test_second_stop_ends_at_once_and_leaves_the_rest_to_their_keys(one: Cluster) -> None:
-    """The model never answers; the caller hears that we are stopping, and the same key gives the answer later."""
+    """The model never answers; the caller receives the error for shutdown, and repeats the call with its key later."""
     (member,) = one.members
     daemon = member.daemon
     assert daemon is not None
@@ -244,7 +244,7 @@ async def test_everything_else_restarting_at_once_is_survived_without_a_restart(
 
 @pytest.mark.parametrize("first", ["postgres", "valkey"])
 async def test_daemon_that_starts_before_its_servers_waits_for_them(one: Cluster, first: str) -> None:
-    """In whatever order they come: no crash, no restart, and it works as soon as both are there."""
+    """In either order of the servers: no crash, no restart, and the daemon is ready when both are."""
     (member,) = one.members
     name = (await append(member, None, "one"))["continuation_id"]
     await member.stop()

@@ -32,7 +32,7 @@ async def blobs(rig: Servers) -> int:
 
 
 async def age(rig: Servers) -> None:
-    """Let everything that is stored be as if nobody had touched it for years."""
+    """Make everything that is stored look years old."""
     then = "'2000-01-01'"
     await run(
         rig.postgres_url, f"update exai.blobs set begun_at = {then}", f"update exai.contents set used_at = {then}"
@@ -61,7 +61,7 @@ async def test_same_content_stored_at_once_from_everywhere_is_one_file(rig: Serv
 
 
 async def test_bytes_whose_row_was_never_written_go_with_the_sweep_and_not_before(rig: Servers) -> None:
-    """The database went away between two parts; nothing of the file is visible, and it can be stored again at once."""
+    """The database was lost between two parts; no file is visible, and it can be stored again at once."""
     service = await rig.open()
     text = "lonely" * PART_BYTES
     with pytest.raises(DatabaseError):
@@ -89,7 +89,7 @@ async def broken_off(rig: Servers, service: Service, text: str) -> None:
 
 
 async def test_row_whose_bytes_are_gone_is_an_error_that_says_so(rig: Servers) -> None:
-    """The reverse, which only somebody else can have made; storing the content again cures it."""
+    """Another program deleted the bytes; storing the content again repairs the file."""
     service = await rig.open()
     file_id = await put(service, "stolen")
     await run(rig.postgres_url, "delete from exai.blob_parts")

@@ -32,7 +32,7 @@ def page(start: float, revision: int, **changes: Any) -> Read:
 
 
 def kinds(*events: Event, log: Log = LOG, **options: Any) -> list[str]:
-    """What is found in a history of these events."""
+    """The kinds of violations that are found in a history of these events."""
     return [violation.kind for violation in History(events, {"x": log}, max_staleness_s=2.0, **options).check()]
 
 
@@ -54,7 +54,7 @@ def test_good_history_is_found_good() -> None:
     ids=["within the bound", "within the bound, own", "cut", "older page", "marked as old", "marked as just so old"],
 )
 def test_what_the_bound_allows_is_no_violation(read: Read) -> None:
-    """A page that lacks what nobody was told of, for less than the bound, is as promised."""
+    """A page may lack an unacknowledged change for less than the bound."""
     assert kinds(A, B, Q, C, ASKED, read) == []
 
 
@@ -69,8 +69,8 @@ def test_open_outcome_may_be_either() -> None:
     assert kinds(*GOOD, never, Turn("x", "never", 1.0)) == []
 
 
-def test_partial_answers_are_nobodys() -> None:
-    """What was heard of a broken answer stays beside the answer of the next attempt, and no model hears it."""
+def test_partial_answers_are_not_sent_to_a_model() -> None:
+    """The partial answer is stored beside that of the next attempt."""
     log = Log((Stored("q"), Stored("answer 1 to q", partial=True), Stored("answer 2 to q")), heights=(0, 1, 2, 3))
     turn = Turn("x", "q", 0.0, (Ack(2.0, "d1", 3, 3),), ("answer 2 to q",), attempts=2)
     more = Asked(("q", "answer 2 to q", "more"))
@@ -102,7 +102,7 @@ def stored(*contents: str) -> Log:
     ],
 )
 def test_broken_write_is_found(kind: str, log: Log, event: Event) -> None:
-    """Acknowledged exactly once, never acknowledged at most once, in one block, under the numbers told."""
+    """Acknowledged exactly once, unacknowledged at most once, in one block, under the returned numbers."""
     assert kinds(event, log=log) == [kind]
 
 
@@ -145,21 +145,21 @@ def test_read_that_lacks_what_redis_was_told_is_found() -> None:
     assert kinds(*GOOD, page(2.8, 1)) == []
 
 
-def test_what_redis_may_have_forgotten_is_only_bounded() -> None:
-    """A crash of Redis may take back its last second, so what it was told before counts no more."""
+def test_writes_that_redis_may_have_lost_are_only_bounded() -> None:
+    """A crash of Redis may undo its last second, so earlier applies do not count."""
     assert kinds(*GOOD, page(3.5, 1), forgotten=[3.2]) == []
     assert kinds(*GOOD, page(3.5, 1), forgotten=[3.7]) == ["told"]
     assert kinds(*GOOD, page(3.5, 1), forgotten=[2.0]) == ["told"]
 
 
 def test_daemon_that_lacks_its_own_write_is_found() -> None:
-    """What a daemon could not tell Redis it remembers itself."""
+    """A daemon remembers the changes that it could not apply to Redis."""
     assert kinds(A, B, Q, C, ASKED, page(3.5, 1, by="d2")) == ["own"]
 
 
 @pytest.mark.parametrize("source", [B, page(2.9, 2), Glance("x", 2.5, 3.0, 3), Told("x", 3.0, 2)])
 def test_read_beyond_the_bound_is_found(source: Event) -> None:
-    """Whoever learned of a change, from the bound on everybody knows it."""
+    """A known change must be visible to every daemon after the bound."""
     others = [event for event in (A, C, ASKED) if event is not source]
     found = kinds(*others, replace(B, acks=()), source, page(5.2, 1), forgotten=[4.0], log=LOG)
     assert "bound" in found
@@ -172,7 +172,7 @@ def test_slack_is_allowed_beyond_the_bound() -> None:
 
 
 def test_older_page_or_list_that_lacks_anything_known_is_found() -> None:
-    """Neither goes through the cache."""
+    """Older pages and lists do not use the cache."""
     old = page(3.5, 1, before_seq=9)
     assert kinds(A, B, Q, C, ASKED, old) == ["direct"]
     assert kinds(A, B, Q, C, ASKED, Glance("x", 3.5, 3.6, 2)) == ["direct"]
@@ -195,8 +195,8 @@ def test_answer_older_than_it_says_is_found() -> None:
         Asked(("what nobody stored",)),
     ],
 )
-def test_model_told_something_else_is_found(asked: Asked) -> None:
-    """A model hears the whole conversation before its question, once and in order."""
+def test_wrong_prompt_of_a_model_is_found(asked: Asked) -> None:
+    """A model receives the whole conversation before its question, once and in order."""
     assert kinds(A, B, Q, C, asked) == ["asked"]
 
 

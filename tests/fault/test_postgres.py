@@ -35,7 +35,7 @@ async def test_write_in_doubt_stays_in_doubt_when_its_repetition_finds_no_server
 
 @pytest.mark.parametrize("statement", [b"begin_turn_v1", b"finish_turn_v1", b"append_v1"])
 async def test_page_cached_after_a_lost_reply_is_the_stored_one(rig: Servers, statement: bytes) -> None:
-    """The statement found done by its repetition tells what it stored the first time, times included."""
+    """The repeated statement returns what it stored the first time, including the times."""
     service = await rig.open()
     name = (await service.append(None, "one")).continuation_id
     await service.read(name)
@@ -76,8 +76,8 @@ async def test_first_try_of_a_caller_is_no_duplicate_however_often_the_service_s
     assert (await service.append(None, "one", key="one")).duplicate
 
 
-async def test_deletion_found_done_by_its_repetition_is_told_to_every_reader(rig: Servers) -> None:
-    """The reply to a deletion was lost; once it is acknowledged nobody reads the conversation."""
+async def test_deletion_found_done_by_its_repetition_is_seen_by_every_reader(rig: Servers) -> None:
+    """The reply was lost; after the acknowledgement no reader finds the conversation."""
     writer, reader = await rig.open(), await rig.open()
     name = (await writer.append(None, "one")).continuation_id
     assert await reader.contents(name) == ["one"]
@@ -100,8 +100,8 @@ async def test_new_title_found_done_by_its_repetition_is_told_to_every_reader(ri
     assert [(await service.read(name)).conversation.title for service in (reader, writer)] == ["new", "new"]
 
 
-async def test_goodbye_that_comes_before_the_end_of_the_connection_costs_no_place_in_the_pool(rig: Servers) -> None:
-    """A terminated session says so first and hangs up a moment later; what is sent in between is sent again."""
+async def test_error_that_precedes_the_end_of_a_connection_costs_no_place_in_the_pool(rig: Servers) -> None:
+    """A terminated session sends its error before it closes; a statement sent in between is repeated."""
     service = await rig.open()
     name = (await service.append(None, "one")).continuation_id
     for number in range(2 * POOL_SIZE):
@@ -118,6 +118,6 @@ async def test_goodbye_that_comes_before_the_end_of_the_connection_costs_no_plac
 
 
 async def some_turns_of_the_loop() -> None:
-    """Enough for what is on its way on loopback to arrive."""
+    """Let the event loop run often enough for data on loopback to arrive."""
     for _ in range(20):
         await asyncio.sleep(0)

@@ -97,7 +97,7 @@ async def started(server: FaultServer) -> None:
     await server.start()
 
 
-async def test_sessions_terminated_between_question_and_answer_cost_nobody_anything(rig: Servers) -> None:
+async def test_sessions_terminated_between_question_and_answer_cause_no_error(rig: Servers) -> None:
     """57P01 while a model is asked: the answer is stored over a new connection, and the pool is whole again."""
     service = await rig.open()
     name = (await service.append(None, "one")).continuation_id
@@ -150,7 +150,7 @@ async def test_failover_that_lost_a_commit_shows_it_for_the_bound_at_most_and_ne
 
 
 async def test_pooler_that_dies_and_comes_back_is_a_pause(rig: Servers) -> None:
-    """Every connection breaks at once and nobody listens for a while; writes under a key go on where they were."""
+    """All connections break and are refused for a while; writes with a key then continue."""
     async with Pooler(rig.postgres_url) as first:
         service = await rig.open(at=first.url)
         name = (await service.append(None, "one")).continuation_id
@@ -200,8 +200,8 @@ async def test_server_without_a_connection_left_is_waited_for(rig: Servers) -> N
     assert [each for each in await service.contents(name) if each != "refused"] == ["one", "two"]
 
 
-async def test_pooler_that_deals_out_sessions_anew_leaks_nothing_between_callers(rig: Servers) -> None:
-    """Two sessions, sixteen callers of eight owners, each transaction elsewhere: everybody reads their own."""
+async def test_pooler_that_assigns_another_session_to_each_transaction_leaks_nothing(rig: Servers) -> None:
+    """Two sessions serve sixteen callers of eight owners; each caller reads its own rows."""
     async with Pooler(rig.postgres_url, sessions=2, always_another=True) as pooler:
         service = await rig.open(at=pooler.url, database={"pool_size": 8, "acquire_timeout_s": 5})
         owners = [Owner(f"owner {number}") for number in range(8)]
@@ -240,7 +240,7 @@ async def test_statement_that_takes_too_long_is_ended_and_others_go_on(rig: Serv
 
 
 async def test_exhausted_pool_sheds_writers_and_still_serves_what_is_cached(rig: Servers) -> None:
-    """All connections wait for one lock: the next caller hears so within the acquire limit, hits cost no connection."""
+    """All connections wait for a lock: the next caller fails within the acquire timeout; cache hits succeed."""
     service = await rig.open(database={"acquire_timeout_s": 0.2})
     name = (await service.append(None, "one")).continuation_id
     free = (await service.append(None, "free")).continuation_id
@@ -303,7 +303,7 @@ async def small_disk(place: Path) -> AsyncIterator[Path]:
         subprocess.run(["umount", "-l", place], check=True)
 
 
-async def test_stall_of_our_own_is_nobodys_failure(rig: Servers) -> None:
+async def test_stall_of_the_event_loop_is_not_counted_as_a_failure(rig: Servers) -> None:
     """A callback holds the loop for longer than the cache's timeout; nothing is counted against Redis or models."""
     service = await rig.open()
     name = (await service.append(None, "one")).continuation_id

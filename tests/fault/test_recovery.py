@@ -43,10 +43,10 @@ async def slow_log(postgres_server: FaultServer) -> AsyncIterator[FaultServer]:
         await connection.execute("select pg_reload_conf()")
 
 
-async def test_change_after_a_recovery_is_not_missed_however_low_its_transaction_id_is(
+async def test_change_after_a_recovery_is_seen_although_its_transaction_id_is_lower(
     slow_log: FaultServer, tmp_path: Path
 ) -> None:
-    """A writer that cannot tell Redis gets an id below the cursor; the reader sees the change within the bound."""
+    """The writer cannot reach Redis and its id is below the cursor; readers see the change within the bound."""
     reused = 0
     with Valkey() as valkey:
         async with servers(slow_log.url, valkey.url, tmp_path) as rig:

@@ -51,7 +51,7 @@ async def test_reader_that_was_slow_stores_nothing_old(rig: Servers) -> None:
 
 
 async def test_writer_cut_off_from_redis_writes_on_and_the_others_are_late_for_the_bound_only(rig: Servers) -> None:
-    """Appends and turns are acknowledged; its own readers see them at once, everybody else within the bound."""
+    """Writes are acknowledged and visible to the writer's readers at once, to other daemons within the bound."""
     writer, reader = await rig.open(), await rig.open()
     name = (await writer.append(None, "one")).continuation_id
     await reader.contents(name)
@@ -107,7 +107,7 @@ async def test_black_hole_costs_a_few_calls_their_limit_and_the_rest_nothing(rig
 
 
 async def test_primary_that_becomes_a_replica_costs_reads_and_writes_nothing(own: Servers, valkey: Valkey) -> None:
-    """READONLY is no error for anybody; after the promotion pages are cached again and right."""
+    """READONLY is not reported to callers; after the promotion pages are cached again."""
     service = await own.open()
     name = (await service.append(None, "one")).continuation_id
     await service.contents(name)

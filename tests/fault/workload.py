@@ -67,7 +67,7 @@ class Workload:
             self.events.append(Append(name, contents, start, (_ack(told, "first_seq"),)))
 
     async def run(self, until: asyncio.Event) -> None:
-        """Let all users work until told to stop; each ends what it has begun."""
+        """Let all users work until `stop` is set; each finishes its operation."""
         async with asyncio.TaskGroup() as group:
             for writes in [False] * READERS + [True] * WRITERS:
                 group.create_task(self._user(random.Random(self.random.random()), until, writes=writes))
@@ -85,7 +85,7 @@ class Workload:
                 await self._until_well(member, "read", functools.partial(self._read, name=name), end)
 
     async def history(self, max_staleness_s: float, slack_s: float) -> History:
-        """Everything that was seen, beside what is stored."""
+        """The record of the operations, and the rows that are stored."""
         asked = [
             Asked(tuple(message["content"] for message in chat.body["messages"]))
             for chat in self.cluster.provider.chats
@@ -104,7 +104,7 @@ class Workload:
             await asyncio.sleep(rng.expovariate(1 / PAUSE_S))
 
     async def _operation(self, rng: random.Random, member: Member, name: str) -> None:
-        """One operation; what it failed with is in the record, and only what is never expected fails the run."""
+        """Run one operation; expected errors are recorded, unexpected ones fail the run."""
         keyed = {"idempotency_key": f"key-{next(self._numbers)}"} if rng.random() < 0.5 else {}
         draw = rng.random()
         if draw < 0.5:
@@ -189,7 +189,7 @@ class Workload:
         return bool(acks)
 
     async def _tried(self, what: str, operation: Awaitable[bool], wanted: bool = False) -> bool:
-        """Whether it succeeded, and with `wanted` also whether it found what it should."""
+        """Whether the operation succeeded and, with `wanted`, returned the expected result."""
         try:
             found = await operation
         except (Refused, Lost) as error:

@@ -139,7 +139,7 @@ async def test_what_the_wire_counts_is_what_the_service_counts(postgres_url: str
 
 
 def statements(app: App) -> float:
-    """What the service has counted, less what it asks on its own account."""
+    """The statements that the service counted, except those of its background tasks."""
     counted = app.recorder.labelled("db_statements_total")
     return sum(value for labels, value in counted.items() if dict(labels)["statement"] not in OWN_STATEMENTS)
 
@@ -178,7 +178,7 @@ async def test_another_proxy_counts_the_same(
 async def test_report_is_complete_and_nothing_is_left(
     postgres_url: str, redis_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run on somebody's own servers has to leave them as they were."""
+    """A run on given servers leaves no rows and no keys."""
     monkeypatch.setenv("EXAI_DATABASE__URL", postgres_url)
     monkeypatch.setenv("EXAI_CACHE__URL", redis_url)
     printed = json.loads(
@@ -216,7 +216,7 @@ async def test_callers_with_a_far_database_are_compared_with_one(
 
 
 def test_the_comparison_with_other_stores_finds_what_it_imports() -> None:
-    """It is outside the package, so neither types nor import contracts are checked."""
+    """It is outside the package, so types and import contracts are not checked there."""
     program = [sys.executable, str(ROOT / "bench" / "peers.py"), "--help"]
     found = subprocess.run(
         program, check=False, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
@@ -235,7 +235,7 @@ async def rows_left(url: str) -> list[Any]:
 
 
 async def test_without_a_cache_the_cached_operations_say_so(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be measured is shown as not measured, with the reason."""
+    """An operation that cannot be measured is shown with the reason."""
     monkeypatch.setenv("EXAI_DATABASE__URL", postgres_url)
     monkeypatch.setenv("EXAI_CACHE__URL", "off")
     text = await bench(here=True, quick=True, latency_ms=0, at_scale=False, as_json_text=False, error=io.StringIO())
@@ -251,7 +251,7 @@ async def test_here_without_addresses_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_encrypted_connections_are_timed_but_not_counted(redis_url: str) -> None:
-    """The proxy cannot read along inside TLS; it says so instead of counting wrong."""
+    """The counting proxy cannot read TLS, so it reports no counts."""
     servers = ServerAddresses("postgresql://user@host/database?sslmode=require", redis_url, "")
     with pytest.raises(ConfigError, match="asks for encryption"):
         async with through_wire(servers, 0.0):

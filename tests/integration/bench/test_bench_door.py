@@ -35,7 +35,7 @@ async def test_a_run_measures_every_target_and_says_so() -> None:
 
 
 async def test_a_call_that_fails_ends_the_run() -> None:
-    """Errors are cheap: counted as answers they would make the door look fast."""
+    """Errors are fast; counted as answers they would improve the figures."""
     wrong = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"no_such_tool"}}'
     async with open_door() as port:
         for kind in (WebSocketCaller, HttpCaller):

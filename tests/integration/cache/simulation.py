@@ -165,7 +165,7 @@ class World:
                 self.told_since.add(version.name)
 
     def promise(self, daemon: int, name: ContinuationId) -> tuple[int, int]:
-        """What a read that begins now has to show at least, unless promises are lost meanwhile."""
+        """What a read that begins now has to show at least, unless an apply is lost meanwhile."""
         return max(self.told[name], self.own.get((daemon, name), 0)), self.losses
 
     def forget_promises(self) -> None:
@@ -180,7 +180,7 @@ class World:
         self.active.clear()
 
     def recover(self) -> None:
-        """One backend is killed: what was committed stays, ids of other transactions are given out again."""
+        """One backend is killed: committed rows stay, ids of other transactions are assigned again."""
         if self.names_recoveries:
             self.epoch_number += 1
         self.active.clear()
@@ -355,7 +355,7 @@ class Plan:
 
 @dataclass
 class Report:
-    """What one run saw."""
+    """The counts and violations of one run."""
 
     hits: int
     faults: frozenset[str] = field(default_factory=frozenset)

@@ -39,7 +39,7 @@ class Stage:
         self._tasks.add(asyncio.create_task(self._act(actor), context=context))
 
     async def play(self, steps: int) -> None:
-        """Run up to `steps` steps, then stop everybody. Raises what an actor raised."""
+        """Run up to `steps` steps, then stop all actors. Raises what an actor raised."""
         for _ in range(steps):
             await self._quiet.wait()
             if self.failure is not None or not self._standing:

@@ -45,7 +45,7 @@ async def hit(cache: ConversationCache, stored: Stored) -> Hit:
 
 
 async def expect_current(cache: ConversationCache, stored: Stored) -> Hit:
-    """A hit that is exactly what the database would answer."""
+    """Assert a hit that equals the answer of the database."""
     found = await hit(cache, stored)
     page = stored.page()
     assert (found.conversation, found.messages, found.complete) == (page.conversation, page.messages, page.complete)

@@ -17,7 +17,7 @@ from tests.support.waiting import wait_until
 
 
 async def nothing_changed(_: str | None) -> ChangedRevisions:
-    """Whatever happens: a database whose triggers are missing, say."""
+    """Return no changes, as if the triggers of the database were missing."""
     return ChangedRevisions("100", "epoch-1")
 
 
@@ -89,7 +89,7 @@ class TestSampling:
     async def test_conversation_deleted_and_restored_meanwhile_is_not_stale(
         self, cache: ConversationCache, stored: Stored, recorder: Counters
     ) -> None:
-        """The check saw it deleted, and what is served a bound later is what was restored."""
+        """The check saw it deleted; a bound later the restored conversation is served."""
         stored.is_gone = True
         stored.revision += 2
         _, source = await cache.read_through(stored.key, stored.load)
@@ -119,7 +119,7 @@ class TestSampling:
     async def test_conversation_that_stays_deleted_is_found_stale(
         self, cache: ConversationCache, stored: Stored, recorder: Counters
     ) -> None:
-        """Nobody told the cache, and it is served after the bound."""
+        """The deletion was not applied to the cache, and the entry is served after the bound."""
         stored.is_gone = True
         await checked(cache, stored, recorder)
         assert recorder["cache_stale_total", "old"] == 1

@@ -79,7 +79,7 @@ class TestPairing:
 
     @pytest.mark.parametrize("seed", range(5))
     async def test_any_cancellations_leave_the_pairs_right(self, valkey: Valkey, seed: int) -> None:
-        """Three hundred callers of all sizes, every third of which goes away at some point."""
+        """Three hundred callers of all sizes; every third is cancelled at some point."""
         wire = await wire_to(valkey.url)
 
         async def caller(number: int) -> None:
@@ -97,7 +97,7 @@ class TestPairing:
         await wire.close()
 
     async def test_error_reply_is_a_result_with_its_code(self, valkey: Valkey) -> None:
-        """Errors are told apart by the protocol's code, never by their text."""
+        """Errors are distinguished by the protocol's code, never by their text."""
         wire = await wire_to(valkey.url)
         reply = await wire.call("EVALSHA", "0" * 40, 0)
         assert isinstance(reply, ReplyError)
@@ -128,7 +128,7 @@ class TestLimits:
         await wire.close()
 
     async def test_own_stall_is_not_taken_for_the_servers(self, valkey: Valkey) -> None:
-        """Fault 24: replies that are already here are read before anybody looks at the time."""
+        """Fault 24: replies that have arrived are read before the deadline is checked."""
         wire = await wire_to(valkey.url, LIMIT_S)
         reply = wire.call("PING")
         await asyncio.sleep(0)
@@ -137,7 +137,7 @@ class TestLimits:
         await wire.close()
 
     async def test_callers_beyond_the_limit_are_refused_at_once(self, proxy: RedisProxy) -> None:
-        """Memory is bounded however many callers there are."""
+        """Memory is limited for any number of callers."""
         wire = await wire_to(proxy.url)
         proxy.mode = "stall"
         waiting = [wire.call("PING") for _ in range(MAX_WAITING)]
@@ -166,7 +166,7 @@ class TestLoss:
     async def test_lost_connection_fails_its_callers_and_the_next_call_makes_another(
         self, proxy: RedisProxy, recorder: Counters, fault: str
     ) -> None:
-        """Nothing is sent twice, and nobody waits for a limit."""
+        """Nothing is sent twice, and no caller waits for its time limit."""
         server = server_at(proxy.url, recorder, 5.0)
         node = server.node(0)
         assert await node.call("ECHO", "x" * 5_000) == b"x" * 5_000
@@ -297,7 +297,7 @@ class TestGreeting:
 
     @pytest.mark.parametrize(("address", "code"), [("127", "NOAUTH"), (":wrong@127", "WRONGPASS")])
     async def test_wrong_password_is_named_but_not_shown(self, recorder: Counters, address: str, code: str) -> None:
-        """The status says what is wrong, and no secret."""
+        """The status has the cause without the password."""
         with Valkey() as server:
             server.do("CONFIG", "SET", "requirepass", "right")
             node = server_at(server.url.replace("127", address), recorder).node(0)

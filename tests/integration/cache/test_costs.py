@@ -84,10 +84,10 @@ async def test_chat_turn_is_three_round_trips_and_leaves_the_page_cached(
     await expect_current(cache, stored)
 
 
-async def test_pass_is_two_round_trips_and_one_database_query(
+async def test_reconciliation_is_two_round_trips_and_one_database_query(
     cache_at: OpenCache, proxy: RedisProxy, recorder: Counters
 ) -> None:
-    """Whatever the number of changed conversations."""
+    """For any number of changed conversations."""
     asked = []
 
     async def changes(since: str | None) -> ChangedRevisions:

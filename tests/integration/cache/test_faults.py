@@ -61,7 +61,7 @@ class TestWriterCutOff:
     async def test_own_reads_stay_fresh_and_others_are_late_for_the_bound_only(
         self, cache_at: OpenCache, valkey: Valkey, proxy: RedisProxy, stored: Stored, mode: str
     ) -> None:
-        """Session floor: the process remembers what it could not tell."""
+        """The process remembers the minimum revision that it could not apply."""
         max_staleness_s = 1.0
         cut_off = await cache_at(
             proxy.url, timeout_s=LIMIT_S, max_staleness_s=max_staleness_s, reconcile_interval_s=0.4
@@ -150,7 +150,7 @@ class TestServerLost:
     async def test_crash_that_lost_the_last_writes_is_late_for_the_bound_only(
         self, cache_at: OpenCache, valkey: Valkey, stored: Stored
     ) -> None:
-        """Fault 6: what comes back is old altogether, lease and watermark too, and ends with the bound."""
+        """Fault 6: lease and watermark are as old as the entries, and expire with the bound."""
         max_staleness_s = 1.0
         cache = await cache_at(valkey.url, max_staleness_s=max_staleness_s, reconcile_interval_s=0.4)
         await fill(cache, stored)
@@ -249,7 +249,7 @@ class TestFullServer:
     async def test_no_memory_left_leaves_hits_and_makes_misses_colder(
         self, cache: ConversationCache, valkey: Valkey, stored: Stored, recorder: Counters
     ) -> None:
-        """OOM is an answer: what is there is served, and no change is lost from sight."""
+        """OOM is an error reply: entries are served, and changes are still enforced."""
         await fill(cache, stored)
         other = Stored(name=stored.name[:-1])
         valkey.do("CONFIG", "SET", "maxmemory-policy", "noeviction")
@@ -321,10 +321,10 @@ class TestColdConversation:
         await cache.wait_settled()
         await expect_current(cache, stored)
 
-    async def test_reader_that_knows_better_does_not_join(
+    async def test_reader_with_a_newer_minimum_revision_does_not_join(
         self, cache_at: OpenCache, valkey: Valkey, proxy: RedisProxy, stored: Stored
     ) -> None:
-        """The change was committed and could not be told; the lease says nothing about it."""
+        """The change was committed and could not be applied, so the lease does not show it."""
         cache = await cache_at(proxy.url, timeout_s=LIMIT_S)
         stored.gate = asyncio.Event()
         early = asyncio.create_task(cache.read_through(stored.key, stored.load))
@@ -410,7 +410,7 @@ async def expect_late_for_at_most(
 
 @contextmanager
 def busy(valkey: Valkey) -> Iterator[None]:
-    """A script that never ends, past the threshold after which the server says BUSY."""
+    """Run a script without end, past the threshold after which the server answers BUSY."""
 
     def run() -> None:
         with pytest.raises(redis.ResponseError):

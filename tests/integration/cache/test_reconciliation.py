@@ -61,10 +61,10 @@ class TestPasses:
         await expect_current(cache, stored)
         assert recorder["cache_repaired_total"] == 1
 
-    async def test_lost_licence_begins_a_new_generation(
+    async def test_lost_watermark_begins_a_new_generation(
         self, cache_at: OpenCache, stored: Stored, valkey: Valkey
     ) -> None:
-        """What the old one covered is covered no more."""
+        """The entries of the old generation are not covered any more."""
         changes = ScriptedChanges()
         cache = await cache_at(valkey.url, changes=changes, reconcile_interval_s=0.01)
         await changes.made(2)
@@ -89,10 +89,10 @@ class TestPasses:
         age(valkey, KEYS.entry, 3_600)
         await miss(cache, stored)
 
-    async def test_licence_is_renewed_at_once_after_the_clock_was_set_back(
+    async def test_watermark_is_renewed_at_once_after_the_clock_was_set_back(
         self, cache_at: OpenCache, stored: Stored, valkey: Valkey, recorder: Counters
     ) -> None:
-        """It is dated in the future then, and what was changed meanwhile is removed by the next reconciliation."""
+        """Its time is in the future then; the next reconciliation removes what changed meanwhile."""
         changes = ScriptedChanges()
         cache = await cache_at(valkey.url, changes=changes, reconcile_interval_s=0.01)
         await changes.made(2)
@@ -111,7 +111,7 @@ class TestPasses:
     async def test_entry_dated_in_the_future_is_not_served(
         self, cache_at: OpenCache, stored: Stored, valkey: Valkey
     ) -> None:
-        """The clock was set back, and nothing says how old it is; not even for an answer that is marked as stale."""
+        """The clock was set back, so the age is unknown; it is not served as a stale answer either."""
         cache = await cache_at(valkey.url)
         await fill(cache, stored)
         age(valkey, KEYS.entry, -3_600)
@@ -129,10 +129,10 @@ class TestPasses:
         await changes.made(3)
         assert (changes.asked[0], changes.asked[-1]) == (None, "250")
 
-    async def test_more_changes_than_a_pass_enforces_make_everything_cold(
+    async def test_more_changes_than_a_reconciliation_enforces_end_the_generation(
         self, cache_at: OpenCache, stored: Stored, valkey: Valkey, recorder: Counters
     ) -> None:
-        """The overload valve: the watermark goes, entries serve out their own bound."""
+        """Overload: the watermark is removed, and entries are served until their own bound."""
         changes = ScriptedChanges()
         cache = await cache_at(valkey.url, changes=changes, reconcile_interval_s=0.01)
         await changes.made(2)
@@ -144,10 +144,10 @@ class TestPasses:
         await miss(cache, stored)
         assert recorder["cache_reconciliations_total", "overflow"] >= 1
 
-    async def test_pass_survives_whatever_the_database_does_and_says_so(
+    async def test_reconciliation_survives_database_errors_and_counts_them(
         self, cache_at: OpenCache, stored: Stored, valkey: Valkey, recorder: Counters
     ) -> None:
-        """A side task that ends in silence would let everything go cold unseen."""
+        """If the task ended silently, all entries would expire unnoticed."""
         changes = ScriptedChanges()
         cache = await cache_at(valkey.url, changes=changes, reconcile_interval_s=0.01)
         await changes.made(2)
@@ -160,10 +160,10 @@ class TestPasses:
         assert (await cache.status()).problem is None
         assert recorder["cache_reconciliations_total", "failed"] >= 1
 
-    async def test_fresh_licence_is_left_to_whoever_renewed_it(
+    async def test_fresh_watermark_is_not_renewed_by_another_daemon(
         self, cache_at: OpenCache, valkey: Valkey, recorder: Counters
     ) -> None:
-        """However many daemons: about one database query per interval."""
+        """Any number of daemons make about one database query per interval."""
         changes = ScriptedChanges()
         await cache_at(valkey.url, changes=changes, reconcile_interval_s=30)
         await wait_until(lambda: recorder["cache_reconciliations_total", "generation"] == 1)

@@ -99,10 +99,10 @@ async def test_every_lease_is_ended(cache: ConversationCache) -> None:
         assert not await cache.fill(stored.key, found, page)
 
 
-async def test_key_that_holds_something_else_is_the_trouble_of_one(
+async def test_key_of_another_type_fails_one_change_only(
     cache: ConversationCache, recorder: Counters, valkey: Valkey
 ) -> None:
-    """The server refuses the command; the others are told nevertheless, and this process reads past what is old."""
+    """The server refuses one command; the others are applied, and this process rejects the old entry."""
     each = conversations(5)
     await fill_all(cache, each)
     odd = each[2]
@@ -153,8 +153,8 @@ async def test_changes_of_one_conversation_may_go_together(cache: ConversationCa
 
 
 @pytest.mark.parametrize("sent", [False, True])
-async def test_one_who_leaves_takes_nobody_along(cache_at: OpenCache, valkey: Valkey, sent: bool) -> None:
-    """Before the command is sent it goes without him; afterwards he does not know that Redis was told."""
+async def test_cancelled_caller_does_not_affect_the_batch(cache_at: OpenCache, valkey: Valkey, sent: bool) -> None:
+    """Cancelled before the command is sent, it is left out; afterwards its outcome is unknown."""
     async with RedisProxy(valkey.address) as proxy:
         cache = await cache_at(proxy.url, timeout_s=60.0)
         each = conversations(4)
@@ -180,7 +180,7 @@ async def test_one_who_leaves_takes_nobody_along(cache_at: OpenCache, valkey: Va
 
 
 async def test_lost_command_is_noted_for_each(cache_at: OpenCache, valkey: Valkey, recorder: Counters) -> None:
-    """Nobody knows whether it was carried out: this process reads past older entries, and is told of one failure."""
+    """The outcome is unknown: this process rejects older entries, and one failure is counted."""
     async with RedisProxy(valkey.address) as proxy:
         cache = await cache_at(proxy.url, timeout_s=0.2)
         each = conversations(4)
@@ -211,10 +211,8 @@ async def test_large_ones_go_in_several_commands(cache: ConversationCache, recor
 
 
 @pytest.mark.parametrize("turns", range(2, 6))
-async def test_closing_at_any_time_leaves_nobody_waiting(
-    cache: ConversationCache, turns: int, recorder: Counters
-) -> None:
-    """Also when what was to be sent has not been looked at yet, or its task not run; nothing is sent afterwards."""
+async def test_closing_at_any_time_ends_every_wait(cache: ConversationCache, turns: int, recorder: Counters) -> None:
+    """Also before the queue was read or its task has run; nothing is sent afterwards."""
     assert cache._applies is not None
     telling = asyncio.create_task(append_all(cache, conversations(3)))
     for _ in range(turns):

@@ -239,7 +239,7 @@ class TestTls:
     async def test_rediss_speaks_tls_and_checks_the_certificate(
         self, cache_at: OpenCache, valkey: Valkey, certificate: tuple[Path, Path], stored: Stored
     ) -> None:
-        """Trusted when the address says so, refused otherwise."""
+        """Unverified only if the address asks for it, refused otherwise."""
         cert, private = certificate
         async with tls_door(valkey, cert, private) as port:
             cache = await cache_at(f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={cert}")

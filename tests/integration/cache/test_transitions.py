@@ -92,7 +92,7 @@ class TestLeased:
         await expect_current(cache, stored)
 
     async def test_change_ends_the_lease(self, cache: ConversationCache, stored: Stored) -> None:
-        """Invariant 3: what was read before a change must not be stored after it."""
+        """Invariant 3: a page read before a change is not stored after it."""
         token, old = await miss(cache, stored), stored.page()
         await apply(cache, stored, stored.append("new"))
         assert not await cache.fill(stored.key, token, old)
@@ -244,7 +244,7 @@ class TestCached:
         field: str,
         text: str,
     ) -> None:
-        """Nobody else should write here, but a broken entry must neither stay for a day nor reach a caller."""
+        """A broken entry neither stays for a day nor reaches a caller."""
         await fill(cache, stored)
         valkey.do("HSET", KEYS.entry, field, text)
         await fill(cache, stored)
@@ -268,7 +268,7 @@ class TestSizes:
     async def test_entry_that_becomes_too_large_is_removed(
         self, cache_at: OpenCache, valkey: Valkey, size_bytes: int
     ) -> None:
-        """What is left of it would be served as the newest page, which the database knows to be longer."""
+        """A truncated entry would be served as the newest page, which is longer in the database."""
         cache, stored = await cache_at(valkey.url, entry_max_bytes=2_048), Stored(size=4)
         await fill(cache, stored)
         await apply(cache, stored, stored.append("x" * size_bytes))
@@ -353,7 +353,7 @@ class TestCoverage:
         await miss(cache, stored)
 
     async def test_each_reader_applies_its_own_bound(self, cache_at: OpenCache, stored: Stored, valkey: Valkey) -> None:
-        """A watermark says as of when, not until when: a daemon with a longer bound cannot lengthen another's."""
+        """A watermark has a time and no expiry: a daemon with a longer bound does not lengthen another's."""
         patient, strict = await cache_at(valkey.url), await cache_at(valkey.url, max_staleness_s=10)
         await fill(patient, stored)
         age(valkey, KEYS.entry, 30)
@@ -410,7 +410,7 @@ class TestOwners:
 
 class TestOff:
     async def test_cache_that_is_off_says_so_and_reads_the_database(self, cache_at: OpenCache, stored: Stored) -> None:
-        """Promise 10: what is off is shown as off."""
+        """Promise 10: a disabled part is shown as off."""
         cache = await cache_at(None)
         assert (await cache.status()).state == "off"
         assert await cache.read(stored.key) == Unavailable("off")

@@ -44,7 +44,7 @@ def text_sent(request: Received | dict[str, Any]) -> str:
 
 
 def role_of(body: dict[str, Any]) -> str:
-    """What a call was for: its instructions say."""
+    """The role of a call, found in its instructions."""
     first = body["messages"][0]["content"]
     if first.startswith("You decide between answers"):
         return "arbiter"
@@ -52,7 +52,7 @@ def role_of(body: dict[str, Any]) -> str:
 
 
 def answering(body: dict[str, Any]) -> Reply:
-    """What a model says if the test has not said otherwise."""
+    """Return the model's default answer for each role."""
     model = body["model"]
     answer = glm_answer if model.startswith("glm") else kimi_answer
     if role_of(body) == "arbiter":

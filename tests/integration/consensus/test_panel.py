@@ -170,7 +170,7 @@ async def test_fewer_than_two_or_more_than_five_are_refused_before_anything_is_s
 
 
 async def test_the_last_straggler_is_cut_and_the_others_answers_are_used(stage: Stage) -> None:
-    """The cut is made when the others have answered: the clock of the test says so."""
+    """The test's clock cuts it when the others have answered."""
     stage.glm.default = lambda _: hang_after_first_token("I thi")
     others = asyncio.Event()
 

@@ -210,7 +210,7 @@ async def test_the_answer_of_a_replacement_is_not_kept_for_the_model_that_was_as
 
 
 async def test_an_endpoint_with_another_address_has_other_answers(rig: Rig) -> None:
-    """A name that now means another server must not repeat what the first one said."""
+    """A name that means another server now does not return the answers of the first one."""
     async with AsyncExitStack() as stack:
         results = []
         for path in ("/v1", "/elsewhere/v1"):
@@ -309,7 +309,7 @@ async def test_an_expired_answer_is_not_given_again(rig: Rig) -> None:
 
 
 async def test_an_answer_over_the_limit_is_returned_and_not_kept(rig: Rig) -> None:
-    """The caller is told which setting decides."""
+    """The note names the setting."""
     async with AsyncExitStack() as stack:
         app = await another(stack, rig, answers=AnswerSettings(entry_max_bytes=1_024))
         rig.provider.script(kimi_answer("long " * 1_000))

@@ -98,7 +98,7 @@ async def test_files_go_along_and_come_back_exact(rig: Rig, kind: Format) -> Non
 
 
 async def test_deleted_file_comes_back_with_the_import(rig: Rig) -> None:
-    """The file is another one by then, and the message that comes with it says so."""
+    """It has another id then, and its message names it."""
     name = await with_files(rig)
     text = await exported(rig, name)
     for file in (await rig.app.files.list(LOCAL_OWNER)).files:
@@ -156,7 +156,7 @@ async def test_damaged_files_are_refused_by_their_place(rig: Rig, kind: Format) 
 
 
 async def test_parts_for_a_model_carry_small_files_and_name_the_others(rig: Rig) -> None:
-    """Joined they can be imported where the contents are, and say what is missing elsewhere."""
+    """The joined parts can be imported beside the contents; elsewhere they name the missing files."""
     name = await with_files(rig)
     part = await rig.app.transfer.export_part(LOCAL_OWNER, name, "jsonl", after_seq=0, budget_bytes=1_000)
     text = part.header + part.text
@@ -312,7 +312,7 @@ async def test_command_reads_what_a_shell_has_written_again(
 async def test_ordinary_mistakes_with_files_are_one_line(
     rig: Rig, exai: Callable[..., subprocess.CompletedProcess[bytes]], tmp_path: Path
 ) -> None:
-    """With what is wrong and what to do, and nothing left behind."""
+    """Each has the problem and the cure, and leaves no file behind."""
     name = await stored(rig, "one")
     (tmp_path / "directory.jsonl").mkdir()
     (tmp_path / "latin.jsonl").write_bytes((await exported(rig, name)).replace("one", "café").encode("cp1252"))

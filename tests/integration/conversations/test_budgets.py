@@ -161,7 +161,7 @@ async def test_of_two_daemons_on_the_last_cent_exactly_one_passes(rig: Rig) -> N
 
 
 async def test_a_purged_conversation_stays_in_what_its_owner_has_spent(rig: Rig) -> None:
-    """Neither the budget of the day nor a report forgets it; its texts are gone."""
+    """Its cost counts in the daily budget and in reports; its texts are deleted."""
     async with AsyncExitStack() as stack:
         app = await with_budgets(stack, rig, owner_day_usd=0.015, owner_month_usd=0.015)
         rig.provider.script(kimi_answer(usage=FULL))
@@ -269,7 +269,7 @@ async def test_an_error_names_what_is_spent_and_each_cure(rig: Rig) -> None:
 
 
 async def test_budgets_are_reported_in_the_statement_of_the_usage(rig: Rig) -> None:
-    """With a conversation also its own; an owner sees nothing of another's."""
+    """With a conversation its budget, too; an owner sees no other owner's."""
     async with AsyncExitStack() as stack:
         app = await with_budgets(stack, rig, owner_day_usd=1.0, conversation_usd=0.5)
         rig.provider.script(kimi_answer(usage=FULL))

@@ -46,7 +46,7 @@ async def test_older_page_and_list_cost_one_database_round_trip_each(rig: Rig) -
 
 
 async def test_append_of_a_thousand_messages_costs_one_database_round_trip(rig: Rig) -> None:
-    """Any number of messages is one statement; the cache hears of it in one more trip of its own."""
+    """Any number of messages is one statement; the apply is one more round trip to Redis."""
     continuation_id = await stored(rig)
     rig.reset()
     appended = await rig.app.conversations.append(
@@ -57,7 +57,7 @@ async def test_append_of_a_thousand_messages_costs_one_database_round_trip(rig: 
 
 
 async def test_chat_turn_costs_two_database_round_trips_warm_and_cold(rig: Rig) -> None:
-    """Begin and finish, however long the conversation; Redis is asked once and told twice."""
+    """Begin and finish, for a conversation of any length; one read and two applies in Redis."""
     continuation_id = await stored(rig, 60)
     for _ in ("cold", "warm"):
         rig.reset()
@@ -77,7 +77,7 @@ async def test_first_chat_of_a_conversation_costs_two_database_round_trips(rig: 
 
 
 async def test_conversation_read_after_a_turn_is_a_hit_with_the_answer_in_it(rig: Rig) -> None:
-    """The turn tells the cache of both of its messages, so the next read costs no database."""
+    """Both messages of the turn are applied to the cache, so the next read needs no database."""
     continuation_id = await stored(rig)
     await rig.app.conversations.read(LOCAL_OWNER, continuation_id)
     result = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hi", continuation_id=continuation_id))

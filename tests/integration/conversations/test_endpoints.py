@@ -80,8 +80,10 @@ async def test_failed_turn_does_not_end_a_conversation_with_an_alternating_model
         [("system", "s"), ("assistant", "x"), ("tool", "42")],
     ],
 )
-async def test_whatever_was_appended_an_alternating_model_accepts_it(rig: Rig, given: list[tuple[Any, str]]) -> None:
-    """Any client may append anything; what is stored stays as it was."""
+async def test_appended_messages_of_any_roles_are_accepted_by_an_alternating_model(
+    rig: Rig, given: list[tuple[Any, str]]
+) -> None:
+    """Clients may append any roles; the stored messages do not change."""
     service = rig.app.conversations
     rig.provider.default = alternating
     begun = await service.append(AppendRequest(LOCAL_OWNER, [NewMessage(role, content) for role, content in given]))
@@ -148,7 +150,7 @@ async def test_failed_first_chat_names_its_conversation_and_is_marked_where_it_i
 
 
 async def test_refused_first_chat_leaves_nothing_behind(rig: Rig) -> None:
-    """What can be refused before anything is stored is."""
+    """A request is checked before anything is stored."""
     with pytest.raises(ExaiError) as refused:
         await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "x" * 60_000, model=SMALL))
     assert refused.value.continuation_id is None
@@ -167,7 +169,7 @@ async def test_refused_first_chat_leaves_nothing_behind(rig: Rig) -> None:
     ids=["names", "huge counts", "odd counts", "tool name", "finish reason"],
 )
 async def test_odd_characters_and_numbers_of_a_provider_lose_no_answer(rig: Rig, steps: list[bytes]) -> None:
-    """What cannot be stored as it came is stored as it can be."""
+    """Values that cannot be stored as received are adapted."""
     rig.provider.script(stream(*steps, chunk({}, finish="stop"), event("[DONE]"), headers={"x-trace-id": "a\x7fb"}))
     result = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hi", model="kimi-k2.6"))
     assert result.content == "kept"
@@ -240,7 +242,7 @@ async def test_first_question_to_an_endpoint_does_not_wait_for_its_list_of_model
 async def test_question_that_needs_the_list_of_models_waits_for_it(
     slow_rig: Rig, slow_list: ProviderServer, request_of_it: ChatRequest
 ) -> None:
-    """At the start of a daemon such a question is delayed; it is not refused for what is not known yet."""
+    """A question at the start of a daemon is delayed, not refused for a name that is not known yet."""
     asked = asyncio.create_task(slow_rig.app.chat.run(request_of_it))
     for _ in range(20):
         await asyncio.sleep(0)

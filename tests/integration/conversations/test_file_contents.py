@@ -74,8 +74,8 @@ async def test_file_put_at_one_daemon_is_read_by_the_model_of_another(
     assert list(tmp_path.rglob("files/*")) == []
 
 
-async def test_two_names_of_one_content_live_and_die_by_themselves(rig: Rig) -> None:
-    """What is deleted from one conversation stays in the other."""
+async def test_two_names_of_one_content_are_deleted_independently(rig: Rig) -> None:
+    """A file deleted from one conversation stays in the other."""
     staging, production = (
         await put(rig, b"x: 1", "staging/config.yaml"),
         await put(rig, b"x: 1", "production/config.json"),
@@ -95,7 +95,7 @@ async def test_two_names_of_one_content_live_and_die_by_themselves(rig: Rig) -> 
 
 
 async def test_known_contents_cost_one_statement_and_new_ones_their_bytes(rig: Rig) -> None:
-    """Many at once as one: a statement, and for what is large and new one for each part and one more."""
+    """Any number of files: one statement, and for large new contents one for each part and one more."""
     contents = [FileContent(f"{n}.txt", large(str(n), 2)) for n in range(3)]
     rig.reset()
     await rig.app.files.put(LOCAL_OWNER, contents)
@@ -109,7 +109,7 @@ async def test_known_contents_cost_one_statement_and_new_ones_their_bytes(rig: R
 
 
 async def test_append_by_path_of_known_files_is_two_statements(rig: Rig, tmp_path: Path) -> None:
-    """One that finds them and the append itself, however many and large they are."""
+    """One finds the files and one appends, for any number and size."""
     files = rooted(rig, tmp_path)
     paths = [tmp_path / f"{n}.txt" for n in range(5)]
     for n, path in enumerate(paths):
@@ -122,7 +122,7 @@ async def test_append_by_path_of_known_files_is_two_statements(rig: Rig, tmp_pat
 
 
 async def test_turn_with_many_files_is_two_statements_more(rig: Rig) -> None:
-    """One for what is known about them, one for their bytes."""
+    """One reads the rows of the files, one their bytes."""
     stored = await rig.app.files.put(LOCAL_OWNER, [FileContent(f"{n}.txt", b"text %d" % n) for n in range(20)])
     rig.reset()
     await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Read.", files=[file.id for file in stored]))
@@ -193,8 +193,8 @@ async def test_file_from_before_is_read_from_its_directory_and_moves_when_it_is_
     assert (await rig.app.files.read(LOCAL_OWNER, file_id))[1] == b"before"
 
 
-async def test_daemon_moves_what_is_in_its_directory_into_the_database(rig: Rig, tmp_path: Path) -> None:
-    """Of all owners, once; what is in another daemon's directory stays where it is and in the list."""
+async def test_daemon_moves_its_directory_of_contents_into_the_database(rig: Rig, tmp_path: Path) -> None:
+    """For all owners, once; contents in another daemon's directory stay there and in the list."""
     old = LocalBlobs(tmp_path / "files")
     owners = {LOCAL_OWNER: b"mine", Owner("other"): large("other", 2)}
     ids = {}
@@ -267,7 +267,7 @@ async def test_directory_store_keeps_bytes_out_of_the_database_and_both_are_read
 
 
 async def test_answer_says_which_files_the_model_did_not_see_and_how_others_were_read(rig: Rig) -> None:
-    """In the result, and again for whoever repeats the request or asks for it later."""
+    """In the result, and again for a repeated request and a later read."""
     binary, gone = await put(rig, b"\0\1\2\3", "x.bin"), await put(rig, b"gone", "gone.txt")
     stolen = await put(rig, b"stolen", "stolen.txt")
     chinese = await put(rig, "请解释一下数据库连接池的工作原理。".encode("gb18030"), "zh.txt")
@@ -342,7 +342,7 @@ async def test_paths_of_one_call_are_read_once_each_and_one_at_a_time(
 
 
 async def test_files_of_one_call_have_a_limit_together(rig: Rig, tmp_path: Path) -> None:
-    """Whatever each may have."""
+    """Beside the limit of each file."""
     for n in range(4):
         (tmp_path / f"{n}.txt").write_bytes(large(str(n), 1))
     files = rooted(rig, tmp_path, call_max_bytes=3 * PART_BYTES)

@@ -118,7 +118,7 @@ async def test_question_whose_own_files_do_not_fit_is_refused_by_name(rig: Rig) 
 
 
 async def test_binary_and_deleted_files_are_named_and_not_shown(rig: Rig) -> None:
-    """A model is told that there is something it cannot read."""
+    """The model learns that a file exists which it cannot read."""
     (binary,) = await rig.app.files.put(LOCAL_OWNER, [FileContent("x.bin", b"\x00\x01")])
     gone = await put(rig, "gone")
     first = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "See.", files=[binary.id, gone]))
@@ -129,7 +129,7 @@ async def test_binary_and_deleted_files_are_named_and_not_shown(rig: Rig) -> Non
 
 
 async def test_files_of_others_do_not_exist(rig: Rig) -> None:
-    """Neither to read, nor to link, nor to ask with."""
+    """They cannot be read, linked or used in a question."""
     mine = await put(rig, "mine")
     other = Owner("other")
     with pytest.raises(NotFound):
@@ -150,7 +150,7 @@ async def test_file_ids_that_a_writer_made_up_do_not_end_a_conversation(rig: Rig
 
 
 async def test_any_spelling_of_an_id_means_the_same_file(rig: Rig) -> None:
-    """A UUID in capitals is the one that was given out; what is none is refused before the database sees it."""
+    """A UUID in capitals is the same id; an invalid one is refused before the statement."""
     file_id = await put(rig, "mine")
     assert (await rig.app.files.read(LOCAL_OWNER, FileId(file_id.upper())))[1] == b"mine"
     assert await rig.app.files.resolve(LOCAL_OWNER, [f"urn:uuid:{file_id}"]) == (file_id,)
@@ -160,7 +160,7 @@ async def test_any_spelling_of_an_id_means_the_same_file(rig: Rig) -> None:
 
 
 async def test_sweep_forgets_orphans_and_bytes_without_a_row_and_nothing_else(rig: Rig) -> None:
-    """A linked file is never deleted; what is young is left alone."""
+    """Linked files and young contents stay."""
     linked, orphan = await put(rig, "linked"), await put(rig, "orphan")
     await rig.app.conversations.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", "x")], files=[linked]))
     assert await rig.app.files.sweep() == (0, 0)
@@ -191,7 +191,7 @@ async def test_one_sweep_forgets_all_orphans(rig: Rig) -> None:
 
 @pytest.mark.parametrize("shape", ["outside", "link out", "up and out", "directory", "missing", "relative"])
 async def test_path_outside_the_roots_is_refused(rig: Rig, tmp_path: Path, shape: str) -> None:
-    """Symbolic links are resolved first; what was checked is what is read."""
+    """Symbolic links are resolved first, and the checked file is the one that is read."""
     root, secret = tmp_path / "root", tmp_path / "secret"
     root.mkdir()
     secret.write_text("secret")
@@ -211,7 +211,7 @@ async def test_path_outside_the_roots_is_refused(rig: Rig, tmp_path: Path, shape
 
 
 async def test_refusal_does_not_say_what_there_is_outside_the_roots(rig: Rig, tmp_path: Path) -> None:
-    """Whoever may not read a place may not learn either whether something is there."""
+    """The error does not reveal whether the file exists."""
     root, secret = tmp_path / "root", tmp_path / "secret"
     root.mkdir()
     secret.write_text("secret")

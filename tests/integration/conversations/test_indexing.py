@@ -40,8 +40,8 @@ async def append(app: App, *contents: str) -> None:
     await app.conversations.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", content) for content in contents]))
 
 
-async def test_what_is_stored_is_indexed_by_itself(postgres_url: str, tmp_path: Path) -> None:
-    """Soon, also what was left by a daemon that ended, and what others have stored once somebody searches."""
+async def test_stored_messages_are_indexed_in_the_background(postgres_url: str, tmp_path: Path) -> None:
+    """Also those that an ended daemon left, and those of other daemons after a search."""
     async with opened(postgres_url, tmp_path, 3_600) as app:
         await append(app, "left behind", "left behind")
     async with opened(postgres_url, tmp_path, 0.001) as app:
@@ -90,7 +90,7 @@ class Slow(SearchRepository):
 
 
 async def test_long_messages_are_indexed_in_smaller_portions(postgres_url: str) -> None:
-    """What cannot be done within a statement's limit is tried with fewer until everything is indexed."""
+    """If a statement exceeds its time limit, fewer messages are indexed in each."""
     recorder = Counters()
     async with database(postgres_url) as pool:
         await conversation_of(ConversationRepository(pool), *["word"] * 40)

@@ -292,7 +292,7 @@ async def rig(postgres_url: str, redis_url: str, tmp_path: Path) -> AsyncIterato
 
 
 async def failure(rig: Rig, work: Awaitable[object]) -> str | None:
-    """What is wrong with the refusal of a request, or with its cost; None if nothing is."""
+    """The problem of a refusal or of its cost; None if there is none."""
     try:
         await work
     except InvalidArgument as error:

@@ -85,7 +85,7 @@ async def test_a_report_is_bounded_by_time_and_conversation(rig: Rig) -> None:
 
 
 async def test_a_cancelled_turn_costs_what_it_took_by_estimate(rig: Rig) -> None:
-    """The provider bills what it has read and written until then, and reports nothing of it."""
+    """The provider bills the tokens until then and reports none."""
     rig.provider.script(hang_after_first_token("Half of the answer"))
     heard = asyncio.Event()
 

@@ -60,7 +60,7 @@ async def test_search_finds_messages_by_their_words_in_one_round_trip(rig: Rig) 
 
 
 async def test_fork_shares_history_and_goes_its_own_way(rig: Rig) -> None:
-    """One statement, no copies; what is appended to one is not in the other, and a model hears the right history."""
+    """One statement without copies; appends to one are not in the other, and each model receives its history."""
     name = await stored(rig, "one", "two", "three", "four")
     rig.reset()
     fork = await rig.app.conversations.fork(LOCAL_OWNER, name, at_seq=2, title="Other way")

@@ -59,8 +59,8 @@ async def test_changes_by_others_are_heard_once_with_what_they_do_to_the_list(ri
     assert await other.hears() == [("local", made.continuation_id, True)]
 
 
-async def test_whoever_begins_to_listen_has_missed_nothing_of_the_last_moment(rig: Rig) -> None:
-    """While nobody listens hardly anything is asked, and the first look reaches back to the last."""
+async def test_first_subscriber_receives_the_changes_since_the_last_poll(rig: Rig) -> None:
+    """Without subscribers polls are rare; the first poll of a subscriber reaches back to the last one."""
     service, other = rig.app.conversations, Other(rig)
     other.is_wanting = False
     assert await other.hears() == []
@@ -108,7 +108,7 @@ def test_a_revision_is_told_once_however_it_is_heard_of() -> None:
 
 
 async def test_a_defect_of_the_watch_ends_the_application(postgres_url: str, redis_url: str, tmp_path: Path) -> None:
-    """Otherwise subscribers would receive nothing more, and nobody would know."""
+    """Otherwise subscribers would receive no notices, without an error."""
 
     def fail(notice: Notice) -> NoReturn:
         raise ZeroDivisionError(notice.continuation_id)

@@ -82,7 +82,7 @@ async def chatting(app: App, **arguments: Any) -> Chat:
 
 
 async def _silent(sentence: str) -> None:
-    """Nobody listens."""
+    """Ignore the deltas."""
 
 
 def tasks_of(app: App) -> TurnTasks:
@@ -129,7 +129,7 @@ class Opinion(ChatOutput):
 
 
 async def test_each_tool_makes_the_answer_of_its_own_tasks(rig: Rig, elsewhere: App) -> None:
-    """What a tool declares is enough; a turn of a tool that declares nothing is no task."""
+    """The declaration of a tool suffices; a turn of a tool without one is no task."""
 
     async def handle(arguments: ChatArguments, context: CallContext) -> Opinion:
         return Opinion.of(await rig.app.chat.run(asked, on_begun=AnswerProgress(context).on_begun))
@@ -177,7 +177,7 @@ async def test_a_failure_is_told_as_the_call_told_it(rig: Rig, elsewhere: App) -
 
 
 async def test_a_task_whose_daemon_is_gone_has_failed_and_may_be_asked_again(rig: Rig, elsewhere: App) -> None:
-    """It is said to be working for as long as its lease runs, and under the same handle when it is asked again."""
+    """It is working while its lease lasts; the same handle is valid again after a repeated request."""
     rig.provider.script(GATED, kimi_answer("Four again."))
     chat = await chatting(rig.app, idempotency_key="key")
     async with admin(rig) as sql:
@@ -233,7 +233,7 @@ async def test_a_task_cancelled_elsewhere_stops_with_its_next_lease(rig: Rig, el
 
 
 async def test_an_answer_that_comes_after_the_cancellation_is_not_stored(rig: Rig, elsewhere: App) -> None:
-    """A task that was said to be cancelled stays so."""
+    """A cancelled task stays cancelled."""
     rig.provider.script(GATED)
     chat = await chatting(rig.app)
     await tasks_of(elsewhere).cancel(LOCAL_OWNER, chat.id)
@@ -246,7 +246,7 @@ async def test_an_answer_that_comes_after_the_cancellation_is_not_stored(rig: Ri
 
 
 async def test_work_that_is_stopped_says_by_whom(rig: Rig, elsewhere: App) -> None:
-    """A caller that goes away has cancelled; a daemon that stops has failed it, and says so."""
+    """A client's cancellation is a cancellation; a daemon's shutdown is a failure that names it."""
     seen = {}
     for word in ((), (ShuttingDown.code,)):
         rig.provider.script(stream("hang"))

@@ -85,7 +85,7 @@ async def test_failed_turn_and_its_repetition_keep_the_prefix(rig: Rig) -> None:
 
 
 async def test_long_conversation_in_a_small_window_changes_its_prefix_rarely(rig: Rig) -> None:
-    """History is left out in blocks, and the result says how much."""
+    """History is left out in blocks, and the result has the number of messages."""
     talk = [NewMessage("user" if at % 2 == 0 else "assistant", f"{at} " + "word " * 150) for at in range(60)]
     begun = await rig.app.conversations.append(AppendRequest(LOCAL_OWNER, talk))
     left_out = []
@@ -103,7 +103,7 @@ async def test_long_conversation_in_a_small_window_changes_its_prefix_rarely(rig
 
 
 async def test_files_of_earlier_turns_are_left_out_once_and_stay_out(rig: Rig) -> None:
-    """A file that comes and goes would change the prefix in every turn."""
+    """A file that is shown in some turns only would change the prefix each time."""
     name: ContinuationId | None = None
     for at in range(10):
         rig.provider.script(kimi_answer("noted"))

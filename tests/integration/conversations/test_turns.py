@@ -30,7 +30,7 @@ async def rig(postgres_url: str, redis_url: str, tmp_path: Path) -> AsyncIterato
 
 @pytest.fixture
 async def quiet(rig: Rig) -> AsyncIterator[App]:
-    """Another daemon on the same database, of whose changes Redis hears nothing."""
+    """Another daemon on the same database whose changes are not applied to Redis."""
     async with open_app(rig.app.settings.model_copy(update={"cache": CacheSettings(url="off")})) as app:
         yield app
 
@@ -74,8 +74,8 @@ async def test_conversation_is_listed_by_how_its_first_question_begins(rig: Rig)
     assert 0 not in {hit.seq for hit in found.hits}
 
 
-async def test_cancelled_turn_is_recorded_with_what_was_heard(rig: Rig) -> None:
-    """The caller going away cancels the provider's call; the question, the part heard and the cause stay."""
+async def test_cancelled_turn_is_stored_with_the_received_part(rig: Rig) -> None:
+    """A caller's cancellation ends the provider's call; the question, the part and the cause stay."""
     rig.provider.script(hang_after_first_token("Half"))
     continuation_id = await _conversation(rig)
     heard = asyncio.Event()
@@ -99,7 +99,7 @@ async def test_cancelled_turn_is_recorded_with_what_was_heard(rig: Rig) -> None:
 
 
 async def test_turn_cancelled_while_its_question_is_being_stored_does_not_stay_pending(rig: Rig) -> None:
-    """The statement may have committed when the caller goes away; the key must not be blocked for a minute."""
+    """The statement may have committed before the cancellation; the key must not stay blocked for a minute."""
     rig.reset()
     rig.database.stall()
     request = ChatRequest(LOCAL_OWNER, "Hello", idempotency_key="key")
@@ -147,7 +147,7 @@ async def test_repeated_turn_is_acknowledged_only_when_the_cache_has_heard_of_it
 
 
 async def test_repeated_turn_gives_its_lease_back(rig: Rig) -> None:
-    """Whoever reads next must not wait for a lease that nobody will use."""
+    """The next reader does not wait for a lease that is not used."""
     continuation_id = await _conversation(rig)
     request = ChatRequest(LOCAL_OWNER, "Go on", continuation_id=continuation_id, idempotency_key="key")
     await rig.app.chat.run(request)
@@ -160,8 +160,8 @@ async def test_repeated_turn_gives_its_lease_back(rig: Rig) -> None:
     assert rig.cost() == (1, 2)
 
 
-async def test_failed_turn_is_reported_only_when_the_cache_was_told_of_its_question(rig: Rig) -> None:
-    """The question stays, so whoever hears of the failure may look for it at once, through any daemon."""
+async def test_failed_turn_is_reported_after_its_question_is_applied_to_the_cache(rig: Rig) -> None:
+    """The question is visible through every daemon when the error is received."""
     rig.provider.script(failure(401))
     rig.cache.mode = "stall_down"
     told = rig.app.recorder.value("cache_applies_total")
@@ -209,7 +209,7 @@ async def test_lost_reply_of_the_database_is_found_by_repeating(rig: Rig) -> Non
 
 
 async def test_answer_that_cannot_be_stored_is_handed_over_with_the_error(rig: Rig) -> None:
-    """A paid answer is not thrown away because the database will not have it, as after somebody's change of it."""
+    """A paid answer is returned although the database refuses it, as after a change of its schema."""
     rig.provider.script(stream("gate", chunk({"content": "paid for"}, finish="stop"), event("[DONE]")))
     task = asyncio.create_task(rig.app.chat.run(ChatRequest(LOCAL_OWNER, "Hello")))
     await rig.provider.arrived(1)
@@ -258,7 +258,7 @@ async def test_request_whose_first_attempt_is_still_running_names_its_conversati
 
 
 async def test_expected_revision_lets_one_of_two_writers_win(rig: Rig) -> None:
-    """Optimistic writers are told that somebody was faster."""
+    """The other writer receives the conflict."""
     continuation_id = await _conversation(rig)
     revision = (await rig.app.conversations.read(LOCAL_OWNER, continuation_id)).conversation.revision
 
@@ -281,7 +281,7 @@ async def test_expected_revision_lets_one_of_two_writers_win(rig: Rig) -> None:
 
 
 async def test_question_that_no_model_could_read_stores_nothing(rig: Rig) -> None:
-    """What is refused is refused before the first statement."""
+    """The request is refused before the first statement."""
     rig.reset()
     with pytest.raises(InvalidArgument):
         await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "7" * 4_000_000))

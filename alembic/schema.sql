@@ -28,6 +28,19 @@ create table exai.blobs (
 );
 alter table exai.blobs enable row level security;
 
+create table exai.content_texts (
+    owner text not null,
+    sha256 text not null,
+    source text not null,
+    text text,
+    note text not null,
+    made_at timestamp with time zone not null default now(),
+    constraint content_texts_pkey PRIMARY KEY (owner, sha256),
+    constraint content_texts_content_fkey FOREIGN KEY (owner, sha256) REFERENCES exai.contents(owner, sha256) ON DELETE CASCADE,
+    constraint content_texts_source_check CHECK ((source = ANY (ARRAY['local'::text, 'provider'::text])))
+);
+alter table exai.content_texts enable row level security;
+
 create table exai.contents (
     owner text not null,
     sha256 text not null,
@@ -88,6 +101,15 @@ create table exai.quarantine (
     quarantined_at timestamp with time zone not null default now()
 );
 alter table exai.quarantine enable row level security;
+
+create table exai.remote_files (
+    key_id text not null,
+    file_id text not null,
+    made_at timestamp with time zone not null default now(),
+    tried_at timestamp with time zone not null default now(),
+    constraint remote_files_pkey PRIMARY KEY (key_id, file_id)
+);
+alter table exai.remote_files enable row level security;
 
 create table exai.removed_conversations (
     owner text not null,

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import structlog
 
-from exai.background import running
+from exai.background import Background, open_background, running
 from exai.blobs.base import Blobs
 from exai.blobs.local import LocalBlobs
 from exai.cache.conversations import NO_REVISION, ConversationCache, open_cache
@@ -30,12 +30,14 @@ from exai.conversations.store import Repositories
 from exai.conversations.turns.answers import AnswerCache
 from exai.conversations.turns.attachments import Attachments
 from exai.conversations.turns.budgets import Budgets, limits_of, pricing_of
+from exai.conversations.turns.documents import Documents
 from exai.conversations.turns.instructions import Instructions
 from exai.conversations.turns.metrics import TurnMetrics
 from exai.conversations.turns.prompt import estimate_tokens
 from exai.conversations.turns.turn import ChatTurns
 from exai.db.contents import PostgresBlobs
 from exai.db.conversations import ConversationRepository
+from exai.db.documents import DocumentRepository
 from exai.db.driver.pool import Database, open_pool
 from exai.db.files import FileRepository
 from exai.db.history import HistoryRepository
@@ -124,6 +126,7 @@ class Backends:
     cache: ConversationCache
     providers: Providers
     health: Health
+    background: Background
 
 
 @asynccontextmanager
@@ -160,7 +163,10 @@ async def _open_backends(stack: AsyncExitStack, settings: Settings) -> Backends:
     health = await stack.enter_async_context(
         open_health(components(database, cache, providers), recorder=recorder, on_change=events.health_change)
     )
-    return Backends(settings, roots, recorder, events, embedded, database, repository, cache, providers, health)
+    background = await stack.enter_async_context(open_background())
+    return Backends(
+        settings, roots, recorder, events, embedded, database, repository, cache, providers, health, background
+    )
 
 
 def _build(opened: Backends) -> tuple[App, Sequence[AbstractAsyncContextManager[None]]]:
@@ -179,7 +185,9 @@ def _build(opened: Backends) -> tuple[App, Sequence[AbstractAsyncContextManager[
         TurnRepository(database),
     )
     indexing = Indexing(search, notices.have_changed, recorder, pause_s=settings.database.index_pause_s)
-    attachments = Attachments(file_repository, blobs, Instructions(instructions_by_name()))
+    texts, may_upload = DocumentRepository(database), settings.files.provider_extract
+    documents = Documents(texts, blobs, providers, opened.background, may_upload=may_upload)
+    attachments = Attachments(file_repository, blobs, documents, Instructions(instructions_by_name()))
     budgets = Budgets(settings.budgets, providers)
     answers = AnswerCache(cache.answers, providers, settings.answers, recorder)
     turns = ChatTurns(
@@ -221,8 +229,8 @@ def _build(opened: Backends) -> tuple[App, Sequence[AbstractAsyncContextManager[
         history=HistoryRepository(database),
         notes=_notes(settings, opened.embedded),
     )
-    tasks = [running("conversation-watch", poller.run()), running("word-indexing", indexing.run()), chat.running()]
-    return app, tasks
+    works = {"conversation-watch": poller.run(), "word-indexing": indexing.run(), "remote-files": documents.run()}
+    return app, [*(running(name, work) for name, work in works.items()), chat.running()]
 
 
 def _live(recorder: MetricsRecorder, database: Database, providers: Providers, turns: ChatTurns) -> Live:

@@ -40,6 +40,8 @@ TABLES = (
     "exai.blobs",
     "exai.blob_parts",
     "exai.contents",
+    "exai.content_texts",
+    "exai.remote_files",
     "exai.message_words",
     "exai.unindexed_messages",
 )

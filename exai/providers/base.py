@@ -155,9 +155,10 @@ class Family:
     `open_temperature_range`: the ends of the range are rejected. `takes_any_order`: messages of one role may follow
     each other, and the first may be the model's. `takes_any_name`: models that the catalogue does not name may be
     asked before the provider's list is read. `is_optional`: without a key it is not reported. `thinking` asks models
-    that the catalogue does not describe; `with_options` is sent with thinking or temperature. `count_path` is where the
-    provider counts the tokens of a prompt. `search_fields` ask for a search of the web, or `search_formula` names the
-    tool that does it; `search_usd` is the price of one search.
+    that the catalogue does not describe; `with_options` is sent with thinking or temperature. `count_path` is where
+    the provider counts the tokens of a prompt. `extracts_text`: it reads the text of documents that are uploaded.
+    `search_fields` ask for a search of the web, or `search_formula` names the tool that does it; `search_usd` is the
+    price of one search.
     """
 
     name: str
@@ -178,6 +179,7 @@ class Family:
     verdicts: Mapping[str, FailureKind] = field(default_factory=dict)
     statuses: Mapping[int, FailureKind] = field(default_factory=dict)
     count_path: str | None = None
+    extracts_text: bool = False
     request_id_headers: tuple[str, ...] = ("x-request-id", "x-trace-id")
 
     @property

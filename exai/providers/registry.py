@@ -21,13 +21,13 @@ from exai.models import Completion, CompletionRequest, OnDelta, Prompt, Recorder
 from exai.providers.base import Clocks, Model, ModelInfo, Price, Pricing, ProviderStatus
 from exai.providers.catalogue import load_catalogue
 from exai.providers.completion.client import ChatApi
-from exai.providers.completion.counting import TokenCounter
+from exai.providers.completion.counting import counter_of
 from exai.providers.completion.exchange import HttpTransport
+from exai.providers.completion.extraction import FileExtract, extract_of
 from exai.providers.completion.http_client import HttpClients
 from exai.providers.completion.identity import identity_of
 from exai.providers.completion.request import check_options
-from exai.providers.completion.search.formula import FormulaTools
-from exai.providers.completion.search.tool_search import MAX_SEARCHES, ToolSearch
+from exai.providers.completion.search.tool_search import MAX_SEARCHES, search_of
 from exai.providers.completion.sizing import Sizing
 from exai.providers.discovery import Discovery
 from exai.providers.endpoints import Site, read_sites
@@ -118,6 +118,14 @@ class Providers:
         """Return the digest of all that the answer of `model` depends on. Raises as `complete`, before it asks."""
         site = self._sites[model.provider]
         return identity_of(site.family, site.base_url, model, request)
+
+    def extract(self, model: Model) -> FileExtract | None:
+        """Return what reads documents for a model; None if its provider does not."""
+        return self._chats[model.provider].extract
+
+    def extracts(self) -> list[FileExtract]:
+        """Return what reads documents, of every provider."""
+        return [chat.extract for chat in self._chats.values() if chat.extract is not None]
 
     def answered(self, model: Model, completion: Completion) -> Model:
         """Return the model that made `completion`, for which `model` was asked."""
@@ -335,8 +343,9 @@ async def open_providers(
                 clocks=clocks,
                 place_limit_s=settings.connect_timeout_s,
                 max_concurrent=site.max_concurrent,
-                counter=_counter(site, client, recorder),
-                search=_tool_search(site, client),
+                counter=counter_of(site.family, client, site.base_url, site.key, recorder),
+                search=search_of(site.family, client, site.base_url, site.key),
+                extract=extract_of(site.family, client, site.base_url, site.key, recorder),
             )
             if (discovery := _discovery(site, client, clocks, settings.connect_timeout_s)) is not None:
                 discoveries[name] = discovery
@@ -377,15 +386,6 @@ def _discovery(site: Site, client: httpx.AsyncClient, clocks: Clocks, limit_s: f
         is_described=endpoint is None,
         limit_s=limit_s,
     )
-
-
-def _counter(site: Site, client: httpx.AsyncClient, recorder: Recorder) -> TokenCounter | None:
-    return TokenCounter(site.family, client, site.base_url, site.key, recorder) if site.family.count_path else None
-
-
-def _tool_search(site: Site, client: httpx.AsyncClient) -> ToolSearch | None:
-    uri = site.family.search_formula
-    return None if uri is None else ToolSearch(FormulaTools(client, site.base_url, site.key, uri))
 
 
 def _check_named(setting: str, chosen: Iterable[str], names: ModelNames) -> None:

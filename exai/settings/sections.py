@@ -286,6 +286,7 @@ class FileSettings(Section):
     max_bytes: int = Field(default=32 * 1_048_576, ge=1024, le=1_073_741_824)
     call_max_bytes: int = Field(default=128 * 1_048_576, ge=1024)
     orphan_grace_s: float = Field(default=3_600.0, ge=60)
+    provider_extract: bool = True
 
 
 class LogSettings(Section):

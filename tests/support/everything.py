@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from exai.db.conversations import ConversationRepository
+from exai.db.documents import DocumentRepository, StoredText
 from exai.db.driver.pool import Database
 from exai.db.files import FileRepository
 from exai.db.history import HistoryQuery, HistoryRepository
@@ -70,6 +71,12 @@ async def use(database: Database) -> None:
     ledger = LedgerRepository(database)
     assert (await ledger.report(UsageQuery(LOCAL_OWNER, "conversation"), claim.limits)).total.turns
     assert await ledger.budgets(LOCAL_OWNER, claim.limits)
+    documents, digest = DocumentRepository(database), "0" * 64
+    await documents.keep(LOCAL_OWNER, digest, StoredText("local", None, "a scan"))
+    assert not await documents.texts(LOCAL_OWNER, [digest])
+    await documents.remember("key", "file")
+    assert not await documents.claim("key", 5)
+    await documents.forget("key", "file")
     await curation.purge(after_s=0)
     await curation.expire_idle(None, idle_s=3_600)
     await curation.prune_removed(after_s=0)

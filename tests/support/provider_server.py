@@ -247,6 +247,7 @@ class ProviderServer:
     def __init__(self, *, default: Callable[[Any], Reply] = echo, models: Sequence[Mapping[str, Any]] = ()) -> None:
         self.default, self.models = default, list(models)
         self.routes: dict[str, Any] = {}
+        self.files: Callable[[Received], Reply] | None = None
         self.hangs = False
         self.received: list[Received] = []
         self.gate = asyncio.Event()
@@ -354,6 +355,8 @@ class ProviderServer:
     def _reply(self, request: Received) -> Reply:
         if self.hangs:
             return hang_before_headers()
+        if self.files is not None and request.path.startswith("/v1/files"):
+            return self.files(request)
         if request.path in self.routes:
             route = self.routes[request.path]
             return route if isinstance(route, Reply) else failure(200, route)
@@ -452,7 +455,8 @@ async def _read_request(reader: asyncio.StreamReader, early: bytes) -> Received 
         elif isinstance(happened, h11.EndOfMessage):
             assert request is not None
             headers = {name.decode(): value.decode("latin-1") for name, value in request.headers}
-            decoded = json.loads(bytes(body)) if body else None
+            is_json = body and "multipart/" not in headers.get("content-type", "")
+            decoded = json.loads(bytes(body)) if is_json else None
             return Received(request.method.decode(), request.target.decode(), headers, decoded, bytes(body))
         else:
             return None

@@ -17,7 +17,8 @@ from itertools import islice
 
 from exai.account import hold
 from exai.blobs.base import Blobs
-from exai.blobs.decoding import BINARY, Decoded, decode
+from exai.blobs.decoding import BINARY, UTF_8, Decoded, decode
+from exai.conversations.turns.documents import Documents
 from exai.conversations.turns.instructions import Instructions
 from exai.conversations.turns.prompt import (
     NO_INSTRUCTIONS,
@@ -29,6 +30,7 @@ from exai.conversations.turns.prompt import (
     first_shown,
     reasoning_of,
 )
+from exai.db.documents import StoredText
 from exai.db.files import FileRepository
 from exai.errors import InvalidArgument
 from exai.models import FileId, Message, Owner, Prompt, PromptImage, StoredFile
@@ -72,8 +74,10 @@ class _Content:
 class Attachments:
     """Puts instructions and the contents of files into prompts; without files no statement is needed."""
 
-    def __init__(self, files: FileRepository, blobs: Blobs, instructions: Instructions = NO_INSTRUCTIONS) -> None:
-        self._files, self._blobs, self._instructions = files, blobs, instructions
+    def __init__(
+        self, files: FileRepository, blobs: Blobs, documents: Documents, instructions: Instructions = NO_INSTRUCTIONS
+    ) -> None:
+        self._files, self._blobs, self._documents, self._instructions = files, blobs, documents, instructions
 
     async def prompt(
         self,
@@ -135,11 +139,18 @@ class Attachments:
         """Return these files as a model is shown them, or why it is not."""
         if not files:
             return {}
-        wanted = [file for file in files if file.encoding != BINARY or _is_readable(file, model)]
+        texts = await self._documents.texts(owner, [file for file in files if not _is_readable(file, model)], model)
+        wanted = [
+            file
+            for file in files
+            if file.sha256 not in texts and (file.encoding != BINARY or _is_readable(file, model))
+        ]
         with hold(sum(file.size_bytes for file in wanted), "files being read"):
             found = await self._blobs.get_all(owner, wanted) if wanted else {}
             return await asyncio.to_thread(
-                lambda: {file.id: _content(file, found.get(file.sha256), model) for file in files}
+                lambda: {
+                    file.id: _content(file, found.get(file.sha256), model, texts.get(file.sha256)) for file in files
+                }
             )
 
 
@@ -290,8 +301,12 @@ def _image(file: StoredFile, found: bytes | None, model: Model | None) -> _Conte
     return _Content(PromptImage(kind, found), IMAGE_TOKENS)
 
 
-def _content(file: StoredFile, found: bytes | str | None, model: Model | None) -> _Content:
+def _content(file: StoredFile, found: bytes | str | None, model: Model | None, read: StoredText | None) -> _Content:
     """Return a file as text or image; otherwise the reason why it is not shown."""
+    if read is not None:
+        if read.text is None:
+            return _Content(read.note)
+        return _Content(Decoded(read.text, UTF_8, read.note), text_tokens(read.text) + 1)
     if isinstance(found, str):
         return _Content(found)
     if is_image(file):

@@ -145,3 +145,54 @@ select f.owner::text as owner, f.storage_path::text as storage_path, f.id::text 
 select f.storage_path::text as storage_path from public.files f where f.storage_path = any($1::text[])
 union
 select c.storage_path::text from exai.contents c where c.storage_path = any($1::text[]);
+
+-- name: read_texts
+-- repeat: read
+-- The texts of documents by content, and recent failures; by content_texts_pkey.
+select x.sha256::text as sha256, x.source::text as source, x.text::text as text, x.note::text as note
+  from exai.content_texts x
+ where x.owner = $1::text and x.sha256 = any($2::text[])
+   and (x.text is not null
+        or x.made_at > pg_catalog.now() - pg_catalog.make_interval(secs => $3::double precision));
+
+-- name: put_text
+-- repeat: keyed
+-- Stores the text of a content that exists, or a failed attempt; by content_texts_pkey.
+insert into exai.content_texts (owner, sha256, source, text, note)
+select c.owner, c.sha256, $3::text, $4::text, $5::text
+  from exai.contents c
+ where c.owner = $1::text and c.sha256 = $2::text
+on conflict (owner, sha256) do update
+   set source = excluded.source, text = excluded.text, note = excluded.note, made_at = pg_catalog.now()
+ where content_texts.text is null;
+
+-- name: remember_remote
+-- repeat: keyed
+-- Remembers a copy at a provider until it is deleted there.
+insert into exai.remote_files (key_id, file_id) values ($1::text, $2::text) on conflict do nothing;
+
+-- name: forget_remote
+-- repeat: keyed
+-- Forgets a copy that is deleted; by remote_files_pkey.
+delete from exai.remote_files r where r.key_id = $1::text and r.file_id = $2::text;
+
+-- name: claim_remote
+-- repeat: keyed
+-- Returns copies that were not tried for a while, those tried longest ago first, and forgets those beyond their age.
+with gone as (
+  delete from exai.remote_files r
+   where r.key_id = $1::text
+     and r.made_at < pg_catalog.now() - pg_catalog.make_interval(secs => $4::double precision)),
+due as (
+  select r.key_id, r.file_id
+    from exai.remote_files r
+   where r.key_id = $1::text
+     and r.tried_at < pg_catalog.now() - pg_catalog.make_interval(secs => $2::double precision)
+     and r.made_at >= pg_catalog.now() - pg_catalog.make_interval(secs => $4::double precision)
+   order by r.tried_at
+   limit $3::integer
+     for update skip locked)
+update exai.remote_files r set tried_at = pg_catalog.now()
+  from due d
+ where r.key_id = d.key_id and r.file_id = d.file_id
+returning r.file_id::text as file_id;

@@ -30,6 +30,7 @@ from exai.fairness import Places, request_owner
 from exai.models import Completion, CompletionRequest, Delta, OnDelta, Reasoning, Recorder, Usage
 from exai.providers.base import Clocks, Family, Model, ProviderCall, Transport
 from exai.providers.completion.counting import TokenCounter
+from exai.providers.completion.extraction import FileExtract
 from exai.providers.completion.parameters import MAX_LESSONS, STREAM_OPTIONS, Lessons
 from exai.providers.completion.request import ToolRounds, build_body, encode_body
 from exai.providers.completion.search.tool_search import ToolSearch
@@ -73,10 +74,11 @@ class ChatApi:
         max_concurrent: int | None = None,
         counter: TokenCounter | None = None,
         search: ToolSearch | None = None,
+        extract: FileExtract | None = None,
     ) -> None:
         self.family, self._transport = family, transport
         self.last_error: str | None = None
-        self.counter = counter
+        self.counter, self.extract = counter, extract
         self._recorder, self._clocks = recorder, clocks
         self._max_attempts, self._max_content_bytes = max_attempts, max_content_bytes
         self._budget = RetryBudget(clock=clocks.monotonic)

@@ -69,3 +69,10 @@ class TokenCounter:
         if counted <= 0:
             raise CountFailed("the answer has no count")
         return counted
+
+
+def counter_of(
+    family: Family, client: httpx.AsyncClient, base_url: str, key: str, recorder: Recorder
+) -> TokenCounter | None:
+    """Return the counter of a provider that offers one."""
+    return TokenCounter(family, client, base_url, key, recorder) if family.count_path else None

@@ -17,6 +17,7 @@ KIMI = Family(
     stream_usage=True,
     takes_any_order=True,
     count_path="/tokenizers/estimate-token-count",
+    extracts_text=True,
     search_formula=WEB_SEARCH,
     # The published price is about 0.03 yuan.
     search_usd=Decimal("0.005"),

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 
 from exai.app import App, open_app
+from exai.background import Background
+from exai.blobs.base import Blobs
 from exai.blobs.local import LocalBlobs
 from exai.conversations import AppendRequest, ChatRequest
 from exai.conversations.changes import Notices
@@ -20,7 +22,9 @@ from exai.conversations.publishing import Publisher
 from exai.conversations.turns.answers import AnswerCache
 from exai.conversations.turns.attachments import Attachments
 from exai.conversations.turns.budgets import Budgets
+from exai.conversations.turns.documents import Documents
 from exai.conversations.turns.turn import ChatTurns
+from exai.db.documents import DocumentRepository
 from exai.db.driver.pool import connect
 from exai.db.files import FileRepository
 from exai.db.turns import TurnRepository
@@ -200,7 +204,10 @@ async def test_a_task_whose_daemon_is_gone_has_failed_and_may_be_asked_again(rig
 async def test_a_task_cancelled_elsewhere_stops_with_its_next_lease(rig: Rig, elsewhere: App) -> None:
     """The daemon that asks the model learns of it when it renews, and stops paying."""
     rig.provider.script(hang_after_first_token("Half"))
-    attachments = Attachments(FileRepository(rig.app.database), LocalBlobs(rig.app.settings.data_dir / "files"))
+    database, providers = rig.app.database, rig.app.providers
+    blobs = Blobs(LocalBlobs(rig.app.settings.data_dir / "files"))
+    documents = Documents(DocumentRepository(database), blobs, providers, Background(), may_upload=False)
+    attachments = Attachments(FileRepository(database), blobs, documents)
     publisher = Publisher(rig.app.cache, Notices())
     turns = ChatTurns(
         TurnRepository(rig.app.database),

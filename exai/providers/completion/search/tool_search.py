@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
+import httpx
+
 from exai.models import Delta
-from exai.providers.base import ProviderCall
+from exai.providers.base import Family, ProviderCall
 from exai.providers.completion.search.formula import FormulaFailed, FormulaTools
 from exai.providers.reply.calls import ToolCall
 
@@ -78,3 +80,9 @@ class ToolSearch:
                 content = f"The search failed: {error}"
                 call.notes[f"a search of the web failed: {error}"] = None
         return {"role": "tool", "tool_call_id": wanted.id, "name": wanted.name, "content": content}
+
+
+def search_of(family: Family, client: httpx.AsyncClient, base_url: str, key: str) -> ToolSearch | None:
+    """Return the search of a provider whose models call a tool for it."""
+    uri = family.search_formula
+    return None if uri is None else ToolSearch(FormulaTools(client, base_url, key, uri))

@@ -71,7 +71,7 @@ def results(answers: list[AppendResult | BaseException]) -> list[AppendResult]:
 
 
 async def test_appends_that_come_together_are_one_statement(rig: Rig) -> None:
-    """Whatever their number of messages; each gets its own answer."""
+    """For any number of messages; each append has its own answer."""
     starts = [appending(name, *[f"{name} {n}" for n in range(i + 1)]) for i, name in enumerate(rig.names)]
     rig.proxy.reset()
     answers = results(await rig.append(*starts))
@@ -165,7 +165,7 @@ async def test_a_repeated_key_is_stored_once(rig: Rig) -> None:
 
 
 async def test_one_that_fails_fails_alone(rig: Rig) -> None:
-    """What the server refuses of one append undoes the group; then each is sent by itself."""
+    """An append that the server refuses rolls the batch back; then each is sent by itself."""
     bad = appending(rig.names[0], messages=[NewMessage("nobody", "x")])  # type: ignore[arg-type]
     answers = await rig.append(bad, *(appending(name, "x") for name in rig.names[1:]))
     assert isinstance(answers[0], DatabaseError)
@@ -174,7 +174,7 @@ async def test_one_that_fails_fails_alone(rig: Rig) -> None:
 
 
 async def test_a_lost_reply_is_settled_by_each_key(rig: Rig) -> None:
-    """All were stored by the group whose answer was lost; nobody's is stored again, and no caller asked twice."""
+    """The batch stored all appends; each is repeated under its key, none is stored twice, no caller repeats."""
     rig.proxy.lose_reply_to("append_batch_v1")
     answers = results(await rig.append(*(appending(name, "two") for name in rig.names)))
     assert rig.proxy.lost.is_set()
@@ -183,8 +183,8 @@ async def test_a_lost_reply_is_settled_by_each_key(rig: Rig) -> None:
     assert [each[1:] for each in await rig.contents()] == [["two"]] * NUMBER
 
 
-async def test_doubt_stays_doubt(rig: Rig) -> None:
-    """Nobody is told that nothing was written when the group's answer was lost and the server then went away."""
+async def test_an_unknown_outcome_stays_unknown(rig: Rig) -> None:
+    """If the reply of the batch was lost and the server then failed, no caller learns that nothing was written."""
     rig.proxy.lose_reply_to("append_batch_v1")
     tasks = [asyncio.create_task(rig.repository.append(appending(name, "two"))) for name in rig.names]
     await rig.proxy.lost.wait()
@@ -231,8 +231,8 @@ async def test_a_deadline_before_anything_was_sent_is_no_doubt(rig: Rig) -> None
     assert rig.sent() == (1, 0)
 
 
-async def test_a_caller_who_leaves_takes_nobody_along(rig: Rig) -> None:
-    """Neither before its group is sent nor afterwards; places are given back."""
+async def test_a_cancelled_caller_does_not_affect_its_batch(rig: Rig) -> None:
+    """Neither before the batch is sent nor afterwards; places are released."""
     for turns in range(3 * STUCK):
         tasks = [asyncio.create_task(rig.repository.append(appending(name, "x"))) for name in rig.names]
         await asyncio.sleep(0)
@@ -249,8 +249,8 @@ async def test_a_caller_who_leaves_takes_nobody_along(rig: Rig) -> None:
     assert rig.sent() == (before[0] + 1, before[1])
 
 
-async def test_nobody_waits_for_long_behind_statements_that_hang(rig: Rig) -> None:
-    """As many as may be under way wait for locks; the rest goes on without them."""
+async def test_the_wait_for_a_statement_that_hangs_is_bounded(rig: Rig) -> None:
+    """As many as may be in flight wait for locks; the other appends are sent without them."""
     held = rig.names[:STUCK]
     assert STUCK < POOL_SIZE
     async with rig.held(held[0]):
@@ -267,8 +267,8 @@ async def test_nobody_waits_for_long_behind_statements_that_hang(rig: Rig) -> No
     assert {(await task).status for task in stuck} == {"appended"}
 
 
-async def test_large_ones_go_alone(rig: Rig) -> None:
-    """They would hold the others up, whatever makes them large."""
+async def test_large_appends_are_sent_alone(rig: Rig) -> None:
+    """An append that is large for any reason would delay the others."""
     large = appending(rig.names[0], "x" * (MOST_CHARS + 1))
     laden = appending(rig.names[1], messages=[NewMessage("user", "x", "message", {"x": "x" * MOST_CHARS})])
     await rig.append(large, laden, appending(rig.names[2], "x"))
@@ -294,8 +294,8 @@ async def test_new_conversations_are_made_together(rig: Rig) -> None:
     assert await rig.sql.fetchval("select count(*) from conversations") == NUMBER + 4
 
 
-async def test_files_are_linked_along(rig: Rig) -> None:
-    """To the right conversation; one that is missing or somebody else's stops its own append and no other."""
+async def test_files_are_linked_by_a_batch(rig: Rig) -> None:
+    """To the right conversation; a missing file, or one of another owner, stops its own append only."""
     rows = await rig.sql.fetch(
         "insert into files (owner, name) select owner, i from unnest('{local,local,local,other}'::text[])"
         " with ordinality o(owner, i) returning id::text"
@@ -357,8 +357,8 @@ async def test_keys_are_claimed_in_the_same_order_everywhere(rig: Rig) -> None:
     assert rig.recorder["db_retries_total", "append_group"] == 0
 
 
-async def test_what_triggers_of_others_make_of_a_conversation_is_told(rig: Rig) -> None:
-    """An older system's may count the messages; a cache must not be told of a conversation as it was before that."""
+async def test_changes_of_foreign_triggers_are_in_the_returned_header(rig: Rig) -> None:
+    """A trigger of an older system may count the messages; the cache receives the row after it."""
     await rig.sql.execute(
         "create function counted() returns trigger language plpgsql as $$ begin"
         " update conversations set metadata = metadata || '{\"counted\": true}' where id = new.conversation_id;"
@@ -393,7 +393,7 @@ async def stalled(url: str, names: int, **distance: float) -> AsyncIterator[tupl
 
 @pytest.mark.direct
 async def test_appends_to_a_far_database_do_not_wait_for_each_other(postgres_url: str) -> None:
-    """All are in flight at once, up to the share of the pool; what comes then goes together when one has ended."""
+    """All are in flight at once, up to the share of the pool; further ones share a batch."""
     async with stalled(postgres_url, 12, latency_s=0.02) as (rig, names):
         tasks = []
         for number, name in enumerate(names[:7], 1):
@@ -411,7 +411,7 @@ async def test_appends_to_a_far_database_do_not_wait_for_each_other(postgres_url
 
 @pytest.mark.direct
 async def test_appends_to_a_near_database_wait_for_the_one_in_flight(postgres_url: str) -> None:
-    """And then go together: most of their time the server is what is busy."""
+    """They share the next statement, because the server is busy most of their time."""
     async with stalled(postgres_url, 12) as (rig, names):
         tasks = [asyncio.create_task(rig.repository.append(appending(names[0], "x")))]
         await wait_until(lambda: len(rig.proxy.statements) == 1)

@@ -73,7 +73,7 @@ async def test_a_repeated_key_answers_as_the_first_time(repository: Conversation
 
 
 async def test_a_key_used_for_other_content_is_a_conflict(repository: ConversationRepository) -> None:
-    """The hash tells them apart, and so does the conversation."""
+    """The hash differs, or the conversation."""
     first, second = await conversation_of(repository, "a"), await conversation_of(repository, "b")
     key = new_id()
     await repository.append(appending(first.continuation_id, "x", key=key))
@@ -188,7 +188,7 @@ async def test_identical_statements_at_once_store_once(repository: ConversationR
 
 
 async def test_files_are_linked_once_with_the_messages(repository: ConversationRepository, database: Database) -> None:
-    """Promise 3; a file that does not exist, or is somebody else's, stops the whole append."""
+    """Promise 3; a file that is missing, or of another owner, stops the whole append."""
     mine = await make_file(database, LOCAL_OWNER)
     theirs = await make_file(database, OTHER)
     result = await repository.append(appending(None, "one", file_ids=[mine, mine]))
@@ -205,7 +205,7 @@ async def test_files_are_linked_once_with_the_messages(repository: ConversationR
 async def test_a_repeated_key_is_answered_although_its_file_is_gone(
     repository: ConversationRepository, turns: TurnRepository, database: Database
 ) -> None:
-    """Promise 6: what was stored stays stored, whatever became of its files since."""
+    """Promise 6: an acknowledged append stays stored after its files were deleted."""
     file_id = await make_file(database, LOCAL_OWNER)
     key, turn_key = new_id(), new_id()
     first = await repository.append(appending(None, "one", key=key, file_ids=[file_id]))

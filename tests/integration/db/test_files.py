@@ -125,7 +125,7 @@ async def test_link_is_one_row_however_often_and_by_however_many(postgres_url: s
 
 
 async def test_link_of_a_missing_file_links_none(postgres_url: str) -> None:
-    """All or none, and the answer names what is missing; files of others are missing."""
+    """All or none, and the answer names the missing ones; files of other owners are missing."""
     async with opened(postgres_url) as database:
         files = FileRepository(database)
         continuation_id = await conversation(database)

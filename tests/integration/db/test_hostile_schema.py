@@ -78,7 +78,7 @@ async def builtin_functions(connection: OneTrip) -> set[str]:
 
 
 async def test_functions_have_a_search_path_or_name_everything_with_its_schema(postgres_url: str) -> None:
-    """Those that write to tables on which others may have triggers leave the path alone, as does what is inlined."""
+    """Inlined functions, and those that write to tables with foreign triggers, do not set the path."""
     async with session(postgres_url) as connection:
         builtin = await builtin_functions(connection)
         functions = await functions_of(connection)
@@ -110,7 +110,7 @@ async def test_a_writer_with_a_search_path_is_seen(postgres_url: str) -> None:
 
 
 async def make_hostile(connection: OneTrip, role: str) -> int:
-    """Let a role without any other right shadow what is polymorphic, for the types we use."""
+    """Let a role without other rights create functions that shadow polymorphic ones for our types."""
     await connection.execute("grant create on schema public to public")
     await connection.execute(f"create role {role}")
     await connection.execute(f"grant {role} to current_user")
@@ -188,14 +188,14 @@ async def hostile_url(postgres_url: str) -> AsyncIterator[str]:
         yield postgres_url
 
 
-async def test_no_operation_calls_what_others_have_created(hostile_url: str) -> None:
-    """Whatever EXAI does with its database: a call would fail with the words of the function."""
+async def test_no_operation_calls_functions_of_other_roles(hostile_url: str) -> None:
+    """Each of these functions raises an error with a known text."""
     async with opened(hostile_url) as database:
         await use(database)
 
 
-async def test_migrations_call_nothing_that_others_have_created(empty_postgres_url: str) -> None:
-    """Neither from nothing nor where the tables of an older system are."""
+async def test_migrations_call_no_functions_of_other_roles(empty_postgres_url: str) -> None:
+    """From an empty database and from one with tables of an older system."""
     async with hostile(empty_postgres_url):
         await upgrade(empty_postgres_url)
         async with opened(empty_postgres_url) as database:

@@ -44,8 +44,10 @@ async def forked(curation: CurationRepository, source: Conversation, at_seq: int
     return result.commit.conversation
 
 
-async def test_a_fork_goes_its_own_way(repository: ConversationRepository, curation: CurationRepository) -> None:
-    """It shares the beginning, whatever either side writes afterwards."""
+async def test_a_fork_and_its_source_change_independently(
+    repository: ConversationRepository, curation: CurationRepository
+) -> None:
+    """They share the beginning after any later change of either."""
     source = await conversation_of(repository, "1", "2", "3", "4")
     fork = await forked(curation, source, at_seq=2)
     assert (fork.parent_id, fork.parent_seq, fork.last_seq) == (source.id, 2, 2)
@@ -217,7 +219,7 @@ async def test_a_change_of_another_state_is_a_conflict(
 async def test_a_repeated_change_undoes_no_later_one(
     repository: ConversationRepository, curation: CurationRepository
 ) -> None:
-    """A repetition that was held up is answered as the first time and changes nothing, whatever was done since."""
+    """A delayed repetition returns the first result and changes nothing."""
     name = (await conversation_of(repository, "1")).continuation_id
     first = await curation.change(
         ConversationKey(LOCAL_OWNER, name), once("key"), ConversationUpdate(title="first"), expected_revision=1
@@ -327,7 +329,7 @@ async def test_a_purge_takes_what_was_deleted_long_ago_and_no_fork_needs(
 async def test_idle_conversations_expire_by_owner_or_all(
     repository: ConversationRepository, curation: CurationRepository, database: Database
 ) -> None:
-    """Expiry goes by the last change, never by creation."""
+    """Expiry counts from the last change, never from the creation."""
     for owner in ("a", "b"):
         for _ in range(3):
             await repository.append(appending(None, "x", owner=owner))

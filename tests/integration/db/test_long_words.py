@@ -37,7 +37,7 @@ async def index(search: SearchRepository) -> None:
 async def test_terms_count_wherever_in_a_message_they_are(
     repository: ConversationRepository, search: SearchRepository, many_words: bool
 ) -> None:
-    """All of them, excluded ones too, in whichever rows of the index; beside messages that have them together."""
+    """All of them, also excluded ones, in any index rows of the message, and beside messages with them together."""
     filler = " ".join(f"word{n:012}" for n in range(60_000)) if many_words else FILLER
     await conversation_of(
         repository, f"alpha {filler} beta", "alpha beta", f"alpha {filler} gamma", f"beta {filler} delta", "alpha"
@@ -99,7 +99,7 @@ async def test_what_only_looks_like_a_term_is_not_found(
 async def test_a_search_says_how_many_waiting_messages_it_did_not_look_through(
     repository: ConversationRepository, search: SearchRepository
 ) -> None:
-    """Its work is bounded, the small ones come first, and nothing found says so as well."""
+    """Its work is limited, small messages come first, and an empty result has the number, too."""
     huge = "ночь " * 320_000
     await conversation_of(repository, huge, huge, huge, "дверь")
     page = await page_of(search, "дверь")

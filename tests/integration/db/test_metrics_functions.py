@@ -34,7 +34,7 @@ async def aggregate(db: OneTrip, metrics: Any, batch: str | None = None) -> Row:
 
 
 async def counts(db: OneTrip) -> dict[str, int]:
-    """Rows of raw metrics and what the sums say there are."""
+    """The number of raw rows, and the number that the sums state."""
     return {
         "raw": await db.fetchval("select count(*) from monitoring.metrics_raw"),
         "minutes": await db.fetchval("select coalesce(sum(count), 0)::int from monitoring.metrics_1min"),
@@ -57,7 +57,7 @@ async def test_one_metric_is_stored_with_its_own_time(db: OneTrip) -> None:
 
 
 async def test_a_metric_needs_no_data_and_no_time_but_a_type(db: OneTrip) -> None:
-    """What is left out is empty, and now."""
+    """The defaults are no data and the current time."""
     await db.fetchval("select monitoring.insert_metric('started')")
     row = await db.fetchrow('select data, created_at - "timestamp" as gap from monitoring.metrics_raw')
     assert (row["data"], abs(row["gap"]) < timedelta(seconds=1)) == ("{}", True)
@@ -72,7 +72,7 @@ async def test_a_metric_needs_no_data_and_no_time_but_a_type(db: OneTrip) -> Non
 async def test_late_and_future_times_are_moved_to_the_bound_and_counted(
     db: OneTrip, shift: str, late: int, future: int
 ) -> None:
-    """A clock that is wrong must not put rows where nobody looks, nor into partitions that are gone."""
+    """A wrong clock does not put rows into distant or dropped partitions."""
     when = f"'{shift}'::timestamptz" if "infinity" in shift else f"now() + interval '{shift}'"
     await db.execute(f"select monitoring.insert_metric('a', '{{}}', {when})")
     # As a batch too: 'infinity' is no time there, since JSON has none.
@@ -130,8 +130,8 @@ async def test_what_was_summed_before_it_came_is_added_as_it_is(db: OneTrip) -> 
         ([{"type": "a"}] * 10_001, "a batch holds at most 10000 metrics, not 10001"),
     ],
 )
-async def test_what_is_no_batch_is_refused_by_name_and_logged(db: OneTrip, given: Any, said: str) -> None:
-    """The caller is told what it gave, and the log still knows afterwards."""
+async def test_an_invalid_batch_is_refused_by_name_and_logged(db: OneTrip, given: Any, said: str) -> None:
+    """The error names the value, and the log keeps it."""
     answer = await aggregate(db, given)
     assert (answer["status"], answer["stored"], answer["error"]) == ("refused", 0, said)
     row = await db.fetchrow("select status, source, error, batch_id from monitoring.metrics_processing_log")
@@ -158,7 +158,7 @@ async def test_one_bad_metric_does_not_lose_the_others(db: OneTrip) -> None:
 
 @pytest.mark.parametrize("time", [1e300, -1e300, 1_700_000_000, "now", "2026-02-30", "", [], {}, True, "2026-01-01"])
 async def test_no_time_makes_a_batch_fail(db: OneTrip, time: Any) -> None:
-    """Whatever it is, the metric beside it is stored."""
+    """The metric beside an invalid time is stored."""
     answer = await aggregate(db, [{"type": "a", "timestamp": time}, {"type": "b"}])
     assert answer["status"] == "stored"
     assert answer["stored"] + answer["rejected"] == 2
@@ -172,7 +172,7 @@ async def test_no_time_makes_a_batch_fail(db: OneTrip, time: Any) -> None:
     + [{"labels": value} for value in ("[]", '"x"', json.dumps({"a": "y" * 5000}))],
 )
 async def test_no_value_makes_a_batch_fail(db: OneTrip, data: dict[str, str]) -> None:
-    """Numbers no float can hold, labels no index can: kept raw, and summed up as far as that goes."""
+    """Numbers outside the range of a float and labels too large for an index are kept raw, and summed if possible."""
     ((name, value),) = data.items()
     answer = await aggregate(db, f'[{{"type": "a", "data": {{"{name}": {value}}}}}, {{"type": "a", "value": 1}}]')
     assert (answer["status"], answer["stored"]) == ("stored", 2)
@@ -180,7 +180,7 @@ async def test_no_value_makes_a_batch_fail(db: OneTrip, data: dict[str, str]) ->
 
 
 async def test_a_repeated_batch_is_stored_once(db: OneTrip) -> None:
-    """A retry after a lost reply must not double the counts, and hears what the first one was told."""
+    """A retry after a lost reply does not double the counts, and has the first result."""
     batch, metrics = str(uuid.uuid4()), [{"type": "a", "value": 1}, 7]
     first, second = await aggregate(db, metrics, batch), await aggregate(db, metrics, batch)
     assert (first["status"], second["status"]) == ("stored", "duplicate")
@@ -261,7 +261,7 @@ async def partitions(db: OneTrip) -> list[str]:
 
 
 async def test_partitions_are_made_ahead_once(db: OneTrip) -> None:
-    """A week, since whoever makes them may be away."""
+    """For a week, since the daemon that makes them may be stopped."""
     today = await db.fetchval("select (now() at time zone 'UTC')::date")
     wanted = [f"metrics_raw_{today + timedelta(days=n):%Y%m%d}" for n in range(8)]
     assert await partitions(db) == wanted
@@ -271,7 +271,7 @@ async def test_partitions_are_made_ahead_once(db: OneTrip) -> None:
 
 
 async def test_a_partition_made_late_takes_its_rows_out_of_the_default_one(db: OneTrip) -> None:
-    """Nobody is turned away while there is none, and nothing is counted twice when there is."""
+    """Without a partition rows are accepted; with it none is counted twice."""
     await db.execute("insert into monitoring.metrics_raw (type, \"timestamp\") values ('a', now() + interval '8 days')")
     assert await db.fetchval("select count(*) from only monitoring.metrics_raw_default") == 1
     assert await db.fetchval("select monitoring.create_partitions(8)") == 1
@@ -284,7 +284,7 @@ async def test_a_partition_made_late_takes_its_rows_out_of_the_default_one(db: O
 
 
 async def test_retention_drops_whole_days_and_old_rows_in_batches(db: OneTrip) -> None:
-    """Partitions by their last row, sums by their bucket; what is young enough stays."""
+    """Partitions by their last row, sums by their bucket; younger rows stay."""
     today = await db.fetchval("select (now() at time zone 'UTC')::date")
     for day in (today - timedelta(days=n) for n in range(1, 6)):
         await db.execute(
@@ -349,7 +349,7 @@ async def test_days_begin_in_utc_wherever_the_session_is(db: OneTrip) -> None:
 
 
 async def test_a_service_role_may_do_what_it_needs_and_no_more(empty_postgres_url: str) -> None:
-    """Metrics tell about all owners, so the roles of the public interface see none of them."""
+    """Metrics are about all owners, so the roles of the public interface cannot read them."""
     from exai.db.migrations.migrate import upgrade
 
     async with session(empty_postgres_url) as connection:

@@ -30,7 +30,7 @@ async def revision_of(repository: ConversationRepository, name: str) -> int:
 
 
 async def test_a_message_without_a_number_gets_the_next_one(repository: ConversationRepository, sql: OneTrip) -> None:
-    """Older clients know nothing of numbers."""
+    """Older clients insert messages without numbers."""
     conversation = await conversation_of(repository, "one")
     await sql.execute(
         "insert into messages (conversation_id, role, content) select $1::text::uuid, 'user', c"
@@ -64,7 +64,7 @@ async def test_outside_and_inside_writers_interleave(repository: ConversationRep
 async def test_a_plain_insert_is_an_append_for_caches(
     repository: ConversationRepository, turns: TurnRepository, sql: OneTrip
 ) -> None:
-    """What a cache knew stays good; only the new message is fetched."""
+    """Cached messages stay valid; only the new one is read."""
     conversation = await conversation_of(repository, "one")
     await sql.execute(
         "insert into messages (conversation_id, role, content) values ($1::text::uuid, 'user', 'two')", conversation.id
@@ -84,10 +84,10 @@ async def test_a_plain_insert_is_an_append_for_caches(
         "update conversations set tags = array['t']",
     ],
 )
-async def test_an_edit_from_outside_makes_what_caches_know_void(
+async def test_an_edit_by_another_program_invalidates_cached_pages(
     repository: ConversationRepository, turns: TurnRepository, sql: OneTrip, change: str
 ) -> None:
-    """It has a new revision, it is told as a change, and a turn gets the whole history anew."""
+    """It has a new revision and is a change for reconciliation; a turn receives the whole history."""
     conversation = await conversation_of(repository, "one", "two")
     start = await repository.changes(None)
     await sql.execute(change)

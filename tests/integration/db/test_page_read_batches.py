@@ -169,8 +169,8 @@ async def test_many_more_than_a_group_holds(rig: Rig) -> None:
     assert rig.sent() == (5, 0)
 
 
-async def test_each_gets_what_there_is_for_it(rig: Rig) -> None:
-    """Whatever form its page has, and where there is none, an error of its own; all of it by one statement."""
+async def test_each_caller_of_a_batch_gets_its_own_page_or_error(rig: Rig) -> None:
+    """Pages of any form and errors, all by one statement."""
     name, other, gone, *_ = rig.names
     long = await rig.conversation("short", LONG, "short")
     many = await rig.conversation(*(f"{number}" for number in range(PAGE_MESSAGES + 3)))
@@ -209,8 +209,8 @@ async def test_owners_do_not_mix_within_a_group(rig: Rig) -> None:
             assert isinstance(answer, NotFound), (owner, name)
 
 
-async def test_a_caller_who_leaves_takes_nobody_along(rig: Rig) -> None:
-    """Neither before its group is sent nor afterwards, when it was the first of it or alone; places are given back."""
+async def test_a_cancelled_caller_does_not_affect_its_batch(rig: Rig) -> None:
+    """Neither before its batch is sent nor afterwards, as its first or only reader; places are released."""
     for turns in range(5):
         tasks = [asyncio.create_task(rig.alone(name)) for name in rig.names]
         for _ in range(turns):
@@ -264,7 +264,7 @@ async def test_a_statement_that_nobody_waits_for_is_cancelled(rig: Rig) -> None:
 
 
 async def test_a_deadline_is_its_callers_own(rig: Rig) -> None:
-    """The one whose time is over is told so; those with time get their pages, also if it was the first of them."""
+    """A caller whose deadline passed gets an error; the others get their pages, also if it was the first."""
     rig.proxy.stall()
 
     async def hurried(name: ContinuationId) -> StoredPage:
@@ -280,8 +280,8 @@ async def test_a_deadline_is_its_callers_own(rig: Rig) -> None:
     assert rig.sent() == (1, 0)
 
 
-async def test_nothing_is_read_for_those_who_come_too_late(rig: Rig) -> None:
-    """They are told at once, and no statement goes out for them."""
+async def test_no_page_is_read_after_its_callers_deadline(rig: Rig) -> None:
+    """The caller gets its error at once, and no statement is sent."""
     with with_deadline(0):
         answers = await rig.read(rig.names)
     assert {type(answer) for answer in answers} == {DeadlineExceeded}
@@ -290,7 +290,7 @@ async def test_nothing_is_read_for_those_who_come_too_late(rig: Rig) -> None:
 
 
 async def test_a_page_that_cannot_be_read_fails_alone(rig: Rig) -> None:
-    """It undoes the group's statement; then each is read by itself, and only its own reader is told."""
+    """It fails the statement of the batch; then each page is read by itself, and one reader gets the error."""
     broken = await rig.conversation("x", title=BROKEN)
     async with rig.troubled():
         answers = await rig.read([broken, *rig.names[1:]])
@@ -326,8 +326,8 @@ async def test_a_network_that_fails_for_a_moment_is_not_noticed(rig: Rig) -> Non
     assert (rig.recorder["db_retries_total", "read_pages"], rig.sent()) == (1, (1, 0))
 
 
-async def test_a_database_that_goes_away_is_everybodys_error(postgres_url: str) -> None:
-    """All are told when the group's statement has failed, and none tries by itself what was tried."""
+async def test_an_unavailable_database_fails_all_readers_of_a_batch(postgres_url: str) -> None:
+    """All get the error of the batch, and none repeats its read."""
     async with rig_at(postgres_url, acquire_timeout_s=0.2) as rig:
         rig.proxy.stall()
         reads = asyncio.create_task(rig.read(rig.names))
@@ -363,7 +363,7 @@ async def test_a_closed_pool_says_that_we_are_stopping(postgres_url: str) -> Non
     assert {type(answer) for answer in answers} == {ShuttingDown}
 
 
-async def test_nobody_waits_for_long_behind_statements_that_hang(rig: Rig) -> None:
+async def test_the_wait_for_a_statement_that_hangs_is_bounded(rig: Rig) -> None:
     """As many as may be under way hang; the others go on without them."""
     slow = [await rig.conversation("x", title=SLOW) for _ in range(STUCK)]
     async with rig.troubled():
@@ -389,7 +389,7 @@ async def test_those_who_were_answered_are_forgotten_at_once(rig: Rig) -> None:
 
 @pytest.mark.parametrize("way", ["direct", "pooler"])
 async def test_readers_and_writers_at_once_see_what_was_acknowledged(postgres_url: str, way: str) -> None:
-    """A page is of a snapshot taken after it was asked for: no reader misses what was stored before its question."""
+    """The snapshot of a page is taken after its request: no reader misses an earlier acknowledged message."""
     rounds = 20
     async with AsyncExitStack() as stack:
         url = postgres_url if way == "direct" else (await stack.enter_async_context(Pooler(postgres_url))).url

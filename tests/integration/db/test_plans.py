@@ -132,7 +132,7 @@ async def test_an_append_reads_no_messages(sql: OneTrip) -> None:
 
 
 async def test_a_group_of_appends_finds_each_by_its_key(sql: OneTrip) -> None:
-    """However many there are, and however often it was run before the tables had grown."""
+    """For any number of them, also if the plan was made before the tables had grown."""
     for _ in range(8):
         names = ["long", *(f"c{number}" for number in range(1, 16))]
         ids, number = [new_id() for _ in names], len(names)
@@ -153,7 +153,7 @@ async def test_a_lookup_of_a_turn_reads_one_row_each(sql: OneTrip) -> None:
 
 
 async def test_a_turn_by_its_id_is_found_through_indexes(sql: OneTrip) -> None:
-    """Asked for again and again by whoever waits for it; the planner itself looks at the ends of an index or two."""
+    """Waiting clients poll it; the planner itself reads the ends of an index or two."""
     turn_id = str(await sql.fetchval("select id from turns where request_key = 'long'"))
     await sql.execute(f"update turns set state = 'finished', reply_last_seq = 4000 where id = '{turn_id}'")
     for name, more in (("read_turn", ()), ("cancel_turn", ("{}",))):
@@ -169,7 +169,7 @@ async def test_a_list_reads_one_page(sql: OneTrip) -> None:
 
 
 async def test_files_are_looked_for_among_the_owners(sql: OneTrip) -> None:
-    """By the owner's index, however many files others have."""
+    """By the owner's index, for any number of files of other owners."""
     await sql.execute(
         "insert into files (owner, sha256, name, size_bytes)"
         " select case when i % 100 = 0 then 'local' else 'other' end, lpad(i::text, 64, '0'), i || '.md', 1"
@@ -194,7 +194,7 @@ async def test_changes_read_what_has_changed(sql: OneTrip) -> None:
 
 
 async def test_a_search_reads_what_it_ranks_and_shows(sql: OneTrip) -> None:
-    """Words in any number of messages: the newest are ranked by what is stored of them, and one page is read."""
+    """For words in any number of messages the newest are ranked by their index rows, and one page is read."""
     await sql.execute("update messages set content = 'needle ' || seq where seq % 10 = 0")
     await index(sql)
     for _ in range(8):
@@ -206,7 +206,7 @@ async def test_a_search_reads_what_it_ranks_and_shows(sql: OneTrip) -> None:
 
 
 async def test_a_search_by_tags_and_metadata_looks_at_the_owners_matches_only(sql: OneTrip) -> None:
-    """Each match's conversation by its key; what others have tagged alike costs nothing, however many they are."""
+    """The conversation of each match by its key; equal tags of other owners cost nothing."""
     await sql.execute("update messages set content = 'needle ' || seq where seq = 7")
     await sql.execute("update conversations set tags = '{a}', metadata = '{\"p\": 1}'")
     await sql.execute(

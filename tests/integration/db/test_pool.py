@@ -85,8 +85,8 @@ async def test_an_exhausted_pool_is_busy_within_its_limit(postgres_url: str) -> 
         assert len(await contents_of(repository, name)) == 1 + POOL_SIZE
 
 
-async def test_a_server_that_stays_away_is_told_at_once_and_found_again(postgres_url: str) -> None:
-    """Callers wait out a restart, not an outage: what can be answered without the database is answered soon."""
+async def test_an_outage_is_an_immediate_error_until_the_server_is_found_again(postgres_url: str) -> None:
+    """Callers wait during a restart, not during an outage."""
     later = itertools.count(step=10.0)
     async with PgProxy(postgres_url) as proxy, opened(proxy.url, clock=lambda: next(later), acquire_timeout_s=60) as db:
         proxy.refuse()
@@ -99,7 +99,7 @@ async def test_a_server_that_stays_away_is_told_at_once_and_found_again(postgres
 
 
 async def told_at_once(database: Database) -> bool:
-    """Whether a caller who would wait for a minute is told that there is no server."""
+    """Whether a caller with a limit of a minute gets the error at once."""
     try:
         with with_deadline(0.5):
             await database.fetch("ping")
@@ -130,7 +130,7 @@ async def test_a_deadline_ends_the_wait_for_a_statement(database: Database) -> N
 
 
 async def test_nothing_is_sent_after_the_deadline(database: Database) -> None:
-    """The answer would come too late for everybody."""
+    """The answer would be too late."""
     with with_deadline(0), pytest.raises(DeadlineExceeded):
         await database.fetch("ping")
 
@@ -152,7 +152,7 @@ async def test_a_cancelled_call_gives_its_connection_back(database: Database) ->
 
 
 async def test_a_terminated_session_is_replaced_and_its_statement_repeated(database: Database) -> None:
-    """What an administrator, a failover or a pooler's restart does to us."""
+    """An administrator, a failover or a pooler's restart ends sessions."""
     repository = ConversationRepository(database)
     name = (await conversation_of(repository, "one")).continuation_id
     async with held(database, name), session(database) as observer:
@@ -170,7 +170,7 @@ async def test_a_terminated_session_is_replaced_and_its_statement_repeated(datab
 
 @pytest.mark.direct
 async def test_idle_connections_that_die_are_replaced_unasked(database: Database) -> None:
-    """The pool hears of it at once and does not wait for the next caller to find out."""
+    """The pool notices the close at once and does not wait for the next caller."""
     async with session(database) as observer:
         await observer.execute(
             "select pg_terminate_backend(pid) from pg_stat_activity"

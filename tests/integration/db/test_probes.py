@@ -135,7 +135,7 @@ async def database_of(url: str, options: str) -> AsyncIterator[str]:
 @pytest.mark.direct
 @pytest.mark.parametrize("locale", LOCALES)
 async def test_every_probe_is_found_in_every_database(postgres_url: str, locale: str) -> None:
-    """Waiting to be indexed and indexed; and nothing finds what is not there."""
+    """Queued and indexed; absent words are not found."""
     async with database_of(postgres_url, LOCALES[locale]) as url, opened(url) as database:
         search = SearchRepository(database)
         await conversation_of(ConversationRepository(database), *FOUND)
@@ -166,8 +166,8 @@ TEXTS = st.text(
 )
 
 
-def test_what_is_searched_by_its_own_words_is_found(postgres_url: str) -> None:
-    """Whatever the text: the whole of it, and everything between spaces, before and after it is indexed."""
+def test_any_text_is_found_by_its_own_words(postgres_url: str) -> None:
+    """The whole text, and each part between spaces, before and after it is indexed."""
     with asyncio.Runner() as runner:
 
         @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))

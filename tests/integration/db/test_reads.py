@@ -33,7 +33,7 @@ from tests.support.waiting import WAIT_LIMIT_S
 
 
 async def test_pages_join_without_hole_or_repeat(repository: ConversationRepository) -> None:
-    """Also while somebody appends: pages go by number, not by offset."""
+    """Also during appends, because pages go by number, not by offset."""
     name = (await conversation_of(repository, *(str(i) for i in range(1, 121)))).continuation_id
     page = await repository.read_page(ConversationKey(LOCAL_OWNER, name), limit=50)
     pages = [page]
@@ -48,7 +48,7 @@ async def test_pages_join_without_hole_or_repeat(repository: ConversationReposit
 
 
 async def test_a_page_before_the_beginning_is_empty(repository: ConversationRepository) -> None:
-    """And says that nothing is older."""
+    """It has no cursor for older messages."""
     name = (await conversation_of(repository, "one")).continuation_id
     page = await repository.read_page(ConversationKey(LOCAL_OWNER, name), before_seq=1)
     assert (page.messages, page.has_older) == ((), False)
@@ -72,8 +72,8 @@ async def odd_page(repository: ConversationRepository, *more: str) -> tuple[str,
 
 
 @pytest.mark.parametrize("more", [(), (LONG,), (LONG, "short")])
-async def test_a_page_is_what_was_stored(repository: ConversationRepository, more: tuple[str, ...]) -> None:
-    """Also where a long message makes it come in many rows; and what the cache gets are the same messages."""
+async def test_a_page_has_the_stored_messages(repository: ConversationRepository, more: tuple[str, ...]) -> None:
+    """Also if a long message makes it several rows; the cache receives the same messages."""
     name, stored = await odd_page(repository, *more)
     page = await repository.read_page(ConversationKey(LOCAL_OWNER, name))  # type: ignore[arg-type]
     assert page.messages == stored
@@ -83,7 +83,7 @@ async def test_a_page_is_what_was_stored(repository: ConversationRepository, mor
 
 
 async def test_a_fork_reads_the_same_as_its_source(repository: ConversationRepository, database: Database) -> None:
-    """Whatever it shares, in whichever form it comes."""
+    """For any shared part, in each form of a page."""
     name, stored = await odd_page(repository)
     await execute(
         database,
@@ -106,7 +106,7 @@ async def test_messages_that_somebody_removed_leave_a_full_page(
 
 
 async def test_times_are_in_utc_and_can_be_held(repository: ConversationRepository, database: Database) -> None:
-    """Whatever zone a session has, and whatever somebody else wrote."""
+    """For any time zone of a session and any value that another program wrote."""
     name = (await conversation_of(repository, "early", "late", "now")).continuation_id
     for seq, when in ((1, "-infinity"), (2, "infinity")):
         await execute(database, f"update messages set created_at = '{when}' where seq = {seq}")
@@ -158,7 +158,7 @@ async def fork_of(database: Database, name: ContinuationId) -> ContinuationId:
 async def test_a_page_has_what_fits_into_its_bytes_and_a_cursor_for_the_rest(
     repository: ConversationRepository, database: Database
 ) -> None:
-    """However large what is stored is: one message at least, and whole ones."""
+    """For stored messages of any size: at least one message, and whole ones."""
     name = (await conversation_of(repository, *(str(n) + "x" * 300_000 for n in range(10)))).continuation_id
     forked = await fork_of(database, name)
     for each in (name, forked):
@@ -216,7 +216,7 @@ async def test_a_message_longer_than_a_page_comes_in_parts(
 
 
 async def test_the_newest_can_be_left_out(repository: ConversationRepository) -> None:
-    """One round trip, whatever their number."""
+    """One round trip for any number."""
     name = (await conversation_of(repository, *map(str, range(600)))).continuation_id
     page = await repository.read_page(ConversationKey(LOCAL_OWNER, name), limit=2, skip=550)
     assert [message.content for message in page.messages] == ["48", "49"]
@@ -271,7 +271,7 @@ async def test_a_foreign_cursor_is_an_argument_to_correct(repository: Conversati
 
 
 async def test_changes_since_a_snapshot_miss_nothing(repository: ConversationRepository, database: Database) -> None:
-    """The watermark of the caches rests on this: also a transaction that was open then and committed later is told."""
+    """The caches' watermark relies on it: a transaction that commits after the snapshot is a change."""
     slow = await connect(database.address, timeout_s=5)
     try:
         before = await conversation_of(repository, "before")
@@ -306,8 +306,8 @@ async def test_too_many_changes_are_cut_and_said_to_be(repository: ConversationR
     assert len(told.changed) == CHANGES_LIMIT
 
 
-async def test_a_removed_conversation_is_told(repository: ConversationRepository, database: Database) -> None:
-    """Its row is gone, so a note is what tells the caches."""
+async def test_a_removed_conversation_is_a_change(repository: ConversationRepository, database: Database) -> None:
+    """Its row is gone, so a note of the removal is read."""
     conversation = await conversation_of(repository, "x")
     start = await repository.changes(None)
     await execute(database, "delete from conversations")
@@ -343,7 +343,7 @@ async def test_owners_do_not_mix_in_lists(repository: ConversationRepository) ->
 
 
 async def listed(repository: ConversationRepository, **only: Any) -> set[str]:
-    """The titles of what a list is narrowed to."""
+    """The titles of a filtered list."""
     found = await repository.list_conversations(LOCAL_OWNER, limit=50, only=ListFilter(**only))
     return {each.title or "" for each in found.conversations}
 
@@ -351,7 +351,7 @@ async def listed(repository: ConversationRepository, **only: Any) -> set[str]:
 async def test_a_list_is_narrowed_by_tags_metadata_and_a_part_of_the_title(
     repository: ConversationRepository, database: Database
 ) -> None:
-    """Any letter in any case and normal form, whatever the database's locale knows of it."""
+    """Letters in any case and normal form, for any locale of the database."""
     marks: dict[str, dict[str, Any]] = {
         "Über die Brücke": {"tags": ["a", "b"], "metadata": {"project": "x", "deep": {"n": 1}}},
         "ПРИВЕТ [100%] a.b*": {"tags": ["a"], "metadata": {"project": "y"}},

@@ -81,7 +81,7 @@ async def test_a_database_made_read_only_is_not_fit_for_work_until_it_is_cured(p
 
 @pytest.fixture
 async def limited_url(postgres_url: str) -> AsyncIterator[str]:
-    """The address of a role that may do what the service does and owns nothing."""
+    """The address of a role with the service's rights that owns nothing."""
     role = f"limited_{uuid.uuid4().hex}"
     await run(
         postgres_url,

@@ -122,7 +122,7 @@ async def test_a_lost_reply_of_an_append_is_repeated_and_found_done(proxy: PgPro
 
 
 async def test_a_lost_reply_of_either_half_of_a_turn_is_repeated_and_found_done(proxy: PgProxy) -> None:
-    """The repeat is known by its turn id as the attempt that holds the lease, and is told all it has missed."""
+    """The repetition has the turn id of the lease's holder and gets the complete result."""
     async with opened(proxy.url) as database:
         repository, turns = ConversationRepository(database), TurnRepository(database)
         name = (await conversation_of(repository, "one")).continuation_id

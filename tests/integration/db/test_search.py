@@ -18,7 +18,7 @@ from tests.support.database import appending, beginning, conversation_of, ending
 
 
 class IndexedFirst(SearchRepository):
-    """Searches what is indexed, and nothing that waits for it."""
+    """Indexes all queued messages before each search."""
 
     async def search(self, query: SearchQuery, *, limit: int, cursor: str | None = None) -> SearchPage:
         while (await self.index()).left:
@@ -88,7 +88,7 @@ async def test_the_better_match_comes_first(repository: ConversationRepository, 
 
 
 async def test_pages_join_without_hole_or_repeat(repository: ConversationRepository, search: SearchRepository) -> None:
-    """Also while matching messages are appended: all pages rank what was there at the first."""
+    """Also during appends of matching messages: all pages rank the matches of the first one."""
     name = (await conversation_of(repository, *("needle " + "hay " * (i % 7) for i in range(45)))).continuation_id
     seen: list[SearchHit] = []
     cursor = None
@@ -184,7 +184,7 @@ async def test_a_fork_is_searched_with_what_it_shares(
 async def test_others_and_deleted_conversations_are_not_searched(
     repository: ConversationRepository, search: SearchRepository, database: Database
 ) -> None:
-    """Things of other owners do not exist, deleted ones neither."""
+    """Objects of other owners and deleted ones do not exist."""
     await repository.append(appending(None, "word", owner=Owner("other")))
     gone = await conversation_of(repository, "word")
     await CurationRepository(database).mark_deleted(
@@ -226,7 +226,7 @@ async def labelled(
 async def test_tags_and_metadata_narrow(
     repository: ConversationRepository, search: SearchRepository, database: Database
 ) -> None:
-    """All of the tags, all of the metadata; titles too, and what has most of the words; nothing of other owners."""
+    """All of the tags, all of the metadata; also titles and matches of most words; nothing of other owners."""
     curation = CurationRepository(database)
     both = ConversationUpdate(tags=["a", "b"], metadata={"project": {"name": "x", "n": 1}})
     one = await labelled(repository, curation, "The haystack", both)
@@ -357,7 +357,7 @@ async def test_many_words_of_which_few_are_there_find_something(
 async def test_titles_are_searched_by_the_same_words(
     repository: ConversationRepository, search: SearchRepository, database: Database
 ) -> None:
-    """After it was changed by the new one only, whoever changed it."""
+    """After a change by any program only the new title is found."""
     curation = CurationRepository(database)
     made = await repository.append(appending(None, "nothing", title="数据库连接池 getUserName"))
     assert made.commit is not None

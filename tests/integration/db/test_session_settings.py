@@ -69,7 +69,7 @@ async def test_everything_works_with_other_defaults_behind_a_pooler(postgres_url
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
 @pytest.mark.parametrize("pooled", [False, True])
 async def test_writers_that_wait_for_each_other_all_succeed(postgres_url: str, level: str, *, pooled: bool) -> None:
-    """A function that waits for a lock has to see what was committed meanwhile, and not to be refused for it."""
+    """A function that waited for a lock sees the rows committed meanwhile, without a serialization error."""
     await set_all(postgres_url, f"default_transaction_isolation = '{level}'")
     recorder = Counters()
     async with Pooler(postgres_url) as pooler:

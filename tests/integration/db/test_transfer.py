@@ -60,7 +60,7 @@ def batch(first_seq: int, *contents: str, key: str | None = None, request_hash: 
 async def test_an_import_keeps_times_and_header(
     repository: ConversationRepository, transfer: TransferRepository
 ) -> None:
-    """It is a copy, not a new conversation that says the same."""
+    """It is a copy, not a new conversation with the same content."""
     stored = await transfer.store_batch(batch(1, "a", "b"))
     assert (stored.status, stored.commit.base_revision, stored.commit.revision) == ("stored", 0, 1)
     page = await repository.read_page(ConversationKey(LOCAL_OWNER, NAME))
@@ -84,14 +84,14 @@ async def now(database: Database) -> datetime:
 
 
 @pytest.mark.parametrize("late", [datetime(9999, 12, 31, 23, tzinfo=UTC), datetime.now(UTC) + timedelta(days=1)])
-async def test_a_time_that_is_still_to_come_is_kept_as_data_and_never_becomes_the_clock(
+async def test_a_future_time_of_an_import_is_kept_as_data(
     repository: ConversationRepository,
     turns: TurnRepository,
     transfer: TransferRepository,
     database: Database,
     late: datetime,
 ) -> None:
-    """Whatever time an import says it has: what is stored afterwards has the time at which it was stored."""
+    """Messages stored afterwards have the time at which they were stored."""
     first = replace(batch(1, "a"), updated_at=late, times=[late])
     assert (await transfer.store_batch(first)).status == "stored"
     listed = (await repository.list_conversations(LOCAL_OWNER)).conversations[0]
@@ -165,7 +165,7 @@ async def test_an_empty_conversation_can_be_imported_and_exported(transfer: Tran
 async def test_an_export_is_as_it_was_when_it_began(
     repository: ConversationRepository, transfer: TransferRepository
 ) -> None:
-    """What is appended meanwhile belongs to the next one."""
+    """Messages appended meanwhile belong to the next export."""
     name = (await conversation_of(repository, *(str(i) for i in range(1000)))).continuation_id
     seen: list[str] = []
     async for page in transfer.export(ConversationKey(LOCAL_OWNER, name)):
@@ -194,7 +194,7 @@ async def test_nothing_to_export_is_not_found(transfer: TransferRepository) -> N
 async def test_an_import_goes_in_batches_that_an_append_may_have(
     repository: ConversationRepository, transfer: TransferRepository, database: Database
 ) -> None:
-    """Whoever imports cannot cut the text smaller, whatever limits were set."""
+    """The importing client cannot make the text shorter, for any configured limits."""
     limits = LimitSettings(append_messages=2, append_bytes=1_024)
     sizes = [1_000, 100, 900, 1, 1, 1]
     parts = [MessageText(seq, NewMessage("user", "x" * size), None, f"line {seq}") for seq, size in enumerate(sizes, 1)]

@@ -94,10 +94,10 @@ async def test_an_outcome_repeated_later_is_told_with_the_conversation_as_it_is(
     assert (again.commit.conversation.last_seq, again.commit.conversation.revision) == (3, later.commit.revision)
 
 
-async def test_a_running_key_is_pending_for_everybody_else(
+async def test_a_running_key_is_pending_for_other_claimants(
     repository: ConversationRepository, turns: TurnRepository
 ) -> None:
-    """The lease says who is at it."""
+    """The lease names the claimant."""
     key = new_id()
     begun = await turns.begin(beginning(None, "question", key=key))
     other = await turns.begin(beginning(None, "question", key=key))
@@ -107,7 +107,7 @@ async def test_a_running_key_is_pending_for_everybody_else(
 
 
 async def test_concurrent_duplicates_start_one_turn(repository: ConversationRepository, turns: TurnRepository) -> None:
-    """One model call, however many requests."""
+    """One call of the model for any number of requests."""
     name = (await conversation_of(repository, "one")).continuation_id
     for target in (None, name):
         key = new_id()
@@ -118,7 +118,7 @@ async def test_concurrent_duplicates_start_one_turn(repository: ConversationRepo
 async def test_a_failed_turn_is_resumed_without_storing_the_question_again(
     repository: ConversationRepository, turns: TurnRepository
 ) -> None:
-    """The history is what it was when the question was asked: the partial answer after it is not part of it."""
+    """The history is that at the time of the question, without the partial answer after it."""
     name = (await conversation_of(repository, "one")).continuation_id
     key = new_id()
     begun = await turns.begin(beginning(name, "question", key=key))
@@ -190,7 +190,7 @@ async def test_a_failed_turn_asked_again_by_the_same_request_is_a_new_attempt(
 async def test_a_repeated_finish_gets_the_same_answer(
     repository: ConversationRepository, turns: TurnRepository
 ) -> None:
-    """Whatever has happened to the conversation meanwhile."""
+    """Also if the conversation has changed meanwhile."""
     begun = await turns.begin(beginning(None, "question"))
     assert begun.commit is not None
     end = ending(begun.turn_id, "answer")
@@ -242,7 +242,7 @@ async def test_a_known_future_or_edited_past_is_no_knowledge(
 async def test_history_is_bounded_by_its_budget_from_the_newest_backwards(
     repository: ConversationRepository, turns: TurnRepository
 ) -> None:
-    """Promise 8: within the window, oldest first; the oldest are what is left out."""
+    """Promise 8: within the window, oldest first; the oldest messages are left out."""
     name = (await conversation_of(repository, *(f"{i:03}" + "x" * 81 for i in range(100)))).continuation_id
     begun = await turns.begin(beginning(name, "question", budget_bytes=1000))
     assert [content[:3] for content in contents(begun.history)] == [f"{i:03}" for i in range(90, 100)]
@@ -254,7 +254,7 @@ async def test_history_is_bounded_by_its_budget_from_the_newest_backwards(
 async def test_the_size_of_what_is_known_counts_against_the_budget(
     repository: ConversationRepository, turns: TurnRepository
 ) -> None:
-    """Budget is for the whole prompt, wherever its parts come from."""
+    """The budget is for the whole prompt, cached or read."""
     name = (await conversation_of(repository, *(f"{i:03}" + "x" * 81 for i in range(100)))).continuation_id
     known = CachedRange(1, 91, 100, 500)
     begun = await turns.begin(beginning(name, "question", budget_bytes=1000, known=known))
@@ -305,10 +305,10 @@ async def test_expected_revision_guards_a_turn(repository: ConversationRepositor
 
 
 @pytest.mark.parametrize("finish", [False, True])
-async def test_how_far_a_turn_has_come_can_be_seen(
+async def test_the_state_of_a_turn_can_be_read(
     repository: ConversationRepository, turns: TurnRepository, finish: bool
 ) -> None:
-    """For those who wait for somebody else's turn."""
+    """For callers that wait for a turn of another daemon."""
     key = new_id()
     begun = await turns.begin(beginning(None, "question", key=key))
     if finish:

@@ -77,7 +77,7 @@ def is_separator(character: str) -> bool:
 
 
 async def test_letters_are_folded_as_unicode_says(sql: OneTrip) -> None:
-    """What the server itself would normalise otherwise is of another version of Unicode."""
+    """The normalization of the server belongs to another version of Unicode."""
     wrong = []
     for characters in portions():
         rows = await sql.fetch(

@@ -48,7 +48,7 @@ async def test_a_message_is_found_before_and_after_it_is_indexed(
     sql: OneTrip,
     database: Database,
 ) -> None:
-    """Whichever way it was stored; the hits are the same, in the same order, with the same ranks."""
+    """Stored in any way, the hits, their order and their ranks are the same."""
     name = (await conversation_of(repository, "word one", "nothing")).continuation_id
     begun = await turns.begin(beginning(name, "word three"))
     await turns.finish(ending(begun.turn_id, "a word, a word"))
@@ -115,7 +115,7 @@ async def test_what_others_change_is_found_as_it_is_now(
 async def test_a_change_that_the_indexing_did_not_see_is_found(
     repository: ConversationRepository, search: SearchRepository, sql: OneTrip, database: Database
 ) -> None:
-    """The words that are stored then are out of date, and nobody sees them."""
+    """The words that are stored then are outdated and not used."""
     await conversation_of(repository, "old")
     other = await connect(database.address, timeout_s=5)
     async with sql.transaction():
@@ -127,10 +127,10 @@ async def test_a_change_that_the_indexing_did_not_see_is_found(
         await search.index()
 
 
-async def test_only_one_indexes_and_nobody_waits_for_it(
+async def test_only_one_daemon_indexes_and_none_waits_for_it(
     repository: ConversationRepository, search: SearchRepository, sql: OneTrip
 ) -> None:
-    """The other one is told at once, and searches find everything meanwhile."""
+    """The other one returns at once, and searches find everything meanwhile."""
     await conversation_of(repository, "word", "word")
     async with sql.transaction():
         assert tuple(await sql.fetchrow(INDEX)) == (2, 0)
@@ -156,7 +156,7 @@ async def test_many_at_once_index_everything_once(repository: ConversationReposi
 async def test_an_indexing_that_is_killed_leaves_everything_as_it_was(
     repository: ConversationRepository, search: SearchRepository, sql: OneTrip, database: Database
 ) -> None:
-    """What was taken out of the queue is in it again."""
+    """The messages are in the queue again."""
     await conversation_of(repository, "word", "word")
     other = await connect(database.address, timeout_s=5)
     await other.execute("begin")
@@ -240,7 +240,7 @@ async def test_a_conversation_that_is_held_for_long_is_passed_over(
 async def test_a_long_text_that_is_hard_to_parse_is_found_and_indexed(
     repository: ConversationRepository, search: SearchRepository, sql: OneTrip, text: str
 ) -> None:
-    """It would hold up the searches of its owner and the indexing of everybody for good."""
+    """It must not block the searches of its owner or the indexing for all owners."""
     await conversation_of(repository, "word one", f"word {text * 50_000} far", "word three")
     for _ in ("waiting", "indexed"):
         assert await found(search, "word") == [1, 2, 3]
@@ -328,7 +328,7 @@ async def test_a_long_message_is_indexed_segment_by_segment(
 async def test_searches_of_repetitive_text_do_little_for_each_message(
     repository: ConversationRepository, search: SearchRepository, sql: OneTrip
 ) -> None:
-    """Whatever is stored, an excerpt is of a bounded part of it, and the first segment with all words is enough."""
+    """An excerpt reads a bounded part of a text, and the first segment with all words suffices."""
     text = "a b " * 25_000
     excerpt = "select length((exai.excerpt_v1($1::text, array['a', 'b'])).o_excerpt)"
     assert await sql.fetchval(excerpt, text) < 500
@@ -339,7 +339,7 @@ async def test_searches_of_repetitive_text_do_little_for_each_message(
             pass
 
 
-async def test_an_owners_words_are_nobody_elses(
+async def test_a_search_reads_the_words_of_its_owner_only(
     repository: ConversationRepository, search: SearchRepository, sql: OneTrip
 ) -> None:
     """The index is asked for the owner's words only, so a search neither finds nor reads what others stored."""
@@ -407,7 +407,7 @@ TEXTS = (
 
 @pytest.mark.parametrize("text", TEXTS)
 async def test_the_words_of_a_text_are_its_units(sql: OneTrip, text: str) -> None:
-    """Also without their marks, and whichever way they are made: by row or, in a fraction of the time, without rows."""
+    """Also without their marks, and made in either way: by row or, in a fraction of the time, without rows."""
     words = await sql.fetch(
         "select w.part, u.lexeme, p.place from exai.words_v1('k', $1::text) w cross join unnest(w.words) u"
         " cross join unnest(u.positions) p(place) order by 2, 3",

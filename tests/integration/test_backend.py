@@ -18,7 +18,7 @@ NO_DOCKER = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
 
 @pytest.fixture
 def docker_host(tmp_path: Path) -> Iterator[str]:
-    """Something that says it is Docker, once."""
+    """A server that answers one request as Docker."""
     path = tmp_path / "docker.sock"
     with closing(socket.socket(socket.AF_UNIX)) as listener:
         listener.bind(str(path))
@@ -73,7 +73,7 @@ def test_docker_that_never_answers_is_no_docker(tmp_path: Path) -> None:
     ids=["no addresses", "half the addresses", "no docker", "misspelled"],
 )
 def test_backend_that_was_named_and_cannot_be_had_is_an_error(environ: dict[str, str]) -> None:
-    """Never a silent change of what is tested."""
+    """The tested backend is never replaced silently."""
     with pytest.raises(NoBackend):
         choose(environ)
 

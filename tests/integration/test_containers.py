@@ -71,7 +71,7 @@ def test_comments_have_lines_of_their_own() -> None:
 
 
 def test_only_the_one_port_is_published_and_only_to_this_machine(compose: dict[str, Any]) -> None:
-    """Postgres and Valkey are nobody else's."""
+    """Postgres and Valkey are not published."""
     published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
     assert published == {"exai": ["127.0.0.1:8079:8079"]}
     assert compose["networks"]["inside"] == {"internal": True}
@@ -116,7 +116,7 @@ def test_neither_store_is_open_on_the_containers_network(compose: dict[str, Any]
 
 
 def test_no_secret_stands_in_a_container_file(compose: dict[str, Any]) -> None:
-    """Every one comes from the environment, and there is no default that somebody could forget to change."""
+    """Each comes from the environment, and there are no defaults."""
     secrets = {
         f"{service}.{name}": value
         for service, described in compose["services"].items()

@@ -39,7 +39,7 @@ def by_part(findings: list[Finding]) -> dict[str, Finding]:
 
 @asynccontextmanager
 async def silent_server() -> AsyncIterator[str]:
-    """Accepts and never says a word."""
+    """A server that accepts connections and sends nothing."""
     ended = asyncio.Event()
 
     async def accept(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -137,13 +137,13 @@ class TestDatabase:
         assert found["postgres mode"].detail == "direct"
 
     async def test_database_without_the_schema_names_the_command(self, empty_postgres_url: str) -> None:
-        """What is missing is named with what makes it."""
+        """The error names the command that creates it."""
         found = by_part(await diagnose_database(DatabaseSettings(), empty_postgres_url))
         assert (found["postgres"].state, found["postgres schema"].state) == ("ok", "fail")
         assert "exai migrate" in found["postgres schema"].cure
 
     async def test_tables_that_the_roles_of_an_interface_may_read_are_named(self, postgres_url: str) -> None:
-        """Tables that were there before keep their grants, and what is written from now on is in them as well."""
+        """Adopted tables keep their grants, which include EXAI's new rows."""
         await run(
             postgres_url,
             "do $$ begin create role anon; exception when duplicate_object then null; end $$",
@@ -260,7 +260,7 @@ class TestProviders:
         assert seen[0].headers["Authorization"] == "Bearer k"
 
     async def test_provider_without_a_key_is_off_and_names_its_variable(self) -> None:
-        """Design: what is off is shown as off."""
+        """Design: a disabled part is shown as off."""
         found = by_part(await diagnose_providers(ProvidersSettings()))
         assert {each.state for each in found.values()} == {"off"}
         assert "KIMI_API_KEY" in found["provider kimi"].cure
@@ -277,7 +277,7 @@ class TestProviders:
 
 class TestDoctor:
     async def test_whole_list_on_given_servers(self, postgres_url: str, redis_url: str, tmp_path: Path) -> None:
-        """What a person sees on a machine where all is well."""
+        """The report for an installation without a problem."""
         environ = {"EXAI_DATABASE__URL": postgres_url, "EXAI_CACHE__URL": redis_url, "EXAI_DATA_DIR": str(tmp_path)}
         findings = await examine(load_settings({**environ, "EXAI_SERVER__PORT": "0"}, None), MetricsRecorder())
         assert [each for each in findings if each.state == "fail"] == []

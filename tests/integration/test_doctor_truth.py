@@ -16,8 +16,8 @@ from exai.settings.load import load_settings
 from tests.integration.test_doctor import by_part, http_server
 
 
-def test_health_of_a_daemon_that_says_little_to_strangers(capsys: pytest.CaptureFixture[str]) -> None:
-    """What was not said is not said to be bad."""
+def test_health_without_details_is_not_reported_as_bad(capsys: pytest.CaptureFixture[str]) -> None:
+    """A daemon shows details to authorized clients only."""
     with http_server(200, {"service": "exai", "status": "ok"}) as (address, _):
         assert cli.main(["health", "--url", f"http://{address}"]) == 0
     out = capsys.readouterr().out

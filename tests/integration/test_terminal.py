@@ -244,7 +244,7 @@ async def test_every_terminal_shows_what_it_can(
 
 
 async def test_model_is_the_one_asked_for(settings: Settings, provider: ProviderServer) -> None:
-    """--model goes to the provider."""
+    """The value of --model is sent to the provider."""
     await chat(settings, "hello", model="kimi-k3")
     assert provider.chats[-1].body["model"] == "kimi-k3"
 
@@ -261,7 +261,7 @@ async def test_unknown_conversation_is_an_error_and_asks_no_model(settings: Sett
 async def test_provider_failure_after_a_part_ends_the_line_and_says_how_to_continue(
     settings: Settings, provider: ProviderServer
 ) -> None:
-    """What was printed stays readable, and the question is kept."""
+    """The printed part stays readable, and the question is stored."""
     first = id_in((await chat(settings, "hello"))[1])
     provider.script(kimi_error(400, "invalid_request_error"))
     streams = Streams(io.StringIO(), io.StringIO(), io.StringIO())

@@ -39,7 +39,7 @@ class Rig:
         self.watches = set(pool._watches)
 
     async def first_dies_while_its_successor_starts(self) -> asyncio.Task[None]:
-        """Returns the replacing of all, which goes on when the gate is there again."""
+        """Return the task of the replacement, which continues when the gate exists again."""
         self.gate.unlink()
         roll = asyncio.create_task(self.pool.roll())
         async with asyncio.timeout(WAIT_S):
@@ -76,10 +76,10 @@ async def opened_pool(gate: Path, program: str = WORKER) -> AsyncIterator[Worker
             await pool.stop()
 
 
-async def test_a_worker_that_is_killed_before_it_hears_that_it_is_replaced_has_ended_all_the_same(
+async def test_a_worker_that_is_killed_before_its_replacement_message_has_ended(
     tmp_path: Path,
 ) -> None:
-    """What it left unread makes the end of its control a reset connection."""
+    """Unread data makes the end of its control socket a reset connection."""
     async with opened(tmp_path / "gate", "deaf") as rig:
         rig.first.retire()
         rig.first.signal(signal.SIGKILL)
@@ -99,7 +99,7 @@ async def test_a_worker_that_dies_while_its_successor_starts_is_replaced_once(ri
 
 
 async def test_a_worker_that_dies_beside_a_successor_that_cannot_start_is_started_again(rig: Rig) -> None:
-    """What was configured last is wrong; the number of workers stays right as soon as it is mended."""
+    """The new configuration is wrong; the number of workers is restored when it is corrected."""
     roll = await rig.first_dies_while_its_successor_starts()
     rig.gate.with_suffix(".new").write_text("refuse")
     rig.gate.with_suffix(".new").rename(rig.gate)

@@ -32,7 +32,7 @@ class Identity:
 
 @pytest.fixture(scope="session")
 def binaries(pytestconfig: pytest.Config) -> PostgresBinaries:
-    """The Postgres that the session was told to use, or the one that a user would get."""
+    """The Postgres that the session was given, or the one that a user would get."""
     named = pytestconfig.getoption("--pg-bin")
     return find_postgres(Path(named) if named else None)
 

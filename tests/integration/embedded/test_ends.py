@@ -107,7 +107,7 @@ async def test_program_killed_while_making_the_database_starts_again(
 
 
 async def test_killed_postmaster_is_started_again_with_its_data(data_dir: Path, binaries: PostgresBinaries) -> None:
-    """Promise: an acknowledged write survives kill -9 of Postgres; the daemon goes on."""
+    """Promise: an acknowledged write survives kill -9 of Postgres, and the daemon continues."""
     reports: list[str] = []
     async with start_embedded(data_dir, valkey=False, pg_bin=binaries.bin_dir, report=reports.append) as embedded:
         await execute(embedded.postgres_url, "create table kept (n int)", "insert into kept values (7)")

@@ -43,7 +43,7 @@ async def test_second_program_uses_the_servers_of_the_first(data_dir: Path, bina
 async def test_next_program_owns_the_servers_when_the_first_was_killed(
     data_dir: Path, binaries: PostgresBinaries
 ) -> None:
-    """What the killed one left, a file and perhaps a socket directory, is nobody's any more."""
+    """The files and the socket directory of the killed program are taken over or removed."""
     plan = {"data_dir": str(data_dir), "pg_bin": str(binaries.bin_dir), "durable": False}
     with program(plan) as first:
         first.end(signal.SIGKILL)
@@ -55,8 +55,10 @@ async def test_next_program_owns_the_servers_when_the_first_was_killed(
         assert not Path(first.said["valkey_url"].removeprefix("unix://").split("?")[0]).parent.exists()
 
 
-async def test_owner_without_postgres_is_named_to_who_needs_one(data_dir: Path, binaries: PostgresBinaries) -> None:
-    """Two servers must never share their data, so the second program is told whom to stop."""
+async def test_owner_without_postgres_is_named_to_a_program_that_needs_one(
+    data_dir: Path, binaries: PostgresBinaries
+) -> None:
+    """Two servers must not share data, so the error names the process to stop."""
     async with start_embedded(data_dir, postgres=False):
         with program({"data_dir": str(data_dir), "pg_bin": str(binaries.bin_dir)}) as second:
             assert f"process {os.getpid()}" in second.said["error"]
@@ -87,8 +89,8 @@ async def test_lock_without_a_name_is_said_to_be_another_process(tmp_path: Path)
             await claim(tmp_path, second, servers, limit_s=0.05)
 
 
-async def test_only_what_holds_the_lock_of_the_servers_is_ended(tmp_path: Path) -> None:
-    """A shell or an editor may work in the data directory, too, and so may we.
+async def test_only_the_process_that_holds_the_lock_of_the_servers_is_ended(tmp_path: Path) -> None:
+    """A shell or an editor may have its working directory in the data directory, as may this process.
 
     Servers hear the signal also where a script runs the program in the background, which it then is to ignore.
     """
@@ -114,7 +116,7 @@ async def test_only_what_holds_the_lock_of_the_servers_is_ended(tmp_path: Path) 
 
 
 async def test_servers_that_outlive_their_program_are_ended(data_dir: Path, binaries: PostgresBinaries) -> None:
-    """Where the kernel cannot tie them together, a server may be left; its data has one master all the same."""
+    """A kernel without parent-death signals may leave a server; its data still has one owner."""
     plan = {"data_dir": str(data_dir), "pg_bin": str(binaries.bin_dir), "valkey": False, "in_thread": True}
     with program(plan) as first:
         await execute(first.said["postgres_url"], "create table kept ()")
@@ -130,7 +132,7 @@ async def test_servers_that_outlive_their_program_are_ended(data_dir: Path, bina
 async def test_guest_runs_the_servers_when_their_owner_is_gone(
     number: signal.Signals | None, data_dir: Path, binaries: PostgresBinaries
 ) -> None:
-    """A daemon beside `exai chat` goes on when the chat ends, or is killed, at the addresses it knows."""
+    """A daemon beside `exai chat` continues at the known addresses when the chat ends or is killed."""
     plan = {"data_dir": str(data_dir), "pg_bin": str(binaries.bin_dir)}
     with program(plan) as owner, program(plan) as first, program(plan) as second:
         await execute(owner.said["postgres_url"], "create table kept ()")
@@ -152,7 +154,7 @@ async def test_guest_runs_the_servers_when_their_owner_is_gone(
 
 
 async def test_guest_follows_the_next_owner(data_dir: Path, binaries: PostgresBinaries) -> None:
-    """A program that starts at the right moment owns the servers; those of before find them all the same."""
+    """A program that starts meanwhile becomes the owner; earlier ones use its servers."""
     plan = {"data_dir": str(data_dir), "pg_bin": str(binaries.bin_dir)}
     with program(plan) as owner, program(plan) as guest:
         os.kill(guest.process.pid, signal.SIGSTOP)
@@ -204,7 +206,7 @@ LIBPQ = {
 async def test_variables_of_libpq_are_about_other_servers(
     data_dir: Path, binaries: PostgresBinaries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever stands in a shell for psql, the embedded server is started and reached."""
+    """With any variables for psql the embedded server is started and reached."""
     for name, value in LIBPQ.items():
         monkeypatch.setenv(name, value)
     async with start_embedded(data_dir, valkey=False, durable=False, pg_bin=binaries.bin_dir) as embedded:

@@ -164,7 +164,7 @@ def make(directory: Path) -> Path:
 
 
 async def test_directory_that_cannot_be_written_is_named(identity: Identity, their_dir: Callable[[str], Path]) -> None:
-    """A refusal says where and what to do."""
+    """The error has the path and the cure."""
     locked = their_dir("file")
     locked.touch()
     plan = {"data_dir": str(locked / "data"), "pg_bin": str(identity.pg_bin)}
@@ -214,15 +214,15 @@ async def test_other_major_version_is_refused_with_its_cure(data_dir: Path, bina
 
 
 async def test_named_binaries_that_are_none_are_refused(data_dir: Path, tmp_path: Path) -> None:
-    """What was named is used or is an error; no other Postgres is taken instead."""
+    """A configured path is used or is an error; no other Postgres replaces it."""
     with pytest.raises(StartupError, match=r"EXAI_PG_BIN.*initdb"):
         async with start_embedded(data_dir, pg_bin=tmp_path):
             pass
     assert not data_dir.exists()
 
 
-async def test_missing_valkey_is_said_aloud(data_dir: Path, binaries: PostgresBinaries) -> None:
-    """A platform without Valkey has no cache, and is told so."""
+async def test_missing_valkey_is_reported(data_dir: Path, binaries: PostgresBinaries) -> None:
+    """On a platform without Valkey there is no cache."""
     plan = {"data_dir": str(data_dir), "pg_bin": str(binaries.bin_dir), "durable": False}
     with program(plan, python=(sys.executable, "-S"), environ={"PATH": "/nonexistent"}) as run:
         assert run.said["valkey_url"] is None

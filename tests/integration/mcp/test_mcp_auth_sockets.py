@@ -211,7 +211,7 @@ def test_the_issuer_is_asked_at_its_address_only_and_within_bounds() -> None:
 
 
 async def test_a_token_that_expires_while_its_request_arrives_is_refused_with_401() -> None:
-    """A body may take a minute; what is answered then is what a new connection would be told."""
+    """A body may take a minute; the answer is that to a new connection."""
 
     async def authenticate(headers: Mapping[str, str], query: Mapping[str, str]) -> Admitted | AuthRefusal:
         return Admitted(Owner("alice"), time.time())

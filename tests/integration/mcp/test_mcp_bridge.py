@@ -166,7 +166,7 @@ async def test_lines_that_are_no_messages_are_answered_and_it_lives(server: Runn
 
 
 async def test_half_a_character_is_refused_with_its_id(server: Running) -> None:
-    """What JSON.stringify makes of a cut emoji goes to the daemon, which knows what to say."""
+    """A half emoji, as JSON.stringify writes it, reaches the daemon, which answers with an error."""
     async with bridge(server.url) as peer:
         await peer.line(b'{"jsonrpc":"2.0","id":4,"method":"ping","params":{"a":"\\ud83d"}}')
         found = await peer.receive()
@@ -174,7 +174,7 @@ async def test_half_a_character_is_refused_with_its_id(server: Running) -> None:
 
 
 async def test_headers_go_with_the_upgrade() -> None:
-    """The bearer token; a refusal is told as an answer, with the daemon's words."""
+    """With the bearer token; a refusal is an answer with the daemon's message."""
 
     async def authenticate(headers: Any, query: Any) -> Admitted | AuthRefusal:
         return (
@@ -294,7 +294,7 @@ async def test_a_lost_connection_is_an_answer_for_each_request() -> None:
 
 
 async def test_the_end_of_the_editor_closes_the_connection_normally() -> None:
-    """A daemon's log tells who ended from who failed."""
+    """The daemon's log distinguishes an end from a failure."""
     async with scripted() as (daemon, url), bridge(url) as peer:
         connection = await daemon.connection()
         _, status = await peer.finish()
@@ -356,8 +356,8 @@ async def _flood(connection: ServerConnection, note: str, times: int) -> None:
         await connection.send(note)
 
 
-def test_its_error_is_none_of_the_daemons() -> None:
-    """A program can tell a lost connection from an expired token."""
+def test_the_error_of_a_lost_connection_differs_from_the_daemons() -> None:
+    """A program can distinguish a lost connection from an expired token."""
     assert DISCONNECTED not in {versions.OVERLOADED, versions.SHUTTING_DOWN, versions.TOKEN_EXPIRED}
 
 

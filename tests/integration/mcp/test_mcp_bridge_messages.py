@@ -112,7 +112,7 @@ async def test_noise_is_refused_without_an_id_and_never_sent_on(server: Running)
 
 @pytest.mark.parametrize("place", ["before", "behind"])
 async def test_line_above_every_limit_is_answered_with_its_id(place: str, server: Running) -> None:
-    """70 MB; nothing of that is held twice, and the work for each byte is the same."""
+    """70 MB; nothing is held twice, and the work for each byte is constant."""
     ends = (b'{"jsonrpc":"2.0","id":1,"method":"x","params":{"a":"', b'"}}')
     if place == "behind":
         ends = (b'{"method":"x","params":{"id":5,"a":"', b'"},"jsonrpc":"2.0","id":1}')
@@ -137,7 +137,7 @@ async def test_message_above_the_daemons_limit_costs_no_other_call(server: Runni
 
 
 async def test_daemon_that_states_no_limit_is_asked_once() -> None:
-    """An older one: what closed the connection is told apart from what ran beside it, and not sent again."""
+    """An older daemon: the request that closed the connection is identified and not sent again."""
     async with scripted() as (daemon, url), bridge(url) as peer:
         await peer.send(request("small", "ping"))
         connection = await daemon.connection()
@@ -170,7 +170,7 @@ async def test_id_in_use_is_refused_and_its_first_call_is_answered(server: Runni
 
 
 async def test_end_of_input_leaves_answers_only(server: Running) -> None:
-    """A call that does not end in time is answered by the bridge; progress and notices are nobody's any more."""
+    """A call that does not end in time is answered by the bridge; progress and notices are dropped."""
     slow = modern("slow", "tools/call", tool_call("slow"))
     steps = [modern(key, "tools/call", tool_call("steps")) for key in range(5)]
     for each in steps:
@@ -238,7 +238,7 @@ async def test_daemon_that_was_away_for_long_is_asked_again_at_once() -> None:
 
 
 async def test_redirect_is_not_followed() -> None:
-    """Neither messages nor a token go to an address that was not configured."""
+    """Messages and token are sent to the configured address only."""
     asked: list[str] = []
 
     async def elsewhere(connection: Any, request: Any) -> Any:
@@ -308,7 +308,7 @@ def _dumps(message: Any) -> bytes:
 
 @contextmanager
 def own_server() -> Iterator[str]:
-    """A daemon's door in an event loop of its own thread."""
+    """A server in an event loop of its own thread."""
     ready, stop = threading.Event(), asyncio.Event()
     found: list[Any] = []
 

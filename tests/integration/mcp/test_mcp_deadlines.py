@@ -99,7 +99,7 @@ async def heard(socket: ClientConnection) -> dict[str, Any]:
 
 
 async def test_a_call_is_answered_at_its_clients_deadline_and_its_work_goes_on() -> None:
-    """The answer names what is needed to get the outcome, which is stored."""
+    """The answer has the handle of the outcome, which is stored."""
     async with opened() as rig, client_named(rig, "cursor-vscode") as socket:
         await say(socket, request(1, "tools/call", tool_call("long")))
         found = (await heard(socket))["result"]
@@ -112,7 +112,7 @@ async def test_a_call_is_answered_at_its_clients_deadline_and_its_work_goes_on()
 
 
 async def test_work_goes_on_after_its_connection_is_closed() -> None:
-    """The turn is stored for whoever asks later."""
+    """The turn is stored for later reads."""
     async with opened() as rig:
         async with client_named(rig, "mcp") as socket:
             await say(socket, request(1, "tools/call", tool_call("long")))
@@ -153,7 +153,7 @@ async def test_an_owner_without_room_for_more_is_refused_by_the_limit() -> None:
 
 @pytest.mark.parametrize(("agent", "is_patient"), [("claude-code/2.1.240 (cli)", True), ("python-httpx/0.28", False)])
 async def test_over_http_the_agent_stands_for_the_client(agent: str, is_patient: bool) -> None:
-    """In the initialize era a POST says nothing else about its client; each form of path is taken."""
+    """In the initialize era only the User-Agent of a POST names the client; each form of path is accepted."""
     for meta in ({}, {"progressToken": "p"}):
         async with opened() as rig, httpx.AsyncClient(base_url=rig.server.http, headers={"user-agent": agent}) as http:
             call = asyncio.create_task(

@@ -60,7 +60,7 @@ class Asked:
         return found
 
     def arrivals(self) -> int:
-        """How many pieces of work began that nobody has waited for."""
+        """The number of runs that began since the last call."""
         return self.gate.arrivals._value
 
 
@@ -107,7 +107,7 @@ async def test_cancelling_one_leaves_the_other_its_answer(asked: Asked) -> None:
 
 
 async def test_cancelling_all_stops_the_work_and_the_next_begins_anew(asked: Asked) -> None:
-    """Nobody waits, nobody pays."""
+    """Work without a waiting call is not continued."""
     await asked.call(1, prompt="a")
     await asked.gate.arrived()
     await asked.call(2, prompt="a")

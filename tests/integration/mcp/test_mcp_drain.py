@@ -99,7 +99,7 @@ async def test_new_connections_are_refused_while_the_rest_finishes() -> None:
 
 
 async def test_calls_that_outlast_the_grace_are_answered_and_stopped() -> None:
-    """An answer that says so, not a cut line."""
+    """With an error that names the shutdown, not a broken connection."""
     async with running_server(fast_settings(shutdown_grace_s=0.05)) as server, connect(server.url) as client:
         await told(client, modern(1, "tools/call", tool_call("slow")))
         await server.tools.gate.arrived()
@@ -143,7 +143,7 @@ async def test_a_peer_that_reads_nothing_does_not_hold_up_the_stop() -> None:
 
 
 async def test_http_requests_finish_and_their_connections_close() -> None:
-    """The same order for the other door."""
+    """The order is the same for the other transport."""
     async with running_server() as server, httpx.AsyncClient(base_url=server.http, timeout=WAIT_S) as client:
         await client.post("/mcp", json=request(0, "ping"))
         call = asyncio.create_task(client.post("/mcp", json=request(1, "tools/call", tool_call("slow"))))

@@ -30,7 +30,7 @@ TOKENS = {
 
 
 class Counted(McpApp):
-    """The application, which counts what comes to it by ASGI."""
+    """The application, with a count of its requests by ASGI."""
 
     asgi_calls = 0
 
@@ -152,7 +152,7 @@ async def test_a_post_in_pieces_is_answered_as_well() -> None:
 
 
 async def test_each_post_of_a_connection_is_its_own_owners() -> None:
-    """What is kept of the headers is kept for the same headers only."""
+    """The parsed head is used for identical headers only."""
     message = POSTS["a call"][0]
     async with served(tokens=TOKENS) as server, raw_peer(server.running.port) as peer:
         for owner in ("ann", "ann", "bob", "ann"):
@@ -166,7 +166,7 @@ async def test_each_post_of_a_connection_is_its_own_owners() -> None:
 
 
 async def test_a_second_post_waits_for_the_first() -> None:
-    """In the order of the requests, whichever way each goes."""
+    """Answers have the order of the requests, on either path."""
     async with served() as server, raw_peer(server.running.port) as peer:
         await peer.send(posted(request(1, "tools/call", tool_call("slow"))) + posted(POSTS["a call"][0]))
         await server.tools.gate.arrived()
@@ -208,7 +208,7 @@ def call(text: str, *fields: bytes) -> bytes:
 
 
 async def test_repeated_heads_with_bodies_of_any_length_get_the_answers_of_first_ones() -> None:
-    """A head that repeats the connection's last one is not parsed again, whatever number stands in its length."""
+    """A head that repeats the last one is not parsed again, for any Content-Length."""
     texts = ["a" * size for size in (1, 2, 30, 800, 3, 3_500, 1)]
     async with served() as server, raw_peer(server.running.port) as peer:
         for text in texts:
@@ -289,7 +289,7 @@ async def test_a_whole_post_inside_an_incomplete_head_is_a_part_of_that_head() -
 
 
 async def test_a_second_head_in_pieces_keeps_its_fields_while_the_first_answer_becomes_a_stream() -> None:
-    """The start of a stream does not touch what the parser has read of the next request."""
+    """The start of a stream does not change the parser's state for the next request."""
     async with served(progress_interval_s=0.05) as server, raw_peer(server.running.port) as peer:
         second = call("b")
         cut = second.index(b"Content-Length")

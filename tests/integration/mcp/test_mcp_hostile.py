@@ -52,7 +52,7 @@ async def works(server: Running) -> None:
 class TestHeads:
     @pytest.mark.parametrize("start", [b"", b"G", b"GET / HTTP/1.1\r\n", b"GET / HTTP/1.1\r\nHost: localhost\r\nX: "])
     async def test_a_head_that_does_not_arrive_is_not_waited_for(self, server: Running, start: bytes) -> None:
-        """Slow loris: closed at the handshake timeout, whatever came so far."""
+        """Slow loris: closed at the handshake timeout with any part received."""
         async with raw_peer(server.port) as peer:
             await peer.send(start)
             assert await peer.rest() == b""
@@ -261,7 +261,7 @@ class TestSlowReaders:
             await server.tools.gate.cancelled()
 
     async def test_a_peer_that_reads_neither_answer_nor_ping_is_dropped(self) -> None:
-        """Nothing further is sent to it, so no send can time out; only the missing pong tells."""
+        """Nothing further is sent, so no send can time out; only the missing pong shows it."""
         settings = fast_settings(
             send_timeout_s=0.3, ping_interval_s=0.2, ping_timeout_s=0.2, reply_max_bytes=20_000_000
         )
@@ -273,7 +273,7 @@ class TestSlowReaders:
             await server.tools.gate.cancelled()
 
     async def test_a_peer_that_vanishes_has_its_calls_stopped(self, server: Running) -> None:
-        """Loss of the connection loses what was in flight."""
+        """The loss of the connection cancels its running calls."""
         async with raw_peer(server.port) as peer:
             await peer.upgrade()
             for key in range(3):
@@ -283,7 +283,7 @@ class TestSlowReaders:
         await works(server)
 
     async def test_a_peer_that_closes_and_does_not_read_is_dropped(self) -> None:
-        """Closing waits for what is buffered to leave, and nothing is sent any more that could time out."""
+        """The close waits for buffered data, and no later send can time out."""
         settings = fast_settings(send_timeout_s=0.1, ping_interval_s=60.0, reply_max_bytes=20_000_000)
         async with running_server(settings) as server, raw_peer(server.port, receive_buffer=4096) as peer:
             await peer.upgrade()
@@ -299,7 +299,7 @@ class TestSlowReaders:
         [2 * BIG_POST, BIG_POST.replace(b"\r\n", b"\r\nConnection: close\r\n", 1), BIG_POST + b"NONSENSE\r\n\r\n"],
     )
     async def test_an_http_client_that_does_not_read_is_dropped(self, sent: bytes) -> None:
-        """The answer has been written, but its bytes do not leave, neither before another one nor before the end."""
+        """The answer is written, but its bytes are not accepted, before another answer and at the end."""
         settings = fast_settings(send_timeout_s=0.1, reply_max_bytes=20_000_000)
         async with running_server(settings) as server, raw_peer(server.port, receive_buffer=4096) as peer:
             await peer.send(sent)

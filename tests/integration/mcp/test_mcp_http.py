@@ -85,7 +85,7 @@ def events(response: httpx.Response) -> list[dict[str, Any]]:
 
 class TestStatelessEra:
     async def test_discovery_and_calls_answer_as_json(self, client: httpx.AsyncClient) -> None:
-        """What comes soon needs no stream."""
+        """A fast answer needs no stream."""
         found = await post(client, modern(1, "server/discover"))
         assert (found.status_code, found.headers["content-type"]) == (200, "application/json")
         assert found.json()["result"]["supportedVersions"] == ["2026-07-28"]
@@ -126,7 +126,7 @@ class TestStatelessEra:
             assert b" 200 " in await peer.head()
 
     async def test_unknown_versions_are_refused_with_ours(self, client: httpx.AsyncClient) -> None:
-        """400 and -32022 when header and body agree on something we do not speak."""
+        """400 and -32022 if header and body agree on an unsupported version."""
         message = modern(1, "server/discover", **{META_VERSION: "2027-01-01"})
         found = await post(client, message)
         assert (found.status_code, found.json()["error"]["code"]) == (400, -32022)
@@ -138,7 +138,7 @@ class TestStatelessEra:
 
     @pytest.mark.parametrize("method", ["no/such", "ping", "logging/setLevel"])
     async def test_unknown_and_removed_methods_are_404(self, client: httpx.AsyncClient, method: str) -> None:
-        """With the JSON-RPC error that tells them from a wrong path."""
+        """With the JSON-RPC error, which distinguishes them from a wrong path."""
         found = await post(client, modern(7, method))
         assert (found.status_code, found.json()["error"]["code"], found.json()["id"]) == (404, -32601, 7)
 
@@ -155,13 +155,13 @@ class TestStatelessEra:
         assert found[-1]["result"]["structuredContent"] == {"steps": 3}
 
     async def test_a_client_that_takes_no_stream_gets_the_answer_alone(self, client: httpx.AsyncClient) -> None:
-        """Accept says what it can read."""
+        """Accept lists the supported media types."""
         message = modern(1, "tools/call", tool_call("steps"), progressToken=0)
         found = await post(client, message, accept="application/json")
         assert found.json()["result"]["structuredContent"] == {"steps": 3}
 
     async def test_failures_of_tools_are_200_and_results(self, client: httpx.AsyncClient) -> None:
-        """HTTP says whether the message arrived, not what the tool thinks."""
+        """The HTTP status is about the message, not about the tool's result."""
         found = await post(client, modern(1, "tools/call", tool_call("busy")))
         assert (found.status_code, found.json()["result"]["isError"]) == (200, True)
         found = await post(client, modern(1, "tools/call", tool_call("nope")))
@@ -263,7 +263,7 @@ class TestInitializeEra:
 class TestRefusals:
     @pytest.mark.parametrize("method", ["GET", "DELETE", "PUT", "OPTIONS", "HEAD"])
     async def test_only_post_is_served(self, client: httpx.AsyncClient, method: str) -> None:
-        """405 with what is allowed; Codex opens with a GET."""
+        """405 with Allow; Codex begins with a GET."""
         found = await client.request(method, "/mcp")
         assert (found.status_code, found.headers["allow"]) == (405, "POST")
 

@@ -131,7 +131,7 @@ async def test_who_sends_on_although_told_to_wait_is_closed_with_1013() -> None:
 
 
 async def test_refusals_between_which_some_pass_try_the_patience_too() -> None:
-    """At a high rate something always passes, however many times too many there are."""
+    """At a high rate some requests always pass, for any excess."""
     async with limited(owner_requests_per_s=100) as server, socket_of(server, "alice") as socket:
         answers = asyncio.create_task(_closed(socket))
         for key in range(20_000):
@@ -145,7 +145,7 @@ async def test_refusals_between_which_some_pass_try_the_patience_too() -> None:
 
 
 async def test_notices_count_and_cancel_all_the_same() -> None:
-    """Nothing answers a notification, so none is refused; who sends too many is closed like everybody else."""
+    """Notifications have no answer and are not refused; a client that sends too many is closed."""
     async with limited(owner_requests_per_s=0.2) as server, socket_of(server, "alice") as socket:
         await send(socket, 1, "slow")
         await server.tools.gate.arrived()
@@ -200,7 +200,7 @@ async def test_connections_of_an_owner_are_limited_before_the_upgrade() -> None:
 
 
 async def test_an_address_may_have_so_many_unfinished_handshakes() -> None:
-    """Slow loris from one address: the next is told 503; whoever has shaken hands is not counted."""
+    """Slow loris from one address: the next gets 503; finished handshakes do not count."""
     async with limited(max_handshakes_per_address=2, handshake_timeout_s=WAIT_S) as server, AsyncExitStack() as stack:
         await stack.enter_async_context(socket_of(server, "alice"))
         peers = [await stack.enter_async_context(raw_peer(server.port)) for _ in range(2)]

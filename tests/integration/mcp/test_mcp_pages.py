@@ -166,7 +166,7 @@ async def page(client: httpx.AsyncClient) -> AsyncIterator[str]:
 
 
 def facts_of(text: str) -> Any:
-    """What the page tells its scripts."""
+    """The data that the page contains for its scripts."""
     (found,) = re.findall(r'<script type="application/json" id="facts">(.*?)</script>', text)
     return json.loads(found)
 
@@ -269,7 +269,7 @@ def scope_of(client: str, headers: dict[str, str], server: str = "10.0.0.5") -> 
     ],
 )
 async def test_details_are_for_tokens_and_this_machine(client_address: str, headers: dict[str, str], may: bool) -> None:
-    """A proxy on this machine, and a page that rebinds its name, speak for others."""
+    """A proxy on this machine and a page that rebinds its name act for other hosts."""
     settings = fast_settings(tokens={"alice": TOKEN})
     edge = Edge(settings, authenticator(settings))
     assert await edge.may_see_details(scope_of(client_address, headers)) is may

@@ -42,7 +42,7 @@ async def test_an_owner_comes_in_while_strangers_hold_all_places() -> None:
 
 
 async def test_a_connection_that_was_admitted_is_not_dropped_for_a_newcomer() -> None:
-    """Even an idle one: what an owner opened stays, and the newcomer gets 503."""
+    """An admitted connection stays, also if it is idle, and the new one gets 503."""
     async with running_server(fast_settings(max_connections=2)) as server:
         async with plain_socket(server.url) as first, plain_socket(server.url):
             async with raw_peer(server.port) as third:
@@ -166,8 +166,8 @@ async def test_heads_and_chunks_beyond_what_clients_send_end_the_connection(part
             await idles(other)
 
 
-async def test_a_body_that_nobody_wants_is_read_to_a_limit() -> None:
-    """Its answer came before its end; a peer that goes on sending is cut off."""
+async def test_the_body_of_an_answered_request_is_read_to_a_limit() -> None:
+    """The answer preceded its end; a peer that continues to send is disconnected."""
     settings = fast_settings(message_max_bytes=65_536, **GUARDED)
     async with (
         running_server(settings, authenticate=authenticator(settings)) as server,

@@ -135,7 +135,7 @@ async def test_a_long_call_outlives_its_connection_and_is_asked_for_on_another(r
 
 
 async def test_a_call_that_ends_soon_is_answered_with_its_result() -> None:
-    """The server decides; a client gets no handle for what it can have at once."""
+    """The server decides; a fast result needs no handle."""
     async with opened(task_after_s=WAIT_S) as rig, stateless(rig.server.http) as client:
         found = await client.call("quick")
     assert (found["resultType"], found["structuredContent"]) == ("complete", {"quick": True})
@@ -191,7 +191,7 @@ async def test_a_cancelled_task_is_stopped_before_it_is_acknowledged(rig: Rig) -
 
 
 async def test_a_handle_is_worth_nothing_to_another_owner() -> None:
-    """Not found, as if it never was, and the task goes on."""
+    """It is not found, and the task continues."""
     async with (
         opened(tokens={"alice": SecretStr(ALICE), "bob": SecretStr(BOB)}) as rig,
         stateless(rig.server.http, token=ALICE) as alice,
@@ -238,7 +238,7 @@ async def test_a_result_larger_than_a_reply_says_so_as_the_call_would_have() -> 
 
 
 async def test_a_stopping_server_lets_tasks_end_within_its_grace() -> None:
-    """Nobody is connected, and still somebody will ask."""
+    """No client is connected, but the results can be read later."""
     async with opened() as rig:
         async with stateless(rig.server.http) as client:
             await client.call("long")
@@ -263,7 +263,7 @@ async def test_a_task_that_outlasts_the_grace_is_told_why_it_ends() -> None:
 
 
 async def test_a_task_that_crashes_is_counted_and_leaves_nothing_behind() -> None:
-    """Nobody waits for it, so nobody else would say."""
+    """No caller waits for it, so the error is counted."""
     recorder = Recording()
     given = fast_settings(task_after_s=0)
     tasks = MemoryTasks()
@@ -324,7 +324,7 @@ async def test_two_calls_that_are_one_piece_of_work_get_one_handle(rig: Rig) -> 
 
 
 async def test_a_call_that_knows_no_tasks_joins_none_that_may_become_one(rig: Rig) -> None:
-    """A handle would be no answer for it, whatever identical call of its connection came first."""
+    """It could not use a handle, although an identical call of its connection came first."""
     spec = ToolSpec(
         "asked", "Asked", "Joins.", Nothing, Fixed, rig._long, joins_identical=True, answer_from=Fixed.answer_from
     )

@@ -44,7 +44,7 @@ async def server() -> AsyncIterator[Running]:
 
 
 class Peer:
-    """A client that speaks frames."""
+    """A client that sends and receives frames."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
@@ -92,7 +92,7 @@ async def sdk(server: Running) -> AsyncIterator[ClientSession]:
 class TestConnecting:
     @pytest.mark.parametrize("path", ["", "ws", "mcp"])
     async def test_every_path_leads_to_the_server(self, server: Running, path: str) -> None:
-        """Clients differ in what they append."""
+        """Clients append different paths."""
         async with peer(server, path) as client:
             assert (await client.ask(request(0, "ping")))["result"] == {}
 
@@ -144,13 +144,13 @@ class TestConnecting:
         ],
     )
     async def test_own_names_and_listed_ones_may_connect(self, headers: dict[str, str]) -> None:
-        """Loopback names with any port, and what the settings add."""
+        """Loopback names with any port, and configured names."""
         settings = fast_settings(allowed_hosts=("exai.example",), allowed_origins=("https://app.example",))
         async with running_server(settings) as server, raw_connect(server, headers) as socket:
             assert (await Peer(socket).ask(request(0, "ping")))["result"] == {}
 
     async def test_unknown_paths_and_full_servers_refuse_the_upgrade(self) -> None:
-        """404 and 503 before the upgrade, so that the client can tell why."""
+        """404 and 503 before the upgrade, where the client receives the reason."""
         async with running_server(fast_settings(max_connections=1)) as server:
             with pytest.raises(InvalidStatus) as caught:
                 async with peer(server, "elsewhere"):
@@ -227,7 +227,7 @@ class TestCalls:
             }
 
     async def test_binary_frames_are_read_as_text(self, server: Running) -> None:
-        """Some clients send bytes; answers are text all the same."""
+        """Some clients send binary frames; answers are text."""
         async with peer(server) as client:
             await client.socket.send(orjson.dumps(request(0, "ping")))
             assert (await client.receive())["result"] == {}
@@ -281,7 +281,7 @@ class TestCalls:
             assert {(await client.receive())["id"] for _ in range(2)} == {0, 1}
 
     async def test_failures_of_tools_are_results_and_defects_are_errors(self) -> None:
-        """A defect says nothing but where the logs have it."""
+        """The error of a defect has only the request id for the log."""
         recording = Recording()
         async with running_server(recorder=recording) as server, peer(server) as client:
             busy = await client.ask(modern(1, "tools/call", tool_call("busy")))
@@ -319,13 +319,13 @@ class TestCalls:
             assert found["result"]["structuredContent"]["error"]["code"] == "deadline_exceeded"
 
     async def test_a_tool_may_have_less_time_than_the_others(self, server: Running) -> None:
-        """What only reads the store need not wait as long as what asks a model."""
+        """A tool that reads the store needs less than one that asks a model."""
         async with peer(server) as client:
             error = (await client.ask(modern(1, "tools/call", tool_call("hasty"))))["result"]["structuredContent"]
             assert (error["error"]["code"], error["error"]["waiting_for"]) == ("deadline_exceeded", "the gate")
 
     async def test_replies_beyond_the_limit_say_so_and_the_socket_stays(self, server: Running) -> None:
-        """1 MiB is what the official client takes."""
+        """1 MiB is the limit of the official client."""
         async with sdk(server) as session:
             whole = await session.call_tool("big", {"size": 1_000_000})
             assert len(whole.content[0].text) == 1_000_000

@@ -57,7 +57,7 @@ def refusing(field: str, body: Any, status: int = 422) -> Any:
 async def test_refused_stream_options_are_left_out_from_then_on(
     server: ProviderServer, opened: OpenProviders, body: Any, status: int
 ) -> None:
-    """Whatever the shape of the refusal; the second request costs no second lesson, for other models neither."""
+    """For each form of the refusal, one refused request for all models of the endpoint."""
     server.default = refusing("stream_options", body, status)
     async with opened(endpoints=endpoints(server)) as providers:
         ask = Asker(providers)
@@ -166,7 +166,7 @@ async def test_system_text_goes_with_the_user_where_the_role_is_refused(
 async def test_array_that_a_template_refuses_is_sent_in_the_strictest_form(
     server: ProviderServer, opened: OpenProviders, said: str, model: str
 ) -> None:
-    """Whatever it says of it; the lesson is learned once, and an endpoint of unknown kind needs none."""
+    """For any message of the refusal; it is learned once, and not needed for an unknown endpoint."""
 
     def strict(body: Any) -> Reply:
         roles = [message["role"] for message in body["messages"]]
@@ -245,7 +245,7 @@ async def test_prompt_that_is_too_long_is_an_error_of_its_own_with_the_numbers(
 
 
 async def test_refusals_by_the_breaker_do_not_quote_themselves(server: ProviderServer, ask: Asker) -> None:
-    """1,500 calls while an endpoint is down: each says the same, and the last thing it said stays."""
+    """1,500 calls during an outage: each error has the endpoint's last message once."""
     server.default = lambda _: failure(503, {"error": {"message": "down"}})
     sizes = set()
     for _ in range(50):
@@ -288,7 +288,7 @@ async def test_unreachable_endpoint_is_left_alone_with_all_its_models(server: Pr
 
 
 async def test_pause_of_one_model_does_not_hold_the_others(server: ProviderServer, ask: Asker, pauses: Pauses) -> None:
-    """Retry-After is said of the model that was asked."""
+    """Retry-After holds for the requested model."""
     server.script(*[kimi_error(429, "rate_limit_reached_error", headers={"retry-after": "60"})] * 3)
     with pytest.raises(ProviderError):
         await ask("kimi-k2.6")
@@ -333,7 +333,7 @@ async def test_rate_limited_chat_says_what_it_waits_for_and_that_it_waited(serve
 async def test_every_wait_of_a_rate_limited_chat_is_reported_once(
     server: ProviderServer, ask: Asker, pauses: Pauses
 ) -> None:
-    """Each refusal that asks for a further pause; a request that meets a pause of others is told of it once, too."""
+    """Each further pause; a request that meets an existing pause reports it once, too."""
     server.script(
         kimi_error(429, "rate_limit_reached_error", "slow down", headers={"retry-after": "7"}),
         kimi_error(429, "rate_limit_reached_error", "slower", headers={"retry-after": "9"}),

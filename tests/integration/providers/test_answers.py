@@ -53,7 +53,7 @@ async def test_glm_answer_arrives_whole_with_its_facts(server: ProviderServer, a
 async def test_provider_receives_the_message_array_in_order_with_key_and_no_compression(
     server: ProviderServer, ask: Asker
 ) -> None:
-    """What goes over the wire, not what was meant to."""
+    """Asserted on the bytes of the request."""
     messages = [Prompt("system", "s"), *(Prompt("user", f"{number} 你好") for number in range(50))]
     await ask("kimi-k3", messages=messages, max_output_tokens=99, thinking="low", temperature=0.3)
     received = server.chats[0]
@@ -177,10 +177,10 @@ async def test_error_of_the_caller_passes_unchanged_and_closes_the_response(serv
     assert ask.providers.status()[0].breaker == "closed"
 
 
-async def test_answer_that_could_not_be_stored_is_broken_off_with_what_came(
+async def test_answer_larger_than_a_message_is_ended_with_the_part_received(
     server: ProviderServer, opened: OpenProviders
 ) -> None:
-    """The limit of a message is the limit of an answer; the provider is told to stop by closing."""
+    """The limit of a message is that of an answer; closing ends the provider's work."""
     server.script(stream(*(chunk({"content": "x" * 400}) for _ in range(10)), "hang"))
     async with opened(LimitSettings(message_bytes=1_024)) as providers:
         with pytest.raises(ProviderBroken, match="larger than a message may be") as broken:

@@ -30,7 +30,7 @@ async def test_endpoint_without_a_key_is_asked_without_one(server: ProviderServe
 
 
 async def test_vllm_reasoning_and_usage_are_understood(server: ProviderServer, opened: OpenProviders) -> None:
-    """vLLM says `reasoning` and sends usage in a chunk without choices."""
+    """vLLM has the field `reasoning`, and its usage in a chunk without choices."""
     usage = {"prompt_tokens": 3, "completion_tokens": 2}
     server.script(
         stream(
@@ -61,7 +61,7 @@ async def test_models_of_an_endpoint_without_a_list_are_discovered_once(
 
 
 async def test_endpoint_with_a_list_is_not_asked_for_one(server: ProviderServer, opened: OpenProviders) -> None:
-    """What was configured is used as given."""
+    """The configured models are used unchanged."""
     local = endpoint(server, "m", context_window=4_096)
     async with opened(kimi={}, glm={}, endpoints={"local": local}) as providers:
         await soon(providers.discover())

@@ -60,7 +60,7 @@ FOLLOWED = {
 async def test_next_model_answers_and_the_answer_says_so(
     server: ProviderServer, second: ProviderServer, opened: OpenProviders, reply: Reply
 ) -> None:
-    """Overload, outage and unknown model; the caller is told which model answered, and why."""
+    """Overload, outage and unknown model; the answer names the model and the reason."""
     server.script(reply)
     heard = Heard()
     async with chained(opened, second) as providers:
@@ -115,10 +115,10 @@ async def test_without_a_chain_the_failure_is_the_answer(
     assert asked(second) == []
 
 
-async def test_voice_of_a_panel_is_not_replaced(
+async def test_member_of_a_panel_is_not_replaced(
     server: ProviderServer, second: ProviderServer, opened: OpenProviders
 ) -> None:
-    """Another model of the panel would speak twice, as if two had agreed."""
+    """A replacement may be another member, which would answer twice."""
     server.script(failure(503))
     async with chained(opened, second) as providers:
         model = providers.resolve("kimi-k3")
@@ -147,7 +147,7 @@ async def test_chain_is_followed_to_its_end_and_the_error_names_all(
 async def test_options_and_prompts_that_the_next_model_does_not_take_are_left_out_or_not_sent(
     server: ProviderServer, second: ProviderServer, opened: OpenProviders
 ) -> None:
-    """The answer states what was left out; a prompt above its window is not sent to a model."""
+    """The answer names the omitted options; a prompt above a window is not sent."""
     server.default = lambda _body: failure(503)
     async with chained(opened, second, fallback=["glm-4.7"]) as providers:
         ask = Asker(providers)

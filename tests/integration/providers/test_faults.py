@@ -110,7 +110,7 @@ async def test_signs_of_life_without_an_answer_end_at_the_requests_deadline(serv
 
 
 async def test_reasoning_is_progress_before_the_first_content(server: ProviderServer, opened: OpenProviders) -> None:
-    """Thinking for longer than the first-token limit is fine as long as it is heard."""
+    """Reasoning may exceed the first-token limit while its pieces arrive."""
     steps = [step for number in range(8) for step in (chunk({"reasoning_content": str(number)}), 0.05)]
     server.script(stream(*steps, chunk({"content": "done"}, finish="stop")))
     async with opened(first_token_timeout_s=0.2, stream_idle_timeout_s=1.0) as providers:
@@ -121,7 +121,7 @@ async def test_reasoning_is_progress_before_the_first_content(server: ProviderSe
 async def test_hang_in_the_middle_ends_at_the_gap_limit_with_the_text_so_far(
     server: ProviderServer, ask_impatiently: Asker
 ) -> None:
-    """The text is kept by whoever stores the turn; it is not an answer."""
+    """The turn stores the text as partial; it is not an answer."""
     server.script(hang_after_first_token("Hel"))
     with pytest.raises(ProviderBroken, match="the answer stopped") as broken:
         await ask_impatiently("kimi-k3")
@@ -189,7 +189,7 @@ async def test_stream_that_ends_properly_without_a_finish_marker_is_broken(
     ids=["fin", "rst", "fin after headers", "rst after headers", "empty stream", "done only"],
 )
 async def test_cut_before_the_first_piece_is_tried_again(server: ProviderServer, ask: Asker, reply: Reply) -> None:
-    """Nobody has heard anything yet."""
+    """No piece has reached the caller."""
     server.script(reply)
     completion = await ask("kimi-k3")
     assert (completion.attempts, len(server.chats)) == (2, 2)
@@ -257,7 +257,7 @@ async def test_429_for_balance_or_a_locked_account_is_not_repeated(
 
 
 async def test_429_does_not_open_the_breaker(server: ProviderServer, ask: Asker) -> None:
-    """The provider is up and says so."""
+    """The provider works and answers."""
     server.default = lambda body: kimi_error(429, "rate_limit_reached_error")
     for _ in range(10):
         with pytest.raises(ProviderLimited):
@@ -390,7 +390,7 @@ async def test_error_body_that_never_ends_does_not_hold_the_error(
 async def test_cancelled_call_closes_the_response_at_once_and_counts_nothing(
     server: ProviderServer, ask: Asker, recorder: MetricsRecorder
 ) -> None:
-    """The model must not go on writing for nobody."""
+    """The model must not continue for a cancelled call."""
     server.script(hang_after_first_token())
     heard = Heard()
     call = asyncio.create_task(ask("kimi-k3", heard))
@@ -405,7 +405,7 @@ async def test_cancelled_call_closes_the_response_at_once_and_counts_nothing(
 
 
 async def test_cancelled_probe_frees_its_slot(server: ProviderServer, ask: Asker, pauses: Pauses) -> None:
-    """A probe whose caller goes away must not block the provider for everybody."""
+    """A cancelled probe must not block the provider for other callers."""
     server.script(*[failure(500)] * 5)
     for _ in range(2):
         with pytest.raises(ProviderUnavailable):
@@ -441,7 +441,7 @@ async def test_request_beyond_the_connections_of_a_provider_waits_for_one(
         assert providers.status()[0].breaker == "closed"
 
 
-async def test_nobody_listening_is_unavailable_with_the_systems_word(opened: OpenProviders) -> None:
+async def test_refused_connection_is_unavailable_with_the_systems_message(opened: OpenProviders) -> None:
     """What is broken is named with its cause."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

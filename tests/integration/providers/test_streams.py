@@ -21,7 +21,7 @@ STOP = chunk({}, finish="stop", usage=USAGE)
 
 
 class Case(NamedTuple):
-    """A reply and what has to come of it."""
+    """A reply and its expected result."""
 
     reply: Reply
     content: str | type[ExaiError] = "Do NOT delete it."

@@ -31,7 +31,7 @@ FOUND = '{"search_results": [{"title": "A page", "url": "https://a.example/1"}]}
 
 
 def calling(query: str = "exai", *, content: str = "", usage: int = 10) -> Reply:
-    """The model thinks, perhaps says something, and calls the tool; the arguments come in pieces."""
+    """The model reasons, may send text, and calls the tool; the arguments arrive in pieces."""
     first = {"index": 0, "id": "call-1", "type": "function", "function": {"name": "web_search", "arguments": ""}}
     pieces = ['{"query": ', f'"{query}"', "}"]
     steps: list[Step] = [chunk({"role": "assistant", "reasoning_content": "I should look"})]
@@ -60,7 +60,7 @@ async def searched(providers: Providers, model: str = "kimi-k3", **options: Any)
 
 
 async def test_kimi_runs_the_call_of_its_model_and_answers(server: ProviderServer, opened: OpenProviders) -> None:
-    """The tools are listed once; the call goes back with its reasoning, and with no empty text beside it."""
+    """The tools are listed once; the call is returned with its reasoning and without an empty text."""
     serves(server)
     server.script(calling(), answering(), answering("Again."))
     heard = Heard()
@@ -97,7 +97,7 @@ async def test_kimi_runs_the_call_of_its_model_and_answers(server: ProviderServe
 
 
 async def test_text_before_a_search_is_part_of_the_answer(server: ProviderServer, opened: OpenProviders) -> None:
-    """The caller has received it; what is stored is what was received."""
+    """The stored text is the one that the caller received."""
     serves(server, "----ENCRYPTED----", "encrypted_output")
     server.script(calling(content="Let me look. "), calling(), answering())
     heard = Heard()
@@ -111,7 +111,7 @@ async def test_text_before_a_search_is_part_of_the_answer(server: ProviderServer
 
 
 async def test_question_that_needs_no_search_costs_none(server: ProviderServer, opened: OpenProviders) -> None:
-    """The tool is offered; the model decides. Without `web_search` nothing of it is sent."""
+    """The tool is offered and the model decides. Without `web_search` it is not offered."""
     serves(server)
     async with opened(glm={}) as providers:
         completion = await searched(providers)
@@ -190,7 +190,7 @@ async def test_stream_that_breaks_in_any_round_is_asked_again_unless_text_has_co
 
 
 async def test_search_ends_with_the_deadline_of_the_request(server: ProviderServer, opened: OpenProviders) -> None:
-    """What came before it is not lost."""
+    """The text before it is kept."""
     serves(server)
     server.routes[FIBERS] = Reply(["hang"], head=False)
     server.script(calling(content="Let me look. "))
@@ -262,7 +262,7 @@ async def test_model_that_cannot_search_is_refused_before_anything_is_sent(
 async def test_next_model_of_the_chain_says_that_it_did_not_search(
     server: ProviderServer, opened: OpenProviders
 ) -> None:
-    """An answer without a search is better than none, if it says so."""
+    """An answer without a search is returned with a note."""
     serves(server)
     site = {"api_key": KEY, "base_url": server.base_url}
     server.script(failure(503))

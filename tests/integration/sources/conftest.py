@@ -93,7 +93,7 @@ def repository(tree: Tree) -> Tree:
 
 
 def names(collected: Collected) -> list[str]:
-    """What was read, without the extent of each."""
+    """The names of the files that were read, without their extents."""
     return [each.partition(" (")[0] for each in collected.read]
 
 

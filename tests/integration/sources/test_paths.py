@@ -52,7 +52,7 @@ def test_range_beyond_the_end_is_said(tree: Tree) -> None:
 
 @pytest.mark.parametrize("name", ["a.py:10", "[id].tsx", "a*b.txt", "{a,b}.txt", "a b?.txt", "x#L1"])
 def test_name_that_exists_means_itself(tree: Tree, name: str) -> None:
-    """Whatever its characters mean in globs and ranges."""
+    """Also if its characters have a meaning in globs and ranges."""
     tree.write(name, "this one\n")
     tree.write("a.py", "other\n")
     assert [content.data for content in tree.read(name).contents] == [b"this one\n"]
@@ -479,7 +479,7 @@ ODD = st.one_of(
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ODD)
 def test_any_entry_is_read_or_said_or_refused(tree: Tree, entry: str) -> None:
-    """Never another error, and nothing of the machine outside the root."""
+    """No other error is raised, and no file outside the root is read."""
     tree.write("a.py")
     tree.write("b/a.py")
     try:

@@ -121,7 +121,7 @@ class Store(RuleBasedStateMachine):
 
     @rule(at=SERVICE, earlier=appends)
     def append_again(self, at: int, earlier: tuple[str, Appended, list[NewMessage], str]) -> None:
-        """The same key and content, whatever has happened since."""
+        """Repeat an append with the same key and content after other changes."""
         name, told, lines, key = earlier
         request = AppendRequest(self.owner, lines, ContinuationId(name), idempotency_key=key)
         if self.talks[name].deleted:

@@ -53,7 +53,7 @@ CHANGES = [appends, chats, renames, marks, deletes_and_restores]
 
 
 async def two(rig: Servers) -> tuple[Service, Service]:
-    """A writer and a reader in two processes, as far as the cache can tell."""
+    """A writer and a reader, which the cache treats as two processes."""
     return (
         await rig.open(max_staleness_s=60, reconcile_interval_s=NO_PASS_S),
         await rig.open(max_staleness_s=60, reconcile_interval_s=NO_PASS_S),

@@ -27,7 +27,7 @@ def shown(provider: ProviderServer) -> str:
 
 
 def test_start_up() -> None:
-    """The server starts whatever MCP library is installed beside it, because it uses none."""
+    """The server starts beside any installed MCP library, because it uses none."""
     program = (
         "import sys\n"
         "sys.modules['mcp'] = None\n"
@@ -39,7 +39,7 @@ def test_start_up() -> None:
 
 
 async def test_history_doubling(rig: Rig) -> None:
-    """Six exchanges are sent as they were said: each text once, so the prompt grows by one exchange at a time."""
+    """Six exchanges are sent once each, so the prompt grows by one exchange at a time."""
     key = None
     sizes = []
     for number in range(6):
@@ -56,7 +56,7 @@ async def test_history_doubling(rig: Rig) -> None:
 
 
 async def test_workflow_bleed(rig: Rig) -> None:
-    """A new run of a tool starts with nothing of the run before, also one of another owner."""
+    """A new run of a tool has no content of an earlier run, also of another owner."""
     await call(rig.app, "debug", prompt="It is the planted-lock.", findings="high: planted-finding", ask_model=False)
     await call(rig.app, "debug", prompt="Another problem.")
     assert "planted" not in shown(rig.provider)
@@ -115,7 +115,7 @@ async def test_files_crowd_out_turns(rig: Rig) -> None:
 
 
 async def test_suffix_replayed(rig: Rig) -> None:
-    """What the client is told to do next is neither stored nor sent to a model as if it had said it."""
+    """The sentences for the client's next call are neither stored nor sent to a model."""
     answers = {}
     for tool in TOOLS:
         answers[tool] = await call(rig.app, tool, prompt="Look.")
@@ -129,7 +129,7 @@ async def test_suffix_replayed(rig: Rig) -> None:
 
 
 async def test_swallowed_errors(rig: Rig) -> None:
-    """A conversation that is not there is said not to be there, and nothing is asked."""
+    """A missing conversation is an error that names it, and no model is asked."""
     for tool in (*TOOLS, "challenge"):
         with pytest.raises(NotFound, match="no conversation"):
             await call(rig.app, tool, prompt="Go on.", continuation_id="not-there")
@@ -178,7 +178,7 @@ async def test_fifty_conversations_interleaved_on_two_services(rig: Rig) -> None
 
 
 async def test_debug_then_chat_then_codereview_after_a_restart(rig: Rig) -> None:
-    """One conversation, three tools, and a new service before each: what was found is read by the next."""
+    """One conversation, three tools, a new service before each: each reads the findings of the one before."""
     recorded = {"prompt": "It hangs.", "hypothesis": "h-one", "findings": "high: f-one (a.py:3)", "ask_model": False}
     key = (await call(rig.app, "debug", **recorded))["continuation_id"]
     rig.provider.script(kimi_answer("The cause is r-one.\n\n```findings\nhigh: r-two (a.py:9)\n```"))

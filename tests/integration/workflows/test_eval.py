@@ -62,7 +62,7 @@ def test_a_finding_counts_by_place_and_words(
 
 @pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
 async def test_a_case_is_run_and_scored(case: Case, rig: Rig, tmp_path: Path) -> None:
-    """A perfect answer scores all, a wrong one nothing; the model is shown the files, and not what was planted."""
+    """A perfect answer scores all, a wrong one nothing; the model receives the files and not the planted defects."""
     root = tmp_path / "roots"
     settings = rig.app.settings.model_copy(update={"data_dir": tmp_path / "data", "files": FileSettings(roots=(root,))})
     wrong = "I see.\n\n```findings\nhigh: nobody uses it (readme.md:1)\n```\n\nVERDICT: pass"

@@ -197,7 +197,7 @@ async def test_the_failure_of_a_model_leaves_the_step(rig: Rig) -> None:
 
 
 async def test_files_are_read_stored_and_shown(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """By path and by id; the result says what was read."""
+    """By path and by id; the result lists the files."""
     source = tmp_path_factory.mktemp("project")
     (source / "a.py").write_text("def planted(): ...\n")
     settings = rig.app.settings.model_copy(update={"files": FileSettings(roots=(source,))})

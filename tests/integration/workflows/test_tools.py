@@ -129,7 +129,7 @@ async def test_a_plan_of_the_callers_own_is_one_row_for_each_step(rig: Rig) -> N
 
 
 async def test_precommit_reads_the_uncommitted_diff_by_itself(rig: Rig, rooted: App) -> None:
-    """Untracked files included; another tool then knows what was read, and recording a step reads nothing."""
+    """With untracked files; another tool receives the same files, and recording a step reads none."""
     rig.provider.script(kimi_answer("No.\n\n```findings\nhigh: wrong sign (app.py:2)\n```\n\nVERDICT: fix first"))
     answer = await call(rooted, "precommit", prompt="Add numbers.")
     assert "return a - b  # planted" in shown(rig.provider)
@@ -170,7 +170,7 @@ async def test_material_that_was_named_and_cannot_be_read_is_an_error(rig: Rig, 
 
 
 async def test_a_long_answer_is_cut_and_says_how_to_go_on(rig: Rig) -> None:
-    """Within what clients show, whatever else the result holds."""
+    """Within the limits of clients, for any other fields of the result."""
     findings = "\n".join(f"low: {'x' * 500} (a.py:{number})" for number in range(1, 100))
     rig.provider.script(kimi_answer(f"{LONG}\n```findings\n{findings}\n```"))
     result = await called(rig.app, "analyze", {"prompt": "How?", "findings": ["y" * 3_000] * 3})

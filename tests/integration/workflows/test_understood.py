@@ -74,7 +74,7 @@ def arguments_of(tool: str) -> dict[str, Any]:
 
 
 def as_strings(native: Mapping[str, Any]) -> dict[str, Any]:
-    """Each value as text: what a client sends that never saw the schema."""
+    """Each value as text, as a client sends that does not use the schema."""
     texts = {name: str(value).lower() if value in (True, False) else str(value) for name, value in native.items()}
     return texts | {name: "\n".join(value) for name, value in native.items() if isinstance(value, list)}
 
@@ -122,7 +122,7 @@ TOOLS: dict[str, type[Arguments]] = {
 
 
 def turn_of(rows: tuple[Message, ...]) -> list[Any]:
-    """What a turn stored, without what differs between two turns."""
+    """The stored rows of a turn, without the values that differ between turns."""
     return [(row.seq, row.role, row.kind, row.content, dict(row.metadata)) for row in rows]
 
 
@@ -183,7 +183,7 @@ async def test_an_argument_that_nobody_knows_is_refused_by_its_name(rig: Rig) ->
 
 
 async def test_keys_and_revisions_may_come_in_meta(rig: Rig) -> None:
-    """A program's idempotency key costs no client a line of schema; the revision protects what was read."""
+    """A key in `_meta` adds nothing to the schema; the revision protects the pages that were read."""
     registry = build_tools(rig.app)
     method = next(each for each in registry.feature().methods if each.name == "tools/call")
     assert method.work is not None

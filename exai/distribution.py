@@ -32,6 +32,26 @@ SECONDS_BOUNDS: Final = (
 )
 """Upper bounds, inclusive, from a cached read to the longest answer of a model; the last range has none."""
 
+SHORT_BOUNDS: Final = (
+    0.0001,
+    0.00025,
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+)
+"""Upper bounds for statements, commands and other waits that end within seconds."""
+
 
 def counted(values: Iterable[float]) -> list[int]:
     """Return how many of the values are in each range."""

@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import asdict
 
 import structlog
 from starlette.routing import Route
@@ -20,6 +21,8 @@ from exai import __version__
 from exai.app import BLOBS, App, open_app
 from exai.background import running
 from exai.conversations.changes import Notice
+from exai.daemon.control import Parent, parent_watched
+from exai.daemon.gathering import LIVE, METRICS
 from exai.embedded.launcher import Embedded
 from exai.files.moving import moving
 from exai.mcp.auth.tokens import authenticator
@@ -27,8 +30,10 @@ from exai.mcp.server import GOING_AWAY, SERVICE_RESTART, McpServer
 from exai.mcp.transport.asgi import build_asgi
 from exai.mcp.transport.listener import open_server
 from exai.models import Started
+from exai.monitoring.exposition import Values, add_up_values, as_json, from_json
 from exai.monitoring.figures import figures
 from exai.monitoring.flushing import open_history
+from exai.monitoring.live import ProcessNumbers, read_numbers
 from exai.monitoring.memory import watch_memory
 from exai.monitoring.stalls import watch_loop
 from exai.monitoring.upkeep import Upkeep
@@ -37,30 +42,29 @@ from exai.settings.load import Settings
 from exai.tools.prompts import conversation_uri
 from exai.tools.registry import INSTRUCTIONS, build_features, build_tasks, build_tools
 from exai.tools.unfinished import UnfinishedOutput
-from exai.web.monitoring import monitoring_routes
+from exai.web.monitoring import ReadMetrics, monitoring_routes
 from exai.web.page import page_routes
-
-RETIRE = b"r"
-"""The message by which a parent asks a worker to finish and exit, because another one has replaced it."""
 
 log = structlog.get_logger(__name__)
 
 
 async def serve(
     settings: Settings,
-    announce: Callable[[Started], None],
+    announce: Callable[[Started], None] | None,
     *,
     sockets: Sequence[socket.socket] | None = None,
     parent: socket.socket | None = None,
 ) -> None:
     """Run the daemon until SIGTERM or SIGINT, then drain; a second signal shortens the grace period.
 
-    `announce` is called once, when the port accepts connections. A worker receives bound `sockets` and its `parent`,
-    which requests its replacement and whose end ends it; the parent forwards Ctrl-C of a terminal.
+    `announce` is called once, when the port accepts connections. A worker receives bound `sockets` and the socket of
+    its `parent` instead, which announces it, requests its replacement and whose end ends it; the parent forwards Ctrl-C
+    of a terminal.
     Raises as `open_app`, and `StartupError` for the port.
     """
-    with _signals() as (stop, hurry), _parent_watched(parent, stop) as retired, _ended_by(stop) as started:
+    with _signals(is_worker=parent is not None) as (stop, hurry), _ended_by(stop) as started:
         async with (
+            parent_watched(parent, stop) as link,
             open_app(settings) as app,
             _history(app),
             moving(app.files),
@@ -69,15 +73,46 @@ async def serve(
         ):
             started()
             server = _mcp_server(app)
-            asgi = build_asgi(server, _routes(app, server))
+            asgi = build_asgi(server, _routes(app, server, link))
             async with open_server(asgi, settings.server, sockets=sockets) as listening:
-                announce(_started(app, listening.port))
+                facts = _started(app, listening.port)
+                if link is not None:
+                    link.report(asdict(facts))
+                if announce is not None:
+                    announce(facts)
                 await stop.wait()
                 # The first step of the shutdown: health reports not ready before the port closes.
                 app.health.stop_accepting()
                 log.info("stopping", grace_s=settings.server.shutdown_grace_s)
-                code = SERVICE_RESTART if retired.is_set() else GOING_AWAY
+                code = SERVICE_RESTART if link is not None and link.is_retired else GOING_AWAY
                 await listening.serve_until(stop, hurry=hurry, code=code)
+                if link is not None:
+                    await link.give_last(METRICS)
+
+
+def _offer(app: App, link: Parent | None) -> ReadMetrics:
+    """Return how the metrics of the daemon are read; a worker offers its own and asks for those of all."""
+    app.recorder.gauge("workers", 1)
+    if link is None:
+        return _own_metrics(app)
+    link.readers[METRICS] = lambda: as_json(app.recorder.values())
+    link.readers[LIVE] = lambda: app.live.numbers().as_json()
+
+    async def live_of_all(own: ProcessNumbers) -> list[ProcessNumbers]:
+        return [read_numbers(each) for each in await link.gather(LIVE)] or [own]
+
+    async def metrics_of_all() -> Values:
+        return add_up_values(from_json(each) for each in await link.gather(METRICS))
+
+    app.live.gather_by(live_of_all)
+    return metrics_of_all
+
+
+def _own_metrics(app: App) -> ReadMetrics:
+    async def read() -> Values:
+        return app.recorder.values()
+
+    return read
 
 
 @contextlib.asynccontextmanager
@@ -115,10 +150,10 @@ def _mcp_server(app: App) -> McpServer:
     return server
 
 
-def _routes(app: App, server: McpServer) -> list[Route]:
+def _routes(app: App, server: McpServer, link: Parent | None) -> list[Route]:
     monitoring = monitoring_routes(
         app.health,
-        app.recorder,
+        _offer(app, link),
         facts=lambda: figures(app.recorder, app.settings.cache.max_staleness_s),
         may_see_details=server.edge.may_see_details,
     )
@@ -143,10 +178,11 @@ def _started(app: App, port: int) -> Started:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
+def _signals(*, is_worker: bool) -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
     """Set `stop` on the first SIGTERM, SIGINT or SIGHUP, and `hurry` on the second.
 
-    A closed terminal sends SIGHUP; if it is ignored, as under nohup, it stays ignored.
+    A closed terminal sends SIGHUP; if it is ignored, as under nohup, it stays ignored. A worker ignores what a terminal
+    sends, because its parent handles that.
     """
     stop, hurry = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -154,8 +190,11 @@ def _signals() -> Iterator[tuple[asyncio.Event, asyncio.Event]]:
     def on_signal() -> None:
         (hurry if stop.is_set() else stop).set()
 
+    if is_worker:
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
     hangup = (signal.SIGHUP,) if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN else ()
-    numbers = (signal.SIGTERM, signal.SIGINT, *hangup)
+    numbers = (signal.SIGTERM,) if is_worker else (signal.SIGTERM, signal.SIGINT, *hangup)
     for number in numbers:
         loop.add_signal_handler(number, on_signal)
     try:
@@ -178,34 +217,6 @@ def _ended_by(stop: asyncio.Event) -> Iterator[Callable[[], object]]:
             raise
     finally:
         watch.cancel()
-
-
-@contextlib.contextmanager
-def _parent_watched(parent: socket.socket | None, stop: asyncio.Event) -> Iterator[asyncio.Event]:
-    """Set `stop` when the parent is gone, and also the yielded event when it wants this process replaced."""
-    retired = asyncio.Event()
-    if parent is None:
-        yield retired
-        return
-    loop = asyncio.get_running_loop()
-
-    def on_closed() -> None:
-        with contextlib.suppress(BlockingIOError):
-            if parent.recv(len(RETIRE)) == RETIRE:
-                retired.set()
-            else:
-                loop.remove_reader(parent)
-            stop.set()
-
-    ignored = (signal.SIGINT, signal.SIGHUP)
-    for number in ignored:
-        loop.remove_signal_handler(number)
-        signal.signal(number, signal.SIG_IGN)
-    loop.add_reader(parent, on_closed)
-    try:
-        yield retired
-    finally:
-        loop.remove_reader(parent)
 
 
 def database_words(embedded: Embedded) -> str:

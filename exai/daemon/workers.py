@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import structlog
 
 from exai.app import own_servers
 from exai.background import Background, open_background
-from exai.daemon.serve import RETIRE, cache_words, database_words, serve
+from exai.daemon.control import RETIRE, Channel, ControlMessage
+from exai.daemon.gathering import Gathering
+from exai.daemon.serve import cache_words, database_words, serve
 from exai.embedded.launcher import Embedded
 from exai.errors import ConfigError, StartupError
 from exai.mcp.transport.listener import bind_sockets
@@ -38,7 +39,6 @@ RESTART_PAUSE_MAX_S = 30.0
 SETTLED_S = 60.0
 """Lifetime after which a worker's death is not attributed to its start, so the next pause is the shortest again."""
 
-MAX_REPORT_BYTES = 65_536
 PROGRAM = (sys.executable, "-P", "-m", "exai", "worker")
 """-P: no module in the working directory can replace one of EXAI's."""
 
@@ -49,27 +49,34 @@ log = structlog.get_logger(__name__)
 class Worker:
     """One process. `started` resolves to its report once it serves, or to None if it ended before."""
 
-    def __init__(self, process: subprocess.Popen[bytes], control: socket.socket) -> None:
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        control: socket.socket,
+        on_message: Callable[[Worker, ControlMessage], None],
+    ) -> None:
         loop = asyncio.get_running_loop()
         self.process = process
         self.started: asyncio.Future[Started | None] = loop.create_future()
         self.is_retiring = False
         self.began_at = loop.time()
-        self._control = control
+        self.channel: Channel | None = None
+        self._control, self._on_message = control, on_message
         self._task = asyncio.create_task(self._listen(), name=f"worker {process.pid}")
 
     async def _listen(self) -> None:
-        """Wait for the worker's report, one line, and then for the end of its control socket and process."""
-        loop = asyncio.get_running_loop()
-        report = b""
-        with self._control as control:
-            # A worker that is killed before it has read its input resets the connection.
-            with contextlib.suppress(ConnectionResetError):
-                while part := await loop.sock_recv(control, MAX_REPORT_BYTES):
-                    report = (report + part)[:MAX_REPORT_BYTES]
-                    if report.endswith(b"\n") and not self.started.done():
-                        self.started.set_result(_report_of(report))
-            await asyncio.to_thread(self.process.wait)
+        """Handle the worker's messages, first its report, until its control socket and process have ended."""
+        channel = self.channel = await Channel.open(self._control)
+        try:
+            async for message in channel.messages():
+                if "port" in message and not self.started.done():
+                    self.started.set_result(_report_of(message))
+                else:
+                    self._on_message(self, message)
+        finally:
+            self.channel = None
+            channel.close()
+        await asyncio.to_thread(self.process.wait)
         if not self.started.done():
             self.started.set_result(None)
 
@@ -91,8 +98,8 @@ class Worker:
     def retire(self) -> None:
         """Ask the worker to drain and exit; its clients get the close code for a restart."""
         self.is_retiring = True
-        with contextlib.suppress(OSError):
-            self._control.send(RETIRE)
+        if self.channel is not None:
+            self.channel.send({RETIRE: True})
 
     def signal(self, number: int) -> None:
         """Send a signal; does nothing if the process has ended."""
@@ -127,6 +134,7 @@ class WorkerPool:
         self._environ = environ
         self._limit_s = settings.server.shutdown_grace_s + END_MARGIN_S
         self._workers: set[Worker] = set()
+        self._gathering = Gathering()
         self._watches: set[asyncio.Task[None]] = set()
         self._is_rolling = asyncio.Lock()
         self._is_stopping = asyncio.Event()
@@ -195,9 +203,22 @@ class WorkerPool:
                 stdin=subprocess.DEVNULL,
                 pass_fds=(*numbers, theirs.fileno()),
             )
-        worker = Worker(process, ours)
+        worker = Worker(process, ours, self._take)
         self._workers.add(worker)
         return worker
+
+    def _take(self, worker: Worker, message: ControlMessage) -> None:
+        if "gather" in message:
+            self._background.start("gather", self._answer(worker, message))
+        else:
+            self._gathering.take(worker.process.pid, message)
+
+    async def _answer(self, worker: Worker, message: ControlMessage) -> None:
+        """Give a worker the values of all that serve."""
+        serving = [(each.process.pid, each.channel) for each in self._workers if each.channel and each.started.done()]
+        gathered = await self._gathering.gather(str(message["gather"]), serving)
+        if worker.channel is not None:
+            worker.channel.send({"number": message.get("number"), "gathered": gathered})
 
     def _keep(self, worker: Worker) -> None:
         """Keep a worker whose replacement failed; one that has died meanwhile is started again."""
@@ -214,6 +235,7 @@ class WorkerPool:
     async def _replace_when_gone(self, worker: Worker) -> None:
         await worker.wait()
         self._workers.discard(worker)
+        self._gathering.end(worker.process.pid)
         if worker.is_retiring:
             return
         loop = asyncio.get_running_loop()
@@ -275,12 +297,7 @@ async def work(settings: Settings, sockets: Sequence[int], control: int) -> None
     """Run as a worker: serve on inherited sockets and report the start; end on request, or when the parent ends."""
     with socket.socket(fileno=control) as channel:
         channel.setblocking(False)
-
-        def announce(started: Started) -> None:
-            with contextlib.suppress(OSError):
-                channel.send(json.dumps(asdict(started)).encode() + b"\n")
-
-        await serve(settings, announce, sockets=[socket.socket(fileno=number) for number in sockets], parent=channel)
+        await serve(settings, None, sockets=[socket.socket(fileno=number) for number in sockets], parent=channel)
 
 
 @contextlib.contextmanager
@@ -331,6 +348,5 @@ def _described(started: Started, settings: Settings, embedded: Embedded | None, 
     return replace(started, database=database, cache=cache_words(settings, embedded), notes=notes)
 
 
-def _report_of(line: bytes) -> Started:
-    facts = json.loads(line)
+def _report_of(facts: ControlMessage) -> Started:
     return Started(**{**facts, "providers": tuple(facts["providers"]), "notes": tuple(facts["notes"])})

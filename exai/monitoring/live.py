@@ -128,6 +128,10 @@ class Live:
         self._gather = gather
         self._started = clock()
 
+    def gather_by(self, gather: Gather) -> None:
+        """Read the numbers of the other processes of the daemon so."""
+        self._gather = gather
+
     def numbers(self) -> ProcessNumbers:
         """Return the numbers of this process."""
         recorder = self._recorder

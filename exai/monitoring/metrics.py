@@ -11,20 +11,20 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from math import inf, isfinite
-from typing import Literal
-
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.metrics_core import Metric
-from prometheus_client.registry import Collector
 
 from exai import __version__
-from exai.distribution import SECONDS_BOUNDS
+from exai.distribution import SECONDS_BOUNDS, SHORT_BOUNDS
+from exai.monitoring.exposition import (
+    PREFIX,
+    FamilyValues,
+    MetricKind,
+    SeriesValues,
+    Values,
+    render,
+    values_of_process,
+)
 
-PREFIX = "exai_"
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MAX_FAMILIES = 300
 MAX_SERIES_PER_FAMILY = 200
 MAX_LABEL_CHARS = 100
@@ -37,7 +37,8 @@ RECENT_VALUES = 256
 BYTES_BUCKETS = tuple(float(256 * 4**power) for power in range(10))
 NUMBER_BUCKETS = (1.0, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 10_000, 100_000)
 
-MetricKind = Literal["counter", "gauge", "histogram"]
+LONG = ("mcp_request_", "provider_", "slow_operation_", "turn_")
+"""Beginnings of the names of durations that include answers of models."""
 
 
 class _Series:
@@ -96,9 +97,6 @@ class MetricsRecorder:
         self._families: dict[str, _Family] = {}
         self._known: dict[tuple[object, ...], _Series] = {}
         self._watched: list[Callable[[], None]] = []
-        self.registry = CollectorRegistry()
-        self.registry.register(_Exporter(self))
-        ProcessCollector(registry=self.registry)
         self.gauge("build_info", 1, version=__version__)
         # Created first, so that losses can be counted even when there is no room for further series.
         self.count("metrics_dropped_total", 0, metric=OTHER)
@@ -180,15 +178,26 @@ class MetricsRecorder:
                 yield labels, Sums(int(series.sum))
 
     def render(self) -> bytes:
-        """Return all metrics in the Prometheus text format."""
-        return generate_latest(self.registry)
+        """Return the metrics of this process in the Prometheus text format."""
+        return render(self.values())
 
-    def families(self) -> Iterator[Metric]:
-        """Yield the metrics as prometheus_client's objects, for its registry."""
+    def values(self) -> Values:
+        """Return all metrics of this process, and what the system knows about it."""
         for report in self._watched:
             report()
-        for name, family in self._families.items():
-            yield _export(PREFIX + name, family)
+        own = {
+            PREFIX + name: FamilyValues(
+                family.kind,
+                family.labels,
+                family.bounds,
+                {
+                    labels: SeriesValues(series.sum, series.count, list(series.buckets))
+                    for labels, series in family.series.items()
+                },
+            )
+            for name, family in self._families.items()
+        }
+        return own | values_of_process()
 
     def _resolve(self, kind: MetricKind, name: str, labels: Mapping[str, str]) -> _Series | None:
         """Return the series of a label set not yet seen in this spelling, or None if it cannot be recorded."""
@@ -227,17 +236,6 @@ class MetricsRecorder:
                 yield own, series
 
 
-class _Exporter(Collector):
-    """The adapter for prometheus_client's registry; the values stay in the recorder."""
-
-    def __init__(self, recorder: MetricsRecorder) -> None:
-        self._recorder = recorder
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield all metrics."""
-        return self._recorder.families()
-
-
 def _label(value: str) -> str:
     """Return a label value that is short and can be encoded."""
     return str(value)[:MAX_LABEL_CHARS].encode("utf-8", "replace").decode()
@@ -247,7 +245,7 @@ def _bounds(kind: MetricKind, name: str) -> tuple[float, ...]:
     if kind != "histogram":
         return ()
     if name.endswith("_seconds"):
-        return SECONDS_BOUNDS
+        return SECONDS_BOUNDS if name.startswith(LONG) else SHORT_BOUNDS
     return BYTES_BUCKETS if name.endswith("_bytes") else NUMBER_BUCKETS
 
 
@@ -259,25 +257,3 @@ def _new_series(family: _Family) -> _Series:
             return _Series(len(family.bounds) + 1, RECENT_VALUES)
         case "gauge":
             return _Series(0, 0)
-
-
-def _export(name: str, family: _Family) -> Metric:
-    text = name.removeprefix(PREFIX).removesuffix("_total").replace("_", " ")
-    match family.kind:
-        case "counter":
-            counter = CounterMetricFamily(name, text, labels=family.labels)
-            for values, series in family.series.items():
-                counter.add_metric(values, series.sum)
-            return counter
-        case "gauge":
-            gauge = GaugeMetricFamily(name, text, labels=family.labels)
-            for values, series in family.series.items():
-                gauge.add_metric(values, series.sum)
-            return gauge
-        case "histogram":
-            histogram = HistogramMetricFamily(name, text, labels=family.labels)
-            bounds = [*(str(float(bound)) for bound in family.bounds), "+Inf"]
-            for values, series in family.series.items():
-                buckets = zip(bounds, map(float, accumulate(series.buckets)), strict=True)
-                histogram.add_metric(values, list(buckets), series.sum)
-            return histogram

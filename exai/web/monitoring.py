@@ -13,11 +13,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from exai import __version__
+from exai.monitoring.exposition import CONTENT_TYPE, Values, render
 from exai.monitoring.health import Health
-from exai.monitoring.metrics import CONTENT_TYPE, MetricsRecorder
 
 SERVICE = "exai"
 """By this name `exai health` and `exai doctor` recognize that EXAI answers on a port."""
+
+ReadMetrics = Callable[[], Awaitable[Values]]
+"""Returns the metrics of all processes of the daemon. Raises `TimeoutError` if they cannot be had now."""
 
 MaySee = Callable[[Mapping[str, Any]], Awaitable[bool]]
 """Returns whether the caller of an ASGI scope may see details."""
@@ -27,7 +30,7 @@ NO_STORE = {"Cache-Control": "no-store"}
 
 def monitoring_routes(
     health: Health,
-    recorder: MetricsRecorder,
+    read_metrics: ReadMetrics,
     facts: Callable[[], Mapping[str, Any]] = dict,
     *,
     may_see_details: MaySee | None = None,
@@ -64,7 +67,11 @@ def monitoring_routes(
         if not await is_trusted(request):
             headers = {"WWW-Authenticate": "Bearer", **NO_STORE}
             return PlainTextResponse("a bearer token is needed for metrics\n", 401, headers)
-        return Response(recorder.render(), headers={"Content-Type": CONTENT_TYPE, **NO_STORE})
+        try:
+            values = await read_metrics()
+        except TimeoutError:
+            return PlainTextResponse("the other workers of this daemon do not answer\n", 503, headers=NO_STORE)
+        return Response(render(values), headers={"Content-Type": CONTENT_TYPE, **NO_STORE})
 
     return [
         Route("/health", show_health, methods=["GET"]),

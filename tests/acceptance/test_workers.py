@@ -146,3 +146,44 @@ def test_what_keeps_workers_from_starting_is_said_once(tmp_path: Path) -> None:
     settings = {"EXAI_DATABASE__URL": f"postgresql://exai@{CLOSED}/exai", "EXAI_DATA_DIR": str(tmp_path)}
     assert_refused(run_serve(settings, "--workers", "3"), 3, CLOSED)
     assert_refused(run_serve(settings, "--workers", "0"), 2, "--workers: 0", "1 to 64")
+
+
+def metrics_of(daemon: Daemon) -> dict[str, float]:
+    """Samples of `/metrics` by their text before the value, from whichever worker answers."""
+    connection = http.client.HTTPConnection("127.0.0.1", daemon.port, timeout=5)
+    try:
+        connection.request("GET", "/metrics")
+        lines = connection.getresponse().read().decode().splitlines()
+    finally:
+        connection.close()
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if line[0] != "#")}
+
+
+async def test_metrics_are_those_of_all_workers_and_never_go_back(workers: Daemon) -> None:
+    """Also when one is killed, and when all are replaced."""
+    calls = 'exai_mcp_requests_total{method="tools/call",outcome="ok",tool="version"}'
+    made = 0
+
+    async def make(number: int) -> None:
+        nonlocal made
+        async with a_socket_on_each(workers) as sockets:
+            for socket in sockets.values():
+                for _ in range(number):
+                    await frames.call(socket, "version")
+                made += number
+
+    await make(5)
+    seen = [metrics_of(workers) for _ in range(10)]
+    assert {each[calls] for each in seen} == {made}
+    assert {each["exai_workers"] for each in seen} == {2}
+    cpu = [each["process_cpu_seconds_total"] for each in seen]
+    assert cpu == sorted(cpu)
+    killed = next(iter(pids_of(workers)))
+    os.kill(killed, signal.SIGKILL)
+    await wait_until(lambda: len(pids_of(workers) - {killed}) == 2, limit_s=START_LIMIT_S)
+    assert metrics_of(workers)[calls] == made
+    await make(3)
+    before = pids_of(workers)
+    workers.process.send_signal(signal.SIGHUP)
+    await wait_until(lambda: len(found := pids_of(workers)) == 2 and not found & before, limit_s=START_LIMIT_S)
+    assert metrics_of(workers)[calls] == made

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from starlette.applications import Starlette
 
+from exai.monitoring.exposition import Values
 from exai.monitoring.health import READINESS_CHANGES_AFTER, Component, Health, Probed
 from exai.monitoring.metrics import MetricsRecorder
 from exai.web.monitoring import monitoring_routes
@@ -22,7 +23,7 @@ class Daemon:
         self.recorder = MetricsRecorder()
         components = [Component(name, self._probe(name), required=name == "database") for name in self.states]
         self.health = Health(components, recorder=self.recorder)
-        routes = monitoring_routes(self.health, self.recorder, lambda: {"staleness_bound_s": 2.0})
+        routes = monitoring_routes(self.health, self.read_metrics, lambda: {"staleness_bound_s": 2.0})
         transport = httpx.ASGITransport(Starlette(routes=routes))
         self.client = httpx.AsyncClient(transport=transport, base_url="http://exai")
 
@@ -32,6 +33,9 @@ class Daemon:
             return Probed(self.states[name], "seen")  # type: ignore[arg-type]
 
         return probe
+
+    async def read_metrics(self) -> Values:
+        return self.recorder.values()
 
     async def settle(self, **states: str) -> None:
         self.states |= states
@@ -129,7 +133,7 @@ async def test_strangers_learn_the_status_and_nothing_else() -> None:
     async def may_not(_: object) -> bool:
         return False
 
-    routes = monitoring_routes(daemon.health, daemon.recorder, lambda: {"pid": 1}, may_see_details=may_not)
+    routes = monitoring_routes(daemon.health, daemon.read_metrics, lambda: {"pid": 1}, may_see_details=may_not)
     transport = httpx.ASGITransport(Starlette(routes=routes))
     async with httpx.AsyncClient(transport=transport, base_url="http://exai") as client:
         assert (await client.get("/health")).json() == {"service": "exai", "status": "degraded"}

@@ -79,14 +79,26 @@ def test_gauges_show_their_newest_value(recorder: MetricsRecorder) -> None:
 def test_histograms_count_every_value_in_cumulative_buckets(recorder: MetricsRecorder) -> None:
     """The Prometheus format: a bucket holds everything up to and including its bound."""
     for value in (0.0005, 0.003, 0.004, 700):
-        recorder.observe("db_statement_seconds", value)
-    buckets = exposed(recorder, "exai_db_statement_seconds_bucket")
+        recorder.observe("provider_seconds", value)
+    buckets = exposed(recorder, "exai_provider_seconds_bucket")
     assert buckets[(("le", "0.0005"),)] == 1
     assert buckets[(("le", "0.005"),)] == 3
     assert buckets[(("le", "600.0"),)] == 3
     assert buckets[(("le", "+Inf"),)] == 4
-    assert exposed(recorder, "exai_db_statement_seconds_count") == {(): 4}
-    assert exposed(recorder, "exai_db_statement_seconds_sum") == {(): pytest.approx(700.0075)}
+    assert exposed(recorder, "exai_provider_seconds_count") == {(): 4}
+    assert exposed(recorder, "exai_provider_seconds_sum") == {(): pytest.approx(700.0075)}
+
+
+def test_statements_and_answers_of_models_have_ranges_of_their_own(recorder: MetricsRecorder) -> None:
+    """A statement takes a fraction of a millisecond, an answer up to ten minutes."""
+    for name in ("db_statement_seconds", "mcp_request_seconds"):
+        recorder.observe(name, 1.0)
+    bounds = {
+        name: [float(dict(labels)["le"]) for labels in exposed(recorder, f"exai_{name}_bucket")]
+        for name in ("db_statement_seconds", "mcp_request_seconds")
+    }
+    assert (min(bounds["db_statement_seconds"]), sorted(bounds["db_statement_seconds"])[-2]) == (0.0001, 10.0)
+    assert (min(bounds["mcp_request_seconds"]), sorted(bounds["mcp_request_seconds"])[-2]) == (0.0005, 600.0)
 
 
 def test_values_put_in_together_count_as_each_alone(clock: Clock) -> None:
@@ -159,7 +171,7 @@ def test_metrics_beyond_the_limit_are_lost_and_counted(recorder: MetricsRecorder
     for number in range(MAX_FAMILIES + 50):
         recorder.count(f"made_{number}_total")
     assert recorder.value("metrics_dropped_total") > 50
-    assert len(list(recorder.families())) == MAX_FAMILIES
+    assert len([name for name in recorder.values() if name.startswith("exai_")]) == MAX_FAMILIES
 
 
 def test_every_metric_may_overflow_without_end(recorder: MetricsRecorder) -> None:

@@ -11,6 +11,8 @@ import json
 from typing import Final
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from exai.token_estimate import text_tokens
 
@@ -216,3 +218,11 @@ def test_any_text_has_an_estimate() -> None:
     """Half of a surrogate pair and nothing at all, too."""
     assert text_tokens("") == 0
     assert text_tokens("\ud800") >= 0
+
+
+@given(st.lists(st.sampled_from(["a", "Z", "7", " ", "\n", ".", '"', "é", "ж", "漢", "한", "😀", "_"]), max_size=200))
+def test_estimate_is_the_sum_of_its_parts(parts: list[str]) -> None:
+    """A hundred times a text has a hundred times its weight; short lines are no encoded data."""
+    weights = sum(text_tokens(part * 100 if part in " \n" else f"{part} " * 100) for part in parts)
+    together = text_tokens("".join(part if part in " \n" else f"{part} " for part in parts) * 100)
+    assert abs(together - weights) <= len(parts) + 1

@@ -7,21 +7,18 @@ only if no address was given at all, and disabled parts are reported as off.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import structlog
 
 from exai.background import Background, open_background, running
 from exai.blobs.base import Blobs
 from exai.blobs.local import LocalBlobs
-from exai.cache.conversations import NO_REVISION, ConversationCache, open_cache
-from exai.cache.reconciliation import ChangedRevisions, ChangesSince
+from exai.cache.conversations import ConversationCache, open_cache
 from exai.conversations import ChatService, ConversationStore, Transfer
-from exai.conversations.changes import ChangePoller, Notices
+from exai.conversations.changes import ChangePoller, Notices, changes_of
 from exai.conversations.indexing import Indexing
 from exai.conversations.ledger import Ledger
 from exai.conversations.maintenance import Maintenance
@@ -34,7 +31,9 @@ from exai.conversations.turns.documents import Documents
 from exai.conversations.turns.instructions import Instructions
 from exai.conversations.turns.metrics import TurnMetrics
 from exai.conversations.turns.prompt import estimate_tokens
+from exai.conversations.turns.similar import similar_answers
 from exai.conversations.turns.turn import ChatTurns
+from exai.db.answers import AnswerRepository
 from exai.db.contents import PostgresBlobs
 from exai.db.conversations import ConversationRepository
 from exai.db.documents import DocumentRepository
@@ -43,6 +42,7 @@ from exai.db.files import FileRepository
 from exai.db.history import HistoryRepository
 from exai.db.ledger import LedgerRepository
 from exai.db.lifecycle import CurationRepository
+from exai.db.migrations.extensions import install_vector
 from exai.db.migrations.revision import check_revision, expected_revision, explain_mismatch, revision_at
 from exai.db.search import SearchRepository
 from exai.db.transfer import TransferRepository
@@ -58,7 +58,9 @@ from exai.monitoring.live import Live
 from exai.monitoring.metrics import MetricsRecorder
 from exai.probes import components, provider_states
 from exai.program import program
+from exai.providers.embeddings import Embedder, open_embedder
 from exai.providers.registry import Providers, open_providers
+from exai.resilience import Patience
 from exai.settings.addresses import redact
 from exai.settings.load import Settings, default_data_dir
 from exai.workflows import WorkflowService, instructions_by_name
@@ -74,13 +76,11 @@ CACHE_NOT_GIVEN = (
     "Set EXAI_CACHE__URL to a Redis or Valkey, to embedded, or to off to silence this"
 )
 
-RETRY_START_S = 1.0
 CACHE_CONNECT_ATTEMPTS = 20
 """Each lasts for the time limit of a command, EXAI_CACHE__TIMEOUT_S."""
 
 CACHE_RETRY_S = 0.05
 
-T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -125,6 +125,7 @@ class Backends:
     repository: ConversationRepository
     cache: ConversationCache
     providers: Providers
+    embedder: Embedder | None
     health: Health
     background: Background
 
@@ -147,7 +148,7 @@ async def _open_backends(stack: AsyncExitStack, settings: Settings) -> Backends:
     events = EventRecorder(recorder)
     roots = roots_of(settings)
     embedded = await _open_embedded(stack, settings)
-    patience = _Patience(settings.start_wait_s)
+    patience = Patience(settings.start_wait_s)
     database = await patience.until_open(lambda: _open_database(stack, settings, embedded, recorder))
     repository = ConversationRepository(database)
     cache_url = _cache_url(settings, embedded)
@@ -163,9 +164,21 @@ async def _open_backends(stack: AsyncExitStack, settings: Settings) -> Backends:
     health = await stack.enter_async_context(
         open_health(components(database, cache, providers), recorder=recorder, on_change=events.health_change)
     )
+    embedder = await stack.enter_async_context(open_embedder(settings.answers, settings.providers, recorder))
     background = await stack.enter_async_context(open_background())
     return Backends(
-        settings, roots, recorder, events, embedded, database, repository, cache, providers, health, background
+        settings,
+        roots,
+        recorder,
+        events,
+        embedded,
+        database,
+        repository,
+        cache,
+        providers,
+        embedder,
+        health,
+        background,
     )
 
 
@@ -189,7 +202,9 @@ def _build(opened: Backends) -> tuple[App, Sequence[AbstractAsyncContextManager[
     documents = Documents(texts, blobs, providers, opened.background, may_upload=may_upload)
     attachments = Attachments(file_repository, blobs, documents, Instructions(instructions_by_name()))
     budgets = Budgets(settings.budgets, providers)
-    answers = AnswerCache(cache.answers, providers, settings.answers, recorder)
+    answer_repository = AnswerRepository(database)
+    similar = similar_answers(answer_repository, opened.embedder, settings.answers)
+    answers = AnswerCache(cache.answers, providers, settings.answers, recorder, similar=similar)
     turns = ChatTurns(
         turn_repository,
         cache,
@@ -211,7 +226,7 @@ def _build(opened: Backends) -> tuple[App, Sequence[AbstractAsyncContextManager[
         chat=chat,
         conversations=conversations,
         transfer=Transfer(TransferRepository(database), publisher, limits, files),
-        maintenance=Maintenance(curation, indexing),
+        maintenance=Maintenance(curation, indexing, answer_repository, settings.answers),
         ledger=Ledger(LedgerRepository(database), limits_of(settings.budgets)),
         notices=notices,
         files=files,
@@ -278,25 +293,6 @@ def _blobs(settings: Settings, database: Database) -> Blobs:
     return Blobs(in_directory, in_database)
 
 
-class _Patience:
-    """Waits for servers that start at the same time as this process, within one limit for all of them."""
-
-    def __init__(self, limit_s: float) -> None:
-        self._end = time.monotonic() + limit_s
-
-    async def until_open(self, opening: Callable[[], Awaitable[T]]) -> T:
-        """Retry while a server cannot be reached and time is left. Raises the error of the last attempt."""
-        while True:
-            try:
-                return await opening()
-            except StartupError as error:
-                left_s = self._end - time.monotonic()
-                if left_s <= 0:
-                    raise
-                log.warning("waiting_for_server", problem=str(error), left_s=round(left_s, 1))
-            await asyncio.sleep(min(RETRY_START_S, left_s))
-
-
 async def _open_embedded(stack: AsyncExitStack, settings: Settings) -> Embedded | None:
     postgres, valkey = settings.embedded_servers
     if not postgres and not valkey:
@@ -324,6 +320,8 @@ async def _open_database(
     url = embedded.postgres_url if embedded else None
     if url is not None:
         await _migrate(url)
+        if settings.answers.embedding_model is not None:
+            await install_vector(url)
     is_shared = bool(settings.server.tokens) or settings.server.jwt.is_on
     async with AsyncExitStack() as own:
         try:
@@ -388,18 +386,3 @@ def _cache_url(settings: Settings, embedded: Embedded | None) -> str | None:
     if given is None or given == "embedded":
         return embedded.valkey_url if embedded else None
     return None if isinstance(given, str) else given.get_secret_value()
-
-
-def changes_of(repository: ConversationRepository) -> ChangesSince:
-    """Return the query for changed conversations in the form that the cache's reconciliation needs."""
-
-    async def changes(since_xmin: str | None) -> ChangedRevisions:
-        found = await repository.changes(since_xmin)
-        # A deleted conversation is newer than any entry of it.
-        rows = [
-            (each.owner, each.continuation_id, NO_REVISION if each.revision is None else each.revision)
-            for each in found.changed
-        ]
-        return ChangedRevisions(found.xmin, found.server_epoch, rows, overflow=found.truncated)
-
-    return changes

@@ -249,10 +249,15 @@ class WebSource(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AnswerOrigin:
-    """Where an answer of the answer cache comes from: when which model gave it."""
+    """Where an answer of the answer cache comes from: when which model gave it.
+
+    `question` is the one that it was given to, and `similarity` the cosine, if that was a similar one.
+    """
 
     answered_at: datetime
     model: str
+    similarity: float | None = None
+    question: str | None = None
 
 
 FinishReason = Literal["stop", "length", "content_filter", "tool_calls", "other"]

@@ -17,7 +17,9 @@ from inspect import iscoroutine
 from types import TracebackType
 from typing import Final, Literal, TypeVar
 
-from exai.errors import DeadlineExceeded, DependencyError
+import structlog
+
+from exai.errors import DeadlineExceeded, DependencyError, StartupError
 from exai.models import Recorder
 
 T = TypeVar("T")
@@ -46,8 +48,12 @@ RETRY_SHARE: Final = 0.1
 RETRIES_PER_S: Final = 1.0
 RETRY_TOKENS: Final = 10.0
 
+RETRY_START_S: Final = 1.0
+
 _CAUSES_EXAMINED: Final = 8
 _MAX_EXPONENT: Final = 30
+
+log = structlog.get_logger(__name__)
 
 request_deadline: ContextVar[float | None] = ContextVar("request_deadline", default=None)
 """The deadline of the current request in `loop.time()`; None if there is none."""
@@ -346,3 +352,22 @@ def _earlier(one: float | None, other: float | None) -> float | None:
     if one is None or other is None:
         return one if other is None else other
     return min(one, other)
+
+
+class Patience:
+    """Waits for servers that start at the same time as this process, within one limit for all of them."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._end = time.monotonic() + limit_s
+
+    async def until_open(self, opening: Callable[[], Awaitable[T]]) -> T:
+        """Retry while a server cannot be reached and time is left. Raises the error of the last attempt."""
+        while True:
+            try:
+                return await opening()
+            except StartupError as error:
+                left_s = self._end - time.monotonic()
+                if left_s <= 0:
+                    raise
+                log.warning("waiting_for_server", problem=str(error), left_s=round(left_s, 1))
+            await asyncio.sleep(min(RETRY_START_S, left_s))

@@ -44,9 +44,10 @@ TABLES = (
     "exai.remote_files",
     "exai.message_words",
     "exai.unindexed_messages",
+    "exai.answers",
 )
-DERIVED = ("exai.message_words", "exai.unindexed_messages")
-"""Their contents can be derived from messages."""
+DERIVED = ("exai.message_words", "exai.unindexed_messages", "exai.answers")
+"""Their contents can be derived from messages, or are only a cache."""
 
 SETTINGS = (
     "alter table exai.blob_parts alter column data set storage external",
@@ -68,7 +69,7 @@ FUNCTIONS = (
     "count_steps_v1",
     "fork_v1", "change_conversation_v1", "import_v1",
     "search_unindexed_v1", "find_matches_v1", "filter_match_v1", "search_page_v1", "search_v1", "index_messages_v1",
-    "usage_v1", "blob_size_v1", "put_files_v1", "sweep_contents_v1",
+    "usage_v1", "similar_answers_v1", "blob_size_v1", "put_files_v1", "sweep_contents_v1",
     "number_message_v1", "fill_conversation_v1", "forbid_renumbering_v1", "clamp_updated_at_v1",
     "note_edit_v1", "note_change_v1", "note_removal_v1", "note_truncation_v1",
     "queue_words_v1", "requeue_words_v1", "queue_title_v1", "keep_usage_v1",

@@ -23,6 +23,7 @@ INDEXES = {
     "files_recent_idx": "public.files (owner, created_at desc, id desc)",
     "files_content_idx": "public.files (owner, sha256)",
     "conversation_files_file_idx": "public.conversation_files (file_id)",
+    "answers_conversation_idx": "exai.answers (conversation_id)",
     "contents_storage_path_idx": "exai.contents (storage_path) where storage_path is not null",
     # `exai.index_messages_v1` empties the list of pending entries as soon as it has filled it; an insert is not to.
     "message_words_words_idx": "exai.message_words using gin (words) with (gin_pending_list_limit = 16384)",

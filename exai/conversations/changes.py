@@ -16,6 +16,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from exai.cache.conversations import NO_REVISION
+from exai.cache.reconciliation import ChangedRevisions, ChangesSince
 from exai.db.conversations import ConversationRepository
 from exai.errors import ExaiError
 from exai.models import Commit, ContinuationId, ConversationKey, Owner, Recorder
@@ -127,3 +129,18 @@ class ChangePoller:
             if each.revision is not None:
                 key = ConversationKey(each.owner, each.continuation_id)
                 self._notices.notify(key, each.revision, is_listed=each.is_listed)
+
+
+def changes_of(repository: ConversationRepository) -> ChangesSince:
+    """Return the query for changed conversations in the form that the cache's reconciliation needs."""
+
+    async def changes(since_xmin: str | None) -> ChangedRevisions:
+        found = await repository.changes(since_xmin)
+        # A deleted conversation is newer than any entry of it.
+        rows = [
+            (each.owner, each.continuation_id, NO_REVISION if each.revision is None else each.revision)
+            for each in found.changed
+        ]
+        return ChangedRevisions(found.xmin, found.server_epoch, rows, overflow=found.truncated)
+
+    return changes

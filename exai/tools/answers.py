@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Self
 
 from pydantic import BeforeValidator
 
+from exai.conversations.turns.answers import SHOWN_CHARS
 from exai.models import AnswerOrigin, CacheUse
 
 FLAGS: Final = {"true": "use", "yes": "use", "on": "use", "1": "use", "false": "off", "no": "off", "0": "off"}
@@ -23,12 +24,17 @@ CacheArgument = Annotated[CacheUse, BeforeValidator(_chosen)]
 
 @dataclass
 class OriginOutput:
-    """When which model gave an answer of the answer cache."""
+    """When which model gave an answer of the answer cache; to which question, if that was a similar one."""
 
     answered_at: str
     model: str
+    similarity: float | None
+    question: str | None
 
     @classmethod
     def of(cls, origin: AnswerOrigin | None) -> Self | None:
         """Make the output for an origin, None for an answer that was asked for now."""
-        return None if origin is None else cls(origin.answered_at.isoformat(), origin.model)
+        if origin is None:
+            return None
+        question = None if origin.question is None else origin.question[:SHOWN_CHARS]
+        return cls(origin.answered_at.isoformat(), origin.model, origin.similarity, question)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from exai.db.answers import AnswerPlace, AnswerRepository, Question
 from exai.db.conversations import ConversationRepository
 from exai.db.documents import DocumentRepository, StoredText
 from exai.db.driver.pool import Database
@@ -58,6 +59,11 @@ async def use(database: Database) -> None:
     labels: dict[str, Any] = {"tags": ("a", "b"), "metadata": {"k": 1}}
     assert (await search.search(SearchQuery(LOCAL_OWNER, "words", **labels), limit=5)).hits
     assert (await search.search(SearchQuery(LOCAL_OWNER, "words", continuation_id=name, **labels), limit=5)).hits
+    answers, asked = AnswerRepository(database), Question(LOCAL_OWNER, "e", "r", "q", [0.6, 0.8])
+    assert started.commit is not None
+    await answers.keep(asked, AnswerPlace(started.commit.conversation.id, 3, 4), age_s=60)
+    assert [each.content for each in await answers.similar(asked, least=0.9, age_s=60)] == ["an answer"]
+    await answers.prune(age_s=60)
     await files.cleanup_orphans(0)
     await curation.mark_deleted(ConversationKey(LOCAL_OWNER, name), once(), deleted=True)
     history, now = HistoryRepository(database), datetime.now(UTC)

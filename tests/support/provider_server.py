@@ -249,6 +249,7 @@ class ProviderServer:
         self.routes: dict[str, Any] = {}
         self.files: Callable[[Received], Reply] | None = None
         self.hangs = False
+        self.vectors: Callable[[str], Any] | None = None
         self.received: list[Received] = []
         self.gate = asyncio.Event()
         self.port = 0
@@ -362,6 +363,9 @@ class ProviderServer:
             return route if isinstance(route, Reply) else failure(200, route)
         if request.path.endswith("/v1/models"):
             return failure(200, {"object": "list", "data": self.models})
+        if request.path.endswith("/embeddings") and self.vectors is not None:
+            found = self.vectors(request.body["input"])
+            return found if isinstance(found, Reply) else failure(200, {"data": [{"index": 0, "embedding": found}]})
         if not request.path.endswith("/chat/completions"):
             return failure(404, {"error": {"message": "no such path"}})
         return self._script.popleft() if self._script else self.default(request.body)

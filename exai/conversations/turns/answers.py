@@ -1,7 +1,8 @@
 """The answer cache: give an answer again that was given to the same prompt, for calls that ask for it.
 
 An answer is kept in Redis under a digest of all that it depends on: the address and the model, every parameter, and
-every message that was sent.
+every message that was sent. Where an embedding model is configured, an answer to a similar question is found, too
+(`exai.conversations.turns.similar`), and stated as such.
 
 Invariant: an answer that is given again was complete, was given by the model that is asked, and to the same owner. A
 fault of the cache never fails a call.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -19,6 +20,8 @@ import orjson
 
 from exai.cache.answers import AnswerEntries, AnswerLimits
 from exai.conversations.requests import ChatRequest
+from exai.conversations.turns.similar import SimilarAnswers, is_comparable, without_question
+from exai.db.answers import AnswerPlace, Question
 from exai.errors import CacheError
 from exai.models import AnswerOrigin, Completion, CompletionRequest, Reasoning, Recorder, Usage, WebSource
 from exai.providers.base import Model
@@ -33,71 +36,103 @@ TOO_LARGE: Final = (
     "the answer was not kept in the answer cache, because it is larger than EXAI_ANSWERS__ENTRY_MAX_BYTES"
 )
 
+SHOWN_CHARS: Final = 500
+"""Length up to which a similar question is repeated to the caller."""
+
 LONG_PROMPT_CHARS: Final = 500_000
 """Length from which the digest of a prompt is computed in a thread, as for any prompt with images."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
-    """What the answer cache knows of a prompt: an answer, or the name under which one can be kept, and notes.
+    """What the answer cache knows of a prompt: an answer, or under what one can be kept, and notes.
 
-    Without a name no answer is kept, such as that to a shorter prompt.
+    `name` is the key of the same prompt, `question` that of similar ones. Without either no answer is kept, such as
+    that to a shorter prompt.
     """
 
     completion: Completion | None = None
     name: str | None = None
+    question: Question | None = None
     notes: tuple[str, ...] = ()
 
 
 class AnswerCache:
-    """Finds and keeps answers. Never raises, except for cancellation."""
+    """Finds and keeps answers; without `similar` only those to the same prompt. Raises only for a spent deadline."""
 
     def __init__(
-        self, entries: AnswerEntries, providers: Providers, settings: AnswerSettings, recorder: Recorder
+        self,
+        entries: AnswerEntries,
+        providers: Providers,
+        settings: AnswerSettings,
+        recorder: Recorder,
+        *,
+        similar: SimilarAnswers | None = None,
     ) -> None:
         self._entries, self._providers, self._recorder = entries, providers, recorder
+        self._similar, self._entry_max_bytes = similar, settings.entry_max_bytes
         self._limits = AnswerLimits(settings.ttl_hours * 3_600, settings.owner_max_bytes)
-        self._entry_max_bytes = settings.entry_max_bytes
 
     def may_find(self, request: ChatRequest) -> bool:
         """Return whether an answer can be found for a request, so that its cost is reserved only after a miss."""
-        return request.cache == "use" and self._entries.is_on
+        return request.cache == "use" and (self._entries.is_on or self._similar is not None)
 
     async def find(self, request: ChatRequest, model: Model, asked: CompletionRequest) -> Recalled:
-        """Return an answer to `asked` that was given before: 1 Redis round trip if the request wants one, else none."""
+        """Return an answer to `asked` that was given before: 1 Redis round trip if the request wants one, else none.
+
+        If none was given to the same prompt, similar questions are looked for where that is possible.
+        """
         if request.cache == "off":
             return Recalled()
-        if not self._entries.is_on:
-            return self._missed("off", Recalled(notes=(NOT_ON,)))
-        name = await self._name(request, model, asked)
-        if request.cache == "refresh":
-            return self._missed("refresh", Recalled(name=name))
-        try:
-            kept = await self._entries.find(request.owner, name, self._limits)
-        except CacheError:
-            return self._missed("down", Recalled(name=name, notes=(NOT_ASKED,)))
-        completion = None if kept is None else decode_answer(kept)
-        if completion is None:
-            return self._missed("miss", Recalled(name=name))
-        self._recorder.count("answer_cache_reads_total", result="hit")
-        return Recalled(completion, name)
+        result, recalled = await self._same(request, model, asked)
+        if self._similar is not None and recalled.completion is None and is_comparable(request, asked):
+            rest = await self._name(request, model, without_question(asked))
+            compared = await self._similar.find(request, rest, model.name)
+            notes = (*recalled.notes, *filter(None, [compared.note]))
+            recalled = replace(recalled, completion=compared.completion, question=compared.question, notes=notes)
+            result = "similar" if compared.completion else result
+        self._recorder.count("answer_cache_reads_total", result=result)
+        if recalled.completion is None or recalled.completion.origin is None:
+            return recalled
+        said = (said_of(recalled.completion.origin), *recalled.notes, *recalled.completion.notes)
+        return replace(recalled, completion=replace(recalled.completion, notes=said))
 
-    async def keep(self, request: ChatRequest, recalled: Recalled, completion: Completion, model: Model) -> str | None:
-        """Keep the answer of a turn that missed: 1 Redis round trip, none for an answer that is unfit.
+    async def keep(
+        self, request: ChatRequest, recalled: Recalled, completion: Completion, model: Model, place: AnswerPlace
+    ) -> str | None:
+        """Keep the answer of a turn that missed: 1 round trip to each store that it is kept in, none if it is unfit.
 
         Returns a sentence for the caller if the answer should be kept and was not.
         """
-        if recalled.name is None or recalled.completion is not None:
+        if recalled.completion is not None or (recalled.name is None and recalled.question is None):
             return None
         if not is_fit(request, completion):
-            return self._not_kept("unfit", None)
+            return self._stored("unfit", None)
+        if self._similar is not None and recalled.question is not None:
+            is_kept = await self._similar.keep(recalled.question, place)
+            self._stored("vector" if is_kept else "vector_failed", None)
+        if recalled.name is None:
+            return None
         entry = encode_answer(completion, model, datetime.now(UTC))
         if len(entry) > self._entry_max_bytes:
-            return self._not_kept("too_large", TOO_LARGE)
+            return self._stored("too_large", TOO_LARGE)
         if not await self._entries.keep(request.owner, recalled.name, entry, self._limits):
-            return self._not_kept("failed", None if recalled.notes else NOT_KEPT)
-        self._recorder.count("answer_cache_stores_total", result="stored")
-        return None
+            return self._stored("failed", None if recalled.notes else NOT_KEPT)
+        return self._stored("stored", None)
+
+    async def _same(self, request: ChatRequest, model: Model, asked: CompletionRequest) -> tuple[str, Recalled]:
+        """Return the answer to the same prompt, and the result for the metrics."""
+        if not self._entries.is_on:
+            return "off", Recalled(notes=(NOT_ON,))
+        name = await self._name(request, model, asked)
+        if request.cache == "refresh":
+            return "refresh", Recalled(name=name)
+        try:
+            kept = await self._entries.find(request.owner, name, self._limits)
+        except CacheError:
+            return "down", Recalled(name=name, notes=(NOT_ASKED,))
+        completion = None if kept is None else decode_answer(kept)
+        return "miss" if completion is None else "hit", Recalled(completion, name)
 
     async def _name(self, request: ChatRequest, model: Model, asked: CompletionRequest) -> str:
         is_long = sum(len(message.content) for message in asked.messages) > LONG_PROMPT_CHARS
@@ -107,11 +142,7 @@ class AnswerCache:
             identity = self._providers.identity(model, asked)
         return digest_of((request.owner.encode(errors="surrogatepass"), identity.encode()))
 
-    def _missed(self, result: str, recalled: Recalled) -> Recalled:
-        self._recorder.count("answer_cache_reads_total", result=result)
-        return recalled
-
-    def _not_kept(self, result: str, note: str | None) -> str | None:
+    def _stored(self, result: str, note: str | None) -> str | None:
         self._recorder.count("answer_cache_stores_total", result=result)
         return note
 
@@ -159,7 +190,7 @@ def decode_answer(kept: bytes) -> Completion | None:
             request_id=None,
             duration_ms=0.0,
             attempts=0,
-            notes=(said_of(origin), *found["notes"]),
+            notes=tuple(found["notes"]),
             sources=tuple(WebSource(*each) for each in found["sources"]),
             origin=origin,
             returned_reasoning=None if reasoning is None else Reasoning(*reasoning),
@@ -171,7 +202,10 @@ def decode_answer(kept: bytes) -> Completion | None:
 def said_of(origin: AnswerOrigin) -> str:
     """Return the sentence about an answer that comes from the answer cache."""
     at = origin.answered_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return (
-        f"from the answer cache: {origin.model} gave this answer to the same prompt on {at}; "
-        "cache: refresh asks the model again"
-    )
+    if origin.question is None:
+        given, cure = "to the same prompt", "cache: refresh asks the model again"
+    else:
+        shown = origin.question if len(origin.question) <= SHOWN_CHARS else origin.question[:SHOWN_CHARS] + "..."
+        given = f"to a similar question (similarity {origin.similarity:.3f})"
+        cure = f"cache: refresh asks the model. The similar question: {shown}"
+    return f"from the answer cache: {origin.model} gave this answer {given} on {at}; {cure}"

@@ -142,11 +142,17 @@ def answer_of(completion: Completion, kind: str = "message") -> NewMessage:
 
 
 def _stored_origin(origin: AnswerOrigin | None) -> dict[str, Any] | None:
-    return None if origin is None else {"answered_at": origin.answered_at.isoformat(), "model": origin.model}
+    if origin is None:
+        return None
+    facts = {"answered_at": origin.answered_at.isoformat(), "model": origin.model}
+    return facts if origin.question is None else {**facts, "similarity": origin.similarity, "question": origin.question}
 
 
 def _origin(stored: Mapping[str, Any] | None) -> AnswerOrigin | None:
-    return None if stored is None else AnswerOrigin(datetime.fromisoformat(stored["answered_at"]), stored["model"])
+    if stored is None:
+        return None
+    at = datetime.fromisoformat(stored["answered_at"])
+    return AnswerOrigin(at, stored["model"], stored.get("similarity"), stored.get("question"))
 
 
 def searches_of(completion: Completion) -> dict[str, Any] | None:

@@ -31,6 +31,7 @@ from exai.conversations.turns.prompt import Asked, check_fits
 from exai.conversations.turns.request import completion_request, history_of, turn_start, whole_prompt_tokens
 from exai.conversations.turns.result import GUIDANCE, answer_of, facts_of, failure_of, kept_of, result_of
 from exai.conversations.turns.tally import TurnTally
+from exai.db.answers import AnswerPlace
 from exai.db.records import BudgetClaim, TurnBegun, TurnEnd, TurnStart
 from exai.db.turns import TurnRepository
 from exai.errors import (
@@ -192,7 +193,8 @@ class ChatTurns:
             if not isinstance(error, ExaiError) or not error.retryable:
                 await self.outcomes.complete(self._fail(turn, not_stored))
             raise not_stored from error
-        not_kept = await self._answers.keep(turn.request, recalled, completion, turn.model)
+        place = AnswerPlace(turn.commit.conversation.id, turn.begun.last_seq or 0, seq)
+        not_kept = await self._answers.keep(turn.request, recalled, completion, turn.model, place)
         return completion, seq, finished, {**facts, "notes": [*facts.get("notes", ()), *filter(None, [not_kept])]}
 
     async def _leased_answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, Asked, Recalled]:
@@ -208,7 +210,7 @@ class ChatTurns:
                 return recalled.completion, asked, recalled
             completion, sent = await self._fitting_answer(turn, asked, room_tokens)
         if sent.messages != asked.messages:
-            recalled = replace(recalled, name=None)
+            recalled = replace(recalled, name=None, question=None)
         return completion, sent._replace(notes=(*sent.notes, *recalled.notes)), recalled
 
     async def _recalled(self, turn: _Turn, messages: list[Prompt]) -> Recalled:

@@ -123,6 +123,22 @@ async def test_a_report_of_costs_reads_the_turns_it_sums(sql: OneTrip) -> None:
     assert counts["turns"][1] <= 3
 
 
+async def test_a_search_for_similar_questions_reads_the_owners_rows_with_the_same_rest(sql: OneTrip) -> None:
+    """Whatever others have; of the messages only those that are returned."""
+    await sql.execute(
+        "insert into exai.answers"
+        " select case when i % 10 = 0 then 'local' else 'other' || i % 50 end, 'r' || i % 3, 'e', i::text,"
+        " '{0.6,0.8}', c.id, 1, 2, now() from generate_series(1, 9000) i,"
+        " (select id from conversations where continuation_id = 'long') c"
+    )
+    await sql.execute("analyze exai.answers")
+    for _ in range(8):
+        counts = await touched(sql, "similar_answers", "local", "e", "r1", [0.6, 0.8], 0.9, 3_600, 500, 5)
+        assert all(scans == 0 for scans, _ in counts.values()), counts
+        assert counts["answers"][1] == 300
+        assert counts["messages"][1] <= 10
+
+
 async def test_an_append_reads_no_messages(sql: OneTrip) -> None:
     """Numbers come from the conversation's row."""
     args = ("local", "long", new_id(), new_id(), new_id(), "h", "append", None, ["user"], ["x"], ["message"], [None])

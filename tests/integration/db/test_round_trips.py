@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from exai.db.answers import AnswerPlace, AnswerRepository, Question
 from exai.db.batching.page_reads import MOST_READS
 from exai.db.conversations import ConversationRepository
 from exai.db.driver.address import parse_address
@@ -39,8 +40,10 @@ async def test_every_method_is_one_round_trip(proxy: PgProxy) -> None:
     recorder = Counters()
     async with opened(proxy.url, recorder=recorder) as database:
         repository, curation = ConversationRepository(database), CurationRepository(database)
-        turns = TurnRepository(database)
+        turns, answers = TurnRepository(database), AnswerRepository(database)
+        asked = Question(LOCAL_OWNER, "e", "r", "q", [0.6, 0.8])
         setup = await conversation_of(repository, "one", "two")
+        conversation = setup.id
         name = setup.continuation_id
         turn = beginning(name, "question")
         calls: dict[str, Call] = {
@@ -51,6 +54,9 @@ async def test_every_method_is_one_round_trip(proxy: PgProxy) -> None:
             "append": lambda r: r.append(appending(name, *["text"] * 1000)),
             "begin_turn": lambda _: turns.begin(turn),
             "renew_leases": lambda _: turns.renew_leases([turn.turn_id], lease_s=60),
+            "similar_answers": lambda _: answers.similar(asked, least=0.9, age_s=60),
+            "keep_answer": lambda _: answers.keep(asked, AnswerPlace(conversation, 1, 2), age_s=60),
+            "prune_answers": lambda _: answers.prune(age_s=60),
             "finish_turn": lambda _: turns.finish(ending(turn.turn_id, "answer")),
             "turn_state": lambda _: turns.state(LOCAL_OWNER, turn.request_key),
             "list_conversations": lambda r: r.list_conversations(LOCAL_OWNER),

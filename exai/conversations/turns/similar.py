@@ -1,0 +1,120 @@
+"""Answers to similar questions, where an embedding model is configured.
+
+A question is compared with earlier ones of the same owner whose prompts were equal in everything else: the model, the
+parameters, the system prompt and the whole history. Only short questions in words are compared, without files and
+without the instructions of a tool, since the vector of a long text says little about a difference within it.
+
+Invariant: a question with other numbers, or with another negation, has no similar answer, however near its vector is.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from typing import Final
+
+from exai.conversations.requests import ChatRequest
+from exai.conversations.turns.prompt import reasoning_of
+from exai.db.answers import AnswerPlace, AnswerRepository, Question, SimilarAnswer
+from exai.errors import DatabaseError, ExaiError
+from exai.models import AnswerOrigin, Completion, CompletionRequest, Message, Usage, WebSource
+from exai.providers.completion.identity import digest_of
+from exai.providers.embeddings import Embedder, EmbeddingFailed
+from exai.settings.load import AnswerSettings
+
+MAX_QUESTION_CHARS: Final = 2_000
+"""Length up to which a question is compared."""
+
+EXACT: Final = re.compile(r"\d+|\b(?:no|not|never|none|without|cannot)\b|n['\u2019]t\b")
+"""Parts of a question in which a small difference of the text is a large one of the meaning."""
+
+PLACEHOLDER: Final = "\0question"
+"""Text in place of the question, which no message can have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What a comparison has found: the answer to a similar question, the question to keep an answer for, and a note."""
+
+    completion: Completion | None = None
+    question: Question | None = None
+    note: str | None = None
+
+
+class SimilarAnswers:
+    """Finds answers to similar questions. A fault of the embedding model or of the database is a note."""
+
+    def __init__(self, repository: AnswerRepository, embedder: Embedder, settings: AnswerSettings) -> None:
+        self._repository, self._embedder = repository, embedder
+        self._least, self._age_s = settings.similarity, settings.ttl_hours * 3_600
+
+    async def find(self, request: ChatRequest, rest: str, model: str) -> Compared:
+        """Return an answer of `model` to a similar question: 1 request for the vector and 1 database round trip.
+
+        `rest` is the digest of the prompt without the question. A request for a new answer needs only the vector.
+        """
+        prompt = request.prompt
+        try:
+            vector = await self._embedder.embed(prompt)
+        except EmbeddingFailed as error:
+            return Compared(note=f"no similar question was looked for, because {self._embedder.name} failed: {error}")
+        digest = digest_of((prompt.encode(errors="surrogatepass"),))
+        question = Question(request.owner, self._embedder.space, rest, digest, vector)
+        if request.cache != "use":
+            return Compared(question=question)
+        try:
+            found = await self._repository.similar(question, least=self._least, age_s=self._age_s)
+        except DatabaseError as error:
+            return Compared(note=f"no similar question was looked for: {error}")
+        parts = EXACT.findall(prompt.casefold())
+        same = (each for each in found if EXACT.findall(each.question.casefold()) == parts)
+        best = next(same, None)
+        return Compared(None if best is None else completion_of(best, model), question)
+
+    async def keep(self, question: Question, place: AnswerPlace) -> bool:
+        """Keep the place of an answer for similar questions: 1 database round trip. Return whether it is kept."""
+        try:
+            return await self._repository.keep(question, place, age_s=self._age_s)
+        except ExaiError:
+            return False
+
+
+def similar_answers(
+    repository: AnswerRepository, embedder: Embedder | None, settings: AnswerSettings
+) -> SimilarAnswers | None:
+    """Return the search for similar questions, None without an embedding model."""
+    return None if embedder is None else SimilarAnswers(repository, embedder, settings)
+
+
+def is_comparable(request: ChatRequest, asked: CompletionRequest) -> bool:
+    """Return whether the newest message of a prompt is a short question in words and nothing else."""
+    if request.guidance is not None or request.files or not 0 < len(request.prompt) <= MAX_QUESTION_CHARS:
+        return False
+    newest = asked.messages[-1] if asked.messages else None
+    return newest is not None and newest.role == "user" and newest.content == request.prompt and not newest.images
+
+
+def without_question(asked: CompletionRequest) -> CompletionRequest:
+    """Return a prompt with a placeholder in place of its question."""
+    *earlier, newest = asked.messages
+    return replace(asked, messages=[*earlier, replace(newest, content=PLACEHOLDER)])
+
+
+def completion_of(found: SimilarAnswer, model: str) -> Completion:
+    """Return a stored answer of `model` as one that has cost nothing."""
+    message = Message(0, "assistant", found.content, found.answered_at, metadata=found.metadata)
+    sources = found.turn_metadata.get("sources", ())
+    return Completion(
+        content=found.content,
+        reasoning="",
+        finish_reason="stop",
+        usage=Usage(),
+        provider=str(found.metadata.get("provider", "")),
+        model=str(found.metadata.get("model", "")),
+        request_id=None,
+        duration_ms=0.0,
+        attempts=0,
+        sources=tuple(WebSource(*each) for each in sources),
+        origin=AnswerOrigin(found.answered_at, model, round(min(found.similarity, 1.0), 4), found.question),
+        returned_reasoning=reasoning_of(message),
+    )

@@ -47,7 +47,7 @@ def test_a_wrong_token_is_refused_and_not_kept(site: Site, open_page: OpenPage) 
 
 
 def test_another_owner_sees_nothing_of_it(site: Site, open_page: OpenPage) -> None:
-    """Neither in the list, nor by search, nor by the address of the conversation."""
+    """Not in the list, in a search, or by the address of the conversation."""
     name = site.store("The zeppelin flies.", "It does.", title="Zeppelins")
     page = open_page(f"/#/c/{name}", token=BOB)
     seen(page, "no conversation")
@@ -99,8 +99,8 @@ def test_a_conversation_is_continued_and_the_answer_is_seen_while_it_grows(site:
     assert [each["content"] for each in stored[2:]] == ["Go on", "The first `part` and the last"]
 
 
-def test_what_models_and_files_write_is_only_text(site: Site, open_page: OpenPage) -> None:
-    """XSS in every field; no image is fetched, since its address could carry what the conversation says."""
+def test_texts_of_models_and_files_are_not_interpreted(site: Site, open_page: OpenPage) -> None:
+    """XSS in every field; no image is fetched, since its address could contain a conversation's text."""
     attack = (
         '<img src="https://evil.example/?q=1" onerror="window.hit=1"><script>window.hit=1</script>'
         '<svg onload="window.hit=1"></svg><iframe srcdoc="<script>parent.hit=1</script>"></iframe>'
@@ -136,7 +136,7 @@ def test_what_models_and_files_write_is_only_text(site: Site, open_page: OpenPag
 
 
 def test_the_page_survives_a_restart_of_its_daemon(site: Site, open_page: OpenPage, chromium: object) -> None:
-    """It says that the daemon is away, and goes on by itself when it is back."""
+    """It shows that the daemon is unavailable, and continues when it is back."""
     name = site.store("Still here?", "Yes.", title="Restarts")
     page = open_page(f"/#/c/{name}")
     page.locator(".connection.ok").wait_for()

@@ -102,7 +102,7 @@ INDEXES = "select indexdef from pg_indexes where schemaname = 'public' and table
 
 
 async def check_tables_are_like_new_ones(url: str, new_url: str) -> None:
-    """Columns, rules, keys and indexes; an older key stays what it is, and ours stands beside it."""
+    """Columns, rules, keys and indexes; an older key stays beside ours."""
     async with session(new_url) as new, session(url) as adopted:
         for table in TABLES:
             for query in (COLUMNS, CONSTRAINTS, INDEXES):
@@ -119,7 +119,7 @@ async def check_tables_are_like_new_ones(url: str, new_url: str) -> None:
 
 
 def as_unique(row: tuple[str, ...]) -> tuple[str, ...]:
-    """A key is unique, whatever it is called."""
+    """The unique keys, without their names."""
     row = tuple(text.replace("PRIMARY KEY", "UNIQUE") for text in row)
     return tuple(re.sub(r"INDEX \S+ ON", "INDEX ON", text) for text in row)
 
@@ -190,7 +190,7 @@ async def test_the_service_goes_on_with_an_adopted_conversation(
 
 
 async def test_rows_are_written_in_batches_of_a_bounded_size(empty_postgres_url: str) -> None:
-    """However long a conversation is: it is locked for two thousand rows, let go, and gone on with."""
+    """A conversation of any length is locked for two thousand rows at a time."""
     url = empty_postgres_url
     await make(url, NOTHING)
     await run(
@@ -278,7 +278,7 @@ async def test_row_level_security_of_old_tables_is_left_to_their_owner(empty_pos
 
 
 async def test_roles_of_the_interface_get_nothing_new(empty_postgres_url: str) -> None:
-    """Where every new table and function was granted to them by default; what they had they keep."""
+    """Default privileges granted them every new table and function; they keep their older rights only."""
     url = empty_postgres_url
     await make(url, EVERYTHING)
     await upgrade(url)
@@ -320,7 +320,7 @@ async def test_published_tables_take_changes_without_sending_whole_rows_in_the_e
 
 
 async def test_rows_that_are_hidden_from_the_migration_are_not_taken_for_none(empty_postgres_url: str) -> None:
-    """Numbering what one can see would leave the rest behind without a word."""
+    """Numbering the visible rows only would lose the others silently."""
     url = empty_postgres_url
     await make(url, NOTHING)
     await run(
@@ -357,8 +357,10 @@ async def test_rows_that_are_hidden_from_the_migration_are_not_taken_for_none(em
         ("create table messages (conversation_id uuid, role text, content text, metadata json)", "metadata is json"),
     ],
 )
-async def test_what_cannot_be_kept_is_refused_untouched(empty_postgres_url: str, sql: str, part: str) -> None:
-    """With the name of what is in the way."""
+async def test_tables_that_cannot_be_adopted_are_refused_unchanged(
+    empty_postgres_url: str, sql: str, part: str
+) -> None:
+    """The error names the obstacle."""
     url = empty_postgres_url
     await run(url, sql)
     with pytest.raises(SchemaMismatch, match=part):
@@ -367,7 +369,7 @@ async def test_what_cannot_be_kept_is_refused_untouched(empty_postgres_url: str,
 
 
 async def test_an_adopted_database_does_not_go_back(empty_postgres_url: str) -> None:
-    """What was added could only be removed with what was written since."""
+    """The added columns could be removed only with the rows written since."""
     url = empty_postgres_url
     await run(url, LIKE_SUPABASE)
     await upgrade(url)

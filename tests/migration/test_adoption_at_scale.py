@@ -220,7 +220,7 @@ async def written_rows(url: str) -> list[tuple[object, ...]]:
 
 
 async def test_a_million_messages_are_taken_over_while_clients_go_on(large_url: str) -> None:
-    """No row is lost or out of order, nobody is refused or waits beyond the limit, and no batch is large."""
+    """No row is lost or out of order, no client is refused or waits beyond the limit, and no batch is large."""
     url = large_url
     await fill(url)
     kept = await value(url, f"select x::text from ({KEPT}) x")

@@ -18,7 +18,7 @@ TABLES = ("conversations", "messages", "files", "conversation_files")
 
 
 async def test_older_clients_go_on_meanwhile(empty_postgres_url: str) -> None:
-    """Nobody is turned away, and what they write is numbered with the rest."""
+    """No client is refused, and the rows that it writes are numbered with the others."""
     url = empty_postgres_url
     await run(url, LIKE_SUPABASE)
     await run(
@@ -98,7 +98,7 @@ ODD = (
 
 
 async def test_older_clients_may_break_every_rule_until_all_are_there(empty_postgres_url: str) -> None:
-    """Between any two steps: nobody is turned away, and what they wrote is kept as if it had been there before."""
+    """Between any two steps no client is refused, and its rows are kept as those from before."""
     url = empty_postgres_url
     await make(url, NOTHING)
     odd = [named("expand_schema"), named("backfill_older_rows")]
@@ -121,8 +121,8 @@ async def test_older_clients_may_break_every_rule_until_all_are_there(empty_post
         assert set(roles) == {"assistant", "userlost", "usernowhere"}
 
 
-async def test_a_batch_waits_for_nobody(empty_postgres_url: str) -> None:
-    """It would hold what others need meanwhile, and whoever holds the row may be waiting for it."""
+async def test_a_batch_waits_for_no_lock(empty_postgres_url: str) -> None:
+    """It holds locks that others need, and the holder of the row may wait for one of them."""
     url = empty_postgres_url
     await run(url, LIKE_SUPABASE)
     await upgrade(url, named("expand_schema"))
@@ -168,7 +168,7 @@ async def test_older_clients_roles_and_contents_are_made_to_fit_for_good(empty_p
 
 
 async def test_older_clients_go_on_afterwards(empty_postgres_url: str) -> None:
-    """They write what they always wrote, and find what they always found."""
+    """They write and read as before."""
     url = empty_postgres_url
     await run(url, LIKE_SUPABASE)
     await upgrade(url)

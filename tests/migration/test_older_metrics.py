@@ -78,7 +78,7 @@ def older(request: pytest.FixtureRequest) -> OlderMetrics:
 
 
 async def test_no_row_is_lost_and_writers_go_on(empty_postgres_url: str, older: OlderMetrics) -> None:
-    """Old rows are in the one table, with what was in them; new ones beside them, and in the sums."""
+    """Old rows stay with their values; new ones are beside them, and in the sums."""
     url = empty_postgres_url
     await run(url, older.sql + FUNCTIONS)
     ids = await value(url, "select array_agg(id order by id) from monitoring.metrics_raw")
@@ -93,8 +93,8 @@ async def test_no_row_is_lost_and_writers_go_on(empty_postgres_url: str, older: 
     assert await value(url, duplicates) == 0
 
 
-async def test_times_and_types_are_what_they_were(empty_postgres_url: str) -> None:
-    """What a row lacked is read from what it had; a time to come is moved, and kept in the data."""
+async def test_times_and_types_are_kept(empty_postgres_url: str) -> None:
+    """A missing value is derived from the others; a future time is moved, and kept in the data."""
     url = empty_postgres_url
     await run(url, WITHOUT_TYPE)
     await upgrade(url)
@@ -154,7 +154,7 @@ async def test_what_is_of_another_shape_is_kept_under_another_name(empty_postgre
     ],
 )
 async def test_shapes_that_cannot_be_a_partition_are_set_aside_whole(empty_postgres_url: str, change: str) -> None:
-    """No key, another kind of key, somebody who refers to it: all rows stay, with what was on them."""
+    """No key, another key, a foreign key to it: all rows stay, with the table's dependent objects."""
     url = empty_postgres_url
     await run(url, WITH_TYPE, change)
     await upgrade(url)
@@ -216,8 +216,8 @@ async def test_the_old_table_s_rows_outlive_retention(empty_postgres_url: str) -
     assert await value(url, "select monitoring.create_partitions()") == 8
 
 
-async def test_those_who_had_a_right_to_it_keep_it(empty_postgres_url: str) -> None:
-    """Except those to whom everybody's metrics were never due."""
+async def test_rights_on_the_table_are_kept(empty_postgres_url: str) -> None:
+    """Except those of roles that must not read metrics of all owners."""
     url = empty_postgres_url
     for role in ("anon", "authenticated", "exai_grafana"):
         await run(url, f"do $$ begin create role {role}; exception when duplicate_object then null; end $$")

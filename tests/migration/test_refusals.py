@@ -354,7 +354,7 @@ async def test_an_address_that_leads_nowhere_is_one_line(url: str, words: str) -
 
 
 async def test_ordinary_refusals_of_the_server_are_one_line(empty_postgres_url: str, tmp_path: Path) -> None:
-    """A database that does not exist, a wrong password, TLS that the server does not speak."""
+    """A database that does not exist, a wrong password, TLS that the server does not support."""
     parts = urlsplit(empty_postgres_url)
     with pytest.raises(DatabaseUnavailable) as refusal:
         await upgrade(urlunsplit(parts._replace(path="/no_such_database")))
@@ -365,8 +365,8 @@ async def test_ordinary_refusals_of_the_server_are_one_line(empty_postgres_url: 
         refused_with(refusal.value, "28P01")
 
 
-async def test_a_failure_in_the_middle_is_the_server_s_words_on_one_line(empty_postgres_url: str) -> None:
-    """What only turns out while it runs."""
+async def test_a_failure_in_the_middle_is_the_servers_message_on_one_line(empty_postgres_url: str) -> None:
+    """An error that occurs during the migration."""
     await run(
         empty_postgres_url,
         "create function public.no() returns event_trigger language plpgsql as"

@@ -81,7 +81,7 @@ def test_new_files_and_files_that_are_generated_may_change(repository: Path) -> 
 
 
 def test_the_newest_release_counts(repository: Path) -> None:
-    """By its number: 1.10 is newer than 1.9, and what it added is fixed, too."""
+    """By its number: 1.10 is newer than 1.9, and its files are fixed, too."""
     git(repository, "tag", "v1.9.0")
     added = repository / FIXED[0] / "second.sql"
     added.write_text("select 2\n")

@@ -49,7 +49,7 @@ async def test_upgrading_again_changes_nothing(postgres_url: str) -> None:
 
 
 async def test_every_step_goes_up_and_down_and_up(empty_postgres_url: str) -> None:
-    """Each leaves what it found, and the whole way back leaves nothing."""
+    """Each restores the earlier schema, and the whole way back leaves an empty database."""
     url = empty_postgres_url
     empty = await schema_of(url)
     seen = [empty]
@@ -66,7 +66,7 @@ async def test_every_step_goes_up_and_down_and_up(empty_postgres_url: str) -> No
 
 
 async def test_going_back_never_loses_a_row(postgres_url: str) -> None:
-    """It refuses with a reason instead, and what is there stays usable."""
+    """A downgrade is refused with the reason, and the rows stay usable."""
     async with opened(postgres_url) as database:
         name = (await conversation_of(ConversationRepository(database), "kept")).continuation_id
     with pytest.raises(CommandError, match="holds rows"):
@@ -96,7 +96,7 @@ async def test_a_transaction_mode_pooler_is_enough(empty_postgres_url: str) -> N
 
 
 async def test_a_table_in_use_is_not_waited_for_without_end(empty_postgres_url: str) -> None:
-    """A migration that waits for a lock holds up everybody who comes after it, so it lets go and tries again."""
+    """A migration that waits for a lock blocks later sessions, so it gives up and retries."""
     url = empty_postgres_url
     await run(url, LIKE_SUPABASE)
     waiting = "select count(*) from pg_locks where not granted and relation = 'public.messages'::regclass"
@@ -197,13 +197,13 @@ async def alembic(given: dict[str, str], *arguments: str) -> tuple[int, str, str
 
 
 async def test_no_address_is_a_setting_to_correct() -> None:
-    """The programmatic way says the same."""
+    """The error of the Python interface is the same."""
     with pytest.raises(ConfigError, match="not a Postgres address"):
         await upgrade("nonsense")
 
 
-async def test_nobody_but_the_owner_may_do_anything(postgres_url: str) -> None:
-    """No table without row level security, no function for everybody."""
+async def test_only_the_owner_has_rights(postgres_url: str) -> None:
+    """Every table has row level security, and no function is granted to public."""
     open_tables = await value(
         postgres_url,
         "select string_agg(oid::regclass::text, ', ') from pg_class where relkind in ('r', 'p') and not relrowsecurity"
@@ -219,7 +219,7 @@ async def test_nobody_but_the_owner_may_do_anything(postgres_url: str) -> None:
 
 
 async def test_security_definers_fix_their_search_path(postgres_url: str) -> None:
-    """Otherwise whoever calls them chooses what their names mean."""
+    """Otherwise the caller decides to which objects their names refer."""
     loose = await value(
         postgres_url,
         "select string_agg(oid::regprocedure::text, ', ') from pg_proc where prosecdef"
@@ -251,7 +251,7 @@ async def test_it_runs_where_supabase_s_roles_are_and_gives_them_nothing(empty_p
 
 
 async def test_no_superuser_and_no_extension_is_needed(empty_postgres_url: str) -> None:
-    """On hosted Postgres nobody is a superuser."""
+    """A hosted Postgres gives no superuser."""
     url = empty_postgres_url
     database = await value(url, "select current_database()")
     owner = await value(url, "select current_user")

@@ -120,8 +120,8 @@ async def test_a_locked_conversation_is_not_waited_for(empty_postgres_url: str) 
     assert await value(url, "select count(*) from exai.unindexed_messages") == 0
 
 
-async def test_what_older_clients_stored_is_searched(empty_postgres_url: str) -> None:
-    """Before their tables were taken over, and afterwards, by a role that may use nothing of ours."""
+async def test_messages_of_older_clients_are_searched(empty_postgres_url: str) -> None:
+    """Stored before the adoption and afterwards, by a role without rights on our objects."""
     url = empty_postgres_url
     await run(url, LIKE_SUPABASE)
     await upgrade(url)

@@ -51,7 +51,7 @@ class Installed:
     variables: dict[str, str]
 
     def run(self, *command: str, given: str = "") -> subprocess.CompletedProcess[str]:
-        """Run a program of the environment where neither the checkout nor a `.env` is."""
+        """Run a program of the environment in a directory without a checkout and without a `.env`."""
         return subprocess.run(
             [self.directory / "bin" / command[0], *command[1:]],
             check=False,
@@ -106,7 +106,7 @@ def installed(
 
 
 def test_wheel_holds_the_migrations_and_no_tests(wheel: Path) -> None:
-    """A database is migrated by what was installed; alembic.ini of the checkout is not needed."""
+    """The installed package migrates a database without the checkout's alembic.ini."""
     names = zipfile.ZipFile(wheel).namelist()
     shipped = {name.removeprefix("exai/db/alembic/") for name in names if name.startswith("exai/db/alembic/")}
     kept = {str(path.relative_to(ROOT / "alembic")) for path in (ROOT / "alembic").rglob("*") if path.is_file()}
@@ -116,7 +116,7 @@ def test_wheel_holds_the_migrations_and_no_tests(wheel: Path) -> None:
 
 @pytest.mark.parametrize("installed", [""], indirect=True)
 def test_library_works_against_given_addresses(installed: Installed) -> None:
-    """`pip install exai` is enough to migrate, store and read; the daemon's commands name what they need."""
+    """`pip install exai` suffices to migrate, store and read; the daemon's commands name the missing extra."""
     migrated = installed.run("exai", "migrate")
     assert migrated.returncode == 0, migrated.stderr
     used = installed.run("python", "-c", LIBRARY)

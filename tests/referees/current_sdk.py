@@ -49,7 +49,7 @@ async def used(client: Client, mode: str) -> dict[str, Any]:
 
 
 async def answered(client: Client, tool: str, **arguments: Any) -> Any:
-    """Call a tool; the client holds what comes to the schema it was given."""
+    """Call a tool; the client validates the result by the schema."""
     result = await client.call_tool(tool, arguments)
     assert not result.is_error, result.content
     assert result.structured_content is not None
@@ -57,7 +57,7 @@ async def answered(client: Client, tool: str, **arguments: Any) -> Any:
 
 
 async def chatted(client: Client) -> tuple[str, str]:
-    """Ask, hear of progress, and go on with the conversation."""
+    """Ask, receive progress, and continue the conversation."""
     reports: list[tuple[float, str | None]] = []
 
     async def heard(progress: float, total: float | None, message: str | None) -> None:
@@ -77,7 +77,7 @@ async def chatted(client: Client) -> tuple[str, str]:
 
 
 async def refused(client: Client) -> None:
-    """What the model can cure is a result, what it cannot is an error."""
+    """An error that the model can correct is a result, any other an error."""
     for arguments in ({}, {"continuation_id": "nobody-has-this"}):
         result = await client.call_tool("conversation_get", arguments)
         assert result.is_error, result

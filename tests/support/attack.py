@@ -95,7 +95,7 @@ class Target:
 
     @asynccontextmanager
     async def watched(self) -> AsyncIterator[Seen]:
-        """Attack inside the block; afterwards what was seen is complete, and `check` of it says whether it held."""
+        """Attack inside the block; afterwards the measurements are complete, and `check` asserts on them."""
         bystander = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -126,7 +126,7 @@ class Target:
         print(f"\n  {seen.summary()}")
 
     async def settled(self, limit_bytes: float) -> int:
-        """Wait until memory is down to this or a minute has passed; return what it is."""
+        """Wait until memory is down to this or a minute has passed; return it."""
         deadline = time.monotonic() + SETTLE_LIMIT_S
         while self.resident_bytes > limit_bytes and time.monotonic() < deadline:
             await asyncio.sleep(0.1)

@@ -38,12 +38,12 @@ REDIS_IMAGE = "redis:7-alpine"
 
 
 class NoBackend(Exception):
-    """The backend that was named cannot be had; the text says why."""
+    """The named backend is not available; the text has the reason."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What the session uses, and the sentence that is printed about it."""
+    """The backend of the session, and the sentence that is printed about it."""
 
     kind: Kind
     reason: str
@@ -196,7 +196,7 @@ class Backend:
         return self._databases
 
     def databases_on(self, url: str) -> Databases:
-        """Databases on one server; nothing of them is left after `close`."""
+        """Databases on one server; `close` removes all of them."""
         databases = Databases(url, self.run)
         self._cleanup.callback(databases.close)
         return databases
@@ -247,7 +247,7 @@ class Backend:
 
 
 class FaultServer:
-    """A server that a test may kill and start again, whichever backend the session has."""
+    """A server that a test may kill and start again, for each backend of the session."""
 
     def __init__(self, server: PostgresServer | ValkeyServer, url: str) -> None:
         self._server, self.url = server, url
@@ -281,7 +281,7 @@ class FaultServer:
 
 
 def forget_sockets() -> None:
-    """Collect what the Docker client left open when it failed, before a test is blamed for it."""
+    """Close sockets that the Docker client left open when it failed, so that no test reports them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         gc.collect()

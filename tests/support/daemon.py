@@ -78,7 +78,7 @@ def environment(overrides: Mapping[str, str]) -> dict[str, str]:
 def start_daemon(
     overrides: Mapping[str, str], arguments: Sequence[str] = (), *, program: Sequence[str] = ()
 ) -> Iterator[Daemon]:
-    """Start a daemon and wait until it has said its address; it runs where no `.env` of a developer is.
+    """Start a daemon and wait for its address; it runs in a directory without a developer's `.env`.
 
     `program` starts an installed EXAI instead of the checkout's.
     """

@@ -37,7 +37,7 @@ async def serve(plan: dict[str, Any]) -> None:
 
 
 def forbid_user_namespaces() -> None:
-    """Be root of a namespace that maps everybody and allows no other: what root meets in most containers."""
+    """Be root of a namespace that maps all users and allows no other, as root is in most containers."""
     ready, go = os.pipe()
     pid = os.getpid()
     mapper = os.fork()

@@ -124,7 +124,7 @@ class FaultProxy:
         return self._dropped
 
     def inject(self, data: bytes) -> None:
-        """Say something to every client that no server said."""
+        """Send every client bytes that the server did not send."""
         for link in self._links:
             link.client.write(data)
 
@@ -142,7 +142,7 @@ class FaultProxy:
         """For subclasses that understand the protocol; called before the bytes are forwarded."""
 
     def saw_reply(self, link: Link, data: bytes) -> None:
-        """The same for the server's bytes; called when they arrive, whatever becomes of them then."""
+        """The same for the server's bytes; called when they arrive, before they are forwarded or dropped."""
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1

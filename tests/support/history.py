@@ -35,7 +35,7 @@ STALE_LIMIT_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """An acknowledgement: when, by which life of which daemon, and the numbers it told."""
+    """An acknowledgement: its time, its daemon and that daemon's life, and the numbers it has."""
 
     at: float
     by: str
@@ -91,7 +91,7 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Glance:
-    """A conversation in a list: how many messages it was said to have."""
+    """A conversation in a list, with its number of messages."""
 
     conversation: str
     start: float
@@ -101,7 +101,7 @@ class Glance:
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """Redis carried out what it was told of this revision."""
+    """Redis applied this revision."""
 
     conversation: str
     at: float
@@ -110,14 +110,14 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a model was asked with: the contents, oldest first, the question last."""
+    """The prompt of a call: the contents, oldest first, the question last."""
 
     contents: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One message as it is stored at the end; `partial` is what was heard of an answer that broke off."""
+    """One message as it is stored at the end; `partial` is the part of an answer that broke off."""
 
     content: str
     partial: bool = False
@@ -147,7 +147,7 @@ class Violation:
 
 @dataclass(frozen=True)
 class History:
-    """Everything that was seen. `forgotten` are the times at which Redis may have lost the newest of what it knew."""
+    """All events. `forgotten` are the times at which Redis may have lost its newest writes."""
 
     events: Sequence[Event]
     logs: Mapping[str, Log]
@@ -273,7 +273,7 @@ class _Check:
         self._placed[event.conversation].append(_Placed(what, present[0], present[-1], event.start, acked_at))
 
     def _answer(self, turn: Turn) -> Iterator[Violation]:
-        """A question has at most one answer, and exactly the one that was told."""
+        """A question has at most one answer, which equals the acknowledged one."""
         what = f"the answer to {turn.question!r}"
         log = self._history.logs.get(turn.conversation)
         seqs = self._answers.get(turn.conversation, {}).get(turn.question, [])
@@ -300,7 +300,7 @@ class _Check:
                     yield Violation("foreign", f"nobody wrote {message.content!r}, number {seq} of {name}")
 
     def _learn(self) -> None:
-        """What is known to be stored since when: acknowledged, told to Redis, or seen by somebody."""
+        """The stored changes and since when each is known: acknowledged, applied to Redis, or read."""
         for name, placed in self._placed.items():
             self._known[name].marks += [(each.acked_at, each.last_seq) for each in placed if each.acked_at is not None]
         for event in self._history.events:
@@ -388,7 +388,7 @@ class _Check:
 
 
 def _order(placed: list[_Placed]) -> Iterator[Violation]:
-    """Whatever was acknowledged before a write began has lower numbers."""
+    """Writes acknowledged before a write began have lower numbers."""
     ended = sorted((each for each in placed if each.acked_at is not None), key=lambda each: each.acked_at or 0.0)
     begun = sorted(placed, key=lambda each: each.start)
     highest: _Placed | None = None

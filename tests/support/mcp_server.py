@@ -51,7 +51,7 @@ class SizeArguments(Arguments):
 
 
 class Gate:
-    """Tools wait here until a test lets them go; `entered` counts how many came, `cancelled` how many were stopped."""
+    """Tools wait here until a test opens it; `entered` counts them, `cancelled` those that were cancelled."""
 
     def __init__(self) -> None:
         self.open = asyncio.Event()
@@ -70,7 +70,7 @@ class Gate:
 
 
 class Tools:
-    """The fixture's tools and what they leave behind."""
+    """The fixture's tools and their records."""
 
     def __init__(self) -> None:
         self.gate = Gate()

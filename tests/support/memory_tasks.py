@@ -18,7 +18,7 @@ from tests.support.outputs import Fixed
 
 
 class MemoryTasks:
-    """A `TaskStore`; `calls` counts what it was asked."""
+    """A `TaskStore`; `calls` counts its calls."""
 
     def __init__(self) -> None:
         self.tasks: dict[tuple[Owner, str], Task] = {}

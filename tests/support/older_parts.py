@@ -194,7 +194,7 @@ def rows_sql(parts: Parts) -> list[str]:
 
 
 async def make(url: str, parts: Parts) -> None:
-    """Make the database; the publication comes last, since some of what is in it could not be changed any more."""
+    """Create the database; the publication comes last, because it restricts changes of its tables."""
     await run(url, *schema_sql(parts), *rows_sql(parts), *surroundings_sql(parts))
 
 
@@ -202,7 +202,7 @@ Row = dict[str, Any]
 
 
 async def rows_of(connection: OneTrip, table: str) -> list[Row]:
-    """In the order in which they were written, as far as anybody can tell."""
+    """The rows in the order in which they were written, as far as it is known."""
     await connection.execute("set timezone = 'UTC'")
     return [json.loads(row[0]) for row in await connection.fetch(f"select to_jsonb(t) from {table} t order by t.ctid")]
 

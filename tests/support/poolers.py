@@ -83,11 +83,11 @@ class Poolers:
                 yield through(url, self._bouncer)
 
     def close(self) -> None:
-        """Stop what was started."""
+        """Stop the poolers."""
         self._stack.close()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run it in a loop that goes on beside the tests' own."""
+        """Run the coroutine in the loop of another thread, beside those of the tests."""
         if self._loop is None:
             self._loop = self._stack.enter_context(LoopThread())
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(START_LIMIT_S)

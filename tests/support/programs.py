@@ -126,7 +126,7 @@ def parent_ids() -> dict[int, int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether it runs; a zombie that nobody collects does not."""
+    """Whether the process runs; a zombie does not."""
     return pid in parent_ids()
 
 

@@ -33,7 +33,7 @@ class ProviderProcess:
         self._ask("POST", "/__script", replies)
 
     def open_gate(self) -> None:
-        """Let every reply that waits for the gate go on."""
+        """Release every reply that waits for the gate."""
         self._ask("POST", "/__gate")
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:

@@ -166,7 +166,7 @@ def break_before_headers(how: Break = "fin") -> Reply:
 
 
 def break_after_first_token(how: Break = "fin", token: str = "Hel", *, gate: bool = False) -> Reply:
-    """The connection ends inside the answer; with a gate not before the test says so."""
+    """The connection ends inside the answer; with a gate, when the test opens it."""
     waits: list[Step] = ["gate"] if gate else []
     return stream(chunk({"content": token}), *waits, how)
 
@@ -229,7 +229,7 @@ def replies_from_json(script: Sequence[Mapping[str, Any]]) -> list[Reply]:
 
 
 def echo(body: Any) -> Reply:
-    """The default answer: how many messages came and what the last user message says."""
+    """The default answer: the number of messages and the text of the last user message."""
     messages = body.get("messages", []) if isinstance(body, dict) else []
     model = str(body.get("model", "")) if isinstance(body, dict) else ""
     asked = [message["content"] for message in messages if message.get("role") == "user"]
@@ -266,7 +266,7 @@ class ProviderServer:
 
     @property
     def base_url(self) -> str:
-        """What goes into a provider's settings."""
+        """The base URL for a provider's settings."""
         return f"{self.origin}/v1"
 
     @property
@@ -418,7 +418,7 @@ async def _break(writer: asyncio.StreamWriter, how: str) -> None:
 
 
 async def _taken(listening: asyncio.Task[bytes]) -> bytes:
-    """What came while the reply was sent: the first byte of the next request, which must not be lost."""
+    """Bytes that arrived during the reply: the beginning of the next request, which is kept."""
     if not listening.done():
         listening.cancel()
     with suppress(asyncio.CancelledError):

@@ -14,7 +14,7 @@ RELEASE: Final = re.compile(r"v(\d+)\.(\d+)\.(\d+)")
 
 
 class NoHistory(Exception):
-    """The directory's history cannot be read; the text says why."""
+    """The directory's history cannot be read; the text has the reason."""
 
 
 def last_release(root: Path) -> str | None:
@@ -43,7 +43,7 @@ def changed_since(root: Path, tag: str) -> list[str]:
 
 
 def git(root: Path, *arguments: str) -> str:
-    """Run git in `root`, whatever repository the environment names."""
+    """Run git in `root`, regardless of a repository in the environment."""
     environment = {name: text for name, text in os.environ.items() if not name.startswith("GIT_")}
     settings = ("-c", "core.quotePath=false", "-c", "core.autocrlf=false", "-c", f"safe.directory={root}")
     done = subprocess.run(

@@ -23,7 +23,7 @@ class Scram:
         self._bare = f"n=,r={self._nonce}"
 
     def answer(self, request: bytes) -> bytes | None:
-        """Return the body of the next `p` packet, None where nothing is to be said."""
+        """Return the body of the next `p` packet, None if there is none."""
         (kind,) = struct.unpack("!I", request[:4])
         if kind == SASL:
             assert MECHANISM in request[4:].split(b"\0")

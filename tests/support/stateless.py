@@ -17,7 +17,7 @@ _NAMED = ("name", "uri", "taskId")
 
 
 class Stateless:
-    """Asks one server; `capabilities` goes along with each request."""
+    """A client of one server; `capabilities` is sent with each request."""
 
     def __init__(self, http: httpx.AsyncClient, capabilities: Mapping[str, Any]) -> None:
         self._http, self._capabilities = http, capabilities

@@ -44,7 +44,7 @@ def signed_by(key: Key, kid: str | None, subject: str = "alice", **changes: Any)
 
 
 def confused(secret: bytes, kid: str) -> str:
-    """A token signed by HS256 with what is no secret; no library would make it."""
+    """A token signed by HS256 with a public key as the secret; libraries refuse to make one."""
     head = _part(json.dumps({"alg": "HS256", "typ": "JWT", "kid": kid}).encode())
     body = f"{head}.{_part(json.dumps(claims()).encode())}"
     return f"{body}.{_part(hmac.digest(secret, body.encode(), 'sha256'))}"

@@ -23,7 +23,7 @@ START_LIMIT_S = 10.0
 
 
 def free_port() -> int:
-    """A port nobody listens on."""
+    """A port without a listener."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -119,7 +119,7 @@ class Valkey:
         self._process.send_signal(signal.SIGCONT)
 
     def do(self, *command: Any) -> Any:
-        """One command on a connection of its own; what the server refuses is an error, not tried again."""
+        """Run one command on a connection of its own; an error of the server is raised, not retried."""
         once = Retry(NoBackoff(), 0)
         with redis.Redis(port=self.port, socket_timeout=START_LIMIT_S, protocol=2, retry=once) as client:
             return client.execute_command(*command)

@@ -36,7 +36,7 @@ class Places(Unlimited):
 
 
 class Way:
-    """A batcher whose answers are held back until `answer`; what was sent, in order."""
+    """A batcher whose answers are held until `answer`; it records the batches in order."""
 
     def __init__(self, places: int = 1, *, max_items: int = 9, is_read: bool = False, choose: object = None) -> None:
         self.sent: list[list[str]] = []
@@ -71,7 +71,7 @@ class Way:
         await answer
 
     async def start(self, *items: str, owner: Owner = LOCAL_OWNER) -> list[asyncio.Task[str]]:
-        """Bring these items in one turn, and let what is sent then be sent."""
+        """Add these items in one iteration of the loop, and let their batches be sent."""
         tasks = [asyncio.create_task(self.batcher.run(owner, item)) for item in items]
         await self.settle()
         return tasks
@@ -87,7 +87,7 @@ class Way:
 
 
 async def test_items_of_one_turn_go_together() -> None:
-    """Up to what one batch holds; the rest goes at once if it may."""
+    """Up to the size of a batch; the others are sent at once if the limit allows it."""
     way = Way(2, max_items=3)
     tasks = await way.start("a", "b", "c", "d")
     assert way.sent == [["a", "b", "c"], ["d"]]
@@ -181,7 +181,7 @@ async def test_a_deadline_says_whether_the_item_was_sent() -> None:
     assert way.sent == [["a", "b"]]
 
 
-async def test_a_caller_that_leaves_takes_no_other_along() -> None:
+async def test_a_cancelled_caller_does_not_affect_the_others() -> None:
     """Neither before its batch is sent nor afterwards."""
     way = Way()
     first = await way.start("a")
@@ -240,7 +240,7 @@ async def test_what_does_not_fit_waits_for_a_later_batch_in_its_order() -> None:
 
 
 async def test_few_are_passed_over() -> None:
-    """A long queue of what cannot go together costs each batch a bounded time."""
+    """A long queue of incompatible items costs each batch a bounded time."""
     seen: list[str] = []
 
     def choose() -> object:

@@ -76,7 +76,7 @@ class TestUsage:
         assert "usage: exai" in capsys.readouterr().err
 
     def test_no_command_shows_the_help(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """Who tries the program sees what it can do."""
+        """A user without arguments sees the commands."""
         with pytest.raises(SystemExit):
             cli.main([])
         text = capsys.readouterr().err
@@ -113,7 +113,7 @@ class TestErrors:
             assert capsys.readouterr().err == f"exai: {error}\n"
 
     def test_defect_shows_its_traceback_without_secrets(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """Whoever reports it needs the lines; nobody needs the password."""
+        """A report needs the lines, but not the password."""
         try:
             raise RuntimeError("postgresql://u:pa55word@h/d")
         except RuntimeError as error:
@@ -152,7 +152,7 @@ class TestErrors:
         assert (status, error) == (2, f"exai: --workers: {count} is not a number of workers. Give 1 to 64\n")
 
     def test_setting_given_as_an_option_is_named_by_its_variable(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """--help says which variable each option stands for."""
+        """--help names the variable of each option."""
         status, _, error = run(capsys, "serve", "--port", "http")
         assert (status, error.split(":")[1].strip()) == (2, "EXAI_SERVER__PORT")
 
@@ -167,7 +167,7 @@ class TestConfig:
     def test_every_setting_is_shown_with_its_origin_and_without_secrets(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
     ) -> None:
-        """Design: what is in effect can be printed, redacted."""
+        """Design: the settings in effect can be printed, redacted."""
         (tmp_path / ".env").write_text(f"KIMI_API_KEY={KEY}\nEXAI_SERVER__PORT=9000\n")
         monkeypatch.setenv("DATABASE_URL", "postgresql://u:pa55word@h/d")
         status, out, error = run(capsys, "config")
@@ -288,7 +288,7 @@ def test_unknown_command_is_refused_with_the_commands_of_users(capsys: pytest.Ca
 
 
 def test_holder_of_a_port_is_named_by_its_module(tmp_path: Path) -> None:
-    """`python` would not tell the user that EXAI is already running."""
+    """`python` alone would not show that EXAI runs."""
     (tmp_path / "comm").write_text("python\n")
     (tmp_path / "cmdline").write_bytes(b".venv/bin/python\0-m\0exai\0serve\0")
     assert program_name(tmp_path) == "exai serve"
@@ -322,21 +322,21 @@ class TestBanner:
             {"mcpServers": {"exai": {"command": snippets[2]["mcpServers"]["exai"]["command"], "args": ["connect"]}}},
         ]
 
-    def test_pasted_command_starts_this_program_whatever_the_path(self) -> None:
-        """The client that starts it knows nothing of this environment."""
+    def test_pasted_command_starts_this_program_from_any_path(self) -> None:
+        """The client that starts it does not use this environment."""
         text = cli.banner(load_settings({"HOME": "/h"}, None), self.started())
         command = json.loads(text.splitlines()[-1])["mcpServers"]["exai"]["command"]
         done = subprocess.run([command, "version"], check=True, capture_output=True, text=True, env={}, cwd="/")
         assert done.stdout == f"exai {__version__}\n"
 
     def test_without_a_provider_it_names_the_variables_to_set(self) -> None:
-        """Design: what is off is shown as off, with its cure."""
+        """Design: a disabled part is shown as off, with its cure."""
         text = cli.banner(load_settings({"HOME": "/h"}, None), self.started(providers=()))
         for name in ("KIMI_API_KEY", "GLM_API_KEY", "EXAI_PROVIDERS__ENDPOINTS__OLLAMA__BASE_URL"):
             assert name in text
 
     def test_snippets_follow_address_and_token(self) -> None:
-        """What is pasted must work; the token itself is never printed."""
+        """A pasted snippet works; the token itself is never printed."""
         token = "a-token-that-is-long-enough"
         settings = load_settings({"HOME": "/h", "EXAI_SERVER__HOST": "0.0.0.0", "EXAI_SERVER__TOKEN": token}, None)
         text = cli.banner(settings, self.started(host="0.0.0.0", port=9000))

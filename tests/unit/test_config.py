@@ -83,7 +83,7 @@ class TestValues:
         assert settings.providers.kimi.api_key is not None
 
     def test_empty_and_blank_values_count_as_unset(self) -> None:
-        """Compose files pass `${KIMI_API_KEY:-}` for what is not there."""
+        """Compose files pass `${KIMI_API_KEY:-}` for an unset variable."""
         settings = load(KIMI_API_KEY="", DATABASE_URL="  ", EXAI_NO_SUCH_THING="", EXAI_SERVER__PORT="")
         assert settings.providers.kimi.api_key is None
         assert settings.database.url is None
@@ -97,7 +97,7 @@ class TestValues:
 
     @pytest.mark.parametrize("text", ["off", "OFF", "Off"])
     def test_cache_can_be_switched_off(self, text: str) -> None:
-        """Design: what is off is said, not guessed."""
+        """Design: a disabled part is stated, not guessed."""
         assert load(REDIS_URL=text).cache.url == "off"
 
     @pytest.mark.parametrize(("text", "level"), [("DEBUG", "debug"), ("Warn", "warning"), ("CRITICAL", "error")])
@@ -133,7 +133,7 @@ class TestValues:
         assert (endpoints["big_box"].models, endpoints["big_box"].context_window) == (("x", "y"), 4096)
 
     def test_origin_of_an_endpoint_is_the_variable_it_was_written_as(self) -> None:
-        """What is in effect can be traced to where it was written."""
+        """A setting in effect can be traced to its source."""
         settings = load(EXAI_PROVIDERS__ENDPOINTS__VLLM__BASE_URL="http://c/v1")
         assert origin_of(settings, "EXAI_PROVIDERS__ENDPOINTS") == (
             "environment, as EXAI_PROVIDERS__ENDPOINTS__VLLM__BASE_URL"
@@ -161,7 +161,7 @@ class TestValues:
         assert Settings().tool_timeout_s == 600
 
     def test_command_line_wins_over_everything(self) -> None:
-        """What was typed last counts."""
+        """An option has precedence over variables and files."""
         settings = load_settings(HOME | {"EXAI_SERVER__PORT": "1"}, None, {"EXAI_SERVER__PORT": "2"})
         assert settings.server.port == 2
         assert origin_of(settings, "EXAI_SERVER__PORT") == "command line"
@@ -215,7 +215,7 @@ class TestEnvFile:
         assert load_settings(HOME, tmp_path / ".env").env_file is None
 
     def test_unknown_name_in_the_file_is_refused(self, tmp_path: Path) -> None:
-        """Style: unknown EXAI_ variables are errors, wherever they stand."""
+        """Style: unknown EXAI_ variables are errors in every source."""
         file = tmp_path / ".env"
         file.write_text("EXAI_SERVER__PROT=9000")
         with pytest.raises(ConfigError, match=r"EXAI_SERVER__PROT: is not a known setting. .* EXAI_SERVER__PORT"):
@@ -459,7 +459,7 @@ class TestSecrets:
 
     @pytest.mark.parametrize("scheme", ["mysql", "http", "postgres+x", "", "postgres"])
     def test_no_refusal_holds_the_password(self, scheme: str) -> None:
-        """The parser's own messages quote what they could not read."""
+        """The parser's own messages quote the value."""
         error = refusal(DATABASE_URL=f"{scheme}://u:{PASSWORD}#/{PASSWORD}@h:port/d", KIMI_API_KEY=f"{KEY} {KEY}")
         assert PASSWORD not in f"{error!s}{error!r}"
         assert KEY not in f"{error!s}{error!r}"

@@ -21,7 +21,7 @@ EVIL = "http://evil.example/v1"
 
 @pytest.fixture(autouse=True)
 def project(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The working directory of somebody else's project; the environment has no setting."""
+    """The working directory of an untrusted project; the environment has no setting."""
     for name in list(os.environ):
         if name.startswith(("EXAI_", "PG")):
             monkeypatch.delenv(name)
@@ -115,7 +115,7 @@ def test_password_of_libpq_is_not_for_a_database_of_a_found_file(
 def test_address_without_a_password_is_not_taken_for_one_with(
     address: str, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the driver sees as no password counts."""
+    """The driver's reading of the address decides."""
     write(project, f"DATABASE_URL={address}")
     monkeypatch.setenv("PGPASSWORD", "secret")
     with pytest.raises(ConfigError, match="would receive PGPASSWORD"):
@@ -224,7 +224,7 @@ def test_found_file_may_narrow_access_and_bring_stores_of_its_own(lines: list[st
 
 
 def test_every_setting_that_decides_about_access_is_covered() -> None:
-    """A new field of the JWT section, or a new list of what is allowed, is trusted only on purpose."""
+    """A new field of the JWT section, or a new list of allowed values, is trusted only explicitly."""
     names = {each.name for each in variables()}
     deciding = {
         name for name in names if "__JWT__" in name or "ALLOW" in name or name.endswith(("__ROOTS", "__TOKENS"))
@@ -233,7 +233,7 @@ def test_every_setting_that_decides_about_access_is_covered() -> None:
 
 
 def test_programs_are_not_taken_from_a_found_file(project: Path) -> None:
-    """EXAI_PG_BIN names what is started."""
+    """EXAI_PG_BIN selects the program that is started."""
     write(project, "EXAI_PG_BIN=./bin")
     with pytest.raises(ConfigError, match=r"EXAI_PG_BIN.*programs"):
         load_settings({"HOME": "/h"})

@@ -16,7 +16,7 @@ def descendants(of: type[ExaiError]) -> set[type[ExaiError]]:
 
 
 def test_tree_shows_every_error() -> None:
-    """Whoever handles errors reads the tree, not 300 modules."""
+    """The docstring shows the whole tree, so that callers need not read all modules."""
     for module in pkgutil.walk_packages(exai.__path__, "exai."):
         if not module.name.startswith(("exai.bench", "exai.__main__", "exai.db.alembic")):
             importlib.import_module(module.name)

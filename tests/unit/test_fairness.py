@@ -82,7 +82,7 @@ class Model:
 
 @given(st.integers(1, 9), st.integers(0, 2), STEPS)
 def test_no_place_is_free_while_a_request_that_may_have_it_waits(size: int, reserve: int, steps: list[Step]) -> None:
-    """And the order within an owner, the counts and the half hold, whatever comes, ends or leaves."""
+    """The order within an owner, the counts and the half hold for any sequence of arrivals and ends."""
     model = Model(size, reserve)
     for number, (what, owner, at) in enumerate(steps):
         if what == "ask":
@@ -100,7 +100,7 @@ def test_no_place_is_free_while_a_request_that_may_have_it_waits(size: int, rese
 
 @given(st.integers(2, 9), st.integers(1, 40))
 def test_an_owner_that_floods_delays_another_by_one_place(size: int, flood: int) -> None:
-    """The next place that comes back goes to the owner that has fewer."""
+    """The next free place is given to the owner that has fewer."""
     model = Model(size, 0)
     for number in range(size + flood):
         model.ask(ALICE, number)
@@ -110,7 +110,7 @@ def test_an_owner_that_floods_delays_another_by_one_place(size: int, flood: int)
 
 
 def test_waiting_owners_are_served_in_turn() -> None:
-    """One place each, whatever the length of their queues."""
+    """One place each, for queues of any length."""
     turns: Turns[str] = Turns(8)
     for number in range(4):
         turns.wait(ALICE, f"alice {number}")
@@ -170,7 +170,7 @@ async def test_cancelled_waiters_lose_no_place() -> None:
 
 
 async def test_the_wait_is_bounded_by_the_deadline_and_the_limit() -> None:
-    """The error says which of them ended it."""
+    """The error names the one that ended it."""
     places = Places(1)
     await places.take(ALICE)
     with with_deadline(0.01), pytest.raises(DeadlineExceeded, match="connections"):
@@ -180,8 +180,8 @@ async def test_the_wait_is_bounded_by_the_deadline_and_the_limit() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["put", "put", "take", "back", "leave"]), st.sampled_from(OWNERS))))
-def test_a_line_keeps_each_owners_order(steps: list[tuple[str, Owner | None]]) -> None:
-    """Whatever is taken out, put back in reverse, or leaves."""
+def test_a_queue_keeps_each_owners_order(steps: list[tuple[str, Owner | None]]) -> None:
+    """For any items that are taken, put back in reverse, or removed."""
     line: FairQueue[tuple[Owner | None, int]] = FairQueue()
     model: dict[Owner | None, deque[tuple[Owner | None, int]]] = {owner: deque() for owner in OWNERS}
     for number, (what, owner) in enumerate(steps):

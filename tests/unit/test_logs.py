@@ -147,8 +147,8 @@ async def test_lines_told_together_are_those_that_each_would_be(format: str) -> 
     assert "r1" in together
 
 
-def test_lines_told_together_are_not_made_below_the_level() -> None:
-    """What nobody reads must not cost a request anything."""
+def test_shared_log_lines_are_not_made_below_the_level() -> None:
+    """A line that is not written must not cost a request anything."""
     stream = configured(level="warning")
     made: list[int] = []
     info_each("exai.mcp", "request", {}, ({"request": made.append(number)} for number in range(2)))
@@ -245,8 +245,8 @@ VALUES = ("Abcdefghijkl", "u:p@h", "a.b_c-d.e", "basic abc", "\n", "")
 
 
 @pytest.mark.parametrize("word", WORDS)
-def test_no_secret_escapes_by_not_being_looked_for(word: str) -> None:
-    """Most values are passed unread; whichever is not must be exactly what the patterns would change."""
+def test_values_without_secrets_only_skip_redaction(word: str) -> None:
+    """Most values skip it; a skipped value must be one that the patterns would not change."""
     for before, between, value in product(("", "a ", "a_"), BETWEEN, VALUES):
         text = before + word + between + value
         clean = _ADDRESS.sub(lambda match: redact_address(match[0]), text)
@@ -256,8 +256,8 @@ def test_no_secret_escapes_by_not_being_looked_for(word: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["x" * 16_000 + "://", "://?" + "a" * 16_000, "a://:" * 3_200, "-eyJ" * 4_000])
-def test_a_value_is_looked_through_in_one_go(text: str) -> None:
-    """A caller's 16,000 characters in a refusal must not keep everybody waiting for a second."""
+def test_a_long_value_is_redacted_in_linear_time(text: str) -> None:
+    """A caller's 16,000 characters in an error must not block the event loop for a second."""
     began = time.thread_time()
     redact_text(text)
     once = time.thread_time() - began

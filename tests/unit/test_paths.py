@@ -15,7 +15,7 @@ LIMIT = 1_000
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A root above the data directory, as somebody would choose their home."""
+    """A root above the data directory, as a user's home directory would be."""
     (tmp_path / "data" / "postgres-18" / "base").mkdir(parents=True)
     (tmp_path / "data" / "postgres-18" / "base" / "16439").write_text("everybody's messages")
     (tmp_path / "work").mkdir()
@@ -30,7 +30,7 @@ def roots(home: Path, *more: Path) -> Roots:
 
 
 def test_file_below_a_root_is_named_by_its_path_there(home: Path) -> None:
-    """Two files of one name in two directories are told apart."""
+    """Two files of one name in two directories are distinguished."""
     assert roots(home).read("path", str(home / "work" / "a.txt"), LIMIT) == ("work/a.txt", b"allowed")
     assert roots(home, home / "work").read("path", str(home / "work" / "a.txt"), LIMIT)[0] == "a.txt"
 
@@ -51,7 +51,7 @@ def test_file_below_a_root_is_named_by_its_path_there(home: Path) -> None:
     ],
 )
 def test_store_and_its_settings_are_outside_every_root(home: Path, path: str) -> None:
-    """By any name: symbolic and hard links included; refused in the words for what is outside, there or not."""
+    """By any name, also symbolic and hard links; the error is that for paths outside, existing or not."""
     secret = home / "data" / "postgres-18" / "base" / "16439"
     (home / "work" / "link").symlink_to(secret)
     (home / "work" / "directory").symlink_to(home / "data" / "postgres-18")
@@ -80,7 +80,7 @@ def test_processes_and_devices_are_outside_even_a_root_of_everything(path: str) 
 
 
 def test_descriptor_of_an_open_file_leads_where_the_file_is(home: Path) -> None:
-    """/proc/self/fd is no way around: it is a link, and what it leads to is looked at."""
+    """/proc/self/fd does not circumvent the check: it is a link, and its target is checked."""
     with (
         (home / "project" / ".env").open() as secret,
         pytest.raises(InvalidArgument, match="not below an allowed root"),
@@ -107,7 +107,7 @@ def test_large_file_is_refused_before_it_is_read(home: Path) -> None:
 
 
 def test_relative_path_is_refused_with_the_form_that_works(home: Path) -> None:
-    """The daemon does not know the client's directory, and a shortened file_id looks like such a path."""
+    """The client's directory is unknown, and a shortened file_id looks like a relative path."""
     with pytest.raises(InvalidArgument) as caught:
         roots(home).read("files[0]", "work/a.txt", LIMIT)
     assert str(caught.value).startswith("files[0]: 'work/a.txt' is not an absolute path. Give an absolute path below /")

@@ -95,7 +95,7 @@ async def open_breaker(breaker: Breaker) -> None:
 
 
 async def test_five_failures_in_a_row_open_the_breaker(breaker: Breaker, recorded: Recorded) -> None:
-    """Rule: five in a row, whatever the share of successes before."""
+    """Rule: five in a row, for any share of successes before."""
     await succeed(breaker, 15)
     await fail(breaker, 4)
     assert breaker.state == "closed"
@@ -212,7 +212,7 @@ async def test_cancelled_probe_frees_the_slot_for_the_next_call(breaker: Breaker
 
 
 async def test_hung_probe_loses_its_slot_after_the_lease(breaker: Breaker, clock: Clock) -> None:
-    """The last resort, should a caller have no limit of its own; the late verdict of the old probe is not heard."""
+    """A safeguard for callers without a limit; the late result of the old probe is ignored."""
     await open_breaker(breaker)
     clock.now += OPEN_S
     hung = breaker.attempt()
@@ -266,7 +266,7 @@ async def test_exceptions_outside_the_failure_classes_do_not_count(breaker: Brea
 
 
 async def test_refusal_by_a_living_dependency_closes_a_half_open_breaker(breaker: Breaker, clock: Clock) -> None:
-    """A 400 is an answer: whoever gives it is up."""
+    """A 400 is an answer, so the dependency works."""
     await open_breaker(breaker)
     clock.now += OPEN_S
     await fail(breaker, error=Answered)
@@ -274,7 +274,7 @@ async def test_refusal_by_a_living_dependency_closes_a_half_open_breaker(breaker
 
 
 async def test_unrelated_error_of_the_probe_is_no_verdict(breaker: Breaker, clock: Clock) -> None:
-    """Neither closed by our own defect nor opened by it."""
+    """A defect of our own neither closes nor opens it."""
     await open_breaker(breaker)
     clock.now += OPEN_S
     await fail(breaker, error=KeyError)
@@ -364,7 +364,7 @@ async def test_own_limit_ends_a_wait_as_timeout() -> None:
 
 
 async def test_nothing_is_started_once_the_deadline_has_passed() -> None:
-    """Work nobody waits for must not reach the other side."""
+    """A request without a waiting caller must not reach the other side."""
     started = False
 
     async def work() -> None:
@@ -390,7 +390,7 @@ async def test_timeout_raised_inside_passes_unchanged() -> None:
 
 @pytest.mark.parametrize(("late_s", "expected"), [(1.0, LoopStalled), (0.0, TimeoutError)])
 async def test_late_timer_is_reported_as_our_own_stall(late_s: float, expected: type[TimeoutError]) -> None:
-    """A scope that was due long before its timer ran is what a stalled loop leaves behind."""
+    """A scope that was due long before its timer ran shows a stalled loop."""
     scope = asyncio.timeout_at(asyncio.get_running_loop().time() - late_s)
     with pytest.raises(TimeoutError):
         async with scope:

@@ -43,7 +43,7 @@ def test_pipes_and_files_get_the_text_as_it_is() -> None:
 
 @given(st.text())
 def test_nothing_but_tab_and_line_feed_controls_a_terminal(text: str) -> None:
-    """Whatever a model writes."""
+    """For any text of a model."""
     written = printable(text)
     assert all(char in "\t\n" or not (ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0) for char in written)
     assert printable(written) == written

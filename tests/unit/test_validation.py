@@ -53,8 +53,8 @@ def test_unstorable_messages_are_refused_by_field(messages: list[NewMessage], fi
     assert caught.value.cure
 
 
-def test_what_no_limit_was_meant_for_is_refused_by_its_size() -> None:
-    """300 MB in one message, as somebody's whole mailbox may be."""
+def test_message_of_extreme_size_is_refused_by_its_size() -> None:
+    """300 MB in one message, such as a whole mailbox."""
     with pytest.raises(InvalidArgument, match="is 300,000,000 bytes; the limit is") as caught:
         check_messages([NewMessage("user", "short"), NewMessage("user", "x" * 300_000_000)], LIMITS)
     assert caught.value.field == "messages[1].content"
@@ -78,7 +78,7 @@ def test_empty_or_overlong_names_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("number", [-1, 2**63, 2**70])
 def test_numbers_that_no_message_can_have_are_refused(number: int) -> None:
-    """JSON goes beyond what Postgres counts with, and an error of the database would say that EXAI is broken."""
+    """JSON numbers exceed the types of Postgres, and a database error would look like a defect."""
     with pytest.raises(InvalidArgument):
         check_number("before_seq", number)
 

@@ -42,7 +42,7 @@ async def session(database: Database) -> AsyncIterator[OneTrip]:
 
 @asynccontextmanager
 async def held(database: Database, name: str) -> AsyncIterator[None]:
-    """The conversation's row, locked by somebody else."""
+    """Lock the conversation's row in another session."""
     async with session(database) as other, other.transaction():
         await other.execute("select from conversations where continuation_id = $1 for update", name)
         yield

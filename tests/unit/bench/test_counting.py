@@ -65,7 +65,7 @@ def test_a_statement_is_one_round_trip_however_its_bytes_arrive(cuts: list[int])
 
 
 def test_preparing_first_is_a_round_trip_and_not_a_statement() -> None:
-    """That is what drivers do by default, and what the count is there to show."""
+    """Drivers do so by default, and the count shows it."""
     count = Count()
     prepare = message(b"P", b"s1\0select 1\0\0\0") + message(b"D", b"Ss1\0") + message(b"S")
     execute = message(b"B", b"\0s1\0" + bytes(6)) + message(b"E", b"\0" + bytes(4)) + message(b"S")

@@ -152,7 +152,7 @@ def test_damaged_utf_8_is_still_utf_8() -> None:
 
 @pytest.mark.parametrize("place", [0, 5, 11])
 def test_one_nul_is_shown_and_said(place: int) -> None:
-    """It says more about a program than that its output is no text."""
+    """It describes a program's problem better than `binary output`."""
     data = b"hello world"[:place] + b"\0" + b"hello world"[place:]
     decoded = decode(data)
     assert decoded is not None

@@ -66,7 +66,7 @@ OTHERS = [
 
 @pytest.mark.parametrize(("codec", "text"), OTHERS)
 def test_other_languages_and_drawings_are_not_taken_for_each_other(codec: str, text: str) -> None:
-    """Neither for another language, nor for characters of several bytes, nor the other way round."""
+    """Not for another language nor for multibyte text, in either direction."""
     decoded = decode(text.encode(codec))
     assert decoded is not None
     assert decoded.text == text
@@ -77,7 +77,7 @@ def test_other_languages_and_drawings_are_not_taken_for_each_other(codec: str, t
     [("cp1250", "historię"), ("cp1250", "Być"), ("cp850", "straße"), ("cp1254", "konuştuk"), ("gb18030", "是")],
 )
 def test_guess_that_may_be_wrong_says_so(codec: str, text: str) -> None:
-    """One word is a word of another language in another encoding; what was guessed is kept with the file."""
+    """A word may be valid in several languages and encodings; the guess is stored with the file."""
     decoded = decode(text.encode(codec))
     assert decoded is not None
     assert decoded.encoding.endswith(" (uncertain)")

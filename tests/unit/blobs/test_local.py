@@ -63,7 +63,7 @@ async def test_each_reason_why_a_file_cannot_be_read_is_named(tmp_path: Path) ->
 
 @pytest.mark.parametrize("before", [0o755, 0o777])
 async def test_no_other_user_can_list_the_store(tmp_path: Path, before: int) -> None:
-    """Also where a directory was made by somebody else, or with a wider mask, before."""
+    """Also if another program, or a wider umask, created a directory before."""
     root = tmp_path / "files"
     root.mkdir(mode=before)
     root.chmod(before)

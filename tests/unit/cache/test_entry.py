@@ -167,7 +167,7 @@ class TestPlaces:
 
     @given(texts, texts, st.sampled_from([1, 16]))
     def test_keys_of_a_conversation_share_one_slot(self, owner: str, name: str, groups: int) -> None:
-        """A script may only touch keys of one slot; the tag is what the first braces hold."""
+        """A script may access keys of one slot only; the hash tag is in the first braces."""
         where = cache_keys(ConversationKey(Owner(owner), ContinuationId(name)), groups)
         tags = {re.search(r"\{([^}]*)\}", key)[1] for key in (where.entry, where.lease, where.watermark)}  # type: ignore[index]
         assert tags == {f"g{where.group}"}

@@ -26,7 +26,7 @@ def test_change_is_remembered_for_the_bound() -> None:
 
 
 def test_newest_revision_counts_and_its_time_begins_anew() -> None:
-    """Two changes in a row, told out of order."""
+    """Two changes that are noted in the wrong order."""
     clock = Clock()
     revisions: MinRevisions[str] = MinRevisions(2.0, clock=clock)
     revisions.note("a", 7)
@@ -37,7 +37,7 @@ def test_newest_revision_counts_and_its_time_begins_anew() -> None:
 
 
 def test_more_than_can_be_remembered_closes_the_cache_for_the_bound() -> None:
-    """Memory is bounded, and the promise holds all the same."""
+    """Memory is limited, and the promise is kept."""
     clock = Clock()
     revisions: MinRevisions[int] = MinRevisions(2.0, clock=clock)
     for number in range(MAX_REVISIONS + 1):

@@ -14,7 +14,7 @@ from tests.support.waiting import WAIT_LIMIT_S
 
 
 class Reads:
-    """Database reads that end when they are let go; each returns its number."""
+    """Database reads that end when a test releases them; each returns its number."""
 
     def __init__(self) -> None:
         self.begun = 0
@@ -63,7 +63,7 @@ class TestUnderALease:
     async def test_read_under_the_lease_of_another_can_be_found_for_a_moment_longer(
         self, flights: SingleFlight[str, int], reads: Reads
     ) -> None:
-        """Its end is not seen here; whoever found it alive shares the read. One of our own ends when we say so."""
+        """Its end is not visible here; a reader that found it running shares it. Our own reads end explicitly."""
         own = flights.lead("own", b"one", reads.read(), nothing)
         foreign = flights.lead("foreign", b"one", reads.read())
         await turn()
@@ -155,8 +155,10 @@ class TestUnderALease:
         reads.gates[0].set()
         assert await flight.result() == 1
 
-    async def test_failure_is_told_to_all_and_to_nobody_if_all_have_left(self, flights: SingleFlight[str, int]) -> None:
-        """An exception that nobody retrieves would be a warning, and warnings are errors here."""
+    async def test_failure_is_raised_in_all_waiters_and_dropped_without_them(
+        self, flights: SingleFlight[str, int]
+    ) -> None:
+        """An exception that is not retrieved would be a warning, and warnings are errors here."""
 
         async def fail() -> int:
             raise ConnectionError
@@ -198,7 +200,7 @@ class TestWithoutALease:
         assert sorted(await asyncio.gather(*waiting)) == [1, 2, 3]
 
     async def test_failed_read_lets_the_next_begin(self, flights: SingleFlight[str, int], reads: Reads) -> None:
-        """A failure is shared by those who shared the read, and by nobody else."""
+        """Its error is raised only in the callers that shared it."""
 
         async def fail() -> int:
             raise ConnectionError

@@ -72,15 +72,15 @@ def test_round_trip_is_exact(
     ],
 )
 def test_bad_line_is_named(line: str, field: str) -> None:
-    """The error says which line, which field and what would be right."""
+    """The error has the line, the field and the cure."""
     text = write_header(conversation(None, {}, ()), "jsonl") + line
     with pytest.raises(InvalidArgument) as caught:
         read(text, "jsonl")
     assert caught.value.field == field
 
 
-def test_text_of_somebody_else_is_refused() -> None:
-    """Only what EXAI wrote is taken for an export."""
+def test_text_of_another_program_is_refused() -> None:
+    """Only exports of EXAI are accepted."""
     with pytest.raises(InvalidArgument, match="beginning"):
         read('{"role": "user", "content": "hello"}', "jsonl")
 

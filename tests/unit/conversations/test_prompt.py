@@ -87,7 +87,7 @@ def test_question_larger_than_the_window_is_refused_before_anything_is_stored() 
 
 
 def test_older_messages_are_counted_whether_they_were_read_or_not() -> None:
-    """The store reads only as much as may fit; numbers have no holes, so that the rest is known all the same."""
+    """The store reads as much as may fit; numbers have no gaps, so the count of the others is known."""
     system = message(1, "system", "s")
     read = [message(seq, "user" if seq % 2 else "assistant", "x" * 300) for seq in range(5, 26)]
     chosen, _ = choose(read, system, 12 * estimate_tokens("x" * 300) + estimate_tokens("s"))

@@ -54,11 +54,11 @@ def test_new_conversation_is_called_by_how_its_question_begins(prompt: str, titl
         ("x" * 78 + "👍🏽" * 3, "x" * 78 + "…"),
     ],
 )
-def test_a_title_keeps_what_a_letter_is_made_of(prompt: str, title: str | None) -> None:
-    """Joiners, variations and tags stay, also at the end; what is not seen or turns text round does not."""
+def test_a_title_keeps_the_parts_of_a_letter(prompt: str, title: str | None) -> None:
+    """Joiners, variations and tags stay, also at the end; other invisible and bidirectional characters do not."""
     assert ChatRequest(LOCAL_OWNER, prompt).title_or_opening == (prompt if title is None else title)
 
 
 def test_given_title_is_kept() -> None:
-    """Whoever names a conversation knows why."""
+    """A caller's title is not derived from the text."""
     assert ChatRequest(LOCAL_OWNER, "Hello", title="Greetings").title_or_opening == "Greetings"

@@ -16,13 +16,13 @@ def test_every_parameter_is_cast_in_the_text() -> None:
 
 
 def test_no_statement_selects_a_star() -> None:
-    """A column added by a later migration must not change what a remembered description says."""
+    """A column added by a later migration must not change a remembered row description."""
     for statement in load_statements().values():
         assert not re.search(r"\*", re.sub(r"count\(\*\)|'[^']*'", "", statement.text)), statement.name
 
 
 def test_statements_are_split_at_their_names_and_lose_their_comments() -> None:
-    """What is sent is parsed anew each time, so it carries no comments."""
+    """The text is parsed by the server for each call, so comments are removed."""
     source = (
         "-- name: a\n-- repeat: read\n-- Purpose.\nselect 1::int;\n\n-- name: b\n-- repeat: never\nselect\n  2::int\n"
     )

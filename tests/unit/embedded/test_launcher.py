@@ -27,7 +27,7 @@ RUNNING = ServerRecord(
     ],
 )
 def test_failed_system_call_becomes_a_sentence_with_a_cure(number: int, cure: str) -> None:
-    """Promise: what is broken is an error with its cause and its cure."""
+    """Promise: a failure is an error with its cause and its cure."""
     text = str(startup_error(Path("/data"), OSError(number, "the reason", "/data/file")))
     assert "the reason (/data/file)" in text
     assert cure in text

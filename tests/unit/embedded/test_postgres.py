@@ -11,7 +11,7 @@ from exai.errors import StartupError
 
 
 def test_no_binaries_anywhere_names_every_way_out() -> None:
-    """Promise: what is broken is an error with its cause and its cure."""
+    """Promise: a failure is an error with its cause and its cure."""
     with pytest.raises(StartupError) as raised:
         find_postgres(None, places=())
     for cure in ('pip install "exai[embedded]"', "EXAI_PG_BIN", "EXAI_DATABASE__URL"):

@@ -60,7 +60,7 @@ class TestConfiguredTokens:
         "token", ["x", ALICE[:-1], ALICE + "x", "\xff\udc80", "a.b.c", "x" * (MAX_TOKEN_CHARS + 1)]
     )
     async def test_any_other_token_is_refused_without_being_repeated(self, token: str) -> None:
-        """401 with a challenge; what was sent is nowhere in the answer."""
+        """401 with a challenge; the token is nowhere in the answer."""
         refused = await ask(self.SETTINGS, token)
         assert isinstance(refused, AuthRefusal)
         assert (refused.status, refused.challenge) == (401, 'Bearer error="invalid_token"')
@@ -151,7 +151,7 @@ class TestOwnersOfSignedTokens:
 
     @pytest.mark.parametrize("allowed", [False, True])
     async def test_anonymous_users_are_owners_only_if_that_is_configured(self, allowed: bool) -> None:
-        """Supabase gives such tokens to everybody, each with a new subject."""
+        """Supabase issues such tokens without registration, each with a new subject."""
         verifier = JwtVerifier(jwt_settings(allow_anonymous=allowed))
         verdict = await verifier.verdict(signed("user-1", is_anonymous=True))
         assert isinstance(verdict, Admitted) is allowed
@@ -193,7 +193,7 @@ class TestPublishedKeys:
         assert issuer.asked == 1
 
     async def test_a_public_key_is_no_shared_secret(self) -> None:
-        """Algorithm confusion: HS256 over what the issuer publishes."""
+        """Algorithm confusion: HS256 with the issuer's public key as the secret."""
         issuer = Issuer(a=self.EC)
         pem = self.EC.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
         for secret in (published(a=self.EC), pem, b""):
@@ -217,7 +217,7 @@ class TestPublishedKeys:
             assert issuer.asked == asked
 
     async def test_an_unknown_key_asks_the_issuer_once_a_minute_at_most(self) -> None:
-        """Anybody can invent key ids."""
+        """Any caller can invent key ids."""
         issuer, new = Issuer(a=self.EC), ec_key()
         assert await issuer.admits(signed_by(self.EC, "a"))
         issuer.document = published(a=self.EC, b=new)
@@ -230,7 +230,7 @@ class TestPublishedKeys:
 
     @pytest.mark.parametrize("fault", [OSError("down"), ValueError("too large"), b"{}", b"not json", b'{"keys":[]}'])
     async def test_keys_survive_a_fetch_that_fails(self, fault: bytes | Exception) -> None:
-        """Else one hiccup of the issuer would lock everybody out."""
+        """Otherwise one failed request would refuse all tokens."""
         issuer = Issuer(a=self.EC)
         assert await issuer.admits(signed_by(self.EC, "a"))
         issuer.document = fault
@@ -240,7 +240,7 @@ class TestPublishedKeys:
         assert issuer.asked == 2
 
     async def test_keys_that_never_came_are_a_503_and_no_fault_of_the_token(self) -> None:
-        """A client that is told 401 would sign in again for nothing."""
+        """With 401 a client would sign in again without need."""
         issuer = Issuer(a=self.EC)
         good, issuer.document = issuer.document, OSError("down")
         verdict = await issuer.verifier.verdict(signed_by(self.EC, "a"))
@@ -253,8 +253,8 @@ class TestPublishedKeys:
         assert await issuer.admits(signed_by(self.EC, "a"))
 
     @pytest.mark.parametrize("fault", [BadStatusLine("SSH-2.0"), IncompleteRead(b""), LineTooLong("header line")])
-    async def test_an_issuer_that_speaks_no_http_is_one_that_is_away(self, fault: Exception) -> None:
-        """Neither an internal error nor the end of the keys that are known."""
+    async def test_an_issuer_that_answers_without_http_is_unavailable(self, fault: Exception) -> None:
+        """It is no internal error, and known keys stay valid."""
         issuer = Issuer(a=self.EC)
         good, issuer.document = issuer.document, fault
         verdict = await issuer.verifier.verdict(signed_by(self.EC, "a"))
@@ -266,7 +266,7 @@ class TestPublishedKeys:
         assert await issuer.admits(signed_by(self.EC, "a"))
 
     async def test_known_keys_do_not_wait_for_an_issuer_that_hangs(self) -> None:
-        """The fetch goes on beside them, and what it brings is used."""
+        """The fetch runs beside them, and its keys are used."""
         issuer, answered = Issuer(a=self.EC), threading.Event()
         assert await issuer.admits(signed_by(self.EC, "a"))
         issuer.now += KEYS_KEPT_S

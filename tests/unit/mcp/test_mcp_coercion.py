@@ -21,14 +21,14 @@ TOOLS = all_tools()
 
 
 def read(tool: str, arguments: object) -> tuple[dict[str, Any], list[str]]:
-    """What a handler gets, without what was left out, and the notes."""
+    """Return a handler's arguments without omitted ones, and the notes."""
     spec = TOOLS[tool]
     found, notes = coerce(portable_schema(spec.arguments), arguments, spec.arguments.KEEPS_EMPTY)
     return spec.arguments.model_validate(found).model_dump(exclude_unset=True), notes
 
 
 def as_texts(value: object) -> object:
-    """Every value as a text: what a client sends that has not seen the schema."""
+    """Every value as a text, as a client sends that does not use the schema."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -44,7 +44,7 @@ def camel(value: Any) -> Any:
 
 def filled(nothing: object) -> Callable[[str, dict[str, Any]], dict[str, Any]]:
     def fill(tool: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Everything optional that is not given says that there is nothing."""
+        """Set each omitted optional value to its empty value."""
         names = set(portable_schema(TOOLS[tool].arguments)["properties"]) - TOOLS[tool].arguments.KEEPS_EMPTY
         return {**dict.fromkeys(names, nothing), **arguments}
 
@@ -238,8 +238,8 @@ def test_free_form_objects_are_never_looked_into(value: Any) -> None:
         ("version", None, {}, None),
     ],
 )  # fmt: skip
-def test_what_was_understood_as_what(tool: str, given: object, found: object, note: str | None) -> None:
-    """A note says it where it is not trivial."""
+def test_conversions_have_notes(tool: str, given: object, found: object, note: str | None) -> None:
+    """Unless a conversion is trivial."""
     arguments, notes = read(tool, given)
     assert arguments == found
     assert (note is None) == (notes == []), notes
@@ -254,8 +254,8 @@ def test_what_was_understood_as_what(tool: str, given: object, found: object, no
         ("chat", {"prompt": "p", "continuation_id": "a", "continuationId": "b"}, "continuationId: .*Give contin"),
     ],
 )  # fmt: skip
-def test_what_could_mean_two_things_is_refused_with_the_cure(tool: str, given: object, words: str) -> None:
-    """Better a second call than files or tags that nobody meant."""
+def test_ambiguous_values_are_refused_with_the_cure(tool: str, given: object, words: str) -> None:
+    """A second call is better than unintended files or tags."""
     with pytest.raises(InvalidArgument, match=words):
         read(tool, given)
 
@@ -264,8 +264,8 @@ def test_what_could_mean_two_things_is_refused_with_the_cure(tool: str, given: o
     "given",
     [{"prompt": "p", "files": {"a": 1}}, {"prompt": "p", "max_output_tokens": "many"}, {"prompt": "p", "x": 1}, [1]],
 )  # fmt: skip
-def test_what_cannot_be_understood_is_left_to_validation(given: object) -> None:
-    """Which names the field and what it should be."""
+def test_values_without_a_conversion_are_left_to_validation(given: object) -> None:
+    """It names the field and the expected type."""
     spec = TOOLS["chat"]
     assert coerce(portable_schema(spec.arguments), given)[0] == given
 
@@ -283,8 +283,8 @@ JSON = st.recursive(
 
 
 @given(st.data())
-def test_whatever_is_sent_is_understood_refused_or_left(data: st.DataObject) -> None:
-    """No value ends in anything else, and what was understood is understood as itself."""
+def test_any_value_is_converted_refused_or_unchanged(data: st.DataObject) -> None:
+    """No other error occurs, and a converted value is not converted again."""
     tool = data.draw(st.sampled_from(sorted(TOOLS)))
     schema = portable_schema(TOOLS[tool].arguments)
     names = [*schema["properties"], *map(camel_name, schema["properties"]), "id", "question", "x"]

@@ -61,7 +61,7 @@ def declared(capabilities: Mapping[str, Any] = KNOWS_TASKS) -> dict[str, Any]:
 
 class TestWhoIsTold:
     def test_discovery_names_the_extension(self) -> None:
-        """Capability negotiation: an empty object says that it is offered."""
+        """Capability negotiation: an empty object offers it."""
         found = said(give(connection(), modern(1, "server/discover")))["result"]
         assert found["capabilities"]["extensions"] == {TASKS: {}}
 
@@ -73,7 +73,7 @@ class TestWhoIsTold:
 
     @pytest.mark.parametrize("method", [*METHODS, "tasks/list", "tasks/result"])
     def test_its_methods_do_not_exist_in_the_initialize_era(self, method: str) -> None:
-        """Unknown before and after the handshake, whatever the client says it can."""
+        """Unknown before and after the handshake, for any capabilities of the client."""
         peer = connection()
         assert said(give(peer, request(1, method, {"taskId": "a"})))["error"]["code"] == -32601
         shake = handshake()
@@ -104,8 +104,8 @@ class TestWhoMayUseIt:
         assert error["code"] == -32021
         assert error["data"] == {"requiredCapabilities": {"extensions": {TASKS: {}}}}
 
-    def test_notices_of_tasks_are_for_those_who_declare_it_and_none_are_promised(self) -> None:
-        """An acknowledgement without taskIds says that there will be none: the client polls."""
+    def test_no_notices_of_tasks_are_promised(self) -> None:
+        """An acknowledgement without taskIds means that the client polls."""
         listen = {"notifications": {"taskIds": ["a"], "resourcesListChanged": True}}
         peer = connection()
         assert said(give(peer, modern(1, "subscriptions/listen", listen)))["error"]["code"] == -32021
@@ -113,8 +113,8 @@ class TestWhoMayUseIt:
         assert told["method"] == "notifications/subscriptions/acknowledged"
         assert told["params"]["notifications"] == {"resourcesListChanged": True}
 
-    def test_a_server_without_the_extension_knows_nothing_of_it(self) -> None:
-        """Its methods do not exist, and what it is asked to listen to is one more thing it does not announce."""
+    def test_a_server_without_the_extension_has_no_methods_of_it(self) -> None:
+        """A subscription to tasks is ignored as one to any other unannounced type."""
         peer = connection(LISTENABLE)
         assert said(give(peer, modern(1, "tasks/get", **declared())))["error"]["code"] == -32601
         listen = {"notifications": {"taskIds": ["a"]}}
@@ -123,7 +123,7 @@ class TestWhoMayUseIt:
 
 class TestWhatGoesOut:
     def test_a_handle_keeps_its_type(self) -> None:
-        """`resultType` is how a client tells a handle from a result."""
+        """A client distinguishes a handle from a result by `resultType`."""
         peer = connection()
         started = give(peer, modern(1, "tools/call", tool_call("slow"), **declared()))
         assert isinstance(started, Start)

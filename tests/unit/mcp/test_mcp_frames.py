@@ -30,7 +30,7 @@ def test_a_short_text_is_written_as_the_library_writes_it(size: int) -> None:
 
 
 def test_everything_else_is_left_to_the_library() -> None:
-    """Fragments, control frames, faults and what has not arrived yet have one place where they are understood."""
+    """Fragments, control frames, faults and incomplete frames are parsed in one place."""
     for data in (
         b"",
         b"\x81",

@@ -44,7 +44,7 @@ class TestResources:
     FEATURE = ResourceRegistry(TEMPLATES, read, listing).feature()
 
     async def test_resources_and_templates_are_listed_apart(self) -> None:
-        """resources/list holds what can be read as it stands."""
+        """resources/list contains addresses without parameters."""
         listed = (await ask(self.FEATURE, "resources/list", {}))["resources"]
         assert [each["uri"] for each in listed] == ["exai://text", "exai://bytes"]
         assert listed[0] == {
@@ -79,7 +79,7 @@ class TestResources:
         assert caught.value.code == -32602
 
     def test_changes_are_announced_only_when_asked_for(self) -> None:
-        """What is not announced cannot be subscribed to."""
+        """A change that is not announced cannot be subscribed to."""
         assert Surface("a", "1", [self.FEATURE]).has_subscriptions is False
         surface = Surface("a", "1", [ResourceRegistry(TEMPLATES, read, listing, announces=True).feature()])
         assert surface.capabilities == {"resources": {"subscribe": True, "listChanged": True}}

@@ -52,7 +52,7 @@ async def test_progress_is_dropped_when_half_is_taken() -> None:
 
 
 async def test_forced_messages_need_no_room_but_have_a_limit() -> None:
-    """What is said at shutdown is small; a peer that reads nothing still cannot make it grow."""
+    """Messages at shutdown are small; a peer that reads nothing cannot make the queue grow."""
     outbox = Outbox(100)
     await outbox.put(message(100))
     outbox.force(message(50))
@@ -100,8 +100,8 @@ class Door:
         return self.is_open
 
 
-async def test_what_the_door_takes_at_once_does_not_wait_for_the_reader() -> None:
-    """A task's turn for each answer is what the queue costs."""
+async def test_an_answer_that_the_transport_accepts_is_not_queued() -> None:
+    """The queue costs one wakeup of a task for each answer."""
     door, outbox = Door(), Outbox(100)
     outbox.send_now = door.send_now
     await outbox.put(message(10, b"a"))
@@ -111,8 +111,8 @@ async def test_what_the_door_takes_at_once_does_not_wait_for_the_reader() -> Non
     assert len(outbox) == 0
 
 
-async def test_nothing_overtakes_what_waits_or_is_being_sent() -> None:
-    """The door may open between a message's leaving the queue and its being sent."""
+async def test_no_message_overtakes_a_queued_one() -> None:
+    """The transport may become writable between the removal of a message from the queue and its write."""
     door, outbox = Door(), Outbox(100)
     outbox.send_now = door.send_now
     door.is_open = False

@@ -125,7 +125,7 @@ class TestStatelessEra:
 
     @pytest.mark.parametrize("meta", [[1], "x", 1])
     def test_meta_must_be_an_object(self, meta: object) -> None:
-        """Otherwise the era could not be told."""
+        """Otherwise the era would be unknown."""
         message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": meta}}
         assert error(give(connect(), message))["code"] == -32602
 
@@ -174,7 +174,7 @@ class TestStatelessEra:
 
 class TestAdmission:
     def test_an_id_in_use_is_refused(self) -> None:
-        """Two answers with one id could not be told apart."""
+        """Two answers with one id could not be distinguished."""
         connection = connect()
         call = started(give(connection, request(1, "tools/call", tool_call("slow"))))
         assert error(give(connection, request(1, "tools/call", tool_call("slow"))))["code"] == -32600
@@ -409,7 +409,7 @@ class TestSubscriptions:
         return connection
 
     def test_changes_carry_the_id_of_the_subscription(self) -> None:
-        """Only of what was asked for and granted."""
+        """Only changes that were requested and granted."""
         connection = self.listening()
         assert connection.list_changed("tools") == []
         (data,) = connection.list_changed("resources")
@@ -434,7 +434,7 @@ class TestSubscriptions:
         assert message["result"]["_meta"][META_SUBSCRIPTION] == 3
 
     def test_a_server_without_changes_has_nothing_to_listen_to(self) -> None:
-        """What is not announced does not exist."""
+        """A method that is not announced does not exist."""
         message = modern(1, "subscriptions/listen", {"notifications": {"toolsListChanged": True}})
         assert error(give(connect(), message))["code"] == -32601
 
@@ -480,7 +480,7 @@ class TestPages:
 
     @pytest.mark.parametrize("cursor", ["x", "-1", "450", "0", "9" * 50, 200, True, [], "²"])
     def test_cursors_that_were_never_given_out_are_invalid(self, cursor: object) -> None:
-        """Neither is a position that no page began at."""
+        """Also a position at which no page begins."""
         with pytest.raises(RpcError) as caught:
             paged(self.ITEMS, {"cursor": cursor}, "items")
         assert caught.value.code == -32602

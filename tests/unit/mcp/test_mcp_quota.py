@@ -64,8 +64,8 @@ def test_bytes_are_a_rate_of_their_own(clock: Clock) -> None:
     quota.take(2_048)
 
 
-def test_what_cannot_be_refused_is_counted_with_what_can(clock: Clock) -> None:
-    """Notices that go on without a pause leave no room, neither for themselves nor for requests."""
+def test_notifications_count_towards_the_rate_of_requests(clock: Clock) -> None:
+    """A continuous stream of notifications leaves no room for requests."""
     quota = Quotas(fast_settings(owner_requests_per_s=2), clock).of(ALICE)
     assert all(quota.spend(10) for _ in range(20))
     for _ in range(20):
@@ -78,7 +78,7 @@ def test_what_cannot_be_refused_is_counted_with_what_can(clock: Clock) -> None:
 
 
 def test_running_requests_are_limited_in_number_and_size(clock: Clock) -> None:
-    """One request of any size runs; what has ended makes room."""
+    """One request of any size runs; an ended one makes room."""
     quota = Quotas(fast_settings(owner_max_in_flight=2, owner_max_in_flight_bytes=1024), clock).of(ALICE)
     quota.begin(5_000)
     with pytest.raises(Overloaded, match="OWNER_MAX_IN_FLIGHT_BYTES"):
@@ -94,7 +94,7 @@ def test_running_requests_are_limited_in_number_and_size(clock: Clock) -> None:
 
 
 def test_owners_take_nothing_from_each_other_and_are_forgotten_when_quiet(clock: Clock) -> None:
-    """A new session of the same owner finds what the last one left; who is still here is kept."""
+    """A new session of an owner has the state of the last one; active owners are kept."""
     quotas = Quotas(fast_settings(owner_requests_per_s=1, owner_max_connections=1), clock)
     for _ in range(10):
         quotas.of(ALICE).take(0)
@@ -115,7 +115,7 @@ def test_owners_take_nothing_from_each_other_and_are_forgotten_when_quiet(clock:
 
 
 def test_an_owner_that_is_alone_is_never_slowed(clock: Clock) -> None:
-    """There is nobody to share the processor with."""
+    """No other owner needs the processor."""
     quota = Quotas(fast_settings(), clock).of(ALICE)
     quota.take(1)
     for _ in range(100):

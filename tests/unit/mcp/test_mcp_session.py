@@ -63,7 +63,7 @@ async def test_calls_cancelled_before_they_begin_are_never_done_and_leave_room()
 
 
 async def test_every_outcome_is_counted_and_timed_once() -> None:
-    """Style: metrics of every request, however it ends; and a defect is answered all the same."""
+    """Style: every request has metrics for each kind of end; a defect has an answer, too."""
     tools, recorder = Tools(), MetricsRecorder()
     called = {
         "echo": "ok",
@@ -128,7 +128,7 @@ def session_of(feature: Feature, recorder: MetricsRecorder, ended: list[Session]
 
 
 async def test_methods_state_their_own_terms_and_a_session_needs_no_server() -> None:
-    """Labels and identity of calls are the method's, whichever feature it belongs to."""
+    """Labels and identity of a call are those of its method, for any feature."""
     waiting, recorder, ended = Waiting(), MetricsRecorder(), list[Session]()
     session = session_of(waiting.feature, recorder, ended)
     for key, (label, identity) in enumerate((("a", "same"), ("a", "same"), ("b", ""))):

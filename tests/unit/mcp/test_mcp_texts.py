@@ -34,7 +34,7 @@ def test_notes_follow_the_head_each_on_one_line() -> None:
 
 @given(VALUES, VALUES)
 def test_any_name_is_read_back_from_the_head(name: str, cursor: str) -> None:
-    """Names of imported conversations hold whatever their users wrote."""
+    """Imported conversations may have names with any characters."""
     text = headed({"continuation_id": name, "next_cursor": cursor}, "body | continuation_id: other")
     assert head_of(text) == {"continuation_id": name, "next_cursor": cursor}
     assert rows_of(items([{"continuation_id": name, "title": cursor}], ("continuation_id", "title"))) == [

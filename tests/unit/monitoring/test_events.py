@@ -86,7 +86,7 @@ def test_a_turn_is_an_event_with_its_tokens_and_cost() -> None:
 
 
 def test_the_oldest_item_makes_room_and_its_events_are_counted() -> None:
-    """By type, exactly; what is being sent counts towards the capacity."""
+    """By type, exactly; the batch in flight counts towards the capacity."""
     metrics = MetricsRecorder()
     events = opened(metrics, capacity=4)
     metrics.count("cache_reads_total", 7, result="hit")

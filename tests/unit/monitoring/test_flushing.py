@@ -103,7 +103,7 @@ async def test_what_waits_is_sent_in_one_statement(parts: Parts) -> None:
 
 
 async def test_a_batch_whose_reply_was_lost_is_stored_once(parts: Parts) -> None:
-    """It keeps its id, and what happens meanwhile goes into another batch."""
+    """It keeps its id, and later events go into another batch."""
     parts.table.lost_replies = 1
     parts.happen(3)
     assert not await parts.flusher.tick()

@@ -54,7 +54,7 @@ def health_of(time: Time) -> Callable[..., Health]:
 
 
 async def test_before_the_first_probe_nothing_is_claimed(health_of: Callable[..., Health]) -> None:
-    """Design: what is not known to work is not shown as working."""
+    """Design: a component is unknown until its first probe."""
     report = health_of(database=Dial()).report()
     assert (report.state, report.ready, report.age_s) == ("down", False, None)
     assert report.components[0].detail == "not probed yet"

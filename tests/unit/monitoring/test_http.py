@@ -125,8 +125,8 @@ async def test_only_get_and_head_are_answered(daemon: Daemon) -> None:
     assert (await daemon.client.post("/health")).status_code == 405
 
 
-async def test_strangers_learn_the_status_and_nothing_else() -> None:
-    """What a proxy shows to everybody: no version, address, process or name of a component."""
+async def test_unauthorized_callers_see_the_status_only() -> None:
+    """No version, address, process or name of a component, which a proxy might publish."""
     daemon = Daemon()
     await daemon.settle(redis="down")
 

@@ -102,7 +102,7 @@ def test_statements_and_answers_of_models_have_ranges_of_their_own(recorder: Met
 
 
 def test_values_put_in_together_count_as_each_alone(clock: Clock) -> None:
-    """The calls that end in one turn of the event loop are told of together."""
+    """Calls that end in one iteration of the event loop are recorded together."""
     together, alone = MetricsRecorder(clock), MetricsRecorder(clock)
     values = (0.0004, 0.003, 0.003, math.nan, 700.0)
     together.observe("call_seconds", *values, tool="chat")

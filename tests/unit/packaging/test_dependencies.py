@@ -92,7 +92,7 @@ def test_every_import_is_declared() -> None:
 
 
 def test_every_declared_distribution_is_imported() -> None:
-    """What nothing imports costs every user a download and a conflict."""
+    """A dependency that is not imported costs users a download and conflicts."""
     assert BASE | SERVER | DOCUMENTS == used(list(MODULES.values())) | NEEDED_BY_OTHERS
     assert EMBEDDED == STARTED_NOT_IMPORTED
     assert not BASE & SERVER

@@ -22,7 +22,7 @@ def tracked(directory: str) -> set[str]:
 
 
 def test_every_file_of_the_package_is_in_the_wheel() -> None:
-    """Also what is no module: texts of workflows, statements, scripts, the models file."""
+    """Also texts of workflows, statements, scripts and the models file."""
     packed = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
     migrations = {f"exai/db/{name}" for name in tracked("alembic")}
     assert (tracked("exai") | migrations) - packed == set()

@@ -27,7 +27,7 @@ def chunk(delta: Any = None, finish: Any = None, **more: Any) -> Event:
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
 def test_reasoning_is_found_under_either_name(field: str) -> None:
-    """Kimi, GLM and llama.cpp say reasoning_content; vLLM says reasoning."""
+    """Kimi, GLM and llama.cpp use reasoning_content; vLLM uses reasoning."""
     one = answer()
     assert one.take(chunk({field: "hm"})) == Delta(reasoning="hm")
     assert one.take(chunk({"content": "yes"})) == Delta(content="yes")
@@ -107,7 +107,7 @@ def test_usage_details_are_read_and_nonsense_is_zero(usage: dict[str, Any], expe
     ],
 )
 def test_finish_reason_makes_the_answer_whole(reason: str, expected: str) -> None:
-    """GLM says sensitive where others say content_filter."""
+    """GLM uses sensitive for the usual content_filter."""
     one = answer()
     assert not one.whole
     one.take(chunk({}, reason))
@@ -143,7 +143,7 @@ def test_event_that_cannot_be_read_is_counted(text: str, unread: int) -> None:
 
 @pytest.mark.parametrize("text", ["", " ", "ping", "[PING]", ": keep-alive", "null", "[]", "{}", "7", "OK"])
 def test_event_that_only_keeps_the_connection_is_no_part_of_the_answer(text: str) -> None:
-    """Proxies send what they like to keep a connection open."""
+    """Proxies send various events to keep a connection open."""
     one = answer()
     assert one.take(Event(text)) is None
     assert (one.unread, one.is_partial) == (0, False)
@@ -182,7 +182,7 @@ def test_error_in_the_stream_is_noticed_in_every_shape(bad: Event) -> None:
 
 @pytest.mark.parametrize("reason", ["network_error", "error"])
 def test_generation_the_provider_broke_off_is_not_an_answer(reason: str) -> None:
-    """GLM has a finish reason that says its own network failed."""
+    """GLM has a finish reason for a failure of its own network."""
     with pytest.raises(UnusableAnswer, match=reason):
         answer().take(chunk({}, reason))
 
@@ -202,7 +202,7 @@ def test_nul_is_replaced_because_postgres_cannot_store_it() -> None:
 
 
 def test_model_and_request_id_are_those_the_provider_named() -> None:
-    """The body's request_id goes before the completion's id."""
+    """The body's request_id has precedence over the completion's id."""
     one = answer()
     one.take(chunk({"content": "x"}, id="chatcmpl-1", request_id="r-1", model="kimi-k3-0711"))
     one.take(chunk({"content": "y"}, id="chatcmpl-2", request_id="r-2", model=None))

@@ -79,7 +79,7 @@ def test_user_changes_single_fields_of_a_known_model(tmp_path: Path) -> None:
 
 
 def test_model_described_anew_is_not_retired_any_more(tmp_path: Path) -> None:
-    """A platform may serve a model longer than its maker said."""
+    """A platform may serve a model longer than its maker announced."""
     text = '[models."kimi-latest"]\nprovider = "kimi"\ncontext_window = 131072\n'
     catalogue = load(tmp_path, text)
     assert "kimi-latest" in catalogue.models

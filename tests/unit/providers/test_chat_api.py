@@ -54,7 +54,7 @@ LIMITED = ProviderLimited("kimi", "too fast", status=429)
 
 
 class Script:
-    """A transport that behaves as told, then answers; it counts what would have gone upstream."""
+    """A transport that follows a script, then answers; it counts the requests."""
 
     def __init__(self, *behaviours: Behaviour, always: Behaviour = answers) -> None:
         self.behaviours, self.always = list(behaviours), always
@@ -131,7 +131,7 @@ async def test_attempts_are_limited_and_the_last_error_is_raised(make: Make) -> 
 
 @pytest.mark.parametrize("error", [DOWN, ProviderBroken("kimi", "cut"), LIMITED])
 async def test_nothing_is_sent_again_once_a_piece_has_reached_the_caller(make: Make, error: Exception) -> None:
-    """The caller has heard it already; a second answer would follow the first half."""
+    """A second answer would follow the first half of another."""
     script = Script(fails(error, after_first=True))
     with pytest.raises(type(error)):
         await ask(make(script))
@@ -175,8 +175,8 @@ async def test_what_waiting_does_not_cure_is_not_tried_again(make: Make, time: T
     assert (script.sent, time.slept) == (1, [])
 
 
-async def test_retry_after_is_obeyed_by_everybody(make: Make, time: Time) -> None:
-    """The provider's word goes before our backoff, and for other requests too."""
+async def test_retry_after_is_obeyed_by_all_requests(make: Make, time: Time) -> None:
+    """It has precedence over the backoff."""
     script = Script(fails(LIMITED, retry_after_s=7))
     chat = make(script)
     assert (await ask(chat)).attempts == 2
@@ -191,7 +191,7 @@ async def test_retry_after_is_obeyed_by_everybody(make: Make, time: Time) -> Non
 
 
 async def test_retry_after_beyond_the_deadline_fails_at_once_and_says_when(make: Make, time: Time) -> None:
-    """Waiting for nothing helps nobody; the next request is not even sent."""
+    """A wait would be in vain; the next request is not sent."""
     error = ProviderLimited("kimi", "too fast", status=429, retry_after_s=60)
     script = Script(fails(error, retry_after_s=60))
     chat = make(script)
@@ -313,7 +313,7 @@ async def test_refusal_by_the_breaker_is_not_retried(make: Make, time: Time, rec
 async def test_cancelled_request_is_no_failure_and_frees_the_probe(
     make: Make, time: Time, recorder: MetricsRecorder
 ) -> None:
-    """Whoever goes away says nothing about the provider."""
+    """A cancellation is no evidence about the provider."""
     script = Script(always=fails(DOWN))
     chat = make(script, max_attempts=1)
     for _ in range(5):
@@ -338,7 +338,7 @@ async def test_cancelled_request_is_no_failure_and_frees_the_probe(
 
 
 async def test_request_without_time_left_is_not_sent(make: Make) -> None:
-    """Work nobody waits for must not reach the provider."""
+    """A request without a waiting caller must not reach the provider."""
     script = Script()
     with with_deadline(0), pytest.raises(DeadlineExceeded):
         await ask(make(script))
@@ -346,7 +346,7 @@ async def test_request_without_time_left_is_not_sent(make: Make) -> None:
 
 
 async def test_deadline_ends_the_wait_and_keeps_the_text_so_far(make: Make, recorder: MetricsRecorder) -> None:
-    """The request's own end is nobody's failure; what came is not lost."""
+    """The deadline of the request is no failure of the provider; the text is kept."""
 
     async def half(call: ProviderCall, attempt: Attempt) -> None:
         call.answer.take(Event('{"choices": [{"delta": {"content": "half"}}]}'))
@@ -368,7 +368,7 @@ async def test_no_retry_begins_that_cannot_end_in_time(make: Make, time: Time) -
 
 
 async def test_last_error_is_remembered_until_an_answer_comes(make: Make) -> None:
-    """What the status shows."""
+    """The status shows it."""
     script = Script(fails(ProviderRefused("kimi", "bad request")))
     chat = make(script)
     with suppress(ProviderRefused):

@@ -95,7 +95,7 @@ def test_each_meaning_has_its_error_with_the_facts(failure: Failure, code: str, 
 
 
 def test_wrong_key_names_the_variables_to_check() -> None:
-    """An error says what to do next."""
+    """An error has a cure."""
     assert "EXAI_PROVIDERS__KIMI__API_KEY or KIMI_API_KEY" in str(error_of(KIMI, Failure(401), ""))
 
 
@@ -122,7 +122,7 @@ def test_empty_balance_is_told_apart_from_too_many_requests() -> None:
     ],
 )
 def test_every_known_shape_of_error_body_is_read(document: Any, expected: tuple[str, str, str]) -> None:
-    """OpenAI's, GLM's, vLLM's and FastAPI's; what is no name is left out."""
+    """OpenAI's, GLM's, vLLM's and FastAPI's; invalid codes are left out."""
     failure = read_failure(document, status=400)
     assert (failure.kind, failure.code, failure.message) == expected
 
@@ -135,7 +135,7 @@ def test_request_id_comes_from_the_body_when_no_header_has_it() -> None:
 
 @pytest.mark.parametrize("value", ["", "a b", "a\nb", "x" * 201, 7, None])
 def test_request_id_that_could_forge_a_log_line_is_dropped(value: object) -> None:
-    """It goes into errors and logs."""
+    """The id is a part of errors and log lines."""
     assert clean_request_id(value) is None
 
 
@@ -202,7 +202,7 @@ def test_excerpt_is_one_short_line() -> None:
 
 
 def test_html_page_is_shown_by_its_title_only() -> None:
-    """What a proxy answers instead of the provider."""
+    """A proxy answers with one in place of the provider."""
     assert decode_body(b"<html><head><title>502\n Bad Gateway</title></head>") == (
         None,
         "an HTML page titled '502 Bad Gateway'",

@@ -58,7 +58,7 @@ def test_name_alias_and_prefixed_name_mean_one_model(name: str) -> None:
 
 
 def test_nothing_configured_names_the_exact_variables() -> None:
-    """An error says what to do next."""
+    """An error has a cure."""
     with pytest.raises(NotConfigured) as refused:
         names({}).resolve(None)
     for variable in (
@@ -125,7 +125,7 @@ def test_endpoint_without_any_known_model_asks_for_a_default() -> None:
 
 
 def test_endpoint_model_is_addressed_with_its_endpoint_or_bare() -> None:
-    """The server is told its own name, in its own case, slashes included."""
+    """The server receives its own name for the model, in its case, with slashes."""
     both = names({"endpoints": {"vllm": endpoint("Qwen/Qwen3-32B", context_window=40_960)}})
     for name in ("vllm/Qwen/Qwen3-32B", "qwen/qwen3-32b", "VLLM/qwen/Qwen3-32b"):
         model = both.resolve(name)
@@ -169,7 +169,7 @@ def test_endpoint_without_a_list_is_named_where_a_model_is_unknown() -> None:
 
 
 def test_discovered_window_is_used_unless_one_was_configured() -> None:
-    """vLLM tells max_model_len; a setting knows better."""
+    """vLLM publishes max_model_len; a setting has precedence."""
     discovered = {"local": {"m": 32_768}}
     assert names({"endpoints": {"local": endpoint()}}, discovered=discovered).resolve("m").context_window == 32_768
     configured = {"endpoints": {"local": endpoint(context_window=16_384)}}

@@ -113,7 +113,7 @@ def test_thinking_a_model_cannot_honour_is_refused_with_what_it_can(name: str, l
 
 
 def test_thinking_of_an_undescribed_endpoint_model_points_to_the_models_file() -> None:
-    """Nobody told what its server understands."""
+    """The parameters that its server supports are unknown."""
     family = Family("local", "http://x", "KEY", limit_field="max_tokens", stream_usage=True)
     request = CompletionRequest("m", ASK, thinking="high")
     with pytest.raises(InvalidArgument, match="models file"):

@@ -57,7 +57,7 @@ SPEAKERS: list[Role] = ["user", "assistant", "tool"]
 
 @given(st.lists(st.tuples(st.sampled_from(SPEAKERS), st.text(max_size=5)), max_size=12))
 def test_no_text_is_lost_and_each_array_begins_as_the_last(said: list[tuple[Role, str]]) -> None:
-    """What the provider has cached of a turn serves the next one."""
+    """The provider's cached prefix of a turn serves the next one."""
     messages = [Prompt(role, content) for role, content in said]
     made = shaped(messages)
     roles = [message["role"] for message in made]

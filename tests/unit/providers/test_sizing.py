@@ -91,7 +91,7 @@ def test_short_prompts_and_missing_counts_teach_nothing() -> None:
 
 
 def test_refusal_with_numbers_teaches_window_and_factor() -> None:
-    """What the server says of itself goes before what was assumed."""
+    """The server's numbers replace the assumed ones."""
     sizing = Sizing()
     assert sizing.less_room(MODEL, 6_000, refused(4_096, 9_000), None) == int((4_096 - 1_024) * 0.9 / 1.5)
     assert sizing.window(MODEL) == 4_096

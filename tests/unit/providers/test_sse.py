@@ -42,7 +42,7 @@ def test_stream_cut_after_every_byte_gives_the_same_events(end: bytes) -> None:
     st.data(),
 )
 def test_any_text_survives_any_cut(texts: list[str], end: bytes, data: st.DataObject) -> None:
-    """Whatever the model says, and wherever the network cuts it."""
+    """Any text, cut by the network at any byte."""
     stream = b"".join(b"data: " + text.encode() + end + end for text in texts)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
     chunks = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)], strict=True)]

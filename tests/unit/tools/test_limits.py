@@ -43,7 +43,7 @@ def page(*messages: Message, older: int | None = None) -> Page:
 @given(TEXT, st.integers(1, 60))
 @settings(deadline=None)
 def test_parts_fit_and_joined_are_the_text(text: str, chars: int) -> None:
-    """Whatever its characters cost in JSON; each part has one character at least."""
+    """For characters of any length in JSON; each part has at least one character."""
     parts: list[str] = []
     offset: int | None = 0
     while offset is not None:
@@ -74,8 +74,8 @@ def test_the_page_is_shown_as_much_as_a_message_holds() -> None:
     ("client", "chars", "tokens"),
     [("", 38_000, 9_500), ("codex-mcp-client", 38_000, 9_500), ("claude-code", 47_900, 23_750)],
 )
-def test_what_has_few_letters_is_cut_by_its_tokens(dense: str, client: str, chars: int, tokens: int) -> None:
-    """Whatever the unit in which its client counts: characters, tokens, or four bytes for a token."""
+def test_text_of_many_tokens_is_cut_by_its_tokens(dense: str, client: str, chars: int, tokens: int) -> None:
+    """For each unit in which clients count: characters, tokens, or four bytes for a token."""
     limit = answer_limit(ClientInfo(client))
     part, rest = take_text(dense, 0, limit)
     encoded = orjson.dumps(part)

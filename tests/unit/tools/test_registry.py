@@ -107,7 +107,7 @@ def test_the_list_of_all_tools_stays_small() -> None:
 
 
 def test_arguments_that_are_not_listed_are_accepted() -> None:
-    """Few clients need them, and every client pays for what is listed."""
+    """Few clients need them, and each listed one costs all clients tokens."""
     for name in load_workflows():
         spec = TOOLS[name]
         assert "idempotency_key" not in portable_schema(spec.arguments)["properties"]

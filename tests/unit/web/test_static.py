@@ -18,7 +18,7 @@ MAX_LINES = 400
 
 
 def test_the_bundle_is_what_the_lock_pins() -> None:
-    """`make page` writes it; its first line names what it was made of, and what it is."""
+    """`make page` writes it; its first line has the digests of its inputs and of its content."""
     first, content = (STATIC / "vendor.js").read_bytes().split(b"\n", 1)
     made, found = re.findall(rb"inputs ([0-9a-f]{64}); content ([0-9a-f]{64})", first)[0]
     assert made.decode() == BUILD["inputs_digest"](), "run `make page`"

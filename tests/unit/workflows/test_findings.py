@@ -110,7 +110,7 @@ def test_longer_fences_hold_shorter_ones() -> None:
     ],
 )
 def test_only_an_unambiguous_last_line_is_a_verdict(answer: str, verdict: str | None) -> None:
-    """What is not understood is unknown, and never an approval."""
+    """An unclear one is unknown, never an approval."""
     assert verdict_in(answer) == verdict
 
 

@@ -35,8 +35,9 @@ def repository_of(git: Git, roots: Roots, directory: Path | None, named: Sequenc
         return next(iter(found.values()))
     listed = ", ".join(map(str, found or places)) or "the allowed roots"
     if found:
-        raise InvalidArgument("diff", f"there are several repositories: {listed}", "Give the directory of one of them")
-    cure = "Give the directory of a git repository that is below an allowed root"
+        cure = "Name files of one of them by absolute paths, or start `exai connect` in it"
+        raise InvalidArgument("diff", f"there are several repositories: {listed}", cure)
+    cure = "Name files of a git repository below an allowed root, or start `exai connect` in it"
     raise InvalidArgument("diff", f"there is no git repository in {listed}", cure)
 
 

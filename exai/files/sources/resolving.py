@@ -138,7 +138,11 @@ def _unknown(field: str, path: str, found: list[Path], cut: str) -> InvalidArgum
 
 
 def _missing(field: str, path: str, similar: list[Path]) -> InvalidArgument:
-    cure = f"There are: {_listed(similar)}" if similar else "Give the absolute path of a file, directory or glob"
+    cure = (
+        f"There are: {_listed(similar)}"
+        if similar
+        else "Give the absolute path of a file, directory or glob, or start `exai connect` where it is"
+    )
     return InvalidArgument(field, f"{shown(path)} is not there", cure)
 
 

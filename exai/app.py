@@ -192,11 +192,8 @@ def _build(opened: Backends) -> tuple[App, Sequence[AbstractAsyncContextManager[
     sources = SourceReader(files, opened.roots, estimate_tokens)
     notices = Notices()
     publisher = Publisher(cache, notices)
-    search, curation, turn_repository = (
-        SearchRepository(database),
-        CurationRepository(database),
-        TurnRepository(database),
-    )
+    search, curation = SearchRepository(database), CurationRepository(database)
+    turn_repository = TurnRepository(database)
     indexing = Indexing(search, notices.have_changed, recorder, pause_s=settings.database.index_pause_s)
     texts, may_upload = DocumentRepository(database), settings.files.provider_extract
     documents = Documents(texts, blobs, providers, opened.background, may_upload=may_upload)
@@ -205,15 +202,9 @@ def _build(opened: Backends) -> tuple[App, Sequence[AbstractAsyncContextManager[
     answer_repository = AnswerRepository(database)
     similar = similar_answers(answer_repository, opened.embedder, settings.answers)
     answers = AnswerCache(cache.answers, providers, settings.answers, recorder, similar=similar)
+    ended = TurnMetrics(recorder, opened.events).ended
     turns = ChatTurns(
-        turn_repository,
-        cache,
-        providers,
-        attachments,
-        publisher,
-        budgets=budgets,
-        answers=answers,
-        on_end=TurnMetrics(recorder, opened.events).ended,
+        turn_repository, cache, providers, attachments, publisher, budgets=budgets, answers=answers, on_end=ended
     )
     chat = ChatService(turns, turn_repository, limits)
     repositories = Repositories(opened.repository, search, curation)

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from exai.models import CompletionRequest, OnDelta, Thinking, Usage, WebSource
 from exai.providers.reply.answer import AnswerAssembler
@@ -29,6 +29,8 @@ WEB_SEARCH = "moonshot/web-search:latest"
 """Kimi's tool for the web."""
 
 TOKENS_PER_PRICE = 1_000_000
+ImageFormat = Literal["png", "jpeg", "webp", "gif"]
+IMAGE_FORMATS: Final[tuple[ImageFormat, ...]] = ("png", "jpeg", "webp", "gif")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +58,13 @@ class Pricing:
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """How many images a model reads in one request, and the size of each."""
+    """How many images a model reads in one request, the size of each and of all, the longest side, and the formats."""
 
     count: int
     size_bytes: int
+    total_bytes: int | None = None
+    side_pixels: int | None = None
+    formats: tuple[ImageFormat, ...] = IMAGE_FORMATS
 
 
 @dataclass(frozen=True, slots=True)

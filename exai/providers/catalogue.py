@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from exai.errors import ConfigError
 from exai.models import Thinking
-from exai.providers.base import Family, ImageLimits, LimitField, Model, Price
+from exai.providers.base import IMAGE_FORMATS, Family, ImageFormat, ImageLimits, LimitField, Model, Price
 from exai.providers.endpoints import NAMED
 
 SETTING: Final = "EXAI_PROVIDERS__MODELS_FILE"
@@ -67,6 +67,12 @@ class _ThinkingEntry(_CatalogueEntry):
 class _ImagesEntry(_CatalogueEntry):
     count: Annotated[int, Field(ge=1)]
     size_bytes: Annotated[int, Field(ge=1)]
+    total_bytes: Annotated[int, Field(ge=1)] | None = None
+    side_pixels: Annotated[int, Field(ge=1)] | None = None
+    formats: tuple[ImageFormat, ...] = IMAGE_FORMATS
+
+    def limits(self) -> ImageLimits:
+        return ImageLimits(self.count, self.size_bytes, self.total_bytes, self.side_pixels, self.formats)
 
 
 class _ModelEntry(_CatalogueEntry):
@@ -247,7 +253,7 @@ def _model(name: str, entry: _ModelEntry, read: _File, origin: str, families: Ma
         temperature=entry.temperature,
         limit_field=entry.limit_field or family.limit_field,
         stream_usage=family.stream_usage if entry.stream_usage is None else entry.stream_usage,
-        images=ImageLimits(entry.images.count, entry.images.size_bytes) if entry.images else None,
+        images=entry.images.limits() if entry.images else None,
         returns_reasoning=entry.returns_reasoning,
         price=_price(entry.price),
         later_prices=_later_prices(entry),

@@ -33,6 +33,7 @@ from exai.conversations.turns.prompt import (
 from exai.db.documents import StoredText
 from exai.db.files import FileRepository
 from exai.errors import InvalidArgument
+from exai.files.images import image_of
 from exai.models import FileId, Message, Owner, Prompt, PromptImage, StoredFile
 from exai.providers.base import Model
 from exai.token_estimate import text_tokens
@@ -148,9 +149,10 @@ class Attachments:
         with hold(sum(file.size_bytes for file in wanted), "files being read"):
             found = await self._blobs.get_all(owner, wanted) if wanted else {}
             return await asyncio.to_thread(
-                lambda: {
-                    file.id: _content(file, found.get(file.sha256), model, texts.get(file.sha256)) for file in files
-                }
+                lambda: _within_total(
+                    {file.id: _content(file, found.get(file.sha256), model, texts.get(file.sha256)) for file in files},
+                    model,
+                )
             )
 
 
@@ -298,7 +300,31 @@ def _image(file: StoredFile, found: bytes | None, model: Model | None) -> _Conte
     kind = next((kind for kind, begin in IMAGE_KINDS.items() if found and begin.match(found)), None)
     if found is None or kind is None:
         return _Content(f"not a PNG, JPEG, WebP or GIF image, {file.size_bytes} bytes")
+    limits = model.images
+    if kind.removeprefix("image/") not in limits.formats:
+        return _Content(f"an image of the type {kind}, and {model.name} reads {', '.join(limits.formats)} only")
+    facts = image_of(found) if limits.side_pixels else None
+    if facts is not None and limits.side_pixels and max(facts.width, facts.height) > limits.side_pixels:
+        return _Content(
+            f"an image of {facts.width:,} x {facts.height:,} pixels, and {model.name} reads at most "
+            f"{limits.side_pixels:,} a side"
+        )
     return _Content(PromptImage(kind, found), IMAGE_TOKENS)
+
+
+def _within_total(contents: dict[FileId, _Content], model: Model | None) -> dict[FileId, _Content]:
+    """Leave out the images beyond the bytes that one request may hold of them; the contents are the newest first."""
+    most_bytes = model.images.total_bytes if model and model.images else None
+    left_bytes = most_bytes
+    for file_id, content in contents.items():
+        if left_bytes is None or not isinstance(content.decoded, PromptImage):
+            continue
+        if len(content.decoded.data) > left_bytes:
+            reason = f"the images of one request have at most {most_bytes:,} bytes together"
+            contents[file_id] = _Content(f"an image, left out because {reason}")
+        else:
+            left_bytes -= len(content.decoded.data)
+    return contents
 
 
 def _content(file: StoredFile, found: bytes | str | None, model: Model | None, read: StoredText | None) -> _Content:

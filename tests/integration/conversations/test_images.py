@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
+from exai.app import open_app
 from exai.conversations import ChatRequest, ChatResult
 from exai.errors import InvalidArgument
 from exai.files.service import FileContent
 from exai.models import LOCAL_OWNER, ContinuationId, FileId
+from exai.settings.load import ProviderSettings
 from tests.integration.conversations.conftest import Rig, open_rig
 from tests.integration.conversations.test_prefix import prefix_changes
 from tests.support.provider_server import kimi_error
@@ -104,3 +107,46 @@ async def test_another_model_of_the_chain_that_reads_no_images_is_noted(
         assert (result.model, result.instead_of) == (BLIND, SEES)
         assert "small-8k reads no images, so that the 1 of the prompt were left out" in result.notes
         assert images_of(rig.provider.chats[1].body) == []
+
+
+def sized(width: int, height: int) -> bytes:
+    return PNG[:16] + width.to_bytes(4, "big") + height.to_bytes(4, "big") + PNG[24:]
+
+
+GLM_SEES = "glm-5v-turbo"
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "reason"),
+    [
+        (b"GIF89a" + bytes(200), "a.gif", "image/gif, and glm-5v-turbo reads png, jpeg only"),
+        (sized(6_001, 10), "wide.png", "6,001 x 10 pixels, and glm-5v-turbo reads at most 6,000 a side"),
+        (sized(10, 9_000), "tall.png", "10 x 9,000 pixels"),
+    ],
+)
+async def test_image_beyond_the_limits_of_its_model_is_left_out_with_the_limit(
+    rig: Rig, data: bytes, name: str, reason: str
+) -> None:
+    """Formats and sides as the models file states them."""
+    providers = rig.app.settings.providers
+    glm = ProviderSettings(api_key=SecretStr("sk-test"), base_url=rig.provider.base_url)
+    settings = rig.app.settings.model_copy(update={"providers": providers.model_copy(update={"glm": glm})})
+    kept = await put(rig, sized(6_000, 6_000), "kept.png")
+    left = await put(rig, data, name, f"image/{name[-3:]}")
+    async with open_app(settings) as app:
+        result = await app.chat.run(ChatRequest(LOCAL_OWNER, "What?", model=GLM_SEES, files=[kept, left]))
+    assert len(images_of(rig.provider.chats[0].body)) == 1
+    assert any(name in note and reason in note for note in result.notes)
+
+
+async def test_images_beyond_the_bytes_of_a_request_are_left_out(rig: Rig, tmp_path: Path) -> None:
+    """As the models file states them; the first ones are sent."""
+    described = tmp_path / "described.toml"
+    described.write_text('[models."kimi-k3"]\nimages = { count = 50, size_bytes = 1000, total_bytes = 1000 }\n')
+    providers = rig.app.settings.providers.model_copy(update={"models_file": described})
+    images = [await put(rig, PNG + bytes([at]), f"{at}.png") for at in range(5)]
+    async with open_app(rig.app.settings.model_copy(update={"providers": providers})) as app:
+        result = await app.chat.run(ChatRequest(LOCAL_OWNER, "What?", model=SEES, files=images))
+    assert len(images_of(rig.provider.chats[0].body)) == 3
+    left = [note for note in result.notes if "at most 1,000 bytes together" in note]
+    assert [note.split()[1] for note in left] == ["3.png", "4.png"]

@@ -96,7 +96,9 @@ def test_database_without_the_schema_names_the_command_that_makes_it(empty_postg
     assert_refused(run_serve(settings), 4, "not migrated", expected_revision(), "exai migrate")
 
 
-async def test_database_of_an_older_release_is_told_with_its_revision(empty_postgres_url: str, tmp_path: Path) -> None:
+async def test_database_of_an_older_release_is_refused_with_its_revision(
+    empty_postgres_url: str, tmp_path: Path
+) -> None:
     """The statements of this release fail on it first; what its owner can act on is how far behind it is."""
     await upgrade(empty_postgres_url, revisions()[-2])
     settings = {"EXAI_DATABASE__URL": empty_postgres_url, "EXAI_CACHE__URL": "off", "EXAI_DATA_DIR": str(tmp_path)}
@@ -136,7 +138,7 @@ def test_bad_provider_key_is_named_before_anything_starts(tmp_path: Path) -> Non
     assert "sk-one two" not in done.stderr
 
 
-async def test_wrong_password_is_told_apart_from_an_unreachable_server(tmp_path: Path) -> None:
+async def test_wrong_password_is_distinguished_from_an_unreachable_server(tmp_path: Path) -> None:
     """The cure differs: the password, not the network."""
     async with password_postgres(tmp_path / "server") as url:
         settings = {"EXAI_DATABASE__URL": url("wrong"), "EXAI_CACHE__URL": "off", "EXAI_DATA_DIR": str(tmp_path)}

@@ -60,7 +60,7 @@ def written(path: Path, seed: str) -> Path:
     return path
 
 
-async def test_store_of_all_owners_is_out_of_reach_whatever_the_root(target: Target, tmp_path: Path) -> None:
+async def test_store_of_all_owners_is_unreadable_below_any_root(target: Target, tmp_path: Path) -> None:
     """The database's own files, its settings and the daemon's environment were a file_put away."""
     (tmp_path / "link").symlink_to(tmp_path / "data")
     async with mallory(target) as peer:

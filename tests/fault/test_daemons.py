@@ -377,7 +377,7 @@ async def customised(member: Member, place: Path, program: str) -> None:
     await member.start()
 
 
-async def test_stall_of_a_daemon_names_its_culprit_and_is_nobodys_failure(one: Cluster, tmp_path: Path) -> None:
+async def test_stall_of_a_daemon_names_its_cause_and_counts_no_failure(one: Cluster, tmp_path: Path) -> None:
     """Two seconds without the event loop: the call in flight is answered, and no server is taken for dead."""
     (member,) = one.members
     await customised(member, tmp_path / "culprit", CULPRIT)

@@ -139,7 +139,7 @@ def test_page_that_is_not_of_the_log_is_found(read: Read) -> None:
     assert "content" in kinds(A, B, Q, C, ASKED, read)
 
 
-def test_read_that_lacks_what_redis_was_told_is_found() -> None:
+def test_read_that_lacks_an_applied_change_is_found() -> None:
     """With Redis reachable there is no staleness at all."""
     assert kinds(*GOOD, page(3.0, 1)) == ["told"]
     assert kinds(*GOOD, page(2.8, 1)) == []

@@ -89,7 +89,7 @@ async def test_deletion_found_done_by_its_repetition_is_seen_by_every_reader(rig
             await service.read(name)
 
 
-async def test_new_title_found_done_by_its_repetition_is_told_to_every_reader(rig: Servers) -> None:
+async def test_new_title_found_done_by_its_repetition_is_seen_by_every_reader(rig: Servers) -> None:
     """The same for a change that leaves the messages as they are."""
     writer, reader = await rig.open(), await rig.open()
     name = (await writer.append(None, "one")).continuation_id

@@ -66,7 +66,7 @@ async def test_writer_cut_off_from_redis_writes_on_and_the_others_are_late_for_t
     assert await writer.contents(name) == seen
 
 
-async def test_redis_that_dies_and_comes_back_empty_is_nobodys_error(own: Servers, valkey: Valkey) -> None:
+async def test_redis_that_restarts_empty_causes_no_error(own: Servers, valkey: Valkey) -> None:
     """Reads, writes and turns go on; with Redis back the pages are cached again, without a restart of anything."""
     services = [await own.open(), await own.open()]
     name = (await services[0].append(None, "one")).continuation_id
@@ -121,7 +121,7 @@ async def test_primary_that_becomes_a_replica_costs_reads_and_writes_nothing(own
     await cached_again(service, name, expected)
 
 
-async def test_cold_conversation_read_by_everybody_at_once_is_read_from_the_database_once_or_so(rig: Servers) -> None:
+async def test_concurrent_reads_of_a_cold_conversation_share_database_reads(rig: Servers) -> None:
     """Three daemons with two hundred readers between them: at most one read per daemon and lease."""
     services = [await rig.open(reconcile_interval_s=NO_PASS_S, max_staleness_s=60) for _ in range(3)]
     name = (await services[0].append(None, "one")).continuation_id

@@ -163,7 +163,7 @@ class TestDatabase:
         assert (found["postgres schema"].state, found["migration address"].state) == ("ok", "fail")
 
     @pytest.mark.parametrize("sessions", [1, 2, 3, 5])
-    async def test_pooler_in_transaction_mode_is_told_however_many_sessions_it_keeps(
+    async def test_pooler_in_transaction_mode_is_detected_with_any_number_of_sessions(
         self, postgres_url: str, sessions: int
     ) -> None:
         """Index builds need a session of their own, so the migration address is worth a warning."""
@@ -176,7 +176,7 @@ class TestDatabase:
             direct = DatabaseSettings(migration_url=SecretStr(postgres_url))
             assert by_part(await diagnose_database(direct, pooler.url))["migration address"].state == "ok"
 
-    async def test_pooler_in_session_mode_is_told_apart(self, postgres_url: str) -> None:
+    async def test_pooler_in_session_mode_is_distinguished(self, postgres_url: str) -> None:
         """It is as good as direct for migrations, though its greeting is a pooler's."""
         async with session_pooler(postgres_url) as url:
             found = by_part(await diagnose_database(DatabaseSettings(), url))
@@ -190,7 +190,7 @@ class TestDatabase:
         assert "the pool wants 200" in found["postgres mode"].detail
         assert "EXAI_DATABASE__POOL_SIZE" in found["postgres mode"].cure
 
-    async def test_closed_port_is_told_with_the_systems_word_and_without_the_password(self) -> None:
+    async def test_closed_port_is_reported_with_the_systems_message_without_the_password(self) -> None:
         """Unreachable: where, why, and never the password."""
         [found] = await diagnose_database(DatabaseSettings(), f"postgresql://u:pa55word@{CLOSED}/d")
         assert found.state == "fail"
@@ -220,7 +220,7 @@ class TestCache:
         async with redis.asyncio.Redis.from_url(redis_url) as client:
             assert await client.dbsize() == 0
 
-    async def test_closed_port_is_told_without_the_password(self) -> None:
+    async def test_closed_port_is_reported_without_the_password(self) -> None:
         """Unreachable: where, and what to do."""
         settings, recorder = CacheSettings(), MetricsRecorder()
         [found] = await diagnose_cache(settings, f"redis://:pa55word@{CLOSED}/0", recorder=recorder)
@@ -299,7 +299,7 @@ class TestDoctor:
             settings = load_settings({**environ, "EXAI_CACHE__URL": url}, None)
             assert by_part(await examine(settings, MetricsRecorder()))["redis"].state == state
 
-    async def test_port_held_by_exai_and_by_somebody_else_are_told_apart(self, tmp_path: Path) -> None:
+    async def test_port_held_by_exai_or_by_another_program_is_distinguished(self, tmp_path: Path) -> None:
         """The cures differ: nothing to do, or another port."""
         for body, state, word in (
             ({"service": "exai", "version": "9", "status": "ok"}, "ok", "held by EXAI 9"),

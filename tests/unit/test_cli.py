@@ -135,7 +135,7 @@ class TestErrors:
         assert_one_message(error)
         assert error == "exai: EXAI_SERVER__PROT: is not a known setting. The nearest known one is EXAI_SERVER__PORT\n"
 
-    def test_several_wrong_settings_are_all_told(
+    def test_several_wrong_settings_are_all_reported(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
         """One start, all problems."""

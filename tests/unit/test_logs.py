@@ -111,7 +111,7 @@ async def test_lines_of_one_turn_of_the_event_loop_are_written_in_one_go_and_in_
 
 
 @pytest.mark.parametrize("format", ["json", "text"])
-async def test_lines_told_together_are_those_that_each_would_be(format: str) -> None:
+async def test_shared_log_lines_equal_single_ones(format: str) -> None:
     """A shorter way that made other lines, or let one secret through, would be a second format."""
     common = {"method": "tools/call", "password": "pa55word", "peer": "common", "note": f"see {KEY}"}
     fields: list[dict[str, object]] = [
@@ -155,8 +155,8 @@ def test_shared_log_lines_are_not_made_below_the_level() -> None:
     assert (made, stream.getvalue()) == ([], "")
 
 
-def test_lines_told_together_are_heard_by_who_listens_to_structlog() -> None:
-    """Without this module's configuration, and in tests, they come by the usual way."""
+def test_shared_log_lines_reach_structlog_processors() -> None:
+    """Without this module's configuration, and in tests, they take the usual way."""
     with structlog.testing.capture_logs() as lines:
         info_each("exai.mcp", "request", {"tool": "chat"}, [{"request": "r1"}, {"request": "r2"}])
     assert [(line["event"], line["tool"], line["request"]) for line in lines] == [

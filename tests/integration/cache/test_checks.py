@@ -49,7 +49,7 @@ class TestSampling:
         await checked(cache, stored, recorder)
         assert (stored.loads, recorder["cache_stale_total", "old"]) == (loads + 1, 0)
 
-    async def test_change_that_nobody_tells_is_found_stale(
+    async def test_change_that_is_not_applied_is_found_stale(
         self, cache: ConversationCache, stored: Stored, recorder: Counters
     ) -> None:
         """A writer outside that moves nothing: the entry is still served after the bound."""
@@ -57,7 +57,7 @@ class TestSampling:
         await checked(cache, stored, recorder)
         assert recorder["cache_stale_total", "old"] == 1
 
-    async def test_change_that_is_told_meanwhile_is_not_stale(
+    async def test_change_that_is_applied_meanwhile_is_not_stale(
         self, cache: ConversationCache, stored: Stored, recorder: Counters
     ) -> None:
         """The hit came before it."""

@@ -54,7 +54,7 @@ class TestPairing:
         assert len(proxy.commands) == len(words)
         await wire.close()
 
-    async def test_reply_of_a_cancelled_command_is_read_by_nobody(self, proxy: RedisProxy) -> None:
+    async def test_reply_of_a_cancelled_command_is_discarded(self, proxy: RedisProxy) -> None:
         """Fault 12: the next caller on the same connection gets its own reply."""
         wire = await wire_to(proxy.url)
         proxy.mode = "stall_down"
@@ -235,8 +235,8 @@ class TestLoss:
         assert recorder["breaker_calls_total", "redis", "failure"] == 1
         await server.close()
 
-    async def test_closing_ends_whoever_waits(self, proxy: RedisProxy, recorder: Counters) -> None:
-        """Shutdown does not wait for a server that is away."""
+    async def test_closing_ends_all_waits(self, proxy: RedisProxy, recorder: Counters) -> None:
+        """Shutdown does not wait for an unavailable server."""
         server = server_at(proxy.url, recorder, 5.0)
         proxy.mode = "stall"
         waiting = asyncio.create_task(server.node(0).call("PING"))
@@ -263,7 +263,7 @@ class TestBreaker:
         assert server.node(0).breaker.state == "open"
         await server.close()
 
-    async def test_nobody_listening_is_told_at_once(self, recorder: Counters) -> None:
+    async def test_refused_connection_is_an_immediate_error(self, recorder: Counters) -> None:
         """A dead port costs no limit at all."""
         with Valkey() as gone:
             url = gone.url

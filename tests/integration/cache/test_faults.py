@@ -82,7 +82,7 @@ class TestWriterCutOff:
         await expect_late_for_at_most(max_staleness_s, committed_at, other, stored)
         await expect_current(cut_off, stored)
 
-    async def test_cancelled_change_counts_as_not_told(
+    async def test_cancelled_change_counts_as_not_applied(
         self, cache: ConversationCache, proxy: RedisProxy, stored: Stored
     ) -> None:
         """Whether it arrived is not known; the process must not read an older page either way."""
@@ -339,7 +339,7 @@ class TestColdConversation:
         await early
         assert (await late)[0].conversation.revision == 2
 
-    async def test_failed_read_is_told_to_all_and_kept_from_nobody_after(
+    async def test_failed_read_fails_its_waiters_and_no_later_reader(
         self, cache: ConversationCache, stored: Stored
     ) -> None:
         """The lease is given back at once."""

@@ -44,7 +44,7 @@ class TestPasses:
         await hit(cache, stored)
         assert valkey.do("HGET", KEYS.watermark, "gen") == generation
 
-    async def test_pass_removes_what_redis_was_never_told(
+    async def test_reconciliation_removes_entries_that_lack_a_change(
         self, cache_at: OpenCache, stored: Stored, valkey: Valkey, recorder: Counters
     ) -> None:
         """A writer that died between its commit and Redis."""

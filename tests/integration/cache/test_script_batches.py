@@ -50,7 +50,7 @@ def commands(recorder: Counters) -> float:
     return sum(recorder["cache_calls_total", "apply", outcome] for outcome in ("ok", "refused", "down"))
 
 
-async def test_all_are_told_in_one_command(cache: ConversationCache, recorder: Counters) -> None:
+async def test_all_changes_are_applied_in_one_command(cache: ConversationCache, recorder: Counters) -> None:
     each = conversations(MOST_CALLS)
     await fill_all(cache, each)
     assert await append_all(cache, each) == [True] * len(each)
@@ -60,7 +60,7 @@ async def test_all_are_told_in_one_command(cache: ConversationCache, recorder: C
         await expect_current(cache, stored)
 
 
-async def test_one_alone_needs_nobody(cache: ConversationCache, recorder: Counters) -> None:
+async def test_single_change_waits_for_no_other(cache: ConversationCache, recorder: Counters) -> None:
     each = conversations(3)
     await fill_all(cache, each)
     for stored in each:
@@ -116,7 +116,7 @@ async def test_key_of_another_type_fails_one_change_only(
     assert (found.conversation.revision, source) == (odd.revision, "database")
 
 
-async def test_answers_and_errors_are_told_apart(valkey: Valkey, recorder: Counters) -> None:
+async def test_answers_and_errors_are_distinguished(valkey: Valkey, recorder: Counters) -> None:
     """An error among the answers is that of one call; too few answers are none."""
     client = RedisClient(open_topology(parse_address(valkey.url), 2.0, recorder), recorder)
     one_fails = ScriptBatcher(client, Script.of("apply", "return {1, redis.error_reply('ODD this one'), 3}"))
@@ -224,7 +224,7 @@ async def test_closing_at_any_time_ends_every_wait(cache: ConversationCache, tur
     assert commands(recorder) == 0
 
 
-async def test_closing_leaves_nobody_waiting(cache_at: OpenCache, valkey: Valkey) -> None:
+async def test_closing_ends_every_waiting_caller(cache_at: OpenCache, valkey: Valkey) -> None:
     async with RedisProxy(valkey.address) as proxy:
         cache = await cache_at(proxy.url, timeout_s=60.0)
         each = conversations(3)

@@ -259,7 +259,7 @@ def exai(postgres_url: str, tmp_path: Path) -> Callable[..., subprocess.Complete
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "gbk", "ascii"])
-async def test_export_is_the_same_whatever_the_terminal_s_encoding(
+async def test_export_is_independent_of_the_terminals_encoding(
     rig: Rig, exai: Callable[..., subprocess.CompletedProcess[bytes]], encoding: str
 ) -> None:
     """It is a file for programs: UTF-8 with line feeds, and it can be piped into an import."""

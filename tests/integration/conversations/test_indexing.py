@@ -58,7 +58,7 @@ async def test_stored_messages_are_indexed_in_the_background(postgres_url: str, 
     assert await value(postgres_url, "select count(*) from exai.unindexed_messages") == 0
 
 
-async def test_whoever_wants_it_done_now_waits_for_it(postgres_url: str, tmp_path: Path) -> None:
+async def test_explicit_indexing_waits_for_its_end(postgres_url: str, tmp_path: Path) -> None:
     """Before searches are measured, or after very much was imported."""
     async with opened(postgres_url, tmp_path, 3_600) as app:
         await append(app, *["word"] * 999)
@@ -67,7 +67,7 @@ async def test_whoever_wants_it_done_now_waits_for_it(postgres_url: str, tmp_pat
     assert await value(postgres_url, "select count(*) from exai.message_words") == 999
 
 
-async def test_a_fault_is_told_once_and_it_goes_on_afterwards(postgres_url: str, tmp_path: Path) -> None:
+async def test_a_fault_is_logged_once_and_indexing_continues(postgres_url: str, tmp_path: Path) -> None:
     """Appends and searches do not notice."""
     await run(postgres_url, "alter table exai.message_words rename to elsewhere")
     # The first look may be over before anything is stored.

@@ -111,7 +111,7 @@ async def test_every_change_with_a_key_happens_once(rig: Rig) -> None:
         await service.delete(LOCAL_OWNER, name, expected_revision=1)
 
 
-async def test_deleted_conversation_is_gone_for_everybody_and_can_be_restored(rig: Rig) -> None:
+async def test_deleted_conversation_is_gone_for_all_readers_and_can_be_restored(rig: Rig) -> None:
     """Cached or not, listed or found; the mark can be taken back until the purge."""
     name = await stored(rig, "findable words")
     await rig.app.conversations.read(LOCAL_OWNER, name)

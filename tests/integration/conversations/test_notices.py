@@ -89,7 +89,7 @@ async def test_changes_after_a_recovery_of_the_database_are_heard(rig: Rig) -> N
     assert await other.hears() == []
 
 
-def test_a_revision_is_told_once_however_it_is_heard_of() -> None:
+def test_a_revision_is_one_notice_from_any_source() -> None:
     """Here and by a look at the same moment; that the list changed is never lost."""
     heard: list[Notice] = []
     notices = Notices()

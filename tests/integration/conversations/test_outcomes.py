@@ -168,8 +168,8 @@ async def test_a_task_costs_what_a_chat_costs_and_each_question_one_round_trip(r
     assert (await task_of(rig.app, chat.id)).status == "completed"
 
 
-async def test_a_failure_is_told_as_the_call_told_it(rig: Rig, elsewhere: App) -> None:
-    """A tool's error is a result; the protocol's own word for failure is for the protocol's errors."""
+async def test_a_failed_task_has_the_error_of_its_call(rig: Rig, elsewhere: App) -> None:
+    """The error of a tool is a result; status `failed` is for JSON-RPC errors."""
     rig.provider.script(stream("gate", *failure(401, {"error": {"message": "no"}}).steps))
     rig.provider.script(failure(401, {"error": {"message": "no"}}))
     rig.provider.gate.set()
@@ -267,7 +267,7 @@ async def test_work_that_is_stopped_says_by_whom(rig: Rig, elsewhere: App) -> No
     assert seen[ShuttingDown.code,] == ("failed", -31002, str(ShuttingDown()))
 
 
-async def test_a_defect_is_told_as_one(rig: Rig, elsewhere: App) -> None:
+async def test_a_defect_is_reported_as_an_internal_error(rig: Rig, elsewhere: App) -> None:
     """Without its text, which is for the logs."""
     rig.provider.script(stream(chunk({"content": "x"}), event("[DONE]")))
     named = []

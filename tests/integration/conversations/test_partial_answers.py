@@ -54,7 +54,7 @@ async def test_what_could_not_be_read_is_counted_in_the_result(rig: Rig) -> None
     assert "1 events" in result.notes[0]
 
 
-async def test_number_of_messages_left_out_is_told(rig: Rig) -> None:
+async def test_number_of_messages_left_out_is_reported(rig: Rig) -> None:
     """A full window drops the oldest messages; the caller has to know, also when the reply is repeated."""
     service = rig.app.conversations
     old = [NewMessage("user" if number % 2 == 0 else "assistant", "word " * 1_000) for number in range(10)]

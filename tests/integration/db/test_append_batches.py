@@ -120,7 +120,7 @@ async def test_appends_to_one_conversation_follow_each_other(rig: Rig) -> None:
     assert rig.sent()[0] >= 1
 
 
-async def test_a_held_conversation_holds_up_nobody_else(rig: Rig) -> None:
+async def test_a_locked_conversation_delays_no_other(rig: Rig) -> None:
     """Its own append is sent by itself and waits; the group did not."""
     async with rig.held(rig.names[0]):
         tasks = [asyncio.create_task(rig.repository.append(appending(name, "two"))) for name in rig.names]
@@ -131,8 +131,8 @@ async def test_a_held_conversation_holds_up_nobody_else(rig: Rig) -> None:
     assert rig.sent() == (1, 1)
 
 
-async def test_what_cannot_go_along_is_told_why(rig: Rig) -> None:
-    """Each refusal is the one that its caller would have got alone, and the rest is stored."""
+async def test_append_that_cannot_be_batched_has_its_own_error(rig: Rig) -> None:
+    """Each error is the one of a single append, and the others are stored."""
     gone, moved, used, *rest = rig.names
     await rig.sql.execute("update conversations set deleted_at = now() where continuation_id = $1", gone)
     await rig.repository.append(appending(used, "before", key="used"))

@@ -246,7 +246,7 @@ async def test_a_repeated_change_undoes_no_later_one(
     assert (unchanged.conversation.title, unchanged.conversation.revision) == (None, 1)
 
 
-async def test_a_key_is_of_one_request_whatever_kind_it_was(
+async def test_a_key_belongs_to_one_request_of_any_kind(
     repository: ConversationRepository, curation: CurationRepository
 ) -> None:
     """Appends, forks and changes share their keys."""

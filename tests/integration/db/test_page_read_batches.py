@@ -239,7 +239,7 @@ async def test_who_left_before_being_sent_is_not_read_for(rig: Rig) -> None:
     assert (len(rig.proxy.statements), rig.sent()) == (STUCK + 1, (0, STUCK + 1))
 
 
-async def test_a_statement_that_nobody_waits_for_is_cancelled(rig: Rig) -> None:
+async def test_a_statement_without_waiting_callers_is_cancelled(rig: Rig) -> None:
     """As that of one caller would be; before it was sent, and while the server is at it."""
     for turns in range(5):
         tasks = [asyncio.create_task(rig.alone(name)) for name in rig.names]
@@ -343,7 +343,7 @@ async def test_an_unavailable_database_fails_all_readers_of_a_batch(postgres_url
         assert len(pages(await rig.read(rig.names))) == NUMBER
 
 
-async def test_a_pool_without_a_free_connection_is_everybodys_error(postgres_url: str) -> None:
+async def test_a_pool_without_a_free_connection_fails_all_readers(postgres_url: str) -> None:
     """A place in it was waited for once, and not again by each."""
     async with rig_at(postgres_url, acquire_timeout_s=0.2) as rig:
         slow = [await rig.conversation("x", title=SLOW) for _ in range(POOL_SIZE)]

@@ -94,7 +94,7 @@ async def test_a_fork_reads_the_same_as_its_source(repository: ConversationRepos
     assert (await repository.read_page(ConversationKey(LOCAL_OWNER, name))).messages == stored  # type: ignore[arg-type]
 
 
-async def test_messages_that_somebody_removed_leave_a_full_page(
+async def test_messages_removed_by_another_program_leave_a_full_page(
     repository: ConversationRepository, database: Database
 ) -> None:
     """The newest of those that are left, however far back they are."""

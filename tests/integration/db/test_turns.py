@@ -74,11 +74,11 @@ async def test_a_finished_key_returns_the_reply(repository: ConversationReposito
     assert len(await contents_of(repository, again.commit.conversation.continuation_id)) == 2
 
 
-async def test_an_outcome_repeated_later_is_told_with_the_conversation_as_it_is(
+async def test_a_repeated_outcome_has_the_current_conversation(
     repository: ConversationRepository,
     turns: TurnRepository,
 ) -> None:
-    """A cache must not take the title and length of now for those of the revision that the outcome made."""
+    """A cache must not assign the current title and length to the revision of the outcome."""
     begun = await turns.begin(beginning(None, "question"))
     end = ending(begun.turn_id, "answer")
     first = await turns.finish(end)

@@ -210,10 +210,10 @@ async def test_messages_that_are_truncated_leave_no_words(
         assert (await sql.fetchval(WAITING), await sql.fetchval(WORDS)) == (0, 0)
 
 
-async def test_whoever_deletes_a_conversation_is_not_waited_for(
+async def test_a_concurrent_deletion_of_a_conversation_is_not_waited_for(
     repository: ConversationRepository, search: SearchRepository, sql: OneTrip
 ) -> None:
-    """Its words are for later, if it is still there then."""
+    """Its words are indexed later, if it still exists."""
     first, _ = [await conversation_of(repository, "word") for _ in range(2)]
     async with sql.transaction():
         await sql.execute("delete from conversations where id = $1::text::uuid", first.id)

@@ -174,7 +174,7 @@ async def test_directory_that_cannot_be_written_is_named(identity: Identity, the
         assert run.end() == StartupError.exit_status
 
 
-async def test_directory_of_somebody_else_is_named(their_dir: Callable[[str], Path], identity: Identity) -> None:
+async def test_directory_of_another_user_is_named(their_dir: Callable[[str], Path], identity: Identity) -> None:
     """The usual case of the rule above; root may write everywhere."""
     directory = their_dir("readonly")
     directory.mkdir(mode=0o555)

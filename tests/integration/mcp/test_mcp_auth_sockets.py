@@ -165,7 +165,7 @@ def issuer(document: bytes, location: str = "") -> Iterator[tuple[str, type[Issu
         server.server_close()
 
 
-async def test_fetching_the_keys_holds_nobody_up_and_happens_once() -> None:
+async def test_keys_are_fetched_once_without_blocking_other_requests() -> None:
     """The fetch runs in a thread; connections that wait for it share it."""
     key = ec_key()
     with issuer(published(a=key)) as (url, kind):

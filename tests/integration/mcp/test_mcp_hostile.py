@@ -153,7 +153,7 @@ class TestFrames:
             await peer.frame(b"{}")
             assert await peer.close_code() == 1002
 
-    async def test_eight_mebibytes_of_brackets_harm_nobody(self, server: Running) -> None:
+    async def test_eight_mebibytes_of_brackets_do_not_affect_others(self, server: Running) -> None:
         """Refused before they become objects."""
         async with raw_peer(server.port) as peer:
             await peer.upgrade()

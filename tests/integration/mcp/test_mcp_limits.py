@@ -110,7 +110,7 @@ async def test_a_rate_is_refused_with_the_time_to_wait_through_both_doors() -> N
         assert (await post(server, "bob", "echo", text="a")).status_code == 200
 
 
-async def test_who_sends_on_although_told_to_wait_is_closed_with_1013() -> None:
+async def test_client_that_ignores_rate_errors_is_closed_with_1013() -> None:
     """A thousand refusals, or fewer large ones; calls that run are not the reason."""
     async with limited(owner_requests_per_s=0.01, message_max_bytes=8_388_608) as server:
         for padding, most in (("", 1_001), ("x" * 8_000_000, 10)):

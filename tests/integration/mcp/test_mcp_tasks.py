@@ -252,7 +252,7 @@ async def test_a_stopping_server_lets_tasks_end_within_its_grace() -> None:
     assert [task.status for task in rig.tasks.tasks.values()] == ["completed"]
 
 
-async def test_a_task_that_outlasts_the_grace_is_told_why_it_ends() -> None:
+async def test_a_task_that_outlasts_the_grace_fails_with_the_reason() -> None:
     """The word that its state is derived from comes with the cancellation."""
     async with opened(shutdown_grace_s=0.01) as rig:
         async with stateless(rig.server.http) as client:

@@ -98,7 +98,7 @@ async def test_output_limit_is_sent_under_its_other_name(server: ProviderServer,
     assert [request.body.get("max_completion_tokens") for request in server.chats] == [None, 99, 99]
 
 
-async def test_option_that_was_asked_for_and_not_sent_is_told(server: ProviderServer, opened: OpenProviders) -> None:
+async def test_option_that_was_not_sent_is_reported(server: ProviderServer, opened: OpenProviders) -> None:
     """Nothing falls back in silence; another model of the endpoint may take it."""
     server.default = lambda body: (
         failure(400, {"error": {"message": "temperature is not supported with this model"}})
@@ -211,7 +211,7 @@ async def test_endpoint_that_refuses_everything_is_asked_a_bounded_number_of_tim
         ('data: {"error": {"message": "as an event"}}\n\n', "as an event"),
     ],
 )
-async def test_reason_of_a_refusal_is_shown_whatever_its_shape(
+async def test_reason_of_a_refusal_of_any_shape_is_shown(
     server: ProviderServer, ask: Asker, body: Any, shown: str
 ) -> None:
     """FastAPI's, JSON:API's, Gemini's, OpenRouter's, plain text."""

@@ -82,7 +82,7 @@ async def test_deepseek_counts_cached_tokens_once_and_gets_no_reasoning_back(
         (failure(500, {"error": {"message": "Server error"}}), ProviderUnavailable, 3),
     ],
 )
-async def test_deepseek_errors_are_told_apart(
+async def test_deepseek_errors_are_distinguished(
     server: ProviderServer, opened: OpenProviders, reply: Reply, error: type[ProviderError], requests: int
 ) -> None:
     """An empty balance is never asked again; a refusal once, without `stream_options`; overload up to the limit."""
@@ -173,7 +173,7 @@ async def test_openrouter_error_inside_a_stream_that_began_well_is_an_error(
         (400, "z-ai/glm-9 is not a valid model ID", ProviderUnknownModel),
     ],
 )
-async def test_openrouter_errors_are_told_apart(
+async def test_openrouter_errors_are_distinguished(
     server: ProviderServer, opened: OpenProviders, status: int, message: str, error: type[ProviderError]
 ) -> None:
     """The code in the body repeats the status."""
@@ -246,7 +246,7 @@ async def test_qwen_thinks_on_request_and_streams_always(server: ProviderServer,
         (503, "ModelServingError", ProviderLimited, False),
     ],
 )
-async def test_qwen_errors_are_told_apart(
+async def test_qwen_errors_are_distinguished(
     server: ProviderServer,
     opened: OpenProviders,
     status: int,

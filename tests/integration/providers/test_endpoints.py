@@ -155,7 +155,7 @@ async def test_default_model_that_no_provider_has_stops_the_start(opened: OpenPr
             pytest.fail("opened with a default model that does not exist")
 
 
-async def test_status_tells_what_retires_soon(opened: OpenProviders) -> None:
+async def test_status_lists_models_that_retire_soon(opened: OpenProviders) -> None:
     """On 21 November the K2 series has 40 days left."""
     async with opened() as providers:
         kimi, glm = providers.status()
@@ -202,7 +202,7 @@ async def test_options_are_checked_without_sending_anything(server: ProviderServ
     assert server.received == []
 
 
-async def test_server_as_a_program_of_its_own_answers_and_tells_what_it_received(opened: OpenProviders) -> None:
+async def test_server_as_a_program_answers_and_lists_its_requests(opened: OpenProviders) -> None:
     """What tests with a daemon in another process rely on."""
     with provider_process({"reply": "kimi_error", "status": 400, "kind": "content_filter"}) as program:
         async with opened(kimi={"api_key": "k-1", "base_url": program.base_url}) as providers:

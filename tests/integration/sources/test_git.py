@@ -35,7 +35,7 @@ def test_uncommitted_changes_are_patch_new_files_and_whole_changed_files(reposit
     assert "20\tline twenty\n" in texts(read)["app.py"]
 
 
-def test_staged_and_unstaged_changes_are_told_apart(repository: Tree) -> None:
+def test_staged_and_unstaged_changes_are_distinguished(repository: Tree) -> None:
     changed(repository)
     staged = repository.read(diff="staged", directory=repository.top)
     assert staged.read == ("diff staged (1 file, +1 -0)",)

@@ -85,7 +85,7 @@ def test_directory_is_read_without_what_a_reviewer_does_not_read(tree: Tree) -> 
 
 
 @pytest.mark.parametrize("name", ["package-lock.json", "app.min.js", "api_pb2.py"])
-def test_file_that_is_named_is_read_whatever_it_is(tree: Tree, name: str) -> None:
+def test_named_file_of_any_kind_is_read(tree: Tree, name: str) -> None:
     tree.write(name, "content\n")
     assert names(tree.read(name)) == [name]
 

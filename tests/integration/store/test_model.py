@@ -338,7 +338,7 @@ class Store(RuleBasedStateMachine):
             assert line.metadata is None or same_json(dict(message.metadata), line.metadata)
 
 
-def test_whatever_is_done_the_store_shows_what_lists_would(postgres_url: str, redis_url: str, tmp_path: Path) -> None:
+def test_store_equals_the_model_after_any_operations(postgres_url: str, redis_url: str, tmp_path: Path) -> None:
     """Promises 4, 6 and 7, and that nothing is changed on the way in or out."""
 
     async def open_services(stack: AsyncExitStack) -> list[Service]:

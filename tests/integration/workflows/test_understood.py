@@ -176,7 +176,7 @@ async def test_issues_of_older_tools_are_findings(rig: Rig) -> None:
     ]
 
 
-async def test_an_argument_that_nobody_knows_is_refused_by_its_name(rig: Rig) -> None:
+async def test_an_unknown_argument_is_refused_by_its_name(rig: Rig) -> None:
     with pytest.raises(ValueError, match="depth_of_field"):
         await called(rig.app, "debug", {"prompt": "Why?", "depth_of_field": 3})
     assert (await rig.app.conversations.list(LOCAL_OWNER)).conversations == ()

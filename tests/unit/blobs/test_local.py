@@ -86,8 +86,8 @@ async def none_known(_: Sequence[str]) -> frozenset[str]:
     return frozenset()
 
 
-async def test_sweep_removes_only_what_nobody_has_or_touched_lately(tmp_path: Path) -> None:
-    """Giving a content again makes it young, so that its row has time to come."""
+async def test_sweep_removes_only_old_contents_without_a_file(tmp_path: Path) -> None:
+    """Storing a content again renews its time, so that its row can follow."""
     blobs = LocalBlobs(tmp_path)
     kept = storage_path(LOCAL_OWNER, digest(b"kept"))
     for data in (b"old", b"again", b"kept"):

@@ -58,7 +58,7 @@ def test_cluster_names_any_of_its_servers() -> None:
 
 
 @pytest.mark.parametrize("url", ["rediss://host", "rediss+cluster://host", "rediss+sentinel://host/main"])
-def test_tls_checks_certificate_and_name_unless_told_otherwise(url: str) -> None:
+def test_tls_checks_certificate_and_name_by_default(url: str) -> None:
     """For all servers of the address."""
     for server in (*parse_address(url).servers, parse_address(url).primary):
         assert server.tls is not None

@@ -122,7 +122,7 @@ class TestUnderALease:
         filled.set()
 
     @pytest.mark.parametrize("begun", [True, False])
-    async def test_read_that_is_cancelled_is_told_to_all(
+    async def test_cancelled_read_fails_all_its_waiters(
         self, flights: SingleFlight[str, int], reads: Reads, begun: bool
     ) -> None:
         """Also when it had not begun; and a lease it was under is given back when it had."""

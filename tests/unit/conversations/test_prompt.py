@@ -22,7 +22,7 @@ def message(seq: int, role: Role, content: str, kind: str = "message") -> Messag
     return Message(seq, role, content, NOON, kind=kind)
 
 
-def test_whole_history_is_given_oldest_first_whatever_order_it_came_in() -> None:
+def test_whole_history_is_returned_oldest_first_from_any_order() -> None:
     """Newest-first lists that are handed on unreversed confuse every model."""
     history = [message(3, "user", "c"), message(1, "user", "a"), message(2, "assistant", "b")]
     prompt, _ = build_prompt(history, None, 10_000)

@@ -14,7 +14,7 @@ from exai.resilience import with_deadline
 @pytest.mark.parametrize(
     ("left_s", "told"), [(None, DatabaseUnavailable), (60.0, DatabaseUnavailable), (TICK_S / 2, DeadlineExceeded)]
 )
-async def test_a_read_whose_time_is_over_is_told_so(left_s: float | None, told: type[Exception]) -> None:
+async def test_a_read_after_its_deadline_fails_with_the_reason(left_s: float | None, told: type[Exception]) -> None:
     """Also when the timer that ended it was rounded, as uvloop's are."""
     verdict = judge(TimeoutError(), "sent")
     assert verdict is not None

@@ -41,7 +41,7 @@ def test_attached_program_gets_only_what_it_asked_for() -> None:
     assert embedded.valkey_url == "unix:///tmp/exai-1/valkey.sock?db=0"
 
 
-def test_attached_program_is_told_that_there_is_no_cache() -> None:
+def test_attached_program_learns_that_there_is_no_cache() -> None:
     """Nothing that was asked for is missing in silence."""
     without = ServerRecord(pid=42, socket_dir="/tmp/exai-1", durable=True, ready=True, postgres_version="18.6")
     assert "process 42 runs none" in attach(without, Path("/data"), LaunchOptions()).notes[1]

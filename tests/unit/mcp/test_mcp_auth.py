@@ -66,13 +66,13 @@ class TestConfiguredTokens:
         assert (refused.status, refused.challenge) == (401, 'Bearer error="invalid_token"')
         assert len(token) < 2 or token not in refused.reason
 
-    async def test_no_token_is_told_what_is_needed(self) -> None:
+    async def test_a_missing_token_is_answered_with_the_challenge(self) -> None:
         """A challenge without an error, as RFC 6750 has it."""
         refused = await ask(self.SETTINGS)
         assert refused == AuthRefusal("a bearer token is needed: send it as Authorization: Bearer", "Bearer")
         assert isinstance(await ask(self.SETTINGS, authorization=f"Basic {ALICE}"), AuthRefusal)
 
-    async def test_without_any_token_configured_everybody_is_local(self) -> None:
+    async def test_without_any_configured_token_every_client_is_local(self) -> None:
         """The default on loopback."""
         assert await ask(ServerSettings()) == Admitted("local")
 

@@ -97,8 +97,10 @@ class TestWhoMayUseIt:
 
     @pytest.mark.parametrize("capabilities", UNDECLARED, ids=str)
     @pytest.mark.parametrize("method", METHODS)
-    def test_any_other_is_told_what_it_lacks(self, method: str, capabilities: Mapping[str, Any]) -> None:
-        """Missing required client capability, in the shape a program can act on."""
+    def test_any_other_client_is_refused_with_the_missing_capability(
+        self, method: str, capabilities: Mapping[str, Any]
+    ) -> None:
+        """Missing required client capability, in a form for programs."""
         message = modern(1, method, {"taskId": "a"}, **declared(capabilities))
         error = said(give(connection(), message))["error"]
         assert error["code"] == -32021

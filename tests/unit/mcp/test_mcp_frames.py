@@ -54,7 +54,7 @@ def test_a_text_larger_than_a_message_may_be_is_left_to_the_library() -> None:
     assert only_text(framed(b"x" * 101), 100) is None
 
 
-def test_the_reader_tells_a_frame_s_beginning_from_its_middle() -> None:
+def test_the_reader_distinguishes_a_frames_beginning_from_its_middle() -> None:
     """Only at its beginning may the parser be left out."""
     conn = Protocol(Side.SERVER)
     reader = read_through(conn)

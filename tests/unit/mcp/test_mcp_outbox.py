@@ -72,7 +72,7 @@ async def test_a_closed_outbox_is_emptied_and_then_ends() -> None:
     assert await outbox.get() is None
 
 
-async def test_closing_lets_everybody_go() -> None:
+async def test_closing_releases_all_waiters() -> None:
     """A reader that waits for messages, writers that wait for room."""
     empty, full = Outbox(100), Outbox(100)
     await full.put(message(100))

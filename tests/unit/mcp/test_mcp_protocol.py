@@ -449,7 +449,7 @@ class TestSubscriptions:
         ]
         assert codes.count(None) == 16
 
-    def test_legacy_peers_are_told_after_a_handshake(self) -> None:
+    def test_legacy_peers_receive_changes_after_a_handshake(self) -> None:
         """resources/subscribe of the initialize era."""
         connection = connect("2025-11-25", LISTENABLE)
         assert [orjson.loads(data) for data in connection.list_changed("resources")] == [

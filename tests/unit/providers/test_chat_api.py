@@ -138,7 +138,7 @@ async def test_nothing_is_sent_again_once_a_piece_has_reached_the_caller(make: M
     assert script.sent == 1
 
 
-async def test_request_beyond_the_connections_of_a_provider_is_told_so(make: Make) -> None:
+async def test_request_beyond_the_connections_of_a_provider_is_refused_with_the_reason(make: Make) -> None:
     """Waiting for a connection has a limit of its own, and is not the provider's failure."""
     gate = asyncio.Event()
 

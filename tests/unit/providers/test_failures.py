@@ -99,7 +99,7 @@ def test_wrong_key_names_the_variables_to_check() -> None:
     assert "EXAI_PROVIDERS__KIMI__API_KEY or KIMI_API_KEY" in str(error_of(KIMI, Failure(401), ""))
 
 
-def test_empty_balance_is_told_apart_from_too_many_requests() -> None:
+def test_empty_balance_is_distinguished_from_too_many_requests() -> None:
     """Waiting cures one and not the other."""
     poor, fast = error_of(GLM, Failure(429, code="1113"), ""), error_of(GLM, Failure(429, code="1302"), "")
     assert isinstance(poor, ProviderLimited)

@@ -42,7 +42,7 @@ class ChatService:
         return await self._turns.run(request, on_delta, on_begun)
 
     async def result(self, owner: Owner, turn_id: str) -> TurnOutcome | None:
-        """Return the state and the result of a turn, on whichever daemon it runs: 1 database round trip.
+        """Return the state and the result of a turn of any daemon: 1 database round trip.
 
         None if this owner has no turn with that id, or its conversation is deleted. Raises `DatabaseError`.
         """

@@ -80,7 +80,7 @@ class Guest:
 
     @property
     def socket_dir(self) -> Path:
-        """Return the directory where this program finds the servers, whichever program runs them."""
+        """Return the directory where this program finds the servers, which may be those of another program."""
         return Path(self.running.socket_dir)
 
 

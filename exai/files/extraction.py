@@ -1,7 +1,7 @@
 """A program that reads a PDF or docx file on standard input and writes its text as JSON.
 
-It is run as a process of its own, from this file and without the rest of EXAI: whatever a document makes of it ends
-with the limits of that process. Invariant: it opens no file, and parses no document type or entity of XML.
+It is run as a process of its own, from this file and without the rest of EXAI, so that a malformed document can use no
+more than the limits of that process. Invariant: it opens no file, and parses no document type or entity of XML.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """State shared by all transports of one server: its surface, its sessions, and its shutdown.
 
 Invariant: once draining has begun no new call is started, every running call gets an answer, and `drain`
-returns within its limits whatever the peers do.
+returns within its limits for any behaviour of the peers.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ CLIENT_ANSWERS: Final[Mapping[str, tuple[int, int]]] = {
 model 49,900 characters and 25,000 tokens. The page has no model."""
 
 BYTES_PER_TOKEN: Final = 4
-"""Bytes that Codex counts as one token, whatever they are."""
+"""Bytes that Codex counts as one token of any text."""
 
 MAX_TOKENS_PER_BYTE: Final = 0.9
 """More than the estimate of any text."""

@@ -1,8 +1,8 @@
 """Put the instructions of a tool into the messages whose answers they are for. No I/O.
 
 Invariant: a question that was sent with instructions is sent with the same ones in every later turn. They stand at the
-end of that message and not in the system prompt, so that the array of a turn begins with that of the previous one,
-whichever tools asked.
+end of that message and not in the system prompt, so that the array of a turn begins with that of the previous one
+of any tool.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Read what a caller gives as a file: a path, a range of its lines, or an address.
 
-Invariant: a path that exists as it is written is that path, whatever its characters may mean otherwise.
+Invariant: a path that exists as it is written is that path, also if its characters could mean a range or a glob.
 """
 
 from __future__ import annotations

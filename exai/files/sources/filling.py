@@ -51,7 +51,7 @@ Estimate = Callable[[str], int]
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file to add. One that the caller named is read whatever its name and content say, and cut if it is too long.
+    """A file to add. One that the caller named is read regardless of its name and content, and cut if it is too long.
 
     `data` is its content if that is not the one on the disk.
     """

@@ -1,6 +1,6 @@
 """Match paths with globs: `*`, `?`, `[a-z]`, `{a,b}`, and `**` for any number of directories.
 
-Invariant: matching takes polynomial time, whatever the pattern; a pattern without magic matches its own text only.
+Invariant: matching takes polynomial time for every pattern; a pattern without magic matches its own text only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Differences between the protocol's revisions: names on the wire, and the form of results.
 
-Invariant: handlers return one form; whatever a revision adds or does not support is added or removed only in
+Invariant: handlers return one form; what a revision adds or does not support is added or removed only in
 this module. Revisions are ISO dates, so comparing them as text orders them.
 """
 

@@ -1,6 +1,6 @@
 """uvicorn's WebSocket protocol with the limits that a server open to unknown clients needs.
 
-Invariant: a connection costs bounded time and memory whatever its peer sends. The handshake must be complete within its
+Invariant: a connection costs bounded time and memory for any input. The handshake must be complete within its
 timeout; a peer that stops reading is aborted, not waited for; a message that is too large or not UTF-8 is answered with
 its close code before the socket is closed.
 """

@@ -83,7 +83,7 @@ class ChatApi:
         self._max_attempts, self._max_content_bytes = max_attempts, max_content_bytes
         self._budget = RetryBudget(clock=clocks.monotonic)
         self._lessons = Lessons(is_known=family.takes_any_order)
-        # A limit that the user has set is a queue: whoever waits in it is not refused before the request's deadline.
+        # A limit that the user has set is a queue: a waiting request is not refused before the request's deadline.
         size = MAX_CONNECTIONS if max_concurrent is None else max_concurrent
         self._places = Places(size, reserve=min(RESERVED_CONNECTIONS, size // 4))
         self._place_limit_s = place_limit_s if max_concurrent is None else None

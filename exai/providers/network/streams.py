@@ -3,7 +3,7 @@
 httpcore's own streams register and deregister their socket for every read, which is most of the cost of a short piece
 of an answer. These stay registered and take their turn in `ReadTurns`.
 
-Invariant: at most `MAX_HELD_BYTES` and one read of the transport are held for a stream that nobody reads.
+Invariant: at most `MAX_HELD_BYTES` and one read of the transport are held for a stream that is not read.
 """
 
 from __future__ import annotations

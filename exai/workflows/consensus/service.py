@@ -73,7 +73,7 @@ class ConsensusService:
 
         A repeated key asks only the panellists that failed, and then the arbiter again if one of them has answered.
         Raises `InvalidArgument`, `NotConfigured`, `NotFound`, `Conflict`, a `DatabaseError`, or `ProviderUnavailable`
-        if nobody answered. `on_begun` receives the id of the turn with question and synthesis.
+        if no member answered. `on_begun` receives the id of the turn with question and synthesis.
         """
         request.validate(self._limits)
         panel = await self._choice.choose(request)

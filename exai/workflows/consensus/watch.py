@@ -14,7 +14,7 @@ PAUSE_S: Final = 0.5
 
 
 async def _silent(_: str) -> None:
-    """Report to nobody."""
+    """Report nothing."""
 
 
 class PanelWatch:

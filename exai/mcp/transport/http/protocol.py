@@ -1,6 +1,6 @@
 """uvicorn's HTTP protocol with the limits that a server open to unknown clients needs.
 
-Invariant: a connection costs bounded time and memory whatever its peer sends. Heads must arrive whole within the
+Invariant: a connection costs bounded time and memory for any input. Heads must arrive whole within the
 handshake timeout and stay small; a peer that stops reading is aborted, not waited for.
 """
 

@@ -125,7 +125,7 @@ class _Scale:
     async def _fill(
         self, seed: SeedData, conversations: tuple[int, int], messages: tuple[int, int], share: tuple[float, float]
     ) -> None:
-        """Make the conversations and the messages of one of them, from the first to the last of each."""
+        """Insert conversations, and messages of one of them, numbered from the first to the last of each."""
         first, last = conversations
         async for seq in seed.deep(*messages):
             self._progress(share[0], f"{seq:,} messages of one conversation")

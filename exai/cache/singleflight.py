@@ -56,8 +56,8 @@ class SingleFlight(Generic[K, T]):
     def lead(self, key: K, token: bytes, work: Callable[[], Awaitable[T]], after: After[T] | None = None) -> Flight[T]:
         """Begin a read under a lease that the caller has just acquired or seen alive.
 
-        `after` is given if the lease is the caller's, and ends it: it is awaited with the result, None after an error,
-        once the result has been delivered. None means that another process holds the lease.
+        If the lease is the caller's, `after` ends it: it is awaited with the result, or with None after an error, once
+        the result has been delivered. Without `after` another process holds the lease.
         """
         loop = asyncio.get_running_loop()
         flight: Flight[T] = Flight(token, loop.time(), loop.create_future())

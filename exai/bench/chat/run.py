@@ -36,7 +36,7 @@ BESIDE_TARGET: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ChatPlan:
-    """Sizes of a run: messages of each conversation, chats, streaming chats at once, and reads beside them."""
+    """Sizes of a run: messages of each conversation, chats, concurrent streaming chats, and reads beside them."""
 
     messages: int = 50
     chats: int = 200
@@ -72,7 +72,7 @@ class ChatReport:
 
     @property
     def beside_ratio(self) -> float:
-        """How many times as long the slowest reads take beside the chats."""
+        """The p99 of reads beside the chats, relative to that without them."""
         return self.beside_p99_ms / self.idle_p99_ms
 
 
@@ -171,7 +171,7 @@ async def _reads_beside(app: App, plan: ChatPlan, names: Sequence[ContinuationId
     """Read while chats stream; return the times, and the words a second that arrived meanwhile."""
     words, chats = _Words(), list[asyncio.Task[ChatResult]]()
     try:
-        # A few at a time: their beginning is not what is measured.
+        # A few at a time, because their beginning is not measured.
         for numbers in batched_range(plan.streams):
             begun = [asyncio.Event() for _ in numbers]
             for number, each in zip(numbers, begun, strict=True):
@@ -211,7 +211,7 @@ class _Words:
         self.count = 0
 
     def counting(self, begun: asyncio.Event) -> OnDelta:
-        """Return what counts the words of one chat, and sets `begun` at the first."""
+        """Return a callback that counts the words of one chat, and sets `begun` at the first."""
 
         async def on_delta(delta: Delta) -> None:
             self.count += bool(delta.content)

@@ -9,7 +9,7 @@ from importlib.resources import files
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A script's text and the digest the server knows it by."""
+    """A script's text and the digest by which the server identifies it."""
 
     name: str
     text: str
@@ -17,7 +17,7 @@ class Script:
 
     @classmethod
     def of(cls, name: str, text: str) -> Script:
-        """Name a text."""
+        """Return the script of this name and text."""
         return cls(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 

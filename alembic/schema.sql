@@ -3138,7 +3138,7 @@ $function$
 ;
 
 CREATE OR REPLACE FUNCTION exai.usage_v1(p_owner text, p_by text, p_since timestamp with time zone, p_until timestamp with time zone, p_continuation_id text, p_limit integer)
- RETURNS TABLE(o_part text, o_key text, o_title text, o_turns bigint, o_failed bigint, o_pending bigint, o_input bigint, o_cached bigint, o_output bigint, o_reasoning bigint, o_cost numeric, o_estimated bigint, o_unpriced bigint, o_groups bigint, o_named boolean)
+ RETURNS TABLE(o_part text, o_key text, o_title text, o_turns bigint, o_failed bigint, o_pending bigint, o_input bigint, o_cached bigint, o_output bigint, o_reasoning bigint, o_cost numeric, o_estimated bigint, o_unpriced bigint, o_groups bigint, o_named boolean, o_kept bigint)
  LANGUAGE sql
  STABLE ROWS 20
  SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3146,21 +3146,21 @@ AS $function$
   with asked as (
     select t.id, t.conversation_id, null as name, t.tool, t.model, t.started_at, t.input_tokens, t.cached_tokens,
            t.output_tokens, t.reasoning_tokens, t.cost, t.earlier_cost, t.reserved_prompt, t.is_estimated, t.state,
-           t.lease_until
+           t.lease_until, case when t.output_tokens = 0 then t.metadata -> 'from_cache' is not null end as is_kept
       from public.turns t
      where p_continuation_id is null and t.owner = p_owner and t.model is not null
        and t.started_at >= coalesce(p_since, '-infinity') and t.started_at < coalesce(p_until, 'infinity')
     union all
     select t.id, t.conversation_id, null, t.tool, t.model, t.started_at, t.input_tokens, t.cached_tokens,
            t.output_tokens, t.reasoning_tokens, t.cost, t.earlier_cost, t.reserved_prompt, t.is_estimated, t.state,
-           t.lease_until
+           t.lease_until, case when t.output_tokens = 0 then t.metadata -> 'from_cache' is not null end as is_kept
       from public.conversations c join public.turns t on t.conversation_id = c.id
      where p_continuation_id is not null and c.owner = p_owner and c.continuation_id = p_continuation_id
        and t.model is not null
        and t.started_at >= coalesce(p_since, '-infinity') and t.started_at < coalesce(p_until, 'infinity')
     union all
     select p.turn_id, p.conversation_id, p.continuation_id, p.tool, p.model, p.started_at, p.input_tokens, p.cached_tokens,
-           p.output_tokens, p.reasoning_tokens, p.cost, null, null, p.is_estimated, p.state, '-infinity'
+           p.output_tokens, p.reasoning_tokens, p.cost, null, null, p.is_estimated, p.state, '-infinity', null
       from exai.purged_turns p
      where p_continuation_id is null and p.owner = p_owner
        and p.started_at >= coalesce(p_since, '-infinity') and p.started_at < coalesce(p_until, 'infinity')),
@@ -3185,7 +3185,7 @@ AS $function$
            sum(k.reasoning_tokens)::bigint as reasoning,
            sum(coalesce(k.cost, k.lost_usd, 0) + coalesce(k.earlier_cost, 0)) as cost,
            count(*) filter (where k.is_estimated or (k.cost is null and k.lost_usd is not null)) as estimated,
-           count(*) filter (where k.cost is null and k.input_tokens > 0) as unpriced
+           count(*) filter (where k.cost is null and k.input_tokens > 0) as unpriced, count(*) filter (where k.is_kept) as kept
       from keyed k
      group by grouping sets ((k.key), ())),
   shown as (
@@ -3198,7 +3198,8 @@ AS $function$
          coalesce(s.input, 0), coalesce(s.cached, 0), coalesce(s.output, 0), coalesce(s.reasoning, 0),
          coalesce(s.cost, 0), s.estimated, s.unpriced, (select count(*) from sums x where x.is_total = 0),
          p_continuation_id is null or exists (
-           select from public.conversations n where n.owner = p_owner and n.continuation_id = p_continuation_id)
+           select from public.conversations n where n.owner = p_owner and n.continuation_id = p_continuation_id),
+         s.kept
     from shown s
     left join public.conversations c
       on c.id = case when s.is_total = 0 then s.conversation::uuid end

@@ -268,9 +268,10 @@ class Completion:
     """A whole answer. `model` is the provider's name for the model it used; `request_id` is the provider's own.
 
     `is_partial` is true if the model may have produced more than `content`; `unread_events` counts events that could
-    not be parsed, and `notes` are sentences for the caller. `answered_by` is EXAI's name for the model, `instead_of`
-    that of the model that was asked first and could not answer. `searches` counts searches of the web, `sources` are
-    what they found, and `search_usd` is their price, None if it is not known.
+    not be parsed, `is_refusal` is true if the model marked it as a refusal, and `notes` are sentences for the caller.
+    `answered_by` is EXAI's name for the model, `instead_of` that of the model that was asked first and could not
+    answer. `searches` counts searches of the web, `sources` are what they found, and `search_usd` is their price, None
+    if it is not known.
     """
 
     content: str
@@ -284,6 +285,7 @@ class Completion:
     attempts: int = 1
     is_partial: bool = False
     unread_events: int = 0
+    is_refusal: bool = False
     notes: tuple[str, ...] = ()
     answered_by: str | None = None
     instead_of: str | None = None

@@ -48,7 +48,8 @@ class UsageSum:
     """The sum of some turns. `key` is what they have in common, None for all; `title` that of its conversation.
 
     `failed` and `pending` count turns without an answer. `estimated` counts turns whose tokens the provider did not
-    report, `unpriced` those of models without a known price, which the cost lacks.
+    report, `unpriced` those of models without a known price, which the cost lacks. `from_cache` counts answers of the
+    answer cache, which have cost nothing.
     """
 
     key: str | None
@@ -63,6 +64,7 @@ class UsageSum:
     cost_usd: Decimal
     estimated: int
     unpriced: int
+    from_cache: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,4 +149,5 @@ def _sum(row: asyncpg.Record) -> UsageSum:
         cost_usd=Decimal(row["cost"]),
         estimated=row["estimated"],
         unpriced=row["unpriced"],
+        from_cache=row["from_cache"],
     )

@@ -31,6 +31,7 @@ ROW = (
     "reasoning_tokens",
     "estimated",
     "unpriced",
+    "from_cache",
 )
 """Fields of a sum in the text."""
 
@@ -63,6 +64,7 @@ class UsageRowOutput:
     cost_usd: float
     estimated: int
     unpriced: int
+    from_cache: int
 
 
 @dataclass
@@ -179,6 +181,7 @@ def _row(total: UsageSum) -> UsageRowOutput:
         cost_usd=round(float(total.cost_usd), 6),
         estimated=total.estimated,
         unpriced=total.unpriced,
+        from_cache=total.from_cache,
     )
 
 

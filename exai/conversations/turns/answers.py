@@ -149,9 +149,10 @@ class AnswerCache:
 
 def is_fit(request: ChatRequest, completion: Completion) -> bool:
     """Return whether an answer may be given again: complete, by the model that was asked, with the search it wanted."""
-    is_whole = completion.finish_reason == "stop" and not completion.is_partial and not completion.unread_events
+    is_whole = completion.finish_reason == "stop" and not (completion.is_partial or completion.unread_events)
     has_searched = not (request.web_search and completion.notes)
-    return is_whole and completion.instead_of is None and has_searched and bool(completion.content.strip())
+    is_own = completion.instead_of is None and not completion.is_refusal
+    return is_whole and is_own and has_searched and bool(completion.content.strip())
 
 
 def encode_answer(completion: Completion, model: Model, now: datetime) -> bytes:

@@ -301,6 +301,7 @@ class ChatApi:
             attempts=attempts,
             is_partial=answer.is_partial,
             unread_events=unread,
+            is_refusal=answer.refuses,
             answered_by=call.model.name,
             sources=tuple(sources.values()),
             searches=searches,

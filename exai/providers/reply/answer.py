@@ -119,6 +119,7 @@ class AnswerAssembler:
         self._has_own_choice = self._has_deltas = False
         self.reasoning_field = ""
         self.finish_reason: FinishReason | None = None
+        self.refuses = False
         self.done = False
         self.started = False
         self.may_go_on = self.goes_on = False
@@ -288,6 +289,7 @@ class AnswerAssembler:
         added.reasoning += found.reasoning
         self.reasoning_field = self.reasoning_field or found.reasoning_field
         self.unread += found.unread
+        self.refuses = self.refuses or found.refuses
         self._name(found.named)
         self._take_finish(choice, added)
 

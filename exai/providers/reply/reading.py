@@ -94,13 +94,17 @@ _NAMES: Final[Mapping[str, str]] = {
 
 @dataclass(slots=True)
 class ParsedPiece:
-    """What one piece of a message holds. `named` lists what has no text, `unread` counts what was not understood."""
+    """What one piece of a message holds. `named` lists what has no text, `unread` counts what was not understood.
+
+    `refuses` is true if the model marks its text as a refusal.
+    """
 
     content: str = ""
     reasoning: str = ""
     reasoning_field: str = ""
     unread: int = 0
     named: list[str] = field(default_factory=list)
+    refuses: bool = False
 
 
 def values_of(data: str) -> tuple[list[Any], int]:
@@ -156,8 +160,9 @@ def read_message(message: Mapping[str, Any]) -> ParsedPiece:
             _read_content(message[name], found, 0)
             break
     refusal = message.get("refusal")
-    if isinstance(refusal, str):
+    if isinstance(refusal, str) and refusal:
         found.content += refusal
+        found.refuses = True
     audio = message.get("audio")
     if isinstance(audio, Mapping):
         transcript = audio.get("transcript")
@@ -290,6 +295,7 @@ def _read_part(part: Mapping[str, Any], found: ParsedPiece, depth: int) -> None:
     if any(word in kind for word in _REASONING_TYPES) or part.get("thought") is True:
         found.reasoning += _thought(part, depth)
         return
+    found.refuses = found.refuses or kind == "refusal" or bool(part.get("refusal"))
     word = next((word for key in (kind, *map(str, part)) for word in _NAMES if word in key.lower()), None)
     own = part.get(str(part.get("type")))
     if word is None and isinstance(own, str) and own:

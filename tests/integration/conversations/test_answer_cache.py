@@ -79,7 +79,7 @@ async def test_the_same_prompt_is_answered_again_without_the_model(rig: Rig) -> 
     assert repeated.duplicate
     assert (repeated.origin, repeated.notes, repeated.cost_usd) == (again.origin, again.notes, 0)
     total = (await rig.app.ledger.report(UsageQuery(LOCAL_OWNER))).total
-    assert (total.turns, total.unpriced) == (3, 0)
+    assert (total.turns, total.unpriced, total.from_cache) == (3, 0, 2)
     assert (total.input_tokens, total.cost_usd) == (first.usage.input_tokens, first.cost_usd)
 
 
@@ -161,6 +161,10 @@ UNFIT: dict[str, Reply] = {
     "cut at its limit": kimi_answer("Half an ans", finish="length"),
     "ended by a filter": kimi_answer("I cannot", finish="content_filter"),
     "broken off": stream(chunk({"content": "Half"}), chunk({}, finish="stop"), b"data: {broken\n\n", event("[DONE]")),
+    "a refusal": stream(chunk({"refusal": "I cannot help."}), chunk({}, finish="stop"), event("[DONE]")),
+    "a refusal in a part": stream(
+        chunk({"content": [{"type": "refusal", "refusal": "I cannot."}]}), chunk({}, finish="stop"), event("[DONE]")
+    ),
     "of an unknown end": kimi_answer("Perhaps", finish="something"),
 }
 

@@ -9,7 +9,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
 ARGS ?=
 
-.PHONY: attack bench bench-peers browser eval help page run test test-adoption test-lowest test-newest test-clients test-poolers check conformance fault fuzz format lock clean
+.PHONY: attack bench bench-peers browser eval help page run test test-adoption test-lowest test-newest test-clients test-poolers test-prometheus check conformance fault fuzz format lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -56,6 +56,9 @@ fault: .venv/dev.done ## inject seeded faults into every component under load (E
 
 attack: .venv/dev.done ## run every attack of a hostile client in turn, with time limits (minutes)
 	@EXAI_ATTACK_TIMES=1 $(PY) -m pytest -n 0 -s -m attack tests $(ARGS)
+
+test-prometheus: .venv/dev.done ## ask a real Prometheus for everything that the dashboard shows (apt-get install prometheus)
+	@$(PY) -m pytest -n 0 -q -m "heavy or not heavy" tests/acceptance/test_prometheus.py $(ARGS)
 
 conformance: .venv/dev.done ## run the official MCP suite, inspector and TypeScript client (from npm, with their own Node)
 	@$(PY) -m tests.conformance.run

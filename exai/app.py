@@ -56,7 +56,7 @@ from exai.monitoring.events import EventRecorder
 from exai.monitoring.health import Health, open_health
 from exai.monitoring.live import Live
 from exai.monitoring.metrics import MetricsRecorder
-from exai.probes import components, provider_states
+from exai.probes import components, provider_states, watch_parts
 from exai.program import program
 from exai.providers.embeddings import Embedder, open_embedder
 from exai.providers.registry import Providers, open_providers
@@ -235,6 +235,7 @@ def _build(opened: Backends) -> tuple[App, Sequence[AbstractAsyncContextManager[
         history=HistoryRepository(database),
         notes=_notes(settings, opened.embedded),
     )
+    recorder.watch(lambda: watch_parts(recorder, database, turns.leases, settings.budgets))
     works = {"conversation-watch": poller.run(), "word-indexing": indexing.run(), "remote-files": documents.run()}
     return app, [*(running(name, work) for name, work in works.items()), chat.running()]
 

@@ -25,6 +25,9 @@ Holder: TypeAlias = Owner | None
 
 WHAT: Final = "a free place"
 
+request_tool: ContextVar[str] = ContextVar("request_tool", default="shared")
+"""The tool of the current request; `shared` for work that serves several requests or none."""
+
 request_owner: ContextVar[Holder] = ContextVar("request_owner", default=None)
 """The owner of the current request; None for background work and for work done for several owners at once."""
 
@@ -134,6 +137,11 @@ class Turns(Generic[W]):
     def leave(self, owner: Holder, waiter: W) -> None:
         """Remove a request that no longer waits; does nothing if it has already been chosen."""
         self._line.leave(owner, waiter)
+
+    @property
+    def waiting(self) -> int:
+        """Number of waiters."""
+        return len(self._line)
 
     def choose(self, free: int) -> tuple[Holder, W] | None:
         """Take out the waiter that gets one of `free` places, and count the place; None if no waiter may have one."""

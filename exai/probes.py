@@ -9,10 +9,13 @@ from functools import partial
 from typing import Any
 
 from exai.cache.conversations import ConversationCache
+from exai.conversations.turns.leases import TurnLeases
 from exai.db.driver.pool import Database
+from exai.models import Recorder
 from exai.monitoring.health import Component, Probe, Probed
 from exai.providers.base import ProviderStatus
 from exai.providers.registry import Providers
+from exai.settings.sections import BudgetSettings
 
 MAX_TOKEN_FACTORS = 8
 """Number of models whose token counts the health of a provider states."""
@@ -80,3 +83,19 @@ def provider_states(providers: Providers) -> list[dict[str, Any]]:
         }
         for each in providers.status()
     ]
+
+
+def watch_parts(recorder: Recorder, database: Database, leases: TurnLeases, budgets: BudgetSettings) -> None:
+    """Set the gauges of what is in use, waiting and allowed now."""
+    in_use, is_open, size = database.usage()
+    for state, number in (("in_use", in_use), ("idle", is_open - in_use), ("missing", size - is_open)):
+        recorder.gauge("db_pool_connections", number, state=state)
+    recorder.gauge("db_pool_waiting", database.waiting)
+    recorder.gauge("turns_running", leases.count)
+    for per, usd in (
+        ("conversation", budgets.conversation_usd),
+        ("owner_day", budgets.owner_day_usd),
+        ("owner_month", budgets.owner_month_usd),
+    ):
+        if usd is not None:
+            recorder.gauge("budget_limit_usd", usd, per=per)

@@ -81,6 +81,7 @@ class ConversationStore:
         self._curation = repositories.curation
         self._cache, self._publisher, self._indexing = cache, publisher, indexing
         self._limits, self._recorder = limits, recorder
+        recorder.count("stale_reads_total", 0)
 
     async def append(self, request: AppendRequest) -> Appended:
         """Store messages as one block, numbered without holes: 1 database round trip for any number of them.

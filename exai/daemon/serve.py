@@ -42,7 +42,7 @@ from exai.settings.load import Settings
 from exai.tools.prompts import conversation_uri
 from exai.tools.registry import INSTRUCTIONS, build_features, build_tasks, build_tools
 from exai.tools.unfinished import UnfinishedOutput
-from exai.web.monitoring import ReadMetrics, monitoring_routes
+from exai.web.monitoring import ReadMetrics, metrics_reader, monitoring_routes
 from exai.web.page import page_routes
 
 log = structlog.get_logger(__name__)
@@ -151,11 +151,15 @@ def _mcp_server(app: App) -> McpServer:
 
 
 def _routes(app: App, server: McpServer, link: Parent | None) -> list[Route]:
+    own, token = app.settings.server, app.settings.server.metrics_token
     monitoring = monitoring_routes(
         app.health,
         _offer(app, link),
         facts=lambda: figures(app.recorder, app.settings.cache.max_staleness_s),
         may_see_details=server.edge.may_see_details,
+        may_read_metrics=metrics_reader(
+            token.get_secret_value() if token else None, is_guarded=own.is_guarded, is_admitted=server.edge.is_admitted
+        ),
     )
     return [*page_routes(__version__, is_guarded=app.settings.server.is_guarded), *monitoring]
 

@@ -89,6 +89,11 @@ class Edge:
             return True
         return isinstance(await self._authenticate(headers, query_map(scope["query_string"])), Admitted)
 
+    async def is_admitted(self, scope: Mapping[str, Any]) -> bool:
+        """Return whether a caller has authenticated; without authentication everybody has."""
+        found = await self._authenticate(header_map(scope["headers"]), query_map(scope["query_string"]))
+        return isinstance(found, Admitted)
+
     def rejection(self, headers: Mapping[str, str]) -> Rejection | None:
         """Return the reason to refuse a request with these headers, or None."""
         host = headers.get("host", "")

@@ -29,6 +29,18 @@ FLUSH_ITEMS: Final = 50
 MINUTE_S: Final = 60.0
 TOOL_CALL: Final = "tools/call"
 
+TYPES: Final = (
+    "tool_call",
+    "turn",
+    "turn_tokens",
+    "turn_cost_usd",
+    "provider_call",
+    "cache_read",
+    "cache_pass",
+    "slow_operation",
+    "health_change",
+)
+
 BACKGROUND: Final = frozenset({"cache_pass"})
 """Types that an idle daemon produces, too; they do not cause a flush."""
 
@@ -86,6 +98,8 @@ class EventRecorder:
         self._seen: dict[tuple[str, tuple[tuple[str, str], ...]], Sums] = {}
         self._in_flight = 0
         self._is_open = False
+        for type_ in TYPES:
+            metrics.count("recorder_dropped_total", 0, type=type_)
         self.filled = asyncio.Event()
         """Set while at least `FLUSH_ITEMS` items wait."""
 

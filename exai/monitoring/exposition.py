@@ -24,6 +24,7 @@ MetricKind = Literal["counter", "gauge", "histogram"]
 GREATEST: Final = frozenset(
     {
         "exai_breaker_state",
+        "exai_budget_limit_usd",
         "exai_build_info",
         "exai_cache_watermark_age_seconds",
         "exai_messages_unindexed",

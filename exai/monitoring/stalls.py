@@ -39,9 +39,11 @@ class _Watch:
         self._ended = threading.Event()
         self._reported = False
         self._noted_at = time.monotonic()
+        recorder.count("event_loop_stalls_total", 0)
 
     async def note(self) -> None:
         """Record the time, and the lag of the loop, for as long as the loop runs."""
+        self._recorder.observe("event_loop_lag_seconds", 0.0)
         while True:
             due = time.monotonic() + self._pause_s
             await asyncio.sleep(self._pause_s)

@@ -49,6 +49,10 @@ def _shared_tokens(server: ServerSettings) -> Iterator[ConfigError]:
             yield ConfigError(
                 "EXAI_SERVER__TOKENS", f"{owner} has the same token as {other}", "Give every owner one of its own"
             )
+    if server.metrics_token is not None and server.metrics_token.get_secret_value() in holders:
+        yield ConfigError(
+            "EXAI_SERVER__METRICS_TOKEN", "is also the token of an owner", "Set another one, for the metrics alone"
+        )
 
 
 def _jwt_contradictions(jwt: JwtSettings) -> Iterator[ConfigError]:

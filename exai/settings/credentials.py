@@ -25,6 +25,7 @@ ACCESS: Final[Mapping[str, str]] = {
     "EXAI_SERVER__ALLOWED_HOSTS": "decides by which host names clients may connect",
     "EXAI_SERVER__ALLOWED_ORIGINS": "decides which web pages may connect",
     "EXAI_SERVER__TOKENS": "decides who may connect as which owner",
+    "EXAI_SERVER__METRICS_TOKEN": "decides who may read the metrics",
     "EXAI_SERVER__JWT__SECRET": "decides who may connect as which owner",
     "EXAI_SERVER__JWT__JWKS_URL": "decides who may connect as which owner",
     "EXAI_SERVER__JWT__ISSUER": "decides who may connect as which owner",

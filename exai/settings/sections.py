@@ -153,7 +153,8 @@ class JwtSettings(Section):
 class ServerSettings(Section):
     """The one port. Without `token`, `tokens` and `jwt` every caller is admitted, and only on a loopback address.
 
-    A caller with `token` is the local owner; a caller with one of `tokens` is the owner of its key.
+    A caller with `token` is the local owner; a caller with one of `tokens` is the owner of its key. `metrics_token`
+    admits to the metrics alone.
     """
 
     host: Annotated[str, AfterValidator(check_host)] = "127.0.0.1"
@@ -161,6 +162,7 @@ class ServerSettings(Section):
     token: Token | None = None
     tokens: dict[OwnerName, Token] = Field(default={}, examples=['{"alice": "a token of 16 characters or more"}'])
     jwt: JwtSettings = JwtSettings()
+    metrics_token: Token | None = None
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     message_max_bytes: int = Field(default=8_388_608, ge=1024)

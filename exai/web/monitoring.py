@@ -5,6 +5,7 @@ Invariant: no route waits for a dependency; all answer from the results of the b
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -28,18 +29,32 @@ MaySee = Callable[[Mapping[str, Any]], Awaitable[bool]]
 NO_STORE = {"Cache-Control": "no-store"}
 
 
+def metrics_reader(token: str | None, *, is_guarded: bool, is_admitted: MaySee) -> MaySee:
+    """Return who may read the metrics: with `token` or that of a caller; everybody if there are no tokens."""
+    expected = None if token is None else f"Bearer {token}".encode()
+
+    async def may_read(scope: Mapping[str, Any]) -> bool:
+        given = dict(scope["headers"]).get(b"authorization", b"")
+        if expected is not None and hmac.compare_digest(given, expected):
+            return True
+        return await is_admitted(scope) if is_guarded else expected is None
+
+    return may_read
+
+
 def monitoring_routes(
     health: Health,
     read_metrics: ReadMetrics,
     facts: Callable[[], Mapping[str, Any]] = dict,
     *,
     may_see_details: MaySee | None = None,
+    may_read_metrics: MaySee | None = None,
 ) -> list[Route]:
     """Return GET /health, /health/live, /health/ready and /metrics; `facts` are further fields of /health.
 
     /health and /health/ready answer 503 if the daemon is down or should get no work; /health/live answers 200 for as
     long as the process can answer at all, since restarting it does not repair a database. A caller refused by
-    `may_see_details` receives the status and nothing else.
+    `may_see_details` receives the status and nothing else, one refused by `may_read_metrics` no metrics.
     """
 
     async def is_trusted(request: Request) -> bool:
@@ -64,9 +79,11 @@ def monitoring_routes(
         return JSONResponse(body, 200 if report.ready else 503, NO_STORE)
 
     async def show_metrics(request: Request) -> Response:
-        if not await is_trusted(request):
+        if may_read_metrics is not None and not await may_read_metrics(request.scope):
             headers = {"WWW-Authenticate": "Bearer", **NO_STORE}
-            return PlainTextResponse("a bearer token is needed for metrics\n", 401, headers)
+            return PlainTextResponse(
+                "a bearer token is needed: EXAI_SERVER__METRICS_TOKEN, or the token of a caller\n", 401, headers
+            )
         try:
             values = await read_metrics()
         except TimeoutError:

@@ -166,6 +166,7 @@ ACCESS = [
     ({}, f"EXAI_SERVER__ALLOWED_ORIGINS={EVIL}", "EXAI_SERVER__ALLOWED_ORIGINS"),
     ({}, "EXAI_SERVER__ALLOWED_HOSTS=evil.example", "EXAI_SERVER__ALLOWED_HOSTS"),
     ({}, f'EXAI_SERVER__TOKENS={{"alice":"{TOKEN}"}}', "EXAI_SERVER__TOKENS"),
+    ({}, f"EXAI_SERVER__METRICS_TOKEN={TOKEN}", "EXAI_SERVER__METRICS_TOKEN"),
     ({}, f"EXAI_SERVER__JWT__SECRET={TOKEN * 2}\nEXAI_SERVER__JWT__ISSUER={ISSUER}", "EXAI_SERVER__JWT__SECRET"),
     ({}, f"EXAI_SERVER__JWT__JWKS_URL={ISSUER}\nEXAI_SERVER__JWT__ISSUER={ISSUER}", "EXAI_SERVER__JWT__JWKS_URL"),
     ({}, f"EXAI_SERVER__HOST=0.0.0.0\nEXAI_SERVER__TOKEN={TOKEN}", "EXAI_SERVER__HOST"),
@@ -226,9 +227,8 @@ def test_found_file_may_narrow_access_and_bring_stores_of_its_own(lines: list[st
 def test_every_setting_that_decides_about_access_is_covered() -> None:
     """A new field of the JWT section, or a new list of allowed values, is trusted only explicitly."""
     names = {each.name for each in variables()}
-    deciding = {
-        name for name in names if "__JWT__" in name or "ALLOW" in name or name.endswith(("__ROOTS", "__TOKENS"))
-    }
+    endings = ("__ROOTS", "__TOKENS", "__METRICS_TOKEN")
+    deciding = {name for name in names if "__JWT__" in name or "ALLOW" in name or name.endswith(endings)}
     assert deciding == set(ACCESS_SETTINGS)
 
 

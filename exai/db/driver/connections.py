@@ -97,6 +97,11 @@ class Connections:
         return len(self._idle) + len(self._taken)
 
     @property
+    def waiting(self) -> int:
+        """Callers that wait for a connection."""
+        return self._turns.waiting
+
+    @property
     def away_s(self) -> float | None:
         """Seconds since the database became unreachable; None while a connection is open or none has failed."""
         if self._away_since is None or self.live:

@@ -29,7 +29,7 @@ from exai.db.driver.statements import Statement, load_statements
 from exai.db.driver.translate import DEPENDENCY, READ_ONLY, StatementPhase, TranslatedError, judge
 from exai.db.driver.writability import Obstacle, obstacle_of
 from exai.errors import DatabaseUnavailable, DeadlineExceeded, ShuttingDown, StorageFull
-from exai.fairness import Holder, request_owner
+from exai.fairness import Holder, request_owner, request_tool
 from exai.models import Recorder
 from exai.resilience import Clock, backoff_s, remaining_s
 from exai.settings.load import DatabaseSettings
@@ -115,6 +115,7 @@ class Database:
                 took_s = time.perf_counter() - started
                 self.network.observe(took_s)
                 self._recorder.count("db_statements_total", statement=name)
+                self._recorder.count("tool_statements_total", tool=request_tool.get())
                 self._recorder.observe("db_statement_seconds", took_s, statement=name)
                 if self._refusal is not None and statement.repeat != "read":
                     self._refusal = None
@@ -222,6 +223,11 @@ class Database:
     def statement_timeout_s(self) -> float:
         """Seconds one statement may take."""
         return self._settings.statement_timeout_s
+
+    @property
+    def waiting(self) -> int:
+        """Statements that wait for a connection."""
+        return self._connections.waiting
 
     def usage(self) -> tuple[int, int, int]:
         """Connections in use, open, and allowed."""

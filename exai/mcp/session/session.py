@@ -18,7 +18,7 @@ from structlog.contextvars import STRUCTLOG_KEY_PREFIX
 
 from exai.account import request_account
 from exai.errors import DeadlineExceeded, ExaiError, Overloaded, ShuttingDown
-from exai.fairness import request_owner
+from exai.fairness import request_owner, request_tool
 from exai.mcp.core import versions
 from exai.mcp.core.connection import Connection
 from exai.mcp.core.errors import rpc_error
@@ -253,6 +253,7 @@ class Session:
         method = call.method
         terms = method.terms if method.terms_of is None else method.terms_of(call)
         _REQUEST.set(request_id)
+        request_tool.set(terms.label or method.name)
         started_s = time.perf_counter()
         outcome = "cancelled"
         reporter = None if call.progress_token is None else self._progress_reporter(call)

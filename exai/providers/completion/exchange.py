@@ -76,6 +76,9 @@ class _ReplyState:
     started: float
     armed: ReadPhase = "first"
     has_begun: bool = False
+    pieces: int = 0
+    first_piece_at: float = 0.0
+    last_piece_at: float = 0.0
     is_over: bool = False
     reported_at: float = field(init=False)
 
@@ -244,6 +247,7 @@ class HttpTransport:
             self._arm(reading, is_alive=body.alive > alive)
         for event in body.close():
             await self._deliver_piece(answer.take(event), reading)
+        self._record_gap(reading)
         if body.foreign or (body.form != "events" and not answer.whole):
             raise self._refusal(response, reading.call, body.foreign)
         if body.is_one_document:
@@ -259,6 +263,7 @@ class HttpTransport:
             return
         if not reading.has_begun:
             reading.has_begun = True
+            reading.first_piece_at = self._clocks.monotonic()
             reading.attempt.answered()
             self._recorder.observe(
                 "provider_first_token_seconds",
@@ -266,7 +271,16 @@ class HttpTransport:
                 provider=self._family.name,
                 model=call.model.label,
             )
+        reading.pieces += 1
+        reading.last_piece_at = self._clocks.monotonic()
         await self._deliver(delta, reading)
+
+    def _record_gap(self, reading: _ReplyState) -> None:
+        """Record the mean time between two pieces of an answer; a piece is about one token."""
+        if reading.pieces > 1:
+            gap_s = (reading.last_piece_at - reading.first_piece_at) / (reading.pieces - 1)
+            labels = {"provider": self._family.name, "model": reading.call.model.label}
+            self._recorder.observe("provider_token_gap_seconds", gap_s, **labels)
 
     async def _report_alive(self, reading: _ReplyState) -> None:
         """Report periodically to the caller that a model that has sent no text yet is still working."""

@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from exai.monitoring.exposition import Values
 from exai.monitoring.health import READINESS_CHANGES_AFTER, Component, Health, Probed
 from exai.monitoring.metrics import MetricsRecorder
-from exai.web.monitoring import monitoring_routes
+from exai.web.monitoring import metrics_reader, monitoring_routes
 
 
 class Daemon:
@@ -133,7 +133,9 @@ async def test_unauthorized_callers_see_the_status_only() -> None:
     async def may_not(_: object) -> bool:
         return False
 
-    routes = monitoring_routes(daemon.health, daemon.read_metrics, lambda: {"pid": 1}, may_see_details=may_not)
+    routes = monitoring_routes(
+        daemon.health, daemon.read_metrics, lambda: {"pid": 1}, may_see_details=may_not, may_read_metrics=may_not
+    )
     transport = httpx.ASGITransport(Starlette(routes=routes))
     async with httpx.AsyncClient(transport=transport, base_url="http://exai") as client:
         assert (await client.get("/health")).json() == {"service": "exai", "status": "degraded"}
@@ -141,3 +143,42 @@ async def test_unauthorized_callers_see_the_status_only() -> None:
         metrics = await client.get("/metrics")
     assert metrics.status_code == 401
     assert metrics.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    ("token", "is_guarded", "given", "may"),
+    [
+        (None, False, None, True),
+        (None, True, None, False),
+        (None, True, "caller", True),
+        ("metrics", True, "metrics", True),
+        ("metrics", True, "caller", True),
+        ("metrics", True, "other", False),
+        ("metrics", True, None, False),
+        ("metrics", False, None, False),
+        ("metrics", False, "metrics", True),
+    ],
+)
+async def test_metrics_want_a_token_where_there_is_one(
+    token: str | None, is_guarded: bool, given: str | None, may: bool
+) -> None:
+    """Also from this machine: a token of their own, or that of a caller."""
+
+    async def is_admitted(scope: object) -> bool:
+        assert is_guarded
+        return given == "caller"
+
+    reader = metrics_reader(token, is_guarded=is_guarded, is_admitted=is_admitted)
+    headers = [] if given is None else [(b"authorization", f"Bearer {given}".encode())]
+    assert await reader({"headers": headers}) is may
+
+
+async def test_metrics_of_silent_workers_are_not_guessed(daemon: Daemon) -> None:
+    """A part of the sums would look like counters that were reset."""
+
+    async def silent() -> Values:
+        raise TimeoutError
+
+    transport = httpx.ASGITransport(Starlette(routes=monitoring_routes(daemon.health, silent)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://exai") as client:
+        assert (await client.get("/metrics")).status_code == 503

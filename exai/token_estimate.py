@@ -59,9 +59,21 @@ _TABLE: Final = _table()
 _IN_RUN: Final = bytes(b"a"[0] if byte in _LETTERS + _DIGITS + b"+/-_=" else b" "[0] for byte in range(256))
 
 
+_KEPT: Final = 16_384
+"""Maximum number of estimates that are kept, by a hash of their texts: each turn needs those of all its messages."""
+
+_kept: dict[tuple[int, int], int] = {}
+
+
 def text_tokens(text: str) -> int:
     """Return the estimated number of tokens of `text` in a model's vocabulary."""
-    return utf8_tokens(text.encode(errors="replace"))
+    key = (hash(text), len(text))
+    tokens = _kept.get(key)
+    if tokens is None:
+        if len(_kept) >= _KEPT:
+            _kept.clear()
+        tokens = _kept.setdefault(key, utf8_tokens(text.encode(errors="replace")))
+    return tokens
 
 
 def utf8_tokens(encoded: bytes) -> int:

@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exai.token_estimate import text_tokens
+from exai import token_estimate
+from exai.token_estimate import text_tokens, utf8_tokens
 
 PROSE: Final = """\
 The harbour had been quiet since the ferry stopped coming in the autumn, and the few boats that remained
@@ -226,3 +227,12 @@ def test_estimate_is_the_sum_of_its_parts(parts: list[str]) -> None:
     weights = sum(text_tokens(part * 100 if part in " \n" else f"{part} " * 100) for part in parts)
     together = text_tokens("".join(part if part in " \n" else f"{part} " for part in parts) * 100)
     assert abs(together - weights) <= len(parts) + 1
+
+
+def test_estimates_are_kept_within_a_limit_and_stay_right() -> None:
+    """A conversation's messages are estimated in every turn; a daemon sees more texts than it may remember."""
+    first = text_tokens("word 0 " * 9)
+    for number in range(20_000):
+        assert text_tokens(f"word {number % 7_000} " * 9) > 0
+    assert len(token_estimate._kept) <= 16_384
+    assert text_tokens("word 0 " * 9) == first == utf8_tokens(b"word 0 " * 9)

@@ -124,7 +124,7 @@ class Attachments:
             max_images=limits.count if limits else 0,
             instructions=self._instructions,
         )
-        showing.first_seq = showing.first_with_files(chosen)
+        showing.first_seq = showing.first_with_files(chosen) if facts else 0
         messages = [showing.part(message) for message in chosen]
         left_out = count_left_out(history, system, chosen)
         return Asked(messages, showing.left_tokens, left_out, tuple(showing.notes()))
@@ -206,6 +206,8 @@ class _Showing:
 
     def part(self, message: Message) -> Prompt:
         """Return a message with its files, and with the instructions for its answer at the end."""
+        if not message.metadata:
+            return Prompt(message.role, message.content)
         parts, images = [message.content], []
         for file_id in file_ids_of(message):
             file, content = self._facts.get(file_id), self._contents.get(file_id)
@@ -264,6 +266,8 @@ def _candidates(
 ) -> list[StoredFile]:
     """Return the files to read: those of the question, and the newest of earlier turns that may fit."""
     chosen = {file.id: file for file in own}
+    if not facts:
+        return []
     left_bytes = room_tokens * LIKELY_BYTES_PER_TOKEN
     left_images = model.images.count if model and model.images else 0
     for message in sorted(history, key=lambda message: message.seq, reverse=True):

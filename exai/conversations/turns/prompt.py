@@ -68,6 +68,8 @@ def estimate_tokens(text: str) -> int:
 
 def message_tokens(message: Message, instructions: Instructions) -> int:
     """Return the estimated tokens of a message with its instructions and lines about its files, without contents."""
+    if not message.metadata:
+        return estimate_tokens(message.content)
     reasoning = reasoning_of(message)
     text_and_lines = estimate_tokens(message.content) + WRAPPING_TOKENS * len(file_ids_of(message))
     return text_and_lines + instructions.tokens_of(message) + (text_tokens(reasoning.text) if reasoning else 0)
@@ -76,12 +78,16 @@ def message_tokens(message: Message, instructions: Instructions) -> int:
 def file_ids_of(message: Message) -> tuple[FileId, ...]:
     """Return the file ids in a message's metadata, which may be malformed because callers of append write it freely."""
     ids = message.metadata.get(FILE_IDS, ())
+    if not ids:
+        return ()
     return tuple(dict.fromkeys(islice(filter(is_file_id, ids), MAX_FILES))) if isinstance(ids, list | tuple) else ()
 
 
 def reasoning_of(message: Message) -> Reasoning | None:
     """Return the stored reasoning of an answer, if its endpoint demands it back."""
     kept, provider = message.metadata.get(REASONING), message.metadata.get("provider")
+    if kept is None:
+        return None
     if not isinstance(kept, dict) or kept.get("field") not in RETURNED_FIELDS or not isinstance(provider, str):
         return None
     text = kept.get("text")

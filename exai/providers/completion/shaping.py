@@ -16,7 +16,7 @@ from functools import partial
 from itertools import groupby
 from typing import Any, Final
 
-from exai.models import Prompt, PromptImage, Role
+from exai.models import Prompt, PromptImage
 
 BETWEEN: Final = "\n\n"
 BEFORE_AN_ANSWER: Final = "(The conversation begins with the following message.)"
@@ -44,7 +44,12 @@ def shaped(
     apart and in any order, for a model that is known to take them so. The provider `reasoning_to` receives the
     reasoning that it gave, an answer without any an empty one; all others receive none.
     """
-    said = [replace(message, role=_role(message)) for message in messages if message.content.strip()]
+    # A tool's message is accepted only as the answer to a recorded call; as the user's it keeps its place and text.
+    said = [
+        replace(message, role="user") if message.role == "tool" else message
+        for message in messages
+        if message.content.strip()
+    ]
     encode = partial(_encoded, reasoning_to=reasoning_to, takes_images=takes_images)
     if not strictly and system_role:
         return encode(said)
@@ -93,6 +98,9 @@ def _merged(messages: Iterable[Prompt]) -> list[Prompt]:
     merged: list[Prompt] = []
     for role, group in groupby(messages, key=lambda message: message.role):
         parts = list(group)
+        if len(parts) == 1:
+            merged += parts
+            continue
         images = tuple(image for part in parts for image in part.images)
         merged.append(Prompt(role, _joined(part.content for part in parts), images, parts[-1].reasoning))
     return merged
@@ -100,8 +108,3 @@ def _merged(messages: Iterable[Prompt]) -> list[Prompt]:
 
 def _joined(contents: Iterable[str]) -> str:
     return BETWEEN.join(contents)
-
-
-def _role(message: Prompt) -> Role:
-    # A tool's message is accepted only as the answer to a recorded call; as the user's it keeps its place and text.
-    return "user" if message.role == "tool" else message.role

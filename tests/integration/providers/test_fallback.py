@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from exai.errors import ConfigError, ProviderAuthFailed, ProviderError, ProviderLimited, ProviderUnavailable
-from exai.models import CompletionRequest, Prompt
+from exai.fairness import request_owner
+from exai.models import CompletionRequest, Owner, Prompt
 from tests.integration.providers.conftest import KEY, Asker, Heard, OpenProviders, Pauses
 from tests.support.provider_server import (
     ProviderServer,
@@ -194,3 +195,27 @@ async def test_limit_of_concurrent_requests_is_kept_and_waited_for(
         assert len(server.chats) == 2
         server.gate.set()
         assert [each.content for each in await asyncio.gather(*calls)] == ["x"] * 5
+
+
+async def test_owners_take_turns_under_the_limit_of_concurrent_requests(
+    server: ProviderServer, opened: OpenProviders
+) -> None:
+    """A call of another owner is the next but one, however many of the first owner wait."""
+    server.default = lambda _body: stream("gate", chunk({"content": "x"}, finish="stop"))
+    site = {"api_key": KEY, "base_url": server.base_url, "max_concurrent": 1}
+    order: list[str] = []
+    async with opened(kimi=site, glm={}) as providers:
+
+        async def call(owner: str) -> None:
+            request_owner.set(Owner(owner))
+            await Asker(providers)("kimi-k3")
+            order.append(owner)
+
+        calls = [asyncio.create_task(call("busy")) for _ in range(8)]
+        await server.arrived(1)
+        calls.append(asyncio.create_task(call("other")))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        server.gate.set()
+        await asyncio.gather(*calls)
+    assert order.index("other") <= 2

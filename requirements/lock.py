@@ -122,12 +122,13 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--uv", default="uv")
     parser.add_argument("--keep", action="store_true", help="upgrade nothing that is locked and still fits")
-    parser.add_argument("--tools", action="store_true", help="print what the group `test` names, and do nothing else")
+    parser.add_argument(
+        "--tools", action="store_true", help="print what the groups `test` and `build` name, and do nothing else"
+    )
     options = parser.parse_args()
     if options.tools:
-        print(
-            *tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]["test"], sep="\n"
-        )
+        groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
+        print(*groups["test"], *groups["build"], sep="\n")
         return 0
     if not options.check:
         write(options.uv, keep=options.keep)

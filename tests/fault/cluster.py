@@ -41,7 +41,7 @@ POOLER_SESSIONS = 6
 
 
 class WitnessProxy(FaultProxy):
-    """Between a daemon and Redis; notes each change that Redis was told of and has carried out."""
+    """Between a daemon and Redis; notes each change that Redis has applied."""
 
     def __init__(self, upstream: tuple[str, int] | str) -> None:
         super().__init__(upstream)

@@ -448,7 +448,7 @@ async def test_the_result_of_a_task_is_that_of_the_call_on_any_daemon(stage: Sta
 
 
 async def test_budgets_hold_for_each_call_of_a_consensus(stage: Stage) -> None:
-    """The arbiter's part is reserved with the question, so that nobody is asked if it is not covered."""
+    """The arbiter's part is reserved with the question, so no model is asked if it is not covered."""
     budgets = BudgetSettings(owner_day_usd=0.10, answer_tokens=1_000, unpriced_output_usd=0.0)
     async with open_app(stage.app.settings.model_copy(update={"budgets": budgets})) as app:
         limited = Stage(app, stage.kimi, stage.glm, stage.local)

@@ -315,7 +315,7 @@ async def test_calls_at_once_keep_one_row_for_a_question(app: App, postgres_url:
 
 
 async def test_a_place_of_another_owner_is_not_kept(app: App, postgres_url: str) -> None:
-    """Whatever a caller of the repository passes."""
+    """For any argument of the repository's caller."""
     first = await ask(app, MUTEX)
     repository = AnswerRepository(app.database)
     conversation = ConversationId(

@@ -95,7 +95,7 @@ async def test_a_batch_is_stored_once(history: HistoryRepository) -> None:
 
 @pytest.mark.direct
 async def test_a_history_is_one_statement(postgres_url: str) -> None:
-    """Whatever the step."""
+    """For each step."""
     counters = Counters()
     async with opened(postgres_url, recorder=counters) as database:
         history = HistoryRepository(database)

@@ -16,12 +16,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from exai.cache.answers import AnswerLimits
 from exai.cache.conversations import ConversationCache
 from exai.cache.entry import cache_keys, watermark_key
 from exai.cache.reconciliation import ChangedRevisions
 from exai.cache.records import Hit, Unavailable
 from exai.cache.redis.topology import CLUSTER_GROUPS
-from exai.models import ContinuationId
+from exai.models import ContinuationId, Owner
 from tests.integration.cache.conftest import OpenCache
 from tests.integration.cache.steps import apply, expect_current, fill, hit
 from tests.integration.cache.stored import Stored
@@ -151,6 +152,17 @@ class TestCluster:
         for each in many:
             await hit(cache, each)
         assert sum(moved(node) for node in nodes) == before
+
+    async def test_answers_of_an_owner_are_kept_together(self, cache_at: OpenCache, nodes: list[Valkey]) -> None:
+        """A script uses both keys of an owner, so that one node must have them; owners are spread over the nodes."""
+        entries = (await cache_at(f"redis+cluster://127.0.0.1:{nodes[1].port}")).answers
+        limits = AnswerLimits(ttl_s=60.0, owner_max_bytes=1_000)
+        owners = [Owner(f"owner {number}") for number in range(50)]
+        for owner in owners:
+            assert await entries.keep(owner, "name", owner.encode(), limits)
+            assert await entries.find(owner, "name", limits) == owner.encode()
+        kept = [len(node.do("KEYS", "exai:answers:*")) for node in nodes]
+        assert (sum(kept), min(kept) > 0) == (2 * len(owners), True)
 
     async def test_dead_node_leaves_the_others_cached_and_licensed(
         self, cache_at: OpenCache, nodes: list[Valkey], many: list[Stored]

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from exai.app import App, open_app
-from exai.cache.answers import AnswerLimits
 from exai.conversations import ChatRequest, ChatResult
 from exai.db.ledger import UsageQuery
 from exai.errors import BudgetExceeded, InvalidArgument
@@ -283,33 +282,6 @@ async def test_misses_at_once_on_two_daemons_never_overspend(rig: Rig) -> None:
         assert len(answered) == asked(rig) == 3
         total = (await daemons[0].ledger.report(UsageQuery(LOCAL_OWNER))).total
         assert 0.03 < total.cost_usd < 0.035
-
-
-async def test_answers_of_an_owner_are_bounded(rig: Rig) -> None:
-    """In bytes, in number, and each in size; the oldest make room."""
-    entries = rig.app.cache.answers
-    limits = AnswerLimits(ttl_s=60.0, owner_max_bytes=1_000)
-    for number in range(12):
-        assert await entries.keep(LOCAL_OWNER, f"name {number}", b"x" * 100, limits)
-    found = [await entries.find(LOCAL_OWNER, f"name {number}", limits) for number in range(12)]
-    assert [each is not None for each in found] == [False] * 2 + [True] * 10
-    assert await entries.keep(LOCAL_OWNER, "name 5", b"y" * 600, limits)
-    found = [await entries.find(LOCAL_OWNER, f"name {number}", limits) for number in range(12)]
-    assert [number for number, each in enumerate(found) if each] == [5, 8, 9, 10, 11]
-    assert await entries.keep(LOCAL_OWNER, "larger than all", b"z" * 2_000, limits)
-    assert await entries.find(LOCAL_OWNER, "larger than all", limits) is None
-    assert await entries.find(Owner("other"), "name 5", limits) is None
-
-
-async def test_an_expired_answer_is_not_given_again(rig: Rig) -> None:
-    """By the clock of Redis, whichever daemon asks with whichever limit."""
-    entries = rig.app.cache.answers
-    long, short = AnswerLimits(60.0, 1_000), AnswerLimits(0.001, 1_000)
-    await entries.keep(LOCAL_OWNER, "name", b"answer", long)
-    assert await entries.find(LOCAL_OWNER, "name", long) == b"answer"
-    while await entries.find(LOCAL_OWNER, "name", short) is not None:
-        pass
-    assert await entries.find(LOCAL_OWNER, "name", long) == b"answer"
 
 
 async def test_an_answer_over_the_limit_is_returned_and_not_kept(rig: Rig) -> None:

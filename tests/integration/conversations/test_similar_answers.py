@@ -19,9 +19,10 @@ from exai.app import App, open_app
 from exai.conversations import ChatRequest, ChatResult
 from exai.db.answers import MAX_OWNER_ROWS, AnswerPlace, AnswerRepository, Question
 from exai.db.ledger import UsageQuery
+from exai.db.migrations.extensions import install_vector
 from exai.errors import ConfigError, DatabaseError
 from exai.models import LOCAL_OWNER, ConversationId, Owner
-from exai.settings.load import AnswerSettings, CacheSettings
+from exai.settings.load import AnswerSettings, CacheSettings, DatabaseSettings
 from exai.tools.chat import ChatOutput
 from tests.integration.conversations.conftest import Rig, open_rig
 from tests.integration.workflows.conftest import call, rows_of
@@ -87,9 +88,16 @@ PGVECTOR = {
 }
 
 
+async def has_pgvector(url: str) -> bool:
+    """Whether the server can create the extension; a system's Postgres may lack it."""
+    return bool(await value(url, "select count(*) from pg_available_extensions where name = 'vector'"))
+
+
 @pytest.fixture(params=PGVECTOR.values(), ids=list(PGVECTOR))
 async def either(request: pytest.FixtureRequest, postgres_url: str, rig: Rig) -> AsyncIterator[App]:
     """The application, on a database with and without the extension."""
+    if request.param and not await has_pgvector(postgres_url):
+        pytest.skip("the server has no pgvector")
     await run(postgres_url, *request.param)
     async with comparing(rig) as opened:
         yield opened
@@ -148,6 +156,8 @@ async def test_the_nearest_question_wins(rig: Rig, either: App) -> None:
 
 async def test_pgvector_may_come_and_go(rig: Rig, app: App, postgres_url: str) -> None:
     """While the daemon runs: the next statement uses what is there, and no row is lost."""
+    if not await has_pgvector(postgres_url):
+        pytest.skip("the server has no pgvector")
     await ask(app, MUTEX)
     for statements in ([], *PGVECTOR.values()):
         await run(postgres_url, *statements)
@@ -156,6 +166,29 @@ async def test_pgvector_may_come_and_go(rig: Rig, app: App, postgres_url: str) -
         assert found.origin.similarity == 0.98
         await run(postgres_url, "drop extension if exists vector")
     assert len(rig.provider.chats) == 1
+
+
+async def test_vectors_are_compared_by_pgvector_where_it_is(app: App, postgres_url: str) -> None:
+    """Seen by a value that its type refuses; the embedding model is never believed one."""
+    first = await ask(app, MUTEX)
+    await run(postgres_url, "update exai.answers set vector = '{NaN,0}'")
+    question = Question(LOCAL_OWNER, *await found_by(postgres_url), "other", (1.0, 0.0))
+    repository = AnswerRepository(app.database)
+    assert len(await repository.similar(question, least=0.9, age_s=60)) == 1
+    assert first.content
+    await install_vector(postgres_url)
+    await install_vector(postgres_url)
+    if await has_pgvector(postgres_url):
+        with pytest.raises(DatabaseError):
+            await repository.similar(question, least=0.9, age_s=60)
+
+
+async def found_by(postgres_url: str) -> tuple[str, str]:
+    """The embedding model and the rest of the prompt of the only row."""
+    return (
+        await value(postgres_url, "select embedding from exai.answers"),
+        await value(postgres_url, "select rest from exai.answers"),
+    )
 
 
 async def test_a_type_of_the_extensions_name_is_not_used(app: App, postgres_url: str) -> None:
@@ -344,3 +377,22 @@ async def test_a_failure_of_the_table_is_a_note(app: App, postgres_url: str) -> 
     assert "no similar question was looked for" in result.notes[0]
     with pytest.raises(DatabaseError):
         await AnswerRepository(app.database).prune(age_s=1)
+
+
+async def test_the_embedded_server_gets_pgvector_if_it_has_it(rig: Rig, tmp_path: Path) -> None:
+    """Nobody else can install it there."""
+    settings = rig.app.settings.model_copy(
+        update={
+            "database": DatabaseSettings(),
+            "cache": CacheSettings(url="off"),
+            "answers": AnswerSettings(embedding_model="kimi/embed-1"),
+            "data_dir": tmp_path / "own",
+        }
+    )
+    async with open_app(settings) as app:
+        assert app.embedded is not None
+        url = app.embedded.postgres_url or ""
+        installed = await value(url, "select count(*) from pg_extension where extname = 'vector'")
+        assert bool(installed) == await has_pgvector(url)
+        await ask(app, MUTEX)
+        assert (await ask(app, PARAPHRASE)).origin is not None

@@ -31,6 +31,9 @@ class ChatService:
     ) -> ChatResult:
         """Call a model and store question and answer: 2 database round trips, independent of the conversation's length.
 
+        A call that asks the answer cache and misses costs one more if a budget is set, and two more where similar
+        questions are compared: the search, and keeping the answer.
+
         The answer is committed on return. If the model fails, the question stays, the failure is recorded with the
         turn, and the conversation can continue; a request with the same `idempotency_key` runs the turn again.
         `on_delta` receives the answer as it streams, `on_begun` the turn id for `result` and `cancel` on any daemon.

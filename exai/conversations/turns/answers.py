@@ -106,14 +106,14 @@ class AnswerCache:
         """
         if recalled.completion is not None or (recalled.name is None and recalled.question is None):
             return None
-        if not is_fit(request, completion):
+        entry = encode_answer(completion, model, datetime.now(UTC)) if is_fit(request, completion) else None
+        if entry is None:
             return self._stored("unfit", None)
         if self._similar is not None and recalled.question is not None:
             is_kept = await self._similar.keep(recalled.question, place)
             self._stored("vector" if is_kept else "vector_failed", None)
         if recalled.name is None:
             return None
-        entry = encode_answer(completion, model, datetime.now(UTC))
         if len(entry) > self._entry_max_bytes:
             return self._stored("too_large", TOO_LARGE)
         if not await self._entries.keep(request.owner, recalled.name, entry, self._limits):
@@ -155,21 +155,23 @@ def is_fit(request: ChatRequest, completion: Completion) -> bool:
     return is_whole and is_own and has_searched and bool(completion.content.strip())
 
 
-def encode_answer(completion: Completion, model: Model, now: datetime) -> bytes:
-    """Return an answer as it is kept, with its time and the name of its model."""
+def encode_answer(completion: Completion, model: Model, now: datetime) -> bytes | None:
+    """Return an answer as it is kept, with its time and the name of its model; None if it is not Unicode."""
     reasoning = completion.returned_reasoning
-    return orjson.dumps(
-        {
-            "content": completion.content,
-            "provider": completion.provider,
-            "model": model.name,
-            "wire_model": completion.model,
-            "answered_at": now.isoformat(),
-            "sources": [list(each) for each in completion.sources],
-            "notes": list(completion.notes),
-            "reasoning": [reasoning.provider, reasoning.field, reasoning.text] if reasoning else None,
-        }
-    )
+    facts = {
+        "content": completion.content,
+        "provider": completion.provider,
+        "model": model.name,
+        "wire_model": completion.model,
+        "answered_at": now.isoformat(),
+        "sources": [list(each) for each in completion.sources],
+        "notes": list(completion.notes),
+        "reasoning": [reasoning.provider, reasoning.field, reasoning.text] if reasoning else None,
+    }
+    try:
+        return orjson.dumps(facts)
+    except TypeError:
+        return None
 
 
 def decode_answer(kept: bytes) -> Completion | None:

@@ -4,7 +4,8 @@ A question is compared with earlier ones of the same owner whose prompts were eq
 parameters, the system prompt and the whole history. Only short questions in words are compared, without files and
 without the instructions of a tool, since the vector of a long text says little about a difference within it.
 
-Invariant: a question with other numbers, or with another negation, has no similar answer, however near its vector is.
+Invariant: a question with other numbers, or with another negation in English, has no similar answer, however near its
+vector is.
 """
 
 from __future__ import annotations

@@ -162,7 +162,11 @@ async def _open_backends(stack: AsyncExitStack, settings: Settings) -> Backends:
         )
     )
     health = await stack.enter_async_context(
-        open_health(components(database, cache, providers), recorder=recorder, on_change=events.health_change)
+        open_health(
+            components(database, cache, providers, _blobs(settings, database), recorder),
+            recorder=recorder,
+            on_change=events.health_change,
+        )
     )
     embedder = await stack.enter_async_context(open_embedder(settings.answers, settings.providers, recorder))
     background = await stack.enter_async_context(open_background())

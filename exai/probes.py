@@ -5,17 +5,28 @@ Invariant: only the database is required; the loss of each other part is stated.
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from exai.blobs.base import Blobs
 from exai.cache.conversations import ConversationCache
 from exai.conversations.turns.leases import TurnLeases
 from exai.db.driver.pool import Database
-from exai.models import Recorder
+from exai.db.migrations.revision import check_revision
+from exai.models import LOCAL_OWNER, Recorder
 from exai.monitoring.health import Component, Probe, Probed
+from exai.monitoring.metrics import MetricsRecorder
 from exai.providers.base import ProviderStatus
 from exai.providers.registry import Providers
+from exai.resilience import Clock
 from exai.settings.sections import BudgetSettings
+
+NO_CONTENT = "0" * 64
+"""The SHA-256 of no content."""
+
+SELDOM_S = 60.0
 
 MAX_TOKEN_FACTORS = 8
 """Number of models whose token counts the health of a provider states."""
@@ -33,7 +44,43 @@ async def probe_database(database: Database) -> Probed:
     return Probed("ok", detail)
 
 
-def components(database: Database, cache: ConversationCache, providers: Providers) -> list[Component]:
+async def probe_schema(database: Database) -> Probed:
+    """Probe whether the schema is that of this release, or of a later one."""
+    return Probed("ok", f"at revision {await check_revision(database)}")
+
+
+async def probe_storage(blobs: Blobs) -> Probed:
+    """Ask the blob store for a content that does not exist."""
+    await blobs.chosen.read_all(LOCAL_OWNER, {NO_CONTENT: 1})
+    return Probed("ok", f"files in the store {blobs.chosen.name}")
+
+
+def seldom(probe: Probe, pause_s: float = SELDOM_S, clock: Clock = time.monotonic) -> Probe:
+    """Return a probe that repeats a good result for `pause_s`: what it asks for costs more or changes rarely."""
+    known: tuple[float, Probed] | None = None
+
+    async def ask() -> Probed:
+        nonlocal known
+        if known is not None and clock() < known[0]:
+            return known[1]
+        began = time.perf_counter()
+        known = None
+        found = replace(await probe(), latency_s=time.perf_counter() - began)
+        if found.state == "ok":
+            known = clock() + pause_s, found
+        return found
+
+    return ask
+
+
+def _hits(recorder: MetricsRecorder) -> str:
+    hits, reads = recorder.value("cache_reads_total", result="hit"), recorder.value("cache_reads_total")
+    return f", {hits / reads:.0%} of {reads:,.0f} reads were hits" if reads else ""
+
+
+def components(
+    database: Database, cache: ConversationCache, providers: Providers, blobs: Blobs, recorder: MetricsRecorder
+) -> list[Component]:
     """Return the components that health probes. Only the database is required: the loss of each other one is stated."""
 
     async def probe_cache() -> Probed:
@@ -44,7 +91,9 @@ def components(database: Database, cache: ConversationCache, providers: Provider
             return Probed("down", status.problem or "no answer")
         starting = status.watermark_age_s is None and status.problem is None
         clock = "" if status.clock_ahead_s is None else f", clock {status.clock_ahead_s:+.2f} s"
-        bound = f"{status.server}, at most {status.max_staleness_s:g} s stale{clock}"
+        memory = await cache.memory_bytes()
+        used = "" if memory is None else f", {memory / 1_048_576:.0f} MiB used"
+        bound = f"{status.server}, at most {status.max_staleness_s:g} s stale{clock}{used}{_hits(recorder)}"
         if status.state == "ok" or starting:
             return Probed("ok", bound)
         return Probed("degraded", f"{bound}, entries live that long only: {status.problem}")
@@ -60,7 +109,12 @@ def components(database: Database, cache: ConversationCache, providers: Provider
 
         return probe
 
-    watched = [Component("database", partial(probe_database, database), required=True), Component("cache", probe_cache)]
+    watched = [
+        Component("database", partial(probe_database, database), required=True),
+        Component("schema", seldom(partial(probe_schema, database))),
+        Component("cache", probe_cache),
+        Component("storage", seldom(partial(probe_storage, blobs))),
+    ]
     return watched + [Component(each.name, provider_probe(each.name)) for each in providers.status()]
 
 

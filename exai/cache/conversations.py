@@ -248,6 +248,13 @@ class ConversationCache:
             **facts,
         )
 
+    async def memory_bytes(self) -> int | None:
+        """Return the memory that the server uses, None if it is not known. Never raises."""
+        try:
+            return None if self._client is None else await self._client.memory_bytes()
+        except CacheError:
+            return None
+
     async def wait_settled(self) -> None:
         """Wait until the fills begun by `read_through` have ended."""
         await self._flights.wait_settled()

@@ -80,6 +80,18 @@ def _add_service(commands: Any) -> None:
     health = commands.add_parser("health", help="show the state of the running daemon")
     health.add_argument("--url", help="address of the daemon; default: EXAI_SERVER__HOST and EXAI_SERVER__PORT")
     health.add_argument("--format", choices=("text", "json"), default="text")
+    often = health.add_mutually_exclusive_group()
+    often.add_argument(
+        "--watch",
+        nargs="?",
+        type=float,
+        const=2.0,
+        metavar="SECONDS",
+        help="show it again and again, in place on a terminal (default: every 2 s)",
+    )
+    often.add_argument(
+        "--endpoint", metavar="[HOST:]PORT", help="serve the report as JSON: HTTP 200, or 503 if it is not healthy"
+    )
 
     config = commands.add_parser("config", help="show every setting with its value and origin")
     config.add_argument("--format", choices=("text", "json"), default="text")

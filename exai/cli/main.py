@@ -11,7 +11,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from exai import __version__
 from exai.cli import store
@@ -236,7 +236,31 @@ def _migrate(_: argparse.Namespace) -> int:
 
 
 def _health(options: argparse.Namespace) -> int:
-    from exai.cli.health_client import ask_health, health_url, local_address
+    from exai.cli.health import open_endpoint, read_health, watch
+    from exai.cli.health_client import local_address
+
+    url, token = _daemon(options)
+    if options.endpoint is not None:
+        with open_endpoint(lambda: read_health(url, token), options.endpoint) as server:
+            host, port = server.server_address[:2]
+            print(f"the health of {url} is at http://{local_address(str(host), int(port))}/health", flush=True)
+            server.serve_forever()
+    if options.watch is not None:
+        for text in watch(lambda: read_health(url, token), options.watch, in_place=sys.stdout.isatty()):
+            print(text, flush=True)
+    reading = read_health(url, token)
+    if options.format == "json":
+        import json
+
+        print(json.dumps(reading.as_json(), indent=2))
+    else:
+        print(shown(reading.as_text(), sys.stdout))
+    return OK if reading.healthy else FAILED
+
+
+def _daemon(options: argparse.Namespace) -> tuple[str, str | None]:
+    """Return the URL of the daemon's health route, and the token for it."""
+    from exai.cli.health_client import health_url, local_address
 
     if options.url:
         from exai.settings.environment import read_environment
@@ -244,37 +268,15 @@ def _health(options: argparse.Namespace) -> int:
         reading = read_environment()
         announce_env_file(reading)
         value = reading.find("EXAI_TOKEN")
-        answer = ask_health(health_url(options.url), value.text if value else None)
-    else:
-        from exai.settings.credentials import check_daemon_token
+        return health_url(options.url), value.text if value else None
+    from exai.settings.credentials import check_daemon_token
 
-        settings = read_settings()
-        token = settings.connect.token or settings.server.token
-        if token is not None:
-            check_daemon_token(settings.reading, "EXAI_TOKEN" if settings.connect.token else "EXAI_SERVER__TOKEN")
-        address = local_address(settings.server.host, settings.server.port)
-        answer = ask_health(health_url(address), token.get_secret_value() if token else None)
-    _print_health(answer.url, answer.body, options.format)
-    return OK if answer.healthy else FAILED
-
-
-def _print_health(url: str, body: dict[str, Any], shape: str) -> None:
-    if shape == "json":
-        import json
-
-        print(json.dumps(body, indent=2))
-        return
-    if "version" not in body:
-        print(
-            shown(f"EXAI at {url}: {body.get('status')} (it says more to a token of its own, EXAI_TOKEN)", sys.stdout)
-        )
-        return
-    ready = "ready" if body.get("ready") else "not ready"
-    print(shown(f"EXAI {body['version']} at {url}: {body.get('status')}, {ready}", sys.stdout))
-    for name, each in body.get("components", {}).items():
-        latency = "" if each["latency_ms"] is None else f"{each['latency_ms']:.1f} ms"
-        line = f"  {name:<12} {each['state']:<9} {latency:>10}  {each['detail']}".rstrip()
-        print(shown(line, sys.stdout))
+    settings = read_settings()
+    token = settings.connect.token or settings.server.token
+    if token is not None:
+        check_daemon_token(settings.reading, "EXAI_TOKEN" if settings.connect.token else "EXAI_SERVER__TOKEN")
+    address = local_address(settings.server.host, settings.server.port)
+    return health_url(address), token.get_secret_value() if token else None
 
 
 def _config(options: argparse.Namespace) -> int:

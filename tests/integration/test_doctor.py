@@ -9,14 +9,17 @@ import json
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import pytest
 from pydantic import SecretStr
 
 from exai.cache.diagnose import diagnose as diagnose_cache
 from exai.cli import main as cli
 from exai.cli.doctor import examine, table
+from exai.cli.health import REPORT_AGE_S, HealthReading, open_endpoint, watch
 from exai.cli.health_client import ask_health, health_url, local_address
 from exai.db.diagnose import diagnose as diagnose_database
 from exai.errors import ConfigError, StartupError
@@ -376,11 +379,62 @@ class TestHealthCommand:
         assert lines[0].endswith(f"{status}, ready")
         assert lines[1].split() == ["database", "ok", "1.2", "ms", "Postgres", "18"]
 
-    def test_json_is_the_daemons_answer(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """For programs."""
+    def test_json_has_every_check_with_its_time(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """For programs; a WebSocket that cannot be opened degrades what is otherwise healthy."""
         with http_server(200, HEALTHY) as (address, _):
             assert cli.main(["health", "--format", "json", "--url", address]) == 0
-        assert json.loads(capsys.readouterr().out) == HEALTHY
+        report = json.loads(capsys.readouterr().out)
+        assert (report["status"], report["service"], report["ready"]) == ("degraded", "exai", True)
+        assert 0 < report["duration_ms"] < 5_000
+        assert datetime.fromisoformat(report["timestamp"]).tzinfo is not None
+        database, websocket = report["checks"]["database"], report["checks"]["websocket"]
+        assert (database["status"], database["response_time_ms"]) == ("healthy", 1.25)
+        assert datetime.fromisoformat(database["timestamp"]).tzinfo is not None
+        assert (websocket["status"], "answers 200 instead of 101" in websocket["detail"]) == ("unhealthy", True)
+
+    def test_endpoint_serves_the_report_and_its_verdict(self) -> None:
+        """The daemon is asked at most once a second, however many ask."""
+        asked, now = 0, [0.0]
+
+        def read() -> HealthReading:
+            nonlocal asked
+            asked += 1
+            if asked > 1:
+                raise StartupError("daemon", "is away", "Start it")
+            websocket = {"status": "healthy", "latency_ms": 1.0, "detail": ""}
+            return HealthReading("http://h/health", HEALTHY, True, websocket, datetime.now(UTC), 2.0)
+
+        with open_endpoint(read, "127.0.0.1:0", clock=lambda: now[0]) as server:
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+            thread.start()
+            try:
+                address = f"http://127.0.0.1:{server.server_port}"
+                answers = [httpx.get(f"{address}{path}") for path in ("/health", "/", "/health")]
+                assert asked == 1
+                assert [each.status_code for each in answers] == [200, 200, 200]
+                assert answers[0].json()["status"] == "healthy"
+                now[0] = REPORT_AGE_S
+                away = httpx.get(address)
+                assert (away.status_code, away.json()["status"]) == (503, "unhealthy")
+            finally:
+                server.shutdown()
+                thread.join()
+
+    @pytest.mark.parametrize("address", ["", "host", "host:port", "99999999"])
+    def test_endpoint_without_a_port_is_2(self, address: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """Nothing is asked before."""
+        assert cli.main(["health", "--url", CLOSED, "--endpoint", address]) == 2
+        assert "--endpoint" in capsys.readouterr().err
+
+    def test_watching_goes_on_without_a_daemon(self) -> None:
+        """It is watched because it may be away; a terminal is cleared, a file is not."""
+
+        def read() -> HealthReading:
+            raise StartupError("daemon", "is away", "Start it")
+
+        plain = watch(read, 0.0, in_place=False)
+        assert [next(plain).splitlines()[0] for _ in range(2)] == ["daemon: is away. Start it"] * 2
+        assert next(watch(read, 0.0, in_place=True)).startswith("\x1b[H\x1b[Jdaemon")
 
     @pytest.mark.parametrize("body", [{"service": "other"}, [], b"<html>", b"", b"[" * 100_000])
     def test_something_else_on_the_port_is_3(self, body: object, capsys: pytest.CaptureFixture[str]) -> None:

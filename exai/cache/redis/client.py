@@ -6,6 +6,7 @@ replied that it did not execute it: an unknown script, or a slot that has moved.
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -19,6 +20,7 @@ from exai.models import Recorder
 from exai.slowness import SLOW_S, note_slow
 
 MAX_REDIRECTS: Final = 3
+MEMORY_AGE_S: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class RedisClient:
     def __init__(self, topology: Topology, recorder: Recorder) -> None:
         self._topology, self._recorder = topology, recorder
         self._version: str | None = None
+        self._memory: tuple[float, int | None] | None = None
 
     @property
     def groups(self) -> int:
@@ -103,6 +106,15 @@ class RedisClient:
             valkey = facts.get("valkey_version")
             self._version = f"Valkey {valkey}" if valkey else f"Redis {facts.get('redis_version', 'unknown')}"
         return self._version
+
+    async def memory_bytes(self) -> int | None:
+        """Memory that the server uses, as of the last minute; None if it does not say. Raises `CacheError`."""
+        now = time.monotonic()
+        if self._memory is None or now - self._memory[0] >= MEMORY_AGE_S:
+            reply = await self.call(0, "INFO", "memory")
+            found = re.search(rb"^used_memory:(\d+)", reply, re.MULTILINE) if isinstance(reply, bytes) else None
+            self._memory = now, int(found[1]) if found else None
+        return self._memory[1]
 
     async def close(self) -> None:
         """Close all connections."""

@@ -3137,7 +3137,7 @@ AS $function$
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.usage_v1(p_owner text, p_by text, p_since timestamp with time zone, p_until timestamp with time zone, p_continuation_id text, p_limit integer)
+CREATE OR REPLACE FUNCTION exai.usage_v1(p_owner text, p_by text, p_since timestamp with time zone, p_until timestamp with time zone, p_continuation_id text, p_limit integer, p_zone text)
  RETURNS TABLE(o_part text, o_key text, o_title text, o_turns bigint, o_failed bigint, o_pending bigint, o_input bigint, o_cached bigint, o_output bigint, o_reasoning bigint, o_cost numeric, o_estimated bigint, o_unpriced bigint, o_groups bigint, o_named boolean, o_kept bigint)
  LANGUAGE sql
  STABLE ROWS 20
@@ -3172,7 +3172,7 @@ AS $function$
   keyed as (
     select case p_by when 'model' then a.model
                      when 'tool' then a.tool
-                     when 'day' then to_char(a.started_at at time zone 'UTC', 'YYYY-MM-DD')
+                     when 'day' then to_char(a.started_at at time zone p_zone, 'YYYY-MM-DD')
                      when 'turn' then a.id::text
                      else a.conversation_id::text end as key, a.*
       from settled a),

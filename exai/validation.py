@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from math import isfinite
 from typing import Final, TypeGuard, get_args
 from uuid import UUID
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import orjson
 
@@ -40,6 +41,7 @@ MAX_NUMBER: Final = 2**63 - 1
 """Maximum of Postgres's bigint, the type of sequence numbers and revisions."""
 
 ROLES: Final = get_args(Role)
+ZONE_NAME: Final = re.compile(r"[A-Za-z][\w+-]*(?:/[\w+-]+){0,2}", re.ASCII)
 ESCAPED_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -158,6 +160,18 @@ def check_time(field: str, value: object) -> None:
         value.astimezone(UTC)
     except OverflowError:
         raise InvalidArgument(field, "is outside the years 1 to 9999 in UTC", cure) from None
+
+
+def check_zone(field: str, value: object) -> None:
+    """Check the name of a time zone in the IANA database."""
+    cure = "Give a name such as Europe/Berlin or UTC"
+    if not isinstance(value, str) or not ZONE_NAME.fullmatch(value):
+        raise InvalidArgument(field, f"is {shown(value)}, not the name of a time zone", cure)
+    if value != "UTC":
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError):
+            raise InvalidArgument(field, f"is {shown(value)}, which this machine does not know", cure) from None
 
 
 def check_list(field: str, value: object, limit: int, cure: str = "Give fewer") -> None:

@@ -1,4 +1,4 @@
--- Returns the tokens and the cost of an owner's turns that asked a model, by 'model', 'tool', 'day' (UTC), 'conversation'
+-- Returns the tokens and the cost of an owner's turns that asked a model, by 'model', 'tool', 'day' (of p_zone), 'conversation'
 -- or 'turn': rows 'group', the latest day or turn or the highest cost first, and one row 'total', last, that also covers
 -- the groups beyond p_limit. o_named is false if there is no conversation p_continuation_id. o_kept counts answers of
 -- the answer cache.
@@ -6,7 +6,8 @@
 -- The turns are read by turns_asked_idx, or those of one conversation by turns_conversation_idx; those of conversations
 -- that were purged by the key of exai.purged_turns.
 create or replace function exai.usage_v1(
-  p_owner text, p_by text, p_since timestamptz, p_until timestamptz, p_continuation_id text, p_limit integer)
+  p_owner text, p_by text, p_since timestamptz, p_until timestamptz, p_continuation_id text, p_limit integer,
+  p_zone text)
 returns table (o_part text, o_key text, o_title text, o_turns bigint, o_failed bigint, o_pending bigint,
                o_input bigint, o_cached bigint, o_output bigint, o_reasoning bigint, o_cost numeric,
                o_estimated bigint, o_unpriced bigint, o_groups bigint, o_named boolean, o_kept bigint)
@@ -42,7 +43,7 @@ as $$
   keyed as (
     select case p_by when 'model' then a.model
                      when 'tool' then a.tool
-                     when 'day' then to_char(a.started_at at time zone 'UTC', 'YYYY-MM-DD')
+                     when 'day' then to_char(a.started_at at time zone p_zone, 'YYYY-MM-DD')
                      when 'turn' then a.id::text
                      else a.conversation_id::text end as key, a.*
       from settled a),

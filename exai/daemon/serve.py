@@ -42,6 +42,7 @@ from exai.settings.load import Settings
 from exai.tools.prompts import conversation_uri
 from exai.tools.registry import INSTRUCTIONS, build_features, build_tasks, build_tools
 from exai.tools.unfinished import UnfinishedOutput
+from exai.web.live import live_routes
 from exai.web.monitoring import ReadMetrics, metrics_reader, monitoring_routes
 from exai.web.page import page_routes
 
@@ -161,7 +162,8 @@ def _routes(app: App, server: McpServer, link: Parent | None) -> list[Route]:
             token.get_secret_value() if token else None, is_guarded=own.is_guarded, is_admitted=server.edge.is_admitted
         ),
     )
-    return [*page_routes(__version__, is_guarded=app.settings.server.is_guarded), *monitoring]
+    page = page_routes(__version__, is_guarded=app.settings.server.is_guarded)
+    return [*page, *live_routes(server, app.health, app.live.gather, app.history.read), *monitoring]
 
 
 def _pass_on(notice: Notice, server: McpServer) -> None:

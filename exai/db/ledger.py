@@ -16,26 +16,39 @@ import asyncpg
 from exai.db.driver.pool import Database
 from exai.db.records import BudgetLimits
 from exai.models import ContinuationId, Owner
-from exai.validation import MAX_CONTINUATION_CHARS, check_choice, check_optional_name, check_owner, check_time
+from exai.validation import (
+    MAX_CONTINUATION_CHARS,
+    check_choice,
+    check_optional_name,
+    check_owner,
+    check_time,
+    check_zone,
+)
 
 UsageKey = Literal["model", "tool", "day", "conversation", "turn"]
 
+UTC_ZONE: Final = "UTC"
 MAX_GROUPS: Final = 200
 """Maximum number of groups in a report; its total also covers the others."""
 
 
 @dataclass(frozen=True, slots=True)
 class UsageQuery:
-    """A report by `by`, of the turns started from `since` (inclusive) to `until` (exclusive)."""
+    """A report by `by`, of the turns started from `since` (inclusive) to `until` (exclusive).
+
+    `zone` is the time zone whose days are meant, by its name in the IANA database.
+    """
 
     owner: Owner
     by: UsageKey = "model"
     since: datetime | None = None
     until: datetime | None = None
     continuation_id: ContinuationId | None = None
+    zone: str = UTC_ZONE
 
     def validate(self) -> None:
         """Raise `InvalidArgument` for a value that no report can have."""
+        check_zone("time_zone", self.zone)
         check_owner(self.owner)
         check_choice("by", self.by, get_args(UsageKey))
         check_time("since", self.since)
@@ -113,6 +126,7 @@ class LedgerRepository:
             query.continuation_id,
             MAX_GROUPS,
             limits.as_json() if limits.are_set else None,
+            query.zone,
         )
         *groups, total = [row for row in rows if row["part"] != "budget"]
         states = _states([row for row in rows if row["part"] == "budget"], limits)

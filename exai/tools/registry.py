@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from exai.app import App
 from exai.mcp.core.protocol import Feature
 from exai.mcp.features.tools import ToolRegistry, ToolSpec
 from exai.monitoring.figures import figures
+from exai.settings.load import describe
 from exai.tools.chat import chat_tool
 from exai.tools.completion import argument_completion
 from exai.tools.consensus import consensus_tool
@@ -78,7 +80,7 @@ def _offered(app: App, tools: Iterable[ToolSpec]) -> ToolRegistry:
 def build_features(app: App, tools: ToolRegistry) -> Sequence[Feature]:
     """Make what clients are offered beside `tools`."""
     return (
-        resource_feature(app.conversations, app.files),
+        resource_feature(app.conversations, app.files, partial(describe, app.settings) if has_one_owner(app) else None),
         prompt_feature(app.conversations, tools),
         argument_completion(app.conversations, app.files, app.providers, tools),
     )
@@ -88,6 +90,12 @@ def build_tasks(app: App, tools: ToolRegistry) -> TurnTasks:
     """Make the store of the calls that outlast their connection, for all tools whose answer can be made later."""
     answers = {spec.name: spec.answer_from for spec in tools if spec.answer_from is not None}
     return TurnTasks(app.chat, answers)
+
+
+def has_one_owner(app: App) -> bool:
+    """Return whether every caller is the same owner, whose daemon it then is."""
+    server = app.settings.server
+    return not server.jwt.is_on and len(server.tokens) + (server.token is not None) <= 1
 
 
 def health_report(app: App) -> dict[str, Any]:

@@ -6,7 +6,7 @@ indistinguishable from data that does not exist.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import unquote
 
@@ -19,11 +19,14 @@ from exai.mcp.core.jsonrpc import INVALID_PARAMS, RpcError
 from exai.mcp.core.protocol import CallContext, Feature
 from exai.mcp.features.resources import Listing, ResourceContents, ResourceRegistry, ResourceSpec
 from exai.models import ContinuationId, Conversation, FileId, Owner, Page
+from exai.settings.load import Described
 from exai.tools.conversations.outputs import ConversationOutput, take_messages
 from exai.tools.limits import size_limit
 from exai.tools.prompts import CONVERSATION, JSON_TYPE, conversation_uri
 
 FILE = "exai://files/"
+SETTINGS = "exai://settings"
+"""The settings in effect, for the page. They are the operator's, so that one owner among several does not see them."""
 
 LIST_PAGE = 50
 CONVERSATION_CHARS = 100_000
@@ -44,16 +47,24 @@ TEMPLATES = (
 )
 
 
-def resource_feature(conversations: ConversationStore, files: FileService) -> Feature:
-    """Make the feature with the resources."""
-    reading = _ResourceLister(conversations, files)
+def resource_feature(
+    conversations: ConversationStore, files: FileService, described: Callable[[], Sequence[Described]] | None = None
+) -> Feature:
+    """Make the feature with the resources; `described` returns the settings, if callers may read them."""
+    reading = _ResourceLister(conversations, files, described)
     return ResourceRegistry(TEMPLATES, reading.read, reading.list, announces=True).feature()
 
 
 class _ResourceLister:
-    def __init__(self, conversations: ConversationStore, files: FileService) -> None:
+    def __init__(
+        self,
+        conversations: ConversationStore,
+        files: FileService,
+        described: Callable[[], Sequence[Described]] | None,
+    ) -> None:
         self._conversations = conversations
         self._files = files
+        self._described = described
 
     async def list(self, cursor: str | None, context: CallContext) -> Listing:
         """List conversations, latest change first; 1 database round trip."""
@@ -69,6 +80,9 @@ class _ResourceLister:
                 return [await self._file(uri, context.owner)]
         except (NotFound, InvalidArgument):
             return []
+        if uri == SETTINGS and self._described is not None:
+            lines = [line._asdict() for line in self._described()]
+            return [ResourceContents(uri, orjson.dumps({"settings": lines}).decode(), JSON_TYPE)]
         return []
 
     async def _conversation(self, uri: str, owner: Owner) -> ResourceContents:

@@ -8,9 +8,10 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated
 
 from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
 from exai.conversations.ledger import Ledger
-from exai.db.ledger import BudgetState, UsageKey, UsageQuery, UsageSum
+from exai.db.ledger import UTC_ZONE, BudgetState, UsageKey, UsageQuery, UsageSum
 from exai.errors import BUDGETS, InvalidArgument
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.texts import items
@@ -46,6 +47,7 @@ class UsageArguments(Arguments):
     since: str | None = Field(None, description="ISO date or time, UTC unless it has an offset.")
     until: str | None = Field(None, description="As since; a date includes its day.")
     continuation_id: ContinuationId | None = Field(None, description="Only this conversation.")
+    time_zone: SkipJsonSchema[str] = UTC_ZONE
 
 
 @dataclass
@@ -106,6 +108,7 @@ def usage_tool(ledger: Ledger) -> ToolSpec:
             since=_moment("since", arguments.since),
             until=_moment("until", arguments.until, ends_day=True),
             continuation_id=arguments.continuation_id,
+            zone=arguments.time_zone,
         )
         report = await ledger.report(query)
         rows = take_rows(report.sums, _row, answer_limit(context.client))

@@ -6,11 +6,8 @@ import diff from "highlight.js/lib/languages/diff";
 import javascript from "highlight.js/lib/languages/javascript";
 import json from "highlight.js/lib/languages/json";
 import python from "highlight.js/lib/languages/python";
-import sql from "highlight.js/lib/languages/sql";
-import xml from "highlight.js/lib/languages/xml";
-import yaml from "highlight.js/lib/languages/yaml";
 
-const languages = { bash, diff, javascript, json, python, sql, xml, yaml };
+const languages = { bash, diff, javascript, json, python };
 for (const [name, language] of Object.entries(languages)) hljs.registerLanguage(name, language);
 hljs.registerAliases(["ts", "tsx", "typescript"], { languageName: "javascript" });
 

@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import http.client
 import importlib.util
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import orjson
 import pytest
 
 from exai.mcp.core.versions import META_CAPABILITIES, META_VERSION, MODERN
@@ -40,28 +42,49 @@ OPTIONS = (
 LIMIT_MS = 5_000
 
 
+def request_of(tool: str, token: str, arguments: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
+    """The body and the headers of a call by a client of the stateless era."""
+    meta = {META_VERSION: MODERN, META_CAPABILITIES: {}}
+    params = {"name": tool, "arguments": arguments, "_meta": meta}
+    body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
+    headers = {"mcp-protocol-version": MODERN, "mcp-method": "tools/call", "mcp-name": tool}
+    headers |= {"authorization": f"Bearer {token}", "accept": "application/json", "content-type": "application/json"}
+    return orjson.dumps(body), headers
+
+
 @dataclass
 class Site:
     """A daemon with the page, its provider, and what was wrong on the pages that a test opened."""
 
     daemon: Daemon
     provider: ProviderProcess
+    settings: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.daemon.port}"
 
+    def ask(self, tool: str, token: str = ALICE, **arguments: Any) -> dict[str, Any]:
+        """Call a tool as another client of the same owner, and return its result."""
+        body, headers = request_of(tool, token, arguments)
+        result = httpx.post(f"{self.url}/mcp", content=body, headers=headers, timeout=20).json()["result"]
+        assert isinstance(result, dict)
+        return result
+
+    @contextmanager
+    def begin(self, tool: str, token: str = ALICE, **arguments: Any) -> Iterator[None]:
+        """Call a tool, and go away without its answer when the block ends."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.daemon.port, timeout=20)
+        connection.request("POST", "/mcp", *request_of(tool, token, arguments))
+        yield
+        connection.close()
+
     def call(self, tool: str, token: str = ALICE, **arguments: Any) -> dict[str, Any]:
-        """Call a tool as another client of the same owner."""
-        meta = {META_VERSION: MODERN, META_CAPABILITIES: {}}
-        params = {"name": tool, "arguments": arguments, "_meta": meta}
-        body = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
-        headers = {"mcp-protocol-version": MODERN, "mcp-method": "tools/call", "mcp-name": tool}
-        headers |= {"authorization": f"Bearer {token}", "accept": "application/json"}
-        answer = httpx.post(f"{self.url}/mcp", json=body, headers=headers, timeout=20).json()
-        assert not answer.get("result", {"isError": True})["isError"], answer
-        found = answer["result"]["structuredContent"]
+        """Do the same, and return the structured answer of a call that succeeds."""
+        result = self.ask(tool, token, **arguments)
+        assert not result["isError"], result
+        found = result["structuredContent"]
         assert isinstance(found, dict)
         return found
 
@@ -73,33 +96,40 @@ class Site:
         return str(self.call("conversation_append", token, **arguments)["continuation_id"])
 
 
+def chromium_program() -> str | None:
+    """Return the browser on this machine, if there is one."""
+    return os.environ.get(VARIABLE) or next(filter(None, map(shutil.which, PROGRAMS)), None)
+
+
 @pytest.fixture(scope="session")
 def browser_program() -> str:
     """The program of the browser. Without it, or without what drives it, the test says so."""
     if importlib.util.find_spec("playwright") is None:
         pytest.skip("not tested with a browser: Playwright is not installed; `make browser` installs it")
-    program = os.environ.get(VARIABLE) or next(filter(None, map(shutil.which, PROGRAMS)), None)
+    program = chromium_program()
     if program is None:
         pytest.skip(f"not tested with a browser: no Chromium; `make browser` installs one, or {VARIABLE} names one")
     return program
 
 
+SharedSite = tuple[Daemon, ProviderProcess, dict[str, str]]
+
+
 @pytest.fixture(scope="module")
 def shared_site(
     browser_program: str, backend: Backend, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Daemon, ProviderProcess]]:
+) -> Iterator[SharedSite]:
     """A daemon that asks for tokens; started only if there is a browser."""
     flush(backend.redis_url)
     for url in fresh(backend.databases, migrated=True):
-        with (
-            provider_process() as provider,
-            start_daemon(settings_of(url, backend, provider, tmp_path_factory)) as daemon,
-        ):
-            yield daemon, provider
+        with provider_process() as provider:
+            settings = settings_of(url, backend, provider, tmp_path_factory)
+            with start_daemon(settings) as daemon:
+                yield daemon, provider, settings
 
 
 @pytest.fixture(scope="module")
-def chromium(browser_program: str, shared_site: tuple[Daemon, ProviderProcess]) -> Iterator[Browser]:
+def chromium(browser_program: str, shared_site: SharedSite) -> Iterator[Browser]:
     """The browser of a module. Playwright runs an event loop in this thread, so no test with one of its own comes
     between: the module ends first."""
     from playwright.sync_api import sync_playwright
@@ -124,7 +154,7 @@ def settings_of(
 
 
 @pytest.fixture
-def site(shared_site: tuple[Daemon, ProviderProcess]) -> Iterator[Site]:
+def site(shared_site: SharedSite) -> Iterator[Site]:
     """The shared daemon. Afterwards nothing may have been wrong on the pages: no error, no refusal by the policy."""
     found = Site(*shared_site)
     yield found
@@ -161,9 +191,3 @@ def sign_in(page: Page, token: str) -> None:
     page.get_by_label("Token").fill(token)
     page.get_by_role("button", name="Sign in").click()
     page.get_by_label("Token").wait_for(state="detached")
-
-
-def screenshots_wanted() -> Path | None:
-    """Return where to write pictures of the page, if anywhere."""
-    directory = os.environ.get("EXAI_TEST_SCREENSHOTS")
-    return Path(directory) if directory else None

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from tests.browser.conftest import ALICE, BOB, OpenPage, Site, sign_in
+from tests.support.daemon import start_daemon
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 pytestmark = pytest.mark.direct
+
+BACKGROUND = {
+    *("changes", "ping", "renew_leases", "index_messages", "server_limit", "standing", "revision", "store_metrics"),
+    *("apply_metrics_retention", "create_metrics_partitions"),
+}
+"""Statements that a daemon sends by itself."""
 
 
 def seen(page: Page, text: str) -> None:
@@ -135,22 +145,26 @@ def test_texts_of_models_and_files_are_not_interpreted(site: Site, open_page: Op
     assert page.locator("body").is_visible()
 
 
-def test_the_page_survives_a_restart_of_its_daemon(site: Site, open_page: OpenPage, chromium: object) -> None:
-    """It shows that the daemon is unavailable, and continues when it is back."""
+def test_the_page_survives_a_restart_of_its_daemon(site: Site, open_page: OpenPage) -> None:
+    """It shows that the daemon is unavailable, and continues when it is back; the question is asked once."""
     name = site.store("Still here?", "Yes.", title="Restarts")
-    page = open_page(f"/#/c/{name}")
-    page.locator(".connection.ok").wait_for()
-    # The proxy of the profile stands for a daemon that is gone: other tests share the real one.
-    page.context.set_offline(True)
-    page.get_by_label("Continue this conversation").fill("Lost?")
-    page.keyboard.press("Enter")
-    page.locator(".failure", has_text="The daemon does not answer.").wait_for()
-    page.locator(".connection.bad").wait_for()
-    page.context.set_offline(False)
-    page.locator(".connection.ok").wait_for(timeout=20_000)
-    page.get_by_role("button", name="Try again").click()
-    page.locator("#m4").wait_for()
-    site.problems = [each for each in site.problems if "ERR_INTERNET_DISCONNECTED" not in each]
+    with start_daemon(site.settings) as first:
+        port = first.port
+        page = open_page(f"http://127.0.0.1:{port}/#/c/{name}")
+        page.locator("#m2").wait_for()
+        page.locator(".connection.ok").wait_for()
+        first.kill()
+        page.get_by_label("Continue this conversation").fill("Lost?")
+        page.keyboard.press("Enter")
+        page.locator(".failure", has_text="The daemon does not answer.").wait_for()
+        page.locator(".connection.bad").wait_for()
+    with start_daemon({**site.settings, "EXAI_SERVER__PORT": str(port)}):
+        page.locator(".connection.ok").wait_for()
+        page.get_by_role("button", name="Try again").click()
+        page.locator("#m4").wait_for()
+        page.context.close()
+    assert len(site.call("conversation_get", continuation_id=name)["messages"]) == 4
+    site.problems = [each for each in site.problems if "net::ERR_" not in each]
 
 
 def test_everything_is_reached_on_a_narrow_screen(site: Site, open_page: OpenPage) -> None:
@@ -171,3 +185,133 @@ def test_everything_is_reached_on_a_narrow_screen(site: Site, open_page: OpenPag
     page.goto(f"/#/c/{name}")
     page.get_by_label("Back to the list").click()
     page.get_by_role("link", name="A long word").first.wait_for()
+
+
+def statements(site: Site) -> Counter[str]:
+    """How often each statement that a caller causes was sent so far."""
+    text = httpx.get(f"{site.url}/metrics", headers={"authorization": f"Bearer {ALICE}"}).text
+    found = re.findall(r'^exai_db_statements_total\{.*?statement="(\w+)".*?\} ([0-9.e+]+)$', text, re.MULTILINE)
+    return Counter({name: int(float(number)) for name, number in found if name not in BACKGROUND})
+
+
+def test_each_view_costs_one_or_two_statements(site: Site, open_page: OpenPage) -> None:
+    """However many conversations there are, since each is a page of a list or of messages; and the open page none."""
+    name = site.store("What does it cost?", "Little.", title="Costs")
+    page = open_page("/#/connect")
+
+    def cost(address: str, wanted: str) -> dict[str, int]:
+        before = statements(site)
+        page.goto(address)
+        page.locator(wanted).first.wait_for()
+        return dict(statements(site) - before)
+
+    assert cost("/#/", ".row") == {"list_conversations": 1}
+    read = cost(f"/#/c/{name}", "#m2")
+    assert read.pop("usage") == 1
+    assert set(read) <= {"read_page", "read_pages"}
+    assert cost("/#/?q=costs", ".snippet") == {"search_messages": 1}
+    assert cost("/#/overview", ".u-over") == {"usage": 1, "metrics_history": 1}
+    page.locator(".health.ok").wait_for()
+    assert cost("/#/settings", ".page p") == {}
+
+
+def test_the_overview_shows_what_happens_and_its_numbers_as_a_table(site: Site, open_page: OpenPage) -> None:
+    site.store("Count me.")
+    page = open_page("/#/overview")
+    seen(page, "Ready.")
+    tools = page.get_by_role("table").filter(has_text="conversation_append")
+    tools.wait_for()
+    assert page.get_by_label("Now").get_by_text("since the start").count() == 2
+    page.get_by_role("button", name="hour").click()
+    page.get_by_text("Calls as a table").click()
+    page.get_by_role("columnheader", name="errors", exact=True).wait_for()
+    page.get_by_role("button", name="Cost").click()
+    page.get_by_text("Cost as a table").wait_for()
+
+
+def test_a_running_call_is_listed_and_cancelled(site: Site, open_page: OpenPage) -> None:
+    """Whichever client made it, here another one."""
+    site.provider.script({"reply": "hang_after_first_token"})
+    with site.begin("chat", prompt="Never answered"):
+        page = open_page("/#/overview")
+        page.get_by_role("button", name="Cancel").click()
+        page.get_by_text("The call is cancelled.").wait_for()
+        (newest, *_) = site.call("usage", by="turn")["rows"]
+        assert (newest["failed"], newest["pending"], newest["title"]) == (1, 0, "Never answered")
+
+
+def test_settings_are_not_shown_to_one_of_several_owners(site: Site, open_page: OpenPage) -> None:
+    """They are the operator's, and name the other owners."""
+    page = open_page("/#/settings")
+    seen(page, "serves several owners")
+    assert page.get_by_text("EXAI_").count() == 0
+
+
+def test_everything_is_done_with_the_keyboard(site: Site, open_page: OpenPage) -> None:
+    """From the search to a renamed, deleted and restored conversation, without a mouse."""
+    site.store("Keys?", "Keys.", title="Keyboard")
+    page = open_page()
+    page.locator(".row").first.wait_for()
+    page.keyboard.press("/")
+    page.keyboard.type("keyboard")
+    page.locator(".snippet").first.wait_for()
+    page.get_by_label("Search results, best first").get_by_role("link", name="Keyboard").first.focus()
+    page.keyboard.press("Enter")
+    menu = page.locator(".talk-head .menu summary")
+    menu.focus()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.get_by_label("Title").fill("Renamed by keys")
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Renamed by keys").wait_for()
+    menu.focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Delete").focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Undo").focus()
+    page.keyboard.press("Enter")
+    page.get_by_role("heading", name="Renamed by keys").wait_for()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_view_has_a_fault_that_axe_finds(site: Site, open_page: OpenPage, scheme: str) -> None:
+    """Names, roles, contrast and order, in both colour schemes."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    answer = (
+        "# Title\n\nText, `code`, [a link](https://example.org).\n\n```python\nx = 1  # one\n```\n\n|a|b|\n|-|-|\n|1|2|"
+    )
+    name = site.store("A question", answer, title="Accessible")
+    site.call("conversation_update", continuation_id=name, tags=["tag"])
+    page = open_page("/", color_scheme=scheme, reduced_motion="reduce")
+    ready = {
+        f"/#/c/{name}": "#m2",
+        "/#/overview": ".u-over",
+        "/#/connect": ".snippets",
+        "/#/settings": "h1",
+        "/#/": ".row",
+    }
+    for address, wanted in ready.items():
+        page.goto(address)
+        page.locator(wanted).first.wait_for()
+        found = Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+    page.get_by_role("button", name="Sign out").click()
+    page.get_by_label("Token").wait_for()
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_a_chart_is_drawn_in_the_colours_of_the_scheme(site: Site, open_page: OpenPage) -> None:
+    """Nothing else sees what a canvas holds: a line in the accent colour, and axes that are not black on dark."""
+    pixels = (
+        "() => { const c = document.querySelector('.uplot canvas'); const d = c.getContext('2d')"
+        ".getImageData(0, 0, c.width, c.height).data; const seen = new Set(); for (let i = 0; i < d.length; i += 4)"
+        " if (d[i + 3] > 250) seen.add([d[i], d[i + 1], d[i + 2]].join()); return [...seen]; }"
+    )
+    for scheme, accent, muted in (("light", "15,107,92", "89,99,95"), ("dark", "98,203,180", "158,170,165")):
+        page = open_page("/#/overview", color_scheme=scheme)
+        page.locator(".u-over").wait_for()
+        found = page.evaluate(pixels)
+        assert {accent, muted} <= set(found), (scheme, found[:20])

@@ -8,7 +8,7 @@ select u.o_part::text as part, u.o_key::text as key, u.o_title::text as title, u
        u.o_cost::text as cost, u.o_estimated::bigint as estimated, u.o_unpriced::bigint as unpriced,
        u.o_groups::bigint as groups, u.o_named::boolean as named,
        u.o_kept::bigint as from_cache, null::text as spent, null::text as reserved, null::timestamptz as resets_at
-  from exai.usage_v1($1::text, $2::text, $3::timestamptz, $4::timestamptz, $5::text, $6::integer) u
+  from exai.usage_v1($1::text, $2::text, $3::timestamptz, $4::timestamptz, $5::text, $6::integer, $8::text) u
 union all
 select 'budget'::text, b.o_name::text, null::text, null::bigint, null::bigint, null::bigint, null::bigint, null::bigint,
        null::bigint, null::bigint, b.o_limit::text, null::bigint, null::bigint, null::bigint, null::boolean, null::bigint,

@@ -1,20 +1,23 @@
 // The page: its frame, and which view stands in it.
 
-import { render, useEffect, useState } from "./vendor.js";
+import { render, useEffect } from "./vendor.js";
 import { html } from "./dom.js";
 import { Composer } from "./composer.js";
 import { Connect, Snippets } from "./connect.js";
 import { List } from "./list.js";
-import { callTool } from "./mcp.js";
+import { Overview } from "./overview.js";
 import { route } from "./route.js";
+import { Settings } from "./settings.js";
 import { SignIn } from "./signin.js";
-import { connection, facts, session, signOut, useStore } from "./state.js";
+import { connection, facts, isStoreEmpty, session, signOut, useStore } from "./state.js";
 import { Transcript } from "./transcript.js";
 import { Notices } from "./ui.js";
 
 const VIEWS = [
   ["list", "#/", "Conversations"],
+  ["overview", "#/overview", "Overview"],
   ["connect", "#/connect", "Connect"],
+  ["settings", "#/settings", "Settings"],
 ];
 
 function App() {
@@ -40,6 +43,8 @@ function skip(event) {
 }
 
 function View({ view, id, seq }) {
+  if (view === "overview") return html`<${Overview} />`;
+  if (view === "settings") return html`<${Settings} />`;
   if (view === "connect") return html`<${Connect} />`;
   return html`<div class="talks show-${view}">
     <${List} open=${id} />
@@ -49,12 +54,7 @@ function View({ view, id, seq }) {
 
 /** What stands beside the list while no conversation is open. */
 function Start() {
-  const [isEmpty, setEmpty] = useState(false);
-  useEffect(() => {
-    callTool("conversation_list", { limit: 1 })
-      .then((page) => setEmpty(page.conversations.length === 0))
-      .catch(() => {});
-  }, []);
+  const isEmpty = useStore(isStoreEmpty);
   return html`<section class="talk start">
     <div class="scroller">
       <div class="welcome">

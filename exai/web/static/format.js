@@ -42,3 +42,9 @@ export function bytes(size) {
   }
   return `${size >= 10 || unit === 0 ? Math.round(size) : size.toFixed(1)} ${units[unit]}`;
 }
+
+export function milliseconds(value) {
+  if (value >= 10_000) return `${Math.round(value / 1000)} s`;
+  if (value >= 1000) return `${(value / 1000).toFixed(1)} s`;
+  return value >= 10 ? `${Math.round(value)} ms` : `${value.toFixed(1)} ms`;
+}

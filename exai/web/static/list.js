@@ -8,7 +8,7 @@ import { restore, tagsIn } from "./manage.js";
 import { callTool } from "./mcp.js";
 import { models } from "./models.js";
 import { addressOf, replaceSearch, route } from "./route.js";
-import { complain, useStore } from "./state.js";
+import { complain, isStoreEmpty, useStore } from "./state.js";
 import { exportAll, importFiles } from "./transfer.js";
 import { Failure, Menu, Time, useLoaded } from "./ui.js";
 
@@ -148,6 +148,7 @@ async function readList(query, limit, signal) {
     page = await callTool("conversation_list", given, { signal });
     found.push(...page.conversations);
   } while (page.next_cursor && found.length < limit);
+  if (Object.values(query).every((value) => !value)) isStoreEmpty.set(found.length === 0);
   return { conversations: found, next_cursor: page.next_cursor };
 }
 

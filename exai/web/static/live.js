@@ -1,6 +1,6 @@
 // Changes as they happen: the daemon says what has changed, and the parts of the page that show it read it again.
 
-import { CallError, conversationUri, request, send } from "./mcp.js";
+import { conversationUri, request, send } from "./mcp.js";
 import { connection, session, setConnection } from "./state.js";
 
 const FIRST_WAIT_MS = 1_000;
@@ -10,30 +10,43 @@ const SILENCE_MS = 12_000;
 /** A proxy that drops some events must not leave the page as it is for good. */
 const POLL_MS = 30_000;
 
+/** What was read before the first sign of a stream is read again if that sign came this late. */
+const LATE_MS = 1_000;
+
 const watchers = new Set();
-let shown = "";
-let running = null;
+const streams = new Set();
+let shown = null;
 
 /** Call `onChange` when the list of conversations, or the conversation `id`, has changed. Returns how to stop. */
 export function watchChanges({ id = "", onChange }) {
   const watcher = { id, onChange };
   watchers.add(watcher);
-  listenTo(id || shown);
+  if (id || shown === null) listenTo(id);
   return () => {
     watchers.delete(watcher);
     if (id && shown === id) listenTo("");
   };
 }
 
+/** Listen to the list and to one conversation. The stream before ends when this one has begun, so nothing is missed. */
 function listenTo(id) {
-  if (running && id === shown) return;
+  if (id === shown) return;
   shown = id;
-  running?.abort();
-  running = new AbortController();
-  listen(running.signal);
+  const own = new AbortController();
+  const began = Date.now();
+  let signs = 0;
+  const onBegun = () => {
+    for (const other of streams) if (other !== own) other.abort();
+    signs += 1;
+    if (signs > 1 || Date.now() - began > LATE_MS) announce("");
+  };
+  streams.add(own);
+  own.signal.addEventListener("abort", () => streams.delete(own));
+  keepOpen((signal, onSign) => listenOnce(id, signal, onSign, onBegun), own.signal);
 }
 
-async function listen(signal) {
+/** Open a stream again whenever it ends, while the page is looked at; `open` holds it until it ends. */
+export async function keepOpen(open, signal) {
   let wait = FIRST_WAIT_MS;
   while (!signal.aborted) {
     if (document.hidden || session.get().isWanted) {
@@ -41,55 +54,49 @@ async function listen(signal) {
       continue;
     }
     const began = Date.now();
-    try {
-      await listenOnce(signal);
-    } catch (error) {
-      if (signal.aborted || error.kind === "unauthorized") continue;
-      setConnection({ live: error.kind === "silent" ? "blocked" : "off" });
-    }
+    const live = await openOnce(open, signal);
     if (signal.aborted) return;
+    setConnection({ live });
     wait = Date.now() - began > MAX_WAIT_MS ? FIRST_WAIT_MS : Math.min(wait * 2, MAX_WAIT_MS);
     await pause(connection.get().state === "offline" ? FIRST_WAIT_MS : wait, signal);
-    if (connection.get().state === "offline") await probe();
   }
 }
 
-/** Hold one stream until it ends. After a gap everything is read again. */
-async function listenOnce(outer) {
+/** Hold one stream until it ends; returns "blocked" if nothing came through it, else "off". */
+async function openOnce(open, outer) {
   const own = new AbortController();
-  const stop = () => own.abort();
-  outer.addEventListener("abort", stop, { once: true });
-  const onHidden = () => document.hidden && own.abort();
-  document.addEventListener("visibilitychange", onHidden);
-  let silent = false;
+  const stop = () => (outer.aborted || document.hidden) && own.abort();
+  let isSilent = false;
   const silence = setTimeout(() => {
-    silent = true;
+    isSilent = true;
     own.abort();
   }, SILENCE_MS);
-  const notifications = { resourcesListChanged: true, resourceSubscriptions: shown ? [conversationUri(shown)] : [] };
+  const onSign = () => {
+    clearTimeout(silence);
+    setConnection({ live: "on" });
+  };
+  outer.addEventListener("abort", stop, { once: true });
+  document.addEventListener("visibilitychange", stop);
   try {
-    const onNotice = (message) => {
-      clearTimeout(silence);
-      if (message.method === "notifications/subscriptions/acknowledged") {
-        const { live, restarts } = connection.get();
-        setConnection({ live: "on", restarts: live === "on" ? restarts : restarts + 1 });
-        announce("");
-      } else if (message.method === "notifications/resources/updated") {
-        announce(shown);
-      } else {
-        announce("");
-      }
-    };
-    await request("subscriptions/listen", { notifications }, { signal: own.signal, onNotice });
-  } catch (error) {
-    if (silent) throw new CallError("silent", "no event came through");
-    throw error;
+    await open(own.signal, onSign);
+  } catch {
+    // The state of the connection, which `send` sets, says what is wrong.
   } finally {
     clearTimeout(silence);
     outer.removeEventListener("abort", stop);
-    document.removeEventListener("visibilitychange", onHidden);
-    if (!outer.aborted && !document.hidden) setConnection({ live: "off" });
+    document.removeEventListener("visibilitychange", stop);
   }
+  return isSilent ? "blocked" : "off";
+}
+
+function listenOnce(id, signal, onSign, onBegun) {
+  const notifications = { resourcesListChanged: true, resourceSubscriptions: id ? [conversationUri(id)] : [] };
+  const onNotice = ({ method }) => {
+    onSign();
+    if (method === "notifications/subscriptions/acknowledged") onBegun();
+    else announce(method === "notifications/resources/updated" ? id : "");
+  };
+  return request("subscriptions/listen", { notifications }, { signal, onNotice });
 }
 
 /** Tell the watchers of a conversation, or those of the list and of everything that is shown. */
@@ -97,14 +104,21 @@ function announce(id) {
   for (const watcher of [...watchers]) if (!id || !watcher.id || watcher.id === id) watcher.onChange();
 }
 
-/** Find out whether the daemon answers again. */
-async function probe() {
-  try {
-    await send("/health/live", {});
-  } catch {
-    // Still away; the state says so.
+let isProbing = false;
+
+/** Once a request has failed, find out when the daemon answers again, and then read again what is shown. */
+async function probe({ state }) {
+  if (state !== "offline" || isProbing) return;
+  isProbing = true;
+  while (connection.get().state === "offline") {
+    await new Promise((resolve) => setTimeout(resolve, FIRST_WAIT_MS));
+    if (!document.hidden) await send("/health/live", {}).catch(() => {});
   }
+  isProbing = false;
+  announce("");
 }
+
+connection.watch(probe);
 
 function pause(ms, signal) {
   return new Promise((resolve) => {

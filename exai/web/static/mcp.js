@@ -12,7 +12,7 @@ const ENVELOPE = {
 const NAMED = { "tools/call": "name", "resources/read": "uri", "tasks/cancel": "taskId" };
 
 /** Why a call has no result. `kind` is offline, unauthorized, aborted, limited, tool or protocol. */
-export class CallError extends Error {
+class CallError extends Error {
   constructor(kind, message, details = {}) {
     super(message);
     this.kind = kind;
@@ -100,7 +100,7 @@ async function json(response) {
 }
 
 /** Yield the events of a stream as they arrive. Comments, which keep it alive, are yielded as undefined data. */
-async function* eventsOf(response, signal) {
+export async function* eventsOf(response, signal) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   try {

@@ -67,12 +67,15 @@ export function signOut(reason = "") {
 }
 
 /** "starting", "online", or "offline"; live is "on", "off", or "blocked" by something between page and daemon. */
-export const connection = createStore({ state: "starting", live: "off", restarts: 0 });
+export const connection = createStore({ state: "starting", live: "off" });
 
 export function setConnection(change) {
   const now = connection.get();
   if (Object.entries(change).some(([name, value]) => now[name] !== value)) connection.set({ ...now, ...change });
 }
+
+/** Whether nothing has been stored yet, so that a new user is told what to do. */
+export const isStoreEmpty = createStore(false);
 
 /** Notices at the edge of the page; each may offer one action, such as to undo. */
 export const notices = createStore([]);

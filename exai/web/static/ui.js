@@ -64,7 +64,7 @@ export function Menu({ label, title, actions }) {
   const place = useRef(null);
   useEffect(() => {
     const onPress = (event) => {
-      if (!place.current.contains(event.target)) place.current.open = false;
+      if (place.current && !place.current.contains(event.target)) place.current.open = false;
     };
     addEventListener("click", onPress);
     return () => removeEventListener("click", onPress);

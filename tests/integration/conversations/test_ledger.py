@@ -63,6 +63,19 @@ async def test_costs_are_summed_by_model_tool_day_conversation_and_turn_in_one_s
     assert {by_name.total, total} == {total}
 
 
+async def test_days_are_those_of_the_time_zone_that_is_asked_for(rig: Rig) -> None:
+    """Of two zones a whole day apart each has another date; other products sum the day of UTC."""
+    rig.provider.script(kimi_answer())
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "When?"))
+    now = datetime.now(UTC)
+    for zone, hours in (("Pacific/Tongatapu", 13), ("Pacific/Pago_Pago", -11), ("UTC", 0)):
+        (day,) = (await report(rig, "day", zone=zone)).sums
+        assert day.key in {f"{now + timedelta(hours=hours, seconds=late):%Y-%m-%d}" for late in (0, 10)}, zone
+    for name in ("Nowhere/Land", "../etc/passwd", "", "utc; --"):
+        with pytest.raises(InvalidArgument, match="time_zone"):
+            await report(rig, "day", zone=name)
+
+
 async def test_a_report_is_bounded_by_time_and_conversation(rig: Rig) -> None:
     """`since` is inclusive, `until` is not; a conversation that does not exist is an error, not a zero."""
     rig.provider.script(*[kimi_answer()] * 2)

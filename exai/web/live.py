@@ -1,0 +1,192 @@
+"""The two routes of the page beside MCP: the numbers of now as a stream of events, and their history as JSON.
+
+Invariant: a caller is admitted, counted and limited here as for MCP, and receives no other owner's data. The stream
+costs no statement, the history one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from exai.db.history import HistoryPoint, HistoryQuery
+from exai.errors import ExaiError, InvalidArgument, Overloaded, RequestError
+from exai.fairness import request_owner
+from exai.mcp.admission import Rejection, expired, too_many
+from exai.mcp.identity import Admitted
+from exai.mcp.server import McpServer
+from exai.mcp.transport.extensions import abort_of
+from exai.mcp.transport.http.streamable import Gone, HttpReply
+from exai.models import Owner
+from exai.monitoring.health import Health
+from exai.monitoring.live import LiveSnapshot
+from exai.resilience import with_deadline
+
+INTERVAL_S: Final = 2.0
+NOTICE_S: Final = 0.25
+"""Time within which a stream notices that the daemon stops."""
+
+HISTORY_TIMEOUT_S: Final = 5.0
+MAX_DIGITS: Final = 10
+OF_ALL_OWNERS: Final = ("cost_usd", "tokens")
+"""Fields of a snapshot with sums over all owners; an owner's own are in the ledger."""
+
+NO_STORE: Final = {"Cache-Control": "no-store"}
+
+Gather = Callable[[], Awaitable[LiveSnapshot]]
+ReadHistory = Callable[[HistoryQuery], Awaitable[tuple[HistoryPoint, ...]]]
+
+
+def live_routes(server: McpServer, health: Health, gather: Gather, read_history: ReadHistory) -> list[Route]:
+    """Return GET /live, a stream with one event every two seconds, and GET /history, one metric by steps of time."""
+    return [
+        Route("/live", _LiveStream(server, _Snapshots(health, gather)), methods=["GET"]),
+        Route("/history", _history_endpoint(server, read_history), methods=["GET"]),
+    ]
+
+
+class _Snapshots:
+    """The newest snapshot as JSON, which all streams share: many open pages cost as much as one."""
+
+    def __init__(self, health: Health, gather: Gather) -> None:
+        self._health, self._gather = health, gather
+        self._lock = asyncio.Lock()
+        self._read_at = float("-inf")
+        self._latest = b""
+
+    async def read(self) -> bytes:
+        """Return a snapshot that is not older than half of the interval."""
+        async with self._lock:
+            if time.monotonic() - self._read_at > INTERVAL_S / 2:
+                snapshot = (await self._gather()).as_json()
+                facts = {name: value for name, value in snapshot.items() if name not in OF_ALL_OWNERS}
+                self._latest = orjson.dumps({**facts, "health": self._health.report().as_json()})
+                self._read_at = time.monotonic()
+            return self._latest
+
+
+class _LiveStream:
+    """The ASGI application of GET /live. A stream ends with its client, its token or the daemon."""
+
+    def __init__(self, server: McpServer, snapshots: _Snapshots) -> None:
+        self._server, self._snapshots = server, snapshots
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one stream."""
+        reply = HttpReply(send, abort_of(scope), self._server.settings.send_timeout_s)
+        admitted = await self._server.edge.admit(scope)
+        if isinstance(admitted, Rejection):
+            await reply.text(admitted)
+            return
+        quota = self._server.quotas.of(admitted.owner)
+        try:
+            quota.take(0)
+            with quota.hold_connection():
+                await self._while_there(receive, self._stream(reply, admitted))
+        except Overloaded as error:
+            await reply.text(too_many(error))
+
+    async def _while_there(self, receive: Receive, streaming: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(streaming)
+        gone = asyncio.create_task(_wait_until_gone(receive), name="page stream disconnect")
+        try:
+            await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            task.cancel()
+            await asyncio.wait({task, gone})
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, Gone):
+            raise error
+
+    async def _stream(self, reply: HttpReply, admitted: Admitted) -> None:
+        if _has_expired(admitted):
+            await reply.text(expired())
+            return
+        await reply.begin_stream()
+        while not self._server.is_draining and not _has_expired(admitted):
+            await reply.event(await self._snapshots.read())
+            for _ in range(int(INTERVAL_S / NOTICE_S)):
+                if not self._server.is_draining:
+                    await asyncio.sleep(NOTICE_S)
+        await reply.end_stream()
+
+
+async def _wait_until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _has_expired(admitted: Admitted) -> bool:
+    return admitted.expires_at is not None and admitted.expires_at <= time.time()
+
+
+def _history_endpoint(server: McpServer, read: ReadHistory) -> Callable[[Request], Awaitable[Response]]:
+    async def show(request: Request) -> Response:
+        admitted = await server.edge.admit(request.scope)
+        if isinstance(admitted, Rejection):
+            return _refusal(admitted)
+        quota = server.quotas.of(admitted.owner)
+        try:
+            quota.take(0)
+            with quota.hold_connection():
+                request_owner.set(admitted.owner)
+                with with_deadline(HISTORY_TIMEOUT_S):
+                    points = await read(_query(request.query_params, admitted.owner))
+        except Overloaded as error:
+            return _refusal(too_many(error))
+        except ExaiError as error:
+            return _json({"error": error.report()}, 400 if isinstance(error, RequestError) else 503)
+        return _json({"points": [_point(each) for each in points]})
+
+    return show
+
+
+def _query(given: Mapping[str, str], owner: Owner) -> HistoryQuery:
+    return HistoryQuery(
+        metric=given.get("metric", ""),
+        since=_moment("since", given),
+        until=_moment("until", given),
+        step_s=_seconds("step", given),
+        by=tuple(filter(None, given.get("by", "").split(","))),
+        owner=owner,
+    )
+
+
+def _seconds(name: str, given: Mapping[str, str]) -> int:
+    text = given.get(name, "")
+    if not text.isdecimal() or len(text) > MAX_DIGITS:
+        raise InvalidArgument(name, "is not a number of seconds", "Give whole seconds, of times those since 1970")
+    return int(text)
+
+
+def _moment(name: str, given: Mapping[str, str]) -> datetime:
+    return datetime.fromtimestamp(_seconds(name, given), UTC)
+
+
+def _point(point: HistoryPoint) -> dict[str, Any]:
+    return {
+        "at": point.at.timestamp(),
+        "labels": point.labels,
+        "count": point.count,
+        "sum": point.sum,
+        "p50": point.p50,
+        "p99": point.p99,
+    }
+
+
+def _json(body: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(body), status, NO_STORE, "application/json")
+
+
+def _refusal(rejection: Rejection) -> Response:
+    headers = {name.decode(): value.decode() for name, value in rejection.headers}
+    return PlainTextResponse(rejection.text, rejection.status, {**NO_STORE, **headers})

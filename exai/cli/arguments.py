@@ -10,7 +10,7 @@ from exai import __version__
 STATUSES = """\
 exit status:
   0    success; for `health`: healthy
-  1    failed; for `health` and `doctor`: a component is unhealthy
+  1    failed; for `health` and `doctor`: a component is unhealthy; for `validate`: FAIL
   2    misconfigured: a setting or an argument is invalid
   3    a component cannot be started or reached
   4    the database schema is not at the revision of this release (run `exai migrate`)
@@ -98,6 +98,9 @@ def _add_service(commands: Any) -> None:
 
     doctor = commands.add_parser("doctor", help="examine every component and name the cure for each problem")
     doctor.add_argument("--format", choices=("text", "json"), default="text")
+
+    validate = commands.add_parser("validate", help="check the promises of the store on the database; leaves no row")
+    validate.add_argument("--format", choices=("text", "json"), default="text")
 
 
 def _add_store(commands: Any) -> None:

@@ -139,7 +139,7 @@ async def _database(settings: Settings, _: Recorder) -> list[Finding]:
     if settings.database.url is not None:
         url = settings.database.url.get_secret_value()
         return await diagnose_database(settings.database, url, timeout_s=LOOK_LIMIT_S)
-    found = _embedded_address(settings, "postgres")
+    found = embedded_address(settings, "postgres")
     if isinstance(found, Finding):
         return [found]
     return await diagnose_database(settings.database, found, timeout_s=LOOK_LIMIT_S)
@@ -150,7 +150,7 @@ async def _cache(settings: Settings, recorder: Recorder) -> list[Finding]:
     if url == "off":
         return [Finding("redis", "off", "EXAI_CACHE__URL is off: every read asks Postgres")]
     if settings.embedded_servers[1]:
-        found = _embedded_address(settings, "redis")
+        found = embedded_address(settings, "redis")
         if isinstance(found, Finding):
             return [found]
         return await diagnose_cache(settings.cache, found, recorder=recorder, timeout_s=LOOK_LIMIT_S)
@@ -160,7 +160,7 @@ async def _cache(settings: Settings, recorder: Recorder) -> list[Finding]:
     return await diagnose_cache(settings.cache, url.get_secret_value(), recorder=recorder, timeout_s=LOOK_LIMIT_S)
 
 
-def _embedded_address(settings: Settings, part: str) -> str | Finding:
+def embedded_address(settings: Settings, part: str) -> str | Finding:
     """Return the address of a running embedded server, or the finding that explains its absence."""
     running = read_running(settings.embedded_dir)
     if running is None:

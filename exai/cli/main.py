@@ -323,6 +323,12 @@ def _doctor(options: argparse.Namespace) -> int:
     return failed if any(finding.state == "fail" for finding in findings) else OK
 
 
+def _validate(options: argparse.Namespace) -> int:
+    from exai.cli.validate import command
+
+    return command(options)
+
+
 def _bench(options: argparse.Namespace) -> int:
     require_server("bench")
     from exai.bench.command import bench, bench_chat, bench_cloud, bench_door
@@ -376,6 +382,7 @@ COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
     "health": _health,
     "config": _config,
     "doctor": _doctor,
+    "validate": _validate,
     "chat": store.chat,
     "search": store.search,
     "show": store.show,

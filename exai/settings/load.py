@@ -265,7 +265,7 @@ def show(value: Any) -> str:
             text = value.get_secret_value()
             return redact(text) if "://" in text else REDACTED
         case tuple():
-            return ",".join(value)
+            return ",".join(map(str, value))
         case dict():
             return json.dumps({name: _plain(each) for name, each in value.items()}) if value else ""
         case float():
@@ -273,9 +273,11 @@ def show(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _plain(value: EndpointSettings | SecretStr) -> Any:
+def _plain(value: EndpointSettings | SecretStr | float) -> Any:
     if isinstance(value, SecretStr):
         return REDACTED
+    if isinstance(value, float):
+        return value
     fields = value.model_dump(mode="json", exclude_none=True)
     return fields | ({"api_key": REDACTED} if "api_key" in fields else {})
 

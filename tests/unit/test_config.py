@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import typing
 from pathlib import Path
 
 import pytest
@@ -464,6 +465,27 @@ class TestSecrets:
         assert PASSWORD not in f"{error!s}{error!r}"
         assert KEY not in f"{error!s}{error!r}"
         assert error.__cause__ is None
+
+
+class TestDescription:
+    LISTS_AND_MAPS = {
+        "EXAI_SERVER__TOKENS": f'{{"alice": "{TOKEN}"}}',
+        "EXAI_SERVER__ALLOWED_HOSTS": "a.example,b.example",
+        "EXAI_SERVER__ALLOWED_ORIGINS": "https://a.example,https://b.example",
+        "EXAI_SERVER__CALL_DEADLINES": '{"codex": 120.0, "*": 30.5}',
+        "EXAI_PROVIDERS__ENDPOINTS": '{"a": {"base_url": "http://h/v1", "models": ["m"]}}',
+        "EXAI_PROVIDERS__FALLBACK": "kimi-k3,glm-5.3",
+        "EXAI_PROVIDERS__PANEL": "kimi-k3,glm-5.3",
+        "EXAI_FILES__ROOTS": "/srv/a,/srv/b c",
+    }
+
+    def test_every_list_and_map_is_shown_as_it_is_written(self) -> None:
+        """`exai config` and `exai doctor` show each of them, whatever the kind of its items."""
+        kinds = {each.name for each in variables() if typing.get_origin(each.field.annotation) in (tuple, dict)}
+        assert kinds == set(self.LISTS_AND_MAPS)
+        shown = {line.variable: line.value for line in describe(load(**self.LISTS_AND_MAPS))}
+        for name, written in self.LISTS_AND_MAPS.items():
+            assert shown[name] == written.replace(TOKEN, "***"), name
 
 
 class TestEmbeddedServers:

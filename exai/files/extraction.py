@@ -29,6 +29,7 @@ FALLBACK: Final = "http://schemas.openxmlformats.org/markup-compatibility/2006 F
 """The same content once more, for older programs."""
 
 MARKS: Final = {"tab": "\t", "br": "\n", "cr": "\n", "noBreakHyphen": "-"}
+SCAN: Final = "without text, as a scan"
 ENDS: Final = {"p": "\n", "tc": "\t"}
 
 
@@ -58,9 +59,13 @@ def text_of_pdf(data: bytes) -> dict[str, object]:
     except PyPdfError as error:
         raise Unreadable(f"damaged or unsupported PDF: {type(error).__name__}") from None
     if not size:
-        raise Unreadable(f"PDF of {number} pages without text, as a scan")
-    note = f"text of {number} pages" if len(pages) == number else f"text of pages 1-{len(pages)} of {number}"
+        raise Unreadable(f"PDF of {_pages(number)} {SCAN}")
+    note = f"text of {_pages(number)}" if len(pages) == number else f"text of pages 1-{len(pages)} of {number}"
     return {"text": "\n".join(pages), "note": note}
+
+
+def _pages(number: int) -> str:
+    return f"{number} page{'' if number == 1 else 's'}"
 
 
 def text_of_docx(data: bytes) -> dict[str, object]:

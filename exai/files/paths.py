@@ -99,7 +99,8 @@ class Roots:
         roots = ", ".join(str(root.resolve()) for root in self._roots)
         if not Path(path).is_absolute():
             other = ", or a file_id" if field.startswith("files") else ""
-            cure = f"Give an absolute path below {roots}, start `exai connect` in the directory that is meant{other}"
+            here = "start `exai connect` in the directory that is meant (over HTTP: name it in EXAI-Directory)"
+            cure = f"Give an absolute path below {roots}, {here}{other}"
             return InvalidArgument(field, f"{shown(path)} is not an absolute path", cure)
         cure = f"Give a path below {roots}, or add a directory to {ROOTS_SETTING}"
         return InvalidArgument(field, f"{shown(path)} is not below an allowed root", cure)

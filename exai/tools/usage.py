@@ -202,9 +202,11 @@ def _notes(total: UsageSum, unlisted: int) -> list[str]:
     if unlisted:
         notes.append(f"{unlisted:,} more are in the total only; narrow the report with since, until or continuation_id")
     if total.unpriced:
-        notes.append(f"{total.unpriced:,} turns used models without a known price; cost_usd lacks them")
+        notes.append(f"turns of models without a known price, which cost_usd lacks: {total.unpriced:,}")
     if total.estimated:
-        notes.append(f"{total.estimated:,} turns lack a report of their tokens or a known price; theirs are estimates")
+        notes.append(
+            f"turns without a report of their tokens or a known price, whose numbers are estimates: {total.estimated:,}"
+        )
     if total.pending:
-        notes.append(f"{total.pending:,} turns have not ended yet and are not in the sums")
+        notes.append(f"turns that have not ended yet and are not in the sums: {total.pending:,}")
     return notes

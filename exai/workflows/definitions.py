@@ -26,7 +26,7 @@ Reads = Literal["findings", "plan", "none"]
 
 
 class NextSentences(BaseModel):
-    """What the caller should do next, by outcome. `{blocking}` stands for the numbers of the blocking findings."""
+    """What the caller should do next, by outcome. `{blocking}` stands for the blocking findings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

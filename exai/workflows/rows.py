@@ -127,6 +127,7 @@ def facts_of_call(workflow: Workflow, request: WorkflowRequest, found: SourcesRe
         "left_out": list(found.left_out),
         "notes": [*found.notes, *notes],
         "given": findings,
+        "revises": request.revises,
         "named": bool(request.files or request.diff or request.continuation_id),
     }
 
@@ -138,6 +139,7 @@ def result_of_turn(workflow: Workflow, turn: ChatResult) -> WorkflowResult:
     given = parse_findings(facts.get("given", ()))
     verdict = verdict_in(turn.content) if workflow.header.has_verdict and is_whole(turn) else None
     notes = [*facts.get("notes", ()), *turn.notes]
+    notes += _said_of_revision(workflow, turn)
     worst = next((each.severity for each in found if each.severity in BLOCKING), None)
     if verdict == "pass" and worst is not None:
         notes.append(CONTRADICTION.format(severity=worst))
@@ -161,6 +163,14 @@ def result_of_turn(workflow: Workflow, turn: ChatResult) -> WorkflowResult:
     )
 
 
+def _said_of_revision(workflow: Workflow, turn: ChatResult) -> Iterator[str]:
+    number = turn.facts.get("revises")
+    steps = plan_in(turn.content) if number is not None and workflow.header.reads == "plan" else ()
+    if steps and all(step.number != number for step in steps):
+        first, last = steps[0].number, steps[-1].number
+        yield f"revises: the plan of this answer has no step {number}; its steps are {first} to {last}"
+
+
 def number_findings(found: tuple[CodeFinding, ...], given: tuple[CodeFinding, ...]) -> tuple[FindingRow, ...]:
     """Return the findings of model and caller; the model's come first, numbered as they stand in its answer."""
     by = [*((each, "model") for each in found), *((each, "caller") for each in given)]
@@ -175,5 +185,11 @@ def _next_of(workflow: Workflow, turn: ChatResult, found: tuple[CodeFinding, ...
         return sentences.nothing_read
     blocking = [str(number) for number, each in enumerate(found, 1) if each.severity in BLOCKING]
     if sentences.blocking and (blocking or verdict == "fix first"):
-        return sentences.blocking.replace("{blocking}", ", ".join(blocking) or "above")
+        return sentences.blocking.replace("{blocking}", _named_findings(blocking))
     return sentences.answered
+
+
+def _named_findings(numbers: list[str]) -> str:
+    if not numbers:
+        return "the findings"
+    return f"finding{'s' if len(numbers) > 1 else ''} {', '.join(numbers)}"

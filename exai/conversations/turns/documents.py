@@ -182,7 +182,7 @@ def _read_here(file: StoredFile, data: bytes) -> StoredText:
     if kind is None:
         decoded = None if file.encoding == BINARY else decode(data, file.encoding)
         if decoded is not None:
-            return StoredText("local", _storable(decoded.text), decoded.note or "text in spite of its name")
+            return StoredText("local", _storable(decoded.text), decoded.note or "")
         return StoredText("local", None, f"not text, {file.size_bytes} bytes")
     if len(data) > MAX_DOCUMENT_BYTES:
         return StoredText("local", None, f"{kind} of {len(data):,} bytes, over the limit of {MAX_DOCUMENT_BYTES:,}")

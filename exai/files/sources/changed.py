@@ -18,6 +18,7 @@ from exai.files.sources.git.repository import Git, Repository
 from exai.files.sources.skipping import reason_by_name
 
 PATCH_TYPE: Final = "text/x-diff"
+HERE: Final = "start `exai connect` in it (over HTTP: name it in EXAI-Directory)"
 LINE: Final = re.compile(r"^([+-])(?![+-]{2} )", re.MULTILINE)
 BINARY: Final = re.compile(r"^Binary files .* differ$", re.MULTILINE)
 
@@ -35,9 +36,9 @@ def repository_of(git: Git, roots: Roots, directory: Path | None, named: Sequenc
         return next(iter(found.values()))
     listed = ", ".join(map(str, found or places)) or "the allowed roots"
     if found:
-        cure = "Name files of one of them by absolute paths, or start `exai connect` in it"
+        cure = f"Name files of one of them by absolute paths, or {HERE}"
         raise InvalidArgument("diff", f"there are several repositories: {listed}", cure)
-    cure = "Name files of a git repository below an allowed root, or start `exai connect` in it"
+    cure = f"Name files of a git repository below an allowed root, or {HERE}"
     raise InvalidArgument("diff", f"there is no git repository in {listed}", cure)
 
 

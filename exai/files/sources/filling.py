@@ -16,6 +16,7 @@ from typing import Final
 
 from exai.blobs.decoding import BINARY, decode, encoding_of
 from exai.errors import InvalidArgument
+from exai.files.extraction import SCAN
 from exai.files.images import ImageFacts, image_of
 from exai.files.names import MAX_NAME_CHARS, shown_name
 from exai.files.paths import Roots, is_directory
@@ -43,6 +44,7 @@ RANGE_FILE_BYTES: Final = 32 * 1_048_576
 MOST_BYTES_PER_TOKEN: Final = 32
 """A file with more bytes for each token that is left is not read."""
 
+SCAN_CURE: Final = "; a Kimi model reads it as a file of chat, in whose conversation this tool then finds its text"
 MAX_SAID: Final = 60
 TEXT: Final = "text/plain"
 
@@ -192,7 +194,8 @@ class Filling:
         if (kind := kind_of(file.shown, data)) is not None:
             found = text_of(kind, data, self._bounds)
             if found.text is None:
-                self.left_out.add(file.shown, found.note)
+                cure = SCAN_CURE if SCAN in found.note else ""
+                self.left_out.add(file.shown, found.note + cure)
             else:
                 self._add_lines(file, found.text, f"; {found.note}")
             return

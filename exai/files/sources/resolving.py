@@ -141,7 +141,7 @@ def _missing(field: str, path: str, similar: list[Path]) -> InvalidArgument:
     cure = (
         f"There are: {_listed(similar)}"
         if similar
-        else "Give the absolute path of a file, directory or glob, or start `exai connect` where it is"
+        else "Give an absolute path, or start `exai connect` in its directory (over HTTP: name it in EXAI-Directory)"
     )
     return InvalidArgument(field, f"{shown(path)} is not there", cure)
 

@@ -89,6 +89,7 @@ _GENERIC: Final[Mapping[str, FailureKind]] = {
     "overloaded_error": "unavailable",
     "service_unavailable": "unavailable",
 }
+UNAUTHORIZED: Final = 401
 _STATUSES: Final[Mapping[int, FailureKind]] = {
     401: "auth",
     402: "exhausted",
@@ -206,7 +207,8 @@ def verdict_of(family: Family, failure: Failure) -> FailureKind | None:
     for name in (failure.code, failure.kind):
         verdict = family.verdicts.get(name) or _GENERIC.get(name)
         # Servers send a generic "invalid request" for wrong keys and rate limits too; then the status is more specific.
-        if verdict is not None and not (verdict == "refused" and name not in family.verdicts and status in _STATUSES):
+        is_generic = status == UNAUTHORIZED or (name not in family.verdicts and status in _STATUSES)
+        if verdict is not None and not (verdict == "refused" and is_generic):
             return verdict
     if status is None or status < 400:
         return None

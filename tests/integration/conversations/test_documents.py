@@ -62,7 +62,7 @@ async def test_a_pdf_with_text_is_read_here_for_any_model(rig: Rig) -> None:
     """No provider receives it as a file."""
     result = await ask(rig, [await put(rig, pdf("Invoice 42"))], model="small-8k")
     assert "Invoice 42" in sent(rig)
-    assert any("text of 1 pages" in note for note in result.notes)
+    assert any("text of 1 page" in note for note in result.notes)
     assert kimi_files(rig).uploads == []
 
 

@@ -117,6 +117,16 @@ async def test_a_plan_is_rows_that_are_revised_and_branched(rig: Rig) -> None:
     assert shown(rig.provider).count("Add the column") == 1
 
 
+async def test_revision_of_a_step_that_the_plan_lacks_is_noted(rig: Rig) -> None:
+    """The answer's plan is compared with the number, so a wrong one costs no further read."""
+    plan = kimi_answer("So.\n\n```plan\n1. Add the column\n2. Fill it\n```")
+    rig.provider.script(plan, plan)
+    wrong = await call(rig.app, "planner", prompt="In batches.", revises=9)
+    assert wrong["notes"] == ["revises: the plan of this answer has no step 9; its steps are 1 to 2"]
+    right = await call(rig.app, "planner", prompt="In batches.", revises=2, continuation_id=wrong["continuation_id"])
+    assert right["notes"] == []
+
+
 async def test_a_plan_of_the_callers_own_is_one_row_for_each_step(rig: Rig) -> None:
     """Numbered lines are steps."""
     stored = await call(rig.app, "planner", prompt="1. Look\n2. Act\n   and check", ask_model=False)
@@ -136,7 +146,7 @@ async def test_precommit_reads_the_uncommitted_diff_by_itself(rig: Rig, rooted: 
     assert "planted too" in shown(rig.provider)
     assert any("app.py" in each for each in answer["read"])
     assert (answer["verdict"], answer["findings"][0]["file"]) == ("fix first", "app.py")
-    assert answer["next"].startswith("Do not commit yet. Check findings 1 ")
+    assert answer["next"].startswith("Do not commit yet. Check finding 1 ")
     key = answer["continuation_id"]
     rows = await rows_of(rooted, key)
     assert next(row for row in rows if row.kind == "step").metadata["diff"] == "uncommitted"

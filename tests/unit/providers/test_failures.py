@@ -31,6 +31,8 @@ PLAIN = Family("local", "http://x", "KEY", limit_field="max_tokens", stream_usag
     ("family", "failure", "expected"),
     [
         (KIMI, Failure(401, "invalid_authentication_error"), "auth"),
+        (KIMI, Failure(401, "invalid_request_error"), "auth"),
+        (KIMI, Failure(400, "invalid_request_error"), "refused"),
         (KIMI, Failure(400, "content_filter"), "refused"),
         (KIMI, Failure(429, "exceeded_current_quota_error"), "exhausted"),
         (KIMI, Failure(429, "rate_limit_reached_error"), "limited"),

@@ -44,7 +44,7 @@ class FormulaTools:
                 listed = document.get("tools") if isinstance(document, Mapping) else document
                 tools = [tool for tool in listed if isinstance(tool, Mapping)] if isinstance(listed, list) else []
                 if not tools:
-                    raise FormulaFailed("it lists no tools")
+                    raise FormulaFailed("the provider lists no tool for it")
                 self._tools = tuple(tools)
         return self._tools
 

@@ -32,6 +32,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NUMBER = re.compile(r"-?\d{9,}(\.\d+)?")
 OFFSET_APART = re.compile(r"\s+(?=[+-]\d\d(:?\d\d)?$)")
 UTC_NAMES = re.compile(r"\s*(UTC|GMT)$", re.IGNORECASE)
+MAX_TIME_CHARS = 100
 UNITS = ((10**17, 1_000), (10**14, 1), (10**11, 1 / 1_000), (0, 1 / 1_000_000))
 """From which number on a time counts nanoseconds, microseconds, milliseconds or seconds; how many are a microsecond."""
 
@@ -288,6 +289,8 @@ def _moment(given: Any) -> datetime:
     """Read a time as it is written elsewhere: in ISO 8601, with a space, or as a number since 1970."""
     if isinstance(given, str):
         text = given.strip()
+        if len(text) > MAX_TIME_CHARS:
+            raise ValueError("longer than any time")
         if not NUMBER.fullmatch(text):
             return datetime.fromisoformat(OFFSET_APART.sub("", UTC_NAMES.sub("+00:00", text)))
         given = float(text) if "." in text else int(text)

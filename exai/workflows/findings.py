@@ -1,14 +1,16 @@
 """Read findings, plan steps and verdicts from lines of text, as clients and models write them. No I/O.
 
 Invariant: reading is lenient and never fails, but it never invents: what quotes or repeats the form that was asked for
-is no finding, and only an unambiguous last line is a verdict.
+is no finding, and only an unambiguous last line is a verdict. Reading takes time in proportion to the text, whatever it
+holds: no expression is matched against more than the few characters in which what it looks for can stand.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, Literal
 
 Severity = Literal["critical", "high", "medium", "low", "info"]
@@ -28,6 +30,12 @@ SEVERITIES: Final[dict[str, Severity]] = {
 VERDICTS: Final[dict[str, Verdict]] = {"pass": "pass", "fix first": "fix first", "unsure": "unsure"}
 MAX_FINDINGS: Final = 100
 MAX_FINDING_CHARS: Final = 2_000
+MAX_STEP_CHARS: Final = 20_000
+MAX_PLACE_CHARS: Final = 400
+"""Length of the end of a finding in which its place is looked for."""
+
+MAX_VERDICT_CHARS: Final = 200
+FINDINGS: Final = "findings"
 NOTHING: Final = frozenset({"none", "no findings", "nothing", "nothing to report", "n/a", "-", "..."})
 
 _MARKER = re.compile(r"^(?:[-*+•]\s+|\(?\d{1,3}[.)]\s+)?(?:\[[ xX]\]\s+)?")
@@ -40,8 +48,13 @@ _PLACE = re.compile(
 )
 _PATH = re.compile(r"(?:[^\s]*/)?[^\s/]*(?:\.[A-Za-z][\w+-]{0,11}|/[^\s/]+)|Makefile|Dockerfile")
 _TEMPLATE = re.compile(r"what goes wrong and when, in one sentence|^\W*severity\b.*\(path", re.IGNORECASE)
-_OPENING = re.compile(r"^ {0,3}(?P<fence>`{3,}|~{3,})[ \t]*(?P<label>[\w-]*)[^`\n]*$")
-_QUOTED = re.compile(r"^\s*>")
+_OPENING = re.compile(
+    r"^ {0,3}(?:(?P<ticks>`{3,}+)[ \t]*+(?P<of_ticks>[\w-]*+)[^`\n]*+$|(?P<waves>~{3,}+)[ \t]*+(?P<of_waves>[\w-]*+))"
+)
+_CLOSING = re.compile(r"^ {0,3}(?P<fence>`{3,}+|~{3,}+)\s*$")
+_QUOTED = re.compile(r"^(?:\s*>| {4}| {0,3}\t)")
+"""A line of a quotation, or of a block of code without a fence."""
+
 _VERDICT = re.compile(r"^[*_#\s]*VERDICT[*_]*\s*[:=–-][*_`\s]*(?P<word>.+?)[*_.!`\s]*$", re.IGNORECASE)
 _PLAN_STEP = re.compile(r"^(?:step\s+)?(?P<number>\d{1,4})[.):]\s+(?P<text>.+)$", re.IGNORECASE)
 
@@ -72,7 +85,7 @@ class PlanStep:
 def parse_findings(lines: Iterable[str]) -> tuple[CodeFinding, ...]:
     """Return the findings of a client: one for each line that says something."""
     single = (line for each in lines for line in each.splitlines())
-    return tuple(found for found in map(parse_finding, single) if found is not None)[:MAX_FINDINGS]
+    return tuple(islice((found for found in map(parse_finding, single) if found is not None), MAX_FINDINGS))
 
 
 def parse_finding(line: str) -> CodeFinding | None:
@@ -80,11 +93,10 @@ def parse_finding(line: str) -> CodeFinding | None:
     text = _MARKER.sub("", line.strip(), count=1).strip()
     if text.lower().strip(" .`*") in NOTHING or not any(map(str.isalnum, text)) or _TEMPLATE.search(text):
         return None
-    severity: Severity | None = None
-    if (named := _SEVERITY.match(text)) and named["word"].lower() in SEVERITIES:
-        severity, text = SEVERITIES[named["word"].lower()], named["rest"].strip()
+    severity, text = _severity_of(text)
     file, line_number = None, None
-    if (place := _PLACE.search(text)) and place.start() > 0 and (place["line"] or _PATH.fullmatch(place["path"])):
+    place = _PLACE.search(text, max(len(text) - MAX_PLACE_CHARS, 0))
+    if place and place.start() > 0 and (place["line"] or _PATH.fullmatch(place["path"])):
         file, line_number = place["path"].strip(), int(place["line"]) if place["line"] else None
         text = text[: place.start()].strip()
     return CodeFinding(severity, text[:MAX_FINDING_CHARS], file, line_number)
@@ -95,8 +107,8 @@ def findings_in(answer: str) -> tuple[CodeFinding, ...]:
 
     Without such a block, those of the last block of which every line names a severity.
     """
-    blocks = [(label, lines) for label, lines in _blocks(answer)[0] if label in ("findings", "", "text")]
-    labelled = [lines for label, lines in blocks if label == "findings"]
+    blocks = [(label, lines) for label, lines in _parts(answer) if label in (FINDINGS, "", "text")]
+    labelled = [lines for label, lines in blocks if label == FINDINGS]
     plain = [lines for _, lines in blocks if lines and all(map(_names_severity, lines))]
     chosen = (labelled or plain)[-1:]
     return parse_findings(chosen[0]) if chosen else ()
@@ -104,51 +116,76 @@ def findings_in(answer: str) -> tuple[CodeFinding, ...]:
 
 def plan_in(answer: str) -> tuple[PlanStep, ...]:
     """Return the plan of a model's answer, from its last block labelled `plan`."""
-    labelled = [lines for label, lines in _blocks(answer)[0] if label == "plan"]
+    labelled = [lines for label, lines in _parts(answer) if label == "plan"]
     return plan_steps(labelled[-1]) if labelled else ()
 
 
 def plan_steps(lines: Sequence[str]) -> tuple[PlanStep, ...]:
     """Return numbered lines as steps of a plan; a line without a number belongs to the step before it."""
-    steps: list[PlanStep] = []
+    steps: list[tuple[int, list[str]]] = []
     for line in lines:
         if found := _PLAN_STEP.match(line.strip()):
-            steps.append(PlanStep(int(found["number"]), found["text"].strip()))
+            if len(steps) == MAX_FINDINGS:
+                break
+            steps.append((int(found["number"]), [found["text"].strip()]))
         elif steps and line.strip():
-            steps[-1] = PlanStep(steps[-1].number, f"{steps[-1].text}\n{line.strip()}")
-    return tuple(steps[:MAX_FINDINGS])
+            steps[-1][1].append(line.strip())
+    return tuple(PlanStep(number, "\n".join(texts)[:MAX_STEP_CHARS]) for number, texts in steps)
 
 
 def verdict_in(answer: str) -> Verdict | None:
     """Return the verdict in the last line of an answer, None if there is no unambiguous one.
 
-    Fenced blocks and quoted lines are not read, because they may repeat the form that was asked for.
+    Only a block of findings may follow it, and no other line may state another one. Fenced blocks and quoted lines are
+    not read, because they may repeat the form that was asked for.
     """
-    lines = [line for line in _blocks(answer)[1] if line.strip() and not _QUOTED.match(line)]
-    found = _VERDICT.match(lines[-1]) if lines else None
-    return VERDICTS.get(" ".join(found["word"].lower().replace("_", " ").replace("-", " ").split())) if found else None
+    parts = list(_parts(answer))
+    while parts and (parts[-1][0] == FINDINGS or not parts[-1][1]):
+        parts.pop()
+    if not parts or parts[-1][0] is not None:
+        return None
+    lines = [line for label, lines in parts if label is None for line in lines]
+    stated = {verdict for line in lines if (verdict := _stated(line)) is not None}
+    last = _stated(lines[-1])
+    return last if stated == {last} else None
+
+
+def _stated(line: str) -> Verdict | None:
+    """Return the verdict that a line states and nothing else."""
+    if _QUOTED.match(line) or len(line := line.strip()) > MAX_VERDICT_CHARS or not (found := _VERDICT.match(line)):
+        return None
+    return VERDICTS.get(" ".join(found["word"].lower().replace("_", " ").replace("-", " ").split()))
+
+
+def _severity_of(text: str) -> tuple[Severity | None, str]:
+    """Return the severity that a text begins with, and the rest of it."""
+    if (named := _SEVERITY.match(text)) and named["word"].lower() in SEVERITIES:
+        return SEVERITIES[named["word"].lower()], named["rest"].strip()
+    return None, text
 
 
 def _names_severity(line: str) -> bool:
-    found = parse_finding(line)
-    return found is not None and found.severity is not None
+    return _severity_of(_MARKER.sub("", line.strip(), count=1).strip())[0] is not None
 
 
-def _blocks(answer: str) -> tuple[list[tuple[str, list[str]]], list[str]]:
-    """Return the fenced blocks of a text, each with its label, and the lines outside them."""
-    blocks: list[tuple[str, list[str]]] = []
-    outside: list[str] = []
-    closing: str | None = None
+def _parts(answer: str) -> Iterator[tuple[str | None, list[str]]]:
+    """Yield the parts of a text in their order, without blank lines: fenced blocks by their label, others by None."""
+    label: str | None = None
+    fence = ""
+    lines: list[str] = []
     for line in answer.splitlines():
-        if closing is not None:
-            bare = line.strip()
-            if len(bare) >= len(closing) and set(bare) == {closing[0]}:
-                closing = None
-            else:
-                blocks[-1][1].append(line)
-        elif opening := _OPENING.match(line):
-            closing = opening["fence"]
-            blocks.append((opening["label"].lower(), []))
-        else:
-            outside.append(line)
-    return [(label, [line for line in lines if line.strip()]) for label, lines in blocks], outside
+        closing = _CLOSING.match(line) if fence else None
+        opening = None if fence else _OPENING.match(line)
+        if closing is None and opening is None:
+            if line.strip():
+                lines.append(line)
+            continue
+        if closing is not None and not closing["fence"].startswith(fence):
+            lines.append(line)
+            continue
+        yield label, lines
+        lines, label, fence = [], None, ""
+        if opening is not None:
+            fence = opening["ticks"] or opening["waves"]
+            label = (opening["of_ticks"] or opening["of_waves"] or "").lower()
+    yield label, lines

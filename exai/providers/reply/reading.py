@@ -28,6 +28,7 @@ _IDLE: Final = re.compile(
     r"|open|waiting|queued)?[>\])]?[\s.:*!-]*",
     re.IGNORECASE,
 )
+_MAX_IDLE_CHARS: Final = 200
 _CONTENT_FIELDS: Final = ("content", "text", "output_text", "value", "answer", "response", "parts")
 _REASONING_FIELDS: Final = (
     "reasoning_content",
@@ -118,7 +119,7 @@ def values_of(data: str) -> tuple[list[Any], int]:
         text = text.removeprefix("data:").lstrip()
     if _is_done(text):
         return [DONE], 0
-    if _IDLE.fullmatch(text):
+    if _is_idle(text):
         return [], 0
     try:
         return [decode(text)], 0
@@ -129,7 +130,7 @@ def values_of(data: str) -> tuple[list[Any], int]:
     for line in filter(None, map(str.strip, text.split("\n"))):
         if _is_done(line):
             values.append(DONE)
-        elif not _IDLE.fullmatch(line):
+        elif not _is_idle(line):
             try:
                 values += _sequence(line)
             except ValueError:
@@ -251,6 +252,10 @@ def _paired(text: str) -> str:
 
 def _is_done(text: str) -> bool:
     return len(text) <= len(DONE) + 2 and text.strip("\"'[]<>").upper() == DONE.strip("[]")
+
+
+def _is_idle(text: str) -> bool:
+    return len(text) <= _MAX_IDLE_CHARS and _IDLE.fullmatch(text) is not None
 
 
 def _int(digits: str) -> int | float:

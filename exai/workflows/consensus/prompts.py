@@ -1,7 +1,7 @@
 """The texts that panellists, judges and the arbiter are shown, and what is read from theirs. No I/O.
 
 Invariant: no judge or arbiter is shown who wrote an answer. What is read from a model's text is never invented: a line
-that is not as asked for counts as missing.
+that is not as asked for counts as missing. Reading takes time in proportion to the text, whatever it holds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from string import ascii_uppercase
+from string import ascii_uppercase, punctuation, whitespace
 from typing import Final
 
 from exai.conversations.turns.prompt import estimate_tokens
@@ -34,8 +34,15 @@ SELF: Final = re.compile(
     rf"(?:{MODEL_WORDS}|{OTHERS})(?:-[\w.]*\w)?(?!\w)",
     re.IGNORECASE,
 )
-RANKING: Final = re.compile(r"^\W*RANKING\W+([A-Z](?:\s*[>=]\s*[A-Z])*)\W*$", re.MULTILINE)
-DIFFER: Final = re.compile(r"^\W*DIFFER\W+([A-Z](?:\s*(?:,|and)\s*[A-Z])+)\s*:\s*(\S.*?)\W*$", re.MULTILINE)
+_NO_WORD: Final = r"[^\w\n]{0,40}"
+RANKING: Final = re.compile(
+    rf"^{_NO_WORD}RANKING(?=\W){_NO_WORD}\n{{0,2}}{_NO_WORD}([A-Z](?:[^\S\n]*[>=][^\S\n]*[A-Z])*)[^\w\n]*$",
+    re.MULTILINE,
+)
+DIFFER: Final = re.compile(
+    rf"^{_NO_WORD}DIFFER(?=\W){_NO_WORD}([A-Z](?:[^\S\n]*(?:,|and)[^\S\n]*[A-Z])+)[^\S\n]*:[^\S\n]*(\S[^\n]*)$",
+    re.MULTILINE,
+)
 DISMISSED: Final = re.compile(r"^#+\s*Dismissed\b", re.MULTILINE | re.IGNORECASE)
 STANCES: Final[Mapping[Stance, str]] = {
     "for": "argued for the proposal on request",
@@ -44,6 +51,7 @@ STANCES: Final[Mapping[Stance, str]] = {
 }
 CUT_ANSWER: Final = "\n[the rest was left out, because the window is full]"
 MAX_TOPIC_CHARS: Final = 200
+MAX_DISAGREEMENTS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,12 +180,13 @@ def mean_ranks(of_judges: Sequence[Mapping[int, float]]) -> dict[int, tuple[floa
 def disagreements_in(text: str, labels: Iterable[str]) -> list[Disagreement]:
     """Return the disagreements that the arbiter lists at the end, without those of unknown letters."""
     known = set(labels)
-    found = []
-    for letters, topic in DIFFER.findall(text):
-        named = tuple(dict.fromkeys(re.findall(r"[A-Z]", letters)))
-        if len(named) > 1 and known.issuperset(named):
-            found.append(Disagreement(named, topic[:MAX_TOPIC_CHARS]))
-    return found
+    found: list[Disagreement] = []
+    for match in DIFFER.finditer(text):
+        named = tuple(dict.fromkeys(re.findall(r"[A-Z]", match[1])))
+        topic = match[2][:MAX_TOPIC_CHARS].strip(punctuation + whitespace)
+        if topic and len(named) > 1 and known.issuperset(named):
+            found.append(Disagreement(named, topic))
+    return found[-MAX_DISAGREEMENTS:]
 
 
 def has_dismissals(text: str) -> bool:

@@ -97,3 +97,7 @@ def test_depth_without_end_is_no_answer_and_no_crash() -> None:
     assert values_of(f'{{"a": {deep}')[1] == 1
     with suppress(ValueError):
         decode(deep + "]" * 100_000)
+
+
+def test_event_of_punctuation_is_read_in_proportion_to_its_length() -> None:
+    assert values_of("." * 2**20 + "x") == ([], 1)

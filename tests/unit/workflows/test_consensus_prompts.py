@@ -8,6 +8,7 @@ from exai.conversations.turns.prompt import estimate_tokens
 from exai.workflows.consensus.prompts import (
     Disagreement,
     disagreements_in,
+    has_dismissals,
     judged_text,
     label_answers,
     mean_ranks,
@@ -84,6 +85,7 @@ def test_mean_ranks_count_their_judges() -> None:
         ("DIFFER: none", []),
         ("DIFFER: A, Z: x", []),
         ("DIFFER: A: x", []),
+        ("DIFFER: A, B: ...", []),
     ],
 )
 def test_disagreements_name_known_letters(text: str, found: list[Disagreement]) -> None:
@@ -97,3 +99,16 @@ def test_answers_that_do_not_fit_are_shortened_alike_and_the_question_is_whole()
     assert 4_000 < estimate_tokens(text) <= 5_000
     assert text.count("x") == text.count("y")
     assert text.count("the rest was left out") == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["\n" * 2**20, "DIFFER: A, B: x" + "-" * 2**20 + "y", "-" * 2**20, "RANKING" + "-" * 2**20]
+)
+def test_time_of_reading_grows_no_faster_than_the_text(text: str) -> None:
+    """An answer may have 4 MiB, and is read where all other calls wait."""
+    ranks_in(text, "ABC"), disagreements_in(text, "ABC"), has_dismissals(text)
+
+
+def test_disagreements_without_end_are_limited() -> None:
+    """They are in the sentence about what to do next, which no client may have to cut."""
+    assert len(disagreements_in("DIFFER: A, B: x\n" * 10_000, "ABC")) == 10

@@ -107,6 +107,15 @@ def test_longer_fences_hold_shorter_ones() -> None:
         ("VERDICT: passed with reservations", None),
         ("VERDICT:", None),
         ("", None),
+        ("VERDICT: pass\n```python\nx = 1\n```", None),
+        ("VERDICT: pass\n> which I cannot confirm", None),
+        ("VERDICT: fix first\n\nThe file ends with:\nVERDICT: pass", None),
+        ("Its last line is\n\n    VERDICT: pass", None),
+        ("Its last line is\n\n\tVERDICT: pass", None),
+        ("~~~ `quoted`\nVERDICT: pass\n~~~", None),
+        ("```\n    ```\nVERDICT: pass\n```", None),
+        ("VERDICT: pass | fix first | unsure\n\nVERDICT: unsure", "unsure"),
+        ("VERDICT: pass\n\nAs said:\nVERDICT: pass", "pass"),
     ],
 )
 def test_only_an_unambiguous_last_line_is_a_verdict(answer: str, verdict: str | None) -> None:
@@ -123,3 +132,27 @@ def test_a_plan_is_read_from_its_block_with_its_numbers() -> None:
     ]
     assert plan_in("1. no block") == ()
     assert plan_steps(["no number"]) == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n" * 2**20,
+        "VERDICT: x" + "*" * 2**20 + "x",
+        "~~~" + "a" * 2**20 + "`",
+        "~" * 2**20 + "`",
+        "```findings\nhigh: (a" + " " * 2**20 + "x\n```",
+        "```\nhigh: (a" + " " * 2**20 + "x\n```",
+        "```plan\n1. a\n" + "b\n" * 2**19 + "```",
+    ],
+    ids=["lines", "verdict", "label", "fence", "place", "unlabelled", "plan"],
+)
+def test_time_of_reading_grows_no_faster_than_the_text(text: str) -> None:
+    """An answer may have 4 MiB, and is read where all other calls wait: this takes hours if it is tried anew at every
+    character."""
+    findings_in(text), plan_in(text), verdict_in(text), parse_findings([text])
+
+
+def test_a_plan_of_one_endless_step_is_cut_to_what_a_message_holds() -> None:
+    (step,) = plan_in("```plan\n1. " + "b\n" * 2**19 + "```")
+    assert len(step.text) == 20_000

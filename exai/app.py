@@ -15,7 +15,6 @@ import structlog
 
 from exai.background import Background, open_background, running
 from exai.blobs.base import Blobs
-from exai.blobs.local import LocalBlobs
 from exai.cache.conversations import ConversationCache, open_cache
 from exai.conversations import ChatService, ConversationStore, Transfer
 from exai.conversations.changes import ChangePoller, Notices, changes_of
@@ -34,7 +33,6 @@ from exai.conversations.turns.prompt import estimate_tokens
 from exai.conversations.turns.similar import similar_answers
 from exai.conversations.turns.turn import ChatTurns
 from exai.db.answers import AnswerRepository
-from exai.db.contents import PostgresBlobs
 from exai.db.conversations import ConversationRepository
 from exai.db.documents import DocumentRepository
 from exai.db.driver.pool import Database, open_pool
@@ -52,6 +50,7 @@ from exai.errors import DatabaseUnavailable, SchemaMismatch, StartupError
 from exai.files.paths import Roots
 from exai.files.service import FileService
 from exai.files.sources import SourceReader
+from exai.files.stores import open_stores
 from exai.monitoring.events import EventRecorder
 from exai.monitoring.health import Health, open_health
 from exai.monitoring.live import Live
@@ -67,9 +66,6 @@ from exai.workflows import WorkflowService, instructions_by_name
 from exai.workflows.consensus import ConsensusService
 from exai.workflows.consensus.panel import PanelChoice
 from exai.workflows.consensus.turns import PanelTurns
-
-BLOBS = "files"
-"""The directory below the data directory that holds the bytes of files, unless the database does."""
 
 CACHE_NOT_GIVEN = (
     "no cache: a database is configured and no Redis, so every read is one database round trip. "
@@ -124,6 +120,7 @@ class Backends:
     database: Database
     repository: ConversationRepository
     cache: ConversationCache
+    blobs: Blobs
     providers: Providers
     embedder: Embedder | None
     health: Health
@@ -161,9 +158,10 @@ async def _open_backends(stack: AsyncExitStack, settings: Settings) -> Backends:
             settings.providers, recorder=recorder, limits=settings.limits, pricing=pricing_of(settings.budgets)
         )
     )
+    blobs = await stack.enter_async_context(open_stores(settings, database))
     health = await stack.enter_async_context(
         open_health(
-            components(database, cache, providers, _blobs(settings, database), recorder),
+            components(database, cache, providers, blobs, recorder),
             recorder=recorder,
             on_change=events.health_change,
         )
@@ -179,6 +177,7 @@ async def _open_backends(stack: AsyncExitStack, settings: Settings) -> Backends:
         database,
         repository,
         cache,
+        blobs,
         providers,
         embedder,
         health,
@@ -190,8 +189,7 @@ def _build(opened: Backends) -> tuple[App, Sequence[AbstractAsyncContextManager[
     """Return the application and its background tasks, in the order in which they start."""
     settings, limits, database, recorder = opened.settings, opened.settings.limits, opened.database, opened.recorder
     cache, providers = opened.cache, opened.providers
-    blobs = _blobs(settings, database)
-    file_repository = FileRepository(database)
+    file_repository, blobs = FileRepository(database), opened.blobs
     files = FileService(file_repository, blobs, settings.files, limits=limits, roots=opened.roots)
     sources = SourceReader(files, opened.roots, estimate_tokens)
     notices = Notices()
@@ -279,14 +277,6 @@ def roots_of(settings: Settings) -> Roots:
     roots = Roots(settings.files.roots, [path.absolute() for path in own])
     roots.check()
     return roots
-
-
-def _blobs(settings: Settings, database: Database) -> Blobs:
-    """Return the blob stores; the contents of the store that is not selected stay readable."""
-    in_database, in_directory = PostgresBlobs(database), LocalBlobs(settings.data_dir / BLOBS)
-    if settings.files.store == "postgres":
-        return Blobs(in_database, in_directory)
-    return Blobs(in_directory, in_database)
 
 
 async def _open_embedded(stack: AsyncExitStack, settings: Settings) -> Embedded | None:

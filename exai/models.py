@@ -172,8 +172,8 @@ class Appended:
 class StoredFile:
     """A file and its content as stored in the database; `created` is true if this call was the first to store it.
 
-    `store` names the blob store that has the bytes. `encoding` is the encoding of the text, None if it is not yet
-    determined.
+    `store` names the blob store that has the bytes, under `storage_path` if it is not the database. `encoding` is the
+    encoding of the text, None if it is not yet determined.
     """
 
     id: FileId
@@ -185,6 +185,18 @@ class StoredFile:
     created: bool = False
     store: str = "postgres"
     encoding: str | None = None
+    storage_path: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """Contents in a store that no row refers to: their number and, where the store lists it, their size."""
+
+    contents: int = 0
+    size_bytes: int = 0
+
+    def __add__(self, other: Unused) -> Unused:
+        return Unused(self.contents + other.contents, self.size_bytes + other.size_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,16 +15,13 @@ from exai.cache.conversations import ConversationCache
 from exai.conversations.turns.leases import TurnLeases
 from exai.db.driver.pool import Database
 from exai.db.migrations.revision import check_revision
-from exai.models import LOCAL_OWNER, Recorder
+from exai.models import Recorder
 from exai.monitoring.health import Component, Probe, Probed
 from exai.monitoring.metrics import MetricsRecorder
 from exai.providers.base import ProviderStatus
 from exai.providers.registry import Providers
 from exai.resilience import Clock
 from exai.settings.sections import BudgetSettings
-
-NO_CONTENT = "0" * 64
-"""The SHA-256 of no content."""
 
 SELDOM_S = 60.0
 
@@ -50,9 +47,8 @@ async def probe_schema(database: Database) -> Probed:
 
 
 async def probe_storage(blobs: Blobs) -> Probed:
-    """Ask the blob store for a content that does not exist."""
-    await blobs.chosen.read_all(LOCAL_OWNER, {NO_CONTENT: 1})
-    return Probed("ok", f"files in the store {blobs.chosen.name}")
+    """Ask the selected store of files whether it can be used."""
+    return Probed("ok", await blobs.chosen.check())
 
 
 def seldom(probe: Probe, pause_s: float = SELDOM_S, clock: Clock = time.monotonic) -> Probe:

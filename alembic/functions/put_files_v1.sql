@@ -3,14 +3,15 @@
 -- store than this database), blob_id, and, if the bytes are part of the call, at (their first byte in p_data) and
 -- characters.
 --
--- A content that is neither stored nor part of the call must be in the blob blob_id, complete; otherwise its files
--- are not stored, and their rows are returned without an id.
+-- A content that is neither stored nor part of the call must be in the blob blob_id, complete, or in another store under
+-- storage_path; otherwise its files are not stored, and their rows are returned without an id. The same holds for a
+-- content whose bytes were lost, and for one that is moved from another store (is_move).
 --
 -- Locks the rows of contents before anything is looked up, in the order of the digests: two callers with the same
 -- files create one row for each content and cannot deadlock.
 create or replace function exai.put_files_v1(p_owner text, p_store text, p_files jsonb, p_data bytea)
 returns table (place integer, id uuid, sha256 text, size_bytes bigint, media_type text, name text,
-               created_at timestamptz, store text, encoding text, created boolean)
+               created_at timestamptz, store text, encoding text, storage_path text, created boolean)
 language plpgsql rows 10
 set lock_timeout = '2s'
 as $$
@@ -31,9 +32,12 @@ begin
   perform from exai.contents c where c.owner = p_owner and c.sha256 = any(v_digests) order by c.sha256 for no key update;
   v_known := array(
     select c.sha256 from exai.contents c
-     where c.owner = p_owner and c.sha256 = any(v_digests)
+     where c.owner = p_owner and c.sha256 = any(v_digests) and c.lost_at is null
        and case c.store when 'postgres' then coalesce(exai.blob_size_v1(c.blob_id) = c.size_bytes, false)
-                        else c.store = p_store end);
+                        else c.store = p_store end
+       and (c.store = p_store or not exists (
+         select from pg_catalog.jsonb_to_recordset(p_files) g(sha256 text, is_move boolean)
+          where g.sha256 = c.sha256 and g.is_move)));
   with given as (
     select distinct on (g.sha256) g.blob_id, g.size_bytes, g.characters, g.at
       from pg_catalog.jsonb_to_recordset(p_files) g(sha256 text, blob_id uuid, size_bytes bigint, characters integer, at integer)
@@ -52,22 +56,23 @@ begin
     from pg_catalog.jsonb_to_recordset(p_files)
          g(sha256 text, size_bytes bigint, storage_path text, blob_id uuid, encoding text)
    where g.sha256 <> all(v_known)
-     and (p_store <> 'postgres' or exai.blob_size_v1(g.blob_id) = g.size_bytes)
+     and case p_store when 'postgres' then coalesce(exai.blob_size_v1(g.blob_id) = g.size_bytes, false)
+                      else g.storage_path is not null end
    order by g.sha256
   on conflict (owner, sha256) do update
      set size_bytes = excluded.size_bytes, store = excluded.store, storage_path = excluded.storage_path,
-         blob_id = excluded.blob_id, encoding = excluded.encoding, used_at = excluded.used_at;
+         blob_id = excluded.blob_id, encoding = excluded.encoding, used_at = excluded.used_at, lost_at = null;
   update exai.contents c set used_at = v_now where c.owner = p_owner and c.sha256 = any(v_known);
   v_here := array(
     select c.sha256 from exai.contents c
      where c.owner = p_owner and c.sha256 = any(v_digests)
        and c.used_at = v_now);
 
-  -- A file stored before its content was in this database.
-  update public.files f set storage_path = null
+  -- Files stored before their content was where it is now.
+  update public.files f set storage_path = c.storage_path
     from exai.contents c
-   where f.owner = p_owner and f.sha256 = any(v_here) and f.storage_path is not null
-     and c.owner = p_owner and c.sha256 = f.sha256 and c.store = 'postgres';
+   where f.owner = p_owner and f.sha256 = any(v_here) and f.storage_path is distinct from c.storage_path
+     and c.owner = p_owner and c.sha256 = f.sha256;
   update public.files f set used_at = v_now
     from pg_catalog.jsonb_to_recordset(p_files) g(sha256 text, media_type text, name text)
    where f.owner = p_owner and f.sha256 = g.sha256 and f.name = g.name and f.media_type = g.media_type
@@ -85,7 +90,7 @@ begin
 
   return query
     select g.place, f.id, g.sha256, f.size_bytes, f.media_type, f.name, f.created_at, c.store, c.encoding,
-           coalesce(f.id = g.file_id, false)
+           c.storage_path, coalesce(f.id = g.file_id, false)
       from pg_catalog.jsonb_to_recordset(p_files) g(place integer, file_id uuid, sha256 text, media_type text, name text)
       left join exai.contents c on c.owner = p_owner and c.sha256 = g.sha256
       left join lateral (

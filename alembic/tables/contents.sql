@@ -7,6 +7,7 @@ create table exai.contents (
     blob_id uuid,
     encoding text,
     used_at timestamptz not null default now(),
+    lost_at timestamptz,
     constraint contents_pkey primary key (owner, sha256),
     constraint contents_blob_fkey foreign key (blob_id) references exai.blobs (id),
     constraint contents_sha256_check check (sha256 ~ '^[0-9a-f]{64}$'),

@@ -14,11 +14,14 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, Final, Protocol
 
 from exai.errors import BlobError
-from exai.models import Owner, StoredFile
+from exai.models import Owner, StoredFile, Unused
 
 OWNER_CHARS: Final = 32
 PART_BYTES: Final = 1_048_576
 """Bytes are numbered, and characters counted, by parts of this size in every store."""
+
+NOTHING_INLINE: Final = -1
+"""`BlobStore.inline_bytes` of stores outside the database."""
 
 CONTINUATION: Final = bytes(range(0x80, 0xC0))
 
@@ -27,13 +30,29 @@ FindUsedPaths = Callable[[Sequence[str]], Awaitable[frozenset[str]]]
 
 
 class BlobStore(Protocol):
-    """Bytes by owner and SHA-256. Methods raise `BlobError` or a `DatabaseError`; each may be repeated."""
+    """Bytes by owner and SHA-256. Methods raise `BlobError` or a `DatabaseError`; each may be repeated.
+
+    Invariant: bytes become visible whole, by the row that `put`'s caller writes afterwards, or not at all.
+    """
 
     name: ClassVar[str]
     """Name of the store in the row of a content."""
 
+    is_shared: ClassVar[bool]
+    """Whether every daemon of the same database reads the same bytes."""
+
     inline_bytes: ClassVar[int]
-    """Bytes up to this size are stored by the statement that stores their row; `put` is for more. 0: for all."""
+    """Bytes up to this size are stored by the statement that stores their row; `put` is for more."""
+
+    puts_known: ClassVar[bool]
+    """Whether `put` is called for contents that have a row too: it is cheap then, and restores missing bytes."""
+
+    @property
+    def shown(self) -> str:
+        """Return where the bytes are, as people read it; without credentials."""
+
+    async def check(self) -> str:
+        """Ask the store whether it can be used, and return what it said. Raises `BlobError` or a `DatabaseError`."""
 
     async def put(self, owner: Owner, sha256: str, data: bytes, blob_id: str) -> str | None:
         """Store `data` durably. Return its storage path, None in the database.
@@ -41,17 +60,20 @@ class BlobStore(Protocol):
         `blob_id` names this attempt, so that it is never mixed with the remains of another one.
         """
 
-    async def read(self, owner: Owner, sha256: str, offset: int, size_bytes: int) -> bytes:
+    async def read(self, owner: Owner, file: StoredFile, offset: int, size_bytes: int) -> bytes:
         """Return the bytes from `offset` on, fewer at the end; nothing else is read."""
 
-    async def read_all(self, owner: Owner, sizes: Mapping[str, int]) -> Mapping[str, bytes | BlobError]:
+    async def read_all(self, owner: Owner, files: Mapping[str, StoredFile]) -> Mapping[str, bytes | BlobError]:
         """Return the existing contents by SHA-256, or the error of one that cannot be read."""
 
-    async def characters(self, owner: Owner, sha256: str) -> Sequence[int]:
+    async def characters(self, owner: Owner, file: StoredFile) -> Sequence[int]:
         """Return how many characters of UTF-8 begin in each part of `PART_BYTES`."""
 
-    async def sweep(self, age_s: float, find_used: FindUsedPaths) -> int:
-        """Remove bytes that belong to no content and were not stored for `age_s`; return of how many contents."""
+    async def size(self, owner: Owner, file: StoredFile) -> int | None:
+        """Return how many bytes the store has of a content, None if it has none; reads no bytes."""
+
+    async def sweep(self, age_s: float, find_used: FindUsedPaths, *, is_rehearsal: bool = False) -> Unused:
+        """Remove bytes that belong to no content and were not stored for `age_s`; a rehearsal only counts them."""
 
 
 class Blobs:
@@ -61,44 +83,63 @@ class Blobs:
         self.chosen = chosen
         self._stores: Mapping[str, BlobStore] = {store.name: store for store in (chosen, *others)}
 
+    @property
+    def private(self) -> tuple[str, ...]:
+        """Return the names of the stores that other daemons cannot read."""
+        return tuple(name for name, store in self._stores.items() if not store.is_shared)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all stores of this daemon."""
+        return tuple(self._stores)
+
     async def get(self, owner: Owner, file: StoredFile) -> bytes:
         """Return all bytes of a file, checked against their digest. Raises `BlobError` or a `DatabaseError`."""
-        data = await self.of(file).read(owner, file.sha256, 0, file.size_bytes)
+        data = await self.of(file).read(owner, file, 0, file.size_bytes)
         if len(data) != file.size_bytes or await asyncio.to_thread(digest, data) != file.sha256:
             raise BlobError("files", f"the bytes of {file.sha256} have changed", "Restore them from a backup")
         return data
 
     async def get_all(self, owner: Owner, files: Iterable[StoredFile]) -> Mapping[str, bytes | str]:
         """Return all whole contents by SHA-256, or the reason why one cannot be returned. Raises `DatabaseError`."""
-        by_store: dict[str, dict[str, int]] = {}
+        by_store: dict[str, dict[str, StoredFile]] = {}
         for file in files:
-            by_store.setdefault(file.store, {})[file.sha256] = file.size_bytes
+            by_store.setdefault(file.store, {})[file.sha256] = file
         found: dict[str, bytes | str] = {}
-        for name, sizes in by_store.items():
+        for name, contents in by_store.items():
             if name in self._stores:
-                read = await self._stores[name].read_all(owner, sizes)
-                found |= await asyncio.to_thread(_checked, sizes, read)
+                read = await self._stores[name].read_all(owner, contents)
+                found |= await asyncio.to_thread(_checked, contents, read)
             else:
-                found |= dict.fromkeys(sizes, f"it is in the store {name!r}, which this daemon does not have")
+                found |= dict.fromkeys(contents, f"it is in the store {name!r}, which this daemon does not have")
         return found
 
     async def read(self, owner: Owner, file: StoredFile, offset: int, size_bytes: int) -> bytes:
         """Return some bytes of a file. Raises as `get`."""
         size_bytes = max(0, min(size_bytes, file.size_bytes - offset))
-        data = await self.of(file).read(owner, file.sha256, offset, size_bytes) if size_bytes else b""
+        data = await self.of(file).read(owner, file, offset, size_bytes) if size_bytes else b""
         if len(data) != size_bytes:
             raise BlobError("files", f"the bytes of {file.sha256} are not all there", "Restore them from a backup")
         return data
 
-    async def sweep(self, age_s: float, find_used: FindUsedPaths) -> int:
+    async def sweep(self, age_s: float, find_used: FindUsedPaths, *, is_rehearsal: bool = False) -> Unused:
         """Remove bytes without a content from every store; see `BlobStore.sweep`."""
-        return sum([await store.sweep(age_s, find_used) for store in self._stores.values()])
+        total = Unused()
+        # The database first: bytes in other stores are unused once it has removed the rows of their contents.
+        for store in sorted(self._stores.values(), key=lambda store: -store.inline_bytes):
+            total += await store.sweep(age_s, find_used, is_rehearsal=is_rehearsal)
+        return total
 
     def of(self, file: StoredFile) -> BlobStore:
         """Return the store that holds a file. Raises `BlobError` for one that this daemon does not have."""
-        store = self._stores.get(file.store)
+        return self.named(file.store)
+
+    def named(self, name: str) -> BlobStore:
+        """Return a store by its name. Raises `BlobError` for one that this daemon does not have."""
+        store = self._stores.get(name)
         if store is None:
-            raise BlobError("files", f"the store {file.store!r} is not configured", "Correct EXAI_FILES__STORE")
+            cure = f"Set EXAI_FILES__STORE={name}, or the address and key of that store beside another one"
+            raise BlobError("files", f"the store {name!r} is not configured", cure)
         return store
 
 
@@ -107,8 +148,8 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _checked(sizes: Mapping[str, int], read: Mapping[str, bytes | BlobError]) -> dict[str, bytes | str]:
-    return {sha256: _bytes_or_reason(sha256, size_bytes, read.get(sha256, b"")) for sha256, size_bytes in sizes.items()}
+def _checked(files: Mapping[str, StoredFile], read: Mapping[str, bytes | BlobError]) -> dict[str, bytes | str]:
+    return {sha256: _bytes_or_reason(sha256, file.size_bytes, read.get(sha256, b"")) for sha256, file in files.items()}
 
 
 def _bytes_or_reason(sha256: str, size_bytes: int, data: bytes | BlobError) -> bytes | str:

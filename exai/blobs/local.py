@@ -16,9 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from exai.blobs.base import PART_BYTES, FindUsedPaths, characters_in, storage_path
+from exai.blobs.base import NOTHING_INLINE, PART_BYTES, FindUsedPaths, characters_in, storage_path
 from exai.errors import BlobError
-from exai.models import Owner
+from exai.models import Owner, StoredFile, Unused
 
 DIRECTORY_MODE = 0o700
 SWEEP_BATCH = 500
@@ -30,10 +30,22 @@ class LocalBlobs:
     """A `BlobStore` in `root`, which is made when the first blob comes. Daemons with another `root` do not see it."""
 
     name: ClassVar[str] = "directory"
-    inline_bytes: ClassVar[int] = 0
+    is_shared: ClassVar[bool] = False
+    inline_bytes: ClassVar[int] = NOTHING_INLINE
+    puts_known: ClassVar[bool] = True
 
     def __init__(self, root: Path) -> None:
         self.root = root
+
+    @property
+    def shown(self) -> str:
+        """Return the directory."""
+        return str(self.root)
+
+    async def check(self) -> str:
+        """See that a file can be written and removed again."""
+        await self._run(self._try_to_write)
+        return self.shown
 
     async def put(self, owner: Owner, sha256: str, data: bytes, blob_id: str) -> str:
         """Keep `data`; see `BlobStore`."""
@@ -42,37 +54,52 @@ class LocalBlobs:
         await self._run(self._put, self.root / key, data)
         return key
 
-    async def read(self, owner: Owner, sha256: str, offset: int, size_bytes: int) -> bytes:
+    async def read(self, owner: Owner, file: StoredFile, offset: int, size_bytes: int) -> bytes:
         """Return some bytes of a blob; see `BlobStore`."""
-        return await self._run(_read, self.root / storage_path(owner, sha256), offset, size_bytes)
+        return await self._run(_read, self._place(owner, file), offset, size_bytes)
 
-    async def read_all(self, owner: Owner, sizes: Mapping[str, int]) -> Mapping[str, bytes | BlobError]:
+    async def read_all(self, owner: Owner, files: Mapping[str, StoredFile]) -> Mapping[str, bytes | BlobError]:
         """Return whole blobs by SHA-256, those that are there, or the error of one that cannot be read."""
         found: dict[str, bytes | BlobError] = {}
-        for sha256, size_bytes in sizes.items():
+        for sha256, file in files.items():
             try:
-                found[sha256] = await self.read(owner, sha256, 0, size_bytes)
+                found[sha256] = await self.read(owner, file, 0, file.size_bytes)
             except BlobError as error:
                 if not isinstance(error.__cause__, FileNotFoundError):
                     found[sha256] = error
         return found
 
-    async def characters(self, owner: Owner, sha256: str) -> Sequence[int]:
+    async def characters(self, owner: Owner, file: StoredFile) -> Sequence[int]:
         """Count the characters of each part; reads all of the blob, a part at a time."""
-        return await self._run(_characters, self.root / storage_path(owner, sha256))
+        return await self._run(_characters, self._place(owner, file))
 
-    async def sweep(self, age_s: float, find_used: FindUsedPaths) -> int:
-        """Remove blobs without a content that were not touched for `age_s`."""
+    async def size(self, owner: Owner, file: StoredFile) -> int | None:
+        """Return the size of the file, None if it is missing."""
+        return await self._run(_size, self._place(owner, file))
+
+    async def sweep(self, age_s: float, find_used: FindUsedPaths, *, is_rehearsal: bool = False) -> Unused:
+        """Remove blobs without a content that were not touched for `age_s`, and the remains of interrupted writes."""
         found = await self._run(self._untouched_since, time.time() - age_s)
-        removed = 0
+        total = Unused()
         for start in range(0, len(found), SWEEP_BATCH):
             places = {place.relative_to(self.root).as_posix(): place for place in found[start : start + SWEEP_BATCH]}
             for key in places.keys() - await find_used(list(places)):
-                removed += await self._run(self._remove, places[key], time.time() - age_s)
-        return removed
+                size_bytes = await self._run(_size, places[key]) or 0
+                if is_rehearsal or await self._run(self._remove, places[key], time.time() - age_s):
+                    total += Unused(1, size_bytes)
+        return total
+
+    def _place(self, owner: Owner, file: StoredFile) -> Path:
+        return self.root / storage_path(owner, file.sha256)
 
     def _untouched_since(self, moment: float) -> list[Path]:
         return [path for path in self.root.glob("*/*/*") if _touched_at(path) < moment] if self.root.exists() else []
+
+    def _try_to_write(self) -> None:
+        self._make_directories(self.root)
+        descriptor, name = tempfile.mkstemp(dir=self.root, prefix=".writing-")
+        os.close(descriptor)
+        Path(name).unlink()
 
     def _put(self, path: Path, data: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -137,6 +164,13 @@ def _read(path: Path, offset: int, size_bytes: int) -> bytes:
     with path.open("rb") as stream:
         stream.seek(offset)
         return stream.read(size_bytes)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
 
 
 def _characters(path: Path) -> list[int]:

@@ -1,4 +1,4 @@
-"""Implements `exai export`, `exai import` and `exai prune`, which access the stores directly, like a daemon.
+"""Implements `exai export` and `exai import`, which access the stores directly, like a daemon.
 
 Invariant: a file under its final name is a complete export, since it is written beside its place and then renamed.
 Text is written in UTF-8 with line feeds, independently of the terminal's encoding, and read in any Unicode encoding.
@@ -84,14 +84,6 @@ async def import_file(
     done += ", the others were there already" if progress.stored < progress.seen else ""
     done += "; the conversation had been deleted and is there again" if progress.restored else ""
     return "\n".join([done, *progress.notes])
-
-
-async def prune(settings: Settings, idle_days: float | None) -> str:
-    """Remove conversations and files whose retention has passed, and unused files. Returns a summary."""
-    async with open_app(settings) as app:
-        conversations = await app.maintenance.prune(idle_days=idle_days)
-        orphans, blobs = await app.files.sweep()
-    return f"removed {conversations} deleted conversations, {orphans} orphaned files and the bytes of {blobs}"
 
 
 async def _print(parts: AsyncIterator[str]) -> None:

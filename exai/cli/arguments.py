@@ -18,6 +18,7 @@ exit status:
 """
 
 SHAPES = ("jsonl", "markdown")
+STORES = ("postgres", "directory")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_service(commands)
     _add_store(commands)
     _add_archive(commands)
+    _add_blobs(commands)
     _add_bench(commands)
     commands.add_parser("version", help="show the version")
     for each in commands.choices.values():
@@ -167,6 +169,24 @@ def _add_archive(commands: Any) -> None:
         type=float,
         metavar="DAYS",
         help="first delete conversations that have not changed for so many days",
+    )
+    prune.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="remove nothing; count the bytes without a file, and name the files without bytes",
+    )
+
+
+def _add_blobs(commands: Any) -> None:
+    blobs = commands.add_parser("blobs", help="move the bytes of files into another store, or verify them")
+    actions = blobs.add_subparsers(metavar="action", dest="action", required=True)
+    migrate = actions.add_parser("migrate", help="move all contents; it may be interrupted and repeated")
+    migrate.add_argument("source", metavar="FROM", choices=STORES, help="one of " + ", ".join(STORES))
+    migrate.add_argument("target", metavar="TO", choices=STORES, help="the store to move them into")
+    verify = actions.add_parser("verify", help="read all contents and compare them with their digests")
+    verify.add_argument("stores", metavar="STORE", nargs="*", help="default: all that are configured")
+    verify.add_argument(
+        "--repair", action="store_true", help="mark lost contents, so that giving them again stores them again"
     )
 
 

@@ -389,6 +389,7 @@ COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
     "export": store.export,
     "import": store.import_file,
     "prune": store.prune,
+    "blobs": store.blobs,
     "bench": _bench,
     "version": _version,
 }

@@ -1,4 +1,4 @@
-"""The commands that work on stored conversations: `chat`, `search`, `show`, `export`, `import`, `prune`."""
+"""The commands that work on stored conversations: `chat`, `search`, `show`, `export`, `import`, `prune`, `blobs`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,13 @@ def import_file(options: argparse.Namespace) -> int:
 
 def prune(options: argparse.Namespace) -> int:
     """Remove deleted conversations and files whose retention has passed."""
-    from exai.cli.archive import prune as remove
+    from exai.cli.blobs import prune as remove
 
-    print(run(remove(read_settings(), options.idle_days)))
-    return OK
+    return remove(options)
+
+
+def blobs(options: argparse.Namespace) -> int:
+    """Move or verify the bytes of files."""
+    from exai.cli.blobs import blobs as work
+
+    return work(options)

@@ -18,7 +18,7 @@ import structlog
 from starlette.routing import Route
 
 from exai import __version__
-from exai.app import BLOBS, App, open_app
+from exai.app import App, open_app
 from exai.background import running
 from exai.conversations.changes import Notice
 from exai.daemon.control import Parent, parent_watched
@@ -177,7 +177,7 @@ def _started(app: App, port: int) -> Started:
         port=port,
         database=database_words(embedded) if embedded and embedded.postgres_url else app.database.address.shown,
         cache=cache_words(settings, embedded),
-        files="in the database" if settings.files.store == "postgres" else str(settings.data_dir / BLOBS),
+        files=app.files.blobs.chosen.shown,
         providers=tuple(each.name for each in app.providers.status() if each.configured),
         notes=app.notes,
     )

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import ClassVar, Final
 
 from exai.db.driver.pool import Database
-from exai.models import Owner
+from exai.models import Owner, StoredFile, Unused
 
 PART_BYTES: Final = 1_048_576
 READ_BYTES: Final = 4 * PART_BYTES
@@ -26,10 +26,21 @@ class PostgresBlobs:
     """A blob store in the database of the files' rows."""
 
     name: ClassVar[str] = "postgres"
+    is_shared: ClassVar[bool] = True
     inline_bytes: ClassVar[int] = 65_536
+    puts_known: ClassVar[bool] = False
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    @property
+    def shown(self) -> str:
+        """Return that the bytes are beside the rows."""
+        return "in the database"
+
+    async def check(self) -> str:
+        """Return where the bytes are; whether the database can be used is a question of its own."""
+        return self.shown
 
     async def put(self, owner: Owner, sha256: str, data: bytes, blob_id: str) -> str | None:
         """Store the parts, one round trip each; the statement that stores the file's row makes them a content."""
@@ -40,29 +51,29 @@ class PostgresBlobs:
             await self._database.fetch("put_part", blob_id, len(data), number, characters, part)
         return None
 
-    async def read(self, owner: Owner, sha256: str, offset: int, size_bytes: int) -> bytes:
+    async def read(self, owner: Owner, file: StoredFile, offset: int, size_bytes: int) -> bytes:
         """Return the bytes from `offset` on: 1 round trip for each `READ_BYTES`."""
         pieces = []
         for begin in range(offset, offset + size_bytes, READ_BYTES):
             wanted = min(READ_BYTES, offset + size_bytes - begin)
-            rows = await self._database.fetch("read_bytes", owner, sha256, begin, wanted)
+            rows = await self._database.fetch("read_bytes", owner, file.sha256, begin, wanted)
             pieces += [row["data"] for row in rows]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def read_all(self, owner: Owner, sizes: Mapping[str, int]) -> Mapping[str, bytes]:
+    async def read_all(self, owner: Owner, files: Mapping[str, StoredFile]) -> Mapping[str, bytes]:
         """Return whole contents by SHA-256: 1 round trip for each `READ_BYTES`, and for each that is larger its own."""
         found: dict[str, bytes] = {}
         batch: list[str] = []
         batch_bytes = 0
-        for sha256, size_bytes in sizes.items():
-            if size_bytes > READ_BYTES:
-                found[sha256] = await self.read(owner, sha256, 0, size_bytes)
+        for sha256, file in files.items():
+            if file.size_bytes > READ_BYTES:
+                found[sha256] = await self.read(owner, file, 0, file.size_bytes)
                 continue
-            if batch_bytes + size_bytes > READ_BYTES:
+            if batch_bytes + file.size_bytes > READ_BYTES:
                 found |= await self._read_batch(owner, batch)
                 batch, batch_bytes = [], 0
             batch.append(sha256)
-            batch_bytes += size_bytes
+            batch_bytes += file.size_bytes
         return found | await self._read_batch(owner, batch) if batch else found
 
     async def _read_batch(self, owner: Owner, digests: Sequence[str]) -> dict[str, bytes]:
@@ -71,16 +82,30 @@ class PostgresBlobs:
             parts[row["sha256"]].append(row["data"])
         return {sha256: b"".join(pieces) for sha256, pieces in parts.items()}
 
-    async def characters(self, owner: Owner, sha256: str) -> Sequence[int]:
+    async def characters(self, owner: Owner, file: StoredFile) -> Sequence[int]:
         """Return how many characters begin in each part: 1 round trip, no bytes."""
-        return [row["characters"] for row in await self._database.fetch("part_characters", owner, sha256)]
+        return [row["characters"] for row in await self._database.fetch("part_characters", owner, file.sha256)]
 
-    async def sweep(self, age_s: float, find_used: Callable[[Sequence[str]], Awaitable[frozenset[str]]]) -> int:
-        """Remove contents without a file and bytes without a content; returns of how many contents."""
+    async def size(self, owner: Owner, file: StoredFile) -> int | None:
+        """Return the size of the parts together: 1 round trip, no bytes."""
+        (row,) = await self._database.fetch("stored_size", owner, file.sha256)
+        return None if row["size_bytes"] is None else int(row["size_bytes"])
+
+    async def sweep(
+        self,
+        age_s: float,
+        find_used: Callable[[Sequence[str]], Awaitable[frozenset[str]]],
+        *,
+        is_rehearsal: bool = False,
+    ) -> Unused:
+        """Remove contents without a file, of all stores, and bytes without a content; the result has no size."""
         del find_used
+        if is_rehearsal:
+            (row,) = await self._database.fetch("count_unused", age_s)
+            return Unused(int(row["blobs"]), int(row["size_bytes"]))
         removed = 0
         while True:
             (row,) = await self._database.fetch("sweep_contents", age_s, SWEEP_BATCH)
             removed += int(row["blobs"])
             if not row["contents"] and not row["blobs"]:
-                return removed
+                return Unused(removed)

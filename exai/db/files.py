@@ -14,7 +14,8 @@ from exai.db.driver.pool import Database
 from exai.db.filters import part_of
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, Owner, StoredFile
 
-DIRECTORY: Final = "directory"
+FIRST_STORE: Final = "directory"
+"""Where the bytes of a file are that was stored before contents had rows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,8 @@ class NewFile:
     """A file to store.
 
     `data` holds a small content; a larger one is already stored in the blob `blob_id`, or in another store under
-    `storage_path`. `id` becomes the file's id unless a file with this content, name and media type exists.
+    `storage_path`. With `is_move` it replaces a content in another store. `id` becomes the file's id unless a file with
+    this content, name and media type exists.
     """
 
     id: str
@@ -35,6 +37,7 @@ class NewFile:
     characters: int = 0
     data: bytes | None = None
     storage_path: str | None = None
+    is_move: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +134,30 @@ class FileRepository:
         rows = await self._database.fetch("cleanup_orphaned_files", grace_s)
         return tuple(Orphan(Owner(row["owner"]), row["sha256"], row["storage_path"]) for row in rows)
 
-    async def elsewhere(self, after: str, limit: int) -> Sequence[tuple[Owner, str, StoredFile]]:
-        """Return some files whose bytes are not in the database, with owner and storage path; for all owners."""
-        rows = await self._database.fetch("files_elsewhere", after, limit)
-        return [(Owner(row["owner"]), row["storage_path"], _file_of(row)) for row in rows]
+    async def stored(
+        self, stores: Sequence[str], after: tuple[str, str], limit: int
+    ) -> Sequence[tuple[Owner, StoredFile]]:
+        """Return contents in some stores, each with a file, in the order of owner and SHA-256; for all owners."""
+        rows = await self._database.fetch("stored_files", *after, list(stores), limit)
+        return [(Owner(row["owner"]), _file_of(row)) for row in rows]
+
+    async def count_stored(self, stores: Sequence[str]) -> tuple[int, int]:
+        """Return the number of contents in some stores, and their bytes."""
+        (row,) = await self._database.fetch("count_stored", list(stores))
+        return row["contents"], row["size_bytes"]
+
+    async def mark_lost(self, contents: Sequence[tuple[Owner, StoredFile]]) -> int:
+        """Note that the bytes of contents are missing, so that `put` stores them again; return how many."""
+        columns = [
+            (owner, file.sha256, file.store, file.storage_path) for owner, file in sorted(contents, key=_content_key)
+        ]
+        rows = await self._database.fetch("mark_lost", *map(list, zip(*columns, strict=True)))
+        return len(rows)
+
+    async def count_orphans(self, grace_s: float) -> int:
+        """Return how many files `cleanup_orphans` would delete in all."""
+        (row,) = await self._database.fetch("count_orphans", grace_s)
+        return int(row["files"])
 
     async def known(self, storage_paths: Sequence[str]) -> frozenset[str]:
         """Return those of the storage paths that belong to a content; for the sweep of bytes, so for all owners."""
@@ -156,7 +179,12 @@ def _described(place: int, file: NewFile, at: int | None) -> dict[str, object]:
         "encoding": file.encoding,
         "characters": file.characters,
         "storage_path": file.storage_path,
+        "is_move": file.is_move,
     }
+
+
+def _content_key(content: tuple[Owner, StoredFile]) -> tuple[str, str]:
+    return content[0], content[1].sha256
 
 
 def _file_of(row: asyncpg.Record, *, created: bool = False) -> StoredFile:
@@ -168,7 +196,7 @@ def _file_of(row: asyncpg.Record, *, created: bool = False) -> StoredFile:
         name=row["name"] or "",
         created_at=row["created_at"],
         created=created,
-        # Stored before contents had rows: in the directory of the daemon that stored it.
-        store=row["store"] or DIRECTORY,
+        store=row["store"] or FIRST_STORE,
         encoding=row["encoding"],
+        storage_path=row["storage_path"],
     )

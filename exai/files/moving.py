@@ -1,45 +1,61 @@
-"""Moves the bytes of files from a daemon's directory into the database, where every daemon can read them.
+"""Moves the bytes of files from one blob store into another.
 
-Invariant: bytes are in the database before any row refers to them there, and stay in the directory until a
-sweep finds no reference to them: the work can be interrupted at any time and continues at the next start.
+Invariant: bytes are in the new store before the row refers to them there, and stay in the old one until a sweep finds
+no reference to them: the work can be interrupted at any time and continues when it is started again.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
 
 import structlog
 
+from exai.account import hold
 from exai.background import running
-from exai.errors import BlobError, ExaiError, InvalidArgument
-from exai.files.service import FileContent, FileService
+from exai.blobs.base import PART_BYTES, BlobStore, characters_in
+from exai.blobs.decoding import encoding_of
+from exai.db.files import NewFile
+from exai.errors import BlobError, ExaiError
+from exai.files.service import FileService
 from exai.models import Owner, StoredFile
 
-DATABASE = "postgres"
-BATCH = 50
+BATCH: Final = 50
+FIRST: Final = ("", "")
+"""Before all contents, in the order of owner and SHA-256."""
 
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """One content, and why it could not be moved, None if it was."""
+
+    owner: Owner
+    file: StoredFile
+    problem: str | None = None
+
+
 @asynccontextmanager
 async def moving(files: FileService) -> AsyncIterator[None]:
-    """Move files while the block runs, or until all are moved; see `move`."""
-    async with running("files-move", move(files)):
+    """Move files while the block runs, or until all are moved; see `move_private`."""
+    async with running("files-move", move_private(files)):
         yield
 
 
-async def move(files: FileService) -> int:
-    """Move the files of the directory into the database if that is the selected store; return their number.
+async def move_private(files: FileService) -> int:
+    """Move what only this daemon can read into the selected store, if all daemons can read that; return the number.
 
     Files in the directories of other daemons are moved by those daemons.
     """
-    after, moved = "", 0
+    moved = 0
     try:
-        while files.blobs.chosen.name == DATABASE and (found := await files.repository.elsewhere(after, BATCH)):
-            for owner, _, file in found:
-                moved += await _move(files, owner, file)
-            after = found[-1][1]
+        if files.blobs.chosen.is_shared:
+            async for each in move(files, files.blobs.private, files.blobs.chosen):
+                moved += each.problem is None
     except ExaiError as error:
         log.warning("files_not_moved", moved=moved, error=str(error))
     if moved:
@@ -47,10 +63,40 @@ async def move(files: FileService) -> int:
     return moved
 
 
-async def _move(files: FileService, owner: Owner, file: StoredFile) -> bool:
-    try:
-        data = await files.blobs.get(owner, file)
-        await files.put(owner, [FileContent(file.name, data, file.media_type)])
-    except (BlobError, InvalidArgument):
-        return False
-    return True
+async def move(files: FileService, sources: Sequence[str], target: BlobStore) -> AsyncIterator[Moved]:
+    """Move all contents of some stores into another one, checked against their digests, and yield each.
+
+    A content that cannot be read stays where it is. Raises a `DatabaseError`, or the target's `BlobError`.
+    """
+    after = FIRST
+    while found := await files.repository.stored(sources, after, BATCH):
+        for owner, file in found:
+            yield await _move(files, owner, file, target)
+        owner, file = found[-1]
+        after = owner, file.sha256
+
+
+async def _move(files: FileService, owner: Owner, file: StoredFile, target: BlobStore) -> Moved:
+    with hold(file.size_bytes, "files being moved"):
+        try:
+            data = await files.blobs.get(owner, file)
+        except BlobError as error:
+            return Moved(owner, file, str(error))
+        blob_id = str(uuid.uuid4())
+        is_inline = len(data) <= target.inline_bytes
+        path = None if is_inline else await target.put(owner, file.sha256, data, blob_id)
+        new = NewFile(
+            str(uuid.uuid4()),
+            file.sha256,
+            file.size_bytes,
+            file.media_type,
+            file.name,
+            blob_id,
+            encoding=file.encoding or encoding_of(data),
+            characters=characters_in(data) if file.size_bytes <= PART_BYTES else 0,
+            data=data if is_inline else None,
+            storage_path=path,
+            is_move=True,
+        )
+        await files.repository.put(owner, target.name, [new])
+    return Moved(owner, file)

@@ -22,7 +22,7 @@ from exai.errors import BlobError, InvalidArgument, NotFound
 from exai.files.names import MAX_NAME_CHARS, checked_media_type, checked_name, shown_media_type, shown_name
 from exai.files.parts import FilePart, read_part
 from exai.files.paths import MAX_PATH_CHARS, Roots, joined, too_large
-from exai.models import PAGE_MESSAGES, ContinuationId, FileId, Owner, StoredFile
+from exai.models import PAGE_MESSAGES, ContinuationId, FileId, Owner, StoredFile, Unused
 from exai.settings.load import FileSettings, LimitSettings
 from exai.validation import (
     MAX_CONTINUATION_CHARS,
@@ -220,12 +220,16 @@ class FileService:
         if not await self.repository.delete(owner, file_id_of("file_id", file_id)):
             raise _no_file(file_id)
 
-    async def sweep(self) -> tuple[int, int]:
-        """Delete orphaned files and unused contents older than the grace period; return the number of each."""
+    async def sweep(self, *, is_rehearsal: bool = False) -> tuple[int, Unused]:
+        """Delete orphaned files and unused contents older than the grace period; or only count them."""
+        grace_s = self._settings.orphan_grace_s
+        if is_rehearsal:
+            unused = await self.blobs.sweep(grace_s, self.repository.known, is_rehearsal=True)
+            return await self.repository.count_orphans(grace_s), unused
         forgotten = 0
-        while orphans := await self.repository.cleanup_orphans(self._settings.orphan_grace_s):
+        while orphans := await self.repository.cleanup_orphans(grace_s):
             forgotten += len(orphans)
-        return forgotten, await self.blobs.sweep(self._settings.orphan_grace_s, self.repository.known)
+        return forgotten, await self.blobs.sweep(grace_s, self.repository.known)
 
     def _at(self, field: str, given: FilePath) -> _Source:
         def load() -> FileContent:
@@ -253,7 +257,7 @@ class FileService:
             async with self._loaded(source) as (new, data):
                 total_bytes += new.size_bytes
                 self._check_total(total_bytes)
-                if chosen.inline_bytes == 0:
+                if chosen.puts_known:
                     key = await chosen.put(owner, new.sha256, data, new.blob_id)
                     batch[place] = replace(new, storage_path=key)
                     continue
@@ -275,14 +279,16 @@ class FileService:
     async def _upload(self, owner: Owner, sources: dict[int, _Source]) -> dict[int, StoredFile]:
         """Store contents that are neither known nor small; a file of this machine is read again, as it is now."""
         batch: dict[int, NewFile] = {}
-        kept: dict[str, str] = {}
+        kept: dict[str, tuple[str, str | None]] = {}
         for place, source in sources.items():
             async with self._loaded(source) as (new, data):
                 if new.sha256 not in kept:
-                    await self.blobs.chosen.put(owner, new.sha256, data, new.blob_id)
+                    path = await self.blobs.chosen.put(owner, new.sha256, data, new.blob_id)
+                    kept[new.sha256] = new.blob_id, path
             # Frees the bytes before the next file is loaded: one file is held at a time.
             del data
-            batch[place] = replace(new, blob_id=kept.setdefault(new.sha256, new.blob_id))
+            blob_id, path = kept[new.sha256]
+            batch[place] = replace(new, blob_id=blob_id, storage_path=path)
         stored = await self._record(owner, batch)
         if stored.keys() != batch.keys():
             raise BlobError("files", "bytes that were just stored are not there", "Try again")

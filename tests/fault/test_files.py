@@ -9,7 +9,7 @@ import pytest
 from exai.db.contents import PART_BYTES
 from exai.errors import BlobError, DatabaseError, NotFound, OutcomeUnknown
 from exai.files.service import FileContent
-from exai.models import LOCAL_OWNER, FileId
+from exai.models import LOCAL_OWNER, FileId, Unused
 from tests.fault.service import Servers, Service
 from tests.support.migrations import run, session, value
 from tests.support.waiting import wait_until
@@ -70,10 +70,10 @@ async def test_bytes_whose_row_was_never_written_go_with_the_sweep_and_not_befor
     await wait_until(lambda: service.app.database.usage()[1] > 0)
     assert await blobs(rig) == 1
     assert (await service.app.files.list(LOCAL_OWNER)).files == ()
-    assert await service.app.files.sweep() == (0, 0)
+    assert await service.app.files.sweep() == (0, Unused())
     assert await content(service, await put(service, text)) == text.encode()
     await age(rig)
-    assert await service.app.files.sweep() == (0, 1)
+    assert await service.app.files.sweep() == (0, Unused(1))
     assert await blobs(rig) == 1
 
 
@@ -110,7 +110,7 @@ async def test_content_given_again_in_the_middle_of_a_sweep_keeps_its_bytes(rig:
         while not await value(rig.postgres_url, "select exists (select from pg_locks where not granted)"):
             await asyncio.sleep(0.01)
     file_id = await storing
-    assert await sweeper.app.files.sweep() == (0, 0)
+    assert await sweeper.app.files.sweep() == (0, Unused())
     assert await content(sweeper, file_id) == b"again"
 
 

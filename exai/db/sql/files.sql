@@ -4,7 +4,8 @@
 -- files_content_idx.
 select f.place::integer as place, f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_bytes,
        f.media_type::text as media_type, f.name::text as name, f.created_at::timestamptz as created_at,
-       f.store::text as store, f.encoding::text as encoding, f.created::boolean as created
+       f.store::text as store, f.encoding::text as encoding, f.storage_path::text as storage_path,
+       f.created::boolean as created
   from exai.put_files_v1($1::text, $2::text, $3::text::jsonb, $4::bytea) f;
 
 -- name: put_part
@@ -58,7 +59,7 @@ select s.contents::bigint as contents, s.blobs::bigint as blobs
 -- An owner's files by id, by files_pkey.
 select f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_bytes,
        f.media_type::text as media_type, f.name::text as name, f.created_at::timestamptz as created_at,
-       k.store::text as store, k.encoding::text as encoding
+       k.store::text as store, k.encoding::text as encoding, k.storage_path::text as storage_path
   from public.files f
   left join exai.contents k on k.owner = f.owner and k.sha256 = f.sha256
  where f.owner = $1::text and f.id = any($2::text[]::uuid[]) and f.sha256 is not null;
@@ -69,7 +70,7 @@ select f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_
 -- looked for in that order, in nothing but the owner's rows.
 select f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_bytes,
        f.media_type::text as media_type, f.name::text as name, f.created_at::timestamptz as created_at,
-       k.store::text as store, k.encoding::text as encoding
+       k.store::text as store, k.encoding::text as encoding, k.storage_path::text as storage_path
   from public.files f
   left join exai.contents k on k.owner = f.owner and k.sha256 = f.sha256
  where f.owner = $1::text and f.sha256 is not null
@@ -83,7 +84,7 @@ select f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_
 -- A page of the files of one conversation, newest first; by conversation_files_pkey, then files_pkey.
 select f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_bytes,
        f.media_type::text as media_type, f.name::text as name, f.created_at::timestamptz as created_at,
-       k.store::text as store, k.encoding::text as encoding
+       k.store::text as store, k.encoding::text as encoding, k.storage_path::text as storage_path
   from public.conversations c
   join public.conversation_files l on l.conversation_id = c.id
   join public.files f on f.id = l.file_id
@@ -126,17 +127,74 @@ returning f.id::text as id;
 select o.owner::text as owner, o.sha256::text as sha256, o.storage_path::text as storage_path
   from public.cleanup_orphaned_files(pg_catalog.make_interval(secs => $1::double precision)) o;
 
--- name: files_elsewhere
+-- name: stored_files
 -- repeat: read
--- Some files of all owners whose bytes are not in the database, by files_storage_path_idx.
-select f.owner::text as owner, f.storage_path::text as storage_path, f.id::text as id, f.sha256::text as sha256,
-       f.size_bytes::bigint as size_bytes, f.media_type::text as media_type, f.name::text as name,
-       f.created_at::timestamptz as created_at, k.store::text as store, k.encoding::text as encoding
+-- A page of the contents in some stores, each with its oldest file, for all owners; by files_content_idx, then
+-- contents_pkey. A file without a content is from before there were contents, in the directory of its daemon.
+select distinct on (f.owner, f.sha256)
+       f.owner::text as owner, f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_bytes,
+       f.media_type::text as media_type, f.name::text as name, f.created_at::timestamptz as created_at,
+       k.store::text as store, k.encoding::text as encoding, k.storage_path::text as storage_path
   from public.files f
   left join exai.contents k on k.owner = f.owner and k.sha256 = f.sha256
- where f.storage_path > $1::text and f.sha256 is not null and k.store is distinct from 'postgres'::text
- order by f.storage_path
- limit $2::integer;
+ where (f.owner, f.sha256) > ($1::text, $2::text)
+   and case when k.store is null then f.storage_path is not null and 'directory'::text = any($3::text[])
+            else k.store = any($3::text[]) end
+ order by f.owner, f.sha256, f.created_at, f.id
+ limit $4::integer;
+
+-- name: count_stored
+-- repeat: read
+-- How many contents with a file are in some stores, and their size; counts all of them.
+select pg_catalog.count(*)::bigint as contents, coalesce(pg_catalog.sum(d.size_bytes), 0)::bigint as size_bytes
+  from (select distinct on (f.owner, f.sha256) f.size_bytes
+          from public.files f
+          left join exai.contents k on k.owner = f.owner and k.sha256 = f.sha256
+         where f.sha256 is not null
+           and case when k.store is null then f.storage_path is not null and 'directory'::text = any($1::text[])
+                    else k.store = any($1::text[]) end
+         order by f.owner, f.sha256) d;
+
+-- name: mark_lost
+-- repeat: keyed
+-- Notes that the bytes of contents are not in their store, so that they are stored again when they are given again; by
+-- contents_pkey. A content that was stored elsewhere meanwhile is left alone.
+update exai.contents c
+   set lost_at = pg_catalog.now()
+  from rows from (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::text[]),
+                  pg_catalog.unnest($4::text[])) w(owner, sha256, store, storage_path)
+ where c.owner = w.owner and c.sha256 = w.sha256 and c.store = w.store
+   and c.storage_path is not distinct from w.storage_path and c.lost_at is null
+returning c.sha256::text as sha256;
+
+-- name: stored_size
+-- repeat: read
+-- How many bytes of a content are in the database, null for none; reads no bytes. By contents_pkey, then
+-- blob_parts_pkey.
+select (select exai.blob_size_v1(c.blob_id) from exai.contents c where c.owner = $1::text and c.sha256 = $2::text)::bigint
+       as size_bytes;
+
+-- name: count_unused
+-- repeat: read
+-- What sweep_contents would remove, without a limit: bytes that no content has, and those of contents without a file.
+with spare as materialized (
+  select c.blob_id from exai.contents c
+   where c.used_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1::double precision)
+     and c.blob_id is not null
+     and not exists (select from public.files f where f.owner = c.owner and f.sha256 = c.sha256))
+select pg_catalog.count(*)::bigint as blobs, coalesce(pg_catalog.sum(exai.blob_size_v1(b.id)), 0)::bigint as size_bytes
+  from exai.blobs b
+ where (b.begun_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1::double precision)
+        and not exists (select from exai.contents c where c.blob_id = b.id))
+    or b.id in (select s.blob_id from spare s);
+
+-- name: count_orphans
+-- repeat: read
+-- How many files cleanup_orphaned_files would delete, without a limit.
+select pg_catalog.count(*)::bigint as files
+  from public.files f
+ where f.used_at < pg_catalog.clock_timestamp() - pg_catalog.make_interval(secs => $1::double precision)
+   and not exists (select from public.conversation_files l where l.file_id = f.id);
 
 -- name: known_files
 -- repeat: read

@@ -17,10 +17,10 @@ from exai.conversations import AppendRequest, ChatRequest
 from exai.db.contents import PART_BYTES
 from exai.db.driver.pool import connect
 from exai.errors import BlobError, InvalidArgument, Overloaded
-from exai.files.moving import move
+from exai.files.moving import move_private
 from exai.files.paths import Roots
 from exai.files.service import FileContent, FilePath, FileService
-from exai.models import LOCAL_OWNER, FileId, NewMessage, Owner
+from exai.models import LOCAL_OWNER, FileId, NewMessage, Owner, Unused
 from exai.settings.load import FileSettings, LimitSettings
 from tests.integration.conversations.conftest import Rig, open_rig
 
@@ -211,8 +211,8 @@ async def test_daemon_moves_its_directory_of_contents_into_the_database(rig: Rig
             len(data),
             storage_path(owner, sha256),
         )
-    assert await move(rig.app.files) == 2
-    assert await move(rig.app.files) == 0
+    assert await move_private(rig.app.files) == 2
+    assert await move_private(rig.app.files) == 0
     for place in (tmp_path / "files").rglob("*"):
         if place.is_file():
             place.unlink()
@@ -260,7 +260,7 @@ async def test_directory_store_keeps_bytes_out_of_the_database_and_both_are_read
         assert (await service.read_part(LOCAL_OWNER, stored.id, PART_BYTES, 9)).text == data[PART_BYTES:][:9].decode()
         assert (await service.read(LOCAL_OWNER, in_database))[1] == b"in the database"
     await directory.delete(LOCAL_OWNER, stored.id)
-    assert await directory.sweep() == (0, 0)
+    assert await directory.sweep() == (0, Unused())
     (moved,) = await rig.app.files.put(LOCAL_OWNER, [FileContent("big.txt", data)])
     (tmp_path / "files" / storage_path(LOCAL_OWNER, moved.sha256)).unlink()
     assert (await rig.app.files.read(LOCAL_OWNER, moved.id))[1] == data

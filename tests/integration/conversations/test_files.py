@@ -12,7 +12,7 @@ from exai.db.driver.pool import connect
 from exai.errors import InvalidArgument, NotConfigured, NotFound
 from exai.files.paths import Roots
 from exai.files.service import FileContent, FilePath, FileService
-from exai.models import LOCAL_OWNER, ContinuationId, FileId, NewMessage, Owner
+from exai.models import LOCAL_OWNER, ContinuationId, FileId, NewMessage, Owner, Unused
 from exai.settings.load import FileSettings, LimitSettings
 from tests.integration.conversations.conftest import Rig, open_rig
 
@@ -163,13 +163,13 @@ async def test_sweep_forgets_orphans_and_bytes_without_a_row_and_nothing_else(ri
     """Linked files and young contents stay."""
     linked, orphan = await put(rig, "linked"), await put(rig, "orphan")
     await rig.app.conversations.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", "x")], files=[linked]))
-    assert await rig.app.files.sweep() == (0, 0)
+    assert await rig.app.files.sweep() == (0, Unused())
     await rig.app.files.delete(LOCAL_OWNER, orphan)
-    assert await rig.app.files.sweep() == (0, 0)
+    assert await rig.app.files.sweep() == (0, Unused())
     await execute(
         rig, "update exai.contents set used_at = '2020-01-01'", "update exai.blobs set begun_at = '2020-01-01'"
     )
-    assert await rig.app.files.sweep() == (0, 1)
+    assert await rig.app.files.sweep() == (0, Unused(1))
     assert (await rig.app.files.read(LOCAL_OWNER, linked))[1] == b"linked"
 
 
@@ -186,7 +186,7 @@ async def test_one_sweep_forgets_all_orphans(rig: Rig) -> None:
         rig,
         "insert into files (name, used_at) select n::text, now() - interval '1 day' from generate_series(1, 2001) n",
     )
-    assert await rig.app.files.sweep() == (2001, 0)
+    assert await rig.app.files.sweep() == (2001, Unused())
 
 
 @pytest.mark.parametrize("shape", ["outside", "link out", "up and out", "directory", "missing", "relative"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -12,7 +13,7 @@ from exai.db.contents import PART_BYTES, PostgresBlobs
 from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import Database
 from exai.db.files import FileRepository, NewFile
-from exai.models import LOCAL_OWNER, ContinuationId, Owner, StoredFile
+from exai.models import LOCAL_OWNER, ContinuationId, FileId, Owner, StoredFile, Unused
 from tests.support.database import appending, new_id, opened
 from tests.support.migrations import value
 
@@ -69,10 +70,10 @@ async def test_names_and_media_types_of_one_content_are_files_of_their_own(postg
         ]
         assert await count(postgres_url, "exai.contents") == await count(postgres_url, "exai.blobs") == 1
         for file in stored:
-            assert await blobs.sweep(0, files.known) == 0
-            assert await blobs.read(LOCAL_OWNER, file.sha256, 0, 1) == b"a"
+            assert await blobs.sweep(0, files.known) == Unused()
+            assert await blobs.read(LOCAL_OWNER, file, 0, 1) == b"a"
             assert await files.delete(LOCAL_OWNER, file.id)
-        assert await blobs.sweep(0, files.known) == 1
+        assert await blobs.sweep(0, files.known) == Unused(1)
         assert await count(postgres_url, "exai.contents") == await count(postgres_url, "exai.blob_parts") == 0
 
 
@@ -85,13 +86,13 @@ async def test_file_whose_bytes_are_neither_here_nor_given_is_not_stored(postgre
         assert await files.put(LOCAL_OWNER, "postgres", [new]) == [None]
         await database.fetch("put_part", new.blob_id, len(data), 0, PART_BYTES, data[:PART_BYTES])
         assert await files.put(LOCAL_OWNER, "postgres", [new]) == [None]
-        assert await blobs.read(LOCAL_OWNER, new.sha256, 0, 10) == b""
+        assert await blobs.read(LOCAL_OWNER, row_of(new), 0, 10) == b""
         again = replace(new, blob_id=new_id())
         await blobs.put(LOCAL_OWNER, new.sha256, data, again.blob_id)
         (stored,) = await put(files, LOCAL_OWNER, again)
         assert stored.size_bytes == len(data)
-        assert await blobs.sweep(0, files.known) == 1
-        assert await blobs.read(LOCAL_OWNER, new.sha256, 0, len(data)) == data
+        assert await blobs.sweep(0, files.known) == Unused(1)
+        assert await blobs.read(LOCAL_OWNER, row_of(new), 0, len(data)) == data
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,11 @@ async def test_some_bytes_are_read_across_parts(postgres_url: str, offset: int, 
         new = replace(content("x"), sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data), data=None)
         await blobs.put(LOCAL_OWNER, new.sha256, data, new.blob_id)
         await put(files, LOCAL_OWNER, new)
-        assert await blobs.read(LOCAL_OWNER, new.sha256, offset, size) == data[offset : offset + size]
+        assert await blobs.read(LOCAL_OWNER, row_of(new), offset, size) == data[offset : offset + size]
+
+
+def row_of(new: NewFile) -> StoredFile:
+    return StoredFile(FileId(new.id), new.sha256, new.size_bytes, new.media_type, new.name, datetime.now(UTC))
 
 
 async def count(url: str, table: str) -> int:

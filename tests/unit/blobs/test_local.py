@@ -12,7 +12,11 @@ import pytest
 from exai.blobs.base import Blobs, digest, storage_path
 from exai.blobs.local import LocalBlobs
 from exai.errors import BlobError
-from exai.models import LOCAL_OWNER, FileId, Owner, StoredFile
+from exai.models import LOCAL_OWNER, FileId, Owner, StoredFile, Unused
+
+
+def row_of(sha256: str, store: str = "directory") -> StoredFile:
+    return StoredFile(FileId("1"), sha256, 4, "text/plain", "x", datetime.now(UTC), store=store)
 
 
 async def test_blob_is_read_back_and_kept_once(tmp_path: Path) -> None:
@@ -24,16 +28,16 @@ async def test_blob_is_read_back_and_kept_once(tmp_path: Path) -> None:
     inode = place.stat().st_ino
     await blobs.put(LOCAL_OWNER, sha256, b"data", "")
     assert place.stat().st_ino == inode
-    assert await blobs.read(LOCAL_OWNER, sha256, 0, 4) == b"data"
+    assert await blobs.read(LOCAL_OWNER, row_of(sha256), 0, 4) == b"data"
     with pytest.raises(BlobError, match="missing"):
-        await blobs.read(Owner("other"), sha256, 0, 4)
+        await blobs.read(Owner("other"), row_of(sha256), 0, 4)
 
 
 async def test_changed_blob_is_an_error_and_never_returned(tmp_path: Path) -> None:
     """A disk that changed a byte must not put words into a prompt."""
     blobs = LocalBlobs(tmp_path)
     sha256 = digest(b"data")
-    file = StoredFile(FileId("1"), sha256, 4, "text/plain", "x", datetime.now(UTC), store="directory")
+    file = row_of(sha256)
     await blobs.put(LOCAL_OWNER, sha256, b"data", "")
     assert await Blobs(blobs).get(LOCAL_OWNER, file) == b"data"
     assert await Blobs(blobs).get_all(LOCAL_OWNER, [file]) == {sha256: b"data"}
@@ -51,7 +55,7 @@ async def test_each_reason_why_a_file_cannot_be_read_is_named(tmp_path: Path) ->
     missing, unreadable, elsewhere = (digest(name) for name in (b"missing", b"unreadable", b"elsewhere"))
     (tmp_path / storage_path(LOCAL_OWNER, unreadable)).mkdir(parents=True)
     files = [
-        StoredFile(FileId("1"), sha256, 4, "text/plain", "x", datetime.now(UTC), store=store)
+        row_of(sha256, store)
         for sha256, store in ((missing, "directory"), (unreadable, "directory"), (elsewhere, "postgres"))
     ]
     assert await blobs.get_all(LOCAL_OWNER, files) == {
@@ -99,7 +103,7 @@ async def test_sweep_removes_only_old_contents_without_a_file(tmp_path: Path) ->
         assert set(keys) == {kept, storage_path(LOCAL_OWNER, digest(b"old"))}
         return frozenset([kept])
 
-    assert await blobs.sweep(60, known) == 1
+    assert await blobs.sweep(60, known) == Unused(1, 3)
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(
         map(digest, (b"again", b"kept"))
     )
@@ -116,9 +120,9 @@ async def test_sweep_leaves_what_was_put_again_since_it_looked(tmp_path: Path) -
         await blobs.put(LOCAL_OWNER, sha256, b"data", "")
         return frozenset()
 
-    assert await blobs.sweep(60, meanwhile) == 0
-    assert await blobs.read(LOCAL_OWNER, sha256, 0, 4) == b"data"
+    assert await blobs.sweep(60, meanwhile) == Unused()
+    assert await blobs.read(LOCAL_OWNER, row_of(sha256), 0, 4) == b"data"
     os.utime(tmp_path / storage_path(LOCAL_OWNER, sha256), (0, 0))
-    assert await blobs.sweep(60, none_known) == 1
-    assert await blobs.sweep(60, none_known) == 0
+    assert await blobs.sweep(60, none_known) == Unused(1, 4)
+    assert await blobs.sweep(60, none_known) == Unused()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -1,0 +1,136 @@
+"""Implements `exai blobs` and the part of `exai prune` about files: moves, verifies and removes stored bytes.
+
+Invariant: the result of a command goes to standard output, its progress to standard error and only to a terminal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from typing import Final
+
+from exai.app import App, open_app
+from exai.cli.command import FAILED, OK, read_settings, run
+from exai.cli.terminal_text import shown
+from exai.errors import InvalidArgument
+from exai.files.moving import move
+from exai.files.upkeep import Swept, Verified, mark, sweep, verify
+from exai.settings.load import Settings
+
+BAR_CHARS: Final = 30
+SHOWN_CONTENTS: Final = 20
+"""Number of contents that a summary names."""
+
+
+def blobs(options: argparse.Namespace) -> int:
+    """Run one of the commands `exai blobs`."""
+    settings = read_settings(errors_only=True)
+    if options.action == "migrate":
+        return run(_migrate(settings, options.source, options.target))
+    return run(_verify(settings, options.stores, repair=options.repair))
+
+
+def prune(options: argparse.Namespace) -> int:
+    """Remove deleted conversations and files whose retention has passed."""
+    print(shown(run(_prune(read_settings(), options.idle_days, is_rehearsal=options.dry_run)), sys.stdout))
+    return OK
+
+
+async def _prune(settings: Settings, idle_days: float | None, *, is_rehearsal: bool) -> str:
+    if is_rehearsal and idle_days is not None:
+        raise InvalidArgument("--dry-run", "examines files only", "Leave out --idle-days")
+    async with open_app(settings) as app:
+        conversations = 0 if is_rehearsal else await app.maintenance.prune(idle_days=idle_days)
+        swept = await sweep(app.files, is_rehearsal=is_rehearsal)
+    return "\n".join([_summary(swept, conversations, is_rehearsal), *_named(swept.missing, app.files.blobs.private)])
+
+
+def _summary(swept: Swept, conversations: int, is_rehearsal: bool) -> str:
+    unused = f"{swept.orphans:,} orphaned files and the bytes of {swept.unused.contents:,}"
+    if is_rehearsal:
+        return f"would remove {unused} contents ({swept.unused.size_bytes:,} bytes); conversations were not examined"
+    return f"removed {conversations:,} deleted conversations, {unused}"
+
+
+async def _migrate(settings: Settings, source: str, target: str) -> int:
+    if source == target:
+        raise InvalidArgument("TO", "is the store to move from", "Name another one")
+    async with open_app(settings) as app:
+        app.files.blobs.named(source)
+        store = app.files.blobs.named(target)
+        progress = await _progress_of(app, [source])
+        failed = []
+        async for each in move(app.files, [source], store):
+            progress.add(each.file.size_bytes)
+            if each.problem is not None:
+                failed.append(Verified(each.owner, each.file, each.problem))
+    progress.end()
+    moved = progress.contents - len(failed)
+    print(f"{moved:,} contents moved from {source} to {target}; `exai prune` removes the old bytes after a while")
+    return _report(failed, ())
+
+
+async def _verify(settings: Settings, stores: list[str], *, repair: bool) -> int:
+    async with open_app(settings) as app:
+        named = stores or list(app.files.blobs.names)
+        for name in named:
+            app.files.blobs.named(name)
+        progress = await _progress_of(app, named)
+        failed = []
+        async for each in verify(app.files, named):
+            progress.add(each.file.size_bytes)
+            if each.problem is not None:
+                failed.append(each)
+        marked = await mark(app.files, failed) if repair else 0
+    progress.end()
+    print(f"{progress.contents:,} contents verified ({progress.size_bytes:,} bytes), {len(failed):,} with a problem")
+    if repair:
+        print(f"{marked:,} marked: their bytes are stored again when the same content is given again")
+    return _report(failed, app.files.blobs.private)
+
+
+def _report(failed: list[Verified], private: tuple[str, ...]) -> int:
+    for line in _named(failed, private):
+        print(shown(line, sys.stdout))
+    return FAILED if failed else OK
+
+
+def _named(failed: list[Verified] | tuple[Verified, ...], private: tuple[str, ...]) -> list[str]:
+    """Return a line for each content with a problem, up to a number."""
+    lines = [
+        f"  {each.file.name} ({each.file.id}) of {each.owner}, in {each.file.store}: {each.problem}"
+        + (" here; they may be in the directory of another daemon" if each.file.store in private else "")
+        for each in failed[:SHOWN_CONTENTS]
+    ]
+    return lines + ([f"  and {len(failed) - SHOWN_CONTENTS:,} more"] if len(failed) > SHOWN_CONTENTS else [])
+
+
+@dataclass
+class Progress:
+    """A progress bar on a terminal; elsewhere only the counts."""
+
+    expected: int
+    expected_bytes: int
+    contents: int = 0
+    size_bytes: int = 0
+
+    def add(self, size_bytes: int) -> None:
+        """Count one content, and draw the bar."""
+        self.contents += 1
+        self.size_bytes += size_bytes
+        if sys.stderr.isatty():
+            share = min(1.0, (self.size_bytes + self.contents) / max(1, self.expected_bytes + self.expected))
+            bar = "#" * int(share * BAR_CHARS)
+            counts = f"{self.contents:,} of {self.expected:,} contents, {share:.0%}"
+            sys.stderr.write(f"\r[{bar:<{BAR_CHARS}}] {counts}")
+            sys.stderr.flush()
+
+    def end(self) -> None:
+        """End the line of the bar."""
+        if sys.stderr.isatty() and self.contents:
+            sys.stderr.write("\n")
+
+
+async def _progress_of(app: App, stores: list[str]) -> Progress:
+    return Progress(*await app.files.repository.count_stored(stores))

@@ -59,6 +59,7 @@ class Site:
     daemon: Daemon
     provider: ProviderProcess
     settings: dict[str, str] = field(default_factory=dict)
+    empty_url: str = ""
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -112,7 +113,7 @@ def browser_program() -> str:
     return program
 
 
-SharedSite = tuple[Daemon, ProviderProcess, dict[str, str]]
+SharedSite = tuple[Daemon, ProviderProcess, dict[str, str], str]
 
 
 @pytest.fixture(scope="module")
@@ -121,11 +122,12 @@ def shared_site(
 ) -> Iterator[SharedSite]:
     """A daemon that asks for tokens; started only if there is a browser."""
     flush(backend.redis_url)
-    for url in fresh(backend.databases, migrated=True):
+    databases = backend.databases
+    for url, empty_url in zip(fresh(databases, migrated=True), fresh(databases, migrated=True), strict=True):
         with provider_process() as provider:
             settings = settings_of(url, backend, provider, tmp_path_factory)
             with start_daemon(settings) as daemon:
-                yield daemon, provider, settings
+                yield daemon, provider, settings, empty_url
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,8 @@ function App() {
   const { isWanted } = useStore(session);
   const { view, id, seq } = useStore(route);
   useEffect(() => {
-    document.title = view === "list" || view === "conversation" ? "EXAI" : `${VIEWS.find(([name]) => name === view)?.[2]} · EXAI`;
+    const name = VIEWS.find(([each]) => each === view && each !== "list")?.[2];
+    if (view !== "conversation") document.title = name ? `${name} · EXAI` : "EXAI";
   }, [view]);
   return html`
     <a class="skip" href="#main" onClick=${skip}>Skip to the content</a>

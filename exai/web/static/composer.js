@@ -18,9 +18,11 @@ export function Composer({ conversation = "", onChange }) {
   const [text, setText] = useState("");
   const [model, setModel] = useState("");
   const [asked, setAsked] = useState(null);
+  const isShown = useRef(true);
   const known = useStore(models);
   useEffect(() => {
     readModels().catch(complain);
+    return () => (isShown.current = false);
   }, []);
 
   const ask = async (question) => {
@@ -31,7 +33,8 @@ export function Composer({ conversation = "", onChange }) {
       const answer = await askModel(question, conversation, control.signal, show);
       await onChange?.();
       setAsked(answer.complete === false ? { ...question, control, note: answer.content } : null);
-      if (!conversation) go(addressOf(answer.continuation_id));
+      // Whoever has turned to something else meanwhile finds the answer in the list.
+      if (!conversation && isShown.current) go(addressOf(answer.continuation_id));
     } catch (error) {
       if (error.kind === "aborted") setAsked(null);
       else show({ error, control: null });

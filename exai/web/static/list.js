@@ -25,7 +25,11 @@ const TOOLS = [
 export function List({ open }) {
   const { search } = useStore(route);
   const query = Object.fromEntries(["q", "deleted", ...FILTERS].map((name) => [name, search.get(name) ?? ""]));
-  const [isFiltering, setFiltering] = useState(FILTERS.some((name) => query[name]));
+  const isFiltered = FILTERS.some((name) => query[name]);
+  const [isFiltering, setFiltering] = useState(isFiltered);
+  useEffect(() => {
+    if (isFiltered) setFiltering(true);
+  }, [isFiltered]);
   const change = (name, value) => {
     const next = new URLSearchParams(search);
     if (value) next.set(name, value);
@@ -180,7 +184,8 @@ function Row({ conversation, isOpen }) {
 const SOME_WORDS = "Nothing has all of these words; the following have most of them.";
 
 function Hits({ query, open }) {
-  const { value, error, reload } = useLoaded((signal) => readHits(query, signal), [JSON.stringify(query)]);
+  const [limit, setLimit] = useState(PAGE);
+  const { value, error, reload } = useLoaded((signal) => readHits(query, limit, signal), [JSON.stringify(query), limit]);
   if (error) return html`<${Failure} error=${error} onRetry=${reload} />`;
   if (!value) return html`<p class="starting">Searching…</p>`;
   if (!value.hits.length) return html`<p class="note" role="status">Nothing was found.</p>`;
@@ -197,11 +202,13 @@ function Hits({ query, open }) {
         </a>
       </li>`,
     )}
-  </ul></nav>`;
+  </ul>
+  ${value.next_cursor && limit < MAX_PAGE && html`<button type="button" class="quiet more" onClick=${() => setLimit(MAX_PAGE)}>More</button>`}
+  </nav>`;
 }
 
-function readHits(query, signal) {
-  return callTool("conversation_search", { query: whileTyping(query.q.trim()), ...filtersOf(query), limit: PAGE }, { signal });
+function readHits(query, limit, signal) {
+  return callTool("conversation_search", { query: whileTyping(query.q.trim()), ...filtersOf(query), limit }, { signal });
 }
 
 /** The last word may be unfinished, unless it stands in a phrase. */

@@ -104,6 +104,12 @@ function announce(id) {
   for (const watcher of [...watchers]) if (!id || !watcher.id || watcher.id === id) watcher.onChange();
 }
 
+/** A stream belongs to the owner who opened it. */
+session.watch(() => {
+  for (const stream of streams) stream.abort();
+  shown = null;
+});
+
 let isProbing = false;
 
 /** Once a request has failed, find out when the daemon answers again, and then read again what is shown. */

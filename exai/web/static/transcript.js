@@ -25,6 +25,7 @@ export function Transcript({ id, seq }) {
 
   const readEarlier = async () => {
     const older = await readPage(id, value.next_before_seq);
+    if (!older.messages.length) return;
     const height = scroller.current.scrollHeight;
     setValue({ ...value, ...older, messages: [...older.messages, ...value.messages], usage: new Map([...older.usage, ...value.usage]) });
     requestAnimationFrame(() => (scroller.current.scrollTop += scroller.current.scrollHeight - height));
@@ -52,6 +53,9 @@ export function Transcript({ id, seq }) {
 
 function Head({ conversation, onChange }) {
   const { title, tags, messages } = conversation;
+  useEffect(() => {
+    document.title = `${title || "Without a title"} · EXAI`;
+  }, [title]);
   return html`<header class="talk-head">
     <a class="back" href="#/" aria-label="Back to the list">←</a>
     <div class="talk-title">
@@ -73,12 +77,11 @@ async function readConversation(id, seq, signal) {
 }
 
 async function readPage(id, before, signal) {
-  const options = { signal };
   const given = { continuation_id: id, limit: PAGE, max_chars: PAGE_CHARS, before_seq: before ?? undefined };
-  const [page, report] = await Promise.all([
-    callTool("conversation_get", given, options),
-    callTool("usage", { by: "turn", continuation_id: id }, options),
-  ]);
+  const reading = callTool("conversation_get", given, { signal });
+  // A report has a limited number of turns, the latest ones; those of an older page are found by its time.
+  const until = before ? (await reading).messages.at(-1)?.created_at : undefined;
+  const [page, report] = await Promise.all([reading, callTool("usage", { by: "turn", continuation_id: id, until }, { signal })]);
   return { ...page, last_seq: page.messages.at(-1)?.seq ?? 0, usage: new Map(report.rows.map((row) => [row.key, row])) };
 }
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from exai import tracing
 from exai.background import running
 from exai.conversations.requests import ChatRequest, ChatResult
 from exai.conversations.turns.beginning import OnBegun
@@ -17,7 +18,21 @@ from exai.conversations.turns.turn import ChatTurns
 from exai.db.turns import TurnRepository
 from exai.models import OnDelta, Owner
 from exai.settings.load import LimitSettings
+from exai.tracing import turn_span
 from exai.validation import check_owner
+
+
+def _describe(span: tracing.ActiveSpan, request: ChatRequest, result: ChatResult) -> None:
+    for name, value in tracing.conversation_attributes(result.continuation_id).items():
+        span.set(name, value)
+    span.set(tracing.RESPONSE_MODEL, result.model)
+    span.set(tracing.PROVIDER, result.provider)
+    span.set(tracing.COST_USD, None if result.cost_usd is None else float(result.cost_usd))
+    span.set(tracing.DUPLICATE, result.duplicate or None)
+    if result.usage is not None:
+        tracing.set_usage(span, result.usage)
+    tracing.set_content(span, tracing.INPUT_MESSAGES, request.prompt)
+    tracing.set_content(span, tracing.OUTPUT_MESSAGES, result.content)
 
 
 class ChatService:
@@ -42,7 +57,11 @@ class ChatService:
         `DeadlineExceeded`.
         """
         request.validate(self._limits)
-        return await self._turns.run(request, on_delta, on_begun)
+        with turn_span(request.owner, request.continuation_id) as span:
+            result = await self._turns.run(request, on_delta, on_begun)
+            if tracing.is_on():
+                _describe(span, request, result)
+            return result
 
     async def result(self, owner: Owner, turn_id: str) -> TurnOutcome | None:
         """Return the state and the result of a turn of any daemon: 1 database round trip.

@@ -35,6 +35,7 @@ from exai.monitoring.figures import figures
 from exai.monitoring.flushing import open_history
 from exai.monitoring.live import ProcessNumbers, read_numbers
 from exai.monitoring.memory import watch_memory
+from exai.monitoring.otel import traced
 from exai.monitoring.stalls import watch_loop
 from exai.monitoring.upkeep import Upkeep
 from exai.settings.addresses import redact
@@ -66,6 +67,7 @@ async def serve(
     with _signals(is_worker=parent is not None) as (stop, hurry), _ended_by(stop) as started:
         async with (
             parent_watched(parent, stop) as link,
+            traced(settings.telemetry),
             open_app(settings) as app,
             _history(app),
             moving(app.files),

@@ -101,7 +101,7 @@ class LiveSnapshot:
         return {**asdict(self), "at": self.at.isoformat(timespec="milliseconds")}
 
 
-Gather = Callable[[ProcessNumbers], Awaitable[Iterable[ProcessNumbers]]]
+GatherNumbers = Callable[[ProcessNumbers], Awaitable[Iterable[ProcessNumbers]]]
 """Returns the numbers of all processes of a daemon, given those of this one."""
 
 
@@ -119,7 +119,7 @@ class Live:
         pool: Callable[[], tuple[int, int, int]],
         providers: Callable[[], list[dict[str, Any]]],
         running: Callable[[], int],
-        gather: Gather | None = None,
+        gather: GatherNumbers | None = None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
@@ -128,7 +128,7 @@ class Live:
         self._gather = gather
         self._started = clock()
 
-    def gather_by(self, gather: Gather) -> None:
+    def gather_by(self, gather: GatherNumbers) -> None:
         """Read the numbers of the other processes of the daemon so."""
         self._gather = gather
 

@@ -15,6 +15,7 @@ from typing import Final
 
 import httpx
 
+from exai import tracing
 from exai.background import Background, open_background
 from exai.errors import ConfigError, InvalidArgument, NotConfigured, ProviderUnknownModel
 from exai.models import Completion, CompletionRequest, OnDelta, Prompt, Recorder, Thinking, Usage
@@ -136,7 +137,14 @@ class Providers:
         self, model: Model, request: CompletionRequest, on_delta: OnDelta | None, patience_s: float | None
     ) -> Completion:
         try:
-            return await self._chats[model.provider].complete(model, request, on_delta, patience_s)
+            with tracing.model_span(model.provider, model.label, request.max_output_tokens) as span:
+                completion = await self._chats[model.provider].complete(model, request, on_delta, patience_s)
+                if tracing.is_on():
+                    span.set(tracing.RESPONSE_MODEL, completion.model)
+                    span.set(tracing.RESPONSE_ID, completion.request_id)
+                    span.set(tracing.FINISH_REASONS, [completion.finish_reason])
+                    tracing.set_usage(span, completion.usage)
+                return completion
         except ProviderUnknownModel as error:
             self._refresh(model.provider)
             nearest = self._names.nearest(model)

@@ -44,6 +44,7 @@ from exai.settings.sections import (
     ProvidersSettings,
     Section,
     ServerSettings,
+    TelemetrySettings,
 )
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "ProvidersSettings",
     "ServerSettings",
     "Settings",
+    "TelemetrySettings",
     "Variable",
     "default_data_dir",
     "describe",
@@ -103,6 +105,7 @@ class Settings(BaseModel):
     answers: AnswerSettings = AnswerSettings()
     files: FileSettings = FileSettings()
     log: LogSettings = LogSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     connect: ConnectSettings = ConnectSettings()
     data_dir: Directory = Field(default_factory=default_data_dir)
     pg_bin: Directory | None = None

@@ -300,6 +300,13 @@ class LogSettings(Section):
     format: Literal["auto", "text", "json"] = "auto"
 
 
+class TelemetrySettings(Section):
+    """Spans for an OpenTelemetry collector; OTEL_EXPORTER_OTLP_ENDPOINT and other OTEL_* variables configure it."""
+
+    traces: bool = False
+    content: bool = False
+
+
 class ConnectSettings(Section):
     """The daemon that `exai connect` dials; by default the one of this machine, with the server's own token."""
 

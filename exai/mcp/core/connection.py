@@ -56,7 +56,7 @@ class Connection:
         self.surface = surface
         self.version = version
         self.client = ClientInfo()
-        self.directory = ""
+        self.directory = self.trace_parent = ""
         self.in_flight: dict[RequestId, Call] = {}
         self.listening: dict[RequestId, Json] = {}
         self._subscriptions = Subscriptions(budget, surface.schemes)

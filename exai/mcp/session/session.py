@@ -10,12 +10,13 @@ import asyncio
 import itertools
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextvars import Context, ContextVar, copy_context
 
 import structlog
 from structlog.contextvars import STRUCTLOG_KEY_PREFIX
 
+from exai import tracing
 from exai.account import request_account
 from exai.errors import DeadlineExceeded, ExaiError, Overloaded, ShuttingDown
 from exai.fairness import request_owner, request_tool
@@ -32,6 +33,7 @@ from exai.mcp.session.runtime import Runtime
 from exai.mcp.session.timeouts import RunningCall
 from exai.models import Owner
 from exai.resilience import end_by
+from exai.tracing import TRACE_PARENT, trace_parent
 
 DEADLINE_MARGIN_S = 2.0
 """Delay between a call's deadline and the cancellation of its task, so that a typed error from within comes first."""
@@ -254,6 +256,8 @@ class Session:
         terms = method.terms if method.terms_of is None else method.terms_of(call)
         _REQUEST.set(request_id)
         request_tool.set(terms.label or method.name)
+        if tracing.is_on():
+            trace_parent.set(_trace_of(call, self.connection.trace_parent))
         started_s = time.perf_counter()
         outcome = "cancelled"
         reporter = None if call.progress_token is None else self._progress_reporter(call)
@@ -339,3 +343,10 @@ def _next_request_id() -> str:
 def _internal(request_id: str) -> RpcError:
     problem = f"internal error; the logs have it under request {request_id}"
     return RpcError(INTERNAL_ERROR, problem, {"request_id": request_id})
+
+
+def _trace_of(call: Call, of_connection: str) -> str:
+    """Return the trace context of a call, by default that of its HTTP request."""
+    meta = call.params.get("_meta")
+    given = meta.get(TRACE_PARENT) if isinstance(meta, Mapping) else None
+    return given if isinstance(given, str) else of_connection

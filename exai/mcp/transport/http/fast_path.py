@@ -46,6 +46,7 @@ from exai.mcp.transport.http.streamable import (
 )
 from exai.mcp.transport.library_parts import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from exai.mcp.transport.pending import admit
+from exai.tracing import TRACE_PARENT
 
 POST_URL = b"/mcp"
 MAX_POST_BYTES = 4_096
@@ -124,7 +125,7 @@ class ConnectionPosts:
         self._headers: dict[str, str] = {}
         self._admitted: Admitted | None = None
         self._version: str | None = None
-        self._client, self._directory = ClientInfo(), ""
+        self._client, self._directory, self._trace_parent = ClientInfo(), "", ""
         self._may_stream = False
         self._exchange: Exchange | None = None
         # The last head before and after the number in its Content-Length; empty if there is none to repeat.
@@ -192,6 +193,7 @@ class ConnectionPosts:
             self._version = None
         self._may_stream = takes_streams(headers.get("accept", "*/*"))
         self._client, self._directory = agent_of(headers), directory_of(headers)
+        self._trace_parent = headers.get(TRACE_PARENT, "")
         return True
 
     def take(self, protocol: AnsweringProtocol, body: bytes, *, keep_alive: bool) -> bool:
@@ -222,6 +224,7 @@ class ConnectionPosts:
             peer = peer_of({"client": protocol.client})
             exchange = self._exchange = Exchange(self._shared, quota, admitted, peer)
         exchange.client, exchange.directory = self._client, self._directory
+        exchange.trace_parent = self._trace_parent
         exchange.keep_alive = keep_alive
         exchange.begin(protocol, message, len(body), version, may_stream=self._may_stream)
         return True
@@ -244,7 +247,7 @@ class Exchange(Outbox):
         super().__init__(account=quota.account)
         self._shared, self.quota = shared, quota
         self.keep_alive = True
-        self.client, self.directory = ClientInfo(), ""
+        self.client, self.directory, self.trace_parent = ClientInfo(), "", ""
         self.response_complete = True
         self.disconnected = False
         self._protocol: AnsweringProtocol | None = None
@@ -295,6 +298,7 @@ class Exchange(Outbox):
         # One session serves consecutive POSTs, which may be of different revisions.
         connection = session.connection
         connection.version, connection.client, connection.directory = version, self.client, self.directory
+        connection.trace_parent = self.trace_parent
         self._shared.server.enlist(session)
         # An answer pushed during `process` is kept by `push`: its status depends on the action that is returned.
         action, _ = session.process(message, size_bytes)

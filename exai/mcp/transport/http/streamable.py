@@ -32,6 +32,7 @@ from exai.mcp.transport.extensions import abort_of, peer_of
 from exai.mcp.transport.http.headers import agent_of, legacy_version
 from exai.mcp.transport.metering import SLICE_BYTES
 from exai.mcp.transport.pending import admit
+from exai.tracing import TRACE_PARENT
 
 BODY_PATIENCE = 6.0
 """Timeout of a body as a multiple of that of a head: a body has up to 8 MiB."""
@@ -155,6 +156,7 @@ class StreamableHttp:
             return None
         session = self._server.open_session(admitted, peer=peer, version=version)
         session.connection.client, session.connection.directory = agent_of(headers), directory_of(headers)
+        session.connection.trace_parent = headers.get(TRACE_PARENT, "")
         return session
 
     async def _serve(self, session: Session, posted: _Posted, receive: Receive, reply: HttpReply) -> None:

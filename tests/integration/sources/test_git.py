@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -413,6 +414,73 @@ def test_work_tree_and_objects_have_to_be_below_a_root(tree: Tree, tmp_path: Pat
         with pytest.raises(InvalidArgument, match=r"outside the allowed roots|no git repository"):
             tree.read(diff="uncommitted", directory=tree.top / name)
         assert "secret" not in str(texts(tree.read(name)))
+
+
+def listed_last(store: Path, others: Path) -> None:
+    own = "".join(f"{store.parent}/other-{number}\n" for number in range(20))
+    (store / "info" / "alternates").write_text(f"{own}{others}\n")
+
+
+def listed_behind_another(store: Path, others: Path) -> None:
+    between = store.parent.parent / "between"
+    (between / "info").mkdir(parents=True)
+    (store / "info" / "alternates").write_text(f"{between}\n")
+    (between / "info" / "alternates").write_text(f"{others}\n")
+
+
+def listed_in_quotes(store: Path, others: Path) -> None:
+    (store / "info" / "alternates").write_text(f'"{others}"\n')
+
+
+def linked_packs(store: Path, others: Path) -> None:
+    shutil.rmtree(store / "pack")
+    (store / "pack").symlink_to(others / "pack")
+
+
+def linked_pack(store: Path, others: Path) -> None:
+    for each in (others / "pack").iterdir():
+        (store / "pack" / each.name).symlink_to(each)
+
+
+def linked_objects(store: Path, others: Path) -> None:
+    for each in others.glob("??"):
+        inner = store.parent.parent / "inner" / each.name
+        inner.mkdir(parents=True)
+        for file in each.iterdir():
+            (inner / file.name).symlink_to(file)
+        if not (store / each.name).exists():
+            (store / each.name).symlink_to(inner)
+
+
+@pytest.mark.parametrize(
+    "borrow", [listed_last, listed_behind_another, listed_in_quotes, linked_packs, linked_pack, linked_objects]
+)
+def test_objects_outside_the_roots_are_not_read_however_they_are_borrowed(
+    repository: Tree, tmp_path: Path, borrow: Callable[[Path, Path], None]
+) -> None:
+    """An unpacked archive may hold a repository that refers to others of this machine."""
+    outside = Tree(tmp_path / "outside")
+    outside.write("secret.py", "first\n")
+    outside.git("init", "-q", "-b", "main")
+    outside.commit()
+    outside.write("secret.py", "a secret of another project\n")
+    commit = outside.commit()
+    if borrow is not linked_objects:
+        outside.git("gc", "-q")
+    borrow(repository.top / ".git/objects", outside.top / ".git/objects")
+    with pytest.raises(InvalidArgument, match="outside the allowed roots"):
+        repository.read(diff=f"{commit}^!", directory=repository.top)
+    both = [repository.top, outside.top]
+    if borrow not in (listed_last, listed_in_quotes):
+        read = repository.read(diff=f"{commit}^!", directory=repository.top, roots=both)
+        assert "a secret" in str(texts(read))
+
+
+def test_index_outside_the_roots_is_not_read(repository: Tree, tmp_path: Path) -> None:
+    index = shutil.move(repository.top / ".git/index", tmp_path / "index")
+    (repository.top / ".git/index").symlink_to(index)
+    with pytest.raises(InvalidArgument, match="outside the allowed roots"):
+        repository.read(diff="staged", directory=repository.top)
 
 
 def test_repository_above_the_root_is_not_read(repository: Tree) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,7 +20,12 @@ from exai.files.sources.programs import NOT_STARTED, ProgramOutput, inherited, r
 
 LISTING_BYTES: Final = 8 * 1_048_576
 ANSWER_BYTES: Final = 65_536
-MAX_ALTERNATES: Final = 20
+MAX_STORES: Final = 20
+"""Stores of objects that one repository may use; git itself follows lists of them through several levels."""
+
+HOLDING: Final = frozenset({"pack", "info"})
+"""Directories of a store that hold objects, beside those with the first two digits of the names."""
+
 
 SETTINGS: Final = {
     "core.fsmonitor": "false",
@@ -65,6 +70,7 @@ class Git:
     def __init__(self, roots: Roots, bounds: Bounds) -> None:
         self._roots, self._bounds = roots, bounds
         self._program = shutil.which("git")
+        self._own_stores: frozenset[Path] = frozenset()
 
     @property
     def is_installed(self) -> bool:
@@ -84,17 +90,17 @@ class Git:
         if not self.is_installed:
             return None
         answer = self.run(directory, "rev-parse", "--show-toplevel", "--absolute-git-dir", "--git-common-dir")
-        places = answer.line.split("\n")
-        if answer.status != 0 or len(places) != 3:
+        lines = answer.line.split("\n")
+        if answer.status != 0 or len(lines) != 3:
             return None
-        top, own, common = (Path(directory, place).resolve() for place in places)
-        for place in (top, own, common, common / "objects", *_alternates(common / "objects")):
-            if not self._roots.allows(place):
-                raise InvalidArgument(
-                    "diff",
-                    f"the repository of {directory} has its work tree or its objects outside the allowed roots",
-                    f"Add that directory to {ROOTS_SETTING}, or name the files instead",
-                )
+        top, own, common = (Path(directory, line).resolve() for line in lines)
+        places = (top, own, common, own / "index")
+        if not all(map(self._roots.allows, places)) or not self._has_own_objects(common / "objects"):
+            raise InvalidArgument(
+                "diff",
+                f"the repository of {directory} has its work tree or its objects outside the allowed roots",
+                f"Add that directory to {ROOTS_SETTING}, or name the files instead",
+            )
         if not directory.is_relative_to(top):
             return None
         return Repository(top, self._without_filters(directory))
@@ -119,6 +125,26 @@ class Git:
         environment = {**inherited(), **ENVIRONMENT, "GIT_CEILING_DIRECTORIES": self._ceiling(directory)}
         return run([*command, *arguments], directory, environment, self._bounds, given=given, limit_bytes=limit_bytes)
 
+    def _has_own_objects(self, objects: Path) -> bool:
+        """Return whether all that git can find through a store is below the roots: by links, or in stores it borrows.
+
+        False also if that cannot be told, or not in time.
+        """
+        waiting, known = [objects], set(self._own_stores)
+        while waiting:
+            store = waiting.pop().resolve()
+            if store in known:
+                continue
+            known.add(store)
+            borrowed = _alternates(store)
+            if borrowed is None or len(known) > MAX_STORES or self._bounds.is_late:
+                return False
+            if not all(map(self._roots.allows, (store, *_links(store)))):
+                return False
+            waiting += borrowed
+        self._own_stores = frozenset(known)
+        return True
+
     def _ceiling(self, directory: Path) -> str:
         """Return the directory from which on git looks no further upwards: the one above the root."""
         _, root = self._roots.find("directory", str(directory))
@@ -136,11 +162,31 @@ class Git:
         return tuple(f"{driver}.{key}" for driver in sorted(drivers) for key in keys)
 
 
-def _alternates(objects: Path) -> list[Path]:
-    """Return the directories from which a repository borrows objects."""
+def _alternates(store: Path) -> list[Path] | None:
+    """Return the stores from which a store borrows objects; None if git may read the list in another way."""
     try:
-        with (objects / "info" / "alternates").open("rb") as stream:
-            lines = stream.read(ANSWER_BYTES).splitlines()
+        with (store / "info" / "alternates").open("rb") as stream:
+            listed = stream.read(ANSWER_BYTES + 1)
     except OSError:
         return []
-    return [Path(objects, os.fsdecode(line)).resolve() for line in lines[:MAX_ALTERNATES] if line]
+    lines = [line for line in listed.split(b"\n") if line and not line.startswith(b"#")]
+    if len(listed) > ANSWER_BYTES or b"\0" in listed or any(line.startswith(b'"') for line in lines):
+        return None
+    return [Path(store, os.fsdecode(line)) for line in lines]
+
+
+def _links(store: Path) -> Iterator[Path]:
+    """Yield the links among the directories and files of a store."""
+    for entry in _entries(store):
+        if entry.is_symlink():
+            yield Path(entry.path)
+        if (len(entry.name) == 2 or entry.name in HOLDING) and entry.is_dir():
+            yield from (Path(inner.path) for inner in _entries(entry.path) if inner.is_symlink())
+
+
+def _entries(directory: Path | str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(directory) as found:
+            return list(found)
+    except OSError:
+        return []

@@ -12,7 +12,7 @@ ARGS ?=
 .PHONY: attack bench bench-peers browser eval help page screenshots run test test-adoption test-lowest test-newest test-clients test-poolers test-prometheus check conformance fault fuzz format lock clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 17
 
 run: .venv/run.done ## start EXAI: embedded Postgres and Valkey unless addresses are configured
 	@exec $(PY) -m exai serve $(ARGS)

@@ -93,17 +93,20 @@ class BudgetExceeded(RequestError):
 
     def __str__(self) -> str:
         scope, setting = BUDGETS[self.budget]
-        cures = ["Set a lower max_output_tokens", "use a cheaper model"]
+        # A budget that is used up covers no question, however cheap it is.
+        cures = ["set a lower max_output_tokens", "use a cheaper model"] if self.spent_usd < self.limit_usd else []
         if self.needed_usd <= self.limit_usd:
             # A question that costs more than the whole budget is not cheaper later.
             if self.reserved_usd and self.needed_usd + self.spent_usd <= self.limit_usd:
                 cures.append("wait until the running calls have ended")
             wait = "begin a new conversation"
             cures.append(f"wait until {self.resets_at:%Y-%m-%d %H:%M} UTC" if self.resets_at else wait)
+        cures.append(f"raise {setting}")
+        advice = f"{', '.join(cures[:-1])}, or {cures[-1]}" if len(cures) > 1 else cures[0]
         return (
             f"the budget of {scope} is {self.limit_usd:g} USD: {self.spent_usd:.4f} USD are spent, "
             f"{self.reserved_usd:.4f} USD reserved by running calls, and this question may cost {self.needed_usd:.4f} "
-            f"USD. {', '.join(cures)}, or raise {setting}"
+            f"USD. {advice[0].upper()}{advice[1:]}"
         )
 
     def details(self) -> dict[str, Any]:

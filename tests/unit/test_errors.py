@@ -6,9 +6,11 @@ import importlib
 import pkgutil
 import re
 
+import pytest
+
 import exai
 from exai import errors
-from exai.errors import DependencyError, ExaiError
+from exai.errors import BudgetExceeded, DependencyError, ExaiError
 
 
 def descendants(of: type[ExaiError]) -> set[type[ExaiError]]:
@@ -38,3 +40,21 @@ def test_failed_dependency_is_named_as_health_names_it() -> None:
     database = {translated.error.dependency, AnswerNotStored("x", "y", "z").dependency}
     assert database == {"database"}
     assert {CacheDown("x").dependency, CacheRefused("OOM", "x").dependency} == {"cache"}
+
+
+@pytest.mark.parametrize(
+    ("spent_usd", "needed_usd", "cure"),
+    [
+        (
+            0.1,
+            0.3,
+            "Set a lower max_output_tokens, use a cheaper model, wait until 2026-12-02 00:00 UTC, or raise EXAI",
+        ),
+        (0.4, 0.3, "Wait until 2026-12-02 00:00 UTC, or raise EXAI"),
+        (0.4, 0.9, "Raise EXAI"),
+    ],
+)
+def test_cures_of_a_budget_are_those_that_can_help(spent_usd: float, needed_usd: float, cure: str) -> None:
+    """A cheaper question does not fit a budget that is used up."""
+    error = BudgetExceeded("day", 0.4, spent_usd, reserved_usd=0, needed_usd=needed_usd, resets_at="2026-12-02T00:00Z")
+    assert f" USD. {cure}_BUDGETS__OWNER_DAY_USD" in str(error)

@@ -27,8 +27,9 @@ import structlog
 from structlog.contextvars import STRUCTLOG_KEY_PREFIX
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from exai.log_sampling import LogSampling
 from exai.settings.addresses import redact as redact_address
-from exai.settings.load import LogSettings
+from exai.settings.load import LogLevel, LogSettings
 
 MAX_VALUE_CHARS = 16_384
 MAX_SECRET_CHARS = 2_048
@@ -79,6 +80,9 @@ _SUSPICIOUS = re.compile(r"(?i)://|authorization|api[_-]?key|passw|secret|token|
 """Matches wherever one of the patterns above does, in a fraction of their time."""
 
 
+_sampling = [LogSampling(1.0)]
+
+
 def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
     """Send all log lines of this process, of EXAI and of libraries, to `stream` (default: standard error).
 
@@ -122,12 +126,27 @@ def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> No
         library.propagate = True
         library.setLevel(max(level, quietest))
     logging.captureWarnings(True)
+    _sampling[:] = [LogSampling(settings.sample)]
     structlog.configure(
         processors=[_to_entry],
         logger_factory=lambda *names: _EntryLogger(handler, names[0] if names else "exai"),
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=False,
     )
+
+
+def log_at(settings: LogSettings, level: LogLevel) -> None:
+    """Change the level of all log lines from now on, and log that."""
+    configure_logging(settings.model_copy(update={"level": level}))
+    structlog.get_logger(__name__).warning("log_level_changed", to=level)
+
+
+def info_sampled(
+    logger: str, event: str, common: Mapping[str, object], lines: Iterable[EventDict], *, is_error: bool
+) -> None:
+    """Log as `info_each` those lines that the sampling chooses."""
+    if logging.getLogger().isEnabledFor(logging.INFO):
+        info_each(logger, event, common, _sampling[-1].select(list(lines), is_error=is_error))
 
 
 def info_each(logger: str, event: str, common: Mapping[str, object], lines: Iterable[EventDict]) -> None:
@@ -141,7 +160,7 @@ def info_each(logger: str, event: str, common: Mapping[str, object], lines: Iter
         log = structlog.get_logger(logger)
         for line in lines:
             log.info(event, **{**common, **line})
-    elif logging.getLogger().isEnabledFor(logging.INFO):
+    elif lines and logging.getLogger().isEnabledFor(logging.INFO):
         entry = _LogEntry(logger, "info", {**common, "event": event}, list(lines), copy_context(), datetime.now(UTC))
         configured["logger_factory"](logger).write_now(entry)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ from exai.daemon.control import Parent, parent_watched
 from exai.daemon.gathering import LIVE, METRICS
 from exai.embedded.launcher import Embedded
 from exai.files.moving import moving
+from exai.logs import log_at
 from exai.mcp.auth.tokens import authenticator
 from exai.mcp.server import GOING_AWAY, SERVICE_RESTART, McpServer
 from exai.mcp.transport.asgi import build_asgi
@@ -39,7 +41,7 @@ from exai.monitoring.otel import traced
 from exai.monitoring.stalls import watch_loop
 from exai.monitoring.upkeep import Upkeep
 from exai.settings.addresses import redact
-from exai.settings.load import Settings
+from exai.settings.load import LogLevel, LogSettings, Settings
 from exai.tools.prompts import conversation_uri
 from exai.tools.registry import INSTRUCTIONS, build_features, build_tasks, build_tools
 from exai.tools.unfinished import UnfinishedOutput
@@ -64,7 +66,11 @@ async def serve(
     of a terminal.
     Raises as `open_app`, and `StartupError` for the port.
     """
-    with _signals(is_worker=parent is not None) as (stop, hurry), _ended_by(stop) as started:
+    with (
+        _signals(is_worker=parent is not None) as (stop, hurry),
+        _log_level_switched(settings.log),
+        _ended_by(stop) as started,
+    ):
         async with (
             parent_watched(parent, stop) as link,
             traced(settings.telemetry),
@@ -210,6 +216,19 @@ def _signals(*, is_worker: bool) -> Iterator[tuple[asyncio.Event, asyncio.Event]
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
+
+
+@contextlib.contextmanager
+def _log_level_switched(settings: LogSettings) -> Iterator[None]:
+    """Let SIGUSR1 switch the log between the level debug and the configured one."""
+    loop = asyncio.get_running_loop()
+    chosen: tuple[LogLevel, LogLevel] = ("debug", settings.level) if settings.level != "debug" else ("info", "debug")
+    levels = itertools.cycle(chosen)
+    loop.add_signal_handler(signal.SIGUSR1, lambda: log_at(settings, next(levels)))
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGUSR1)
 
 
 @contextlib.contextmanager

@@ -319,7 +319,12 @@ def _signals(pool: WorkerPool, background: Background) -> Iterator[asyncio.Event
             rolls.add(roll)
             roll.add_done_callback(rolls.discard)
 
-    actions = {signal.SIGTERM: on_stop, signal.SIGINT: on_stop, signal.SIGHUP: on_hangup}
+    actions = {
+        signal.SIGTERM: on_stop,
+        signal.SIGINT: on_stop,
+        signal.SIGHUP: on_hangup,
+        signal.SIGUSR1: lambda: pool.signal(signal.SIGUSR1),
+    }
     for number, action in actions.items():
         loop.add_signal_handler(number, action)
     try:

@@ -293,11 +293,15 @@ class FileSettings(Section):
     provider_extract: bool = True
 
 
-class LogSettings(Section):
-    """The log, which is written to standard error."""
+LogLevel = Literal["debug", "info", "warning", "error"]
 
-    level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_level)] = "info"
+
+class LogSettings(Section):
+    """The log, which is written to standard error. `sample` is the share of successful requests that have a line."""
+
+    level: Annotated[LogLevel, BeforeValidator(_level)] = "info"
     format: Literal["auto", "text", "json"] = "auto"
+    sample: float = Field(default=1.0, ge=0, le=1)
 
 
 class TelemetrySettings(Section):

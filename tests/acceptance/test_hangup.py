@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.client import call, connect
 from tests.support.daemon import start_daemon
+from tests.support.waiting import wait_until
 
 
 @pytest.fixture
@@ -53,3 +54,18 @@ async def test_workers_share_the_cache_of_their_parent(settings: dict[str, str])
         assert "embedded Valkey" in daemon.output
         assert "embedded Postgres" not in daemon.output
         assert daemon.stop() == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="there is no such signal on this system")
+@pytest.mark.parametrize("arguments", [[], ["--workers", "2"]])
+async def test_the_level_of_the_log_is_changed_while_it_runs(tmp_path: Path, arguments: list[str]) -> None:
+    """SIGUSR1 switches to debug and back, in all workers."""
+    processes = 2 if arguments else 1
+
+    def changes(level: str) -> int:
+        return sum("log_level_changed" in line and f'"{level}"' in line for line in daemon.output.splitlines())
+
+    with start_daemon({"EXAI_DATA_DIR": str(tmp_path)}, arguments) as daemon:
+        for level in ("debug", "info"):
+            daemon.process.send_signal(signal.SIGUSR1)
+            await wait_until(lambda: changes(level) == processes, lambda: daemon.output)  # noqa: B023

@@ -11,7 +11,7 @@ from collections import defaultdict
 from contextvars import Context
 from typing import TypeAlias
 
-from exai.logs import info_each
+from exai.logs import info_sampled
 from exai.models import Owner, Recorder
 
 CallKey: TypeAlias = tuple[Owner, str, str, str]
@@ -40,7 +40,8 @@ class Accounting:
             durations = [each[1] for each in requests]
             self._recorder.observe("mcp_request_seconds", *durations, method=method, tool=tool, outcome=outcome)
             common = {"owner": owner, "method": method, "tool": tool, "outcome": outcome}
-            info_each("exai.mcp.session.session", "request", common, map(_own, requests))
+            is_error = outcome not in ("ok", "cancelled")
+            info_sampled("exai.mcp.session.session", "request", common, map(_own, requests), is_error=is_error)
 
 
 def _own(ended: tuple[str, float]) -> dict[str, object]:

@@ -145,7 +145,9 @@ def info_sampled(
     logger: str, event: str, common: Mapping[str, object], lines: Iterable[EventDict], *, is_error: bool
 ) -> None:
     """Log as `info_each` those lines that the sampling chooses."""
-    if logging.getLogger().isEnabledFor(logging.INFO):
+    if structlog.get_config()["processors"] != [_to_entry]:
+        info_each(logger, event, common, lines)
+    elif logging.getLogger().isEnabledFor(logging.INFO):
         info_each(logger, event, common, _sampling[-1].select(list(lines), is_error=is_error))
 
 

@@ -42,6 +42,12 @@ class Limit(Protocol):
     def may_send(self, in_flight: int) -> bool:
         """Return whether one more batch may be sent beside `in_flight` others."""
 
+    def pause_s(self, in_flight: int) -> float:
+        """Return how long items wait for others to join them before the next batch, although it may be sent."""
+
+    def note_start(self) -> None:
+        """Handle the sending of a batch."""
+
     def batch_size(self, waiting: int) -> int:
         """Return the maximum size of the next batch when `waiting` items wait."""
 
@@ -72,6 +78,13 @@ class Unlimited:
     def may_send(self, in_flight: int) -> bool:  # noqa: ARG002
         """Implement `Limit`."""
         return True
+
+    def pause_s(self, in_flight: int) -> float:  # noqa: ARG002
+        """Implement `Limit`."""
+        return 0.0
+
+    def note_start(self) -> None:
+        """Implement `Limit`."""
 
     def batch_size(self, waiting: int) -> int:
         """Implement `Limit`."""
@@ -132,6 +145,7 @@ class Batcher(Generic[T, R]):
         self._arriving = 0
         self._is_due = False
         self._timer: asyncio.TimerHandle | None = None
+        self._pause: asyncio.TimerHandle | None = None
         self._closed: Callable[[], Exception] | None = None
         limit.attach(self)
 
@@ -176,6 +190,9 @@ class Batcher(Generic[T, R]):
         self._closed = closed
         while self._waiting:
             self._settle([self._waiting.take()], None)
+        for timer in (self._timer, self._pause):
+            if timer is not None:
+                timer.cancel()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
@@ -193,7 +210,7 @@ class Batcher(Generic[T, R]):
         That bypasses the queue. The caller must queue any other entry at once, so that it is sent with the others of
         its iteration.
         """
-        if self._waiting or not self._limit.may_send(len(self._in_flight)):
+        if self._waiting or not self._may_send_now():
             return False
         self._arriving += 1
         try:
@@ -201,22 +218,38 @@ class Batcher(Generic[T, R]):
         finally:
             self._arriving -= 1
         # The last of several concurrent arrivals finds `_arriving` at 0, but the others are in the queue.
-        if self._arriving or self._waiting or not self._limit.may_send(len(self._in_flight)):
+        if self._arriving or self._waiting or not self._may_send_now():
             return False
-        self._in_flight.add(entry)
+        self._begin(entry)
         return True
+
+    def _may_send_now(self) -> bool:
+        return self._limit.may_send(len(self._in_flight)) and self._limit.pause_s(len(self._in_flight)) <= 0
+
+    def _begin(self, first: _Entry[T, R]) -> None:
+        self._in_flight.add(first)
+        self._limit.note_start()
 
     def _dispatch(self) -> None:
         """Send all batches that may be sent now, and limit the wait of the remaining items."""
         self._is_due = False
-        while self._waiting and self._limit.may_send(len(self._in_flight)) and self._send_next():
-            pass
+        while self._waiting and self._limit.may_send(len(self._in_flight)):
+            if (pause_s := self._limit.pause_s(len(self._in_flight))) > 0:
+                if self._pause is None:
+                    self._pause = asyncio.get_running_loop().call_later(pause_s, self._end_pause, context=Context())
+                break
+            if not self._send_next():
+                break
         if not self._waiting and self._timer is not None:
             self._timer.cancel()
             self._timer = None
         elif self._waiting and self._timer is None and (wait_s := self._limit.max_wait_s()) is not None:
             before = frozenset(self._in_flight)
             self._timer = asyncio.get_running_loop().call_later(wait_s, self._stop_waiting_for, before)
+
+    def _end_pause(self) -> None:
+        self._pause = None
+        self._dispatch()
 
     def _stop_waiting_for(self, before: frozenset[_Entry[T, R]]) -> None:
         self._timer = None
@@ -234,7 +267,7 @@ class Batcher(Generic[T, R]):
         entries = self._compose()
         if not entries:
             return False
-        self._in_flight.add(entries[0])
+        self._begin(entries[0])
         if len(entries) == 1:
             entries[0].outcome.set_result(None)
             return True

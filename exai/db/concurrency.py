@@ -4,7 +4,7 @@ A statement is delayed only while the database is busy. The network floor is the
 statement occupies the server for about 1 ms. While fewer statements are in flight than the network floor has
 milliseconds, the next one is sent at once on a free connection; further ones wait for a reply and then share a batch.
 A near database therefore receives one statement at a time, with the largest batches, and a far one as many at a time
-as the batchers' share of the pool permits.
+as the batchers' share of the pool permits, at even intervals.
 
 Invariant: as long as the database replies, part of the pool stays free for other statements, however many items wait.
 """
@@ -29,6 +29,17 @@ WHOLE_CROWD: Final = 8
 """Up to this many waiting items share a batch; of more, half are sent. The server then processes one half while this
 process handles the callers of the other. If all were sent, their callers would return together, and send their next
 requests together, so that server and process would take turns being idle."""
+
+UNPACED: Final = 4
+"""While less than this part (1/4) of the places is in use, a statement is sent at once; further ones are sent at even
+intervals, so that a place is free again when the last one is taken. Without intervals, the first few arrivals take all
+places for themselves, and the next ones wait for a whole round trip."""
+
+MIN_INTERVALS: Final = 7
+"""Intervals in a round trip, at least: with fewer places, a statement is delayed by no more than this part."""
+
+MIN_INTERVAL_S: Final = 0.002
+"""Shorter intervals are not kept: the event loop's timers have a resolution of 1 ms."""
 
 HANGING_S: Final = 0.05
 """A statement in flight for this long beyond the network floor may hang, and no longer delays the next batch. A smaller
@@ -105,25 +116,43 @@ class PoolShare:
 class ConcurrencyLimit:
     """The limit of one batcher's statements in flight: at least `least`, at most the places of the pool's share."""
 
-    def __init__(self, share: PoolShare, *, least: int = 1) -> None:
-        self._share, self._network, self._least = share, share.network, least
+    def __init__(self, share: PoolShare, *, least: int = 1, clock: Clock = time.monotonic) -> None:
+        self._share, self._network, self._least, self._clock = share, share.network, least, clock
+        self._started = -inf
 
     @property
     def at_once(self) -> int:
         """Statements that may be in flight now."""
         return min(max(self._least, ceil(self._network.floor_s / OCCUPIED_S)), self._share.places)
 
+    @property
+    def _interval_s(self) -> float:
+        """Time between two statements that keeps all places in use; 0 if it is too short to be worth a timer."""
+        interval_s = self._network.floor_s / max(self.at_once, MIN_INTERVALS)
+        return interval_s if interval_s >= MIN_INTERVAL_S else 0.0
+
     def attach(self, batcher: Queue) -> None:
         """Implement `Limit`."""
         self._share.add(batcher)
+
+    def pause_s(self, in_flight: int) -> float:
+        """Implement `Limit`: the rest of the interval at which all places are used in turn."""
+        interval_s = self._interval_s
+        if not interval_s or in_flight * UNPACED < self.at_once:
+            return 0.0
+        return self._started + interval_s - self._clock()
+
+    def note_start(self) -> None:
+        """Implement `Limit`."""
+        self._started = self._clock()
 
     def may_send(self, in_flight: int) -> bool:
         """Implement `Limit`."""
         return in_flight < self.at_once and self._share.has_place(in_flight)
 
     def batch_size(self, waiting: int) -> int:
-        """Implement `Limit`."""
-        return max(ceil(waiting / 2), WHOLE_CROWD)
+        """Implement `Limit`: at even intervals, callers return spread out, so all that wait may be sent."""
+        return waiting if self._interval_s else max(ceil(waiting / 2), WHOLE_CROWD)
 
     def max_wait_s(self) -> float:
         """Implement `Limit`."""

@@ -20,13 +20,19 @@ class Places(Unlimited):
     """So many places, and a short patience with what hangs."""
 
     def __init__(self, places: int) -> None:
-        self.places = places
+        self.places, self.interval_s, self.starts = places, 0.0, 0
 
     def attach(self, batcher: Queue) -> None:
         self.batcher = batcher
 
     def may_send(self, in_flight: int) -> bool:
         return in_flight < self.places
+
+    def pause_s(self, in_flight: int) -> float:
+        return self.interval_s if in_flight else 0.0
+
+    def note_start(self) -> None:
+        self.starts += 1
 
     def max_wait_s(self) -> float | None:
         return 0.02
@@ -42,8 +48,9 @@ class Way:
         self.sent: list[list[str]] = []
         self.answers: dict[str, asyncio.Future[None]] = {}
         self.error: ExaiError | None = None
+        self.limit = Places(places)
         self.batcher: Batcher[str, str] = Batcher(
-            Places(places),
+            self.limit,
             self.send,
             self.fallback,
             failure=lambda item, error: None if isinstance(error, DatabaseError) else CacheError("redis", item),
@@ -84,6 +91,39 @@ class Way:
     async def settle(self) -> None:
         for _ in range(8):
             await asyncio.sleep(0)
+
+
+async def test_items_that_arrive_within_an_interval_go_together() -> None:
+    """They do not take a place each, and nothing else has to happen for them to be sent."""
+    way = Way(places=9)
+    way.limit.interval_s = 3_600
+    first = await way.start("first")
+    others = [*await way.start("a"), *await way.start("b"), *await way.start("c", "d")]
+    assert way.sent == [["first"]]
+    way.limit.interval_s = 0.001
+    # The timer of the long interval is running; the end of a batch looks again.
+    await way.answer("first")
+    assert way.sent == [["first"], ["a", "b", "c", "d"]]
+    later = await way.start("e")
+    await wait_until(lambda: way.sent[-1] == ["e"])
+    assert way.limit.starts == 3
+    await way.answer("a", "e")
+    assert await asyncio.gather(*first, *others, *later) == [
+        "first alone",
+        *(f"{item} of 4" for item in "abcd"),
+        "e alone",
+    ]
+
+
+async def test_interval_of_a_batcher_that_closes_does_not_outlive_it() -> None:
+    """Its waiting callers get the reason."""
+    way = Way(places=9)
+    way.limit.interval_s = 3_600
+    tasks = [*await way.start("first"), *await way.start("second")]
+    await way.batcher.close(lambda: CacheError("redis", "closed"))
+    assert way.batcher._pause is None or way.batcher._pause.cancelled()
+    way.answers["first"].set_result(None)
+    assert [type(each) for each in await asyncio.gather(*tasks, return_exceptions=True)] == [str, CacheError]
 
 
 async def test_items_of_one_turn_go_together() -> None:

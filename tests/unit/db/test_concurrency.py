@@ -66,10 +66,39 @@ def test_some_want_more_than_one_in_flight_in_any_case() -> None:
 
 
 def test_a_crowd_is_halved() -> None:
-    """So that server and process work at the same time."""
-    for floor_s in (NEAR_S, FAR_S):
-        assert limit(floor_s).batch_size(40) == 20
-        assert limit(floor_s).batch_size(10) == WHOLE_CROWD
+    """So that server and process work at the same time. At even intervals, callers do not return together."""
+    assert limit(NEAR_S).batch_size(40) == 20
+    assert limit(NEAR_S).batch_size(10) == WHOLE_CROWD
+    assert limit(FAR_S).batch_size(40) == 40
+
+
+def test_statements_to_a_far_database_are_sent_at_even_intervals() -> None:
+    """The first two at once; then places become free as fast as they are taken."""
+    clock = Clock()
+    far = ConcurrencyLimit(PoolShare(10, network(0.021)), clock=clock)
+    for in_flight, pause_s in ((0, 0), (1, 0), (2, 0.003), (6, 0.003)):
+        far.note_start()
+        assert max(far.pause_s(in_flight), 0) == pytest.approx(pause_s)
+        clock.now += 0.002
+        assert max(far.pause_s(in_flight), 0) == pytest.approx(max(pause_s - 0.002, 0))
+        clock.now += 0.001
+        assert far.pause_s(in_flight) <= 1e-9
+
+
+@pytest.mark.parametrize("floor_s", [0, NEAR_S, 0.0042, 0.013])
+def test_short_intervals_are_not_kept(floor_s: float) -> None:
+    """A timer would last longer."""
+    near = limit(floor_s)
+    near.note_start()
+    assert [near.pause_s(in_flight) for in_flight in range(7)] == [0] * 7
+
+
+@pytest.mark.parametrize("size", range(1, 10))
+def test_a_statement_is_delayed_by_a_small_part_of_a_round_trip(size: int) -> None:
+    """Also with few places, whose even intervals would be long."""
+    far = limit(0.1, size)
+    far.note_start()
+    assert max(far.pause_s(in_flight) for in_flight in range(far.at_once)) <= 0.1 / 7
 
 
 def test_an_answer_in_transit_is_not_taken_for_one_that_hangs() -> None:

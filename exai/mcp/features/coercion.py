@@ -9,6 +9,7 @@ of objects without named properties) are never changed, and ambiguous ones are r
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ import orjson
 
 from exai.errors import InvalidArgument, shown
 from exai.mcp.core.jsonrpc import Json
-from exai.mcp.features.synonyms import OLDER_ARGUMENTS, ROLES, WANTS_NO_MODEL, argument_for, own_spelling
+from exai.mcp.features.synonyms import EFFORTS, OLDER_ARGUMENTS, ROLES, WANTS_NO_MODEL, argument_for, own_spelling
 
 KINDS: Final[Mapping[str, str]] = {
     "continuation_id": "conversations",
@@ -46,6 +47,9 @@ PROSE: Final = frozenset({"findings"})
 """Lists of sentences, in which a comma divides nothing."""
 
 MAX_DEPTH: Final = 16
+MAX_LITERAL_CHARS: Final = 10_000
+"""Length up to which a list or object may be written as in Python."""
+
 _NUMBER = re.compile(r"[+-]?\d{1,40}(\.0*)?")
 _ADDRESS = re.compile(r"\s*(?:@[\w.-]+:)?exai://(conversations|files)/(.*[^/\s])[/\s]*", re.IGNORECASE | re.DOTALL)
 """A resource's URI, also in the form in which clients mention it: prefixed with `@` and the server's name."""
@@ -114,15 +118,13 @@ def _named(properties: Json, given: Json, path: str, coercion: _Coercion) -> Jso
     found: dict[str, Any] = {name: value for name, value in given.items() if name in properties}
     strange = {name: value for name, value in given.items() if name not in properties}
     left: dict[str, Any] = {}
+    first: dict[str, str] = {}
     for name, value in strange.items():
-        # Two spellings of one name: equal or empty values are tolerated, different ones are ambiguous.
-        plain = own_spelling(name)
-        if plain not in properties:
-            left[name] = value
-        elif plain in found and not _same(found[plain], value) and value not in (None, ""):
-            raise _twice(name, plain, path)
-        elif found.get(plain) in (None, ""):
-            found[plain] = value
+        plain, where = own_spelling(name), f"{path}.{name[:64]}" if path else name[:64]
+        if plain in properties:
+            _take(found, plain, value, properties[plain], where)
+        else:
+            _take(left, first.setdefault(plain, name), value, {}, where)
     for name, value in left.items():
         # Synonyms come after all spellings of the schema's own names, which take precedence.
         target = argument_for(own_spelling(name), properties, found)
@@ -136,6 +138,17 @@ def _named(properties: Json, given: Json, path: str, coercion: _Coercion) -> Jso
             if value not in (None, ""):
                 coercion.note(f"{path}.{name}" if path else name, f"taken as {target}")
     return found
+
+
+def _take(found: dict[str, Any], known: str, value: object, schema: Json, where: str) -> None:
+    """Take the value of `where` under the name `known`, which may have one already. Raises for different values.
+
+    Equal or empty values are tolerated.
+    """
+    if known in found and value not in (None, "") and not _same(schema, known, found[known], value):
+        raise InvalidArgument(where, f"comes with another value than {known[:64]}", f"Give {known[:64]} only")
+    if found.get(known) in (None, ""):
+        found[known] = value
 
 
 def _older_argument(
@@ -207,7 +220,10 @@ def _value(schema: Json, value: object, path: str, coercion: _Coercion, depth: i
     elif kind == "string":
         return _text(schema, value, path, coercion)
     elif kind in ("integer", "number"):
-        return _number(value)
+        value = _number(value, path)
+    elif kind == "boolean" and isinstance(value, str):
+        truth = _truth(value)
+        value = value if truth is None else truth
     return value
 
 
@@ -297,10 +313,15 @@ def _choice(choices: Sequence[str], value: str, path: str, coercion: _Coercion) 
     if (role := ROLES.get(word)) in choices and role is not None and "user" in choices:
         coercion.note(path, f"{shown(value)} taken as {role}")
         return role
+    if (effort := EFFORTS.get(word)) in choices and effort is not None and "off" in choices:
+        coercion.note(path, f"{shown(value)} taken as {effort}")
+        return effort
     return value
 
 
-def _number(value: object) -> object:
+def _number(value: object, path: str) -> object:
+    if isinstance(value, bool):
+        raise InvalidArgument(path, f"{str(value).lower()} is not a number", "Give it an integer, or leave it out")
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
         return int(value.strip().partition(".")[0])
     return value
@@ -320,17 +341,31 @@ def _decoded(value: object, wanted: type) -> object:
         try:
             found = orjson.loads(text)
         except orjson.JSONDecodeError:
-            return value
+            found = _literal(text)
     return found if isinstance(found, wanted) else value
 
 
-def _same(one: object, other: object) -> bool:
-    return one == other or str(one) == str(other) or one in (None, "")
+def _literal(text: str) -> object:
+    """Return the list or object that is written as in Python, as text of one often is; None if it is not."""
+    if not text.startswith(("[", "{")) or "'" not in text or len(text) > MAX_LITERAL_CHARS:
+        return None
+    try:
+        return orjson.loads(orjson.dumps(ast.literal_eval(text)))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
 
 
-def _twice(name: str, known: str, path: str) -> InvalidArgument:
-    where = f"{path}.{name[:64]}" if path else name[:64]
-    return InvalidArgument(where, f"comes with another value than {known}", f"Give {known} only")
+def _same(schema: Json, name: str, one: object, other: object) -> bool:
+    """Return whether two values of one argument mean the same, perhaps in different forms."""
+    if one in (None, ""):
+        return True
+    unnoted = _Coercion(frozenset())
+    try:
+        if one == other or str(one) == str(other):
+            return True
+        return _value(schema, one, name, unnoted, 0) == _value(schema, other, name, unnoted, 0)
+    except (InvalidArgument, RecursionError):
+        return False
 
 
 def _is_uuid(text: str) -> bool:

@@ -106,6 +106,9 @@ ROLES: Final[Mapping[str, str]] = {
 }
 """The roles of messages, by their names in other systems."""
 
+EFFORTS: Final[Mapping[str, str]] = {"minimal": "low", "medium": "high", "xhigh": "max", "maximum": "max"}
+"""Amounts of reasoning in other systems, as the providers understand them."""
+
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 

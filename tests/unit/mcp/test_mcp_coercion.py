@@ -210,6 +210,14 @@ def test_free_form_objects_are_never_looked_into(value: Any) -> None:
         ("chat", {"prompt": None, "question": "Why?"}, {"prompt": "Why?"}, "question: taken as prompt"),
         ("chat", {"prompt": "p", "thinking": False}, {"prompt": "p", "thinking": "off"}, None),
         ("chat", {"prompt": "p", "thinking": "none"}, {"prompt": "p", "thinking": "off"}, None),
+        ("chat", {"prompt": "p", "thinking_mode": "medium"}, {"prompt": "p", "thinking": "high"}, "taken as high"),
+        ("chat", {"prompt": "p", "reasoning_effort": "xhigh"}, {"prompt": "p", "thinking": "max"}, "taken as max"),
+        ("chat", {"prompt": "p", "web_search": " True "}, {"prompt": "p", "web_search": True}, None),
+        ("chat", {"prompt": "p", "web_search": "no\n"}, {"prompt": "p", "web_search": False}, None),
+        ("chat", {"prompt": "p", "files": "['a.md', 'b, c.md']"}, {"prompt": "p", "files": ["a.md", "b, c.md"]}, None),
+        ("chat", "{'prompt': 'p', 'web_search': True, 'model': None}", {"prompt": "p", "web_search": True}, None),
+        ("chat", {"prompt": "p", "files": ["a"], "Files": '["a"]'}, {"prompt": "p", "files": ["a"]}, None),
+        ("chat", {"prompt": "p", "web_search": True, "webSearch": "true"}, {"prompt": "p", "web_search": True}, None),
         ("conversation_get", {"continuation_id": "exai://conversations/c"}, {"continuation_id": "c"}, "the address"),
         ("conversation_get", {"id": "@exai:EXAI://conversations/a%2Fb%20c/ "},
          {"continuation_id": "a/b c"}, "the address"),
@@ -252,12 +260,24 @@ def test_conversions_have_notes(tool: str, given: object, found: object, note: s
         ("chat", {"prompt": "p", "files": "a.md, b.md"}, 'files: one text with commas .* \\["a.md","b.md"\\]'),
         ("conversation_update", {"continuation_id": "c", "tags": "a,b"}, "tags: one text with commas"),
         ("chat", {"prompt": "p", "continuation_id": "a", "continuationId": "b"}, "continuationId: .*Give contin"),
+        ("chat", {"prompt": "p", "threadId": "a", "thread_id": "b"}, "thread_id: .*Give threadId only"),
+        ("chat", {"prompt": "p", "stepNumber": 1, "step_number": 2}, "step_number: .*Give stepNumber only"),
+        ("chat", {"prompt": "p", "max_output_tokens": True}, "max_output_tokens: true is not a number"),
+        ("chat", {"prompt": "p", "expected_revision": False}, "expected_revision: false is not a number"),
     ],
 )  # fmt: skip
 def test_ambiguous_values_are_refused_with_the_cure(tool: str, given: object, words: str) -> None:
     """A second call is better than unintended files or tags."""
     with pytest.raises(InvalidArgument, match=words):
         read(tool, given)
+
+
+def test_two_spellings_with_values_nested_without_end_are_refused() -> None:
+    deep: Any = []
+    for _ in range(1_000):
+        deep = [deep]
+    with pytest.raises(InvalidArgument, match="comes with another value"):
+        read("chat", {"prompt": "p", "files": deep, "Files": [deep]})
 
 
 @pytest.mark.parametrize(

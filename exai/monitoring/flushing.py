@@ -107,7 +107,12 @@ class Flusher:
 
         That is after a failure, and while requests use every connection.
         """
-        self._events.collect()
+        try:
+            self._events.collect()
+        except Exception:
+            # A defect must not end the daemon, as that of any other background task would.
+            log.exception("events_not_collected")
+            self._recorder.count("recorder_defects_total")
         if self._batch is None and not self._events.is_due:
             return True
         if self._clock() < self._not_before:

@@ -170,6 +170,14 @@ async def test_a_defect_ends_a_batch_and_nothing_else(parts: Parts) -> None:
     assert parts.table.events == 1
 
 
+async def test_a_defect_of_the_collection_ends_nothing(parts: Parts) -> None:
+    """A metric with other labels than expected, for example; what was recorded otherwise is still sent."""
+    parts.metrics.observe("provider_seconds", 1.0, unexpected="label")
+    parts.happen()
+    assert await parts.flusher.tick()
+    assert (parts.table.events, parts.metrics.value("recorder_defects_total")) == (1, 1)
+
+
 async def test_requests_go_first_for_a_while(parts: Parts) -> None:
     """No flush takes the last connection, until it has been left out several times."""
     parts.has_room[0] = False

@@ -42,12 +42,13 @@ from exai.monitoring.stalls import watch_loop
 from exai.monitoring.upkeep import Upkeep
 from exai.settings.addresses import redact
 from exai.settings.load import LogLevel, LogSettings, Settings
+from exai.settings.sections import JwtSettings
 from exai.tools.prompts import conversation_uri
 from exai.tools.registry import INSTRUCTIONS, build_features, build_tasks, build_tools
 from exai.tools.unfinished import UnfinishedOutput
 from exai.web.live import live_routes
 from exai.web.monitoring import ReadMetrics, metrics_reader, monitoring_routes
-from exai.web.page import page_routes
+from exai.web.page import AuthFacts, page_routes
 
 log = structlog.get_logger(__name__)
 
@@ -170,8 +171,15 @@ def _routes(app: App, server: McpServer, link: Parent | None) -> list[Route]:
             token.get_secret_value() if token else None, is_guarded=own.is_guarded, is_admitted=server.edge.is_admitted
         ),
     )
-    page = page_routes(__version__, is_guarded=app.settings.server.is_guarded)
+    page = page_routes(__version__, is_guarded=own.is_guarded, auth=_auth_of(own.jwt))
     return [*page, *live_routes(server, app.health, app.live.gather, app.history.read), *monitoring]
+
+
+def _auth_of(jwt: JwtSettings) -> AuthFacts | None:
+    """Return where the page signs in, if the operator has set that."""
+    if jwt.publishable_key is None or jwt.issuer is None:
+        return None
+    return AuthFacts(jwt.issuer.rstrip("/"), jwt.publishable_key, jwt.sign_in_with)
 
 
 def _pass_on(notice: Notice, server: McpServer) -> None:

@@ -5,6 +5,7 @@ Invariant: no text leaving this module, in a return value or an exception, holds
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import re
 from urllib.parse import urlsplit
@@ -123,6 +124,26 @@ def check_header(text: str) -> str:
             "holds a character that cannot be sent in a header", "Copy it again, without quotes or spaces"
         )
     return text
+
+
+def check_publishable(key: str) -> str:
+    """Return a key of a Supabase project that everyone may see. Raises UnusableAddress for a secret one."""
+    if key.startswith("sb_secret_") or '"service_role"' in _payload_of(key):
+        raise UnusableAddress(
+            "is a secret key, which the page would show to everyone", "Use the publishable (anon) key"
+        )
+    return check_header(key)
+
+
+def _payload_of(token: str) -> str:
+    """Return the claims of a signed token as text; empty for any other key."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        return ""
+    try:
+        return base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)).decode()
+    except ValueError:
+        return ""
 
 
 def _scheme(url: str) -> str:

@@ -68,6 +68,12 @@ def _jwt_contradictions(jwt: JwtSettings) -> Iterator[ConfigError]:
             "is missing, so tokens of any issuer with that key would do",
             "Set it to the iss of the tokens; Supabase's is https://REF.supabase.co/auth/v1",
         )
+    if jwt.publishable_key is not None and not (jwt.issuer or "").startswith(("https://", "http://")):
+        yield ConfigError(
+            "EXAI_SERVER__JWT__PUBLISHABLE_KEY",
+            "needs an issuer at which the page can sign in",
+            "Set EXAI_SERVER__JWT__ISSUER to https://REF.supabase.co/auth/v1",
+        )
     if jwt.issuer and not jwt.is_on:
         yield ConfigError(
             "EXAI_SERVER__JWT__ISSUER",

@@ -31,6 +31,8 @@ ACCESS: Final[Mapping[str, str]] = {
     "EXAI_SERVER__JWT__ISSUER": "decides who may connect as which owner",
     "EXAI_SERVER__JWT__AUDIENCE": "decides who may connect as which owner",
     "EXAI_SERVER__JWT__ALLOW_ANONYMOUS": "decides who may connect as which owner",
+    "EXAI_SERVER__JWT__PUBLISHABLE_KEY": "decides where the page signs in",
+    "EXAI_SERVER__JWT__SIGN_IN_WITH": "decides where the page signs in",
 }
 """Settings that widen access with any value."""
 

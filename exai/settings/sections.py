@@ -21,6 +21,7 @@ from exai.settings.addresses import (
     check_http,
     check_key_url,
     check_postgres,
+    check_publishable,
     check_redis,
     check_websocket,
 )
@@ -97,6 +98,7 @@ CacheUrl = Annotated[SecretStr, _secret(check_redis)]
 BaseUrl = Annotated[str, AfterValidator(check_http)]
 ApiKey = Annotated[SecretStr, _secret(check_header)]
 Token = Annotated[SecretStr, _secret(_check_token)]
+PublishableKey = Annotated[str, AfterValidator(check_publishable)]
 JwtSecret = Annotated[SecretStr, _secret(_check_jwt_secret)]
 JwksUrl = Annotated[str, AfterValidator(check_key_url)]
 OwnerName = Annotated[str, AfterValidator(_check_owner)]
@@ -143,6 +145,8 @@ class JwtSettings(Section):
     issuer: str | None = None
     audience: str = "authenticated"
     allow_anonymous: bool = False
+    publishable_key: PublishableKey | None = None
+    sign_in_with: tuple[str, ...] = ()
 
     @property
     def is_on(self) -> bool:

@@ -72,7 +72,7 @@ QUESTIONS = (
     ),
 )
 BATCH = 500
-DESKTOP = {"viewport": {"width": 1280, "height": 800}, "device_scale_factor": 2}
+DESKTOP = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {"viewport": {"width": 390, "height": 780}, "device_scale_factor": 2, "is_mobile": True, "has_touch": True}
 
 

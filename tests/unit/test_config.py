@@ -331,6 +331,18 @@ REFUSALS = [
     ({"EXAI_SERVER__JWT__SECRET": "s" * 31, **ISSUED}, "EXAI_SERVER__JWT__SECRET", "shorter than 32", "whole"),
     ({"EXAI_SERVER__JWT__SECRET": f"eyJ{'a' * 30}.b.c", **ISSUED}, "EXAI_SERVER__JWT__SECRET", "itself a", "JWT Keys"),
     ({"EXAI_SERVER__JWT__SECRET": SECRET}, "EXAI_SERVER__JWT__ISSUER", "is missing", "/auth/v1"),
+    (
+        {"EXAI_SERVER__JWT__SECRET": SECRET, **ISSUED, "EXAI_SERVER__JWT__PUBLISHABLE_KEY": "sb_secret_x"},
+        "EXAI_SERVER__JWT__PUBLISHABLE_KEY",
+        "secret key",
+        "publishable",
+    ),
+    (
+        {"EXAI_SERVER__JWT__PUBLISHABLE_KEY": "sb_publishable_x"},
+        "EXAI_SERVER__JWT__PUBLISHABLE_KEY",
+        "needs an issuer",
+        "/auth/v1",
+    ),
     (ISSUED, "EXAI_SERVER__JWT__ISSUER", "nothing to verify its tokens with", "JWKS_URL"),
     (
         {"EXAI_SERVER__JWT__SECRET": SECRET, "EXAI_SERVER__JWT__JWKS_URL": KEYS_URL, **ISSUED},
@@ -477,6 +489,7 @@ class TestDescription:
         "EXAI_PROVIDERS__FALLBACK": "kimi-k3,glm-5.3",
         "EXAI_PROVIDERS__PANEL": "kimi-k3,glm-5.3",
         "EXAI_FILES__ROOTS": "/srv/a,/srv/b c",
+        "EXAI_SERVER__JWT__SIGN_IN_WITH": "github,google",
     }
 
     def test_every_list_and_map_is_shown_as_it_is_written(self) -> None:

@@ -1,15 +1,21 @@
 // Signing in. The token stays in this tab; it is sent in a header only, never in an address.
 
-import { useState } from "./vendor.js";
+import { useEffect, useState } from "./vendor.js";
 import { html } from "./dom.js";
 import { callTool } from "./mcp.js";
-import { session, signIn, useStore } from "./state.js";
+import { facts, session, signIn, useStore } from "./state.js";
 
 /** The form for a token; it is kept only after the daemon has accepted it. */
 export function SignIn() {
   const { reason } = useStore(session);
   const [problem, setProblem] = useState("");
   const [isBusy, setBusy] = useState(false);
+
+  const [Other, setOther] = useState(null);
+  useEffect(() => {
+    // A function in a state would be called, so it stands in one that returns it.
+    if (facts.auth) import("./supabase.js").then(({ SupabaseSignIn }) => setOther(() => SupabaseSignIn));
+  }, []);
 
   const onSubmit = async (event) => {
     event.preventDefault();
@@ -27,6 +33,7 @@ export function SignIn() {
   };
 
   return html`<main class="sign-in" id="main">
+    ${Other && html`<${Other} />`}
     <form class="card" onSubmit=${onSubmit}>
       <h1>Sign in to EXAI</h1>
       <p>This server asks for a token. Its operator issues them; MCP clients use the same one.</p>

@@ -1,0 +1,128 @@
+"""Signing in through Supabase Auth, against a stand-in that answers as its documentation says."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+
+from tests.browser.conftest import OpenPage, Site
+from tests.support.daemon import start_daemon
+from tests.support.tokens import SECRET, signed
+
+pytestmark = pytest.mark.direct
+
+KEY = "sb_publishable_of_the_tests"
+
+
+class AuthServer(ThreadingHTTPServer):
+    """Knows one user with a password, one code, and one provider; `asked` are the paths and bodies in order."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.url = f"http://127.0.0.1:{self.server_port}/auth/v1"
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        self.asked.append((path, body))
+        fits = {
+            "/token?grant_type=password": body.get("password") == "right",
+            "/otp": True,
+            "/verify": body.get("token") == "123456",
+            "/token?grant_type=pkce": body.get("auth_code") == "the-code" and bool(body.get("code_verifier")),
+            "/token?grant_type=refresh_token": body.get("refresh_token") == "again",
+        }
+        if not fits.get(path):
+            return 400, {"code": 400, "msg": "Invalid login credentials"}
+        token = signed("carol", iss=self.url)
+        return 200, {} if path == "/otp" else {"access_token": token, "refresh_token": "again", "expires_in": 3_600}
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: AuthServer
+
+    def do_OPTIONS(self) -> None:
+        self._send(204, {})
+
+    def do_GET(self) -> None:
+        """The provider's own page, which sends the person back at once."""
+        query = parse_qs(urlsplit(self.path).query)
+        self.server.asked.append(("/authorize", {name: values[0] for name, values in query.items()}))
+        self.send_response(302)
+        self.send_header("Location", f"{query['redirect_to'][0]}?code=the-code")
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert self.headers["apikey"] == KEY
+        self._send(*self.server.answer(self.path.removeprefix("/auth/v1"), body))
+
+    def _send(self, status: int, body: dict[str, Any]) -> None:
+        content = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Access-Control-Allow-Origin", "*")
+        self.send_header("Access-Control-Allow-Headers", "apikey, content-type")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def auth() -> Iterator[AuthServer]:
+    server = AuthServer()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_person_signs_in_through_supabase_auth(site: Site, open_page: OpenPage, auth: AuthServer) -> None:
+    """By password, by a code, through a provider, and again by itself; the token is in no address."""
+    settings = {
+        **site.settings,
+        "EXAI_SERVER__JWT__SECRET": SECRET,
+        "EXAI_SERVER__JWT__ISSUER": auth.url,
+        "EXAI_SERVER__JWT__PUBLISHABLE_KEY": KEY,
+        "EXAI_SERVER__JWT__SIGN_IN_WITH": "github",
+    }
+    with start_daemon(settings) as daemon:
+        page = open_page(f"http://127.0.0.1:{daemon.port}/", token="")
+        page.get_by_label("E-mail address").fill("a@example.org")
+        page.get_by_label("Password").fill("wrong")
+        page.get_by_role("button", name="Continue", exact=True).click()
+        page.get_by_role("alert").get_by_text("Invalid login credentials").wait_for()
+
+        page.get_by_label("Password").fill("right")
+        page.get_by_role("button", name="Continue", exact=True).click()
+        page.get_by_label("Search conversations").wait_for()
+        page.evaluate("sessionStorage.setItem('exai.token', 'expired')")
+        page.reload()
+        page.get_by_label("Search conversations").wait_for()
+        assert auth.asked[-1][0] == "/token?grant_type=refresh_token"
+        page.get_by_role("button", name="Sign out").click()
+        page.get_by_label("E-mail address").fill("a@example.org")
+        page.get_by_role("button", name="Continue", exact=True).click()
+        page.get_by_label("Code from the message").fill("123456")
+        page.get_by_role("button", name="Continue", exact=True).click()
+        page.get_by_label("Search conversations").wait_for()
+        page.get_by_role("button", name="Sign out").click()
+        page.get_by_role("button", name="Continue with github").click()
+        page.get_by_label("Search conversations").wait_for()
+        assert page.url == f"http://127.0.0.1:{daemon.port}/"
+        (asked,) = [body for path, body in auth.asked if path == "/authorize"]
+        assert asked["code_challenge_method"] == "s256"
+        assert page.evaluate("sessionStorage.getItem('exai.verifier')") is None
+        page.context.close()
+    site.problems = [each for each in site.problems if "40" not in each]

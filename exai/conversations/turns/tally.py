@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
+from typing import Final
 
 from exai.conversations.turns.prompt import estimate_tokens
 from exai.errors import DeadlineExceeded, ProviderBroken, ShuttingDown
@@ -12,6 +13,9 @@ from exai.models import Completion, Delta, OnDelta, Usage
 
 _WORKED = (asyncio.CancelledError, DeadlineExceeded, ProviderBroken, ShuttingDown)
 """Ends of a call that the provider has accepted and bills; it bills nothing for a request that it refuses."""
+
+MOST_TOKENS: Final = 8 * 1_048_576
+"""More than a request can have, searches included; a larger report is a defect, and no budget has to bear it."""
 
 
 class TurnTally:
@@ -46,21 +50,26 @@ class TurnTally:
         self._reported = usage
 
     def counted(self, completion: Completion) -> Completion:
-        """Return the answer, with estimates of its tokens if the provider has reported none."""
+        """Return the answer, with estimates of the tokens that the provider has not reported, or not credibly."""
         usage = completion.usage
-        if self._sent_tokens is None or usage.input_tokens or usage.output_tokens or usage.cost_usd is not None:
+        is_priced = usage.cost_usd is not None and not (usage.input_tokens or usage.output_tokens)
+        if self._sent_tokens is None or is_priced:
             return completion
-        self.is_estimated = True
-        return replace(completion, usage=_estimated(self._sent_tokens, completion.content, completion.reasoning))
+        credible = _credible(usage, _estimated(self._sent_tokens, completion.content, completion.reasoning))
+        self.is_estimated = _differ(usage, credible)
+        return completion if credible == usage else replace(completion, usage=credible)
 
     def spent(self, error: BaseException) -> tuple[Usage | None, bool]:
         """Return the tokens of a call that ended in `error`, None if not billed, and whether they are estimated."""
-        if self._reported is not None and self._reported.input_tokens:
-            return self._reported, False
+        is_reported = self._reported is not None and self._reported.input_tokens > 0
         is_answered = bool(self._pieces or self._reasoning)
-        if self._sent_tokens is None or not (is_answered or isinstance(error, _WORKED)):
+        if self._sent_tokens is None or not (is_reported or is_answered or isinstance(error, _WORKED)):
             return None, False
-        return _estimated(self._sent_tokens, self.text, "".join(self._reasoning)), True
+        likely = _estimated(self._sent_tokens, self.text, "".join(self._reasoning))
+        if self._reported is None or not is_reported:
+            return likely, True
+        credible = _credible(self._reported, likely)
+        return credible, _differ(self._reported, credible)
 
     async def __call__(self, delta: Delta) -> None:
         """Take a part of the answer."""
@@ -75,3 +84,20 @@ class TurnTally:
 def _estimated(sent_tokens: int, content: str, reasoning: str) -> Usage:
     reasoning_tokens = estimate_tokens(reasoning) if reasoning else 0
     return Usage(sent_tokens, estimate_tokens(content) + reasoning_tokens, 0, reasoning_tokens)
+
+
+def _credible(reported: Usage, likely: Usage) -> Usage:
+    """Return a report with likely numbers in place of those that are missing, or that no request can have."""
+    sent = reported.input_tokens if 0 < reported.input_tokens <= MOST_TOKENS else likely.input_tokens
+    answered = reported.output_tokens if 0 < reported.output_tokens <= MOST_TOKENS else likely.output_tokens
+    return replace(
+        reported,
+        input_tokens=sent,
+        output_tokens=answered,
+        cached_tokens=min(reported.cached_tokens, sent),
+        reasoning_tokens=min(reported.reasoning_tokens, answered),
+    )
+
+
+def _differ(one: Usage, other: Usage) -> bool:
+    return (one.input_tokens, one.output_tokens) != (other.input_tokens, other.output_tokens)

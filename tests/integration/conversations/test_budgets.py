@@ -335,3 +335,40 @@ async def test_an_answer_without_a_report_of_its_tokens_is_estimated(rig: Rig) -
     assert (total.failed, total.estimated, total.cost_usd) == (0, 1, result.cost_usd)
     assert 500 < result.usage.input_tokens < 3_000
     assert 200 < result.usage.output_tokens < 800
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        {"prompt_tokens": 10**30, "completion_tokens": 10**30},
+        {"prompt_tokens": "1e300", "completion_tokens": 12},
+        {"prompt_tokens": -5, "completion_tokens": -7},
+        {"prompt_tokens": float("nan"), "completion_tokens": float("inf")},
+        {"prompt_tokens": 0, "completion_tokens": 12},
+        {"prompt_tokens": 1_000, "completion_tokens": 0},
+    ],
+)
+async def test_a_report_that_cannot_be_is_estimated_and_blocks_no_budget(rig: Rig, usage: dict[str, object]) -> None:
+    """One wrong number would else use up the month, and a missing one would be free."""
+    async with AsyncExitStack() as stack:
+        app = await with_budgets(stack, rig, owner_month_usd=0.05)
+        rig.provider.script(kimi_answer("word " * 400, usage=usage), kimi_answer())
+        await app.chat.run(ChatRequest(LOCAL_OWNER, "word " * 1_000))
+        total = (await app.ledger.report(UsageQuery(LOCAL_OWNER))).total
+        assert total.estimated == 1
+        assert 500 < total.input_tokens < 3_000
+        assert 0 < total.output_tokens < 800
+        await app.chat.run(ChatRequest(LOCAL_OWNER, "Next?"))
+
+
+async def test_parts_of_tokens_are_never_more_than_the_whole(rig: Rig) -> None:
+    usage = {
+        "prompt_tokens": 10,
+        "completion_tokens": 5,
+        "prompt_tokens_details": {"cached_tokens": 10**9},
+        "completion_tokens_details": {"reasoning_tokens": 10**18},
+    }
+    rig.provider.script(kimi_answer(usage=usage))
+    await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "One?"))
+    total = (await rig.app.ledger.report(UsageQuery(LOCAL_OWNER))).total
+    assert (total.cached_tokens, total.reasoning_tokens, total.estimated) == (10, 5, 0)

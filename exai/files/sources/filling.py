@@ -44,7 +44,7 @@ RANGE_FILE_BYTES: Final = 32 * 1_048_576
 MOST_BYTES_PER_TOKEN: Final = 32
 """A file with more bytes for each token that is left is not read."""
 
-SCAN_CURE: Final = "; a Kimi model reads it as a file of chat, in whose conversation this tool then finds its text"
+SCAN_CURE: Final = "; chat with a Kimi model reads it, and this tool then finds its text in that conversation"
 MAX_SAID: Final = 60
 TEXT: Final = "text/plain"
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from exai.account import hold
-from exai.errors import DeadlineExceeded, InvalidArgument, shown
+from exai.errors import DeadlineExceeded, InvalidArgument
 from exai.fairness import Places
 from exai.files.paths import MAX_PATH_CHARS, Roots
 from exai.files.service import FileService
@@ -141,7 +141,7 @@ def _check(request: SourceRequest) -> None:
 
 
 def _nothing(request: SourceRequest, result: SourcesRead) -> InvalidArgument:
-    named: Sequence[str] = (*request.entries, *(() if request.diff is None else (f"diff {request.diff}",)))
     why = "; ".join((*result.left_out, *result.notes)) or "they are empty"
-    field = "files" if request.entries else "diff"
-    return InvalidArgument(field, f"nothing could be read of {shown(', '.join(named))}: {why}", "Name other files")
+    if not request.entries:
+        return InvalidArgument("diff", f"nothing could be read of it: {why}", "Give another diff, or name files")
+    return InvalidArgument("files", f"nothing could be read of them: {why}", "Name other files")

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import orjson
 
+LEFT_OUT: Final = "left_out"
 HEAD: Final = (
     "continuation_id",
     "next",
@@ -27,7 +28,7 @@ HEAD: Final = (
     "finish_reason",
     "matched",
     "partial",
-    "left_out",
+    LEFT_OUT,
     "unread_events",
     "duplicate",
     "deleted",
@@ -102,6 +103,9 @@ def items(facts: Iterable[Mapping[str, Any]], names: Sequence[str]) -> str:
 def _names(facts: Mapping[str, Any]) -> list[str]:
     """Return the names in `facts` that belong in the head: arguments of a next call first, descriptive ones last."""
     names = [name for name in facts if name in _RANKS or name.startswith(NEXT)]
+    if isinstance(facts.get(LEFT_OUT), list):
+        # The names of files are in the content; a number of messages is not.
+        names.remove(LEFT_OUT)
     if names and "file_id" not in facts:
         names = [name for name in names if name not in OF_A_FILE]
     if len(names) > 1:

@@ -107,6 +107,7 @@ class PanelAsker:
             return
         run.answers[seat.index] = answer
         run.paid.append(answer)
+        run.notes += [f"{answer.model}: {note}" for note in answer.notes]
         await run.watch.end(key, "answered")
 
     def _searches(self, run: ConsensusRun, model: Model) -> bool:

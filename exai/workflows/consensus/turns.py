@@ -51,6 +51,7 @@ class PaidAnswer:
     finish_reason: str = "stop"
     sources: tuple[WebSource, ...] = ()
     is_estimated: bool = False
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +276,7 @@ class PanelTurns:
             completion.finish_reason,
             tuple(completion.sources),
             tally.is_estimated or self._providers.is_assumed(model, completion.usage),
+            tuple(completion.notes),
         )
 
     async def _fail_call(self, call: ModelCall, begun: TurnBegun, tally: TurnTally, error: BaseException) -> None:

@@ -418,6 +418,12 @@ async def test_the_files_reach_every_member_and_the_arbiter(stage: Stage) -> Non
     assert result.read
 
 
+async def test_note_of_a_members_answer_names_the_member(stage: Stage) -> None:
+    """Its server lists no tool for the search, so the result says that the answer was given without one."""
+    result = await stage.ask(models=(KIMI, GLM), web_search=True)
+    assert next(note for note in result.notes if "the web was not searched" in note).startswith(f"{KIMI}: ")
+
+
 async def test_a_member_searches_the_web_if_its_provider_can(stage: Stage) -> None:
     page = {"title": "Postgres", "link": "http://127.0.0.1/postgres"}
     answer = glm_answer("Found.", model=GLM)

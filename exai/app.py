@@ -158,7 +158,7 @@ async def _open_backends(stack: AsyncExitStack, settings: Settings) -> Backends:
             settings.providers, recorder=recorder, limits=settings.limits, pricing=pricing_of(settings.budgets)
         )
     )
-    blobs = await stack.enter_async_context(open_stores(settings, database))
+    blobs = await stack.enter_async_context(open_stores(settings, database, recorder))
     health = await stack.enter_async_context(
         open_health(
             components(database, cache, providers, blobs, recorder),

@@ -27,12 +27,13 @@ COMPILE = (
     "--python-version",
     "3.11",
 )
-EXTRAS = ("--extra", "server", "--extra", "embedded", "--extra", "documents")
+EXTRAS = ("--extra", "server", "--extra", "embedded", "--extra", "documents", "--extra", "s3")
 RUN = (*EXTRAS, "--group", "build")
 LOCKS = {
     "run": ["pyproject.toml", *RUN],
     "dev": ["pyproject.toml", *RUN, "--group", "dev"],
     "browser": ["--group", "browser"],
+    "s3": ["--group", "s3"],
     "referees": ["--group", "referees"],
     "clients": ["--group", "clients"],
     "fuzz": ["pyproject.toml", "--extra", "server", "--group", "fuzz"],

@@ -72,6 +72,9 @@ class BlobStore(Protocol):
     async def size(self, owner: Owner, file: StoredFile) -> int | None:
         """Return how many bytes the store has of a content, None if it has none; reads no bytes."""
 
+    async def link(self, owner: Owner, file: StoredFile, lifetime_s: int) -> str | None:
+        """Return an address from which the content can be downloaded for a while; None if the store serves none."""
+
     async def sweep(self, age_s: float, find_used: FindUsedPaths, *, is_rehearsal: bool = False) -> Unused:
         """Remove bytes that belong to no content and were not stored for `age_s`; a rehearsal only counts them."""
 

@@ -77,6 +77,10 @@ class LocalBlobs:
         """Return the size of the file, None if it is missing."""
         return await self._run(_size, self._place(owner, file))
 
+    async def link(self, owner: Owner, file: StoredFile, lifetime_s: int) -> None:
+        """Return None: nothing serves the directory."""
+        del owner, file, lifetime_s
+
     async def sweep(self, age_s: float, find_used: FindUsedPaths, *, is_rehearsal: bool = False) -> Unused:
         """Remove blobs without a content that were not touched for `age_s`, and the remains of interrupted writes."""
         found = await self._run(self._untouched_since, time.time() - age_s)

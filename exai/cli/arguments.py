@@ -18,7 +18,7 @@ exit status:
 """
 
 SHAPES = ("jsonl", "markdown")
-STORES = ("postgres", "directory")
+STORES = ("postgres", "directory", "supabase", "s3")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -185,6 +185,12 @@ def _add_blobs(commands: Any) -> None:
     migrate.add_argument("target", metavar="TO", choices=STORES, help="the store to move them into")
     verify = actions.add_parser("verify", help="read all contents and compare them with their digests")
     verify.add_argument("stores", metavar="STORE", nargs="*", help="default: all that are configured")
+    link = actions.add_parser("link", help="print an address from which a file can be downloaded for a while")
+    link.add_argument("name", metavar="FILE_ID")
+    link.add_argument(
+        "--lifetime-s", type=int, default=3_600, metavar="SECONDS", help="how long it is valid; default: an hour"
+    )
+    _add_owner(link)
     verify.add_argument(
         "--repair", action="store_true", help="mark lost contents, so that giving them again stores them again"
     )

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from exai.app import App, open_app
-from exai.cli.command import FAILED, OK, read_settings, run
+from exai.cli.command import FAILED, OK, owner_of, read_settings, run
 from exai.cli.terminal_text import shown
-from exai.errors import InvalidArgument
+from exai.errors import InvalidArgument, NotFound
 from exai.files.moving import move
 from exai.files.upkeep import Swept, Verified, mark, sweep, verify
+from exai.models import FileId, Owner
 from exai.settings.load import Settings
 
 BAR_CHARS: Final = 30
@@ -28,6 +29,8 @@ def blobs(options: argparse.Namespace) -> int:
     settings = read_settings(errors_only=True)
     if options.action == "migrate":
         return run(_migrate(settings, options.source, options.target))
+    if options.action == "link":
+        return run(_link(settings, owner_of(options), options.name, options.lifetime_s))
     return run(_verify(settings, options.stores, repair=options.repair))
 
 
@@ -69,6 +72,22 @@ async def _migrate(settings: Settings, source: str, target: str) -> int:
     moved = progress.contents - len(failed)
     print(f"{moved:,} contents moved from {source} to {target}; `exai prune` removes the old bytes after a while")
     return _report(failed, ())
+
+
+async def _link(settings: Settings, owner: Owner, name: str, lifetime_s: int) -> int:
+    if lifetime_s < 1:
+        raise InvalidArgument("--lifetime-s", "is too small", "Give a number of seconds, 1 or more")
+    async with open_app(settings) as app:
+        file = await app.files.get(owner, FileId(name))
+        store = app.files.blobs.of(file)
+        if await store.size(owner, file) is None:
+            raise NotFound("file", name, "Its bytes are missing: `exai prune`, then store it again")
+        address = await store.link(owner, file, lifetime_s)
+    if address is None:
+        cure = "Read it with the tool file_get, or move it with `exai blobs migrate`"
+        raise InvalidArgument("FILE_ID", f"is in the store {file.store}, which serves no downloads", cure)
+    print(shown(address, sys.stdout))
+    return OK
 
 
 async def _verify(settings: Settings, stores: list[str], *, repair: bool) -> int:

@@ -11,9 +11,12 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from exai.cli.terminal_text import shown
-from exai.errors import StartupError
+from exai.errors import ConfigError, StartupError
+from exai.models import LOCAL_OWNER, MAX_OWNER_CHARS, Owner, is_owner_name
 
 if TYPE_CHECKING:
+    import argparse
+
     from exai.settings.environment import Reading
     from exai.settings.load import Settings
 
@@ -38,6 +41,16 @@ def require_server(command: str) -> None:
             f"needs packages that are not installed ({', '.join(missing)})",
             'Install them with pip install "exai[server]"',
         )
+
+
+def owner_of(options: argparse.Namespace) -> Owner:
+    """Return the owner whose conversations and files are used. Raises ConfigError."""
+    if options.owner is None:
+        return LOCAL_OWNER
+    name: str = options.owner
+    if not is_owner_name(name):
+        raise ConfigError("--owner", "cannot be an owner's name", f"Use up to {MAX_OWNER_CHARS} printable characters")
+    return Owner(name)
 
 
 def read_settings(overrides: Mapping[str, str] | None = None, *, errors_only: bool = False) -> Settings:

@@ -11,7 +11,7 @@ import shutil
 import socket
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from exai.app import roots_of
 from exai.cache.diagnose import diagnose as diagnose_cache
@@ -21,7 +21,8 @@ from exai.embedded.launcher import LaunchOptions, attach
 from exai.embedded.ownership import read_running
 from exai.embedded.postgres import find_postgres
 from exai.embedded.valkey import find_valkey
-from exai.errors import ConfigError, ExaiError, StartupError
+from exai.errors import BlobError, ConfigError, ExaiError, StartupError
+from exai.files.stores import remote_stores
 from exai.logs import redact_text
 from exai.models import Finding, Recorder
 from exai.program import program
@@ -43,6 +44,7 @@ async def examine(settings: Settings, recorder: Recorder, limit_s: float = LOOK_
         "port": _port,
         "postgres": _database,
         "redis": _cache,
+        "files": _files,
         "providers": _providers,
         "embedded servers": _check_embedded,
     }
@@ -158,6 +160,21 @@ async def _cache(settings: Settings, recorder: Recorder) -> list[Finding]:
         cure = "Set EXAI_CACHE__URL to a Redis or Valkey, to embedded, or to off"
         return [Finding("redis", "warn", "none is configured: every read asks Postgres", cure)]
     return await diagnose_cache(settings.cache, url.get_secret_value(), recorder=recorder, timeout_s=LOOK_LIMIT_S)
+
+
+async def _files(settings: Settings, recorder: Recorder) -> list[Finding]:
+    """Ask every configured store that is not on this machine or in the database; those have findings of their own."""
+    store = settings.files.store
+    beside = {"postgres": "in the database", "directory": f"in {settings.data_dir}, for this daemon only"}
+    found = [Finding("files", "ok", beside[store])] if store in beside else []
+    for opening in remote_stores(settings.files, recorder):
+        async with opening as remote:
+            try:
+                found.append(Finding("files", "ok", await remote.check()))
+            except BlobError as error:
+                state: Literal["fail", "warn"] = "fail" if remote.name == store else "warn"
+                found.append(Finding("files", state, f"{remote.shown}: {error.problem}", error.cure))
+    return found
 
 
 def embedded_address(settings: Settings, part: str) -> str | Finding:

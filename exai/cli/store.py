@@ -5,10 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from exai.cli.command import OK, read_settings, run
+from exai.cli.command import OK, owner_of, read_settings, run
 from exai.cli.terminal_text import shown
-from exai.errors import ConfigError
-from exai.models import LOCAL_OWNER, MAX_OWNER_CHARS, Owner, is_owner_name
 from exai.program import program
 
 
@@ -49,16 +47,6 @@ def show(options: argparse.Namespace) -> int:
     output = Output(sys.stdout, sys.stderr, program())
     run(write(read_settings(errors_only=True), owner_of(options), options.name, options.limit, output))
     return OK
-
-
-def owner_of(options: argparse.Namespace) -> Owner:
-    """Return the owner whose conversations are used. Raises ConfigError."""
-    if options.owner is None:
-        return LOCAL_OWNER
-    name: str = options.owner
-    if not is_owner_name(name):
-        raise ConfigError("--owner", "cannot be an owner's name", f"Use up to {MAX_OWNER_CHARS} printable characters")
-    return Owner(name)
 
 
 def export(options: argparse.Namespace) -> int:

@@ -91,6 +91,10 @@ class PostgresBlobs:
         (row,) = await self._database.fetch("stored_size", owner, file.sha256)
         return None if row["size_bytes"] is None else int(row["size_bytes"])
 
+    async def link(self, owner: Owner, file: StoredFile, lifetime_s: int) -> None:
+        """Return None: nothing serves the database's bytes."""
+        del owner, file, lifetime_s
+
     async def sweep(
         self,
         age_s: float,

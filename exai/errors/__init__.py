@@ -23,6 +23,9 @@
     |   |   |-- CacheAway        no reply: CacheDown or CacheLost [exai.cache.redis.faults]
     |   |   `-- CacheRefused     an error reply [exai.cache.redis.faults]
     |   |-- BlobError
+    |   |   |-- StoreAway        a store of files does not answer [exai.blobs.faults]
+    |   |   |-- StoreRefused     it refuses; StoreExists: what was to be made is there [exai.blobs.faults]
+    |   |   `-- BlobMissing      it has no such bytes [exai.blobs.faults]
     |   |-- BreakerOpen          not called, because it failed repeatedly [exai.resilience]
     |   `-- ProviderError
     |       |-- ProviderRefused  4xx: the request is wrong for this model, or its content was refused

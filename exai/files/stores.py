@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final
 
 from exai.blobs.base import Blobs, BlobStore
 from exai.blobs.local import LocalBlobs
+from exai.blobs.remote import RemoteBlobs
+from exai.blobs.s3 import open_s3
+from exai.blobs.supabase import open_supabase
 from exai.db.contents import PostgresBlobs
 from exai.db.driver.pool import Database
-from exai.settings.load import Settings
+from exai.models import Recorder
+from exai.settings.load import FileSettings, Settings
 
 DIRECTORY: Final = "files"
 """The directory below the data directory in which local files are kept."""
 
 
 @asynccontextmanager
-async def open_stores(settings: Settings, database: Database) -> AsyncIterator[Blobs]:
-    """Open the stores; the contents of those that are not selected stay readable."""
-    stores: list[BlobStore] = [PostgresBlobs(database), LocalBlobs(settings.data_dir / DIRECTORY)]
-    chosen = next(store for store in stores if store.name == settings.files.store)
-    yield Blobs(chosen, *(store for store in stores if store is not chosen))
+async def open_stores(settings: Settings, database: Database, recorder: Recorder) -> AsyncIterator[Blobs]:
+    """Open the stores; the contents of those that are not selected stay readable.
+
+    Raises `StartupError` if a configured store needs a package that is not installed.
+    """
+    async with AsyncExitStack() as stack:
+        stores: list[BlobStore] = [PostgresBlobs(database), LocalBlobs(settings.data_dir / DIRECTORY)]
+        stores += [await stack.enter_async_context(opening) for opening in remote_stores(settings.files, recorder)]
+        chosen = next(store for store in stores if store.name == settings.files.store)
+        yield Blobs(chosen, *(store for store in stores if store is not chosen))
+
+
+def remote_stores(settings: FileSettings, recorder: Recorder) -> Iterator[AbstractAsyncContextManager[RemoteBlobs]]:
+    """Return the openings of the stores that are configured and not on this machine or in the database."""
+    if settings.supabase.is_on:
+        yield open_supabase(settings.supabase, recorder)
+    if settings.s3.bucket is not None:
+        yield open_s3(settings.s3, recorder)

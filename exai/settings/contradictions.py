@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from exai.errors import ConfigError
 from exai.settings.addresses import is_loopback
-from exai.settings.sections import CacheSettings, DatabaseSettings, JwtSettings, ServerSettings
+from exai.settings.sections import CacheSettings, DatabaseSettings, FileSettings, JwtSettings, ServerSettings
 
 
 def contradictions(
@@ -80,3 +80,20 @@ def _jwt_contradictions(jwt: JwtSettings) -> Iterator[ConfigError]:
             "is set, but nothing to verify its tokens with",
             "Set EXAI_SERVER__JWT__JWKS_URL or EXAI_SERVER__JWT__SECRET too",
         )
+
+
+def store_contradictions(files: FileSettings) -> Iterator[ConfigError]:
+    """Yield an error for a store of files that is selected, or begun, and lacks what it needs."""
+    supabase, s3 = files.supabase, files.s3
+    for value, name, cure in (
+        (supabase.url, "EXAI_FILES__SUPABASE__URL", "Set it to the project's address, https://REF.supabase.co"),
+        (supabase.key, "EXAI_FILES__SUPABASE__KEY", "Set it to the secret key (sb_secret_...) or the service_role key"),
+    ):
+        if value is None and (files.store == "supabase" or supabase.url or supabase.key):
+            yield ConfigError(name, "is missing, and files in Supabase Storage need it", cure)
+    if s3.bucket is None and (files.store == "s3" or s3.endpoint is not None or s3.access_key_id is not None):
+        yield ConfigError("EXAI_FILES__S3__BUCKET", "is missing, and files in S3 need it", "Set it to a bucket's name")
+    if (s3.access_key_id is None) != (s3.secret_access_key is None):
+        missing = "SECRET_ACCESS_KEY" if s3.secret_access_key is None else "ACCESS_KEY_ID"
+        cure = "Set both, or neither to use the credentials of the environment or the machine"
+        yield ConfigError(f"EXAI_FILES__S3__{missing}", "is missing beside the other half of the key", cure)

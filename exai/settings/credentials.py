@@ -3,7 +3,8 @@
 Such a file belongs to any project there, so it is less trusted than the environment, the command line and an explicitly
 named file. Invariant: no password, key or token is sent to an address that such a file chose, unless the same file
 holds the credential too; no program is started that such a file names, and no server with data that such a file chose;
-and such a file does not widen what may be read of the user's files and conversations, or who may connect.
+and such a file does not widen what may be read of the user's files and conversations, or who may connect, nor choose
+where files are stored.
 """
 
 from __future__ import annotations
@@ -20,7 +21,19 @@ from exai.settings.environment import DESCRIBED, ENV_FILE_VARIABLE, Reading, Val
 
 CURE = f"If you trust the file, name it with --env-file or {ENV_FILE_VARIABLE}; otherwise remove the setting from it"
 
+STORES: Final = "decides where the bytes of files are stored"
+
 ACCESS: Final[Mapping[str, str]] = {
+    "EXAI_FILES__STORE": STORES,
+    "EXAI_FILES__SUPABASE__URL": STORES,
+    "EXAI_FILES__SUPABASE__KEY": STORES,
+    "EXAI_FILES__SUPABASE__BUCKET": STORES,
+    "EXAI_FILES__S3__ENDPOINT": STORES,
+    "EXAI_FILES__S3__REGION": STORES,
+    "EXAI_FILES__S3__ACCESS_KEY_ID": STORES,
+    "EXAI_FILES__S3__SECRET_ACCESS_KEY": STORES,
+    "EXAI_FILES__S3__BUCKET": STORES,
+    "EXAI_FILES__S3__PREFIX": STORES,
     "EXAI_FILES__ROOTS": "decides which files of this machine may be read",
     "EXAI_SERVER__ALLOWED_HOSTS": "decides by which host names clients may connect",
     "EXAI_SERVER__ALLOWED_ORIGINS": "decides which web pages may connect",
@@ -34,7 +47,7 @@ ACCESS: Final[Mapping[str, str]] = {
     "EXAI_SERVER__JWT__PUBLISHABLE_KEY": "decides where the page signs in",
     "EXAI_SERVER__JWT__SIGN_IN_WITH": "decides where the page signs in",
 }
-"""Settings that widen access with any value."""
+"""Settings that widen access, or send files elsewhere, with any value."""
 
 HOST: Final = "EXAI_SERVER__HOST"
 OTHER_CREDENTIALS: Final = ("EXAI_SERVER__TOKENS", "EXAI_SERVER__JWT__SECRET", "EXAI_SERVER__JWT__JWKS_URL")

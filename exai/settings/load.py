@@ -25,7 +25,7 @@ from pydantic_core import ErrorDetails
 
 from exai.errors import ConfigError
 from exai.settings.addresses import UnusableAddress, redact
-from exai.settings.contradictions import contradictions
+from exai.settings.contradictions import contradictions, store_contradictions
 from exai.settings.credentials import check_access, check_credentials, check_data_dir
 from exai.settings.environment import ENV_FILE_VARIABLE, OLDER_NAMES, Reading, Search, Value, read_environment
 from exai.settings.sections import (
@@ -43,8 +43,10 @@ from exai.settings.sections import (
     LogSettings,
     ProviderSettings,
     ProvidersSettings,
+    S3Settings,
     Section,
     ServerSettings,
+    SupabaseStorageSettings,
     TelemetrySettings,
 )
 
@@ -64,8 +66,10 @@ __all__ = [
     "LogSettings",
     "ProviderSettings",
     "ProvidersSettings",
+    "S3Settings",
     "ServerSettings",
     "Settings",
+    "SupabaseStorageSettings",
     "TelemetrySettings",
     "Variable",
     "default_data_dir",
@@ -237,6 +241,7 @@ def load_settings(
         errors += _explain(error, given)
     else:
         errors += contradictions(settings.server, settings.database, settings.cache, _names_of(given))
+        errors += store_contradictions(settings.files)
         if any(settings.embedded_servers):
             errors += check_data_dir(reading)
         settings._reading = reading

@@ -11,15 +11,25 @@ import pytest
 
 from exai.blobs.base import Blobs, BlobStore
 from exai.blobs.local import LocalBlobs
+from exai.blobs.s3 import open_s3
+from exai.blobs.supabase import open_supabase
 from exai.db.contents import PostgresBlobs
 from exai.db.driver.pool import Database
 from exai.db.files import FileRepository
 from exai.files.paths import Roots
 from exai.files.service import FileService
-from exai.settings.load import FileSettings, LimitSettings
+from exai.settings.load import FileSettings, LimitSettings, SupabaseStorageSettings
+from tests.support.counters import Counters
 from tests.support.database import opened
+from tests.support.s3_server import s3_bucket
+from tests.support.supabase_storage import KEY, SupabaseStorage
 
-OTHERS: Mapping[str, str] = {"postgres": "directory", "directory": "postgres"}
+OTHERS: Mapping[str, str] = {
+    "postgres": "directory",
+    "directory": "postgres",
+    "supabase": "postgres",
+    "s3": "directory",
+}
 """A second store for each, which stays readable."""
 
 
@@ -67,7 +77,21 @@ async def _directory(_: Database, path: Path) -> AsyncIterator[BlobStore]:
     yield LocalBlobs(path / "files")
 
 
-OPENINGS: Mapping[str, Opening] = {"postgres": _postgres, "directory": _directory}
+@asynccontextmanager
+async def _supabase(_: Database, __: Path) -> AsyncIterator[BlobStore]:
+    async with SupabaseStorage() as server:
+        settings = SupabaseStorageSettings.model_validate({"url": server.url, "key": KEY})
+        async with open_supabase(settings, Counters()) as store:
+            yield store
+
+
+@asynccontextmanager
+async def _s3(_: Database, __: Path) -> AsyncIterator[BlobStore]:
+    async with s3_bucket() as settings, open_s3(settings, Counters()) as store:
+        yield store
+
+
+OPENINGS: Mapping[str, Opening] = {"postgres": _postgres, "directory": _directory, "supabase": _supabase, "s3": _s3}
 
 
 @pytest.fixture(params=list(OPENINGS))

@@ -26,7 +26,8 @@ from exai.cli.terminal_text import printable
 from exai.errors import ConfigError, ExaiError, StartupError
 
 LIMIT_S: Final = 4.0
-WATCH_S: Final = 2.0
+SHORTEST_WATCH_S: Final = 0.2
+LONGEST_WATCH_S: Final = 86_400.0
 REPORT_AGE_S: Final = 1.0
 """Age up to which a served report answers further requests, so that they cost the daemon nothing."""
 

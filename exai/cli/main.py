@@ -236,9 +236,11 @@ def _migrate(_: argparse.Namespace) -> int:
 
 
 def _health(options: argparse.Namespace) -> int:
-    from exai.cli.health import open_endpoint, read_health, watch
+    from exai.cli.health import LONGEST_WATCH_S, SHORTEST_WATCH_S, open_endpoint, read_health, watch
     from exai.cli.health_client import local_address
 
+    if options.watch is not None and not SHORTEST_WATCH_S <= options.watch <= LONGEST_WATCH_S:
+        raise ConfigError("--watch", "is out of range", f"Use {SHORTEST_WATCH_S:g} to {LONGEST_WATCH_S:g} seconds")
     url, token = _daemon(options)
     if options.endpoint is not None:
         with open_endpoint(lambda: read_health(url, token), options.endpoint) as server:

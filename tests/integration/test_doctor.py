@@ -426,6 +426,12 @@ class TestHealthCommand:
         assert cli.main(["health", "--url", CLOSED, "--endpoint", address]) == 2
         assert "--endpoint" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("seconds", ["-1", "0", "nan", "inf"])
+    def test_a_pause_out_of_range_is_2(self, seconds: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """Before the daemon is asked."""
+        assert cli.main(["health", "--url", CLOSED, "--watch", seconds]) == 2
+        assert "--watch" in capsys.readouterr().err
+
     def test_watching_goes_on_without_a_daemon(self) -> None:
         """It is watched because it may be away; a terminal is cleared, a file is not."""
 

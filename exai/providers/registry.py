@@ -18,8 +18,8 @@ import httpx
 from exai import tracing
 from exai.background import Background, open_background
 from exai.errors import ConfigError, InvalidArgument, NotConfigured, ProviderUnknownModel
-from exai.models import Completion, CompletionRequest, OnDelta, Prompt, Recorder, Thinking, Usage
-from exai.providers.base import Clocks, Model, ModelInfo, Price, Pricing, ProviderStatus
+from exai.models import Completion, CompletionRequest, OnDelta, Prompt, Recorder, Thinking
+from exai.providers.base import Clocks, Model, ModelInfo, Pricing, ProviderStatus
 from exai.providers.catalogue import load_catalogue
 from exai.providers.completion.client import ChatApi
 from exai.providers.completion.counting import counter_of
@@ -35,6 +35,7 @@ from exai.providers.endpoints import Site, read_sites
 from exai.providers.fallback import SETTING as FALLBACK_SETTING
 from exai.providers.fallback import FallbackChain
 from exai.providers.naming import DEFAULT_SETTING, ModelNames
+from exai.providers.prices import Prices
 from exai.settings.addresses import is_loopback
 from exai.settings.load import LimitSettings, ProvidersSettings
 
@@ -42,7 +43,6 @@ RETIRES_SOON: Final = timedelta(days=60)
 LISTS_PAUSE_S: Final = 86_400.0
 """How often the providers' lists of models are read in the background."""
 
-REPORTS_COST: Final = "openrouter"
 FITS_EVERY_WINDOW_TOKENS: Final = 1_024
 """Size of a prompt that is sent without knowing the window: half of 2,048 tokens, the smallest default of a server."""
 
@@ -65,9 +65,10 @@ class Providers:
     ) -> None:
         self._sites, self._names, self._chats = sites, names, chats
         self._discoveries, self._clocks = discoveries, clocks
-        self.sizing, self._pricing = Sizing(), pricing
-        is_affordable = (lambda model: self.price(model) is not None) if pricing.is_required else (lambda _model: True)
-        self._fallback = FallbackChain(fallback, names.resolve, self.sizing.room, self._can_search, is_affordable)
+        self.sizing, self.prices = Sizing(), Prices(pricing, clocks)
+        self._fallback = FallbackChain(
+            fallback, names.resolve, self.sizing.room, self._can_search, self.prices.is_affordable
+        )
         self._background, self._named = background, named
         self._refreshing: asyncio.Task[None] | None = None
 
@@ -187,29 +188,8 @@ class Providers:
         """
         if completion.origin is not None:
             return Decimal(0)
-        tokens_usd = self.cost_usd(self.answered(model, completion), completion.usage)
+        tokens_usd = self.prices.cost_usd(self.answered(model, completion), completion.usage)
         return tokens_usd if tokens_usd is None else tokens_usd + (completion.search_usd or 0)
-
-    def cost_usd(self, model: Model, usage: Usage) -> Decimal | None:
-        """Return the price of `usage` today, None if it is unknown.
-
-        What OpenRouter reports is what it charges. The amount that another endpoint reports may be in another currency,
-        so it is used only for models without a price of their own.
-        """
-        price = model.price_on(self._clocks.now().date())
-        if usage.cost_usd is not None and (price is None or model.provider == REPORTS_COST):
-            return usage.cost_usd
-        price = price or self._pricing.assumed
-        return None if price is None else price.cost_usd(usage)
-
-    def price(self, model: Model) -> Price | None:
-        """Return the price of a model today, or the one that is assumed for models without."""
-        return model.price_on(self._clocks.now().date()) or self._pricing.assumed
-
-    def is_assumed(self, model: Model, usage: Usage) -> bool:
-        """Return whether the cost of `usage` rests on the assumed price."""
-        own = model.price_on(self._clocks.now().date())
-        return own is None and usage.cost_usd is None and self._pricing.assumed is not None
 
     def may_answer(self, model: Model) -> list[Model]:
         """Return the models that may answer when `model` is asked: itself, and those of the chain."""

@@ -102,7 +102,7 @@ class Budgets:
     def _is_limited(self, model: Model) -> bool:
         if not self._limits.are_set:
             return False
-        if self._providers.price(model) is None:
+        if self._providers.prices.price(model) is None:
             raise InvalidArgument(
                 "model",
                 f"{model.name} has no known price, so that the budgets of EXAI_BUDGETS__* cannot cover it",
@@ -112,5 +112,5 @@ class Budgets:
         return any(self._cost_usd(each, 1, 1) > 0 for each in self._providers.may_answer(model))
 
     def _cost_usd(self, model: Model, input_tokens: int, output_tokens: int) -> Decimal:
-        price = self._providers.price(model)
+        price = self._providers.prices.price(model)
         return Decimal(0) if price is None else price.cost_usd(Usage(input_tokens, output_tokens))

@@ -304,7 +304,7 @@ class ChatTurns:
                 usage=completion.usage,
                 cost_usd=self._providers.total_usd(turn.model, completion),
                 is_estimated=turn.tally.is_estimated
-                or (completion.origin is None and self._providers.is_assumed(model, completion.usage)),
+                or (completion.origin is None and self._providers.prices.is_assumed(model, completion.usage)),
                 metadata=facts,
                 took_s=turn.tally.took_s,
             )
@@ -323,8 +323,8 @@ class ChatTurns:
         failure = replace(
             failure_of(turn.request, turn.model, turn.begun, turn.tally.text, error),
             usage=usage,
-            cost_usd=None if usage is None else self._providers.cost_usd(turn.model, usage),
-            is_estimated=is_estimated or (usage is not None and self._providers.is_assumed(turn.model, usage)),
+            cost_usd=None if usage is None else self._providers.prices.cost_usd(turn.model, usage),
+            is_estimated=is_estimated or (usage is not None and self._providers.prices.is_assumed(turn.model, usage)),
             took_s=turn.tally.took_s,
         )
         finished = await self.outcomes.record(failure)

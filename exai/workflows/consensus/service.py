@@ -144,9 +144,9 @@ class ConsensusService:
     def _judge(self, panel: Panel) -> Model:
         """Return the arbiter; without one, the dearest member of the panel, which may have to be it."""
         members = [seat.model for seat in panel.seats if seat.model is not None]
-        priced = [model for model in members if self._providers.price(model) is not None]
+        priced = [model for model in members if self._providers.prices.price(model) is not None]
         one = Usage(1, 1)
-        dearest = max(priced or members, key=lambda model: self._providers.cost_usd(model, one) or 0)
+        dearest = max(priced or members, key=lambda model: self._providers.prices.cost_usd(model, one) or 0)
         return panel.arbiter or dearest
 
     async def _consult(self, run: ConsensusRun) -> tuple[PaidAnswer | None, ConsensusResult]:

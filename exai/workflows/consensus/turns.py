@@ -275,14 +275,14 @@ class PanelTurns:
             cost,
             completion.finish_reason,
             tuple(completion.sources),
-            tally.is_estimated or self._providers.is_assumed(model, completion.usage),
+            tally.is_estimated or self._providers.prices.is_assumed(model, completion.usage),
             tuple(completion.notes),
         )
 
     async def _fail_call(self, call: ModelCall, begun: TurnBegun, tally: TurnTally, error: BaseException) -> None:
         text, (usage, is_estimated) = tally.text, tally.spent(error)
-        is_estimated = is_estimated or (usage is not None and self._providers.is_assumed(call.model, usage))
-        spent = Spent(usage, self._providers.cost_usd(call.model, usage) if usage else None, is_estimated)
+        is_estimated = is_estimated or (usage is not None and self._providers.prices.is_assumed(call.model, usage))
+        spent = Spent(usage, self._providers.prices.cost_usd(call.model, usage) if usage else None, is_estimated)
         if isinstance(error, asyncio.CancelledError) and not text.strip():
             await self.fail(call.start, begun, error, spent=spent)
             return

@@ -116,9 +116,9 @@ async def test_a_report_of_costs_reads_the_turns_it_sums(sql: OneTrip) -> None:
     await sql.execute("analyze turns")
     ago = datetime.now(UTC) - timedelta(days=8)
     for by in ("model", "tool", "day"):
-        counts = await touched(sql, "usage", "local", by, None, ago, None, 100, None)
+        counts = await touched(sql, "usage", "local", by, None, ago, None, 100, None, None)
         assert counts == {"turns": (0, 1)}, by
-    counts = await touched(sql, "usage", "local", "conversation", None, None, "long", 100, None)
+    counts = await touched(sql, "usage", "local", "conversation", None, None, "long", 100, None, None)
     assert all(scans == 0 for scans, _ in counts.values()), counts
     assert counts["turns"][1] <= 3
 

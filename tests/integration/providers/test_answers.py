@@ -208,4 +208,4 @@ async def test_cost_follows_from_the_usage(server: ProviderServer, ask: Asker) -
     server.script(kimi_answer())
     model = ask.providers.resolve("kimi-k3.1-pro")
     completion = await ask("kimi-k3.1-pro")
-    assert ask.providers.cost_usd(model, completion.usage) == Decimal("0.0000848")
+    assert ask.providers.prices.cost_usd(model, completion.usage) == Decimal("0.0000848")

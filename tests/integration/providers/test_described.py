@@ -57,7 +57,7 @@ async def test_deepseek_counts_cached_tokens_once_and_gets_no_reasoning_back(
     async with only(opened, server, "deepseek") as providers:
         history = [Prompt("user", "a"), Prompt("assistant", "b"), Prompt("user", "c")]
         completion = await Asker(providers)(None, messages=history, thinking="high", max_output_tokens=50)
-        cost = providers.cost_usd(providers.resolve(None), completion.usage)
+        cost = providers.prices.cost_usd(providers.resolve(None), completion.usage)
     assert (completion.content, completion.reasoning, completion.is_partial) == ("yes", "hm", False)
     assert (completion.usage.input_tokens, completion.usage.cached_tokens) == (100, 64)
     assert cost == (36 * Decimal("0.435") + 64 * Decimal("0.003625") + 9 * Decimal("0.87")) / 1_000_000

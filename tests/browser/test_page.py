@@ -52,7 +52,6 @@ def test_a_wrong_token_is_refused_and_not_kept(site: Site, open_page: OpenPage) 
     page.get_by_role("button", name="Sign in").click()
     assert "not accepted" in page.get_by_role("alert").inner_text()
     assert page.evaluate("sessionStorage.length") == 0
-    sign_in(page, ALICE)
     site.problems = [each for each in site.problems if "401" not in each]
 
 
@@ -142,7 +141,6 @@ def test_texts_of_models_and_files_are_not_interpreted(site: Site, open_page: Op
     inside = page.locator("#m2 .markdown")
     assert inside.locator("img, script, svg, iframe, form, style, button:not(.quiet), [id]").count() == 0
     assert page.locator("a[href^='javascript' i]").count() == 0
-    assert page.locator("body").is_visible()
 
 
 def test_the_page_survives_a_restart_of_its_daemon(site: Site, open_page: OpenPage) -> None:
@@ -224,7 +222,6 @@ def test_the_overview_shows_what_happens_and_its_numbers_as_a_table(site: Site, 
     assert page.get_by_label("Now").get_by_text("since the start").count() == 2
     page.get_by_role("button", name="hour").click()
     page.get_by_text("Calls as a table").click()
-    page.get_by_role("columnheader", name="errors", exact=True).wait_for()
 
 
 def test_a_running_call_is_listed_and_cancelled(site: Site, open_page: OpenPage) -> None:
@@ -386,6 +383,9 @@ def test_a_new_user_is_told_what_to_do(site: Site, open_page: OpenPage) -> None:
         seen(page, f"claude mcp add --transport http exai http://127.0.0.1:{daemon.port}/mcp")
         page.get_by_role("link", name="Settings").click()
         page.get_by_role("rowheader", name="EXAI_SERVER__PORT").wait_for()
+        page.evaluate("() => { WebSocket = function () { setTimeout(() => this.onerror()) } }")
+        page.get_by_role("link", name="Connect").click()
+        seen(page, "A WebSocket cannot be opened here.")
         page.context.close()
 
 

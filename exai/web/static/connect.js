@@ -1,5 +1,6 @@
 // How clients connect, with lines to copy.
 
+import { useEffect, useState } from "./vendor.js";
 import { html } from "./dom.js";
 import { CopyButton } from "./copy.js";
 import { facts } from "./state.js";
@@ -20,13 +21,30 @@ export function Snippets() {
   </div>`;
 }
 
+/** Return whether a WebSocket of this page is refused. With tokens it would need one in its address, so none is tried. */
+function useRefusedSocket() {
+  const [isRefused, setRefused] = useState(false);
+  useEffect(() => {
+    if (facts.guarded) return undefined;
+    const socket = new WebSocket(`${location.protocol.replace("http", "ws")}//${location.host}/ws`, "mcp");
+    socket.onopen = () => socket.close();
+    socket.onerror = () => setRefused(true);
+    return () => socket.readyState < 2 && socket.close();
+  }, []);
+  return isRefused;
+}
+
 export function Connect() {
+  const isRefused = useRefusedSocket();
   return html`<main class="page" id="main">
     <h1>Connect a client</h1>
     <p class="lead">
       EXAI is a Model Context Protocol server. Every client that connects to it shares these conversations.
       ${facts.guarded && html` Put your token in place of <code>TOKEN</code>.`}
     </p>
+    ${isRefused && html`<p class="failure" role="alert">
+      A WebSocket cannot be opened here. Let the proxy before EXAI pass the headers Upgrade and Connection, or connect over HTTP.
+    </p>`}
     <${Snippets} />
   </main>`;
 }

@@ -99,6 +99,25 @@ async def test_what_happens_without_the_database_is_stored_when_it_is_back(rig: 
     assert service.count("recorder_queue") == 0
 
 
+async def test_chats_go_on_while_the_tables_of_metrics_are_blocked(rig: Servers) -> None:
+    """The flush waits at most for the time limit of a statement, on one connection; afterwards all is stored once."""
+    service = await rig.open(database={"statement_timeout_s": 1.0})
+    flusher = flusher_of(service)
+    service.app.events.health_change("cache", "ok", "down", "")
+    async with session(rig.postgres_url) as other, other.transaction():
+        await other.execute("lock table monitoring.metrics_raw, monitoring.metrics_1min in access exclusive mode")
+        flush = asyncio.create_task(flusher.tick())
+        for number in range(3):
+            await service.app.chat.run(ChatRequest(LOCAL_OWNER, f"question {number}"))
+        assert not await flush
+        assert service.count("recorder_flushes_total", outcome="failed") == 1
+    while not await flusher.tick():
+        await asyncio.sleep(0.05)
+    assert await stored(service, "turn") == 3
+    assert await stored(service, "health_change") == 1
+    assert service.count("recorder_dropped_total") == 0
+
+
 async def test_drops_above_the_bound_are_what_is_missing(rig: Servers) -> None:
     """Stored and dropped together are what happened."""
     service = await rig.open()

@@ -47,6 +47,11 @@ BASE = declared(PROJECT["dependencies"])
 SERVER = declared(PROJECT["optional-dependencies"]["server"])
 DOCUMENTS = declared(PROJECT["optional-dependencies"]["documents"])
 S3 = declared(PROJECT["optional-dependencies"]["s3"])
+OTEL = declared(PROJECT["optional-dependencies"]["otel"])
+PARTS = DOCUMENTS | S3 | OTEL
+NAMESPACES = {"opentelemetry": OTEL}
+"""Names that several distributions share: all of those that EXAI declares."""
+
 EMBEDDED = declared(PROJECT["optional-dependencies"]["embedded"])
 
 
@@ -60,7 +65,8 @@ def distributions(names: set[str]) -> set[str]:
     """Return the distributions that third-party names come from."""
     known = installed()
     tops = {name.partition(".")[0] for name in names} - set(sys.stdlib_module_names) - {"exai"}
-    return {normal(known[top][0]) if top in known else top for top in tops}
+    shared = set().union(*(NAMESPACES[top] for top in tops & set(NAMESPACES)))
+    return shared | {normal(known[top][0]) if top in known else top for top in tops - set(NAMESPACES)}
 
 
 def closure(roots: tuple[str, ...]) -> set[str]:
@@ -89,12 +95,12 @@ def used(paths: list[Path], *, at_import: bool = False) -> set[str]:
 def test_every_import_is_declared() -> None:
     """A distribution that only comes with another one is gone when that one stops needing it."""
     paths = [*MODULES.values(), *(ROOT / "alembic").rglob("*.py")]
-    assert used(paths) - BASE - SERVER - DOCUMENTS - S3 == set()
+    assert used(paths) - BASE - SERVER - PARTS == set()
 
 
 def test_every_declared_distribution_is_imported() -> None:
     """A dependency that is not imported costs users a download and conflicts."""
-    assert BASE | SERVER | DOCUMENTS | S3 == used(list(MODULES.values())) | NEEDED_BY_OTHERS
+    assert BASE | SERVER | PARTS == used(list(MODULES.values())) | NEEDED_BY_OTHERS
     assert EMBEDDED == STARTED_NOT_IMPORTED
     assert not BASE & SERVER
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.browser.conftest import ALICE, BOB, OpenPage, Site, sign_in
+from tests.browser.conftest import ALICE, BOB, OpenPage, Site
 from tests.support.daemon import start_daemon
 
 if TYPE_CHECKING:
@@ -171,15 +171,20 @@ def test_everything_is_reached_on_a_narrow_screen(site: Site, open_page: OpenPag
     table = f"```python\nprint('{long}')\n```\n\n| a | b |\n|---|---|\n| {long} | c |"
     name = site.store(f"A long word {long}", table, title=f"A long word {long}")
     page = open_page("/", viewport={"width": 360, "height": 640}, is_mobile=True, has_touch=True)
-    for address in ("/#/", f"/#/c/{name}", "/#/connect"):
+    for address in ("/#/", f"/#/c/{name}", "/#/connect", "/#/overview", "/#/settings"):
         page.goto(address)
-        page.locator(".row:visible, #m2, .snippets").first.wait_for()
+        page.locator(".row:visible, #m2, .snippets, .u-over, .page p").first.wait_for()
         assert page.evaluate("document.documentElement.scrollWidth") <= 360, address
         small = page.evaluate(
             "[...document.querySelectorAll('button, .button, select, input')].filter(e => e.offsetParent &&"
             " e.getBoundingClientRect().height < 44).map(e => e.outerHTML.slice(0, 80))"
         )
         assert small == [], address
+        wide = page.evaluate(
+            "[...document.querySelectorAll('.card, .code, .message, .tile, button, h1')].filter(e => e.offsetParent &&"
+            " e.getBoundingClientRect().right > 360).map(e => e.outerHTML.slice(0, 80))"
+        )
+        assert wide == [], address
     page.goto(f"/#/c/{name}")
     page.get_by_label("Back to the list").click()
     page.get_by_role("link", name="A long word").first.wait_for()
@@ -371,30 +376,3 @@ def test_steps_of_a_workflow_are_shown_as_findings_with_their_places(site: Site,
     page.locator(".steps .chip.high").wait_for()
     assert page.locator(".steps .place").all_inner_texts() == ["b.py", "a.py:42"]
     page.locator(".chip", has_text="debug").first.wait_for()
-
-
-def test_a_new_user_is_told_what_to_do(site: Site, open_page: OpenPage) -> None:
-    """Without a model and without a conversation; nothing has to be read elsewhere."""
-    without = {name: value for name, value in site.settings.items() if "KIMI" not in name and "TOKENS" not in name}
-    with start_daemon({**without, "EXAI_DATABASE__URL": site.empty_url, "EXAI_CACHE__URL": "off"}) as daemon:
-        page = open_page(f"http://127.0.0.1:{daemon.port}/", token="")
-        page.get_by_role("heading", name="Welcome to EXAI").wait_for()
-        seen(page, "KIMI_API_KEY")
-        seen(page, f"claude mcp add --transport http exai http://127.0.0.1:{daemon.port}/mcp")
-        page.get_by_role("link", name="Settings").click()
-        page.get_by_role("rowheader", name="EXAI_SERVER__PORT").wait_for()
-        page.evaluate("() => { WebSocket = function () { setTimeout(() => this.onerror()) } }")
-        page.get_by_role("link", name="Connect").click()
-        seen(page, "A WebSocket cannot be opened here.")
-        page.context.close()
-
-
-def test_a_proxy_that_holds_back_events_is_named(site: Site, open_page: OpenPage) -> None:
-    """The page then reads again by itself; the timer of the page is advanced, not waited for."""
-    page = open_page(token="")
-    page.clock.install()
-    page.route("**/mcp", lambda route: None if "listen" in (route.request.post_data or "") else route.continue_())
-    sign_in(page, ALICE)
-    page.locator(".row, .note").first.wait_for()
-    page.clock.run_for(15_000)
-    page.locator(".connection.warn", has_text="Not live").wait_for()

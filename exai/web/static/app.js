@@ -76,7 +76,7 @@ function Top({ view }) {
     ${!isWanted && html`<nav aria-label="Views">
       ${VIEWS.map(([name, address, words]) => html`<a key=${name} href=${address} aria-current=${name === current ? "page" : undefined}>${words}</a>`)}
     </nav>`}
-    <${Connection} />
+    ${!isWanted && html`<${Connection} />`}
     ${token && html`<button type="button" class="quiet small" onClick=${() => signOut()}>Sign out</button>`}
   </header>`;
 }

@@ -1,4 +1,7 @@
-"""Signing in through Supabase Auth, against a stand-in that answers as its documentation says."""
+"""Arriving at the page: signing in through Supabase Auth, a first run, and proxies between page and daemon.
+
+Supabase Auth is a stand-in that answers as its documentation says.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.browser.conftest import OpenPage, Site
+from tests.browser.conftest import ALICE, OpenPage, Site, sign_in
 from tests.support.daemon import start_daemon
 from tests.support.tokens import SECRET, signed
 
@@ -126,3 +129,30 @@ def test_a_person_signs_in_through_supabase_auth(site: Site, open_page: OpenPage
         assert page.evaluate("sessionStorage.getItem('exai.verifier')") is None
         page.context.close()
     site.problems = [each for each in site.problems if "40" not in each]
+
+
+def test_a_new_user_is_told_what_to_do(site: Site, open_page: OpenPage) -> None:
+    """Without a model and without a conversation; nothing has to be read elsewhere."""
+    without = {name: value for name, value in site.settings.items() if "KIMI" not in name and "TOKENS" not in name}
+    with start_daemon({**without, "EXAI_DATABASE__URL": site.empty_url, "EXAI_CACHE__URL": "off"}) as daemon:
+        page = open_page(f"http://127.0.0.1:{daemon.port}/", token="")
+        page.get_by_role("heading", name="Welcome to EXAI").wait_for()
+        page.get_by_text("KIMI_API_KEY").first.wait_for()
+        page.get_by_text(f"claude mcp add --transport http exai http://127.0.0.1:{daemon.port}/mcp").first.wait_for()
+        page.get_by_role("link", name="Settings").click()
+        page.get_by_role("rowheader", name="EXAI_SERVER__PORT").wait_for()
+        page.evaluate("() => { WebSocket = function () { setTimeout(() => this.onerror()) } }")
+        page.get_by_role("link", name="Connect").click()
+        page.get_by_text("A WebSocket cannot be opened here.").wait_for()
+        page.context.close()
+
+
+def test_a_proxy_that_holds_back_events_is_named(site: Site, open_page: OpenPage) -> None:
+    """The page then reads again by itself; the timer of the page is advanced, not waited for."""
+    page = open_page(token="")
+    page.clock.install()
+    page.route("**/mcp", lambda route: None if "listen" in (route.request.post_data or "") else route.continue_())
+    sign_in(page, ALICE)
+    page.locator(".row, .note").first.wait_for()
+    page.clock.run_for(15_000)
+    page.locator(".connection.warn", has_text="Not live").wait_for()

@@ -253,7 +253,7 @@ def _structure_problem(data: bytes, value: dict[str, Any]) -> str | None:
                 containers.append(member)
             elif kind is float and (member >= MAX_INTEGER or member <= -MAX_INTEGER):
                 is_huge = True
-    if len(containers) > MAX_DEPTH and _is_deep(value):
+    if len(containers) > MAX_DEPTH and is_deep(value):
         return f"nested more than {MAX_DEPTH} levels deep"
     if is_huge and ((bare := _skeleton(data)) is None or _LONG_INTEGER.search(bare)):
         # A value written as a float may have any size; an integer of that size would be stored with another value.
@@ -261,7 +261,8 @@ def _structure_problem(data: bytes, value: dict[str, Any]) -> str | None:
     return _repeated_keys(data, keys)
 
 
-def _is_deep(value: dict[str, Any]) -> bool:
+def is_deep(value: dict[str, Any] | list[Any]) -> bool:
+    """Return whether objects and lists are nested more than `MAX_DEPTH` levels deep."""
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
         members = (member for each in level for member in (each.values() if type(each) is dict else each))

@@ -20,7 +20,7 @@ from uuid import UUID
 import orjson
 
 from exai.errors import InvalidArgument, shown
-from exai.mcp.core.jsonrpc import Json
+from exai.mcp.core.jsonrpc import MAX_VALUES, Json, is_deep
 from exai.mcp.features.synonyms import EFFORTS, OLDER_ARGUMENTS, ROLES, WANTS_NO_MODEL, argument_for, own_spelling
 
 KINDS: Final[Mapping[str, str]] = {
@@ -342,6 +342,9 @@ def _decoded(value: object, wanted: type) -> object:
             found = orjson.loads(text)
         except orjson.JSONDecodeError:
             found = _literal(text)
+    if not isinstance(found, dict | list) or len(found) > MAX_VALUES or is_deep(found):
+        # The limits of a request hold for JSON within its texts as well.
+        return value
     return found if isinstance(found, wanted) else value
 
 

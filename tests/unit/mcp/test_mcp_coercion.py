@@ -262,6 +262,7 @@ def test_conversions_have_notes(tool: str, given: object, found: object, note: s
         ("chat", {"prompt": "p", "continuation_id": "a", "continuationId": "b"}, "continuationId: .*Give contin"),
         ("chat", {"prompt": "p", "threadId": "a", "thread_id": "b"}, "thread_id: .*Give threadId only"),
         ("chat", {"prompt": "p", "stepNumber": 1, "step_number": 2}, "step_number: .*Give stepNumber only"),
+        ("chat", {"prompt": "p", "files": "[" + "1," * 50_000 + "1]"}, "files: one text with commas"),
         ("chat", {"prompt": "p", "max_output_tokens": True}, "max_output_tokens: true is not a number"),
         ("chat", {"prompt": "p", "expected_revision": False}, "expected_revision: false is not a number"),
     ],
@@ -270,6 +271,12 @@ def test_ambiguous_values_are_refused_with_the_cure(tool: str, given: object, wo
     """A second call is better than unintended files or tags."""
     with pytest.raises(InvalidArgument, match=words):
         read(tool, given)
+
+
+@pytest.mark.parametrize("text", ["[" * 900 + "]" * 900, "[" * 70 + "'a'" + "]" * 70])
+def test_json_in_a_text_may_not_exceed_the_limits_of_a_request(text: str) -> None:
+    """It stays a text, about which the tool says what is wrong."""
+    assert read("chat", {"prompt": "p", "files": text})[0]["files"] == [text]
 
 
 def test_two_spellings_with_values_nested_without_end_are_refused() -> None:

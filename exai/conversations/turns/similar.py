@@ -4,8 +4,8 @@ A question is compared with earlier ones of the same owner whose prompts were eq
 parameters, the system prompt and the whole history. Only short questions in words are compared, without files and
 without the instructions of a tool, since the vector of a long text says little about a difference within it.
 
-Invariant: a question with other numbers, or with another negation in English, has no similar answer, however near its
-vector is.
+Invariant: a question with other numbers, comparisons or names of code, or with another negation in a common language,
+has no similar answer, however near its vector is.
 """
 
 from __future__ import annotations
@@ -26,8 +26,20 @@ from exai.settings.load import AnswerSettings
 MAX_QUESTION_CHARS: Final = 2_000
 """Length up to which a question is compared."""
 
-EXACT: Final = re.compile(r"\d+|\b(?:no|not|never|none|without|cannot)\b|n['\u2019]t\b")
-"""Parts of a question in which a small difference of the text is a large one of the meaning."""
+NUMBERS: Final = (
+    "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|twenty|thirty|forty|fifty|hundred|thousand"
+    "|million|billion|half|twice|once|first|second|third|last"
+)
+NEGATIONS: Final = (
+    "no|not|never|none|nobody|nothing|nowhere|neither|nor|without|cannot|except|unless|dont|doesnt|isnt|wont|cant"
+    "|nicht|nichts|nie|kein|keine|keinen|ohne|ne|pas|jamais|sans|sin|nunca|nada|não|nunca|sem|non|senza|не|нет|без|ни"
+)
+EXACT: Final = re.compile(
+    rf"[-+]?\d+|\b(?:{NUMBERS}|{NEGATIONS})\b|n['\u2019]t\b|[零〇一二两三四五六七八九十百千万亿不没無无非未别勿]"
+    r"|`[^`\n]+`|(?<!\w)[^\W_]*(?:_|\.|::|/)\w[\w.:/]*|[<>=!≠≤≥]+|%"
+)
+"""Parts of a question in which a small difference of the text is a large one of the meaning: numbers, negations,
+comparisons, and names of code and files."""
 
 PLACEHOLDER: Final = "\0question"
 """Text in place of the question, which no message can have."""
@@ -67,8 +79,8 @@ class SimilarAnswers:
             found = await self._repository.similar(question, least=self._least, age_s=self._age_s)
         except DatabaseError as error:
             return Compared(note=f"no similar question was looked for: {error}")
-        parts = EXACT.findall(prompt.casefold())
-        same = (each for each in found if EXACT.findall(each.question.casefold()) == parts)
+        parts = exact_parts(prompt)
+        same = (each for each in found if exact_parts(each.question) == parts)
         best = next(same, None)
         return Compared(None if best is None else completion_of(best, model), question)
 
@@ -78,6 +90,11 @@ class SimilarAnswers:
             return await self._repository.keep(question, place, age_s=self._age_s)
         except ExaiError:
             return False
+
+
+def exact_parts(question: str) -> list[str]:
+    """Return the parts that two similar questions must have in common, in their order."""
+    return EXACT.findall(question.casefold())
 
 
 def similar_answers(

@@ -1,8 +1,9 @@
 """Insert the files of a conversation into its prompt: the content of each file once, in the message that first has it.
 
-Invariant: files do not displace history. The files of the question are placed first, then history is chosen, and only
-the remaining tokens are used for files of earlier turns, from the newest back to one message. That message stays the
-same for many turns, so that the array of a turn begins with that of the previous one.
+Invariant: no content of a file can imitate the end of the file. Files do not displace history. The files of the
+question are placed first, then history is chosen, and only the remaining tokens are used for files of earlier turns,
+from the newest back to one message. That message stays the same for many turns, so that the array of a turn begins with
+that of the previous one.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ MAX_KNOWN_FILES = 2_000
 """Maximum number of files considered in one prompt, the newest first."""
 
 MAX_NOTES = 20
+
+END_CHARS = 8
+"""Length of the part of a file's id that marks the end of its content."""
 
 LIKELY_BYTES_PER_TOKEN = 8
 """Bytes for each free token up to which files of earlier turns are read: more than those of indented code."""
@@ -225,7 +229,8 @@ class _Showing:
                     parts.append(f'<file {_label(file)} note="image {len(images)} of this message"/>')
                     continue
                 note = f' note="{escape(decoded.note)}"' if decoded.note else ""
-                parts.append(f"<file {_label(file)}{note}>\n{decoded.text}\n</file>")
+                # The content cannot imitate its end, because its author does not know the id.
+                parts.append(f"<file {_label(file)}{note}>\n{decoded.text}\n</file {file.id[:END_CHARS]}>")
             else:
                 parts.append(self._line(file_id, file, decoded))
         if (instructions := self._instructions.block_of(message)) is not None:

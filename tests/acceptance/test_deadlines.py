@@ -93,6 +93,10 @@ async def test_a_consensus_after_the_clients_deadline_is_stored_and_read_later(
         early = found["structuredContent"]
         assert (early["complete"], found["isError"]) == (False, False)
         assert "message of kind answer will be the synthesis" in early["next"]
+        repeated = await client.call("consensus", **asked, idempotency_key=early["idempotency_key"])
+        waiting = repeated["structuredContent"]
+        assert (waiting["complete"], repeated["isError"]) == (False, False)
+        assert waiting["continuation_id"] == early["continuation_id"]
         provider.gate.set()
         read = await newest(client, early["continuation_id"], 4)
         assert (read["kind"], read["content"]) == ("answer", "The synthesis.")

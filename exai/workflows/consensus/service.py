@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -86,13 +87,10 @@ class ConsensusService:
         start = self._turns.claiming(
             self._main_start(request, panel, found), self._judge(panel), asked_tokens, len(panel.seats)
         )
-        main = await self._turns.begin(start)
+        main = await self._turns.begin(start, None if on_begun is None else partial(_announce, on_begun, start, panel))
         if main.commit is None:
             raise AssertionError("a turn that was begun has a conversation")
         name = main.commit.conversation.continuation_id
-        if on_begun is not None and main.started_at is not None:
-            asked = f"a panel of {len(panel.seats)} models"
-            on_begun(RunningTurn(main.turn_id, main.started_at, name, start.request_key, asked))
         watch = watch or PanelWatch()
         run = ConsensusRun(
             request, panel, question, found, start.request_key, main, name, watch, notes=[*found.notes, *panel.notes]
@@ -216,3 +214,11 @@ class ConsensusService:
             log.error("consensus_not_stored", turn=begun.turn_id, error=str(error))
             raise AnswerNotStored(str(error), result.content, run.name) from error
         return replace(result, seq=seq)
+
+
+def _announce(on_begun: OnBegun, start: TurnStart, panel: Panel, begun: TurnBegun) -> None:
+    """Tell the caller the turn of a panel, which exists in its conversation."""
+    if begun.commit is None or begun.started_at is None:
+        return
+    name, asked = begun.commit.conversation.continuation_id, f"a panel of {len(panel.seats)} models"
+    on_begun(RunningTurn(begun.turn_id, begun.started_at, name, start.request_key, asked))

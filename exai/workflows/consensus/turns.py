@@ -104,8 +104,11 @@ class PanelTurns:
         claim = self._budgets.claim_of(model, tokens, web_search=web_search)
         return start if claim is None else replace(start, claim=claim, provider=model.provider, model=model.name)
 
-    async def begin(self, start: TurnStart) -> TurnBegun:
-        """Begin a turn; a repeated request waits for the first attempt. Raises if it is refused."""
+    async def begin(self, start: TurnStart, on_begun: Callable[[TurnBegun], None] | None = None) -> TurnBegun:
+        """Begin a turn; a repeated request waits for the first attempt. Raises if it is refused.
+
+        `on_begun` receives the turn as soon as it exists, also while the first attempt still runs.
+        """
         while True:
             task = self.outcomes.start(self._repository.begin(start), "consensus-begin")
             try:
@@ -113,6 +116,8 @@ class PanelTurns:
             except asyncio.CancelledError as error:
                 await self.outcomes.complete(self._abandon(start, task, error))
                 raise
+            if on_begun is not None and begun.started_at is not None and begun.commit is not None:
+                on_begun(begun)
             if begun.status != "pending":
                 break
             await self._wait_for_end(start)

@@ -76,7 +76,7 @@ browser: .venv/dev.done ## install what the tests of the page need: Playwright, 
 	@$(PIP) install --require-hashes -r requirements/browser.lock
 	@for p in chromium chromium-browser google-chrome chrome; do command -v $$p >/dev/null && exit 0; done; \
 		echo "installing Chromium (once)"; \
-		DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null || { \
+		apt-get update -qq >/dev/null 2>&1; DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null || { \
 		echo "no Chromium: install one, or name one with EXAI_TEST_BROWSER" >&2; exit 1; }
 
 page: .venv/dev.done ## bundle the packages that the page uses again, as requirements/page pins them (npm)

@@ -143,6 +143,7 @@ def banner(settings: Settings, started: Started) -> str:
     environment = f',"env":{json.dumps(variables, separators=(",", ":"))}' if variables else ""
     lines = [
         f"EXAI {__version__} at {url} (HTTP: http://{address}/mcp)",
+        f"  page       http://{address}/",
         f"  database   {started.database}",
         f"  cache      {started.cache}",
         f"  files      {started.files}",

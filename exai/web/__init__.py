@@ -1,1 +1,1 @@
-"""HTTP routes beside MCP: health, metrics and the page that says how to connect."""
+"""HTTP routes beside MCP: health, metrics, and the page with the two routes of its own."""

@@ -33,7 +33,7 @@ export function Composer({ conversation = "", onChange }) {
       const answer = await askModel(question, conversation, control.signal, show);
       await onChange?.();
       setAsked(answer.complete === false ? { ...question, control, note: answer.content } : null);
-      // Whoever has turned to something else meanwhile finds the answer in the list.
+      // A reader who has left this view meanwhile finds the answer in the list.
       if (!conversation && isShown.current) go(addressOf(answer.continuation_id));
     } catch (error) {
       if (error.kind === "aborted") setAsked(null);

@@ -74,7 +74,7 @@ export function setConnection(change) {
   if (Object.entries(change).some(([name, value]) => now[name] !== value)) connection.set({ ...now, ...change });
 }
 
-/** Whether nothing has been stored yet, so that a new user is told what to do. */
+/** Whether nothing has been stored yet: the page then shows the first steps. */
 export const isStoreEmpty = createStore(false);
 
 /** Notices at the edge of the page; each may offer one action, such as to undo. */

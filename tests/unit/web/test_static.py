@@ -54,6 +54,14 @@ def test_every_import_and_export_of_our_modules_is_used() -> None:
             assert any(map(used.search, others)), f"{name} exports {each}"
 
 
+def test_the_pictures_of_the_documentation_are_there() -> None:
+    """`make screenshots` writes them."""
+    names = {
+        f"page-{view}-{shape}.png" for view in ("conversation", "overview") for shape in ("light", "dark", "phone")
+    }
+    assert {path.name for path in (ROOT / "docs").glob("page-*.png")} == names
+
+
 def test_no_file_is_loaded_from_elsewhere_and_nothing_is_parsed_as_html() -> None:
     for path in OURS:
         text = path.read_text(encoding="utf-8")

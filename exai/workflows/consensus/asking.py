@@ -95,6 +95,7 @@ class PanelAsker:
             {"workflow": TOOL, "panellist": seat.index, **({"stance": seat.stance} if seat.stance else {})},
             "high",
             run.watch.begin(key),
+            run.lost.append,
             self._searches(run, seat.model),
         )
         try:
@@ -145,6 +146,7 @@ class PanelAsker:
             {},
             "high",
             count,
+            run.lose_arbiter,
         )
         try:
             synthesis = await self._turns.answer_of(call)
@@ -205,6 +207,7 @@ class PanelAsker:
             facts,
             "low",
             run.watch.begin(key),
+            run.lost.append,
         )
         try:
             answer = await self._turns.ask(call, run.cut)

@@ -31,7 +31,7 @@ HIDDEN: Final = "[a model]"
 MODEL_WORDS: Final = "|".join(re.escape(word) for words in VENDORS.values() for word in words)
 SELF: Final = re.compile(
     rf"\b((?:as|i am|i'm|i’m|my name is|this is|(?:made|built|trained|developed|created) by)\s+(?:an?\s+)?)"
-    rf"(?:{MODEL_WORDS}|{OTHERS})(?:-[\w.]*\w)?(?!\w)",
+    rf"(?:{MODEL_WORDS}|{OTHERS})(?:-[\w.]*\w)*(?!\w)",
     re.IGNORECASE,
 )
 _NO_WORD: Final = r"[^\w\n]{0,40}"
@@ -186,7 +186,7 @@ def disagreements_in(text: str, labels: Iterable[str]) -> list[Disagreement]:
         topic = match[2][:MAX_TOPIC_CHARS].strip(punctuation + whitespace)
         if topic and len(named) > 1 and known.issuperset(named):
             found.append(Disagreement(named, topic))
-    return found[-MAX_DISAGREEMENTS:]
+    return list(dict.fromkeys(found))[-MAX_DISAGREEMENTS:]
 
 
 def has_dismissals(text: str) -> bool:

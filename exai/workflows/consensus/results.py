@@ -14,7 +14,7 @@ from exai.models import ContinuationId, Usage
 from exai.workflows.consensus.panel import Panel, PanelSeat
 from exai.workflows.consensus.prompts import LabelledAnswer, disagreements_in, has_dismissals
 from exai.workflows.consensus.requests import ConsensusRequest, ConsensusResult, PanelAnswer, SeatState
-from exai.workflows.consensus.turns import Cut, PaidAnswer, TooLate
+from exai.workflows.consensus.turns import Cut, PaidAnswer, Spent, TooLate
 from exai.workflows.consensus.watch import PanelWatch
 
 OPENING_CHARS: Final = 600
@@ -22,7 +22,10 @@ OPENING_CHARS: Final = 600
 
 @dataclass(slots=True)
 class ConsensusRun:
-    """One call. `key` is the request key of its question, from which the keys of its other turns are made."""
+    """One call. `key` is the request key of its question, from which the keys of its other turns are made.
+
+    `lost` has what failed calls have cost, and `arbiter_lost` what that of the arbiter has.
+    """
 
     request: ConsensusRequest
     panel: Panel
@@ -38,12 +41,19 @@ class ConsensusRun:
     failures: dict[int, ExaiError] = field(default_factory=dict)
     ranks: dict[int, tuple[float, int]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    lost: list[Spent] = field(default_factory=list)
+    arbiter_lost: Spent | None = None
     arbiter_error: ExaiError | None = None
 
     @property
     def is_whole(self) -> bool:
         """Return whether every member has answered."""
         return len(self.answers) == len(self.panel.seats)
+
+    def lose_arbiter(self, spent: Spent) -> None:
+        """Note what a failed call of the arbiter has cost."""
+        self.lost.append(spent)
+        self.arbiter_lost = spent
 
     def own_names(self) -> list[str]:
         """Return the names of the members, in the order of their seats."""
@@ -92,7 +102,8 @@ def alone(run: ConsensusRun, labelled: Sequence[LabelledAnswer]) -> ConsensusRes
 
 def _result(run: ConsensusRun, labelled: Sequence[LabelledAnswer], content: str, following: str) -> ConsensusResult:
     labels = {each.index: each.label for each in labelled}
-    costs = [each.cost_usd for each in run.paid if each.cost_usd is not None]
+    calls: list[PaidAnswer | Spent] = [*run.paid, *run.lost]
+    costs = [each.cost_usd for each in calls if each.cost_usd is not None]
     return ConsensusResult(
         content=content,
         next=following if run.is_whole else _again(run, following),
@@ -107,7 +118,7 @@ def _result(run: ConsensusRun, labelled: Sequence[LabelledAnswer], content: str,
         notes=tuple(run.notes),
         sources=tuple(dict.fromkeys(source for each in run.paid for source in each.sources)),
         cost_usd=sum(costs, Decimal(0)) if costs else None,
-        usage=_sum([each.usage for each in run.paid]),
+        usage=_sum([each.usage for each in calls if each.usage is not None]),
     )
 
 

@@ -38,7 +38,7 @@ from exai.workflows.consensus.panel import Panel, PanelChoice
 from exai.workflows.consensus.prompts import question_text
 from exai.workflows.consensus.requests import TOOL, ConsensusRequest, ConsensusResult, stored_result
 from exai.workflows.consensus.results import ConsensusRun
-from exai.workflows.consensus.turns import PaidAnswer, PanelTurns
+from exai.workflows.consensus.turns import PaidAnswer, PanelTurns, Spent
 from exai.workflows.consensus.watch import PanelWatch
 
 MATERIAL_SHARE: Final = 0.6
@@ -104,7 +104,7 @@ class ConsensusService:
             if isinstance(error, ExaiError):
                 error.continuation_id = name
                 error.notes = (f"the question and {len(run.answers)} answers are stored in this conversation",)
-            await self._turns.outcomes.complete(self._turns.fail(start, main, error))
+            await self._turns.outcomes.complete(self._turns.fail(start, main, error, spent=run.arbiter_lost))
             raise
         return await self._turns.outcomes.complete(self._stored(run, start, main, answer, result))
 
@@ -132,10 +132,12 @@ class ConsensusService:
             async with self._turns.leases.hold(begun.turn_id):
                 answer, result = await self._asker.conclude(run)
         except BaseException as error:
-            await self._turns.outcomes.complete(self._turns.fail(start, begun, error))
+            await self._turns.outcomes.complete(self._turns.fail(start, begun, error, spent=run.arbiter_lost))
             raise
         if run.arbiter_error is not None:
-            await self._turns.outcomes.complete(self._turns.fail(start, begun, run.arbiter_error))
+            await self._turns.outcomes.complete(
+                self._turns.fail(start, begun, run.arbiter_error, spent=run.arbiter_lost)
+            )
             return replace(result, seq=first.seq)
         return await self._turns.outcomes.complete(self._stored(run, start, begun, answer, result))
 
@@ -193,6 +195,7 @@ class ConsensusService:
     ) -> ConsensusResult:
         """Store a result as the outcome of its turn."""
         facts: dict[str, Any] = {"workflow": TOOL, FINISH_REASON: result.finish_reason}
+        spent = answer or run.arbiter_lost or Spent()
         if answer is not None:
             facts["model"] = answer.model
         try:
@@ -204,9 +207,9 @@ class ConsensusService:
                     "finished",
                     (NewMessage("assistant", result.content, "answer", facts),),
                     model=answer.model if answer else None,
-                    usage=answer.usage if answer else None,
-                    cost_usd=answer.cost_usd if answer else None,
-                    is_estimated=answer.is_estimated if answer else False,
+                    usage=spent.usage,
+                    cost_usd=spent.cost_usd,
+                    is_estimated=spent.is_estimated,
                     metadata={FINISH_REASON: result.finish_reason, GUIDANCE: result.as_facts()},
                 )
             )

@@ -65,7 +65,10 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class ModelCall:
-    """One call of a model: the turn to begin, the model with its prompt, and the kind of the row with its answer."""
+    """One call of a model: the turn to begin, the model with its prompt, and the kind of the row with its answer.
+
+    `on_lost` receives what the call has cost if it fails.
+    """
 
     start: TurnStart
     model: Model
@@ -74,6 +77,7 @@ class ModelCall:
     facts: dict[str, Any]
     effort: Thinking
     on_chars: Callable[[int], None]
+    on_lost: Callable[[Spent], None]
     web_search: bool = False
 
 
@@ -216,7 +220,12 @@ class PanelTurns:
     async def answer_of(self, call: ModelCall) -> PaidAnswer:
         """Ask a model within a turn that the caller ends itself."""
         tally = _tally_of(call, sum(estimate_tokens(message.content) for message in call.messages))
-        return self._paid(call, tally.counted(await self.complete(call, tally)), tally)
+        try:
+            completion = await self.complete(call, tally)
+        except BaseException as error:
+            self._spent(call, tally, error)
+            raise
+        return self._paid(call, tally.counted(completion), tally)
 
     async def complete(self, call: ModelCall, tally: TurnTally) -> Completion:
         """Call the model. Raises `ProviderBroken` for an answer that is none."""
@@ -284,10 +293,17 @@ class PanelTurns:
             tuple(completion.notes),
         )
 
-    async def _fail_call(self, call: ModelCall, begun: TurnBegun, tally: TurnTally, error: BaseException) -> None:
-        text, (usage, is_estimated) = tally.text, tally.spent(error)
+    def _spent(self, call: ModelCall, tally: TurnTally, error: BaseException) -> Spent:
+        """Return what a call that ended in `error` has cost, and report it."""
+        # A member that is late has been working, as one whose caller has left.
+        usage, is_estimated = tally.spent(asyncio.CancelledError() if isinstance(error, TooLate) else error)
         is_estimated = is_estimated or (usage is not None and self._providers.prices.is_assumed(call.model, usage))
         spent = Spent(usage, self._providers.prices.cost_usd(call.model, usage) if usage else None, is_estimated)
+        call.on_lost(spent)
+        return spent
+
+    async def _fail_call(self, call: ModelCall, begun: TurnBegun, tally: TurnTally, error: BaseException) -> None:
+        text, spent = tally.text, self._spent(call, tally, error)
         if isinstance(error, asyncio.CancelledError) and not text.strip():
             await self.fail(call.start, begun, error, spent=spent)
             return

@@ -11,6 +11,7 @@ import pytest
 
 from exai.app import open_app
 from exai.conversations import AppendRequest, ChatRequest
+from exai.db.ledger import UsageQuery
 from exai.errors import BudgetExceeded, Conflict, InvalidArgument, NotConfigured, ProviderUnavailable
 from exai.files.service import FileContent
 from exai.mcp.core.protocol import CallContext
@@ -35,6 +36,7 @@ from tests.integration.consensus.conftest import (
 from tests.support.provider_server import (
     Reply,
     break_after_first_token,
+    chunk,
     event,
     glm_answer,
     glm_error,
@@ -480,3 +482,31 @@ async def test_a_member_without_a_price_is_not_asked_while_a_budget_is_set(stage
         result = await Stage(app, stage.kimi, stage.glm, stage.local).ask(models=(KIMI, GLM, "local/other"))
     assert [answer.state for answer in result.answers] == ["answered", "answered", "failed"]
     assert stage.local.chats == []
+
+
+async def test_calls_that_fail_after_work_are_in_the_cost_and_in_the_ledger(stage: Stage) -> None:
+    """The provider bills them: a member that breaks off, and the arbiter."""
+    stage.kimi.script(break_after_first_token(token="word " * 400))
+    broken = await stage.ask(models=(KIMI, GLM, GLM))
+    total = (await stage.app.ledger.report(UsageQuery(LOCAL_OWNER))).total
+    assert (total.turns, total.failed, total.estimated) == (4, 1, 1)
+    assert broken.cost_usd == total.cost_usd
+    assert broken.usage.output_tokens == total.output_tokens
+    async with asyncio.timeout(20):
+        stage.local.script(break_after_first_token(token="word " * 400))
+        unjudged = await stage.ask(prompt="And SQLite?")
+    after = (await stage.app.ledger.report(UsageQuery(LOCAL_OWNER))).total
+    assert unjudged.model is None
+    assert after.estimated == 2
+    assert unjudged.usage.output_tokens == after.output_tokens - total.output_tokens > 200
+
+
+async def test_an_arbiter_whose_caller_leaves_is_in_the_ledger(stage: Stage) -> None:
+    stage.local.script(stream("gate", chunk({"content": "never read"}, finish="stop"), event("[DONE]")))
+    running = asyncio.create_task(stage.ask())
+    await stage.local.arrived(1)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    total = (await stage.app.ledger.report(UsageQuery(LOCAL_OWNER))).total
+    assert (total.turns, total.failed, total.estimated) == (3, 1, 1)

@@ -28,6 +28,7 @@ def shown(text: str, question: str = "Which?") -> str:
     [
         ("As Kimi, I prefer A.", "As [a model], I prefer A."),
         ("I am GLM-5.3 and prefer A.", "I am [a model] and prefer A."),
+        ("I am kimi-k3.1-pro-highspeed, and glad.", "I am [a model], and glad."),
         ("I'm Claude, made by Anthropic.", "I'm [a model], made by [a model]."),
         ("I was trained by OpenAI.", "I was trained by [a model]."),
         ("kimi-k3.1-pro says A.", "[a model] says A."),
@@ -111,4 +112,5 @@ def test_time_of_reading_grows_no_faster_than_the_text(text: str) -> None:
 
 def test_disagreements_without_end_are_limited() -> None:
     """They are in the sentence about what to do next, which no client may have to cut."""
-    assert len(disagreements_in("DIFFER: A, B: x\n" * 10_000, "ABC")) == 10
+    assert len(disagreements_in("\n".join(f"DIFFER: A, B: {number}" for number in range(10_000)), "ABC")) == 10
+    assert len(disagreements_in("DIFFER: A, B: x\n" * 10_000, "ABC")) == 1

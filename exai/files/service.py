@@ -20,7 +20,7 @@ from exai.blobs.decoding import encoding_of
 from exai.db.files import FileList, FileRepository, NewFile
 from exai.errors import BlobError, InvalidArgument, NotFound
 from exai.files.names import MAX_NAME_CHARS, checked_media_type, checked_name, shown_media_type, shown_name
-from exai.files.parts import FilePart, read_part
+from exai.files.parts import FileLines, FilePart, read_lines, read_part
 from exai.files.paths import MAX_PATH_CHARS, Roots, joined, too_large
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, Owner, StoredFile, Unused
 from exai.settings.load import FileSettings, LimitSettings
@@ -162,6 +162,12 @@ class FileService:
         check_number("offset", offset)
         check_number("limit", limit, least=1)
         return await read_part(self.blobs, owner, await self.get(owner, file_id), offset, limit)
+
+    async def read_lines(self, owner: Owner, file_id: FileId, first: int, most: int, limit: int) -> FileLines:
+        """Return at most `most` lines of a text from the line `first` on; see `exai.files.parts.read_lines`."""
+        check_number("line", first, least=1)
+        check_number("lines", most, least=1)
+        return await read_lines(self.blobs, owner, await self.get(owner, file_id), first, most=most, limit=limit)
 
     async def read_bytes(self, owner: Owner, file: StoredFile, offset: int, size_bytes: int) -> bytes:
         """Return `size_bytes` bytes of a file from `offset` on. Raises `BlobError` or a `DatabaseError`."""

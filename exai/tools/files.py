@@ -21,6 +21,7 @@ from exai.tools.limits import LARGE_ANSWERS, Size, answer_limit, size_of, take_r
 from exai.validation import MAX_LIST, utf8_of
 
 MAX_PAGE_CHARS = 200_000
+MAX_PAGE_LINES = 100_000
 _URL_ALPHABET = str.maketrans("-_", "+/")
 LINE = ("file_id", "name", "media_type", "size_bytes", "created_at")
 """Fields of a file in the text of a list."""
@@ -89,6 +90,8 @@ class FileGetArguments(Arguments):
 
     file_id: FileId
     offset: int = Field(0, ge=0, description="In characters of a text, in bytes of other contents.")
+    line: int | None = Field(None, ge=1, description="Or the first line of a text.")
+    lines: int | None = Field(None, ge=1, le=MAX_PAGE_LINES, description="Number of lines; with line.")
     limit: int | None = Field(None, ge=1, le=MAX_PAGE_CHARS, description="Left out: what clients show.")
 
 
@@ -103,6 +106,9 @@ class FileGetOutput(FileOutput):
     notes: list[str]
     content: str
     next_offset: Annotated[int | None, Field(description="Where the next part begins; null when this is the last.")]
+    next_line: Annotated[int | None, Field(description="The next line, if lines were asked for and more follow.")] = (
+        None
+    )
 
     def as_text(self) -> str:
         """Return the part of the content."""
@@ -209,6 +215,8 @@ def _get_tool(files: FileService) -> ToolSpec:
     async def handle(arguments: FileGetArguments, context: CallContext) -> FileGetOutput:
         shown = answer_limit(context.client)
         limit = shown.chars if arguments.limit is None else min(arguments.limit, MAX_PAGE_CHARS)
+        if arguments.line is not None or arguments.lines is not None:
+            return await lines_of(arguments, context, answer_limit(context.client, max(shown.chars, limit)), limit)
         part = await files.read_part(context.owner, arguments.file_id, arguments.offset, limit)
         within = answer_limit(context.client, max(shown.chars, limit))
         encoding, content, next_offset = _shown(part, arguments.offset, within)
@@ -221,10 +229,32 @@ def _get_tool(files: FileService) -> ToolSpec:
             next_offset=next_offset,
         )
 
+    async def lines_of(arguments: FileGetArguments, context: CallContext, within: Size, limit: int) -> FileGetOutput:
+        if arguments.offset:
+            raise InvalidArgument("offset", "counts characters, and line lines", "Give one of them")
+        first, most = arguments.line or 1, arguments.lines or MAX_PAGE_LINES
+        found = await files.read_lines(context.owner, arguments.file_id, first, most, limit)
+        content, rest = take_text(found.text, 0, within, "offset")
+        next_line = None if found.is_last else found.first + found.lines
+        if rest is not None:
+            # Whole lines, or the beginning of a line that is longer than an answer.
+            content = content[: content.rfind("\n") + 1] or content
+            next_line = found.first + content.count("\n") if content.endswith("\n") else None
+        is_last = found.is_last and len(content) == len(found.text)
+        return FileGetOutput.of(
+            found.file,
+            encoding="text",
+            charset=found.file.encoding,
+            notes=[found.note] if found.note else [],
+            content=content,
+            next_offset=None if is_last else found.offset + len(content),
+            next_line=next_line,
+        )
+
     return ToolSpec(
         name="file_get",
         title="Read a file",
-        description="Read a stored file; a long one in parts, by offset.",
+        description="Read a stored file; a long one in parts, by offset or by line.",
         arguments=FileGetArguments,
         output=FileGetOutput,
         handler=handle,

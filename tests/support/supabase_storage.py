@@ -85,6 +85,7 @@ class SupabaseStorage:
         self.size_limit = 52_428_800
         self.hold: asyncio.Event | None = None
         self.held = asyncio.Event()
+        self.stop_at: tuple[int, bool] | None = None
         self._server: asyncio.Server | None = None
         self._signed: dict[str, str] = {}
 
@@ -158,7 +159,9 @@ class SupabaseStorage:
         if fault == "reset":
             writer.transport.abort()
             return False
+        await self._stop(reader, is_done=False)
         answer = self._failed(asked, fault) or self._answer(asked, is_whole=fault == "whole")
+        await self._stop(reader, is_done=True)
         if fault == "reset after":
             writer.transport.abort()
             return False
@@ -170,6 +173,13 @@ class SupabaseStorage:
         writer.write(connection.send(h11.EndOfMessage()) or b"")
         await writer.drain()
         return connection.our_state is h11.DONE
+
+    async def _stop(self, reader: asyncio.StreamReader, *, is_done: bool) -> None:
+        """Wait for the end of the client, at the request that `stop_at` counts, before or after it is carried out."""
+        if (len(self.asked), is_done) == self.stop_at:
+            self.held.set()
+            await reader.read()
+            raise ConnectionResetError
 
     def _cut(self, asked: Asked, body: bytes, writer: asyncio.StreamWriter) -> bool:
         """Half of a piece arrived, and the connection broke."""

@@ -1,0 +1,94 @@
+"""Uploads to a remote store: what a repetition costs, and what a process leaves that is killed at any step of one."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+from exai.blobs.supabase import open_supabase
+from exai.db.contents import PostgresBlobs
+from exai.files.service import FileContent
+from exai.models import LOCAL_OWNER
+from exai.settings.load import SupabaseStorageSettings
+from tests.integration.blobs.conftest import service
+from tests.integration.blobs.putting import DATA
+from tests.support.counters import Counters
+from tests.support.daemon import environment
+from tests.support.database import opened
+from tests.support.migrations import run, value
+from tests.support.pg_proxy import PgProxy
+from tests.support.supabase_storage import KEY, SupabaseStorage
+
+ROOT = Path(__file__).resolve().parents[3]
+REQUESTS = 6
+"""Of an upload in three pieces: the bucket is asked for and made, the upload begun, and three pieces sent."""
+
+
+@pytest.mark.direct
+async def test_eight_files_given_again_cost_one_statement_and_no_upload(postgres_url: str) -> None:
+    """The first time: one statement that finds none, the bytes, and one statement for all rows."""
+    contents = [FileContent(f"{n}.txt", b"%d" % n * 100_000) for n in range(8)]
+    async with SupabaseStorage() as server, PgProxy(postgres_url) as proxy, opened(proxy.url) as database:
+        settings = SupabaseStorageSettings.model_validate({"url": server.url, "key": KEY})
+        async with open_supabase(settings, Counters()) as store:
+            files = service(database, {"supabase": store, "postgres": PostgresBlobs(database)}, "supabase")
+            await files.list(LOCAL_OWNER)
+            proxy.reset()
+            first = await files.put(LOCAL_OWNER, contents)
+            assert (proxy.round_trips, server.uploads_of()) == (2, 8)
+            proxy.reset()
+            server.asked.clear()
+            again = await files.put(LOCAL_OWNER, contents)
+            renamed = await files.put(LOCAL_OWNER, [FileContent(f"new {each.name}", each.data) for each in contents])
+            assert (proxy.round_trips, len(server.asked)) == (2, 0)
+            assert [file.id for file in again] == [file.id for file in first]
+            assert all(file.created for file in renamed)
+
+
+@pytest.mark.parametrize("is_done", [False, True])
+async def test_process_killed_at_any_step_of_an_upload_leaves_nothing_broken(postgres_url: str, is_done: bool) -> None:
+    """Before each request is carried out, and before its answer arrives: no row without bytes, no half of a file."""
+    async with SupabaseStorage() as server, opened(postgres_url) as database:
+        settings = SupabaseStorageSettings.model_validate({"url": server.url, "key": KEY})
+        for step in range(1, REQUESTS + 1):
+            server.buckets.clear()
+            server.objects.clear()
+            server.asked.clear()
+            server.held.clear()
+            server.stop_at = step, is_done
+            await killed(postgres_url, server)
+            server.stop_at = None
+            complete = [each for each in server.objects.get("exai", {}).values() if each.data == DATA]
+            assert len(complete) == len(server.objects.get("exai", {})) == (step == REQUESTS and is_done)
+            assert await value(postgres_url, "select count(*) from exai.contents") == 0
+            async with open_supabase(settings, Counters()) as store:
+                files = service(database, {"supabase": store}, "supabase")
+                assert (await files.list(LOCAL_OWNER)).files == ()
+                (file,) = await files.put(LOCAL_OWNER, [FileContent("a.bin", DATA)])
+                assert (await files.read(LOCAL_OWNER, file.id))[1] == DATA
+                assert (await store.sweep(-60, files.repository.known)).contents == len(complete)
+                assert (await files.read(LOCAL_OWNER, file.id))[1] == DATA
+            await run(postgres_url, "delete from public.files", "delete from exai.contents")
+
+
+async def killed(postgres_url: str, server: SupabaseStorage) -> None:
+    """Run the program until the server holds its request, and kill it there."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "tests.integration.blobs.putting",
+        postgres_url,
+        server.url,
+        KEY,
+        cwd=ROOT,
+        env=environment({"PYTHONPATH": str(ROOT)}),
+    )
+    try:
+        async with asyncio.timeout(60):
+            await server.held.wait()
+    finally:
+        process.kill()
+        await process.wait()

@@ -16,7 +16,7 @@ from exai.conversations.turns.beginning import OnBegun
 from exai.conversations.turns.result import ENDED, TurnOutcome, outcome_of
 from exai.conversations.turns.turn import ChatTurns
 from exai.db.turns import TurnRepository
-from exai.models import OnDelta, Owner
+from exai.models import OnDelta, Owner, TurnId
 from exai.settings.load import LimitSettings
 from exai.tracing import turn_span
 from exai.validation import check_owner
@@ -73,12 +73,17 @@ class ChatService:
         return None if turn is None else outcome_of(turn)
 
     async def cancel(self, owner: Owner, turn_id: str) -> bool:
-        """Cancel a running turn: 1 database round trip. Its daemon stops the model call at its next lease renewal.
+        """Cancel a running turn: 1 database round trip.
 
-        Returns False if this owner has no turn with that id. Raises `DatabaseError`.
+        The model call is stopped at once if it runs in this process, and otherwise by its daemon at the next lease
+        renewal. Returns False if this owner has no turn with that id. Raises `DatabaseError`.
         """
         check_owner(owner)
-        return await self._repository.cancel(owner, turn_id, ENDED)
+        # The statement checks the owner, so it comes first.
+        is_known = await self._repository.cancel(owner, turn_id, ENDED)
+        if is_known:
+            self._turns.leases.end(TurnId(turn_id))
+        return is_known
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -1,7 +1,7 @@
 """Renew the leases of running turns, and stop turns that were ended elsewhere.
 
-Invariant: a turn whose daemon is alive keeps its lease. A turn that another daemon cancelled or took over is cancelled
-here at the next renewal, which ends the call of its model.
+Invariant: a turn whose daemon is alive keeps its lease. A turn that this process cancelled is ended at once, and
+one that another daemon cancelled or took over at the next renewal; that ends the call of its model.
 """
 
 from __future__ import annotations
@@ -72,6 +72,12 @@ class TurnLeases:
         pending = await self._repository.renew_leases(tuple(held), lease_s=LEASE_S)
         for turn_id in held.keys() - pending:
             # The identity check leaves out a turn that has ended meanwhile, and a new attempt of the same turn, which
-            # the statement may not have seen. Rescheduling to now makes the turn's `asyncio.timeout` expire at once.
+            # the statement may not have seen.
             if self._held.get(turn_id) is held[turn_id]:
-                held[turn_id].reschedule(asyncio.get_running_loop().time())
+                self.end(turn_id)
+
+    def end(self, turn_id: TurnId) -> None:
+        """Cancel a turn of this process that was ended in the database; others are ignored."""
+        if (scope := self._held.get(turn_id)) is not None:
+            # Rescheduling to now makes the turn's `asyncio.timeout` expire at once.
+            scope.reschedule(asyncio.get_running_loop().time())

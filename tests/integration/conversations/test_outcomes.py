@@ -239,6 +239,21 @@ async def test_a_task_cancelled_elsewhere_stops_with_its_next_lease(rig: Rig, el
     assert (found.status, found.message) == ("cancelled", "cancelled on request")
 
 
+async def test_turn_cancelled_in_its_own_process_is_stopped_without_a_renewal(rig: Rig) -> None:
+    """Its caller waits for no lease. Another owner's attempt stops nothing."""
+    rig.provider.script(stream("hang"))
+    chat = await chatting(rig.app)
+    assert not await tasks_of(rig.app).cancel(Owner("other"), chat.id)
+    assert not chat.work.done()
+    assert await tasks_of(rig.app).cancel(LOCAL_OWNER, chat.id)
+    async with asyncio.timeout(5):
+        with pytest.raises(Conflict) as caught:
+            await chat.work
+        await rig.provider.chats[0].gone.wait()
+    assert caught.value.reason == "cancelled"
+    assert (await task_of(rig.app, chat.id)).status == "cancelled"
+
+
 async def test_an_answer_that_comes_after_the_cancellation_is_not_stored(rig: Rig, elsewhere: App) -> None:
     """A cancelled task stays cancelled."""
     rig.provider.script(GATED)

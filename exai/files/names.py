@@ -43,6 +43,11 @@ def shown_name(name: str) -> str:
     return shown if _is_name(shown) else DEFAULT_NAME
 
 
+def one_line(text: str) -> str:
+    """Return a sentence about a file on one line, with a replacement for each character that cannot be shown."""
+    return text if text.isprintable() else "".join(char if _may_be_shown(char) else "\ufffd" for char in text)
+
+
 def shown_media_type(media_type: str) -> str:
     """Return a media type of an export as it can be stored."""
     return media_type if _is_media_type(media_type) else DEFAULT_MEDIA_TYPE

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from exai.errors import InvalidArgument, shown
+from exai.files.names import one_line
 from exai.files.paths import Roots, is_directory
 from exai.files.service import FileContent
 from exai.files.sources.bounds import Bounds
@@ -131,7 +132,9 @@ class _Collecting:
     def result(self) -> Collected:
         """Return everything added so far."""
         filling = self._filling
-        return Collected(tuple(filling.contents), tuple(filling.read), filling.left_out.sentences(), tuple(self._notes))
+        said = (filling.read, filling.left_out.sentences(), self._notes)
+        read, left_out, notes = (tuple(map(one_line, sentences)) for sentences in said)
+        return Collected(tuple(filling.contents), read, left_out, notes)
 
     def _at(self, field: str, path: Path, lines: LineRange | None = None) -> SourceFile | _Scan:
         name = self._resolver.shown(path)

@@ -156,6 +156,15 @@ async def test_precommit_reads_the_uncommitted_diff_by_itself(rig: Rig, rooted: 
     assert (recorded["read"], recorded["step"]) == ([], 2)
 
 
+async def test_the_model_is_told_what_of_the_material_it_is_not_shown(rig: Rig, rooted: App, repository: Path) -> None:
+    """Else a part would be taken for the whole, and pass."""
+    (repository / "data.bin").write_bytes(b"\0" * 10)
+    answer = await call(rooted, "precommit", prompt="Ready?")
+    assert answer["left_out"] == ["data.bin (binary)"]
+    question = rig.provider.chats[-1].body["messages"][-1]["content"]
+    assert "Of the material this was left out:\n- data.bin (binary)" in question
+
+
 async def test_codereview_reads_a_diff_only_if_it_is_named(rig: Rig, rooted: App, repository: Path) -> None:
     """And files in any case."""
     await call(rooted, "codereview", prompt="Is it right?", files=[str(repository / "new.py")])

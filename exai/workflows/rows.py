@@ -6,7 +6,7 @@ tool can use it, and a model that is shown it understands it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Final
 
 from exai.conversations.requests import ChatResult
@@ -28,29 +28,18 @@ from exai.workflows.findings import (
 from exai.workflows.requests import FindingRow, WorkflowRequest, WorkflowResult
 
 WORKFLOW: Final = "workflow"
-MAX_NAMED: Final = 30
-"""Parts of the material that were left out and are named to the model."""
-
 BROKEN: Final = "The answer broke off. Call {name} again with this continuation_id to have it completed."
 CONTRADICTION: Final = "the model's verdict is pass although it reports a {severity} finding; check that finding first"
 
 
-def question_of(request: WorkflowRequest, left_out: Sequence[str] = ()) -> str:
-    """Return the text of the step: what was asked, with the fields that a model has to know.
-
-    `left_out` is named as well, so that no model takes a part of the material for the whole.
-    """
+def question_of(request: WorkflowRequest, left_out: str = "") -> str:
+    """Return the text of the step: what was asked, with the fields and the missing material that a model must know."""
     lines = [request.prompt or ""]
     given = {"Focus": request.focus, "Target": request.target, "Diff": request.diff, "Branch": request.branch}
     lines += [f"{name}: {value}" for name, value in given.items() if value]
     if request.revises is not None:
         lines.append(f"This replaces plan step {request.revises}.")
-    if left_out:
-        more = f"\n- and {len(left_out) - MAX_NAMED:,} more" if len(left_out) > MAX_NAMED else ""
-        lines.append(
-            "Of the material this was left out:\n" + "\n".join(f"- {each}" for each in left_out[:MAX_NAMED]) + more
-        )
-    return "\n\n".join(lines)
+    return "\n\n".join([*lines, left_out] if left_out else lines)
 
 
 def step_metadata(workflow: Workflow, request: WorkflowRequest, found: SourcesRead) -> dict[str, Any]:

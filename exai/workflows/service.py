@@ -131,7 +131,7 @@ class WorkflowService:
         turn = await self._chat.run(
             ChatRequest(
                 owner=request.owner,
-                prompt=claim.question if claim else question_of(request, found.left_out),
+                prompt=claim.question if claim else question_of(request, found.left_out_text),
                 model=model,
                 continuation_id=request.continuation_id,
                 idempotency_key=request.idempotency_key,

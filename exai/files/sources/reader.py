@@ -32,6 +32,8 @@ GRACE_S: Final = 5.0
 """How much longer than its limits a reading may take before its caller stops waiting for the file system."""
 
 MAX_DIFF_CHARS: Final = 500
+MAX_TOLD: Final = 30
+"""Parts that were left out and are named to a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,15 @@ class SourcesRead:
     read: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def left_out_text(self) -> str:
+        """Return what was left out as a model is told it, so that it takes no part for the whole; "" for nothing."""
+        if not self.left_out:
+            return ""
+        lines = [f"- {each}" for each in self.left_out[:MAX_TOLD]]
+        more = [f"- and {len(self.left_out) - MAX_TOLD:,} more"] if len(self.left_out) > MAX_TOLD else []
+        return "\n".join(["Of the material this was left out:", *lines, *more])
 
 
 class SourceReader:

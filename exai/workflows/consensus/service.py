@@ -10,7 +10,6 @@ answer, or anything but the question and its files.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -29,7 +28,7 @@ from exai.conversations.turns.result import GUIDANCE
 from exai.db.records import TurnBegun, TurnEnd, TurnStart
 from exai.errors import AnswerNotStored, BudgetExceeded, DatabaseError, ExaiError, ProviderUnavailable
 from exai.files.sources import SourceReader, SourceRequest, SourcesRead
-from exai.models import ConversationId, FileId, Message, NewMessage, TurnId, Usage
+from exai.models import ConversationId, Message, NewMessage, TurnId, Usage
 from exai.providers.base import Clocks, Model
 from exai.providers.registry import Providers
 from exai.settings.load import LimitSettings
@@ -82,7 +81,7 @@ class ConsensusService:
         budget_tokens = int(min(rooms) * MATERIAL_SHARE)
         material = SourceRequest(request.files, directory=request.directory, budget_tokens=budget_tokens)
         found = await self._sources.read(request.owner, material)
-        question = await self._question(request, found.files, max(rooms))
+        question = await self._question(request, found, max(rooms))
         asked_tokens = estimate_tokens(question)
         start = self._turns.claiming(
             self._main_start(request, panel, found), self._judge(panel), asked_tokens, len(panel.seats)
@@ -160,9 +159,11 @@ class ConsensusService:
             raise ProviderUnavailable("the panel", f"none of its {len(run.panel.seats)} models answered ({said})", cure)
         return await self._asker.conclude(run)
 
-    async def _question(self, request: ConsensusRequest, files: Sequence[FileId], room_tokens: int) -> str:
+    async def _question(self, request: ConsensusRequest, found: SourcesRead, room_tokens: int) -> str:
         """Return the one text that all members are sent: the question with the texts of its files."""
-        message = with_files(NewMessage("user", question_text(request.prompt, request.focus)), files)
+        text = question_text(request.prompt, request.focus)
+        text = "\n\n".join(filter(None, (text, found.left_out_text)))
+        message = with_files(NewMessage("user", text), found.files)
         asked = Message(1, "user", message.content, datetime.now(UTC), metadata=message.metadata)
         prompt = await self._attachments.prompt(request.owner, [asked], None, room_tokens, limit_tokens=room_tokens)
         return prompt.messages[-1].content

@@ -420,6 +420,14 @@ async def test_the_files_reach_every_member_and_the_arbiter(stage: Stage) -> Non
     assert result.read
 
 
+async def test_every_member_is_told_which_files_it_is_not_shown(stage: Stage) -> None:
+    plan, long = FileContent("plan.md", b"The plan.", "text/markdown"), FileContent("long.md", b"word " * 500_000)
+    stored = await stage.app.files.put(LOCAL_OWNER, [plan, long])
+    await stage.ask(models=(KIMI, LOCAL), files=tuple(str(each.id) for each in stored))
+    told = "Of the material this was left out:\n- long.md (outside the token budget)"
+    assert [told in text_sent(request) for request in stage.chats()] == [True] * 3
+
+
 async def test_note_of_a_members_answer_names_the_member(stage: Stage) -> None:
     """Its server lists no tool for the search, so the result says that the answer was given without one."""
     result = await stage.ask(models=(KIMI, GLM), web_search=True)

@@ -2,6 +2,8 @@
 
 Invariant: each attempt to store a content has a key of its own, so that no object is ever written twice with different
 bytes, no upload mixes with the remains of another one, and a sweep cannot remove what another daemon stores meanwhile.
+Keys begin with the identity of the database (`space`), and a sweep sees no others: databases that share a bucket, by
+intention or by mistake, leave each other's objects alone.
 """
 
 from __future__ import annotations
@@ -68,8 +70,8 @@ class RemoteBucket(Protocol):
     async def delete(self, keys: Sequence[str]) -> None:
         """Delete objects; a missing one is no error."""
 
-    def list(self) -> AsyncIterator[Sequence[StoredObject]]:
-        """Return all objects of EXAI, in parts."""
+    def list(self, space: str) -> AsyncIterator[Sequence[StoredObject]]:
+        """Return all objects whose keys begin with `space`, in parts."""
 
 
 class Retries:
@@ -121,8 +123,8 @@ class RemoteBlobs:
     inline_bytes: ClassVar[int] = NOTHING_INLINE
     puts_known: ClassVar[bool] = False
 
-    def __init__(self, bucket: RemoteBucket, recorder: Recorder, *, sleep: Sleep = asyncio.sleep) -> None:
-        self._bucket = bucket
+    def __init__(self, bucket: RemoteBucket, recorder: Recorder, *, space: str, sleep: Sleep = asyncio.sleep) -> None:
+        self._bucket, self._space = bucket, space
         self._retries = Retries(self.name, recorder, sleep=sleep)
         self._reading = asyncio.Semaphore(CONCURRENT_READS)
 
@@ -137,7 +139,7 @@ class RemoteBlobs:
 
     async def put(self, owner: Owner, sha256: str, data: bytes, blob_id: str) -> str:
         """Store `data` under a key of its own; an empty content needs no object."""
-        key = f"{digest(owner.encode())[:OWNER_CHARS]}/{sha256}-{blob_id}"
+        key = f"{self._space}/{digest(owner.encode())[:OWNER_CHARS]}/{sha256}-{blob_id}"
         if data:
             # No limit for the whole: the bucket limits each request.
             await self._retries.run("upload", lambda: self._bucket.put(key, data), None)
@@ -202,7 +204,7 @@ class RemoteBlobs:
         before = time.time() - age_s
         old: list[StoredObject] = []
         total = Unused()
-        async for listed in self._bucket.list():
+        async for listed in self._bucket.list(self._space):
             old += [each for each in listed if each.modified_at < before]
             while len(old) >= SWEEP_BATCH:
                 total += await self._remove(old[:SWEEP_BATCH], find_used, is_rehearsal)

@@ -42,7 +42,7 @@ class S3Blobs(RemoteBlobs):
 
 
 @asynccontextmanager
-async def open_s3(settings: S3Settings, recorder: Recorder) -> AsyncIterator[S3Blobs]:
+async def open_s3(settings: S3Settings, recorder: Recorder, space: str) -> AsyncIterator[S3Blobs]:
     """Open the store; no request is made yet. Raises `StartupError` without the extra `s3`."""
     try:
         from obstore.store import S3Store
@@ -71,7 +71,7 @@ async def open_s3(settings: S3Settings, recorder: Recorder) -> AsyncIterator[S3B
         },
         retry_config={"max_retries": LIBRARY_RETRIES},
     )
-    yield S3Blobs(S3Bucket(store, settings), recorder)
+    yield S3Blobs(S3Bucket(store, settings), recorder, space=space)
 
 
 class S3Bucket:
@@ -137,12 +137,12 @@ class S3Bucket:
             except BlobMissing:
                 continue
 
-    async def list(self) -> AsyncIterator[Sequence[StoredObject]]:
-        """List all objects below the prefix."""
+    async def list(self, space: str) -> AsyncIterator[Sequence[StoredObject]]:
+        """List all objects below the prefix and `space`."""
         import obstore
 
         with _translated():
-            async for batch in obstore.list(self._store, chunk_size=LIST_ITEMS):
+            async for batch in obstore.list(self._store, space, chunk_size=LIST_ITEMS):
                 yield [StoredObject(each["path"], each["size"], each["last_modified"].timestamp()) for each in batch]
 
 
@@ -161,5 +161,5 @@ def _translated() -> Iterator[None]:
     except (exceptions.InvalidPathError, exceptions.NotSupportedError) as error:
         raise StoreRefused("files", f"S3 cannot do this ({type(error).__name__})", f"Check {BUCKET}") from error
     except exceptions.BaseError as error:
-        cure = "Check the network and EXAI_FILES__S3__ENDPOINT"
+        cure = f"Check the network, EXAI_FILES__S3__ENDPOINT, and that the bucket of {BUCKET} exists"
         raise StoreAway("files", f"S3 did not answer as expected ({type(error).__name__})", cure) from error

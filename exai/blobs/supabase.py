@@ -39,7 +39,9 @@ class SupabaseBlobs(RemoteBlobs):
 
 
 @asynccontextmanager
-async def open_supabase(settings: SupabaseStorageSettings, recorder: Recorder) -> AsyncIterator[SupabaseBlobs]:
+async def open_supabase(
+    settings: SupabaseStorageSettings, recorder: Recorder, space: str
+) -> AsyncIterator[SupabaseBlobs]:
     """Open the connections; the first request is made when something is stored or read."""
     if settings.url is None or settings.key is None:
         raise AssertionError("the settings were checked")
@@ -54,7 +56,7 @@ async def open_supabase(settings: SupabaseStorageSettings, recorder: Recorder) -
     timeout = httpx.Timeout(SILENCE_S, connect=CONNECT_S)
     limits = httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS)
     async with httpx.AsyncClient(base_url=base, headers=headers, timeout=timeout, limits=limits) as client:
-        yield SupabaseBlobs(SupabaseBucket(client, settings.bucket), recorder)
+        yield SupabaseBlobs(SupabaseBucket(client, settings.bucket), recorder, space=space)
 
 
 class SupabaseBucket:
@@ -126,10 +128,10 @@ class SupabaseBucket:
         """Delete objects; the server passes over missing ones."""
         await self._ask("DELETE", f"/object/{self._name}", json={"prefixes": list(keys)})
 
-    async def list(self) -> AsyncIterator[Sequence[StoredObject]]:
+    async def list(self, space: str) -> AsyncIterator[Sequence[StoredObject]]:
         """List the objects of each owner's folder; a bucket that was never made has none."""
         try:
-            folders = [row["name"] for row in await self._rows("") if row.get("id") is None]
+            folders = [f"{space}/{row['name']}" for row in await self._rows(space) if row.get("id") is None]
         except BlobMissing:
             return
         for folder in folders:

@@ -167,7 +167,7 @@ async def _files(settings: Settings, recorder: Recorder) -> list[Finding]:
     store = settings.files.store
     beside = {"postgres": "in the database", "directory": f"in {settings.data_dir}, for this daemon only"}
     found = [Finding("files", "ok", beside[store])] if store in beside else []
-    for opening in remote_stores(settings.files, recorder):
+    for opening in remote_stores(settings.files, recorder, "doctor"):
         async with opening as remote:
             try:
                 found.append(Finding("files", "ok", await remote.check()))

@@ -6,6 +6,7 @@ interrupted upload are swept.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import ClassVar, Final
 
@@ -15,6 +16,8 @@ from exai.models import Owner, StoredFile, Unused
 PART_BYTES: Final = 1_048_576
 READ_BYTES: Final = 4 * PART_BYTES
 """Maximum number of bytes read by one statement, so that a slow network transfers them within its timeout."""
+
+IDENTITY_CHARS: Final = 12
 
 SWEEP_BATCH: Final = 20
 """Removing a content of 32 MiB removes 16,000 rows."""
@@ -41,6 +44,11 @@ class PostgresBlobs:
     async def check(self) -> str:
         """Return where the bytes are; whether the database can be used is a question of its own."""
         return self.shown
+
+    async def identity(self) -> str:
+        """Return a name for this database that no other one has, except a physical copy of it: 1 round trip."""
+        (row,) = await self._database.fetch("database_identity")
+        return hashlib.sha256(row["identity"].encode()).hexdigest()[:IDENTITY_CHARS]
 
     async def put(self, owner: Owner, sha256: str, data: bytes, blob_id: str) -> str | None:
         """Store the parts, one round trip each; the statement that stores the file's row makes them a content."""

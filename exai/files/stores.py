@@ -28,14 +28,22 @@ async def open_stores(settings: Settings, database: Database, recorder: Recorder
     """
     async with AsyncExitStack() as stack:
         stores: list[BlobStore] = [PostgresBlobs(database), LocalBlobs(settings.data_dir / DIRECTORY)]
-        stores += [await stack.enter_async_context(opening) for opening in remote_stores(settings.files, recorder)]
+        if settings.files.supabase.is_on or settings.files.s3.bucket is not None:
+            space = await PostgresBlobs(database).identity()
+            openings = remote_stores(settings.files, recorder, space)
+            stores += [await stack.enter_async_context(opening) for opening in openings]
         chosen = next(store for store in stores if store.name == settings.files.store)
         yield Blobs(chosen, *(store for store in stores if store is not chosen))
 
 
-def remote_stores(settings: FileSettings, recorder: Recorder) -> Iterator[AbstractAsyncContextManager[RemoteBlobs]]:
-    """Return the openings of the stores that are configured and not on this machine or in the database."""
+def remote_stores(
+    settings: FileSettings, recorder: Recorder, space: str
+) -> Iterator[AbstractAsyncContextManager[RemoteBlobs]]:
+    """Return the openings of the configured stores that are neither on this machine nor in the database.
+
+    `space` is the beginning of the keys under which they store.
+    """
     if settings.supabase.is_on:
-        yield open_supabase(settings.supabase, recorder)
+        yield open_supabase(settings.supabase, recorder, space)
     if settings.s3.bucket is not None:
-        yield open_s3(settings.s3, recorder)
+        yield open_s3(settings.s3, recorder, space)

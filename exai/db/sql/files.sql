@@ -143,6 +143,14 @@ select distinct on (f.owner, f.sha256)
  order by f.owner, f.sha256, f.created_at, f.id
  limit $4::integer;
 
+-- name: database_identity
+-- repeat: read
+-- What tells this database from all others.
+select pg_catalog.concat(c.system_identifier, '/', d.oid)::text as identity
+  from pg_catalog.pg_control_system() c
+  cross join pg_catalog.pg_database d
+ where d.datname = pg_catalog.current_database();
+
 -- name: count_stored
 -- repeat: read
 -- How many contents with a file are in some stores, and their size; counts all of them.

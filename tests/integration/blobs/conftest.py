@@ -81,13 +81,13 @@ async def _directory(_: Database, path: Path) -> AsyncIterator[BlobStore]:
 async def _supabase(_: Database, __: Path) -> AsyncIterator[BlobStore]:
     async with SupabaseStorage() as server:
         settings = SupabaseStorageSettings.model_validate({"url": server.url, "key": KEY})
-        async with open_supabase(settings, Counters()) as store:
+        async with open_supabase(settings, Counters(), "space") as store:
             yield store
 
 
 @asynccontextmanager
 async def _s3(_: Database, __: Path) -> AsyncIterator[BlobStore]:
-    async with s3_bucket() as settings, open_s3(settings, Counters()) as store:
+    async with s3_bucket() as settings, open_s3(settings, Counters(), "space") as store:
         yield store
 
 

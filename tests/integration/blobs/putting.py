@@ -19,7 +19,7 @@ DATA = hashlib.shake_128(b"killed").digest(13 * 1_048_576)
 
 async def main(database_url: str, storage_url: str, key: str) -> None:
     settings = SupabaseStorageSettings.model_validate({"url": storage_url, "key": key})
-    async with opened(database_url) as database, open_supabase(settings, Counters()) as store:
+    async with opened(database_url) as database, open_supabase(settings, Counters(), "space") as store:
         await service(database, {"supabase": store}, "supabase").put(LOCAL_OWNER, [FileContent("a.bin", DATA)])
 
 

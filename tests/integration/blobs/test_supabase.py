@@ -33,7 +33,7 @@ async def server() -> AsyncIterator[SupabaseStorage]:
 @asynccontextmanager
 async def opened(server: SupabaseStorage, **given: Any) -> AsyncIterator[SupabaseBlobs]:
     settings = SupabaseStorageSettings.model_validate({"url": server.url, "key": KEY, **given})
-    async with open_supabase(settings, Counters()) as blobs:
+    async with open_supabase(settings, Counters(), "space") as blobs:
         yield blobs
 
 
@@ -287,21 +287,22 @@ async def test_half_of_an_upload_is_never_visible(server: SupabaseStorage) -> No
 
 
 async def test_sweep_removes_old_unused_objects_of_all_owners_and_pages(server: SupabaseStorage) -> None:
-    """More objects than one page of a listing; young ones and used ones stay."""
+    """More objects than one page of a listing; young ones, used ones and those of another database stay."""
     async with opened(server) as blobs:
         kept = await put(blobs, b"kept")
         objects = server.objects["exai"]
         old = "2020-01-01T00:00:00+00:00"
         for number in range(1_500):
-            objects[f"{'a' * 32}/{number:064}-x"] = Object(b"1234", old)
-        young = [f"{'b' * 32}/{'c' * 64}-y"]
+            objects[f"space/{'a' * 32}/{number:064}-x"] = Object(b"1234", old)
+        young = [f"space/{'b' * 32}/{'c' * 64}-y", f"of another database/{'b' * 32}/{'c' * 64}-z"]
         objects[young[0]] = Object(b"new", "2999-01-01T00:00:00Z")
+        objects[young[1]] = Object(b"their", old)
         objects[kept.storage_path or ""].created_at = old
 
         async def find_used(paths: Any) -> frozenset[str]:
             return frozenset(path for path in paths if path == kept.storage_path)
 
         rehearsed = await blobs.sweep(60, find_used, is_rehearsal=True)
-        assert (rehearsed.contents, rehearsed.size_bytes, len(objects)) == (1_500, 6_000, 1_502)
+        assert (rehearsed.contents, rehearsed.size_bytes, len(objects)) == (1_500, 6_000, 1_503)
         assert (await blobs.sweep(60, find_used)).contents == 1_500
         assert sorted(objects) == sorted([kept.storage_path or "", *young])

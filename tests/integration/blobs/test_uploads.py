@@ -33,7 +33,7 @@ async def test_eight_files_given_again_cost_one_statement_and_no_upload(postgres
     contents = [FileContent(f"{n}.txt", b"%d" % n * 100_000) for n in range(8)]
     async with SupabaseStorage() as server, PgProxy(postgres_url) as proxy, opened(proxy.url) as database:
         settings = SupabaseStorageSettings.model_validate({"url": server.url, "key": KEY})
-        async with open_supabase(settings, Counters()) as store:
+        async with open_supabase(settings, Counters(), "space") as store:
             files = service(database, {"supabase": store, "postgres": PostgresBlobs(database)}, "supabase")
             await files.list(LOCAL_OWNER)
             proxy.reset()
@@ -64,7 +64,7 @@ async def test_process_killed_at_any_step_of_an_upload_leaves_nothing_broken(pos
             complete = [each for each in server.objects.get("exai", {}).values() if each.data == DATA]
             assert len(complete) == len(server.objects.get("exai", {})) == (step == REQUESTS and is_done)
             assert await value(postgres_url, "select count(*) from exai.contents") == 0
-            async with open_supabase(settings, Counters()) as store:
+            async with open_supabase(settings, Counters(), "space") as store:
                 files = service(database, {"supabase": store}, "supabase")
                 assert (await files.list(LOCAL_OWNER)).files == ()
                 (file,) = await files.put(LOCAL_OWNER, [FileContent("a.bin", DATA)])

@@ -51,6 +51,7 @@ from exai.files.paths import Roots
 from exai.files.service import FileService
 from exai.files.sources import SourceReader
 from exai.files.stores import open_stores
+from exai.logs import log_to_stderr
 from exai.monitoring.events import EventRecorder
 from exai.monitoring.health import Health, open_health
 from exai.monitoring.live import Live
@@ -133,6 +134,7 @@ async def open_app(settings: Settings) -> AsyncIterator[App]:
 
     Raises `StartupError`, `ConfigError`, `DatabaseUnavailable` or `SchemaMismatch`.
     """
+    log_to_stderr()
     async with AsyncExitStack() as stack:
         app, tasks = _build(await _open_backends(stack, settings))
         for task in tasks:

@@ -83,6 +83,16 @@ _SUSPICIOUS = re.compile(r"(?i)://|authorization|api[_-]?key|passw|secret|token|
 _sampling = [LogSampling(1.0)]
 
 
+def log_to_stderr() -> None:
+    """Send log lines to standard error if the program has not configured structlog: its output is its own."""
+    if not structlog.is_configured():
+        structlog.configure(logger_factory=_stderr_logger)
+
+
+def _stderr_logger(*_: object) -> WrappedLogger:
+    return structlog.PrintLogger(sys.stderr)
+
+
 def configure_logging(settings: LogSettings, stream: TextIO | None = None) -> None:
     """Send all log lines of this process, of EXAI and of libraries, to `stream` (default: standard error).
 

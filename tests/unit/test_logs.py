@@ -7,6 +7,8 @@ import io
 import json
 import logging
 import re
+import subprocess
+import sys
 import time
 from itertools import product
 
@@ -24,6 +26,9 @@ from exai.logs import (
 )
 from exai.settings.addresses import redact as redact_address
 from exai.settings.load import LogSettings
+from tests.support.daemon import ROOT
+
+LIBRARY = "import exai.logs as l, structlog; l.log_to_stderr(); structlog.get_logger().warning('slow_operation')"
 
 KEY = "sk-0123456789abcdef"
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJyb2xlIjoic2VydmljZSJ9.c2lnbmF0dXJlLXBhcnQ"
@@ -343,3 +348,10 @@ def test_a_reader_of_logs_that_is_gone_stops_nothing() -> None:
     stream = configured()
     stream.close()
     structlog.get_logger("exai").info("nobody reads this")
+
+
+def test_standard_output_of_a_program_that_uses_the_library_is_its_own() -> None:
+    """Without a configuration, structlog prints log lines among what the program prints."""
+    done = subprocess.run([sys.executable, "-c", LIBRARY], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == ""
+    assert "slow_operation" in done.stderr

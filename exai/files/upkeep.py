@@ -21,6 +21,9 @@ from exai.models import Owner, StoredFile, Unused
 PIECE_BYTES: Final = 4 * 1_048_576
 """Contents are verified in pieces, so that a large one is never held as a whole."""
 
+CONCURRENT: Final = 4
+"""Contents measured at a time: few, so that a small pool with a slow network admits them within its time limit."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verified:
@@ -66,9 +69,11 @@ async def mark(files: FileService, found: Sequence[Verified]) -> int:
 async def find_missing(files: FileService) -> AsyncIterator[Verified]:
     """Yield the contents of which a store has no bytes, or not all; reads none."""
     async for batch in _batches(files, files.blobs.names):
-        for found in await asyncio.gather(*(_measured(files, *each) for each in batch)):
-            if found.problem is not None:
-                yield found
+        for start in range(0, len(batch), CONCURRENT):
+            some = batch[start : start + CONCURRENT]
+            for found in await asyncio.gather(*(_measured(files, *each) for each in some)):
+                if found.problem is not None:
+                    yield found
 
 
 async def verify(files: FileService, stores: Sequence[str]) -> AsyncIterator[Verified]:

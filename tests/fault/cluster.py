@@ -11,7 +11,7 @@ import itertools
 import signal
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,16 @@ ADMIN_LIMIT_S = 20.0
 START_ATTEMPTS = 3
 POOL_SIZE = 3
 POOLER_SESSIONS = 6
+
+
+def changes_in(command: list[bytes]) -> Iterator[tuple[str, int]]:
+    """Yield the conversation and the revision of each change in a call of `apply.lua`, which may apply several."""
+    keys, arguments = command[3 : 3 + int(command[2])], command[3 + int(command[2]) :]
+    # Two keys for each change; its number of arguments, its base revision, its revision, and others.
+    for entry_key in keys[::2]:
+        count = int(arguments[0])
+        yield unquote(entry_key.decode().split(":")[-2]), int(arguments[2])
+        arguments = arguments[1 + count :]
 
 
 class WitnessProxy(FaultProxy):
@@ -67,8 +77,7 @@ class WitnessProxy(FaultProxy):
         while (reply := replies.gets()) is not False:
             command = waiting.popleft()
             if len(command) > 7 and command[1] in self._apply and not isinstance(reply, hiredis.ReplyError):
-                name = unquote(command[3].decode().split(":")[-2])
-                self.told.append(Told(name, time.monotonic(), int(command[6])))
+                self.told += [Told(name, time.monotonic(), revision) for name, revision in changes_in(command)]
 
     def _of(self, link: Link) -> tuple[hiredis.Reader, hiredis.Reader, deque[list[bytes]]]:
         if link not in self._asked:

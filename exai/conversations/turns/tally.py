@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import Final
 
 from exai.conversations.turns.prompt import estimate_tokens
-from exai.errors import DeadlineExceeded, ProviderBroken, ShuttingDown
+from exai.errors import Conflict, DeadlineExceeded, ProviderBroken, ShuttingDown
 from exai.models import Completion, Delta, OnDelta, Usage
 
-_WORKED = (asyncio.CancelledError, DeadlineExceeded, ProviderBroken, ShuttingDown)
-"""Ends of a call that the provider has accepted and bills; it bills nothing for a request that it refuses."""
+_WORKED = (asyncio.CancelledError, Conflict, DeadlineExceeded, ProviderBroken, ShuttingDown)
+"""Ends of a call that the provider has accepted and bills; it bills nothing for a request that it refuses. A `Conflict`
+ends the call of a turn that was cancelled in the database (`exai.conversations.turns.leases`)."""
 
 MOST_TOKENS: Final = 8 * 1_048_576
 """More than a request can have, searches included; a larger report is a defect, and no budget has to bear it."""

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from exai.conversations import AppendRequest, ChatRequest
+from exai.conversations.turns.result import ENDED
 from exai.db.ledger import UsageKey, UsageQuery, UsageReport
+from exai.db.turns import TurnRepository
 from exai.errors import Conflict, InvalidArgument, NotFound, ProviderAuthFailed, ProviderBroken
 from exai.models import LOCAL_OWNER, ContinuationId, NewMessage, Owner
 from tests.integration.conversations.conftest import Rig, open_rig
@@ -124,12 +126,28 @@ async def test_a_turn_that_another_client_cancels_keeps_its_cost(rig: Rig) -> No
     request = ChatRequest(LOCAL_OWNER, "One?")
     task = asyncio.create_task(rig.app.chat.run(request, on_begun=lambda turn: ids.append(turn.turn_id)))
     await rig.provider.arrived(1)
-    assert await rig.app.chat.cancel(LOCAL_OWNER, ids[0])
+    assert await TurnRepository(rig.app.database).cancel(LOCAL_OWNER, ids[0], ENDED)
     rig.provider.gate.set()
     with pytest.raises(Conflict):
         await task
     total = (await report(rig, "model")).total
     assert (total.failed, total.input_tokens, total.output_tokens) == (1, 11, 7)
+    assert total.cost_usd > 0
+
+
+async def test_a_turn_that_is_cancelled_in_its_own_process_costs_its_prompt_by_estimate(rig: Rig) -> None:
+    """The provider has processed it, and will report nothing."""
+    rig.provider.script(stream("gate", chunk({"content": "late"}, finish="stop", usage=KIMI_USAGE), event("[DONE]")))
+    ids: list[str] = []
+    request = ChatRequest(LOCAL_OWNER, "One?")
+    task = asyncio.create_task(rig.app.chat.run(request, on_begun=lambda turn: ids.append(turn.turn_id)))
+    await rig.provider.arrived(1)
+    assert await rig.app.chat.cancel(LOCAL_OWNER, ids[0])
+    with pytest.raises(Conflict):
+        await task
+    total = (await report(rig, "model")).total
+    assert (total.failed, total.estimated) == (1, 1)
+    assert total.input_tokens > 0
     assert total.cost_usd > 0
 
 

@@ -1,7 +1,7 @@
 """Uploads bytes by the resumable protocol (tus 1.0.0) of Supabase Storage.
 
 Invariant: after any interruption the server is asked how much it has, and no byte is assumed to have arrived. The
-address of an upload is used on the configured server only, whatever host the server names.
+address of an upload is used on the configured server only, also if the server names another host.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`exai health`: the state of a running daemon once, repeatedly, or served to other programs.
 
-Invariant: a report is complete within five seconds, whatever the daemon and the network do, and imports no more than
-HTTP needs, because containers ask often.
+Invariant: a report is complete within five seconds, also if the daemon or the network does not answer, and imports no
+more than HTTP needs, because containers ask often.
 """
 
 from __future__ import annotations

@@ -61,7 +61,7 @@ class SourcesRead:
 
     @property
     def left_out_text(self) -> str:
-        """Return what was left out as a model is told it, so that it takes no part for the whole; "" for nothing."""
+        """Return what was left out, for a prompt, so that the model takes no part for the whole; "" for nothing."""
         if not self.left_out:
             return ""
         lines = [f"- {each}" for each in self.left_out[:MAX_TOLD]]

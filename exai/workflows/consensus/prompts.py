@@ -1,7 +1,7 @@
 """The texts that panellists, judges and the arbiter are shown, and what is read from theirs. No I/O.
 
 Invariant: no judge or arbiter is shown who wrote an answer. What is read from a model's text is never invented: a line
-that is not as asked for counts as missing. Reading takes time in proportion to the text, whatever it holds.
+that is not as asked for counts as missing. Reading takes time in proportion to the text.
 """
 
 from __future__ import annotations

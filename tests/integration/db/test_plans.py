@@ -67,11 +67,6 @@ async def touched(sql: OneTrip, name: str, *args: object) -> dict[str, tuple[int
     return {table: count for table, count in counts.items() if count != (0, 0)}
 
 
-async def plans_at_ends(sql: OneTrip) -> bool:
-    """Return whether the server counts the few rows at the ends of indexes that its planner looks at."""
-    return int((await sql.fetch("select current_setting('server_version_num')"))[0][0]) < 160_000
-
-
 async def counts_of(sql: OneTrip) -> dict[str, tuple[int, int]]:
     rows = await sql.fetch(
         "select relname, seq_scan, coalesce(idx_tup_fetch, 0) as fetched from pg_stat_xact_user_tables"
@@ -122,10 +117,7 @@ async def test_a_report_of_costs_reads_the_turns_it_sums(sql: OneTrip) -> None:
     ago = datetime.now(UTC) - timedelta(days=8)
     for by in ("model", "tool", "day"):
         counts = await touched(sql, "usage", "local", by, None, ago, None, 100, None, None)
-        if await plans_at_ends(sql):
-            assert all(scans == 0 and rows <= 3 for scans, rows in counts.values()), (by, counts)
-        else:
-            assert counts == {"turns": (0, 1)}, by
+        assert counts == {"turns": (0, 1)}, by
     counts = await touched(sql, "usage", "local", "conversation", None, None, "long", 100, None, None)
     assert all(scans == 0 for scans, _ in counts.values()), counts
     assert counts["turns"][1] <= 3
@@ -144,7 +136,7 @@ async def test_a_search_for_similar_questions_reads_the_owners_rows_with_the_sam
         counts = await touched(sql, "similar_answers", "local", "e", "r1", [0.6, 0.8], 0.9, 3_600, 500, 5)
         assert all(scans == 0 for scans, _ in counts.values()), counts
         assert counts["answers"][1] == 300
-        assert counts["messages"][1] <= (25 if await plans_at_ends(sql) else 10)
+        assert counts["messages"][1] <= 10
 
 
 async def test_an_append_reads_no_messages(sql: OneTrip) -> None:

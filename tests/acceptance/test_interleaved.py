@@ -52,7 +52,7 @@ def daemons(
 async def test_fifty_conversations_over_every_tool_see_nothing_of_each_other(
     provider: ProviderServer, daemons: tuple[Daemon, Daemon]
 ) -> None:
-    """Each step on the other daemon than the one before, with whatever tool is next; requests, results and rows."""
+    """Each step on the other daemon than the one before, with the next tool; requests, results and rows."""
     places, used = asyncio.Semaphore(AT_ONCE), set()
 
     async def work(number: int, sessions: tuple[ClientSession, ClientSession]) -> str:

@@ -380,7 +380,7 @@ async def test_a_failure_of_the_table_is_a_note(app: App, postgres_url: str) -> 
 
 
 async def test_the_embedded_server_gets_pgvector_if_it_has_it(rig: Rig, tmp_path: Path) -> None:
-    """Nobody else can install it there."""
+    """No other role can install it there."""
     settings = rig.app.settings.model_copy(
         update={
             "database": DatabaseSettings(),

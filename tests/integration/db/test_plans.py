@@ -124,7 +124,7 @@ async def test_a_report_of_costs_reads_the_turns_it_sums(sql: OneTrip) -> None:
 
 
 async def test_a_search_for_similar_questions_reads_the_owners_rows_with_the_same_rest(sql: OneTrip) -> None:
-    """Whatever others have; of the messages only those that are returned."""
+    """Rows of other owners are not read; of the messages only those that are returned."""
     await sql.execute(
         "insert into exai.answers"
         " select case when i % 10 = 0 then 'local' else 'other' || i % 50 end, 'r' || i % 3, 'e', i::text,"

@@ -9,7 +9,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
 ARGS ?=
 
-.PHONY: attack bench bench-peers browser eval help page screenshots run test test-adoption test-lowest test-newest test-clients test-poolers test-prometheus check conformance fault fuzz format lock clean
+.PHONY: attack bench bench-peers browser docs eval help page screenshots run test test-adoption test-lowest test-newest test-clients test-poolers test-prometheus check conformance fault fuzz format lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 17
@@ -81,6 +81,9 @@ browser: .venv/dev.done ## install what the tests of the page need: Playwright, 
 
 page: .venv/dev.done ## bundle the packages that the page uses again, as requirements/page pins them (npm)
 	@$(PY) requirements/page/build.py .venv/page
+
+docs: .venv/dev.done ## write the reference pages in docs/ from the settings, the commands and the tools
+	@$(PY) -m docs.reference
 
 screenshots: browser ## take the pictures of the page into docs/
 	@$(PY) -m tests.browser.screenshots docs

@@ -1,0 +1,49 @@
+"""The programs shown in docs/ run, and the variables that its pages name exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from exai.cli.main import COMMANDS
+from exai.settings.load import variables
+from tests.support.daemon import ROOT, Daemon, environment
+
+WRITTEN = [each for each in sorted((ROOT / "docs").glob("*.md")) if "Written by" not in each.read_text("utf-8")]
+
+
+def _run_program_of(page: str, directory: Path, **variables: str) -> str:
+    program = re.search(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text("utf-8"), re.DOTALL)
+    assert program is not None
+    done = subprocess.run(
+        [sys.executable, "-c", program[1]],
+        env=environment({"PYTHONPATH": str(ROOT), **variables}),
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_program_of_the_library_prints_what_its_page_states(postgres_url: str, redis_url: str, tmp_path: Path) -> None:
+    addresses = {"EXAI_DATABASE__URL": postgres_url, "EXAI_CACHE__URL": redis_url, "EXAI_DATA_DIR": str(tmp_path)}
+    assert _run_program_of("library.md", tmp_path, **addresses) == "refused: revision\n1 mention of Monday\n"
+
+
+def test_program_of_the_websocket_page_calls_a_tool(shared_daemon: Daemon, tmp_path: Path) -> None:
+    assert _run_program_of("websocket.md", tmp_path, EXAI_URL=shared_daemon.url) == "exai\n"
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda path: path.name)
+def test_variables_and_commands_of_a_page_exist(page: Path) -> None:
+    text = page.read_text("utf-8")
+    known = {each.name for each in variables()} | {"EXAI_ENV_FILE"}
+    assert set(re.findall(r"\bEXAI_[A-Z0-9_]*[A-Z0-9]\b(?!__)", text)) <= known
+    assert set(re.findall(r"`exai ([a-z]+)", text)) <= COMMANDS.keys()

@@ -1575,7 +1575,7 @@ begin
       select pg_catalog.count(*) into v_found
         from unnest(p_roles, p_kinds, p_contents) with ordinality u(role, kind, content, ord)
         join public.messages m on m.conversation_id = w.id and m.seq = p_first_seq + u.ord - 1
-       where m.seq <= v_end and (w.parent_seq is null or m.seq > w.parent_seq)
+       where m.seq between p_first_seq and v_end and (w.parent_seq is null or m.seq > w.parent_seq)
          and m.role = u.role and m.kind = u.kind and m.content = u.content;
       v_same := v_same + v_found;
       exit when w.parent_id is null;
@@ -2735,8 +2735,19 @@ begin
       select n.conversation_id, n.question_seq, n.seq, %s as similarity from newest n)
     select s.similarity, q.content, m.content, m.metadata::text, t.metadata::text, m.created_at
       from (select x.* from measured x where x.similarity >= $5 order by x.similarity desc limit $8) s
-      join public.messages q on q.conversation_id = s.conversation_id and q.seq = s.question_seq
-      join public.messages m on m.conversation_id = s.conversation_id and m.seq = s.seq
+      -- An ordered range uses the primary key even if the planner estimates the conversation to be short.
+      join lateral (
+        select y.seq, y.content
+          from public.messages y
+         where y.conversation_id = s.conversation_id and y.seq >= s.question_seq
+         order by y.seq
+         limit 1) q on q.seq = s.question_seq
+      join lateral (
+        select y.seq, y.turn_id, y.content, y.metadata, y.created_at
+          from public.messages y
+         where y.conversation_id = s.conversation_id and y.seq >= s.seq
+         order by y.seq
+         limit 1) m on m.seq = s.seq
       left join public.turns t on t.id = m.turn_id
      order by s.similarity desc, m.created_at desc
   $query$, v_product)

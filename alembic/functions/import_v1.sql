@@ -59,7 +59,7 @@ begin
       select pg_catalog.count(*) into v_found
         from unnest(p_roles, p_kinds, p_contents) with ordinality u(role, kind, content, ord)
         join public.messages m on m.conversation_id = w.id and m.seq = p_first_seq + u.ord - 1
-       where m.seq <= v_end and (w.parent_seq is null or m.seq > w.parent_seq)
+       where m.seq between p_first_seq and v_end and (w.parent_seq is null or m.seq > w.parent_seq)
          and m.role = u.role and m.kind = u.kind and m.content = u.content;
       v_same := v_same + v_found;
       exit when w.parent_id is null;

@@ -42,8 +42,19 @@ begin
       select n.conversation_id, n.question_seq, n.seq, %s as similarity from newest n)
     select s.similarity, q.content, m.content, m.metadata::text, t.metadata::text, m.created_at
       from (select x.* from measured x where x.similarity >= $5 order by x.similarity desc limit $8) s
-      join public.messages q on q.conversation_id = s.conversation_id and q.seq = s.question_seq
-      join public.messages m on m.conversation_id = s.conversation_id and m.seq = s.seq
+      -- An ordered range uses the primary key even if the planner estimates the conversation to be short.
+      join lateral (
+        select y.seq, y.content
+          from public.messages y
+         where y.conversation_id = s.conversation_id and y.seq >= s.question_seq
+         order by y.seq
+         limit 1) q on q.seq = s.question_seq
+      join lateral (
+        select y.seq, y.turn_id, y.content, y.metadata, y.created_at
+          from public.messages y
+         where y.conversation_id = s.conversation_id and y.seq >= s.seq
+         order by y.seq
+         limit 1) m on m.seq = s.seq
       left join public.turns t on t.id = m.turn_id
      order by s.similarity desc, m.created_at desc
   $query$, v_product)

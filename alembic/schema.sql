@@ -2303,6 +2303,27 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.rows_read_v1()
+ RETURNS bigint
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+  c_tables constant oid[] := array[
+    'public.conversations'::regclass, 'public.messages'::regclass, 'public.turns'::regclass,
+    'exai.message_words'::regclass, 'exai.unindexed_messages'::regclass];
+begin
+  -- Rows fetched through an index count for the index, those of a bitmap or of a scan from end to end for the table.
+  return (
+    select sum(pg_stat_get_xact_tuples_fetched(r.id)
+               + case when r.is_table then pg_stat_get_xact_tuples_returned(r.id) else 0 end)
+      from (select t.id, true as is_table from unnest(c_tables) t(id)
+             union all
+            select i.indexrelid, false from pg_index i where i.indrelid = any(c_tables)) r);
+end
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.search_page_v1(p_owner text, p_query tsquery, p_found tsquery, p_long tsquery, p_terms tsquery[], p_groups integer[], p_excluded boolean[], p_missing integer, p_waiting_ids uuid[], p_waiting_seqs bigint[], p_waiting_ats timestamp with time zone[], p_waiting_words tsvector[], p_waiting_which text[], p_ids uuid[], p_up_to bigint[], p_role text, p_since timestamp with time zone, p_until timestamp with time zone, p_tool text, p_model text, p_tags text[], p_metadata jsonb, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamp with time zone, p_ranked integer, p_limit integer)
  RETURNS TABLE(continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamp with time zone, rank numeric, tool text, model text, as_of timestamp with time zone, content text, has boolean[])
  LANGUAGE plpgsql
@@ -2549,7 +2570,7 @@ $function$
 ;
 
 CREATE OR REPLACE FUNCTION exai.search_v1(p_owner text, p_query text, p_continuation_id text, p_role text, p_since timestamp with time zone, p_until timestamp with time zone, p_tool text, p_model text, p_tags text[], p_metadata jsonb, p_level integer, p_rank numeric, p_after_id uuid, p_after_seq bigint, p_as_of timestamp with time zone, p_ranked integer, p_limit integer)
- RETURNS TABLE(continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamp with time zone, rank numeric, tool text, model text, as_of timestamp with time zone, excerpt text, cut_before boolean, cut_after boolean, words text[], level integer, missing text[], unread bigint)
+ RETURNS TABLE(continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamp with time zone, rank numeric, tool text, model text, as_of timestamp with time zone, excerpt text, cut_before boolean, cut_after boolean, words text[], level integer, missing text[], unread bigint, rows_read bigint)
  LANGUAGE plpgsql
  STABLE ROWS 20
  SET search_path TO 'pg_catalog', 'pg_temp'
@@ -2579,13 +2600,13 @@ declare
   v_up_to bigint[];
   v_waiting record;
   v_is_any boolean;
-  v_is_found boolean := false;
   v_unread bigint := 0;
   -- Limit on the time for messages that wait to be indexed.
   v_work bigint := 1500000;
   -- The time is a setting, so that a server that is busy for other reasons can be given more.
   v_time constant interval := coalesce(nullif(current_setting('exai.search_time', true), '')::interval, interval '2.5 s');
   v_stop constant timestamptz := clock_timestamp() + v_time;
+  v_read_before constant bigint := exai.rows_read_v1();
 begin
   with terms as materialized (
     select t.* from exai.read_query_v1(exai.owner_key_v1(p_owner), p_query) with ordinality t(
@@ -2651,7 +2672,7 @@ begin
              case when v_level < v_count then (
                select coalesce(array_agg(v_labels[t.i] order by t.i), '{}')
                  from unnest(s.has) with ordinality t(has, i) where not t.has and not v_excluded[t.i]) end,
-             v_unread
+             null::bigint, null::bigint
         from exai.search_page_v1(
                p_owner, v_query,
                case when v_long is null then v_query else v_query && !! v_long end,
@@ -2664,16 +2685,14 @@ begin
                p_limit) s
        cross join lateral exai.excerpt_v1(s.content, v_words) e
        order by s.rank desc, s.conversation_id desc, s.seq desc;
-      v_is_found := found;
-      exit when v_is_found;
+      exit when found;
     end if;
     exit when p_level is not null;
     v_level := v_level - 1;
   end loop;
-  if v_unread > 0 and not v_is_found then
-    unread := v_unread;
-    return next;
-  end if;
+  unread := v_unread;
+  rows_read := exai.rows_read_v1() - v_read_before;
+  return next;
 end
 $function$
 ;

@@ -6,7 +6,7 @@ cannot be refused, and by one item that is held alone, so that a limit below a m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -16,17 +16,22 @@ SETTING = "EXAI_SERVER__OWNER_MAX_IN_FLIGHT_BYTES"
 
 
 class Account:
-    """One owner's bytes in this process. For the event loop's thread only."""
+    """One owner's bytes in this process. For the event loop's thread only.
 
-    __slots__ = ("_most_bytes", "held_bytes")
+    `on_refusal` is called with the name of the limit whenever bytes are refused.
+    """
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most_bytes = most_bytes
+    __slots__ = ("_most_bytes", "_on_refusal", "held_bytes")
+
+    def __init__(self, most_bytes: int, on_refusal: Callable[[str], None] | None = None) -> None:
+        self._most_bytes, self._on_refusal = most_bytes, on_refusal
         self.held_bytes = 0
 
     def take(self, size_bytes: int, what: str = "running requests") -> None:
         """Count bytes until they are released with `give`. Raises `Overloaded`, and then counts nothing."""
         if self.held_bytes and self.held_bytes + size_bytes > self._most_bytes:
+            if self._on_refusal is not None:
+                self._on_refusal("in_flight_bytes")
             limit = f"{SETTING} of one owner's {what}, in bytes"
             cure = "Wait for other calls to end, ask for less in one call, or raise the limit"
             raise Overloaded(limit, self._most_bytes, cure=cure)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from typing import Final, Generic, TypeAlias, TypeVar
@@ -25,8 +25,26 @@ Holder: TypeAlias = Owner | None
 
 WHAT: Final = "a free place"
 
-request_tool: ContextVar[str] = ContextVar("request_tool", default="shared")
-"""The tool of the current request; `shared` for work that serves several requests or none."""
+
+class RequestWork:
+    """What the current request has done: its round trips to the database, those shared with other requests included."""
+
+    __slots__ = ("statements",)
+
+    def __init__(self) -> None:
+        self.statements = 0
+
+
+request_work: ContextVar[RequestWork | None] = ContextVar("request_work", default=None)
+"""The work of the current request; None for background work and for work done for several requests at once."""
+
+
+def count_shared(works: Iterable[RequestWork | None]) -> None:
+    """Count one round trip for each request that it serves."""
+    for work in works:
+        if work is not None:
+            work.statements += 1
+
 
 request_owner: ContextVar[Holder] = ContextVar("request_owner", default=None)
 """The owner of the current request; None for background work and for work done for several owners at once."""

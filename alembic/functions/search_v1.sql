@@ -6,8 +6,8 @@
 --
 -- If no message contains all terms, messages with most of them are returned: all but one, all but two, and so on.
 -- level is the number of terms in every hit, and p_level continues the same search on the next page (null: first
--- page). unread: how many messages that wait to be indexed were not examined within the limits; in a row of its own
--- if nothing was found.
+-- page). The last row is no hit: unread is how many messages that wait to be indexed were not examined within the
+-- limits, and rows_read how many rows the search has read.
 --
 -- Stable: everything is read from the caller's snapshot, in which each message is either indexed or waiting, and
 -- nothing is written.
@@ -18,7 +18,7 @@ create or replace function exai.search_v1(
 returns table (
   continuation_id text, conversation_id uuid, title text, seq bigint, role text, kind text, created_at timestamptz,
   rank numeric, tool text, model text, as_of timestamptz, excerpt text, cut_before boolean, cut_after boolean,
-  words text[], level integer, missing text[], unread bigint)
+  words text[], level integer, missing text[], unread bigint, rows_read bigint)
 language plpgsql stable rows 20
 set search_path = pg_catalog, pg_temp
 set plan_cache_mode = 'force_generic_plan'
@@ -47,13 +47,13 @@ declare
   v_up_to bigint[];
   v_waiting record;
   v_is_any boolean;
-  v_is_found boolean := false;
   v_unread bigint := 0;
   -- Limit on the time for messages that wait to be indexed.
   v_work bigint := 1500000;
   -- The time is a setting, so that a server that is busy for other reasons can be given more.
   v_time constant interval := coalesce(nullif(current_setting('exai.search_time', true), '')::interval, interval '2.5 s');
   v_stop constant timestamptz := clock_timestamp() + v_time;
+  v_read_before constant bigint := exai.rows_read_v1();
 begin
   with terms as materialized (
     select t.* from exai.read_query_v1(exai.owner_key_v1(p_owner), p_query) with ordinality t(
@@ -119,7 +119,7 @@ begin
              case when v_level < v_count then (
                select coalesce(array_agg(v_labels[t.i] order by t.i), '{}')
                  from unnest(s.has) with ordinality t(has, i) where not t.has and not v_excluded[t.i]) end,
-             v_unread
+             null::bigint, null::bigint
         from exai.search_page_v1(
                p_owner, v_query,
                case when v_long is null then v_query else v_query && !! v_long end,
@@ -132,15 +132,13 @@ begin
                p_limit) s
        cross join lateral exai.excerpt_v1(s.content, v_words) e
        order by s.rank desc, s.conversation_id desc, s.seq desc;
-      v_is_found := found;
-      exit when v_is_found;
+      exit when found;
     end if;
     exit when p_level is not null;
     v_level := v_level - 1;
   end loop;
-  if v_unread > 0 and not v_is_found then
-    unread := v_unread;
-    return next;
-  end if;
+  unread := v_unread;
+  rows_read := exai.rows_read_v1() - v_read_before;
+  return next;
 end
 $$

@@ -207,7 +207,9 @@ class ConversationStore:
         query.validate(self._limits)
         check_page(limit, cursor)
         self._indexing.request()
-        return await self._search.search(query, limit=limit, cursor=cursor)
+        page = await self._search.search(query, limit=limit, cursor=cursor)
+        self._recorder.observe("search_scan_rows", page.rows_read)
+        return page
 
     async def fork(
         self,

@@ -84,6 +84,7 @@ async def serve(
             started()
             server = _mcp_server(app)
             asgi = build_asgi(server, _routes(app, server, link))
+            app.recorder.watch(asgi.report)
             async with open_server(asgi, settings.server, sockets=sockets) as listening:
                 facts = _started(app, listening.port)
                 if link is not None:

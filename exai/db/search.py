@@ -112,7 +112,8 @@ class SearchPage:
     """Hits, best first; `next_cursor` is None on the last page. `places` holds the position after each hit.
 
     `matched` is "some" if no message has all terms; the hits are then the messages with most of them. `unread` is the
-    number of messages not yet indexed that the search left out to stay within its bound of work.
+    number of messages not yet indexed that the search left out to stay within its bound of work, `rows_read` the number
+    of rows that the server has read for it.
     """
 
     hits: tuple[SearchHit, ...]
@@ -120,6 +121,7 @@ class SearchPage:
     places: tuple[SearchPlace, ...] = ()
     matched: Matched = "all"
     unread: int = 0
+    rows_read: int = 0
 
     def cursor_after(self, number: int) -> str | None:
         """Return the cursor after the first `number` hits (at least 1), for a page that is cut to them."""
@@ -168,8 +170,8 @@ class SearchRepository:
             query.tool, query.model, *labels_of(query.tags, query.metadata), after.level, after.rank,
             after.conversation_id, after.seq, after.as_of, RANKED, limit + 1,
         )  # fmt: skip
-        unread = rows[0]["unread"] if rows else 0
-        rows = [row for row in rows if row["conversation_id"] is not None]
+        # The last row holds the sums; a query without a word, or of a missing conversation, has none.
+        sums = rows.pop() if rows else {"unread": 0, "rows_read": 0}
         hits = tuple(
             SearchHit(
                 continuation_id=ContinuationId(row["continuation_id"]),
@@ -191,7 +193,8 @@ class SearchRepository:
             for row in rows[:limit]
         )
         matched: Matched = "some" if any(hit.missing for hit in hits) else "all"
-        return SearchPage(hits, write_search_cursor(places[-1]) if len(rows) > limit else None, places, matched, unread)
+        cursor_after = write_search_cursor(places[-1]) if len(rows) > limit else None
+        return SearchPage(hits, cursor_after, places, matched, sums["unread"], sums["rows_read"])
 
     async def index(self, limit: int = PORTION) -> Indexed:
         """Index the words of at most `limit` queued messages, unless another daemon is indexing; 1 round trip.

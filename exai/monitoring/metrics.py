@@ -35,6 +35,7 @@ RECENT_SLOTS = 60
 RECENT_VALUES = 256
 
 BYTES_BUCKETS = tuple(float(256 * 4**power) for power in range(10))
+STATEMENT_BUCKETS = (0.0, 1, 2, 3, 4, 5, 6, 8, 10, 20, 50, 100)
 NUMBER_BUCKETS = (1.0, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 10_000, 100_000)
 
 LONG = ("mcp_request_", "provider_", "slow_operation_", "turn_")
@@ -246,6 +247,8 @@ def _bounds(kind: MetricKind, name: str) -> tuple[float, ...]:
         return ()
     if name.endswith("_seconds"):
         return SECONDS_BOUNDS if name.startswith(LONG) else SHORT_BOUNDS
+    if name.endswith("_statements"):
+        return STATEMENT_BUCKETS
     return BYTES_BUCKETS if name.endswith("_bytes") else NUMBER_BUCKETS
 
 

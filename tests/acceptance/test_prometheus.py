@@ -53,6 +53,7 @@ async def use(daemon: Daemon) -> None:
         for _ in range(3):
             await call(client, "conversation_get", continuation_id=answer["continuation_id"])
         await call(client, "chat", prompt="another", continuation_id=answer["continuation_id"])
+        await call(client, "conversation_search", query="another")
 
 
 def scraped(daemon: Daemon, token: str | None = TOKEN) -> tuple[int, str]:
@@ -63,6 +64,12 @@ def scraped(daemon: Daemon, token: str | None = TOKEN) -> tuple[int, str]:
         return response.status, response.read().decode()
     finally:
         connection.close()
+
+
+def samples_of(daemon: Daemon) -> dict[str, float]:
+    """Every sample by its text before the value."""
+    lines = (line.rpartition(" ") for line in scraped(daemon)[1].splitlines() if line[0] != "#")
+    return {name: float(value) for name, _, value in lines}
 
 
 def dashboard_expressions() -> list[str]:
@@ -90,6 +97,28 @@ async def test_what_is_shown_and_watched_exists(daemon: Daemon) -> None:
         named = set(NAME.findall(re.sub(r"#.*", "", source)))
         missing = {name for name in named - existing if not any(part in source for part in NEEDS_AN_OUTAGE)}
         assert missing - {"exai_metrics_expired_rows", "exai_stale_reads_total"} == set(), source
+
+
+async def test_round_trips_are_counted_for_each_call(daemon: Daemon) -> None:
+    """A turn is two statements, and a read of what is in the cache none; a WebSocket counts while it is open."""
+    async with connect(daemon.url) as client:
+        answer = await call(client, "chat", prompt="a question")
+        await call(client, "chat", prompt="another", continuation_id=answer["continuation_id"])
+        await call(client, "conversation_get", continuation_id=answer["continuation_id"])
+        await call(client, "conversation_search", query="another")
+        open_now = samples_of(daemon)
+    assert open_now["exai_ws_connections"] == 1
+    assert open_now["exai_ws_send_queue_bytes"] == 0
+    expected = {"chat": (2, 4.0), "conversation_get": (1, 0.0), "conversation_search": (1, 1.0)}
+    for tool, (calls, statements) in expected.items():
+        assert open_now[f'exai_request_statements_count{{tool="{tool}"}}'] == calls
+        assert open_now[f'exai_request_statements_sum{{tool="{tool}"}}'] == statements
+    assert open_now['exai_request_statements_bucket{le="1.0",tool="chat"}'] == 0
+    assert open_now['exai_request_statements_bucket{le="0.0",tool="conversation_get"}'] == 1
+    assert open_now["exai_search_scan_rows_count"] == 1
+    assert open_now["exai_search_scan_rows_sum"] > 0
+    assert open_now['exai_owner_limited_total{limit="requests_per_s"}'] == 0
+    await wait_until(lambda: samples_of(daemon)["exai_ws_connections"] == 0)
 
 
 async def test_metrics_are_for_holders_of_the_token(daemon: Daemon) -> None:

@@ -163,6 +163,7 @@ async def test_metrics_are_those_of_all_workers_and_never_go_back(workers: Daemo
     """Also when one is killed, and when all are replaced."""
     calls = 'exai_mcp_requests_total{method="tools/call",outcome="ok",tool="version"}'
     made = 0
+    open_now: list[float] = []
 
     async def make(number: int) -> None:
         nonlocal made
@@ -171,10 +172,13 @@ async def test_metrics_are_those_of_all_workers_and_never_go_back(workers: Daemo
                 for _ in range(number):
                     await frames.call(socket, "version")
                 made += number
+            open_now[:] = [metrics_of(workers)["exai_ws_connections"] for _ in range(10)]
 
     await make(5)
+    assert min(open_now) == max(open_now) >= 2, "the sockets of both workers"
     seen = [metrics_of(workers) for _ in range(10)]
     assert {each[calls] for each in seen} == {made}
+    assert {each['exai_request_statements_count{tool="version"}'] for each in seen} == {made}
     assert {each["exai_workers"] for each in seen} == {2}
     cpu = [each["process_cpu_seconds_total"] for each in seen]
     assert cpu == sorted(cpu)

@@ -23,6 +23,7 @@ from exai.db.driver.translate import DEPENDENCY, NO_REPLY, unknown_outcome
 from exai.db.records import AppendResult, AppendStart
 from exai.db.rows import Columns, columns_of, conversation_of, stored_of
 from exai.errors import DatabaseError, DeadlineExceeded, ExaiError, OutcomeUnknown, ShuttingDown
+from exai.fairness import count_shared, request_work
 from exai.models import Commit, Owner
 
 MOST_APPENDS: Final = 16
@@ -42,10 +43,11 @@ SendOne: TypeAlias = Callable[[AppendStart, Columns], Awaitable[AppendResult]]
 class _Append:
     """One append. `doubt` is the error of its batch if that batch may have stored it."""
 
-    __slots__ = ("columns", "doubt", "start")
+    __slots__ = ("columns", "doubt", "start", "work")
 
     def __init__(self, start: AppendStart, columns: Columns) -> None:
         self.start, self.columns = start, columns
+        self.work = request_work.get()
         self.doubt: OutcomeUnknown | None = None
 
 
@@ -77,6 +79,7 @@ class AppendBatcher:
 
     async def _send(self, appends: Sequence[_Append]) -> list[AppendResult | None]:
         stored: list[AppendResult | None] = [None] * len(appends)
+        count_shared(append.work for append in appends)
         for row in await self._database.fetch("append_group", *_columns(appends)):
             number = row["number"] - 1
             stored[number] = _result(appends[number].start, row)

@@ -29,7 +29,7 @@ from exai.db.driver.statements import Statement, load_statements
 from exai.db.driver.translate import DEPENDENCY, READ_ONLY, StatementPhase, TranslatedError, judge
 from exai.db.driver.writability import Obstacle, obstacle_of
 from exai.errors import DatabaseUnavailable, DeadlineExceeded, ShuttingDown, StorageFull
-from exai.fairness import Holder, request_owner, request_tool
+from exai.fairness import Holder, request_owner, request_work
 from exai.models import Recorder
 from exai.resilience import Clock, backoff_s, remaining_s
 from exai.settings.load import DatabaseSettings
@@ -50,6 +50,8 @@ TICK_S: Final = 0.001
 """Resolution of the event loop's timers: a timeout may expire this much before the deadline it was derived from."""
 
 STATEMENT_CACHE: Final = 1_000
+TRANSACTION_TRIPS: Final = 2
+"""Round trips of the beginning and the end of an explicit transaction."""
 
 REFUSAL_COUNTS_S: Final = 60.0
 RENEW_AFTER_S: Final = 5.0
@@ -115,7 +117,6 @@ class Database:
                 took_s = time.perf_counter() - started
                 self.network.observe(took_s)
                 self._recorder.count("db_statements_total", statement=name)
-                self._recorder.count("tool_statements_total", tool=request_tool.get())
                 self._recorder.observe("db_statement_seconds", took_s, statement=name)
                 if self._refusal is not None and statement.repeat != "read":
                     self._refusal = None
@@ -135,8 +136,11 @@ class Database:
         connections = self._connections
         owner = request_owner.get()
         connection = connections.take_nowait(owner) or await self._take(owner, limit_s, waits)
+        is_alone = connection.is_read_committed or statement.repeat == "read"
+        if (work := request_work.get()) is not None:
+            work.statements += 1 if is_alone else 1 + TRANSACTION_TRIPS
         try:
-            if connection.is_read_committed or statement.repeat == "read":
+            if is_alone:
                 rows: list[Record] = await connection.fetch(statement.text, *args, timeout=limit_s)
             else:
                 rows = await _in_read_committed(connection, statement, args, limit_s)
@@ -260,7 +264,8 @@ async def _in_read_committed(
 ) -> list[Record]:
     """Run a statement in an explicit read committed transaction, for sessions whose default level is another one.
 
-    Needed behind a pooler only: `settle` sets the default of a direct connection. Costs two more round trips.
+    Needed behind a pooler only: `settle` sets the default of a direct connection. Costs `TRANSACTION_TRIPS` more round
+    trips.
     """
     async with asyncio.timeout(limit_s), connection.transaction(isolation="read_committed"):
         rows: list[Record] = await connection.fetch(statement.text, *args, timeout=limit_s)

@@ -146,6 +146,7 @@ class Connection:
         if "taskIds" in wanted and versions.TASKS in self.surface.capabilities.get("extensions", {}):
             versions.require_extension(client.capabilities, versions.TASKS)
         if len(self.listening) >= MAX_SUBSCRIPTIONS:
+            self._subscriptions.note_limited("connection_subscriptions")
             raise rpc_error(Overloaded("subscriptions of one connection", MAX_SUBSCRIPTIONS))
         granted: dict[str, Any] = {
             name: True
@@ -223,6 +224,7 @@ class Connection:
         if method.answer is not None:
             return self._answer(request, method, version, method.answer(call))
         if len(self.in_flight) >= self._max_in_flight:
+            self._subscriptions.note_limited("connection_requests")
             raise rpc_error(Overloaded("requests in flight on one connection", self._max_in_flight))
         self.in_flight[request.id] = call
         return Start(call)

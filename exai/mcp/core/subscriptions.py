@@ -27,6 +27,9 @@ class Budget(Protocol):
     def unsubscribe(self, count: int, size_bytes: int) -> None:
         """Release URIs counted by `subscribe`."""
 
+    def note_limited(self, limit: str) -> None:
+        """Count that a limit has refused something."""
+
 
 class Subscriptions:
     """The subscriptions of one peer: single URIs, and the URIs of its listen requests by request id."""
@@ -48,6 +51,7 @@ class Subscriptions:
             raise RpcError(INVALID_PARAMS, problem)
         if uri not in self._single:
             if len(self._single) >= MAX_SUBSCRIBED_URIS:
+                self.note_limited("connection_subscriptions")
                 raise Overloaded("subscribed resources of one connection", MAX_SUBSCRIBED_URIS)
             self._take((uri,))
             self._single.add(uri)
@@ -96,6 +100,11 @@ class Subscriptions:
     def _is_served(self, uri: str) -> bool:
         scheme = uri[:32].partition("://")[0]
         return len(uri) <= MAX_URI_CHARS and (not self._schemes or scheme in self._schemes)
+
+    def note_limited(self, limit: str) -> None:
+        """Count in the owner's quota that a limit of the connection has refused something."""
+        if self._budget is not None:
+            self._budget.note_limited(limit)
 
     def _take(self, uris: Iterable[str]) -> None:
         if self._budget is not None:

@@ -168,7 +168,10 @@ class Tasks:
             doing.cancel(ShuttingDown.code)
 
     def _has_room(self, owner: Owner) -> bool:
-        return sum(each == owner for each, _ in self._handed.values()) < self._settings.owner_max_tasks
+        if sum(each == owner for each, _ in self._handed.values()) < self._settings.owner_max_tasks:
+            return True
+        self._recorder.count("owner_limited_total", limit="tasks")
+        return False
 
     def _hand_over(self, doing: asyncio.Task[Json], durable: BegunWork, owner: Owner) -> None:
         """Let the work go on without its call."""

@@ -46,6 +46,11 @@ class Outbox:
         """Return whether a message may be pushed without waiting."""
         return self._size_bytes < self._max_bytes or self.is_closed
 
+    @property
+    def size_bytes(self) -> int:
+        """Return the bytes that wait to be sent."""
+        return self._size_bytes
+
     async def wait_for_room(self) -> None:
         """Wait for room; as with `put`, the reader makes room or closes the outbox."""
         while not self.has_room:

@@ -11,10 +11,11 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import inf
+from typing import Final
 
 from exai.account import Account
 from exai.errors import Overloaded
-from exai.models import Owner
+from exai.models import Owner, Recorder
 from exai.resilience import Clock
 from exai.settings.load import ServerSettings
 
@@ -34,6 +35,21 @@ BARRED_S = 5.0
 
 MAX_ADDRESSES = 16_000
 """Subscribed URIs of one owner, over all its connections."""
+
+LIMITS: Final = (
+    "barred",
+    "bytes_per_s",
+    "connection_requests",
+    "connection_subscriptions",
+    "connections",
+    "in_flight",
+    "in_flight_bytes",
+    "processor_time",
+    "requests_per_s",
+    "subscribed_addresses",
+    "tasks",
+)
+"""What can refuse or delay an owner's requests; those that begin with `connection_` limit each of its connections."""
 
 _LOOKED_AT = 2
 """Idle owners to examine for removal at each lookup; more than one, so that their number cannot grow."""
@@ -84,13 +100,13 @@ class RecentSenders:
 class Quota:
     """The limits and usage of one owner; made by `Quotas`."""
 
-    def __init__(self, limits: ServerSettings, clock: Clock, senders: RecentSenders) -> None:
-        self._limits, self._clock, self._senders = limits, clock, senders
+    def __init__(self, limits: ServerSettings, clock: Clock, senders: RecentSenders, recorder: Recorder) -> None:
+        self._limits, self._clock, self._senders, self._recorder = limits, clock, senders, recorder
         self._connections = 0
         self._running = 0
         self._addresses = 0
         self._barred_until = 0.0
-        self.account = Account(limits.owner_max_in_flight_bytes)
+        self.account = Account(limits.owner_max_in_flight_bytes, self.note_limited)
         self.used_at = clock()
         self._debt_s, self._debt_at = 0.0, self.used_at
         self._requests = Bucket(limits.owner_requests_per_s, self.used_at)
@@ -100,6 +116,10 @@ class Quota:
     def is_idle(self) -> bool:
         """Return whether the owner has no connection, running request or held bytes."""
         return not self._connections and not self._running and not self.account.held_bytes
+
+    def note_limited(self, limit: str) -> None:
+        """Count that a limit has refused or delayed something of this owner."""
+        self._recorder.count("owner_limited_total", limit=limit)
 
     @contextmanager
     def hold_connection(self) -> Iterator[None]:
@@ -115,6 +135,7 @@ class Quota:
     def connect(self) -> bool:
         """Count one connection until `disconnect`. Returns False if the owner has too many."""
         if self._connections >= self._limits.owner_max_connections:
+            self.note_limited("connections")
             return False
         self._connections += 1
         return True
@@ -130,6 +151,7 @@ class Quota:
     def check_barred(self) -> None:
         """Raise `Overloaded` while new WebSockets of this owner are refused."""
         if (wait_s := self._barred_until - self._clock()) > 0:
+            self.note_limited("barred")
             raise Overloaded("connecting again after a connection was closed for abuse", BARRED_S, retry_after_s=wait_s)
 
     def take(self, size_bytes: int) -> None:
@@ -137,9 +159,11 @@ class Quota:
         now = self._clock()
         # Both limits are checked before either is charged, so that a refused message counts for nothing.
         if (wait_s := self._requests.wait_s(1, now)) > 0:
+            self.note_limited("requests_per_s")
             limit = "EXAI_SERVER__OWNER_REQUESTS_PER_S of one owner's requests a second"
             raise Overloaded(limit, round(self._limits.owner_requests_per_s, 3), retry_after_s=wait_s)
         if (wait_s := self._bytes.wait_s(size_bytes, now)) > 0:
+            self.note_limited("bytes_per_s")
             limit = "EXAI_SERVER__OWNER_BYTES_PER_S of one owner's bytes a second"
             raise Overloaded(limit, self._limits.owner_bytes_per_s, retry_after_s=wait_s)
         self._senders.note(self, now)
@@ -149,7 +173,13 @@ class Quota:
     def spend(self, size_bytes: int, count: int = 1) -> bool:
         """Count messages or frames that cannot be refused, since they have no answer. Returns False over a rate."""
         now = self._clock()
-        is_within = self._requests.wait_s(count, now) <= 0 and self._bytes.wait_s(size_bytes, now) <= 0
+        is_within = True
+        if self._requests.wait_s(count, now) > 0:
+            is_within = False
+            self.note_limited("requests_per_s")
+        elif self._bytes.wait_s(size_bytes, now) > 0:
+            is_within = False
+            self.note_limited("bytes_per_s")
         # Charged over the rate as well: the input has already been received.
         self._requests.take(count)
         self._bytes.take(size_bytes)
@@ -164,11 +194,13 @@ class Quota:
             # Time used while alone is not held against the owner when another one arrives.
             self._debt_s = min(self._debt_s, TIME_BURST_S)
             return 0.0
+        self.note_limited("processor_time")
         return min((self._debt_s - TIME_BURST_S) / TIME_SHARE, MAX_PAUSE_S)
 
     def subscribe(self, count: int, size_bytes: int) -> None:
         """Count URIs to which a connection subscribes, and their bytes. Raises `Overloaded`."""
         if self._addresses + count > MAX_ADDRESSES:
+            self.note_limited("subscribed_addresses")
             raise Overloaded("one owner's subscribed addresses", MAX_ADDRESSES, cure="Unsubscribe from others first")
         self.account.take(size_bytes, "subscriptions")
         self._addresses += count
@@ -182,6 +214,7 @@ class Quota:
         """Count one running request of this size until `end`. Raises `Overloaded`."""
         most = self._limits.owner_max_in_flight
         if self._running >= most:
+            self.note_limited("in_flight")
             raise Overloaded("EXAI_SERVER__OWNER_MAX_IN_FLIGHT of one owner's running requests", most)
         self.account.take(size_bytes)
         self._running += 1
@@ -195,8 +228,10 @@ class Quota:
 class Quotas:
     """The quotas of all owners that have sent something recently."""
 
-    def __init__(self, limits: ServerSettings, clock: Clock = time.monotonic) -> None:
-        self._limits, self._clock = limits, clock
+    def __init__(self, limits: ServerSettings, recorder: Recorder, clock: Clock = time.monotonic) -> None:
+        self._limits, self._recorder, self._clock = limits, recorder, clock
+        for limit in LIMITS:
+            recorder.count("owner_limited_total", 0, limit=limit)
         self._senders = RecentSenders()
         self._known: OrderedDict[Owner, Quota] = OrderedDict()
 
@@ -209,7 +244,7 @@ class Quotas:
         self._forget_idle(now)
         quota = self._known.get(owner)
         if quota is None:
-            quota = self._known[owner] = Quota(self._limits, self._clock, self._senders)
+            quota = self._known[owner] = Quota(self._limits, self._clock, self._senders, self._recorder)
         quota.used_at = now
         self._known.move_to_end(owner)
         return quota

@@ -31,7 +31,7 @@ class Runtime:
     _shortest_deadline_s: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.quotas = Quotas(self.settings)
+        self.quotas = Quotas(self.settings, self.recorder)
         self.accounting = Accounting(self.recorder)
         self._shortest_deadline_s = self.settings.shortest_call_deadline_s
 

@@ -19,7 +19,7 @@ from structlog.contextvars import STRUCTLOG_KEY_PREFIX
 from exai import tracing
 from exai.account import request_account
 from exai.errors import DeadlineExceeded, ExaiError, Overloaded, ShuttingDown
-from exai.fairness import request_owner, request_tool
+from exai.fairness import RequestWork, request_owner, request_work
 from exai.mcp.core import versions
 from exai.mcp.core.connection import Connection
 from exai.mcp.core.errors import rpc_error
@@ -255,7 +255,8 @@ class Session:
         method = call.method
         terms = method.terms if method.terms_of is None else method.terms_of(call)
         _REQUEST.set(request_id)
-        request_tool.set(terms.label or method.name)
+        work = RequestWork()
+        request_work.set(work)
         if tracing.is_on():
             trace_parent.set(_trace_of(call, self.connection.trace_parent))
         started_s = time.perf_counter()
@@ -280,7 +281,8 @@ class Session:
             if reporter is not None:
                 reporter.stop()
             took_s = time.perf_counter() - started_s
-            self.runtime.accounting.add((self.owner, method.name, terms.label, outcome), request_id, took_s, self._loop)
+            kind = (self.owner, method.name, terms.label, outcome)
+            self.runtime.accounting.add(kind, request_id, took_s, work.statements, self._loop)
             self._forget(running)
 
     def _progress_reporter(self, call: Call) -> ProgressReporter:

@@ -40,6 +40,10 @@ class McpApp:
         self._others = Starlette(routes=list(routes))
         self._open_paths = tuple(open_paths)
 
+    def report(self) -> None:
+        """Set the gauges of the transports."""
+        self._websocket.report()
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection or request."""
         path = scope["path"]

@@ -50,6 +50,13 @@ class WebSocketTransport:
 
     def __init__(self, server: McpServer) -> None:
         self._server = server
+        self._sessions: set[Session] = set()
+
+    def report(self) -> None:
+        """Set the gauges of the open connections and of the bytes that wait to be sent on them."""
+        recorder = self._server.recorder
+        recorder.gauge("ws_connections", len(self._sessions))
+        recorder.gauge("ws_send_queue_bytes", sum(each.outbox.size_bytes for each in self._sessions))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection from handshake to close."""
@@ -83,12 +90,14 @@ class WebSocketTransport:
         if direct is not None:
             session.outbox.send_now = direct.send_now
         abort = abort_of(scope)
+        self._sessions.add(session)
         writer = asyncio.create_task(self._write(session, send, abort), name="mcp websocket writer")
         try:
             code = await self._read(session, receive, direct)
             log.info("disconnected", peer=session.peer, code=code)
         finally:
             await self._close(session, writer)
+            self._sessions.discard(session)
 
     async def _read(self, session: Session, receive: Receive, direct: Direct | None) -> int:
         taking = _Taking(session, direct)

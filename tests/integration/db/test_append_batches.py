@@ -14,6 +14,7 @@ from exai.db.driver.address import parse_address
 from exai.db.driver.pool import OneTrip, connect
 from exai.db.records import AppendResult, AppendStart
 from exai.errors import DatabaseError, DeadlineExceeded, OutcomeUnknown
+from exai.fairness import RequestWork, request_work
 from exai.models import LOCAL_OWNER, ContinuationId, ConversationId, ConversationKey, FileId, NewMessage, Owner
 from exai.resilience import with_deadline
 from tests.support.counters import Counters
@@ -86,6 +87,23 @@ async def test_appends_that_come_together_are_one_statement(rig: Rig) -> None:
         assert page.messages[1:] == answer.commit.added
         assert page.conversation == answer.commit.conversation
         assert page.server_epoch == answer.commit.server_epoch
+
+
+async def test_each_request_has_its_own_count_of_the_round_trips_it_waited_for(rig: Rig) -> None:
+    """A shared statement is one round trip of each, and a second one is counted for the append that needed it."""
+
+    async def counted(start: AppendStart) -> int:
+        work = RequestWork()
+        request_work.set(work)
+        await rig.repository.append(start)
+        return work.statements
+
+    starts = [appending(name, "two") for name in rig.names]
+    async with rig.held(rig.names[0]):
+        tasks = [asyncio.create_task(counted(start)) for start in starts]
+        assert await asyncio.wait_for(asyncio.gather(*tasks[1:]), 30) == [1] * (NUMBER - 1)
+    assert await tasks[0] == 2
+    assert rig.sent() == (1, 1)
 
 
 async def test_an_append_that_comes_alone_is_sent_at_once(rig: Rig) -> None:

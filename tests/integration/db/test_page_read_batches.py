@@ -19,6 +19,7 @@ from exai.db.driver.pool import RETRIES, Database, OneTrip, connect
 from exai.db.lifecycle import CurationRepository
 from exai.db.records import StoredPage
 from exai.errors import DatabaseBusy, DatabaseError, DatabaseUnavailable, DeadlineExceeded, NotFound, ShuttingDown
+from exai.fairness import RequestWork, request_work
 from exai.models import LOCAL_OWNER, PAGE_MESSAGES, ContinuationId, ConversationId, ConversationKey, Owner
 from exai.resilience import with_deadline
 from tests.support.counters import Counters
@@ -445,3 +446,17 @@ async def test_what_is_read_together_equals_what_is_read_alone(rig: Rig, seed: i
             else:
                 assert (type(answer), str(answer)) == (type(expected), str(expected))
     assert rig.sent()[1] == single
+
+
+async def test_each_request_has_its_own_count_of_the_round_trips_it_waited_for(rig: Rig) -> None:
+    """A shared statement is one round trip of each."""
+
+    async def counted(name: ContinuationId) -> int:
+        work = RequestWork()
+        request_work.set(work)
+        await rig.alone(name)
+        return work.statements
+
+    before = rig.proxy.round_trips
+    assert await asyncio.gather(*map(counted, rig.names)) == [1] * len(rig.names)
+    assert rig.proxy.round_trips - before < len(rig.names)

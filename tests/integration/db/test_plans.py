@@ -16,7 +16,8 @@ from exai.db.conversations import LIST_BYTES
 from exai.db.driver.pool import Database, OneTrip, connect
 from exai.db.driver.statements import load_statements
 from exai.db.filters import ALL, part_of
-from exai.models import PAGE_BYTES
+from exai.db.search import SearchQuery, SearchRepository
+from exai.models import LOCAL_OWNER, PAGE_BYTES
 from tests.support.database import new_id
 
 MESSAGES = 5_000
@@ -44,6 +45,8 @@ select id, 'local', 'key', 'h', 'chat', 'finished', id, now(), 1, 2500, 2500
   from conversations where continuation_id = 'long';
 """
 
+
+ROWS_READ = "select sum(coalesce(idx_tup_fetch, 0) + seq_tup_read)::bigint from pg_stat_xact_user_tables"
 
 SEARCH = ("local", "needle", *(None,) * 13, 500, 21)
 
@@ -240,6 +243,25 @@ async def test_a_search_reads_what_it_ranks_and_shows(sql: OneTrip) -> None:
         assert counts["messages"][1] <= 21, counts
         assert counts["message_words"][1] <= 5_000 + 500, counts
         assert counts["conversations"][1] <= 2 * 500 + 21, counts
+
+
+async def test_a_search_states_the_rows_that_it_has_read(sql: OneTrip, database: Database) -> None:
+    """The metric `search_scan_rows` is the server's own count, also of rows that no hit is made of."""
+    await sql.execute("update messages set content = 'needle ' || seq where seq % 10 = 0")
+    await index(sql)
+    searches = (
+        SearchQuery(LOCAL_OWNER, "needle"),
+        SearchQuery(LOCAL_OWNER, "needle", tool="a tool that none was"),
+        SearchQuery(LOCAL_OWNER, "absent"),
+    )
+    for query in searches:
+        args = (query.owner, query.text, *(None,) * 4, query.tool, *(None,) * 8, 500, 21)
+        async with sql.transaction():
+            before = await sql.fetchval(ROWS_READ)
+            rows = await sql.fetch(load_statements()["search_messages"].text, *args)
+            counted = await sql.fetchval(ROWS_READ) - before
+        assert rows[-1]["rows_read"] == counted, query
+        assert (await SearchRepository(database).search(query, limit=20)).rows_read == pytest.approx(counted, rel=0.01)
 
 
 async def test_a_search_by_tags_and_metadata_looks_at_the_owners_matches_only(sql: OneTrip) -> None:

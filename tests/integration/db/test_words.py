@@ -282,7 +282,7 @@ async def test_a_search_writes_nothing(repository: ConversationRepository, sql: 
     statement = load_statements()["search_messages"].text
     async with sql.transaction(readonly=True):
         hits = await sql.fetch(statement, LOCAL_OWNER, "word", *(None,) * 13, 500, 9)
-        assert sorted(hit["seq"] for hit in hits) == [1, 2]
+        assert sorted(hit["seq"] for hit in hits[:-1]) == [1, 2]
         with pytest.raises(asyncpg.ReadOnlySQLTransactionError):
             await sql.fetchrow(INDEX)
 
@@ -353,9 +353,9 @@ async def test_a_search_reads_the_words_of_its_owner_only(
     async with sql.transaction():
         read = "select pg_stat_get_xact_tuples_fetched('exai.message_words'::regclass)"
         before = await sql.fetchval(read)
-        assert await sql.fetch(statement, LOCAL_OWNER, "secret", *(None,) * 13, 500, 9) == []
+        assert len(await sql.fetch(statement, LOCAL_OWNER, "secret", *(None,) * 13, 500, 9)) == 1, "the row of sums"
         assert await sql.fetchval(read) == before
-        assert len(await sql.fetch(statement, mallory, "secret", *(None,) * 13, 500, 9)) == 9
+        assert len(await sql.fetch(statement, mallory, "secret", *(None,) * 13, 500, 9)) == 9 + 1
         assert await sql.fetchval(read) > before
     own = await sql.fetchval("select count(*) from exai.message_words where words @@ 'secret'")
     assert own == 0

@@ -9,12 +9,17 @@ import orjson
 import pytest
 from websockets.asyncio.client import connect
 
+from exai.mcp.transport.asgi import build_asgi
+from exai.mcp.transport.listener import open_server
+from exai.monitoring.metrics import MetricsRecorder
 from tests.support.mcp_server import (
     WAIT_S,
     Recording,
     Running,
+    Tools,
     fast_settings,
     modern,
+    new_server,
     request,
     running_server,
     tool_call,
@@ -203,6 +208,26 @@ class TestSlowReaders:
         recorder = server.server.recorder
         assert isinstance(recorder, Recording)
         assert ("mcp_slow_peers_total", {"transport": "websocket"}) in recorder.counts
+
+    async def test_what_waits_to_be_sent_is_reported(self) -> None:
+        """By the bytes in the queues of all peers; nothing of a peer that is gone."""
+        recorder, settings = MetricsRecorder(), fast_settings()
+        asgi = build_asgi(new_server(Tools(), settings, recorder=recorder))
+        recorder.watch(asgi.report)
+
+        def reported(name: str) -> float:
+            recorder.render()
+            return recorder.value(name)
+
+        async with open_server(asgi, settings) as running:
+            assert (reported("ws_connections"), reported("ws_send_queue_bytes")) == (0, 0)
+            async with raw_peer(running.port, receive_buffer=4096) as peer:
+                await peer.upgrade()
+                for key in range(8):
+                    await peer.frame(orjson.dumps(modern(key, "tools/call", tool_call("big", size=1_000_000))))
+                await wait_until(lambda: reported("ws_send_queue_bytes") > 1_000_000)
+                assert reported("ws_connections") == 1
+            await wait_until(lambda: (reported("ws_connections"), reported("ws_send_queue_bytes")) == (0, 0))
 
     async def test_progress_is_dropped_before_answers(self) -> None:
         """A slow reader that recovers has every answer and gaps in its progress at worst."""

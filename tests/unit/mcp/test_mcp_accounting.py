@@ -22,10 +22,10 @@ async def test_each_call_of_an_iteration_is_reported_once_and_as_its_own() -> No
     ):
         structlog.get_config()["processors"].insert(0, structlog.contextvars.merge_contextvars)
         for number, outcome in enumerate(("ok", "ok", "error")):
-            accounting.add((Owner(f"o{number}"), "tools/call", "chat", outcome), f"r{number}", 0.25, loop)
+            accounting.add((Owner(f"o{number}"), "tools/call", "chat", outcome), f"r{number}", 0.25, number, loop)
         assert not lines
         await asyncio.sleep(0)
-        accounting.add((Owner("o3"), "prompts/get", "", "ok"), "r3", 0.5, loop)
+        accounting.add((Owner("o3"), "prompts/get", "", "ok"), "r3", 0.5, 7, loop)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
     assert [(line["request"], line["owner"], line["outcome"]) for line in lines] == [
@@ -39,3 +39,4 @@ async def test_each_call_of_an_iteration_is_reported_once_and_as_its_own() -> No
     assert recorder.value("mcp_requests_total") == 4
     assert recorder.value("mcp_requests_total", tool="chat", outcome="ok") == 2
     assert recorder.value("mcp_request_seconds", method="tools/call") == 0.75
+    assert recorder.labelled("request_statements") == {(("tool", "chat"),): 3, (("tool", "prompts/get"),): 7}

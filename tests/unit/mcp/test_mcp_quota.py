@@ -9,6 +9,7 @@ from exai.mcp.session.quota import (
     ALONE_AFTER_S,
     BARRED_S,
     BURST_S,
+    LIMITS,
     MAX_ADDRESSES,
     MAX_PAUSE_S,
     TIME_BURST_S,
@@ -16,6 +17,7 @@ from exai.mcp.session.quota import (
     Quotas,
 )
 from exai.models import Owner
+from exai.monitoring.metrics import MetricsRecorder
 from tests.support.mcp_server import fast_settings
 
 ALICE, BOB = Owner("alice"), Owner("bob")
@@ -38,7 +40,7 @@ def clock() -> Clock:
 
 def test_a_rate_is_refused_with_the_time_it_takes_and_passes_then(clock: Clock) -> None:
     """A burst of ten seconds' worth, then as fast as the rate; a refused message counts for nothing."""
-    quota = Quotas(fast_settings(owner_requests_per_s=2), clock).of(ALICE)
+    quota = Quotas(fast_settings(owner_requests_per_s=2), MetricsRecorder(), clock).of(ALICE)
     for _ in range(20):
         quota.take(10)
     for _ in range(3):
@@ -55,7 +57,9 @@ def test_a_rate_is_refused_with_the_time_it_takes_and_passes_then(clock: Clock) 
 
 def test_bytes_are_a_rate_of_their_own(clock: Clock) -> None:
     """The largest message there may be always passes a fresh bucket, however low the rate."""
-    quota = Quotas(fast_settings(owner_bytes_per_s=1024, message_max_bytes=1_048_576), clock).of(ALICE)
+    quota = Quotas(fast_settings(owner_bytes_per_s=1024, message_max_bytes=1_048_576), MetricsRecorder(), clock).of(
+        ALICE
+    )
     quota.take(1_048_576)
     with pytest.raises(Overloaded, match="OWNER_BYTES_PER_S") as caught:
         quota.take(2_048)
@@ -66,7 +70,7 @@ def test_bytes_are_a_rate_of_their_own(clock: Clock) -> None:
 
 def test_notifications_count_towards_the_rate_of_requests(clock: Clock) -> None:
     """A continuous stream of notifications leaves no room for requests."""
-    quota = Quotas(fast_settings(owner_requests_per_s=2), clock).of(ALICE)
+    quota = Quotas(fast_settings(owner_requests_per_s=2), MetricsRecorder(), clock).of(ALICE)
     assert all(quota.spend(10) for _ in range(20))
     for _ in range(20):
         clock.now += 0.1
@@ -79,7 +83,9 @@ def test_notifications_count_towards_the_rate_of_requests(clock: Clock) -> None:
 
 def test_running_requests_are_limited_in_number_and_size(clock: Clock) -> None:
     """One request of any size runs; an ended one makes room."""
-    quota = Quotas(fast_settings(owner_max_in_flight=2, owner_max_in_flight_bytes=1024), clock).of(ALICE)
+    quota = Quotas(fast_settings(owner_max_in_flight=2, owner_max_in_flight_bytes=1024), MetricsRecorder(), clock).of(
+        ALICE
+    )
     quota.begin(5_000)
     with pytest.raises(Overloaded, match="OWNER_MAX_IN_FLIGHT_BYTES"):
         quota.begin(1)
@@ -95,7 +101,7 @@ def test_running_requests_are_limited_in_number_and_size(clock: Clock) -> None:
 
 def test_owners_take_nothing_from_each_other_and_are_forgotten_when_quiet(clock: Clock) -> None:
     """A new session of an owner has the state of the last one; active owners are kept."""
-    quotas = Quotas(fast_settings(owner_requests_per_s=1, owner_max_connections=1), clock)
+    quotas = Quotas(fast_settings(owner_requests_per_s=1, owner_max_connections=1), MetricsRecorder(), clock)
     for _ in range(10):
         quotas.of(ALICE).take(0)
     with pytest.raises(Overloaded):
@@ -116,7 +122,7 @@ def test_owners_take_nothing_from_each_other_and_are_forgotten_when_quiet(clock:
 
 def test_an_owner_that_is_alone_is_never_slowed(clock: Clock) -> None:
     """No other owner needs the processor."""
-    quota = Quotas(fast_settings(), clock).of(ALICE)
+    quota = Quotas(fast_settings(), MetricsRecorder(), clock).of(ALICE)
     quota.take(1)
     for _ in range(100):
         assert quota.charge_time(0.5) == 0
@@ -124,7 +130,7 @@ def test_an_owner_that_is_alone_is_never_slowed(clock: Clock) -> None:
 
 def test_an_owner_whose_input_costs_too_much_waits_while_others_are_there(clock: Clock) -> None:
     """Half of the processor is left to them, and a debt is paid by time."""
-    quotas = Quotas(fast_settings(), clock)
+    quotas = Quotas(fast_settings(), MetricsRecorder(), clock)
     alice, bob = quotas.of(ALICE), quotas.of(BOB)
     bob.take(1)
     alice.take(1)
@@ -137,7 +143,7 @@ def test_an_owner_whose_input_costs_too_much_waits_while_others_are_there(clock:
 
 
 def test_frames_count_as_requests_and_an_abusive_owner_does_not_connect_at_once(clock: Clock) -> None:
-    quota = Quotas(fast_settings(owner_requests_per_s=2), clock).of(ALICE)
+    quota = Quotas(fast_settings(owner_requests_per_s=2), MetricsRecorder(), clock).of(ALICE)
     assert quota.spend(0, 20)
     assert not quota.spend(0, 1)
     quota.check_barred()
@@ -149,7 +155,7 @@ def test_frames_count_as_requests_and_an_abusive_owner_does_not_connect_at_once(
 
 
 def test_subscribed_addresses_are_counted_for_the_owner(clock: Clock) -> None:
-    quota = Quotas(fast_settings(), clock).of(ALICE)
+    quota = Quotas(fast_settings(), MetricsRecorder(), clock).of(ALICE)
     quota.subscribe(MAX_ADDRESSES, 1_000)
     assert quota.account.held_bytes == 1_000
     assert not quota.is_idle
@@ -157,3 +163,50 @@ def test_subscribed_addresses_are_counted_for_the_owner(clock: Clock) -> None:
         quota.subscribe(1, 10)
     quota.unsubscribe(MAX_ADDRESSES, 1_000)
     assert quota.is_idle
+
+
+def test_what_a_limit_refuses_or_delays_is_counted_by_limit(clock: Clock) -> None:
+    """The labels are fixed from the beginning, so that a rate of each can be asked for; no owner is a label."""
+    recorder = MetricsRecorder()
+    small = fast_settings(
+        owner_requests_per_s=1,
+        owner_bytes_per_s=1024,
+        message_max_bytes=1024,
+        owner_max_connections=1,
+        owner_max_in_flight=1,
+        owner_max_in_flight_bytes=1024,
+    )
+    quotas = Quotas(small, recorder, clock)
+    alice, bob, carol = quotas.of(ALICE), quotas.of(BOB), quotas.of(Owner("carol"))
+    assert recorder.labelled("owner_limited_total") == {(("limit", limit),): 0 for limit in LIMITS}
+    with alice.hold_connection(), pytest.raises(Overloaded), alice.hold_connection():
+        pass
+    alice.take(100_000)
+    with pytest.raises(Overloaded):
+        alice.take(1)
+    assert not alice.spend(1)
+    assert not alice.spend(0, 100)
+    carol.take(0)
+    alice.charge_time(100)
+    alice.bar()
+    with pytest.raises(Overloaded):
+        alice.check_barred()
+    bob.begin(1_000)
+    for refused in (lambda: bob.begin(0), lambda: bob.account.take(100), lambda: bob.subscribe(MAX_ADDRESSES + 1, 0)):
+        with pytest.raises(Overloaded):
+            refused()
+    bob.note_limited("connection_requests")
+    counts = {labels[0][1]: count for labels, count in recorder.labelled("owner_limited_total").items()}
+    assert counts == {
+        "barred": 1,
+        "bytes_per_s": 2,
+        "connection_requests": 1,
+        "connection_subscriptions": 0,
+        "connections": 1,
+        "in_flight": 1,
+        "in_flight_bytes": 1,
+        "processor_time": 1,
+        "requests_per_s": 1,
+        "subscribed_addresses": 1,
+        "tasks": 0,
+    }

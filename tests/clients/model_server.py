@@ -1,7 +1,7 @@
-"""A model for other people's clients: it speaks four APIs and goes through one conversation with the tool `chat`.
+"""A scripted model for third-party clients: it implements four APIs and has one conversation with the tool `chat`.
 
-It asks, reads the `continuation_id` in whatever its client shows it of the answer, asks again with it, and then says
-that it is done. `seen` holds what it was shown. Invariant: it knows nothing which was not shown to it.
+It calls the tool, reads the `continuation_id` from the result as its client passes it on, calls the tool again with it,
+and ends. Invariant: it uses only the requests that it receives.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ DONE = "All is asked."
 
 
 class ModelServer(ThreadingHTTPServer):
-    """The model on loopback. `seen` is what the newest request showed of each answer, `asked` every request's body.
+    """The model on loopback.
 
-    `calls` are the tools that it calls one after the other, each with its arguments.
+    `calls` are the tools that it calls one after the other, each with its arguments. `seen` are the results in the
+    latest request, `asked` the path and body of every request, and `said` the texts that it has ended with.
     """
 
     daemon_threads = True
@@ -40,7 +41,7 @@ class ModelServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def next(self, shown: list[str], tool: str | None) -> tuple[str, dict[str, Any]] | str:
-        """Return the next call, or the last words; `tool` is the name under which the client offers `chat`."""
+        """Return the next call, or the final text; `tool` is the name under which the client offers `chat`."""
         self.seen = shown or self.seen
         if tool is None or len(shown) >= len(self.calls):
             self.said.append(DONE)
@@ -50,7 +51,7 @@ class ModelServer(ThreadingHTTPServer):
         if shown:
             found = CONTINUATION.search(shown[-1])
             if found is None:
-                self.said.append("no continuation_id was shown")
+                self.said.append("the result has no continuation_id")
                 return self.said[-1]
             arguments["continuation_id"] = found[1]
         return re.sub(r"chat\b", name, tool), arguments
@@ -215,7 +216,7 @@ def _response_tool(tools: Any) -> str | None:
 
 
 def text_of(shown: Any) -> str:
-    """Return what stands in a tool's result, however the client wrapped it."""
+    """Return the text of a tool's result, in any of the forms in which clients pass it on."""
     if isinstance(shown, str):
         return shown
     if isinstance(shown, list):

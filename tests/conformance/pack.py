@@ -28,7 +28,7 @@ STEP_S = 0.02
 
 
 def _png() -> bytes:
-    """One red pixel."""
+    """Return an image of one red pixel."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack("!I", len(data)) + kind + data + struct.pack("!I", zlib.crc32(kind + data))
@@ -39,7 +39,7 @@ def _png() -> bytes:
 
 
 def _wav() -> bytes:
-    """One silent sample."""
+    """Return a recording of one silent sample."""
     data = b"\x00\x00"
     form = struct.pack("<HHIIHH", 1, 1, 8000, 16000, 2, 16)
     body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(data)) + data
@@ -107,7 +107,7 @@ SCHEMA_2020_12: Json = {
     "else": {"required": ["email"]},
     "additionalProperties": False,
 }
-"""What the suite wants to find again in tools/list; the tool is listed, never called."""
+"""A schema that the suite expects unchanged in tools/list; the tool is listed, never called."""
 
 RESOURCES = {
     "test://static-text": ("This is the content of the static text resource.", "text/plain"),
@@ -174,7 +174,7 @@ async def _greet(arguments: Greeting, context: CallContext) -> Fixed:
 
 
 def _outlasting(tasks: MemoryTasks) -> list[ToolSpec]:
-    """The tools that may be answered with a handle."""
+    """Return the tools that may be answered with the handle of a task."""
 
     async def compute(arguments: Computation, context: CallContext) -> Fixed:
         async def work() -> Fixed:
@@ -184,7 +184,7 @@ def _outlasting(tasks: MemoryTasks) -> list[ToolSpec]:
         return await tasks.do(context, work())
 
     async def fail(arguments: Nothing, context: CallContext) -> Fixed:
-        """The suite takes this one for a tool that cannot be called but as a task."""
+        """Fail as a task; the suite expects that this tool can only be called as one."""
         versions.require_extension(context.client.capabilities, versions.TASKS)
 
         async def work() -> Fixed:
@@ -236,7 +236,7 @@ def _tools(server: list[McpServer], tasks: MemoryTasks) -> ToolRegistry:
         "test_audio_content": _fixed("", AUDIO),
         "test_embedded_resource": _fixed("", embedded),
         "test_multiple_content_types": _fixed("Multiple content types test:", *mixed),
-        # It asks for nothing; the suite looks whether anything but notifications comes before its result.
+        # It requests no elicitation: the suite checks that only notifications precede its result.
         "test_streaming_elicitation": _progress,
         "test_logging_tool": _fixed("Nothing is logged to clients."),
         "test_error_handling": _error,
@@ -258,7 +258,7 @@ async def _list_resources(cursor: str | None, context: CallContext) -> Listing:
 
 
 def _list_schema_tool(surface: Surface) -> None:
-    """Add the tool whose schema EXAI's own tools cannot have to `tools/list`."""
+    """Add a tool to `tools/list` whose schema EXAI's own tools cannot have."""
     described = {"name": "json_schema_2020_12_tool", "description": "Conformance.", "inputSchema": SCHEMA_2020_12}
     method = surface.methods["tools/list"]
     assert method.answer is not None
@@ -272,7 +272,7 @@ def _list_schema_tool(surface: Surface) -> None:
 
 
 def conformance_server() -> McpServer:
-    """A server that offers everything the suite asks for and EXAI means to serve."""
+    """Return a server with all features that the suite tests and EXAI supports."""
     resources = ResourceRegistry(
         [ResourceSpec("test://template/{id}/data", "template", "Template", "Conformance.", "application/json")],
         _read,

@@ -1,9 +1,9 @@
-"""Run the official conformance suite, TypeScript client and inspector; exit 0 when only what is expected to fails.
+"""Run the official conformance suite, TypeScript client and inspector; exit with 0 if only expected failures occur.
 
-The suite goes over both doors and both eras, the client over the WebSocket. The inspector reads the tools of a real
-daemon in both eras, over HTTP and through the bridge, and has a chat answered as a task. All come from npm with the
-Node they need, at the versions in `package-lock.json` beside this file, into the ignored environment directory;
-everything after that is local. Each scenario's checks are left there too.
+The suite runs over both transports and with both eras of the protocol, the client over the WebSocket. The inspector
+lists the tools of a real daemon in both eras, over HTTP and through the bridge, and calls `chat` as a task. All are
+installed by npm, with their Node, into the ignored environment directory, at the versions of `package-lock.json` beside
+this file; after that no network is used. The checks of each scenario are stored in the same directory.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ REVISIONS = ("2025-11-25", "2026-07-28")
 ERAS = ("legacy", "modern")
 SUITE_TIMEOUT_S = 300.0
 LATE_S = 0.5
-"""How long the model takes for an answer that is to come after its handle."""
+"""The time the model takes to answer, so that the answer follows the handle of the task."""
 
 
 def main() -> int:
-    """Install if need be, run, report."""
+    """Install what is missing, run everything, and report."""
     if not _installed():
         return 2
     configure_logging(LogSettings(level="error"))
@@ -108,7 +108,7 @@ async def _client(url: str) -> bool:
 
 
 async def _inspected() -> bool:
-    """Tell whether the inspector finds every schema of the daemon's tools portable, with not even a warning."""
+    """Return whether the inspector accepts every schema of the daemon's tools as portable, without a warning."""
     passed = True
     with (
         tempfile.TemporaryDirectory(prefix="exai-inspected-") as directory,
@@ -137,7 +137,7 @@ async def _inspect(door: str, era: str, *target: str) -> bool:
 
 
 async def _task_settled() -> bool:
-    """Tell whether the inspector, which knows tasks, gets a model's late answer by the handle it is given first."""
+    """Return whether the inspector, which supports tasks, receives the answer of a model through the task's handle."""
     with tempfile.TemporaryDirectory(prefix="exai-settled-") as directory:
         async with ProviderServer() as provider:
             provider.script(stream(LATE_S, *kimi_answer("Four.").steps))
@@ -179,7 +179,7 @@ async def _suite(door: str, revision: str, url: str) -> bool:
 
 
 def _report(door: str, revision: str, results: Path) -> bool:
-    """Hold the failed scenarios against the expected ones; a reason that excuses nothing any more is a failure too."""
+    """Compare the failed scenarios with the expected ones; an expectation that no failure matches is a failure, too."""
     reasons = json.loads((HERE / "expected_failures.json").read_text())[revision]
     scenarios = _scenarios(results)
     failed = {name: problems for name, problems in scenarios.items() if problems}
@@ -189,12 +189,12 @@ def _report(door: str, revision: str, results: Path) -> bool:
     for name in sorted(failed.keys() - excused):
         print("\n        ".join([f"  FAILS {name}", *failed[name]]))
     for pattern in idle:
-        print(f"  nothing fails any more of {pattern}, which expected_failures.json excuses")
+        print(f"  no scenario matches {pattern} of expected_failures.json any more")
     return bool(scenarios) and failed.keys() == excused and not idle
 
 
 def _scenarios(results: Path) -> dict[str, list[str]]:
-    """Each scenario's failed checks, from the files the suite leaves."""
+    """Return the failed checks of each scenario, from the files that the suite writes."""
     found: dict[str, list[str]] = {}
     for path in sorted(results.glob("*/checks.json")):
         name = re.sub(r"^server-(.*)-\d{4}-\d\d-\d\dT.*$", r"\1", path.parent.name)

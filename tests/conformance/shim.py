@@ -1,7 +1,7 @@
-"""An HTTP front to a WebSocket, so that the conformance suite, which speaks HTTP only, tests the WebSocket door.
+"""A proxy from HTTP to the WebSocket, so that the conformance suite, which supports only HTTP, tests the WebSocket.
 
-One socket for each POST: the message goes out as a frame and every frame that comes back becomes an event. The headers
-are checked as the HTTP door checks them, because the suite asks for it; everything else is the socket's own doing.
+Each POST opens one socket: the message is sent as a frame, and every received frame becomes an event. The headers are
+checked as by the HTTP transport, because the suite tests that; everything else is done by the WebSocket transport.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ STATUS = {-32601: 404, -32602: 400, -32600: 400, -32700: 400, -32020: 400, -3202
 
 
 def shim(url: str) -> Starlette:
-    """An application that passes every POST on to the WebSocket at `url`."""
+    """Return an application that forwards every POST to the WebSocket at `url`."""
     edge = Edge(fast_settings(), admit_local_owner)
 
     async def post(request: Request) -> Response:

@@ -23,7 +23,7 @@ CLOSE_LIMIT_S = 1.0
 
 
 class Refused(Exception):
-    """The daemon answered with an error. `facts` is what programs act on."""
+    """The daemon answered with an error; `facts` are its machine-readable fields."""
 
     def __init__(self, facts: dict[str, Any]) -> None:
         super().__init__(f"{facts.get('code')}: {facts.get('message')}")

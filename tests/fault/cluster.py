@@ -1,6 +1,6 @@
-"""Three daemons as users run them, on one Postgres and one Valkey that can be killed, each behind proxies of its own.
+"""Three daemons, run as users run them, on one Postgres and one Valkey that can be killed, each behind its own proxies.
 
-Invariant: whatever was done to the cluster, `heal` undoes: every server runs, every daemon runs, every way is open.
+Invariant: `heal` undoes every fault: all servers and daemons run, and all connections pass.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.fault.service import PostgresProxy, redis_proxy
 from tests.support.backend import FaultServer
 from tests.support.daemon import Daemon, start_daemon
 from tests.support.fault_proxy import FaultProxy, Link
-from tests.support.history import Log, Stored, Told
+from tests.support.history import Applied, Log, Stored
 from tests.support.pooler import Pooler
 from tests.support.provider_server import ProviderServer, Reply, kimi_answer
 
@@ -55,7 +55,7 @@ class WitnessProxy(FaultProxy):
 
     def __init__(self, upstream: tuple[str, int] | str) -> None:
         super().__init__(upstream)
-        self.told: list[Told] = []
+        self.applied: list[Applied] = []
         script = load_scripts().apply
         self._apply = {script.sha.encode(), script.text.encode()}
         self._asked: dict[Link, tuple[hiredis.Reader, hiredis.Reader, deque[list[bytes]]]] = {}
@@ -77,7 +77,7 @@ class WitnessProxy(FaultProxy):
         while (reply := replies.gets()) is not False:
             command = waiting.popleft()
             if len(command) > 7 and command[1] in self._apply and not isinstance(reply, hiredis.ReplyError):
-                self.told += [Told(name, time.monotonic(), revision) for name, revision in changes_in(command)]
+                self.applied += [Applied(name, time.monotonic(), revision) for name, revision in changes_in(command)]
 
     def _of(self, link: Link) -> tuple[hiredis.Reader, hiredis.Reader, deque[list[bytes]]]:
         if link not in self._asked:
@@ -86,7 +86,7 @@ class WitnessProxy(FaultProxy):
 
 
 class Member:
-    """One daemon and its lives; `name` is of the life it lives now."""
+    """One daemon, which may be restarted; `name` is its number and that of its current process."""
 
     def __init__(self, number: int, to_postgres: PostgresProxy, to_redis: WitnessProxy, env: dict[str, str]) -> None:
         self.number, self.to_postgres, self.to_redis, self.env = number, to_postgres, to_redis, env
@@ -106,7 +106,7 @@ class Member:
         return self.daemon is not None
 
     async def start(self) -> None:
-        """Start a new life; nothing to do while one is lived."""
+        """Start a new process, unless one runs."""
         if self.daemon is None:
             self.life += 1
             self.daemon = await asyncio.to_thread(self._process.enter_context, start_daemon(self.env))
@@ -124,22 +124,22 @@ class Member:
         return await self._end(None)
 
     def signal(self, number: int) -> None:
-        """Send any other signal."""
+        """Send a signal that does not end the process."""
         if self.daemon is not None:
             self.daemon.process.send_signal(number)
 
     async def call(self, tool: str, /, **arguments: Any) -> dict[str, Any]:
-        """One call to this daemon; `by` in the answer is the life that gave it. Raises Refused, Lost or Unanswered."""
+        """Call a tool of this daemon; `by` in the result names the process. Raises Refused, Lost or Unanswered."""
         caller, by = await self._connected()
         return {**await caller.call(tool, **arguments), "by": by}
 
     async def close(self) -> None:
-        """End everything."""
+        """Close the connection and end the process."""
         await self._connection.aclose()
         await asyncio.to_thread(self._process.close)
 
     def check_alive(self) -> None:
-        """Fail if the daemon ended without being stopped."""
+        """Fail if the process ended without being stopped."""
         daemon = self.daemon
         if daemon is not None and daemon.process.poll() is not None:
             raise AssertionError(f"daemon {self.name} ended by itself:\n{daemon.output}")
@@ -184,7 +184,7 @@ class Cluster:
 
     @asynccontextmanager
     async def admin(self) -> AsyncIterator[asyncpg.Connection]:
-        """A connection of one's own to the real server; waits while that recovers."""
+        """Open a connection to the server without a proxy; waits while the server recovers."""
         end = time.monotonic() + ADMIN_LIMIT_S
         while True:
             try:
@@ -201,7 +201,7 @@ class Cluster:
             connection.terminate()
 
     async def restart_valkey(self) -> None:
-        """Kill Valkey and start it on its files; unwritten data is lost."""
+        """Kill Valkey and start it with its files; data that was not written yet is lost."""
         await asyncio.to_thread(self.valkey.kill)
         await self.start_valkey()
 
@@ -230,9 +230,9 @@ class Cluster:
                 proxy.latency_s = 0.0
             await member.start()
 
-    def told(self) -> list[Told]:
-        """Every change that Redis is known to have carried out."""
-        return list(itertools.chain.from_iterable(member.to_redis.told for member in self.members))
+    def applied(self) -> list[Applied]:
+        """Return every change that Redis is known to have applied."""
+        return list(itertools.chain.from_iterable(member.to_redis.applied for member in self.members))
 
     async def logs(self) -> dict[str, Log]:
         """The stored messages, in the order of their numbers."""
@@ -256,13 +256,13 @@ class Cluster:
 
 
 def running(server: FaultServer) -> int:
-    """The process id of a server that runs; 0 would be a signal to ourselves."""
+    """Return the process id of a running server; a signal to 0 would reach this process itself."""
     assert server.pid
     return server.pid
 
 
 class Answers:
-    """The provider's answers: each is unlike any other and names its question; `pause_s` is drawn for each."""
+    """The answers of the provider: each is unique and contains its question; they take turns with the given pauses."""
 
     def __init__(self, pauses: deque[float]) -> None:
         self._pauses, self._numbers = pauses, itertools.count(1)
@@ -285,7 +285,7 @@ async def open_cluster(
     pauses: tuple[float, ...] = (0.0,),
     settings: Mapping[str, str] = {},
 ) -> AsyncIterator[Cluster]:
-    """Daemons that answer; with `pooled` a transaction-mode pooler is between them and Postgres."""
+    """Start the daemons; with `pooled`, a transaction-mode pooler is between them and Postgres."""
     async with AsyncExitStack() as stack:
         provider = await stack.enter_async_context(ProviderServer(default=Answers(deque(pauses))))
         cluster = Cluster(postgres, valkey, provider)

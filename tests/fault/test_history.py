@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.history import Ack, Append, Asked, Event, Glance, History, Log, Read, Stored, Told, Turn
+from tests.support.history import Ack, Append, Applied, Asked, Event, History, Listed, Log, Read, Stored, Turn
 
 LOG = Log(
     tuple(Stored(text) for text in ("a1", "a2", "b1", "q", "answer 1 to q", "c1")),
@@ -17,10 +17,10 @@ A = Append("x", ("a1", "a2"), 0.0, (Ack(1.0, "d1", 1, 2),))
 B = Append("x", ("b1",), 2.0, (Ack(3.0, "d2", 3, 3),))
 Q = Turn("x", "q", 4.0, (Ack(5.0, "d1", 5, 5),), ("answer 1 to q",))
 C = Append("x", ("c1",), 6.0)
-TOLD = Told("x", 2.9, 2)
+APPLIED = Applied("x", 2.9, 2)
 ASKED = Asked(("a1", "a2", "b1", "q"))
 FRESH = Read("x", "d3", 7.0, 7.1, 5, (1, 2, 3, 4, 5, 6), ("a1", "a2", "b1", "q", "answer 1 to q", "c1"), None, 50)
-GOOD: tuple[Event, ...] = (A, B, Q, C, TOLD, ASKED, FRESH)
+GOOD: tuple[Event, ...] = (A, B, Q, C, APPLIED, ASKED, FRESH)
 
 
 def page(start: float, revision: int, **changes: Any) -> Read:
@@ -36,8 +36,8 @@ def kinds(*events: Event, log: Log = LOG, **options: Any) -> list[str]:
     return [violation.kind for violation in History(events, {"x": log}, max_staleness_s=2.0, **options).check()]
 
 
-def test_good_history_is_found_good() -> None:
-    """No false alarm: every kind of event, in agreement with what is stored."""
+def test_correct_history_has_no_violation() -> None:
+    """Every kind of event, consistent with the stored rows."""
     assert kinds(*GOOD) == []
 
 
@@ -51,20 +51,27 @@ def test_good_history_is_found_good() -> None:
         page(9.0, 1, stale_s=7.0),
         page(9.0, 1, stale_s=6.1),
     ],
-    ids=["within the bound", "within the bound, own", "cut", "older page", "marked as old", "marked as just so old"],
+    ids=[
+        "within the bound",
+        "within the bound, own",
+        "cut",
+        "older page",
+        "marked as stale",
+        "marked as just stale enough",
+    ],
 )
-def test_what_the_bound_allows_is_no_violation(read: Read) -> None:
+def test_page_within_the_bound_is_no_violation(read: Read) -> None:
     """A page may lack an unacknowledged change for less than the bound."""
     assert kinds(A, B, Q, C, ASKED, read) == []
 
 
 def test_two_acknowledgements_of_one_key_agree() -> None:
-    """The same key again gets the same answer."""
+    """A repetition of a key returns the same numbers."""
     assert kinds(replace(A, acks=(*A.acks, Ack(1.5, "d2", 1, 2))), B, Q, C, ASKED) == []
 
 
-def test_open_outcome_may_be_either() -> None:
-    """A write without an answer is stored or not."""
+def test_write_of_unknown_outcome_is_stored_or_not() -> None:
+    """Both agree with a write that has no acknowledgement."""
     never = Append("x", ("d1", "d2"), 1.0)
     assert kinds(*GOOD, never, Turn("x", "never", 1.0)) == []
 
@@ -107,13 +114,13 @@ def test_broken_write_is_found(kind: str, log: Log, event: Event) -> None:
 
 
 def test_blocks_torn_by_another_writer_are_found() -> None:
-    """Two writers on one conversation interleave as whole blocks or not at all."""
+    """Concurrent writes of one conversation are stored one after the other, each as a whole."""
     log = stored("a1", "b", "a2")
     assert "lost" in kinds(Append("x", ("a1", "a2"), 0.0), Append("x", ("b",), 0.0), log=log)
 
 
 def test_write_before_one_that_was_acknowledged_earlier_is_found() -> None:
-    """Order of acknowledgement is order of numbers where one write ended before the other began."""
+    """If one write ended before the other began, its messages have the lower numbers."""
     log = stored("b", "a")
     first = Append("x", ("a",), 0.0, (Ack(1.0, "d", 2, 2),))
     assert kinds(first, Append("x", ("b",), 2.0, (Ack(3.0, "d", 1, 1),)), log=log) == ["order"]
@@ -140,24 +147,24 @@ def test_page_that_is_not_of_the_log_is_found(read: Read) -> None:
 
 
 def test_read_that_lacks_an_applied_change_is_found() -> None:
-    """With Redis reachable there is no staleness at all."""
-    assert kinds(*GOOD, page(3.0, 1)) == ["told"]
+    """While Redis is reachable, a cached page is never stale."""
+    assert kinds(*GOOD, page(3.0, 1)) == ["applied"]
     assert kinds(*GOOD, page(2.8, 1)) == []
 
 
 def test_writes_that_redis_may_have_lost_are_only_bounded() -> None:
     """A crash of Redis may undo its last second, so earlier applies do not count."""
     assert kinds(*GOOD, page(3.5, 1), forgotten=[3.2]) == []
-    assert kinds(*GOOD, page(3.5, 1), forgotten=[3.7]) == ["told"]
-    assert kinds(*GOOD, page(3.5, 1), forgotten=[2.0]) == ["told"]
+    assert kinds(*GOOD, page(3.5, 1), forgotten=[3.7]) == ["applied"]
+    assert kinds(*GOOD, page(3.5, 1), forgotten=[2.0]) == ["applied"]
 
 
 def test_daemon_that_lacks_its_own_write_is_found() -> None:
-    """A daemon remembers the changes that it could not apply to Redis."""
+    """A daemon keeps the revisions that it could not apply to Redis."""
     assert kinds(A, B, Q, C, ASKED, page(3.5, 1, by="d2")) == ["own"]
 
 
-@pytest.mark.parametrize("source", [B, page(2.9, 2), Glance("x", 2.5, 3.0, 3), Told("x", 3.0, 2)])
+@pytest.mark.parametrize("source", [B, page(2.9, 2), Listed("x", 2.5, 3.0, 3), Applied("x", 3.0, 2)])
 def test_read_beyond_the_bound_is_found(source: Event) -> None:
     """A known change must be visible to every daemon after the bound."""
     others = [event for event in (A, C, ASKED) if event is not source]
@@ -167,7 +174,7 @@ def test_read_beyond_the_bound_is_found(source: Event) -> None:
 
 
 def test_slack_is_allowed_beyond_the_bound() -> None:
-    """Two clocks never agree to the last microsecond."""
+    """The clocks of two processes differ by some microseconds."""
     assert kinds(A, B, Q, C, ASKED, page(5.1, 1), slack_s=0.2) == []
 
 
@@ -175,12 +182,12 @@ def test_older_page_or_list_that_lacks_anything_known_is_found() -> None:
     """Older pages and lists do not use the cache."""
     old = page(3.5, 1, before_seq=9)
     assert kinds(A, B, Q, C, ASKED, old) == ["direct"]
-    assert kinds(A, B, Q, C, ASKED, Glance("x", 3.5, 3.6, 2)) == ["direct"]
-    assert kinds(A, B, Q, C, ASKED, Glance("x", 2.5, 2.6, 2)) == []
+    assert kinds(A, B, Q, C, ASKED, Listed("x", 3.5, 3.6, 2)) == ["direct"]
+    assert kinds(A, B, Q, C, ASKED, Listed("x", 2.5, 2.6, 2)) == []
 
 
 def test_answer_older_than_it_says_is_found() -> None:
-    """The mark must be true, and within the limit for such answers."""
+    """The stated age is correct, and within the limit for stale pages."""
     assert kinds(A, B, Q, C, ASKED, page(9.0, 1, stale_s=5.0)) == ["stale"]
     assert kinds(A, B, Q, C, ASKED, page(700.0, 1, stale_s=699.0)) == ["stale"]
 
@@ -192,7 +199,7 @@ def test_answer_older_than_it_says_is_found() -> None:
         Asked(("a1", "a2", "b1", "b1", "q")),
         Asked(("a2", "a1", "b1", "q")),
         Asked(("q",)),
-        Asked(("what nobody stored",)),
+        Asked(("a question that is not stored",)),
     ],
 )
 def test_wrong_prompt_of_a_model_is_found(asked: Asked) -> None:
@@ -201,6 +208,6 @@ def test_wrong_prompt_of_a_model_is_found(asked: Asked) -> None:
 
 
 def test_model_asked_more_often_than_the_client_is_found() -> None:
-    """One request is one call, unless the client itself repeated it."""
+    """One request of a client is one request to the provider, unless the client repeats it."""
     assert kinds(A, B, Q, C, ASKED, ASKED) == ["asked"]
     assert kinds(A, B, replace(Q, attempts=2), C, ASKED, ASKED) == []

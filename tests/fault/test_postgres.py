@@ -28,6 +28,7 @@ async def test_write_in_doubt_stays_in_doubt_when_its_repetition_finds_no_server
     with pytest.raises(OutcomeUnknown):
         await service.append(name, "two", key="key")
     service.database.mode = "pass"
+    await wait_until(lambda: service.app.database.usage()[1] > 0)
     again = await service.append(name, "two", key="key")
     assert (again.duplicate, again.first_seq) == (True, 2)
     assert await service.contents(name) == ["one", "two"]

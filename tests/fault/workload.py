@@ -1,7 +1,6 @@
-"""Users who read, write and chat through any daemon, and the record of what they saw.
+"""Concurrent users who read, write and chat through any daemon, and the history of their operations.
 
-Invariant: everything that was asked is in the record with when it was asked and what became of it; where nobody can
-know, the record says so.
+Invariant: the history contains every operation with its start and its result, which may be unknown.
 """
 
 from __future__ import annotations
@@ -17,14 +16,15 @@ from typing import Any
 
 from tests.fault.caller import Lost, Refused
 from tests.fault.cluster import Cluster, Member
-from tests.support.history import Ack, Append, Asked, Event, Glance, History, Read, Turn
+from tests.support.history import Ack, Append, Asked, Event, History, Listed, Read, Turn
 
 CONVERSATIONS = 12
 HOT = 3
-"""The first ones, which get half of all calls: writers meet there. The others have time to grow old in the cache."""
+"""The first conversations, which receive half of all calls, so that writes are concurrent there. The entries of the
+others have time to become stale in the cache."""
 
 READERS = 3
-"""Users who only read: a writer who waits for what is broken sees little of it."""
+"""Users who only read, because a writer spends most of a fault waiting."""
 
 WRITERS = 5
 PAGE = 50
@@ -35,17 +35,17 @@ PAUSE_S = 0.03
 RETRY_PAUSE_S = 0.1
 
 NOTHING_WRITTEN = {"database_busy", "database_unavailable", "storage_full", "overloaded"}
-"""Errors that promise that the request left nothing behind."""
+"""Errors that promise that the request has written nothing."""
 
 EXPECTED = NOTHING_WRITTEN | {
     "outcome_unknown", "deadline_exceeded", "shutting_down", "answer_not_stored", "conflict", "provider_unavailable",
     "provider_broken",
 }  # fmt: skip
-"""What may be heard while things break; anything else is a defect."""
+"""The error codes that clients may receive during faults; any other is a defect."""
 
 
 class Workload:
-    """Conversations on a cluster, and everything that was seen of them."""
+    """Operations on conversations of a cluster, and their history."""
 
     def __init__(self, cluster: Cluster, seed: int) -> None:
         self.cluster, self.random = cluster, random.Random(seed)
@@ -56,24 +56,24 @@ class Workload:
         self._numbers = itertools.count(1)
 
     async def prepare(self) -> None:
-        """Make the conversations, through daemons that are well."""
+        """Create the conversations, before any fault."""
         for number in range(CONVERSATIONS):
             member = self.cluster.members[number % len(self.cluster.members)]
             contents = self._contents(2)
             start = time.monotonic()
-            told = await member.call("conversation_append", messages=_messages(contents))
-            name = str(told["continuation_id"])
+            result = await member.call("conversation_append", messages=_messages(contents))
+            name = str(result["continuation_id"])
             self.names.append(name)
-            self.events.append(Append(name, contents, start, (_ack(told, "first_seq"),)))
+            self.events.append(Append(name, contents, start, (_ack(result, "first_seq"),)))
 
     async def run(self, until: asyncio.Event) -> None:
-        """Let all users work until `stop` is set; each finishes its operation."""
+        """Run all users until `until` is set; each finishes its current operation."""
         async with asyncio.TaskGroup() as group:
             for writes in [False] * READERS + [True] * WRITERS:
                 group.create_task(self._user(random.Random(self.random.random()), until, writes=writes))
 
     async def live(self, limit_s: float) -> None:
-        """Every operation succeeds through every daemon, and the cache serves again, within the limit."""
+        """Check that every operation succeeds through every daemon, and that reads hit the cache, within the limit."""
         end = time.monotonic() + limit_s
         for member in self.cluster.members:
             await self._until_well(member, "append", lambda member: self._append(member, self.names[0], 1, {}), end)
@@ -85,12 +85,12 @@ class Workload:
                 await self._until_well(member, "read", functools.partial(self._read, name=name), end)
 
     async def history(self, max_staleness_s: float, slack_s: float) -> History:
-        """The record of the operations, and the rows that are stored."""
+        """Return the history of the operations, with the stored rows."""
         asked = [
             Asked(tuple(message["content"] for message in chat.body["messages"]))
             for chat in self.cluster.provider.chats
         ]
-        events = [*self.events, *asked, *self.cluster.told()]
+        events = [*self.events, *asked, *self.cluster.applied()]
         return History(events, await self.cluster.logs(), max_staleness_s, slack_s, tuple(self.cluster.forgotten))
 
     async def _user(self, rng: random.Random, until: asyncio.Event, *, writes: bool) -> None:
@@ -119,11 +119,11 @@ class Workload:
             await self._chat(member, name, keyed, rng)
 
     async def _read(self, member: Member, name: str) -> bool:
-        """Read the newest page; whether it came from the cache."""
+        """Read the newest page; return whether it came from the cache."""
         start = time.monotonic()
         page = await member.call("conversation_get", continuation_id=name, limit=PAGE)
         self.events.append(_read(name, start, page, limit=PAGE))
-        self.seen["read marked as old"] += page["stale_s"] is not None
+        self.seen["read marked as stale"] += page["stale_s"] is not None
         return bool(page["source"] == "cache")
 
     async def _hit(self, member: Member) -> bool:
@@ -139,19 +139,19 @@ class Workload:
         start = time.monotonic()
         page = await member.call("conversation_list", limit=LIST)
         end = time.monotonic()
-        self.events += [Glance(each["continuation_id"], start, end, each["messages"]) for each in page["conversations"]]
+        self.events += [Listed(each["continuation_id"], start, end, each["messages"]) for each in page["conversations"]]
         return True
 
     async def _append(
         self, member: Member, name: str, size: int, keyed: dict[str, str], rng: random.Random | None = None
     ) -> bool:
-        """Append a block; with a key, until it is acknowledged, and now and then once more after that."""
+        """Append messages; with a key, repeat until acknowledged, and sometimes once more after that."""
         contents = self._contents(size)
         start, acks, refused = time.monotonic(), [], True
         wanted = 2 if rng is not None and keyed and rng.random() < 0.2 else 1
         for _ in range(KEYED_ATTEMPTS if keyed else 1):
             try:
-                told = await member.call(
+                result = await member.call(
                     "conversation_append", continuation_id=name, messages=_messages(contents), **keyed
                 )
             except (Refused, Lost) as error:
@@ -159,8 +159,8 @@ class Workload:
                 await asyncio.sleep(RETRY_PAUSE_S)
             else:
                 self.seen["append ok"] += 1
-                acks.append(_ack(told, "first_seq"))
-                if bool(told["duplicate"]) < (len(acks) > 1):
+                acks.append(_ack(result, "first_seq"))
+                if bool(result["duplicate"]) < (len(acks) > 1):
                     self.unexpected.append(f"{contents} was acknowledged twice as new")
             if len(acks) == wanted:
                 break
@@ -169,7 +169,7 @@ class Workload:
         return bool(acks)
 
     async def _chat(self, member: Member, name: str, keyed: dict[str, str], rng: random.Random | None = None) -> bool:
-        """Ask; with a key, once more if no answer came."""
+        """Ask a question; with a key, repeat once if no answer was returned."""
         question = f"q{next(self._numbers)}"
         start, refused, attempts = time.monotonic(), True, 0
         acks: tuple[Ack, ...] = ()
@@ -177,19 +177,19 @@ class Workload:
         while not acks and attempts < (CHAT_ATTEMPTS if keyed else 1):
             attempts += 1
             try:
-                told = await member.call("chat", continuation_id=name, prompt=question, **keyed)
+                result = await member.call("chat", continuation_id=name, prompt=question, **keyed)
             except (Refused, Lost) as error:
                 refused = self._failed("chat", error) and refused
                 await asyncio.sleep(RETRY_PAUSE_S)
                 member = rng.choice(self.cluster.up or [member]) if rng is not None else member
             else:
                 self.seen["chat ok"] += 1
-                acks, answers = (_ack(told, "seq"),), (str(told["content"]),)
+                acks, answers = (_ack(result, "seq"),), (str(result["content"]),)
         self.events.append(Turn(name, question, start, acks, answers, refused and not acks, attempts))
         return bool(acks)
 
     async def _tried(self, what: str, operation: Awaitable[bool], wanted: bool = False) -> bool:
-        """Whether the operation succeeded and, with `wanted`, returned the expected result."""
+        """Return whether the operation succeeded and, with `wanted`, returned true."""
         try:
             found = await operation
         except (Refused, Lost) as error:
@@ -208,7 +208,7 @@ class Workload:
             await asyncio.sleep(RETRY_PAUSE_S)
 
     def _failed(self, what: str, error: Refused | Lost) -> bool:
-        """Note a failure; whether it promises that nothing was written."""
+        """Record a failure; return whether it promises that nothing was written."""
         code = error.code if isinstance(error, Refused) else "lost"
         self.seen[f"{what} {code}"] += 1
         if code not in EXPECTED | {"lost"}:
@@ -220,8 +220,8 @@ class Workload:
         return tuple(f"w{number}.{part}" for part in range(size))
 
 
-def _ack(told: dict[str, Any], first: str) -> Ack:
-    return Ack(time.monotonic(), told["by"], told[first], told.get("last_seq", told[first]))
+def _ack(result: dict[str, Any], first: str) -> Ack:
+    return Ack(time.monotonic(), result["by"], result[first], result.get("last_seq", result[first]))
 
 
 def _messages(contents: tuple[str, ...]) -> list[dict[str, str]]:

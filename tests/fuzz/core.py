@@ -1,8 +1,8 @@
 """Fuzz the core with a coverage-guided fuzzer for a bounded time: `python -m tests.fuzz.core DIRECTORY SECONDS`.
 
-What is put in is a talk, one message a line. The invariants are those of the core: nothing raises, every request that
-can be told apart is answered exactly once, and what a connection remembers is bounded. Inputs worth keeping stay in the
-directory, so that the next run begins where this one ended; one that breaks an invariant is left there as `crash-*`.
+An input is a session, one message per line. The invariants are those of the core: it raises nothing, answers every
+request that has a usable id exactly once, and keeps a bounded state. Inputs that reach new code are kept in the
+directory, from which the next run starts; an input that breaks an invariant is stored there as `crash-*`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ MAX_IN_FLIGHT = 3
 MAX_INPUT_BYTES = 8_192
 MAX_RESIDENT_MB = 1_024
 WARM_PASSES, PASSES = 5, 20
-MAX_TALKS = 300
+MAX_SESSIONS = 300
 MAX_GROWTH_BYTES = 32_768
 
 
 def surface() -> Surface:
-    """Everything that a surface can announce."""
+    """Return a surface with every capability."""
     made = Surface("exai-test", "1", (Tools().registry.feature(),))
     made.capabilities |= {"tools": {"listChanged": True}, "resources": {"subscribe": True, "listChanged": True}}
     return made
@@ -47,14 +47,14 @@ SURFACE = surface()
 
 
 class Peer:
-    """One connection and the calls that its core was told to start."""
+    """One connection, and the calls that its core has started."""
 
     def __init__(self) -> None:
         self.connection = Connection(SURFACE, max_in_flight=MAX_IN_FLIGHT, reply_max_bytes=100_000)
         self.running: dict[object, Call] = {}
 
     def say(self, line: bytes) -> None:
-        """Send one line and hold what comes of it to the invariants."""
+        """Send one line and check the resulting action against the invariants."""
         if line == FINISH:
             if self.running:
                 self.finish(next(iter(self.running)))
@@ -81,7 +81,7 @@ class Peer:
         self.check()
 
     def finish(self, key: object) -> None:
-        """End a running call: it is answered, and never again."""
+        """Complete a running call, and check that it is answered exactly once."""
         call = self.running.pop(key)
         self.connection.progress(call, 1, "x")
         answered = self.connection.complete(call, {"content": []})
@@ -91,7 +91,7 @@ class Peer:
         assert self.connection.progress(call, 2, "x") is None
 
     def check(self) -> None:
-        """What it remembers is what it was told, and no more than it may."""
+        """Check that the connection keeps the running calls, and that its state is within the limits."""
         connection = self.connection
         assert connection.in_flight.keys() == self.running.keys()
         assert len(self.running) <= MAX_IN_FLIGHT
@@ -99,7 +99,7 @@ class Peer:
         assert len(connection._subscriptions) <= MAX_SUBSCRIBED_URIS
 
     def leave(self) -> None:
-        """Answer all that is running, end all that listens."""
+        """Complete all running calls, and end all subscriptions."""
         for key in list(self.running):
             self.finish(key)
         for change in ("tools", "prompts", "resources"):
@@ -111,7 +111,7 @@ class Peer:
 
 
 def asked_id(line: bytes) -> object | None:
-    """Tell by other means than the core's whose answer this line has to get; None when nobody's can be told."""
+    """Return the id of the request on this line, determined without the core; None if it has no usable one."""
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError:
@@ -123,21 +123,21 @@ def asked_id(line: bytes) -> object | None:
 
 
 def one(data: bytes) -> None:
-    """One talk on a connection of its own."""
+    """Run one session on a new connection."""
     peer = Peer()
     for line in data.split(b"\n"):
         peer.say(line)
     peer.leave()
 
 
-def growth_bytes(talks: list[bytes]) -> int:
-    """Return by how much one connection grows that hears all these talks again and again."""
+def growth_bytes(sessions: list[bytes]) -> int:
+    """Return by how much memory grows when one connection receives all these sessions repeatedly."""
     peer = Peer()
     sizes = []
     tracemalloc.start()
     for passes in (WARM_PASSES, PASSES):
         for _ in range(passes):
-            for data in talks:
+            for data in sessions:
                 for line in data.split(b"\n"):
                     peer.say(line)
                 peer.leave()
@@ -148,7 +148,7 @@ def growth_bytes(talks: list[bytes]) -> int:
 
 
 def main() -> int:
-    """Fuzz in a process of its own, which the fuzzer ends; then look at growth."""
+    """Fuzz in a subprocess, which the fuzzer ends; then measure the growth of memory."""
     directory, seconds = Path(sys.argv[1]), int(sys.argv[2])
     corpus = directory / "corpus"
     corpus.mkdir(parents=True, exist_ok=True)
@@ -171,9 +171,9 @@ def main() -> int:
     if done.returncode != 0:
         print(f"an invariant broke; the input is in {directory}", file=sys.stderr)
         return 1
-    smallest = sorted((path.read_bytes() for path in corpus.iterdir()), key=len)[:MAX_TALKS]
+    smallest = sorted((path.read_bytes() for path in corpus.iterdir()), key=len)[:MAX_SESSIONS]
     grown = growth_bytes(smallest)
-    print(f"one connection grew by {grown} bytes in {PASSES} more passes over {len(smallest)} talks")
+    print(f"one connection grew by {grown} bytes in {PASSES} more passes over {len(smallest)} sessions")
     return int(grown > MAX_GROWTH_BYTES)
 
 

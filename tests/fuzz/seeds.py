@@ -1,4 +1,4 @@
-"""Seeds of the fuzzer: conversations of a peer with the core, one message a line, and their vocabulary."""
+"""Seeds of the fuzzer: sessions of a peer with the core, one message per line, and their vocabulary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from exai.mcp.core.versions import LEGACY_VERSIONS
 from tests.support.mcp_server import handshake, modern, request, tool_call
 
 FINISH = b"!"
-"""A line that ends the call that has been running longest."""
+"""A line that completes the oldest running call."""
 
 BROKEN = (
     b"",
@@ -37,13 +37,13 @@ BROKEN = (
 
 
 def seeds() -> Iterator[bytes]:
-    """One talk for every kind of message in every era, and one for each kind of damage."""
-    cancelled, unheard = (
+    """Yield a session for every kind of message in every era, and one for each kind of malformed message."""
+    cancelled, already_done = (
         {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": key}} for key in (2, 1)
     )
     slow = tool_call("slow")
     for version in LEGACY_VERSIONS:
-        yield talk(
+        yield session(
             handshake(version),
             {"jsonrpc": "2.0", "method": "notifications/initialized"},
             request(1, "tools/list", {"cursor": "1"}),
@@ -53,10 +53,10 @@ def seeds() -> Iterator[bytes]:
             request("2", "tools/call", tool_call("echo", text="a")),
             FINISH,
         )
-    yield talk(handshake(), request(1, "resources/subscribe", {"uri": "a:b"}), request(2, "logging/setLevel"))
-    yield talk(request(1, "tools/list"), request(2, "server/discover"), handshake("1999-01-01"))
+    yield session(handshake(), request(1, "resources/subscribe", {"uri": "a:b"}), request(2, "logging/setLevel"))
+    yield session(request(1, "tools/list"), request(2, "server/discover"), handshake("1999-01-01"))
     wanted = {"notifications": {"toolsListChanged": True, "resourceSubscriptions": ["a:b", 5]}}
-    yield talk(
+    yield session(
         modern("d", "server/discover"),
         modern(1, "subscriptions/listen", wanted),
         modern(1, "tools/call", slow),
@@ -66,15 +66,15 @@ def seeds() -> Iterator[bytes]:
         modern(5, "tools/call", slow),
         modern(6, "ping"),
         cancelled,
-        unheard,
+        already_done,
         FINISH,
     )
     for data in BROKEN:
-        yield talk(handshake(), data, request(9, "ping"))
+        yield session(handshake(), data, request(9, "ping"))
 
 
-def talk(*lines: object) -> bytes:
-    """Return the lines as the fuzzer reads them."""
+def session(*lines: object) -> bytes:
+    """Return a session in the format of the fuzzer."""
     return b"\n".join(line if isinstance(line, bytes) else orjson.dumps(line) for line in lines)
 
 

@@ -1,20 +1,21 @@
-"""What clients saw of conversations, and the check that a store which keeps its promises could have shown it to them.
+"""Histories of the operations of clients, and a checker that compares them with the promises of the store.
 
-A history is recorded while everything breaks: what was asked when, what was answered when, and at the end what is
-really stored. Invariant: the check knows nothing of EXAI but its promises, and a history that breaks one of them is
-reported whatever else is in it. All times are of one monotonic clock; contents are unique in a history.
+A history holds each operation with its start, end and result, recorded while faults are injected, and the rows that are
+stored at the end. Invariant: the checker depends on the promises only, not on the implementation, and reports every
+violation independently of the others. All times are of one monotonic clock; contents are unique in a history.
 
-content    a page is exactly the newest messages, before its cursor, of the conversation at its revision
-lost       what was acknowledged is stored, once, as one block, under the numbers that were told
-twice      nothing is stored twice, acknowledged or not, and an answer is given to a question once
-refused    what was said not to have been written was not
-order      a write that began after another was acknowledged is stored after it
-told       with Redis told of a change, no later read lacks it
-own        what a daemon acknowledged, none of its own later reads lacks
-bound      a change that is known to be committed is lacked for less than the staleness bound
-direct     older pages and lists come from the database and lack nothing
-stale      an answer that is marked as old is as old as it says, and never older than the limit for such
-asked      a model is told every message before the question, once and in order, and asked once for each attempt
+content    a page holds exactly the newest messages before its cursor, at its revision of the conversation
+lost       an acknowledged write is stored once, as one block, under the acknowledged numbers
+twice      no write is stored twice, acknowledged or not, and a question has at most one answer
+refused    a write whose error promises that nothing was written is not stored
+order      a write that began after the acknowledgement of another is stored after it
+applied    a read that begins after Redis has applied a change contains it
+own        a read of a daemon contains all changes that this daemon has acknowledged before
+bound      a read contains every change that was known to be committed one staleness bound earlier
+direct     older pages and lists come from the database and contain every known change
+stale      a page that is marked as stale is as old as the mark states, and within the limit for stale pages
+asked      a model receives all messages before the question, once and in order, and one request for each attempt
+foreign    every stored message belongs to a recorded write
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 Kind = Literal[
-    "content", "lost", "twice", "refused", "order", "told", "own", "bound", "direct", "stale", "asked", "foreign"
+    "content", "lost", "twice", "refused", "order", "applied", "own", "bound", "direct", "stale", "asked", "foreign"
 ]
 
 STALE_LIMIT_S = 600.0
-"""The oldest answer that may be given while the database cannot be reached."""
+"""The greatest age of a page that may be returned while the database cannot be reached."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """An acknowledgement: its time, its daemon and that daemon's life, and the numbers it has."""
+    """An acknowledgement: its time, the daemon (`number.life`), and the first and last number of the messages."""
 
     at: float
     by: str
@@ -47,8 +48,8 @@ class Ack:
 class Append:
     """An append with all its attempts under one key.
 
-    Without an acknowledgement its outcome is open, unless it was `refused`: every attempt said that nothing was
-    written.
+    Without an acknowledgement its outcome is unknown, unless it was `refused`: the error of every attempt promises that
+    nothing was written.
     """
 
     conversation: str
@@ -60,7 +61,7 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A question to a model with all its attempts under one key; an answer's numbers are those of its one message."""
+    """A question to a model with all its attempts under one key; an acknowledgement has the number of the answer."""
 
     conversation: str
     question: str
@@ -73,7 +74,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """A page as it was answered. `stale_s` is None unless it was marked as old."""
+    """A page as it was returned. `stale_s` is None unless it was marked as stale."""
 
     conversation: str
     by: str
@@ -90,7 +91,7 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
-class Glance:
+class Listed:
     """A conversation in a list, with its number of messages."""
 
     conversation: str
@@ -100,8 +101,8 @@ class Glance:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """Redis applied this revision."""
+class Applied:
+    """Redis has applied this revision."""
 
     conversation: str
     at: float
@@ -110,14 +111,14 @@ class Told:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The prompt of a call: the contents, oldest first, the question last."""
+    """The prompt of a request to the model: the contents, oldest first, the question last."""
 
     contents: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One message as it is stored at the end; `partial` is the part of an answer that broke off."""
+    """One message as it is stored at the end; `partial` marks the received part of an answer that broke off."""
 
     content: str
     partial: bool = False
@@ -131,12 +132,12 @@ class Log:
     heights: tuple[int, ...]
 
 
-Event: TypeAlias = Append | Turn | Read | Glance | Told | Asked
+Event: TypeAlias = Append | Turn | Read | Listed | Applied | Asked
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """A promise that the history breaks."""
+    """A broken promise, with the events that show it."""
 
     kind: Kind
     text: str
@@ -155,23 +156,23 @@ class History:
     slack_s: float = 0.0
     forgotten: Sequence[float] = ()
     answer_to: str = " to "
-    """What stands between an answer and the question it repeats."""
+    """Separates an answer from the question that it repeats."""
 
     def check(self) -> list[Violation]:
-        """Everything that is wrong with it."""
+        """Return all violations."""
         return list(_Check(self).violations())
 
 
 @dataclass
-class _Tide:
-    """How many messages are known to be stored, by time; it only rises."""
+class _KnownHeights:
+    """The number of messages known to be stored, by time; it never decreases."""
 
     marks: list[tuple[float, int]] = field(default_factory=list)
     _times: list[float] | None = None
     _heights: list[int] = field(default_factory=list)
 
     def before(self, time: float) -> int:
-        """The most that was known before `time`."""
+        """Return the greatest number that was known before `time`."""
         if self._times is None:
             self.marks.sort()
             self._times = [at for at, _ in self.marks]
@@ -185,7 +186,7 @@ class _Tide:
 
 @dataclass(frozen=True)
 class _Placed:
-    """A write that is stored: where, since when it was asked for, and when it was acknowledged."""
+    """A stored write: its numbers, the start of its first attempt, and its first acknowledgement."""
 
     what: str
     first_seq: int
@@ -207,9 +208,9 @@ class _Check:
         self._answers: dict[str, dict[str, list[int]]] = {
             name: self._answers_of(log) for name, log in history.logs.items()
         }
-        self._known: dict[str, _Tide] = defaultdict(_Tide)
-        self._told: dict[str, list[tuple[float, int]]] = defaultdict(list)
-        self._own: dict[tuple[str, str], _Tide] = defaultdict(_Tide)
+        self._known: dict[str, _KnownHeights] = defaultdict(_KnownHeights)
+        self._applied: dict[str, list[tuple[float, int]]] = defaultdict(list)
+        self._own: dict[tuple[str, str], _KnownHeights] = defaultdict(_KnownHeights)
         self._asks: Counter[str] = Counter()
 
     def violations(self) -> Iterator[Violation]:
@@ -218,14 +219,14 @@ class _Check:
         yield from self._leftovers()
         for placed in self._placed.values():
             yield from _order(placed)
-        self._learn()
+        self._collect_known()
         for event in self._history.events:
             match event:
                 case Read():
                     yield from self._content(event)
                     yield from self._freshness(event)
-                case Glance():
-                    yield from self._glance(event)
+                case Listed():
+                    yield from self._listed(event)
                 case Asked():
                     yield from self._asked(event)
         yield from self._asked_too_often()
@@ -247,7 +248,7 @@ class _Check:
                 yield from self._answer(event)
 
     def _block(self, event: Append | Turn, contents: tuple[str, ...], acks: tuple[Ack, ...]) -> Iterator[Violation]:
-        """A block is stored whole, once or not at all."""
+        """Check that the messages of a write are stored together, once or not at all."""
         what = f"{contents[0]!r} of {event.conversation}"
         places = self._places.get(event.conversation, {})
         found = [places.get(content, []) for content in contents]
@@ -261,19 +262,19 @@ class _Check:
                 yield Violation("lost", f"{what} was acknowledged at {event.acks[0].at:.3f} and is not stored")
             return
         if event.refused:
-            yield Violation("refused", f"{what} was said not to be written and is stored as {present}")
+            yield Violation("refused", f"{what} was refused and is stored as {present}")
         if present != list(range(present[0], present[0] + len(contents))):
             yield Violation("lost", f"{what} is stored in pieces: {present} of {len(contents)} messages")
             return
         for ack in acks:
             if (ack.first_seq, ack.last_seq) != (present[0], present[-1]):
-                told = f"{ack.first_seq} to {ack.last_seq}"
-                yield Violation("lost", f"{what} was told to be {told} and is {present[0]} to {present[-1]}")
+                promised = f"{ack.first_seq} to {ack.last_seq}"
+                yield Violation("lost", f"{what} was acknowledged as {promised}, stored {present[0]} to {present[-1]}")
         acked_at = min((ack.at for ack in event.acks), default=None)
         self._placed[event.conversation].append(_Placed(what, present[0], present[-1], event.start, acked_at))
 
     def _answer(self, turn: Turn) -> Iterator[Violation]:
-        """A question has at most one answer, which equals the acknowledged one."""
+        """Check that a question has at most one answer, which equals the acknowledged one."""
         what = f"the answer to {turn.question!r}"
         log = self._history.logs.get(turn.conversation)
         seqs = self._answers.get(turn.conversation, {}).get(turn.question, [])
@@ -281,26 +282,27 @@ class _Check:
         if len(seqs) > 1:
             yield Violation("twice", f"{what} is stored as {seqs}")
         elif seqs and turn.refused:
-            yield Violation("refused", f"{what} is stored as {seqs} of a turn said not to be written")
+            yield Violation("refused", f"{what} is stored as {seqs} of a turn that was refused")
         elif turn.acks and not seqs:
             yield Violation("lost", f"{what} was acknowledged and is not stored")
         elif turn.acks and log is not None:
             text = log.messages[seqs[0] - 1].content
             for ack, answer in zip(turn.acks, turn.answers, strict=True):
                 if (ack.last_seq, answer) != (seqs[0], text):
-                    yield Violation("lost", f"{what} was told as {ack.last_seq} {answer!r}, stored {seqs[0]} {text!r}")
+                    promised = f"{ack.last_seq} {answer!r}"
+                    yield Violation("lost", f"{what} was acknowledged as {promised}, stored {seqs[0]} {text!r}")
             questions = self._places[turn.conversation].get(turn.question, [])
             if questions and questions[0] > seqs[0]:
-                yield Violation("order", f"{what} stands before its question")
+                yield Violation("order", f"{what} is stored before its question")
 
     def _leftovers(self) -> Iterator[Violation]:
         for name, log in self._history.logs.items():
             for seq, message in enumerate(log.messages, 1):
                 if seq not in self._explained[name] and not message.partial:
-                    yield Violation("foreign", f"nobody wrote {message.content!r}, number {seq} of {name}")
+                    yield Violation("foreign", f"{message.content!r}, number {seq} of {name}, belongs to no write")
 
-    def _learn(self) -> None:
-        """The stored changes and since when each is known: acknowledged, applied to Redis, or read."""
+    def _collect_known(self) -> None:
+        """Collect the times from which each stored change is known: it was acknowledged, applied to Redis, or read."""
         for name, placed in self._placed.items():
             self._known[name].marks += [(each.acked_at, each.last_seq) for each in placed if each.acked_at is not None]
         for event in self._history.events:
@@ -309,13 +311,13 @@ class _Check:
                     for ack in event.acks:
                         self._known[event.conversation].marks.append((ack.at, ack.last_seq))
                         self._own[event.conversation, ack.by].marks.append((ack.at, ack.last_seq))
-                case Told():
+                case Applied():
                     height = self._height(event.conversation, event.revision)
-                    self._told[event.conversation].append((event.at, height))
+                    self._applied[event.conversation].append((event.at, height))
                     self._known[event.conversation].marks.append((event.at, height))
                 case Read() if event.seqs:
                     self._known[event.conversation].marks.append((event.end, event.seqs[-1]))
-                case Glance():
+                case Listed():
                     self._known[event.conversation].marks.append((event.end, event.messages))
 
     def _height(self, conversation: str, revision: int) -> int:
@@ -337,7 +339,7 @@ class _Check:
             yield Violation("content", f"{what} is {_pairs(read.seqs, read.contents)}, stored {_pairs(seqs, contents)}")
         cursor = seqs[0] if seqs and seqs[0] > 1 else None
         if read.next_before_seq != cursor:
-            yield Violation("content", f"{what} goes on before {read.next_before_seq}, right is {cursor}")
+            yield Violation("content", f"{what} has the cursor {read.next_before_seq}, correct is {cursor}")
 
     def _freshness(self, read: Read) -> Iterator[Violation]:
         what, history = _described(read), self._history
@@ -359,14 +361,14 @@ class _Check:
         yield from lacks("bound", known.before(read.start - history.max_staleness_s - history.slack_s))
         yield from lacks("own", self._own[read.conversation, read.by].before(read.start))
         forgotten = max((at for at in history.forgotten if at < read.end), default=float("-inf"))
-        told = (height for at, height in self._told[read.conversation] if forgotten < at < read.start)
-        yield from lacks("told", max(told, default=0))
+        applied = (height for at, height in self._applied[read.conversation] if forgotten < at < read.start)
+        yield from lacks("applied", max(applied, default=0))
 
-    def _glance(self, glance: Glance) -> Iterator[Violation]:
-        least = self._known[glance.conversation].before(glance.start)
-        if glance.messages < least:
-            listed = f"{glance.conversation} was listed at {glance.start:.3f} with {glance.messages} messages"
-            yield Violation("direct", f"{listed}, {least} were known")
+    def _listed(self, listed: Listed) -> Iterator[Violation]:
+        least = self._known[listed.conversation].before(listed.start)
+        if listed.messages < least:
+            found = f"{listed.conversation} was listed at {listed.start:.3f} with {listed.messages} messages"
+            yield Violation("direct", f"{found}, {least} were known")
 
     def _asked(self, asked: Asked) -> Iterator[Violation]:
         question = asked.contents[-1]
@@ -374,9 +376,11 @@ class _Check:
         for name, places in self._places.items():
             if seqs := places.get(question):
                 before = self._history.logs[name].messages[: seqs[0]]
-                told = tuple(message.content for message in before if not message.partial)
-                if asked.contents != told:
-                    yield Violation("asked", f"a model was asked {question!r} with {asked.contents}, stored is {told}")
+                stored = tuple(message.content for message in before if not message.partial)
+                if asked.contents != stored:
+                    yield Violation(
+                        "asked", f"a model was asked {question!r} with {asked.contents}, stored is {stored}"
+                    )
                 return
         yield Violation("asked", f"a model was asked {question!r}, which is not stored")
 
@@ -388,7 +392,7 @@ class _Check:
 
 
 def _order(placed: list[_Placed]) -> Iterator[Violation]:
-    """Writes acknowledged before a write began have lower numbers."""
+    """Check that writes acknowledged before a write began have lower numbers."""
     ended = sorted((each for each in placed if each.acked_at is not None), key=lambda each: each.acked_at or 0.0)
     begun = sorted(placed, key=lambda each: each.start)
     highest: _Placed | None = None
@@ -399,7 +403,9 @@ def _order(placed: list[_Placed]) -> Iterator[Violation]:
                 highest = ended[next_ended]
             next_ended += 1
         if highest is not None and highest.last_seq > each.first_seq:
-            yield Violation("order", f"{each.what} began after {highest.what} was acknowledged and stands before it")
+            yield Violation(
+                "order", f"{each.what} began after {highest.what} was acknowledged, and is stored before it"
+            )
 
 
 def _described(read: Read) -> str:

@@ -1,15 +1,16 @@
-"""A seeded world of daemons, a database and faults around the real cache code and the real scripts on a real Valkey.
+"""A simulation of daemons, a database and faults around the real cache code and the real scripts on a real Valkey.
 
-Invariant: one actor runs at a time, from one gate to the next, and the seed alone decides which; so a history that
-breaks a promise is found again by its seed. Time is a number in Redis that the scripts read instead of the clock.
+Invariant: one actor runs at a time, from one gate to the next, and the seed alone decides which, so that the same seed
+reproduces a history that breaks a promise. Time is a number in Redis, which the scripts read instead of the clock.
 
-What is checked on every hit, against the log of the simulated database:
+Every cache hit is compared with the log of the simulated database:
 
 content   it is exactly the newest page at its revision
-strict    it is not older than any change that was acknowledged, and told to Redis, before the read began
-own       it is not older than any change of the same daemon, told or not
-bound     a committed change that it lacks was committed less than one bound ago
-phantom   commits that a database failover lost are seen for less than one bound, and not after the next told change
+strict    it contains every change that was acknowledged, and applied to Redis, before the read began
+own       it contains every acknowledged change of the same daemon, applied to Redis or not
+bound     it contains every change that was committed at least one staleness bound ago
+phantom   commits that a database failover lost are returned for less than one staleness bound, and not after the next
+          change has been applied to Redis
 """
 
 from __future__ import annotations
@@ -57,12 +58,12 @@ class Broken(AssertionError):
 
 
 class Aborted(Exception):
-    """The database went down with this transaction."""
+    """The database ended during this transaction."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """A conversation as of one commit."""
+    """A conversation after one commit."""
 
     name: ContinuationId
     revision: int
@@ -88,7 +89,7 @@ class Version:
 
 
 class World:
-    """The database's log, the time, and what was promised to whom."""
+    """The log of the database, the time, and the revisions that each daemon has acknowledged."""
 
     def __init__(self, client: RedisClient, rng: random.Random, *, cursor: str, names_recoveries: bool) -> None:
         self.client, self.rng, self.cursor, self.names_recoveries = client, rng, cursor, names_recoveries
@@ -104,9 +105,9 @@ class World:
         for name in self.names:
             first = tuple(self.message(seq) for seq in range(1, size + 1))
             self.log[name] = [Version(name, 1, first, 0, 1, next(self._orders), self.server_epoch)]
-        self.told: dict[ContinuationId, int] = dict.fromkeys(NAMES, 0)
+        self.applied: dict[ContinuationId, int] = dict.fromkeys(NAMES, 0)
         self.own: dict[tuple[int, ContinuationId], int] = {}
-        self.told_since: set[ContinuationId] = set()
+        self.applied_since: set[ContinuationId] = set()
         self.lost: dict[ContinuationId, int | None] = dict.fromkeys(NAMES)
         self.hits = self.losses = 0
         self.saved: list[tuple[bytes, bytes, list[bytes]]] | None = None
@@ -119,7 +120,7 @@ class World:
         return Message(seq, "user", f"word {next(self._words)}", NOW)
 
     def begin(self, name: ContinuationId) -> int | None:
-        """A transaction id, or None while another transaction holds the conversation's lock."""
+        """Return a transaction id, or None while another transaction holds the conversation's lock."""
         if name in self.active.values():
             return None
         xid, self.next_xid = self.next_xid, self.next_xid + 1
@@ -127,7 +128,7 @@ class World:
         return xid
 
     def commit(self, xid: int, *, edit: bool) -> tuple[Version, Version]:
-        """The version before and the one that was made."""
+        """Return the version before and after the commit. Raises Aborted."""
         if xid not in self.active:
             raise Aborted
         name = self.active.pop(xid)
@@ -142,7 +143,7 @@ class World:
         return before, after
 
     def changes(self, since: str | None) -> ChangedRevisions:
-        """The changes that a reconciliation reads, from one snapshot."""
+        """Return the changes that a reconciliation reads, from one snapshot."""
         xmin = self.next_xid if self.cursor == "xmax" else min(self.active, default=self.next_xid)
         newest = [versions[-1] for versions in self.log.values()]
         rows = [] if since is None else [each for each in newest if each.xid >= int(since)]
@@ -152,27 +153,27 @@ class World:
             str(xmin), self.server_epoch, [(LOCAL_OWNER, each.name, each.revision) for each in rows]
         )
 
-    def acknowledge(self, daemon: int, version: Version, *, told: bool) -> None:
-        """The writer has its answer; from now on it may be asked for."""
+    def acknowledge(self, daemon: int, version: Version, *, applied: bool) -> None:
+        """Record that the writer has its result; reads that begin now must contain the change."""
         if version not in self.log[version.name]:
             return
         key = daemon, version.name
         self.own[key] = max(self.own.get(key, 0), version.revision)
-        if told:
-            self.told[version.name] = max(self.told[version.name], version.revision)
-            # Telling of a change that was committed before the failover says nothing of what was lost in it.
+        if applied:
+            self.applied[version.name] = max(self.applied[version.name], version.revision)
+            # Applying a change that was committed before the failover does not replace an entry with lost commits.
             if version.server_epoch == self.server_epoch:
-                self.told_since.add(version.name)
+                self.applied_since.add(version.name)
 
     def promise(self, daemon: int, name: ContinuationId) -> tuple[int, int]:
-        """What a read that begins now has to show at least, unless an apply is lost meanwhile."""
-        return max(self.told[name], self.own.get((daemon, name), 0)), self.losses
+        """Return the least revision for a read that begins now, and the number of losses, after which it is void."""
+        return max(self.applied[name], self.own.get((daemon, name), 0)), self.losses
 
     def forget_promises(self) -> None:
-        """Redis or the database has lost acknowledged changes: only the bound is left of them."""
-        self.told = dict.fromkeys(NAMES, 0)
+        """Record that Redis or the database lost acknowledged changes, so that only the staleness bound holds."""
+        self.applied = dict.fromkeys(NAMES, 0)
         self.own.clear()
-        self.told_since.clear()
+        self.applied_since.clear()
         self.losses += 1
 
     def restart(self) -> None:
@@ -180,14 +181,14 @@ class World:
         self.active.clear()
 
     def recover(self) -> None:
-        """One backend is killed: committed rows stay, ids of other transactions are assigned again."""
+        """Kill one backend: committed rows remain, and ids of aborted transactions are assigned again."""
         if self.names_recoveries:
             self.epoch_number += 1
         self.active.clear()
         self.next_xid = max(99, *(versions[-1].xid for versions in self.log.values())) + 1
 
     def fail_over(self) -> None:
-        """The latest commits are lost."""
+        """Lose the latest commits."""
         self.restart()
         newest = max(versions[-1].order for versions in self.log.values())
         last = newest - self.rng.randint(1, 2)
@@ -198,16 +199,16 @@ class World:
         self.forget_promises()
 
     def check(self, hit: Hit, name: ContinuationId, promise: tuple[int, int]) -> None:
-        """Raises Broken."""
+        """Compare a hit with the log. Raises Broken."""
         self.hits += 1
         versions = {each.revision: each for each in self.log[name]}
         version = versions.get(hit.revision)
         if version is None or version.messages[-50:] != hit.messages:
             lost_us = self.lost[name]
-            if lost_us is None or name in self.told_since:
-                raise Broken(f"content: revision {hit.revision} of {name} never looked like this")
+            if lost_us is None or name in self.applied_since:
+                raise Broken(f"content: revision {hit.revision} of {name} never had these messages")
             if self.now_us - lost_us >= BOUND_US:
-                raise Broken(f"phantom: lost changes of {name} seen {self.now_us - lost_us} us later")
+                raise Broken(f"phantom: lost changes of {name} returned {self.now_us - lost_us} us later")
             return
         least, losses = promise
         if hit.revision < least and losses == self.losses:
@@ -223,13 +224,13 @@ class World:
         await self.client.call(0, "SET", CLOCK_KEY, self.now_us - self.behind_us)
 
     async def set_clock_back(self, by_s: float) -> None:
-        """Redis's clock; the bound is longer by all of it."""
+        """Set the clock of Redis back, which extends the staleness bound by as much."""
         self.behind_us += round(by_s * SECOND)
         self.stepped_us = self.behind_us
         await self.advance(0)
 
     async def save(self) -> None:
-        """Remember all of Redis but the time."""
+        """Copy all keys of Redis, except the time."""
         self.saved = []
         keys: Any = await self.client.call(0, "KEYS", "exai:*")
         for key in sorted(keys):
@@ -241,7 +242,7 @@ class World:
                 self.saved.append((b"HSET", key, value))
 
     async def roll_back(self) -> None:
-        """Redis comes back as it was when saved."""
+        """Restore the copied keys of Redis."""
         if self.saved is None:
             return
         await self.client.call(0, "FLUSHDB")
@@ -252,7 +253,7 @@ class World:
 
 
 class GatedClient(RedisClient):
-    """Waits at a gate before each command, and can be cut off; then some commands arrive after all, later."""
+    """Waits at a gate before each command. While disconnected, some commands still arrive, later, without a reply."""
 
     def __init__(self, topology: Topology, stage: Stage) -> None:
         super().__init__(topology, Counters())
@@ -264,7 +265,7 @@ class GatedClient(RedisClient):
         if self.cut:
             if self._stage.rng.random() < 0.5:
                 self._stage.enter(self._late(script, group, keys, args))
-            raise CacheDown("cut off")
+            raise CacheDown("disconnected")
         return await super().run(script, group, keys, args)
 
     async def _late(self, script: Script, group: int, keys: tuple[str, ...], args: tuple[Any, ...]) -> None:
@@ -332,8 +333,8 @@ class Daemon:
             PreloadedPage(found, loaded.messages, loaded.complete) if isinstance(found, Miss) and not edit else None
         )
         commit = Commit(loaded.conversation, before.revision, after.revision, loaded.server_epoch, delta)
-        told = await self.cache.apply(commit, preloaded=preloaded)
-        self.world.acknowledge(self.number, after, told=told)
+        applied = await self.cache.apply(commit, preloaded=preloaded)
+        self.world.acknowledge(self.number, after, applied=applied)
 
     async def poll(self) -> None:
         try:
@@ -344,7 +345,7 @@ class Daemon:
 
 @dataclass
 class Plan:
-    """How one simulation differs from the real thing; the default differs in nothing."""
+    """The differences of a simulation from the real protocol; by default there are none."""
 
     mutate: Callable[[str, str], str] = lambda _name, text: text
     cursor: str = "xmin"
@@ -355,14 +356,14 @@ class Plan:
 
 @dataclass
 class Report:
-    """The counts and violations of one run."""
+    """The number of hits of one run, and its kinds of faults."""
 
     hits: int
     faults: frozenset[str] = field(default_factory=frozenset)
 
 
 def simulated(scripts: Scripts, plan: Plan) -> Scripts:
-    """The scripts with the simulated time, and with the plan's mutation."""
+    """Return the scripts with the simulated time, and with the mutation of the plan."""
     changed = {}
     for name in scripts.__slots__:
         script = getattr(scripts, name)
@@ -372,14 +373,14 @@ def simulated(scripts: Scripts, plan: Plan) -> Scripts:
 
 
 async def simulate(topology: Topology, scripts: Scripts, seed: int, plan: Plan, *, steps: int = 200) -> Report:
-    """One run. Raises Broken, with the promise that was broken."""
+    """Run one simulation. Raises Broken, with the broken promise."""
     rng = random.Random(seed)
     stage = Stage(rng)
     client = RedisClient(topology, Counters())
     await client.call(0, "FLUSHDB")
     world = World(client, rng, cursor=plan.cursor, names_recoveries=plan.names_recoveries)
     await world.advance(0)
-    # Each run has some of the faults only: together they would hide each other.
+    # Each run has only some of the faults, because together they would hide each other.
     faults = frozenset(fault for fault in FAULTS if rng.random() < 0.2) if plan.faults is None else plan.faults
     warm, pace, rest, slow = rng.random() < 0.5, rng.choice(PACES), rng.choice(RESTS), rng.choice(RESTS)
     shares = [rng.choice(SHARES) for _ in range(4)]
@@ -427,7 +428,7 @@ async def again(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 async def disturb(world: World, daemons: list[Daemon], faults: frozenset[str], pace: tuple[float, ...]) -> None:
-    """Let time pass, or break something."""
+    """Advance the time, or inject a fault."""
     rng = world.rng
     await daemons[0].stage.gate()
     if rng.random() < 0.6 or not faults:
@@ -459,7 +460,7 @@ async def disturb(world: World, daemons: list[Daemon], faults: frozenset[str], p
 
 
 def disturb_database(world: World, fault: str) -> None:
-    """Break something of it; `die` is done by each daemon to itself."""
+    """Inject a fault into the database; the fault `die` is injected by each daemon itself."""
     rng = world.rng
     match fault:
         case "restart":
@@ -467,7 +468,7 @@ def disturb_database(world: World, fault: str) -> None:
         case "failover":
             world.fail_over()
         case "recover":
-            # Before, transactions that end in nothing use up ids.
+            # Aborted transactions before the recovery consume ids.
             if rng.random() < 0.5:
                 world.next_xid += rng.randint(1, 5)
             else:

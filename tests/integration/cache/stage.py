@@ -1,6 +1,6 @@
-"""Lets actors take turns, so that a seed decides every interleaving.
+"""A scheduler whose seed decides every interleaving of its actors.
 
-Invariant: one actor runs at a time, from one gate to the next; the next is chosen when nobody runs.
+Invariant: one actor runs at a time, from one gate to the next; the next is chosen when no actor runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ weight: ContextVar[float] = ContextVar("weight", default=1.0)
 
 
 class Stage:
-    """Lets one actor run at a time, chosen by the seed among those that stand at a gate."""
+    """Runs one actor at a time, chosen by the seed among those that wait at a gate."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
@@ -32,14 +32,14 @@ class Stage:
         await future
 
     def enter(self, actor: Coroutine[Any, Any, None], share: float = 1.0) -> None:
-        """Let an actor take part; it is chosen in proportion to its share."""
+        """Start an actor, which is chosen in proportion to its share."""
         self._running += 1
         context = copy_context()
         context.run(weight.set, share)
         self._tasks.add(asyncio.create_task(self._act(actor), context=context))
 
     async def play(self, steps: int) -> None:
-        """Run up to `steps` steps, then stop all actors. Raises what an actor raised."""
+        """Run up to `steps` steps, then stop all actors. Raises the exception of an actor."""
         for _ in range(steps):
             await self._quiet.wait()
             if self.failure is not None or not self._standing:

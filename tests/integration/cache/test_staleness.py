@@ -1,6 +1,6 @@
-"""The promises of the cache, searched for counterexamples by seeded histories; see `simulation`.
+"""Searches seeded histories for counterexamples to the promises of the cache; see `simulation`.
 
-EXAI_TEST_CACHE_SEEDS=n searches n histories instead of the few that every run can afford.
+EXAI_TEST_CACHE_SEEDS=n searches n histories instead of the default number.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class TestPromises:
         assert frozenset[str]().union(*(report.faults for report in reports)) == frozenset(FAULTS)
 
     async def test_same_seed_gives_the_same_history(self, topology: Topology, scripts: Scripts) -> None:
-        """A counterexample is worth something only if it can be seen again."""
+        """A counterexample can be reproduced by its seed."""
         first, second = [await simulate(topology, scripts, 7, Plan()) for _ in range(2)]
         assert first == second
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One line of the protocol left out, the faults that show it, and a seed that did so when this was written."""
+    """A change of one line of the protocol, the faults that reveal it, and a seed whose history does."""
 
     plan: Plan
     seed: int = 0
@@ -76,7 +76,7 @@ MUTANTS = {
         5, "", "fill", "if redis.call('GET', KEYS[2]) ~= ARGV[1] then", "if false then"
     ),
     "a change leaves the lease alive": mutant(5, "", "apply", "redis.call('DEL', lease_key)\n", ""),
-    "a change is not told": mutant(5, "", "apply", "local held =", "do return 4 end\nlocal held ="),
+    "a change is not applied": mutant(5, "", "apply", "local held =", "do return 4 end\nlocal held ="),
     "a delta is added over a gap": mutant(
         29, "die", "apply", "tonumber(entry[1]) ~= tonumber(ARGV[1]) or added < 0", "added < 0"
     ),
@@ -92,11 +92,13 @@ MUTANTS = {
     "a writer stores without a lease": mutant(
         2, "", "apply", "ARGV[11] ~= '' and redis.call('GET', lease_key) == ARGV[11]", "ARGV[11] ~= ''"
     ),
-    "an entry is served for ever": mutant(7, "die", "read", "covered + bound > now", "true"),
-    "a reader takes less than it knows": mutant(49, "cut", "read", "tonumber(entry[1]) >= tonumber(ARGV[4])", "true"),
+    "an entry is returned without a bound": mutant(7, "die", "read", "covered + bound > now", "true"),
+    "a reader accepts less than its minimum revision": mutant(
+        49, "cut", "read", "tonumber(entry[1]) >= tonumber(ARGV[4])", "true"
+    ),
     "a watermark covers any generation": mutant(8, "die, evict watermark", "read", "watermark[1] == entry[2]", "true"),
     "a watermark never expires": mutant(28, "die", "read", "covered = advanced\n", "covered = now\n"),
-    "a watermark is advanced for ever": mutant(
+    "a watermark is advanced too far": mutant(
         8,
         "die",
         "advance",
@@ -125,25 +127,25 @@ MUTANTS = {
     "a new watermark is of the old generation": mutant(
         0, "die, evict watermark", "advance", "'gen', ARGV[5]", "'gen', 'first'"
     ),
-    "a watermark outlives the server epoch": mutant(4, "failover", "advance", "or watermark[3] ~= ARGV[7]", ""),
+    "a watermark remains after a new server epoch": mutant(4, "failover", "advance", "or watermark[3] ~= ARGV[7]", ""),
     "a reconciliation starts at the newest transaction": Mutant(Plan(cursor="xmax", faults=frozenset({"die"})), 4),
     "the cursor is not kept in Redis": Mutant(Plan(cursor="in memory", faults=frozenset({"roll back"})), 1),
     "a recovery does not change the server epoch": Mutant(
         Plan(names_recoveries=False, faults=frozenset({"die", "recover"})), 141
     ),
     "a reconciliation sees some rows only": Mutant(Plan(cursor="first row only", faults=frozenset({"die"})), 44),
-    "a process forgets the changes that Redis lacks": Mutant(Plan(min_revisions=False, faults=frozenset({"cut"})), 49),
+    "a process keeps no minimum revisions": Mutant(Plan(min_revisions=False, faults=frozenset({"cut"})), 49),
 }
 
 
-class TestNothingIsDecoration:
+class TestEveryLineIsNecessary:
     @pytest.mark.parametrize("name", MUTANTS)
-    async def test_history_is_found_in_which(self, name: str, topology: Topology, scripts: Scripts) -> None:
-        """Each line of the protocol is there for an interleaving; without the line the search finds one."""
+    async def test_a_broken_promise_is_found_if(self, name: str, topology: Topology, scripts: Scripts) -> None:
+        """Each line of the protocol is necessary: without it, the search finds a history that breaks a promise."""
         chosen = MUTANTS[name]
         for seed in (chosen.seed, *range(MUTANT_SEEDS)):
             try:
                 await simulate(topology, scripts, seed, chosen.plan)
             except Broken:
                 return
-        pytest.fail(f"{MUTANT_SEEDS} histories and no promise was broken")
+        pytest.fail(f"{MUTANT_SEEDS} histories broke no promise")

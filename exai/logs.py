@@ -263,7 +263,7 @@ def _to_entry(logger: _EntryLogger, method: str, event: EventDict) -> tuple[tupl
 
 
 def _completed(entry: _LogEntry) -> list[EventDict]:
-    """Return complete events. Does in one step what the standard path does with one processor per step."""
+    """Return complete events. Replaces the standard chain of processors by one step."""
     bound = {
         variable.name.removeprefix(STRUCTLOG_KEY_PREFIX): value
         for variable, value in entry.context.items()

@@ -26,7 +26,7 @@ TurnState = Literal["pending", "finished", "failed"]
 Thinking = Literal["off", "low", "high", "max"]
 Source = Literal["cache", "database"]
 CacheUse = Literal["use", "refresh", "off"]
-"""What a call does with the answer cache: ask it and keep the answer, only keep the answer, or neither."""
+"""The use of the answer cache by a call: look up and keep the answer, only keep it, or neither."""
 
 FILE_IDS = "file_ids"
 """The field of a message's metadata with the ids of its files."""
@@ -342,7 +342,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """What a daemon reports to its starter: its address and the location of its data, without passwords."""
+    """The report of a daemon to its starter: its address and the location of its data, without passwords."""
 
     host: str
     port: int

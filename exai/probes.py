@@ -1,6 +1,6 @@
-"""What health and the live numbers ask of the parts of the application.
+"""Probes of the parts of the application, for health and the live numbers.
 
-Invariant: only the database is required; the loss of each other part is stated.
+Invariant: only the database is required; the failure of another part degrades the state.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ async def probe_storage(blobs: Blobs) -> Probed:
 
 
 def seldom(probe: Probe, pause_s: float = SELDOM_S, clock: Clock = time.monotonic) -> Probe:
-    """Return a probe that repeats a good result for `pause_s`: what it asks for costs more or changes rarely."""
+    """Return a probe that repeats a good result for `pause_s`, for one that is expensive or changes rarely."""
     known: tuple[float, Probed] | None = None
 
     async def ask() -> Probed:
@@ -77,7 +77,7 @@ def _hits(recorder: MetricsRecorder) -> str:
 def components(
     database: Database, cache: ConversationCache, providers: Providers, blobs: Blobs, recorder: MetricsRecorder
 ) -> list[Component]:
-    """Return the components that health probes. Only the database is required: the loss of each other one is stated."""
+    """Return the components that health probes."""
 
     async def probe_cache() -> Probed:
         status = await cache.status()
@@ -115,7 +115,7 @@ def components(
 
 
 def _token_factors(status: ProviderStatus) -> str:
-    """Return how far the token counts of a provider's models are from the estimate."""
+    """Return the ratios of token counts to estimates, for the models of a provider."""
     newest = status.token_factors[-MAX_TOKEN_FACTORS:]
     factors = (f"{each.model} x{each.factor:.2f} +-{each.spread:.0%}" for each in newest)
     return f"; tokens per estimated token: {', '.join(factors)}" if newest else ""
@@ -136,7 +136,7 @@ def provider_states(providers: Providers) -> list[dict[str, Any]]:
 
 
 def watch_parts(recorder: Recorder, database: Database, leases: TurnLeases, budgets: BudgetSettings) -> None:
-    """Set the gauges of what is in use, waiting and allowed now."""
+    """Set the gauges of connections, running turns and budgets to their present values."""
     in_use, is_open, size = database.usage()
     for state, number in (("in_use", in_use), ("idle", is_open - in_use), ("missing", size - is_open)):
         recorder.gauge("db_pool_connections", number, state=state)

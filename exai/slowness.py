@@ -1,4 +1,4 @@
-"""Reports operations that take long, with what they waited for."""
+"""Reports slow operations, with their waiting times."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = structlog.get_logger(__name__)
 
 
 def note_slow(recorder: Recorder, operation: str, took_s: float, waits: Mapping[str, float], rest: str) -> None:
-    """Count and log an operation that took at least `SLOW_S`; `rest` names what it waited for beside `waits`."""
+    """Count and log an operation that took at least `SLOW_S`; `rest` names the wait that fills the remaining time."""
     shares = {**waits, rest: max(0.0, took_s - sum(waits.values()))}
     longest = max(shares, key=lambda name: shares[name])
     recorder.observe("slow_operation_seconds", took_s, operation=operation, waited_for=longest)

@@ -102,5 +102,5 @@ async def _count_one(operation: Operation, wire: LatencyProxy, number: int) -> t
             return database.requests, database.round_trips, cache.requests, cache.round_trips
         await operation.prepare()
     raise StartupError(
-        "bench", f"{operation.name} was never what its name says", "Run it on a machine with less other work"
+        "bench", f"{operation.name} never took the path that it measures", "Run it on a machine with less other work"
     )

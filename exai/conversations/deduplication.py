@@ -15,5 +15,5 @@ def request_key(key: str | None) -> str:
 
 
 def content_hash(*parts: Any) -> str:
-    """Digest of what a request key stands for: two requests with one key must agree in it."""
+    """Return the digest of a request, in which two requests with the same key must agree."""
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()

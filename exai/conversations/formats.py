@@ -39,7 +39,7 @@ UNITS = ((10**17, 1_000), (10**14, 1), (10**11, 1 / 1_000), (0, 1 / 1_000_000))
 
 @dataclass(frozen=True, slots=True)
 class ConversationText:
-    """What a text says about its conversation; `where` names its place for errors."""
+    """The properties of a conversation that a text states; `where` names their place for errors."""
 
     continuation_id: str
     title: str | None = None

@@ -109,7 +109,7 @@ class ChatRequest:
 
     @property
     def title_or_opening(self) -> str | None:
-        """What a new conversation is called: by its title if one was given, else by how its question begins."""
+        """Return the title of a new conversation: the given one, else the beginning of the question."""
         return self.title if self.title is not None else opening(self.prompt)
 
 
@@ -184,7 +184,7 @@ class AppendRequest:
 
 
 def chat_messages(request: ChatRequest) -> tuple[NewMessage, ...]:
-    """Return what a chat turn stores before the model is asked."""
+    """Return the start of a chat turn, which is stored before the model is called."""
     system = (NewMessage("system", request.system),) if request.system else ()
     guidance = request.guidance
     if guidance is None:

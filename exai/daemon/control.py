@@ -1,4 +1,4 @@
-"""Messages between a parent and its workers, as lines of JSON on a socket pair, and what a worker does with them.
+"""Messages between a parent and its workers, as lines of JSON on a socket pair, and their handling in a worker.
 
 Invariant: a worker never waits for the parent without a limit, and learns of its end by the end of the socket.
 """
@@ -46,7 +46,7 @@ class Channel:
             self._writer.write(orjson.dumps(message) + b"\n")
 
     async def flush(self) -> None:
-        """Wait until what was sent has left this process."""
+        """Wait until all sent messages have left this process."""
         with contextlib.suppress(OSError):
             await self._writer.drain()
 

@@ -35,7 +35,7 @@ class Gathering:
         self._kept: Values = {}
 
     async def gather(self, what: str, workers: Iterable[tuple[int, Channel]]) -> list[Any]:
-        """Return the values of the workers; of the metrics also what workers that have ended had counted."""
+        """Return the values of the workers; the metrics include the counters of workers that have ended."""
         loop = asyncio.get_running_loop()
         asked: dict[int, tuple[int, asyncio.Future[Any]]] = {}
         for pid, channel in workers:
@@ -65,7 +65,7 @@ class Gathering:
             waiting.set_result(message.get("value"))
 
     def end(self, pid: int) -> None:
-        """Keep what a worker that has ended had counted."""
+        """Keep the counters of a worker that has ended."""
         last = self._last.pop(pid, None)
         if last is None:
             return

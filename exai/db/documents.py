@@ -23,7 +23,7 @@ KEEP_REMOTE_S: Final = 30 * 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class StoredText:
-    """The text of a content, None if there is none; `note` states what it is, or why there is none."""
+    """The text of a content, None if there is none; `note` describes it, or states why there is none."""
 
     source: TextSource
     text: str | None

@@ -91,7 +91,7 @@ class BatchStored(NamedTuple):
 
 
 class Removed(NamedTuple):
-    """What one run of the retention did to one table; `remaining` rows have expired and are still there."""
+    """The result of one run of the retention for one table; `remaining` rows have expired and are not removed yet."""
 
     what: str
     removed: int

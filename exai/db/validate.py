@@ -49,7 +49,7 @@ select pg_catalog.count(*)::int from pg_catalog.pg_inherits i
 
 
 class _Broken(Exception):
-    """A promise that does not hold, with what was seen instead."""
+    """A promise that does not hold, with the observed result."""
 
 
 class _InTransaction(Database):

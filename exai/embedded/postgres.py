@@ -279,7 +279,7 @@ class PostgresServer:
                     os.kill(pid, signal.SIGKILL)
 
     def _end_backends(self) -> None:
-        """End what a postmaster that was killed leaves: its backends notice its end only when they next run.
+        """End the backends of a postmaster that was killed: they notice its end only when they next run.
 
         Blocks for a limited time, so that it also serves a stop that is cancelled.
         """

@@ -1,4 +1,4 @@
-"""Examines whether the stores have the bytes that rows refer to, and repairs what can be repaired.
+"""Checks that the stores have the bytes that rows refer to, and repairs defects where possible.
 
 Invariant: nothing is deleted here. A content whose bytes are missing or changed is marked, so that its bytes are stored
 again when the same content is given again.
@@ -27,7 +27,7 @@ CONCURRENT: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """One content, and what is wrong with its bytes, None if nothing is. `is_lost`: they are missing or changed."""
+    """One content, and the problem with its bytes, None without one. `is_lost`: they are missing or changed."""
 
     owner: Owner
     file: StoredFile
@@ -37,7 +37,7 @@ class Verified:
 
 @dataclass(frozen=True, slots=True)
 class Swept:
-    """What a sweep removed, or would remove, and the contents whose bytes are missing."""
+    """The contents that a sweep has removed, or would remove, and those whose bytes are missing."""
 
     orphans: int
     unused: Unused

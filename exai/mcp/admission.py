@@ -90,7 +90,7 @@ class Edge:
         return isinstance(await self._authenticate(headers, query_map(scope["query_string"])), Admitted)
 
     async def is_admitted(self, scope: Mapping[str, Any]) -> bool:
-        """Return whether a caller has authenticated; without authentication everybody has."""
+        """Return whether a caller has authenticated; True for all without authentication."""
         found = await self._authenticate(header_map(scope["headers"]), query_map(scope["query_string"]))
         return isinstance(found, Admitted)
 

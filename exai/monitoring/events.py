@@ -1,11 +1,10 @@
-"""The events of this process that are kept as history: one bounded buffer, filled by seven typed methods.
+"""A bounded buffer of the events of this process, from which they are stored as history.
 
-Calls of tools and of models, reads and passes of the cache, and slow operations are counted by the metrics already;
-`collect` takes what has been added since the last time, so that an event of these kinds costs a request nothing.
+Calls of tools and of models, reads and reconciliations of the cache, and slow operations are counted by the metrics;
+`collect` takes their growth since the last time, so that an event of these kinds costs a request nothing.
 
 Invariant: recording never blocks, never raises and never holds more than `capacity` items. Equal events of one minute
-share an item, so none of them is lost while it waits; beyond the capacity the oldest item is dropped, and each of its
-events is counted.
+share an item. Beyond the capacity the oldest item is dropped, and its events are counted as dropped.
 """
 
 from __future__ import annotations
@@ -108,7 +107,7 @@ class EventRecorder:
 
     @property
     def is_due(self) -> bool:
-        """Return whether anything waits that is worth a statement."""
+        """Return whether the waiting items justify a statement: there are enough, or one is no background event."""
         return len(self._items) >= FLUSH_ITEMS or any(item.type not in BACKGROUND for item in self._items.values())
 
     def open(self) -> None:
@@ -118,7 +117,7 @@ class EventRecorder:
             pass
 
     def close(self) -> None:
-        """Stop recording; what waits can still be taken."""
+        """Stop recording; waiting items can still be taken."""
         self._is_open = False
 
     def tool_calls(self, tool: str, outcome: str, calls: Sums) -> None:
@@ -136,7 +135,7 @@ class EventRecorder:
         seconds: float | None = None,
         turn_id: str | None = None,
     ) -> None:
-        """Record the end of one turn, and what it has used."""
+        """Record the end of one turn, with its tokens and cost."""
         tokens = {} if usage is None else {kind: getattr(usage, f"{kind}_tokens") for kind in TOKEN_KINDS}
         details = {"turn_id": turn_id, "tokens": tokens, "cost_usd": cost_usd}
         self._put("turn", {"owner": owner, "model": model, "outcome": outcome}, seconds, details)
@@ -168,7 +167,7 @@ class EventRecorder:
         self._put("health_change", labels, None, {"before": before, "detail": detail})
 
     def collect(self) -> None:
-        """Record what the metrics have counted since the last time."""
+        """Record the growth of the metrics since the last time."""
         if not self._is_open:
             return
         for name, by, grown in self._grown():
@@ -193,7 +192,7 @@ class EventRecorder:
         return items
 
     def settle(self, items: list[EventItem]) -> None:
-        """Forget items of a batch that has been stored, or that never will be."""
+        """Release the items of a batch that has been stored or dropped."""
         self._in_flight -= len(items)
         self._note_size()
 

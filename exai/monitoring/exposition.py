@@ -1,7 +1,7 @@
 """The metrics of processes as values that can be sent, added up, and written in Prometheus's text format.
 
-Invariant: the sums of the processes of a daemon never go back, whichever of them is asked, and also when one of them
-ends: what a process that has ended had counted is kept (`kept_of`).
+Invariant: the sums over the processes of a daemon never decrease, whichever process returns them, and also when a
+process ends, because its counters are kept (`kept_of`).
 """
 
 from __future__ import annotations
@@ -99,12 +99,12 @@ def add_up_values(processes: Iterable[Values]) -> Values:
 
 
 def kept_of(values: Values) -> Values:
-    """Return what of a process remains when it has ended: what it has counted, not the state it was in."""
+    """Return the values that are kept after the end of a process: counters and histograms, but no gauges."""
     return {name: family for name, family in values.items() if family.kind != "gauge"}
 
 
 def values_of_process() -> Values:
-    """Return what the system knows about this process."""
+    """Return the metrics of this process that the operating system provides."""
     return {
         f"{metric.name}_total" if metric.type == "counter" else metric.name: FamilyValues(
             "counter" if metric.type == "counter" else "gauge",

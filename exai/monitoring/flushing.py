@@ -103,7 +103,7 @@ class Flusher:
                 await asyncio.sleep(FLUSH_PAUSE_S)
 
     async def tick(self) -> bool:
-        """Collect and flush what is due. Returns False if it has to wait longer.
+        """Collect events and flush them if due. Returns False if it has to wait longer.
 
         That is after a failure, and while requests use every connection.
         """
@@ -170,7 +170,7 @@ class Flusher:
         self._events.settle(batch.items)
 
     def give_up(self) -> None:
-        """Count what is left as dropped: the process ends."""
+        """Count the remaining events as dropped, at the end of the process."""
         left = [*(self._batch.items if self._batch else ()), *self._events.take(len(self._events))]
         for item in left:
             self._events.count_dropped(item)
@@ -189,7 +189,7 @@ class Flusher:
 async def open_history(
     events: EventRecorder, store: Store, recorder: Recorder, *, source: str, has_room: Callable[[], bool]
 ) -> AsyncIterator[Flusher]:
-    """Record and flush events until the block ends, and then flush what is left within `LAST_FLUSH_S`."""
+    """Record and flush events until the block ends, then flush the remaining ones within `LAST_FLUSH_S`."""
     flusher = Flusher(events, store, recorder, source=source, has_room=has_room)
     events.open()
     try:

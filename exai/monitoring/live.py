@@ -1,4 +1,4 @@
-"""The numbers of now: what a daemon has done since its start and in the last minutes, and what it is doing.
+"""Live numbers: the work of a daemon since its start and in the last minutes, and its running calls.
 
 Invariant: reading them waits for nothing and changes nothing. The numbers of several processes add up to those of
 their daemon.

@@ -64,7 +64,7 @@ class _Family:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """What a counter or histogram has counted: how many, their sum, and how many in each range; None without values."""
+    """The values of a counter or histogram: their number, sum, and number in each bucket; None without values."""
 
     count: int
     sum: float | None = None
@@ -169,7 +169,7 @@ class MetricsRecorder:
         return {tuple(labels.items()): series.sum for labels, series in self._matching(name, {})}
 
     def sums(self, name: str) -> Iterator[tuple[tuple[tuple[str, str], ...], Sums]]:
-        """Yield what every series of a counter or histogram has counted, by its labels."""
+        """Yield the sums of every series of a counter or histogram, by its labels."""
         family = self._families.get(name)
         for values, series in family.series.items() if family else ():
             labels = tuple(zip(family.labels if family else (), values, strict=True))
@@ -183,7 +183,7 @@ class MetricsRecorder:
         return render(self.values())
 
     def values(self) -> Values:
-        """Return all metrics of this process, and what the system knows about it."""
+        """Return all metrics of this process, with those that the operating system provides."""
         for report in self._watched:
             report()
         own = {

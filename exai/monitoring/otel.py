@@ -1,4 +1,4 @@
-"""Sends spans to an OpenTelemetry collector over OTLP/HTTP; the extra `otel` installs what it needs.
+"""Sends spans to an OpenTelemetry collector over OTLP/HTTP; the extra `otel` installs the required packages.
 
 The variables OTEL_* of OpenTelemetry's own specification name the address, its headers and the service. Invariant:
 spans are sent by a thread of the SDK, in batches; a collector that is away costs a request nothing.

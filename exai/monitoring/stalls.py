@@ -1,4 +1,4 @@
-"""Detects when something blocks the event loop, and logs what it is while it still does.
+"""Detects that the event loop is blocked, and logs the stack of the blocking code while it blocks.
 
 Invariant: the loop itself only records the time. A thread compares that with the clock, and reads the stack of the
 loop's thread if the last record is too old. Nothing here ends or interrupts the blocking call.

@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 
 
 class RemovedRows(Protocol):
-    """What one statement has removed from one table, and what has expired there and is left."""
+    """The numbers of rows that one statement has removed from a table, and of expired rows that remain."""
 
     @property
     def what(self) -> str:

@@ -1,8 +1,7 @@
 """Query an endpoint for the names and context windows of its models, and cache the result.
 
 A query is limited in time, size and number of requests, and concurrent callers share it. A failed query is reported in
-the status and is not an error: a model named `endpoint/model` needs no list, and without one it gets a small default
-window.
+the status and is not an error: a model named `endpoint/model` can be used without a list, with a small default window.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class ModelNames:
     def is_served(self, model: Model) -> bool | None:
         """Return whether the model is in its provider's own list; None if there is no list."""
         served = self._listed_names(model.provider)
-        # Ollama lists the full name of what it also answers to without the tag.
+        # Ollama lists models by their full names, and also accepts the names without the tag.
         return None if served is None else not served.isdisjoint({model.wire_name, f"{model.wire_name}:latest"})
 
     def warnings(self, provider: str, named: Collection[str]) -> Iterator[str]:

@@ -83,7 +83,7 @@ def _jwt_contradictions(jwt: JwtSettings) -> Iterator[ConfigError]:
 
 
 def store_contradictions(files: FileSettings) -> Iterator[ConfigError]:
-    """Yield an error for a store of files that is selected, or begun, and lacks what it needs."""
+    """Yield an error for a store of files that is selected, or configured in part, and lacks required settings."""
     supabase, s3 = files.supabase, files.s3
     for value, name, cure in (
         (supabase.url, "EXAI_FILES__SUPABASE__URL", "Set it to the project's address, https://REF.supabase.co"),

@@ -77,7 +77,7 @@ def check_credentials(reading: Reading) -> Iterator[ConfigError]:
 
 
 def check_access(reading: Reading) -> Iterator[ConfigError]:
-    """Yield an error for every setting of a found file that widens what may be read or who may connect."""
+    """Yield an error for every setting of a found file that extends access to files or to the daemon."""
     for name, decides in ACCESS.items():
         if (value := _found(reading, name)) is not None:
             yield _widens(value, name, decides)

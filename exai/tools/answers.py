@@ -11,7 +11,7 @@ from exai.conversations.turns.answers import SHOWN_CHARS
 from exai.models import AnswerOrigin, CacheUse
 
 FLAGS: Final = {"true": "use", "yes": "use", "on": "use", "1": "use", "false": "off", "no": "off", "0": "off"}
-"""What a flag in place of a choice means."""
+"""The choices that the values of a flag stand for."""
 
 
 def _chosen(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The `consensus` tool: one question to several models at once, and what another model concludes from their answers."""
+"""The `consensus` tool: one question to several models at once, and a synthesis of their answers by another model."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class ConsensusOutput(ToolOutput):
         return cls.of(result, client)
 
     def as_text(self) -> str:
-        """Return the synthesis, who answered, and what was read."""
+        """Return the synthesis, the models that answered, and the files that were read."""
         return "\n\n".join([self.content, *self._after()])
 
     def _after(self) -> Iterator[str]:

@@ -97,7 +97,7 @@ class FileGetArguments(Arguments):
 
 @dataclass
 class FileGetOutput(FileOutput):
-    """Answer of `file_get`. A note states the encoding of a text, and what could not be decoded."""
+    """Answer of `file_get`. A note states the encoding of a text, and bytes that could not be decoded."""
 
     encoding: Literal["text", "base64"]
     charset: Annotated[

@@ -86,7 +86,7 @@ class AnswerParts:
     def _send(self) -> None:
         self._timer = None
         part = {"content": "".join(self._content), "reasoning": "".join(self._reasoning)}
-        # What the client did not take is sent with the next part.
+        # Text that the client did not receive is sent with the next part.
         if self._offer({name: text for name, text in part.items() if text}):
             self._content, self._reasoning = [], []
 

@@ -78,7 +78,7 @@ def _offered(app: App, tools: Iterable[ToolSpec]) -> ToolRegistry:
 
 
 def build_features(app: App, tools: ToolRegistry) -> Sequence[Feature]:
-    """Make what clients are offered beside `tools`."""
+    """Return the features that the server offers in addition to its tools."""
     return (
         resource_feature(app.conversations, app.files, partial(describe, app.settings) if has_one_owner(app) else None),
         prompt_feature(app.conversations, tools),

@@ -41,5 +41,5 @@ class UnfinishedOutput(ToolOutput):
         )
 
     def as_text(self) -> str:
-        """Return that the answer is not complete; the head says what to do."""
+        """State that the answer is not complete; the head contains the next step."""
         return f"complete: false\n\n{self.content}"

@@ -1,4 +1,4 @@
-"""The tool `usage`: tokens and money of the caller's turns."""
+"""The tool `usage`: tokens and cost of the caller's turns."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def _row(total: UsageSum) -> UsageRowOutput:
 
 
 def _usd(row: UsageRowOutput) -> str:
-    """Return an amount in decimals, never in powers of ten."""
+    """Return an amount in decimal notation, without an exponent."""
     return _decimals(row.cost_usd) or "0"
 
 

@@ -156,7 +156,7 @@ class WorkflowOutput(ToolOutput):
         return cls.of(result_of_turn(load_workflows()[turn.facts[WORKFLOW]], turn), client)
 
     def as_text(self) -> str:
-        """Return the answer, and after it what was read."""
+        """Return the answer, followed by the files that were read."""
         return "\n\n".join([self.content, *self._after()])
 
     def _after(self) -> Iterator[str]:

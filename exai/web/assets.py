@@ -1,7 +1,7 @@
 """The files of the page: read once, compressed once, and named by a digest of all of them.
 
-Invariant: an address of a file contains the digest, so a browser may keep what it received for as long as it likes, and
-after an update asks for other addresses.
+Invariant: the address of a file contains the digest, so that a browser may cache it without a limit, and requests
+other addresses after an update.
 """
 
 from __future__ import annotations

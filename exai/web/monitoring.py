@@ -30,7 +30,7 @@ NO_STORE = {"Cache-Control": "no-store"}
 
 
 def metrics_reader(token: str | None, *, is_guarded: bool, is_admitted: MaySee) -> MaySee:
-    """Return who may read the metrics: with `token` or that of a caller; everybody if there are no tokens."""
+    """Return who may read the metrics: with `token` or that of a caller; any caller if there are no tokens."""
     expected = None if token is None else f"Bearer {token}".encode()
 
     async def may_read(scope: Mapping[str, Any]) -> bool:

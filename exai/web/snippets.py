@@ -1,4 +1,4 @@
-"""How clients connect: the lines that the page shows, with and without scripts."""
+"""Instructions for connecting clients, which the page shows with and without scripts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PROGRAM: Final = "/path/to/exai/.venv/bin/exai"
 
 @dataclass(frozen=True, slots=True)
 class Snippet:
-    """A line to copy, for clients that connect in the way that `title` names."""
+    """A line to copy, for the client or transport that `title` names."""
 
     title: str
     words: str
@@ -19,7 +19,7 @@ class Snippet:
 
 
 def snippets_for(host: str, *, secure: bool, is_guarded: bool) -> list[Snippet]:
-    """Return the ways to connect to the server that was asked under the name `host`, the most usual first."""
+    """Return the ways to connect to the server, which the request names `host`, the most usual first."""
     http, websocket = f"{'https' if secure else 'http'}://{host}/mcp", f"{'wss' if secure else 'ws'}://{host}/"
     header = {"headers": {"Authorization": "Bearer TOKEN"}} if is_guarded else {}
     option = ' --header "Authorization: Bearer TOKEN"' if is_guarded else ""

@@ -22,7 +22,7 @@ MAX_INSTRUCTION_CHARS: Final = 2_800
 CommonField = Literal["files", "focus", "findings", "continuation_id", "model", "ask_model"]
 FurtherField = Literal["diff", "hypothesis", "target", "revises", "branch"]
 Reads = Literal["findings", "plan", "none"]
-"""What is read from a fenced block of the model's answer."""
+"""A field that is read from a fenced block of the model's answer."""
 
 
 class NextSentences(BaseModel):
@@ -83,7 +83,7 @@ def instructions_by_name() -> Mapping[str, str]:
 
 
 def parse_workflow(name: str, text: str, shared: Mapping[str, str]) -> Workflow:
-    """Return the workflow of a file. `shared` holds the grammars of what is read from answers, by name."""
+    """Return the workflow of a file. `shared` holds the grammars of the parts of answers, by name."""
     before, header, instructions = [*text.split(FENCE, 2), "", ""][:3]
     if before.strip() or not instructions.strip():
         raise ValueError(f"workflow {name}: the file needs a header between two lines of +++, and instructions")

@@ -1,8 +1,8 @@
 """Read findings, plan steps and verdicts from lines of text, as clients and models write them. No I/O.
 
-Invariant: reading is lenient and never fails, but it never invents: what quotes or repeats the form that was asked for
-is no finding, and only an unambiguous last line is a verdict. Reading takes time in proportion to the
-text: no expression is matched against more than the few characters in which what it looks for can stand.
+Invariant: parsing is lenient and never fails, but it invents nothing: a line that quotes or repeats the requested form
+is no finding, and only an unambiguous last line is a verdict. Parsing takes time in proportion to the text: each
+expression is matched against the few characters that can contain a match.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class WorkflowRequest:
         check_flag("ask_model", self.ask_model)
 
     def identity(self) -> tuple[Any, ...]:
-        """Return what a repetition with the same key must have in common: the arguments, not the texts of files."""
+        """Return the fields in which repetitions with one key must agree: the arguments, not the texts of files."""
         others = ("owner", "continuation_id", "idempotency_key", "expected_revision", "directory", "cache")
         values = (getattr(self, each.name) for each in fields(self) if each.name not in others)
         return tuple(list(value) if isinstance(value, tuple) else value for value in values)

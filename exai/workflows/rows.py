@@ -1,7 +1,7 @@
-"""Make the rows of a step, of findings, verdicts and plans, and read a result back from what was stored. No I/O.
+"""Make the rows of a step, of findings, verdicts and plans, and read a result back from stored rows. No I/O.
 
-Invariant: every row says by its kind and metadata what it is, and by its content the same in words, so that any later
-tool can use it, and a model that is shown it understands it.
+Invariant: the kind and the metadata of a row state its meaning, and its content states it in words, so that any later
+tool can use it, and any model understands it in a prompt.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CONTRADICTION: Final = "the model's verdict is pass although it reports a {sever
 
 
 def question_of(request: WorkflowRequest, left_out: str = "") -> str:
-    """Return the text of the step: what was asked, with the fields and the missing material that a model must know."""
+    """Return the text of the step: the prompt, the fields, and the material that was left out."""
     lines = [request.prompt or ""]
     given = {"Focus": request.focus, "Target": request.target, "Diff": request.diff, "Branch": request.branch}
     lines += [f"{name}: {value}" for name, value in given.items() if value]
@@ -119,7 +119,7 @@ def numbered(number: int | None) -> dict[str, Any]:
 
 
 def facts_of_call(workflow: Workflow, request: WorkflowRequest, found: SourcesRead, notes: tuple[str, ...]) -> Any:
-    """Return what is stored with a turn, so that its result can be made again on any daemon."""
+    """Return the metadata to store with a turn, from which any daemon can make its result again."""
     findings = [each.as_line() for each in parse_findings(request.findings)]
     return {
         WORKFLOW: workflow.name,

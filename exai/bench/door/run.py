@@ -43,7 +43,7 @@ _HELLO: Final = {
     "protocolVersion": "2025-11-25",
     "capabilities": {},
     "clientInfo": {"name": "bench", "version": "1"},
-    "arguments": {"text": ""},  # for the echo, which knows nothing else
+    "arguments": {"text": ""},  # for the echo, which has no other argument
 }
 _CALL: Final = {"name": TOOL, "arguments": {"text": "x" * TEXT_BYTES}}
 

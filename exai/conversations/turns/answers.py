@@ -1,11 +1,11 @@
-"""The answer cache: give an answer again that was given to the same prompt, for calls that ask for it.
+"""The answer cache: returns an earlier answer to the same prompt, for calls that request it.
 
-An answer is kept in Redis under a digest of all that it depends on: the address and the model, every parameter, and
-every message that was sent. Where an embedding model is configured, an answer to a similar question is found, too
-(`exai.conversations.turns.similar`), and stated as such.
+An answer is kept in Redis under a digest of everything on which it depends: the address and the model, every parameter,
+and every message of the prompt. Where an embedding model is configured, an answer to a similar question is found, too
+(`exai.conversations.turns.similar`), and marked as such.
 
-Invariant: an answer that is given again was complete, was given by the model that is asked, and to the same owner. A
-fault of the cache never fails a call.
+Invariant: a cached answer was complete, came from the model of the call, and belongs to the same owner. A fault of the
+cache never fails a call.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ LONG_PROMPT_CHARS: Final = 500_000
 
 @dataclass(frozen=True, slots=True)
 class Recalled:
-    """What the answer cache knows of a prompt: an answer, or under what one can be kept, and notes.
+    """The result of a lookup in the answer cache: an answer, or the name under which one can be kept, and notes.
 
     `name` is the key of the same prompt, `question` that of similar ones. Without either no answer is kept, such as
     that to a shorter prompt.

@@ -94,7 +94,7 @@ class Attachments:
         limit_tokens: int,
         model: Model | None = None,
     ) -> Asked:
-        """Return what a model is asked with: history up to `room_tokens`, and a question up to `limit_tokens`.
+        """Return the messages for a model: history up to `room_tokens`, and a question up to `limit_tokens`.
 
         Without a `model`, for a text that several receive, images are named only.
 
@@ -249,7 +249,7 @@ class _Showing:
         return f'<file {_label(file)} note="no room left for it"/>'
 
     def notes(self) -> Iterator[str]:
-        """Yield what the caller should know: how the newest message's files were decoded, and what was not shown."""
+        """Yield notes for the caller: how the newest message's files were decoded, and which parts were left out."""
         said = dict(self._left_out)
         for file_id, content in self._contents.items():
             file = self._facts[file_id]

@@ -67,7 +67,7 @@ class Budgets:
         return replace(request, max_output_tokens=answer_tokens)
 
     def claim(self, bounded: ChatRequest, model: Model) -> BudgetClaim | None:
-        """Return what a turn has to reserve; None if no budget applies."""
+        """Return the amount that a turn has to reserve; None if no budget applies."""
         if not self._is_limited(model) or bounded.max_output_tokens is None:
             return None
         instructions = bounded.guidance.instructions if bounded.guidance else None
@@ -77,7 +77,7 @@ class Budgets:
         )
 
     def claim_of(self, model: Model, prompt_tokens: int, *, web_search: bool = False) -> BudgetClaim | None:
-        """Return what a call of `model` alone, without stored history, has to reserve; None if no budget applies.
+        """Return the amount for one call of `model`, without stored history, to reserve; None if no budget applies.
 
         Raises `InvalidArgument` for a model without a price while a budget is set.
         """

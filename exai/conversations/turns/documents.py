@@ -191,7 +191,7 @@ def _read_here(file: StoredFile, data: bytes) -> StoredText:
 
 
 def _storable(text: str) -> str:
-    """Return a text without what the database cannot store."""
+    """Return a text without the characters that the database cannot store."""
     return text.replace("\0", "").encode(errors="replace").decode()
 
 

@@ -28,7 +28,7 @@ class Instructions:
         self._tokens = {name: text_tokens(block) + 1 for name, block in self._blocks.items()}
 
     def block_of(self, message: Message) -> str | None:
-        """Return what is sent at the end of a message, None for one without instructions that are known."""
+        """Return the text to send at the end of a message, None for a message without known instructions."""
         return self._blocks.get(_name_of(message))
 
     def tokens_of(self, message: Message) -> int:

@@ -45,7 +45,7 @@ NO_INSTRUCTIONS = Instructions()
 
 
 class Asked(NamedTuple):
-    """What a model is asked with, oldest first, and the tokens left of its window.
+    """The messages for a model, oldest first, and the tokens left of its window.
 
     `left_out` counts older messages that did not fit; `notes` has sentences for the caller.
     """

@@ -77,7 +77,7 @@ def outcome_of(turn: StoredTurn) -> TurnOutcome:
 def result_of(
     reply: StoredReply, continuation_id: ContinuationId, revision: int, *, duration_s: float, duplicate: bool
 ) -> ChatResult:
-    """Make the answer of a finished turn from what was stored of it."""
+    """Make the answer of a finished turn from its stored form."""
     return ChatResult(
         content=reply.content,
         continuation_id=continuation_id,
@@ -156,7 +156,7 @@ def _origin(stored: Mapping[str, Any] | None) -> AnswerOrigin | None:
 
 
 def searches_of(completion: Completion) -> dict[str, Any] | None:
-    """Return the searches of the web as an item of their own of what the turn cost."""
+    """Return the number and cost of the web searches of a turn."""
     if not completion.searches:
         return None
     usd = completion.search_usd

@@ -1,11 +1,11 @@
 """Answers to similar questions, where an embedding model is configured.
 
-A question is compared with earlier ones of the same owner whose prompts were equal in everything else: the model, the
-parameters, the system prompt and the whole history. Only short questions in words are compared, without files and
-without the instructions of a tool, since the vector of a long text says little about a difference within it.
+A question is compared with earlier ones of the same owner whose prompts were otherwise equal: in the model, the
+parameters, the system prompt and the whole history. Only short questions without files and without the instructions of
+a tool are compared, because the vector of a long text hardly reflects small differences.
 
-Invariant: a question with other numbers, comparisons or names of code, or with another negation in a common language,
-has no similar answer, however near its vector is.
+Invariant: a question that differs in a number, a comparison, a name of code, or a negation of a common language has no
+similar answer, at any similarity of the vectors.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ EXACT: Final = re.compile(
     rf"[-+]?\d+|\b(?:{NUMBERS}|{NEGATIONS})\b|n['\u2019]t\b|[零〇一二两三四五六七八九十百千万亿不没無无非未别勿]"
     r"|`[^`\n]+`|(?<!\w)[^\W_]*(?:_|\.|::|/)\w[\w.:/]*|[<>=!≠≤≥]+|%"
 )
-"""Parts of a question in which a small difference of the text is a large one of the meaning: numbers, negations,
-comparisons, and names of code and files."""
+"""Parts of a question whose small differences change its meaning: numbers, negations, comparisons, and names of code
+and files."""
 
 PLACEHOLDER: Final = "\0question"
-"""Text in place of the question, which no message can have."""
+"""Text in place of the question, which no message can contain."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """What a comparison has found: the answer to a similar question, the question to keep an answer for, and a note."""
+    """The result of a comparison: the answer to a similar question, the question to keep an answer for, and a note."""
 
     completion: Completion | None = None
     question: Question | None = None

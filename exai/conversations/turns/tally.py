@@ -1,4 +1,4 @@
-"""What a turn has received from its model so far, in text and in tokens."""
+"""The text and the tokens that a turn has received from its model so far."""
 
 from __future__ import annotations
 

@@ -261,7 +261,7 @@ class ChatTurns:
         return asked
 
     async def _prompt(self, turn: _Turn, room_tokens: int) -> Asked:
-        """Return what the model is asked with."""
+        """Return the messages for the model."""
         history, guidance = history_of(turn.begun, turn.cached), turn.request.guidance
         return await self._attachments.prompt(
             turn.request.owner,

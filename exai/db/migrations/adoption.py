@@ -21,7 +21,7 @@ LAST_TIME: Final = "9999-12-31 00:00:00+00"
 
 
 class Rows(Protocol):
-    """What a statement returned."""
+    """The result of a statement."""
 
     def fetchall(self) -> Sequence[Any]:
         """All of it."""

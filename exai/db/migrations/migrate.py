@@ -84,7 +84,7 @@ def _upgrade(config: Config, revision: str) -> None:
             command.upgrade(config, revision)
     except CommandError as error:
         if isinstance(error.__cause__, ExaiError):
-            # Chained to what the driver said, not to Alembic's wrapping.
+            # Chained to the error of the driver, not to Alembic's wrapper.
             raise error.__cause__ from error.__cause__.__cause__
         if isinstance(error.__cause__, ResolutionError):
             problem = f"the database is at revision {error.__cause__.argument}, which this release does not know"
@@ -182,7 +182,7 @@ async def migrate(address: Address, context: Any) -> None:
     """Run the requested Alembic command under the lock; retry a few times if a table is locked.
 
     Raises:
-        DatabaseError: what the server said.
+        DatabaseError: the error of the server.
 
     """
     try:

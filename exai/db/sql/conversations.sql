@@ -72,7 +72,7 @@ select exai.header_v1(c)::text as header, c.updated_at, c.id, c.deleted_at,
 
 -- name: changes
 -- repeat: read
--- What has changed since a snapshot began, for the caches and for listeners: one row of this snapshot, then conversations
+-- The changes since the start of a snapshot, for caches and listeners: one row of this snapshot, then conversations
 -- (null revision: removed), the latest changes if there are more than the limit. By conversations_changed_idx. The list
 -- of conversations changed if one is new, gone, or one of its last two changes was an edit. Transaction ids that the
 -- server has not assigned yet come from another server (a restored dump) and are not changes here. Without a start, only

@@ -6,7 +6,7 @@ select p.part::text, p.data::text
 
 -- name: change_conversation
 -- repeat: keyed
--- Changes what a conversation is called and marked with, or marks it as deleted; once per request key. Locks it.
+-- Changes title, metadata and tags of a conversation, or marks it as deleted; once per request key. Locks it.
 select p.part::text, p.data::text
   from exai.change_conversation_v1($1::text, $2::text, $3::text::uuid, $4::text, $5::text, $6::text, $7::text::jsonb,
                                    $8::bigint) p;

@@ -145,7 +145,7 @@ select distinct on (f.owner, f.sha256)
 
 -- name: database_identity
 -- repeat: read
--- What tells this database from all others.
+-- The identity of this database.
 select pg_catalog.concat(c.system_identifier, '/', d.oid)::text as identity
   from pg_catalog.pg_control_system() c
   cross join pg_catalog.pg_database d

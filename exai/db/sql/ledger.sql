@@ -19,7 +19,7 @@ select 'budget'::text, b.o_name::text, null::text, null::bigint, null::bigint, n
 
 -- name: budgets
 -- repeat: read
--- What is spent and reserved of an owner's budgets of a day and a month; by turns_asked_idx.
+-- The spent and reserved amounts of an owner's budgets of a day and a month; by turns_asked_idx.
 select b.o_name::text as key, b.o_limit::text as cost, b.o_spent::text as spent, b.o_reserved::text as reserved,
        b.o_resets_at::timestamptz as resets_at
   from exai.budgets_v1($1::text, null::uuid, $2::text::jsonb, pg_catalog.clock_timestamp()) b;

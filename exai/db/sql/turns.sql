@@ -29,7 +29,7 @@ select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at:
 
 -- name: turn_state
 -- repeat: read
--- The state of the turn with a request key, and what is left of its lease; by turns_owner_key.
+-- The state of the turn with a request key, and the remaining time of its lease; by turns_owner_key.
 select t.state::text as state,
        extract(epoch from t.lease_until operator(pg_catalog.-) pg_catalog.clock_timestamp())::double precision
          as lease_left_s

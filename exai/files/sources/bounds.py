@@ -26,7 +26,7 @@ MAX_FILES: Final = 150
 
 @dataclass(slots=True)
 class Bounds:
-    """What is left of the limits."""
+    """The remainders of the limits."""
 
     clock: Clock
     end_s: float

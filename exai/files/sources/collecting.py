@@ -26,7 +26,7 @@ from exai.files.sources.resolving import Resolver
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """The texts to store, and what is said about them."""
+    """The texts to store, and notes about them."""
 
     contents: tuple[FileContent, ...] = ()
     read: tuple[str, ...] = ()

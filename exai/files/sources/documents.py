@@ -24,7 +24,7 @@ SIGNATURE_BYTES: Final = 1_024
 
 @dataclass(frozen=True, slots=True)
 class DocumentText:
-    """The text of a document, None if there is none; `note` says what it is, or why there is none."""
+    """The text of a document, None if there is none; `note` describes it, or states why there is none."""
 
     text: str | None
     note: str

@@ -1,6 +1,6 @@
-"""Read what a caller gives as a file: a path, a range of its lines, or an address.
+"""Parses an argument that names a file: a path, a range of its lines, or an address.
 
-Invariant: a path that exists as it is written is that path, also if its characters could mean a range or a glob.
+Invariant: a text that is the path of an existing file denotes it, even if it could also be read as a range or a glob.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Fills the token budget with files, in the order in which they are added, and says what was read and what was not.
+"""Fills the token budget with files, in the order in which they are added, and lists the files read and left out.
 
-Invariant: a file is either in `read` or in `left_out` with the reason. In the text that a model is shown every tenth
-line begins with its number, so that the model can name lines.
+Invariant: a file is either in `read` or in `left_out` with the reason. In the text for a model, every tenth line begins
+with its number, so that the model can refer to lines.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LEAST_CUT_TOKENS: Final = 200
 """A smaller beginning of a file is not worth its place."""
 
 IMAGE_TOKENS: Final = 1_500
-"""About what a large image costs in any model."""
+"""Approximate cost of a large image in any model."""
 
 MAX_IMAGE_BYTES: Final = 8 * 1_048_576
 RANGE_FILE_BYTES: Final = 32 * 1_048_576
@@ -68,7 +68,7 @@ class SourceFile:
 
 @dataclass(slots=True)
 class LeftOut:
-    """What was not read and why: the first in full, the others by their number."""
+    """Files that were not read, with the reasons: the first by name, the others by their number."""
 
     said: list[str] = field(default_factory=list)
     _more: Counter[str] = field(default_factory=Counter)
@@ -296,7 +296,7 @@ def _size(path: Path) -> int:
 
 
 def _without_path(error: InvalidArgument) -> str:
-    """Return what is wrong with a file, whose path stands before it already."""
+    """Return the problem with a file, without its path, which precedes it."""
     for problem in ("is not below an allowed root", "cannot be read", "was replaced"):
         if problem in error.problem:
             return {"is not below an allowed root": "leads outside the allowed roots"}.get(problem, problem)

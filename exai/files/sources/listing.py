@@ -51,7 +51,7 @@ Rules = tuple[tuple[Path, GitIgnoreSpec], ...]
 
 @dataclass(slots=True)
 class Tree:
-    """The files below `top`, as paths relative to it, in order; `left_out` says what was not entered."""
+    """The files below `top`, as paths relative to it, in order; `left_out` names the directories not entered."""
 
     top: Path
     files: list[str] = field(default_factory=list)

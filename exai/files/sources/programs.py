@@ -25,7 +25,7 @@ NOT_STARTED: Final = -1
 
 @dataclass(frozen=True, slots=True)
 class ProgramOutput:
-    """What a program wrote to standard output; `is_cut` if a limit ended it."""
+    """The standard output of a program; `is_cut` if a limit ended it."""
 
     status: int
     data: bytes
@@ -71,7 +71,7 @@ def run(
 
 
 def inherited() -> dict[str, str]:
-    """Return the variables that a program needs to start; all others could change what it does."""
+    """Return the variables that a program needs to start; any other could change its behaviour."""
     return {name: os.environ[name] for name in ("PATH", "SYSTEMROOT", "TMPDIR") if name in os.environ}
 
 

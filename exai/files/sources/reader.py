@@ -1,6 +1,6 @@
-"""Reads what the caller of a tool names as its material, and stores it as files of the owner.
+"""Reads the material that the arguments of a tool name, and stores it as files of the owner.
 
-Invariant: only files below the allowed roots are read. Everything that was named is in the result: read, left out with
+Invariant: only files below the allowed roots are read. The result covers all named material: read, left out with
 the reason, or an error. All work on the file system runs in threads of its own, within limits of time and size.
 """
 
@@ -61,7 +61,7 @@ class SourcesRead:
 
     @property
     def left_out_text(self) -> str:
-        """Return what was left out, for a prompt, so that the model takes no part for the whole; "" for nothing."""
+        """Return a list of the material left out, for a prompt, so that the model knows of it; "" for none."""
         if not self.left_out:
             return ""
         lines = [f"- {each}" for each in self.left_out[:MAX_TOLD]]

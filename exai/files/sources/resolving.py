@@ -1,7 +1,7 @@
-"""Finds what a path of a caller means: below the given directory, otherwise below the roots.
+"""Resolves the paths of a caller: below the given directory, otherwise below the roots.
 
-Invariant: the daemon's own working directory means nothing, a given directory is the only one in which names are looked
-for, and a name with several meanings is an error that lists them.
+Invariant: the daemon's own working directory is never used, names are searched only in a given directory, and an
+ambiguous name is an error that lists its matches.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The directory in which a client works, as a header of its connection or in `_meta` of a call; no I/O.
 
-Invariant: it only says what relative paths mean. What may be read is decided by the daemon's settings, never by it.
+Invariant: it only resolves relative paths. Which files may be read is decided by the daemon's settings alone.
 """
 
 from __future__ import annotations

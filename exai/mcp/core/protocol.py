@@ -64,7 +64,7 @@ class BegunWork:
 
 @dataclass(slots=True)
 class CallContext:
-    """What a handler receives besides its arguments.
+    """The context of a call, which a handler receives with its arguments.
 
     `request_id` is EXAI's own id of this request, as it appears in the logs. `await progress("sentence")` reports
     progress to the client; `doing("sentence")` only sets what the periodic report says. Neither does anything if the

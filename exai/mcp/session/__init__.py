@@ -1,1 +1,1 @@
-"""Sessions and what they share, independent of the transport and of what the server offers."""
+"""Sessions and their shared state, independent of the transport and of the features of the server."""

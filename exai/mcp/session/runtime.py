@@ -1,4 +1,4 @@
-"""What all sessions of one server share: settings, limits and reports, but no session.
+"""The shared state of all sessions of one server: settings, limits and reports.
 
 Invariant: nothing here refers to a server, a session or a feature, so sessions depend on it and it on none of them.
 """

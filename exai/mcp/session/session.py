@@ -162,7 +162,7 @@ class Session:
             self._stop(call.id)
 
     def finish(self, code: int) -> None:
-        """End the subscriptions; the transport then sends what is queued and closes with `code`."""
+        """End the subscriptions; the transport then sends the queued messages and closes with `code`."""
         self.notify(self.connection.end_listening())
         self.close_code = code
         self.outbox.close()

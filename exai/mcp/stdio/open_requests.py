@@ -1,4 +1,4 @@
-"""The requests that the bridge has sent and the daemon has not answered, and what a new connection has to repeat.
+"""The requests that the bridge has sent and the daemon has not answered, to repeat them on a new connection.
 
 Invariant: a request is here from before it is sent until its answer, its cancellation or the loss of the connection;
 a subscription stays until it ends, because it outlives connections.

@@ -42,7 +42,7 @@ def with_cors(send: Send, origin: str) -> Send:
 
 
 async def answer_preflight(headers: Mapping[str, str], send: Send) -> None:
-    """Answer a preflight by allowing what it asks for; `send` adds the origin."""
+    """Answer a preflight request by allowing the requested method and headers; `send` adds the origin."""
     wanted = headers.get("access-control-request-headers", "")
     allowed = wanted if _HEADER_NAMES.fullmatch(wanted) else ALLOWED_HEADERS
     found = [

@@ -207,7 +207,7 @@ class ChatApi:
         return True
 
     def _rebuild(self, call: ProviderCall) -> None:
-        """Make the body of a call anew, from what the endpoint accepts and what its tools have answered."""
+        """Make the body of the next request, from the fields that the endpoint accepts and the results of its tools."""
         search = ToolRounds(call.tools, call.tail)
         call.fields = build_body(call.model, self.family, call.request, self._lessons.of(call.model), search)
         call.body, call.answer = encode_body(call.fields), self._empty_answer()

@@ -1,6 +1,6 @@
-"""The identity of a request: a digest of all that its answer depends on.
+"""The identity of a request: a digest of everything on which its answer depends.
 
-Invariant: two requests have the same identity only if the same body goes to the same address.
+Invariant: two requests have the same identity only if the same body is sent to the same address.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ ABOUT_DELIVERY: Final = ("stream", "stream_options")
 
 
 def identity_of(family: Family, base_url: str, model: Model, request: CompletionRequest) -> str:
-    """Return the digest of the body that asks for an answer, with its address and what the body does not say yet.
+    """Return the digest of the body of a request, with its address and the parts that the body does not contain.
 
     The body has every parameter and every message in full. What an endpoint has been found to refuse is not considered,
     because other processes may not know it.

@@ -134,7 +134,7 @@ class Sizing:
         return min(self.room(model, max_output_tokens), int(estimated * REFUSED_SHARE))
 
     def learned(self, provider: str) -> tuple[TokenFactor, ...]:
-        """Return what was learned of the models of one provider from token counts."""
+        """Return the factors learned from the token counts of one provider's models."""
         return tuple(
             TokenFactor(name, round(learned.factor, 2), round(learned.spread, 2), learned.counts)
             for name, learned in self._models.items()

@@ -1,7 +1,7 @@
 """Recognize refusals of prompts that are too long for their model, and the numbers in them; no I/O.
 
-Half of the servers have no code for this, so that the sentences they are known to use decide too. They are looked for
-in refusals only: what they change is how much is sent next.
+Half of the servers have no error code for this, so known sentences are recognized, too. They are searched in refusals
+only, and determine only how much of the history the next request contains.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ STAGGER_S: Final = 0.25
 
 
 class _Receiver(asyncio.Protocol):
-    """Holds what has arrived on one connection."""
+    """The bytes received on one connection."""
 
     def __init__(self) -> None:
         self.held = bytearray()
@@ -67,7 +67,7 @@ class _Receiver(asyncio.Protocol):
             self.drained.set_result(None)
 
     def take(self, most_bytes: int) -> bytes:
-        """Return the beginning of what is held."""
+        """Return the beginning of the received bytes."""
         taken = bytes(self.held[:most_bytes])
         del self.held[:most_bytes]
         if self._is_paused and len(self.held) <= MAX_HELD_BYTES // 2 and not self.is_over:
@@ -120,7 +120,7 @@ class PacedStream(httpcore.AsyncNetworkStream):
                     await receiver.drained
 
     async def aclose(self) -> None:
-        """Close the connection at once; what was not sent is lost."""
+        """Close the connection at once; unsent bytes are lost."""
         self._receiver.transport.abort()
 
     async def start_tls(

@@ -34,7 +34,7 @@ class ForkOutput(ConversationOutput):
     """Answer of `conversation_fork`."""
 
     def as_text(self) -> str:
-        """Say what the head shows."""
+        """Confirm the fork; the head contains its name."""
         return "The fork is made; this is its continuation_id."
 
 
@@ -80,7 +80,7 @@ class DeleteOutput(ToolOutput):
     deleted: bool
 
     def as_text(self) -> str:
-        """Say whether the conversation can be read now."""
+        """State whether the conversation is deleted."""
         return DELETED if self.deleted else RESTORED
 
 

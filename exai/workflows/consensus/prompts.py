@@ -1,7 +1,7 @@
-"""The texts that panellists, judges and the arbiter are shown, and what is read from theirs. No I/O.
+"""The prompts of panellists, judges and the arbiter, and the parsers of their answers. No I/O.
 
-Invariant: no judge or arbiter is shown who wrote an answer. What is read from a model's text is never invented: a line
-that is not as asked for counts as missing. Reading takes time in proportion to the text.
+Invariant: no prompt of a judge or arbiter names the author of an answer. The parsers invent nothing: a line that is not
+in the requested form counts as missing. Parsing takes time in proportion to the text.
 """
 
 from __future__ import annotations
@@ -190,5 +190,5 @@ def disagreements_in(text: str, labels: Iterable[str]) -> list[Disagreement]:
 
 
 def has_dismissals(text: str) -> bool:
-    """Return whether a synthesis has the section about what it dismissed."""
+    """Return whether a synthesis has the section of dismissed claims."""
     return DISMISSED.search(text) is not None

@@ -76,7 +76,7 @@ class ConsensusRequest:
         check_flag("web_search", self.web_search)
 
     def identity(self) -> tuple[Any, ...]:
-        """Return what a repetition with the same key must have in common: the arguments, not the texts of files."""
+        """Return the fields in which repetitions with one key must agree: the arguments, not the texts of files."""
         return (
             self.continuation_id,
             self.prompt,
@@ -137,7 +137,7 @@ class ConsensusResult:
     duplicate: bool = False
 
     def as_facts(self) -> dict[str, Any]:
-        """Return what is stored with the turn beside the content."""
+        """Return the metadata to store with the turn."""
         return {
             "next": self.next,
             "model": self.model,

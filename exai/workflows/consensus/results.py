@@ -51,7 +51,7 @@ class ConsensusRun:
         return len(self.answers) == len(self.panel.seats)
 
     def lose_arbiter(self, spent: Spent) -> None:
-        """Note what a failed call of the arbiter has cost."""
+        """Record the cost of a failed call of the arbiter."""
         self.lost.append(spent)
         self.arbiter_lost = spent
 

@@ -56,7 +56,7 @@ class PaidAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What a failed call has cost."""
+    """The cost of a failed call."""
 
     usage: Usage | None = None
     cost_usd: Decimal | None = None
@@ -67,7 +67,7 @@ class Spent:
 class ModelCall:
     """One call of a model: the turn to begin, the model with its prompt, and the kind of the row with its answer.
 
-    `on_lost` receives what the call has cost if it fails.
+    `on_lost` receives the cost of the call if it fails.
     """
 
     start: TurnStart
@@ -196,7 +196,7 @@ class PanelTurns:
         return finished.seq or 0
 
     async def ask(self, call: ModelCall, cut: Cut) -> PaidAnswer:
-        """Ask a model, or return what it answered to an earlier attempt: 2 database round trips.
+        """Ask a model, or return its answer to an earlier attempt: 2 database round trips.
 
         Raises `TooLate` once `cut` has been made; otherwise as `Providers.complete`.
         """
@@ -294,7 +294,7 @@ class PanelTurns:
         )
 
     def _spent(self, call: ModelCall, tally: TurnTally, error: BaseException) -> Spent:
-        """Return what a call that ended in `error` has cost, and report it."""
+        """Return the cost of a call that ended in `error`, and report it."""
         # A member that is late has been working, as one whose caller has left.
         usage, is_estimated = tally.spent(asyncio.CancelledError() if isinstance(error, TooLate) else error)
         is_estimated = is_estimated or (usage is not None and self._providers.prices.is_assumed(call.model, usage))

@@ -1,4 +1,4 @@
-"""Progress of a consensus: who has answered, who is still being waited for, and how far each has come."""
+"""Progress of a consensus: which models have answered, which have not, and how much text each has sent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ async def _silent(_: str) -> None:
 
 
 class PanelWatch:
-    """What the caller of one consensus is shown while it runs.
+    """The progress of one consensus, which its caller receives while it runs.
 
     `report` sends a sentence at once; `doing` sets the one that is repeated while nothing else is reported.
     """

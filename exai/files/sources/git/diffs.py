@@ -89,7 +89,7 @@ class ChangeSet:
 
 @dataclass(frozen=True, slots=True)
 class _Sides:
-    """What is compared: two commits, or a commit with the index or the work tree; None for the index on the left."""
+    """The sides of a diff: two commits, or a commit and the index or the work tree; None for the index on the left."""
 
     left: str | None
     right: str | None = None

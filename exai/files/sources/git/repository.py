@@ -37,7 +37,7 @@ SETTINGS: Final = {
     "diff.orderFile": os.devnull,
     "diff.submodule": "short",
     "protocol.allow": "never",
-    # The roots decide what may be read; a mounted repository often belongs to another user.
+    # Access is decided by the roots alone; a mounted repository often belongs to another user.
     "safe.directory": "*",
 }
 ENVIRONMENT: Final = {
@@ -128,7 +128,7 @@ class Git:
     def _has_own_objects(self, objects: Path) -> bool:
         """Return whether all that git can find through a store is below the roots: by links, or in stores it borrows.
 
-        False also if that cannot be told, or not in time.
+        False also if that cannot be determined, or not in time.
         """
         waiting, known = [objects], set(self._own_stores)
         while waiting:

@@ -107,7 +107,7 @@ class PostProtocol(AnsweringProtocol):
         super().on_headers_complete()
 
     def on_response_complete(self) -> None:
-        """Do what uvicorn does, but keep the timer."""
+        """Do the same as uvicorn, but keep the timer."""
         if self.transport.is_closing():
             return
         if self.pipeline:

@@ -226,6 +226,7 @@ CREATE INDEX metrics_raw_default_type_timestamp_idx ON monitoring.metrics_raw_de
 create table public.conversation_files (
     conversation_id uuid not null,
     file_id uuid not null,
+    source jsonb,
     constraint conversation_files_pkey PRIMARY KEY (conversation_id, file_id),
     constraint conversation_files_conversation_fkey FOREIGN KEY (conversation_id) REFERENCES public.conversations(id) ON DELETE CASCADE,
     constraint conversation_files_file_fkey FOREIGN KEY (file_id) REFERENCES public.files(id) ON DELETE CASCADE
@@ -1473,8 +1474,8 @@ begin
         select p_new_id, p_owner, p_new_id::text, coalesce(p_title, v.title), v.metadata, v.tags, w.id, v_at, v_at + 1, 1
           from k
         returning 1)
-      insert into public.conversation_files (conversation_id, file_id)
-      select p_new_id, f.file_id from c cross join public.conversation_files f
+      insert into public.conversation_files (conversation_id, file_id, source)
+      select p_new_id, f.file_id, f.source from c cross join public.conversation_files f
        where f.conversation_id = v.id order by f.file_id;
       -- Finds this request's fork, or that of a concurrent request with the same key.
       select x.* into t from public.turns x where x.owner = p_owner and x.request_key = p_key;
@@ -1762,6 +1763,28 @@ begin
     v_text := convert_from(decode(replace(v_text, 'zq', '\'), 'escape'), 'UTF8');
   end if;
   return v_text;
+end
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.link_files_v1(p_owner text, p_key text, p_files jsonb)
+ RETURNS bigint
+ LANGUAGE plpgsql
+ SET lock_timeout TO '2s'
+AS $function$
+declare
+  v_linked bigint;
+begin
+  insert into public.conversation_files as l (conversation_id, file_id, source)
+  select t.conversation_id, f.id, nullif(w.source, 'null')
+    from public.turns t
+   cross join pg_catalog.jsonb_each(p_files) w(file_id, source)
+    join public.files f on f.id = w.file_id::uuid and f.owner = p_owner
+   where t.owner = p_owner and t.request_key = p_key
+   order by f.id
+  on conflict (conversation_id, file_id) do update set source = excluded.source where excluded.source is not null;
+  get diagnostics v_linked = row_count;
+  return v_linked;
 end
 $function$
 ;

@@ -26,6 +26,7 @@ from exai.conversations.store import Repositories
 from exai.conversations.turns.answers import AnswerCache
 from exai.conversations.turns.attachments import Attachments
 from exai.conversations.turns.budgets import Budgets, limits_of, pricing_of
+from exai.conversations.turns.disk import DiskComparison
 from exai.conversations.turns.documents import Documents
 from exai.conversations.turns.instructions import Instructions
 from exai.conversations.turns.metrics import TurnMetrics
@@ -208,7 +209,15 @@ def _build(opened: Backends) -> tuple[App, Sequence[AbstractAsyncContextManager[
     answers = AnswerCache(cache.answers, providers, settings.answers, recorder, similar=similar)
     ended = TurnMetrics(recorder, opened.events).ended
     turns = ChatTurns(
-        turn_repository, cache, providers, attachments, publisher, budgets=budgets, answers=answers, on_end=ended
+        turn_repository,
+        cache,
+        providers,
+        attachments,
+        publisher,
+        budgets=budgets,
+        answers=answers,
+        disk=DiskComparison(sources),
+        on_end=ended,
     )
     chat = ChatService(turns, turn_repository, limits)
     repositories = Repositories(opened.repository, search, curation)

@@ -169,11 +169,27 @@ class Appended:
 
 
 @dataclass(frozen=True, slots=True)
+class FileSource:
+    """From where a file was read: the path on the machine `machine`, and what the file on disk was at that time.
+
+    `lines` is the range that was read, None for the whole file. Times are in nanoseconds since 1970.
+    """
+
+    path: str
+    machine: str
+    sha256: str
+    size_bytes: int
+    modified_ns: int
+    read_ns: int
+    lines: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StoredFile:
     """A file and its content as stored in the database; `created` is true if this call was the first to store it.
 
     `store` names the blob store that has the bytes, under `storage_path` if it is not the database. `encoding` is the
-    encoding of the text, None if it is not yet determined.
+    encoding of the text, None if it is not yet determined. `source` is set if a daemon read the file from a disk.
     """
 
     id: FileId
@@ -186,6 +202,7 @@ class StoredFile:
     store: str = "postgres"
     encoding: str | None = None
     storage_path: str | None = None
+    source: FileSource | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,8 +63,8 @@ begin
         select p_new_id, p_owner, p_new_id::text, coalesce(p_title, v.title), v.metadata, v.tags, w.id, v_at, v_at + 1, 1
           from k
         returning 1)
-      insert into public.conversation_files (conversation_id, file_id)
-      select p_new_id, f.file_id from c cross join public.conversation_files f
+      insert into public.conversation_files (conversation_id, file_id, source)
+      select p_new_id, f.file_id, f.source from c cross join public.conversation_files f
        where f.conversation_id = v.id order by f.file_id;
       -- Finds this request's fork, or that of a concurrent request with the same key.
       select x.* into t from public.turns x where x.owner = p_owner and x.request_key = p_key;

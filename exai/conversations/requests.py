@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any, get_args
 
 from exai.conversations.titles import opening
+from exai.files.sources import ChangedFile
 from exai.models import (
     FILE_IDS,
     AnswerOrigin,
@@ -16,6 +17,7 @@ from exai.models import (
     Completion,
     ContinuationId,
     FileId,
+    FileSource,
     FinishReason,
     Message,
     NewMessage,
@@ -73,7 +75,8 @@ class ChatRequest:
 
     `idempotency_key` makes the request safe to repeat: the same key and content is one turn and one model call, for
     ever. Without it every call is a turn of its own. `cache` says whether the answer may be one that was given before,
-    and whether it may be given again.
+    and whether it may be given again. `reread` are files that were read again, so that a repetition with the same key
+    may have others. `sources` says from where files were read.
     """
 
     owner: Owner
@@ -91,6 +94,13 @@ class ChatRequest:
     guidance: Guidance | None = None
     web_search: bool = False
     cache: CacheUse = "off"
+    reread: Sequence[FileId] = ()
+    sources: Mapping[FileId, FileSource] = field(default_factory=dict)
+
+    @property
+    def all_files(self) -> tuple[FileId, ...]:
+        """All files of the question, each once."""
+        return tuple(dict.fromkeys((*self.files, *self.reread)))
 
     def validate(self, limits: LimitSettings) -> None:
         """Raise `InvalidArgument` for a value that cannot be stored. Whether the model accepts it is not checked."""
@@ -134,6 +144,7 @@ class ChatResult:
     `facts` are those of the request's guidance, with the number of its `step`.
     `instead_of` is the model that was asked first, if `model` answered because that one could not.
     `sources` are the pages that a search of the web found. `origin` is set if the answer comes from the answer cache.
+    `changed_files` are files that the model was shown as stored, and that are not the same on disk any more.
     """
 
     content: str
@@ -156,6 +167,7 @@ class ChatResult:
     instead_of: str | None = None
     sources: tuple[WebSource, ...] = ()
     origin: AnswerOrigin | None = None
+    changed_files: tuple[ChangedFile, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +175,7 @@ class AppendRequest:
     """Messages to store as one block, in a new conversation (`continuation_id` None) or an existing one.
 
     `counts_steps` asks for the number of this append among those of its tool. `identity` is what a repetition with the
-    same key must have in common, by default everything.
+    same key must have in common, by default everything. `sources` says from where files were read.
     """
 
     owner: Owner
@@ -176,6 +188,7 @@ class AppendRequest:
     tool: str = "conversation_append"
     counts_steps: bool = False
     identity: tuple[Any, ...] | None = None
+    sources: Mapping[FileId, FileSource] = field(default_factory=dict)
 
     def validate(self, limits: LimitSettings) -> None:
         """Raise `InvalidArgument` for a value that cannot be stored."""
@@ -188,9 +201,9 @@ def chat_messages(request: ChatRequest) -> tuple[NewMessage, ...]:
     system = (NewMessage("system", request.system),) if request.system else ()
     guidance = request.guidance
     if guidance is None:
-        return (*system, with_files(NewMessage("user", request.prompt), request.files))
+        return (*system, with_files(NewMessage("user", request.prompt), request.all_files))
     question = NewMessage("user", request.prompt, guidance.kind, guidance.metadata)
-    return (*system, *guidance.preceding, with_files(question, request.files))
+    return (*system, *guidance.preceding, with_files(question, request.all_files))
 
 
 def with_files(message: NewMessage, files: Sequence[FileId]) -> NewMessage:

@@ -115,6 +115,7 @@ class ConversationStore:
                 file_ids=request.files,
                 expected_revision=request.expected_revision,
                 counts_steps=request.counts_steps,
+                sources=request.sources,
             )
         )
         if result.commit is None:

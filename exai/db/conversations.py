@@ -24,6 +24,7 @@ from exai.db.rows import (
     columns_of,
     commit_of,
     conversation_of,
+    sources_json,
     stored_of,
 )
 from exai.errors import NotFound
@@ -121,21 +122,26 @@ class ConversationRepository:
     async def append(self, start: AppendStart) -> AppendResult:
         """Store messages as one block, once per request key; see `AppendResult` for the outcomes.
 
-        Concurrent small appends may share a statement, except those that count steps; an append that the batch cannot
-        store costs a second one.
+        Concurrent small appends may share a statement, except those that count steps or name the sources of files; an
+        append that the batch cannot store costs a second one.
 
         Raises:
             DatabaseError: `OutcomeUnknown` asks for the same call again.
             DeadlineExceeded: the request's time was over before anything was written.
 
         """
-        if start.counts_steps:
+        if start.counts_steps or start.sources:
             return await self._append_one(start, columns_of(start.messages))
         return await self._appends.append(start)
 
     async def _append_one(self, start: AppendStart, columns: Columns) -> AppendResult:
         rest = (*columns, list(start.file_ids), start.expected_revision, start.counts_steps)
-        answer = RowsByPart(await self._database.fetch("append", *identity_of(start), start.title, *rest))
+        given = (*identity_of(start), start.title, *rest)
+        if start.sources:
+            rows = await self._database.fetch("append_read_files", *given, sources_json(start.file_ids, start.sources))
+        else:
+            rows = await self._database.fetch("append", *given)
+        answer = RowsByPart(rows)
         head, status = answer.head, answer.head["status"]
         stored = tuple(answer.part("stored"))
         if status == "appended" and not stored:

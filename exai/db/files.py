@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import asyncpg
@@ -12,7 +12,8 @@ import orjson
 from exai.db.cursors import FIRST_PAGE, Cursor, read_cursor, write_cursor
 from exai.db.driver.pool import Database
 from exai.db.filters import part_of
-from exai.models import PAGE_MESSAGES, ContinuationId, FileId, Owner, StoredFile
+from exai.db.rows import source_of
+from exai.models import PAGE_MESSAGES, ContinuationId, ConversationId, FileId, FileSource, Owner, StoredFile
 
 FIRST_STORE: Final = "directory"
 """Where the bytes of a file are that was stored before contents had rows."""
@@ -24,7 +25,7 @@ class NewFile:
 
     `data` holds a small content; a larger one is already stored in the blob `blob_id`, or in another store under
     `storage_path`. With `is_move` it replaces a content in another store. `id` becomes the file's id unless a file with
-    this content, name and media type exists.
+    this content, name and media type exists. `source` is kept by the links to the file, not with it.
     """
 
     id: str
@@ -38,6 +39,7 @@ class NewFile:
     data: bytes | None = None
     storage_path: str | None = None
     is_move: bool = False
+    source: FileSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,20 @@ class FileRepository:
         """Return those of the files that exist, by id."""
         rows = await self._database.fetch("get_files", owner, list(file_ids))
         return {FileId(row["id"]): _file_of(row) for row in rows}
+
+    async def get_shown(
+        self, owner: Owner, file_ids: Sequence[FileId], conversation_id: ConversationId
+    ) -> dict[FileId, StoredFile]:
+        """Return those of the files that exist, by id, each with its source in a conversation."""
+        rows = await self._database.fetch("get_shown_files", owner, list(file_ids), conversation_id)
+        return {FileId(row["id"]): _read_file_of(row) for row in rows}
+
+    async def list_read(
+        self, owner: Owner, continuation_id: ContinuationId, machine: str, limit: int
+    ) -> tuple[StoredFile, ...]:
+        """Return a conversation's files that were read on this machine, those read last first, at most `limit`."""
+        rows = await self._database.fetch("list_read_files", owner, continuation_id, machine, limit)
+        return tuple(_read_file_of(row) for row in rows)
 
     async def list(
         self,
@@ -200,3 +216,8 @@ def _file_of(row: asyncpg.Record, *, created: bool = False) -> StoredFile:
         encoding=row["encoding"],
         storage_path=row["storage_path"],
     )
+
+
+def _read_file_of(row: asyncpg.Record) -> StoredFile:
+    file, source = _file_of(row), row["source"]
+    return file if source is None else replace(file, source=source_of(orjson.loads(source)))

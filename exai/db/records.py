@@ -17,6 +17,7 @@ from exai.models import (
     Conversation,
     ConversationId,
     FileId,
+    FileSource,
     Message,
     NewMessage,
     Owner,
@@ -71,7 +72,8 @@ class StoredPage:
 class AppendStart:
     """An append. If `continuation_id` is None a conversation is created with id and name `new_conversation_id`.
 
-    `counts_steps` asks for the number of this append among those of its tool in the conversation.
+    `counts_steps` asks for the number of this append among those of its tool in the conversation. `sources` says from
+    where files were read.
     """
 
     owner: Owner
@@ -84,6 +86,7 @@ class AppendStart:
     messages: Sequence[NewMessage]
     title: str | None = None
     file_ids: Sequence[FileId] = ()
+    sources: Mapping[FileId, FileSource] = field(default_factory=dict)
     expected_revision: int | None = None
     counts_steps: bool = False
 
@@ -148,7 +151,7 @@ class TurnStart:
     """A turn to begin. `budget_bytes` limits the returned history, from which messages in `known` are omitted.
 
     `counts_steps` asks for the number of this turn among those of its tool in the conversation.
-    `claim` is the cost to reserve; without it no budget is checked.
+    `claim` is the cost to reserve; without it no budget is checked. `sources` says from where files were read.
     """
 
     owner: Owner
@@ -165,6 +168,7 @@ class TurnStart:
     budget_bytes: int
     title: str | None = None
     file_ids: Sequence[FileId] = ()
+    sources: Mapping[FileId, FileSource] = field(default_factory=dict)
     expected_revision: int | None = None
     known: CachedRange | None = None
     counts_steps: bool = False

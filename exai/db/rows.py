@@ -6,7 +6,8 @@ JSON document of facts in the last column, every other row is a message.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any, Final, TypeAlias
@@ -15,7 +16,18 @@ import asyncpg
 import orjson
 
 from exai.db.records import StoredReply
-from exai.models import Commit, ContinuationId, Conversation, ConversationId, Message, NewMessage, Owner, Usage
+from exai.models import (
+    Commit,
+    ContinuationId,
+    Conversation,
+    ConversationId,
+    FileId,
+    FileSource,
+    Message,
+    NewMessage,
+    Owner,
+    Usage,
+)
 
 NO_METADATA: Final[Mapping[str, Any]] = Message._field_defaults["metadata"]
 
@@ -162,3 +174,17 @@ def columns_of(messages: Sequence[NewMessage]) -> Columns:
 def json_of(value: Mapping[str, Any]) -> str:
     """Return a document as JSON text."""
     return orjson.dumps(value).decode()
+
+
+def sources_json(file_ids: Iterable[FileId], sources: Mapping[FileId, FileSource]) -> str:
+    """Return files with the places from which they were read, as `exai.link_files_v1` takes them."""
+    given = {each: asdict(sources[each]) if each in sources else None for each in file_ids}
+    return orjson.dumps(given).decode()
+
+
+def source_of(facts: Mapping[str, Any]) -> FileSource | None:
+    """Return the place from which a file was read, None if EXAI has not written it."""
+    try:
+        return FileSource(**facts)
+    except TypeError:
+        return None

@@ -15,7 +15,7 @@ import orjson
 from exai.db.conversations import identity_of, just_stored
 from exai.db.driver.pool import Database
 from exai.db.records import BudgetClaim, StoredReply, TurnBegun, TurnEnd, TurnFinished, TurnStart
-from exai.db.rows import RowsByPart, columns_of, commit_of, json_of, reply_of, time_of
+from exai.db.rows import RowsByPart, columns_of, commit_of, json_of, reply_of, sources_json, time_of
 from exai.models import ContinuationId, Message, Owner, TurnId, TurnState
 from exai.validation import is_canonical_uuid
 
@@ -54,13 +54,15 @@ class TurnRepository:
 
         """
         known = start.known
+        name = "begin_turn_read_files" if start.sources else "begin_turn"
         answer = RowsByPart(
             await self._database.fetch(
-                "begin_turn", *identity_of(start), start.title, start.lease_s, start.provider, start.model,
+                name, *identity_of(start), start.title, start.lease_s, start.provider, start.model,
                 *columns_of(start.messages), list(start.file_ids), start.expected_revision, start.budget_bytes,
                 *((known.revision, known.low_seq, known.high_seq, known.size_bytes) if known else (None,) * 4),
                 start.counts_steps,
                 None if start.claim is None else start.claim.as_json(),
+                *([sources_json(start.file_ids, start.sources)] if start.sources else []),
             )
         )  # fmt: skip
         head, status = answer.head, answer.head["status"]

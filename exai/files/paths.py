@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +20,26 @@ from exai.errors import ConfigError, InvalidArgument, NotConfigured, shown
 ROOTS_SETTING: Final = "EXAI_FILES__ROOTS"
 SYSTEM: Final = tuple(map(Path, ("/proc", "/sys", "/dev")))
 MAX_PATH_CHARS: Final = 4_096
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A regular file below `root`, open for reading."""
+
+    descriptor: int
+    status: os.stat_result
+    path: Path
+    root: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFile:
+    """A file that was read: its name below its root, its bytes, and its state when it was opened."""
+
+    name: str
+    data: bytes
+    path: Path
+    status: os.stat_result
 
 
 class Roots:
@@ -36,8 +58,20 @@ class Roots:
                     "Allow a directory that holds nothing but files to be read",
                 )
 
-    def read(self, field: str, path: str, limit_bytes: int) -> tuple[str, bytes]:
-        """Return a file's name below its root and its bytes; blocks. Raises `InvalidArgument` or `NotConfigured`."""
+    def read(self, field: str, path: str, limit_bytes: int) -> ReadFile:
+        """Return a file with its bytes; blocks. Raises `InvalidArgument` or `NotConfigured`."""
+        with self.opened(field, path) as file:
+            if file.status.st_size > limit_bytes:
+                raise too_large(field, file.status.st_size, limit_bytes)
+            with os.fdopen(file.descriptor, "rb", closefd=False) as stream:
+                data = stream.read(limit_bytes + 1)
+        if len(data) > limit_bytes:
+            raise too_large(field, len(data), limit_bytes)
+        return ReadFile(file.path.relative_to(file.root).as_posix(), data, file.path, file.status)
+
+    @contextmanager
+    def opened(self, field: str, path: str) -> Iterator[OpenFile]:
+        """Open a regular file for reading. Raises `InvalidArgument` or `NotConfigured`."""
         resolved, root = self.find(field, path)
         quoted = shown(path)
         try:
@@ -58,15 +92,9 @@ class Roots:
                 raise InvalidArgument(field, f"{quoted} was replaced while it was opened", "Try again")
             if any(_is_linked(status, each) for each in self._closed):
                 raise self._outside(field, path)
-            if status.st_size > limit_bytes:
-                raise too_large(field, status.st_size, limit_bytes)
-            with os.fdopen(descriptor, "rb", closefd=False) as stream:
-                data = stream.read(limit_bytes + 1)
+            yield OpenFile(descriptor, status, resolved, root)
         finally:
             os.close(descriptor)
-        if len(data) > limit_bytes:
-            raise too_large(field, len(data), limit_bytes)
-        return resolved.relative_to(root).as_posix(), data
 
     def find(self, field: str, path: str) -> tuple[Path, Path]:
         """Return the target of a path and its root, whether or not a file exists there. Raises as `read`."""

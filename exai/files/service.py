@@ -20,9 +20,10 @@ from exai.blobs.decoding import encoding_of
 from exai.db.files import FileList, FileRepository, NewFile
 from exai.errors import BlobError, InvalidArgument, NotFound
 from exai.files.names import MAX_NAME_CHARS, checked_media_type, checked_name, shown_media_type, shown_name
+from exai.files.origins import GivenFiles, source_of, sources_of
 from exai.files.parts import FileLines, FilePart, read_lines, read_part
 from exai.files.paths import MAX_PATH_CHARS, Roots, joined, too_large
-from exai.models import PAGE_MESSAGES, ContinuationId, FileId, Owner, StoredFile, Unused
+from exai.models import PAGE_MESSAGES, ContinuationId, FileId, FileSource, Owner, StoredFile, Unused
 from exai.settings.load import FileSettings, LimitSettings
 from exai.validation import (
     MAX_CONTINUATION_CHARS,
@@ -51,6 +52,7 @@ class FileContent:
     name: str
     data: bytes
     media_type: str | None = None
+    source: FileSource | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +112,8 @@ class FileService:
             check_name(f"files[{index}].path", path.path, MAX_PATH_CHARS)
         return await self._put(owner, [self._at(f"files[{index}]", path) for index, path in enumerate(paths)])
 
-    async def resolve(self, owner: Owner, references: Sequence[str], directory: str = "") -> tuple[FileId, ...]:
-        """Return the ids of files given by id or by path, each once; paths are stored first, as by `put`.
+    async def resolve(self, owner: Owner, references: Sequence[str], directory: str = "") -> GivenFiles:
+        """Return files given by id or by path; paths are stored first, as by `put`.
 
         Relative paths begin in `directory`, and are refused without one.
         """
@@ -128,7 +130,14 @@ class FileService:
         sources = [self._at(f"files[{place}]", FilePath(path)) for path, place in wanted.items()]
         stored = dict(zip(wanted, await self._put(owner, sources), strict=True)) if sources else {}
         ids = [stored[found[each]].id if each in found else file_id_of("files", each) for each in references]
-        return tuple(dict.fromkeys(ids))
+        return GivenFiles(tuple(dict.fromkeys(ids)), sources_of(stored.values()))
+
+    async def list_read(
+        self, owner: Owner, continuation_id: ContinuationId, machine: str, limit: int
+    ) -> tuple[StoredFile, ...]:
+        """Return a conversation's files that were read on this machine, those read last first: 1 round trip."""
+        check_conversation(owner, continuation_id)
+        return await self.repository.list_read(owner, continuation_id, machine, limit)
 
     async def get(self, owner: Owner, file_id: FileId) -> StoredFile:
         """Return a file's row, without its bytes: 1 database round trip. Raises `NotFound`."""
@@ -239,9 +248,9 @@ class FileService:
 
     def _at(self, field: str, given: FilePath) -> _Source:
         def load() -> FileContent:
-            name, data = self._roots.read(field, given.path, self._settings.max_bytes)
-            short = name if len(name) <= MAX_NAME_CHARS else name.rpartition("/")[2]
-            return FileContent(given.name or short, data, given.media_type)
+            file = self._roots.read(field, given.path, self._settings.max_bytes)
+            short = file.name if len(file.name) <= MAX_NAME_CHARS else file.name.rpartition("/")[2]
+            return FileContent(given.name or short, file.data, given.media_type, source_of(file))
 
         def size() -> int:
             resolved, _ = self._roots.find(field, given.path)
@@ -304,7 +313,8 @@ class FileService:
         if not batch:
             return {}
         found = await self.repository.put(owner, self.blobs.chosen.name, list(batch.values()))
-        return {place: file for place, file in zip(batch, found, strict=True) if file is not None}
+        placed = zip(batch.items(), found, strict=True)
+        return {place: replace(file, source=new.source) for (place, new), file in placed if file is not None}
 
     @asynccontextmanager
     async def _loaded(self, source: _Source) -> AsyncIterator[tuple[NewFile, bytes]]:
@@ -336,6 +346,7 @@ class FileService:
             blob_id=str(uuid.uuid4()),
             encoding=encoding_of(content.data),
             characters=characters_in(content.data) if size_bytes <= PART_BYTES else 0,
+            source=content.source,
         )
         return new, content.data
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field
 
 from exai.conversations import ChatRequest, ChatResult, ChatService
+from exai.files.origins import GivenFiles
 from exai.files.service import FileService
+from exai.files.sources import ChangedFile, SourceReader, SourcesRead
 from exai.mcp.core.protocol import ClientInfo
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
-from exai.models import ContinuationId, FileId, WebSource
+from exai.models import ContinuationId, WebSource
 from exai.tools.answers import CacheArgument, OriginOutput
 from exai.tools.limits import ALWAYS_LOADED, NO_CLIENT, answer_limit, size_of, take_rows, take_text
 from exai.tools.progress import AnswerProgress
@@ -41,6 +43,7 @@ class ChatArguments(Arguments):
     files: list[str] | None = Field(
         None, description="Each a file_id or a path below an allowed root; the model reads them."
     )
+    reread: bool = Field(False, description="Read changed files of the conversation again.")
 
 
 @dataclass
@@ -54,6 +57,20 @@ class SourceOutput:
     def of(cls, source: WebSource) -> Self:
         """Make the output for a page."""
         return cls(source.title, source.url)
+
+
+@dataclass
+class ChangedFileOutput:
+    """A file that the model was shown as stored: changed, gone, outside or unknown on disk."""
+
+    path: str
+    state: str
+    file_id: str
+
+    @classmethod
+    def of(cls, changed: ChangedFile) -> Self:
+        """Make the output for a file."""
+        return cls(changed.path, changed.state, changed.file_id)
 
 
 @dataclass
@@ -92,6 +109,9 @@ class ChatOutput(ToolOutput):
     ]
     sources: list[SourceOutput]
     from_cache: Annotated[OriginOutput | None, Field(description="Set if the answer was not asked for now.")]
+    changed_files: Annotated[
+        list[ChangedFileOutput], Field(description="Files shown as stored that differ from those on disk.")
+    ]
     notes: list[str]
 
     @classmethod
@@ -99,7 +119,8 @@ class ChatOutput(ToolOutput):
         """Make the output for the result of a turn; a long answer is cut to what the client shows."""
         usage, limit = result.usage, answer_limit(client)
         sources = take_rows(result.sources, SourceOutput.of, limit.share(LISTED))
-        content, next_offset = take_text(result.content, 0, limit - size_of([sources, result.notes]))
+        changed = take_rows(result.changed_files, ChangedFileOutput.of, limit.share(LISTED))
+        content, next_offset = take_text(result.content, 0, limit - size_of([sources, changed, result.notes]))
         return cls(
             content=content,
             next_offset=next_offset,
@@ -119,6 +140,7 @@ class ChatOutput(ToolOutput):
             instead_of=result.instead_of,
             sources=sources,
             from_cache=OriginOutput.of(result.origin),
+            changed_files=changed,
             notes=_notes(result, next_offset, len(result.sources) - len(sources)),
         )
 
@@ -133,14 +155,19 @@ class ChatOutput(ToolOutput):
         return "\n\n".join(parts)
 
 
-def chat_tool(chat: ChatService, files: FileService) -> ToolSpec:
+def chat_tool(chat: ChatService, files: FileService, sources: SourceReader) -> ToolSpec:
     """Make the `chat` tool."""
 
     async def handle(arguments: ChatArguments, context: CallContext) -> ChatOutput:
         progress = AnswerProgress(context)
         given = await files.resolve(context.owner, arguments.files or (), context.directory)
-        result = await chat.run(_request(arguments, context, given), progress.on_delta, progress.on_begun)
-        return ChatOutput.of(result, context.client)
+        again = SourcesRead()
+        if arguments.reread and arguments.continuation_id is not None:
+            again = await sources.reread(context.owner, arguments.continuation_id)
+        request = _request(arguments, context, given, again)
+        result = await chat.run(request, progress.on_delta, progress.on_begun)
+        notes = (*(f"read again: {each}" for each in again.read), *again.left_out, *again.notes, *result.notes)
+        return ChatOutput.of(replace(result, notes=notes), context.client)
 
     return ToolSpec(
         name="chat",
@@ -178,7 +205,7 @@ def _notes(result: ChatResult, next_offset: int | None, unlisted: int) -> list[s
     return notes
 
 
-def _request(arguments: ChatArguments, context: CallContext, files: tuple[FileId, ...]) -> ChatRequest:
+def _request(arguments: ChatArguments, context: CallContext, given: GivenFiles, again: SourcesRead) -> ChatRequest:
     return ChatRequest(
         owner=context.owner,
         prompt=arguments.prompt,
@@ -189,7 +216,9 @@ def _request(arguments: ChatArguments, context: CallContext, files: tuple[FileId
         expected_revision=arguments.expected_revision,
         max_output_tokens=arguments.max_output_tokens,
         thinking=arguments.thinking,
-        files=files,
+        files=given.ids,
+        reread=again.files,
+        sources={**given.sources, **again.sources},
         web_search=arguments.web_search,
         cache=arguments.cache,
     )

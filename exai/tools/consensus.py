@@ -54,6 +54,7 @@ class ConsensusArguments(Arguments):
     rank: bool = Field(False, description="Let each also rank the others' answers; one more call per model.")
     web_search: bool = Field(False, description="Let those search the web whose provider can.")
     idempotency_key: SkipJsonSchema[str | None] = None
+    reread: SkipJsonSchema[bool | None] = None
     findings: SkipJsonSchema[Any] = None
 
     @model_validator(mode="before")

@@ -53,7 +53,7 @@ def build_tools(app: App) -> ToolRegistry:
     return _offered(
         app,
         (
-            chat_tool(app.chat, app.files),
+            chat_tool(app.chat, app.files, app.sources),
             append_tool(app.conversations, app.files),
             get_tool(app.conversations),
             list_tool(app.conversations),

@@ -20,6 +20,7 @@ from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
 from exai.models import ContinuationId
 from exai.tools.answers import CacheArgument, OriginOutput
+from exai.tools.chat import ChangedFileOutput
 from exai.tools.limits import ALWAYS_LOADED, NO_CLIENT, Size, answer_limit, size_of, take_rows, take_text
 from exai.tools.progress import AnswerProgress
 from exai.workflows import Workflow, WorkflowRequest, WorkflowResult, WorkflowService, load_workflows
@@ -48,6 +49,7 @@ COMMON: Final[Mapping[str, Any]] = {
         Field(None, description="Continue this conversation, of any tool."),
     ),
     "model": (str | None, Field(None, description="A name of listmodels. Left out: the default.")),
+    "reread": (bool, Field(False, description="Read changed files again.")),
     "ask_model": (bool, Field(True, description="false: only record this as a step.")),
 }
 FURTHER: Final[Mapping[str, Any]] = {
@@ -113,6 +115,7 @@ class WorkflowOutput(ToolOutput):
     cost_usd: float | None
     duplicate: bool
     from_cache: OriginOutput | None
+    changed_files: list[ChangedFileOutput]
     notes: list[str]
 
     @classmethod
@@ -123,8 +126,9 @@ class WorkflowOutput(ToolOutput):
         findings = take_rows(result.findings, FindingOutput.of, listed)
         read, left_out = some_lines(result.read, listed), some_lines(result.left_out, listed)
         notes = [*result.notes, *_unlisted(result, len(findings))]
+        changed = take_rows(result.turn.changed_files if result.turn else (), ChangedFileOutput.of, listed)
         content, next_offset = take_text(
-            result.content, 0, limit - size_of([findings, read, left_out, notes, result.next])
+            result.content, 0, limit - size_of([findings, read, left_out, changed, notes, result.next])
         )
         continued = "" if next_offset is None else (
             f"The answer continues: call conversation_get with this continuation_id, seq {result.seq} and char_offset "
@@ -147,6 +151,7 @@ class WorkflowOutput(ToolOutput):
             cost_usd=None if result.cost_usd is None else float(result.cost_usd),
             duplicate=result.duplicate,
             from_cache=OriginOutput.of(result.turn.origin if result.turn else None),
+            changed_files=changed,
             notes=notes,
         )
 

@@ -34,7 +34,8 @@ class WorkflowRequest:
     """One call of a workflow. With `ask_model` false its step is stored and no model is asked.
 
     `files` are paths, directories, globs and file ids, `directory` is where relative ones begin. `diff` is read
-    if given. The fields after it are those of single workflows.
+    if given. The fields after it are those of single workflows. With `reread` the files of the conversation that have
+    changed on disk are read again.
     """
 
     owner: Owner
@@ -54,6 +55,7 @@ class WorkflowRequest:
     idempotency_key: str | None = None
     expected_revision: int | None = None
     cache: CacheUse = "off"
+    reread: bool = False
 
     def validate(self, limits: LimitSettings, *, needs_prompt: bool) -> None:
         """Raise `InvalidArgument` for a value that the engine cannot use; the rest is checked with the turn."""
@@ -71,10 +73,11 @@ class WorkflowRequest:
         check_revision_of(self.continuation_id, self.expected_revision)
         check_optional_name("model", self.model, MAX_MODEL_CHARS)
         check_flag("ask_model", self.ask_model)
+        check_flag("reread", self.reread)
 
     def identity(self) -> tuple[Any, ...]:
         """Return the fields in which repetitions with one key must agree: the arguments, not the texts of files."""
-        others = ("owner", "continuation_id", "idempotency_key", "expected_revision", "directory", "cache")
+        others = ("owner", "continuation_id", "idempotency_key", "expected_revision", "directory", "cache", "reread")
         values = (getattr(self, each.name) for each in fields(self) if each.name not in others)
         return tuple(list(value) if isinstance(value, tuple) else value for value in values)
 

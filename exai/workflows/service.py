@@ -91,6 +91,7 @@ class WorkflowService:
                 idempotency_key=request.idempotency_key,
                 expected_revision=request.expected_revision,
                 files=found.files,
+                sources=found.sources,
                 tool=workflow.name,
                 counts_steps=True,
                 identity=request.identity(),
@@ -138,6 +139,7 @@ class WorkflowService:
                 expected_revision=request.expected_revision,
                 title=opening(request.prompt) if request.prompt else None,
                 files=found.files,
+                sources=found.sources,
                 tool=workflow.name,
                 guidance=guidance,
                 cache=request.cache,
@@ -149,10 +151,11 @@ class WorkflowService:
 
     async def _read(self, request: WorkflowRequest, model: str | None = None) -> SourcesRead:
         """Read the files and the diff of a call, as `SourceReader.read` does."""
-        if not request.files and request.diff is None:
+        reread = request.continuation_id if request.reread else None
+        if not request.files and request.diff is None and reread is None:
             return SourcesRead()
         room_tokens = self._providers.sizing.room(await self._providers.find(model), None)
         budget_tokens = int(room_tokens * MATERIAL_SHARE)
         return await self._sources.read(
-            request.owner, SourceRequest(request.files, request.diff, request.directory, budget_tokens)
+            request.owner, SourceRequest(request.files, request.diff, request.directory, budget_tokens, reread)
         )

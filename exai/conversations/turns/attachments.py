@@ -35,7 +35,7 @@ from exai.db.documents import StoredText
 from exai.db.files import FileRepository
 from exai.errors import InvalidArgument
 from exai.files.images import image_of
-from exai.models import FileId, Message, Owner, Prompt, PromptImage, StoredFile
+from exai.models import ConversationId, FileId, Message, Owner, Prompt, PromptImage, StoredFile
 from exai.providers.base import Model
 from exai.token_estimate import text_tokens
 
@@ -93,15 +93,17 @@ class Attachments:
         *,
         limit_tokens: int,
         model: Model | None = None,
+        conversation_id: ConversationId | None = None,
     ) -> Asked:
         """Return the messages for a model: history up to `room_tokens`, and a question up to `limit_tokens`.
 
-        Without a `model`, for a text that several receive, images are named only.
+        Without a `model`, for a text that several receive, images are named only. The files that a daemon has read from
+        a disk for the conversation have their sources.
 
         One statement if any message has files, and one for each 4 MiB of them that are read; none otherwise. Raises
         `InvalidArgument` when the files of the newest message alone do not fit.
         """
-        facts = await self._facts(owner, history)
+        facts = await self._facts(owner, history, conversation_id)
         newest = max(history, key=lambda message: message.seq)
         own = _known(newest, facts)
         least_tokens = sum(file.size_bytes for file in own if file.encoding != BINARY) // MOST_BYTES_PER_TOKEN
@@ -131,12 +133,17 @@ class Attachments:
         showing.first_seq = showing.first_with_files(chosen) if facts else 0
         messages = [showing.part(message) for message in chosen]
         left_out = count_left_out(history, system, chosen)
-        return Asked(messages, showing.left_tokens, left_out, tuple(showing.notes()))
+        return Asked(messages, showing.left_tokens, left_out, tuple(showing.notes()), tuple(facts.values()))
 
-    async def _facts(self, owner: Owner, history: Sequence[Message]) -> Mapping[FileId, StoredFile]:
+    async def _facts(
+        self, owner: Owner, history: Sequence[Message], conversation_id: ConversationId | None
+    ) -> Mapping[FileId, StoredFile]:
         newest_first = sorted(history, key=lambda message: message.seq, reverse=True)
         ids = dict.fromkeys(file_id for message in newest_first for file_id in file_ids_of(message))
-        return await self._files.get(owner, list(islice(ids, MAX_KNOWN_FILES))) if ids else {}
+        known = list(islice(ids, MAX_KNOWN_FILES))
+        if conversation_id is None or not known:
+            return await self._files.get(owner, known) if known else {}
+        return await self._files.get_shown(owner, known, conversation_id)
 
     async def _contents(
         self, owner: Owner, files: Sequence[StoredFile], model: Model | None

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from exai.conversations.turns.instructions import Instructions
 from exai.errors import InvalidArgument
-from exai.models import DERIVED_KINDS, FILE_IDS, PANEL_KINDS, FileId, Message, Prompt, Reasoning
+from exai.files.sources import ChangedFile
+from exai.models import DERIVED_KINDS, FILE_IDS, PANEL_KINDS, FileId, Message, Prompt, Reasoning, StoredFile
 from exai.providers.completion.shaping import RETURNED_FIELDS
 from exai.token_estimate import text_tokens
 from exai.validation import is_file_id
@@ -47,13 +48,16 @@ NO_INSTRUCTIONS = Instructions()
 class Asked(NamedTuple):
     """The messages for a model, oldest first, and the tokens left of its window.
 
-    `left_out` counts older messages that did not fit; `notes` has sentences for the caller.
+    `left_out` counts older messages that did not fit; `notes` has sentences for the caller. `files` are those of the
+    messages, whether they were shown or only named, and `changed` those that are not the same on disk any more.
     """
 
     messages: list[Prompt]
     left_tokens: int
     left_out: int = 0
     notes: tuple[str, ...] = ()
+    files: tuple[StoredFile, ...] = ()
+    changed: tuple[ChangedFile, ...] = ()
 
     @property
     def has_images(self) -> bool:

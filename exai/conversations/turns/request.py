@@ -38,7 +38,8 @@ def turn_start(
         lease_s=LEASE_S,
         budget_bytes=room_tokens * MAX_BYTES_PER_TOKEN,
         title=request.title_or_opening,
-        file_ids=request.files,
+        file_ids=request.all_files,
+        sources=request.sources,
         expected_revision=request.expected_revision,
         known=_known(cached),
         counts_steps=request.guidance is not None,
@@ -48,7 +49,7 @@ def turn_start(
 
 def whole_prompt_tokens(request: ChatRequest) -> int | None:
     """Return the size of all that the model will receive; None if it depends on more than question and system."""
-    depends = request.continuation_id is not None or request.files or request.guidance is not None
+    depends = request.continuation_id is not None or request.all_files or request.guidance is not None
     if depends or request.max_output_tokens is not None:
         return None
     return estimate_tokens(request.prompt) + (estimate_tokens(request.system) if request.system else 0)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, Final, Literal
 
@@ -17,6 +17,7 @@ from exai.conversations.turns.prompt import FINISH_REASON, REASONING, Asked
 from exai.db.records import StoredReply, TurnBegun, TurnEnd
 from exai.db.turns import StoredTurn
 from exai.errors import ExaiError, ShuttingDown
+from exai.files.sources import ChangedFile
 from exai.models import AnswerOrigin, Completion, ContinuationId, NewMessage, TurnId, WebSource
 from exai.providers.base import Model
 
@@ -27,6 +28,9 @@ GUIDANCE: Final = "guidance"
 
 FROM_CACHE: Final = "from_cache"
 """The field of the metadata of a turn and of its answer with the origin of an answer of the answer cache."""
+
+CHANGED: Final = "changed_files"
+"""The field of a turn's metadata with the files that were not the same on disk any more."""
 
 CANCELLED: Final = {"code": "cancelled", "message": "the caller cancelled the request or went away"}
 MAX_CAUSE_CHARS: Final = 1_000
@@ -99,7 +103,13 @@ def result_of(
         instead_of=reply.metadata.get("instead_of"),
         sources=tuple(WebSource(*each) for each in reply.metadata.get("sources", ())),
         origin=_origin(reply.metadata.get(FROM_CACHE)),
+        changed_files=changed_of(reply.metadata),
     )
+
+
+def changed_of(facts: Mapping[str, Any]) -> tuple[ChangedFile, ...]:
+    """Return the files that differed from those on disk, from the facts of a turn."""
+    return tuple(ChangedFile(**each) for each in facts.get(CHANGED, ()))
 
 
 def facts_of(completion: Completion, asked: Asked, guidance: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -120,6 +130,7 @@ def facts_of(completion: Completion, asked: Asked, guidance: Mapping[str, Any] |
         # The turn's row names the provider that was asked first.
         "provider": completion.provider if completion.instead_of else None,
         "notes": [*_said_of(asked), *completion.notes, *_said_of_search(completion)],
+        CHANGED: [asdict(each) for each in asked.changed],
         GUIDANCE: guidance,
     }
     return facts | {name: value for name, value in optional.items() if value}

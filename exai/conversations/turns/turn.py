@@ -25,11 +25,12 @@ from exai.conversations.turns.answers import AnswerCache, Recalled
 from exai.conversations.turns.attachments import Attachments
 from exai.conversations.turns.beginning import OUTCOME_RESERVE_S, Beginning, OnBegun
 from exai.conversations.turns.budgets import Budgets
+from exai.conversations.turns.disk import DiskComparison
 from exai.conversations.turns.leases import TurnLeases
 from exai.conversations.turns.outcomes import OnTurnEnd, OutcomeWriter
 from exai.conversations.turns.prompt import Asked, check_fits
 from exai.conversations.turns.request import completion_request, history_of, turn_start, whole_prompt_tokens
-from exai.conversations.turns.result import GUIDANCE, answer_of, facts_of, failure_of, kept_of, result_of
+from exai.conversations.turns.result import GUIDANCE, answer_of, changed_of, facts_of, failure_of, kept_of, result_of
 from exai.conversations.turns.tally import TurnTally
 from exai.db.answers import AnswerPlace
 from exai.db.records import BudgetClaim, TurnBegun, TurnEnd, TurnStart
@@ -93,11 +94,12 @@ class ChatTurns:
         *,
         budgets: Budgets,
         answers: AnswerCache,
+        disk: DiskComparison,
         on_end: OnTurnEnd | None = None,
     ) -> None:
         self._repository, self._cache, self._providers = repository, cache, providers
         self._attachments, self._publisher, self._budgets = attachments, publisher, budgets
-        self._answers = answers
+        self._answers, self._disk = answers, disk
         self.leases, self.outcomes = TurnLeases(repository), OutcomeWriter(repository, on_end)
         self._beginning = Beginning(repository, cache, self.outcomes)
 
@@ -158,6 +160,7 @@ class ChatTurns:
             instead_of=completion.instead_of,
             sources=completion.sources,
             origin=completion.origin,
+            changed_files=changed_of(facts),
         )
 
     async def _read_cache(self, request: ChatRequest) -> Hit | Miss | None:
@@ -207,8 +210,11 @@ class ChatTurns:
             recalled = await self._recalled(turn, asked.messages)
             if recalled.completion is not None:
                 await turn.tally(Delta(content=recalled.completion.content))
-                return recalled.completion, asked, recalled
-            completion, sent = await self._fitting_answer(turn, asked, room_tokens)
+                async with self._disk.beside(turn.request, asked) as conclude:
+                    return recalled.completion, await conclude(asked), recalled
+            async with self._disk.beside(turn.request, asked) as conclude:
+                completion, sent = await self._fitting_answer(turn, asked, room_tokens)
+                sent = await conclude(sent)
         if sent.messages != asked.messages:
             recalled = replace(recalled, name=None, question=None)
         return completion, sent._replace(notes=(*sent.notes, *recalled.notes)), recalled
@@ -270,6 +276,7 @@ class ChatTurns:
             room_tokens,
             limit_tokens=self._providers.sizing.limit(turn.model, turn.request.max_output_tokens),
             model=turn.model,
+            conversation_id=turn.commit.conversation.id,
         )
 
     async def _ask(self, turn: _Turn, prompt: list[Prompt]) -> Completion:

@@ -100,7 +100,11 @@ FILES: Final = {
     "created_at": ExpectedColumn("timestamp with time zone", "now()", "now()"),
     "used_at": ExpectedColumn("timestamp with time zone", "now()", "now()"),
 }
-LINKS: Final = {"conversation_id": ExpectedColumn("uuid"), "file_id": ExpectedColumn("uuid")}
+LINKS: Final = {
+    "conversation_id": ExpectedColumn("uuid"),
+    "file_id": ExpectedColumn("uuid"),
+    "source": ExpectedColumn("jsonb"),
+}
 WANTED: Final = {
     "conversations": CONVERSATIONS,
     "messages": MESSAGES,

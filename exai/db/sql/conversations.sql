@@ -25,6 +25,21 @@ select 'step'::text, exai.count_steps_v1($1::text, $5::text)::bigint, null::text
        null::text, null::text, null::text
  where $15::boolean;
 
+-- name: append_read_files
+-- repeat: keyed
+-- As append, for files that were read from a disk: the links keep from where.
+select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
+       p.turn_id::text, p.data::text
+  from exai.append_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::text, $8::text,
+                      $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::bigint) p
+union all
+select 'step'::text, exai.count_steps_v1($1::text, $5::text)::bigint, null::text, null::text, null::timestamptz,
+       null::text, null::text, null::text
+ where $15::boolean
+union all
+select 'linked'::text, exai.link_files_v1($1::text, $5::text, $16::text::jsonb)::bigint, null::text, null::text,
+       null::timestamptz, null::text, null::text, null::text;
+
 -- name: append_group
 -- repeat: never
 -- Stores the appends of several callers at once. An append without a row in the result is sent in a statement of its

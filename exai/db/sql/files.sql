@@ -64,6 +64,35 @@ select f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_
   left join exai.contents k on k.owner = f.owner and k.sha256 = f.sha256
  where f.owner = $1::text and f.id = any($2::text[]::uuid[]) and f.sha256 is not null;
 
+-- name: get_shown_files
+-- repeat: read
+-- As get_files, with the place from which each was read for a conversation; by files_pkey, then conversation_files_pkey.
+select f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_bytes,
+       f.media_type::text as media_type, f.name::text as name, f.created_at::timestamptz as created_at,
+       k.store::text as store, k.encoding::text as encoding, k.storage_path::text as storage_path,
+       l.source::text as source
+  from public.files f
+  left join exai.contents k on k.owner = f.owner and k.sha256 = f.sha256
+  left join public.conversation_files l on l.conversation_id = $3::text::uuid and l.file_id = f.id
+ where f.owner = $1::text and f.id = any($2::text[]::uuid[]) and f.sha256 is not null;
+
+-- name: list_read_files
+-- repeat: read
+-- The files of a conversation that were read on one machine, those read last first; by conversation_files_pkey, then
+-- files_pkey.
+select f.id::text as id, f.sha256::text as sha256, f.size_bytes::bigint as size_bytes,
+       f.media_type::text as media_type, f.name::text as name, f.created_at::timestamptz as created_at,
+       k.store::text as store, k.encoding::text as encoding, k.storage_path::text as storage_path,
+       l.source::text as source
+  from public.conversations c
+  join public.conversation_files l on l.conversation_id = c.id
+  join public.files f on f.id = l.file_id
+  left join exai.contents k on k.owner = f.owner and k.sha256 = f.sha256
+ where c.owner = $1::text and c.continuation_id = $2::text and c.deleted_at is null and f.sha256 is not null
+   and l.source ->> 'machine'::text = $3::text
+ order by (l.source ->> 'read_ns'::text)::bigint desc, f.id
+ limit $4::integer;
+
 -- name: list_files
 -- repeat: read
 -- A page of an owner's files, newest first, by files_recent_idx; those whose id begins so or whose name has this part are

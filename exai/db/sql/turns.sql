@@ -13,6 +13,23 @@ select 'step'::text, exai.count_steps_v1($1::text, $5::text)::bigint, null::text
        null::text, null::text, null::text
  where $23::boolean;
 
+-- name: begin_turn_read_files
+-- repeat: keyed
+-- As begin_turn, for files that were read from a disk: the links keep from where.
+select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at::timestamptz, p.kind::text,
+       p.turn_id::text, p.data::text
+  from exai.begin_turn_v1($1::text, $2::text, $3::text::uuid, $4::text::uuid, $5::text, $6::text, $7::text, $8::text,
+                          $9::double precision, $10::text, $11::text, $12::text[], $13::text[], $14::text[],
+                          $15::text[], $16::text[], $17::bigint, $18::bigint, $19::bigint, $20::bigint, $21::bigint,
+                          $22::bigint, $24::text) p
+union all
+select 'step'::text, exai.count_steps_v1($1::text, $5::text)::bigint, null::text, null::text, null::timestamptz,
+       null::text, null::text, null::text
+ where $23::boolean
+union all
+select 'linked'::text, exai.link_files_v1($1::text, $5::text, $25::text::jsonb)::bigint, null::text, null::text,
+       null::timestamptz, null::text, null::text, null::text;
+
 -- name: reserve_turn
 -- repeat: keyed
 -- Reserves the likely cost of a turn that was begun without; takes the owner's lock, and reads as begin_turn does.

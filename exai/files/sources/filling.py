@@ -19,12 +19,14 @@ from exai.errors import InvalidArgument
 from exai.files.extraction import SCAN
 from exai.files.images import ImageFacts, image_of
 from exai.files.names import MAX_NAME_CHARS, shown_name
+from exai.files.origins import source_of
 from exai.files.paths import Roots, is_directory
 from exai.files.service import FileContent
 from exai.files.sources.bounds import MAX_FILES, Bounds
 from exai.files.sources.documents import MAX_DOCUMENT_BYTES, kind_of, text_of
 from exai.files.sources.entries import LineRange
 from exai.files.sources.skipping import DOCUMENTS, IMAGES, MAX_FILE_BYTES, reason_by_content, reason_by_name, size_shown
+from exai.models import FileSource
 
 NUMBERED_EVERY: Final = 10
 WRAPPING_TOKENS: Final = 40
@@ -122,7 +124,7 @@ class Filling:
             if reason := self._reason_before(file, target):
                 self.left_out.add(file.shown, reason)
                 return
-            data = self._data(file)
+            data, source = self._data(file)
         except FileNotFoundError:
             if file.is_named:
                 self.left_out.add(file.shown, "a link to nothing, or gone since")
@@ -138,12 +140,21 @@ class Filling:
         self._bounds.bytes -= len(data)
         self._seen.add((target, file.lines))
         self._seen_paths.add(target)
-        self._add_data(file, data)
+        self._add_data(file, data, source)
 
-    def add_text(self, shown: str, name: str, text: str, *, media_type: str = TEXT, tokens: int | None = None) -> None:
-        """Add a text that fits the budget; `shown` says what of it is read."""
+    def add_text(
+        self,
+        shown: str,
+        name: str,
+        text: str,
+        *,
+        media_type: str = TEXT,
+        tokens: int | None = None,
+        source: FileSource | None = None,
+    ) -> None:
+        """Add a text that fits the budget; `shown` says what of it is read, and `source` from where, if from a disk."""
         used = self.tokens(text) if tokens is None else tokens
-        self._store(FileContent(_stored_name(name), text.encode(errors="replace"), media_type), shown, used)
+        self._store(FileContent(_stored_name(name), text.encode(errors="replace"), media_type, source), shown, used)
 
     def _store(self, content: FileContent, shown: str, tokens: int) -> None:
         """Add a file to be stored, unless it is larger than any file may be."""
@@ -182,14 +193,15 @@ class Filling:
             return f"{size_shown(size_bytes)}, over the limit of {size_shown(most_bytes)}{cure}"
         return None
 
-    def _data(self, file: SourceFile) -> bytes:
+    def _data(self, file: SourceFile) -> tuple[bytes, FileSource | None]:
         if file.data is not None:
-            return file.data
-        return self._roots.read(file.field, str(file.path), _most_bytes(file))[1]
+            return file.data, None
+        read = self._roots.read(file.field, str(file.path), _most_bytes(file))
+        return read.data, source_of(read, str(file.lines) if file.lines else None)
 
-    def _add_data(self, file: SourceFile, data: bytes) -> None:
+    def _add_data(self, file: SourceFile, data: bytes, source: FileSource | None) -> None:
         if (image := image_of(data)) is not None:
-            self._add_image(file, data, image)
+            self._add_image(file, data, image, source)
             return
         if (kind := kind_of(file.shown, data)) is not None:
             found = text_of(kind, data, self._bounds)
@@ -197,7 +209,7 @@ class Filling:
                 cure = SCAN_CURE if SCAN in found.note else ""
                 self.left_out.add(file.shown, found.note + cure)
             else:
-                self._add_lines(file, found.text, f"; {found.note}")
+                self._add_lines(file, found.text, f"; {found.note}", source)
             return
         encoding = encoding_of(data)
         decoded = None if encoding == BINARY else decode(data, encoding)
@@ -208,18 +220,18 @@ class Filling:
             self.left_out.add(file.shown, reason)
             return
         note = f"; {decoded.note}" if decoded.note else ""
-        self._add_lines(file, decoded.text, note)
+        self._add_lines(file, decoded.text, note, source)
 
-    def _add_image(self, file: SourceFile, data: bytes, image: ImageFacts) -> None:
+    def _add_image(self, file: SourceFile, data: bytes, image: ImageFacts, source: FileSource | None) -> None:
         if not file.is_named:
             self.left_out.add(file.shown, "image")
         elif self.left_tokens < IMAGE_TOKENS:
             self.left_out.add(file.shown, f"outside the token budget: about {IMAGE_TOKENS:,} tokens")
         else:
             shown = f"{file.shown} ({image.media_type}, {image.width} x {image.height} pixels)"
-            self._store(FileContent(_stored_name(file.shown), data, image.media_type), shown, IMAGE_TOKENS)
+            self._store(FileContent(_stored_name(file.shown), data, image.media_type, source), shown, IMAGE_TOKENS)
 
-    def _add_lines(self, file: SourceFile, text: str, note: str) -> None:
+    def _add_lines(self, file: SourceFile, text: str, note: str, source: FileSource | None) -> None:
         lines = lines_of(text)
         first, last = 1, len(lines)
         if file.lines is not None:
@@ -245,7 +257,8 @@ class Filling:
         extent = f"{part} of {len(lines):,}" if is_part else _count(len(lines))
         name = f"{file.shown}:{LineRange(first, last)}" if is_part else file.shown
         shown = f"{file.shown} ({extent}{why}{note})"
-        self.add_text(shown, name, "".join(numbered), media_type=_media_type(file.shown), tokens=tokens)
+        media_type = _media_type(file.shown)
+        self.add_text(shown, name, "".join(numbered), media_type=media_type, tokens=tokens, source=source)
 
     def _fitting(self, lines: list[str]) -> int:
         """Return how many lines fit the budget; 0 if they are not worth it."""

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from exai.account import hold
 from exai.errors import DeadlineExceeded, InvalidArgument
 from exai.fairness import Places
+from exai.files.origins import machine_id, sources_of
 from exai.files.paths import MAX_PATH_CHARS, Roots
-from exai.files.service import FileService
+from exai.files.service import FilePath, FileService
 from exai.files.sources.bounds import TIME_S, Bounds
 from exai.files.sources.collecting import Collected, collect
+from exai.files.sources.comparing import MAX_COMPARED, ChangedFile, compare, newest_read
 from exai.files.sources.filling import BYTES_PER_TOKEN, Estimate
-from exai.models import FileId, Owner, StoredFile
+from exai.models import ContinuationId, FileId, FileSource, Owner, StoredFile
 from exai.resilience import Clock, bounded
 from exai.validation import MAX_LIST, check_list, check_name, check_number, check_owner, file_id_of, is_uuid
 
@@ -32,6 +34,8 @@ GRACE_S: Final = 5.0
 """How much longer than its limits a reading may take before its caller stops waiting for the file system."""
 
 MAX_DIFF_CHARS: Final = 500
+NOTHING_CHANGED: Final = "reread: no file of the conversation is known to have changed on disk"
+Found = TypeVar("Found")
 MAX_TOLD: Final = 30
 """Parts that were left out and are named to a model."""
 
@@ -41,23 +45,29 @@ class SourceRequest:
     """What to read. An entry is a path, directory or glob, `path:10-80`, or a file id.
 
     `diff` is `uncommitted`, `staged`, `unstaged`, or a revision or range of git. `directory` is the caller's, in which
-    relative paths begin; without it they are looked for below the roots.
+    relative paths begin; without it they are looked for below the roots. The files of the conversation `reread` that
+    have changed on disk since they were read are read again.
     """
 
     entries: tuple[str, ...] = ()
     diff: str | None = None
     directory: Path | None = None
     budget_tokens: int = 100_000
+    reread: ContinuationId | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class SourcesRead:
-    """The stored files; `read` and `left_out` say what they are and lack, `notes` how entries were understood."""
+    """The stored files; `read` and `left_out` say what they are and lack, `notes` how entries were understood.
+
+    `sources` says from where those were read that are on a disk.
+    """
 
     files: tuple[FileId, ...] = ()
     read: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    sources: Mapping[FileId, FileSource] = field(default_factory=dict, compare=False)
 
     @property
     def left_out_text(self) -> str:
@@ -78,15 +88,21 @@ class SourceReader:
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="exai-sources")
 
     async def read(self, owner: Owner, request: SourceRequest) -> SourcesRead:
-        """Read and store the sources: 1 database round trip, and one more for file ids and each further MiB.
+        """Read and store the sources: 1 database round trip, one more for file ids and each further MiB, and `reread`.
 
         Raises `InvalidArgument` for an entry that means no file or several, and if nothing at all could be read;
         `NotFound` for an unknown file id, `NotConfigured`, `DeadlineExceeded`, `BlobError` or a `DatabaseError`.
         """
         check_owner(owner)
         _check(request)
+        notes: tuple[str, ...] = ()
+        has_named = bool(request.entries) or request.diff is not None
+        if request.reread is not None:
+            again = tuple(map(_entry_of, await self._changed(owner, request.reread)))
+            notes = () if again else (NOTHING_CHANGED,)
+            request = replace(request, entries=tuple(dict.fromkeys((*request.entries, *again))))
         if not request.entries and request.diff is None:
-            return SourcesRead()
+            return SourcesRead(notes=notes)
         ids = tuple(dict.fromkeys(file_id_of("files", each) for each in request.entries if is_uuid(each)))
         known, too_long, left_tokens = _fitting(await self._files.get_all(owner, ids), request.budget_tokens)
         with hold(left_tokens * BYTES_PER_TOKEN, "sources being read"):
@@ -98,11 +114,48 @@ class SourceReader:
             tuple(dict.fromkeys(file.id for file in (*known, *stored))),
             (*(f"{file.name} (stored file, {file.size_bytes:,} bytes)" for file in known), *collected.read),
             (*(f"{file.name} (outside the token budget)" for file in too_long), *collected.left_out),
-            collected.notes,
+            (*notes, *collected.notes),
+            sources_of(stored),
         )
-        if not result.read:
+        if has_named and not result.read:
             raise _nothing(request, result)
         return result
+
+    async def reread(self, owner: Owner, continuation_id: ContinuationId) -> SourcesRead:
+        """Store the files of a conversation again that have changed on disk, each in the form in which it was stored.
+
+        1 database round trip, and one or more to store files. Raises as `read`.
+        """
+        changed = await self._changed(owner, continuation_id)
+        if not changed:
+            return SourcesRead(notes=(NOTHING_CHANGED,))
+        whole = [file for file in changed if file.source is not None and file.sha256 == file.source.sha256]
+        parts = tuple(_entry_of(file) for file in changed if file not in whole)
+        found = await self.read(owner, SourceRequest(parts)) if parts else SourcesRead()
+        paths = [FilePath(file.source.path, file.name, file.media_type) for file in whole if file.source]
+        stored = await self._files.put_paths(owner, paths) if paths else ()
+        return replace(
+            found,
+            files=tuple(dict.fromkeys((*(file.id for file in stored), *found.files))),
+            read=(*(f"{file.name} ({file.size_bytes:,} bytes)" for file in stored), *found.read),
+            sources={**found.sources, **sources_of(stored)},
+        )
+
+    async def compare(
+        self, owner: Owner, files: Sequence[StoredFile], fresh: Collection[FileId] = ()
+    ) -> tuple[ChangedFile, ...]:
+        """Return those of the files that are not on disk as they were when they were read, those read last first.
+
+        Files that are `fresh` were read just now, and are not read again. Raises `DeadlineExceeded`.
+        """
+        read = [file for file in newest_read(files) if file.id not in fresh]
+        return await self._in_thread(owner, lambda bounds: compare(self._roots, bounds, read)) if read else ()
+
+    async def _changed(self, owner: Owner, continuation_id: ContinuationId) -> list[StoredFile]:
+        """Return the files of a conversation that have changed on disk."""
+        files = await self._files.list_read(owner, continuation_id, machine_id(), MAX_COMPARED)
+        changed = {each.file_id for each in await self.compare(owner, files) if each.state == "changed"}
+        return [file for file in newest_read(files) if file.id in changed]
 
     def _collect(self, request: SourceRequest, budget_tokens: int, bounds: Bounds) -> Collected:
         return collect(
@@ -116,7 +169,7 @@ class SourceReader:
             limit_bytes=self._files.max_bytes,
         )
 
-    async def _in_thread(self, owner: Owner, work: Callable[[Bounds], Collected]) -> Collected:
+    async def _in_thread(self, owner: Owner, work: Callable[[Bounds], Found]) -> Found:
         """Run blocking work in a thread, which ends soon after its caller has left."""
         async with self._places.hold(owner, what="a thread that reads files"):
             bounds = Bounds(self._clock, self._clock() + TIME_S)
@@ -127,6 +180,13 @@ class SourceReader:
                 raise DeadlineExceeded("the file system", TIME_S + GRACE_S) from error
             finally:
                 bounds.stop()
+
+
+def _entry_of(file: StoredFile) -> str:
+    source = file.source
+    if source is None:
+        raise AssertionError("only a file that was read from a disk has changed there")
+    return source.path if source.lines is None else f"{source.path}:{source.lines}"
 
 
 def _fitting(files: Sequence[StoredFile], budget_tokens: int) -> tuple[list[StoredFile], list[StoredFile], int]:

@@ -54,6 +54,7 @@ def append_tool(conversations: ConversationStore, files: FileService) -> ToolSpe
     """Make the tool."""
 
     async def handle(arguments: AppendArguments, context: CallContext) -> AppendOutput:
+        given = await files.resolve(context.owner, arguments.files or (), context.directory)
         appended = await conversations.append(
             AppendRequest(
                 owner=context.owner,
@@ -62,7 +63,8 @@ def append_tool(conversations: ConversationStore, files: FileService) -> ToolSpe
                 title=arguments.title,
                 idempotency_key=arguments.idempotency_key,
                 expected_revision=arguments.expected_revision,
-                files=await files.resolve(context.owner, arguments.files or (), context.directory),
+                files=given.ids,
+                sources=given.sources,
             )
         )
         return AppendOutput(

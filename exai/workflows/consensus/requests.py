@@ -56,6 +56,7 @@ class ConsensusRequest:
     web_search: bool = False
     idempotency_key: str | None = None
     directory: Path | None = None
+    reread: bool = False
 
     def validate(self, limits: LimitSettings) -> None:
         """Raise `InvalidArgument` for a value that cannot be used."""
@@ -74,6 +75,7 @@ class ConsensusRequest:
         check_choice("stances", self.stances, get_args(Stances))
         check_flag("rank", self.rank)
         check_flag("web_search", self.web_search)
+        check_flag("reread", self.reread)
 
     def identity(self) -> tuple[Any, ...]:
         """Return the fields in which repetitions with one key must agree: the arguments, not the texts of files."""

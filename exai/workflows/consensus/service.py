@@ -79,7 +79,12 @@ class ConsensusService:
         panel = await self._choice.choose(request)
         rooms = [self._providers.sizing.room(seat.model, None) for seat in panel.seats if seat.model is not None]
         budget_tokens = int(min(rooms) * MATERIAL_SHARE)
-        material = SourceRequest(request.files, directory=request.directory, budget_tokens=budget_tokens)
+        material = SourceRequest(
+            request.files,
+            directory=request.directory,
+            budget_tokens=budget_tokens,
+            reread=request.continuation_id if request.reread else None,
+        )
         found = await self._sources.read(request.owner, material)
         question = await self._question(request, found, max(rooms))
         asked_tokens = estimate_tokens(question)
@@ -189,6 +194,7 @@ class ConsensusService:
             budget_bytes=0,
             title=opening(request.prompt),
             file_ids=found.files,
+            sources=found.sources,
         )
 
     async def _stored(

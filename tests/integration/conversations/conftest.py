@@ -19,6 +19,7 @@ from exai.settings.load import (
     CacheSettings,
     DatabaseSettings,
     EndpointSettings,
+    FileSettings,
     ProviderSettings,
     ProvidersSettings,
     Settings,
@@ -62,11 +63,13 @@ async def open_rig(
     pooled: bool = False,
     endpoint: ProviderServer | None = None,
     fallback: Sequence[str] = (),
+    roots: Sequence[Path] = (),
     **cache_settings: Any,
 ) -> AsyncIterator[Rig]:
     """Open the application on proxies; with `pooled` a transaction-mode pooler stands in front of the database.
 
-    A running `endpoint` replaces Kimi as the endpoint `local`, whose models are not configured.
+    A running `endpoint` replaces Kimi as the endpoint `local`, whose models are not configured. Files below the `roots`
+    may be read.
     """
     async with AsyncExitStack() as stack:
         upstream = (await stack.enter_async_context(Pooler(postgres_url))).url if pooled else postgres_url
@@ -89,6 +92,7 @@ async def open_rig(
                 fallback=tuple(fallback),
                 models_file=_small_model(data_dir),
             ),
+            files=FileSettings(roots=tuple(roots)),
             data_dir=data_dir,
         )
         app = await stack.enter_async_context(open_app(settings))

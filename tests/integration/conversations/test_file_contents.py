@@ -116,7 +116,7 @@ async def test_append_by_path_of_known_files_is_two_statements(rig: Rig, tmp_pat
         path.write_bytes(large(str(n), 1 + n % 2))
     await files.resolve(LOCAL_OWNER, [str(path) for path in paths])
     rig.reset()
-    ids = await files.resolve(LOCAL_OWNER, [str(path) for path in paths])
+    ids = (await files.resolve(LOCAL_OWNER, [str(path) for path in paths])).ids
     await rig.app.conversations.append(AppendRequest(LOCAL_OWNER, [NewMessage("user", "all")], files=ids))
     assert rig.database.round_trips == 2
 
@@ -328,7 +328,7 @@ async def test_paths_of_one_call_are_read_once_each_and_one_at_a_time(
     account = Account(PART_BYTES)
     token = request_account.set(account)
     try:
-        ids = await files.resolve(LOCAL_OWNER, paths)
+        ids = (await files.resolve(LOCAL_OWNER, paths)).ids
         assert len(ids) == 2
         assert sorted(reads) == sorted([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")] * 2)
         assert account.held_bytes == 0

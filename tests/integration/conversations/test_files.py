@@ -10,6 +10,7 @@ import pytest
 from exai.conversations import AppendRequest, ChatRequest
 from exai.db.driver.pool import connect
 from exai.errors import InvalidArgument, NotConfigured, NotFound
+from exai.files.origins import GivenFiles
 from exai.files.paths import Roots
 from exai.files.service import FileContent, FilePath, FileService
 from exai.models import LOCAL_OWNER, ContinuationId, FileId, NewMessage, Owner, Unused
@@ -153,7 +154,7 @@ async def test_any_spelling_of_an_id_means_the_same_file(rig: Rig) -> None:
     """A UUID in capitals is the same id; an invalid one is refused before the statement."""
     file_id = await put(rig, "mine")
     assert (await rig.app.files.read(LOCAL_OWNER, FileId(file_id.upper())))[1] == b"mine"
-    assert await rig.app.files.resolve(LOCAL_OWNER, [f"urn:uuid:{file_id}"]) == (file_id,)
+    assert await rig.app.files.resolve(LOCAL_OWNER, [f"urn:uuid:{file_id}"]) == GivenFiles((file_id,))
     for name in ("nul\0", "x"):
         with pytest.raises((InvalidArgument, NotFound)):
             await rig.app.files.link(LOCAL_OWNER, ContinuationId(name), [file_id])

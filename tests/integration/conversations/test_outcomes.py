@@ -22,6 +22,7 @@ from exai.conversations.publishing import Publisher
 from exai.conversations.turns.answers import AnswerCache
 from exai.conversations.turns.attachments import Attachments
 from exai.conversations.turns.budgets import Budgets
+from exai.conversations.turns.disk import DiskComparison
 from exai.conversations.turns.documents import Documents
 from exai.conversations.turns.turn import ChatTurns
 from exai.db.documents import DocumentRepository
@@ -217,6 +218,7 @@ async def test_a_task_cancelled_elsewhere_stops_with_its_next_lease(rig: Rig, el
         publisher,
         budgets=Budgets(BudgetSettings(), rig.app.providers),
         answers=AnswerCache(rig.app.cache.answers, rig.app.providers, AnswerSettings(), rig.app.recorder),
+        disk=DiskComparison(rig.app.sources),
     )
     heard, named = asyncio.Event(), []
 

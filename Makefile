@@ -9,7 +9,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
 ARGS ?=
 
-.PHONY: attack bench bench-peers browser docs eval help page screenshots run test test-adoption test-lowest test-newest test-clients test-poolers test-prometheus check conformance fault fuzz format lock clean
+.PHONY: attack bench bench-peers browser docs eval help page release run screenshots soak test test-adoption test-lowest test-newest test-clients test-poolers test-prometheus check conformance fault fuzz format lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 17
@@ -43,9 +43,9 @@ test-adoption: .venv/dev.done ## migrate a million messages of an older system w
 VERSION_TESTS := tests/unit tests/integration/mcp tests/integration/db tests/integration/cache tests/integration/providers
 test-lowest: .venv/dev.done .venv/lowest/exai ## run the suite's quick parts on the oldest allowed versions, with the wheel and its extras
 	@.venv/lowest/bin/python -m pytest -q $(VERSION_TESTS) $(ARGS)
-	@EXAI_TEST_WHEELS=.venv/dist EXAI_TEST_VERSIONS=requirements/lowest.lock $(PY) -m pytest -n 0 -q -m heavy tests/packaging
+	@EXAI_TEST_WHEELS=.venv/dist EXAI_TEST_VERSIONS=requirements/lowest.lock $(PY) -m pytest -n 0 -q -m heavy tests/packaging/test_installed.py
 
-test-newest: .venv/dev.done .venv/newest/done .venv/dist/done ## do the same with the newest versions in the registry
+test-newest: .venv/dev.done .venv/newest/done .venv/dist/done ## do the same with the newest versions, and install the wheel with uv, pipx and every Python found
 	@.venv/newest/bin/python -m pytest -q $(VERSION_TESTS) $(ARGS)
 	@EXAI_TEST_WHEELS=.venv/dist $(PY) -m pytest -n 0 -q -m heavy tests/packaging
 
@@ -53,6 +53,12 @@ fault: .venv/dev.done ## inject seeded faults into every component under load (E
 	@EXAI_FAULT_SEEDS="$${EXAI_FAULT_SEEDS:-20}" EXAI_FAULT_SECONDS="$${EXAI_FAULT_SECONDS:-10}" \
 		$(PY) -m pytest -n 0 -s -x tests/fault/test_seeds.py $(ARGS)
 	@EXAI_TEST_MODEL_EXAMPLES="$${EXAI_TEST_MODEL_EXAMPLES:-500}" $(PY) -m pytest -n 0 -x tests/integration/store/test_model.py
+
+release: .venv/dev.done test ## test, build the distributions into dist/, and make the tag (ARGS=--tag)
+	@$(PY) requirements/release.py $(ARGS)
+
+soak: .venv/dev.done ## run mixed load with faults for an hour, and compare memory, descriptors and durations (EXAI_SOAK_SECONDS=3600; Linux)
+	@$(PY) -m pytest -n 0 -s -m heavy tests/fault/test_soak.py $(ARGS)
 
 attack: .venv/dev.done ## run every attack of a hostile client in turn, with time limits (minutes)
 	@EXAI_ATTACK_TIMES=1 $(PY) -m pytest -n 0 -s -m attack tests $(ARGS)

@@ -47,13 +47,14 @@ EXPECTED = NOTHING_WRITTEN | {
 class Workload:
     """Operations on conversations of a cluster, and their history."""
 
-    def __init__(self, cluster: Cluster, seed: int) -> None:
+    def __init__(self, cluster: Cluster, seed: int, first: int = 1) -> None:
+        """`first` is the number of its first content and key, which differ from those of other workloads."""
         self.cluster, self.random = cluster, random.Random(seed)
         self.events: list[Event] = []
         self.names: list[str] = []
         self.seen: Counter[str] = Counter()
         self.unexpected: list[str] = []
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(first)
 
     async def prepare(self) -> None:
         """Create the conversations, before any fault."""
@@ -90,8 +91,11 @@ class Workload:
             Asked(tuple(message["content"] for message in chat.body["messages"]))
             for chat in self.cluster.provider.chats
         ]
-        events = [*self.events, *asked, *self.cluster.applied()]
-        return History(events, await self.cluster.logs(), max_staleness_s, slack_s, tuple(self.cluster.forgotten))
+        names = set(self.names)
+        logs = {name: log for name, log in (await self.cluster.logs()).items() if name in names}
+        applied = [each for each in self.cluster.applied() if each.conversation in names]
+        own = [each for each in self.events if not isinstance(each, Listed) or each.conversation in names]
+        return History([*own, *asked, *applied], logs, max_staleness_s, slack_s, tuple(self.cluster.forgotten))
 
     async def _user(self, rng: random.Random, until: asyncio.Event, *, writes: bool) -> None:
         while not until.is_set():

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.packaging.wheels import LIMIT_S
 from tests.support.daemon import environment, start_daemon
 from tests.support.mcp_server import handshake, request
 
 pytestmark = pytest.mark.heavy
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT_S = 300
 
 LIBRARY = """
 import asyncio, sys
@@ -73,17 +73,6 @@ class Installed:
             timeout=LIMIT_S,
         )
         return {each["name"].lower() for each in json.loads(listed.stdout)}
-
-
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The one that make has built, or a new one."""
-    given = os.environ.get("EXAI_TEST_WHEELS")
-    directory = ROOT / given if given else tmp_path_factory.mktemp("wheel")
-    if not given:
-        options = ("--no-build-isolation", "--no-deps", "--no-index", "-q", "-w", str(directory))
-        subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(ROOT)], check=True, timeout=LIMIT_S)
-    return next(directory.glob("exai-*.whl"))
 
 
 @pytest.fixture

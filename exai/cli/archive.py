@@ -22,6 +22,7 @@ from exai.cli.terminal_text import printable
 from exai.conversations.formats import ExportItem, Format, read_lines, read_markdown
 from exai.errors import InvalidArgument, NotFound
 from exai.models import LOCAL_OWNER, ContinuationId, Owner
+from exai.monitoring.runs import recorded_run
 from exai.settings.load import Settings
 
 STANDARD = "-"
@@ -72,8 +73,9 @@ async def import_file(
     name = ContinuationId(as_name) if as_name else None
     progress = None
     with open_text(source) as stream:
-        async with open_app(settings) as app:
+        async with open_app(settings) as app, recorded_run(app.history.insert, "import") as figures:
             async for progress in app.transfer.import_text(owner, read_parts(stream, shape), as_name=name):
+                figures["messages"] = progress.stored
                 if sys.stderr.isatty():
                     sys.stderr.write(f"\r{progress.seen:,} messages read, {progress.stored:,} stored")
     if sys.stderr.isatty():

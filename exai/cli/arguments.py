@@ -10,7 +10,7 @@ from exai import __version__
 STATUSES = """\
 exit status:
   0    success; for `health`: healthy
-  1    failed; for `health` and `doctor`: a component is unhealthy; for `validate`: FAIL
+  1    failed; for `health` and `doctor`: a component is unhealthy; for `validate` and `drill`: FAIL
   2    misconfigured: a setting or an argument is invalid
   3    a component cannot be started or reached
   4    the database schema is not at the revision of this release (run `exai migrate`)
@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_store(commands)
     _add_archive(commands)
     _add_blobs(commands)
+    _add_drill(commands)
     _add_bench(commands)
     commands.add_parser("version", help="show the version")
     for each in commands.choices.values():
@@ -194,6 +195,15 @@ def _add_blobs(commands: Any) -> None:
     verify.add_argument(
         "--repair", action="store_true", help="mark lost contents, so that giving them again stores them again"
     )
+
+
+def _add_drill(commands: Any) -> None:
+    drill = commands.add_parser("drill", help="show how EXAI reacts to a failure, with a stand-in that fails")
+    failures = drill.add_subparsers(metavar="what", dest="what", required=True)
+    breaker = failures.add_parser(
+        "breaker", help="let a provider fail and recover, and show the states of its circuit breaker; takes 20 s"
+    )
+    breaker.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
 
 
 def _add_bench(commands: Any) -> None:

@@ -17,6 +17,7 @@ from exai.errors import InvalidArgument, NotFound
 from exai.files.moving import move
 from exai.files.upkeep import Swept, Verified, mark, sweep, verify
 from exai.models import FileId, Owner
+from exai.monitoring.runs import recorded_run
 from exai.settings.load import Settings
 
 BAR_CHARS: Final = 30
@@ -44,8 +45,13 @@ async def _prune(settings: Settings, idle_days: float | None, *, is_rehearsal: b
     if is_rehearsal and idle_days is not None:
         raise InvalidArgument("--dry-run", "examines files only", "Leave out --idle-days")
     async with open_app(settings) as app:
-        conversations = 0 if is_rehearsal else await app.maintenance.prune(idle_days=idle_days)
-        swept = await sweep(app.files, is_rehearsal=is_rehearsal)
+        if is_rehearsal:
+            conversations, swept = 0, await sweep(app.files, is_rehearsal=True)
+        else:
+            async with recorded_run(app.history.insert, "prune") as figures:
+                conversations = figures["conversations"] = await app.maintenance.prune(idle_days=idle_days)
+                swept = await sweep(app.files, is_rehearsal=False)
+                figures["files"], figures["contents"] = swept.orphans, swept.unused.contents
     return "\n".join([_summary(swept, conversations, is_rehearsal), *_named(swept.missing, app.files.blobs.private)])
 
 
@@ -64,10 +70,12 @@ async def _migrate(settings: Settings, source: str, target: str) -> int:
         store = app.files.blobs.named(target)
         progress = await _progress_of(app, [source])
         failed = []
-        async for each in move(app.files, [source], store):
-            progress.add(each.file.size_bytes)
-            if each.problem is not None:
-                failed.append(Verified(each.owner, each.file, each.problem))
+        async with recorded_run(app.history.insert, "blobs migrate") as figures:
+            async for each in move(app.files, [source], store):
+                progress.add(each.file.size_bytes)
+                if each.problem is not None:
+                    failed.append(Verified(each.owner, each.file, each.problem))
+            figures["contents"], figures["problems"] = progress.contents, len(failed)
     progress.end()
     moved = progress.contents - len(failed)
     print(f"{moved:,} contents moved from {source} to {target}; `exai prune` removes the old bytes after a while")
@@ -97,11 +105,13 @@ async def _verify(settings: Settings, stores: list[str], *, repair: bool) -> int
             app.files.blobs.named(name)
         progress = await _progress_of(app, named)
         failed = []
-        async for each in verify(app.files, named):
-            progress.add(each.file.size_bytes)
-            if each.problem is not None:
-                failed.append(each)
-        marked = await mark(app.files, failed) if repair else 0
+        async with recorded_run(app.history.insert, "blobs verify") as figures:
+            async for each in verify(app.files, named):
+                progress.add(each.file.size_bytes)
+                if each.problem is not None:
+                    failed.append(each)
+            marked = await mark(app.files, failed) if repair else 0
+            figures["contents"], figures["problems"] = progress.contents, len(failed)
     progress.end()
     print(f"{progress.contents:,} contents verified ({progress.size_bytes:,} bytes), {len(failed):,} with a problem")
     if repair:

@@ -305,7 +305,8 @@ def _config(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from exai.cli.doctor import examine, table, unusable_settings
+    from exai.cli.doctor import examine, table
+    from exai.doctor import unusable_settings
     from exai.logs import configure_logging
     from exai.monitoring.metrics import MetricsRecorder
     from exai.settings.load import LogSettings, load_settings
@@ -326,10 +327,10 @@ def _doctor(options: argparse.Namespace) -> int:
     return failed if any(finding.state == "fail" for finding in findings) else OK
 
 
-def _validate(options: argparse.Namespace) -> int:
-    from exai.cli.validate import command
+def _drill(options: argparse.Namespace) -> int:
+    from exai.cli.drill import breaker
 
-    return command(options)
+    return breaker(options)
 
 
 def _bench(options: argparse.Namespace) -> int:
@@ -385,7 +386,8 @@ COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
     "health": _health,
     "config": _config,
     "doctor": _doctor,
-    "validate": _validate,
+    "validate": store.validate,
+    "drill": _drill,
     "chat": store.chat,
     "search": store.search,
     "show": store.show,

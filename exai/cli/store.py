@@ -1,4 +1,4 @@
-"""The commands that work on stored conversations: `chat`, `search`, `show`, `export`, `import`, `prune`, `blobs`."""
+"""The commands on stored conversations: `chat`, `search`, `show`, `export`, `import`, `prune`, `blobs`, `validate`."""
 
 from __future__ import annotations
 
@@ -78,3 +78,10 @@ def blobs(options: argparse.Namespace) -> int:
     from exai.cli.blobs import blobs as work
 
     return work(options)
+
+
+def validate(options: argparse.Namespace) -> int:
+    """Check the promises of the store."""
+    from exai.cli.validate import command
+
+    return command(options)

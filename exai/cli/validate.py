@@ -8,8 +8,8 @@ import json
 from dataclasses import asdict
 
 from exai.cli.command import FAILED, OK, read_settings, run
-from exai.cli.doctor import embedded_address
 from exai.db.validate import validate
+from exai.doctor import embedded_address
 from exai.errors import DatabaseUnavailable, StartupError
 from exai.logs import configure_logging
 from exai.models import Finding

@@ -20,9 +20,10 @@ from starlette.routing import Route
 
 from exai import __version__
 from exai.app import App, open_app
-from exai.background import running
+from exai.background import open_background, running
 from exai.conversations.changes import Notice
 from exai.daemon.control import Parent, parent_watched
+from exai.daemon.examination import examination
 from exai.daemon.gathering import LIVE, METRICS
 from exai.embedded.launcher import Embedded
 from exai.files.moving import moving
@@ -31,7 +32,7 @@ from exai.mcp.auth.tokens import authenticator
 from exai.mcp.server import GOING_AWAY, SERVICE_RESTART, McpServer
 from exai.mcp.transport.asgi import build_asgi
 from exai.mcp.transport.listener import open_server
-from exai.models import Started
+from exai.models import Finding, Started
 from exai.monitoring.exposition import Values, add_up_values, as_json, from_json
 from exai.monitoring.figures import figures
 from exai.monitoring.flushing import open_history
@@ -46,7 +47,7 @@ from exai.settings.sections import JwtSettings
 from exai.tools.prompts import conversation_uri
 from exai.tools.registry import INSTRUCTIONS, build_features, build_tasks, build_tools
 from exai.tools.unfinished import UnfinishedOutput
-from exai.web.live import live_routes
+from exai.web.live import PageSources, live_routes
 from exai.web.monitoring import ReadMetrics, metrics_reader, monitoring_routes
 from exai.web.page import AuthFacts, page_routes
 
@@ -80,10 +81,12 @@ async def serve(
             moving(app.files),
             watch_loop(app.recorder),
             watch_memory(app.recorder),
+            open_background() as background,
         ):
             started()
             server = _mcp_server(app)
-            asgi = build_asgi(server, _routes(app, server, link))
+            examined = examination(settings, app.health, background)
+            asgi = build_asgi(server, _routes(app, server, link, examined.problems))
             app.recorder.watch(asgi.report)
             async with open_server(asgi, settings.server, sockets=sockets) as listening:
                 facts = _started(app, listening.port)
@@ -161,7 +164,7 @@ def _mcp_server(app: App) -> McpServer:
     return server
 
 
-def _routes(app: App, server: McpServer, link: Parent | None) -> list[Route]:
+def _routes(app: App, server: McpServer, link: Parent | None, problems: Callable[[], Sequence[Finding]]) -> list[Route]:
     own, token = app.settings.server, app.settings.server.metrics_token
     monitoring = monitoring_routes(
         app.health,
@@ -173,7 +176,8 @@ def _routes(app: App, server: McpServer, link: Parent | None) -> list[Route]:
         ),
     )
     page = page_routes(__version__, is_guarded=own.is_guarded, auth=_auth_of(own.jwt))
-    return [*page, *live_routes(server, app.health, app.live.gather, app.history.read), *monitoring]
+    sources = PageSources(app.health, app.live.gather, problems, app.history.read, app.history.events)
+    return [*page, *live_routes(server, sources), *monitoring]
 
 
 def _auth_of(jwt: JwtSettings) -> AuthFacts | None:

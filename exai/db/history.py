@@ -22,6 +22,10 @@ MAX_STEPS: Final = 2_000
 MAX_POINTS: Final = 10_000
 MAX_METRIC_CHARS: Final = 200
 MIN_STEP_S: Final = 60
+MAX_EVENTS: Final = 50
+EVENTS_MINUTES: Final = 7 * 24 * 60
+"""Raw metrics are kept for so long."""
+
 RETENTION_ROWS: Final = 10_000
 """Rows of each kind that one statement removes."""
 
@@ -128,6 +132,18 @@ class HistoryRepository:
     async def recent(self, metric: str | None, minutes: int = 60, limit: int = 100) -> tuple[RecentMetric, ...]:
         """Return the newest raw rows of a metric, or of all, newest first; at most 1,000."""
         rows = await self._database.fetch("recent_metrics", metric, minutes, limit)
+        return tuple(RecentMetric(row["type"], orjson.loads(row["data"]), row["at"]) for row in rows)
+
+    async def insert(self, metric: str, data: Mapping[str, Any]) -> None:
+        """Store one metric of a process that sends no batches."""
+        await self._database.fetch("insert_metric", metric, orjson.dumps(data).decode())
+
+    async def events(self, minutes: int = EVENTS_MINUTES, limit: int = MAX_EVENTS) -> tuple[RecentMetric, ...]:
+        """Return the newest changes of health, runs of commands and batches of metrics with a problem, newest first.
+
+        A batch has the type `metrics_batch` and is read from the processing log.
+        """
+        rows = await self._database.fetch("recent_events", minutes, limit)
         return tuple(RecentMetric(row["type"], orjson.loads(row["data"]), row["at"]) for row in rows)
 
     async def create_partitions(self) -> int:

@@ -1,14 +1,15 @@
-"""The two routes of the page beside MCP: the numbers of now as a stream of events, and their history as JSON.
+"""The routes of the page beside MCP: the numbers of now as a stream, their history, and the events of the last week.
 
 Invariant: a caller is admitted, counted and limited here as for MCP, and receives no other owner's data. The stream
-costs no statement, the history one.
+costs no statement, the other two cost one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from exai.db.history import HistoryPoint, HistoryQuery
+from exai.db.history import HistoryPoint, HistoryQuery, RecentMetric
 from exai.errors import ExaiError, InvalidArgument, Overloaded, RequestError
 from exai.fairness import request_owner
 from exai.mcp.admission import Rejection, expired, too_many
@@ -26,10 +27,11 @@ from exai.mcp.identity import Admitted
 from exai.mcp.server import McpServer
 from exai.mcp.transport.extensions import abort_of
 from exai.mcp.transport.http.streamable import Gone, HttpReply
-from exai.models import Owner
+from exai.models import Finding, Owner
 from exai.monitoring.health import Health
 from exai.monitoring.live import LiveSnapshot
 from exai.resilience import with_deadline
+from exai.web.sentences import event_text, problems_of
 
 INTERVAL_S: Final = 2.0
 NOTICE_S: Final = 0.25
@@ -44,21 +46,47 @@ NO_STORE: Final = {"Cache-Control": "no-store"}
 
 Gather = Callable[[], Awaitable[LiveSnapshot]]
 ReadHistory = Callable[[HistoryQuery], Awaitable[tuple[HistoryPoint, ...]]]
+ReadEvents = Callable[[], Awaitable[tuple[RecentMetric, ...]]]
 
 
-def live_routes(server: McpServer, health: Health, gather: Gather, read_history: ReadHistory) -> list[Route]:
-    """Return GET /live, a stream with one event every two seconds, and GET /history, one metric by steps of time."""
+@dataclass(frozen=True, slots=True)
+class PageSources:
+    """Where the routes read: `problems` returns the findings of `exai doctor` that are not well."""
+
+    health: Health
+    gather: Gather
+    problems: Callable[[], Sequence[Finding]]
+    read_history: ReadHistory
+    read_events: ReadEvents
+
+
+def live_routes(server: McpServer, sources: PageSources) -> list[Route]:
+    """Return the routes.
+
+    GET /live is a stream with one event every two seconds, GET /history one metric by steps of time, and GET /events
+    the newest changes of health, runs of commands, and batches of metrics with a problem.
+    """
+
+    async def history(request: Request, owner: Owner) -> Any:
+        points = await sources.read_history(_query(request.query_params, owner))
+        return {"points": [_point(each) for each in points]}
+
+    async def events(_: Request, __: Owner) -> Any:
+        found = await sources.read_events()
+        return {"events": [{"at": each.at.isoformat(), "text": event_text(each.type, each.data)} for each in found]}
+
     return [
-        Route("/live", _LiveStream(server, _Snapshots(health, gather)), methods=["GET"]),
-        Route("/history", _history_endpoint(server, read_history), methods=["GET"]),
+        Route("/live", _LiveStream(server, _Snapshots(sources)), methods=["GET"]),
+        Route("/history", _endpoint(server, history), methods=["GET"]),
+        Route("/events", _endpoint(server, events), methods=["GET"]),
     ]
 
 
 class _Snapshots:
     """The newest snapshot as JSON, which all streams share: many open pages cost as much as one."""
 
-    def __init__(self, health: Health, gather: Gather) -> None:
-        self._health, self._gather = health, gather
+    def __init__(self, sources: PageSources) -> None:
+        self._sources = sources
         self._lock = asyncio.Lock()
         self._read_at = float("-inf")
         self._latest = b""
@@ -67,9 +95,11 @@ class _Snapshots:
         """Return a snapshot that is not older than half of the interval."""
         async with self._lock:
             if time.monotonic() - self._read_at > INTERVAL_S / 2:
-                snapshot = (await self._gather()).as_json()
+                snapshot = (await self._sources.gather()).as_json()
                 facts = {name: value for name, value in snapshot.items() if name not in OF_ALL_OWNERS}
-                self._latest = orjson.dumps({**facts, "health": self._health.report().as_json()})
+                report = self._sources.health.report()
+                problems = problems_of(report, self._sources.problems())
+                self._latest = orjson.dumps({**facts, "health": report.as_json(), "problems": problems})
                 self._read_at = time.monotonic()
             return self._latest
 
@@ -129,7 +159,11 @@ def _has_expired(admitted: Admitted) -> bool:
     return admitted.expires_at is not None and admitted.expires_at <= time.time()
 
 
-def _history_endpoint(server: McpServer, read: ReadHistory) -> Callable[[Request], Awaitable[Response]]:
+def _endpoint(
+    server: McpServer, read: Callable[[Request, Owner], Awaitable[Any]]
+) -> Callable[[Request], Awaitable[Response]]:
+    """Return the endpoint that answers an admitted caller with what `read` returns, as JSON."""
+
     async def show(request: Request) -> Response:
         admitted = await server.edge.admit(request.scope)
         if isinstance(admitted, Rejection):
@@ -140,12 +174,12 @@ def _history_endpoint(server: McpServer, read: ReadHistory) -> Callable[[Request
             with quota.hold_connection():
                 request_owner.set(admitted.owner)
                 with with_deadline(HISTORY_TIMEOUT_S):
-                    points = await read(_query(request.query_params, admitted.owner))
+                    body = await read(request, admitted.owner)
         except Overloaded as error:
             return _refusal(too_many(error))
         except ExaiError as error:
             return _json({"error": error.report()}, 400 if isinstance(error, RequestError) else 503)
-        return _json({"points": [_point(each) for each in points]})
+        return _json(body)
 
     return show
 

@@ -17,7 +17,15 @@ HERE = Path(__file__).resolve().parent
 STATIC = HERE.parent.parent / "exai" / "web" / "static"
 INPUTS = ("package.json", "package-lock.json", "vendor.js")
 BUNDLE, LICENSES = "vendor.js", "vendor-licenses.txt"
-BUILD = ("--bundle", "--minify", "--format=esm", "--target=es2022", "--legal-comments=none", "--log-level=warning")
+BUILD = (
+    "--bundle",
+    "--minify",
+    "--format=esm",
+    "--target=es2022",
+    "--legal-comments=none",
+    "--drop:console",
+    "--log-level=warning",
+)
 
 
 def inputs_digest() -> str:

@@ -72,6 +72,8 @@ async def use(database: Database) -> None:
         since = (now - timedelta(hours=2)).replace(minute=0, second=0, microsecond=0)
         assert await history.read(HistoryQuery("a", since, now + timedelta(hours=1), step_s, ("x",), {}, LOCAL_OWNER))
     assert await history.recent("a")
+    await history.insert("command_run", {"labels": {"command": "x"}, "value": 1})
+    assert await history.events()
     await history.create_partitions()
     assert await history.apply_retention()
     ledger = LedgerRepository(database)

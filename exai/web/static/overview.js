@@ -4,7 +4,7 @@ import { useState } from "./vendor.js";
 import { html } from "./dom.js";
 import { Chart } from "./chart.js";
 import { count, milliseconds, plural, usd } from "./format.js";
-import { callTool, request } from "./mcp.js";
+import { callTool, request, send } from "./mcp.js";
 import { readHistory, seriesOf, useNumbers } from "./numbers.js";
 import { complain, notify } from "./state.js";
 import { Failure, Time, useLoaded } from "./ui.js";
@@ -43,12 +43,13 @@ export function Overview() {
   const numbers = useNumbers();
   return html`<main class="page" id="main">
     <h1>Overview</h1>
-    <${Health} health=${numbers?.health} />
+    <${Health} health=${numbers?.health} problems=${numbers?.problems ?? []} />
     <${Costs} />
     ${numbers && html`<${Now} numbers=${numbers} />`}
     ${numbers?.running > 0 && html`<${Running} key=${numbers.running} />`}
     <${Past} />
     ${numbers && html`<${Tools} tools=${numbers.tools} />`}
+    <${Events} />
   </main>`;
 }
 
@@ -58,17 +59,16 @@ const HEALTH = {
   bad: "Not ready: clients should not send work here.",
 };
 
-/** The first thing to see: everything works, or what does not and why. */
-function Health({ health }) {
+/** The first thing to see: everything works, or what does not, why, and the cure in the words of `exai doctor`. */
+function Health({ health, problems }) {
   if (!health) return html`<p class="health" role="status">Asking the daemon…</p>`;
   const parts = Object.entries(health.components);
-  const wrong = parts.filter(([, { state }]) => state === "down" || state === "degraded");
   const hasProvider = parts.some(([name, { state }]) => !["database", "cache"].includes(name) && state !== "off");
-  const kind = health.ready ? (wrong.length || !hasProvider ? "warn" : "ok") : "bad";
+  const kind = health.ready ? (problems.length || !hasProvider ? "warn" : "ok") : "bad";
   return html`<div class="health ${kind}" role="status">
     <p><strong>${HEALTH[kind]}</strong></p>
-    ${wrong.map(([name, { state, detail, since }]) => html`<p key=${name}>
-      <strong>${name}</strong> ${state} since <${Time} at=${since} />: ${detail}
+    ${problems.map(({ part, detail, cure, since }) => html`<p key="${part} ${detail}">
+      <strong>${part}</strong>${since && html` since <${Time} at=${since} />`}: ${detail}${cure && html`<span class="cure">${cure}</span>`}
     </p>`)}
     ${!hasProvider && html`<p>No model can be asked: set the key of a provider, such as KIMI_API_KEY, and start EXAI again.</p>`}
   </div>`;
@@ -187,4 +187,26 @@ function Tools({ tools }) {
       <th scope="row">${each.tool}</th><td>${count(each.calls)}</td><td>${count(each.errors)}</td>
       <td>${time(each.p50_ms)}</td><td>${time(each.p99_ms)}</td></tr>`)}</tbody>
   </table></div></section>`;
+}
+
+/** What happened beside the calls; read when it is opened. */
+function Events() {
+  const [isOpen, setOpen] = useState(false);
+  return html`<details class="card events" onToggle=${(event) => setOpen(event.currentTarget.open)}>
+    <summary>Events of the last week</summary>
+    ${isOpen && html`<${EventList} />`}
+  </details>`;
+}
+
+function EventList() {
+  const { value, error, reload } = useLoaded(readEvents, []);
+  if (error) return html`<${Failure} error=${error} onRetry=${reload} />`;
+  if (!value?.length) return html`<p class="note">${value ? "Nothing has changed." : "Reading…"}</p>`;
+  return html`<ul>${value.map(({ at, text }) => html`<li key="${at} ${text}"><${Time} at=${at} /> ${text}</li>`)}</ul>`;
+}
+
+async function readEvents(signal) {
+  const { events, error } = await (await send("/events", { signal })).json();
+  if (error) throw new Error(error.message);
+  return events;
 }

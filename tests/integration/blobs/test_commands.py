@@ -90,6 +90,12 @@ async def test_files_move_into_a_remote_store_are_verified_and_come_back(
     assert (await exai("blobs", "migrate", "supabase", "directory"))[0] == 0
     async with open_app(load_settings(variables, None)) as app:
         assert [(await app.files.read(LOCAL_OWNER, file.id))[1] for file in files] == list(DATA.values())
+        runs = [each.data for each in await app.history.events() if each.type == "command_run"]
+        assert [each["labels"] for each in runs] == [
+            {"command": command, "outcome": "ok"}
+            for command in ("blobs migrate", "prune", "blobs verify", "blobs migrate", "blobs migrate")
+        ]
+        assert [each["figures"]["contents"] for each in runs] == [3, 3, 3, 0, 3]
         # The database is the selected store, and moves what only this daemon can read.
         assert {file.store for file in (await app.files.list(LOCAL_OWNER)).files} == {"directory"}
 

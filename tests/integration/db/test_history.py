@@ -93,6 +93,25 @@ async def test_a_batch_is_stored_once(history: HistoryRepository) -> None:
     assert [point.count for point in await history.read(query(3600))] == [1]
 
 
+async def test_events_are_changes_commands_and_batches_with_a_problem(history: HistoryRepository) -> None:
+    """Newest first, from the raw metrics and the processing log; batches that were stored are no events."""
+    change = {"labels": {"component": "cache", "state": "down"}, "before": "ok", "detail": "no answer"}
+    await store(history, {"type": "health_change", "data": change}, calls(datetime.now(UTC), [1.0]))
+    assert (await history.store(b"{}", new_id(), "one daemon")).status == "refused"
+    assert (await history.store(b'[{"type": "a"}, 1]', new_id(), "another")).rejected == 1
+    await history.insert("command_run", {"labels": {"command": "prune", "outcome": "ok"}, "value": 1.5})
+    command, part, refused, first = await history.events()
+    assert (command.type, command.data["value"]) == ("command_run", 1.5)
+    assert (part.type, part.data["status"], part.data["source"]) == ("metrics_batch", "stored", "another")
+    assert (refused.data["status"], refused.data["source"]) == ("refused", "one daemon")
+    assert "must be a JSON array" in refused.data["error"]
+    assert (first.type, dict(first.data)) == ("health_change", change)
+    assert len(await history.events(limit=2)) == 2
+    since = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    asked = HistoryQuery("command_run", since, since + timedelta(hours=1), 3600, ("command",))
+    assert [(dict(point.labels), point.sum) for point in await history.read(asked)] == [({"command": "prune"}, 1.5)]
+
+
 @pytest.mark.direct
 async def test_a_history_is_one_statement(postgres_url: str) -> None:
     """For each step."""

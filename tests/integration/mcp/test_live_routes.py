@@ -1,30 +1,32 @@
-"""The two routes of the page beside MCP: who may read them, and what they show."""
+"""The routes of the page beside MCP: who may read them, and what they show."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import orjson
 import pytest
 
-from exai.db.history import HistoryPoint, HistoryQuery
+from exai.db.history import HistoryPoint, HistoryQuery, RecentMetric
 from exai.mcp.auth.tokens import authenticator
 from exai.mcp.server import McpServer
 from exai.mcp.transport.asgi import build_asgi
 from exai.mcp.transport.listener import RunningServer, open_server
-from exai.models import Owner
+from exai.models import Finding, Owner
 from exai.monitoring.health import Health
 from exai.monitoring.live import Live, LiveSnapshot
 from exai.monitoring.metrics import MetricsRecorder
-from exai.web.live import live_routes
+from exai.web.live import PageSources, live_routes
 from tests.support.mcp_server import Tools, fast_settings, new_server
 
 ALICE, BOB = "a-token-of-alice-long-enough", "a-token-of-bob-that-is-long-enough"
 HISTORY = {"metric": "turn_cost_usd", "since": "1800000000", "until": "1800003600", "step": "60", "by": "model,kind"}
 WAIT_S = 5.0
+AT = datetime(2026, 11, 30, tzinfo=UTC)
 
 
 class Site:
@@ -55,7 +57,11 @@ async def site() -> AsyncIterator[Site]:
         asked.append(query)
         return (HistoryPoint(query.since, {"model": "kimi-k3"}, 2, 0.5, 0.1, 0.4, None, None),)
 
-    routes = live_routes(server, Health([], recorder=recorder), gather, read)
+    async def events() -> tuple[RecentMetric, ...]:
+        return (RecentMetric("health_change", {"labels": {"component": "cache", "state": "down"}}, AT),)
+
+    problem = Finding("redis", "fail", "no answer", "Start it")
+    routes = live_routes(server, PageSources(Health([], recorder=recorder), gather, lambda: (problem,), read, events))
     async with open_server(build_asgi(server, routes), settings) as running:
         yield Site(server, running, asked, gathered)
 
@@ -77,7 +83,7 @@ async def next_event(lines: AsyncIterator[str]) -> dict[str, Any]:
     raise AssertionError("the stream ended without an event")
 
 
-@pytest.mark.parametrize("path", ["/live", "/history"])
+@pytest.mark.parametrize("path", ["/live", "/history", "/events"])
 async def test_a_stranger_is_refused_as_by_mcp(site: Site, path: str) -> None:
     """Without a token, with one that is none, and a page of another site."""
     async with httpx.AsyncClient(base_url=site.url) as stranger:
@@ -100,6 +106,7 @@ async def test_the_stream_shows_the_daemon_and_no_sums_of_other_owners(site: Sit
     assert shown["pool"] == {"in_use": 1, "open": 2, "size": 10}
     assert shown["health"]["status"] in ("ok", "degraded", "down")
     assert not {"cost_usd", "tokens"} & set(shown)
+    assert shown["problems"] == [{"part": "redis", "detail": "no answer", "cure": "Start it"}]
 
 
 async def test_many_streams_cost_as_much_as_one_and_count_as_connections(site: Site, client: httpx.AsyncClient) -> None:
@@ -137,6 +144,12 @@ async def test_the_history_is_that_of_its_owner(site: Site, client: httpx.AsyncC
     point = {"at": 1_800_000_000, "labels": {"model": "kimi-k3"}, "count": 2, "sum": 0.5, "p50": None, "p99": None}
     assert answer.json() == {"points": [point]}
     assert [(each.owner, each.by, each.step_s) for each in site.asked] == [(Owner("alice"), ("model", "kind"), 60)]
+
+
+async def test_the_events_are_those_of_the_daemon(client: httpx.AsyncClient) -> None:
+    answer = await client.get("/events")
+    assert answer.headers["cache-control"] == "no-store"
+    assert answer.json() == {"events": [{"at": AT.isoformat(), "text": "cache was None, is down"}]}
 
 
 @pytest.mark.parametrize(

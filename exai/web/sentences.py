@@ -1,0 +1,43 @@
+"""What the overview of the page says: the problems in the words of `exai doctor`, and what happened.
+
+Invariant: a problem is stated once, by doctor if it has examined the part, otherwise as health states it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from exai.models import Finding
+from exai.monitoring.health import HealthReport
+
+DOCTORS_NAMES: Final = {"database": "postgres", "cache": "redis", "storage": "files"}
+"""Doctor's names of the components of health; a provider is `provider NAME`."""
+
+
+def problems_of(report: HealthReport, findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    """Return what is wrong: the components that are down or degraded, and doctor's findings with their cures."""
+    examined = {each.part for each in findings}
+    wrong = [
+        {"part": each.name, "detail": f"{each.state}: {each.detail}", "cure": "", "since": each.since.isoformat()}
+        for each in report.components
+        if each.state in ("down", "degraded")
+        and not {each.name, DOCTORS_NAMES.get(each.name, f"provider {each.name}")} & examined
+    ]
+    return wrong + [{"part": each.part, "detail": each.detail, "cure": each.cure} for each in findings]
+
+
+def event_text(kind: str, data: Mapping[str, Any]) -> str:
+    """Return an event of the history in words. Data of other programs may lack any field."""
+    labels = data.get("labels") or {}
+    match kind:
+        case "health_change":
+            change = f"{labels.get('component')} was {data.get('before')}, is {labels.get('state')}"
+            return f"{change}: {data['detail']}" if data.get("detail") else change
+        case "metrics_batch":
+            reason = data.get("error") or "their times were moved"
+            return f"metrics of {data.get('source') or 'a program'} were {data.get('status')}: {reason}"
+        case _:
+            figures = "".join(f", {number} {name}" for name, number in (data.get("figures") or {}).items())
+            ended = f"exai {labels.get('command')}: {labels.get('outcome')}"
+            return f"{ended} after {data['value']:.1f} s{figures}" if isinstance(data.get("value"), float) else ended

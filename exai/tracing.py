@@ -1,4 +1,4 @@
-"""Spans of chat turns and of calls of models, in the names of OpenTelemetry's conventions for generative AI.
+"""Spans of turns and of calls of models, in the names of OpenTelemetry's conventions for generative AI.
 
 The conventions are in development, so all their names are here. `exai.monitoring.otel` installs a tracer; without one a
 span costs one comparison. Invariant: no text of a user or a model is in a span unless `captures_content` is set.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -44,6 +45,12 @@ class ConsensusRun:
     lost: list[Spent] = field(default_factory=list)
     arbiter_lost: Spent | None = None
     arbiter_error: ExaiError | None = None
+    began_s: float = field(default_factory=time.monotonic)
+
+    @property
+    def took_s(self) -> float:
+        """Return the seconds since the call began."""
+        return time.monotonic() - self.began_s
 
     @property
     def is_whole(self) -> bool:

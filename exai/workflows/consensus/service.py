@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import structlog
 
+from exai import tracing
 from exai.conversations.deduplication import content_hash, request_key
 from exai.conversations.requests import RunningTurn, with_files
 from exai.conversations.titles import opening
@@ -37,7 +38,7 @@ from exai.workflows.consensus.panel import Panel, PanelChoice
 from exai.workflows.consensus.prompts import question_text
 from exai.workflows.consensus.requests import TOOL, ConsensusRequest, ConsensusResult, stored_result
 from exai.workflows.consensus.results import ConsensusRun
-from exai.workflows.consensus.turns import PaidAnswer, PanelTurns, Spent
+from exai.workflows.consensus.turns import PaidAnswer, PanelTurns, Spent, describe_turn
 from exai.workflows.consensus.watch import PanelWatch
 
 MATERIAL_SHARE: Final = 0.6
@@ -76,6 +77,18 @@ class ConsensusService:
         if no member answered. `on_begun` receives the id of the turn with question and synthesis.
         """
         request.validate(self._limits)
+        with tracing.turn_span(request.owner, request.continuation_id) as span:
+            result, answer = await self._run(request, watch, on_begun)
+            describe_turn(span, answer)
+            if tracing.is_on():
+                for name, value in tracing.conversation_attributes(result.continuation_id).items():
+                    span.set(name, value)
+            return result
+
+    async def _run(
+        self, request: ConsensusRequest, watch: PanelWatch | None, on_begun: OnBegun | None
+    ) -> tuple[ConsensusResult, PaidAnswer | None]:
+        """Return the result, and the arbiter's answer if one was given now."""
         panel = await self._choice.choose(request)
         rooms = [self._providers.sizing.room(seat.model, None) for seat in panel.seats if seat.model is not None]
         budget_tokens = int(min(rooms) * MATERIAL_SHARE)
@@ -100,7 +113,7 @@ class ConsensusService:
             request, panel, question, found, start.request_key, main, name, watch, notes=[*found.notes, *panel.notes]
         )
         if main.reply is not None:
-            return await self._repeated(run)
+            return await self._repeated(run), None
         try:
             async with self._turns.leases.hold(main.turn_id):
                 answer, result = await self._consult(run)
@@ -108,9 +121,11 @@ class ConsensusService:
             if isinstance(error, ExaiError):
                 error.continuation_id = name
                 error.notes = (f"the question and {len(run.answers)} answers are stored in this conversation",)
-            await self._turns.outcomes.complete(self._turns.fail(start, main, error, spent=run.arbiter_lost))
+            await self._turns.outcomes.complete(
+                self._turns.fail(start, main, error, spent=run.arbiter_lost, took_s=run.took_s)
+            )
             raise
-        return await self._turns.outcomes.complete(self._stored(run, start, main, answer, result))
+        return await self._turns.outcomes.complete(self._stored(run, start, main, answer, result)), answer
 
     async def _repeated(self, run: ConsensusRun) -> ConsensusResult:
         """Return the stored result; if calls had failed, ask those again first."""
@@ -136,11 +151,13 @@ class ConsensusService:
             async with self._turns.leases.hold(begun.turn_id):
                 answer, result = await self._asker.conclude(run)
         except BaseException as error:
-            await self._turns.outcomes.complete(self._turns.fail(start, begun, error, spent=run.arbiter_lost))
+            await self._turns.outcomes.complete(
+                self._turns.fail(start, begun, error, spent=run.arbiter_lost, took_s=run.took_s)
+            )
             raise
         if run.arbiter_error is not None:
             await self._turns.outcomes.complete(
-                self._turns.fail(start, begun, run.arbiter_error, spent=run.arbiter_lost)
+                self._turns.fail(start, begun, run.arbiter_error, spent=run.arbiter_lost, took_s=run.took_s)
             )
             return replace(result, seq=first.seq)
         return await self._turns.outcomes.complete(self._stored(run, start, begun, answer, result))
@@ -218,6 +235,7 @@ class ConsensusService:
                     cost_usd=spent.cost_usd,
                     is_estimated=spent.is_estimated,
                     metadata={FINISH_REASON: result.finish_reason, GUIDANCE: result.as_facts()},
+                    took_s=run.took_s,
                 )
             )
         except DatabaseError as error:

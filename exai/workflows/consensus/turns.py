@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from exai import tracing
 from exai.conversations.publishing import Publisher
 from exai.conversations.refusals import refusal
 from exai.conversations.turns.budgets import Budgets
@@ -161,6 +162,8 @@ class PanelTurns:
         error: BaseException,
         messages: Sequence[NewMessage] = (),
         spent: Spent | None = None,
+        *,
+        took_s: float | None = None,
     ) -> int | None:
         """Record the failure of an attempt; return the number of the last row stored with it."""
         spent = spent or Spent()
@@ -175,6 +178,7 @@ class PanelTurns:
             cost_usd=spent.cost_usd,
             is_estimated=spent.is_estimated,
             error=cause_of(error),
+            took_s=took_s,
         )
         return await self._published(await self.outcomes.record(end))
 
@@ -200,6 +204,12 @@ class PanelTurns:
 
         Raises `TooLate` once `cut` has been made; otherwise as `Providers.complete`.
         """
+        with tracing.turn_span(call.start.owner, call.start.continuation_id) as span:
+            answer = await self._asked(call, cut)
+            describe_turn(span, answer)
+            return answer
+
+    async def _asked(self, call: ModelCall, cut: Cut) -> PaidAnswer:
         tokens = sum(estimate_tokens(message.content) for message in call.messages)
         begun = await self.begin(self.claiming(call.start, call.model, tokens, web_search=call.web_search))
         if begun.reply is not None:
@@ -270,6 +280,7 @@ class PanelTurns:
                         "request_id": completion.request_id,
                         "web_search": searches_of(completion),
                     },
+                    took_s=tally.took_s,
                 )
             )
         except DatabaseError as error:
@@ -305,13 +316,14 @@ class PanelTurns:
     async def _fail_call(self, call: ModelCall, begun: TurnBegun, tally: TurnTally, error: BaseException) -> None:
         text, spent = tally.text, self._spent(call, tally, error)
         if isinstance(error, asyncio.CancelledError) and not text.strip():
-            await self.fail(call.start, begun, error, spent=spent)
+            await self.fail(call.start, begun, error, spent=spent, took_s=tally.took_s)
             return
         cause = cause_of(error)
         why = str(cause.get("message", cause["code"]))[:MAX_CAUSE_CHARS]
         facts = {"model": call.model.name, "error": cause["code"], "message": why, **call.facts}
         kind, content = ("partial", text) if text.strip() else ("failed", f"No answer from {call.model.name}: {why}")
-        await self.fail(call.start, begun, error, (NewMessage("assistant", content, kind, facts),), spent)
+        messages = (NewMessage("assistant", content, kind, facts),)
+        await self.fail(call.start, begun, error, messages, spent, took_s=tally.took_s)
 
 
 class TooLate(ExaiError):
@@ -350,6 +362,15 @@ class Cut:
             raise TooLate(name) from error
         finally:
             self._scopes.discard(scope)
+
+
+def describe_turn(span: tracing.ActiveSpan, answer: PaidAnswer | None) -> None:
+    """Set the model, the tokens and the cost of a turn."""
+    if answer is None or not tracing.is_on():
+        return
+    span.set(tracing.REQUEST_MODEL, answer.model)
+    span.set(tracing.COST_USD, None if answer.cost_usd is None else float(answer.cost_usd))
+    tracing.set_usage(span, answer.usage)
 
 
 def _tally_of(call: ModelCall, sent_tokens: int) -> TurnTally:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from exai import tracing
 from exai.app import open_app
 from exai.conversations import AppendRequest, ChatRequest
 from exai.db.ledger import UsageQuery
@@ -38,6 +43,7 @@ from tests.support.provider_server import (
     break_after_first_token,
     chunk,
     event,
+    failure,
     glm_answer,
     glm_error,
     hang_after_first_token,
@@ -518,3 +524,69 @@ async def test_an_arbiter_whose_caller_leaves_is_in_the_ledger(stage: Stage) -> 
         await running
     total = (await stage.app.ledger.report(UsageQuery(LOCAL_OWNER))).total
     assert (total.turns, total.failed, total.estimated) == (3, 1, 1)
+
+
+class Spans:
+    """A tracer that keeps every span with the one above it."""
+
+    captures_content = False
+
+    def __init__(self) -> None:
+        self.all: list[KeptSpan] = []
+        self._above: ContextVar[KeptSpan | None] = ContextVar("above", default=None)
+
+    @contextmanager
+    def span(
+        self, name: str, attributes: Mapping[str, tracing.AttributeValue], *, is_client: bool, parent: str
+    ) -> Iterator[KeptSpan]:
+        kept = KeptSpan(name, dict(attributes), self._above.get())
+        self.all.append(kept)
+        token = self._above.set(kept)
+        try:
+            yield kept
+        finally:
+            self._above.reset(token)
+
+
+@dataclass
+class KeptSpan:
+    name: str
+    attributes: dict[str, tracing.AttributeValue]
+    above: KeptSpan | None
+
+    def set(self, name: str, value: tracing.AttributeValue | None) -> None:
+        if value is not None:
+            self.attributes[name] = value
+
+
+async def test_a_consensus_is_a_span_with_one_for_each_member_and_model_call(stage: Stage) -> None:
+    """Each with its model, tokens and conversation; the arbiter's call belongs to the turn of the question."""
+    spans = Spans()
+    with tracing.installed(spans):
+        result = await stage.ask()
+    (whole,) = [span for span in spans.all if span.above is None]
+    members = [span for span in spans.all if span.above is whole and span.name == "exai turn"]
+    assert whole.name == "exai turn"
+    assert sorted(str(each.attributes[tracing.REQUEST_MODEL]) for each in members) == sorted(PANEL)
+    (decision,) = [span for span in spans.all if span.above is whole and span.name != "exai turn"]
+    assert decision.name == f"chat {LOCAL}"
+    assert sorted(span.name for span in spans.all if span.above in members) == sorted(f"chat {name}" for name in PANEL)
+    for turn in (whole, *members):
+        assert turn.attributes[tracing.CONVERSATION] == result.continuation_id
+        assert int(str(turn.attributes[tracing.INPUT_TOKENS])) > 0
+    assert all(span.attributes[tracing.USER] == LOCAL_OWNER for span in (whole, *members))
+
+
+async def test_every_turn_of_a_consensus_is_in_the_history_with_its_duration(stage: Stage) -> None:
+    """Answered and failed ones; that of the question lasts as long as all of them."""
+    stage.app.events.open()
+    stage.glm.default = lambda _: failure(500)
+    await stage.ask(models=(KIMI, GLM, "local/other"))
+    turns = {
+        (item.labels["model"], item.labels["outcome"] == "ok"): item.sum
+        for item in stage.app.events.take(1_000)
+        if item.type == "turn"
+    }
+    assert set(turns) == {(KIMI, True), (GLM, False), ("local/other", True), (LOCAL, True)}
+    assert all(seconds is not None and seconds > 0 for seconds in turns.values())
+    assert turns[LOCAL, True] == max(seconds or 0 for seconds in turns.values())

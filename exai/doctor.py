@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from exai.app import roots_of
+from exai.backends import roots_of
 from exai.cache.diagnose import diagnose as diagnose_cache
 from exai.db.diagnose import diagnose as diagnose_database
 from exai.embedded.launcher import LaunchOptions, attach

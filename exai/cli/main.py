@@ -221,7 +221,7 @@ def _migrate(_: argparse.Namespace) -> int:
             f"The embedded Postgres in {settings.data_dir} is migrated by `{program()} serve` whenever it starts."
         )
         return OK
-    from exai.app import not_reached
+    from exai.backends import not_reached
     from exai.db.diagnose import may_create
     from exai.db.migrations.migrate import upgrade
     from exai.db.migrations.revision import expected_revision

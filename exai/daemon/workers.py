@@ -18,7 +18,7 @@ from dataclasses import replace
 
 import structlog
 
-from exai.app import own_servers
+from exai.backends import own_servers
 from exai.background import Background, open_background
 from exai.daemon.control import RETIRE, Channel, ControlMessage
 from exai.daemon.gathering import Gathering

@@ -1,14 +1,13 @@
 """The configured providers behind one object, which the rest of EXAI uses for models and completions.
 
 A request that names no model gets EXAI_PROVIDERS__DEFAULT_MODEL, else the catalogue's default for the first configured
-provider, then the first model of the first endpoint. Nothing falls back in silence: a provider that fails is an error.
+provider, else the first model of the first endpoint. There is no silent fallback: a failure of a provider is an error.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from decimal import Decimal
 from typing import Final
@@ -16,28 +15,22 @@ from typing import Final
 import httpx
 
 from exai import tracing
-from exai.background import Background, open_background
-from exai.errors import ConfigError, InvalidArgument, NotConfigured, ProviderUnknownModel
-from exai.models import Completion, CompletionRequest, OnDelta, Prompt, Recorder, Thinking
+from exai.background import Background
+from exai.errors import InvalidArgument, NotConfigured, ProviderUnknownModel
+from exai.models import Completion, CompletionRequest, OnDelta, Prompt, Thinking
 from exai.providers.base import Clocks, Model, ModelInfo, Pricing, ProviderStatus
-from exai.providers.catalogue import load_catalogue
 from exai.providers.completion.client import ChatApi
-from exai.providers.completion.counting import counter_of
-from exai.providers.completion.exchange import HttpTransport
-from exai.providers.completion.extraction import FileExtract, extract_of
-from exai.providers.completion.http_client import HttpClients
+from exai.providers.completion.extraction import FileExtract
 from exai.providers.completion.identity import identity_of
 from exai.providers.completion.request import check_options
-from exai.providers.completion.search.tool_search import MAX_SEARCHES, search_of
+from exai.providers.completion.search.tool_search import MAX_SEARCHES
 from exai.providers.completion.sizing import Sizing
 from exai.providers.discovery import Discovery
-from exai.providers.endpoints import Site, read_sites
-from exai.providers.fallback import SETTING as FALLBACK_SETTING
+from exai.providers.endpoints import Site
 from exai.providers.fallback import FallbackChain
-from exai.providers.naming import DEFAULT_SETTING, ModelNames
+from exai.providers.naming import ModelNames
 from exai.providers.prices import Prices
 from exai.settings.addresses import is_loopback
-from exai.settings.load import LimitSettings, ProvidersSettings
 
 RETIRES_SOON: Final = timedelta(days=60)
 LISTS_PAUSE_S: Final = 86_400.0
@@ -104,7 +97,7 @@ class Providers:
     ) -> Completion:
         """Call `model`, a result of `resolve`, and others of the chain that the user has set if it cannot answer.
 
-        Without `may_replace` no other model is asked: the voices of a panel are independent, and each is one model.
+        Without `may_replace` no other model is called: each member of a panel is one model, independent of the others.
         Guarantees and errors are those of `ChatApi.complete`, and of `FallbackChain.complete`.
         """
         if not may_replace:
@@ -122,11 +115,11 @@ class Providers:
         return identity_of(site.family, site.base_url, model, request)
 
     def extract(self, model: Model) -> FileExtract | None:
-        """Return what reads documents for a model; None if its provider does not."""
+        """Return the extraction of texts from documents for a model; None if its provider has none."""
         return self._chats[model.provider].extract
 
     def extracts(self) -> list[FileExtract]:
-        """Return what reads documents, of every provider."""
+        """Return the extractions of texts from documents, of all providers that have one."""
         return [chat.extract for chat in self._chats.values() if chat.extract is not None]
 
     def answered(self, model: Model, completion: Completion) -> Model:
@@ -154,7 +147,7 @@ class Providers:
             raise
 
     async def find(self, model: str | None) -> Model:
-        """Return what `resolve` returns; a name that is not known yet waits for the first query of the endpoints."""
+        """Resolve a name as `resolve`; for an unknown name, wait for the first query of the endpoints."""
         try:
             return self._names.resolve(model)
         except (InvalidArgument, NotConfigured):
@@ -183,8 +176,10 @@ class Providers:
         return self._names.find(model.name) or model
 
     def total_usd(self, model: Model, completion: Completion) -> Decimal | None:
-        """What `completion` cost that `model` was asked for: its tokens at the price of the model that answered, and
-        its searches of the web; None when the price of the tokens is not known. An answer of the answer cache is free.
+        """Return the cost of `completion`, which `model` was asked for; None if the price of its tokens is unknown.
+
+        It consists of the tokens, at the price of the model that answered, and of the searches of the web. An answer of
+        the answer cache is free.
         """
         if completion.origin is not None:
             return Decimal(0)
@@ -287,102 +282,3 @@ class Providers:
         if site.key and url.scheme == "http" and not is_loopback(url.host):
             notes.append("its key travels unencrypted, because the base URL is http")
         return notes
-
-
-@asynccontextmanager
-async def open_providers(
-    settings: ProvidersSettings,
-    *,
-    recorder: Recorder,
-    limits: LimitSettings,
-    clocks: Clocks | None = None,
-    pricing: Pricing | None = None,
-) -> AsyncIterator[Providers]:
-    """Open a client for every configured provider; a background task queries their lists of models.
-
-    Raises `ConfigError` naming the variable or the key of the models file that is wrong.
-    """
-    clocks = clocks or Clocks()
-    sites = read_sites(settings)
-    catalogue = load_catalogue(settings.models_file, {name: site.family for name, site in sites.items()})
-    async with AsyncExitStack() as stack:
-        chats: dict[str, ChatApi] = {}
-        discoveries: dict[str, Discovery] = {}
-        clients = HttpClients(settings)
-        for name, site in sites.items():
-            if not site.configured:
-                continue
-            client = await stack.enter_async_context(clients.open(site.base_url))
-            exchange = HttpTransport(
-                site.family,
-                client,
-                base_url=site.base_url,
-                key=site.key,
-                settings=settings,
-                recorder=recorder,
-                clocks=clocks,
-            )
-            chats[name] = ChatApi(
-                site.family,
-                exchange,
-                max_attempts=settings.max_attempts,
-                max_content_bytes=limits.message_bytes,
-                recorder=recorder,
-                clocks=clocks,
-                place_limit_s=settings.connect_timeout_s,
-                max_concurrent=site.max_concurrent,
-                counter=counter_of(site.family, client, site.base_url, site.key, recorder),
-                search=search_of(site.family, client, site.base_url, site.key),
-                extract=extract_of(site.family, client, site.base_url, site.key, recorder),
-            )
-            if (discovery := _discovery(site, client, clocks, settings.connect_timeout_s)) is not None:
-                discoveries[name] = discovery
-        names = ModelNames(sites, catalogue, discoveries, default_model=settings.default_model, clocks=clocks)
-        is_open_ended = any(site.endpoint is not None and not site.endpoint.models for site in sites.values())
-        if not is_open_ended:
-            _check_named(DEFAULT_SETTING, filter(None, [settings.default_model]), names)
-            _check_named(FALLBACK_SETTING, settings.fallback, names)
-        background = await stack.enter_async_context(open_background())
-        named = names.named_in(settings)
-        providers = Providers(
-            sites,
-            names,
-            chats,
-            discoveries,
-            clocks,
-            background=background,
-            named=named,
-            fallback=settings.fallback,
-            pricing=pricing or Pricing(),
-        )
-        background.start("provider-lists", providers.keep_lists())
-        yield providers
-
-
-def _discovery(site: Site, client: httpx.AsyncClient, clocks: Clocks, limit_s: float) -> Discovery | None:
-    """Return the queries for the models of a provider; None if the settings describe all of them."""
-    endpoint = site.endpoint
-    if endpoint is not None and endpoint.models and endpoint.context_window is not None:
-        return None
-    return Discovery(
-        site.family,
-        site.base_url,
-        site.key,
-        client,
-        clocks,
-        wanted=endpoint.models if endpoint is not None else (),
-        is_described=endpoint is None,
-        limit_s=limit_s,
-    )
-
-
-def _check_named(setting: str, chosen: Iterable[str], names: ModelNames) -> None:
-    """Refuse a configured name that no provider can have. A retired one, or one without a key, fails when requested."""
-    for name in chosen:
-        try:
-            found = names.find(name)
-        except InvalidArgument:
-            continue
-        if found is None:
-            unknown = names.unknown(name)
-            raise ConfigError(setting, unknown.problem, unknown.cure)

@@ -71,7 +71,7 @@ async def test_an_answer_after_the_clients_deadline_is_stored_and_read_later(
 async def test_a_failure_after_the_clients_deadline_is_found_in_the_conversation(
     provider: ProviderServer, daemon: Daemon
 ) -> None:
-    """A client that waits for the answer learns why none comes."""
+    """A client that waits for the answer receives an error with the reason."""
     provider.script(stream("gate", "rst"))
     async with stateless(f"http://127.0.0.1:{daemon.port}", capabilities={}) as client:
         early = (await client.call("chat", prompt="Two and two?"))["structuredContent"]

@@ -49,5 +49,5 @@ def test_every_part_of_a_daemon_is_asked(postgres_url: str, redis_url: str, tmp_
     assert checks["glm"]["status"] == "off"
     assert "MiB used" in checks["cache"]["detail"]
 
-    # From this machine the state is shown to everybody; the WebSocket is not opened.
+    # Any client of this machine may read the state; the WebSocket is not opened.
     assert refused == 0

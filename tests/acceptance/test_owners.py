@@ -242,7 +242,7 @@ async def nothing_by_listening(world: World, url: str) -> None:
         await call(world.alice, "conversation_update", continuation_id=world.theirs, title="Louder")
         while (await hers.notice())["method"] != "notifications/resources/list_changed":
             pass
-        # All are told in one go, so what was said to a stranger would come before this answer.
+        # All sessions are notified together, so a notification to another owner would precede this answer.
         await strange.ask(modern("d", "server/discover"))
         assert strange.notices == []
 

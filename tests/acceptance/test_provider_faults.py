@@ -43,7 +43,7 @@ FAULTS: dict[str, tuple[list[Reply], str, str | None, dict[str, object]]] = {
     "a provider that never answers": ([hang_before_headers()], "provider_unavailable", None, {}),
     "a stream that hangs": ([hang_after_first_token()], "provider_broken", "Hel", CHUNK),
 }
-"""What it does, the code the caller gets, the part that is kept, and what else the caller is told."""
+"""The fault, the code of the error, the partial answer that is kept, and the further fields of the error."""
 
 OUTCOMES = "select state, error ->> 'code' as code from public.turns where tool = 'chat' order by started_at"
 

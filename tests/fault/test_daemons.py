@@ -134,7 +134,7 @@ async def test_daemon_killed_again_and_again_in_the_middle_of_calls_halves_none_
             told = await append(member, name, key, f"{key}'", key=key)
             assert told["last_seq"] == told["first_seq"] + 1
         async with one.admin() as connection:
-            # A minute passes, after which nobody waits for the dead daemon's turn any more.
+            # A minute passes, after which the lease of the dead daemon's turn has expired.
             await connection.execute("update public.turns set lease_until = now() where state = 'pending'")
         one.provider.script(kimi_answer(f"answer to q{number}", reasoning=""))
         answered = await member.call("chat", continuation_id=name, prompt=f"q{number}", idempotency_key=f"q{number}")

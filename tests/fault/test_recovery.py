@@ -60,7 +60,7 @@ async def test_change_after_a_recovery_is_seen_although_its_transaction_id_is_lo
             for number in range(1, TRIES + 1):
                 await wait_until(lambda: valkey.do("EXISTS", keys.watermark) == 1)
                 assert len(await reader.contents(name)) == number
-                # Nobody but this test uses the server, so nothing flushes what it leaves in memory.
+                # Only this test uses the server, so nothing else flushes the log that is in memory.
                 async with admin(slow_log) as connection:
                     last = await lose_ids(connection)
                     await wait_until(lambda last=last: cursor() > last)  # type: ignore[misc]

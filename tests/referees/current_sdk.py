@@ -43,7 +43,7 @@ async def used(client: Client, mode: str) -> dict[str, Any]:
     await refused(client)
     await stopped(client)
     await read(client, continuation_id, said)
-    # What was stopped was let go, and the connection goes on.
+    # The call was cancelled, and the connection still works.
     await answered(client, "version")
     return {"tools": [tool.name for tool in tools], "answer": said}
 

@@ -1,4 +1,4 @@
-"""The official client of the first generation asks, and goes on with what a model is shown of the answer: the texts.
+"""The official client of the first generation continues a conversation from the texts of the results.
 
 Arguments: the address of the HTTP door. What was shown is printed as JSON.
 """

@@ -1,4 +1,4 @@
-"""The official client of the second generation, in both eras, goes on with what a model is shown: the texts.
+"""The official client of the second generation, in both eras, continues a conversation from the texts of the results.
 
 Arguments: the address of the HTTP door. What was shown is printed as JSON.
 """

@@ -83,7 +83,7 @@ class Seen:
 
 
 class Target:
-    """A daemon with the owners alice and mallory; mallory attacks, or nobody at all does."""
+    """A daemon with the owners alice and mallory; the attacker is mallory, or a client without a token."""
 
     def __init__(self, daemon: Daemon) -> None:
         self.daemon = daemon

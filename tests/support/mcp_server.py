@@ -77,9 +77,7 @@ class Tools:
         self.contexts: list[CallContext] = []
         self.registry = ToolRegistry(
             (
-                ToolSpec(
-                    "echo", "Echo", "Says back what it is told.", EchoArguments, Fixed, self._echo, read_only=True
-                ),
+                ToolSpec("echo", "Echo", "Returns its argument.", EchoArguments, Fixed, self._echo, read_only=True),
                 ToolSpec("slow", "Slow", "Waits at the gate.", Nothing, Fixed, self._slow),
                 ToolSpec(
                     "hasty", "Hasty", "Waits at the gate, not for long.", Nothing, Fixed, self._hasty, timeout_s=0.01

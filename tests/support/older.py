@@ -101,7 +101,7 @@ insert into files values ('{FILE_1}', 'p/1');
 
 @dataclass(frozen=True)
 class Older:
-    """An older database, what its conversations must read as afterwards, and what becomes of its links."""
+    """An older database, the expected conversations after its adoption, and the expected links."""
 
     sql: str
     conversations: dict[str, list[str]]

@@ -1,4 +1,4 @@
-"""A proxy that counts what a Postgres client costs on the wire, loses replies as told, and can make the server far.
+"""A proxy that counts the requests of a Postgres client, drops chosen replies, and can add latency.
 
 A round trip is counted each time the client begins to send after the server had spoken; so a client that waits for
 every answer shows exactly its round trips. Start-up is counted apart, because a pool pays it once.

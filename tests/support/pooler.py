@@ -212,7 +212,7 @@ class _Client:
             await asyncio.gather(*(task for task in (incoming, outgoing) if task), return_exceptions=True)
             self._pooler._running.pop(self._secret, None)
             if self._session is not None:
-                # Gone in the middle of a transaction: nobody else may go on with it.
+                # The client left during a transaction, which no other client may continue.
                 await self._pooler._give(self._session, broken=True)
 
     async def _ask(self, kind: bytes, body: bytes) -> None:

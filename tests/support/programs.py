@@ -1,4 +1,4 @@
-"""Runs `embedded_program.py` and sees what becomes of its processes.
+"""Runs `embedded_program.py` and observes its processes.
 
 Invariant: no program and no server outlives the test, whatever the test did to them.
 """

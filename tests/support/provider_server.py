@@ -340,7 +340,7 @@ class ProviderServer:
                 raise _Broken
             return await _taken(listening)
         except ConnectionError:
-            # Also when it was found out by speaking to somebody who had gone already.
+            # Also if the loss was noticed by writing to a client that had already left.
             if not request.ended.is_set():
                 request.gone.set()
             raise

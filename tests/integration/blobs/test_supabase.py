@@ -80,7 +80,7 @@ async def test_bucket_is_made_private_with_the_first_file_and_once(server: Supab
 
 
 async def test_public_bucket_is_refused_before_anything_is_stored(server: SupabaseStorage) -> None:
-    """Everybody with the address could read the files."""
+    """Any client with the address could read the files."""
     server.buckets["exai"] = True
     async with opened(server) as blobs:
         with pytest.raises(StoreRefused, match=r"EXAI_FILES__SUPABASE__BUCKET.*public.*Make it private"):

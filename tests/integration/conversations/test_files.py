@@ -119,7 +119,7 @@ async def test_question_whose_own_files_do_not_fit_is_refused_by_name(rig: Rig) 
 
 
 async def test_binary_and_deleted_files_are_named_and_not_shown(rig: Rig) -> None:
-    """The model learns that a file exists which it cannot read."""
+    """The prompt states that there is a file which the model cannot read."""
     (binary,) = await rig.app.files.put(LOCAL_OWNER, [FileContent("x.bin", b"\x00\x01")])
     gone = await put(rig, "gone")
     first = await rig.app.chat.run(ChatRequest(LOCAL_OWNER, "See.", files=[binary.id, gone]))

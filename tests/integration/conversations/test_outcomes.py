@@ -61,7 +61,7 @@ async def elsewhere(rig: Rig) -> AsyncIterator[App]:
 
 @dataclass
 class Chat:
-    """A call of the tool `chat` that runs, and what its client was told of it."""
+    """A running call of the tool `chat`, and the notifications that its client has received."""
 
     work: asyncio.Task[ChatOutput]
     named: asyncio.Event = field(default_factory=asyncio.Event)
@@ -203,7 +203,7 @@ async def test_a_task_whose_daemon_is_gone_has_failed_and_may_be_asked_again(rig
 
 
 async def test_a_task_cancelled_elsewhere_stops_with_its_next_lease(rig: Rig, elsewhere: App) -> None:
-    """The daemon that asks the model learns of it when it renews, and stops paying."""
+    """The daemon that runs the call notices it at the next renewal of the lease, and ends the request."""
     rig.provider.script(hang_after_first_token("Half"))
     database, providers = rig.app.database, rig.app.providers
     blobs = Blobs(LocalBlobs(rig.app.settings.data_dir / "files"))

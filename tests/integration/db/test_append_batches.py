@@ -202,7 +202,7 @@ async def test_a_lost_reply_is_settled_by_each_key(rig: Rig) -> None:
 
 
 async def test_an_unknown_outcome_stays_unknown(rig: Rig) -> None:
-    """If the reply of the batch was lost and the server then failed, no caller learns that nothing was written."""
+    """If the reply of the batch was lost and the server then failed, no error states that nothing was written."""
     rig.proxy.lose_reply_to("append_batch_v1")
     tasks = [asyncio.create_task(rig.repository.append(appending(name, "two"))) for name in rig.names]
     await rig.proxy.lost.wait()

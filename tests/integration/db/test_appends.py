@@ -106,7 +106,7 @@ async def test_an_unknown_name_is_not_found(repository: ConversationRepository) 
 
 
 async def test_expected_revision_lets_exactly_one_of_many_through(repository: ConversationRepository) -> None:
-    """Optimistic writers: the losers learn the current revision and leave no trace."""
+    """Optimistic writers: a refused write states the current revision and stores nothing."""
     conversation = await conversation_of(repository, "zero")
     name, revision = conversation.continuation_id, conversation.revision
     results = await asyncio.gather(

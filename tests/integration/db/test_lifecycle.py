@@ -106,7 +106,7 @@ async def test_a_fork_of_inherited_messages_hangs_on_their_owner(
 async def test_the_same_fork_again_is_the_same_fork(
     repository: ConversationRepository, curation: CurationRepository
 ) -> None:
-    """By its key, one after the other or at once; with other content the key is a conflict, and no fork comes of it."""
+    """By its key, one after the other or at once; with other arguments the key is a conflict, and no fork is made."""
     source = await conversation_of(repository, "1")
 
     async def fork(key: str, digest: str = "hash") -> Forked:
@@ -162,7 +162,7 @@ async def test_chains_of_forks_are_bounded(repository: ConversationRepository, c
 async def test_an_edit_in_a_parent_is_a_change_of_its_forks(
     repository: ConversationRepository, curation: CurationRepository, database: Database
 ) -> None:
-    """Their readers see other text, so their caches must learn of it."""
+    """Their texts have changed, so their cache entries must be replaced."""
     source = await conversation_of(repository, "1")
     fork = await forked(curation, await forked(curation, source))
     start = await repository.changes(None)

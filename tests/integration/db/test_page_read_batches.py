@@ -356,8 +356,8 @@ async def test_a_pool_without_a_free_connection_fails_all_readers(postgres_url: 
         assert {len((await task).messages) for task in stuck} == {1}
 
 
-async def test_a_closed_pool_says_that_we_are_stopping(postgres_url: str) -> None:
-    """To everybody."""
+async def test_a_closed_pool_reports_the_shutdown(postgres_url: str) -> None:
+    """Each caller of a batch receives the error."""
     async with rig_at(postgres_url) as rig:
         pass
     answers = await rig.read(rig.names)

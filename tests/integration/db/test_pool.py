@@ -227,7 +227,7 @@ async def test_closing_waits_for_what_is_running(postgres_url: str) -> None:
 
 @pytest.mark.direct
 async def test_statements_time_out_on_the_server_first(database: Database) -> None:
-    """So that a slow statement is an answer (nothing was written) and not a riddle."""
+    """So that a slow statement has a known outcome: nothing was written."""
     async with session(database) as observer:
         assert await observer.fetchval("show statement_timeout") == "0"
     rows = await database.fetch("server_limit")

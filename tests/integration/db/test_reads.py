@@ -287,7 +287,7 @@ async def test_changes_since_a_snapshot_miss_nothing(repository: ConversationRep
         assert revisions[after.continuation_id] == 1
         later = told
         async with asyncio.timeout(WAIT_LIMIT_S):
-            # While any older transaction is open on the server, also another test's, the same changes are told again.
+            # While an older transaction is open on the server, even of another test, changes are returned again.
             while later.changed:
                 later = await repository.changes(later.xmin)
         assert (later.server_epoch, start.changed, told.truncated) == (start.server_epoch, (), False)

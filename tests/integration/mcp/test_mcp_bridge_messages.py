@@ -43,7 +43,7 @@ BOM = b"\xef\xbb\xbf"
 PING = b'{"jsonrpc":"2.0","id":"last","method":"ping"}\n'
 WAIT_S = 15.0
 SHORT_END = "import exai.mcp.stdio.bridge as b; b.LAST_ANSWERS_TIMEOUT_S = b.FLUSH_TIMEOUT_S = 1.0; "
-"""For tests in which the bridge must wait in vain at the end of its input."""
+"""The grace period of the bridge at the end of its input, for tests in which no answer arrives."""
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ async def test_an_allowed_page_gets_its_preflight_answered(
 async def test_every_answer_can_be_read_by_an_allowed_page(
     server: Running, client: httpx.AsyncClient, method: str, path: str, content: bytes, status: int
 ) -> None:
-    """Errors too: else the page learns nothing but that something failed."""
+    """Errors, too: otherwise the browser hides their status and text from the page."""
     headers = {"origin": ORIGIN, "content-type": "application/json"}
     answer = await client.request(method, server.http + path, content=content, headers=headers)
     assert answer.status_code == status

@@ -227,7 +227,7 @@ async def test_an_owner_with_enough_tasks_waits_for_the_answer() -> None:
 
 
 async def test_a_result_larger_than_a_reply_says_so_as_the_call_would_have() -> None:
-    """Otherwise its client could never learn that the task has ended."""
+    """Otherwise its client could not be notified of the end of the task."""
     async with opened(reply_max_bytes=10_000) as rig, stateless(rig.server.http) as client:
         handle, fits = await client.call("large", size=20_000), await client.call("large", size=7_800)
         rig.gate.open.set()

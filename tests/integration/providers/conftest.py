@@ -14,7 +14,8 @@ import pytest
 from exai.models import Completion, CompletionRequest, Delta, OnDelta, Prompt
 from exai.monitoring.metrics import MetricsRecorder
 from exai.providers.base import Clocks
-from exai.providers.registry import Providers, open_providers
+from exai.providers.opening import open_providers
+from exai.providers.registry import Providers
 from exai.settings.load import LimitSettings, ProvidersSettings
 from tests.support.provider_server import ProviderServer
 

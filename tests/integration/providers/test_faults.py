@@ -234,7 +234,7 @@ async def test_too_many_requests_without_a_time_are_repeated_with_backoff(
 async def test_too_many_requests_for_longer_than_the_deadline_fail_at_once(
     server: ProviderServer, ask: Asker, pauses: Pauses
 ) -> None:
-    """The caller learns when to come back instead of waiting in vain."""
+    """The error states when to try again, without a wait that cannot succeed."""
     server.script(kimi_error(429, "rate_limit_reached_error", headers={"retry-after": "120"}))
     with with_deadline(60), pytest.raises(ProviderLimited) as limited:
         await ask("kimi-k3")

@@ -34,7 +34,7 @@ class Case(NamedTuple):
 
 
 def whole(*steps: Step, **expected: Any) -> Case:
-    """A case whose stream ends as it should."""
+    """A case whose stream is complete."""
     return Case(stream(*steps, STOP, END), **expected)
 
 

@@ -145,7 +145,7 @@ class Store(RuleBasedStateMachine):
         seq = len(talk.lines) + 1
         assert (told.seq, told.revision) == (seq + 1, talk.revision + 2)
         talk.lines.append(Line("user", word, None, word, (name, seq)))
-        # The model repeats what it was told, so both are found by that word.
+        # The model repeats the question, so both are found by that word.
         assert word in told.content
         talk.lines.append(Line("assistant", told.content, None, word, (name, seq + 1)))
         talk.revision += 2

@@ -1,4 +1,4 @@
-"""Texts in single-byte encodings are told apart by their language."""
+"""Single-byte encodings are recognized by the language of the text."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ def test_an_answer_whose_search_of_the_web_failed_is_not_fit() -> None:
 
 
 def test_the_sentence_states_model_time_and_the_similar_question() -> None:
-    """Whoever reads only the text must not take the answer for a new one."""
+    """The text alone states that the answer is a cached one."""
     assert said_of(AnswerOrigin(AT, "m")) == (
         "from the answer cache: m gave this answer to the same prompt on 2026-01-02 03:04 UTC; "
         "cache: refresh asks the model again"

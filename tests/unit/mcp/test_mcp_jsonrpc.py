@@ -99,7 +99,7 @@ def test_unreadable_messages_are_refused_without_an_id(data: bytes, code: int) -
     ],
 )
 def test_wrong_messages_with_a_readable_id_are_answered_with_it(data: bytes, code: int) -> None:
-    """A client that waits for id 7 must not wait in vain."""
+    """The answer has the id 7, for which the client waits."""
     assert refused(data) == (code, 7)
 
 

@@ -149,7 +149,7 @@ class TestStatelessEra:
         assert error(give(connection, modern(1, method)))["code"] == -32601
 
     def test_bare_discovery_lacks_its_envelope(self) -> None:
-        """Invalid, not unknown: a probing client must learn that the method exists."""
+        """Invalid, not unknown: the error shows a probing client that the method exists."""
         assert error(give(connect(), request(1, "server/discover")))["code"] == -32602
         assert error(give(connect(None), request(1, "server/discover")))["code"] == -32602
 

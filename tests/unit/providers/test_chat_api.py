@@ -191,7 +191,7 @@ async def test_retry_after_is_obeyed_by_all_requests(make: Make, time: Time) -> 
 
 
 async def test_retry_after_beyond_the_deadline_fails_at_once_and_says_when(make: Make, time: Time) -> None:
-    """A wait would be in vain; the next request is not sent."""
+    """The wait would exceed the deadline, so no further request is sent."""
     error = ProviderLimited("kimi", "too fast", status=429, retry_after_s=60)
     script = Script(fails(error, retry_after_s=60))
     chat = make(script)

@@ -44,7 +44,7 @@ def test_plain_request_holds_nothing_that_was_not_asked_for() -> None:
 
 
 def test_output_limit_has_each_providers_own_name() -> None:
-    """Kimi deprecates max_tokens; GLM knows nothing else."""
+    """Kimi deprecates max_tokens; GLM supports no other field."""
     assert body("kimi-k3", max_output_tokens=9)["max_completion_tokens"] == 9
     assert "max_tokens" not in body("kimi-k3", max_output_tokens=9)
     assert body("glm-5.3", max_output_tokens=9)["max_tokens"] == 9

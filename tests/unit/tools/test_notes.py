@@ -8,7 +8,7 @@ from exai.mcp.core.protocol import CallContext
 from exai.mcp.features.results import call_result
 from exai.models import LOCAL_OWNER
 from exai.providers.naming import SET_A_KEY
-from exai.providers.registry import open_providers
+from exai.providers.opening import open_providers
 from exai.settings.load import LimitSettings, ProvidersSettings
 from exai.tools.conversations.transfer import ImportOutput
 from exai.tools.status import ListModelsArguments, status_tools

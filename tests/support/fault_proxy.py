@@ -185,9 +185,15 @@ class FaultProxy:
         finally:
             # One half that ends ends the other: none of the protocols tested here speaks on after half a goodbye.
             self._links.discard(link)
+            self._note_dropped(link)
             for half in (link.client, link.server):
                 if half is not None:
                     half.close()
+
+    def _note_dropped(self, link: Link) -> None:
+        # If the client leaves before the server has answered, the reply is lost as well.
+        if link.dropping and self._dropped is not None and not self._dropped.done():
+            self._dropped.set_result(None)
 
     async def _up(self, link: Link, data: bytes, writer: asyncio.StreamWriter) -> bool:
         while self._mode == "stall":
@@ -214,8 +220,7 @@ class FaultProxy:
         self.saw_reply(link, data)
         if link.dropping:
             link.reset()
-            if self._dropped is not None and not self._dropped.done():
-                self._dropped.set_result(None)
+            self._note_dropped(link)
             return False
         while self._mode in ("stall", "stall_down"):
             await self._changed.wait()

@@ -140,6 +140,9 @@ class _Link:
             for task in directions:
                 task.cancel()
             await asyncio.gather(*directions, return_exceptions=True)
+            if self._losing:
+                # If the client leaves before the server has answered, the reply is lost as well.
+                self._proxy.lost.set()
 
     async def _up(self) -> None:
         while True:
@@ -162,7 +165,6 @@ class _Link:
             await self._proxy.open.wait()
             if self._losing:
                 if kind == READY:
-                    self._proxy.lost.set()
                     return
                 continue
             self._client[1].write(packet(kind, body))

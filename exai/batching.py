@@ -59,7 +59,7 @@ class Limit(Protocol):
 
 
 class Queue(Protocol):
-    """A batcher as its limit sees it."""
+    """The part of a batcher that its limit uses."""
 
     @property
     def in_flight(self) -> int:

@@ -83,7 +83,7 @@ def check_optional_name(field: str, value: object, limit_chars: int) -> None:
 
 
 def check_not_blank(field: str, value: object, cure: str) -> None:
-    """Check a text that must say something."""
+    """Check that a text is not blank."""
     check_text(field, value, MAX_NUMBER)
     if not str(value).strip():
         raise InvalidArgument(field, "is empty", cure)

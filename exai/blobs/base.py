@@ -52,7 +52,7 @@ class BlobStore(Protocol):
         """Return where the bytes are, as people read it; without credentials."""
 
     async def check(self) -> str:
-        """Ask the store whether it can be used, and return what it said. Raises `BlobError` or a `DatabaseError`."""
+        """Check that the store can be used, and return its description. Raises `BlobError` or a `DatabaseError`."""
 
     async def put(self, owner: Owner, sha256: str, data: bytes, blob_id: str) -> str | None:
         """Store `data` durably. Return its storage path, None in the database.

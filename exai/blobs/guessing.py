@@ -19,10 +19,10 @@ ENOUGH: Final = 0.8
 """Share of the non-ASCII bytes that must be plausible in an encoding for it to be chosen."""
 
 FEW: Final = 6
-"""Characters; fewer say little about how they are distributed."""
+"""Number of characters; the distribution of fewer is not significant."""
 
 LEAST_BYTES: Final = 3
-"""Beyond ASCII, from which on it is worth asking further."""
+"""Number of non-ASCII bytes below which a text is short."""
 
 FEW_BYTES: Final = 4
 """Up to this size characters of several bytes may as well be single-byte ones."""

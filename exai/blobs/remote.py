@@ -146,7 +146,7 @@ class RemoteBlobs:
         return key
 
     async def read(self, owner: Owner, file: StoredFile, offset: int, size_bytes: int) -> bytes:
-        """Return some bytes of a content; an empty one is not asked for."""
+        """Return a range of bytes of a content; an empty range costs no request."""
         del owner
         size_bytes = min(size_bytes, file.size_bytes - offset)
         if size_bytes <= 0:

@@ -154,7 +154,7 @@ def _best(encoding: str, prior: float, sample: bytes) -> Ranked:
 
 
 def _of_char(char: str, before: str, after: str) -> tuple[float, bool]:
-    """Return what a character's place says of its likelihood, and whether it is a letter."""
+    """Return the contribution of a character at its position to the likelihood, and whether it is a letter."""
     if char.isalpha() and char not in "ªºµ":
         is_case_odd = (char.isupper() and before.islower()) or (char.islower() and after.isupper())
         odd = is_case_odd or _is_other_script(char, before) or _is_other_script(char, after)

@@ -102,7 +102,7 @@ async def _print(parts: AsyncIterator[str]) -> None:
 
 
 def _shape_of(target: str) -> Format:
-    """Return the format that the ending of a file's name stands for; a name without an ending is JSON Lines."""
+    """Return the format for the ending of a file's name; without an ending it is JSON Lines."""
     suffix = Path(target).suffix.lower()
     if suffix and suffix not in SUFFIXES:
         known = ", ".join(f"{each} ({kind})" for each, kind in SUFFIXES.items())

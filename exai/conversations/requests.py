@@ -207,7 +207,7 @@ def chat_messages(request: ChatRequest) -> tuple[NewMessage, ...]:
 
 
 def with_files(message: NewMessage, files: Sequence[FileId]) -> NewMessage:
-    """Return a message that says which files were given with it."""
+    """Return a message that names the files given with it."""
     return replace(message, metadata={**message.metadata, FILE_IDS: list(files)}) if files else message
 
 

@@ -23,11 +23,11 @@ UNSEEN: Final = dict.fromkeys(
         *range(0xFFF9, 0xFFFC),
     ]
 )
-"""Left out: they are not seen, and some of them would turn round the text that a title is shown in."""
+"""Characters that are removed: they are invisible, and some would reverse the direction of the text around a title."""
 
 
 def opening(prompt: str) -> str | None:
-    """Return how a question begins: its first line that says something, cut between words if it is long."""
+    """Return the beginning of a question: its first line with a visible character, cut between words if it is long."""
     lines = prompt.lstrip()[:OPENING_READ_CHARS].splitlines()
     first = next(filter(_is_seen, map(_one_line, lines)), None)
     if first is None or len(first) <= OPENING_CHARS:

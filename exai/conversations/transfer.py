@@ -94,7 +94,7 @@ class Shelf(Protocol):
 class ImportProgress:
     """How far an import has come; `stored` counts the messages that were not there before.
 
-    `restored` says that the conversation had been deleted; `notes` has sentences about files that could not be stored.
+    `restored`: the conversation had been deleted. `notes` has sentences about files that could not be stored.
     """
 
     continuation_id: ContinuationId
@@ -253,7 +253,7 @@ class Transfer:
 
 
 class _Files:
-    """The files of an import, stored as they come; `names` says what each is called here."""
+    """The files of an import, stored in the order of the text; `names` maps their ids to those of this store."""
 
     def __init__(self, shelf: Shelf, owner: Owner) -> None:
         self._shelf, self._owner = shelf, owner

@@ -41,7 +41,7 @@ class Channel:
         return cls(*await asyncio.open_connection(sock=control, limit=MAX_MESSAGE_BYTES))
 
     def send(self, message: ControlMessage) -> None:
-        """Queue a message; does nothing if the other end is gone."""
+        """Queue a message; does nothing if the other end is closed."""
         with contextlib.suppress(OSError, RuntimeError):
             self._writer.write(orjson.dumps(message) + b"\n")
 
@@ -51,7 +51,7 @@ class Channel:
             await self._writer.drain()
 
     async def messages(self) -> AsyncIterator[ControlMessage]:
-        """Yield messages until the other end is gone. A peer that is killed resets the connection."""
+        """Yield messages until the other end is closed. A peer that is killed resets the connection."""
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, ValueError):
             while line := await self._reader.readline():
                 message = orjson.loads(line)
@@ -66,7 +66,7 @@ class Channel:
 class Parent:
     """A worker's view of its parent, by which it reads values of all workers.
 
-    `stop` is set when the parent is gone or wants this process replaced, `is_retired` in the second case. `readers` are
+    `stop` is set when the parent has ended or replaces this process, `is_retired` in the second case. `readers` are
     the values that this process offers, by name.
     """
 
@@ -99,7 +99,7 @@ class Parent:
         await self._channel.flush()
 
     async def listen(self) -> None:
-        """Handle messages until the parent is gone."""
+        """Handle messages until the parent has ended."""
         async for message in self._channel.messages():
             if RETIRE in message:
                 self.is_retired = True

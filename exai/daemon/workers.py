@@ -163,7 +163,7 @@ class WorkerPool:
                     return
                 if old not in self._workers:
                     continue  # It died and has been replaced.
-                old.is_retiring = True  # From here on, its successor replaces it even if it dies.
+                old.is_retiring = True  # From here on, its successor replaces it even if it fails.
                 try:
                     new = self._spawn()
                 except OSError as error:

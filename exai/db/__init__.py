@@ -1,1 +1,1 @@
-"""Everything that speaks to Postgres; no other package does."""
+"""All access to Postgres."""

@@ -266,7 +266,7 @@ async def _writing(connection: OneTrip) -> list[Finding]:
 
 
 async def _isolation(connection: OneTrip, way: Way) -> list[Finding]:
-    """Nothing to say on a direct connection, which EXAI gives the level it needs."""
+    """Report nothing on a direct connection, for which EXAI sets the level."""
     level = await connection.fetchval(ISOLATION)
     if way == "direct" or level == "read committed":
         return []
@@ -287,7 +287,7 @@ async def _creators(connection: OneTrip) -> list[Finding]:
 
 
 async def _access(connection: OneTrip) -> list[Finding]:
-    """Nothing to say where only the tables' owner may use them, as with all that EXAI has made itself."""
+    """Report nothing where only the tables' owner may use them, as for all tables that EXAI has created."""
     tables = await connection.fetchval(OPEN_TABLES)
     if not tables:
         return []

@@ -147,7 +147,7 @@ class CurationRepository:
     async def purge(self, *, after_s: float = PURGE_AFTER_S, limit: int = BATCH) -> int:
         """Remove at most `limit` conversations that have been deleted for `after_s`, with everything in them.
 
-        A conversation that a fork reads from is kept until the fork is gone. Less than `limit`: nothing is left to do.
+        A conversation that a fork reads from is kept until the fork is removed. Fewer than `limit`: no other remains.
         """
         return int((await self._database.fetch("purge_conversations", after_s, limit))[0]["removed"])
 

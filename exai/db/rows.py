@@ -61,7 +61,7 @@ class RowsByPart:
 
     @property
     def step(self) -> int | None:
-        """Return the number of the turn among those of its tool, None if it was not asked for."""
+        """Return the number of the turn among those of its tool, None if it was not requested."""
         rows = self.parts.get("step")
         return rows[0].seq if rows else None
 

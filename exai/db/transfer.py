@@ -79,7 +79,7 @@ class TransferRepository:
     ) -> StoredPage:
         """Messages after `after_seq`, oldest first: at least one if there is one, else within both limits.
 
-        `has_older` says whether there is anything before the page. Raises `NotFound` or a `DatabaseError`.
+        `has_older`: there are messages before the page. Raises `NotFound` or a `DatabaseError`.
         """
         answer = RowsByPart(await self._database.fetch("read_forward", *key, after_seq, up_to_seq, limit, budget_bytes))
         conversation = answer.conversation

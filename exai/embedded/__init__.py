@@ -1,1 +1,1 @@
-"""EXAI's own Postgres and Valkey: real servers, as children that live as long as the program."""
+"""EXAI's own Postgres and Valkey: real servers, as child processes that end with the program."""

@@ -108,9 +108,9 @@ async def start_embedded(
     pg_bin: Path | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> AsyncIterator[Embedded]:
-    """Yield running servers, restarted if they die and stopped at the end. Must be called from the main thread.
+    """Yield running servers, restarted if they end and stopped at the end. Must be called from the main thread.
 
-    This program takes over another program's servers, at the same addresses, as soon as that one is gone. `report` is
+    This program takes over another program's servers, at the same addresses, as soon as that one has ended. `report` is
     called with a sentence for every server that died. Raises StartupError.
     """
     wanted = LaunchOptions(postgres, valkey, durable, pg_bin)
@@ -205,7 +205,7 @@ async def start_owned(
 
 
 async def succeed(guest: Guest, report: Callable[[str], None]) -> None:
-    """Wait until the owner of the servers is gone, then run them, unless another program was faster.
+    """Wait until the owner of the servers has ended, then run them, unless another program was faster.
 
     In that case continue to wait for the new owner. The addresses of this program stay valid throughout.
     """
@@ -245,7 +245,7 @@ async def take_over(guest: Guest) -> Servers:
         await asyncio.to_thread(find_postgres, wanted.pg_bin) if needs_postgres else None,
         await asyncio.to_thread(find_valkey) if needs_valkey else None,
     )
-    # The owner is gone, but its servers may still be shutting down: they must not share their data with new ones.
+    # The owner has ended, but its servers may still be shutting down: they must not share their data with new ones.
     await outlast_leftovers(guest.data_dir, guest.servers_lock)
     # The last owner may be a successor with another path, to which this program's path is then a link.
     last = read_running(guest.data_dir)
@@ -291,7 +291,7 @@ def attach(running: ServerRecord, data_dir: Path, wanted: LaunchOptions) -> Embe
 
 
 async def keep_running(server: PostgresServer | ValkeyServer, report: Callable[[str], None]) -> None:
-    """Restart the server whenever it dies, with growing pauses while that fails, and report each time."""
+    """Restart the server whenever it ends, with growing pauses while that fails, and report each time."""
     pause_s = WATCH_INTERVAL_S
     while True:
         await asyncio.sleep(pause_s)

@@ -282,7 +282,7 @@ def remove_link(path: Path) -> None:
 
 
 def remove_socket_dir(path: Path) -> None:
-    """Remove the directory if it belongs to this user; a link or another user's directory is left alone."""
+    """Remove the directory if it belongs to this user; a link or another user's directory is kept."""
     with suppress(OSError):
         status = path.lstat()
         if path.name.startswith("exai-") and stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid():

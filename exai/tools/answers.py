@@ -33,7 +33,7 @@ class OriginOutput:
 
     @classmethod
     def of(cls, origin: AnswerOrigin | None) -> Self | None:
-        """Make the output for an origin, None for an answer that was asked for now."""
+        """Make the output for an origin, None for a new answer."""
         if origin is None:
             return None
         question = None if origin.question is None else origin.question[:SHOWN_CHARS]

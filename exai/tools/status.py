@@ -199,7 +199,7 @@ def _version_tool() -> ToolSpec:
 
 
 def _notes(providers: Providers, infos: Sequence[ModelInfo]) -> list[str]:
-    """Return what the providers' own lists say about the models, and what to set if none is configured."""
+    """Return the notes of the listed providers, or the variables to set if none is configured."""
     if not any(info.configured for info in infos):
         return [f"No model is configured. {SET_A_KEY}"]
     shown = {info.provider for info in infos}

@@ -28,7 +28,7 @@ POLICY: Final = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types dompurify"
 )
-"""Images of other sites are refused, because the address of one can carry what a conversation says."""
+"""Images of other sites are refused, because their addresses could transmit texts of a conversation."""
 
 HEADERS: Final = {
     "Content-Security-Policy": POLICY,

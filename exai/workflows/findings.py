@@ -69,7 +69,7 @@ class CodeFinding:
     line: int | None
 
     def as_line(self) -> str:
-        """Return the finding in the form in which it is asked for."""
+        """Return the finding in the requested form."""
         place = f" ({self.file}{'' if self.line is None else f':{self.line}'})" if self.file else ""
         return f"{self.severity}: {self.text}{place}" if self.severity else f"{self.text}{place}"
 
@@ -83,7 +83,7 @@ class PlanStep:
 
 
 def parse_findings(lines: Iterable[str]) -> tuple[CodeFinding, ...]:
-    """Return the findings of a client: one for each line that says something."""
+    """Return the findings of a client: one for each line with text."""
     single = (line for each in lines for line in each.splitlines())
     return tuple(islice((found for found in map(parse_finding, single) if found is not None), MAX_FINDINGS))
 

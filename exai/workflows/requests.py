@@ -95,7 +95,7 @@ class FindingRow:
 class WorkflowResult:
     """The result of one call. `turn` is None for a recorded step. `step` counts the calls of this workflow.
 
-    `read` and `left_out` say what became of the files and the diff. `verdict` is None if the model gave none.
+    `read` and `left_out` list the files and changes that were read and left out. `verdict` is None without one.
     """
 
     workflow: str

@@ -66,7 +66,7 @@ def preceding_rows(workflow: Workflow, request: WorkflowRequest) -> tuple[NewMes
 
 
 def recorded_rows(workflow: Workflow, request: WorkflowRequest, found: SourcesRead) -> tuple[NewMessage, ...]:
-    """Return the rows of a step for which no model is asked; a plan's are its steps."""
+    """Return the rows of a step without a call of a model; those of a plan are its steps."""
     facts, text = step_metadata(workflow, request, found), question_of(request)
     before = preceding_rows(workflow, request)
     if workflow.header.reads != "plan":
@@ -172,7 +172,7 @@ def _said_of_revision(workflow: Workflow, turn: ChatResult) -> Iterator[str]:
 
 
 def number_findings(found: tuple[CodeFinding, ...], given: tuple[CodeFinding, ...]) -> tuple[FindingRow, ...]:
-    """Return the findings of model and caller; the model's come first, numbered as they stand in its answer."""
+    """Return the findings of model and caller; first the model's, numbered as in its answer."""
     by = [*((each, "model") for each in found), *((each, "caller") for each in given)]
     return tuple(FindingRow(number, each, who) for number, (each, who) in enumerate(by, 1))
 

@@ -98,7 +98,7 @@ class RedisClient:
                 raise CacheError(DEPENDENCY, "answered TIME with something else")
 
     async def version(self) -> str:
-        """Name and version of the server, asked for once. Raises `CacheError`."""
+        """Name and version of the server, queried once. Raises `CacheError`."""
         if self._version is None:
             reply = await self.call(0, "INFO", "server")
             lines = reply.decode().splitlines() if isinstance(reply, bytes) else []
@@ -108,7 +108,7 @@ class RedisClient:
         return self._version
 
     async def memory_bytes(self) -> int | None:
-        """Memory that the server uses, as of the last minute; None if it does not say. Raises `CacheError`."""
+        """Memory that the server uses, as of the last minute; None if it does not report it. Raises `CacheError`."""
         now = time.monotonic()
         if self._memory is None or now - self._memory[0] >= MEMORY_AGE_S:
             reply = await self.call(0, "INFO", "memory")

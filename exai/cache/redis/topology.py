@@ -23,7 +23,7 @@ MAX_NODES: Final = 256
 """Servers of a cluster that are remembered."""
 
 READ_ONLY_AGE_S: Final = 1.0
-"""A connection at least this old that says READONLY is made anew: the primary has moved."""
+"""A connection at least this old whose server replies READONLY is replaced: the primary has moved."""
 
 
 class Node:
@@ -130,10 +130,10 @@ class OneServer(Topology):
         return self._node
 
     def moved(self, group: int, node: Node, text: str) -> None:
-        """A server outside a cluster does not say this; there is nowhere else to go."""
+        """Do nothing: a server outside a cluster sends no such reply."""
 
     def failed(self, group: int) -> None:
-        """Its connection is made anew by the next call."""
+        """Do nothing: the next call opens a new connection."""
 
     async def close(self) -> None:
         """Implement `Topology`."""
@@ -212,7 +212,7 @@ class Cluster(Topology):
         """Implement `Topology`."""
         host, _, port = text.rsplit(" ", 1)[-1].rpartition(":")
         if host in ("", "?"):
-            # The server does not know its own name: it is the one under which we asked.
+            # The server does not know its own host name: it is that of the connection.
             host = next((known[0] for known, each in self._nodes.items() if each is node), host)
         if port.isdigit() and len(self._nodes) < MAX_NODES:
             self._homes[group] = self._add(host, int(port))

@@ -78,7 +78,7 @@ class AnswerCache:
         return request.cache == "use" and (self._entries.is_on or self._similar is not None)
 
     async def find(self, request: ChatRequest, model: Model, asked: CompletionRequest) -> Recalled:
-        """Return an answer to `asked` that was given before: 1 Redis round trip if the request wants one, else none.
+        """Return an earlier answer to `asked`: 1 Redis round trip if the request uses the answer cache, else none.
 
         If none was given to the same prompt, similar questions are looked for where that is possible.
         """
@@ -148,7 +148,7 @@ class AnswerCache:
 
 
 def is_fit(request: ChatRequest, completion: Completion) -> bool:
-    """Return whether an answer may be given again: complete, by the model that was asked, with the search it wanted."""
+    """Return whether an answer may be cached: it is complete, from the called model, with the requested search."""
     is_whole = completion.finish_reason == "stop" and not (completion.is_partial or completion.unread_events)
     has_searched = not (request.web_search and completion.notes)
     is_own = completion.instead_of is None and not completion.is_refusal

@@ -35,7 +35,7 @@ WRAPPING_TOKENS = 40
 """Maximum number of tokens of the lines around a file's content, or of the line about a file that is not shown."""
 
 FINISH_REASON = "finish_reason"
-"""The field of an answer's metadata that says how the model ended it; an answer that broke off has none."""
+"""The field of an answer's metadata with the finish reason; an answer that broke off has none."""
 
 
 REASONING = "reasoning"

@@ -88,7 +88,7 @@ def history_of(begun: TurnBegun, cached: Hit | Miss | None) -> tuple[Message, ..
 
 
 def completion_request(request: ChatRequest, model: Model, messages: list[Prompt]) -> CompletionRequest:
-    """Return what `model` is asked with these messages."""
+    """Return the request to `model` with these messages."""
     return CompletionRequest(
         model=model.name,
         messages=messages,

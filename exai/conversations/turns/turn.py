@@ -67,7 +67,7 @@ log = structlog.get_logger(__name__)
 class _Turn:
     """A turn that has begun. `publication` is the task that publishes its question.
 
-    `claim` is the cost that is still to be reserved before the model is asked.
+    `claim` is the cost that is still to be reserved before the model is called.
     """
 
     request: ChatRequest

@@ -28,7 +28,7 @@ WITHOUT_EFFECT: Final = frozenset({
     "keepalives_idle", "keepalives_interval", "load_balance_hosts", "replication", "requirepeer", "require_auth",
     "sslcertmode", "sslcompression", "sslsni", "tcp_user_timeout", "channel_binding",
 })  # fmt: skip
-"""Names libpq knows and this driver cannot honour; they are accepted only with a value that asks for nothing."""
+"""Parameters of libpq that this driver does not support; they are accepted only with a value without effect."""
 
 ASKS_FOR_NOTHING: Final = {
     "channel_binding": {"disable", "prefer"},

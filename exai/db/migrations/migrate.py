@@ -190,7 +190,7 @@ async def migrate(address: Address, context: Any) -> None:
     except DBAPIError as error:
         raise _refusal(error) from error
     except Exception as error:
-        # The connection that holds the lock speaks to the driver itself.
+        # The connection that holds the lock uses the driver directly.
         verdict = judge(error, "waiting")
         if verdict is None:
             raise

@@ -68,7 +68,7 @@ class ChangedFiles:
         return found.notes
 
     def _is_kept(self, top: Path, change: Change) -> bool:
-        """Return whether a change is shown; if not, say why."""
+        """Return whether a change is shown; if not, record the reason."""
         reason = "deleted" if change.is_deleted else reason_by_name(change.path)
         if BINARY.search(change.patch) and "\n@@ " not in change.patch:
             reason = reason or "binary"

@@ -152,7 +152,7 @@ class Filling:
         tokens: int | None = None,
         source: FileSource | None = None,
     ) -> None:
-        """Add a text that fits the budget; `shown` says what of it is read, and `source` from where, if from a disk."""
+        """Add a text that fits the budget; `shown` names the part that is read, `source` its file on a disk."""
         used = self.tokens(text) if tokens is None else tokens
         self._store(FileContent(_stored_name(name), text.encode(errors="replace"), media_type, source), shown, used)
 

@@ -178,7 +178,7 @@ def _spec(directory: Path, lines: Sequence[str]) -> Rules:
 
 
 def _is_ignored(path: Path, rules: Rules, *, is_dir: bool) -> bool:
-    """Ask the rules of the nearest directory first; the first that says anything decides."""
+    """Apply the rules of the nearest directory first; the first rule that matches decides."""
     for directory, spec in rules:
         relative = path.relative_to(directory).as_posix() + ("/" if is_dir else "")
         included = spec.check_file(relative).include

@@ -58,9 +58,9 @@ class SourceRequest:
 
 @dataclass(frozen=True, slots=True)
 class SourcesRead:
-    """The stored files; `read` and `left_out` say what they are and lack, `notes` how entries were understood.
+    """The stored files; `read` and `left_out` list the material, `notes` state how entries were interpreted.
 
-    `sources` says from where those were read that are on a disk.
+    `sources` are the origins of those that were read from a disk.
     """
 
     files: tuple[FileId, ...] = ()

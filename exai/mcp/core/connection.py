@@ -299,7 +299,7 @@ class Connection:
         self._subscriptions.end()
 
     def end_listening(self) -> list[bytes]:
-        """End every subscription from the server's side, and return the messages that say so."""
+        """End every subscription from the server's side, and return the messages that announce it."""
         ended, self.listening = self.listening, {}
         for key in ended:
             self._subscriptions.unlisten(key)

@@ -1,4 +1,4 @@
-"""The terms in which features, sessions and the protocol core speak: methods and their calls, features, actions.
+"""The types shared by features, sessions and the protocol core: methods and their calls, features, actions.
 
 Invariant: a `Surface` is complete when it is built; a feature states everything that the core needs to know of its
 methods, so that neither the core nor a session knows any feature.
@@ -67,11 +67,10 @@ class CallContext:
     """The context of a call, which a handler receives with its arguments.
 
     `request_id` is EXAI's own id of this request, as it appears in the logs. `await progress("sentence")` reports
-    progress to the client; `doing("sentence")` only sets what the periodic report says. Neither does anything if the
-    client did not ask for progress, and neither fails. `begun` declares that the call's work has become durable.
-    `directory` is where the client works, which gives relative paths their meaning; "" if it is unknown.
-    `offer_part` sends a part of the answer to a client that asked for parts, and returns false if it was not sent; it
-    is None for all other clients.
+    progress to the client; `doing("sentence")` sets the text of the periodic report. Neither fails, nor has an effect
+    if the client did not request progress. `begun` declares that the call's work has become durable. `directory` is the
+    working directory of the client, to which relative paths refer; "" if it is unknown. `offer_part` sends a part of
+    the answer to a client that requested parts, and returns false if it was not sent; it is None for other clients.
     """
 
     owner: Owner

@@ -37,7 +37,7 @@ class ProgressReporter:
             self._timer = self._repeat_later()
 
     def note(self, message: str) -> None:
-        """Let the periodic report say this from now on."""
+        """Set the text of the periodic report."""
         self._latest = message
 
     def offer_part(self, part: Json) -> bool:

@@ -53,7 +53,7 @@ PROJECT_VARIABLE = "CLAUDE_PROJECT_DIR"
 
 
 def directory_of_client(url: str) -> dict[str, str]:
-    """Return the header that tells a daemon of this machine where the client works; others have no such directory."""
+    """Return the header with the client's working directory, for a daemon of this machine only."""
     if not is_loopback(urlsplit(url).hostname or ""):
         return {}
     try:
@@ -111,7 +111,7 @@ class DaemonConnection:
         return self._socket
 
     async def _try_once_more(self) -> ClientConnection | None:
-        """Try to reach a daemon that is long gone now, since the next regular attempt may be seconds away."""
+        """Try now to reach a daemon that has been away for long; the next regular attempt may be seconds away."""
         if self._lost_at_s == NEVER or asyncio.get_running_loop().time() - self._attempted_at_s < KNOWN_FOR_S:
             return None
         self._state_changed.clear()

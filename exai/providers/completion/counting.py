@@ -1,4 +1,4 @@
-"""Ask a provider to count the tokens of a prompt, for the few prompts of which the estimate cannot tell if they fit.
+"""Ask a provider to count the tokens of a prompt, for the few prompts whose estimate is too near the limit.
 
 A count is limited in time and size and is never required: without it the estimate decides.
 """

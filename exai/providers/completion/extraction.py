@@ -34,7 +34,7 @@ SUFFIXES: Final = frozenset(
 
 UNDERWAY: Final = frozenset({"processing", "pending", "uploaded", "queued", "running"})
 PASSING: Final = frozenset({401, 403, 408, 409, 425, 429})
-"""Statuses that say nothing about the file, beside those of a server that fails."""
+"""Statuses that are unrelated to the file, in addition to those of a failing server."""
 
 
 class ExtractFailed(Exception):
@@ -61,7 +61,7 @@ class FileExtract:
     async def upload(self, name: str, data: bytes, media_type: str) -> str:
         """Upload a document and return its id there. Raises `ExtractFailed`."""
         suffix = PurePath(name).suffix.lower()
-        # The name tells the provider the format, and no more.
+        # Only the ending of the name is sent, from which the provider determines the format.
         parts = {"purpose": (None, "file-extract"), "file": (f"document{suffix}", data, media_type)}
         try:
             found = _document(await self._send("POST", self._url, UPLOAD_S, parts))

@@ -38,7 +38,7 @@ FREE_SHARE: Final = 0.1
 """Share of the window that history leaves free, because the estimate of single texts errs in both directions."""
 
 NEAR_SHARE: Final = 0.9
-"""Share of the room from which the provider is asked for its own count, if it offers that."""
+"""Share of the room above which the provider counts the tokens of a prompt, if it offers that."""
 
 FACTOR_STEP: Final = 0.05
 """The factor is rounded up to such steps, so that the room, and with it the oldest message sent, changes rarely."""
@@ -93,7 +93,7 @@ class Sizing:
         return int(self._available(model, max_output_tokens) * (1 - FREE_SHARE) / self.factor(model))
 
     def is_near_limit(self, model: Model, estimated: int, max_output_tokens: int | None) -> bool:
-        """Return whether only the provider's own count can say if a prompt fits."""
+        """Return whether a prompt is so near the limit that only the provider's own count shows if it fits."""
         return estimated > self.room(model, max_output_tokens) * NEAR_SHARE
 
     def exceeds(self, model: Model, counted: int, max_output_tokens: int | None) -> ProviderTooLong | None:

@@ -57,7 +57,7 @@ _FINISH_REASONS: Final[Mapping[str, FinishReason]] = {
 _BROKEN_OFF: Final = frozenset(
     {"network_error", "error", "abort", "aborted", "cancelled", "canceled", "timeout", "insufficient_system_resource"}
 )
-"""Finish reasons that say the generation did not finish."""
+"""Finish reasons of an answer that is not complete."""
 
 _PLAIN_DELTA: Final = frozenset({"role", "content"})
 _PLAIN_REASONING: Final = "reasoning_content"

@@ -40,7 +40,7 @@ class BodyTooLarge(Exception):
 class Unpacker:
     """Undoes gzip and deflate; other data passes unchanged. The output is in pieces of bounded size.
 
-    Data that is compressed with gzip says so in its first bytes, with or without a header.
+    Data compressed with gzip is recognized by its first bytes, with or without a header.
     """
 
     def __init__(self, encoding: str) -> None:

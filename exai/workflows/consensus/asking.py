@@ -112,7 +112,7 @@ class PanelAsker:
         await run.watch.end(key, "answered")
 
     def _searches(self, run: ConsensusRun, model: Model) -> bool:
-        """Return whether a member is to search the web; one whose provider cannot is asked without."""
+        """Return whether a member searches the web; one whose provider cannot answers without."""
         if not run.request.web_search:
             return False
         try:
@@ -171,7 +171,7 @@ class PanelAsker:
         return await self._providers.find(name)
 
     async def _rank(self, run: ConsensusRun, given: Sequence[tuple[int, str, Any]]) -> None:
-        """Let each member order the others' answers, which it sees in an order of its own and without names."""
+        """Let each member rank the others' answers, which it receives shuffled and without names."""
         if len(given) < MIN_JUDGED:
             run.notes.append(f"the answers were not ranked, because only {len(given)} came and none judges its own")
             return
@@ -242,7 +242,7 @@ def turn_of(run: ConsensusRun, what: str, which: str, model: Model | None) -> Tu
 
 
 def _mark(seed: str) -> str:
-    """Return a mark that no author of an answer can know."""
+    """Return a mark that no author of an answer can guess."""
     return hashlib.sha256(f"mark {seed} {uuid.uuid4()}".encode()).hexdigest()[:8]
 
 

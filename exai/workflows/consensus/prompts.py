@@ -56,7 +56,7 @@ MAX_DISAGREEMENTS: Final = 10
 
 @dataclass(frozen=True, slots=True)
 class LabelledAnswer:
-    """An answer as a judge sees it."""
+    """An answer in the prompt of a judge."""
 
     label: str
     index: int

@@ -115,7 +115,7 @@ class PanelAnswer:
 
 @dataclass(frozen=True, slots=True)
 class ConsensusResult:
-    """The result of one call. `model` is the arbiter, None if there was no synthesis, of which `content` tells.
+    """The result of one call. `model` is the arbiter, None without a synthesis, whose absence `content` then states.
 
     `cost_usd` is the price of all calls of this consensus, None if no price is known. `usage` sums their tokens.
     `is_complete` is false if a repetition with `retry_key` would ask something again.

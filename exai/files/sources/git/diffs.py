@@ -174,7 +174,7 @@ class Differ:
         return self._verified("HEAD") or self._empty()
 
     def _empty(self) -> str:
-        """Return the name of the tree without files, which every repository knows."""
+        """Return the id of the empty tree, which exists in every repository."""
         return self._run("hash-object", "-t", "tree", "--stdin").line
 
     def _commit(self, revision: str, notes: list[str] | None = None) -> str:

@@ -1,13 +1,13 @@
-"""A proxy that stands between a client and its server and misbehaves on command.
+"""A proxy between a client and its server, which injects faults on command.
 
-Invariant: in the mode `pass`, without latency, rate, cut or drop, every byte goes through unchanged and in order. A
-change of mode acts at once, also on bytes that are being held.
+Invariant: in the mode `pass`, without latency, rate, cut or drop, every byte is forwarded unchanged and in order. A
+change of mode takes effect at once, also for held bytes.
 
     pass        forward everything
-    stall       accept and forward nothing: a black hole, neither refusal nor end
-    stall_down  forward requests, hold replies: what was asked happens, and nobody hears of it
-    reset       break every connection, old and new
-    refuse      break new connections only
+    stall       accept connections and forward nothing
+    stall_down  forward requests and hold replies: requests are executed without a reply
+    reset       reset every connection, existing or new
+    refuse      reset new connections only
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ RESET = struct.pack("ii", 1, 0)
 
 @dataclass(eq=False)
 class Link:
-    """One client's connection, both halves."""
+    """The two connections of one client: to the proxy, and on to the server."""
 
     client: asyncio.StreamWriter
     server: asyncio.StreamWriter | None = None
-    heard: Literal["client", "server"] = "server"
+    last_sender: Literal["client", "server"] = "server"
     dropping: bool = False
     tail: bytes = b""
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     def reset(self) -> None:
-        """Break both halves without a goodbye."""
+        """Reset both connections."""
         for writer in (self.client, self.server):
             if writer is not None:
                 break_off(writer)
 
 
 def break_off(writer: asyncio.StreamWriter) -> None:
-    """RST instead of FIN, where the transport knows the difference."""
+    """Send RST instead of FIN, if the transport supports it."""
     connection = writer.get_extra_info("socket")
     if connection is not None and connection.family != socket.AF_UNIX:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -55,8 +55,8 @@ class FaultProxy:
     """`async with FaultProxy(("127.0.0.1", 5432)) as proxy:` and connect to `proxy.port`.
 
     `upstream` is an address or the path of a socket; `path` makes the proxy itself listen on a socket. `round_trips`
-    counts the runs of client bytes that follow server bytes, which is what a client that asks one thing at a time
-    waits for.
+    counts the runs of client bytes that follow server bytes, which are the round trips of a client that sends requests
+    one at a time.
     """
 
     def __init__(self, upstream: tuple[str, int] | str, *, path: str | None = None) -> None:
@@ -106,32 +106,32 @@ class FaultProxy:
             self.reset()
 
     def reset(self) -> None:
-        """Break the connections there are."""
+        """Reset all existing connections."""
         for link in list(self._links):
             link.reset()
 
     def cut_after(self, size_bytes: int) -> None:
-        """Let so many more bytes of replies through, then break their connection: half a reply."""
+        """Forward this many more bytes of replies, then reset the connection, in the middle of a reply."""
         self._cut_after = size_bytes
 
     def drop_reply_to(self, needle: bytes) -> asyncio.Future[None]:
-        """Let the next request that contains `needle` through, and break the connection when its reply comes.
+        """Forward the next request that contains `needle`, and reset the connection when its reply arrives.
 
-        The future is done when that has happened: the server has answered, the client has not heard.
+        The future is done afterwards: the server has replied, and the client has not received it.
         """
         self._needle = needle
         self._dropped = asyncio.get_running_loop().create_future()
         return self._dropped
 
     def inject(self, data: bytes) -> None:
-        """Send every client bytes that the server did not send."""
+        """Send bytes to every client, as if they came from the server."""
         for link in self._links:
             link.client.write(data)
 
     def lose_request(self, needle: bytes, then: Callable[[], None] = lambda: None) -> None:
-        """Break the connection on which the next bytes that contain `needle` come, and do not let them through.
+        """Reset the connection on which the next bytes with `needle` arrive, and do not forward them.
 
-        `then` is called first: it may do worse to who sent them than they will hear of the connection.
+        `then` is called first, so that it can affect the client before that notices the reset.
         """
         self._unwanted, self._then = needle, then
 
@@ -139,10 +139,10 @@ class FaultProxy:
         self.accepted = self.round_trips = self.up_bytes = self.down_bytes = 0
 
     def saw_request(self, link: Link, data: bytes) -> None:
-        """For subclasses that understand the protocol; called before the bytes are forwarded."""
+        """Hook for subclasses that parse the protocol; called before the bytes are forwarded."""
 
     def saw_reply(self, link: Link, data: bytes) -> None:
-        """The same for the server's bytes; called when they arrive, before they are forwarded or dropped."""
+        """Hook for the bytes of the server; called when they arrive, before they are forwarded or dropped."""
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
@@ -183,7 +183,7 @@ class FaultProxy:
         except OSError:
             pass
         finally:
-            # One half that ends ends the other: none of the protocols tested here speaks on after half a goodbye.
+            # The end of one connection ends the other: no protocol that is tested here uses half-closed connections.
             self._links.discard(link)
             self._note_dropped(link)
             for half in (link.client, link.server):
@@ -203,9 +203,9 @@ class FaultProxy:
             self._then()
             link.reset()
             return False
-        if link.heard == "server":
+        if link.last_sender == "server":
             self.round_trips += 1
-        link.heard = "client"
+        link.last_sender = "client"
         self.up_bytes += len(data)
         self.saw_request(link, data)
         if self._needle is not None:
@@ -224,7 +224,7 @@ class FaultProxy:
             return False
         while self._mode in ("stall", "stall_down"):
             await self._changed.wait()
-        link.heard = "server"
+        link.last_sender = "server"
         self.down_bytes += len(data)
         if self._cut_after is not None and len(data) >= self._cut_after:
             writer.write(data[: self._cut_after])

@@ -1,7 +1,7 @@
 """A proxy that counts the requests of a Postgres client, drops chosen replies, and can add latency.
 
-A round trip is counted each time the client begins to send after the server had spoken; so a client that waits for
-every answer shows exactly its round trips. Start-up is counted apart, because a pool pays it once.
+A round trip is counted each time the client begins to send after the server has sent, so a client that waits for
+every reply has exactly its round trips counted. Start-up is counted apart, because a pool does it once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class PgProxy:
         self.reset()
 
     def reset(self) -> None:
-        """Count from nought."""
+        """Set all counters to zero."""
         self.connects = self.cancels = self.round_trips = self.bytes_down = 0
         self.front: Counter[str] = Counter()
         self.statements: list[str] = []
@@ -57,26 +57,26 @@ class PgProxy:
         await asyncio.gather(*self._clients, return_exceptions=True)
 
     def drop(self) -> None:
-        """Break every connection, as a network that failed."""
+        """Abort every connection, as by a failure of the network."""
         for writer in self._writers:
             writer.transport.abort()
 
     def refuse(self) -> None:
-        """Break every connection, and every new one at once, until `serve`: a server that restarts."""
+        """Abort every connection, and refuse new ones until `serve`, as during a restart of the server."""
         self._refusing = True
         self.drop()
 
     def serve(self) -> None:
-        """Let new connections through again."""
+        """Accept new connections again."""
         self._refusing = False
 
     def lose_reply_to(self, text: str) -> None:
-        """Let the next statement containing `text` reach the server and be carried out, and lose the answer."""
+        """Forward the next statement that contains `text`, and drop the reply to it."""
         self._lose = text
         self.lost.clear()
 
     def stall(self) -> None:
-        """Become a black hole: accept everything, deliver nothing, until `open` is set again."""
+        """Accept connections and forward nothing until `open` is set again."""
         self.open.clear()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -110,8 +110,8 @@ class PgProxy:
             await hang_up(server[1])
             self._writers -= {client[1], server[1]}
 
-    def _heard(self, kind: bytes, body: bytes) -> bool:
-        """Note a packet of a client; true if its answer is to be lost."""
+    def _note_packet(self, kind: bytes, body: bytes) -> bool:
+        """Count a packet of a client; return whether to drop the reply to it."""
         self.front[kind.decode()] += 1
         if kind not in (b"P", b"Q"):
             return False
@@ -150,7 +150,7 @@ class _Link:
             if self._started and kind != b"X":
                 if self._server_spoke:
                     self._proxy.round_trips += 1
-                self._losing = self._proxy._heard(kind, body) or self._losing
+                self._losing = self._proxy._note_packet(kind, body) or self._losing
             self._server_spoke = False
             await self._proxy.open.wait()
             self._server[1].write(packet(kind, body))

@@ -64,7 +64,7 @@ async def dial(url: str) -> Streams:
 
 
 async def hang_up(*writers: asyncio.StreamWriter) -> None:
-    """Break connections, and wait until the loop has seen it."""
+    """Abort connections, and wait until they are closed."""
     for writer in writers:
         writer.transport.abort()
     for writer in writers:

@@ -1,8 +1,8 @@
 """A transaction-mode pooler with the least favourable permitted behaviour.
 
-After each transaction its client goes on with another server connection, wherever one is free. A client that leans on
-anything a session holds (named statements, settings, advisory locks, temporary tables) fails on it at once, alone and
-without load, where real poolers fail only now and then.
+After each transaction a client continues on another server connection if one is free. A client that depends on
+the state of a session (named statements, settings, advisory locks, temporary tables) fails at once, alone and
+without load, whereas with real poolers it fails only sometimes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.support.scram import Scram
 TRACKED = {
     "user", "database", "client_encoding", "DateStyle", "TimeZone", "standard_conforming_strings", "application_name",
 }  # fmt: skip
-"""Start-up parameters PgBouncer takes; it refuses all others."""
+"""Start-up parameters that PgBouncer accepts; it refuses all others."""
 
 ENDS_A_BATCH = (b"S", b"Q", b"F")
 LET_IN = b"\0\0\0\0"
@@ -49,7 +49,7 @@ class Session:
 class Pooler:
     """`async with Pooler(url) as pooler:`, then connect to `pooler.url`; it opens at most `sessions` connections.
 
-    `always_another`: a client rather waits than goes on with the session it had last, however busy the others are.
+    `always_another`: a client waits rather than continue on its latest session, even if all others are busy.
     """
 
     def __init__(self, upstream_url: str, *, sessions: int = 3, always_another: bool = False) -> None:

@@ -23,7 +23,8 @@ from exai.logs import configure_logging
 from exai.models import CompletionRequest, Prompt
 from exai.monitoring.metrics import MetricsRecorder
 from exai.providers.base import Clocks
-from exai.providers.registry import Providers, open_providers
+from exai.providers.opening import open_providers
+from exai.providers.registry import Providers
 from exai.resilience import OPEN_JITTER, OPEN_MAX_S
 from exai.settings.load import LimitSettings, LogSettings, ProvidersSettings
 

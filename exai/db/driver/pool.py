@@ -53,6 +53,9 @@ STATEMENT_CACHE: Final = 1_000
 TRANSACTION_TRIPS: Final = 2
 """Round trips of the beginning and the end of an explicit transaction."""
 
+OPEN_LIMIT_S: Final = 60.0
+"""Time to open a connection and describe all statements, each of which has the connection's time limit for itself."""
+
 REFUSAL_COUNTS_S: Final = 60.0
 RENEW_AFTER_S: Final = 5.0
 """Least time between two replacements of all connections because their sessions are read-only."""
@@ -333,12 +336,16 @@ async def open_pool(
     network = NetworkFloor(clock)
 
     async def opener() -> OneTrip:
-        async with asyncio.timeout(address.connect_timeout_s or settings.connect_timeout_s):
+        loop, limit_s = asyncio.get_running_loop(), address.connect_timeout_s or settings.connect_timeout_s
+        last = loop.time() + max(limit_s, OPEN_LIMIT_S)
+        async with asyncio.timeout(limit_s) as scope:
             connection = await _open(
                 address, timeout_s=settings.connect_timeout_s, statement_cache_size=STATEMENT_CACHE
             )
             try:
                 for statement in described:
+                    # The limit is for each reply: many descriptions take long from a server that is far or busy.
+                    scope.reschedule(min(loop.time() + limit_s, last))
                     asked = time.perf_counter()
                     await connection._get_statement(statement.text, None)
                     network.observe(time.perf_counter() - asked)

@@ -11,6 +11,7 @@ import pytest
 
 from exai.db.conversations import ConversationRepository
 from exai.db.driver.pool import Database, OneTrip, connect, open_pool
+from exai.db.driver.statements import load_statements
 from exai.errors import (
     ConfigError,
     DatabaseBusy,
@@ -23,11 +24,14 @@ from exai.errors import (
 from exai.models import LOCAL_OWNER, ConversationKey
 from exai.resilience import with_deadline
 from exai.settings.load import DatabaseSettings
+from tests.fault.service import PostgresProxy
 from tests.integration.db.conftest import STATEMENT_TIMEOUT_S
 from tests.support.counters import Counters
 from tests.support.database import POOL_SIZE, appending, contents_of, conversation_of, opened
 from tests.support.pg_proxy import PgProxy
 from tests.support.waiting import WAIT_LIMIT_S, wait_until
+
+CONNECT_S = 1.5
 
 
 @asynccontextmanager
@@ -83,6 +87,16 @@ async def test_an_exhausted_pool_is_busy_within_its_limit(postgres_url: str) -> 
             assert database.usage() == (POOL_SIZE, POOL_SIZE, POOL_SIZE)
         assert {(await task).status for task in tasks} == {"appended"}
         assert len(await contents_of(repository, name)) == 1 + POOL_SIZE
+
+
+async def test_a_far_server_may_take_longer_for_all_descriptions_than_for_a_connection(postgres_url: str) -> None:
+    """The time limit of a connection holds for each reply, as every statement is described on each connection."""
+    described = sum(each.is_described_at_start for each in load_statements().values())
+    async with PostgresProxy(postgres_url) as proxy:
+        proxy.latency_s = CONNECT_S / described
+        async with opened(proxy.url, pool_size=1, connect_timeout_s=CONNECT_S) as database:
+            assert database.usage() == (0, 1, 1)
+            assert proxy.round_trips > described
 
 
 async def test_an_outage_is_an_immediate_error_until_the_server_is_found_again(postgres_url: str) -> None:

@@ -391,6 +391,8 @@ CREATE INDEX turns_asked_idx ON public.turns USING btree (owner, started_at) WHE
 
 CREATE INDEX turns_conversation_idx ON public.turns USING btree (conversation_id);
 
+CREATE INDEX turns_pending_idx ON public.turns USING btree (conversation_id) WHERE (state = 'pending'::text);
+
 CREATE OR REPLACE FUNCTION exai.append_batch_v1(p_owners text[], p_names text[], p_new_ids uuid[], p_turn_ids uuid[], p_keys text[], p_hashes text[], p_tools text[], p_titles text[], p_expected bigint[], p_counts bigint[], p_of integer[], p_places bigint[], p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_file_of integer[], p_files uuid[])
  RETURNS TABLE(number integer, base_revision bigint, first_seq bigint, created_at timestamp with time zone, header text, server_epoch text)
  LANGUAGE plpgsql
@@ -470,7 +472,7 @@ begin
     from claimed c;
   -- Again a separate statement: triggers of other programs on messages may change the conversations after it.
   return query
-  select c.number, c.base, c.next_seq, c.at, exai.header_v1(v)::text, exai.server_epoch_v1()::text
+  select c.number, c.base, c.next_seq, c.at, exai.live_header_v1(v)::text, exai.server_epoch_v1()::text
     from unnest(v_numbers, v_ids, v_nexts, v_bases, v_times) c(number, id, next_seq, base, at)
     join public.conversations v on v.id = c.id;
 end
@@ -500,7 +502,7 @@ begin
       'status', case when v.deleted_at is not null then 'deleted' when t.id = p_turn_id then 'appended'
                      else 'duplicate' end, 'turn_id', t.id,
       'base_revision', t.revision - 1, 'revision', t.revision, 'first_seq', t.first_seq, 'last_seq', t.last_seq,
-      'server_epoch', exai.server_epoch_v1(), 'conversation', exai.header_v1(v))::text;
+      'server_epoch', exai.server_epoch_v1(), 'conversation', exai.live_header_v1(v))::text;
     return query
       select 'stored', m.seq, m.role, m.content, m.created_at, m.kind, m.turn_id::text, nullif(m.metadata, '{}')::text
         from public.messages m
@@ -512,7 +514,7 @@ begin
     'status', case s.o_status when 'new' then 'appended' else s.o_status end, 'turn_id', s.o_turn_id,
     'base_revision', s.o_base, 'revision', s.o_revision, 'first_seq', s.o_first, 'last_seq', s.o_last,
     'server_epoch', exai.server_epoch_v1(), 'detail', s.o_detail,
-    'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
+    'conversation', case when v.id is not null then exai.live_header_v1(v) end)::text;
 end
 $function$
 ;
@@ -529,6 +531,7 @@ declare
   c_message_overhead constant integer := 16;
   c_batch constant integer := 50;
   c_metadata_bytes constant bigint := 16777216;
+  v_count constant bigint := pg_catalog.cardinality(p_roles);
   s record;
   m record;
   v public.conversations;
@@ -555,12 +558,14 @@ begin
            is_estimated = x.is_estimated or (x.cost is null and x.reserved is not null),
            earlier_cost = coalesce(x.earlier_cost, 0) + coalesce(x.cost, x.reserved_prompt, 0)
      where x.id = s.o_turn_id
-       and (x.state = 'failed'
+       and ((x.state = 'failed' and (x.claimed_by <> p_turn_id or x.first_seq is not null or v_count = 0))
             or (x.state = 'pending' and x.claimed_by <> p_turn_id and x.lease_until <= pg_catalog.clock_timestamp()));
     select x.* into t from public.turns x where x.id = s.o_turn_id;
-    -- The same claimant again lost the first reply; it receives the reply again, with everything it may lack.
+    -- The same claimant again lost the first reply, and receives it again with everything it may lack; or it began the
+    -- turn without its question, which it has now.
     v_status := case when t.state = 'finished' then 'finished'
                      when t.claimed_by <> p_turn_id then 'pending'
+                     when t.state = 'failed' then 'ended'
                      when t.attempt = 1 then 'started'
                      else 'resumed' end;
   end if;
@@ -569,6 +574,29 @@ begin
     if v.deleted_at is not null then
       v_status := 'not_found';
     end if;
+  end if;
+
+  if v_status in ('started', 'resumed') and t.first_seq is null and t.id is not null and v_count > 0 then
+    update public.turns x
+       set first_seq = v.next_seq, last_seq = v.next_seq + v_count - 1, revision = v.revision + 1,
+           provider = p_provider, model = p_model
+     where x.id = t.id
+    returning x.* into t;
+    v.next_seq := v.next_seq + v_count;
+    v.revision := v.revision + 1;
+    v.updated_at := pg_catalog.clock_timestamp();
+    with c as (
+      update public.conversations c
+         set next_seq = v.next_seq, revision = v.revision, changed_xid = pg_catalog.pg_current_xact_id(),
+             updated_at = v.updated_at
+       where c.id = v.id),
+    f as (
+      insert into public.conversation_files (conversation_id, file_id)
+      select v.id, f.id from public.files f where f.owner = p_owner and f.id = any(p_files::uuid[]) order by 2
+      on conflict do nothing)
+    insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
+    select v.id, t.first_seq + u.ord - 1, t.id, u.role, u.kind, u.content, coalesce(u.metadata::jsonb, '{}'), v.updated_at
+      from unnest(p_roles, p_kinds, p_contents, p_metadata) with ordinality u(role, kind, content, metadata, ord);
   end if;
 
   if v_status in ('started', 'resumed') and coalesce(v.next_seq > 1, false) then
@@ -660,7 +688,7 @@ begin
                      else coalesce(v.revision, s.o_revision) end,
     'first_seq', coalesce(t.first_seq, s.o_first), 'last_seq', coalesce(t.last_seq, s.o_last),
     'full', coalesce(v_full, true), 'server_epoch', exai.server_epoch_v1(), 'detail', s.o_detail,
-    'conversation', case when v.id is not null then exai.header_v1(v) end,
+    'conversation', case when v.id is not null then exai.live_header_v1(v) end,
     'turn', case when t.id is not null then exai.turn_v1(t) end)::text;
 end
 $function$
@@ -1049,7 +1077,7 @@ AS $function$
 $function$
 ;
 
-CREATE OR REPLACE FUNCTION exai.finish_turn_v1(p_owner text, p_turn_id uuid, p_attempt integer, p_state text, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_model text, p_input_tokens bigint, p_output_tokens bigint, p_cached_tokens bigint, p_reasoning_tokens bigint, p_cost numeric, p_error text, p_turn_metadata text, p_is_estimated boolean)
+CREATE OR REPLACE FUNCTION exai.finish_turn_v1(p_owner text, p_turn_id uuid, p_attempt integer, p_state text, p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_model text, p_input_tokens bigint, p_output_tokens bigint, p_cached_tokens bigint, p_reasoning_tokens bigint, p_cost numeric, p_error text, p_turn_metadata text, p_is_estimated boolean, p_origin text)
  RETURNS TABLE(part text, seq bigint, role text, content text, created_at timestamp with time zone, kind text, turn_id text, data text)
  LANGUAGE plpgsql
  ROWS 1
@@ -1071,6 +1099,11 @@ begin
   select x.* into t from public.turns x where x.id = p_turn_id and x.owner = p_owner for update;
   if t.id is null or t.attempt <> p_attempt or t.state not in ('pending', p_state) then
     v_status := 'superseded';
+  elsif t.state = 'pending' and p_origin is not null and not exists (
+      select from public.conversations c join public.messages m on m.conversation_id = c.id
+       where c.id = (p_origin::jsonb ->> 0)::uuid and c.owner = p_owner and c.deleted_at is null
+         and m.seq = (p_origin::jsonb ->> 1)::bigint and m.turn_id = (p_origin::jsonb ->> 2)::uuid) then
+    v_status := 'stale';
   elsif t.state = p_state then
     v_status := 'duplicate';
   else
@@ -1122,10 +1155,10 @@ begin
     v_revision := t.reply_revision;
   end if;
   return query select 'head', null::bigint, null, null, v_now, null, null, pg_catalog.json_build_object(
-    'status', v_status, 'first_seq', case when v_status <> 'superseded' then t.reply_first_seq end,
-    'seq', case when v_status <> 'superseded' then t.reply_last_seq end,
+    'status', v_status, 'first_seq', case when v_status in ('finished', 'duplicate') then t.reply_first_seq end,
+    'seq', case when v_status in ('finished', 'duplicate') then t.reply_last_seq end,
     'base_revision', coalesce(v_base, v.revision), 'revision', coalesce(v_revision, v.revision), 'server_epoch', exai.server_epoch_v1(),
-    'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
+    'conversation', case when v.id is not null then exai.live_header_v1(v) end)::text;
 end
 $function$
 ;
@@ -1789,6 +1822,19 @@ end
 $function$
 ;
 
+CREATE OR REPLACE FUNCTION exai.live_header_v1(v public.conversations)
+ RETURNS json
+ LANGUAGE sql
+ STABLE
+AS $function$
+select pg_catalog.json_build_object(
+  'id', v.id, 'continuation_id', v.continuation_id, 'owner', v.owner, 'title', v.title, 'metadata', v.metadata,
+  'tags', v.tags, 'parent_id', v.parent_id, 'parent_seq', v.parent_seq, 'last_seq', v.next_seq - 1,
+  'revision', v.revision, 'created_at', v.created_at, 'updated_at', v.updated_at,
+  'pending', exai.pending_turns_v1(v.id))
+$function$
+;
+
 CREATE OR REPLACE FUNCTION exai.message_line_v1(m public.messages)
  RETURNS text
  LANGUAGE sql
@@ -1932,6 +1978,26 @@ CREATE OR REPLACE FUNCTION exai.owner_key_v1(p_owner text)
 AS $function$
   select pg_catalog.left(
     pg_catalog.encode(pg_catalog.sha256(pg_catalog.convert_to(p_owner, 'UTF8')), 'base64'), 8)
+$function$
+;
+
+CREATE OR REPLACE FUNCTION exai.pending_turns_v1(p_conversation_id uuid)
+ RETURNS json
+ LANGUAGE plpgsql
+ STABLE
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+declare
+  c_most constant integer := 20;
+begin
+  return (
+    select json_agg(json_build_object('tool', t.tool, 'model', t.model, 'since', t.started_at) order by t.started_at, t.id)
+      from (select x.id, x.tool, x.model, x.started_at
+              from public.turns x
+             where x.conversation_id = p_conversation_id and x.state = 'pending' and x.lease_until > clock_timestamp()
+             order by x.started_at, x.id
+             limit c_most) t);
+end
 $function$
 ;
 
@@ -2163,7 +2229,7 @@ begin
   if not found then
     return;
   end if;
-  v_head := json_build_object('conversation', exai.header_v1(v), 'server_epoch', exai.server_epoch_v1())::text;
+  v_head := json_build_object('conversation', exai.live_header_v1(v), 'server_epoch', exai.server_epoch_v1())::text;
   v_before := least(p_before_seq, v.next_seq - p_skip);
   if v.parent_id is null and p_char_offset = 0 then
     v_first := greatest(v_before - p_limit, 1);

@@ -93,7 +93,9 @@ async def open_backends(stack: AsyncExitStack, settings: Settings) -> Backends:
             on_change=events.health_change,
         )
     )
-    embedder = await stack.enter_async_context(open_embedder(settings.answers, settings.providers, recorder))
+    embedder = await stack.enter_async_context(
+        open_embedder(settings.answers, settings.providers, recorder, pricing_of(settings.budgets))
+    )
     background = await stack.enter_async_context(open_background())
     return Backends(
         settings,

@@ -75,6 +75,15 @@ class NewMessage:
 
 
 @dataclass(frozen=True, slots=True)
+class PendingTurn:
+    """A turn that a daemon is working on; `model` is None as long as its files are read."""
+
+    tool: str
+    model: str | None
+    since: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Conversation:
     """A conversation without its messages."""
 
@@ -95,6 +104,9 @@ class Conversation:
 
     newest_kind: str | None = None
     """Kind of the newest message if it is the outcome of a turn; set only in lists."""
+
+    pending: tuple[PendingTurn, ...] = ()
+    """The running turns, oldest first, when this was read."""
 
 
 class ConversationKey(NamedTuple):

@@ -90,7 +90,7 @@ begin
     from claimed c;
   -- Again a separate statement: triggers of other programs on messages may change the conversations after it.
   return query
-  select c.number, c.base, c.next_seq, c.at, exai.header_v1(v)::text, exai.server_epoch_v1()::text
+  select c.number, c.base, c.next_seq, c.at, exai.live_header_v1(v)::text, exai.server_epoch_v1()::text
     from unnest(v_numbers, v_ids, v_nexts, v_bases, v_times) c(number, id, next_seq, base, at)
     join public.conversations v on v.id = c.id;
 end

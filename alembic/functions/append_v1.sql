@@ -26,7 +26,7 @@ begin
       'status', case when v.deleted_at is not null then 'deleted' when t.id = p_turn_id then 'appended'
                      else 'duplicate' end, 'turn_id', t.id,
       'base_revision', t.revision - 1, 'revision', t.revision, 'first_seq', t.first_seq, 'last_seq', t.last_seq,
-      'server_epoch', exai.server_epoch_v1(), 'conversation', exai.header_v1(v))::text;
+      'server_epoch', exai.server_epoch_v1(), 'conversation', exai.live_header_v1(v))::text;
     return query
       select 'stored', m.seq, m.role, m.content, m.created_at, m.kind, m.turn_id::text, nullif(m.metadata, '{}')::text
         from public.messages m
@@ -38,6 +38,6 @@ begin
     'status', case s.o_status when 'new' then 'appended' else s.o_status end, 'turn_id', s.o_turn_id,
     'base_revision', s.o_base, 'revision', s.o_revision, 'first_seq', s.o_first, 'last_seq', s.o_last,
     'server_epoch', exai.server_epoch_v1(), 'detail', s.o_detail,
-    'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
+    'conversation', case when v.id is not null then exai.live_header_v1(v) end)::text;
 end
 $$

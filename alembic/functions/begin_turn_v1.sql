@@ -1,4 +1,6 @@
--- Claims a turn, stores its question, and returns the history that the caller lacks. Rows: 'message' (history, newest
+-- Claims a turn, stores its question, and returns the history that the caller lacks. A turn that was begun without a
+-- question, because its files were still being read, receives it when the same claimant, or a later one, has it; for a
+-- claimant whose turn was ended meanwhile the status is 'ended'. Rows: 'message' (history, newest
 -- first), 'system' (the newest system message older than all returned and cached ones), 'stored' (the question of a
 -- resumed turn), 'reply' (of a finished turn), and one 'head', last.
 --
@@ -21,6 +23,7 @@ declare
   c_message_overhead constant integer := 16;
   c_batch constant integer := 50;
   c_metadata_bytes constant bigint := 16777216;
+  v_count constant bigint := pg_catalog.cardinality(p_roles);
   s record;
   m record;
   v public.conversations;
@@ -47,12 +50,14 @@ begin
            is_estimated = x.is_estimated or (x.cost is null and x.reserved is not null),
            earlier_cost = coalesce(x.earlier_cost, 0) + coalesce(x.cost, x.reserved_prompt, 0)
      where x.id = s.o_turn_id
-       and (x.state = 'failed'
+       and ((x.state = 'failed' and (x.claimed_by <> p_turn_id or x.first_seq is not null or v_count = 0))
             or (x.state = 'pending' and x.claimed_by <> p_turn_id and x.lease_until <= pg_catalog.clock_timestamp()));
     select x.* into t from public.turns x where x.id = s.o_turn_id;
-    -- The same claimant again lost the first reply; it receives the reply again, with everything it may lack.
+    -- The same claimant again lost the first reply, and receives it again with everything it may lack; or it began the
+    -- turn without its question, which it has now.
     v_status := case when t.state = 'finished' then 'finished'
                      when t.claimed_by <> p_turn_id then 'pending'
+                     when t.state = 'failed' then 'ended'
                      when t.attempt = 1 then 'started'
                      else 'resumed' end;
   end if;
@@ -61,6 +66,29 @@ begin
     if v.deleted_at is not null then
       v_status := 'not_found';
     end if;
+  end if;
+
+  if v_status in ('started', 'resumed') and t.first_seq is null and t.id is not null and v_count > 0 then
+    update public.turns x
+       set first_seq = v.next_seq, last_seq = v.next_seq + v_count - 1, revision = v.revision + 1,
+           provider = p_provider, model = p_model
+     where x.id = t.id
+    returning x.* into t;
+    v.next_seq := v.next_seq + v_count;
+    v.revision := v.revision + 1;
+    v.updated_at := pg_catalog.clock_timestamp();
+    with c as (
+      update public.conversations c
+         set next_seq = v.next_seq, revision = v.revision, changed_xid = pg_catalog.pg_current_xact_id(),
+             updated_at = v.updated_at
+       where c.id = v.id),
+    f as (
+      insert into public.conversation_files (conversation_id, file_id)
+      select v.id, f.id from public.files f where f.owner = p_owner and f.id = any(p_files::uuid[]) order by 2
+      on conflict do nothing)
+    insert into public.messages (conversation_id, seq, turn_id, role, kind, content, metadata, created_at)
+    select v.id, t.first_seq + u.ord - 1, t.id, u.role, u.kind, u.content, coalesce(u.metadata::jsonb, '{}'), v.updated_at
+      from unnest(p_roles, p_kinds, p_contents, p_metadata) with ordinality u(role, kind, content, metadata, ord);
   end if;
 
   if v_status in ('started', 'resumed') and coalesce(v.next_seq > 1, false) then
@@ -152,7 +180,7 @@ begin
                      else coalesce(v.revision, s.o_revision) end,
     'first_seq', coalesce(t.first_seq, s.o_first), 'last_seq', coalesce(t.last_seq, s.o_last),
     'full', coalesce(v_full, true), 'server_epoch', exai.server_epoch_v1(), 'detail', s.o_detail,
-    'conversation', case when v.id is not null then exai.header_v1(v) end,
+    'conversation', case when v.id is not null then exai.live_header_v1(v) end,
     'turn', case when t.id is not null then exai.turn_v1(t) end)::text;
 end
 $$

@@ -1,12 +1,13 @@
 -- Stores the outcome of one attempt: state, usage, cause, and the messages of the reply, if any. Locks the
 -- conversation before the turn, as every writer does. A repeated call for the same attempt returns the same result;
--- for an attempt that another one has taken over it returns 'superseded' and writes nothing. The conversation's
+-- for an attempt that another one has taken over it returns 'superseded' and writes nothing, and 'stale' if the answer
+-- comes from the answer cache and p_origin, as JSON its conversation, number and turn, is no longer there. The conversation's
 -- reply_seq and reply_kind are the number and the kind of the last message of its newest outcome, for lists.
 create or replace function exai.finish_turn_v1(
   p_owner text, p_turn_id uuid, p_attempt integer, p_state text,
   p_roles text[], p_contents text[], p_kinds text[], p_metadata text[],
   p_model text, p_input_tokens bigint, p_output_tokens bigint, p_cached_tokens bigint, p_reasoning_tokens bigint,
-  p_cost numeric, p_error text, p_turn_metadata text, p_is_estimated boolean)
+  p_cost numeric, p_error text, p_turn_metadata text, p_is_estimated boolean, p_origin text)
 returns table (part text, seq bigint, role text, content text, created_at timestamptz, kind text, turn_id text, data text)
 language plpgsql rows 1
 set lock_timeout = '2s'
@@ -27,6 +28,11 @@ begin
   select x.* into t from public.turns x where x.id = p_turn_id and x.owner = p_owner for update;
   if t.id is null or t.attempt <> p_attempt or t.state not in ('pending', p_state) then
     v_status := 'superseded';
+  elsif t.state = 'pending' and p_origin is not null and not exists (
+      select from public.conversations c join public.messages m on m.conversation_id = c.id
+       where c.id = (p_origin::jsonb ->> 0)::uuid and c.owner = p_owner and c.deleted_at is null
+         and m.seq = (p_origin::jsonb ->> 1)::bigint and m.turn_id = (p_origin::jsonb ->> 2)::uuid) then
+    v_status := 'stale';
   elsif t.state = p_state then
     v_status := 'duplicate';
   else
@@ -78,9 +84,9 @@ begin
     v_revision := t.reply_revision;
   end if;
   return query select 'head', null::bigint, null, null, v_now, null, null, pg_catalog.json_build_object(
-    'status', v_status, 'first_seq', case when v_status <> 'superseded' then t.reply_first_seq end,
-    'seq', case when v_status <> 'superseded' then t.reply_last_seq end,
+    'status', v_status, 'first_seq', case when v_status in ('finished', 'duplicate') then t.reply_first_seq end,
+    'seq', case when v_status in ('finished', 'duplicate') then t.reply_last_seq end,
     'base_revision', coalesce(v_base, v.revision), 'revision', coalesce(v_revision, v.revision), 'server_epoch', exai.server_epoch_v1(),
-    'conversation', case when v.id is not null then exai.header_v1(v) end)::text;
+    'conversation', case when v.id is not null then exai.live_header_v1(v) end)::text;
 end
 $$

@@ -1,4 +1,4 @@
--- Returns the fields of a conversation that every statement returns.
+-- Returns the fields of a conversation that every statement returns; see also live_header_v1.
 create or replace function exai.header_v1(v public.conversations) returns json
 language sql stable
 as $$

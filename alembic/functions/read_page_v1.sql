@@ -36,7 +36,7 @@ begin
   if not found then
     return;
   end if;
-  v_head := json_build_object('conversation', exai.header_v1(v), 'server_epoch', exai.server_epoch_v1())::text;
+  v_head := json_build_object('conversation', exai.live_header_v1(v), 'server_epoch', exai.server_epoch_v1())::text;
   v_before := least(p_before_seq, v.next_seq - p_skip);
   if v.parent_id is null and p_char_offset = 0 then
     v_first := greatest(v_before - p_limit, 1);

@@ -18,6 +18,7 @@ INDEXES = {
     "messages_created_idx": "public.messages (conversation_id, created_at desc)",
     "messages_system_idx": "public.messages (conversation_id, seq desc) where role = 'system'",
     "turns_conversation_idx": "public.turns (conversation_id)",
+    "turns_pending_idx": "public.turns (conversation_id) where state = 'pending'",
     "turns_asked_idx": "public.turns (owner, started_at) where model is not null",
     "files_storage_path_idx": "public.files (storage_path)",
     "files_recent_idx": "public.files (owner, created_at desc, id desc)",

@@ -15,7 +15,7 @@ from exai.cache.redis.scripts import Scripts
 from exai.errors import CacheError
 from exai.models import Owner
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Part of every key: a release whose answers or names mean something else uses other keys."""
 
 MAX_ANSWERS: Final = 1_000

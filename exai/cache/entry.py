@@ -22,7 +22,7 @@ from urllib.parse import quote
 import orjson
 
 from exai.cache.redis.connection import Argument
-from exai.models import PAGE_MESSAGES, Conversation, ConversationId, ConversationKey, Message
+from exai.models import PAGE_MESSAGES, Conversation, ConversationId, ConversationKey, Message, PendingTurn
 from exai.pages import Undecodable, Unencodable, encode_json, encode_page
 
 FORMAT: Final = 2
@@ -69,6 +69,7 @@ def encode_header(conversation: Conversation) -> bytes:
             conversation.updated_at,
             conversation.parent_id,
             conversation.parent_seq,
+            [(each.tool, each.model, each.since) for each in conversation.pending],
         )
     )
 
@@ -76,10 +77,12 @@ def encode_header(conversation: Conversation) -> bytes:
 def decode_header(blob: bytes, key: ConversationKey, revision: int) -> Conversation:
     """Return the encoded conversation. Raises `Undecodable`."""
     try:
-        id_, title, metadata, tags, last_seq, created_at, updated_at, parent_id, parent_seq = orjson.loads(blob)
+        facts = orjson.loads(blob)
+        id_, title, metadata, tags, last_seq, created_at, updated_at, parent_id, parent_seq, pending = facts
         texts, number = [id_, *tags], last_seq if parent_seq is None else parent_seq
         texts += [text for text in (title, parent_id) if text is not None]
-        times = [datetime.fromisoformat(at) for at in (created_at, updated_at)]
+        texts += [text for tool, model, _ in pending for text in (tool, model or "")]
+        times = [datetime.fromisoformat(at) for at in (created_at, updated_at, *(since for *_, since in pending))]
         is_sound = (
             {*map(type, texts)} == {str}
             and type(last_seq) is type(number) is int
@@ -102,6 +105,9 @@ def decode_header(blob: bytes, key: ConversationKey, revision: int) -> Conversat
             tags=tuple(tags),
             parent_id=None if parent_id is None else ConversationId(parent_id),
             parent_seq=parent_seq,
+            pending=tuple(
+                PendingTurn(tool, model, at) for (tool, model, _), at in zip(pending, times[2:], strict=True)
+            ),
         )
     except (ValueError, TypeError) as error:
         raise Undecodable("header") from error
@@ -152,7 +158,8 @@ def same_page(one: Shown, other: Shown) -> bool:
     shared = min(len(one[1]), len(other[1]))
     tails = one[1][len(one[1]) - shared :], other[1][len(other[1]) - shared :]
     return (
-        replace(one[0], metadata={}) == replace(other[0], metadata={})
+        # A turn may have begun or ended between the two reads.
+        replace(one[0], metadata={}, pending=()) == replace(other[0], metadata={}, pending=())
         and same_json(one[0].metadata, other[0].metadata)
         and all(ours[:6] == theirs[:6] and same_json(ours[6], theirs[6]) for ours, theirs in zip(*tails, strict=True))
     )

@@ -17,6 +17,7 @@ exit status:
   130  interrupted
 """
 
+CACHES = ("off", "use", "refresh")
 SHAPES = ("jsonl", "markdown")
 STORES = ("postgres", "directory", "supabase", "s3")
 
@@ -123,6 +124,12 @@ def _add_store(commands: Any) -> None:
     )
     earlier.add_argument("--last", action="store_true", help="continue the conversation that changed last")
     chat.add_argument("--model", help="the model to ask; default: EXAI_PROVIDERS__DEFAULT_MODEL")
+    chat.add_argument(
+        "--cache",
+        choices=CACHES,
+        default="off",
+        help="use: take an answer that was given to the same prompt before; refresh: ask anew and keep the answer",
+    )
     chat.add_argument("--list", action="store_true", dest="list_only", help="list the newest conversations")
 
     search = commands.add_parser("search", help="find messages and titles by their words")
@@ -223,6 +230,8 @@ def _add_bench(commands: Any) -> None:
         "--cloud", action="store_true", help="measure 1 to 64 callers with the database 10 ms (or --latency-ms) away"
     )
     bench.add_argument(
-        "--chat", action="store_true", help="measure what EXAI adds to a model's answer, and reads beside 200 chats"
+        "--chat",
+        action="store_true",
+        help="measure what EXAI adds to a model's answer, and reads through a daemon beside 200 chats",
     )
     bench.add_argument("--json", action="store_true", help="print the results as JSON")

@@ -20,7 +20,7 @@ from exai.cli.browse import Output, check_owner, list_newest, newest_id, owner_o
 from exai.cli.terminal_text import shown
 from exai.conversations import ChatRequest
 from exai.errors import ExaiError, InvalidArgument
-from exai.models import LOCAL_OWNER, ContinuationId, Delta, Owner
+from exai.models import LOCAL_OWNER, CacheUse, ContinuationId, Delta, Owner
 from exai.program import program
 from exai.settings.load import Settings
 
@@ -43,6 +43,7 @@ class ChatOptions:
     """Continue the newest conversation."""
 
     owner: Owner = LOCAL_OWNER
+    cache: CacheUse = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ class _Talk:
                 output.write(shown(delta.content, output))
                 output.flush()
 
-        request = ChatRequest(self._options.owner, prompt, model=self._options.model)
+        request = ChatRequest(self._options.owner, prompt, model=self._options.model, cache=self._options.cache)
         try:
             result = await self._app.chat.run(replace(request, continuation_id=self._continuation_id), on_delta)
             self._continuation_id = result.continuation_id

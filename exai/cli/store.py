@@ -23,6 +23,7 @@ def chat(options: argparse.Namespace) -> int:
         program(),
         options.last,
         owner_of(options),
+        options.cache,
     )
     return run(run_chat(settings, asked, Streams(sys.stdin, sys.stdout, sys.stderr)))
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from exai import tracing
 from exai.background import running
-from exai.conversations.requests import ChatRequest, ChatResult
-from exai.conversations.turns.beginning import OnBegun
+from exai.conversations.requests import ChatRequest, ChatResult, OnBegun
+from exai.conversations.turns.preparation import OnPreparing
 from exai.conversations.turns.result import ENDED, TurnOutcome, outcome_of
 from exai.conversations.turns.turn import ChatTurns
 from exai.db.turns import TurnRepository
@@ -42,7 +43,11 @@ class ChatService:
         self._turns, self._repository, self._limits = turns, repository, limits
 
     async def run(
-        self, request: ChatRequest, on_delta: OnDelta | None = None, on_begun: OnBegun | None = None
+        self,
+        request: ChatRequest,
+        on_delta: OnDelta | None = None,
+        on_begun: OnBegun | None = None,
+        on_preparing: OnPreparing | None = None,
     ) -> ChatResult:
         """Call a model and store question and answer: 2 database round trips, independent of the conversation's length.
 
@@ -52,16 +57,31 @@ class ChatService:
         The answer is committed on return. If the model fails, the question stays, the failure is recorded with the
         turn, and the conversation can continue; a request with the same `idempotency_key` runs the turn again.
         `on_delta` receives the answer as it streams, `on_begun` the turn id for `result` and `cancel` on any daemon.
+        For a request that reads files first, `on_preparing` receives a function that has the turn begun before they are
+        read, for a caller that can wait no longer: 1 round trip more.
 
         Raises `InvalidArgument`, `NotFound`, `Conflict`, `NotConfigured`, a `ProviderError`, a `DatabaseError` or
         `DeadlineExceeded`.
         """
         request.validate(self._limits)
         with turn_span(request.owner, request.continuation_id) as span:
-            result = await self._turns.run(request, on_delta, on_begun)
+            result = await self._turns.run(self._checked(request), on_delta, on_begun, on_preparing)
             if tracing.is_on():
                 _describe(span, request, result)
             return result
+
+    def _checked(self, request: ChatRequest) -> ChatRequest:
+        """Return the request with what it becomes after the reading of files validated as well."""
+        prepare, limits = request.prepare, self._limits
+        if prepare is None:
+            return request
+
+        async def prepared() -> ChatRequest:
+            complete = await prepare()
+            complete.validate(limits)
+            return complete
+
+        return replace(request, prepare=prepared)
 
     async def result(self, owner: Owner, turn_id: str) -> TurnOutcome | None:
         """Return the state and the result of a turn of any daemon: 1 database round trip.

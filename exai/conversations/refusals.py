@@ -18,6 +18,10 @@ def refusal(status: str, continuation_id: str | None, revision: int, missing: st
                 "the idempotency key was used for a request with other content",
                 "Use a new key for a new request",
             )
+        case "ended":
+            return Conflict(
+                "cancelled", "this request was cancelled meanwhile", "Call again with the same key to run it again"
+            )
         case "conflict_revision":
             return Conflict(
                 "revision",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import Decimal
@@ -77,6 +77,9 @@ class ChatRequest:
     ever. Without it every call is a turn of its own. `cache` says whether the answer may be one that was given before,
     and whether it may be given again. `reread` are files that were read again, so that a repetition with the same key
     may have others. `sources` says from where files were read.
+
+    `prepare` reads the files that the question is asked with, and returns the request with them; what it changes is no
+    part of what a repetition must have in common. `named` are the files as the caller named them, which is.
     """
 
     owner: Owner
@@ -96,6 +99,8 @@ class ChatRequest:
     cache: CacheUse = "off"
     reread: Sequence[FileId] = ()
     sources: Mapping[FileId, FileSource] = field(default_factory=dict)
+    named: Sequence[str] = ()
+    prepare: Callable[[], Awaitable[ChatRequest]] | None = None
 
     @property
     def all_files(self) -> tuple[FileId, ...]:
@@ -132,6 +137,10 @@ class RunningTurn:
     continuation_id: ContinuationId
     request_key: str
     model: str
+
+
+OnBegun = Callable[[RunningTurn], None]
+"""Called once a turn is stored; any daemon can then find it by its id."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from exai.db.filters import ALL, ListFilter
 from exai.db.lifecycle import Changed, ConversationUpdate, CurationRepository, IdempotencyKey
 from exai.db.records import AppendStart
 from exai.db.search import SearchPage, SearchQuery, SearchRepository
-from exai.errors import DatabaseUnavailable, InvalidArgument
+from exai.errors import DatabaseError, DatabaseUnavailable, InvalidArgument
 from exai.models import (
     MAX_PAGE_MESSAGES,
     PAGE_BYTES,
@@ -146,7 +146,8 @@ class ConversationStore:
         Fewer messages are returned if they exceed the bytes of a page or `budget_bytes`. A single message that exceeds
         the budget is returned in part, as is any message with `char_offset`. `offset` skips that many of the newest
         messages, for clients that count pages; unlike an offset, a cursor neither repeats nor misses messages that are
-        appended meanwhile. The newest page costs no database round trip if it is cached, any other page 1. Raises
+        appended meanwhile. The newest page costs no database round trip if it is cached and had no running turn when it
+        was cached, any other page 1. Raises
         `NotFound`, `InvalidArgument` or a `DatabaseError`.
         """
         check_conversation(owner, continuation_id)
@@ -187,7 +188,17 @@ class ConversationStore:
             self._recorder.count("stale_reads_total")
             return newest_of(stale, limit, "cache", stale_s=stale.age_s)
         page = newest_of(found, limit, source)
+        if page.conversation.pending and source == "cache":
+            page = await self._with_pending(page)
         return replace(page, part=found.part) if isinstance(found, Loaded) and found.part else page
+
+    async def _with_pending(self, page: Page) -> Page:
+        """Return a cached page with the turns that are running now; without the database, as it was cached."""
+        try:
+            pending = await self._repository.pending(page.conversation.id)
+        except DatabaseError:
+            return page
+        return replace(page, conversation=replace(page.conversation, pending=pending))
 
     async def list(
         self, owner: Owner, *, limit: int = PAGE_MESSAGES, cursor: str | None = None, only: ListFilter = ALL

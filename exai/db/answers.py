@@ -14,7 +14,7 @@ from typing import Any, Final
 import orjson
 
 from exai.db.driver.pool import Database
-from exai.models import ConversationId, Owner
+from exai.models import ConversationId, Owner, TurnId
 
 MAX_OWNER_ROWS: Final = 1_000
 """Maximum number of rows of one owner; a further one removes the oldest."""
@@ -47,6 +47,7 @@ class AnswerPlace:
     conversation_id: ConversationId
     question_seq: int
     seq: int
+    turn_id: TurnId
 
 
 @dataclass(frozen=True, slots=True)

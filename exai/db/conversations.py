@@ -24,6 +24,7 @@ from exai.db.rows import (
     columns_of,
     commit_of,
     conversation_of,
+    pending_of,
     sources_json,
     stored_of,
 )
@@ -34,10 +35,12 @@ from exai.models import (
     ContentPart,
     ContinuationId,
     Conversation,
+    ConversationId,
     ConversationKey,
     Message,
     NewMessage,
     Owner,
+    PendingTurn,
     TurnId,
 )
 from exai.pages import JOINT, decode_page
@@ -78,6 +81,11 @@ class ConversationRepository:
         share = PoolShare(database.usage()[2], database.network)
         self._appends = AppendBatcher(database, share, self._append_one)
         self._page_reads = PageReadBatcher(database, share)
+
+    async def pending(self, conversation_id: ConversationId) -> tuple[PendingTurn, ...]:
+        """Return the running turns of a conversation, oldest first. Raises `DatabaseError`."""
+        rows = await self._database.fetch("pending_turns", conversation_id)
+        return pending_of(orjson.loads(rows[0]["pending"] or "null"))
 
     async def read_page(
         self,

@@ -30,12 +30,13 @@ BegunStatus = Literal[
     "resumed",
     "finished",
     "pending",
+    "ended",
     "conflict_key",
     "conflict_revision",
     "not_found",
     "file_not_found",
 ]
-FinishedStatus = Literal["finished", "duplicate", "superseded"]
+FinishedStatus = Literal["finished", "duplicate", "superseded", "stale"]
 AppendStatus = Literal[
     "appended", "duplicate", "conflict_key", "conflict_revision", "not_found", "deleted", "file_not_found"
 ]
@@ -221,6 +222,8 @@ class TurnBegun:
 class TurnEnd:
     """The outcome of one attempt. `messages` is the reply, or the partial text of a failure, or nothing.
 
+    `origin` is where an answer of the answer cache was given first: it is stored only if that is still there.
+
     `is_estimated` states that usage and cost are EXAI's estimate, because the provider did not report them. `took_s` is
     for the metrics only.
     """
@@ -237,6 +240,7 @@ class TurnEnd:
     error: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     took_s: float | None = None
+    origin: tuple[ConversationId, int, TurnId] | None = None
 
 
 @dataclass(frozen=True, slots=True)

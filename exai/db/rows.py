@@ -26,6 +26,7 @@ from exai.models import (
     Message,
     NewMessage,
     Owner,
+    PendingTurn,
     Usage,
 )
 
@@ -93,7 +94,13 @@ def conversation_of(header: Mapping[str, Any]) -> Conversation:
         tags=tuple(header["tags"]),
         parent_id=header["parent_id"],
         parent_seq=header["parent_seq"],
+        pending=pending_of(header.get("pending")),
     )
+
+
+def pending_of(turns: Sequence[Mapping[str, Any]] | None) -> tuple[PendingTurn, ...]:
+    """Return the running turns from a document of `exai.pending_turns_v1`."""
+    return tuple(PendingTurn(each["tool"], each["model"], time_of(each["since"])) for each in turns or ())
 
 
 def commit_of(

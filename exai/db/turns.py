@@ -128,12 +128,13 @@ class TurnRepository:
                 json_of(end.error) if end.error is not None else None,
                 json_of(end.metadata) if end.metadata else None,
                 end.is_estimated,
+                None if end.origin is None else orjson.dumps(end.origin).decode(),
             )
         )  # fmt: skip
         head, status = answer.head, answer.head["status"]
         is_fresh = status == "finished"
         stored = just_stored(end.messages, answer, end.turn_id) if is_fresh else tuple(answer.part("stored"))
-        commit = None if status == "superseded" else commit_of(answer.head, stored)
+        commit = None if status in ("superseded", "stale") else commit_of(answer.head, stored)
         return TurnFinished(status=status, commit=commit, seq=head["seq"])
 
     async def state(self, owner: Owner, request_key: str) -> tuple[TurnState, float] | None:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from exai.account import hold
 from exai.blobs.base import PART_BYTES, Blobs, characters_in, digest
@@ -23,6 +24,7 @@ from exai.files.names import MAX_NAME_CHARS, checked_media_type, checked_name, s
 from exai.files.origins import GivenFiles, source_of, sources_of
 from exai.files.parts import FileLines, FilePart, read_lines, read_part
 from exai.files.paths import MAX_PATH_CHARS, Roots, joined, too_large
+from exai.files.threads import PathReading, ReadingThreads
 from exai.models import PAGE_MESSAGES, ContinuationId, FileId, FileSource, Owner, StoredFile, Unused
 from exai.settings.load import FileSettings, LimitSettings
 from exai.validation import (
@@ -41,8 +43,14 @@ from exai.validation import (
     is_uuid,
 )
 
+THREADS = 3
+READING_LIMIT_S = 20.0
+"""Threads that read files by their path, and the time after which one that still reads is given up."""
+
 STATEMENT_BYTES = PART_BYTES
 """Maximum size of the contents sent with the rows of one statement."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +81,9 @@ class _Source:
     size: Callable[[], int] = int
     """The bytes needed to load it, beyond those already counted; called in a thread."""
 
+    path: str | None = None
+    """Set for a file of this machine, whose file system may hang."""
+
 
 class FileService:
     """Stores, reads, lists, links and deletes files. Never accesses files of other owners."""
@@ -87,7 +98,7 @@ class FileService:
         roots: Roots,
     ) -> None:
         self.repository, self.blobs, self._settings, self._limits = repository, blobs, settings, limits
-        self._roots = roots
+        self._roots, self._threads = roots, ReadingThreads(THREADS, READING_LIMIT_S)
 
     @property
     def max_bytes(self) -> int:
@@ -124,7 +135,8 @@ class FileService:
         places = {each: place for place, each in reversed([*enumerate(references)]) if not is_uuid(each)}
         found: dict[str, str] = {}
         for reference, place in sorted(places.items(), key=lambda item: item[1]):
-            resolved, _ = await asyncio.to_thread(self._roots.find, f"files[{place}]", joined(directory, reference))
+            field, path = f"files[{place}]", joined(directory, reference)
+            resolved, _ = await self._read(owner, field, path, partial(self._roots.find, field, path))
             found[reference] = str(resolved)
         wanted = {found[each]: place for each, place in places.items()}
         sources = [self._at(f"files[{place}]", FilePath(path)) for path, place in wanted.items()]
@@ -259,7 +271,16 @@ class FileService:
             except OSError:
                 return 0
 
-        return _Source(field, load, size)
+        return _Source(field, load, size, given.path)
+
+    async def _read(self, owner: Owner, field: str, path: str, work: Callable[[], T]) -> T:
+        """Run work on a file of this machine in a thread of its own. Raises as `ReadingThreads.run`."""
+
+        def begin(reading: PathReading) -> T:
+            reading.touch(field, path)
+            return work()
+
+        return await self._threads.run(owner, begin)
 
     async def _put(self, owner: Owner, sources: Sequence[_Source]) -> tuple[StoredFile, ...]:
         """Store the sources in turn: first the known and the small ones, then the bytes that proved to be new."""
@@ -269,7 +290,7 @@ class FileService:
         batch: dict[int, NewFile] = {}
         total_bytes = along_bytes = 0
         for place, source in enumerate(sources):
-            async with self._loaded(source) as (new, data):
+            async with self._loaded(owner, source) as (new, data):
                 total_bytes += new.size_bytes
                 self._check_total(total_bytes)
                 if chosen.puts_known:
@@ -296,7 +317,7 @@ class FileService:
         batch: dict[int, NewFile] = {}
         kept: dict[str, tuple[str, str | None]] = {}
         for place, source in sources.items():
-            async with self._loaded(source) as (new, data):
+            async with self._loaded(owner, source) as (new, data):
                 if new.sha256 not in kept:
                     path = await self.blobs.chosen.put(owner, new.sha256, data, new.blob_id)
                     kept[new.sha256] = new.blob_id, path
@@ -317,10 +338,14 @@ class FileService:
         return {place: replace(file, source=new.source) for (place, new), file in placed if file is not None}
 
     @asynccontextmanager
-    async def _loaded(self, source: _Source) -> AsyncIterator[tuple[NewFile, bytes]]:
+    async def _loaded(self, owner: Owner, source: _Source) -> AsyncIterator[tuple[NewFile, bytes]]:
         """Load a file, which is counted in its owner's account while the block runs."""
-        with hold(await asyncio.to_thread(source.size), "files being stored"):
-            yield await asyncio.to_thread(self._ready, source)
+        if source.path is None:
+            with hold(source.size(), "files being stored"):
+                yield await asyncio.to_thread(self._ready, source)
+            return
+        with hold(await self._read(owner, source.field, source.path, source.size), "files being stored"):
+            yield await self._read(owner, source.field, source.path, partial(self._ready, source))
 
     def _check_total(self, size_bytes: int) -> None:
         if size_bytes > self._settings.call_max_bytes:

@@ -297,12 +297,16 @@ class BudgetSettings(Section):
 
 
 class AnswerSettings(Section):
-    """The answer cache, for calls that ask for it. Without an embedding model no similar questions are looked for."""
+    """The answer cache, for calls that ask for it. Without an embedding model no similar questions are looked for.
+
+    A vector costs `embedding_input_usd` per million tokens, which a turn's cost includes.
+    """
 
     ttl_hours: float = Field(default=24.0, gt=0, le=8_760)
     entry_max_bytes: int = Field(default=262_144, ge=1024, le=1_048_576)
     owner_max_bytes: int = Field(default=16 * 1_048_576, ge=1024)
     embedding_model: str | None = None
+    embedding_input_usd: float | None = Field(default=None, ge=0)
     similarity: float = Field(default=0.97, ge=0.5, le=1.0)
 
 

@@ -8,7 +8,6 @@ from typing import Annotated, Final, Literal, Self
 from pydantic import Field
 
 from exai.conversations import ChatRequest, ChatResult, ChatService
-from exai.files.origins import GivenFiles
 from exai.files.service import FileService
 from exai.files.sources import ChangedFile, SourceReader, SourcesRead
 from exai.mcp.core.protocol import ClientInfo
@@ -160,12 +159,21 @@ def chat_tool(chat: ChatService, files: FileService, sources: SourceReader) -> T
 
     async def handle(arguments: ChatArguments, context: CallContext) -> ChatOutput:
         progress = AnswerProgress(context)
-        given = await files.resolve(context.owner, arguments.files or (), context.directory)
+        request = _request(arguments, context)
         again = SourcesRead()
-        if arguments.reread and arguments.continuation_id is not None:
-            again = await sources.reread(context.owner, arguments.continuation_id)
-        request = _request(arguments, context, given, again)
-        result = await chat.run(request, progress.on_delta, progress.on_begun)
+
+        async def prepare() -> ChatRequest:
+            nonlocal again
+            given = await files.resolve(context.owner, request.named, context.directory)
+            if arguments.reread and arguments.continuation_id is not None:
+                again = await sources.reread(context.owner, arguments.continuation_id)
+            return replace(
+                request, files=given.ids, reread=again.files, sources={**given.sources, **again.sources}, prepare=None
+            )
+
+        if request.named or arguments.reread:
+            request = replace(request, prepare=prepare)
+        result = await chat.run(request, progress.on_delta, progress.on_begun, context.preparing)
         notes = (*(f"read again: {each}" for each in again.read), *again.left_out, *again.notes, *result.notes)
         return ChatOutput.of(replace(result, notes=notes), context.client)
 
@@ -205,7 +213,7 @@ def _notes(result: ChatResult, next_offset: int | None, unlisted: int) -> list[s
     return notes
 
 
-def _request(arguments: ChatArguments, context: CallContext, given: GivenFiles, again: SourcesRead) -> ChatRequest:
+def _request(arguments: ChatArguments, context: CallContext) -> ChatRequest:
     return ChatRequest(
         owner=context.owner,
         prompt=arguments.prompt,
@@ -216,9 +224,7 @@ def _request(arguments: ChatArguments, context: CallContext, given: GivenFiles, 
         expected_revision=arguments.expected_revision,
         max_output_tokens=arguments.max_output_tokens,
         thinking=arguments.thinking,
-        files=given.ids,
-        reread=again.files,
-        sources={**given.sources, **again.sources},
+        named=tuple(arguments.files or ()),
         web_search=arguments.web_search,
         cache=arguments.cache,
     )

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from exai.conversations import ChatResult
+from exai.errors import shown
 from exai.mcp.core.protocol import ClientInfo
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
@@ -19,7 +20,7 @@ from exai.tools.limits import ALWAYS_LOADED, NO_CLIENT, answer_limit, size_of, t
 from exai.tools.progress import AnswerProgress
 from exai.tools.workflow import directory_of_caller, some_lines
 from exai.workflows.consensus import ConsensusRequest, ConsensusResult, ConsensusService, PanelAnswer
-from exai.workflows.consensus.requests import stored_result
+from exai.workflows.consensus.requests import Stance, stored_result
 from exai.workflows.consensus.watch import PanelWatch
 
 LISTED: Final = 0.1
@@ -32,8 +33,16 @@ EXPECTED: Final = (
     "kind failed states why there is none"
 )
 
-SIDES: Final[Mapping[str, int]] = {"for": 0, "against": 1}
-"""Stances of single models, in the order in which they are given out."""
+SIDES: Final[Mapping[str, Stance]] = {
+    **dict.fromkeys(("for", "support", "supporting", "supportive", "favor", "favour", "pro", "advocate"), "for"),
+    **dict.fromkeys(("against", "oppose", "opposing", "critical", "critic", "con", "contra", "challenge"), "against"),
+    **dict.fromkeys(("neutral", "weigh", "balanced", "both"), "weigh"),
+}
+"""Words for the stances of single models."""
+
+ONE_OF_EACH: Final = ("for", "against")
+OF_SEAT: Final = ("model", "name", "stance")
+"""Fields of a model that is given as an object."""
 
 
 class ConsensusArguments(Arguments):
@@ -56,6 +65,8 @@ class ConsensusArguments(Arguments):
     idempotency_key: SkipJsonSchema[str | None] = None
     reread: SkipJsonSchema[bool | None] = None
     findings: SkipJsonSchema[Any] = None
+    sides: SkipJsonSchema[list[Stance | None] | None] = None
+    ignored: SkipJsonSchema[list[str] | None] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -65,11 +76,26 @@ class ConsensusArguments(Arguments):
         if not isinstance(models, list) or not any(isinstance(each, dict) for each in models):
             return given
         seats = [each if isinstance(each, dict) else {"model": each} for each in models]
-        seats.sort(key=lambda each: SIDES.get(str(each.get("stance")), len(SIDES)))
-        taken = {**given, "models": [each.get("model", each.get("name")) for each in seats]}
-        if [each.get("stance") for each in seats[: len(SIDES)]] == list(SIDES):
+        sides = [_side(place, seat.get("stance")) for place, seat in enumerate(seats)]
+        taken = {**given, "models": [seat.get("model", seat.get("name")) for seat in seats]}
+        if tuple(sides[: len(ONE_OF_EACH)]) == ONE_OF_EACH and not {*sides[len(ONE_OF_EACH) :]} & {*ONE_OF_EACH}:
             taken.setdefault("stances", "for_against")
-        return taken
+        elif any(sides):
+            taken["sides"] = sides
+        unknown = [
+            f"models[{place}].{name}" for place, seat in enumerate(seats) for name in seat if name not in OF_SEAT
+        ]
+        return {**taken, "ignored": unknown} if unknown else taken
+
+
+def _side(place: int, stance: Any) -> Stance | None:
+    """Return the stance that a word means, None for none. Raises `ValueError` for another word."""
+    word = "" if stance is None else str(stance).strip().lower()
+    if word in ("", "none", "null"):
+        return None
+    if word not in SIDES:
+        raise ValueError(f"models[{place}].stance is {shown(word)}; a stance is for, against or neutral")
+    return SIDES[word]
 
 
 @dataclass
@@ -181,9 +207,14 @@ def consensus_tool(service: ConsensusService) -> ToolSpec:
     async def handle(arguments: ConsensusArguments, context: CallContext) -> ConsensusOutput:
         watch = PanelWatch(context.progress, context.doing)
         on_begun = AnswerProgress(context, expects=EXPECTED).on_begun
-        result = await service.run(_consensus_request(arguments, context), watch, on_begun)
+        result = await service.run(_consensus_request(arguments, context), watch, on_begun, context.preparing)
         output = ConsensusOutput.of(result, context.client)
-        return replace(output, understood=[NOT_SHOWN]) if arguments.findings else output
+        said = [NOT_SHOWN] if arguments.findings else []
+        said += [f"{each[:100]}: ignored" for each in arguments.ignored or ()]
+        if arguments.sides:
+            given = ", ".join(each or "none" for each in arguments.sides)
+            said.append(f"models: the stances of single models are {given}")
+        return replace(output, understood=said)
 
     return ToolSpec(
         name="consensus",
@@ -207,8 +238,9 @@ def consensus_tool(service: ConsensusService) -> ToolSpec:
 
 def _consensus_request(arguments: ConsensusArguments, context: CallContext) -> ConsensusRequest:
     given: dict[str, Any] = {name: value for name, value in dict(arguments).items() if value is not None}
-    given.pop("findings", None)
-    for name in ("files", "models"):
+    for name in ("findings", "ignored"):
+        given.pop(name, None)
+    for name in ("files", "models", "sides"):
         given[name] = tuple(given.get(name, ()))
     return ConsensusRequest(owner=context.owner, directory=directory_of_caller(context), **given)
 

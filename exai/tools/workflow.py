@@ -181,7 +181,7 @@ def _tool(workflow: Workflow, service: WorkflowService) -> ToolSpec:
         progress = AnswerProgress(context, workflow.name)
         request = _request(arguments, context)
         context.doing(f"{workflow.name}: reading files" if request.files or request.diff else workflow.name)
-        result = await service.run(workflow.name, request, progress.on_delta, progress.on_begun)
+        result = await service.run(workflow.name, request, progress.on_delta, progress.on_begun, context.preparing)
         return WorkflowOutput.of(result, context.client)
 
     return ToolSpec(

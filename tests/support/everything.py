@@ -61,7 +61,7 @@ async def use(database: Database) -> None:
     assert (await search.search(SearchQuery(LOCAL_OWNER, "words", continuation_id=name, **labels), limit=5)).hits
     answers, asked = AnswerRepository(database), Question(LOCAL_OWNER, "e", "r", "q", [0.6, 0.8])
     assert started.commit is not None
-    await answers.keep(asked, AnswerPlace(started.commit.conversation.id, 3, 4), age_s=60)
+    await answers.keep(asked, AnswerPlace(started.commit.conversation.id, 3, 4, TurnId(new_id())), age_s=60)
     assert [each.content for each in await answers.similar(asked, least=0.9, age_s=60)] == ["an answer"]
     await answers.prune(age_s=60)
     await files.cleanup_orphans(0)

@@ -28,10 +28,14 @@ _HEAD: Final = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\ntransfer-encoding: chunk
 
 
 class StreamingProvider:
-    """The provider. `times` are the arrival and the end of each request that was answered at once."""
+    """The provider. `times` are the arrival and the end of each request that was answered at once.
+
+    `streams` is the number of answers that are sent a word at a time now, and `words` counts the words of all.
+    """
 
     def __init__(self) -> None:
         self.times: list[tuple[float, float]] = []
+        self.words = self.streams = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection until its client closes it."""
@@ -47,6 +51,9 @@ class StreamingProvider:
         if path.endswith("/times"):
             _send(writer, b"application/json", json.dumps(self.times).encode(), b"")
             self.times = []
+        elif path.endswith("/words"):
+            facts = {"words": self.words, "streams": self.streams}
+            _send(writer, b"application/json", json.dumps(facts).encode(), b"")
         elif path.endswith("/models"):
             listed = {"object": "list", "data": [{"id": name, "object": "model"} for name in (AT_ONCE, *STEADY)]}
             _send(writer, b"application/json", json.dumps(listed).encode(), b"")
@@ -58,12 +65,31 @@ class StreamingProvider:
             await writer.drain()
             self.times.append((received, time.monotonic()))
         else:
-            writer.write(_HEAD % b"text/event-stream")
+            await self._stream(writer)
+        await writer.drain()
+
+    async def _stream(self, writer: asyncio.StreamWriter) -> None:
+        writer.write(_HEAD % b"text/event-stream")
+        self.streams += 1
+        try:
             for _ in range(MAX_WORDS):
                 writer.write(_chunk(_word()))
                 await writer.drain()
+                self.words += 1
                 await asyncio.sleep(PAUSE_S)
-        await writer.drain()
+        finally:
+            self.streams -= 1
+
+
+async def ask_provider(port: int, path: str) -> Any:
+    """Return what a running provider states at `path`."""
+    reader, writer = await asyncio.open_connection(HOST, port)
+    writer.write(f"GET {path} HTTP/1.1\r\nhost: bench\r\n\r\n".encode())
+    await reader.readuntil(b"\r\n\r\n")
+    size = int(await reader.readline(), 16)
+    found = json.loads(await reader.readexactly(size))
+    writer.close()
+    return found
 
 
 async def _request(reader: asyncio.StreamReader) -> tuple[str, Any] | None:

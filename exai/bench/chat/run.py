@@ -17,15 +17,16 @@ from statistics import median, quantiles
 from typing import Any, Final
 
 from exai.app import App, open_app
-from exai.bench.chat.provider import AT_ONCE, HOST, STEADY
-from exai.bench.contestants import PATIENT, batched_range
+from exai.bench.chat.daemon import read_beside_chats
+from exai.bench.chat.provider import AT_ONCE, HOST, STEADY, ask_provider
+from exai.bench.contestants import PATIENT
 from exai.bench.floors.postgres import OWNER, remove_all
 from exai.bench.plan import Texts
 from exai.bench.run import ReportProgress, machine
 from exai.bench.servers import ServerAddresses, open_servers
-from exai.conversations import AppendRequest, ChatRequest, ChatResult
+from exai.conversations import AppendRequest, ChatRequest
 from exai.errors import StartupError
-from exai.models import ContinuationId, Delta, OnDelta
+from exai.models import ContinuationId
 from exai.settings.load import load_settings
 
 START_TIMEOUT_S: Final = 20.0
@@ -52,8 +53,8 @@ QUICK: Final = ChatPlan(chats=5, streams=8, reads=20)
 class ChatReport:
     """The results. `before` is the time until the provider has the request, `after` the time from its last byte on.
 
-    Ratios are to one database round trip. `idle` and `beside` are the times of a read of a conversation without and
-    beside the streaming chats; `words_s` is the number of words a second that arrived meanwhile.
+    Ratios are to one database round trip. `idle` and `beside` are the times of `conversation_get` by a client of a
+    daemon, without and beside the streaming chats of other clients; `words_s` is the number of words a second of these.
     """
 
     plan: ChatPlan
@@ -98,10 +99,8 @@ async def _measure(plan: ChatPlan, servers: ServerAddresses, port: int, progress
         progress(0.0, "making conversations")
         names = await _conversations(app, plan)
         trips, before, after = await _added(app, port, plan, names, progress)
-        progress(0.5, "reading")
-        idle = await _reads(app, plan, names)
-        progress(0.7, f"reading beside {plan.streams} chats")
-        beside, words_s = await _reads_beside(app, plan, names)
+    progress(0.5, f"reading through a daemon, then beside {plan.streams} chats")
+    times = await read_beside_chats(addresses, port, names[0], streams=plan.streams, reads=plan.reads)
     progress(1.0, "done")
     return ChatReport(
         plan,
@@ -112,11 +111,11 @@ async def _measure(plan: ChatPlan, servers: ServerAddresses, port: int, progress
         after_ms=_ms(after),
         before_ratio=_ratio(before, trips),
         after_ratio=_ratio(after, trips),
-        idle_p50_ms=_ms(idle),
-        idle_p99_ms=_p99_ms(idle),
-        beside_p50_ms=_ms(beside),
-        beside_p99_ms=_p99_ms(beside),
-        words_s=words_s,
+        idle_p50_ms=_ms(times.idle),
+        idle_p99_ms=_p99_ms(times.idle),
+        beside_p50_ms=_ms(times.beside),
+        beside_p99_ms=_p99_ms(times.beside),
+        words_s=times.words_s,
     )
 
 
@@ -136,7 +135,7 @@ async def _added(
     """Return seconds of a database round trip, before the provider and after it, each by round."""
     trips, began, ended = [], [], []
     await _ask(app, names[0])
-    await _times(port)
+    await ask_provider(port, "/times")
     for number in range(plan.chats):
         started = time.monotonic()
         await app.database.fetch("ping")
@@ -145,7 +144,7 @@ async def _added(
         await _ask(app, names[number % len(names)])
         ended.append(time.monotonic())
         progress(0.5 * number / plan.chats, "chats")
-    seen = await _times(port)
+    seen = await ask_provider(port, "/times")
     if len(seen) != plan.chats:
         raise StartupError("bench", f"the provider had {len(seen)} requests", "Run it again")
     before = [received - start for start, (received, _) in zip(began, seen, strict=True)]
@@ -156,78 +155,6 @@ async def _ask(app: App, name: ContinuationId) -> None:
     # The read puts the conversation into the cache, as an earlier call of its client would have.
     await app.conversations.read(OWNER, name)
     await app.chat.run(ChatRequest(OWNER, "Go on.", model=AT_ONCE, continuation_id=name))
-
-
-async def _reads(app: App, plan: ChatPlan, names: Sequence[ContinuationId]) -> list[float]:
-    seconds = []
-    for number in range(plan.reads):
-        started = time.perf_counter()
-        await app.conversations.read(OWNER, names[number % len(names)])
-        seconds.append(time.perf_counter() - started)
-    return seconds
-
-
-async def _reads_beside(app: App, plan: ChatPlan, names: Sequence[ContinuationId]) -> tuple[list[float], float]:
-    """Read while chats stream; return the times, and the words a second that arrived meanwhile."""
-    words, chats = _Words(), list[asyncio.Task[ChatResult]]()
-    try:
-        # A few at a time, because their beginning is not measured.
-        for numbers in batched_range(plan.streams):
-            begun = [asyncio.Event() for _ in numbers]
-            for number, each in zip(numbers, begun, strict=True):
-                request = ChatRequest(OWNER, "Tell me.", model=STEADY[number % len(STEADY)])
-                asking = app.chat.run(request, words.counting(each))
-                chats.append(asyncio.create_task(asking))
-            await _all_streaming(begun, chats)
-        words.count, started = 0, time.perf_counter()
-        seconds = await _reads(app, plan, names)
-        return seconds, words.count / (time.perf_counter() - started)
-    finally:
-        for chat in chats:
-            chat.cancel()
-        await asyncio.gather(*chats, return_exceptions=True)
-
-
-async def _all_streaming(begun: Sequence[asyncio.Event], chats: Sequence[asyncio.Task[ChatResult]]) -> None:
-    """Wait for the first word of each. Raises `StartupError` if a chat ends."""
-
-    async def all_begun() -> None:
-        for each in begun:
-            await each.wait()
-
-    waiting = asyncio.create_task(all_begun())
-    either: set[asyncio.Task[Any]] = {waiting, *chats}
-    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    if not waiting.done():
-        waiting.cancel()
-        problem = next((str(chat.exception() or "it ended") for chat in chats if chat.done()), "")
-        raise StartupError("bench", f"a chat did not stream: {problem}", "Run it with less other work")
-
-
-class _Words:
-    """Counts the words of all chats."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def counting(self, begun: asyncio.Event) -> OnDelta:
-        """Return a callback that counts the words of one chat, and sets `begun` at the first."""
-
-        async def on_delta(delta: Delta) -> None:
-            self.count += bool(delta.content)
-            begun.set()
-
-        return on_delta
-
-
-async def _times(port: int) -> list[tuple[float, float]]:
-    reader, writer = await asyncio.open_connection(HOST, port)
-    writer.write(b"GET /times HTTP/1.1\r\nhost: bench\r\n\r\n")
-    await reader.readuntil(b"\r\n\r\n")
-    size = int(await reader.readline(), 16)
-    found = json.loads(await reader.readexactly(size))
-    writer.close()
-    return [(received, last) for received, last in found]
 
 
 @asynccontextmanager
@@ -281,7 +208,7 @@ def chat_as_text(report: ChatReport) -> str:
             f"  before the provider has the request  {report.before_ms:.2f} ms, {report.before_ratio:.1f} round trips",
             f"  after the provider's last byte       {report.after_ms:.2f} ms, {report.after_ratio:.1f} round trips",
             "",
-            f"a read of a conversation, {plan.reads} in turn",
+            f"conversation_get by WebSocket, a client in its own process, {plan.reads} in turn",
             f"  idle                                 p50 {report.idle_p50_ms:.2f} ms, p99 {report.idle_p99_ms:.2f} ms",
             f"  beside {plan.streams} chats, {report.words_s:,.0f} words/s  "
             f"p50 {report.beside_p50_ms:.2f} ms, p99 {report.beside_p99_ms:.2f} ms, {report.beside_ratio:.1f} times",

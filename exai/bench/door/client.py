@@ -10,7 +10,7 @@ import asyncio
 import resource
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, cast
 
@@ -27,7 +27,7 @@ _PING: Final = 0x89
 _PONG: Final = b"\x8a\x80\0\0\0\0"
 _HANDSHAKE: Final = (
     b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: mcp\r\n\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: mcp\r\n"
 )
 
 
@@ -117,14 +117,15 @@ class Caller(ABC, asyncio.Protocol):
 class WebSocketCaller(Caller):
     """Text frames with a mask of zeros, which is free for the client and costs the server as much as any other."""
 
-    def __init__(self, message: bytes) -> None:
+    def __init__(self, message: bytes, *, token: str | None = None) -> None:
         super().__init__(message)
+        self._authorization = b"" if token is None else f"Authorization: Bearer {token}\r\n".encode()
         self._is_open: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Request the upgrade."""
         super().connection_made(transport)
-        self.write(_HANDSHAKE)
+        self.write(_HANDSHAKE + self._authorization + b"\r\n")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Wake the waiting task."""
@@ -218,7 +219,11 @@ CallerType = type[WebSocketCaller] | type[HttpCaller]
 
 @asynccontextmanager
 async def open_callers(
-    kind: CallerType, port: int, number: int, message: bytes, first: bytes | None = None
+    kind: Callable[[bytes], WebSocketCaller | HttpCaller],
+    port: int,
+    number: int,
+    message: bytes,
+    first: bytes | None = None,
 ) -> AsyncIterator[list[Caller]]:
     """Open connections and send `first` on each. Raises `StartupError`."""
     loop = asyncio.get_running_loop()

@@ -4,8 +4,8 @@ An answer is kept in Redis under a digest of everything on which it depends: the
 and every message of the prompt. Where an embedding model is configured, an answer to a similar question is found, too
 (`exai.conversations.turns.similar`), and marked as such.
 
-Invariant: a cached answer was complete, came from the model of the call, and belongs to the same owner. A fault of the
-cache never fails a call.
+Invariant: a cached answer was complete, came from the model of the call, and belongs to the same owner, in a
+conversation that is not deleted. A fault of the cache never fails a call.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from exai.errors import CacheError
 from exai.models import AnswerOrigin, Completion, CompletionRequest, Reasoning, Recorder, Usage, WebSource
 from exai.providers.base import Model
 from exai.providers.completion.identity import digest_of
+from exai.providers.embeddings import EmbeddingCost
 from exai.providers.registry import Providers
 from exai.settings.load import AnswerSettings
 
@@ -48,13 +49,16 @@ class Recalled:
     """The result of a lookup in the answer cache: an answer, or the name under which one can be kept, and notes.
 
     `name` is the key of the same prompt, `question` that of similar ones. Without either no answer is kept, such as
-    that to a shorter prompt.
+    that to a shorter prompt. `embedding` is the cost of the question's vector, and
+    `place` the message that holds an answer to the same prompt.
     """
 
     completion: Completion | None = None
     name: str | None = None
     question: Question | None = None
     notes: tuple[str, ...] = ()
+    embedding: EmbeddingCost | None = None
+    place: AnswerPlace | None = None
 
 
 class AnswerCache:
@@ -80,6 +84,7 @@ class AnswerCache:
     async def find(self, request: ChatRequest, model: Model, asked: CompletionRequest) -> Recalled:
         """Return an earlier answer to `asked`: 1 Redis round trip if the request uses the answer cache, else none.
 
+        The statement that stores the outcome of the turn checks that the `place` of an answer still exists.
         If none was given to the same prompt, similar questions are looked for where that is possible.
         """
         if request.cache == "off":
@@ -89,7 +94,13 @@ class AnswerCache:
             rest = await self._name(request, model, without_question(asked))
             compared = await self._similar.find(request, rest, model.name)
             notes = (*recalled.notes, *filter(None, [compared.note]))
-            recalled = replace(recalled, completion=compared.completion, question=compared.question, notes=notes)
+            recalled = replace(
+                recalled,
+                completion=compared.completion,
+                question=compared.question,
+                notes=notes,
+                embedding=compared.embedding,
+            )
             result = "similar" if compared.completion else result
         self._recorder.count("answer_cache_reads_total", result=result)
         if recalled.completion is None or recalled.completion.origin is None:
@@ -106,7 +117,7 @@ class AnswerCache:
         """
         if recalled.completion is not None or (recalled.name is None and recalled.question is None):
             return None
-        entry = encode_answer(completion, model, datetime.now(UTC)) if is_fit(request, completion) else None
+        entry = encode_answer(completion, model, datetime.now(UTC), place) if is_fit(request, completion) else None
         if entry is None:
             return self._stored("unfit", None)
         if self._similar is not None and recalled.question is not None:
@@ -131,8 +142,11 @@ class AnswerCache:
             kept = await self._entries.find(request.owner, name, self._limits)
         except CacheError:
             return "down", Recalled(name=name, notes=(NOT_ASKED,))
-        completion = None if kept is None else decode_answer(kept)
-        return "miss" if completion is None else "hit", Recalled(completion, name)
+        found = None if kept is None else decode_answer(kept)
+        if found is None:
+            return "miss", Recalled(name=name)
+        completion, place = found
+        return "hit", Recalled(completion, name, place=place)
 
     async def _name(self, request: ChatRequest, model: Model, asked: CompletionRequest) -> str:
         is_long = sum(len(message.content) for message in asked.messages) > LONG_PROMPT_CHARS
@@ -155,7 +169,7 @@ def is_fit(request: ChatRequest, completion: Completion) -> bool:
     return is_whole and is_own and has_searched and bool(completion.content.strip())
 
 
-def encode_answer(completion: Completion, model: Model, now: datetime) -> bytes | None:
+def encode_answer(completion: Completion, model: Model, now: datetime, place: AnswerPlace) -> bytes | None:
     """Return an answer as it is kept, with its time and the name of its model; None if it is not Unicode."""
     reasoning = completion.returned_reasoning
     facts = {
@@ -166,6 +180,7 @@ def encode_answer(completion: Completion, model: Model, now: datetime) -> bytes 
         "answered_at": now.isoformat(),
         "sources": [list(each) for each in completion.sources],
         "notes": list(completion.notes),
+        "place": [place.conversation_id, place.question_seq, place.seq, place.turn_id],
         "reasoning": [reasoning.provider, reasoning.field, reasoning.text] if reasoning else None,
     }
     try:
@@ -174,16 +189,18 @@ def encode_answer(completion: Completion, model: Model, now: datetime) -> bytes 
         return None
 
 
-def decode_answer(kept: bytes) -> Completion | None:
+def decode_answer(kept: bytes) -> tuple[Completion, AnswerPlace] | None:
     """Return a kept answer as one that has cost nothing; None if it cannot be read."""
     try:
         found: Mapping[str, Any] = orjson.loads(kept)
         reasoning = found["reasoning"]
         origin = AnswerOrigin(datetime.fromisoformat(found["answered_at"]), found["model"])
+        place = AnswerPlace(*found["place"])
         texts = [found["content"], found["provider"], found["wire_model"], origin.model, *found["notes"]]
-        if {*map(type, texts)} != {str} or origin.answered_at.tzinfo is None:
+        texts += [place.conversation_id, place.turn_id]
+        if type(place.seq) is not int or {*map(type, texts)} != {str} or origin.answered_at.tzinfo is None:
             return None
-        return Completion(
+        completion = Completion(
             content=found["content"],
             reasoning="",
             finish_reason="stop",
@@ -200,6 +217,7 @@ def decode_answer(kept: bytes) -> Completion | None:
         )
     except (ValueError, TypeError, KeyError):
         return None
+    return completion, place
 
 
 def said_of(origin: AnswerOrigin) -> str:

@@ -6,12 +6,11 @@ Invariant: a turn that was begun for a cancelled caller is recorded as failed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Miss
 from exai.conversations.refusals import refusal
-from exai.conversations.requests import ChatRequest, RunningTurn
+from exai.conversations.requests import ChatRequest, OnBegun, RunningTurn
 from exai.conversations.turns.outcomes import OutcomeWriter
 from exai.conversations.turns.result import failure_of
 from exai.db.records import TurnBegun, TurnStart
@@ -27,9 +26,6 @@ OUTCOME_RESERVE_S = 2.0
 POLL_FIRST_S = 0.1
 POLL_MOST_S = 2.0
 """First and longest pause between two polls of a repeated request for the end of the first attempt."""
-
-OnBegun = Callable[[RunningTurn], None]
-"""Called once a turn's question is committed; any daemon can then find the turn by its id."""
 
 
 class Beginning:

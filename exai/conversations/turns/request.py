@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
 from exai.cache.records import Hit, Miss
 from exai.conversations.deduplication import content_hash, request_key
@@ -16,14 +17,8 @@ LEASE_S = 60.0
 """Duration of a turn lease, after which a request with the same idempotency key can resume a dead daemon's turn."""
 
 
-def turn_start(
-    request: ChatRequest,
-    model: Model,
-    room_tokens: int,
-    cached: Hit | Miss | None,
-    claim: BudgetClaim | None = None,
-) -> TurnStart:
-    """Return the claim of a turn, with a generated key if the caller gave none and the messages that the cache has."""
+def reserving_start(request: ChatRequest) -> TurnStart:
+    """Return the claim of a turn whose question is not known yet, with a generated key if the caller gave none."""
     return TurnStart(
         owner=request.owner,
         continuation_id=request.continuation_id,
@@ -32,17 +27,39 @@ def turn_start(
         request_key=request_key(request.idempotency_key),
         request_hash=_request_hash(request),
         tool=request.tool,
+        provider=None,
+        model=None,
+        messages=(),
+        lease_s=LEASE_S,
+        budget_bytes=0,
+        title=request.title_or_opening,
+        expected_revision=request.expected_revision,
+        counts_steps=request.guidance is not None,
+    )
+
+
+def turn_start(
+    request: ChatRequest,
+    model: Model,
+    room_tokens: int,
+    cached: Hit | Miss | None,
+    claim: BudgetClaim | None = None,
+    *,
+    reserved: TurnStart | None = None,
+) -> TurnStart:
+    """Return the claim of a turn with its question and the messages that the cache has.
+
+    It has the ids of the one that is `reserved`, or could be, for the request.
+    """
+    return replace(
+        reserved or reserving_start(request),
         provider=model.provider,
         model=model.name,
         messages=chat_messages(request),
-        lease_s=LEASE_S,
         budget_bytes=room_tokens * MAX_BYTES_PER_TOKEN,
-        title=request.title_or_opening,
         file_ids=request.all_files,
         sources=request.sources,
-        expected_revision=request.expected_revision,
         known=_known(cached),
-        counts_steps=request.guidance is not None,
         claim=claim,
     )
 
@@ -68,7 +85,7 @@ def _request_hash(request: ChatRequest) -> str:
         request.model,
         request.max_output_tokens,
         request.thinking,
-        request.files,
+        request.named or request.files,
         *searches,
     )
 

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Any, Final, Literal
 
 from exai.conversations.requests import ChatRequest, ChatResult
@@ -18,7 +19,7 @@ from exai.db.records import StoredReply, TurnBegun, TurnEnd
 from exai.db.turns import StoredTurn
 from exai.errors import ExaiError, ShuttingDown
 from exai.files.sources import ChangedFile
-from exai.models import AnswerOrigin, Completion, ContinuationId, NewMessage, TurnId, WebSource
+from exai.models import AnswerOrigin, Commit, Completion, ContinuationId, NewMessage, TurnId, WebSource
 from exai.providers.base import Model
 
 Stage = Literal["running", "answered", "failed", "cancelled", "lost"]
@@ -112,6 +113,42 @@ def changed_of(facts: Mapping[str, Any]) -> tuple[ChangedFile, ...]:
     return tuple(ChangedFile(**each) for each in facts.get(CHANGED, ()))
 
 
+def fresh_result(
+    completion: Completion,
+    facts: Mapping[str, Any],
+    finished: Commit,
+    *,
+    seq: int,
+    model: str,
+    cost_usd: Decimal | None,
+    duration_s: float,
+) -> ChatResult:
+    """Make the answer of a turn that this process has just finished, from the answer and the facts stored with it."""
+    return ChatResult(
+        content=completion.content,
+        continuation_id=finished.conversation.continuation_id,
+        model=model,
+        provider=completion.provider,
+        seq=seq,
+        revision=finished.revision,
+        usage=completion.usage,
+        finish_reason=completion.finish_reason,
+        duration_ms=duration_s * 1000,
+        duplicate=False,
+        prompt_tokens_left=facts["prompt_tokens_left"],
+        left_out=facts.get("left_out", 0),
+        partial=completion.is_partial,
+        unread_events=completion.unread_events,
+        notes=tuple(facts.get("notes", ())),
+        cost_usd=cost_usd,
+        facts=facts.get(GUIDANCE, {}),
+        instead_of=completion.instead_of,
+        sources=completion.sources,
+        origin=completion.origin,
+        changed_files=changed_of(facts),
+    )
+
+
 def facts_of(completion: Completion, asked: Asked, guidance: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the metadata stored with an answer, from which a repeated request is answered."""
     facts: dict[str, Any] = {
@@ -192,14 +229,11 @@ def failure_of(request: ChatRequest, model: Model, begun: TurnBegun, text: str, 
     If the conversation would consist of its first question alone, a message states why no answer follows. Neither this
     message nor the partial answer is ever sent to a model.
     """
-    cause = cause_of(error)
-    why = str(cause.get("message", f"internal error ({cause.get('type')})"))[:MAX_CAUSE_CHARS]
-    facts = {"error": cause["code"], "message": why}
     kept: tuple[NewMessage, ...] = ()
     if text.strip():
-        kept = (NewMessage("assistant", text, kind="partial", metadata=facts),)
+        kept = (NewMessage("assistant", text, kind="partial", metadata=_said_of_failure(error)),)
     elif request.continuation_id is None:
-        kept = (NewMessage("assistant", f"No answer: {why}", kind="failed", metadata=facts),)
+        kept = failed_rows(error)
     return TurnEnd(
         owner=request.owner,
         turn_id=begun.turn_id,
@@ -207,8 +241,20 @@ def failure_of(request: ChatRequest, model: Model, begun: TurnBegun, text: str, 
         state="failed",
         messages=kept,
         model=model.name,
-        error=cause,
+        error=cause_of(error),
     )
+
+
+def failed_rows(error: BaseException) -> tuple[NewMessage, ...]:
+    """Return the message that states why there is no answer; it is never sent to a model."""
+    facts = _said_of_failure(error)
+    return (NewMessage("assistant", f"No answer: {facts['message']}", kind="failed", metadata=facts),)
+
+
+def _said_of_failure(error: BaseException) -> dict[str, Any]:
+    cause = cause_of(error)
+    why = str(cause.get("message", f"internal error ({cause.get('type')})"))[:MAX_CAUSE_CHARS]
+    return {"error": cause["code"], "message": why}
 
 
 def kept_of(text: str) -> str:

@@ -20,7 +20,7 @@ from exai.db.answers import AnswerPlace, AnswerRepository, Question, SimilarAnsw
 from exai.errors import DatabaseError, ExaiError
 from exai.models import AnswerOrigin, Completion, CompletionRequest, Message, Usage, WebSource
 from exai.providers.completion.identity import digest_of
-from exai.providers.embeddings import Embedder, EmbeddingFailed
+from exai.providers.embeddings import Embedder, EmbeddingCost, EmbeddingFailed
 from exai.settings.load import AnswerSettings
 
 MAX_QUESTION_CHARS: Final = 2_000
@@ -47,11 +47,14 @@ PLACEHOLDER: Final = "\0question"
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """The result of a comparison: the answer to a similar question, the question to keep an answer for, and a note."""
+    """The result of a comparison: the answer to a similar question, the question to keep an answer for, a note,
+    and what its vector cost.
+    """
 
     completion: Completion | None = None
     question: Question | None = None
     note: str | None = None
+    embedding: EmbeddingCost | None = None
 
 
 class SimilarAnswers:
@@ -68,21 +71,21 @@ class SimilarAnswers:
         """
         prompt = request.prompt
         try:
-            vector = await self._embedder.embed(prompt)
+            vector, cost = await self._embedder.embed(prompt)
         except EmbeddingFailed as error:
             return Compared(note=f"no similar question was looked for, because {self._embedder.name} failed: {error}")
         digest = digest_of((prompt.encode(errors="surrogatepass"),))
         question = Question(request.owner, self._embedder.space, rest, digest, vector)
         if request.cache != "use":
-            return Compared(question=question)
+            return Compared(question=question, embedding=cost)
         try:
             found = await self._repository.similar(question, least=self._least, age_s=self._age_s)
         except DatabaseError as error:
-            return Compared(note=f"no similar question was looked for: {error}")
+            return Compared(note=f"no similar question was looked for: {error}", embedding=cost)
         parts = exact_parts(prompt)
         same = (each for each in found if exact_parts(each.question) == parts)
         best = next(same, None)
-        return Compared(None if best is None else completion_of(best, model), question)
+        return Compared(None if best is None else completion_of(best, model), question, embedding=cost)
 
     async def keep(self, question: Question, place: AnswerPlace) -> bool:
         """Keep the place of an answer for similar questions: 1 database round trip. Return whether it is kept."""

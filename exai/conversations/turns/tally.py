@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
-from typing import Final
+from decimal import Decimal
+from typing import Any, Final
 
 from exai.conversations.turns.prompt import estimate_tokens
 from exai.errors import Conflict, DeadlineExceeded, ProviderBroken, ShuttingDown
 from exai.models import Completion, Delta, OnDelta, Usage
+from exai.providers.embeddings import EmbeddingCost
+from exai.providers.prices import REPORTS_COST
 
 _WORKED = (asyncio.CancelledError, Conflict, DeadlineExceeded, ProviderBroken, ShuttingDown)
 """Ends of a call that the provider has accepted and bills; it bills nothing for a request that it refuses. A `Conflict`
@@ -29,8 +32,17 @@ class TurnTally:
         self._reasoning: list[str] = []
         self._sent_tokens: int | None = None
         self._reported: Usage | None = None
+        self.embedding: EmbeddingCost | None = None
+        """The cost of the question's vector, if one was made."""
+
         self.is_estimated = False
         """Whether the tokens of the answer are estimates."""
+
+    @property
+    def has_estimates(self) -> bool:
+        """Whether tokens of the answer or of the question's vector are estimates, or the vector has no price."""
+        vector = self.embedding
+        return self.is_estimated or (vector is not None and (vector.is_estimated or vector.cost_usd is None))
 
     @property
     def took_s(self) -> float:
@@ -53,12 +65,32 @@ class TurnTally:
     def counted(self, completion: Completion) -> Completion:
         """Return the answer, with estimates of the tokens that the provider has not reported, or not credibly."""
         usage = completion.usage
-        is_priced = usage.cost_usd is not None and not (usage.input_tokens or usage.output_tokens)
-        if self._sent_tokens is None or is_priced:
+        if self._sent_tokens is None:
+            return completion
+        if not (usage.input_tokens or usage.output_tokens) and completion.provider != REPORTS_COST:
+            # Without tokens an amount says nothing; that of OpenRouter is its bill.
+            usage = replace(usage, cost_usd=None)
+        elif usage.cost_usd is not None and not (usage.input_tokens or usage.output_tokens):
             return completion
         credible = _credible(usage, _estimated(self._sent_tokens, completion.content, completion.reasoning))
         self.is_estimated = _differ(usage, credible)
-        return completion if credible == usage else replace(completion, usage=credible)
+        return completion if credible == completion.usage else replace(completion, usage=credible)
+
+    def with_embedding(self, usage: Usage, cost_usd: Decimal | None) -> tuple[Usage, Decimal | None]:
+        """Return tokens and cost with those of the question's vector."""
+        vector = self.embedding
+        if vector is None:
+            return usage, cost_usd
+        total_usd = None if cost_usd is None else cost_usd + (vector.cost_usd or 0)
+        return replace(usage, input_tokens=usage.input_tokens + vector.tokens), total_usd
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is stored of the question's vector with the turn."""
+        vector = self.embedding
+        if vector is None:
+            return {}
+        usd = None if vector.cost_usd is None else float(vector.cost_usd)
+        return {"embedding": {"model": vector.model, "tokens": vector.tokens, "cost_usd": usd}}
 
     def spent(self, error: BaseException) -> tuple[Usage | None, bool]:
         """Return the tokens of a call that ended in `error`, None if not billed, and whether they are estimated."""

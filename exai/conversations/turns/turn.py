@@ -10,9 +10,10 @@ deadline or the caller's cancellation (`exai.conversations.turns.outcomes`).
 
 from __future__ import annotations
 
-import asyncio
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable
+from dataclasses import replace
+from decimal import Decimal
 from typing import Any, TypeVar
 
 import structlog
@@ -20,20 +21,28 @@ import structlog
 from exai.cache.conversations import ConversationCache
 from exai.cache.records import Hit, Miss, PreloadedPage
 from exai.conversations.publishing import Publisher
-from exai.conversations.requests import ChatRequest, ChatResult
+from exai.conversations.requests import ChatRequest, ChatResult, OnBegun
 from exai.conversations.turns.answers import AnswerCache, Recalled
 from exai.conversations.turns.attachments import Attachments
-from exai.conversations.turns.beginning import OUTCOME_RESERVE_S, Beginning, OnBegun
+from exai.conversations.turns.beginning import OUTCOME_RESERVE_S, Beginning
 from exai.conversations.turns.budgets import Budgets
 from exai.conversations.turns.disk import DiskComparison
 from exai.conversations.turns.leases import TurnLeases
+from exai.conversations.turns.open_turn import OpenTurn
 from exai.conversations.turns.outcomes import OnTurnEnd, OutcomeWriter
+from exai.conversations.turns.preparation import OnPreparing, Preparation
 from exai.conversations.turns.prompt import Asked, check_fits
-from exai.conversations.turns.request import completion_request, history_of, turn_start, whole_prompt_tokens
-from exai.conversations.turns.result import GUIDANCE, answer_of, changed_of, facts_of, failure_of, kept_of, result_of
+from exai.conversations.turns.request import (
+    completion_request,
+    history_of,
+    reserving_start,
+    turn_start,
+    whole_prompt_tokens,
+)
+from exai.conversations.turns.result import answer_of, facts_of, failure_of, fresh_result, kept_of, result_of
 from exai.conversations.turns.tally import TurnTally
 from exai.db.answers import AnswerPlace
-from exai.db.records import BudgetClaim, TurnBegun, TurnEnd, TurnStart
+from exai.db.records import TurnBegun, TurnEnd, TurnStart
 from exai.db.turns import TurnRepository
 from exai.errors import (
     AnswerNotStored,
@@ -50,8 +59,8 @@ from exai.models import (
     Delta,
     OnDelta,
     Prompt,
+    Usage,
 )
-from exai.providers.base import Model
 from exai.providers.completion.counting import CountFailed
 from exai.providers.registry import Providers
 from exai.resilience import remaining_s, with_deadline
@@ -61,24 +70,6 @@ MAX_SHRINKS = 5
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """A turn that has begun. `publication` is the task that publishes its question.
-
-    `claim` is the cost that is still to be reserved before the model is called.
-    """
-
-    request: ChatRequest
-    model: Model
-    start: TurnStart
-    claim: BudgetClaim | None
-    begun: TurnBegun
-    commit: Commit
-    cached: Hit | Miss | None
-    publication: asyncio.Task[None]
-    tally: TurnTally
 
 
 class ChatTurns:
@@ -103,9 +94,70 @@ class ChatTurns:
         self.leases, self.outcomes = TurnLeases(repository), OutcomeWriter(repository, on_end)
         self._beginning = Beginning(repository, cache, self.outcomes)
 
-    async def run(self, request: ChatRequest, on_delta: OnDelta | None, on_begun: OnBegun | None = None) -> ChatResult:
+    async def run(
+        self,
+        request: ChatRequest,
+        on_delta: OnDelta | None,
+        on_begun: OnBegun | None = None,
+        on_preparing: OnPreparing | None = None,
+    ) -> ChatResult:
         """Answer one question. Guarantees and errors are those of `ChatService.run`."""
         started = time.monotonic()
+        if request.prepare is None:
+            turn = await self._begin(request, on_delta, on_begun)
+        else:
+            turn = await self._prepare(request, request.prepare(), on_delta, on_begun, on_preparing)
+        begun, commit = turn.begun, turn.commit
+        if begun.reply is not None:
+            # The process that answered first may have died before it updated the cache.
+            await self._publisher.publish(commit)
+            name, seconds = commit.conversation.continuation_id, time.monotonic() - started
+            return result_of(begun.reply, name, commit.revision, duration_s=seconds, duplicate=True)
+        # Not awaited: the cache is updated while the model answers. `_publish_finished` waits for it, since the answer
+        # can only be added to an entry that contains the question.
+        publication = self.outcomes.start(self._publish_begun(begun, commit, turn.cached), "cache-begun")
+        turn = replace(turn, publication=publication)
+        model = turn.model
+        completion, seq, finished, facts = await self._answer(turn)
+        usage, cost_usd = self._billed(turn, completion)
+        return fresh_result(
+            replace(completion, usage=usage),
+            facts,
+            finished,
+            seq=seq,
+            model=self._providers.answered(model, completion).name,
+            cost_usd=cost_usd,
+            duration_s=time.monotonic() - started,
+        )
+
+    async def _prepare(
+        self,
+        request: ChatRequest,
+        reading: Awaitable[ChatRequest],
+        on_delta: OnDelta | None,
+        on_begun: OnBegun | None,
+        on_preparing: OnPreparing | None,
+    ) -> OpenTurn:
+        """Read the files of a request, and begin its turn; until then `on_preparing` can have it reserved."""
+        preparation = Preparation(
+            *(self._repository, self.outcomes, self.leases, self._publisher, reserving_start(request)),
+            question=request.prompt,
+            asked=request.model,
+            on_begun=on_begun,
+        )
+        if on_preparing is not None:
+            on_preparing(preparation.reserve)
+        async with preparation.guarded():
+            return await self._begin(await preparation.read(reading), on_delta, on_begun, preparation.start)
+
+    async def _begin(
+        self,
+        request: ChatRequest,
+        on_delta: OnDelta | None,
+        on_begun: OnBegun | None,
+        reserved: TurnStart | None = None,
+    ) -> OpenTurn:
+        """Begin the turn of a question, whose files are stored."""
         model = await self._providers.find(request.model)
         model = await self._providers.prepare(model, prompt_tokens=whole_prompt_tokens(request))
         self._providers.check(
@@ -124,44 +176,11 @@ class ChatTurns:
         claim = self._budgets.claim(bounded, model)
         # An answer of the answer cache costs nothing, so that it needs no budget.
         claim, later = (None, claim) if self._answers.may_find(request) else (claim, None)
-        start = turn_start(request, model, room_tokens, cached, claim)
+        start = turn_start(request, model, room_tokens, cached, claim, reserved=reserved)
         begun = await self._beginning.begin(request, model, start, cached, on_begun)
-        commit = begun.commit
-        if commit is None:
+        if begun.commit is None:
             raise AssertionError("a turn that was begun has a conversation")
-        if begun.reply is not None:
-            # The process that answered first may have died before it updated the cache.
-            await self._publisher.publish(commit)
-            name, seconds = commit.conversation.continuation_id, time.monotonic() - started
-            return result_of(begun.reply, name, commit.revision, duration_s=seconds, duplicate=True)
-        # Not awaited: the cache is updated while the model answers. `_publish_finished` waits for it, since the answer
-        # can only be added to an entry that contains the question.
-        publication = self.outcomes.start(self._publish_begun(begun, commit, cached), "cache-begun")
-        turn = _Turn(bounded, model, start, later, begun, commit, cached, publication, TurnTally(on_delta))
-        completion, seq, finished, facts = await self._answer(turn, room_tokens)
-        return ChatResult(
-            content=completion.content,
-            continuation_id=turn.commit.conversation.continuation_id,
-            model=self._providers.answered(model, completion).name,
-            provider=completion.provider,
-            seq=seq,
-            revision=finished.revision,
-            usage=completion.usage,
-            finish_reason=completion.finish_reason,
-            duration_ms=(time.monotonic() - started) * 1000,
-            duplicate=False,
-            prompt_tokens_left=facts["prompt_tokens_left"],
-            left_out=facts.get("left_out", 0),
-            partial=completion.is_partial,
-            unread_events=completion.unread_events,
-            notes=tuple(facts.get("notes", ())),
-            cost_usd=self._providers.total_usd(model, completion),
-            facts=facts.get(GUIDANCE, {}),
-            instead_of=completion.instead_of,
-            sources=completion.sources,
-            origin=completion.origin,
-            changed_files=changed_of(facts),
-        )
+        return OpenTurn(bounded, model, start, later, begun, begun.commit, cached, room_tokens, TurnTally(on_delta))
 
     async def _read_cache(self, request: ChatRequest) -> Hit | Miss | None:
         if request.continuation_id is None:
@@ -169,10 +188,10 @@ class ChatTurns:
         found = await self._cache.read(ConversationKey(request.owner, request.continuation_id))
         return found if isinstance(found, Hit | Miss) else None
 
-    async def _answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, int, Commit, dict[str, Any]]:
+    async def _answer(self, turn: OpenTurn) -> tuple[Completion, int, Commit, dict[str, Any]]:
         continuation_id = turn.commit.conversation.continuation_id
         try:
-            completion, asked, recalled = await self._leased_answer(turn, room_tokens)
+            completion, asked, recalled = await self._leased_answer(turn, turn.room_tokens)
             completion = turn.tally.counted(completion)
         except BaseException as error:
             if isinstance(error, ExaiError):
@@ -181,8 +200,9 @@ class ChatTurns:
             raise
         guidance = turn.request.guidance
         facts = facts_of(completion, asked, {**guidance.facts, "step": turn.begun.step} if guidance else None)
+        facts |= turn.tally.facts()
         try:
-            seq, finished = await self.outcomes.complete(self._finish(turn, completion, facts))
+            stored = await self.outcomes.complete(self._finish(turn, completion, facts, recalled.place))
         except Conflict as error:
             error.continuation_id = continuation_id
             raise
@@ -196,11 +216,17 @@ class ChatTurns:
             if not isinstance(error, ExaiError) or not error.retryable:
                 await self.outcomes.complete(self._fail(turn, not_stored))
             raise not_stored from error
-        place = AnswerPlace(turn.commit.conversation.id, turn.begun.last_seq or 0, seq)
+        if stored is None:
+            # The conversation of the answer was deleted since, so the model is asked as if there were none.
+            return await self._answer(replace(turn, request=replace(turn.request, cache="refresh")))
+        seq, finished = stored
+        if completion.origin is not None:
+            await turn.tally(Delta(content=completion.content))
+        place = AnswerPlace(turn.commit.conversation.id, turn.begun.last_seq or 0, seq, turn.begun.turn_id)
         not_kept = await self._answers.keep(turn.request, recalled, completion, turn.model, place)
         return completion, seq, finished, {**facts, "notes": [*facts.get("notes", ()), *filter(None, [not_kept])]}
 
-    async def _leased_answer(self, turn: _Turn, room_tokens: int) -> tuple[Completion, Asked, Recalled]:
+    async def _leased_answer(self, turn: OpenTurn, room_tokens: int) -> tuple[Completion, Asked, Recalled]:
         """Call the model under the turn's lease, unless the answer cache has the answer; return answer and prompt.
 
         Raises `Conflict` if the turn was ended elsewhere.
@@ -209,7 +235,6 @@ class ChatTurns:
             asked = await self._prompt(turn, room_tokens)
             recalled = await self._recalled(turn, asked.messages)
             if recalled.completion is not None:
-                await turn.tally(Delta(content=recalled.completion.content))
                 async with self._disk.beside(turn.request, asked) as conclude:
                     return recalled.completion, await conclude(asked), recalled
             async with self._disk.beside(turn.request, asked) as conclude:
@@ -219,18 +244,19 @@ class ChatTurns:
             recalled = replace(recalled, name=None, question=None)
         return completion, sent._replace(notes=(*sent.notes, *recalled.notes)), recalled
 
-    async def _recalled(self, turn: _Turn, messages: list[Prompt]) -> Recalled:
+    async def _recalled(self, turn: OpenTurn, messages: list[Prompt]) -> Recalled:
         """Ask the answer cache; reserve the cost of the turn after a miss. Raises `BudgetExceeded`."""
         recalled = await self._answers.find(
             turn.request, turn.model, completion_request(turn.request, turn.model, messages)
         )
+        turn.tally.embedding = recalled.embedding
         if turn.claim is not None and recalled.completion is None:
             history = history_of(turn.begun, turn.cached)
             size_bytes = sum(len(each.content.encode()) for each in history if each.seq < (turn.begun.first_seq or 1))
             await self._repository.reserve(turn.start, turn.begun, turn.claim, size_bytes)
         return recalled
 
-    async def _fitting_answer(self, turn: _Turn, asked: Asked, room_tokens: int) -> tuple[Completion, Asked]:
+    async def _fitting_answer(self, turn: OpenTurn, asked: Asked, room_tokens: int) -> tuple[Completion, Asked]:
         """Call the model, and again with less history while it refuses the prompt as too long and it can be cut."""
         sizing = self._providers.sizing
         for _ in range(MAX_SHRINKS):
@@ -252,7 +278,7 @@ class ChatTurns:
                 return completion, asked._replace(left_tokens=left_tokens)
         return await self._ask(turn, asked.messages), asked
 
-    async def _counted(self, turn: _Turn, asked: Asked, sent_tokens: int) -> Asked:
+    async def _counted(self, turn: OpenTurn, asked: Asked, sent_tokens: int) -> Asked:
         """Let the provider count a prompt near the limit, if it offers that. Raises `ProviderTooLong` if it is over."""
         sizing, most = self._providers.sizing, turn.request.max_output_tokens
         if asked.has_images or not sizing.is_near_limit(turn.model, sent_tokens, most):
@@ -266,7 +292,7 @@ class ChatTurns:
             raise refused
         return asked
 
-    async def _prompt(self, turn: _Turn, room_tokens: int) -> Asked:
+    async def _prompt(self, turn: OpenTurn, room_tokens: int) -> Asked:
         """Return the messages for the model."""
         history, guidance = history_of(turn.begun, turn.cached), turn.request.guidance
         return await self._attachments.prompt(
@@ -279,7 +305,7 @@ class ChatTurns:
             conversation_id=turn.commit.conversation.id,
         )
 
-    async def _ask(self, turn: _Turn, prompt: list[Prompt]) -> Completion:
+    async def _ask(self, turn: OpenTurn, prompt: list[Prompt]) -> Completion:
         """Call the model within the request's deadline minus `OUTCOME_RESERVE_S`. Raises for an empty answer."""
         asked = completion_request(turn.request, turn.model, prompt)
         with with_deadline(remaining_s(OUTCOME_RESERVE_S)):
@@ -295,11 +321,15 @@ class ChatTurns:
             )
         return completion
 
-    async def _finish(self, turn: _Turn, completion: Completion, facts: dict[str, Any]) -> tuple[int, Commit]:
+    async def _finish(
+        self, turn: OpenTurn, completion: Completion, facts: dict[str, Any], origin: AnswerPlace | None
+    ) -> tuple[int, Commit] | None:
+        """Store an answer; return its number, None for one of the answer cache whose `origin` no longer exists."""
         guidance = turn.request.guidance
         derived = guidance.read_answer(completion) if guidance and guidance.read_answer else ()
         answer = answer_of(completion, "answer" if guidance else "message")
         model = self._providers.answered(turn.model, completion)
+        usage, cost_usd = self._billed(turn, completion)
         finished = await self.outcomes.store(
             TurnEnd(
                 owner=turn.request.owner,
@@ -308,14 +338,17 @@ class ChatTurns:
                 state="finished",
                 messages=(*derived, answer),
                 model=model.name,
-                usage=completion.usage,
-                cost_usd=self._providers.total_usd(turn.model, completion),
-                is_estimated=turn.tally.is_estimated
+                usage=usage,
+                cost_usd=cost_usd,
+                is_estimated=turn.tally.has_estimates
                 or (completion.origin is None and self._providers.prices.is_assumed(model, completion.usage)),
                 metadata=facts,
                 took_s=turn.tally.took_s,
+                origin=None if origin is None else (origin.conversation_id, origin.seq, origin.turn_id),
             )
         )
+        if finished.status == "stale":
+            return None
         if finished.commit is None:
             raise Conflict(
                 "superseded",
@@ -325,12 +358,19 @@ class ChatTurns:
         await self._publish_finished(turn, finished.commit)
         return finished.seq or 0, finished.commit
 
-    async def _fail(self, turn: _Turn, error: BaseException) -> None:
+    def _billed(self, turn: OpenTurn, completion: Completion) -> tuple[Usage, Decimal | None]:
+        """Return what a turn cost in tokens and money: its answer, and the vector of its question."""
+        return turn.tally.with_embedding(completion.usage, self._providers.total_usd(turn.model, completion))
+
+    async def _fail(self, turn: OpenTurn, error: BaseException) -> None:
         usage, is_estimated = turn.tally.spent(error)
+        spent, cost_usd = usage, None if usage is None else self._providers.prices.cost_usd(turn.model, usage)
+        if turn.tally.embedding is not None:
+            spent, cost_usd = turn.tally.with_embedding(usage or Usage(), Decimal(0) if usage is None else cost_usd)
         failure = replace(
             failure_of(turn.request, turn.model, turn.begun, turn.tally.text, error),
-            usage=usage,
-            cost_usd=None if usage is None else self._providers.prices.cost_usd(turn.model, usage),
+            usage=spent,
+            cost_usd=cost_usd,
             is_estimated=is_estimated or (usage is not None and self._providers.prices.is_assumed(turn.model, usage)),
             took_s=turn.tally.took_s,
         )
@@ -339,7 +379,7 @@ class ChatTurns:
             await self._publish_finished(turn, finished.commit)
         # The error says that the question is stored, and the caller may read the conversation at once, so the cache
         # must contain the question before the error is raised.
-        await asyncio.wait({turn.publication})
+        await turn.published()
 
     async def _publish_begun(self, begun: TurnBegun, commit: Commit, cached: Hit | Miss | None) -> None:
         """Publish the question; after a miss, store the complete newest page under the miss's lease."""
@@ -353,6 +393,6 @@ class ChatTurns:
             preloaded = PreloadedPage(cached, newest, complete=newest[0].seq == 1)
         await self._publisher.publish(commit, preloaded=preloaded)
 
-    async def _publish_finished(self, turn: _Turn, commit: Commit) -> None:
-        await asyncio.wait({turn.publication})
+    async def _publish_finished(self, turn: OpenTurn, commit: Commit) -> None:
+        await turn.published()
         await self._publisher.publish(commit)

@@ -12,6 +12,11 @@ select a.number::integer as number, p.head::text, p.messages::bytea
   from unnest($1::text[], $2::text[]) with ordinality a(owner, name, number)
        cross join lateral exai.read_page_v1(a.owner, a.name, null, 0, $3::integer, $4::bigint, 0) p;
 
+-- name: pending_turns
+-- repeat: read
+-- The running turns of a conversation, null if there is none; by turns_pending_idx.
+select exai.pending_turns_v1($1::text::uuid)::text as pending;
+
 -- name: append
 -- repeat: keyed
 -- Stores messages and file links once per request key; locks the conversation. On request a last row has the turn's

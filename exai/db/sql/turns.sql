@@ -42,7 +42,7 @@ select p.part::text, p.seq::bigint, p.role::text, p.content::text, p.created_at:
        p.turn_id::text, p.data::text
   from exai.finish_turn_v1($1::text, $2::text::uuid, $3::integer, $4::text, $5::text[], $6::text[], $7::text[],
                            $8::text[], $9::text, $10::bigint, $11::bigint, $12::bigint, $13::bigint,
-                           $14::text::numeric, $15::text, $16::text, $17::boolean) p;
+                           $14::text::numeric, $15::text, $16::text, $17::boolean, $18::text) p;
 
 -- name: turn_state
 -- repeat: read

@@ -7,6 +7,7 @@ after its time is over or its caller has left.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -33,6 +34,9 @@ class Bounds:
     listing_entries: int = MAX_ENTRIES
     bytes: int = MAX_BYTES
     entries: int = MAX_ENTRIES
+    touch: Callable[[str, str], None] = lambda _field, _path: None
+    """Called with the field and the path before each access to the file system."""
+
     _stopped: threading.Event = field(default_factory=threading.Event)
 
     @property

@@ -62,6 +62,8 @@ def collect(
     lister = TreeLister(roots, git, bounds)
     texts = [path_of(each) for each in entries.values()]
     needs_directory = not all(Path(each).is_absolute() for each in texts) or (diff is not None and not entries)
+    if directory is not None:
+        bounds.touch("directory", str(directory))
     top = _directory(roots, directory, is_needed=needs_directory) if directory is not None else None
     filling = Filling(roots, bounds, estimate, budget_tokens, limit_bytes)
     collecting = _Collecting(Resolver(roots, lister, top), lister, filling)

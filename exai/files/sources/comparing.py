@@ -89,6 +89,10 @@ def compare(roots: Roots, bounds: Bounds, files: Sequence[StoredFile]) -> tuple[
 def _state(roots: Roots, bounds: Bounds, source: FileSource) -> DiskState | None:
     """Return how the file on disk differs, None if it does not."""
     try:
+        bounds.touch(FIELD, source.path)
+    except InvalidArgument:
+        return "unknown"
+    try:
         target, _ = roots.find(FIELD, source.path)
     except (InvalidArgument, NotConfigured):
         return "outside"

@@ -118,6 +118,7 @@ class Filling:
             self.left_out.add(file.shown, self._why_full())
             return
         try:
+            self._bounds.touch(file.field, str(file.path))
             target, _ = self._roots.find(file.field, str(file.path))
             if self._is_known(file, target):
                 return

@@ -66,10 +66,12 @@ class TreeLister:
     def __init__(self, roots: Roots, git: Git, bounds: Bounds) -> None:
         self._roots, self._git, self._bounds = roots, git, bounds
         self._known: dict[Path, Tree] = {}
+        self.touch = bounds.touch
 
     def list(self, top: Path) -> Tree:
         """Return the files below a directory that is below a root."""
         if top not in self._known:
+            self.touch("files", str(top))
             tree = self._known[top] = Tree(top)
             self._bounds.begin_listing()
             if not self._by_git(tree, Path(), 0):

@@ -6,18 +6,15 @@ the reason, or an error. All work on the file system runs in threads of its own,
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 from exai.account import hold
-from exai.errors import DeadlineExceeded, InvalidArgument
-from exai.fairness import Places
+from exai.errors import InvalidArgument
 from exai.files.origins import machine_id, sources_of
 from exai.files.paths import MAX_PATH_CHARS, Roots
 from exai.files.service import FilePath, FileService
@@ -25,8 +22,9 @@ from exai.files.sources.bounds import TIME_S, Bounds
 from exai.files.sources.collecting import Collected, collect
 from exai.files.sources.comparing import MAX_COMPARED, ChangedFile, compare, newest_read
 from exai.files.sources.filling import BYTES_PER_TOKEN, Estimate
+from exai.files.threads import PathReading, ReadingThreads
 from exai.models import ContinuationId, FileId, FileSource, Owner, StoredFile
-from exai.resilience import Clock, bounded
+from exai.resilience import Clock
 from exai.validation import MAX_LIST, check_list, check_name, check_number, check_owner, file_id_of, is_uuid
 
 THREADS: Final = 3
@@ -82,10 +80,17 @@ class SourcesRead:
 class SourceReader:
     """Reads sources; safe for any number of tasks of one event loop."""
 
-    def __init__(self, files: FileService, roots: Roots, estimate: Estimate, *, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self,
+        files: FileService,
+        roots: Roots,
+        estimate: Estimate,
+        *,
+        clock: Clock = time.monotonic,
+        limit_s: float = TIME_S + GRACE_S,
+    ) -> None:
         self._files, self._roots, self._estimate, self._clock = files, roots, estimate, clock
-        self._places = Places(THREADS)
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="exai-sources")
+        self._threads = ReadingThreads(THREADS, limit_s)
 
     async def read(self, owner: Owner, request: SourceRequest) -> SourcesRead:
         """Read and store the sources: 1 database round trip, one more for file ids and each further MiB, and `reread`.
@@ -171,15 +176,16 @@ class SourceReader:
 
     async def _in_thread(self, owner: Owner, work: Callable[[Bounds], Found]) -> Found:
         """Run blocking work in a thread, which ends soon after its caller has left."""
-        async with self._places.hold(owner, what="a thread that reads files"):
-            bounds = Bounds(self._clock, self._clock() + TIME_S)
-            running = asyncio.get_running_loop().run_in_executor(self._threads, work, bounds)
-            try:
-                return await bounded(running, TIME_S + GRACE_S, "the file system")
-            except TimeoutError as error:
-                raise DeadlineExceeded("the file system", TIME_S + GRACE_S) from error
-            finally:
-                bounds.stop()
+        bounds = Bounds(self._clock, self._clock() + TIME_S)
+
+        def begin(reading: PathReading) -> Found:
+            bounds.end_s, bounds.touch = self._clock() + TIME_S, reading.touch
+            return work(bounds)
+
+        try:
+            return await self._threads.run(owner, begin)
+        finally:
+            bounds.stop()
 
 
 def _entry_of(file: StoredFile) -> str:

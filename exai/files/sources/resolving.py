@@ -72,6 +72,7 @@ class Resolver:
             # Raises that there are no roots.
             self._roots.find(field, path)
         for each in given:
+            self._lister.touch(field, each)
             yield self._roots.find(field, each)[0]
 
     def _variants(self, field: str, path: str) -> Iterator[Path]:

@@ -68,9 +68,10 @@ class CallContext:
 
     `request_id` is EXAI's own id of this request, as it appears in the logs. `await progress("sentence")` reports
     progress to the client; `doing("sentence")` sets the text of the periodic report. Neither fails, nor has an effect
-    if the client did not request progress. `begun` declares that the call's work has become durable. `directory` is the
-    working directory of the client, to which relative paths refer; "" if it is unknown. `offer_part` sends a part of
-    the answer to a client that requested parts, and returns false if it was not sent; it is None for other clients.
+    if the client did not request progress. `begun` declares that the call's work has become durable; `preparing` gives
+    a function that makes it durable early, or ends the call soon, for a client that can wait no longer. `directory` is
+    the working directory of the client, to which relative paths refer; "" if it is unknown. `offer_part` sends a part
+    of the answer to a client that requested parts, and returns false if it was not sent; it is None for other clients.
     """
 
     owner: Owner
@@ -78,6 +79,7 @@ class CallContext:
     progress: Callable[[str], Awaitable[None]]
     client: ClientInfo = ClientInfo()
     begun: Callable[[BegunWork], None] = lambda _work: None
+    preparing: Callable[[Callable[[], Awaitable[None]]], None] = lambda _reserve: None
     doing: Callable[[str], None] = lambda _sentence: None
     directory: str = ""
     offer_part: Callable[[Json], bool] | None = None

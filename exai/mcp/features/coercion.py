@@ -74,10 +74,10 @@ def coerce(schema: Json, given: object, keeps_empty: frozenset[str] = frozenset(
     """
     if given is None or given == [] or (isinstance(given, str) and given.strip() in ("", "[]", *NOTHING)):
         return {}, []
-    given = _decoded(given, dict)
+    coercion = _Coercion(keeps_empty)
+    given = _noted(given, dict, "arguments", coercion)
     if not isinstance(given, dict):
         return given, []
-    coercion = _Coercion(keeps_empty)
     return _object(schema, _unwrapped(schema, given, coercion), "", coercion, 0), coercion.notes
 
 
@@ -212,7 +212,7 @@ def _value(schema: Json, value: object, path: str, coercion: _Coercion, depth: i
     if depth > MAX_DEPTH:
         return value
     if kind == "object":
-        value = {} if value in ([], "[]") else _decoded(value, dict)
+        value = {} if value in ([], "[]") else _noted(value, dict, path, coercion)
         if isinstance(value, dict) and "properties" in schema:
             return _object(schema, value, path, coercion, depth)
     elif kind == "array":
@@ -261,11 +261,11 @@ def _sentence(value: object) -> object:
 
 def _listed(part: Json, text: str, path: str, coercion: _Coercion) -> object:
     """Return the list that a text represents."""
-    decoded = _decoded(text, list)
+    decoded = _noted(text, list, path, coercion)
     if isinstance(decoded, list):
         return decoded
     if part.get("type") == "object":
-        decoded = _decoded(text, dict)
+        decoded = _noted(text, dict, path, coercion)
         return [decoded] if isinstance(decoded, dict) else text
     if part.get("type") != "string":
         return text
@@ -346,6 +346,14 @@ def _decoded(value: object, wanted: type) -> object:
         # The limits of a request hold for JSON within its texts as well.
         return value
     return found if isinstance(found, wanted) else value
+
+
+def _noted(value: object, wanted: type, path: str, coercion: _Coercion) -> object:
+    """Return the decoded JSON text as `_decoded` does, and note it."""
+    found = _decoded(value, wanted)
+    if isinstance(value, str) and isinstance(found, wanted):
+        coercion.note(path, f"text taken as the {'list' if wanted is list else 'object'} in it")
+    return found
 
 
 def _literal(text: str) -> object:

@@ -31,6 +31,9 @@ POLL_INTERVAL_MS = 2_000
 HARD_MARGIN_S = 5.0
 """Delay between the work's deadline and its cancellation; longer than the session's, so that its answer is sent."""
 
+RESERVE_S = 4.0
+"""Time after a client's deadline in which work that has not begun is made durable."""
+
 UNWIND_TIMEOUT_S = 10.0
 """Time for cancelled work to store its outcome before it is no longer awaited."""
 
@@ -70,13 +73,44 @@ class TaskStore(Protocol):
         """End a task early unless it has ended. Returns False if this owner has no task of that id."""
 
 
+class _Early:
+    """What a client that can wait no longer receives of a call's work: `begun` is set once the work is durable."""
+
+    def __init__(self, begun: asyncio.Future[BegunWork]) -> None:
+        self.begun = begun
+        self._reserve: Callable[[], Awaitable[None]] | None = None
+
+    def note(self, durable: BegunWork) -> None:
+        """Note that the work is durable."""
+        if not self.begun.done():
+            self.begun.set_result(durable)
+
+    def preparing(self, reserve: Callable[[], Awaitable[None]]) -> None:
+        """Note how the work becomes durable, or ends soon, before it is by itself."""
+        self._reserve = reserve
+
+    async def make_durable(self, doing: asyncio.Task[Json]) -> None:
+        """Wait until the work is durable or has ended, at most `RESERVE_S`. Raises if it can never be durable."""
+        if self.begun.done() or self._reserve is None:
+            return
+        until = asyncio.get_running_loop().time() + RESERVE_S
+        reserving = asyncio.ensure_future(self._reserve())
+        reserving.add_done_callback(_retrieve)
+        await asyncio.wait({reserving}, timeout=RESERVE_S)
+        if reserving.done():
+            reserving.result()
+        left_s = until - asyncio.get_running_loop().time()
+        either: set[asyncio.Future[Any]] = {doing, self.begun}
+        await asyncio.wait(either, timeout=max(left_s, 0), return_when=asyncio.FIRST_COMPLETED)
+
+
 class Tasks:
     """The tasks of one server: the work that runs in this process, and the methods for all tasks.
 
     A call is answered with a handle once it has run for `task_after_s` and its work has reported that it has `begun`.
     For an owner with `owner_max_tasks` running tasks in this process, the call waits for its answer instead. A call of
     a client without the extension is answered with `unfinished` at the client's deadline, or ends with an error if
-    nothing is durable yet or the owner has no room.
+    nothing can be made durable or the owner has no room.
     """
 
     def __init__(
@@ -113,33 +147,31 @@ class Tasks:
             return await work(context)
         begun: asyncio.Future[BegunWork] = asyncio.get_running_loop().create_future()
 
-        def note(durable: BegunWork) -> None:
-            if not begun.done():
-                begun.set_result(durable)
-
-        doing = asyncio.create_task(_run_bounded(work(replace(context, begun=note))), name="mcp task")
+        early = _Early(begun)
+        watched = replace(context, begun=early.note, preparing=early.preparing)
+        doing = asyncio.create_task(_run_bounded(work(watched)), name="mcp task")
         self._doing.add(doing)
         doing.add_done_callback(self._doing.discard)
         try:
             if knows_tasks:
-                return await self._result_or_handle(doing, begun, context.owner)
-            return await self._result_by(deadline_s, doing, begun, call, context.owner)
+                return await self._result_or_handle(doing, early, context.owner)
+            return await self._result_by(deadline_s, doing, early, call, context.owner)
         except BaseException:
             if not doing.done():
                 doing.cancel()
                 await asyncio.wait({doing})
             raise
 
-    async def _result_or_handle(
-        self, doing: asyncio.Task[Json], begun: asyncio.Future[BegunWork], owner: Owner
-    ) -> Json:
+    async def _result_or_handle(self, doing: asyncio.Task[Json], early: _Early, owner: Owner) -> Json:
         await asyncio.wait({doing}, timeout=self._settings.task_after_s)
         if not doing.done():
-            either: set[asyncio.Future[Any]] = {doing, begun}
+            if self._has_room(owner):
+                await early.make_durable(doing)
+            either: set[asyncio.Future[Any]] = {doing, early.begun}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if doing.done() or not self._has_room(owner):
             return await doing
-        durable = begun.result()
+        durable = early.begun.result()
         self._hand_over(doing, durable, owner)
         return {"resultType": "task", **_shape(Task(durable.id, "working", durable.since, durable.since))}
 
@@ -147,20 +179,22 @@ class Tasks:
         self,
         deadline_s: float,
         doing: asyncio.Task[Json],
-        begun: asyncio.Future[BegunWork],
+        early: _Early,
         call: Call,
         owner: Owner,
     ) -> Json:
         """Return the result, or at the client's deadline an unfinished answer while the work goes on."""
         await asyncio.wait({doing}, timeout=deadline_s)
+        if not doing.done() and self._has_room(owner):
+            await early.make_durable(doing)
         if doing.done():
             return await doing
-        if not begun.done() or self._unfinished is None:
-            raise DeadlineExceeded(str(call.params.get("name", call.method.name)), deadline_s)
         if not self._has_room(owner):
             raise Overloaded("calls that go on after their answer", self._settings.owner_max_tasks)
-        self._hand_over(doing, begun.result(), owner)
-        return call_result(self._unfinished(begun.result()))
+        if not early.begun.done() or self._unfinished is None:
+            raise DeadlineExceeded(str(call.params.get("name", call.method.name)), deadline_s)
+        self._hand_over(doing, early.begun.result(), owner)
+        return call_result(self._unfinished(early.begun.result()))
 
     def stop(self) -> None:
         """Cancel all work that has a handle; each task stores the reason."""
@@ -233,6 +267,12 @@ class Tasks:
         if task is None:
             raise _unknown(task_id)
         return task
+
+
+def _retrieve(ended: asyncio.Future[None]) -> None:
+    """Keep asyncio from logging an exception that no caller waits for any longer."""
+    if not ended.cancelled():
+        ended.exception()
 
 
 async def _run_bounded(work: Awaitable[Json]) -> Json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import orjson
 from pydantic import Field
@@ -18,7 +18,7 @@ from exai.mcp.core.jsonrpc import Json
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.texts import items
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
-from exai.models import MAX_PAGE_MESSAGES, PAGE_MESSAGES, ContinuationId, Conversation, Page
+from exai.models import MAX_PAGE_MESSAGES, PAGE_MESSAGES, ContinuationId, Conversation, Page, PendingTurn
 from exai.tools.conversations.outputs import (
     ConversationOutput,
     MessageOutput,
@@ -73,6 +73,25 @@ class ConversationGetArguments(Arguments):
 
 
 @dataclass
+class PendingOutput:
+    """A turn that is running; `model` is null while its files are read."""
+
+    tool: str
+    model: str | None
+    since: str
+
+    @classmethod
+    def of(cls, turn: PendingTurn) -> Self:
+        """Make the output for a turn."""
+        return cls(turn.tool, turn.model, turn.since.isoformat(timespec="seconds"))
+
+    def as_line(self) -> str:
+        """Return the turn as a sentence."""
+        doing = f"{self.model} is answering" if self.model else "files are being read"
+        return f"An answer is pending: {doing} since {self.since} ({self.tool}). Call again later."
+
+
+@dataclass
 class ConversationGetOutput(ToolOutput):
     """Answer of `conversation_get`."""
 
@@ -81,6 +100,7 @@ class ConversationGetOutput(ToolOutput):
     tags: list[str]
     metadata: Annotated[Mapping[str, Any] | None, Field(description="Null if too large.")]
     revision: int
+    pending: Annotated[list[PendingOutput], Field(description="Models that are being asked now; call again later.")]
     messages: Annotated[list[MessageOutput], Field(description="Oldest first.")]
     next_before_seq: Annotated[
         int | None, Field(description="Cursor of the next older page; null when this is the oldest.")
@@ -90,7 +110,8 @@ class ConversationGetOutput(ToolOutput):
 
     def as_text(self) -> str:
         """Return the messages, oldest first."""
-        return "\n\n".join(map(_message_text, self.messages)) or "There are no messages."
+        messages = "\n\n".join(map(_message_text, self.messages)) or "There are no messages."
+        return "\n\n".join([messages, *(each.as_line() for each in self.pending)])
 
     def head(self) -> Json:
         """Return where the rest of a message begins of which the page holds a part."""
@@ -215,6 +236,7 @@ def _page(page: Page, limit: Size, char_offset: int) -> ConversationGetOutput:
         tags=list(conversation.tags),
         metadata=metadata,
         revision=conversation.revision,
+        pending=[PendingOutput.of(each) for each in conversation.pending],
         messages=messages,
         next_before_seq=next_before_seq,
         source=page.source,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from exai.errors import ExaiError, InvalidArgument, NotConfigured
 from exai.providers.base import Model, ModelInfo
 from exai.providers.registry import Providers
-from exai.workflows.consensus.requests import MAX_PANEL, MIN_PANEL, ConsensusRequest, Stance, Stances
+from exai.workflows.consensus.requests import MAX_PANEL, MIN_PANEL, ConsensusRequest, Stance
 
 SAME_TWICE = "only one model is configured, so the panel is that model, asked twice"
 
@@ -58,7 +58,7 @@ class PanelChoice:
             notes = (SAME_TWICE,) if len(set(names)) == 1 else ()
         if not MIN_PANEL <= len(names) <= MAX_PANEL:
             raise InvalidArgument(field, f"has {len(names)} models", f"Give {MIN_PANEL} to {MAX_PANEL}")
-        seats = [await self._seat(index, name, _stance_of(request.stances, index)) for index, name in enumerate(names)]
+        seats = [await self._seat(index, name, _stance_of(request, index)) for index, name in enumerate(names)]
         problems = [f"{field}[{seat.index}]: {seat.problem}" for seat in seats if seat.problem is not None]
         if len(seats) - len(problems) < MIN_PANEL:
             raise InvalidArgument(field, f"fewer than two of them can be asked: {'; '.join(problems)}", "Name others")
@@ -100,9 +100,12 @@ class PanelChoice:
         return sorted(infos, key=lambda info: (not info.default, info.retires is not None))
 
 
-def _stance_of(stances: Stances, index: int) -> Stance | None:
-    if stances == "none":
-        return None
+def _stance_of(request: ConsensusRequest, index: int) -> Stance | None:
+    own = request.sides[index] if index < len(request.sides) else None
+    if own is not None or request.stances == "none":
+        return own
+    if request.sides:
+        return "weigh"
     return ("for", "against")[index] if index < MIN_PANEL else "weigh"
 
 

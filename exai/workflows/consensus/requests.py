@@ -8,6 +8,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+from exai.errors import InvalidArgument
 from exai.models import ContinuationId, Owner, Usage, WebSource
 from exai.settings.load import LimitSettings
 from exai.validation import (
@@ -42,7 +43,8 @@ class ConsensusRequest:
     """One question to a panel. `models` are its members, by default the configured panel; `files` paths and file ids,
     of which relative ones begin in `directory`.
 
-    A repeated `idempotency_key` asks only what failed before.
+    `sides` are the stances of the single `models`, in their order, and take precedence over `stances`. A repeated
+    `idempotency_key` asks only what failed before.
     """
 
     owner: Owner
@@ -52,6 +54,7 @@ class ConsensusRequest:
     continuation_id: ContinuationId | None = None
     models: tuple[str, ...] = ()
     stances: Stances = "none"
+    sides: tuple[Stance | None, ...] = ()
     rank: bool = False
     web_search: bool = False
     idempotency_key: str | None = None
@@ -73,6 +76,11 @@ class ConsensusRequest:
         for place, name in enumerate(self.models):
             check_name(f"models[{place}]", name, MAX_MODEL_CHARS)
         check_choice("stances", self.stances, get_args(Stances))
+        if self.sides and len(self.sides) != len(self.models):
+            raise InvalidArgument("sides", f"are {len(self.sides)} for {len(self.models)} models", "Give one for each")
+        for place, side in enumerate(self.sides):
+            if side is not None:
+                check_choice(f"sides[{place}]", side, get_args(Stance))
         check_flag("rank", self.rank)
         check_flag("web_search", self.web_search)
         check_flag("reread", self.reread)
@@ -88,6 +96,8 @@ class ConsensusRequest:
             self.stances,
             self.rank,
             self.web_search,
+            # Left out unless given, so that a request without them keeps its digest.
+            *((list(self.sides),) if self.sides else ()),
         )
 
 

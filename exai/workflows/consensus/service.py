@@ -19,10 +19,10 @@ import structlog
 
 from exai import tracing
 from exai.conversations.deduplication import content_hash, request_key
-from exai.conversations.requests import RunningTurn, with_files
+from exai.conversations.requests import OnBegun, RunningTurn, with_files
 from exai.conversations.titles import opening
 from exai.conversations.turns.attachments import Attachments
-from exai.conversations.turns.beginning import OnBegun
+from exai.conversations.turns.preparation import OnPreparing
 from exai.conversations.turns.prompt import FINISH_REASON, estimate_tokens
 from exai.conversations.turns.request import LEASE_S
 from exai.conversations.turns.result import GUIDANCE
@@ -68,17 +68,22 @@ class ConsensusService:
         self._asker = PanelAsker(turns, providers, self._clocks)
 
     async def run(
-        self, request: ConsensusRequest, watch: PanelWatch | None = None, on_begun: OnBegun | None = None
+        self,
+        request: ConsensusRequest,
+        watch: PanelWatch | None = None,
+        on_begun: OnBegun | None = None,
+        on_preparing: OnPreparing | None = None,
     ) -> ConsensusResult:
         """Ask the panel, and the arbiter once at least two have answered.
 
         A repeated key asks only the panellists that failed, and then the arbiter again if one of them has answered.
         Raises `InvalidArgument`, `NotConfigured`, `NotFound`, `Conflict`, a `DatabaseError`, or `ProviderUnavailable`
-        if no member answered. `on_begun` receives the id of the turn with question and synthesis.
+        if no member answered. `on_begun` receives the id of the turn with question and synthesis, and `on_preparing` a
+        function that has it begun before its files are read.
         """
         request.validate(self._limits)
         with tracing.turn_span(request.owner, request.continuation_id) as span:
-            result, answer = await self._run(request, watch, on_begun)
+            result, answer = await self._run(request, watch, on_begun, on_preparing)
             describe_turn(span, answer)
             if tracing.is_on():
                 for name, value in tracing.conversation_attributes(result.continuation_id).items():
@@ -86,7 +91,11 @@ class ConsensusService:
             return result
 
     async def _run(
-        self, request: ConsensusRequest, watch: PanelWatch | None, on_begun: OnBegun | None
+        self,
+        request: ConsensusRequest,
+        watch: PanelWatch | None,
+        on_begun: OnBegun | None,
+        on_preparing: OnPreparing | None,
     ) -> tuple[ConsensusResult, PaidAnswer | None]:
         """Return the result, and the arbiter's answer if one was given now."""
         panel = await self._choice.choose(request)
@@ -98,13 +107,22 @@ class ConsensusService:
             budget_tokens=budget_tokens,
             reread=request.continuation_id if request.reread else None,
         )
-        found = await self._sources.read(request.owner, material)
-        question = await self._question(request, found, max(rooms))
-        asked_tokens = estimate_tokens(question)
-        start = self._turns.claiming(
-            self._main_start(request, panel, found), self._judge(panel), asked_tokens, len(panel.seats)
+        preparation = self._turns.preparation(
+            _reserving_start(request), question_text(request.prompt, request.focus), _asked(panel), on_begun
         )
-        main = await self._turns.begin(start, None if on_begun is None else partial(_announce, on_begun, start, panel))
+        if on_preparing is not None and (request.files or request.reread):
+            on_preparing(preparation.reserve)
+        async with preparation.guarded():
+            found = await preparation.read(self._sources.read(request.owner, material))
+            question = await self._question(request, found, max(rooms))
+            start = self._turns.claiming(
+                _main_start(preparation.start, request, panel, found),
+                self._judge(panel),
+                estimate_tokens(question),
+                len(panel.seats),
+            )
+            announce = None if on_begun is None else partial(_announce, on_begun, start, panel)
+            main = await self._turns.begin(start, announce)
         if main.commit is None:
             raise AssertionError("a turn that was begun has a conversation")
         name = main.commit.conversation.continuation_id
@@ -190,30 +208,6 @@ class ConsensusService:
         prompt = await self._attachments.prompt(request.owner, [asked], None, room_tokens, limit_tokens=room_tokens)
         return prompt.messages[-1].content
 
-    def _main_start(self, request: ConsensusRequest, panel: Panel, found: SourcesRead) -> TurnStart:
-        arbiter = panel.arbiter
-        facts: dict[str, Any] = {"workflow": TOOL, "panel": [seat.name for seat in panel.seats]}
-        facts |= {"read": list(found.read)} if found.read else {}
-        facts |= {"left_out": list(found.left_out)} if found.left_out else {}
-        question = NewMessage("user", question_text(request.prompt, request.focus), "step", facts)
-        return TurnStart(
-            owner=request.owner,
-            continuation_id=request.continuation_id,
-            new_conversation_id=ConversationId(str(uuid.uuid4())),
-            turn_id=TurnId(str(uuid.uuid4())),
-            request_key=request_key(request.idempotency_key),
-            request_hash=content_hash(TOOL, *request.identity()),
-            tool=TOOL,
-            provider=arbiter.provider if arbiter else None,
-            model=arbiter.name if arbiter else None,
-            messages=(with_files(question, found.files),),
-            lease_s=LEASE_S,
-            budget_bytes=0,
-            title=opening(request.prompt),
-            file_ids=found.files,
-            sources=found.sources,
-        )
-
     async def _stored(
         self, run: ConsensusRun, start: TurnStart, begun: TurnBegun, answer: PaidAnswer | None, result: ConsensusResult
     ) -> ConsensusResult:
@@ -248,5 +242,45 @@ def _announce(on_begun: OnBegun, start: TurnStart, panel: Panel, begun: TurnBegu
     """Tell the caller the turn of a panel, which exists in its conversation."""
     if begun.commit is None or begun.started_at is None:
         return
-    name, asked = begun.commit.conversation.continuation_id, f"a panel of {len(panel.seats)} models"
-    on_begun(RunningTurn(begun.turn_id, begun.started_at, name, start.request_key, asked))
+    name = begun.commit.conversation.continuation_id
+    on_begun(RunningTurn(begun.turn_id, begun.started_at, name, start.request_key, _asked(panel)))
+
+
+def _asked(panel: Panel) -> str:
+    return f"a panel of {len(panel.seats)} models"
+
+
+def _reserving_start(request: ConsensusRequest) -> TurnStart:
+    """Return the start of the turn with question and synthesis, before its question is known."""
+    return TurnStart(
+        owner=request.owner,
+        continuation_id=request.continuation_id,
+        new_conversation_id=ConversationId(str(uuid.uuid4())),
+        turn_id=TurnId(str(uuid.uuid4())),
+        request_key=request_key(request.idempotency_key),
+        request_hash=content_hash(TOOL, *request.identity()),
+        tool=TOOL,
+        provider=None,
+        model=None,
+        messages=(),
+        lease_s=LEASE_S,
+        budget_bytes=0,
+        title=opening(request.prompt),
+    )
+
+
+def _main_start(start: TurnStart, request: ConsensusRequest, panel: Panel, found: SourcesRead) -> TurnStart:
+    """Return the start of the turn with its question and the files that were read."""
+    arbiter = panel.arbiter
+    facts: dict[str, Any] = {"workflow": TOOL, "panel": [seat.name for seat in panel.seats]}
+    facts |= {"read": list(found.read)} if found.read else {}
+    facts |= {"left_out": list(found.left_out)} if found.left_out else {}
+    question = NewMessage("user", question_text(request.prompt, request.focus), "step", facts)
+    return replace(
+        start,
+        provider=arbiter.provider if arbiter else None,
+        model=arbiter.name if arbiter else None,
+        messages=(with_files(question, found.files),),
+        file_ids=found.files,
+        sources=found.sources,
+    )

@@ -17,9 +17,11 @@ import structlog
 from exai import tracing
 from exai.conversations.publishing import Publisher
 from exai.conversations.refusals import refusal
+from exai.conversations.requests import OnBegun
 from exai.conversations.turns.budgets import Budgets
 from exai.conversations.turns.leases import TurnLeases
 from exai.conversations.turns.outcomes import OutcomeWriter
+from exai.conversations.turns.preparation import Preparation
 from exai.conversations.turns.prompt import FINISH_REASON, estimate_tokens
 from exai.conversations.turns.result import MAX_CAUSE_CHARS, cause_of, searches_of
 from exai.conversations.turns.tally import TurnTally
@@ -108,6 +110,15 @@ class PanelTurns:
         tokens = sent_tokens + answers * (self._budgets.answer_tokens(model) or 0)
         claim = self._budgets.claim_of(model, tokens, web_search=web_search)
         return start if claim is None else replace(start, claim=claim, provider=model.provider, model=model.name)
+
+    def preparation(self, start: TurnStart, question: str, asked: str, on_begun: OnBegun | None) -> Preparation:
+        """Return the part of a turn before its question is known; `asked` names who is asked."""
+        return Preparation(
+            *(self._repository, self.outcomes, self.leases, self._publisher, start),
+            question=question,
+            asked=asked,
+            on_begun=on_begun,
+        )
 
     async def begin(self, start: TurnStart, on_begun: Callable[[TurnBegun], None] | None = None) -> TurnBegun:
         """Begin a turn; a repeated request waits for the first attempt. Raises if it is refused.

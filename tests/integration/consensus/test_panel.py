@@ -103,6 +103,12 @@ async def test_a_stance_is_given_to_two_and_labelled(stage: Stage) -> None:
     assert "argued against the proposal on request" in text_sent(arbiter)
 
 
+async def test_each_model_has_the_stance_that_it_was_given(stage: Stage) -> None:
+    """Also two of the same; a model without one is asked to weigh only beside `for_against`."""
+    result = await stage.ask(models=(KIMI, GLM, "local/other"), sides=("against", None, "against"))
+    assert [answer.stance for answer in result.answers] == ["against", None, "against"]
+
+
 async def test_without_stances_all_instructions_are_neutral_and_the_same(stage: Stage) -> None:
     await stage.ask()
     assert len({text_sent(request) for request in stage.chats("panel")}) == 1

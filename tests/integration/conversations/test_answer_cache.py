@@ -23,6 +23,7 @@ from exai.models import LOCAL_OWNER, Delta, Owner
 from exai.settings.load import AnswerSettings, BudgetSettings, EndpointSettings
 from tests.integration.conversations.conftest import Rig, open_rig
 from tests.integration.workflows.conftest import call, called, rows_of
+from tests.support.migrations import run
 from tests.support.provider_server import Reply, chunk, event, kimi_answer, kimi_error, stream
 
 QUESTION = ChatRequest(LOCAL_OWNER, "What is a mutex?", cache="use")
@@ -322,3 +323,34 @@ async def test_hits_misses_and_stores_are_counted(rig: Rig) -> None:
     counts = status["structuredContent"]["answer_cache"]
     assert counts == {"reads": {"miss": 1, "hit": 2, "refresh": 1}, "stores": {"stored": 2}}
     assert "answer cache reads: miss: 1 | hit: 2 | refresh: 1" in status["content"][0]["text"]
+
+
+async def test_an_answer_of_a_deleted_conversation_is_not_given_again(rig: Rig) -> None:
+    """The turn asks the model as if there were no answer; that of a restored conversation is found again."""
+    first = await ask(rig)
+    await rig.app.conversations.delete(LOCAL_OWNER, first.continuation_id)
+    streamed: list[Delta] = []
+
+    async def on_delta(delta: Delta) -> None:
+        streamed.append(delta)
+
+    rig.provider.script(kimi_answer("Another answer."))
+    second = await rig.app.chat.run(QUESTION, on_delta)
+    assert (second.origin, second.content, asked(rig)) == (None, "Another answer.", 2)
+    assert "".join(delta.content for delta in streamed) == "Another answer."
+    assert [each.content for each in await rows_of(rig.app, second.continuation_id)] == [
+        QUESTION.prompt,
+        "Another answer.",
+    ]
+    third = await ask(rig)
+    assert (third.content, third.origin is None, asked(rig)) == ("Another answer.", False, 2)
+    await rig.app.conversations.delete(LOCAL_OWNER, second.continuation_id)
+    await rig.app.conversations.restore(LOCAL_OWNER, second.continuation_id)
+    assert (await ask(rig)).origin is not None
+
+
+async def test_an_answer_of_a_purged_conversation_is_not_given_again(rig: Rig, postgres_url: str) -> None:
+    """Also if another client of the database has removed it."""
+    await ask(rig)
+    await run(postgres_url, "delete from public.conversations")
+    assert ((await ask(rig)).origin, asked(rig)) == (None, 2)

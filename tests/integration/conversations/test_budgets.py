@@ -346,6 +346,8 @@ async def test_an_answer_without_a_report_of_its_tokens_is_estimated(rig: Rig) -
         {"prompt_tokens": float("nan"), "completion_tokens": float("inf")},
         {"prompt_tokens": 0, "completion_tokens": 12},
         {"prompt_tokens": 1_000, "completion_tokens": 0},
+        {"cost": 0},
+        {"cost": 0.0, "prompt_tokens": 0, "completion_tokens": 0},
     ],
 )
 async def test_a_report_that_cannot_be_is_estimated_and_blocks_no_budget(rig: Rig, usage: dict[str, object]) -> None:

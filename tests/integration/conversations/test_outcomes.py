@@ -217,7 +217,7 @@ async def test_a_task_cancelled_elsewhere_stops_with_its_next_lease(rig: Rig, el
         attachments,
         publisher,
         budgets=Budgets(BudgetSettings(), rig.app.providers),
-        answers=AnswerCache(rig.app.cache.answers, rig.app.providers, AnswerSettings(), rig.app.recorder),
+        answers=AnswerCache(rig.app.cache.answers, providers, AnswerSettings(), rig.app.recorder),
         disk=DiskComparison(rig.app.sources),
     )
     heard, named = asyncio.Event(), []

@@ -10,6 +10,7 @@ import math
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from exai.db.answers import MAX_OWNER_ROWS, AnswerPlace, AnswerRepository, Quest
 from exai.db.ledger import UsageQuery
 from exai.db.migrations.extensions import install_vector
 from exai.errors import ConfigError, DatabaseError
-from exai.models import LOCAL_OWNER, ConversationId, Owner
-from exai.settings.load import AnswerSettings, CacheSettings, DatabaseSettings
+from exai.models import LOCAL_OWNER, ConversationId, Owner, TurnId
+from exai.settings.load import AnswerSettings, BudgetSettings, CacheSettings, DatabaseSettings
 from exai.tools.chat import ChatOutput
 from tests.integration.conversations.conftest import Rig, open_rig
 from tests.integration.workflows.conftest import call, rows_of
@@ -357,7 +358,9 @@ async def test_a_place_of_another_owner_is_not_kept(app: App, postgres_url: str)
         )
     )
     stranger = Question(Owner("other"), "e", "r", "q", (1.0, 0.0))
-    assert not await repository.keep(stranger, AnswerPlace(conversation, 1, 2), age_s=60)
+    assert not await repository.keep(
+        stranger, AnswerPlace(conversation, 1, 2, TurnId("00000000-0000-4000-8000-000000000000")), age_s=60
+    )
 
 
 @pytest.mark.parametrize("name", ["embed-1", "nobody/embed-1", "/x", "kimi/"])
@@ -396,3 +399,34 @@ async def test_the_embedded_server_gets_pgvector_if_it_has_it(rig: Rig, tmp_path
         assert bool(installed) == await has_pgvector(url)
         await ask(app, MUTEX)
         assert (await ask(app, PARAPHRASE)).origin is not None
+
+
+async def test_a_vector_is_an_item_of_the_cost_of_its_turn(rig: Rig) -> None:
+    """Tokens and money count in the ledger and in the budgets, also of a turn whose answer costs nothing."""
+    answers = {"embedding_input_usd": 1_000.0}
+    async with comparing(rig, answers=answers, budgets=BudgetSettings(owner_day_usd=1.0)) as app:
+        rig.provider.vectors = lambda _: failure(
+            200, {"data": [{"index": 0, "embedding": [1.0, 0.0]}], "usage": {"prompt_tokens": 20, "total_tokens": 20}}
+        )
+        first = await ask(app, MUTEX)
+        hit = await ask(app, PARAPHRASE)
+        assert (hit.origin is not None, hit.cost_usd, hit.usage.input_tokens) == (True, Decimal("0.02"), 20)
+        report = await app.ledger.report(UsageQuery(LOCAL_OWNER))
+        assert first.cost_usd is not None
+        assert report.total.cost_usd == first.cost_usd + Decimal("0.02")
+        assert first.cost_usd > Decimal("0.02")
+        assert report.total.estimated == 0
+        assert [each.spent_usd for each in report.budgets if each.name == "day"] == [report.total.cost_usd]
+        rig.provider.vectors = lambda _: [1.0, 0.0]
+        estimated = await ask(app, "What is a mutex")
+        assert estimated.cost_usd is not None
+        assert estimated.cost_usd > 0
+        assert (await app.ledger.report(UsageQuery(LOCAL_OWNER))).total.estimated == 1
+
+
+async def test_no_vector_is_made_without_a_price_while_a_budget_is_set(rig: Rig) -> None:
+    """Its cost could not count; the answer says which setting it lacks."""
+    async with comparing(rig, budgets=BudgetSettings(owner_day_usd=1.0)) as app:
+        result = await ask(app, MUTEX)
+        assert any("EXAI_ANSWERS__EMBEDDING_INPUT_USD" in note for note in result.notes)
+        assert embedded(rig) == []

@@ -12,10 +12,11 @@ import pytest
 
 from exai.conversations import ChatRequest
 from exai.conversations.turns.prompt import estimate_tokens
-from exai.errors import InvalidArgument, NotFound
+from exai.errors import DeadlineExceeded, InvalidArgument, NotFound
 from exai.files.paths import Roots
 from exai.files.service import FileContent, FileService
 from exai.files.sources import SourceReader, SourceRequest, SourcesRead
+from exai.files.sources.reader import THREADS
 from exai.models import LOCAL_OWNER, Owner
 from exai.settings.load import FileSettings, LimitSettings
 from tests.integration.conversations.conftest import Rig, open_rig
@@ -122,3 +123,43 @@ async def test_files_over_the_limit_of_the_settings_are_left_out(rig: Rig, root:
     read = await SourceReader(limited, Roots([root]), estimate_tokens).read(LOCAL_OWNER, SourceRequest(("src",)))
     assert len(read.files) == 2
     assert read.left_out == ("src/c.py (over the limit of 1.0 kB for files)",)
+
+
+class HungRoots(Roots):
+    """Roots below which one file system does not answer until `answer` is set."""
+
+    def __init__(self, root: Path, hung: str) -> None:
+        super().__init__([root])
+        self.hung, self.answer = str(root / hung), threading.Event()
+
+    def find(self, field: str, path: str) -> tuple[Path, Path]:
+        if path.startswith(self.hung):
+            self.answer.wait()
+        return super().find(field, path)
+
+
+async def test_readings_that_hang_do_not_hold_up_later_ones(rig: Rig, root: Path) -> None:
+    """As many as there are threads, and one more; each error names its path, which is then refused at once."""
+    for number in range(THREADS + 1):
+        (root / f"hung{number}").write_text("x")
+    roots = HungRoots(root, "hung")
+    reading = SourceReader(rig.app.files, roots, estimate_tokens, limit_s=0.2)
+    try:
+        for number in range(THREADS + 1):
+            with pytest.raises(DeadlineExceeded, match=rf"the file system at .*hung{number}"):
+                await reading.read(LOCAL_OWNER, SourceRequest((str(root / f"hung{number}"),)))
+        with pytest.raises(InvalidArgument, match=r"hung0.* is not read, because reading .*hung0.* hangs"):
+            await reading.read(LOCAL_OWNER, SourceRequest((str(root / "hung0"),)))
+        read = await reading.read(LOCAL_OWNER, SourceRequest(("src/a.py",)))
+        assert read.read == ("src/a.py (1 line)",)
+    finally:
+        roots.answer.set()
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                found = await reading.read(LOCAL_OWNER, SourceRequest((str(root / "hung0"),)))
+            except InvalidArgument:
+                await asyncio.sleep(0.01)
+            else:
+                break
+    assert found.read == ("hung0 (1 line)",)

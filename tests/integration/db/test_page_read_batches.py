@@ -43,9 +43,9 @@ SLOW = "slow"
 BROKEN = "broken"
 GATE = 7
 
-HEADER = Path(__file__).parents[3] / "alembic" / "functions" / "header_v1.sql"
+HEADER = Path(__file__).parents[3] / "alembic" / "functions" / "live_header_v1.sql"
 TROUBLE = f"""
-create or replace function exai.header_v1(v public.conversations) returns json language plpgsql stable as $$ begin
+create or replace function exai.live_header_v1(v public.conversations) returns json language plpgsql stable as $$ begin
   if v.title = '{BROKEN}' then raise 'cannot be read'; end if;
   if v.title = '{SLOW}' then perform pg_advisory_xact_lock_shared({GATE}); end if;
   return exai.header_v0(v);
@@ -92,7 +92,7 @@ class Rig:
     @asynccontextmanager
     async def troubled(self) -> AsyncIterator[None]:
         """As long as this lasts, slow conversations cannot be read; broken ones never can."""
-        await self.sql.execute(HEADER.read_text("utf-8").replace("exai.header_v1", "exai.header_v0"))
+        await self.sql.execute(HEADER.read_text("utf-8").replace("exai.live_header_v1", "exai.header_v0"))
         await self.sql.execute(TROUBLE)
         async with self.sql.transaction():
             await self.sql.execute(f"select pg_advisory_xact_lock({GATE})")

@@ -102,10 +102,10 @@ async def vacuum(sql: OneTrip, *tables: str) -> None:
 
 @pytest.mark.parametrize("before", [None, 2500])
 async def test_a_page_reads_its_own_messages_only(sql: OneTrip, before: int | None) -> None:
-    """By the primary key, from the newest backwards."""
+    """By the primary key, from the newest backwards; and its pending turn."""
     for _ in range(8):  # more than five, after which the server may settle on a plan for all parameters
         counts = await touched(sql, "read_page", "local", "long", before, 0, 50, PAGE_BYTES, 0)
-        assert counts == {"conversations": (0, 1), "messages": (0, 50)}
+        assert counts == {"conversations": (0, 1), "messages": (0, 50), "turns": (0, 1)}
 
 
 async def test_a_group_of_pages_reads_the_messages_of_each(sql: OneTrip) -> None:
@@ -113,7 +113,12 @@ async def test_a_group_of_pages_reads_the_messages_of_each(sql: OneTrip) -> None
     names = ["long", *(f"c{number}" for number in range(1, MOST_READS - 1)), "nowhere"]
     for _ in range(8):
         counts = await touched(sql, "read_pages", ["local"] * len(names), names, 50, PAGE_BYTES)
-        assert counts == {"conversations": (0, MOST_READS - 1), "messages": (0, 50 + 20 * (MOST_READS - 2))}
+        messages = 50 + 20 * (MOST_READS - 2)
+        assert counts == {
+            "conversations": (0, MOST_READS - 1),
+            "messages": (0, messages),
+            "turns": (0, MOST_READS - 1),
+        }
 
 
 async def test_a_turn_reads_the_budgets_worth_of_history(sql: OneTrip) -> None:

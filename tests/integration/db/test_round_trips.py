@@ -17,7 +17,7 @@ from exai.db.lifecycle import ConversationUpdate, CurationRepository
 from exai.db.search import SearchQuery, SearchRepository
 from exai.db.transfer import TransferRepository
 from exai.db.turns import TurnRepository
-from exai.models import LOCAL_OWNER, ConversationId, ConversationKey
+from exai.models import LOCAL_OWNER, ConversationId, ConversationKey, TurnId
 from tests.support.counters import Counters
 from tests.support.database import appending, beginning, conversation_of, ending, new_id, once, opened
 from tests.support.pg_proxy import PgProxy
@@ -55,7 +55,7 @@ async def test_every_method_is_one_round_trip(proxy: PgProxy) -> None:
             "begin_turn": lambda _: turns.begin(turn),
             "renew_leases": lambda _: turns.renew_leases([turn.turn_id], lease_s=60),
             "similar_answers": lambda _: answers.similar(asked, least=0.9, age_s=60),
-            "keep_answer": lambda _: answers.keep(asked, AnswerPlace(conversation, 1, 2), age_s=60),
+            "keep_answer": lambda _: answers.keep(asked, AnswerPlace(conversation, 1, 2, TurnId(new_id())), age_s=60),
             "prune_answers": lambda _: answers.prune(age_s=60),
             "finish_turn": lambda _: turns.finish(ending(turn.turn_id, "answer")),
             "turn_state": lambda _: turns.state(LOCAL_OWNER, turn.request_key),

@@ -12,11 +12,13 @@ import pytest
 from exai.conversations import ChatRequest
 from exai.conversations.turns.answers import decode_answer, encode_answer, is_fit, said_of
 from exai.conversations.turns.similar import EXACT
-from exai.models import LOCAL_OWNER, AnswerOrigin, Completion, Reasoning, Usage, WebSource
+from exai.db.answers import AnswerPlace
+from exai.models import LOCAL_OWNER, AnswerOrigin, Completion, ConversationId, Reasoning, TurnId, Usage, WebSource
 from exai.providers.base import Model
 
 AT = datetime(2026, 1, 2, 3, 4, tzinfo=UTC)
 MODEL = Model("m", "kimi", "m-1", 8_192, 1_024)
+PLACE = AnswerPlace(ConversationId("c"), 1, 2, TurnId("t"))
 GIVEN = Completion(
     content="Yes, no",
     reasoning="hidden",
@@ -35,8 +37,10 @@ GIVEN = Completion(
 
 def test_an_answer_is_kept_with_all_that_its_caller_received_and_without_its_cost() -> None:
     """Also the reasoning that its endpoint demands back with the next question."""
-    found = decode_answer(encode_answer(GIVEN, MODEL, AT) or b"")
-    assert found == replace(
+    found = decode_answer(encode_answer(GIVEN, MODEL, AT, PLACE) or b"")
+    assert found is not None
+    assert found[1] == PLACE
+    assert found[0] == replace(
         GIVEN,
         reasoning="",
         usage=Usage(),
@@ -63,7 +67,7 @@ def test_an_answer_is_kept_with_all_that_its_caller_received_and_without_its_cos
 )
 def test_an_answer_that_cannot_be_read_is_a_miss(changes: dict[str, Any]) -> None:
     """Other releases and other programs write to the same Redis."""
-    kept = orjson.loads(encode_answer(GIVEN, MODEL, AT) or b"")
+    kept = orjson.loads(encode_answer(GIVEN, MODEL, AT, PLACE) or b"")
     assert decode_answer(orjson.dumps(kept)) is not None
     assert decode_answer(orjson.dumps({**kept, **changes})) is None
     for name in changes:
@@ -74,7 +78,7 @@ def test_an_answer_that_cannot_be_read_is_a_miss(changes: dict[str, Any]) -> Non
 
 def test_an_answer_that_is_not_unicode_is_not_kept() -> None:
     """It has been returned and paid for, so that keeping it must not fail."""
-    assert encode_answer(replace(GIVEN, notes=("half of a pair: \ud800",)), MODEL, AT) is None
+    assert encode_answer(replace(GIVEN, notes=("half of a pair: \ud800",)), MODEL, AT, PLACE) is None
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,36 @@ def test_the_arguments_of_an_older_consensus_are_understood() -> None:
     assert understood(older) == MEANT.model_copy(update={"rank": False, "findings": "None yet."})
 
 
+@pytest.mark.parametrize(
+    ("models", "sides"),
+    [
+        ([("kimi", "against"), ("glm", "for")], ["against", "for"]),
+        ([("kimi", "for"), ("glm", "for")], ["for", "for"]),
+        ([("kimi", "neutral"), ("glm", "neutral")], ["weigh", "weigh"]),
+        ([("kimi", "against"), ("glm", None)], ["against", None]),
+        ([("kimi", "for"), ("glm", "against"), ("local", "critical")], ["for", "against", "against"]),
+        ([("kimi", "for"), ("glm", "against"), ("local", "neutral")], None),
+        ([("kimi", None), ("glm", None)], None),
+    ],
+)
+def test_the_stance_of_each_model_is_kept(models: list[tuple[str, str | None]], sides: list[str] | None) -> None:
+    """In the order in which they are given; one for, one against and others that weigh are `for_against`."""
+    seats = [{"model": name, **({"stance": stance} if stance else {})} for name, stance in models]
+    found = understood({"prompt": "A or B?", "models": seats})
+    assert found.models == [name for name, _ in models]
+    assert found.sides == sides
+    assert found.stances == ("for_against" if sides is None and models[0][1] else "none")
+
+
+def test_what_else_a_model_has_is_reported_and_an_unknown_stance_refused() -> None:
+    """Nothing that was given is dropped without a note."""
+    seats = [{"model": "kimi", "stance": "for", "stance_prompt": "Be bold."}, {"model": "glm", "stance": "against"}]
+    assert understood({"prompt": "A or B?", "models": seats}).ignored == ["models[0].stance_prompt"]
+    seats[0]["stance"] = "sideways"
+    with pytest.raises(ValueError, match=r"models\[0\].stance .* a stance is for, against or neutral"):
+        understood({"prompt": "A or B?", "models": seats})
+
+
 def test_the_largest_answer_fits_with_next_and_continuation_id_first() -> None:
     answers = [PanelAnswer("kimi", "answered", label, seq=3, opening='"' * 600, cost_usd=0.1) for label in "ABCDE"]
     result = ConsensusResult(

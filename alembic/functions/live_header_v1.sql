@@ -1,0 +1,10 @@
+-- Returns the fields of header_v1 and the running turns, for the statements whose header is cached with a page.
+create or replace function exai.live_header_v1(v public.conversations) returns json
+language sql stable
+as $$
+select pg_catalog.json_build_object(
+  'id', v.id, 'continuation_id', v.continuation_id, 'owner', v.owner, 'title', v.title, 'metadata', v.metadata,
+  'tags', v.tags, 'parent_id', v.parent_id, 'parent_seq', v.parent_seq, 'last_seq', v.next_seq - 1,
+  'revision', v.revision, 'created_at', v.created_at, 'updated_at', v.updated_at,
+  'pending', exai.pending_turns_v1(v.id))
+$$

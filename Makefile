@@ -34,6 +34,7 @@ check: .venv/dev.done ## check formatting, lint, types, import layers, dead code
 	@$(PY) -m mypy
 	@.venv/bin/lint-imports >.venv/imports.txt 2>&1 || { cat .venv/imports.txt; exit 1; }
 	@$(PY) -m vulture
+	@$(PY) -m docs.reference --check
 	@$(PY) requirements/lock.py --check
 
 test-adoption: .venv/dev.done ## migrate a million messages of an older system while its clients stay active (minutes)

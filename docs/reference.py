@@ -10,8 +10,9 @@ import argparse
 import asyncio
 import itertools
 import re
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -191,16 +192,24 @@ def _cell(text: str) -> str:
     return text.replace("\n", " ").replace("|", "\\|")
 
 
+STATIC: Mapping[str, Callable[[], str]] = {"configuration.md": configuration, "commands.md": commands}
+
+
 async def pages() -> dict[str, str]:
     """Return the text of every generated page by its file's name, from an application on embedded servers."""
     with tempfile.TemporaryDirectory(prefix="exai-docs-") as directory:
         async with open_app(load_settings({"HOME": directory, "EXAI_DATA_DIR": f"{directory}/data"}, None)) as app:
             listed = tools(build_tools(app))
-    return {"configuration.md": configuration(), "commands.md": commands(), "tools.md": listed}
+    return {**{name: text() for name, text in STATIC.items()}, "tools.md": listed}
 
 
 def main() -> None:
-    """Write the pages."""
+    """Write the pages, or with `--check` compare those that need no servers."""
+    parser = argparse.ArgumentParser(prog="make docs")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is not current")
+    if parser.parse_args().check:
+        old = [name for name, text in STATIC.items() if (DOCS / name).read_text("utf-8") != text()]
+        sys.exit(f"not current: {', '.join(old)}; run `make docs`" if old else None)
     for name, text in asyncio.run(pages()).items():
         (DOCS / name).write_text(text, "utf-8")
 

@@ -149,7 +149,7 @@ def _build(opened: Backends) -> tuple[App, Sequence[AbstractAsyncContextManager[
         notices=notices,
         files=files,
         sources=sources,
-        workflows=WorkflowService(chat, conversations, providers, sources=sources, limits=limits),
+        workflows=WorkflowService(chat, conversations, providers, sources=sources, documents=documents, limits=limits),
         consensus=ConsensusService(panel_turns, providers, attachments, sources, choice, limits=limits),
         providers=providers,
         database=database,

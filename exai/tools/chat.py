@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field
 
 from exai.conversations import ChatRequest, ChatResult, ChatService
+from exai.errors import InvalidArgument
+from exai.files.origins import GivenFiles
 from exai.files.service import FileService
-from exai.files.sources import ChangedFile, SourceReader, SourcesRead
+from exai.files.sources import ChangedFile, SourceReader, SourceRequest, SourcesRead
+from exai.files.sources.entries import path_of, range_of
+from exai.files.sources.globs import is_glob
 from exai.mcp.core.protocol import ClientInfo
 from exai.mcp.features.results import ToolOutput
 from exai.mcp.features.tools import Arguments, CallContext, ToolSpec
@@ -40,7 +46,7 @@ class ChatArguments(Arguments):
         "off", description="use: reuse an answer given to the same prompt; refresh: replace it."
     )
     files: list[str] | None = Field(
-        None, description="Each a file_id or a path below an allowed root; the model reads them."
+        None, description="Paths, directories, globs, path:10-80 or file_ids; the server reads them."
     )
     reread: bool = Field(False, description="Read changed files of the conversation again.")
 
@@ -160,21 +166,42 @@ def chat_tool(chat: ChatService, files: FileService, sources: SourceReader) -> T
     async def handle(arguments: ChatArguments, context: CallContext) -> ChatOutput:
         progress = AnswerProgress(context)
         request = _request(arguments, context)
-        again = SourcesRead()
+        again = found = SourcesRead()
 
         async def prepare() -> ChatRequest:
-            nonlocal again
-            given = await files.resolve(context.owner, request.named, context.directory)
+            nonlocal again, found
+            given = GivenFiles(())
+            try:
+                given = await files.resolve(context.owner, request.named, context.directory)
+            except InvalidArgument as error:
+                if not _names_several(request.named, error):
+                    raise
+                material = SourceRequest(
+                    tuple(request.named), directory=Path(context.directory) if context.directory else None
+                )
+                found = await sources.read(context.owner, material)
+                given = GivenFiles(found.files, found.sources)
             if arguments.reread and arguments.continuation_id is not None:
                 again = await sources.reread(context.owner, arguments.continuation_id)
+            prompt = "\n\n".join(filter(None, (request.prompt, found.left_out_text)))
             return replace(
-                request, files=given.ids, reread=again.files, sources={**given.sources, **again.sources}, prepare=None
+                request,
+                prompt=prompt,
+                files=given.ids,
+                reread=again.files,
+                sources={**given.sources, **again.sources},
+                prepare=None,
             )
 
         if request.named or arguments.reread:
             request = replace(request, prepare=prepare)
         result = await chat.run(request, progress.on_delta, progress.on_begun, context.preparing)
-        notes = (*(f"read again: {each}" for each in again.read), *again.left_out, *again.notes, *result.notes)
+        said = (
+            *(f"read: {each}" for each in found.read),
+            *(f"left out: {each}" for each in found.left_out),
+            *found.notes,
+        )
+        notes = (*said, *(f"read again: {each}" for each in again.read), *again.left_out, *again.notes, *result.notes)
         return ChatOutput.of(replace(result, notes=notes), context.client)
 
     return ToolSpec(
@@ -211,6 +238,12 @@ def _notes(result: ChatResult, next_offset: int | None, unlisted: int) -> list[s
             f"char_offset {next_offset} has the rest"
         )
     return notes
+
+
+def _names_several(entries: Sequence[str], error: InvalidArgument) -> bool:
+    """Return whether files were named by a directory, a glob or a range of lines, which are not one whole file."""
+    paths = [path_of(each) for each in entries]
+    return "regular file" in error.problem or any(is_glob(path) or range_of(path) for path in paths)
 
 
 def _request(arguments: ChatArguments, context: CallContext) -> ChatRequest:

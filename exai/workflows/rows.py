@@ -67,14 +67,19 @@ def preceding_rows(workflow: Workflow, request: WorkflowRequest) -> tuple[NewMes
 
 def recorded_rows(workflow: Workflow, request: WorkflowRequest, found: SourcesRead) -> tuple[NewMessage, ...]:
     """Return the rows of a step without a call of a model; those of a plan are its steps."""
-    facts, text = step_metadata(workflow, request, found), question_of(request)
+    facts, left_out = step_metadata(workflow, request, found), found.left_out_text
+    text = question_of(request, left_out)
     before = preceding_rows(workflow, request)
     if workflow.header.reads != "plan":
         return (*before, NewMessage("user", text, "step", facts))
     steps = plan_steps((request.prompt or "").splitlines()) if request.revises is None else ()
     if not steps:
         return (*before, NewMessage("user", text, "plan", facts | numbered(request.revises)))
-    return (*before, *(NewMessage("user", plan_text(each), "plan", facts | numbered(each.number)) for each in steps))
+    texts = [plan_text(each) for each in steps]
+    if left_out:
+        texts[-1] += f"\n\n{left_out}"
+    rows = zip(texts, steps, strict=True)
+    return (*before, *(NewMessage("user", text, "plan", facts | numbered(each.number)) for text, each in rows))
 
 
 def answer_rows(workflow: Workflow, request: WorkflowRequest, completion: Completion) -> tuple[NewMessage, ...]:

@@ -14,6 +14,7 @@ from typing import Final
 from exai.conversations import AppendRequest, ChatRequest, ChatResult, ChatService, ConversationStore
 from exai.conversations.requests import Guidance, OnBegun
 from exai.conversations.titles import opening
+from exai.conversations.turns.documents import Documents
 from exai.conversations.turns.instructions import INSTRUCTIONS
 from exai.conversations.turns.preparation import OnPreparing
 from exai.files.sources import SourceReader, SourceRequest, SourcesRead
@@ -50,11 +51,13 @@ class WorkflowService:
         providers: Providers,
         *,
         sources: SourceReader,
+        documents: Documents,
         limits: LimitSettings,
     ) -> None:
         self._workflows = load_workflows()
         self._chat, self._conversations = chat, conversations
         self._providers, self._sources, self._limits = providers, sources, limits
+        self._documents = documents
         self._challenges = Challenges(conversations, providers)
 
     async def run(
@@ -202,7 +205,8 @@ class WorkflowService:
         """Read the files and the diff of a call, as `SourceReader.read` does."""
         if not _names_files(request):
             return SourcesRead()
-        room_tokens = self._providers.sizing.room(await self._providers.find(model), None)
+        asked = await self._providers.find(model)
+        room_tokens = self._providers.sizing.room(asked, None)
         budget_tokens = int(room_tokens * MATERIAL_SHARE)
         return await self._sources.read(
             request.owner,
@@ -211,7 +215,8 @@ class WorkflowService:
                 request.diff,
                 request.directory,
                 budget_tokens,
-                request.continuation_id if request.reread else None,
+                reread=request.continuation_id if request.reread else None,
+                scan_cure=self._documents.scan_cure(asked),
             ),
         )
 

@@ -49,6 +49,9 @@ HOW: Final = (
     "the text itself"
 )
 
+TURNED_OFF: Final = "set EXAI_FILES__PROVIDER_EXTRACT=true so that Kimi may read it, or give its text"
+NOT_CONFIGURED: Final = "set KIMI_API_KEY and call again with a Kimi model, which reads it, or give its text"
+
 log = structlog.get_logger(__name__)
 
 
@@ -100,6 +103,16 @@ class Documents:
             unread = StoredText("local", None, "is still being read; ask again in a minute")
             found[sha256] = task.result() if task.done() and not task.cancelled() else unread
         return {sha256: _explained(text, extract) for sha256, text in found.items()}
+
+    def scan_cure(self, model: Model) -> str | None:
+        """Return what a caller of `model` can do about a PDF without text; None if the model's provider reads it."""
+        if not self._may_upload:
+            return TURNED_OFF
+        if self._providers.extract(model) is not None:
+            return None
+        reading = {extract.provider for extract in self._providers.extracts()}
+        able = [info.name for info in self._providers.models() if info.configured and info.provider in reading]
+        return f"call again with model {able[0]}, whose provider reads it" if able else NOT_CONFIGURED
 
     async def run(self) -> None:
         """Delete copies at providers that could not be deleted at once, now and every hour, until cancelled."""

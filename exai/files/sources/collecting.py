@@ -16,7 +16,7 @@ from exai.files.service import FileContent
 from exai.files.sources.bounds import Bounds
 from exai.files.sources.changed import ChangedFiles, repository_of
 from exai.files.sources.entries import LineRange, path_of, range_of
-from exai.files.sources.filling import RANGE_FILE_BYTES, Estimate, Filling, SourceFile
+from exai.files.sources.filling import RANGE_FILE_BYTES, SCAN_CURE, Estimate, Filling, SourceFile
 from exai.files.sources.git.diffs import Differ
 from exai.files.sources.git.repository import Git
 from exai.files.sources.globs import ANY_DEPTH, alternatives, fixed_part, is_glob, matches
@@ -53,6 +53,7 @@ def collect(
     directory: Path | None,
     budget_tokens: int,
     limit_bytes: int = RANGE_FILE_BYTES,
+    scan_cure: str | None = SCAN_CURE,
 ) -> Collected:
     """Read the entries, by the field that each is in, and the diff, without texts over `limit_bytes`; blocks.
 
@@ -65,7 +66,7 @@ def collect(
     if directory is not None:
         bounds.touch("directory", str(directory))
     top = _directory(roots, directory, is_needed=needs_directory) if directory is not None else None
-    filling = Filling(roots, bounds, estimate, budget_tokens, limit_bytes)
+    filling = Filling(roots, bounds, estimate, budget_tokens, limit_bytes, scan_cure=scan_cure)
     collecting = _Collecting(Resolver(roots, lister, top), lister, filling)
     found = [each for field, entry in entries.items() for each in collecting.understand(field, entry)]
     named = [each for each in found if isinstance(each, SourceFile)]

@@ -46,7 +46,11 @@ RANGE_FILE_BYTES: Final = 32 * 1_048_576
 MOST_BYTES_PER_TOKEN: Final = 32
 """A file with more bytes for each token that is left is not read."""
 
-SCAN_CURE: Final = "; chat with a Kimi model reads it, and this tool then finds its text in that conversation"
+SCAN_CURE: Final = "chat with a Kimi model reads it, and its file_id then names its text here"
+SCAN_TOKENS: Final = 4_000
+"""About what the text of a scan costs; it is counted again once it has been read."""
+
+PDF: Final = "application/pdf"
 MAX_SAID: Final = 60
 TEXT: Final = "text/plain"
 
@@ -97,9 +101,16 @@ class Filling:
     """The files of one reading so far; blocks."""
 
     def __init__(
-        self, roots: Roots, bounds: Bounds, estimate: Estimate, budget_tokens: int, limit_bytes: int = RANGE_FILE_BYTES
+        self,
+        roots: Roots,
+        bounds: Bounds,
+        estimate: Estimate,
+        budget_tokens: int,
+        limit_bytes: int = RANGE_FILE_BYTES,
+        *,
+        scan_cure: str | None = SCAN_CURE,
     ) -> None:
-        self._roots, self._bounds, self._estimate = roots, bounds, estimate
+        self._roots, self._bounds, self._estimate, self._scan_cure = roots, bounds, estimate, scan_cure
         self.left_tokens, self._limit_bytes = budget_tokens, limit_bytes
         self.contents: list[FileContent] = []
         self.read: list[str] = []
@@ -206,9 +217,10 @@ class Filling:
             return
         if (kind := kind_of(file.shown, data)) is not None:
             found = text_of(kind, data, self._bounds)
-            if found.text is None:
-                cure = SCAN_CURE if SCAN in found.note else ""
-                self.left_out.add(file.shown, found.note + cure)
+            if found.text is None and SCAN in found.note:
+                self._add_scan(file, data, found.note)
+            elif found.text is None:
+                self.left_out.add(file.shown, found.note)
             else:
                 self._add_lines(file, found.text, f"; {found.note}", source)
             return
@@ -231,6 +243,15 @@ class Filling:
         else:
             shown = f"{file.shown} ({image.media_type}, {image.width} x {image.height} pixels)"
             self._store(FileContent(_stored_name(file.shown), data, image.media_type, source), shown, IMAGE_TOKENS)
+
+    def _add_scan(self, file: SourceFile, data: bytes, note: str) -> None:
+        if self._scan_cure is not None:
+            self.left_out.add(file.shown, f"{note}; {self._scan_cure}")
+        elif self.left_tokens < SCAN_TOKENS:
+            self.left_out.add(file.shown, f"outside the token budget: about {SCAN_TOKENS:,} tokens")
+        else:
+            shown = f"{file.shown} ({note}, which the model's provider reads)"
+            self._store(FileContent(_stored_name(file.shown), data, PDF), shown, SCAN_TOKENS)
 
     def _add_lines(self, file: SourceFile, text: str, note: str, source: FileSource | None) -> None:
         lines = lines_of(text)

@@ -21,7 +21,7 @@ from exai.files.service import FilePath, FileService
 from exai.files.sources.bounds import TIME_S, Bounds
 from exai.files.sources.collecting import Collected, collect
 from exai.files.sources.comparing import MAX_COMPARED, ChangedFile, compare, newest_read
-from exai.files.sources.filling import BYTES_PER_TOKEN, Estimate
+from exai.files.sources.filling import BYTES_PER_TOKEN, SCAN_CURE, Estimate
 from exai.files.threads import PathReading, ReadingThreads
 from exai.models import ContinuationId, FileId, FileSource, Owner, StoredFile
 from exai.resilience import Clock
@@ -51,6 +51,9 @@ class SourceRequest:
     diff: str | None = None
     directory: Path | None = None
     budget_tokens: int = 100_000
+    scan_cure: str | None = SCAN_CURE
+    """What a caller can do about a PDF without text; None if the model's provider reads it, so that it is stored."""
+
     reread: ContinuationId | None = None
 
 
@@ -172,6 +175,7 @@ class SourceReader:
             directory=request.directory,
             budget_tokens=budget_tokens,
             limit_bytes=self._files.max_bytes,
+            scan_cure=request.scan_cure,
         )
 
     async def _in_thread(self, owner: Owner, work: Callable[[Bounds], Found]) -> Found:

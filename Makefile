@@ -9,7 +9,7 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input -q
 ARGS ?=
 
-.PHONY: attack bench bench-peers browser docs eval help page release run screenshots soak test test-adoption test-lowest test-newest test-clients test-poolers test-prometheus check conformance fault fuzz format lock clean
+.PHONY: attack bench bench-peers browser docs eval help page release run screenshots soak test test-adoption test-backup test-lowest test-newest test-clients test-poolers test-prometheus check conformance fault fuzz format lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 17
@@ -66,6 +66,9 @@ attack: .venv/dev.done ## run every attack of a hostile client in turn, with tim
 
 test-prometheus: .venv/dev.done ## ask a real Prometheus for everything that the dashboard shows (apt-get install prometheus)
 	@$(PY) -m pytest -n 0 -q -m "heavy or not heavy" tests/acceptance/test_prometheus.py $(ARGS)
+
+test-backup: .venv/dev.done ## back up and restore a million messages with bounded memory (minutes)
+	@$(PY) -m pytest -n 0 -q -s -m heavy tests/integration/backup $(ARGS)
 
 conformance: .venv/dev.done ## run the official MCP suite, inspector and TypeScript client (from npm, with their own Node)
 	@$(PY) -m tests.conformance.run

@@ -251,6 +251,7 @@ create table public.conversations (
     reply_kind text,
     changed_xid xid8 not null default pg_current_xact_id(),
     deleted_at timestamp with time zone,
+    expires_at timestamp with time zone,
     created_at timestamp with time zone not null default now(),
     updated_at timestamp with time zone not null default now(),
     constraint conversations_pkey PRIMARY KEY (id),
@@ -265,6 +266,8 @@ CREATE INDEX conversations_changed_idx ON public.conversations USING btree (chan
 
 CREATE INDEX conversations_deleted_idx ON public.conversations USING btree (deleted_at) WHERE (deleted_at IS NOT NULL);
 
+CREATE INDEX conversations_expires_idx ON public.conversations USING btree (expires_at) WHERE (expires_at IS NOT NULL);
+
 CREATE INDEX conversations_parent_idx ON public.conversations USING btree (parent_id) WHERE (parent_id IS NOT NULL);
 
 CREATE INDEX conversations_recent_idx ON public.conversations USING btree (owner, updated_at DESC, id DESC);
@@ -275,7 +278,7 @@ CREATE TRIGGER exai_fill BEFORE INSERT OR UPDATE ON public.conversations FOR EAC
 
 CREATE TRIGGER exai_keep_usage BEFORE DELETE ON public.conversations FOR EACH ROW EXECUTE FUNCTION exai.keep_usage_v1();
 
-CREATE TRIGGER exai_note_change BEFORE UPDATE ON public.conversations FOR EACH ROW WHEN (((new.revision = old.revision) AND ((new.owner IS DISTINCT FROM old.owner) OR (new.continuation_id IS DISTINCT FROM old.continuation_id) OR (new.title IS DISTINCT FROM old.title) OR (new.metadata IS DISTINCT FROM old.metadata) OR (new.tags IS DISTINCT FROM old.tags) OR (new.deleted_at IS DISTINCT FROM old.deleted_at) OR (new.parent_id IS DISTINCT FROM old.parent_id) OR (new.parent_seq IS DISTINCT FROM old.parent_seq)))) EXECUTE FUNCTION exai.note_change_v1();
+CREATE TRIGGER exai_note_change BEFORE UPDATE ON public.conversations FOR EACH ROW WHEN (((new.revision = old.revision) AND ((new.owner IS DISTINCT FROM old.owner) OR (new.continuation_id IS DISTINCT FROM old.continuation_id) OR (new.title IS DISTINCT FROM old.title) OR (new.metadata IS DISTINCT FROM old.metadata) OR (new.tags IS DISTINCT FROM old.tags) OR (new.deleted_at IS DISTINCT FROM old.deleted_at) OR (new.expires_at IS DISTINCT FROM old.expires_at) OR (new.parent_id IS DISTINCT FROM old.parent_id) OR (new.parent_seq IS DISTINCT FROM old.parent_seq)))) EXECUTE FUNCTION exai.note_change_v1();
 -- It fires always.
 
 CREATE TRIGGER exai_note_removal AFTER DELETE ON public.conversations FOR EACH ROW EXECUTE FUNCTION exai.note_removal_v1();
@@ -784,6 +787,9 @@ begin
   if p_change ? 'tags'::text then
     n.tags := array(select pg_catalog.jsonb_array_elements_text(p_change -> 'tags'::text));
   end if;
+  if p_change ? 'expires_at'::text then
+    n.expires_at := (p_change ->> 'expires_at'::text)::timestamptz;
+  end if;
   if p_change ? 'deleted'::text then
     n.deleted_at := case when (p_change ->> 'deleted'::text)::boolean then coalesce(v.deleted_at, v_now) end;
   end if;
@@ -812,8 +818,8 @@ begin
   end if;
   if v_status = 'changed' then
     update public.conversations c
-       set title = n.title, metadata = n.metadata, tags = n.tags, deleted_at = n.deleted_at, revision = n.revision,
-           edited_revision = n.edited_revision, changed_xid = pg_catalog.pg_current_xact_id(), updated_at = n.updated_at
+       set title = n.title, metadata = n.metadata, tags = n.tags, deleted_at = n.deleted_at,
+           expires_at = n.expires_at, revision = n.revision, edited_revision = n.edited_revision, changed_xid = pg_catalog.pg_current_xact_id(), updated_at = n.updated_at
      where c.id = v.id;
   end if;
   return query select 'head', pg_catalog.json_build_object(
@@ -1502,9 +1508,10 @@ begin
         on conflict do nothing
         returning 1),
       c as (
-        insert into public.conversations (id, owner, continuation_id, title, metadata, tags, parent_id, parent_seq,
-                                          next_seq, revision)
-        select p_new_id, p_owner, p_new_id::text, coalesce(p_title, v.title), v.metadata, v.tags, w.id, v_at, v_at + 1, 1
+        insert into public.conversations (id, owner, continuation_id, title, metadata, tags, expires_at, parent_id,
+                                          parent_seq, next_seq, revision)
+        select p_new_id, p_owner, p_new_id::text, coalesce(p_title, v.title), v.metadata, v.tags, v.expires_at, w.id, v_at,
+               v_at + 1, 1
           from k
         returning 1)
       insert into public.conversation_files (conversation_id, file_id, source)
@@ -1552,7 +1559,9 @@ AS $function$
 select pg_catalog.json_build_object(
   'id', v.id, 'continuation_id', v.continuation_id, 'owner', v.owner, 'title', v.title, 'metadata', v.metadata,
   'tags', v.tags, 'parent_id', v.parent_id, 'parent_seq', v.parent_seq, 'last_seq', v.next_seq - 1,
-  'revision', v.revision, 'created_at', v.created_at, 'updated_at', v.updated_at)
+  'revision', v.revision,
+  'expires_at', case when v.expires_at between '0001-01-02 00:00:00+00' and '9999-12-31 00:00:00+00' then v.expires_at end,
+  'created_at', v.created_at, 'updated_at', v.updated_at)
 $function$
 ;
 
@@ -1830,7 +1839,9 @@ AS $function$
 select pg_catalog.json_build_object(
   'id', v.id, 'continuation_id', v.continuation_id, 'owner', v.owner, 'title', v.title, 'metadata', v.metadata,
   'tags', v.tags, 'parent_id', v.parent_id, 'parent_seq', v.parent_seq, 'last_seq', v.next_seq - 1,
-  'revision', v.revision, 'created_at', v.created_at, 'updated_at', v.updated_at,
+  'revision', v.revision,
+  'expires_at', case when v.expires_at between '0001-01-02 00:00:00+00' and '9999-12-31 00:00:00+00' then v.expires_at end,
+  'created_at', v.created_at, 'updated_at', v.updated_at,
   'pending', exai.pending_turns_v1(v.id))
 $function$
 ;

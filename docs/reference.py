@@ -36,6 +36,7 @@ SECTIONS: Mapping[str, str] = {
     "limits": "Limits of requests",
     "budgets": "Budgets",
     "answers": "Answer cache",
+    "retention": "Retention",
     "files": "Files",
     "log": "Log",
     "telemetry": "Telemetry",

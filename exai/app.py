@@ -144,7 +144,7 @@ def _build(opened: Backends) -> tuple[App, Sequence[AbstractAsyncContextManager[
         chat=chat,
         conversations=conversations,
         transfer=Transfer(TransferRepository(database), publisher, limits, files),
-        maintenance=Maintenance(curation, indexing, answer_repository, settings.answers),
+        maintenance=Maintenance(curation, indexing, answer_repository, settings.answers, settings.retention),
         ledger=Ledger(LedgerRepository(database), limits_of(settings.budgets)),
         notices=notices,
         files=files,

@@ -115,15 +115,17 @@ async def open_backends(stack: AsyncExitStack, settings: Settings) -> Backends:
 
 
 @asynccontextmanager
-async def own_servers(settings: Settings) -> AsyncIterator[Embedded | None]:
-    """Start and migrate only the embedded servers, for a parent of worker processes. Yields None if none are used.
+async def own_servers(settings: Settings, *, migrates: bool = True) -> AsyncIterator[Embedded | None]:
+    """Start only the embedded servers, and migrate them on demand, for a parent of worker processes and for commands.
+
+    Yields None if none are used.
 
     Raises `StartupError`, `ConfigError` or `DatabaseUnavailable`.
     """
     roots_of(settings)
     async with AsyncExitStack() as stack:
         embedded = await _open_embedded(stack, settings)
-        if embedded is not None and embedded.postgres_url is not None:
+        if migrates and embedded is not None and embedded.postgres_url is not None:
             await _migrate(embedded.postgres_url)
         yield embedded
 

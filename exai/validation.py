@@ -162,6 +162,18 @@ def check_time(field: str, value: object) -> None:
         raise InvalidArgument(field, "is outside the years 1 to 9999 in UTC", cure) from None
 
 
+def read_time(field: str, text: object) -> datetime:
+    """Return a time from its ISO 8601 form, with a time zone."""
+    try:
+        time = datetime.fromisoformat(text.strip()) if isinstance(text, str) else None
+    except ValueError:
+        time = None
+    if time is None:
+        raise InvalidArgument(field, f"is {shown(text)}, not a time", "Write it like 2026-01-02T03:04:05Z")
+    check_time(field, time)
+    return time
+
+
 def check_zone(field: str, value: object) -> None:
     """Check the name of a time zone in the IANA database."""
     cure = "Give a name such as Europe/Berlin or UTC"

@@ -1,4 +1,4 @@
--- Changes title, metadata or tags (those in p_change), deletes or restores a conversation; once per request key.
+-- Changes title, metadata, tags or expires_at (those in p_change), deletes or restores a conversation; once per request key.
 -- o_status: changed | unchanged (the values were already so) | duplicate (the key was used before with the same hash;
 -- the conversation as of then, the revision as of now) | not_found | conflict_revision | conflict_key.
 --
@@ -52,6 +52,9 @@ begin
   if p_change ? 'tags'::text then
     n.tags := array(select pg_catalog.jsonb_array_elements_text(p_change -> 'tags'::text));
   end if;
+  if p_change ? 'expires_at'::text then
+    n.expires_at := (p_change ->> 'expires_at'::text)::timestamptz;
+  end if;
   if p_change ? 'deleted'::text then
     n.deleted_at := case when (p_change ->> 'deleted'::text)::boolean then coalesce(v.deleted_at, v_now) end;
   end if;
@@ -80,8 +83,8 @@ begin
   end if;
   if v_status = 'changed' then
     update public.conversations c
-       set title = n.title, metadata = n.metadata, tags = n.tags, deleted_at = n.deleted_at, revision = n.revision,
-           edited_revision = n.edited_revision, changed_xid = pg_catalog.pg_current_xact_id(), updated_at = n.updated_at
+       set title = n.title, metadata = n.metadata, tags = n.tags, deleted_at = n.deleted_at,
+           expires_at = n.expires_at, revision = n.revision, edited_revision = n.edited_revision, changed_xid = pg_catalog.pg_current_xact_id(), updated_at = n.updated_at
      where c.id = v.id;
   end if;
   return query select 'head', pg_catalog.json_build_object(

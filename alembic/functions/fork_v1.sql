@@ -3,7 +3,7 @@
 -- | too_deep | conflict_key.
 --
 -- A fork at a message that the source itself reads from its parent becomes a fork of that parent, so that chains stay
--- short.
+-- short. It shows what the source shows, so it expires with it.
 create or replace function exai.fork_v1(
   p_owner text, p_continuation_id text, p_new_id uuid, p_turn_id uuid, p_key text, p_hash text, p_at_seq bigint,
   p_title text)
@@ -58,9 +58,10 @@ begin
         on conflict do nothing
         returning 1),
       c as (
-        insert into public.conversations (id, owner, continuation_id, title, metadata, tags, parent_id, parent_seq,
-                                          next_seq, revision)
-        select p_new_id, p_owner, p_new_id::text, coalesce(p_title, v.title), v.metadata, v.tags, w.id, v_at, v_at + 1, 1
+        insert into public.conversations (id, owner, continuation_id, title, metadata, tags, expires_at, parent_id,
+                                          parent_seq, next_seq, revision)
+        select p_new_id, p_owner, p_new_id::text, coalesce(p_title, v.title), v.metadata, v.tags, v.expires_at, w.id, v_at,
+               v_at + 1, 1
           from k
         returning 1)
       insert into public.conversation_files (conversation_id, file_id, source)

@@ -1,9 +1,12 @@
--- Returns the fields of a conversation that every statement returns; see also live_header_v1.
+-- Returns the fields of a conversation that every statement returns; see also live_header_v1. A time that clients
+-- cannot represent is none.
 create or replace function exai.header_v1(v public.conversations) returns json
 language sql stable
 as $$
 select pg_catalog.json_build_object(
   'id', v.id, 'continuation_id', v.continuation_id, 'owner', v.owner, 'title', v.title, 'metadata', v.metadata,
   'tags', v.tags, 'parent_id', v.parent_id, 'parent_seq', v.parent_seq, 'last_seq', v.next_seq - 1,
-  'revision', v.revision, 'created_at', v.created_at, 'updated_at', v.updated_at)
+  'revision', v.revision,
+  'expires_at', case when v.expires_at between '0001-01-02 00:00:00+00' and '9999-12-31 00:00:00+00' then v.expires_at end,
+  'created_at', v.created_at, 'updated_at', v.updated_at)
 $$

@@ -14,6 +14,7 @@ create table public.conversations (
     reply_kind text,
     changed_xid xid8 not null default pg_current_xact_id(),
     deleted_at timestamptz,
+    expires_at timestamptz,
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now(),
     constraint conversations_pkey primary key (id),

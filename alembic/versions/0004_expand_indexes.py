@@ -15,6 +15,7 @@ INDEXES = {
     "conversations_changed_idx": "public.conversations (changed_xid)",
     "conversations_parent_idx": "public.conversations (parent_id) where parent_id is not null",
     "conversations_deleted_idx": "public.conversations (deleted_at) where deleted_at is not null",
+    "conversations_expires_idx": "public.conversations (expires_at) where expires_at is not null",
     "messages_created_idx": "public.messages (conversation_id, created_at desc)",
     "messages_system_idx": "public.messages (conversation_id, seq desc) where role = 'system'",
     "turns_conversation_idx": "public.turns (conversation_id)",

@@ -75,6 +75,9 @@ class BlobStore(Protocol):
     async def link(self, owner: Owner, file: StoredFile, lifetime_s: int) -> str | None:
         """Return an address from which the content can be downloaded for a while; None if the store serves none."""
 
+    async def remove(self, owner: Owner, file: StoredFile) -> bool:
+        """Remove the bytes of a content whose row is removed; return whether they were here."""
+
     async def sweep(self, age_s: float, find_used: FindUsedPaths, *, is_rehearsal: bool = False) -> Unused:
         """Remove bytes that belong to no content and were not stored for `age_s`; a rehearsal only counts them."""
 

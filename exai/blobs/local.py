@@ -81,6 +81,10 @@ class LocalBlobs:
         """Return None: nothing serves the directory."""
         del owner, file, lifetime_s
 
+    async def remove(self, owner: Owner, file: StoredFile) -> bool:
+        """Remove a blob; return whether there was one."""
+        return await self._run(_unlink, self._place(owner, file))
+
     async def sweep(self, age_s: float, find_used: FindUsedPaths, *, is_rehearsal: bool = False) -> Unused:
         """Remove blobs without a content that were not touched for `age_s`, and the remains of interrupted writes."""
         found = await self._run(self._untouched_since, time.time() - age_s)
@@ -168,6 +172,14 @@ def _read(path: Path, offset: int, size_bytes: int) -> bytes:
     with path.open("rb") as stream:
         stream.seek(offset)
         return stream.read(size_bytes)
+
+
+def _unlink(path: Path) -> bool:
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _size(path: Path) -> int | None:

@@ -199,6 +199,14 @@ class RemoteBlobs:
         key = self._key(file)
         return await self._retries.run("link", lambda: self._bucket.link(key, lifetime_s, file.name))
 
+    async def remove(self, owner: Owner, file: StoredFile) -> bool:
+        """Remove the object of a content; a missing one is no error."""
+        del owner
+        if file.size_bytes and file.storage_path is not None:
+            key = file.storage_path
+            await self._retries.run("removal", lambda: self._bucket.delete([key]))
+        return True
+
     async def sweep(self, age_s: float, find_used: FindUsedPaths, *, is_rehearsal: bool = False) -> Unused:
         """Remove objects without a content that were stored before `age_s`."""
         before = time.time() - age_s

@@ -45,7 +45,7 @@ class AnswerEntries:
         """Return the owner's answer of that name, None if there is none: 1 Redis round trip. Raises `CacheError`."""
         if self._client is None:
             return None
-        group, keys = _keys(owner, self._client.groups)
+        group, keys = answer_keys(owner, self._client.groups)
         args = (name, _milliseconds(limits.ttl_s))
         reply = await self._client.run(self._scripts.find_answer, group, keys, args)
         return reply if isinstance(reply, bytes) else None
@@ -54,7 +54,7 @@ class AnswerEntries:
         """Store an answer: 1 Redis round trip. Return whether it is stored; a failure is no error."""
         if self._client is None:
             return False
-        group, keys = _keys(owner, self._client.groups)
+        group, keys = answer_keys(owner, self._client.groups)
         args = (name, answer, _milliseconds(limits.ttl_s), MAX_ANSWERS, limits.owner_max_bytes)
         try:
             return await self._client.run(self._scripts.keep_answer, group, keys, args) == 1
@@ -62,7 +62,8 @@ class AnswerEntries:
             return False
 
 
-def _keys(owner: Owner, groups: int) -> tuple[int, tuple[str, str]]:
+def answer_keys(owner: Owner, groups: int) -> tuple[int, tuple[str, str]]:
+    """Return the group of an owner's answers, and their two keys."""
     name = quote(owner, safe="", errors="surrogatepass")
     group = zlib.crc32(name.encode()) % groups if groups > 1 else 0
     stem = f"exai:answers:{FORMAT}:{{g{group}}}:{name}"

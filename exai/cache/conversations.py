@@ -45,6 +45,7 @@ from exai.cache.entry import (
     encode_entry,
     encode_header,
 )
+from exai.cache.erasing import CacheErasure
 from exai.cache.min_revisions import MinRevisions
 from exai.cache.reconciliation import ChangesSince, Reconciler
 from exai.cache.records import CacheLookup, CacheStatus, Hit, Load, Loaded, Miss, PreloadedPage, Unavailable, Wait
@@ -109,6 +110,7 @@ class ConversationCache:
         self._max_staleness_us = round(settings.max_staleness_s * MICROSECOND)
         self._entry_bytes = settings.entry_max_bytes
         self.answers = AnswerEntries(client, scripts)
+        self.erasure = CacheErasure(client)
 
     async def read_through(
         self, key: ConversationKey, load: Load, *, min_revision: int = ANY_REVISION

@@ -70,6 +70,7 @@ def encode_header(conversation: Conversation) -> bytes:
             conversation.parent_id,
             conversation.parent_seq,
             [(each.tool, each.model, each.since) for each in conversation.pending],
+            conversation.expires_at,
         )
     )
 
@@ -78,11 +79,12 @@ def decode_header(blob: bytes, key: ConversationKey, revision: int) -> Conversat
     """Return the encoded conversation. Raises `Undecodable`."""
     try:
         facts = orjson.loads(blob)
-        id_, title, metadata, tags, last_seq, created_at, updated_at, parent_id, parent_seq, pending = facts
+        id_, title, metadata, tags, last_seq, created_at, updated_at, parent_id, parent_seq, pending, expires_at = facts
         texts, number = [id_, *tags], last_seq if parent_seq is None else parent_seq
         texts += [text for text in (title, parent_id) if text is not None]
         texts += [text for tool, model, _ in pending for text in (tool, model or "")]
-        times = [datetime.fromisoformat(at) for at in (created_at, updated_at, *(since for *_, since in pending))]
+        since = [each for *_, each in pending]
+        times = [datetime.fromisoformat(at) for at in (created_at, updated_at, expires_at or updated_at, *since)]
         is_sound = (
             {*map(type, texts)} == {str}
             and type(last_seq) is type(number) is int
@@ -106,8 +108,9 @@ def decode_header(blob: bytes, key: ConversationKey, revision: int) -> Conversat
             parent_id=None if parent_id is None else ConversationId(parent_id),
             parent_seq=parent_seq,
             pending=tuple(
-                PendingTurn(tool, model, at) for (tool, model, _), at in zip(pending, times[2:], strict=True)
+                PendingTurn(tool, model, at) for (tool, model, _), at in zip(pending, times[3:], strict=True)
             ),
+            expires_at=None if expires_at is None else times[2],
         )
     except (ValueError, TypeError) as error:
         raise Undecodable("header") from error

@@ -38,6 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_archive(commands)
     _add_blobs(commands)
     _add_drill(commands)
+    _add_backup(commands)
+    _add_erase(commands)
     _add_bench(commands)
     commands.add_parser("version", help="show the version")
     for each in commands.choices.values():
@@ -79,7 +81,12 @@ def _add_service(commands: Any) -> None:
     connect = commands.add_parser("connect", help="connect a client on standard input and output to the running daemon")
     connect.add_argument("--url", help="address of the daemon; default: ws://127.0.0.1:8079/ (EXAI_URL)")
 
-    commands.add_parser("migrate", help="migrate the configured database to the schema of this release")
+    migrate = commands.add_parser("migrate", help="migrate the configured database to the schema of this release")
+    migrate.add_argument(
+        "--check",
+        action="store_true",
+        help="change nothing; print the pending migrations, and exit with 4 if there are any",
+    )
 
     health = commands.add_parser("health", help="show the state of the running daemon")
     health.add_argument("--url", help="address of the daemon; default: EXAI_SERVER__HOST and EXAI_SERVER__PORT")
@@ -211,6 +218,69 @@ def _add_drill(commands: Any) -> None:
         "breaker", help="let a provider fail and recover, and show the states of its circuit breaker; takes 20 s"
     )
     breaker.add_argument("--format", choices=("text", "json"), default="text", help="default: text")
+
+
+def _add_backup(commands: Any) -> None:
+    backup = commands.add_parser(
+        "backup",
+        help="write everything in the database, and the contents of all files, into a directory",
+        description="Writes all of EXAI's tables, as they are at one moment, and the contents of all files into a new "
+        "directory. Daemons may go on. A backup that was broken off is none; the same command starts it over.",
+    )
+    backup.add_argument("directory", metavar="DIRECTORY", help="a directory that does not exist yet or is empty")
+    backup.add_argument(
+        "--base",
+        metavar="EARLIER",
+        help="the directory of an earlier backup: its contents of files are linked instead of copied; "
+        "it may be removed afterwards",
+    )
+    backup.add_argument("--verify", action="store_true", help="write nothing; compare a backup with its digests")
+    restore = commands.add_parser(
+        "restore",
+        help="restore a backup into the configured database, which has to be empty",
+        description="Verifies a backup, brings the configured database to its revision, fills it in one transaction, "
+        "and migrates it to the schema of this release. The contents of files go into the selected store. A "
+        "restoration that was broken off leaves no row and may be repeated. The history that daemons have recorded in "
+        "the empty database is replaced.",
+    )
+    restore.add_argument("directory", metavar="DIRECTORY", help="the directory of a backup")
+    restore.add_argument(
+        "--owner",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="give the rows of the owner OLD to the owner NEW; may be repeated",
+    )
+    for each in (backup, restore):
+        asking = each.add_mutually_exclusive_group()
+        if each is backup:
+            asking.add_argument(
+                "--passphrase", action="store_true", help="encrypt with a passphrase, asked for at the terminal"
+            )
+        asking.add_argument(
+            "--passphrase-file", metavar="FILE", help="read the passphrase of the backup from this file"
+        )
+
+
+def _add_erase(commands: Any) -> None:
+    erase = commands.add_parser(
+        "erase",
+        help="erase an owner or a conversation at once and for good: rows, files, cached pages, history",
+        description="Erases at once what `exai prune` would remove after a week, and everything else of an owner: rows "
+        "of all tables, contents of files, pages and answers in the cache, history. Asks for confirmation.",
+    )
+    subjects = erase.add_subparsers(metavar="subject", dest="subject", required=True)
+    owner = subjects.add_parser("owner", help="erase everything of an owner")
+    owner.add_argument("name", metavar="NAME", help="the owner")
+    conversation = subjects.add_parser(
+        "conversation", help="erase one conversation, and the files that only it has; its cost stays in the reports"
+    )
+    conversation.add_argument("name", metavar="ID", help="the whole continuation_id")
+    conversation.add_argument("--forks", action="store_true", help="erase its forks too, which show its messages")
+    _add_owner(conversation)
+    for each in (owner, conversation):
+        each.add_argument("--dry-run", action="store_true", help="erase nothing; count what would be erased")
+        each.add_argument("--yes", action="store_true", help="do not ask for confirmation")
 
 
 def _add_bench(commands: Any) -> None:

@@ -28,8 +28,7 @@ from exai.cli.command import (
     run,
 )
 from exai.cli.terminal_text import shown
-from exai.errors import ConfigError, DatabaseUnavailable, ExaiError
-from exai.program import program
+from exai.errors import ConfigError, ExaiError
 from exai.settings.environment import ENV_FILE_VARIABLE
 
 if TYPE_CHECKING:
@@ -211,29 +210,10 @@ def _connect(options: argparse.Namespace) -> int:
     return run_bridge(url, headers={**headers, **directory_of_client(url)})
 
 
-def _migrate(_: argparse.Namespace) -> int:
-    settings = read_settings()
-    setting = "EXAI_DATABASE__MIGRATION_URL" if settings.database.migration_url else "EXAI_DATABASE__URL"
-    url = settings.database.migration_url or settings.database.url
-    if url is None:
-        print(
-            "No database address is configured (EXAI_DATABASE__URL, SUPABASE_DB_URL or DATABASE_URL).\n"
-            f"The embedded Postgres in {settings.data_dir} is migrated by `{program()} serve` whenever it starts."
-        )
-        return OK
-    from exai.backends import not_reached
-    from exai.db.diagnose import may_create
-    from exai.db.migrations.migrate import upgrade
-    from exai.db.migrations.revision import expected_revision
+def _migrate(options: argparse.Namespace) -> int:
+    from exai.cli.migrate import migrate
 
-    try:
-        run(upgrade(url.get_secret_value()))
-    except DatabaseUnavailable as error:
-        raise not_reached(url.get_secret_value(), setting, error) from error
-    print(f"the database is at revision {expected_revision()}")
-    for finding in run(may_create(url.get_secret_value())):
-        print(f"warning: {finding.detail}. {finding.cure}", file=sys.stderr)
-    return OK
+    return migrate(options)
 
 
 def _health(options: argparse.Namespace) -> int:
@@ -395,6 +375,9 @@ COMMANDS: Final[Mapping[str, Callable[[argparse.Namespace], int]]] = {
     "import": store.import_file,
     "prune": store.prune,
     "blobs": store.blobs,
+    "backup": store.backup,
+    "restore": store.restore,
+    "erase": store.erase,
     "bench": _bench,
     "version": _version,
 }

@@ -1,4 +1,4 @@
-"""The commands on stored conversations: `chat`, `search`, `show`, `export`, `import`, `prune`, `blobs`, `validate`."""
+"""The commands that work on stored conversations, from `chat` to `erase`."""
 
 from __future__ import annotations
 
@@ -86,3 +86,24 @@ def validate(options: argparse.Namespace) -> int:
     from exai.cli.validate import command
 
     return command(options)
+
+
+def backup(options: argparse.Namespace) -> int:
+    """Write a backup, or verify one."""
+    from exai.cli.backup import backup as write
+
+    return write(options)
+
+
+def restore(options: argparse.Namespace) -> int:
+    """Restore a backup."""
+    from exai.cli.backup import restore as read
+
+    return read(options)
+
+
+def erase(options: argparse.Namespace) -> int:
+    """Erase an owner or a conversation."""
+    from exai.cli.erase import erase as remove
+
+    return remove(options)

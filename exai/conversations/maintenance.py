@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Awaitable, Callable
+
 from exai.conversations.indexing import Indexing
 from exai.db.answers import AnswerRepository
 from exai.db.lifecycle import BATCH, DAY_S, CurationRepository
-from exai.settings.load import AnswerSettings
+from exai.models import Owner
+from exai.settings.load import AnswerSettings, RetentionSettings
 from exai.validation import check_duration
 
 MAX_IDLE_DAYS = 36_500
@@ -15,9 +19,14 @@ class Maintenance:
     """Purges conversations and indexes words."""
 
     def __init__(
-        self, repository: CurationRepository, indexing: Indexing, answers: AnswerRepository, settings: AnswerSettings
+        self,
+        repository: CurationRepository,
+        indexing: Indexing,
+        answers: AnswerRepository,
+        settings: AnswerSettings,
+        retention: RetentionSettings,
     ) -> None:
-        self._repository, self._indexing = repository, indexing
+        self._repository, self._indexing, self._retention = repository, indexing, retention
         self._answers, self._answers_age_s = answers, settings.ttl_hours * 3_600
 
     async def prune(self, *, idle_days: float | None = None) -> int:
@@ -27,6 +36,7 @@ class Maintenance:
         `exai prune`; every step is one bounded statement.
         Raises `InvalidArgument` for a number of days that would delete everything, or nothing ever.
         """
+        await self.expire()
         if idle_days is not None:
             check_duration("idle_days", idle_days, MAX_IDLE_DAYS)
             while await self._repository.expire_idle(None, idle_s=idle_days * DAY_S) >= BATCH:
@@ -38,9 +48,45 @@ class Maintenance:
         await self._answers.prune(age_s=self._answers_age_s)
         return removed
 
+    async def expire(self) -> int:
+        """Mark conversations as deleted whose own time, or that of the settings, has come; return their number.
+
+        Every step is one bounded statement. Raises `DatabaseError`.
+        """
+        marked = await _all(self._repository.expire_due)
+        for owner, days in self._retention.owners.items():
+            if days:
+                expire = functools.partial(self._repository.expire_idle, Owner(owner), idle_s=days * DAY_S)
+                marked += await _all(expire)
+        if self._retention.idle_days is not None:
+            but = [Owner(owner) for owner in self._retention.owners]
+            idle_s = self._retention.idle_days * DAY_S
+            marked += await _all(functools.partial(self._repository.expire_idle, None, idle_s=idle_s, but=but))
+        return marked
+
+    async def retain(self) -> tuple[int, int]:
+        """Do what daemons do about retention; return how many conversations were marked, and how many removed.
+
+        Without settings only those are removed whose own time came a week ago; all others wait for `prune`.
+        """
+        marked = await self.expire()
+        only_expired = self._retention == RetentionSettings()
+        removed = 0
+        while batch := await self._repository.purge(only_expired=only_expired):
+            removed += batch
+        return marked, removed
+
     async def index_words(self) -> None:
         """Index all queued messages now instead of in the background, so that searches are fast afterwards.
 
         Raises `DatabaseError`.
         """
         await self._indexing.finish()
+
+
+async def _all(mark: Callable[[], Awaitable[int]]) -> int:
+    """Repeat a statement until it has marked less than it may; return the sum."""
+    total = 0
+    while (marked := await mark()) >= BATCH:
+        total += marked
+    return total + marked

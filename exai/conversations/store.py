@@ -266,14 +266,20 @@ class ConversationStore:
         expected_revision: int | None = None,
         idempotency_key: str | None = None,
     ) -> Conversation:
-        """Change title, metadata or tags: 1 database round trip.
+        """Change title, metadata, tags or the time of its deletion: 1 database round trip.
 
         A repeated `idempotency_key` changes nothing and returns the first result, also after later changes.
         Raises `NotFound`, `Conflict` or `InvalidArgument`.
         """
         _check_change(owner, continuation_id, expected_revision, idempotency_key)
         metadata = change.validate(self._limits)
-        request = _once(idempotency_key, "conversation_update", continuation_id, change.title, change.tags, metadata)
+        identity = (
+            change.title,
+            change.tags,
+            metadata,
+            *([change.expires_at] if change.expires_at is not None else []),
+        )
+        request = _once(idempotency_key, "conversation_update", continuation_id, *identity)
         changed = await self._curation.change(
             ConversationKey(owner, continuation_id), request, change, expected_revision=expected_revision
         )

@@ -22,6 +22,7 @@ from exai import __version__
 from exai.app import App, open_app
 from exai.background import open_background, running
 from exai.conversations.changes import Notice
+from exai.conversations.retention import Retention
 from exai.daemon.control import Parent, parent_watched
 from exai.daemon.examination import examination
 from exai.daemon.gathering import LIVE, METRICS
@@ -131,7 +132,7 @@ def _own_metrics(app: App) -> ReadMetrics:
 
 @contextlib.asynccontextmanager
 async def _history(app: App) -> AsyncIterator[None]:
-    """Store the events of this process, and remove expired ones, until the block ends."""
+    """Store the events of this process, and remove expired ones and expired conversations, until the block ends."""
 
     def has_room() -> bool:
         in_use, _, size = app.database.usage()
@@ -141,6 +142,7 @@ async def _history(app: App) -> AsyncIterator[None]:
     async with (
         open_history(app.events, app.history.store, app.recorder, source=source, has_room=has_room),
         running("metrics-upkeep", Upkeep(app.history, app.recorder).run()),
+        running("retention", Retention(app.maintenance, app.recorder).run()),
     ):
         yield
 

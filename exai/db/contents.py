@@ -48,7 +48,7 @@ class PostgresBlobs:
     async def identity(self) -> str:
         """Return a name for this database that no other one has, except a physical copy of it: 1 round trip."""
         (row,) = await self._database.fetch("database_identity")
-        return hashlib.sha256(row["identity"].encode()).hexdigest()[:IDENTITY_CHARS]
+        return space_of(row["identity"])
 
     async def put(self, owner: Owner, sha256: str, data: bytes, blob_id: str) -> str | None:
         """Store the parts, one round trip each; the statement that stores the file's row makes them a content."""
@@ -103,6 +103,11 @@ class PostgresBlobs:
         """Return None: nothing serves the database's bytes."""
         del owner, file, lifetime_s
 
+    async def remove(self, owner: Owner, file: StoredFile) -> bool:
+        """Do nothing: bytes go with their row."""
+        del owner, file
+        return True
+
     async def sweep(
         self,
         age_s: float,
@@ -121,3 +126,8 @@ class PostgresBlobs:
             removed += int(row["blobs"])
             if not row["contents"] and not row["blobs"]:
                 return Unused(removed)
+
+
+def space_of(identity: str) -> str:
+    """Return the beginning of the keys under which a database stores objects, by what tells it from all others."""
+    return hashlib.sha256(identity.encode()).hexdigest()[:IDENTITY_CHARS]

@@ -12,7 +12,7 @@ from exai.db.driver.pool import Database
 from exai.db.rows import commit_of, conversation_of, json_of
 from exai.models import Commit, ConversationId, ConversationKey, Owner, TurnId
 from exai.settings.load import LimitSettings
-from exai.validation import MAX_TITLE_CHARS, check_json, check_optional_name, check_tags, check_text
+from exai.validation import MAX_TITLE_CHARS, check_json, check_optional_name, check_tags, check_text, read_time
 
 ForkStatus = Literal["forked", "duplicate", "not_found", "out_of_range", "too_deep", "conflict_key"]
 ChangeStatus = Literal["changed", "unchanged", "duplicate", "not_found", "conflict_revision", "conflict_key"]
@@ -66,11 +66,12 @@ class Changed:
 
 @dataclass(frozen=True, slots=True)
 class ConversationUpdate:
-    """The values to set; None leaves a value unchanged, an empty title removes it."""
+    """The values to set; None leaves a value unchanged, an empty title or `expires_at` removes it."""
 
     title: str | None = None
     metadata: Mapping[str, Any] | None = None
     tags: Sequence[str] | None = None
+    expires_at: str | None = None
 
     def validate(self, limits: LimitSettings) -> str | None:
         """Raise `InvalidArgument` for a value that cannot be stored. Return the metadata as JSON, None if unchanged."""
@@ -79,6 +80,8 @@ class ConversationUpdate:
             check_optional_name("title", self.title or None, MAX_TITLE_CHARS)
         if self.tags is not None:
             check_tags(self.tags)
+        if self.expires_at:
+            read_time("expires_at", self.expires_at)
         return None if self.metadata is None else check_json("metadata", self.metadata, limits.metadata_bytes).decode()
 
     def document(self) -> dict[str, Any]:
@@ -90,6 +93,8 @@ class ConversationUpdate:
             document["metadata"] = self.metadata
         if self.tags is not None:
             document["tags"] = list(dict.fromkeys(self.tags))
+        if self.expires_at is not None:
+            document["expires_at"] = read_time("expires_at", self.expires_at).isoformat() if self.expires_at else None
         return document
 
 
@@ -144,16 +149,27 @@ class CurationRepository:
         """Mark a conversation as deleted, which hides it until the purge after `PURGE_AFTER_S`, or remove the mark."""
         return await self._change(key, request, {"deleted": deleted}, expected_revision)
 
-    async def purge(self, *, after_s: float = PURGE_AFTER_S, limit: int = BATCH) -> int:
+    async def purge(self, *, after_s: float = PURGE_AFTER_S, limit: int = BATCH, only_expired: bool = False) -> int:
         """Remove at most `limit` conversations that have been deleted for `after_s`, with everything in them.
+
+        With `only_expired` those whose own time has come.
 
         A conversation that a fork reads from is kept until the fork is removed. Fewer than `limit`: no other remains.
         """
-        return int((await self._database.fetch("purge_conversations", after_s, limit))[0]["removed"])
+        return int((await self._database.fetch("purge_conversations", after_s, limit, only_expired))[0]["removed"])
 
-    async def expire_idle(self, owner: Owner | None, *, idle_s: float, limit: int = BATCH) -> int:
-        """Mark at most `limit` conversations as deleted that have not changed for `idle_s`; None: of all owners."""
-        return int((await self._database.fetch("expire_idle", owner, idle_s, limit))[0]["marked"])
+    async def expire_idle(
+        self, owner: Owner | None, *, idle_s: float, limit: int = BATCH, but: Sequence[Owner] = ()
+    ) -> int:
+        """Mark at most `limit` conversations as deleted that have not changed for `idle_s`; None: of all owners `but`.
+
+        Those with a time of their own (`expires_at`) stay until then.
+        """
+        return int((await self._database.fetch("expire_idle", owner, idle_s, limit, list(but)))[0]["marked"])
+
+    async def expire_due(self, *, limit: int = BATCH) -> int:
+        """Mark at most `limit` conversations as deleted whose `expires_at` has come."""
+        return int((await self._database.fetch("expire_due", limit))[0]["marked"])
 
     async def prune_removed(self, *, after_s: float = FORGET_REMOVED_S) -> int:
         """Delete the records of purged conversations once no cache can contain them any more."""

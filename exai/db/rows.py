@@ -95,6 +95,8 @@ def conversation_of(header: Mapping[str, Any]) -> Conversation:
         parent_id=header["parent_id"],
         parent_seq=header["parent_seq"],
         pending=pending_of(header.get("pending")),
+        # Absent in the headers that turns of an earlier schema hold.
+        expires_at=time_of(header["expires_at"]) if header.get("expires_at") else None,
     )
 
 

@@ -5,6 +5,7 @@
     |-- StartupError             a port, directory or embedded server cannot be had; the process does not start
     |-- RequestError             avoidable with better arguments; the message tells the caller (a model) how
     |   |-- InvalidArgument
+    |   |   `-- Damaged          a file of a backup is not what was written [exai.backup.sealing]
     |   |-- NotFound
     |   |-- BudgetExceeded       a budget does not cover the question's cost; nothing was stored
     |   |-- Conflict             another write came first, or a request key was used for other content

@@ -11,7 +11,7 @@ from exai.blobs.local import LocalBlobs
 from exai.blobs.remote import RemoteBlobs
 from exai.blobs.s3 import open_s3
 from exai.blobs.supabase import open_supabase
-from exai.db.contents import PostgresBlobs
+from exai.db.contents import PostgresBlobs, space_of
 from exai.db.driver.pool import Database
 from exai.models import Recorder
 from exai.settings.load import FileSettings, Settings
@@ -34,6 +34,18 @@ async def open_stores(settings: Settings, database: Database, recorder: Recorder
             stores += [await stack.enter_async_context(opening) for opening in openings]
         chosen = next(store for store in stores if store.name == settings.files.store)
         yield Blobs(chosen, *(store for store in stores if store is not chosen))
+
+
+@asynccontextmanager
+async def open_outer_stores(
+    settings: Settings, identity: str, recorder: Recorder
+) -> AsyncIterator[dict[str, BlobStore]]:
+    """Open the stores outside the database of this identity, which need no schema, by their names."""
+    async with AsyncExitStack() as stack:
+        stores: list[BlobStore] = [LocalBlobs(settings.data_dir / DIRECTORY)]
+        openings = remote_stores(settings.files, recorder, space_of(identity))
+        stores += [await stack.enter_async_context(opening) for opening in openings]
+        yield {store.name: store for store in stores}
 
 
 def remote_stores(

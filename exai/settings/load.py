@@ -43,6 +43,7 @@ from exai.settings.sections import (
     LogSettings,
     ProviderSettings,
     ProvidersSettings,
+    RetentionSettings,
     S3Settings,
     Section,
     ServerSettings,
@@ -66,6 +67,7 @@ __all__ = [
     "LogSettings",
     "ProviderSettings",
     "ProvidersSettings",
+    "RetentionSettings",
     "S3Settings",
     "ServerSettings",
     "Settings",
@@ -109,6 +111,7 @@ class Settings(BaseModel):
     limits: LimitSettings = LimitSettings()
     budgets: BudgetSettings = BudgetSettings()
     answers: AnswerSettings = AnswerSettings()
+    retention: RetentionSettings = RetentionSettings()
     files: FileSettings = FileSettings()
     log: LogSettings = LogSettings()
     telemetry: TelemetrySettings = TelemetrySettings()

@@ -310,6 +310,16 @@ class AnswerSettings(Section):
     similarity: float = Field(default=0.97, ge=0.5, le=1.0)
 
 
+class RetentionSettings(Section):
+    """After how many days without a change daemons delete conversations; unset: never.
+
+    `owners` has other numbers for some owners; 0: never.
+    """
+
+    idle_days: float | None = Field(default=None, gt=0, le=36_500)
+    owners: dict[OwnerName, Annotated[float, Field(ge=0, le=36_500)]] = Field(default={}, examples=['{"anna": 30}'])
+
+
 class LimitSettings(Section):
     """Maximum sizes of requests."""
 

@@ -16,6 +16,7 @@ from exai.db.migrations import revision as own_revision
 from exai.db.migrations.migrate import upgrade
 from exai.db.migrations.revision import check_revision, expected_revision
 from exai.errors import ConfigError, SchemaMismatch
+from tests.support.daemon import environment
 from tests.support.database import contents_of, conversation_of, opened
 from tests.support.migrations import before, downgrade, revisions, run, session, value
 from tests.support.older import LIKE_SUPABASE
@@ -282,3 +283,24 @@ def test_the_revisions_are_found_from_a_wheel_too(tmp_path: Path, monkeypatch: p
     (package / "alembic").mkdir(parents=True)
     monkeypatch.setattr(own_revision, "__file__", str(package / "migrations" / "revision.py"))
     assert own_revision.scripts_directory() == package / "alembic"
+
+
+async def test_pending_migrations_can_be_listed_without_applying_them(empty_postgres_url: str) -> None:
+    """The exit status tells a deployment whether there is anything to do; 4 is that of a schema that does not fit."""
+    for before_it, status, text in (
+        ("", 4, f"the database is not migrated, {len(revisions())} migrations are pending: 0001, 0002"),
+        ("0002", 4, f"at revision 0002, {len(revisions()) - 2} migrations are pending: 0003"),
+        ("head", 0, f"the database is at revision {expected_revision()}, no migration is pending"),
+    ):
+        if before_it:
+            await upgrade(empty_postgres_url, before_it)
+        seen = await schema_of(empty_postgres_url)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "exai", "migrate", "--check"),
+            env=environment({"PYTHONPATH": str(ROOT), "EXAI_DATABASE__URL": empty_postgres_url}),
+            cwd=ROOT / "tests",
+            stdout=asyncio.subprocess.PIPE,
+        )
+        output, _ = await process.communicate()
+        assert (process.returncode, text in output.decode()) == (status, True), output.decode()
+        assert await schema_of(empty_postgres_url) == seen

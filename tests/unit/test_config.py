@@ -481,6 +481,7 @@ class TestSecrets:
 
 class TestDescription:
     LISTS_AND_MAPS = {
+        "EXAI_RETENTION__OWNERS": '{"anna": 30.0, "bert": 0.0}',
         "EXAI_SERVER__TOKENS": f'{{"alice": "{TOKEN}"}}',
         "EXAI_SERVER__ALLOWED_HOSTS": "a.example,b.example",
         "EXAI_SERVER__ALLOWED_ORIGINS": "https://a.example,https://b.example",

@@ -77,6 +77,7 @@ CONVERSATIONS: Final = {
     # A constant first, because a volatile default would rewrite the whole table.
     "changed_xid": ExpectedColumn("xid8", "'3'", "pg_current_xact_id()"),
     "deleted_at": ExpectedColumn("timestamp with time zone"),
+    "expires_at": ExpectedColumn("timestamp with time zone"),
     "created_at": ExpectedColumn("timestamp with time zone", default="now()"),
     "updated_at": ExpectedColumn("timestamp with time zone", default="now()"),
 }

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
@@ -33,7 +33,7 @@ from exai.db.driver.pool import connect
 from exai.db.driver.session import SAFE_PATH, WITHIN, encoded, settle
 from exai.db.driver.translate import DEPENDENCY, judge
 from exai.db.migrations.preflight import check
-from exai.db.migrations.revision import scripts_directory
+from exai.db.migrations.revision import revision_at, scripts_directory
 from exai.errors import ConfigError, DatabaseBusy, DatabaseError, ExaiError, SchemaMismatch
 from exai.settings.environment import read_environment
 
@@ -73,15 +73,23 @@ async def upgrade(url: str, revision: str = "head") -> None:
             `SchemaMismatch` when a newer release has migrated it.
 
     """
+    await asyncio.to_thread(_run_command, command.upgrade, url, revision)
+
+
+async def move_to(url: str, revision: str) -> None:
+    """Migrate the database at `url` up or down to a revision; down only without rows. Raises as `upgrade`."""
+    found = await revision_at(url)
+    if found != revision:
+        step = command.upgrade if found < revision else command.downgrade
+        await asyncio.to_thread(_run_command, step, url, revision)
+
+
+def _run_command(step: Callable[[Config, str], None], url: str, revision: str) -> None:
     config = migration_config()
     config.attributes["url"] = url
-    await asyncio.to_thread(_upgrade, config, revision)
-
-
-def _upgrade(config: Config, revision: str) -> None:
     try:
         with _ENVIRONMENT:
-            command.upgrade(config, revision)
+            step(config, revision)
     except CommandError as error:
         if isinstance(error.__cause__, ExaiError):
             # Chained to the error of the driver, not to Alembic's wrapper.

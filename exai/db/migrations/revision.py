@@ -31,8 +31,13 @@ def scripts_directory() -> Path:
 
 def expected_revision() -> str:
     """The newest revision of this installation."""
+    return known_revisions()[-1]
+
+
+def known_revisions() -> list[str]:
+    """All revisions of this installation, the oldest first."""
     names = (_NAME.match(entry.name) for entry in (scripts_directory() / "versions").iterdir())
-    return max(match.group(1) for match in names if match)
+    return sorted(match.group(1) for match in names if match)
 
 
 async def check_revision(database: Database) -> str:

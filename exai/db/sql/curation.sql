@@ -13,12 +13,13 @@ select p.part::text, p.data::text
 
 -- name: purge_conversations
 -- repeat: keyed
--- Removes conversations marked as deleted long ago, with all they hold; by conversations_deleted_idx. One that a fork
--- still reads from stays until the fork is gone.
+-- Removes conversations marked as deleted long ago, or only those of them that have expired, with all they hold; by
+-- conversations_deleted_idx. One that a fork still reads from stays until the fork is gone.
 with gone as (
   select c.id
     from public.conversations c
    where c.deleted_at < pg_catalog.now() - pg_catalog.make_interval(secs => $1::double precision)
+     and (not $3::boolean or c.expires_at <= pg_catalog.now())
      and not exists (select from public.conversations x where x.parent_id = c.id)
    order by c.deleted_at
    limit $2::integer
@@ -29,7 +30,8 @@ select pg_catalog.count(*)::bigint as removed from purged;
 
 -- name: expire_idle
 -- repeat: keyed
--- Marks idle conversations as deleted, of one owner or of all; by conversations_recent_idx, owner by owner.
+-- Marks idle conversations without a time of their own as deleted, of one owner or of all but some; by
+-- conversations_recent_idx, owner by owner.
 with recursive owners(owner) as (
   (select c.owner from public.conversations c where $1::text is null or c.owner = $1::text order by c.owner limit 1)
   union all
@@ -42,7 +44,7 @@ idle as (
    cross join lateral (
      select c.id
        from public.conversations c
-      where c.owner = o.owner and c.deleted_at is null
+      where c.owner = o.owner and c.owner <> all($4::text[]) and c.deleted_at is null and c.expires_at is null
         and c.updated_at < pg_catalog.now() - pg_catalog.make_interval(secs => $2::double precision)
       order by c.updated_at
       limit $3::integer) i
@@ -56,6 +58,26 @@ marked as (
     from locked l
    where c.id = l.id and c.deleted_at is null
      and c.updated_at < pg_catalog.now() - pg_catalog.make_interval(secs => $2::double precision)
+  returning c.id)
+select pg_catalog.count(*)::bigint as marked from marked;
+
+-- name: expire_due
+-- repeat: keyed
+-- described: at first use
+-- Marks conversations as deleted whose time has come; by conversations_expires_idx.
+with due as (
+  select c.id
+    from public.conversations c
+   where c.expires_at <= pg_catalog.now() and c.deleted_at is null
+   order by c.id
+   limit $1::integer
+     for no key update of c skip locked),
+marked as (
+  update public.conversations c
+     set deleted_at = pg_catalog.now(), revision = c.revision + 1, edited_revision = c.revision + 1,
+         changed_xid = pg_catalog.pg_current_xact_id()
+    from due d
+   where c.id = d.id
   returning c.id)
 select pg_catalog.count(*)::bigint as marked from marked;
 

@@ -41,12 +41,13 @@ class ForkOutput(ConversationOutput):
 class UpdateArguments(Arguments):
     """Arguments of `conversation_update`."""
 
-    KEEPS_EMPTY = frozenset({"title"})
+    KEEPS_EMPTY = frozenset({"title", "expires_at"})
 
     continuation_id: ContinuationId
     title: str | None = Field(None, description="New title; empty removes it.")
     tags: list[str] | None = Field(None, description="Replaces all tags.")
     metadata: dict[str, Any] | None = Field(None, description="Replaces the metadata.")
+    expires_at: str | None = Field(None, description="When to delete it (ISO 8601); empty: never.")
     expected_revision: int | None = Field(None, ge=0)
     idempotency_key: str | None = None
 
@@ -115,9 +116,9 @@ def update_tool(conversations: ConversationStore) -> ToolSpec:
         if not title and (arguments.tags is not None or arguments.metadata is not None):
             # Clients that fill in every optional argument send an empty text too.
             title, notes = None, [TITLE_KEPT] if title is not None else []
-        change = ConversationUpdate(title=title, metadata=arguments.metadata, tags=arguments.tags)
+        change = ConversationUpdate(title, arguments.metadata, arguments.tags, arguments.expires_at)
         if change == ConversationUpdate():
-            raise InvalidArgument("title", "nothing is to be changed", "Give a title, tags or metadata")
+            raise InvalidArgument("title", "nothing is to be changed", "Give a title, tags, metadata or expires_at")
         changed = await conversations.change(
             context.owner,
             arguments.continuation_id,
@@ -130,7 +131,7 @@ def update_tool(conversations: ConversationStore) -> ToolSpec:
     return ToolSpec(
         name="conversation_update",
         title="Rename or tag a conversation",
-        description="Change title, tags or metadata of a conversation.",
+        description="Change title, tags, metadata or expiry of a conversation.",
         arguments=UpdateArguments,
         output=UpdateOutput,
         handler=handle,

@@ -29,12 +29,13 @@ class ConversationOutput(ToolOutput):
     revision: int
     created_at: str
     updated_at: str
+    expires_at: str | None
     deleted_at: str | None
 
     @classmethod
     def of(cls, conversation: Conversation, **more: Any) -> Self:
         """Make the output for a conversation; `more` holds the fields that a subclass adds."""
-        deleted_at = conversation.deleted_at
+        expires_at, deleted_at = conversation.expires_at, conversation.deleted_at
         return cls(
             continuation_id=conversation.continuation_id,
             title=conversation.title,
@@ -44,6 +45,7 @@ class ConversationOutput(ToolOutput):
             revision=conversation.revision,
             created_at=conversation.created_at.isoformat(),
             updated_at=conversation.updated_at.isoformat(),
+            expires_at=expires_at.isoformat() if expires_at else None,
             deleted_at=deleted_at.isoformat() if deleted_at else None,
             **more,
         )

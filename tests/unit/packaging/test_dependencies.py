@@ -49,8 +49,8 @@ DOCUMENTS = declared(PROJECT["optional-dependencies"]["documents"])
 S3 = declared(PROJECT["optional-dependencies"]["s3"])
 OTEL = declared(PROJECT["optional-dependencies"]["otel"])
 PARTS = DOCUMENTS | S3 | OTEL
-NAMESPACES = {"opentelemetry": OTEL}
-"""Names that several distributions share: all of those that EXAI declares."""
+NAMESPACES = {"opentelemetry": OTEL, "backports": {"backports-zstd"}, "compression": set[str]()}
+"""Names that several distributions share: all of those that EXAI declares. Newer Pythons have `compression`."""
 
 EMBEDDED = declared(PROJECT["optional-dependencies"]["embedded"])
 

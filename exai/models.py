@@ -100,8 +100,6 @@ class Conversation:
     parent_id: ConversationId | None = None
     parent_seq: int | None = None
     expires_at: datetime | None = None
-    """Time at which the conversation is deleted."""
-
     deleted_at: datetime | None = None
     """Set only in lists of deleted conversations."""
 

@@ -394,7 +394,11 @@ CREATE INDEX turns_asked_idx ON public.turns USING btree (owner, started_at) WHE
 
 CREATE INDEX turns_conversation_idx ON public.turns USING btree (conversation_id);
 
+CREATE INDEX turns_model_idx ON public.turns USING btree (owner, model, conversation_id) WHERE (model IS NOT NULL);
+
 CREATE INDEX turns_pending_idx ON public.turns USING btree (conversation_id) WHERE (state = 'pending'::text);
+
+CREATE INDEX turns_tool_idx ON public.turns USING btree (owner, tool, conversation_id) WHERE (tool <> 'conversation_append'::text);
 
 CREATE OR REPLACE FUNCTION exai.append_batch_v1(p_owners text[], p_names text[], p_new_ids uuid[], p_turn_ids uuid[], p_keys text[], p_hashes text[], p_tools text[], p_titles text[], p_expected bigint[], p_counts bigint[], p_of integer[], p_places bigint[], p_roles text[], p_contents text[], p_kinds text[], p_metadata text[], p_file_of integer[], p_files uuid[])
  RETURNS TABLE(number integer, base_revision bigint, first_seq bigint, created_at timestamp with time zone, header text, server_epoch text)
@@ -3273,7 +3277,7 @@ $function$
 ;
 
 CREATE OR REPLACE FUNCTION exai.usage_v1(p_owner text, p_by text, p_since timestamp with time zone, p_until timestamp with time zone, p_continuation_id text, p_limit integer, p_zone text)
- RETURNS TABLE(o_part text, o_key text, o_title text, o_turns bigint, o_failed bigint, o_pending bigint, o_input bigint, o_cached bigint, o_output bigint, o_reasoning bigint, o_cost numeric, o_estimated bigint, o_unpriced bigint, o_groups bigint, o_named boolean, o_kept bigint)
+ RETURNS TABLE(o_part text, o_key text, o_title text, o_turns bigint, o_failed bigint, o_pending bigint, o_input bigint, o_cached bigint, o_output bigint, o_reasoning bigint, o_cost numeric, o_estimated bigint, o_unpriced bigint, o_groups bigint, o_named boolean, o_kept bigint, o_continuation_id text)
  LANGUAGE sql
  STABLE ROWS 20
  SET search_path TO 'pg_catalog', 'pg_temp'
@@ -3334,7 +3338,7 @@ AS $function$
          coalesce(s.cost, 0), s.estimated, s.unpriced, (select count(*) from sums x where x.is_total = 0),
          p_continuation_id is null or exists (
            select from public.conversations n where n.owner = p_owner and n.continuation_id = p_continuation_id),
-         s.kept
+         s.kept, case when p_by = 'turn' and s.is_total = 0 and c.deleted_at is null then c.continuation_id end
     from shown s
     left join public.conversations c
       on c.id = case when s.is_total = 0 then s.conversation::uuid end

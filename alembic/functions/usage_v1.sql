@@ -1,7 +1,7 @@
 -- Returns the tokens and the cost of an owner's turns that asked a model, by 'model', 'tool', 'day' (of p_zone), 'conversation'
 -- or 'turn': rows 'group', the latest day or turn or the highest cost first, and one row 'total', last, that also covers
 -- the groups beyond p_limit. o_named is false if there is no conversation p_continuation_id. o_kept counts answers of
--- the answer cache.
+-- the answer cache. o_continuation_id is the conversation of a single turn, unless it is deleted.
 --
 -- The turns are read by turns_asked_idx, or those of one conversation by turns_conversation_idx; those of conversations
 -- that were purged by the key of exai.purged_turns.
@@ -10,7 +10,7 @@ create or replace function exai.usage_v1(
   p_zone text)
 returns table (o_part text, o_key text, o_title text, o_turns bigint, o_failed bigint, o_pending bigint,
                o_input bigint, o_cached bigint, o_output bigint, o_reasoning bigint, o_cost numeric,
-               o_estimated bigint, o_unpriced bigint, o_groups bigint, o_named boolean, o_kept bigint)
+               o_estimated bigint, o_unpriced bigint, o_groups bigint, o_named boolean, o_kept bigint, o_continuation_id text)
 language sql stable rows 20
 set search_path = pg_catalog, pg_temp
 as $$
@@ -70,7 +70,7 @@ as $$
          coalesce(s.cost, 0), s.estimated, s.unpriced, (select count(*) from sums x where x.is_total = 0),
          p_continuation_id is null or exists (
            select from public.conversations n where n.owner = p_owner and n.continuation_id = p_continuation_id),
-         s.kept
+         s.kept, case when p_by = 'turn' and s.is_total = 0 and c.deleted_at is null then c.continuation_id end
     from shown s
     left join public.conversations c
       on c.id = case when s.is_total = 0 then s.conversation::uuid end

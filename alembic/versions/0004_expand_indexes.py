@@ -21,6 +21,9 @@ INDEXES = {
     "turns_conversation_idx": "public.turns (conversation_id)",
     "turns_pending_idx": "public.turns (conversation_id) where state = 'pending'",
     "turns_asked_idx": "public.turns (owner, started_at) where model is not null",
+    # Without appends, which are most turns of some databases, and are not what a list is filtered by.
+    "turns_tool_idx": "public.turns (owner, tool, conversation_id) where tool <> 'conversation_append'",
+    "turns_model_idx": "public.turns (owner, model, conversation_id) where model is not null",
     "files_storage_path_idx": "public.files (storage_path)",
     "files_recent_idx": "public.files (owner, created_at desc, id desc)",
     "files_content_idx": "public.files (owner, sha256)",

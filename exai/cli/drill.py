@@ -72,15 +72,15 @@ class _Expected(NamedTuple):
     state: str
 
 
-def breaker(options: argparse.Namespace) -> int:
+def breaker(options: argparse.Namespace, clocks: Clocks | None = None) -> int:
     """Run the drill, and print each step. Returns the exit status."""
     configure_logging(LogSettings(level="error"))
-    return run(_print_steps(as_json=options.format == "json"))
+    return run(_print_steps(clocks or Clocks(), as_json=options.format == "json"))
 
 
-async def _print_steps(*, as_json: bool) -> int:
+async def _print_steps(clocks: Clocks, *, as_json: bool) -> int:
     steps = []
-    async for step in drill_breaker(Clocks()):
+    async for step in drill_breaker(clocks):
         steps.append(step)
         if not as_json:
             print(step, flush=True)

@@ -176,7 +176,8 @@ class ConversationRepository:
         """
         after = read_cursor(cursor) if cursor else FIRST_PAGE
         place = (owner, limit + 1, after.updated_at, after.id)
-        rows = await self._database.fetch("list_conversations", *place, *only.arguments(), LIST_BYTES)
+        name = "list_conversations" if only.turns is None else "list_conversations_by_turns"
+        rows = await self._database.fetch(name, *place, *only.arguments(), LIST_BYTES)
         found = tuple(
             replace(
                 conversation_of(orjson.loads(row["header"])),

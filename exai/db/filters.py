@@ -56,10 +56,15 @@ class ListFilter:
         check_time("since", self.since)
         check_time("until", self.until)
 
+    @property
+    def turns(self) -> tuple[str | None, str | None] | None:
+        """Return tool and model of the wanted turns, None if conversations are not filtered by their turns."""
+        return None if self.tool is None and self.model is None else (self.tool, self.model)
+
     def arguments(self) -> tuple[Any, ...]:
-        """Return the statement's arguments, None for each unused filter."""
+        """Return the statement's arguments, None for each unused filter; those of `turns` only if they are used."""
         labels, part = labels_of(self.tags, self.metadata), part_of(self.part)
-        return (self.deleted, *labels, *part, self.tool, self.model, self.since, self.until)
+        return (self.deleted, *labels, *part, *(self.turns or ()), self.since, self.until)
 
 
 ALL: Final = ListFilter()

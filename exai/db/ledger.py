@@ -62,7 +62,7 @@ class UsageSum:
 
     `failed` and `pending` count turns without an answer. `estimated` counts turns whose tokens the provider did not
     report, `unpriced` those of models without a known price, which the cost lacks. `from_cache` counts answers of the
-    answer cache, which have cost nothing.
+    answer cache, which have cost nothing. `continuation_id` is the conversation of a single turn.
     """
 
     key: str | None
@@ -78,6 +78,7 @@ class UsageSum:
     estimated: int
     unpriced: int
     from_cache: int
+    continuation_id: ContinuationId | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,4 +165,5 @@ def _sum(row: asyncpg.Record) -> UsageSum:
         estimated=row["estimated"],
         unpriced=row["unpriced"],
         from_cache=row["from_cache"],
+        continuation_id=row["continuation_id"],
     )

@@ -22,6 +22,7 @@ from exai.tools.limits import answer_limit, take_rows
 ROW = (
     "key",
     "title",
+    "continuation_id",
     "cost_usd",
     "turns",
     "failed",
@@ -67,6 +68,7 @@ class UsageRowOutput:
     estimated: int
     unpriced: int
     from_cache: int
+    continuation_id: Annotated[str | None, Field(description="The conversation of a turn; else null.")]
 
 
 @dataclass
@@ -185,6 +187,7 @@ def _row(total: UsageSum) -> UsageRowOutput:
         estimated=total.estimated,
         unpriced=total.unpriced,
         from_cache=total.from_cache,
+        continuation_id=total.continuation_id,
     )
 
 

@@ -98,7 +98,7 @@ class _Snapshots:
                 snapshot = (await self._sources.gather()).as_json()
                 facts = {name: value for name, value in snapshot.items() if name not in OF_ALL_OWNERS}
                 report = self._sources.health.report()
-                problems = problems_of(report, self._sources.problems())
+                problems = problems_of(report, self._sources.problems(), snapshot["providers"])
                 self._latest = orjson.dumps({**facts, "health": report.as_json(), "problems": problems})
                 self._read_at = time.monotonic()
             return self._latest

@@ -14,8 +14,16 @@ from exai.monitoring.health import HealthReport
 DOCTORS_NAMES: Final = {"database": "postgres", "cache": "redis", "storage": "files"}
 """Doctor's names of the components of health; a provider is `provider NAME`."""
 
+NO_PROVIDER: Final = {
+    "part": "providers",
+    "detail": "no model can be asked",
+    "cure": "Set the key of a provider, such as KIMI_API_KEY, and start EXAI again",
+}
 
-def problems_of(report: HealthReport, findings: Sequence[Finding]) -> list[dict[str, Any]]:
+
+def problems_of(
+    report: HealthReport, findings: Sequence[Finding], providers: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     """Return what is wrong: the components that are down or degraded, and doctor's findings with their cures."""
     examined = {each.part for each in findings}
     wrong = [
@@ -24,7 +32,8 @@ def problems_of(report: HealthReport, findings: Sequence[Finding]) -> list[dict[
         if each.state in ("down", "degraded")
         and not {each.name, DOCTORS_NAMES.get(each.name, f"provider {each.name}")} & examined
     ]
-    return wrong + [{"part": each.part, "detail": each.detail, "cure": each.cure} for each in findings]
+    found = [{"part": each.part, "detail": each.detail, "cure": each.cure} for each in findings]
+    return wrong + found + ([] if any(each["configured"] for each in providers) else [NO_PROVIDER])
 
 
 def event_text(kind: str, data: Mapping[str, Any]) -> str:

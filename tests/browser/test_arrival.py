@@ -144,6 +144,29 @@ def test_a_new_user_is_told_what_to_do(site: Site, open_page: OpenPage) -> None:
         page.evaluate("() => { WebSocket = function () { setTimeout(() => this.onerror()) } }")
         page.get_by_role("link", name="Connect").click()
         page.get_by_text("A WebSocket cannot be opened here.").wait_for()
+        page.get_by_role("link", name="Overview").click()
+        page.locator(".health.warn", has_text="no model can be asked").wait_for()
+        page.locator(".cure", has_text="KIMI_API_KEY").wait_for()
+        page.context.close()
+        narrow = {"viewport": {"width": 360, "height": 640}, "is_mobile": True, "has_touch": True}
+        page = open_page(f"http://127.0.0.1:{daemon.port}/", token="", **narrow)
+        page.get_by_text("KIMI_API_KEY").first.wait_for()
+        too_wide = (
+            "[...document.querySelectorAll('.failure, .failure *')].filter(e => e.scrollWidth > e.clientWidth + 1)"
+        )
+        assert page.evaluate(f"{too_wide}.map(e => e.outerHTML)") == []
+        page.context.close()
+
+
+def test_a_problem_and_its_cure_are_in_the_first_line_of_the_overview(site: Site, open_page: OpenPage) -> None:
+    """In the words of `exai doctor`, which has examined the daemon by itself; what happened is listed below."""
+    without = {name: value for name, value in site.settings.items() if name != "EXAI_CACHE__URL"}
+    with start_daemon(without) as daemon:
+        page = open_page(f"http://127.0.0.1:{daemon.port}/#/overview")
+        page.locator(".health.warn", has_text="every read asks Postgres").wait_for()
+        page.locator(".cure", has_text="Set EXAI_CACHE__URL").wait_for()
+        page.get_by_text("Events of the last week").click()
+        page.locator(".events li, .events .note").first.wait_for()
         page.context.close()
 
 

@@ -234,6 +234,10 @@ def test_a_running_call_is_listed_and_cancelled(site: Site, open_page: OpenPage)
     site.provider.script({"reply": "hang_after_first_token"})
     with site.begin("chat", prompt="Never answered"):
         page = open_page("/#/overview")
+        page.get_by_role("link", name="Never answered").click()
+        page.get_by_text("Never answered").first.wait_for()
+        assert "/#/c/" in page.url
+        page.go_back()
         page.get_by_role("button", name="Cancel").click()
         page.get_by_text("The call is cancelled.").wait_for()
         (newest, *_) = site.call("usage", by="turn")["rows"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from exai.cli import drill
 from exai.cli.drill import CALLS, CROWD, MOST_FAILURES, DrillStep, drill_breaker
 from exai.providers.base import Clocks
-from exai.resilience import Breaker
+from exai.resilience import WINDOW_S
 
 STATES = ["closed", "open", "open", "open", "closed", "closed"]
 
@@ -55,23 +56,27 @@ async def test_the_breaker_goes_through_its_states_with_these_figures() -> None:
     assert all(step.median_refusal_ms is not None for step in steps[2:5])
 
 
-async def test_a_breaker_that_does_not_open_fails_the_drill(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The drill judges what it sees."""
-    monkeypatch.setattr(Breaker, "_open", lambda _: None)
-    steps = [step async for step in drill_breaker(Moved().clocks)]
+async def test_a_breaker_that_does_not_open_fails_the_drill() -> None:
+    """The drill judges what it sees: on a clock in leaps no two failures are recent, so the breaker stays closed."""
+    clock = Moved()
+
+    def leap() -> float:
+        clock.now += WINDOW_S + 1
+        return clock.now
+
+    steps = [step async for step in drill_breaker(replace(clock.clocks, monotonic=leap))]
     assert [(step.is_as_promised, step.state) for step in steps] == [(True, "closed"), (False, "closed")]
     assert steps[1].failed == MOST_FAILURES
 
 
 @pytest.mark.parametrize("format_", ["text", "json"])
 def test_the_command_prints_each_step_and_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, format_: str
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, format_: str
 ) -> None:
     """It needs no settings, and starts no servers."""
-    monkeypatch.setattr(drill, "Clocks", lambda: Moved().clocks)
     monkeypatch.setenv("EXAI_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.chdir(tmp_path)
-    assert drill.breaker(argparse.Namespace(format=format_)) == 0
+    assert drill.breaker(argparse.Namespace(format=format_), Moved().clocks) == 0
     out = capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
     if format_ == "json":

@@ -61,8 +61,36 @@ select p.number::integer, p.base_revision::bigint, p.first_seq::bigint, p.create
 -- A page of an owner's conversations, latest change first, by conversations_recent_idx. Filters are applied in this
 -- order to the owner's rows only, so that the duration reveals nothing about other owners. If the headers before a row
 -- exceed the byte limit, the row has no header, which indicates that the list continues. The kind of each one's newest
--- message is that of the outcome of a turn; it is null if another message is the newest. No messages are
--- read, and turns by turns_conversation_idx only for a filter by tool or model.
+-- message is that of the outcome of a turn; it is null if another message is the newest. No messages and
+-- no turns are read.
+select case when l.preceding <= $12::bigint then l.header end::text as header, l.deleted_at::timestamptz as deleted_at,
+       l.newest_kind::text as newest_kind
+  from (
+select f.header, f.deleted_at, f.updated_at, f.id, f.newest_kind,
+       pg_catalog.sum(pg_catalog.octet_length(f.header)) over (order by f.updated_at desc, f.id desc)
+       operator(pg_catalog.-) pg_catalog.octet_length(f.header) as preceding
+  from (
+select exai.header_v1(c)::text as header, c.updated_at, c.id, c.deleted_at,
+       case when c.reply_seq operator(pg_catalog.=) (c.next_seq operator(pg_catalog.-) 1) then c.reply_kind end
+         as newest_kind
+  from public.conversations c
+ where c.owner = $1::text and (c.deleted_at is not null) = $5::boolean
+   and (c.updated_at, c.id) < ($3::timestamptz, $4::text::uuid)
+   and ($6::text[] is null or c.tags operator(pg_catalog.@>) $6::text[])
+   and ($7::text is null or c.metadata operator(pg_catalog.@>) $7::text::jsonb)
+   and ($8::text is null or pg_catalog.starts_with(c.continuation_id, $8::text)
+        or c.title operator(pg_catalog.~) $9::text)
+   and c.updated_at operator(pg_catalog.>=) coalesce($10::timestamptz, '-infinity')
+   and c.updated_at operator(pg_catalog.<) coalesce($11::timestamptz, 'infinity')
+ order by c.updated_at desc, c.id desc
+ limit $2::integer) f) l
+ order by l.updated_at desc, l.id desc;
+
+-- name: list_conversations_by_turns
+-- repeat: read
+-- The same page of the conversations with a turn of this tool or model. The condition stands alone, so that the planner
+-- can begin with it: a rare tool or model is found by turns_tool_idx or turns_model_idx, a common one in the newest
+-- conversations by turns_conversation_idx.
 select case when l.preceding <= $14::bigint then l.header end::text as header, l.deleted_at::timestamptz as deleted_at,
        l.newest_kind::text as newest_kind
   from (
@@ -82,10 +110,11 @@ select exai.header_v1(c)::text as header, c.updated_at, c.id, c.deleted_at,
         or c.title operator(pg_catalog.~) $9::text)
    and c.updated_at operator(pg_catalog.>=) coalesce($12::timestamptz, '-infinity')
    and c.updated_at operator(pg_catalog.<) coalesce($13::timestamptz, 'infinity')
-   and (($10::text is null and $11::text is null) or exists (
+   and exists (
         select from public.turns t
-         where t.conversation_id = c.id and ($10::text is null or t.tool operator(pg_catalog.=) $10::text)
-           and ($11::text is null or t.model operator(pg_catalog.=) $11::text)))
+         where t.conversation_id = c.id and t.owner = $1::text
+           and ($10::text is null or t.tool operator(pg_catalog.=) $10::text)
+           and ($11::text is null or t.model operator(pg_catalog.=) $11::text))
  order by c.updated_at desc, c.id desc
  limit $2::integer) f) l
  order by l.updated_at desc, l.id desc;

@@ -7,11 +7,11 @@ select u.o_part::text as part, u.o_key::text as key, u.o_title::text as title, u
        u.o_cached::bigint as cached_tokens, u.o_output::bigint as output_tokens, u.o_reasoning::bigint as reasoning_tokens,
        u.o_cost::text as cost, u.o_estimated::bigint as estimated, u.o_unpriced::bigint as unpriced,
        u.o_groups::bigint as groups, u.o_named::boolean as named,
-       u.o_kept::bigint as from_cache, null::text as spent, null::text as reserved, null::timestamptz as resets_at
+       u.o_kept::bigint as from_cache, u.o_continuation_id::text as continuation_id, null::text as spent, null::text as reserved, null::timestamptz as resets_at
   from exai.usage_v1($1::text, $2::text, $3::timestamptz, $4::timestamptz, $5::text, $6::integer, $8::text) u
 union all
 select 'budget'::text, b.o_name::text, null::text, null::bigint, null::bigint, null::bigint, null::bigint, null::bigint,
-       null::bigint, null::bigint, b.o_limit::text, null::bigint, null::bigint, null::bigint, null::boolean, null::bigint,
+       null::bigint, null::bigint, b.o_limit::text, null::bigint, null::bigint, null::bigint, null::boolean, null::bigint, null::text,
        b.o_spent::text, b.o_reserved::text, b.o_resets_at::timestamptz
   from exai.budgets_v1($1::text, (select c.id from public.conversations c
                                    where c.owner = $1::text and c.continuation_id = $5::text),

@@ -52,7 +52,8 @@ export function Composer({ conversation = "", onChange }) {
   return html`<div class="composer-place">
     ${asked && html`<${Answering} asked=${asked} onRetry=${() => ask({ prompt: asked.prompt, model: asked.model, key: asked.key })} />`}
     ${known && !known.configured.length
-      ? html`<div class="failure"><p>${known.notes[0] ?? "No model is configured."}</p></div>`
+      ? html`<div class="failure"><p>${known.notes[0] ?? "No model is configured."}
+          Then start EXAI again, as in <code>KIMI_API_KEY=… make run</code></p></div>`
       : html`<form class="composer" onSubmit=${onSubmit}>
           <${Question} text=${text} onInput=${setText} onSubmit=${onSubmit} isNew=${!conversation} />
           <div class="composer-bar">

@@ -6,6 +6,7 @@ import { Chart } from "./chart.js";
 import { count, milliseconds, plural, usd } from "./format.js";
 import { callTool, request, send } from "./mcp.js";
 import { readHistory, seriesOf, useNumbers } from "./numbers.js";
+import { addressOf } from "./route.js";
 import { complain, notify } from "./state.js";
 import { Failure, Time, useLoaded } from "./ui.js";
 
@@ -62,15 +63,12 @@ const HEALTH = {
 /** The first thing to see: everything works, or what does not, why, and the cure in the words of `exai doctor`. */
 function Health({ health, problems }) {
   if (!health) return html`<p class="health" role="status">Asking the daemon…</p>`;
-  const parts = Object.entries(health.components);
-  const hasProvider = parts.some(([name, { state }]) => !["database", "cache"].includes(name) && state !== "off");
-  const kind = health.ready ? (problems.length || !hasProvider ? "warn" : "ok") : "bad";
+  const kind = health.ready ? (problems.length ? "warn" : "ok") : "bad";
   return html`<div class="health ${kind}" role="status">
     <p><strong>${HEALTH[kind]}</strong></p>
     ${problems.map(({ part, detail, cure, since }) => html`<p key="${part} ${detail}">
       <strong>${part}</strong>${since && html` since <${Time} at=${since} />`}: ${detail}${cure && html`<span class="cure">${cure}</span>`}
     </p>`)}
-    ${!hasProvider && html`<p>No model can be asked: set the key of a provider, such as KIMI_API_KEY, and start EXAI again.</p>`}
   </div>`;
 }
 
@@ -83,6 +81,7 @@ function Tile({ name, value, children }) {
 
 function Now({ numbers }) {
   const { requests, requests_per_s: rate, errors, errors_recent: recent, cache, pool, running, sessions, providers } = numbers;
+  const usable = providers.filter((each) => each.configured);
   const hits = cache.hit_rate === null ? "–" : `${Math.round(cache.hit_rate * 100)} %`;
   return html`<dl class="tiles" aria-label="Now">
     <${Tile} name="Calls" value="${rate.toFixed(1)}/s">${count(requests)} since the start<//>
@@ -90,8 +89,8 @@ function Now({ numbers }) {
     <${Tile} name="Cache hits" value=${hits}>${plural(cache.hits + cache.misses, "read")}<//>
     <${Tile} name="Database pool" value="${pool.in_use} of ${pool.size}">connections in use<//>
     <${Tile} name="Answers awaited" value=${count(running)}>in ${plural(sessions, "session")}<//>
-    <${Tile} name="Providers" value="">
-      ${providers.filter((each) => each.configured).map((each) => html`<${Provider} key=${each.name} provider=${each} />`)}
+    <${Tile} name="Providers" value=${usable.length ? "" : "none"}>
+      ${usable.map((each) => html`<${Provider} key=${each.name} provider=${each} />`)}
     <//>
   </dl>`;
 }
@@ -144,8 +143,8 @@ function Running() {
     }
   };
   return html`<section class="card"><h2>Running calls</h2><ul class="running">
-    ${value.map(({ key, title }) => html`<li key=${key}>
-      <span>${title || "Without a title"}</span><button type="button" onClick=${() => cancel(key)}>Cancel</button>
+    ${value.map(({ key, title, continuation_id: id }) => html`<li key=${key}>
+      <a href=${addressOf(id)}>${title || "Without a title"}</a><button type="button" onClick=${() => cancel(key)}>Cancel</button>
     </li>`)}
   </ul></section>`;
 }

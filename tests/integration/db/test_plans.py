@@ -15,7 +15,7 @@ from exai.db.batching.page_reads import MOST_READS
 from exai.db.conversations import LIST_BYTES
 from exai.db.driver.pool import Database, OneTrip, connect
 from exai.db.driver.statements import load_statements
-from exai.db.filters import ALL, part_of
+from exai.db.filters import ALL, ListFilter, part_of
 from exai.db.search import SearchQuery, SearchRepository
 from exai.models import LOCAL_OWNER, PAGE_BYTES
 from tests.support.database import new_id
@@ -211,6 +211,49 @@ async def test_a_list_reads_one_page(sql: OneTrip) -> None:
     args = ("local", 20, datetime(9999, 1, 1, tzinfo=UTC), "ffffffff-ffff-ffff-ffff-ffffffffffff")
     args = (*args, *ALL.arguments(), LIST_BYTES)
     assert await touched(sql, "list_conversations", *args) == {"conversations": (0, 20)}
+
+
+ASKED = """
+insert into conversations (continuation_id, next_seq) select 'c' || i, 1 from generate_series(1, 100000) i;
+insert into turns (conversation_id, owner, request_key, request_hash, tool, model, state, claimed_by, lease_until,
+                   revision)
+select c.id, 'local', c.continuation_id || '/' || n, 'h',
+       case when n = 2 and c.continuation_id like 'c1234%' then 'secaudit' else 'chat' end,
+       case when n = 2 and c.continuation_id like 'c4321%' then 'rare' else 'usual' end, 'finished', c.id, now(), 1
+  from conversations c cross join generate_series(1, 2) n;
+"""
+
+
+NARROWED = (
+    ("secaudit", None, 11, 11),
+    (None, "rare", 11, 11),
+    ("chat", "rare", 11, 11),
+    ("unknown", None, 0, 0),
+    (None, "unknown", 0, 0),
+    ("secaudit", "rare", 0, 11),
+    ("chat", "usual", 21, 21),
+    ("chat", None, 21, 21),
+)
+"""Tool, model, conversations on the page, and turns that fit."""
+
+
+async def test_a_list_of_one_tool_or_model_reads_its_turns_only(database: Database) -> None:
+    """Of 100,000 conversations: a rare one is found by its index, a common one among the newest conversations."""
+    connection = await connect(database.address, timeout_s=60)
+    try:
+        await connection.execute(ASKED)
+        await vacuum(connection, "conversations", "turns")
+        place = ("local", 21, datetime(9999, 1, 1, tzinfo=UTC), "ffffffff-ffff-ffff-ffff-ffffffffffff")
+        name = "list_conversations_by_turns"
+        for tool, model, found, read in NARROWED:
+            args = (*place, *ListFilter(tool=tool, model=model).arguments(), LIST_BYTES)
+            assert len(await connection.fetch(load_statements()[name].text, *args)) == found
+            counts = await touched(connection, name, *args)
+            assert all(scans == 0 for scans, _ in counts.values()), (tool, model, counts)
+            assert counts.get("turns", (0, 0))[1] <= 3 * read, (tool, model, counts)
+            assert counts.get("conversations", (0, 0))[1] <= 3 * read, (tool, model, counts)
+    finally:
+        await connection.close()
 
 
 async def test_files_are_looked_for_among_the_owners(sql: OneTrip) -> None:

@@ -44,7 +44,8 @@ async def site() -> AsyncIterator[Site]:
     settings = fast_settings(tokens={"alice": ALICE, "bob": BOB}, owner_max_connections=3)
     server = new_server(Tools(), settings, authenticate=authenticator(settings))
     recorder = MetricsRecorder()
-    live = Live(recorder, pool=lambda: (1, 2, 10), providers=list, running=lambda: 0)
+    kimi = {"name": "kimi", "configured": True, "state": "ok", "breaker": "closed", "detail": ""}
+    live = Live(recorder, pool=lambda: (1, 2, 10), providers=lambda: [kimi], running=lambda: 0)
     asked: list[HistoryQuery] = []
     gathered: list[int] = []
 

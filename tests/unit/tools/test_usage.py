@@ -23,7 +23,7 @@ def test_times_are_read_as_dates_or_times_in_utc() -> None:
 
 def test_the_text_holds_the_total_and_each_sum() -> None:
     """Small amounts are written in decimals."""
-    row = UsageRowOutput("kimi-k3", None, 2, 0, 0, 22, 8, 14, 0, 0.000017, 0, 0, 0)
+    row = UsageRowOutput("kimi-k3", None, 2, 0, 0, 22, 8, 14, 0, 0.000017, 0, 0, 0, None)
     day = BudgetOutput("day", 1.0, 0.000017, 0.0, "2026-12-02T00:00:00Z", "EXAI_BUDGETS__OWNER_DAY_USD")
     text = UsageReportOutput(by="model", total=row, rows=[row], budgets=[day], notes=[]).as_text()
     assert text.splitlines() == [

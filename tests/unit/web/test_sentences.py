@@ -27,12 +27,19 @@ def test_a_problem_is_stated_once_and_with_its_cure() -> None:
         Finding("provider glm", "fail", "the key is refused", "Correct GLM_API_KEY"),
         Finding("data directory", "warn", "0.1 GB free", "Free some space"),
     ]
-    assert problems_of(report, findings) == [
+    assert problems_of(report, findings, [{"configured": False}, {"configured": True}]) == [
         {"part": "kimi", "detail": "degraded: it does not answer", "cure": "", "since": AT.isoformat()},
         {"part": "redis", "detail": "no answer within 5 s", "cure": "Start it"},
         {"part": "provider glm", "detail": "the key is refused", "cure": "Correct GLM_API_KEY"},
         {"part": "data directory", "detail": "0.1 GB free", "cure": "Free some space"},
     ]
+
+
+def test_a_daemon_without_a_model_says_what_to_set() -> None:
+    """Its parts work, and still it is of little use."""
+    report = HealthReport("ok", True, True, 1.0, 1.0, (component("schema", "ok"),))
+    (problem,) = problems_of(report, [], [{"configured": False}])
+    assert "KIMI_API_KEY" in problem["cure"]
 
 
 @pytest.mark.parametrize(
